@@ -1,0 +1,49 @@
+"""What every model file looks like to the rest of Pellucid, whichever format it is stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One stored tensor: where it is and how it is encoded.
+
+    ``shape`` is in row-major (NumPy) order, so a matrix that maps D inputs to N outputs is (N, D).
+    ``format`` is the name of a block format of ``weights/quant`` ("F32", "Q4_1", ...).
+    ``offset`` and ``nbytes`` are bytes in ``path``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    path: Path
+    offset: int
+    nbytes: int
+
+
+class Checkpoint(Protocol):
+    """An opened model: metadata, a table of tensors and their bytes.
+
+    ``kind`` is "gguf" or "safetensors". ``metadata`` is the GGUF key/value table, or the contents of
+    ``config.json``. ``path`` is what was opened (a file, or a folder with config and tokenizer files).
+    """
+
+    kind: str
+    path: Path
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    def data(self, name: str) -> NDArray[np.uint8]:
+        """The tensor's bytes as a read-only view of the mapped file: (nbytes,) uint8, nothing is copied."""
+        ...
+
+    def close(self) -> None:
+        """Unmap the files."""
+        ...
