@@ -1,0 +1,244 @@
+"""Finds, compiles, keeps and loads compiled kernels.
+
+A kernel is compiled once for a machine: Numba turns the Python function into an object file, which is kept in
+a folder whose name is a hash of everything that the code depends on (the kernels' sources, Python, Numba,
+LLVM, the CPU and its features, the instruction set chosen). A later process loads the object with LLVM alone,
+in about a millisecond, and never imports Numba. Nothing is ever stale: another source is another folder.
+
+Only object code goes through the folder, never a pickle; it is as trusted as ``__pycache__`` is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib
+import os
+import pkgutil
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pellucid.errors import KernelError
+from pellucid.kernels import isa
+from pellucid.kernels.record import Record
+
+
+@dataclass(frozen=True)
+class KernelKey:
+    """Which kernel: its name, and the parameters that it is generated for (hashable, in order)."""
+
+    name: str
+    parameters: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name + "".join(f" {p.kind}{p.bits}" if hasattr(p, "bits") else f" {p}" for p in self.parameters)
+
+    @property
+    def file_stem(self) -> str:
+        """A file name for it: readable, and exact by its hash."""
+        exact = hashlib.sha256(repr((self.name, self.parameters)).encode()).hexdigest()[:12]
+        return f"{self.name}-{exact}"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A kernel as its file declares it: its record, and the function that makes its body."""
+
+    name: str
+    record: type[Record] | None
+    build: Callable[..., Any]
+
+
+class Progress(Protocol):
+    """Told while kernels are compiled: how many are done, of how many, and which is next."""
+
+    def __call__(self, done: int, total: int, label: str) -> None: ...
+
+
+_definitions: dict[str, Definition] = {}
+
+
+def kernel(name: str, record: type[Record] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare ``build(simd, *parameters)``, which returns the kernel's body, under a name of its own."""
+
+    def declare(build: Callable[..., Any]) -> Callable[..., Any]:
+        if name in _definitions:
+            raise KernelError(f"two kernels are called {name}")
+        _definitions[name] = Definition(name, record, build)
+        return build
+
+    return declare
+
+
+@functools.cache
+def _discover() -> None:
+    package = importlib.import_module("pellucid.kernels")
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name != "simd":  # needs Numba, declares nothing
+            importlib.import_module(f"pellucid.kernels.{module.name}")
+
+
+def definitions() -> dict[str, Definition]:
+    """Every kernel in the folder, by name."""
+    _discover()
+    return dict(_definitions)
+
+
+def definition(name: str) -> Definition:
+    """The kernel of that name."""
+    return definitions()[name]
+
+
+@functools.cache
+def fingerprint() -> str:
+    """A hash of everything that compiled code depends on."""
+    from importlib.metadata import version
+
+    from llvmlite import binding
+
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for source in sorted(folder.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    facts = (
+        sys.version, sys.platform, version("numba"), version("llvmlite"), binding.get_host_cpu_name(),
+        sorted(isa.host_features()), isa.choose().name, sorted(k for k in os.environ if k.startswith("NUMBA_")),
+    )  # fmt: skip
+    digest.update(repr(facts).encode())
+    return digest.hexdigest()[:20]
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: ``$PELLUCID_HOME/kernels`` or the user's cache folder."""
+    home = os.environ.get("PELLUCID_HOME")
+    if home:
+        return Path(home) / "kernels" / fingerprint()
+    import platformdirs
+
+    return platformdirs.user_cache_path("pellucid") / "kernels" / fingerprint()
+
+
+class Library:
+    """The kernels that this process has loaded. Use the one that ``shared()`` returns."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._addresses: dict[KernelKey, int] = {}
+        self._engine: Any = None
+
+    def load(self, keys: Iterable[KernelKey], progress: Progress | None = None) -> dict[KernelKey, int]:
+        """The addresses of kernels, compiling those that this machine has not compiled yet.
+
+        Raises:
+            KernelError: a kernel did not compile.
+        """
+        wanted = list(dict.fromkeys(keys))
+        with self._lock:
+            folder = cache_folder()
+            absent = [k for k in wanted if k not in self._addresses and not (folder / f"{k.file_stem}.o").exists()]
+            for done, key in enumerate(absent):
+                if progress:
+                    progress(done, len(absent), str(key))
+                _write(folder / f"{key.file_stem}.o", compile_kernel(key))
+            if absent and progress:
+                progress(len(absent), len(absent), "")
+            for key in wanted:
+                if key not in self._addresses:
+                    self._addresses[key] = self._link((folder / f"{key.file_stem}.o").read_bytes(), key)
+            return {key: self._addresses[key] for key in wanted}
+
+    def function(self, key: KernelKey, arguments: int) -> Callable[..., int]:
+        """A kernel as a Python function of integers. The GIL is released while it runs."""
+        address = self.load([key])[key]
+        kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * arguments)
+        native = kind(address)
+        result = (ctypes.c_int64 * 4)()
+        where = ctypes.addressof(result)
+
+        def call(*values: int) -> int:
+            nonlocal result  # keeps it alive
+            return native(where, where, *values)
+
+        return call
+
+    def _link(self, content: bytes, key: KernelKey) -> int:
+        from llvmlite import binding
+
+        if self._engine is None:
+            self._engine = _execution_engine()
+        symbol, _, code = content.partition(b"\0")
+        self._engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+        address: int = self._engine.get_function_address(symbol.decode())
+        if not address:
+            raise KernelError(f"{key}: the compiled object lacks its function; remove {cache_folder()} and try again")
+        return address
+
+
+@functools.cache
+def shared() -> Library:
+    """The process's library. Compiled code cannot be unloaded, so there is one."""
+    return Library()
+
+
+def _execution_engine() -> Any:
+    from llvmlite import binding
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    target = binding.Target.from_triple(binding.get_process_triple())
+    module = binding.parse_assembly("")
+    module.triple = binding.get_process_triple()
+    return binding.create_mcjit_compiler(module, target.create_target_machine(jit=True))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file at once: another process sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_suffix(f".{os.getpid()}")
+    staging.write_bytes(content)
+    os.replace(staging, path)
+
+
+def compile_kernel(key: KernelKey) -> bytes:
+    """Compile one kernel: its symbol, a NUL and the object file.
+
+    Raises:
+        KernelError: it did not compile.
+    """
+    body = build(key)
+    simd = importlib.import_module("pellucid.kernels.simd")
+    signature = getattr(body, "signature", simd.KERNEL_SIGNATURE)
+    from numba.core.errors import NumbaError
+
+    try:
+        body.enable_caching  # noqa: B018  a Numba dispatcher, not a plain function
+        body.compile(signature.args)
+    except (NumbaError, AttributeError) as error:
+        raise KernelError(f"{key} did not compile: {error}") from error
+    compiled = body.overloads[signature.args]
+    library = compiled.library
+    return compiled.fndesc.llvm_func_name.encode() + b"\0" + _object_code(library)
+
+
+def _object_code(library: Any) -> bytes:
+    _, kind, (code, _) = library.serialize_using_object_code()
+    if kind != "object":
+        raise KernelError(f"Numba gave {kind} where object code was expected")
+    return bytes(code)
+
+
+def build(key: KernelKey) -> Any:
+    """The kernel's body as a Numba dispatcher, for compiling it or for calling it from a test."""
+    simd = importlib.import_module("pellucid.kernels.simd")
+    return definition(key.name).build(simd, *key.parameters)
+
+
+def iter_names() -> Iterator[str]:
+    """The names of all kernels."""
+    yield from sorted(definitions())

@@ -1,0 +1,162 @@
+"""Matrix product of quantised weights with 8-bit activations: out = x Wᵀ (+ bias, or + out).
+
+In: Q8 blocks (T, D/32), packed weights (N, D). Out: (T, N) float32.
+
+For every block of 32 columns the products are summed exactly in int32; blocks add up in float32 in ascending
+order, by fused multiply-adds:
+
+    total = fma(sum_q * 1, w_scale * x_scale, total)    then, with a minimum,    total = fma(w_min, x_sum, total)
+
+Every tile shape does this same sum in this same order, so a token's result never depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.library import kernel
+from pellucid.kernels.packed import BLOCK, ROWS, Packed
+from pellucid.kernels.quantize import BLOCK_BYTES
+from pellucid.kernels.record import Address, Count, Record
+
+TILES = (8, 4, 2, 1)
+
+
+class MatmulInt8(Record):
+    weights: Address  # packed, groups of 16 rows
+    groups: int  # N/16, rounded up
+    blocks: int  # D/32
+    x: Address  # (T, D/32) Q8 blocks
+    out: Address  # (T, out_stride) float32
+    out_stride: int  # bytes
+    addend: Address  # added to the product: zeros, a bias (N,), or out itself for a residual
+    addend_group: int  # bytes from one group of 16 to the next
+    addend_row: int  # bytes from one token to the next
+    rows: Count
+
+
+def reference(x: NDArray[Any], weights: NDArray[np.float64], addend: NDArray[Any] | float = 0.0) -> NDArray[np.float64]:
+    """The same in float64, from Q8 blocks (T, D/32) and decoded weights (N, D)."""
+    values = (x["q"] * x["scale"].astype(np.float64)[..., None]).reshape(len(x), -1)
+    return np.asarray(values @ weights.T + addend, np.float64)
+
+
+def _emit_block(e: Any, packed: Packed, values: list[Any], scales: Any, x: Any, total: Any) -> Any:
+    """One token's 32 columns: add them to ``total``, 16 lanes of rows."""
+    simd = _simd()
+    parts = len(scales.parts)
+    x_scale = e.splat(e.load(e.at(x, 32), simd.f32))
+    for part, (scale, minimum) in enumerate(scales.parts):
+        mine = values[part * 8 // parts : (part + 1) * 8 // parts]
+        sums = [e.fill(simd.i32, 0)]
+        if packed.zero_point:
+            minus = e.load(e.at(x, 40 + 4 * part), simd.i32)
+            if parts == 1:
+                minus = e.b.add(minus, e.load(e.at(x, 44), simd.i32))
+            sums = [e.b.shl(e.splat(minus), e.fill(simd.i32, packed.zero_point.bit_length() - 1))]
+        if len(mine) == 8:
+            sums.append(e.fill(simd.i32, 0))  # two chains, half the latency; integer sums are exact
+        for i, value in enumerate(mine):
+            column = 4 * (part * 8 // parts + i)
+            four = e.splat(e.load(e.at(x, column), simd.i32))
+            sums[i % len(sums)] = e.dot_u8_i8(sums[i % len(sums)], value, four)
+        exact = sums[0] if len(sums) == 1 else e.b.add(*sums)
+        total = e.fma(e.b.sitofp(exact, simd.vec(simd.f32)), e.b.fmul(scale, x_scale), total)
+        if minimum is not None:
+            total = e.fma(minimum, e.splat(e.load(e.at(x, 36), simd.f32)), total)
+    return total
+
+
+@functools.cache
+def _simd() -> Any:
+    from pellucid.kernels import simd
+
+    return simd
+
+
+def _tile(simd: Any, packed: Packed, tokens: int) -> Any:
+    """One group of 16 rows times ``tokens`` tokens, over all columns."""
+    from numba.core import cgutils
+    from numba.core import types as t
+    from numba.extending import intrinsic
+
+    from pellucid.kernels import unpack
+
+    per_unit = packed.unit // BLOCK
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = simd.Emitter(builder)
+        weights, blocks, x, x_stride, out, out_stride, addend, addend_row = args
+        zero = e.fill(simd.f32, 0.0)
+        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(tokens)]
+        scales_start = e.at(weights, e.times(blocks, packed.plane_bytes))
+        rows = [e.at(x, builder.mul(x_stride, e.const(token))) for token in range(tokens)]
+        with cgutils.for_range(builder, builder.sdiv(blocks, e.const(per_unit))) as units:
+            unit = e.at(scales_start, e.times(units.index, packed.scale_bytes))
+            factors = unpack.unit_scales(e, packed, unit)
+            first = e.times(units.index, per_unit)
+            with cgutils.for_range(builder, e.const(per_unit)) as inner:
+                block = e.at(first, inner.index)
+                values = unpack.planes(e, packed, e.at(weights, e.times(block, packed.plane_bytes)))
+                scales = unpack.block_scales(e, packed, unit, factors, inner.index)
+                offset = e.times(block, BLOCK_BYTES)
+                for total, row in zip(totals, rows):
+                    now = _emit_block(e, packed, values, scales, e.at(row, offset), builder.load(total))
+                    builder.store(now, total)
+        for token, total in enumerate(totals):
+            more = e.load(e.at(addend, builder.mul(addend_row, e.const(token))), zero.type)
+            where = e.at(out, builder.mul(out_stride, e.const(token)))
+            e.store(builder.fadd(builder.load(total), more), where)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typingctx, weights, blocks, x, x_stride, out, out_stride, addend, addend_row):
+        return t.void(*[t.int64] * 8), emit
+
+    @simd.jit
+    def run(weights, blocks, x, x_stride, out, out_stride, addend, addend_row):
+        tile(weights, blocks, x, x_stride, out, out_stride, addend, addend_row)
+
+    return run
+
+
+@kernel("matmul_int8", MatmulInt8)
+def build(simd: Any, packed: Packed) -> Any:
+    at, load = MatmulInt8.at, simd.load_i64
+    tile8, tile4, tile2, tile1 = (_tile(simd, packed, tokens) for tokens in TILES)
+    plane_bytes, scale_bytes, per_unit = packed.plane_bytes, packed.scale_bytes, packed.unit // BLOCK
+    row_bytes = ROWS * 4
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        weights, groups, blocks = load(record + at.weights), load(record + at.groups), load(record + at.blocks)
+        x, out, out_stride = load(record + at.x), load(record + at.out), load(record + at.out_stride)
+        addend, addend_group = load(record + at.addend), load(record + at.addend_group)
+        addend_row = load(record + at.addend_row)
+        rows = load(step + load(record + at.rows))
+        x_stride = blocks * BLOCK_BYTES
+        group_bytes = blocks * plane_bytes + (blocks // per_unit * scale_bytes + 63) // 64 * 64
+        for group in range(groups * thread // threads, groups * (thread + 1) // threads):
+            w, o, a = weights + group * group_bytes, out + group * row_bytes, addend + group * addend_group
+            row = 0
+            while row + 8 <= rows:
+                tile8(w, blocks, x + row * x_stride, x_stride, o + row * out_stride, out_stride,
+                      a + row * addend_row, addend_row)  # fmt: skip
+                row += 8
+            if row + 4 <= rows:
+                tile4(w, blocks, x + row * x_stride, x_stride, o + row * out_stride, out_stride,
+                      a + row * addend_row, addend_row)  # fmt: skip
+                row += 4
+            if row + 2 <= rows:
+                tile2(w, blocks, x + row * x_stride, x_stride, o + row * out_stride, out_stride,
+                      a + row * addend_row, addend_row)  # fmt: skip
+                row += 2
+            if row < rows:
+                tile1(w, blocks, x + row * x_stride, x_stride, o + row * out_stride, out_stride,
+                      a + row * addend_row, addend_row)  # fmt: skip
+
+    return body

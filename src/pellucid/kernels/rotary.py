@@ -1,0 +1,99 @@
+"""Rotary position embedding (Su et al. 2021, RoFormer): pairs of a head's values turn with the position.
+
+Pair j turns by position * inverse_frequency[j]. Pairs are (2j, 2j+1), "interleaved", as in the paper and in
+llama's GGUF files, or (j, j + K/2), "half", as in GPT-NeoX and in transformers.
+
+``rotary_angles`` fills the table of a step, (T, K/2) cosines and sines, in float64; ``rotary`` turns queries or
+keys, (T, heads, K) float32, in place. Only the first 2 * pairs values of a head turn.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.library import kernel
+from pellucid.kernels.record import Address, Record, Step
+
+
+class RotaryAngles(Record):
+    inverse_frequency: Address  # (K/2,) float64, radians per position
+    pairs: int  # K/2
+    magnitude: float  # what cosines and sines are multiplied by (1 but for YaRN)
+    out: Address  # (T, 2, K/2) float32: cosines, then sines
+
+
+class Rotary(Record):
+    x: Address  # (T, heads * head_dim) float32, turned in place
+    heads: int
+    head_dim: int  # K
+    pairs: int
+    angles: Address  # (T, 2, pairs) float32
+
+
+def reference(
+    x: NDArray[Any], positions: NDArray[Any], inverse_frequency: NDArray[Any], interleaved: bool
+) -> NDArray[np.float64]:
+    """The same in float64, from (T, heads, K)."""
+    x = x.astype(np.float64)
+    pairs = len(inverse_frequency)
+    angle = (positions[:, None] * inverse_frequency)[:, None, :]
+    cos, sin = np.cos(angle), np.sin(angle)
+    out = x.copy()
+    first, second = (
+        (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
+        if interleaved
+        else (slice(0, pairs), slice(pairs, 2 * pairs))
+    )
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., first] * sin + x[..., second] * cos
+    return out
+
+
+@kernel("rotary_angles", RotaryAngles)
+def build_angles(simd: Any) -> Any:
+    at, step_at, load = RotaryAngles.at, Step.at, simd.load_i64
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        frequency, pairs, out = load(record + at.inverse_frequency), load(record + at.pairs), load(record + at.out)
+        magnitude = simd.load_f64(record + at.magnitude)
+        positions = load(step + step_at.positions)
+        for token in range(thread, load(step + step_at.tokens), threads):
+            position = np.float64(simd.load_i32(positions + 4 * token))
+            for j in range(pairs):
+                angle = position * simd.load_f64(frequency + 8 * j)
+                simd.store_f32(out + (token * 2 * pairs + j) * 4, np.float32(math.cos(angle) * magnitude))
+                simd.store_f32(out + (token * 2 * pairs + pairs + j) * 4, np.float32(math.sin(angle) * magnitude))
+
+    return body
+
+
+@kernel("rotary", Rotary)
+def build(simd: Any, pairing: str) -> Any:
+    """``pairing`` is "interleaved" or "half"."""
+    at, step_at, load = Rotary.at, Step.at, simd.load_i64
+    load_f32, store_f32 = simd.load_f32, simd.store_f32
+    interleaved = pairing == "interleaved"
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, heads, width = load(record + at.x), load(record + at.heads), load(record + at.head_dim)
+        pairs, angles = load(record + at.pairs), load(record + at.angles)
+        total = load(step + step_at.tokens) * heads
+        for i in range(total * thread // threads, total * (thread + 1) // threads):
+            head, table = x + i * width * 4, angles + i // heads * 2 * pairs * 4
+            for j in range(pairs):
+                cos, sin = load_f32(table + 4 * j), load_f32(table + 4 * (pairs + j))
+                if interleaved:
+                    first, second = head + 8 * j, head + 8 * j + 4
+                else:
+                    first, second = head + 4 * j, head + 4 * (j + pairs)
+                a, b = load_f32(first), load_f32(second)
+                store_f32(first, a * cos - b * sin)
+                store_f32(second, a * sin + b * cos)
+
+    return body

@@ -1,0 +1,376 @@
+"""Vectors and memory for kernels. The only file that knows an instruction set.
+
+Kernels are Python functions in Numba's dialect that work on addresses (int64) and on vectors of 16 float32 or
+int32 lanes. Sixteen lanes everywhere, whatever the hardware's width: LLVM splits them where it must, so the
+order of every sum is the same on every machine, and on machines with a fused multiply-add so are the bits.
+
+Two levels. Most kernels use the functions below as they are (``vload``, ``fma``, ``vsum`` ...). Inner loops
+that must be unrolled by a number known when they are made (a tile of 8 tokens, say) are emitted whole through
+``Emitter``, inside one ``@intrinsic``.
+
+Importing this module imports Numba; only a kernel that is about to be compiled does so.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.datamodel.models import PrimitiveModel
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, register_model
+
+from pellucid.kernels.isa import choose
+
+LANES = 16
+ISA = choose()
+
+i1, i8, i16, i32, i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+f16, f32, f64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+KERNEL_SIGNATURE = types.void(types.int64, types.int64, types.int64, types.int64)
+
+
+def jit(function):
+    """Compile a helper for use inside kernels; it is inlined by LLVM, and never raises."""
+    return njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
+def vec(element, lanes=LANES):
+    return ir.VectorType(element, lanes)
+
+
+class Vector(types.Type):
+    """A vector register of ``LANES`` elements."""
+
+    def __init__(self, element: str) -> None:
+        self.element = element
+        super().__init__(f"{element}x{LANES}")
+
+
+F32x16, I32x16 = Vector("f32"), Vector("i32")
+
+
+@register_model(Vector)
+class VectorModel(PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, vec({"f32": f32, "i32": i32}[fe_type.element]))
+
+
+class Emitter:
+    """Emits the few instructions that kernels are made of. Addresses are i64 values."""
+
+    def __init__(self, builder) -> None:
+        self.b = builder
+
+    def const(self, n: int):
+        return ir.Constant(i64, n)
+
+    def at(self, address, offset):
+        """address + offset, where offset may be a Python integer."""
+        if isinstance(offset, int):
+            if offset == 0:
+                return address
+            offset = self.const(offset)
+        return self.b.add(address, offset)
+
+    def times(self, a, n: int):
+        return self.b.mul(a, self.const(n))
+
+    def load(self, address, kind, align: int = 4):
+        pointer = self.b.inttoptr(address, kind.as_pointer())
+        return self.b.load(pointer, align=align)
+
+    def store(self, value, address, align: int = 4) -> None:
+        pointer = self.b.inttoptr(address, value.type.as_pointer())
+        self.b.store(value, pointer, align=align)
+
+    def splat(self, value, lanes: int = LANES):
+        kind = vec(value.type, lanes)
+        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(i32, 0))
+        return self.b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(vec(i32, lanes), [0] * lanes))
+
+    def fill(self, kind, value, lanes: int = LANES):
+        return ir.Constant(vec(kind, lanes), [value] * lanes)
+
+    def call(self, name: str, result, *args):
+        kind = ir.FunctionType(result, [a.type for a in args])
+        return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), args)
+
+    def fma(self, x, y, z):
+        """x * y + z, rounded once."""
+        return self.call("llvm.fma.v16f32", x.type, x, y, z)
+
+    def widen(self, value, kind: str):
+        """Stored floats ("f16", "bf16" as i16, "f32") to float32 lanes."""
+        if kind == "f16":
+            return self.b.fpext(value, vec(f32))
+        if kind == "bf16":
+            wide = self.b.shl(self.b.zext(value, vec(i32)), self.fill(i32, 16))
+            return self.b.bitcast(wide, vec(f32))
+        return value
+
+    def dot_u8_i8(self, total, unsigned, signed):
+        """total[lane] += sum of four products of an unsigned with a signed byte: int32, exact.
+
+        All three are 16 x i32; each lane of the operands holds four bytes.
+        """
+        if ISA.name == "avx512vnni":
+            return self.call("llvm.x86.avx512.vpdpbusd.512", vec(i32), total, unsigned, signed)
+        for byte in range(4):
+            up = self.fill(i32, 24 - 8 * byte)
+            u = self.b.and_(self.b.lshr(unsigned, self.fill(i32, 8 * byte)), self.fill(i32, 255))
+            s = self.b.ashr(self.b.shl(signed, up), self.fill(i32, 24))
+            total = self.b.add(total, self.b.mul(u, s))
+        return total
+
+    def prefetch(self, address) -> None:
+        """Ask for the cache line at ``address``; never faults."""
+        pointer = self.b.inttoptr(address, i8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
+        function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
+        self.b.call(function, [pointer, ir.Constant(i32, 0), ir.Constant(i32, 3), ir.Constant(i32, 1)])
+
+
+STORED = {"f32": f32, "f16": f16, "bf16": i16}
+
+
+def _void(*kinds):
+    return types.void(*kinds)
+
+
+def _scalar_load(stored, result, convert):
+    @intrinsic
+    def load(typingctx, address):
+        def codegen(context, builder, sig, args):
+            return convert(builder, Emitter(builder).load(args[0], stored, 1))
+
+        return result(types.int64), codegen
+
+    return load
+
+
+load_i64 = _scalar_load(i64, types.int64, lambda b, v: v)
+load_i32 = _scalar_load(i32, types.int64, lambda b, v: b.sext(v, i64))
+load_u32 = _scalar_load(i32, types.uint32, lambda b, v: v)
+load_u8 = _scalar_load(i8, types.int64, lambda b, v: b.zext(v, i64))
+load_i8 = _scalar_load(i8, types.int64, lambda b, v: b.sext(v, i64))
+load_f64 = _scalar_load(f64, types.float64, lambda b, v: v)
+load_f32 = _scalar_load(f32, types.float32, lambda b, v: v)
+load_f16 = _scalar_load(f16, types.float32, lambda b, v: b.fpext(v, f32))
+
+
+def _scalar_store(kind, convert):
+    @intrinsic
+    def store(typingctx, address, value):
+        def codegen(context, builder, sig, args):
+            Emitter(builder).store(convert(builder, args[1]), args[0], 1)
+            return context.get_dummy_value()
+
+        return _void(types.int64, kind), codegen
+
+    return store
+
+
+store_f32 = _scalar_store(types.float32, lambda b, v: v)
+store_f16 = _scalar_store(types.float32, lambda b, v: b.fptrunc(v, f16))
+store_i64 = _scalar_store(types.int64, lambda b, v: v)
+store_i32 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i32))
+store_u32 = _scalar_store(types.uint32, lambda b, v: v)
+store_u8 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i8))
+
+
+def _vector_op(result, operands, emit):
+    """An intrinsic over vectors (and scalars) of the given types."""
+    names = ", ".join(f"a{i}" for i in range(len(operands)))
+    scope = {"emit": emit, "result": result, "operands": operands, "Emitter": Emitter}
+    source = (
+        f"def op(typingctx, {names}):\n"
+        "    def codegen(context, builder, sig, args):\n"
+        "        value = emit(Emitter(builder), *args)\n"
+        "        return context.get_dummy_value() if value is None else value\n"
+        "    return result(*operands), codegen\n"
+    )
+    exec(source, scope)  # Numba wants as many named parameters as there are operands
+    return intrinsic(scope["op"])
+
+
+def _vload(stored: str):
+    return _vector_op(F32x16, (types.int64,), lambda e, a: e.widen(e.load(a, vec(STORED[stored]), 2), stored))
+
+
+vload = _vload("f32")
+vload_f16 = _vload("f16")
+vload_i32 = _vector_op(I32x16, (types.int64,), lambda e, a: e.load(a, vec(i32)))
+vstore = _vector_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(v, a))
+vstore_f16 = _vector_op(
+    types.void, (types.int64, F32x16), lambda e, a, v: e.store(e.b.fptrunc(v, vec(f16)), a, 2)
+)
+vstore_i8 = _vector_op(
+    types.void, (types.int64, I32x16), lambda e, a, v: e.store(e.b.trunc(v, vec(i8)), a, 1)
+)
+splat = _vector_op(F32x16, (types.float32,), lambda e, x: e.splat(x))
+fma = _vector_op(F32x16, (F32x16, F32x16, F32x16), lambda e, x, y, z: e.fma(x, y, z))
+vmax = _vector_op(F32x16, (F32x16, F32x16), lambda e, x, y: e.call("llvm.maxnum.v16f32", x.type, x, y))
+vmin = _vector_op(F32x16, (F32x16, F32x16), lambda e, x, y: e.call("llvm.minnum.v16f32", x.type, x, y))
+vabs = _vector_op(F32x16, (F32x16,), lambda e, x: e.call("llvm.fabs.v16f32", x.type, x))
+vround = _vector_op(F32x16, (F32x16,), lambda e, x: e.call("llvm.rint.v16f32", x.type, x))
+to_i32 = _vector_op(I32x16, (F32x16,), lambda e, x: e.b.fptosi(x, vec(i32)))
+to_f32 = _vector_op(F32x16, (I32x16,), lambda e, x: e.b.sitofp(x, vec(f32)))
+power_of_two = _vector_op(  # 2**n for integers -126 <= n <= 127, by writing the exponent
+    F32x16,
+    (I32x16,),
+    lambda e, n: e.b.bitcast(e.b.shl(e.b.add(n, e.fill(i32, 127)), e.fill(i32, 23)), vec(f32)),
+)
+
+
+def _keep(e, x, first, count, other):
+    """Lanes first <= lane < count of x, ``other`` elsewhere."""
+    lane = ir.Constant(vec(i64), list(range(LANES)))
+    inside = e.b.and_(
+        e.b.icmp_signed(">=", lane, e.splat(first)), e.b.icmp_signed("<", lane, e.splat(count))
+    )
+    return e.b.select(inside, x, e.splat(other))
+
+
+keep = _vector_op(F32x16, (F32x16, types.int64, types.int64, types.float32), _keep)
+select_below = _vector_op(  # where x < limit: a, else b
+    F32x16,
+    (F32x16, F32x16, F32x16, F32x16),
+    lambda e, x, limit, a, b: e.b.select(e.b.fcmp_ordered("<", x, limit), a, b),
+)
+
+
+def _reduce(combine):
+    def emit(e, x):
+        half = LANES // 2
+        while half:
+            order = ir.Constant(vec(i32), [(lane + half) % LANES for lane in range(LANES)])
+            x = combine(e, x, e.b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), order))
+            half //= 2
+        return e.b.extract_element(x, ir.Constant(i32, 0))
+
+    return emit
+
+
+# Sums over lanes always pair lane i with i+8, then i+4, i+2, i+1.
+vsum = _vector_op(types.float32, (F32x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
+vsum_i32 = _vector_op(
+    types.int64, (I32x16,), lambda e, x: e.b.sext(_reduce(lambda e, x, y: e.b.add(x, y))(e, x), i64)
+)
+vmax_lane = _vector_op(
+    types.float32, (F32x16,), _reduce(lambda e, x, y: e.call("llvm.maxnum.v16f32", x.type, x, y))
+)
+
+for _operator, _float, _int in (
+    (operator.add, "fadd", "add"),
+    (operator.sub, "fsub", "sub"),
+    (operator.mul, "fmul", "mul"),
+    (operator.truediv, "fdiv", None),
+):
+
+    def _register(op, float_name, int_name):
+        @infer_global(op)
+        class VectorArithmetic(AbstractTemplate):
+            def generic(self, args, kws):
+                if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:
+                    return signature(args[0], *args)
+                return None
+
+        @lower_builtin(op, F32x16, F32x16)
+        def lower_float(context, builder, sig, args):
+            return getattr(builder, float_name)(*args)
+
+        if int_name:
+
+            @lower_builtin(op, I32x16, I32x16)
+            def lower_int(context, builder, sig, args):
+                return getattr(builder, int_name)(*args)
+
+    _register(_operator, _float, _int)
+
+
+@jit
+def vexp(x):
+    """e**x for 16 lanes: Cody and Waite's reduction, then a polynomial of degree 6. Relative error 2e-7.
+
+    The one exponential of every path, so that softmax and activations agree bit for bit everywhere. Zero
+    below -87.3, where the result would no longer be a normal number; infinity is not reached: 88.3 is the cap.
+    """
+    clamped = vmin(vmax(x, splat(-87.3)), splat(88.3))
+    n = vround(clamped * splat(1.44269504))
+    r = fma(n, splat(-0.693359375), clamped)
+    r = fma(n, splat(2.12194440e-4), r)
+    p = fma(r, splat(1.9875691500e-4), splat(1.3981999507e-3))
+    p = fma(p, r, splat(8.3334519073e-3))
+    p = fma(p, r, splat(4.1665795894e-2))
+    p = fma(p, r, splat(1.6666665459e-1))
+    p = fma(p, r, splat(5.0000001201e-1))
+    p = fma(p, r * r, r + splat(1.0))
+    return select_below(x, splat(-87.3), splat(0.0), p * power_of_two(to_i32(n)))
+
+
+@intrinsic
+def call_kernel(typingctx, function, record, step, thread, threads):
+    """Call a compiled kernel by its address. Returns its status, 0 if all went well."""
+
+    def codegen(context, builder, sig, args):
+        pointer = i8.as_pointer()
+        kind = ir.FunctionType(i32, [pointer, pointer, i64, i64, i64, i64])
+        nothing = cgutils.alloca_once(builder, i64, size=4)
+        where = builder.bitcast(nothing, pointer)
+        function = builder.inttoptr(args[0], kind.as_pointer())
+        return builder.sext(builder.call(function, [where, where, *args[1:]]), i64)
+
+    return types.int64(*[types.int64] * 5), codegen
+
+
+@intrinsic
+def atomic_load(typingctx, address):
+    def codegen(context, builder, sig, args):
+        return builder.load_atomic(builder.inttoptr(args[0], i64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def atomic_store(typingctx, address, value):
+    def codegen(context, builder, sig, args):
+        builder.store_atomic(args[1], builder.inttoptr(args[0], i64.as_pointer()), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return _void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def relax(typingctx):
+    """Tell the core that this is a spin loop."""
+
+    def codegen(context, builder, sig, args):
+        triple = str(builder.module.triple)
+        if triple.startswith("x86_64") or triple.startswith("i686"):
+            Emitter(builder).call("llvm.x86.sse2.pause", ir.VoidType())
+        elif triple.startswith("aarch64") or triple.startswith("arm64"):
+            builder.call(
+                cgutils.get_or_insert_function(
+                    builder.module, ir.FunctionType(ir.VoidType(), [i32]), "llvm.aarch64.hint"
+                ),
+                [ir.Constant(i32, 1)],
+            )
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def yield_core(typingctx):
+    """Let another thread have the core."""
+
+    def codegen(context, builder, sig, args):
+        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+        Emitter(builder).call(name, i32)
+        return context.get_dummy_value()
+
+    return types.void(), codegen

@@ -1,0 +1,84 @@
+"""From packed bytes to operands: the one place that knows the layout of ``packed.py`` as instructions.
+
+Everything here emits code through an ``Emitter``; it is used by every kernel that reads weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from pellucid.kernels.packed import BLOCK, ROWS, VECTOR, Packed
+
+i8, i32, f16, f32 = ir.IntType(8), ir.IntType(32), ir.HalfType(), ir.FloatType()
+
+
+def vec(kind: Any) -> Any:
+    return ir.VectorType(kind, ROWS)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Of one block: a (scale, minimum or None) for each of its parts of ``sub`` columns."""
+
+    parts: list[tuple[Any, Any]]
+
+
+def planes(e: Any, packed: Packed, address: Any) -> list[Any]:
+    """A block's values: eight vectors; lane r of vector i holds row r's columns 4i..4i+3 as unsigned bytes."""
+    raw = [e.load(e.at(address, VECTOR * j), vec(i32), VECTOR) for j in range(packed.plane_bytes // VECTOR)]
+    if packed.bits == 8:
+        return raw
+    nibble, four = e.fill(i32, 0x0F0F0F0F), e.fill(i32, 4)
+    values = []
+    for low in raw[:4]:
+        values += [e.b.and_(low, nibble), e.b.and_(e.b.lshr(low, four), nibble)]
+    high_bits = packed.bits - 4
+    if high_bits:
+        mask = e.fill(i32, {1: 0x10101010, 2: 0x30303030}[high_bits])
+        per_plane = 8 // high_bits
+        for i in range(8):
+            high, position = raw[4 + i // per_plane], high_bits * (i % per_plane)
+            if position < 4:
+                high = e.b.shl(high, e.fill(i32, 4 - position))
+            elif position > 4:
+                high = e.b.lshr(high, e.fill(i32, position - 4))
+            values[i] = e.b.or_(values[i], e.b.and_(high, mask))
+    return values
+
+
+def unit_scales(e: Any, packed: Packed, address: Any) -> tuple[Any, Any]:
+    """The f16 factors of a unit as float32 lanes: (scale, minimum or None), before any 8-bit scales."""
+    offset = 0
+    if packed.super_scales:
+        offset = packed.unit // packed.sub * ROWS * (2 if packed.minimum else 1)
+    scale = e.widen(e.load(e.at(address, offset), vec(f16), 2), "f16")
+    minimum = None
+    if packed.minimum:
+        minimum = e.widen(e.load(e.at(address, offset + 2 * ROWS), vec(f16), 2), "f16")
+        if packed.minimum_sign < 0:
+            minimum = e.b.fneg(minimum)
+    return scale, minimum
+
+
+def block_scales(e: Any, packed: Packed, address: Any, factors: tuple[Any, Any], block: Any) -> Scales:
+    """The scales of block number ``block`` (an i64 value) of the unit at ``address``."""
+    scale, minimum = factors
+    if not packed.super_scales:
+        return Scales([(scale, minimum)])
+    per_block = BLOCK // packed.sub
+    parts = []
+    for part in range(per_block):
+        index = e.at(e.times(block, per_block * ROWS), part * ROWS)
+        small = e.load(e.at(address, index), vec(i8), 1)
+        widened = e.b.sext(small, vec(i32)) if packed.signed_scales else e.b.zext(small, vec(i32))
+        exact = e.b.fmul(scale, e.b.sitofp(widened, vec(f32)))
+        least = None
+        if minimum is not None:
+            mins = e.at(address, packed.unit // packed.sub * ROWS)
+            small = e.load(e.at(mins, index), vec(i8), 1)
+            least = e.b.fmul(minimum, e.b.uitofp(e.b.zext(small, vec(i32)), vec(f32)))
+        parts.append((exact, least))
+    return Scales(parts)
