@@ -89,7 +89,7 @@ def reference(
     scores = np.where(seen, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    return np.einsum("hts,shk->thk", weights, v)
+    return np.asarray(np.einsum("hts,shk->thk", weights, v), np.float64)
 
 
 @kernel("cache_write", CacheWrite)
@@ -132,7 +132,9 @@ def _scores_tile(simd: Any, rows: int) -> Any:
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
         queries, width, keys, out, stride = args
-        totals = [[cgutils.alloca_once_value(builder, e.fill(simd.f32, 0.0)) for _ in range(2)] for _ in range(rows)]
+        totals = [
+            [cgutils.alloca_once_value(builder, e.fill(simd.f32, 0.0)) for _ in range(2)] for _ in range(rows)
+        ]
         row_bytes = e.times(width, 4)
         starts = [e.at(queries, builder.mul(row_bytes, e.const(r))) for r in range(rows)]
         with cgutils.for_range(builder, width) as loop:
@@ -169,15 +171,14 @@ def _values_tile(simd: Any, rows: int, head_dim: int) -> Any:
         weights, stride, values, tokens, out = args
         starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in range(rows)]
         for first in range(0, vectors, chunk):
-            places = [
-                [e.at(out, (r * vectors + first + c) * 64) for c in range(chunk)] for r in range(rows)
-            ]
+            places = [[e.at(out, (r * vectors + first + c) * 64) for c in range(chunk)] for r in range(rows)]
             kind = simd.vec(simd.f32)
             totals = [[cgutils.alloca_once_value(builder, e.load(p, kind)) for p in row] for row in places]
             with cgutils.for_range(builder, tokens) as loop:
                 value = e.at(values, e.times(loop.index, head_dim * 2))
                 loaded = [
-                    e.widen(e.load(e.at(value, (first + c) * 32), simd.vec(simd.f16), 2), "f16") for c in range(chunk)
+                    e.widen(e.load(e.at(value, (first + c) * 32), simd.vec(simd.f16), 2), "f16")
+                    for c in range(chunk)
                 ]
                 for row, start in zip(totals, starts):
                     weight = e.splat(e.load(e.at(start, e.times(loop.index, 4)), simd.f32))
@@ -271,7 +272,10 @@ def _walk(simd: Any, head_dim: int) -> Any:
         scale = splat(np.float32(simd.load_f64(record + at.scale)))
         for r in range(rows):
             row = first + r
-            q = load(record + at.q) + ((token0 + row // group) * heads + kv_head * group + row % group) * row_bytes
+            q = (
+                load(record + at.q)
+                + ((token0 + row // group) * heads + kv_head * group + row % group) * row_bytes
+            )
             for i in range(0, row_bytes, 64):
                 vstore(queries + r * row_bytes + i, vload(q + i) * scale)
                 vstore(sums + r * row_bytes + i, splat(0.0))

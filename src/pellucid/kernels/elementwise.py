@@ -1,9 +1,9 @@
 """The small ones: residual addition, picking rows, capping logits, pooling.
 
-    add      out = a + b                            (T, D)
-    pick     out[r] = x[output_rows[r]]             (T, D) -> (R, D)
-    softcap  x = cap * tanh(x / cap)                (T, N), in place  (Gemma Team 2024, Gemma 2)
-    pool     the mean of a sequence's rows, perhaps scaled to length 1    (T, D) -> (B, D)
+add      out = a + b                            (T, D)
+pick     out[r] = x[output_rows[r]]             (T, D) -> (R, D)
+softcap  x = cap * tanh(x / cap)                (T, N), in place  (Gemma Team 2024, Gemma 2)
+pool     the mean of a sequence's rows, perhaps scaled to length 1    (T, D) -> (B, D)
 """
 
 from __future__ import annotations

@@ -53,7 +53,9 @@ def _row(simd: Any, packed: Packed) -> Any:
             where = e.at(group, e.times(e.at(e.times(loop.index, ROWS), lane), size))
             raw = e.load(where, simd.STORED[packed.kind], size)
             if packed.kind == "bf16":
-                raw = builder.bitcast(builder.shl(builder.zext(raw, simd.i32), ir.Constant(simd.i32, 16)), simd.f32)
+                raw = builder.bitcast(
+                    builder.shl(builder.zext(raw, simd.i32), ir.Constant(simd.i32, 16)), simd.f32
+                )
             elif packed.kind == "f16":
                 raw = builder.fpext(raw, simd.f32)
             write(e, raw, factor, e.at(out, e.times(loop.index, 4)), add)
@@ -67,7 +69,9 @@ def _row(simd: Any, packed: Packed) -> Any:
         blocks, per_unit = builder.sdiv(width, e.const(BLOCK)), packed.unit // BLOCK
         scales_start = e.at(group, e.times(blocks, packed.plane_bytes))
         with cgutils.for_range(builder, blocks) as loop:
-            unit = e.at(scales_start, e.times(builder.sdiv(loop.index, e.const(per_unit)), packed.scale_bytes))
+            unit = e.at(
+                scales_start, e.times(builder.sdiv(loop.index, e.const(per_unit)), packed.scale_bytes)
+            )
             in_unit = builder.srem(loop.index, e.const(per_unit))
             values = unpack.planes(e, packed, e.at(group, e.times(loop.index, packed.plane_bytes)))
             scales = unpack.block_scales(e, packed, unit, unpack.unit_scales(e, packed, unit), in_unit)

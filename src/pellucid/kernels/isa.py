@@ -50,4 +50,6 @@ def choose() -> Isa:
         if isa.name == wanted:
             return isa
     names = ", ".join(isa.name for isa in possible)
-    raise InvalidRequest(f"PELLUCID_ISA={wanted}: this machine has {names}; unset it to use {possible[0].name}")
+    raise InvalidRequest(
+        f"PELLUCID_ISA={wanted}: this machine has {names}; unset it to use {possible[0].name}"
+    )

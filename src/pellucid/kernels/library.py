@@ -36,7 +36,9 @@ class KernelKey:
     parameters: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
-        return self.name + "".join(f" {p.kind}{p.bits}" if hasattr(p, "bits") else f" {p}" for p in self.parameters)
+        return self.name + "".join(
+            f" {p.kind}{p.bits}" if hasattr(p, "bits") else f" {p}" for p in self.parameters
+        )
 
     @property
     def file_stem(self) -> str:
@@ -63,7 +65,9 @@ class Progress(Protocol):
 _definitions: dict[str, Definition] = {}
 
 
-def kernel(name: str, record: type[Record] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def kernel(
+    name: str, record: type[Record] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare ``build(simd, *parameters)``, which returns the kernel's body, under a name of its own."""
 
     def declare(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,7 +144,9 @@ class Library:
         wanted = list(dict.fromkeys(keys))
         with self._lock:
             folder = cache_folder()
-            absent = [k for k in wanted if k not in self._addresses and not (folder / f"{k.file_stem}.o").exists()]
+            absent = [
+                k for k in wanted if k not in self._addresses and not (folder / f"{k.file_stem}.o").exists()
+            ]
             for done, key in enumerate(absent):
                 if progress:
                     progress(done, len(absent), str(key))
@@ -155,14 +161,16 @@ class Library:
     def function(self, key: KernelKey, arguments: int) -> Callable[..., int]:
         """A kernel as a Python function of integers. The GIL is released while it runs."""
         address = self.load([key])[key]
-        kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * arguments)
+        kind = ctypes.CFUNCTYPE(
+            ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * arguments
+        )
         native = kind(address)
         result = (ctypes.c_int64 * 4)()
         where = ctypes.addressof(result)
 
         def call(*values: int) -> int:
             nonlocal result  # keeps it alive
-            return native(where, where, *values)
+            return int(native(where, where, *values))
 
         return call
 
@@ -176,7 +184,9 @@ class Library:
         self._engine.finalize_object()
         address: int = self._engine.get_function_address(symbol.decode())
         if not address:
-            raise KernelError(f"{key}: the compiled object lacks its function; remove {cache_folder()} and try again")
+            raise KernelError(
+                f"{key}: the compiled object lacks its function; remove {cache_folder()} and try again"
+            )
         return address
 
 
@@ -223,7 +233,8 @@ def compile_kernel(key: KernelKey) -> bytes:
         raise KernelError(f"{key} did not compile: {error}") from error
     compiled = body.overloads[signature.args]
     library = compiled.library
-    return compiled.fndesc.llvm_func_name.encode() + b"\0" + _object_code(library)
+    symbol: bytes = compiled.fndesc.llvm_func_name.encode()
+    return symbol + b"\0" + _object_code(library)
 
 
 def _object_code(library: Any) -> bytes:

@@ -33,7 +33,9 @@ class MatmulFloat(Record):
     rows: Count
 
 
-def reference(x: NDArray[Any], weights: NDArray[Any], addend: NDArray[Any] | float = 0.0) -> NDArray[np.float64]:
+def reference(
+    x: NDArray[Any], weights: NDArray[Any], addend: NDArray[Any] | float = 0.0
+) -> NDArray[np.float64]:
     """The same in float64, from (T, D) and (N, D)."""
     return np.asarray(x.astype(np.float64) @ weights.astype(np.float64).T + addend, np.float64)
 
@@ -53,7 +55,9 @@ def _tile(simd: Any, packed: Packed, tokens: int) -> Any:
         with cgutils.for_range(builder, builder.sdiv(columns, e.const(UNROLL))) as loop:
             for i in range(UNROLL):
                 column = e.at(e.times(loop.index, UNROLL), i)
-                raw = e.load(e.at(weights, e.times(column, column_bytes)), simd.vec(simd.STORED[packed.kind]), 32)
+                raw = e.load(
+                    e.at(weights, e.times(column, column_bytes)), simd.vec(simd.STORED[packed.kind]), 32
+                )
                 w = e.widen(raw, packed.kind)
                 for total, row in zip(totals, rows):
                     value = e.splat(e.load(e.at(row, e.times(column, 4)), simd.f32))
@@ -83,7 +87,11 @@ def build(simd: Any, packed: Packed) -> Any:
 
     @simd.jit
     def body(record, step, thread, threads):
-        weights, groups, columns = load(record + at.weights), load(record + at.groups), load(record + at.columns)
+        weights, groups, columns = (
+            load(record + at.weights),
+            load(record + at.groups),
+            load(record + at.columns),
+        )
         x, x_stride = load(record + at.x), load(record + at.x_stride)
         out, out_stride = load(record + at.out), load(record + at.out_stride)
         addend, addend_group = load(record + at.addend), load(record + at.addend_group)

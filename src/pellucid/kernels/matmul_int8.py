@@ -39,7 +39,9 @@ class MatmulInt8(Record):
     rows: Count
 
 
-def reference(x: NDArray[Any], weights: NDArray[np.float64], addend: NDArray[Any] | float = 0.0) -> NDArray[np.float64]:
+def reference(
+    x: NDArray[Any], weights: NDArray[np.float64], addend: NDArray[Any] | float = 0.0
+) -> NDArray[np.float64]:
     """The same in float64, from Q8 blocks (T, D/32) and decoded weights (N, D)."""
     values = (x["q"] * x["scale"].astype(np.float64)[..., None]).reshape(len(x), -1)
     return np.asarray(values @ weights.T + addend, np.float64)
@@ -133,7 +135,11 @@ def build(simd: Any, packed: Packed) -> Any:
 
     @simd.jit
     def body(record, step, thread, threads):
-        weights, groups, blocks = load(record + at.weights), load(record + at.groups), load(record + at.blocks)
+        weights, groups, blocks = (
+            load(record + at.weights),
+            load(record + at.groups),
+            load(record + at.blocks),
+        )
         x, out, out_stride = load(record + at.x), load(record + at.out), load(record + at.out_stride)
         addend, addend_group = load(record + at.addend), load(record + at.addend_group)
         addend_row = load(record + at.addend_row)

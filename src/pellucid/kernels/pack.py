@@ -43,7 +43,7 @@ def pack_int(simd: Any, packed: Packed) -> Any:
     at, load, load_u32, store_u32 = PackInt.at, simd.load_i64, simd.load_u32, simd.store_u32
     load_u8, store_u8 = simd.load_u8, simd.store_u8
     bits, plane_bytes, scale_bytes = packed.bits, packed.plane_bytes, packed.scale_bytes
-    per_unit, unit_columns = packed.unit // BLOCK, packed.unit
+    unit_columns = packed.unit
     high_bits = bits - 4
     per_plane = 8 // high_bits if high_bits else 8
     mask = (1 << high_bits) - 1
@@ -86,7 +86,11 @@ def pack_int(simd: Any, packed: Packed) -> Any:
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
-        values, columns, groups = load(record + at.values), load(record + at.columns), load(record + at.groups)
+        values, columns, groups = (
+            load(record + at.values),
+            load(record + at.columns),
+            load(record + at.groups),
+        )
         out = load(record + at.out)
         s0, s1 = load(record + at.side0), load(record + at.side1)
         s2, s3 = load(record + at.side2), load(record + at.side3)
@@ -119,7 +123,11 @@ def pack_float(simd: Any, size: int) -> Any:
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
-        values, columns, groups = load(record + at.values), load(record + at.columns), load(record + at.groups)
+        values, columns, groups = (
+            load(record + at.values),
+            load(record + at.columns),
+            load(record + at.groups),
+        )
         out = load(record + at.out)
         for group in range(groups):
             row, to = values + group * ROWS * columns * size, out + group * ROWS * columns * size

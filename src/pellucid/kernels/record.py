@@ -44,12 +44,13 @@ class Record:
     header: ClassVar[int] = HEADER
 
     def __init_subclass__(cls) -> None:
-        hints = get_type_hints(cls)
-        cls.fields = {name: hints[name] for name in cls.__dict__.get("__annotations__", {})}
+        inherited = get_type_hints(Record)
+        cls.fields = {name: kind for name, kind in get_type_hints(cls).items() if name not in inherited}
         if cls.header + len(cls.fields) > RECORD_WORDS:
             raise TypeError(f"{cls.__name__} has {len(cls.fields)} fields; a record holds {RECORD_WORDS}")
         offsets = [(cls.header + i) * WORD for i in range(len(cls.fields))]
-        cls.at = namedtuple(f"{cls.__name__}At", list(cls.fields))(*offsets)  # noqa: PYI024
+        at: Any = namedtuple(f"{cls.__name__}At", list(cls.fields))
+        cls.at = at(*offsets)
 
     @classmethod
     def pack(cls, values: Mapping[str, int | float]) -> list[int]:

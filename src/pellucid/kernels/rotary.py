@@ -59,7 +59,11 @@ def build_angles(simd: Any) -> Any:
 
     @simd.jit
     def body(record, step, thread, threads):
-        frequency, pairs, out = load(record + at.inverse_frequency), load(record + at.pairs), load(record + at.out)
+        frequency, pairs, out = (
+            load(record + at.inverse_frequency),
+            load(record + at.pairs),
+            load(record + at.out),
+        )
         magnitude = simd.load_f64(record + at.magnitude)
         positions = load(step + step_at.positions)
         for token in range(thread, load(step + step_at.tokens), threads):
@@ -67,7 +71,9 @@ def build_angles(simd: Any) -> Any:
             for j in range(pairs):
                 angle = position * simd.load_f64(frequency + 8 * j)
                 simd.store_f32(out + (token * 2 * pairs + j) * 4, np.float32(math.cos(angle) * magnitude))
-                simd.store_f32(out + (token * 2 * pairs + pairs + j) * 4, np.float32(math.sin(angle) * magnitude))
+                simd.store_f32(
+                    out + (token * 2 * pairs + pairs + j) * 4, np.float32(math.sin(angle) * magnitude)
+                )
 
     return body
 

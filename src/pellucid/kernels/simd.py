@@ -90,7 +90,9 @@ class Emitter:
     def splat(self, value, lanes: int = LANES):
         kind = vec(value.type, lanes)
         one = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(i32, 0))
-        return self.b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(vec(i32, lanes), [0] * lanes))
+        return self.b.shuffle_vector(
+            one, ir.Constant(kind, ir.Undefined), ir.Constant(vec(i32, lanes), [0] * lanes)
+        )
 
     def fill(self, kind, value, lanes: int = LANES):
         return ir.Constant(vec(kind, lanes), [value] * lanes)
@@ -229,9 +231,7 @@ power_of_two = _vector_op(  # 2**n for integers -126 <= n <= 127, by writing the
 def _keep(e, x, first, count, other):
     """Lanes first <= lane < count of x, ``other`` elsewhere."""
     lane = ir.Constant(vec(i64), list(range(LANES)))
-    inside = e.b.and_(
-        e.b.icmp_signed(">=", lane, e.splat(first)), e.b.icmp_signed("<", lane, e.splat(count))
-    )
+    inside = e.b.and_(e.b.icmp_signed(">=", lane, e.splat(first)), e.b.icmp_signed("<", lane, e.splat(count)))
     return e.b.select(inside, x, e.splat(other))
 
 
@@ -350,9 +350,9 @@ def relax(typingctx):
 
     def codegen(context, builder, sig, args):
         triple = str(builder.module.triple)
-        if triple.startswith("x86_64") or triple.startswith("i686"):
+        if triple.startswith(("x86_64", "i686")):
             Emitter(builder).call("llvm.x86.sse2.pause", ir.VoidType())
-        elif triple.startswith("aarch64") or triple.startswith("arm64"):
+        elif triple.startswith(("aarch64", "arm64")):
             builder.call(
                 cgutils.get_or_insert_function(
                     builder.module, ir.FunctionType(ir.VoidType(), [i32]), "llvm.aarch64.hint"

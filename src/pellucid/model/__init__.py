@@ -1,0 +1,89 @@
+"""What a model is (``spec.py``), and one file a family that reads it from a checkpoint (``families/``)."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.model.config import Config
+from pellucid.model.spec import Model
+from pellucid.weights.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models: its name, and how to read one from GGUF metadata or from ``config.json``.
+
+    ``architectures`` are the names it goes by: GGUF's ``general.architecture``, config.json's ``model_type``.
+    """
+
+    name: str
+    architectures: frozenset[str]
+    from_gguf: Callable[[Checkpoint, Config], Model] | None = None
+    from_config: Callable[[Checkpoint, Config], Model] | None = None
+
+
+@functools.cache
+def known_families() -> Mapping[str, Family]:
+    """Every family in the folder, by name."""
+    from pellucid.model import families as package
+
+    found: dict[str, Family] = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        for value in vars(importlib.import_module(f"{package.__name__}.{module.name}")).values():
+            if isinstance(value, Family):
+                found[value.name] = value
+    return found
+
+
+def read_model(checkpoint: Checkpoint) -> Model:
+    """The spec of a checkpoint, and which tensor fills which slot.
+
+    Raises:
+        UnsupportedModel: the architecture, or something it asks for, is not implemented; lists those known.
+        FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
+    """
+    config = Config(checkpoint.metadata, checkpoint.path)
+    gguf = checkpoint.kind == "gguf"
+    architecture = config.text("general.architecture" if gguf else "model_type")
+    for family in known_families().values():
+        read = family.from_gguf if gguf else family.from_config
+        if architecture in family.architectures and read:
+            model = read(checkpoint, config)
+            _check_tensors(checkpoint, model)
+            return model
+    known = sorted(
+        n for f in known_families().values() if (f.from_gguf if gguf else f.from_config) for n in f.architectures
+    )
+    raise UnsupportedModel(
+        f"{checkpoint.path.name}: architecture {architecture!r} is not supported "
+        f"(known for {checkpoint.kind}: {', '.join(known)})"
+    )
+
+
+def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
+    from pellucid.model.shapes import expected_shapes
+
+    wanted = expected_shapes(model.spec)
+    for slot, shape in wanted.items():
+        source = model.slots.get(slot)
+        if source is None:
+            raise FileFormatError(
+                checkpoint.path, slot, f"no tensor fills it; the model needs one of {shape}"
+            )
+        tensor = checkpoint.tensors.get(source.tensor)
+        if tensor is None:
+            raise FileFormatError(
+                checkpoint.path, source.tensor, f"tensor missing; the model needs it as {slot}"
+            )
+        if tensor.shape != shape:
+            raise FileFormatError(
+                checkpoint.path,
+                source.tensor,
+                f"tensor has shape {tensor.shape}; the model needs {shape}",
+                tensor.offset,
+            )

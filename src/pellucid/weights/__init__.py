@@ -1,0 +1,1 @@
+"""Model files: their readers, where they come from, and the local store."""

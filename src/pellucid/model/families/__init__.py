@@ -1,0 +1,1 @@
+"""One file a family. Nothing outside this folder knows a family's name."""

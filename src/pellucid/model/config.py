@@ -1,0 +1,86 @@
+"""Reading a file's metadata with care: every value is checked for type and range, and named when it is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pellucid.errors import FileFormatError, UnsupportedModel
+
+T = TypeVar("T")
+_MISSING: Any = object()
+LIMIT = 1 << 24  # of any dimension
+
+
+@dataclass(frozen=True)
+class Config:
+    """A table of values, with the path that errors name. ``prefix`` is put before every key."""
+
+    values: Mapping[str, Any]
+    path: Path
+    prefix: str = ""
+
+    def under(self, prefix: str) -> Config:
+        """The same table, seen from a prefix."""
+        return replace(self, prefix=prefix)
+
+    def has(self, key: str) -> bool:
+        """Whether there is a value (null counts as absent)."""
+        return self.values.get(self.prefix + key) is not None
+
+    def _get(self, key: str, default: Any, check: Callable[[Any], bool], wanted: str) -> Any:
+        value = self.values.get(self.prefix + key)
+        if value is None:
+            if default is _MISSING:
+                raise FileFormatError(self.path, self.prefix + key, f"missing; it must be {wanted}")
+            return default
+        if not check(value):
+            raise FileFormatError(self.path, self.prefix + key, f"is {value!r:.80}; it must be {wanted}")
+        return value
+
+    def count(self, key: str, default: int | None = _MISSING, *, limit: int = LIMIT) -> Any:
+        """A whole number from 1 to ``limit``."""
+        return self._get(
+            key, default, lambda v: type(v) is int and 1 <= v <= limit, f"a whole number from 1 to {limit:,}"
+        )
+
+    def number(self, key: str, default: float | None = _MISSING, *, low: float = 0.0) -> Any:
+        """A finite number above ``low``."""
+
+        def check(v: Any) -> bool:
+            return type(v) in (int, float) and math.isfinite(v) and v > low
+
+        value = self._get(key, default, check, f"a finite number above {low:g}")
+        return value if value is None else float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean."""
+        return bool(self._get(key, default, lambda v: isinstance(v, bool), "true or false"))
+
+    def text(self, key: str, default: str = _MISSING) -> str:
+        """A string."""
+        return str(self._get(key, default, lambda v: isinstance(v, str), "a string"))
+
+    def table(self, key: str) -> Config:
+        """A nested table; empty if absent."""
+        value = self._get(key, {}, lambda v: isinstance(v, Mapping), "a table")
+        return Config(value, self.path)
+
+    def one_of(self, key: str, choices: Mapping[str, T], default: str = _MISSING) -> T:
+        """What the string stands for; an unknown one is an error that lists the known ones."""
+        value = self.text(key, default)
+        if value not in choices:
+            known = ", ".join(sorted(choices))
+            raise UnsupportedModel(
+                f"{self.path.name}: {self.prefix}{key} is {value!r}, which is not supported (known: {known})"
+            )
+        return choices[value]
+
+    def refuse(self, key: str, *harmless: Any) -> None:
+        """An option that changes the arithmetic and is not implemented: an error unless absent or harmless."""
+        value = self.values.get(self.prefix + key)
+        if value is not None and value not in harmless:
+            raise UnsupportedModel(f"{self.path.name}: {self.prefix}{key} = {value!r} is not supported")

@@ -1,0 +1,77 @@
+"""BERT (Devlin et al. 2019), as sentence encoders use it (Reimers and Gurevych 2019): post-norm, bidirectional,
+learned positions, type embeddings, mean pooling.
+"""
+
+from __future__ import annotations
+
+from pellucid.model import Family
+from pellucid.model.config import Config
+from pellucid.model.spec import (
+    Attention,
+    Block,
+    Embedding,
+    FeedForward,
+    Learned,
+    Model,
+    ModelSpec,
+    Norm,
+    Pooling,
+    Slot,
+)
+from pellucid.weights.checkpoint import Checkpoint
+
+BLOCK = {
+    "attention.q": "attention.self.query",
+    "attention.k": "attention.self.key",
+    "attention.v": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "attention.norm": "attention.output.LayerNorm",
+    "feedforward.up": "intermediate.dense",
+    "feedforward.down": "output.dense",
+    "feedforward.norm": "output.LayerNorm",
+}
+EMBEDDINGS = {
+    "embed": "embeddings.word_embeddings",
+    "position": "embeddings.position_embeddings",
+    "embed.types": "embeddings.token_type_embeddings",
+    "embed.norm": "embeddings.LayerNorm",
+}
+
+
+def from_config(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``config.json`` of BertModel."""
+    config.refuse("position_embedding_type", "absolute")
+    config.refuse("is_decoder", False)
+    activations = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
+    activation = config.one_of("hidden_act", activations, "gelu")
+    width, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    norm, positions = (
+        Norm("layer", config.number("layer_norm_eps", 1e-12)),
+        config.count("max_position_embeddings"),
+    )
+    head_dim = width // heads
+    attention = Attention(heads, heads, head_dim, head_dim**-0.5, causal=False, bias=True, output_bias=True)
+    feedforward = FeedForward(config.count("intermediate_size"), activation, gated=False, bias=True)  # type: ignore[arg-type]
+    layers = config.count("num_hidden_layers", limit=1000)
+    spec = ModelSpec(
+        family="bert",
+        name=checkpoint.path.name,
+        context=positions,
+        embedding=Embedding(
+            config.count("vocab_size"), width, types=config.count("type_vocab_size", 2), norm=norm
+        ),
+        position=Learned(positions),
+        blocks=(Block(attention, feedforward, norm, "post"),) * layers,
+        pooling=Pooling(),
+    )
+    prefix = "bert." if "bert.embeddings.word_embeddings.weight" in checkpoint.tensors else ""
+    names = {slot: prefix + name for slot, name in EMBEDDINGS.items()}
+    for i in range(layers):
+        names.update(
+            {f"blocks.{i}.{slot}": f"{prefix}encoder.layer.{i}.{name}" for slot, name in BLOCK.items()}
+        )
+    slots = {f"{s}.{part}": Slot(f"{n}.{part}") for s, n in names.items() for part in ("weight", "bias")}
+    return Model(spec, slots)
+
+
+BERT = Family("bert", frozenset({"bert"}), None, from_config)

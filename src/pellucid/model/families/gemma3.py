@@ -1,0 +1,102 @@
+"""Gemma 3, text (Gemma Team 2025): sandwich RMS norms, query and key norms, five sliding blocks to a full one.
+
+Sliding blocks turn with base 10,000, full ones with the file's base. The embedding is scaled by sqrt(D).
+GGUF files have 1 added to the norms' weights already; safetensors have not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pellucid.errors import FileFormatError
+from pellucid.model import Family
+from pellucid.model.config import Config
+from pellucid.model.names import gguf_slots, transformers_slots
+from pellucid.model.readers import gguf_attention, rope_parameters
+from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Model, ModelSpec, Norm, Rotary
+from pellucid.weights.checkpoint import Checkpoint
+
+PATTERN = 6  # every sixth block is full
+LOCAL_BASE = 10_000.0
+
+
+def _spec(name: str, context: int, vocabulary: int, width: int, blocks: list[Block], head: Head) -> ModelSpec:
+    embedding = Embedding(vocabulary, width, scale=width**0.5)
+    return ModelSpec("gemma3", name, context, embedding, tuple(blocks), final_norm=blocks[0].norm, head=head)
+
+
+def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``gemma3.*`` metadata."""
+    gemma = config.under("gemma3.")
+    norm = Norm("rms", gemma.number("attention.layer_norm_rms_epsilon"))
+    full = gguf_attention(checkpoint, gemma, "half")
+    layers, width = gemma.count("block_count", limit=1000), gemma.count("embedding_length")
+    if layers == 62:  # 27B scales by the model's width, as its report says and the GGUF does not
+        full = replace(full, scale=(width / full.heads) ** -0.5)
+    full = replace(full, qk_norm=norm, softcap=gemma.number("attn_logit_softcapping", 0.0, low=-1.0))
+    rotary = Rotary(gemma.number("rope.local.freq_base", LOCAL_BASE), full.head_dim, "half")
+    sliding = replace(full, rotary=rotary, window=gemma.count("attention.sliding_window"))
+    feedforward = FeedForward(gemma.count("feed_forward_length"), "gelu_tanh", gated=True)
+    blocks = [
+        Block(full if (i + 1) % PATTERN == 0 else sliding, feedforward, norm, "sandwich")
+        for i in range(layers)
+    ]
+    vocabulary = (
+        checkpoint.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in checkpoint.tensors else 1
+    )
+    head = Head(
+        "output.weight" not in checkpoint.tensors, gemma.number("final_logit_softcapping", 0.0, low=-1.0)
+    )
+    spec = _spec(
+        config.text("general.name", "gemma3"), gemma.count("context_length"), vocabulary, width, blocks, head
+    )
+    return Model(spec, gguf_slots(spec))
+
+
+def _is_sliding(config: Config, layers: int) -> list[bool]:
+    kinds: Any = config.values.get("layer_types")
+    if kinds is None:
+        pattern = config.count("sliding_window_pattern", PATTERN)
+        return [(i + 1) % pattern != 0 for i in range(layers)]
+    if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
+        raise FileFormatError(
+            config.path, "layer_types", f"must be {layers} of sliding_attention, full_attention"
+        )
+    return [kind == "sliding_attention" for kind in kinds]
+
+
+def from_config(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``config.json`` of Gemma3ForCausalLM."""
+    config.refuse("attention_bias", False)
+    config.refuse("use_bidirectional_attention", False)
+    config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
+    layers, width = config.count("num_hidden_layers", limit=1000), config.count("hidden_size")
+    norm, head_dim = Norm("rms", config.number("rms_norm_eps", 1e-6)), config.count("head_dim", 256)
+    base, scaling = rope_parameters(config, "full_attention", default=1_000_000.0)
+    local, _ = rope_parameters(
+        config, "sliding_attention", default=config.number("rope_local_base_freq", LOCAL_BASE)
+    )
+    full = Attention(
+        heads=config.count("num_attention_heads"),
+        kv_heads=config.count("num_key_value_heads"),
+        head_dim=head_dim,
+        scale=config.number("query_pre_attn_scalar", 256) ** -0.5,
+        rotary=Rotary(base, head_dim, "half", scaling),
+        qk_norm=norm,
+        softcap=config.number("attn_logit_softcapping", 0.0, low=-1.0),
+    )
+    sliding = replace(full, rotary=Rotary(local, head_dim, "half"), window=config.count("sliding_window"))
+    feedforward = FeedForward(config.count("intermediate_size"), "gelu_tanh", gated=True)
+    blocks = [
+        Block(sliding if s else full, feedforward, norm, "sandwich") for s in _is_sliding(config, layers)
+    ]
+    head = Head(
+        config.flag("tie_word_embeddings", True), config.number("final_logit_softcapping", 0.0, low=-1.0)
+    )
+    context, vocabulary = config.count("max_position_embeddings"), config.count("vocab_size")
+    spec = _spec(checkpoint.path.name, context, vocabulary, width, blocks, head)
+    return Model(spec, transformers_slots(spec, norm_plus=1.0))
+
+
+GEMMA3 = Family("gemma3", frozenset({"gemma3", "gemma3_text"}), from_gguf, from_config)

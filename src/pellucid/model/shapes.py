@@ -1,0 +1,62 @@
+"""Which slots a spec has, and the shape of each. The plan and the check of files agree through this table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pellucid.model.spec import Block, ModelSpec, Norm
+
+Shape = tuple[int, ...]
+
+
+def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
+    """Slot name to shape, row-major: a matrix that maps D inputs to N outputs is (N, D)."""
+    return dict(_slots(spec))
+
+
+def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
+    embedding, width = spec.embedding, spec.embedding.width
+    yield "embed.weight", (embedding.vocabulary, width)
+    if spec.position:
+        yield "position.weight", (spec.position.count, width)
+    if embedding.types:
+        yield "embed.types.weight", (embedding.types, width)
+    if embedding.norm:
+        yield from _norm("embed.norm", embedding.norm, width)
+    for index, block in enumerate(spec.blocks):
+        yield from _block(f"blocks.{index}", block, width)
+    if spec.final_norm:
+        yield from _norm("norm", spec.final_norm, width)
+    if spec.head and not spec.head.tied:
+        yield "project.weight", (embedding.vocabulary, width)
+
+
+def _norm(name: str, norm: Norm, width: int) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (width,)
+    if norm.kind == "layer":
+        yield f"{name}.bias", (width,)
+
+
+def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
+    attention, feedforward = block.attention, block.feedforward
+    heads, kv_heads = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    for part, rows, columns, bias in (
+        ("attention.q", heads, width, attention.bias),
+        ("attention.k", kv_heads, width, attention.bias),
+        ("attention.v", kv_heads, width, attention.bias),
+        ("attention.output", width, heads, attention.output_bias),
+        *((("feedforward.gate", feedforward.width, width, feedforward.bias),) if feedforward.gated else ()),
+        ("feedforward.up", feedforward.width, width, feedforward.bias),
+        ("feedforward.down", width, feedforward.width, feedforward.bias),
+    ):
+        yield f"{name}.{part}.weight", (rows, columns)
+        if bias:
+            yield f"{name}.{part}.bias", (rows,)
+    if attention.qk_norm:
+        yield from _norm(f"{name}.attention.q_norm", attention.qk_norm, attention.head_dim)
+        yield from _norm(f"{name}.attention.k_norm", attention.qk_norm, attention.head_dim)
+    yield from _norm(f"{name}.attention.norm", block.norm, width)
+    yield from _norm(f"{name}.feedforward.norm", block.norm, width)
+    if block.placement == "sandwich":
+        yield from _norm(f"{name}.attention.post_norm", block.norm, width)
+        yield from _norm(f"{name}.feedforward.post_norm", block.norm, width)

@@ -1,0 +1,78 @@
+"""The whole way from text to text, on one page. This is what runs.
+
+    text → tokenize → embed → +position → blocks ×L → norm → project → softmax → sample → detokenize → text
+
+``forward`` says what a model does with numbers: it is executed once, when a model is loaded, and writes the plan
+that every step runs (``pellucid plan MODEL`` prints it). ``generate`` is the loop around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pellucid.kernels.packed import Packed
+from pellucid.model.spec import ModelSpec
+from pellucid.plan.block import block
+from pellucid.plan.builder import Builder
+from pellucid.plan.embedding import embed, embedding_norm
+from pellucid.plan.network import Network
+from pellucid.plan.passes import optimize
+from pellucid.plan.plan import Plan
+from pellucid.plan.position import position
+from pellucid.plan.project import final_norm, project
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import Sequence
+from pellucid.sample.chain import Chain
+from pellucid.sample.stop import Stopper
+from pellucid.tokenize import Tokenizer
+
+
+def forward(spec: ModelSpec, layouts: Mapping[str, Packed]) -> Plan:
+    """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D)."""
+    plan = Builder(spec, layouts)
+    x = embed(plan)  # each token's row of the embedding matrix           (T, D)
+    x = position(plan, x)  # where it stands: a vector added, or angles to turn by
+    x = embedding_norm(plan, x)
+    for layer, kind in enumerate(spec.blocks):
+        x = block(plan, layer, kind, x)  # attention and feed-forward, each added to x (T, D)
+    x = final_norm(plan, x)  # only the rows whose logits are wanted          (R, D)
+    logits = project(plan, x)  # a score for every token of the vocabulary      (R, V)
+    return optimize(plan.finish(logits))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One turn of the loop: the token that was sampled, the text that became certain, and why it ended."""
+
+    id: int
+    text: str
+    finish_reason: str | None = None
+
+
+def generate(
+    network: Network,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    chain: Chain,
+    stopper: Stopper,
+    sequence: Sequence,
+    limit: int,
+) -> Iterator[Piece]:
+    """The loop. ``prompt`` are the tokens that ``sequence`` does not hold yet; at most ``limit`` tokens are made."""
+    detokenizer = tokenizer.stream()
+    logits = network.prefill(sequence, prompt)  # embed → position → blocks → norm → project
+    for index in range(limit):
+        token = chain.sample(logits, index)  # softmax → sample
+        if token in tokenizer.eos_ids:
+            yield Piece(token, stopper.push(detokenizer.flush()) + stopper.flush(), "stop")
+            return
+        text = stopper.push(detokenizer.push(token))  # detokenize
+        if stopper.stopped:
+            yield Piece(token, text, "stop")
+            return
+        if index + 1 == limit:
+            yield Piece(token, text + stopper.push(detokenizer.flush()) + stopper.flush(), "length")
+            return
+        yield Piece(token, text)
+        logits = network.forward([Chunk(sequence, [token])])[0]  # and round again

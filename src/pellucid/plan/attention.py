@@ -1,0 +1,73 @@
+"""Attention: every token gathers what it needs from those it sees. (T, D) → (T, D)."""
+
+from __future__ import annotations
+
+from pellucid.errors import UnsupportedModel
+from pellucid.kernels.library import KernelKey
+from pellucid.model.spec import Attention
+from pellucid.plan.builder import Builder
+from pellucid.plan.norm import norm
+from pellucid.plan.plan import At, Cache, Operation, Value
+from pellucid.plan.position import rotate
+
+
+def attention(plan: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
+    """out = attention(x), not yet added to the residual stream."""
+    stage = f"blocks.{layer}.attention"
+    q = plan.linear(f"{stage}.q", x, f"{stage}.q", kind.heads * kind.head_dim, "q", bias=kind.bias)
+    k = plan.linear(f"{stage}.k", x, f"{stage}.k", kind.kv_heads * kind.head_dim, "k", bias=kind.bias)
+    v = plan.linear(f"{stage}.v", x, f"{stage}.v", kind.kv_heads * kind.head_dim, "v", bias=kind.bias)
+    if kind.qk_norm:
+        norm(plan, f"{stage}.q_norm", f"{stage}.q_norm", kind.qk_norm, q, q, parts=kind.heads)
+        norm(plan, f"{stage}.k_norm", f"{stage}.k_norm", kind.qk_norm, k, k, parts=kind.kv_heads)
+    if kind.rotary:
+        rotate(plan, f"{stage}.q_rotary", kind.rotary, q, kind.heads, kind.head_dim)
+        rotate(plan, f"{stage}.k_rotary", kind.rotary, k, kind.kv_heads, kind.head_dim)
+    _remember(plan, stage, layer, kind, k, v)
+    attended = _attend(plan, stage, layer, kind, q)
+    return plan.linear(
+        f"{stage}.output", attended, f"{stage}.output", plan.spec.embedding.width, out, bias=kind.output_bias
+    )
+
+
+def _remember(plan: Builder, stage: str, layer: int, kind: Attention, k: str, v: str) -> None:
+    """Keys and values into the cache's pages."""
+    if kind.head_dim % 16 or kind.heads % kind.kv_heads:
+        raise UnsupportedModel(
+            f"{stage}: {kind.heads} heads of width {kind.head_dim} with {kind.kv_heads} key/value heads; "
+            "the width must be a multiple of 16 and the heads of the key/value heads"
+        )
+    fields: dict[str, Value] = {
+        "k": At(k),
+        "v": At(v),
+        "kv_heads": kind.kv_heads,
+        "head_dim": kind.head_dim,
+        "keys": Cache(layer, "keys"),
+        "values": Cache(layer, "values"),
+    }
+    shape = f"(T, {kind.kv_heads}, {kind.head_dim})"
+    plan.emit(
+        Operation(f"{stage}.cache", KernelKey("cache_write"), fields, (k, v), (f"cache.{layer}",), shape)
+    )
+
+
+def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> str:
+    """softmax(q Kᵀ) V."""
+    attended = plan.buffer("attended", kind.heads * kind.head_dim)
+    fields: dict[str, Value] = {
+        "q": At(q),
+        "heads": kind.heads,
+        "kv_heads": kind.kv_heads,
+        "keys": Cache(layer, "keys"),
+        "values": Cache(layer, "values"),
+        "scale": kind.scale,
+        "softcap": kind.softcap,
+        "causal": int(kind.causal),
+        "window": kind.window,
+        "out": At(attended),
+        "quantized": 0,
+    }
+    shape = f"(T, {kind.heads}, {kind.head_dim})" + (f", window {kind.window}" if kind.window else "")
+    kernel = KernelKey("attention", (kind.head_dim,))
+    plan.emit(Operation(f"{stage}.attend", kernel, fields, (q, f"cache.{layer}"), (attended,), shape))
+    return attended

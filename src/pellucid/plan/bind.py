@@ -1,0 +1,79 @@
+"""A plan with real addresses: buffers, packed weights and cache pages filled into the records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.library import Progress, definition, shared
+from pellucid.kernels.packed import BLOCK
+from pellucid.kernels.quantize import BLOCK_BYTES
+from pellucid.plan.plan import At, Buffer, Cache, Constant, Plan, Rows, Value, Vector, Weights
+from pellucid.runtime.cache import KVCache
+from pellucid.runtime.executor import LOOP_KERNELS, Program, table
+from pellucid.weights.pack import Matrix, aligned
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A plan's memory: each buffer by name, float32 (rows, width) or Q8 bytes."""
+
+    by_name: Mapping[str, NDArray[Any]]
+
+
+def allocate(plan: Plan, limits: Mapping[Rows, int]) -> Arrays:
+    """Memory for every buffer, for the largest step."""
+    return Arrays({name: _array(buffer, limits[buffer.rows]) for name, buffer in plan.buffers.items()})
+
+
+def _array(buffer: Buffer, rows: int) -> NDArray[Any]:
+    if buffer.quantized:
+        return aligned(rows * (buffer.width // BLOCK) * BLOCK_BYTES)
+    return aligned(rows * buffer.width * 4).view(np.float32).reshape(rows, buffer.width)
+
+
+def bind(
+    plan: Plan,
+    arrays: Arrays,
+    matrices: Mapping[str, Matrix],
+    vectors: Mapping[str, NDArray[np.float32]],
+    cache: KVCache,
+    progress: Progress | None = None,
+) -> Program:
+    """The program of a plan. Kernels that this machine has not compiled yet are compiled.
+
+    Raises:
+        KernelError: a kernel did not compile.
+    """
+    addresses = shared().load([*plan.kernels(), *LOOP_KERNELS], progress)
+    constants = {
+        name: np.array(values, np.float32 if name == "zeros" else np.float64)
+        for name, values in plan.constants.items()
+    }
+
+    def word(value: Value) -> int | float:
+        match value:
+            case At(buffer):
+                return int(arrays.by_name[buffer].ctypes.data)
+            case Weights(slot):
+                return matrices[slot].address
+            case Vector(slot):
+                return int(vectors[slot].ctypes.data)
+            case Constant(name):
+                return int(constants[name].ctypes.data)
+            case Cache(layer, part):
+                return cache.address(layer, part)
+            case _:
+                return value
+
+    rows = []
+    for op in plan.operations:
+        record = definition(op.kernel.name).record
+        assert record is not None
+        words = record.pack({name: word(value) for name, value in op.fields.items()})
+        rows.append([addresses[op.kernel], int(op.barrier), *words])
+    return Program(table(rows), (arrays, matrices, vectors, constants, cache))

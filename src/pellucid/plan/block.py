@@ -1,0 +1,39 @@
+"""A transformer block: attention, then feed-forward, each with its norms and added to the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pellucid.model.spec import Block
+from pellucid.plan.attention import attention
+from pellucid.plan.builder import Builder
+from pellucid.plan.feedforward import feedforward
+from pellucid.plan.norm import norm
+
+
+def block(plan: Builder, layer: int, kind: Block, x: str) -> str:
+    """x becomes the block's output."""
+    sublayer(
+        plan, f"blocks.{layer}.attention", kind, x, lambda i, o: attention(plan, layer, kind.attention, i, o)
+    )
+    sublayer(
+        plan,
+        f"blocks.{layer}.feedforward",
+        kind,
+        x,
+        lambda i, o: feedforward(plan, layer, kind.feedforward, i, o),
+    )
+    return x
+
+
+def sublayer(plan: Builder, stage: str, kind: Block, x: str, inside: Callable[[str, str], str]) -> None:
+    """x = x + inside(x), with the norms where the block places them."""
+    before = x
+    if kind.placement in ("pre", "sandwich"):
+        before = norm(plan, f"{stage}.norm", f"{stage}.norm", kind.norm, x, "normed")
+    out = inside(before, plan.buffer("out", plan.width_of(x)))
+    if kind.placement == "sandwich":
+        norm(plan, f"{stage}.post_norm", f"{stage}.post_norm", kind.norm, out, out)
+    plan.add(f"{stage}.residual", x, out)
+    if kind.placement == "post":
+        norm(plan, f"{stage}.norm", f"{stage}.norm", kind.norm, x, x)

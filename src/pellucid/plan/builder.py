@@ -1,0 +1,125 @@
+"""What the stages build a plan with: buffers by name, operations in order, and the matrix product.
+
+The stages (``embedding.py`` ... ``project.py``) call it once for each arrow of the pipeline. They write the
+plainest list that is right: every operation by itself. Making it fast is the passes' work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pellucid.errors import UnsupportedModel
+from pellucid.kernels.library import KernelKey
+from pellucid.kernels.packed import BLOCK, ROWS, Packed, round_up
+from pellucid.kernels.record import Step
+from pellucid.model.spec import ModelSpec
+from pellucid.plan.plan import At, Buffer, Constant, Operation, Plan, Rows, Value, Vector, Weights
+
+COUNT: Mapping[Rows, int] = {
+    "tokens": Step.at.tokens,
+    "outputs": Step.at.outputs,
+    "sequences": Step.at.sequences,
+}
+NO_ADDEND = "zeros"
+
+
+class Builder:
+    """Collects a plan. ``layouts`` says how each slot's matrix will be packed."""
+
+    def __init__(self, spec: ModelSpec, layouts: Mapping[str, Packed]) -> None:
+        self.spec = spec
+        self.layouts = layouts
+        self.operations: list[Operation] = []
+        self.buffers: dict[str, Buffer] = {}
+        self.constants: dict[str, tuple[float, ...]] = {NO_ADDEND: (0.0,) * ROWS}
+        self._quantized: set[str] = set()
+
+    def buffer(self, name: str, width: int, rows: Rows = "tokens", *, quantized: bool = False) -> str:
+        """Declare a buffer, or use the one of that name again. Width is rounded up to a whole vector.
+
+        Raises:
+            UnsupportedModel: an inner width is not a multiple of 16, so it has no whole vectors.
+        """
+        new = Buffer(name, round_up(width, ROWS), rows, quantized)
+        if self.buffers.setdefault(name, new) != new:
+            raise UnsupportedModel(f"buffer {name} would need two shapes: {self.buffers[name]} and {new}")
+        return name
+
+    def emit(self, operation: Operation) -> None:
+        """Append an operation."""
+        self.operations.append(operation)
+        self._quantized -= set(operation.writes)
+
+    def width_of(self, buffer: str) -> int:
+        """Columns of a buffer."""
+        return self.buffers[buffer].width
+
+    def quantized(self, x: str, stage: str) -> str:
+        """The Q8 blocks of a buffer; emitted once until the buffer changes."""
+        width, rows = self.width_of(x), self.buffers[x].rows
+        blocks = self.buffer(f"{x}.q8", width, rows, quantized=True)
+        if x not in self._quantized:
+            fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks), "rows": COUNT[rows]}
+            self.emit(
+                Operation(f"{stage}.quantize", KernelKey("quantize"), fields, (x,), (blocks,), rows=rows)
+            )
+            self._quantized.add(x)
+        return blocks
+
+    def linear(self, stage: str, x: str, slot: str, outputs: int, out: str, *, bias: bool = False) -> str:
+        """out = x Wᵀ (+ bias): the matrix of ``slot``.weight, (outputs, width of x).
+
+        Raises:
+            UnsupportedModel: the layout needs a width that is a multiple of its blocks.
+        """
+        packed, width, rows = self.layouts[f"{slot}.weight"], self.width_of(x), self.buffers[x].rows
+        self.buffer(out, outputs, rows)
+        fields: dict[str, Value] = {
+            "weights": Weights(f"{slot}.weight"),
+            "groups": round_up(outputs, ROWS) // ROWS,
+            "out": At(out),
+            "out_stride": 4 * self.width_of(out),
+            "addend": Vector(f"{slot}.bias") if bias else Constant(NO_ADDEND),
+            "addend_group": 4 * ROWS if bias else 0,
+            "addend_row": 0,
+            "rows": COUNT[rows],
+        }
+        if packed.is_float:
+            name, source = "matmul_float", x
+            fields |= {"x": At(x), "x_stride": 4 * width, "columns": width}
+        else:
+            if width % packed.unit:
+                raise UnsupportedModel(
+                    f"{stage}: width {width} is not a multiple of the format's {packed.unit}"
+                )
+            name, source = "matmul_int8", self.quantized(x, stage.rpartition(".")[0] or stage)
+            fields |= {"x": At(source), "blocks": width // BLOCK}
+        self.emit(
+            Operation(
+                stage,
+                KernelKey(name, (packed,)),
+                fields,
+                (source,),
+                (out,),
+                shape=f"({rows[0].upper()}, {width}) x ({outputs}, {width})ᵀ",
+                weight_bytes=packed.matrix_bytes(outputs, width),
+                multiply_adds=outputs * width,
+                rows=rows,
+            )
+        )
+        return out
+
+    def add(self, stage: str, a: str, b: str) -> str:
+        """a += b."""
+        width, rows = self.width_of(a), self.buffers[a].rows
+        fields: dict[str, Value] = {"a": At(a), "b": At(b), "width": width, "out": At(a), "rows": COUNT[rows]}
+        self.emit(
+            Operation(
+                stage, KernelKey("add"), fields, (a, b), (a,), f"({rows[0].upper()}, {width})", rows=rows
+            )
+        )
+        return a
+
+    def finish(self, output: str) -> Plan:
+        """The plan."""
+        return Plan(tuple(self.operations), self.buffers, self.constants, output)

@@ -1,0 +1,44 @@
+"""Tokens to vectors: (T,) ids → (T, D)."""
+
+from __future__ import annotations
+
+from pellucid.kernels.library import KernelKey
+from pellucid.kernels.record import Step
+from pellucid.plan.builder import Builder
+from pellucid.plan.norm import norm
+from pellucid.plan.plan import At, Operation, Value, Weights
+
+
+def lookup(
+    plan: Builder, stage: str, slot: str, x: str, *, index: int, factor: float = 1.0, add: bool = False
+) -> str:
+    """Rows of a table: x = factor * table[index], or added to x. ``index`` is a field of the step, -1 for row 0."""
+    width, packed = plan.width_of(x), plan.layouts[slot]
+    fields: dict[str, Value] = {
+        "weights": Weights(slot),
+        "width": width,
+        "index": index,
+        "factor": factor,
+        "accumulate": int(add),
+        "out": At(x),
+    }
+    kernel = KernelKey("embedding", (packed,))
+    plan.emit(Operation(stage, kernel, fields, (x,) if add else (), (x,), f"(T,) → (T, {width})"))
+    return x
+
+
+def embed(plan: Builder) -> str:
+    """The residual stream's first value: token embeddings, scaled."""
+    embedding = plan.spec.embedding
+    x = plan.buffer("x", embedding.width)
+    lookup(plan, "embed", "embed.weight", x, index=Step.at.token_ids, factor=embedding.scale)
+    if embedding.types:  # one segment: every token is of type 0
+        lookup(plan, "embed.types", "embed.types.weight", x, index=-1, add=True)
+    return x
+
+
+def embedding_norm(plan: Builder, x: str) -> str:
+    """BERT normalises the sum of token, type and position vectors."""
+    if plan.spec.embedding.norm:
+        norm(plan, "embed.norm", "embed.norm", plan.spec.embedding.norm, x, x)
+    return x

@@ -1,0 +1,31 @@
+"""Feed-forward: every token by itself, wider, through a non-linearity, and back. (T, D) → (T, D)."""
+
+from __future__ import annotations
+
+from pellucid.kernels.library import KernelKey
+from pellucid.model.spec import FeedForward
+from pellucid.plan.builder import COUNT, Builder
+from pellucid.plan.plan import At, Operation, Value
+
+
+def feedforward(plan: Builder, layer: int, kind: FeedForward, x: str, out: str) -> str:
+    """out = down(f(gate x) * up x), or down(f(up x)); not yet added to the residual stream."""
+    stage = f"blocks.{layer}.feedforward"
+    inside, reads = plan.buffer("hidden", kind.width), ["hidden"]
+    first = "gate" if kind.gated else "up"
+    plan.linear(f"{stage}.{first}", x, f"{stage}.{first}", kind.width, inside, bias=kind.bias)
+    if kind.gated:
+        reads.append(plan.linear(f"{stage}.up", x, f"{stage}.up", kind.width, "up", bias=kind.bias))
+    fields: dict[str, Value] = {
+        "x": At(inside),
+        "up": At("up") if kind.gated else 0,
+        "width": kind.width,
+        "out": At(inside),
+        "quantized": 0,
+        "rows": COUNT["tokens"],
+    }
+    kernel = KernelKey("activation", (kind.activation,))
+    plan.emit(Operation(f"{stage}.hidden", kernel, fields, tuple(reads), (inside,), f"(T, {kind.width})"))
+    return plan.linear(
+        f"{stage}.down", inside, f"{stage}.down", plan.spec.embedding.width, out, bias=kind.bias
+    )

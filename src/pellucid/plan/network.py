@@ -1,0 +1,153 @@
+"""A model ready to run: its plan bound to weights, memory, cache and threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.kernels.attention import PAGE, scratch_bytes
+from pellucid.kernels.library import Progress
+from pellucid.kernels.packed import ROWS, Packed, round_up
+from pellucid.model.spec import Model
+from pellucid.plan.bind import allocate, bind
+from pellucid.plan.plan import Plan, Vector, Weights
+from pellucid.runtime.batch import Chunk, StepArrays
+from pellucid.runtime.cache import KVCache, LayerShape, Sequence
+from pellucid.runtime.executor import Executor
+from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.pack import Matrix, decode, pack, stored_blocks
+from pellucid.weights.quant import lookup
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a step may hold: T tokens, R rows of logits, B sequences; and the context, in tokens."""
+
+    context: int
+    tokens: int = 256
+    outputs: int = 16
+    sequences: int = 16
+
+
+def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, Packed]:
+    """How each slot's matrix will be packed.
+
+    Raises:
+        UnsupportedModel: a tensor's format is not implemented; lists those that are.
+    """
+    return {
+        slot: lookup(checkpoint.tensors[source.tensor].format, f"tensor {source.tensor}").packed
+        for slot, source in model.slots.items()
+        if source.tensor in checkpoint.tensors
+    }
+
+
+class Network:
+    """Runs steps. ``forward`` may be called from any thread; steps run one after the other.
+
+    Raises:
+        KernelError: a kernel did not compile.
+        UnsupportedModel: a format or a shape that is not implemented.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: Model,
+        plan: Plan,
+        limits: Limits,
+        threads: int,
+        progress: Progress | None = None,
+    ) -> None:
+        self.spec, self.plan, self.limits = model.spec, plan, limits
+        attentions = [block.attention for block in self.spec.blocks]
+        shapes = [LayerShape(a.kv_heads, a.head_dim) for a in attentions]
+        pages = -(-limits.context // PAGE)
+        self.cache = KVCache(shapes, pages)
+        scratch = scratch_bytes(limits.context, max(a.head_dim for a in attentions))
+        self._step = StepArrays(limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads)
+        self._arrays = allocate(
+            plan, {"tokens": limits.tokens, "outputs": limits.outputs, "sequences": limits.sequences}
+        )
+        matrices, vectors = load_weights(checkpoint, model, plan, threads)
+        self._program = bind(plan, self._arrays, matrices, vectors, self.cache, progress)
+        self._executor = Executor(threads)
+        self._lock = threading.Lock()
+
+    @property
+    def threads(self) -> int:
+        """Threads that a step runs on."""
+        return self._executor.threads
+
+    @property
+    def width(self) -> int:
+        """Columns of the output: V for a language model, D for an encoder."""
+        return self.spec.embedding.vocabulary if self.spec.head else self.spec.embedding.width
+
+    def forward(self, chunks: Seq[Chunk]) -> NDArray[np.float32]:
+        """Run one step. Returns a copy of the wanted rows: logits (R, V), or sentence vectors (B, D).
+
+        The chunks' sequences grow by their tokens.
+
+        Raises:
+            InvalidRequest: more tokens, rows or sequences than a step may hold.
+            CacheFull: no pages left.
+        """
+        tokens, outputs = sum(len(c.tokens) for c in chunks), sum(c.outputs for c in chunks)
+        for value, limit, what in (
+            (tokens, self.limits.tokens, "tokens"),
+            (outputs, self.limits.outputs, "rows of logits"),
+            (len(chunks), self.limits.sequences, "sequences"),
+        ):
+            if value > limit:
+                raise InvalidRequest(f"a step of {value} {what}; the limit is {limit}: use smaller steps")
+        with self._lock:
+            self._step.fill(chunks, self.cache)
+            self._executor.run(self._program, self._step.record)
+            for chunk in chunks:
+                chunk.sequence.length += len(chunk.tokens)
+            rows = outputs if self.spec.head else len(chunks)
+            return np.array(self._arrays.by_name[self.plan.output][:rows, : self.width])
+
+    def prefill(self, sequence: Sequence, tokens: Seq[int]) -> NDArray[np.float32]:
+        """Run a prompt in steps of at most ``limits.tokens``. Returns the last token's logits, (V,)."""
+        logits = np.empty((0, self.width), np.float32)
+        for first in range(0, len(tokens), self.limits.tokens):
+            part = tokens[first : first + self.limits.tokens]
+            last = first + len(part) == len(tokens)
+            logits = self.forward([Chunk(sequence, part, outputs=int(last))])
+        row: NDArray[np.float32] = logits[-1]
+        return row
+
+    def array(self, buffer: str) -> NDArray[Any]:
+        """A buffer of the last step, by its name in the plan: float32 (rows, width) or Q8 bytes. A view."""
+        return self._arrays.by_name[buffer]
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._executor.close()
+
+
+def load_weights(
+    checkpoint: Checkpoint, model: Model, plan: Plan, threads: int
+) -> tuple[dict[str, Matrix], dict[str, NDArray[np.float32]]]:
+    """The packed matrices and the float32 vectors that a plan refers to, by slot."""
+    values = [value for op in plan.operations for value in op.fields.values()]
+    matrices: dict[str, Matrix] = {}
+    for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Weights)):
+        form, raw = stored_blocks(checkpoint, checkpoint.tensors[model.slots[slot].tensor])
+        matrices[slot] = pack(form, [raw], threads)
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Vector)):
+        source = model.slots[slot]
+        stored = decode(checkpoint, source.tensor)
+        vector = np.zeros(round_up(len(stored), ROWS), np.float32)
+        vector[: len(stored)] = stored + np.float32(source.plus)
+        vectors[slot] = vector
+    return matrices, vectors

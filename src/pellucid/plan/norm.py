@@ -1,0 +1,29 @@
+"""Normalisation of rows, or of each head's part of a row."""
+
+from __future__ import annotations
+
+from pellucid.kernels.library import KernelKey
+from pellucid.model.spec import Norm
+from pellucid.plan.builder import COUNT, Builder
+from pellucid.plan.plan import At, Constant, Operation, Value, Vector
+
+
+def norm(plan: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, parts: int = 1) -> str:
+    """out = norm(x), with the weight (and bias) of ``slot``; each of ``parts`` parts of a row by itself."""
+    rows = plan.buffers[x].rows
+    plan.buffer(out, plan.width_of(x), rows)
+    width = plan.width_of(x) // parts
+    fields: dict[str, Value] = {
+        "x": At(x),
+        "width": width,
+        "parts": parts,
+        "weight": Vector(f"{slot}.weight"),
+        "bias": Vector(f"{slot}.bias") if kind.kind == "layer" else Constant("zeros"),
+        "eps": kind.eps,
+        "out": At(out),
+        "quantized": 0,
+        "rows": COUNT[rows],
+    }
+    shape = f"({rows[0].upper()}, {width})" if parts == 1 else f"({rows[0].upper()}, {parts}, {width})"
+    plan.emit(Operation(stage, KernelKey("norm", (kind.kind,)), fields, (x,), (out,), shape, rows=rows))
+    return out

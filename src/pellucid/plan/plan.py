@@ -1,0 +1,106 @@
+"""A plan: the flat list of operations that a model is, over named buffers. Ordinary data.
+
+It can be printed, sliced and rewritten; ``passes.py`` holds the rewrites, ``bind.py`` turns it into the table of
+records that the executor runs. Building one touches no weights and compiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from pellucid.kernels.library import KernelKey
+
+Rows = Literal["tokens", "outputs", "sequences"]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A named array of a step: ``rows`` x ``width``, float32, or Q8 blocks of 32 values if ``quantized``."""
+
+    name: str
+    width: int
+    rows: Rows = "tokens"
+    quantized: bool = False
+
+
+@dataclass(frozen=True)
+class At:
+    """The address of a buffer."""
+
+    buffer: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The address of a slot's packed matrix."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class Vector:
+    """The address of a slot's values as float32."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The address of a small array that the plan brings along (rotary frequencies, zeros)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The address of a layer's pages of keys or values."""
+
+    layer: int
+    part: Literal["keys", "values"]
+
+
+Value: TypeAlias = int | float | At | Weights | Vector | Constant | Cache
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation: which stage of the model it belongs to, its kernel and its record.
+
+    ``reads`` and ``writes`` name buffers, and "cache.3" for a layer's pages; the barriers follow from them.
+    ``weight_bytes`` is what it reads of the weights in a step, ``multiply_adds`` what it computes for a row.
+    """
+
+    stage: str
+    kernel: KernelKey
+    fields: Mapping[str, Value]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    shape: str = ""
+    weight_bytes: int = 0
+    multiply_adds: int = 0
+    rows: Rows = "tokens"
+    barrier: bool = False
+    """Whether all threads must meet before the next operation."""
+
+    def with_fields(self, **fields: Value) -> Operation:
+        """The same operation with some fields of its record changed."""
+        return replace(self, fields={**self.fields, **fields})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Operations in order, the buffers they use, and the constants that come along.
+
+    ``output`` is the buffer that a step is run for: logits (R, V), or sentence vectors (B, D).
+    """
+
+    operations: tuple[Operation, ...]
+    buffers: Mapping[str, Buffer]
+    constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    output: str = ""
+
+    def kernels(self) -> list[KernelKey]:
+        """The kernels that it needs, each once."""
+        return list(dict.fromkeys(op.kernel for op in self.operations))

@@ -1,0 +1,96 @@
+"""Where a token stands. Learned positions are added to the embedding; rotary ones turn queries and keys."""
+
+from __future__ import annotations
+
+import math
+
+from pellucid.errors import UnsupportedModel
+from pellucid.kernels.library import KernelKey
+from pellucid.kernels.record import Step
+from pellucid.model.spec import Rotary
+from pellucid.plan.builder import Builder
+from pellucid.plan.embedding import lookup
+from pellucid.plan.plan import At, Constant, Operation, Value
+
+
+def position(plan: Builder, x: str) -> str:
+    """Learned vectors added to x; for rotary positions, the step's tables of angles, one for each kind."""
+    if plan.spec.position:
+        lookup(plan, "position", "position.weight", x, index=Step.at.positions, add=True)
+    for rotary in dict.fromkeys(block.attention.rotary for block in plan.spec.blocks):
+        if rotary:
+            _angles(plan, rotary)
+    return x
+
+
+def rotate(plan: Builder, stage: str, rotary: Rotary, x: str, heads: int, head_dim: int) -> str:
+    """Turn (T, heads, K) in place by the step's angles."""
+    angles = _angles_name(plan, rotary)
+    fields: dict[str, Value] = {
+        "x": At(x),
+        "heads": heads,
+        "head_dim": head_dim,
+        "pairs": rotary.dims // 2,
+        "angles": At(angles),
+    }
+    kernel = KernelKey("rotary", (rotary.pairing,))
+    plan.emit(Operation(stage, kernel, fields, (x, angles), (x,), f"(T, {heads}, {head_dim})"))
+    return x
+
+
+def inverse_frequencies(rotary: Rotary) -> tuple[float, ...]:
+    """Radians per position of each pair: base^(-2j/dims), stretched as the model asks.
+
+    Raises:
+        UnsupportedModel: the file's divisors are not one for each pair.
+    """
+    plain = [rotary.base ** (-2 * j / rotary.dims) for j in range(rotary.dims // 2)]
+    scaling = rotary.scaling
+    if rotary.factors:
+        if len(rotary.factors) != len(plain) or not all(f > 0 and math.isfinite(f) for f in rotary.factors):
+            raise UnsupportedModel(
+                f"rotary factors: {len(rotary.factors)} given, {len(plain)} positive ones needed"
+            )
+        plain = [f / divisor for f, divisor in zip(plain, rotary.factors)]
+    if scaling is None:
+        return tuple(plain)
+    if scaling.kind == "linear":
+        return tuple(f / scaling.factor for f in plain)
+    low = scaling.trained_context / scaling.low_frequency_factor
+    high = scaling.trained_context / scaling.high_frequency_factor
+    out = []
+    for f in plain:
+        wavelength = 2 * math.pi / f
+        if wavelength < high:
+            out.append(f)
+        elif wavelength > low:
+            out.append(f / scaling.factor)
+        else:
+            span = scaling.high_frequency_factor - scaling.low_frequency_factor
+            smooth = (scaling.trained_context / wavelength - scaling.low_frequency_factor) / span
+            out.append((1 - smooth) * f / scaling.factor + smooth * f)
+    return tuple(out)
+
+
+def _angles_name(plan: Builder, rotary: Rotary) -> str:
+    kinds = list(dict.fromkeys(b.attention.rotary for b in plan.spec.blocks if b.attention.rotary))
+    return "angles" if len(kinds) == 1 else f"angles.{kinds.index(rotary)}"
+
+
+def _angles(plan: Builder, rotary: Rotary) -> None:
+    name, pairs = _angles_name(plan, rotary), rotary.dims // 2
+    plan.buffer(name, 2 * pairs)
+    if plan.width_of(name) != 2 * pairs:
+        raise UnsupportedModel(
+            f"rotary positions over {rotary.dims} values of a head; a multiple of 16 is needed"
+        )
+    plan.constants[f"{name}.inverse_frequency"] = inverse_frequencies(rotary)
+    fields: dict[str, Value] = {
+        "inverse_frequency": Constant(f"{name}.inverse_frequency"),
+        "pairs": pairs,
+        "magnitude": 1.0,
+        "out": At(name),
+    }
+    plan.emit(
+        Operation(f"position.{name}", KernelKey("rotary_angles"), fields, (), (name,), f"(T, 2, {pairs})")
+    )

@@ -1,0 +1,82 @@
+"""A step's ragged batch: which tokens of which sequences run now, and whose logits are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.record import Step
+from pellucid.runtime.cache import KVCache, Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next tokens of one sequence. ``outputs`` is how many of its last rows' logits are wanted."""
+
+    sequence: Sequence
+    tokens: Seq[int]
+    outputs: int = 1
+
+
+class StepArrays:
+    """The arrays that a step's record points to, allocated once for the largest step.
+
+    ``tokens`` T, ``sequences`` B and ``pages`` of a sequence are the most that a step may have.
+    """
+
+    def __init__(
+        self, tokens: int, outputs: int, sequences: int, pages: int, scratch: int, threads: int
+    ) -> None:
+        self.limits = (tokens, outputs, sequences)
+        self.token_ids = np.zeros(tokens, np.int32)
+        self.positions = np.zeros(tokens, np.int32)
+        self.output_rows = np.zeros(max(outputs, 1), np.int32)
+        self.first_row = np.zeros(sequences, np.int32)
+        self.row_count = np.zeros(sequences, np.int32)
+        self.length = np.zeros(sequences, np.int32)
+        self.pages = np.zeros((sequences, pages), np.int32)
+        self._scratch = np.empty(scratch * threads + 64, np.uint8)
+        start = int(self._scratch.ctypes.data)
+        self._known: dict[str, int] = {
+            "token_ids": _address(self.token_ids),
+            "positions": _address(self.positions),
+            "output_rows": _address(self.output_rows),
+            "first_row": _address(self.first_row),
+            "row_count": _address(self.row_count),
+            "length": _address(self.length),
+            "pages": _address(self.pages),
+            "page_stride": pages,
+            "scratch": start + -start % 64,
+            "scratch_bytes": scratch,
+        }
+        self.record = np.zeros(len(Step.fields), np.int64)
+
+    def fill(self, chunks: Seq[Chunk], cache: KVCache) -> tuple[int, int]:
+        """Write a batch into the arrays and give its sequences their pages. Returns (T, R).
+
+        Raises:
+            CacheFull: a sequence needs more pages than are free.
+        """
+        row = output = 0
+        for index, chunk in enumerate(chunks):
+            sequence, count = chunk.sequence, len(chunk.tokens)
+            cache.extend(sequence, count)
+            rows = slice(row, row + count)
+            self.token_ids[rows] = chunk.tokens
+            self.positions[rows] = np.arange(sequence.length, sequence.length + count)
+            self.first_row[index], self.row_count[index] = row, count
+            self.length[index] = sequence.length + count
+            self.pages[index, : len(sequence.pages)] = sequence.pages
+            row += count
+            self.output_rows[output : output + chunk.outputs] = np.arange(row - chunk.outputs, row)
+            output += chunk.outputs
+        counts = {"tokens": row, "outputs": output, "sequences": len(chunks)}
+        self.record[:] = Step.pack({**counts, **self._known})
+        return row, output
+
+
+def _address(array: NDArray[np.int32]) -> int:
+    return int(array.ctypes.data)

@@ -1,0 +1,130 @@
+"""Runs programs: threads that are started once, one compiled loop that all of them run, and nothing else.
+
+A program is a table of records (``kernels/record.py``). ``run`` sets an epoch, the workers see it, every thread
+walks the table, and all meet at the end. Between steps a worker spins for some 50 µs, offers its core to others
+for some milliseconds, and is then parked on a condition until the next step.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import KernelError
+from pellucid.kernels import loop
+from pellucid.kernels.library import KernelKey, shared
+from pellucid.kernels.record import RECORD_WORDS
+
+LOOP_KERNELS = (KernelKey("loop.lead"), KernelKey("loop.work"))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A table of records ready to run; ``keep`` holds the arrays that its addresses point into."""
+
+    records: NDArray[np.int64]
+    keep: Sequence[Any]
+
+
+def default_threads() -> int:
+    """Physical cores that this process may use (hyper-threads share what the kernels are limited by)."""
+    allowed = (
+        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    cores = set()
+    for cpu in allowed:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as siblings:
+                cores.add(siblings.read().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+class Executor:
+    """A team of ``threads`` threads, the caller's among them. One step at a time; not to be shared by callers.
+
+    Raises:
+        KernelError: from ``run``, when a kernel reports failure.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        memory = np.zeros(loop.CONTROL_BYTES // 8 + 8, np.int64)
+        start = -(memory.ctypes.data // 8) % 8
+        self._control: NDArray[np.int64] = memory[start : start + loop.CONTROL_BYTES // 8]
+        self._lead = shared().function(LOOP_KERNELS[0], 4)
+        self._team = _Team(self._control, threads)
+        for thread in range(1, threads):
+            worker = threading.Thread(
+                target=_work, args=(self._team, thread), name=f"pellucid-{thread}", daemon=True
+            )
+            worker.start()
+        self._finalizer = weakref.finalize(self, self._team.stop)
+
+    def run(self, program: Program, step: NDArray[np.int64]) -> None:
+        """Run one step: every record of the program, on every thread. Releases the GIL."""
+        control = self._control
+        control[loop.PROGRAM // 8] = program.records.ctypes.data
+        control[loop.RECORDS // 8] = len(program.records)
+        control[loop.STEP // 8] = step.ctypes.data
+        self._team.tell()
+        self._lead(control.ctypes.data, self.threads, 0, 0)
+        if control[loop.STATUS // 8]:
+            status, control[loop.STATUS // 8] = int(control[loop.STATUS // 8]), 0
+            raise KernelError(f"a kernel reported status {status}")
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._finalizer()
+
+
+class _Team:
+    """What the workers share with the executor, without holding the executor alive."""
+
+    def __init__(self, control: NDArray[np.int64], threads: int) -> None:
+        self.control, self.threads = control, threads
+        self.condition = threading.Condition()
+        self.parked = 0
+
+    def tell(self) -> None:
+        """Announce the next step."""
+        with self.condition:
+            self.control[loop.EPOCH // 8] += 1
+            if self.parked:
+                self.condition.notify_all()
+
+    def stop(self) -> None:
+        with self.condition:
+            self.control[loop.STOP // 8] = 1
+            self.condition.notify_all()
+
+
+def _work(team: _Team, thread: int) -> None:
+    """A worker's life: run steps in compiled code; when it comes back, park until there is another."""
+    native = shared().function(LOOP_KERNELS[1], 4)
+    control, seen_at = team.control, (loop.PASSED + loop.LINE * thread + 8) // 8
+    while True:
+        native(control.ctypes.data, thread, team.threads, int(control[seen_at]))
+        with team.condition:
+            while not control[loop.STOP // 8] and control[loop.EPOCH // 8] == control[seen_at]:
+                team.parked += 1
+                team.condition.wait()
+                team.parked -= 1
+            if control[loop.STOP // 8]:
+                return
+
+
+def table(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Records of words (the header included) as one array, each padded to the same length."""
+    out = np.zeros((len(rows), RECORD_WORDS), np.int64)
+    for record, words in zip(out, rows):
+        record[: len(words)] = words
+    return out

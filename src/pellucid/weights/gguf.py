@@ -1,0 +1,339 @@
+"""GGUF files, versions 2 and 3: a path goes in, a `Checkpoint` over the mapped file comes out.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+    ┌──────────────────────────────────────────────────────────────┐
+    │ "GGUF" │ version u32 │ tensor count u64 │ key count u64      │
+    │ keys:    name │ value type u32 │ value              × count  │   string = length u64 │ UTF-8 bytes
+    │ tensors: name │ rank u32 │ dims u64 × rank │ type │ offset   │   array  = type u32 │ count u64 │ values
+    │ padding to general.alignment                                 │
+    │ data:    each tensor at its offset, aligned                  │
+    └──────────────────────────────────────────────────────────────┘
+
+Nothing in the file is trusted. A count is compared with the bytes that remain before anything is made for it,
+and with a fixed limit that no real model comes near, so the time and memory that a file can cost are bounded.
+Dims are stored fastest-first, `Tensor.shape` is row-major. A model split over several files
+(``NAME-00001-of-00003.gguf``) opens as one, whichever of its files is named.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from pellucid.errors import FileFormatError
+from pellucid.weights.checkpoint import Tensor
+from pellucid.weights.gguf_types import ARRAY, BOOL, NUMBER_TYPES, REMOVED_TENSOR_TYPES, STRING, TENSOR_TYPES
+from pellucid.weights.mapped import MappedCheckpoint, MappedFile
+from pellucid.weights.messages import shown
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+MAX_RANK = 4
+MAX_DEPTH = 4  # arrays in arrays
+MAX_KEYS = MAX_TENSORS = 1 << 17
+MAX_ENTRIES = 1 << 22  # strings in arrays, of all keys together; the largest vocabulary is near 2^18
+MAX_METADATA = 1 << 28  # bytes before the data; a vocabulary with its merges takes about 10 MB
+MAX_NAME = 65535  # bytes of a key, from the specification
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+_INNER_ARRAY = 64  # an array in an array counts as so many entries, for it costs as much time
+_MIN_KEY = 8 + 1 + 4 + 1  # bytes of the shortest key with its value
+_MIN_TENSOR = 8 + 1 + 4 + 4 + 8  # bytes of the shortest tensor record
+SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+class GGUFCheckpoint(MappedCheckpoint):
+    """A `Checkpoint` of kind "gguf". Number arrays in ``metadata`` are NumPy, string arrays lists."""
+
+
+def open_gguf(path: str | Path) -> GGUFCheckpoint:
+    """Open a GGUF file, or all files of a split one.
+
+    Raises `FileFormatError`, with the field and its byte offset, for anything wrong in it.
+    """
+    path = Path(path)
+    name = SPLIT_NAME.fullmatch(path.name)
+    # A count of zero in the name is a lie; split.count exposes it below.
+    count = max(int(name["count"]), 1) if name else 1
+    files: dict[Path, MappedFile] = {}
+    try:
+        parts = []
+        for number in range(count):
+            part_path = split_path(path, name["stem"], number, count) if name else path
+            files[part_path] = MappedFile(part_path)
+            parts.append(_parse(files[part_path]))
+            _check_split(parts[-1], number, count)
+        tensors = _merge(parts)
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
+    return GGUFCheckpoint("gguf", parts[0].path, parts[0].metadata, tensors, files)
+
+
+def split_path(path: Path, stem: str, number: int, count: int) -> Path:
+    """Where file ``number`` (from 0) of a model in ``count`` files lies, beside ``path``."""
+    return path.with_name(f"{stem}-{number + 1:05d}-of-{count:05d}.gguf")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one file holds: its key/value table and its tensors."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def _parse(file: MappedFile) -> _Part:
+    cursor = _Cursor(file)
+    n_tensors, n_keys = _header(cursor)
+    metadata = _metadata(cursor, n_keys)
+    tensors = _tensors(cursor, n_tensors, _alignment(cursor, metadata))
+    return _Part(file.path, metadata, tensors)
+
+
+class _Cursor:
+    """Reads forward through a mapped file; every read is checked against the bytes that remain."""
+
+    def __init__(self, file: MappedFile) -> None:
+        self.file, self.map, self.size, self.position = file, file.map, file.size, 0
+        self.limit = min(file.size, MAX_METADATA)  # keys and tensor table must end before this byte
+        self.entries = MAX_ENTRIES  # how many entries of string arrays may still be made
+
+    def fail(self, field: str, problem: str, offset: int | None = None) -> NoReturn:
+        raise FileFormatError(self.file.path, field, problem, self.position if offset is None else offset)
+
+    def need(self, count: int, each: int, field: str) -> None:
+        """Check that ``count`` things of at least ``each`` bytes can still come."""
+        remain = self.limit - self.position
+        if count * each > remain:
+            what = f"{count:,} bytes" if each == 1 else f"{count:,} × {each} bytes"
+            where = "" if self.limit == self.size else f" before the limit of {self.limit:,} for metadata"
+            self.fail(field, f"needs {what} but {remain:,} remain{where}; the file is truncated or damaged")
+
+    def u32(self, field: str) -> int:
+        self.need(4, 1, field)
+        self.position += 4
+        return int(_U32.unpack_from(self.map, self.position - 4)[0])
+
+    def u64(self, field: str) -> int:
+        self.need(8, 1, field)
+        self.position += 8
+        return int(_U64.unpack_from(self.map, self.position - 8)[0])
+
+    def string(self, field: str, limit: int | None = None) -> str:
+        start = self.position
+        length = self.u64(field)
+        if limit is not None and not 1 <= length <= limit:
+            self.fail(field, f"length {length:,} is not in 1 to {limit:,}", start)
+        self.need(length, 1, field)
+        self.position += length
+        try:
+            return str(self.map[start + 8 : self.position], "utf-8")
+        except UnicodeDecodeError as error:
+            self.fail(field, f"is not valid UTF-8 ({error.reason})", start + 8 + error.start)
+
+    def value(self, code: int, field: str, depth: int = 0) -> Any:
+        """One metadata value of type ``code``: int, float, bool, str, NumPy array or list."""
+        if code == STRING:
+            return self.string(field)
+        if code == ARRAY:
+            return self.array(field, depth)
+        dtype = NUMBER_TYPES.get(code)
+        if dtype is None:
+            self.fail(field, _unknown_type(code), self.position - 4)
+        return self.numbers(field, code, np.dtype(dtype), 1).item()
+
+    def array(self, field: str, depth: int) -> Any:
+        """Numbers: a read-only NumPy array; bools likewise. Strings: list[str]. Arrays: a list of those."""
+        if depth >= MAX_DEPTH:
+            self.fail(field, f"arrays are nested deeper than {MAX_DEPTH}")
+        code, count = self.u32(field), self.u64(field)
+        dtype = NUMBER_TYPES.get(code)
+        if dtype is not None:
+            return self.numbers(field, code, np.dtype(dtype), count)
+        if code not in (STRING, ARRAY):
+            self.fail(field, _unknown_type(code), self.position - 12)
+        self.need(count, 8 if code == STRING else 12, field)
+        self.entries -= count if code == STRING else count * _INNER_ARRAY
+        if self.entries < 0:
+            problem = f"{count:,} entries bring the file's arrays above the limit of {MAX_ENTRIES:,}"
+            self.fail(field, problem, self.position - 8)
+        if code == STRING:
+            return self.strings(field, count)
+        return [self.array(f"{field}[{i}]", depth + 1) for i in range(count)]
+
+    def numbers(self, field: str, code: int, dtype: np.dtype[Any], count: int) -> Any:
+        self.need(count, dtype.itemsize, field)
+        start, self.position = self.position, self.position + count * dtype.itemsize
+        # A copy, because the file does not align arrays and metadata must outlive the map.
+        values = np.frombuffer(self.map[start : self.position], dtype)
+        if code != BOOL:
+            return values.astype(dtype.newbyteorder("="), copy=False)
+        if count and values.max() > 1:
+            self.fail(field, "a bool must be 0 or 1", start + int(values.argmax()))
+        return values.view(np.bool_)
+
+    def strings(self, field: str, count: int) -> list[str]:
+        # A vocabulary is 10^5 strings, most of the time that opening takes: hence this loop without calls.
+        out: list[str] = []
+        data, limit, length_at, position = self.map, self.limit, _U64.unpack_from, self.position
+        try:
+            for _ in range(count):
+                start = position + 8
+                end = start + length_at(data, position)[0]
+                if end > limit:
+                    break
+                out.append(data[start:end].decode())
+                position = end
+        except (UnicodeDecodeError, struct.error):
+            pass
+        self.position = position
+        if len(out) < count:  # read the bad one again, slowly, for its message
+            self.string(f"{field}[{len(out)}]")
+        return out
+
+
+def _unknown_type(code: int) -> str:
+    return f"value type {code} is unknown; known are 0 to {max(NUMBER_TYPES)}"
+
+
+def _header(cursor: _Cursor) -> tuple[int, int]:
+    cursor.need(4, 1, "magic")
+    magic = cursor.map[:4]
+    if magic != MAGIC:
+        cursor.fail("magic", f"is {magic!r}, not {MAGIC!r}: this is not a GGUF file")
+    cursor.position = 4
+    version = cursor.u32("version")
+    if version not in VERSIONS:
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        if swapped in (1, *VERSIONS):
+            cursor.fail("version", "this is a big-endian GGUF file; only little-endian is supported", 4)
+        known = " and ".join(map(str, VERSIONS))
+        cursor.fail("version", f"{version} is not supported; supported are {known}", 4)
+    n_tensors = cursor.u64("tensor count")
+    n_keys = cursor.u64("metadata count")
+    for count, limit, each, field, offset in (
+        (n_tensors, MAX_TENSORS, _MIN_TENSOR, "tensor count", 8),
+        (n_keys, MAX_KEYS, _MIN_KEY, "metadata count", 16),
+    ):
+        remain = cursor.size - cursor.position
+        if count * each > remain:
+            cursor.fail(field, f"{count:,} entries cannot fit into the {remain:,} bytes that remain", offset)
+        if count > limit:
+            cursor.fail(field, f"{count:,} is above the limit of {limit:,}", offset)
+    return n_tensors, n_keys
+
+
+def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for index in range(count):
+        start = cursor.position
+        key = cursor.string(f"metadata key {index}", MAX_NAME)
+        if key in metadata:
+            cursor.fail(f"metadata key {index}", f"{shown(key)!r} appears twice", start)
+        metadata[key] = cursor.value(cursor.u32(shown(key)), shown(key))
+    return metadata
+
+
+def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:
+    alignment = _integer(cursor.file.path, metadata, "general.alignment", DEFAULT_ALIGNMENT)
+    if alignment <= 0 or alignment & (alignment - 1):
+        raise FileFormatError(cursor.file.path, "general.alignment", f"{alignment} is not a power of two")
+    return alignment
+
+
+def _integer(path: Path, metadata: dict[str, Any], key: str, default: int) -> int:
+    value = metadata.get(key, default)
+    if type(value) is not int:
+        raise FileFormatError(path, key, f"must be an integer, not {type(value).__name__}")
+    return value
+
+
+def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tensor]:
+    records: dict[str, tuple[Tensor, int]] = {}  # with the byte at which the record's offset is written
+    for index in range(count):
+        start = cursor.position
+        tensor = _tensor(cursor, index, alignment)
+        if tensor.name in records:
+            cursor.fail(f"tensor {index}", f"the name {shown(tensor.name)!r} appears twice", start)
+        records[tensor.name] = tensor, cursor.position - 8
+    data = -(-cursor.position // alignment) * alignment  # offsets are relative to here
+    end, previous = 0, ""
+    for tensor, at in sorted(records.values(), key=lambda record: record[0].offset):
+        field = f"tensor {shown(tensor.name)}"
+        if tensor.offset < end:
+            cursor.fail(field, f"data at offset {tensor.offset:,} overlaps tensor {shown(previous)}", at)
+        end, previous = tensor.offset + tensor.nbytes, tensor.name
+        if data + end > cursor.size:
+            over = f"{data + end - cursor.size:,} bytes past the end of the file"
+            cursor.fail(field, f"its {tensor.nbytes:,} bytes reach {over}; it is truncated or damaged", at)
+    return {name: replace(tensor, offset=data + tensor.offset) for name, (tensor, _) in records.items()}
+
+
+def _tensor(cursor: _Cursor, index: int, alignment: int) -> Tensor:
+    """One record of the tensor table. Its ``offset`` is still relative to the start of the data."""
+    name = cursor.string(f"tensor {index} name", MAX_NAME)
+    field = f"tensor {shown(name)}"
+    rank = cursor.u32(f"{field} rank")
+    if rank > MAX_RANK:
+        cursor.fail(f"{field} rank", f"{rank:,} is above {MAX_RANK}", cursor.position - 4)
+    start = cursor.position
+    dims = [cursor.u64(f"{field} dims") for _ in range(rank)]
+    if 0 in dims:
+        cursor.fail(f"{field} dims", f"{dims} has a zero", start)
+    code = cursor.u32(f"{field} type")
+    block = TENSOR_TYPES.get(code)
+    if block is None:
+        old = REMOVED_TENSOR_TYPES.get(code)
+        problem = f"is {old}, which GGUF has dropped; convert the model again" if old else "is unknown"
+        cursor.fail(f"{field} type", f"{code} {problem}", cursor.position - 4)
+    count = math.prod(dims)  # a Python integer cannot overflow, but what comes after us may use 64 bits
+    if count >= 1 << 63:
+        cursor.fail(f"{field} dims", f"{dims} multiply to more than 2^63 values", start)
+    row = dims[0] if dims else 1
+    if row % block.values:
+        problem = f"rows of {row:,} are not a multiple of {block.name}'s {block.values}"
+        cursor.fail(f"{field} dims", problem, start)
+    offset = cursor.u64(f"{field} offset")
+    if offset % alignment:
+        cursor.fail(f"{field} offset", f"{offset:,} is not a multiple of {alignment}", cursor.position - 8)
+    nbytes = count // block.values * block.nbytes
+    return Tensor(name, tuple(reversed(dims)), block.name, cursor.file.path, offset, nbytes)
+
+
+def _check_split(part: _Part, number: int, count: int) -> None:
+    """A file must know itself as ``number`` of ``count``, as its name says; a file alone may say nothing."""
+    said_count = _integer(part.path, part.metadata, "split.count", 1)
+    said_number = _integer(part.path, part.metadata, "split.no", 0)
+    if max(said_count, 1) != count:
+        hint = "; a split model's files keep the names NAME-00001-of-00003.gguf" if count == 1 else ""
+        raise FileFormatError(part.path, "split.count", f"says {said_count} but the name says {count}{hint}")
+    if said_number != number:
+        raise FileFormatError(part.path, "split.no", f"says {said_number} but the name says {number}")
+
+
+def _merge(parts: list[_Part]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for part in parts:
+        twice = tensors.keys() & part.tensors.keys()
+        if twice:
+            name = min(twice)
+            where = tensors[name].path.name
+            raise FileFormatError(part.path, f"tensor {shown(name)}", f"is also in {where}")
+        tensors.update(part.tensors)
+    said = _integer(parts[0].path, parts[0].metadata, "split.tensors.count", len(tensors))
+    if len(parts) > 1 and said != len(tensors):
+        problem = f"says {said} but the {len(parts)} files hold {len(tensors)}"
+        raise FileFormatError(parts[0].path, "split.tensors.count", problem)
+    return tensors

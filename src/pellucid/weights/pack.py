@@ -1,0 +1,150 @@
+"""Stored tensors into packed ones (and into plain float32), piece by piece on a few threads.
+
+Packing loses nothing: it moves bits. ``decode`` is the plain definition of what the bits mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import UnsupportedModel
+from pellucid.kernels.library import KernelKey, shared
+from pellucid.kernels.pack import PackFloat, PackInt
+from pellucid.kernels.packed import ROWS, Packed, round_up
+from pellucid.weights.checkpoint import Checkpoint, Tensor
+from pellucid.weights.quant import Fields, Format, lookup
+
+PIECE_BYTES = 1 << 18  # a piece's values stay in a core's own cache
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A packed matrix of (rows, columns); ``data`` is uint8, aligned to a cache line."""
+
+    packed: Packed
+    rows: int
+    columns: int
+    data: NDArray[np.uint8]
+
+    @property
+    def address(self) -> int:
+        """Where the first group of 16 rows begins."""
+        return int(self.data.ctypes.data)
+
+    @property
+    def groups(self) -> int:
+        """Groups of 16 rows; the last may be padded with zeros."""
+        return round_up(self.rows, ROWS) // ROWS
+
+
+def aligned(nbytes: int, alignment: int = 64) -> NDArray[np.uint8]:
+    """Fresh memory, uint8, that begins at a cache line."""
+    raw = np.empty(nbytes + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + nbytes]
+
+
+def stored_blocks(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Format, NDArray[np.uint8]]:
+    """A tensor's format and its bytes as (rows, blocks, block_bytes); a vector is one row.
+
+    Raises:
+        UnsupportedModel: a format that is not implemented.
+    """
+    form = lookup(tensor.format, f"tensor {tensor.name}")
+    rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
+    raw = checkpoint.data(tensor.name)
+    return form, raw.reshape(rows, tensor.shape[-1] // form.block, form.block_bytes)
+
+
+def decode_blocks(form: Format, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(rows, blocks, block_bytes) as float32 (rows, columns): what the format's definition says."""
+    rows = len(raw)
+    if form.split is None:
+        flat = np.ascontiguousarray(raw).reshape(rows, -1)
+        if form.packed.kind == "bf16":
+            return (flat.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        return flat.view("<f4" if form.packed.kind == "f32" else "<f2").astype(np.float32)
+    fields, packed = form.split(raw), form.packed
+    sides = [side.astype(np.float32) for side in fields.sides]
+    scale, minimum = (sides[-2], sides[-1]) if packed.minimum else (sides[-1], None)
+    if packed.super_scales:
+        per_unit = packed.unit // packed.sub
+        scale = np.repeat(scale, per_unit, axis=1) * sides[0]
+        if minimum is not None:
+            minimum = np.repeat(minimum, per_unit, axis=1) * sides[1]
+    values = (fields.values.astype(np.int16) - packed.zero_point).astype(np.float32)
+    values *= np.repeat(scale, packed.sub, axis=1)
+    if minimum is not None:
+        values += np.repeat(packed.minimum_sign * minimum, packed.sub, axis=1)
+    return values
+
+
+def decode(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
+    """A tensor as float32, in its own shape."""
+    tensor = checkpoint.tensors[name]
+    form, raw = stored_blocks(checkpoint, tensor)
+    return decode_blocks(form, raw).reshape(tensor.shape)
+
+
+def pack(form: Format, parts: Sequence[NDArray[np.uint8]], threads: int) -> Matrix:
+    """Pack stored blocks; several parts (rows, blocks, block_bytes) are stacked into one matrix.
+
+    Raises:
+        UnsupportedModel: the number of columns does not fit the format's blocks.
+    """
+    rows, columns = sum(len(p) for p in parts), parts[0].shape[1] * form.block
+    packed = form.packed
+    if columns % (packed.unit if not packed.is_float else 16):
+        raise UnsupportedModel(
+            f"a {form.name} matrix of {columns} columns; the number must be a multiple of 16"
+        )
+    group_bytes = packed.group_bytes(columns)
+    out = aligned(packed.matrix_bytes(rows, columns))
+    stored = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    groups = round_up(rows, ROWS) // ROWS
+    piece = max(1, PIECE_BYTES // (ROWS * columns))
+    name = ("pack_float", (packed.bits // 8,)) if packed.is_float else ("pack_int", (packed,))
+    native = shared().function(KernelKey(*name), 4)
+
+    def do(first: int) -> None:
+        count = min(piece, groups - first)
+        blocks = stored[first * ROWS : (first + count) * ROWS]
+        if len(blocks) < count * ROWS:
+            padding = np.zeros((count * ROWS - len(blocks), *blocks.shape[1:]), np.uint8)
+            blocks = np.concatenate([blocks, padding])
+        to = out[first * group_bytes :].ctypes.data
+        arrays, record = _record(form, blocks, columns, count, to)
+        native(record.ctypes.data, 0, 0, 1)
+        del arrays  # they had to live until here
+
+    starts = range(0, groups, piece)
+    if threads > 1 and len(starts) > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(do, starts))
+    else:
+        for first in starts:
+            do(first)
+    return Matrix(packed, rows, columns, out)
+
+
+def _record(
+    form: Format, blocks: NDArray[np.uint8], columns: int, groups: int, out: int
+) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
+    """The packing kernel's record, and the arrays whose addresses it holds."""
+    if form.split is None:
+        flat = np.ascontiguousarray(blocks)
+        words = PackFloat.pack({"values": flat.ctypes.data, "columns": columns, "groups": groups, "out": out})
+        return [flat], np.array([0, 0, *words], np.int64)
+    fields: Fields = form.split(blocks)
+    arrays = [np.ascontiguousarray(a) for a in (fields.values, *fields.sides)]
+    sides = {f"side{i}": arrays[1 + i].ctypes.data if 1 + i < len(arrays) else 0 for i in range(4)}
+    words = PackInt.pack(
+        {"values": arrays[0].ctypes.data, "columns": columns, "groups": groups, "out": out, **sides}
+    )
+    return arrays, np.array([0, 0, *words], np.int64)

@@ -1,0 +1,232 @@
+"""Safetensors files: a file or folder goes in, a `Checkpoint` over the mapped files comes out.
+
+Source: https://github.com/huggingface/safetensors#format
+
+    ┌───────────────┬──────────────────────────────────────────────┬──────────────────────────────┐
+    │ N, u64 little │ N bytes of JSON: name → dtype, shape, offsets │ data, every byte of it used │
+    └───────────────┴──────────────────────────────────────────────┴──────────────────────────────┘
+
+A model in several files has a ``model.safetensors.index.json`` that maps each tensor to its file. What the
+model *is* stands in ``config.json`` beside them, so that file is required and becomes the metadata.
+Nothing in the files is trusted: lengths, types, shapes and extents are checked before they are used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import FileFormatError
+from pellucid.weights.checkpoint import Tensor
+from pellucid.weights.mapped import MappedCheckpoint, MappedFile
+from pellucid.weights.messages import reason, shown
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+MAX_JSON = 100_000_000  # bytes of a header, from the specification; also for the JSON files beside it
+MAX_TENSORS = 1 << 20
+MAX_VALUES = 8 * MAX_TENSORS  # JSON values in one text: a tensor takes about 8
+MAX_RANK = 32  # NumPy's is 64; no model has more than 5
+
+# dtype → bits of one value. Names that GGUF knows too are spelled the same.
+DTYPE_BITS: dict[str, int] = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+}
+
+
+class SafetensorsCheckpoint(MappedCheckpoint):
+    """A `Checkpoint` of kind "safetensors". ``path`` is the folder, ``metadata`` its config.json."""
+
+
+def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
+    """Open a .safetensors file, its index, or the folder that holds them with ``config.json``.
+
+    Raises `FileFormatError`, with the field and where there is one its byte offset, for anything wrong.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    weights = _weights_of(path) if path.is_dir() else path
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FileFormatError(config, "file", f"is expected beside {weights.name}, to say what the model is")
+    metadata = read_json(config)
+    files: dict[Path, MappedFile] = {}
+    try:
+        tensors = _sharded(weights, files) if weights.name == INDEX_NAME else _single(weights, files)
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
+    return SafetensorsCheckpoint("safetensors", folder, metadata, tensors, files)
+
+
+def _weights_of(folder: Path) -> Path:
+    for name in (SINGLE_NAME, INDEX_NAME):
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    problem = f"holds {len(found)} .safetensors files and no {INDEX_NAME}"
+    raise FileFormatError(folder, "folder", problem)
+
+
+def _single(path: Path, files: dict[Path, MappedFile]) -> dict[str, Tensor]:
+    """The tensor table of one file, which is mapped and added to ``files``."""
+    file = files[path] = MappedFile(path)
+    if file.size < 8:
+        raise FileFormatError(path, "header length", f"needs 8 bytes but the file has {file.size}", 0)
+    length = int.from_bytes(file.map[:8], "little")
+    if length > MAX_JSON:
+        raise FileFormatError(
+            path, "header length", f"{length:,} is above the limit of {MAX_JSON:,} bytes", 0
+        )
+    if length > file.size - 8:
+        problem = f"{length:,} but {file.size - 8:,} bytes remain; the file is truncated or damaged"
+        raise FileFormatError(path, "header length", problem, 0)
+    start = 8 + length
+    header = parse_json(path, "header", file.map[8:start], 8)
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise FileFormatError(
+            path, "header", f"{len(header):,} tensors are above the limit of {MAX_TENSORS:,}", 8
+        )
+    table = {name: _tensor(path, name, record, start) for name, record in header.items()}
+    _check_contiguous(path, table, start, file.size)
+    return table
+
+
+def _tensor(path: Path, name: str, record: Any, start: int) -> Tensor:
+    """One entry of the header; ``start`` is the byte at which the data begins."""
+    field = f"tensor {shown(name)}"
+    if not isinstance(record, dict) or record.keys() != {"dtype", "shape", "data_offsets"}:
+        raise FileFormatError(path, field, "must have exactly dtype, shape and data_offsets", 8)
+    dtype, shape, offsets = record["dtype"], record["shape"], record["data_offsets"]
+    bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
+    if bits is None:
+        known = ", ".join(DTYPE_BITS)
+        raise FileFormatError(path, f"{field} dtype", f"{shown(str(dtype))} is unknown; known are {known}", 8)
+    if not _sizes(shape) or len(shape) > MAX_RANK:
+        raise FileFormatError(path, f"{field} shape", f"must be at most {MAX_RANK} sizes", 8)
+    if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FileFormatError(path, f"{field} data_offsets", "must be two ascending byte offsets", 8)
+    total_bits, (begin, end) = math.prod(shape) * bits, offsets
+    if total_bits != (end - begin) * 8:
+        problem = (
+            f"{dtype} of shape {shape} takes {total_bits / 8:,g} bytes but data_offsets span {end - begin:,}"
+        )
+        raise FileFormatError(path, field, problem, 8)
+    return Tensor(name, tuple(shape), dtype, path, start + begin, end - begin)
+
+
+def _sizes(value: Any) -> bool:
+    """Whether this is a list of integers from 0 up to what 63 bits hold."""
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+
+
+def _check_contiguous(path: Path, table: dict[str, Tensor], start: int, size: int) -> None:
+    """The specification leaves no holes and no overlaps: each tensor begins where the one before ended."""
+    end = start
+    for tensor in sorted(table.values(), key=lambda t: (t.offset, t.nbytes)):
+        field = f"tensor {shown(tensor.name)} data_offsets"
+        if tensor.offset != end:
+            how = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole before it"
+            raise FileFormatError(
+                path, field, f"{how}: begins at {tensor.offset:,}, not {end:,}", tensor.offset
+            )
+        end = tensor.offset + tensor.nbytes
+        if end > size:
+            problem = f"reaches {end - size:,} bytes past the end of the file; it is truncated or damaged"
+            raise FileFormatError(path, field, problem, tensor.offset)
+    if end != size:
+        raise FileFormatError(path, "data", f"{size - end:,} bytes belong to no tensor", end)
+
+
+def _sharded(index: Path, files: dict[Path, MappedFile]) -> dict[str, Tensor]:
+    """The tensors that the index names, each from the file that it names."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FileFormatError(index, "weight_map", "must map each tensor to a file")
+    shards: dict[str, dict[str, Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, shard in weight_map.items():
+        field = f"weight_map {shown(name)}"
+        if not isinstance(shard, str) or not _plain(shard):
+            problem = f"{shown(str(shard))!r} is not the name of a .safetensors file in the same folder"
+            raise FileFormatError(index, field, problem)
+        if shard not in shards:
+            shards[shard] = _single(index.parent / shard, files)
+        if name not in shards[shard]:
+            raise FileFormatError(index, field, f"is not in {shard}")
+        tensors[name] = shards[shard][name]
+    return tensors
+
+
+def _plain(name: str) -> bool:
+    """Whether a file name stays in its folder on every system: no separators, drives, streams or dots."""
+    return name.isprintable() and name.endswith(".safetensors") and not set(name) & set('/\\:*?"<>|')
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises `FileFormatError` if it does not, or is above 100 MB."""
+    file = MappedFile(path)
+    if file.size > MAX_JSON:
+        raise FileFormatError(path, "file", f"{file.size:,} bytes are above the limit of {MAX_JSON:,}", 0)
+    text = file.map[:]
+    file.close()
+    return parse_json(path, "file", text, 0)
+
+
+def parse_json(path: Path, field: str, text: bytes, offset: int) -> dict[str, Any]:
+    """The JSON object in ``text``, which was read at byte ``offset`` of ``path``; names may not repeat."""
+
+    def fail(problem: str, at: int = 0) -> FileFormatError:
+        return FileFormatError(path, field, problem, offset + at)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in table if names.count(name) > 1)
+            raise fail(f"the name {shown(twice)!r} appears twice")
+        return table
+
+    # Each value costs up to 60 bytes of memory for 2 of text, so bound how many there can be.
+    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
+        raise fail(f"has more than {MAX_VALUES:,} values")
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except UnicodeDecodeError as error:
+        raise fail(f"is not valid UTF-8 ({error.reason})", error.start) from None
+    except json.JSONDecodeError as error:
+        raise fail(f"is not valid JSON: {error.msg}", len(error.doc[: error.pos].encode())) from None
+    except RecursionError:
+        raise fail("is nested too deeply") from None
+    except FileFormatError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise fail(f"is not valid JSON: {reason(error)}") from None
+    if not isinstance(value, dict):
+        raise fail("must be a JSON object")
+    return value

