@@ -1,1 +1,43 @@
+"""Pellucid: a fast LLM inference engine for CPUs that you can see through.
+
+    llm = pellucid.load("smollm2")
+    llm.generate("The capital of France is", temperature=0).text
+    for piece in llm.stream("Once upon a time", seed=1): print(piece, end="")
+    llm.chat([{"role": "user", "content": "Hi"}]).text
+    pellucid.load("minilm").embed(["a sentence", "another"])
+
+Importing it is cheap: NumPy and the rest are imported when a model is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0.dev0"
+__all__ = ["LLM", "Generation", "Options", "errors", "load"]
+
+if TYPE_CHECKING:
+    from pellucid import errors
+    from pellucid.llm import LLM, Generation, load
+    from pellucid.sample.options import Options
+
+_HOMES = {
+    "LLM": "pellucid.llm",
+    "Generation": "pellucid.llm",
+    "load": "pellucid.llm",
+    "Options": "pellucid.sample.options",
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "errors":
+        return importlib.import_module("pellucid.errors")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

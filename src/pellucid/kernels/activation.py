@@ -6,7 +6,7 @@
                                                                   Stegun 7.1.26, absolute error 1.5e-7)
     relu        max(x, 0)
 
-In: (T, F) float32, one or two. Out: (T, F) float32, or Q8 blocks as well for a matrix product that follows.
+In: (T, F) float32, one or two. Out: (T, F) float32, or activation blocks as well for a matrix product that follows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.library import kernel
-from pellucid.kernels.quantize import BLOCK_BYTES, quantize_block
+from pellucid.kernels.quantize import block_bytes, quantize_block
 from pellucid.kernels.record import Address, Count, Record
 
 KINDS = ("silu", "gelu_tanh", "gelu", "relu")
@@ -29,7 +29,7 @@ class Activation(Record):
     up: Address  # (T, F) float32: what it is multiplied by, or 0
     width: int  # F, a multiple of 32
     out: Address  # (T, F) float32; may be x
-    quantized: Address  # (T, F/32) Q8 blocks, or 0: not wanted
+    quantized: Address  # (T, F/32) activation blocks, or 0: not wanted
     rows: Count
 
 
@@ -83,10 +83,11 @@ def _function(simd: Any, kind: str) -> Any:
 
 
 @kernel("activation", Activation)
-def build(simd: Any, kind: str) -> Any:
-    """``kind`` is one of KINDS."""
+def build(simd: Any, kind: str, planes: int) -> Any:
+    """``kind`` is one of KINDS; ``planes`` of the activation blocks."""
     at, load, vload, vstore = Activation.at, simd.load_i64, simd.vload, simd.vstore
-    function, quantize = _function(simd, kind), quantize_block(simd)
+    function, quantize = _function(simd, kind), quantize_block(simd, planes)
+    q_bytes = block_bytes(planes)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -101,6 +102,6 @@ def build(simd: Any, kind: str) -> Any:
                     value = value * vload(up + i)
                 vstore(out + i, value)
             if quantized != 0:
-                quantize(out + block * 128, quantized + block * BLOCK_BYTES)
+                quantize(out + block * 128, quantized + block * q_bytes)
 
     return body

@@ -2,7 +2,8 @@
 
     out = softmax(mask(softcap(scale * q Kᵀ))) V
 
-In: queries (T, H, K) float32; the layer's pages of keys and values. Out: (T, H, K) float32, or Q8 blocks as well.
+In: queries (T, H, K) float32; the layer's pages of keys and values. Out: (T, H, K) float32,
+perhaps as activation blocks too.
 
 A page holds S tokens of every key/value head in float16: keys as (G, K, S), so that 16 tokens' scores are one
 vector and need no horizontal sum; values as (G, S, K). A *row* is one query head of one token. Up to four
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.elementwise import tanh_vector
 from pellucid.kernels.library import kernel
-from pellucid.kernels.quantize import BLOCK_BYTES, quantize_block
+from pellucid.kernels.quantize import block_bytes, quantize_block
 from pellucid.kernels.record import Address, Record, Step
 
 PAGE = 64  # S, tokens of a page
@@ -50,7 +51,7 @@ class Attention(Record):
     causal: int  # 1: a token sees itself and what is before it; 0: all of its sequence
     window: int  # a token sees no further back than window - 1 tokens; 0: no limit
     out: Address  # (T, H * K) float32
-    quantized: Address  # (T, H * K / 32) Q8 blocks, or 0: not wanted
+    quantized: Address  # (T, H * K / 32) activation blocks, or 0: not wanted
 
 
 def scratch_bytes(context: int, head_dim: int) -> int:
@@ -224,14 +225,14 @@ def _softmax(simd: Any) -> Any:
     return softmax
 
 
-def _walk(simd: Any, head_dim: int) -> Any:
+def _walk(simd: Any, head_dim: int, planes: int) -> Any:
     """The whole of attention for up to four rows; see ``walk``."""
     load, load_i32, vload, vstore, splat = simd.load_i64, simd.load_i32, simd.vload, simd.vstore, simd.splat
     scores1, scores2, scores3, scores4 = (_scores_tile(simd, n) for n in (1, 2, 3, 4))
     values1, values2, values3, values4 = (_values_tile(simd, n, head_dim) for n in (1, 2, 3, 4))
-    softmax, quantize = _softmax(simd), quantize_block(simd)
+    softmax, quantize = _softmax(simd), quantize_block(simd, planes)
     at, step_at = Attention.at, Step.at
-    row_bytes, page_head = head_dim * 4, head_dim * PAGE * 2
+    row_bytes, page_head, q_bytes = head_dim * 4, head_dim * PAGE * 2, block_bytes(planes)
 
     @simd.jit
     def scores(rows, queries, keys, out, stride):
@@ -320,16 +321,16 @@ def _walk(simd: Any, head_dim: int) -> Any:
                 vstore(out + i, vload(sums + r * row_bytes + i) * share)
             if quantized != 0:
                 for block in range(head_dim // 32):
-                    quantize(out + block * 128, quantized + (place * (head_dim // 32) + block) * BLOCK_BYTES)
+                    quantize(out + block * 128, quantized + (place * (head_dim // 32) + block) * q_bytes)
 
     return walk
 
 
 @kernel("attention", Attention)
-def build(simd: Any, head_dim: int) -> Any:
-    """``head_dim`` is K, a multiple of 16."""
+def build(simd: Any, head_dim: int, planes: int) -> Any:
+    """``head_dim`` is K, a multiple of 16; ``planes`` of the activation blocks."""
     at, step_at, load, load_i32 = Attention.at, Step.at, simd.load_i64, simd.load_i32
-    walk = _walk(simd, head_dim)
+    walk = _walk(simd, head_dim, planes)
 
     @simd.jit
     def body(record, step, thread, threads):

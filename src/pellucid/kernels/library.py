@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from pellucid.errors import KernelError
 from pellucid.kernels import isa
 from pellucid.kernels.record import Record
+from pellucid.paths import home
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,8 @@ def fingerprint() -> str:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``$PELLUCID_HOME/kernels`` or the user's cache folder."""
-    home = os.environ.get("PELLUCID_HOME")
-    if home:
-        return Path(home) / "kernels" / fingerprint()
-    import platformdirs
-
-    return platformdirs.user_cache_path("pellucid") / "kernels" / fingerprint()
+    """Where compiled kernels are kept."""
+    return home() / "kernels" / fingerprint()
 
 
 class Library:
@@ -133,7 +129,7 @@ class Library:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._addresses: dict[KernelKey, int] = {}
-        self._engine: Any = None
+        self._engines: list[Any] = []
 
     def load(self, keys: Iterable[KernelKey], progress: Progress | None = None) -> dict[KernelKey, int]:
         """The addresses of kernels, compiling those that this machine has not compiled yet.
@@ -177,12 +173,14 @@ class Library:
     def _link(self, content: bytes, key: KernelKey) -> int:
         from llvmlite import binding
 
-        if self._engine is None:
-            self._engine = _execution_engine()
+        # An engine each: Numba's names for helpers are unique in a process, not among object files, and one
+        # engine would take another kernel's helper of the same name.
+        engine = _execution_engine()
         symbol, _, code = content.partition(b"\0")
-        self._engine.add_object_file(binding.ObjectFileRef.from_data(code))
-        self._engine.finalize_object()
-        address: int = self._engine.get_function_address(symbol.decode())
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        self._engines.append(engine)
+        address: int = engine.get_function_address(symbol.decode())
         if not address:
             raise KernelError(
                 f"{key}: the compiled object lacks its function; remove {cache_folder()} and try again"

@@ -3,7 +3,7 @@
     rms      y = x / sqrt(mean(x^2) + eps) * weight
     layer    y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
 
-In: (T, ...) float32. Out: the same shape, float32 or, for a matrix product that follows, Q8 blocks. A row may
+In: (T, ...) float32. Out: the same shape, float32 or, for a matrix product that follows, activation blocks. A row may
 be cut into ``parts`` that are normalised one by one with the same weight (query and key norms: a part a head).
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.library import kernel
-from pellucid.kernels.quantize import BLOCK_BYTES, quantize_block
+from pellucid.kernels.quantize import block_bytes, quantize_block
 from pellucid.kernels.record import Address, Count, Record
 
 
@@ -27,7 +27,7 @@ class Norm(Record):
     bias: Address  # (width,) float32; layer norm only
     eps: float
     out: Address  # (T, parts * width) float32; may be x
-    quantized: Address  # (T, parts * width / 32) Q8 blocks, or 0: not wanted
+    quantized: Address  # (T, parts * width / 32) activation blocks, or 0: not wanted
     rows: Count
 
 
@@ -44,12 +44,12 @@ def reference(
 
 
 @kernel("norm", Norm)
-def build(simd: Any, kind: str) -> Any:
-    """``kind`` is "rms" or "layer"."""
+def build(simd: Any, kind: str, planes: int) -> Any:
+    """``kind`` is "rms" or "layer"; ``planes`` of the activation blocks."""
     at, load = Norm.at, simd.load_i64
     vload, vstore, vsum, fma, splat = simd.vload, simd.vstore, simd.vsum, simd.fma, simd.splat
-    quantize = quantize_block(simd)
-    layer = kind == "layer"
+    quantize = quantize_block(simd, planes)
+    layer, q_bytes = kind == "layer", block_bytes(planes)
 
     @simd.jit
     def row_norm(x, width, weight, bias, eps, out):
@@ -83,6 +83,6 @@ def build(simd: Any, kind: str) -> Any:
             row_norm(x + i * width * 4, width, weight, bias, eps, to)
             if quantized != 0:
                 for block in range(width // 32):
-                    quantize(to + block * 128, quantized + (i * (width // 32) + block) * BLOCK_BYTES)
+                    quantize(to + block * 128, quantized + (i * (width // 32) + block) * q_bytes)
 
     return body

@@ -1,11 +1,15 @@
-"""Activations to 8 bits, 32 at a time: what the integer matrix products multiply by.
+"""Activations to integers, 32 at a time: what the integer matrix products multiply by.
 
-In: (T, D) float32. Out: (T, D/32) blocks of 48 bytes, so that one address finds all that a block needs:
+In: (T, D) float32. Out: (T, D/32) blocks, so laid out that one address finds all that a block needs:
 
-    q        32 x int8     round(x / scale), ties to even
-    scale    float32       max |x| / 127
+    high     32 x int8     the values, ties to even: round(x / scale) with one plane ...
+    low      32 x int8     ... with two planes they have 14 bits and a sign: 128 * high + low
+    scale    float32       max |x| / 127, or max |x| / 16256 with two planes
     sum      float32       scale * (q0 + ... + q31), for formats with a minimum
     -sum16   2 x int32     minus the sums of the two halves, for formats with a zero point
+
+One plane is 48 bytes and costs one integer product a weight. Two planes are 80 bytes and cost two, with a rounding
+error 128 times smaller: free where memory is the limit.
 """
 
 from __future__ import annotations
@@ -17,77 +21,107 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.library import kernel
-from pellucid.kernels.record import Address, Count, Record, Step
+from pellucid.kernels.record import Address, Count, Record
 
-BLOCK_BYTES = 48
-Q8 = np.dtype([("q", "i1", 32), ("scale", "f4"), ("sum", "f4"), ("minus_sum", "i4", 2)])
-SMALLEST = 1e-30  # a block whose largest value is below this is zero: 127 / max must stay finite
+LARGEST = {1: 127, 2: 127 * 128}
+SMALLEST = 1e-30  # a block whose largest value is below this is zero: LARGEST / max must stay finite
 
 
 class Quantize(Record):
     x: Address  # (T, D) float32
     width: int  # D, a multiple of 32
-    out: Address  # (T, D/32) Q8 blocks
+    out: Address  # (T, D/32) blocks
     rows: Count
 
 
-def reference(x: NDArray[np.floating[Any]]) -> NDArray[Any]:
-    """The same in NumPy, from (T, D): (T, D/32) of ``Q8``. The scale is float32, as the kernel's is."""
+def block_bytes(planes: int) -> int:
+    """Bytes of a block of 32 values."""
+    return 32 * planes + 16
+
+
+def block_dtype(planes: int) -> np.dtype[Any]:
+    """A block as NumPy sees it."""
+    return np.dtype([("q", "i1", (planes, 32)), ("scale", "f4"), ("sum", "f4"), ("minus_sum", "i4", 2)])
+
+
+def reference(x: NDArray[np.floating[Any]], planes: int) -> NDArray[Any]:
+    """The same in NumPy, from (T, D): (T, D/32) blocks. The scale is float32, as the kernel's is."""
     blocks = np.asarray(x, np.float32).reshape(len(x), -1, 32)
+    most = np.float32(LARGEST[planes])
     largest = np.abs(blocks).max(-1)
     alive = largest >= SMALLEST
-    inverse = np.where(alive, np.float32(127) / np.where(alive, largest, 1), np.float32(0))
-    out = np.zeros(blocks.shape[:2], Q8)
-    out["q"] = np.rint(blocks * inverse[..., None].astype(np.float32)).astype(np.int8)
-    out["scale"] = np.where(alive, largest * np.float32(1 / 127), 0)
-    out["sum"] = out["scale"] * out["q"].sum(-1, dtype=np.int32).astype(np.float32)
-    out["minus_sum"] = -out["q"].reshape(*blocks.shape[:2], 2, 16).sum(-1, dtype=np.int32)
+    inverse = np.where(alive, most / np.where(alive, largest, 1), np.float32(0)).astype(np.float32)
+    values = np.rint(blocks * inverse[..., None]).astype(np.int32)
+    out = np.zeros(blocks.shape[:2], block_dtype(planes))
+    high = values if planes == 1 else np.rint(values / 128).astype(np.int32)
+    out["q"][..., 0, :] = high
+    if planes == 2:
+        out["q"][..., 1, :] = values - 128 * high
+    out["scale"] = np.where(alive, largest * np.float32(1 / most), 0)
+    out["sum"] = out["scale"] * values.sum(-1).astype(np.float32)
+    out["minus_sum"] = -values.reshape(*blocks.shape[:2], 2, 16).sum(-1)
     return out
 
 
-@functools.cache
-def quantize_block(simd: Any) -> Any:
-    """The helper that other kernels fuse: (address of 32 float32, address of the block)."""
-    jit, vload, splat = simd.jit, simd.vload, simd.splat
-    vmax, vabs, vmax_lane, vround = simd.vmax, simd.vabs, simd.vmax_lane, simd.vround
-    to_i32, vsum_i32, vstore_i8 = simd.to_i32, simd.vsum_i32, simd.vstore_i8
-    store_f32, store_i32 = simd.store_f32, simd.store_i32
-    smallest, seven_bits, scaled = np.float32(SMALLEST), np.float32(127), np.float32(1 / 127)
+def values(blocks: NDArray[Any]) -> NDArray[np.float64]:
+    """What blocks (T, D/32) stand for, (T, D)."""
+    q = blocks["q"].astype(np.float64)
+    whole = q[..., 0, :] if q.shape[-2] == 1 else 128 * q[..., 0, :] + q[..., 1, :]
+    return np.asarray(whole * blocks["scale"].astype(np.float64)[..., None]).reshape(len(blocks), -1)
 
-    @jit
+
+@functools.cache
+def quantize_block(simd: Any, planes: int) -> Any:
+    """The helper that other kernels fuse: (address of 32 float32, address of the block)."""
+    vload, splat, vmax, vabs, vmax_lane = simd.vload, simd.splat, simd.vmax, simd.vabs, simd.vmax_lane
+    vround, to_i32, vsum_i32 = simd.vround, simd.to_i32, simd.vsum_i32
+    vstore_i8, store_f32, store_i32 = simd.vstore_i8, simd.store_f32, simd.store_i32
+    smallest, most, scaled = (
+        np.float32(SMALLEST),
+        np.float32(LARGEST[planes]),
+        np.float32(1 / LARGEST[planes]),
+    )
+    tail = 32 * planes
+
+    @simd.jit
+    def half(x, inverse, out):
+        """16 values; returns their sum."""
+        whole = vround(vload(x) * splat(inverse))
+        if planes == 1:
+            vstore_i8(out, to_i32(whole))
+        else:
+            high = vround(whole * splat(0.0078125))
+            vstore_i8(out, to_i32(high))
+            vstore_i8(out + 32, to_i32(whole - high * splat(128.0)))
+        return vsum_i32(to_i32(whole))
+
+    @simd.jit
     def quantize(x, out):
-        low, high = vload(x), vload(x + 64)
-        largest = vmax_lane(vmax(vabs(low), vabs(high)))
-        inverse = seven_bits / largest
+        largest = vmax_lane(vmax(vabs(vload(x)), vabs(vload(x + 64))))
+        inverse = most / largest
         scale = largest * scaled
         if largest < smallest:
             inverse = np.float32(0)
             scale = np.float32(0)
-        low_q, high_q = to_i32(vround(low * splat(inverse))), to_i32(vround(high * splat(inverse)))
-        vstore_i8(out, low_q)
-        vstore_i8(out + 16, high_q)
-        low_sum, high_sum = vsum_i32(low_q), vsum_i32(high_q)
-        store_f32(out + 32, scale)
-        store_f32(out + 36, scale * np.float32(low_sum + high_sum))
-        store_i32(out + 40, -low_sum)
-        store_i32(out + 44, -high_sum)
+        first, second = half(x, inverse, out), half(x + 64, inverse, out + 16)
+        store_f32(out + tail, scale)
+        store_f32(out + tail + 4, scale * np.float32(first + second))
+        store_i32(out + tail + 8, -first)
+        store_i32(out + tail + 12, -second)
 
     return quantize
 
 
 @kernel("quantize", Quantize)
-def build(simd: Any) -> Any:
+def build(simd: Any, planes: int) -> Any:
     at, load = Quantize.at, simd.load_i64
-    block = quantize_block(simd)
+    block, size = quantize_block(simd, planes), block_bytes(planes)
 
     @simd.jit
     def body(record, step, thread, threads):
         x, out = load(record + at.x), load(record + at.out)
         total = load(step + load(record + at.rows)) * (load(record + at.width) // 32)
         for i in range(total * thread // threads, total * (thread + 1) // threads):
-            block(x + i * 128, out + i * BLOCK_BYTES)
+            block(x + i * 128, out + i * size)
 
     return body
-
-
-__all__ = ["BLOCK_BYTES", "Q8", "Quantize", "Step", "quantize_block", "reference"]

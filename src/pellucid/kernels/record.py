@@ -49,7 +49,7 @@ class Record:
         if cls.header + len(cls.fields) > RECORD_WORDS:
             raise TypeError(f"{cls.__name__} has {len(cls.fields)} fields; a record holds {RECORD_WORDS}")
         offsets = [(cls.header + i) * WORD for i in range(len(cls.fields))]
-        at: Any = namedtuple(f"{cls.__name__}At", list(cls.fields))
+        at: Any = namedtuple(f"{cls.__name__}At", list(cls.fields))  # type: ignore[misc]
         cls.at = at(*offsets)
 
     @classmethod

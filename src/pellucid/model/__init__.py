@@ -57,7 +57,10 @@ def read_model(checkpoint: Checkpoint) -> Model:
             _check_tensors(checkpoint, model)
             return model
     known = sorted(
-        n for f in known_families().values() if (f.from_gguf if gguf else f.from_config) for n in f.architectures
+        n
+        for f in known_families().values()
+        if (f.from_gguf if gguf else f.from_config)
+        for n in f.architectures
     )
     raise UnsupportedModel(
         f"{checkpoint.path.name}: architecture {architecture!r} is not supported "

@@ -14,9 +14,13 @@ from pellucid.plan.position import rotate
 def attention(plan: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
     """out = attention(x), not yet added to the residual stream."""
     stage = f"blocks.{layer}.attention"
-    q = plan.linear(f"{stage}.q", x, f"{stage}.q", kind.heads * kind.head_dim, "q", bias=kind.bias)
-    k = plan.linear(f"{stage}.k", x, f"{stage}.k", kind.kv_heads * kind.head_dim, "k", bias=kind.bias)
-    v = plan.linear(f"{stage}.v", x, f"{stage}.v", kind.kv_heads * kind.head_dim, "v", bias=kind.bias)
+    q = plan.linear(f"{stage}.q", x, f"{stage}.q", kind.heads * kind.head_dim, "q", bias=kind.bias, planes=2)
+    k = plan.linear(
+        f"{stage}.k", x, f"{stage}.k", kind.kv_heads * kind.head_dim, "k", bias=kind.bias, planes=2
+    )
+    v = plan.linear(
+        f"{stage}.v", x, f"{stage}.v", kind.kv_heads * kind.head_dim, "v", bias=kind.bias, planes=2
+    )
     if kind.qk_norm:
         norm(plan, f"{stage}.q_norm", f"{stage}.q_norm", kind.qk_norm, q, q, parts=kind.heads)
         norm(plan, f"{stage}.k_norm", f"{stage}.k_norm", kind.qk_norm, k, k, parts=kind.kv_heads)
@@ -68,6 +72,6 @@ def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> s
         "quantized": 0,
     }
     shape = f"(T, {kind.heads}, {kind.head_dim})" + (f", window {kind.window}" if kind.window else "")
-    kernel = KernelKey("attention", (kind.head_dim,))
+    kernel = KernelKey("attention", (kind.head_dim, 1))
     plan.emit(Operation(f"{stage}.attend", kernel, fields, (q, f"cache.{layer}"), (attended,), shape))
     return attended

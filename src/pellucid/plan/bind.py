@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.library import Progress, definition, shared
 from pellucid.kernels.packed import BLOCK
-from pellucid.kernels.quantize import BLOCK_BYTES
+from pellucid.kernels.quantize import block_bytes
 from pellucid.plan.plan import At, Buffer, Cache, Constant, Plan, Rows, Value, Vector, Weights
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import LOOP_KERNELS, Program, table
@@ -20,7 +20,7 @@ from pellucid.weights.pack import Matrix, aligned
 
 @dataclass(frozen=True)
 class Arrays:
-    """A plan's memory: each buffer by name, float32 (rows, width) or Q8 bytes."""
+    """A plan's memory: each buffer by name, float32 (rows, width) or bytes of activation blocks."""
 
     by_name: Mapping[str, NDArray[Any]]
 
@@ -31,8 +31,8 @@ def allocate(plan: Plan, limits: Mapping[Rows, int]) -> Arrays:
 
 
 def _array(buffer: Buffer, rows: int) -> NDArray[Any]:
-    if buffer.quantized:
-        return aligned(rows * (buffer.width // BLOCK) * BLOCK_BYTES)
+    if buffer.planes:
+        return aligned(rows * (buffer.width // BLOCK) * block_bytes(buffer.planes))
     return aligned(rows * buffer.width * 4).view(np.float32).reshape(rows, buffer.width)
 
 

@@ -34,13 +34,13 @@ class Builder:
         self.constants: dict[str, tuple[float, ...]] = {NO_ADDEND: (0.0,) * ROWS}
         self._quantized: set[str] = set()
 
-    def buffer(self, name: str, width: int, rows: Rows = "tokens", *, quantized: bool = False) -> str:
+    def buffer(self, name: str, width: int, rows: Rows = "tokens", *, planes: int = 0) -> str:
         """Declare a buffer, or use the one of that name again. Width is rounded up to a whole vector.
 
         Raises:
             UnsupportedModel: an inner width is not a multiple of 16, so it has no whole vectors.
         """
-        new = Buffer(name, round_up(width, ROWS), rows, quantized)
+        new = Buffer(name, round_up(width, ROWS), rows, planes)
         if self.buffers.setdefault(name, new) != new:
             raise UnsupportedModel(f"buffer {name} would need two shapes: {self.buffers[name]} and {new}")
         return name
@@ -48,26 +48,29 @@ class Builder:
     def emit(self, operation: Operation) -> None:
         """Append an operation."""
         self.operations.append(operation)
-        self._quantized -= set(operation.writes)
+        self._quantized = {q for q in self._quantized if q.rpartition(".q")[0] not in operation.writes}
 
     def width_of(self, buffer: str) -> int:
         """Columns of a buffer."""
         return self.buffers[buffer].width
 
-    def quantized(self, x: str, stage: str) -> str:
-        """The Q8 blocks of a buffer; emitted once until the buffer changes."""
+    def quantized(self, x: str, stage: str, planes: int) -> str:
+        """A buffer as activation blocks; emitted once until the buffer changes."""
         width, rows = self.width_of(x), self.buffers[x].rows
-        blocks = self.buffer(f"{x}.q8", width, rows, quantized=True)
-        if x not in self._quantized:
+        blocks = self.buffer(f"{x}.q{8 * planes}", width, rows, planes=planes)
+        if blocks not in self._quantized:
             fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks), "rows": COUNT[rows]}
-            self.emit(
-                Operation(f"{stage}.quantize", KernelKey("quantize"), fields, (x,), (blocks,), rows=rows)
-            )
-            self._quantized.add(x)
+            kernel = KernelKey("quantize", (planes,))
+            self.emit(Operation(f"{stage}.quantize", kernel, fields, (x,), (blocks,), rows=rows))
+            self._quantized.add(blocks)
         return blocks
 
-    def linear(self, stage: str, x: str, slot: str, outputs: int, out: str, *, bias: bool = False) -> str:
+    def linear(
+        self, stage: str, x: str, slot: str, outputs: int, out: str, *, bias: bool = False, planes: int = 1
+    ) -> str:
         """out = x Wᵀ (+ bias): the matrix of ``slot``.weight, (outputs, width of x).
+
+        ``planes`` is how finely x is quantised, if the weights are.
 
         Raises:
             UnsupportedModel: the layout needs a width that is a multiple of its blocks.
@@ -85,19 +88,20 @@ class Builder:
             "rows": COUNT[rows],
         }
         if packed.is_float:
-            name, source = "matmul_float", x
+            kernel, source = KernelKey("matmul_float", (packed,)), x
             fields |= {"x": At(x), "x_stride": 4 * width, "columns": width}
         else:
             if width % packed.unit:
                 raise UnsupportedModel(
                     f"{stage}: width {width} is not a multiple of the format's {packed.unit}"
                 )
-            name, source = "matmul_int8", self.quantized(x, stage.rpartition(".")[0] or stage)
+            kernel = KernelKey("matmul_int8", (packed, planes))
+            source = self.quantized(x, stage.rpartition(".")[0] or stage, planes)
             fields |= {"x": At(source), "blocks": width // BLOCK}
         self.emit(
             Operation(
                 stage,
-                KernelKey(name, (packed,)),
+                kernel,
                 fields,
                 (source,),
                 (out,),

@@ -24,7 +24,7 @@ def feedforward(plan: Builder, layer: int, kind: FeedForward, x: str, out: str) 
         "quantized": 0,
         "rows": COUNT["tokens"],
     }
-    kernel = KernelKey("activation", (kind.activation,))
+    kernel = KernelKey("activation", (kind.activation, 1))
     plan.emit(Operation(f"{stage}.hidden", kernel, fields, tuple(reads), (inside,), f"(T, {kind.width})"))
     return plan.linear(
         f"{stage}.down", inside, f"{stage}.down", plan.spec.embedding.width, out, bias=kind.bias

@@ -115,6 +115,11 @@ class Network:
             rows = outputs if self.spec.head else len(chunks)
             return np.array(self._arrays.by_name[self.plan.output][:rows, : self.width])
 
+    def truncate(self, sequence: Sequence, length: int) -> None:
+        """Forget a sequence's tokens from ``length`` on; 0 gives back all of its pages."""
+        with self._lock:
+            self.cache.truncate(sequence, length)
+
     def prefill(self, sequence: Sequence, tokens: Seq[int]) -> NDArray[np.float32]:
         """Run a prompt in steps of at most ``limits.tokens``. Returns the last token's logits, (V,)."""
         logits = np.empty((0, self.width), np.float32)
@@ -126,7 +131,7 @@ class Network:
         return row
 
     def array(self, buffer: str) -> NDArray[Any]:
-        """A buffer of the last step, by its name in the plan: float32 (rows, width) or Q8 bytes. A view."""
+        """A view of a buffer after the last step, by its name: float32 (rows, width), or blocks as bytes."""
         return self._arrays.by_name[buffer]
 
     def close(self) -> None:

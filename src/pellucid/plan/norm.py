@@ -25,5 +25,5 @@ def norm(plan: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, 
         "rows": COUNT[rows],
     }
     shape = f"({rows[0].upper()}, {width})" if parts == 1 else f"({rows[0].upper()}, {parts}, {width})"
-    plan.emit(Operation(stage, KernelKey("norm", (kind.kind,)), fields, (x,), (out,), shape, rows=rows))
+    plan.emit(Operation(stage, KernelKey("norm", (kind.kind, 1)), fields, (x,), (out,), shape, rows=rows))
     return out

@@ -1,6 +1,6 @@
 """Rewrites of a plan: list in, list out. Each keeps the arithmetic, bit for bit.
 
-fuse_quantize   a producer that can writes its Q8 blocks itself, instead of a pass over memory of its own
+fuse_quantize   a producer that can writes its activation blocks itself, instead of a pass over memory of its own
 fuse_residual   a matrix product adds straight onto the residual stream
 place_barriers  threads meet only where an operation needs what another thread has written
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pellucid.kernels.library import KernelKey
 from pellucid.kernels.packed import BLOCK, ROWS
 from pellucid.plan.plan import At, Constant, Operation, Plan
 
@@ -33,9 +34,9 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
             and before.writes == op.reads
             and _whole_blocks(before)
         ):
-            out[-1] = replace(
-                before.with_fields(quantized=op.fields["out"]), writes=(*before.writes, *op.writes)
-            )
+            fused = before.with_fields(quantized=op.fields["out"])
+            kernel = KernelKey(before.kernel.name, (*before.kernel.parameters[:-1], *op.kernel.parameters))
+            out[-1] = replace(fused, kernel=kernel, writes=(*before.writes, *op.writes))
         else:
             out.append(op)
     return out

@@ -17,12 +17,12 @@ Rows = Literal["tokens", "outputs", "sequences"]
 
 @dataclass(frozen=True)
 class Buffer:
-    """A named array of a step: ``rows`` x ``width``, float32, or Q8 blocks of 32 values if ``quantized``."""
+    """A named array of a step: ``rows`` x ``width``, float32, or activation blocks of 1 or 2 ``planes``."""
 
     name: str
     width: int
     rows: Rows = "tokens"
-    quantized: bool = False
+    planes: int = 0
 
 
 @dataclass(frozen=True)

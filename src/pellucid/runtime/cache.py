@@ -82,12 +82,8 @@ class KVCache:
             sequence.pages.append(self._free.pop())
 
     def truncate(self, sequence: Sequence, length: int) -> None:
-        """Forget a sequence's tokens from ``length`` on, and give back the pages that held only those."""
+        """Forget a sequence's tokens from ``length`` on, and give back the pages that held only those (0: all)."""
         keep = -(-length // PAGE)
         self._free.extend(reversed(sequence.pages[keep:]))
         del sequence.pages[keep:]
         sequence.length = length
-
-    def release(self, sequence: Sequence) -> None:
-        """Give back all of a sequence's pages."""
-        self.truncate(sequence, 0)

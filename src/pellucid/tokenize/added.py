@@ -12,7 +12,7 @@ word borders; tokens with ``normalized`` are looked for in the normalised text i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 
@@ -50,7 +50,7 @@ class AddedTokens:
         starts = "".join(sorted({re.escape(text[0]) for text in self._by_text}))
         self._start = re.compile(f"[{starts}]") if starts else None
 
-    def __iter__(self) -> Iterable[AddedToken]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[AddedToken]:
         return iter(self._by_text.values())
 
     def split(self, text: str, parse_special: bool) -> list[str | int]:

@@ -57,7 +57,7 @@ class _Remembered(dict[str, list[int]]):
         return ids
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokenizer:
     """Text to ids and back.
 

@@ -12,6 +12,8 @@ import codecs
 from collections.abc import Collection
 from typing import Protocol
 
+from pellucid.errors import InvalidRequest
+
 _SPACE = "▁"
 _BYTES: dict[str, int] = {}
 
@@ -90,8 +92,6 @@ class StreamDecoder:
     def push(self, token_id: int) -> str:
         """The text that is certain now. Raises :class:`InvalidRequest` for an id outside the vocabulary."""
         if not 0 <= token_id < self._size:
-            from pellucid.errors import InvalidRequest
-
             raise InvalidRequest(
                 f"token id {token_id} is outside the vocabulary; ids go from 0 to {self._size - 1}"
             )
@@ -129,12 +129,18 @@ class WordPieceDecoder:
 
     def __init__(self, tokens: list[str], prefix: str, cleanup: bool) -> None:
         self._tokens, self._prefix, self._cleanup = tokens, prefix, cleanup
+        self._known: dict[tuple[int, bool], bytes] = {}
 
     def piece(self, token_id: int, first: bool) -> bytes:
-        text = self._tokens[token_id]
+        found = self._known.get((token_id, first))
+        if found is None:
+            found = self._known[token_id, first] = self._spell(self._tokens[token_id], first).encode()
+        return found
+
+    def _spell(self, text: str, first: bool) -> str:
         if not first:
             text = text[len(self._prefix) :] if text.startswith(self._prefix) else " " + text
         if self._cleanup:
             for old, new in self.REPLACED:
                 text = text.replace(old, new)
-        return text.encode()
+        return text

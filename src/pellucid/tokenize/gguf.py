@@ -9,14 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pellucid.errors import FileFormatError
+from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize.added import AddedToken, AddedTokens
 from pellucid.tokenize.postprocess import Template
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 END_OF_GENERATION = frozenset(
-    "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <turn|> <|endoftext|> "
-    "<|end_of_text|> <end_of_utterance> </s> <eos> <EOT> _<EOT> [EOT] [EOS] <｜end▁of▁sentence｜>".split()
+    [
+        *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>"),
+        *("<end_of_turn>", "<turn|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>"),
+        *("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>"),
+    ]
 )
 """Control tokens that end a generation whatever the file's ``eos_token_id`` says: files name only one."""
 
@@ -117,6 +120,15 @@ class Fields:
 
     def shared(self, vocabulary: Vocabulary, add_bos: bool) -> dict[str, Any]:
         """The arguments of :class:`Tokenizer` that every kind fills in the same way."""
+        for key in ("add_sep_token", "remove_extra_whitespaces"):
+            if self.get(f"ggml.{key}", bool, False):
+                raise UnsupportedModel(
+                    f"{self.path.name}: tokenizer.ggml.{key} is not implemented for this kind"
+                )
+        if self.array("precompiled_charsmap"):
+            raise UnsupportedModel(
+                f"{self.path.name}: tokenizer.ggml.precompiled_charsmap is not implemented"
+            )
         names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
         ids = {name: self.token_id(key, vocabulary.size) for name, key in names.items()}
         return {

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import heapq
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from operator import add
 
 NEVER = 1 << 96
 _SHORT = 96
@@ -32,24 +34,26 @@ class PairRanks(dict[int, int]):
     @classmethod
     def from_pairs(
         cls,
-        pairs: Iterable[Sequence[str]],
+        lefts: Sequence[str],
+        rights: Sequence[str],
         ids: Mapping[str, int],
         size: int,
         forbidden: frozenset[int] = frozenset(),
     ) -> PairRanks:
-        """The table of (left, right) in order of rank; merges into a ``forbidden`` id are left out.
+        """The table of ``lefts[i] rights[i]`` in order of rank; merges into a ``forbidden`` id are left out.
 
-        Raises KeyError with the piece that is not in ``ids``.
+        Of a pair that is listed twice, the first counts. Raises KeyError with a piece that is not in ``ids``.
         """
-        table = cls()
+        # Half a million merges are not rare, so this goes column by column.
+        left_ids, right_ids = map(ids.__getitem__, lefts), map(ids.__getitem__, rights)
+        merged = [ids[left + right] for left, right in zip(lefts, rights)]
+        keys = [left * size + right for left, right in zip(left_ids, right_ids)]
+        values = list(map(add, merged, range(0, size * len(merged), size)))
+        if not forbidden.isdisjoint(merged):
+            kept = [at for at, index in enumerate(merged) if index not in forbidden]
+            keys, values = [keys[at] for at in kept], [values[at] for at in kept]
+        table = cls(zip(reversed(keys), reversed(values)))
         table.size = size
-        rank = 0
-        for left, right in pairs:
-            merged = ids[left + right]
-            if merged not in forbidden:
-                # setdefault: of a pair that is listed twice, the first listing counts.
-                table.setdefault(ids[left] * size + ids[right], rank + merged)
-            rank += size
         return table
 
     def __missing__(self, pair: int) -> int:
@@ -105,7 +109,7 @@ def merge(ids: list[int], pairs: PairRanks | ScoreRanks) -> list[int]:
     if len(ids) > _SHORT:
         return _merge_long(ids, pairs)
     size = pairs.size
-    values = [pairs[left * size + right] for left, right in zip(ids, ids[1:])]
+    values = [pairs[left * size + right] for left, right in pairwise(ids)]
     while values:
         best = min(values)
         if best == NEVER:
@@ -126,7 +130,7 @@ def _merge_long(ids: list[int], pairs: PairRanks | ScoreRanks) -> list[int]:
     n, size = len(ids), pairs.size
     following = list(range(1, n + 1))
     previous = list(range(-1, n - 1))
-    values = [pairs[left * size + right] for left, right in zip(ids, ids[1:])]
+    values = [pairs[left * size + right] for left, right in pairwise(ids)]
     values.append(NEVER)
     heap = [value * n + at for at, value in enumerate(values) if value != NEVER]
     heapq.heapify(heap)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
+from pellucid.tokenize import bert_unicode
+
 if TYPE_CHECKING:
-    from regex import Pattern
+    from regex import Pattern  # type: ignore[import-untyped]
 
     from pellucid.tokenize.base import Normalizer
 
@@ -78,7 +80,7 @@ class StripAccents:
     """Without non-spacing marks. Accents that are part of a character must be split off before (NFD)."""
 
     def __call__(self, text: str, first: bool) -> str:
-        return text if text.isascii() else _compiled(r"\p{Mn}+").sub("", text)
+        return text if text.isascii() else _bert_class("", bert_unicode.MARKS).sub("", text)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Bert:
 
     def __call__(self, text: str, first: bool) -> str:
         if self.clean:
-            text = _compiled(r"[\p{Cc}\p{Cf}\p{Co}\uFFFD--[\t\n\r]]+", v1=True).sub("", text)
+            text = _bert_class(r"\x00-\x08\x0B\x0C\x0E-\x1F\x7F\p{Co}", bert_unicode.FORMAT).sub("", text)
             text = _compiled(r"\p{White_Space}").sub(" ", text)
         if not text.isascii():
             if self.cjk:
@@ -130,7 +132,12 @@ def sequence(stages: Sequence[Normalizer]) -> Normalizer | None:
 
 
 @cache
-def _compiled(pattern: str, v1: bool = False) -> Pattern[str]:
+def _compiled(pattern: str) -> Pattern[str]:
     import regex
 
-    return regex.compile(pattern, regex.V1 if v1 else regex.V0)
+    return regex.compile(pattern)
+
+
+@cache
+def _bert_class(ascii_part: str, ranges: str) -> Pattern[str]:
+    return _compiled(f"[{ascii_part}{bert_unicode.members(ranges)}]+")

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pellucid.tokenize.bert_unicode import PUNCTUATION, members
 from pellucid.tokenize.patterns import COVERING
 
 if TYPE_CHECKING:
-    from regex import Pattern
+    from regex import Pattern  # type: ignore[import-untyped]
 
     from pellucid.tokenize.base import PreTokenizer
 
@@ -126,10 +127,17 @@ class Translate:
         return [text.replace(self.old, self.new)]
 
 
-BERT = Sequential(
-    (
-        Split(r"\p{White_Space}+", "Removed"),
-        Split(r"[\p{P}!-/:-@\[-`{-~]"),
-    )
-)
-"""BERT's words: split at white space, which is dropped, and around every punctuation character."""
+@dataclass(frozen=True)
+class BertSplit:
+    """BERT's words: split at white space, which is dropped, and around every punctuation character."""
+
+    @cached_property
+    def _regex(self) -> Pattern[str]:
+        import regex
+
+        mark = rf"!-/:-@\[-`{{-~{members(PUNCTUATION)}"
+        return regex.compile(rf"[{mark}]|[^\p{{White_Space}}{mark}]+")
+
+    def __call__(self, text: str, first: bool) -> list[str]:
+        pieces: list[str] = self._regex.findall(text)
+        return pieces

@@ -24,6 +24,8 @@ SECONDS = 5.0
 CHARACTERS = 10_000_000
 SOURCE_CHARACTERS = 1_000_000
 NAME = "<chat template>"
+PADDING = ("ljust", "rjust", "center", "zfill", "expandtabs")
+"""Methods of strings that make much out of little."""
 
 _deadline: ContextVar[float] = ContextVar("deadline")
 
@@ -149,7 +151,6 @@ def _compiled(source: str) -> Template:
 @cache
 def _environment() -> Environment:
     import json
-    import operator
     from datetime import datetime
 
     from jinja2 import nodes
@@ -168,7 +169,7 @@ def _environment() -> Environment:
             return nodes.Scope(body, lineno=line)
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"*", "**", "+", "%", "//"})
+        intercepted_binops = frozenset({"*", "**", "+", "%"})
 
         def call_binop(self, context: Context, operator_: str, left: Any, right: Any) -> Any:
             _check_time()
@@ -192,13 +193,26 @@ def _environment() -> Environment:
         def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
             _check_time()
             name = getattr(__obj, "__name__", "")
-            owner = getattr(__obj, "__self__", None)
-            if isinstance(owner, str):
-                if name in ("ljust", "rjust", "center", "zfill", "expandtabs"):
-                    _refuse_widths("", args, wide=True)
-                elif name in ("format", "format_map"):
-                    _refuse_widths(owner, (*args, *kwargs.values()))
+            if isinstance(getattr(__obj, "__self__", None), str) and name in PADDING:
+                _refuse_widths("", args, wide=True)
             return _check_size(super().call(__context, __obj, *args, **kwargs))
+
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            return self._measured(obj, attribute, super().getattr(obj, attribute))
+
+        def getitem(self, obj: Any, argument: Any) -> Any:
+            return self._measured(obj, argument, super().getitem(obj, argument))
+
+        def _measured(self, obj: Any, name: Any, value: Any) -> Any:
+            """``str.format``, which the sandbox has wrapped already, wrapped once more."""
+            if not isinstance(obj, str) or name not in ("format", "format_map") or not callable(value):
+                return value
+
+            def bounded(*args: Any, **kwargs: Any) -> Any:
+                _refuse_widths(obj, (*args, *kwargs.values()))
+                return value(*args, **kwargs)
+
+            return bounded
 
     def _refuse_great(*values: Any) -> None:
         for value in values:
@@ -235,8 +249,6 @@ def _environment() -> Environment:
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation], cache_size=0
     )
-    # mypy knows jinja2's tables only as dictionaries of anything; `operator` keeps the defaults for the rest.
-    environment.binop_table = {**environment.binop_table, "//": operator.floordiv}
     for unsafe in ("center", "xmlattr", "urlize", "pprint", "random", "format"):
         environment.filters.pop(unsafe)
     environment.globals.pop("lipsum")

@@ -37,8 +37,9 @@ class MappedFile:
         self.path = path
         try:
             # A named pipe or a device would block on open or has no length, so look before opening.
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                problem = "is a folder" if path.is_dir() else "is not a regular file"
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                problem = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
                 raise FileFormatError(path, "file", problem)
             with open(path, "rb") as file:
                 self.size = os.fstat(file.fileno()).st_size

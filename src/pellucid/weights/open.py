@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pellucid.errors import FileFormatError
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf
 from pellucid.weights.mapped import MappedFile
+from pellucid.weights.messages import reason
 from pellucid.weights.safetensors import INDEX_NAME, open_safetensors
 
 
@@ -17,8 +19,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     A folder holds one GGUF model, or safetensors beside a ``config.json``. Raises `FileFormatError` when the
     path is missing, unreadable, of another kind, ambiguous, or damaged.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(path).expanduser().absolute()  # a message names the file, and "." has no name
+    except RuntimeError as error:  # ~somebody
+        raise FileFormatError(path, "file", f"cannot be read: {reason(error)}") from error
+    if os.path.isdir(path):
         return _open_folder(path)
     file = MappedFile(path)
     head, size = file.map[:9], file.size
@@ -47,7 +52,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise FileFormatError(folder, "folder", f"holds {len(ggufs)} GGUF models, name one: {names}")
     if ggufs:
         return open_gguf(ggufs[0])
-    if others or (folder / INDEX_NAME).is_file():
+    if others or os.path.isfile(folder / INDEX_NAME):
         return open_safetensors(folder)
     problem = "holds no model: expected one .gguf file, or .safetensors files with a config.json"
     raise FileFormatError(folder, "folder", problem)

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +67,11 @@ def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
     Raises `FileFormatError`, with the field and where there is one its byte offset, for anything wrong.
     """
     path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    weights = _weights_of(path) if path.is_dir() else path
+    # os.path's questions, unlike Path's, never raise: a folder without permission is "no".
+    folder = path if os.path.isdir(path) else path.parent
+    weights = _weights_of(path) if folder is path else path
     config = folder / "config.json"
-    if not config.is_file():
+    if not os.path.isfile(config):
         raise FileFormatError(config, "file", f"is expected beside {weights.name}, to say what the model is")
     metadata = read_json(config)
     files: dict[Path, MappedFile] = {}
@@ -83,7 +86,7 @@ def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
 
 def _weights_of(folder: Path) -> Path:
     for name in (SINGLE_NAME, INDEX_NAME):
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder / name
     found = sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
@@ -207,8 +210,8 @@ def parse_json(path: Path, field: str, text: bytes, offset: int) -> dict[str, An
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in table if names.count(name) > 1)
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
             raise fail(f"the name {shown(twice)!r} appears twice")
         return table
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pellucid.errors import ModelNotFound, SourceError
+from pellucid.paths import home
 from pellucid.weights.catalogue import Model, find, not_found
 from pellucid.weights.fetching import build, verify
 from pellucid.weights.messages import reason, shown
@@ -43,16 +44,6 @@ class Installed:
     complete: bool
 
 
-def home() -> Path:
-    """The folder that holds everything kept between runs: ``PELLUCID_HOME``, or the user's cache folder."""
-    chosen = os.environ.get("PELLUCID_HOME")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("pellucid", appauthor=False)
-
-
 def resolve(spec: str | Path, *, progress: Progress | None = None) -> Path:
     """The path of a model, pulled first if need be.
 
@@ -61,12 +52,12 @@ def resolve(spec: str | Path, *, progress: Progress | None = None) -> Path:
     A `Path` is only ever a path.
     Raises `ModelNotFound` for an unknown name and `SourceError` when no source can give the model.
     """
-    return _locate(spec, progress or Silent(), refresh=False)
+    return _locate(spec, Silent() if progress is None else progress, refresh=False)
 
 
 def pull(spec: str | Path, *, progress: Progress | None = None) -> Path:
     """Like `resolve`, but trusts nothing that is here: checks hashes, asks sources for a newer version."""
-    return _locate(spec, progress or Silent(), refresh=True)
+    return _locate(spec, Silent() if progress is None else progress, refresh=True)
 
 
 def _locate(spec: str | Path, progress: Progress, refresh: bool) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize.base import Tokenizer
@@ -21,6 +22,7 @@ from pellucid.tokenize.pretokenize import Split, sequence
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 GGUF_MODEL = "gpt2"
+JSON_MODEL = "BPE"
 
 
 class ByteBPE:
@@ -63,24 +65,27 @@ def pair_ranks(
     A merge that would make a control token out of text does not count. Raises :class:`FileFormatError`.
     """
     split = [line.split(" ") if isinstance(line, str) else line for line in merges]
-    lengths = [len(parts) for parts in split]
-    if lengths.count(2) != len(split):
-        at = next(i for i, length in enumerate(lengths) if length != 2)
+    if not set(map(type, split)) <= {list} or not set(map(len, split)) <= {2}:
+        at = next(i for i, parts in enumerate(split) if not isinstance(parts, list) or len(parts) != 2)
         raise FileFormatError(path, field, f"merge {at}, {merges[at]!r}, is not two pieces")
+    lefts, rights = [parts[0] for parts in split], [parts[1] for parts in split]
     try:
-        return PairRanks.from_pairs(split, ids, vocabulary.size, vocabulary.special_ids)
-    except KeyError as unknown:
-        piece = unknown.args[0]
-        at = next(i for i, pair in enumerate(split) if piece in (*pair, "".join(pair)))
-        raise FileFormatError(
-            path, field, f"merge {at}, {merges[at]!r}: {piece!r} is not in the vocabulary"
-        ) from None
+        return PairRanks.from_pairs(lefts, rights, ids, vocabulary.size, vocabulary.special_ids)
+    except (KeyError, TypeError):
+        for at, (left, right) in enumerate(split):
+            for piece in (left, right, f"{left}{right}"):
+                if not isinstance(piece, str) or piece not in ids:
+                    problem = f"merge {at}, {merges[at]!r}: {piece!r} is not in the vocabulary"
+                    raise FileFormatError(path, field, problem) from None
+        raise
 
 
 def text_ids(ids: Mapping[str, int], vocabulary: Vocabulary) -> dict[str, int]:
     """Piece → id without control tokens: text must never become one."""
-    special = vocabulary.special_ids
-    return {piece: index for piece, index in ids.items() if index not in special}
+    text = dict(ids)
+    for index in vocabulary.special_ids:
+        text.pop(vocabulary.tokens[index], None)
+    return text
 
 
 def from_gguf(fields: Fields) -> Tokenizer:
@@ -107,13 +112,13 @@ def from_gguf(fields: Fields) -> Tokenizer:
 
 
 def claims(parts: Parts) -> bool:
-    """Whether a ``tokenizer.json`` is of this kind."""
-    return parts.model["type"] == "BPE" and parts.has_pre_tokenizer("ByteLevel")
+    """Whether a ``tokenizer.json`` with this type of model is of this kind."""
+    return parts.has_pre_tokenizer("ByteLevel")
 
 
 def from_json(parts: Parts) -> ByteBPE:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
-    model = parts.component(parts.model, "model", *BPE_FIELDS, dropout=(None, 0, 0.0), byte_fallback=(False,))
+    model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES, byte_fallback=(False,))
     pairs = pair_ranks(model["merges"], parts.vocab, parts.vocabulary, parts.path, "model.merges")
     ids = text_ids(parts.vocab, parts.vocabulary)
     return ByteBPE(pairs, ids, bool(model.get("ignore_merges")), parts.path)
@@ -130,3 +135,9 @@ BPE_FIELDS = (
     "continuing_subword_prefix",
     "end_of_word_suffix",
 )
+BPE_VALUES: dict[str, tuple[Any, ...]] = {
+    "dropout": (None, 0, 0.0),
+    "continuing_subword_prefix": (None, ""),
+    "end_of_word_suffix": (None, ""),
+}
+"""What is possible in fields of a JSON model of type BPE that are not implemented otherwise."""

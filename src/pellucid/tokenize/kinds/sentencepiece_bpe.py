@@ -16,12 +16,13 @@ from pellucid.tokenize.base import Normalizer, Tokenizer
 from pellucid.tokenize.decode import ByteFallbackDecoder
 from pellucid.tokenize.gguf import Fields, check_scores
 from pellucid.tokenize.huggingface import Parts
-from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, pair_ranks, text_ids
+from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, pair_ranks, text_ids
 from pellucid.tokenize.merges import PairRanks, ScoreRanks, merge
 from pellucid.tokenize.normalize import Prepend, Replace, sequence
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 GGUF_MODEL = "llama"
+JSON_MODEL = "BPE"
 SPACE = "▁"
 
 
@@ -124,13 +125,13 @@ def from_gguf(fields: Fields) -> Tokenizer:
 
 
 def claims(parts: Parts) -> bool:
-    """Whether a ``tokenizer.json`` is of this kind."""
-    return parts.model["type"] == "BPE" and not parts.has_pre_tokenizer("ByteLevel")
+    """Whether a ``tokenizer.json`` with this type of model is of this kind."""
+    return not parts.has_pre_tokenizer("ByteLevel")
 
 
 def from_json(parts: Parts) -> CharBPE:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
-    model = parts.component(parts.model, "model", *BPE_FIELDS, dropout=(None, 0, 0.0), byte_fallback=(True,))
+    model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES)
     pairs = pair_ranks(model["merges"], parts.vocab, parts.vocabulary, parts.path, "model.merges")
     pieces = text_ids(parts.vocab, parts.vocabulary)
     values = byte_table(parts.vocabulary, parts.path, "model.vocab")

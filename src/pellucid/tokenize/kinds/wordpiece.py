@@ -17,8 +17,10 @@ from pellucid.tokenize.decode import WordPieceDecoder
 from pellucid.tokenize.huggingface import Parts
 from pellucid.tokenize.normalize import Bert
 from pellucid.tokenize.postprocess import A, B, Template
-from pellucid.tokenize.pretokenize import BERT
+from pellucid.tokenize.pretokenize import BertSplit
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
+
+JSON_MODEL = "WordPiece"
 
 
 class WordPiece:
@@ -47,8 +49,8 @@ class WordPiece:
 
 
 def claims(parts: Parts) -> bool:
-    """Whether a ``tokenizer.json`` is of this kind."""
-    return bool(parts.model["type"] == "WordPiece")
+    """Whether a ``tokenizer.json`` with this type of model is of this kind."""
+    return True
 
 
 def from_json(parts: Parts) -> WordPiece:
@@ -56,12 +58,11 @@ def from_json(parts: Parts) -> WordPiece:
     model = parts.component(
         parts.model, "model", "vocab", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word"
     )
-    return WordPiece(
-        parts.vocab,
-        parts.id_of(model["unk_token"], "model.unk_token"),
-        model.get("continuing_subword_prefix", "##"),
-        model.get("max_input_chars_per_word", 100),
-    )
+    prefix = parts.text(model, "continuing_subword_prefix", "##")
+    longest = model.get("max_input_chars_per_word", 100)
+    if type(longest) is not int or longest < 1:
+        raise FileFormatError(parts.path, "model.max_input_chars_per_word", f"{longest!r} is not a length")
+    return WordPiece(parts.vocab, parts.id_of(model["unk_token"], "model.unk_token"), prefix, longest)
 
 
 def from_vocab_txt(path: Path, config: Mapping[str, Any]) -> Tokenizer:
@@ -98,7 +99,7 @@ def from_vocab_txt(path: Path, config: Mapping[str, Any]) -> Tokenizer:
             strip_accents=lowercase if accents is None else bool(accents),
             lowercase=lowercase,
         ),
-        pre_tokenizer=BERT,
+        pre_tokenizer=BertSplit(),
         model=WordPiece(vocabulary.ids, unknown),
         post_processor=Template(((cls, 0), (A, 0), (sep, 0)), ((cls, 0), (A, 0), (sep, 0), (B, 1), (sep, 1))),
         decoder=WordPieceDecoder(vocabulary.tokens, "##", cleanup=True),

@@ -29,7 +29,7 @@ class Fields:
     minima, f16 scales, f16 minima, as far as the layout has them.
     """
 
-    values: NDArray[np.uint8]
+    values: NDArray[Any]
     sides: tuple[NDArray[Any], ...]
 
 

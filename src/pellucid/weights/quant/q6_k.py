@@ -19,7 +19,7 @@ from pellucid.weights.quant import Fields, Format, nibbles, stored_f16
 def split(raw: NDArray[np.uint8]) -> Fields:
     rows = len(raw)
     low = nibbles(raw[..., :128].reshape(rows, -1, 2, 64))  # (..., 128): i in order 0, 1, 2, 3
-    high = raw[..., 128:192].reshape(rows, -1, 2, 1, 32)
+    high: NDArray[Any] = raw[..., 128:192].reshape(rows, -1, 2, 1, 32)
     shift = np.array([0, 2, 4, 6], np.uint8)[:, None]
     high = ((high >> shift) & 3).reshape(low.shape)
     scales = raw[..., 192:208].reshape(rows, -1).view(np.int8)

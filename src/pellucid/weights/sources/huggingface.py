@@ -1,9 +1,9 @@
 """``hf:org/repo[/file]``: the Hugging Face hub, through huggingface-hub and its own cache.
 
 Without a file, the repository's safetensors with config and tokenizer are taken, or, where there are only
-GGUF files, the one that the preference below decides on. The user's settings for the hub hold (endpoint,
-token, cache folder, ``HF_HUB_OFFLINE``). A hub that does not answer costs seconds: the first request has a
-deadline.
+GGUF files, the one that the preference below decides on; what the cache already holds comes before what the
+hub might offer. The user's settings for the hub hold (endpoint, token, cache folder, ``HF_HUB_OFFLINE``). A
+hub that does not answer costs seconds: the first request has a deadline.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class HuggingFace:
                 found = try_to_load_from_cache(repo, file)
             except ValueError as error:  # the hub's own rules for names
                 raise SourceError(_why(error)) from error
-            return Path(found) if isinstance(found, str) else None
+            if not isinstance(found, str):
+                return None
+            parts = _parts(Path(found).name, (p.name for p in Path(found).parent.iterdir()))
+            return Path(found) if parts == [Path(found).name] or _all_shards(parts) else None
         snapshot = _snapshot(repo)
         if snapshot is None:
             return None
@@ -80,7 +83,7 @@ class HuggingFace:
         sizes = {entry.rfilename: entry.size for entry in info.siblings or ()}
         if file and file not in sizes:
             raise SourceError(f"{repo} has no file {shown(file)!r}; it has {_listed(sizes)}")
-        files = [file] if file else choose(repo, sizes)
+        files = _parts(file, sizes) if file else choose(repo, sizes)
         total = sum(sizes[name] or 0 for name in files)
         if limit is not None and total > limit:
             raise SourceError(f"{', '.join(files)} has {total:,} bytes, expected at most {limit:,}")
@@ -116,13 +119,22 @@ def choose(repo: str, names: Iterable[str]) -> list[str]:
         found = {
             s
             for s in stems
-            if wanted is None or re.search(rf"(?<![A-Za-z0-9]){wanted}(?![A-Za-z0-9_])", s, 2)
+            if wanted is None or re.search(rf"(?<![A-Za-z0-9]){wanted}(?![A-Za-z0-9_])", s, re.IGNORECASE)
         }
         if len(found) == 1:
             return [name for name in models if _SHARD.sub(r"\g<stem>", name) in found]
         if found and wanted is not None:
             break
     raise SourceError(f"{repo} has several models, name one: hf:{repo}/FILE with {_listed(models)}")
+
+
+def _parts(file: str, names: Iterable[str]) -> list[str]:
+    """All files of the split GGUF model that ``file`` is one of; just ``file`` if it is no such thing."""
+    match = _SHARD.fullmatch(file)
+    if match is None or match["kind"] != "gguf":
+        return [file]
+    mine = re.compile(rf"{re.escape(match['stem'])}-\d{{5}}-of-{match['count']}\.gguf")
+    return sorted(name for name in names if mine.fullmatch(name))
 
 
 def _listed(names: Iterable[str]) -> str:

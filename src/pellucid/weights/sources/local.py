@@ -14,7 +14,7 @@ class Local:
     def cached(self, rest: str) -> Path | None:
         try:
             path = Path(rest).expanduser()
-            return path if path.exists() else None
+            return path if rest and path.exists() else None
         except (OSError, RuntimeError, ValueError):  # no permission, no such user, a NUL in the name
             return None
 

@@ -197,7 +197,8 @@ def _check_sizes(
     entries: list[zipfile.ZipInfo], total: int, folder: Path, limit: int | None, spec: Spec
 ) -> None:
     if limit is not None and total > limit:
-        raise SourceError(f"{spec.path} of {spec.requirement} has {total:,} bytes, expected {limit:,}")
+        expected = f"expected at most {limit:,}"
+        raise SourceError(f"{spec.path} of {spec.requirement} has {total:,} bytes, {expected}")
     for entry in entries:
         if entry.file_size > entry.compress_size * _MAX_RATIO + _CHUNK:
             raise SourceError(f"{shown(entry.filename)} in {spec.requirement} lies about its size")

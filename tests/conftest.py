@@ -1,0 +1,1 @@
+"""Being here, it puts tests/ on the import path, so that tests can import ``support``."""

