@@ -9,6 +9,8 @@ the low nibble for i < 2, else the high one, and its upper bits in byte 32 half 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
