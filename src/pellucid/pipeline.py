@@ -28,9 +28,12 @@ from pellucid.sample.stop import Stopper
 from pellucid.tokenize import Tokenizer
 
 
-def forward(spec: ModelSpec, layouts: Mapping[str, Packed]) -> Plan:
-    """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D)."""
-    plan = Builder(spec, layouts)
+def forward(spec: ModelSpec, layouts: Mapping[str, Packed], planes: int = 2) -> Plan:
+    """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D).
+
+    ``layouts`` and ``planes`` say how weights are packed and how finely activations meet them (``plan/builder.py``).
+    """
+    plan = Builder(spec, layouts, planes)
     x = embed(plan)  # each token's row of the embedding matrix           (T, D)
     x = position(plan, x)  # where it stands: a vector added, or angles to turn by
     x = embedding_norm(plan, x)

@@ -14,13 +14,9 @@ from pellucid.plan.position import rotate
 def attention(plan: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
     """out = attention(x), not yet added to the residual stream."""
     stage = f"blocks.{layer}.attention"
-    q = plan.linear(f"{stage}.q", x, f"{stage}.q", kind.heads * kind.head_dim, "q", bias=kind.bias, planes=2)
-    k = plan.linear(
-        f"{stage}.k", x, f"{stage}.k", kind.kv_heads * kind.head_dim, "k", bias=kind.bias, planes=2
-    )
-    v = plan.linear(
-        f"{stage}.v", x, f"{stage}.v", kind.kv_heads * kind.head_dim, "v", bias=kind.bias, planes=2
-    )
+    q = plan.linear(f"{stage}.q", x, f"{stage}.q", kind.heads * kind.head_dim, "q", bias=kind.bias)
+    k = plan.linear(f"{stage}.k", x, f"{stage}.k", kind.kv_heads * kind.head_dim, "k", bias=kind.bias)
+    v = plan.linear(f"{stage}.v", x, f"{stage}.v", kind.kv_heads * kind.head_dim, "v", bias=kind.bias)
     if kind.qk_norm:
         norm(plan, f"{stage}.q_norm", f"{stage}.q_norm", kind.qk_norm, q, q, parts=kind.heads)
         norm(plan, f"{stage}.k_norm", f"{stage}.k_norm", kind.qk_norm, k, k, parts=kind.kv_heads)

@@ -24,11 +24,14 @@ NO_ADDEND = "zeros"
 
 
 class Builder:
-    """Collects a plan. ``layouts`` says how each slot's matrix will be packed."""
+    """Collects a plan.
 
-    def __init__(self, spec: ModelSpec, layouts: Mapping[str, Packed]) -> None:
-        self.spec = spec
-        self.layouts = layouts
+    ``layouts`` says how each slot's matrix will be packed; ``planes`` (1 or 2) how finely activations are quantised
+    for those that are integers.
+    """
+
+    def __init__(self, spec: ModelSpec, layouts: Mapping[str, Packed], planes: int) -> None:
+        self.spec, self.layouts, self.planes = spec, layouts, planes
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {NO_ADDEND: (0.0,) * ROWS}
@@ -54,9 +57,9 @@ class Builder:
         """Columns of a buffer."""
         return self.buffers[buffer].width
 
-    def quantized(self, x: str, stage: str, planes: int) -> str:
+    def quantized(self, x: str, stage: str) -> str:
         """A buffer as activation blocks; emitted once until the buffer changes."""
-        width, rows = self.width_of(x), self.buffers[x].rows
+        width, rows, planes = self.width_of(x), self.buffers[x].rows, self.planes
         blocks = self.buffer(f"{x}.q{8 * planes}", width, rows, planes=planes)
         if blocks not in self._quantized:
             fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks), "rows": COUNT[rows]}
@@ -65,12 +68,8 @@ class Builder:
             self._quantized.add(blocks)
         return blocks
 
-    def linear(
-        self, stage: str, x: str, slot: str, outputs: int, out: str, *, bias: bool = False, planes: int = 1
-    ) -> str:
+    def linear(self, stage: str, x: str, slot: str, outputs: int, out: str, *, bias: bool = False) -> str:
         """out = x Wᵀ (+ bias): the matrix of ``slot``.weight, (outputs, width of x).
-
-        ``planes`` is how finely x is quantised, if the weights are.
 
         Raises:
             UnsupportedModel: the layout needs a width that is a multiple of its blocks.
@@ -95,8 +94,8 @@ class Builder:
                 raise UnsupportedModel(
                     f"{stage}: width {width} is not a multiple of the format's {packed.unit}"
                 )
-            kernel = KernelKey("matmul_int8", (packed, planes))
-            source = self.quantized(x, stage.rpartition(".")[0] or stage, planes)
+            kernel = KernelKey("matmul_int8", (packed, self.planes))
+            source = self.quantized(x, stage.rpartition(".")[0] or stage)
             fields |= {"x": At(source), "blocks": width // BLOCK}
         self.emit(
             Operation(

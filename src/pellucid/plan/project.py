@@ -36,7 +36,7 @@ def project(plan: Builder, x: str) -> str:
     head, pooling = plan.spec.head, plan.spec.pooling
     if head:
         slot = "embed" if head.tied else "project"
-        logits = plan.linear("project", x, slot, plan.spec.embedding.vocabulary, "logits", planes=2)
+        logits = plan.linear("project", x, slot, plan.spec.embedding.vocabulary, "logits")
         if head.softcap:
             width = plan.width_of(logits)
             fields: dict[str, Value] = {

@@ -80,7 +80,7 @@ class StripAccents:
     """Without non-spacing marks. Accents that are part of a character must be split off before (NFD)."""
 
     def __call__(self, text: str, first: bool) -> str:
-        return text if text.isascii() else _bert_class("", bert_unicode.MARKS).sub("", text)
+        return _without(bert_unicode.MARKS, text)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Bert:
 
     def __call__(self, text: str, first: bool) -> str:
         if self.clean:
-            text = _bert_class(r"\x00-\x08\x0B\x0C\x0E-\x1F\x7F\p{Co}", bert_unicode.FORMAT).sub("", text)
+            text = _compiled(r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F\p{Co}]+").sub("", text)
+            text = _without(bert_unicode.FORMAT, text)
             text = _compiled(r"\p{White_Space}").sub(" ", text)
         if not text.isascii():
             if self.cjk:
@@ -139,5 +140,14 @@ def _compiled(pattern: str) -> Pattern[str]:
 
 
 @cache
-def _bert_class(ascii_part: str, ranges: str) -> Pattern[str]:
-    return _compiled(f"[{ascii_part}{bert_unicode.members(ranges)}]+")
+def _class(ranges: str) -> Pattern[str]:
+    return _compiled(f"[{bert_unicode.members(ranges)}]+")
+
+
+def _without(ranges: str, text: str) -> str:
+    """The text without these characters, none of which is ASCII; the long class is not tried on ASCII."""
+    if text.isascii():
+        return text
+    members = _class(ranges)
+    kept: str = _compiled(r"[^\x00-\x7F]+").sub(lambda run: members.sub("", run[0]), text)
+    return kept

@@ -136,7 +136,8 @@ class BertSplit:
         import regex
 
         mark = rf"!-/:-@\[-`{{-~{members(PUNCTUATION)}"
-        return regex.compile(rf"[{mark}]|[^\p{{White_Space}}{mark}]+")
+        # Plain letters first: they need not be looked for in the long class.
+        return regex.compile(rf"(?:[0-9A-Za-z]+|[^\p{{White_Space}}{mark}])+|[{mark}]")
 
     def __call__(self, text: str, first: bool) -> list[str]:
         pieces: list[str] = self._regex.findall(text)
