@@ -27,7 +27,7 @@ KINDS = ("silu", "gelu_tanh", "gelu", "relu")
 class Activation(Record):
     x: Address  # (T, F) float32: what goes through the function
     up: Address  # (T, F) float32: what it is multiplied by, or 0
-    width: int  # F, a multiple of 32
+    width: int  # F, a multiple of 16; of 32 where blocks are wanted
     out: Address  # (T, F) float32; may be x
     quantized: Address  # (T, F/32) activation blocks, or 0: not wanted
     rows: Count
@@ -93,15 +93,18 @@ def build(simd: Any, kind: str, planes: int) -> Any:
     def body(record, step, thread, threads):
         x, up, out = load(record + at.x), load(record + at.up), load(record + at.out)
         quantized = load(record + at.quantized)
-        total = load(step + load(record + at.rows)) * (load(record + at.width) // 32)
-        for block in range(total * thread // threads, total * (thread + 1) // threads):
-            for half in range(2):
-                i = block * 128 + half * 64
+        vectors = (
+            2 if quantized != 0 else 1
+        )  # a block is two vectors; without blocks a row may end in half of one
+        total = load(step + load(record + at.rows)) * (load(record + at.width) // (16 * vectors))
+        for unit in range(total * thread // threads, total * (thread + 1) // threads):
+            for vector in range(unit * vectors, (unit + 1) * vectors):
+                i = vector * 64
                 value = function(vload(x + i))
                 if up != 0:
                     value = value * vload(up + i)
                 vstore(out + i, value)
             if quantized != 0:
-                quantize(out + block * 128, quantized + block * q_bytes)
+                quantize(out + unit * 128, quantized + unit * q_bytes)
 
     return body

@@ -13,7 +13,7 @@ from pellucid.kernels.library import KernelKey
 from pellucid.kernels.packed import BLOCK, ROWS, Packed, round_up
 from pellucid.kernels.record import Step
 from pellucid.model.spec import ModelSpec
-from pellucid.plan.plan import At, Buffer, Constant, Operation, Plan, Rows, Value, Vector, Weights
+from pellucid.plan.plan import LETTER, At, Buffer, Constant, Operation, Plan, Rows, Value, Vector, Weights
 
 COUNT: Mapping[Rows, int] = {
     "tokens": Step.at.tokens,
@@ -104,7 +104,7 @@ class Builder:
                 fields,
                 (source,),
                 (out,),
-                shape=f"({rows[0].upper()}, {width}) x ({outputs}, {width})ᵀ",
+                shape=f"({LETTER[rows]}, {width}) x ({outputs}, {width})ᵀ",
                 weight_bytes=packed.matrix_bytes(outputs, width),
                 multiply_adds=outputs * width,
                 rows=rows,
@@ -117,9 +117,7 @@ class Builder:
         width, rows = self.width_of(a), self.buffers[a].rows
         fields: dict[str, Value] = {"a": At(a), "b": At(b), "width": width, "out": At(a), "rows": COUNT[rows]}
         self.emit(
-            Operation(
-                stage, KernelKey("add"), fields, (a, b), (a,), f"({rows[0].upper()}, {width})", rows=rows
-            )
+            Operation(stage, KernelKey("add"), fields, (a, b), (a,), f"({LETTER[rows]}, {width})", rows=rows)
         )
         return a
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pellucid.errors import UnsupportedModel
 from pellucid.kernels.library import KernelKey
+from pellucid.kernels.packed import ROWS
 from pellucid.kernels.record import Step
 from pellucid.plan.builder import Builder
 from pellucid.plan.norm import norm
@@ -28,8 +30,14 @@ def lookup(
 
 
 def embed(plan: Builder) -> str:
-    """The residual stream's first value: token embeddings, scaled."""
+    """The residual stream's first value: token embeddings, scaled.
+
+    Raises:
+        UnsupportedModel: D is not a whole number of vectors.
+    """
     embedding = plan.spec.embedding
+    if embedding.width % ROWS:
+        raise UnsupportedModel(f"a model of width {embedding.width}; it must be a multiple of {ROWS}")
     x = plan.buffer("x", embedding.width)
     lookup(plan, "embed", "embed.weight", x, index=Step.at.token_ids, factor=embedding.scale)
     if embedding.types:  # one segment: every token is of type 0

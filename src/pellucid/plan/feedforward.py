@@ -19,7 +19,7 @@ def feedforward(plan: Builder, layer: int, kind: FeedForward, x: str, out: str) 
     fields: dict[str, Value] = {
         "x": At(inside),
         "up": At("up") if kind.gated else 0,
-        "width": kind.width,
+        "width": plan.width_of(inside),
         "out": At(inside),
         "quantized": 0,
         "rows": COUNT["tokens"],

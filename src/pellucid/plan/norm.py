@@ -5,7 +5,7 @@ from __future__ import annotations
 from pellucid.kernels.library import KernelKey
 from pellucid.model.spec import Norm
 from pellucid.plan.builder import COUNT, Builder
-from pellucid.plan.plan import At, Constant, Operation, Value, Vector
+from pellucid.plan.plan import LETTER, At, Constant, Operation, Value, Vector
 
 
 def norm(plan: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, parts: int = 1) -> str:
@@ -24,6 +24,6 @@ def norm(plan: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, 
         "quantized": 0,
         "rows": COUNT[rows],
     }
-    shape = f"({rows[0].upper()}, {width})" if parts == 1 else f"({rows[0].upper()}, {parts}, {width})"
+    shape = f"({LETTER[rows]}, {width})" if parts == 1 else f"({LETTER[rows]}, {parts}, {width})"
     plan.emit(Operation(stage, KernelKey("norm", (kind.kind, 1)), fields, (x,), (out,), shape, rows=rows))
     return out

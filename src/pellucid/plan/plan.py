@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 from pellucid.kernels.library import KernelKey
 
 Rows = Literal["tokens", "outputs", "sequences"]
+LETTER: Mapping[Rows, str] = {"tokens": "T", "outputs": "R", "sequences": "B"}
 
 
 @dataclass(frozen=True)

@@ -95,18 +95,23 @@ def decode(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
 def pack(form: Format, parts: Sequence[NDArray[np.uint8]], threads: int) -> Matrix:
     """Pack stored blocks; several parts (rows, blocks, block_bytes) are stacked into one matrix.
 
+    A row of floats is filled up with zeros to whole vectors, as the buffers are that it is multiplied with.
+
     Raises:
         UnsupportedModel: the number of columns does not fit the format's blocks.
     """
     rows, columns = sum(len(p) for p in parts), parts[0].shape[1] * form.block
     packed = form.packed
-    if columns % (packed.unit if not packed.is_float else 16):
+    if columns % packed.unit:
         raise UnsupportedModel(
-            f"a {form.name} matrix of {columns} columns; the number must be a multiple of 16"
+            f"a {form.name} matrix of {columns} columns; the number must be a multiple of {packed.unit}"
         )
+    stored = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if packed.is_float and columns % ROWS:
+        stored = np.pad(stored, ((0, 0), (0, -columns % ROWS), (0, 0)))
+        columns = stored.shape[1]
     group_bytes = packed.group_bytes(columns)
     out = aligned(packed.matrix_bytes(rows, columns))
-    stored = parts[0] if len(parts) == 1 else np.concatenate(parts)
     groups = round_up(rows, ROWS) // ROWS
     piece = max(1, PIECE_BYTES // (ROWS * columns))
     name = ("pack_float", (packed.bits // 8,)) if packed.is_float else ("pack_int", (packed,))

@@ -1,0 +1,111 @@
+"""pellucid chat MODEL: a conversation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+
+if TYPE_CHECKING:
+    from pellucid.llm import LLM
+
+HELP = """/help    these lines
+/reset   forget the conversation
+/exit    leave (Ctrl-D too)
+Ctrl-C   stop the answer"""
+
+
+def command(
+    model: common.Model,
+    system: Annotated[
+        str | None, typer.Option(help="What the model is told before the conversation.")
+    ] = None,
+    temperature: common.Temperature = 0.8,
+    top_k: common.TopK = 40,
+    top_p: common.TopP = 0.95,
+    seed: common.Seed = None,
+    stop: common.Stop = None,
+    max_new_tokens: common.MaxNewTokens = None,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    activation_bits: common.ActivationBits = 16,
+) -> None:
+    """Talk to a model. The conversation is kept; /help lists what can be typed."""
+    from pellucid.sample.options import Options
+
+    options = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": tuple(stop or ()),
+        "max_new_tokens": max_new_tokens,
+    }
+    Options(**options)  # type: ignore[arg-type]
+    llm = common.load(model, threads, context, activation_bits)
+    start = [{"role": "system", "content": system}] if system else []
+    llm.encode_prompt([*start, {"role": "user", "content": "Hi"}])  # no template, no chat: say so now
+    if sys.stdin.isatty():
+        print(f"{llm.spec.name}. /help lists the commands.", file=sys.stderr)
+    converse(llm, start, options)
+
+
+def converse(llm: LLM, start: list[dict[str, str]], options: Mapping[str, Any]) -> None:
+    """Read, answer, remember, until the input ends."""
+    from pellucid.errors import PellucidError
+
+    messages = list(start)
+    while (line := _ask()) is not None:
+        match line.strip():
+            case "":
+                continue
+            case "/help":
+                print(HELP)
+            case "/reset":
+                messages = list(start)
+                print("The conversation is forgotten.")
+            case "/exit" | "/quit" | "/bye":
+                return
+            case command if command.startswith("/"):
+                print(f"There is no {command.split()[0]}; /help lists the commands.")
+            case text:
+                messages.append({"role": "user", "content": text})
+                try:
+                    messages.append({"role": "assistant", "content": _answer(llm, messages, options)})
+                except PellucidError as error:  # the conversation goes on without the question
+                    messages.pop()
+                    print(f"pellucid: {error} (/reset forgets the conversation)", file=sys.stderr)
+
+
+def _ask() -> str | None:
+    """A line of input, or None at its end. Ctrl-C at the prompt drops the line."""
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "")
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D leaves)")
+        except EOFError:
+            if sys.stdin.isatty():
+                print()
+            return None
+
+
+def _answer(llm: LLM, messages: list[dict[str, str]], options: Mapping[str, Any]) -> str:
+    """Stream an answer. Ctrl-C stops it, and what was said is kept."""
+    said: list[str] = []
+    pieces = iter(llm.start(messages, **options))
+    try:
+        for piece in pieces:
+            said.append(piece.text)
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(" [stopped]", end="")
+    finally:
+        pieces.close()  # type: ignore[attr-defined]
+    print()
+    return "".join(said)

@@ -1,0 +1,38 @@
+"""pellucid embed MODEL TEXT...: sentence vectors and how alike they are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pellucid.cli import common
+
+
+def command(
+    model: common.Model,
+    texts: Annotated[list[str], typer.Argument(help="The sentences.", show_default=False)],
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
+    threads: common.Threads = None,
+    json: common.Json = False,
+) -> None:
+    """Sentence vectors and their cosine similarities."""
+    import numpy as np
+
+    llm = common.load(model, threads)
+    vectors = llm.embed(texts, truncate=truncate)
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    cosines = vectors.astype(np.float64) @ vectors.T / np.outer(lengths, lengths)
+    if json:
+        common.print_json({"texts": texts, "vectors": vectors.tolist(), "cosines": cosines.round(6).tolist()})
+        return
+    shown = common.table("", *(str(i + 1) for i in range(len(texts))), "text", f"vector ({vectors.shape[1]})")
+    for i, (text, row, vector) in enumerate(zip(texts, cosines, vectors)):
+        start = " ".join(f"{x:+.3f}" for x in vector[:4])
+        shown.add_row(
+            str(i + 1),
+            *(f"{x:.4f}" for x in row),
+            text if len(text) < 50 else text[:47] + "...",
+            f"{start} ...",
+        )
+    common.show(shown)

@@ -1,0 +1,111 @@
+"""pellucid plan MODEL: the program that the model is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pellucid.cli import common
+
+if TYPE_CHECKING:
+    from pellucid.plan.plan import Operation
+
+
+def command(
+    model: common.Model,
+    whole: Annotated[
+        bool, typer.Option("--all", help="Every block, also those that are like the one before.")
+    ] = False,
+    activation_bits: common.ActivationBits = 16,
+    json: common.Json = False,
+) -> None:
+    """The program that the model is: stage, operation, shapes, bytes, multiply-adds. Nothing is loaded."""
+    from pellucid import pipeline
+    from pellucid.model import read_model
+    from pellucid.plan.network import layouts
+    from pellucid.weights.open import open_checkpoint
+    from pellucid.weights.store import resolve
+
+    with common.progress() as bars:
+        checkpoint = open_checkpoint(resolve(model, progress=bars))
+    read = read_model(checkpoint)
+    plan = pipeline.forward(read.spec, layouts(checkpoint, read), planes=activation_bits // 8)
+    if json:
+        common.print_json([_row(op) for op in plan.operations])
+        return
+    shown = common.table(
+        "stage", "operation", "shape", "bytes", "multiply-adds", "meet", right=("bytes", "multiply-adds")
+    )
+    for op in _shortened(plan.operations, whole):
+        if isinstance(op, str):
+            shown.add_row(op, style="dim")
+        else:
+            row = _row(op)
+            numbers = (f"{row[key]:,}" if row[key] else "" for key in ("weight_bytes", "multiply_adds"))
+            shown.add_row(op.stage, str(op.kernel), op.shape, *numbers, "·" if op.barrier else "")
+    total = sum(op.weight_bytes for op in plan.operations), sum(op.multiply_adds for op in plan.operations)
+    meets = sum(op.barrier for op in plan.operations)
+    shown.add_row(
+        "total",
+        f"{len(plan.operations)} operations",
+        "a token",
+        *(f"{n:,}" for n in total),
+        str(meets),
+        style="bold",
+    )
+    common.show(shown)
+
+
+def _row(op: Operation) -> dict[str, object]:
+    return {
+        "stage": op.stage,
+        "operation": str(op.kernel),
+        "shape": op.shape,
+        "weight_bytes": op.weight_bytes,
+        "multiply_adds": op.multiply_adds,
+        "reads": op.reads,
+        "writes": op.writes,
+        "barrier": op.barrier,
+    }
+
+
+def _shortened(operations: tuple[Operation, ...], whole: bool) -> list[Operation | str]:
+    """Blocks that are like an earlier one, but for their number, are told in a line."""
+    blocks: dict[int, list[Operation]] = {}
+    for op in operations:
+        if op.stage.startswith("blocks."):
+            blocks.setdefault(int(op.stage.split(".")[1]), []).append(op)
+    firsts: dict[tuple[object, ...], int] = {}
+    model = {i: firsts.setdefault(tuple(_likeness(op) for op in ops), i) for i, ops in blocks.items()}
+    out: list[Operation | str] = []
+    for op in operations:
+        index = int(op.stage.split(".")[1]) if op.stage.startswith("blocks.") else -1
+        if whole or index < 0 or model[index] == index:
+            out.append(op)
+        elif op is blocks[index][0]:
+            out.append(f"blocks.{index}: like blocks.{model[index]}")
+    return _joined(out)
+
+
+def _joined(lines: list[Operation | str]) -> list[Operation | str]:
+    """Consecutive blocks that are like the same one become one line."""
+    out: list[Operation | str] = []
+    run: list[str] = []
+    for line in [*lines, ""]:
+        alike = isinstance(line, str) and run and line.partition(":")[2] == run[0].partition(":")[2]
+        if run and not alike:
+            first, last = run[0].partition(":")[0], run[-1].partition(":")[0]
+            out.append(
+                run[0] if len(run) == 1 else f"{first} ... {last.split('.')[1]}:{run[0].partition(':')[2]}"
+            )
+            run = []
+        if isinstance(line, str):
+            run += [line] if line else []
+        else:
+            out.append(line)
+    return out
+
+
+def _likeness(op: Operation) -> tuple[object, ...]:
+    return op.stage.split(".", 2)[2], op.kernel, op.shape

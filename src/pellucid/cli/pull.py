@@ -1,0 +1,14 @@
+"""pellucid pull MODEL: fetch a model."""
+
+from __future__ import annotations
+
+from pellucid.cli import common
+
+
+def command(model: common.Model) -> None:
+    """Fetch a model, checking its hash where the catalogue knows it."""
+    from pellucid.weights.store import pull
+
+    with common.progress() as bars:
+        path = pull(model, progress=bars)
+    print(path)

@@ -1,0 +1,76 @@
+"""pellucid run MODEL PROMPT: continue a text."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pellucid.cli import common
+
+if TYPE_CHECKING:
+    from pellucid.llm import Generation
+
+
+def command(
+    model: common.Model,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text to continue; - or nothing reads it from standard input.")
+    ] = None,
+    temperature: common.Temperature = 0.8,
+    top_k: common.TopK = 40,
+    top_p: common.TopP = 0.95,
+    seed: common.Seed = None,
+    stop: common.Stop = None,
+    max_new_tokens: common.MaxNewTokens = None,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    activation_bits: common.ActivationBits = 16,
+    json: common.Json = False,
+) -> None:
+    """Continue a text, streaming."""
+    from pellucid.errors import InvalidRequest
+    from pellucid.sample.options import Options
+
+    # Options first: a mistake should not have to wait for a model to load.
+    options = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": tuple(stop or ()),
+        "max_new_tokens": max_new_tokens,
+    }
+    Options(**options)  # type: ignore[arg-type]
+    if prompt is None or prompt == "-":
+        if prompt is None and sys.stdin.isatty():
+            raise InvalidRequest("no prompt: give a text, or - to read it from standard input")
+        prompt = sys.stdin.read()
+    if not prompt:
+        raise InvalidRequest("the prompt is empty: give at least one character")
+    llm = common.load(model, threads, context, activation_bits)
+    run = llm.start(prompt, **options)
+    text = []
+    for piece in run:
+        text.append(piece.text)
+        if not json:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    result = run.result("".join(text))
+    if json:
+        common.print_json(asdict(result))
+        return
+    print()
+    if sys.stderr.isatty():
+        print(summary(result), file=sys.stderr)
+
+
+def summary(result: Generation) -> str:
+    """One line on how it went."""
+    seed = "" if result.seed is None else f", seed {result.seed}"
+    return (
+        f"[{result.prompt_tokens} + {len(result.ids)} tokens, first after {result.first_token_seconds:.2f} s, "
+        f"then {result.tokens_per_second:.0f} per second, {result.finish_reason}{seed}]"
+    )
