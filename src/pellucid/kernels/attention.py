@@ -36,16 +36,18 @@ class CacheWrite(Record):
     v: Address  # (T, G * K) float32
     kv_heads: int  # G
     head_dim: int  # K, a multiple of 16
-    keys: Address  # (P, G, K, S) float16
-    values: Address  # (P, G, S, K) float16
+    keys: Address  # (G, K, S) float16 of page 0
+    values: Address  # (G, S, K) float16 of page 0
+    page_bytes: int  # from one page to the next
 
 
 class Attention(Record):
     q: Address  # (T, H * K) float32
     heads: int  # H
     kv_heads: int  # G
-    keys: Address  # (P, G, K, S) float16
-    values: Address  # (P, G, S, K) float16
+    keys: Address  # (G, K, S) float16 of page 0
+    values: Address  # (G, S, K) float16 of page 0
+    page_bytes: int  # from one page to the next
     scale: float
     softcap: float  # 0: none
     causal: int  # 1: a token sees itself and what is before it; 0: all of its sequence
@@ -101,7 +103,7 @@ def build_write(simd: Any) -> Any:
     def body(record, step, thread, threads):
         k, v, heads = load(record + at.k), load(record + at.v), load(record + at.kv_heads)
         width, keys, values = load(record + at.head_dim), load(record + at.keys), load(record + at.values)
-        head_bytes = width * PAGE * 2
+        head_bytes, page_bytes = width * PAGE * 2, load(record + at.page_bytes)
         for s in range(load(step + step_at.sequences)):
             first, count = (
                 load_i32(load(step + step_at.first_row) + 4 * s),
@@ -115,7 +117,7 @@ def build_write(simd: Any) -> Any:
                 position = start + row
                 page, slot = load_i32(pages + position // PAGE * 4), position % PAGE
                 source = ((first + row) * heads + head) * width * 4
-                base = (page * heads + head) * head_bytes
+                base = page * page_bytes + head * head_bytes
                 for j in range(width):
                     simd.store_f16(keys + base + (j * PAGE + slot) * 2, simd.load_f32(k + source + 4 * j))
                 for j in range(0, width, 16):
@@ -287,10 +289,11 @@ def _walk(simd: Any, head_dim: int, planes: int) -> Any:
         base = 0
         if window != 0:
             base = max(0, past + first // group - window + 1) // SPAN * SPAN
-        keys, stored = load(record + at.keys), load(record + at.values)
+        head, page_bytes = kv_head * page_head, load(record + at.page_bytes)
+        keys, stored = load(record + at.keys) + head, load(record + at.values) + head
         for t in range(base, end, SPAN):
-            page = load_i32(pages + t // PAGE * 4) * kv_heads + kv_head
-            scores(rows, queries, keys + page * page_head + t % PAGE * 2, weights + (t - base) * 4, stride)
+            page = load_i32(pages + t // PAGE * 4) * page_bytes
+            scores(rows, queries, keys + page + t % PAGE * 2, weights + (t - base) * 4, stride)
 
         cap = np.float32(simd.load_f64(record + at.softcap))
         for r in range(rows):
@@ -305,9 +308,9 @@ def _walk(simd: Any, head_dim: int, planes: int) -> Any:
 
         t = base
         while t < end:
-            page = load_i32(pages + t // PAGE * 4) * kv_heads + kv_head
+            page = load_i32(pages + t // PAGE * 4) * page_bytes
             count = min(end, t // PAGE * PAGE + PAGE) - t
-            start = stored + page * page_head + t % PAGE * row_bytes // 2
+            start = stored + page + t % PAGE * row_bytes // 2
             values(rows, weights + (t - base) * 4, stride, start, count, sums)
             t += count
 

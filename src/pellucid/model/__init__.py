@@ -12,6 +12,7 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.spec import Model
 from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.messages import shown
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def read_model(checkpoint: Checkpoint) -> Model:
         for n in f.architectures
     )
     raise UnsupportedModel(
-        f"{checkpoint.path.name}: architecture {architecture!r} is not supported "
+        f"{checkpoint.path.name}: architecture {shown(architecture)!r} is not supported "
         f"(known for {checkpoint.kind}: {', '.join(known)})"
     )
 

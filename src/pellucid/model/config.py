@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.weights.messages import shown
 
 T = TypeVar("T")
 _MISSING: Any = object()
 LIMIT = 1 << 24  # of any dimension
+MOST = 1e12  # of any other number; rotary bases are the largest, up to 1e9
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Config:
                 raise FileFormatError(self.path, self.prefix + key, f"missing; it must be {wanted}")
             return default
         if not check(value):
-            raise FileFormatError(self.path, self.prefix + key, f"is {value!r:.80}; it must be {wanted}")
+            raise FileFormatError(
+                self.path, self.prefix + key, f"is {shown(repr(value))}; it must be {wanted}"
+            )
         return value
 
     def count(self, key: str, default: int | None = _MISSING, *, limit: int = LIMIT) -> Any:
@@ -47,14 +51,26 @@ class Config:
             key, default, lambda v: type(v) is int and 1 <= v <= limit, f"a whole number from 1 to {limit:,}"
         )
 
-    def number(self, key: str, default: float | None = _MISSING, *, low: float = 0.0) -> Any:
-        """A finite number above ``low``."""
+    def number(self, key: str, default: float = _MISSING, *, low: float = 0.0, most: float = MOST) -> float:
+        """A number above ``low`` and at most ``most``."""
 
         def check(v: Any) -> bool:
-            return type(v) in (int, float) and math.isfinite(v) and v > low
+            return type(v) in (int, float) and low < v <= most
 
-        value = self._get(key, default, check, f"a finite number above {low:g}")
-        return value if value is None else float(value)
+        return float(self._get(key, default, check, f"a number above {low:g} and at most {most:g}"))
+
+    def cap(self, key: str) -> float:
+        """A positive number, or 0, which means the same as none: there is no cap."""
+        value = self.values.get(self.prefix + key)
+        return 0.0 if type(value) in (int, float) and value == 0 else self.number(key, 0.0)
+
+    def divisor(self, key: str, of_key: str, default: int = _MISSING) -> int:
+        """A whole number that divides the one of ``of_key``."""
+        value, whole = self.count(key, default), self.count(of_key)
+        if whole % value:
+            problem = f"is {value}, which does not divide {self.prefix}{of_key} = {whole}"
+            raise FileFormatError(self.path, self.prefix + key, problem)
+        return int(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean."""
@@ -75,12 +91,14 @@ class Config:
         if value not in choices:
             known = ", ".join(sorted(choices))
             raise UnsupportedModel(
-                f"{self.path.name}: {self.prefix}{key} is {value!r}, which is not supported (known: {known})"
+                f"{self.path.name}: {self.prefix}{key} is {shown(value)!r}, which is not supported (known: {known})"
             )
         return choices[value]
 
     def refuse(self, key: str, *harmless: Any) -> None:
         """An option that changes the arithmetic and is not implemented: an error unless absent or harmless."""
         value = self.values.get(self.prefix + key)
-        if value is not None and value not in harmless:
-            raise UnsupportedModel(f"{self.path.name}: {self.prefix}{key} = {value!r} is not supported")
+        if value is not None and not (isinstance(value, (bool, int, str)) and value in harmless):
+            raise UnsupportedModel(
+                f"{self.path.name}: {self.prefix}{key} = {shown(repr(value))} is not supported"
+            )

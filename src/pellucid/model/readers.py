@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pellucid.errors import UnsupportedModel
+from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.spec import Attention, Pairing, Rotary, RotaryScaling
 from pellucid.weights.checkpoint import Checkpoint
@@ -12,8 +10,7 @@ from pellucid.weights.checkpoint import Checkpoint
 
 def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> Attention:
     """Causal attention from ``<architecture>.attention.*`` and ``.rope.*``."""
-    heads = config.count("attention.head_count")
-    head_dim = config.count("attention.key_length", config.count("embedding_length") // heads)
+    heads, head_dim = heads_of(config, "attention.head_count", "attention.key_length", "embedding_length")
     value_dim = config.count("attention.value_length", head_dim)
     if value_dim != head_dim:
         raise UnsupportedModel(
@@ -23,16 +20,34 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> 
     kind = config.one_of("rope.scaling.type", {"none": "none", "linear": "linear"}, "none")
     if kind == "linear":
         scaling = RotaryScaling("linear", config.number("rope.scaling.factor"))
+    dims = config.count("rope.dimension_count", head_dim, limit=head_dim)
+    if dims % 2:
+        raise FileFormatError(
+            config.path, f"{config.prefix}rope.dimension_count", f"is {dims}, an odd number"
+        )
     rotary = Rotary(
-        config.number("rope.freq_base", 10_000.0),
-        config.count("rope.dimension_count", head_dim),
+        config.number("rope.freq_base", 10_000.0, low=1.0),
+        dims,
         pairing,
         scaling,
         _frequency_factors(checkpoint),
     )
-    return Attention(
-        heads, config.count("attention.head_count_kv", heads), head_dim, head_dim**-0.5, rotary=rotary
-    )
+    kv_heads = config.divisor("attention.head_count_kv", "attention.head_count", heads)
+    return Attention(heads, kv_heads, head_dim, head_dim**-0.5, rotary=rotary)
+
+
+def heads_of(config: Config, heads_key: str, head_dim_key: str, width_key: str) -> tuple[int, int]:
+    """H and K. Where the file does not say K, the heads share the model's width D."""
+    if config.has(head_dim_key):
+        return config.count(heads_key), config.count(head_dim_key)
+    heads = config.divisor(heads_key, width_key)
+    return heads, config.count(width_key) // heads
+
+
+def gguf_vocabulary(checkpoint: Checkpoint) -> int:
+    """V, which GGUF states as the rows of the embedding only; 1 if that is missing, which is reported elsewhere."""
+    embedding = checkpoint.tensors.get("token_embd.weight")
+    return embedding.shape[0] if embedding and embedding.shape else 1
 
 
 def _frequency_factors(checkpoint: Checkpoint) -> tuple[float, ...]:
@@ -58,17 +73,21 @@ def rope_parameters(
         return default, None
     if not parameters.values:
         parameters = config.table("rope_scaling")
-    base: Any = parameters.number("rope_theta", config.number("rope_theta", default))
+    base = parameters.number("rope_theta", config.number("rope_theta", default, low=1.0), low=1.0)
     kind_key = "rope_type" if parameters.has("rope_type") else "type"
     kind = parameters.one_of(kind_key, {"default": "", "linear": "linear", "llama3": "llama3"}, "default")
     if kind == "linear":
         return base, RotaryScaling("linear", parameters.number("factor"))
     if kind == "llama3":
+        low, high = parameters.number("low_freq_factor"), parameters.number("high_freq_factor")
+        if low >= high:
+            problem = f"is {high:g}; it must be above low_freq_factor = {low:g}"
+            raise FileFormatError(config.path, "high_freq_factor", problem)
         return base, RotaryScaling(
             "llama3",
             parameters.number("factor"),
-            parameters.number("low_freq_factor"),
-            parameters.number("high_freq_factor"),
+            low,
+            high,
             parameters.count("original_max_position_embeddings"),
         )
     return base, None

@@ -7,7 +7,7 @@ from pellucid.kernels.library import KernelKey
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import At, Cache, Operation, Value
+from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value
 from pellucid.plan.position import rotate
 
 
@@ -44,6 +44,7 @@ def _remember(plan: Builder, stage: str, layer: int, kind: Attention, k: str, v:
         "head_dim": kind.head_dim,
         "keys": Cache(layer, "keys"),
         "values": Cache(layer, "values"),
+        "page_bytes": PageBytes(),
     }
     shape = f"(T, {kind.kv_heads}, {kind.head_dim})"
     plan.emit(
@@ -60,6 +61,7 @@ def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> s
         "kv_heads": kind.kv_heads,
         "keys": Cache(layer, "keys"),
         "values": Cache(layer, "values"),
+        "page_bytes": PageBytes(),
         "scale": kind.scale,
         "softcap": kind.softcap,
         "causal": int(kind.causal),

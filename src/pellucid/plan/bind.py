@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.library import Progress, definition, shared
 from pellucid.kernels.packed import BLOCK
 from pellucid.kernels.quantize import block_bytes
-from pellucid.plan.plan import At, Buffer, Cache, Constant, Plan, Rows, Value, Vector, Weights
+from pellucid.plan.plan import At, Buffer, Cache, Constant, PageBytes, Plan, Rows, Value, Vector, Weights
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import LOOP_KERNELS, Program, table
 from pellucid.weights.pack import Matrix, aligned
@@ -67,6 +67,8 @@ def bind(
                 return int(constants[name].ctypes.data)
             case Cache(layer, part):
                 return cache.address(layer, part)
+            case PageBytes():
+                return cache.page_bytes
             case _:
                 return value
 

@@ -21,7 +21,7 @@ from pellucid.runtime.batch import Chunk, StepArrays
 from pellucid.runtime.cache import KVCache, LayerShape, Sequence
 from pellucid.runtime.executor import Executor
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.pack import Matrix, decode, pack, stored_blocks
+from pellucid.weights.pack import Matrix, decode, pack, prepare, stored_blocks
 from pellucid.weights.quant import lookup
 
 
@@ -144,10 +144,12 @@ def load_weights(
 ) -> tuple[dict[str, Matrix], dict[str, NDArray[np.float32]]]:
     """The packed matrices and the float32 vectors that a plan refers to, by slot."""
     values = [value for op in plan.operations for value in op.fields.values()]
-    matrices: dict[str, Matrix] = {}
-    for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Weights)):
-        form, raw = stored_blocks(checkpoint, checkpoint.tensors[model.slots[slot].tensor])
-        matrices[slot] = pack(form, [raw], threads)
+    packings = {
+        slot: prepare(*stored_blocks(checkpoint, checkpoint.tensors[model.slots[slot].tensor]))
+        for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Weights))
+    }
+    pack(packings.values(), threads)
+    matrices = {slot: packing.matrix for slot, packing in packings.items()}
     vectors: dict[str, NDArray[np.float32]] = {}
     for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Vector)):
         source = model.slots[slot]

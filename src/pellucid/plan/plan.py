@@ -56,13 +56,18 @@ class Constant:
 
 @dataclass(frozen=True)
 class Cache:
-    """The address of a layer's pages of keys or values."""
+    """The address of a layer's keys or values in page 0."""
 
     layer: int
     part: Literal["keys", "values"]
 
 
-Value: TypeAlias = int | float | At | Weights | Vector | Constant | Cache
+@dataclass(frozen=True)
+class PageBytes:
+    """Bytes from one page of the cache to the next."""
+
+
+Value: TypeAlias = int | float | At | Weights | Vector | Constant | Cache | PageBytes
 
 
 @dataclass(frozen=True)

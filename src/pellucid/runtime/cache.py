@@ -1,8 +1,8 @@
 """The key/value cache: one owner of fixed-size pages, handed to sequences as they grow.
 
-A page holds 64 tokens of one layer's keys and values (``kernels/attention.py`` has the layout); page p of a
-sequence is the same number in every layer. Pages come from one pool whose memory the system gives when it is
-first touched, so a large limit costs nothing until it is used.
+A page holds the keys and values of 64 tokens in every layer, one layer after the other (``kernels/attention.py``
+has the layout of a layer), so it can be copied, hashed or given back as one run of bytes. The memory of a page is
+given by the system when it is first touched: a large limit costs nothing until it is used.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class LayerShape:
     head_dim: int
 
     @property
-    def page_bytes(self) -> int:
-        """Bytes of a page of keys, and of a page of values: float16."""
+    def part_bytes(self) -> int:
+        """Bytes of a page's keys in this layer, and of its values: float16."""
         return self.kv_heads * self.head_dim * PAGE * 2
 
 
@@ -43,22 +43,29 @@ class KVCache:
     """``pages`` pages for every layer.
 
     Raises:
-        CacheFull: from ``extend``, when a sequence needs more pages than are free.
+        CacheFull: the machine does not give that much memory; from ``extend``: a sequence needs more pages than
+            are free.
     """
 
     def __init__(self, layers: list[LayerShape], pages: int) -> None:
         self.layers = layers
         self.pages = pages
         self._free = list(range(pages - 1, -1, -1))
-        total = sum(2 * layer.page_bytes * pages for layer in layers)
-        self._memory: NDArray[np.uint8] = np.empty(total + ALIGNMENT, np.uint8)
-        start = int(self._memory.ctypes.data)
-        start += -start % ALIGNMENT
-        self._addresses: list[tuple[int, int]] = []
+        self._offsets: list[int] = []
+        self.page_bytes = 0
         for layer in layers:
-            size = layer.page_bytes * pages
-            self._addresses.append((start, start + size))
-            start += 2 * size
+            self._offsets.append(self.page_bytes)
+            self.page_bytes += 2 * layer.part_bytes
+        total = self.page_bytes * pages
+        try:
+            self._memory: NDArray[np.uint8] = np.empty(total + ALIGNMENT, np.uint8)
+        except (MemoryError, ValueError):
+            raise CacheFull(
+                f"keys and values of {pages * PAGE:,} tokens take {total / 1e9:,.0f} GB, more than this machine "
+                "gives: load with a smaller context"
+            ) from None
+        start = int(self._memory.ctypes.data)
+        self._start = start + -start % ALIGNMENT
 
     @property
     def free_pages(self) -> int:
@@ -66,9 +73,8 @@ class KVCache:
         return len(self._free)
 
     def address(self, layer: int, part: str) -> int:
-        """Where a layer's pages of "keys" or "values" begin."""
-        keys, values = self._addresses[layer]
-        return keys if part == "keys" else values
+        """Where a layer's "keys" or "values" begin in page 0; page p is p * ``page_bytes`` further on."""
+        return self._start + self._offsets[layer] + (self.layers[layer].part_bytes if part == "values" else 0)
 
     def extend(self, sequence: Sequence, tokens: int) -> None:
         """Give a sequence the pages for ``tokens`` more tokens. Its length is set by the step that fills them."""

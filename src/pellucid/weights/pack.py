@@ -5,7 +5,8 @@ Packing loses nothing: it moves bits. ``decode`` is the plain definition of what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from pellucid.kernels.packed import ROWS, Packed, round_up
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.quant import Fields, Format, lookup
 
-PIECE_BYTES = 1 << 18  # a piece's values stay in a core's own cache
+PIECE_VALUES = 1 << 20  # of a piece of work: small enough to share out, large enough not to wait on Python
 
 
 @dataclass(frozen=True)
@@ -92,50 +93,59 @@ def decode(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
     return decode_blocks(form, raw).reshape(tensor.shape)
 
 
-def pack(form: Format, parts: Sequence[NDArray[np.uint8]], threads: int) -> Matrix:
-    """Pack stored blocks; several parts (rows, blocks, block_bytes) are stacked into one matrix.
+@dataclass(frozen=True)
+class Packing:
+    """A matrix to be packed, and the pieces of work that do so, in any order and on any thread."""
+
+    matrix: Matrix
+    pieces: list[Callable[[], None]]
+
+
+def prepare(form: Format, raw: NDArray[np.uint8]) -> Packing:
+    """How to pack a stored matrix, (rows, blocks, block_bytes).
 
     A row of floats is filled up with zeros to whole vectors, as the buffers are that it is multiplied with.
 
     Raises:
-        UnsupportedModel: the number of columns does not fit the format's blocks.
+        UnsupportedModel: the number of columns does not fit the packed layout.
     """
-    rows, columns = sum(len(p) for p in parts), parts[0].shape[1] * form.block
     packed = form.packed
+    if packed.is_float and raw.shape[1] % ROWS:
+        raw = np.pad(raw, ((0, 0), (0, -raw.shape[1] % ROWS), (0, 0)))
+    rows, columns = len(raw), raw.shape[1] * form.block
     if columns % packed.unit:
         raise UnsupportedModel(
             f"a {form.name} matrix of {columns} columns; the number must be a multiple of {packed.unit}"
         )
-    stored = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if packed.is_float and columns % ROWS:
-        stored = np.pad(stored, ((0, 0), (0, -columns % ROWS), (0, 0)))
-        columns = stored.shape[1]
-    group_bytes = packed.group_bytes(columns)
-    out = aligned(packed.matrix_bytes(rows, columns))
-    groups = round_up(rows, ROWS) // ROWS
-    piece = max(1, PIECE_BYTES // (ROWS * columns))
+    matrix = Matrix(packed, rows, columns, aligned(packed.matrix_bytes(rows, columns)))
     name = ("pack_float", (packed.bits // 8,)) if packed.is_float else ("pack_int", (packed,))
     native = shared().function(KernelKey(*name), 4)
+    at_once = max(1, PIECE_VALUES // (ROWS * columns))
 
-    def do(first: int) -> None:
-        count = min(piece, groups - first)
-        blocks = stored[first * ROWS : (first + count) * ROWS]
+    def piece(first: int) -> None:
+        count = min(at_once, matrix.groups - first)
+        blocks = raw[first * ROWS : (first + count) * ROWS]
         if len(blocks) < count * ROWS:
             padding = np.zeros((count * ROWS - len(blocks), *blocks.shape[1:]), np.uint8)
             blocks = np.concatenate([blocks, padding])
-        to = out[first * group_bytes :].ctypes.data
+        to = matrix.address + first * packed.group_bytes(columns)
         arrays, record = _record(form, blocks, columns, count, to)
         native(record.ctypes.data, 0, 0, 1)
-        del arrays  # they had to live until here
+        del arrays  # the record holds their addresses
 
-    starts = range(0, groups, piece)
-    if threads > 1 and len(starts) > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(do, starts))
-    else:
-        for first in starts:
-            do(first)
-    return Matrix(packed, rows, columns, out)
+    return Packing(matrix, [functools.partial(piece, first) for first in range(0, matrix.groups, at_once)])
+
+
+def pack(packings: Iterable[Packing], threads: int) -> None:
+    """Do the work of all, on some threads."""
+    pieces = [piece for packing in packings for piece in packing.pieces]
+    if threads == 1:
+        for piece in pieces:
+            piece()
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(piece) for piece in pieces]:
+            done.result()
 
 
 def _record(

@@ -44,12 +44,9 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     config.refuse("is_decoder", False)
     activations = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
     activation = config.one_of("hidden_act", activations, "gelu")
-    width, heads = config.count("hidden_size"), config.count("num_attention_heads")
-    norm, positions = (
-        Norm("layer", config.number("layer_norm_eps", 1e-12)),
-        config.count("max_position_embeddings"),
-    )
-    head_dim = width // heads
+    width, heads = config.count("hidden_size"), config.divisor("num_attention_heads", "hidden_size")
+    norm, head_dim = Norm("layer", config.number("layer_norm_eps", 1e-12)), width // heads
+    positions = config.count("max_position_embeddings")
     attention = Attention(heads, heads, head_dim, head_dim**-0.5, causal=False, bias=True, output_bias=True)
     feedforward = FeedForward(config.count("intermediate_size"), activation, gated=False, bias=True)  # type: ignore[arg-type]
     layers = config.count("num_hidden_layers", limit=1000)

@@ -13,7 +13,7 @@ from pellucid.errors import FileFormatError
 from pellucid.model import Family
 from pellucid.model.config import Config
 from pellucid.model.names import gguf_slots, transformers_slots
-from pellucid.model.readers import gguf_attention, rope_parameters
+from pellucid.model.readers import gguf_attention, gguf_vocabulary, rope_parameters
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Model, ModelSpec, Norm, Rotary
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -34,20 +34,16 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     layers, width = gemma.count("block_count", limit=1000), gemma.count("embedding_length")
     if layers == 62:  # 27B scales by the model's width, as its report says and the GGUF does not
         full = replace(full, scale=(width / full.heads) ** -0.5)
-    full = replace(full, qk_norm=norm, softcap=gemma.number("attn_logit_softcapping", 0.0, low=-1.0))
-    rotary = Rotary(gemma.number("rope.local.freq_base", LOCAL_BASE), full.head_dim, "half")
+    full = replace(full, qk_norm=norm, softcap=gemma.cap("attn_logit_softcapping"))
+    rotary = Rotary(gemma.number("rope.local.freq_base", LOCAL_BASE, low=1.0), full.head_dim, "half")
     sliding = replace(full, rotary=rotary, window=gemma.count("attention.sliding_window"))
     feedforward = FeedForward(gemma.count("feed_forward_length"), "gelu_tanh", gated=True)
     blocks = [
         Block(full if (i + 1) % PATTERN == 0 else sliding, feedforward, norm, "sandwich")
         for i in range(layers)
     ]
-    vocabulary = (
-        checkpoint.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in checkpoint.tensors else 1
-    )
-    head = Head(
-        "output.weight" not in checkpoint.tensors, gemma.number("final_logit_softcapping", 0.0, low=-1.0)
-    )
+    vocabulary = gguf_vocabulary(checkpoint)
+    head = Head("output.weight" not in checkpoint.tensors, gemma.cap("final_logit_softcapping"))
     spec = _spec(
         config.text("general.name", "gemma3"), gemma.count("context_length"), vocabulary, width, blocks, head
     )
@@ -56,13 +52,12 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 def _is_sliding(config: Config, layers: int) -> list[bool]:
     kinds: Any = config.values.get("layer_types")
+    known = ("sliding_attention", "full_attention")
     if kinds is None:
         pattern = config.count("sliding_window_pattern", PATTERN)
         return [(i + 1) % pattern != 0 for i in range(layers)]
-    if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
-        raise FileFormatError(
-            config.path, "layer_types", f"must be {layers} of sliding_attention, full_attention"
-        )
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
+        raise FileFormatError(config.path, "layer_types", f"must be a list of {layers} of {', '.join(known)}")
     return [kind == "sliding_attention" for kind in kinds]
 
 
@@ -75,25 +70,23 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     norm, head_dim = Norm("rms", config.number("rms_norm_eps", 1e-6)), config.count("head_dim", 256)
     base, scaling = rope_parameters(config, "full_attention", default=1_000_000.0)
     local, _ = rope_parameters(
-        config, "sliding_attention", default=config.number("rope_local_base_freq", LOCAL_BASE)
+        config, "sliding_attention", default=config.number("rope_local_base_freq", LOCAL_BASE, low=1.0)
     )
     full = Attention(
         heads=config.count("num_attention_heads"),
-        kv_heads=config.count("num_key_value_heads"),
+        kv_heads=config.divisor("num_key_value_heads", "num_attention_heads"),
         head_dim=head_dim,
         scale=config.number("query_pre_attn_scalar", 256) ** -0.5,
         rotary=Rotary(base, head_dim, "half", scaling),
         qk_norm=norm,
-        softcap=config.number("attn_logit_softcapping", 0.0, low=-1.0),
+        softcap=config.cap("attn_logit_softcapping"),
     )
     sliding = replace(full, rotary=Rotary(local, head_dim, "half"), window=config.count("sliding_window"))
     feedforward = FeedForward(config.count("intermediate_size"), "gelu_tanh", gated=True)
     blocks = [
         Block(sliding if s else full, feedforward, norm, "sandwich") for s in _is_sliding(config, layers)
     ]
-    head = Head(
-        config.flag("tie_word_embeddings", True), config.number("final_logit_softcapping", 0.0, low=-1.0)
-    )
+    head = Head(config.flag("tie_word_embeddings", True), config.cap("final_logit_softcapping"))
     context, vocabulary = config.count("max_position_embeddings"), config.count("vocab_size")
     spec = _spec(checkpoint.path.name, context, vocabulary, width, blocks, head)
     return Model(spec, transformers_slots(spec, norm_plus=1.0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pellucid.model import Family
 from pellucid.model.config import Config
 from pellucid.model.names import gguf_slots, transformers_slots
-from pellucid.model.readers import gguf_attention, rope_parameters
+from pellucid.model.readers import gguf_attention, gguf_vocabulary, heads_of, rope_parameters
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Model, ModelSpec, Norm, Rotary
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -20,14 +20,11 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     attention = gguf_attention(checkpoint, llama, "interleaved")
     norm = Norm("rms", llama.number("attention.layer_norm_rms_epsilon"))
     block = Block(attention, FeedForward(llama.count("feed_forward_length"), "silu", gated=True), norm, "pre")
-    vocabulary = (
-        checkpoint.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in checkpoint.tensors else 1
-    )
     spec = ModelSpec(
         family="llama",
         name=config.text("general.name", "llama"),
         context=llama.count("context_length"),
-        embedding=Embedding(vocabulary, llama.count("embedding_length")),
+        embedding=Embedding(gguf_vocabulary(checkpoint), llama.count("embedding_length")),
         blocks=(block,) * llama.count("block_count", limit=1000),
         final_norm=norm,
         head=Head(tied="output.weight" not in checkpoint.tensors),
@@ -40,13 +37,12 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     config.refuse("attention_bias", False)
     config.refuse("mlp_bias", False)
     config.one_of("hidden_act", {"silu": "silu"}, "silu")
-    width, heads = config.count("hidden_size"), config.count("num_attention_heads")
-    head_dim = config.count("head_dim", width // heads)
+    heads, head_dim = heads_of(config, "num_attention_heads", "head_dim", "hidden_size")
     base, scaling = rope_parameters(config)
     norm = Norm("rms", config.number("rms_norm_eps", 1e-6))
     attention = Attention(
         heads=heads,
-        kv_heads=config.count("num_key_value_heads", heads),
+        kv_heads=config.divisor("num_key_value_heads", "num_attention_heads", heads),
         head_dim=head_dim,
         scale=head_dim**-0.5,
         rotary=Rotary(base, head_dim, "half", scaling),
@@ -56,7 +52,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         family="llama",
         name=checkpoint.path.name,
         context=config.count("max_position_embeddings"),
-        embedding=Embedding(config.count("vocab_size"), width),
+        embedding=Embedding(config.count("vocab_size"), config.count("hidden_size")),
         blocks=(block,) * config.count("num_hidden_layers", limit=1000),
         final_norm=norm,
         head=Head(tied=config.flag("tie_word_embeddings", False)),

@@ -1,0 +1,40 @@
+# make run     install, fetch the default model, compile its kernels once, stream an answer
+# make test    everything that CI runs: make check, then all tests
+# make check   formatting, lint, types, the order of imports between folders
+# make bench   speed against what the machine can do, and against the peers that are there (make bench-peers)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test check bench bench-peers clean
+
+run: $(VENV)/installed
+	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev
+	$(BIN)/python bench/decode.py
+
+bench-peers:
+	$(PYTHON) bench/peers.py
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

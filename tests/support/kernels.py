@@ -1,0 +1,174 @@
+"""Calls one kernel as the executor would, on arrays with guards around them, and the tools to judge its answer.
+
+"Threads" are called one after another: what a kernel computes must not depend on who runs first, and a share
+that is forgotten or done twice shows as well this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pellucid.kernels.attention import PAGE, scratch_bytes
+from pellucid.kernels.library import KernelKey, definition, shared
+from pellucid.kernels.record import Step
+
+ULP = 2.0**-24
+"""The relative error of one rounding to float32."""
+TINY = 2.0**-149
+"""The absolute error of one rounding where numbers are subnormal."""
+
+GUARD = 256  # bytes before and after an array that nobody may touch
+FILL = 0xFF  # float16 and float32 full of it are NaN
+COUNTS = {"tokens": Step.at.tokens, "outputs": Step.at.outputs, "sequences": Step.at.sequences}
+
+threads = st.integers(1, 4)
+tokens = st.integers(1, 20)
+seeds = st.integers(0, 2**32 - 1)
+SHAPES_OF_VALUES = ("normal", "zeros", "equal", "outlier", "wide", "subnormal", "large")
+kinds = st.sampled_from(SHAPES_OF_VALUES)
+
+
+def numbers(kind: str, seed: int, *shape: int, large: float = 1e30) -> NDArray[np.float32]:
+    """Random float32 of one of ``SHAPES_OF_VALUES``."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(shape)
+    if kind == "zeros":
+        x *= 0
+    elif kind == "equal":
+        x[...] = rng.standard_normal()
+    elif kind == "outlier":
+        x.flat[rng.integers(x.size)] = 1e4
+    elif kind == "wide":
+        x *= 10.0 ** rng.integers(-12, 4, shape)
+    elif kind == "subnormal":
+        x *= 1e-39
+    elif kind == "large":
+        x *= large / 8
+    return x.astype(np.float32)
+
+
+def guarded(shape: Sequence[int] | int, dtype: Any = np.float32) -> NDArray[Any]:
+    """An array at the beginning of a cache line, filled with nonsense, between two guards (see ``call``)."""
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.full(nbytes + 2 * GUARD + 64, FILL, np.uint8)
+    start = GUARD + -(raw.ctypes.data + GUARD) % 64
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def assert_guards(array: NDArray[Any]) -> None:
+    """Nothing was written outside an array made by ``guarded``."""
+    raw = array
+    while raw.base is not None:
+        raw = raw.base
+    start = array.ctypes.data - raw.ctypes.data
+    outside = np.concatenate([raw[:start], raw[start + array.nbytes :]])
+    assert (outside == FILL).all(), "a kernel wrote outside its array"
+
+
+@dataclass
+class Batch:
+    """A step: sequences that have ``past`` tokens and now get ``counts`` more; pages scattered among ``pool``."""
+
+    counts: Sequence[int]
+    past: Sequence[int] = ()
+    token_ids: Sequence[int] = ()
+    output_rows: Sequence[int] = ()
+    head_dim: int = 16
+    most_threads: int = 4
+    seed: int = 0
+    keep: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts, total = np.array(self.counts, np.int32), sum(self.counts)
+        past = np.array(self.past or [0] * len(counts), np.int32)
+        pages = -(-(past + counts) // PAGE)
+        self.pool = int(pages.sum()) + 3
+        order = np.random.default_rng(self.seed).permutation(self.pool).astype(np.int32)
+        table = np.full((len(counts), int(pages.max())), self.pool - 1, np.int32)
+        for s, n in enumerate(pages):
+            table[s, :n], order = order[:n], order[n:]
+        context = int((past + counts).max())
+        scratch = scratch_bytes(context, self.head_dim)
+        arrays = {
+            "token_ids": np.array(self.token_ids or [0] * total, np.int32),
+            "positions": np.concatenate([p + np.arange(n) for p, n in zip(past, counts)]).astype(np.int32),
+            "output_rows": np.array(self.output_rows or [0], np.int32),
+            "first_row": np.cumsum([0, *counts[:-1]]).astype(np.int32),
+            "row_count": counts,
+            "length": past + counts,
+            "pages": table,
+            "scratch": guarded(scratch * self.most_threads, np.uint8),
+        }
+        self.keep = arrays
+        words = Step.pack(
+            {
+                "tokens": total,
+                "outputs": len(self.output_rows),
+                "sequences": len(counts),
+                "page_stride": table.shape[1],
+                "scratch_bytes": scratch,
+                **{name: array.ctypes.data for name, array in arrays.items()},
+            }
+        )
+        self.record = np.array(words, np.int64)
+
+
+def call(key: KernelKey, batch: Batch, threads: int = 1, **fields: Any) -> None:
+    """Run a kernel, one thread after another. Arrays stand for their addresses, "tokens" for where T is."""
+    record = definition(key.name).record
+    assert record is not None
+    words = record.pack({name: _word(value) for name, value in fields.items()})
+    native, row = shared().function(key, 4), np.array([0, 0, *words], np.int64)
+    for thread in range(threads):
+        assert native(row.ctypes.data, batch.record.ctypes.data, thread, threads) == 0
+    for array in (*fields.values(), batch.keep["scratch"]):
+        if isinstance(array, np.ndarray) and _is_guarded(array):
+            assert_guards(array)
+
+
+def _word(value: Any) -> int | float:
+    if isinstance(value, np.ndarray):
+        assert value.flags.c_contiguous
+        return int(value.ctypes.data)
+    if isinstance(value, str):
+        return int(COUNTS[value])
+    return value
+
+
+def _is_guarded(array: NDArray[Any]) -> bool:
+    raw = array
+    while isinstance(raw.base, np.ndarray):
+        raw = raw.base
+    return raw is not array and raw.dtype == np.uint8 and raw.nbytes == array.nbytes + 2 * GUARD + 64
+
+
+def assert_close(got: NDArray[Any], want: NDArray[Any], tolerance: NDArray[Any] | float) -> None:
+    """Every element within its own tolerance; says which is furthest out."""
+    assert np.isfinite(got).all()
+    excess = np.abs(got.astype(np.float64) - want) - tolerance
+    worst = np.unravel_index(np.argmax(excess), excess.shape)
+    allowed = np.broadcast_to(tolerance, excess.shape)[worst]
+    assert excess[worst] <= 0, f"at {worst}: {got[worst]} instead of {want[worst]}, tolerance {allowed}"
+
+
+def fma32(x: Any, y: Any, z: Any) -> NDArray[np.float32]:
+    """x * y + z in float32, rounded once.
+
+    The product is exact in float64. The sum is rounded to odd there (Boldo and Melquiond 2008), so that the second
+    rounding, to float32, gives what one rounding would.
+    """
+    product, z = np.float64(x) * np.float64(y), np.float64(z)
+    total = product + z
+    back = total - product
+    error = np.asarray((product - (total - back)) + (z - back))
+    bits = np.atleast_1d(total).view(np.int64)
+    even = np.atleast_1d((error != 0)) & (bits % 2 == 0)
+    away = np.atleast_1d(np.signbit(error) == np.signbit(total))
+    bits = bits + np.where(even, np.where(away, 1, -1), 0)
+    return bits.view(np.float64).astype(np.float32).reshape(np.shape(total))

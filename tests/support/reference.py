@@ -1,0 +1,121 @@
+"""What a spec means, in plain NumPy float64: one sequence, all at once, no cache, nothing fused, nothing rounded.
+
+``round_kv`` says what becomes of keys and values on their way through the cache (float16 as Pellucid keeps them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.model.spec import Attention, Block, Model, Norm, Rotary
+from pellucid.plan.position import inverse_frequencies
+from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.pack import decode
+
+Array = NDArray[np.float64]
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "relu": lambda x: np.maximum(x, 0),
+}
+
+
+def as_float16(x: Array) -> Array:
+    return x.astype(np.float16).astype(np.float64)
+
+
+def rotate(x: Array, rotary: Rotary) -> Array:
+    """(T, heads, K), turned by each token's position."""
+    angles = np.arange(len(x))[:, None] * np.array(inverse_frequencies(rotary))
+    pairs = angles.shape[1]
+    halves = (slice(0, pairs), slice(pairs, 2 * pairs))
+    neighbours = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
+    first, second = halves if rotary.pairing == "half" else neighbours
+    cos, sin, out = np.cos(angles)[:, None], np.sin(angles)[:, None], x.copy()
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., second] * cos + x[..., first] * sin
+    return out
+
+
+class Reference:
+    """Runs a model. ``rows`` gives the last hidden states (T, D), ``logits`` (T, V)."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, model: Model, round_kv: Callable[[Array], Array] = lambda x: x
+    ) -> None:
+        self.checkpoint, self.model, self.spec, self.round_kv = checkpoint, model, model.spec, round_kv
+
+    def weight(self, slot: str) -> Array:
+        source = self.model.slots[slot]
+        return decode(self.checkpoint, source.tensor).astype(np.float64) + source.plus
+
+    def norm(self, x: Array, kind: Norm, slot: str) -> Array:
+        if kind.kind == "layer":
+            x = x - x.mean(-1, keepdims=True)
+        scaled = x / np.sqrt((x * x).mean(-1, keepdims=True) + kind.eps) * self.weight(f"{slot}.weight")
+        return scaled + self.weight(f"{slot}.bias") if kind.kind == "layer" else scaled
+
+    def linear(self, x: Array, slot: str, bias: bool = False) -> Array:
+        out = x @ self.weight(f"{slot}.weight").T
+        return out + self.weight(f"{slot}.bias") if bias else out
+
+    def attention(self, x: Array, kind: Attention, at: str) -> Array:
+        tokens = len(x)
+        q, k, v = (
+            self.linear(x, f"{at}.{n}", kind.bias).reshape(tokens, -1, kind.head_dim) for n in ("q", "k", "v")
+        )
+        if kind.qk_norm:
+            q, k = self.norm(q, kind.qk_norm, f"{at}.q_norm"), self.norm(k, kind.qk_norm, f"{at}.k_norm")
+        if kind.rotary:
+            q, k = rotate(q, kind.rotary), rotate(k, kind.rotary)
+        k, v = (np.repeat(self.round_kv(x), kind.heads // kind.kv_heads, axis=1) for x in (k, v))
+        scores = np.einsum("thk,shk->hts", q, k) * kind.scale
+        if kind.softcap:
+            scores = kind.softcap * np.tanh(scores / kind.softcap)
+        back = np.arange(tokens)[:, None] - np.arange(tokens)
+        seen = (back >= 0) | (not kind.causal)
+        if kind.window:
+            seen &= back < kind.window
+        weights = np.exp(np.where(seen, scores - scores.max(-1, keepdims=True), -np.inf))
+        weights /= weights.sum(-1, keepdims=True)
+        attended = np.einsum("hts,shk->thk", weights, v).reshape(tokens, -1)
+        return self.linear(attended, f"{at}.output", kind.output_bias)
+
+    def feedforward(self, x: Array, kind: Block, at: str) -> Array:
+        ff = kind.feedforward
+        f = ACTIVATIONS[ff.activation]
+        up = self.linear(x, f"{at}.up", ff.bias)
+        hidden = f(self.linear(x, f"{at}.gate", ff.bias)) * up if ff.gated else f(up)
+        return self.linear(hidden, f"{at}.down", ff.bias)
+
+    def sublayer(self, x: Array, kind: Block, at: str, inside: Callable[[Array], Array]) -> Array:
+        out = inside(x if kind.placement == "post" else self.norm(x, kind.norm, f"{at}.norm"))
+        if kind.placement == "sandwich":
+            out = self.norm(out, kind.norm, f"{at}.post_norm")
+        return self.norm(x + out, kind.norm, f"{at}.norm") if kind.placement == "post" else x + out
+
+    def rows(self, ids: Sequence[int]) -> Array:
+        embedding = self.spec.embedding
+        x = self.weight("embed.weight")[list(ids)] * embedding.scale
+        if embedding.types:
+            x = x + self.weight("embed.types.weight")[0]
+        if self.spec.position:
+            x = x + self.weight("position.weight")[: len(ids)]
+        if embedding.norm:
+            x = self.norm(x, embedding.norm, "embed.norm")
+        for i, kind in enumerate(self.spec.blocks):
+            at, ff = f"blocks.{i}.attention", f"blocks.{i}.feedforward"
+            x = self.sublayer(x, kind, at, lambda x, k=kind, a=at: self.attention(x, k.attention, a))
+            x = self.sublayer(x, kind, ff, lambda x, k=kind, a=ff: self.feedforward(x, k, a))
+        return self.norm(x, self.spec.final_norm, "norm") if self.spec.final_norm else x
+
+    def logits(self, ids: Sequence[int]) -> Array:
+        head = self.spec.head
+        assert head is not None
+        out = self.linear(self.rows(ids), "embed" if head.tied else "project")
+        return head.softcap * np.tanh(out / head.softcap) if head.softcap else out

@@ -1,0 +1,126 @@
+"""Models small enough to run anywhere: those of tests/goldens/model/tiny, and random Llamas made on the spot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from support.model_files import gguf, safetensors
+
+from pellucid import pipeline
+from pellucid.model import read_model
+from pellucid.model.spec import Model
+from pellucid.plan.network import Limits, Network, layouts
+from pellucid.plan.plan import Plan
+from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.open import open_checkpoint
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "model"
+TINY = {folder.name: folder for folder in sorted((GOLDENS / "tiny").iterdir())}
+DECODERS = [name for name in TINY if not name.startswith("bert")]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Checkpoint, Model]]:
+    checkpoint = open_checkpoint(path)
+    try:
+        yield checkpoint, read_model(checkpoint)
+    finally:
+        checkpoint.close()
+
+
+@contextmanager
+def network(path: Path, plan: Plan | None = None, threads: int = 1, **limits: int) -> Iterator[Network]:
+    """A model ready to run, for steps of up to 64 tokens with all of their logits."""
+    with opened(path) as (checkpoint, model):
+        plan = plan or pipeline.forward(model.spec, layouts(checkpoint, model))
+        room = Limits(**{"context": 256, "tokens": 64, "outputs": 64, **limits})
+        net = Network(checkpoint, model, plan, room, threads)
+        try:
+            yield net
+        finally:
+            net.close()
+
+
+def llama_config(vocabulary: int = 320, context: int = 128, **changes: Any) -> dict[str, Any]:
+    config = {
+        "model_type": "llama",
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+    }
+    return {**config, **changes}
+
+
+def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
+    """Standard normal over the square root of the columns; norms around 1."""
+    random = np.random.default_rng(seed)
+    return {
+        name: np.float32(random.normal(size=shape) / shape[-1] ** 0.5 + (len(shape) == 1))
+        for name, shape in shapes.items()
+    }
+
+
+def write_llama(folder: Path, vocabulary: int = 320, context: int = 128, seed: int = 0) -> Path:
+    """A random Llama of two layers as config.json and model.safetensors. The weights follow from the seed."""
+    D, F, K = 32, 64, 16
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, D)}
+    for i in range(2):
+        at = f"model.layers.{i}"
+        shapes |= {f"{at}.self_attn.{n}_proj.weight": (w, D) for n, w in (("q", D), ("k", K), ("v", K))}
+        shapes |= {f"{at}.self_attn.o_proj.weight": (D, D), f"{at}.mlp.down_proj.weight": (D, F)}
+        shapes |= {f"{at}.mlp.{n}_proj.weight": (F, D) for n in ("gate", "up")}
+        shapes |= {f"{at}.{n}_layernorm.weight": (D,) for n in ("input", "post_attention")}
+    weights = random_weights({**shapes, "model.norm.weight": (D,)}, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(llama_config(vocabulary, context)))
+    tensors = {name: ("F32", w.shape, w.tobytes()) for name, w in weights.items()}
+    (folder / "model.safetensors").write_bytes(safetensors(tensors))
+    return folder
+
+
+LLAMA_GGUF: dict[str, Any] = {
+    "general.architecture": "llama",
+    "llama.context_length": 128,
+    "llama.embedding_length": 32,
+    "llama.feed_forward_length": 64,
+    "llama.block_count": 1,
+    "llama.attention.head_count": 2,
+    "llama.attention.head_count_kv": 1,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.freq_base": 10000.0,
+    "llama.rope.dimension_count": 16,
+}
+LLAMA_GGUF_SHAPES: dict[str, tuple[int, ...]] = {
+    "token_embd.weight": (64, 32),
+    "output_norm.weight": (32,),
+    "blk.0.attn_norm.weight": (32,),
+    "blk.0.attn_q.weight": (32, 32),
+    "blk.0.attn_k.weight": (16, 32),
+    "blk.0.attn_v.weight": (16, 32),
+    "blk.0.attn_output.weight": (32, 32),
+    "blk.0.ffn_norm.weight": (32,),
+    "blk.0.ffn_gate.weight": (64, 32),
+    "blk.0.ffn_up.weight": (64, 32),
+    "blk.0.ffn_down.weight": (32, 64),
+}
+
+
+def write_llama_gguf(
+    path: Path, metadata: Mapping[str, Any] | None = None, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Path:
+    """A random Llama of one layer as GGUF, in F32."""
+    weights = random_weights(LLAMA_GGUF_SHAPES if shapes is None else shapes)
+    tensors = {name: (w.shape, 0, w.tobytes()) for name, w in weights.items()}
+    path.write_bytes(gguf(LLAMA_GGUF if metadata is None else metadata, tensors))
+    return path

@@ -1,0 +1,67 @@
+"""The feed-forward's functions against float64, gated and plain, in place and with their activation blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.kernels import ULP, Batch, assert_close, call, guarded, kinds, numbers, seeds, threads, tokens
+
+from pellucid.kernels import activation, quantize
+from pellucid.kernels.library import KernelKey
+
+PLANES = {kind: 1 + i % 2 for i, kind in enumerate(activation.KINDS)}
+
+# |error| <= relative |f(x)| + absolute |x|. A sigmoid is a rounding of e^x (2.5e-7), a sum, a quotient; below the
+# cap of the exponential, -88.3, e^-88.3 is left where nothing should be. gelu_tanh hands the sigmoid an argument
+# with four roundings, and an argument a has a relative effect of a on e^a; its float64 form takes 1 - 1 and so is
+# itself 2^-52 off. gelu: erf's own error, and the same.
+ERROR = {
+    "silu": lambda x: (2.5e-7 + 4 * ULP, 5e-39),
+    "gelu_tanh": lambda x: (2.5e-7 + (4 + 8 * np.minimum(np.abs(1.6 * (x + 0.05 * x**3)), 90)) * ULP, 2.0**-52),
+    "gelu": lambda x: (8 * ULP, 0.75e-7 + 4 * ULP),
+    "relu": lambda x: (0, 0),
+}
+
+
+def run(kind: str, x: np.ndarray, up: np.ndarray | None, threads: int, in_place: bool) -> np.ndarray:
+    T, F = x.shape
+    source = guarded(x.shape)
+    source[...] = x
+    out = source if in_place else guarded(x.shape)
+    blocks = guarded((T, F // 32), quantize.block_dtype(PLANES[kind]))
+    fields: dict[str, Any] = {"x": source, "up": 0 if up is None else up, "out": out, "quantized": blocks}
+    call(KernelKey("activation", (kind, PLANES[kind])), Batch([T]), threads, width=F, rows="tokens", **fields)
+    assert blocks.tobytes() == quantize.reference(out, PLANES[kind]).tobytes()
+    return out
+
+
+@pytest.mark.parametrize("kind", activation.KINDS)
+@given(kinds, seeds, tokens, st.integers(1, 6), st.booleans(), st.booleans(), threads)
+def test_activation_is_within_rounding_of_float64(
+    kind: str, values: str, seed: int, T: int, blocks: int, gated: bool, in_place: bool, threads: int
+) -> None:
+    x = numbers(values, seed, T, 32 * blocks) * np.float32(3)
+    up = numbers("normal", seed + 1, T, 32 * blocks) if gated else None
+    factor = np.float64(1) if up is None else up.astype(np.float64)
+    got = run(kind, x, up, threads, in_place)
+    with np.errstate(over="ignore"):
+        want = activation.reference(kind, x)
+        relative, absolute = ERROR[kind](x.astype(np.float64))
+    tolerance = (relative * np.abs(want) + absolute * np.abs(x, dtype=np.float64)) * np.abs(factor)
+    assert_close(got, want * factor, tolerance + ULP * np.abs(want * factor) + 1e-44)
+
+
+@pytest.mark.parametrize("kind", activation.KINDS)
+def test_activation_over_the_whole_range_is_finite_and_right_at_the_ends(kind: str) -> None:
+    x = np.concatenate([np.linspace(-200, 200, 4096), [-1e30, -1e4, 0, 1e-38, 1e4, 1e30] + [0] * 26])
+    x = x.astype(np.float32).reshape(1, -1)
+    got = run(kind, x, None, 1, False)
+    with np.errstate(over="ignore"):
+        want = activation.reference(kind, x)
+        relative, absolute = ERROR[kind](x.astype(np.float64))
+    assert_close(got, want, relative * np.abs(want) + absolute * np.abs(x, dtype=np.float64) + ULP * np.abs(want) + 1e-44)
+    assert (got[x >= 30] == x[x >= 30]).all()

@@ -1,0 +1,48 @@
+"""Rows of packed tables: exactly the decoded rows, scaled, perhaps added."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.blocks import packed_matrix, random_blocks
+from support.kernels import Batch, call, guarded, numbers, seeds, threads
+
+from pellucid.kernels import embedding
+from pellucid.kernels.library import KernelKey
+from pellucid.kernels.record import Step
+from pellucid.weights.pack import decode_blocks
+from pellucid.weights.quant import Format, formats
+
+
+@pytest.mark.parametrize("form", formats().values(), ids=lambda form: form.name)
+@settings(max_examples=25)
+@given(
+    seeds,
+    st.lists(st.integers(0, 40), min_size=1, max_size=20),
+    st.integers(1, 3),
+    st.sampled_from([1.0, 0.3]),
+    st.booleans(),
+    st.sampled_from(["token_ids", "positions", "first row"]),
+    threads,
+)
+def test_rows_are_the_decoded_rows(
+    form: Format, seed: int, ids: list[int], units: int, factor: float, add: bool, by: str, threads: int
+) -> None:
+    D = units * max(form.packed.unit, 16)
+    raw = random_blocks(form, seed, 41, D // form.block)
+    batch = Batch([len(ids)], token_ids=ids)
+    out = guarded((len(ids), D))
+    out[...] = before = numbers("normal", seed, *out.shape)
+    at = -1 if by == "first row" else getattr(Step.at, by)
+    matrix = packed_matrix(form, raw)
+    fields = {"weights": matrix.data, "width": D, "index": at, "factor": factor, "accumulate": int(add)}
+    call(KernelKey("embedding", (matrix.packed,)), batch, threads, out=out, **fields)
+    index = np.zeros(len(ids), int) if by == "first row" else batch.keep[by]
+    rows = decode_blocks(form, raw)
+    scaled = rows[index] * np.float32(factor)
+    assert np.array_equal(out, before + scaled if add else scaled)
+    if not add:
+        want = embedding.reference(rows, index, factor)
+        assert np.abs(out - want).max() <= np.abs(want).max() * 2.0**-23

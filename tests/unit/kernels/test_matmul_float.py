@@ -1,0 +1,89 @@
+"""The float matrix product: near float64, and bit for bit the fused sum over ascending columns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.blocks import packed_matrix, random_blocks
+from support.kernels import TINY, ULP, Batch, assert_close, call, fma32, guarded, kinds, numbers, seeds, threads, tokens
+
+from pellucid.kernels import matmul_float
+from pellucid.kernels.library import KernelKey
+from pellucid.weights.pack import decode_blocks
+from pellucid.weights.quant import Format, formats
+
+FLOATS = [form for _, form in sorted(formats().items()) if form.split is None]
+matrices = pytest.mark.parametrize("form", FLOATS, ids=lambda form: form.name)
+
+
+def product(
+    form: Format, raw: np.ndarray, x: np.ndarray, addend: str = "zeros", threads: int = 1, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the kernel makes of x (T, D) and stored weights, (T, N); and what was to be added."""
+    matrix, T, N = packed_matrix(form, raw), len(x), len(raw)
+    width, rng = 16 * matrix.groups, np.random.default_rng(seed)
+    out = guarded((T, width))
+    more, group, row = np.zeros(16, np.float32), 0, 0
+    before = np.zeros((T, width), np.float32)
+    if addend == "bias":
+        more, group = rng.standard_normal(width).astype(np.float32), 64
+        before += more
+    elif addend == "residual":
+        out[...] = rng.standard_normal(out.shape)
+        more, group, row, before = out, 64, 4 * width, out.copy()
+    call(
+        KernelKey("matmul_float", (matrix.packed,)),
+        Batch([T]),
+        threads,
+        weights=matrix.data,
+        groups=matrix.groups,
+        columns=x.shape[1],
+        x=x,
+        x_stride=4 * x.shape[1],
+        out=out,
+        out_stride=4 * width,
+        addend=more,
+        addend_group=group,
+        addend_row=row,
+        rows="tokens",
+    )
+    return out[:, :N], before[:, :N]
+
+
+@matrices
+@settings(max_examples=50)
+@given(
+    kinds,
+    seeds,
+    tokens,
+    st.integers(1, 40),
+    st.integers(1, 6),
+    st.sampled_from(["zeros", "bias", "residual"]),
+    threads,
+)
+def test_product_is_within_rounding_of_float64(
+    form: Format, kind: str, seed: int, T: int, N: int, vectors: int, addend: str, threads: int
+) -> None:
+    D = 16 * vectors
+    raw, x = random_blocks(form, seed, N, D), numbers(kind, seed, T, D)
+    got, before = product(form, raw, x, addend, threads, seed)
+    w = decode_blocks(form, raw)
+    size = np.abs(x, dtype=np.float64) @ np.abs(w.T, dtype=np.float64) + np.abs(before)
+    # One rounding a column and one for what is added, each of a number no larger than the sum of |products|.
+    assert_close(got, matmul_float.reference(x, w, before), (D + 1) * (ULP * size + TINY))
+
+
+@matrices
+@settings(max_examples=20)
+@given(seeds, tokens, st.integers(1, 33), st.integers(1, 5), threads)
+def test_columns_add_up_in_ascending_order_by_fused_multiply_adds(
+    form: Format, seed: int, T: int, N: int, vectors: int, threads: int
+) -> None:
+    raw, x = random_blocks(form, seed, N, 16 * vectors), numbers("normal", seed, T, 16 * vectors)
+    w, total = decode_blocks(form, raw), np.zeros((T, N), np.float32)
+    for column in range(16 * vectors):
+        total = fma32(x[:, column, None], w[:, column], total)
+    got, before = product(form, raw, x, "bias", threads, seed)
+    assert np.array_equal(got, total + before)

@@ -1,0 +1,156 @@
+"""The integer matrix product: near the float64 product, and bit for bit the sum that its contract describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.blocks import half_bytes, packed_matrix, quantised, random_blocks
+from support.kernels import TINY, ULP, Batch, assert_close, call, fma32, guarded, kinds, numbers, seeds, threads, tokens
+
+from pellucid.kernels import matmul_int8, quantize
+from pellucid.kernels.library import KernelKey
+from pellucid.weights.pack import decode_blocks
+from pellucid.weights.quant import Format, formats
+
+FORMATS = quantised(dict(formats()))
+matrices = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+each_planes = pytest.mark.parametrize("planes", [1, 2])
+
+
+def product(
+    form: Format, raw: np.ndarray, x: np.ndarray, addend: str = "zeros", threads: int = 1, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the kernel makes of activation blocks and stored weights, (T, N); and what was to be added."""
+    matrix = packed_matrix(form, raw)
+    T, N, width = len(x), len(raw), 16 * matrix.groups
+    planes = x.dtype["q"].shape[0]
+    out, rng = guarded((T, width)), np.random.default_rng(seed)
+    more, group, row = np.zeros(16, np.float32), 0, 0
+    if addend == "bias":
+        more, group = rng.standard_normal(width).astype(np.float32), 64
+    elif addend == "residual":
+        out[...] = rng.standard_normal(out.shape)
+        more, group, row = out, 64, 4 * width
+    before = more.copy() if more.ndim == 2 else np.zeros((T, width), np.float32)
+    if addend == "bias":
+        before += more
+    call(
+        KernelKey("matmul_int8", (matrix.packed, planes)),
+        Batch([T]),
+        threads,
+        weights=matrix.data,
+        groups=matrix.groups,
+        blocks=x.shape[1],
+        x=x,
+        out=out,
+        out_stride=4 * width,
+        addend=more,
+        addend_group=group,
+        addend_row=row,
+        rows="tokens",
+    )
+    return out[:, :N], before[:, :N]
+
+
+def parts(form: Format, raw: np.ndarray, x: np.ndarray) -> tuple[Any, Any, Any]:
+    """The terms of the sum, by the layout's definition: sums (T, N, P) of integers, scales (N, P), minima or None."""
+    assert form.split
+    fields, packed = form.split(raw), form.packed
+    sides = [side.astype(np.float32) for side in fields.sides]
+    scale, minimum = (sides[-2], sides[-1]) if packed.minimum else (sides[-1], None)
+    if packed.super_scales:
+        per_unit = packed.unit // packed.sub
+        scale = np.repeat(scale, per_unit, 1) * sides[0]
+        minimum = None if minimum is None else np.repeat(minimum, per_unit, 1) * sides[1]
+    if minimum is not None:
+        minimum = packed.minimum_sign * minimum
+    q = x["q"].astype(np.int64)
+    whole = q[:, :, 0] if q.shape[2] == 1 else 128 * q[:, :, 0] + q[:, :, 1]
+    w = fields.values.astype(np.int64) - packed.zero_point
+    P = w.shape[1] // packed.sub
+    sums = np.einsum("tps,nps->tnp", whole.reshape(len(x), P, -1), w.reshape(len(w), P, -1))
+    return sums, scale, minimum
+
+
+@matrices
+@each_planes
+@settings(max_examples=25)
+@given(
+    kinds,
+    seeds,
+    tokens,
+    st.integers(1, 40),
+    st.integers(1, 3),
+    st.sampled_from(["zeros", "bias", "residual"]),
+    threads,
+)
+def test_product_is_within_rounding_of_float64(
+    form: Format, planes: int, kind: str, seed: int, T: int, N: int, units: int, addend: str, threads: int
+) -> None:
+    raw = random_blocks(form, seed, N, units * form.packed.unit // form.block)
+    blocks = quantize.reference(numbers(kind, seed, T, units * form.packed.unit), planes)
+    got, before = product(form, raw, blocks, addend, threads, seed)
+    want = matmul_int8.reference(blocks, decode_blocks(form, raw).astype(np.float64), before)
+    # Each term is rounded when its sum becomes a float32 and when scales are multiplied, and the total once a term.
+    sums, scale, minimum = parts(form, raw, blocks)
+    x_scale = np.repeat(blocks["scale"].astype(np.float64), 32 // form.packed.sub, 1)
+    size = np.einsum("tnp,np,tp->tn", np.abs(sums), np.abs(scale, dtype=np.float64), x_scale) + np.abs(before)
+    terms = sums.shape[-1]
+    if minimum is not None:
+        size += np.abs(blocks["sum"]).astype(np.float64) @ np.abs(minimum, dtype=np.float64).T
+        terms *= 2
+    # decode_blocks rounds each weight that has a minimum, and a product with the scale, to float32.
+    weights = np.abs(quantize.values(blocks)) @ np.abs(decode_blocks(form, raw).astype(np.float64)).T
+    size_of_decoded = weights + (size if minimum is not None else 0)
+    assert_close(got, want, (terms + 4) * (ULP * size + TINY) + 2 * ULP * size_of_decoded)
+
+
+@matrices
+@each_planes
+@settings(max_examples=15)
+@given(seeds, tokens, st.integers(1, 33), st.integers(1, 5))
+def test_blocks_add_up_in_ascending_order_by_fused_multiply_adds(
+    form: Format, planes: int, seed: int, T: int, N: int, units: int
+) -> None:
+    raw = random_blocks(form, seed, N, units * form.packed.unit // form.block)
+    blocks = quantize.reference(numbers("normal", seed, T, units * form.packed.unit), planes)
+    sums, scale, minimum = parts(form, raw, blocks)
+    x_scale = np.repeat(blocks["scale"], 32 // form.packed.sub, 1)
+    total = np.zeros((T, N), np.float32)
+    for p in range(sums.shape[-1]):
+        total = fma32(sums[..., p].astype(np.float32), scale[:, p] * x_scale[:, p, None], total)
+        if minimum is not None:
+            total = fma32(minimum[:, p], blocks["sum"][:, p * form.packed.sub // 32, None], total)
+    assert np.array_equal(product(form, raw, blocks)[0], total)
+
+
+@matrices
+@each_planes
+def test_largest_integers_do_not_overflow(form: Format, planes: int) -> None:
+    raw = random_blocks(form, 1, 16, form.packed.unit // form.block)
+    for fill in (0, 255):
+        full = np.full_like(raw, fill)
+        halves = random_blocks(form, 2, 16, raw.shape[1])
+        where = half_bytes(form)
+        full[..., where] = halves[..., where]
+        for sign in (1, -1):
+            x = quantize.reference(np.full((1, form.packed.unit), sign * 3.0, np.float32), planes)
+            got, _ = product(form, full, x)
+            want = matmul_int8.reference(x, decode_blocks(form, full).astype(np.float64))
+            size = np.abs(quantize.values(x)) @ np.abs(decode_blocks(form, full).astype(np.float64)).T
+            assert_close(got, want, 64 * ULP * size)
+
+
+@matrices
+@settings(max_examples=10)
+@given(seeds)
+def test_a_token_has_the_same_bits_whatever_stands_beside_it(form: Format, seed: int) -> None:
+    raw = random_blocks(form, seed, 32, 2 * form.packed.unit // form.block)
+    blocks = quantize.reference(numbers("normal", seed, 15, 2 * form.packed.unit), 2)
+    alone = np.concatenate([product(form, raw, blocks[t : t + 1])[0] for t in range(15)])
+    for T in range(1, 16):  # every tile shape: 8, 4, 2, 1
+        assert np.array_equal(product(form, raw, blocks[:T], threads=T % 4 + 1)[0], alone[:T])

@@ -1,0 +1,73 @@
+"""Norms against float64, of whole rows and of the parts of a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.kernels import TINY, ULP, Batch, assert_close, call, guarded, kinds, numbers, seeds, threads, tokens
+
+from pellucid.kernels import norm, quantize
+from pellucid.kernels.library import KernelKey
+
+PLANES = {"rms": 2, "layer": 1}
+LARGE = 1e15  # squares of 1e30 are no longer float32
+
+
+@pytest.mark.parametrize("kind", PLANES)
+@given(
+    kinds, seeds, tokens, st.integers(1, 12), st.integers(1, 8), st.sampled_from([1e-5, 1e-12]), st.booleans(), threads
+)
+def test_norm_is_within_rounding_of_float64(
+    kind: str,
+    values: str,
+    seed: int,
+    T: int,
+    vectors: int,
+    parts: int,
+    eps: float,
+    in_place: bool,
+    threads: int,
+) -> None:
+    D = 16 * vectors
+    x = guarded((T, parts, D))
+    x[...] = numbers(values, seed, T, parts, D, large=LARGE)
+    before, rng = x.copy(), np.random.default_rng(seed)
+    weight, bias = rng.standard_normal(D).astype(np.float32), rng.standard_normal(D).astype(np.float32)
+    out = x if in_place else guarded(x.shape)
+    blocks: Any = guarded((T, parts * D // 32), quantize.block_dtype(PLANES[kind])) if D % 32 == 0 else 0
+    call(
+        KernelKey("norm", (kind, PLANES[kind])),
+        Batch([T]),
+        threads,
+        x=x,
+        width=D,
+        parts=parts,
+        weight=weight,
+        bias=bias,
+        eps=eps,
+        out=out,
+        quantized=blocks,
+        rows="tokens",
+    )
+    want = norm.reference(before, weight, eps, bias if kind == "layer" else None)
+    exact = before.astype(np.float64)
+    # Sixteen lanes each add up D/16 numbers, then four times two lanes; each sum rounds once.
+    sums = (D / 16 + 4) * ULP
+    centre = np.zeros((T, parts, 1))
+    if kind == "layer":
+        centre = (sums + 2 * ULP) * np.abs(exact).mean(-1, keepdims=True) + ULP * np.abs(exact)
+        exact = exact - exact.mean(-1, keepdims=True)
+    deviation = np.sqrt((exact * exact).mean(-1, keepdims=True) + eps)
+    # An error of the mean moves every value, and the deviation by no more than itself.
+    relative = sums / 2 + 8 * ULP + np.max(centre, -1, keepdims=True) / deviation
+    size = np.abs(exact) / deviation * np.abs(weight)
+    tolerance = relative * size + 2 * centre / deviation * np.abs(weight) + TINY
+    if kind == "layer":
+        tolerance = tolerance + 2 * ULP * (np.abs(bias) + size)
+    assert_close(out, want, tolerance)
+    if D % 32 == 0:
+        assert blocks.tobytes() == quantize.reference(out.reshape(T, -1), PLANES[kind]).tobytes()

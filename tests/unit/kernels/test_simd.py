@@ -1,0 +1,65 @@
+"""The one exponential: what the tolerances of every kernel that uses it rest on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def vexp() -> Any:
+    """vexp over an array whose length is a multiple of 16."""
+    from numba import njit
+
+    from pellucid.kernels import simd
+
+    exp, load, store = simd.vexp, simd.vload, simd.vstore
+
+    @njit
+    def run(x, out, count):  # type: ignore[no-untyped-def]
+        for i in range(0, count * 4, 64):
+            store(out + i, exp(load(x + i)))
+
+    def call(x: np.ndarray) -> np.ndarray:
+        x = np.ascontiguousarray(x, np.float32)
+        out = np.empty_like(x)
+        run(x.ctypes.data, out.ctypes.data, x.size)
+        return out
+
+    return call
+
+
+def test_relative_error_is_below_a_quarter_of_a_millionth(vexp: Any) -> None:
+    x = np.linspace(-87.3, 88.3, 1 << 21).astype(np.float32)
+    x = x[(x >= np.float32(-87.3)) & (x <= np.float32(88.3))]
+    x = x[: len(x) // 16 * 16]
+    exact = np.exp(x.astype(np.float64))
+    assert np.abs(vexp(x) / exact - 1).max() < 2.5e-7
+
+
+def test_error_is_below_two_units_in_the_last_place(vexp: Any) -> None:
+    x = np.linspace(-87, 88, 1 << 20).astype(np.float32)
+    exact = np.exp(x.astype(np.float64))
+    assert (np.abs(vexp(x) - exact) / np.spacing(exact.astype(np.float32))).max() < 2
+
+
+def test_below_the_smallest_normal_number_it_is_exactly_zero(vexp: Any) -> None:
+    below = np.nextafter(np.float32(-87.3), np.float32(-100))
+    assert not vexp(np.array([below, -87.4, -88, -100, -1e4, -1e30, -3e38, -np.inf] * 2)).any()
+
+
+def test_it_never_overflows_and_nothing_becomes_nan(vexp: Any) -> None:
+    got = vexp(np.array([88.3, 88.4, 89, 100, 1e4, 1e30, 3e38, np.inf] * 2))
+    assert np.isfinite(got).all()
+    assert (got == got[0]).all()
+
+
+def test_zero_gives_exactly_one(vexp: Any) -> None:
+    assert (vexp(np.array([0.0, -0.0] * 8)) == 1).all()
+
+
+def test_it_never_falls_as_its_argument_grows_by_more_than_its_error(vexp: Any) -> None:
+    y = vexp(np.linspace(-20, 5, 1 << 16))
+    assert (np.diff(y) >= -2.5e-7 * y[1:]).all()

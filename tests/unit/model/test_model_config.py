@@ -1,0 +1,333 @@
+"""Configurations that are wrong: each is one of our errors, in one line, that names the key."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.model_files import safetensors
+from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, TINY, llama_config, opened, write_llama_gguf
+
+from pellucid import pipeline
+from pellucid.errors import CacheFull, FileFormatError, PellucidError, UnsupportedModel
+from pellucid.model import read_model
+from pellucid.plan.network import layouts
+from pellucid.runtime.cache import KVCache, LayerShape
+from pellucid.weights.checkpoint import Tensor
+from pellucid.weights.open import open_checkpoint
+
+NUMBERS: dict[str, list[str]] = {
+    "llama": ["rms_norm_eps"],
+    "gemma3": ["rms_norm_eps", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"],
+    "bert": ["layer_norm_eps"],
+}
+COUNTS: dict[str, list[str]] = {
+    "llama": ["num_key_value_heads", "head_dim"],
+    "gemma3": ["num_key_value_heads", "head_dim", "sliding_window"],
+    "bert": ["type_vocab_size"],
+}
+SHARED = (
+    *("hidden_size", "num_attention_heads", "intermediate_size"),
+    *("num_hidden_layers", "vocab_size", "max_position_embeddings"),
+)
+HAS_DEFAULT = {"head_dim", "num_key_value_heads", "type_vocab_size"}
+ACTIVATION = {"llama": "hidden_act", "gemma3": "hidden_activation", "bert": "hidden_act"}
+
+
+class Metadata:
+    """A checkpoint whose metadata and tensor table can be changed; nothing is written."""
+
+    def __init__(self, path: Path) -> None:
+        with opened(path) as (checkpoint, _):
+            self.kind, self.path = checkpoint.kind, checkpoint.path
+            self.metadata: dict[str, Any] = copy.deepcopy(dict(checkpoint.metadata))
+            self.tensors: dict[str, Tensor] = dict(checkpoint.tensors)
+
+    def data(self, name: str) -> Any:
+        raise AssertionError("reading a configuration reads no weights")
+
+    def close(self) -> None: ...
+
+    def lower(self) -> None:
+        """As far as loading goes before memory is taken."""
+        model = read_model(self)
+        pipeline.forward(model.spec, layouts(self, model))
+
+
+def refused(checkpoint: Metadata, *words: str, kind: type[PellucidError] = FileFormatError) -> None:
+    with pytest.raises(PellucidError) as caught:
+        checkpoint.lower()
+    message = str(caught.value)
+    assert isinstance(caught.value, kind), message
+    assert "\n" not in message
+    assert len(message) < 500
+    for word in words:
+        assert word in message
+
+
+FAMILIES = ["llama", "gemma3", "bert"]
+ALL_COUNTS = [(family, key) for family in FAMILIES for key in (*SHARED, *COUNTS[family])]
+ALL_NUMBERS = [(family, key) for family in FAMILIES for key in NUMBERS[family]]
+
+
+@pytest.mark.parametrize(("family", "key"), [(f, k) for f, k in ALL_COUNTS if k not in HAS_DEFAULT])
+def test_missing_count(family: str, key: str) -> None:
+    checkpoint = Metadata(TINY[family])
+    del checkpoint.metadata[key]
+    refused(checkpoint, key, "missing")
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, 1 << 40, 10**400, 1.5, float("nan"), "64", True, [64], {}, "x" * 9999], ids=lambda v: f"{v!r:.9}"
+)
+@pytest.mark.parametrize(("family", "key"), ALL_COUNTS)
+def test_count_that_is_none(family: str, key: str, value: Any) -> None:
+    checkpoint = Metadata(TINY[family])
+    checkpoint.metadata[key] = value
+    refused(checkpoint, key)
+
+
+@pytest.mark.parametrize("value", [-1.0, -0.5, float("nan"), float("inf"), 1e300, 10**400, "1", True, []])
+@pytest.mark.parametrize(("family", "key"), ALL_NUMBERS)
+def test_number_out_of_range(family: str, key: str, value: Any) -> None:
+    checkpoint = Metadata(TINY[family])
+    checkpoint.metadata[key] = value
+    refused(checkpoint, key)
+
+
+@pytest.mark.parametrize("value", [0, 1e-300, -1.0, float("nan"), float("inf"), 1e300, 10**400, "x", [1]])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_rotary_base_out_of_range(family: str, value: Any) -> None:
+    checkpoint = Metadata(TINY[family])
+    parameters = checkpoint.metadata["rope_parameters"]
+    parameters.get("full_attention", parameters)["rope_theta"] = value
+    refused(checkpoint, "rope_theta")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unknown_activation_lists_the_known(family: str) -> None:
+    checkpoint = Metadata(TINY[family])
+    checkpoint.metadata[ACTIVATION[family]] = "swish\n2"
+    known = {"llama": "silu", "gemma3": "gelu_pytorch_tanh", "bert": "relu"}[family]
+    refused(checkpoint, ACTIVATION[family], "swish", known, kind=UnsupportedModel)
+
+
+@pytest.mark.parametrize("name", ["mamba", "", "x" * 9999, "a\nb"])
+def test_unknown_architecture_lists_the_known(name: str) -> None:
+    checkpoint = Metadata(TINY["llama"])
+    checkpoint.metadata["model_type"] = name
+    refused(checkpoint, "llama", "gemma3_text", "bert", kind=UnsupportedModel)
+
+
+@pytest.mark.parametrize("value", [None, 3, ["llama"]])
+def test_architecture_that_is_no_string(value: Any) -> None:
+    checkpoint = Metadata(TINY["llama"])
+    checkpoint.metadata["model_type"] = value
+    refused(checkpoint, "model_type")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_tensor_missing_or_of_another_shape(family: str) -> None:
+    for name in Metadata(TINY[family]).tensors:
+        if "pooler" in name:
+            continue
+        missing = Metadata(TINY[family])
+        tensor = missing.tensors.pop(name)
+        refused(missing, name, "missing")
+        for shape in ((), (0,), (*tensor.shape, 1), (tensor.shape[0] + 1, *tensor.shape[1:])):
+            other = Metadata(TINY[family])
+            other.tensors[name] = replace(tensor, shape=shape)
+            refused(other, name, "shape")
+
+
+@pytest.mark.parametrize("form", ["I64", "F64", "BOOL"])
+def test_tensor_of_a_type_that_no_kernel_takes(form: str) -> None:
+    checkpoint = Metadata(TINY["llama"])
+    name = "model.layers.0.mlp.up_proj.weight"
+    checkpoint.tensors[name] = replace(checkpoint.tensors[name], format=form)
+    refused(checkpoint, name, form, "Q4_K", kind=UnsupportedModel)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_heads_that_their_key_value_heads_do_not_divide(family: str) -> None:
+    checkpoint = Metadata(TINY[family])
+    checkpoint.metadata["num_key_value_heads"] = 3
+    refused(checkpoint, "num_key_value_heads", "3", "4")
+
+
+@pytest.mark.parametrize(("family", "heads"), [("llama", 3), ("llama", 128), ("bert", 3), ("bert", 128)])
+def test_heads_that_do_not_divide_the_width(family: str, heads: int) -> None:
+    checkpoint = Metadata(TINY[family])
+    checkpoint.metadata.pop("head_dim", None)
+    checkpoint.metadata["num_attention_heads"] = heads
+    refused(checkpoint, "num_attention_heads", str(heads), "64")
+
+
+@pytest.mark.parametrize(
+    "value", [3, "sliding_attention", {}, ["sliding_attention"], [[]] * 6, ["global"] * 6, [None] * 6]
+)
+def test_layer_types_that_are_none(value: Any) -> None:
+    checkpoint = Metadata(TINY["gemma3"])
+    checkpoint.metadata["layer_types"] = value
+    refused(checkpoint, "layer_types", "sliding_attention")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("factor", 0),
+        ("factor", "2"),
+        ("low_freq_factor", float("nan")),
+        ("high_freq_factor", 1.0),
+        ("original_max_position_embeddings", 0.5),
+        ("rope_type", "yarn"),
+        ("rope_type", 7),
+    ],
+)
+def test_rotary_scaling_that_is_wrong(key: str, value: Any) -> None:
+    checkpoint = Metadata(TINY["llama-rope3"])
+    checkpoint.metadata["rope_parameters"][key] = value
+    refused(checkpoint, key, kind=PellucidError)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("llama", "attention_bias", True),
+        ("llama", "mlp_bias", [1]),
+        ("gemma3", "use_bidirectional_attention", True),
+        ("bert", "position_embedding_type", "relative_key\n" * 99),
+        ("bert", "is_decoder", True),
+    ],
+)
+def test_what_is_not_implemented_is_never_ignored(family: str, key: str, value: Any) -> None:
+    checkpoint = Metadata(TINY[family])
+    checkpoint.metadata[key] = value
+    refused(checkpoint, key, kind=UnsupportedModel)
+
+
+def test_width_that_is_no_whole_number_of_vectors(tmp_path: Path) -> None:
+    D, F, K = 24, 32, 16
+    at = "model.layers.0"
+    shapes = {
+        "model.embed_tokens.weight": (32, D),
+        "model.norm.weight": (D,),
+        **{f"{at}.{n}_layernorm.weight": (D,) for n in ("input", "post_attention")},
+        **{f"{at}.self_attn.{n}_proj.weight": (K, D) for n in "qkv"},
+        f"{at}.self_attn.o_proj.weight": (D, K),
+        **{f"{at}.mlp.{n}_proj.weight": (F, D) for n in ("gate", "up")},
+        f"{at}.mlp.down_proj.weight": (D, F),
+    }
+    config = llama_config(32, hidden_size=D, intermediate_size=F, num_hidden_layers=1, num_attention_heads=1, head_dim=K)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = {n: ("F32", s, bytes(4 * s[0] * (s[1] if len(s) > 1 else 1))) for n, s in shapes.items()}
+    (tmp_path / "model.safetensors").write_bytes(safetensors(tensors))
+    refused(Metadata(tmp_path), "24", "16", kind=UnsupportedModel)
+
+
+def any_value() -> st.SearchStrategy[Any]:
+    plain = st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.integers(0, 300),
+        st.sampled_from([2**31, 2**63, 10**400]),
+        st.floats(),
+        st.text(max_size=8),
+    )
+    return st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+
+
+def places(table: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = table.items() if isinstance(table, dict) else enumerate(table) if isinstance(table, list) else ()
+    return [place for key, value in items for place in [(*path, key), *places(value, (*path, key))]]
+
+
+@pytest.mark.parametrize("name", TINY)
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_change_of_a_configuration_loads_or_is_one_of_our_errors(name: str, data: st.DataObject) -> None:
+    checkpoint = Metadata(TINY[name])
+    place = data.draw(st.sampled_from(places(checkpoint.metadata)))
+    inner: Any = checkpoint.metadata
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = data.draw(any_value())
+    try:
+        checkpoint.lower()
+    except PellucidError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        assert len(str(error)) < 500  # noqa: PT017
+
+
+@pytest.fixture(scope="module")
+def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Metadata]:
+    path = write_llama_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+    return lambda: Metadata(path)
+
+
+@pytest.mark.parametrize("key", [k for k in LLAMA_GGUF if k.count(".") > 1 and "head_count_kv" not in k or "count" in k])
+@pytest.mark.parametrize("value", [0, -1, 2**62, 1e300, float("nan"), "x", [1, 2], list(range(5000))])
+def test_gguf_metadata_out_of_range(gguf_model: Callable[[], Metadata], key: str, value: Any) -> None:
+    checkpoint = gguf_model()
+    checkpoint.metadata[key] = np.array(value) if isinstance(value, list) else value
+    refused(checkpoint, key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("general.architecture", "mamba", UnsupportedModel),
+        ("general.architecture", "bert", UnsupportedModel),
+        ("general.architecture", 3, FileFormatError),
+        ("llama.rope.dimension_count", 32, FileFormatError),
+        ("llama.rope.dimension_count", 15, FileFormatError),
+        ("llama.rope.dimension_count", 8, UnsupportedModel),
+        ("llama.rope.scaling.type", "yarn", UnsupportedModel),
+        ("llama.expert_count", 8, UnsupportedModel),
+        ("llama.expert_count", "array", UnsupportedModel),
+        ("llama.attention.value_length", 32, UnsupportedModel),
+        ("llama.attention.key_length", 8, PellucidError),
+    ],
+)
+def test_gguf_metadata_that_is_not_supported(
+    gguf_model: Callable[[], Metadata], key: str, value: Any, kind: type[PellucidError]
+) -> None:
+    checkpoint = gguf_model()
+    checkpoint.metadata[key] = np.arange(9) if value == "array" else value
+    refused(checkpoint, kind=kind)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (64, 16), (64, 32, 1)])
+def test_gguf_embedding_of_another_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = write_llama_gguf(tmp_path / "t.gguf", shapes={**LLAMA_GGUF_SHAPES, "token_embd.weight": (64, 32)})
+    checkpoint = Metadata(path)
+    embedding = checkpoint.tensors["token_embd.weight"]
+    checkpoint.tensors["token_embd.weight"] = replace(embedding, shape=shape)
+    refused(checkpoint, "token_embd.weight", "shape")
+
+
+def test_tensors_that_nobody_needs_do_no_harm(tmp_path: Path) -> None:
+    path = write_llama_gguf(tmp_path / "t.gguf", shapes={**LLAMA_GGUF_SHAPES, "blk.0.extra": (3,)})
+    with opened(path) as (_, model):
+        assert model.spec.embedding.vocabulary == 64
+
+
+def test_context_that_no_machine_has_is_an_error_not_a_crash() -> None:
+    with pytest.raises(CacheFull, match="smaller context"):
+        KVCache([LayerShape(1 << 16, 1 << 12)] * 1000, 1 << 18)
+
+
+def test_folder_without_config(tmp_path: Path) -> None:
+    shutil.copy(TINY["llama"] / "model.safetensors", tmp_path)
+    with pytest.raises(FileFormatError, match=r"config\.json"):
+        open_checkpoint(tmp_path)

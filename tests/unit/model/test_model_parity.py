@@ -1,0 +1,84 @@
+"""Each family on tiny random models, against transformers in float32 (tests/oracles/tiny_oracle.py).
+
+Two steps: a plain float64 reading of the spec equals transformers to rounding, so the spec is right; what runs
+equals that reading once it rounds keys and values to float16 as the cache does, so the plan and its kernels are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.reference import Reference, as_float16
+from support.tiny import DECODERS, TINY, network, opened, write_llama_gguf
+
+from pellucid import pipeline
+from pellucid.model.shapes import expected_shapes
+from pellucid.plan.network import layouts
+from pellucid.plan.plan import Vector, Weights
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import Sequence
+
+
+def golden(name: str) -> tuple[list[int], np.ndarray]:
+    with np.load(TINY[name] / "expected.npz") as file:
+        return file["input_ids"].tolist(), file["logits" if "logits" in file else "hidden"]
+
+
+def assert_close(got: np.ndarray, wanted: np.ndarray) -> None:
+    """Up to the values that rounding to float16 takes the other way: measured 1.6e-3, mean 6e-5, of logits to 12."""
+    difference = np.abs(got - wanted)
+    assert difference.max() < 3e-3
+    assert difference.mean() < 2e-4
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_spec_means_what_transformers_computes(name: str) -> None:
+    ids, wanted = golden(name)
+    with opened(TINY[name]) as (checkpoint, model):
+        reference = Reference(checkpoint, model)
+        got = reference.logits(ids) if model.spec.head else reference.rows(ids)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_of_every_position(name: str) -> None:
+    ids, wanted = golden(name)
+    with opened(TINY[name]) as (checkpoint, model), network(TINY[name], threads=2) as net:
+        got = net.forward([Chunk(Sequence(), ids, outputs=len(ids))])
+        assert_close(got, Reference(checkpoint, model, as_float16).logits(ids))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_token_by_token_gives_the_same_bits(name: str) -> None:
+    ids, _ = golden(name)
+    with network(TINY[name]) as net:
+        together = net.forward([Chunk(Sequence(), ids, outputs=len(ids))])
+        sequence = Sequence()
+        one_by_one = [net.forward([Chunk(sequence, [token])])[0] for token in ids]
+    np.testing.assert_array_equal(np.stack(one_by_one), together)
+
+
+def test_sentence_vector_is_the_mean_of_the_hidden_states() -> None:
+    ids, hidden = golden("bert")
+    with opened(TINY["bert"]) as (checkpoint, model), network(TINY["bert"], context=64) as net:
+        (vector,) = net.forward([Chunk(Sequence(), ids, outputs=0)])
+        assert_close(net.array("x")[: len(ids)], Reference(checkpoint, model, as_float16).rows(ids))
+    mean = hidden.mean(0)
+    np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=0, atol=1e-4)
+
+
+def test_gguf_llama_pairs_neighbours(tmp_path) -> None:
+    ids = list(range(40))
+    path = write_llama_gguf(tmp_path / "tiny.gguf")
+    with opened(path) as (checkpoint, model), network(path) as net:
+        got = net.forward([Chunk(Sequence(), ids, outputs=len(ids))])
+        assert_close(got, Reference(checkpoint, model, as_float16).logits(ids))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_plan_uses_every_slot_of_the_spec_and_no_other(name: str) -> None:
+    with opened(TINY[name]) as (checkpoint, model):
+        plan = pipeline.forward(model.spec, layouts(checkpoint, model))
+    values = [value for op in plan.operations for value in op.fields.values()]
+    assert {v.slot for v in values if isinstance(v, (Weights, Vector))} == set(expected_shapes(model.spec))
