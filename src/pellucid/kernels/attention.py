@@ -98,6 +98,9 @@ def reference(
 @kernel("cache_write", CacheWrite)
 def build_write(simd: Any) -> Any:
     at, step_at, load, load_i32 = CacheWrite.at, Step.at, simd.load_i64, simd.load_i32
+    splat, vmin, vmax = simd.splat, simd.vmin, simd.vmax
+    # Beyond float16 a number is kept at the largest: infinity times a weight of 0 would be NaN in the rows before it.
+    largest = np.float32(65504)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -119,9 +122,11 @@ def build_write(simd: Any) -> Any:
                 source = ((first + row) * heads + head) * width * 4
                 base = page * page_bytes + head * head_bytes
                 for j in range(width):
-                    simd.store_f16(keys + base + (j * PAGE + slot) * 2, simd.load_f32(k + source + 4 * j))
+                    key = min(max(simd.load_f32(k + source + 4 * j), -largest), largest)
+                    simd.store_f16(keys + base + (j * PAGE + slot) * 2, key)
                 for j in range(0, width, 16):
-                    simd.vstore_f16(values + base + (slot * width + j) * 2, simd.vload(v + source + 4 * j))
+                    value = vmin(vmax(simd.vload(v + source + 4 * j), splat(-largest)), splat(largest))
+                    simd.vstore_f16(values + base + (slot * width + j) * 2, value)
 
     return body
 

@@ -5,7 +5,8 @@ a folder whose name is a hash of everything that the code depends on (the kernel
 LLVM, the CPU and its features, the instruction set chosen). A later process loads the object with LLVM alone,
 in about a millisecond, and never imports Numba. Nothing is ever stale: another source is another folder.
 
-Only object code goes through the folder, never a pickle; it is as trusted as ``__pycache__`` is.
+Only object code goes through the folder, never a pickle; it is as trusted as ``__pycache__`` is. Each file begins
+with a hash of the rest, since LLVM ends the process when it is given a damaged object: such a file is made again.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int, label: str) -> None: ...
 
 
+DIGEST_BYTES = 32
+
 _definitions: dict[str, Definition] = {}
 
 
@@ -112,7 +115,8 @@ def fingerprint() -> str:
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     facts = (
         sys.version, sys.platform, version("numba"), version("llvmlite"), binding.get_host_cpu_name(),
-        sorted(isa.host_features()), isa.choose().name, sorted(k for k in os.environ if k.startswith("NUMBA_")),
+        sorted(isa.host_features()), isa.choose().name,
+        sorted((name, value) for name, value in os.environ.items() if name.startswith("NUMBA_")),
     )  # fmt: skip
     digest.update(repr(facts).encode())
     return digest.hexdigest()[:20]
@@ -140,18 +144,18 @@ class Library:
         wanted = list(dict.fromkeys(keys))
         with self._lock:
             folder = cache_folder()
-            absent = [
-                k for k in wanted if k not in self._addresses and not (folder / f"{k.file_stem}.o").exists()
-            ]
+            found = {k: _read(folder / f"{k.file_stem}.o") for k in wanted if k not in self._addresses}
+            absent = [key for key, content in found.items() if content is None]
             for done, key in enumerate(absent):
                 if progress:
                     progress(done, len(absent), str(key))
-                _write(folder / f"{key.file_stem}.o", compile_kernel(key))
+                found[key] = made = compile_kernel(key)
+                _write(folder / f"{key.file_stem}.o", made)
             if absent and progress:
                 progress(len(absent), len(absent), "")
-            for key in wanted:
-                if key not in self._addresses:
-                    self._addresses[key] = self._link((folder / f"{key.file_stem}.o").read_bytes(), key)
+            for key, content in found.items():
+                assert content is not None
+                self._addresses[key] = self._link(content, key)
             return {key: self._addresses[key] for key in wanted}
 
     def function(self, key: KernelKey, arguments: int) -> Callable[..., int]:
@@ -205,11 +209,21 @@ def _execution_engine() -> Any:
     return binding.create_mcjit_compiler(module, target.create_target_machine(jit=True))
 
 
+def _read(path: Path) -> bytes | None:
+    """What was written to a file; None if there is none, or if it is no longer what was written."""
+    try:
+        stored = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
+    return content if hashlib.sha256(content).digest() == digest else None
+
+
 def _write(path: Path, content: bytes) -> None:
-    """Write a file at once: another process sees all of it or nothing."""
+    """Write a file at once, with its hash: another process sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(f".{os.getpid()}")
-    staging.write_bytes(content)
+    staging.write_bytes(hashlib.sha256(content).digest() + content)
     os.replace(staging, path)
 
 

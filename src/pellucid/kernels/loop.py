@@ -27,6 +27,7 @@ PASSED = LINE * 8
 MAX_THREADS = 256
 CONTROL_BYTES = PASSED + LINE * MAX_THREADS
 
+EAGER = 50  # looks at a barrier without a pause: a pause takes as long as the other thread is away
 SPINS = 1000  # looks before the core is offered to others
 YIELDS = 4000  # offers before a worker that waits for a step is parked
 
@@ -44,10 +45,10 @@ def _loop(simd: Any) -> Any:
             looks = 0
             while load(control + PASSED + LINE * other) < mine:
                 looks += 1
-                if looks < SPINS:
-                    relax()
-                else:
+                if looks > SPINS:
                     yield_core()
+                elif looks > EAGER:
+                    relax()
 
     @jit
     def run(control, thread, threads):

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.library import kernel
-from pellucid.kernels.packed import BLOCK, ROWS, Packed
+from pellucid.kernels.packed import BLOCK, ROWS, VECTOR, Packed
 from pellucid.kernels.quantize import block_bytes, values
 from pellucid.kernels.record import Address, Count, Record
 
 TILES = (8, 4, 2, 1)
+AHEAD = 16384  # bytes
 
 
 class MatmulInt8(Record):
@@ -81,6 +82,12 @@ def _sum_plane(e: Any, columns: list[Any], which: range, x: Any, offset: int) ->
     return e.b.add(*chains)
 
 
+def _prefetch(e: Any, address: Any, nbytes: int) -> None:
+    """Ask for the bytes that will be read ``AHEAD`` bytes later: a lone token waits for nothing but memory."""
+    for line in range(0, nbytes, VECTOR):
+        e.prefetch(e.at(address, AHEAD + line))
+
+
 @functools.cache
 def _simd() -> Any:
     from pellucid.kernels import simd
@@ -107,11 +114,16 @@ def _tile(simd: Any, packed: Packed, planes: int, tokens: int) -> Any:
         rows = [e.at(x, builder.mul(x_stride, e.const(token))) for token in range(tokens)]
         with cgutils.for_range(builder, builder.sdiv(blocks, e.const(per_unit))) as units:
             unit = e.at(scales_start, e.times(units.index, packed.scale_bytes))
+            if tokens == 1:
+                _prefetch(e, unit, packed.scale_bytes)
             factors = unpack.unit_scales(e, packed, unit)
             first = e.times(units.index, per_unit)
             with cgutils.for_range(builder, e.const(per_unit)) as inner:
                 block = e.at(first, inner.index)
-                columns = unpack.planes(e, packed, e.at(weights, e.times(block, packed.plane_bytes)))
+                here = e.at(weights, e.times(block, packed.plane_bytes))
+                if tokens == 1:
+                    _prefetch(e, here, packed.plane_bytes)
+                columns = unpack.planes(e, packed, here)
                 scales = unpack.block_scales(e, packed, unit, factors, inner.index)
                 offset = e.times(block, block_bytes(planes))
                 for total, row in zip(totals, rows):

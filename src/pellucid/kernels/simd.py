@@ -338,7 +338,7 @@ def atomic_load(typingctx, address):
 @intrinsic
 def atomic_store(typingctx, address, value):
     def codegen(context, builder, sig, args):
-        builder.store_atomic(args[1], builder.inttoptr(args[0], i64.as_pointer()), "seq_cst", 8)
+        builder.store_atomic(args[1], builder.inttoptr(args[0], i64.as_pointer()), "release", 8)
         return context.get_dummy_value()
 
     return _void(types.int64, types.int64), codegen
