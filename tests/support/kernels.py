@@ -22,6 +22,8 @@ ULP = 2.0**-24
 """The relative error of one rounding to float32."""
 TINY = 2.0**-149
 """The absolute error of one rounding where numbers are subnormal."""
+VEXP = 1.3e-7
+"""The relative error of ``simd.vexp``, the one exponential (test_simd.py)."""
 
 GUARD = 256  # bytes before and after an array that nobody may touch
 FILL = 0xFF  # float16 and float32 full of it are NaN
@@ -168,7 +170,7 @@ def fma32(x: Any, y: Any, z: Any) -> NDArray[np.float32]:
     back = total - product
     error = np.asarray((product - (total - back)) + (z - back))
     bits = np.atleast_1d(total).view(np.int64)
-    even = np.atleast_1d((error != 0)) & (bits % 2 == 0)
+    even = np.atleast_1d(error != 0) & (bits % 2 == 0)
     away = np.atleast_1d(np.signbit(error) == np.signbit(total))
     bits = bits + np.where(even, np.where(away, 1, -1), 0)
     return bits.view(np.float64).astype(np.float32).reshape(np.shape(total))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.model_files import gguf, safetensors
 
 from pellucid import pipeline
 from pellucid.model import read_model
@@ -18,6 +17,7 @@ from pellucid.plan.network import Limits, Network, layouts
 from pellucid.plan.plan import Plan
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
+from support.model_files import gguf, safetensors
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "model"
 TINY = {folder.name: folder for folder in sorted((GOLDENS / "tiny").iterdir())}
@@ -57,7 +57,7 @@ def llama_config(vocabulary: int = 320, context: int = 128, **changes: Any) -> d
         "num_key_value_heads": 1,
         "max_position_embeddings": context,
         "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
     }
     return {**config, **changes}
 
@@ -81,7 +81,7 @@ def write_llama(folder: Path, vocabulary: int = 320, context: int = 128, seed: i
         shapes |= {f"{at}.self_attn.o_proj.weight": (D, D), f"{at}.mlp.down_proj.weight": (D, F)}
         shapes |= {f"{at}.mlp.{n}_proj.weight": (F, D) for n in ("gate", "up")}
         shapes |= {f"{at}.{n}_layernorm.weight": (D,) for n in ("input", "post_attention")}
-    weights = random_weights({**shapes, "model.norm.weight": (D,)}, seed)
+    weights = random_weights({**shapes, "model.norm.weight": (D,), "lm_head.weight": (vocabulary, D)}, seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(llama_config(vocabulary, context)))
     tensors = {name: ("F32", w.shape, w.tobytes()) for name, w in weights.items()}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.weights.messages import shown
+from pellucid.weights.messages import brief, shown
 
 T = TypeVar("T")
 _MISSING: Any = object()
@@ -40,9 +39,7 @@ class Config:
                 raise FileFormatError(self.path, self.prefix + key, f"missing; it must be {wanted}")
             return default
         if not check(value):
-            raise FileFormatError(
-                self.path, self.prefix + key, f"is {shown(repr(value))}; it must be {wanted}"
-            )
+            raise FileFormatError(self.path, self.prefix + key, f"is {brief(value)}; it must be {wanted}")
         return value
 
     def count(self, key: str, default: int | None = _MISSING, *, limit: int = LIMIT) -> Any:
@@ -99,6 +96,4 @@ class Config:
         """An option that changes the arithmetic and is not implemented: an error unless absent or harmless."""
         value = self.values.get(self.prefix + key)
         if value is not None and not (isinstance(value, (bool, int, str)) and value in harmless):
-            raise UnsupportedModel(
-                f"{self.path.name}: {self.prefix}{key} = {shown(repr(value))} is not supported"
-            )
+            raise UnsupportedModel(f"{self.path.name}: {self.prefix}{key} = {brief(value)} is not supported")

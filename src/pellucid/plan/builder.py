@@ -95,7 +95,7 @@ class Builder:
                     f"{stage}: width {width} is not a multiple of the format's {packed.unit}"
                 )
             kernel = KernelKey("matmul_int8", (packed, self.planes))
-            source = self.quantized(x, stage.rpartition(".")[0] or stage)
+            source = self.quantized(x, stage)
             fields |= {"x": At(source), "blocks": width // BLOCK}
         self.emit(
             Operation(

@@ -96,7 +96,7 @@ class Network:
         The chunks' sequences grow by their tokens.
 
         Raises:
-            InvalidRequest: more tokens, rows or sequences than a step may hold.
+            InvalidRequest: more tokens, rows or sequences than a step may hold, or the network is closed.
             CacheFull: no pages left.
         """
         tokens, outputs = sum(len(c.tokens) for c in chunks), sum(c.outputs for c in chunks)
@@ -108,6 +108,8 @@ class Network:
             if value > limit:
                 raise InvalidRequest(f"a step of {value} {what}; the limit is {limit}: use smaller steps")
         with self._lock:
+            if self._executor.closed:
+                raise InvalidRequest("the model is closed: load it again")
             self._step.fill(chunks, self.cache)
             self._executor.run(self._program, self._step.record)
             for chunk in chunks:
@@ -135,8 +137,9 @@ class Network:
         return self._arrays.by_name[buffer]
 
     def close(self) -> None:
-        """Stop the threads."""
-        self._executor.close()
+        """Stop the threads, after the step that may be running."""
+        with self._lock:
+            self._executor.close()
 
 
 def load_weights(

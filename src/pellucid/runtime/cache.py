@@ -7,6 +7,7 @@ given by the system when it is first touched: a large limit costs nothing until 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,6 +52,8 @@ class KVCache:
         self.layers = layers
         self.pages = pages
         self._free = list(range(pages - 1, -1, -1))
+        self.reclaim: Callable[[], None] = lambda: None
+        """Called when pages run out, to give back those that nobody is using."""
         self._offsets: list[int] = []
         self.page_bytes = 0
         for layer in layers:
@@ -80,6 +83,8 @@ class KVCache:
         """Give a sequence the pages for ``tokens`` more tokens. Its length is set by the step that fills them."""
         wanted = -(-(sequence.length + tokens) // PAGE) - len(sequence.pages)
         if wanted > len(self._free):
+            self.reclaim()
+        if wanted > len(self._free):
             raise CacheFull(
                 f"{sequence.length + tokens} tokens need {wanted} more pages of {PAGE} tokens; "
                 f"{len(self._free)} of {self.pages} are free: use a shorter prompt or a larger context"
@@ -89,6 +94,7 @@ class KVCache:
 
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget a sequence's tokens from ``length`` on, and give back the pages that held only those (0: all)."""
+        length = min(length, sequence.length)
         keep = -(-length // PAGE)
         self._free.extend(reversed(sequence.pages[keep:]))
         del sequence.pages[keep:]

@@ -81,6 +81,11 @@ class Executor:
             status, control[loop.STATUS // 8] = int(control[loop.STATUS // 8]), 0
             raise KernelError(f"a kernel reported status {status}")
 
+    @property
+    def closed(self) -> bool:
+        """Whether the threads have been stopped; ``run`` would wait for them for ever."""
+        return not self._finalizer.alive
+
     def close(self) -> None:
         """Stop the threads."""
         self._finalizer()

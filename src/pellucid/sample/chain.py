@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.errors import KernelError
 from pellucid.sample.candidates import Candidates, Step
 
 
@@ -30,15 +31,27 @@ class Chain:
     seed: int = 0
 
     def sample(self, logits: NDArray[np.floating[Any]], index: int) -> int:
-        """The token that follows; ``logits`` (V,), ``index`` counts the request's tokens from 0."""
+        """The token that follows; ``logits`` (V,), ``index`` counts the request's tokens from 0.
+
+        Raises:
+            KernelError: a logit is NaN or infinite, or all are minus infinity: there is no distribution.
+        """
+        best = int(np.argmax(logits))  # a NaN counts as the largest
+        if not np.isfinite(logits[best]):
+            raise KernelError(
+                f"token {index}: the logit of id {best} is {logits[best]}: "
+                "the weights are damaged, or a kernel is wrong"
+            )
         if self.greedy and not self.steps:
-            return int(np.argmax(logits))
+            return best
         candidates = self.candidates(logits)
         if self.greedy:
             return candidates.id_at(int(np.argmax(candidates.logits)))
         sums = np.cumsum(candidates.probabilities())
-        place = int(np.searchsorted(sums, uniform(self.seed, index) * sums[-1], side="right"))
-        return candidates.id_at(min(place, len(sums) - 1))
+        drawn = uniform(self.seed, index) * sums[-1]
+        if drawn >= sums[-1]:  # rounded up
+            return candidates.id_at(int(np.searchsorted(sums, sums[-1])))
+        return candidates.id_at(int(np.searchsorted(sums, drawn, side="right")))
 
     def candidates(self, logits: NDArray[np.floating[Any]]) -> Candidates:
         """What is left after all steps."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pellucid.errors import InvalidRequest
@@ -15,6 +14,7 @@ from pellucid.sample.stop import Stopper
 from pellucid.sample.temperature import Temperature
 from pellucid.sample.top_k import TopK
 from pellucid.sample.top_p import TopP
+from pellucid.weights.messages import brief
 
 SEEDS = 1 << 63
 MOST_STOPS, LONGEST_STOP = 64, 4096
@@ -53,11 +53,30 @@ class Options:
                 1 << 31,
                 "leave it out for all that the context holds",
             )
+        if not isinstance(self.stop, Sequence):
+            raise InvalidRequest(f"stop={brief(self.stop)}: must be a string or a list of strings")
+        if len(self.stops) > MOST_STOPS:
+            raise InvalidRequest(
+                f"stop has {len(self.stops):,} strings; the limit is {MOST_STOPS}: give fewer"
+            )
         for stop in self.stops:
             if not isinstance(stop, str) or not 0 < len(stop) <= LONGEST_STOP:
-                raise InvalidRequest(f"stop={stop!r:.40}: must be a string of 1 to {LONGEST_STOP} characters")
-        if len(self.stops) > MOST_STOPS:
-            raise InvalidRequest(f"stop has {len(self.stops)} strings; the limit is {MOST_STOPS}: give fewer")
+                raise InvalidRequest(
+                    f"stop={brief(stop)}: must be a string of 1 to {LONGEST_STOP:,} characters"
+                )
+
+    @classmethod
+    def of(cls, **options: Any) -> Options:
+        """Options by name.
+
+        Raises:
+            InvalidRequest: also for a name that is not an option; the message lists those that are.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise InvalidRequest(f"unknown option {brief(name)}; the options are {', '.join(known)}")
+        return cls(**options)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -81,12 +100,12 @@ class Options:
 
 
 def _number(name: str, value: Any, low: float, high: float, hint: str, *, above: bool = False) -> None:
-    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not fine or not (low < value if above else low <= value) or value > high:
+    fine = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not fine or not (low < value if above else low <= value) or not value <= high:
         between = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
-        raise InvalidRequest(f"{name}={value!r:.40}: must be a number {between}; {hint}")
+        raise InvalidRequest(f"{name}={brief(value)}: must be a number {between}; {hint}")
 
 
 def _whole(name: str, value: Any, low: int, high: int, hint: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidRequest(f"{name}={value!r:.40}: must be a whole number from {low} to {high}; {hint}")
+        raise InvalidRequest(f"{name}={brief(value)}: must be a whole number from {low} to {high}; {hint}")

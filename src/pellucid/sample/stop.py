@@ -1,13 +1,14 @@
 """Strings that end a text, wherever the borders of tokens fall.
 
-Text that could still turn out to be the beginning of a stop string is held back; what is let out is certain.
+The text ends before the stop string that is complete first. Text that could still turn out to be the beginning of
+one is held back; what is let out is certain. So the result does not depend on how the text is cut into pieces.
 """
 
 from __future__ import annotations
 
 
 class Stopper:
-    """``stops`` are non-empty strings. Text from the first match on is never let out."""
+    """``stops`` are non-empty strings. Of several that are complete at the same character, the longest counts."""
 
     def __init__(self, stops: tuple[str, ...] = ()) -> None:
         self.stops = stops
@@ -19,10 +20,11 @@ class Stopper:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self.stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            certain, self._held = self._held[: min(found)], ""
+            _, at = min(found)
+            certain, self._held = self._held[:at], ""
             return certain
         keep = self._possible_start()
         certain = self._held[: len(self._held) - keep]

@@ -1,4 +1,7 @@
-"""Temperature: logits / t. Below 1 sharpens the distribution, above 1 flattens it. 0 is greedy, not a division."""
+"""Temperature: logits / t. Below 1 sharpens the distribution, above 1 flattens it. 0 is greedy, not a division.
+
+The highest logit is subtracted first, which changes no probability and lets t be as small as it likes.
+"""
 
 from __future__ import annotations
 
@@ -16,4 +19,6 @@ class Temperature:
     value: float
 
     def apply(self, candidates: Candidates) -> Candidates:
-        return Candidates(candidates.ids, candidates.logits.astype(np.float64) / self.value)
+        logits = candidates.logits.astype(np.float64)
+        with np.errstate(over="ignore"):  # minus infinity is right
+            return Candidates(candidates.ids, (logits - logits.max()) / self.value)

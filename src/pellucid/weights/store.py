@@ -211,7 +211,7 @@ def _locked(name: str, progress: Progress) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        progress.update(0, None, f"waiting for another process that pulls {name}")
+        progress.update(0, None, f"{name}: waiting for another process that pulls it")
         lock.acquire()
     try:
         yield

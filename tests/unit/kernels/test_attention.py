@@ -8,21 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.kernels import ULP, Batch, assert_close, call, guarded, numbers, seeds
+from support.kernels import ULP, VEXP, Batch, assert_close, call, guarded, numbers, seeds
 
 from pellucid.kernels import attention, quantize
 from pellucid.kernels.attention import PAGE
 from pellucid.kernels.library import KernelKey
-
-VEXP = 2.5e-7
-"""The relative error of ``simd.vexp`` (test_simd.py)."""
+from pellucid.kernels.record import Step
 
 
 class Cache:
     """Pages of one layer, full of NaN until written, and the sequences' keys and values as rows."""
 
     def __init__(self, batch: Batch, k: np.ndarray, v: np.ndarray, threads: int) -> None:
-        T, G, K = k.shape
+        _, G, K = k.shape
         self.batch = batch
         self.keys = guarded((batch.pool, G, K, PAGE), np.float16)
         self.values = guarded((batch.pool, G, PAGE, K), np.float16)
@@ -141,7 +139,7 @@ def test_a_row_has_the_same_bits_however_steps_are_cut(
             n = min(cuts[(s + done) % len(cuts)], lengths[s] - done)
             part = Batch([n], [done])
             pages = np.ascontiguousarray(whole.keep["pages"][s : s + 1])
-            part.keep["pages"], part.record[9] = pages, pages.ctypes.data
+            part.keep["pages"], part.record[Step.at.pages // 8] = pages, pages.ctypes.data
             rows = slice(first + done, first + done + n)
             alone = cache.attend(np.ascontiguousarray(q[rows]), part, 1, window=window)
             assert np.array_equal(alone, together[rows])
@@ -157,9 +155,16 @@ def test_scores_far_apart_leave_the_largest_alone() -> None:
     assert np.array_equal(out[7:], np.repeat(v[7:8].astype(np.float16).astype(np.float32), 33, 0))
 
 
-def test_a_later_tokens_overflow_does_not_reach_the_tokens_before_it() -> None:
-    k, v = numbers("normal", 1, 6, 1, 16), numbers("normal", 2, 6, 1, 16)
-    v[5] = 1e6  # float16: infinity
+@pytest.mark.parametrize("sign", [1, -1])
+def test_numbers_beyond_float16_are_kept_at_its_largest_and_leave_earlier_tokens_alone(sign: int) -> None:
+    q, k, v = (numbers("normal", seed, 6, 1, 16) for seed in range(3))
+    before = Cache(Batch([6]), k, v, 1).attend(q, Batch([6]), 1)
+    k[5], v[5] = sign * 1e6, sign * 1e30
     batch = Batch([6])
-    out = Cache(batch, k, v, 1).attend(numbers("normal", 3, 6, 1, 16), batch, 1)
-    assert np.isfinite(out[:5]).all()
+    cache = Cache(batch, k, v, 1)
+    page = batch.keep["pages"][0, 0]
+    assert (cache.keys[page, 0, :, 5] == sign * 65504).all()
+    assert (cache.values[page, 0, 5] == sign * 65504).all()
+    out = cache.attend(q, batch, 1)
+    assert np.array_equal(out[:5], before[:5])
+    assert np.isfinite(out).all()

@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.kernels import ULP, Batch, assert_close, call, guarded, kinds, numbers, seeds, threads, tokens
+from support.kernels import (
+    ULP,
+    VEXP,
+    Batch,
+    assert_close,
+    call,
+    guarded,
+    kinds,
+    numbers,
+    seeds,
+    threads,
+    tokens,
+)
 
 from pellucid.kernels import elementwise
 from pellucid.kernels.library import KernelKey
@@ -36,9 +48,9 @@ def test_softcap_is_within_rounding_of_float64(
     x = guarded((T, 16 * vectors))
     x[...] = before = numbers(kind, seed, *x.shape) * np.float32(8)
     call(KernelKey("softcap"), Batch([T]), threads, x=x, width=16 * vectors, cap=cap, rows="tokens")
-    # 1 - 2 / (e^2x + 1): e^2x is 2.5e-7 off and one rounding of its argument, whose effect is at most 0.3 of it;
+    # 1 - 2 / (e^2x + 1): e^2x is VEXP off and one rounding of its argument, whose effect is at most 0.3 of it;
     # the quotient's derivative by e^2x is at most 1/2. The rest are roundings of numbers up to 2.
-    assert_close(x, elementwise.softcap_reference(before, cap), cap * (1.25e-7 + 5 * ULP))
+    assert_close(x, elementwise.softcap_reference(before, cap), cap * (VEXP / 2 + 5 * ULP))
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -47,7 +59,9 @@ def test_pool_is_within_rounding_of_float64(
     normalize: bool, kind: str, seed: int, counts: list[int], vectors: int, threads: int
 ) -> None:
     x, out = numbers(kind, seed, sum(counts), 16 * vectors, large=1e15), guarded((len(counts), 16 * vectors))
-    call(KernelKey("pool"), Batch(counts), threads, x=x, width=16 * vectors, normalize=int(normalize), out=out)
+    call(
+        KernelKey("pool"), Batch(counts), threads, x=x, width=16 * vectors, normalize=int(normalize), out=out
+    )
     means = elementwise.pool_reference(x, counts, False)
     if normalize and (np.linalg.norm(means, axis=-1) < 1e-11).any():
         assert np.isfinite(out).all()  # nothing to scale to: the length is kept from being zero

@@ -7,7 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.blocks import packed_matrix, random_blocks
-from support.kernels import TINY, ULP, Batch, assert_close, call, fma32, guarded, kinds, numbers, seeds, threads, tokens
+from support.kernels import (
+    TINY,
+    ULP,
+    Batch,
+    assert_close,
+    call,
+    fma32,
+    guarded,
+    kinds,
+    numbers,
+    seeds,
+    threads,
+    tokens,
+)
 
 from pellucid.kernels import matmul_float
 from pellucid.kernels.library import KernelKey

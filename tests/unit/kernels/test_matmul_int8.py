@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.blocks import half_bytes, packed_matrix, quantised, random_blocks
-from support.kernels import TINY, ULP, Batch, assert_close, call, fma32, guarded, kinds, numbers, seeds, threads, tokens
+from support.kernels import (
+    TINY,
+    ULP,
+    Batch,
+    assert_close,
+    call,
+    fma32,
+    guarded,
+    kinds,
+    numbers,
+    seeds,
+    threads,
+    tokens,
+)
 
 from pellucid.kernels import matmul_int8, quantize
 from pellucid.kernels.library import KernelKey

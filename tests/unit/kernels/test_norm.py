@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.kernels import TINY, ULP, Batch, assert_close, call, guarded, kinds, numbers, seeds, threads, tokens
+from support.kernels import (
+    TINY,
+    ULP,
+    Batch,
+    assert_close,
+    call,
+    guarded,
+    kinds,
+    numbers,
+    seeds,
+    threads,
+    tokens,
+)
 
 from pellucid.kernels import norm, quantize
 from pellucid.kernels.library import KernelKey
@@ -19,7 +31,14 @@ LARGE = 1e15  # squares of 1e30 are no longer float32
 
 @pytest.mark.parametrize("kind", PLANES)
 @given(
-    kinds, seeds, tokens, st.integers(1, 12), st.integers(1, 8), st.sampled_from([1e-5, 1e-12]), st.booleans(), threads
+    kinds,
+    seeds,
+    tokens,
+    st.integers(1, 12),
+    st.integers(1, 8),
+    st.sampled_from([1e-5, 1e-12]),
+    st.booleans(),
+    threads,
 )
 def test_norm_is_within_rounding_of_float64(
     kind: str,

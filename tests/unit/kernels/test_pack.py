@@ -1,4 +1,4 @@
-"""Packing moves bits and loses none: read back, one value at a time, it is what went in."""
+"""Packing ("pack_int", "pack_float") moves bits and loses none: read back value by value, it is what went in."""
 
 from __future__ import annotations
 

@@ -37,7 +37,14 @@ def test_angles_are_cosines_and_sines_to_one_rounding(
 
 
 @pytest.mark.parametrize("pairing", ["interleaved", "half"])
-@given(kinds, seeds, lengths, st.sampled_from([1, 2, 8]), st.sampled_from([(16, 16), (64, 64), (64, 32), (48, 16)]), threads)
+@given(
+    kinds,
+    seeds,
+    lengths,
+    st.sampled_from([1, 2, 8]),
+    st.sampled_from([(16, 16), (64, 64), (64, 32), (48, 16)]),
+    threads,
+)
 def test_pairs_turn_and_the_rest_of_a_head_stays(
     pairing: str,
     kind: str,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.kernels import VEXP
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +32,18 @@ def vexp() -> Any:
     return call
 
 
-def test_relative_error_is_below_a_quarter_of_a_millionth(vexp: Any) -> None:
+def test_relative_error_is_below_what_the_kernels_tests_rest_on(vexp: Any) -> None:
     x = np.linspace(-87.3, 88.3, 1 << 21).astype(np.float32)
     x = x[(x >= np.float32(-87.3)) & (x <= np.float32(88.3))]
     x = x[: len(x) // 16 * 16]
     exact = np.exp(x.astype(np.float64))
-    assert np.abs(vexp(x) / exact - 1).max() < 2.5e-7
+    assert np.abs(vexp(x) / exact - 1).max() < VEXP
 
 
-def test_error_is_below_two_units_in_the_last_place(vexp: Any) -> None:
+def test_error_is_below_one_and_a_third_units_in_the_last_place(vexp: Any) -> None:
     x = np.linspace(-87, 88, 1 << 20).astype(np.float32)
     exact = np.exp(x.astype(np.float64))
-    assert (np.abs(vexp(x) - exact) / np.spacing(exact.astype(np.float32))).max() < 2
+    assert (np.abs(vexp(x) - exact) / np.spacing(exact.astype(np.float32))).max() < 4 / 3
 
 
 def test_below_the_smallest_normal_number_it_is_exactly_zero(vexp: Any) -> None:
@@ -62,4 +63,4 @@ def test_zero_gives_exactly_one(vexp: Any) -> None:
 
 def test_it_never_falls_as_its_argument_grows_by_more_than_its_error(vexp: Any) -> None:
     y = vexp(np.linspace(-20, 5, 1 << 16))
-    assert (np.diff(y) >= -2.5e-7 * y[1:]).all()
+    assert (np.diff(y) >= -2 * VEXP * y[1:]).all()

@@ -87,7 +87,9 @@ def test_missing_count(family: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [0, -1, 1 << 40, 10**400, 1.5, float("nan"), "64", True, [64], {}, "x" * 9999], ids=lambda v: f"{v!r:.9}"
+    "value",
+    [0, -1, 1 << 40, 10**400, 1.5, float("nan"), "64", True, [64], {}, "x" * 9999],
+    ids=lambda v: f"{v!r:.9}",
 )
 @pytest.mark.parametrize(("family", "key"), ALL_COUNTS)
 def test_count_that_is_none(family: str, key: str, value: Any) -> None:
@@ -221,13 +223,16 @@ def test_width_that_is_no_whole_number_of_vectors(tmp_path: Path) -> None:
     shapes = {
         "model.embed_tokens.weight": (32, D),
         "model.norm.weight": (D,),
+        "lm_head.weight": (32, D),
         **{f"{at}.{n}_layernorm.weight": (D,) for n in ("input", "post_attention")},
         **{f"{at}.self_attn.{n}_proj.weight": (K, D) for n in "qkv"},
         f"{at}.self_attn.o_proj.weight": (D, K),
         **{f"{at}.mlp.{n}_proj.weight": (F, D) for n in ("gate", "up")},
         f"{at}.mlp.down_proj.weight": (D, F),
     }
-    config = llama_config(32, hidden_size=D, intermediate_size=F, num_hidden_layers=1, num_attention_heads=1, head_dim=K)
+    config = llama_config(
+        32, hidden_size=D, intermediate_size=F, num_hidden_layers=1, num_attention_heads=1, head_dim=K
+    )
     (tmp_path / "config.json").write_text(json.dumps(config))
     tensors = {n: ("F32", s, bytes(4 * s[0] * (s[1] if len(s) > 1 else 1))) for n, s in shapes.items()}
     (tmp_path / "model.safetensors").write_bytes(safetensors(tensors))
@@ -244,7 +249,9 @@ def any_value() -> st.SearchStrategy[Any]:
         st.floats(),
         st.text(max_size=8),
     )
-    return st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+    return st.recursive(
+        plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+    )
 
 
 def places(table: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -275,7 +282,9 @@ def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Metadat
     return lambda: Metadata(path)
 
 
-@pytest.mark.parametrize("key", [k for k in LLAMA_GGUF if k.count(".") > 1 and "head_count_kv" not in k or "count" in k])
+@pytest.mark.parametrize(
+    "key", [k for k in LLAMA_GGUF if (k.count(".") > 1 and "head_count_kv" not in k) or "count" in k]
+)
 @pytest.mark.parametrize("value", [0, -1, 2**62, 1e300, float("nan"), "x", [1, 2], list(range(5000))])
 def test_gguf_metadata_out_of_range(gguf_model: Callable[[], Metadata], key: str, value: Any) -> None:
     checkpoint = gguf_model()

@@ -1,0 +1,103 @@
+"""What users give, a text, a conversation or sentences, checked and turned into token ids.
+
+This needs the spec and the tokenizer of a model but no weights and no kernels, so that a request that cannot be
+served is refused before those are made ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from pellucid.errors import ContextOverflow, InvalidRequest
+from pellucid.model.spec import ModelSpec
+from pellucid.tokenize import Tokenizer
+from pellucid.weights.messages import brief
+
+Message: TypeAlias = Mapping[str, Any]
+Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Reads prompts and sentences for one model. ``context`` is how many tokens prompt and answer may have."""
+
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    context: int
+
+    def prompt(self, prompt: Prompt) -> list[int]:
+        """The ids of a text, of chat messages, or ids as they are, for a model that makes text.
+
+        Raises:
+            InvalidRequest: empty, an id outside the vocabulary, or the model does not make text.
+            ContextOverflow: no room is left for an answer.
+            TemplateError: the chat template is missing or fails.
+        """
+        if not self.spec.head:
+            raise InvalidRequest(
+                f"{self.spec.name} makes sentence vectors, not text: use embed, or load smollm2"
+            )
+        ids = self._ids(prompt)
+        if len(ids) >= self.context:
+            raise ContextOverflow(
+                f"a prompt of {len(ids):,} tokens; the context is {self.context:,} and must hold the answer too: "
+                "shorten the prompt, or load with a larger context"
+            )
+        return ids
+
+    def sentences(self, texts: Sequence[str], truncate: bool = False) -> list[list[int]]:
+        """The ids of each text, for a model that makes sentence vectors.
+
+        Raises:
+            InvalidRequest: no texts, an empty one, or the model is not a sentence encoder.
+            ContextOverflow: a text is longer than the context and ``truncate`` is off.
+        """
+        if not self.spec.pooling:
+            raise InvalidRequest(
+                f"{self.spec.name} makes text, not sentence vectors: use generate, or load minilm"
+            )
+        if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+            raise InvalidRequest("embed takes a list of at least one text")
+        return [self._sentence(text, truncate) for text in texts]
+
+    def _sentence(self, text: str, truncate: bool) -> list[int]:
+        _check_text(text)
+        ids = self.tokenizer.encode(text)
+        if len(ids) <= self.context:
+            return ids
+        if not truncate:
+            raise ContextOverflow(
+                f"a text of {len(ids)} tokens; the limit is {self.context}: shorten it, or pass truncate=True"
+            )
+        return [*ids[: self.context - 1], ids[-1]]  # the closing token stays
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            _check_text(prompt)
+            ids = self.tokenizer.encode(prompt)
+        elif isinstance(prompt, bytes) or not isinstance(prompt, (Sequence, np.ndarray)):
+            raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, chat messages or token ids")
+        elif len(prompt) and all(isinstance(m, Mapping) for m in prompt):
+            ids = self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
+        else:
+            ids = list(prompt)  # type: ignore[arg-type]
+        if not ids:
+            raise InvalidRequest("the prompt is empty: give at least one character")
+        for token in ids:
+            whole = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
+            if not whole or not 0 <= token < self.spec.embedding.vocabulary:
+                raise InvalidRequest(
+                    f"prompt holds {brief(token)}: a token id is a whole number below {self.spec.embedding.vocabulary}"
+                )
+        return [int(token) for token in ids]
+
+
+def _check_text(text: Any) -> None:
+    if not isinstance(text, str):
+        raise InvalidRequest(f"expected a text, got {type(text).__name__}")
+    if not text:
+        raise InvalidRequest("the text is empty: give at least one character")

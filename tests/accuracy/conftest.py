@@ -1,0 +1,15 @@
+"""Each model under test, loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from real_models import Subject, load
+
+
+@pytest.fixture(scope="module", params=["smollm2", "gemma3"])
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    llm = load(request.param, 16)
+    yield Subject(request.param, llm)
+    llm.close()

@@ -1,0 +1,74 @@
+"""The real models, with room for the logits of 64 positions at a time, and their goldens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from support.tiny import GOLDENS
+
+from pellucid import pipeline
+from pellucid.llm import LLM
+from pellucid.model import read_model
+from pellucid.plan.network import Limits, Network, layouts
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import Sequence
+from pellucid.runtime.executor import default_threads
+from pellucid.tokenize import load_tokenizer
+from pellucid.weights.open import open_checkpoint
+from pellucid.weights.store import resolve
+
+STEP = 64
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under test, and what it is compared with."""
+
+    name: str
+    llm: LLM
+
+    @property
+    def prompts(self) -> list[dict[str, Any]]:
+        return json.loads((GOLDENS / f"{self.name}.json").read_text())["prompts"]
+
+    @property
+    def windows(self) -> dict[str, np.ndarray]:
+        with np.load(GOLDENS / f"{self.name}.npz") as file:
+            return dict(file)
+
+    @property
+    def llamacpp(self) -> dict[str, Any]:
+        return json.loads((GOLDENS / "llamacpp.json").read_text())[self.name]["variants"]
+
+
+def load(name: str, activation_bits: int) -> LLM:
+    checkpoint = open_checkpoint(resolve(name))
+    model = read_model(checkpoint)
+    plan = pipeline.forward(model.spec, layouts(checkpoint, model), planes=activation_bits // 8)
+    limits = Limits(2048, tokens=STEP, outputs=STEP)
+    network = Network(checkpoint, model, plan, limits, default_threads())
+    return LLM(checkpoint, network, load_tokenizer(checkpoint))
+
+
+def logits(network: Network, ids: list[int], first: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
+    """Teacher-forced, a step at a time: which positions from the ``first`` on, and the logits after their ids."""
+    sequence = Sequence()
+    try:
+        for start in range(0, len(ids), STEP):
+            part = ids[start : start + STEP]
+            wanted = min(len(part), max(0, start + len(part) - first))
+            rows = network.forward([Chunk(sequence, part, outputs=wanted)])
+            if wanted:
+                yield slice(start + len(part) - wanted, start + len(part)), rows
+    finally:
+        network.truncate(sequence, 0)
+
+
+def log_sum_exp(rows: np.ndarray) -> np.ndarray:
+    """(R, V) → (R,) in float64."""
+    top = rows.max(-1)
+    return top + np.log(np.exp(rows - top[:, None]).sum(-1, dtype=np.float64))

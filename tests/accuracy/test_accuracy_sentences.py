@@ -1,0 +1,79 @@
+"""MiniLM's sentence vectors against transformers in float32 (tests/oracles/minilm_oracle.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from support.tiny import GOLDENS
+
+import pellucid
+from pellucid.errors import ContextOverflow
+from pellucid.llm import LLM
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import Sequence
+
+Record = Callable[[str, object], None]
+LONGEST = 256  # the golden cuts there, as sentence-transformers does
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Iterator[LLM]:
+    llm = pellucid.load("minilm", context=LONGEST)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    with np.load(GOLDENS / "minilm.npz") as file:
+        ids = [part.tolist() for part in np.split(file["ids"], file["offsets"][1:-1])]
+        return {"texts": file["sentences"].tolist(), "ids": ids, "vectors": file["vectors"]}
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+
+
+def vector_of(minilm: LLM, ids: list[int]) -> np.ndarray:
+    sequence = Sequence()
+    try:
+        return minilm.network.forward([Chunk(sequence, ids, outputs=0)])
+    finally:
+        minilm.network.truncate(sequence, 0)
+
+
+def test_vectors_of_the_golden_ids(minilm: LLM, golden: dict[str, Any], record_property: Record) -> None:
+    vectors = np.concatenate([vector_of(minilm, ids) for ids in golden["ids"]])
+    cosine = cosines(vectors, golden["vectors"])
+    record_property("worst_cosine", float(cosine.min()))
+    print(f"minilm: cosine at least 1 - {1 - cosine.min():.2g} over {len(cosine)} sentences")
+    assert len(cosine) == 50
+    assert cosine.min() >= 0.9999
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
+
+
+def test_sentences_become_the_golden_ids(minilm: LLM, golden: dict[str, Any]) -> None:
+    ids = [minilm.tokenizer.encode(text, parse_special=True) for text in golden["texts"]]
+    assert [i if len(i) <= LONGEST else [*i[: LONGEST - 1], i[-1]] for i in ids] == golden["ids"]
+
+
+def test_embed_gives_the_golden_vectors_together_and_alone(minilm: LLM, golden: dict[str, Any]) -> None:
+    plain = [i for i, text in enumerate(golden["texts"]) if "[CLS]" not in text]  # embed takes it for text
+    assert len(plain) >= 49
+    texts = [golden["texts"][i] for i in plain]
+    vectors = minilm.embed(texts, truncate=True)
+    assert cosines(vectors, golden["vectors"][plain]).min() >= 0.9999
+    alone = np.concatenate([minilm.embed([text], truncate=True) for text in texts[:10]])
+    np.testing.assert_array_equal(vectors[:10], alone)
+
+
+def test_text_above_the_context_is_refused_unless_it_may_be_cut(minilm: LLM, golden: dict[str, Any]) -> None:
+    longest = max(golden["texts"], key=len)
+    with pytest.raises(ContextOverflow, match="256"):
+        minilm.embed(["short", longest])
+    assert minilm.embed([longest], truncate=True).shape == (1, 384)

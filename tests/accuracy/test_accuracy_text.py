@@ -1,0 +1,102 @@
+"""SmolLM2 and Gemma 3 against the float32 run of the same weights (tests/oracles/transformers_oracle.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from real_models import Subject, load, log_sum_exp, logits
+
+from pellucid.plan.network import Network
+
+pytestmark = pytest.mark.model
+
+LEAD = 0.05  # by so much the most likely token's probability must lead for it to be the same
+Record = Callable[[str, object], None]
+
+
+def divergence(golden: dict[str, np.ndarray], window: int, at: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """KL(float32 ‖ rows) at some of the committed positions: 64 tokens, and all others as one, in nats."""
+    log_q = np.take_along_axis(rows, golden["top_ids"][window, at], -1) - log_sum_exp(rows)[:, None]
+    log_q_rest = np.log1p(-np.exp(log_q).sum(-1))
+    log_p, log_p_rest = golden["top_logprobs"][window, at], golden["rest_logprob"][window, at]
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1) + np.exp(log_p_rest) * (log_p_rest - log_q_rest)
+
+
+def over_windows(network: Network, golden: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The most likely token at each scored position (W, 448), and the KL at each committed one (W, 112)."""
+    scored, committed = golden["positions"], golden["top_positions"]
+    first = int(scored[0])
+    top1 = np.zeros(golden["top1_ids"].shape, np.int64)
+    kl = np.full(golden["rest_logprob"].shape, np.nan)
+    for w, ids in enumerate(golden["windows"].tolist()):
+        for where, rows in logits(network, ids, first):
+            top1[w, where.start - first : where.stop - first] = rows.argmax(-1)
+            at = np.flatnonzero((committed >= where.start) & (committed < where.stop))
+            kl[w, at] = divergence(golden, w, at, rows[committed[at] - where.start])
+    return top1, kl
+
+
+def test_windows_agree_with_float32(subject: Subject, record_property: Record) -> None:
+    golden = subject.windows
+    top1, kl = over_windows(subject.llm.network, golden)
+    leads = golden["top1_lead"] >= LEAD
+    same = (top1 == golden["top1_ids"])[leads]
+    llamacpp = min(variant["kl_top64"] for variant in subject.llamacpp.values())
+    record_property("kl_mean", float(kl.mean()))
+    record_property("kl_mean_llamacpp", llamacpp)
+    print(f"{subject.name}: KL {kl.mean():.3g} over {kl.size} positions, llama.cpp {llamacpp:.3g}; "
+          f"top-1 {same.mean():.2%} of {same.size}, all {np.mean(top1 == golden['top1_ids']):.2%}")  # fmt: skip
+    assert kl.size >= 500
+    assert leads.sum() == {"smollm2": 2219, "gemma3": 2236}[subject.name]
+    assert same.all()
+    assert kl.mean() < 1e-4 < llamacpp
+
+
+def test_eight_bit_activations_do_as_well_as_llamacpp(subject: Subject, record_property: Record) -> None:
+    llm = load(subject.name, 8)
+    try:
+        _, kl = over_windows(llm.network, subject.windows)
+    finally:
+        llm.close()
+    llamacpp = subject.llamacpp["default"]["kl_top64"]
+    record_property("kl_mean", float(kl.mean()))
+    print(f"{subject.name}, 8 bits: KL {kl.mean():.3g}, llama.cpp {llamacpp:.3g}")
+    assert kl.mean() < 1.1 * llamacpp
+
+
+def test_prompts_and_their_continuations_agree_with_float32(
+    subject: Subject, record_property: Record
+) -> None:
+    worst = 0.0
+    for prompt in subject.prompts:
+        top, p, lead = (np.array(prompt[key]) for key in ("top", "p", "lead"))
+        for where, rows in logits(subject.llm.network, prompt["ids"] + prompt["continuation"]):
+            sure = lead[where] >= LEAD
+            assert (rows.argmax(-1) == top[where])[sure].all(), prompt["name"]
+            ours = np.exp(np.take_along_axis(rows, top[where][:, None], -1)[:, 0] - log_sum_exp(rows))
+            worst = max(worst, float(np.abs(ours - p[where]).max()))
+    record_property("worst_probability", worst)
+    print(f"{subject.name}: probability of the most likely token within {worst:.2g}")
+    assert worst < 0.01
+    if subject.name == "gemma3":
+        assert max(len(prompt["ids"]) for prompt in subject.prompts) > 512, "one crosses the sliding window"
+
+
+def test_greedy_generation_follows_float32_while_it_is_sure(subject: Subject) -> None:
+    for prompt in subject.prompts[::3]:  # every position of all of them is compared above
+        ids, continuation = prompt["ids"], prompt["continuation"]
+        lead = np.array(prompt["lead"][len(ids) - 1 : len(ids) + len(continuation) - 1])
+        unsure = np.flatnonzero(lead < 0.01)
+        sure = int(unsure[0]) if len(unsure) else len(continuation)
+        if sure:
+            made = subject.llm.generate(ids, temperature=0, max_new_tokens=sure)
+            assert made.ids == continuation[:sure], prompt["name"]
+
+
+def test_prompt_texts_become_the_golden_ids(subject: Subject) -> None:
+    prompts: list[dict[str, Any]] = subject.prompts
+    encode = subject.llm.tokenizer.encode
+    assert [encode(p["text"], parse_special=True) for p in prompts] == [p["ids"] for p in prompts]

@@ -1,0 +1,201 @@
+"""The same request gives the same bits: whatever else is in the batch, however the prompt is cut, however many threads.
+
+For every family's tiny models, and for a Llama in every format that discovery finds, with activations of 8 and 16
+bits. Whoever adds a family or a format is tested by having added it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.schedule import LENGTHS, QUANTISED, Model, Play, write_quantised_llama
+from support.tiny import DECODERS, TINY, network, opened
+
+from pellucid.errors import InvalidRequest
+from pellucid.kernels import isa
+from pellucid.model import known_families
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import Sequence
+
+CASES = [(name, 16) for name in DECODERS] + [
+    (name, bits) for name in (*QUANTISED, "mixed") for bits in (8, 16)
+]
+few = settings(max_examples=6)
+threads = st.integers(1, 4)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    name, bits = request.param
+    path = TINY.get(name)
+    if path is None:
+        file = tmp_path_factory.mktemp("bits") / f"{name}.gguf"
+        path = write_quantised_llama(file, *(() if name == "mixed" else (name,)))
+    model = Model(path, bits)
+    yield model
+    model.close()
+
+
+def test_every_family_is_here() -> None:
+    read = set()
+    for path in TINY.values():
+        with opened(path) as (_, model):
+            read.add(model.spec.family)
+    assert read == set(known_families()), "a family without a tiny model (tests/oracles/tiny_oracle.py)"
+
+
+@few
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=20), threads)
+def test_a_prompt_in_any_chunks(model: Model, chunks: list[int], threads: int) -> None:
+    with Play(model, threads) as play:
+        for count in chunks:
+            play.step({0: count})
+        play.step({0: play.left(0)})
+
+
+def test_one_token_at_a_time(model: Model) -> None:
+    with Play(model) as play:
+        for _ in range(LENGTHS[1]):
+            play.step({1: 1})
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_any_number_of_threads(model: Model, threads: int) -> None:
+    with Play(model, threads) as play:
+        play.step({0: 140})
+        for _ in range(10):
+            play.step({0: 1})
+        play.step({1: 100, 2: 70, 7: 1})
+
+
+steps = st.dictionaries(st.integers(0, len(LENGTHS) - 1), st.sampled_from([1, 1, 2, 3, 7, 30]), min_size=1)
+
+
+@few
+@given(st.lists(steps, min_size=1, max_size=12), threads)
+def test_beside_any_others(model: Model, steps: list[dict[int, int]], threads: int) -> None:
+    with Play(model, threads) as play:
+        for counts in steps:
+            play.step(counts)
+
+
+@pytest.mark.parametrize("sequences", range(1, 9))
+def test_any_batch_size(model: Model, sequences: int) -> None:
+    with Play(model, 2) as play:
+        for count in (9, 1, 1, 5):
+            play.step(dict.fromkeys(range(sequences), count))
+
+
+@few
+@given(st.lists(st.tuples(st.integers(1, 90), st.integers(0, 150)), min_size=1, max_size=6), threads)
+def test_after_any_truncation_and_refill(model: Model, turns: list[tuple[int, int]], threads: int) -> None:
+    with Play(model, threads) as play:
+        for grow, keep in turns:
+            play.step({0: grow, 2: 5})
+            play.cut(0, keep)
+        play.step({0: play.left(0)})
+
+
+def test_on_scattered_pages_that_others_have_used(model: Model) -> None:
+    with Play(model) as play:
+        for _ in range(5):  # pages in turn
+            play.step({1: 20, 2: 20, 3: 20})
+        play.cut(1, 0)
+        play.cut(3, 0)
+        for _ in range(3):
+            play.step({0: 50, 3: 30})
+        play.cut(2, 0)
+        play.step({1: 100})
+
+
+ENCODERS = sorted(set(TINY) - set(DECODERS))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@few
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), threads)
+def test_a_sentence_beside_any_others(name: str, lengths: list[int], threads: int) -> None:
+    rng = np.random.default_rng(1)
+    texts = [rng.integers(0, 128, n).tolist() for n in lengths]
+    with (
+        network(TINY[name], tokens=256) as alone,
+        network(TINY[name], tokens=256, threads=threads, context=512) as net,
+    ):
+        together = net.forward([Chunk(Sequence(), text, 0) for text in texts])
+        for row, text in zip(together, texts):
+            sequence = Sequence()
+            assert np.array_equal(alone.forward([Chunk(sequence, text, 0)])[0], row)
+            alone.truncate(sequence, 0)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_real_model(bits: int) -> None:
+    from pellucid.weights.store import resolve
+
+    model = Model(resolve("smollm2"), bits, threads=(1, 2))
+    try:
+        for threads in (1, 2):
+            with Play(model, threads) as play:
+                for count in (1, 40, 3, 64, 1, 17):
+                    play.step({0: count, 1: 5, 5: 2, 6: 1})
+                play.cut(0, 65)
+                play.step({0: play.left(0), 3: 64})
+                for _ in range(4):
+                    play.step({1: 1, 4: 3})
+    finally:
+        model.close()
+
+
+LOGITS = """
+import sys
+import numpy as np
+from pathlib import Path
+from support.schedule import Model, Play
+
+model = Model(Path(sys.argv[1]), int(sys.argv[2]), threads=(1,))
+np.save(sys.argv[3], np.concatenate([model.truth(i) for i in range(4)]))
+model.close()
+"""
+
+
+def logits(path: Path, bits: int, out: Path, isa_name: str) -> np.ndarray:
+    """Of four sequences, by a process that uses this instruction set."""
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PELLUCID_ISA": isa_name, "PYTHONPATH": str(tests)}
+    command = [sys.executable, "-c", LOGITS, str(path), str(bits), str(out)]
+    subprocess.run(command, check=True, env=environment)
+    array: np.ndarray = np.load(out)
+    return array
+
+
+@pytest.mark.skipif(
+    "fma" not in isa.host_features(), reason="without fused multiply-adds sums round differently"
+)
+@pytest.mark.parametrize(("name", "bits"), [("quantised", 8), ("gemma3-softcap", 16)])
+def test_any_instruction_set(name: str, bits: int, tmp_path: Path) -> None:
+    few = (
+        "Q4_K",
+        "Q6_K",
+        "Q8_0",
+        "F16",
+    )  # a minimum, scales of 16, a zero point: each kernel takes seconds to compile
+    path = TINY.get(name) or write_quantised_llama(tmp_path / "mixed.gguf", *few)
+    possible = [known.name for known in isa.KNOWN if known.needs <= isa.host_features()]
+    first, *others = [logits(path, bits, tmp_path / f"{one}.npy", one) for one in possible]
+    for other, one in zip(others, possible[1:]):
+        assert first.tobytes() == other.tobytes(), f"{one} is {np.abs(first - other).max()} off {possible[0]}"
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PELLUCID_ISA", "nonsense")
+    with pytest.raises(InvalidRequest, match=r"PELLUCID_ISA=nonsense: this machine has .*portable; unset it"):
+        isa.choose()

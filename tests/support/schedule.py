@@ -1,0 +1,138 @@
+"""Runs a model on sequences cut and mixed in any way, and compares every row of logits with an undisturbed run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid import pipeline
+from pellucid.plan.network import layouts
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import Sequence
+from pellucid.weights.gguf_types import TENSOR_TYPES
+from pellucid.weights.quant import formats
+from support.blocks import quantised, random_blocks
+from support.model_files import gguf
+from support.tiny import network, opened
+
+LENGTHS = (150, 100, 70, 64, 33, 20, 9, 1)
+"""Tokens of the sequences that a schedule plays with; a page holds 64."""
+
+
+class Model:
+    """A model on 1 to 4 threads, and what it says about each sequence alone: one step, one thread."""
+
+    def __init__(self, path: Path, bits: int = 16, threads: tuple[int, ...] = (1, 2, 3, 4)) -> None:
+        self._stack = ExitStack()
+        room = {"context": 1024, "tokens": 256, "outputs": 256, "sequences": len(LENGTHS)}
+        with opened(path) as (checkpoint, model):
+            plan = pipeline.forward(model.spec, layouts(checkpoint, model), bits // 8)
+        self.networks = {
+            n: self._stack.enter_context(network(path, plan, threads=n, **room)) for n in threads
+        }
+        V = model.spec.embedding.vocabulary
+        rng = np.random.default_rng(7)
+        self.tokens = [rng.integers(0, V, n).tolist() for n in LENGTHS]
+        self.alone: dict[int, NDArray[np.float32]] = {}
+
+    def truth(self, which: int) -> NDArray[np.float32]:
+        """The logits of every token of a sequence."""
+        if which not in self.alone:
+            net, sequence, tokens = self.networks[1], Sequence(), self.tokens[which]
+            self.alone[which] = net.forward([Chunk(sequence, tokens, len(tokens))])
+            net.truncate(sequence, 0)
+            assert np.isfinite(self.alone[which]).all()
+            assert self.alone[which].std() > 0
+        return self.alone[which]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class Play:
+    """Sequences growing and shrinking in one network. Every step checks its logits."""
+
+    def __init__(self, model: Model, threads: int = 1) -> None:
+        self.model, self.net = model, model.networks[threads]
+        self.sequences = [Sequence() for _ in LENGTHS]
+
+    def __enter__(self) -> Play:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for which in range(len(LENGTHS)):
+            self.cut(which, 0)
+        assert self.net.cache.free_pages == self.net.cache.pages
+
+    def step(self, counts: Mapping[int, int]) -> None:
+        """One step: each sequence grows by so many tokens, or by those that it has left."""
+        chunks, wanted = [], []
+        for which, count in counts.items():
+            sequence, tokens = self.sequences[which], self.model.tokens[which]
+            more = tokens[sequence.length : sequence.length + count]
+            if more:
+                wanted.append(self.model.truth(which)[sequence.length : sequence.length + len(more)])
+                chunks.append(Chunk(sequence, more, len(more)))
+        if chunks:
+            got, want = self.net.forward(chunks), np.concatenate(wanted)
+            different = np.flatnonzero((got != want).any(1))
+            assert got.tobytes() == want.tobytes(), (
+                f"rows {different} of {counts}: {np.abs(got - want).max()}"
+            )
+
+    def cut(self, which: int, length: int) -> None:
+        """Forget tokens."""
+        sequence = self.sequences[which]
+        self.net.truncate(sequence, min(length, sequence.length))
+
+    def left(self, which: int) -> int:
+        """Tokens that a sequence may still grow by."""
+        return LENGTHS[which] - self.sequences[which].length
+
+
+D, V, LAYERS = 256, 48, 2
+MATRICES = {
+    **{f"blk.{i}.{n}.weight": (w, D) for i in range(LAYERS) for n, w in (("attn_q", D), ("attn_k", 128))},
+    **{
+        f"blk.{i}.{n}.weight": (w, D) for i in range(LAYERS) for n, w in (("attn_v", 128), ("attn_output", D))
+    },
+    **{f"blk.{i}.ffn_{n}.weight": (D, D) for i in range(LAYERS) for n in ("gate", "up", "down")},
+    "token_embd.weight": (V, D),
+    "output.weight": (V, D),
+}
+METADATA = {
+    "general.architecture": "llama",
+    "llama.context_length": 1024,
+    "llama.embedding_length": D,
+    "llama.feed_forward_length": D,
+    "llama.block_count": LAYERS,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.freq_base": 10000.0,
+    "llama.rope.dimension_count": 64,
+}
+
+
+def write_quantised_llama(path: Path, *names: str) -> Path:
+    """A random Llama whose matrices are stored in these formats, in turn; all that are known if none is named."""
+    known = formats()
+    names = names or tuple(sorted(known))
+    codes = {kind.name: code for code, kind in TENSOR_TYPES.items()}
+    tensors = {}
+    for i, (name, (rows, columns)) in enumerate(MATRICES.items()):
+        form = known[names[i % len(names)]]
+        raw = random_blocks(form, i, rows, columns // form.block, low=-14)
+        tensors[name] = ((rows, columns), codes[form.name], raw.tobytes())
+    norms = [f"blk.{i}.{n}_norm.weight" for i in range(LAYERS) for n in ("attn", "ffn")]
+    for name in (*norms, "output_norm.weight"):
+        tensors[name] = ((D,), 0, np.ones(D, np.float32).tobytes())
+    path.write_bytes(gguf(METADATA, tensors))
+    return path
+
+
+QUANTISED = [form.name for form in quantised(dict(formats()))]

@@ -1,0 +1,42 @@
+"""Writes a byte-level tokenizer.json by hand, with a chat template: 256 bytes, pairs of letters, special tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+TEMPLATE = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}\n{% endfor %}<|turn|>assistant:"
+SPECIAL = ["<|end|>", "<|turn|>"]
+
+
+def byte_letters() -> list[str]:
+    """GPT-2's printable character for each byte."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {**{b: chr(b) for b in plain}, **{b: chr(256 + i) for i, b in enumerate(others)}}
+    return [letters[byte] for byte in range(256)]
+
+
+def write_tokenizer(folder: Path, size: int = 320, eos_ids: tuple[int, ...] = (0,)) -> None:
+    """``size`` tokens: <|end|> and <|turn|>, the bytes, and as many merges as are left."""
+    letters = "etaoinsr"
+    pairs = [(a, b) for a in letters for b in letters][: size - 258]
+    tokens = [*SPECIAL, *byte_letters(), *(a + b for a, b in pairs)]
+    assert len(tokens) == size
+    spec = {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": text, "special": True} for i, text in enumerate(SPECIAL)],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel"},
+        "model": {
+            "type": "BPE",
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": [f"{a} {b}" for a, b in pairs],
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    config = {"eos_token": SPECIAL[0], "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(eos_ids)}))

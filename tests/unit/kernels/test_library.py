@@ -1,0 +1,147 @@
+"""The cache of compiled kernels: never stale, never harmed by another process, never trusted when damaged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.kernels import Batch
+
+from pellucid.errors import KernelError
+from pellucid.kernels import library
+from pellucid.kernels.elementwise import Add
+from pellucid.kernels.library import KernelKey, Library
+
+ADD = KernelKey("add")
+
+
+@pytest.fixture
+def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path))
+    return tmp_path
+
+
+def adds(shelf: Library) -> bool:
+    """Whether the kernel that a library gives does what it should."""
+    x = np.arange(16, dtype=np.float32)
+    words = Add.pack({"a": x.ctypes.data, "b": x.ctypes.data, "width": 16, "out": x.ctypes.data, "rows": 0})
+    record, batch = np.array([0, 0, *words], np.int64), Batch([1])
+    shelf.function(ADD, 4)(record.ctypes.data, batch.record.ctypes.data, 0, 1)
+    return bool((x == 2 * np.arange(16)).all())
+
+
+def stored() -> Path:
+    return library.cache_folder() / f"{ADD.file_stem}.o"
+
+
+def test_a_kernel_is_compiled_once_and_then_loaded(empty_home: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    first, second = Library(), Library()
+    first.load([ADD], lambda *what: told.append(what))
+    assert told == [(0, 1, "add"), (1, 1, "")]
+    second.load([ADD], lambda *what: told.append(what))
+    assert len(told) == 2
+    assert adds(first)
+    assert adds(second)
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "one bit", "another file", "no hash"])
+def test_a_damaged_object_is_compiled_again(damage: str, empty_home: Path) -> None:
+    Library().load([ADD])
+    whole = stored().read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    files = {
+        "empty": b"",
+        "truncated": whole[:-100],
+        "one bit": bytes(flipped),
+        "another file": b"\x7fELF" + bytes(500),
+        "no hash": whole[library.DIGEST_BYTES :],
+    }
+    stored().write_bytes(files[damage])
+    assert adds(Library())
+    assert len(stored().read_bytes()) == len(whole)
+
+
+def test_processes_that_compile_at_once_do_no_harm(empty_home: Path) -> None:
+    code = "from unit.kernels import test_library as t; assert t.adds(t.Library())"
+    tests = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(tests)}
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert [path.name for path in stored().parent.iterdir()] == [stored().name]
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernels' sources copied, and the fingerprint taken of the copy."""
+    folder = tmp_path / "kernels"
+    shutil.copytree(Path(library.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(library, "__file__", str(folder / "library.py"))
+    return folder
+
+
+def fingerprint() -> str:
+    return library.fingerprint.__wrapped__()
+
+
+def test_fingerprint_is_that_of_the_sources_wherever_they_are(copied: Path) -> None:
+    assert fingerprint() == library.fingerprint()
+
+
+def test_fingerprint_changes_with_any_source(copied: Path) -> None:
+    seen = {fingerprint()}
+    sources = sorted(copied.glob("*.py"))
+    for source in sources:
+        source.write_text(source.read_text() + "\n")
+        seen.add(fingerprint())
+    (copied / "another.py").write_text("")
+    assert len(seen | {fingerprint()}) == len(sources) + 2
+
+
+def test_fingerprint_changes_with_what_the_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {fingerprint()}
+    for name, value in (("NUMBA_OPT", "1"), ("NUMBA_OPT", "2"), ("PELLUCID_ISA", "portable")):
+        monkeypatch.setenv(name, value)
+        seen.add(fingerprint())
+    assert len(seen) == 4 or (len(seen) == 3 and len(library.isa.KNOWN) == 1)
+
+
+def test_fingerprint_changes_with_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llvmlite import binding
+
+    before = fingerprint()
+    monkeypatch.setattr(binding, "get_host_cpu_name", lambda: "another")
+    assert fingerprint() != before
+
+
+def test_file_names_tell_parameters_apart() -> None:
+    keys = [KernelKey("quantize", (planes,)) for planes in (1, 2)]
+    assert len({key.file_stem for key in keys}) == 2
+    assert all(key.file_stem.startswith("quantize-") for key in keys)
+
+
+def test_two_kernels_of_one_name_are_an_error() -> None:
+    with pytest.raises(KernelError, match="two kernels are called add"):
+        library.kernel("add")(lambda simd: None)
+
+
+def test_a_kernel_that_does_not_compile_says_which(monkeypatch: pytest.MonkeyPatch, empty_home: Path) -> None:
+    def build(simd, nonsense):  # type: ignore[no-untyped-def]
+        @simd.jit
+        def body(record, step, thread, threads):  # type: ignore[no-untyped-def]
+            return no_such_thing(record)  # noqa: F821
+
+        return body
+
+    library.definitions()
+    monkeypatch.setitem(library._definitions, "broken", library.Definition("broken", None, build))
+    with pytest.raises(KernelError, match="broken 7 did not compile"):
+        Library().load([KernelKey("broken", (7,))])
+    assert not list(empty_home.rglob("broken*"))

@@ -1,0 +1,76 @@
+"""Plans to test: of every tiny model, and of a random Llama in Q8_0, whose activations are quantised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from support.model_files import gguf
+from support.tiny import LLAMA_GGUF, TINY, opened, random_weights
+
+from pellucid.model.spec import ModelSpec
+from pellucid.pipeline import forward
+from pellucid.plan.block import block
+from pellucid.plan.builder import Builder
+from pellucid.plan.embedding import embed, embedding_norm
+from pellucid.plan.network import layouts
+from pellucid.plan.plan import Plan
+from pellucid.plan.position import position
+from pellucid.plan.project import final_norm, project
+
+ALL = [*TINY, "q8_0", "q8_0, 8 bits"]
+
+
+def q8_0(weights: np.ndarray) -> bytes:
+    """Blocks of 32: a float16 scale, then int8."""
+    blocks = weights.reshape(-1, 32)
+    scale = np.float16(np.abs(blocks).max(1) / 127)
+    values = np.int8(np.round(blocks / np.float32(scale)[:, None]).clip(-127, 127))
+    return b"".join(s.tobytes() + v.tobytes() for s, v in zip(scale, values))
+
+
+def write_q8_0(path: Path, head_dim: int = 32) -> Path:
+    D, F, V = 64, 96, 64
+    H, at = D // head_dim, "blk.0"
+    shapes = {
+        "token_embd.weight": (V, D),
+        "output_norm.weight": (D,),
+        **{f"{at}.{n}_norm.weight": (D,) for n in ("attn", "ffn")},
+        **{f"{at}.attn_{n}.weight": (w, D) for n, w in (("q", D), ("k", head_dim), ("v", head_dim))},
+        f"{at}.attn_output.weight": (D, D),
+        **{f"{at}.ffn_{n}.weight": (F, D) for n in ("gate", "up")},
+        f"{at}.ffn_down.weight": (D, F),
+    }
+    metadata = {**LLAMA_GGUF, "llama.embedding_length": D, "llama.feed_forward_length": F}
+    metadata |= {"llama.attention.head_count": H, "llama.rope.dimension_count": head_dim}
+    tensors = {
+        name: (w.shape, 8, q8_0(w)) if w.ndim > 1 else (w.shape, 0, w.tobytes())
+        for name, w in random_weights(shapes).items()
+    }
+    path.write_bytes(gguf(metadata, tensors))
+    return path
+
+
+def path_of(name: str, folder: Path) -> Path:
+    return TINY[name] if name in TINY else write_q8_0(folder / "q8_0.gguf", 16 if "8 bits" in name else 32)
+
+
+def planes_of(name: str) -> int:
+    return 1 if "8 bits" in name else 2
+
+
+def plain(spec: ModelSpec, packed: dict, planes: int = 2) -> Plan:
+    """The plan before any pass, as ``pipeline.forward`` writes it."""
+    plan = Builder(spec, packed, planes)
+    x = embedding_norm(plan, position(plan, embed(plan)))
+    for layer, kind in enumerate(spec.blocks):
+        x = block(plan, layer, kind, x)
+    return plan.finish(project(plan, final_norm(plan, x)))
+
+
+def plans(name: str, folder: Path) -> tuple[Path, Plan, Plan]:
+    """The model's path, its plan without passes, and the plan that runs."""
+    path = path_of(name, folder)
+    with opened(path) as (checkpoint, model):
+        packed = layouts(checkpoint, model)
+        return path, plain(model.spec, packed, planes_of(name)), forward(model.spec, packed, planes_of(name))

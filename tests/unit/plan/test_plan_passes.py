@@ -1,0 +1,108 @@
+"""Passes keep the arithmetic, bit for bit, and the barriers that are placed are enough and none too many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from plan_cases import ALL, plans
+from support.tiny import network
+
+from pellucid.plan.passes import fuse_quantize, fuse_residual, place_barriers
+from pellucid.plan.plan import At, Cache, Operation, Plan
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import Sequence as CacheSequence
+
+PASSES = (fuse_quantize, fuse_residual, lambda operations: fuse_residual(fuse_quantize(operations)))
+IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 8, 9, 7, 9, 32, 3, 8, 46]
+
+
+def output(path: Path, plan: Plan, threads: int = 2) -> np.ndarray:
+    """A step of two sequences, then a token more for the first."""
+    with network(path, plan, threads=threads, context=64 * 3) as net:
+        first, second = CacheSequence(), CacheSequence()
+        rows = net.forward([Chunk(first, IDS, 5), Chunk(second, IDS[4:9], 1)])
+        more = net.forward([Chunk(first, [7])])
+    return np.concatenate([rows, more])
+
+
+def with_barriers(plan: Plan, operations: Sequence[Operation]) -> Plan:
+    return replace(plan, operations=tuple(place_barriers(list(operations))))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_pass_keeps_every_bit(name: str, tmp_path: Path) -> None:
+    path, plain, optimized = plans(name, tmp_path)
+    wanted = output(path, with_barriers(plain, plain.operations), threads=1)
+    assert np.isfinite(wanted).all()
+    seen = [list(plain.operations)]
+    for rewrite in PASSES:
+        operations = rewrite(list(plain.operations))
+        if operations not in seen:
+            seen.append(operations)
+            np.testing.assert_array_equal(output(path, with_barriers(plain, operations)), wanted)
+    np.testing.assert_array_equal(output(path, optimized), wanted)
+
+
+def test_passes_make_plans_shorter(tmp_path: Path) -> None:
+    lengths = {name: [len(plan.operations) for plan in plans(name, tmp_path)[1:]] for name in ALL}
+    assert all(after <= before for before, after in lengths.values())
+    _, _, fused = plans("q8_0", tmp_path)
+    assert "quantize" not in {op.kernel.name for op in fused.operations}
+    assert "add" not in {op.kernel.name for op in fused.operations}
+
+
+def hazards(operations: Sequence[Operation]) -> list[tuple[str, str]]:
+    """Pairs of operations between which no barrier lies and of which one writes what the other touches."""
+    found, running = [], []
+    for op in operations:
+        for other in running:
+            touched, others = {*op.reads, *op.writes}, {*other.reads, *other.writes}
+            if touched & set(other.writes) or others & set(op.writes):
+                found.append((other.stage, op.stage))
+        running.append(op)
+        if op.barrier:
+            running = []
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_barriers_are_enough_and_none_is_too_many(name: str, tmp_path: Path) -> None:
+    _, plain, optimized = plans(name, tmp_path)
+    for operations in (optimized.operations, tuple(place_barriers(list(plain.operations)))):
+        assert hazards(operations) == []
+        barriers = [i for i, op in enumerate(operations) if op.barrier]
+        assert barriers
+        for i in barriers:
+            without = [*operations[:i], replace(operations[i], barrier=False), *operations[i + 1 :]]
+            assert hazards(without) != [], operations[i].stage
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_operations_declare_what_their_records_point_to(name: str, tmp_path: Path) -> None:
+    """The barriers follow from reads and writes, so these must name every buffer and page that a kernel touches."""
+    _, plain, optimized = plans(name, tmp_path)
+    for plan in (plain, optimized):
+        for op in plan.operations:
+            values = op.fields.values()
+            touched = {v.buffer for v in values if isinstance(v, At)}
+            touched |= {f"cache.{v.layer}" for v in values if isinstance(v, Cache)}
+            assert touched == {*op.reads, *op.writes}, op.stage
+            for field in ("out", "quantized"):
+                if isinstance(target := op.fields.get(field), At):
+                    assert target.buffer in op.writes, op.stage
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_everything_is_written_before_it_is_read(name: str, tmp_path: Path) -> None:
+    _, plain, optimized = plans(name, tmp_path)
+    for plan in (plain, optimized):
+        written: set[str] = set()
+        for op in plan.operations:
+            assert set(op.reads) <= written, op.stage
+            written |= set(op.writes)
+        assert plan.output in written
+        assert {name for name in written if not name.startswith("cache.")} <= set(plan.buffers)

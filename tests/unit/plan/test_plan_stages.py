@@ -1,0 +1,83 @@
+"""A plan is data whose stages have names that stay: they are what users watch and change."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+from plan_cases import ALL, plans
+
+from pellucid.kernels.library import definition
+
+START = {"llama": "embed position.angles", "gemma3": "embed position.angles.0 position.angles.1"}
+START["bert"] = "embed embed.types position embed.norm"
+END = {"llama": "pick norm project", "gemma3": "pick norm project", "bert": "pool"}
+BLOCK = {
+    "llama": """
+        attention.norm attention.q attention.k attention.v attention.q_rotary attention.k_rotary attention.cache
+        attention.attend attention.output attention.residual
+        feedforward.norm feedforward.gate feedforward.up feedforward.hidden feedforward.down feedforward.residual
+    """,
+    "gemma3": """
+        attention.norm attention.q attention.k attention.v attention.q_norm attention.k_norm attention.q_rotary
+        attention.k_rotary attention.cache attention.attend attention.output attention.post_norm attention.residual
+        feedforward.norm feedforward.gate feedforward.up feedforward.hidden feedforward.down feedforward.post_norm
+        feedforward.residual
+    """,
+    "bert": """
+        attention.q attention.k attention.v attention.cache attention.attend attention.output attention.residual
+        attention.norm
+        feedforward.up feedforward.hidden feedforward.down feedforward.residual feedforward.norm
+    """,
+}
+FUSED = {"llama": {"attention.residual", "feedforward.residual"}, "gemma3": set(), "bert": set()}
+
+
+@pytest.mark.parametrize("family", BLOCK)
+def test_names_of_the_stages(family: str, tmp_path: Path) -> None:
+    _, plain, optimized = plans(family, tmp_path)
+    layers = 1 + max(int(op.stage.split(".")[1]) for op in plain.operations if op.stage.startswith("blocks."))
+    for plan, gone in ((plain, set()), (optimized, FUSED[family])):
+        inside = [part for part in BLOCK[family].split() if part not in gone]
+        blocks = [f"blocks.{layer}.{part}" for layer in range(layers) for part in inside]
+        assert [op.stage for op in plan.operations] == [*START[family].split(), *blocks, *END[family].split()]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_two_stages_share_a_name(name: str, tmp_path: Path) -> None:
+    for plan in plans(name, tmp_path)[1:]:
+        stages = [op.stage for op in plan.operations]
+        assert len(set(stages)) == len(stages)
+
+
+def test_stages_of_soft_caps_and_quantised_activations(tmp_path: Path) -> None:
+    _, _, capped = plans("gemma3-softcap", tmp_path)
+    assert capped.operations[-1].stage == "project.softcap"
+    _, plain, _ = plans("q8_0", tmp_path)
+    assert [op.stage for op in plain.operations if op.kernel.name == "quantize"] == [
+        "blocks.0.attention.q.quantize",
+        "blocks.0.attention.output.quantize",
+        "blocks.0.feedforward.gate.quantize",
+        "blocks.0.feedforward.down.quantize",
+        "project.quantize",
+    ]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_plan_is_plain_data(name: str, tmp_path: Path) -> None:
+    path, plain, optimized = plans(name, tmp_path)
+    assert plans(name, tmp_path) == (path, plain, optimized), "made again, it is the same"
+    for plan in (plain, optimized):
+        assert copy.deepcopy(plan) == plan
+        assert pickle.loads(pickle.dumps(plan)) == plan
+        ast.parse(
+            repr(plan), mode="eval"
+        )  # every part prints as what makes it: names and numbers, no objects
+        for op in plan.operations:
+            record = definition(op.kernel.name).record
+            assert record is not None
+            assert set(op.fields) == set(record.fields), op.stage
+            assert str(op.kernel).startswith(op.kernel.name)

@@ -1,0 +1,180 @@
+"""The team of threads: every thread runs every operation of every step, whenever the step comes."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pellucid.errors import KernelError
+from pellucid.kernels.record import RECORD_WORDS
+from pellucid.runtime.executor import Executor, Program, default_threads, table
+
+KERNEL = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
+NO_STEP = np.zeros(16, np.int64)
+
+
+def program(*kernels: Callable[[int, int], int], barrier: bool = True) -> Program:
+    """Python functions of (thread, threads) as kernels; what they return is their status."""
+    native: list[Any] = [KERNEL(lambda a, b, record, step, *who, f=f: f(*who)) for f in kernels]
+    rows = [[ctypes.cast(f, ctypes.c_void_p).value, int(barrier)] for f in native]
+    return Program(table(rows), native)  # type: ignore[arg-type]
+
+
+@contextmanager
+def team(threads: int) -> Iterator[Executor]:
+    executor = Executor(threads)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def parked(executor: Executor) -> bool:
+    """Wait until all workers sleep."""
+    end = time.monotonic() + 5
+    while executor._team.parked < executor.threads - 1 and time.monotonic() < end:
+        time.sleep(0.002)
+    return executor._team.parked == executor.threads - 1
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_every_thread_runs_every_operation_of_many_quick_steps(threads: int) -> None:
+    calls: list[tuple[int, int]] = []
+
+    def note(operation: int) -> Callable[[int, int], int]:
+        def kernel(thread: int, of: int) -> int:
+            assert of == threads
+            calls.append((operation, thread))
+            return 0
+
+        return kernel
+
+    steps, program_ = 100, program(*[note(i) for i in range(3)])
+    with team(threads) as executor:
+        for _ in range(steps):
+            executor.run(program_, NO_STEP)
+    for step in range(steps):
+        for operation in range(3):
+            at = (step * 3 + operation) * threads
+            assert sorted(calls[at : at + threads]) == [(operation, t) for t in range(threads)]
+
+
+def test_steps_after_the_workers_have_been_parked() -> None:
+    seen: list[int] = []
+    program_ = program(lambda thread, of: seen.append(thread) or 0)  # type: ignore[func-returns-value]
+    with team(3) as executor:
+        for _ in range(3):
+            assert parked(executor)
+            executor.run(program_, NO_STEP)
+            executor.run(program_, NO_STEP)
+    assert sorted(seen) == [0] * 6 + [1] * 6 + [2] * 6
+
+
+def test_steps_that_come_just_as_the_workers_are_about_to_park() -> None:
+    count = [0, 0, 0]
+
+    def kernel(thread: int, of: int) -> int:
+        count[thread] += 1
+        return 0
+
+    program_ = program(kernel)
+    with team(3) as executor:
+        for i in range(200):
+            executor.run(program_, NO_STEP)
+            time.sleep(i % 20 * 0.0003)
+    assert count == [200] * 3
+
+
+def test_two_teams_at_once() -> None:
+    counts = [[0, 0], [0, 0]]
+
+    def drive(which: int) -> None:
+        def kernel(thread: int, of: int) -> int:
+            counts[which][thread] += 1
+            return 0
+
+        program_ = program(kernel, kernel)
+        with team(2) as executor:
+            for _ in range(100):
+                executor.run(program_, NO_STEP)
+
+    drivers = [threading.Thread(target=drive, args=(which,)) for which in range(2)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join()
+    assert counts == [[200, 200], [200, 200]]
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_status_is_an_error_once_and_the_team_works_on(who: int) -> None:
+    program_ = program(lambda thread, of: 7 * (thread == who))
+    good = program(lambda thread, of: 0)
+    with team(2) as executor:
+        for _ in range(2):
+            with pytest.raises(KernelError, match="a kernel reported status 7"):
+                executor.run(program_, NO_STEP)
+            executor.run(good, NO_STEP)
+
+
+def test_a_program_may_be_empty() -> None:
+    with team(2) as executor:
+        for _ in range(50):
+            executor.run(program(), NO_STEP)
+
+
+def workers(since: set[threading.Thread]) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread not in since]
+
+
+@pytest.mark.parametrize("sleeping", [True, False])
+def test_threads_end_when_the_executor_is_forgotten(sleeping: bool) -> None:
+    before = set(threading.enumerate())
+    executor = Executor(3)
+    mine = workers(before)
+    assert [thread.name for thread in mine] == ["pellucid-1", "pellucid-2"]
+    executor.run(program(lambda thread, of: 0), NO_STEP)
+    if sleeping:
+        assert parked(executor)
+    del executor
+    gc.collect()
+    for thread in mine:
+        thread.join(5)
+    assert not workers(before)
+
+
+def test_closing_ends_the_threads_and_may_be_done_twice() -> None:
+    before = set(threading.enumerate())
+    executor = Executor(2)
+    executor.close()
+    executor.close()
+    for thread in workers(before):
+        thread.join(5)
+    assert not workers(before)
+
+
+def test_one_thread_needs_no_workers() -> None:
+    before = set(threading.enumerate())
+    with team(1) as executor:
+        executor.run(program(lambda thread, of: 0), NO_STEP)
+        assert not workers(before)
+
+
+def test_a_table_is_records_of_one_length() -> None:
+    rows = table([[1, 2, 3], [4]])
+    assert rows.shape == (2, RECORD_WORDS)
+    assert rows[:, :3].tolist() == [[1, 2, 3], [4, 0, 0]]
+    assert not rows[:, 3:].any()
+
+
+def test_default_threads_are_at_least_one_and_no_more_than_there_are_cpus() -> None:
+    assert 1 <= default_threads() <= (os.cpu_count() or 1)

@@ -1,0 +1,329 @@
+"""Loaded models, from text to text: a random Llama that takes milliseconds, and SmolLM2 where it is there."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.tiny import write_llama
+from support.tokenizer_file import write_tokenizer
+
+import pellucid
+from pellucid.errors import CacheFull, ContextOverflow, InvalidRequest, KernelError
+from pellucid.llm import LLM
+
+CONTEXT = 128
+PROMPT = "to see that it rains in the east"
+GREEDY: dict[str, Any] = {"temperature": 0, "max_new_tokens": 24}
+DRAWN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 11, "max_new_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_llama(tmp_path_factory.mktemp("models") / "tiny", context=CONTEXT)
+    write_tokenizer(path)
+    return path
+
+
+@pytest.fixture
+def llm(folder: Path) -> Iterator[LLM]:
+    llm = pellucid.load(folder, threads=2)
+    yield llm
+    llm.close()
+
+
+def in_use(llm: LLM) -> int:
+    return llm.network.cache.pages - llm.network.cache.free_pages
+
+
+@pytest.mark.parametrize("options", [GREEDY, DRAWN])
+def test_stream_joins_to_what_generate_gives(llm: LLM, options: dict[str, Any]) -> None:
+    whole = llm.generate(PROMPT, **options)
+    assert "".join(llm.stream(PROMPT, **options)) == whole.text
+    assert whole.text == llm.tokenizer.decode(whole.ids)
+    assert (len(whole.ids), whole.finish_reason) == (24, "length")
+    assert whole.prompt_tokens == len(llm.tokenizer.encode(PROMPT))
+    assert 0 < whole.first_token_seconds <= whole.seconds
+
+
+def test_text_and_its_ids_are_the_same_prompt(llm: LLM) -> None:
+    ids = llm.tokenizer.encode(PROMPT)
+    texts = {llm.generate(p, **DRAWN).text for p in (PROMPT, ids, tuple(ids), np.array(ids))}
+    assert len(texts) == 1
+
+
+def test_chat_is_the_template_rendered(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "rain?"}]
+    ids = llm.tokenizer.encode("<|turn|>user: rain?\n<|turn|>assistant:", parse_special=True)
+    assert llm.chat(messages, **GREEDY).ids == llm.generate(ids, **GREEDY).ids
+
+
+def test_greedy_draws_nothing_and_a_drawn_seed_can_be_used_again(llm: LLM) -> None:
+    assert llm.generate(PROMPT, **GREEDY).seed is None
+    first = llm.generate(PROMPT, **{**DRAWN, "seed": None})
+    assert llm.generate(PROMPT, **{**DRAWN, "seed": first.seed}).ids == first.ids
+    assert llm.generate(PROMPT, **{**DRAWN, "seed": 12}).ids != llm.generate(PROMPT, **DRAWN).ids
+
+
+def test_stop_strings_end_the_text_wherever_tokens_end(llm: LLM) -> None:
+    text = llm.generate(PROMPT, **GREEDY).text
+    for start in range(len(text) - 4):
+        for length in (1, 2, 4):
+            stop = text[start : start + length]
+            stopped = llm.generate(PROMPT, **GREEDY, stop=["never", stop])
+            assert (stopped.text, stopped.finish_reason) == (text[: text.index(stop)], "stop")
+            assert "".join(llm.stream(PROMPT, **GREEDY, stop=stop)) == stopped.text
+
+
+def test_end_token_ends_the_text_and_is_not_part_of_it(llm: LLM, folder: Path, tmp_path: Path) -> None:
+    before = llm.generate(PROMPT, **GREEDY)
+    end = next(i for i, token in enumerate(before.ids) if token not in before.ids[:i] and i > 2)
+    write_llama(tmp_path, context=CONTEXT)
+    write_tokenizer(tmp_path, eos_ids=(0, before.ids[end]))
+    other = pellucid.load(tmp_path, threads=1)
+    made = other.generate(PROMPT, **GREEDY)
+    other.close()
+    assert (made.finish_reason, made.ids) == ("stop", before.ids[: end + 1])
+    assert made.text == llm.tokenizer.decode(before.ids[:end])
+
+
+def test_rows_of_the_matrix_that_are_no_tokens_are_never_sampled(llm: LLM, tmp_path: Path) -> None:
+    write_llama(tmp_path, context=CONTEXT)
+    write_tokenizer(tmp_path, size=270)  # the matrix has 320 rows
+    padded = pellucid.load(tmp_path, threads=1)
+    made = padded.generate([7] * 9, **{**DRAWN, "temperature": 5, "max_new_tokens": None})
+    padded.close()
+    assert (len(made.ids), max(made.ids) < 270) == (CONTEXT - 9, True)
+
+
+def test_logits_that_are_no_numbers_are_an_error_and_leave_nothing_behind(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = llm.generate(PROMPT, **GREEDY).ids
+    with monkeypatch.context() as patched:
+        patched.setattr(llm.network, "prefill", lambda sequence, tokens: np.full(320, np.nan, np.float32))
+        with pytest.raises(KernelError, match="token 0: the logit of id 0 is nan"):
+            llm.generate(PROMPT, **GREEDY)
+    assert llm.generate(PROMPT, **GREEDY).ids == wanted
+
+
+@pytest.mark.parametrize("length", [CONTEXT - 1, CONTEXT, CONTEXT + 1, 10 * CONTEXT])
+def test_prompt_at_the_border_of_the_context(llm: LLM, length: int) -> None:
+    ids = [7] * length
+    if length < CONTEXT:
+        made = llm.generate(ids, temperature=0, max_new_tokens=50)
+        assert (len(made.ids), made.finish_reason) == (1, "length")
+    else:
+        with pytest.raises(ContextOverflow, match=rf"{length:,} tokens.*{CONTEXT}"):
+            llm.generate(ids, **GREEDY)
+
+
+def test_the_end_of_the_context_is_a_clean_end(llm: LLM) -> None:
+    made = llm.generate([7] * 100, temperature=0)
+    assert (len(made.ids), made.finish_reason) == (CONTEXT - 100, "length")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["", [], (), [320], [-1], [2**70], [1.0], [True], ["a"], [{"role": "user"}, 3], 5, None, b"ab", {"a": 1}, [None]],
+)  # fmt: skip
+def test_prompt_that_is_none(llm: LLM, prompt: Any) -> None:
+    for call in (llm.generate, llm.stream):
+        with pytest.raises(pellucid.errors.PellucidError) as caught:
+            call(prompt, **GREEDY)
+        assert "\n" not in str(caught.value)
+    assert in_use(llm) == 0
+
+
+def test_options_are_refused_before_the_first_piece(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="temperature, top_k, top_p, seed, stop, max_new_tokens"):
+        llm.stream(PROMPT, temprature=1)
+    with pytest.raises(InvalidRequest, match="top_p"):
+        llm.stream(PROMPT, top_p=1.5)
+
+
+def test_abandoned_stream_gives_its_pages_back(llm: LLM) -> None:
+    wanted = llm.generate(PROMPT, **DRAWN).text
+    for taken in (0, 1, 5):
+        stream = llm.stream(PROMPT, **DRAWN)
+        for _ in range(taken):
+            next(stream)
+        del stream
+        gc.collect()
+        assert llm.generate(PROMPT, **DRAWN).text == wanted
+        assert in_use(llm) == 1, "the sequence that is kept for a follow-up"
+    assert len(llm.generate([9] * 100, temperature=0).ids) == 28
+
+
+def test_what_is_kept_makes_way_for_what_runs(llm: LLM) -> None:
+    """Two pages in all: one for the running stream, one for what the second request left."""
+    wanted = llm.generate([7] * 60, temperature=0, max_new_tokens=20).ids
+    run = llm.start([7] * 60, temperature=0, max_new_tokens=20)
+    pieces = iter(run)
+    next(pieces)
+    llm.generate([9] * 30, **GREEDY)
+    assert in_use(llm) == 2
+    assert len(list(pieces)) == 19
+    assert run.ids == wanted
+
+
+def test_pages_that_others_use_are_an_error_that_says_so(llm: LLM) -> None:
+    pieces = iter(llm.start([7] * 60, **GREEDY))
+    next(pieces)
+    with pytest.raises(CacheFull, match=r"2 more pages.* 1 of 2 are free"):
+        llm.generate([9] * 100, **GREEDY)
+    assert len(list(pieces)) == 23
+    assert len(llm.generate([9] * 100, **GREEDY).ids) == 24
+
+
+def test_threads_that_generate_at_once_get_what_they_would_alone(llm: LLM) -> None:
+    prompts = ["rain in", "the east", "a stone or"]
+    options = {**DRAWN, "max_new_tokens": 16}
+    alone = {p: llm.generate(p, **options).ids for p in prompts}
+    roomy = pellucid.load(llm.checkpoint.path, threads=2)
+    found: dict[str, list[list[int]]] = {p: [] for p in prompts[:2]}
+
+    def work(prompt: str) -> None:
+        for _ in range(10):
+            found[prompt].append(roomy.generate(prompt, **options).ids)
+
+    workers = [threading.Thread(target=work, args=(p,)) for p in found]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    roomy.close()
+    assert found == {p: [alone[p]] * 10 for p in found}
+
+
+def test_a_follow_up_begins_where_the_last_request_ended_and_gives_the_same(llm: LLM, folder: Path) -> None:
+    first = llm.generate(PROMPT, **DRAWN)
+    prompt = llm.tokenizer.encode(PROMPT)
+    follow_up = [*prompt, *first.ids, *llm.tokenizer.encode(" or so")]
+    cached = llm.generate(follow_up, **DRAWN)
+    assert cached.cached_tokens == len(prompt) + len(first.ids) - 1
+    again = llm.generate(PROMPT, **DRAWN)
+    assert (again.cached_tokens, again.ids) == (len(prompt) - 1, first.ids)
+    fresh = pellucid.load(folder, threads=1)
+    whole = fresh.generate(follow_up, **DRAWN)
+    fresh.close()
+    assert (whole.cached_tokens, whole.ids) == (0, cached.ids)
+
+
+def test_an_encoder_does_not_generate_and_a_decoder_does_not_embed(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="use generate"):
+        llm.embed(["a"])
+
+
+@pytest.mark.parametrize("value", [0, -1, CONTEXT + 1, 1.5, "x", True, pytest.param(10**5000, id="huge")])
+def test_context_out_of_range(folder: Path, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=rf"context=.*1 to {CONTEXT}"):
+        pellucid.load(folder, context=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("threads", 0), ("threads", 257), ("threads", "2"), ("activation_bits", 4)]
+)
+def test_load_options_out_of_range(folder: Path, name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        pellucid.load(folder, **{name: value})
+
+
+def test_smaller_context(folder: Path) -> None:
+    llm = pellucid.load(folder, context=10)
+    assert len(llm.generate([5] * 4, temperature=0).ids) == 6
+    llm.close()
+
+
+def test_closing_twice_is_harmless_and_a_closed_model_says_so(folder: Path) -> None:
+    llm = pellucid.load(folder, threads=2)
+    llm.generate(PROMPT, **GREEDY)
+    llm.close()
+    llm.close()
+    with pytest.raises(InvalidRequest, match="closed"):
+        llm.generate(PROMPT, **GREEDY)
+
+
+def test_a_model_that_nobody_holds_stops_its_threads(folder: Path) -> None:
+    before = threading.enumerate()
+    llm = pellucid.load(folder, threads=3)
+    llm.generate(PROMPT, **GREEDY)
+    workers = [thread for thread in threading.enumerate() if thread not in before]
+    assert len(workers) == 2
+    del llm
+    for worker in workers:
+        worker.join(5)
+    assert not any(worker.is_alive() for worker in workers)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Iterator[LLM]:
+    llm = pellucid.load("smollm2")
+    yield llm
+    llm.close()
+
+
+@pytest.mark.model
+class TestSmolLM2:
+    def test_capital_of_france(self, smollm2: LLM) -> None:
+        made = smollm2.generate("The capital of France is", **GREEDY)
+        assert made.text.startswith(" Paris")
+        assert "".join(smollm2.stream("The capital of France is", **GREEDY)) == made.text
+
+    def test_chat_ends_by_itself_and_a_follow_up_reuses_it(self, smollm2: LLM) -> None:
+        messages = [{"role": "user", "content": "Answer in one word: what is the capital of France?"}]
+        answer = smollm2.chat(messages, temperature=0, max_new_tokens=60)
+        assert "Paris" in answer.text
+        assert (answer.finish_reason, answer.ids[-1] in smollm2.tokenizer.eos_ids) == ("stop", True)
+        messages += [
+            {"role": "assistant", "content": answer.text},
+            {"role": "user", "content": "And of Italy?"},
+        ]
+        assert smollm2.chat(messages, **GREEDY).cached_tokens > answer.prompt_tokens
+
+    def test_stop_string_across_tokens(self, smollm2: LLM) -> None:
+        text = smollm2.generate("Count: one, two, three,", **GREEDY).text
+        stop = text[2:9]
+        assert (
+            smollm2.generate("Count: one, two, three,", **GREEDY, stop=stop).text == text[: text.index(stop)]
+        )
+
+    def test_makes_no_sentence_vectors(self, smollm2: LLM) -> None:
+        with pytest.raises(InvalidRequest, match="sentence vectors"):
+            smollm2.embed(["a"])
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Iterator[LLM]:
+    llm = pellucid.load("minilm")
+    yield llm
+    llm.close()
+
+
+@pytest.mark.model
+class TestMiniLM:
+    def test_makes_no_text(self, minilm: LLM) -> None:
+        with pytest.raises(InvalidRequest, match="use embed"):
+            minilm.generate("a")
+
+    def test_more_texts_than_a_step_holds_are_the_same_as_one_by_one(self, minilm: LLM) -> None:
+        texts = [f"{'word ' * (i % 40)}number {i}" for i in range(60)]
+        together = minilm.embed(texts)
+        np.testing.assert_array_equal(together, np.concatenate([minilm.embed([text]) for text in texts]))
+
+    @pytest.mark.parametrize("texts", [[], "text", [""], ["ok", ""], [3], 5, None])
+    def test_texts_that_are_none(self, minilm: LLM, texts: Any) -> None:
+        with pytest.raises(InvalidRequest):
+            minilm.embed(texts)
+
+    def test_longer_than_the_context(self, minilm: LLM) -> None:
+        long = "word " * 600
+        with pytest.raises(ContextOverflow, match=r"602 tokens.*512"):
+            minilm.embed([long])
+        assert minilm.embed([long, "short"], truncate=True).shape == (2, 384)
+        np.testing.assert_array_equal(minilm.embed([long], truncate=True), minilm.embed(["word " * 510]))
