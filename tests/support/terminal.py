@@ -91,9 +91,7 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(
-    *arguments: str, columns: int = 80, env: Mapping[str, str] | None = None
-) -> Iterator[Terminal]:
+def terminal(*arguments: str, columns: int = 80, env: Mapping[str, str] | None = None) -> Iterator[Terminal]:
     """``pellucid`` with these arguments in a terminal."""
     made = Terminal(*arguments, columns=columns, env=env)
     try:

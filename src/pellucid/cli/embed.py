@@ -11,7 +11,7 @@ from pellucid.cli import common
 
 def command(
     model: common.Model,
-    texts: Annotated[list[str], typer.Argument(help="The sentences.", show_default=False)],
+    texts: Annotated[list[str], typer.Argument(help="The sentences.", metavar="TEXT", show_default=False)],
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
     threads: common.Threads = None,
     json: common.Json = False,
@@ -19,20 +19,24 @@ def command(
     """Sentence vectors and their cosine similarities."""
     import numpy as np
 
-    llm = common.load(model, threads)
+    llm = common.load(model, threads, before=lambda inputs: inputs.sentences(texts, truncate))
     vectors = llm.embed(texts, truncate=truncate)
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     cosines = vectors.astype(np.float64) @ vectors.T / np.outer(lengths, lengths)
     if json:
         common.print_json({"texts": texts, "vectors": vectors.tolist(), "cosines": cosines.round(6).tolist()})
         return
-    shown = common.table("", *(str(i + 1) for i in range(len(texts))), "text", f"vector ({vectors.shape[1]})")
-    for i, (text, row, vector) in enumerate(zip(texts, cosines, vectors)):
-        start = " ".join(f"{x:+.3f}" for x in vector[:4])
-        shown.add_row(
-            str(i + 1),
-            *(f"{x:.4f}" for x in row),
-            text if len(text) < 50 else text[:47] + "...",
-            f"{start} ...",
-        )
-    common.show(shown)
+    numbers = [str(i + 1) for i in range(len(texts))]
+    sentences = common.table(
+        "", "text", f"vector ({vectors.shape[1]})", right=("",), whole=(f"vector ({vectors.shape[1]})",)
+    )
+    for number, text, vector in zip(numbers, texts, vectors):
+        start = " ".join(f"{x:+.3f}" for x in vector[:3])
+        sentences.add_row(number, text if len(text) < 50 else text[:47] + "...", f"{start} ...")
+    common.show(sentences)
+    if len(texts) > 1:
+        similar = common.table("", *numbers, right=("", *numbers))
+        for number, row in zip(numbers, cosines):
+            similar.add_row(number, *(f"{x:.4f}" for x in row))
+        print("\ncosine similarities")
+        common.show(similar)

@@ -11,7 +11,9 @@ from pellucid.cli import common
 
 
 def command(
-    model: Annotated[str | None, typer.Argument(help="As for run.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="As for run.", metavar="MODEL", show_default=False)
+    ] = None,
     machine: Annotated[bool, typer.Option("--machine", help="What the kernels run on instead.")] = False,
     json: common.Json = False,
 ) -> None:
@@ -26,7 +28,7 @@ def command(
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
 
 
 def _machine() -> dict[str, Any]:
@@ -64,6 +66,7 @@ def _model(name: str) -> dict[str, Any]:
     block, formats = spec.blocks[0], Counter(t.format for t in checkpoint.tensors.values())
     attention, feedforward = block.attention, block.feedforward
     window = {b.attention.window for b in spec.blocks} - {0}
+    ends = " or ".join(tokenizer.token_text(token) for token in sorted(tokenizer.eos_ids))
     parameters = sum(_count(t.shape) for t in checkpoint.tensors.values())
     return {
         "name": spec.name,
@@ -81,7 +84,7 @@ def _model(name: str) -> dict[str, Any]:
         + ("" if attention.causal else ", bidirectional"),
         "feed-forward": f"{feedforward.width}, {'gated ' if feedforward.gated else ''}{feedforward.activation}",
         "norm": f"{block.norm.kind}, {block.placement}",
-        "tokenizer": f"{tokenizer.vocab_size} tokens, ends with {sorted(tokenizer.eos_ids)}",
+        "tokenizer": f"{tokenizer.vocab_size:,} tokens" + (f", a text ends with {ends}" if ends else ""),
         "chat template": "yes" if tokenizer.chat_template else "no",
     }
 

@@ -20,41 +20,59 @@ def command(
     activation_bits: common.ActivationBits = 16,
     json: common.Json = False,
 ) -> None:
-    """The program that the model is: stage, operation, shapes, bytes, multiply-adds. Nothing is loaded."""
+    """The program that a model is. Nothing is loaded.
+
+    An operation has a stage, a kernel, shapes (T tokens, R of them with logits, B sequences), the bytes of weights
+    that it reads in a step, and its multiply-adds for a token. A dot is where the threads wait for each other.
+    """
+    from rich.filesize import decimal
+
     from pellucid import pipeline
+    from pellucid.llm import activation_planes
     from pellucid.model import read_model
     from pellucid.plan.network import layouts
     from pellucid.weights.open import open_checkpoint
     from pellucid.weights.store import resolve
 
+    planes = activation_planes(activation_bits)
     with common.progress() as bars:
         checkpoint = open_checkpoint(resolve(model, progress=bars))
     read = read_model(checkpoint)
-    plan = pipeline.forward(read.spec, layouts(checkpoint, read), planes=activation_bits // 8)
+    plan = pipeline.forward(read.spec, layouts(checkpoint, read), planes=planes)
     if json:
         common.print_json([_row(op) for op in plan.operations])
         return
     shown = common.table(
-        "stage", "operation", "shape", "bytes", "multiply-adds", "meet", right=("bytes", "multiply-adds")
+        *("stage", "operation", "shape", "bytes", "mul-adds", ""),
+        right=("bytes", "mul-adds"),
+        whole=("stage", "operation"),
+        gap=1,
     )
+    group = ""
     for op in _shortened(plan.operations, whole):
         if isinstance(op, str):
-            shown.add_row(op, style="dim")
-        else:
-            row = _row(op)
-            numbers = (f"{row[key]:,}" if row[key] else "" for key in ("weight_bytes", "multiply_adds"))
-            shown.add_row(op.stage, str(op.kernel), op.shape, *numbers, "·" if op.barrier else "")
-    total = sum(op.weight_bytes for op in plan.operations), sum(op.multiply_adds for op in plan.operations)
-    meets = sum(op.barrier for op in plan.operations)
+            shown.add_row(*op.split(": "), style="dim")
+            continue
+        above, _, name = op.stage.rpartition(".")
+        if above.startswith("blocks.") and above != group:
+            shown.add_row(above)
+        group = above
+        stage = f"  {name}" if above.startswith("blocks.") else op.stage
+        numbers = decimal(op.weight_bytes) if op.weight_bytes else "", _millions(op.multiply_adds)
+        shown.add_row(stage, str(op.kernel), op.shape, *numbers, "·" if op.barrier else "")
     shown.add_row(
         "total",
         f"{len(plan.operations)} operations",
-        "a token",
-        *(f"{n:,}" for n in total),
-        str(meets),
+        f"{sum(op.barrier for op in plan.operations)} waits",
+        decimal(sum(op.weight_bytes for op in plan.operations)),
+        _millions(sum(op.multiply_adds for op in plan.operations)),
         style="bold",
     )
     common.show(shown)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count else ""
 
 
 def _row(op: Operation) -> dict[str, object]:

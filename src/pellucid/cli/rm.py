@@ -8,7 +8,9 @@ import typer
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="A name that `pellucid list` shows.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="A name that `pellucid list` shows.", metavar="MODEL", show_default=False)
+    ],
 ) -> None:
     """Remove a model from the store."""
     from pellucid.weights.store import remove

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def command(
     model: common.Model,
     prompt: Annotated[
-        str | None, typer.Argument(help="The text to continue; - or nothing reads it from standard input.")
+        str | None,
+        typer.Argument(
+            help="The text to continue; - or nothing reads it from standard input.", metavar="PROMPT"
+        ),
     ] = None,
     temperature: common.Temperature = 0.8,
     top_k: common.TopK = 40,
@@ -30,7 +33,7 @@ def command(
     activation_bits: common.ActivationBits = 16,
     json: common.Json = False,
 ) -> None:
-    """Continue a text, streaming."""
+    """Continue a text. The answer appears as it is made."""
     from pellucid.errors import InvalidRequest
     from pellucid.sample.options import Options
 
@@ -48,10 +51,9 @@ def command(
         if prompt is None and sys.stdin.isatty():
             raise InvalidRequest("no prompt: give a text, or - to read it from standard input")
         prompt = sys.stdin.read()
-    if not prompt:
-        raise InvalidRequest("the prompt is empty: give at least one character")
-    llm = common.load(model, threads, context, activation_bits)
-    run = llm.start(prompt, **options)
+    given = prompt
+    llm = common.load(model, threads, context, activation_bits, before=lambda inputs: inputs.prompt(given))
+    run = llm.start(given, **options)
     text = []
     for piece in run:
         text.append(piece.text)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.library import KernelKey
 from pellucid.kernels.packed import BLOCK, ROWS, Packed, round_up
+from pellucid.kernels.quantize import block_bytes
 from pellucid.kernels.record import Step
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import LETTER, At, Buffer, Constant, Operation, Plan, Rows, Value, Vector, Weights
@@ -79,6 +80,8 @@ class Builder:
         fields: dict[str, Value] = {
             "weights": Weights(f"{slot}.weight"),
             "groups": round_up(outputs, ROWS) // ROWS,
+            "group_bytes": packed.group_bytes(width),
+            "columns": width,
             "out": At(out),
             "out_stride": 4 * self.width_of(out),
             "addend": Vector(f"{slot}.bias") if bias else Constant(NO_ADDEND),
@@ -88,7 +91,7 @@ class Builder:
         }
         if packed.is_float:
             kernel, source = KernelKey("matmul_float", (packed,)), x
-            fields |= {"x": At(x), "x_stride": 4 * width, "columns": width}
+            fields |= {"x": At(x), "x_stride": 4 * width}
         else:
             if width % packed.unit:
                 raise UnsupportedModel(
@@ -96,7 +99,7 @@ class Builder:
                 )
             kernel = KernelKey("matmul_int8", (packed, self.planes))
             source = self.quantized(x, stage)
-            fields |= {"x": At(source), "blocks": width // BLOCK}
+            fields |= {"x": At(source), "x_stride": width // BLOCK * block_bytes(self.planes)}
         self.emit(
             Operation(
                 stage,

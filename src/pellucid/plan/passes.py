@@ -56,7 +56,7 @@ def fuse_residual(operations: list[Operation]) -> list[Operation]:
         if (
             op.kernel.name == "add"
             and before is not None
-            and before.kernel.name in ("matmul_int8", "matmul_float")
+            and before.kernel.name.startswith("matmul_")
             and isinstance(before.fields["addend"], Constant)
             and op.fields["b"] == At(before.writes[0])
         ):

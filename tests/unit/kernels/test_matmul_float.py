@@ -52,6 +52,7 @@ def product(
         threads,
         weights=matrix.data,
         groups=matrix.groups,
+        group_bytes=matrix.packed.group_bytes(x.shape[1]),
         columns=x.shape[1],
         x=x,
         x_stride=4 * x.shape[1],

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from plan_cases import ALL, plans
 from support.tiny import network
 
+from pellucid.kernels.library import KernelKey
 from pellucid.plan.passes import fuse_quantize, fuse_residual, place_barriers
 from pellucid.plan.plan import At, Cache, Operation, Plan
 from pellucid.runtime.batch import Chunk
@@ -69,16 +72,33 @@ def hazards(operations: Sequence[Operation]) -> list[tuple[str, str]]:
     return found
 
 
+def check_barriers(operations: Sequence[Operation]) -> None:
+    """There is no hazard; without any one of the barriers there is."""
+    assert hazards(operations) == []
+    for i, op in enumerate(operations):
+        if op.barrier:
+            without = [*operations[:i], replace(op, barrier=False), *operations[i + 1 :]]
+            assert hazards(without) != [], op.stage
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_barriers_are_enough_and_none_is_too_many(name: str, tmp_path: Path) -> None:
     _, plain, optimized = plans(name, tmp_path)
-    for operations in (optimized.operations, tuple(place_barriers(list(plain.operations)))):
-        assert hazards(operations) == []
-        barriers = [i for i, op in enumerate(operations) if op.barrier]
-        assert barriers
-        for i in barriers:
-            without = [*operations[:i], replace(operations[i], barrier=False), *operations[i + 1 :]]
-            assert hazards(without) != [], operations[i].stage
+    for operations in (optimized.operations, place_barriers(list(plain.operations))):
+        check_barriers(operations)
+        assert any(op.barrier for op in operations)
+
+
+some_buffers = st.lists(st.sampled_from("abcd"), max_size=3).map(tuple)
+
+
+@given(st.lists(st.tuples(some_buffers, some_buffers), max_size=12))
+def test_barriers_of_any_list_of_operations(touched: list[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
+    operations = [
+        Operation(f"stage.{i}", KernelKey("add"), {}, reads, writes)
+        for i, (reads, writes) in enumerate(touched)
+    ]
+    check_barriers(place_barriers(operations))
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,0 +1,106 @@
+"""What all matrix products share: out = x Wᵀ + addend, row group by row group, tile by tile of tokens.
+
+The addend is zeros, a bias (N,), or out itself, which adds the product onto the residual stream. How a tile's sums
+are made is the layout's affair (``matmul_int8.py``, ``matmul_float.py``); every tile size makes them in the same
+order, so a token's result never depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pellucid.kernels.packed import ROWS, VECTOR
+from pellucid.kernels.record import Address, Count, Record
+
+TILES = (8, 4, 2, 1)  # tokens that share each load of the weights
+AHEAD = 16384  # bytes that a lone token asks for before it reads them
+
+SumsEmitter = Callable[[Any, int, Any, Any, list[Any]], list[Any]]
+"""(emitter, tokens, address of the group, D, addresses of the tokens' rows) to one vector of 16 sums a token."""
+
+
+class Matmul(Record):
+    weights: Address  # packed (N, D), groups of 16 rows
+    groups: int  # N/16, rounded up
+    group_bytes: int
+    columns: int  # D
+    x: Address  # (T, D) float32 or activation blocks
+    x_stride: int  # bytes
+    out: Address  # (T, N) float32
+    out_stride: int  # bytes
+    addend: Address
+    addend_group: int  # bytes from one group of 16 to the next
+    addend_row: int  # bytes from one token to the next
+    rows: Count
+
+
+def prefetch_ahead(e: Any, address: Any, nbytes: int) -> None:
+    """Ask for what will be read ``AHEAD`` bytes later than the ``nbytes`` at an address."""
+    for line in range(0, nbytes, VECTOR):
+        e.prefetch(e.at(address, AHEAD + line))
+
+
+def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int) -> Any:
+    """One group of 16 rows times ``tokens`` tokens."""
+    from numba.core import types as t
+    from numba.extending import intrinsic
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = simd.Emitter(builder)
+        weights, columns, x, x_stride, out, out_stride, addend, addend_row = args
+        rows = [e.at(x, builder.mul(x_stride, e.const(token))) for token in range(tokens)]
+        for token, total in enumerate(emit_sums(e, tokens, weights, columns, rows)):
+            more = e.load(e.at(addend, builder.mul(addend_row, e.const(token))), total.type)
+            e.store(builder.fadd(total, more), e.at(out, builder.mul(out_stride, e.const(token))))
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typingctx, weights, columns, x, x_stride, out, out_stride, addend, addend_row):
+        return t.void(*[t.int64] * 8), emit
+
+    @simd.jit
+    def run(weights, columns, x, x_stride, out, out_stride, addend, addend_row):
+        tile(weights, columns, x, x_stride, out, out_stride, addend, addend_row)
+
+    return run
+
+
+def product(simd: Any, emit_sums: SumsEmitter) -> Any:
+    """The kernel's body."""
+    at, load = Matmul.at, simd.load_i64
+    tile8, tile4, tile2, tile1 = (_tile(simd, emit_sums, tokens) for tokens in TILES)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        groups, group_bytes = load(record + at.groups), load(record + at.group_bytes)
+        columns, x_stride, out_stride = (
+            load(record + at.columns),
+            load(record + at.x_stride),
+            load(record + at.out_stride),
+        )
+        addend_group, addend_row = load(record + at.addend_group), load(record + at.addend_row)
+        rows = load(step + load(record + at.rows))
+        for group in range(groups * thread // threads, groups * (thread + 1) // threads):
+            w = load(record + at.weights) + group * group_bytes
+            x, out = load(record + at.x), load(record + at.out) + group * ROWS * 4
+            addend = load(record + at.addend) + group * addend_group
+            row = 0
+            while row < rows:
+                left = rows - row
+                if left >= 8:
+                    tile8(w, columns, x, x_stride, out, out_stride, addend, addend_row)
+                    done = 8
+                elif left >= 4:
+                    tile4(w, columns, x, x_stride, out, out_stride, addend, addend_row)
+                    done = 4
+                elif left >= 2:
+                    tile2(w, columns, x, x_stride, out, out_stride, addend, addend_row)
+                    done = 2
+                else:
+                    tile1(w, columns, x, x_stride, out, out_stride, addend, addend_row)
+                    done = 1
+                row += done
+                x, out, addend = x + done * x_stride, out + done * out_stride, addend + done * addend_row
+
+    return body
