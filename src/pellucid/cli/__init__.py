@@ -18,6 +18,7 @@ from typing import Any
 import typer
 
 from pellucid.errors import PellucidError
+from pellucid.weights.messages import reason
 
 # Typer brings its own copy of Click or uses the installed one, by version; its errors are found through its own.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:  # a full disk behind standard output, say
         _drop_output()
-        return _refuse(str(error))
+        return _refuse(reason(error))
 
 
 def _mend_streams() -> None:

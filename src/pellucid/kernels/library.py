@@ -19,6 +19,7 @@ import os
 import pkgutil
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,7 @@ class Library:
                 if progress:
                     progress(done, len(absent), str(key))
                 found[key] = made = compile_kernel(key)
-                _write(folder / f"{key.file_stem}.o", made)
+                _keep(folder / f"{key.file_stem}.o", made)
             if absent and progress:
                 progress(len(absent), len(absent), "")
             for key, content in found.items():
@@ -210,13 +211,25 @@ def _execution_engine() -> Any:
 
 
 def _read(path: Path) -> bytes | None:
-    """What was written to a file; None if there is none, or if it is no longer what was written."""
+    """What was written to a file; None if it cannot be had, or is no longer what was written."""
     try:
         stored = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
     digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
     return content if hashlib.sha256(content).digest() == digest else None
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Write a file, or say that it could not be: what was compiled runs all the same."""
+    try:
+        _write(path, content)
+    except OSError as error:
+        warnings.warn(
+            f"compiled kernels cannot be kept in {path.parent} ({error.strerror}): next time they are compiled again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -72,10 +72,7 @@ class Executor:
     def run(self, program: Program, step: NDArray[np.int64]) -> None:
         """Run one step: every record of the program, on every thread. Releases the GIL."""
         control = self._control
-        control[loop.PROGRAM // 8] = program.records.ctypes.data
-        control[loop.RECORDS // 8] = len(program.records)
-        control[loop.STEP // 8] = step.ctypes.data
-        self._team.tell()
+        self._team.tell(program.records.ctypes.data, len(program.records), step.ctypes.data)
         self._lead(control.ctypes.data, self.threads, 0, 0)
         if control[loop.STATUS // 8]:
             status, control[loop.STATUS // 8] = int(control[loop.STATUS // 8]), 0
@@ -99,8 +96,13 @@ class _Team:
         self.condition = threading.Condition()
         self.parked = 0
 
-    def tell(self) -> None:
+    def tell(self, program: int, records: int, step: int) -> None:
         """Announce the next step."""
+        with self.condition:
+            self.control[loop.PROGRAM // 8] = program
+            self.control[loop.RECORDS // 8] = records
+            self.control[loop.STEP // 8] = step
+        # The lock in between is what orders the stores for a spinning worker: it must not see the epoch first.
         with self.condition:
             self.control[loop.EPOCH // 8] += 1
             if self.parked:

@@ -145,3 +145,12 @@ def test_a_kernel_that_does_not_compile_says_which(monkeypatch: pytest.MonkeyPat
     with pytest.raises(KernelError, match="broken 7 did not compile"):
         Library().load([KernelKey("broken", (7,))])
     assert not list(empty_home.rglob("broken*"))
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_does_no_other_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kernels").write_text("a file where the folder should be")
+    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path))
+    with pytest.warns(RuntimeWarning, match="cannot be kept"):
+        assert Library().load([KernelKey("pick")])[KernelKey("pick")]

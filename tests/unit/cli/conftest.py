@@ -1,0 +1,69 @@
+"""Models of a few kilobytes for the command line: one that chats, one that cannot, one that never ends, an encoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.command import Outcome
+from support.tiny import TINY, write_llama
+from support.tokenizer_file import write_tokenizer
+
+from pellucid.cli import main
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random Llama with a context of 128 tokens and a chat template."""
+    folder = write_llama(tmp_path_factory.mktemp("models") / "tiny")
+    write_tokenizer(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def mute(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same without a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "mute"
+    shutil.copytree(tiny, folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One that goes on for many seconds: no token that it makes ends a text."""
+    folder = write_llama(tmp_path_factory.mktemp("models") / "endless", context=1 << 17)
+    write_tokenizer(folder, eos_ids=())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random BERT and a vocabulary for it."""
+    folder = tmp_path_factory.mktemp("models") / "encoder"
+    shutil.copytree(TINY["bert"], folder)
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "sentence", "another"]
+    words += [f"word{i}" for i in range(size - len(words))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return str(folder)
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command line in this process."""
+
+    def run(*arguments: str) -> Outcome:
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
