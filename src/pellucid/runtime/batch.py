@@ -40,7 +40,7 @@ class StepArrays:
         self.pages = np.zeros((sequences, pages), np.int32)
         self._scratch = np.empty(scratch * threads + 64, np.uint8)
         start = int(self._scratch.ctypes.data)
-        self._known: dict[str, int] = {
+        known = {
             "token_ids": _address(self.token_ids),
             "positions": _address(self.positions),
             "output_rows": _address(self.output_rows),
@@ -52,7 +52,7 @@ class StepArrays:
             "scratch": start + -start % 64,
             "scratch_bytes": scratch,
         }
-        self.record = np.zeros(len(Step.fields), np.int64)
+        self.record = np.array(Step.pack({"tokens": 0, "outputs": 0, "sequences": 0, **known}), np.int64)
 
     def fill(self, chunks: Seq[Chunk], cache: KVCache) -> tuple[int, int]:
         """Write a batch into the arrays and give its sequences their pages. Returns (T, R).
@@ -73,8 +73,7 @@ class StepArrays:
             row += count
             self.output_rows[output : output + chunk.outputs] = np.arange(row - chunk.outputs, row)
             output += chunk.outputs
-        counts = {"tokens": row, "outputs": output, "sequences": len(chunks)}
-        self.record[:] = Step.pack({**counts, **self._known})
+        self.record[:3] = row, output, len(chunks)  # the record's first fields
         return row, output
 
 
