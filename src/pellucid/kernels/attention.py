@@ -6,7 +6,7 @@ In: queries (T, H, K) float32; the layer's pages of keys and values. Out: (T, H,
 perhaps as activation blocks too.
 
 A page holds S tokens of every key/value head in float16: keys as (G, K, S), so that 16 tokens' scores are one
-vector and need no horizontal sum; values as (G, S, K). A *row* is one query head of one token. Up to four
+vector and need no horizontal sum; values as (G, S, K). A *row* is one query head of one token. Up to eight
 rows that share a key/value head (heads of its group, or neighbouring tokens) walk the pages together, so each
 key and value is loaded once for them.
 
@@ -27,8 +27,9 @@ from pellucid.kernels.quantize import block_bytes, quantize_block
 from pellucid.kernels.record import Address, Record, Step
 
 PAGE = 64  # S, tokens of a page
-ROWS = 4  # rows that walk the pages together
+ROWS = 8  # rows that walk the pages together
 SPAN = 32  # tokens whose scores are taken at once
+REGISTERS = 16  # vectors of sums that a tile may have
 
 
 class CacheWrite(Record):
@@ -172,7 +173,8 @@ def _values_tile(simd: Any, rows: int, head_dim: int) -> Any:
     from numba.extending import intrinsic
 
     vectors = head_dim // 16
-    chunk = next(c for c in (4, 3, 2, 1) if vectors % c == 0)
+    widest = REGISTERS // rows  # sums are kept in registers, so more rows take fewer columns at once
+    chunk = next(c for c in (4, 3, 2, 1) if vectors % c == 0 and c <= widest)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
@@ -233,35 +235,53 @@ def _softmax(simd: Any) -> Any:
 
 
 def _walk(simd: Any, head_dim: int, planes: int) -> Any:
-    """The whole of attention for up to four rows; see ``walk``."""
+    """The whole of attention for up to eight rows; see ``walk``."""
     load, load_i32, vload, vstore, splat = simd.load_i64, simd.load_i32, simd.vload, simd.vstore, simd.splat
-    scores1, scores2, scores3, scores4 = (_scores_tile(simd, n) for n in (1, 2, 3, 4))
-    values1, values2, values3, values4 = (_values_tile(simd, n, head_dim) for n in (1, 2, 3, 4))
+    scores8, scores4, scores3, scores2, scores1 = (_scores_tile(simd, n) for n in (8, 4, 3, 2, 1))
+    values8, values4, values3, values2, values1 = (_values_tile(simd, n, head_dim) for n in (8, 4, 3, 2, 1))
     softmax, quantize = _softmax(simd), quantize_block(simd, planes)
     at, step_at = Attention.at, Step.at
     row_bytes, page_head, q_bytes = head_dim * 4, head_dim * PAGE * 2, block_bytes(planes)
 
     @simd.jit
     def scores(rows, queries, keys, out, stride):
-        if rows == 4:
-            scores4(queries, head_dim, keys, out, stride)
-        elif rows == 3:
-            scores3(queries, head_dim, keys, out, stride)
-        elif rows == 2:
-            scores2(queries, head_dim, keys, out, stride)
-        else:
-            scores1(queries, head_dim, keys, out, stride)
+        while rows > 0:
+            if rows >= 8:
+                scores8(queries, head_dim, keys, out, stride)
+                done = 8
+            elif rows >= 4:
+                scores4(queries, head_dim, keys, out, stride)
+                done = 4
+            elif rows == 3:
+                scores3(queries, head_dim, keys, out, stride)
+                done = 3
+            elif rows == 2:
+                scores2(queries, head_dim, keys, out, stride)
+                done = 2
+            else:
+                scores1(queries, head_dim, keys, out, stride)
+                done = 1
+            rows, queries, out = rows - done, queries + done * row_bytes, out + done * stride
 
     @simd.jit
     def values(rows, weights, stride, start, tokens, out):
-        if rows == 4:
-            values4(weights, stride, start, tokens, out)
-        elif rows == 3:
-            values3(weights, stride, start, tokens, out)
-        elif rows == 2:
-            values2(weights, stride, start, tokens, out)
-        else:
-            values1(weights, stride, start, tokens, out)
+        while rows > 0:
+            if rows >= 8:
+                values8(weights, stride, start, tokens, out)
+                done = 8
+            elif rows >= 4:
+                values4(weights, stride, start, tokens, out)
+                done = 4
+            elif rows == 3:
+                values3(weights, stride, start, tokens, out)
+                done = 3
+            elif rows == 2:
+                values2(weights, stride, start, tokens, out)
+                done = 2
+            else:
+                values1(weights, stride, start, tokens, out)
+                done = 1
+            rows, weights, out = rows - done, weights + done * stride, out + done * row_bytes
 
     @simd.jit
     def walk(record, step, s, kv_head, first, rows, scratch):
@@ -347,7 +367,7 @@ def build(simd: Any, head_dim: int, planes: int) -> Any:
         scratch = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes)
         total = load(step + step_at.tokens) * group * kv_heads
         # Many rows: tiles go round the threads, since later tokens see more. Few: each takes its share of rows.
-        many = total >= 4 * ROWS * threads
+        many = total >= 2 * ROWS * threads
         low, high = total * thread // threads, total * (thread + 1) // threads
         seen, tile = 0, 0
         for s in range(load(step + step_at.sequences)):
