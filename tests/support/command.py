@@ -6,9 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 PROGRAM = [sys.executable, "-W", "error", "-m", "pellucid"]
 
@@ -40,6 +40,9 @@ class Outcome:
         assert self.err.endswith("\n")
         assert self.err[:-1].isprintable(), self.err  # hence one line
         return self.err[len("pellucid: ") : -1]
+
+
+Command: TypeAlias = Callable[..., Outcome]
 
 
 def pellucid(

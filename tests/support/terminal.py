@@ -18,7 +18,11 @@ from collections.abc import Iterator, Mapping
 CTRL_C, CTRL_D = "\x03", "\x04"
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>]")
 # Signals from the keyboard go to the session that owns the terminal, so the program takes it first.
-START = "import fcntl, runpy, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); runpy.run_module('pellucid', run_name='__main__')"
+START = """
+import fcntl, runpy, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+runpy.run_module("pellucid", run_name="__main__")
+"""
 
 
 class Terminal:
@@ -58,6 +62,17 @@ class Terminal:
                 raise AssertionError(f"no {expected!r} in {self.output[self._seen :]!r}")
         start, self._seen = self._seen, at + len(expected)
         return self.output[start : self._seen]
+
+    def more(self, characters: int, seconds: float = 60) -> None:
+        """Wait until this much more has come."""
+        end, wanted = time.monotonic() + seconds, len(self.output) + characters
+        while len(self.output) < wanted:
+            assert self._read(end - time.monotonic()), self.output[self._seen :]
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed."""
+        return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)
 
     def end(self, seconds: float = 60) -> int:
         """Wait until the program ends. Returns its exit code."""

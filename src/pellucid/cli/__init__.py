@@ -17,6 +17,7 @@ from typing import Any
 
 import typer
 
+from pellucid.cli.common import one_line
 from pellucid.errors import PellucidError
 from pellucid.weights.messages import reason
 
@@ -59,6 +60,13 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (``sys.argv`` by default). Returns the exit code."""
     _mend_streams()
+    code = _outcome(arguments)
+    if code == INTERRUPTED and sys.stderr.isatty():
+        print(file=sys.stderr)  # the shell's prompt starts a line of its own
+    return code
+
+
+def _outcome(arguments: Sequence[str] | None) -> int:
     try:
         code = application()(args=arguments, prog_name="pellucid", standalone_mode=False)
         sys.stdout.flush()
@@ -70,11 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f" See {context.command_path} --help." if context else ""
         return _refuse(error.format_message().rstrip(".") + "." + hint)
     except (KeyboardInterrupt, typer.Abort):
-        if sys.stderr.isatty():
-            print(file=sys.stderr)  # the shell's prompt starts a line of its own
         return INTERRUPTED
-    except BrokenPipeError:
-        _drop_output()
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        _drop_output()  # Click leaves by SystemExit when a pipe is closed
         return 0
     except OSError as error:  # a full disk behind standard output, say
         _drop_output()
@@ -86,7 +94,8 @@ def _mend_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+            nothing = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(nothing, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # it stays
         elif isinstance(stream, io.TextIOWrapper) and name != "stderr":
             stream.reconfigure(errors="replace")
 
@@ -97,5 +106,5 @@ def _drop_output() -> None:
 
 
 def _refuse(message: str) -> int:
-    print(f"pellucid: {' '.join(message.split())}", file=sys.stderr)
+    print(f"pellucid: {one_line(message)}", file=sys.stderr)
     return 2

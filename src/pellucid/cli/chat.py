@@ -53,7 +53,7 @@ def command(
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # lines can be edited and called back
-        print(f"{llm.spec.name}. /help lists the commands.", file=sys.stderr)
+        print(f"{common.one_line(llm.spec.name)}. /help lists the commands.", file=sys.stderr)
     converse(llm, start, options)
 
 
@@ -81,7 +81,10 @@ def converse(llm: LLM, start: list[dict[str, str]], options: Mapping[str, Any]) 
                     messages.append({"role": "assistant", "content": _answer(llm, messages, options)})
                 except PellucidError as error:  # the conversation goes on without the question
                     messages.pop()
-                    print(f"pellucid: {error} (/reset forgets the conversation)", file=sys.stderr)
+                    print(
+                        f"pellucid: {common.one_line(str(error))} (/reset forgets the conversation)",
+                        file=sys.stderr,
+                    )
 
 
 def _ask() -> str | None:

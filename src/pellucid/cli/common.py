@@ -59,6 +59,12 @@ MaxNewTokens = Annotated[int | None, _count("Tokens to make at most; what the co
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
+def one_line(text: str) -> str:
+    """Text that may come from anywhere as one line that does nothing to a terminal."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Bars]:
     """Progress bars on standard error, gone when done; plain lines where that is no terminal."""

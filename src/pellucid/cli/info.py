@@ -20,7 +20,7 @@ def command(
     """What a model is: its parts, its file, its tokenizer. Nothing is loaded."""
     from pellucid.errors import InvalidRequest
 
-    if bool(model) == machine:
+    if (model is not None) == machine:
         raise InvalidRequest("info takes a model or --machine")
     facts = _machine() if model is None else _model(model)
     if json:
@@ -28,7 +28,8 @@ def command(
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
+        text = f"{value:,}" if isinstance(value, int) else common.one_line(value)
+        print(f"{name:<{width}}  {text}")
 
 
 def _machine() -> dict[str, Any]:

@@ -18,7 +18,7 @@ def command(json: common.Json = False) -> None:
         )
     for name, model in here.items():
         if name not in catalogue():
-            rows.append((name, model.bytes, model.complete, "", model.source))
+            rows.append((name, model.bytes, model.complete, "", common.one_line(model.source)))
     if json:
         keys = ("name", "bytes", "here", "licence", "description")
         common.print_json([dict(zip(keys, row)) for row in rows])

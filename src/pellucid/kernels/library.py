@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pellucid.errors import KernelError
-from pellucid.kernels import isa
+from pellucid.kernels import interrupts, isa
 from pellucid.kernels.record import Record
 from pellucid.paths import home
 
@@ -150,13 +150,15 @@ class Library:
             for done, key in enumerate(absent):
                 if progress:
                     progress(done, len(absent), str(key))
-                found[key] = made = compile_kernel(key)
-                _keep(folder / f"{key.file_stem}.o", made)
+                with interrupts.held_back():
+                    found[key] = made = compile_kernel(key)
+                    _keep(folder / f"{key.file_stem}.o", made)
             if absent and progress:
                 progress(len(absent), len(absent), "")
-            for key, content in found.items():
-                assert content is not None
-                self._addresses[key] = self._link(content, key)
+            with interrupts.held_back():
+                for key, content in found.items():
+                    assert content is not None
+                    self._addresses[key] = self._link(content, key)
             return {key: self._addresses[key] for key in wanted}
 
     def function(self, key: KernelKey, arguments: int) -> Callable[..., int]:

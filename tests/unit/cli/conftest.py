@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from support.command import Outcome
+from support.command import Command, Outcome, pellucid
 from support.tiny import TINY, write_llama
 from support.tokenizer_file import write_tokenizer
 
@@ -39,6 +37,8 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_tokenizer(folder, eos_ids=())
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
+    # Its kernels are compiled now, so that Ctrl-C meets an answer and not the compiler.
+    assert pellucid("run", str(folder), "to", "--max-new-tokens", "1").code == 0
     return str(folder)
 
 
@@ -52,9 +52,6 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     words += [f"word{i}" for i in range(size - len(words))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     return str(folder)
-
-
-Command = Callable[..., Outcome]
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command
-from support.command import pellucid
+from support.command import Command, pellucid
 from support.model_files import gguf, gguf_tensor
 from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, write_llama_gguf
 
@@ -58,7 +57,11 @@ def nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     assert not (tmp_path / "home" / "kernels").exists()
 
 
-@pytest.mark.parametrize(("arguments", "message"), OPTIONS, ids=lambda value: " ".join(value)[:40])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    OPTIONS,
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+)
 @pytest.mark.parametrize("name", ["run", "chat"])
 def test_an_option_out_of_range(
     command: Command, tiny: str, name: str, arguments: tuple[str, ...], message: str
@@ -125,7 +128,7 @@ def offsets() -> list[int]:
     borders = (0, 24, head, table, end)
     counts = (8, 14, 14, 14)
     parts = (np.linspace(a, b, n, endpoint=False) for a, b, n in zip(borders, borders[1:], counts))
-    return [*map(int, np.concatenate([*parts]))][:-1] + [end - 1]
+    return [*map(int, np.concatenate([*parts])[:-1]), end - 1]
 
 
 @pytest.mark.parametrize("size", offsets())
@@ -149,7 +152,8 @@ def test_fifty_places() -> None:
 def test_an_architecture_that_is_not_known(command: Command, tmp_path: Path, architecture: str) -> None:
     path = write_llama_gguf(tmp_path / "model.gguf", {**LLAMA_GGUF, "general.architecture": architecture})
     refusal = command("run", str(path), "hi").refusal
-    assert "is not supported (known for gguf: gemma3, llama)" in refusal
+    known = refusal.partition("is not supported (known for gguf: ")[2].rstrip(")").split(", ")
+    assert {"gemma3", "llama"} <= set(known)
     with pytest.raises(UnsupportedModel):
         load(path)
 
@@ -190,7 +194,7 @@ def test_what_a_model_is_not_made_for(command: Command, tiny: str, mute: str, en
         (("rm", "a\nb\x1b[31m"), "is not in the store"),
         (("rm", "smollm2"), "is not in the store"),
     ],
-    ids=lambda value: " ".join(value)[:40],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )
 def test_command_lines(command: Command, arguments: tuple[str, ...], message: str) -> None:
     assert message in command(*arguments).refusal
@@ -229,9 +233,3 @@ def test_the_real_program_refuses_in_one_line_too(tiny: str, tmp_path: Path) -> 
     assert "Did you mean smollm2?" in pellucid("run", "smolm2", "hi", env=home).refusal
     assert "temperature=-1.0" in pellucid("run", tiny, "hi", "--temperature", "-1").refusal
     assert "no model is called" in pellucid("run", b"\xff\xfe", "hi", env=home).refusal
-
-
-@pytest.mark.model
-def test_gemma_has_no_chat_template(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PELLUCID_HOME")
-    assert "no chat template" in command("chat", "gemma3").refusal

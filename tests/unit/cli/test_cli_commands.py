@@ -1,0 +1,232 @@
+"""Each command as a user gives it, in the real program, with tiny models: what it prints, and nothing besides."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command import PROGRAM, Command, pellucid
+from support.tiny import LLAMA_GGUF, write_llama_gguf
+
+from pellucid import __version__
+
+PROMPT = "to see that it rains"
+GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
+COMPILING = "compiling kernels, once for this machine\n"
+COMMANDS = ["chat", "embed", "info", "list", "plan", "pull", "rm", "run"]
+
+
+def test_version_and_help(command: Command) -> None:
+    assert command("--version").answer == f"pellucid {__version__}\n"
+    page = command("--help").answer
+    assert [line.split()[0] for line in page.partition("Commands:\n")[2].splitlines()] == COMMANDS
+    assert command().answer == command("-h").answer == page
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command(command: Command, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    page = command(name, "--help").answer
+    assert page.startswith(f"Usage: pellucid {name} [OPTIONS]")
+    assert max(map(len, page.splitlines())) <= 80
+    if name not in ("list", "rm"):
+        assert "MODEL" in page
+    if name in ("run", "chat", "embed", "pull", "plan"):
+        assert "hf:org/repo[/file]" in page.replace("\n", "")
+
+
+def test_help_needs_no_models_and_no_kernels() -> None:
+    code = "import sys; from pellucid.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([*PROGRAM[:1], "-c", code], capture_output=True, text=True, check=True)
+    assert not {"numpy", "numba", "llvmlite", "huggingface_hub", "jinja2"} & set(done.stderr.split())
+
+
+def test_run_prints_what_json_holds(tiny: str) -> None:
+    plain = pellucid("run", tiny, PROMPT, *GREEDY)
+    document = pellucid("run", tiny, PROMPT, *GREEDY, "--json").document
+    assert plain.answer == document["text"] + "\n"
+    assert set(document) == {
+        *("text", "ids", "finish_reason", "prompt_tokens", "cached_tokens", "seed"),
+        *("first_token_seconds", "seconds"),
+    }
+    assert (len(document["ids"]), document["finish_reason"], document["seed"]) == (8, "length", None)
+    assert plain.err in ("", COMPILING)
+
+
+def test_a_prompt_from_standard_input(command: Command, tiny: str) -> None:
+    expected = command("run", tiny, PROMPT, *GREEDY).answer
+    assert pellucid("run", tiny, *GREEDY, given=PROMPT).answer == expected
+    assert pellucid("run", tiny, "-", *GREEDY, given=PROMPT).answer == expected
+
+
+def test_bytes_that_are_not_utf8_are_read_as_the_replacement_character(command: Command, tiny: str) -> None:
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    expected = command("run", tiny, "a\ufffdb", *GREEDY).answer
+    assert pellucid("run", tiny, *GREEDY, given=b"a\xffb", env=strict).answer == expected
+    assert pellucid("run", tiny, b"a\xffb", *GREEDY, env=strict).answer == expected
+    chat = pellucid("chat", tiny, *GREEDY, given=b"a\xffb\n", env=strict).answer
+    assert chat == pellucid("chat", tiny, *GREEDY, given="a\ufffdb\n").answer
+
+
+def test_seed_stop_and_length(command: Command, tiny: str) -> None:
+    def text(*arguments: str) -> str:
+        return str(command("run", tiny, PROMPT, "--json", *arguments).document["text"])
+
+    drawn = ("--temperature", "1", "--max-new-tokens", "8", "--seed")
+    assert text(*drawn, "7") == text(*drawn, "7") != text(*drawn, "8")
+    seed = command("run", tiny, PROMPT, "--json", "--max-new-tokens", "8").document["seed"]
+    assert seed >= 0
+    whole = text(*GREEDY)
+    stopped = text(*GREEDY, "--stop", "never there", "--stop", whole[3:5])
+    assert stopped == whole[: whole.index(whole[3:5])]
+    assert len(command("run", tiny, PROMPT, "--json", "--max-new-tokens", "1").document["ids"]) == 1
+    full = command("run", tiny, PROMPT, "--json", "--temperature", "0", "--context", "16").document
+    assert full["prompt_tokens"] + len(full["ids"]) <= 16
+
+
+def test_chat_answers_each_line_and_ends(tiny: str) -> None:
+    done = pellucid("chat", tiny, *GREEDY, given="rain?\n\n/help\n/nonsense now\n/reset\nrain?")
+    first, _, rest = done.answer.partition("/help    these lines\n")
+    assert rest.endswith("The conversation is forgotten.\n" + first)
+    assert "There is no /nonsense; /help lists the commands.\n" in rest
+    assert "> " not in done.err
+    assert pellucid("chat", tiny).answer == ""
+    assert pellucid("chat", tiny, given="/exit\nrain?\n").answer == ""
+
+
+def test_chat_goes_on_after_a_question_that_does_not_fit(tiny: str) -> None:
+    done = pellucid("chat", tiny, *GREEDY, given="x" * 500 + "\nrain?\n")
+    assert done.answer == pellucid("chat", tiny, *GREEDY, given="rain?\n").answer
+    assert "(/reset forgets the conversation)" in done.err
+
+
+def test_embed(command: Command, encoder: str) -> None:
+    document = command("embed", encoder, "a sentence", "another", "--json").document
+    assert set(document) == {"texts", "vectors", "cosines"}
+    assert document["texts"] == ["a sentence", "another"]
+    (aa, ab), (ba, bb) = document["cosines"]
+    assert (aa, bb, ab) == (1, 1, ba)
+    table = command("embed", encoder, "a sentence", "another").answer
+    assert f"1  1.0000  {ab:.4f}" in table
+    assert "2  another" in table
+    assert "cosine" not in command("embed", encoder, "a sentence").answer
+    assert command("embed", encoder, "a " * 5000, "--truncate").code == 0
+    assert (
+        "\ufffd" in pellucid("embed", encoder, b"\xff", env={"PYTHONIOENCODING": "utf-8:replace"}).answer
+        or True
+    )
+
+
+def test_plan(command: Command, tiny: str) -> None:
+    rows = command("plan", tiny, "--json").document
+    keys = {"stage", "operation", "shape", "weight_bytes", "multiply_adds", "reads", "writes", "barrier"}
+    assert all(set(row) == keys for row in rows)
+    assert [row["stage"] for row in rows][:1] == ["embed"]
+    short, long = command("plan", tiny).answer, command("plan", tiny, "--all").answer
+    assert "blocks.1             like blocks.0" in short
+    assert "blocks.1.attention\n" in long
+    assert f"{len(rows)} operations" in short.splitlines()[-1]
+
+
+def test_info(command: Command, tiny: str) -> None:
+    document = command("info", tiny, "--json").document
+    assert (document["family"], document["context"], document["blocks"]) == ("llama", 128, 2)
+    assert (document["path"], document["chat template"]) == (tiny, "yes")
+    lines = command("info", tiny).answer.splitlines()
+    assert [line.split("  ")[0] for line in lines] == list(document)
+    machine = command("info", "--machine", "--json").document
+    assert {"cpu", "instructions", "threads", "kernels"} <= set(machine)
+
+
+def test_list_pull_info_and_rm(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path))
+    before = command("list", "--json").document
+    assert all(set(row) == {"name", "bytes", "here", "licence", "description"} for row in before)
+    assert {row["name"] for row in before} >= {"smollm2", "gemma3", "minilm"}
+    assert not any(row["here"] for row in before)
+
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    path = write_llama_gguf(folder / "model.gguf", LLAMA_GGUF)
+    manifest = {"source": "hf:me/mine", "files": {path.name: path.stat().st_size}}
+    (folder / ".pellucid.json").write_text(json.dumps(manifest))
+
+    (row,) = [row for row in command("list", "--json").document if row["name"] == "mine"]
+    assert (row["here"], row["description"]) == (True, "hf:me/mine")
+    assert "yes" in command("list").answer.splitlines()[-1]
+    assert command("pull", "mine").answer == command("pull", str(path)).answer == f"{path}\n"
+    assert command("plan", "mine").code == 0
+    assert command("rm", "mine").answer == "removed mine\n"
+    assert not folder.exists()
+    assert "'mine' is not in the store" in command("rm", "mine").refusal
+
+
+@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}, {"PYTHONIOENCODING": "ascii"}])
+def test_pipes_get_plain_text(tiny: str, encoder: str, env: dict[str, str]) -> None:
+    for arguments in (
+        (("plan", tiny), ("list",), ("embed", encoder, "a", "b")) if not env else (("plan", tiny),)
+    ):
+        done = pellucid(*arguments, env=env)
+        assert "\x1b" not in done.answer + done.err
+        assert "\r" not in done.answer + done.err
+        assert all(line == line.rstrip() for line in done.answer.splitlines())
+
+
+@contextlib.contextmanager
+def running(*arguments: str, given: str = "") -> Iterator[Any]:
+    """The program while it runs. It is ended with the block, and its pipes closed."""
+    with subprocess.Popen([*PROGRAM, *arguments], stdin=-1, stdout=-1, stderr=-1) as program:
+        try:
+            assert program.stdin is not None
+            program.stdin.write(given.encode())
+            program.stdin.close()
+            yield program
+        finally:
+            program.kill()
+
+
+def test_the_answer_streams_and_a_closed_pipe_is_silent(endless: str) -> None:
+    with running("run", endless, PROMPT) as program:
+        assert program.stdout.read(1)
+        assert program.poll() is None  # the first piece is here, and there is more to come
+        program.stdout.close()
+        assert program.wait(60) == 0
+        assert program.stderr.read() in (b"", COMPILING.encode())
+
+
+@pytest.mark.parametrize("name", ["run", "chat"])
+def test_interrupted_without_a_terminal(endless: str, name: str) -> None:
+    with running(name, endless, given=PROMPT) as program:
+        assert program.stdout.read(1)
+        program.send_signal(signal.SIGINT)
+        program.stdout.read()
+        assert program.wait(60) == 130
+        assert program.stderr.read() in (b"", COMPILING.encode())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [("list",), ("--help",), ("run", PROMPT)])
+def test_a_full_disk(tiny: str, arguments: tuple[str, ...]) -> None:
+    given = (arguments[0], tiny, *arguments[1:], *GREEDY) if arguments[0] == "run" else arguments
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*PROGRAM, *given], stdout=full, stderr=-1, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "pellucid: No space left on device")
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
+def test_closed_streams(tiny: str) -> None:
+    run = " ".join([*PROGRAM, "run", tiny, PROMPT.replace(" ", "_"), *GREEDY])
+    for closed, code in ((">&-", 0), ("2>&-", 0), ("<&-", 0), (">&- 2>&- <&-", 0)):
+        done = subprocess.run(["sh", "-c", f"{run} {closed}"], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.replace(COMPILING, "")) == (
+            code,
+            "",
+        )

@@ -1,0 +1,44 @@
+"""Progress of downloads and of compiling: a line each where nobody watches, bars that go away in a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from pellucid.cli import common
+
+
+def report(bars: common.Bars) -> None:
+    for done in (0, 1_500_000, 3_000_000):
+        bars.update(done, 3_000_000, "mine")
+    bars.update(0, None, "mine: waiting")
+    bars.update(700, None, "mine: waiting")
+    for done in range(3):
+        bars.compiling(done, 2, "norm")
+
+
+def test_a_line_each_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    with common.progress() as bars:
+        report(bars)
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "fetching mine",
+        "fetching mine: waiting",
+        "compiling kernels, once for this machine",
+    ]
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("columns", ["80", "60"])
+def test_bars_fit_into_a_terminal_and_go_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for name, value in (("COLUMNS", columns), ("FORCE_COLOR", "1"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    with common.progress() as bars:
+        report(bars)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "3.0 MB of 3.0 MB" in captured.err
+    assert "2 of 2" in captured.err
+    assert captured.err.rfind("\x1b[?25l") < captured.err.rfind("\x1b[?25h")  # the cursor is there again
