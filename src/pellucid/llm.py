@@ -115,7 +115,7 @@ class LLM:
             TemplateError: messages were given and the chat template is missing or fails.
             CacheFull: other requests hold the cache.
         """
-        run = self._start(prompt, Options.of(**options))
+        run = Run(self, prompt, Options.of(**options))
         text = "".join(piece.text for piece in run)
         return run.result(text)
 
@@ -124,7 +124,7 @@ class LLM:
 
         What can be wrong with the request is raised here, not at the first piece.
         """
-        run = self._start(prompt, Options.of(**options))
+        run = Run(self, prompt, Options.of(**options))
         return (piece.text for piece in run if piece.text)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
@@ -133,7 +133,7 @@ class LLM:
 
     def start(self, prompt: Prompt, **options: Any) -> Run:
         """A running generation: iterate over its pieces, then ask for its ``result``."""
-        return self._start(prompt, Options.of(**options))
+        return Run(self, prompt, Options.of(**options))
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
         """Sentence vectors, (len(texts), D), of length 1 if the model normalises. ``truncate`` cuts long texts.
@@ -174,9 +174,6 @@ class LLM:
             tokens, pages = tokens + len(ids), pages + needed
         yield batch
 
-    def _start(self, prompt: Prompt, options: Options) -> Run:
-        return Run(self, self.inputs.prompt(prompt), options)
-
     def _take(self, ids: list[int]) -> _Kept:
         """A sequence for a prompt: what the last request left, cut to what the two have in common, or a new one."""
         with self._lock:
@@ -207,43 +204,41 @@ class LLM:
 class Run:
     """A running generation. Iterate over its pieces; ``result`` tells how it went."""
 
-    def __init__(self, llm: LLM, prompt: list[int], options: Options) -> None:
-        room = llm.context - len(prompt)
-        self.prompt = prompt
+    def __init__(self, llm: LLM, prompt: Prompt, options: Options) -> None:
         self.chain = options.chain()
         self.ids: list[int] = []
         self.finish_reason = "length"
         self.cached_tokens = 0
         self.first_token_seconds = self.seconds = 0.0
-        self._limit = min(room, options.max_new_tokens or room)
-        self._pieces = self._run(llm, options)
+        self._llm = llm
+        self._kept: _Kept | None = None
+        self.prompt, turns = pipeline.generate(
+            llm.network, llm.inputs, prompt, options, self.chain, self._hold
+        )
+        self._pieces = self._watch(turns)
 
     def __iter__(self) -> Iterator[Piece]:
         return self._pieces
 
-    def _run(self, llm: LLM, options: Options) -> Iterator[Piece]:
+    def _hold(self, ids: list[int]) -> cache.Sequence:
+        self._kept = self._llm._take(ids)
+        self.cached_tokens = self._kept.sequence.length
+        return self._kept.sequence
+
+    def _watch(self, turns: Iterator[Piece]) -> Iterator[Piece]:
+        """The pieces, with what is to be told of them; at the end, however it comes, the cache gets its sequence."""
         start = time.perf_counter()
-        kept = llm._take(self.prompt)
-        self.cached_tokens = kept.sequence.length
         try:
-            pieces = pipeline.generate(
-                llm.network,
-                llm.tokenizer,
-                self.prompt[kept.sequence.length :],
-                self.chain,
-                options.stopper(),
-                kept.sequence,
-                self._limit,
-            )
-            for piece in pieces:
+            for piece in turns:
                 self.seconds = time.perf_counter() - start
                 self.first_token_seconds = self.first_token_seconds or self.seconds
                 self.ids.append(piece.id)
                 self.finish_reason = piece.finish_reason or self.finish_reason
                 yield piece
         finally:
-            kept.tokens = [*self.prompt, *self.ids][: kept.sequence.length]
-            llm._give_back(kept)
+            if self._kept:
+                self._kept.tokens = [*self.prompt, *self.ids][: self._kept.sequence.length]
+                self._llm._give_back(self._kept)
 
     def result(self, text: str) -> Generation:
         """What came of it; ``text`` is the joined text of the pieces."""

@@ -3,14 +3,15 @@
     text → tokenize → embed → +position → blocks ×L → norm → project → softmax → sample → detokenize → text
 
 ``forward`` says what a model does with numbers: it is executed once, when a model is loaded, and writes the plan
-that every step runs (``pellucid plan MODEL`` prints it). ``generate`` is the loop around it.
+that every step runs (``pellucid plan MODEL`` prints it). ``generate`` and ``loop`` go round it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from pellucid.inputs import Inputs, Prompt
 from pellucid.kernels.packed import Packed
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.block import block
@@ -24,7 +25,7 @@ from pellucid.plan.project import final_norm, project
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence
 from pellucid.sample.chain import Chain
-from pellucid.sample.stop import Stopper
+from pellucid.sample.options import Options
 from pellucid.tokenize import Tokenizer
 
 
@@ -55,23 +56,40 @@ class Piece:
 
 def generate(
     network: Network,
-    tokenizer: Tokenizer,
-    prompt: list[int],
+    inputs: Inputs,
+    prompt: Prompt,
+    options: Options,
     chain: Chain,
-    stopper: Stopper,
-    sequence: Sequence,
-    limit: int,
+    hold: Callable[[list[int]], Sequence],
+) -> tuple[list[int], Iterator[Piece]]:
+    """From a prompt to its ids and the pieces of what follows. What can be wrong with a request is raised here.
+
+    ``hold`` gives the sequence that the cache keeps for the ids; it may have a beginning of them already.
+    """
+    ids = inputs.prompt(prompt)  # text → tokenize
+    return ids, loop(network, inputs.tokenizer, ids, options, chain, hold)
+
+
+def loop(
+    network: Network,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    options: Options,
+    chain: Chain,
+    hold: Callable[[list[int]], Sequence],
 ) -> Iterator[Piece]:
-    """The loop. ``prompt`` are the tokens that ``sequence`` does not hold yet; at most ``limit`` tokens are made."""
-    detokenizer = tokenizer.stream()
-    logits = network.prefill(sequence, prompt)  # embed → position → blocks → norm → project
+    """The loop: a token a turn, until the model ends, a stop string comes, or there is no room for more."""
+    room = network.limits.context - len(ids)
+    limit = min(room, options.max_new_tokens or room)
+    stopper, detokenizer, sequence = options.stopper(), tokenizer.stream(), hold(ids)
+    logits = network.prefill(sequence, ids[sequence.length :])  # embed → +position → blocks → norm → project
     for index in range(limit):
         logits = logits[: tokenizer.vocab_size]  # some matrices are padded with rows that are no tokens
         token = chain.sample(logits, index)  # softmax → sample
         if token in tokenizer.eos_ids:
             yield Piece(token, stopper.push(detokenizer.flush()) + stopper.flush(), "stop")
             return
-        text = stopper.push(detokenizer.push(token))  # detokenize
+        text = stopper.push(detokenizer.push(token))  # detokenize → text
         if stopper.stopped:
             yield Piece(token, text, "stop")
             return
