@@ -12,6 +12,7 @@ import io
 import os
 import pkgutil
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (``sys.argv`` by default). Returns the exit code."""
     _mend_streams()
+    warnings.showwarning = lambda message, *_: print(f"pellucid: {one_line(str(message))}", file=sys.stderr)
     code = _outcome(arguments)
     if code == INTERRUPTED and sys.stderr.isatty():
         print(file=sys.stderr)  # the shell's prompt starts a line of its own

@@ -14,12 +14,18 @@ def command(
     texts: Annotated[list[str], typer.Argument(help="The sentences.", metavar="TEXT", show_default=False)],
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
     threads: common.Threads = None,
+    activation_bits: common.ActivationBits = 16,
     json: common.Json = False,
 ) -> None:
     """Sentence vectors and their cosine similarities."""
     import numpy as np
 
-    llm = common.load(model, threads, before=lambda inputs: inputs.sentences(texts, truncate))
+    llm = common.load(
+        model,
+        threads,
+        activation_bits=activation_bits,
+        before=lambda inputs: inputs.sentences(texts, truncate),
+    )
     vectors = llm.embed(texts, truncate=truncate)
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     cosines = vectors.astype(np.float64) @ vectors.T / np.outer(lengths, lengths)

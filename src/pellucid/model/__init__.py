@@ -6,7 +6,8 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.model.config import Config
@@ -14,18 +15,23 @@ from pellucid.model.spec import Model
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.messages import shown
 
+Reader: TypeAlias = Callable[[Checkpoint, Config], Model]
+
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models: its name, and how to read one from GGUF metadata or from ``config.json``.
+    """A family of models: its name, and what reads one, by the name that files give the architecture.
 
-    ``architectures`` are the names it goes by: GGUF's ``general.architecture``, config.json's ``model_type``.
+    ``gguf``: GGUF's ``general.architecture``; ``safetensors``: ``model_type`` of ``config.json``.
     """
 
     name: str
-    architectures: frozenset[str]
-    from_gguf: Callable[[Checkpoint, Config], Model] | None = None
-    from_config: Callable[[Checkpoint, Config], Model] | None = None
+    gguf: Mapping[str, Reader] = field(default_factory=dict)
+    safetensors: Mapping[str, Reader] = field(default_factory=dict)
+
+    def readers(self, kind: str) -> Mapping[str, Reader]:
+        """The readers for a kind of checkpoint, "gguf" or "safetensors"."""
+        return self.gguf if kind == "gguf" else self.safetensors
 
 
 @functools.cache
@@ -49,24 +55,18 @@ def read_model(checkpoint: Checkpoint) -> Model:
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
     config = Config(checkpoint.metadata, checkpoint.path)
-    gguf = checkpoint.kind == "gguf"
-    architecture = config.text("general.architecture" if gguf else "model_type")
-    for family in known_families().values():
-        read = family.from_gguf if gguf else family.from_config
-        if architecture in family.architectures and read:
-            model = read(checkpoint, config)
-            _check_tensors(checkpoint, model)
-            return model
-    known = sorted(
-        n
-        for f in known_families().values()
-        if (f.from_gguf if gguf else f.from_config)
-        for n in f.architectures
-    )
-    raise UnsupportedModel(
-        f"{checkpoint.path.name}: architecture {shown(architecture)!r} is not supported "
-        f"(known for {checkpoint.kind}: {', '.join(known)})"
-    )
+    architecture = config.text("general.architecture" if checkpoint.kind == "gguf" else "model_type")
+    readers = {
+        n: read for family in known_families().values() for n, read in family.readers(checkpoint.kind).items()
+    }
+    if architecture not in readers:
+        raise UnsupportedModel(
+            f"{checkpoint.path.name}: architecture {shown(architecture)!r} is not supported "
+            f"(known for {checkpoint.kind}: {', '.join(sorted(readers))})"
+        )
+    model = readers[architecture](checkpoint, config)
+    _check_tensors(checkpoint, model)
+    return model
 
 
 def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:

@@ -71,4 +71,4 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     return Model(spec, slots)
 
 
-BERT = Family("bert", frozenset({"bert"}), None, from_config)
+BERT = Family("bert", safetensors={"bert": from_config})

@@ -92,4 +92,4 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     return Model(spec, transformers_slots(spec, norm_plus=1.0))
 
 
-GEMMA3 = Family("gemma3", frozenset({"gemma3", "gemma3_text"}), from_gguf, from_config)
+GEMMA3 = Family("gemma3", gguf={"gemma3": from_gguf}, safetensors={"gemma3_text": from_config})

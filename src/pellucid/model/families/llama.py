@@ -60,4 +60,4 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     return Model(spec, transformers_slots(spec))
 
 
-LLAMA = Family("llama", frozenset({"llama"}), from_gguf, from_config)
+LLAMA = Family("llama", gguf={"llama": from_gguf}, safetensors={"llama": from_config})
