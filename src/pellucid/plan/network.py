@@ -124,7 +124,7 @@ class Network:
 
     def prefill(self, sequence: Sequence, tokens: Seq[int]) -> NDArray[np.float32]:
         """Run a prompt in steps of at most ``limits.tokens``. Returns the last token's logits, (V,)."""
-        logits = np.empty((0, self.width), np.float32)
+        logits: NDArray[np.float32] = np.empty((0, self.width), np.float32)
         for first in range(0, len(tokens), self.limits.tokens):
             part = tokens[first : first + self.limits.tokens]
             last = first + len(part) == len(tokens)

@@ -6,8 +6,10 @@ Tokens are taken from the most likely on (of equal ones, the lowest id first) un
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
 
@@ -25,6 +27,7 @@ class TopP:
             return candidates
         probabilities = candidates.probabilities()
         n, look = len(probabilities), FIRST_LOOK
+        places: NDArray[Any]
         while True:
             if look >= n:
                 places = np.arange(n)
