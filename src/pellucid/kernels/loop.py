@@ -8,10 +8,12 @@ The control block is a row of 64-byte lines, so that no two threads write to the
     line 0   epoch: the number of the step that may run       line 3   address of the program
     line 1   set to 1 to stop the workers                      line 4   number of records
     line 2   a kernel's non-zero status, 0 if none             line 5   address of the step's record
-    line 8+t barriers that thread t has passed
+    line 8+t barriers that thread t has passed                 line 6   looks before a thread gives up its core
 
-Waiting is in three stages, so that nobody starves when there are more busy threads than cores: spin for some
-50 µs, then offer the core to others between looks, and (workers between steps) return to Python to be parked.
+At a barrier a thread that has a core of its own keeps it: whoever yields to a busy neighbour waits a time slice,
+some milliseconds, for a partner that may be there in a microsecond. With more threads than cores it is the other
+way round, the partner needs this core, so patience is short. Between steps a worker spins as long, then returns to
+Python to be parked.
 """
 
 from __future__ import annotations
@@ -22,14 +24,13 @@ from pellucid.kernels.library import kernel
 from pellucid.kernels.record import RECORD_WORDS, WORD
 
 LINE = 64
-EPOCH, STOP, STATUS, PROGRAM, RECORDS, STEP = (LINE * i for i in range(6))
+EPOCH, STOP, STATUS, PROGRAM, RECORDS, STEP, PATIENCE = (LINE * i for i in range(7))
 PASSED = LINE * 8
 MAX_THREADS = 256
 CONTROL_BYTES = PASSED + LINE * MAX_THREADS
 
 EAGER = 50  # looks at a barrier without a pause: a pause takes as long as the other thread is away
-SPINS = 1000  # looks before the core is offered to others
-YIELDS = 4000  # offers before a worker that waits for a step is parked
+PATIENT, HASTY = 300_000, 1_000  # looks before a thread gives up its core: 15 ms, 50 µs
 
 
 def _loop(simd: Any) -> Any:
@@ -41,11 +42,12 @@ def _loop(simd: Any) -> Any:
     def barrier(control, thread, threads):
         mine = load(control + PASSED + LINE * thread) + 1
         store(control + PASSED + LINE * thread, mine)
+        patience = load(control + PATIENCE)
         for other in range(threads):
             looks = 0
             while load(control + PASSED + LINE * other) < mine:
                 looks += 1
-                if looks > SPINS:
+                if looks > patience:
                     yield_core()
                 elif looks > EAGER:
                     relax()
@@ -81,16 +83,16 @@ def lead(simd: Any) -> Any:
 
 @kernel("loop.work")
 def work(simd: Any) -> Any:
-    """(control, thread, threads, seen): run the steps after ``seen``, until stopped or idle for some milliseconds.
+    """(control, thread, threads, seen): run the steps after ``seen``, until stopped or out of patience.
 
     The last step that was run is left at line ``seen`` of the thread: PASSED line, second word.
     """
     run = _loop(simd)
-    load, store, relax, yield_core = simd.atomic_load, simd.atomic_store, simd.relax, simd.yield_core
+    load, store, relax = simd.atomic_load, simd.atomic_store, simd.relax
 
     @simd.jit
     def body(control, thread, threads, seen):
-        looks = 0
+        looks, patience = 0, load(control + PATIENCE)
         while load(control + STOP) == 0:
             if load(control + EPOCH) > seen:
                 seen += 1
@@ -99,11 +101,8 @@ def work(simd: Any) -> Any:
                 looks = 0
                 continue
             looks += 1
-            if looks < SPINS:
-                relax()
-            elif looks < SPINS + YIELDS:
-                yield_core()
-            else:
+            if looks > patience:
                 break
+            relax()
 
     return body

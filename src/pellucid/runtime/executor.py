@@ -1,8 +1,8 @@
 """Runs programs: threads that are started once, one compiled loop that all of them run, and nothing else.
 
 A program is a table of records (``kernels/record.py``). ``run`` sets an epoch, the workers see it, every thread
-walks the table, and all meet at the end. Between steps a worker spins for some 50 µs, offers its core to others
-for some milliseconds, and is then parked on a condition until the next step.
+walks the table, and all meet at the end. Between steps a worker spins for some milliseconds, and is then parked on a
+condition until the next step.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ class Program:
     keep: Sequence[Any]
 
 
+def usable_cores() -> int:
+    """Processors that this process may run on, hyper-threads counted."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_threads() -> int:
     """Physical cores that this process may use (hyper-threads share what the kernels are limited by)."""
-    allowed = (
-        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(usable_cores())
     cores = set()
     for cpu in allowed:
         try:
@@ -60,6 +63,7 @@ class Executor:
         memory = np.zeros(loop.CONTROL_BYTES // 8 + 8, np.int64)
         start = -(memory.ctypes.data // 8) % 8
         self._control: NDArray[np.int64] = memory[start : start + loop.CONTROL_BYTES // 8]
+        self._control[loop.PATIENCE // 8] = loop.PATIENT if threads <= usable_cores() else loop.HASTY
         self._lead = shared().function(LOOP_KERNELS[0], 4)
         self._team = _Team(self._control, threads)
         for thread in range(1, threads):
