@@ -36,17 +36,7 @@ def command(
     activation_bits: common.ActivationBits = 16,
 ) -> None:
     """Talk to a model. The conversation is kept; /help lists what can be typed."""
-    from pellucid.sample.options import Options
-
-    options = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "stop": tuple(stop or ()),
-        "max_new_tokens": max_new_tokens,
-    }
-    Options(**options)  # type: ignore[arg-type]
+    options = common.sampling(temperature, top_k, top_p, seed, stop, max_new_tokens)
     start = [{"role": "system", "content": system}] if system else []
     first = [*start, {"role": "user", "content": "Hi"}]  # no template, no chat: say so before anything else
     llm = common.load(model, threads, context, activation_bits, before=lambda inputs: inputs.prompt(first))

@@ -149,6 +149,29 @@ def load(
         )
 
 
+def sampling(
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    stop: list[str] | None,
+    max_new_tokens: int | None,
+) -> dict[str, Any]:
+    """The options of ``Options``, checked now: a mistake should not have to wait for a model to load."""
+    from pellucid.sample.options import Options
+
+    options = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": tuple(stop or ()),
+        "max_new_tokens": max_new_tokens,
+    }
+    Options.of(**options)
+    return options
+
+
 def print_json(document: Any) -> None:
     """One JSON document on standard output."""
     import json

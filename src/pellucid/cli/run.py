@@ -35,18 +35,8 @@ def command(
 ) -> None:
     """Continue a text. The answer appears as it is made."""
     from pellucid.errors import InvalidRequest
-    from pellucid.sample.options import Options
 
-    # Options first: a mistake should not have to wait for a model to load.
-    options = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "stop": tuple(stop or ()),
-        "max_new_tokens": max_new_tokens,
-    }
-    Options(**options)  # type: ignore[arg-type]
+    options = common.sampling(temperature, top_k, top_p, seed, stop, max_new_tokens)
     if prompt is None or prompt == "-":
         if prompt is None and sys.stdin.isatty():
             raise InvalidRequest("no prompt: give a text, or - to read it from standard input")
