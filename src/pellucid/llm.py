@@ -82,6 +82,7 @@ class LLM:
         self.checkpoint, self.network, self.tokenizer = checkpoint, network, tokenizer
         self.inputs = Inputs(network.spec, tokenizer, network.limits.context)
         self._lock = threading.Lock()
+        self._embedding = threading.Lock()
         self._kept: _Kept | None = None
         me = weakref.ref(self)  # a cache that held its owner would keep it alive
 
@@ -146,12 +147,13 @@ class LLM:
         out = np.empty((len(encoded), self.network.width), np.float32)
         for batch in self._batches(encoded):
             sequences = [cache.Sequence() for _ in batch]
-            try:
-                chunks = [Chunk(s, encoded[i], 0) for s, i in zip(sequences, batch)]
-                out[batch] = self.network.forward(chunks)
-            finally:
-                for sequence in sequences:
-                    self.network.truncate(sequence, 0)
+            with self._embedding:  # a batch may take every page: others wait until they are given back
+                try:
+                    chunks = [Chunk(s, encoded[i], 0) for s, i in zip(sequences, batch)]
+                    out[batch] = self.network.forward(chunks)
+                finally:
+                    for sequence in sequences:
+                        self.network.truncate(sequence, 0)
         return out
 
     def close(self) -> None:

@@ -94,7 +94,7 @@ def loop(
             yield Piece(token, text, "stop")
             return
         if index + 1 == limit:
-            yield Piece(token, text + stopper.push(detokenizer.flush()) + stopper.flush(), "length")
+            yield Piece(token, text + stopper.flush(), "length")  # bytes of a character cut in half stay out
             return
         yield Piece(token, text)
         logits = network.forward([Chunk(sequence, [token])])[0]  # and round again

@@ -327,3 +327,22 @@ class TestMiniLM:
             minilm.embed([long])
         assert minilm.embed([long, "short"], truncate=True).shape == (2, 384)
         np.testing.assert_array_equal(minilm.embed([long], truncate=True), minilm.embed(["word " * 510]))
+
+
+@pytest.mark.model
+def test_threads_that_embed_take_turns() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    llm = pellucid.load("minilm")
+    texts = ["word " * 400]
+    with ThreadPoolExecutor(4) as pool:
+        many = list(pool.map(lambda _: llm.embed(texts), range(12)))
+    assert all((vectors == llm.embed(texts)).all() for vectors in many)
+
+
+@pytest.mark.model
+def test_a_character_cut_by_the_limit_stays_out() -> None:
+    llm = pellucid.load("smollm2")
+    for limit in range(1, 12):
+        made = llm.generate("Emoji: 😀😃😄😁 more:", temperature=0, max_new_tokens=limit)
+        assert "\ufffd" not in made.text
