@@ -305,7 +305,7 @@ def load(
 
 def activation_planes(bits: int) -> int:
     """Planes of 8 bits that an activation is cut into. Raises InvalidRequest unless ``bits`` is 16 or 8."""
-    if bits not in (8, 16):
+    if type(bits) is not int or bits not in (8, 16):
         raise InvalidRequest(f"activation_bits={brief(bits)}: must be 16 or 8")
     return bits // 8
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import KernelError
+from pellucid.errors import InvalidRequest, KernelError
 from pellucid.kernels import loop
 from pellucid.kernels.library import KernelKey, shared
 from pellucid.kernels.record import RECORD_WORDS
@@ -56,10 +56,11 @@ class Executor:
 
     Raises:
         KernelError: from ``run``, when a kernel reports failure.
+        InvalidRequest: from ``run``, in a process forked after the team was started.
     """
 
     def __init__(self, threads: int) -> None:
-        self.threads = threads
+        self.threads, self._process = threads, os.getpid()
         memory = np.zeros(loop.CONTROL_BYTES // 8 + 8, np.int64)
         start = -(memory.ctypes.data // 8) % 8
         self._control: NDArray[np.int64] = memory[start : start + loop.CONTROL_BYTES // 8]
@@ -75,6 +76,10 @@ class Executor:
 
     def run(self, program: Program, step: NDArray[np.int64]) -> None:
         """Run one step: every record of the program, on every thread. Releases the GIL."""
+        if os.getpid() != self._process:
+            raise InvalidRequest(
+                "this model was loaded before a fork, which leaves its threads behind: load it in the child"
+            )
         control = self._control
         self._team.tell(program.records.ctypes.data, len(program.records), step.ctypes.data)
         self._lead(control.ctypes.data, self.threads, 0, 0)
