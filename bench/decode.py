@@ -31,7 +31,7 @@ from pellucid.llm import LLM
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence
 from pellucid.runtime.executor import Executor, Program, table
-from pellucid.weights.pack import aligned
+from pellucid.runtime.memory import aligned
 from pellucid.weights.store import resolve
 
 START = 16  # tokens of context before the first measured one, as short as llama-bench's

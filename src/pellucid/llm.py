@@ -116,7 +116,7 @@ class LLM:
             TemplateError: messages were given and the chat template is missing or fails.
             CacheFull: other requests hold the cache.
         """
-        run = Run(self, prompt, Options.of(**options))
+        run = self.start(prompt, **options)
         text = "".join(piece.text for piece in run)
         return run.result(text)
 
@@ -125,7 +125,7 @@ class LLM:
 
         What can be wrong with the request is raised here, not at the first piece.
         """
-        run = Run(self, prompt, Options.of(**options))
+        run = self.start(prompt, **options)
         return (piece.text for piece in run if piece.text)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Generation:

@@ -76,7 +76,7 @@ def _row(simd: Any, packed: Packed) -> Any:
             values = unpack.planes(e, packed, e.at(group, e.times(loop.index, packed.plane_bytes)))
             scales = unpack.block_scales(e, packed, unit, unpack.unit_scales(e, packed, unit), in_unit)
             for i, four in enumerate(values):
-                scale, minimum = scales.parts[i * len(scales.parts) // 8]
+                scale, minimum = scales[i * len(scales) // 8]
                 word = builder.extract_element(four, lane32)
                 for byte in range(4):
                     shifted = builder.lshr(word, ir.Constant(simd.i32, 8 * byte))

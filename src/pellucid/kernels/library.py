@@ -20,7 +20,7 @@ import pkgutil
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,7 +100,8 @@ def definitions() -> dict[str, Definition]:
 
 def definition(name: str) -> Definition:
     """The kernel of that name."""
-    return definitions()[name]
+    _discover()
+    return _definitions[name]
 
 
 @functools.cache
@@ -249,16 +250,14 @@ def compile_kernel(key: KernelKey) -> bytes:
         KernelError: it did not compile.
     """
     body = build(key)
-    simd = importlib.import_module("pellucid.kernels.simd")
-    signature = getattr(body, "signature", simd.KERNEL_SIGNATURE)
+    arguments = importlib.import_module("pellucid.kernels.simd").KERNEL_SIGNATURE.args
     from numba.core.errors import NumbaError
 
     try:
-        body.enable_caching  # noqa: B018  a Numba dispatcher, not a plain function
-        body.compile(signature.args)
+        body.compile(arguments)
     except (NumbaError, AttributeError) as error:
         raise KernelError(f"{key} did not compile: {error}") from error
-    compiled = body.overloads[signature.args]
+    compiled = body.overloads[arguments]
     library = compiled.library
     symbol: bytes = compiled.fndesc.llvm_func_name.encode()
     return symbol + b"\0" + _object_code(library)
@@ -275,8 +274,3 @@ def build(key: KernelKey) -> Any:
     """The kernel's body as a Numba dispatcher, for compiling it or for calling it from a test."""
     simd = importlib.import_module("pellucid.kernels.simd")
     return definition(key.name).build(simd, *key.parameters)
-
-
-def iter_names() -> Iterator[str]:
-    """The names of all kernels."""
-    yield from sorted(definitions())

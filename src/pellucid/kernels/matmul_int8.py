@@ -36,9 +36,9 @@ def _emit_block(
 ) -> Any:
     """One token's 32 columns: add them to ``total``, 16 lanes of rows."""
     simd = _simd()
-    parts, tail = len(scales.parts), BLOCK * planes
+    parts, tail = len(scales), BLOCK * planes
     x_scale = e.splat(e.load(e.at(x, tail), simd.f32))
-    for part, (scale, minimum) in enumerate(scales.parts):
+    for part, (scale, minimum) in enumerate(scales):
         mine = range(part * 8 // parts, (part + 1) * 8 // parts)
         exact = _sum_plane(e, columns, mine, x, 0)
         if planes == 2:

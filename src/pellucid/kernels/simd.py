@@ -28,7 +28,7 @@ from pellucid.kernels.isa import choose
 LANES = 16
 ISA = choose()
 
-i1, i8, i16, i32, i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+i8, i16, i32, i64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 f16, f32, f64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 KERNEL_SIGNATURE = types.void(types.int64, types.int64, types.int64, types.int64)
 
@@ -158,10 +158,8 @@ load_i64 = _scalar_load(i64, types.int64, lambda b, v: v)
 load_i32 = _scalar_load(i32, types.int64, lambda b, v: b.sext(v, i64))
 load_u32 = _scalar_load(i32, types.uint32, lambda b, v: v)
 load_u8 = _scalar_load(i8, types.int64, lambda b, v: b.zext(v, i64))
-load_i8 = _scalar_load(i8, types.int64, lambda b, v: b.sext(v, i64))
 load_f64 = _scalar_load(f64, types.float64, lambda b, v: v)
 load_f32 = _scalar_load(f32, types.float32, lambda b, v: v)
-load_f16 = _scalar_load(f16, types.float32, lambda b, v: b.fpext(v, f32))
 
 
 def _scalar_store(kind, convert):
@@ -178,7 +176,6 @@ def _scalar_store(kind, convert):
 
 store_f32 = _scalar_store(types.float32, lambda b, v: v)
 store_f16 = _scalar_store(types.float32, lambda b, v: b.fptrunc(v, f16))
-store_i64 = _scalar_store(types.int64, lambda b, v: v)
 store_i32 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i32))
 store_u32 = _scalar_store(types.uint32, lambda b, v: v)
 store_u8 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i8))
@@ -204,8 +201,6 @@ def _vload(stored: str):
 
 
 vload = _vload("f32")
-vload_f16 = _vload("f16")
-vload_i32 = _vector_op(I32x16, (types.int64,), lambda e, a: e.load(a, vec(i32)))
 vstore = _vector_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(v, a))
 vstore_f16 = _vector_op(
     types.void, (types.int64, F32x16), lambda e, a, v: e.store(e.b.fptrunc(v, vec(f16)), a, 2)
@@ -220,7 +215,6 @@ vmin = _vector_op(F32x16, (F32x16, F32x16), lambda e, x, y: e.call("llvm.minnum.
 vabs = _vector_op(F32x16, (F32x16,), lambda e, x: e.call("llvm.fabs.v16f32", x.type, x))
 vround = _vector_op(F32x16, (F32x16,), lambda e, x: e.call("llvm.rint.v16f32", x.type, x))
 to_i32 = _vector_op(I32x16, (F32x16,), lambda e, x: e.b.fptosi(x, vec(i32)))
-to_f32 = _vector_op(F32x16, (I32x16,), lambda e, x: e.b.sitofp(x, vec(f32)))
 power_of_two = _vector_op(  # 2**n for integers -126 <= n <= 127, by writing the exponent
     F32x16,
     (I32x16,),

@@ -5,7 +5,6 @@ Everything here emits code through an ``Emitter``; it is used by every kernel th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -17,13 +16,6 @@ i8, i32, f16, f32 = ir.IntType(8), ir.IntType(32), ir.HalfType(), ir.FloatType()
 
 def vec(kind: Any) -> Any:
     return ir.VectorType(kind, ROWS)
-
-
-@dataclass(frozen=True)
-class Scales:
-    """Of one block: a (scale, minimum or None) for each of its parts of ``sub`` columns."""
-
-    parts: list[tuple[Any, Any]]
 
 
 def planes(e: Any, packed: Packed, address: Any) -> list[Any]:
@@ -63,11 +55,14 @@ def unit_scales(e: Any, packed: Packed, address: Any) -> tuple[Any, Any]:
     return scale, minimum
 
 
-def block_scales(e: Any, packed: Packed, address: Any, factors: tuple[Any, Any], block: Any) -> Scales:
-    """The scales of block number ``block`` (an i64 value) of the unit at ``address``."""
+def block_scales(e: Any, packed: Packed, address: Any, factors: tuple[Any, Any], block: Any) -> list[Any]:
+    """Of block number ``block`` (an i64 value) of the unit at ``address``: (scale, minimum or None) of each part.
+
+    A part is ``sub`` columns, so a block has one or two.
+    """
     scale, minimum = factors
     if not packed.super_scales:
-        return Scales([(scale, minimum)])
+        return [(scale, minimum)]
     per_block = BLOCK // packed.sub
     parts = []
     for part in range(per_block):
@@ -81,4 +76,4 @@ def block_scales(e: Any, packed: Packed, address: Any, factors: tuple[Any, Any],
             small = e.load(e.at(mins, index), vec(i8), 1)
             least = e.b.fmul(minimum, e.b.uitofp(e.b.zext(small, vec(i32)), vec(f32)))
         parts.append((exact, least))
-    return Scales(parts)
+    return parts

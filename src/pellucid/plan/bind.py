@@ -15,7 +15,8 @@ from pellucid.kernels.quantize import block_bytes
 from pellucid.plan.plan import At, Buffer, Cache, Constant, PageBytes, Plan, Rows, Value, Vector, Weights
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import LOOP_KERNELS, Program, table
-from pellucid.weights.pack import Matrix, aligned
+from pellucid.runtime.memory import aligned
+from pellucid.weights.pack import Matrix
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,7 @@ def bind(
         KernelError: a kernel did not compile.
     """
     addresses = shared().load([*plan.kernels(), *LOOP_KERNELS], progress)
-    constants = {
-        name: np.array(values, np.float32 if name == "zeros" else np.float64)
-        for name, values in plan.constants.items()
-    }
+    constants = {name: np.array(values, np.float64) for name, values in plan.constants.items()}
 
     def word(value: Value) -> int | float:
         match value:

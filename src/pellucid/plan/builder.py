@@ -21,7 +21,7 @@ COUNT: Mapping[Rows, int] = {
     "outputs": Step.at.outputs,
     "sequences": Step.at.sequences,
 }
-NO_ADDEND = "zeros"
+ZEROS = "zeros"  # the constant for what is added, where nothing is; sixteen lanes of it
 
 
 class Builder:
@@ -35,7 +35,7 @@ class Builder:
         self.spec, self.layouts, self.planes = spec, layouts, planes
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
-        self.constants: dict[str, tuple[float, ...]] = {NO_ADDEND: (0.0,) * ROWS}
+        self.constants: dict[str, tuple[float, ...]] = {ZEROS: (0.0,) * ROWS}
         self._quantized: set[str] = set()
 
     def buffer(self, name: str, width: int, rows: Rows = "tokens", *, planes: int = 0) -> str:
@@ -84,7 +84,7 @@ class Builder:
             "columns": width,
             "out": At(out),
             "out_stride": 4 * self.width_of(out),
-            "addend": Vector(f"{slot}.bias") if bias else Constant(NO_ADDEND),
+            "addend": Vector(f"{slot}.bias") if bias else Constant(ZEROS),
             "addend_group": 4 * ROWS if bias else 0,
             "addend_row": 0,
             "rows": COUNT[rows],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pellucid.kernels.library import KernelKey
 from pellucid.model.spec import Norm
-from pellucid.plan.builder import COUNT, Builder
+from pellucid.plan.builder import COUNT, ZEROS, Builder
 from pellucid.plan.plan import LETTER, At, Constant, Operation, Value, Vector
 
 
@@ -18,7 +18,7 @@ def norm(plan: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, 
         "width": width,
         "parts": parts,
         "weight": Vector(f"{slot}.weight"),
-        "bias": Vector(f"{slot}.bias") if kind.kind == "layer" else Constant("zeros"),
+        "bias": Vector(f"{slot}.bias") if kind.kind == "layer" else Constant(ZEROS),
         "eps": kind.eps,
         "out": At(out),
         "quantized": 0,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.record import Step
 from pellucid.runtime.cache import KVCache, Sequence
+from pellucid.runtime.memory import aligned
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ class StepArrays:
         self.row_count = np.zeros(sequences, np.int32)
         self.length = np.zeros(sequences, np.int32)
         self.pages = np.zeros((sequences, pages), np.int32)
-        self._scratch = np.empty(scratch * threads + 64, np.uint8)
-        start = int(self._scratch.ctypes.data)
+        self._scratch = aligned(scratch * threads)
         known = {
             "token_ids": _address(self.token_ids),
             "positions": _address(self.positions),
@@ -49,7 +50,7 @@ class StepArrays:
             "length": _address(self.length),
             "pages": _address(self.pages),
             "page_stride": pages,
-            "scratch": start + -start % 64,
+            "scratch": _address(self._scratch),
             "scratch_bytes": scratch,
         }
         self.record = np.array(Step.pack({"tokens": 0, "outputs": 0, "sequences": 0, **known}), np.int64)
@@ -77,5 +78,5 @@ class StepArrays:
         return row, output
 
 
-def _address(array: NDArray[np.int32]) -> int:
+def _address(array: NDArray[Any]) -> int:
     return int(array.ctypes.data)

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention import PAGE
-
-ALIGNMENT = 64
+from pellucid.runtime.memory import aligned
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,12 @@ class KVCache:
             self.page_bytes += 2 * layer.part_bytes
         total = self.page_bytes * pages
         try:
-            self._memory: NDArray[np.uint8] = np.empty(total + ALIGNMENT, np.uint8)
+            self._memory: NDArray[np.uint8] = aligned(total)
         except (MemoryError, ValueError):
             raise CacheFull(
                 f"keys and values of {pages * PAGE:,} tokens take {total / 1e9:,.0f} GB, more than this machine "
                 "gives: load with a smaller context"
             ) from None
-        start = int(self._memory.ctypes.data)
-        self._start = start + -start % ALIGNMENT
 
     @property
     def free_pages(self) -> int:
@@ -77,7 +74,8 @@ class KVCache:
 
     def address(self, layer: int, part: str) -> int:
         """Where a layer's "keys" or "values" begin in page 0; page p is p * ``page_bytes`` further on."""
-        return self._start + self._offsets[layer] + (self.layers[layer].part_bytes if part == "values" else 0)
+        values = self.layers[layer].part_bytes if part == "values" else 0
+        return int(self._memory.ctypes.data) + self._offsets[layer] + values
 
     def extend(self, sequence: Sequence, tokens: int) -> None:
         """Give a sequence the pages for ``tokens`` more tokens. Its length is set by the step that fills them."""

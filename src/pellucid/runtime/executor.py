@@ -21,6 +21,7 @@ from pellucid.errors import InvalidRequest, KernelError
 from pellucid.kernels import loop
 from pellucid.kernels.library import KernelKey, shared
 from pellucid.kernels.record import RECORD_WORDS
+from pellucid.runtime.memory import aligned
 
 LOOP_KERNELS = (KernelKey("loop.lead"), KernelKey("loop.work"))
 
@@ -61,9 +62,8 @@ class Executor:
 
     def __init__(self, threads: int) -> None:
         self.threads, self._process = threads, os.getpid()
-        memory = np.zeros(loop.CONTROL_BYTES // 8 + 8, np.int64)
-        start = -(memory.ctypes.data // 8) % 8
-        self._control: NDArray[np.int64] = memory[start : start + loop.CONTROL_BYTES // 8]
+        self._control: NDArray[np.int64] = aligned(loop.CONTROL_BYTES).view(np.int64)
+        self._control[:] = 0
         self._control[loop.PATIENCE // 8] = loop.PATIENT if threads <= usable_cores() else loop.HASTY
         self._lead = shared().function(LOOP_KERNELS[0], 4)
         self._team = _Team(self._control, threads)

@@ -18,6 +18,7 @@ from pellucid.errors import UnsupportedModel
 from pellucid.kernels.library import KernelKey, shared
 from pellucid.kernels.pack import PackFloat, PackInt
 from pellucid.kernels.packed import ROWS, Packed, round_up
+from pellucid.runtime.memory import aligned
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.quant import Fields, Format, lookup
 
@@ -42,13 +43,6 @@ class Matrix:
     def groups(self) -> int:
         """Groups of 16 rows; the last may be padded with zeros."""
         return round_up(self.rows, ROWS) // ROWS
-
-
-def aligned(nbytes: int, alignment: int = 64) -> NDArray[np.uint8]:
-    """Fresh memory, uint8, that begins at a cache line."""
-    raw = np.empty(nbytes + alignment, np.uint8)
-    start = -raw.ctypes.data % alignment
-    return raw[start : start + nbytes]
 
 
 def stored_blocks(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Format, NDArray[np.uint8]]:
