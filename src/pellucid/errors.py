@@ -48,7 +48,7 @@ class FileFormatError(PellucidError, ValueError):
     def __init__(self, path: str | Path, field: str, problem: str, offset: int | None = None) -> None:
         self.path, self.field, self.offset = Path(path), field, offset
         where = "" if offset is None else f" at byte {offset:,}"
-        super().__init__(f"{self.path.name}: {field}{where}: {problem}")
+        super().__init__(f"{self.path.name or self.path}: {field}{where}: {problem}")
 
 
 class UnsupportedModel(PellucidError):

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pellucid.errors import ContextOverflow, InvalidRequest
+from pellucid.messages import brief
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
-from pellucid.weights.messages import brief
 
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
@@ -45,7 +45,7 @@ class Inputs:
         if len(ids) >= self.context:
             raise ContextOverflow(
                 f"a prompt of {len(ids):,} tokens; the context is {self.context:,} and must hold the answer too: "
-                "shorten the prompt, or load with a larger context"
+                f"shorten the prompt{self._or_more()}"
             )
         return ids
 
@@ -60,26 +60,32 @@ class Inputs:
             raise InvalidRequest(
                 f"{self.spec.name} makes text, not sentence vectors: use generate, or load minilm"
             )
-        if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
             raise InvalidRequest("embed takes a list of at least one text")
         return [self._sentence(text, truncate) for text in texts]
 
     def _sentence(self, text: str, truncate: bool) -> list[int]:
         _check_text(text)
-        ids = self.tokenizer.encode(text)
+        # A sentence has no roles that a control token could forge: "[MASK]" in it is the token, as in transformers.
+        ids = self.tokenizer.encode(text, parse_special=True)
         if len(ids) <= self.context:
             return ids
         if not truncate:
             raise ContextOverflow(
-                f"a text of {len(ids)} tokens; the limit is {self.context}: shorten it, or pass truncate=True"
+                f"a text of {len(ids):,} tokens; the limit is {self.context:,}: shorten it{self._or_more()}, "
+                "or have it cut (truncate)"
             )
         return [*ids[: self.context - 1], ids[-1]]  # the closing token stays
+
+    def _or_more(self) -> str:
+        """The other way out of too long a text, where there is one."""
+        return ", or load with a larger context" if self.context < self.spec.context else ""
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             _check_text(prompt)
             ids = self.tokenizer.encode(prompt)
-        elif isinstance(prompt, bytes) or not isinstance(prompt, (Sequence, np.ndarray)):
+        elif isinstance(prompt, bytes) or not (isinstance(prompt, Sequence) or _is_row(prompt)):
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, chat messages or token ids")
         elif len(prompt) and all(isinstance(m, Mapping) for m in prompt):
             ids = self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
@@ -94,6 +100,10 @@ class Inputs:
                     f"prompt holds {brief(token)}: a token id is a whole number below {self.spec.embedding.vocabulary}"
                 )
         return [int(token) for token in ids]
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim == 1
 
 
 def _check_text(text: Any) -> None:

@@ -7,6 +7,7 @@ llm.generate("The capital of France is", temperature=0, max_new_tokens=40).text
 
 from __future__ import annotations
 
+import numbers
 import threading
 import time
 import weakref
@@ -19,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import pipeline
+from pellucid.checks import whole
 from pellucid.errors import InvalidRequest
 from pellucid.inputs import Inputs, Message, Prompt
 from pellucid.kernels.attention import PAGE
 from pellucid.kernels.library import Progress as CompileProgress
+from pellucid.messages import brief
 from pellucid.model import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.pipeline import Piece
@@ -34,7 +37,6 @@ from pellucid.runtime.executor import default_threads
 from pellucid.sample.options import Options
 from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.messages import brief
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources import Progress as DownloadProgress
 
@@ -284,13 +286,15 @@ def load(
     """
     from pellucid.weights.store import resolve
 
-    _check_range("threads", threads, MOST_THREADS)
+    if threads is not None:
+        threads = whole("threads", threads, 1, MOST_THREADS)
     planes = activation_planes(activation_bits)
     checkpoint = open_checkpoint(resolve(spec, progress=progress))
     try:
         model = read_model(checkpoint)
-        _check_range("context", context, model.spec.context)
-        tokens = context or model.spec.context
+        tokens = model.spec.context
+        if context is not None:
+            tokens = whole("context", context, 1, tokens)
         tokenizer = load_tokenizer(checkpoint)
         if before is not None:
             before(Inputs(model.spec, tokenizer, tokens))
@@ -305,13 +309,6 @@ def load(
 
 def activation_planes(bits: int) -> int:
     """Planes of 8 bits that an activation is cut into. Raises InvalidRequest unless ``bits`` is 16 or 8."""
-    if type(bits) is not int or bits not in (8, 16):
+    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or bits not in (8, 16):
         raise InvalidRequest(f"activation_bits={brief(bits)}: must be 16 or 8")
-    return bits // 8
-
-
-def _check_range(name: str, value: int | None, most: int) -> None:
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most
-    ):
-        raise InvalidRequest(f"{name}={brief(value)}: must be a whole number from 1 to {most:,}")
+    return int(bits) // 8

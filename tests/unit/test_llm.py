@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ from support.tokenizer_file import write_tokenizer
 import pellucid
 from pellucid.errors import CacheFull, ContextOverflow, InvalidRequest, KernelError
 from pellucid.llm import LLM
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import Sequence
 
 CONTEXT = 128
 PROMPT = "to see that it rains in the east"
@@ -90,6 +94,12 @@ def test_end_token_ends_the_text_and_is_not_part_of_it(llm: LLM, folder: Path, t
     other.close()
     assert (made.finish_reason, made.ids) == ("stop", before.ids[: end + 1])
     assert made.text == llm.tokenizer.decode(before.ids[:end])
+    (tmp_path / "generation_config.json").unlink()  # then config.json says it, as for transformers
+    config = json.loads((tmp_path / "config.json").read_text()) | {"eos_token_id": before.ids[end]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    other = pellucid.load(tmp_path, threads=1)
+    assert other.generate(PROMPT, **GREEDY).ids == made.ids
+    other.close()
 
 
 def test_rows_of_the_matrix_that_are_no_tokens_are_never_sampled(llm: LLM, tmp_path: Path) -> None:
@@ -130,7 +140,8 @@ def test_the_end_of_the_context_is_a_clean_end(llm: LLM) -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    ["", [], (), [320], [-1], [2**70], [1.0], [True], ["a"], [{"role": "user"}, 3], 5, None, b"ab", {"a": 1}, [None]],
+    ["", [], (), [320], [-1], [2**70], [1.0], [True], ["a"], [{"role": "user"}, 3], 5, None, b"ab", {"a": 1}, [None],
+     np.array(5), np.zeros((2, 2), int), np.array([1.5])],
 )  # fmt: skip
 def test_prompt_that_is_none(llm: LLM, prompt: Any) -> None:
     for call in (llm.generate, llm.stream):
@@ -181,6 +192,14 @@ def test_pages_that_others_use_are_an_error_that_says_so(llm: LLM) -> None:
     assert len(llm.generate([9] * 100, **GREEDY).ids) == 24
 
 
+def test_rows_that_a_chunk_has_not(llm: LLM) -> None:
+    sequence = Sequence()
+    for outputs in (3, -1):
+        with pytest.raises(InvalidRequest, match=rf"2 tokens .*logits of {outputs}"):
+            llm.network.forward([Chunk(sequence, [5, 6], outputs)])
+    assert (sequence.length, sequence.pages) == (0, [])
+
+
 def test_threads_that_generate_at_once_get_what_they_would_alone(llm: LLM) -> None:
     prompts = ["rain in", "the east", "a stone or"]
     options = {**DRAWN, "max_new_tokens": 16}
@@ -227,17 +246,60 @@ def test_context_out_of_range(folder: Path, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("threads", 0), ("threads", 257), ("threads", "2"), ("activation_bits", 4)]
+    ("name", "value"), [("threads", 0), ("threads", 257), ("threads", "2"), ("threads", True)]
 )
 def test_load_options_out_of_range(folder: Path, name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=name):
         pellucid.load(folder, **{name: value})
 
 
+@pytest.mark.parametrize("bits", [4, 8.0, "8", True, None])
+def test_activation_bits_out_of_range(folder: Path, bits: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"activation_bits=.*16 or 8"):
+        pellucid.load(folder, activation_bits=bits)
+
+
+def test_numbers_may_be_numpys(folder: Path) -> None:
+    llm = pellucid.load(folder, threads=np.int64(1), context=np.uint16(64), activation_bits=np.int8(16))
+    options = {
+        "temperature": np.float32(0.5),
+        "top_k": np.int64(3),
+        "top_p": np.float64(0.9),
+        "seed": np.uint8(7),
+    }
+    mine = llm.generate(PROMPT, max_new_tokens=np.int16(5), **options)
+    plain = {name: value.item() for name, value in options.items()}
+    assert mine.ids == llm.generate(PROMPT, max_new_tokens=5, **plain).ids
+    assert (len(mine.ids), type(mine.seed)) == (5, int)
+    assert llm.generate(PROMPT, temperature=np.float32(0), max_new_tokens=1).seed is None
+    llm.close()
+
+
 def test_smaller_context(folder: Path) -> None:
     llm = pellucid.load(folder, context=10)
     assert len(llm.generate([5] * 4, temperature=0).ids) == 6
     llm.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_model_that_was_loaded_before_a_fork_says_so(llm: LLM) -> None:
+    llm.generate(PROMPT, **GREEDY)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # nothing of pytest may run in here
+        try:
+            llm.generate(PROMPT, **GREEDY)
+        except BaseException as error:
+            os.write(writing, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answer:
+        said = answer.read().decode()
+    os.waitpid(child, 0)
+    assert said.startswith("InvalidRequest: this model was loaded before a fork")
+    assert len(llm.generate(PROMPT, **GREEDY).ids) == 24
 
 
 def test_closing_twice_is_harmless_and_a_closed_model_says_so(folder: Path) -> None:
@@ -321,9 +383,15 @@ class TestMiniLM:
         with pytest.raises(InvalidRequest):
             minilm.embed(texts)
 
+    def test_control_tokens_in_a_sentence_are_tokens(self, minilm: LLM) -> None:
+        mask = minilm.tokenizer.id_of("[MASK]")
+        assert minilm.inputs.sentences(["the [MASK] token"]) == [
+            [*minilm.tokenizer.encode("the")[:-1], mask, *minilm.tokenizer.encode("token")[1:]]
+        ]
+
     def test_longer_than_the_context(self, minilm: LLM) -> None:
         long = "word " * 600
-        with pytest.raises(ContextOverflow, match=r"602 tokens.*512"):
+        with pytest.raises(ContextOverflow, match=r"602 tokens.*512: shorten it, or have it cut"):
             minilm.embed([long])
         assert minilm.embed([long, "short"], truncate=True).shape == (2, 384)
         np.testing.assert_array_equal(minilm.embed([long], truncate=True), minilm.embed(["word " * 510]))

@@ -20,7 +20,7 @@ import typer
 
 from pellucid.cli.common import one_line
 from pellucid.errors import PellucidError
-from pellucid.weights.messages import reason
+from pellucid.messages import reason
 
 # Typer brings its own copy of Click or uses the installed one, by version; its errors are found through its own.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

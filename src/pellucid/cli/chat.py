@@ -99,8 +99,7 @@ def _answer(llm: LLM, messages: list[dict[str, str]], options: Mapping[str, Any]
         with contextlib.closing(pieces):
             for piece in pieces:
                 said.append(piece.text)
-                sys.stdout.write(piece.text)
-                sys.stdout.flush()
+                common.write(piece.text)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():  # nobody is there to ask again
             raise

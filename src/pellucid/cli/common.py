@@ -65,6 +65,16 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
+# What a terminal obeys instead of showing it, new lines and tabs apart.
+_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}, "\ufffd")
+
+
+def write(text: str) -> None:
+    """A piece of an answer, at once. A model's text is not trusted with the terminal; a pipe gets it as it is."""
+    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Bars]:
     """Progress bars on standard error, gone when done; plain lines where that is no terminal."""

@@ -48,8 +48,7 @@ def command(
     for piece in run:
         text.append(piece.text)
         if not json:
-            sys.stdout.write(piece.text)
-            sys.stdout.flush()
+            common.write(piece.text)
     result = run.result("".join(text))
     if json:
         common.print_json(asdict(result))

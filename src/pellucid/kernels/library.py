@@ -136,6 +136,7 @@ class Library:
         self._lock = threading.RLock()
         self._addresses: dict[KernelKey, int] = {}
         self._engines: list[Any] = []
+        self._warned = False
 
     def load(self, keys: Iterable[KernelKey], progress: Progress | None = None) -> dict[KernelKey, int]:
         """The addresses of kernels, compiling those that this machine has not compiled yet.
@@ -153,7 +154,7 @@ class Library:
                     progress(done, len(absent), str(key))
                 with interrupts.held_back():
                     found[key] = made = compile_kernel(key)
-                    _keep(folder / f"{key.file_stem}.o", made)
+                    self._keep(folder / f"{key.file_stem}.o", made)
             if absent and progress:
                 progress(len(absent), len(absent), "")
             with interrupts.held_back():
@@ -177,6 +178,20 @@ class Library:
             return int(native(where, where, *values))
 
         return call
+
+    def _keep(self, path: Path, content: bytes) -> None:
+        """Write a file, or say, once, that it could not be: what was compiled runs all the same."""
+        try:
+            _write(path, content)
+        except OSError as error:
+            if not self._warned:  # a flag of ours: Numba resets what Python's warnings remember
+                self._warned = True
+                warnings.warn(
+                    f"compiled kernels cannot be kept in {path.parent} ({error.strerror}): next time they are "
+                    "compiled again",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
     def _link(self, content: bytes, key: KernelKey) -> int:
         from llvmlite import binding
@@ -221,18 +236,6 @@ def _read(path: Path) -> bytes | None:
         return None
     digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
     return content if hashlib.sha256(content).digest() == digest else None
-
-
-def _keep(path: Path, content: bytes) -> None:
-    """Write a file, or say that it could not be: what was compiled runs all the same."""
-    try:
-        _write(path, content)
-    except OSError as error:
-        warnings.warn(
-            f"compiled kernels cannot be kept in {path.parent} ({error.strerror}): next time they are compiled again",
-            RuntimeWarning,
-            stacklevel=2,
-        )
 
 
 def _write(path: Path, content: bytes) -> None:

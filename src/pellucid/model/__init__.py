@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.messages import brief
 from pellucid.model.config import Config
 from pellucid.model.spec import Model
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.messages import shown
 
 Reader: TypeAlias = Callable[[Checkpoint, Config], Model]
 
@@ -61,11 +62,17 @@ def read_model(checkpoint: Checkpoint) -> Model:
     }
     if architecture not in readers:
         raise UnsupportedModel(
-            f"{checkpoint.path.name}: architecture {shown(architecture)!r} is not supported "
+            f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported "
             f"(known for {checkpoint.kind}: {', '.join(sorted(readers))})"
         )
+    config.refuse("quantization_config")
     model = readers[architecture](checkpoint, config)
     _check_tensors(checkpoint, model)
+    _check_layers(
+        checkpoint, model, f"{architecture}.block_count" if checkpoint.kind == "gguf" else "num_hidden_layers"
+    )
+    for key in ("bos_token_id", "eos_token_id"):  # of config.json; the tokenizer looks at the others
+        config.token_ids(key, model.spec.embedding.vocabulary)
     return model
 
 
@@ -91,3 +98,19 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
                 f"tensor has shape {tensor.shape}; the model needs {shape}",
                 tensor.offset,
             )
+
+
+def _check_layers(checkpoint: Checkpoint, model: Model, key: str) -> None:
+    """A file with more layers than it says would run, without its last ones."""
+    # The names of a block's tensors differ only by its number, in every format.
+    prefixes = {
+        source.tensor.partition(".0.")[0]
+        for slot, source in model.slots.items()
+        if slot.startswith("blocks.0.")
+    }
+    pattern = re.compile(rf"(?:{'|'.join(map(re.escape, prefixes))})\.(\d{{1,9}})\..+")
+    held = max(int(match[1]) + 1 for name in checkpoint.tensors if (match := pattern.fullmatch(name)))
+    if held > len(model.spec.blocks):
+        raise FileFormatError(
+            checkpoint.path, key, f"is {len(model.spec.blocks)}, but the file has tensors of {held:,} layers"
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.weights.messages import brief, shown
+from pellucid.messages import brief
 
 T = TypeVar("T")
 _MISSING: Any = object()
@@ -77,6 +77,14 @@ class Config:
         """A string."""
         return str(self._get(key, default, lambda v: isinstance(v, str), "a string"))
 
+    def token_ids(self, key: str, vocabulary: int) -> None:
+        """Check that a token id, or each of a list of them, is below ``vocabulary``; there may be none."""
+        value = self.values.get(self.prefix + key)
+        for token in value if isinstance(value, list) else [value]:
+            if token is not None and not (type(token) is int and 0 <= token < vocabulary):
+                problem = f"is {brief(token)}; it must be a token id, from 0 to {vocabulary - 1:,}"
+                raise FileFormatError(self.path, self.prefix + key, problem)
+
     def table(self, key: str) -> Config:
         """A nested table; empty if absent."""
         value = self._get(key, {}, lambda v: isinstance(v, Mapping), "a table")
@@ -88,7 +96,7 @@ class Config:
         if value not in choices:
             known = ", ".join(sorted(choices))
             raise UnsupportedModel(
-                f"{self.path.name}: {self.prefix}{key} is {shown(value)!r}, which is not supported (known: {known})"
+                f"{self.path.name}: {self.prefix}{key} is {brief(value)}, which is not supported (known: {known})"
             )
         return choices[value]
 

@@ -96,10 +96,17 @@ class Network:
         The chunks' sequences grow by their tokens.
 
         Raises:
-            InvalidRequest: more tokens, rows or sequences than a step may hold, or the network is closed.
+            InvalidRequest: more tokens, rows or sequences than a step may hold, more rows than a chunk has, or the
+                network is closed.
             CacheFull: no pages left.
         """
         tokens, outputs = sum(len(c.tokens) for c in chunks), sum(c.outputs for c in chunks)
+        for chunk in chunks:
+            if not 0 <= chunk.outputs <= len(chunk.tokens):
+                raise InvalidRequest(
+                    f"a chunk of {len(chunk.tokens)} tokens asks for the logits of {chunk.outputs}: "
+                    "ask for as many as it has at most"
+                )
         for value, limit, what in (
             (tokens, self.limits.tokens, "tokens"),
             (outputs, self.limits.outputs, "rows of logits"),

@@ -50,7 +50,6 @@ class KVCache:
     def __init__(self, layers: list[LayerShape], pages: int) -> None:
         self.layers = layers
         self.pages = pages
-        self._free = list(range(pages - 1, -1, -1))
         self.reclaim: Callable[[], None] = lambda: None
         """Called when pages run out, to give back those that nobody is using."""
         self._offsets: list[int] = []
@@ -66,6 +65,7 @@ class KVCache:
                 f"keys and values of {pages * PAGE:,} tokens take {total / 1e9:,.0f} GB, more than this machine "
                 "gives: load with a smaller context"
             ) from None
+        self._free = list(range(pages - 1, -1, -1))
 
     @property
     def free_pages(self) -> int:
@@ -84,8 +84,9 @@ class KVCache:
             self.reclaim()
         if wanted > len(self._free):
             raise CacheFull(
-                f"{sequence.length + tokens} tokens need {wanted} more pages of {PAGE} tokens; "
-                f"{len(self._free)} of {self.pages} are free: use a shorter prompt or a larger context"
+                f"{sequence.length + tokens:,} tokens need {wanted:,} more pages of {PAGE} tokens; "
+                f"{len(self._free):,} of {self.pages:,} are free, other requests hold the rest: let those end "
+                "first, or load with a larger context"
             )
         for _ in range(wanted):
             sequence.pages.append(self._free.pop())

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pellucid.checks import real, whole
 from pellucid.errors import InvalidRequest
+from pellucid.messages import brief
 from pellucid.sample.candidates import Step
 from pellucid.sample.chain import Chain
 from pellucid.sample.stop import Stopper
 from pellucid.sample.temperature import Temperature
 from pellucid.sample.top_k import TopK
 from pellucid.sample.top_p import TopP
-from pellucid.weights.messages import brief
 
 SEEDS = 1 << 63
 MOST_STOPS, LONGEST_STOP = 64, 4096
@@ -40,19 +41,18 @@ class Options:
     max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        _number("temperature", self.temperature, 0, 100, "0 is greedy")
-        _whole("top_k", self.top_k, 0, 1 << 31, "0 turns it off")
-        _number("top_p", self.top_p, 0, 1, "1 turns it off", above=True)
+        checked: dict[str, Any] = {
+            "temperature": real("temperature", self.temperature, 0, 100, "0 is greedy"),
+            "top_k": whole("top_k", self.top_k, 0, 1 << 31, "0 turns it off"),
+            "top_p": real("top_p", self.top_p, 0, 1, "1 turns it off", above=True),
+        }
         if self.seed is not None:
-            _whole("seed", self.seed, 0, SEEDS - 1, "leave it out to have one drawn")
+            checked["seed"] = whole("seed", self.seed, 0, SEEDS - 1, "leave it out to have one drawn")
         if self.max_new_tokens is not None:
-            _whole(
-                "max_new_tokens",
-                self.max_new_tokens,
-                1,
-                1 << 31,
-                "leave it out for all that the context holds",
-            )
+            hint = "leave it out for all that the context holds"
+            checked["max_new_tokens"] = whole("max_new_tokens", self.max_new_tokens, 1, 1 << 31, hint)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # frozen; and from here on a Python number
         if not isinstance(self.stop, Sequence):
             raise InvalidRequest(f"stop={brief(self.stop)}: must be a string or a list of strings")
         if len(self.stops) > MOST_STOPS:
@@ -97,15 +97,3 @@ class Options:
     def stopper(self) -> Stopper:
         """What watches for the stop strings."""
         return Stopper(self.stops)
-
-
-def _number(name: str, value: Any, low: float, high: float, hint: str, *, above: bool = False) -> None:
-    fine = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not fine or not (low < value if above else low <= value) or not value <= high:
-        between = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
-        raise InvalidRequest(f"{name}={brief(value)}: must be a number {between}; {hint}")
-
-
-def _whole(name: str, value: Any, low: int, high: int, hint: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidRequest(f"{name}={brief(value)}: must be a whole number from {low} to {high}; {hint}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.model.config import Config
 from pellucid.tokenize import components, normalize, pretokenize
 from pellucid.tokenize.added import AddedToken, AddedTokens
 from pellucid.tokenize.base import Model, Tokenizer
@@ -160,7 +161,10 @@ def load_folder(folder: Path) -> Tokenizer:
     folder = folder if folder.is_dir() else folder.parent
     config = _read(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
-        return from_json(folder / "tokenizer.json", config, _read(folder / "generation_config.json"))
+        # Where there is no generation_config.json, transformers makes one from config.json.
+        own = folder / "generation_config.json"
+        generation = own if own.is_file() else folder / "config.json"
+        return from_json(folder / "tokenizer.json", config, Config(_read(generation), generation))
     if (folder / "vocab.txt").is_file():
         from pellucid.tokenize.kinds.wordpiece import from_vocab_txt
 
@@ -168,7 +172,7 @@ def load_folder(folder: Path) -> Tokenizer:
     raise UnsupportedModel(f"{folder.name}: no tokenizer found; known are tokenizer.json and vocab.txt")
 
 
-def from_json(path: Path, config: Json, generation: Json) -> Tokenizer:
+def from_json(path: Path, config: Json, generation: Config) -> Tokenizer:
     """A tokenizer from ``tokenizer.json`` and the contents of ``tokenizer_config``/``generation_config.json``."""
     from pellucid.tokenize.load import known_kinds
 
@@ -199,12 +203,10 @@ def from_json(path: Path, config: Json, generation: Json) -> Tokenizer:
         )
         if (text := _content(config.get(key))) is not None
     }
-    ends = generation.get("eos_token_id")
+    for key in ("bos_token_id", "eos_token_id"):
+        generation.token_ids(key, vocabulary.size)
+    ends = generation.values.get("eos_token_id")
     listed = ends if isinstance(ends, list) else [ends]
-    if not all(end is None or (type(end) is int and 0 <= end < vocabulary.size) for end in listed):
-        raise FileFormatError(
-            path.parent / "generation_config.json", "eos_token_id", f"{ends!r} is not a token id"
-        )
     return Tokenizer(
         vocabulary=vocabulary,
         added=AddedTokens(token for token in parts.added if not token.normalized),

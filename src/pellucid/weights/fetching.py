@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from pellucid.errors import SourceError
+from pellucid.messages import reason
 from pellucid.weights.catalogue import File, Model
-from pellucid.weights.messages import reason
 from pellucid.weights.sources import Progress, sources
 
 _CHUNK = 1 << 20

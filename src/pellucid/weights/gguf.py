@@ -28,10 +28,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pellucid.errors import FileFormatError
+from pellucid.messages import brief, shown
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.gguf_types import ARRAY, BOOL, NUMBER_TYPES, REMOVED_TENSOR_TYPES, STRING, TENSOR_TYPES
 from pellucid.weights.mapped import MappedCheckpoint, MappedFile
-from pellucid.weights.messages import shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -241,7 +241,7 @@ def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
         start = cursor.position
         key = cursor.string(f"metadata key {index}", MAX_NAME)
         if key in metadata:
-            cursor.fail(f"metadata key {index}", f"{shown(key)!r} appears twice", start)
+            cursor.fail(f"metadata key {index}", f"{brief(key)} appears twice", start)
         metadata[key] = cursor.value(cursor.u32(shown(key)), shown(key))
     return metadata
 
@@ -266,7 +266,7 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tensor]:
         start = cursor.position
         tensor = _tensor(cursor, index, alignment)
         if tensor.name in records:
-            cursor.fail(f"tensor {index}", f"the name {shown(tensor.name)!r} appears twice", start)
+            cursor.fail(f"tensor {index}", f"the name {brief(tensor.name)} appears twice", start)
         records[tensor.name] = tensor, cursor.position - 8
     data = -(-cursor.position // alignment) * alignment  # offsets are relative to here
     end, previous = 0, ""

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError
+from pellucid.messages import reason, shown
 from pellucid.weights.checkpoint import Tensor
-from pellucid.weights.messages import reason, shown
 
 
 class MappedFile:

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from pellucid.errors import FileFormatError
+from pellucid.messages import reason
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf
 from pellucid.weights.mapped import MappedFile
-from pellucid.weights.messages import reason
 from pellucid.weights.safetensors import INDEX_NAME, open_safetensors
 
 
@@ -41,6 +41,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
+    try:
+        os.listdir(folder)
+        os.stat(os.path.join(folder, "."))  # a folder can let its names be listed but nothing be opened
+    except OSError as error:
+        raise FileFormatError(folder, "folder", f"cannot be read: {reason(error)}") from error
     ggufs, others = gguf_models(folder), sorted(folder.glob("*.safetensors"))
     if ggufs and others:
         names = ", ".join(p.name for p in ggufs)

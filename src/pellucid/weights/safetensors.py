@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError
+from pellucid.messages import brief, reason, shown
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.mapped import MappedCheckpoint, MappedFile
-from pellucid.weights.messages import reason, shown
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -71,8 +71,13 @@ def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
     folder = path if os.path.isdir(path) else path.parent
     weights = _weights_of(path) if folder is path else path
     config = folder / "config.json"
-    if not os.path.isfile(config):
-        raise FileFormatError(config, "file", f"is expected beside {weights.name}, to say what the model is")
+    try:
+        os.stat(config)
+    except FileNotFoundError:
+        problem = f"is expected beside {weights.name}, to say what the model is"
+        raise FileFormatError(config, "file", problem) from None
+    except OSError:
+        pass  # reading it says why
     metadata = read_json(config)
     files: dict[Path, MappedFile] = {}
     try:
@@ -176,7 +181,7 @@ def _sharded(index: Path, files: dict[Path, MappedFile]) -> dict[str, Tensor]:
     for name, shard in weight_map.items():
         field = f"weight_map {shown(name)}"
         if not isinstance(shard, str) or not _plain(shard):
-            problem = f"{shown(str(shard))!r} is not the name of a .safetensors file in the same folder"
+            problem = f"{brief(str(shard))} is not the name of a .safetensors file in the same folder"
             raise FileFormatError(index, field, problem)
         if shard not in shards:
             shards[shard] = _single(index.parent / shard, files)
@@ -212,7 +217,7 @@ def parse_json(path: Path, field: str, text: bytes, offset: int) -> dict[str, An
         if len(table) != len(pairs):
             counts = Counter(name for name, _ in pairs)
             twice = next(name for name, count in counts.items() if count > 1)
-            raise fail(f"the name {shown(twice)!r} appears twice")
+            raise fail(f"the name {brief(twice)} appears twice")
         return table
 
     # Each value costs up to 60 bytes of memory for 2 of text, so bound how many there can be.

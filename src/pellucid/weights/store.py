@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pellucid.errors import ModelNotFound, SourceError
+from pellucid.messages import brief, reason, shown
 from pellucid.paths import home
 from pellucid.weights.catalogue import Model, find, not_found
 from pellucid.weights.fetching import build, verify
-from pellucid.weights.messages import reason, shown
 from pellucid.weights.sources import Progress, Silent, Source, sources
+from pellucid.weights.sources.local import unreadable
 
 MANIFEST = ".pellucid.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
@@ -68,20 +69,28 @@ def _locate(spec: str | Path, progress: Progress, refresh: bool) -> Path:
     local = sources()["local"].cached(text)
     if local is not None:
         return local
+    scheme = None if isinstance(spec, Path) else _SCHEME.fullmatch(text)
+    if scheme:
+        return _from_source(scheme["scheme"], scheme["rest"], progress, refresh)
+    like_a_path = set(text) & set("/\\~") or text.endswith((".gguf", ".safetensors"))
+    is_path = isinstance(spec, Path) or like_a_path or os.path.lexists(text)  # there, but a link to nowhere
+    if is_path and (problem := unreadable(text)):
+        raise SourceError(problem)
+    absent = f"there is no file or folder {brief(text)}"
     if not isinstance(spec, Path):
-        scheme = _SCHEME.fullmatch(text)
-        if scheme:
-            return _from_source(scheme["scheme"], scheme["rest"], progress, refresh)
-        if _NAME.fullmatch(text) and (path := _complete(home() / "models" / text)) is not None:
+        if _NAME.fullmatch(text) and os.path.isdir(folder := home() / "models" / text):
+            path = _complete(folder)
+            if path is None:
+                raise SourceError(f"{folder} is incomplete or cannot be read: remove it and pull it again")
             return path
         if _REPO.fullmatch(text) and not text.endswith((".gguf", ".safetensors")):
             try:
                 return _from_source("hf", text, progress, refresh)
             except SourceError as error:
-                raise SourceError(f"there is no file or folder {text!r}; {error}") from error
-    if isinstance(spec, Path) or set(text) & set("/\\~") or text.endswith((".gguf", ".safetensors")):
-        raise SourceError(f"there is no file or folder {shown(text)!r}")
-    raise not_found(shown(text), (model.name for model in installed()))
+                raise SourceError(f"{absent}; {error}") from error
+    if is_path:
+        raise SourceError(absent)
+    raise not_found(text, (model.name for model in installed()))
 
 
 def _catalogued(model: Model, progress: Progress, refresh: bool) -> Path:
@@ -188,7 +197,7 @@ def _pull_into(
 
 def _files(folder: Path) -> list[Path]:
     """A model's own files, that is, all but the manifest."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return sorted(path for path in folder.rglob("*") if os.path.isfile(path) and path.name != MANIFEST)
 
 
 def _publish(target: Path, folder: Path, origin: str) -> None:
@@ -246,11 +255,19 @@ def _complete(folder: Path, sizes: dict[str, int] | None = None) -> Path | None:
 
 
 def installed() -> list[Installed]:
-    """The models in the store, by name."""
+    """The models in the store, by name. Raises `SourceError` if it may not be read."""
     models = home() / "models"
+    try:
+        folders = sorted(models.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise SourceError(
+            f"cannot read the store {models}: {reason(error)}; PELLUCID_HOME may name another folder"
+        ) from error
     found = []
-    for folder in sorted(models.iterdir()) if models.is_dir() else []:
-        if not folder.is_dir() or not _NAME.fullmatch(folder.name):
+    for folder in folders:
+        if not os.path.isdir(folder) or not _NAME.fullmatch(folder.name):
             continue
         manifest, path = _manifest(folder), _complete(folder)
         size = sum(file.stat().st_size for file in _files(folder))
@@ -267,11 +284,13 @@ def remove(name: str) -> None:
     model, scheme = find(name), _SCHEME.fullmatch(name)
     known = model.name if model else _name_of(scheme["scheme"], scheme["rest"]) if scheme else name
     folder = home() / "models" / known
-    if not _NAME.fullmatch(known) or not folder.is_dir() or folder.is_symlink():
+    if not _NAME.fullmatch(known) or not os.path.isdir(folder) or os.path.islink(folder):
         names = ", ".join(entry.name for entry in installed()) or "none"
-        raise ModelNotFound(f"{shown(name)!r} is not in the store; installed: {names}")
-    with _locked(known, Silent()):
-        try:
+        raise ModelNotFound(f"{brief(name)} is not in the store; installed: {names}")
+    try:
+        with _locked(known, Silent()):
             shutil.rmtree(folder)
-        except OSError as error:
-            raise SourceError(f"cannot remove {folder}: {reason(error)}") from error
+    except OSError as error:  # a file inside could not be removed, or the lock not be made
+        named = os.path.isabs(error.filename or "")  # below an open folder, Python knows no whole path
+        what = error.filename if named else folder
+        raise SourceError(f"cannot remove {known}: {what}: {reason(error)}") from error

@@ -67,6 +67,19 @@ def test_run_interrupted(endless: str) -> None:
         assert left_sane(t)
 
 
+def test_an_answer_cannot_command_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pellucid.cli import common
+
+    piece = "a\x1b]0;title\x07\tb\x9b31m\r\x7f\nц"
+    common.write(piece)
+    assert capsys.readouterr().out == piece
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    common.write(piece)
+    assert capsys.readouterr().out == "a\ufffd]0;title\ufffd\tb\ufffd31m\ufffd\ufffd\nц"
+
+
 def test_run_sums_up_how_it_went(tiny: str) -> None:
     with terminal("run", tiny, "to see", *GREEDY) as t:
         assert t.end() == 0

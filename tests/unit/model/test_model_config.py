@@ -217,6 +217,45 @@ def test_what_is_not_implemented_is_never_ignored(family: str, key: str, value: 
     refused(checkpoint, key, kind=UnsupportedModel)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_more_layers_than_the_configuration_says(name: str) -> None:
+    checkpoint = Metadata(TINY[name])
+    layers = checkpoint.metadata["num_hidden_layers"]
+    checkpoint.metadata["num_hidden_layers"] = layers - 1
+    if "layer_types" in checkpoint.metadata:
+        checkpoint.metadata["layer_types"].pop()
+    refused(checkpoint, f"num_hidden_layers: is {layers - 1}, but the file has tensors of {layers} layers")
+
+
+def test_more_layers_than_a_gguf_says(tmp_path: Path) -> None:
+    more = {n.replace("blk.0.", "blk.1."): s for n, s in LLAMA_GGUF_SHAPES.items() if n.startswith("blk.0.")}
+    path = write_llama_gguf(
+        tmp_path / "t.gguf", {**LLAMA_GGUF, "llama.block_count": 2}, {**LLAMA_GGUF_SHAPES, **more}
+    )
+    checkpoint = Metadata(path)
+    checkpoint.metadata["llama.block_count"] = 1
+    refused(checkpoint, "llama.block_count: is 1, but the file has tensors of 2 layers")
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("value", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, "fp8", {}])
+def test_quantised_folder(name: str, value: Any) -> None:
+    checkpoint = Metadata(TINY[name])
+    checkpoint.metadata["quantization_config"] = value
+    refused(checkpoint, "quantization_config", str(value)[:30], kind=UnsupportedModel)
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id"])
+@pytest.mark.parametrize("value", [-1, 1 << 20, "2", True, 1.0, [2, 1 << 20], [[2]], {}])
+def test_token_id_outside_the_vocabulary(key: str, value: Any) -> None:
+    checkpoint = Metadata(TINY["llama"])
+    checkpoint.metadata[key] = value
+    refused(checkpoint, key, "it must be a token id, from 0 to")
+    for fine in (None, 0, checkpoint.metadata["vocab_size"] - 1, [0, 1], []):
+        checkpoint.metadata[key] = fine
+        checkpoint.lower()
+
+
 def test_width_that_is_no_whole_number_of_vectors(tmp_path: Path) -> None:
     D, F, K = 24, 32, 16
     at = "model.layers.0"

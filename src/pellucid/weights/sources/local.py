@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pellucid.errors import SourceError
+from pellucid.messages import brief, reason
 from pellucid.weights.sources import Progress, Source
+
+
+def unreadable(path: str) -> str | None:
+    """Why the system does not say whether there is something at ``path``; None if it does."""
+    try:
+        os.stat(Path(path).expanduser())
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    # No permission or a loop of links, no such user, a NUL in the name.
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"{brief(path)} cannot be read: {reason(error)}"
+    return None
 
 
 class Local:
@@ -14,14 +28,14 @@ class Local:
     def cached(self, rest: str) -> Path | None:
         try:
             path = Path(rest).expanduser()
-            return path if rest and path.exists() else None
-        except (OSError, RuntimeError, ValueError):  # no permission, no such user, a NUL in the name
+            return path if rest and os.path.exists(path) else None
+        except RuntimeError:  # no such user
             return None
 
     def fetch(self, rest: str, scratch: Path, progress: Progress, limit: int | None) -> Path:
         path = self.cached(rest)
         if path is None:
-            raise SourceError(f"there is no file or folder {rest!r}")
+            raise SourceError(unreadable(rest) or f"there is no file or folder {brief(rest)}")
         return path
 
 

