@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.kernels import unpack
 from pellucid.kernels.library import kernel
 from pellucid.kernels.matmul import Matmul, prefetch_ahead, product
 from pellucid.kernels.packed import BLOCK, Packed
@@ -31,39 +32,51 @@ def reference(
     return np.asarray(values(x) @ weights.T + addend, np.float64)
 
 
-def _emit_block(
-    e: Any, packed: Packed, planes: int, columns: list[Any], scales: Any, x: Any, total: Any
-) -> Any:
-    """One token's 32 columns: add them to ``total``, 16 lanes of rows."""
-    simd = _simd()
-    parts, tail = len(scales), BLOCK * planes
-    x_scale = e.splat(e.load(e.at(x, tail), simd.f32))
-    for part, (scale, minimum) in enumerate(scales):
-        mine = range(part * 8 // parts, (part + 1) * 8 // parts)
-        exact = _sum_plane(e, columns, mine, x, 0)
-        if planes == 2:
-            low = _sum_plane(e, columns, mine, x, BLOCK)
-            exact = e.b.add(e.b.shl(exact, e.fill(simd.i32, 7)), low)
-        if packed.zero_point:
-            minus = e.load(e.at(x, tail + 8 + 4 * part), simd.i32)
-            if parts == 1:
-                minus = e.b.add(minus, e.load(e.at(x, tail + 12), simd.i32))
-            shift = e.fill(simd.i32, packed.zero_point.bit_length() - 1)
-            exact = e.b.add(exact, e.b.shl(e.splat(minus), shift))
-        total = e.fma(e.b.sitofp(exact, simd.vec(simd.f32)), e.b.fmul(scale, x_scale), total)
-        if minimum is not None:
-            total = e.fma(minimum, e.splat(e.load(e.at(x, tail + 4), simd.f32)), total)
-    return total
+CHAINS = (
+    8  # sums that do not wait for each other: enough to fill two pipelines where a product takes five cycles
+)
 
 
-def _sum_plane(e: Any, columns: list[Any], which: range, x: Any, offset: int) -> Any:
-    """The exact sum of the products of some of a block's vectors with one plane of activations."""
+def _exact(e: Any, packed: Packed, planes: int, raw: list[Any], part: int, xs: list[Any]) -> list[Any]:
+    """A part's exact sum for each token, int32, 16 lanes of rows. ``xs`` are the addresses of the tokens' blocks.
+
+    The tokens take turns at every vector of weights, for the sake of the pipelines; integers add up to the same in
+    any order.
+    """
     simd = _simd()
-    chains = [e.fill(simd.i32, 0) for _ in range(2)]  # two chains: half the latency, the same sum
-    for i in which:
-        four = e.splat(e.load(e.at(x, offset + 4 * i), simd.i32))
-        chains[i % 2] = e.dot_u8_i8(chains[i % 2], columns[i], four)
-    return e.b.add(*chains)
+    per_part = 8 * packed.sub // BLOCK
+    each = max(1, min(per_part, CHAINS // (len(xs) * planes)))
+    zero = e.fill(simd.i32, 0)
+    # Of a token's planes the last is the one whose unit is 1: it takes up the zero point.
+    chains = [[[zero] * each for _ in range(planes)] for _ in xs]
+    if packed.zero_point:
+        for token, x in enumerate(xs):
+            chains[token][-1][0] = _zero_point(e, packed, planes, part, x)
+    for i in range(part * per_part, (part + 1) * per_part):
+        column = unpack.vector(e, packed, raw, i)
+        for token, x in enumerate(xs):
+            for plane in range(planes):
+                four = e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32))
+                chain = chains[token][plane]
+                chain[i % each] = e.dot_u8_i8(chain[i % each], column, four)
+    sums = []
+    for token_chains in chains:
+        total = None
+        for chain in token_chains:
+            plane_sum = functools.reduce(e.b.add, chain)
+            total = plane_sum if total is None else e.b.add(e.b.shl(total, e.fill(simd.i32, 7)), plane_sum)
+        sums.append(total)
+    return sums
+
+
+def _zero_point(e: Any, packed: Packed, planes: int, part: int, x: Any) -> Any:
+    """Minus the zero point times the sum of a part's activations: where an exact sum begins."""
+    simd = _simd()
+    sums = e.at(x, BLOCK * planes + 8)
+    minus = e.splat(e.load(e.at(sums, 4 * part), simd.i32))
+    if part == 0 and packed.sub < BLOCK:  # the whole block's sum is stored, and its second half's
+        minus = e.b.sub(minus, e.splat(e.load(e.at(sums, 4), simd.i32)))
+    return e.b.shl(minus, e.fill(simd.i32, packed.zero_point.bit_length() - 1))
 
 
 @functools.cache
@@ -79,9 +92,8 @@ def _sums(
     """A group of 16 rows times each token, over all columns."""
     from numba.core import cgutils
 
-    from pellucid.kernels import unpack
-
-    per_unit, zero = packed.unit // BLOCK, e.fill(_simd().f32, 0.0)
+    simd = _simd()
+    per_unit, zero = packed.unit // BLOCK, e.fill(simd.f32, 0.0)
     blocks = e.b.sdiv(width, e.const(BLOCK))
     totals = [cgutils.alloca_once_value(e.b, zero) for _ in range(tokens)]
     scales_start = e.at(weights, e.times(blocks, packed.plane_bytes))
@@ -96,12 +108,20 @@ def _sums(
             here = e.at(weights, e.times(block, packed.plane_bytes))
             if tokens == 1:
                 prefetch_ahead(e, here, packed.plane_bytes)
-            columns = unpack.planes(e, packed, here)
-            scales = unpack.block_scales(e, packed, unit, factors, inner.index)
+            raw = unpack.stored(e, packed, here)
             offset = e.times(block, block_bytes(planes))
-            for total, row in zip(totals, rows):
-                now = _emit_block(e, packed, planes, columns, scales, e.at(row, offset), e.b.load(total))
-                e.b.store(now, total)
+            xs = [e.at(row, offset) for row in rows]
+            for part, (scale, minimum) in enumerate(
+                unpack.block_scales(e, packed, unit, factors, inner.index)
+            ):
+                sums = _exact(e, packed, planes, raw, part, xs)
+                for total, exact, x in zip(totals, sums, xs):
+                    x_scale, x_sum = e.at(x, BLOCK * planes), e.at(x, BLOCK * planes + 4)
+                    factor = e.b.fmul(scale, e.splat(e.load(x_scale, simd.f32)))
+                    now = e.fma(e.b.sitofp(exact, simd.vec(simd.f32)), factor, e.b.load(total))
+                    if minimum is not None:
+                        now = e.fma(minimum, e.splat(e.load(x_sum, simd.f32)), now)
+                    e.b.store(now, total)
     return [e.b.load(total) for total in totals]
 
 

@@ -6,7 +6,7 @@ In: (T, D) float32. Out: (T, D/32) blocks, so laid out that one address finds al
     low      32 x int8     ... with two planes they have 14 bits and a sign: 128 * high + low
     scale    float32       max |x| / 127, or max |x| / 16256 with two planes
     sum      float32       scale * (q0 + ... + q31), for formats with a minimum
-    -sum16   2 x int32     minus the sums of the two halves, for formats with a zero point
+    -sums    2 x int32     minus the sum of the 32 values, and of the second 16: for formats with a zero point
 
 One plane is 48 bytes and costs one integer product a weight. Two planes are 80 bytes and cost two, with a rounding
 error 128 times smaller: free where memory is the limit.
@@ -59,7 +59,7 @@ def reference(x: NDArray[np.floating[Any]], planes: int) -> NDArray[Any]:
         out["q"][..., 1, :] = values - 128 * high
     out["scale"] = np.where(alive, largest * np.float32(1 / most), 0)
     out["sum"] = out["scale"] * values.sum(-1).astype(np.float32)
-    out["minus_sum"] = -values.reshape(*blocks.shape[:2], 2, 16).sum(-1)
+    out["minus_sum"][..., 0], out["minus_sum"][..., 1] = -values.sum(-1), -values[..., 16:].sum(-1)
     return out
 
 
@@ -106,7 +106,7 @@ def quantize_block(simd: Any, planes: int) -> Any:
         first, second = half(x, inverse, out), half(x + 64, inverse, out + 16)
         store_f32(out + tail, scale)
         store_f32(out + tail + 4, scale * np.float32(first + second))
-        store_i32(out + tail + 8, -first)
+        store_i32(out + tail + 8, -(first + second))
         store_i32(out + tail + 12, -second)
 
     return quantize

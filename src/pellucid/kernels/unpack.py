@@ -18,27 +18,36 @@ def vec(kind: Any) -> Any:
     return ir.VectorType(kind, ROWS)
 
 
-def planes(e: Any, packed: Packed, address: Any) -> list[Any]:
-    """A block's values: eight vectors; lane r of vector i holds row r's columns 4i..4i+3 as unsigned bytes."""
-    raw = [e.load(e.at(address, VECTOR * j), vec(i32), VECTOR) for j in range(packed.plane_bytes // VECTOR)]
+def stored(e: Any, packed: Packed, address: Any) -> list[Any]:
+    """A block's values as they are stored: vectors of packed bytes."""
+    return [e.load(e.at(address, VECTOR * j), vec(i32), VECTOR) for j in range(packed.plane_bytes // VECTOR)]
+
+
+def vector(e: Any, packed: Packed, raw: list[Any], i: int) -> Any:
+    """One of a block's eight vectors: lane r holds row r's columns 4i..4i+3 as unsigned bytes."""
     if packed.bits == 8:
-        return raw
-    nibble, four = e.fill(i32, 0x0F0F0F0F), e.fill(i32, 4)
-    values = []
-    for low in raw[:4]:
-        values += [e.b.and_(low, nibble), e.b.and_(e.b.lshr(low, four), nibble)]
+        return raw[i]
+    value = raw[i // 2]
+    if i % 2:
+        value = e.b.lshr(value, e.fill(i32, 4))
+    value = e.b.and_(value, e.fill(i32, 0x0F0F0F0F))
     high_bits = packed.bits - 4
-    if high_bits:
-        mask = e.fill(i32, {1: 0x10101010, 2: 0x30303030}[high_bits])
-        per_plane = 8 // high_bits
-        for i in range(8):
-            high, position = raw[4 + i // per_plane], high_bits * (i % per_plane)
-            if position < 4:
-                high = e.b.shl(high, e.fill(i32, 4 - position))
-            elif position > 4:
-                high = e.b.lshr(high, e.fill(i32, position - 4))
-            values[i] = e.b.or_(values[i], e.b.and_(high, mask))
-    return values
+    if not high_bits:
+        return value
+    per_plane = 8 // high_bits
+    high, position = raw[4 + i // per_plane], high_bits * (i % per_plane)
+    if position < 4:
+        high = e.b.shl(high, e.fill(i32, 4 - position))
+    elif position > 4:
+        high = e.b.lshr(high, e.fill(i32, position - 4))
+    mask = e.fill(i32, {1: 0x10101010, 2: 0x30303030}[high_bits])
+    return e.b.or_(value, e.b.and_(high, mask))
+
+
+def planes(e: Any, packed: Packed, address: Any) -> list[Any]:
+    """All eight vectors of a block."""
+    raw = stored(e, packed, address)
+    return [vector(e, packed, raw, i) for i in range(8)]
 
 
 def unit_scales(e: Any, packed: Packed, address: Any) -> tuple[Any, Any]:
