@@ -93,18 +93,19 @@ def build(simd: Any, kind: str, planes: int) -> Any:
     def body(record, step, thread, threads):
         x, up, out = load(record + at.x), load(record + at.up), load(record + at.out)
         quantized = load(record + at.quantized)
-        vectors = (
-            2 if quantized != 0 else 1
-        )  # a block is two vectors; without blocks a row may end in half of one
-        total = load(step + load(record + at.rows)) * (load(record + at.width) // (16 * vectors))
-        for unit in range(total * thread // threads, total * (thread + 1) // threads):
-            for vector in range(unit * vectors, (unit + 1) * vectors):
-                i = vector * 64
+        width, rows = load(record + at.width), load(step + load(record + at.rows))
+        # Split as a matrix product splits its columns: a thread finds what it wrote itself in its own cache.
+        blocks = (width + 31) // 32
+        begin, end = blocks * thread // threads * 128, min(width * 4, blocks * (thread + 1) // threads * 128)
+        for row in range(rows):
+            here = row * width * 4
+            for i in range(here + begin, here + end, 64):
                 value = function(vload(x + i))
                 if up != 0:
                     value = value * vload(up + i)
                 vstore(out + i, value)
             if quantized != 0:
-                quantize(out + unit * 128, quantized + unit * q_bytes)
+                for i in range(here + begin, here + end, 128):
+                    quantize(out + i, quantized + i // 128 * q_bytes)
 
     return body

@@ -10,10 +10,10 @@ The control block is a row of 64-byte lines, so that no two threads write to the
     line 2   a kernel's non-zero status, 0 if none             line 5   address of the step's record
     line 8+t barriers that thread t has passed                 line 6   looks before a thread gives up its core
 
-At a barrier a thread that has a core of its own keeps it: whoever yields to a busy neighbour waits a time slice,
-some milliseconds, for a partner that may be there in a microsecond. With more threads than cores it is the other
-way round, the partner needs this core, so patience is short. Between steps a worker spins as long, then returns to
-Python to be parked.
+At a barrier a thread spins: its partner is there in a microsecond. If the partner began the step on this very core it
+cannot be, so the core is given up at once. After half a millisecond another process must have the partner's core, and
+then the thread sleeps until the partner wakes it: whoever slept is served first, so that the two run at the same time
+again instead of in turns. Between steps a worker spins as long, then returns to Python to be parked.
 """
 
 from __future__ import annotations
@@ -26,34 +26,49 @@ from pellucid.kernels.record import RECORD_WORDS, WORD
 LINE = 64
 EPOCH, STOP, STATUS, PROGRAM, RECORDS, STEP, PATIENCE = (LINE * i for i in range(7))
 PASSED = LINE * 8
+CORE = 16  # in a thread's line: the core that it began this step on
+SLEEPERS = 24  # in a thread's line: not 0 if others sleep until it passes its next barrier
 MAX_THREADS = 256
 CONTROL_BYTES = PASSED + LINE * MAX_THREADS
 
 EAGER = 50  # looks at a barrier without a pause: a pause takes as long as the other thread is away
-PATIENT, HASTY = 300_000, 1_000  # looks before a thread gives up its core: 15 ms, 50 µs
+PATIENT, HASTY = 10_000, 1_000  # looks before a thread sleeps: 500 µs; 50 µs with more threads than cores
+NAP = 1_000_000  # nanoseconds that a thread sleeps at most, before it looks again
 
 
 def _loop(simd: Any) -> Any:
     load, store, relax = simd.atomic_load, simd.atomic_store, simd.relax
-    yield_core, call, jit = simd.yield_core, simd.call_kernel, simd.jit
+    sleep_while, wake, yield_core = simd.sleep_while, simd.wake, simd.yield_core
+    current_core, call, jit = simd.current_core, simd.call_kernel, simd.jit
     stride = RECORD_WORDS * WORD
 
     @jit
     def barrier(control, thread, threads):
-        mine = load(control + PASSED + LINE * thread) + 1
-        store(control + PASSED + LINE * thread, mine)
+        line = control + PASSED + LINE * thread
+        mine = load(line) + 1
+        store(line, mine)
+        if load(line + SLEEPERS) != 0:
+            store(line + SLEEPERS, 0)
+            wake(line)
         patience = load(control + PATIENCE)
         for other in range(threads):
-            looks = 0
-            while load(control + PASSED + LINE * other) < mine:
+            looks, line = 0, control + PASSED + LINE * other
+            passed = load(line)
+            while passed < mine:
                 looks += 1
                 if looks > patience:
-                    yield_core()
+                    store(line + SLEEPERS, 1)
+                    sleep_while(line, passed & 0xFFFFFFFF, NAP)
                 elif looks > EAGER:
-                    relax()
+                    if load(line + CORE) == current_core():
+                        yield_core()
+                    else:
+                        relax()
+                passed = load(line)
 
     @jit
     def run(control, thread, threads):
+        store(control + PASSED + LINE * thread + CORE, current_core())
         record = load(control + PROGRAM)
         step = load(control + STEP)
         for _ in range(load(control + RECORDS)):

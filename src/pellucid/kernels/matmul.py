@@ -14,6 +14,7 @@ from pellucid.kernels.packed import ROWS, VECTOR
 from pellucid.kernels.record import Address, Count, Record
 
 TILES = (8, 4, 2, 1)  # tokens that share each load of the weights
+SHARE = 4  # groups of rows that a tile of tokens meets while it is in the nearest cache
 AHEAD = 16384  # bytes that a lone token asks for before it reads them
 
 SumsEmitter = Callable[[Any, int, Any, Any, list[Any]], list[Any]]
@@ -80,26 +81,35 @@ def product(simd: Any, emit_sums: SumsEmitter) -> Any:
             load(record + at.out_stride),
         )
         addend_group, addend_row = load(record + at.addend_group), load(record + at.addend_row)
-        rows = load(step + load(record + at.rows))
-        for group in range(groups * thread // threads, groups * (thread + 1) // threads):
-            w = load(record + at.weights) + group * group_bytes
-            x, out = load(record + at.x), load(record + at.out) + group * ROWS * 4
-            addend = load(record + at.addend) + group * addend_group
-            row = 0
+        weights, rows = load(record + at.weights), load(step + load(record + at.rows))
+        # Whole blocks of columns to each thread: what comes next can split a row at the same places (activation.py).
+        pairs = (groups + 1) // 2
+        begin, end = 2 * (pairs * thread // threads), min(groups, 2 * (pairs * (thread + 1) // threads))
+        for first in range(begin, end, SHARE):
+            last = min(first + SHARE, end)
+            row, x, addend = 0, load(record + at.x), load(record + at.addend)
+            out = load(record + at.out)
             while row < rows:
                 left = rows - row
                 if left >= 8:
-                    tile8(w, columns, x, x_stride, out, out_stride, addend, addend_row)
                     done = 8
                 elif left >= 4:
-                    tile4(w, columns, x, x_stride, out, out_stride, addend, addend_row)
                     done = 4
                 elif left >= 2:
-                    tile2(w, columns, x, x_stride, out, out_stride, addend, addend_row)
                     done = 2
                 else:
-                    tile1(w, columns, x, x_stride, out, out_stride, addend, addend_row)
                     done = 1
+                for group in range(first, last):
+                    w, to = weights + group * group_bytes, out + group * ROWS * 4
+                    more = addend + group * addend_group
+                    if done == 8:
+                        tile8(w, columns, x, x_stride, to, out_stride, more, addend_row)
+                    elif done == 4:
+                        tile4(w, columns, x, x_stride, to, out_stride, more, addend_row)
+                    elif done == 2:
+                        tile2(w, columns, x, x_stride, to, out_stride, more, addend_row)
+                    else:
+                        tile1(w, columns, x, x_stride, to, out_stride, more, addend_row)
                 row += done
                 x, out, addend = x + done * x_stride, out + done * out_stride, addend + done * addend_row
 

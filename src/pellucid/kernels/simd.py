@@ -14,6 +14,7 @@ Importing this module imports Numba; only a kernel that is about to be compiled 
 from __future__ import annotations
 
 import operator
+import platform
 import sys
 
 from llvmlite import ir
@@ -358,13 +359,68 @@ def relax(typingctx):
     return types.void(), codegen
 
 
+# Linux lets a thread sleep until a word of memory changes: futex(2). Elsewhere a thread can only give up its core.
+_FUTEX = (
+    {"x86_64": 202, "AMD64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
+)
+_WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
+
+
+def _futex(builder, address, operation: int, value, timeout):
+    kind = ir.FunctionType(i64, [i64], var_arg=True)
+    function = cgutils.get_or_insert_function(builder.module, kind, "syscall")
+    words = [ir.Constant(i64, _FUTEX), address, ir.Constant(i64, operation), value, timeout]
+    builder.call(function, [*words, ir.Constant(i64, 0), ir.Constant(i64, 0)])
+
+
+@intrinsic
+def sleep_while(typingctx, address, value, nanoseconds):
+    """Sleep while the 32-bit word at ``address`` is ``value``: until ``wake``, or so long; perhaps shorter."""
+
+    def codegen(context, builder, sig, args):
+        address, value, nanoseconds = args
+        if _FUTEX is None:
+            Emitter(builder).call("SwitchToThread" if sys.platform == "win32" else "sched_yield", i32)
+        else:
+            duration = cgutils.alloca_once(builder, i64, size=2)
+            builder.store(ir.Constant(i64, 0), duration)
+            builder.store(nanoseconds, builder.gep(duration, [ir.Constant(i64, 1)]))
+            _futex(builder, address, _WAIT_PRIVATE, value, builder.ptrtoint(duration, i64))
+        return context.get_dummy_value()
+
+    return _void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def wake(typingctx, address):
+    """Wake all threads that sleep on the word at ``address``."""
+
+    def codegen(context, builder, sig, args):
+        if _FUTEX is not None:
+            _futex(builder, args[0], _WAKE_PRIVATE, ir.Constant(i64, 1 << 30), ir.Constant(i64, 0))
+        return context.get_dummy_value()
+
+    return _void(types.int64), codegen
+
+
 @intrinsic
 def yield_core(typingctx):
     """Let another thread have the core."""
 
     def codegen(context, builder, sig, args):
-        name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
-        Emitter(builder).call(name, i32)
+        Emitter(builder).call("SwitchToThread" if sys.platform == "win32" else "sched_yield", i32)
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def current_core(typingctx):
+    """The number of the core that runs this, or -1 where the system does not tell."""
+
+    def codegen(context, builder, sig, args):
+        if sys.platform != "linux":
+            return ir.Constant(i64, -1)
+        return builder.sext(Emitter(builder).call("sched_getcpu", i32), i64)
+
+    return types.int64(), codegen
