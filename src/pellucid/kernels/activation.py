@@ -48,11 +48,11 @@ def reference(kind: str, x: NDArray[Any], up: NDArray[Any] | float = 1.0) -> NDA
 
 def _function(simd: Any, kind: str) -> Any:
     splat, fma, vexp, vmax, vabs = simd.splat, simd.fma, simd.vexp, simd.vmax, simd.vabs
-    select_below = simd.select_below
+    select_below, vmin, vreciprocal = simd.select_below, simd.vmin, simd.vreciprocal
 
     @simd.jit
     def sigmoid(x):
-        return splat(1.0) / (splat(1.0) + vexp(splat(0.0) - x))
+        return vreciprocal(splat(1.0) + vexp(vmin(splat(0.0) - x, splat(87.0))))
 
     @simd.jit
     def silu(x):
@@ -66,7 +66,7 @@ def _function(simd: Any, kind: str) -> Any:
     @simd.jit
     def gelu(x):
         z = vabs(x) * splat(0.7071067811865476)
-        t = splat(1.0) / fma(z, splat(0.3275911), splat(1.0))
+        t = vreciprocal(fma(z, splat(0.3275911), splat(1.0)))
         p = fma(t, splat(1.061405429), splat(-1.453152027))
         p = fma(p, t, splat(1.421413741))
         p = fma(p, t, splat(-0.284496736))

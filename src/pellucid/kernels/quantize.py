@@ -3,7 +3,7 @@
 In: (T, D) float32. Out: (T, D/32) blocks, so laid out that one address finds all that a block needs:
 
     high     32 x int8     the values, ties to even: round(x / scale) with one plane ...
-    low      32 x int8     ... with two planes they have 14 bits and a sign: 128 * high + low
+    low      32 x int8     ... with two planes they have 14 bits and a sign: 128 * high + low, low from -64 to 63
     scale    float32       max |x| / 127, or max |x| / 16256 with two planes
     sum      float32       scale * (q0 + ... + q31), for formats with a minimum
     -sums    2 x int32     minus the sum of the 32 values, and of the second 16: for formats with a zero point
@@ -53,7 +53,7 @@ def reference(x: NDArray[np.floating[Any]], planes: int) -> NDArray[Any]:
     inverse = np.where(alive, most / np.where(alive, largest, 1), np.float32(0)).astype(np.float32)
     values = np.rint(blocks * inverse[..., None]).astype(np.int32)
     out = np.zeros(blocks.shape[:2], block_dtype(planes))
-    high = values if planes == 1 else np.rint(values / 128).astype(np.int32)
+    high = values if planes == 1 else (values + 64) // 128
     out["q"][..., 0, :] = high
     if planes == 2:
         out["q"][..., 1, :] = values - 128 * high
@@ -74,8 +74,13 @@ def values(blocks: NDArray[Any]) -> NDArray[np.float64]:
 def quantize_block(simd: Any, planes: int) -> Any:
     """The helper that other kernels fuse: (address of 32 float32, address of the block)."""
     vload, splat, vmax, vabs, vmax_lane = simd.vload, simd.splat, simd.vmax, simd.vabs, simd.vmax_lane
-    vround, to_i32, vsum_i32 = simd.vround, simd.to_i32, simd.vsum_i32
-    vstore_i8, store_f32, store_i32 = simd.vstore_i8, simd.store_f32, simd.store_i32
+    nearest, high_plane, low_plane, minus_sums = (
+        simd.nearest,
+        simd.high_plane,
+        simd.low_plane,
+        simd.minus_sums,
+    )
+    vstore_i8, store_f32, store_i64 = simd.vstore_i8, simd.store_f32, simd.store_i64
     smallest, most, scaled = (
         np.float32(SMALLEST),
         np.float32(LARGEST[planes]),
@@ -84,30 +89,31 @@ def quantize_block(simd: Any, planes: int) -> Any:
     tail = 32 * planes
 
     @simd.jit
-    def half(x, inverse, out):
-        """16 values; returns their sum."""
-        whole = vround(vload(x) * splat(inverse))
+    def half(values, inverse, out):
+        """16 values; returns them as whole numbers."""
+        whole = nearest(values * inverse)
         if planes == 1:
-            vstore_i8(out, to_i32(whole))
+            vstore_i8(out, whole)
         else:
-            high = vround(whole * splat(0.0078125))
-            vstore_i8(out, to_i32(high))
-            vstore_i8(out + 32, to_i32(whole - high * splat(128.0)))
-        return vsum_i32(to_i32(whole))
+            high = high_plane(whole)
+            vstore_i8(out, high)
+            vstore_i8(out + 32, low_plane(whole, high))
+        return whole
 
     @simd.jit
     def quantize(x, out):
-        largest = vmax_lane(vmax(vabs(vload(x)), vabs(vload(x + 64))))
+        first, second = vload(x), vload(x + 64)
+        largest = vmax_lane(vmax(vabs(first), vabs(second)))
         inverse = most / largest
         scale = largest * scaled
         if largest < smallest:
             inverse = np.float32(0)
             scale = np.float32(0)
-        first, second = half(x, inverse, out), half(x + 64, inverse, out + 16)
+        times = splat(inverse)
+        sums = minus_sums(half(first, times, out), half(second, times, out + 16))
         store_f32(out + tail, scale)
-        store_f32(out + tail + 4, scale * np.float32(first + second))
-        store_i32(out + tail + 8, -(first + second))
-        store_i32(out + tail + 12, -second)
+        store_f32(out + tail + 4, scale * np.float32(-np.int32(sums)))
+        store_i64(out + tail + 8, sums)
 
     return quantize
 
