@@ -17,81 +17,25 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from peers import LLAMA_BENCH
 
 import pellucid
-from pellucid.kernels.library import KernelKey, definition, shared
-from pellucid.kernels.roof import STRIP
 from pellucid.llm import LLM
-from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import Sequence
-from pellucid.runtime.executor import Executor, Program, table
-from pellucid.runtime.memory import aligned
+from pellucid.measure.roofs import Roofs
+from pellucid.measure.rounds import REST
+from pellucid.measure.suite import Decode, Prefill
 from pellucid.weights.store import resolve
 
 START = 16  # tokens of context before the first measured one, as short as llama-bench's
+PROMPT = 512  # tokens, llama-bench's pp512
 
 
-@dataclass
-class Reader:
-    """Reads as many bytes as a token needs, on as many threads."""
-
-    nbytes: int
-    threads: int
-
-    def __post_init__(self) -> None:
-        self._data = aligned(self.nbytes // STRIP * STRIP)
-        self._data[:] = 0
-        self._out = np.zeros((self.threads, 16), np.float32)
-        key = KernelKey("roof.read")
-        record = definition("roof.read").record
-        assert record is not None
-        words = record.pack(
-            {
-                "data": self._data.ctypes.data,
-                "strips": self.nbytes // STRIP,
-                "out": self._out.ctypes.data,
-            }
-        )
-        self._program = Program(table([[shared().load([key])[key], 0, *words]]), ())
-        self._executor = Executor(self.threads)
-
-    def per_second(self) -> float:
-        """How often the bytes can be read in a second."""
-        times = 16
-        step = np.zeros(1, np.int64)
-        self._executor.run(self._program, step)
-        start = time.perf_counter()
-        for _ in range(times):
-            self._executor.run(self._program, step)
-        return times / (time.perf_counter() - start)
-
-
-def decode(llm: LLM, tokens: int) -> float:
-    """Tokens per second of greedy decoding, one at a time."""
-    network, sequence = llm.network, Sequence()
-    logits = network.prefill(sequence, list(range(100, 100 + START)))
-    start = time.perf_counter()
-    for _ in range(tokens):
-        logits = network.forward([Chunk(sequence, [int(logits.argmax())])])[0]
-    seconds = time.perf_counter() - start
-    network.truncate(sequence, 0)
-    return tokens / seconds
-
-
-def prefill(llm: LLM, tokens: int = 512) -> float:
-    """Tokens per second of a prompt."""
-    network, sequence = llm.network, Sequence()
-    start = time.perf_counter()
-    network.prefill(sequence, [100 + i % 1000 for i in range(tokens)])
-    seconds = time.perf_counter() - start
-    network.truncate(sequence, 0)
-    return tokens / seconds
+def speed(llm: LLM, workload: Decode | Prefill) -> float:
+    """Tokens per second."""
+    return workload.count / workload.seconds(llm.network)
 
 
 def llama_bench(binary: Path, model: Path, threads: int, prompt: int, new: int) -> float:
@@ -127,17 +71,17 @@ def main() -> None:
     llm = pellucid.load(arguments.model, threads=arguments.threads, activation_bits=arguments.activation_bits)
     threads = llm.network.threads
     weights = sum(op.weight_bytes for op in llm.plan.operations)
-    reader = Reader(weights, threads)
+    roofs = Roofs(threads, weights)
     measure: dict[str, Callable[[], float]] = {
-        "roof": reader.per_second,
-        "decode": lambda: decode(llm, arguments.tokens),
-        "prefill": lambda: prefill(llm),
+        "roof": lambda: roofs.read(weights) / weights,
+        "decode": lambda: speed(llm, Decode(START, arguments.tokens)),
+        "prefill": lambda: speed(llm, Prefill(PROMPT)),
     }
     peer = Path(os.environ.get("LLAMA_BENCH", LLAMA_BENCH))
     if peer.exists():
         path = resolve(arguments.model)
         measure["llama.cpp decode"] = lambda: llama_bench(peer, path, threads, 0, arguments.tokens)
-        measure["llama.cpp prefill"] = lambda: llama_bench(peer, path, threads, 512, 0)
+        measure["llama.cpp prefill"] = lambda: llama_bench(peer, path, threads, PROMPT, 0)
     else:
         print("llama-bench is not here: make bench-peers builds it")
     report(arguments.model, threads, weights, rounds(measure, arguments.rounds))
@@ -148,6 +92,7 @@ def rounds(measure: dict[str, Callable[[], float]], count: int) -> dict[str, lis
     found: dict[str, list[float]] = {name: [] for name in measure}
     for number in range(count):
         for name, figure in measure.items():
+            time.sleep(REST)  # the threads of the one before let go of their cores
             found[name].append(figure())
         print(f"round {number + 1}: " + ", ".join(f"{n} {v[-1]:.0f}" for n, v in found.items()), flush=True)
     return found

@@ -33,7 +33,8 @@ def _number(help: str) -> Any:
     return typer.Option(help=help, parser=_float, metavar="NUMBER")
 
 
-def _count(help: str) -> Any:
+def count(help: str) -> Any:
+    """An option that is a whole number. Whoever uses it checks it."""
     return typer.Option(help=help, parser=_int, metavar="N")
 
 
@@ -45,17 +46,17 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Threads = Annotated[int | None, _count("Threads; one for each physical core by default.")]
-Context = Annotated[int | None, _count("Tokens that prompt and answer may have; the model's by default.")]
-ActivationBits = Annotated[int, _count("16 is exact to rounding; 8 is faster on long prompts.")]
+Threads = Annotated[int | None, count("Threads; one for each physical core by default.")]
+Context = Annotated[int | None, count("Tokens that prompt and answer may have; the model's by default.")]
+ActivationBits = Annotated[int, count("16 is exact to rounding; 8 is faster on long prompts.")]
 Temperature = Annotated[float, _number("0 is greedy; higher is more varied.")]
-TopK = Annotated[int, _count("Only the N most likely tokens; 0 is off.")]
+TopK = Annotated[int, count("Only the N most likely tokens; 0 is off.")]
 TopP = Annotated[float, _number("Only the likeliest tokens that sum to this; 1 is off.")]
-Seed = Annotated[int | None, _count("For the random numbers; one is drawn by default.")]
+Seed = Annotated[int | None, count("For the random numbers; one is drawn by default.")]
 Stop = Annotated[
     list[str] | None, typer.Option(help="End the text before this; may be given again.", metavar="TEXT")
 ]
-MaxNewTokens = Annotated[int | None, _count("Tokens to make at most; what the context holds by default.")]
+MaxNewTokens = Annotated[int | None, count("Tokens to make at most; what the context holds by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -76,9 +77,12 @@ def write(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Bars]:
-    """Progress bars on standard error, gone when done; plain lines where that is no terminal."""
-    bars = Bars()
+def progress(*, still: bool = False) -> Iterator[Bars]:
+    """Progress bars on standard error, gone when done; plain lines where that is no terminal.
+
+    ``still`` ones are drawn only when there is news: whoever draws in between takes a core from what is measured.
+    """
+    bars = Bars(still)
     try:
         yield bars
     finally:
@@ -88,7 +92,8 @@ def progress() -> Iterator[Bars]:
 class Bars:
     """A bar for what is going on. Satisfies the download's ``Progress``; ``compiling`` is the kernels'."""
 
-    def __init__(self) -> None:
+    def __init__(self, still: bool = False) -> None:
+        self._still = still
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
 
@@ -103,6 +108,10 @@ class Bars:
         """``done`` of ``total`` kernels are compiled; ``label`` is next."""
         self._show("compiling kernels, once for this machine", done, total, f"{done} of {total}")
 
+    def measuring(self, done: int, total: int, label: str) -> None:
+        """``done`` of ``total`` measurements are made; ``label`` is next."""
+        self._show("measuring", done, total, label)
+
     def _show(self, text: str, done: int, total: int | None, amount: str) -> None:
         if not sys.stderr.isatty():
             if text not in self._tasks:
@@ -110,11 +119,11 @@ class Bars:
                 print(text, file=sys.stderr)
             return
         if self._bar is None:
-            self._bar = _bar()
+            self._bar = _bar(self._still)
             self._bar.start()
         if text not in self._tasks:
             self._tasks[text] = self._bar.add_task(text, total=total, amount=amount)
-        self._bar.update(self._tasks[text], completed=done, total=total, amount=amount)
+        self._bar.update(self._tasks[text], completed=done, total=total, amount=amount, refresh=self._still)
 
     def close(self) -> None:
         """Take the bars away."""
@@ -123,7 +132,7 @@ class Bars:
             self._bar = None
 
 
-def _bar() -> Any:
+def _bar(still: bool) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -133,7 +142,7 @@ def _bar() -> Any:
         TextColumn("{task.fields[amount]}"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=not still)
 
 
 def load(
@@ -200,12 +209,21 @@ def table(*columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = (
     return made
 
 
+def columns() -> int:
+    """How wide a table may be: as the terminal, in a pipe 200."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+
+
 def show(renderable: Any) -> None:
     """Print a table: as wide as the terminal, in a pipe as it needs to be. No colours where none are wanted."""
     from rich.console import Console
     from rich.measure import Measurement
 
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False, emoji=False)
+    console = Console(
+        width=None if sys.stdout.isatty() else columns(), highlight=False, markup=False, emoji=False
+    )
     # Columns that cannot fold are not cut off: the terminal breaks such lines.
     console.width = max(console.width, Measurement.get(console, console.options, renderable).minimum)
     with console.capture() as printed:

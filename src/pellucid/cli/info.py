@@ -22,36 +22,24 @@ def command(
 
     if (model is not None) == machine:
         raise InvalidRequest("info takes a model or --machine")
-    facts = _machine() if model is None else _model(model)
+    if model is None:
+        from pellucid.measure.machine import facts as machine_facts
+
+        facts = machine_facts()
+    else:
+        facts = _model(model)
     if json:
         common.print_json(facts)
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        text = f"{value:,}" if isinstance(value, int) else common.one_line(value)
-        print(f"{name:<{width}}  {text}")
+        print(f"{name:<{width}}  {common.one_line(_text(value))}")
 
 
-def _machine() -> dict[str, Any]:
-    from importlib.metadata import version
-
-    from llvmlite import binding
-
-    from pellucid.kernels import isa
-    from pellucid.kernels.library import cache_folder
-    from pellucid.runtime.executor import default_threads
-
-    chosen = isa.choose()
-    possible = [known.name for known in isa.KNOWN if known.needs <= isa.host_features()]
-    return {
-        "cpu": binding.get_host_cpu_name(),
-        "instructions": f"{chosen.name} ({chosen.description})",
-        "possible": ", ".join(possible),
-        "threads": default_threads(),
-        "kernels": str(cache_folder()),
-        "numba": version("numba"),
-        "llvmlite": version("llvmlite"),
-    }
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _model(name: str) -> dict[str, Any]:

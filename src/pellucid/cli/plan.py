@@ -1,4 +1,4 @@
-"""pellucid plan MODEL: the program that the model is."""
+"""pellucid plan MODEL: the program that the model is, and how long each operation takes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pellucid.cli import common
+from pellucid.cli.shorten import Line, shortened
 
 if TYPE_CHECKING:
-    from pellucid.plan.plan import Operation
+    from pellucid.measure.profile import Profile
+    from pellucid.plan.plan import Operation, Plan
+
+DEPTH, SENTENCE = 16, 32  # what is measured by default: a token after so many, a sentence of so many
+ROOMY = 120  # columns of a terminal that has room for times and shapes
 
 
 def command(
@@ -17,58 +22,137 @@ def command(
     whole: Annotated[
         bool, typer.Option("--all", help="Every block, also those that are like the one before.")
     ] = False,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="Load the model and time each operation of a step.")
+    ] = False,
+    prompt: Annotated[
+        int | None, common.count("Tokens of the step that is measured; else it makes a token.")
+    ] = None,
+    threads: common.Threads = None,
+    context: common.Context = None,
     activation_bits: common.ActivationBits = 16,
     json: common.Json = False,
 ) -> None:
-    """The program that a model is. Nothing is loaded.
+    """The program that a model is. Nothing is loaded, unless it is measured.
 
     An operation has a stage, a kernel, shapes (T tokens, R of them with logits, B sequences), the bytes of weights
     that it reads in a step, and its multiply-adds for a token. A dot is where the threads wait for each other.
+    Measured, it has the time that it takes, the bytes or multiply-adds that it gets through in a second, and the
+    share of what this machine can do at most.
     """
-    from rich.filesize import decimal
+    profile = None
+    if measured:
+        plan, profile = _measure(model, prompt, threads, context, activation_bits)
+    else:
+        plan = _plan(model, activation_bits, {"prompt": prompt, "threads": threads, "context": context})
+    if json and profile:
+        common.print_json(_document(profile))
+    elif json:
+        common.print_json([_row(op) for op in plan.operations])
+    else:
+        _show(plan, shortened(plan.operations, whole), profile)
 
+
+def _plan(model: str, bits: int, only_measured: dict[str, int | None]) -> Plan:
+    """The plan, from the file's header."""
     from pellucid import pipeline
+    from pellucid.errors import InvalidRequest
     from pellucid.llm import activation_planes
     from pellucid.model import read_model
     from pellucid.plan.network import layouts
     from pellucid.weights.open import open_checkpoint
     from pellucid.weights.store import resolve
 
-    planes = activation_planes(activation_bits)
+    for name, value in only_measured.items():
+        if value is not None:
+            raise InvalidRequest(f"--{name} is for what is measured: add --measured")
+    planes = activation_planes(bits)
     with common.progress() as bars:
         checkpoint = open_checkpoint(resolve(model, progress=bars))
     read = read_model(checkpoint)
-    plan = pipeline.forward(read.spec, layouts(checkpoint, read), planes=planes)
-    if json:
-        common.print_json([_row(op) for op in plan.operations])
-        return
+    return pipeline.forward(read.spec, layouts(checkpoint, read), planes=planes)
+
+
+def _measure(
+    model: str, prompt: int | None, threads: int | None, context: int | None, bits: int
+) -> tuple[Plan, Profile]:
+    """The plan of a loaded model and the times of a step."""
+    from pellucid.checks import whole
+    from pellucid.inputs import Inputs
+    from pellucid.measure.profile import profile_step
+    from pellucid.plan.network import Limits
+
+    def check(inputs: Inputs) -> None:
+        if prompt is not None:
+            longest = min(inputs.context, Limits.tokens) if inputs.spec.causal else inputs.context
+            whole("prompt", prompt, 1, longest, "a step holds no more")
+
+    llm = common.load(model, threads, context, bits, before=check)
+    if prompt is None and llm.spec.causal:
+        tokens, depth = 1, min(DEPTH, llm.context - 1)
+    else:
+        tokens, depth = prompt or min(SENTENCE, llm.context), 0
+    with common.progress(still=True) as bars:
+        return llm.plan, profile_step(llm.network, tokens, depth, progress=bars.measuring)
+
+
+def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
+    from rich.filesize import decimal
+
+    times = ("µs", "reached", "share") if profile else ()
+    shape = ("shape",) if not profile or common.columns() >= ROOMY else ()
     shown = common.table(
-        *("stage", "operation", "shape", "bytes", "mul-adds", ""),
-        right=("bytes", "mul-adds"),
-        whole=("stage", "operation"),
+        *("stage", "operation", *shape, "bytes", "mul-adds", *times, ""),
+        right=("bytes", "mul-adds", *times),
+        whole=("stage",) if profile else ("stage", "operation"),
         gap=1,
     )
     group = ""
-    for op in _shortened(plan.operations, whole):
-        if isinstance(op, str):
-            shown.add_row(*op.split(": "), style="dim")
+    for line in lines:
+        if line.alike:
+            blanks = ("",) * (len(shape) + 2)
+            shown.add_row(line.text, line.alike, *blanks, *_times(line.indices, profile), "", style="dim")
             continue
+        (index,) = line.indices
+        op = plan.operations[index]
         above, _, name = op.stage.rpartition(".")
         if above.startswith("blocks.") and above != group:
             shown.add_row(above)
         group = above
         stage = f"  {name}" if above.startswith("blocks.") else op.stage
         numbers = decimal(op.weight_bytes) if op.weight_bytes else "", _millions(op.multiply_adds)
-        shown.add_row(stage, str(op.kernel), op.shape, *numbers, "·" if op.barrier else "")
+        shapes = (op.shape,) if shape else ()
+        barrier = "·" if op.barrier else ""
+        shown.add_row(stage, str(op.kernel), *shapes, *numbers, *_times([index], profile), barrier)
+    count, waits = f"{len(plan.operations)} operations", f"{sum(op.barrier for op in plan.operations)} waits"
     shown.add_row(
         "total",
-        f"{len(plan.operations)} operations",
-        f"{sum(op.barrier for op in plan.operations)} waits",
+        *((count, waits) if shape else (f"{count}, {waits}",)),
         decimal(sum(op.weight_bytes for op in plan.operations)),
         _millions(sum(op.multiply_adds for op in plan.operations)),
+        *_times(range(len(plan.operations)), profile),
         style="bold",
     )
     common.show(shown)
+    if profile:
+        read, multiply = profile.rates.read / 1e9, profile.rates.multiply / 1e9
+        print(f"\n{profile.what}; this machine does {read:.1f} GB/s, {multiply:,.0f} int8 GMAC/s")
+
+
+def _times(indices: list[int] | range, profile: Profile | None) -> tuple[str, ...]:
+    """Time, rate and share of some operations together; nothing if nothing was measured."""
+    if profile is None:
+        return ()
+    from pellucid.measure.profile import together
+
+    timed = together(profile.timed[i] for i in indices)
+    share = timed.share(profile.rates)
+    micros = timed.seconds * 1e6
+    return (
+        f"{micros:,.{0 if micros >= 1000 else 1}f}",
+        timed.rate(profile.rates),
+        "" if share is None else f"{share:.0%}",
+    )
 
 
 def _millions(count: int) -> str:
@@ -88,42 +172,15 @@ def _row(op: Operation) -> dict[str, object]:
     }
 
 
-def _shortened(operations: tuple[Operation, ...], whole: bool) -> list[Operation | str]:
-    """Blocks that are like an earlier one, but for their number, are told in a line."""
-    blocks: dict[int, list[Operation]] = {}
-    for op in operations:
-        if op.stage.startswith("blocks."):
-            blocks.setdefault(int(op.stage.split(".")[1]), []).append(op)
-    firsts: dict[tuple[object, ...], int] = {}
-    model = {i: firsts.setdefault(tuple(_likeness(op) for op in ops), i) for i, ops in blocks.items()}
-    out: list[Operation | str] = []
-    for op in operations:
-        index = int(op.stage.split(".")[1]) if op.stage.startswith("blocks.") else -1
-        if whole or index < 0 or model[index] == index:
-            out.append(op)
-        elif op is blocks[index][0]:
-            out.append(f"blocks.{index}: like blocks.{model[index]}")
-    return _joined(out)
-
-
-def _joined(lines: list[Operation | str]) -> list[Operation | str]:
-    """Consecutive blocks that are like the same one become one line."""
-    out: list[Operation | str] = []
-    run: list[str] = []
-    for line in [*lines, ""]:
-        alike = isinstance(line, str) and run and line.partition(":")[2] == run[0].partition(":")[2]
-        if run and not alike:
-            first, last = run[0].partition(":")[0], run[-1].partition(":")[0]
-            out.append(
-                run[0] if len(run) == 1 else f"{first} ... {last.split('.')[1]}:{run[0].partition(':')[2]}"
-            )
-            run = []
-        if isinstance(line, str):
-            run += [line] if line else []
-        else:
-            out.append(line)
-    return out
-
-
-def _likeness(op: Operation) -> tuple[object, ...]:
-    return op.stage.split(".", 2)[2], op.kernel, op.shape
+def _document(profile: Profile) -> dict[str, object]:
+    """A measured plan: every operation with its time, and what this machine can do."""
+    return {
+        "what": profile.what,
+        "seconds": profile.total.seconds,
+        "read_bytes_per_second": round(profile.rates.read),
+        "int8_multiply_adds_per_second": round(profile.rates.multiply),
+        "operations": [
+            {**_row(op), "seconds": timed.seconds, "share_of_roof": timed.share(profile.rates)}
+            for op, timed in zip(profile.operations, profile.timed)
+        ],
+    }

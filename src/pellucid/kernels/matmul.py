@@ -67,10 +67,42 @@ def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int) -> Any:
     return run
 
 
+def tiles(simd: Any, emit_sums: SumsEmitter) -> Any:
+    """One group of 16 rows times one of ``TILES`` tokens, as a helper that kernels call; see ``_tile``."""
+    tile8, tile4, tile2, tile1 = (_tile(simd, emit_sums, tokens) for tokens in TILES)
+
+    @simd.jit
+    def run(tokens, weights, columns, x, x_stride, out, out_stride, addend, addend_row):
+        if tokens == 8:
+            tile8(weights, columns, x, x_stride, out, out_stride, addend, addend_row)
+        elif tokens == 4:
+            tile4(weights, columns, x, x_stride, out, out_stride, addend, addend_row)
+        elif tokens == 2:
+            tile2(weights, columns, x, x_stride, out, out_stride, addend, addend_row)
+        else:
+            tile1(weights, columns, x, x_stride, out, out_stride, addend, addend_row)
+
+    return run
+
+
+def tile_size(simd: Any) -> Any:
+    """How many of the tokens that are left make the next tile."""
+
+    @simd.jit
+    def size(left):
+        if left >= 8:
+            return 8
+        if left >= 4:
+            return 4
+        return min(left, 2)
+
+    return size
+
+
 def product(simd: Any, emit_sums: SumsEmitter) -> Any:
     """The kernel's body."""
     at, load = Matmul.at, simd.load_i64
-    tile8, tile4, tile2, tile1 = (_tile(simd, emit_sums, tokens) for tokens in TILES)
+    tile, size = tiles(simd, emit_sums), tile_size(simd)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -90,27 +122,25 @@ def product(simd: Any, emit_sums: SumsEmitter) -> Any:
             row, x, addend = 0, load(record + at.x), load(record + at.addend)
             out = load(record + at.out)
             while row < rows:
-                left = rows - row
-                if left >= 8:
-                    done = 8
-                elif left >= 4:
-                    done = 4
-                elif left >= 2:
-                    done = 2
-                else:
-                    done = 1
+                tokens = size(rows - row)
                 for group in range(first, last):
                     w, to = weights + group * group_bytes, out + group * ROWS * 4
-                    more = addend + group * addend_group
-                    if done == 8:
-                        tile8(w, columns, x, x_stride, to, out_stride, more, addend_row)
-                    elif done == 4:
-                        tile4(w, columns, x, x_stride, to, out_stride, more, addend_row)
-                    elif done == 2:
-                        tile2(w, columns, x, x_stride, to, out_stride, more, addend_row)
-                    else:
-                        tile1(w, columns, x, x_stride, to, out_stride, more, addend_row)
-                row += done
-                x, out, addend = x + done * x_stride, out + done * out_stride, addend + done * addend_row
+                    tile(
+                        tokens,
+                        w,
+                        columns,
+                        x,
+                        x_stride,
+                        to,
+                        out_stride,
+                        addend + group * addend_group,
+                        addend_row,
+                    )
+                row += tokens
+                x, out, addend = (
+                    x + tokens * x_stride,
+                    out + tokens * out_stride,
+                    addend + tokens * addend_row,
+                )
 
     return body

@@ -24,7 +24,7 @@ from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Count, Record
 
 LARGEST = {1: 127, 2: 127 * 128}
-SMALLEST = 1e-30  # a block whose largest value is below this is zero: LARGEST / max must stay finite
+SMALLEST = 1e-30  # a block whose largest value is below this is nearly zero: LARGEST / max must stay finite
 
 
 class Quantize(Record):
@@ -49,15 +49,14 @@ def reference(x: NDArray[np.floating[Any]], planes: int) -> NDArray[Any]:
     blocks = np.asarray(x, np.float32).reshape(len(x), -1, 32)
     most = np.float32(LARGEST[planes])
     largest = np.abs(blocks).max(-1)
-    alive = largest >= SMALLEST
-    inverse = np.where(alive, most / np.where(alive, largest, 1), np.float32(0)).astype(np.float32)
+    inverse = (most / np.maximum(largest, np.float32(SMALLEST))).astype(np.float32)
     values = np.rint(blocks * inverse[..., None]).astype(np.int32)
     out = np.zeros(blocks.shape[:2], block_dtype(planes))
     high = values if planes == 1 else (values + 64) // 128
     out["q"][..., 0, :] = high
     if planes == 2:
         out["q"][..., 1, :] = values - 128 * high
-    out["scale"] = np.where(alive, largest * np.float32(1 / most), 0)
+    out["scale"] = largest * np.float32(1 / most)
     out["sum"] = out["scale"] * values.sum(-1).astype(np.float32)
     out["minus_sum"][..., 0], out["minus_sum"][..., 1] = -values.sum(-1), -values[..., 16:].sum(-1)
     return out
@@ -104,12 +103,7 @@ def quantize_block(simd: Any, planes: int) -> Any:
     def quantize(x, out):
         first, second = vload(x), vload(x + 64)
         largest = vmax_lane(vmax(vabs(first), vabs(second)))
-        inverse = most / largest
-        scale = largest * scaled
-        if largest < smallest:
-            inverse = np.float32(0)
-            scale = np.float32(0)
-        times = splat(inverse)
+        times, scale = splat(most / max(largest, smallest)), largest * scaled
         sums = minus_sums(half(first, times, out), half(second, times, out + 16))
         store_f32(out + tail, scale)
         store_f32(out + tail + 4, scale * np.float32(-np.int32(sums)))

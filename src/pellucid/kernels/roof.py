@@ -1,17 +1,24 @@
-"""What the machine can do at most: how fast all threads together read memory.
+"""What the machine can do at most: how fast all threads together read memory, and multiply 8-bit integers.
 
 The roof of a step that is bound by its weights is the time to read them once. ``roof.read`` reads a buffer of the
-same size with the same threads and nothing else to do.
+same size with the same threads and nothing else to do. The roof of a step of many tokens is the time of its products:
+``roof.multiply`` makes them, four to a lane, without reading anything.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
 
 STRIP = 512  # bytes that a turn of the loop reads: eight vectors, eight independent sums
+CHAINS = 24  # sums that do not wait for each other; with the other factor they fit into 32 registers
+CHAIN_PRODUCTS = 64  # multiply-adds of a chain in a round: 16 lanes of four
+FACTOR = 0x7F81C34D  # four bytes, the unsigned factors of every lane
 
 
 class Read(Record):
@@ -39,5 +46,65 @@ def build(simd: Any) -> Any:
                 h + vload(here + 448),
             )
         simd.vstore(load(record + at.out) + 64 * thread, a + b + c + d + e + f + g + h)
+
+    return body
+
+
+class Multiply(Record):
+    rounds: int  # of CHAINS * CHAIN_PRODUCTS multiply-adds, which every thread makes
+    out: Address  # (threads, 16) int32: the sums, so that no product can be left out
+
+
+def reference(rounds: int) -> NDArray[np.int32]:
+    """What every thread leaves in its row of ``out``: (16,) int32, sums that wrap around."""
+    unsigned = np.frombuffer(np.int32(FACTOR).tobytes(), np.uint8).astype(np.int64)
+    chains = np.array([_first(chain) for chain in range(CHAINS)], np.int32)
+    for _ in range(rounds):
+        for chain in range(CHAINS):
+            signed = chains[(chain + 1) % CHAINS].view(np.int8).reshape(16, 4).astype(np.int64)
+            chains[chain] = (chains[chain] + signed @ unsigned).astype(np.int32)
+    return np.asarray(chains.sum(0), np.int32)
+
+
+def _first(chain: int) -> list[int]:
+    """Where a chain's sums begin: 16 numbers unlike those of other chains, in every byte."""
+    return [(1 + 16 * chain + lane) * 0x01030507 % 2**31 for lane in range(16)]
+
+
+@kernel("roof.multiply", Multiply)
+def build_multiply(simd: Any) -> Any:
+    """A chain's signed factors are its neighbour's sums: no product is known before its turn, and none is loaded."""
+    from llvmlite import ir
+    from numba.core import cgutils
+    from numba.core import types as t
+    from numba.extending import intrinsic
+
+    at, load = Multiply.at, simd.load_i64
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = simd.Emitter(builder)
+        rounds, out = args
+        factor = e.fill(simd.i32, FACTOR)
+        chains = [
+            cgutils.alloca_once_value(builder, ir.Constant(simd.vec(simd.i32), _first(chain)))
+            for chain in range(CHAINS)
+        ]
+        with cgutils.for_range(builder, rounds):
+            for chain, place in enumerate(chains):
+                signed = builder.load(chains[(chain + 1) % CHAINS])
+                builder.store(e.dot_u8_i8(builder.load(place), factor, signed), place)
+        total = e.fill(simd.i32, 0)
+        for place in chains:
+            total = builder.add(total, builder.load(place))
+        e.store(total, out)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def multiply(typingctx, rounds, out):
+        return t.void(t.int64, t.int64), emit
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        multiply(load(record + at.rounds), load(record + at.out) + 64 * thread)
 
     return body

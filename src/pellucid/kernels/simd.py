@@ -211,8 +211,15 @@ vstore_i8 = _vector_op(
 )
 splat = _vector_op(F32x16, (types.float32,), lambda e, x: e.splat(x))
 fma = _vector_op(F32x16, (F32x16, F32x16, F32x16), lambda e, x, y, z: e.fma(x, y, z))
-vmax = _vector_op(F32x16, (F32x16, F32x16), lambda e, x, y: e.call("llvm.maxnum.v16f32", x.type, x, y))
-vmin = _vector_op(F32x16, (F32x16, F32x16), lambda e, x, y: e.call("llvm.minnum.v16f32", x.type, x, y))
+
+
+def _maximum(e, x, y):
+    """One instruction: y where either is not a number. What IEEE 754 wants of a maximum takes three."""
+    return e.b.select(e.b.fcmp_ordered(">", x, y), x, y)
+
+
+vmax = _vector_op(F32x16, (F32x16, F32x16), _maximum)
+vmin = _vector_op(F32x16, (F32x16, F32x16), lambda e, x, y: e.b.select(e.b.fcmp_ordered("<", x, y), x, y))
 vabs = _vector_op(F32x16, (F32x16,), lambda e, x: e.call("llvm.fabs.v16f32", x.type, x))
 ROUNDING = 12582912.0  # 1.5 * 2**23: a float32 this large has no places behind the point, its low bits count
 ROUNDING_BITS = 0x4B400000
@@ -224,10 +231,12 @@ nearest = _vector_op(  # to the nearest integer, ties to even, for |x| < 2**22; 
         e.b.bitcast(e.b.fadd(x, e.fill(f32, ROUNDING)), vec(i32)), e.fill(i32, ROUNDING_BITS)
     ),
 )
-times_power_of_two = _vector_op(  # x * 2**n by adding to the exponent; x and the result must be normal numbers
-    F32x16,
-    (F32x16, I32x16),
-    lambda e, x, n: e.b.bitcast(e.b.add(e.b.bitcast(x, vec(i32)), e.b.shl(n, e.fill(i32, 23))), vec(f32)),
+times_power_of_two = (
+    _vector_op(  # x * 2**n by adding to the exponent; x and the result must be normal numbers
+        F32x16,
+        (F32x16, I32x16),
+        lambda e, x, n: e.b.bitcast(e.b.add(e.b.bitcast(x, vec(i32)), e.b.shl(n, e.fill(i32, 23))), vec(f32)),
+    )
 )
 bits = _vector_op(I32x16, (F32x16,), lambda e, x: e.b.bitcast(x, vec(i32)))
 high_plane = _vector_op(  # of a whole number w: (w + 64) // 128, so that w - 128 * high is -64 to 63
@@ -299,9 +308,7 @@ def _reduce(combine):
 
 # Sums over lanes always pair lane i with i+8, then i+4, i+2, i+1.
 vsum = _vector_op(types.float32, (F32x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
-vmax_lane = _vector_op(
-    types.float32, (F32x16,), _reduce(lambda e, x, y: e.call("llvm.maxnum.v16f32", x.type, x, y))
-)
+vmax_lane = _vector_op(types.float32, (F32x16,), _reduce(_maximum))
 
 for _operator, _float, _int in (
     (operator.add, "fadd", "add"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from pellucid.plan.bind import allocate, bind
 from pellucid.plan.plan import Plan, Vector, Weights
 from pellucid.runtime.batch import Chunk, StepArrays
 from pellucid.runtime.cache import KVCache, LayerShape, Sequence
-from pellucid.runtime.executor import Executor
+from pellucid.runtime.executor import Executor, Program
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.pack import Matrix, decode, pack, prepare, stored_blocks
 from pellucid.weights.quant import lookup
@@ -100,6 +101,47 @@ class Network:
                 network is closed.
             CacheFull: no pages left.
         """
+        self._check(chunks)
+        with self._lock:
+            self._refuse_if_closed()
+            self._step.fill(chunks, self.cache)
+            self._executor.run(self._program, self._step.record)
+            for chunk in chunks:
+                chunk.sequence.length += len(chunk.tokens)
+            rows = sum(c.outputs for c in chunks) if self.spec.head else len(chunks)
+            return np.array(self._arrays.by_name[self.plan.output][:rows, : self.width])
+
+    def profile(self, chunks: Seq[Chunk]) -> NDArray[np.float64]:
+        """Run one step operation by operation. Returns the seconds of each, in the order of ``plan.operations``.
+
+        Each is timed in its place, once: one that is run again and again on its own output ends up with denormal
+        numbers, which are slow. The time that it takes to start the threads and to meet is measured as well, with
+        nothing to do in between, and taken off. The step is then forgotten: no sequence grows.
+
+        Raises:
+            InvalidRequest, CacheFull: as ``forward`` does.
+        """
+        self._check(chunks)
+        records = self._program.records
+        with self._lock:
+            self._refuse_if_closed()
+            try:
+                self._step.fill(chunks, self.cache)
+                nothing = min(self._seconds(records[:0]) for _ in range(9))
+                seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])
+            finally:
+                for chunk in chunks:
+                    self.cache.truncate(chunk.sequence, chunk.sequence.length)
+        return np.maximum(seconds - nothing, 0.0)
+
+    def _seconds(self, records: NDArray[np.int64]) -> float:
+        """The time of a part of the program."""
+        part = Program(records, ())
+        start = time.perf_counter()
+        self._executor.run(part, self._step.record)
+        return time.perf_counter() - start
+
+    def _check(self, chunks: Seq[Chunk]) -> None:
         tokens, outputs = sum(len(c.tokens) for c in chunks), sum(c.outputs for c in chunks)
         for chunk in chunks:
             if not 0 <= chunk.outputs <= len(chunk.tokens):
@@ -114,15 +156,10 @@ class Network:
         ):
             if value > limit:
                 raise InvalidRequest(f"a step of {value} {what}; the limit is {limit}: use smaller steps")
-        with self._lock:
-            if self._executor.closed:
-                raise InvalidRequest("the model is closed: load it again")
-            self._step.fill(chunks, self.cache)
-            self._executor.run(self._program, self._step.record)
-            for chunk in chunks:
-                chunk.sequence.length += len(chunk.tokens)
-            rows = outputs if self.spec.head else len(chunks)
-            return np.array(self._arrays.by_name[self.plan.output][:rows, : self.width])
+
+    def _refuse_if_closed(self) -> None:
+        if self._executor.closed:
+            raise InvalidRequest("the model is closed: load it again")
 
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget a sequence's tokens from ``length`` on; 0 gives back all of its pages."""

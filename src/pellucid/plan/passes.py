@@ -19,7 +19,9 @@ CAN_QUANTIZE = {"norm", "activation", "attention"}
 def optimize(plan: Plan) -> Plan:
     """All passes, in order."""
     operations = fuse_residual(fuse_quantize(list(plan.operations)))
-    return replace(plan, operations=tuple(place_barriers(operations)))
+    used = {name for op in operations for name in (*op.reads, *op.writes)}
+    buffers = {name: buffer for name, buffer in plan.buffers.items() if name in used}
+    return replace(plan, operations=tuple(place_barriers(operations)), buffers=buffers)
 
 
 def fuse_quantize(operations: list[Operation]) -> list[Operation]:

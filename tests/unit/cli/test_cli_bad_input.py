@@ -75,7 +75,7 @@ def test_options_are_checked_before_the_model_is_looked_for(command: Command) ->
     assert "activation_bits" in command("plan", "nothing", "--activation-bits", "12").refusal
 
 
-@pytest.mark.parametrize("name", ["run", "chat", "embed", "pull", "info", "plan"])
+@pytest.mark.parametrize("name", ["run", "chat", "embed", "pull", "info", "plan", "bench"])
 def test_an_unknown_model(command: Command, name: str) -> None:
     text = ("hi",) if name in ("run", "embed") else ()
     assert "no model is called 'smolm2'. Did you mean smollm2?" in command(name, "smolm2", *text).refusal

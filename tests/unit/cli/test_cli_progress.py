@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from pellucid.cli import common
@@ -42,3 +44,18 @@ def test_bars_fit_into_a_terminal_and_go_away(
     assert "3.0 MB of 3.0 MB" in captured.err
     assert "2 of 2" in captured.err
     assert captured.err.rfind("\x1b[?25l") < captured.err.rfind("\x1b[?25h")  # the cursor is there again
+
+
+def test_a_still_bar_is_drawn_only_when_there_is_news(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for name, value in (("COLUMNS", "80"), ("FORCE_COLOR", "1"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    with common.progress(still=True) as bars:
+        bars.measuring(0, 2, "decode")
+        assert "decode" in capsys.readouterr().err
+        time.sleep(0.3)
+        assert capsys.readouterr().err == ""
+        bars.measuring(1, 2, "prefill")
+        assert "prefill" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The reading kernel reads every byte once: small whole numbers add up exactly, in whatever order."""
+"""The roofs do all of their work: every byte is read once, and every product is in the sums, to the bit."""
 
 from __future__ import annotations
 
@@ -18,3 +18,15 @@ def test_sums_are_those_of_the_buffer(seed: int, strips: int, threads: int) -> N
     out = guarded((threads, 16))
     call(KernelKey("roof.read"), Batch([1]), threads, data=data, strips=strips, out=out)
     assert np.array_equal(out.sum(0), data.sum(0))
+
+
+@given(st.integers(0, 40), threads)
+def test_every_thread_makes_every_product(rounds: int, threads: int) -> None:
+    out = guarded((threads, 16), np.int32)
+    call(KernelKey("roof.multiply"), Batch([1]), threads, rounds=rounds, out=out)
+    assert np.array_equal(out, np.tile(roof.reference(rounds), (threads, 1)))
+
+
+def test_no_product_is_like_the_one_before() -> None:
+    sums = [roof.reference(rounds) for rounds in range(20)]
+    assert len({value for row in sums for value in row.tolist()}) == 20 * 16

@@ -56,6 +56,7 @@ def test_passes_make_plans_shorter(tmp_path: Path) -> None:
     _, _, fused = plans("q8_0", tmp_path)
     assert "quantize" not in {op.kernel.name for op in fused.operations}
     assert "add" not in {op.kernel.name for op in fused.operations}
+    assert "out" not in fused.buffers, "what nothing uses takes no memory"
 
 
 def hazards(operations: Sequence[Operation]) -> list[tuple[str, str]]:

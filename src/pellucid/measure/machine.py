@@ -1,0 +1,73 @@
+"""What the kernels run on: processor, memory, instruction set, where compiled kernels are, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pellucid import __version__
+from pellucid.kernels import isa
+from pellucid.kernels.library import cache_folder
+from pellucid.runtime.executor import default_threads, usable_cores
+
+VECTORS = ("sse4", "avx", "f16c", "fma", "amx", "neon", "dotprod", "i8mm", "bf16", "fp16", "sve")
+
+
+def facts() -> dict[str, Any]:
+    """Name to value, in the order to show them in: text, whole numbers, lists of words.
+
+    Raises:
+        InvalidRequest: ``PELLUCID_ISA`` names an instruction set that is not known or not here.
+    """
+    chosen, folder = isa.choose(), cache_folder()
+    features = sorted(name for name in isa.host_features() if name.startswith(VECTORS))
+    return {
+        "cpu": cpu_name(),
+        "cores": _cores(),
+        "processors": os.cpu_count() or 1,
+        "usable processors": usable_cores(),
+        "threads": default_threads(),
+        "memory": _memory(),
+        "instructions": f"{chosen.name} ({chosen.description})",
+        "possible": [known.name for known in isa.KNOWN if known.needs <= isa.host_features()],
+        "features": features,
+        "kernels": str(folder),
+        "kernels compiled": len(list(folder.glob("*.o"))),
+        "pellucid": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("numpy", "numba", "llvmlite")},
+        "system": platform.platform(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor as its maker calls it, where the system tells, and as LLVM does."""
+    from llvmlite import binding
+
+    known = binding.get_host_cpu_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor()
+    return f"{name} ({known})" if name else known
+
+
+def _cores() -> int:
+    """Physical cores, usable by this process or not."""
+    topology = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+    try:
+        return len({siblings.read_text() for siblings in topology}) or default_threads()
+    except OSError:
+        return default_threads()
+
+
+def _memory() -> str:
+    if sys.platform == "win32":
+        return "unknown"
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"

@@ -1,0 +1,61 @@
+"""What this machine can do at most, measured: bytes read and int8 multiply-adds made in a second."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from pellucid.kernels import roof
+from pellucid.kernels.library import KernelKey, Progress, definition, shared
+from pellucid.runtime.executor import Executor, Program, table
+from pellucid.runtime.memory import aligned
+
+MOST_BYTES = 2 << 30  # more than any cache holds: a larger buffer is read no faster and no slower
+WARM, TIMES = 3, 16  # runs before, which fill the caches, and those that a rate is the mean of
+MULTIPLY_ROUNDS = 100_000  # a quarter of a millisecond
+READ, MULTIPLY = KernelKey("roof.read"), KernelKey("roof.multiply")
+
+
+class Roofs:
+    """Measures with ``threads`` threads of its own. ``nbytes`` is the most that ``read`` will be asked for.
+
+    Raises:
+        KernelError: a kernel did not compile.
+    """
+
+    def __init__(self, threads: int, nbytes: int, progress: Progress | None = None) -> None:
+        self.threads = threads
+        self._addresses = shared().load([READ, MULTIPLY], progress)
+        self._strips = max(min(nbytes, MOST_BYTES) // roof.STRIP, threads)
+        self._data = aligned(self._strips * roof.STRIP)
+        self._data[:] = 0
+        self._out = np.zeros((threads, 16), np.float32)
+        self._executor = Executor(threads)
+
+    def read(self, nbytes: int) -> float:
+        """Bytes per second, of a buffer of so many (2 GiB at most), read from its beginning again and again."""
+        strips = max(min(nbytes // roof.STRIP, self._strips), self.threads)
+        seconds = self._seconds(READ, data=self._data.ctypes.data, strips=strips)
+        return strips * roof.STRIP / seconds
+
+    def multiply(self) -> float:
+        """Multiply-adds of 8-bit integers per second, of all threads together, with nothing to read."""
+        seconds = self._seconds(MULTIPLY, rounds=MULTIPLY_ROUNDS)
+        return self.threads * MULTIPLY_ROUNDS * roof.CHAINS * roof.CHAIN_PRODUCTS / seconds
+
+    def _seconds(self, key: KernelKey, **fields: int) -> float:
+        record = definition(key.name).record
+        assert record is not None
+        words = record.pack({**fields, "out": self._out.ctypes.data})
+        program, step = Program(table([[self._addresses[key], 0, *words]]), ()), np.zeros(1, np.int64)
+        for _ in range(WARM):
+            self._executor.run(program, step)
+        start = time.perf_counter()
+        for _ in range(TIMES):
+            self._executor.run(program, step)
+        return (time.perf_counter() - start) / TIMES
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._executor.close()

@@ -1,0 +1,236 @@
+"""What is measured: prompts being read, text being made by one sequence or several together, sentences.
+
+A workload says ``what`` it is, how many ``unit``s a run makes (``count``), and the ``steps`` that are timed, on
+sequences that are nobody's: only their lengths are right. ``seconds`` runs it on a network, whose cache it leaves as it
+was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pellucid.checks import whole
+from pellucid.errors import InvalidRequest
+from pellucid.kernels.attention import PAGE
+from pellucid.model.spec import ModelSpec
+from pellucid.plan.network import Limits, Network
+from pellucid.runtime import cache
+from pellucid.runtime.batch import Chunk
+
+PROMPTS, DEPTHS, BATCHES, TOKENS = (128, 512, 2048), (16, 1024), (4, 16), 64
+SENTENCE, SENTENCES = 32, 16  # tokens of a sentence, sentences of a batch
+SENTENCE_TOKENS = 1024  # sentences are repeated until there are so many, to be measured at all
+MOST = 1 << 24  # tokens that any option may ask for
+
+
+@contextlib.contextmanager
+def held(network: Network, count: int) -> Iterator[list[cache.Sequence]]:
+    """Sequences whose pages go back to the cache."""
+    sequences = [cache.Sequence() for _ in range(count)]
+    try:
+        yield sequences
+    finally:
+        for sequence in sequences:
+            network.truncate(sequence, 0)
+
+
+def some_ids(network: Network, count: int) -> list[int]:
+    """Token ids for a prompt. Which they are makes no difference to the time."""
+    return [(100 + i % 1000) % network.spec.embedding.vocabulary for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Reading a prompt of ``tokens``, in steps as long as the network allows."""
+
+    tokens: int
+    unit = "tokens"
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        return f"prefill of {self.tokens:,}"
+
+    @property
+    def count(self) -> int:
+        """Tokens read."""
+        return self.tokens
+
+    def steps(self, network: Network) -> Iterator[list[Chunk]]:
+        """One for each part of the prompt; the last has an output."""
+        for first in range(0, self.tokens, network.limits.tokens):
+            last = min(first + network.limits.tokens, self.tokens)
+            yield [Chunk(cache.Sequence([], first), range(first, last), int(last == self.tokens))]
+
+    def seconds(self, network: Network) -> float:
+        """Until the first logits are there."""
+        with held(network, 1) as (sequence,):
+            start = time.perf_counter()
+            network.prefill(sequence, some_ids(network, self.tokens))
+            return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Making ``tokens`` tokens, greedily, after ``depth`` tokens of context; ``sequences`` of them together."""
+
+    depth: int
+    tokens: int
+    sequences: int = 1
+    unit = "tokens"
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        together = f", {self.sequences} sequences" if self.sequences > 1 else ""
+        return f"decode after {self.depth:,}{together}"
+
+    @property
+    def count(self) -> int:
+        """Tokens made."""
+        return self.tokens * self.sequences
+
+    def steps(self, network: Network) -> Iterator[list[Chunk]]:
+        """One for each token."""
+        for length in range(self.depth, self.depth + self.tokens):
+            yield [Chunk(cache.Sequence([], length), range(1))] * self.sequences
+
+    def seconds(self, network: Network) -> float:
+        """Of making the tokens. The context before them is not timed."""
+        with held(network, self.sequences) as sequences:
+            prompt = some_ids(network, self.depth)
+            ids = [int(network.prefill(sequence, prompt).argmax()) for sequence in sequences]
+            start = time.perf_counter()
+            for _ in range(self.tokens):
+                logits = network.forward([Chunk(s, [token]) for s, token in zip(sequences, ids)])
+                ids = [int(row.argmax()) for row in logits]
+            return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Sentence vectors: ``sentences`` of ``tokens`` tokens, as many in a step as it holds."""
+
+    tokens: int
+    sentences: int = 1
+    unit = "sentences"
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        many = "a sentence" if self.sentences == 1 else f"{self.sentences} sentences"
+        return f"{many} of {self.tokens:,}"
+
+    @property
+    def count(self) -> int:
+        """Sentences, repeated so that it takes a while."""
+        return self.sentences * max(1, SENTENCE_TOKENS // (self.tokens * self.sentences))
+
+    def steps(self, network: Network) -> Iterator[list[Chunk]]:
+        """As many sentences at once as pages, tokens and sequences of the network allow."""
+        limits = network.limits
+        pages = network.cache.pages // -(-self.tokens // PAGE)
+        together = min(pages, limits.tokens // self.tokens, limits.sequences, self.sentences)
+        for _ in range(self.count // self.sentences):
+            for first in range(0, self.sentences, together):
+                rows = min(together, self.sentences - first)
+                yield [Chunk(cache.Sequence(), range(self.tokens), 0)] * rows
+
+    def seconds(self, network: Network) -> float:
+        """Until the last vector is there."""
+        ids = some_ids(network, self.tokens)
+        start = time.perf_counter()
+        for step in self.steps(network):
+            with held(network, len(step)) as sequences:
+                network.forward([Chunk(sequence, ids, 0) for sequence in sequences])
+        return time.perf_counter() - start
+
+
+Workload: TypeAlias = Prefill | Decode | Embed
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asks for. None: the defaults. A 0 in a list is nothing: (0,) leaves the kind out.
+
+    ``prompts`` are lengths, ``depths`` tokens of context, ``batches`` sequences together, ``tokens`` how many are made.
+
+    Raises:
+        InvalidRequest: not whole numbers, or below 0.
+    """
+
+    prompts: Sequence[int] | None = None
+    depths: Sequence[int] | None = None
+    batches: Sequence[int] | None = None
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("prompt", self.prompts), ("depth", self.depths), ("batch", self.batches)):
+            for value in values or ():
+                whole(name, value, 0, MOST)
+        if self.tokens is not None:
+            whole("tokens", self.tokens, 1, MOST)
+
+
+def suite(spec: ModelSpec, context: int, wishes: Wishes) -> tuple[list[Workload], list[str]]:
+    """What to measure, and notes on what of the defaults the context leaves no room for.
+
+    Raises:
+        InvalidRequest: a wish has no room in the context or in a step, or nothing is left to measure.
+    """
+    notes: list[str] = []
+    chosen = (_text if spec.causal else _sentences)(context, wishes, notes)
+    if not chosen:
+        raise InvalidRequest("nothing is left to measure: ask for a length that is not 0")
+    return chosen, notes
+
+
+def _text(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
+    chosen: list[Workload] = [Prefill(n) for n in _lengths("prompt", wishes.prompts, PROMPTS, context, notes)]
+    if context < 2:
+        notes.append("a context of 1 has no room for a token after another: decode is left out")
+        return chosen
+    tokens = min(TOKENS, context - 1)
+    if wishes.tokens is not None:
+        tokens = whole("tokens", wishes.tokens, 1, context - 1, f"the context is {context:,}")
+    depths = _lengths("depth", wishes.depths, DEPTHS, context - tokens, notes)
+    chosen += [Decode(depth, tokens) for depth in depths]
+    depth = depths[0] if depths else min(DEPTHS[0], context - tokens)
+    for batch in BATCHES if wishes.batches is None else wishes.batches:
+        needed = batch * -(-(depth + tokens) // PAGE)
+        if wishes.batches is not None:
+            whole("batch", batch, 0, Limits.sequences)
+        if needed <= -(-context // PAGE):
+            chosen += [Decode(depth, tokens, batch)] if batch else []
+            continue
+        least = f"{batch} sequences of {depth + tokens:,} tokens need a context of {needed * PAGE:,}"
+        if wishes.batches is not None:
+            raise InvalidRequest(f"batch={batch}: {least}; it is {context:,}: use fewer or shorter ones")
+        notes.append(f"{least}: left out")
+    return chosen
+
+
+def _sentences(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
+    for name, given in (("depth", wishes.depths), ("tokens", wishes.tokens)):
+        if given is not None:
+            raise InvalidRequest(f"{name} is for models that make text: use prompt and batch for sentences")
+    lengths = _lengths("prompt", wishes.prompts, (SENTENCE, context), context, notes)
+    batches = (SENTENCES,) if wishes.batches is None else wishes.batches
+    short = min(SENTENCE, context)
+    together = [Embed(short, whole("batch", n, 0, Limits.sequences)) for n in batches if n]
+    return [*(Embed(n) for n in lengths[:1]), *together, *(Embed(n) for n in lengths[1:])]
+
+
+def _lengths(
+    name: str, given: Sequence[int] | None, default: Sequence[int], most: int, notes: list[str]
+) -> list[int]:
+    """Lengths that fit, each once. Defaults are cut to what fits, wishes are refused."""
+    if given is not None:
+        return list(dict.fromkeys(whole(name, n, 0, most, "the context holds no more") for n in given if n))
+    if most < max(default):
+        notes.append(f"{name}: cut to the {most:,} tokens that the context leaves room for")
+    return list(dict.fromkeys(min(n, most) for n in default))

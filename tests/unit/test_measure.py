@@ -1,0 +1,282 @@
+"""Measuring: roofs, what a step costs, what is chosen to be measured, and that a network is left as it was."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.schedule import write_quantised_llama
+from support.tiny import TINY, network, opened
+
+from pellucid.errors import InvalidRequest
+from pellucid.measure.cost import Cost, Rates, operation_cost, step_cost
+from pellucid.measure.machine import facts
+from pellucid.measure.profile import Timed, profile_step
+from pellucid.measure.roofs import MULTIPLY_ROUNDS, Roofs
+from pellucid.measure.rounds import Figure, measure
+from pellucid.measure.suite import Decode, Embed, Prefill, Wishes, Workload, suite
+from pellucid.plan.network import Network, layouts
+from pellucid.plan.plan import Weights
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import Sequence
+
+NAMES = ["llama", "gemma3", "bert"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def net(request: pytest.FixtureRequest) -> Iterator[Network]:
+    name = next(folder for folder in TINY if folder.startswith(request.param))
+    with network(TINY[name], context=128, threads=2, sequences=4) as made:
+        yield made
+
+
+def workloads(net: Network) -> list[Workload]:
+    if not net.spec.causal:
+        return [Embed(10), Embed(10, 4), Embed(64)]
+    return [Prefill(100), Decode(5, 3), Decode(5, 3, 2)]
+
+
+def test_roofs_are_positive_and_of_any_size() -> None:
+    roofs = Roofs(2, 1 << 20)
+    try:
+        rates = [roofs.read(nbytes) for nbytes in (0, 1, 513, 1 << 20, 1 << 40)]
+        assert min(rates) > 0
+        assert roofs.multiply() > 2 * MULTIPLY_ROUNDS
+    finally:
+        roofs.close()
+
+
+def test_the_steps_of_a_workload_are_those_that_it_runs(
+    net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for workload in workloads(net):
+        ran: list[list[tuple[int, int, int]]] = []
+        forward = net.forward
+
+        def watched(chunks: Any, ran: Any = ran, forward: Any = forward) -> Any:
+            ran.append([(c.sequence.length, len(c.tokens), c.outputs) for c in chunks])
+            return forward(chunks)
+
+        monkeypatch.setattr(net, "forward", watched)
+        assert workload.seconds(net) > 0
+        monkeypatch.undo()
+        said = [[(c.sequence.length, len(c.tokens), c.outputs) for c in step] for step in workload.steps(net)]
+        assert ran[-len(said) :] == said  # before them, a context that is not timed
+        sequences = getattr(workload, "sequences", 1)
+        assert len(ran) == len(said) + (sequences if isinstance(workload, Decode) else 0)
+        made = sum(len(step) if isinstance(workload, Embed) else sum(c[1] for c in step) for step in said)
+        assert made == workload.count
+
+
+def test_measuring_leaves_the_cache_empty(net: Network) -> None:
+    told: list[tuple[int, int, str]] = []
+    figures = measure(net, workloads(net), 2, lambda done, total, label: told.append((done, total, label)))
+    assert net.cache.free_pages == net.cache.pages
+    assert [done for done, _, _ in told] == list(range(6))
+    for figure in figures:
+        assert len(figure.per_second) == len(figure.rates) == 2
+        assert min(figure.median, figure.roof, figure.share) > 0
+        assert figure.spread >= 0
+        assert figure.bound in ("memory", "int8")
+
+
+def test_a_failure_leaves_the_cache_empty_too(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    calls = itertools.count()
+    forward = net.forward
+    monkeypatch.setattr(net, "forward", lambda chunks: forward(chunks) if next(calls) < 2 else stop())
+    with pytest.raises(KeyboardInterrupt):
+        measure(net, workloads(net), 2)
+    assert net.cache.free_pages == net.cache.pages
+    monkeypatch.setattr(net, "profile", stop)
+    with pytest.raises(KeyboardInterrupt):
+        profile_step(net, 4)
+    assert net.cache.free_pages == net.cache.pages
+
+
+@pytest.mark.parametrize(("tokens", "depth"), [(1, 0), (1, 20), (30, 0)])
+def test_a_profile_has_every_operation_of_the_plan(net: Network, tokens: int, depth: int) -> None:
+    profile = profile_step(net, tokens, depth if net.spec.causal else 0, rounds=1)
+    assert profile.operations == net.plan.operations
+    assert len(profile.timed) == len(net.plan.operations)
+    assert sum(timed.count for timed in profile.kinds().values()) == len(net.plan.operations)
+    assert sum(timed.seconds for timed in profile.kinds().values()) == pytest.approx(profile.total.seconds)
+    assert not any(stage.startswith("blocks.") for stage, _ in profile.kinds())
+    assert net.cache.free_pages == net.cache.pages
+
+
+def test_a_step_in_pieces_computes_what_a_whole_one_does(net: Network) -> None:
+    sequence, outputs = Sequence(), int(net.spec.causal)
+    chunks = [Chunk(sequence, [1, 2, 3, 4, 5], outputs)]
+    whole = net.forward(chunks)
+    net.truncate(sequence, 0)
+    net.array(net.plan.output)[:] = 0
+    seconds = net.profile(chunks)
+    assert seconds.shape == (len(net.plan.operations),)
+    assert (seconds >= 0).all()
+    assert (sequence.length, sequence.pages) == (0, [])
+    assert np.array_equal(net.array(net.plan.output)[: len(whole), : net.width], whole)
+
+
+def test_a_profile_is_refused_as_a_step_is(net: Network) -> None:
+    with pytest.raises(InvalidRequest, match="the limit is 64"):
+        net.profile([Chunk(Sequence(), range(65), 0)])
+    with pytest.raises(InvalidRequest, match="ask for as many as it has"):
+        net.profile([Chunk(Sequence(), [1], 2)])
+
+
+def test_a_closed_network_is_refused() -> None:
+    with network(TINY["llama"]) as net:
+        net.close()
+        with pytest.raises(InvalidRequest, match="load it again"):
+            net.profile([Chunk(Sequence(), [1])])
+
+
+def test_cost(net: Network) -> None:
+    def cost(*lengths: tuple[int, int, int]) -> Cost:
+        return step_cost(net, [Chunk(Sequence([], past), range(new), out) for past, new, out in lengths])
+
+    weights = sum(op.weight_bytes for op in net.plan.operations)
+    head = sum(op.weight_bytes for op in net.plan.operations if op.rows == "outputs")
+    assert cost((0, 8, 1), (0, 8, 0)).nbytes == weights
+    assert cost((0, 8, 0)).nbytes == weights - head
+    per_token = [2 * 2 * block.attention.kv_heads * block.attention.head_dim for block in net.spec.blocks]
+    seen = [min(21, block.attention.window or 21) for block in net.spec.blocks]
+    cached = sum(n * each for n, each in zip(seen, per_token))
+    assert cost((20, 1, 1)).nbytes == weights + cached
+    assert cost((20, 1, 1), (20, 1, 1)).nbytes == weights + 2 * cached
+
+
+def test_products_count_once_for_each_row_where_weights_are_integers(tmp_path: Path) -> None:
+    path = write_quantised_llama(tmp_path / "mixed.gguf", "F32", "Q8_0", "Q4_K")
+    with opened(path) as (checkpoint, model):
+        packed = layouts(checkpoint, model)
+    with network(path) as net:
+        products = dict.fromkeys(("tokens", "outputs", "sequences"), 0)
+        for op in net.plan.operations:
+            slots = [value.slot for value in op.fields.values() if isinstance(value, Weights)]
+            if slots and not any(packed[slot].is_float for slot in slots):
+                products[op.rows] += op.multiply_adds
+        assert products["tokens"] > 0
+        cost = step_cost(net, [Chunk(Sequence(), range(8), 3)])
+        assert cost.multiply_adds == 8 * products["tokens"] + 3 * products["outputs"]
+        timed = profile_step(net, 8, rounds=1)
+        assert timed.total.cost == step_cost(net, [Chunk(Sequence(), range(8), 1)])
+
+
+def test_the_roof_is_the_longer_of_both_times() -> None:
+    rates = Rates(read=100.0, multiply=1000.0)
+    assert (Cost(200, 1000).seconds(rates), Cost(200, 1000).bound(rates)) == (2, "memory")
+    assert (Cost(200, 5000).seconds(rates), Cost(200, 5000).bound(rates)) == (5, "int8")
+    assert Cost(1, 2) + Cost(3, 4) == Cost(4, 6)
+    timed = Timed(4.0, Cost(200, 1000))
+    assert timed.share(rates) == 0.5
+    assert Timed(4.0, Cost()).share(rates) is None
+    assert Timed(2e-9, Cost(200, 1000)).rate(rates) == "100 GB/s"
+    assert Timed(2e-9, Cost(0, 100)).rate(rates) == "50.0 GMAC/s"
+    assert Timed(1.0, Cost()).rate(rates) == Timed(0.0, Cost(1)).rate(rates) == ""
+
+
+def test_a_figure_sums_up_its_rounds() -> None:
+    rates = tuple(Rates(read, 1.0) for read in (10.0, 20.0, 40.0))
+    figure = Figure(Prefill(5), Cost(10, 0), (1.0, 2.0, 4.0), rates)
+    assert (figure.median, figure.roof, figure.bound) == (2, 10, "memory")
+    assert figure.spread == 0.375
+    assert figure.share == 0.2
+    assert Figure(Prefill(5), Cost(10, 0), (1.0,), rates[:1]).spread == 0
+
+
+@pytest.fixture(scope="module")
+def specs() -> dict[str, Any]:
+    found = {}
+    for name in NAMES:
+        with opened(next(TINY[folder] for folder in TINY if folder.startswith(name))) as (_, model):
+            found[name] = model.spec
+    return found
+
+
+def test_what_is_measured_by_default(specs: dict[str, Any]) -> None:
+    chosen, notes = suite(specs["llama"], 8192, Wishes())
+    assert chosen == [
+        *(Prefill(128), Prefill(512), Prefill(2048)),
+        *(Decode(16, 64), Decode(1024, 64), Decode(16, 64, 4), Decode(16, 64, 16)),
+    ]
+    assert notes == []
+    chosen, notes = suite(specs["bert"], 512, Wishes())
+    assert chosen == [Embed(32), Embed(32, 16), Embed(512)]
+    assert notes == []
+
+
+@pytest.mark.parametrize("context", [1, 2, 17, 63, 64, 128, 300, 1024])
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults_are_cut_to_the_context(specs: dict[str, Any], name: str, context: int) -> None:
+    chosen, notes = suite(specs[name], context, Wishes())
+    assert len(set(chosen)) == len(chosen) >= 1
+    for workload in chosen:
+        used = workload.tokens + (workload.depth if isinstance(workload, Decode) else 0)
+        assert 1 <= used <= context
+    assert bool(notes) == (name != "bert" or context < 32)
+
+
+def test_wishes(specs: dict[str, Any]) -> None:
+    def chosen(name: str, context: int, **wishes: Any) -> list[Workload]:
+        return suite(specs[name], context, Wishes(**wishes))[0]
+
+    assert chosen("llama", 256, prompts=[7, 7, 9], depths=[0], batches=[0]) == [Prefill(7), Prefill(9)]
+    assert chosen("llama", 256, prompts=[0], depths=[8], batches=[2], tokens=5) == [
+        Decode(8, 5),
+        Decode(8, 5, 2),
+    ]
+    assert chosen("llama", 256, prompts=[0], depths=[0], batches=[2], tokens=5) == [Decode(16, 5, 2)]
+    assert chosen("bert", 64, prompts=[8, 9], batches=[2]) == [Embed(8), Embed(32, 2), Embed(9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "wishes", "message"),
+    [
+        (
+            "llama",
+            {"prompts": [257]},
+            "prompt=257: must be a whole number from 0 to 256; the context holds no more",
+        ),
+        ("llama", {"depths": [250]}, "depth=250: must be a whole number from 0 to 192"),
+        ("llama", {"tokens": 256}, "tokens=256: must be a whole number from 1 to 255; the context is 256"),
+        ("llama", {"batches": [17]}, "batch=17: must be a whole number from 0 to 16"),
+        ("llama", {"batches": [8]}, "batch=8: 8 sequences of 80 tokens need a context of 1,024; it is 256"),
+        ("llama", {"prompts": [-1]}, "prompt=-1"),
+        ("llama", {"depths": ["x"]}, "depth='x'"),
+        ("llama", {"tokens": 0}, "tokens=0"),
+        ("llama", {"prompts": [0], "depths": [0], "batches": [0]}, "nothing is left to measure"),
+        ("bert", {"depths": [4]}, "depth is for models that make text"),
+        ("bert", {"tokens": 4}, "tokens is for models that make text"),
+        ("bert", {"prompts": [300]}, "prompt=300"),
+    ],
+)
+def test_wishes_that_cannot_be(
+    specs: dict[str, Any], name: str, wishes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        suite(specs[name], 256, Wishes(**wishes))
+    assert message in str(caught.value)
+
+
+def test_the_machine() -> None:
+    known = facts()
+    assert 1 <= known["threads"] <= known["usable processors"] <= known["processors"]
+    assert known["cores"] >= known["threads"]
+    assert known["instructions"].split()[0] in known["possible"]
+    assert known["possible"][-1] == "portable"
+    assert known["kernels compiled"] >= 0
+
+
+def test_operations_without_rows_cost_nothing(net: Network) -> None:
+    chunks = [Chunk(Sequence(), range(4), 0)]
+    for op in net.plan.operations:
+        if op.rows == "outputs":
+            assert operation_cost(net, op, chunks) == Cost()
