@@ -122,9 +122,12 @@ def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
         stage = f"  {name}" if above.startswith("blocks.") else op.stage
         numbers = decimal(op.weight_bytes) if op.weight_bytes else "", _millions(op.multiply_adds)
         shapes = (op.shape,) if shape else ()
-        barrier = "·" if op.barrier else ""
+        barrier = {"none": "", "rows": "∘", "always": "·"}[op.barrier]
         shown.add_row(stage, str(op.kernel), *shapes, *numbers, *_times([index], profile), barrier)
-    count, waits = f"{len(plan.operations)} operations", f"{sum(op.barrier for op in plan.operations)} waits"
+    count, waits = (
+        f"{len(plan.operations)} operations",
+        f"{sum(op.barrier != 'none' for op in plan.operations)} waits",
+    )
     shown.add_row(
         "total",
         *((count, waits) if shape else (f"{count}, {waits}",)),

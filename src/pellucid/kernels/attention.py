@@ -108,6 +108,9 @@ def build_write(simd: Any) -> Any:
         k, v, heads = load(record + at.k), load(record + at.v), load(record + at.kv_heads)
         width, keys, values = load(record + at.head_dim), load(record + at.keys), load(record + at.values)
         head_bytes, page_bytes = width * PAGE * 2, load(record + at.page_bytes)
+        # Split over all tokens' heads, as rotary and norms of heads are: a thread finds what it wrote itself.
+        total = load(step + step_at.tokens) * heads
+        begin, end = total * thread // threads, total * (thread + 1) // threads
         for s in range(load(step + step_at.sequences)):
             first, count = (
                 load_i32(load(step + step_at.first_row) + 4 * s),
@@ -115,12 +118,11 @@ def build_write(simd: Any) -> Any:
             )
             start = load_i32(load(step + step_at.length) + 4 * s) - count
             pages = load(step + step_at.pages) + s * load(step + step_at.page_stride) * 4
-            items = count * heads
-            for i in range(items * thread // threads, items * (thread + 1) // threads):
+            for i in range(max(begin, first * heads), min(end, (first + count) * heads)):
                 row, head = i // heads, i % heads
-                position = start + row
+                position = start + row - first
                 page, slot = load_i32(pages + position // PAGE * 4), position % PAGE
-                source = ((first + row) * heads + head) * width * 4
+                source = i * width * 4
                 base = page * page_bytes + head * head_bytes
                 for j in range(width):
                     key = min(max(simd.load_f32(k + source + 4 * j), -largest), largest)

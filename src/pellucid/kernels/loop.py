@@ -1,7 +1,8 @@
 """The loop that every thread runs over a program, and the barrier between operations.
 
-A program is a table of records (``record.py``): word 0 of each is the kernel's address, word 1 says whether
-all threads must meet after it. Python is not in the loop; one call runs one step.
+A program is a table of records (``record.py``): word 0 of each is the kernel's address, word 1 says whether all threads
+must meet after it: 0 no, 1 yes, otherwise unless the step's word at that offset, less 2, is one. Python is not in the
+loop; one call runs one step.
 
 The control block is a row of 64-byte lines, so that no two threads write to the same line:
 
@@ -75,7 +76,8 @@ def _loop(simd: Any) -> Any:
             status = call(load(record), record, step, thread, threads)
             if status != 0:
                 store(control + STATUS, status)
-            if load(record + WORD) != 0 and threads > 1:
+            meet = load(record + WORD)
+            if threads > 1 and (meet == 1 or (meet > 1 and load(step + meet - 2) != 1)):
                 barrier(control, thread, threads)
             record += stride
         if threads > 1:

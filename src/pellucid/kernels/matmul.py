@@ -33,6 +33,7 @@ class Matmul(Record):
     addend: Address
     addend_group: int  # bytes from one group of 16 to the next
     addend_row: int  # bytes from one token to the next
+    everyone: int  # 1: of a lone row thread t reads the copy in row t of x
     rows: Count
 
 
@@ -117,9 +118,12 @@ def product(simd: Any, emit_sums: SumsEmitter) -> Any:
         # Whole blocks of columns to each thread: what comes next can split a row at the same places (activation.py).
         pairs = (groups + 1) // 2
         begin, end = 2 * (pairs * thread // threads), min(groups, 2 * (pairs * (thread + 1) // threads))
+        start = load(record + at.x)
+        if rows == 1 and load(record + at.everyone) != 0:
+            start += thread * x_stride
         for first in range(begin, end, SHARE):
             last = min(first + SHARE, end)
-            row, x, addend = 0, load(record + at.x), load(record + at.addend)
+            row, x, addend = 0, start, load(record + at.addend)
             out = load(record + at.out)
             while row < rows:
                 tokens = size(rows - row)

@@ -28,6 +28,9 @@ class Norm(Record):
     eps: float
     out: Address  # (T, parts * width) float32; may be x
     quantized: Address  # (T, parts * width / 32) activation blocks, or 0: not wanted
+    everyone: (
+        int  # 1: a lone row is normalised by every thread, so that none must wait for another; out is not x
+    )
     rows: Count
 
 
@@ -78,11 +81,15 @@ def build(simd: Any, kind: str, planes: int) -> Any:
         quantized = load(record + at.quantized)
         eps = np.float32(simd.load_f64(record + at.eps))
         total = load(step + load(record + at.rows)) * parts
-        for i in range(total * thread // threads, total * (thread + 1) // threads):
-            to = out + i * width * 4
+        begin, end, moved = total * thread // threads, total * (thread + 1) // threads, 0
+        if total == 1 and load(record + at.everyone) != 0:
+            begin, end, moved = 0, 1, thread
+        for i in range(begin, end):
+            row = i + moved
+            to = out + row * width * 4
             row_norm(x + i * width * 4, width, weight, bias, eps, to)
             if quantized != 0:
                 for block in range(width // 32):
-                    quantize(to + block * 128, quantized + (i * (width // 32) + block) * q_bytes)
+                    quantize(to + block * 128, quantized + (row * (width // 32) + block) * q_bytes)
 
     return body

@@ -82,8 +82,43 @@ def build_angles(simd: Any) -> Any:
 def build(simd: Any, pairing: str) -> Any:
     """``pairing`` is "interleaved" or "half"."""
     at, step_at, load = Rotary.at, Step.at, simd.load_i64
-    load_f32, store_f32 = simd.load_f32, simd.store_f32
+    load_f32, store_f32, vload, vstore, fma, splat = (
+        simd.load_f32,
+        simd.store_f32,
+        simd.vload,
+        simd.vstore,
+        simd.fma,
+        simd.splat,
+    )
+    evens, odds, zipped_low, zipped_high = simd.evens, simd.odds, simd.zipped_low, simd.zipped_high
+    lane0 = simd.lane0
     interleaved = pairing == "interleaved"
+
+    @simd.jit
+    def turn(head, pairs, cosines, sines):
+        """Sixteen pairs at a time, the rest one by one; both round alike."""
+        nothing, whole = splat(0.0), pairs // 16 * 16
+        for j in range(0, whole, 16):
+            first, second = head + 4 * j, head + 4 * (j + pairs)
+            if interleaved:
+                first, second = head + 8 * j, head + 8 * j + 64
+            a, b = vload(first), vload(second)
+            if interleaved:
+                a, b = evens(a, b), odds(a, b)
+            cos, sin = vload(cosines + 4 * j), vload(sines + 4 * j)
+            x, y = fma(a, cos, nothing - b * sin), fma(b, cos, a * sin)
+            if interleaved:
+                x, y = zipped_low(x, y), zipped_high(x, y)
+            vstore(first, x)
+            vstore(second, y)
+        for j in range(whole, pairs):
+            first, second = head + 4 * j, head + 4 * (j + pairs)
+            if interleaved:
+                first, second = head + 8 * j, head + 8 * j + 4
+            a, b = splat(load_f32(first)), splat(load_f32(second))
+            cos, sin = splat(load_f32(cosines + 4 * j)), splat(load_f32(sines + 4 * j))
+            store_f32(first, lane0(fma(a, cos, nothing - b * sin)))
+            store_f32(second, lane0(fma(b, cos, a * sin)))
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -91,15 +126,7 @@ def build(simd: Any, pairing: str) -> Any:
         pairs, angles = load(record + at.pairs), load(record + at.angles)
         total = load(step + step_at.tokens) * heads
         for i in range(total * thread // threads, total * (thread + 1) // threads):
-            head, table = x + i * width * 4, angles + i // heads * 2 * pairs * 4
-            for j in range(pairs):
-                cos, sin = load_f32(table + 4 * j), load_f32(table + 4 * (pairs + j))
-                if interleaved:
-                    first, second = head + 8 * j, head + 8 * j + 4
-                else:
-                    first, second = head + 4 * j, head + 4 * (j + pairs)
-                a, b = load_f32(first), load_f32(second)
-                store_f32(first, a * cos - b * sin)
-                store_f32(second, a * sin + b * cos)
+            table = angles + i // heads * 2 * pairs * 4
+            turn(x + i * width * 4, pairs, table, table + pairs * 4)
 
     return body

@@ -294,6 +294,20 @@ select_below = _vector_op(  # where x < limit: a, else b
 )
 
 
+def _lanes_of_two(order):
+    """Lanes of two vectors side by side, by their numbers from 0 to 31."""
+    return _vector_op(
+        F32x16, (F32x16, F32x16), lambda e, x, y: e.b.shuffle_vector(x, y, ir.Constant(vec(i32), order))
+    )
+
+
+lane0 = _vector_op(types.float32, (F32x16,), lambda e, x: e.b.extract_element(x, ir.Constant(i32, 0)))
+evens = _lanes_of_two(list(range(0, 32, 2)))
+odds = _lanes_of_two(list(range(1, 32, 2)))
+zipped_low = _lanes_of_two([lane // 2 + 16 * (lane % 2) for lane in range(16)])  # evens and odds, put back
+zipped_high = _lanes_of_two([8 + lane // 2 + 16 * (lane % 2) for lane in range(16)])
+
+
 def _reduce(combine):
     def emit(e, x):
         half = LANES // 2

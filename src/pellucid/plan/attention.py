@@ -5,7 +5,7 @@ from __future__ import annotations
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.library import KernelKey
 from pellucid.model.spec import Attention
-from pellucid.plan.builder import Builder
+from pellucid.plan.builder import Builder, heads
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value
 from pellucid.plan.position import rotate
@@ -47,9 +47,9 @@ def _remember(plan: Builder, stage: str, layer: int, kind: Attention, k: str, v:
         "page_bytes": PageBytes(),
     }
     shape = f"(T, {kind.kv_heads}, {kind.head_dim})"
-    plan.emit(
-        Operation(f"{stage}.cache", KernelKey("cache_write"), fields, (k, v), (f"cache.{layer}",), shape)
-    )
+    shares = dict.fromkeys((k, v), heads(kind.kv_heads))
+    kernel = KernelKey("cache_write")
+    plan.emit(Operation(f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), shape, shares=shares))
 
 
 def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> str:

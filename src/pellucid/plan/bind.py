@@ -12,7 +12,20 @@ from numpy.typing import NDArray
 from pellucid.kernels.library import Progress, definition, shared
 from pellucid.kernels.packed import BLOCK
 from pellucid.kernels.quantize import block_bytes
-from pellucid.plan.plan import At, Buffer, Cache, Constant, PageBytes, Plan, Rows, Value, Vector, Weights
+from pellucid.plan.builder import COUNT
+from pellucid.plan.plan import (
+    At,
+    Buffer,
+    Cache,
+    Constant,
+    Operation,
+    PageBytes,
+    Plan,
+    Rows,
+    Value,
+    Vector,
+    Weights,
+)
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import LOOP_KERNELS, Program, table
 from pellucid.runtime.memory import aligned
@@ -75,5 +88,10 @@ def bind(
         record = definition(op.kernel.name).record
         assert record is not None
         words = record.pack({name: word(value) for name, value in op.fields.items()})
-        rows.append([addresses[op.kernel], int(op.barrier), *words])
+        rows.append([addresses[op.kernel], _barrier(op), *words])
     return Program(table(rows), (arrays, matrices, vectors, constants, cache))
+
+
+def _barrier(op: Operation) -> int:
+    """The record's word for it: 0, 1, or 2 more than where the step says how many rows there are."""
+    return {"none": 0, "always": 1, "rows": 2 + COUNT[op.rows]}[op.barrier]

@@ -24,6 +24,16 @@ COUNT: Mapping[Rows, int] = {
 ZEROS = "zeros"  # the constant for what is added, where nothing is; sixteen lanes of it
 
 
+def columns(width: int) -> str:
+    """How threads share out a buffer of that width by blocks of columns."""
+    return f"columns of {width}"
+
+
+def heads(count: int) -> str:
+    """How threads share out a buffer by the heads of its rows."""
+    return f"{count} heads a row"
+
+
 class Builder:
     """Collects a plan.
 
@@ -87,6 +97,7 @@ class Builder:
             "addend": Vector(f"{slot}.bias") if bias else Constant(ZEROS),
             "addend_group": 4 * ROWS if bias else 0,
             "addend_row": 0,
+            "everyone": 0,
             "rows": COUNT[rows],
         }
         if packed.is_float:
@@ -111,6 +122,7 @@ class Builder:
                 weight_bytes=packed.matrix_bytes(outputs, width),
                 multiply_adds=outputs * width,
                 rows=rows,
+                shares={out: columns(self.width_of(out))},
             )
         )
         return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pellucid.kernels.library import KernelKey
 from pellucid.model.spec import FeedForward
-from pellucid.plan.builder import COUNT, Builder
+from pellucid.plan.builder import COUNT, Builder, columns
 from pellucid.plan.plan import At, Operation, Value
 
 
@@ -25,7 +25,9 @@ def feedforward(plan: Builder, layer: int, kind: FeedForward, x: str, out: str) 
         "rows": COUNT["tokens"],
     }
     kernel = KernelKey("activation", (kind.activation, 1))
-    plan.emit(Operation(f"{stage}.hidden", kernel, fields, tuple(reads), (inside,), f"(T, {kind.width})"))
+    shares = dict.fromkeys(reads, columns(plan.width_of(inside)))
+    shape = f"(T, {kind.width})"
+    plan.emit(Operation(f"{stage}.hidden", kernel, fields, tuple(reads), (inside,), shape, shares=shares))
     return plan.linear(
         f"{stage}.down", inside, f"{stage}.down", plan.spec.embedding.width, out, bias=kind.bias
     )

@@ -17,7 +17,7 @@ from pellucid.kernels.library import Progress
 from pellucid.kernels.packed import ROWS, Packed, round_up
 from pellucid.model.spec import Model
 from pellucid.plan.bind import allocate, bind
-from pellucid.plan.plan import Plan, Vector, Weights
+from pellucid.plan.plan import Plan, Rows, Vector, Weights
 from pellucid.runtime.batch import Chunk, StepArrays
 from pellucid.runtime.cache import KVCache, LayerShape, Sequence
 from pellucid.runtime.executor import Executor, Program
@@ -73,9 +73,13 @@ class Network:
         self.cache = KVCache(shapes, pages)
         scratch = scratch_bytes(limits.context, max(a.head_dim for a in attentions))
         self._step = StepArrays(limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads)
-        self._arrays = allocate(
-            plan, {"tokens": limits.tokens, "outputs": limits.outputs, "sequences": limits.sequences}
-        )
+        rows: dict[Rows, int] = {
+            "tokens": limits.tokens,
+            "outputs": limits.outputs,
+            "sequences": limits.sequences,
+        }
+        # Of a lone row each thread may have a copy.
+        self._arrays = allocate(plan, {kind: max(count, threads) for kind, count in rows.items()})
         matrices, vectors = load_weights(checkpoint, model, plan, threads)
         self._program = bind(plan, self._arrays, matrices, vectors, self.cache, progress)
         self._executor = Executor(threads)

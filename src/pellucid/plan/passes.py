@@ -2,23 +2,25 @@
 
 fuse_quantize   a producer that can writes its activation blocks itself, instead of a pass over memory of its own
 fuse_residual   a matrix product adds straight onto the residual stream
-place_barriers  threads meet only where an operation needs what another thread has written
+lone_norms      of a lone row's norm each thread makes itself a copy, instead of waiting for the one that makes it
+place_barriers  threads meet only where an operation needs what another thread has written, or may still read
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from pellucid.kernels.library import KernelKey
 from pellucid.kernels.packed import BLOCK, ROWS
-from pellucid.plan.plan import At, Constant, Operation, Plan
+from pellucid.plan.plan import EVERYONE, At, Constant, Operation, Plan
 
 CAN_QUANTIZE = {"norm", "activation", "attention"}
 
 
 def optimize(plan: Plan) -> Plan:
     """All passes, in order."""
-    operations = fuse_residual(fuse_quantize(list(plan.operations)))
+    operations = lone_norms(fuse_residual(fuse_quantize(list(plan.operations))))
     used = {name for op in operations for name in (*op.reads, *op.writes)}
     buffers = {name: buffer for name, buffer in plan.buffers.items() if name in used}
     return replace(plan, operations=tuple(place_barriers(operations)), buffers=buffers)
@@ -38,7 +40,12 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
         ):
             fused = before.with_fields(quantized=op.fields["out"])
             kernel = KernelKey(before.kernel.name, (*before.kernel.parameters[:-1], *op.kernel.parameters))
-            out[-1] = replace(fused, kernel=kernel, writes=(*before.writes, *op.writes))
+            shares = dict(before.shares)
+            if (
+                before.writes[0] in shares
+            ):  # the blocks are of the row that is written, so they are shared out as it is
+                shares[op.writes[0]] = shares[before.writes[0]]
+            out[-1] = replace(fused, kernel=kernel, writes=(*before.writes, *op.writes), shares=shares)
         else:
             out.append(op)
     return out
@@ -66,23 +73,66 @@ def fuse_residual(operations: list[Operation]) -> list[Operation]:
             fused = before.with_fields(
                 out=op.fields["out"], addend=op.fields["a"], addend_group=4 * ROWS, addend_row=stride
             )
-            out[-1] = replace(fused, reads=(*before.reads, *op.writes), writes=op.writes)
+            shares = {op.writes[0]: before.shares[before.writes[0]]}
+            out[-1] = replace(fused, reads=(*before.reads, *op.writes), writes=op.writes, shares=shares)
         else:
             out.append(op)
     return out
 
 
+def lone_norms(operations: list[Operation]) -> list[Operation]:
+    """A norm that only matrix products read, and those: of a single row every thread makes and reads its own copy."""
+    out = list(operations)
+    for index, op in enumerate(operations):
+        if op.kernel.name != "norm" or op.fields["parts"] != 1 or set(op.writes) & set(op.reads):
+            continue
+        readers = list(_readers(op.writes, operations, index + 1))
+        if readers and all(operations[r].kernel.name.startswith("matmul_") for r in readers):
+            for i in (index, *readers):
+                touched = (*out[i].reads, *out[i].writes)
+                copies = dict.fromkeys((b for b in op.writes if b in touched), EVERYONE)
+                out[i] = replace(out[i].with_fields(everyone=1), shares={**out[i].shares, **copies})
+    return out
+
+
+def _readers(buffers: tuple[str, ...], operations: list[Operation], first: int) -> Iterator[int]:
+    """Who reads buffers before they are written again."""
+    alive = set(buffers)
+    for index in range(first, len(operations)):
+        if alive & set(operations[index].reads):
+            yield index
+        alive -= set(operations[index].writes)
+
+
 def place_barriers(operations: list[Operation]) -> list[Operation]:
     """Mark the operations after which threads must meet: read after write, write after read, write after write."""
     out: list[Operation] = []
-    reads: set[str] = set()
-    writes: set[str] = set()
+    reads: set[tuple[str, str | None]] = set()  # since the last barrier: buffers, and how they are shared out
+    writes: set[tuple[str, str | None]] = set()
     for op in operations:
-        mine_read, mine_written = set(op.reads), set(op.writes)
-        if out and (mine_read & writes or mine_written & (reads | writes)):
-            out[-1] = replace(out[-1], barrier=True)
+        mine_read = {(b, op.shares.get(b)) for b in op.reads}
+        mine_written = {(b, op.shares.get(b)) for b in op.writes}
+        conflicts = _conflicts(writes, mine_read) | _conflicts(reads | writes, mine_written)
+        copies = {(b, how) for b, how in conflicts if how == EVERYONE == op.shares.get(b)}
+        if conflicts - copies or (copies and out[-1].rows != op.rows):
+            out[-1] = replace(out[-1], barrier="always")
             reads, writes = set(), set()
+        elif copies:
+            out[-1] = replace(out[-1], barrier="rows")
+            reads, writes = reads - copies, writes - copies
         reads |= mine_read
         writes |= mine_written
         out.append(op)
     return out
+
+
+def _conflicts(
+    before: set[tuple[str, str | None]], now: set[tuple[str, str | None]]
+) -> set[tuple[str, str | None]]:
+    """Those of ``before`` that touch a buffer of ``now`` and do not share it out in the same way."""
+    return {
+        (buffer, how)
+        for buffer, how in before
+        for other, mine in now
+        if other == buffer and (how is None or how == EVERYONE or how != mine)
+    }

@@ -16,6 +16,10 @@ Rows = Literal["tokens", "outputs", "sequences"]
 LETTER: Mapping[Rows, str] = {"tokens": "T", "outputs": "R", "sequences": "B"}
 
 
+Barrier = Literal["none", "rows", "always"]
+EVERYONE = "everyone"
+
+
 @dataclass(frozen=True)
 class Buffer:
     """A named array of a step: ``rows`` x ``width``, float32, or activation blocks of 1 or 2 ``planes``."""
@@ -87,8 +91,12 @@ class Operation:
     weight_bytes: int = 0
     multiply_adds: int = 0
     rows: Rows = "tokens"
-    barrier: bool = False
-    """Whether all threads must meet before the next operation."""
+    shares: Mapping[str, str] = field(default_factory=dict)
+    """How threads share out the buffers of which each touches its own part only: operations that share a buffer out in
+    the same way need not wait for each other. ``EVERYONE``: of a lone row each thread has a copy, row t is thread t's;
+    of several rows it says nothing."""
+    barrier: Barrier = "none"
+    """Whether all threads must meet before the next operation: always, or only if there is more than one row."""
 
     def with_fields(self, **fields: Value) -> Operation:
         """The same operation with some fields of its record changed."""

@@ -8,7 +8,7 @@ from pellucid.errors import UnsupportedModel
 from pellucid.kernels.library import KernelKey
 from pellucid.kernels.record import Step
 from pellucid.model.spec import Rotary
-from pellucid.plan.builder import Builder
+from pellucid.plan.builder import Builder, heads
 from pellucid.plan.embedding import lookup
 from pellucid.plan.plan import At, Constant, Operation, Value
 
@@ -23,18 +23,19 @@ def position(plan: Builder, x: str) -> str:
     return x
 
 
-def rotate(plan: Builder, stage: str, rotary: Rotary, x: str, heads: int, head_dim: int) -> str:
+def rotate(plan: Builder, stage: str, rotary: Rotary, x: str, count: int, head_dim: int) -> str:
     """Turn (T, heads, K) in place by the step's angles."""
     angles = _angles_name(plan, rotary)
     fields: dict[str, Value] = {
         "x": At(x),
-        "heads": heads,
+        "heads": count,
         "head_dim": head_dim,
         "pairs": rotary.dims // 2,
         "angles": At(angles),
     }
     kernel = KernelKey("rotary", (rotary.pairing,))
-    plan.emit(Operation(stage, kernel, fields, (x, angles), (x,), f"(T, {heads}, {head_dim})"))
+    shape = f"(T, {count}, {head_dim})"
+    plan.emit(Operation(stage, kernel, fields, (x, angles), (x,), shape, shares={x: heads(count)}))
     return x
 
 

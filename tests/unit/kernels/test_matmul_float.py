@@ -61,6 +61,7 @@ def product(
         addend=more,
         addend_group=group,
         addend_row=row,
+        everyone=0,
         rows="tokens",
     )
     return out[:, :N], before[:, :N]

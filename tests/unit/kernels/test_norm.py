@@ -70,6 +70,7 @@ def test_norm_is_within_rounding_of_float64(
         eps=eps,
         out=out,
         quantized=blocks,
+        everyone=0,
         rows="tokens",
     )
     want = norm.reference(before, weight, eps, bias if kind == "layer" else None)
@@ -90,3 +91,14 @@ def test_norm_is_within_rounding_of_float64(
     assert_close(out, want, tolerance)
     if D % 32 == 0:
         assert blocks.tobytes() == quantize.reference(out.reshape(T, -1), PLANES[kind]).tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_each_thread_makes_its_copy_of_a_lone_row(threads: int) -> None:
+    x, weight = numbers("normal", 0, 1, 32), np.ones(32, np.float32)
+    out, blocks = guarded((threads, 32)), guarded((threads, 1), quantize.block_dtype(2))
+    fields = {"x": x, "width": 32, "parts": 1, "weight": weight, "bias": 0, "eps": 1e-5, "rows": "tokens"}
+    call(KernelKey("norm", ("rms", 2)), Batch([1]), threads, **fields, out=out, quantized=blocks, everyone=1)
+    assert len({row.tobytes() for row in out}) == len({row.tobytes() for row in blocks}) == 1
+    assert np.allclose(out[0], norm.reference(x, weight, 1e-5))
+    assert blocks.tobytes() == quantize.reference(out, 2).tobytes()

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from plan_cases import ALL, plans
 from support.tiny import network
 
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.library import KernelKey, shared
 from pellucid.plan.passes import fuse_quantize, fuse_residual, place_barriers
-from pellucid.plan.plan import At, Cache, Operation, Plan
+from pellucid.plan.plan import EVERYONE, At, Cache, Operation, Plan
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence as CacheSequence
 
@@ -59,27 +59,38 @@ def test_passes_make_plans_shorter(tmp_path: Path) -> None:
     assert "out" not in fused.buffers, "what nothing uses takes no memory"
 
 
-def hazards(operations: Sequence[Operation]) -> list[tuple[str, str]]:
-    """Pairs of operations between which no barrier lies and of which one writes what the other touches."""
-    found, running = [], []
+def hazards(operations: Sequence[Operation], lone: bool) -> list[tuple[str, str]]:
+    """Pairs of operations between which no barrier lies and of which one writes what the other touches.
+
+    In a step of a ``lone`` row, or of several.
+    """
+    found: list[tuple[str, str]] = []
+    running: list[Operation] = []
     for op in operations:
         for other in running:
-            touched, others = {*op.reads, *op.writes}, {*other.reads, *other.writes}
-            if touched & set(other.writes) or others & set(op.writes):
-                found.append((other.stage, op.stage))
+            for buffer in {*op.reads, *op.writes} & {*other.reads, *other.writes}:
+                if buffer not in {*op.writes, *other.writes}:
+                    continue
+                mine, others = op.shares.get(buffer), other.shares.get(buffer)
+                own = mine is not None and mine == others and (lone or mine != EVERYONE)
+                if not own:
+                    found.append((other.stage, op.stage))
         running.append(op)
-        if op.barrier:
+        if op.barrier == "always" or (op.barrier == "rows" and not lone):
             running = []
     return found
 
 
 def check_barriers(operations: Sequence[Operation]) -> None:
     """There is no hazard; without any one of the barriers there is."""
-    assert hazards(operations) == []
+    assert hazards(operations, True) == hazards(operations, False) == []
     for i, op in enumerate(operations):
-        if op.barrier:
-            without = [*operations[:i], replace(op, barrier=False), *operations[i + 1 :]]
-            assert hazards(without) != [], op.stage
+        if op.barrier != "none":
+            without = [*operations[:i], replace(op, barrier="none"), *operations[i + 1 :]]
+            assert hazards(without, False) != [], op.stage
+        if op.barrier == "always":
+            weaker = [*operations[:i], replace(op, barrier="rows"), *operations[i + 1 :]]
+            assert hazards(weaker, True) != [], op.stage
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -87,17 +98,57 @@ def test_barriers_are_enough_and_none_is_too_many(name: str, tmp_path: Path) -> 
     _, plain, optimized = plans(name, tmp_path)
     for operations in (optimized.operations, place_barriers(list(plain.operations))):
         check_barriers(operations)
-        assert any(op.barrier for op in operations)
+        assert {op.barrier for op in operations} <= {"none", "rows", "always"}
+        assert any(op.barrier == "always" for op in operations)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("counts", [[1], [5], [1, 1, 3]])
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [2, 1, 0]])
+def test_threads_that_wait_at_barriers_only_give_the_same(
+    name: str, counts: list[int], order: list[int], tmp_path: Path
+) -> None:
+    """Between two barriers each thread runs all of its operations before another thread runs its first."""
+    path, _, plan = plans(name, tmp_path)
+    with network(path, plan, threads=3, context=64 * 8) as net:
+        starts = [CacheSequence() for _ in counts]
+        for start, sequence in enumerate(starts):
+            net.forward([Chunk(sequence, IDS[start : start + 4])])
+        chunks = [Chunk(s, IDS[:n]) for s, n in zip(starts, counts)]
+        wanted = net.forward(chunks)
+        for sequence in starts:
+            net.truncate(sequence, 4)
+        for buffer in plan.buffers:
+            net.array(buffer).view(np.uint8)[...] = 255  # not a number
+        net._step.fill(chunks, net.cache)
+        step = net._step.record.ctypes.data
+        segment: list[int] = []
+        for i, op in enumerate(plan.operations):
+            segment.append(i)
+            rows = {"tokens": sum(counts), "outputs": len(counts), "sequences": len(counts)}[op.rows]
+            last = i + 1 == len(plan.operations)
+            if last or op.barrier == "always" or (op.barrier == "rows" and rows != 1):
+                for thread in order:
+                    for j in segment:
+                        native = shared().function(plan.operations[j].kernel, 4)
+                        native(net._program.records[j].ctypes.data, step, thread, 3)
+                segment = []
+        np.testing.assert_array_equal(net.array(plan.output)[: len(wanted), : net.width], wanted)
 
 
 some_buffers = st.lists(st.sampled_from("abcd"), max_size=3).map(tuple)
 
 
-@given(st.lists(st.tuples(some_buffers, some_buffers), max_size=12))
-def test_barriers_of_any_list_of_operations(touched: list[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
+some_shares = st.dictionaries(st.sampled_from("abcd"), st.sampled_from(["columns", "heads", EVERYONE]))
+
+
+@given(st.lists(st.tuples(some_buffers, some_buffers, some_shares), max_size=12))
+def test_barriers_of_any_list_of_operations(
+    touched: list[tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]],
+) -> None:
     operations = [
-        Operation(f"stage.{i}", KernelKey("add"), {}, reads, writes)
-        for i, (reads, writes) in enumerate(touched)
+        Operation(f"stage.{i}", KernelKey("add"), {}, reads, writes, shares=shares)
+        for i, (reads, writes, shares) in enumerate(touched)
     ]
     check_barriers(place_barriers(operations))
 

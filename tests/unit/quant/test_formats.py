@@ -91,6 +91,7 @@ def test_a_product_with_packed_blocks_is_the_product_with_decoded_ones(form: For
         addend=np.zeros(16, np.float32),
         addend_group=0,
         addend_row=0,
+        everyone=0,
         rows="tokens",
     )
     w = decode_blocks(form, raw).astype(np.float64)
