@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.library import Progress, definition, shared
 from pellucid.kernels.packed import BLOCK
 from pellucid.kernels.quantize import block_bytes
+from pellucid.kernels.record import WORD
 from pellucid.plan.builder import COUNT
 from pellucid.plan.plan import (
     At,
@@ -36,7 +37,7 @@ from pellucid.weights.pack import Matrix
 class Arrays:
     """A plan's memory: each buffer by name, float32 (rows, width) or bytes of activation blocks."""
 
-    by_name: Mapping[str, NDArray[Any]]
+    by_name: dict[str, NDArray[Any]]
 
 
 def allocate(plan: Plan, limits: Mapping[Rows, int]) -> Arrays:
@@ -90,6 +91,17 @@ def bind(
         words = record.pack({name: word(value) for name, value in op.fields.items()})
         rows.append([addresses[op.kernel], _barrier(op), *words])
     return Program(table(rows), (arrays, matrices, vectors, constants, cache))
+
+
+def places(plan: Plan, value: Value) -> list[tuple[int, int]]:
+    """Where a value stands in the table of records: record and word."""
+    found = []
+    for index, op in enumerate(plan.operations):
+        record = definition(op.kernel.name).record
+        assert record is not None
+        words = [name for name in record.fields if op.fields[name] == value]
+        found += [(index, getattr(record.at, name) // WORD) for name in words]
+    return found
 
 
 def _barrier(op: Operation) -> int:

@@ -16,8 +16,8 @@ from pellucid.kernels.attention import PAGE, scratch_bytes
 from pellucid.kernels.library import Progress
 from pellucid.kernels.packed import ROWS, Packed, round_up
 from pellucid.model.spec import Model
-from pellucid.plan.bind import allocate, bind
-from pellucid.plan.plan import Plan, Rows, Vector, Weights
+from pellucid.plan.bind import allocate, bind, places
+from pellucid.plan.plan import At, Plan, Rows, Vector, Weights
 from pellucid.runtime.batch import Chunk, StepArrays
 from pellucid.runtime.cache import KVCache, LayerShape, Sequence
 from pellucid.runtime.executor import Executor, Program
@@ -82,6 +82,7 @@ class Network:
         self._arrays = allocate(plan, {kind: max(count, threads) for kind, count in rows.items()})
         matrices, vectors = load_weights(checkpoint, model, plan, threads)
         self._program = bind(plan, self._arrays, matrices, vectors, self.cache, progress)
+        self._outputs = places(plan, At(plan.output))
         self._executor = Executor(threads)
         self._lock = threading.Lock()
 
@@ -96,7 +97,7 @@ class Network:
         return self.spec.embedding.vocabulary if self.spec.head else self.spec.embedding.width
 
     def forward(self, chunks: Seq[Chunk]) -> NDArray[np.float32]:
-        """Run one step. Returns a copy of the wanted rows: logits (R, V), or sentence vectors (B, D).
+        """Run one step. Returns the wanted rows, the caller's to keep: logits (R, V), or sentence vectors (B, D).
 
         The chunks' sequences grow by their tokens.
 
@@ -109,11 +110,20 @@ class Network:
         with self._lock:
             self._refuse_if_closed()
             self._step.fill(chunks, self.cache)
+            rows = sum(c.outputs for c in chunks) if self.spec.head else len(chunks)
+            out = self._fresh_output(rows)
             self._executor.run(self._program, self._step.record)
             for chunk in chunks:
                 chunk.sequence.length += len(chunk.tokens)
-            rows = sum(c.outputs for c in chunks) if self.spec.head else len(chunks)
-            return np.array(self._arrays.by_name[self.plan.output][:rows, : self.width])
+            return out[:rows, : self.width]
+
+    def _fresh_output(self, rows: int) -> NDArray[np.float32]:
+        """An array for the step to write to: the caller keeps it, and nothing is copied."""
+        width = self.plan.buffers[self.plan.output].width
+        out = self._arrays.by_name[self.plan.output] = np.empty((max(rows, 1), width), np.float32)
+        for record, word in self._outputs:
+            self._program.records[record, word] = out.ctypes.data
+        return out
 
     def profile(self, chunks: Seq[Chunk]) -> NDArray[np.float64]:
         """Run one step operation by operation. Returns the seconds of each, in the order of ``plan.operations``.
