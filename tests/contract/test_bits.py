@@ -87,7 +87,14 @@ def test_beside_any_others(model: Model, steps: list[dict[int, int]], threads: i
             play.step(counts)
 
 
-@pytest.mark.parametrize("sequences", range(1, 9))
+def test_a_past_of_several_pieces(model: Model) -> None:
+    with Play(model, 2) as play:
+        for count in (250, 250, 11, 1, 1, 1):
+            play.step({8: count, 1: 1})
+        play.step({8: play.left(8)})
+
+
+@pytest.mark.parametrize("sequences", range(1, 18))
 def test_any_batch_size(model: Model, sequences: int) -> None:
     with Play(model, 2) as play:
         for count in (9, 1, 1, 5):

@@ -95,8 +95,7 @@ class Batch:
         table = np.full((len(counts), int(pages.max())), self.pool - 1, np.int32)
         for s, n in enumerate(pages):
             table[s, :n], order = order[:n], order[n:]
-        context = int((past + counts).max())
-        scratch = scratch_bytes(context, self.head_dim)
+        scratch = scratch_bytes(self.head_dim)
         arrays = {
             "token_ids": np.array(self.token_ids or [0] * total, np.int32),
             "positions": np.concatenate([p + np.arange(n) for p, n in zip(past, counts)]).astype(np.int32),

@@ -19,8 +19,8 @@ from support.blocks import quantised, random_blocks
 from support.model_files import gguf
 from support.tiny import network, opened
 
-LENGTHS = (150, 100, 70, 64, 33, 20, 9, 1)
-"""Tokens of the sequences that a schedule plays with; a page holds 64."""
+LENGTHS = (150, 100, 70, 64, 33, 20, 9, 1, 560, *[16] * 8)
+"""Tokens of the sequences that a schedule plays with; a page holds 64, a piece of attention 512."""
 
 
 class Model:
@@ -28,7 +28,7 @@ class Model:
 
     def __init__(self, path: Path, bits: int = 16, threads: tuple[int, ...] = (1, 2, 3, 4)) -> None:
         self._stack = ExitStack()
-        room = {"context": 1024, "tokens": 256, "outputs": 256, "sequences": len(LENGTHS)}
+        room = {"context": 64 * 32, "tokens": 600, "outputs": 600, "sequences": len(LENGTHS)}
         with opened(path) as (checkpoint, model):
             plan = pipeline.forward(model.spec, layouts(checkpoint, model), bits // 8)
         self.networks = {

@@ -6,12 +6,17 @@ In: queries (T, H, K) float32; the layer's pages of keys and values. Out: (T, H,
 perhaps as activation blocks too.
 
 A page holds S tokens of every key/value head in float16: keys as (G, K, S), so that 16 tokens' scores are one
-vector and need no horizontal sum; values as (G, S, K). A *row* is one query head of one token. Up to eight
-rows that share a key/value head (heads of its group, or neighbouring tokens) walk the pages together, so each
-key and value is loaded once for them.
+vector and need no horizontal sum; values as (G, S, K). A *row* is one query head of one token. Rows that share a
+key/value head (heads of its group, or neighbouring tokens) walk the pages together in tiles of eight, up to eight tiles
+at once: each key and value is loaded once for a tile, and widened to float32 once for all tiles.
 
-A row's result depends only on its own position: scores are taken over the whole of its past in blocks aligned
-to the cache, summed in a fixed order, whatever rows walk beside it, however the step was cut, whoever runs it.
+The past is cut into *pieces* of 512 tokens, counted from the sequence's first. A piece has a softmax of its own,
+unnormalised, and is then joined to the pieces before it, as in Milakov and Gimelshein (2018):
+
+    M' = max(M, m)    sum = sum e^(M - M') + s e^(m - M')    out = out e^(M - M') + o e^(m - M')
+
+A row's result depends only on its own position: its pieces and the blocks of a piece are aligned to the cache and
+summed in a fixed order, whatever rows walk beside it, however the step was cut, whoever runs it.
 """
 
 from __future__ import annotations
@@ -21,15 +26,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.elementwise import tanh_vector
+from pellucid.kernels.attention_tiles import scores_tile, softmax_of_rows, values_tile
 from pellucid.kernels.library import kernel
 from pellucid.kernels.quantize import block_bytes, quantize_block
 from pellucid.kernels.record import Address, Record, Step
 
 PAGE = 64  # S, tokens of a page
-ROWS = 8  # rows that walk the pages together
+ROWS = 8  # rows of a tile
+TOGETHER = 64  # rows that walk the pages together at most
 SPAN = 32  # tokens whose scores are taken at once
-REGISTERS = 16  # vectors of sums that a tile may have
+PIECE = 512  # tokens that have a softmax of their own
+STATE = 16  # bytes a row: largest score and sum so far, then the piece's
+SCORES = (
+    PIECE * 4 + 64
+)  # bytes from one row of scores to the next: no power of two, which would crowd the cache
 
 
 class CacheWrite(Record):
@@ -57,14 +67,10 @@ class Attention(Record):
     quantized: Address  # (T, H * K / 32) activation blocks, or 0: not wanted
 
 
-def scratch_bytes(context: int, head_dim: int) -> int:
-    """Work space that a thread needs for sequences of up to ``context`` tokens."""
-    return ROWS * 4 * (2 * head_dim + score_stride(context))
-
-
-def score_stride(context: int) -> int:
-    """Floats that a row of scores takes: the context, rounded up to spans, and one more of slack."""
-    return (context + SPAN - 1) // SPAN * SPAN + SPAN
+def scratch_bytes(head_dim: int) -> int:
+    """Work space that a thread needs."""
+    row = head_dim * 4
+    return TOGETHER * (3 * row + SCORES + STATE) + PAGE * row
 
 
 def reference(
@@ -134,156 +140,96 @@ def build_write(simd: Any) -> Any:
     return body
 
 
-def _scores_tile(simd: Any, rows: int) -> Any:
-    """Scores of ``rows`` queries with 32 tokens: (queries, K, keys, out, bytes from one row of out to the next)."""
-    from numba.core import cgutils
-    from numba.core import types as t
-    from numba.extending import intrinsic
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        queries, width, keys, out, stride = args
-        totals = [
-            [cgutils.alloca_once_value(builder, e.fill(simd.f32, 0.0)) for _ in range(2)] for _ in range(rows)
-        ]
-        row_bytes = e.times(width, 4)
-        starts = [e.at(queries, builder.mul(row_bytes, e.const(r))) for r in range(rows)]
-        with cgutils.for_range(builder, width) as loop:
-            key = e.at(keys, e.times(loop.index, PAGE * 2))
-            halves = [e.widen(e.load(e.at(key, 32 * h), simd.vec(simd.f16), 2), "f16") for h in range(2)]
-            for row, start in zip(totals, starts):
-                q = e.splat(e.load(e.at(start, e.times(loop.index, 4)), simd.f32))
-                for total, half in zip(row, halves):
-                    builder.store(e.fma(q, half, builder.load(total)), total)
-        for r, row in enumerate(totals):
-            where = e.at(out, builder.mul(stride, e.const(r)))
-            for h, total in enumerate(row):
-                e.store(builder.load(total), e.at(where, 64 * h))
-        return context.get_dummy_value()
-
-    @intrinsic
-    def tile(typingctx, queries, width, keys, out, stride):
-        return t.void(*[t.int64] * 5), emit
-
-    return tile
-
-
-def _values_tile(simd: Any, rows: int, head_dim: int) -> Any:
-    """Add tokens' values, weighted: (weights, bytes between their rows, values, tokens, out)."""
-    from numba.core import cgutils
-    from numba.core import types as t
-    from numba.extending import intrinsic
-
-    vectors = head_dim // 16
-    widest = REGISTERS // rows  # sums are kept in registers, so more rows take fewer columns at once
-    chunk = next(c for c in (4, 3, 2, 1) if vectors % c == 0 and c <= widest)
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        weights, stride, values, tokens, out = args
-        starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in range(rows)]
-        for first in range(0, vectors, chunk):
-            places = [[e.at(out, (r * vectors + first + c) * 64) for c in range(chunk)] for r in range(rows)]
-            kind = simd.vec(simd.f32)
-            totals = [[cgutils.alloca_once_value(builder, e.load(p, kind)) for p in row] for row in places]
-            with cgutils.for_range(builder, tokens) as loop:
-                value = e.at(values, e.times(loop.index, head_dim * 2))
-                loaded = [
-                    e.widen(e.load(e.at(value, (first + c) * 32), simd.vec(simd.f16), 2), "f16")
-                    for c in range(chunk)
-                ]
-                for row, start in zip(totals, starts):
-                    weight = e.splat(e.load(e.at(start, e.times(loop.index, 4)), simd.f32))
-                    for total, v in zip(row, loaded):
-                        builder.store(e.fma(weight, v, builder.load(total)), total)
-            for row, where in zip(totals, places):
-                for total, place in zip(row, where):
-                    e.store(builder.load(total), place)
-        return context.get_dummy_value()
-
-    @intrinsic
-    def tile(typingctx, weights, stride, values, tokens, out):
-        return t.void(*[t.int64] * 5), emit
-
-    return tile
-
-
-def _softmax(simd: Any) -> Any:
-    """Of one row of scores, in place, unnormalised; returns the sum. See the body for what is masked."""
-    vload, vstore, splat, vmax, vmax_lane = simd.vload, simd.vstore, simd.splat, simd.vmax, simd.vmax_lane
-    keep, vexp, vsum, tanh = simd.keep, simd.vexp, simd.vsum, tanh_vector(simd)
+def _walk(simd: Any, head_dim: int, planes: int) -> Any:
+    """The whole of attention for up to ``TOGETHER`` rows; see ``walk``."""
+    load, load_i32, load_f32, store_f32 = simd.load_i64, simd.load_i32, simd.load_f32, simd.store_f32
+    vload, vload_f16, vstore, splat, fma = simd.vload, simd.vload_f16, simd.vstore, simd.splat, simd.fma
+    vexp, lane0 = simd.vexp, simd.lane0
+    scores8, scores4, scores3, scores2, scores1 = (scores_tile(simd, n, PAGE, "f16") for n in (8, 4, 3, 2, 1))
+    values8, values4, values3, values2, values1 = (
+        values_tile(simd, n, head_dim, "f16") for n in (8, 4, 3, 2, 1)
+    )
+    wide_scores, wide_values = scores_tile(simd, ROWS, PAGE, "f32"), values_tile(simd, ROWS, head_dim, "f32")
+    softmax, quantize = softmax_of_rows(simd), quantize_block(simd, planes)
+    at, step_at = Attention.at, Step.at
+    row_bytes, page_head, q_bytes = head_dim * 4, head_dim * PAGE * 2, block_bytes(planes)
     minus_infinity = np.float32(-np.inf)
 
     @simd.jit
-    def softmax(scores, base, end, first, last, cap):
-        """Tokens base <= t < end have scores; first <= t < last are seen, the rest gets weight 0."""
-        top = splat(minus_infinity)
-        for t in range(base, end, 16):
-            x = vload(scores + (t - base) * 4)
-            if cap != np.float32(0):
-                x = splat(cap) * tanh(x / splat(cap))
-            if t < first or t + 16 > last:
-                x = keep(x, first - t, last - t, minus_infinity)
-            vstore(scores + (t - base) * 4, x)
-            top = vmax(top, x)
-        largest, total = splat(vmax_lane(top)), splat(0.0)
-        for t in range(base, end, 16):
-            weight = vexp(vload(scores + (t - base) * 4) - largest)
-            vstore(scores + (t - base) * 4, weight)
-            total = total + weight
-        return vsum(total)
-
-    return softmax
-
-
-def _walk(simd: Any, head_dim: int, planes: int) -> Any:
-    """The whole of attention for up to eight rows; see ``walk``."""
-    load, load_i32, vload, vstore, splat = simd.load_i64, simd.load_i32, simd.vload, simd.vstore, simd.splat
-    scores8, scores4, scores3, scores2, scores1 = (_scores_tile(simd, n) for n in (8, 4, 3, 2, 1))
-    values8, values4, values3, values2, values1 = (_values_tile(simd, n, head_dim) for n in (8, 4, 3, 2, 1))
-    softmax, quantize = _softmax(simd), quantize_block(simd, planes)
-    at, step_at = Attention.at, Step.at
-    row_bytes, page_head, q_bytes = head_dim * 4, head_dim * PAGE * 2, block_bytes(planes)
-
-    @simd.jit
-    def scores(rows, queries, keys, out, stride):
+    def scores(rows, queries, keys, ahead, out):
         while rows > 0:
             if rows >= 8:
-                scores8(queries, head_dim, keys, out, stride)
+                scores8(queries, head_dim, keys, ahead, out, SCORES)
                 done = 8
             elif rows >= 4:
-                scores4(queries, head_dim, keys, out, stride)
+                scores4(queries, head_dim, keys, ahead, out, SCORES)
                 done = 4
             elif rows == 3:
-                scores3(queries, head_dim, keys, out, stride)
+                scores3(queries, head_dim, keys, ahead, out, SCORES)
                 done = 3
             elif rows == 2:
-                scores2(queries, head_dim, keys, out, stride)
+                scores2(queries, head_dim, keys, ahead, out, SCORES)
                 done = 2
             else:
-                scores1(queries, head_dim, keys, out, stride)
+                scores1(queries, head_dim, keys, ahead, out, SCORES)
                 done = 1
-            rows, queries, out = rows - done, queries + done * row_bytes, out + done * stride
+            rows, queries, out = rows - done, queries + done * row_bytes, out + done * SCORES
 
     @simd.jit
-    def values(rows, weights, stride, start, tokens, out):
+    def values(rows, weights, start, ahead, tokens, out):
         while rows > 0:
             if rows >= 8:
-                values8(weights, stride, start, tokens, out)
+                values8(weights, SCORES, start, ahead, tokens, out)
                 done = 8
             elif rows >= 4:
-                values4(weights, stride, start, tokens, out)
+                values4(weights, SCORES, start, ahead, tokens, out)
                 done = 4
             elif rows == 3:
-                values3(weights, stride, start, tokens, out)
+                values3(weights, SCORES, start, ahead, tokens, out)
                 done = 3
             elif rows == 2:
-                values2(weights, stride, start, tokens, out)
+                values2(weights, SCORES, start, ahead, tokens, out)
                 done = 2
             else:
-                values1(weights, stride, start, tokens, out)
+                values1(weights, SCORES, start, ahead, tokens, out)
                 done = 1
-            rows, weights, out = rows - done, weights + done * stride, out + done * row_bytes
+            rows, weights, out = rows - done, weights + done * SCORES, out + done * row_bytes
+
+    @simd.jit
+    def widen(source, out):
+        """A page's keys or values of one head as float32."""
+        for i in range(0, head_dim * PAGE, 16):
+            vstore(out + 4 * i, vload_f16(source + 2 * i))
+
+    @simd.jit
+    def next_page(pages, t0, end, page_bytes):
+        """Bytes from the page of t0 to the one after it; 0 if that is not wanted."""
+        if t0 + PAGE >= end:
+            return 0
+        return (load_i32(pages + t0 // PAGE * 4 + 4) - load_i32(pages + t0 // PAGE * 4)) * page_bytes
+
+    @simd.jit
+    def join(state, totals, sums):
+        """A row's piece, joined to those before it; nothing if no token of it is seen."""
+        top, largest = load_f32(state), load_f32(state + 8)
+        if largest == minus_infinity:
+            return
+        highest = max(top, largest)
+        old, new = vexp(splat(top - highest)), vexp(splat(largest - highest))
+        store_f32(state, highest)
+        store_f32(state + 4, lane0(fma(splat(load_f32(state + 12)), new, splat(load_f32(state + 4)) * old)))
+        for i in range(0, row_bytes, 64):
+            vstore(totals + i, fma(vload(sums + i), new, vload(totals + i) * old))
+
+    @simd.jit
+    def seen(earliest, latest, length, causal, window):
+        """Which tokens any of the queries at positions ``earliest`` to ``latest`` sees, from a whole span on."""
+        begin, end = 0, length
+        if causal != 0:
+            end = latest + 1
+        if window != 0:
+            begin = max(0, earliest - window + 1) // SPAN * SPAN
+        return begin, end
 
     @simd.jit
     def walk(record, step, s, kv_head, first, rows, scratch):
@@ -295,9 +241,10 @@ def _walk(simd: Any, head_dim: int, planes: int) -> Any:
         token0 = load_i32(load(step + step_at.first_row) + 4 * s)
         pages = load(step + step_at.pages) + s * load(step + step_at.page_stride) * 4
         causal, window = load(record + at.causal), load(record + at.window)
-        stride = load(step + step_at.scratch_bytes) // ROWS - 2 * row_bytes  # bytes of a row of scores
-        queries, sums = scratch, scratch + ROWS * row_bytes
-        weights = sums + ROWS * row_bytes
+        queries, sums = scratch, scratch + TOGETHER * row_bytes
+        totals, page = sums + TOGETHER * row_bytes, sums + 2 * TOGETHER * row_bytes
+        weights = page + PAGE * row_bytes
+        states = weights + TOGETHER * SCORES
 
         scale = splat(np.float32(simd.load_f64(record + at.scale)))
         for r in range(rows):
@@ -308,47 +255,80 @@ def _walk(simd: Any, head_dim: int, planes: int) -> Any:
             )
             for i in range(0, row_bytes, 64):
                 vstore(queries + r * row_bytes + i, vload(q + i) * scale)
-                vstore(sums + r * row_bytes + i, splat(0.0))
-
-        end = length
-        if causal != 0:
-            end = past + (first + rows - 1) // group + 1
-        base = 0
-        if window != 0:
-            base = max(0, past + first // group - window + 1) // SPAN * SPAN
-        head, page_bytes = kv_head * page_head, load(record + at.page_bytes)
-        keys, stored = load(record + at.keys) + head, load(record + at.values) + head
-        for t in range(base, end, SPAN):
-            page = load_i32(pages + t // PAGE * 4) * page_bytes
-            scores(rows, queries, keys + page + t % PAGE * 2, weights + (t - base) * 4, stride)
+                vstore(totals + r * row_bytes + i, splat(0.0))
+            store_f32(states + r * STATE, minus_infinity)
+            store_f32(states + r * STATE + 4, np.float32(0))
 
         cap = np.float32(simd.load_f64(record + at.softcap))
-        for r in range(rows):
-            position = past + (first + r) // group
-            last, earliest = length, 0
-            if causal != 0:
-                last = position + 1
-            if window != 0:
-                earliest = max(0, position - window + 1)
-            total = softmax(weights + r * stride, base, end, earliest, last, cap)
-            simd.store_f32(queries + r * row_bytes, total)  # the query is no longer needed
+        head, page_bytes = kv_head * page_head, load(record + at.page_bytes)
+        keys, stored = load(record + at.keys) + head, load(record + at.values) + head
+        begin, end = seen(past + first // group, past + (first + rows - 1) // group, length, causal, window)
+        for piece in range(begin // PIECE * PIECE, end, PIECE):
+            start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
+            for t0 in range(start, stop, PAGE):
+                here = keys + load_i32(pages + t0 // PAGE * 4) * page_bytes
+                ahead = next_page(pages, t0, end, page_bytes)
+                if rows > ROWS:
+                    widen(here, page)
+                for sub in range(0, rows, ROWS):
+                    count, row = min(ROWS, rows - sub), first + sub
+                    low, high = seen(
+                        past + row // group, past + (row + count - 1) // group, length, causal, window
+                    )
+                    for t in range(max(low, t0), min(high, t0 + PAGE), SPAN):
+                        q, to = queries + sub * row_bytes, weights + sub * SCORES + (t - piece) * 4
+                        if rows > ROWS and count == ROWS:
+                            wide_scores(q, head_dim, page + (t - t0) * 4, 0, to, SCORES)
+                        else:
+                            scores(count, q, here + (t - t0) * 2, ahead, to)
 
-        t = base
-        while t < end:
-            page = load_i32(pages + t // PAGE * 4) * page_bytes
-            count = min(end, t // PAGE * PAGE + PAGE) - t
-            start = stored + page + t % PAGE * row_bytes // 2
-            values(rows, weights + (t - base) * 4, stride, start, count, sums)
-            t += count
+            for sub in range(0, rows, ROWS):
+                count, row = min(ROWS, rows - sub), first + sub
+                low, high = seen(
+                    past + row // group, past + (row + count - 1) // group, length, causal, window
+                )
+                low, high = max(low, piece), min(high, piece + PIECE)
+                for r in range(sub, sub + count):
+                    position = past + (first + r) // group
+                    last, earliest = length, 0
+                    if causal != 0:
+                        last = position + 1
+                    if window != 0:
+                        earliest = max(0, position - window + 1)
+                    row_weights = weights + r * SCORES + (low - piece) * 4
+                    softmax(row_weights, low, high, earliest, last, cap, states + r * STATE + 8)
+                    for i in range(0, row_bytes, 64):
+                        vstore(sums + r * row_bytes + i, splat(0.0))
+
+            for t0 in range(start, stop, PAGE):
+                here = stored + load_i32(pages + t0 // PAGE * 4) * page_bytes
+                ahead = next_page(pages, t0, end, page_bytes)
+                if rows > ROWS:
+                    widen(here, page)
+                for sub in range(0, rows, ROWS):
+                    count, row = min(ROWS, rows - sub), first + sub
+                    low, high = seen(
+                        past + row // group, past + (row + count - 1) // group, length, causal, window
+                    )
+                    low, high = max(low, t0), min(high, t0 + PAGE)
+                    if low < high:
+                        w, to = weights + sub * SCORES + (low - piece) * 4, sums + sub * row_bytes
+                        if rows > ROWS and count == ROWS:
+                            wide_values(w, SCORES, page + (low - t0) * row_bytes, 0, high - low, to)
+                        else:
+                            values(count, w, here + (low - t0) * row_bytes // 2, ahead, high - low, to)
+
+            for r in range(rows):
+                join(states + r * STATE, totals + r * row_bytes, sums + r * row_bytes)
 
         quantized = load(record + at.quantized)
         for r in range(rows):
             row = first + r
             place = (token0 + row // group) * heads + kv_head * group + row % group
             out = load(record + at.out) + place * row_bytes
-            share = splat(np.float32(1) / simd.load_f32(queries + r * row_bytes))
+            share = splat(np.float32(1) / load_f32(states + r * STATE + 4))
             for i in range(0, row_bytes, 64):
-                vstore(out + i, vload(sums + r * row_bytes + i) * share)
+                vstore(out + i, vload(totals + r * row_bytes + i) * share)
             if quantized != 0:
                 for block in range(head_dim // 32):
                     quantize(out + block * 128, quantized + (place * (head_dim // 32) + block) * q_bytes)
@@ -368,18 +348,20 @@ def build(simd: Any, head_dim: int, planes: int) -> Any:
         group = load(record + at.heads) // kv_heads
         scratch = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes)
         total = load(step + step_at.tokens) * group * kv_heads
-        # Many rows: tiles go round the threads, since later tokens see more. Few: each takes its share of rows.
+        # Many rows: they go round the threads and back, since later tokens see more. Few: each takes its share.
         many = total >= 2 * ROWS * threads
+        together = max(ROWS, min(TOGETHER, total // (8 * threads) // ROWS * ROWS))
         low, high = total * thread // threads, total * (thread + 1) // threads
-        seen, tile = 0, 0
+        seen, turn = 0, 0
         for s in range(load(step + step_at.sequences)):
             rows = load_i32(load(step + step_at.row_count) + 4 * s) * group
             for kv_head in range(kv_heads):
                 if many:
-                    for first in range(0, rows, ROWS):
-                        if tile % threads == thread:
-                            walk(record, step, s, kv_head, first, min(ROWS, rows - first), scratch)
-                        tile += 1
+                    for first in range(0, rows, together):
+                        whose = turn % (2 * threads)
+                        if whose == thread or whose == 2 * threads - 1 - thread:
+                            walk(record, step, s, kv_head, first, min(together, rows - first), scratch)
+                        turn += 1
                 else:
                     first, last = max(0, low - seen), min(rows, high - seen)
                     while first < last:

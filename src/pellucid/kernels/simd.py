@@ -129,6 +129,36 @@ class Emitter:
             total = self.b.add(total, self.b.mul(u, s))
         return total
 
+    def together(self, values):
+        """The same values, none of which is used before all are there: they are not finished one after the other.
+
+        It is no instruction. The compiler, to save registers, would undo the order in which sums take turns.
+        """
+        if ISA.name != "avx512vnni":
+            return values
+        kinds = [value.type for value in values]
+        places = ",".join(["=v"] * len(values) + [str(i) for i in range(len(values))])
+        nothing = ir.InlineAsm(ir.FunctionType(ir.LiteralStructType(kinds), kinds), "", places)
+        result = self.b.call(nothing, values)
+        return [self.b.extract_value(result, i) for i in range(len(values))]
+
+    def lookup(self, table, index):
+        """Every byte of ``index`` (16 x i32), 0 to 15, replaced by that entry of ``table``: 16 unsigned bytes."""
+        if ISA.name == "avx512vnni":
+            kind = vec(i8, 64)
+            entries = ir.Constant(kind, list(table) * 4)
+            found = self.call("llvm.x86.avx512.pshuf.b.512", kind, entries, self.b.bitcast(index, kind))
+            return self.b.bitcast(found, index.type)
+        entries = [self.fill(i32, entry * 0x01010101) for entry in table]
+        for bit in range(4):  # of each two neighbours the one that this bit of the index tells
+            chosen = self.b.and_(self.b.lshr(index, self.fill(i32, bit)), self.fill(i32, 0x01010101))
+            chosen = self.b.mul(chosen, self.fill(i32, 255))
+            entries = [
+                self.b.xor(even, self.b.and_(chosen, self.b.xor(even, odd)))
+                for even, odd in zip(entries[::2], entries[1::2])
+            ]
+        return entries[0]
+
     def prefetch(self, address) -> None:
         """Ask for the cache line at ``address``; never faults."""
         pointer = self.b.inttoptr(address, i8.as_pointer())
@@ -201,7 +231,7 @@ def _vload(stored: str):
     return _vector_op(F32x16, (types.int64,), lambda e, a: e.widen(e.load(a, vec(STORED[stored]), 2), stored))
 
 
-vload = _vload("f32")
+vload, vload_f16 = _vload("f32"), _vload("f16")
 vstore = _vector_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(v, a))
 vstore_f16 = _vector_op(
     types.void, (types.int64, F32x16), lambda e, a, v: e.store(e.b.fptrunc(v, vec(f16)), a, 2)

@@ -71,7 +71,7 @@ class Network:
         shapes = [LayerShape(a.kv_heads, a.head_dim) for a in attentions]
         pages = -(-limits.context // PAGE)
         self.cache = KVCache(shapes, pages)
-        scratch = scratch_bytes(limits.context, max(a.head_dim for a in attentions))
+        scratch = scratch_bytes(max(a.head_dim for a in attentions))
         self._step = StepArrays(limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads)
         rows: dict[Rows, int] = {
             "tokens": limits.tokens,

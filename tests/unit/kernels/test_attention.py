@@ -60,7 +60,8 @@ def test_cache_holds_float16_of_what_was_written_and_nothing_else(
 
 
 heads = st.sampled_from([(1, 1), (3, 3), (8, 1), (6, 2), (4, 2), (5, 1), (7, 1)])  # H, G: groups of 1 to 8
-sequences = st.lists(st.tuples(st.integers(0, 140), st.integers(1, 20)), min_size=1, max_size=3)  # past, new
+pasts = st.integers(0, 140) | st.sampled_from([500, 511, 512, 513, 1030])  # around the borders of pieces
+sequences = st.lists(st.tuples(pasts, st.integers(1, 20)), min_size=1, max_size=3)  # past, new
 
 
 @pytest.mark.parametrize(("K", "planes"), [(16, 1), (64, 2), (96, 1), (256, 2)])
@@ -70,7 +71,7 @@ sequences = st.lists(st.tuples(st.integers(0, 140), st.integers(1, 20)), min_siz
     sequences,
     heads,
     st.booleans(),
-    st.sampled_from([0, 0, 1, 8, 33, 64, 100]),
+    st.sampled_from([0, 0, 1, 8, 33, 64, 100, 600]),
     st.sampled_from([0.0, 0.0, 2.0, 50.0]),
     st.sampled_from([("normal", "normal"), ("outlier", "normal"), ("equal", "wide"), ("zeros", "normal")]),
     st.integers(1, 4),
@@ -118,10 +119,10 @@ def test_attention_is_within_rounding_of_float64(
 @settings(max_examples=25)
 @given(
     seeds,
-    st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    st.lists(st.integers(1, 90) | st.sampled_from([520, 1100]), min_size=1, max_size=3),
     heads,
-    st.sampled_from([0, 5, 40]),
-    st.lists(st.integers(1, 40), min_size=4, max_size=12),
+    st.sampled_from([0, 5, 40, 530]),
+    st.lists(st.integers(1, 40) | st.just(300), min_size=4, max_size=12),
     st.integers(1, 4),
 )
 def test_a_row_has_the_same_bits_however_steps_are_cut(
@@ -144,6 +145,17 @@ def test_a_row_has_the_same_bits_however_steps_are_cut(
             alone = cache.attend(np.ascontiguousarray(q[rows]), part, 1, window=window)
             assert np.array_equal(alone, together[rows])
             done += n
+
+
+def test_pieces_far_apart_leave_the_largest_alone() -> None:
+    """The largest score in the first piece of three, in the second, in the last."""
+    T, v = 1100, numbers("normal", 1, 1100, 1, 16)
+    for where in (3, 700, 1090):
+        q, k = np.full((T, 1, 16), 100, np.float32), np.zeros((T, 1, 16), np.float32)
+        k[where] = 100
+        batch = Batch([T])
+        out = Cache(batch, k, v, 1).attend(q, batch, 1)
+        assert np.array_equal(out[where:], np.repeat(v[where : where + 1].astype(np.float16), T - where, 0))
 
 
 def test_scores_far_apart_leave_the_largest_alone() -> None:
