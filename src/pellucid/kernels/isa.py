@@ -19,12 +19,15 @@ class Isa:
     name: str
     needs: frozenset[str]
     description: str
+    tile: int = 8
+    """Tokens that may share a load of the weights in a matrix product: what the registers hold."""
 
 
 # Best first.
 KNOWN = (
     Isa("avx512vnni", frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}), "512-bit vpdpbusd"),
-    Isa("portable", frozenset(), "plain LLVM vectors, whatever the host makes of them"),
+    Isa("avxvnni", frozenset({"avx2", "fma", "avxvnni"}), "256-bit vpdpbusd", tile=4),
+    Isa("portable", frozenset(), "plain LLVM vectors, whatever the host makes of them", tile=4),
 )
 
 

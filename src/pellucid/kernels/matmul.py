@@ -89,11 +89,13 @@ def tiles(simd: Any, emit_sums: SumsEmitter) -> Any:
 def tile_size(simd: Any) -> Any:
     """How many of the tokens that are left make the next tile."""
 
+    most = simd.ISA.tile
+
     @simd.jit
     def size(left):
-        if left >= 8:
+        if left >= 8 and most >= 8:
             return 8
-        if left >= 4:
+        if left >= 4 and most >= 4:
             return 4
         return min(left, 2)
 

@@ -122,12 +122,28 @@ class Emitter:
         """
         if ISA.name == "avx512vnni":
             return self.call("llvm.x86.avx512.vpdpbusd.512", vec(i32), total, unsigned, signed)
-        for byte in range(4):
-            up = self.fill(i32, 24 - 8 * byte)
-            u = self.b.and_(self.b.lshr(unsigned, self.fill(i32, 8 * byte)), self.fill(i32, 255))
-            s = self.b.ashr(self.b.shl(signed, up), self.fill(i32, 24))
-            total = self.b.add(total, self.b.mul(u, s))
+        if ISA.name == "avxvnni":
+            name, halves = "llvm.x86.avx512.vpdpbusd.256", []
+            for half in (0, 8):
+                parts = [self.lanes(x, range(half, half + 8)) for x in (total, unsigned, signed)]
+                halves.append(self.call(name, vec(i32, 8), *parts))
+            return self.b.shuffle_vector(*halves, ir.Constant(vec(i32), list(range(LANES))))
+        # Even and odd bytes as 16 bits: their products in pairs are one instruction wherever there are vectors.
+        words = vec(i16, 2 * LANES)
+        u, s = (self.b.bitcast(x, words) for x in (unsigned, signed))
+        eight = ir.Constant(words, [8] * 2 * LANES)
+        even = self.b.and_(u, ir.Constant(words, [255] * 2 * LANES)), self.b.ashr(self.b.shl(s, eight), eight)
+        odd = self.b.lshr(u, eight), self.b.ashr(s, eight)
+        for x, y in (even, odd):
+            products = self.b.mul(*(self.b.sext(z, vec(i32, 2 * LANES)) for z in (x, y)))
+            pairs = [self.lanes(products, range(first, 2 * LANES, 2)) for first in (0, 1)]
+            total = self.b.add(total, self.b.add(*pairs))
         return total
+
+    def lanes(self, value, which):
+        """Some lanes of a vector as a vector of their own."""
+        nothing = ir.Constant(value.type, ir.Undefined)
+        return self.b.shuffle_vector(value, nothing, ir.Constant(vec(i32, len(which)), list(which)))
 
     def together(self, values):
         """The same values, none of which is used before all are there: they are not finished one after the other.
