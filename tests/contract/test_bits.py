@@ -189,12 +189,8 @@ def logits(path: Path, bits: int, out: Path, isa_name: str) -> np.ndarray:
 )
 @pytest.mark.parametrize(("name", "bits"), [("quantised", 8), ("gemma3-softcap", 16)])
 def test_any_instruction_set(name: str, bits: int, tmp_path: Path) -> None:
-    few = (
-        "Q4_K",
-        "Q6_K",
-        "Q8_0",
-        "F16",
-    )  # a minimum, scales of 16, a zero point: each kernel takes seconds to compile
+    # Minima, scales of 16, a table with powers of two, a zero point: each kernel takes seconds to compile.
+    few = ("Q2_K", "Q6_K", "MXFP4", "Q8_0", "F16")
     path = TINY.get(name) or write_quantised_llama(tmp_path / "mixed.gguf", *few)
     possible = [known.name for known in isa.KNOWN if known.needs <= isa.host_features()]
     first, *others = [logits(path, bits, tmp_path / f"{one}.npy", one) for one in possible]

@@ -13,16 +13,19 @@ from pellucid.weights.quant import Fields, Format
 
 
 @functools.cache
-def half_bytes(form: Format) -> tuple[int, ...]:
-    """Where a block keeps the bytes of its float16 numbers: those that change them when they change."""
-    assert form.split
-    before = form.split(np.zeros((1, 1, form.block_bytes), np.uint8))
+def scale_bytes(form: Format) -> tuple[int, ...]:
+    """Where a block keeps the bytes of its floating point scales: those that change them when they change."""
+    kinds = [count == 1 for count, _ in form.packed.sides]
+
+    def scales(raw: NDArray[np.uint8]) -> list[bytes]:
+        return [side.tobytes() for side, own in zip(form.fields(raw).sides, kinds) if own]
+
+    nothing = np.zeros((1, 1, form.block_bytes), np.uint8)
     found = []
     for i in range(form.block_bytes):
-        raw = np.zeros((1, 1, form.block_bytes), np.uint8)
+        raw = nothing.copy()
         raw[0, 0, i] = 0x11
-        sides = zip(before.sides, form.split(raw).sides)
-        if any(a.dtype == np.float16 and (a != b).any() for a, b in sides):
+        if scales(raw) != scales(nothing):
             found.append(i)
     return tuple(found)
 
@@ -30,18 +33,48 @@ def half_bytes(form: Format) -> tuple[int, ...]:
 def random_blocks(form: Format, seed: int, rows: int, blocks: int, low: int = -10) -> NDArray[np.uint8]:
     """(rows, blocks, block_bytes): every bit random, but for scales between 2^low and 2^(low + 4), of either sign."""
     rng = np.random.default_rng(seed)
-    if form.split is None:
+    if form.packed.is_float:
         values = (rng.standard_normal((rows, blocks)) / 8).astype(np.float32)
         if form.packed.kind == "f16":
             return values.astype("<f2").view(np.uint8).reshape(rows, blocks, 2)
         raw = values.view(np.uint8).reshape(rows, blocks, 4)
         return np.ascontiguousarray(raw[..., 2:] if form.packed.kind == "bf16" else raw)
     raw = rng.integers(0, 256, (rows, blocks, form.block_bytes), np.uint8)
-    where = half_bytes(form)
+    where = scale_bytes(form)
+    if form.packed.scale == "e8m0":
+        raw[..., where] = rng.integers(128 + low, 132 + low, (rows, blocks, len(where)))
+        return raw
     exponent = rng.integers(15 + low, 19 + low, (rows, blocks, len(where) // 2))
     bits = exponent << 10 | rng.integers(0, 1024, exponent.shape) | rng.integers(0, 2, exponent.shape) << 15
     raw[..., where] = bits.astype("<u2").view(np.uint8).reshape(rows, blocks, len(where))
     return raw
+
+
+def integers(packed: Packed, fields: Fields) -> NDArray[np.int64]:
+    """What is multiplied by the scales, (N, D)."""
+    values = fields.values.astype(np.int64)
+    if packed.table:
+        values = np.array(packed.table)[values]
+    return values - packed.zero_point
+
+
+def scales_and_minima(
+    packed: Packed, fields: Fields
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Of every part, (N, D/sub), float32, rounded as the kernels do. Minima have their sign."""
+    sides = list(fields.sides)
+    if packed.scale == "e8m0":
+        sides[-1] = np.ldexp(np.float32(1), sides[-1].astype(np.int32) - 128)
+    sides = [side.astype(np.float32) for side in sides]
+    scale, minimum = (sides[-2], sides[-1]) if packed.minimum else (sides[-1], None)
+    if packed.super_scales:
+        small = sides[:2]
+        if packed.joined_scales:
+            small = [np.float32(fields.sides[0] % 16), np.float32(fields.sides[0] // 16)]
+        per_unit = packed.unit // packed.sub
+        scale = np.repeat(scale, per_unit, 1) * small[0]
+        minimum = None if minimum is None else np.repeat(minimum, per_unit, 1) * small[1]
+    return scale, None if minimum is None else packed.minimum_sign * minimum
 
 
 def packed_matrix(form: Format, raw: NDArray[np.uint8], threads: int = 1) -> Matrix:
@@ -57,23 +90,31 @@ def unpack(packed: Packed, data: NDArray[np.uint8], rows: int, columns: int) -> 
     plane_bytes = ROWS * BLOCK * packed.bits // 8
     values = np.zeros((groups * ROWS, columns), np.uint8)
     data = data.reshape(groups, -1)
-    lanes = data[:, : blocks * plane_bytes].reshape(
-        groups, blocks, -1, ROWS, 4
-    )  # vectors, rows, bytes of a lane
+    # vectors, rows, bytes of a lane
+    lanes = data[:, : blocks * plane_bytes].reshape(groups, blocks, -1, ROWS, 4)
     by_row = values.reshape(groups, ROWS, blocks, 8, 4)  # the block's columns as 8 vectors of 4
     for i in range(8):
-        value = lanes[:, :, i] if packed.bits == 8 else lanes[:, :, i // 2] >> (4 * (i % 2)) & 15
-        if packed.bits == 5:
+        if packed.bits == 8:
+            value = lanes[:, :, i]
+        elif packed.bits >= 4:
+            value = lanes[:, :, i // 2] >> (4 * (i % 2)) & 15
+        else:
+            value = lanes[:, :, i // 4] >> (2 * (i % 4)) & 3
+        if packed.bits == 3:
+            value = value | (lanes[:, :, 2] >> i & 1) << 2
+        elif packed.bits == 5:
             value = value | (lanes[:, :, 4] >> i & 1) << 4
         elif packed.bits == 6:
             value = value | (lanes[:, :, 4 + i // 4] >> 2 * (i % 4) & 3) << 4
         by_row[:, :, :, i] = value.transpose(0, 2, 1, 3)
     kinds = 2 if packed.minimum else 1
-    small = units * packed.unit // packed.sub // units if packed.super_scales else 0
-    at, per_unit = blocks * plane_bytes, kinds * (small * ROWS + 2 * ROWS)
+    small = packed.unit // packed.sub if packed.super_scales else 0
+    layout = [(small, "i1" if packed.signed_scales else "u1")] * (1 if packed.joined_scales else kinds)
+    layout += [(1, "u1" if packed.scale == "e8m0" else "<f2")] * kinds
+    at, per_unit = blocks * plane_bytes, sum(ROWS * n * np.dtype(dtype).itemsize for n, dtype in layout)
     stored = data[:, at : at + units * per_unit].reshape(groups, units, per_unit)
     sides, start = [], 0
-    for count, dtype in [(small, "i1" if packed.signed_scales else "u1")] * kinds + [(1, "<f2")] * kinds:
+    for count, dtype in layout:
         size = count * ROWS * np.dtype(dtype).itemsize
         piece = np.ascontiguousarray(stored[:, :, start : start + size]).view(dtype)
         start += size
@@ -85,4 +126,4 @@ def unpack(packed: Packed, data: NDArray[np.uint8], rows: int, columns: int) -> 
 
 def quantised(formats: dict[str, Format]) -> list[Format]:
     """Those that are not plain floats, by name."""
-    return [form for _, form in sorted(formats.items()) if form.split is not None]
+    return [form for _, form in sorted(formats.items()) if not form.packed.is_float]

@@ -118,8 +118,11 @@ METADATA = {
 }
 
 
-def write_quantised_llama(path: Path, *names: str) -> Path:
-    """A random Llama whose matrices are stored in these formats, in turn; all that are known if none is named."""
+def write_quantised_llama(path: Path, *names: str, norm: float = 1.0) -> Path:
+    """A random Llama whose matrices are stored in these formats, in turn; all that are known if none is named.
+
+    ``norm`` is what the weights of all norms are.
+    """
     known = formats()
     names = names or tuple(sorted(known))
     codes = {kind.name: code for code, kind in TENSOR_TYPES.items()}
@@ -130,7 +133,7 @@ def write_quantised_llama(path: Path, *names: str) -> Path:
         tensors[name] = ((rows, columns), codes[form.name], raw.tobytes())
     norms = [f"blk.{i}.{n}_norm.weight" for i in range(LAYERS) for n in ("attn", "ffn")]
     for name in (*norms, "output_norm.weight"):
-        tensors[name] = ((D,), 0, np.ones(D, np.float32).tobytes())
+        tensors[name] = ((D,), 0, np.full(D, norm, np.float32).tobytes())
     path.write_bytes(gguf(METADATA, tensors))
     return path
 

@@ -63,6 +63,14 @@ class Terminal:
         start, self._seen = self._seen, at + len(expected)
         return self.output[start : self._seen]
 
+    def interrupt(self, expected: str) -> str:
+        """Press Ctrl-C at a prompt until it is answered: Python misses one that comes just before readline waits."""
+        for _ in range(20):
+            self.type(CTRL_C)
+            with contextlib.suppress(AssertionError):
+                return self.wait(expected, 3)
+        raise AssertionError(f"no {expected!r} after many a Ctrl-C")
+
     def more(self, characters: int, seconds: float = 60) -> None:
         """Wait until this much more has come."""
         end, wanted = time.monotonic() + seconds, len(self.output) + characters

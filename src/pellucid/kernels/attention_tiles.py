@@ -23,7 +23,7 @@ def load16(e: Any, simd: Any, address: Any, stored: str) -> Any:
 
 
 def scores_tile(simd: Any, rows: int, page: int, stored: str) -> Any:
-    """Scores of ``rows`` queries with 32 tokens of a ``page``: (queries, K, keys, ahead, out, bytes between its rows)."""
+    """Scores of ``rows`` queries with 32 tokens: (queries, K, keys, ahead, out, bytes between its rows)."""
     from numba.core import cgutils
     from numba.core import types as t
     from numba.extending import intrinsic

@@ -7,12 +7,21 @@ order, by fused multiply-adds:
 
     total = fma(sum, w_scale * x_scale, total)    then, with a minimum,    total = fma(w_min, x_sum, total)
 
+Where 16 columns share a scale, a block has two sums:
+
+    scaled = fma(sum1, w_scale1, sum0 * w_scale0)                then    total = fma(scaled, x_scale, total)
+
+and with minima, w_min0 times the whole block's x_sum is added as above, after the difference for the second half:
+
+    scaled = fma(w_min0 - w_min1, -(q16 + ... + q31), scaled)
+
 Every tile shape does this same sum in this same order, so a token's result never depends on its neighbours.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +41,7 @@ def reference(
     return np.asarray(values(x) @ weights.T + addend, np.float64)
 
 
-CHAINS = (
-    8  # sums that do not wait for each other: enough to fill two pipelines where a product takes five cycles
-)
+CHAINS = 4  # sums of a block that do not wait for each other; the next block's do not wait for them either
 
 
 def _exact(e: Any, packed: Packed, planes: int, raw: list[Any], part: int, xs: list[Any]) -> list[Any]:
@@ -45,25 +52,32 @@ def _exact(e: Any, packed: Packed, planes: int, raw: list[Any], part: int, xs: l
     """
     simd = _simd()
     per_part = 8 * packed.sub // BLOCK
-    each = max(1, min(per_part, CHAINS // (len(xs) * planes)))
+    each = max(1, CHAINS * packed.sub // (BLOCK * len(xs) * planes))
     zero = e.fill(simd.i32, 0)
+    chains = [zero] * (len(xs) * planes * each)
+
+    def first(token: int, plane: int) -> int:
+        return (token * planes + plane) * each
+
     # Of a token's planes the last is the one whose unit is 1: it takes up the zero point.
-    chains = [[[zero] * each for _ in range(planes)] for _ in xs]
     if packed.zero_point:
         for token, x in enumerate(xs):
-            chains[token][-1][0] = _zero_point(e, packed, planes, part, x)
+            chains[first(token, planes - 1)] = _zero_point(e, packed, planes, part, x)
     for i in range(part * per_part, (part + 1) * per_part):
         column = unpack.vector(e, packed, raw, i)
         for token, x in enumerate(xs):
             for plane in range(planes):
                 four = e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32))
-                chain = chains[token][plane]
-                chain[i % each] = e.dot_u8_i8(chain[i % each], column, four)
+                at = first(token, plane) + i % each
+                chains[at] = e.dot_u8_i8(chains[at], column, four)
+        if i % 2 and len(xs) > 1:
+            chains = e.together(chains)
     sums = []
-    for token_chains in chains:
+    for token in range(len(xs)):
         total = None
-        for chain in token_chains:
-            plane_sum = functools.reduce(e.b.add, chain)
+        for plane in range(planes):
+            at = first(token, plane)
+            plane_sum = functools.reduce(e.b.add, chains[at : at + each])
             total = plane_sum if total is None else e.b.add(e.b.shl(total, e.fill(simd.i32, 7)), plane_sum)
         sums.append(total)
     return sums
@@ -84,6 +98,27 @@ def _simd() -> Any:
     from pellucid.kernels import simd
 
     return simd
+
+
+def _add(e: Any, planes: int, total: Any, sums: Sequence[Any], scales: list[Any], x: Any) -> Any:
+    """A token's total, and a block's exact sums, part by part."""
+    simd = _simd()
+
+    def single(integers: Any) -> Any:
+        return e.b.sitofp(integers, simd.vec(simd.f32))
+
+    def of_block(offset: int, kind: Any) -> Any:
+        return e.splat(e.load(e.at(x, BLOCK * planes + offset), kind))
+
+    (scale, minimum), second = scales[0], scales[1:]
+    if second:
+        scaled = e.fma(single(sums[1]), second[0][0], e.b.fmul(single(sums[0]), scale))
+        if minimum is not None:
+            scaled = e.fma(e.b.fsub(minimum, second[0][1]), single(of_block(12, simd.i32)), scaled)
+        total = e.fma(scaled, of_block(0, simd.f32), total)
+    else:
+        total = e.fma(single(sums[0]), e.b.fmul(scale, of_block(0, simd.f32)), total)
+    return total if minimum is None else e.fma(minimum, of_block(4, simd.f32), total)
 
 
 def _sums(
@@ -111,17 +146,10 @@ def _sums(
             raw = unpack.stored(e, packed, here)
             offset = e.times(block, block_bytes(planes))
             xs = [e.at(row, offset) for row in rows]
-            for part, (scale, minimum) in enumerate(
-                unpack.block_scales(e, packed, unit, factors, inner.index)
-            ):
-                sums = _exact(e, packed, planes, raw, part, xs)
-                for total, exact, x in zip(totals, sums, xs):
-                    x_scale, x_sum = e.at(x, BLOCK * planes), e.at(x, BLOCK * planes + 4)
-                    factor = e.b.fmul(scale, e.splat(e.load(x_scale, simd.f32)))
-                    now = e.fma(e.b.sitofp(exact, simd.vec(simd.f32)), factor, e.b.load(total))
-                    if minimum is not None:
-                        now = e.fma(minimum, e.splat(e.load(x_sum, simd.f32)), now)
-                    e.b.store(now, total)
+            scales = unpack.block_scales(e, packed, unit, factors, inner.index)
+            parts = [_exact(e, packed, planes, raw, part, xs) for part in range(len(scales))]
+            for total, sums, x in zip(totals, zip(*parts), xs):
+                e.b.store(_add(e, planes, e.b.load(total), sums, scales, x), total)
     return [e.b.load(total) for total in totals]
 
 

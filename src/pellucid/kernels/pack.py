@@ -1,130 +1,156 @@
-"""Weights into the layout of ``packed.py``, compiled. Called straight from Python, a range of groups a call.
+"""Stored weights into the layout of ``packed.py``, compiled. Called straight from Python, a range of groups a call.
 
-``pack_int`` takes one byte a value, (N, D) row by row, and up to four side arrays (scales, minima, super-scales),
-each (N, count) of 1 or 2 bytes. ``pack_float`` takes (N, D) of 2 or 4 bytes. N is a multiple of 16.
+``pack_int`` takes rows of blocks as ``stored.py`` describes them, ``pack_float`` rows of numbers of 2 or 4 bytes. Both
+take a multiple of 16 rows, one behind the other.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
+
 from pellucid.kernels.library import kernel
 from pellucid.kernels.packed import BLOCK, ROWS, VECTOR, Packed
 from pellucid.kernels.record import Address, Record
+from pellucid.kernels.stored import Stored
 
 
-class PackInt(Record):
-    values: Address  # (N, D) uint8
+class Pack(Record):
+    stored: Address  # (N, D/values) blocks, or (N, D) numbers
     columns: int  # D
     groups: int  # N/16
     out: Address
-    side0: Address  # (N, D/unit * count) of the element size; 0 where there are fewer
-    side1: Address
-    side2: Address
-    side3: Address
 
 
-class PackFloat(Record):
-    values: Address  # (N, D)
-    columns: int
-    groups: int
-    out: Address
+i8, i32 = ir.IntType(8), ir.IntType(32)
 
 
-def sides(packed: Packed) -> list[tuple[int, int]]:
-    """The side arrays in the order in which a unit stores them: (elements per unit, bytes of an element)."""
-    kinds = 2 if packed.minimum else 1
-    small = [(packed.unit // packed.sub, 1)] * kinds if packed.super_scales else []
-    return small + [(1, 2)] * kinds
+def _number(n: int, kind: Any = i32) -> Any:
+    return ir.Constant(kind, n)
 
 
-@kernel("pack_int", PackInt)
-def pack_int(simd: Any, packed: Packed) -> Any:
-    at, load, load_u32, store_u32 = PackInt.at, simd.load_i64, simd.load_u32, simd.store_u32
-    load_u8, store_u8 = simd.load_u8, simd.store_u8
-    bits, plane_bytes, scale_bytes = packed.bits, packed.plane_bytes, packed.scale_bytes
-    unit_columns = packed.unit
-    high_bits = bits - 4
-    per_plane = 8 // high_bits if high_bits else 8
-    mask = (1 << high_bits) - 1
-    high_mask = mask | mask << 8 | mask << 16 | mask << 24
-    layout = [*sides(packed), (0, 0), (0, 0), (0, 0), (0, 0)]
-    (count0, size0), (count1, size1), (count2, size2), (count3, size3) = layout[:4]
+def _shifted(e: Any, number: Any, by: int) -> Any:
+    """To the left, or to the right by less than nothing."""
+    if by < 0:
+        return e.b.lshr(number, _number(-by, number.type))
+    return e.b.shl(number, _number(by, number.type)) if by else number
 
-    @simd.jit
-    def low_plane(row, out, stride):
-        for j in range(4):
-            for r in range(ROWS):
-                here = row + r * stride + 8 * j
-                low, high = load_u32(here) & 0x0F0F0F0F, load_u32(here + 4) & 0x0F0F0F0F
-                store_u32(out + VECTOR * j + 4 * r, low | (high << 4))
 
-    @simd.jit
-    def high_plane(row, out, stride):
-        for plane in range(8 // per_plane):
-            for r in range(ROWS):
-                packed_bits = 0
-                for i in range(per_plane):
-                    value = load_u32(row + r * stride + 4 * (plane * per_plane + i))
-                    packed_bits |= ((value >> 4) & high_mask) << (high_bits * i)
-                store_u32(out + VECTOR * plane + 4 * r, packed_bits)
+def _bits(e: Any, address: Any, kind: Any, shift: int, mask: int) -> Any:
+    return e.b.and_(_shifted(e, e.load(address, kind, 1), -shift), _number(mask, kind))
 
-    @simd.jit
-    def whole(row, out, stride):
-        for i in range(8):
-            for r in range(ROWS):
-                store_u32(out + VECTOR * i + 4 * r, load_u32(row + r * stride + 4 * i))
 
-    @simd.jit
-    def side(source, row_length, first, count, size, out):
-        for i in range(count):
-            for r in range(ROWS):
-                for byte in range(size):
-                    value = load_u8(source + (r * row_length + first + i) * size + byte)
-                    store_u8(out + (i * ROWS + r) * size + byte, value)
-        return out + count * ROWS * size
+def _values(e: Any, stored: Stored, block: Any, first: int) -> list[Any]:
+    """32 values of a block from number ``first`` on: eight i32 of four bytes each."""
+    words = []
+    for start in range(first, first + BLOCK, 4):
+        word, below = _number(stored.flip * 0x01010101), 0
+        for plane in stored.planes:
+            mask = (1 << plane.bits) - 1
+            if plane.run % 4 == 0:  # four bytes side by side
+                byte, shift = plane.place(start)
+                four = _bits(e, e.at(block, byte), i32, shift, mask * 0x01010101)
+            else:
+                four = _number(0)
+                for i in range(4):
+                    byte, shift = plane.place(start + i)
+                    one = e.b.zext(_bits(e, e.at(block, byte), i8, shift, mask), i32)
+                    four = e.b.or_(four, _shifted(e, one, 8 * i))
+            word, below = e.b.xor(word, _shifted(e, four, below)), below + plane.bits
+        words.append(word)
+    return words
+
+
+def _store_planes(e: Any, packed: Packed, words: list[Any], out: Any) -> None:
+    """One row's 32 values into a block's planes, where its lanes begin at ``out``."""
+    at, below = 0, 0
+    for bits in packed.planes:
+        each, mask = 8 // bits, ((1 << bits) - 1) * 0x01010101
+        for i in range(0, 8, each):
+            lane = _number(0)
+            for k, word in enumerate(words[i : i + each]):
+                part = e.b.and_(_shifted(e, word, -below), _number(mask))
+                lane = e.b.or_(lane, _shifted(e, part, bits * k))
+            e.store(lane, e.at(out, at))
+            at += VECTOR
+        below += bits
+
+
+def _store_sides(e: Any, packed: Packed, stored: Stored, block: Any, out: Any, row: Any) -> None:
+    """One row's scales and minima into the unit at ``out``."""
+    at = 0
+    for (count, kind), side in zip(packed.sides, stored.sides, strict=True):
+        size = int(kind[-1])
+        assert len(side.numbers) == count
+        for pieces in side.numbers:
+            number, below = _number(-side.minus), 0
+            for piece in pieces:
+                part = _bits(e, e.at(block, piece.byte), i8, piece.shift, (1 << piece.bits) - 1)
+                number = e.b.add(number, _shifted(e, e.b.zext(part, i32), below))
+                below += piece.bits
+            whole = e.b.trunc(number, ir.IntType(8 * size))
+            e.store(whole, e.at(e.at(out, at), e.times(row, size)), 1)
+            at += ROWS * size
+
+
+@kernel("pack_int", Pack)
+def pack_int(simd: Any, packed: Packed, stored: Stored) -> Any:
+    from numba.core import types as t
+    from numba.extending import intrinsic
+
+    assert stored.values == packed.unit
+    at, load = Pack.at, simd.load_i64
+    unit, nbytes, plane_bytes, scale_bytes = (
+        packed.unit,
+        stored.nbytes,
+        packed.plane_bytes,
+        packed.scale_bytes,
+    )
+    unit_bytes = unit // BLOCK * plane_bytes
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = simd.Emitter(builder)
+        block, planes, scales, row = args
+        lane = e.at(planes, e.times(row, 4))
+        for i in range(unit // BLOCK):
+            _store_planes(e, packed, _values(e, stored, block, BLOCK * i), e.at(lane, plane_bytes * i))
+        _store_sides(e, packed, stored, block, scales, row)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def one_block(typingctx, block, planes, scales, row):
+        return t.void(t.int64, t.int64, t.int64, t.int64), emit
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
-        values, columns, groups = (
-            load(record + at.values),
-            load(record + at.columns),
-            load(record + at.groups),
-        )
-        out = load(record + at.out)
-        s0, s1 = load(record + at.side0), load(record + at.side1)
-        s2, s3 = load(record + at.side2), load(record + at.side3)
-        blocks, units = columns // BLOCK, columns // unit_columns
-        group_bytes = blocks * plane_bytes + (units * scale_bytes + 63) // 64 * 64
+        blocks, out = load(record + at.stored), load(record + at.out)
+        units, groups = load(record + at.columns) // unit, load(record + at.groups)
+        group_bytes = units * unit_bytes + (units * scale_bytes + 63) // 64 * 64
         for group in range(groups):
-            row, to = values + group * ROWS * columns, out + group * group_bytes
-            for block in range(blocks):
-                if bits == 8:
-                    whole(row + BLOCK * block, to + block * plane_bytes, columns)
-                else:
-                    low_plane(row + BLOCK * block, to + block * plane_bytes, columns)
-                    if bits > 4:
-                        high_plane(row + BLOCK * block, to + block * plane_bytes + 4 * VECTOR, columns)
-            to += blocks * plane_bytes
-            for unit in range(units):
-                first = group * ROWS * units
-                to = side(s0 + first * count0 * size0, units * count0, unit * count0, count0, size0, to)
-                to = side(s1 + first * count1 * size1, units * count1, unit * count1, count1, size1, to)
-                to = side(s2 + first * count2 * size2, units * count2, unit * count2, count2, size2, to)
-                to = side(s3 + first * count3 * size3, units * count3, unit * count3, count3, size3, to)
+            planes, rows = out + group * group_bytes, blocks + group * ROWS * units * nbytes
+            scales = planes + units * unit_bytes
+            for i in range(units):
+                for row in range(ROWS):
+                    one_block(
+                        rows + (row * units + i) * nbytes,
+                        planes + i * unit_bytes,
+                        scales + i * scale_bytes,
+                        row,
+                    )
 
     return body
 
 
-@kernel("pack_float", PackFloat)
+@kernel("pack_float", Pack)
 def pack_float(simd: Any, size: int) -> Any:
-    at, load, load_u8, store_u8 = PackFloat.at, simd.load_i64, simd.load_u8, simd.store_u8
+    at, load, load_u8, store_u8 = Pack.at, simd.load_i64, simd.load_u8, simd.store_u8
     load_u32, store_u32 = simd.load_u32, simd.store_u32
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
         values, columns, groups = (
-            load(record + at.values),
+            load(record + at.stored),
             load(record + at.columns),
             load(record + at.groups),
         )

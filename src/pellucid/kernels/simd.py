@@ -160,11 +160,17 @@ class Emitter:
 
     def lookup(self, table, index):
         """Every byte of ``index`` (16 x i32), 0 to 15, replaced by that entry of ``table``: 16 unsigned bytes."""
+        places = self.b.bitcast(index, vec(i8, 64))
         if ISA.name == "avx512vnni":
-            kind = vec(i8, 64)
-            entries = ir.Constant(kind, list(table) * 4)
-            found = self.call("llvm.x86.avx512.pshuf.b.512", kind, entries, self.b.bitcast(index, kind))
+            entries = ir.Constant(places.type, list(table) * 4)
+            found = self.call("llvm.x86.avx512.pshuf.b.512", places.type, entries, places)
             return self.b.bitcast(found, index.type)
+        if ISA.name == "avxvnni":
+            entries = ir.Constant(vec(i8, 32), list(table) * 2)
+            halves = [self.lanes(places, range(first, first + 32)) for first in (0, 32)]
+            found = [self.call("llvm.x86.avx2.pshuf.b", entries.type, entries, half) for half in halves]
+            joined = self.b.shuffle_vector(*found, ir.Constant(vec(i32, 64), list(range(64))))
+            return self.b.bitcast(joined, index.type)
         entries = [self.fill(i32, entry * 0x01010101) for entry in table]
         for bit in range(4):  # of each two neighbours the one that this bit of the index tells
             chosen = self.b.and_(self.b.lshr(index, self.fill(i32, bit)), self.fill(i32, 0x01010101))

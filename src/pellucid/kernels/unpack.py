@@ -25,23 +25,18 @@ def stored(e: Any, packed: Packed, address: Any) -> list[Any]:
 
 def vector(e: Any, packed: Packed, raw: list[Any], i: int) -> Any:
     """One of a block's eight vectors: lane r holds row r's columns 4i..4i+3 as unsigned bytes."""
-    if packed.bits == 8:
-        return raw[i]
-    value = raw[i // 2]
-    if i % 2:
-        value = e.b.lshr(value, e.fill(i32, 4))
-    value = e.b.and_(value, e.fill(i32, 0x0F0F0F0F))
-    high_bits = packed.bits - 4
-    if not high_bits:
-        return value
-    per_plane = 8 // high_bits
-    high, position = raw[4 + i // per_plane], high_bits * (i % per_plane)
-    if position < 4:
-        high = e.b.shl(high, e.fill(i32, 4 - position))
-    elif position > 4:
-        high = e.b.lshr(high, e.fill(i32, position - 4))
-    mask = e.fill(i32, {1: 0x10101010, 2: 0x30303030}[high_bits])
-    return e.b.or_(value, e.b.and_(high, mask))
+    value, first, below = None, 0, 0
+    for bits in packed.planes:
+        each = 8 // bits
+        part = raw[first + i // each]
+        if bits < 8:
+            shift = bits * (i % each) - below
+            if shift:
+                part = (e.b.lshr if shift > 0 else e.b.shl)(part, e.fill(i32, abs(shift)))
+            part = e.b.and_(part, e.fill(i32, ((1 << bits) - 1 << below) * 0x01010101))
+        value = part if value is None else e.b.or_(value, part)
+        first, below = first + bits, below + bits
+    return e.lookup(packed.table, value) if packed.table else value
 
 
 def planes(e: Any, packed: Packed, address: Any) -> list[Any]:
@@ -51,17 +46,25 @@ def planes(e: Any, packed: Packed, address: Any) -> list[Any]:
 
 
 def unit_scales(e: Any, packed: Packed, address: Any) -> tuple[Any, Any]:
-    """The f16 factors of a unit as float32 lanes: (scale, minimum or None), before any 8-bit scales."""
-    offset = 0
-    if packed.super_scales:
-        offset = packed.unit // packed.sub * ROWS * (2 if packed.minimum else 1)
-    scale = e.widen(e.load(e.at(address, offset), vec(f16), 2), "f16")
+    """The own factors of a unit as float32 lanes: (scale, minimum or None), before any 8-bit scales."""
+    factors = e.at(address, packed.factors_at)
+    if packed.scale == "e8m0":
+        return _power_of_two(e, e.load(factors, vec(i8), 1)), None
+    scale = e.widen(e.load(factors, vec(f16), 2), "f16")
     minimum = None
     if packed.minimum:
-        minimum = e.widen(e.load(e.at(address, offset + 2 * ROWS), vec(f16), 2), "f16")
+        minimum = e.widen(e.load(e.at(factors, 2 * ROWS), vec(f16), 2), "f16")
         if packed.minimum_sign < 0:
             minimum = e.b.fneg(minimum)
     return scale, minimum
+
+
+def _power_of_two(e: Any, exponent: Any) -> Any:
+    """2^(e - 128) of bytes e: a float32's exponent, but for the lowest, which is subnormal; then half of that."""
+    bits = e.b.shl(e.b.zext(exponent, vec(i32)), e.fill(i32, 23))
+    lowest = e.fill(i32, 1 << 22)
+    bits = e.b.select(e.b.icmp_signed(">", bits, lowest), bits, lowest)
+    return e.b.fmul(e.b.bitcast(bits, vec(f32)), e.fill(f32, 0.5))
 
 
 def block_scales(e: Any, packed: Packed, address: Any, factors: tuple[Any, Any], block: Any) -> list[Any]:
@@ -77,12 +80,15 @@ def block_scales(e: Any, packed: Packed, address: Any, factors: tuple[Any, Any],
     for part in range(per_block):
         index = e.at(e.times(block, per_block * ROWS), part * ROWS)
         small = e.load(e.at(address, index), vec(i8), 1)
-        widened = e.b.sext(small, vec(i32)) if packed.signed_scales else e.b.zext(small, vec(i32))
-        exact = e.b.fmul(scale, e.b.sitofp(widened, vec(f32)))
+        small = e.b.sext(small, vec(i32)) if packed.signed_scales else e.b.zext(small, vec(i32))
         least = None
         if minimum is not None:
-            mins = e.at(address, packed.unit // packed.sub * ROWS)
-            small = e.load(e.at(mins, index), vec(i8), 1)
-            least = e.b.fmul(minimum, e.b.uitofp(e.b.zext(small, vec(i32)), vec(f32)))
-        parts.append((exact, least))
+            if packed.joined_scales:
+                low = e.b.lshr(small, e.fill(i32, 4))
+                small = e.b.and_(small, e.fill(i32, 15))
+            else:
+                mins = e.at(address, packed.unit // packed.sub * ROWS)
+                low = e.b.zext(e.load(e.at(mins, index), vec(i8), 1), vec(i32))
+            least = e.b.fmul(minimum, e.b.sitofp(low, vec(f32)))
+        parts.append((e.b.fmul(scale, e.b.sitofp(small, vec(f32))), least))
     return parts

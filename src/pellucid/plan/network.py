@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -205,10 +206,10 @@ def load_weights(
 ) -> tuple[dict[str, Matrix], dict[str, NDArray[np.float32]]]:
     """The packed matrices and the float32 vectors that a plan refers to, by slot."""
     values = [value for op in plan.operations for value in op.fields.values()]
-    packings = {
-        slot: prepare(*stored_blocks(checkpoint, checkpoint.tensors[model.slots[slot].tensor]))
-        for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Weights))
-    }
+    packings = {}
+    for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Weights)):
+        tensor = checkpoint.tensors[model.slots[slot].tensor]
+        packings[slot] = prepare(*stored_blocks(checkpoint, tensor), partial(checkpoint.release, tensor.name))
     pack(packings.values(), threads)
     matrices = {slot: packing.matrix for slot, packing in packings.items()}
     vectors: dict[str, NDArray[np.float32]] = {}

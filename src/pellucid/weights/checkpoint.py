@@ -44,6 +44,10 @@ class Checkpoint(Protocol):
         """The tensor's bytes as a read-only view of the mapped file: (nbytes,) uint8, nothing is copied."""
         ...
 
+    def release(self, name: str, start: int, nbytes: int) -> None:
+        """Give back the memory that holds some of a tensor's bytes; they are read from the file again if need be."""
+        ...
+
     def close(self) -> None:
         """Unmap the files."""
         ...

@@ -57,6 +57,14 @@ class MappedFile:
         """Bytes ``[offset, offset + nbytes)``, in the file: (nbytes,) uint8, a read-only view."""
         return np.frombuffer(self.map, dtype=np.uint8, count=nbytes, offset=offset)
 
+    def release(self, offset: int, nbytes: int) -> None:
+        """Give back the pages that lie wholly in ``[offset, offset + nbytes)``, where the system takes them."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = (offset + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+            if length > 0:
+                self.map.madvise(mmap.MADV_DONTNEED, first, length)
+
     def close(self) -> None:
         """Unmap. While arrays still view the map it stays, and goes away with the last of them."""
         with contextlib.suppress(BufferError):
@@ -85,6 +93,11 @@ class MappedCheckpoint:
         if tensor.nbytes == 0:
             return np.empty(0, np.uint8)
         return self._files[tensor.path].view(tensor.offset, tensor.nbytes)
+
+    def release(self, name: str, start: int, nbytes: int) -> None:
+        """Give back the memory that holds ``nbytes`` of its bytes from ``start`` on."""
+        tensor = self.tensors[name]
+        self._files[tensor.path].release(tensor.offset + start, nbytes)
 
     def close(self) -> None:
         for file in self._files.values():

@@ -9,14 +9,13 @@ import functools
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.library import KernelKey, shared
-from pellucid.kernels.pack import PackFloat, PackInt
+from pellucid.kernels.pack import Pack
 from pellucid.kernels.packed import ROWS, Packed, round_up
 from pellucid.runtime.memory import aligned
 from pellucid.weights.checkpoint import Checkpoint, Tensor
@@ -59,25 +58,36 @@ def stored_blocks(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Format, NDArr
 
 def decode_blocks(form: Format, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(rows, blocks, block_bytes) as float32 (rows, columns): what the format's definition says."""
-    rows = len(raw)
-    if form.split is None:
+    rows, packed = len(raw), form.packed
+    if packed.is_float:
         flat = np.ascontiguousarray(raw).reshape(rows, -1)
-        if form.packed.kind == "bf16":
+        if packed.kind == "bf16":
             return (flat.view("<u2").astype(np.uint32) << 16).view(np.float32)
-        return flat.view("<f4" if form.packed.kind == "f32" else "<f2").astype(np.float32)
-    fields, packed = form.split(raw), form.packed
-    sides = [side.astype(np.float32) for side in fields.sides]
-    scale, minimum = (sides[-2], sides[-1]) if packed.minimum else (sides[-1], None)
-    if packed.super_scales:
-        per_unit = packed.unit // packed.sub
-        scale = np.repeat(scale, per_unit, axis=1) * sides[0]
-        if minimum is not None:
-            minimum = np.repeat(minimum, per_unit, axis=1) * sides[1]
-    values = (fields.values.astype(np.int16) - packed.zero_point).astype(np.float32)
+        return flat.view("<f4" if packed.kind == "f32" else "<f2").astype(np.float32)
+    fields = form.fields(raw)
+    scale, minimum = _scales(packed, fields)
+    table = np.array(packed.table or range(256), np.int16)
+    values = (table[fields.values] - packed.zero_point).astype(np.float32)
     values *= np.repeat(scale, packed.sub, axis=1)
     if minimum is not None:
         values += np.repeat(packed.minimum_sign * minimum, packed.sub, axis=1)
     return values
+
+
+def _scales(packed: Packed, fields: Fields) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """The scale and perhaps the minimum of every ``sub`` columns, float32."""
+    own = fields.sides[-2:] if packed.minimum else fields.sides[-1:]
+    if packed.scale == "e8m0":
+        bits = np.maximum(own[0].astype(np.int32) << 23, 1 << 22)  # the lowest is subnormal
+        factors = [bits.view(np.float32) * np.float32(0.5)]
+    else:
+        factors = [factor.astype(np.float32) for factor in own]
+    if packed.super_scales:
+        small = fields.sides[: -len(own)]
+        if packed.joined_scales:
+            small = (small[0] & 15, small[0] >> 4)
+        factors = [np.repeat(f, packed.unit // packed.sub, axis=1) * s for f, s in zip(factors, small)]
+    return factors[0], factors[1] if packed.minimum else None
 
 
 def decode(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
@@ -95,15 +105,18 @@ class Packing:
     pieces: list[Callable[[], None]]
 
 
-def prepare(form: Format, raw: NDArray[np.uint8]) -> Packing:
-    """How to pack a stored matrix, (rows, blocks, block_bytes).
+def prepare(
+    form: Format, raw: NDArray[np.uint8], release: Callable[[int, int], None] | None = None
+) -> Packing:
+    """How to pack a stored matrix, (rows, blocks, block_bytes). ``release`` is told which bytes of it have been packed,
+    from where and how many: two copies of a model in memory would be one too many.
 
     A row of floats is filled up with zeros to whole vectors, as the buffers are that it is multiplied with.
 
     Raises:
         UnsupportedModel: the number of columns does not fit the packed layout.
     """
-    packed = form.packed
+    packed, row_bytes = form.packed, raw.shape[1] * form.block_bytes
     if packed.is_float and raw.shape[1] % ROWS:
         raw = np.pad(raw, ((0, 0), (0, -raw.shape[1] % ROWS), (0, 0)))
     rows, columns = len(raw), raw.shape[1] * form.block
@@ -112,8 +125,10 @@ def prepare(form: Format, raw: NDArray[np.uint8]) -> Packing:
             f"a {form.name} matrix of {columns} columns; the number must be a multiple of {packed.unit}"
         )
     matrix = Matrix(packed, rows, columns, aligned(packed.matrix_bytes(rows, columns)))
-    name = ("pack_float", (packed.bits // 8,)) if packed.is_float else ("pack_int", (packed,))
-    native = shared().function(KernelKey(*name), 4)
+    key = KernelKey("pack_int", (packed, form.stored))
+    if packed.is_float:
+        key = KernelKey("pack_float", (packed.bits // 8,))
+    native = shared().function(key, 4)
     at_once = max(1, PIECE_VALUES // (ROWS * columns))
 
     def piece(first: int) -> None:
@@ -122,38 +137,19 @@ def prepare(form: Format, raw: NDArray[np.uint8]) -> Packing:
         if len(blocks) < count * ROWS:
             padding = np.zeros((count * ROWS - len(blocks), *blocks.shape[1:]), np.uint8)
             blocks = np.concatenate([blocks, padding])
+        blocks = np.ascontiguousarray(blocks)
         to = matrix.address + first * packed.group_bytes(columns)
-        arrays, record = _record(form, blocks, columns, count, to)
-        native(record.ctypes.data, 0, 0, 1)
-        del arrays  # the record holds their addresses
+        where = {"stored": blocks.ctypes.data, "columns": columns, "groups": count, "out": to}
+        words = np.array([0, 0, *Pack.pack(where)], np.int64)
+        native(words.ctypes.data, 0, 0, 1)
+        if release:
+            release(first * ROWS * row_bytes, min(count * ROWS, rows - first * ROWS) * row_bytes)
 
     return Packing(matrix, [functools.partial(piece, first) for first in range(0, matrix.groups, at_once)])
 
 
 def pack(packings: Iterable[Packing], threads: int) -> None:
     """Do the work of all, on some threads."""
-    pieces = [piece for packing in packings for piece in packing.pieces]
-    if threads == 1:
-        for piece in pieces:
-            piece()
-        return
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(piece) for piece in pieces]:
+        for done in [pool.submit(piece) for packing in packings for piece in packing.pieces]:
             done.result()
-
-
-def _record(
-    form: Format, blocks: NDArray[np.uint8], columns: int, groups: int, out: int
-) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
-    """The packing kernel's record, and the arrays whose addresses it holds."""
-    if form.split is None:
-        flat = np.ascontiguousarray(blocks)
-        words = PackFloat.pack({"values": flat.ctypes.data, "columns": columns, "groups": groups, "out": out})
-        return [flat], np.array([0, 0, *words], np.int64)
-    fields: Fields = form.split(blocks)
-    arrays = [np.ascontiguousarray(a) for a in (fields.values, *fields.sides)]
-    sides = {f"side{i}": arrays[1 + i].ctypes.data if 1 + i < len(arrays) else 0 for i in range(4)}
-    words = PackInt.pack(
-        {"values": arrays[0].ctypes.data, "columns": columns, "groups": groups, "out": out, **sides}
-    )
-    return arrays, np.array([0, 0, *words], np.int64)

@@ -35,8 +35,7 @@ def test_chat(tiny: str) -> None:
         t.wait("> ")
         t.type("half a line")
         t.wait("half a line")
-        t.type(CTRL_C)
-        t.wait("(Ctrl-D leaves)")
+        t.interrupt("(Ctrl-D leaves)")
         t.wait("> ")
         t.type(CTRL_D)
         assert t.end() == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.blocks import packed_matrix, random_blocks
+from support.blocks import integers, packed_matrix, random_blocks, scale_bytes
 from support.kernels import Batch, call, guarded, numbers, seeds, threads
 
 from pellucid.kernels import embedding
@@ -14,6 +14,8 @@ from pellucid.kernels.library import KernelKey
 from pellucid.kernels.record import Step
 from pellucid.weights.pack import decode_blocks
 from pellucid.weights.quant import Format, formats
+
+POWERS = [form for form in formats().values() if form.packed.scale == "e8m0"]
 
 
 @pytest.mark.parametrize("form", formats().values(), ids=lambda form: form.name)
@@ -46,3 +48,28 @@ def test_rows_are_the_decoded_rows(
     if not add:
         want = embedding.reference(rows, index, factor)
         assert np.abs(out - want).max() <= np.abs(want).max() * 2.0**-23
+
+
+@pytest.mark.parametrize("form", POWERS, ids=lambda form: form.name)
+def test_every_power_of_two_is_exact(form: Format) -> None:
+    D = form.packed.unit
+    raw = random_blocks(form, 3, 256, D // form.block)
+    raw[..., scale_bytes(form)] = np.arange(256, dtype=np.uint8)[:, None, None]
+    out = guarded((256, D))
+    fields = {"width": D, "index": Step.at.token_ids, "factor": 1.0, "accumulate": 0}
+    batch = Batch([256], token_ids=range(256))
+    call(
+        KernelKey("embedding", (form.packed,)),
+        batch,
+        1,
+        weights=packed_matrix(form, raw).data,
+        out=out,
+        **fields,
+    )
+    with np.errstate(all="ignore"):
+        rows = decode_blocks(form, raw)
+    exact = integers(form.packed, form.fields(raw)) * 2.0 ** (np.arange(256)[:, None] - 128)
+    held = np.abs(exact[:255]) < 2.0**128
+    assert np.array_equal(rows[:255][held], exact[:255][held])
+    assert np.array_equal(out, rows, equal_nan=True)
+    assert not np.isfinite(out[255]).any()  # no number

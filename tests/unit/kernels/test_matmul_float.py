@@ -27,7 +27,7 @@ from pellucid.kernels.library import KernelKey
 from pellucid.weights.pack import decode_blocks
 from pellucid.weights.quant import Format, formats
 
-FLOATS = [form for _, form in sorted(formats().items()) if form.split is None]
+FLOATS = [form for _, form in sorted(formats().items()) if form.packed.is_float]
 matrices = pytest.mark.parametrize("form", FLOATS, ids=lambda form: form.name)
 
 

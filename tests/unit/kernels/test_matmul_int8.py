@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.blocks import half_bytes, packed_matrix, quantised, random_blocks
+from support.blocks import (
+    integers,
+    packed_matrix,
+    quantised,
+    random_blocks,
+    scale_bytes,
+    scales_and_minima,
+)
 from support.kernels import (
     TINY,
     ULP,
@@ -74,22 +81,23 @@ def product(
 
 def parts(form: Format, raw: np.ndarray, x: np.ndarray) -> tuple[Any, Any, Any]:
     """The terms of the sum, by the layout's definition: sums (T, N, P) of integers, scales (N, P), minima or None."""
-    assert form.split
-    fields, packed = form.split(raw), form.packed
-    sides = [side.astype(np.float32) for side in fields.sides]
-    scale, minimum = (sides[-2], sides[-1]) if packed.minimum else (sides[-1], None)
-    if packed.super_scales:
-        per_unit = packed.unit // packed.sub
-        scale = np.repeat(scale, per_unit, 1) * sides[0]
-        minimum = None if minimum is None else np.repeat(minimum, per_unit, 1) * sides[1]
-    if minimum is not None:
-        minimum = packed.minimum_sign * minimum
+    fields, packed = form.fields(raw), form.packed
+    scale, minimum = scales_and_minima(packed, fields)
     q = x["q"].astype(np.int64)
     whole = q[:, :, 0] if q.shape[2] == 1 else 128 * q[:, :, 0] + q[:, :, 1]
-    w = fields.values.astype(np.int64) - packed.zero_point
+    w = integers(packed, fields)
     P = w.shape[1] // packed.sub
     sums = np.einsum("tps,nps->tnp", whole.reshape(len(x), P, -1), w.reshape(len(w), P, -1))
     return sums, scale, minimum
+
+
+def x_sums(form: Format, x: np.ndarray) -> np.ndarray:
+    """The sums of a part's activations, (T, P) float32: of whole blocks they are stored."""
+    if form.packed.sub == 32:
+        return np.asarray(x["sum"])
+    minus = x["minus_sum"].astype(np.int32)
+    halves = np.stack([minus[..., 1] - minus[..., 0], -minus[..., 1]], -1).astype(np.float32)
+    return np.asarray(x["scale"][..., None] * halves).reshape(len(x), -1)
 
 
 @matrices
@@ -117,7 +125,7 @@ def test_product_is_within_rounding_of_float64(
     size = np.einsum("tnp,np,tp->tn", np.abs(sums), np.abs(scale, dtype=np.float64), x_scale) + np.abs(before)
     terms = sums.shape[-1]
     if minimum is not None:
-        size += np.abs(blocks["sum"]).astype(np.float64) @ np.abs(minimum, dtype=np.float64).T
+        size += np.abs(x_sums(form, blocks)).astype(np.float64) @ np.abs(minimum, dtype=np.float64).T
         terms *= 2
     # decode_blocks rounds each weight that has a minimum, and a product with the scale, to float32.
     weights = np.abs(quantize.values(blocks)) @ np.abs(decode_blocks(form, raw).astype(np.float64)).T
@@ -135,12 +143,20 @@ def test_blocks_add_up_in_ascending_order_by_fused_multiply_adds(
     raw = random_blocks(form, seed, N, units * form.packed.unit // form.block)
     blocks = quantize.reference(numbers("normal", seed, T, units * form.packed.unit), planes)
     sums, scale, minimum = parts(form, raw, blocks)
-    x_scale = np.repeat(blocks["scale"], 32 // form.packed.sub, 1)
-    total = np.zeros((T, N), np.float32)
-    for p in range(sums.shape[-1]):
-        total = fma32(sums[..., p].astype(np.float32), scale[:, p] * x_scale[:, p, None], total)
+    total, per_block = np.zeros((T, N), np.float32), 32 // form.packed.sub
+    for b in range(blocks.shape[1]):
+        x, p = blocks[:, b, None], per_block * b
+        if per_block == 1:
+            total = fma32(sums[..., p].astype(np.float32), scale[:, p] * x["scale"], total)
+        else:
+            first = sums[..., p].astype(np.float32) * scale[:, p]
+            scaled = fma32(sums[..., p + 1].astype(np.float32), scale[:, p + 1], first)
+            if minimum is not None:
+                minus = x["minus_sum"][..., 1].astype(np.float32)
+                scaled = fma32(minimum[:, p] - minimum[:, p + 1], minus, scaled)
+            total = fma32(scaled, x["scale"], total)
         if minimum is not None:
-            total = fma32(minimum[:, p], blocks["sum"][:, p * form.packed.sub // 32, None], total)
+            total = fma32(minimum[:, p], x["sum"], total)
     assert np.array_equal(product(form, raw, blocks)[0], total)
 
 
@@ -151,7 +167,7 @@ def test_largest_integers_do_not_overflow(form: Format, planes: int) -> None:
     for fill in (0, 255):
         full = np.full_like(raw, fill)
         halves = random_blocks(form, 2, 16, raw.shape[1])
-        where = half_bytes(form)
+        where = scale_bytes(form)
         full[..., where] = halves[..., where]
         for sign in (1, -1):
             x = quantize.reference(np.full((1, form.packed.unit), sign * 3.0, np.float32), planes)

@@ -13,7 +13,7 @@ from pellucid.kernels.packed import ROWS
 from pellucid.weights.quant import Format, formats
 
 INTEGERS = quantised(dict(formats()))
-FLOATS = [form for form in formats().values() if form.split is None]
+FLOATS = [form for form in formats().values() if form.packed.is_float]
 
 
 @pytest.mark.parametrize("form", INTEGERS, ids=lambda form: form.name)
@@ -28,8 +28,7 @@ def test_packed_integers_read_back_as_the_fields_of_the_blocks(
     assert (matrix.rows, matrix.columns, matrix.groups) == (rows, columns, groups)
     assert matrix.address % 64 == 0
     got = unpack(matrix.packed, matrix.data, rows, columns)
-    assert form.split
-    want = form.split(raw)
+    want = form.fields(raw)
     assert np.array_equal(got.values, want.values)
     assert len(got.sides) == len(want.sides)
     for mine, theirs in zip(got.sides, want.sides):

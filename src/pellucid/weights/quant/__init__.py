@@ -1,8 +1,8 @@
 """Block formats: how weights are stored in files, one file a format.
 
-Each module holds one or more ``Format``s. A format says how many values and bytes a block has, what the packed
-layout is that keeps it without loss (``kernels/packed.py``), and how to split blocks into the fields of that
-layout. Everything else (decoding, packing, the matrix products) follows from those.
+Each module holds one or more ``Format``s. A format is data: how the bits of a block's values and scales lie in a file
+(``kernels/stored.py``), and what the packed layout is that keeps them without loss (``kernels/packed.py``). Everything
+else (decoding, packing, the matrix products) follows from those.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,46 +19,69 @@ from numpy.typing import NDArray
 
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.packed import Packed
+from pellucid.kernels.stored import Stored
 
 
 @dataclass(frozen=True)
 class Fields:
     """Blocks taken apart: the integer of every value, and what it is scaled by.
 
-    ``values`` (N, D) uint8. ``sides`` are (N, count) arrays in the packed layout's order: 8-bit scales, 8-bit
-    minima, f16 scales, f16 minima, as far as the layout has them.
+    ``values`` (N, D) uint8. ``sides`` are (N, count) arrays, as ``Packed.sides`` has them.
     """
 
-    values: NDArray[Any]
+    values: NDArray[np.uint8]
     sides: tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A stored block format.
-
-    ``split`` takes a block's bytes, (N, blocks, block_bytes) uint8, to ``Fields``; None for floats.
-    """
+    """A stored block format: its name in GGUF, its packed layout, and its blocks."""
 
     name: str
-    block: int
-    block_bytes: int
     packed: Packed
-    split: Callable[[NDArray[np.uint8]], Fields] | None = None
+    stored: Stored
+
+    @property
+    def block(self) -> int:
+        """Values of a block."""
+        return self.stored.values
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block."""
+        return self.stored.nbytes
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of a stored row."""
         return columns // self.block * self.block_bytes
 
+    def fields(self, raw: NDArray[np.uint8]) -> Fields:
+        """Blocks of integers, (N, blocks, block_bytes), taken apart."""
+        values = np.full((*raw.shape[:2], self.block), self.stored.flip, np.uint8)
+        below = 0
+        for plane in self.stored.planes:
+            size = self.block * plane.bits // 8
+            runs = raw[..., plane.offset : plane.offset + size].reshape(*raw.shape[:2], -1, 1, plane.run)
+            shifts = np.arange(0, 8, plane.bits, dtype=np.uint8)[:, None]
+            bits = runs >> shifts & ((1 << plane.bits) - 1)
+            values ^= bits.reshape(values.shape) << below
+            below += plane.bits
+        return Fields(values.reshape(len(raw), -1), tuple(self._sides(raw)))
 
-def stored_f16(raw: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """(..., 2) bytes as (...) float16."""
-    return np.ascontiguousarray(raw).view("<f2")[..., 0]
-
-
-def nibbles(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(..., n) bytes to (..., 2n): all low nibbles, then all high ones."""
-    return np.concatenate([raw & 15, raw >> 4], axis=-1)
+    def _sides(self, raw: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        sides = []
+        for (_, kind), side in zip(self.packed.sides, self.stored.sides, strict=True):
+            numbers = []
+            for pieces in side.numbers:
+                number, below = np.full(raw.shape[:2], -side.minus, np.int32), 0
+                for piece in pieces:
+                    bits = raw[..., piece.byte].astype(np.int32) >> piece.shift & ((1 << piece.bits) - 1)
+                    number += bits << below
+                    below += piece.bits
+                numbers.append(number)
+            integers = np.stack(numbers, axis=-1).astype("<u2" if kind == "<f2" else kind)
+            sides.append(integers.view(kind).reshape(len(raw), -1))
+        return sides
 
 
 @functools.cache

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pellucid.kernels.packed import Packed
+from pellucid.kernels.stored import Stored
 from pellucid.weights.quant import Format
 
-F32 = Format("F32", 1, 4, Packed("f32", 32))
-F16 = Format("F16", 1, 2, Packed("f16", 16))
-BF16 = Format("BF16", 1, 2, Packed("bf16", 16))
+F32 = Format("F32", Packed("f32", 32), Stored(1, 4))
+F16 = Format("F16", Packed("f16", 16), Stored(1, 2))
+BF16 = Format("BF16", Packed("bf16", 16), Stored(1, 2))

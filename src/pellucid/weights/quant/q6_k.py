@@ -9,25 +9,12 @@ the low nibble for i < 2, else the high one, and its upper bits in byte 32 half 
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
 from pellucid.kernels.packed import Packed
-from pellucid.weights.quant import Fields, Format, nibbles, stored_f16
-
-
-def split(raw: NDArray[np.uint8]) -> Fields:
-    rows = len(raw)
-    low = nibbles(raw[..., :128].reshape(rows, -1, 2, 64))  # (..., 128): i in order 0, 1, 2, 3
-    high: NDArray[Any] = raw[..., 128:192].reshape(rows, -1, 2, 1, 32)
-    shift = np.array([0, 2, 4, 6], np.uint8)[:, None]
-    high = ((high >> shift) & 3).reshape(low.shape)
-    scales = raw[..., 192:208].reshape(rows, -1).view(np.int8)
-    return Fields((low | (high << 4)).reshape(rows, -1), (scales, stored_f16(raw[..., 208:210])))
-
+from pellucid.kernels.stored import Plane, Stored, half, whole
+from pellucid.weights.quant import Format
 
 Q6_K = Format(
-    "Q6_K", 256, 210, Packed("int", 6, zero_point=32, sub=16, super_scales=True, signed_scales=True), split
+    "Q6_K",
+    Packed("int", 6, zero_point=32, sub=16, super_scales=True, signed_scales=True),
+    Stored(256, 210, (Plane(0, 4, 64), Plane(128, 2, 32)), (whole(192, 16), half(208))),
 )

@@ -6,15 +6,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pellucid.kernels.packed import Packed
-from pellucid.weights.quant import Fields, Format, stored_f16
+from pellucid.kernels.stored import Plane, Stored, half
+from pellucid.weights.quant import Format
 
-
-def split(raw: NDArray[np.uint8]) -> Fields:
-    return Fields((raw[..., 2:] ^ 0x80).reshape(len(raw), -1), (stored_f16(raw[..., :2]),))
-
-
-Q8_0 = Format("Q8_0", 32, 34, Packed("int", 8, zero_point=128), split)
+Q8_0 = Format(
+    "Q8_0",
+    Packed("int", 8, zero_point=128),
+    Stored(32, 34, (Plane(2, 8, 32),), (half(0),), flip=0x80),
+)
