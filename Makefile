@@ -1,7 +1,7 @@
 # make run     install, fetch the default model, compile its kernels once, stream an answer
 # make test    everything that CI runs: make check, then all tests
 # make check   formatting, lint, types, the order of imports between folders
-# make bench   speed against what the machine can do, and against the peers that are there (make bench-peers)
+# make bench   speed beside that of the peers that are there (make bench-peers sets them up); BENCH=--quick: in short
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,10 +22,10 @@ check: $(VENV)/dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/dev
-	$(BIN)/python bench/decode.py
+	$(BIN)/python bench/compare.py $(BENCH)
 
 bench-peers:
-	$(PYTHON) bench/peers.py
+	$(PYTHON) bench/peers.py $(PEERS)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,56 +1,295 @@
-"""Set up the engines that Pellucid is measured against, each at its best, under bench/.peers/.
+"""The engines that Pellucid is measured against, each on its own under bench/.peers/.
 
-    python bench/peers.py
+    python bench/peers.py [NAME...]     # set up those that are not there yet; this needs nothing of Pellucid
 
-llama.cpp: the source that the llama-cpp-python package on PyPI carries, built for this machine (-march=native).
-Needs cmake and a C++ compiler; Pellucid itself needs neither.
+llama.cpp      the source that the llama-cpp-python package on PyPI carries, built for this machine (-march=native); it
+               needs cmake and a C++ compiler. LLAMA_CPP=FOLDER names binaries that are there already.
+openvino       OpenVINO GenAI in an environment of its own, driven by openvino_peer.py
+transformers   transformers with torch in another, weights in bfloat16, driven by transformers_peer.py
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import subprocess
 import sys
 import tarfile
+import tempfile
+import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
-FOLDER = Path(__file__).parent / ".peers"
-LLAMA_BENCH = FOLDER / "llama.cpp" / "bin" / "llama-bench"
-VERSION = "0.3.36"
+HERE = Path(__file__).parent
+FOLDER = HERE / ".peers"
+LLAMA_CPP_PYTHON = "0.3.36"
+TOOLS = ("llama-bench", "llama-batched-bench", "llama-quantize")
+WARM_UP = 64  # tokens that llama-bench reads before a prompt that is timed
+CELLS = 256  # llama.cpp gives a sequence a multiple of so many tokens of context
+PATIENCE = 600  # seconds until a peer that does not answer is given up
 
 
-def llama_cpp() -> None:
-    """Fetch and build llama-bench."""
-    source = FOLDER / "source"
-    source.mkdir(parents=True, exist_ok=True)
-    fetch = ["download", "--quiet", "--no-deps", "--no-binary", ":all:", f"llama-cpp-python=={VERSION}"]
-    subprocess.run([sys.executable, "-m", "pip", *fetch, "--dest", str(source)], check=True)
-    archive = next(source.glob("llama_cpp_python-*.tar.gz"))
-    with tarfile.open(archive) as tar:
-        tar.extractall(source, filter="data")
-    tree = source / archive.name.removesuffix(".tar.gz") / "vendor" / "llama.cpp"
-    build = FOLDER / "llama.cpp"
-    options = [
-        "GGML_NATIVE=ON",
-        "LLAMA_CURL=OFF",
-        "LLAMA_OPENSSL=OFF",
-        "LLAMA_BUILD_TESTS=OFF",
-        "LLAMA_BUILD_UI=OFF",
-    ]
-    configure = [
-        "cmake",
-        "-S",
-        str(tree),
-        "-B",
-        str(build),
-        "-DCMAKE_BUILD_TYPE=Release",
-        *(f"-D{o}" for o in options),
-    ]
-    subprocess.run(configure, check=True)
-    jobs = str(os.cpu_count() or 1)
-    subprocess.run(["cmake", "--build", str(build), "-j", jobs, "--target", "llama-bench"], check=True)
-    print(f"llama-bench is at {LLAMA_BENCH}")
+class PeerError(Exception):
+    """A peer cannot be set up, does not read a file, or has failed."""
+
+
+class Engine(ABC):
+    """A peer with a model: tokens per second, of the same work that `pellucid.measure.suite` does."""
+
+    @abstractmethod
+    def prefill(self, tokens: int) -> float:
+        """Reading a prompt."""
+
+    @abstractmethod
+    def decode(self, depth: int, tokens: int, sequences: int) -> float:
+        """Making ``tokens`` tokens after ``depth``, of ``sequences`` sequences together."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Let the model go."""
+
+
+class Peer(ABC):
+    """An engine to set up, and to open models with."""
+
+    name: str
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether it is set up."""
+
+    @abstractmethod
+    def setup(self) -> None:
+        """Fetch it, build it."""
+
+    @abstractmethod
+    def open(self, model: Path, threads: int) -> Engine:
+        """The engine with a model. Raises PeerError if it does not read it."""
+
+
+class LlamaCpp(Peer):
+    """llama.cpp, through the tools that it measures itself with."""
+
+    name = "llama.cpp"
+    build = FOLDER / name
+
+    @property
+    def binaries(self) -> Path:
+        """The folder of its tools."""
+        return Path(os.environ.get("LLAMA_CPP", self.build / "bin"))
+
+    def ready(self) -> bool:
+        return all((self.binaries / tool).exists() for tool in TOOLS)
+
+    def setup(self) -> None:
+        if "LLAMA_CPP" in os.environ:
+            raise PeerError(f"the folder that LLAMA_CPP names lacks one of {', '.join(TOOLS)}")
+        tree = self._source()
+        options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "LLAMA_CURL=OFF", "LLAMA_OPENSSL=OFF"]
+        options += ["LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_UI=OFF"]
+        _run("cmake", "-S", tree, "-B", self.build, *(f"-D{option}" for option in options))
+        _run("cmake", "--build", self.build, "--parallel", os.cpu_count() or 1, "--target", *TOOLS)
+
+    def _source(self) -> Path:
+        folder = FOLDER / "source"
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = ["--no-deps", "--no-binary", ":all:", f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
+        _run(sys.executable, "-m", "pip", "download", *wanted, "--dest", folder)
+        archive = folder / f"llama_cpp_python-{LLAMA_CPP_PYTHON}.tar.gz"
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        return folder / archive.name.removesuffix(".tar.gz") / "vendor" / "llama.cpp"
+
+    def open(self, model: Path, threads: int) -> Engine:
+        return _LlamaBench(self, model, threads)
+
+    def quantize(self, source: Path, target: Path, kind: str) -> None:
+        """Write ``source`` with weights of another kind to ``target``."""
+        target.parent.mkdir(exist_ok=True)
+        part = target.with_suffix(".part")
+        self.tool("llama-quantize", "--allow-requantize", source, part, kind)
+        part.replace(target)
+
+    def tool(self, name: str, *arguments: object) -> str:
+        """What a tool prints."""
+        command = [str(self.binaries / name), *map(str, arguments)]
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(self.binaries)}
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=True
+            )
+        except subprocess.CalledProcessError as error:
+            raise PeerError(f"{name} failed: {_last_line(error.stderr)}") from error
+        except subprocess.TimeoutExpired as error:
+            raise PeerError(f"{name} was not done after {PATIENCE} s") from error
+        return done.stdout
+
+
+class _LlamaBench(Engine):
+    """A process for each figure: a model is there in less than a second."""
+
+    def __init__(self, peer: LlamaCpp, model: Path, threads: int) -> None:
+        self._peer = peer
+        self._model = ("-m", model, "-t", threads)
+
+    def prefill(self, tokens: int) -> float:
+        # Its own warm-up reads the whole prompt, which takes as long as what is timed.
+        return self._bench("-p", f"{WARM_UP},{tokens}", "-n", 0, "--no-warmup")
+
+    def decode(self, depth: int, tokens: int, sequences: int) -> float:
+        if sequences == 1:
+            return self._bench("-p", 0, "-n", tokens, "-d", depth)
+        context = sequences * -(-(depth + tokens) // CELLS) * CELLS
+        work = ("-c", context, "-npp", depth, "-ntg", tokens, "-npl", sequences)
+        printed = self._peer.tool("llama-batched-bench", *self._model, *work, "--output-format", "jsonl")
+        lines = [line for line in printed.splitlines() if line.startswith("{")]
+        return float(json.loads(lines[-1])["speed_tg"])
+
+    def _bench(self, *work: object) -> float:
+        printed = self._peer.tool("llama-bench", *self._model, *work, "-r", 1, "-o", "json")
+        return float(json.loads(printed)[-1]["avg_ts"])
+
+
+class Packages(Peer):
+    """Python packages in an environment of their own, and the script that drives them."""
+
+    def __init__(self, name: str, script: str, *pins: str) -> None:
+        self.name, self.script, self.pins = name, HERE / script, pins
+        self.venv = FOLDER / name
+
+    @property
+    def python(self) -> Path:
+        """The environment's interpreter."""
+        return self.venv / "bin" / "python"
+
+    def ready(self) -> bool:
+        return self.python.exists() and all(self._installed(*pin.split("==")) for pin in self.pins)
+
+    def _installed(self, package: str, version: str) -> bool:
+        folder = f"{package.replace('-', '_')}-{version}*.dist-info"  # torch-2.13.0+cpu is 2.13.0
+        return any(self.venv.glob(f"lib/python*/site-packages/{folder}"))
+
+    def setup(self) -> None:
+        _run(sys.executable, "-m", "venv", self.venv)
+        _run(self.python, "-m", "pip", "install", "--disable-pip-version-check", *self.pins)
+
+    def open(self, model: Path, threads: int) -> Engine:
+        return _Process(self, model, threads)
+
+
+class _Process(Engine):
+    """A script that holds the model and answers a line of JSON with another (answering.py)."""
+
+    def __init__(self, peer: Packages, model: Path, threads: int) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - close() closes it
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        self._process = subprocess.Popen(
+            [peer.python, peer.script, model, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=environment,
+        )
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def prefill(self, tokens: int) -> float:
+        return self._ask(prefill=tokens)
+
+    def decode(self, depth: int, tokens: int, sequences: int) -> float:
+        if sequences != 1:
+            raise PeerError("one sequence at a time is what is asked of it here")
+        return self._ask(decode=tokens, depth=depth)
+
+    def close(self) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.kill()
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._errors):
+            file.close()
+
+    def _ask(self, **wish: int) -> float:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(wish) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # there is no answer then
+        return float(self._answer()["tokens_per_second"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        alarm = threading.Timer(PATIENCE, self._process.kill)
+        alarm.start()
+        line = self._process.stdout.readline()
+        alarm.cancel()
+        if not line:
+            self._errors.seek(0)
+            raise PeerError(f"it ended: {_last_line(self._errors.read())}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise PeerError(answer["error"])
+        return answer
+
+
+LLAMA_CPP = LlamaCpp()
+OPENVINO = Packages("openvino", "openvino_peer.py", "openvino-genai==2026.4.1.0")
+TRANSFORMERS = Packages(
+    "transformers",
+    "transformers_peer.py",
+    *("torch==2.13.0", "transformers==5.24.0", "accelerate==1.15.0", "gguf==0.19.0"),
+)
+PEERS: dict[str, Peer] = {peer.name: peer for peer in (LLAMA_CPP, OPENVINO, TRANSFORMERS)}
+
+
+def _run(*command: object) -> None:
+    """Run it for all to see."""
+    try:
+        subprocess.run([str(word) for word in command], check=True)
+    except FileNotFoundError as error:
+        raise PeerError(f"{command[0]} is needed, and is not here") from error
+    except subprocess.CalledProcessError as error:
+        raise PeerError(f"{Path(str(command[0])).name} failed, see above") from error
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it did not say why"
+
+
+def main() -> None:
+    """Set up what is named and not there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)}; all if none is given"
+    )
+    names = parser.parse_args().names or list(PEERS)
+    if unknown := [name for name in names if name not in PEERS]:
+        parser.error(f"there is no peer {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    outcome: dict[str, str] = {}
+    for number, name in enumerate(names, 1):
+        peer, where = PEERS[name], f"[{number}/{len(names)}] {name}"
+        if peer.ready():
+            outcome[name] = "was there"
+            continue
+        print(f"{where}: setting it up", flush=True)
+        try:
+            peer.setup()
+            outcome[name] = "is set up" if peer.ready() else "FAILED: not all of it is there after its setup"
+        except (PeerError, OSError, tarfile.TarError) as error:
+            outcome[name] = f"FAILED: {error}"
+        print(f"{where}: {outcome[name]}", flush=True)
+    for name, what in outcome.items():
+        print(f"{name:<14}{what}")
+    if any(what.startswith("FAILED") for what in outcome.values()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    llama_cpp()
+    main()

@@ -1,0 +1,66 @@
+"""What the scripts that drive a peer have in common: they hold a model and answer lines of JSON (peers.py asks).
+
+    {"prefill": 512}               a prompt to read
+    {"decode": 128, "depth": 16}   tokens to make after a prompt
+
+The answer is {"tokens_per_second": ...} or {"error": ...}. Work that is asked for the first time is done once before
+it is timed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Model(Protocol):
+    """A model in the peer's hands: tokens per second."""
+
+    def prefill(self, tokens: int) -> float:
+        """Reading a prompt."""
+
+    def decode(self, depth: int, tokens: int) -> float:
+        """Making tokens after a prompt, whose time does not count."""
+
+
+def answer(load: Callable[[Path, int], Model]) -> None:
+    """Load the file that the command line names, with as many threads; answer until the input ends."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print is not an answer
+
+    def say(make: Callable[[], dict[str, Any]]) -> None:
+        try:
+            said = make()
+        except Exception as error:
+            said = {"error": " ".join(str(error).split()) or type(error).__name__}
+        out.write(json.dumps(said) + "\n")
+
+    model: Model
+
+    def start() -> dict[str, Any]:
+        nonlocal model
+        model = load(Path(sys.argv[1]), int(sys.argv[2]))
+        return {}
+
+    warm = set()
+
+    def speed(line: str) -> dict[str, Any]:
+        wish = json.loads(line)
+        if line not in warm:
+            _speed(model, wish)
+            warm.add(line)
+        return {"tokens_per_second": _speed(model, wish)}
+
+    say(start)
+    for line in sys.stdin:
+        say(lambda line=line: speed(line))  # type: ignore[misc]
+
+
+def _speed(model: Model, wish: dict[str, int]) -> float:
+    return (
+        model.prefill(wish["prefill"]) if "prefill" in wish else model.decode(wish["depth"], wish["decode"])
+    )

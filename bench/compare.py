@@ -1,0 +1,340 @@
+"""Pellucid beside the peers that `make bench-peers` has set up: tokens per second of the same work, and the ratios.
+
+    python bench/compare.py [--models NAME...] [--only ROW...] [--rounds 5] [--threads N] [--quick]
+
+Model by model, every round measures each engine once, in turn, on each row, so that a busy moment hits all alike;
+medians are printed, and one JSON line last. A model is a name below, or anything that `pellucid.load` takes.
+docs/measuring.md says what the rows are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peers import HERE, LLAMA_CPP, OPENVINO, PEERS, TRANSFORMERS, Engine, Peer, PeerError
+
+import pellucid
+from pellucid.errors import PellucidError
+from pellucid.llm import LLM
+from pellucid.measure.machine import facts
+from pellucid.measure.rounds import REST, Figure, measure
+from pellucid.measure.suite import Decode, Prefill
+from pellucid.runtime.executor import default_threads
+from pellucid.weights.store import resolve
+
+BITS = (16, 8)
+MADE = HERE / ".models"
+BUSY = 0.5  # a load average above which something else runs: engines whose threads wait by spinning lose most
+
+
+@dataclass(frozen=True)
+class Row:
+    """Some work, the peers that are asked to do it too, and in how many rounds at most."""
+
+    workload: Prefill | Decode
+    peers: tuple[Peer, ...]
+    rounds: int = 1000
+
+
+START, TOKENS = 16, 128  # a short context; llama-bench's tg128
+LONG = 3  # rounds of the rows that take longest
+ROWS = {
+    "decode": Row(Decode(START, TOKENS), (LLAMA_CPP, OPENVINO, TRANSFORMERS)),
+    "prefill": Row(Prefill(512), (LLAMA_CPP, OPENVINO, TRANSFORMERS)),
+    "batch": Row(Decode(START, TOKENS, 16), (LLAMA_CPP,)),
+    "long-decode": Row(Decode(4096, TOKENS), (LLAMA_CPP,), LONG),
+    "long-prefill": Row(Prefill(4096), (LLAMA_CPP,), LONG),
+}
+SHORT = ("decode", "prefill", "batch")  # what --quick measures
+
+
+@dataclass(frozen=True)
+class Model:
+    """A file: ``spec`` is what Pellucid calls it, ``made`` the kind of weights that llama-quantize gives it here."""
+
+    spec: str
+    rows: tuple[str, ...] = tuple(ROWS)
+    made: str | None = None
+
+    def file(self) -> Path:
+        """The path of it, fetched or made first if need be. Raises PeerError if it cannot be made."""
+        path = resolve(self.spec)
+        if self.made is None:
+            return path
+        target = MADE / f"{path.name.split('.')[0]}.{self.made}.gguf"
+        if not target.exists():
+            if not LLAMA_CPP.ready():
+                raise PeerError("left out: llama-quantize makes it, and is not here (make bench-peers)")
+            LLAMA_CPP.quantize(path, target, self.made)
+        return target
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """Those that are asked. Weights in bfloat16 are the same size whatever they were made from: once is enough."""
+        return tuple(peer for peer in PEERS.values() if self.made is None or peer is not TRANSFORMERS)
+
+
+MODELS = {
+    "smollm2": Model("smollm2"),  # Q4_1
+    "smollm2-q4_0": Model("smollm2", SHORT, "Q4_0"),
+    "smollm2-q8_0": Model("smollm2", ("decode", "prefill"), "Q8_0"),
+    "smollm2-q4_k_m": Model("smollm2", ("decode", "prefill"), "Q4_K_M"),
+    "gemma3": Model("gemma3", ("decode", "prefill", "long-decode", "long-prefill")),  # Q4_K_M
+}
+
+
+@dataclass
+class Result:
+    """What came of a row: Pellucid's figures by activation bits and the peers' tokens per second, by round."""
+
+    workload: Prefill | Decode
+    ours: dict[int, list[Figure]] = field(default_factory=lambda: {bits: [] for bits in BITS})
+    theirs: dict[str, list[float]] = field(default_factory=dict)
+
+    def figure(self, bits: int) -> Figure:
+        """The rounds as one."""
+        figures = self.ours[bits]
+        speeds = tuple(figure.per_second[0] for figure in figures)
+        return Figure(self.workload, figures[0].cost, speeds, tuple(figure.rates[0] for figure in figures))
+
+    def ratio(self, bits: int, peer: str) -> float:
+        """How many times the peer's speed: the median of the rounds' ratios."""
+        return statistics.median(a / b for a, b in zip(self.figure(bits).per_second, self.theirs[peer]))
+
+    def document(self) -> dict[str, Any]:
+        """For the JSON line."""
+        return {
+            "what": self.workload.what,
+            "pellucid": {bits: self._ours(bits) for bits in BITS},
+            "peers": {name: self._theirs(name) for name in self.theirs},
+        }
+
+    def _ours(self, bits: int) -> dict[str, Any]:
+        figure = self.figure(bits)
+        read = statistics.median(rates.read for rates in figure.rates)
+        return {
+            "tokens_per_second": round(figure.median, 1),
+            "share": round(figure.share, 3),
+            "bound": figure.bound,
+            "read_gigabytes_per_second": round(read / 1e9, 2),
+            "rounds": [round(speed, 1) for speed in figure.per_second],
+        }
+
+    def _theirs(self, name: str) -> dict[str, Any]:
+        speeds = self.theirs[name]
+        return {
+            "tokens_per_second": round(statistics.median(speeds), 1),
+            "ratio": {bits: round(self.ratio(bits, name), 3) for bits in BITS},
+            "rounds": [round(speed, 1) for speed in speeds],
+        }
+
+
+class Bench:
+    """A model in every engine that reads it. ``notes`` gets what is left out, and why."""
+
+    def __init__(self, path: Path, peers: Sequence[Peer], threads: int, notes: list[str]) -> None:
+        self._notes, self._name = notes, path.name
+        self._stack = ExitStack()
+        self._llms: dict[int, LLM] = {}
+        self._engines: dict[str, Engine] = {}
+        try:
+            for bits in BITS:
+                self._llms[bits] = pellucid.load(path, threads=threads, activation_bits=bits)
+                self._stack.callback(self._llms[bits].close)
+            if not self._llms[BITS[0]].spec.causal:
+                raise PellucidError("it makes no text: pellucid bench measures it")
+            for peer in peers:
+                self._open(peer, path, threads)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, peer: Peer, path: Path, threads: int) -> None:
+        if not peer.ready():
+            return
+        progress(f"{self._name}: opening it in {peer.name}")
+        try:
+            engine = peer.open(path, threads)
+        except PeerError as error:
+            self._notes.append(f"{self._name}: {peer.name} does not open it: {error}")
+            return
+        self._engines[peer.name] = engine
+        self._stack.callback(engine.close)
+
+    def close(self) -> None:
+        """Let everything go."""
+        self._stack.close()
+
+    def run(self, names: Sequence[str], rounds: int) -> dict[str, Result]:
+        """The rows, by name."""
+        llm = self._llms[BITS[0]]
+        results: dict[str, Result] = {}
+        for name in names:
+            workload = ROWS[name].workload
+            if room(workload) > llm.context:
+                self._notes.append(
+                    f"{self._name}: its context of {llm.context:,} is too short for {workload.what}"
+                )
+                continue
+            results[name] = Result(workload)
+            results[name].theirs = {p.name: [] for p in ROWS[name].peers if p.name in self._engines}
+        for number in range(rounds):
+            for name, result in results.items():
+                if number < ROWS[name].rounds:
+                    progress(f"{self._name}: round {number + 1} of {rounds}, {result.workload.what}")
+                    self._round(result)
+        return results
+
+    def _round(self, result: Result) -> None:
+        for bits, llm in self._llms.items():
+            result.ours[bits] += measure(llm.network, [result.workload], 1)
+        for name in list(result.theirs):
+            time.sleep(REST)
+            try:
+                result.theirs[name].append(ask(self._engines[name], result.workload))
+            except PeerError as error:
+                self._notes.append(f"{self._name}: {name} is left out of {result.workload.what}: {error}")
+                del result.theirs[name]
+
+
+def room(workload: Prefill | Decode) -> int:
+    """Tokens of context that the work needs."""
+    if isinstance(workload, Prefill):
+        return workload.tokens
+    return (workload.depth + workload.tokens) * workload.sequences
+
+
+def ask(engine: Engine, workload: Prefill | Decode) -> float:
+    """A peer's tokens per second."""
+    if isinstance(workload, Prefill):
+        return engine.prefill(workload.tokens)
+    return engine.decode(workload.depth, workload.tokens, workload.sequences)
+
+
+def progress(what: str) -> None:
+    """Tell who waits."""
+    print(what, file=sys.stderr, flush=True)
+
+
+def table(results: dict[str, dict[str, Result]]) -> str:
+    """All models' rows."""
+    peers = [n for n in PEERS if any(n in row.theirs for rows in results.values() for row in rows.values())]
+    lines = [("", "16 bits", "8 bits", "share", *peers)]
+    for file, rows in results.items():
+        lines += [("",), (file,), *(_line(result, peers) for result in rows.values())]
+    widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(lines[0]))]
+    return "\n".join(_aligned(line, widths) for line in lines)
+
+
+def _line(result: Result, peers: Sequence[str]) -> tuple[str, ...]:
+    figure = result.figure(BITS[0])
+    cells = [f"  {result.workload.what}", *(_speed(result.figure(bits).median) for bits in BITS)]
+    cells.append(f"{figure.share:.0%} {figure.bound}")
+    for name in peers:
+        if name in result.theirs:
+            ratios = ", ".join(f"{result.ratio(bits, name):.2f}" for bits in BITS)
+            cells.append(f"{_speed(statistics.median(result.theirs[name]))} ({ratios})")
+        else:
+            cells.append("")
+    return tuple(cells)
+
+
+def _aligned(line: tuple[str, ...], widths: Sequence[int]) -> str:
+    if len(line) == 1:
+        return line[0]
+    first, *others = line
+    return f"{first:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(others, widths[1:]))
+
+
+def _speed(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def compare(
+    name: str, rows: Sequence[str], rounds: int, threads: int, notes: list[str]
+) -> dict[str, dict[str, Result]]:
+    """A model's results under the name of its file; nothing if no rows are wanted of it."""
+    if not rows:
+        return {}
+    model = MODELS.get(name, Model(name))
+    path = model.file()
+    asked = [peer for peer in model.peers if any(peer in ROWS[row].peers for row in rows)]
+    bench = Bench(path, asked, threads, notes)
+    try:
+        return {path.name: bench.run(rows, rounds)}
+    finally:
+        bench.close()
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--models", nargs="+", metavar="NAME", default=list(MODELS), help=", ".join(MODELS))
+    parser.add_argument("--only", nargs="+", metavar="ROW", choices=list(ROWS), help=", ".join(ROWS))
+    parser.add_argument(
+        "--rounds", type=int, default=None, help=f"5 by default; long rows have {LONG} at most"
+    )
+    parser.add_argument("--threads", type=int, default=None, help="one for each physical core by default")
+    parser.add_argument("--quick", action="store_true", help="one round of the short rows")
+    arguments = parser.parse_args()
+    rounds = (1 if arguments.quick else 5) if arguments.rounds is None else arguments.rounds
+    if rounds < 1:
+        parser.error("--rounds: 1 at least")
+    wanted = arguments.only or (SHORT if arguments.quick else tuple(ROWS))
+    notes = [f"{peer.name} is not set up: make bench-peers" for peer in PEERS.values() if not peer.ready()]
+    if (load := os.getloadavg()[0]) > BUSY:
+        notes.append(
+            f"something else ran here at the beginning (load {load:.1f}): these figures are not to be trusted"
+        )
+        progress(notes[-1])
+    threads = default_threads() if arguments.threads is None else arguments.threads
+    results: dict[str, dict[str, Result]] = {}
+    start = time.perf_counter()
+    try:
+        for name in arguments.models:
+            rows = [row for row in MODELS.get(name, Model(name)).rows if row in wanted]
+            try:
+                results.update(compare(name, rows, rounds, threads, notes))
+            except (PeerError, PellucidError) as error:
+                notes.append(f"{name}: {error}")
+    except KeyboardInterrupt:
+        notes.append("stopped early: the models after these are missing")
+    report(results, rounds, threads, notes)
+    progress(f"{(time.perf_counter() - start) / 60:.1f} minutes")
+
+
+def report(results: dict[str, dict[str, Result]], rounds: int, threads: int, notes: Sequence[str]) -> None:
+    """The table, what was left out, the JSON line."""
+    machine = {name: value for name, value in facts().items() if name in ("cpu", "instructions", "pellucid")}
+    if results:
+        print(f"Tokens per second on {machine['cpu']}, threads {threads}")
+        print(
+            f"Medians of the rounds: {rounds} ({min(rounds, LONG)} of the long rows), activations of 16 and of 8 bits"
+        )
+        print("share: at 16 bits, of what the memory or the integer units allow")
+        print("In brackets: how many times a peer's speed Pellucid's is, at 16 and at 8 bits\n")
+        print(table(results) + "\n")
+    for note in notes:
+        print(note)
+    document = {
+        "rounds": rounds,
+        "threads": threads,
+        **machine,
+        "models": {file: {name: r.document() for name, r in rows.items()} for file, rows in results.items()},
+        "notes": list(notes),
+    }
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
