@@ -22,6 +22,7 @@ from pellucid.plan.plan import At, Plan, Rows, Vector, Weights
 from pellucid.runtime.batch import Chunk, StepArrays
 from pellucid.runtime.cache import KVCache, LayerShape, Sequence
 from pellucid.runtime.executor import Executor, Program
+from pellucid.runtime.memory import Arena
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.pack import Matrix, decode, pack, prepare, stored_blocks
 from pellucid.weights.quant import lookup
@@ -206,10 +207,11 @@ def load_weights(
 ) -> tuple[dict[str, Matrix], dict[str, NDArray[np.float32]]]:
     """The packed matrices and the float32 vectors that a plan refers to, by slot."""
     values = [value for op in plan.operations for value in op.fields.values()]
-    packings = {}
+    packings, arena = {}, Arena()
     for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Weights)):
         tensor = checkpoint.tensors[model.slots[slot].tensor]
-        packings[slot] = prepare(*stored_blocks(checkpoint, tensor), partial(checkpoint.release, tensor.name))
+        form, raw = stored_blocks(checkpoint, tensor)
+        packings[slot] = prepare(form, raw, arena.take, partial(checkpoint.release, tensor.name))
     pack(packings.values(), threads)
     matrices = {slot: packing.matrix for slot, packing in packings.items()}
     vectors: dict[str, NDArray[np.float32]] = {}

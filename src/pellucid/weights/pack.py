@@ -106,10 +106,15 @@ class Packing:
 
 
 def prepare(
-    form: Format, raw: NDArray[np.uint8], release: Callable[[int, int], None] | None = None
+    form: Format,
+    raw: NDArray[np.uint8],
+    memory: Callable[[int], NDArray[np.uint8]] = aligned,
+    release: Callable[[int, int], None] | None = None,
 ) -> Packing:
-    """How to pack a stored matrix, (rows, blocks, block_bytes). ``release`` is told which bytes of it have been packed,
-    from where and how many: two copies of a model in memory would be one too many.
+    """How to pack a stored matrix, (rows, blocks, block_bytes), into so many bytes that ``memory`` gives.
+
+    ``release`` is told which bytes of the stored one have been packed, from where and how many: two copies of a model
+    in memory would be one too many.
 
     A row of floats is filled up with zeros to whole vectors, as the buffers are that it is multiplied with.
 
@@ -124,7 +129,7 @@ def prepare(
         raise UnsupportedModel(
             f"a {form.name} matrix of {columns} columns; the number must be a multiple of {packed.unit}"
         )
-    matrix = Matrix(packed, rows, columns, aligned(packed.matrix_bytes(rows, columns)))
+    matrix = Matrix(packed, rows, columns, memory(packed.matrix_bytes(rows, columns)))
     key = KernelKey("pack_int", (packed, form.stored))
     if packed.is_float:
         key = KernelKey("pack_float", (packed.bits // 8,))
