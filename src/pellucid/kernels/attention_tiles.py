@@ -39,7 +39,7 @@ def scores_tile(simd: Any, rows: int, page: int, stored: str) -> Any:
         with cgutils.for_range(builder, width) as loop:
             key = e.at(keys, e.times(loop.index, page * SIZE[stored]))
             if stored == "f16":
-                e.prefetch(builder.add(key, ahead))
+                e.prefetch_stream(builder.add(key, ahead))
             halves = [load16(e, simd, e.at(key, 16 * SIZE[stored] * h), stored) for h in range(2)]
             for row, start in zip(totals, starts):
                 q = e.splat(e.load(e.at(start, e.times(loop.index, 4)), simd.f32))
@@ -81,7 +81,7 @@ def values_tile(simd: Any, rows: int, head_dim: int, stored: str) -> Any:
                 places16 = [e.at(value, (first + c) * 16 * SIZE[stored]) for c in range(chunk)]
                 if stored == "f16":
                     for place in places16[::2]:  # two to a line
-                        e.prefetch(builder.add(place, ahead))
+                        e.prefetch_stream(builder.add(place, ahead))
                 loaded = [load16(e, simd, place, stored) for place in places16]
                 for row, start in zip(totals, starts):
                     weight = e.splat(e.load(e.at(start, e.times(loop.index, 4)), simd.f32))

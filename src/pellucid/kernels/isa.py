@@ -56,3 +56,15 @@ def choose() -> Isa:
     raise InvalidRequest(
         f"PELLUCID_ISA={wanted}: this machine has {names}; unset it to use {possible[0].name}"
     )
+
+
+@functools.cache
+def stream_cache() -> int:
+    """The cache, 1 the nearest, into which a stream from memory is asked for ahead of its use.
+
+    Zen cores wait for few lines at a time on behalf of the nearest cache: asking for weights in the second made
+    SmolLM2 decode at 303 tokens/s instead of 218 on Zen 4, and at 463 instead of 480 on Emerald Rapids.
+    """
+    from llvmlite import binding
+
+    return 2 if binding.get_host_cpu_name().startswith("znver") else 1

@@ -15,10 +15,11 @@ from pellucid.kernels.record import Address, Count, Record
 
 TILES = (8, 4, 2, 1)  # tokens that share each load of the weights
 SHARE = 4  # groups of rows that a tile of tokens meets while it is in the nearest cache
-AHEAD = 16384  # bytes that a lone token asks for before it reads them
+AHEAD = 16384  # bytes between what is asked for and what is read
 
-SumsEmitter = Callable[[Any, int, Any, Any, list[Any]], list[Any]]
-"""(emitter, tokens, address of the group, D, addresses of the tokens' rows) to one vector of 16 sums a token."""
+SumsEmitter = Callable[[Any, int, Any, Any, Any, list[Any]], list[Any]]
+"""(emitter, tokens, address of the group, whether it is read for the first time, D, addresses of the tokens' rows) to
+one vector of 16 sums a token."""
 
 
 class Matmul(Record):
@@ -37,10 +38,11 @@ class Matmul(Record):
     rows: Count
 
 
-def prefetch_ahead(e: Any, address: Any, nbytes: int) -> None:
-    """Ask for what will be read ``AHEAD`` bytes later than the ``nbytes`` at an address."""
-    for line in range(0, nbytes, VECTOR):
-        e.prefetch(e.at(address, AHEAD + line))
+def prefetch_ahead(e: Any, first_time: Any, address: Any, nbytes: int) -> None:
+    """Ask for what will be read ``AHEAD`` bytes later than the ``nbytes`` at an address, if that is not cached yet."""
+    with e.b.if_then(first_time):
+        for line in range(0, nbytes, VECTOR):
+            e.prefetch_stream(e.at(address, AHEAD + line))
 
 
 def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int) -> Any:
@@ -50,20 +52,21 @@ def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
-        weights, columns, x, x_stride, out, out_stride, addend, addend_row = args
+        weights, row, columns, x, x_stride, out, out_stride, addend, addend_row = args
+        first_time = builder.icmp_signed("==", row, e.const(0))
         rows = [e.at(x, builder.mul(x_stride, e.const(token))) for token in range(tokens)]
-        for token, total in enumerate(emit_sums(e, tokens, weights, columns, rows)):
+        for token, total in enumerate(emit_sums(e, tokens, weights, first_time, columns, rows)):
             more = e.load(e.at(addend, builder.mul(addend_row, e.const(token))), total.type)
             e.store(builder.fadd(total, more), e.at(out, builder.mul(out_stride, e.const(token))))
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typingctx, weights, columns, x, x_stride, out, out_stride, addend, addend_row):
-        return t.void(*[t.int64] * 8), emit
+    def tile(typingctx, weights, row, columns, x, x_stride, out, out_stride, addend, addend_row):
+        return t.void(*[t.int64] * 9), emit
 
     @simd.jit
-    def run(weights, columns, x, x_stride, out, out_stride, addend, addend_row):
-        tile(weights, columns, x, x_stride, out, out_stride, addend, addend_row)
+    def run(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row):
+        tile(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
 
     return run
 
@@ -73,15 +76,15 @@ def tiles(simd: Any, emit_sums: SumsEmitter) -> Any:
     tile8, tile4, tile2, tile1 = (_tile(simd, emit_sums, tokens) for tokens in TILES)
 
     @simd.jit
-    def run(tokens, weights, columns, x, x_stride, out, out_stride, addend, addend_row):
+    def run(tokens, weights, row, columns, x, x_stride, out, out_stride, addend, addend_row):
         if tokens == 8:
-            tile8(weights, columns, x, x_stride, out, out_stride, addend, addend_row)
+            tile8(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
         elif tokens == 4:
-            tile4(weights, columns, x, x_stride, out, out_stride, addend, addend_row)
+            tile4(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
         elif tokens == 2:
-            tile2(weights, columns, x, x_stride, out, out_stride, addend, addend_row)
+            tile2(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
         else:
-            tile1(weights, columns, x, x_stride, out, out_stride, addend, addend_row)
+            tile1(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
 
     return run
 
@@ -134,6 +137,7 @@ def product(simd: Any, emit_sums: SumsEmitter) -> Any:
                     tile(
                         tokens,
                         w,
+                        row,
                         columns,
                         x,
                         x_stride,

@@ -27,7 +27,9 @@ def reference(
     return np.asarray(x.astype(np.float64) @ weights.astype(np.float64).T + addend, np.float64)
 
 
-def _sums(packed: Packed, e: Any, tokens: int, weights: Any, width: Any, rows: list[Any]) -> list[Any]:
+def _sums(
+    packed: Packed, e: Any, tokens: int, weights: Any, first_time: Any, width: Any, rows: list[Any]
+) -> list[Any]:
     """A group of 16 rows times each token, over all columns."""
     from numba.core import cgutils
 
@@ -37,8 +39,7 @@ def _sums(packed: Packed, e: Any, tokens: int, weights: Any, width: Any, rows: l
     totals = [cgutils.alloca_once_value(e.b, e.fill(simd.f32, 0.0)) for _ in range(tokens)]
     with cgutils.for_range(e.b, e.b.sdiv(width, e.const(UNROLL))) as loop:
         first = e.times(loop.index, UNROLL)
-        if tokens == 1:
-            prefetch_ahead(e, e.at(weights, e.times(first, column_bytes)), UNROLL * column_bytes)
+        prefetch_ahead(e, first_time, e.at(weights, e.times(first, column_bytes)), UNROLL * column_bytes)
         for i in range(UNROLL):
             column = e.at(first, i)
             raw = e.load(e.at(weights, e.times(column, column_bytes)), simd.vec(simd.STORED[packed.kind]), 32)

@@ -122,7 +122,14 @@ def _add(e: Any, planes: int, total: Any, sums: Sequence[Any], scales: list[Any]
 
 
 def _sums(
-    packed: Packed, planes: int, e: Any, tokens: int, weights: Any, width: Any, rows: list[Any]
+    packed: Packed,
+    planes: int,
+    e: Any,
+    tokens: int,
+    weights: Any,
+    first_time: Any,
+    width: Any,
+    rows: list[Any],
 ) -> list[Any]:
     """A group of 16 rows times each token, over all columns."""
     from numba.core import cgutils
@@ -134,15 +141,13 @@ def _sums(
     scales_start = e.at(weights, e.times(blocks, packed.plane_bytes))
     with cgutils.for_range(e.b, e.b.sdiv(blocks, e.const(per_unit))) as units:
         unit = e.at(scales_start, e.times(units.index, packed.scale_bytes))
-        if tokens == 1:
-            prefetch_ahead(e, unit, packed.scale_bytes)
+        prefetch_ahead(e, first_time, unit, packed.scale_bytes)
         factors = unpack.unit_scales(e, packed, unit)
         first = e.times(units.index, per_unit)
         with cgutils.for_range(e.b, e.const(per_unit)) as inner:
             block = e.at(first, inner.index)
             here = e.at(weights, e.times(block, packed.plane_bytes))
-            if tokens == 1:
-                prefetch_ahead(e, here, packed.plane_bytes)
+            prefetch_ahead(e, first_time, here, packed.plane_bytes)
             raw = unpack.stored(e, packed, here)
             offset = e.times(block, block_bytes(planes))
             xs = [e.at(row, offset) for row in rows]

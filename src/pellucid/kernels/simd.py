@@ -24,10 +24,11 @@ from numba.core.datamodel.models import PrimitiveModel
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
 
-from pellucid.kernels.isa import choose
+from pellucid.kernels.isa import choose, stream_cache
 
 LANES = 16
 ISA = choose()
+STREAM_CACHE = stream_cache()
 
 i8, i16, i32, i64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 f16, f32, f64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -181,12 +182,18 @@ class Emitter:
             ]
         return entries[0]
 
-    def prefetch(self, address) -> None:
-        """Ask for the cache line at ``address``; never faults."""
+    def prefetch(self, address, nearest: int = 1) -> None:
+        """Ask for the cache line at ``address``, into a cache as near as this number says; never faults."""
         pointer = self.b.inttoptr(address, i8.as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
         function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
-        self.b.call(function, [pointer, ir.Constant(i32, 0), ir.Constant(i32, 3), ir.Constant(i32, 1)])
+        self.b.call(
+            function, [pointer, ir.Constant(i32, 0), ir.Constant(i32, 4 - nearest), ir.Constant(i32, 1)]
+        )
+
+    def prefetch_stream(self, address) -> None:
+        """Ask for a line of something long that is read once, front to back."""
+        self.prefetch(address, STREAM_CACHE)
 
 
 STORED = {"f32": f32, "f16": f16, "bf16": i16}
