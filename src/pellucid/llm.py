@@ -23,7 +23,8 @@ from pellucid import pipeline
 from pellucid.checks import whole
 from pellucid.errors import InvalidRequest
 from pellucid.inputs import Inputs, Message, Prompt
-from pellucid.kernels.attention import PAGE
+from pellucid.kernels import cached
+from pellucid.kernels.cached import PAGE
 from pellucid.kernels.library import Progress as CompileProgress
 from pellucid.messages import brief
 from pellucid.model import read_model
@@ -264,6 +265,7 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     activation_bits: int = 16,
+    kv_cache: str = "f16",
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
@@ -273,9 +275,9 @@ def load(
     ``context`` is how many tokens prompt and answer may have together (None: what the model was made for);
     ``threads`` None is one for each physical core. ``activation_bits`` is how finely activations meet quantised
     weights: 16 gives what the file means, to rounding; 8 is what other engines do, some 40 % faster on long prompts.
-    ``progress`` watches the download, ``compiling`` the kernels,
-    which are compiled once for a machine. ``before`` is called ahead of that, with what reads prompts: what it raises,
-    ``load`` raises.
+    ``kv_cache`` is what keys and values are kept in: "f16", "bf16", or "q8_0", which takes half the memory.
+    ``progress`` watches the download, ``compiling`` the kernels, which are compiled once for a machine. ``before`` is
+    called ahead of that, with what reads prompts: what it raises, ``load`` raises.
 
     Raises:
         ModelNotFound, SourceError: no such model, or it cannot be fetched.
@@ -288,7 +290,7 @@ def load(
 
     if threads is not None:
         threads = whole("threads", threads, 1, MOST_THREADS)
-    planes = activation_planes(activation_bits)
+    planes, kv_cache = activation_planes(activation_bits), cache_form(kv_cache)
     checkpoint = open_checkpoint(resolve(spec, progress=progress))
     try:
         model = read_model(checkpoint)
@@ -298,13 +300,20 @@ def load(
         tokenizer = load_tokenizer(checkpoint)
         if before is not None:
             before(Inputs(model.spec, tokenizer, tokens))
-        plan = pipeline.forward(model.spec, layouts(checkpoint, model), planes=planes)
+        plan = pipeline.forward(model.spec, layouts(checkpoint, model), planes, kv_cache)
         limits = Limits(tokens) if model.spec.causal else Limits(tokens, tokens=max(Limits.tokens, tokens))
         network = Network(checkpoint, model, plan, limits, threads or default_threads(), compiling)
         return LLM(checkpoint, network, tokenizer)
     except BaseException:
         checkpoint.close()
         raise
+
+
+def cache_form(name: str) -> str:
+    """What keys and values are kept in. Raises InvalidRequest unless it is one of ``cached.FORMS``."""
+    if name not in cached.FORMS:
+        raise InvalidRequest(f"kv_cache={brief(name)}: must be one of {', '.join(cached.FORMS)}")
+    return name
 
 
 def activation_planes(bits: int) -> int:

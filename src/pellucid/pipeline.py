@@ -29,12 +29,13 @@ from pellucid.sample.options import Options
 from pellucid.tokenize import Tokenizer
 
 
-def forward(spec: ModelSpec, layouts: Mapping[str, Packed], planes: int = 2) -> Plan:
+def forward(spec: ModelSpec, layouts: Mapping[str, Packed], planes: int = 2, kv_cache: str = "f16") -> Plan:
     """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D).
 
-    ``layouts`` and ``planes`` say how weights are packed and how finely activations meet them (``plan/builder.py``).
+    ``layouts`` and ``planes`` say how weights are packed and how finely activations meet them, ``kv_cache`` what keys
+    and values are kept in (``plan/builder.py``).
     """
-    plan = Builder(spec, layouts, planes)
+    plan = Builder(spec, layouts, planes, kv_cache)
     x = embed(plan)  # each token's row of the embedding matrix           (T, D)
     x = position(plan, x)  # where it stands: a vector added, or angles to turn by
     x = embedding_norm(plan, x)

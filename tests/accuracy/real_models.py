@@ -45,10 +45,10 @@ class Subject:
         return json.loads((GOLDENS / "llamacpp.json").read_text())[self.name]["variants"]
 
 
-def load(name: str, activation_bits: int) -> LLM:
+def load(name: str, activation_bits: int, kv_cache: str = "f16") -> LLM:
     checkpoint = open_checkpoint(resolve(name))
     model = read_model(checkpoint)
-    plan = pipeline.forward(model.spec, layouts(checkpoint, model), planes=activation_bits // 8)
+    plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits // 8, kv_cache)
     limits = Limits(2048, tokens=STEP, outputs=STEP)
     network = Network(checkpoint, model, plan, limits, default_threads())
     return LLM(checkpoint, network, load_tokenizer(checkpoint))

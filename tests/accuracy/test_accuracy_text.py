@@ -67,6 +67,20 @@ def test_eight_bit_activations_do_as_well_as_llamacpp(subject: Subject, record_p
     assert kl.mean() < 1.1 * llamacpp
 
 
+@pytest.mark.parametrize(("kv_cache", "most"), [("bf16", 1e-4), ("q8_0", 1e-3)])
+def test_what_other_forms_of_the_cache_cost(
+    subject: Subject, kv_cache: str, most: float, record_property: Record
+) -> None:
+    llm = load(subject.name, 16, kv_cache)
+    try:
+        _, kl = over_windows(llm.network, subject.windows)
+    finally:
+        llm.close()
+    record_property("kl_mean", float(kl.mean()))
+    print(f"{subject.name}, {kv_cache} keys and values: KL {kl.mean():.3g}")
+    assert kl.mean() < most
+
+
 def test_prompts_and_their_continuations_agree_with_float32(
     subject: Subject, record_property: Record
 ) -> None:

@@ -1,7 +1,7 @@
 """The same request gives the same bits: whatever else is in the batch, however the prompt is cut, however many threads.
 
 For every family's tiny models, and for a Llama in every format that discovery finds, with activations of 8 and 16
-bits. Whoever adds a family or a format is tested by having added it.
+bits, and for every form of the key/value cache. Whoever adds a family or a format is tested by having added it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from support.schedule import LENGTHS, QUANTISED, Model, Play, write_quantised_ll
 from support.tiny import DECODERS, TINY, network, opened
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels import isa
+from pellucid.kernels import cached, isa
 from pellucid.model import known_families
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence
 
-CASES = [(name, 16) for name in DECODERS] + [
-    (name, bits) for name in (*QUANTISED, "mixed") for bits in (8, 16)
+CASES = [
+    *[(name, 16, "f16") for name in DECODERS],
+    *[(name, bits, "f16") for name in (*QUANTISED, "mixed") for bits in (8, 16)],
+    *[("mixed", 16, form) for form in cached.FORMS if form != "f16"],
 ]
 few = settings(max_examples=6)
 threads = st.integers(1, 4)
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    name, bits = request.param
+    name, bits, kv_cache = request.param
     path = TINY.get(name)
     if path is None:
         file = tmp_path_factory.mktemp("bits") / f"{name}.gguf"
         path = write_quantised_llama(file, *(() if name == "mixed" else (name,)))
-    model = Model(path, bits)
+    model = Model(path, bits, kv_cache=kv_cache)
     yield model
     model.close()
 

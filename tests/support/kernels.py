@@ -14,7 +14,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pellucid.kernels.attention import PAGE, scratch_bytes
+from pellucid.kernels.attention import scratch_bytes
+from pellucid.kernels.cached import PAGE
 from pellucid.kernels.library import KernelKey, definition, shared
 from pellucid.kernels.record import Step
 
@@ -82,6 +83,7 @@ class Batch:
     token_ids: Sequence[int] = ()
     output_rows: Sequence[int] = ()
     head_dim: int = 16
+    value_dim: int = 0  # as head_dim
     most_threads: int = 4
     seed: int = 0
     keep: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -95,7 +97,7 @@ class Batch:
         table = np.full((len(counts), int(pages.max())), self.pool - 1, np.int32)
         for s, n in enumerate(pages):
             table[s, :n], order = order[:n], order[n:]
-        scratch = scratch_bytes(self.head_dim)
+        scratch = scratch_bytes(self.head_dim, self.value_dim or self.head_dim)
         arrays = {
             "token_ids": np.array(self.token_ids or [0] * total, np.int32),
             "positions": np.concatenate([p + np.arange(n) for p, n in zip(past, counts)]).astype(np.int32),
@@ -104,6 +106,8 @@ class Batch:
             "row_count": counts,
             "length": past + counts,
             "pages": table,
+            "memory_length": np.zeros(len(counts), np.int32),
+            "memory_pages": np.zeros_like(table),
             "scratch": guarded(scratch * self.most_threads, np.uint8),
         }
         self.keep = arrays

@@ -16,7 +16,7 @@ from support.tiny import write_llama
 from support.tokenizer_file import write_tokenizer
 
 import pellucid
-from pellucid.errors import CacheFull, ContextOverflow, InvalidRequest, KernelError
+from pellucid.errors import CacheFull, ContextOverflow, InvalidRequest, KernelError, UnsupportedModel
 from pellucid.llm import LLM
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence
@@ -257,6 +257,19 @@ def test_load_options_out_of_range(folder: Path, name: str, value: Any) -> None:
 def test_activation_bits_out_of_range(folder: Path, bits: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"activation_bits=.*16 or 8"):
         pellucid.load(folder, activation_bits=bits)
+
+
+@pytest.mark.parametrize("form", ["q4_0", "F16", 8, None])
+def test_forms_of_the_cache_that_are_not_there(folder: Path, form: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"kv_cache=.*must be one of f16, bf16, q8_0"):
+        pellucid.load(folder, kv_cache=form)
+
+
+def test_a_head_too_narrow_for_a_form_of_the_cache(folder: Path) -> None:
+    with pytest.raises(
+        UnsupportedModel, match=r"width 16 .*must be a multiple of 32 \(q8_0 keys and values\)"
+    ):
+        pellucid.load(folder, kv_cache="q8_0")
 
 
 def test_numbers_may_be_numpys(folder: Path) -> None:

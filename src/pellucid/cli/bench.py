@@ -46,6 +46,7 @@ def command(
     threads: common.Threads = None,
     context: common.Context = None,
     activation_bits: common.ActivationBits = 16,
+    kv_cache: common.KVCache = "f16",
     json: common.Json = False,
 ) -> None:
     """Speed of a model: reading prompts and making text, or sentence vectors, beside what the machine allows.
@@ -65,6 +66,7 @@ def command(
         threads,
         context,
         activation_bits,
+        kv_cache,
         before=lambda inputs: suite(inputs.spec, inputs.context, wishes),
     )
     workloads, notes = suite(llm.spec, llm.context, wishes)

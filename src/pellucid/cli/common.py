@@ -49,6 +49,12 @@ Model = Annotated[
 Threads = Annotated[int | None, count("Threads; one for each physical core by default.")]
 Context = Annotated[int | None, count("Tokens that prompt and answer may have; the model's by default.")]
 ActivationBits = Annotated[int, count("16 is exact to rounding; 8 is faster on long prompts.")]
+KVCache = Annotated[
+    str,
+    typer.Option(
+        help="What keys and values are kept in: f16, bf16, or q8_0 (half the memory).", metavar="FORM"
+    ),
+]
 Temperature = Annotated[float, _number("0 is greedy; higher is more varied.")]
 TopK = Annotated[int, count("Only the N most likely tokens; 0 is off.")]
 TopP = Annotated[float, _number("Only the likeliest tokens that sum to this; 1 is off.")]
@@ -150,6 +156,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     activation_bits: int = 16,
+    kv_cache: str = "f16",
     *,
     before: Callable[[Inputs], object],
 ) -> LLM:
@@ -162,6 +169,7 @@ def load(
             threads=threads,
             context=context,
             activation_bits=activation_bits,
+            kv_cache=kv_cache,
             progress=bars,
             compiling=bars.compiling,
             before=before,

@@ -31,6 +31,7 @@ def command(
     threads: common.Threads = None,
     context: common.Context = None,
     activation_bits: common.ActivationBits = 16,
+    kv_cache: common.KVCache = "f16",
     json: common.Json = False,
 ) -> None:
     """The program that a model is. Nothing is loaded, unless it is measured.
@@ -42,9 +43,10 @@ def command(
     """
     profile = None
     if measured:
-        plan, profile = _measure(model, prompt, threads, context, activation_bits)
+        plan, profile = _measure(model, prompt, threads, context, activation_bits, kv_cache)
     else:
-        plan = _plan(model, activation_bits, {"prompt": prompt, "threads": threads, "context": context})
+        only_measured = {"prompt": prompt, "threads": threads, "context": context}
+        plan = _plan(model, activation_bits, kv_cache, only_measured)
     if json and profile:
         common.print_json(_document(profile))
     elif json:
@@ -53,11 +55,11 @@ def command(
         _show(plan, shortened(plan.operations, whole), profile)
 
 
-def _plan(model: str, bits: int, only_measured: dict[str, int | None]) -> Plan:
+def _plan(model: str, bits: int, kv_cache: str, only_measured: dict[str, int | None]) -> Plan:
     """The plan, from the file's header."""
     from pellucid import pipeline
     from pellucid.errors import InvalidRequest
-    from pellucid.llm import activation_planes
+    from pellucid.llm import activation_planes, cache_form
     from pellucid.model import read_model
     from pellucid.plan.network import layouts
     from pellucid.weights.open import open_checkpoint
@@ -66,15 +68,15 @@ def _plan(model: str, bits: int, only_measured: dict[str, int | None]) -> Plan:
     for name, value in only_measured.items():
         if value is not None:
             raise InvalidRequest(f"--{name} is for what is measured: add --measured")
-    planes = activation_planes(bits)
+    planes, kv_cache = activation_planes(bits), cache_form(kv_cache)
     with common.progress() as bars:
         checkpoint = open_checkpoint(resolve(model, progress=bars))
     read = read_model(checkpoint)
-    return pipeline.forward(read.spec, layouts(checkpoint, read), planes=planes)
+    return pipeline.forward(read.spec, layouts(checkpoint, read), planes, kv_cache)
 
 
 def _measure(
-    model: str, prompt: int | None, threads: int | None, context: int | None, bits: int
+    model: str, prompt: int | None, threads: int | None, context: int | None, bits: int, kv_cache: str
 ) -> tuple[Plan, Profile]:
     """The plan of a loaded model and the times of a step."""
     from pellucid.checks import whole
@@ -87,7 +89,7 @@ def _measure(
             longest = min(inputs.context, Limits.tokens) if inputs.spec.causal else inputs.context
             whole("prompt", prompt, 1, longest, "a step holds no more")
 
-    llm = common.load(model, threads, context, bits, before=check)
+    llm = common.load(model, threads, context, bits, kv_cache, before=check)
     if prompt is None and llm.spec.causal:
         tokens, depth = 1, min(DEPTH, llm.context - 1)
     else:

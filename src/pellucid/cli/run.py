@@ -31,6 +31,7 @@ def command(
     threads: common.Threads = None,
     context: common.Context = None,
     activation_bits: common.ActivationBits = 16,
+    kv_cache: common.KVCache = "f16",
     json: common.Json = False,
 ) -> None:
     """Continue a text. The answer appears as it is made."""
@@ -42,7 +43,9 @@ def command(
             raise InvalidRequest("no prompt: give a text, or - to read it from standard input")
         prompt = sys.stdin.read()
     given = prompt
-    llm = common.load(model, threads, context, activation_bits, before=lambda inputs: inputs.prompt(given))
+    llm = common.load(
+        model, threads, context, activation_bits, kv_cache, before=lambda inputs: inputs.prompt(given)
+    )
     run = llm.start(given, **options)
     text = []
     for piece in run:

@@ -1,14 +1,17 @@
 """Attention over the paged key/value cache (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023).
 
-    out = softmax(mask(softcap(scale * q Kᵀ))) V
+    out = softmax(mask(softcap(scale * q Kᵀ) + bias)) V
 
-In: queries (T, H, K) float32; the layer's pages of keys and values. Out: (T, H, K) float32,
-perhaps as activation blocks too.
+In: queries (T, H, K) float32; the layer's pages of keys (G, K) and values (G, V) a token, as ``cached.py`` lays them
+out. Out: (T, H, V) float32, perhaps as activation blocks too.
 
-A page holds S tokens of every key/value head in float16: keys as (G, K, S), so that 16 tokens' scores are one
-vector and need no horizontal sum; values as (G, S, K). A *row* is one query head of one token. Rows that share a
-key/value head (heads of its group, or neighbouring tokens) walk the pages together in tiles of eight, up to eight tiles
-at once: each key and value is loaded once for a tile, and widened to float32 once for all tiles.
+``bias`` depends on a head and on how far a token is away (ALiBi: Press et al. 2022; relative positions: Raffel et al.
+2020). A head may have a *sink*, the score of a token that is not there: it takes part of the weight and gives nothing
+(Xiao et al. 2023). The keys may be those of the sequence itself or of another, its *memory* (cross attention).
+
+A *row* is one query head of one token. Rows that share a key/value head (heads of its group, or neighbouring tokens)
+walk the pages together in tiles of eight, up to eight tiles at once: each key and value is loaded once for a tile, and
+widened to float32 once for all tiles.
 
 The past is cut into *pieces* of 512 tokens, counted from the sequence's first. A piece has a softmax of its own,
 unnormalised, and is then joined to the pieces before it, as in Milakov and Gimelshein (2018):
@@ -21,17 +24,24 @@ summed in a fixed order, whatever rows walk beside it, however the step was cut,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.attention_tiles import scores_tile, softmax_of_rows, values_tile
+from pellucid.kernels.attention_tiles import (
+    scores_tile,
+    softmax_of_rows,
+    values_tile,
+    widen_keys,
+    widen_values,
+)
+from pellucid.kernels.cached import PAGE, SCALED, head_bytes, writer
 from pellucid.kernels.library import kernel
 from pellucid.kernels.quantize import block_bytes, quantize_block
 from pellucid.kernels.record import Address, Record, Step
 
-PAGE = 64  # S, tokens of a page
 ROWS = 8  # rows of a tile
 TOGETHER = 64  # rows that walk the pages together at most
 SPAN = 32  # tokens whose scores are taken at once
@@ -44,11 +54,12 @@ SCORES = (
 
 class CacheWrite(Record):
     k: Address  # (T, G * K) float32
-    v: Address  # (T, G * K) float32
+    v: Address  # (T, G * V) float32
     kv_heads: int  # G
-    head_dim: int  # K, a multiple of 16
-    keys: Address  # (G, K, S) float16 of page 0
-    values: Address  # (G, S, K) float16 of page 0
+    head_dim: int  # K, a multiple of cached.unit
+    value_dim: int  # V, too
+    keys: Address  # G heads of page 0, see cached.py
+    values: Address  # G heads of page 0
     page_bytes: int  # from one page to the next
 
 
@@ -56,21 +67,28 @@ class Attention(Record):
     q: Address  # (T, H * K) float32
     heads: int  # H
     kv_heads: int  # G
-    keys: Address  # (G, K, S) float16 of page 0
-    values: Address  # (G, S, K) float16 of page 0
+    keys: Address  # G heads of page 0, see cached.py
+    values: Address  # G heads of page 0
     page_bytes: int  # from one page to the next
     scale: float
     softcap: float  # 0: none
     causal: int  # 1: a token sees itself and what is before it; 0: all of its sequence
     window: int  # a token sees no further back than window - 1 tokens; 0: no limit
-    out: Address  # (T, H * K) float32
-    quantized: Address  # (T, H * K / 32) activation blocks, or 0: not wanted
+    biased: int  # 1: there is a bias
+    bias: Address  # float32: what is added to head 0's score of the token itself; of those after it, and before it
+    bias_stride: (
+        int  # bytes from one head to the next; 15 numbers behind the last token's may be read, not used
+    )
+    sinks: Address  # (H,) float32, or 0: none
+    memory: int  # 1: keys and values are those of the sequence's memory
+    out: Address  # (T, H * V) float32
+    quantized: Address  # (T, H * V / 32) activation blocks, or 0: not wanted
 
 
-def scratch_bytes(head_dim: int) -> int:
+def scratch_bytes(head_dim: int, value_dim: int) -> int:
     """Work space that a thread needs."""
-    row = head_dim * 4
-    return TOGETHER * (3 * row + SCORES + STATE) + PAGE * row
+    page = PAGE * 4 * max(head_dim, value_dim)
+    return TOGETHER * (4 * (head_dim + 2 * value_dim) + SCORES + STATE) + page
 
 
 def reference(
@@ -83,37 +101,53 @@ def reference(
     softcap: float = 0.0,
     causal: bool = True,
     window: int = 0,
+    bias: Callable[[NDArray[np.int64]], NDArray[Any]] | None = None,
+    sinks: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
-    """The same in float64, for one sequence: q (T, H, K), k and v (T', G, K), T' >= T."""
+    """The same in float64, for one sequence: q (T, H, K), k (T', G, K), v (T', G, V).
+
+    ``bias`` gives for distances, key minus query, (T, T'), what is added: (H, T, T').
+    """
     group = q.shape[1] // k.shape[1]
     k, v = (np.repeat(a.astype(np.float64), group, 1) for a in (k, v))
     scores = np.einsum("thk,shk->hts", q.astype(np.float64), k) * scale
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
     query, key = np.arange(len(q))[:, None] + first_position, np.arange(len(k))
+    if bias is not None:
+        scores = scores + bias(key - query)
     seen = np.ones((len(q), len(k)), bool)
     if causal:
         seen &= key <= query
     if window:
         seen &= key > query - window
     scores = np.where(seen, scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
+    sink = np.full((q.shape[1], 1, 1), -np.inf) if sinks is None else sinks.astype(np.float64)[:, None, None]
+    top = np.maximum(scores.max(-1, keepdims=True), sink)
+    weights = np.exp(scores - top)
+    weights /= weights.sum(-1, keepdims=True) + np.exp(sink - top)
     return np.asarray(np.einsum("hts,shk->thk", weights, v), np.float64)
 
 
 @kernel("cache_write", CacheWrite)
-def build_write(simd: Any) -> Any:
+def build_write(simd: Any, stored: str) -> Any:
+    """``stored`` is one of cached.FORMS."""
     at, step_at, load, load_i32 = CacheWrite.at, Step.at, simd.load_i64, simd.load_i32
-    splat, vmin, vmax = simd.splat, simd.vmin, simd.vmax
-    # Beyond float16 a number is kept at the largest: infinity times a weight of 0 would be NaN in the rows before it.
-    largest = np.float32(65504)
+    write_keys, write_values = writer(simd, stored)
+    some = head_bytes(stored, SCALED)
+
+    @simd.jit
+    def bytes_of(width):
+        """Of one head, whose width is known only here."""
+        return width * some // SCALED
 
     @simd.jit
     def body(record, step, thread, threads):
         k, v, heads = load(record + at.k), load(record + at.v), load(record + at.kv_heads)
-        width, keys, values = load(record + at.head_dim), load(record + at.keys), load(record + at.values)
-        head_bytes, page_bytes = width * PAGE * 2, load(record + at.page_bytes)
+        head_dim, value_dim = load(record + at.head_dim), load(record + at.value_dim)
+        keys, values = load(record + at.keys), load(record + at.values)
+        page_bytes = load(record + at.page_bytes)
+        spare = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes)
         # Split over all tokens' heads, as rotary and norms of heads are: a thread finds what it wrote itself.
         total = load(step + step_at.tokens) * heads
         begin, end = total * thread // threads, total * (thread + 1) // threads
@@ -125,81 +159,79 @@ def build_write(simd: Any) -> Any:
             start = load_i32(load(step + step_at.length) + 4 * s) - count
             pages = load(step + step_at.pages) + s * load(step + step_at.page_stride) * 4
             for i in range(max(begin, first * heads), min(end, (first + count) * heads)):
-                row, head = i // heads, i % heads
-                position = start + row - first
-                page, slot = load_i32(pages + position // PAGE * 4), position % PAGE
-                source = i * width * 4
-                base = page * page_bytes + head * head_bytes
-                for j in range(width):
-                    key = min(max(simd.load_f32(k + source + 4 * j), -largest), largest)
-                    simd.store_f16(keys + base + (j * PAGE + slot) * 2, key)
-                for j in range(0, width, 16):
-                    value = vmin(vmax(simd.vload(v + source + 4 * j), splat(-largest)), splat(largest))
-                    simd.vstore_f16(values + base + (slot * width + j) * 2, value)
+                position, head = start + i // heads - first, i % heads
+                page, slot = load_i32(pages + position // PAGE * 4) * page_bytes, position % PAGE
+                key, value = (
+                    keys + page + head * bytes_of(head_dim),
+                    values + page + head * bytes_of(value_dim),
+                )
+                write_keys(k + i * head_dim * 4, head_dim, key, slot, spare)
+                write_values(v + i * value_dim * 4, value_dim, value, slot, spare)
 
     return body
 
 
-def _walk(simd: Any, head_dim: int, planes: int) -> Any:
+def _walk(simd: Any, head_dim: int, value_dim: int, stored: str, planes: int) -> Any:
     """The whole of attention for up to ``TOGETHER`` rows; see ``walk``."""
     load, load_i32, load_f32, store_f32 = simd.load_i64, simd.load_i32, simd.load_f32, simd.store_f32
-    vload, vload_f16, vstore, splat, fma = simd.vload, simd.vload_f16, simd.vstore, simd.splat, simd.fma
+    vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
     vexp, lane0 = simd.vexp, simd.lane0
-    scores8, scores4, scores3, scores2, scores1 = (scores_tile(simd, n, PAGE, "f16") for n in (8, 4, 3, 2, 1))
-    values8, values4, values3, values2, values1 = (
-        values_tile(simd, n, head_dim, "f16") for n in (8, 4, 3, 2, 1)
+    scores8, scores4, scores3, scores2, scores1 = (
+        scores_tile(simd, n, head_dim, stored) for n in (8, 4, 3, 2, 1)
     )
-    wide_scores, wide_values = scores_tile(simd, ROWS, PAGE, "f32"), values_tile(simd, ROWS, head_dim, "f32")
+    values8, values4, values3, values2, values1 = (
+        values_tile(simd, n, value_dim, stored) for n in (8, 4, 3, 2, 1)
+    )
+    wide_scores, wide_values = (
+        scores_tile(simd, ROWS, head_dim, "f32"),
+        values_tile(simd, ROWS, value_dim, "f32"),
+    )
+    wider_keys, wider_values = widen_keys(simd, head_dim, stored), widen_values(simd, value_dim, stored)
     softmax, quantize = softmax_of_rows(simd), quantize_block(simd, planes)
     at, step_at = Attention.at, Step.at
-    row_bytes, page_head, q_bytes = head_dim * 4, head_dim * PAGE * 2, block_bytes(planes)
+    row_bytes, out_bytes, q_bytes = head_dim * 4, value_dim * 4, block_bytes(planes)
+    key_head, value_head = head_bytes(stored, head_dim), head_bytes(stored, value_dim)
     minus_infinity = np.float32(-np.inf)
 
     @simd.jit
-    def scores(rows, queries, keys, ahead, out):
+    def scores(rows, queries, keys, token, ahead, out):
         while rows > 0:
             if rows >= 8:
-                scores8(queries, head_dim, keys, ahead, out, SCORES)
+                scores8(queries, keys, token, ahead, out, SCORES)
                 done = 8
             elif rows >= 4:
-                scores4(queries, head_dim, keys, ahead, out, SCORES)
+                scores4(queries, keys, token, ahead, out, SCORES)
                 done = 4
             elif rows == 3:
-                scores3(queries, head_dim, keys, ahead, out, SCORES)
+                scores3(queries, keys, token, ahead, out, SCORES)
                 done = 3
             elif rows == 2:
-                scores2(queries, head_dim, keys, ahead, out, SCORES)
+                scores2(queries, keys, token, ahead, out, SCORES)
                 done = 2
             else:
-                scores1(queries, head_dim, keys, ahead, out, SCORES)
+                scores1(queries, keys, token, ahead, out, SCORES)
                 done = 1
             rows, queries, out = rows - done, queries + done * row_bytes, out + done * SCORES
 
     @simd.jit
-    def values(rows, weights, start, ahead, tokens, out):
+    def values(rows, weights, start, token, ahead, count, out):
         while rows > 0:
             if rows >= 8:
-                values8(weights, SCORES, start, ahead, tokens, out)
+                values8(weights, SCORES, start, token, ahead, count, out)
                 done = 8
             elif rows >= 4:
-                values4(weights, SCORES, start, ahead, tokens, out)
+                values4(weights, SCORES, start, token, ahead, count, out)
                 done = 4
             elif rows == 3:
-                values3(weights, SCORES, start, ahead, tokens, out)
+                values3(weights, SCORES, start, token, ahead, count, out)
                 done = 3
             elif rows == 2:
-                values2(weights, SCORES, start, ahead, tokens, out)
+                values2(weights, SCORES, start, token, ahead, count, out)
                 done = 2
             else:
-                values1(weights, SCORES, start, ahead, tokens, out)
+                values1(weights, SCORES, start, token, ahead, count, out)
                 done = 1
-            rows, weights, out = rows - done, weights + done * SCORES, out + done * row_bytes
-
-    @simd.jit
-    def widen(source, out):
-        """A page's keys or values of one head as float32."""
-        for i in range(0, head_dim * PAGE, 16):
-            vstore(out + 4 * i, vload_f16(source + 2 * i))
+            rows, weights, out = rows - done, weights + done * SCORES, out + done * out_bytes
 
     @simd.jit
     def next_page(pages, t0, end, page_bytes):
@@ -218,8 +250,18 @@ def _walk(simd: Any, head_dim: int, planes: int) -> Any:
         old, new = vexp(splat(top - highest)), vexp(splat(largest - highest))
         store_f32(state, highest)
         store_f32(state + 4, lane0(fma(splat(load_f32(state + 12)), new, splat(load_f32(state + 4)) * old)))
-        for i in range(0, row_bytes, 64):
+        for i in range(0, out_bytes, 64):
             vstore(totals + i, fma(vload(sums + i), new, vload(totals + i) * old))
+
+    @simd.jit
+    def share_of(state, sinks, head):
+        """What a row's sums are multiplied by: 1 / the sum of all weights, a sink's included."""
+        if sinks == 0:
+            return np.float32(1) / load_f32(state + 4)
+        top, sink = load_f32(state), load_f32(sinks + 4 * head)
+        highest = max(top, sink)
+        tokens, nothing = lane0(vexp(splat(top - highest))), lane0(vexp(splat(sink - highest)))
+        return tokens / (load_f32(state + 4) * tokens + nothing)
 
     @simd.jit
     def seen(earliest, latest, length, causal, window):
@@ -239,11 +281,17 @@ def _walk(simd: Any, head_dim: int, planes: int) -> Any:
         length = load_i32(load(step + step_at.length) + 4 * s)
         past = length - load_i32(load(step + step_at.row_count) + 4 * s)
         token0 = load_i32(load(step + step_at.first_row) + 4 * s)
-        pages = load(step + step_at.pages) + s * load(step + step_at.page_stride) * 4
+        pages = load(step + step_at.pages)
+        if load(record + at.memory) != 0:
+            length, pages = (
+                load_i32(load(step + step_at.memory_length) + 4 * s),
+                load(step + step_at.memory_pages),
+            )
+        pages += s * load(step + step_at.page_stride) * 4
         causal, window = load(record + at.causal), load(record + at.window)
         queries, sums = scratch, scratch + TOGETHER * row_bytes
-        totals, page = sums + TOGETHER * row_bytes, sums + 2 * TOGETHER * row_bytes
-        weights = page + PAGE * row_bytes
+        totals, page = sums + TOGETHER * out_bytes, sums + 2 * TOGETHER * out_bytes
+        weights = page + PAGE * max(row_bytes, out_bytes)
         states = weights + TOGETHER * SCORES
 
         scale = splat(np.float32(simd.load_f64(record + at.scale)))
@@ -255,13 +303,18 @@ def _walk(simd: Any, head_dim: int, planes: int) -> Any:
             )
             for i in range(0, row_bytes, 64):
                 vstore(queries + r * row_bytes + i, vload(q + i) * scale)
-                vstore(totals + r * row_bytes + i, splat(0.0))
+            for i in range(0, out_bytes, 64):
+                vstore(totals + r * out_bytes + i, splat(0.0))
             store_f32(states + r * STATE, minus_infinity)
             store_f32(states + r * STATE + 4, np.float32(0))
 
         cap = np.float32(simd.load_f64(record + at.softcap))
-        head, page_bytes = kv_head * page_head, load(record + at.page_bytes)
-        keys, stored = load(record + at.keys) + head, load(record + at.values) + head
+        page_bytes = load(record + at.page_bytes)
+        keys, stored = (
+            load(record + at.keys) + kv_head * key_head,
+            load(record + at.values) + kv_head * value_head,
+        )
+        bias, bias_stride = load(record + at.bias), load(record + at.bias_stride)
         begin, end = seen(past + first // group, past + (first + rows - 1) // group, length, causal, window)
         for piece in range(begin // PIECE * PIECE, end, PIECE):
             start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
@@ -269,7 +322,7 @@ def _walk(simd: Any, head_dim: int, planes: int) -> Any:
                 here = keys + load_i32(pages + t0 // PAGE * 4) * page_bytes
                 ahead = next_page(pages, t0, end, page_bytes)
                 if rows > ROWS:
-                    widen(here, page)
+                    wider_keys(here, page)
                 for sub in range(0, rows, ROWS):
                     count, row = min(ROWS, rows - sub), first + sub
                     low, high = seen(
@@ -278,9 +331,9 @@ def _walk(simd: Any, head_dim: int, planes: int) -> Any:
                     for t in range(max(low, t0), min(high, t0 + PAGE), SPAN):
                         q, to = queries + sub * row_bytes, weights + sub * SCORES + (t - piece) * 4
                         if rows > ROWS and count == ROWS:
-                            wide_scores(q, head_dim, page + (t - t0) * 4, 0, to, SCORES)
+                            wide_scores(q, page, t - t0, 0, to, SCORES)
                         else:
-                            scores(count, q, here + (t - t0) * 2, ahead, to)
+                            scores(count, q, here, t - t0, ahead, to)
 
             for sub in range(0, rows, ROWS):
                 count, row = min(ROWS, rows - sub), first + sub
@@ -295,16 +348,18 @@ def _walk(simd: Any, head_dim: int, planes: int) -> Any:
                         last = position + 1
                     if window != 0:
                         earliest = max(0, position - window + 1)
-                    row_weights = weights + r * SCORES + (low - piece) * 4
-                    softmax(row_weights, low, high, earliest, last, cap, states + r * STATE + 8)
-                    for i in range(0, row_bytes, 64):
-                        vstore(sums + r * row_bytes + i, splat(0.0))
+                    row_weights, row_bias = weights + r * SCORES + (low - piece) * 4, 0
+                    if load(record + at.biased) != 0:
+                        row_bias = bias + (kv_head * group + (first + r) % group) * bias_stride - position * 4
+                    softmax(row_weights, low, high, earliest, last, cap, row_bias, states + r * STATE + 8)
+                    for i in range(0, out_bytes, 64):
+                        vstore(sums + r * out_bytes + i, splat(0.0))
 
             for t0 in range(start, stop, PAGE):
                 here = stored + load_i32(pages + t0 // PAGE * 4) * page_bytes
                 ahead = next_page(pages, t0, end, page_bytes)
                 if rows > ROWS:
-                    widen(here, page)
+                    wider_values(here, page)
                 for sub in range(0, rows, ROWS):
                     count, row = min(ROWS, rows - sub), first + sub
                     low, high = seen(
@@ -312,35 +367,35 @@ def _walk(simd: Any, head_dim: int, planes: int) -> Any:
                     )
                     low, high = max(low, t0), min(high, t0 + PAGE)
                     if low < high:
-                        w, to = weights + sub * SCORES + (low - piece) * 4, sums + sub * row_bytes
+                        w, to = weights + sub * SCORES + (low - piece) * 4, sums + sub * out_bytes
                         if rows > ROWS and count == ROWS:
-                            wide_values(w, SCORES, page + (low - t0) * row_bytes, 0, high - low, to)
+                            wide_values(w, SCORES, page, low - t0, 0, high - low, to)
                         else:
-                            values(count, w, here + (low - t0) * row_bytes // 2, ahead, high - low, to)
+                            values(count, w, here, low - t0, ahead, high - low, to)
 
             for r in range(rows):
-                join(states + r * STATE, totals + r * row_bytes, sums + r * row_bytes)
+                join(states + r * STATE, totals + r * out_bytes, sums + r * out_bytes)
 
         quantized = load(record + at.quantized)
         for r in range(rows):
             row = first + r
             place = (token0 + row // group) * heads + kv_head * group + row % group
-            out = load(record + at.out) + place * row_bytes
-            share = splat(np.float32(1) / load_f32(states + r * STATE + 4))
-            for i in range(0, row_bytes, 64):
-                vstore(out + i, vload(totals + r * row_bytes + i) * share)
+            out = load(record + at.out) + place * out_bytes
+            share = splat(share_of(states + r * STATE, load(record + at.sinks), place % heads))
+            for i in range(0, out_bytes, 64):
+                vstore(out + i, vload(totals + r * out_bytes + i) * share)
             if quantized != 0:
-                for block in range(head_dim // 32):
-                    quantize(out + block * 128, quantized + (place * (head_dim // 32) + block) * q_bytes)
+                for block in range(value_dim // 32):
+                    quantize(out + block * 128, quantized + (place * (value_dim // 32) + block) * q_bytes)
 
     return walk
 
 
 @kernel("attention", Attention)
-def build(simd: Any, head_dim: int, planes: int) -> Any:
-    """``head_dim`` is K, a multiple of 16; ``planes`` of the activation blocks."""
+def build(simd: Any, head_dim: int, value_dim: int, stored: str, planes: int) -> Any:
+    """``head_dim`` is K, ``value_dim`` V; ``stored`` one of cached.FORMS; ``planes`` of the activation blocks."""
     at, step_at, load, load_i32 = Attention.at, Step.at, simd.load_i64, simd.load_i32
-    walk = _walk(simd, head_dim, planes)
+    walk = _walk(simd, head_dim, value_dim, stored, planes)
 
     @simd.jit
     def body(record, step, thread, threads):

@@ -1,8 +1,8 @@
 """The inner loops of attention: scores of a few rows, softmax of one, values of a few.
 
-A tile takes keys and values as the cache stores them, float16, or widened to float32; both give the same bits. From
-the cache they come a page at a time, and pages lie far from each other: no hardware guesses where the next one is. So a
-tile asks, line by line, for what lies ``ahead`` bytes further on.
+A tile takes keys and values as the cache stores them (``cached.py``), or widened to float32; both give the same bits.
+From the cache they come a page at a time, and pages lie far from each other: no hardware guesses where the next one is.
+So a tile asks, line by line, for what lies ``ahead`` bytes further on.
 """
 
 from __future__ import annotations
@@ -11,40 +11,44 @@ from typing import Any
 
 import numpy as np
 
+from pellucid.kernels import cached
 from pellucid.kernels.elementwise import tanh_vector
 
 REGISTERS = 16  # vectors of sums that a tile may have
-SIZE = {"f16": 2, "f32": 4}  # bytes of a number
 
 
-def load16(e: Any, simd: Any, address: Any, stored: str) -> Any:
-    """Sixteen stored numbers as float32."""
-    return e.widen(e.load(address, simd.vec(simd.STORED[stored]), SIZE[stored]), stored)
+def scores_tile(simd: Any, rows: int, width: int, stored: str) -> Any:
+    """Scores of ``rows`` queries (rows, K) with 32 tokens of a page, from ``token`` on.
 
-
-def scores_tile(simd: Any, rows: int, page: int, stored: str) -> Any:
-    """Scores of ``rows`` queries with 32 tokens: (queries, K, keys, ahead, out, bytes between its rows)."""
+    (queries, a head's keys in the page, token, ahead, out, bytes between its rows)
+    """
     from numba.core import cgutils
     from numba.core import types as t
     from numba.extending import intrinsic
 
+    blocks, columns = cached.blocks(stored, width)
+    size = cached.SIZE[stored]
+
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
-        queries, width, keys, ahead, out, stride = args
-        totals = [
-            [cgutils.alloca_once_value(builder, e.fill(simd.f32, 0.0)) for _ in range(2)] for _ in range(rows)
-        ]
-        row_bytes = e.times(width, 4)
-        starts = [e.at(queries, builder.mul(row_bytes, e.const(r))) for r in range(rows)]
-        with cgutils.for_range(builder, width) as loop:
-            key = e.at(keys, e.times(loop.index, page * SIZE[stored]))
-            if stored == "f16":
-                e.prefetch_stream(builder.add(key, ahead))
-            halves = [load16(e, simd, e.at(key, 16 * SIZE[stored] * h), stored) for h in range(2)]
-            for row, start in zip(totals, starts):
-                q = e.splat(e.load(e.at(start, e.times(loop.index, 4)), simd.f32))
-                for total, half in zip(row, halves):
-                    builder.store(e.fma(q, half, builder.load(total)), total)
+        queries, keys, token, ahead, out, stride = args
+        zero = e.fill(simd.f32, 0.0)
+        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
+        starts = [e.at(queries, width * 4 * r) for r in range(rows)]
+        with cgutils.for_range(builder, e.const(blocks)) as block:
+            scales = cached.key_scales(e, simd, stored, width, keys, block.index, token)
+            first = e.times(block.index, columns)
+            with cgutils.for_range(builder, e.const(columns)) as loop:
+                column = e.at(first, loop.index)
+                key = e.at(keys, e.times(e.at(e.times(column, cached.PAGE), token), size))
+                if stored != "f32":
+                    e.prefetch_stream(builder.add(key, ahead))
+                places = [e.at(key, 16 * size * h) for h in range(2)]
+                halves = [cached.load16(e, simd, stored, *each) for each in zip(places, scales)]
+                for row, start in zip(totals, starts):
+                    q = e.splat(e.load(e.at(start, e.times(column, 4)), simd.f32))
+                    for total, half in zip(row, halves):
+                        builder.store(e.fma(q, half, builder.load(total)), total)
         for r, row in enumerate(totals):
             where = e.at(out, builder.mul(stride, e.const(r)))
             for h, total in enumerate(row):
@@ -52,37 +56,43 @@ def scores_tile(simd: Any, rows: int, page: int, stored: str) -> Any:
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typingctx, queries, width, keys, ahead, out, stride):
+    def tile(typingctx, queries, keys, token, ahead, out, stride):
         return t.void(*[t.int64] * 6), emit
 
     return tile
 
 
-def values_tile(simd: Any, rows: int, head_dim: int, stored: str) -> Any:
-    """Add tokens' values, weighted: (weights, bytes between their rows, values, ahead, tokens, out)."""
+def values_tile(simd: Any, rows: int, width: int, stored: str) -> Any:
+    """Add ``count`` tokens' values, weighted, to ``rows`` sums (rows, V). The tokens are a page's, from ``token`` on.
+
+    (weights, bytes between their rows, a head's values in the page, token, ahead, count, out)
+    """
     from numba.core import cgutils
     from numba.core import types as t
     from numba.extending import intrinsic
 
-    vectors = head_dim // 16
+    vectors, size = width // 16, cached.SIZE[stored]
     widest = REGISTERS // rows  # sums are kept in registers, so more rows take fewer columns at once
     chunk = next(c for c in (4, 3, 2, 1) if vectors % c == 0 and c <= widest)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
-        weights, stride, values, ahead, tokens, out = args
+        weights, stride, values, first_token, ahead, count, out = args
         starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in range(rows)]
         for first in range(0, vectors, chunk):
             places = [[e.at(out, (r * vectors + first + c) * 64) for c in range(chunk)] for r in range(rows)]
             kind = simd.vec(simd.f32)
             totals = [[cgutils.alloca_once_value(builder, e.load(p, kind)) for p in row] for row in places]
-            with cgutils.for_range(builder, tokens) as loop:
-                value = e.at(values, e.times(loop.index, head_dim * SIZE[stored]))
-                places16 = [e.at(value, (first + c) * 16 * SIZE[stored]) for c in range(chunk)]
-                if stored == "f16":
-                    for place in places16[::2]:  # two to a line
+            with cgutils.for_range(builder, count) as loop:
+                token = e.at(first_token, loop.index)
+                columns = [16 * (first + c) for c in range(chunk)]
+                value = e.at(values, e.times(token, width * size))
+                stored16 = [e.at(value, column * size) for column in columns]
+                if stored != "f32":
+                    for place in stored16[:: 64 // (16 * size)]:  # a line holds several
                         e.prefetch_stream(builder.add(place, ahead))
-                loaded = [load16(e, simd, place, stored) for place in places16]
+                scales = [cached.value_scale(e, simd, stored, width, values, token, c) for c in columns]
+                loaded = [cached.load16(e, simd, stored, *each) for each in zip(stored16, scales)]
                 for row, start in zip(totals, starts):
                     weight = e.splat(e.load(e.at(start, e.times(loop.index, 4)), simd.f32))
                     for total, v in zip(row, loaded):
@@ -93,10 +103,67 @@ def values_tile(simd: Any, rows: int, head_dim: int, stored: str) -> Any:
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typingctx, weights, stride, values, ahead, tokens, out):
-        return t.void(*[t.int64] * 6), emit
+    def tile(typingctx, weights, stride, values, token, ahead, count, out):
+        return t.void(*[t.int64] * 7), emit
 
     return tile
+
+
+def widen_keys(simd: Any, width: int, stored: str) -> Any:
+    """A head's keys in a page, all tokens', as (K, S) float32: (keys, out)."""
+    from numba.core import cgutils
+
+    blocks, columns = cached.blocks(stored, width)
+
+    def emit(e: Any, keys: Any, out: Any) -> None:
+        with cgutils.for_range(e.b, e.const(blocks)) as block:
+            first = e.times(block.index, columns)
+            for token in range(0, cached.PAGE, 32):
+                scales = cached.key_scales(e, simd, stored, width, keys, block.index, e.const(token))
+                with cgutils.for_range(e.b, e.const(columns)) as loop:
+                    number = e.at(e.times(e.at(first, loop.index), cached.PAGE), token)
+                    for half, scale in enumerate(scales):
+                        _widen16(e, simd, stored, keys, e.at(number, 16 * half), scale, out)
+
+    return _copier(simd, emit)
+
+
+def widen_values(simd: Any, width: int, stored: str) -> Any:
+    """A head's values in a page, all tokens', as (S, V) float32: (values, out)."""
+    from numba.core import cgutils
+
+    def emit(e: Any, values: Any, out: Any) -> None:
+        with cgutils.for_range(e.b, e.const(cached.PAGE)) as loop:
+            for column in range(0, width, 16):
+                scale = cached.value_scale(e, simd, stored, width, values, loop.index, column)
+                _widen16(e, simd, stored, values, e.at(e.times(loop.index, width), column), scale, out)
+
+    return _copier(simd, emit)
+
+
+def _widen16(e: Any, simd: Any, stored: str, source: Any, number: Any, scale: Any, out: Any) -> None:
+    place = e.at(source, e.times(number, cached.SIZE[stored]))
+    e.store(cached.load16(e, simd, stored, place, scale), e.at(out, e.times(number, cached.SIZE["f32"])))
+
+
+def _copier(simd: Any, emit: Any) -> Any:
+    """(source, out), as a helper that kernels call."""
+    from numba.core import types as t
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def copy(typingctx, source, out):
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            emit(simd.Emitter(builder), *args)
+            return context.get_dummy_value()
+
+        return t.void(t.int64, t.int64), codegen
+
+    @simd.jit
+    def run(source, out):
+        copy(source, out)
+
+    return run
 
 
 def softmax_of_rows(simd: Any) -> Any:
@@ -106,8 +173,10 @@ def softmax_of_rows(simd: Any) -> Any:
     minus_infinity = np.float32(-np.inf)
 
     @simd.jit
-    def softmax(scores, base, end, first, last, cap, told):
+    def softmax(scores, base, end, first, last, cap, bias, told):
         """Tokens base <= t < end have scores; first <= t < last are seen, the rest gets weight 0.
+
+        ``bias`` is 0 or the address of what is added to token 0's score.
 
         The largest score and the sum of the weights go to ``told``: minus infinity and 0 if no token is seen.
         """
@@ -116,6 +185,8 @@ def softmax_of_rows(simd: Any) -> Any:
             x = vload(scores + (t - base) * 4)
             if cap != np.float32(0):
                 x = splat(cap) * tanh(x / splat(cap))
+            if bias != 0:
+                x = x + vload(bias + t * 4)
             if t < first or t + 16 > last:
                 x = keep(x, first - t, last - t, minus_infinity)
             vstore(scores + (t - base) * 4, x)

@@ -86,6 +86,8 @@ class Step(Record):
     row_count: Address  # (B,) int32, how many rows it has
     length: Address  # (B,) int32, its tokens after this step
     pages: Address  # (B, page_stride) int32, the sequence's pages in order
+    memory_length: Address  # (B,) int32, tokens of the other sequence that this one attends to; 0: none
+    memory_pages: Address  # (B, page_stride) int32, that one's pages
     page_stride: int
     scratch: Address  # per-thread work space
     scratch_bytes: int  # of one thread

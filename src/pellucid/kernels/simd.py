@@ -220,6 +220,20 @@ load_u32 = _scalar_load(i32, types.uint32, lambda b, v: v)
 load_u8 = _scalar_load(i8, types.int64, lambda b, v: b.zext(v, i64))
 load_f64 = _scalar_load(f64, types.float64, lambda b, v: v)
 load_f32 = _scalar_load(f32, types.float32, lambda b, v: v)
+load_f16 = _scalar_load(f16, types.float32, lambda b, v: b.fpext(v, f32))
+
+
+def _to_bf16(b, x):
+    """float32, or a vector of it, to the nearest bfloat16, ties to even: the upper halves of the bits."""
+    lanes = LANES if isinstance(x.type, ir.VectorType) else 0
+    kinds = (vec(i32), vec(i16)) if lanes else (i32, i16)
+
+    def number(n):
+        return ir.Constant(kinds[0], [n] * lanes if lanes else n)
+
+    bits = b.bitcast(x, kinds[0])
+    odd = b.and_(b.lshr(bits, number(16)), number(1))
+    return b.trunc(b.lshr(b.add(bits, b.add(odd, number(0x7FFF))), number(16)), kinds[1])
 
 
 def _scalar_store(kind, convert):
@@ -236,6 +250,7 @@ def _scalar_store(kind, convert):
 
 store_f32 = _scalar_store(types.float32, lambda b, v: v)
 store_f16 = _scalar_store(types.float32, lambda b, v: b.fptrunc(v, f16))
+store_bf16 = _scalar_store(types.float32, _to_bf16)
 store_i64 = _scalar_store(types.int64, lambda b, v: v)
 store_u32 = _scalar_store(types.uint32, lambda b, v: v)
 store_u8 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i8))
@@ -265,6 +280,7 @@ vstore = _vector_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(v
 vstore_f16 = _vector_op(
     types.void, (types.int64, F32x16), lambda e, a, v: e.store(e.b.fptrunc(v, vec(f16)), a, 2)
 )
+vstore_bf16 = _vector_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(_to_bf16(e.b, v), a, 2))
 vstore_i8 = _vector_op(
     types.void, (types.int64, I32x16), lambda e, a, v: e.store(e.b.trunc(v, vec(i8)), a, 1)
 )

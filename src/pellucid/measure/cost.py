@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pellucid.kernels.attention import PAGE
+from pellucid.kernels.cached import PAGE
 from pellucid.kernels.packed import Packed
 from pellucid.plan.network import Network
 from pellucid.plan.plan import Operation
@@ -75,6 +75,6 @@ def _cached_bytes(network: Network, op: Operation, chunks: Sequence[Chunk]) -> i
     nbytes = 0
     for layer in (int(name[6:]) for name in op.reads if name.startswith("cache.")):
         window = network.spec.blocks[layer].attention.window
-        per_token = 2 * network.cache.layers[layer].part_bytes // PAGE
+        per_token = network.cache.layers[layer].page_bytes // PAGE
         nbytes += per_token * sum(min(length, window or length) for length in lengths)
     return nbytes

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from pellucid.checks import whole
 from pellucid.errors import InvalidRequest
-from pellucid.kernels.attention import PAGE
+from pellucid.kernels.cached import PAGE
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.network import Limits, Network
 from pellucid.runtime import cache

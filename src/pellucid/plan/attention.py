@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pellucid.errors import UnsupportedModel
+from pellucid.kernels import cached
 from pellucid.kernels.library import KernelKey
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value
 from pellucid.plan.position import rotate
+from pellucid.runtime.cache import LayerShape
 
 
 def attention(plan: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
@@ -32,24 +34,30 @@ def attention(plan: Builder, layer: int, kind: Attention, x: str, out: str) -> s
 
 def _remember(plan: Builder, stage: str, layer: int, kind: Attention, k: str, v: str) -> None:
     """Keys and values into the cache's pages."""
-    if kind.head_dim % 16 or kind.heads % kind.kv_heads:
+    shape = LayerShape(kind.kv_heads, kind.head_dim, kind.head_dim, plan.kv_cache)
+    unit = cached.unit(shape.stored)
+    if kind.head_dim % unit or kind.heads % kind.kv_heads:
         raise UnsupportedModel(
-            f"{stage}: {kind.heads} heads of width {kind.head_dim} with {kind.kv_heads} key/value heads; "
-            "the width must be a multiple of 16 and the heads of the key/value heads"
+            f"{stage}: {kind.heads} heads of width {kind.head_dim} with {kind.kv_heads} key/value heads; the width "
+            f"must be a multiple of {unit} ({shape.stored} keys and values) and the heads of the key/value heads"
         )
+    plan.layers.append(shape)
     fields: dict[str, Value] = {
         "k": At(k),
         "v": At(v),
         "kv_heads": kind.kv_heads,
-        "head_dim": kind.head_dim,
+        "head_dim": shape.head_dim,
+        "value_dim": shape.value_dim,
         "keys": Cache(layer, "keys"),
         "values": Cache(layer, "values"),
         "page_bytes": PageBytes(),
     }
-    shape = f"(T, {kind.kv_heads}, {kind.head_dim})"
+    printed = f"(T, {kind.kv_heads}, {kind.head_dim}) {shape.stored}"
     shares = dict.fromkeys((k, v), heads(kind.kv_heads))
-    kernel = KernelKey("cache_write")
-    plan.emit(Operation(f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), shape, shares=shares))
+    kernel = KernelKey("cache_write", (shape.stored,))
+    plan.emit(
+        Operation(f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), printed, shares=shares)
+    )
 
 
 def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> str:
@@ -66,10 +74,16 @@ def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> s
         "softcap": kind.softcap,
         "causal": int(kind.causal),
         "window": kind.window,
+        "biased": 0,
+        "bias": 0,
+        "bias_stride": 0,
+        "sinks": 0,
+        "memory": 0,
         "out": At(attended),
         "quantized": 0,
     }
     shape = f"(T, {kind.heads}, {kind.head_dim})" + (f", window {kind.window}" if kind.window else "")
-    kernel = KernelKey("attention", (kind.head_dim, 1))
+    mine = plan.layers[layer]
+    kernel = KernelKey("attention", (mine.head_dim, mine.value_dim, mine.stored, 1))
     plan.emit(Operation(f"{stage}.attend", kernel, fields, (q, f"cache.{layer}"), (attended,), shape))
     return attended

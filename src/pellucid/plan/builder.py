@@ -15,6 +15,7 @@ from pellucid.kernels.quantize import block_bytes
 from pellucid.kernels.record import Step
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import LETTER, At, Buffer, Constant, Operation, Plan, Rows, Value, Vector, Weights
+from pellucid.runtime.cache import LayerShape
 
 COUNT: Mapping[Rows, int] = {
     "tokens": Step.at.tokens,
@@ -38,11 +39,12 @@ class Builder:
     """Collects a plan.
 
     ``layouts`` says how each slot's matrix will be packed; ``planes`` (1 or 2) how finely activations are quantised
-    for those that are integers.
+    for those that are integers; ``kv_cache``, one of ``cached.FORMS``, what keys and values are kept in.
     """
 
-    def __init__(self, spec: ModelSpec, layouts: Mapping[str, Packed], planes: int) -> None:
-        self.spec, self.layouts, self.planes = spec, layouts, planes
+    def __init__(self, spec: ModelSpec, layouts: Mapping[str, Packed], planes: int, kv_cache: str) -> None:
+        self.spec, self.layouts, self.planes, self.kv_cache = spec, layouts, planes, kv_cache
+        self.layers: list[LayerShape] = []
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {ZEROS: (0.0,) * ROWS}
@@ -138,4 +140,4 @@ class Builder:
 
     def finish(self, output: str) -> Plan:
         """The plan."""
-        return Plan(tuple(self.operations), self.buffers, self.constants, output)
+        return Plan(tuple(self.operations), self.buffers, self.constants, output, tuple(self.layers))

@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels.attention import PAGE, scratch_bytes
+from pellucid.kernels.attention import scratch_bytes
+from pellucid.kernels.cached import PAGE
 from pellucid.kernels.library import Progress
 from pellucid.kernels.packed import ROWS, Packed, round_up
 from pellucid.model.spec import Model
 from pellucid.plan.bind import allocate, bind, places
 from pellucid.plan.plan import At, Plan, Rows, Vector, Weights
 from pellucid.runtime.batch import Chunk, StepArrays
-from pellucid.runtime.cache import KVCache, LayerShape, Sequence
+from pellucid.runtime.cache import KVCache, Sequence
 from pellucid.runtime.executor import Executor, Program
 from pellucid.runtime.memory import Arena
 from pellucid.weights.checkpoint import Checkpoint
@@ -69,11 +70,9 @@ class Network:
         progress: Progress | None = None,
     ) -> None:
         self.spec, self.plan, self.limits = model.spec, plan, limits
-        attentions = [block.attention for block in self.spec.blocks]
-        shapes = [LayerShape(a.kv_heads, a.head_dim) for a in attentions]
         pages = -(-limits.context // PAGE)
-        self.cache = KVCache(shapes, pages)
-        scratch = scratch_bytes(max(a.head_dim for a in attentions))
+        self.cache = KVCache(plan.layers, pages)
+        scratch = max(scratch_bytes(layer.head_dim, layer.value_dim) for layer in plan.layers)
         self._step = StepArrays(limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads)
         rows: dict[Rows, int] = {
             "tokens": limits.tokens,

@@ -8,14 +8,20 @@ place_barriers  threads meet only where an operation needs what another thread h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from pellucid.kernels.library import KernelKey
 from pellucid.kernels.packed import BLOCK, ROWS
-from pellucid.plan.plan import EVERYONE, At, Constant, Operation, Plan
+from pellucid.plan.plan import EVERYONE, At, Constant, Operation, Plan, Value
 
-CAN_QUANTIZE = {"norm", "activation", "attention"}
+CAN_QUANTIZE: Mapping[
+    str, Callable[[Operation], Value]
+] = {  # and how wide the piece of a row is that a thread handles
+    "norm": lambda op: op.fields["width"],
+    "activation": lambda op: op.fields["width"],
+    "attention": lambda op: op.kernel.parameters[1],
+}
 
 
 def optimize(plan: Plan) -> Plan:
@@ -53,7 +59,7 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
 
 def _whole_blocks(op: Operation) -> bool:
     """Whether the unit that one thread handles is made of whole blocks."""
-    width = op.fields.get("width", op.kernel.parameters[0])
+    width = CAN_QUANTIZE[op.kernel.name](op)
     return isinstance(width, int) and width % BLOCK == 0
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from pellucid.kernels.library import KernelKey
+from pellucid.runtime.cache import LayerShape
 
 Rows = Literal["tokens", "outputs", "sequences"]
 LETTER: Mapping[Rows, str] = {"tokens": "T", "outputs": "R", "sequences": "B"}
@@ -107,13 +108,15 @@ class Operation:
 class Plan:
     """Operations in order, the buffers they use, and the constants that come along.
 
-    ``output`` is the buffer that a step is run for: logits (R, V), or sentence vectors (B, D).
+    ``output`` is the buffer that a step is run for: logits (R, V), or sentence vectors (B, D). ``layers`` is what the
+    cache keeps of each layer.
     """
 
     operations: tuple[Operation, ...]
     buffers: Mapping[str, Buffer]
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     output: str = ""
+    layers: tuple[LayerShape, ...] = ()
 
     def kernels(self) -> list[KernelKey]:
         """The kernels that it needs, each once."""

@@ -16,11 +16,13 @@ from pellucid.runtime.memory import aligned
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next tokens of one sequence. ``outputs`` is how many of its last rows' logits are wanted."""
+    """The next tokens of one sequence. ``outputs`` is how many of its last rows' logits are wanted; ``memory`` the
+    sequence whose tokens it attends to besides its own (what an encoder has left in the cache)."""
 
     sequence: Sequence
     tokens: Seq[int]
     outputs: int = 1
+    memory: Sequence | None = None
 
 
 class StepArrays:
@@ -40,6 +42,8 @@ class StepArrays:
         self.row_count = np.zeros(sequences, np.int32)
         self.length = np.zeros(sequences, np.int32)
         self.pages = np.zeros((sequences, pages), np.int32)
+        self.memory_length = np.zeros(sequences, np.int32)
+        self.memory_pages = np.zeros((sequences, pages), np.int32)
         self._scratch = aligned(scratch * threads)
         known = {
             "token_ids": _address(self.token_ids),
@@ -49,6 +53,8 @@ class StepArrays:
             "row_count": _address(self.row_count),
             "length": _address(self.length),
             "pages": _address(self.pages),
+            "memory_length": _address(self.memory_length),
+            "memory_pages": _address(self.memory_pages),
             "page_stride": pages,
             "scratch": _address(self._scratch),
             "scratch_bytes": scratch,
@@ -71,6 +77,9 @@ class StepArrays:
             self.first_row[index], self.row_count[index] = row, count
             self.length[index] = sequence.length + count
             self.pages[index, : len(sequence.pages)] = sequence.pages
+            memory = chunk.memory or Sequence()
+            self.memory_length[index] = memory.length
+            self.memory_pages[index, : len(memory.pages)] = memory.pages
             row += count
             self.output_rows[output : output + chunk.outputs] = np.arange(row - chunk.outputs, row)
             output += chunk.outputs

@@ -1,34 +1,41 @@
 """The key/value cache: one owner of fixed-size pages, handed to sequences as they grow.
 
-A page holds the keys and values of 64 tokens in every layer, one layer after the other (``kernels/attention.py``
-has the layout of a layer), so it can be copied, hashed or given back as one run of bytes. The memory of a page is
+A page holds the keys and values of 64 tokens in every layer, one layer after the other (``kernels/cached.py`` has the
+layout of a layer), so it can be copied, hashed or given back as one run of bytes. The memory of a page is
 given by the system when it is first touched: a large limit costs nothing until it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import CacheFull
-from pellucid.kernels.attention import PAGE
+from pellucid.kernels.cached import PAGE, head_bytes
 from pellucid.runtime.memory import aligned
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer's heads: G key/value heads of width K."""
+    """One layer's heads: G key/value heads, keys of width K and values of width V, in a form of ``cached.FORMS``."""
 
     kv_heads: int
     head_dim: int
+    value_dim: int
+    stored: str = "f16"
 
     @property
-    def part_bytes(self) -> int:
-        """Bytes of a page's keys in this layer, and of its values: float16."""
-        return self.kv_heads * self.head_dim * PAGE * 2
+    def key_bytes(self) -> int:
+        """Bytes of a page's keys in this layer."""
+        return self.kv_heads * head_bytes(self.stored, self.head_dim)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page's keys and values in this layer."""
+        return self.key_bytes + self.kv_heads * head_bytes(self.stored, self.value_dim)
 
 
 @dataclass
@@ -47,16 +54,16 @@ class KVCache:
             are free.
     """
 
-    def __init__(self, layers: list[LayerShape], pages: int) -> None:
-        self.layers = layers
+    def __init__(self, layers: Iterable[LayerShape], pages: int) -> None:
+        self.layers = tuple(layers)
         self.pages = pages
         self.reclaim: Callable[[], None] = lambda: None
         """Called when pages run out, to give back those that nobody is using."""
         self._offsets: list[int] = []
         self.page_bytes = 0
-        for layer in layers:
+        for layer in self.layers:
             self._offsets.append(self.page_bytes)
-            self.page_bytes += 2 * layer.part_bytes
+            self.page_bytes += layer.page_bytes
         total = self.page_bytes * pages
         try:
             self._memory: NDArray[np.uint8] = aligned(total)
@@ -74,7 +81,7 @@ class KVCache:
 
     def address(self, layer: int, part: str) -> int:
         """Where a layer's "keys" or "values" begin in page 0; page p is p * ``page_bytes`` further on."""
-        values = self.layers[layer].part_bytes if part == "values" else 0
+        values = self.layers[layer].key_bytes if part == "values" else 0
         return int(self._memory.ctypes.data) + self._offsets[layer] + values
 
     def extend(self, sequence: Sequence, tokens: int) -> None:

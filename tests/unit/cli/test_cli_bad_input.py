@@ -41,6 +41,7 @@ OPTIONS = [
     (("--threads", "0"), "threads=0: must be a whole number from 1 to"),
     (("--threads", "100000"), "threads=100000"),
     (("--activation-bits", "12"), "activation_bits=12: must be 16 or 8"),
+    (("--kv-cache", "q4_0"), "kv_cache='q4_0': must be one of f16, bf16, q8_0"),
     (("--context", "0"), "context=0: must be a whole number from 1 to 128"),
     (("--context", "129"), "context=129"),
     (("--stop", ""), "stop='': must be a string of 1"),

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.kernels import ULP, VEXP, Batch, assert_close, call, guarded, numbers, seeds
+from support.kernels import ULP, VEXP, Batch, assert_close, assert_guards, call, guarded, numbers, seeds
 
-from pellucid.kernels import attention, quantize
-from pellucid.kernels.attention import PAGE
+from pellucid.kernels import attention, cached, quantize
+from pellucid.kernels.cached import PAGE
 from pellucid.kernels.library import KernelKey
 from pellucid.kernels.record import Step
 
@@ -19,44 +19,100 @@ from pellucid.kernels.record import Step
 class Cache:
     """Pages of one layer, full of NaN until written, and the sequences' keys and values as rows."""
 
-    def __init__(self, batch: Batch, k: np.ndarray, v: np.ndarray, threads: int) -> None:
+    def __init__(self, batch: Batch, k: np.ndarray, v: np.ndarray, threads: int, stored: str = "f16") -> None:
         _, G, K = k.shape
-        self.batch = batch
-        self.keys = guarded((batch.pool, G, K, PAGE), np.float16)
-        self.values = guarded((batch.pool, G, PAGE, K), np.float16)
-        self.stored = {"keys": self.keys, "values": self.values, "page_bytes": G * K * PAGE * 2}
-        call(KernelKey("cache_write"), batch, threads, k=k, v=v, kv_heads=G, head_dim=K, **self.stored)
+        V = v.shape[-1]
+        self.batch, self.heads, self.widths, self.stored = batch, G, (K, V), stored
+        sizes = [G * cached.head_bytes(stored, width) for width in (K, V)]
+        self.memory = guarded((batch.pool, sum(sizes)), np.uint8)
+        address = self.memory.ctypes.data
+        self.places = {"keys": address, "values": address + sizes[0], "page_bytes": sum(sizes)}
+        widths = {"kv_heads": G, "head_dim": K, "value_dim": V}
+        call(KernelKey("cache_write", (stored,)), batch, threads, k=k, v=v, **widths, **self.places)
+        assert_guards(self.memory)
+
+    def part(self, which: str) -> np.ndarray:
+        """Keys (P, G, K, S) or values (P, G, S, V) as float32: what ``cached.py`` says that the bytes are."""
+        K, width = self.widths[0], self.widths[which == "values"]
+        size = self.heads * cached.head_bytes(self.stored, width)
+        start = self.heads * cached.head_bytes(self.stored, K) if which == "values" else 0
+        raw = self.memory[:, start : start + size].reshape(len(self.memory), self.heads, -1)
+        shape = (*raw.shape[:2], *((width, PAGE) if which == "keys" else (PAGE, width)))
+        if self.stored == "f16":
+            return raw.view(np.float16).reshape(shape).astype(np.float32)
+        if self.stored == "bf16":
+            return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        q, scales = raw[..., : width * PAGE].view(np.int8), raw[..., width * PAGE :].view(np.float16)
+        if which == "keys":
+            scales = np.repeat(scales.reshape(*raw.shape[:2], -1, PAGE), 32, 2)
+        else:
+            scales = np.repeat(scales.reshape(*raw.shape[:2], PAGE, -1), 32, 3)
+        return q.reshape(shape) * scales.astype(np.float32)
 
     def attend(self, q: np.ndarray, batch: Batch, threads: int, planes: int = 1, **how: Any) -> np.ndarray:
         T, H, K = q.shape
-        out = guarded(q.shape)
-        blocks = guarded((T, H * K // 32), quantize.block_dtype(planes)) if K % 32 == 0 else 0
-        how = {"scale": K**-0.5, "softcap": 0.0, "causal": 1, "window": 0} | how
-        heads = {"heads": H, "kv_heads": self.keys.shape[1]}
-        fields = {"q": q, "out": out, "quantized": blocks, **heads, **self.stored, **how}
-        call(KernelKey("attention", (K, planes)), batch, threads, **fields)
+        V = self.widths[1]
+        out = guarded((T, H, V))
+        blocks = guarded((T, H * V // 32), quantize.block_dtype(planes)) if V % 32 == 0 else 0
+        plain = {"scale": K**-0.5, "softcap": 0.0, "causal": 1, "window": 0, "sinks": 0, "memory": 0}
+        how = plain | {"biased": 0, "bias": 0, "bias_stride": 0} | how
+        heads = {"heads": H, "kv_heads": self.heads}
+        fields = {"q": q, "out": out, "quantized": blocks, **heads, **self.places, **how}
+        call(KernelKey("attention", (K, V, self.stored, planes)), batch, threads, **fields)
         if isinstance(blocks, np.ndarray):
-            assert blocks.tobytes() == quantize.reference(out.reshape(T, H * K), planes).tobytes()
+            assert blocks.tobytes() == quantize.reference(out.reshape(T, H * V), planes).tobytes()
         return out
 
 
-@given(seeds, st.lists(st.integers(1, 150), min_size=1, max_size=4), st.integers(1, 4), st.integers(1, 4))
-@settings(max_examples=30)
-def test_cache_holds_float16_of_what_was_written_and_nothing_else(
-    seed: int, counts: list[int], G: int, threads: int
+@pytest.mark.parametrize("stored", cached.FORMS)
+@given(
+    seeds,
+    st.lists(st.integers(1, 150), min_size=1, max_size=4),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.sampled_from(["normal", "zeros", "outlier", "tiny"]),
+)
+@settings(max_examples=20)
+def test_cache_holds_what_was_written_and_nothing_else(
+    stored: str, seed: int, counts: list[int], G: int, threads: int, kind: str
 ) -> None:
-    batch, total, K = Batch(counts, seed=seed), sum(counts), 16
-    k, v = numbers("normal", seed, total, G, K), numbers("wide", seed + 1, total, G, K)
-    cache = Cache(batch, k, v, threads)
-    want_keys = np.full(cache.keys.shape, np.nan, np.float16)
-    want_values = np.full(cache.values.shape, np.nan, np.float16)
+    batch, total, K, V = Batch(counts, seed=seed), sum(counts), 32, 96
+    k, v = numbers(kind, seed, total, G, K), numbers("wide", seed + 1, total, G, V)
+    cache = Cache(batch, k, v, threads, stored)
+    keys, values = cache.part("keys"), cache.part("values")
+    written = np.zeros((batch.pool, PAGE), bool)
     for s, first in enumerate(batch.keep["first_row"]):
         for i in range(counts[s]):
             page = batch.keep["pages"][s, i // PAGE]
-            want_keys[page, :, :, i % PAGE] = k[first + i]
-            want_values[page, :, i % PAGE] = v[first + i]
-    assert np.array_equal(cache.keys, want_keys, equal_nan=True)
-    assert np.array_equal(cache.values, want_values, equal_nan=True)
+            written[page, i % PAGE] = True
+            assert np.array_equal(keys[page, :, :, i % PAGE], cached.rounded(k[first + i], stored))
+            assert np.array_equal(values[page, :, i % PAGE], cached.rounded(v[first + i], stored))
+    untouched = guarded((1, 1), np.uint8)[0, 0]
+    for page in np.flatnonzero(~written.any(-1)):
+        assert (cache.memory[page] == untouched).all()
+
+
+def test_what_the_cache_rounds_to() -> None:
+    """``cached.rounded``, the oracle of the test above, against numbers that can be checked by eye."""
+    x = np.float32([1.0, 1 / 3, -70000.0, *[0.0] * 29])
+    assert cached.rounded(x, "f16")[:3].tolist() == [1.0, 0.333251953125, -65504.0]
+    assert cached.rounded(x, "bf16")[:3].tolist() == [1.0, 0.333984375, -70144.0]
+    assert cached.rounded(np.float32([127.0, 63.4, 0.5, *[0.0] * 29]), "q8_0")[:3].tolist() == [
+        127.0,
+        63.0,
+        0.0,
+    ]
+
+
+def bias_table(kind: str, H: int, most: int, seed: int) -> tuple[np.ndarray, Any]:
+    """What is added for every distance from -most on, (H, 2 * most + 15) with NaN where none is, and as a function."""
+    table = np.full((H, 2 * most + 15), np.nan, np.float32)
+    if kind == "alibi":
+        slopes = np.float32(2.0 ** (-8 * np.arange(1, H + 1) / H))
+        table[:, : 2 * most] = slopes[:, None] * np.arange(-most, most, dtype=np.float32)
+    else:
+        table[:, : 2 * most] = numbers("normal", seed + 9, H, 2 * most)
+    return table, lambda distance: table[:, distance + most].astype(np.float64)
 
 
 heads = st.sampled_from([(1, 1), (3, 3), (8, 1), (6, 2), (4, 2), (5, 1), (7, 1)])  # H, G: groups of 1 to 8
@@ -64,8 +120,14 @@ pasts = st.integers(0, 140) | st.sampled_from([500, 511, 512, 513, 1030])  # aro
 sequences = st.lists(st.tuples(pasts, st.integers(1, 20)), min_size=1, max_size=3)  # past, new
 
 
-@pytest.mark.parametrize(("K", "planes"), [(16, 1), (64, 2), (96, 1), (256, 2)])
-@settings(max_examples=40)
+FORMS = [
+    (16, 16, "f16", 1), (64, 64, "f16", 2), (96, 96, "f16", 1), (256, 256, "f16", 2),
+    (48, 32, "f16", 1), (32, 64, "bf16", 1), (64, 64, "q8_0", 2), (192, 128, "q8_0", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("K", "V", "stored", "planes"), FORMS)
+@settings(max_examples=25)
 @given(
     seeds,
     sequences,
@@ -74,10 +136,14 @@ sequences = st.lists(st.tuples(pasts, st.integers(1, 20)), min_size=1, max_size=
     st.sampled_from([0, 0, 1, 8, 33, 64, 100, 600]),
     st.sampled_from([0.0, 0.0, 2.0, 50.0]),
     st.sampled_from([("normal", "normal"), ("outlier", "normal"), ("equal", "wide"), ("zeros", "normal")]),
+    st.sampled_from(["", "", "alibi", "any"]),
+    st.booleans(),
     st.integers(1, 4),
 )
 def test_attention_is_within_rounding_of_float64(
     K: int,
+    V: int,
+    stored: str,
     planes: int,
     seed: int,
     sequences: list[tuple[int, int]],
@@ -86,37 +152,48 @@ def test_attention_is_within_rounding_of_float64(
     window: int,
     softcap: float,
     kinds: tuple[str, str],
+    biased: str,
+    sink: bool,
     threads: int,
 ) -> None:
     (H, G), scale = heads, K**-0.5
     window = window if causal else 0
     lengths = [past + new for past, new in sequences]
-    whole = Batch(lengths, seed=seed, head_dim=K)
+    whole = Batch(lengths, seed=seed, head_dim=K, value_dim=V)
     k = numbers("normal", seed, sum(lengths), G, K)
-    v = numbers(kinds[1], seed + 1, sum(lengths), G, K)
+    v = numbers(kinds[1], seed + 1, sum(lengths), G, V)
     q = numbers(kinds[0], seed + 2, sum(new for _, new in sequences), H, K)
-    cache = Cache(whole, k, v, threads)
-    batch = Batch([n for _, n in sequences], [p for p, _ in sequences], seed=seed, head_dim=K)
-    how = {"scale": scale, "softcap": softcap, "causal": int(causal), "window": window}
+    cache = Cache(whole, k, v, threads, stored)
+    batch = Batch([n for _, n in sequences], [p for p, _ in sequences], seed=seed, head_dim=K, value_dim=V)
+    how: dict[str, Any] = {"scale": scale, "softcap": softcap, "causal": int(causal), "window": window}
+    more: dict[str, Any] = {}
+    if biased:
+        table, more["bias"] = bias_table(biased, H, max(lengths), seed)
+        how |= {"biased": 1, "bias": table[:, max(lengths) :].ctypes.data, "bias_stride": table.strides[0]}
+    if sink:
+        how["sinks"] = more["sinks"] = numbers("normal", seed + 3, H) * np.float32(3)
     got = cache.attend(q, batch, threads, planes, **how)
-    stored = [x.astype(np.float16).astype(np.float64) for x in (k, v)]
+    kept = [cached.rounded(x, stored).astype(np.float64) for x in (k, v)]
     row = token = 0
     for past, new in sequences:
-        mine, (keys, values) = q[row : row + new], (x[token : token + past + new] for x in stored)
-        said = {"scale": scale, "softcap": softcap, "causal": causal, "window": window}
+        mine, (keys, values) = q[row : row + new], (x[token : token + past + new] for x in kept)
+        said = {"scale": scale, "softcap": softcap, "causal": causal, "window": window, **more}
         want = attention.reference(mine, keys, values, past, **said)
         # A score: K + 2 roundings of partial sums no larger than the sum of |products|. With a cap, tanh adds its
         # own, a few roundings of a number up to the cap. Errors of scores are relative errors of weights.
         products = np.einsum("thk,shk->hts", np.abs(mine), np.repeat(np.abs(keys), H // G, 1)) * scale
         score = (K + 3) * ULP * products.max() + 8 * ULP * min(softcap, products.max() + 1)
+        if biased:  # one more sum; a bias is at most this
+            score += 2 * ULP * (products.max() + np.abs(table[:, : 2 * max(lengths)]).max())
         # A weight: also its exponential's; then a sum as long as the past, above and below the line.
-        relative = 2 * (score + VEXP) + (past + new + 20) * ULP
+        relative = 2 * (score + VEXP) + (past + new + 20) * ULP + (2 * VEXP + 8 * ULP) * sink
         size = attention.reference(mine, keys, np.abs(values), past, **said)
         assert_close(got[row : row + new], want, relative * size + 1e-30)
         row, token = row + new, token + past + new
 
 
-@settings(max_examples=25)
+@pytest.mark.parametrize("stored", cached.FORMS)
+@settings(max_examples=15)
 @given(
     seeds,
     st.lists(st.integers(1, 90) | st.sampled_from([520, 1100]), min_size=1, max_size=3),
@@ -126,19 +203,25 @@ def test_attention_is_within_rounding_of_float64(
     st.integers(1, 4),
 )
 def test_a_row_has_the_same_bits_however_steps_are_cut(
-    seed: int, lengths: list[int], heads: tuple[int, int], window: int, cuts: list[int], threads: int
+    stored: str,
+    seed: int,
+    lengths: list[int],
+    heads: tuple[int, int],
+    window: int,
+    cuts: list[int],
+    threads: int,
 ) -> None:
-    (H, G), K = heads, 16
-    whole = Batch(lengths, seed=seed)
+    (H, G), K = heads, 32
+    whole = Batch(lengths, seed=seed, head_dim=K)
     k, v = (numbers("normal", seed + i, sum(lengths), G, K) for i in range(2))
     q = numbers("normal", seed + 2, sum(lengths), H, K)
-    cache = Cache(whole, k, v, 1)
+    cache = Cache(whole, k, v, 1, stored)
     together = cache.attend(q, whole, threads, window=window)
     for s, first in enumerate(whole.keep["first_row"]):
         done = 0
         while done < lengths[s]:
             n = min(cuts[(s + done) % len(cuts)], lengths[s] - done)
-            part = Batch([n], [done])
+            part = Batch([n], [done], head_dim=K)
             pages = np.ascontiguousarray(whole.keep["pages"][s : s + 1])
             part.keep["pages"], part.record[Step.at.pages // 8] = pages, pages.ctypes.data
             rows = slice(first + done, first + done + n)
@@ -175,8 +258,28 @@ def test_numbers_beyond_float16_are_kept_at_its_largest_and_leave_earlier_tokens
     batch = Batch([6])
     cache = Cache(batch, k, v, 1)
     page = batch.keep["pages"][0, 0]
-    assert (cache.keys[page, 0, :, 5] == sign * 65504).all()
-    assert (cache.values[page, 0, 5] == sign * 65504).all()
+    assert (cache.part("keys")[page, 0, :, 5] == sign * 65504).all()
+    assert (cache.part("values")[page, 0, 5] == sign * 65504).all()
     out = cache.attend(q, batch, 1)
     assert np.array_equal(out[:5], before[:5])
     assert np.isfinite(out).all()
+
+
+def test_cross_attention_reads_the_memory_and_not_the_sequence_itself() -> None:
+    """Two sequences, whose memories have 90 and 7 tokens, beside keys and values of their own."""
+    K, H, G = 32, 4, 2
+    whole = Batch([90, 7, 3, 5], seed=1, head_dim=K)
+    k, v = (numbers("normal", seed, 105, G, K) for seed in (1, 2))
+    cache = Cache(whole, k, v, 1)
+    q = numbers("normal", 3, 8, H, K)
+    batch = Batch([3, 5], head_dim=K)
+    for name, rows in (("pages", (2, 3)), ("memory_pages", (0, 1))):
+        batch.keep[name] = np.ascontiguousarray(whole.keep["pages"][list(rows)])
+        batch.record[getattr(Step.at, name) // 8] = batch.keep[name].ctypes.data
+    batch.record[Step.at.page_stride // 8] = whole.keep["pages"].shape[1]
+    batch.keep["memory_length"][:] = 90, 7
+    got = cache.attend(q, batch, 2, causal=0, memory=1)
+    kept = [cached.rounded(x, "f16") for x in (k, v)]
+    for rows, tokens in ((slice(0, 3), slice(0, 90)), (slice(3, 8), slice(90, 97))):
+        want = attention.reference(q[rows], *(x[tokens] for x in kept), scale=K**-0.5, causal=False)
+        assert np.abs(got[rows] - want).max() < 1e-5

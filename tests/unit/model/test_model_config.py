@@ -372,7 +372,7 @@ def test_tensors_that_nobody_needs_do_no_harm(tmp_path: Path) -> None:
 
 def test_context_that_no_machine_has_is_an_error_not_a_crash() -> None:
     with pytest.raises(CacheFull, match="smaller context"):
-        KVCache([LayerShape(1 << 16, 1 << 12)] * 1000, 1 << 18)
+        KVCache([LayerShape(1 << 16, 1 << 12, 1 << 12)] * 1000, 1 << 18)
 
 
 def test_folder_without_config(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pellucid.errors import CacheFull
-from pellucid.kernels.attention import PAGE
+from pellucid.kernels.cached import PAGE
 from pellucid.runtime.cache import KVCache, LayerShape, Sequence
 
 PAGES, SEQUENCES = 7, 4
@@ -19,7 +19,7 @@ which = st.integers(0, SEQUENCES - 1)
 class Accounts(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.cache = KVCache([LayerShape(2, 16)], PAGES)
+        self.cache = KVCache([LayerShape(2, 16, 16)], PAGES)
         self.sequences = [Sequence() for _ in range(SEQUENCES)]
 
     @rule(which=which, tokens=st.integers(1, 3 * PAGE), run=st.booleans())
@@ -66,7 +66,7 @@ test_accounts = Accounts.TestCase
 
 
 def test_pages_that_nobody_uses_are_asked_for_before_a_sequence_is_refused() -> None:
-    cache, idle, sequence, asked = KVCache([LayerShape(1, 16)], 2), Sequence(), Sequence(), []
+    cache, idle, sequence, asked = KVCache([LayerShape(1, 16, 16)], 2), Sequence(), Sequence(), []
 
     def reclaim() -> None:
         asked.append(True)
@@ -83,7 +83,7 @@ def test_pages_that_nobody_uses_are_asked_for_before_a_sequence_is_refused() -> 
 
 
 def test_layers_and_parts_share_no_byte_of_a_page() -> None:
-    layers = [LayerShape(2, 16), LayerShape(1, 64), LayerShape(3, 32)]
+    layers = [LayerShape(2, 16, 16), LayerShape(1, 64, 64), LayerShape(3, 32, 32)]
     cache = KVCache(layers, 5)
     starts = []
     for i, layer in enumerate(layers):
@@ -96,4 +96,4 @@ def test_layers_and_parts_share_no_byte_of_a_page() -> None:
 
 def test_what_a_large_cache_costs_is_said_when_the_machine_does_not_give_it() -> None:
     with pytest.raises(CacheFull, match="GB, more than this machine gives: load with a smaller context"):
-        KVCache([LayerShape(1 << 20, 1 << 14)], 1 << 10)
+        KVCache([LayerShape(1 << 20, 1 << 14, 1 << 14)], 1 << 10)

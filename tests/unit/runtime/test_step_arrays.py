@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.errors import CacheFull
-from pellucid.kernels.attention import PAGE
+from pellucid.kernels.cached import PAGE
 from pellucid.kernels.record import Step
 from pellucid.runtime.batch import Chunk, StepArrays
 from pellucid.runtime.cache import KVCache, LayerShape, Sequence
@@ -23,7 +23,7 @@ def word(arrays: StepArrays, field: str) -> int:
 
 @given(st.lists(counts, min_size=1, max_size=3))
 def test_a_step_says_where_every_token_is(steps: list[list[tuple[int, int, int]]]) -> None:
-    cache = KVCache([LayerShape(1, 16)], 30)
+    cache = KVCache([LayerShape(1, 16, 16)], 30)
     arrays = StepArrays(tokens=180, outputs=180, sequences=6, pages=30, scratch=128, threads=2)
     for step in steps:
         chunks = []
@@ -55,13 +55,13 @@ def test_a_step_says_where_every_token_is(steps: list[list[tuple[int, int, int]]
 
 def test_scratch_begins_at_a_cache_line() -> None:
     arrays = StepArrays(8, 8, 1, 1, scratch=192, threads=3)
-    arrays.fill([Chunk(Sequence(), [1])], KVCache([LayerShape(1, 16)], 1))
+    arrays.fill([Chunk(Sequence(), [1])], KVCache([LayerShape(1, 16, 16)], 1))
     assert word(arrays, "scratch") % 64 == 0
     assert word(arrays, "scratch_bytes") == 192
 
 
 def test_a_sequence_that_gets_no_pages_is_refused_and_does_not_grow() -> None:
-    cache, arrays = KVCache([LayerShape(1, 16)], 2), StepArrays(300, 1, 2, 2, 64, 1)
+    cache, arrays = KVCache([LayerShape(1, 16, 16)], 2), StepArrays(300, 1, 2, 2, 64, 1)
     first, second = Sequence(), Sequence()
     with pytest.raises(CacheFull, match=f"{PAGE + 1} tokens need 2 more pages"):
         arrays.fill([Chunk(first, [1], 0), Chunk(second, [1] * (PAGE + 1))], cache)
