@@ -2,12 +2,13 @@
 # make test    everything that CI runs: make check, then all tests
 # make check   formatting, lint, types, the order of imports between folders
 # make bench   speed beside that of the peers that are there (make bench-peers sets them up); BENCH=--quick: in short
+# make bench-agreement   how far Pellucid and llama.cpp are from the float32 run of the same file
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check bench bench-peers clean
+.PHONY: run test check bench bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -23,6 +24,9 @@ check: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/python bench/compare.py $(BENCH)
+
+bench-agreement: $(VENV)/dev
+	$(BIN)/python bench/agreement.py $(BENCH)
 
 bench-peers:
 	$(PYTHON) bench/peers.py $(PEERS)

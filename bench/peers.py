@@ -25,7 +25,7 @@ from typing import Any
 HERE = Path(__file__).parent
 FOLDER = HERE / ".peers"
 LLAMA_CPP_PYTHON = "0.3.36"
-TOOLS = ("llama-bench", "llama-batched-bench", "llama-quantize")
+TOOLS = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-perplexity")
 WARM_UP = 64  # tokens that llama-bench reads before a prompt that is timed
 CELLS = 256  # llama.cpp gives a sequence a multiple of so many tokens of context
 PATIENCE = 600  # seconds until a peer that does not answer is given up

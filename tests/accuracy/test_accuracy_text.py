@@ -55,7 +55,7 @@ def test_windows_agree_with_float32(subject: Subject, record_property: Record) -
     assert kl.mean() < 1e-4 < llamacpp
 
 
-def test_eight_bit_activations_do_as_well_as_llamacpp(subject: Subject, record_property: Record) -> None:
+def test_eight_bit_activations_do_better_than_llamacpp(subject: Subject, record_property: Record) -> None:
     llm = load(subject.name, 8)
     try:
         _, kl = over_windows(llm.network, subject.windows)
@@ -64,7 +64,7 @@ def test_eight_bit_activations_do_as_well_as_llamacpp(subject: Subject, record_p
     llamacpp = subject.llamacpp["default"]["kl_top64"]
     record_property("kl_mean", float(kl.mean()))
     print(f"{subject.name}, 8 bits: KL {kl.mean():.3g}, llama.cpp {llamacpp:.3g}")
-    assert kl.mean() < 1.1 * llamacpp
+    assert kl.mean() < 0.8 * llamacpp
 
 
 @pytest.mark.parametrize(("kv_cache", "most"), [("bf16", 1e-4), ("q8_0", 1e-3)])

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Count, Record
 
+FINEST = 2  # planes
 LARGEST = {1: 127, 2: 127 * 128}
 SMALLEST = 1e-30  # a block whose largest value is below this is nearly zero: LARGEST / max must stay finite
 

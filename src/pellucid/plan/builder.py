@@ -70,9 +70,9 @@ class Builder:
         """Columns of a buffer."""
         return self.buffers[buffer].width
 
-    def quantized(self, x: str, stage: str) -> str:
+    def quantized(self, x: str, stage: str, planes: int) -> str:
         """A buffer as activation blocks; emitted once until the buffer changes."""
-        width, rows, planes = self.width_of(x), self.buffers[x].rows, self.planes
+        width, rows = self.width_of(x), self.buffers[x].rows
         blocks = self.buffer(f"{x}.q{8 * planes}", width, rows, planes=planes)
         if blocks not in self._quantized:
             fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks), "rows": COUNT[rows]}
@@ -81,8 +81,10 @@ class Builder:
             self._quantized.add(blocks)
         return blocks
 
-    def linear(self, stage: str, x: str, slot: str, outputs: int, out: str, *, bias: bool = False) -> str:
-        """out = x Wᵀ (+ bias): the matrix of ``slot``.weight, (outputs, width of x).
+    def linear(
+        self, stage: str, x: str, slot: str, outputs: int, out: str, *, bias: bool = False, planes: int = 0
+    ) -> str:
+        """out = x Wᵀ (+ bias): the matrix of ``slot``.weight, (outputs, width of x); ``planes`` other than the plan's.
 
         Raises:
             UnsupportedModel: the layout needs a width that is a multiple of its blocks.
@@ -110,9 +112,10 @@ class Builder:
                 raise UnsupportedModel(
                     f"{stage}: width {width} is not a multiple of the format's {packed.unit}"
                 )
-            kernel = KernelKey("matmul_int8", (packed, self.planes))
-            source = self.quantized(x, stage)
-            fields |= {"x": At(source), "x_stride": width // BLOCK * block_bytes(self.planes)}
+            planes = planes or self.planes
+            kernel = KernelKey("matmul_int8", (packed, planes))
+            source = self.quantized(x, stage, planes)
+            fields |= {"x": At(source), "x_stride": width // BLOCK * block_bytes(planes)}
         self.emit(
             Operation(
                 stage,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pellucid.kernels.library import KernelKey
+from pellucid.kernels.quantize import FINEST
 from pellucid.plan.builder import COUNT, Builder
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value
@@ -36,7 +37,9 @@ def project(plan: Builder, x: str) -> str:
     head, pooling = plan.spec.head, plan.spec.pooling
     if head:
         slot = "embed" if head.tied else "project"
-        logits = plan.linear("project", x, slot, plan.spec.embedding.vocabulary, "logits")
+        # Of few rows the finer activations cost next to nothing, and nothing after them evens an error out:
+        # SmolLM2 with 8 bits is 2.7e-3 nats from float32 without this, 1.8e-3 with it.
+        logits = plan.linear("project", x, slot, plan.spec.embedding.vocabulary, "logits", planes=FINEST)
         if head.softcap:
             width = plan.width_of(logits)
             fields: dict[str, Value] = {

@@ -1,0 +1,213 @@
+"""How far Pellucid and llama.cpp are from the float32 run of the same file: divergence, likeliest token.
+
+    python bench/agreement.py [--models NAME...] [--windows 4] [--text FILE] [--threads N]
+
+The text is cut into windows of 512 tokens, and the second half of each is scored over the whole vocabulary. The float32
+run is that of transformers (float32.py), llama.cpp's figures are its own tool's (llama-perplexity), Pellucid's are
+taken here, with activations of 16 and of 8 bits, all three from the same file. A model is a name of `compare.py`, one
+of FORMATS (SmolLM2 requantised), or anything that `pellucid.load` takes. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from compare import BITS, MODELS, Model, progress
+from numpy.typing import NDArray
+from peers import HERE, LLAMA_CPP, TRANSFORMERS, PeerError
+
+from pellucid import pipeline
+from pellucid.errors import PellucidError
+from pellucid.model import read_model
+from pellucid.plan.network import Limits, Network, layouts
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import Sequence
+from pellucid.runtime.executor import default_threads
+from pellucid.tokenize import load_tokenizer
+from pellucid.weights.open import open_checkpoint
+
+KINDS = "Q4_0 Q8_0 Q4_K_M Q5_0 Q5_1 Q2_K Q3_K_M Q5_K_M Q6_K IQ4_NL IQ4_XS F16 BF16"
+FORMATS = {f"smollm2-{kind.lower()}": Model("smollm2", made=kind) for kind in KINDS.split()}
+LENGTH, STEP = 512, 64  # tokens of a window, of a step
+LEAD = 0.05  # by so much the likeliest token's probability leads where float32 is called sure
+TEXT = HERE.parent / "tests" / "oracles" / "text.txt"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What float32.py has written: windows (W, N), and log-probabilities of positions N/2 to N - 2, (W, P, V)."""
+
+    path: Path
+    windows: NDArray[np.int32]
+    rows: NDArray[np.uint16]  # (W, P, 4 + V or V + 1): two float32, then the steps
+
+    @classmethod
+    def read(cls, path: Path) -> Base:
+        """Look at a file; its rows stay there."""
+        with open(path, "rb") as file:
+            if file.read(8) != b"_logits_":
+                raise PeerError(f"{path}: no log-probabilities")
+            length, vocabulary, count = np.fromfile(file, "<i4", 3)
+            windows = np.fromfile(file, "<i4", count * length).reshape(count, length)
+            start = file.tell()
+        shape = (count, length - 1 - length // 2, 4 + vocabulary + vocabulary % 2)
+        return cls(path, windows, np.memmap(path, "<u2", "r", start, shape))
+
+    def log_probabilities(self, window: int, index: int, vocabulary: int) -> NDArray[np.float64]:
+        """Of one position, (V,)."""
+        row = self.rows[window, index]
+        step, least = row[:4].view("<f4").astype(np.float64)
+        rounded = row[4 : 4 + vocabulary] * step + least
+        return np.asarray(rounded - np.logaddexp.reduce(rounded))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Mean divergence in nats, share of positions with the same likeliest token, errors where float32 is sure."""
+
+    divergence: float
+    same: float
+    wrong: int | None = None
+    sure: int | None = None
+
+
+def windows_of(path: Path, text: str, count: int) -> NDArray[np.int32]:
+    """The text's first windows, each beginning as the model wants a text to begin."""
+    checkpoint = open_checkpoint(path)
+    try:
+        tokenizer = load_tokenizer(checkpoint)
+        start, ids = tokenizer.encode(""), tokenizer.encode(text)
+    finally:
+        checkpoint.close()
+    ids, each = ids[len(start) :], LENGTH - len(start)
+    if len(ids) < count * each:
+        raise PeerError(f"the text has {len(ids):,} tokens, {count} windows of {each} want more")
+    windows = [start + ids[at : at + each] for at in range(0, count * each, each)]
+    return np.array(windows, np.int32)
+
+
+def float32(path: Path, windows: NDArray[np.int32], threads: int, folder: Path) -> Base:
+    """Run float32.py."""
+    ids, out = folder / "ids.npy", folder / "base"
+    np.save(ids, windows)
+    command = [TRANSFORMERS.python, HERE / "float32.py", path, ids, out, threads]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        raise PeerError(f"transformers: {done.stderr.strip().splitlines()[-1]}")
+    return Base.read(out)
+
+
+def pellucid_agreement(path: Path, base: Base, bits: int, threads: int) -> Agreement:
+    """Pellucid's run of the same windows."""
+    checkpoint = open_checkpoint(path)
+    model = read_model(checkpoint)
+    plan = pipeline.forward(model.spec, layouts(checkpoint, model), bits // 8)
+    network = Network(checkpoint, model, plan, Limits(LENGTH, tokens=STEP, outputs=STEP), threads)
+    divergences, same, wrong, sure = [], 0, 0, 0
+    try:
+        for number, window in enumerate(base.windows):
+            for index, logits in _rows(network, window.tolist()):
+                log_q = logits - np.logaddexp.reduce(logits)
+                log_p = base.log_probabilities(number, index, len(log_q))
+                p = np.exp(log_p)
+                divergences.append(float((p * (log_p - log_q)).sum()))
+                first, second = np.sort(np.partition(p, -2)[-2:])[::-1]
+                agrees = log_q.argmax() == log_p.argmax()
+                same += agrees
+                if first - second >= LEAD:
+                    sure, wrong = sure + 1, wrong + (not agrees)
+    finally:
+        network.close()
+        checkpoint.close()
+    return Agreement(float(np.mean(divergences)), same / len(divergences), wrong, sure)
+
+
+def _rows(network: Network, ids: list[int]) -> Any:
+    """(index of the scored position, its logits in float64)."""
+    first, sequence = LENGTH // 2, Sequence()
+    for start in range(0, LENGTH, STEP):
+        wanted = STEP if start >= first else 0
+        rows = network.forward([Chunk(sequence, ids[start : start + STEP], outputs=wanted)])
+        for at in range(wanted):
+            if start + at < LENGTH - 1:
+                yield start + at - first, rows[at].astype(np.float64)
+    network.truncate(sequence, 0)
+
+
+def llamacpp_agreement(path: Path, base: Base, threads: int) -> Agreement:
+    """What llama-perplexity says of itself."""
+    printed = LLAMA_CPP.tool(
+        "llama-perplexity", "-m", path, "-t", threads, "-c", LENGTH, "-b", LENGTH,
+        "--kl-divergence", "--kl-divergence-base", base.path,
+    )  # fmt: skip
+    found = [re.search(pattern + r":\s*(-?[\d.]+)", printed) for pattern in (r"Mean\s+KLD", r"Same top p")]
+    if not all(found):
+        raise PeerError("llama-perplexity: no divergence in what it prints")
+    divergence, same = (float(match.group(1)) for match in found if match)
+    return Agreement(divergence, same / 100)
+
+
+def compare(name: str, text: str, windows: int, threads: int) -> dict[str, Agreement]:
+    """A model's agreements, by who runs it."""
+    path = {**FORMATS, **MODELS}.get(name, Model(name)).file()
+    with tempfile.TemporaryDirectory(dir=HERE / ".models" if (HERE / ".models").exists() else None) as folder:
+        progress(f"{name}: float32")
+        base = float32(path, windows_of(path, text, windows), threads, Path(folder))
+        found = {}
+        for bits in BITS:
+            progress(f"{name}: Pellucid, {bits} bits")
+            found[f"{bits} bits"] = pellucid_agreement(path, base, bits, threads)
+        progress(f"{name}: llama.cpp")
+        found["llama.cpp"] = llamacpp_agreement(path, base, threads)
+    return found
+
+
+def line(name: str, found: dict[str, Agreement]) -> str:
+    """A model's row."""
+    cells = [f"{name:<18}"]
+    for each in found.values():
+        wrong = "" if each.wrong is None else f"  {each.wrong:>3} of {each.sure}"
+        cells.append(f"{each.divergence:9.2e}  {each.same:6.2%}{wrong}")
+    return "   ".join(cells)
+
+
+def main() -> None:
+    """Compare, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    names = [*MODELS, *(name for name in FORMATS if name not in MODELS)]
+    parser.add_argument("--models", nargs="+", metavar="NAME", default=names, help=", ".join(names))
+    parser.add_argument("--windows", type=int, default=4, help=f"of {LENGTH} tokens; 4 by default")
+    parser.add_argument("--text", type=Path, default=TEXT, help="a text file")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    arguments = parser.parse_args()
+    if arguments.windows < 1:
+        parser.error("--windows: 1 at least")
+    missing = [peer.name for peer in (LLAMA_CPP, TRANSFORMERS) if not peer.ready()]
+    if missing:
+        parser.error(f"{', '.join(missing)} not set up: make bench-peers")
+    text = arguments.text.read_text(encoding="utf-8")
+    print("nats from the float32 run (transformers), the same likeliest token; of Pellucid also how often it is "
+          f"another where float32 leads by {LEAD} or more")  # fmt: skip
+    print(f"{'':<18}   {'16 bits':<30}   {'8 bits':<30}   llama.cpp")
+    document: dict[str, Any] = {}
+    for name in arguments.models:
+        try:
+            found = compare(name, text, arguments.windows, arguments.threads)
+        except (PeerError, PellucidError) as error:
+            print(f"{name:<18}   {error}", flush=True)
+            continue
+        print(line(name, found), flush=True)
+        document[name] = {who: vars(each) for who, each in found.items()}
+    print(json.dumps({"windows": arguments.windows, "text": arguments.text.name, "models": document}))
+
+
+if __name__ == "__main__":
+    main()
