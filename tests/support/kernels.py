@@ -14,10 +14,10 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pellucid.kernels.attention import scratch_bytes
+from pellucid.kernels.attention_walk import Space
 from pellucid.kernels.cached import PAGE
 from pellucid.kernels.library import KernelKey, definition, shared
-from pellucid.kernels.record import Step
+from pellucid.kernels.record import SCRATCH_HEADER, Step
 
 ULP = 2.0**-24
 """The relative error of one rounding to float32."""
@@ -97,7 +97,7 @@ class Batch:
         table = np.full((len(counts), int(pages.max())), self.pool - 1, np.int32)
         for s, n in enumerate(pages):
             table[s, :n], order = order[:n], order[n:]
-        scratch = scratch_bytes(self.head_dim, self.value_dim or self.head_dim)
+        scratch = Space(self.head_dim, self.value_dim or self.head_dim).bytes(int((past + counts).max()))
         arrays = {
             "token_ids": np.array(self.token_ids or [0] * total, np.int32),
             "positions": np.concatenate([p + np.arange(n) for p, n in zip(past, counts)]).astype(np.int32),
@@ -110,6 +110,8 @@ class Batch:
             "memory_pages": np.zeros_like(table),
             "scratch": guarded(scratch * self.most_threads, np.uint8),
         }
+        for thread in range(self.most_threads):
+            arrays["scratch"][thread * scratch :][:SCRATCH_HEADER] = 0
         self.keep = arrays
         words = Step.pack(
             {
@@ -125,12 +127,12 @@ class Batch:
 
 
 def call(key: KernelKey, batch: Batch, threads: int = 1, **fields: Any) -> None:
-    """Run a kernel, one thread after another. Arrays stand for their addresses, "tokens" for where T is."""
+    """Run a kernel, one thread after another in any order. Arrays stand for their addresses, "tokens" for T's place."""
     record = definition(key.name).record
     assert record is not None
     words = record.pack({name: _word(value) for name, value in fields.items()})
     native, row = shared().function(key, 4), np.array([0, 0, *words], np.int64)
-    for thread in range(threads):
+    for thread in np.random.default_rng(batch.seed).permutation(threads).tolist():
         assert native(row.ctypes.data, batch.record.ctypes.data, thread, threads) == 0
     for array in (*fields.values(), batch.keep["scratch"]):
         if isinstance(array, np.ndarray) and _is_guarded(array):

@@ -26,6 +26,7 @@ from typing import Any, ClassVar, get_type_hints
 WORD = 8
 HEADER = 2  # words before a record's own fields: the kernel's address, and whether a barrier follows
 RECORD_WORDS = 32
+SCRATCH_HEADER = 64  # bytes at the start of a thread's work space where threads meet: zero when nobody does
 
 
 class Address(int):

@@ -493,6 +493,17 @@ def atomic_store(typingctx, address, value):
 
 
 @intrinsic
+def atomic_add(typingctx, address, value):
+    """Add to the 64 bits at ``address``; returns what was there. Sees what others wrote before they did the same."""
+
+    def codegen(context, builder, sig, args):
+        pointer = builder.inttoptr(args[0], i64.as_pointer())
+        return builder.atomic_rmw("add", pointer, args[1], "acq_rel")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
 def relax(typingctx):
     """Tell the core that this is a spin loop."""
 

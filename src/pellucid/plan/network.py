@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels.attention import scratch_bytes
+from pellucid.kernels.attention_walk import Space
 from pellucid.kernels.cached import PAGE
 from pellucid.kernels.library import Progress
 from pellucid.kernels.packed import ROWS, Packed, round_up
@@ -72,7 +72,7 @@ class Network:
         self.spec, self.plan, self.limits = model.spec, plan, limits
         pages = -(-limits.context // PAGE)
         self.cache = KVCache(plan.layers, pages)
-        scratch = max(scratch_bytes(layer.head_dim, layer.value_dim) for layer in plan.layers)
+        scratch = max(Space(layer.head_dim, layer.value_dim).bytes(limits.context) for layer in plan.layers)
         self._step = StepArrays(limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads)
         rows: dict[Rows, int] = {
             "tokens": limits.tokens,

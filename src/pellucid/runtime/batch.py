@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.record import Step
+from pellucid.kernels.record import SCRATCH_HEADER, Step
 from pellucid.runtime.cache import KVCache, Sequence
 from pellucid.runtime.memory import aligned
 
@@ -45,6 +45,7 @@ class StepArrays:
         self.memory_length = np.zeros(sequences, np.int32)
         self.memory_pages = np.zeros((sequences, pages), np.int32)
         self._scratch = aligned(scratch * threads)
+        self._scratch.reshape(threads, scratch)[:, :SCRATCH_HEADER] = 0
         known = {
             "token_ids": _address(self.token_ids),
             "positions": _address(self.positions),
