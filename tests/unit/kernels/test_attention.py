@@ -1,4 +1,4 @@
-"""Attention and the cache that it reads: near float64, and the same bits however a step is cut."""
+"""The kernel "attention" and the cache that it reads: near float64, and the same bits however a step is cut."""
 
 from __future__ import annotations
 
@@ -8,100 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.kernels import ULP, VEXP, Batch, assert_close, assert_guards, call, guarded, numbers, seeds
+from support.cached import Cache
+from support.kernels import ULP, VEXP, Batch, assert_close, numbers, seeds
 
-from pellucid.kernels import attention, cached, quantize
-from pellucid.kernels.cached import PAGE
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels import attention, cached
 from pellucid.kernels.record import Step
-
-
-class Cache:
-    """Pages of one layer, full of NaN until written, and the sequences' keys and values as rows."""
-
-    def __init__(self, batch: Batch, k: np.ndarray, v: np.ndarray, threads: int, stored: str = "f16") -> None:
-        _, G, K = k.shape
-        V = v.shape[-1]
-        self.batch, self.heads, self.widths, self.stored = batch, G, (K, V), stored
-        sizes = [G * cached.head_bytes(stored, width) for width in (K, V)]
-        self.memory = guarded((batch.pool, sum(sizes)), np.uint8)
-        address = self.memory.ctypes.data
-        self.places = {"keys": address, "values": address + sizes[0], "page_bytes": sum(sizes)}
-        widths = {"kv_heads": G, "head_dim": K, "value_dim": V}
-        call(KernelKey("cache_write", (stored,)), batch, threads, k=k, v=v, **widths, **self.places)
-        assert_guards(self.memory)
-
-    def part(self, which: str) -> np.ndarray:
-        """Keys (P, G, K, S) or values (P, G, S, V) as float32: what ``cached.py`` says that the bytes are."""
-        K, width = self.widths[0], self.widths[which == "values"]
-        size = self.heads * cached.head_bytes(self.stored, width)
-        start = self.heads * cached.head_bytes(self.stored, K) if which == "values" else 0
-        raw = self.memory[:, start : start + size].reshape(len(self.memory), self.heads, -1)
-        shape = (*raw.shape[:2], *((width, PAGE) if which == "keys" else (PAGE, width)))
-        if self.stored == "f16":
-            return raw.view(np.float16).reshape(shape).astype(np.float32)
-        if self.stored == "bf16":
-            return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
-        q, scales = raw[..., : width * PAGE].view(np.int8), raw[..., width * PAGE :].view(np.float16)
-        if which == "keys":
-            scales = np.repeat(scales.reshape(*raw.shape[:2], -1, PAGE), 32, 2)
-        else:
-            scales = np.repeat(scales.reshape(*raw.shape[:2], PAGE, -1), 32, 3)
-        return q.reshape(shape) * scales.astype(np.float32)
-
-    def attend(self, q: np.ndarray, batch: Batch, threads: int, planes: int = 1, **how: Any) -> np.ndarray:
-        T, H, K = q.shape
-        V = self.widths[1]
-        out = guarded((T, H, V))
-        blocks = guarded((T, H * V // 32), quantize.block_dtype(planes)) if V % 32 == 0 else 0
-        plain = {"scale": K**-0.5, "softcap": 0.0, "causal": 1, "window": 0, "sinks": 0, "memory": 0}
-        how = plain | {"biased": 0, "bias": 0, "bias_stride": 0} | how
-        heads = {"heads": H, "kv_heads": self.heads}
-        fields = {"q": q, "out": out, "quantized": blocks, **heads, **self.places, **how}
-        call(KernelKey("attention", (K, V, self.stored, planes)), batch, threads, **fields)
-        if isinstance(blocks, np.ndarray):
-            assert blocks.tobytes() == quantize.reference(out.reshape(T, H * V), planes).tobytes()
-        return out
-
-
-@pytest.mark.parametrize("stored", cached.FORMS)
-@given(
-    seeds,
-    st.lists(st.integers(1, 150), min_size=1, max_size=4),
-    st.integers(1, 4),
-    st.integers(1, 4),
-    st.sampled_from(["normal", "zeros", "outlier", "tiny"]),
-)
-@settings(max_examples=20)
-def test_cache_holds_what_was_written_and_nothing_else(
-    stored: str, seed: int, counts: list[int], G: int, threads: int, kind: str
-) -> None:
-    batch, total, K, V = Batch(counts, seed=seed), sum(counts), 32, 96
-    k, v = numbers(kind, seed, total, G, K), numbers("wide", seed + 1, total, G, V)
-    cache = Cache(batch, k, v, threads, stored)
-    keys, values = cache.part("keys"), cache.part("values")
-    written = np.zeros((batch.pool, PAGE), bool)
-    for s, first in enumerate(batch.keep["first_row"]):
-        for i in range(counts[s]):
-            page = batch.keep["pages"][s, i // PAGE]
-            written[page, i % PAGE] = True
-            assert np.array_equal(keys[page, :, :, i % PAGE], cached.rounded(k[first + i], stored))
-            assert np.array_equal(values[page, :, i % PAGE], cached.rounded(v[first + i], stored))
-    untouched = guarded((1, 1), np.uint8)[0, 0]
-    for page in np.flatnonzero(~written.any(-1)):
-        assert (cache.memory[page] == untouched).all()
-
-
-def test_what_the_cache_rounds_to() -> None:
-    """``cached.rounded``, the oracle of the test above, against numbers that can be checked by eye."""
-    x = np.float32([1.0, 1 / 3, -70000.0, *[0.0] * 29])
-    assert cached.rounded(x, "f16")[:3].tolist() == [1.0, 0.333251953125, -65504.0]
-    assert cached.rounded(x, "bf16")[:3].tolist() == [1.0, 0.333984375, -70144.0]
-    assert cached.rounded(np.float32([127.0, 63.4, 0.5, *[0.0] * 29]), "q8_0")[:3].tolist() == [
-        127.0,
-        63.0,
-        0.0,
-    ]
 
 
 def bias_table(kind: str, H: int, most: int, seed: int) -> tuple[np.ndarray, Any]:
