@@ -88,7 +88,7 @@ def kernel(
 def _discover() -> None:
     package = importlib.import_module("pellucid.kernels")
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name != "simd":  # needs Numba, declares nothing
+        if module.name not in ("simd", "compiler", "dot"):  # need Numba, declare nothing
             importlib.import_module(f"pellucid.kernels.{module.name}")
 
 
@@ -109,15 +109,14 @@ def fingerprint() -> str:
     """A hash of everything that compiled code depends on."""
     from importlib.metadata import version
 
-    from llvmlite import binding
-
+    target = isa.target()
     digest = hashlib.sha256()
     folder = Path(__file__).parent
     for source in sorted(folder.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     facts = (
-        sys.version, sys.platform, version("numba"), version("llvmlite"), binding.get_host_cpu_name(),
-        sorted(isa.host_features()), isa.choose().name,
+        sys.version, sys.platform, version("numba"), version("llvmlite"),
+        target.isa.name, target.triple, target.cpu, target.feature_text,
         sorted((name, value) for name, value in os.environ.items() if name.startswith("NUMBA_")),
     )  # fmt: skip
     digest.update(repr(facts).encode())
@@ -252,25 +251,31 @@ def compile_kernel(key: KernelKey) -> bytes:
     Raises:
         KernelError: it did not compile.
     """
-    body = build(key)
-    arguments = importlib.import_module("pellucid.kernels.simd").KERNEL_SIGNATURE.args
+    symbol, library = compiled(key)
+    return symbol.encode() + b"\0" + bytes(library.emit_native_object())
+
+
+def assembly(key: KernelKey) -> str:
+    """What one kernel is compiled to, as text: for a person, and for tests that look for an instruction.
+
+    Raises:
+        KernelError: it did not compile.
+    """
+    _, library = compiled(key)
+    return str(library.get_asm_str())
+
+
+def compiled(key: KernelKey) -> tuple[str, Any]:
+    """A kernel's symbol, and what ``compiler.compiled`` gives for it."""
     from numba.core.errors import NumbaError
 
+    body, compiler = build(key), importlib.import_module("pellucid.kernels.compiler")
+    arguments = importlib.import_module("pellucid.kernels.simd").KERNEL_SIGNATURE.args
     try:
-        body.compile(arguments)
+        symbol, library = compiler.compiled(body, arguments)
     except (NumbaError, AttributeError) as error:
         raise KernelError(f"{key} did not compile: {error}") from error
-    compiled = body.overloads[arguments]
-    library = compiled.library
-    symbol: bytes = compiled.fndesc.llvm_func_name.encode()
-    return symbol + b"\0" + _object_code(library)
-
-
-def _object_code(library: Any) -> bytes:
-    _, kind, (code, _) = library.serialize_using_object_code()
-    if kind != "object":
-        raise KernelError(f"Numba gave {kind} where object code was expected")
-    return bytes(code)
+    return symbol, library
 
 
 def build(key: KernelKey) -> Any:

@@ -71,15 +71,15 @@ def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int) -> Any:
     return run
 
 
-def tiles(simd: Any, emit_sums: SumsEmitter) -> Any:
-    """One group of 16 rows times one of ``TILES`` tokens, as a helper that kernels call; see ``_tile``."""
-    tile8, tile4, tile2, tile1 = (_tile(simd, emit_sums, tokens) for tokens in TILES)
+def tiles(simd: Any, emit_sums: SumsEmitter, most: int) -> Any:
+    """One group of 16 rows times one of ``TILES`` tokens, ``most`` at most, as a helper that kernels call."""
+    tile8, tile4, tile2, tile1 = (_tile(simd, emit_sums, min(tokens, most)) for tokens in TILES)
 
     @simd.jit
     def run(tokens, weights, row, columns, x, x_stride, out, out_stride, addend, addend_row):
-        if tokens == 8:
+        if most >= 8 and tokens == 8:
             tile8(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
-        elif tokens == 4:
+        elif most >= 4 and tokens == 4:
             tile4(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
         elif tokens == 2:
             tile2(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
@@ -89,10 +89,8 @@ def tiles(simd: Any, emit_sums: SumsEmitter) -> Any:
     return run
 
 
-def tile_size(simd: Any) -> Any:
-    """How many of the tokens that are left make the next tile."""
-
-    most = simd.ISA.tile
+def tile_size(simd: Any, most: int) -> Any:
+    """How many of the tokens that are left make the next tile, ``most`` at most."""
 
     @simd.jit
     def size(left):
@@ -105,10 +103,11 @@ def tile_size(simd: Any) -> Any:
     return size
 
 
-def product(simd: Any, emit_sums: SumsEmitter) -> Any:
-    """The kernel's body."""
+def product(simd: Any, emit_sums: SumsEmitter, sums: int = 1) -> Any:
+    """The kernel's body. ``sums`` is how many vectors of sums a token needs at a time."""
     at, load = Matmul.at, simd.load_i64
-    tile, size = tiles(simd, emit_sums), tile_size(simd)
+    most = max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // sums))
+    tile, size = tiles(simd, emit_sums, most), tile_size(simd, most)
 
     @simd.jit
     def body(record, step, thread, threads):

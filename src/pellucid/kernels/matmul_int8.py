@@ -50,37 +50,38 @@ def _exact(e: Any, packed: Packed, planes: int, raw: list[Any], part: int, xs: l
     The tokens take turns at every vector of weights, for the sake of the pipelines; integers add up to the same in
     any order.
     """
+    from pellucid.kernels import dot
+
     simd = _simd()
     per_part = 8 * packed.sub // BLOCK
     each = max(1, CHAINS * packed.sub // (BLOCK * len(xs) * planes))
-    zero = e.fill(simd.i32, 0)
-    chains = [zero] * (len(xs) * planes * each)
+    # Weights that are better taken as signed bytes have no zero point then.
+    signed = packed.zero_point == 128 and dot.wants_signed(packed.most)
 
-    def first(token: int, plane: int) -> int:
-        return (token * planes + plane) * each
+    def begin(plane: int, x: Any) -> Any:
+        # Of a token's planes the last is the one whose unit is 1: it takes up the zero point.
+        start = e.fill(simd.i32, 0)
+        if packed.zero_point and not signed and plane == planes - 1:
+            start = _zero_point(e, packed, planes, part, x)
+        return dot.Sum(e, start, packed.most, signed, each)
 
-    # Of a token's planes the last is the one whose unit is 1: it takes up the zero point.
-    if packed.zero_point:
-        for token, x in enumerate(xs):
-            chains[first(token, planes - 1)] = _zero_point(e, packed, planes, part, x)
+    sums = [[begin(plane, x) for plane in range(planes)] for x in xs]
     for i in range(part * per_part, (part + 1) * per_part):
         column = unpack.vector(e, packed, raw, i)
-        for token, x in enumerate(xs):
-            for plane in range(planes):
-                four = e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32))
-                at = first(token, plane) + i % each
-                chains[at] = e.dot_u8_i8(chains[at], column, four)
+        if signed:
+            column = e.b.xor(column, e.fill(simd.i32, dot.SIGNED))
+        for token, x in zip(sums, xs):
+            for plane, one in enumerate(token):
+                one.add(column, e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32)))
         if i % 2 and len(xs) > 1:
-            chains = e.together(chains)
-    sums = []
-    for token in range(len(xs)):
-        total = None
-        for plane in range(planes):
-            at = first(token, plane)
-            plane_sum = functools.reduce(e.b.add, chains[at : at + each])
-            total = plane_sum if total is None else e.b.add(e.b.shl(total, e.fill(simd.i32, 7)), plane_sum)
-        sums.append(total)
-    return sums
+            dot.take_turns(e, [one for token in sums for one in token])
+    totals = []
+    for token in sums:
+        total = token[0].total()
+        for one in token[1:]:
+            total = e.b.add(e.b.shl(total, e.fill(simd.i32, 7)), one.total())
+        totals.append(total)
+    return totals
 
 
 def _zero_point(e: Any, packed: Packed, planes: int, part: int, x: Any) -> Any:
@@ -161,4 +162,4 @@ def _sums(
 @kernel("matmul_int8", Matmul)
 def build(simd: Any, packed: Packed, planes: int) -> Any:
     """``planes`` of the activations: 1 or 2."""
-    return product(simd, functools.partial(_sums, packed, planes))
+    return product(simd, functools.partial(_sums, packed, planes), planes)

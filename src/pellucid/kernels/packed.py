@@ -79,6 +79,11 @@ class Packed:
         return SUPER if self.super_scales else BLOCK
 
     @property
+    def most(self) -> int:
+        """The largest of the unsigned bytes that stand for quantised values in a product."""
+        return max(self.table) if self.table else (1 << self.bits) - 1
+
+    @property
     def planes(self) -> tuple[int, ...]:
         """The bits of a value that each plane holds, the lowest first."""
         low = 1 << (self.bits.bit_length() - 1)

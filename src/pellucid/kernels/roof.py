@@ -2,7 +2,8 @@
 
 The roof of a step that is bound by its weights is the time to read them once. ``roof.read`` reads a buffer of the
 same size with the same threads and nothing else to do. The roof of a step of many tokens is the time of its products:
-``roof.multiply`` makes them, four to a lane, without reading anything.
+``roof.multiply`` makes them, four to a lane, without reading anything. Their unsigned factors have four bits: sets that
+add up in 16 bits are at their best with those.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.kernels.isa import choose
 from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
 
 STRIP = 512  # bytes that a turn of the loop reads: eight vectors, eight independent sums
 CHAINS = 24  # sums that do not wait for each other; with the other factor they fit into 32 registers
-CHAIN_PRODUCTS = 64  # multiply-adds of a chain in a round: 16 lanes of four
-FACTOR = 0x7F81C34D  # four bytes, the unsigned factors of every lane
+FACTOR = 0x0F010C04  # four bytes of MOST at most, the unsigned factors of every lane
+MOST = 15
 
 
 class Read(Record):
@@ -51,8 +53,13 @@ def build(simd: Any) -> Any:
 
 
 class Multiply(Record):
-    rounds: int  # of CHAINS * CHAIN_PRODUCTS multiply-adds, which every thread makes
+    rounds: int  # of ``round_products`` multiply-adds, which every thread makes
     out: Address  # (threads, 16) int32: the sums, so that no product can be left out
+
+
+def round_products() -> int:
+    """Multiply-adds of a round: in every chain 16 lanes of four, as often as the set adds up products in 16 bits."""
+    return CHAINS * 64 * choose().terms
 
 
 def reference(rounds: int) -> NDArray[np.int32]:
@@ -61,8 +68,11 @@ def reference(rounds: int) -> NDArray[np.int32]:
     chains = np.array([_first(chain) for chain in range(CHAINS)], np.int32)
     for _ in range(rounds):
         for chain in range(CHAINS):
-            signed = chains[(chain + 1) % CHAINS].view(np.int8).reshape(16, 4).astype(np.int64)
-            chains[chain] = (chains[chain] + signed @ unsigned).astype(np.int32)
+            total = chains[chain].astype(np.int64)
+            for term in range(choose().terms):
+                signed = chains[(chain + 1 + term) % CHAINS].view(np.int8).reshape(16, 4)
+                total += signed.astype(np.int64) @ unsigned
+            chains[chain] = total.astype(np.int32)
     return np.asarray(chains.sum(0), np.int32)
 
 
@@ -73,11 +83,13 @@ def _first(chain: int) -> list[int]:
 
 @kernel("roof.multiply", Multiply)
 def build_multiply(simd: Any) -> Any:
-    """A chain's signed factors are its neighbour's sums: no product is known before its turn, and none is loaded."""
+    """A chain's signed factors are its neighbours' sums: no product is known before its turn, and none is loaded."""
     from llvmlite import ir
     from numba.core import cgutils
     from numba.core import types as t
     from numba.extending import intrinsic
+
+    from pellucid.kernels import dot
 
     at, load = Multiply.at, simd.load_i64
 
@@ -91,8 +103,10 @@ def build_multiply(simd: Any) -> Any:
         ]
         with cgutils.for_range(builder, rounds):
             for chain, place in enumerate(chains):
-                signed = builder.load(chains[(chain + 1) % CHAINS])
-                builder.store(e.dot_u8_i8(builder.load(place), factor, signed), place)
+                total = dot.Sum(e, builder.load(place), MOST)
+                for term in range(simd.ISA.terms):
+                    total.add(factor, builder.load(chains[(chain + 1 + term) % CHAINS]))
+                builder.store(total.total(), place)
         total = e.fill(simd.i32, 0)
         for place in chains:
             total = builder.add(total, builder.load(place))

@@ -1,4 +1,4 @@
-"""Vectors and memory for kernels. The only file that knows an instruction set.
+"""Vectors and memory for kernels. With ``dot.py`` the only file that knows instructions.
 
 Kernels are Python functions in Numba's dialect that work on addresses (int64) and on vectors of 16 float32 or
 int32 lanes. Sixteen lanes everywhere, whatever the hardware's width: LLVM splits them where it must, so the
@@ -18,17 +18,18 @@ import platform
 import sys
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
 
-from pellucid.kernels.isa import choose, stream_cache
+from pellucid.kernels import compiler, isa
 
 LANES = 16
-ISA = choose()
-STREAM_CACHE = stream_cache()
+TARGET = compiler.TARGET
+ISA = TARGET.isa
+STREAM_CACHE = isa.stream_cache()
 
 i8, i16, i32, i64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 f16, f32, f64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -37,7 +38,7 @@ KERNEL_SIGNATURE = types.void(types.int64, types.int64, types.int64, types.int64
 
 def jit(function):
     """Compile a helper for use inside kernels; it is inlined by LLVM, and never raises."""
-    return njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return compiler.jit(function)
 
 
 def vec(element, lanes=LANES):
@@ -59,6 +60,17 @@ F32x16, I32x16 = Vector("f32"), Vector("i32")
 class VectorModel(PrimitiveModel):
     def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, vec({"f32": f32, "i32": i32}[fe_type.element]))
+
+
+# The registers that hold a vector, as inline assembly calls them.
+_REGISTER = {"avx512vnni": "v", "avxvnni": "x", "avx2": "x", "neon": "w"}
+# (table, places) to the entries, a register at a time.
+_LOOKUP = {
+    "avx512vnni": "llvm.x86.avx512.pshuf.b.512",
+    "avxvnni": "llvm.x86.avx2.pshuf.b",
+    "avx2": "llvm.x86.avx2.pshuf.b",
+    "neon": "llvm.aarch64.neon.tbl1.v16i8",
+}
 
 
 class Emitter:
@@ -116,62 +128,53 @@ class Emitter:
             return self.b.bitcast(wide, vec(f32))
         return value
 
-    def dot_u8_i8(self, total, unsigned, signed):
-        """total[lane] += sum of four products of an unsigned with a signed byte: int32, exact.
-
-        All three are 16 x i32; each lane of the operands holds four bytes.
-        """
-        if ISA.name == "avx512vnni":
-            return self.call("llvm.x86.avx512.vpdpbusd.512", vec(i32), total, unsigned, signed)
-        if ISA.name == "avxvnni":
-            name, halves = "llvm.x86.avx512.vpdpbusd.256", []
-            for half in (0, 8):
-                parts = [self.lanes(x, range(half, half + 8)) for x in (total, unsigned, signed)]
-                halves.append(self.call(name, vec(i32, 8), *parts))
-            return self.b.shuffle_vector(*halves, ir.Constant(vec(i32), list(range(LANES))))
-        # Even and odd bytes as 16 bits: their products in pairs are one instruction wherever there are vectors.
-        words = vec(i16, 2 * LANES)
-        u, s = (self.b.bitcast(x, words) for x in (unsigned, signed))
-        eight = ir.Constant(words, [8] * 2 * LANES)
-        even = self.b.and_(u, ir.Constant(words, [255] * 2 * LANES)), self.b.ashr(self.b.shl(s, eight), eight)
-        odd = self.b.lshr(u, eight), self.b.ashr(s, eight)
-        for x, y in (even, odd):
-            products = self.b.mul(*(self.b.sext(z, vec(i32, 2 * LANES)) for z in (x, y)))
-            pairs = [self.lanes(products, range(first, 2 * LANES, 2)) for first in (0, 1)]
-            total = self.b.add(total, self.b.add(*pairs))
-        return total
-
     def lanes(self, value, which):
         """Some lanes of a vector as a vector of their own."""
         nothing = ir.Constant(value.type, ir.Undefined)
         return self.b.shuffle_vector(value, nothing, ir.Constant(vec(i32, len(which)), list(which)))
 
+    def pieces(self, value):
+        """A vector of integers as vectors that fill a register."""
+        lanes = 32 * ISA.lanes // value.type.element.width
+        if value.type.count <= lanes:
+            return [value]
+        return [self.lanes(value, range(at, at + lanes)) for at in range(0, value.type.count, lanes)]
+
+    def joined(self, pieces):
+        """Vectors side by side as one: what ``pieces`` took apart."""
+        while len(pieces) > 1:
+            lanes = ir.Constant(vec(i32, 2 * pieces[0].type.count), list(range(2 * pieces[0].type.count)))
+            pieces = [self.b.shuffle_vector(*two, lanes) for two in zip(pieces[::2], pieces[1::2])]
+        return pieces[0]
+
     def together(self, values):
         """The same values, none of which is used before all are there: they are not finished one after the other.
 
-        It is no instruction. The compiler, to save registers, would undo the order in which sums take turns.
+        It is no instruction. The compiler, to save registers, would undo the order in which sums take turns. Where
+        registers are few, loads are not moved across it either: what is loaded ahead would push the sums out of them.
         """
-        if ISA.name != "avx512vnni":
+        if ISA.name not in _REGISTER:
             return values
-        kinds = [value.type for value in values]
-        places = ",".join(["=v"] * len(values) + [str(i) for i in range(len(values))])
-        nothing = ir.InlineAsm(ir.FunctionType(ir.LiteralStructType(kinds), kinds), "", places)
-        result = self.b.call(nothing, values)
-        return [self.b.extract_value(result, i) for i in range(len(values))]
+        pieces = [self.pieces(value) for value in values]
+        flat = [piece for some in pieces for piece in some]
+        kinds = [piece.type for piece in flat]
+        places = ["=" + _REGISTER[ISA.name]] * len(flat) + [str(i) for i in range(len(flat))]
+        few = ISA.lanes == 8  # and 16 registers
+        kind = ir.FunctionType(ir.LiteralStructType(kinds), kinds)
+        nothing = ir.InlineAsm(kind, "", ",".join(places + ["~{memory}"] * few), side_effect=few)
+        result = self.b.call(nothing, flat)
+        same = iter([self.b.extract_value(result, i) for i in range(len(flat))])
+        return [self.joined([next(same) for _ in some]) for some in pieces]
 
     def lookup(self, table, index):
         """Every byte of ``index`` (16 x i32), 0 to 15, replaced by that entry of ``table``: 16 unsigned bytes."""
-        places = self.b.bitcast(index, vec(i8, 64))
-        if ISA.name == "avx512vnni":
-            entries = ir.Constant(places.type, list(table) * 4)
-            found = self.call("llvm.x86.avx512.pshuf.b.512", places.type, entries, places)
-            return self.b.bitcast(found, index.type)
-        if ISA.name == "avxvnni":
-            entries = ir.Constant(vec(i8, 32), list(table) * 2)
-            halves = [self.lanes(places, range(first, first + 32)) for first in (0, 32)]
-            found = [self.call("llvm.x86.avx2.pshuf.b", entries.type, entries, half) for half in halves]
-            joined = self.b.shuffle_vector(*found, ir.Constant(vec(i32, 64), list(range(64))))
-            return self.b.bitcast(joined, index.type)
+        if ISA.name in _LOOKUP:
+            name, found = _LOOKUP[ISA.name], []
+            for piece in self.pieces(index):
+                places = self.b.bitcast(piece, vec(i8, 4 * ISA.lanes))
+                entries = ir.Constant(places.type, list(table) * (ISA.lanes // 4))
+                found.append(self.b.bitcast(self.call(name, places.type, entries, places), piece.type))
+            return self.joined(found)
         entries = [self.fill(i32, entry * 0x01010101) for entry in table]
         for bit in range(4):  # of each two neighbours the one that this bit of the index tells
             chosen = self.b.and_(self.b.lshr(index, self.fill(i32, bit)), self.fill(i32, 0x01010101))

@@ -33,7 +33,7 @@ def facts() -> dict[str, Any]:
         "threads": default_threads(),
         "memory": _memory(),
         "instructions": f"{chosen.name} ({chosen.description})",
-        "possible": [known.name for known in isa.KNOWN if known.needs <= isa.host_features()],
+        "possible": [known.name for known in isa.possible()],
         "features": features,
         "kernels": str(folder),
         "kernels compiled": len(list(folder.glob("*.o"))),

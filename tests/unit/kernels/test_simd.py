@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from support.kernels import VEXP
 
+from pellucid.kernels import library
+from pellucid.kernels.library import KernelKey
 
-@pytest.fixture(scope="module")
-def vexp() -> Any:
-    """vexp over an array whose length is a multiple of 16."""
-    from numba import njit
 
-    from pellucid.kernels import simd
-
+def build(simd: Any) -> Any:
+    """A kernel: vexp of ``count`` numbers, which are a multiple of 16, from ``x`` to ``out``."""
     exp, load, store = simd.vexp, simd.vload, simd.vstore
 
-    @njit
-    def run(x, out, count):  # type: ignore[no-untyped-def]
+    @simd.jit
+    def body(x, out, count, unused):  # type: ignore[no-untyped-def]
         for i in range(0, count * 4, 64):
             store(out + i, exp(load(x + i)))
+
+    return body
+
+
+@pytest.fixture(scope="module")
+def vexp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """vexp over an array."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PELLUCID_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setitem(library._definitions, "vexp", library.Definition("vexp", None, build))
+        kernels = library.Library()
+        native = kernels.function(KernelKey("vexp"), 4)
 
     def call(x: np.ndarray) -> np.ndarray:
         x = np.ascontiguousarray(x, np.float32)
         out = np.empty_like(x)
-        run(x.ctypes.data, out.ctypes.data, x.size)
+        native(x.ctypes.data, out.ctypes.data, x.size, 0)
         return out
 
-    return call
+    yield call
+    del kernels  # and with it the code: not before the last test
 
 
 def test_relative_error_is_below_what_the_kernels_tests_rest_on(vexp: Any) -> None:
