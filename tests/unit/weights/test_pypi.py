@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -284,3 +286,22 @@ def test_announced_size_is_read() -> None:
     output = b"Collecting x\n  Downloading x-1-py3-none-any.whl (92.9 MB)\n"
     assert module._announced(output) == 92_900_000
     assert module._announced(b"Looking in links: /somewhere\n") is None
+
+
+def test_what_is_written_is_measured_while_folders_come_and_go(tmp_path: Path) -> None:
+    (tmp_path / "t.whl").write_bytes(b"12345")
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            (tmp_path / "tmp" / "deep").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(tmp_path / "tmp")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(2000):
+            assert module._written(tmp_path) == [5]
+    finally:
+        done.set()
+        thread.join()

@@ -156,9 +156,11 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def _written(folder: Path) -> list[int]:
     """Bytes of the wheel so far, and of its copy: pip writes it in its temporary folder, then copies it to ours."""
     sizes = []
-    for path in folder.rglob("*.whl"):
-        with contextlib.suppress(OSError):  # gone since
-            sizes.append(path.stat().st_size)
+    for place, _, names in os.walk(folder):  # which passes over folders that are gone since; Path.rglob fails
+        for name in names:
+            if name.endswith(".whl"):
+                with contextlib.suppress(OSError):  # gone since
+                    sizes.append(os.stat(os.path.join(place, name)).st_size)
     return sizes
 
 
