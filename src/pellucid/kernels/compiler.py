@@ -68,7 +68,16 @@ class KernelContext(cpu.CPUContext):
         self._internal_codegen = KernelCodegen(NAME)
 
     def post_lowering(self, mod, library):
-        """Kernels count no references: Numba's runtime is not linked to them."""
+        """Kernels count no references: Numba's runtime is not linked to them.
+
+        A vector that does not fit into the registers waits on the stack. The compiler finds out too late to align the
+        stack for it, and half of such vectors would lie across two cache lines.
+        """
+        for function in mod.functions if TARGET.isa.lanes == 8 else ():
+            if not function.is_declaration:
+                # llvmlite prints no alignment where there is no other attribute.
+                function.attributes.add("nounwind")
+                function.attributes.alignstack = 64
 
 
 class KernelOptions(cpu.CPUTargetOptions):
