@@ -62,7 +62,7 @@ KNOWN = (
         sums=4,
         lanes=8,
     ),
-    Isa("avx2", "256-bit vpmaddubsw", (_AVX2,), without=(*_WIDE, "avxvnni"), sums=2, lanes=8, terms=8),
+    Isa("avx2", "256-bit vpmaddubsw", (_AVX2,), without=(*_WIDE, "avxvnni"), sums=4, lanes=8, terms=8),
     Isa("neon", "128-bit sdot, and usdot where it is", (frozenset({"neon", "dotprod"}),), sums=4, lanes=4),
     Isa("portable", "plain LLVM vectors, whatever the host makes of them", (frozenset(),), sums=4),
 )

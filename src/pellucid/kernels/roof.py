@@ -18,7 +18,6 @@ from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
 
 STRIP = 512  # bytes that a turn of the loop reads: eight vectors, eight independent sums
-CHAINS = 24  # sums that do not wait for each other; with the other factor they fit into 32 registers
 FACTOR = 0x0F010C04  # four bytes of MOST at most, the unsigned factors of every lane
 MOST = 15
 
@@ -54,24 +53,31 @@ def build(simd: Any) -> Any:
 
 class Multiply(Record):
     rounds: int  # of ``round_products`` multiply-adds, which every thread makes
+    factor: int  # FACTOR; the compiler does not know it, as it knows no weights
     out: Address  # (threads, 16) int32: the sums, so that no product can be left out
+
+
+def chain_count() -> int:
+    """Sums that do not wait for each other; with the other factor they fit into the registers."""
+    return 3 * choose().sums // 2
 
 
 def round_products() -> int:
     """Multiply-adds of a round: in every chain 16 lanes of four, as often as the set adds up products in 16 bits."""
-    return CHAINS * 64 * choose().terms
+    return chain_count() * 64 * choose().terms
 
 
 def reference(rounds: int) -> NDArray[np.int32]:
     """What every thread leaves in its row of ``out``: (16,) int32, sums that wrap around."""
+    count = chain_count()
     unsigned = np.frombuffer(np.int32(FACTOR).tobytes(), np.uint8).astype(np.int64)
-    chains = np.array([_first(chain) for chain in range(CHAINS)], np.int32)
+    chains = np.array([_first(chain) for chain in range(count)], np.int32)
     for _ in range(rounds):
-        for chain in range(CHAINS):
+        for chain in range(count):
             total = chains[chain].astype(np.int64)
             for term in range(choose().terms):
-                signed = chains[(chain + 1 + term) % CHAINS].view(np.int8).reshape(16, 4)
-                total += signed.astype(np.int64) @ unsigned
+                signed = chains[(chain + 1 + term) % count].view(np.int8).reshape(16, 4)
+                total += signed.astype(np.int64) @ (unsigned ^ term)
             chains[chain] = total.astype(np.int32)
     return np.asarray(chains.sum(0), np.int32)
 
@@ -91,21 +97,23 @@ def build_multiply(simd: Any) -> Any:
 
     from pellucid.kernels import dot
 
-    at, load = Multiply.at, simd.load_i64
+    at, load, count = Multiply.at, simd.load_i64, chain_count()
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
-        rounds, out = args
-        factor = e.fill(simd.i32, FACTOR)
+        rounds, factor, out = args
+        factor = e.splat(builder.trunc(factor, simd.i32))
+        # Another one for every term, lest chains have products in common.
+        factors = [builder.xor(factor, e.fill(simd.i32, 0x01010101 * term)) for term in range(simd.ISA.terms)]
         chains = [
             cgutils.alloca_once_value(builder, ir.Constant(simd.vec(simd.i32), _first(chain)))
-            for chain in range(CHAINS)
+            for chain in range(count)
         ]
         with cgutils.for_range(builder, rounds):
             for chain, place in enumerate(chains):
                 total = dot.Sum(e, builder.load(place), MOST)
-                for term in range(simd.ISA.terms):
-                    total.add(factor, builder.load(chains[(chain + 1 + term) % CHAINS]))
+                for term, each in enumerate(factors):
+                    total.add(each, builder.load(chains[(chain + 1 + term) % count]))
                 builder.store(total.total(), place)
         total = e.fill(simd.i32, 0)
         for place in chains:
@@ -114,11 +122,11 @@ def build_multiply(simd: Any) -> Any:
         return context.get_dummy_value()
 
     @intrinsic
-    def multiply(typingctx, rounds, out):
-        return t.void(t.int64, t.int64), emit
+    def multiply(typingctx, rounds, factor, out):
+        return t.void(t.int64, t.int64, t.int64), emit
 
     @simd.jit
     def body(record, step, thread, threads):
-        multiply(load(record + at.rounds), load(record + at.out) + 64 * thread)
+        multiply(load(record + at.rounds), load(record + at.factor), load(record + at.out) + 64 * thread)
 
     return body

@@ -41,7 +41,7 @@ class Roofs:
 
     def multiply(self) -> float:
         """Multiply-adds of 8-bit integers per second, of all threads together, with nothing to read."""
-        seconds = self._seconds(MULTIPLY, rounds=MULTIPLY_ROUNDS)
+        seconds = self._seconds(MULTIPLY, rounds=MULTIPLY_ROUNDS, factor=roof.FACTOR)
         return self.threads * MULTIPLY_ROUNDS * roof.round_products() / seconds
 
     def _seconds(self, key: KernelKey, **fields: int) -> float:

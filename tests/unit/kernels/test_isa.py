@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import re
 
 import pytest
+from support.processes import environment, python, run
 
 from pellucid.errors import InvalidRequest
 from pellucid.kernels import isa
@@ -38,28 +37,35 @@ HAS = {
 LACKS = {"avxvnni": ("zmm", "%k1"), "avx2": ("zmm", "%k1", "vpdpbusd")}
 
 
-def run(program: str, *arguments: str, **environment: str) -> str:
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    )
-    return done.stdout
+@pytest.fixture(scope="module")
+def assembly() -> dict[str, str]:
+    """Of some kernels, for each set that this machine can run."""
+    names = [known.name for known in isa.possible()]
+    return dict(zip(names, run([(python(KERNELS), environment(PELLUCID_ISA=name)) for name in names])))
 
 
 @pytest.mark.parametrize("name", [known.name for known in isa.KNOWN])
-def test_compiled_for_what_was_chosen(name: str) -> None:
-    if name not in [known.name for known in isa.possible()]:
+def test_compiled_for_what_was_chosen(name: str, assembly: dict[str, str]) -> None:
+    if name not in assembly:
         pytest.skip(f"this machine does not have {name}")
-    text = run(KERNELS, PELLUCID_ISA=name)
+    text = assembly[name]
     assert all(word in text for word in HAS[name])
     assert not [word for word in LACKS.get(name, ()) if word in text]
+
+
+@pytest.mark.parametrize("name", ["avxvnni", "avx2"])
+def test_vectors_wait_on_a_stack_that_is_aligned_for_them(name: str, assembly: dict[str, str]) -> None:
+    if name not in assembly:
+        pytest.skip(f"this machine does not have {name}")
+    assert re.search(r"vmovap[sd]\s+%ymm\d+, -?\d*\(%r[sb]p\)", assembly[name])
+    assert not re.search(r"vmovup[sd]\s+%ymm\d+, -?\d*\(%r[sb]p\)", assembly[name])
 
 
 @pytest.mark.parametrize(
     ("features", "word"), [("neon,dotprod,fullfp16", "sdot"), ("neon,dotprod,fullfp16,i8mm", "usdot")]
 )
 def test_arm_machines_get_its_products(features: str, word: str) -> None:
-    """Compiled for them here; whether their bits are the same only such a machine can tell."""
+    """Compiled for them here, where they cannot be run."""
     from llvmlite import binding
 
     binding.initialize_all_targets()
@@ -67,7 +73,7 @@ def test_arm_machines_get_its_products(features: str, word: str) -> None:
         binding.Target.from_triple("aarch64-unknown-linux-gnu")
     except RuntimeError:
         pytest.skip("this LLVM compiles for no Arm")
-    text = run(OTHER_MACHINE + KERNELS, features)
+    (text,) = run([(python(OTHER_MACHINE + KERNELS, features), environment())])
     assert f"\t{word}\t" in text
     assert "fmla" in text
 

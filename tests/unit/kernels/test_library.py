@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.kernels import Batch
+from support.processes import environment, python
 
 from pellucid.errors import KernelError
 from pellucid.kernels import library
@@ -71,10 +70,7 @@ def test_a_damaged_object_is_compiled_again(damage: str, empty_home: Path) -> No
 
 def test_processes_that_compile_at_once_do_no_harm(empty_home: Path) -> None:
     code = "from unit.kernels import test_library as t; assert t.adds(t.Library())"
-    tests = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(tests)}
-    command = [sys.executable, "-c", code]
-    processes = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    processes = [subprocess.Popen(python(code), env=environment()) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     assert [path.name for path in stored().parent.iterdir()] == [stored().name]
 

@@ -23,7 +23,7 @@ def test_sums_are_those_of_the_buffer(seed: int, strips: int, threads: int) -> N
 @given(st.integers(0, 40), threads)
 def test_every_thread_makes_every_product(rounds: int, threads: int) -> None:
     out = guarded((threads, 16), np.int32)
-    call(KernelKey("roof.multiply"), Batch([1]), threads, rounds=rounds, out=out)
+    call(KernelKey("roof.multiply"), Batch([1]), threads, rounds=rounds, factor=roof.FACTOR, out=out)
     assert np.array_equal(out, np.tile(roof.reference(rounds), (threads, 1)))
 
 

@@ -1,0 +1,27 @@
+"""Every set that this machine can run computes what the kernels' own tests want, not only the best one.
+
+Those tests run as they are, in a process for each of the other sets. What the sets do differently are products of
+integers and tables; few formats have all of it: 4 and 8 bits, several planes, scales of 16, minima, zero points.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from support.processes import environment, run
+
+from pellucid.kernels import isa
+
+KERNELS = Path(__file__).parents[1] / "unit" / "kernels"
+TESTS = [str(KERNELS / f"test_{name}.py") for name in ("matmul_int8", "quantize", "roof", "simd")]
+WHICH = "Q2_K or Q6_K or IQ4_NL or Q8_0 or Q4_1 or quantize or roof or simd"
+
+
+@pytest.mark.skipif(len(isa.possible()) == 1, reason="this machine has one set")
+def test_every_set_passes_the_kernels_tests() -> None:
+    chosen, command = isa.choose(), [sys.executable, "-m", "pytest", *TESTS, "-k", WHICH]
+    others = [one.name for one in isa.possible() if one != chosen]
+    said = run([(command, environment(PELLUCID_ISA=name)) for name in others])
+    assert all(" passed" in text and " skipped" not in text for text in said)

@@ -1,0 +1,40 @@
+"""Python in a process of its own, which finds the tests' modules: for what is decided once in a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+AT_ONCE = 2
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, with the folder of the tests on the import path."""
+    folders = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), **more}
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    """The command that runs a piece of code."""
+    return [sys.executable, "-c", code, *arguments]
+
+
+def run(commands: Sequence[tuple[list[str], dict[str, str]]]) -> list[str]:
+    """What commands say, each with its environment; a few run at a time.
+
+    Raises:
+        AssertionError: one of them failed.
+    """
+
+    def one(what: tuple[list[str], dict[str, str]]) -> str:
+        command, variables = what
+        result = subprocess.run(command, env=variables, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(one, commands))
