@@ -5,7 +5,7 @@
 The text is cut into windows of 512 tokens, and the second half of each is scored over the whole vocabulary. The float32
 run is that of transformers (float32.py), llama.cpp's figures are its own tool's (llama-perplexity), Pellucid's are
 taken here, with activations of 16 and of 8 bits, all three from the same file. A model is a name of `compare.py`, one
-of FORMATS (SmolLM2 requantised), or anything that `pellucid.load` takes. The last line is JSON.
+of FILES (SmolLM2 in more formats), or anything that `pellucid.load` takes. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import BITS, MODELS, Model, progress
+from compare import BITS, MADE, MODELS, Model, progress
 from numpy.typing import NDArray
 from peers import HERE, LLAMA_CPP, TRANSFORMERS, PeerError
 
@@ -34,8 +33,8 @@ from pellucid.runtime.executor import default_threads
 from pellucid.tokenize import load_tokenizer
 from pellucid.weights.open import open_checkpoint
 
-KINDS = "Q4_0 Q8_0 Q4_K_M Q5_0 Q5_1 Q2_K Q3_K_M Q5_K_M Q6_K IQ4_NL IQ4_XS F16 BF16"
-FORMATS = {f"smollm2-{kind.lower()}": Model("smollm2", made=kind) for kind in KINDS.split()}
+KINDS = "Q5_0 Q5_1 Q2_K Q3_K_M Q5_K_M Q6_K IQ4_NL IQ4_XS F16 BF16"
+FILES = MODELS | {f"smollm2-{kind.lower()}": Model("smollm2", made=kind) for kind in KINDS.split()}
 LENGTH, STEP = 512, 64  # tokens of a window, of a step
 LEAD = 0.05  # by so much the likeliest token's probability leads where float32 is called sure
 TEXT = HERE.parent / "tests" / "oracles" / "text.txt"
@@ -98,10 +97,7 @@ def float32(path: Path, windows: NDArray[np.int32], threads: int, folder: Path) 
     """Run float32.py."""
     ids, out = folder / "ids.npy", folder / "base"
     np.save(ids, windows)
-    command = [TRANSFORMERS.python, HERE / "float32.py", path, ids, out, threads]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    if done.returncode:
-        raise PeerError(f"transformers: {done.stderr.strip().splitlines()[-1]}")
+    TRANSFORMERS.run("float32.py", path, ids, out, threads)
     return Base.read(out)
 
 
@@ -157,8 +153,9 @@ def llamacpp_agreement(path: Path, base: Base, threads: int) -> Agreement:
 
 def compare(name: str, text: str, windows: int, threads: int) -> dict[str, Agreement]:
     """A model's agreements, by who runs it."""
-    path = {**FORMATS, **MODELS}.get(name, Model(name)).file()
-    with tempfile.TemporaryDirectory(dir=HERE / ".models" if (HERE / ".models").exists() else None) as folder:
+    path = FILES.get(name, Model(name)).file()
+    MADE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=MADE) as folder:  # hundreds of megabytes
         progress(f"{name}: float32")
         base = float32(path, windows_of(path, text, windows), threads, Path(folder))
         found = {}
@@ -182,8 +179,7 @@ def line(name: str, found: dict[str, Agreement]) -> str:
 def main() -> None:
     """Compare, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    names = [*MODELS, *(name for name in FORMATS if name not in MODELS)]
-    parser.add_argument("--models", nargs="+", metavar="NAME", default=names, help=", ".join(names))
+    parser.add_argument("--models", nargs="+", metavar="NAME", default=list(FILES), help=", ".join(FILES))
     parser.add_argument("--windows", type=int, default=4, help=f"of {LENGTH} tokens; 4 by default")
     parser.add_argument("--text", type=Path, default=TEXT, help="a text file")
     parser.add_argument("--threads", type=int, default=default_threads())

@@ -113,17 +113,7 @@ class LlamaCpp(Peer):
 
     def tool(self, name: str, *arguments: object) -> str:
         """What a tool prints."""
-        command = [str(self.binaries / name), *map(str, arguments)]
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(self.binaries)}
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=True
-            )
-        except subprocess.CalledProcessError as error:
-            raise PeerError(f"{name} failed: {_last_line(error.stderr)}") from error
-        except subprocess.TimeoutExpired as error:
-            raise PeerError(f"{name} was not done after {PATIENCE} s") from error
-        return done.stdout
+        return _printed(name, self.binaries / name, *arguments, LD_LIBRARY_PATH=str(self.binaries))
 
 
 class _LlamaBench(Engine):
@@ -176,6 +166,10 @@ class Packages(Peer):
 
     def open(self, model: Path, threads: int) -> Engine:
         return _Process(self, model, threads)
+
+    def run(self, script: str, *arguments: object) -> str:
+        """What another script prints."""
+        return _printed(script, self.python, HERE / script, *arguments)
 
 
 class _Process(Engine):
@@ -256,6 +250,24 @@ def _run(*command: object) -> None:
         raise PeerError(f"{command[0]} is needed, and is not here") from error
     except subprocess.CalledProcessError as error:
         raise PeerError(f"{Path(str(command[0])).name} failed, see above") from error
+
+
+def _printed(name: str, *command: object, **environment: str) -> str:
+    """What a program that does not wait for anybody prints."""
+    try:
+        done = subprocess.run(
+            [str(word) for word in command],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
+            timeout=PATIENCE,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        raise PeerError(f"{name} failed: {_last_line(error.stderr)}") from error
+    except subprocess.TimeoutExpired as error:
+        raise PeerError(f"{name} was not done after {PATIENCE} s") from error
+    return done.stdout
 
 
 def _last_line(text: str) -> str:

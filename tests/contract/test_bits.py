@@ -166,8 +166,7 @@ LOGITS = """
 import sys
 import numpy as np
 from pathlib import Path
-from support.processes import environment, python, run
-from support.schedule import Model, Play
+from support.schedule import Model
 
 model = Model(Path(sys.argv[1]), int(sys.argv[2]), threads=(1,))
 np.save(sys.argv[3], np.concatenate([model.truth(i) for i in range(4)]))

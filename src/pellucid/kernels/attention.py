@@ -49,11 +49,10 @@ class Attention(Record):
     softcap: float  # 0: none
     causal: int  # 1: a token sees itself and what is before it; 0: all of its sequence
     window: int  # a token sees no further back than window - 1 tokens; 0: no limit
-    biased: int  # 1: there is a bias
-    bias: Address  # float32: what is added to head 0's score of the token itself; of those after it, and before it
-    bias_stride: (
-        int  # bytes from one head to the next; 15 numbers behind the last token's may be read, not used
-    )
+    # Float32, or 0: none. What is added to head 0's score of the token itself; behind it that of the tokens after it,
+    # before it that of those before. 15 numbers behind the last token's may be read, not used.
+    bias: Address
+    bias_stride: int  # bytes from one head to the next
     sinks: Address  # (H,) float32, or 0: none
     memory: int  # 1: keys and values are those of the sequence's memory
     out: Address  # (T, H * V) float32
@@ -102,9 +101,13 @@ def reference(
 def build(simd: Any, head_dim: int, value_dim: int, stored: str, planes: int) -> Any:
     """``head_dim`` is K, ``value_dim`` V; ``stored`` one of cached.FORMS; ``planes`` of the activation blocks."""
     at, step_at, load, load_i32 = Attention.at, Step.at, simd.load_i64, simd.load_i32
-    seen_by, begin, piece, join, keep, join_kept, finish = walk(simd, at, head_dim, value_dim, stored, planes)
+    seen_by, begin, piece, join, finish = walk(simd, at, head_dim, value_dim, stored, planes)
     space = Space(head_dim, value_dim)
-    in_apart, piece_bytes = space.apart, space.piece
+    in_piece, in_apart, piece_bytes = space.piece, space.apart, space.piece_bytes(ROWS)
+
+    @simd.jit
+    def scratch_of(step, thread):
+        return load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes)
 
     @simd.jit
     def extent(record, step, s, first, rows):
@@ -142,8 +145,8 @@ def build(simd: Any, head_dim: int, value_dim: int, stored: str, planes: int) ->
     def whole(record, step, s, kv_head, first, rows, first_piece, pieces, scratch):
         begin(record, step, s, kv_head, first, rows, scratch)
         for i in range(pieces):
-            piece(record, step, s, kv_head, first, rows, scratch, first_piece + i * PIECE)
-            join(rows, scratch)
+            piece(record, step, s, kv_head, first, rows, scratch, first_piece + i * PIECE, scratch + in_piece)
+            join(rows, scratch, scratch + in_piece)
         finish(record, step, s, kv_head, first, rows, scratch)
 
     @simd.jit
@@ -155,42 +158,37 @@ def build(simd: Any, head_dim: int, value_dim: int, stored: str, planes: int) ->
         which = 0
         if low == 0:
             which = pieces
-        return (
-            load(step + step_at.scratch)
-            + thread * load(step + step_at.scratch_bytes)
-            + in_apart
-            + (which + number - low) * piece_bytes
-        )
+        return scratch_of(step, thread) + in_apart + (which + number - low) * piece_bytes
 
     @simd.jit
     def some(record, step, s, kv_head, first, rows, first_piece, pieces, thread, threads, total, work, cost):
         """A thread's pieces of a tile; then all of them, if it is the last to be done with its own."""
-        scratch = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes)
+        scratch = scratch_of(step, thread)
         low, high = part(thread, threads, total, work, cost, pieces)
         begin(record, step, s, kv_head, first, rows, scratch)
         for i in range(low, high):
-            piece(record, step, s, kv_head, first, rows, scratch, first_piece + i * PIECE)
-            keep(rows, scratch, apart(thread, low, pieces, i, step))
+            to = apart(thread, low, pieces, i, step)
+            piece(record, step, s, kv_head, first, rows, scratch, first_piece + i * PIECE, to)
         starter, involved = 0, 0
         for t in range(threads - 1, -1, -1):
             begins, ends = part(t, threads, total, work, cost, pieces)
             if begins < ends:
                 starter, involved = t, involved + 1
-        counter = load(step + step_at.scratch) + starter * load(step + step_at.scratch_bytes)
+        counter = scratch_of(step, starter)
         if simd.atomic_add(counter, 1) + 1 < involved:
             return
         simd.atomic_store(counter, 0)
         for t in range(threads):
             begins, ends = part(t, threads, total, work, cost, pieces)
             for i in range(begins, ends):
-                join_kept(rows, scratch, apart(t, begins, pieces, i, step))
+                join(rows, scratch, apart(t, begins, pieces, i, step))
         finish(record, step, s, kv_head, first, rows, scratch)
 
     @simd.jit
     def body(record, step, thread, threads):
         kv_heads = load(record + at.kv_heads)
         group = load(record + at.heads) // kv_heads
-        scratch = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes)
+        scratch = scratch_of(step, thread)
         sequences = load(step + step_at.sequences)
         rows_in_all = load(step + step_at.tokens) * group * kv_heads
         together = max(ROWS, min(TOGETHER, rows_in_all // (8 * threads) // ROWS * ROWS))

@@ -3,8 +3,8 @@
 A *row* is one query head of one token. The rows of a tile share a key/value head of a sequence (heads of its group, or
 neighbouring tokens), and number from 0 up in the order (token, head of the group).
 
-A tile's work space, in a thread's scratch, is laid out by ``Space``; what is left of a piece lies there until it is
-joined to the pieces before it, or is put *apart* (``keep``) for whoever joins all pieces of a tile (``attention.py``).
+A tile's work space, in a thread's scratch, is laid out by ``Space``. What a piece comes to, its rows' sums and then
+their states, is written where the caller wants it, and joined to the pieces before it from there.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ ROWS = 8  # rows that the inner loops take at once
 TOGETHER = 64  # rows of a tile at most
 SPAN = 32  # tokens whose scores are taken at once
 PIECE = 512  # tokens that have a softmax of their own
-AHEAD = 1  # pages between what is asked for and what is read
-STATE = 16  # bytes a row: largest score and sum so far, then the piece's
+STATE = 8  # bytes a row: the largest score, and the sum of the weights
 SCORES = (
     PIECE * 4 + 64
 )  # bytes from one row of scores to the next: no power of two, which would crowd the cache
@@ -49,19 +48,19 @@ class Space:
         return SCRATCH_HEADER
 
     @property
-    def sums(self) -> int:
-        """(TOGETHER, V): a piece's weighted values."""
+    def totals(self) -> int:
+        """(TOGETHER, V): the weighted values of all pieces so far."""
         return self.queries + TOGETHER * self.head_dim * 4
 
     @property
-    def totals(self) -> int:
-        """(TOGETHER, V): those of all pieces so far."""
-        return self.sums + TOGETHER * self.value_dim * 4
+    def states(self) -> int:
+        """TOGETHER states, of all pieces so far."""
+        return self.totals + TOGETHER * self.value_dim * 4
 
     @property
     def page(self) -> int:
         """A page's keys or values, widened."""
-        return self.totals + TOGETHER * self.value_dim * 4
+        return self.states + TOGETHER * STATE
 
     @property
     def weights(self) -> int:
@@ -69,27 +68,26 @@ class Space:
         return self.page + PAGE * 4 * max(self.head_dim, self.value_dim)
 
     @property
-    def states(self) -> int:
-        """TOGETHER states."""
+    def piece(self) -> int:
+        """What a piece comes to."""
         return self.weights + TOGETHER * SCORES
 
     @property
     def apart(self) -> int:
-        """Pieces that are kept apart."""
-        return self.states + TOGETHER * STATE
+        """What pieces come to that are put apart, of tiles of at most ROWS rows."""
+        return self.piece + self.piece_bytes(TOGETHER)
 
-    @property
-    def piece(self) -> int:
-        """Bytes of one that is: up to ROWS sums, then as many states."""
-        return ROWS * (4 * self.value_dim + STATE)
+    def piece_bytes(self, rows: int) -> int:
+        """Bytes of what a piece comes to: the rows' sums, then their states."""
+        return rows * (4 * self.value_dim + STATE)
 
     def bytes(self, context: int) -> int:
         """The whole scratch, if no sequence is longer than ``context`` tokens."""
-        return self.apart + 2 * (-(-context // PIECE) + 1) * self.piece
+        return self.apart + 2 * (-(-context // PIECE) + 1) * self.piece_bytes(ROWS)
 
 
 def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes: int) -> Any:
-    """Helpers for a tile: (seen_by, begin, piece, join, keep, join_kept, finish); ``at`` has the record's fields."""
+    """Helpers for a tile: (seen_by, begin, piece, join, finish); ``at`` has the record's fields."""
     load, load_i32, load_f32, store_f32 = simd.load_i64, simd.load_i32, simd.load_f32, simd.store_f32
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
     vexp, lane0 = simd.vexp, simd.lane0
@@ -101,30 +99,16 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
     wider_keys, wider_values = widen_keys(simd, head_dim, stored), widen_values(simd, value_dim, stored)
     softmax, quantize = softmax_of_rows(simd), quantize_block(simd, planes)
     step_at, space = Step.at, Space(head_dim, value_dim)
-    in_queries, in_sums, in_totals, in_page = space.queries, space.sums, space.totals, space.page
-    in_weights, in_states = space.weights, space.states
+    in_queries, in_totals, in_states = space.queries, space.totals, space.states
+    in_page, in_weights = space.page, space.weights
     row_bytes, out_bytes, q_bytes = head_dim * 4, value_dim * 4, block_bytes(planes)
     key_head, value_head = head_bytes(stored, head_dim), head_bytes(stored, value_dim)
     minus_infinity = np.float32(-np.inf)
 
     @simd.jit
-    def ahead_of(number, first, count, last, pages, page_bytes, keys, stored):
-        """Bytes from what is read now to what is read ``AHEAD`` pages later; 0 if nothing is.
-
-        A piece's ``count`` pages from page ``first`` on are read twice, for keys and for values, then those of the next
-        piece, up to page ``last``; ``number`` counts them from the piece's first.
-        """
-        base, page, later = keys, first + number, number + AHEAD
-        if number >= count:
-            base, page = stored, first + number - count
-        to, then = keys, first + later
-        if later >= 2 * count:
-            then -= count
-            if then >= last:
-                return 0
-        elif later >= count:
-            to, then = stored, first + later - count
-        return to - base + (load_i32(pages + then * 4) - load_i32(pages + page * 4)) * page_bytes
+    def page_of(head, pages, token, page_bytes):
+        """Where a head's keys, or values, begin in the page that has a token."""
+        return head + load_i32(pages + token // PAGE * 4) * page_bytes
 
     @simd.jit
     def past_of(record, step, s):
@@ -140,14 +124,14 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
         return length, pages + s * load(step + step_at.page_stride) * 4, past
 
     @simd.jit
-    def seen(record, length, earliest, latest):
-        """Which tokens any of the queries at positions ``earliest`` to ``latest`` sees, from a whole span on."""
+    def seen(record, length, past, group, first, rows):
+        """Which tokens any of ``rows`` rows from ``first`` on sees, from a whole span on."""
         window = load(record + at.window)
         begin, end = 0, length
         if load(record + at.causal) != 0:
-            end = latest + 1
+            end = past + (first + rows - 1) // group + 1
         if window != 0:
-            begin = max(0, earliest - window + 1) // SPAN * SPAN
+            begin = max(0, past + first // group - window + 1) // SPAN * SPAN
         return begin, end
 
     @simd.jit
@@ -155,18 +139,21 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
         """Which tokens a tile sees."""
         group = load(record + at.heads) // load(record + at.kv_heads)
         length, _, past = past_of(record, step, s)
-        return seen(record, length, past + first // group, past + (first + rows - 1) // group)
+        return seen(record, length, past, group, first, rows)
+
+    @simd.jit
+    def place_of(record, step, s, kv_head, row):
+        """Which of all tokens' heads a row is."""
+        heads, group = load(record + at.heads), load(record + at.heads) // load(record + at.kv_heads)
+        token0 = load_i32(load(step + step_at.first_row) + 4 * s)
+        return (token0 + row // group) * heads + kv_head * group + row % group
 
     @simd.jit
     def begin(record, step, s, kv_head, first, rows, scratch):
         """Rows ``first`` to ``first + rows`` of sequence s and a key/value head: nothing is seen yet."""
-        heads, group = load(record + at.heads), load(record + at.heads) // load(record + at.kv_heads)
-        token0 = load_i32(load(step + step_at.first_row) + 4 * s)
         scale = splat(np.float32(simd.load_f64(record + at.scale)))
         for r in range(rows):
-            row = first + r
-            place = (token0 + row // group) * heads + kv_head * group + row % group
-            q = load(record + at.q) + place * row_bytes
+            q = load(record + at.q) + place_of(record, step, s, kv_head, first + r) * row_bytes
             for i in range(0, row_bytes, 64):
                 vstore(scratch + in_queries + r * row_bytes + i, vload(q + i) * scale)
             for i in range(0, out_bytes, 64):
@@ -175,12 +162,12 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
             store_f32(scratch + in_states + r * STATE + 4, np.float32(0))
 
     @simd.jit
-    def piece(record, step, s, kv_head, first, rows, scratch, piece):
-        """What the tile makes of the tokens from ``piece`` on: sums, and the second halves of the states."""
+    def piece(record, step, s, kv_head, first, rows, scratch, piece, sums):
+        """What the tile makes of the tokens from ``piece`` on: its rows' sums, and then their states."""
         group = load(record + at.heads) // load(record + at.kv_heads)
         length, pages, past = past_of(record, step, s)
-        queries, sums, page = scratch + in_queries, scratch + in_sums, scratch + in_page
-        weights, states = scratch + in_weights, scratch + in_states
+        queries, page, weights = scratch + in_queries, scratch + in_page, scratch + in_weights
+        states = sums + rows * out_bytes
         cap = np.float32(simd.load_f64(record + at.softcap))
         page_bytes = load(record + at.page_bytes)
         keys, stored = (
@@ -188,29 +175,27 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
             load(record + at.values) + kv_head * value_head,
         )
         bias, bias_stride = load(record + at.bias), load(record + at.bias_stride)
-        begin, end = seen(record, length, past + first // group, past + (first + rows - 1) // group)
+        begin, end = seen(record, length, past, group, first, rows)
         start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
-        number, count_pages, first_page = 0, (stop - start + PAGE - 1) // PAGE, start // PAGE
-        last_page = (end + PAGE - 1) // PAGE
         for t0 in range(start, stop, PAGE):
-            here = keys + load_i32(pages + t0 // PAGE * 4) * page_bytes
-            ahead = ahead_of(number, first_page, count_pages, last_page, pages, page_bytes, keys, stored)
-            number += 1
+            here, then = page_of(keys, pages, t0, page_bytes), page_of(stored, pages, start, page_bytes)
+            if t0 + PAGE < stop:
+                then = page_of(keys, pages, t0 + PAGE, page_bytes)
             if rows > ROWS:
                 wider_keys(here, page)
             for sub in range(0, rows, ROWS):
-                count, row = min(ROWS, rows - sub), first + sub
-                low, high = seen(record, length, past + row // group, past + (row + count - 1) // group)
+                count = min(ROWS, rows - sub)
+                low, high = seen(record, length, past, group, first + sub, count)
                 for t in range(max(low, t0), min(high, t0 + PAGE), SPAN):
                     q, to = queries + sub * row_bytes, weights + sub * SCORES + (t - piece) * 4
                     if rows > ROWS and count == ROWS:
                         wide_scores(q, page, t - t0, 0, to, SCORES)
                     else:
-                        scores(count, q, here, t - t0, ahead, to)
+                        scores(count, q, here, t - t0, then - here, to)
 
         for sub in range(0, rows, ROWS):
-            count, row = min(ROWS, rows - sub), first + sub
-            low, high = seen(record, length, past + row // group, past + (row + count - 1) // group)
+            count = min(ROWS, rows - sub)
+            low, high = seen(record, length, past, group, first + sub, count)
             low, high = max(low, piece), min(high, piece + PIECE)
             for r in range(sub, sub + count):
                 position = past + (first + r) // group
@@ -220,77 +205,51 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
                 if load(record + at.window) != 0:
                     earliest = max(0, position - load(record + at.window) + 1)
                 row_weights, row_bias = weights + r * SCORES + (low - piece) * 4, 0
-                if load(record + at.biased) != 0:
+                if bias != 0:
                     row_bias = bias + (kv_head * group + (first + r) % group) * bias_stride - position * 4
-                softmax(row_weights, low, high, earliest, last, cap, row_bias, states + r * STATE + 8)
+                softmax(row_weights, low, high, earliest, last, cap, row_bias, states + r * STATE)
                 for i in range(0, out_bytes, 64):
                     vstore(sums + r * out_bytes + i, splat(0.0))
 
         for t0 in range(start, stop, PAGE):
-            here = stored + load_i32(pages + t0 // PAGE * 4) * page_bytes
-            ahead = ahead_of(number, first_page, count_pages, last_page, pages, page_bytes, keys, stored)
-            number += 1
+            here = page_of(stored, pages, t0, page_bytes)
+            then = here
+            if t0 + PAGE < stop:
+                then = page_of(stored, pages, t0 + PAGE, page_bytes)
+            elif t0 + PAGE < end:
+                then = page_of(keys, pages, t0 + PAGE, page_bytes)
             if rows > ROWS:
                 wider_values(here, page)
             for sub in range(0, rows, ROWS):
-                count, row = min(ROWS, rows - sub), first + sub
-                low, high = seen(record, length, past + row // group, past + (row + count - 1) // group)
+                count = min(ROWS, rows - sub)
+                low, high = seen(record, length, past, group, first + sub, count)
                 low, high = max(low, t0), min(high, t0 + PAGE)
                 if low < high:
                     w, to = weights + sub * SCORES + (low - piece) * 4, sums + sub * out_bytes
                     if rows > ROWS and count == ROWS:
                         wide_values(w, SCORES, page, low - t0, 0, high - low, to)
                     else:
-                        values(count, w, here, low - t0, ahead, high - low, to)
+                        values(count, w, here, low - t0, then - here, high - low, to)
 
     @simd.jit
-    def join_row(state, totals, largest, total, sums):
+    def join_row(total, state, sum, told):
         """A row's piece, joined to those before it; nothing if no token of it is seen."""
+        top, largest = load_f32(state), load_f32(told)
         if largest == minus_infinity:
             return
-        top = load_f32(state)
         highest = max(top, largest)
         old, new = vexp(splat(top - highest)), vexp(splat(largest - highest))
         store_f32(state, highest)
-        store_f32(state + 4, lane0(fma(splat(total), new, splat(load_f32(state + 4)) * old)))
+        store_f32(state + 4, lane0(fma(splat(load_f32(told + 4)), new, splat(load_f32(state + 4)) * old)))
         for i in range(0, out_bytes, 64):
-            vstore(totals + i, fma(vload(sums + i), new, vload(totals + i) * old))
+            vstore(total + i, fma(vload(sum + i), new, vload(total + i) * old))
 
     @simd.jit
-    def join(rows, scratch):
-        """The piece, joined to those before it."""
+    def join(rows, scratch, sums):
+        """What a piece has come to, joined to the pieces before it."""
+        totals, states, told = scratch + in_totals, scratch + in_states, sums + rows * out_bytes
         for r in range(rows):
-            state, at_row = scratch + in_states + r * STATE, r * out_bytes
-            join_row(
-                state,
-                scratch + in_totals + at_row,
-                load_f32(state + 8),
-                load_f32(state + 12),
-                scratch + in_sums + at_row,
-            )
-
-    @simd.jit
-    def keep(rows, scratch, where):
-        """The piece of a tile of at most ROWS rows, put apart."""
-        for i in range(0, rows * out_bytes, 64):
-            vstore(where + i, vload(scratch + in_sums + i))
-        for r in range(rows):
-            state = scratch + in_states + r * STATE
-            store_f32(where + ROWS * out_bytes + r * STATE, load_f32(state + 8))
-            store_f32(where + ROWS * out_bytes + r * STATE + 4, load_f32(state + 12))
-
-    @simd.jit
-    def join_kept(rows, scratch, where):
-        """A piece that was put apart, joined to those before it."""
-        for r in range(rows):
-            kept, at_row = where + ROWS * out_bytes + r * STATE, r * out_bytes
-            join_row(
-                scratch + in_states + r * STATE,
-                scratch + in_totals + at_row,
-                load_f32(kept),
-                load_f32(kept + 4),
-                where + at_row,
-            )
+            join_row(totals + r * out_bytes, states + r * STATE, sums + r * out_bytes, told + r * STATE)
 
     @simd.jit
     def share_of(state, sinks, head):
@@ -305,12 +264,9 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
     @simd.jit
     def finish(record, step, s, kv_head, first, rows, scratch):
         """All pieces are joined: the rows' results."""
-        heads, group = load(record + at.heads), load(record + at.heads) // load(record + at.kv_heads)
-        token0 = load_i32(load(step + step_at.first_row) + 4 * s)
-        quantized = load(record + at.quantized)
+        heads, quantized = load(record + at.heads), load(record + at.quantized)
         for r in range(rows):
-            row = first + r
-            place = (token0 + row // group) * heads + kv_head * group + row % group
+            place = place_of(record, step, s, kv_head, first + r)
             out, state = load(record + at.out) + place * out_bytes, scratch + in_states + r * STATE
             share = splat(share_of(state, load(record + at.sinks), place % heads))
             for i in range(0, out_bytes, 64):
@@ -319,7 +275,7 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
                 for block in range(value_dim // 32):
                     quantize(out + block * 128, quantized + (place * (value_dim // 32) + block) * q_bytes)
 
-    return seen_by, begin, piece, join, keep, join_kept, finish
+    return seen_by, begin, piece, join, finish
 
 
 def _by_count(simd: Any, head_dim: int, value_dim: int, stored: str) -> Any:

@@ -39,16 +39,13 @@ class Sum:
     none is -128 (see ``wants_signed``). ``chains`` is how many partial sums take turns, where that is faster.
     """
 
-    def __init__(
-        self, e: Any, start: Any, most: int = 255, both_signed: bool = False, chains: int = 1
-    ) -> None:
+    def __init__(self, e: Any, start: Any, most: int, both_signed: bool = False, chains: int = 1) -> None:
         self.e, self.most, self.both_signed = e, most, both_signed
         zero = e.fill(i32, 0)
         self._words: list[Any] = []  # avx2: sums of two products that were not widened yet, one a register
         self._room = 0  # how many more fit
-        self._largest = (
-            2 * 128 * 127 if both_signed else 2 * most * 128
-        )  # of a sum of two products, either sign
+        # Of a sum of two products, either sign.
+        self._largest = 2 * 128 * 127 if both_signed else 2 * most * 128
         self._in_words = ISA.name == "avx2" and self._largest <= LARGEST_WORD
         chains = 1 if self._in_words else chains
         self._chains, self._turn = [start] + [zero] * (chains - 1), 0
@@ -59,7 +56,7 @@ class Sum:
             self._add_words(unsigned, signed)
             return
         at = self._turn % len(self._chains)
-        self._chains[at] = product(self.e, self._chains[at], unsigned, signed, self.most, self.both_signed)
+        self._chains[at] = _product(self.e, self._chains[at], unsigned, signed, self.most, self.both_signed)
         self._turn += 1
 
     def total(self) -> Any:
@@ -105,28 +102,24 @@ def take_turns(e: Any, sums: list[Sum]) -> None:
             one._chains = [next(same) for _ in one._chains]
 
 
-def product(
-    e: Any, total: Any, unsigned: Any, signed: Any, most: int = 255, both_signed: bool = False
-) -> Any:
+def _product(e: Any, total: Any, unsigned: Any, signed: Any, most: int, both_signed: bool) -> Any:
     """total[lane] + the four products; all are 16 x i32."""
     each = _one_of(most, both_signed)
     if each is None:
-        return _by_words(e, total, unsigned, signed, both_signed)
+        return _by_words(e, total, unsigned, signed)
     return e.joined([each(e, *parts) for parts in zip(*map(e.pieces, (total, unsigned, signed)))])
 
 
 def _one_of(most: int, both_signed: bool) -> Any:
     """The function that makes a register's products in one instruction; None if there is none."""
-    if ISA.name == "avx512vnni" and not both_signed:
+    if ISA.name == "avx512vnni":
         return lambda e, t, u, s: e.call("llvm.x86.avx512.vpdpbusd.512", t.type, t, u, s)
-    if ISA.name == "avxvnni" and not both_signed:
+    if ISA.name == "avxvnni":
         return _vpdpbusd
     if ISA.name == "neon" and (both_signed or most <= 127):
         return lambda e, t, u, s: _neon(e, "sdot", t, u, s)
     if ISA.name == "neon" and TARGET.has("i8mm"):
         return lambda e, t, u, s: _neon(e, "usdot", t, u, s)
-    if ISA.name == "neon":
-        return _shifted_sdot
     return None
 
 
@@ -144,24 +137,14 @@ def _neon(e: Any, name: str, total: Any, first: Any, second: Any) -> Any:
     return e.call(f"llvm.aarch64.neon.{name}.v4i32.v16i8", total.type, total, *operands)
 
 
-def _shifted_sdot(e: Any, total: Any, unsigned: Any, signed: Any) -> Any:
-    """u x s = (u - 128) x s + 64 x s + 64 x s, each a product of signed bytes."""
-    lanes = total.type.count
-    total = _neon(e, "sdot", total, e.b.xor(unsigned, e.fill(i32, SIGNED, lanes)), signed)
-    for _ in range(2):
-        total = _neon(e, "sdot", total, e.fill(i32, 0x40404040, lanes), signed)
-    return total
-
-
-def _by_words(e: Any, total: Any, first: Any, second: Any, both_signed: bool) -> Any:
+def _by_words(e: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     """Even and odd bytes as 16 bits: their products in pairs are one instruction wherever there are vectors."""
     lanes = 2 * LANES
     words = vec(i16, lanes)
-    u, s = (e.b.bitcast(x, words) for x in (first, second))
-    eight, low_byte = e.fill(i16, 8, lanes), e.fill(i16, 255, lanes)
-    first_even = e.b.ashr(e.b.shl(u, eight), eight) if both_signed else e.b.and_(u, low_byte)
-    even = first_even, e.b.ashr(e.b.shl(s, eight), eight)
-    odd = (e.b.ashr if both_signed else e.b.lshr)(u, eight), e.b.ashr(s, eight)
+    u, s = (e.b.bitcast(x, words) for x in (unsigned, signed))
+    eight = e.fill(i16, 8, lanes)
+    even = e.b.and_(u, e.fill(i16, 255, lanes)), e.b.ashr(e.b.shl(s, eight), eight)
+    odd = e.b.lshr(u, eight), e.b.ashr(s, eight)
     for x, y in (even, odd):
         products = e.b.mul(*(e.b.sext(z, vec(i32, lanes)) for z in (x, y)))
         pairs = [e.lanes(products, range(first, lanes, 2)) for first in (0, 1)]

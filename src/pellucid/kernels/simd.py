@@ -24,21 +24,15 @@ from numba.core.datamodel.models import PrimitiveModel
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
 
-from pellucid.kernels import compiler, isa
+from pellucid.kernels import compiler
 
 LANES = 16
-TARGET = compiler.TARGET
+TARGET, jit = compiler.TARGET, compiler.jit
 ISA = TARGET.isa
-STREAM_CACHE = isa.stream_cache()
 
 i8, i16, i32, i64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 f16, f32, f64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 KERNEL_SIGNATURE = types.void(types.int64, types.int64, types.int64, types.int64)
-
-
-def jit(function):
-    """Compile a helper for use inside kernels; it is inlined by LLVM, and never raises."""
-    return compiler.jit(function)
 
 
 def vec(element, lanes=LANES):
@@ -196,7 +190,7 @@ class Emitter:
 
     def prefetch_stream(self, address) -> None:
         """Ask for a line of something long that is read once, front to back."""
-        self.prefetch(address, STREAM_CACHE)
+        self.prefetch(address, TARGET.stream_cache)
 
 
 STORED = {"f32": f32, "f16": f16, "bf16": i16}

@@ -74,7 +74,6 @@ def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> s
         "softcap": kind.softcap,
         "causal": int(kind.causal),
         "window": kind.window,
-        "biased": 0,
         "bias": 0,
         "bias_stride": 0,
         "sinks": 0,

@@ -16,8 +16,10 @@ from pellucid.runtime.memory import aligned
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next tokens of one sequence. ``outputs`` is how many of its last rows' logits are wanted; ``memory`` the
-    sequence whose tokens it attends to besides its own (what an encoder has left in the cache)."""
+    """The next tokens of one sequence. ``outputs`` is how many of its last rows' logits are wanted.
+
+    ``memory`` is the sequence whose tokens it attends to besides its own: what an encoder has left in the cache.
+    """
 
     sequence: Sequence
     tokens: Seq[int]
@@ -78,9 +80,10 @@ class StepArrays:
             self.first_row[index], self.row_count[index] = row, count
             self.length[index] = sequence.length + count
             self.pages[index, : len(sequence.pages)] = sequence.pages
-            memory = chunk.memory or Sequence()
-            self.memory_length[index] = memory.length
-            self.memory_pages[index, : len(memory.pages)] = memory.pages
+            self.memory_length[index] = 0
+            if chunk.memory is not None:
+                self.memory_length[index] = chunk.memory.length
+                self.memory_pages[index, : len(chunk.memory.pages)] = chunk.memory.pages
             row += count
             self.output_rows[output : output + chunk.outputs] = np.arange(row - chunk.outputs, row)
             output += chunk.outputs

@@ -80,7 +80,7 @@ def test_attention_is_within_rounding_of_float64(
     more: dict[str, Any] = {}
     if biased:
         table, more["bias"] = bias_table(biased, H, max(lengths), seed)
-        how |= {"biased": 1, "bias": table[:, max(lengths) :].ctypes.data, "bias_stride": table.strides[0]}
+        how |= {"bias": table[:, max(lengths) :].ctypes.data, "bias_stride": table.strides[0]}
     if sink:
         how["sinks"] = more["sinks"] = numbers("normal", seed + 3, H) * np.float32(3)
     got = cache.attend(q, batch, threads, planes, **how)
