@@ -4,7 +4,7 @@
 
 The text is cut into windows of 512 tokens, and the second half of each is scored over the whole vocabulary. The float32
 run is that of transformers (float32.py), llama.cpp's figures are its own tool's (llama-perplexity), Pellucid's are
-taken here, with activations of 16 and of 8 bits, all three from the same file. A model is a name of `compare.py`, one
+taken here, by default and precise, all three from the same file. A model is a name of `compare.py`, one
 of FILES (SmolLM2 in more formats), or anything that `pellucid.load` takes. The last line is JSON.
 """
 
@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import BITS, MADE, MODELS, Model, progress
+from compare import MADE, MODELS, PRECISE, Model, progress
 from numpy.typing import NDArray
 from peers import HERE, LLAMA_CPP, TRANSFORMERS, PeerError
 
 from pellucid import pipeline
 from pellucid.errors import PellucidError
+from pellucid.llm import activation_planes
 from pellucid.model import read_model
 from pellucid.plan.network import Limits, Network, layouts
 from pellucid.runtime.batch import Chunk
@@ -101,11 +102,11 @@ def float32(path: Path, windows: NDArray[np.int32], threads: int, folder: Path) 
     return Base.read(out)
 
 
-def pellucid_agreement(path: Path, base: Base, bits: int, threads: int) -> Agreement:
+def pellucid_agreement(path: Path, base: Base, precise: bool, threads: int) -> Agreement:
     """Pellucid's run of the same windows."""
     checkpoint = open_checkpoint(path)
     model = read_model(checkpoint)
-    plan = pipeline.forward(model.spec, layouts(checkpoint, model), bits // 8)
+    plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_planes(precise))
     network = Network(checkpoint, model, plan, Limits(LENGTH, tokens=STEP, outputs=STEP), threads)
     divergences, same, wrong, sure = [], 0, 0, 0
     try:
@@ -159,9 +160,9 @@ def compare(name: str, text: str, windows: int, threads: int) -> dict[str, Agree
         progress(f"{name}: float32")
         base = float32(path, windows_of(path, text, windows), threads, Path(folder))
         found = {}
-        for bits in BITS:
-            progress(f"{name}: Pellucid, {bits} bits")
-            found[f"{bits} bits"] = pellucid_agreement(path, base, bits, threads)
+        for way, precise in PRECISE.items():
+            progress(f"{name}: Pellucid, {way}")
+            found[way] = pellucid_agreement(path, base, precise, threads)
         progress(f"{name}: llama.cpp")
         found["llama.cpp"] = llamacpp_agreement(path, base, threads)
     return found
@@ -192,7 +193,7 @@ def main() -> None:
     text = arguments.text.read_text(encoding="utf-8")
     print("nats from the float32 run (transformers), the same likeliest token; of Pellucid also how often it is "
           f"another where float32 leads by {LEAD} or more")  # fmt: skip
-    print(f"{'':<18}   {'16 bits':<30}   {'8 bits':<30}   llama.cpp")
+    print(f"{'':<18}   {'default':<30}   {'precise':<30}   llama.cpp")
     document: dict[str, Any] = {}
     for name in arguments.models:
         try:

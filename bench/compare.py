@@ -32,7 +32,7 @@ from pellucid.measure.suite import Decode, Prefill
 from pellucid.runtime.executor import default_threads
 from pellucid.weights.store import resolve
 
-BITS = (16, 8)
+PRECISE = {"default": False, "precise": True}  # the ways in which Pellucid is measured
 MADE = HERE / ".models"
 BUSY = 0.5  # a load average above which something else runs: engines whose threads wait by spinning lose most
 
@@ -95,32 +95,32 @@ MODELS = {
 
 @dataclass
 class Result:
-    """What came of a row: Pellucid's figures by activation bits and the peers' tokens per second, by round."""
+    """What came of a row: Pellucid's figures by way and the peers' tokens per second, by round."""
 
     workload: Prefill | Decode
-    ours: dict[int, list[Figure]] = field(default_factory=lambda: {bits: [] for bits in BITS})
+    ours: dict[str, list[Figure]] = field(default_factory=lambda: {way: [] for way in PRECISE})
     theirs: dict[str, list[float]] = field(default_factory=dict)
 
-    def figure(self, bits: int) -> Figure:
+    def figure(self, way: str) -> Figure:
         """The rounds as one."""
-        figures = self.ours[bits]
+        figures = self.ours[way]
         speeds = tuple(figure.per_second[0] for figure in figures)
         return Figure(self.workload, figures[0].cost, speeds, tuple(figure.rates[0] for figure in figures))
 
-    def ratio(self, bits: int, peer: str) -> float:
+    def ratio(self, way: str, peer: str) -> float:
         """How many times the peer's speed: the median of the rounds' ratios."""
-        return statistics.median(a / b for a, b in zip(self.figure(bits).per_second, self.theirs[peer]))
+        return statistics.median(a / b for a, b in zip(self.figure(way).per_second, self.theirs[peer]))
 
     def document(self) -> dict[str, Any]:
         """For the JSON line."""
         return {
             "what": self.workload.what,
-            "pellucid": {bits: self._ours(bits) for bits in BITS},
+            "pellucid": {way: self._ours(way) for way in PRECISE},
             "peers": {name: self._theirs(name) for name in self.theirs},
         }
 
-    def _ours(self, bits: int) -> dict[str, Any]:
-        figure = self.figure(bits)
+    def _ours(self, way: str) -> dict[str, Any]:
+        figure = self.figure(way)
         read = statistics.median(rates.read for rates in figure.rates)
         return {
             "tokens_per_second": round(figure.median, 1),
@@ -134,7 +134,7 @@ class Result:
         speeds = self.theirs[name]
         return {
             "tokens_per_second": round(statistics.median(speeds), 1),
-            "ratio": {bits: round(self.ratio(bits, name), 3) for bits in BITS},
+            "ratio": {way: round(self.ratio(way, name), 3) for way in PRECISE},
             "rounds": [round(speed, 1) for speed in speeds],
         }
 
@@ -145,13 +145,13 @@ class Bench:
     def __init__(self, path: Path, peers: Sequence[Peer], threads: int, notes: list[str]) -> None:
         self._notes, self._name = notes, path.name
         self._stack = ExitStack()
-        self._llms: dict[int, LLM] = {}
+        self._llms: dict[str, LLM] = {}
         self._engines: dict[str, Engine] = {}
         try:
-            for bits in BITS:
-                self._llms[bits] = pellucid.load(path, threads=threads, activation_bits=bits)
-                self._stack.callback(self._llms[bits].close)
-            if not self._llms[BITS[0]].spec.causal:
+            for way, precise in PRECISE.items():
+                self._llms[way] = pellucid.load(path, threads=threads, precise=precise)
+                self._stack.callback(self._llms[way].close)
+            if not self._llms["default"].spec.causal:
                 raise PellucidError("it makes no text: pellucid bench measures it")
             for peer in peers:
                 self._open(peer, path, threads)
@@ -177,7 +177,7 @@ class Bench:
 
     def run(self, names: Sequence[str], rounds: int) -> dict[str, Result]:
         """The rows, by name."""
-        llm = self._llms[BITS[0]]
+        llm = self._llms["default"]
         results: dict[str, Result] = {}
         for name in names:
             workload = ROWS[name].workload
@@ -196,8 +196,8 @@ class Bench:
         return results
 
     def _round(self, result: Result) -> None:
-        for bits, llm in self._llms.items():
-            result.ours[bits] += measure(llm.network, [result.workload], 1)
+        for way, llm in self._llms.items():
+            result.ours[way] += measure(llm.network, [result.workload], 1)
         for name in list(result.theirs):
             time.sleep(REST)
             try:
@@ -229,7 +229,7 @@ def progress(what: str) -> None:
 def table(results: dict[str, dict[str, Result]]) -> str:
     """All models' rows."""
     peers = [n for n in PEERS if any(n in row.theirs for rows in results.values() for row in rows.values())]
-    lines = [("", "16 bits", "8 bits", "share", *peers)]
+    lines = [("", *PRECISE, "share", *peers)]
     for file, rows in results.items():
         lines += [("",), (file,), *(_line(result, peers) for result in rows.values())]
     widths = [max(len(line[i]) for line in lines if len(line) > 1) for i in range(len(lines[0]))]
@@ -237,12 +237,12 @@ def table(results: dict[str, dict[str, Result]]) -> str:
 
 
 def _line(result: Result, peers: Sequence[str]) -> tuple[str, ...]:
-    figure = result.figure(BITS[0])
-    cells = [f"  {result.workload.what}", *(_speed(result.figure(bits).median) for bits in BITS)]
+    figure = result.figure("default")
+    cells = [f"  {result.workload.what}", *(_speed(result.figure(way).median) for way in PRECISE)]
     cells.append(f"{figure.share:.0%} {figure.bound}")
     for name in peers:
         if name in result.theirs:
-            ratios = ", ".join(f"{result.ratio(bits, name):.2f}" for bits in BITS)
+            ratios = ", ".join(f"{result.ratio(way, name):.2f}" for way in PRECISE)
             cells.append(f"{_speed(statistics.median(result.theirs[name]))} ({ratios})")
         else:
             cells.append("")
@@ -318,11 +318,9 @@ def report(results: dict[str, dict[str, Result]], rounds: int, threads: int, not
     machine = {name: value for name, value in facts().items() if name in ("cpu", "instructions", "pellucid")}
     if results:
         print(f"Tokens per second on {machine['cpu']}, threads {threads}")
-        print(
-            f"Medians of the rounds: {rounds} ({min(rounds, LONG)} of the long rows), activations of 16 and of 8 bits"
-        )
-        print("share: at 16 bits, of what the memory or the integer units allow")
-        print("In brackets: how many times a peer's speed Pellucid's is, at 16 and at 8 bits\n")
+        print(f"Medians of the rounds: {rounds} ({min(rounds, LONG)} of the long rows)")
+        print("share: by default, of what the memory or the integer units allow")
+        print("In brackets: how many times a peer's speed Pellucid's is, by default and precise\n")
         print(table(results) + "\n")
     for note in notes:
         print(note)

@@ -1,4 +1,4 @@
-"""Each model under test, loaded once."""
+"""Each model under test, precise, loaded once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from real_models import Subject, load
 
 @pytest.fixture(scope="module", params=["smollm2", "gemma3"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    llm = load(request.param, 16)
+    llm = load(request.param, precise=True)
     yield Subject(request.param, llm)
     llm.close()

@@ -11,7 +11,7 @@ import numpy as np
 from support.tiny import GOLDENS
 
 from pellucid import pipeline
-from pellucid.llm import LLM
+from pellucid.llm import LLM, activation_planes
 from pellucid.model import read_model
 from pellucid.plan.network import Limits, Network, layouts
 from pellucid.runtime.batch import Chunk
@@ -45,10 +45,10 @@ class Subject:
         return json.loads((GOLDENS / "llamacpp.json").read_text())[self.name]["variants"]
 
 
-def load(name: str, activation_bits: int, kv_cache: str = "f16") -> LLM:
+def load(name: str, *, precise: bool, kv_cache: str = "f16") -> LLM:
     checkpoint = open_checkpoint(resolve(name))
     model = read_model(checkpoint)
-    plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits // 8, kv_cache)
+    plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_planes(precise), kv_cache)
     limits = Limits(2048, tokens=STEP, outputs=STEP)
     network = Network(checkpoint, model, plan, limits, default_threads())
     return LLM(checkpoint, network, load_tokenizer(checkpoint))

@@ -1,7 +1,7 @@
 """The same request gives the same bits: whatever else is in the batch, however the prompt is cut, however many threads.
 
-For every family's tiny models, and for a Llama in every format that discovery finds, with activations of 8 and 16
-bits, and for every form of the key/value cache. Whoever adds a family or a format is tested by having added it.
+For every family's tiny models, and for a Llama in every format that discovery finds, with activations of 8 bits and
+of 16, and for every form of the key/value cache. Whoever adds a family or a format is tested by having added it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence
 
 CASES = [
-    *[(name, 16, "f16") for name in DECODERS],
-    *[(name, bits, "f16") for name in (*QUANTISED, "mixed") for bits in (8, 16)],
-    *[("mixed", 16, form) for form in cached.FORMS if form != "f16"],
+    *[(name, 2, "f16") for name in DECODERS],
+    *[(name, planes, "f16") for name in (*QUANTISED, "mixed") for planes in (1, 2)],
+    *[("mixed", 2, form) for form in cached.FORMS if form != "f16"],
 ]
 few = settings(max_examples=6)
 threads = st.integers(1, 4)
@@ -33,12 +33,12 @@ threads = st.integers(1, 4)
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    name, bits, kv_cache = request.param
+    name, planes, kv_cache = request.param
     path = TINY.get(name)
     if path is None:
         file = tmp_path_factory.mktemp("bits") / f"{name}.gguf"
         path = write_quantised_llama(file, *(() if name == "mixed" else (name,)))
-    model = Model(path, bits, kv_cache=kv_cache)
+    model = Model(path, planes, kv_cache=kv_cache)
     yield model
     model.close()
 
@@ -143,11 +143,11 @@ def test_a_sentence_beside_any_others(name: str, lengths: list[int], threads: in
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("bits", [8, 16])
-def test_a_real_model(bits: int) -> None:
+@pytest.mark.parametrize("planes", [1, 2])
+def test_a_real_model(planes: int) -> None:
     from pellucid.weights.store import resolve
 
-    model = Model(resolve("smollm2"), bits, threads=(1, 2))
+    model = Model(resolve("smollm2"), planes, threads=(1, 2))
     try:
         for threads in (1, 2):
             with Play(model, threads) as play:
@@ -177,13 +177,13 @@ model.close()
 @pytest.mark.skipif(
     not isa.host_features() & {"fma", "neon"}, reason="without fused multiply-adds sums round differently"
 )
-@pytest.mark.parametrize(("name", "bits"), [("quantised", 8), ("gemma3-softcap", 16)])
-def test_any_instruction_set(name: str, bits: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "planes"), [("quantised", 1), ("gemma3-softcap", 2)])
+def test_any_instruction_set(name: str, planes: int, tmp_path: Path) -> None:
     # Minima, scales of 16, a table with powers of two, a zero point: each kernel takes seconds to compile.
     few = ("Q2_K", "Q6_K", "MXFP4", "Q8_0", "F16")
     path = TINY.get(name) or write_quantised_llama(tmp_path / "mixed.gguf", *few)
     files = {known.name: tmp_path / f"{known.name}.npy" for known in isa.possible()}
-    commands = {one: python(LOGITS, str(path), str(bits), str(file)) for one, file in files.items()}
+    commands = {one: python(LOGITS, str(path), str(planes), str(file)) for one, file in files.items()}
     run([(command, environment(PELLUCID_ISA=one)) for one, command in commands.items()])
     logits = {one: np.load(file) for one, file in files.items()}
     best, *others = files

@@ -27,12 +27,12 @@ class Model:
     """A model on 1 to 4 threads, and what it says about each sequence alone: one step, one thread."""
 
     def __init__(
-        self, path: Path, bits: int = 16, threads: tuple[int, ...] = (1, 2, 3, 4), kv_cache: str = "f16"
+        self, path: Path, planes: int = 2, threads: tuple[int, ...] = (1, 2, 3, 4), kv_cache: str = "f16"
     ) -> None:
         self._stack = ExitStack()
         room = {"context": 64 * 32, "tokens": 600, "outputs": 600, "sequences": len(LENGTHS)}
         with opened(path) as (checkpoint, model):
-            plan = pipeline.forward(model.spec, layouts(checkpoint, model), bits // 8, kv_cache)
+            plan = pipeline.forward(model.spec, layouts(checkpoint, model), planes, kv_cache)
         self.networks = {
             n: self._stack.enter_context(network(path, plan, threads=n, **room)) for n in threads
         }

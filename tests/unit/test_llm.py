@@ -253,10 +253,10 @@ def test_load_options_out_of_range(folder: Path, name: str, value: Any) -> None:
         pellucid.load(folder, **{name: value})
 
 
-@pytest.mark.parametrize("bits", [4, 8.0, "8", True, None])
-def test_activation_bits_out_of_range(folder: Path, bits: Any) -> None:
-    with pytest.raises(InvalidRequest, match=r"activation_bits=.*16 or 8"):
-        pellucid.load(folder, activation_bits=bits)
+@pytest.mark.parametrize("value", [8, 0, "yes", None])
+def test_precise_is_yes_or_no(folder: Path, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"precise=.*: must be True or False"):
+        pellucid.load(folder, precise=value)
 
 
 @pytest.mark.parametrize("form", ["q4_0", "F16", 8, None])
@@ -273,7 +273,7 @@ def test_a_head_too_narrow_for_a_form_of_the_cache(folder: Path) -> None:
 
 
 def test_numbers_may_be_numpys(folder: Path) -> None:
-    llm = pellucid.load(folder, threads=np.int64(1), context=np.uint16(64), activation_bits=np.int8(16))
+    llm = pellucid.load(folder, threads=np.int64(1), context=np.uint16(64), precise=np.bool_(True))
     options = {
         "temperature": np.float32(0.5),
         "top_k": np.int64(3),

@@ -45,7 +45,7 @@ def command(
     ] = False,
     threads: common.Threads = None,
     context: common.Context = None,
-    activation_bits: common.ActivationBits = 16,
+    precise: common.Precise = False,
     kv_cache: common.KVCache = "f16",
     json: common.Json = False,
 ) -> None:
@@ -65,7 +65,7 @@ def command(
         model,
         threads,
         context,
-        activation_bits,
+        precise,
         kv_cache,
         before=lambda inputs: suite(inputs.spec, inputs.context, wishes),
     )
@@ -73,14 +73,14 @@ def command(
     with common.progress(still=True) as bars:
         figures = measure(llm.network, workloads, rounds, bars.measuring)
         profiles = _profiles(llm, rounds, bars) if profile else []
-    if activation_bits == 16 and any(figure.bound == "int8" for figure in figures):
+    if precise and any(figure.bound == "int8" for figure in figures):
         notes.append(TWO_PRODUCTS)
     if not all(figure.cost.multiply_adds for figure in figures):
         notes.append(FLOAT_WEIGHTS)
     if json:
-        common.print_json(_document(llm, activation_bits, figures, profiles, notes))
+        common.print_json(_document(llm, precise, figures, profiles, notes))
         return
-    _show(llm, activation_bits, figures)
+    _show(llm, precise, figures)
     for note in notes:
         print(note)
     for each in profiles:
@@ -98,10 +98,10 @@ def _profiles(llm: LLM, rounds: int, bars: common.Bars) -> list[Profile]:
     return [profile_step(llm.network, *step, rounds, bars.measuring) for step in steps]
 
 
-def _show(llm: LLM, bits: int, figures: Sequence[Figure]) -> None:
+def _show(llm: LLM, precise: bool, figures: Sequence[Figure]) -> None:
     network, unit = llm.network, figures[0].workload.unit
     print(
-        f"{common.one_line(llm.spec.name)}, threads {network.threads}, activations of {bits} bits, "
+        f"{common.one_line(llm.spec.name)}, threads {network.threads}, activations of {16 if precise else 8} bits, "
         f"context {llm.context:,}, medians of {len(figures[0].rates)}\n"
     )
     shown = common.table(
@@ -161,7 +161,7 @@ def _cells(timed: Any, profile: Profile) -> tuple[str, ...]:
 
 
 def _document(
-    llm: LLM, bits: int, figures: Sequence[Figure], profiles: Sequence[Profile], notes: list[str]
+    llm: LLM, precise: bool, figures: Sequence[Figure], profiles: Sequence[Profile], notes: list[str]
 ) -> dict[str, Any]:
     from pellucid.measure.machine import facts
 
@@ -170,7 +170,7 @@ def _document(
         "model": llm.spec.name,
         "threads": llm.network.threads,
         "context": llm.context,
-        "activation_bits": bits,
+        "precise": precise,
         "read_bytes_per_second": round(read),
         "int8_multiply_adds_per_second": round(multiply),
         "figures": [

@@ -33,16 +33,14 @@ def command(
     max_new_tokens: common.MaxNewTokens = None,
     threads: common.Threads = None,
     context: common.Context = None,
-    activation_bits: common.ActivationBits = 16,
+    precise: common.Precise = False,
     kv_cache: common.KVCache = "f16",
 ) -> None:
     """Talk to a model. The conversation is kept; /help lists what can be typed."""
     options = common.sampling(temperature, top_k, top_p, seed, stop, max_new_tokens)
     start = [{"role": "system", "content": system}] if system else []
     first = [*start, {"role": "user", "content": "Hi"}]  # no template, no chat: say so before anything else
-    llm = common.load(
-        model, threads, context, activation_bits, kv_cache, before=lambda inputs: inputs.prompt(first)
-    )
+    llm = common.load(model, threads, context, precise, kv_cache, before=lambda inputs: inputs.prompt(first))
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # lines can be edited and called back

@@ -48,7 +48,9 @@ Model = Annotated[
 ]
 Threads = Annotated[int | None, count("Threads; one for each physical core by default.")]
 Context = Annotated[int | None, count("Tokens that prompt and answer may have; the model's by default.")]
-ActivationBits = Annotated[int, count("16 is exact to rounding; 8 is faster on long prompts.")]
+Precise = Annotated[
+    bool, typer.Option("--precise", help="The file's own answers, to rounding; slower on long prompts.")
+]
 KVCache = Annotated[
     str,
     typer.Option(
@@ -155,7 +157,7 @@ def load(
     model: str,
     threads: int | None = None,
     context: int | None = None,
-    activation_bits: int = 16,
+    precise: bool = False,
     kv_cache: str = "f16",
     *,
     before: Callable[[Inputs], object],
@@ -168,7 +170,7 @@ def load(
             model,
             threads=threads,
             context=context,
-            activation_bits=activation_bits,
+            precise=precise,
             kv_cache=kv_cache,
             progress=bars,
             compiling=bars.compiling,

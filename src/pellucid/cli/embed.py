@@ -14,7 +14,7 @@ def command(
     texts: Annotated[list[str], typer.Argument(help="The sentences.", metavar="TEXT", show_default=False)],
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
     threads: common.Threads = None,
-    activation_bits: common.ActivationBits = 16,
+    precise: common.Precise = False,
     json: common.Json = False,
 ) -> None:
     """Sentence vectors and their cosine similarities."""
@@ -23,7 +23,7 @@ def command(
     llm = common.load(
         model,
         threads,
-        activation_bits=activation_bits,
+        precise=precise,
         before=lambda inputs: inputs.sentences(texts, truncate),
     )
     vectors = llm.embed(texts, truncate=truncate)

@@ -30,7 +30,7 @@ def command(
     ] = None,
     threads: common.Threads = None,
     context: common.Context = None,
-    activation_bits: common.ActivationBits = 16,
+    precise: common.Precise = False,
     kv_cache: common.KVCache = "f16",
     json: common.Json = False,
 ) -> None:
@@ -43,10 +43,10 @@ def command(
     """
     profile = None
     if measured:
-        plan, profile = _measure(model, prompt, threads, context, activation_bits, kv_cache)
+        plan, profile = _measure(model, prompt, threads, context, precise, kv_cache)
     else:
         only_measured = {"prompt": prompt, "threads": threads, "context": context}
-        plan = _plan(model, activation_bits, kv_cache, only_measured)
+        plan = _plan(model, precise, kv_cache, only_measured)
     if json and profile:
         common.print_json(_document(profile))
     elif json:
@@ -55,7 +55,7 @@ def command(
         _show(plan, shortened(plan.operations, whole), profile)
 
 
-def _plan(model: str, bits: int, kv_cache: str, only_measured: dict[str, int | None]) -> Plan:
+def _plan(model: str, precise: bool, kv_cache: str, only_measured: dict[str, int | None]) -> Plan:
     """The plan, from the file's header."""
     from pellucid import pipeline
     from pellucid.errors import InvalidRequest
@@ -68,7 +68,7 @@ def _plan(model: str, bits: int, kv_cache: str, only_measured: dict[str, int | N
     for name, value in only_measured.items():
         if value is not None:
             raise InvalidRequest(f"--{name} is for what is measured: add --measured")
-    planes, kv_cache = activation_planes(bits), cache_form(kv_cache)
+    planes, kv_cache = activation_planes(precise), cache_form(kv_cache)
     with common.progress() as bars:
         checkpoint = open_checkpoint(resolve(model, progress=bars))
     read = read_model(checkpoint)
@@ -76,7 +76,7 @@ def _plan(model: str, bits: int, kv_cache: str, only_measured: dict[str, int | N
 
 
 def _measure(
-    model: str, prompt: int | None, threads: int | None, context: int | None, bits: int, kv_cache: str
+    model: str, prompt: int | None, threads: int | None, context: int | None, precise: bool, kv_cache: str
 ) -> tuple[Plan, Profile]:
     """The plan of a loaded model and the times of a step."""
     from pellucid.checks import whole
@@ -89,7 +89,7 @@ def _measure(
             longest = min(inputs.context, Limits.tokens) if inputs.spec.causal else inputs.context
             whole("prompt", prompt, 1, longest, "a step holds no more")
 
-    llm = common.load(model, threads, context, bits, kv_cache, before=check)
+    llm = common.load(model, threads, context, precise, kv_cache, before=check)
     if prompt is None and llm.spec.causal:
         tokens, depth = 1, min(DEPTH, llm.context - 1)
     else:

@@ -30,7 +30,7 @@ def command(
     max_new_tokens: common.MaxNewTokens = None,
     threads: common.Threads = None,
     context: common.Context = None,
-    activation_bits: common.ActivationBits = 16,
+    precise: common.Precise = False,
     kv_cache: common.KVCache = "f16",
     json: common.Json = False,
 ) -> None:
@@ -43,9 +43,7 @@ def command(
             raise InvalidRequest("no prompt: give a text, or - to read it from standard input")
         prompt = sys.stdin.read()
     given = prompt
-    llm = common.load(
-        model, threads, context, activation_bits, kv_cache, before=lambda inputs: inputs.prompt(given)
-    )
+    llm = common.load(model, threads, context, precise, kv_cache, before=lambda inputs: inputs.prompt(given))
     run = llm.start(given, **options)
     text = []
     for piece in run:

@@ -40,7 +40,7 @@ OPTIONS = [
     (("--max-new-tokens", "many"), "max_new_tokens='many'"),
     (("--threads", "0"), "threads=0: must be a whole number from 1 to"),
     (("--threads", "100000"), "threads=100000"),
-    (("--activation-bits", "12"), "activation_bits=12: must be 16 or 8"),
+    (("--kv-cache", "f12"), "kv_cache='f12': must be one of f16, bf16, q8_0"),
     (("--kv-cache", "q4_0"), "kv_cache='q4_0': must be one of f16, bf16, q8_0"),
     (("--context", "0"), "context=0: must be a whole number from 1 to 128"),
     (("--context", "129"), "context=129"),
@@ -73,7 +73,7 @@ def test_an_option_out_of_range(
 
 def test_options_are_checked_before_the_model_is_looked_for(command: Command) -> None:
     assert "temperature" in command("run", "nothing", "hi", "--temperature", "-1").refusal
-    assert "activation_bits" in command("plan", "nothing", "--activation-bits", "12").refusal
+    assert "kv_cache" in command("plan", "nothing", "--kv-cache", "f12").refusal
 
 
 @pytest.mark.parametrize("name", ["run", "chat", "embed", "pull", "info", "plan", "bench"])
@@ -216,7 +216,7 @@ def test_from_python(tiny: str, mute: str, encoder: str, tmp_path: Path) -> None
         load(tmp_path / "nowhere")
     with pytest.raises(FileFormatError, match="holds no model"):
         load(tmp_path)
-    for options in ({"context": 129}, {"threads": 0}, {"activation_bits": 12}):
+    for options in ({"context": 129}, {"threads": 0}, {"precise": 12}):
         with pytest.raises(InvalidRequest, match=next(iter(options))):
             load(tiny, **options)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="sentence vectors"):

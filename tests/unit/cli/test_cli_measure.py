@@ -28,7 +28,7 @@ def integers(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_bench(command: Command, tiny: str) -> None:
     done = command("bench", tiny, *QUICK)
     lines = done.answer.splitlines()
-    assert lines[0].endswith("activations of 16 bits, context 128, medians of 2")
+    assert lines[0].endswith("activations of 8 bits, context 128, medians of 2")
     assert lines[2].split() == ["tokens/s", "±", "roof", "bound", "by", "share"]
     kinds = [line.split("  ")[0] for line in lines[3:6]]
     assert kinds == ["prefill of 8", "decode after 8", "decode after 8, 2 sequences"]
@@ -41,7 +41,7 @@ def test_bench(command: Command, tiny: str) -> None:
 def test_bench_as_json(command: Command, tiny: str) -> None:
     document = command("bench", tiny, *QUICK, "--json", "--profile").document
     assert set(document) == {
-        *("model", "threads", "context", "activation_bits", "read_bytes_per_second", "figures", "profiles"),
+        *("model", "threads", "context", "precise", "read_bytes_per_second", "figures", "profiles"),
         *("int8_multiply_adds_per_second", "notes", "machine"),
     }
     assert min(document["read_bytes_per_second"], document["int8_multiply_adds_per_second"]) > 0
@@ -117,7 +117,7 @@ def test_bench_of_an_encoder(command: Command, encoder: str) -> None:
         (("--prompt", "0", "--depth", "0", "--batch", "0"), "nothing is left to measure"),
         (("--threads", "0"), "threads=0"),
         (("--context", "129"), "context=129"),
-        (("--activation-bits", "12"), "activation_bits=12"),
+        (("--kv-cache", "f12"), "kv_cache="),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )
