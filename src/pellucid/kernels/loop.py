@@ -6,10 +6,14 @@ loop; one call runs one step.
 
 The control block is a row of 64-byte lines, so that no two threads write to the same line:
 
-    line 0   epoch: the number of the step that may run       line 3   address of the program
+    line 0   epoch: which step may run, on how many threads   line 3   address of the program
     line 1   set to 1 to stop the workers                      line 4   number of records
     line 2   a kernel's non-zero status, 0 if none             line 5   address of the step's record
-    line 8+t barriers that thread t has passed                 line 6   looks before a thread gives up its core
+    line 8+t the last barrier that thread t has come to        line 6   looks before a thread gives up its core
+
+The epoch is one word, the step's number and behind it how many of the team's threads run it: whoever reads it has both,
+and the others do not touch the step. Barriers are numbered through, step * 2^20 and up, so that a thread that was not
+asked for some steps has not fallen behind.
 
 At a barrier a thread spins: its partner is there in a microsecond. If the partner began the step on this very core it
 cannot be, so the core is given up at once. After half a millisecond another process must have the partner's core, and
@@ -28,7 +32,12 @@ LINE = 64
 EPOCH, STOP, STATUS, PROGRAM, RECORDS, STEP, PATIENCE = (LINE * i for i in range(7))
 PASSED = LINE * 8
 CORE = 16  # in a thread's line: the core that it began this step on
-SLEEPERS = 24  # in a thread's line: not 0 if others sleep until it passes its next barrier
+SLEEPERS = 24  # in a thread's line: not 0 if others sleep until it comes to its next barrier
+WAITED = 32  # in a thread's line: how often it gave its core up since the team was made
+ACTIVE_BITS, BARRIER_BITS = (
+    16,
+    20,
+)  # of an epoch, how many threads run; of a barrier's number, those of one step
 MAX_THREADS = 256
 CONTROL_BYTES = PASSED + LINE * MAX_THREADS
 
@@ -44,9 +53,8 @@ def _loop(simd: Any) -> Any:
     stride = RECORD_WORDS * WORD
 
     @jit
-    def barrier(control, thread, threads):
-        line = control + PASSED + LINE * thread
-        mine = load(line) + 1
+    def barrier(control, thread, threads, mine):
+        own = line = control + PASSED + LINE * thread
         store(line, mine)
         if load(line + SLEEPERS) != 0:
             store(line + SLEEPERS, 0)
@@ -58,17 +66,20 @@ def _loop(simd: Any) -> Any:
             while passed < mine:
                 looks += 1
                 if looks > patience:
+                    store(own + WAITED, load(own + WAITED) + 1)
                     store(line + SLEEPERS, 1)
                     sleep_while(line, passed & 0xFFFFFFFF, NAP)
                 elif looks > EAGER:
                     if load(line + CORE) == current_core():
+                        store(own + WAITED, load(own + WAITED) + 1)
                         yield_core()
                     else:
                         relax()
                 passed = load(line)
 
     @jit
-    def run(control, thread, threads):
+    def run(control, thread, threads, number):
+        come_to = number << BARRIER_BITS
         store(control + PASSED + LINE * thread + CORE, current_core())
         record = load(control + PROGRAM)
         step = load(control + STEP)
@@ -78,43 +89,48 @@ def _loop(simd: Any) -> Any:
                 store(control + STATUS, status)
             meet = load(record + WORD)
             if threads > 1 and (meet == 1 or (meet > 1 and load(step + meet - 2) != 1)):
-                barrier(control, thread, threads)
+                come_to += 1
+                barrier(control, thread, threads, come_to)
             record += stride
         if threads > 1:
-            barrier(control, thread, threads)
+            barrier(control, thread, threads, come_to + 1)
 
     return run
 
 
 @kernel("loop.lead")
 def lead(simd: Any) -> Any:
-    """(control, threads, unused, unused): run one step as thread 0. The workers have been told by the epoch."""
+    """(control, threads, number, unused): run step ``number`` as thread 0. The epoch has told the workers."""
     run = _loop(simd)
 
     @simd.jit
-    def body(control, threads, unused, unused_too):
-        run(control, 0, threads)
+    def body(control, threads, number, unused):
+        run(control, 0, threads, number)
 
     return body
 
 
 @kernel("loop.work")
 def work(simd: Any) -> Any:
-    """(control, thread, threads, seen): run the steps after ``seen``, until stopped or out of patience.
+    """(control, thread, seen, unused): run what comes after the epoch ``seen``, until stopped, not asked, or impatient.
 
-    The last step that was run is left at line ``seen`` of the thread: PASSED line, second word.
+    The last epoch that was seen is left in the second word of the thread's line.
     """
     run = _loop(simd)
     load, store, relax = simd.atomic_load, simd.atomic_store, simd.relax
 
     @simd.jit
-    def body(control, thread, threads, seen):
+    def body(control, thread, seen, unused):
         looks, patience = 0, load(control + PATIENCE)
         while load(control + STOP) == 0:
-            if load(control + EPOCH) > seen:
-                seen += 1
-                run(control, thread, threads)
+            epoch = load(control + EPOCH)
+            if epoch != seen:
+                seen, threads = epoch, epoch & ((1 << ACTIVE_BITS) - 1)
+                if thread < threads:
+                    run(control, thread, threads, epoch >> ACTIVE_BITS)
                 store(control + PASSED + LINE * thread + WORD, seen)
+                if thread >= threads:
+                    break
                 looks = 0
                 continue
             looks += 1

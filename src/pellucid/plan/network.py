@@ -28,6 +28,8 @@ from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.pack import Matrix, decode, pack, prepare, stored_blocks
 from pellucid.weights.quant import lookup
 
+SMALL = 4  # tokens of a step that reads the weights for longer than it multiplies by them
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -113,7 +115,8 @@ class Network:
             self._step.fill(chunks, self.cache)
             rows = sum(c.outputs for c in chunks) if self.spec.head else len(chunks)
             out = self._fresh_output(rows)
-            self._executor.run(self._program, self._step.record)
+            small = sum(len(chunk.tokens) for chunk in chunks) <= SMALL
+            self._executor.run(self._program, self._step.record, small=small)
             for chunk in chunks:
                 chunk.sequence.length += len(chunk.tokens)
             return out[:rows, : self.width]

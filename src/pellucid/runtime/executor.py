@@ -1,8 +1,8 @@
 """Runs programs: threads that are started once, one compiled loop that all of them run, and nothing else.
 
 A program is a table of records (``kernels/record.py``). ``run`` sets an epoch, the workers see it, every thread
-walks the table, and all meet at the end. Between steps a worker spins for some milliseconds, and is then parked on a
-condition until the next step.
+walks the table, and all meet at the end. Between steps a worker spins for half a millisecond, and is then parked on a
+condition until there is a step that it is asked for: beside busy processes not every step asks all (``pace.py``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pellucid.kernels import loop
 from pellucid.kernels.library import KernelKey, shared
 from pellucid.kernels.record import RECORD_WORDS
 from pellucid.runtime.memory import aligned
+from pellucid.runtime.pace import Pace
 
 LOOP_KERNELS = (KernelKey("loop.lead"), KernelKey("loop.work"))
 
@@ -62,6 +63,7 @@ class Executor:
 
     def __init__(self, threads: int) -> None:
         self.threads, self._process = threads, os.getpid()
+        self._pace, self._steps = Pace(threads), 0
         self._control: NDArray[np.int64] = aligned(loop.CONTROL_BYTES).view(np.int64)
         self._control[:] = 0
         self._control[loop.PATIENCE // 8] = loop.PATIENT if threads <= usable_cores() else loop.HASTY
@@ -74,18 +76,33 @@ class Executor:
             worker.start()
         self._finalizer = weakref.finalize(self, self._team.stop)
 
-    def run(self, program: Program, step: NDArray[np.int64]) -> None:
-        """Run one step: every record of the program, on every thread. Releases the GIL."""
+    def run(self, program: Program, step: NDArray[np.int64], *, small: bool = False) -> None:
+        """Run one step: every record of the program. Releases the GIL.
+
+        All threads run it, but a ``small`` step, in which they meet every few microseconds, runs on fewer while other
+        processes keep taking their cores.
+        """
         if os.getpid() != self._process:
             raise InvalidRequest(
                 "this model was loaded before a fork, which leaves its threads behind: load it in the child"
             )
-        control = self._control
-        self._team.tell(program.records.ctypes.data, len(program.records), step.ctypes.data)
-        self._lead(control.ctypes.data, self.threads, 0, 0)
+        control, threads = self._control, self._pace.threads if small else self.threads
+        self._steps += 1
+        waited = self._waited() if small else 0
+        epoch = self._steps << loop.ACTIVE_BITS | threads
+        self._team.tell(program.records.ctypes.data, len(program.records), step.ctypes.data, epoch)
+        self._lead(control.ctypes.data, threads, self._steps, 0)
+        if small:
+            self._pace.tell(self._waited() - waited)
         if control[loop.STATUS // 8]:
             status, control[loop.STATUS // 8] = int(control[loop.STATUS // 8]), 0
             raise KernelError(f"a kernel reported status {status}")
+
+    def _waited(self) -> int:
+        """How often a thread has given its core up because another had none."""
+        first = (loop.PASSED + loop.WAITED) // 8
+        lines = self._control[first : first + self.threads * (loop.LINE // 8) : loop.LINE // 8]
+        return int(lines.sum())
 
     @property
     def closed(self) -> bool:
@@ -103,9 +120,9 @@ class _Team:
     def __init__(self, control: NDArray[np.int64], threads: int) -> None:
         self.control, self.threads = control, threads
         self.condition = threading.Condition()
-        self.parked = 0
+        self.parked: set[int] = set()
 
-    def tell(self, program: int, records: int, step: int) -> None:
+    def tell(self, program: int, records: int, step: int, epoch: int) -> None:
         """Announce the next step."""
         with self.condition:
             self.control[loop.PROGRAM // 8] = program
@@ -113,8 +130,8 @@ class _Team:
             self.control[loop.STEP // 8] = step
         # The lock in between is what orders the stores for a spinning worker: it must not see the epoch first.
         with self.condition:
-            self.control[loop.EPOCH // 8] += 1
-            if self.parked:
+            self.control[loop.EPOCH // 8] = epoch
+            if any(_asked(thread, epoch) for thread in self.parked):
                 self.condition.notify_all()
 
     def stop(self) -> None:
@@ -128,14 +145,25 @@ def _work(team: _Team, thread: int) -> None:
     native = shared().function(LOOP_KERNELS[1], 4)
     control, seen_at = team.control, (loop.PASSED + loop.LINE * thread + 8) // 8
     while True:
-        native(control.ctypes.data, thread, team.threads, int(control[seen_at]))
+        native(control.ctypes.data, thread, int(control[seen_at]), 0)
         with team.condition:
-            while not control[loop.STOP // 8] and control[loop.EPOCH // 8] == control[seen_at]:
-                team.parked += 1
+            while not control[loop.STOP // 8] and not _news(control, thread, seen_at):
+                team.parked.add(thread)
                 team.condition.wait()
-                team.parked -= 1
+                team.parked.discard(thread)
             if control[loop.STOP // 8]:
                 return
+
+
+def _asked(thread: int, epoch: int) -> bool:
+    """Whether a thread is one of those that run this epoch's step."""
+    return thread < epoch & ((1 << loop.ACTIVE_BITS) - 1)
+
+
+def _news(control: NDArray[np.int64], thread: int, seen_at: int) -> bool:
+    """Whether there is a step that a thread has not run and is asked for."""
+    epoch = int(control[loop.EPOCH // 8])
+    return epoch != control[seen_at] and _asked(thread, epoch)
 
 
 def table(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:

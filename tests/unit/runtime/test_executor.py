@@ -41,9 +41,9 @@ def team(threads: int) -> Iterator[Executor]:
 def parked(executor: Executor) -> bool:
     """Wait until all workers sleep."""
     end = time.monotonic() + 5
-    while executor._team.parked < executor.threads - 1 and time.monotonic() < end:
+    while len(executor._team.parked) < executor.threads - 1 and time.monotonic() < end:
         time.sleep(0.002)
-    return executor._team.parked == executor.threads - 1
+    return len(executor._team.parked) == executor.threads - 1
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
@@ -92,6 +92,22 @@ def test_steps_that_come_just_as_the_workers_are_about_to_park() -> None:
             executor.run(program_, NO_STEP)
             time.sleep(i % 20 * 0.0003)
     assert count == [200] * 3
+
+
+def test_small_steps_run_on_as_many_threads_as_the_pace_says_and_others_on_all() -> None:
+    calls: list[tuple[int, int]] = []
+    program_ = program(lambda thread, of: calls.append((thread, of)) or 0)  # type: ignore[func-returns-value]
+    random = np.random.default_rng(5)
+    with team(4) as executor:
+        for _ in range(300):
+            executor._pace.threads = int(random.integers(1, 5))
+            small = bool(random.integers(2))
+            of = executor._pace.threads if small else 4
+            calls.clear()
+            executor.run(program_, NO_STEP, small=small)
+            assert sorted(calls) == [(thread, of) for thread in range(of)]
+            if random.integers(20) == 0:
+                assert parked(executor)
 
 
 def test_two_teams_at_once() -> None:
