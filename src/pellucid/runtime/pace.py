@@ -1,8 +1,8 @@
 """How many threads make a token while other processes want the same cores.
 
-Threads that meet every few microseconds work only while each of them has a core. Beside busy processes they then lose far
-more than the cores that are taken: a lone token waits for memory, of which one thread alone gets the better part. The
-answer's bits do not depend on the number of threads, so it may change from one step to the next.
+Threads that meet every few microseconds work only while each of them has a core. Beside busy processes they then lose
+far more than the cores that are taken, and a lone token waits for memory, of which one thread alone gets the better
+part. The answer's bits do not depend on the number of threads, so it may change from one step to the next.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ FIRST, LONGEST = 8, 256  # steps between attempts with one thread more
 class Pace:
     """``threads`` is how many the next small step had better run on, ``most`` at most.
 
-    A step whose threads had to wait for cores halves the team. After some quiet steps it grows by one; where that brings
-    the waiting back, the next attempt is made after twice as many steps.
+    A step whose threads had to wait for cores halves the team. After some quiet steps it grows by one; where that
+    brings the waiting back, the next attempt is made after twice as many steps.
     """
 
     def __init__(self, most: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_all_threads_are_back_soon_after_the_others_have_gone(most: int) -> None
     run(pace, 2000, lambda threads: 100)
     sizes = run(pace, LONGEST + 2 * FIRST * most, lambda threads: 0)
     assert sizes[-1] == most
-    assert all(after - before in (0, 1) for before, after in zip(sizes, sizes[1:])), "one more at a time"
+    assert all(after - before in (0, 1) for before, after in pairwise(sizes)), "one more at a time"
 
 
 def test_a_machine_that_is_busy_now_and_then_does_not_lose_the_team_for_long() -> None:
