@@ -29,7 +29,9 @@ from pellucid.sample.options import Options
 from pellucid.tokenize import Tokenizer
 
 
-def forward(spec: ModelSpec, layouts: Mapping[str, Packed], planes: int = 1, kv_cache: str = "f16") -> Plan:
+def forward(
+    spec: ModelSpec, layouts: Mapping[str, Packed], planes: int = 1, kv_cache: str | None = None
+) -> Plan:
     """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D).
 
     ``layouts`` and ``planes`` say how weights are packed and how finely activations meet them, ``kv_cache`` what keys

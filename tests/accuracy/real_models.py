@@ -45,7 +45,7 @@ class Subject:
         return json.loads((GOLDENS / "llamacpp.json").read_text())[self.name]["variants"]
 
 
-def load(name: str, *, precise: bool, kv_cache: str = "f16") -> LLM:
+def load(name: str, *, precise: bool, kv_cache: str | None = None) -> LLM:
     checkpoint = open_checkpoint(resolve(name))
     model = read_model(checkpoint)
     plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_planes(precise), kv_cache)

@@ -23,8 +23,8 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence
 
 CASES = [
-    *[(name, 2, "f16") for name in DECODERS],
-    *[(name, planes, "f16") for name in (*QUANTISED, "mixed") for planes in (1, 2)],
+    *[(name, 2, None) for name in DECODERS],
+    *[(name, planes, None) for name in (*QUANTISED, "mixed") for planes in (1, 2)],
     *[("mixed", 2, form) for form in cached.FORMS if form != "f16"],
 ]
 few = settings(max_examples=6)

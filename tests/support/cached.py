@@ -36,8 +36,10 @@ class Cache:
         shape = (*raw.shape[:2], *((width, PAGE) if which == "keys" else (PAGE, width)))
         if self.stored == "f16":
             return raw.view(np.float16).reshape(shape).astype(np.float32)
-        if self.stored == "bf16":
-            return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        if self.stored == "bf16":  # in pairs, of columns or of tokens
+            numbers = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+            pairs = numbers.reshape(*raw.shape[:2], shape[2] // 2, shape[3], 2)
+            return pairs.swapaxes(-1, -2).reshape(shape)
         q, scales = raw[..., : width * PAGE].view(np.int8), raw[..., width * PAGE :].view(np.float16)
         if which == "keys":
             scales = np.repeat(scales.reshape(*raw.shape[:2], -1, PAGE), 32, 2)

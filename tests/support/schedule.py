@@ -27,7 +27,11 @@ class Model:
     """A model on 1 to 4 threads, and what it says about each sequence alone: one step, one thread."""
 
     def __init__(
-        self, path: Path, planes: int = 2, threads: tuple[int, ...] = (1, 2, 3, 4), kv_cache: str = "f16"
+        self,
+        path: Path,
+        planes: int = 2,
+        threads: tuple[int, ...] = (1, 2, 3, 4),
+        kv_cache: str | None = None,
     ) -> None:
         self._stack = ExitStack()
         room = {"context": 64 * 32, "tokens": 600, "outputs": 600, "sequences": len(LENGTHS)}

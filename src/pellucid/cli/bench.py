@@ -46,7 +46,7 @@ def command(
     threads: common.Threads = None,
     context: common.Context = None,
     precise: common.Precise = False,
-    kv_cache: common.KVCache = "f16",
+    kv_cache: common.KVCache = None,
     json: common.Json = False,
 ) -> None:
     """Speed of a model: reading prompts and making text, or sentence vectors, beside what the machine allows.

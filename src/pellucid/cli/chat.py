@@ -34,7 +34,7 @@ def command(
     threads: common.Threads = None,
     context: common.Context = None,
     precise: common.Precise = False,
-    kv_cache: common.KVCache = "f16",
+    kv_cache: common.KVCache = None,
 ) -> None:
     """Talk to a model. The conversation is kept; /help lists what can be typed."""
     options = common.sampling(temperature, top_k, top_p, seed, stop, max_new_tokens)

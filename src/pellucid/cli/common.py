@@ -52,9 +52,12 @@ Precise = Annotated[
     bool, typer.Option("--precise", help="The file's own answers, to rounding; slower on long prompts.")
 ]
 KVCache = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="What keys and values are kept in: f16, bf16, or q8_0 (half the memory).", metavar="FORM"
+        help="What keys and values are kept in: f16, bf16, or q8_0 (half the memory). "
+        "By default bf16 beside activations of 8 bits, else f16.",
+        metavar="FORM",
+        show_default=False,
     ),
 ]
 Temperature = Annotated[float, _number("0 is greedy; higher is more varied.")]
@@ -158,7 +161,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     precise: bool = False,
-    kv_cache: str = "f16",
+    kv_cache: str | None = None,
     *,
     before: Callable[[Inputs], object],
 ) -> LLM:

@@ -31,7 +31,7 @@ def command(
     threads: common.Threads = None,
     context: common.Context = None,
     precise: common.Precise = False,
-    kv_cache: common.KVCache = "f16",
+    kv_cache: common.KVCache = None,
     json: common.Json = False,
 ) -> None:
     """The program that a model is. Nothing is loaded, unless it is measured.
@@ -55,7 +55,7 @@ def command(
         _show(plan, shortened(plan.operations, whole), profile)
 
 
-def _plan(model: str, precise: bool, kv_cache: str, only_measured: dict[str, int | None]) -> Plan:
+def _plan(model: str, precise: bool, kv_cache: str | None, only_measured: dict[str, int | None]) -> Plan:
     """The plan, from the file's header."""
     from pellucid import pipeline
     from pellucid.errors import InvalidRequest
@@ -76,7 +76,12 @@ def _plan(model: str, precise: bool, kv_cache: str, only_measured: dict[str, int
 
 
 def _measure(
-    model: str, prompt: int | None, threads: int | None, context: int | None, precise: bool, kv_cache: str
+    model: str,
+    prompt: int | None,
+    threads: int | None,
+    context: int | None,
+    precise: bool,
+    kv_cache: str | None,
 ) -> tuple[Plan, Profile]:
     """The plan of a loaded model and the times of a step."""
     from pellucid.checks import whole

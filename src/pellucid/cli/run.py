@@ -31,7 +31,7 @@ def command(
     threads: common.Threads = None,
     context: common.Context = None,
     precise: common.Precise = False,
-    kv_cache: common.KVCache = "f16",
+    kv_cache: common.KVCache = None,
     json: common.Json = False,
 ) -> None:
     """Continue a text. The answer appears as it is made."""

@@ -71,9 +71,7 @@ def values_tile(simd: Any, rows: int, width: int, stored: str) -> Any:
     from numba.core import types as t
     from numba.extending import intrinsic
 
-    vectors, size = width // 16, cached.SIZE[stored]
-    widest = REGISTERS // rows  # sums are kept in registers, so more rows take fewer columns at once
-    chunk = next(c for c in (4, 3, 2, 1) if vectors % c == 0 and c <= widest)
+    vectors, size, chunk = width // 16, cached.SIZE[stored], columns_at_once(rows, width)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
@@ -107,6 +105,11 @@ def values_tile(simd: Any, rows: int, width: int, stored: str) -> Any:
         return t.void(*[t.int64] * 7), emit
 
     return tile
+
+
+def columns_at_once(rows: int, width: int) -> int:
+    """Vectors of 16 columns that a tile of values takes at once: the sums are in registers, of as many rows."""
+    return next(c for c in (4, 3, 2, 1) if width // 16 % c == 0 and c <= REGISTERS // rows)
 
 
 def widen_keys(simd: Any, width: int, stored: str) -> Any:
@@ -166,17 +169,21 @@ def _copier(simd: Any, emit: Any) -> Any:
     return run
 
 
-def softmax_of_rows(simd: Any) -> Any:
-    """Of one row of scores, in place, unnormalised; see the body for what is masked and what it tells."""
+def softmax_of_rows(simd: Any, store: Any, size: int) -> Any:
+    """Of one row of scores, unnormalised; see the body for what is masked and what it tells.
+
+    ``store`` puts 16 weights of ``size`` bytes each to an address.
+    """
     vload, vstore, splat, vmax, vmax_lane = simd.vload, simd.vstore, simd.splat, simd.vmax, simd.vmax_lane
     keep, vexp, vsum, tanh = simd.keep, simd.vexp, simd.vsum, tanh_vector(simd)
     minus_infinity = np.float32(-np.inf)
 
     @simd.jit
-    def softmax(scores, base, end, first, last, cap, bias, told):
+    def softmax(scores, out, base, end, first, last, cap, bias, told):
         """Tokens base <= t < end have scores; first <= t < last are seen, the rest gets weight 0.
 
-        ``bias`` is 0 or the address of what is added to token 0's score.
+        The weights go to ``out``, which may be ``scores`` itself or lie before it. ``bias`` is 0 or the address of what
+        is added to token 0's score.
 
         The largest score and the sum of the weights go to ``told``: minus infinity and 0 if no token is seen.
         """
@@ -198,7 +205,7 @@ def softmax_of_rows(simd: Any) -> Any:
         shift = splat(largest)
         for t in range(base, end, 16):
             weight = vexp(vload(scores + (t - base) * 4) - shift)
-            vstore(scores + (t - base) * 4, weight)
+            store(out + (t - base) * size, weight)
             total = total + weight
         simd.store_f32(told + 4, vsum(total))
 

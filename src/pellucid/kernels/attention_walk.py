@@ -10,17 +10,13 @@ their states, is written where the caller wants it, and joined to the pieces bef
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from pellucid.kernels.attention_tiles import (
-    scores_tile,
-    softmax_of_rows,
-    values_tile,
-    widen_keys,
-    widen_values,
-)
+from pellucid.kernels import attention_pairs, attention_tiles
+from pellucid.kernels.attention_tiles import softmax_of_rows, widen_keys, widen_values
 from pellucid.kernels.cached import PAGE, head_bytes
 from pellucid.kernels.quantize import block_bytes, quantize_block
 from pellucid.kernels.record import SCRATCH_HEADER, Step
@@ -91,17 +87,14 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
     load, load_i32, load_f32, store_f32 = simd.load_i64, simd.load_i32, simd.load_f32, simd.store_f32
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
     vexp, lane0 = simd.vexp, simd.lane0
-    scores, values = _by_count(simd, head_dim, value_dim, stored)
-    wide_scores, wide_values = (
-        scores_tile(simd, ROWS, head_dim, "f32"),
-        values_tile(simd, ROWS, value_dim, "f32"),
-    )
-    wider_keys, wider_values = widen_keys(simd, head_dim, stored), widen_values(simd, value_dim, stored)
-    softmax, quantize = softmax_of_rows(simd), quantize_block(simd, planes)
+    loops, keep, number = _loops(simd, head_dim, value_dim, stored)
+    open_keys, scores, open_values, values = loops
+    softmax, quantize = softmax_of_rows(simd, keep, number), quantize_block(simd, planes)
     step_at, space = Step.at, Space(head_dim, value_dim)
     in_queries, in_totals, in_states = space.queries, space.totals, space.states
     in_page, in_weights = space.page, space.weights
     row_bytes, out_bytes, q_bytes = head_dim * 4, value_dim * 4, block_bytes(planes)
+    query_bytes = head_dim * number
     key_head, value_head = head_bytes(stored, head_dim), head_bytes(stored, value_dim)
     minus_infinity = np.float32(-np.inf)
 
@@ -154,8 +147,8 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
         scale = splat(np.float32(simd.load_f64(record + at.scale)))
         for r in range(rows):
             q = load(record + at.q) + place_of(record, step, s, kv_head, first + r) * row_bytes
-            for i in range(0, row_bytes, 64):
-                vstore(scratch + in_queries + r * row_bytes + i, vload(q + i) * scale)
+            for i in range(0, head_dim, 16):
+                keep(scratch + in_queries + r * query_bytes + i * number, vload(q + i * 4) * scale)
             for i in range(0, out_bytes, 64):
                 vstore(scratch + in_totals + r * out_bytes + i, splat(0.0))
             store_f32(scratch + in_states + r * STATE, minus_infinity)
@@ -181,17 +174,13 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
             here, then = page_of(keys, pages, t0, page_bytes), page_of(stored, pages, start, page_bytes)
             if t0 + PAGE < stop:
                 then = page_of(keys, pages, t0 + PAGE, page_bytes)
-            if rows > ROWS:
-                wider_keys(here, page)
+            open_keys(rows, here, page)
             for sub in range(0, rows, ROWS):
                 count = min(ROWS, rows - sub)
                 low, high = seen(record, length, past, group, first + sub, count)
                 for t in range(max(low, t0), min(high, t0 + PAGE), SPAN):
-                    q, to = queries + sub * row_bytes, weights + sub * SCORES + (t - piece) * 4
-                    if rows > ROWS and count == ROWS:
-                        wide_scores(q, page, t - t0, 0, to, SCORES)
-                    else:
-                        scores(count, q, here, t - t0, then - here, to)
+                    q, to = queries + sub * query_bytes, weights + sub * SCORES + (t - piece) * 4
+                    scores(rows, count, q, here, page, t - t0, then - here, to)
 
         for sub in range(0, rows, ROWS):
             count = min(ROWS, rows - sub)
@@ -204,10 +193,12 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
                     last = position + 1
                 if load(record + at.window) != 0:
                     earliest = max(0, position - load(record + at.window) + 1)
-                row_weights, row_bias = weights + r * SCORES + (low - piece) * 4, 0
+                row_scores = weights + r * SCORES + (low - piece) * 4
+                row_weights, row_bias = weights + r * SCORES + (low - piece) * number, 0
                 if bias != 0:
                     row_bias = bias + (kv_head * group + (first + r) % group) * bias_stride - position * 4
-                softmax(row_weights, low, high, earliest, last, cap, row_bias, states + r * STATE)
+                state = states + r * STATE
+                softmax(row_scores, row_weights, low, high, earliest, last, cap, row_bias, state)
                 for i in range(0, out_bytes, 64):
                     vstore(sums + r * out_bytes + i, splat(0.0))
 
@@ -218,18 +209,14 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
                 then = page_of(stored, pages, t0 + PAGE, page_bytes)
             elif t0 + PAGE < end:
                 then = page_of(keys, pages, t0 + PAGE, page_bytes)
-            if rows > ROWS:
-                wider_values(here, page)
+            open_values(rows, here, page)
             for sub in range(0, rows, ROWS):
                 count = min(ROWS, rows - sub)
                 low, high = seen(record, length, past, group, first + sub, count)
                 low, high = max(low, t0), min(high, t0 + PAGE)
                 if low < high:
-                    w, to = weights + sub * SCORES + (low - piece) * 4, sums + sub * out_bytes
-                    if rows > ROWS and count == ROWS:
-                        wide_values(w, SCORES, page, low - t0, 0, high - low, to)
-                    else:
-                        values(count, w, here, low - t0, then - here, high - low, to)
+                    w, to = weights + sub * SCORES + (low - piece) * number, sums + sub * out_bytes
+                    values(rows, count, w, here, page, low - t0, then - here, high - low, to)
 
     @simd.jit
     def join_row(total, state, sum, told):
@@ -278,9 +265,70 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, stored: str, planes:
     return seen_by, begin, piece, join, finish
 
 
-def _by_count(simd: Any, head_dim: int, value_dim: int, stored: str) -> Any:
+def _loops(simd: Any, head_dim: int, value_dim: int, stored: str) -> Any:
+    """Helpers for a page, ((open_keys, scores, open_values, values), store, size).
+
+    Opened is a page that ``rows`` rows are about to meet. ``store`` puts 16 numbers of a query, or weights, of ``size``
+    bytes each, to where the loops read them.
+    """
+    if stored == "bf16":
+        from pellucid.kernels import pairs
+
+        few_scores, few_values = _by_count(
+            simd, head_dim, value_dim, stored, attention_pairs, head_dim * pairs.ROW_BYTES
+        )
+
+        @simd.jit
+        def unopened(rows, here, page):
+            pass
+
+        @simd.jit
+        def scores(rows, count, queries, here, page, token, ahead, out):
+            few_scores(count, queries, here, token, ahead, out)
+
+        @simd.jit
+        def values(rows, count, weights, here, page, token, ahead, tokens, out):
+            few_values(count, weights, here, token, ahead, tokens, out)
+
+        return (unopened, scores, unopened, values), pairs.store_row, pairs.ROW_BYTES
+
+    few_scores, few_values = _by_count(simd, head_dim, value_dim, stored, attention_tiles, head_dim * 4)
+    wide_scores = attention_tiles.scores_tile(simd, ROWS, head_dim, "f32")
+    wide_values = attention_tiles.values_tile(simd, ROWS, value_dim, "f32")
+    wider_keys, wider_values = widen_keys(simd, head_dim, stored), widen_values(simd, value_dim, stored)
+
+    @simd.jit
+    def open_keys(rows, here, page):
+        if rows > ROWS:
+            wider_keys(here, page)
+
+    @simd.jit
+    def wide_or_few_scores(rows, count, queries, here, page, token, ahead, out):
+        if rows > ROWS and count == ROWS:
+            wide_scores(queries, page, token, 0, out, SCORES)
+        else:
+            few_scores(count, queries, here, token, ahead, out)
+
+    @simd.jit
+    def open_values(rows, here, page):
+        if rows > ROWS:
+            wider_values(here, page)
+
+    @simd.jit
+    def wide_or_few_values(rows, count, weights, here, page, token, ahead, tokens, out):
+        if rows > ROWS and count == ROWS:
+            wide_values(weights, SCORES, page, token, 0, tokens, out)
+        else:
+            few_values(count, weights, here, token, ahead, tokens, out)
+
+    return (open_keys, wide_or_few_scores, open_values, wide_or_few_values), simd.vstore, 4
+
+
+def _by_count(
+    simd: Any, head_dim: int, value_dim: int, stored: str, tiles: ModuleType, query_bytes: int
+) -> Any:
     """The inner loops for any number of rows, of which some take as many at once as there are."""
-    row_bytes, out_bytes = head_dim * 4, value_dim * 4
+    scores_tile, values_tile, out_bytes = tiles.scores_tile, tiles.values_tile, value_dim * 4
     scores8, scores4, scores3, scores2, scores1 = (
         scores_tile(simd, n, head_dim, stored) for n in (8, 4, 3, 2, 1)
     )
@@ -306,7 +354,7 @@ def _by_count(simd: Any, head_dim: int, value_dim: int, stored: str) -> Any:
             else:
                 scores1(queries, keys, token, ahead, out, SCORES)
                 done = 1
-            rows, queries, out = rows - done, queries + done * row_bytes, out + done * SCORES
+            rows, queries, out = rows - done, queries + done * query_bytes, out + done * SCORES
 
     @simd.jit
     def values(rows, weights, start, token, ahead, count, out):

@@ -3,7 +3,9 @@
 A page holds ``PAGE`` tokens, S, of every key/value head. A head's keys lie column by column, (K, S), so that 16 tokens'
 scores are one vector and need no horizontal sum; its values row by row, (S, V).
 
-    f16, bf16   the numbers
+    f16         the numbers
+    bf16        the numbers, two and two as ``pairs.py`` multiplies them: columns of a key, (K/2, S, 2), and tokens'
+                values, (S/2, V, 2)
     q8_0        int8, 32 columns of a token sharing a scale: a number is scale * q. Behind all numbers of a head the
                 scales, float16: (K/32, S) for keys, (S, V/32) for values. scale = max |x| / 127.
 
@@ -75,7 +77,7 @@ def value_scale(e: Any, simd: Any, stored: str, width: int, values: Any, token: 
 
 
 def load16(e: Any, simd: Any, stored: str, address: Any, scale: Any) -> Any:
-    """Sixteen numbers as float32."""
+    """Sixteen numbers of "f16", "q8_0" or "f32" as float32."""
     if stored == "q8_0":
         q = e.b.sext(e.load(address, simd.vec(simd.i8), 1), simd.vec(simd.i32))
         return e.b.fmul(e.b.sitofp(q, simd.vec(simd.f32)), scale)
@@ -124,19 +126,31 @@ def writer(simd: Any, stored: str) -> Any:
 
         return keys, values
 
-    store16, vstore16 = {"f16": (store_f16, simd.vstore_f16), "bf16": (simd.store_bf16, simd.vstore_bf16)}[
-        stored
-    ]
+    if stored == "bf16":
+        from pellucid.kernels.pairs import store_halves, store_pairs
+
+        @simd.jit
+        def paired_keys(x, width, to, slot, spare):
+            for j in range(0, width, 16):
+                store_pairs(to + (j // 2 * PAGE + slot) * 4, PAGE * 4, within(vload(x + 4 * j)))
+
+        @simd.jit
+        def paired_values(x, width, to, slot, spare):
+            for j in range(0, width, 16):
+                place = to + (slot // 2 * width + j) * 4 + slot % 2 * 2
+                store_halves(place, 4, within(vload(x + 4 * j)))
+
+        return paired_keys, paired_values
 
     @simd.jit
     def float_keys(x, width, to, slot, spare):
         for j in range(width):
             key = min(max(load_f32(x + 4 * j), -largest), largest)
-            store16(to + (j * PAGE + slot) * 2, key)
+            store_f16(to + (j * PAGE + slot) * 2, key)
 
     @simd.jit
     def float_values(x, width, to, slot, spare):
         for j in range(0, width, 16):
-            vstore16(to + (slot * width + j) * 2, within(vload(x + 4 * j)))
+            simd.vstore_f16(to + (slot * width + j) * 2, within(vload(x + 4 * j)))
 
     return float_keys, float_values

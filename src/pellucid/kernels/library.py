@@ -88,7 +88,7 @@ def kernel(
 def _discover() -> None:
     package = importlib.import_module("pellucid.kernels")
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name not in ("simd", "compiler", "dot"):  # need Numba, declare nothing
+        if module.name not in ("simd", "compiler", "dot", "pairs"):  # need Numba, declare nothing
             importlib.import_module(f"pellucid.kernels.{module.name}")
 
 

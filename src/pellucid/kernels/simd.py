@@ -220,17 +220,15 @@ load_f32 = _scalar_load(f32, types.float32, lambda b, v: v)
 load_f16 = _scalar_load(f16, types.float32, lambda b, v: b.fpext(v, f32))
 
 
-def _to_bf16(b, x):
-    """float32, or a vector of it, to the nearest bfloat16, ties to even: the upper halves of the bits."""
-    lanes = LANES if isinstance(x.type, ir.VectorType) else 0
-    kinds = (vec(i32), vec(i16)) if lanes else (i32, i16)
+def to_bf16(b, x):
+    """16 float32 to the nearest bfloat16, ties to even: the upper halves of the bits."""
 
     def number(n):
-        return ir.Constant(kinds[0], [n] * lanes if lanes else n)
+        return ir.Constant(vec(i32), [n] * LANES)
 
-    bits = b.bitcast(x, kinds[0])
+    bits = b.bitcast(x, vec(i32))
     odd = b.and_(b.lshr(bits, number(16)), number(1))
-    return b.trunc(b.lshr(b.add(bits, b.add(odd, number(0x7FFF))), number(16)), kinds[1])
+    return b.trunc(b.lshr(b.add(bits, b.add(odd, number(0x7FFF))), number(16)), vec(i16))
 
 
 def _scalar_store(kind, convert):
@@ -247,13 +245,12 @@ def _scalar_store(kind, convert):
 
 store_f32 = _scalar_store(types.float32, lambda b, v: v)
 store_f16 = _scalar_store(types.float32, lambda b, v: b.fptrunc(v, f16))
-store_bf16 = _scalar_store(types.float32, _to_bf16)
 store_i64 = _scalar_store(types.int64, lambda b, v: v)
 store_u32 = _scalar_store(types.uint32, lambda b, v: v)
 store_u8 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i8))
 
 
-def _vector_op(result, operands, emit):
+def vector_op(result, operands, emit):
     """An intrinsic over vectors (and scalars) of the given types."""
     names = ", ".join(f"a{i}" for i in range(len(operands)))
     scope = {"emit": emit, "result": result, "operands": operands, "Emitter": Emitter}
@@ -269,20 +266,17 @@ def _vector_op(result, operands, emit):
 
 
 def _vload(stored: str):
-    return _vector_op(F32x16, (types.int64,), lambda e, a: e.widen(e.load(a, vec(STORED[stored]), 2), stored))
+    return vector_op(F32x16, (types.int64,), lambda e, a: e.widen(e.load(a, vec(STORED[stored]), 2), stored))
 
 
 vload, vload_f16 = _vload("f32"), _vload("f16")
-vstore = _vector_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(v, a))
-vstore_f16 = _vector_op(
+vstore = vector_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(v, a))
+vstore_f16 = vector_op(
     types.void, (types.int64, F32x16), lambda e, a, v: e.store(e.b.fptrunc(v, vec(f16)), a, 2)
 )
-vstore_bf16 = _vector_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(_to_bf16(e.b, v), a, 2))
-vstore_i8 = _vector_op(
-    types.void, (types.int64, I32x16), lambda e, a, v: e.store(e.b.trunc(v, vec(i8)), a, 1)
-)
-splat = _vector_op(F32x16, (types.float32,), lambda e, x: e.splat(x))
-fma = _vector_op(F32x16, (F32x16, F32x16, F32x16), lambda e, x, y, z: e.fma(x, y, z))
+vstore_i8 = vector_op(types.void, (types.int64, I32x16), lambda e, a, v: e.store(e.b.trunc(v, vec(i8)), a, 1))
+splat = vector_op(F32x16, (types.float32,), lambda e, x: e.splat(x))
+fma = vector_op(F32x16, (F32x16, F32x16, F32x16), lambda e, x, y, z: e.fma(x, y, z))
 
 
 def _maximum(e, x, y):
@@ -290,31 +284,29 @@ def _maximum(e, x, y):
     return e.b.select(e.b.fcmp_ordered(">", x, y), x, y)
 
 
-vmax = _vector_op(F32x16, (F32x16, F32x16), _maximum)
-vmin = _vector_op(F32x16, (F32x16, F32x16), lambda e, x, y: e.b.select(e.b.fcmp_ordered("<", x, y), x, y))
-vabs = _vector_op(F32x16, (F32x16,), lambda e, x: e.call("llvm.fabs.v16f32", x.type, x))
+vmax = vector_op(F32x16, (F32x16, F32x16), _maximum)
+vmin = vector_op(F32x16, (F32x16, F32x16), lambda e, x, y: e.b.select(e.b.fcmp_ordered("<", x, y), x, y))
+vabs = vector_op(F32x16, (F32x16,), lambda e, x: e.call("llvm.fabs.v16f32", x.type, x))
 ROUNDING = 12582912.0  # 1.5 * 2**23: a float32 this large has no places behind the point, its low bits count
 ROUNDING_BITS = 0x4B400000
 
-nearest = _vector_op(  # to the nearest integer, ties to even, for |x| < 2**22; two instructions where others take three
+nearest = vector_op(  # to the nearest integer, ties to even, for |x| < 2**22; two instructions where others take three
     I32x16,
     (F32x16,),
     lambda e, x: e.b.sub(
         e.b.bitcast(e.b.fadd(x, e.fill(f32, ROUNDING)), vec(i32)), e.fill(i32, ROUNDING_BITS)
     ),
 )
-times_power_of_two = (
-    _vector_op(  # x * 2**n by adding to the exponent; x and the result must be normal numbers
-        F32x16,
-        (F32x16, I32x16),
-        lambda e, x, n: e.b.bitcast(e.b.add(e.b.bitcast(x, vec(i32)), e.b.shl(n, e.fill(i32, 23))), vec(f32)),
-    )
+times_power_of_two = vector_op(  # x * 2**n by adding to the exponent; x and the result must be normal numbers
+    F32x16,
+    (F32x16, I32x16),
+    lambda e, x, n: e.b.bitcast(e.b.add(e.b.bitcast(x, vec(i32)), e.b.shl(n, e.fill(i32, 23))), vec(f32)),
 )
-bits = _vector_op(I32x16, (F32x16,), lambda e, x: e.b.bitcast(x, vec(i32)))
-high_plane = _vector_op(  # of a whole number w: (w + 64) // 128, so that w - 128 * high is -64 to 63
+bits = vector_op(I32x16, (F32x16,), lambda e, x: e.b.bitcast(x, vec(i32)))
+high_plane = vector_op(  # of a whole number w: (w + 64) // 128, so that w - 128 * high is -64 to 63
     I32x16, (I32x16,), lambda e, w: e.b.ashr(e.b.add(w, e.fill(i32, 64)), e.fill(i32, 7))
 )
-low_plane = _vector_op(  # what is left
+low_plane = vector_op(  # what is left
     I32x16, (I32x16, I32x16), lambda e, w, high: e.b.sub(w, e.b.shl(high, e.fill(i32, 7)))
 )
 
@@ -324,7 +316,7 @@ def _guess_reciprocal(e, x):
     return e.b.bitcast(e.b.sub(e.fill(i32, 0x7EF127EA), e.b.bitcast(x, vec(i32))), vec(f32))
 
 
-guess_reciprocal = _vector_op(F32x16, (F32x16,), _guess_reciprocal)
+guess_reciprocal = vector_op(F32x16, (F32x16,), _guess_reciprocal)
 
 
 def _minus_sums(e, first, second):
@@ -348,7 +340,7 @@ def _minus_sums(e, first, second):
     return e.b.bitcast(e.b.shuffle_vector(sums, nothing, pair), i64)
 
 
-minus_sums = _vector_op(types.int64, (I32x16, I32x16), _minus_sums)
+minus_sums = vector_op(types.int64, (I32x16, I32x16), _minus_sums)
 
 
 def _keep(e, x, first, count, other):
@@ -358,8 +350,8 @@ def _keep(e, x, first, count, other):
     return e.b.select(inside, x, e.splat(other))
 
 
-keep = _vector_op(F32x16, (F32x16, types.int64, types.int64, types.float32), _keep)
-select_below = _vector_op(  # where x < limit: a, else b
+keep = vector_op(F32x16, (F32x16, types.int64, types.int64, types.float32), _keep)
+select_below = vector_op(  # where x < limit: a, else b
     F32x16,
     (F32x16, F32x16, F32x16, F32x16),
     lambda e, x, limit, a, b: e.b.select(e.b.fcmp_ordered("<", x, limit), a, b),
@@ -368,12 +360,12 @@ select_below = _vector_op(  # where x < limit: a, else b
 
 def _lanes_of_two(order):
     """Lanes of two vectors side by side, by their numbers from 0 to 31."""
-    return _vector_op(
+    return vector_op(
         F32x16, (F32x16, F32x16), lambda e, x, y: e.b.shuffle_vector(x, y, ir.Constant(vec(i32), order))
     )
 
 
-lane0 = _vector_op(types.float32, (F32x16,), lambda e, x: e.b.extract_element(x, ir.Constant(i32, 0)))
+lane0 = vector_op(types.float32, (F32x16,), lambda e, x: e.b.extract_element(x, ir.Constant(i32, 0)))
 evens = _lanes_of_two(list(range(0, 32, 2)))
 odds = _lanes_of_two(list(range(1, 32, 2)))
 zipped_low = _lanes_of_two([lane // 2 + 16 * (lane % 2) for lane in range(16)])  # evens and odds, put back
@@ -393,8 +385,8 @@ def _reduce(combine):
 
 
 # Sums over lanes always pair lane i with i+8, then i+4, i+2, i+1.
-vsum = _vector_op(types.float32, (F32x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
-vmax_lane = _vector_op(types.float32, (F32x16,), _reduce(_maximum))
+vsum = vector_op(types.float32, (F32x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
+vmax_lane = vector_op(types.float32, (F32x16,), _reduce(_maximum))
 
 for _operator, _float, _int in (
     (operator.add, "fadd", "add"),

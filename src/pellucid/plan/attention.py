@@ -34,7 +34,7 @@ def attention(plan: Builder, layer: int, kind: Attention, x: str, out: str) -> s
 
 def _remember(plan: Builder, stage: str, layer: int, kind: Attention, k: str, v: str) -> None:
     """Keys and values into the cache's pages."""
-    shape = LayerShape(kind.kv_heads, kind.head_dim, kind.head_dim, plan.kv_cache)
+    shape = LayerShape(kind.kv_heads, kind.head_dim, kind.head_dim, plan.kv_cache or _form(plan, stage))
     unit = cached.unit(shape.stored)
     if kind.head_dim % unit or kind.heads % kind.kv_heads:
         raise UnsupportedModel(
@@ -58,6 +58,12 @@ def _remember(plan: Builder, stage: str, layer: int, kind: Attention, k: str, v:
     plan.emit(
         Operation(f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), printed, shares=shares)
     )
+
+
+def _form(plan: Builder, stage: str) -> str:
+    """What suits a layer: where queries come out of activations of 8 bits, products of bfloat16 lose nothing by it."""
+    coarse = plan.planes == 1 and not plan.layouts[f"{stage}.q.weight"].is_float
+    return "bf16" if coarse else "f16"
 
 
 def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> str:

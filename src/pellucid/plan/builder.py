@@ -39,10 +39,13 @@ class Builder:
     """Collects a plan.
 
     ``layouts`` says how each slot's matrix will be packed; ``planes`` (1 or 2) how finely activations are quantised
-    for those that are integers; ``kv_cache``, one of ``cached.FORMS``, what keys and values are kept in.
+    for those that are integers; ``kv_cache``, one of ``cached.FORMS``, what keys and values are kept in (None: what
+    suits these).
     """
 
-    def __init__(self, spec: ModelSpec, layouts: Mapping[str, Packed], planes: int, kv_cache: str) -> None:
+    def __init__(
+        self, spec: ModelSpec, layouts: Mapping[str, Packed], planes: int, kv_cache: str | None
+    ) -> None:
         self.spec, self.layouts, self.planes, self.kv_cache = spec, layouts, planes, kv_cache
         self.layers: list[LayerShape] = []
         self.operations: list[Operation] = []

@@ -61,7 +61,7 @@ def planes_of(name: str) -> int:
 
 def plain(spec: ModelSpec, packed: dict, planes: int = 2) -> Plan:
     """The plan before any pass, as ``pipeline.forward`` writes it."""
-    plan = Builder(spec, packed, planes, "f16")
+    plan = Builder(spec, packed, planes, None)
     x = embedding_norm(plan, position(plan, embed(plan)))
     for layer, kind in enumerate(spec.blocks):
         x = block(plan, layer, kind, x)
