@@ -10,6 +10,7 @@ The control block is a row of 64-byte lines, so that no two threads write to the
     line 1   set to 1 to stop the workers                      line 4   number of records
     line 2   a kernel's non-zero status, 0 if none             line 5   address of the step's record
     line 8+t the last barrier that thread t has come to        line 6   looks before a thread gives up its core
+    line 7   how often threads gave up their cores in the last step
 
 The epoch is one word, the step's number and behind it how many of the team's threads run it: whoever reads it has both,
 and the others do not touch the step. Barriers are numbered through, step * 2^20 and up, so that a thread that was not
@@ -29,11 +30,11 @@ from pellucid.kernels.library import kernel
 from pellucid.kernels.record import RECORD_WORDS, WORD
 
 LINE = 64
-EPOCH, STOP, STATUS, PROGRAM, RECORDS, STEP, PATIENCE = (LINE * i for i in range(7))
+EPOCH, STOP, STATUS, PROGRAM, RECORDS, STEP, PATIENCE, WAITS = (LINE * i for i in range(8))
 PASSED = LINE * 8
 CORE = 16  # in a thread's line: the core that it began this step on
 SLEEPERS = 24  # in a thread's line: not 0 if others sleep until it comes to its next barrier
-WAITED = 32  # in a thread's line: how often it gave its core up since the team was made
+WAITED = 32  # in a thread's line: how often it gave its core up in this step
 ACTIVE_BITS, BARRIER_BITS = (
     16,
     20,
@@ -81,6 +82,7 @@ def _loop(simd: Any) -> Any:
     def run(control, thread, threads, number):
         come_to = number << BARRIER_BITS
         store(control + PASSED + LINE * thread + CORE, current_core())
+        store(control + PASSED + LINE * thread + WAITED, 0)
         record = load(control + PROGRAM)
         step = load(control + STEP)
         for _ in range(load(control + RECORDS)):
@@ -101,11 +103,15 @@ def _loop(simd: Any) -> Any:
 @kernel("loop.lead")
 def lead(simd: Any) -> Any:
     """(control, threads, number, unused): run step ``number`` as thread 0. The epoch has told the workers."""
-    run = _loop(simd)
+    run, load, store = _loop(simd), simd.atomic_load, simd.atomic_store
 
     @simd.jit
     def body(control, threads, number, unused):
         run(control, 0, threads, number)
+        waits = 0
+        for thread in range(threads):
+            waits += load(control + PASSED + LINE * thread + WAITED)
+        store(control + WAITS, waits)
 
     return body
 

@@ -23,7 +23,7 @@ from pellucid.plan.plan import At, Plan, Rows, Vector, Weights
 from pellucid.runtime.batch import Chunk, StepArrays
 from pellucid.runtime.cache import KVCache, Sequence
 from pellucid.runtime.executor import Executor, Program
-from pellucid.runtime.memory import Arena
+from pellucid.runtime.memory import Arena, address
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.pack import Matrix, decode, pack, prepare, stored_blocks
 from pellucid.weights.quant import lookup
@@ -112,11 +112,10 @@ class Network:
         self._check(chunks)
         with self._lock:
             self._refuse_if_closed()
-            self._step.fill(chunks, self.cache)
-            rows = sum(c.outputs for c in chunks) if self.spec.head else len(chunks)
+            tokens, outputs = self._step.fill(chunks, self.cache)
+            rows = outputs if self.spec.head else len(chunks)
             out = self._fresh_output(rows)
-            small = sum(len(chunk.tokens) for chunk in chunks) <= SMALL
-            self._executor.run(self._program, self._step.record, small=small)
+            self._executor.run(self._program, self._step.record, small=tokens <= SMALL)
             for chunk in chunks:
                 chunk.sequence.length += len(chunk.tokens)
             return out[:rows, : self.width]
@@ -126,7 +125,7 @@ class Network:
         width = self.plan.buffers[self.plan.output].width
         out = self._arrays.by_name[self.plan.output] = np.empty((max(rows, 1), width), np.float32)
         for record, word in self._outputs:
-            self._program.records[record, word] = out.ctypes.data
+            self._program.records[record, word] = address(out)
         return out
 
     def profile(self, chunks: Seq[Chunk]) -> NDArray[np.float64]:
@@ -160,8 +159,9 @@ class Network:
         return time.perf_counter() - start
 
     def _check(self, chunks: Seq[Chunk]) -> None:
-        tokens, outputs = sum(len(c.tokens) for c in chunks), sum(c.outputs for c in chunks)
+        tokens = outputs = 0
         for chunk in chunks:
+            tokens, outputs = tokens + len(chunk.tokens), outputs + chunk.outputs
             if not 0 <= chunk.outputs <= len(chunk.tokens):
                 raise InvalidRequest(
                     f"a chunk of {len(chunk.tokens)} tokens asks for the logits of {chunk.outputs}: "

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pellucid.kernels.record import SCRATCH_HEADER, Step
 from pellucid.runtime.cache import KVCache, Sequence
-from pellucid.runtime.memory import aligned
+from pellucid.runtime.memory import address, aligned
 
 
 @dataclass(frozen=True)
@@ -49,17 +47,17 @@ class StepArrays:
         self._scratch = aligned(scratch * threads)
         self._scratch.reshape(threads, scratch)[:, :SCRATCH_HEADER] = 0
         known = {
-            "token_ids": _address(self.token_ids),
-            "positions": _address(self.positions),
-            "output_rows": _address(self.output_rows),
-            "first_row": _address(self.first_row),
-            "row_count": _address(self.row_count),
-            "length": _address(self.length),
-            "pages": _address(self.pages),
-            "memory_length": _address(self.memory_length),
-            "memory_pages": _address(self.memory_pages),
+            "token_ids": address(self.token_ids),
+            "positions": address(self.positions),
+            "output_rows": address(self.output_rows),
+            "first_row": address(self.first_row),
+            "row_count": address(self.row_count),
+            "length": address(self.length),
+            "pages": address(self.pages),
+            "memory_length": address(self.memory_length),
+            "memory_pages": address(self.memory_pages),
             "page_stride": pages,
-            "scratch": _address(self._scratch),
+            "scratch": address(self._scratch),
             "scratch_bytes": scratch,
         }
         self.record = np.array(Step.pack({"tokens": 0, "outputs": 0, "sequences": 0, **known}), np.int64)
@@ -74,9 +72,12 @@ class StepArrays:
         for index, chunk in enumerate(chunks):
             sequence, count = chunk.sequence, len(chunk.tokens)
             cache.extend(sequence, count)
-            rows = slice(row, row + count)
-            self.token_ids[rows] = chunk.tokens
-            self.positions[rows] = np.arange(sequence.length, sequence.length + count)
+            if count == 1:  # much the most often: without the machinery of slices
+                self.token_ids[row], self.positions[row] = chunk.tokens[0], sequence.length
+            else:
+                rows = slice(row, row + count)
+                self.token_ids[rows] = chunk.tokens
+                self.positions[rows] = np.arange(sequence.length, sequence.length + count)
             self.first_row[index], self.row_count[index] = row, count
             self.length[index] = sequence.length + count
             self.pages[index, : len(sequence.pages)] = sequence.pages
@@ -85,11 +86,8 @@ class StepArrays:
                 self.memory_length[index] = chunk.memory.length
                 self.memory_pages[index, : len(chunk.memory.pages)] = chunk.memory.pages
             row += count
-            self.output_rows[output : output + chunk.outputs] = np.arange(row - chunk.outputs, row)
-            output += chunk.outputs
+            for wanted in range(row - chunk.outputs, row):
+                self.output_rows[output] = wanted
+                output += 1
         self.record[:3] = row, output, len(chunks)  # the record's first fields
         return row, output
-
-
-def _address(array: NDArray[Any]) -> int:
-    return int(array.ctypes.data)

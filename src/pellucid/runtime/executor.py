@@ -21,7 +21,7 @@ from pellucid.errors import InvalidRequest, KernelError
 from pellucid.kernels import loop
 from pellucid.kernels.library import KernelKey, shared
 from pellucid.kernels.record import RECORD_WORDS
-from pellucid.runtime.memory import aligned
+from pellucid.runtime.memory import address, aligned
 from pellucid.runtime.pace import Pace
 
 LOOP_KERNELS = (KernelKey("loop.lead"), KernelKey("loop.work"))
@@ -67,7 +67,7 @@ class Executor:
         self._control: NDArray[np.int64] = aligned(loop.CONTROL_BYTES).view(np.int64)
         self._control[:] = 0
         self._control[loop.PATIENCE // 8] = loop.PATIENT if threads <= usable_cores() else loop.HASTY
-        self._lead = shared().function(LOOP_KERNELS[0], 4)
+        self._lead, self._address = shared().function(LOOP_KERNELS[0], 4), address(self._control)
         self._team = _Team(self._control, threads)
         for thread in range(1, threads):
             worker = threading.Thread(
@@ -88,21 +88,14 @@ class Executor:
             )
         control, threads = self._control, self._pace.threads if small else self.threads
         self._steps += 1
-        waited = self._waited() if small else 0
         epoch = self._steps << loop.ACTIVE_BITS | threads
-        self._team.tell(program.records.ctypes.data, len(program.records), step.ctypes.data, epoch)
-        self._lead(control.ctypes.data, threads, self._steps, 0)
+        self._team.tell(address(program.records), len(program.records), address(step), epoch)
+        self._lead(self._address, threads, self._steps, 0)
         if small:
-            self._pace.tell(self._waited() - waited)
+            self._pace.tell(int(control[loop.WAITS // 8]))
         if control[loop.STATUS // 8]:
             status, control[loop.STATUS // 8] = int(control[loop.STATUS // 8]), 0
             raise KernelError(f"a kernel reported status {status}")
-
-    def _waited(self) -> int:
-        """How often a thread has given its core up because another had none."""
-        first = (loop.PASSED + loop.WAITED) // 8
-        lines = self._control[first : first + self.threads * (loop.LINE // 8) : loop.LINE // 8]
-        return int(lines.sum())
 
     @property
     def closed(self) -> bool:
@@ -119,19 +112,20 @@ class _Team:
 
     def __init__(self, control: NDArray[np.int64], threads: int) -> None:
         self.control, self.threads = control, threads
-        self.condition = threading.Condition()
+        self.condition, self.order = threading.Condition(), threading.Lock()
         self.parked: set[int] = set()
 
     def tell(self, program: int, records: int, step: int, epoch: int) -> None:
         """Announce the next step."""
-        with self.condition:
-            self.control[loop.PROGRAM // 8] = program
-            self.control[loop.RECORDS // 8] = records
-            self.control[loop.STEP // 8] = step
-        # The lock in between is what orders the stores for a spinning worker: it must not see the epoch first.
-        with self.condition:
-            self.control[loop.EPOCH // 8] = epoch
-            if any(_asked(thread, epoch) for thread in self.parked):
+        self.control[loop.PROGRAM // 8] = program
+        self.control[loop.RECORDS // 8] = records
+        self.control[loop.STEP // 8] = step
+        with self.order:  # of the stores, for a spinning worker: it must not see the epoch first
+            pass
+        self.control[loop.EPOCH // 8] = epoch
+        # A worker says that it parks before it looks at the epoch for the last time: one of the two sees the other.
+        if self.parked and any(_asked(thread, epoch) for thread in tuple(self.parked)):
+            with self.condition:
                 self.condition.notify_all()
 
     def stop(self) -> None:
@@ -147,10 +141,10 @@ def _work(team: _Team, thread: int) -> None:
     while True:
         native(control.ctypes.data, thread, int(control[seen_at]), 0)
         with team.condition:
+            team.parked.add(thread)
             while not control[loop.STOP // 8] and not _news(control, thread, seen_at):
-                team.parked.add(thread)
                 team.condition.wait()
-                team.parked.discard(thread)
+            team.parked.discard(thread)
             if control[loop.STOP // 8]:
                 return
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,11 @@ def aligned(nbytes: int) -> NDArray[np.uint8]:
     raw = np.empty(nbytes + CACHE_LINE, np.uint8)
     start = -raw.ctypes.data % CACHE_LINE
     return raw[start : start + nbytes]
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where an array's first number is. As ``array.ctypes.data``, but with a third of the work: every token asks."""
+    return int(array.__array_interface__["data"][0])
 
 
 class Arena:
