@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,12 +88,12 @@ class Executor:
                 "this model was loaded before a fork, which leaves its threads behind: load it in the child"
             )
         control, threads = self._control, self._pace.threads if small else self.threads
-        self._steps += 1
+        self._steps, start = self._steps + 1, time.perf_counter()
         epoch = self._steps << loop.ACTIVE_BITS | threads
         self._team.tell(address(program.records), len(program.records), address(step), epoch)
         self._lead(self._address, threads, self._steps, 0)
         if small:
-            self._pace.tell(int(control[loop.WAITS // 8]))
+            self._pace.tell(int(control[loop.WAITS // 8]), time.perf_counter() - start)
         if control[loop.STATUS // 8]:
             status, control[loop.STATUS // 8] = int(control[loop.STATUS // 8]), 0
             raise KernelError(f"a kernel reported status {status}")
