@@ -15,7 +15,6 @@ from pellucid.kernels.record import Address, Count, Record
 
 TILES = (8, 4, 2, 1)  # tokens that share each load of the weights
 SHARE = 4  # groups of rows that a tile of tokens meets while it is in the nearest cache
-AHEAD = 16384  # bytes between what is asked for and what is read
 
 SumsEmitter = Callable[[Any, int, Any, Any, Any, list[Any]], list[Any]]
 """(emitter, tokens, address of the group, whether it is read for the first time, D, addresses of the tokens' rows) to
@@ -39,10 +38,10 @@ class Matmul(Record):
 
 
 def prefetch_ahead(e: Any, first_time: Any, address: Any, nbytes: int) -> None:
-    """Ask for what will be read ``AHEAD`` bytes later than the ``nbytes`` at an address, if that is not cached yet."""
+    """Ask for what will be read some time after the ``nbytes`` at an address, if that is not cached yet."""
     with e.b.if_then(first_time):
         for line in range(0, nbytes, VECTOR):
-            e.prefetch_stream(e.at(address, AHEAD + line))
+            e.prefetch_further(e.at(address, line))
 
 
 def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int) -> Any:

@@ -190,7 +190,12 @@ class Emitter:
 
     def prefetch_stream(self, address) -> None:
         """Ask for a line of something long that is read once, front to back."""
-        self.prefetch(address, TARGET.stream_cache)
+        self.prefetch(address, TARGET.stream[-1][1])
+
+    def prefetch_further(self, address) -> None:
+        """Ask for what comes some time after the line at ``address`` in such a stream."""
+        for ahead, nearest in TARGET.stream:
+            self.prefetch(self.at(address, ahead), nearest)
 
 
 STORED = {"f32": f32, "f16": f16, "bf16": i16}
