@@ -24,7 +24,10 @@ T = TypeVar("T")
 TIMEOUT = 3.0  # seconds for connecting, and for each answer about a file
 DEADLINE = 5.0  # seconds for the first answer, whatever name lookup and proxies do
 # Tried in this order when a repository has several GGUF files: small without much loss first.
-PREFERENCE = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "Q8_0", "Q6_K", "F16", "BF16", "F32")
+PREFERENCE = (
+    *("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS", "MXFP4", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1"),
+    *("Q8_0", "Q6_K", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "F16", "BF16", "F32"),
+)
 _REST = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>.+))?", re.ASCII)
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>gguf|safetensors)")
 _COMPANIONS = {".json", ".txt", ".model", ".jinja"}
