@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pellucid import pipeline
+from pellucid.kernels.quantize import FINEST
 from pellucid.model import read_model
 from pellucid.model.spec import Model
 from pellucid.plan.network import Limits, Network, layouts
@@ -34,10 +35,12 @@ def opened(path: Path) -> Iterator[tuple[Checkpoint, Model]]:
 
 
 @contextmanager
-def network(path: Path, plan: Plan | None = None, threads: int = 1, **limits: int) -> Iterator[Network]:
-    """A model ready to run, for steps of up to 64 tokens with all of their logits."""
+def network(
+    path: Path, plan: Plan | None = None, threads: int = 1, planes: int = FINEST, **limits: int
+) -> Iterator[Network]:
+    """A model ready to run, precise if not said otherwise, for steps of up to 64 tokens with all of their logits."""
     with opened(path) as (checkpoint, model):
-        plan = plan or pipeline.forward(model.spec, layouts(checkpoint, model))
+        plan = plan or pipeline.forward(model.spec, layouts(checkpoint, model), planes)
         room = Limits(**{"context": 256, "tokens": 64, "outputs": 64, **limits})
         net = Network(checkpoint, model, plan, room, threads)
         try:

@@ -80,19 +80,23 @@ def test_gguf_llama_pairs_neighbours(tmp_path) -> None:
         assert_close(got, Reference(checkpoint, model, as_float16).logits(ids))
 
 
+# Activations of 16 bits, float16 keys and values: measured 4.5e-3, mean 2.8e-4, of logits to 7. Then
+# activations of 8 bits and bfloat16: 0.95 and 2.1e-2.
+@pytest.mark.parametrize(("planes", "most", "mean"), [(2, 1e-2, 6e-4), (1, 2.0, 5e-2)])
 @pytest.mark.parametrize("name", QUANTISED)
-def test_a_quantised_llama_is_the_llama_of_its_decoded_weights(name: str, tmp_path) -> None:
+def test_a_quantised_llama_is_the_llama_of_its_decoded_weights(
+    name: str, planes: int, most: float, mean: float, tmp_path
+) -> None:
     ids, form = [7 * i % 48 for i in range(40)], formats()[name]
     weights = decode_blocks(form, random_blocks(form, 0, 64, 256 // form.block, low=-14))
     norm = float(1 / np.linalg.norm(weights, axis=1).mean())  # products near 1
     path = write_quantised_llama(tmp_path / "tiny.gguf", name, norm=norm)
-    with opened(path) as (checkpoint, model), network(path, threads=2) as net:
+    with opened(path) as (checkpoint, model), network(path, threads=2, planes=planes) as net:
         got = net.forward([Chunk(Sequence(), ids, outputs=len(ids))])
         want = Reference(checkpoint, model, as_float16).logits(ids)
-    # Activations of 16 bits, and float16 keys and values: measured 4.5e-3, mean 2.8e-4, of logits to 7.
     difference = np.abs(got - want)
-    assert difference.max() < 1e-2
-    assert difference.mean() < 6e-4
+    assert difference.max() < most
+    assert difference.mean() < mean
 
 
 @pytest.mark.parametrize("name", TINY)

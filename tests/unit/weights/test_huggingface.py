@@ -52,7 +52,8 @@ INDEX = "model.safetensors.index.json"
             ["Q4_0/a-Q4_0-00001-of-00002.gguf", "Q4_0/a-Q4_0-00002-of-00002.gguf", "a-Q8_0.gguf"],
             ["Q4_0/a-Q4_0-00001-of-00002.gguf", "Q4_0/a-Q4_0-00002-of-00002.gguf"],
         ),
-        (["a-IQ4_XS.gguf", "a-BF16.gguf", "a-F16.gguf"], ["a-F16.gguf"]),
+        (["a-IQ4_XS.gguf", "a-BF16.gguf", "a-F16.gguf"], ["a-IQ4_XS.gguf"]),
+        (["a-Q8_K.gguf", "a-BF16.gguf", "a-F16.gguf"], ["a-F16.gguf"]),
     ],
 )
 def test_choice(names: list[str], chosen: list[str]) -> None:
