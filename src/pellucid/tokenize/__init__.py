@@ -6,6 +6,7 @@
     normalize.py    text → text
     pretokenize.py  text → pieces (``patterns.py``: the published patterns)
     kinds/          piece → ids, one file per kind of vocabulary (``merges.py``: the BPE loop)
+    compiled.py     the two stages above as compiled code (``automaton.py``: patterns as tables; ``unicode.py``)
     postprocess.py  special tokens around the sequence
     decode.py       ids → text, at once or as a stream
     template.py     a conversation → text

@@ -10,8 +10,9 @@ token, and :meth:`Tokenizer.encode_chat` does so for the chat template's own wor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any, Protocol
 
@@ -119,9 +120,24 @@ class Tokenizer:
                     continue
                 plain = piece.replace(mark, "") if mark else piece
                 first = at == 0 and inner == 0
-                pieces = [plain] if self.pre_tokenizer is None else self.pre_tokenizer(plain, first)
-                ids.extend(chain.from_iterable(map(self._remembered.__getitem__, pieces)))
+                ids.extend(self._encode_plain(plain, first))
         return ids
+
+    @cached_property
+    def _encode_plain(self) -> Callable[[str, bool], list[int]]:
+        """Pre-tokenizer and model, (text, whether it begins the whole text) → ids; compiled where they can be."""
+        from pellucid.tokenize.pretokenize import as_steps
+
+        steps = as_steps(self.pre_tokenizer)
+        if steps is not None and hasattr(self.model, "compiled"):
+            run: Callable[[str], list[int]] = self.model.compiled(steps)
+            return lambda text, first: run(text)
+
+        def encode(text: str, first: bool) -> list[int]:
+            pieces = [text] if self.pre_tokenizer is None else self.pre_tokenizer(text, first)
+            return list(chain.from_iterable(map(self._remembered.__getitem__, pieces)))
+
+        return encode
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of the ids: the exact inverse of ``encode`` for byte-level vocabularies.

@@ -17,6 +17,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from operator import add
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.compiled import Pairs
 
 NEVER = 1 << 96
 _SHORT = 96
@@ -58,6 +62,17 @@ class PairRanks(dict[int, int]):
 
     def __missing__(self, pair: int) -> int:
         return NEVER
+
+    def compiled(self) -> Pairs:
+        """The same for compiled code."""
+        import numpy as np
+
+        from pellucid.tokenize.compiled import Pairs
+
+        pairs, values = (np.fromiter(column, np.int64, len(self)) for column in (self.keys(), self.values()))
+        order = np.argsort(values, kind="stable")
+        pairs, merged = pairs[order], values[order] % self.size
+        return Pairs(*(column.astype(np.int32) for column in (pairs // self.size, pairs % self.size, merged)))
 
 
 class ScoreRanks(dict[int, int]):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
     from pellucid.tokenize.base import PreTokenizer
+    from pellucid.tokenize.compiled import Step
 
 BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 
@@ -101,6 +102,21 @@ class Sequential:
 def sequence(stages: Sequence[PreTokenizer]) -> PreTokenizer | None:
     """The stages as one, or None if there are none."""
     return None if not stages else stages[0] if len(stages) == 1 else Sequential(tuple(stages))
+
+
+def as_steps(stage: PreTokenizer | None) -> list[Step] | None:
+    """The stages as compiled code takes them; None if it cannot."""
+    from pellucid.tokenize.automaton import automaton
+    from pellucid.tokenize.compiled import Step
+
+    stages = () if stage is None else stage.stages if isinstance(stage, Sequential) else (stage,)
+    steps = []
+    for one in stages:
+        table = automaton(one.pattern) if isinstance(one, Split) else None
+        if table is None or not isinstance(one, Split):
+            return None
+        steps.append(Step(table, one.behavior, one.invert))
+    return steps
 
 
 @dataclass(frozen=True)

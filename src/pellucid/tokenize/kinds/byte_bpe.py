@@ -11,8 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize.base import Tokenizer
+from pellucid.tokenize.compiled import ByteMerge, Step, Words
 from pellucid.tokenize.decode import ByteLevelDecoder, byte_alphabet
 from pellucid.tokenize.gguf import Fields
 from pellucid.tokenize.huggingface import Parts
@@ -51,6 +55,34 @@ class ByteBPE:
         if self.lost.isdisjoint(data):
             return merge([self._byte_ids[byte] for byte in data], self.pairs)
         return merge([self._byte_ids[byte] for byte in data if byte in self._byte_ids], self.pairs)
+
+    def compiled(self, steps: Sequence[Step]) -> ByteMerge:
+        """This stage and the patterns before it, as compiled code."""
+        ids = np.full(256, -1, np.int32)
+        for byte, index in self._byte_ids.items():
+            ids[byte] = index
+        words, places = spelled_bytes(self._ids, self.pairs.size)
+        return ByteMerge(steps, Words(words, places), self.pairs.compiled(), ids, self._ignore_merges)
+
+
+def spelled_bytes(ids: Mapping[str, int], size: int) -> tuple[bytes, NDArray[np.int32]]:
+    """The bytes of all pieces that are spelled in the byte alphabet, by id, and where each begins, (V + 1,)."""
+    strange = 0xFFFF
+    table = dict.fromkeys(range(0x180), strange) | {ord(char): byte for char, byte in byte_alphabet().items()}
+    pieces = [""] * size
+    for piece, index in ids.items():
+        pieces[index] = piece
+    text = "".join(pieces).translate(table)
+    lengths = np.fromiter(map(len, pieces), np.int32, size)
+    ends = np.cumsum(lengths)
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    kept = np.ones(len(codes), bool)
+    for index in np.unique(np.searchsorted(ends, np.flatnonzero(codes > 255), side="right")).tolist():
+        kept[ends[index] - lengths[index] : ends[index]], lengths[index] = (
+            False,
+            0,
+        )  # no text is spelled like that
+    return codes[kept].astype(np.uint8).tobytes(), np.append([0], np.cumsum(lengths)).astype(np.int32)
 
 
 def pair_ranks(

@@ -1,0 +1,128 @@
+"""Pieces of a text cut into smaller ones where a pattern matches. Called straight from Python, on UTF-8.
+
+The pattern is an automaton's table (``tokenize/automaton.py``, whose ``match`` is the same in Python). What becomes
+of the matches is one of BEHAVIORS, as in Hugging Face ``tokenizers``: a piece of their own, nothing, or a part of the
+piece before or behind; "Contiguous" joins matches that touch, and what lies between them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.library import kernel
+from pellucid.kernels.record import Address, Record
+
+BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+START = 1  # the automaton's first state; 0 is its end
+
+
+class Split(Record):
+    text: Address  # UTF-8
+    pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last
+    count: int  # n
+    classes: Address  # (0x110000,) uint8, of each code point
+    table: Address  # (states, columns) uint16: 2 * next state + 1 if a match ends before this character
+    columns: int  # classes, and one for the end of a piece
+    behavior: int  # an index of BEHAVIORS
+    inverted: int  # 1: matches are what lies between them
+    out: Address  # (m, 2) int32, room for as many as there are bytes
+    made: Address  # int64: m
+
+
+@kernel("text.split", Split)
+def build(simd: Any) -> Any:
+    at, load, load_u8, load_u16 = Split.at, simd.load_i64, simd.load_u8, simd.load_u16
+    load_i32, store_i32, store_i64 = simd.load_i32, simd.store_i32, simd.store_i64
+    removed, with_previous, with_next, contiguous = (BEHAVIORS.index(name) for name in BEHAVIORS[1:])
+
+    @simd.jit
+    def length(first):
+        """Bytes of a character, from its first."""
+        if first < 0x80:
+            return 1
+        if first < 0xE0:
+            return 2
+        if first < 0xF0:
+            return 3
+        return 4
+
+    @simd.jit
+    def beyond_ascii(place, first):
+        """The code point at an address, of more than one byte."""
+        second = load_u8(place + 1) & 63
+        if first < 0xE0:
+            return (first & 31) << 6 | second
+        third = load_u8(place + 2) & 63
+        if first < 0xF0:
+            return (first & 15) << 12 | second << 6 | third
+        return (first & 7) << 18 | second << 12 | third << 6 | load_u8(place + 3) & 63
+
+    @simd.jit
+    def match(text, position, end, classes, table, columns):
+        """Where the match that begins at ``position`` ends; there itself if there is none."""
+        state, found = START, position
+        while True:
+            kind, step = columns - 1, 0
+            if position < end:
+                first = load_u8(text + position)
+                if first < 0x80:
+                    kind, step = load_u8(classes + first), 1
+                else:
+                    kind, step = load_u8(classes + beyond_ascii(text + position, first)), length(first)
+            entry = load_u16(table + (state * columns + kind) * 2)
+            if entry & 1:
+                found = position
+            state = entry >> 1
+            if state == 0:
+                return found
+            position += step
+
+    @simd.jit
+    def put(out, made, first, begin, end, matched, previous, behavior):
+        """One more part of a piece whose parts begin with number ``first``. Returns how many pieces there are now."""
+        if behavior == removed and matched:
+            return made
+        joined = False
+        if made > first:
+            if behavior == with_previous:
+                joined = matched and not previous
+            elif behavior == with_next:
+                joined = previous and not matched
+            elif behavior == contiguous:
+                joined = matched == previous
+        if joined:
+            store_i32(out + made * 8 - 4, end)
+            return made
+        store_i32(out + made * 8, begin)
+        store_i32(out + made * 8 + 4, end)
+        return made + 1
+
+    @simd.jit
+    def body(record, unused, unused_too, unused_three):
+        text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
+        classes, table, columns = (
+            load(record + at.classes),
+            load(record + at.table),
+            load(record + at.columns),
+        )
+        behavior, inverted = load(record + at.behavior), load(record + at.inverted) != 0
+        made = 0
+        for i in range(load(record + at.count)):
+            begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
+            first, previous, position = made, False, begin
+            while position < end:
+                found = match(text, position, end, classes, table, columns)
+                if found > position:
+                    if begin < position:
+                        made = put(out, made, first, begin, position, inverted, previous, behavior)
+                        previous = inverted
+                    made = put(out, made, first, position, found, not inverted, previous, behavior)
+                    previous = not inverted
+                    begin = position = found
+                else:
+                    position += length(load_u8(text + position))
+            if begin < end:
+                made = put(out, made, first, begin, end, inverted, previous, behavior)
+        store_i64(load(record + at.made), made)
+
+    return body

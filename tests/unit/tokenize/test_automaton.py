@@ -1,0 +1,119 @@
+"""Automata match where the ``regex`` package does, in Python and compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pellucid.kernels import text_merge, text_split
+from pellucid.kernels.library import KernelKey, shared
+from pellucid.runtime.memory import address
+from pellucid.tokenize import patterns
+from pellucid.tokenize.automaton import automaton
+from pellucid.tokenize.pretokenize import Split
+
+PUBLISHED = sorted({
+    step for splitting in patterns.GGUF_PRE.values() for step in splitting.steps
+} | {patterns.GPT2, patterns.LLAMA3, patterns.QWEN2, patterns.QWEN35, patterns.O200K, patterns.TEKKEN})  # fmt: skip
+SMALL = [
+    "a", "a|ab", "ab|a", "a+", "a+?b", "a*b", "(?:ab|a)(?:c|bcd)?", "a{2,3}", "a{2,}", "a{2,3}?", "[ab]+c?", "a(?!b)",
+    "a(?=b)", "a+(?!b)", "(?:a|b(?!c))+", "a?b?c", "a|b|", "a++b", "[^a]++a", r"\s+(?!\S)|\s+", "(?i:as)k", "x{0}a",
+    r"a(?=\s|b)", "(ab)+", "[a-c]{1,2}+", r"[\]\-a^]+", ".+",
+]  # fmt: skip
+REFUSED = [
+    "(?<=a)b",
+    r"\ba",
+    "^a",
+    "a$",
+    r"(a)\1",
+    "(?>a+)b",
+    "a++a",
+    "[a&&b]",
+    "(?:a?)*",
+    "(?i:é)",
+    "[[a]]",
+    r"\x41",
+    "(a",
+]
+# Letters of every kind, marks, numbers, signs, white space of one to three bytes, quotes and what follows them.
+LETTERS = st.sampled_from(
+    "abcskABKſKǅʰªあ漢éß́ः1²Ⅷ٣'’sdtmlrev ,.$+=<>^~|!/\\-_ \t\n\r\u00a0\u3000\u0085\u200b\U0001f600\U00010400"
+)
+# Nothing that ``regex`` may know from a later Unicode: what Python has no category for, and one that changed its own.
+OTHERS = st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="ʕ")
+texts = st.text(LETTERS | OTHERS, max_size=40)
+words = st.text("abc \n", max_size=12)
+
+
+def spans(pattern: str, text: str) -> list[tuple[int, int]]:
+    return [found.span() for found in regex.finditer(pattern, text) if found.end() > found.start()]
+
+
+def walked(pattern: str, text: str) -> list[tuple[int, int]]:
+    """The matches that the automaton finds from left to right."""
+    table, at, found = automaton(pattern), 0, []
+    assert table is not None, pattern
+    while at < len(text):
+        end = table.match(text, at)
+        if end > at:
+            found.append((at, end))
+        at = max(end, at + 1)
+    return found
+
+
+@pytest.mark.parametrize("pattern", PUBLISHED)
+@settings(max_examples=150)
+@given(texts)
+def test_published_patterns(pattern: str, text: str) -> None:
+    assert walked(pattern, text) == spans(pattern, text)
+
+
+@pytest.mark.parametrize("pattern", SMALL)
+@settings(max_examples=60)
+@given(words)
+def test_every_construct(pattern: str, text: str) -> None:
+    assert walked(pattern, text) == spans(pattern, text)
+
+
+@pytest.mark.parametrize("pattern", REFUSED)
+def test_what_a_table_cannot_do_has_none(pattern: str) -> None:
+    assert automaton(pattern) is None
+
+
+def test_patterns_that_would_take_too_large_a_table_have_none() -> None:
+    assert automaton("a{5000}") is None
+    assert automaton("(?:a|b)*a(?:a|b){20}") is None
+
+
+def compiled(
+    pattern: str, behavior: str, inverted: bool, text: str, pieces: list[tuple[int, int]]
+) -> list[str]:
+    """The kernel's pieces of the bytes' ``pieces``."""
+    data = np.frombuffer(text.encode() + bytes(text_merge.PADDING), np.uint8)
+    table, given_, made = automaton(pattern), np.array(pieces, np.int32).reshape(-1, 2), np.zeros(1, np.int64)
+    assert table is not None
+    out = np.full((len(data), 2), -1, np.int32)
+    fields = {
+        "text": address(data), "pieces": address(given_), "count": len(given_), "classes": address(table.classes),
+        "table": address(table.table), "columns": table.table.shape[1], "inverted": int(inverted),
+        "behavior": text_split.BEHAVIORS.index(behavior), "out": address(out), "made": address(made),
+    }  # fmt: skip
+    record = np.array([0, 0, *text_split.Split.pack(fields)], np.int64)
+    shared().function(KernelKey("text.split"), 4)(address(record), 0, 0, 0)
+    assert (out[made[0] :] == -1).all()
+    return [data[begin:end].tobytes().decode() for begin, end in out[: made[0]]]
+
+
+@pytest.mark.parametrize("behavior", text_split.BEHAVIORS)
+@settings(max_examples=100)
+@given(st.sampled_from([*PUBLISHED, *SMALL]), st.booleans(), texts | words)
+def test_the_kernel_cuts_as_the_stage_does(behavior: str, pattern: str, inverted: bool, text: str) -> None:
+    cut = len(text[: len(text) // 2].encode())
+    whole = compiled(pattern, behavior, inverted, text, [(0, len(text.encode()))])
+    halves = compiled(pattern, behavior, inverted, text, [(0, cut), (cut, len(text.encode()))])
+    stage = Split(pattern, behavior, inverted)
+    assert whole == stage(text, True)
+    assert halves == [*stage(text[: len(text) // 2], True), *stage(text[len(text) // 2 :], False)]
