@@ -9,7 +9,7 @@ held.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,15 +37,20 @@ class Step:
     inverted: bool = False
 
 
-def _kernel(name: str, record: type[Record], *parameters: Any) -> Callable[[Any], None]:
-    """A compiled function of its record's fields."""
-    run = shared().function(KernelKey(name, parameters), 4)
+class _Kernel:
+    """A compiled function of its record's fields, of which some are ``known`` beforehand."""
 
-    def call(fields: dict[str, int]) -> None:
-        words = np.array([0] * record.header + record.pack(fields), np.int64)
-        run(address(words), 0, 0, 0)
+    def __init__(self, name: str, record: type[Record], *parameters: Any, **known: int) -> None:
+        self._run = shared().function(KernelKey(name, parameters), 4)
+        fields = dict.fromkeys(record.fields, 0) | known
+        self._words = np.array([0] * record.header + record.pack(fields), np.int64)
+        self._place = {field: offset // 8 for field, offset in record.at._asdict().items()}
 
-    return call
+    def __call__(self, **fields: int) -> None:
+        words = self._words.copy()
+        for field, value in fields.items():
+            words[self._place[field]] = value
+        self._run(address(words), 0, 0, 0)
 
 
 class Words:
@@ -58,9 +63,8 @@ class Words:
         self.text = np.frombuffer(spelled + bytes(text_merge.PADDING), np.uint8)
         self.places, count = places, len(places) - 1
         self.slots, self.mask = _slots(int(np.count_nonzero(np.diff(places))))
-        fill = _kernel("text.words", text_merge.Words)
-        fill({"text": address(self.text), "places": address(places), "count": count, "slots": address(self.slots),
-              "mask": self.mask})  # fmt: skip
+        fill = _Kernel("text.words", text_merge.Words, mask=self.mask)
+        fill(text=address(self.text), places=address(places), count=count, slots=address(self.slots))
         self.state = np.zeros(count, np.uint8)
 
 
@@ -71,9 +75,9 @@ class Pairs:
         self, lefts: NDArray[np.int32], rights: NDArray[np.int32], merged: NDArray[np.int32]
     ) -> None:
         self.slots, self.mask = _slots(len(lefts))
-        fill = _kernel("text.pairs", text_merge.Pairs)
-        fill({"lefts": address(lefts), "rights": address(rights), "merged": address(merged), "count": len(lefts),
-              "slots": address(self.slots), "mask": self.mask})  # fmt: skip
+        fill = _Kernel("text.pairs", text_merge.Pairs, count=len(lefts), mask=self.mask)
+        columns = {"lefts": address(lefts), "rights": address(rights), "merged": address(merged)}
+        fill(**columns, slots=address(self.slots))
 
 
 def _slots(count: int) -> tuple[NDArray[np.int64], int]:
@@ -97,12 +101,38 @@ class ByteMerge:
         self._memories: deque[NDArray[np.uint8]] = deque()
 
     @cached_property
-    def _split(self) -> Callable[[Any], None]:
-        return _kernel("text.split", text_split.Split)
+    def _cuts(self) -> list[_Kernel]:
+        """What makes each step's pieces."""
+        return [
+            _Kernel(
+                "text.split",
+                text_split.Split,
+                classes=address(step.automaton.classes),
+                table=address(step.automaton.table),
+                columns=step.automaton.table.shape[1],
+                behavior=text_split.BEHAVIORS.index(step.behavior),
+                inverted=int(step.inverted),
+            )
+            for step in self._steps
+        ]
 
     @cached_property
-    def _merge(self) -> Callable[[Any], None]:
-        return _kernel("text.merge", text_merge.Merge, self._whole)
+    def _merge(self) -> _Kernel:
+        words, pairs = self._words, self._pairs
+        return _Kernel(
+            "text.merge",
+            text_merge.Merge,
+            self._whole,
+            bytes=address(self._byte_ids),
+            pairs=address(pairs.slots),
+            pairs_mask=pairs.mask,
+            words=address(words.slots),
+            words_mask=words.mask,
+            word_text=address(words.text),
+            word_places=address(words.places),
+            word_state=address(words.state),
+            memory_mask=ENTRIES - 1,
+        )
 
     def __call__(self, text: str) -> list[int]:
         """The ids of a text. Raises :class:`InvalidRequest` for one whose places do not fit into 31 bits."""
@@ -115,33 +145,27 @@ class ByteMerge:
         pieces = self.pieces(data)
         longest = int((pieces[:, 1] - pieces[:, 0]).max(initial=0))
         out, made = np.empty(len(data) + text_merge.KEPT_IDS, np.int32), np.zeros(1, np.int64)
-        scratch = np.empty(text_merge.scratch_bytes(longest), np.uint8)
-        memory = self._memory()
-        words, pairs = self._words, self._pairs
-        self._merge({
-            "text": address(data), "pieces": address(pieces), "count": len(pieces), "bytes": address(self._byte_ids),
-            "pairs": address(pairs.slots), "pairs_mask": pairs.mask, "words": address(words.slots),
-            "words_mask": words.mask, "word_text": address(words.text), "word_places": address(words.places),
-            "word_state": address(words.state), "memory": address(memory), "memory_mask": ENTRIES - 1,
-            "scratch": address(scratch), "out": address(out), "made": address(made),
-        })  # fmt: skip
+        scratch, memory = np.empty(text_merge.scratch_bytes(longest), np.uint8), self._memory()
+        self._merge(
+            text=address(data),
+            pieces=address(pieces),
+            count=len(pieces),
+            memory=address(memory),
+            scratch=address(scratch),
+            out=address(out),
+            made=address(made),
+        )
         self._memories.append(memory)
         ids: list[int] = out[: int(made[0])].tolist()
         return ids
 
     def pieces(self, data: NDArray[np.uint8]) -> NDArray[np.int32]:
         """The pieces of a text, whose UTF-8 has padding behind it, (n, 2): first byte, and the one behind the last."""
-        length = len(data) - text_merge.PADDING
-        pieces = np.array([[0, length]], np.int32)
-        made = np.zeros(1, np.int64)
-        for step in self._steps:
-            out, table = np.empty((length + 1, 2), np.int32), step.automaton.table
-            self._split({
-                "text": address(data), "pieces": address(pieces), "count": len(pieces),
-                "classes": address(step.automaton.classes), "table": address(table), "columns": table.shape[1],
-                "behavior": text_split.BEHAVIORS.index(step.behavior), "inverted": int(step.inverted),
-                "out": address(out), "made": address(made),
-            })  # fmt: skip
+        length, text = len(data) - text_merge.PADDING, address(data)
+        pieces, made = np.array([[0, length]], np.int32), np.zeros(1, np.int64)
+        for cut in self._cuts:
+            out = np.empty((length + 1, 2), np.int32)
+            cut(text=text, pieces=address(pieces), count=len(pieces), out=address(out), made=address(made))
             pieces = out[: int(made[0])]
         return pieces
 
