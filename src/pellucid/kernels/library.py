@@ -162,6 +162,11 @@ class Library:
                     self._addresses[key] = self._link(content, key)
             return {key: self._addresses[key] for key in wanted}
 
+    def kept(self, keys: Iterable[KernelKey]) -> bool:
+        """Whether kernels are there without compiling anything."""
+        folder = cache_folder()
+        return all(key in self._addresses or (folder / f"{key.file_stem}.o").exists() for key in keys)
+
     def function(self, key: KernelKey, arguments: int) -> Callable[..., int]:
         """A kernel as a Python function of integers. The GIL is released while it runs."""
         address = self.load([key])[key]

@@ -21,6 +21,11 @@ from pellucid.tokenize.decode import Decoder, StreamDecoder
 from pellucid.tokenize.postprocess import Template
 from pellucid.tokenize.vocabulary import Vocabulary
 
+BEGINS, COMPILES = (
+    20_000,
+    1_000_000,
+)  # characters before compiled code encodes; before it is compiled for that
+
 
 class Normalizer(Protocol):
     """Text → text. ``first`` is true for the piece that starts at the beginning of the whole text."""
@@ -123,21 +128,39 @@ class Tokenizer:
                 ids.extend(self._encode_plain(plain, first))
         return ids
 
+    def _encode_plain(self, text: str, first: bool) -> list[int]:
+        """Pre-tokenizer and model; ``first`` says whether the text is the beginning of the whole one.
+
+        The compiled way has the same ids, but it takes some hundredths of a second to begin, and seconds where its
+        kernels were never compiled: it is taken once so much text has come that this does not matter.
+        """
+        run = self.__dict__.get("_compiled")
+        if run is None and self._pays(len(text)):
+            run = self._compiled
+        if run is not None:
+            ids: list[int] = run(text)
+            return ids
+        pieces = [text] if self.pre_tokenizer is None else self.pre_tokenizer(text, first)
+        return list(chain.from_iterable(map(self._remembered.__getitem__, pieces)))
+
+    def _pays(self, length: int) -> bool:
+        """Whether it is time to encode by compiled code, with ``length`` more characters."""
+        if not hasattr(self.model, "kernels"):
+            return False
+        seen = self.__dict__["_seen"] = self.__dict__.get("_seen", 0) + length
+        if seen < BEGINS:
+            return False
+        from pellucid.kernels.library import shared
+
+        return seen >= COMPILES or shared().kept(self.model.kernels)
+
     @cached_property
-    def _encode_plain(self) -> Callable[[str, bool], list[int]]:
-        """Pre-tokenizer and model, (text, whether it begins the whole text) → ids; compiled where they can be."""
+    def _compiled(self) -> Callable[[str], list[int]] | None:
+        """Pre-tokenizer and model as compiled code; None if they cannot be."""
         from pellucid.tokenize.pretokenize import as_steps
 
         steps = as_steps(self.pre_tokenizer)
-        if steps is not None and hasattr(self.model, "compiled"):
-            run: Callable[[str], list[int]] = self.model.compiled(steps)
-            return lambda text, first: run(text)
-
-        def encode(text: str, first: bool) -> list[int]:
-            pieces = [text] if self.pre_tokenizer is None else self.pre_tokenizer(text, first)
-            return list(chain.from_iterable(map(self._remembered.__getitem__, pieces)))
-
-        return encode
+        return None if steps is None else self.model.compiled(steps)  # type: ignore[attr-defined]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of the ids: the exact inverse of ``encode`` for byte-level vocabularies.

@@ -53,6 +53,16 @@ class _Kernel:
         self._run(address(words), 0, 0, 0)
 
 
+def kernels(whole: bool) -> list[KernelKey]:
+    """What ``ByteMerge`` needs."""
+    return [
+        KernelKey("text.split"),
+        KernelKey("text.merge", (whole,)),
+        KernelKey("text.words"),
+        KernelKey("text.pairs"),
+    ]
+
+
 class Words:
     """Pieces by their bytes, ``V`` of them; a piece of no bytes is in no text.
 

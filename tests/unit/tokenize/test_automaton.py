@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.kernels import text_merge, text_split
-from pellucid.kernels.library import KernelKey, shared
-from pellucid.runtime.memory import address
 from pellucid.tokenize import patterns
 from pellucid.tokenize.automaton import automaton
-from pellucid.tokenize.pretokenize import Split
 
 PUBLISHED = sorted({
     step for splitting in patterns.GGUF_PRE.values() for step in splitting.steps
@@ -86,34 +81,3 @@ def test_what_a_table_cannot_do_has_none(pattern: str) -> None:
 def test_patterns_that_would_take_too_large_a_table_have_none() -> None:
     assert automaton("a{5000}") is None
     assert automaton("(?:a|b)*a(?:a|b){20}") is None
-
-
-def compiled(
-    pattern: str, behavior: str, inverted: bool, text: str, pieces: list[tuple[int, int]]
-) -> list[str]:
-    """The kernel's pieces of the bytes' ``pieces``."""
-    data = np.frombuffer(text.encode() + bytes(text_merge.PADDING), np.uint8)
-    table, given_, made = automaton(pattern), np.array(pieces, np.int32).reshape(-1, 2), np.zeros(1, np.int64)
-    assert table is not None
-    out = np.full((len(data), 2), -1, np.int32)
-    fields = {
-        "text": address(data), "pieces": address(given_), "count": len(given_), "classes": address(table.classes),
-        "table": address(table.table), "columns": table.table.shape[1], "inverted": int(inverted),
-        "behavior": text_split.BEHAVIORS.index(behavior), "out": address(out), "made": address(made),
-    }  # fmt: skip
-    record = np.array([0, 0, *text_split.Split.pack(fields)], np.int64)
-    shared().function(KernelKey("text.split"), 4)(address(record), 0, 0, 0)
-    assert (out[made[0] :] == -1).all()
-    return [data[begin:end].tobytes().decode() for begin, end in out[: made[0]]]
-
-
-@pytest.mark.parametrize("behavior", text_split.BEHAVIORS)
-@settings(max_examples=100)
-@given(st.sampled_from([*PUBLISHED, *SMALL]), st.booleans(), texts | words)
-def test_the_kernel_cuts_as_the_stage_does(behavior: str, pattern: str, inverted: bool, text: str) -> None:
-    cut = len(text[: len(text) // 2].encode())
-    whole = compiled(pattern, behavior, inverted, text, [(0, len(text.encode()))])
-    halves = compiled(pattern, behavior, inverted, text, [(0, cut), (cut, len(text.encode()))])
-    stage = Split(pattern, behavior, inverted)
-    assert whole == stage(text, True)
-    assert halves == [*stage(text[: len(text) // 2], True), *stage(text[len(text) // 2 :], False)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from tokenizer_cases import BOTH, golden, tokenizer
 
+from pellucid.tokenize import base
+
 
 @pytest.mark.parametrize("name", BOTH)
 def test_ids_equal_the_oracle(name: str, texts: list[str]) -> None:
@@ -13,6 +15,26 @@ def test_ids_equal_the_oracle(name: str, texts: list[str]) -> None:
         assert ours.encode(text) == expected["ids"][index], (index, text)
         parsed = expected["special"].get(str(index), expected["ids"][index])
         assert ours.encode(text, parse_special=True) == parsed, (index, text)
+
+
+@pytest.mark.model
+def test_compiled_code_has_the_same_ids(texts: list[str]) -> None:
+    ours, expected = tokenizer("smollm2"), golden("smollm2")
+    run = ours._compiled
+    assert run is not None
+    for index, text in enumerate(texts):
+        if not ours.added.split(text, False)[
+            1:
+        ]:  # without the added tokens that are text, which are cut out before
+            assert run(text) == expected["ids"][index], (index, text)
+
+
+def test_compiled_code_takes_over_once_it_pays() -> None:
+    text, ours = "it's 12 naïve words\n", tokenizer("tiny_byte_level")
+    before, long = ours.encode(text, add_special=False), text * (base.COMPILES // len(text))
+    ours.encode(long)
+    assert "_compiled" in ours.__dict__
+    assert ours.encode(text, add_special=False) == before
 
 
 @pytest.mark.parametrize("name", BOTH)

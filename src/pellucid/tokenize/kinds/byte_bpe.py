@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.kernels.library import KernelKey
 from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.compiled import ByteMerge, Step, Words
+from pellucid.tokenize.compiled import ByteMerge, Step, Words, kernels
 from pellucid.tokenize.decode import ByteLevelDecoder, byte_alphabet
 from pellucid.tokenize.gguf import Fields
 from pellucid.tokenize.huggingface import Parts
@@ -55,6 +56,11 @@ class ByteBPE:
         if self.lost.isdisjoint(data):
             return merge([self._byte_ids[byte] for byte in data], self.pairs)
         return merge([self._byte_ids[byte] for byte in data if byte in self._byte_ids], self.pairs)
+
+    @property
+    def kernels(self) -> list[KernelKey]:
+        """What ``compiled`` needs."""
+        return kernels(self._ignore_merges)
 
     def compiled(self, steps: Sequence[Step]) -> ByteMerge:
         """This stage and the patterns before it, as compiled code."""
