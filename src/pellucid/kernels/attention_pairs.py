@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pellucid.kernels.attention_tiles import columns_at_once
+from pellucid.kernels.attention_tiles import columns_at_once, store_scores
 from pellucid.kernels.cached import PAGE
 
 
@@ -40,10 +40,7 @@ def scores_tile(simd: Any, rows: int, width: int, stored: str) -> Any:
                 q = pairs.spread(e, start, loop.index)
                 for total, half in zip(row, halves):
                     builder.store(pairs.add(e, builder.load(total), q, half), total)
-        for r, row in enumerate(totals):
-            where = e.at(out, builder.mul(stride, e.const(r)))
-            for h, total in enumerate(row):
-                e.store(builder.load(total), e.at(where, 64 * h))
+        store_scores(e, totals, out, stride)
         return context.get_dummy_value()
 
     @intrinsic

@@ -49,10 +49,7 @@ def scores_tile(simd: Any, rows: int, width: int, stored: str) -> Any:
                     q = e.splat(e.load(e.at(start, e.times(column, 4)), simd.f32))
                     for total, half in zip(row, halves):
                         builder.store(e.fma(q, half, builder.load(total)), total)
-        for r, row in enumerate(totals):
-            where = e.at(out, builder.mul(stride, e.const(r)))
-            for h, total in enumerate(row):
-                e.store(builder.load(total), e.at(where, 64 * h))
+        store_scores(e, totals, out, stride)
         return context.get_dummy_value()
 
     @intrinsic
@@ -60,6 +57,14 @@ def scores_tile(simd: Any, rows: int, width: int, stored: str) -> Any:
         return t.void(*[t.int64] * 6), emit
 
     return tile
+
+
+def store_scores(e: Any, totals: list[list[Any]], out: Any, stride: Any) -> None:
+    """A tile's sums, two vectors a row, to where its rows of scores are."""
+    for r, row in enumerate(totals):
+        where = e.at(out, e.b.mul(stride, e.const(r)))
+        for h, total in enumerate(row):
+            e.store(e.b.load(total), e.at(where, 64 * h))
 
 
 def values_tile(simd: Any, rows: int, width: int, stored: str) -> Any:

@@ -259,6 +259,22 @@ def build(simd: Any, whole: bool) -> Any:
         store_i64(heap + at * 16 + 8, position)
 
     @simd.jit
+    def push(heap, size, value, position):
+        """One more entry, unless there is no value. Returns how many there are now."""
+        if value == NEVER:
+            return size
+        store_i64(heap + size * 16, value)
+        store_i64(heap + size * 16 + 8, position)
+        sift_up(heap, size)
+        return size + 1
+
+    @simd.jit
+    def order(heap, size):
+        """Make entries that lie in any order a heap."""
+        for i in range(size // 2 - 1, -1, -1):
+            sift_down(heap, i, size)
+
+    @simd.jit
     def many(ids, count, scratch, pairs, mask, out):
         """The same with a heap, over a list linked both ways.
 
@@ -280,8 +296,7 @@ def build(simd: Any, whole: bool) -> Any:
                 store_i64(heap + size * 16, value)
                 store_i64(heap + size * 16 + 8, i)
                 size += 1
-        for i in range(size // 2 - 1, -1, -1):
-            sift_down(heap, i, size)
+        order(heap, size)
         room = count + count // 2
         while size > 0:
             value, here = load(heap), load(heap + 8)
@@ -306,28 +321,19 @@ def build(simd: Any, whole: bool) -> Any:
                         store_i64(heap + kept * 16 + 8, load(heap + i * 16 + 8))
                         kept += 1
                 size = kept
-                for i in range(size // 2 - 1, -1, -1):
-                    sift_down(heap, i, size)
+                order(heap, size)
             if after < count:
                 store_i32(previous + after * 4, here)
                 value = value_of(load_i32(ids + here * 4), load_i32(ids + after * 4), pairs, mask)
                 store_i64(values + here * 8, value)
-                if value != NEVER:
-                    store_i64(heap + size * 16, value)
-                    store_i64(heap + size * 16 + 8, here)
-                    size += 1
-                    sift_up(heap, size - 1)
+                size = push(heap, size, value, here)
             else:
                 store_i64(values + here * 8, NEVER)
             left = load_i32(previous + here * 4)
             if left >= 0:
                 value = value_of(load_i32(ids + left * 4), load_i32(ids + here * 4), pairs, mask)
                 store_i64(values + left * 8, value)
-                if value != NEVER:
-                    store_i64(heap + size * 16, value)
-                    store_i64(heap + size * 16 + 8, left)
-                    size += 1
-                    sift_up(heap, size - 1)
+                size = push(heap, size, value, left)
         made = 0
         for i in range(count):
             symbol = load_i32(ids + i * 4)

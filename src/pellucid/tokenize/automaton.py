@@ -12,7 +12,7 @@ for; the end of the text is a character too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -20,15 +20,13 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.kernels.text_split import START
 from pellucid.tokenize import unicode
+from pellucid.tokenize.unicode import Ranges, union
 
 CODES = 0x110000
 MOST_PLACES, MOST_STATES = 4_000, 2_000
-START = 1  # state 0 is the one in which nothing is alive
-WORD = 255  # classes, at most
-
-Ranges = tuple[tuple[int, int], ...]
-"""A set of characters: first and last code points of runs, ascending, apart from each other."""
+MOST_SETS, MOST_CLASSES = 63, 255  # bits of an int64 that is not negative; what a byte tells apart, less one
 
 
 class NotATable(Exception):
@@ -70,17 +68,6 @@ def automaton(pattern: str) -> Automaton | None:
         return _table(places, first)
     except NotATable:
         return None
-
-
-def union(sets: Iterable[Ranges]) -> Ranges:
-    """Characters that are in any of the sets."""
-    out: list[tuple[int, int]] = []
-    for low, high in sorted(run for one in sets for run in one):
-        if out and low <= out[-1][1] + 1:
-            out[-1] = (out[-1][0], max(out[-1][1], high))
-        else:
-            out.append((low, high))
-    return tuple(out)
 
 
 def complement(one: Ranges) -> Ranges:
@@ -465,8 +452,7 @@ def _step(
 
 def _classes(sets: list[Ranges]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Each code point's class: those that are in the same sets. And of each set, whether it holds each class."""
-    words = (len(sets) + 62) // 63 or 1
-    if words > 1:
+    if len(sets) > MOST_SETS:
         raise NotATable
     borders = np.array(
         [edge for one in sets for low, high in one for edge in (low, high + 1)] or [0], np.int64
@@ -483,7 +469,7 @@ def _classes(sets: list[Ranges]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         np.append([0], held),
     )  # what is before the first border is in no set
     distinct, each = np.unique(held, return_inverse=True)
-    if len(distinct) > WORD:
+    if len(distinct) > MOST_CLASSES:
         raise NotATable
     lengths = np.diff(np.append(borders, CODES))
     classes = np.repeat(each.astype(np.uint8), np.maximum(lengths, 0))[:CODES]

@@ -134,9 +134,8 @@ class Tokenizer:
         The compiled way has the same ids, but it takes some hundredths of a second to begin, and seconds where its
         kernels were never compiled: it is taken once so much text has come that this does not matter.
         """
-        run = self.__dict__.get("_compiled")
-        if run is None and self._pays(len(text)):
-            run = self._compiled
+        known = "_compiled" in self.__dict__ or self._pays(len(text))
+        run = self._compiled if known else None
         if run is not None:
             ids: list[int] = run(text)
             return ids

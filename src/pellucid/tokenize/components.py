@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.kernels.text_split import BEHAVIORS
 from pellucid.tokenize import normalize, pretokenize
 from pellucid.tokenize.decode import ByteFallbackDecoder, ByteLevelDecoder, Decoder, WordPieceDecoder
 from pellucid.tokenize.patterns import GPT2
@@ -67,7 +68,7 @@ def pre_tokenizers(parts: Parts, spec: Json | None) -> list[PreTokenizer]:
         prefix: list[PreTokenizer] = [pretokenize.PrefixSpace()] if spec.get("add_prefix_space") else []
         return [*prefix, pretokenize.Split(GPT2)] if spec.get("use_regex", True) else prefix
     if kind == "Split":
-        check("pattern", "behavior", "invert", behavior=pretokenize.BEHAVIORS)
+        check("pattern", "behavior", "invert", behavior=BEHAVIORS)
         pattern, is_pattern = _pattern(parts, spec["pattern"])
         return [
             pretokenize.Split(

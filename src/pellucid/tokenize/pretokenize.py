@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pellucid.tokenize.base import PreTokenizer
     from pellucid.tokenize.compiled import Step
 
-BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
-
 
 @dataclass(frozen=True)
 class Split:

@@ -6,13 +6,26 @@ tokenizers name: the name, then the runs of code points, hexadecimal. ``tests/or
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 Ranges = tuple[tuple[int, int], ...]
+"""A set of characters: first and last code points of runs, ascending, apart from each other."""
 
 VERSION = "16.0"
 FILE = Path(__file__).with_name("unicode.txt")
+
+
+def union(sets: Iterable[Ranges]) -> Ranges:
+    """Characters that are in any of the sets."""
+    out: list[tuple[int, int]] = []
+    for low, high in sorted(run for one in sets for run in one):
+        if out and low <= out[-1][1] + 1:
+            out[-1] = (out[-1][0], max(out[-1][1], high))
+        else:
+            out.append((low, high))
+    return tuple(out)
 
 
 @cache
@@ -34,14 +47,7 @@ def members(name: str) -> Ranges | None:
     group = sorted(category for category in lines if len(category) == 2 and category[0] == name)
     if not group:
         return None
-    runs = sorted(run for category in group for run in members(category) or ())
-    joined: list[tuple[int, int]] = []
-    for low, high in runs:
-        if joined and low == joined[-1][1] + 1:
-            joined[-1] = (joined[-1][0], high)
-        else:
-            joined.append((low, high))
-    return tuple(joined)
+    return union(members(category) or () for category in group)
 
 
 # Letters whose simple case folding is a letter of ASCII, besides that letter in the other case.

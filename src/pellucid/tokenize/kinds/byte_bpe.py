@@ -84,10 +84,8 @@ def spelled_bytes(ids: Mapping[str, int], size: int) -> tuple[bytes, NDArray[np.
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     kept = np.ones(len(codes), bool)
     for index in np.unique(np.searchsorted(ends, np.flatnonzero(codes > 255), side="right")).tolist():
-        kept[ends[index] - lengths[index] : ends[index]], lengths[index] = (
-            False,
-            0,
-        )  # no text is spelled like that
+        kept[ends[index] - lengths[index] : ends[index]] = False  # no text is spelled like that
+        lengths[index] = 0
     return codes[kept].astype(np.uint8).tobytes(), np.append([0], np.cumsum(lengths)).astype(np.int32)
 
 
