@@ -4,8 +4,6 @@
         writes tests/goldens/tokenize/{smollm2,gemma3,minilm}.json and the tiny tokenizers there
     python tests/oracles/tokenizers_oracle.py … --compare FOLDER [--megabytes 5]
         compares Pellucid with the oracle on every readable file under FOLDER; writes nothing
-    python tests/oracles/tokenizers_oracle.py --classes
-        prints the character classes in src/pellucid/tokenize/bert_unicode.py
 
 The committed goldens were made with transformers 5.24.0 and tokenizers 0.23.3 on Python 3.11. A golden file is
 
@@ -185,27 +183,6 @@ def compare(name: str, oracle: Tokenizer, path: Path, folder: Path, limit: int) 
     return different == 0
 
 
-def classes() -> None:
-    clean = normalizers.BertNormalizer(True, False, False, False)
-    accents = normalizers.BertNormalizer(False, False, True, False)
-    words = pre_tokenizers.BertPreTokenizer()
-    private = {*range(0xE000, 0xF900), *range(0xF0000, 0x110000)}
-    points = [point for point in range(0x80, 0x110000) if not 0xD800 <= point < 0xE000]
-    found = {
-        "FORMAT": [p for p in points if p not in private and clean.normalize_str(f"a{chr(p)}b") == "ab"],
-        "MARKS": [p for p in points if accents.normalize_str(f"a{chr(p)}b") == "ab"],
-        "PUNCTUATION": [p for p in points if len(words.pre_tokenize_str(f"a{chr(p)}b")) == 3],
-    }
-    for name, members in found.items():
-        spans: list[list[int]] = []
-        for point in members:
-            if spans and spans[-1][1] == point - 1:
-                spans[-1][1] = point
-            else:
-                spans.append([point, point])
-        print(name, " ".join(f"{a:X}" if a == b else f"{a:X}-{b:X}" for a, b in spans))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -213,10 +190,7 @@ def main() -> None:
     for name in ("smollm2", "gemma3", "minilm", "compare"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--megabytes", type=float, default=5)
-    parser.add_argument("--classes", action="store_true")
     given = parser.parse_args()
-    if given.classes:
-        return classes()
     texts = json.loads((GOLDENS / "texts.json").read_text())
     good = True
     for name, build in (("smollm2", smollm2), ("gemma3", gemma3), ("minilm", minilm)):

@@ -1,19 +1,24 @@
-"""Writes src/pellucid/tokenize/unicode.txt: the properties that patterns of tokenizers name.
+"""Writes src/pellucid/tokenize/unicode.txt: what tokenizers must know of characters.
 
     python tests/oracles/unicode_oracle.py [--compare]
 
-The truth is what Hugging Face ``tokenizers`` makes of ``\\p{...}``, asked of every code point (0.23, whose Oniguruma
-has Unicode 16). ``--compare`` writes nothing and shows where ``tokenizers``, ``tiktoken`` and ``regex`` do not agree.
+The truth is what Hugging Face ``tokenizers`` does, asked of every code point (0.23): its ``\\p{...}`` (Oniguruma,
+Unicode 16), its small letters (Rust, Unicode 17), the normalisation forms and marks of a crate that has Unicode 9.
+``--compare`` writes nothing and shows where ``tokenizers``, ``tiktoken`` and
+``regex`` do not agree on ``\\p{...}``.
 
-Needs ``pip install tokenizers tiktoken regex``.
+Needs ``pip install tokenizers tiktoken regex sentencepiece protobuf``.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 OUT = Path(__file__).parents[2] / "src" / "pellucid" / "tokenize" / "unicode.txt"
 CATEGORIES = [
@@ -87,11 +92,120 @@ def of_tiktoken(name: str) -> set[int]:
     return set(map(ord, bytes(encoding.encode_ordinary(TEXT)).decode()))
 
 
+def marks() -> set[int]:
+    """What StripAccents drops."""
+    from tokenizers.normalizers import StripAccents
+
+    return {code for code in CODES if StripAccents().normalize_str("a" + chr(code)) == "a"}
+
+
+def bert() -> dict[str, str]:
+    """The classes of BERT's clean-up, whose tables stand at Unicode 8: what is dropped, accents, words of their own."""
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    clean, accents = BertNormalizer(True, False, False, False), BertNormalizer(False, False, True, False)
+    words, letters = BertPreTokenizer(), [(code, f"a{chr(code)}b") for code in CODES]
+    return {
+        "bert.dropped": runs(code for code, text in letters if clean.normalize_str(text) == "ab"),
+        "bert.marks": runs(code for code, text in letters if accents.normalize_str(text) == "ab"),
+        "bert.punctuation": runs(code for code, text in letters if len(words.pre_tokenize_str(text)) == 3),
+    }
+
+
+def small_letters() -> str:
+    """Runs of capitals, and how far off, in code points, their small letters are; "130=69.307" where it is two."""
+    from tokenizers.normalizers import Lowercase
+
+    out, apart = [], {}
+    for code in CODES:
+        small = Lowercase().normalize_str(chr(code))
+        if len(small) > 1:
+            out.append(f"{code:X}=" + ".".join(f"{ord(letter):X}" for letter in small))
+        elif ord(small) != code:
+            apart.setdefault(ord(small) - code, []).append(code)
+    for distance, codes in apart.items():
+        out.extend(f"{run}{distance:+d}" for run in runs(codes).split())
+    return " ".join(out)
+
+
+def normalized() -> set[int]:
+    """Characters that are more than themselves in a normalisation form, or a part of one that is composed.
+
+    Whatever decomposes, what that is made of, and whatever changes places with one of four marks.
+    """
+    from tokenizers.normalizers import NFD, NFKD
+
+    found: set[int] = set()
+    for code in CODES:
+        letter = chr(code)
+        full, plain = NFKD().normalize_str(letter), NFD().normalize_str(letter)
+        if full != letter:
+            found |= {code, *map(ord, full), *map(ord, plain)}
+        around = [f"{letter}{mark}" for mark in "\u0300\u0327\u05b0\u0345"]
+        if any(NFD().normalize_str(pair) != plain + pair[1] for pair in around) or any(
+            NFD().normalize_str(f"{mark}{letter}") != mark + plain for mark in "\u0300\u0327\u05b0\u0345"
+        ):
+            found.add(code)
+    return found
+
+
+def clusters() -> dict[str, str]:
+    """What grapheme clusters are made of (UAX #29): what joins what is before it, or behind, asked of ``tokenizers``.
+
+    It takes a cluster as a whole where a character map has a rule for its beginning. Of what is in clusters of six
+    bytes and more, for which it does not matter, ``regex`` is asked.
+    """
+    import regex
+
+    def property_(name: str) -> set[int]:
+        return set(map(ord, regex.findall(rf"\p{{{name}}}", TEXT)))
+
+    before = rewriting({"a"})
+    joins = {code for code in CODES if before.normalize_str("a" + chr(code)) == "X"}
+    prepends = property_("GCB=Prepend")
+    behind = rewriting(set(map(chr, prepends)))
+    names = ("Control", "L", "V", "T", "LV", "LVT", "Regional_Indicator")
+    found = {f"GCB={name}": runs(property_(f"GCB={name}")) for name in names}
+    return {
+        "text.joins": runs(joins),
+        "text.prepends": runs(code for code in prepends if behind.normalize_str(chr(code) + "a") == "X"),
+        **found,
+        "Extended_Pictographic": runs(property_("Extended_Pictographic")),
+    }
+
+
+def rewriting(letters: set[str]) -> Any:
+    """A normalizer of ``tokenizers`` whose rules make each letter X. SentencePiece compiles them."""
+    from sentencepiece import SentencePieceTrainer
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from tokenizers.normalizers import Precompiled
+
+    with tempfile.TemporaryDirectory() as folder:
+        rules = Path(folder) / "rules.tsv"
+        rules.write_text("".join(f"{ord(letter):X}\t58\n" for letter in letters))
+        model, settings = io.BytesIO(), {"vocab_size": 8, "model_type": "char", "minloglevel": 2}
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(["b c d e"]),
+            model_writer=model,
+            normalization_rule_tsv=str(rules),
+            **settings,
+        )
+    return Precompiled(ModelProto.FromString(model.getvalue()).normalizer_spec.precompiled_charsmap)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--compare", action="store_true")
     if not parser.parse_args().compare:
-        OUT.write_text("".join(f"{name} {runs(of_tokenizers(name))}\n" for name in CATEGORIES + OTHERS))
+        lines = {name: runs(of_tokenizers(name)) for name in CATEGORIES + OTHERS}
+        lines |= {
+            "text.marks": runs(marks()),
+            "text.normalized": runs(normalized()),
+            "text.small": small_letters(),
+        }
+        lines |= clusters() | bert()
+        OUT.write_text("".join(f"{name} {found}\n" for name, found in lines.items()))
         return
     for name in CATEGORIES + OTHERS:
         truth = of_tokenizers(name)

@@ -71,6 +71,17 @@ MaxNewTokens = Annotated[int | None, count("Tokens to make at most; what the con
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
+def text_or_stdin(text: str | None, absent: str) -> str:
+    """The text that was given, or standard input's where it is - or none was. ``absent`` says what is missing."""
+    from pellucid.errors import InvalidRequest
+
+    if text is not None and text != "-":
+        return text
+    if text is None and sys.stdin.isatty():
+        raise InvalidRequest(f"{absent}: give a text, or - to read it from standard input")
+    return sys.stdin.read()
+
+
 def one_line(text: str) -> str:
     """Text that may come from anywhere as one line that does nothing to a terminal."""
     line = " ".join(text.split())

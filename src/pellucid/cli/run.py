@@ -35,14 +35,8 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Continue a text. The answer appears as it is made."""
-    from pellucid.errors import InvalidRequest
-
     options = common.sampling(temperature, top_k, top_p, seed, stop, max_new_tokens)
-    if prompt is None or prompt == "-":
-        if prompt is None and sys.stdin.isatty():
-            raise InvalidRequest("no prompt: give a text, or - to read it from standard input")
-        prompt = sys.stdin.read()
-    given = prompt
+    given = common.text_or_stdin(prompt, "no prompt")
     llm = common.load(model, threads, context, precise, kv_cache, before=lambda inputs: inputs.prompt(given))
     run = llm.start(given, **options)
     text = []

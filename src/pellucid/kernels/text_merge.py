@@ -31,7 +31,8 @@ class Pairs(Record):
 
     lefts: Address  # (n,) int32
     rights: Address  # (n,) int32
-    merged: Address  # (n,) int32, in the order of rank; below 0: not to be merged
+    merged: Address  # (n,) int32; below 0: not to be merged
+    ranks: Address  # (n,) int32: the pair of the lowest merges first, of equal ones the leftmost
     count: int  # n
     slots: Address  # (size, 2) int64: left << 32 | right, value
     mask: int  # size - 1
@@ -146,17 +147,17 @@ def build_pairs(simd: Any) -> Any:
     @simd.jit
     def body(record, unused, unused_too, unused_three):
         lefts, rights, merged = load(record + at.lefts), load(record + at.rights), load(record + at.merged)
-        slots, mask = load(record + at.slots), load(record + at.mask)
-        for rank in range(load(record + at.count)):
-            pair = load_i32(lefts + rank * 4) << 32 | load_i32(rights + rank * 4)
-            result, slot = load_i32(merged + rank * 4), slot_of(pair, mask)
+        slots, mask, ranks = load(record + at.slots), load(record + at.mask), load(record + at.ranks)
+        for i in range(load(record + at.count)):
+            pair = load_i32(lefts + i * 4) << 32 | load_i32(rights + i * 4)
+            result, slot = load_i32(merged + i * 4), slot_of(pair, mask)
             while load(slots + slot * 16) != EMPTY and load(slots + slot * 16) != pair:
                 slot = (slot + 1) & mask
             if (
                 result >= 0 and load(slots + slot * 16) == EMPTY
             ):  # of a pair that is listed twice the first counts
                 store_i64(slots + slot * 16, pair)
-                store_i64(slots + slot * 16 + 8, rank << 32 | result)
+                store_i64(slots + slot * 16 + 8, load_i32(ranks + i * 4) << 32 | result)
 
     return body
 

@@ -1,6 +1,6 @@
 """Tokens that are recognised in the raw text, before anything else happens to it.
 
-In: the text. Out: the same text cut into pieces of plain text and ids of added tokens, in order. Control
+In: the text. Out: the same text cut into parts of plain text and of added tokens, in order. Control
 tokens (``<|im_end|>``) are recognised only when the caller says that this text may contain them
 (``parse_special``); user-defined tokens (Gemma's runs of newlines, ``<table>``) are text and always are.
 
@@ -15,6 +15,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from pellucid.tokenize.normalize import compiled
+from pellucid.tokenize.unicode import white_space
+
+Part = tuple[int, int, int | None]
+"""Characters of a text, from and up to, and the id of the added token that they are, or None."""
+
 
 @dataclass(frozen=True)
 class AddedToken:
@@ -27,11 +33,6 @@ class AddedToken:
     lstrip: bool = False
     rstrip: bool = False
     single_word: bool = False
-
-
-_SPACES_BEFORE = re.compile(r"\s*\Z")
-_SPACES_AFTER = re.compile(r"\s*")
-_WORD = re.compile(r"\w")
 
 
 class AddedTokens:
@@ -53,11 +54,11 @@ class AddedTokens:
     def __iter__(self) -> Iterator[AddedToken]:
         return iter(self._by_text.values())
 
-    def split(self, text: str, parse_special: bool) -> list[str | int]:
-        """Cut ``text`` into plain text (never empty) and ids."""
+    def split(self, text: str, parse_special: bool) -> list[Part]:
+        """Cut ``text`` into parts, none of them empty."""
         if self._start is None:
-            return [text] if text else []
-        out: list[str | int] = []
+            return [(0, len(text), None)] if text else []
+        out: list[Part] = []
         done = position = 0
         while candidate := self._start.search(text, position):
             start = candidate.start()
@@ -70,16 +71,17 @@ class AddedTokens:
                 token.single_word and not _is_word(text, start, stop)
             ):
                 continue
-            if token.lstrip and (spaces := _SPACES_BEFORE.search(text, done, start)):
-                start = spaces.start()
-            if token.rstrip and (spaces := _SPACES_AFTER.match(text, stop)):
+            if token.lstrip:
+                start = done + len(text[done:start].rstrip(white_space()))
+            if token.rstrip:
+                spaces = compiled(r"\p{White_Space}*").match(text, stop)
                 position = stop = spaces.end()
             if done < start:
-                out.append(text[done:start])
-            out.append(token.id)
+                out.append((done, start, None))
+            out.append((start, stop, token.id))
             done = stop
         if done < len(text):
-            out.append(text[done:])
+            out.append((done, len(text), None))
         return out
 
     def _longest(self, text: str, start: int) -> AddedToken | None:
@@ -92,6 +94,7 @@ class AddedTokens:
 
 def _is_word(text: str, start: int, stop: int) -> bool:
     """Whether no word character touches ``text[start:stop]``."""
-    before = start > 0 and _WORD.match(text[start - 1])
-    after = stop < len(text) and _WORD.match(text[stop])
+    word = compiled(r"\w")
+    before = start > 0 and word.match(text[start - 1])
+    after = stop < len(text) and word.match(text[stop])
     return not before and not after

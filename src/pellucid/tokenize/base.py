@@ -1,48 +1,60 @@
 """The tokenizer: text → normalize → pre-tokenize → model → post-process → ids, and ids → decode → text.
 
-Every kind of vocabulary is this one class with other stages in it. The stages are small callables with the
-protocols below, so that each can be read, tested and watched by itself; the files that build them for a kind
-are in ``kinds/``.
+Every kind of vocabulary is this one class with other stages in it. The stages are small objects with the protocols
+below, so that each can be read, tested and watched by itself; the files that build them for a kind are in ``kinds/``.
 
-Control tokens in the text of a user are text: only ``parse_special=True`` makes ``<|im_end|>`` the control
-token, and :meth:`Tokenizer.encode_chat` does so for the chat template's own words only.
+There are two ways through the stages: the plain one makes ids of strings, the aligned one also knows where in the text
+each id comes from. Control tokens in the text of a user are text: only ``parse_special=True`` makes ``<|im_end|>`` the
+control token, and :meth:`Tokenizer.encode_chat` does so for the chat template's own words only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pellucid.tokenize.added import AddedTokens
+from pellucid.tokenize.aligned import Aligned
 from pellucid.tokenize.decode import Decoder, StreamDecoder
-from pellucid.tokenize.postprocess import Template
+from pellucid.tokenize.encoding import Encoding, Padding, Token, Truncation, combined
+from pellucid.tokenize.merges import Span
+from pellucid.tokenize.normalize import Normalizer
+from pellucid.tokenize.postprocess import Template, Trim
+from pellucid.tokenize.pretokenize import PreTokenizer, Split
 from pellucid.tokenize.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.explain import Explanation
 
 BEGINS, COMPILES = (
     20_000,
     1_000_000,
 )  # characters before compiled code encodes; before it is compiled for that
 
-
-class Normalizer(Protocol):
-    """Text → text. ``first`` is true for the piece that starts at the beginning of the whole text."""
-
-    def __call__(self, text: str, first: bool) -> str: ...
-
-
-class PreTokenizer(Protocol):
-    """Normalised text → the pieces that the model sees one by one; nothing merges across their borders."""
-
-    def __call__(self, text: str, first: bool) -> list[str]: ...
+Pair = tuple[str, str]
+"""Two texts that a model reads as one sequence (BERT's sentence pairs)."""
 
 
 class Model(Protocol):
     """One pre-token → ids."""
 
+    @property
+    def cut(self) -> Split | None:
+        """Splits pre-tokens further, where no id can span, so that the parts are remembered; None to leave them."""
+        ...
+
     def __call__(self, piece: str) -> list[int]: ...
+
+    def spans(self, piece: str) -> list[Span]:
+        """The ids with the characters of the piece that they stand for."""
+        ...
+
+    def explain(self, piece: str) -> Mapping[str, Any]:
+        """How the ids came about: the model's own words, as data that JSON can hold."""
+        ...
 
 
 class _Remembered(dict[str, list[int]]):
@@ -69,21 +81,25 @@ class Tokenizer:
 
     Attributes: ``vocabulary``; ``bos_id`` the id that starts a text, or None; ``eos_ids`` every id that ends a
     generation; ``chat_template`` the Jinja source of the file, or None; ``named_tokens`` what the template
-    knows as ``bos_token``, ``eos_token``, …; the rest are the stages in the order in which they run.
+    knows as ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding`` what the file would have, applied where
+    they are asked for; the rest are the stages in the order in which they run.
     """
 
     vocabulary: Vocabulary
     added: AddedTokens
     normalized_added: AddedTokens
     normalizer: Normalizer | None
-    pre_tokenizer: PreTokenizer | None
+    pre_tokenizer: PreTokenizer
     model: Model
     post_processor: Template
     decoder: Decoder
+    trims: tuple[Trim, ...] = ()
     bos_id: int | None = None
     eos_ids: frozenset[int] = frozenset()
     chat_template: str | None = None
     named_tokens: Mapping[str, str] = field(default_factory=dict)
+    truncation: Truncation | None = None
+    padding: Padding | None = None
     _remembered: _Remembered = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -102,30 +118,110 @@ class Tokenizer:
         nothing that a user typed. Unpaired surrogates become U+FFFD.
         """
         ids = self._encode_text(text, parse_special)
-        return self.post_processor.apply(ids)[0] if add_special else ids
+        return self.post_processor.ids(ids) if add_special else ids
 
-    def encode_pair(
-        self, first: str, second: str, *, add_special: bool = True, parse_special: bool = False
-    ) -> tuple[list[int], list[int]]:
-        """Two texts as one sequence (BERT's sentence pairs): (ids, segment of each id)."""
-        a, b = self._encode_text(first, parse_special), self._encode_text(second, parse_special)
-        return (self.post_processor if add_special else Template()).apply(a, b)
+    def encode_with_offsets(
+        self,
+        text: str | Pair,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        truncation: Truncation | None = None,
+    ) -> Encoding:
+        """The ids of a text, or of a pair of texts, each with the characters that it stands for, and more.
+
+        Otherwise like ``encode``. Offsets are those of Hugging Face ``tokenizers``. Raises :class:`InvalidRequest`
+        for a truncation that leaves no room.
+        """
+        first, second = (text, None) if isinstance(text, str) else text
+        around = self.post_processor if add_special else self.post_processor.plain
+        tokens = list(self._tokens(first, parse_special))
+        others = None if second is None else list(self._tokens(second, parse_special))
+        windows: tuple[list[Sequence[Token]], list[Sequence[Token]] | None]
+        windows = [tokens], None if others is None else [others]
+        if truncation is not None:
+            windows = truncation.windows(tokens, others, around.added(second is not None))
+        made = [self._encoding(around, *texts) for texts in combined(*windows)]
+        return replace(made[0], overflowing=tuple(made[1:]))
+
+    def encode_batch_with_offsets(
+        self,
+        texts: Sequence[str | Pair],
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        truncation: Truncation | None = None,
+        padding: Padding | None = None,
+    ) -> list[Encoding]:
+        """``encode_with_offsets`` of each, filled up to one length if ``padding`` is given."""
+        made = [
+            self.encode_with_offsets(
+                text, add_special=add_special, parse_special=parse_special, truncation=truncation
+            )
+            for text in texts
+        ]
+        return made if padding is None else padding(made)
+
+    def explain(self, text: str, *, parse_special: bool = False) -> Explanation:
+        """How the ids of a text come about, stage by stage: what ``pellucid tokenize --explain`` shows."""
+        from pellucid.tokenize.explain import explain
+
+        return explain(self, text, parse_special)
+
+    def _encoding(self, around: Template, first: Sequence[Token], second: Sequence[Token] | None) -> Encoding:
+        for trim in self.trims:
+            first, second = trim(first), None if second is None else trim(second)
+        return Encoding(around.tokens(first, second, self.vocabulary.tokens))
+
+    def _tokens(self, text: str, parse_special: bool) -> Iterator[Token]:
+        """The aligned way from text to tokens."""
+        names = self.vocabulary.tokens
+        for piece, index in self.pieces(text, parse_special):
+            if index is not None:
+                yield Token(index, names[index], *piece.span(0, len(piece)))
+                continue
+            for found, start, stop in self.model.spans(piece.text):
+                yield Token(found, names[found], *piece.span(start, stop))
+
+    def pieces(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None]]:
+        """What the model sees of a text, piece by piece, or the id where it is an added token."""
+        for part, index, first in self.parts(text, parse_special):
+            if index is not None:
+                yield part, index
+            else:
+                yield from ((piece, None) for piece in self.pre_tokenizer.aligned(part, first))
+
+    def parts(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None, bool]]:
+        """The text, normalised, cut at added tokens: each part, its id if it is one, and whether it is the first."""
+        whole = Aligned.of(without_surrogates(text))
+        for at, (start, stop, index) in enumerate(self.added.split(whole.text, parse_special)):
+            part = whole.part(start, stop)
+            if index is not None:
+                yield part, index, at == 0
+                continue
+            normal = part if self.normalizer is None else self.normalizer.aligned(part)
+            for inner, (low, high, found) in enumerate(
+                self.normalized_added.split(normal.text, parse_special)
+            ):
+                yield normal.part(low, high), found, at == 0 and inner == 0
 
     def _encode_text(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
-        """The way from text to ids on one page; ``mark`` is taken out where control tokens have been found."""
+        """The plain way from text to ids; ``mark`` is taken out where control tokens have been found."""
         ids: list[int] = []
-        for at, part in enumerate(self.added.split(_without_surrogates(text), parse_special)):
-            if isinstance(part, int):
-                ids.append(part)
+        text = without_surrogates(text)
+        for at, (start, stop, index) in enumerate(self.added.split(text, parse_special)):
+            if index is not None:
+                ids.append(index)
                 continue
-            normal = part if self.normalizer is None else self.normalizer(part, at == 0)
-            for inner, piece in enumerate(self.normalized_added.split(normal, parse_special)):
-                if isinstance(piece, int):
-                    ids.append(piece)
+            part = text[start:stop]
+            normal = part if self.normalizer is None else self.normalizer(part)
+            for inner, (low, high, found) in enumerate(self.normalized_added.split(normal, parse_special)):
+                if found is not None:
+                    ids.append(found)
                     continue
+                piece = normal[low:high]
                 plain = piece.replace(mark, "") if mark else piece
-                first = at == 0 and inner == 0
-                ids.extend(self._encode_plain(plain, first))
+                ids.extend(self._encode_plain(plain, at == 0 and inner == 0))
         return ids
 
     def _encode_plain(self, text: str, first: bool) -> list[int]:
@@ -139,8 +235,14 @@ class Tokenizer:
         if run is not None:
             ids: list[int] = run(text)
             return ids
-        pieces = [text] if self.pre_tokenizer is None else self.pre_tokenizer(text, first)
+        pieces = self._cutting(text, first)
         return list(chain.from_iterable(map(self._remembered.__getitem__, pieces)))
+
+    @cached_property
+    def _cutting(self) -> PreTokenizer:
+        """The pre-tokenizer, and what the model cuts further."""
+        cut = self.model.cut
+        return self.pre_tokenizer if cut is None else PreTokenizer((*self.pre_tokenizer.stages, cut))
 
     def _pays(self, length: int) -> bool:
         """Whether it is time to encode by compiled code, with ``length`` more characters."""
@@ -156,9 +258,7 @@ class Tokenizer:
     @cached_property
     def _compiled(self) -> Callable[[str], list[int]] | None:
         """Pre-tokenizer and model as compiled code; None if they cannot be."""
-        from pellucid.tokenize.pretokenize import as_steps
-
-        steps = as_steps(self.pre_tokenizer)
+        steps = self._cutting.compiled()
         return None if steps is None else self.model.compiled(steps)  # type: ignore[attr-defined]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -239,7 +339,7 @@ class Tokenizer:
         return self._encode_text(text, True, mark)
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """The text with unpaired surrogates, which no UTF-8 can hold, replaced by U+FFFD."""
     try:
         text.encode()

@@ -79,15 +79,19 @@ class Words:
 
 
 class Pairs:
-    """What two neighbours become: ``lefts``, ``rights`` and ``merged`` (n,) int32 in the order of rank."""
+    """What two neighbours become: ``lefts``, ``rights``, ``merged`` and ``ranks`` (n,) int32."""
 
     def __init__(
-        self, lefts: NDArray[np.int32], rights: NDArray[np.int32], merged: NDArray[np.int32]
+        self,
+        lefts: NDArray[np.int32],
+        rights: NDArray[np.int32],
+        merged: NDArray[np.int32],
+        ranks: NDArray[np.int32],
     ) -> None:
         self.slots, self.mask = _slots(len(lefts))
         fill = _Kernel("text.pairs", text_merge.Pairs, count=len(lefts), mask=self.mask)
-        columns = {"lefts": address(lefts), "rights": address(rights), "merged": address(merged)}
-        fill(**columns, slots=address(self.slots))
+        columns = {"lefts": lefts, "rights": rights, "merged": merged, "ranks": ranks}
+        fill(**{name: address(column) for name, column in columns.items()}, slots=address(self.slots))
 
 
 def _slots(count: int) -> tuple[NDArray[np.int64], int]:

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.kernels.text_split import BEHAVIORS
 from pellucid.tokenize import normalize, pretokenize
-from pellucid.tokenize.decode import ByteFallbackDecoder, ByteLevelDecoder, Decoder, WordPieceDecoder
+from pellucid.tokenize.decode import (
+    ByteFallbackDecoder,
+    ByteLevelDecoder,
+    Decoder,
+    JoinDecoder,
+    MetaspaceDecoder,
+    WordPieceDecoder,
+)
+from pellucid.tokenize.encoding import Padding, Truncation
+from pellucid.tokenize.normalize import Normalizer
 from pellucid.tokenize.patterns import GPT2
-from pellucid.tokenize.postprocess import A, B, Template
+from pellucid.tokenize.postprocess import A, B, Template, Trim
+from pellucid.tokenize.pretokenize import Change, Split, Stage
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.base import Normalizer, PreTokenizer
     from pellucid.tokenize.huggingface import Json, Parts
 
 
@@ -30,7 +39,7 @@ def normalizers(parts: Parts, spec: Json | None) -> list[Normalizer]:
         return [stage for inner in check("normalizers")["normalizers"] for stage in normalizers(parts, inner)]
     if kind in ("NFC", "NFD", "NFKC", "NFKD"):
         check()
-        return [normalize.Form(kind)]
+        return [normalize.Normalize(kind)]
     if kind == "Replace":
         check("pattern", "content")
         pattern, is_pattern = _pattern(parts, spec["pattern"])
@@ -40,19 +49,33 @@ def normalizers(parts: Parts, spec: Json | None) -> list[Normalizer]:
     if kind == "Strip":
         check("strip_left", "strip_right")
         return [normalize.Strip(bool(spec["strip_left"]), bool(spec["strip_right"]))]
-    if kind in ("Lowercase", "StripAccents"):
+    if kind in _PLAIN:
         check()
-        return [normalize.Lowercase() if kind == "Lowercase" else normalize.StripAccents()]
+        return [_PLAIN[kind]()]
+    if kind == "Precompiled":
+        from pellucid.tokenize.charsmap import CharsMap, Precompiled
+
+        text = parts.text(check("precompiled_charsmap"), "precompiled_charsmap")
+        return [Precompiled(CharsMap.from_base64(text, parts.path, "normalizer.precompiled_charsmap"))]
     if kind == "BertNormalizer":
         check("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")
         accents = spec["lowercase"] if spec["strip_accents"] is None else spec["strip_accents"]
         flags = (spec["clean_text"], spec["handle_chinese_chars"], accents, spec["lowercase"])
         return [normalize.Bert(*map(bool, flags))]
-    known = "Sequence, NFC, NFD, NFKC, NFKD, Replace, Prepend, Strip, Lowercase, StripAccents, BertNormalizer"
-    raise UnsupportedModel(f"{parts.path.name}: normalizer {kind!r} is not implemented; known are {known}")
+    known = "Sequence, NFC, NFD, NFKC, NFKD, Replace, Prepend, Strip, BertNormalizer, Precompiled"
+    raise UnsupportedModel(
+        f"{parts.path.name}: normalizer {kind!r} is not implemented; known are {known}, {', '.join(_PLAIN)}"
+    )
 
 
-def pre_tokenizers(parts: Parts, spec: Json | None) -> list[PreTokenizer]:
+_PLAIN: dict[Any, Callable[[], Normalizer]] = {
+    "Lowercase": normalize.Lowercase,
+    "StripAccents": normalize.StripAccents,
+    "Nmt": normalize.Nmt,
+}
+
+
+def pre_tokenizers(parts: Parts, spec: Json | None) -> list[Stage]:
     if spec is None:
         return []
     kind = spec.get("type")
@@ -65,69 +88,91 @@ def pre_tokenizers(parts: Parts, spec: Json | None) -> list[PreTokenizer]:
     if kind == "ByteLevel":
         # The change of alphabet that this stands for is in the model stage (kinds/byte_bpe.py).
         check("add_prefix_space", "trim_offsets", "use_regex")
-        prefix: list[PreTokenizer] = [pretokenize.PrefixSpace()] if spec.get("add_prefix_space") else []
-        return [*prefix, pretokenize.Split(GPT2)] if spec.get("use_regex", True) else prefix
+        prefix: list[Stage] = []
+        if spec.get("add_prefix_space"):
+            prefix = [Change(normalize.Prepend(" ", unless_there=True))]
+        return [*prefix, Split(GPT2)] if spec.get("use_regex", True) else prefix
     if kind == "Split":
         check("pattern", "behavior", "invert", behavior=BEHAVIORS)
         pattern, is_pattern = _pattern(parts, spec["pattern"])
-        return [
-            pretokenize.Split(
-                pattern if is_pattern else _escape(pattern), spec["behavior"], bool(spec["invert"])
-            )
-        ]
+        return [Split(pattern if is_pattern else _escape(pattern), spec["behavior"], bool(spec["invert"]))]
     if kind == "Digits":
         each = check("individual_digits").get("individual_digits")
-        return [pretokenize.Split(r"\p{N}", "Isolated" if each else "Contiguous")]
-    if kind == "BertPreTokenizer":
+        return [Split(r"\p{N}", "Isolated" if each else "Contiguous")]
+    if kind == "Punctuation":
+        check("behavior", behavior=BEHAVIORS)
+        return [Split(pretokenize.PUNCTUATION.pattern, spec.get("behavior", "Isolated"))]
+    if kind == "CharDelimiterSplit":
+        return [Split(_escape(parts.text(check("delimiter"), "delimiter")), "Removed")]
+    if kind == "FixedLength":
+        length = check("length").get("length", 5)
+        if type(length) is not int or length < 1:
+            raise FileFormatError(parts.path, "pre_tokenizer.length", f"{length!r} is not a length")
+        return [pretokenize.Chunks(length)]
+    if kind in _CUTS:
         check()
-        return [pretokenize.BertSplit()]
-    if kind == "WhitespaceSplit":
-        check()
-        return [pretokenize.Split(r"\p{White_Space}+", "Removed")]
+        return [_CUTS[kind]]
     if kind == "Metaspace":
-        check("replacement", "prepend_scheme", "split", prepend_scheme=("always", "first", "never"))
+        # Older files say add_prefix_space, and hold the replacement twice.
+        check("replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep")
+        scheme = spec.get("prepend_scheme", "always" if spec.get("add_prefix_space", True) else "never")
+        parts.component({"prepend_scheme": scheme}, "Metaspace", "prepend_scheme", prepend_scheme=_SCHEMES)
         space = parts.text(spec, "replacement")
-        stages: list[PreTokenizer] = [pretokenize.Translate(" ", space)]
-        if spec["prepend_scheme"] != "never":
-            stages.append(pretokenize.PrefixSpace(space, spec["prepend_scheme"] == "first"))
+        stages: list[Stage] = [Change(normalize.Replace(" ", space))]
+        if scheme != "never":
+            stages.append(Change(normalize.Prepend(space, unless_there=True), only_first=scheme == "first"))
         if spec.get("split", True):
-            stages.append(pretokenize.Split(_escape(space), "MergedWithNext"))
+            stages.append(Split(_escape(space), "MergedWithNext"))
         return stages
-    known = "Sequence, ByteLevel, Split, Digits, BertPreTokenizer, WhitespaceSplit, Metaspace"
-    raise UnsupportedModel(f"{parts.path.name}: pre_tokenizer {kind!r} is not implemented; known are {known}")
+    known = "Sequence, ByteLevel, Split, Digits, Punctuation, CharDelimiterSplit, FixedLength, Metaspace"
+    raise UnsupportedModel(
+        f"{parts.path.name}: pre_tokenizer {kind!r} is not implemented; known are {known}, {', '.join(_CUTS)}"
+    )
 
 
-def post_processor(parts: Parts, spec: Json | None) -> Template:
+_SCHEMES = ("always", "first", "never")
+_CUTS: dict[Any, Split] = {
+    "BertPreTokenizer": pretokenize.BERT,
+    "WhitespaceSplit": pretokenize.WHITE_SPACE,
+    "Whitespace": pretokenize.WORDS,
+}
+
+
+def post_processors(parts: Parts, spec: Json | None) -> tuple[Template, tuple[Trim, ...]]:
+    """What is put around texts, and how offsets are trimmed before."""
     kind = None if spec is None else spec.get("type")
     if spec is None:
-        return Template()
+        return Template(), ()
     if kind == "ByteLevel":
-        # It moves offsets, not ids.
         parts.component(spec, "post_processor", "add_prefix_space", "trim_offsets", "use_regex")
-        return Template()
+        return Template(), _trims(spec)
     if kind == "Sequence":
         parts.component(spec, "post_processor", "processors")
-        inner = [post_processor(parts, one) for one in spec["processors"]]
-        acting = [template for template in inner if template != Template()]
+        inner = [post_processors(parts, one) for one in spec["processors"]]
+        acting = [template for template, _ in inner if template != Template()]
         if len(acting) > 1:
             raise UnsupportedModel(
                 f"{parts.path.name}: post_processor with {len(acting)} templates is not implemented"
             )
-        return acting[0] if acting else Template()
+        return acting[0] if acting else Template(), tuple(trim for _, trims in inner for trim in trims)
     if kind == "TemplateProcessing":
         parts.component(spec, "post_processor", "single", "pair", "special_tokens")
-        return Template(_template(parts, spec, "single"), _template(parts, spec, "pair"))
+        return Template(_template(parts, spec, "single"), _template(parts, spec, "pair")), ()
     if kind in ("BertProcessing", "RobertaProcessing"):
         parts.component(spec, "post_processor", "cls", "sep", "trim_offsets", "add_prefix_space")
         cls, sep = (parts.id_of(spec[key][0], f"post_processor.{key}") for key in ("cls", "sep"))
         single = ((cls, 0), (A, 0), (sep, 0))
         if kind == "BertProcessing":
-            return Template(single, (*single, (B, 1), (sep, 1)))
-        return Template(single, (*single, (sep, 0), (B, 0), (sep, 0)))
+            return Template(single, (*single, (B, 1), (sep, 1))), ()
+        return Template(single, (*single, (sep, 0), (B, 0), (sep, 0))), _trims(spec)
     known = "Sequence, ByteLevel, TemplateProcessing, BertProcessing, RobertaProcessing"
     raise UnsupportedModel(
         f"{parts.path.name}: post_processor {kind!r} is not implemented; known are {known}"
     )
+
+
+def _trims(spec: Json) -> tuple[Trim, ...]:
+    return (Trim(bool(spec.get("add_prefix_space", True))),) if spec.get("trim_offsets", True) else ()
 
 
 def _template(parts: Parts, spec: Json, name: str) -> tuple[tuple[int, int], ...]:
@@ -156,7 +201,8 @@ def decoder(parts: Parts, spec: Json | None) -> Decoder:
         parts.component(spec, "decoder", "prefix", "cleanup")
         return WordPieceDecoder(tokens, parts.text(spec, "prefix"), bool(spec["cleanup"]))
     if spec is not None and kind == "Sequence":
-        from pellucid.tokenize.kinds.sentencepiece_bpe import SPACE, byte_table
+        from pellucid.tokenize.charsmap import SPACE
+        from pellucid.tokenize.kinds.sentencepiece_bpe import byte_table
 
         replace = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
         usual = [replace, {"type": "ByteFallback"}, {"type": "Fuse"}]
@@ -170,9 +216,47 @@ def decoder(parts: Parts, spec: Json | None) -> Decoder:
             f"{parts.path.name}: decoder Sequence of {inner} is not implemented; "
             "known is Replace ▁, ByteFallback, Fuse and perhaps Strip"
         )
+    if spec is not None and kind == "Metaspace":
+        parts.component(
+            spec, "decoder", "replacement", "prepend_scheme", "add_prefix_space", "split", "str_rep"
+        )
+        scheme = spec.get("prepend_scheme", "always" if spec.get("add_prefix_space", True) else "never")
+        return MetaspaceDecoder(tokens, parts.text(spec, "replacement"), scheme != "never")
+    if spec is not None and kind == "Fuse":
+        parts.component(spec, "decoder")
+        return JoinDecoder(tokens, "")
+    if spec is None:
+        return JoinDecoder(tokens, " ")
     raise UnsupportedModel(
-        f"{parts.path.name}: decoder {kind!r} is not implemented; known are ByteLevel, WordPiece, Sequence"
+        f"{parts.path.name}: decoder {kind!r} is not implemented; known are ByteLevel, Fuse, Metaspace, WordPiece, "
+        "Sequence"
     )
+
+
+def truncation(parts: Parts, spec: Json | None) -> Truncation | None:
+    """How the file would cut texts."""
+    if spec is None:
+        return None
+    parts.component(spec, "truncation", "direction", "max_length", "strategy", "stride")
+    strategies = {"LongestFirst": "longest_first", "OnlyFirst": "only_first", "OnlySecond": "only_second"}
+    strategy: Any = strategies.get(spec["strategy"], spec["strategy"])
+    side: Any = spec.get("direction", "Right").lower()
+    return Truncation(int(spec["max_length"]), int(spec["stride"]), strategy, side)
+
+
+def padding(parts: Parts, spec: Json | None) -> Padding | None:
+    """How the file would fill up texts."""
+    if spec is None:
+        return None
+    parts.component(
+        spec,
+        "padding",
+        *("strategy", "direction", "pad_to_multiple_of", "pad_id", "pad_type_id", "pad_token"),
+    )
+    length = spec["strategy"]["Fixed"] if isinstance(spec["strategy"], dict) else None
+    side: Any = spec["direction"].lower()
+    token, index = parts.text(spec, "pad_token"), spec["pad_id"]
+    return Padding(index, token, length, spec.get("pad_to_multiple_of"), spec["pad_type_id"], side)
 
 
 def _pattern(parts: Parts, spec: Any) -> tuple[str, bool]:

@@ -25,6 +25,10 @@ class Decoder(Protocol):
         """The UTF-8 bytes of one id; ``first`` when no text came before it."""
         ...
 
+    def begun(self, data: bytes) -> bool:
+        """Whether a piece that gave these bytes is where the text begins, so that those after it are not first."""
+        ...
+
 
 def byte_alphabet() -> dict[str, int]:
     """Character → byte of byte-level vocabularies.
@@ -40,7 +44,12 @@ def byte_alphabet() -> dict[str, int]:
     return _BYTES
 
 
-class ByteLevelDecoder:
+class _Decoder:
+    def begun(self, data: bytes) -> bool:
+        return True
+
+
+class ByteLevelDecoder(_Decoder):
     """Pieces spelled in the byte alphabet; ids in ``verbatim`` (added tokens) are spelled as they are."""
 
     def __init__(self, tokens: list[str], verbatim: Collection[int]) -> None:
@@ -59,7 +68,7 @@ class ByteLevelDecoder:
         return found
 
 
-class ByteFallbackDecoder:
+class ByteFallbackDecoder(_Decoder):
     """Pieces in plain text with ``▁`` for the space; ids in ``byte_values`` stand for one byte each.
 
     ``strip`` drops one leading space of the whole text, the one that the normaliser put there.
@@ -81,35 +90,33 @@ class ByteFallbackDecoder:
         return text.encode()
 
 
-class StreamDecoder:
-    """Turns ids into text one at a time. Made by ``Tokenizer.stream``; belongs to one sequence."""
+class SentencePieceDecoder(ByteFallbackDecoder):
+    """Pieces as SentencePiece puts them together.
 
-    def __init__(self, decoder: Decoder, size: int, skip: frozenset[int]) -> None:
-        self._decoder, self._size, self._skip = decoder, size, skip
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._first = True
+    ``strip`` drops a leading space of the whole text, ``strip_all`` those of all pieces until there is text.
+    ``surfaces`` has ids that are written differently from how they are spelled: the unknown one.
+    """
 
-    def push(self, token_id: int) -> str:
-        """The text that is certain now. Raises :class:`InvalidRequest` for an id outside the vocabulary."""
-        if not 0 <= token_id < self._size:
-            raise InvalidRequest(
-                f"token id {token_id} is outside the vocabulary; ids go from 0 to {self._size - 1}"
-            )
-        if token_id in self._skip:
-            return ""
-        data = self._decoder.piece(token_id, self._first)
-        self._first = False
-        return self._utf8.decode(data)
+    def __init__(
+        self,
+        tokens: list[str],
+        byte_values: dict[int, int],
+        strip: bool,
+        strip_all: bool,
+        surfaces: dict[int, str],
+    ) -> None:
+        super().__init__(tokens, byte_values, (), strip)
+        self._strip_all, self._surfaces = strip_all, surfaces
 
-    def flush(self) -> str:
-        """What was held back: U+FFFD for a character that never became complete. The stream is as new after it."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        self._first = True
-        return rest
+    def piece(self, token_id: int, first: bool) -> bytes:
+        surface = self._surfaces.get(token_id)
+        return super().piece(token_id, first) if surface is None else surface.encode()
+
+    def begun(self, data: bytes) -> bool:
+        return bool(data) or not self._strip_all
 
 
-class WordPieceDecoder:
+class WordPieceDecoder(_Decoder):
     """Words with spaces between, continuations (``##ing``) joined on; not exact, white space and case are gone.
 
     ``cleanup`` takes the space away before punctuation and English contractions, piece by piece as Hugging
@@ -144,3 +151,63 @@ class WordPieceDecoder:
             for old, new in self.REPLACED:
                 text = text.replace(old, new)
         return text
+
+
+class MetaspaceDecoder(_Decoder):
+    """Pieces with ``space`` for the space; in the first piece it is dropped, where one was put there (``prefixed``)."""
+
+    def __init__(self, tokens: list[str], space: str, prefixed: bool) -> None:
+        self._tokens, self._space, self._prefixed = tokens, space, prefixed
+
+    def piece(self, token_id: int, first: bool) -> bytes:
+        between = "" if first and self._prefixed else " "
+        return self._tokens[token_id].replace(self._space, between).encode()
+
+
+class JoinDecoder(_Decoder):
+    """Pieces with ``between`` between them: for vocabularies of words, which do not keep what was there."""
+
+    def __init__(self, tokens: list[str], between: str) -> None:
+        self._tokens, self._between = tokens, between
+
+    def piece(self, token_id: int, first: bool) -> bytes:
+        return (("" if first else self._between) + self._tokens[token_id]).encode()
+
+
+class BytesDecoder(_Decoder):
+    """Ids that are bytes, plus ``shift``; what is below or above is spelled as it is."""
+
+    def __init__(self, tokens: list[str], shift: int) -> None:
+        self._tokens, self._shift = tokens, shift
+
+    def piece(self, token_id: int, first: bool) -> bytes:
+        value = token_id - self._shift
+        return bytes([value]) if 0 <= value < 256 else self._tokens[token_id].encode()
+
+
+class StreamDecoder:
+    """Turns ids into text one at a time. Made by ``Tokenizer.stream``; belongs to one sequence."""
+
+    def __init__(self, decoder: Decoder, size: int, skip: frozenset[int]) -> None:
+        self._decoder, self._size, self._skip = decoder, size, skip
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._first = True
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now. Raises :class:`InvalidRequest` for an id outside the vocabulary."""
+        if not 0 <= token_id < self._size:
+            raise InvalidRequest(
+                f"token id {token_id} is outside the vocabulary; ids go from 0 to {self._size - 1}"
+            )
+        if token_id in self._skip:
+            return ""
+        data = self._decoder.piece(token_id, self._first)
+        self._first = self._first and not self._decoder.begun(data)
+        return self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """What was held back: U+FFFD for a character that never became complete. The stream is as new after it."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        self._first = True
+        return rest

@@ -118,17 +118,19 @@ class Fields:
             after.append(eos)
         return Template.around(before, after)
 
-    def shared(self, vocabulary: Vocabulary, add_bos: bool) -> dict[str, Any]:
-        """The arguments of :class:`Tokenizer` that every kind fills in the same way."""
-        for key in ("add_sep_token", "remove_extra_whitespaces"):
-            if self.get(f"ggml.{key}", bool, False):
+    def shared(self, vocabulary: Vocabulary, add_bos: bool, told: Sequence[str] = ()) -> dict[str, Any]:
+        """The arguments of :class:`Tokenizer` that every kind fills in the same way.
+
+        ``told`` are settings that the kind reads itself; if others of them are set, they would be ignored.
+        """
+        settings = ("add_sep_token", "remove_extra_whitespaces", "precompiled_charsmap")
+        for key in settings:
+            value = self._metadata.get(f"tokenizer.ggml.{key}")
+            unset = value is None or value is False or (hasattr(value, "__len__") and not len(value))
+            if key not in told and not unset:
                 raise UnsupportedModel(
                     f"{self.path.name}: tokenizer.ggml.{key} is not implemented for this kind"
                 )
-        if self.array("precompiled_charsmap"):
-            raise UnsupportedModel(
-                f"{self.path.name}: tokenizer.ggml.precompiled_charsmap is not implemented"
-            )
         names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
         ids = {name: self.token_id(key, vocabulary.size) for name, key in names.items()}
         return {

@@ -1,24 +1,23 @@
-"""The tokenizer of a model folder: ``tokenizer.json``, or ``vocab.txt``, and the small files beside it.
+"""``tokenizer.json``, the format of Hugging Face ``tokenizers``.
 
-In: the folder. Out: a :class:`Tokenizer`. The format is that of Hugging Face ``tokenizers``; each component of
-the file is built by the table of its stage below. A component, a field or a value that is not known here is an
-:class:`UnsupportedModel` that names it: nothing is skipped. The exceptions are ``padding`` and ``truncation``:
-both depend on the batch and the model's context, which are the caller's business.
+In: the file's contents. Out: a :class:`Tokenizer`. Each component of the file is built by the table of its stage in
+``components.py``. A component, a field or a value that is not known is an :class:`UnsupportedModel` that names it:
+nothing is skipped. ``truncation`` and ``padding`` are read too, but applied only where they are asked for.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.model.config import Config
-from pellucid.tokenize import components, normalize, pretokenize
+from pellucid.tokenize import components, normalize
 from pellucid.tokenize.added import AddedToken, AddedTokens
 from pellucid.tokenize.base import Model, Tokenizer
-from pellucid.tokenize.gguf import end_ids
+from pellucid.tokenize.beside import Beside
+from pellucid.tokenize.pretokenize import PreTokenizer
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 Json = Mapping[str, Any]
@@ -41,6 +40,7 @@ class Parts:
             *("pre_tokenizer", "post_processor", "decoder", "model"),
         )
         self.model: Json = self.of("model") or {}
+        self.scores: list[float] = []
         self.vocab = self._ids()
         added = spec.get("added_tokens") or []
         if not isinstance(added, list):
@@ -98,8 +98,17 @@ class Parts:
         stages = [spec, *(inner if isinstance(inner, list) else ())]
         return any(isinstance(stage, dict) and stage.get("type") == kind for stage in stages)
 
+    def text_ids(self) -> dict[str, int]:
+        """Piece → id without control tokens: text must never become one."""
+        text = dict(self.vocab)
+        for index in self.vocabulary.special_ids:
+            text.pop(self.vocabulary.tokens[index], None)
+        return text
+
     def _ids(self) -> dict[str, int]:
         vocab = self.model.get("vocab")
+        if self.model.get("type") == "Unigram":
+            return self._scored(vocab)
         if not isinstance(vocab, dict):
             raise FileFormatError(
                 self.path, "model.vocab", f"expected an object, found {type(vocab).__name__}"
@@ -108,6 +117,28 @@ class Parts:
             piece = next(piece for piece, index in vocab.items() if type(index) is not int)
             raise FileFormatError(self.path, "model.vocab", f"the id of {piece!r} is {vocab[piece]!r}")
         return vocab
+
+    def _scored(self, vocab: Any) -> dict[str, int]:
+        """The pieces of a list of [piece, score]; their scores are in ``scores``."""
+        if not isinstance(vocab, list):
+            raise FileFormatError(
+                self.path, "model.vocab", f"expected an array, found {type(vocab).__name__}"
+            )
+        for at, entry in enumerate(vocab):
+            if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
+                raise FileFormatError(
+                    self.path, f"model.vocab[{at}]", f"{entry!r:.80} is not a piece and a score"
+                )
+            if type(entry[1]) not in (int, float) or not isfinite(entry[1]):
+                problem = f"the score of {entry[0]!r} is {entry[1]!r}, not a finite number"
+                raise FileFormatError(self.path, f"model.vocab[{at}]", problem)
+        ids = {piece: at for at, (piece, _) in enumerate(vocab)}
+        if len(ids) != len(vocab):
+            at = next(at for at, (piece, _) in enumerate(vocab) if ids[piece] != at)
+            problem = f"{vocab[at][0]!r} is listed twice, as ids {at} and {ids[vocab[at][0]]}"
+            raise FileFormatError(self.path, "model.vocab", problem)
+        self.scores = [float(score) for _, score in vocab]
+        return ids
 
     def _added(self, at: int, token: Any) -> AddedToken:
         where = f"added_tokens[{at}]"
@@ -153,30 +184,13 @@ class Parts:
         return Vocabulary(tokens, types, self.path, "model.vocab")
 
 
-def load_folder(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder (or of the folder that a model file is in).
+def from_spec(path: Path, spec: Json, beside: Beside) -> Tokenizer:
+    """A tokenizer from the contents of a ``tokenizer.json`` and the small files beside it.
 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
-    folder = folder if folder.is_dir() else folder.parent
-    config = _read(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").is_file():
-        # Where there is no generation_config.json, transformers makes one from config.json.
-        own = folder / "generation_config.json"
-        generation = own if own.is_file() else folder / "config.json"
-        return from_json(folder / "tokenizer.json", config, Config(_read(generation), generation))
-    if (folder / "vocab.txt").is_file():
-        from pellucid.tokenize.kinds.wordpiece import from_vocab_txt
-
-        return from_vocab_txt(folder / "vocab.txt", config)
-    raise UnsupportedModel(f"{folder.name}: no tokenizer found; known are tokenizer.json and vocab.txt")
-
-
-def from_json(path: Path, config: Json, generation: Config) -> Tokenizer:
-    """A tokenizer from ``tokenizer.json`` and the contents of ``tokenizer_config``/``generation_config.json``."""
     from pellucid.tokenize.load import known_kinds
 
-    spec = _read(path)
     kinds = [kind for kind in known_kinds().values() if hasattr(kind, "JSON_MODEL")]
     known = sorted({kind.JSON_MODEL for kind in kinds})
     name = spec["model"].get("type") if isinstance(spec.get("model"), dict) else None
@@ -190,72 +204,18 @@ def from_json(path: Path, config: Json, generation: Config) -> Tokenizer:
     claiming = [kind for kind in kinds if name == kind.JSON_MODEL and kind.claims(parts)]
     model: Model = parts.build(lambda parts, _: claiming[0].from_json(parts), "model")
     vocabulary = parts.vocabulary
-    named = {
-        key: text
-        for key in (
-            "bos_token",
-            "eos_token",
-            "unk_token",
-            "sep_token",
-            "pad_token",
-            "cls_token",
-            "mask_token",
-        )
-        if (text := _content(config.get(key))) is not None
-    }
-    for key in ("bos_token_id", "eos_token_id"):
-        generation.token_ids(key, vocabulary.size)
-    ends = generation.values.get("eos_token_id")
-    listed = ends if isinstance(ends, list) else [ends]
+    template, trims = parts.build(components.post_processors, "post_processor")
     return Tokenizer(
         vocabulary=vocabulary,
         added=AddedTokens(token for token in parts.added if not token.normalized),
         normalized_added=AddedTokens(token for token in parts.added if token.normalized),
         normalizer=normalize.sequence(parts.build(components.normalizers, "normalizer")),
-        pre_tokenizer=pretokenize.sequence(parts.build(components.pre_tokenizers, "pre_tokenizer")),
+        pre_tokenizer=PreTokenizer(tuple(parts.build(components.pre_tokenizers, "pre_tokenizer"))),
         model=model,
-        post_processor=parts.build(components.post_processor, "post_processor"),
+        post_processor=template,
+        trims=trims,
         decoder=parts.build(components.decoder, "decoder"),
-        bos_id=vocabulary.ids.get(named.get("bos_token", "")),
-        eos_ids=end_ids(vocabulary, [*listed, vocabulary.ids.get(named.get("eos_token", ""))]),
-        chat_template=_chat_template(path.parent, config),
-        named_tokens=named,
+        **beside.arguments(vocabulary),
+        truncation=parts.build(components.truncation, "truncation"),
+        padding=parts.build(components.padding, "padding"),
     )
-
-
-def _content(token: Any) -> str | None:
-    """The text of a token that is written as a string or as an object."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
-
-
-def _chat_template(folder: Path, config: Json) -> str | None:
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _read(path: Path) -> Json:
-    """A JSON file as an object; an empty one where there is no file. Raises :class:`FileFormatError`."""
-    if not path.is_file():
-        return {}
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise FileFormatError(path, "JSON", f"{twice!r} is listed twice")
-        return found
-
-    try:
-        spec = json.loads(path.read_bytes(), object_pairs_hook=unique)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as bad:
-        raise FileFormatError(path, "JSON", str(bad), getattr(bad, "pos", None)) from None
-    if not isinstance(spec, dict):
-        raise FileFormatError(path, "JSON", f"expected an object, found {type(spec).__name__}")
-    return spec

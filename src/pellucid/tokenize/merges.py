@@ -6,85 +6,115 @@ neighbours can be merged any more. Always the best pair merges first, the leftmo
 
 A pair (left, right) is one integer, ``left * size + right``; what it may become is one integer too,
 ``rank * size + merged id``, so that comparing two values compares the ranks. `NEVER` means no merge. Two
-tables give these values: :class:`PairRanks` for files that list their merges in order, and
-:class:`ScoreRanks` for SentencePiece files, where a pair merges if its concatenation is a piece.
+tables give these values, each remembering what it was asked: :class:`PairRanks` for files that list their merges
+in order, and :class:`ScoreRanks` for SentencePiece files, where a pair merges if its concatenation is a piece.
 """
 
 from __future__ import annotations
 
 import heapq
 import struct
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from operator import add
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pellucid.tokenize.compiled import Pairs
 
 NEVER = 1 << 96
 _SHORT = 96
 """Below this many symbols, scanning a list for its minimum beats a heap."""
 
+BY_RANK: Any = object()
+"""In the place of a list of merges: a pair merges if the vocabulary has what it becomes, the lowest id first."""
 
-class PairRanks(dict[int, int]):
-    """Values of the pairs that a merge list names; the list's order is the rank.
+Span = tuple[int, int, int]
+"""An id, the first character of a pre-token that it stands for, and the one behind the last."""
 
-    ``size`` is the vocabulary size. Build with :meth:`from_pairs`.
-    """
+Log = list[tuple[int, int, int]]
+"""Merges in the order in which they happened: the value, and the first symbols of the left and the right part."""
+
+
+class Ranks(dict[int, int]):
+    """Values of pairs, those that were met last; ``size`` is the vocabulary size."""
+
+    LIMIT = 1 << 20
+    """Pairs remembered, mostly those that do not merge; then the memory starts afresh."""
 
     size: int
 
-    @classmethod
-    def from_pairs(
-        cls,
-        lefts: Sequence[str],
-        rights: Sequence[str],
-        ids: Mapping[str, int],
-        size: int,
-        forbidden: frozenset[int] = frozenset(),
-    ) -> PairRanks:
-        """The table of ``lefts[i] rights[i]`` in order of rank; merges into a ``forbidden`` id are left out.
-
-        Of a pair that is listed twice, the first counts. Raises KeyError with a piece that is not in ``ids``.
-        """
-        # Half a million merges are not rare, so this goes column by column.
-        left_ids, right_ids = map(ids.__getitem__, lefts), map(ids.__getitem__, rights)
-        merged = [ids[left + right] for left, right in zip(lefts, rights)]
-        keys = [left * size + right for left, right in zip(left_ids, right_ids)]
-        values = list(map(add, merged, range(0, size * len(merged), size)))
-        if not forbidden.isdisjoint(merged):
-            kept = [at for at, index in enumerate(merged) if index not in forbidden]
-            keys, values = [keys[at] for at in kept], [values[at] for at in kept]
-        table = cls(zip(reversed(keys), reversed(values)))
-        table.size = size
-        return table
-
     def __missing__(self, pair: int) -> int:
-        return NEVER
+        if len(self) >= self.LIMIT:
+            self.clear()
+        value = self[pair] = self._value(pair)
+        return value
+
+    def _value(self, pair: int) -> int:
+        raise NotImplementedError
+
+    def rank(self, value: int) -> float:
+        """What a value says to a person: the place in the list, or the score."""
+        raise NotImplementedError
 
     def compiled(self) -> Pairs:
         """The same for compiled code."""
+        raise NotImplementedError
+
+
+class PairRanks(Ranks):
+    """Values of the pairs that a merge list names; the list's order is the rank.
+
+    ``lefts``, ``rights`` and ``merged`` (n,) int32 are ids, ``merged`` below 0 for a merge that does not count. Of a
+    pair that is listed twice, the first counts.
+    """
+
+    def __init__(
+        self, lefts: NDArray[np.int32], rights: NDArray[np.int32], merged: NDArray[np.int32], size: int
+    ) -> None:
+        super().__init__()
+        self.size, self._columns = size, (lefts, rights, merged)
+        self._sorted: tuple[memoryview, memoryview] | None = None
+
+    def _value(self, pair: int) -> int:
+        keys, ranks = self._sorted or self._sort()
+        at = bisect_left(keys, pair)  # a dictionary of half a million pairs would take long to make
+        if at == len(keys) or keys[at] != pair:
+            return NEVER
+        rank, merged = ranks[at], int(self._columns[2][ranks[at]])
+        return rank * self.size + merged if merged >= 0 else NEVER
+
+    def _sort(self) -> tuple[memoryview, memoryview]:
+        import numpy as np
+
+        lefts, rights, _ = self._columns
+        keys = lefts.astype(np.int64) * self.size + rights
+        order = np.argsort(keys, kind="stable")
+        self._sorted = keys[order].data, order.data
+        return self._sorted
+
+    def rank(self, value: int) -> int:
+        return value // self.size
+
+    def compiled(self) -> Pairs:
         import numpy as np
 
         from pellucid.tokenize.compiled import Pairs
 
-        pairs, values = (np.fromiter(column, np.int64, len(self)) for column in (self.keys(), self.values()))
-        order = np.argsort(values, kind="stable")
-        pairs, merged = pairs[order], values[order] % self.size
-        return Pairs(*(column.astype(np.int32) for column in (pairs // self.size, pairs % self.size, merged)))
+        return Pairs(*self._columns, ranks=np.arange(len(self._columns[0]), dtype=np.int32))
 
 
-class ScoreRanks(dict[int, int]):
-    """Values of pairs by the score of the piece that they form, worked out when a pair is first met.
+class ScoreRanks(Ranks):
+    """Values of pairs by the score of the piece that they form.
 
-    Pairs rank by (score, longer left part, longer right part, id), which is the order in which
-    ``transformers`` writes out the merges of a SentencePiece model. ``pieces`` holds what may come out of a
-    merge; ``first`` are ids that merge before all others.
+    Pairs rank by (score, longer left part, longer right part, id), which is the order in which ``transformers`` writes
+    out the merges of a SentencePiece model; or, with ``by_score_alone``, as SentencePiece itself has it, where of
+    equal pieces the leftmost merges first. ``pieces`` holds what may come out of a merge; ``first`` are ids that merge
+    before all others.
     """
-
-    LIMIT = 1 << 20
-    """Pairs remembered, mostly those that do not merge; then the memory starts afresh."""
 
     def __init__(
         self,
@@ -92,25 +122,49 @@ class ScoreRanks(dict[int, int]):
         pieces: Mapping[str, int],
         scores: Sequence[float],
         first: frozenset[int] = frozenset(),
+        by_score_alone: bool = False,
     ) -> None:
         super().__init__()
         self.size = len(tokens)
         self._tokens, self._pieces, self._scores, self._first = tokens, pieces, scores, first
+        self._alone = by_score_alone
 
-    def __missing__(self, pair: int) -> int:
+    def _value(self, pair: int) -> int:
         left_id, right_id = divmod(pair, self.size)
         left, right = self._tokens[left_id], self._tokens[right_id]
         merged = self._pieces.get(left + right)
-        value = NEVER
-        if merged is not None:
-            rank = 0 if merged in self._first else 1 + _descending(self._scores[merged])
-            rank = (rank << 12) + 4095 - min(len(left), 4095)
-            rank = (rank << 12) + 4095 - min(len(right), 4095)
-            value = rank * self.size + merged
-        if len(self) >= self.LIMIT:
-            self.clear()
-        self[pair] = value
-        return value
+        return NEVER if merged is None else self._rank(merged, len(left), len(right)) * self.size + merged
+
+    def _rank(self, merged: int, left: int, right: int) -> int:
+        rank = 0 if merged in self._first else 1 + _descending(self._scores[merged])
+        if self._alone:
+            return rank
+        return ((rank << 12) + 4095 - min(left, 4095) << 12) + 4095 - min(right, 4095)
+
+    def rank(self, value: int) -> float:
+        return self._scores[value % self.size]
+
+    def compiled(self) -> Pairs:
+        import numpy as np
+
+        from pellucid.tokenize.compiled import Pairs
+
+        ids, tokens, found = self._pieces, self._tokens, []
+        for piece, merged in ids.items():
+            for at in range(1, len(piece)):
+                left, right = ids.get(piece[:at]), ids.get(piece[at:])
+                if left is not None and right is not None:
+                    found.append((self._rank(merged, at, len(piece) - at), merged, left, right))
+        found.sort()
+        ranks: list[int] = []
+        for at, (rank, merged, _, _) in enumerate(found):
+            same = at > 0 and (rank, merged) == found[at - 1][:2]
+            ranks.append(ranks[-1] if same else at)
+        columns = np.array([(left, right, merged) for _, merged, left, right in found], np.int32).reshape(
+            -1, 3
+        )
+        assert len(tokens) == self.size
+        return Pairs(*map(np.ascontiguousarray, columns.T), np.array(ranks, np.int32))
 
 
 def _descending(score: float) -> int:
@@ -119,17 +173,20 @@ def _descending(score: float) -> int:
     return bits + (1 << 31) if bits >= 0 else (1 << 31) - (bits & 0x7FFFFFFF)
 
 
-def merge(ids: list[int], pairs: PairRanks | ScoreRanks) -> list[int]:
+def merge(ids: list[int], pairs: Ranks, log: Log | None = None) -> list[int]:
     """Merge ``ids`` until nothing merges. May change and return the same list. O(n log n) for long input."""
     if len(ids) > _SHORT:
-        return _merge_long(ids, pairs)
-    size = pairs.size
+        return _merge_long(ids, pairs, log)
+    size, places = pairs.size, list(range(len(ids)))
     values = [pairs[left * size + right] for left, right in pairwise(ids)]
     while values:
         best = min(values)
         if best == NEVER:
             break
         at = values.index(best)
+        if log is not None:
+            log.append((best, places[at], places[at + 1]))
+            del places[at + 1]
         ids[at] = best % size
         del ids[at + 1], values[at]
         if at:
@@ -139,7 +196,7 @@ def merge(ids: list[int], pairs: PairRanks | ScoreRanks) -> list[int]:
     return ids
 
 
-def _merge_long(ids: list[int], pairs: PairRanks | ScoreRanks) -> list[int]:
+def _merge_long(ids: list[int], pairs: Ranks, log: Log | None) -> list[int]:
     """The same with a heap over a linked list. Heap entries are ``value * n + position``; an entry is stale
     when ``values[position]`` has changed since."""
     n, size = len(ids), pairs.size
@@ -155,6 +212,8 @@ def _merge_long(ids: list[int], pairs: PairRanks | ScoreRanks) -> list[int]:
             continue
         gone = following[at]
         after = following[gone]
+        if log is not None:
+            log.append((value, at, gone))
         ids[at], ids[gone] = value % size, -1
         values[gone] = NEVER
         following[at] = after
@@ -171,3 +230,16 @@ def _merge_long(ids: list[int], pairs: PairRanks | ScoreRanks) -> list[int]:
             if value != NEVER:
                 heapq.heappush(heap, value * n + before)
     return [symbol for symbol in ids if symbol >= 0]
+
+
+def merge_spans(symbols: Sequence[Span], pairs: Ranks, log: Log | None = None) -> list[Span]:
+    """The same for symbols with the characters that they stand for."""
+    log = [] if log is None else log
+    ids = merge([index for index, _, _ in symbols], pairs, log)
+    ends = [end for _, _, end in symbols]
+    gone = set()
+    for _, left, right in log:
+        ends[left] = ends[right]
+        gone.add(right)
+    left_over = (at for at in range(len(symbols)) if at not in gone)
+    return [(index, symbols[at][1], ends[at]) for index, at in zip(ids, left_over)]

@@ -1,90 +1,208 @@
-"""Text → text, before it is split. Each stage is a callable ``(text, first) → text``.
+"""Text → text, before it is split.
 
-The semantics are those of Hugging Face ``tokenizers``, ``normalizers``; BERT's clean-up is that of
-``tokenization.py`` in google-research/bert. Unicode data are those of Python's ``unicodedata`` and ``regex``.
+A stage says which places it changes, by a pattern, and what a match becomes; from that follow the plain way,
+``stage(text)``, and the way that keeps the places in the original, ``stage.aligned(text)``. The semantics are those of
+Hugging Face ``tokenizers``, ``normalizers``; BERT's clean-up is that of ``tokenization.py`` in google-research/bert.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal
 
-from pellucid.tokenize import bert_unicode
+from pellucid.tokenize.aligned import Aligned, Change, placed
+from pellucid.tokenize.unicode import bracket, small_letters
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
-    from pellucid.tokenize.base import Normalizer
+Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
 
 @dataclass(frozen=True)
-class Replace:
+class Rewrite:
+    """Each match of a pattern becomes something else."""
+
+    pattern: Pattern[str]
+    change: Change
+
+    def __call__(self, text: str) -> str:
+        changed: str = self.pattern.sub(
+            lambda found: "".join([new for new, _ in self.change(found[0])]), text
+        )
+        return changed
+
+    def aligned(self, text: Aligned) -> Aligned:
+        return text.rewritten(self.pattern.finditer(text.text), self.change)
+
+
+class Normalizer:
+    """A stage: rewrites, one after the other. Stages that know a faster way for plain text have it as ``__call__``."""
+
+    def steps(self) -> Sequence[Rewrite | Normalizer]:
+        raise NotImplementedError
+
+    @cached_property
+    def _steps(self) -> Sequence[Rewrite | Normalizer]:
+        return self.steps()
+
+    def __call__(self, text: str) -> str:
+        for step in self._steps:
+            text = step(text)
+        return text
+
+    def aligned(self, text: Aligned) -> Aligned:
+        for step in self._steps:
+            text = step.aligned(text)
+        return text
+
+
+@dataclass(frozen=True)
+class Replace(Normalizer):
     """Every ``old`` becomes ``new``; ``old`` is plain text, or a pattern when ``is_pattern``."""
 
     old: str
     new: str
     is_pattern: bool = False
 
-    def __call__(self, text: str, first: bool) -> str:
-        if not self.is_pattern:
-            return text.replace(self.old, self.new)
-        replaced: str = _compiled(self.old).sub(lambda _: self.new, text)
-        return replaced
+    def steps(self) -> list[Rewrite]:
+        import re
+
+        pattern = self.old if self.is_pattern else re.escape(self.old)
+        return [Rewrite(compiled(pattern), lambda match: [(self.new, max(len(match) - 1, 0))])]
+
+    def __call__(self, text: str) -> str:
+        return super().__call__(text) if self.is_pattern else text.replace(self.old, self.new)
 
 
 @dataclass(frozen=True)
-class Prepend:
-    """``prefix`` before every text that is not empty."""
+class Prepend(Normalizer):
+    """``prefix`` before every text that is not empty, and, where ``unless_there``, does not begin with it."""
 
     prefix: str
+    unless_there: bool = False
 
-    def __call__(self, text: str, first: bool) -> str:
-        return self.prefix + text if text else text
+    def steps(self) -> list[Rewrite]:
+        import re
+
+        there = f"(?!{re.escape(self.prefix)})" if self.unless_there else ""
+        return [Rewrite(compiled(rf"\A{there}(?s:.)"), lambda first: [(self.prefix + first, 0)])]
+
+    def __call__(self, text: str) -> str:
+        if not text or (self.unless_there and text.startswith(self.prefix)):
+            return text
+        return self.prefix + text
 
 
 @dataclass(frozen=True)
-class Form:
-    """A Unicode normalisation form (UAX #15)."""
+class Normalize(Normalizer):
+    """A Unicode normalisation form (UAX #15), of Unicode 9 as in ``tokenizers``.
 
-    form: Literal["NFC", "NFD", "NFKC", "NFKD"]
+    Assigned characters never change how they normalise; what was not assigned yet stays as it is and, like a letter
+    that composes with nothing, keeps apart what is on its sides: so runs of what it did know are normalised.
+    """
 
-    def __call__(self, text: str, first: bool) -> str:
-        return unicodedata.normalize(self.form, text)
+    form: Form
+
+    def steps(self) -> list[Rewrite]:
+        return [Rewrite(compiled(f"[{bracket('text.normalized')}]+"), self._change)]
+
+    def __call__(self, text: str) -> str:
+        if text.isascii() or unicodedata.is_normalized(self.form, text):
+            return text
+        return self._steps[0].pattern.sub(lambda run: unicodedata.normalize(self.form, run[0]), text)  # type: ignore
+
+    def _change(self, run: str) -> list[tuple[str, int]]:
+        if unicodedata.is_normalized(self.form, run):
+            return [(letter, at) for at, letter in enumerate(run)]
+        composed = self.form in ("NFC", "NFKC")
+        parts = list(_decomposed(run, "NFKD" if self.form in ("NFKC", "NFKD") else "NFD"))
+        return placed(_composed(parts) if composed else parts)
+
+
+def _decomposed(run: str, form: Form) -> Iterator[tuple[str, int]]:
+    """Parts of the characters, marks in canonical order, with their changes (see ``placed``)."""
+    waiting: list[tuple[str, int]] = []
+    for letter in run:
+        for at, part in enumerate(unicodedata.normalize(form, letter)):
+            if not unicodedata.combining(part):
+                waiting.sort(key=lambda one: unicodedata.combining(one[0]))
+                yield from waiting
+                waiting = []
+                yield part, int(at > 0)
+            else:
+                waiting.append((part, int(at > 0)))
+    waiting.sort(key=lambda one: unicodedata.combining(one[0]))
+    yield from waiting
+
+
+def _composed(parts: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The canonical composition: a letter takes in every mark that nothing in between keeps from it."""
+    out: list[tuple[str, int]] = []
+    starter: int | None = None
+    last = 0  # the combining class of what was put out behind the starter
+    for part, change in parts:
+        kind = unicodedata.combining(part)
+        if starter is not None and (starter == len(out) - 1 or last < kind):
+            joined = unicodedata.normalize("NFC", out[starter][0] + part)
+            if len(joined) == 1:
+                out[starter] = (joined, out[starter][1] + change - 1)
+                continue
+        if not kind:
+            starter = len(out)
+        out.append((part, change))
+        last = kind
+    return out
 
 
 @dataclass(frozen=True)
-class Strip:
+class Strip(Normalizer):
     """Without white space at the start (``left``) and the end (``right``)."""
 
     left: bool
     right: bool
 
-    def __call__(self, text: str, first: bool) -> str:
-        text = _compiled(r"\A\p{White_Space}+").sub("", text) if self.left else text
-        return _compiled(r"\p{White_Space}+\Z").sub("", text) if self.right else text
+    def steps(self) -> list[Rewrite]:
+        ends = [r"\A\p{White_Space}+"] * self.left + [r"\p{White_Space}+\Z"] * self.right
+        return [dropping(end) for end in ends]
 
 
 @dataclass(frozen=True)
-class Lowercase:
+class Lowercase(Normalizer):
     """Lower case, character by character: unlike ``str.lower``, a final sigma is like any other."""
 
-    def __call__(self, text: str, first: bool) -> str:
-        return text.replace("Σ", "σ").lower()
+    def steps(self) -> list[Rewrite]:
+        small = small_letters()
+        letters = bracket(tuple((code, code) for code in sorted(small)))
+        return [Rewrite(compiled(f"[{letters}]"), lambda capital: [(small[ord(capital)], 0)])]
+
+    def __call__(self, text: str) -> str:
+        return text.lower() if text.isascii() else text.translate(small_letters())
 
 
 @dataclass(frozen=True)
-class StripAccents:
-    """Without non-spacing marks. Accents that are part of a character must be split off before (NFD)."""
+class StripAccents(Normalizer):
+    """Without combining marks. Accents that are part of a character must be split off before (NFD)."""
 
-    def __call__(self, text: str, first: bool) -> str:
-        return _without(bert_unicode.MARKS, text)
+    def steps(self) -> list[Rewrite]:
+        return [dropping(f"[{bracket('text.marks')}]+")]
 
 
 @dataclass(frozen=True)
-class Bert:
+class Nmt(Normalizer):
+    """The clean-up of neural machine translation in SentencePiece: no control characters, all white space a space."""
+
+    def steps(self) -> list[Rewrite]:
+        dropped = r"[\x01-\x08\x0B\x0E-\x1F\x7F\x8F\x9F]+"
+        space = r"[\t\n\f\r\u1680\u200B-\u200F\u2028\u2029\u2581\uFEFF\uFFFD]"
+        return [dropping(dropped), Rewrite(compiled(space), lambda _: [(" ", 0)])]
+
+
+@dataclass(frozen=True)
+class Bert(Normalizer):
     """BERT's clean-up.
 
     ``clean`` drops control characters and makes all white space a space; ``cjk`` puts spaces around
@@ -96,35 +214,43 @@ class Bert:
     strip_accents: bool = True
     lowercase: bool = True
 
-    def __call__(self, text: str, first: bool) -> str:
-        if self.clean:
-            text = _compiled(r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F\p{Co}]+").sub("", text)
-            text = _without(bert_unicode.FORMAT, text)
-            text = _compiled(r"\p{White_Space}").sub(" ", text)
+    def steps(self) -> list[Rewrite | Normalizer]:
+        clean = [
+            dropping(f"[{bracket('bert.dropped')}]+"),
+            Rewrite(compiled(r"\p{White_Space}"), lambda _: [(" ", 0)]),
+        ]
+        cjk = [Rewrite(compiled(_IDEOGRAPH), lambda letter: [(f" {letter} ", 0)])]
+        accents = [Normalize("NFD"), dropping(f"[{bracket('bert.marks')}]+")]
+        return [
+            *(clean if self.clean else ()),
+            *(cjk if self.cjk else ()),
+            *(accents if self.strip_accents else ()),
+            *([Lowercase()] if self.lowercase else ()),
+        ]
+
+    def __call__(self, text: str) -> str:
         if not text.isascii():
-            if self.cjk:
-                text = _compiled(_IDEOGRAPH).sub(r" \g<0> ", text)
-            if self.strip_accents:
-                text = StripAccents()(unicodedata.normalize("NFD", text), first)
-        return Lowercase()(text, first) if self.lowercase else text
+            return super().__call__(text)
+        if self.clean:  # what can happen to ASCII
+            text = text.translate(_CLEAN_ASCII)
+        return text.lower() if self.lowercase else text
 
 
 _IDEOGRAPH = (
     r"[\u4E00-\u9FFF\u3400-\u4DBF\U00020000-\U0002A6DF\U0002A700-\U0002B73F"
     r"\U0002B740-\U0002B81F\U0002B920-\U0002CEAF\uF900-\uFAFF\U0002F800-\U0002FA1F]"
 )
+_CLEAN_ASCII = dict.fromkeys([*range(32), 127]) | dict.fromkeys(map(ord, "\t\n\r"), " ")
 
 
 @dataclass(frozen=True)
-class Sequential:
+class Sequential(Normalizer):
     """One after another."""
 
     stages: tuple[Normalizer, ...]
 
-    def __call__(self, text: str, first: bool) -> str:
-        for stage in self.stages:
-            text = stage(text, first)
-        return text
+    def steps(self) -> tuple[Normalizer, ...]:
+        return self.stages
 
 
 def sequence(stages: Sequence[Normalizer]) -> Normalizer | None:
@@ -132,22 +258,14 @@ def sequence(stages: Sequence[Normalizer]) -> Normalizer | None:
     return None if not stages else stages[0] if len(stages) == 1 else Sequential(tuple(stages))
 
 
+def dropping(pattern: str) -> Rewrite:
+    """A rewrite to nothing."""
+    return Rewrite(compiled(pattern), lambda _: [])
+
+
 @cache
-def _compiled(pattern: str) -> Pattern[str]:
+def compiled(pattern: str) -> Pattern[str]:
+    """A pattern of the ``regex`` package."""
     import regex
 
     return regex.compile(pattern)
-
-
-@cache
-def _class(ranges: str) -> Pattern[str]:
-    return _compiled(f"[{bert_unicode.members(ranges)}]+")
-
-
-def _without(ranges: str, text: str) -> str:
-    """The text without these characters, none of which is ASCII; the long class is not tried on ASCII."""
-    if text.isascii():
-        return text
-    members = _class(ranges)
-    kept: str = _compiled(r"[^\x00-\x7F]+").sub(lambda run: members.sub("", run[0]), text)
-    return kept

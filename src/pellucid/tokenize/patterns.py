@@ -7,7 +7,8 @@ gaps between them; the next step works inside the pieces. Sources: the ``pre_tok
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 DIGIT = r"\p{N}"
@@ -64,3 +65,55 @@ GGUF_PRE: dict[str, Splitting] = {
     **_named("gpt-4o llama4 kanana2", Splitting((O200K,))),
     **_named("tekken", Splitting((TEKKEN,), ignore_merges=True)),
 }
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What belongs to a file of tiktoken's: its pattern, and its special tokens with their ids.
+
+    ``reserved`` names tokens that have the ids behind the vocabulary, in order.
+    """
+
+    pattern: str
+    named: Mapping[str, int] = field(default_factory=dict)
+    reserved: tuple[str, ...] = ()
+
+    def special(self, size: int) -> dict[str, int]:
+        """The special tokens beside a vocabulary of so many pieces."""
+        return {**self.named, **{name: size + at for at, name in enumerate(self.reserved)}}
+
+
+_END = "<|endoftext|>"
+_FILL = {"<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260}
+_HARMONY = {
+    "<|startoftext|>": 199998,
+    _END: 199999,
+    "<|return|>": 200002,
+    "<|constrain|>": 200003,
+    "<|channel|>": 200005,
+    "<|start|>": 200006,
+    "<|end|>": 200007,
+    "<|message|>": 200008,
+    "<|call|>": 200012,
+    **{f"<|reserved_{index}|>": index for index in (200000, 200001, 200004, 200009, 200010, 200011)},
+    **{f"<|reserved_{index}|>": index for index in range(200013, 201088) if index != 200018},
+    "<|endofprompt|>": 200018,
+}
+_LLAMA3 = (
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
+    *("<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>"),
+    *("<|eot_id|>", "<|python_tag|>"),
+    *(f"<|reserved_special_token_{at}|>" for at in range(2, 247)),
+)
+_QWEN = (_END, "<|im_start|>", "<|im_end|>", *(f"<|extra_{at}|>" for at in range(205)))
+
+TIKTOKEN: dict[str, Ranks] = {
+    **dict.fromkeys(("gpt2", "r50k_base"), Ranks(GPT2, {_END: 50256})),
+    "p50k_base": Ranks(GPT2, {_END: 50256}),
+    "cl100k_base": Ranks(LLAMA3, {_END: 100257, **_FILL, "<|endofprompt|>": 100276}),
+    "o200k_base": Ranks(O200K, {_END: 199999, "<|endofprompt|>": 200018}),
+    "o200k_harmony": Ranks(O200K, _HARMONY),
+    "tokenizer": Ranks(LLAMA3, reserved=_LLAMA3),
+    "qwen": Ranks(QWEN2, reserved=_QWEN),
+}
+"""By the name of the file: OpenAI's (tiktoken, ``openai_public.py``), Llama 3's ``tokenizer.model``, Qwen 1's."""

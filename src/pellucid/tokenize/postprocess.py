@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+
+from pellucid.tokenize.decode import byte_alphabet
+from pellucid.tokenize.encoding import Token
+from pellucid.tokenize.unicode import white_space
 
 A, B = -1, -2
 """Placeholders in a template for the first and the second text."""
@@ -27,13 +32,66 @@ class Template:
         second = (*((i, 1) for i in before), (B, 1), *((i, 1) for i in after))
         return cls(single, (*single, *second))
 
-    def apply(self, first: Sequence[int], second: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
-        """(ids, segments) of one text or of a pair."""
-        ids: list[int] = []
-        segments: list[int] = []
+    @property
+    def plain(self) -> Template:
+        """The texts alone, with the segments that they have here."""
+        single, pair = (tuple(item for item in items if item[0] < 0) for items in (self.single, self.pair))
+        return Template(single, pair)
+
+    def added(self, pair: bool) -> int:
+        """How many ids are put around one text, or two."""
+        return sum(item >= 0 for item, _ in (self.pair if pair else self.single))
+
+    def ids(self, text: list[int]) -> list[int]:
+        """The ids of one text with what is put around them."""
+        out: list[int] = []
+        for item, _ in self.single:
+            out.extend(text if item == A else (item,))
+        return out
+
+    def tokens(
+        self, first: Sequence[Token], second: Sequence[Token] | None, names: Sequence[str]
+    ) -> tuple[Token, ...]:
+        """The tokens of one text, or of two, with what is put around them; ``names`` spells every id."""
+        out: list[Token] = []
         for item, segment in self.single if second is None else self.pair:
-            part = first if item == A else second if item == B else (item,)
-            assert part is not None
-            ids.extend(part)
-            segments.extend([segment] * len(part))
-        return ids, segments
+            if item >= 0:
+                out.append(Token(item, names[item], segment=segment, special=True))
+            else:
+                part = first if item == A else second
+                assert part is not None
+                out.extend(token._replace(segment=segment, sequence=int(item == B)) for token in part)
+        return tuple(out)
+
+
+@dataclass(frozen=True)
+class Trim:
+    """Offsets without the white space at a token's ends.
+
+    ``keeps_first``: a single space before the very first token stays, for a pre-tokenizer may have put it there.
+    The rules are those of ``tokenizers``, ``processors/byte_level.rs``.
+    """
+
+    keeps_first: bool
+
+    def __call__(self, tokens: Sequence[Token]) -> list[Token]:
+        return [self._trimmed(at, token) for at, token in enumerate(tokens)]
+
+    def _trimmed(self, at: int, token: Token) -> Token:
+        space = _spaces()
+        leading = len(token.text) - len(token.text.lstrip(space))
+        trailing = len(token.text) - len(token.text.rstrip(space))
+        start, end = token.start, token.end
+        if leading:
+            if self.keeps_first and leading == 1 and (at == 0 or start == 0):
+                leading = 0
+            start = min(start + leading, end)
+        if trailing and end >= trailing:
+            end = max(end - trailing, start)
+        return token._replace(start=start, end=end)
+
+
+@cache
+def _spaces() -> str:
+    """White space, and a space as byte-level vocabularies spell it."""
+    return white_space() + next(letter for letter, byte in byte_alphabet().items() if byte == 0x20)

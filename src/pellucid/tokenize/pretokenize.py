@@ -1,24 +1,27 @@
 """Splitting normalised text into the pieces that the model sees.
 
-In: text. Out: its pieces in order. A stage is a callable ``(text, first) → pieces``; stages run one inside the
-pieces of another. The semantics are those of Hugging Face ``tokenizers``, ``pre_tokenizers``.
+In: text. Out: its pieces in order. A stage cuts each piece of the stage before it, or changes it. The semantics are
+those of Hugging Face ``tokenizers``, ``pre_tokenizers``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pellucid.tokenize.bert_unicode import PUNCTUATION, members
+from pellucid.tokenize.aligned import Aligned
+from pellucid.tokenize.normalize import Normalizer, compiled
 from pellucid.tokenize.patterns import COVERING
+from pellucid.tokenize.unicode import bracket
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
-    from pellucid.tokenize.base import PreTokenizer
     from pellucid.tokenize.compiled import Step
+
+Spans = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -35,124 +38,136 @@ class Split:
 
     @cached_property
     def _regex(self) -> Pattern[str]:
-        import regex
+        return compiled(self.pattern)
 
-        return regex.compile(self.pattern)
+    @property
+    def _found(self) -> bool:
+        """Whether the matches are all pieces that there are."""
+        isolated = self.pattern in COVERING and self.behavior == "Isolated"
+        return isolated or (self.behavior == "Removed" and self.invert)
 
-    def __call__(self, text: str, first: bool) -> list[str]:
-        if self.pattern in COVERING and self.behavior == "Isolated":
+    def __call__(self, text: str) -> list[str]:
+        """The pieces."""
+        if self._found:
             pieces: list[str] = self._regex.findall(text)
             return pieces
-        parts: list[tuple[str, bool]] = []
+        return [text[start:stop] for start, stop in self.spans(text)]
+
+    def spans(self, text: str) -> Spans:
+        """Where the pieces are."""
+        parts: list[tuple[int, int, bool]] = []
         done = 0
         for found in self._regex.finditer(text):
             start, stop = found.span()
             if start == stop:
                 continue
             if done < start:
-                parts.append((text[done:start], self.invert))
-            parts.append((text[start:stop], not self.invert))
+                parts.append((done, start, self.invert))
+            parts.append((start, stop, not self.invert))
             done = stop
         if done < len(text):
-            parts.append((text[done:], self.invert))
+            parts.append((done, len(text), self.invert))
         return _arrange(parts, self.behavior)
 
 
-def _arrange(parts: list[tuple[str, bool]], behavior: str) -> list[str]:
-    """Pieces from (text, is a match) in order."""
+def _arrange(parts: list[tuple[int, int, bool]], behavior: str) -> Spans:
+    """Pieces from (start, stop, is a match) in order."""
     if behavior == "Isolated":
-        return [text for text, _ in parts]
+        return [(start, stop) for start, stop, _ in parts]
     if behavior == "Removed":
-        return [text for text, match in parts if not match]
-    out: list[str] = []
-    previous = behavior == "MergedWithNext"
-    for text, match in parts if behavior != "MergedWithNext" else reversed(parts):
-        if behavior == "Contiguous":
-            join = bool(out) and match == previous
-        elif behavior == "MergedWithPrevious":
-            join = bool(out) and match and not previous
+        return [(start, stop) for start, stop, match in parts if not match]
+    out: Spans = []
+    previous = backwards = behavior == "MergedWithNext"
+    for start, stop, match in reversed(parts) if backwards else parts:
+        join = match == previous if behavior == "Contiguous" else match and not previous
+        if out and join:
+            low, high = out[-1]
+            out[-1] = (min(low, start), max(high, stop))
         else:
-            join = bool(out) and match and not previous
-        if join:
-            out[-1] = text + out[-1] if behavior == "MergedWithNext" else out[-1] + text
-        else:
-            out.append(text)
+            out.append((start, stop))
         previous = match
-    return out[::-1] if behavior == "MergedWithNext" else out
+    return out[::-1] if backwards else out
 
 
 @dataclass(frozen=True)
-class Sequential:
-    """Each stage splits the pieces of the one before it."""
+class Chunks:
+    """Pieces of so many characters, the last of what is left."""
 
-    stages: tuple[PreTokenizer, ...]
+    length: int
 
-    def __call__(self, text: str, first: bool) -> list[str]:
-        pieces = [text]
-        for stage in self.stages:
-            if len(pieces) == 1:
-                pieces = stage(pieces[0], first)
-            else:
-                pieces = [piece for at, part in enumerate(pieces) for piece in stage(part, first and at == 0)]
-        return pieces
+    def __call__(self, text: str) -> list[str]:
+        return [text[start:stop] for start, stop in self.spans(text)]
 
-
-def sequence(stages: Sequence[PreTokenizer]) -> PreTokenizer | None:
-    """The stages as one, or None if there are none."""
-    return None if not stages else stages[0] if len(stages) == 1 else Sequential(tuple(stages))
-
-
-def as_steps(stage: PreTokenizer | None) -> list[Step] | None:
-    """The stages as compiled code takes them; None if it cannot."""
-    from pellucid.tokenize.automaton import automaton
-    from pellucid.tokenize.compiled import Step
-
-    stages = () if stage is None else stage.stages if isinstance(stage, Sequential) else (stage,)
-    steps = []
-    for one in stages:
-        table = automaton(one.pattern) if isinstance(one, Split) else None
-        if table is None or not isinstance(one, Split):
-            return None
-        steps.append(Step(table, one.behavior, one.invert))
-    return steps
+    def spans(self, text: str) -> Spans:
+        return [(at, min(at + self.length, len(text))) for at in range(0, len(text), self.length)]
 
 
 @dataclass(frozen=True)
-class PrefixSpace:
-    """Put ``space`` before a text that does not start with it; only before the whole text if ``only_first``."""
+class Change:
+    """A normalizer among the stages; only for the piece that begins the whole text if ``only_first``."""
 
-    space: str = " "
+    normalizer: Normalizer
     only_first: bool = False
 
-    def __call__(self, text: str, first: bool) -> list[str]:
-        if text.startswith(self.space) or (self.only_first and not first):
-            return [text]
-        return [self.space + text]
+
+Stage = Split | Chunks | Change
 
 
 @dataclass(frozen=True)
-class Translate:
-    """Replace plain text before the next stage splits (Metaspace's space → ``▁``)."""
+class PreTokenizer:
+    """Stages, each inside the pieces of the one before it. ``first``: whether the text begins the whole one."""
 
-    old: str
-    new: str
+    stages: tuple[Stage, ...] = ()
 
-    def __call__(self, text: str, first: bool) -> list[str]:
-        return [text.replace(self.old, self.new)]
-
-
-@dataclass(frozen=True)
-class BertSplit:
-    """BERT's words: split at white space, which is dropped, and around every punctuation character."""
-
-    @cached_property
-    def _regex(self) -> Pattern[str]:
-        import regex
-
-        mark = rf"!-/:-@\[-`{{-~{members(PUNCTUATION)}"
-        # Plain letters first: they need not be looked for in the long class.
-        return regex.compile(rf"(?:[0-9A-Za-z]+|[^\p{{White_Space}}{mark}])+|[{mark}]")
-
-    def __call__(self, text: str, first: bool) -> list[str]:
-        pieces: list[str] = self._regex.findall(text)
+    def __call__(self, text: str, first: bool) -> Iterable[str]:
+        pieces = [text]
+        for stage in self.stages:
+            if not isinstance(stage, Change):
+                pieces = (
+                    stage(pieces[0]) if len(pieces) == 1 else [part for one in pieces for part in stage(one)]
+                )
+            elif not stage.only_first:
+                pieces = list(map(stage.normalizer, pieces))
+            elif first and pieces:
+                pieces[0] = stage.normalizer(pieces[0])
         return pieces
+
+    def aligned(self, text: Aligned, first: bool) -> Iterator[Aligned]:
+        """The same, of a text that knows where it comes from."""
+        pieces = [text]
+        for stage in self.stages:
+            if not isinstance(stage, Change):
+                pieces = [one.part(*span) for one in pieces for span in stage.spans(one.text)]
+            elif not stage.only_first:
+                pieces = list(map(stage.normalizer.aligned, pieces))
+            elif first and pieces:
+                pieces[0] = stage.normalizer.aligned(pieces[0])
+        return (piece for piece in pieces if piece.text)
+
+    def compiled(self) -> list[Step] | None:
+        """The stages as compiled code takes them; None if it cannot."""
+        from pellucid.tokenize.automaton import automaton
+        from pellucid.tokenize.compiled import Step
+
+        steps = []
+        for stage in self.stages:
+            table = automaton(stage.pattern) if isinstance(stage, Split) else None
+            if table is None or not isinstance(stage, Split):
+                return None
+            steps.append(Step(table, stage.behavior, stage.invert))
+        return steps
+
+
+_MARK = bracket("bert.punctuation")
+
+PUNCTUATION = Split(f"[{_MARK}]")
+"""Around every punctuation character."""
+
+BERT = Split(rf"[^\s{_MARK}]+|[{_MARK}]", "Removed", invert=True)
+"""BERT's words: split at white space, which is dropped, and around every punctuation character."""
+
+WHITE_SPACE = Split(r"\s+", "Removed")
+"""At white space, which is dropped."""
+
+WORDS = Split(r"\w+|[^\w\s]+", "Removed", invert=True)
+"""Words, and what is between them but white space."""

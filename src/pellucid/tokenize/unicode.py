@@ -1,7 +1,9 @@
-"""Properties of characters, of one version of Unicode, whatever Python's own is: the ids of a text hang on them.
+"""Properties of characters, of fixed versions of Unicode, whatever Python's own is: the ids of a text hang on them.
 
-``unicode.txt`` beside this file has a line for each general category and each other property that patterns of
-tokenizers name: the name, then the runs of code points, hexadecimal. ``tests/oracles/unicode_oracle.py`` writes it.
+``unicode.txt`` beside this file has a line for each property: its name, then runs of code points, hexadecimal. General
+categories and others that patterns name are of Unicode 16. Names that begin with ``text.`` are of what is made of text:
+``text.small``, capitals with the distance to their small letters; ``text.marks``, what goes when accents are stripped;
+``text.normalized``, all that a normalisation form changes or composes. ``tests/oracles/unicode_oracle.py`` writes it.
 """
 
 from __future__ import annotations
@@ -37,17 +39,53 @@ def _lines() -> dict[str, str]:
     return found
 
 
+def _run(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    return int(low, 16), int(high or low, 16)
+
+
+def ranges(runs: str) -> Ranges:
+    """The set that is written as "41-5A 5F"."""
+    return tuple(map(_run, runs.split()))
+
+
 @cache
 def members(name: str) -> Ranges | None:
     """The characters of a general category ("Lu"), a group of them ("L"), or another property; None if unknown."""
     lines = _lines()
     if name in lines:
-        ends = (run.partition("-") for run in lines[name].split())
-        return tuple((int(low, 16), int(high or low, 16)) for low, _, high in ends)
+        return ranges(lines[name])
     group = sorted(category for category in lines if len(category) == 2 and category[0] == name)
     if not group:
         return None
     return union(members(category) or () for category in group)
+
+
+def bracket(*sets: Ranges | str) -> str:
+    """The inside of a bracketed pattern that matches these sets, or those that are called so."""
+    found = ((members(one) or ()) if isinstance(one, str) else one for one in sets)
+    return "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in union(found))
+
+
+@cache
+def white_space() -> str:
+    """All white space, for ``str.strip``, whose own also takes four control characters for that."""
+    return "".join(chr(code) for low, high in members("White_Space") or () for code in range(low, high + 1))
+
+
+@cache
+def small_letters() -> dict[int, str]:
+    """Capital → small letter. A final sigma is like any other; one capital has two (U+0130)."""
+    found: dict[int, str] = {}
+    for entry in _lines()["text.small"].split():
+        if "=" in entry:
+            capital, _, letters = entry.partition("=")
+            found[int(capital, 16)] = "".join(chr(int(letter, 16)) for letter in letters.split("."))
+            continue
+        sign = max(entry.rfind("+"), entry.rfind("-"))
+        low, high = _run(entry[:sign])
+        found.update((code, chr(code + int(entry[sign:]))) for code in range(low, high + 1))
+    return found
 
 
 # Letters whose simple case folding is a letter of ASCII, besides that letter in the other case.

@@ -21,7 +21,7 @@ from pellucid import __version__
 PROMPT = "to see that it rains"
 GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
 COMPILING = "compiling kernels, once for this machine\n"
-COMMANDS = ["bench", "chat", "embed", "info", "list", "plan", "pull", "rm", "run"]
+COMMANDS = ["bench", "chat", "embed", "info", "list", "plan", "pull", "rm", "run", "tokenize"]
 
 
 def test_version_and_help(command: Command) -> None:

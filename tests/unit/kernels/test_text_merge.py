@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.kernels import text_merge
-from pellucid.tokenize.compiled import ByteMerge, Pairs, Words
+from pellucid.tokenize.compiled import ByteMerge, Words
 from pellucid.tokenize.merges import PairRanks, merge
 
 PIECES = ["a", "b", "c", "ab", "bc", "aa", "aaa", "abc", "aab", "aaaa", "ca", "bca"]
@@ -19,15 +19,19 @@ def splits() -> list[tuple[str, str]]:
     return [pair for pair in every if set(pair) <= IDS.keys()]
 
 
+def ranks(order: list[tuple[str, str]], ids: dict[str, int]) -> PairRanks:
+    columns = zip(*((ids[left], ids[right], ids[left + right]) for left, right in order))
+    return PairRanks(*(np.array(column, np.int32) for column in columns), size=len(ids))
+
+
 def compiled(pieces: list[str], order: list[tuple[str, str]], whole: bool = False) -> ByteMerge:
     """Byte-level encoding over a vocabulary of ASCII pieces, and no pattern that cuts."""
     ids = {piece: index for index, piece in enumerate(pieces)}
     places = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
-    columns = [
-        np.array(column, np.int32) for column in zip(*((ids[a], ids[b], ids[a + b]) for a, b in order))
-    ]
     alphabet = np.array([ids.get(chr(byte), -1) for byte in range(256)], np.int32)
-    return ByteMerge([], Words("".join(pieces).encode(), places), Pairs(*columns), alphabet, whole)
+    return ByteMerge(
+        [], Words("".join(pieces).encode(), places), ranks(order, ids).compiled(), alphabet, whole
+    )
 
 
 @settings(max_examples=50)
@@ -36,7 +40,7 @@ def compiled(pieces: list[str], order: list[tuple[str, str]], whole: bool = Fals
     st.permutations(splits()),
 )
 def test_the_kernel_merges_as_defined(texts: list[str], order: list[tuple[str, str]]) -> None:
-    pairs, encode = PairRanks.from_pairs(*zip(*order), IDS, len(IDS)), compiled(PIECES, order)
+    pairs, encode = ranks(order, IDS), compiled(PIECES, order)
     for text in texts * 2:  # what was met before is remembered
         assert encode(text) == merge([IDS[character] for character in text], pairs)
 
@@ -55,9 +59,7 @@ def test_a_word_that_its_bytes_do_not_merge_to_is_not_found_whole() -> None:
 
 
 def test_bytes_without_a_piece_vanish() -> None:
-    assert compiled(PIECES, splits())("a?b?") == merge(
-        [0, 1], PairRanks.from_pairs(*zip(*splits()), IDS, len(IDS))
-    )
+    assert compiled(PIECES, splits())("a?b?") == merge([0, 1], ranks(splits(), IDS))
 
 
 def test_a_million_letters_take_no_longer_each_than_a_thousand() -> None:

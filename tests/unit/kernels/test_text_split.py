@@ -48,5 +48,5 @@ def test_the_kernel_cuts_as_the_stage_does(behavior: str, pattern: str, inverted
     whole = compiled(pattern, behavior, inverted, text, [(0, len(text.encode()))])
     halves = compiled(pattern, behavior, inverted, text, [(0, cut), (cut, len(text.encode()))])
     stage = Split(pattern, behavior, inverted)
-    assert whole == stage(text, True)
-    assert halves == [*stage(text[: len(text) // 2], True), *stage(text[len(text) // 2 :], False)]
+    assert whole == stage(text)
+    assert halves == [*stage(text[: len(text) // 2]), *stage(text[len(text) // 2 :])]

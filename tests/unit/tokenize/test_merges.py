@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizer_cases import pair_ranks
 
 from pellucid.tokenize import merges
-from pellucid.tokenize.merges import NEVER, PairRanks, ScoreRanks
+from pellucid.tokenize.merges import NEVER, PairRanks, Ranks, ScoreRanks
 
 PIECES = ["a", "b", "c", "ab", "bc", "aa", "aaa", "abc", "aab", "aaaa", "ca", "bca"]
 IDS = {piece: index for index, piece in enumerate(PIECES)}
 
 
-def by_definition(ids: list[int], pairs: PairRanks | ScoreRanks) -> list[int]:
+def by_definition(ids: list[int], pairs: Ranks) -> list[int]:
     """Merge the best pair, the leftmost of equals, until there is none."""
     ids = list(ids)
     while len(ids) > 1:
@@ -34,20 +36,26 @@ def splits() -> list[tuple[str, str]]:
 
 @given(st.text("abc", max_size=60), st.permutations(splits()))
 def test_ranked_merges(text: str, order: list[tuple[str, str]]) -> None:
-    pairs = PairRanks.from_pairs(*zip(*order), IDS, len(IDS))
+    pairs = pair_ranks(order, IDS)
     ids = [IDS[character] for character in text]
-    expected = by_definition(ids, pairs)
-    assert merges.merge(list(ids), pairs) == expected
-    assert merges._merge_long(list(ids), pairs) == expected
+    check(ids, pairs)
 
 
 @given(st.text("abc", max_size=60), st.lists(st.floats(-9, 9, width=32), min_size=12, max_size=12))
 def test_scored_merges(text: str, scores: list[float]) -> None:
     pairs = ScoreRanks(PIECES, IDS, scores)
     ids = [IDS[character] for character in text]
+    check(ids, pairs)
+
+
+def check(ids: list[int], pairs: Ranks) -> None:
     expected = by_definition(ids, pairs)
     assert merges.merge(list(ids), pairs) == expected
-    assert merges._merge_long(list(ids), pairs) == expected
+    assert merges._merge_long(list(ids), pairs, None) == expected
+    spans = merges.merge_spans([(index, at, at + 1) for at, index in enumerate(ids)], pairs)
+    assert [index for index, _, _ in spans] == expected
+    spelled = "".join(PIECES[index] for index in ids)
+    assert [spelled[start:stop] for _, start, stop in spans] == [PIECES[index] for index in expected]
 
 
 @given(st.floats(width=32, allow_nan=False), st.floats(width=32, allow_nan=False))
@@ -56,7 +64,7 @@ def test_scores_order_like_numbers(a: float, b: float) -> None:
 
 
 def test_merges_into_forbidden_ids_do_not_count() -> None:
-    pairs = PairRanks.from_pairs(["a"], ["b"], IDS, len(IDS), frozenset({IDS["ab"]}))
+    pairs = PairRanks(*(np.array([index], np.int32) for index in (0, 1, -1)), size=len(IDS))
     assert merges.merge([0, 1], pairs) == [0, 1]
 
 

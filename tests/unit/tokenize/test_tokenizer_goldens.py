@@ -23,9 +23,7 @@ def test_compiled_code_has_the_same_ids(texts: list[str]) -> None:
     run = ours._compiled
     assert run is not None
     for index, text in enumerate(texts):
-        if not ours.added.split(text, False)[
-            1:
-        ]:  # without the added tokens that are text, which are cut out before
+        if not ours.added.split(text, False)[1:]:  # without the added tokens that are text, cut out before
             assert run(text) == expected["ids"][index], (index, text)
 
 
@@ -77,7 +75,9 @@ def test_facts_of_the_real_models() -> None:
     assert gemma3.eos_ids == {1, 106}
     assert gemma3.encode("") == [2]
     assert minilm.encode("") == [101, 102]
-    assert minilm.encode_pair("a b", "c") == ([101, 1037, 1038, 102, 1039, 102], [0, 0, 0, 0, 1, 1])
+    pair = minilm.encode_with_offsets(("a b", "c"))
+    assert (pair.ids, pair.segments) == ([101, 1037, 1038, 102, 1039, 102], [0, 0, 0, 0, 1, 1])
+    assert pair.offsets == [(0, 0), (0, 1), (2, 3), (0, 0), (0, 1), (0, 0)]
     assert minilm.decode(minilm.encode("Tokenization, isn't it?")) == "tokenization, isn ' t it?"
     assert smollm2.token_text(smollm2.encode(" the")[0]) == "Ġthe"
     assert smollm2.token_bytes(smollm2.encode(" the")[0]) == b" the"

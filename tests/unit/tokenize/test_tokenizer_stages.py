@@ -9,11 +9,16 @@ import pytest
 
 from pellucid.tokenize.added import AddedToken, AddedTokens
 from pellucid.tokenize.base import _Remembered
-from pellucid.tokenize.kinds.sentencepiece_bpe import SpaceCut
+from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE
 from pellucid.tokenize.kinds.wordpiece import WordPiece
+from pellucid.tokenize.merges import ScoreRanks
 from pellucid.tokenize.normalize import Bert, Lowercase
 from pellucid.tokenize.patterns import GGUF_PRE
-from pellucid.tokenize.pretokenize import BertSplit, Split
+from pellucid.tokenize.pretokenize import BERT, PreTokenizer, Split
+
+
+def cutting(name: str) -> PreTokenizer:
+    return PreTokenizer(tuple(map(Split, GGUF_PRE[name].steps)))
 
 
 def test_importing_is_cheap() -> None:
@@ -28,18 +33,18 @@ def test_added_tokens_leftmost_then_longest() -> None:
     added = AddedTokens(
         [AddedToken(1, "ab"), AddedToken(2, "abc"), AddedToken(3, "c"), AddedToken(4, "<x>", True)]
     )
-    assert added.split("zabcab<x>", True) == ["z", 2, 1, 4]
-    assert added.split("zabcab<x>", False) == ["z", 2, 1, "<x>"]
+    assert added.split("zabcab<x>", True) == [(0, 1, None), (1, 4, 2), (4, 6, 1), (6, 9, 4)]
+    assert added.split("zabcab<x>", False) == [(0, 1, None), (1, 4, 2), (4, 6, 1), (6, 9, None)]
     assert added.split("", True) == []
-    assert AddedTokens([]).split("abc", True) == ["abc"]
+    assert AddedTokens([]).split("abc", True) == [(0, 3, None)]
 
 
 def test_added_tokens_swallow_spaces_and_keep_words_whole() -> None:
     added = AddedTokens(
         [AddedToken(1, "<m>", lstrip=True, rstrip=True), AddedToken(2, "cat", single_word=True)]
     )
-    assert added.split("a  <m> b", True) == ["a", 1, "b"]
-    assert added.split("cat scatter a cat.", True) == [2, " scatter a ", 2, "."]
+    assert added.split("a  <m> b", True) == [(0, 1, None), (1, 7, 1), (7, 8, None)]
+    assert added.split("cat scatter a cat.", True) == [(0, 3, 2), (3, 14, None), (14, 17, 2), (17, 18, None)]
 
 
 @pytest.mark.parametrize(
@@ -54,29 +59,25 @@ def test_added_tokens_swallow_spaces_and_keep_words_whole() -> None:
 )
 def test_split_behaviors(behavior: str, expected: list[str]) -> None:
     """The example of the documentation of ``tokenizers``, ``SplitDelimiterBehavior``."""
-    assert Split("-", behavior)("the-final--countdown", True) == expected
+    assert Split("-", behavior)("the-final--countdown") == expected
 
 
 @pytest.mark.parametrize("name", sorted(GGUF_PRE))
 def test_patterns_lose_no_text(name: str) -> None:
-    from pellucid.tokenize.pretokenize import sequence
-
     text = "Hello  World's\n\n x1234 \u00a0é́\u0300 日本語!?\r\n\tend  "
-    assert "".join(sequence([Split(step) for step in GGUF_PRE[name].steps])(text, True)) == text
+    assert "".join(cutting(name)(text, True)) == text
 
 
 def test_smollm_splits_digits_one_by_one_before_words() -> None:
-    from pellucid.tokenize.pretokenize import sequence
-
-    split = sequence([Split(step) for step in GGUF_PRE["smollm"].steps])
+    split = cutting("smollm")
     assert split("in 2024  5 a", True) == ["in", " ", "2", "0", "2", "4", "  ", "5", " a"]
 
 
 def test_bert_clean_up() -> None:
-    assert Bert()("Héllo\x00\u200b\tWörld\u00a0你好", True) == "hello world  你  好 "
-    assert Bert(lowercase=False, strip_accents=False)("É", True) == "É"
-    assert Lowercase()("ΑΣ İ", True) == "ασ i̇"
-    assert BertSplit()("it's  a-b.", True) == ["it", "'", "s", "a", "-", "b", "."]
+    assert Bert()("Héllo\x00\u200b\tWörld\u00a0你好") == "hello world  你  好 "
+    assert Bert(lowercase=False, strip_accents=False)("É") == "É"
+    assert Lowercase()("ΑΣ İ") == "ασ i̇"
+    assert BERT("it's  a-b.") == ["it", "'", "s", "a", "-", "b", "."]
 
 
 def test_wordpiece_is_greedy_and_all_or_nothing() -> None:
@@ -87,10 +88,13 @@ def test_wordpiece_is_greedy_and_all_or_nothing() -> None:
 
 
 def test_cuts_only_where_no_piece_could_span() -> None:
-    cut = SpaceCut(["▁a", "b", ">▁</"])
-    assert cut("▁a▁▁b>▁</▁a", True) == ["▁a", "▁▁b>▁</", "▁a"]
-    assert cut("▁▁", True) == ["▁▁"]
-    assert cut("a▁", True) == ["a", "▁"]
+    names = ["▁", "▁a", "b", ">▁</"]
+    pieces = {piece: index for index, piece in enumerate(names)}
+    cut = CharBPE(names, pieces, ScoreRanks(names, pieces, [0.0] * 4), {}, None).cut
+    assert cut is not None
+    assert cut("▁a▁▁b>▁</▁a") == ["▁a", "▁▁b>▁</", "▁a"]
+    assert cut("▁▁") == ["▁▁"]
+    assert cut("a▁") == ["a", "▁"]
 
 
 def test_the_memory_of_pre_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

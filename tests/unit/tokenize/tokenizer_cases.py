@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pellucid.tokenize import Tokenizer, load_tokenizer
+from pellucid.tokenize.merges import PairRanks
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "tokenize"
 TINY = ("tiny_byte_level", "tiny_byte_fallback", "tiny_wordpiece")
@@ -42,3 +45,9 @@ def from_fields(fields: dict[str, Any]) -> Tokenizer:
 def golden(name: str) -> dict[str, Any]:
     path = GOLDENS / name / "golden.json" if name in TINY else GOLDENS / f"{name}.json"
     return json.loads(path.read_text())
+
+
+def pair_ranks(order: Sequence[tuple[str, str]], ids: Mapping[str, int]) -> PairRanks:
+    """The table of merges in this order."""
+    columns = zip(*((ids[left], ids[right], ids[left + right]) for left, right in order))
+    return PairRanks(*(np.array(column, np.int32) for column in columns), size=len(ids))

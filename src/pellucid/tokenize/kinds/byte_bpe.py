@@ -8,6 +8,7 @@ can be encoded and decoding is exact. What differs between models is data: how t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from pellucid.tokenize.compiled import ByteMerge, Step, Words, kernels
 from pellucid.tokenize.decode import ByteLevelDecoder, byte_alphabet
 from pellucid.tokenize.gguf import Fields
 from pellucid.tokenize.huggingface import Parts
-from pellucid.tokenize.merges import PairRanks, merge
+from pellucid.tokenize.merges import BY_RANK, Log, PairRanks, Ranks, ScoreRanks, Span, merge, merge_spans
 from pellucid.tokenize.patterns import GGUF_PRE
-from pellucid.tokenize.pretokenize import Split, sequence
+from pellucid.tokenize.pretokenize import PreTokenizer, Split
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 GGUF_MODEL = "gpt2"
@@ -38,7 +39,9 @@ class ByteBPE:
     engine. Raises :class:`FileFormatError` when printable ASCII has no pieces: then it is not this kind.
     """
 
-    def __init__(self, pairs: PairRanks, ids: Mapping[str, int], ignore_merges: bool, path: Path) -> None:
+    cut = None
+
+    def __init__(self, pairs: Ranks, ids: Mapping[str, int], ignore_merges: bool, path: Path) -> None:
         self.pairs, self._ignore_merges, self._ids = pairs, ignore_merges, ids
         self._spelling = {byte: character for character, byte in byte_alphabet().items()}
         self._byte_ids = {byte: ids[char] for byte, char in self._spelling.items() if char in ids}
@@ -49,13 +52,53 @@ class ByteBPE:
 
     def __call__(self, piece: str) -> list[int]:
         data = piece.encode()
-        if self._ignore_merges:
-            whole = self._ids.get("".join([self._spelling[byte] for byte in data]))
-            if whole is not None:
-                return [whole]
+        if (whole := self._whole(data)) is not None:
+            return [whole]
         if self.lost.isdisjoint(data):
             return merge([self._byte_ids[byte] for byte in data], self.pairs)
         return merge([self._byte_ids[byte] for byte in data if byte in self._byte_ids], self.pairs)
+
+    def _whole(self, data: bytes) -> int | None:
+        """The id of a pre-token that is not to be merged, for the vocabulary has it."""
+        if not self._ignore_merges:
+            return None
+        return self._ids.get("".join([self._spelling[byte] for byte in data]))
+
+    def spans(self, piece: str, log: Log | None = None) -> list[Span]:
+        """The ids with the characters that they stand for, all of a character that they have a byte of.
+
+        A lost byte takes up no room: what follows it in its pre-token stands one place further to the left, as in
+        Hugging Face ``tokenizers``, whose offsets count bytes of this alphabet.
+        """
+        data = piece.encode()
+        if (whole := self._whole(data)) is not None:
+            return [(whole, 0, len(piece))]
+        return merge_spans(self._symbols(piece), self.pairs, log)
+
+    def _symbols(self, piece: str) -> list[Span]:
+        owners: list[int] = []  # of each byte of the spelling, which itself takes one byte or two
+        kept: list[tuple[int, int]] = []
+        for at, character in enumerate(piece):
+            for byte in character.encode():
+                width = len(self._spelling[byte].encode())
+                owners.extend([at] * width)
+                if byte in self._byte_ids:
+                    kept.append((self._byte_ids[byte], width))
+        symbols, done = [], 0
+        for index, width in kept:
+            symbols.append((index, owners[done], owners[done + width - 1] + 1))
+            done += width
+        return symbols
+
+    def explain(self, piece: str) -> dict[str, Any]:
+        """The merges in order, each with its rank; or that the vocabulary has the pre-token as a whole."""
+        if self._whole(piece.encode()) is not None:
+            return {"whole": True}
+        return merges_told(self._symbols(piece), self.pairs, self._names)
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return {index: name for name, index in self._ids.items()}
 
     @property
     def kernels(self) -> list[KernelKey]:
@@ -69,6 +112,22 @@ class ByteBPE:
             ids[byte] = index
         words, places = spelled_bytes(self._ids, self.pairs.size)
         return ByteMerge(steps, Words(words, places), self.pairs.compiled(), ids, self._ignore_merges)
+
+
+def merges_told(
+    symbols: Sequence[Span], pairs: Ranks, names: Mapping[int, str] | Sequence[str]
+) -> dict[str, Any]:
+    """The symbols that merging begins with, and every merge: its rank or score, and the parts."""
+    log: Log = []
+    merge_spans(symbols, pairs, log)
+    now = [index for index, _, _ in symbols]
+    merges = []
+    for value, left, right in log:
+        merged = value % pairs.size
+        parts = {"left": names[now[left]], "right": names[now[right]], "merged": names[merged]}
+        merges.append({"rank": pairs.rank(value), **parts, "id": merged})
+        now[left] = merged
+    return {"symbols": [names[index] for index, _, _ in symbols], "merges": merges}
 
 
 def spelled_bytes(ids: Mapping[str, int], size: int) -> tuple[bytes, NDArray[np.int32]]:
@@ -100,20 +159,29 @@ def pair_ranks(
 
     A merge that would make a control token out of text does not count. Raises :class:`FileFormatError`.
     """
-    split = [line.split(" ") if isinstance(line, str) else line for line in merges]
-    if not set(map(type, split)) <= {list} or not set(map(len, split)) <= {2}:
-        at = next(i for i, parts in enumerate(split) if not isinstance(parts, list) or len(parts) != 2)
-        raise FileFormatError(path, field, f"merge {at}, {merges[at]!r}, is not two pieces")
-    lefts, rights = [parts[0] for parts in split], [parts[1] for parts in split]
+    lefts, rights = merge_parts(merges, path, field)
     try:
-        return PairRanks.from_pairs(lefts, rights, ids, vocabulary.size, vocabulary.special_ids)
+        left_ids, right_ids = ([ids[piece] for piece in parts] for parts in (lefts, rights))
+        merged = [ids[left + right] for left, right in zip(lefts, rights)]
     except (KeyError, TypeError):
-        for at, (left, right) in enumerate(split):
+        for at, (left, right) in enumerate(zip(lefts, rights)):
             for piece in (left, right, f"{left}{right}"):
                 if not isinstance(piece, str) or piece not in ids:
                     problem = f"merge {at}, {merges[at]!r}: {piece!r} is not in the vocabulary"
                     raise FileFormatError(path, field, problem) from None
         raise
+    made = np.array(merged, np.int32)
+    made[np.isin(made, list(vocabulary.special_ids))] = -1
+    return PairRanks(np.array(left_ids, np.int32), np.array(right_ids, np.int32), made, vocabulary.size)
+
+
+def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str], list[str]]:
+    """The left and the right parts of a list of merges. Raises :class:`FileFormatError`."""
+    split = [line.split(" ") if isinstance(line, str) else line for line in merges]
+    if not set(map(type, split)) <= {list} or not set(map(len, split)) <= {2}:
+        at = next(i for i, parts in enumerate(split) if not isinstance(parts, list) or len(parts) != 2)
+        raise FileFormatError(path, field, f"merge {at}, {merges[at]!r}, is not two pieces")
+    return [parts[0] for parts in split], [parts[1] for parts in split]
 
 
 def text_ids(ids: Mapping[str, int], vocabulary: Vocabulary) -> dict[str, int]:
@@ -140,23 +208,36 @@ def from_gguf(fields: Fields) -> Tokenizer:
     verbatim = frozenset(vocabulary.of_type(*SPECIAL_TYPES, TokenType.USER_DEFINED))
     return Tokenizer(
         normalizer=None,
-        pre_tokenizer=sequence([Split(step) for step in splitting.steps]),
+        pre_tokenizer=PreTokenizer(tuple(map(Split, splitting.steps))),
         model=ByteBPE(pairs, text_ids(vocabulary.ids, vocabulary), splitting.ignore_merges, fields.path),
         decoder=ByteLevelDecoder(vocabulary.tokens, verbatim),
         **fields.shared(vocabulary, splitting.add_bos),
     )
 
 
+def _pairs(parts: Parts, merges: Any) -> Ranks:
+    if merges is not BY_RANK:
+        return pair_ranks(merges, parts.vocab, parts.vocabulary, parts.path, "model.merges")
+    ranks = [-float(index) for index in range(parts.vocabulary.size)]
+    return ScoreRanks(parts.vocabulary.tokens, parts.text_ids(), ranks, by_score_alone=True)
+
+
 def claims(parts: Parts) -> bool:
     """Whether a ``tokenizer.json`` with this type of model is of this kind."""
-    return parts.has_pre_tokenizer("ByteLevel")
+    return (
+        parts.has_pre_tokenizer("ByteLevel") or parts.model.get("merges") is BY_RANK or _decodes_bytes(parts)
+    )
+
+
+def _decodes_bytes(parts: Parts) -> bool:
+    """Files that were made of older ones have a pattern, but need not say that bytes follow."""
+    return (parts.of("decoder") or {}).get("type") == "ByteLevel"
 
 
 def from_json(parts: Parts) -> ByteBPE:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES, byte_fallback=(False,))
-    pairs = pair_ranks(model["merges"], parts.vocab, parts.vocabulary, parts.path, "model.merges")
-    ids = text_ids(parts.vocab, parts.vocabulary)
+    ids, pairs = parts.text_ids(), _pairs(parts, model["merges"])
     return ByteBPE(pairs, ids, bool(model.get("ignore_merges")), parts.path)
 
 

@@ -10,80 +10,78 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pellucid.errors import FileFormatError
-from pellucid.tokenize.base import Normalizer, Tokenizer
+from pellucid.tokenize.base import Tokenizer
+from pellucid.tokenize.charsmap import SPACE
 from pellucid.tokenize.decode import ByteFallbackDecoder
 from pellucid.tokenize.gguf import Fields, check_scores
 from pellucid.tokenize.huggingface import Parts
-from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, pair_ranks, text_ids
-from pellucid.tokenize.merges import PairRanks, ScoreRanks, merge
-from pellucid.tokenize.normalize import Prepend, Replace, sequence
+from pellucid.tokenize.kinds import byte_bpe
+from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, merges_told, pair_ranks
+from pellucid.tokenize.kinds.char import Chars
+from pellucid.tokenize.merges import Log, Ranks, ScoreRanks, Span, merge, merge_spans
+from pellucid.tokenize.normalize import Normalizer, Prepend, Replace, sequence
+from pellucid.tokenize.pretokenize import PreTokenizer, Split
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 GGUF_MODEL = "llama"
 JSON_MODEL = "BPE"
-SPACE = "▁"
 
 
-class CharBPE:
-    """The model stage: the characters of a pre-token, merged.
+class CharBPE(Chars):
+    """The model stage: the characters of a pre-token, as in :class:`Chars`, merged.
 
-    ``pieces`` is text → id of everything that text may become, ``byte_ids`` the id of each byte (empty: no byte
-    fallback), ``unknown`` the id of what has no piece and no bytes (None: it is dropped), of which neighbours
-    become one where ``fuse``.
+    ``ignore_merges``: a pre-token that is a piece is that one, whatever its characters merge to.
     """
 
     def __init__(
         self,
+        names: Sequence[str],
         pieces: Mapping[str, int],
-        pairs: PairRanks | ScoreRanks,
+        pairs: Ranks,
         byte_ids: Mapping[int, int],
         unknown: int | None,
         fuse: bool = True,
         ignore_merges: bool = False,
+        exactly: bool = False,
     ) -> None:
-        self.pairs, self._pieces, self._byte_ids = pairs, pieces, byte_ids
-        self._unknown, self._fuse, self._ignore_merges = unknown, fuse, ignore_merges
+        super().__init__(names, pieces, byte_ids, unknown, fuse, exactly)
+        self.pairs, self._ignore_merges = pairs, ignore_merges
+
+    @cached_property
+    def cut(self) -> Split | None:  # type: ignore[override]
+        """Before ``▁``, wherever no piece spans the cut.
+
+        A piece has ``▁`` inside only after few characters (Gemma has one such piece, ``>▁</``).
+        """
+        if self._ignore_merges or SPACE not in self._pieces:
+            return None
+        inner = re.findall(f"[^{SPACE}\0](?={SPACE})", "\0".join(self._pieces))
+        joined = "".join(map(re.escape, sorted(set(inner))))
+        word = f"(?:[{joined}]{SPACE}*|[^{SPACE}{joined}])" if joined else f"[^{SPACE}]"
+        return Split(f"{SPACE}*{word}+|{SPACE}+")
 
     def __call__(self, piece: str) -> list[int]:
         if self._ignore_merges and (whole := self._pieces.get(piece)) is not None:
             return [whole]
-        ids: list[int] = []
-        for character in piece:
-            known = self._pieces.get(character)
-            if known is not None:
-                ids.append(known)
-            else:
-                self._spell(character, ids)
-        return merge(ids, self.pairs)
+        known = [self._pieces.get(character) for character in piece]
+        if None in known:
+            return merge([index for index, _, _ in self.symbols(piece)], self.pairs)
+        return merge(known, self.pairs)  # type: ignore[arg-type]
 
-    def _spell(self, character: str, ids: list[int]) -> None:
-        data = character.encode()
-        if self._byte_ids.keys() >= set(data):
-            ids.extend(self._byte_ids[byte] for byte in data)
-        elif self._unknown is not None and not (self._fuse and ids and ids[-1] == self._unknown):
-            ids.append(self._unknown)
+    def spans(self, piece: str, log: Log | None = None) -> list[Span]:
+        """The ids with the characters that they stand for: all bytes of a character stand for all of it."""
+        if self._ignore_merges and (whole := self._pieces.get(piece)) is not None:
+            return [(whole, 0, len(piece))]
+        return merge_spans(self.symbols(piece), self.pairs, log)
 
-
-class SpaceCut:
-    """Cuts before ``▁`` wherever no piece could span the cut, which changes no id and lets words be remembered.
-
-    A piece has ``▁`` inside only after the few characters in ``joined`` (Gemma has one such piece, ``>▁</``).
-    """
-
-    def __init__(self, tokens: Sequence[str]) -> None:
-        self._tokens = tokens
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        inner = re.findall(f"[^{SPACE}\0](?={SPACE})", "\0".join(self._tokens))
-        joined = "".join(map(re.escape, sorted(set(inner))))
-        after = f"|(?<=[{joined}]){SPACE}+" if joined else ""
-        return re.compile(f"{SPACE}*(?:[^{SPACE}]+{after})+|{SPACE}+")
-
-    def __call__(self, text: str, first: bool) -> list[str]:
-        return self._pattern.findall(text)
+    def explain(self, piece: str) -> dict[str, Any]:
+        """The merges in order, each with its rank or score; or that the vocabulary has the pre-token as a whole."""
+        if self._ignore_merges and piece in self._pieces:
+            return {"whole": True}
+        return merges_told(self.symbols(piece), self.pairs, self._names)
 
 
 def byte_table(vocabulary: Vocabulary, path: Path, field: str) -> dict[int, int]:
@@ -115,8 +113,10 @@ def from_gguf(fields: Fields) -> Tokenizer:
     steps: list[Normalizer] = [Prepend(SPACE)] if prefix else []
     return Tokenizer(
         normalizer=sequence([*steps, Replace(" ", SPACE)]),
-        pre_tokenizer=SpaceCut(vocabulary.tokens),
-        model=CharBPE(pieces, pairs, {byte: index for index, byte in values.items()}, unknown),
+        pre_tokenizer=PreTokenizer(),
+        model=CharBPE(
+            vocabulary.tokens, pieces, pairs, {byte: index for index, byte in values.items()}, unknown
+        ),
         decoder=ByteFallbackDecoder(
             vocabulary.tokens, values, frozenset(vocabulary.of_type(*SPECIAL_TYPES)), strip=prefix
         ),
@@ -126,17 +126,18 @@ def from_gguf(fields: Fields) -> Tokenizer:
 
 def claims(parts: Parts) -> bool:
     """Whether a ``tokenizer.json`` with this type of model is of this kind."""
-    return not parts.has_pre_tokenizer("ByteLevel")
+    return not byte_bpe.claims(parts)
 
 
 def from_json(parts: Parts) -> CharBPE:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES)
     pairs = pair_ranks(model["merges"], parts.vocab, parts.vocabulary, parts.path, "model.merges")
-    pieces = text_ids(parts.vocab, parts.vocabulary)
+    pieces = parts.text_ids()
     values = byte_table(parts.vocabulary, parts.path, "model.vocab")
     unknown = None if model.get("unk_token") is None else parts.id_of(model["unk_token"], "model.unk_token")
     return CharBPE(
+        parts.vocabulary.tokens,
         pieces,
         pairs,
         {byte: index for index, byte in values.items()},

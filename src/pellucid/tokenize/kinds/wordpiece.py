@@ -1,51 +1,83 @@
 """WordPiece: words cut greedily into the longest pieces (Devlin et al. 2019, BERT; Schuster & Nakajima 2012).
 
 A piece that continues a word is spelled ``##ing``. A word that cannot be covered is the unknown token as a
-whole. Files: ``tokenizer.json``, or ``vocab.txt`` with ``tokenizer_config.json``.
+whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.tokenize.added import AddedToken, AddedTokens
+from pellucid.errors import FileFormatError
 from pellucid.tokenize.base import Tokenizer
+from pellucid.tokenize.charsmap import SPACE
 from pellucid.tokenize.decode import WordPieceDecoder
+from pellucid.tokenize.gguf import Fields
 from pellucid.tokenize.huggingface import Parts
+from pellucid.tokenize.merges import Span
 from pellucid.tokenize.normalize import Bert
 from pellucid.tokenize.postprocess import A, B, Template
-from pellucid.tokenize.pretokenize import BertSplit
+from pellucid.tokenize.pretokenize import BERT, PreTokenizer
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
+GGUF_MODEL = "bert"
 JSON_MODEL = "WordPiece"
 
 
 class WordPiece:
     """The model stage: one word → ids. Words of more than ``longest`` characters are ``unknown``."""
 
+    cut = None
+
     def __init__(self, ids: Mapping[str, int], unknown: int, prefix: str = "##", longest: int = 100) -> None:
         self._ids, self._unknown, self._prefix, self._longest = ids, unknown, prefix, longest
         self._reach = max(map(len, ids), default=0)
 
     def __call__(self, piece: str) -> list[int]:
+        return [index for index, _, _ in self.spans(piece)]
+
+    def spans(self, piece: str) -> list[Span]:
+        """The ids with the characters that they stand for."""
         if len(piece) > self._longest:
-            return [self._unknown]
-        ids: list[int] = []
+            return [(self._unknown, 0, len(piece))]
+        spans: list[Span] = []
         start = 0
         while start < len(piece):
-            prefix = self._prefix if start else ""
-            for stop in range(min(len(piece), start + self._reach), start, -1):
-                found = self._ids.get(prefix + piece[start:stop])
+            for stop, _, found in self._tries(piece, start):
                 if found is not None:
-                    ids.append(found)
+                    spans.append((found, start, stop))
                     start = stop
                     break
             else:
-                return [self._unknown]
-        return ids
+                return [(self._unknown, 0, len(piece))]
+        return spans
+
+    def _tries(self, piece: str, start: int) -> Iterator[tuple[int, str, int | None]]:
+        """What is looked for at a place, longest first: where it ends, how it is spelled, its id or None."""
+        prefix = self._prefix if start else ""
+        for stop in range(min(len(piece), start + self._reach), start, -1):
+            spelled = prefix + piece[start:stop]
+            yield stop, spelled, self._ids.get(spelled)
+
+    def explain(self, piece: str) -> dict[str, Any]:
+        """At each place the pieces that were tried, the last of them with success; or why the word is unknown."""
+        if len(piece) > self._longest:
+            return {"unknown": f"{len(piece)} characters; words have {self._longest} at most"}
+        told: list[dict[str, Any]] = []
+        start = 0
+        while start < len(piece):
+            tried = []
+            for stop, spelled, found in self._tries(piece, start):
+                tried.append(spelled)
+                if found is not None:
+                    told.append({"at": start, "tried": tried, "found": spelled, "id": found})
+                    start = stop
+                    break
+            else:
+                told.append({"at": start, "tried": tried, "found": None})
+                return {"tries": told, "unknown": f"no piece begins at character {start}"}
+        return {"tries": told}
 
 
 def claims(parts: Parts) -> bool:
@@ -65,43 +97,42 @@ def from_json(parts: Parts) -> WordPiece:
     return WordPiece(parts.vocab, parts.id_of(model["unk_token"], "model.unk_token"), prefix, longest)
 
 
-def from_vocab_txt(path: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """A tokenizer from ``vocab.txt`` and the contents of ``tokenizer_config.json``."""
-    names = {
-        key: config.get(f"{key}_token", f"[{key.upper()}]") for key in ("unk", "sep", "pad", "cls", "mask")
+def from_gguf(fields: Fields) -> Tokenizer:
+    """A tokenizer from the fields of a GGUF file, which spells words ``▁word`` and continuations without ``##``."""
+    vocabulary = fields.vocabulary()
+    tokens = [_spelled(token, vocabulary.types[index]) for index, token in enumerate(vocabulary.tokens)]
+    vocabulary = Vocabulary(tokens, vocabulary.types, fields.path, "tokenizer.ggml.tokens")
+    ids = {
+        name: fields.token_id(name, vocabulary.size)
+        for name in ("cls", "seperator", "separator", "unknown", "bos")
     }
-    if config.get("do_basic_tokenize", True) is not True or config.get("never_split"):
-        raise UnsupportedModel(
-            "tokenizer_config.json: do_basic_tokenize=false and never_split are not implemented"
-        )
-    try:
-        tokens = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as bad:
-        raise FileFormatError(path, "text", "not UTF-8", bad.start) from None
-    tokens = [token.rstrip("\r") for token in (tokens[:-1] if tokens[-1] == "" else tokens)]
-    special = set(names.values())
-    types = [int(TokenType.CONTROL if token in special else TokenType.NORMAL) for token in tokens]
-    vocabulary = Vocabulary(tokens, types, path, "vocab.txt")
-    for key in ("unk", "sep", "cls"):
-        if names[key] not in vocabulary.ids:
-            raise FileFormatError(path, f"{key}_token", f"{names[key]!r} is not in the vocabulary")
-    unknown, cls, sep = (vocabulary.ids[names[key]] for key in ("unk", "cls", "sep"))
-    lowercase = bool(config.get("do_lower_case", True))
-    accents = config.get("strip_accents")
+    cls, unknown = ids["cls"] if ids["cls"] is not None else ids["bos"], ids["unknown"]
+    sep = ids["seperator"] if ids["seperator"] is not None else ids["separator"]
+    if cls is None or sep is None or unknown is None:
+        absent = "cls" if cls is None else "seperator" if sep is None else "unknown"
+        raise FileFormatError(fields.path, f"tokenizer.ggml.{absent}_token_id", "missing")
+    lowercase = fields.get("ggml.normalizer.lowercase", bool, True)
+    pieces = dict(vocabulary.ids)
+    for index in vocabulary.special_ids - {unknown}:
+        del pieces[vocabulary.tokens[index]]
     return Tokenizer(
-        vocabulary=vocabulary,
-        added=AddedTokens(
-            AddedToken(i, vocabulary.tokens[i], special=True) for i in sorted(vocabulary.special_ids)
-        ),
-        normalized_added=AddedTokens(()),
         normalizer=Bert(
-            cjk=bool(config.get("tokenize_chinese_chars", True)),
-            strip_accents=lowercase if accents is None else bool(accents),
-            lowercase=lowercase,
+            strip_accents=fields.get("ggml.normalizer.strip_accents", bool, lowercase), lowercase=lowercase
         ),
-        pre_tokenizer=BertSplit(),
-        model=WordPiece(vocabulary.ids, unknown),
-        post_processor=Template(((cls, 0), (A, 0), (sep, 0)), ((cls, 0), (A, 0), (sep, 0), (B, 1), (sep, 1))),
+        pre_tokenizer=PreTokenizer((BERT,)),
+        model=WordPiece(pieces, unknown),
         decoder=WordPieceDecoder(vocabulary.tokens, "##", cleanup=True),
-        named_tokens={f"{key}_token": name for key, name in names.items() if name in vocabulary.ids},
+        **fields.shared(vocabulary, add_bos=False)
+        | {
+            "post_processor": Template(
+                ((cls, 0), (A, 0), (sep, 0)), ((cls, 0), (A, 0), (sep, 0), (B, 1), (sep, 1))
+            )
+        },
     )
+
+
+def _spelled(token: str, kind: int) -> str:
+    """As ``vocab.txt`` spells it (llama.cpp, ``convert_hf_to_gguf.py``, says how it was changed)."""
+    if kind != TokenType.NORMAL or (token.startswith("[") and token.endswith("]")):
+        return token
+    return token[1:] if token.startswith(SPACE) else f"##{token}"

@@ -1,0 +1,266 @@
+"""The character map that SentencePiece compiles into a model, and the normalizers that read it.
+
+The map is rules, a few characters → others, stored as a double-array trie (darts-clone) and a text of the targets:
+``<bytes of trie: u32><trie: u32 …><targets, each with a NUL behind it>`` (google/sentencepiece, ``normalizer.cc``).
+SentencePiece takes the longest rule at each place; Hugging Face ``tokenizers`` goes by grapheme clusters
+(``normalizers/precompiled.rs``). Both are here, for files of the one and of the other must give their ids.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pellucid.errors import FileFormatError
+from pellucid.tokenize.aligned import Aligned, placed
+from pellucid.tokenize.normalize import Normalizer, Rewrite, compiled
+from pellucid.tokenize.unicode import bracket
+
+if TYPE_CHECKING:
+    from regex import Pattern  # type: ignore[import-untyped]
+
+SPACE = "▁"
+LONGEST_RULE, MOST_RULES = (
+    64,
+    1 << 18,
+)  # bytes of what is replaced; rules that begin alike share parts of the trie
+
+
+class CharsMap:
+    """The rules of a map, by what they replace."""
+
+    def __init__(self, rules: dict[str, str]) -> None:
+        self.rules = rules
+        self._longest = max(map(len, rules), default=0)
+
+    def __repr__(self) -> str:
+        return f"CharsMap({len(self.rules):,} rules)"
+
+    @classmethod
+    def from_base64(cls, text: str, path: Path, field: str) -> CharsMap:
+        """From a field of ``tokenizer.json``. Raises :class:`FileFormatError`."""
+        try:
+            blob = base64.b64decode(text, validate=True)
+        except binascii.Error as bad:
+            raise FileFormatError(path, field, f"not base64: {bad}") from None
+        return cls.from_bytes(blob, path, field)
+
+    @classmethod
+    def from_bytes(cls, blob: bytes, path: Path, field: str) -> CharsMap:
+        """From the bytes of a model, all of whose rules are read at once. Raises :class:`FileFormatError`."""
+        import numpy as np
+
+        def wrong(problem: str) -> FileFormatError:
+            return FileFormatError(path, field, problem)
+
+        if not blob:
+            return cls({})
+        size = int.from_bytes(blob[:4], "little")
+        if len(blob) < 8 or size % 4 or not 4 <= size <= len(blob) - 4:
+            raise wrong(f"a trie of {size:,} bytes in a map of {len(blob):,}")
+        units = np.frombuffer(blob, np.uint32, size // 4, 4).astype(np.int64)
+        targets = blob[4 + size :]
+        offsets = units >> 10 << ((units >> 6) & 8)
+        labels = np.arange(1, 256)
+        keys: list[bytes] = [b""]
+        bases = np.array([offsets[0]])
+        rules: dict[str, str] = {}
+        while len(bases):  # all nodes of one depth at a time
+            places = bases[:, None] ^ labels
+            inside = places < len(units)
+            found = np.where(inside, units[np.where(inside, places, 0)], -1)
+            rows, columns = np.nonzero((found & 0x800000FF) == labels)
+            nodes = places[rows, columns]
+            if len(nodes) > MOST_RULES:
+                raise wrong(f"more than {MOST_RULES:,} rules")
+            keys = [keys[row] + bytes([label]) for row, label in zip(rows.tolist(), labels[columns].tolist())]
+            bases = nodes ^ offsets[nodes]
+            if keys and len(keys[0]) > LONGEST_RULE:
+                raise wrong(f"a rule replaces more than {LONGEST_RULE} bytes")
+            for at in np.flatnonzero(units[nodes] >> 8 & 1).tolist():
+                if bases[at] >= len(units):
+                    raise wrong(f"the rule for {keys[at]!r} is outside the trie")
+                value = int(units[bases[at]]) & 0x7FFFFFFF
+                end = targets.find(b"\0", value)
+                if not 0 <= value <= len(targets):
+                    raise wrong(f"the rule for {keys[at]!r} points outside the targets")
+                try:
+                    rules[keys[at].decode()] = targets[value : end if end >= 0 else None].decode()
+                except UnicodeDecodeError:
+                    raise wrong(f"the rule for {keys[at]!r} is not UTF-8") from None
+        return cls(rules)
+
+    @cached_property
+    def begins(self) -> Pattern[str]:
+        """Where a rule may apply: a character that has one, or begins one whose second character follows."""
+        single = {ord(key) for key in self.rules if len(key) == 1}
+        firsts = {ord(key[0]) for key in self.rules if len(key) > 1} - single
+        seconds = {ord(key[1]) for key in self.rules if len(key) > 1}
+        ways = [f"[{_members(single)}]"] * bool(single)
+        ways += [f"[{_members(firsts)}](?=[{_members(seconds)}])"] * bool(firsts)
+        return compiled("|".join(ways) or r"(?!)")
+
+    def longest(self, text: str, at: int) -> str | None:
+        """The longest rule that applies at a place: what it replaces."""
+        for length in range(min(self._longest, len(text) - at), 0, -1):
+            if text[at : at + length] in self.rules:
+                return text[at : at + length]
+        return None
+
+    def shortest(self, text: str) -> str | None:
+        """What the shortest rule that begins a text makes of it."""
+        for length in range(1, min(self._longest, len(text)) + 1):
+            if (target := self.rules.get(text[:length])) is not None:
+                return target
+        return None
+
+
+def _members(codes: set[int]) -> str:
+    return bracket(tuple((code, code) for code in sorted(codes)))
+
+
+@dataclass(frozen=True, eq=False)
+class Precompiled(Normalizer):
+    """The map as ``tokenizers`` applies it.
+
+    A grapheme cluster of less than six bytes becomes what the shortest rule at its beginning says, all of it; of other
+    clusters each character does. What is dropped counts as part of the character before, whatever became of that.
+    """
+
+    map: CharsMap
+
+    def steps(self) -> list[Rewrite]:
+        return [Rewrite(compiled(r"(?s).+"), lambda text: placed(self._changes(text)))]
+
+    def __call__(self, text: str) -> str:
+        return super().__call__(text) if self.map.begins.search(text) else text
+
+    def aligned(self, text: Aligned) -> Aligned:
+        return super().aligned(text) if self.map.begins.search(text.text) else text
+
+    def _changes(self, text: str) -> list[tuple[str, int]]:
+        changes: list[tuple[str, int]] = []
+        for found in clusters().finditer(text):
+            cluster: str = found[0]
+            whole = self.map.shortest(cluster) if len(cluster.encode()) < 6 else None
+            for part in cluster if whole is None else (cluster,):
+                target = self.map.shortest(part) if whole is None else whole
+                if target is None:
+                    changes.append((part, 0))
+                    continue
+                more = len(target) - len(part)
+                put_in = len(target) - max(more, 0)
+                changes.extend((new, int(at >= put_in)) for at, new in enumerate(target))
+                if more < 0 and changes:
+                    changes[-1] = (changes[-1][0], changes[-1][1] + more)
+        return changes
+
+
+@cache
+def clusters() -> Pattern[str]:
+    """Extended grapheme clusters (UAX #29), but conjuncts of Indic scripts, which have more than six bytes."""
+    control, joins, prepend = bracket("GCB=Control"), bracket("text.joins"), f"[{bracket('text.prepends')}]"
+    lead, vowel, tail = (f"[{bracket(f'GCB={name}')}]" for name in ("L", "V", "T"))
+    lv, lvt, flag = (f"[{bracket(f'GCB={name}')}]" for name in ("LV", "LVT", "Regional_Indicator"))
+    picture = f"[{bracket('Extended_Pictographic')}]"
+    joined = rf"{picture}(?:[{joins}]*\u200D{picture})*"
+    hangul = f"{lead}*(?:{vowel}+|{lv}{vowel}*|{lvt}){tail}*|{lead}+|{tail}+"
+    core = rf"{hangul}|{flag}{flag}|{joined}|[^\r\n{control}]"
+    return compiled(rf"\r\n|[\r\n{control}]|{prepend}*(?:{core})[{joins}]*|(?s:.)")
+
+
+@dataclass(frozen=True, eq=False)
+class SentencePiece(Normalizer):
+    """A text as SentencePiece normalises it: the map, one space where there were more, none at the ends, a space put
+    in front (or behind, where ``suffix``), and spaces written as ``▁``.
+
+    ``kept`` are pieces that no rule touches. Each character stands for all of the text from where it was to where the
+    next one was.
+    """
+
+    map: CharsMap
+    dummy_prefix: bool = True
+    remove_extra: bool = True
+    escape: bool = True
+    suffix: bool = False
+    kept: Sequence[str] = ()
+
+    def steps(self) -> list[Rewrite]:
+        return [Rewrite(compiled(r"(?s).+"), self._change)]
+
+    def __call__(self, text: str) -> str:
+        return "".join([new for new, _ in self._placed(text)[0]])
+
+    def aligned(self, text: Aligned) -> Aligned:
+        made, end = self._placed(text.text)
+        starts = [text.starts[at] if at < len(text) else text.ends[-1] for _, at in made]
+        last = text.starts[end] if end < len(text) else text.ends[-1] if len(text) else 0
+        return Aligned("".join([new for new, _ in made]), starts, [*starts[1:], last][: len(starts)])
+
+    def _change(self, text: str) -> list[tuple[str, int]]:
+        return self._placed(text)[0]
+
+    @cached_property
+    def _untouched(self) -> Pattern[str] | None:
+        if not self.kept:
+            return None
+        return compiled("|".join(map(re.escape, sorted(self.kept, key=len, reverse=True))))
+
+    def _chunks(self, text: str) -> Iterator[tuple[int, str, int]]:
+        """What stands at each place: its first character, what it becomes, how many characters it was."""
+        at = 0
+        for stop, end in (
+            [*(found.span() for found in self._untouched.finditer(text))] if self._untouched else []
+        ):
+            yield from self._mapped(text, at, stop)
+            yield stop, text[stop:end], end - stop
+            at = end
+        yield from self._mapped(text, at, len(text))
+
+    def _mapped(self, text: str, at: int, stop: int) -> Iterator[tuple[int, str, int]]:
+        while at < stop:
+            found = self.map.begins.search(text, at)
+            rule = None
+            if found is not None:
+                rule = self.map.longest(text[: found.start() + 64], found.start())
+            end = min(stop, len(text) if found is None else found.start())
+            yield from ((index, text[index], 1) for index in range(at, end))
+            at = end
+            if found is None or at == stop:
+                continue
+            taken = rule or text[at]
+            yield at, self.map.rules[rule] if rule else taken, len(taken)
+            at += len(taken)
+
+    def _placed(self, text: str) -> tuple[list[tuple[str, int]], int]:
+        """The characters with where each was, and where the text ends."""
+        space = SPACE if self.escape else " "
+        out: list[tuple[str, int]] = []
+        consumed, after_space, begun = 0, self.remove_extra, False
+        for at, new, length in self._chunks(text):
+            if not begun and self.remove_extra and new == " ":
+                consumed = at + length
+                continue
+            if not begun:
+                begun = True
+                if self.dummy_prefix and not self.suffix:
+                    out.append((space, consumed))
+            if after_space:
+                new = new.lstrip(" ")
+            out.extend((space if letter == " " else letter, at) for letter in new)
+            if new:
+                after_space = new.endswith(" ")
+            consumed = at + length
+            if not self.remove_extra:
+                after_space = False
+        while begun and self.remove_extra and out and out[-1][0] == space:
+            consumed = out.pop()[1]
+        if begun and self.dummy_prefix and self.suffix:
+            out.append((space, consumed))
+        return out, consumed

@@ -1,0 +1,197 @@
+"""An encoded text: its ids, and of each where it came from and what it is; cut to a length, or filled up to one.
+
+The rules are those of Hugging Face ``tokenizers``, ``Encoding``, ``utils/truncation.rs`` and ``utils/padding.rs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Literal, NamedTuple
+
+from pellucid.errors import InvalidRequest
+
+Side = Literal["left", "right"]
+
+
+class Token(NamedTuple):
+    """One id of an encoded text.
+
+    ``start`` and ``end`` are characters of the text (0, 0 for what was put around it); ``segment`` is the number that
+    the model is told (BERT's token type); ``sequence`` 0 or 1 for the first or second text, None for what belongs to
+    neither; ``special`` whether a post-processor put it there, ``padding`` whether it only fills up.
+    """
+
+    id: int
+    text: str
+    start: int = 0
+    end: int = 0
+    segment: int = 0
+    sequence: int | None = None
+    special: bool = False
+    padding: bool = False
+
+
+@dataclass(frozen=True)
+class Encoding(Sequence[Token]):
+    """The tokens of a text, or of a pair of texts; ``overflowing`` are the windows that did not fit."""
+
+    tokens: tuple[Token, ...]
+    overflowing: tuple[Encoding, ...] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self.tokens[index]
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids, T of them."""
+        return [token.id for token in self.tokens]
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """Of each id the characters of the text that it stands for."""
+        return [(token.start, token.end) for token in self.tokens]
+
+    @property
+    def segments(self) -> list[int]:
+        """Of each id its segment."""
+        return [token.segment for token in self.tokens]
+
+    @property
+    def attention_mask(self) -> list[int]:
+        """1 for each id, 0 for padding."""
+        return [int(not token.padding) for token in self.tokens]
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """At most ``max_length`` ids, special ones included; what is cut off comes in windows that share ``stride`` ids.
+
+    ``strategy`` says which text of a pair is cut: "longest_first", "only_first" or "only_second"; ``side`` where.
+    """
+
+    max_length: int
+    stride: int = 0
+    strategy: Literal["longest_first", "only_first", "only_second"] = "longest_first"
+    side: Side = "right"
+
+    def __post_init__(self) -> None:
+        _choice("truncation strategy", self.strategy, ("longest_first", "only_first", "only_second"))
+        _choice("truncation side", self.side, ("left", "right"))
+        for name in ("max_length", "stride"):
+            if getattr(self, name) < 0:
+                raise InvalidRequest(f"truncation {name} is {getattr(self, name)}; it must be 0 or more")
+
+    def windows(
+        self, first: Sequence[Token], second: Sequence[Token] | None, around: int
+    ) -> tuple[list[Sequence[Token]], list[Sequence[Token]] | None]:
+        """The windows of each text, the one to keep first, when ``around`` special ids come to them.
+
+        Raises :class:`InvalidRequest` when the limit leaves no room.
+        """
+        limit = self.max_length - around
+        if limit < 0:
+            raise InvalidRequest(
+                f"truncation max_length is {self.max_length}, but {around} special tokens are put around a text; "
+                f"give {around} or more"
+            )
+        lengths = [len(first), 0 if second is None else len(second)]
+        if sum(lengths) <= limit:
+            return [first], None if second is None else [second]
+        kept = self._kept(lengths, limit, second is not None)
+        others = None if second is None else self._cut(second, kept[1])
+        return self._cut(first, kept[0]), others
+
+    def _kept(self, lengths: list[int], limit: int, pair: bool) -> list[int]:
+        if limit == 0:
+            return [0, 0]
+        if self.strategy == "longest_first":
+            if not pair:
+                return [limit, 0]
+            short, long = sorted(lengths)
+            long = short if short > limit else max(short, limit - short)
+            if short + long > limit:
+                short, long = limit // 2, limit // 2 + limit % 2
+            return [long, short] if lengths[0] > lengths[1] else [short, long]
+        which = int(self.strategy == "only_second")
+        if which and not pair:
+            raise InvalidRequest("truncation strategy is 'only_second', but there is one text; give a pair")
+        left = lengths[which] - (sum(lengths) - limit)
+        if left <= 0:
+            raise InvalidRequest(
+                f"truncation to {self.max_length} would leave nothing of the text that {self.strategy!r} cuts: "
+                "give a greater max_length, or strategy 'longest_first'"
+            )
+        return [left, lengths[1]] if which == 0 else [lengths[0], left]
+
+    def _cut(self, tokens: Sequence[Token], length: int) -> list[Sequence[Token]]:
+        if length >= len(tokens):
+            return [tokens]
+        if length == 0:
+            return [(), tokens]
+        if self.stride >= length:
+            raise InvalidRequest(
+                f"truncation stride is {self.stride}, but windows have {length} ids; it must be smaller than that"
+            )
+        step, count = length - self.stride, len(tokens)
+        out: list[Sequence[Token]] = []
+        for at in range(0, count, step):
+            start, stop = (
+                (at, at + length) if self.side == "right" else (max(count - at - length, 0), count - at)
+            )
+            out.append(tokens[start:stop])
+            if stop >= count if self.side == "right" else start == 0:
+                break
+        return out
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Fill up to ``length`` ids (None: to the longest of the batch), or the next multiple of ``multiple_of``."""
+
+    id: int
+    token: str = "[PAD]"
+    length: int | None = None
+    multiple_of: int | None = None
+    segment: int = 0
+    side: Side = "right"
+
+    def __post_init__(self) -> None:
+        _choice("padding side", self.side, ("left", "right"))
+
+    def __call__(self, encodings: Sequence[Encoding]) -> list[Encoding]:
+        """The encodings, filled up."""
+        length = max(map(len, encodings), default=0) if self.length is None else self.length
+        if self.multiple_of:
+            length += -length % self.multiple_of
+        return [self._fill(encoding, length) for encoding in encodings]
+
+    def _fill(self, encoding: Encoding, length: int) -> Encoding:
+        filler = (Token(self.id, self.token, segment=self.segment, special=True, padding=True),)
+        added = filler * max(length - len(encoding), 0)
+        tokens = added + encoding.tokens if self.side == "left" else encoding.tokens + added
+        return replace(
+            encoding,
+            tokens=tokens,
+            overflowing=tuple(self._fill(one, length) for one in encoding.overflowing),
+        )
+
+
+def combined(
+    first: Sequence[Sequence[Token]], second: Sequence[Sequence[Token]] | None
+) -> list[tuple[Sequence[Token], Sequence[Token] | None]]:
+    """Windows of a text, or of two, each with each, the ones to keep first."""
+    if second is None:
+        return [(one, None) for one in first]
+    others: list[tuple[Sequence[Token], Sequence[Token] | None]]
+    others = [(one, other) for one in islice(first, 1, None) for other in second]
+    return [(first[0], second[0]), *others, *((first[0], other) for other in islice(second, 1, None))]
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InvalidRequest(f"{name} {value!r} is not known; known are {', '.join(known)}")

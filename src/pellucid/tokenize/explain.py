@@ -1,0 +1,116 @@
+"""How a text became ids: the stages of a tokenizer, one by one, as data.
+
+In: a tokenizer and a text. Out: an :class:`Explanation`, which holds what each stage gave: the parts of the text with
+what normalising made of them, the pre-tokens, and for each the model's own account (merges with their ranks, tries,
+a lattice with scores). ``as_dict()`` is what ``--json`` prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.aligned import Aligned
+    from pellucid.tokenize.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class ExplainedToken:
+    """One id: how the file spells it, the bytes that it adds to a text, the characters that it stands for."""
+
+    id: int
+    piece: str
+    bytes: bytes
+    start: int
+    end: int
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class PreToken:
+    """What the model sees of a text at once, normalised; its tokens, and how the model found them.
+
+    ``how`` is None for an added token, which is found before anything else happens. Otherwise, by kind of model:
+    ``symbols`` and ``merges`` (``rank``, ``left``, ``right``, ``merged``, ``id``), or ``whole``; ``tries`` (``at``,
+    ``tried``, ``found``, ``id``); ``lattice`` (``at``, ``piece``, ``id``, ``score``), ``best`` and ``score``;
+    ``unknown`` says why a word is.
+    """
+
+    text: str
+    start: int
+    end: int
+    tokens: tuple[ExplainedToken, ...]
+    how: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The way of a text; ``normalized`` is what the normalizer made of it, ``stages`` names what ran."""
+
+    text: str
+    normalized: str
+    stages: Mapping[str, Sequence[str]]
+    pre_tokens: tuple[PreToken, ...]
+    tokens: tuple[ExplainedToken, ...]
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids, with those that are put around the text."""
+        return [token.id for token in self.tokens]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON: bytes are hexadecimal."""
+
+        def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {key: value.hex(" ") if isinstance(value, bytes) else value for key, value in pairs}
+
+        return asdict(self, dict_factory=plain)
+
+
+def explain(tokenizer: Tokenizer, text: str, parse_special: bool = False) -> Explanation:
+    """How the ids of a text come about."""
+    pieces = tokenizer.pieces(text, parse_special)
+    pre_tokens = tuple(_pre_token(tokenizer, piece, index) for piece, index in pieces)
+    around = tokenizer.encode_with_offsets(text, parse_special=parse_special)
+    tokens = tuple(
+        ExplainedToken(t.id, t.text, tokenizer.token_bytes(t.id), t.start, t.end, t.special)
+        for t in around.tokens
+    )
+    normalized = "".join(part.text for part, _, _ in tokenizer.parts(text, parse_special))
+    return Explanation(text, normalized, _stages(tokenizer), pre_tokens, tokens)
+
+
+def _pre_token(tokenizer: Tokenizer, piece: Aligned, index: int | None) -> PreToken:
+    spans = [(index, 0, len(piece))] if index is not None else tokenizer.model.spans(piece.text)
+    tokens = tuple(
+        ExplainedToken(
+            found,
+            tokenizer.token_text(found),
+            tokenizer.token_bytes(found),
+            *piece.span(start, stop),
+            special=tokenizer.is_special(found),
+        )
+        for found, start, stop in spans
+    )
+    how = None if index is not None else tokenizer.model.explain(piece.text)
+    return PreToken(piece.text, *piece.span(0, len(piece)), tokens, how)
+
+
+def _stages(tokenizer: Tokenizer) -> dict[str, list[str]]:
+    """The stages that are there, each as its parts are called in Python."""
+    normalizer = tokenizer.normalizer
+    parts = getattr(normalizer, "stages", (normalizer,)) if normalizer is not None else ()
+    return {
+        "normalize": [_name(part) for part in parts],
+        "pre_tokenize": [_name(stage) for stage in tokenizer.pre_tokenizer.stages],
+        "model": [type(tokenizer.model).__name__],
+        "decode": [type(tokenizer.decoder).__name__],
+    }
+
+
+def _name(stage: Any) -> str:
+    """A stage's own words, if they are short."""
+    words = repr(stage)
+    return words if len(words) <= 200 else type(stage).__name__

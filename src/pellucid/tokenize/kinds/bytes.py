@@ -1,0 +1,69 @@
+"""Plain bytes: an id for each byte of a text, after a few that stand for something else (Xue et al. 2021, ByT5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import FileFormatError
+from pellucid.tokenize.added import AddedToken, AddedTokens
+from pellucid.tokenize.base import Tokenizer
+from pellucid.tokenize.beside import Beside
+from pellucid.tokenize.decode import BytesDecoder
+from pellucid.tokenize.merges import Span
+from pellucid.tokenize.postprocess import Template
+from pellucid.tokenize.pretokenize import PreTokenizer
+from pellucid.tokenize.vocabulary import TokenType, Vocabulary
+
+SPECIAL = ("<pad>", "</s>", "<unk>")
+MOST_EXTRA = 1 << 16
+
+
+class Bytes:
+    """The model stage: the bytes of a text, each plus ``shift``."""
+
+    cut = None
+
+    def __init__(self, shift: int) -> None:
+        self._shift = shift
+
+    def __call__(self, piece: str) -> list[int]:
+        return [self._shift + byte for byte in piece.encode()]
+
+    def spans(self, piece: str) -> list[Span]:
+        """The ids; each byte stands for the whole of its character."""
+        return [
+            (self._shift + byte, at, at + 1) for at, letter in enumerate(piece) for byte in letter.encode()
+        ]
+
+    def explain(self, piece: str) -> dict[str, Any]:
+        """The bytes, hexadecimal."""
+        return {"bytes": piece.encode().hex(" ")}
+
+
+def from_config(folder: Path, beside: Beside) -> Tokenizer:
+    """ByT5's tokenizer, of which ``tokenizer_config.json`` says how many extra ids there are."""
+    extra = beside.config.get("extra_ids", 125)
+    if type(extra) is not int or not 0 <= extra <= MOST_EXTRA:
+        problem = f"is {extra!r}; it must be a number from 0 to {MOST_EXTRA:,}"
+        raise FileFormatError(folder / "tokenizer_config.json", "extra_ids", problem)
+    shift = len(SPECIAL)
+    tokens = [
+        *SPECIAL,
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *(f"<extra_id_{at}>" for at in range(extra)),
+    ]
+    types = [TokenType.CONTROL] * shift + [TokenType.BYTE] * 256 + [TokenType.CONTROL] * extra
+    vocabulary = Vocabulary(tokens, list(map(int, types)), folder, "tokens")
+    special = (AddedToken(index, tokens[index], special=True) for index in sorted(vocabulary.special_ids))
+    return Tokenizer(
+        vocabulary=vocabulary,
+        added=AddedTokens(special),
+        normalized_added=AddedTokens(()),
+        normalizer=None,
+        pre_tokenizer=PreTokenizer(),
+        model=Bytes(shift),
+        post_processor=Template.around((), (vocabulary.ids["</s>"],)),
+        decoder=BytesDecoder(tokens, shift),
+        **beside.arguments(vocabulary),
+    )

@@ -1,0 +1,64 @@
+"""Characters: each is a piece, or its bytes are, or it is unknown. SentencePiece's model type CHAR."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pellucid.tokenize.merges import Span
+from pellucid.tokenize.pretokenize import Split
+
+
+class Chars:
+    """The model stage: the characters of a pre-token.
+
+    ``names`` spells every id, ``pieces`` is text → id of everything that text may become, ``byte_ids`` the id of each
+    byte (empty: no byte fallback), ``unknown`` the id of what has no piece and no bytes (None: it is dropped), of which
+    neighbours become one where ``fuse``. ``exactly`` as SentencePiece: of the bytes of a character, the last one stands
+    for it; otherwise all do, as in ``tokenizers``.
+    """
+
+    cut: Split | None = None
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        pieces: Mapping[str, int],
+        byte_ids: Mapping[int, int],
+        unknown: int | None,
+        fuse: bool = True,
+        exactly: bool = False,
+    ) -> None:
+        self._names, self._pieces, self._byte_ids = names, pieces, byte_ids
+        self._unknown, self._fuse, self._exactly = unknown, fuse, exactly
+
+    def __call__(self, piece: str) -> list[int]:
+        return [index for index, _, _ in self.spans(piece)]
+
+    def spans(self, piece: str) -> list[Span]:
+        """The ids with the characters that they stand for."""
+        return self.symbols(piece)
+
+    def symbols(self, piece: str) -> list[Span]:
+        """The characters' ids."""
+        symbols: list[Span] = []
+        for at, character in enumerate(piece):
+            index = self._pieces.get(character)
+            if index is not None:
+                symbols.append((index, at, at + 1))
+                continue
+            data = character.encode()
+            if self._byte_ids.keys() >= set(data):
+                ends = [at if self._exactly else at + 1] * (len(data) - 1) + [at + 1]
+                symbols.extend((self._byte_ids[byte], at, end) for byte, end in zip(data, ends))
+            elif self._unknown is None:
+                continue
+            elif self._fuse and symbols and symbols[-1][0] == self._unknown:
+                symbols[-1] = (self._unknown, symbols[-1][1], at + 1)
+            else:
+                symbols.append((self._unknown, at, at + 1))
+        return symbols
+
+    def explain(self, piece: str) -> dict[str, Any]:
+        """The characters."""
+        return {"symbols": [self._names[index] for index, _, _ in self.symbols(piece)]}

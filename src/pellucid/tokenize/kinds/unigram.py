@@ -1,0 +1,212 @@
+"""SentencePiece Unigram: the likeliest way to cut a text into pieces (Kudo 2018, "Subword regularization").
+
+Each piece has a logarithm of its probability; the cut with the greatest sum is found by Viterbi's algorithm, over all
+pieces that begin at each place. A character that no piece begins with alone is unknown, at a price; unknown neighbours
+are one token, or their bytes where the vocabulary has those. T5, ALBERT, XLM-R and XGLM are of this kind; GGUF calls it
+``t5``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from struct import pack, unpack
+from typing import Any
+
+from pellucid.errors import FileFormatError
+from pellucid.tokenize.base import Tokenizer
+from pellucid.tokenize.charsmap import SPACE
+from pellucid.tokenize.gguf import Fields, check_scores
+from pellucid.tokenize.huggingface import Parts
+from pellucid.tokenize.kinds.sentencepiece_bpe import byte_table
+from pellucid.tokenize.merges import Span
+from pellucid.tokenize.pretokenize import Split
+
+GGUF_MODEL = "t5"
+JSON_MODEL = "Unigram"
+UNKNOWN_PENALTY = 10.0
+"""Below the lowest score of a piece: SentencePiece, ``kUnkPenalty``."""
+
+RESET = 100_000.0
+"""Sums of float32 beyond this begin again at 0: SentencePiece, ``kScoreResetThreshold``."""
+
+Node = tuple[float, int, int]
+"""Of the best way to a place: its score, where its last piece begins, and that piece's id."""
+
+
+class Unigram:
+    """The model stage: one pre-token → ids.
+
+    ``pieces`` is text → id of everything that text may become, ``scores`` (V,) by id, ``byte_ids`` the id of each byte
+    (empty: no byte fallback), ``lowest`` the score below which unknown characters are; ``always`` are ids that score
+    differently than the file says (user-defined pieces, which win over any other). ``exactly`` as in SentencePiece:
+    sums are rounded to float32, and run over the whole text, so that the rounding hangs on all that stands before; and
+    of the bytes of an unknown character only the last stands for it. Otherwise it is as in ``tokenizers``: sums are
+    float64, and each byte stands for all unknown characters that are neighbours.
+    """
+
+    def __init__(
+        self,
+        pieces: Mapping[str, int],
+        scores: Sequence[float],
+        unknown: int,
+        byte_ids: Mapping[int, int],
+        lowest: float,
+        always: Mapping[int, float] | None = None,
+        exactly: bool = False,
+    ) -> None:
+        self._pieces, self._scores, self._unknown, self._byte_ids = pieces, scores, unknown, byte_ids
+        self._always, self._exactly = always or {}, exactly
+        self._unknown_score = rounded(lowest - UNKNOWN_PENALTY) if exactly else lowest - UNKNOWN_PENALTY
+
+    @cached_property
+    def cut(self) -> Split | None:
+        """Before ``▁``, where no piece has one inside and every sum is exact enough not to matter."""
+        if self._exactly or SPACE not in self._pieces or any(SPACE in piece[1:] for piece in self._pieces):
+            return None
+        return Split(f"{SPACE}[^{SPACE}]*|[^{SPACE}]+")
+
+    @cached_property
+    def _reach(self) -> dict[str, int]:
+        """The length of the longest piece that begins with each character."""
+        found: dict[str, int] = {}
+        for piece in self._pieces:
+            found[piece[0]] = max(found.get(piece[0], 0), len(piece))
+        return found
+
+    def __call__(self, piece: str) -> list[int]:
+        return [index for index, _, _ in self.spans(piece)]
+
+    def spans(self, piece: str) -> list[Span]:
+        """The ids with the characters that they stand for."""
+        fused: list[Span] = []
+        for index, start, stop in self._best(piece):
+            known = index != self._unknown
+            if known or not fused or fused[-1][0] != index or (self._exactly and self._byte_ids):
+                fused.append((index, start, stop))
+            else:
+                fused[-1] = (index, fused[-1][1], stop)
+        spans: list[Span] = []
+        for index, start, stop in fused:
+            data = piece[start:stop].encode() if index == self._unknown else b""
+            if data and self._byte_ids.keys() >= set(data):
+                ends = [start if self._exactly else stop] * (len(data) - 1) + [stop]
+                spans.extend((self._byte_ids[byte], start, end) for byte, end in zip(data, ends))
+            else:
+                spans.append((index, start, stop))
+        return spans
+
+    def _candidates(self, piece: str, start: int) -> list[Span]:
+        """Pieces that begin at a place, shortest first, and the unknown one if no single character does."""
+        found = []
+        for stop in range(start + 1, min(len(piece), start + self._reach.get(piece[start], 0)) + 1):
+            index = self._pieces.get(piece[start:stop])
+            if index is not None:
+                found.append((index, start, stop))
+        if not found or found[0][2] != start + 1:
+            found.append((self._unknown, start, start + 1))
+        return found
+
+    def _score(self, index: int) -> float:
+        if index == self._unknown:
+            return self._unknown_score
+        return self._always[index] if index in self._always else self._scores[index]
+
+    def _best(self, piece: str) -> list[Span]:
+        """The likeliest cut; of two equally likely the one that was found first."""
+        best: list[Node | None] = [(0.0, 0, 0), *[None] * len(piece)]
+        reached = 0
+        for start in range(len(piece)):
+            here = best[start]
+            if here is None:
+                continue
+            so_far = here[0]
+            if self._exactly and abs(so_far) > RESET:
+                for at, node in enumerate(best[start : reached + 1], start):
+                    if node is not None:
+                        best[at] = (rounded(node[0] - so_far), *node[1:])
+                so_far = 0.0
+            for index, _, stop in self._candidates(piece, start):
+                score = so_far + self._score(index)
+                if self._exactly:
+                    score = rounded(score)
+                there = best[stop]
+                reached = max(reached, stop)
+                if there is None or score > there[0]:
+                    best[stop] = (score, start, index)
+        spans: list[Span] = []
+        stop = len(piece)
+        while stop:
+            node = best[stop]
+            assert node is not None  # a way leads to every place, if need be over unknown characters
+            spans.append((node[2], node[1], stop))
+            stop = node[1]
+        return spans[::-1]
+
+    def explain(self, piece: str) -> dict[str, Any]:
+        """All pieces that were candidates, with where they begin and their scores, and the best cut with its sum."""
+        edges = [span for start in range(len(piece)) for span in self._candidates(piece, start)]
+        best = self._best(piece)
+        return {
+            "lattice": [self._told(piece, span) for span in edges],
+            "best": [piece[start:stop] for _, start, stop in best],
+            "score": sum(self._score(index) for index, start, stop in best),
+        }
+
+    def _told(self, piece: str, span: Span) -> dict[str, Any]:
+        index, start, stop = span
+        return {"at": start, "piece": piece[start:stop], "id": index, "score": self._score(index)}
+
+
+def rounded(score: float) -> float:
+    """The nearest float32."""
+    single: float = unpack("<f", pack("<f", score))[0]
+    return single
+
+
+def claims(parts: Parts) -> bool:
+    """Whether a ``tokenizer.json`` with this type of model is of this kind."""
+    return True
+
+
+def from_json(parts: Parts) -> Unigram:
+    """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
+    model = parts.component(parts.model, "model", "vocab", "unk_id", "byte_fallback")
+    unknown = model.get("unk_id")
+    if type(unknown) is not int or not 0 <= unknown < len(parts.scores):
+        problem = f"{unknown!r} is not an id; they go from 0 to {len(parts.scores) - 1}"
+        raise FileFormatError(parts.path, "model.unk_id", problem)
+    values = byte_table(parts.vocabulary, parts.path, "model.vocab")
+    return Unigram(
+        {piece: index for piece, index in parts.text_ids().items() if piece and index not in values},
+        parts.scores,
+        unknown,
+        {byte: index for index, byte in values.items()},
+        lowest=min(parts.scores),
+    )
+
+
+def from_gguf(fields: Fields) -> Tokenizer:
+    """A tokenizer from the fields of a GGUF file, which are those of a SentencePiece model."""
+    from pellucid.tokenize.sentencepiece import Spec, from_spec
+
+    vocabulary = fields.vocabulary()
+    scores = fields.array("scores", vocabulary.size)
+    if scores is None:
+        raise FileFormatError(fields.path, "tokenizer.ggml.scores", "missing")
+    charsmap = fields.array("precompiled_charsmap") or []
+    if not set(map(type, charsmap)) <= {int} or not all(-128 <= byte < 256 for byte in charsmap):
+        raise FileFormatError(fields.path, "tokenizer.ggml.precompiled_charsmap", "not an array of bytes")
+    normalizer = {
+        2: bytes(byte & 255 for byte in charsmap),
+        3: int(fields.get("ggml.add_space_prefix", bool, True)),
+        4: int(fields.get("ggml.remove_extra_whitespaces", bool, True)),
+        5: 1,
+    }
+    spec = Spec(vocabulary.tokens, [*check_scores(fields.path, scores)], vocabulary.types, {3: 1}, normalizer)
+    shared = fields.shared(
+        vocabulary, add_bos=False, told=("remove_extra_whitespaces", "precompiled_charsmap")
+    )
+    for ours in ("vocabulary", "added", "normalized_added"):
+        del shared[ours]
+    return from_spec(spec, vocabulary, fields.path, **shared)

@@ -1,0 +1,61 @@
+"""Whole words: a pre-token is in the vocabulary, or it is unknown.
+
+Hugging Face calls the kind WordLevel; SentencePiece's model type WORD is the same, but finds the words itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pellucid.tokenize.huggingface import Parts
+from pellucid.tokenize.merges import Span
+from pellucid.tokenize.pretokenize import Split
+
+JSON_MODEL = "WordLevel"
+
+
+class WordLevel:
+    """The model stage: one word → one id; ``unknown`` (None: nothing) for what the vocabulary lacks.
+
+    ``words``: a pre-token is a text, of which these are the words, and unknown neighbours become one.
+    """
+
+    cut = None
+
+    def __init__(self, ids: Mapping[str, int], unknown: int | None, words: Split | None = None) -> None:
+        self._ids, self._unknown, self._words = ids, unknown, words
+
+    def __call__(self, piece: str) -> list[int]:
+        return [index for index, _, _ in self.spans(piece)]
+
+    def spans(self, piece: str) -> list[Span]:
+        """The ids with all characters of their words."""
+        spans: list[Span] = []
+        for start, stop in [(0, len(piece))] if self._words is None else self._words.spans(piece):
+            index = self._ids.get(piece[start:stop], self._unknown)
+            if index is None:
+                continue
+            if spans and spans[-1][0] == index == self._unknown:
+                spans[-1] = (index, spans[-1][1], stop)
+            else:
+                spans.append((index, start, stop))
+        return spans
+
+    def explain(self, piece: str) -> dict[str, Any]:
+        """Which words the vocabulary lacks."""
+        words = [piece] if self._words is None else self._words(piece)
+        unknown = [word for word in words if word not in self._ids]
+        return {"unknown": f"not in the vocabulary: {', '.join(map(repr, unknown))}"} if unknown else {}
+
+
+def claims(parts: Parts) -> bool:
+    """Whether a ``tokenizer.json`` with this type of model is of this kind."""
+    return True
+
+
+def from_json(parts: Parts) -> WordLevel:
+    """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
+    model = parts.component(parts.model, "model", "vocab", "unk_token")
+    unknown = parts.vocabulary.ids.get(parts.text(model, "unk_token", "<unk>"))
+    return WordLevel(parts.text_ids(), unknown)
