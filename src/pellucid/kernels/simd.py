@@ -251,6 +251,7 @@ def _scalar_store(kind, convert):
 
 store_f32 = _scalar_store(types.float32, lambda b, v: v)
 store_f16 = _scalar_store(types.float32, lambda b, v: b.fptrunc(v, f16))
+store_f64 = _scalar_store(types.float64, lambda b, v: v)
 store_i64 = _scalar_store(types.int64, lambda b, v: v)
 store_u32 = _scalar_store(types.uint32, lambda b, v: v)
 store_i32 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i32))
@@ -454,6 +455,11 @@ def vreciprocal(x):
     y = fma(fma(splat(0.0) - x, y, splat(1.0)), y, y)
     y = fma(fma(splat(0.0) - x, y, splat(1.0)), y, y)
     return fma(fma(splat(0.0) - x, y, splat(1.0)), y, y)
+
+
+# A product of which the low 64 bits are wanted, for hashing: Numba's own lets LLVM take it that none are lost.
+times = vector_op(types.int64, (types.int64, types.int64), lambda e, a, b: e.b.mul(a, b))
+prefetch = vector_op(types.void, (types.int64,), lambda e, address: e.prefetch(address))
 
 
 @intrinsic

@@ -1,13 +1,11 @@
-"""Byte-pair encoding of pieces of a text. Called straight from Python, on UTF-8.
+"""Byte-pair encoding of pieces of texts (``text_pieces.py``).
 
-A piece is its bytes' ids, of which always the two neighbours merge that come first in the order of merges, the
-leftmost of equals (Sennrich et al. 2016, "Neural machine translation of rare words with subword units"), until none
-can. Most pieces are met again and again: one that the vocabulary has as a whole is looked up, once it is known that
-its bytes do merge to it; the ids of others are kept in a memory of fixed size, of which each thread has one to
-itself.
+A piece is its bytes' ids, or its characters', of which always the two neighbours merge that come first in the order of
+merges, the leftmost of equals (Sennrich et al. 2016, "Neural machine translation of rare words with subword units"),
+until none can. One that the vocabulary has as a whole is looked up, once it is known that it does merge to it.
 
-Tables are open addressing with linear steps, a power of two of slots, at most half of them taken. A pair's value is
-rank << 32 | id; NEVER stands for none.
+Pairs are in a table of open addressing with linear steps, a power of two of slots, at most half of them taken. A
+pair's value is rank << 32 | id; NEVER stands for none. For two bytes there is a table by their values.
 """
 
 from __future__ import annotations
@@ -16,14 +14,13 @@ from typing import Any
 
 from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
+from pellucid.kernels.text_pieces import BLOCK, Pieces, hashing, over
+from pellucid.kernels.text_split import decoding
+from pellucid.kernels.text_words import EMPTY, finding, stepping
 
 NEVER = (1 << 63) - 1
-EMPTY = -1  # a slot's key that is not taken
-ENTRY = 64  # bytes of an entry of the memory: hash, length and count, five ids, 32 bytes of text
-KEPT_IDS, KEPT_BYTES = 5, 32
-PADDING = 32  # bytes behind the text that may be read
 SHORT = 64  # symbols up to which looking through all pairs is faster than a heap
-UNKNOWN, MERGES, DIFFERS = 0, 1, 2  # whether a piece of the vocabulary is what its bytes merge to
+UNKNOWN, MERGES, DIFFERS = 0, 1, 2  # whether a piece of the vocabulary is what its symbols merge to
 
 
 class Pairs(Record):
@@ -38,21 +35,12 @@ class Pairs(Record):
     mask: int  # size - 1
 
 
-class Words(Record):
-    """Fill a table of pieces, all of whose slots are EMPTY."""
-
-    text: Address  # the pieces' bytes, one behind the other, and PADDING
-    places: Address  # (n + 1,) int32: where each piece begins
-    count: int  # n; a piece of no bytes is left out
-    slots: Address  # (size, 2) int64: hash, id
-    mask: int  # size - 1
-
-
-class Merge(Record):
-    text: Address  # UTF-8, and PADDING
-    pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last
-    count: int  # n
-    bytes: Address  # (256,) int32: each byte's id, below 0: none, the byte vanishes
+class Merge(Pieces):
+    bytes: Address  # (256,) int32: each byte's id, below 0: none
+    characters: Address  # (0x110000,) int32: each character's id, below 0: none; for symbols "characters"
+    unknown: int  # the id of a character that has neither one nor bytes, below 0: none, it vanishes
+    fuse: int  # 1: unknown neighbours are one symbol
+    first: Address  # (256, 256) int64: what two bytes become; for symbols "bytes"
     pairs: Address  # a table of Pairs
     pairs_mask: int
     words: Address  # a table of Words
@@ -60,53 +48,16 @@ class Merge(Record):
     word_text: Address  # what Words was filled with
     word_places: Address
     word_state: Address  # (V,) uint8: UNKNOWN, MERGES, DIFFERS
-    memory: Address  # entries, zero at first
-    memory_mask: int
-    scratch: Address  # ``scratch_bytes``
-    out: Address  # (m,) int32, room for as many as there are bytes
-    made: Address  # int64: m
 
 
 def scratch_bytes(longest: int) -> int:
-    """What ``Merge.scratch`` must have for a longest piece of so many bytes."""
-    return 48 * longest + 16 * SHORT + 64
+    """What ``Pieces.scratch`` must have for a longest piece of so many bytes."""
+    return 8 * BLOCK + 48 * longest + 32 * SHORT + 64
 
 
-def _helpers(simd: Any) -> Any:
-    load, load_i32 = simd.load_i64, simd.load_i32
-
-    @simd.jit
-    def hashed(place, length):
-        """Of so many bytes, eight at a time; what lies behind them does not count."""
-        h = length * -7046029254386353131
-        done = 0
-        while done + 8 <= length:
-            h = (h ^ load(place + done)) * -4417276706812531889
-            h ^= (h >> 29) & 0x7FFFFFFFF
-            done += 8
-        if done < length:
-            rest = load(place + done) & ((1 << (8 * (length - done))) - 1)
-            h = (h ^ rest) * -4417276706812531889
-            h ^= (h >> 29) & 0x7FFFFFFFF
-        h *= -4417276706812531889
-        h ^= (h >> 32) & 0xFFFFFFFF
-        return h & 0x7FFFFFFFFFFFFFFF
-
-    @simd.jit
-    def same(place, other, length):
-        done = 0
-        while done + 8 <= length:
-            if load(place + done) != load(other + done):
-                return False
-            done += 8
-        if done == length:
-            return True
-        return (load(place + done) ^ load(other + done)) & ((1 << (8 * (length - done))) - 1) == 0
-
-    @simd.jit
-    def slot_of(pair, mask):
-        h = pair * -7046029254386353131
-        return (h ^ (h >> 32) & 0xFFFFFFFF) & mask
+def _pairing(simd: Any) -> Any:
+    load = simd.load_i64
+    _, slot_of = stepping(simd)
 
     @simd.jit
     def value_of(left, right, pairs, mask):
@@ -121,28 +72,13 @@ def _helpers(simd: Any) -> Any:
                 return NEVER
             slot = (slot + 1) & mask
 
-    @simd.jit
-    def word_of(place, length, h, words, mask, text, places):
-        """The id of a piece of the vocabulary, or -1."""
-        slot = h & mask
-        while True:
-            found = load(words + slot * 16)
-            if found == EMPTY:
-                return -1
-            if found == h:
-                word = load(words + slot * 16 + 8)
-                begin = load_i32(places + word * 4)
-                if load_i32(places + word * 4 + 4) - begin == length and same(place, text + begin, length):
-                    return word
-            slot = (slot + 1) & mask
-
-    return hashed, same, slot_of, value_of, word_of
+    return value_of, slot_of
 
 
 @kernel("text.pairs", Pairs)
 def build_pairs(simd: Any) -> Any:
     at, load, load_i32, store_i64 = Pairs.at, simd.load_i64, simd.load_i32, simd.store_i64
-    _, _, slot_of, _, _ = _helpers(simd)
+    _, slot_of = _pairing(simd)
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
@@ -153,72 +89,152 @@ def build_pairs(simd: Any) -> Any:
             result, slot = load_i32(merged + i * 4), slot_of(pair, mask)
             while load(slots + slot * 16) != EMPTY and load(slots + slot * 16) != pair:
                 slot = (slot + 1) & mask
-            if (
-                result >= 0 and load(slots + slot * 16) == EMPTY
-            ):  # of a pair that is listed twice the first counts
+            if load(slots + slot * 16) == EMPTY:  # of a pair that is listed twice the first counts
                 store_i64(slots + slot * 16, pair)
-                store_i64(slots + slot * 16 + 8, load_i32(ranks + i * 4) << 32 | result)
-
-    return body
-
-
-@kernel("text.words", Words)
-def build_words(simd: Any) -> Any:
-    at, load, load_i32, store_i64 = Words.at, simd.load_i64, simd.load_i32, simd.store_i64
-    hashed, _, _, _, _ = _helpers(simd)
-
-    @simd.jit
-    def body(record, unused, unused_too, unused_three):
-        text, places = load(record + at.text), load(record + at.places)
-        slots, mask = load(record + at.slots), load(record + at.mask)
-        for word in range(load(record + at.count)):
-            begin, end = load_i32(places + word * 4), load_i32(places + word * 4 + 4)
-            if begin == end:
-                continue
-            h = hashed(text + begin, end - begin)
-            slot = h & mask
-            while load(slots + slot * 16) != EMPTY:
-                slot = (slot + 1) & mask
-            store_i64(slots + slot * 16, h)
-            store_i64(slots + slot * 16 + 8, word)
+                value = NEVER if result < 0 else load_i32(ranks + i * 4) << 32 | result
+                store_i64(slots + slot * 16 + 8, value)
 
     return body
 
 
 @kernel("text.merge", Merge)
-def build(simd: Any, whole: bool) -> Any:
-    """``whole``: a piece that the vocabulary has is that one, whatever its bytes merge to."""
+def build(simd: Any, symbols: str, whole: bool) -> Any:
+    """``symbols``: "bytes" or "characters". ``whole``: a piece that the vocabulary has is that one, whatever its
+    symbols merge to."""
     at, load, load_u8, load_i32 = Merge.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
-    hashed, same, _, value_of, word_of = _helpers(simd)
+    hashed, _ = hashing(simd)
+    word_of, (value_of, _) = finding(simd), _pairing(simd)
+    merge = _merging(simd, value_of)
+    length_of, code_point = decoding(simd)
 
     @simd.jit
-    def few(ids, count, values, pairs, mask, out):
-        """Merge symbols by looking through all of them; the ids that are left go to ``out``. Returns how many."""
+    def of_bytes(record, place, length, ids, values):
+        """A piece's symbols and what each becomes with the next. Returns how many there are."""
+        alphabet, first = load(record + at.bytes), load(record + at.first)
+        count, before = 0, 0
+        for i in range(length):
+            byte = load_u8(place + i)
+            symbol = load_i32(alphabet + byte * 4)
+            if symbol >= 0:
+                if count:
+                    store_i64(values + count * 8 - 8, load(first + (before << 8 | byte) * 8))
+                store_i32(ids + count * 4, symbol)
+                before = byte
+                count += 1
+        return count
+
+    @simd.jit
+    def of_characters(record, place, length, ids, values):
+        alphabet, characters = load(record + at.bytes), load(record + at.characters)
+        pairs, mask = load(record + at.pairs), load(record + at.pairs_mask)
+        unknown, fuse = load(record + at.unknown), load(record + at.fuse)
+        count, done = 0, 0
+        while done < length:
+            size = length_of(load_u8(place + done))
+            symbol, spelled = load_i32(characters + code_point(place + done) * 4), False
+            if symbol < 0:
+                spelled = True
+                for i in range(size):
+                    spelled = spelled and load_i32(alphabet + load_u8(place + done + i) * 4) >= 0
+                symbol = unknown
+            if spelled:
+                for i in range(size):
+                    store_i32(ids + (count + i) * 4, load_i32(alphabet + load_u8(place + done + i) * 4))
+                count += size
+            elif symbol >= 0 and not (
+                symbol == unknown and fuse and count and load_i32(ids + count * 4 - 4) == unknown
+            ):
+                store_i32(ids + count * 4, symbol)
+                count += 1
+            done += size
         for i in range(count - 1):
             store_i64(values + i * 8, value_of(load_i32(ids + i * 4), load_i32(ids + i * 4 + 4), pairs, mask))
-        while count > 1:
-            best, where = NEVER, 0
-            for i in range(count - 1):
-                value = load(values + i * 8)
-                if value < best:
-                    best, where = value, i
+        return count
+
+    start = of_bytes if symbols == "bytes" else of_characters
+
+    @simd.jit
+    def merged(record, scratch, place, length, out):
+        """A piece's ids, to ``out``. Returns how many."""
+        values = scratch + (length + 16) // 16 * 64
+        count = start(record, place, length, scratch, values)
+        pairs, mask = load(record + at.pairs), load(record + at.pairs_mask)
+        return merge(scratch, count, values, values + (count + 8) * 8, pairs, mask, out)
+
+    @simd.jit
+    def ids_of(record, scratch, place, length, part, out):
+        """The same, for a piece that may be a word of the vocabulary."""
+        h = hashed(place, length)
+        word = word_of(
+            place, length, h, load(record + at.words), load(record + at.words_mask),
+            load(record + at.word_text), load(record + at.word_places),
+        )  # fmt: skip
+        if word < 0:
+            return merged(record, scratch, place, length, out)
+        known = load(record + at.word_state) + word
+        state = load_u8(known)
+        if (whole and part == 0) or state == MERGES:
+            store_i32(out, word)
+            return 1
+        made = merged(record, scratch, place, length, out)
+        if state == UNKNOWN:
+            same = made == 1 and load_i32(out) == word
+            store_u8(known, MERGES if same else DIFFERS)
+        return made
+
+    return over(simd, at, ids_of)
+
+
+def _merging(simd: Any, value_of: Any) -> Any:
+    """merge: symbols to ids, when it is known what each becomes with the next."""
+    load, load_i32, load_u8 = simd.load_i64, simd.load_i32, simd.load_u8
+    store_i32, store_i64, store_u8 = simd.store_i32, simd.store_i64, simd.store_u8
+
+    @simd.jit
+    def few(ids, count, values, links, pairs, mask, out):
+        """Looking through all values, over a list linked both ways, in bytes; values of what is gone are NEVER."""
+        following, previous = links, links + SHORT + 8
+        for i in range(count):
+            store_u8(following + i, i + 1)
+            store_u8(previous + i + 1, i)
+        store_i64(values + (count - 1) * 8, NEVER)
+        while True:
+            best = NEVER
+            for i in range(count):
+                best = min(best, load(values + i * 8))
             if best == NEVER:
                 break
-            store_i32(ids + where * 4, best & 0xFFFFFFFF)
-            count -= 1
-            for i in range(where + 1, count):
-                store_i32(ids + i * 4, load_i32(ids + i * 4 + 4))
-                store_i64(values + i * 8 - 8, load(values + i * 8))
-            if where > 0:
-                left, here = load_i32(ids + where * 4 - 4), load_i32(ids + where * 4)
-                store_i64(values + where * 8 - 8, value_of(left, here, pairs, mask))
-            if where < count - 1:
-                here, right = load_i32(ids + where * 4), load_i32(ids + where * 4 + 4)
-                store_i64(values + where * 8, value_of(here, right, pairs, mask))
+            here = 0
+            while load(values + here * 8) != best:
+                here += 1
+            gone = load_u8(following + here)
+            after = load_u8(following + gone)
+            store_i32(ids + here * 4, best & 0xFFFFFFFF)
+            store_i32(ids + gone * 4, -1)
+            store_u8(following + here, after)
+            store_i64(values + gone * 8, NEVER)
+            value = NEVER
+            if after < count:
+                store_u8(previous + after, here)
+                value = value_of(best & 0xFFFFFFFF, load_i32(ids + after * 4), pairs, mask)
+            store_i64(values + here * 8, value)
+            if here > 0:
+                before = load_u8(previous + here)
+                value = value_of(load_i32(ids + before * 4), best & 0xFFFFFFFF, pairs, mask)
+                store_i64(values + before * 8, value)
+        return gather(ids, count, out)
+
+    @simd.jit
+    def gather(ids, count, out):
+        """The symbols that are left."""
+        made = 0
         for i in range(count):
-            store_i32(out + i * 4, load_i32(ids + i * 4))
-        return count
+            symbol = load_i32(ids + i * 4)
+            if symbol >= 0:
+                store_i32(out + made * 4, symbol)
+                made += 1
+        return made
 
     @simd.jit
     def sift_up(heap, at):
@@ -276,23 +292,20 @@ def build(simd: Any, whole: bool) -> Any:
             sift_down(heap, i, size)
 
     @simd.jit
-    def many(ids, count, scratch, pairs, mask, out):
-        """The same with a heap, over a list linked both ways.
+    def many(ids, count, values, links, pairs, mask, out):
+        """The same with a heap.
 
         An entry of the heap is stale if its symbol's value is another by now. A symbol has one live entry at most, and
         every merge leaves two new ones for the one that it took: the heap holds 3 * count entries at most, but entries
         that are stale are dropped before it grows over 1.5 * count.
         """
-        following, previous = scratch, scratch + count * 4
-        values, heap = scratch + count * 8, scratch + count * 16
+        following, previous, heap = links, links + count * 4, links + (count + 1) // 2 * 16
+        store_i64(values + (count - 1) * 8, NEVER)
         size = 0
         for i in range(count):
             store_i32(following + i * 4, i + 1)
             store_i32(previous + i * 4, i - 1)
-            value = NEVER
-            if i + 1 < count:
-                value = value_of(load_i32(ids + i * 4), load_i32(ids + i * 4 + 4), pairs, mask)
-            store_i64(values + i * 8, value)
+            value = load(values + i * 8)
             if value != NEVER:
                 store_i64(heap + size * 16, value)
                 store_i64(heap + size * 16 + 8, i)
@@ -335,76 +348,14 @@ def build(simd: Any, whole: bool) -> Any:
                 value = value_of(load_i32(ids + left * 4), load_i32(ids + here * 4), pairs, mask)
                 store_i64(values + left * 8, value)
                 size = push(heap, size, value, left)
-        made = 0
-        for i in range(count):
-            symbol = load_i32(ids + i * 4)
-            if symbol >= 0:
-                store_i32(out + made * 4, symbol)
-                made += 1
-        return made
+        return gather(ids, count, out)
 
     @simd.jit
-    def merged(record, place, length, out):
-        """A piece's ids, to ``out``. Returns how many."""
-        alphabet, ids = load(record + at.bytes), load(record + at.scratch)
-        pairs, mask = load(record + at.pairs), load(record + at.pairs_mask)
-        count = 0
-        for i in range(length):
-            symbol = load_i32(alphabet + load_u8(place + i) * 4)
-            if symbol >= 0:
-                store_i32(ids + count * 4, symbol)
-                count += 1
+    def merge(ids, count, values, links, pairs, mask, out):
+        if count == 0:
+            return 0
         if count <= SHORT:
-            return few(ids, count, ids + SHORT * 4, pairs, mask, out)
-        return many(ids, count, ids + (count + 1) // 2 * 8, pairs, mask, out)
+            return few(ids, count, values, links, pairs, mask, out)
+        return many(ids, count, values, links, pairs, mask, out)
 
-    @simd.jit
-    def encode(record, place, length, out):
-        """A piece's ids, from where they are known or made. Returns how many."""
-        h = hashed(place, length)
-        word = word_of(
-            place, length, h, load(record + at.words), load(record + at.words_mask),
-            load(record + at.word_text), load(record + at.word_places),
-        )  # fmt: skip
-        if word >= 0:
-            known = load(record + at.word_state) + word
-            state = load_u8(known)
-            if state == UNKNOWN:
-                made = merged(record, place, length, out)
-                state = DIFFERS
-                if made == 1 and load_i32(out) == word:
-                    state = MERGES
-                store_u8(known, state)
-            if whole or state == MERGES:
-                store_i32(out, word)
-                return 1
-        if length > KEPT_BYTES:
-            return merged(record, place, length, out)
-        entry = load(record + at.memory) + (h & load(record + at.memory_mask)) * ENTRY
-        if load(entry) == h and load_u8(entry + 8) == length and same(place, entry + 32, length):
-            made = load_u8(entry + 9)
-            for i in range(KEPT_IDS):
-                store_i32(out + i * 4, load_i32(entry + 12 + i * 4))
-            return made
-        made = merged(record, place, length, out)
-        if made <= KEPT_IDS:
-            store_i64(entry, h)
-            store_u8(entry + 8, length)
-            store_u8(entry + 9, made)
-            for i in range(made):
-                store_i32(entry + 12 + i * 4, load_i32(out + i * 4))
-            for i in range(0, length, 8):
-                store_i64(entry + 32 + i, load(place + i))
-        return made
-
-    @simd.jit
-    def body(record, unused, unused_too, unused_three):
-        text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
-        made = 0
-        for i in range(load(record + at.count)):
-            begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
-            if begin < end:
-                made += encode(record, text + begin, end - begin, out + made * 4)
-        store_i64(load(record + at.made), made)
-
-    return body
+    return merge

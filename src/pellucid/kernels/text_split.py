@@ -29,11 +29,9 @@ class Split(Record):
     made: Address  # int64: m
 
 
-@kernel("text.split", Split)
-def build(simd: Any) -> Any:
-    at, load, load_u8, load_u16 = Split.at, simd.load_i64, simd.load_u8, simd.load_u16
-    load_i32, store_i32, store_i64 = simd.load_i32, simd.store_i32, simd.store_i64
-    removed, with_previous, with_next, contiguous = (BEHAVIORS.index(name) for name in BEHAVIORS[1:])
+def decoding(simd: Any) -> Any:
+    """(length, code_point): how many bytes a character has, by its first, and which one is at an address."""
+    load_u8 = simd.load_u8
 
     @simd.jit
     def length(first):
@@ -47,8 +45,10 @@ def build(simd: Any) -> Any:
         return 4
 
     @simd.jit
-    def beyond_ascii(place, first):
-        """The code point at an address, of more than one byte."""
+    def code_point(place):
+        first = load_u8(place)
+        if first < 0x80:
+            return first
         second = load_u8(place + 1) & 63
         if first < 0xE0:
             return (first & 31) << 6 | second
@@ -56,6 +56,17 @@ def build(simd: Any) -> Any:
         if first < 0xF0:
             return (first & 15) << 12 | second << 6 | third
         return (first & 7) << 18 | second << 12 | third << 6 | load_u8(place + 3) & 63
+
+    return length, code_point
+
+
+@kernel("text.split", Split)
+def build(simd: Any) -> Any:
+    at, load, load_u8, load_u16 = Split.at, simd.load_i64, simd.load_u8, simd.load_u16
+    load_i32, store_i32, store_i64 = simd.load_i32, simd.store_i32, simd.store_i64
+    removed, with_previous, with_next, contiguous = (BEHAVIORS.index(name) for name in BEHAVIORS[1:])
+
+    length, code_point = decoding(simd)
 
     @simd.jit
     def match(text, position, end, classes, table, columns):
@@ -68,7 +79,7 @@ def build(simd: Any) -> Any:
                 if first < 0x80:
                     kind, step = load_u8(classes + first), 1
                 else:
-                    kind, step = load_u8(classes + beyond_ascii(text + position, first)), length(first)
+                    kind, step = load_u8(classes + code_point(text + position)), length(first)
             entry = load_u16(table + (state * columns + kind) * 2)
             if entry & 1:
                 found = position
@@ -109,6 +120,11 @@ def build(simd: Any) -> Any:
         made = 0
         for i in range(load(record + at.count)):
             begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
+            if end < 0:  # an id that is known: text_pieces.py
+                store_i32(out + made * 8, begin)
+                store_i32(out + made * 8 + 4, end)
+                made += 1
+                continue
             first, previous, position = made, False, begin
             while position < end:
                 found = match(text, position, end, classes, table, columns)

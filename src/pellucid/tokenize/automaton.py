@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from string import hexdigits
 from typing import ClassVar
 
 import numpy as np
@@ -153,6 +154,7 @@ class _Parser:
     """Reads a pattern; what it does not know is NotATable."""
 
     ESCAPES: ClassVar = {"r": 13, "n": 10, "t": 9, "f": 12, "v": 11, "a": 7, "e": 27, "0": 0}
+    CODES: ClassVar = {"x": 2, "u": 4, "U": 8}  # digits of a code point
     SETS: ClassVar = {"s": "White_Space", "d": "Nd"}
 
     def __init__(self, pattern: str) -> None:
@@ -273,7 +275,13 @@ class _Parser:
             return complement(members) if letter.isupper() else members
         if letter in self.ESCAPES:
             return ((self.ESCAPES[letter],) * 2,)
-        if letter in "xu" or letter.isalnum():
+        if letter in self.CODES:
+            digits = self._text[self._at : self._at + self.CODES[letter]]
+            self._at += len(digits)
+            if len(digits) < self.CODES[letter] or not set(digits) <= set(hexdigits):
+                raise NotATable
+            return self._letter(int(digits, 16)) if int(digits, 16) < CODES else ()
+        if letter.isalnum():
             raise NotATable
         return self._letter(ord(letter))
 

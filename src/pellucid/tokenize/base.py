@@ -10,7 +10,7 @@ control token, and :meth:`Tokenizer.encode_chat` does so for the chat template's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -27,6 +27,7 @@ from pellucid.tokenize.pretokenize import PreTokenizer, Split
 from pellucid.tokenize.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from pellucid.tokenize.assembled import Compiled
     from pellucid.tokenize.explain import Explanation
 
 BEGINS, COMPILES = (
@@ -120,6 +121,22 @@ class Tokenizer:
         ids = self._encode_text(text, parse_special)
         return self.post_processor.ids(ids) if add_special else ids
 
+    def encode_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        threads: int | None = None,
+    ) -> list[list[int]]:
+        """``encode`` of each text, over as many threads as there are physical cores, or as ``threads`` says."""
+        compiled = self._compiled_for(sum(map(len, texts)))
+        if compiled is None:
+            found = [self._encode_text(text, parse_special) for text in texts]
+        else:
+            found = compiled.encode_all(texts, parse_special, threads)
+        return list(map(self.post_processor.ids, found)) if add_special else found
+
     def encode_with_offsets(
         self,
         text: str | Pair,
@@ -205,61 +222,57 @@ class Tokenizer:
             ):
                 yield normal.part(low, high), found, at == 0 and inner == 0
 
+    def segments(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None, bool]]:
+        """The plain way to the same parts: text, normalised, or an added token with its id; and whether it is first."""
+        for at, (start, stop, index) in enumerate(self.added.split(text, parse_special)):
+            part = text[start:stop]
+            if index is not None:
+                yield part, index, at == 0
+                continue
+            normal = part if self.normalizer is None else self.normalizer(part)
+            for inner, (low, high, found) in enumerate(self.normalized_added.split(normal, parse_special)):
+                yield normal[low:high], found, at == 0 and inner == 0
+
     def _encode_text(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
         """The plain way from text to ids; ``mark`` is taken out where control tokens have been found."""
+        if not mark and (compiled := self._compiled_for(len(text))) is not None:
+            return compiled.encode([text], parse_special)[0]
         ids: list[int] = []
-        text = without_surrogates(text)
-        for at, (start, stop, index) in enumerate(self.added.split(text, parse_special)):
+        for part, index, first in self.segments(without_surrogates(text), parse_special):
             if index is not None:
                 ids.append(index)
                 continue
-            part = text[start:stop]
-            normal = part if self.normalizer is None else self.normalizer(part)
-            for inner, (low, high, found) in enumerate(self.normalized_added.split(normal, parse_special)):
-                if found is not None:
-                    ids.append(found)
-                    continue
-                piece = normal[low:high]
-                plain = piece.replace(mark, "") if mark else piece
-                ids.extend(self._encode_plain(plain, at == 0 and inner == 0))
+            pieces = self.cutting(part.replace(mark, "") if mark else part, first)
+            ids.extend(chain.from_iterable(map(self._remembered.__getitem__, pieces)))
         return ids
 
-    def _encode_plain(self, text: str, first: bool) -> list[int]:
-        """Pre-tokenizer and model; ``first`` says whether the text is the beginning of the whole one.
-
-        The compiled way has the same ids, but it takes some hundredths of a second to begin, and seconds where its
-        kernels were never compiled: it is taken once so much text has come that this does not matter.
-        """
-        known = "_compiled" in self.__dict__ or self._pays(len(text))
-        run = self._compiled if known else None
-        if run is not None:
-            ids: list[int] = run(text)
-            return ids
-        pieces = self._cutting(text, first)
-        return list(chain.from_iterable(map(self._remembered.__getitem__, pieces)))
-
     @cached_property
-    def _cutting(self) -> PreTokenizer:
+    def cutting(self) -> PreTokenizer:
         """The pre-tokenizer, and what the model cuts further."""
         cut = self.model.cut
         return self.pre_tokenizer if cut is None else PreTokenizer((*self.pre_tokenizer.stages, cut))
 
-    def _pays(self, length: int) -> bool:
-        """Whether it is time to encode by compiled code, with ``length`` more characters."""
-        if not hasattr(self.model, "kernels"):
-            return False
+    def _compiled_for(self, length: int) -> Compiled | None:
+        """The compiled way, if there is one and it is time to take it, with ``length`` more characters.
+
+        It has the same ids, but takes some hundredths of a second to begin, and seconds where its kernels were never
+        compiled: it is taken once so much text has come that this does not matter.
+        """
+        if "_compiled" in self.__dict__:
+            return self._compiled
         seen = self.__dict__["_seen"] = self.__dict__.get("_seen", 0) + length
         if seen < BEGINS:
-            return False
-        from pellucid.kernels.library import shared
+            return None
+        from pellucid.tokenize.assembled import is_kept
 
-        return seen >= COMPILES or shared().kept(self.model.kernels)
+        return self._compiled if seen >= COMPILES or is_kept(self.model) else None
 
     @cached_property
-    def _compiled(self) -> Callable[[str], list[int]] | None:
-        """Pre-tokenizer and model as compiled code; None if they cannot be."""
-        steps = self._cutting.compiled()
-        return None if steps is None else self.model.compiled(steps)  # type: ignore[attr-defined]
+    def _compiled(self) -> Compiled | None:
+        """All stages as compiled code; None if they cannot be."""
+        from pellucid.tokenize.assembled import assembled
+
+        return assembled(self)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of the ids: the exact inverse of ``encode`` for byte-level vocabularies.

@@ -67,19 +67,24 @@ class CharsMap:
         units = np.frombuffer(blob, np.uint32, size // 4, 4).astype(np.int64)
         targets = blob[4 + size :]
         offsets = units >> 10 << ((units >> 6) & 8)
-        labels = np.arange(1, 256)
+        # A unit with label c at place p belongs to the node whose children begin at p ^ c.
+        labels = units & 0x800000FF
+        children = np.flatnonzero((labels > 0) & (labels < 256))
+        parents = children ^ labels[children]
+        order = np.argsort(parents, kind="stable")
+        children, parents = children[order], parents[order]
         keys: list[bytes] = [b""]
         bases = np.array([offsets[0]])
         rules: dict[str, str] = {}
         while len(bases):  # all nodes of one depth at a time
-            places = bases[:, None] ^ labels
-            inside = places < len(units)
-            found = np.where(inside, units[np.where(inside, places, 0)], -1)
-            rows, columns = np.nonzero((found & 0x800000FF) == labels)
-            nodes = places[rows, columns]
+            first, behind = np.searchsorted(parents, bases, "left"), np.searchsorted(parents, bases, "right")
+            counts = behind - first
+            rows = np.repeat(np.arange(len(bases)), counts)
+            within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+            nodes = children[first[rows] + within]
             if len(nodes) > MOST_RULES:
                 raise wrong(f"more than {MOST_RULES:,} rules")
-            keys = [keys[row] + bytes([label]) for row, label in zip(rows.tolist(), labels[columns].tolist())]
+            keys = [keys[row] + bytes([label]) for row, label in zip(rows.tolist(), labels[nodes].tolist())]
             bases = nodes ^ offsets[nodes]
             if keys and len(keys[0]) > LONGEST_RULE:
                 raise wrong(f"a rule replaces more than {LONGEST_RULE} bytes")

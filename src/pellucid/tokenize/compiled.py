@@ -1,81 +1,428 @@
-"""The hot path, compiled: a text's pieces, and the ids that byte-pair encoding makes of them.
+"""Encoding by compiled code: texts to ids, all stages of a tokenizer one after the other, without the GIL.
 
-In: a text, normalised, without control tokens. Out: ids. The stages are those of ``pretokenize.py`` and of
-``kinds/byte_bpe.py``, which say the same in Python: what they give is what this gives, faster. Nothing here is
-changed by a call but memories of what was met before, of which every thread takes one for itself; the GIL is not
-held.
+In: texts. Out: their ids. The stages are those of ``added.py``, ``normalize.py``, ``pretokenize.py`` and ``kinds/``,
+which say the same in Python: what they give is what this gives, faster. A stage is a kernel and what it is told; it
+takes pieces of texts and leaves others. Many texts lie behind one another and go through a stage together.
+
+Nothing here is changed by a call but what a thread has to itself: room to work in, and a memory of what was met before.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels import text_merge, text_split
+from pellucid.kernels import text_added, text_apart, text_pieces, text_rewrite, text_split, text_words
 from pellucid.kernels.library import KernelKey, shared
 from pellucid.kernels.record import Record
 from pellucid.runtime.memory import address
 from pellucid.tokenize.automaton import Automaton
+from pellucid.tokenize.charmap import CharacterMap
 
-ENTRIES = 1 << 16  # of a memory: 4 MB
-MOST_BYTES = 1 << 30  # of a text
-
-
-@dataclass(frozen=True)
-class Step:
-    """One pattern that cuts pieces: its automaton, what becomes of a match, and whether matches are the gaps."""
-
-    automaton: Automaton
-    behavior: str = "Isolated"
-    inverted: bool = False
+ENTRIES, LONG_ENTRIES = 1 << 17, 1 << 13  # of a thread's memories: 8 MB, and 2 MB
+MOST_BYTES = 1 << 28  # of the texts of a call, whose places are 31 bits, also when they have grown
+KEPT_ROOM = 1 << 22  # bytes of text that a thread's room is kept for
 
 
-class _Kernel:
-    """A compiled function of its record's fields, of which some are ``known`` beforehand."""
+class Kernel:
+    """A compiled function of its record's fields, of which some are ``known`` beforehand.
 
-    def __init__(self, name: str, record: type[Record], *parameters: Any, **known: int) -> None:
+    Arrays among them are kept, and told by their address.
+    """
+
+    def __init__(self, name: str, record: type[Record], *parameters: Any, **known: Any) -> None:
         self._run = shared().function(KernelKey(name, parameters), 4)
-        fields = dict.fromkeys(record.fields, 0) | known
+        self._arrays = [value for value in known.values() if isinstance(value, np.ndarray)]
+        told = {name: address(v) if isinstance(v, np.ndarray) else v for name, v in known.items()}
+        fields = dict.fromkeys(record.fields, 0) | told
         self._words = np.array([0] * record.header + record.pack(fields), np.int64)
         self._place = {field: offset // 8 for field, offset in record.at._asdict().items()}
 
     def __call__(self, **fields: int) -> None:
         words = self._words.copy()
-        for field, value in fields.items():
-            words[self._place[field]] = value
-        self._run(address(words), 0, 0, 0)
+        view = words.data
+        for name, value in fields.items():
+            view[self._place[name]] = value
+        self._run(words.ctypes.data, 0, 0, 0)
 
 
-def kernels(whole: bool) -> list[KernelKey]:
-    """What ``ByteMerge`` needs."""
-    return [
-        KernelKey("text.split"),
-        KernelKey("text.merge", (whole,)),
-        KernelKey("text.words"),
-        KernelKey("text.pairs"),
-    ]
+class Room:
+    """What one thread works in: texts, their pieces and ends, each twice: a stage reads one and writes the other."""
+
+    def __init__(self) -> None:
+        self.memory = np.zeros(ENTRIES * text_pieces.ENTRY, np.uint8)
+        self.long_memory = np.zeros(LONG_ENTRIES * text_pieces.LONG_ENTRY, np.uint8)
+        self.made = np.zeros(1, np.int64)
+        self._arrays: dict[tuple[str, int], NDArray[Any]] = {}
+
+    def array(self, name: str, side: int, size: int, kind: Any) -> NDArray[Any]:
+        """An array of at least so many numbers, with what was written to it last."""
+        found = self._arrays.get((name, side))
+        if found is None or len(found) < size:
+            found = self._arrays[name, side] = np.empty(max(size, 4096) * 5 // 4, kind)
+        return found
+
+    def trim(self) -> None:
+        """Forget arrays that one great text made great."""
+        self._arrays = {key: array for key, array in self._arrays.items() if array.nbytes <= 8 * KEPT_ROOM}
+
+
+@dataclass
+class Texts:
+    """Texts on their way: UTF-8 in a room, cut into pieces."""
+
+    room: Room
+    text: NDArray[np.uint8]
+    length: int
+    pieces: NDArray[np.int32]  # (n, 2), flat
+    count: int
+    ends: NDArray[np.int32]
+    texts: int
+    side: int = 0  # of the room, where the pieces are
+    text_side: int = 0  # where the text and its ends are
+
+    @classmethod
+    def of(cls, room: Room, data: Sequence[bytes], pieces: Sequence[tuple[int, int]] | None = None) -> Texts:
+        """Encoded texts; ``pieces`` if they are cut already."""
+        joined = data[0] if len(data) == 1 else b"".join(data)
+        length = len(joined)
+        if length > MOST_BYTES:
+            raise InvalidRequest(
+                f"a text of {length:,} bytes; the limit is {MOST_BYTES:,}: encode it in parts"
+            )
+        text = room.array("text", 0, length + text_pieces.PADDING, np.uint8)
+        text[:length] = np.frombuffer(joined, np.uint8)
+        ends = room.array("ends", 0, len(data), np.int32)
+        ends[: len(data)] = np.cumsum(np.fromiter(map(len, data), np.int64, len(data)))
+        count = len(data) if pieces is None else len(pieces)
+        spans = room.array("pieces", 0, 2 * count, np.int32)
+        if pieces is None:
+            spans[0] = 0
+            spans[2 : 2 * count : 2] = ends[: count - 1]
+            spans[1 : 2 * count : 2] = ends[:count]
+        else:
+            spans[: 2 * count] = np.array(pieces, np.int32).reshape(-1)
+        return cls(room, text, length, spans, count, ends, len(data))
+
+    def spans(self) -> NDArray[np.int32]:
+        """The pieces, (n, 2): first byte, and the one behind the last."""
+        return self.pieces[: 2 * self.count].reshape(-1, 2)
+
+
+class Stage(Protocol):
+    """Pieces of texts → others. False if this cannot be done here, and Python must do it."""
+
+    def __call__(self, texts: Texts) -> bool: ...
+
+
+class Cutting:
+    """Pieces cut where a pattern matches."""
+
+    def __init__(self, automaton: Automaton, behavior: str, inverted: bool) -> None:
+        self._kernel = Kernel(
+            "text.split",
+            text_split.Split,
+            classes=automaton.classes,
+            table=automaton.table,
+            columns=automaton.table.shape[1],
+            behavior=text_split.BEHAVIORS.index(behavior),
+            inverted=int(inverted),
+        )
+
+    def __call__(self, texts: Texts) -> bool:
+        _cut(self._kernel, texts)
+        return True
+
+
+class Adding:
+    """Added tokens cut out; ``emitted`` (n,) int32 has the id of each, or -1 where it is left as text."""
+
+    def __init__(self, tokens: Sequence[bytes], emitted: NDArray[np.int32]) -> None:
+        tree, starts = Tree.of(tokens), np.zeros(256, np.uint8)
+        starts[[token[0] for token in tokens]] = 1
+        known = {
+            "starts": starts,
+            "slots": tree.slots,
+            "mask": tree.mask,
+            "ids": tree.ids,
+            "emitted": emitted,
+        }
+        self._kernel = Kernel("text.added", text_added.Added, **known)
+
+    def __call__(self, texts: Texts) -> bool:
+        _cut(self._kernel, texts)
+        return True
+
+
+def _cut(kernel: Kernel, texts: Texts) -> None:
+    room, side = texts.room, 1 - texts.side
+    out = room.array("pieces", side, 2 * (texts.length + texts.count + 1), np.int32)
+    kernel(
+        text=texts.text.ctypes.data,
+        pieces=texts.pieces.ctypes.data,
+        count=texts.count,
+        out=out.ctypes.data,
+        made=room.made.ctypes.data,
+    )
+    texts.pieces, texts.count, texts.side = out, int(room.made[0]), side
+
+
+class Separating:
+    """Pieces cut between characters that are next to each other in no piece of a vocabulary.
+
+    Of pieces that begin or end within a character it is not known what they are next to: no cut is made after, or
+    before, what they may be a part of.
+    """
+
+    def __init__(self, pieces: Spelled, marked: bool) -> None:
+        pairs, flags = neighbours(pieces)
+        table, mask = slots(len(pairs), 1)
+        Kernel(
+            "text.neighbours", text_apart.Neighbours, pairs=pairs, count=len(pairs), slots=table, mask=mask
+        )()
+        self._kernel = Kernel(
+            "text.apart", text_apart.Apart, slots=table, mask=mask, flags=flags, marked=int(marked)
+        )
+
+    def __call__(self, texts: Texts) -> bool:
+        _cut(self._kernel, texts)
+        return True
+
+
+def neighbours(pieces: Spelled) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """What ``text_apart.Apart`` is told: the pairs of wide characters that pieces have, and the flags of characters."""
+    text, places = pieces.text, pieces.places
+    leads = np.flatnonzero(text[: places[-1]] >= 0xE0)
+    starts, ends = (places[np.searchsorted(places, leads, "right") + side] for side in (-1, 0))
+    inside = leads > starts
+    leads, starts, ends = leads[inside], starts[inside], ends[inside]
+    pairs: set[int] = set()
+    flags = np.zeros(0x110000, np.uint8)
+    data = text.tobytes()
+    for lead, start, end in zip(leads.tolist(), starts.tolist(), ends.tolist()):
+        before = lead - 1
+        while before > start and data[before] & 0xC0 == 0x80:
+            before -= 1
+        left, right = data[before:lead], data[lead : min(end, lead + (4 if data[lead] >= 0xF0 else 3))]
+        if left[0] < 0x80 or 0xC0 <= left[0] < 0xE0:
+            continue  # a narrow character
+        known, behind = _character(left), _character(right)
+        if known is not None and behind is not None:
+            pairs.add(known << 21 | behind)
+        elif behind is not None or (known is None and len(right) > len(left)):
+            flags[_codes(right, True)] |= text_apart.BEFORE
+        else:
+            flags[_codes(left, False)] |= text_apart.AFTER
+    return np.array(sorted(pairs), np.int64), flags
+
+
+def _character(data: bytes) -> int | None:
+    try:
+        return ord(data.decode())
+    except (UnicodeDecodeError, TypeError):
+        return None
+
+
+def _codes(part: bytes, begins: bool) -> NDArray[np.int64]:
+    """The wide characters whose UTF-8 begins, or ends, with some bytes."""
+    codes = np.arange(text_apart.WIDE, 0x110000)
+    sixes = [codes & 63 | 0x80, codes >> 6 & 63 | 0x80, codes >> 12 & 63 | 0x80]
+    narrow = codes < 0x10000
+    lead = np.where(narrow, codes >> 12 | 0xE0, codes >> 18 | 0xF0)
+    # Bytes from the front, or from the back; a character of three has its first where one of four has its second.
+    front = [lead, np.where(narrow, sixes[1], sixes[2]), np.where(narrow, sixes[0], sixes[1]), sixes[0]]
+    back = [sixes[0], sixes[1], np.where(narrow, lead, sixes[2]), np.where(narrow, 0, lead)]
+    matches = np.ones(len(codes), bool)
+    for expected, there in zip(part if begins else part[::-1], front if begins else back):
+        matches &= there == expected
+    return codes[matches]
+
+
+class Rewriting:
+    """Characters replaced."""
+
+    def __init__(self, change: CharacterMap) -> None:
+        self._growth, self._prefix = change.growth, len(change.prefix)
+        self._kernel = Kernel(
+            "text.rewrite",
+            text_rewrite.Rewrite,
+            change.joins is not None,
+            targets=change.targets,
+            written=change.written,
+            joins=np.zeros(1, np.uint8) if change.joins is None else change.joins,
+            collapse=int(change.collapse),
+            trim=int(change.trim),
+            pairs=int(change.pairs),
+            prefix=np.frombuffer(change.prefix or b"\0", np.uint8),
+            prefix_length=len(change.prefix),
+            when=change.when,
+            unless_there=int(change.unless_there),
+        )
+
+    def __call__(self, texts: Texts) -> bool:
+        room, side, text_side = texts.room, 1 - texts.side, 1 - texts.text_side
+        length = self._growth * texts.length + (self._prefix + 1) * texts.count
+        out = room.array("text", text_side, length + text_pieces.PADDING, np.uint8)
+        pieces = room.array("pieces", side, 2 * texts.count, np.int32)
+        ends = room.array("ends", text_side, texts.texts, np.int32)
+        self._kernel(
+            text=texts.text.ctypes.data,
+            pieces=texts.pieces.ctypes.data,
+            count=texts.count,
+            ends=texts.ends.ctypes.data,
+            texts=texts.texts,
+            out=out.ctypes.data,
+            out_pieces=pieces.ctypes.data,
+            out_ends=ends.ctypes.data,
+            status=room.made.ctypes.data,
+        )
+        texts.text, texts.pieces, texts.ends = out, pieces, ends
+        texts.side, texts.text_side = side, text_side
+        texts.length = int(ends[texts.texts - 1])
+        return int(room.made[0]) == text_rewrite.DONE
+
+
+@dataclass(frozen=True)
+class Model:
+    """A kernel that makes ids of pieces; ``scratch`` says how many bytes it wants for a longest piece of so many.
+
+    ``stages`` are those that it wants between the pre-tokenizer and itself.
+    """
+
+    name: str
+    record: type[Record]
+    scratch: Any
+    parameters: tuple[Any, ...] = ()
+    known: Mapping[str, Any] = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
+
+
+class Pipeline:
+    """The stages of a tokenizer and its model.
+
+    ``early`` are those before the pre-tokenizer, for texts in which control tokens are text, and others; None where
+    Python must do them.
+    """
+
+    def __init__(
+        self, early: Mapping[bool, Sequence[Stage] | None], late: Sequence[Stage], model: Model
+    ) -> None:
+        self._early, self._late, self._scratch = early, (*late, *model.stages), model.scratch
+        known = {"memory_mask": ENTRIES - 1, "long_mask": LONG_ENTRIES - 1, **model.known}
+        self._model = Kernel(model.name, model.record, *model.parameters, **known)
+        self._rooms: deque[Room] = deque()
+
+    def ids(self, texts: Sequence[bytes], parse_special: bool) -> list[list[int]] | None:
+        """The ids of each text, or None if it is for Python to normalise one of them."""
+        early = self._early[parse_special]
+        return None if early is None else self._through(texts, None, (*early, *self._late))
+
+    def ids_of_pieces(self, texts: Sequence[bytes], pieces: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """The same for texts that are normalised and cut at added tokens: spans of bytes, or -1 - id as the end."""
+        found = self._through(texts, pieces, self._late)
+        assert found is not None
+        return found
+
+    def _through(
+        self, data: Sequence[bytes], pieces: Sequence[tuple[int, int]] | None, stages: Iterable[Stage]
+    ) -> list[list[int]] | None:
+        if not data or (pieces is not None and not pieces):
+            return [[] for _ in data]
+        room = self._rooms.pop() if self._rooms else Room()
+        texts = Texts.of(room, data, pieces)
+        found = self._encode(texts) if all(stage(texts) for stage in stages) else None
+        if texts.length > KEPT_ROOM:
+            room.trim()
+        self._rooms.append(room)
+        return found
+
+    def _encode(self, texts: Texts) -> list[list[int]]:
+        room, spans = texts.room, texts.spans()
+        longest = int(((spans[:, 1] & ~text_pieces.PART) - spans[:, 0]).max(initial=0))
+        size = texts.length + texts.count + text_pieces.LONG_IDS
+        out, counts = room.array("ids", 0, size, np.int32), room.array("counts", 0, texts.texts, np.int64)
+        self._model(
+            text=texts.text.ctypes.data,
+            pieces=texts.pieces.ctypes.data,
+            count=texts.count,
+            ends=texts.ends.ctypes.data,
+            counts=counts.ctypes.data,
+            texts=texts.texts,
+            memory=room.memory.ctypes.data,
+            long_memory=room.long_memory.ctypes.data,
+            scratch=room.array("scratch", 0, self._scratch(longest), np.uint8).ctypes.data,
+            out=out.ctypes.data,
+        )
+        stops = counts[: texts.texts].tolist()
+        ids = out[: stops[-1]].tolist()
+        return [ids] if len(stops) == 1 else list(_parts(ids, stops))
+
+
+def _parts(ids: list[int], stops: Iterable[int]) -> Iterator[list[int]]:
+    start = 0
+    for stop in stops:
+        yield ids[start:stop]
+        start = stop
+
+
+def slots(count: int, width: int) -> tuple[NDArray[np.int64], int]:
+    """Room for so many entries, half of it empty: the array, and its size less one."""
+    size = max(16, 1 << (2 * count - 1).bit_length() if count else 16)
+    return np.full((size, width), text_words.EMPTY, np.int64), size - 1
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """Pieces by their bytes, V of them: all bytes, and where each piece begins, (V + 1,); one of none is in no text."""
+
+    text: NDArray[np.uint8]
+    places: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, pieces: Sequence[bytes]) -> Spelled:
+        places = np.zeros(len(pieces) + 1, np.int32)
+        np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=places[1:])
+        return cls.from_bytes(b"".join(pieces), places)
+
+    @classmethod
+    def from_bytes(cls, text: bytes, places: NDArray[np.int32]) -> Spelled:
+        return cls(np.frombuffer(text + bytes(text_pieces.PADDING), np.uint8), places)
 
 
 class Words:
-    """Pieces by their bytes, ``V`` of them; a piece of no bytes is in no text.
+    """A table of pieces by their bytes, by which a whole one is found."""
 
-    ``spelled`` is all pieces' bytes, ``places`` (V + 1,) where each begins.
-    """
+    def __init__(self, pieces: Spelled) -> None:
+        count = len(pieces.places) - 1
+        self.pieces, self.state = pieces, np.zeros(count, np.uint8)
+        self.slots, self.mask = slots(int(np.count_nonzero(np.diff(pieces.places))), 2)
+        known = {"text": pieces.text, "places": pieces.places, "slots": self.slots, "mask": self.mask}
+        Kernel("text.words", text_words.Words, **known, count=count)()
 
-    def __init__(self, spelled: bytes, places: NDArray[np.int32]) -> None:
-        self.text = np.frombuffer(spelled + bytes(text_merge.PADDING), np.uint8)
-        self.places, count = places, len(places) - 1
-        self.slots, self.mask = _slots(int(np.count_nonzero(np.diff(places))))
-        fill = _Kernel("text.words", text_merge.Words, mask=self.mask)
-        fill(text=address(self.text), places=address(places), count=count, slots=address(self.slots))
-        self.state = np.zeros(count, np.uint8)
+
+class Tree:
+    """The pieces as a tree of their bytes. Raises :class:`InvalidRequest` for more nodes than it can number."""
+
+    def __init__(self, pieces: Spelled) -> None:
+        most = int(pieces.places[-1]) + 1
+        if most > text_words.MOST_NODES:
+            raise InvalidRequest(f"a vocabulary of {most:,} bytes; the limit is {text_words.MOST_NODES:,}")
+        table, self.mask = slots(most, 1)
+        self.slots, ids, nodes = table.reshape(-1), np.full(most, -1, np.int32), np.zeros(1, np.int64)
+        known = {"text": pieces.text, "places": pieces.places, "slots": self.slots, "mask": self.mask}
+        Kernel("text.tree", text_words.Tree, **known, count=len(pieces.places) - 1, ids=ids, nodes=nodes)()
+        self.ids = ids[: int(nodes[0])].copy()
+
+    @classmethod
+    def of(cls, pieces: Sequence[bytes]) -> Tree:
+        """Of pieces in the order of their ids; those of no bytes are left out."""
+        return cls(Spelled.of(pieces))
 
 
 class Pairs:
@@ -88,104 +435,23 @@ class Pairs:
         merged: NDArray[np.int32],
         ranks: NDArray[np.int32],
     ) -> None:
-        self.slots, self.mask = _slots(len(lefts))
-        fill = _Kernel("text.pairs", text_merge.Pairs, count=len(lefts), mask=self.mask)
+        from pellucid.kernels.text_merge import Pairs
+
+        self.slots, self.mask = slots(len(lefts), 2)
+        self._columns = (lefts, rights, merged, ranks)
         columns = {"lefts": lefts, "rights": rights, "merged": merged, "ranks": ranks}
-        fill(**{name: address(column) for name, column in columns.items()}, slots=address(self.slots))
+        Kernel("text.pairs", Pairs, **columns, count=len(lefts), slots=self.slots, mask=self.mask)()
 
+    def of_bytes(self, byte_ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """What each two bytes become, (256, 256), by their ids (256,), which are below 0 for none."""
+        from pellucid.kernels.text_merge import NEVER
 
-def _slots(count: int) -> tuple[NDArray[np.int64], int]:
-    """Room for so many entries, half of it empty: the array, and its size less one."""
-    size = max(16, 1 << (2 * count - 1).bit_length() if count else 16)
-    return np.full((size, 2), text_merge.EMPTY, np.int64), size - 1
-
-
-class ByteMerge:
-    """Text to ids, for byte-level byte-pair encoding.
-
-    ``byte_ids`` (256,) int32 is each byte's id, below 0 where it has none and vanishes. ``whole``: a piece that is a
-    word of the vocabulary is that one, whatever its bytes merge to.
-    """
-
-    def __init__(
-        self, steps: Sequence[Step], words: Words, pairs: Pairs, byte_ids: NDArray[np.int32], whole: bool
-    ) -> None:
-        self._steps, self._words, self._pairs, self._byte_ids = tuple(steps), words, pairs, byte_ids
-        self._whole = whole
-        self._memories: deque[NDArray[np.uint8]] = deque()
-
-    @cached_property
-    def _cuts(self) -> list[_Kernel]:
-        """What makes each step's pieces."""
-        return [
-            _Kernel(
-                "text.split",
-                text_split.Split,
-                classes=address(step.automaton.classes),
-                table=address(step.automaton.table),
-                columns=step.automaton.table.shape[1],
-                behavior=text_split.BEHAVIORS.index(step.behavior),
-                inverted=int(step.inverted),
-            )
-            for step in self._steps
-        ]
-
-    @cached_property
-    def _merge(self) -> _Kernel:
-        words, pairs = self._words, self._pairs
-        return _Kernel(
-            "text.merge",
-            text_merge.Merge,
-            self._whole,
-            bytes=address(self._byte_ids),
-            pairs=address(pairs.slots),
-            pairs_mask=pairs.mask,
-            words=address(words.slots),
-            words_mask=words.mask,
-            word_text=address(words.text),
-            word_places=address(words.places),
-            word_state=address(words.state),
-            memory_mask=ENTRIES - 1,
-        )
-
-    def __call__(self, text: str) -> list[int]:
-        """The ids of a text. Raises :class:`InvalidRequest` for one whose places do not fit into 31 bits."""
-        encoded = text.encode()
-        if len(encoded) > MOST_BYTES:
-            raise InvalidRequest(
-                f"a text of {len(encoded):,} bytes; the limit is {MOST_BYTES:,}: encode it in parts"
-            )
-        data = np.frombuffer(encoded + bytes(text_merge.PADDING), np.uint8)
-        pieces = self.pieces(data)
-        longest = int((pieces[:, 1] - pieces[:, 0]).max(initial=0))
-        out, made = np.empty(len(data) + text_merge.KEPT_IDS, np.int32), np.zeros(1, np.int64)
-        scratch, memory = np.empty(text_merge.scratch_bytes(longest), np.uint8), self._memory()
-        self._merge(
-            text=address(data),
-            pieces=address(pieces),
-            count=len(pieces),
-            memory=address(memory),
-            scratch=address(scratch),
-            out=address(out),
-            made=address(made),
-        )
-        self._memories.append(memory)
-        ids: list[int] = out[: int(made[0])].tolist()
-        return ids
-
-    def pieces(self, data: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """The pieces of a text, whose UTF-8 has padding behind it, (n, 2): first byte, and the one behind the last."""
-        length, text = len(data) - text_merge.PADDING, address(data)
-        pieces, made = np.array([[0, length]], np.int32), np.zeros(1, np.int64)
-        for cut in self._cuts:
-            out = np.empty((length + 1, 2), np.int32)
-            cut(text=text, pieces=address(pieces), count=len(pieces), out=address(out), made=address(made))
-            pieces = out[: int(made[0])]
-        return pieces
-
-    def _memory(self) -> NDArray[np.uint8]:
-        """A memory that no other thread uses."""
-        try:
-            return self._memories.pop()
-        except IndexError:
-            return np.zeros(ENTRIES * text_merge.ENTRY, np.uint8)
+        lefts, rights, merged, ranks = self._columns
+        table = np.full((256, 256), NEVER, np.int64)
+        of = {int(index): byte for byte, index in enumerate(byte_ids) if index >= 0}
+        known = np.array(sorted(of), np.int32)
+        rows = np.flatnonzero(np.isin(lefts, known) & np.isin(rights, known))
+        for row in rows[::-1].tolist():  # of a pair that is listed twice the first counts
+            value = NEVER if merged[row] < 0 else int(ranks[row]) << 32 | int(merged[row])
+            table[of[int(lefts[row])], of[int(rights[row])]] = value
+        return table

@@ -202,13 +202,13 @@ def decoder(parts: Parts, spec: Json | None) -> Decoder:
         return WordPieceDecoder(tokens, parts.text(spec, "prefix"), bool(spec["cleanup"]))
     if spec is not None and kind == "Sequence":
         from pellucid.tokenize.charsmap import SPACE
-        from pellucid.tokenize.kinds.sentencepiece_bpe import byte_table
+        from pellucid.tokenize.kinds.sentencepiece_bpe import byte_pieces
 
         replace = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
         usual = [replace, {"type": "ByteFallback"}, {"type": "Fuse"}]
         strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
         if spec["decoders"] in (usual, [*usual, strip]):
-            values = byte_table(parts.vocabulary, parts.path, "model.vocab")
+            values = byte_pieces(parts.vocabulary, parts.path, "model.vocab")
             verbatim = frozenset(token.id for token in parts.added if token.special)
             return ByteFallbackDecoder(tokens, values, verbatim, strip=spec["decoders"] != usual)
         inner = ", ".join(str(one.get("type")) for one in spec["decoders"])

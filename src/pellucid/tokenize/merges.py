@@ -149,7 +149,7 @@ class ScoreRanks(Ranks):
 
         from pellucid.tokenize.compiled import Pairs
 
-        ids, tokens, found = self._pieces, self._tokens, []
+        ids, found = self._pieces, []
         for piece, merged in ids.items():
             for at in range(1, len(piece)):
                 left, right = ids.get(piece[:at]), ids.get(piece[at:])
@@ -160,11 +160,9 @@ class ScoreRanks(Ranks):
         for at, (rank, merged, _, _) in enumerate(found):
             same = at > 0 and (rank, merged) == found[at - 1][:2]
             ranks.append(ranks[-1] if same else at)
-        columns = np.array([(left, right, merged) for _, merged, left, right in found], np.int32).reshape(
-            -1, 3
-        )
-        assert len(tokens) == self.size
-        return Pairs(*map(np.ascontiguousarray, columns.T), np.array(ranks, np.int32))
+        columns = np.array([(left, right, merged) for _, merged, left, right in found], np.int32)
+        lefts, rights, made = map(np.ascontiguousarray, columns.reshape(-1, 3).T)
+        return Pairs(lefts, rights, made, np.array(ranks, np.int32))
 
 
 def _descending(score: float) -> int:

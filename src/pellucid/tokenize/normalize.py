@@ -14,7 +14,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal
 
 from pellucid.tokenize.aligned import Aligned, Change, placed
-from pellucid.tokenize.unicode import bracket, small_letters
+from pellucid.tokenize.unicode import bracket, ranges, small_letters, union
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
@@ -196,9 +196,13 @@ class Nmt(Normalizer):
     """The clean-up of neural machine translation in SentencePiece: no control characters, all white space a space."""
 
     def steps(self) -> list[Rewrite]:
-        dropped = r"[\x01-\x08\x0B\x0E-\x1F\x7F\x8F\x9F]+"
-        space = r"[\t\n\f\r\u1680\u200B-\u200F\u2028\u2029\u2581\uFEFF\uFFFD]"
-        return [dropping(dropped), Rewrite(compiled(space), lambda _: [(" ", 0)])]
+        space = Rewrite(compiled(f"[{bracket(_NMT_SPACE)}]"), lambda _: [(" ", 0)])
+        return [dropping(f"[{bracket(_NMT_DROPPED)}]+"), space]
+
+
+_NMT_DROPPED = ranges("1-8 B E-1F 7F 8F 9F")
+_NMT_SPACE = ranges("9-A C-D 1680 200B-200F 2028-2029 2581 FEFF FFFD")
+NMT = union((_NMT_DROPPED, _NMT_SPACE))
 
 
 @dataclass(frozen=True)
@@ -219,7 +223,7 @@ class Bert(Normalizer):
             dropping(f"[{bracket('bert.dropped')}]+"),
             Rewrite(compiled(r"\p{White_Space}"), lambda _: [(" ", 0)]),
         ]
-        cjk = [Rewrite(compiled(_IDEOGRAPH), lambda letter: [(f" {letter} ", 0)])]
+        cjk = [Rewrite(compiled(f"[{bracket(IDEOGRAPHS)}]"), lambda letter: [(f" {letter} ", 0)])]
         accents = [Normalize("NFD"), dropping(f"[{bracket('bert.marks')}]+")]
         return [
             *(clean if self.clean else ()),
@@ -236,9 +240,8 @@ class Bert(Normalizer):
         return text.lower() if self.lowercase else text
 
 
-_IDEOGRAPH = (
-    r"[\u4E00-\u9FFF\u3400-\u4DBF\U00020000-\U0002A6DF\U0002A700-\U0002B73F"
-    r"\U0002B740-\U0002B81F\U0002B920-\U0002CEAF\uF900-\uFAFF\U0002F800-\U0002FA1F]"
+IDEOGRAPHS = ranges(
+    "3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2B73F 2B740-2B81F 2B920-2CEAF 2F800-2FA1F"
 )
 _CLEAN_ASCII = dict.fromkeys([*range(32), 127]) | dict.fromkeys(map(ord, "\t\n\r"), " ")
 

@@ -19,7 +19,6 @@ from pellucid.tokenize.unicode import bracket
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
-    from pellucid.tokenize.compiled import Step
 
 Spans = list[tuple[int, int]]
 
@@ -143,19 +142,6 @@ class PreTokenizer:
             elif first and pieces:
                 pieces[0] = stage.normalizer.aligned(pieces[0])
         return (piece for piece in pieces if piece.text)
-
-    def compiled(self) -> list[Step] | None:
-        """The stages as compiled code takes them; None if it cannot."""
-        from pellucid.tokenize.automaton import automaton
-        from pellucid.tokenize.compiled import Step
-
-        steps = []
-        for stage in self.stages:
-            table = automaton(stage.pattern) if isinstance(stage, Split) else None
-            if table is None or not isinstance(stage, Split):
-                return None
-            steps.append(Step(table, stage.behavior, stage.invert))
-        return steps
 
 
 _MARK = bracket("bert.punctuation")

@@ -20,7 +20,7 @@ from pellucid.tokenize.beside import Beside
 from pellucid.tokenize.charsmap import SPACE, CharsMap, SentencePiece
 from pellucid.tokenize.decode import SentencePieceDecoder
 from pellucid.tokenize.kinds.char import Chars
-from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE, byte_table
+from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE, byte_pieces
 from pellucid.tokenize.kinds.unigram import Unigram, rounded
 from pellucid.tokenize.kinds.wordlevel import WordLevel
 from pellucid.tokenize.merges import ScoreRanks
@@ -106,7 +106,7 @@ def from_spec(spec: Spec, vocabulary: Vocabulary, path: Path, **arguments: Any) 
     dummy, extra = bool(normal.get(3, 1)), bool(normal.get(4, 1))
     model = _model(spec, vocabulary, kind, unknown[0], path)
     kept = [vocabulary.tokens[index] for index in user]
-    values = byte_table(vocabulary, path, "pieces")
+    values = byte_pieces(vocabulary, path, "pieces")
     surface = spec.trainer.get(44, b" \xe2\x81\x87 ").decode("utf-8", "replace")
     return Tokenizer(
         vocabulary=vocabulary,
@@ -139,7 +139,7 @@ def _model(spec: Spec, vocabulary: Vocabulary, kind: int, unknown: int, path: Pa
     pieces = dict(vocabulary.ids)
     for index in vocabulary.of_type(*SPECIAL_TYPES, TokenType.BYTE, TokenType.UNUSED):
         del pieces[vocabulary.tokens[index]]
-    byte_ids = {byte: index for index, byte in byte_table(vocabulary, path, "pieces").items()}
+    byte_ids = {byte: index for index, byte in byte_pieces(vocabulary, path, "pieces").items()}
     if kind == 1:
         normal = [spec.scores[at] for at, type_ in enumerate(spec.types) if type_ == TokenType.NORMAL]
         lowest, greatest = min(normal, default=0.0), max(normal, default=0.0)

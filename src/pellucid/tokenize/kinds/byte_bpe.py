@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.kernels import text_merge
 from pellucid.kernels.library import KernelKey
 from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.compiled import ByteMerge, Step, Words, kernels
+from pellucid.tokenize.compiled import Model, Pairs, Separating, Spelled, Words
 from pellucid.tokenize.decode import ByteLevelDecoder, byte_alphabet
 from pellucid.tokenize.gguf import Fields
 from pellucid.tokenize.huggingface import Parts
@@ -101,17 +102,41 @@ class ByteBPE:
         return {index: name for name, index in self._ids.items()}
 
     @property
-    def kernels(self) -> list[KernelKey]:
-        """What ``compiled`` needs."""
-        return kernels(self._ignore_merges)
+    def kernel(self) -> KernelKey:
+        """What ``compiled`` is based on."""
+        return KernelKey("text.merge", ("bytes", self._ignore_merges))
 
-    def compiled(self, steps: Sequence[Step]) -> ByteMerge:
-        """This stage and the patterns before it, as compiled code."""
-        ids = np.full(256, -1, np.int32)
-        for byte, index in self._byte_ids.items():
-            ids[byte] = index
+    def compiled(self) -> Model:
+        """The same as compiled code."""
+        ids = byte_table(self._byte_ids)
         words, places = spelled_bytes(self._ids, self.pairs.size)
-        return ByteMerge(steps, Words(words, places), self.pairs.compiled(), ids, self._ignore_merges)
+        pairs = self.pairs.compiled()
+        known = {"bytes": ids, "first": pairs.of_bytes(ids)}
+        return merging("bytes", self._ignore_merges, pairs, Words(Spelled.from_bytes(words, places)), **known)
+
+
+def byte_table(byte_ids: Mapping[int, int]) -> NDArray[np.int32]:
+    """The id of each byte, (256,), -1 for none."""
+    table = np.full(256, -1, np.int32)
+    table[list(byte_ids)] = list(byte_ids.values())
+    return table
+
+
+def merging(symbols: str, whole: bool, pairs: Pairs, words: Words, **known: Any) -> Model:
+    """Byte-pair encoding by compiled code, of bytes or characters."""
+    told = {
+        "pairs": pairs.slots,
+        "pairs_mask": pairs.mask,
+        "words": words.slots,
+        "words_mask": words.mask,
+        "word_text": words.pieces.text,
+        "word_places": words.pieces.places,
+        "word_state": words.state,
+    }
+    stages = (Separating(words.pieces, marked=whole),)
+    return Model(
+        "text.merge", text_merge.Merge, text_merge.scratch_bytes, (symbols, whole), told | known, stages
+    )
 
 
 def merges_told(

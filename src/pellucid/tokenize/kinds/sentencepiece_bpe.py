@@ -12,14 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pellucid.errors import FileFormatError
+from pellucid.kernels.library import KernelKey
 from pellucid.tokenize.base import Tokenizer
+from pellucid.tokenize.charmap import CODES
 from pellucid.tokenize.charsmap import SPACE
+from pellucid.tokenize.compiled import Model, Spelled, Words
 from pellucid.tokenize.decode import ByteFallbackDecoder
 from pellucid.tokenize.gguf import Fields, check_scores
 from pellucid.tokenize.huggingface import Parts
 from pellucid.tokenize.kinds import byte_bpe
-from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, merges_told, pair_ranks
+from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, merges_told, merging, pair_ranks
 from pellucid.tokenize.kinds.char import Chars
 from pellucid.tokenize.merges import Log, Ranks, ScoreRanks, Span, merge, merge_spans
 from pellucid.tokenize.normalize import Normalizer, Prepend, Replace, sequence
@@ -83,8 +88,33 @@ class CharBPE(Chars):
             return {"whole": True}
         return merges_told(self.symbols(piece), self.pairs, self._names)
 
+    @property
+    def kernel(self) -> KernelKey:
+        """What ``compiled`` is based on."""
+        return KernelKey("text.merge", ("characters", self._ignore_merges))
 
-def byte_table(vocabulary: Vocabulary, path: Path, field: str) -> dict[int, int]:
+    def compiled(self) -> Model:
+        """The same as compiled code."""
+        characters = np.full(CODES, -1, np.int32)
+        for piece, index in self._pieces.items():
+            if len(piece) == 1:
+                characters[ord(piece)] = index
+        spelled = [b""] * self.pairs.size
+        for piece, index in self._pieces.items():
+            spelled[index] = piece.encode()
+        return merging(
+            "characters",
+            self._ignore_merges,
+            self.pairs.compiled(),
+            Words(Spelled.of(spelled)),
+            bytes=byte_bpe.byte_table(self._byte_ids),
+            characters=characters,
+            unknown=-1 if self._unknown is None else self._unknown,
+            fuse=int(self._fuse),
+        )
+
+
+def byte_pieces(vocabulary: Vocabulary, path: Path, field: str) -> dict[int, int]:
     """Id → byte of the tokens of type BYTE. Raises :class:`FileFormatError` for one that names no byte."""
     table: dict[int, int] = {}
     for index in vocabulary.of_type(TokenType.BYTE):
@@ -104,7 +134,7 @@ def from_gguf(fields: Fields) -> Tokenizer:
     pieces = dict(vocabulary.ids)
     for index in vocabulary.of_type(*SPECIAL_TYPES, TokenType.BYTE):
         del pieces[vocabulary.tokens[index]]
-    values = byte_table(vocabulary, fields.path, "tokenizer.ggml.tokens")
+    values = byte_pieces(vocabulary, fields.path, "tokenizer.ggml.tokens")
     shared = fields.shared(vocabulary, add_bos=True)
     unknown = fields.token_id("unknown", vocabulary.size)
     user = frozenset(vocabulary.of_type(TokenType.USER_DEFINED))
@@ -134,7 +164,7 @@ def from_json(parts: Parts) -> CharBPE:
     model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES)
     pairs = pair_ranks(model["merges"], parts.vocab, parts.vocabulary, parts.path, "model.merges")
     pieces = parts.text_ids()
-    values = byte_table(parts.vocabulary, parts.path, "model.vocab")
+    values = byte_pieces(parts.vocabulary, parts.path, "model.vocab")
     unknown = None if model.get("unk_token") is None else parts.id_of(model["unk_token"], "model.unk_token")
     return CharBPE(
         parts.vocabulary.tokens,

@@ -13,12 +13,18 @@ from functools import cached_property
 from struct import pack, unpack
 from typing import Any
 
+import numpy as np
+
 from pellucid.errors import FileFormatError
+from pellucid.kernels import text_unigram
+from pellucid.kernels.library import KernelKey
 from pellucid.tokenize.base import Tokenizer
 from pellucid.tokenize.charsmap import SPACE
+from pellucid.tokenize.compiled import Model, Tree
 from pellucid.tokenize.gguf import Fields, check_scores
 from pellucid.tokenize.huggingface import Parts
-from pellucid.tokenize.kinds.sentencepiece_bpe import byte_table
+from pellucid.tokenize.kinds.byte_bpe import byte_table
+from pellucid.tokenize.kinds.sentencepiece_bpe import byte_pieces
 from pellucid.tokenize.merges import Span
 from pellucid.tokenize.pretokenize import Split
 
@@ -143,6 +149,36 @@ class Unigram:
             stop = node[1]
         return spans[::-1]
 
+    @property
+    def kernel(self) -> KernelKey:
+        """What ``compiled`` is based on."""
+        return KernelKey("text.unigram", (self._exactly,))
+
+    def compiled(self) -> Model:
+        """The same as compiled code."""
+        scores = np.array(self._scores, np.float64)
+        for index, score in self._always.items():
+            scores[index] = score
+        if self._exactly:
+            scores = scores.astype(np.float32).astype(np.float64)
+        spelled = [b""] * len(scores)
+        for piece, index in self._pieces.items():
+            spelled[index] = piece.encode()
+        tree = Tree.of(spelled)
+        known = {
+            "slots": tree.slots,
+            "mask": tree.mask,
+            "ids": tree.ids,
+            "scores": scores,
+            "unknown": self._unknown,
+            "unknown_score": self._unknown_score,
+            "bytes": byte_table(self._byte_ids),
+            "spelled": int(bool(self._byte_ids)),
+        }
+        return Model(
+            "text.unigram", text_unigram.Unigram, text_unigram.scratch_bytes, (self._exactly,), known
+        )
+
     def explain(self, piece: str) -> dict[str, Any]:
         """All pieces that were candidates, with where they begin and their scores, and the best cut with its sum."""
         edges = [span for start in range(len(piece)) for span in self._candidates(piece, start)]
@@ -176,7 +212,7 @@ def from_json(parts: Parts) -> Unigram:
     if type(unknown) is not int or not 0 <= unknown < len(parts.scores):
         problem = f"{unknown!r} is not an id; they go from 0 to {len(parts.scores) - 1}"
         raise FileFormatError(parts.path, "model.unk_id", problem)
-    values = byte_table(parts.vocabulary, parts.path, "model.vocab")
+    values = byte_pieces(parts.vocabulary, parts.path, "model.vocab")
     return Unigram(
         {piece: index for piece, index in parts.text_ids().items() if piece and index not in values},
         parts.scores,

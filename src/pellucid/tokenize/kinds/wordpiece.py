@@ -10,8 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pellucid.errors import FileFormatError
+from pellucid.kernels import text_wordpiece
+from pellucid.kernels.library import KernelKey
 from pellucid.tokenize.base import Tokenizer
 from pellucid.tokenize.charsmap import SPACE
+from pellucid.tokenize.compiled import Model, Tree
 from pellucid.tokenize.decode import WordPieceDecoder
 from pellucid.tokenize.gguf import Fields
 from pellucid.tokenize.huggingface import Parts
@@ -78,6 +81,28 @@ class WordPiece:
                 told.append({"at": start, "tried": tried, "found": None})
                 return {"tries": told, "unknown": f"no piece begins at character {start}"}
         return {"tries": told}
+
+    kernel = KernelKey("text.wordpiece")
+
+    def compiled(self) -> Model:
+        """The same as compiled code."""
+        whole, more = [b""] * (1 + max(self._ids.values())), [b""] * (1 + max(self._ids.values()))
+        for piece, index in self._ids.items():
+            whole[index] = piece.encode()
+            if piece.startswith(self._prefix):
+                more[index] = piece[len(self._prefix) :].encode()
+        words, others = Tree.of(whole), Tree.of(more)
+        known = {
+            "slots": words.slots,
+            "mask": words.mask,
+            "ids": words.ids,
+            "more_slots": others.slots,
+            "more_mask": others.mask,
+            "more_ids": others.ids,
+            "unknown": self._unknown,
+            "longest": self._longest,
+        }
+        return Model("text.wordpiece", text_wordpiece.WordPiece, text_wordpiece.scratch_bytes, (), known)
 
 
 def claims(parts: Parts) -> bool:

@@ -1,0 +1,76 @@
+"""Added tokens cut out of pieces of texts, before anything else happens to them. Called straight from Python, on UTF-8.
+
+Of those that match, the leftmost and then the longest counts (``tokenize/added.py``, which says the same in Python).
+Some are found only to be left as text: control tokens that a user wrote. A token that is cut out is a piece whose id is
+known, as ``text_pieces.py`` has it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.library import kernel
+from pellucid.kernels.record import Address, Record
+from pellucid.kernels.text_words import stepping
+
+
+class Added(Record):
+    text: Address  # UTF-8
+    pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last
+    count: int  # n
+    starts: Address  # (256,) uint8: whether a token begins with a byte
+    slots: Address  # a tree of the tokens
+    mask: int
+    ids: Address  # (nodes,) int32: the token's number in the tree, or -1
+    emitted: Address  # (tokens,) int32: the id, or -1 where it is left as text
+    out: Address  # (m, 2) int32, room for one more than there are bytes, and pieces
+    made: Address  # int64: m
+
+
+@kernel("text.added", Added)
+def build(simd: Any) -> Any:
+    at, load, load_u8, load_i32 = Added.at, simd.load_i64, simd.load_u8, simd.load_i32
+    store_i32, store_i64 = simd.store_i32, simd.store_i64
+    behind, _ = stepping(simd)
+
+    @simd.jit
+    def put(out, made, begin, end):
+        store_i32(out + made * 8, begin)
+        store_i32(out + made * 8 + 4, end)
+        return made + 1
+
+    @simd.jit
+    def body(record, unused, unused_too, unused_three):
+        text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
+        starts, slots, mask = load(record + at.starts), load(record + at.slots), load(record + at.mask)
+        ids, emitted, made = load(record + at.ids), load(record + at.emitted), 0
+        for i in range(load(record + at.count)):
+            begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
+            position = begin
+            while position < end:
+                if load_u8(starts + load_u8(text + position)) == 0:
+                    position += 1
+                    continue
+                node, here, found, stop = 0, position, -1, position
+                while here < end:
+                    node = behind(slots, mask, node, load_u8(text + here))
+                    if node < 0:
+                        break
+                    here += 1
+                    if load_i32(ids + node * 4) >= 0:
+                        found, stop = load_i32(ids + node * 4), here
+                if found < 0:
+                    position += 1
+                    continue
+                index = load_i32(emitted + found * 4)
+                if index >= 0:
+                    if begin < position:
+                        made = put(out, made, begin, position)
+                    made = put(out, made, position, -1 - index)
+                    begin = stop
+                position = stop
+            if begin < end or end < 0:
+                made = put(out, made, begin, end)
+        store_i64(load(record + at.made), made)
+
+    return body

@@ -1,0 +1,114 @@
+"""Pieces of texts cut between characters that are next to each other in no piece of the vocabulary.
+
+Called straight from Python, on UTF-8. No pair across such a place can ever merge, so the parts are encoded like the
+whole: and scripts without spaces, whose sentences are one piece, fall apart into words that are met again. Only places
+between two characters of three bytes or more are looked at: others have spaces.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.library import kernel
+from pellucid.kernels.record import Address, Record
+from pellucid.kernels.text_pieces import PART
+from pellucid.kernels.text_split import decoding
+from pellucid.kernels.text_words import EMPTY, stepping
+
+WIDE = 0x800  # the first character of three bytes
+AFTER, BEFORE = 1, 2  # flags: never cut after a character, or before it
+
+
+class Apart(Record):
+    text: Address  # UTF-8
+    pieces: (
+        Address  # (n, 2) int32: a piece's first byte, and the one behind its last, or an id (text_pieces.py)
+    )
+    count: int  # n
+    slots: Address  # (size,) int64: the pairs that pieces have, left << 21 | right; or EMPTY
+    mask: int  # size - 1
+    flags: Address  # (0x110000,) uint8: AFTER, BEFORE
+    marked: int  # 1: parts of what is cut are marked as such (text_pieces.py)
+    out: Address  # (m, 2) int32, room for as many as there are bytes, and pieces
+    made: Address  # int64: m
+
+
+class Neighbours(Record):
+    """Fill a table of pairs, all of whose slots are EMPTY."""
+
+    pairs: Address  # (n,) int64
+    count: int  # n
+    slots: Address  # (size,) int64
+    mask: int  # size - 1
+
+
+@kernel("text.neighbours", Neighbours)
+def build_neighbours(simd: Any) -> Any:
+    at, load, store_i64 = Neighbours.at, simd.load_i64, simd.store_i64
+    _, slot_of = stepping(simd)
+
+    @simd.jit
+    def body(record, unused, unused_too, unused_three):
+        pairs, slots, mask = load(record + at.pairs), load(record + at.slots), load(record + at.mask)
+        for i in range(load(record + at.count)):
+            pair = load(pairs + i * 8)
+            slot = slot_of(pair, mask)
+            while load(slots + slot * 8) != EMPTY and load(slots + slot * 8) != pair:
+                slot = (slot + 1) & mask
+            store_i64(slots + slot * 8, pair)
+
+    return body
+
+
+@kernel("text.apart", Apart)
+def build(simd: Any) -> Any:
+    at, load, load_u8, load_i32 = Apart.at, simd.load_i64, simd.load_u8, simd.load_i32
+    store_i32, store_i64 = simd.store_i32, simd.store_i64
+    length_of, code_point = decoding(simd)
+    _, slot_of = stepping(simd)
+
+    @simd.jit
+    def neighbours(left, right, slots, mask):
+        pair = left << 21 | right
+        slot = slot_of(pair, mask)
+        while True:
+            found = load(slots + slot * 8)
+            if found == pair:
+                return 1
+            if found == EMPTY:
+                return 0
+            slot = (slot + 1) & mask
+
+    @simd.jit
+    def put(out, made, begin, end):
+        store_i32(out + made * 8, begin)
+        store_i32(out + made * 8 + 4, end)
+        return made + 1
+
+    @simd.jit
+    def body(record, unused, unused_too, unused_three):
+        text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
+        slots, mask, flags, made = load(record + at.slots), load(record + at.mask), load(record + at.flags), 0
+        marked = load(record + at.marked) * PART
+        for i in range(load(record + at.count)):
+            begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
+            position, before, part = begin, 0, 0
+            while position < end:
+                first = load_u8(text + position)
+                if first < 0xE0:
+                    position += 1  # a byte of a shorter character: none of what is looked at
+                    before = 0
+                    continue
+                code = code_point(text + position)
+                if before >= WIDE:
+                    kept = load_u8(flags + before) & AFTER | load_u8(flags + code) & BEFORE
+                    if kept == 0 and neighbours(before, code, slots, mask) == 0:
+                        part = marked
+                        made = put(out, made, begin, position | part)
+                        begin = position
+                before = code
+                position += length_of(first)
+            made = put(out, made, begin, end if end < 0 else end | part)
+        store_i64(load(record + at.made), made)
+
+    return body

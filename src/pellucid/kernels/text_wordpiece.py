@@ -1,0 +1,77 @@
+"""WordPiece of pieces of texts (``text_pieces.py``): a word cut greedily into the longest pieces that there are.
+
+The reference is ``tokenize/kinds/wordpiece.py``. A word that cannot be covered, or is too long, is the unknown id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.library import kernel
+from pellucid.kernels.record import Address
+from pellucid.kernels.text_pieces import BLOCK, Pieces, over
+from pellucid.kernels.text_words import stepping
+
+
+class WordPiece(Pieces):
+    slots: Address  # a tree of the pieces that begin a word
+    mask: int
+    ids: Address  # (nodes,) int32: the piece that ends at a node, or -1
+    more_slots: Address  # a tree of those that continue one, without what marks them
+    more_mask: int
+    more_ids: Address
+    unknown: int
+    longest: int  # characters that a word may have
+
+
+def scratch_bytes(longest: int) -> int:
+    """What ``Pieces.scratch`` must have for a longest piece of so many bytes."""
+    return 8 * BLOCK
+
+
+@kernel("text.wordpiece", WordPiece)
+def build(simd: Any) -> Any:
+    at, load, load_u8, load_i32, store_i32 = (
+        WordPiece.at,
+        simd.load_i64,
+        simd.load_u8,
+        simd.load_i32,
+        simd.store_i32,
+    )
+    behind, _ = stepping(simd)
+
+    @simd.jit
+    def characters(place, length):
+        count = 0
+        for i in range(length):
+            count += load_u8(place + i) & 0xC0 != 0x80
+        return count
+
+    @simd.jit
+    def ids_of(record, scratch, place, length, part, out):
+        unknown = load(record + at.unknown)
+        if characters(place, length) > load(record + at.longest):
+            store_i32(out, unknown)
+            return 1
+        slots, mask, ids = load(record + at.slots), load(record + at.mask), load(record + at.ids)
+        start, made = 0, 0
+        while start < length:
+            node, here, found, stop = 0, start, -1, start
+            while here < length:
+                node = behind(slots, mask, node, load_u8(place + here))
+                if node < 0:
+                    break
+                here += 1
+                if load_i32(ids + node * 4) >= 0:
+                    found, stop = load_i32(ids + node * 4), here
+            if found < 0:
+                store_i32(out, unknown)
+                return 1
+            store_i32(out + made * 4, found)
+            made += 1
+            start = stop
+            slots, mask = load(record + at.more_slots), load(record + at.more_mask)
+            ids = load(record + at.more_ids)
+        return made
+
+    return over(simd, at, ids_of)

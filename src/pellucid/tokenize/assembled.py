@@ -1,0 +1,164 @@
+"""A tokenizer as compiled code: which of its stages have one, and the ways around those that do not.
+
+In: a tokenizer. Out: :class:`Compiled`, or None where its patterns or its model have no compiled form. Where only the
+normalizer has none, or gives up on a text, Python finds the added tokens and normalises, and compiled code goes on.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pellucid.kernels.library import shared
+from pellucid.tokenize.added import AddedTokens
+from pellucid.tokenize.automaton import automaton
+from pellucid.tokenize.base import without_surrogates
+from pellucid.tokenize.charmap import character_maps
+from pellucid.tokenize.compiled import Adding, Cutting, Pipeline, Rewriting, Stage
+from pellucid.tokenize.normalize import Normalize, Normalizer
+from pellucid.tokenize.pretokenize import Change, Split
+from pellucid.tokenize.pretokenize import Stage as Step
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.base import Tokenizer
+
+CHUNK = (
+    1 << 16
+)  # characters that go through the stages together: what lies between them stays in a core's cache
+
+
+def is_kept(model: Any) -> bool:
+    """Whether a model's compiled form is there without compiling anything."""
+    return hasattr(model, "kernel") and shared().kept([model.kernel])
+
+
+def assembled(tokenizer: Tokenizer) -> Compiled | None:
+    """The compiled form of a tokenizer, if it has one."""
+    late = _late(tokenizer.cutting.stages)
+    if late is None or not hasattr(tokenizer.model, "compiled"):
+        return None
+    return Compiled(tokenizer, late)
+
+
+class Compiled:
+    """Encodes texts. Thread-safe: each thread that is in a call has its own room."""
+
+    def __init__(self, tokenizer: Tokenizer, late: Sequence[Stage]) -> None:
+        self._tokenizer = tokenizer
+        normalizer = tokenizer.normalizer
+        self._form = normalizer.form if isinstance(normalizer, Normalize) else None
+        early = {special: _early(tokenizer, special) for special in (False, True)}
+        self._pipeline = Pipeline(early, late, tokenizer.model.compiled())  # type: ignore[attr-defined]
+
+    def encode(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
+        """The ids of each text."""
+        data = [_utf8(text) for text in texts]
+        if self._form is None or all(unicodedata.is_normalized(self._form, text) for text in texts):
+            found = self._pipeline.ids(data, parse_special)
+            if found is not None:
+                return found
+            if len(texts) > 1:
+                return [self.encode([text], parse_special)[0] for text in texts]
+        elif len(texts) > 1:
+            return [self.encode([text], parse_special)[0] for text in texts]
+        return [self._normalized(text, parse_special) for text in texts]
+
+    def encode_all(self, texts: Sequence[str], parse_special: bool, threads: int | None) -> list[list[int]]:
+        """The same, in portions, over several threads."""
+        portions = list(_portions(texts))
+        if threads is None:
+            from pellucid.runtime.executor import default_threads
+
+            threads = default_threads()
+        if threads <= 1 or len(portions) <= 1:
+            return [ids for portion in portions for ids in self.encode(portion, parse_special)]
+        with ThreadPoolExecutor(min(threads, len(portions))) as pool:
+            return list(
+                chain.from_iterable(pool.map(lambda some: self.encode(some, parse_special), portions))
+            )
+
+    def _normalized(self, text: str, parse_special: bool) -> list[int]:
+        """The ids of one text that Python normalises."""
+        data, pieces, done = [], [], 0
+        for part, index, _ in self._tokenizer.segments(without_surrogates(text), parse_special):
+            encoded = (
+                b"\0" if index is not None else part.encode()
+            )  # an id takes a byte, so that it has its place
+            pieces.append((done, done + len(encoded) if index is None else -1 - index))
+            data.append(encoded)
+            done += len(encoded)
+        return self._pipeline.ids_of_pieces([b"".join(data)], pieces)[0]
+
+
+def _portions(texts: Sequence[str]) -> Iterable[list[str]]:
+    """The texts in order, so many at a time that they have about CHUNK characters."""
+    some: list[str] = []
+    length = 0
+    for text in texts:
+        some.append(text)
+        length += len(text)
+        if length >= CHUNK:
+            yield some
+            some, length = [], 0
+    if some:
+        yield some
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return without_surrogates(text).encode()
+
+
+def _early(tokenizer: Tokenizer, parse_special: bool) -> list[Stage] | None:
+    """The stages up to the pre-tokenizer; None if Python must do them. Normalisation forms are left out."""
+    normalizer = tokenizer.normalizer
+    stages = _rewriting(
+        [] if normalizer is None or isinstance(normalizer, Normalize) else [(normalizer, False)]
+    )
+    found = [_adding(tokens, parse_special) for tokens in (tokenizer.added, tokenizer.normalized_added)]
+    if stages is None or None in found:
+        return None
+    before, behind = found
+    return [*(before or ()), *stages, *(behind or ())]
+
+
+def _adding(tokens: AddedTokens, parse_special: bool) -> list[Stage] | None:
+    """What cuts out added tokens: nothing where all are left as text, None where some mind what is around them."""
+    listed = list(tokens)
+    cut_out = [token for token in listed if parse_special or not token.special]
+    if not cut_out:
+        return []
+    if any(token.lstrip or token.rstrip or token.single_word for token in cut_out):
+        return None
+    emitted = [token.id if parse_special or not token.special else -1 for token in listed]
+    return [Adding([token.text.encode() for token in listed], np.array(emitted, np.int32))]
+
+
+def _rewriting(stages: Sequence[tuple[Normalizer, bool]]) -> list[Stage] | None:
+    maps = character_maps(stages)
+    return None if maps is None else [Rewriting(one) for one in maps]
+
+
+def _late(steps: Sequence[Step]) -> list[Stage] | None:
+    """The pre-tokenizer's stages; None if one of them has no compiled form."""
+    stages: list[Stage] = []
+    changes: list[tuple[Normalizer, bool]] = []
+    for step in steps:
+        if isinstance(step, Change):
+            changes.append((step.normalizer, step.only_first))
+            continue
+        table = automaton(step.pattern) if isinstance(step, Split) else None
+        rewriting = _rewriting(changes)
+        if table is None or rewriting is None or not isinstance(step, Split):
+            return None
+        stages += [*rewriting, Cutting(table, step.behavior, step.invert)]
+        changes = []
+    rewriting = _rewriting(changes)
+    return None if rewriting is None else [*stages, *rewriting]

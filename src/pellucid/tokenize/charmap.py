@@ -1,0 +1,221 @@
+"""A normalizer as a table: what becomes of each character by itself, for compiled code (``kernels/text_rewrite.py``).
+
+In: a normalizer. Out: :class:`CharacterMap` s that do the same, one after the other, or None where what becomes of a
+character hangs on more than the table can say. Where it does so only next to certain characters, these are marked, and
+a text that has them there is normalised in Python.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.text_rewrite import ALWAYS, FIRST, KEPT, NEVER, STRANGE
+from pellucid.tokenize import normalize
+from pellucid.tokenize.charsmap import SPACE, Precompiled, SentencePiece
+from pellucid.tokenize.normalize import Normalizer
+from pellucid.tokenize.unicode import Ranges, members, small_letters
+
+CODES = 0x110000
+LONGEST = 255  # bytes of a target, whose length is one byte
+
+
+@dataclass(frozen=True)
+class CharacterMap:
+    """What ``text_rewrite.Rewrite`` is told."""
+
+    targets: NDArray[np.int32]
+    written: NDArray[np.uint8]
+    growth: int
+    joins: NDArray[np.uint8] | None = None
+    collapse: bool = False
+    trim: bool = False
+    pairs: bool = False
+    prefix: bytes = b""
+    when: int = NEVER
+    unless_there: bool = False
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A map before it is a table: characters → what they become, None if that is strange; and the settings."""
+
+    changes: dict[int, str | None] = field(default_factory=dict)
+    joins: Ranges | None = None
+    collapse: bool = False
+    trim: bool = False
+    prefix: str = ""
+    when: int = NEVER
+    unless_there: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is nothing but characters."""
+        return replace(self, changes={}) == _Step()
+
+
+def character_maps(stages: Iterable[tuple[Normalizer, bool]]) -> list[CharacterMap] | None:
+    """The tables of normalizers, each with whether it is only for what begins a text; None if one has none."""
+    steps: list[_Step] = []
+    for stage, only_first in stages:
+        found = _steps(stage, only_first)
+        if found is None:
+            return None
+        for step in found:
+            _append(steps, step)
+    return [_table(step) for step in steps]
+
+
+def _append(steps: list[_Step], step: _Step) -> None:
+    """One more, joined with the one before where that comes to the same."""
+    before = steps[-1] if steps else None
+    if before is not None and step.plain and not (before.collapse or before.trim or before.prefix):
+        steps[-1] = replace(before, changes=_behind(before.changes, step.changes))
+    elif before is not None and before.plain and not step.joins:
+        # What comes before a map with settings can be a part of it.
+        steps[-1] = replace(step, changes=_behind(before.changes, step.changes))
+    elif before is not None and not step.changes and not (before.prefix or step.collapse or step.trim):
+        steps[-1] = replace(before, prefix=step.prefix, when=step.when, unless_there=step.unless_there)
+    elif before is not None and step == _Step(collapse=True) and not (before.trim or before.prefix):
+        steps[-1] = replace(before, collapse=True)
+    else:
+        steps.append(step)
+
+
+def _behind(first: dict[int, str | None], then: dict[int, str | None]) -> dict[int, str | None]:
+    """One map after another."""
+
+    def of(text: str | None) -> str | None:
+        parts = [] if text is None else [then.get(ord(letter), letter) for letter in text]
+        return None if text is None or None in parts else "".join(part or "" for part in parts)
+
+    return then | {code: of(target) for code, target in first.items()}
+
+
+def _steps(stage: Normalizer, only_first: bool = False) -> list[_Step] | None:
+    if isinstance(stage, normalize.Sequential):
+        parts = [_steps(part) for part in stage.stages]
+        return None if None in parts else [step for part in parts for step in part or ()]
+    if isinstance(stage, normalize.Prepend):
+        when = FIRST if only_first else ALWAYS
+        return [_Step(prefix=stage.prefix, when=when, unless_there=stage.unless_there)]
+    if only_first:
+        return None
+    if isinstance(stage, normalize.Replace):
+        if not stage.is_pattern and len(stage.old) == 1:
+            return [_Step({ord(stage.old): stage.new})]
+        return [_Step(collapse=True)] if stage == normalize.Replace(" {2,}", " ", is_pattern=True) else None
+    if isinstance(stage, Precompiled):
+        return [_precompiled(stage)]
+    if isinstance(stage, SentencePiece):
+        return _sentencepiece(stage)
+    touched = _touched(stage)
+    return None if touched is None else [_Step(_changes(stage, touched))]
+
+
+def _touched(stage: Normalizer) -> list[Ranges] | None:
+    """The characters that a normalizer changes, if what they become hangs on nothing else."""
+    sets = {
+        normalize.Lowercase: ["text.small"],
+        normalize.StripAccents: ["text.marks"],
+        normalize.Nmt: ["text.nmt"],
+        normalize.Bert: [
+            "text.small",
+            "text.normalized",
+            "bert.dropped",
+            "bert.marks",
+            "White_Space",
+            "bert.cjk",
+        ],
+    }.get(type(stage))
+    return None if sets is None else [_members(name) for name in sets]
+
+
+def _members(name: str) -> Ranges:
+    if name == "text.small":
+        return tuple((code, code) for code in sorted(small_letters()))
+    if name in _RANGES:
+        return _RANGES[name]
+    return members(name) or ()
+
+
+_RANGES: dict[str, Ranges] = {"bert.cjk": normalize.IDEOGRAPHS, "text.nmt": normalize.NMT}
+
+
+def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]:
+    """What a normalizer makes of each of these characters by itself.
+
+    A mark that is left would, behind others, be put in order with them: it is strange.
+    """
+    changes: dict[int, str | None] = {}
+    for low, high in (run for one in sets for run in one):
+        for code in range(low, high + 1):
+            letter = chr(code)
+            if code not in changes and not 0xD800 <= code < 0xE000:
+                target = stage(letter)
+                strange = isinstance(stage, normalize.Bert) and any(map(unicodedata.combining, target))
+                if strange or target != letter:
+                    changes[code] = None if strange else target
+    return changes
+
+
+def _precompiled(stage: Precompiled) -> _Step:
+    changes: dict[int, str | None] = {ord(key): new for key, new in stage.map.rules.items() if len(key) == 1}
+    changes |= dict.fromkeys(
+        code for low, high in members("text.prepends") or () for code in range(low, high + 1)
+    )
+    return _Step(changes, joins=members("text.joins"))
+
+
+def _sentencepiece(stage: SentencePiece) -> list[_Step] | None:
+    rules = stage.map.rules
+    if stage.kept or stage.suffix or any("  " in new for new in rules.values()):
+        return None
+    changes: dict[int, str | None] = {ord(key): new for key, new in rules.items() if len(key) == 1}
+    # A character that is the second of a rule is strange: the first would have to wait for it.
+    changes |= dict.fromkeys(ord(key[1]) for key in rules if len(key) > 1)
+    first = _Step(changes, collapse=stage.remove_extra, trim=stage.remove_extra)
+    space = SPACE if stage.escape else " "
+    when = ALWAYS if stage.dummy_prefix else NEVER
+    return [first, _Step({ord(" "): space}, prefix=space if stage.dummy_prefix else "", when=when)]
+
+
+def _table(step: _Step) -> CharacterMap:
+    targets = np.full(CODES, KEPT, np.int32)
+    written, places = bytearray(1), {}  # place 0 is KEPT
+    growth = 1
+    for code, target in step.changes.items():
+        if target is None:
+            targets[code] = STRANGE
+            continue
+        data = target.encode()
+        if len(data) > LONGEST:
+            targets[code] = STRANGE
+            continue
+        if target not in places:
+            places[target] = len(written)
+            written += bytes([len(data)]) + data
+        targets[code] = places[target]
+        growth = max(growth, -(-len(data) // len(chr(code).encode("utf-8", "surrogatepass"))))
+    joins = None
+    if step.joins is not None:
+        joins = np.zeros(CODES, np.uint8)
+        for low, high in step.joins:
+            joins[low : high + 1] = 1
+    table = np.frombuffer(bytes(written), np.uint8)
+    return CharacterMap(
+        targets,
+        table,
+        growth,
+        joins,
+        step.collapse,
+        step.trim,
+        step.joins is not None,
+        step.prefix.encode(),
+        step.when,
+        step.unless_there,
+    )
