@@ -1,9 +1,11 @@
 """Pieces of texts with other characters in them, as a normalizer makes them. Called straight from Python, on UTF-8.
 
-What becomes of a character does not hang on those around it, but for three things: spaces in a row may become one, and
-none at a piece's ends; a piece may get something put before it; and a line feed behind a carriage return may belong to
-it. A character for which that is not so, in its place, is where this gives up: Python then does it. A piece that is an
-id (``text_pieces.py``) takes one byte, so that what lies behind another stays there.
+A character becomes what a table says, whatever is around it. Beside that, spaces in a row may become one, and none at a
+piece's ends; a piece may get something put before it; and there may be rules for several characters, as SentencePiece
+compiles them into a model: the longest counts, or, as in Hugging Face ``tokenizers``, a rule for the beginning of a
+short grapheme cluster is for all of it (``tokenize/charsmap.py``). A character that the table does not know enough about
+is where this gives up: Python then does it. A piece that is an id (``text_pieces.py``) takes one byte, so that what lies
+behind another stays there.
 """
 
 from __future__ import annotations
@@ -13,10 +15,20 @@ from typing import Any
 from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
 from pellucid.kernels.text_split import decoding
+from pellucid.kernels.text_words import stepping
 
 KEPT, STRANGE = 0, -1  # targets of a character that stays, and of one that is not for this
 DONE, GAVE_UP = 0, 1
 NEVER, ALWAYS, FIRST = 0, 1, 2
+JOINS, BEGINS, FOLLOWS, APART = (
+    1,
+    2,
+    4,
+    8,
+)  # flags of characters: of a cluster with what is before it; of a longer rule
+# the first, or the second; and one that nothing joins
+JOINER = 0x200D
+SHORT = 6  # bytes of a cluster for which there are no rules
 
 
 class Rewrite(Record):
@@ -29,10 +41,14 @@ class Rewrite(Record):
     texts: int
     targets: Address  # (0x110000,) int32: KEPT, STRANGE, or where in ``written`` the target is
     written: Address  # targets, each with its length in a byte before it
-    joins: Address  # (0x110000,) uint8: 1 where a character is one with a short one before it
+    flags: Address  # (0x110000,) uint8: JOINS, BEGINS, FOLLOWS, APART
+    slots: Address  # a tree of the rules
+    mask: int
+    rules: (
+        Address  # (nodes,) int32: where in ``written`` the target of the rule that ends at a node is, or -1
+    )
     collapse: int  # 1: of spaces in a row, the first stays
     trim: int  # 1: none does at the ends of a piece
-    pairs: int  # 1: a line feed goes with the carriage return before it
     prefix: Address  # what is put before a piece that is not empty
     prefix_length: int  # bytes of that
     when: int  # NEVER, ALWAYS, or FIRST: only where a text begins
@@ -44,11 +60,12 @@ class Rewrite(Record):
 
 
 @kernel("text.rewrite", Rewrite)
-def build(simd: Any, joining: bool) -> Any:
-    """``joining``: some characters join others, and carriage returns line feeds."""
+def build(simd: Any, rules: str) -> Any:
+    """``rules`` for several characters: "none", the "longest", or those of "clusters"."""
     at, load, load_u8, load_i32 = Rewrite.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
     length_of, code_point = decoding(simd)
+    behind, _ = stepping(simd)
 
     @simd.jit
     def copy(place, length, out):
@@ -72,38 +89,85 @@ def build(simd: Any, joining: bool) -> Any:
         return collapse and load_u8(out + made - 1) == 32
 
     @simd.jit
+    def rule(record, position, end, longest):
+        """The rule that applies at a place, the longest or the shortest: its target and how many bytes it replaces."""
+        text, slots, mask = load(record + at.text), load(record + at.slots), load(record + at.mask)
+        ends, node, here, found, taken = load(record + at.rules), 0, position, -1, 0
+        while here < end:
+            node = behind(slots, mask, node, load_u8(text + here))
+            if node < 0:
+                break
+            here += 1
+            if load_i32(ends + node * 4) >= 0:
+                found, taken = load_i32(ends + node * 4), here - position
+                if not longest:
+                    break
+        return found, taken
+
+    @simd.jit
+    def cluster(record, position, end, flags):
+        """Where the cluster that begins at a place ends, as far as it matters for short ones."""
+        text = load(record + at.text)
+        first = code_point(text + position)
+        stop = position + length_of(load_u8(text + position))
+        if first == 13 and stop < end and load_u8(text + stop) == 10:
+            return stop + 1
+        while stop < end and load_u8(flags + first) & APART == 0:
+            if load_u8(flags + code_point(text + stop)) & JOINS == 0:
+                break
+            stop += length_of(load_u8(text + stop))
+        return stop
+
+    @simd.jit
+    def emit(written, target, out, first, made, collapse, trim):
+        """A target, to ``out``. Returns its end."""
+        for i in range(load_u8(written + target)):
+            byte = load_u8(written + target + 1 + i)
+            if not (byte == 32 and superfluous(out, first, made, collapse, trim)):
+                store_u8(out + made, byte)
+                made += 1
+        return made
+
+    @simd.jit
     def rewrite(record, begin, end, first):
         """One piece, to ``out`` from ``first``. Returns the end of it there, or -1 where it gives up."""
         text, out = load(record + at.text), load(record + at.out)
-        targets, written = load(record + at.targets), load(record + at.written)
-        joins, collapse, pairs = load(record + at.joins), load(record + at.collapse), load(record + at.pairs)
-        collapse, trim = collapse != 0, load(record + at.trim) != 0
-        position, before, made = begin, 0, first
+        targets, written, flags = (
+            load(record + at.targets),
+            load(record + at.written),
+            load(record + at.flags),
+        )
+        collapse, trim = load(record + at.collapse) != 0, load(record + at.trim) != 0
+        position, alone, made = begin, begin, first
         while position < end:
             place = text + position
             code, size = code_point(place), length_of(load_u8(place))
-            if joining:
-                if load_u8(joins + code) != 0 and before > 0 and before + size < 6:
-                    return -1
-                before = 0 if code < 32 else size
-            target = load_i32(targets + code * 4)
-            if target == KEPT:
-                if not (code == 32 and superfluous(out, first, made, collapse, trim)):
-                    copy(place, size, out + made)
-                    made += size
-            elif target == STRANGE:
+            target, taken = load_i32(targets + code * 4), size
+            if target == STRANGE:
                 return -1
-            else:
-                amount = load_u8(written + target)
-                for i in range(amount):
-                    byte = load_u8(written + target + 1 + i)
-                    if not (byte == 32 and superfluous(out, first, made, collapse, trim)):
-                        store_u8(out + made, byte)
-                        made += 1
-            position += size
-            if joining:
-                if pairs and code == 13 and position < end and load_u8(text + position) == 10:
-                    position += 1
+            if rules == "longest":
+                after = position + size
+                if load_u8(flags + code) & BEGINS and after < end:
+                    if load_u8(flags + code_point(text + after)) & FOLLOWS:
+                        other, longer = rule(record, position, end, True)
+                        if longer > size:
+                            target, taken = other, longer
+            if rules == "clusters" and position >= alone:
+                alone = cluster(record, position, end, flags)
+                if alone - position > size and alone - position < SHORT:
+                    if code_point(text + alone - 3 * (alone - position > 3)) == JOINER:
+                        return -1  # a picture may follow, which would belong to it
+                    if target == KEPT and load_u8(flags + code) & BEGINS:
+                        other, _ = rule(record, position, alone, False)
+                        target = max(other, KEPT)
+                    if target != KEPT:
+                        taken = alone - position
+            if target != KEPT:
+                made = emit(written, target, out, first, made, collapse, trim)
+            elif not (code == 32 and superfluous(out, first, made, collapse, trim)):
+                copy(place, size, out + made)
+                made += size
+            position += taken
         while trim and made > first and load_u8(out + made - 1) == 32:
             made -= 1
         return made

@@ -8,13 +8,23 @@ a text that has them there is normalised in Python.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.text_rewrite import ALWAYS, FIRST, KEPT, NEVER, STRANGE
+from pellucid.kernels.text_rewrite import (
+    ALWAYS,
+    APART,
+    BEGINS,
+    FIRST,
+    FOLLOWS,
+    JOINS,
+    KEPT,
+    NEVER,
+    STRANGE,
+)
 from pellucid.tokenize import normalize
 from pellucid.tokenize.charsmap import SPACE, Precompiled, SentencePiece
 from pellucid.tokenize.normalize import Normalizer
@@ -25,16 +35,26 @@ LONGEST = 255  # bytes of a target, whose length is one byte
 
 
 @dataclass(frozen=True)
+class Rules:
+    """Rules for several characters: which count, "longest" or "clusters"; the characters and their targets' places in
+    ``written``; and the flags of all characters."""
+
+    which: str
+    replaced: Sequence[str]
+    places: NDArray[np.int32]
+    flags: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
 class CharacterMap:
     """What ``text_rewrite.Rewrite`` is told."""
 
     targets: NDArray[np.int32]
     written: NDArray[np.uint8]
     growth: int
-    joins: NDArray[np.uint8] | None = None
+    rules: Rules | None = None
     collapse: bool = False
     trim: bool = False
-    pairs: bool = False
     prefix: bytes = b""
     when: int = NEVER
     unless_there: bool = False
@@ -45,7 +65,8 @@ class _Step:
     """A map before it is a table: characters → what they become, None if that is strange; and the settings."""
 
     changes: dict[int, str | None] = field(default_factory=dict)
-    joins: Ranges | None = None
+    rules: str = ""  # "longest" or "clusters"
+    longer: dict[str, str] = field(default_factory=dict)
     collapse: bool = False
     trim: bool = False
     prefix: str = ""
@@ -73,9 +94,10 @@ def character_maps(stages: Iterable[tuple[Normalizer, bool]]) -> list[CharacterM
 def _append(steps: list[_Step], step: _Step) -> None:
     """One more, joined with the one before where that comes to the same."""
     before = steps[-1] if steps else None
-    if before is not None and step.plain and not (before.collapse or before.trim or before.prefix):
+    settled = before is not None and (before.collapse or before.trim or before.prefix or before.longer)
+    if before is not None and step.plain and not settled:
         steps[-1] = replace(before, changes=_behind(before.changes, step.changes))
-    elif before is not None and before.plain and not step.joins:
+    elif before is not None and before.plain and not step.rules:
         # What comes before a map with settings can be a part of it.
         steps[-1] = replace(step, changes=_behind(before.changes, step.changes))
     elif before is not None and not step.changes and not (before.prefix or step.collapse or step.trim):
@@ -164,57 +186,72 @@ def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]
 
 
 def _precompiled(stage: Precompiled) -> _Step:
-    changes: dict[int, str | None] = {ord(key): new for key, new in stage.map.rules.items() if len(key) == 1}
+    changes, longer = _split_rules(stage.map.rules)
     changes |= dict.fromkeys(
         code for low, high in members("text.prepends") or () for code in range(low, high + 1)
     )
-    return _Step(changes, joins=members("text.joins"))
+    return _Step(changes, "clusters", longer)
+
+
+def _split_rules(rules: Mapping[str, str]) -> tuple[dict[int, str | None], dict[str, str]]:
+    """Rules for one character, and for more."""
+    single: dict[int, str | None] = {ord(key): new for key, new in rules.items() if len(key) == 1}
+    return single, {key: new for key, new in rules.items() if len(key) > 1}
 
 
 def _sentencepiece(stage: SentencePiece) -> list[_Step] | None:
     rules = stage.map.rules
     if stage.kept or stage.suffix or any("  " in new for new in rules.values()):
         return None
-    changes: dict[int, str | None] = {ord(key): new for key, new in rules.items() if len(key) == 1}
-    # A character that is the second of a rule is strange: the first would have to wait for it.
-    changes |= dict.fromkeys(ord(key[1]) for key in rules if len(key) > 1)
-    first = _Step(changes, collapse=stage.remove_extra, trim=stage.remove_extra)
+    changes, longer = _split_rules(rules)
+    first = _Step(changes, "longest", longer, collapse=stage.remove_extra, trim=stage.remove_extra)
     space = SPACE if stage.escape else " "
     when = ALWAYS if stage.dummy_prefix else NEVER
     return [first, _Step({ord(" "): space}, prefix=space if stage.dummy_prefix else "", when=when)]
 
 
+def _flags(step: _Step) -> NDArray[np.uint8]:
+    flags = np.zeros(CODES, np.uint8)
+    flags[[ord(key[0]) for key in step.longer]] |= BEGINS
+    flags[[ord(key[1]) for key in step.longer]] |= FOLLOWS
+    flags[[10, 13]] |= APART
+    for name, flag in (("text.joins", JOINS), ("GCB=Control", APART)):
+        for low, high in members(name) or ():
+            flags[low : high + 1] |= flag
+    return flags
+
+
 def _table(step: _Step) -> CharacterMap:
     targets = np.full(CODES, KEPT, np.int32)
-    written, places = bytearray(1), {}  # place 0 is KEPT
+    written, places = bytearray(1), dict[str, int]()  # place 0 is KEPT
     growth = 1
-    for code, target in step.changes.items():
-        if target is None:
-            targets[code] = STRANGE
-            continue
-        data = target.encode()
-        if len(data) > LONGEST:
-            targets[code] = STRANGE
-            continue
+
+    def place(replaced: str, target: str | None) -> int:
+        nonlocal growth, written
+        data = b"" if target is None else target.encode()
+        if target is None or len(data) > LONGEST:
+            return STRANGE
         if target not in places:
             places[target] = len(written)
             written += bytes([len(data)]) + data
-        targets[code] = places[target]
-        growth = max(growth, -(-len(data) // len(chr(code).encode("utf-8", "surrogatepass"))))
-    joins = None
-    if step.joins is not None:
-        joins = np.zeros(CODES, np.uint8)
-        for low, high in step.joins:
-            joins[low : high + 1] = 1
-    table = np.frombuffer(bytes(written), np.uint8)
+        growth = max(growth, -(-len(data) // len(replaced.encode("utf-8", "surrogatepass"))))
+        return places[target]
+
+    for code, target in step.changes.items():
+        targets[code] = place(chr(code), target)
+    rules = None
+    if step.rules:
+        longer = {key: place(key, new) for key, new in step.longer.items()}
+        # One whose target is too long is left to Python wherever its first character is.
+        targets[[ord(key[0]) for key, where in longer.items() if where == STRANGE]] = STRANGE
+        rules = Rules(step.rules, list(longer), np.array(list(longer.values()), np.int32), _flags(step))
     return CharacterMap(
         targets,
-        table,
+        np.frombuffer(bytes(written), np.uint8),
         growth,
-        joins,
+        rules,
         step.collapse,
         step.trim,
-        step.joins is not None,
         step.prefix.encode(),
         step.when,
         step.unless_there,

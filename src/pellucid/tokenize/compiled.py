@@ -9,9 +9,11 @@ Nothing here is changed by a call but what a thread has to itself: room to work 
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,11 +23,11 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels import text_added, text_apart, text_pieces, text_rewrite, text_split, text_words
 from pellucid.kernels.library import KernelKey, shared
 from pellucid.kernels.record import Record
-from pellucid.runtime.memory import address
+from pellucid.runtime.memory import Arena, address
 from pellucid.tokenize.automaton import Automaton
 from pellucid.tokenize.charmap import CharacterMap
 
-ENTRIES, LONG_ENTRIES = 1 << 17, 1 << 13  # of a thread's memories: 8 MB, and 2 MB
+ENTRIES, LONG_ENTRIES = 1 << 18, 1 << 14  # of a thread's memories: 16 MB, and 4 MB
 MOST_BYTES = 1 << 28  # of the texts of a call, whose places are 31 bits, also when they have grown
 KEPT_ROOM = 1 << 22  # bytes of text that a thread's room is kept for
 
@@ -49,40 +51,50 @@ class Kernel:
         view = words.data
         for name, value in fields.items():
             view[self._place[name]] = value
-        self._run(words.ctypes.data, 0, 0, 0)
+        self._run(address(words), 0, 0, 0)
 
 
 class Room:
     """What one thread works in: texts, their pieces and ends, each twice: a stage reads one and writes the other."""
 
     def __init__(self) -> None:
-        self.memory = np.zeros(ENTRIES * text_pieces.ENTRY, np.uint8)
-        self.long_memory = np.zeros(LONG_ENTRIES * text_pieces.LONG_ENTRY, np.uint8)
+        self.memory, self.memory_place = zeros(ENTRIES * text_pieces.ENTRY)
+        self.long_memory, self.long_place = zeros(LONG_ENTRIES * text_pieces.LONG_ENTRY)
         self.made = np.zeros(1, np.int64)
-        self._arrays: dict[tuple[str, int], NDArray[Any]] = {}
+        self.made_place = address(self.made)
+        self._arrays: dict[tuple[str, int], tuple[NDArray[Any], int]] = {}
 
-    def array(self, name: str, side: int, size: int, kind: Any) -> NDArray[Any]:
-        """An array of at least so many numbers, with what was written to it last."""
+    def array(self, name: str, side: int, size: int, kind: Any) -> tuple[NDArray[Any], int]:
+        """An array of at least so many numbers, with what was written to it last, and its address."""
         found = self._arrays.get((name, side))
-        if found is None or len(found) < size:
-            found = self._arrays[name, side] = np.empty(max(size, 4096) * 5 // 4, kind)
+        if found is None or len(found[0]) < size:
+            array = np.empty(max(size, 4096) * 5 // 4, kind)
+            found = self._arrays[name, side] = array, address(array)
         return found
 
     def trim(self) -> None:
         """Forget arrays that one great text made great."""
-        self._arrays = {key: array for key, array in self._arrays.items() if array.nbytes <= 8 * KEPT_ROOM}
+        small = {key: found for key, found in self._arrays.items() if found[0].nbytes <= 8 * KEPT_ROOM}
+        self._arrays = small
+
+
+def zeros(nbytes: int) -> tuple[NDArray[np.uint8], int]:
+    """Fresh memory, in large pages where the system has them: what is looked up in it lies far apart."""
+    array = Arena().take(nbytes)
+    array[:] = 0
+    return array, address(array)
 
 
 @dataclass
 class Texts:
-    """Texts on their way: UTF-8 in a room, cut into pieces."""
+    """Texts on their way: UTF-8 in a room, cut into pieces. Arrays are told by their addresses, too."""
 
     room: Room
-    text: NDArray[np.uint8]
+    text: tuple[NDArray[np.uint8], int]
     length: int
-    pieces: NDArray[np.int32]  # (n, 2), flat
+    pieces: tuple[NDArray[np.int32], int]  # (n, 2), flat
     count: int
-    ends: NDArray[np.int32]
+    ends: tuple[NDArray[np.int32], int]
     texts: int
     side: int = 0  # of the room, where the pieces are
     text_side: int = 0  # where the text and its ends are
@@ -96,23 +108,23 @@ class Texts:
             raise InvalidRequest(
                 f"a text of {length:,} bytes; the limit is {MOST_BYTES:,}: encode it in parts"
             )
-        text = room.array("text", 0, length + text_pieces.PADDING, np.uint8)
-        text[:length] = np.frombuffer(joined, np.uint8)
-        ends = room.array("ends", 0, len(data), np.int32)
-        ends[: len(data)] = np.cumsum(np.fromiter(map(len, data), np.int64, len(data)))
         count = len(data) if pieces is None else len(pieces)
+        text = room.array("text", 0, length + text_pieces.PADDING, np.uint8)
+        ends = room.array("ends", 0, len(data), np.int32)
         spans = room.array("pieces", 0, 2 * count, np.int32)
-        if pieces is None:
-            spans[0] = 0
-            spans[2 : 2 * count : 2] = ends[: count - 1]
-            spans[1 : 2 * count : 2] = ends[:count]
+        ctypes.memmove(text[1], joined, length)
+        ends[0][: len(data)] = [length] if len(data) == 1 else list(accumulate(map(len, data)))
+        if pieces is not None:
+            spans[0][: 2 * count] = np.array(pieces, np.int32).reshape(-1)
         else:
-            spans[: 2 * count] = np.array(pieces, np.int32).reshape(-1)
+            spans[0][0] = 0
+            spans[0][2 : 2 * count : 2] = ends[0][: count - 1]
+            spans[0][1 : 2 * count : 2] = ends[0][:count]
         return cls(room, text, length, spans, count, ends, len(data))
 
     def spans(self) -> NDArray[np.int32]:
         """The pieces, (n, 2): first byte, and the one behind the last."""
-        return self.pieces[: 2 * self.count].reshape(-1, 2)
+        return self.pieces[0][: 2 * self.count].reshape(-1, 2)
 
 
 class Stage(Protocol):
@@ -164,11 +176,11 @@ def _cut(kernel: Kernel, texts: Texts) -> None:
     room, side = texts.room, 1 - texts.side
     out = room.array("pieces", side, 2 * (texts.length + texts.count + 1), np.int32)
     kernel(
-        text=texts.text.ctypes.data,
-        pieces=texts.pieces.ctypes.data,
+        text=texts.text[1],
+        pieces=texts.pieces[1],
         count=texts.count,
-        out=out.ctypes.data,
-        made=room.made.ctypes.data,
+        out=out[1],
+        made=room.made_place,
     )
     texts.pieces, texts.count, texts.side = out, int(room.made[0]), side
 
@@ -177,11 +189,14 @@ class Separating:
     """Pieces cut between characters that are next to each other in no piece of a vocabulary.
 
     Of pieces that begin or end within a character it is not known what they are next to: no cut is made after, or
-    before, what they may be a part of.
+    before, what they may be a part of; nor after characters of which ``together`` (0x110000,) says so. Parts are
+    ``marked`` as such if it matters.
     """
 
-    def __init__(self, pieces: Spelled, marked: bool) -> None:
+    def __init__(self, pieces: Spelled, marked: bool, together: NDArray[np.bool_] | None = None) -> None:
         pairs, flags = neighbours(pieces)
+        if together is not None:
+            flags[together] |= text_apart.AFTER
         table, mask = slots(len(pairs), 1)
         Kernel(
             "text.neighbours", text_apart.Neighbours, pairs=pairs, count=len(pairs), slots=table, mask=mask
@@ -249,16 +264,20 @@ class Rewriting:
 
     def __init__(self, change: CharacterMap) -> None:
         self._growth, self._prefix = change.growth, len(change.prefix)
+        rules, told = change.rules, dict[str, Any]()
+        if rules is not None:
+            tree = Tree.of([key.encode() for key in rules.replaced])
+            ends = np.where(tree.ids >= 0, np.append(rules.places, 0)[tree.ids], -1).astype(np.int32)
+            told = {"flags": rules.flags, "slots": tree.slots, "mask": tree.mask, "rules": ends}
         self._kernel = Kernel(
             "text.rewrite",
             text_rewrite.Rewrite,
-            change.joins is not None,
+            "none" if rules is None else rules.which,
+            **told,
             targets=change.targets,
             written=change.written,
-            joins=np.zeros(1, np.uint8) if change.joins is None else change.joins,
             collapse=int(change.collapse),
             trim=int(change.trim),
-            pairs=int(change.pairs),
             prefix=np.frombuffer(change.prefix or b"\0", np.uint8),
             prefix_length=len(change.prefix),
             when=change.when,
@@ -272,19 +291,19 @@ class Rewriting:
         pieces = room.array("pieces", side, 2 * texts.count, np.int32)
         ends = room.array("ends", text_side, texts.texts, np.int32)
         self._kernel(
-            text=texts.text.ctypes.data,
-            pieces=texts.pieces.ctypes.data,
+            text=texts.text[1],
+            pieces=texts.pieces[1],
             count=texts.count,
-            ends=texts.ends.ctypes.data,
+            ends=texts.ends[1],
             texts=texts.texts,
-            out=out.ctypes.data,
-            out_pieces=pieces.ctypes.data,
-            out_ends=ends.ctypes.data,
-            status=room.made.ctypes.data,
+            out=out[1],
+            out_pieces=pieces[1],
+            out_ends=ends[1],
+            status=room.made_place,
         )
         texts.text, texts.pieces, texts.ends = out, pieces, ends
         texts.side, texts.text_side = side, text_side
-        texts.length = int(ends[texts.texts - 1])
+        texts.length = int(ends[0][texts.texts - 1])
         return int(room.made[0]) == text_rewrite.DONE
 
 
@@ -348,19 +367,19 @@ class Pipeline:
         size = texts.length + texts.count + text_pieces.LONG_IDS
         out, counts = room.array("ids", 0, size, np.int32), room.array("counts", 0, texts.texts, np.int64)
         self._model(
-            text=texts.text.ctypes.data,
-            pieces=texts.pieces.ctypes.data,
+            text=texts.text[1],
+            pieces=texts.pieces[1],
             count=texts.count,
-            ends=texts.ends.ctypes.data,
-            counts=counts.ctypes.data,
+            ends=texts.ends[1],
+            counts=counts[1],
             texts=texts.texts,
-            memory=room.memory.ctypes.data,
-            long_memory=room.long_memory.ctypes.data,
-            scratch=room.array("scratch", 0, self._scratch(longest), np.uint8).ctypes.data,
-            out=out.ctypes.data,
+            memory=room.memory_place,
+            long_memory=room.long_place,
+            scratch=room.array("scratch", 0, self._scratch(longest), np.uint8)[1],
+            out=out[1],
         )
-        stops = counts[: texts.texts].tolist()
-        ids = out[: stops[-1]].tolist()
+        stops = counts[0][: texts.texts].tolist()
+        ids = out[0][: stops[-1]].tolist()
         return [ids] if len(stops) == 1 else list(_parts(ids, stops))
 
 
@@ -374,7 +393,9 @@ def _parts(ids: list[int], stops: Iterable[int]) -> Iterator[list[int]]:
 def slots(count: int, width: int) -> tuple[NDArray[np.int64], int]:
     """Room for so many entries, half of it empty: the array, and its size less one."""
     size = max(16, 1 << (2 * count - 1).bit_length() if count else 16)
-    return np.full((size, width), text_words.EMPTY, np.int64), size - 1
+    table = Arena().take(8 * size * width).view(np.int64).reshape(size, width)
+    table[:] = text_words.EMPTY
+    return table, size - 1
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,15 @@ def byte_table(byte_ids: Mapping[int, int]) -> NDArray[np.int32]:
     return table
 
 
-def merging(symbols: str, whole: bool, pairs: Pairs, words: Words, **known: Any) -> Model:
-    """Byte-pair encoding by compiled code, of bytes or characters."""
+def merging(
+    symbols: str,
+    whole: bool,
+    pairs: Pairs,
+    words: Words,
+    together: NDArray[np.bool_] | None = None,
+    **known: Any,
+) -> Model:
+    """Byte-pair encoding by compiled code, of bytes or characters, of which some are not to be cut apart."""
     told = {
         "pairs": pairs.slots,
         "pairs_mask": pairs.mask,
@@ -133,7 +140,7 @@ def merging(symbols: str, whole: bool, pairs: Pairs, words: Words, **known: Any)
         "word_places": words.pieces.places,
         "word_state": words.state,
     }
-    stages = (Separating(words.pieces, marked=whole),)
+    stages = (Separating(words.pieces, whole, together),)
     return Model(
         "text.merge", text_merge.Merge, text_merge.scratch_bytes, (symbols, whole), told | known, stages
     )

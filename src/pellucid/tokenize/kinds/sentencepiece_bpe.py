@@ -107,6 +107,8 @@ class CharBPE(Chars):
             self._ignore_merges,
             self.pairs.compiled(),
             Words(Spelled.of(spelled)),
+            # Unknown neighbours become one.
+            together=characters < 0 if self._fuse and len(self._byte_ids) < 256 else None,
             bytes=byte_bpe.byte_table(self._byte_ids),
             characters=characters,
             unknown=-1 if self._unknown is None else self._unknown,
