@@ -1,8 +1,9 @@
 """Pieces of texts cut between characters that are next to each other in no piece of the vocabulary.
 
 Called straight from Python, on UTF-8. No pair across such a place can ever merge, so the parts are encoded like the
-whole: and scripts without spaces, whose sentences are one piece, fall apart into words that are met again. Only places
-between two characters of three bytes or more are looked at: others have spaces.
+whole: and scripts without spaces, whose sentences are one piece, fall apart into words that are met again. Where a
+pattern has cut at spaces and punctuation before, only places between two characters of three bytes or more are worth
+looking at.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Apart(Record):
     count: int  # n
     slots: Address  # (size,) int64: the pairs that pieces have, left << 21 | right; or EMPTY
     mask: int  # size - 1
+    ascii: Address  # (128, 128) uint8: 1 for pairs that pieces have; for "everywhere"
     flags: Address  # (0x110000,) uint8: AFTER, BEFORE
     marked: int  # 1: parts of what is cut are marked as such (text_pieces.py)
     out: Address  # (m, 2) int32, room for as many as there are bytes, and pieces
@@ -61,7 +63,8 @@ def build_neighbours(simd: Any) -> Any:
 
 
 @kernel("text.apart", Apart)
-def build(simd: Any) -> Any:
+def build(simd: Any, everywhere: bool) -> Any:
+    """``everywhere``: also between shorter characters."""
     at, load, load_u8, load_i32 = Apart.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_i32, store_i64 = simd.store_i32, simd.store_i64
     length_of, code_point = decoding(simd)
@@ -89,23 +92,27 @@ def build(simd: Any) -> Any:
     def body(record, unused, unused_too, unused_three):
         text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
         slots, mask, flags, made = load(record + at.slots), load(record + at.mask), load(record + at.flags), 0
-        marked = load(record + at.marked) * PART
+        marked, ascii = load(record + at.marked) * PART, load(record + at.ascii)
         for i in range(load(record + at.count)):
             begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
             position, before, part = begin, 0, 0
             while position < end:
                 first = load_u8(text + position)
-                if first < 0xE0:
-                    position += 1  # a byte of a shorter character: none of what is looked at
+                if not everywhere and first < 0xE0:
+                    position += 1  # a byte of a shorter character
                     before = 0
                     continue
                 code = code_point(text + position)
-                if before >= WIDE:
+                if everywhere and before < 128 and code < 128:
+                    cut = position > begin and load_u8(ascii + (before << 7 | code)) == 0
+                else:
                     kept = load_u8(flags + before) & AFTER | load_u8(flags + code) & BEFORE
-                    if kept == 0 and neighbours(before, code, slots, mask) == 0:
-                        part = marked
-                        made = put(out, made, begin, position | part)
-                        begin = position
+                    possible = position > begin if everywhere else before >= WIDE
+                    cut = possible and kept == 0 and neighbours(before, code, slots, mask) == 0
+                if cut:
+                    part = marked
+                    made = put(out, made, begin, position | part)
+                    begin = position
                 before = code
                 position += length_of(first)
             made = put(out, made, begin, end if end < 0 else end | part)

@@ -1,11 +1,11 @@
 """Pieces of texts with other characters in them, as a normalizer makes them. Called straight from Python, on UTF-8.
 
-A character becomes what a table says, whatever is around it. Beside that, spaces in a row may become one, and none at a
-piece's ends; a piece may get something put before it; and there may be rules for several characters, as SentencePiece
+A character becomes what a table says, whatever is around it. Beside that, spaces in a row may become one, and none at
+a piece's ends; a piece may get something put before it; and there may be rules for several characters, as SentencePiece
 compiles them into a model: the longest counts, or, as in Hugging Face ``tokenizers``, a rule for the beginning of a
-short grapheme cluster is for all of it (``tokenize/charsmap.py``). A character that the table does not know enough about
-is where this gives up: Python then does it. A piece that is an id (``text_pieces.py``) takes one byte, so that what lies
-behind another stays there.
+short grapheme cluster is for all of it (``tokenize/charsmap.py``). A character that the table does not know enough
+about is where this gives up: Python then does it. A piece that is an id (``text_pieces.py``) takes one byte, so that
+what lies behind another stays there.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def build(simd: Any, rules: str) -> Any:
     def begins_with(place, length, prefix, prefix_length):
         if length < prefix_length:
             return False
-        for i in range(prefix_length):
-            if load_u8(place + i) != load_u8(prefix + i):
-                return False
-        return True
+        i = 0
+        while i < prefix_length and load_u8(place + i) == load_u8(prefix + i):
+            i += 1
+        return i == prefix_length
 
     @simd.jit
     def superfluous(out, first, made, collapse, trim):
@@ -147,11 +147,11 @@ def build(simd: Any, rules: str) -> Any:
                 return -1
             if rules == "longest":
                 after = position + size
-                if load_u8(flags + code) & BEGINS and after < end:
-                    if load_u8(flags + code_point(text + after)) & FOLLOWS:
-                        other, longer = rule(record, position, end, True)
-                        if longer > size:
-                            target, taken = other, longer
+                begins = after < end and load_u8(flags + code) & BEGINS != 0
+                if begins and load_u8(flags + code_point(text + after)) & FOLLOWS != 0:
+                    other, longer = rule(record, position, end, True)
+                    if longer > size:
+                        target, taken = other, longer
             if rules == "clusters" and position >= alone:
                 alone = cluster(record, position, end, flags)
                 if alone - position > size and alone - position < SHORT:

@@ -20,7 +20,7 @@ from pellucid.tokenize.automaton import automaton
 from pellucid.tokenize.base import without_surrogates
 from pellucid.tokenize.charmap import character_maps
 from pellucid.tokenize.compiled import Adding, Cutting, Pipeline, Rewriting, Stage
-from pellucid.tokenize.normalize import Normalize, Normalizer
+from pellucid.tokenize.normalize import Normalize, Normalizer, Replace
 from pellucid.tokenize.pretokenize import Change, Split
 from pellucid.tokenize.pretokenize import Stage as Step
 
@@ -39,7 +39,10 @@ def is_kept(model: Any) -> bool:
 
 def assembled(tokenizer: Tokenizer) -> Compiled | None:
     """The compiled form of a tokenizer, if it has one."""
-    late = _late(tokenizer.cutting.stages)
+    # A model that knows which characters are neighbours cuts wherever its ``cut`` would, and more.
+    separates = getattr(tokenizer.model, "separates", False)
+    cutting = tokenizer.pre_tokenizer if separates else tokenizer.cutting
+    late = _late(cutting.stages, tokenizer.normalizer)
     if late is None or not hasattr(tokenizer.model, "compiled"):
         return None
     return Compiled(tokenizer, late)
@@ -146,13 +149,28 @@ def _rewriting(stages: Sequence[tuple[Normalizer, bool]]) -> list[Stage] | None:
     return None if maps is None else [Rewriting(one) for one in maps]
 
 
-def _late(steps: Sequence[Step]) -> list[Stage] | None:
+def _never(step: Step, replaced: Normalizer | None) -> bool:
+    """Whether a stage cuts at what the normalizer before it leaves nothing of: Gemma's at spaces, which are ``▁``."""
+    if not isinstance(step, Split) or not isinstance(replaced, Replace) or replaced.is_pattern:
+        return False
+    looks_for = step.pattern.removeprefix("\\")
+    return (
+        looks_for == replaced.old
+        and len(looks_for) == 1
+        and looks_for not in replaced.new
+        and not step.invert
+    )
+
+
+def _late(steps: Sequence[Step], replaced: Normalizer | None) -> list[Stage] | None:
     """The pre-tokenizer's stages; None if one of them has no compiled form."""
     stages: list[Stage] = []
     changes: list[tuple[Normalizer, bool]] = []
     for step in steps:
         if isinstance(step, Change):
             changes.append((step.normalizer, step.only_first))
+            continue
+        if _never(step, replaced):
             continue
         table = automaton(step.pattern) if isinstance(step, Split) else None
         rewriting = _rewriting(changes)

@@ -185,56 +185,71 @@ def _cut(kernel: Kernel, texts: Texts) -> None:
     texts.pieces, texts.count, texts.side = out, int(room.made[0]), side
 
 
-class Separating:
-    """Pieces cut between characters that are next to each other in no piece of a vocabulary.
+@dataclass(frozen=True)
+class Neighbours:
+    """Which characters are next to each other in pieces of a vocabulary.
 
-    Of pieces that begin or end within a character it is not known what they are next to: no cut is made after, or
-    before, what they may be a part of; nor after characters of which ``together`` (0x110000,) says so. Parts are
-    ``marked`` as such if it matters.
+    ``pairs`` (n,) int64 are left << 21 | right; ``flags`` (0x110000,) uint8 forbid cuts after and before characters,
+    whatever the pairs say (``text_apart.py``); ``everywhere``: all pairs are known, not only those of wide characters.
     """
 
-    def __init__(self, pieces: Spelled, marked: bool, together: NDArray[np.bool_] | None = None) -> None:
-        pairs, flags = neighbours(pieces)
-        if together is not None:
-            flags[together] |= text_apart.AFTER
+    pairs: NDArray[np.int64]
+    flags: NDArray[np.uint8]
+    everywhere: bool
+
+    @classmethod
+    def of_text(cls, pieces: Iterable[str], together: NDArray[np.bool_]) -> Neighbours:
+        """Of pieces of whole characters; those that are ``together`` (0x110000,) are not cut off from what follows."""
+        codes = np.frombuffer("\0".join(pieces).encode("utf-32-le"), np.uint32).astype(np.int64)
+        lefts, rights = codes[:-1], codes[1:]
+        inside = (lefts > 0) & (rights > 0)
+        flags = np.where(together, text_apart.AFTER, 0).astype(np.uint8)
+        return cls(np.unique(lefts[inside] << 21 | rights[inside]), flags, everywhere=True)
+
+    @classmethod
+    def of_bytes(cls, pieces: Spelled) -> Neighbours:
+        """Of pieces of bytes. Where one begins or ends within a character, it is not known what it is next to: no cut
+        is made after, or before, what that may be a part of."""
+        text, places = pieces.text, pieces.places
+        leads = np.flatnonzero(text[: places[-1]] >= 0xE0)
+        starts, ends = (places[np.searchsorted(places, leads, "right") + side] for side in (-1, 0))
+        inside = leads > starts
+        pairs, flags, data = set[int](), np.zeros(0x110000, np.uint8), text.tobytes()
+        for lead, start, end in zip(leads[inside].tolist(), starts[inside].tolist(), ends[inside].tolist()):
+            before = lead - 1
+            while before > start and data[before] & 0xC0 == 0x80:
+                before -= 1
+            left, right = data[before:lead], data[lead : min(end, lead + (4 if data[lead] >= 0xF0 else 3))]
+            if left[0] < 0x80 or 0xC0 <= left[0] < 0xE0:
+                continue  # a narrow character
+            known, behind = _character(left), _character(right)
+            if known is not None and behind is not None:
+                pairs.add(known << 21 | behind)
+            elif behind is not None or (known is None and len(right) > len(left)):
+                flags[_codes(right, True)] |= text_apart.BEFORE
+            else:
+                flags[_codes(left, False)] |= text_apart.AFTER
+        return cls(np.array(sorted(pairs), np.int64), flags, everywhere=False)
+
+
+class Separating:
+    """Pieces cut between characters that are no neighbours; parts are ``marked`` as such if it matters."""
+
+    def __init__(self, neighbours: Neighbours, marked: bool) -> None:
+        pairs = neighbours.pairs
         table, mask = slots(len(pairs), 1)
-        Kernel(
-            "text.neighbours", text_apart.Neighbours, pairs=pairs, count=len(pairs), slots=table, mask=mask
-        )()
-        self._kernel = Kernel(
-            "text.apart", text_apart.Apart, slots=table, mask=mask, flags=flags, marked=int(marked)
-        )
+        told = {"slots": table, "mask": mask}
+        Kernel("text.neighbours", text_apart.Neighbours, pairs=pairs, count=len(pairs), **told)()
+        ascii_ = np.zeros((128, 128), np.uint8)
+        narrow = pairs[(pairs >> 21 < 128) & (pairs & 0x1FFFFF < 128)]
+        ascii_[narrow >> 21, narrow & 127] = 1
+        ascii_[neighbours.flags[:128] & text_apart.AFTER > 0] = 1
+        told |= {"ascii": ascii_, "flags": neighbours.flags, "marked": int(marked)}
+        self._kernel = Kernel("text.apart", text_apart.Apart, neighbours.everywhere, **told)
 
     def __call__(self, texts: Texts) -> bool:
         _cut(self._kernel, texts)
         return True
-
-
-def neighbours(pieces: Spelled) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """What ``text_apart.Apart`` is told: the pairs of wide characters that pieces have, and the flags of characters."""
-    text, places = pieces.text, pieces.places
-    leads = np.flatnonzero(text[: places[-1]] >= 0xE0)
-    starts, ends = (places[np.searchsorted(places, leads, "right") + side] for side in (-1, 0))
-    inside = leads > starts
-    leads, starts, ends = leads[inside], starts[inside], ends[inside]
-    pairs: set[int] = set()
-    flags = np.zeros(0x110000, np.uint8)
-    data = text.tobytes()
-    for lead, start, end in zip(leads.tolist(), starts.tolist(), ends.tolist()):
-        before = lead - 1
-        while before > start and data[before] & 0xC0 == 0x80:
-            before -= 1
-        left, right = data[before:lead], data[lead : min(end, lead + (4 if data[lead] >= 0xF0 else 3))]
-        if left[0] < 0x80 or 0xC0 <= left[0] < 0xE0:
-            continue  # a narrow character
-        known, behind = _character(left), _character(right)
-        if known is not None and behind is not None:
-            pairs.add(known << 21 | behind)
-        elif behind is not None or (known is None and len(right) > len(left)):
-            flags[_codes(right, True)] |= text_apart.BEFORE
-        else:
-            flags[_codes(left, False)] |= text_apart.AFTER
-    return np.array(sorted(pairs), np.int64), flags
 
 
 def _character(data: bytes) -> int | None:

@@ -19,7 +19,7 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.kernels import text_merge
 from pellucid.kernels.library import KernelKey
 from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.compiled import Model, Pairs, Separating, Spelled, Words
+from pellucid.tokenize.compiled import Model, Neighbours, Pairs, Separating, Spelled, Words
 from pellucid.tokenize.decode import ByteLevelDecoder, byte_alphabet
 from pellucid.tokenize.gguf import Fields
 from pellucid.tokenize.huggingface import Parts
@@ -111,8 +111,10 @@ class ByteBPE:
         ids = byte_table(self._byte_ids)
         words, places = spelled_bytes(self._ids, self.pairs.size)
         pairs = self.pairs.compiled()
+        spelled = Spelled.from_bytes(words, places)
         known = {"bytes": ids, "first": pairs.of_bytes(ids)}
-        return merging("bytes", self._ignore_merges, pairs, Words(Spelled.from_bytes(words, places)), **known)
+        around = Neighbours.of_bytes(spelled)
+        return merging("bytes", self._ignore_merges, pairs, Words(spelled), around, **known)
 
 
 def byte_table(byte_ids: Mapping[int, int]) -> NDArray[np.int32]:
@@ -127,10 +129,10 @@ def merging(
     whole: bool,
     pairs: Pairs,
     words: Words,
-    together: NDArray[np.bool_] | None = None,
+    neighbours: Neighbours,
     **known: Any,
 ) -> Model:
-    """Byte-pair encoding by compiled code, of bytes or characters, of which some are not to be cut apart."""
+    """Byte-pair encoding by compiled code, of bytes or characters."""
     told = {
         "pairs": pairs.slots,
         "pairs_mask": pairs.mask,
@@ -140,7 +142,7 @@ def merging(
         "word_places": words.pieces.places,
         "word_state": words.state,
     }
-    stages = (Separating(words.pieces, whole, together),)
+    stages = (Separating(neighbours, whole),)
     return Model(
         "text.merge", text_merge.Merge, text_merge.scratch_bytes, (symbols, whole), told | known, stages
     )

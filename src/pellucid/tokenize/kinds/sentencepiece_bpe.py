@@ -19,7 +19,7 @@ from pellucid.kernels.library import KernelKey
 from pellucid.tokenize.base import Tokenizer
 from pellucid.tokenize.charmap import CODES
 from pellucid.tokenize.charsmap import SPACE
-from pellucid.tokenize.compiled import Model, Spelled, Words
+from pellucid.tokenize.compiled import Model, Neighbours, Spelled, Words
 from pellucid.tokenize.decode import ByteFallbackDecoder
 from pellucid.tokenize.gguf import Fields, check_scores
 from pellucid.tokenize.huggingface import Parts
@@ -40,6 +40,8 @@ class CharBPE(Chars):
 
     ``ignore_merges``: a pre-token that is a piece is that one, whatever its characters merge to.
     """
+
+    separates = True
 
     def __init__(
         self,
@@ -99,6 +101,8 @@ class CharBPE(Chars):
         for piece, index in self._pieces.items():
             if len(piece) == 1:
                 characters[ord(piece)] = index
+        # Unknown neighbours become one.
+        together = (characters < 0) & (self._fuse and len(self._byte_ids) < 256)
         spelled = [b""] * self.pairs.size
         for piece, index in self._pieces.items():
             spelled[index] = piece.encode()
@@ -107,8 +111,7 @@ class CharBPE(Chars):
             self._ignore_merges,
             self.pairs.compiled(),
             Words(Spelled.of(spelled)),
-            # Unknown neighbours become one.
-            together=characters < 0 if self._fuse and len(self._byte_ids) < 256 else None,
+            Neighbours.of_text(self._pieces, together),
             bytes=byte_bpe.byte_table(self._byte_ids),
             characters=characters,
             unknown=-1 if self._unknown is None else self._unknown,
