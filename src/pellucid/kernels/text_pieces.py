@@ -1,9 +1,9 @@
 """Ids of the pieces of texts, one piece after the other: what all kinds of tokenizers share, but for what a piece is.
 
 Called straight from Python, on UTF-8. Most pieces are met again and again: their ids are kept in memories of fixed
-Called straight from Python, on UTF-8. Most pieces are met again and again: their ids are kept in memories of a fixed
-the cache misses do, so a block's entries are asked for before the first is looked at. Several texts may lie behind one
-another; how many ids each has is told too.
+size, of which each thread has two to itself, for short pieces and longer ones. Looking up many in a row takes as long
+as the cache misses do, so a block's entries are asked for before the first is looked at. Several texts may lie behind
+one another; how many ids each has is told too.
 
 A piece may also be one id that is known beforehand (an added token): the byte behind its last is then -1 - id. And it
 may be marked as a PART of one that was cut, where that makes a difference.
