@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from pellucid.errors import KernelError
 from pellucid.kernels import interrupts, isa
 from pellucid.kernels.record import Record
-from pellucid.paths import home
+from pellucid.paths import home, read_whole, write_whole
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,6 @@ class Progress(Protocol):
 
     def __call__(self, done: int, total: int, label: str) -> None: ...
 
-
-DIGEST_BYTES = 32
 
 _definitions: dict[str, Definition] = {}
 
@@ -146,7 +144,7 @@ class Library:
         wanted = list(dict.fromkeys(keys))
         with self._lock:
             folder = cache_folder()
-            found = {k: _read(folder / f"{k.file_stem}.o") for k in wanted if k not in self._addresses}
+            found = {k: read_whole(folder / f"{k.file_stem}.o") for k in wanted if k not in self._addresses}
             absent = [key for key, content in found.items() if content is None]
             for done, key in enumerate(absent):
                 if progress:
@@ -186,7 +184,7 @@ class Library:
     def _keep(self, path: Path, content: bytes) -> None:
         """Write a file, or say, once, that it could not be: what was compiled runs all the same."""
         try:
-            _write(path, content)
+            write_whole(path, content)
         except OSError as error:
             if not self._warned:  # a flag of ours: Numba resets what Python's warnings remember
                 self._warned = True
@@ -230,24 +228,6 @@ def _execution_engine() -> Any:
     module = binding.parse_assembly("")
     module.triple = binding.get_process_triple()
     return binding.create_mcjit_compiler(module, target.create_target_machine(jit=True))
-
-
-def _read(path: Path) -> bytes | None:
-    """What was written to a file; None if it cannot be had, or is no longer what was written."""
-    try:
-        stored = path.read_bytes()
-    except OSError:
-        return None
-    digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
-    return content if hashlib.sha256(content).digest() == digest else None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file at once, with its hash: another process sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_suffix(f".{os.getpid()}")
-    staging.write_bytes(hashlib.sha256(content).digest() + content)
-    os.replace(staging, path)
 
 
 def compile_kernel(key: KernelKey) -> bytes:

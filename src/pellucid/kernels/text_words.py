@@ -39,6 +39,20 @@ class Tree(Record):
     nodes: Address  # int64: how many there are
 
 
+class Splits(Record):
+    """Find the pieces that are two others, one behind the other."""
+
+    text: Address  # the pieces' bytes, one behind the other, and PADDING
+    places: Address  # (n + 1,) int32: where each piece begins
+    count: int  # n
+    slots: Address  # a table of them
+    mask: int
+    lefts: Address  # (m,) int32, room for as many as there are bytes
+    rights: Address  # (m,) int32
+    merged: Address  # (m,) int32
+    made: Address  # int64: m
+
+
 def finding(simd: Any) -> Any:
     """word_of: the id of a piece of the vocabulary, by its bytes and their hash, or -1."""
     load, load_i32 = simd.load_i64, simd.load_i32
@@ -137,5 +151,37 @@ def build_tree(simd: Any) -> Any:
                 node = following
             store_i32(ids + node * 4, word)
         store_i64(load(record + at.nodes), nodes)
+
+    return body
+
+
+@kernel("text.splits", Splits)
+def build_splits(simd: Any) -> Any:
+    at, load, load_i32, store_i32, store_i64 = (
+        Splits.at, simd.load_i64, simd.load_i32, simd.store_i32, simd.store_i64,
+    )  # fmt: skip
+    hashed, _ = hashing(simd)
+    word_of = finding(simd)
+
+    @simd.jit
+    def body(record, unused, unused_too, unused_three):
+        text, places = load(record + at.text), load(record + at.places)
+        slots, mask, made = load(record + at.slots), load(record + at.mask), 0
+        lefts, rights, merged = load(record + at.lefts), load(record + at.rights), load(record + at.merged)
+        for word in range(load(record + at.count)):
+            begin, end = load_i32(places + word * 4), load_i32(places + word * 4 + 4)
+            for cut in range(begin + 1, end):
+                h = hashed(text + begin, cut - begin)
+                left = word_of(text + begin, cut - begin, h, slots, mask, text, places)
+                if left < 0:
+                    continue
+                h = hashed(text + cut, end - cut)
+                right = word_of(text + cut, end - cut, h, slots, mask, text, places)
+                if right >= 0:
+                    store_i32(lefts + made * 4, left)
+                    store_i32(rights + made * 4, right)
+                    store_i32(merged + made * 4, word)
+                    made += 1
+        store_i64(load(record + at.made), made)
 
     return body

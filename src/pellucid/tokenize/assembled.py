@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.kernels.library import shared
+from pellucid.kernels.library import KernelKey, shared
 from pellucid.tokenize.added import AddedTokens
 from pellucid.tokenize.automaton import automaton
 from pellucid.tokenize.base import without_surrogates
@@ -34,7 +34,7 @@ CHUNK = (
 
 def is_kept(model: Any) -> bool:
     """Whether a model's compiled form is there without compiling anything."""
-    return hasattr(model, "kernel") and shared().kept([model.kernel])
+    return hasattr(model, "kernel") and shared().kept([KernelKey(*model.kernel)])
 
 
 def assembled(tokenizer: Tokenizer) -> Compiled | None:

@@ -54,7 +54,7 @@ class Beside:
         return cls(
             config,
             named,
-            (*_decoder(folder, config), *_listed(folder)),
+            (*_decoder(folder, config), *_listed(folder, config)),
             Config(read_json(generation), generation),
             _chat_template(folder, config),
         )
@@ -89,8 +89,11 @@ class Beside:
 
 def read_json(path: Path) -> Json:
     """A JSON file as an object; an empty one where there is no file. Raises :class:`FileFormatError`."""
-    if not path.is_file():
-        return {}
+    return parse_json(path.read_bytes(), path) if path.is_file() else {}
+
+
+def parse_json(data: bytes, path: Path) -> Json:
+    """The contents of a JSON file as an object. Raises :class:`FileFormatError`."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -101,7 +104,7 @@ def read_json(path: Path) -> Json:
         return found
 
     try:
-        spec = json.loads(path.read_bytes(), object_pairs_hook=unique)
+        spec = json.loads(data, object_pairs_hook=unique)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as bad:
         raise FileFormatError(path, "JSON", str(bad), getattr(bad, "pos", None)) from None
     if not isinstance(spec, dict):
@@ -133,10 +136,10 @@ def _decoder(folder: Path, config: Json) -> list[Json]:
     return tokens
 
 
-def _listed(folder: Path) -> list[Json]:
+def _listed(folder: Path, config: Json) -> list[Json]:
     """The tokens of ``added_tokens.json`` that ``tokenizer_config.json`` does not describe."""
     path = folder / "added_tokens.json"
-    described = (read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}).values()
+    described = (config.get("added_tokens_decoder") or {}).values()
     known = {_content(token) for token in described}
     tokens: list[Json] = []
     for text, index in read_json(path).items():

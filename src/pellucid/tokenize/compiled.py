@@ -20,38 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels import text_added, text_apart, text_pieces, text_rewrite, text_split, text_words
-from pellucid.kernels.library import KernelKey, shared
+from pellucid.kernels import text_added, text_apart, text_merge, text_pieces, text_rewrite, text_split
 from pellucid.kernels.record import Record
+from pellucid.runtime.call import Call
 from pellucid.runtime.memory import Arena, address
+from pellucid.tokenize import tables
 from pellucid.tokenize.automaton import Automaton
 from pellucid.tokenize.charmap import CharacterMap
 
 ENTRIES, LONG_ENTRIES = 1 << 18, 1 << 14  # of a thread's memories: 16 MB, and 4 MB
 MOST_BYTES = 1 << 28  # of the texts of a call, whose places are 31 bits, also when they have grown
 KEPT_ROOM = 1 << 22  # bytes of text that a thread's room is kept for
-
-
-class Kernel:
-    """A compiled function of its record's fields, of which some are ``known`` beforehand.
-
-    Arrays among them are kept, and told by their address.
-    """
-
-    def __init__(self, name: str, record: type[Record], *parameters: Any, **known: Any) -> None:
-        self._run = shared().function(KernelKey(name, parameters), 4)
-        self._arrays = [value for value in known.values() if isinstance(value, np.ndarray)]
-        told = {name: address(v) if isinstance(v, np.ndarray) else v for name, v in known.items()}
-        fields = dict.fromkeys(record.fields, 0) | told
-        self._words = np.array([0] * record.header + record.pack(fields), np.int64)
-        self._place = {field: offset // 8 for field, offset in record.at._asdict().items()}
-
-    def __call__(self, **fields: int) -> None:
-        words = self._words.copy()
-        view = words.data
-        for name, value in fields.items():
-            view[self._place[name]] = value
-        self._run(address(words), 0, 0, 0)
 
 
 class Room:
@@ -137,7 +116,7 @@ class Cutting:
     """Pieces cut where a pattern matches."""
 
     def __init__(self, automaton: Automaton, behavior: str, inverted: bool) -> None:
-        self._kernel = Kernel(
+        self._kernel = Call(
             "text.split",
             text_split.Split,
             classes=automaton.classes,
@@ -156,7 +135,7 @@ class Adding:
     """Added tokens cut out; ``emitted`` (n,) int32 has the id of each, or -1 where it is left as text."""
 
     def __init__(self, tokens: Sequence[bytes], emitted: NDArray[np.int32]) -> None:
-        tree, starts = Tree.of(tokens), np.zeros(256, np.uint8)
+        tree, starts = tables.Tree.of(tokens), np.zeros(256, np.uint8)
         starts[[token[0] for token in tokens]] = 1
         known = {
             "starts": starts,
@@ -165,14 +144,14 @@ class Adding:
             "ids": tree.ids,
             "emitted": emitted,
         }
-        self._kernel = Kernel("text.added", text_added.Added, **known)
+        self._kernel = Call("text.added", text_added.Added, **known)
 
     def __call__(self, texts: Texts) -> bool:
         _cut(self._kernel, texts)
         return True
 
 
-def _cut(kernel: Kernel, texts: Texts) -> None:
+def _cut(kernel: Call, texts: Texts) -> None:
     room, side = texts.room, 1 - texts.side
     out = room.array("pieces", side, 2 * (texts.length + texts.count + 1), np.int32)
     kernel(
@@ -185,93 +164,24 @@ def _cut(kernel: Kernel, texts: Texts) -> None:
     texts.pieces, texts.count, texts.side = out, int(room.made[0]), side
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """Which characters are next to each other in pieces of a vocabulary.
-
-    ``pairs`` (n,) int64 are left << 21 | right; ``flags`` (0x110000,) uint8 forbid cuts after and before characters,
-    whatever the pairs say (``text_apart.py``); ``everywhere``: all pairs are known, not only those of wide characters.
-    """
-
-    pairs: NDArray[np.int64]
-    flags: NDArray[np.uint8]
-    everywhere: bool
-
-    @classmethod
-    def of_text(cls, pieces: Iterable[str], together: NDArray[np.bool_]) -> Neighbours:
-        """Of pieces of whole characters; those that are ``together`` (0x110000,) are not cut off from what follows."""
-        codes = np.frombuffer("\0".join(pieces).encode("utf-32-le"), np.uint32).astype(np.int64)
-        lefts, rights = codes[:-1], codes[1:]
-        inside = (lefts > 0) & (rights > 0)
-        flags = np.where(together, text_apart.AFTER, 0).astype(np.uint8)
-        return cls(np.unique(lefts[inside] << 21 | rights[inside]), flags, everywhere=True)
-
-    @classmethod
-    def of_bytes(cls, pieces: Spelled) -> Neighbours:
-        """Of pieces of bytes. Where one begins or ends within a character, it is not known what it is next to: no cut
-        is made after, or before, what that may be a part of."""
-        text, places = pieces.text, pieces.places
-        leads = np.flatnonzero(text[: places[-1]] >= 0xE0)
-        starts, ends = (places[np.searchsorted(places, leads, "right") + side] for side in (-1, 0))
-        inside = leads > starts
-        pairs, flags, data = set[int](), np.zeros(0x110000, np.uint8), text.tobytes()
-        for lead, start, end in zip(leads[inside].tolist(), starts[inside].tolist(), ends[inside].tolist()):
-            before = lead - 1
-            while before > start and data[before] & 0xC0 == 0x80:
-                before -= 1
-            left, right = data[before:lead], data[lead : min(end, lead + (4 if data[lead] >= 0xF0 else 3))]
-            if left[0] < 0x80 or 0xC0 <= left[0] < 0xE0:
-                continue  # a narrow character
-            known, behind = _character(left), _character(right)
-            if known is not None and behind is not None:
-                pairs.add(known << 21 | behind)
-            elif behind is not None or (known is None and len(right) > len(left)):
-                flags[_codes(right, True)] |= text_apart.BEFORE
-            else:
-                flags[_codes(left, False)] |= text_apart.AFTER
-        return cls(np.array(sorted(pairs), np.int64), flags, everywhere=False)
-
-
 class Separating:
     """Pieces cut between characters that are no neighbours; parts are ``marked`` as such if it matters."""
 
-    def __init__(self, neighbours: Neighbours, marked: bool) -> None:
+    def __init__(self, neighbours: tables.Neighbours, marked: bool) -> None:
         pairs = neighbours.pairs
-        table, mask = slots(len(pairs), 1)
+        table, mask = tables.slots(len(pairs), 1)
         told = {"slots": table, "mask": mask}
-        Kernel("text.neighbours", text_apart.Neighbours, pairs=pairs, count=len(pairs), **told)()
+        Call("text.neighbours", text_apart.Neighbours, pairs=pairs, count=len(pairs), **told)()
         ascii_ = np.zeros((128, 128), np.uint8)
         narrow = pairs[(pairs >> 21 < 128) & (pairs & 0x1FFFFF < 128)]
         ascii_[narrow >> 21, narrow & 127] = 1
         ascii_[neighbours.flags[:128] & text_apart.AFTER > 0] = 1
         told |= {"ascii": ascii_, "flags": neighbours.flags, "marked": int(marked)}
-        self._kernel = Kernel("text.apart", text_apart.Apart, neighbours.everywhere, **told)
+        self._kernel = Call("text.apart", text_apart.Apart, neighbours.everywhere, **told)
 
     def __call__(self, texts: Texts) -> bool:
         _cut(self._kernel, texts)
         return True
-
-
-def _character(data: bytes) -> int | None:
-    try:
-        return ord(data.decode())
-    except (UnicodeDecodeError, TypeError):
-        return None
-
-
-def _codes(part: bytes, begins: bool) -> NDArray[np.int64]:
-    """The wide characters whose UTF-8 begins, or ends, with some bytes."""
-    codes = np.arange(text_apart.WIDE, 0x110000)
-    sixes = [codes & 63 | 0x80, codes >> 6 & 63 | 0x80, codes >> 12 & 63 | 0x80]
-    narrow = codes < 0x10000
-    lead = np.where(narrow, codes >> 12 | 0xE0, codes >> 18 | 0xF0)
-    # Bytes from the front, or from the back; a character of three has its first where one of four has its second.
-    front = [lead, np.where(narrow, sixes[1], sixes[2]), np.where(narrow, sixes[0], sixes[1]), sixes[0]]
-    back = [sixes[0], sixes[1], np.where(narrow, lead, sixes[2]), np.where(narrow, 0, lead)]
-    matches = np.ones(len(codes), bool)
-    for expected, there in zip(part if begins else part[::-1], front if begins else back):
-        matches &= there == expected
-    return codes[matches]
 
 
 class Rewriting:
@@ -281,10 +191,10 @@ class Rewriting:
         self._growth, self._prefix = change.growth, len(change.prefix)
         rules, told = change.rules, dict[str, Any]()
         if rules is not None:
-            tree = Tree.of([key.encode() for key in rules.replaced])
+            tree = tables.Tree.of([key.encode() for key in rules.replaced])
             ends = np.where(tree.ids >= 0, np.append(rules.places, 0)[tree.ids], -1).astype(np.int32)
             told = {"flags": rules.flags, "slots": tree.slots, "mask": tree.mask, "rules": ends}
-        self._kernel = Kernel(
+        self._kernel = Call(
             "text.rewrite",
             text_rewrite.Rewrite,
             "none" if rules is None else rules.which,
@@ -349,7 +259,7 @@ class Pipeline:
     ) -> None:
         self._early, self._late, self._scratch = early, (*late, *model.stages), model.scratch
         known = {"memory_mask": ENTRIES - 1, "long_mask": LONG_ENTRIES - 1, **model.known}
-        self._model = Kernel(model.name, model.record, *model.parameters, **known)
+        self._model = Call(model.name, model.record, *model.parameters, **known)
         self._rooms: deque[Room] = deque()
 
     def ids(self, texts: Sequence[bytes], parse_special: bool) -> list[list[int]] | None:
@@ -405,89 +315,25 @@ def _parts(ids: list[int], stops: Iterable[int]) -> Iterator[list[int]]:
         start = stop
 
 
-def slots(count: int, width: int) -> tuple[NDArray[np.int64], int]:
-    """Room for so many entries, half of it empty: the array, and its size less one."""
-    size = max(16, 1 << (2 * count - 1).bit_length() if count else 16)
-    table = Arena().take(8 * size * width).view(np.int64).reshape(size, width)
-    table[:] = text_words.EMPTY
-    return table, size - 1
-
-
-@dataclass(frozen=True)
-class Spelled:
-    """Pieces by their bytes, V of them: all bytes, and where each piece begins, (V + 1,); one of none is in no text."""
-
-    text: NDArray[np.uint8]
-    places: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, pieces: Sequence[bytes]) -> Spelled:
-        places = np.zeros(len(pieces) + 1, np.int32)
-        np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=places[1:])
-        return cls.from_bytes(b"".join(pieces), places)
-
-    @classmethod
-    def from_bytes(cls, text: bytes, places: NDArray[np.int32]) -> Spelled:
-        return cls(np.frombuffer(text + bytes(text_pieces.PADDING), np.uint8), places)
-
-
-class Words:
-    """A table of pieces by their bytes, by which a whole one is found."""
-
-    def __init__(self, pieces: Spelled) -> None:
-        count = len(pieces.places) - 1
-        self.pieces, self.state = pieces, np.zeros(count, np.uint8)
-        self.slots, self.mask = slots(int(np.count_nonzero(np.diff(pieces.places))), 2)
-        known = {"text": pieces.text, "places": pieces.places, "slots": self.slots, "mask": self.mask}
-        Kernel("text.words", text_words.Words, **known, count=count)()
-
-
-class Tree:
-    """The pieces as a tree of their bytes. Raises :class:`InvalidRequest` for more nodes than it can number."""
-
-    def __init__(self, pieces: Spelled) -> None:
-        most = int(pieces.places[-1]) + 1
-        if most > text_words.MOST_NODES:
-            raise InvalidRequest(f"a vocabulary of {most:,} bytes; the limit is {text_words.MOST_NODES:,}")
-        table, self.mask = slots(most, 1)
-        self.slots, ids, nodes = table.reshape(-1), np.full(most, -1, np.int32), np.zeros(1, np.int64)
-        known = {"text": pieces.text, "places": pieces.places, "slots": self.slots, "mask": self.mask}
-        Kernel("text.tree", text_words.Tree, **known, count=len(pieces.places) - 1, ids=ids, nodes=nodes)()
-        self.ids = ids[: int(nodes[0])].copy()
-
-    @classmethod
-    def of(cls, pieces: Sequence[bytes]) -> Tree:
-        """Of pieces in the order of their ids; those of no bytes are left out."""
-        return cls(Spelled.of(pieces))
-
-
-class Pairs:
-    """What two neighbours become: ``lefts``, ``rights``, ``merged`` and ``ranks`` (n,) int32."""
-
-    def __init__(
-        self,
-        lefts: NDArray[np.int32],
-        rights: NDArray[np.int32],
-        merged: NDArray[np.int32],
-        ranks: NDArray[np.int32],
-    ) -> None:
-        from pellucid.kernels.text_merge import Pairs
-
-        self.slots, self.mask = slots(len(lefts), 2)
-        self._columns = (lefts, rights, merged, ranks)
-        columns = {"lefts": lefts, "rights": rights, "merged": merged, "ranks": ranks}
-        Kernel("text.pairs", Pairs, **columns, count=len(lefts), slots=self.slots, mask=self.mask)()
-
-    def of_bytes(self, byte_ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        """What each two bytes become, (256, 256), by their ids (256,), which are below 0 for none."""
-        from pellucid.kernels.text_merge import NEVER
-
-        lefts, rights, merged, ranks = self._columns
-        table = np.full((256, 256), NEVER, np.int64)
-        of = {int(index): byte for byte, index in enumerate(byte_ids) if index >= 0}
-        known = np.array(sorted(of), np.int32)
-        rows = np.flatnonzero(np.isin(lefts, known) & np.isin(rights, known))
-        for row in rows[::-1].tolist():  # of a pair that is listed twice the first counts
-            value = NEVER if merged[row] < 0 else int(ranks[row]) << 32 | int(merged[row])
-            table[of[int(lefts[row])], of[int(rights[row])]] = value
-        return table
+def merging(
+    symbols: str,
+    whole: bool,
+    pairs: tables.Pairs,
+    words: tables.Words,
+    neighbours: tables.Neighbours,
+    **known: Any,
+) -> Model:
+    """Byte-pair encoding by compiled code, of bytes or characters."""
+    told = {
+        "pairs": pairs.slots,
+        "pairs_mask": pairs.mask,
+        "words": words.slots,
+        "words_mask": words.mask,
+        "word_text": words.pieces.text,
+        "word_places": words.pieces.places,
+        "word_state": words.state,
+    }
+    stages = (Separating(neighbours, whole),)
+    return Model(
+        "text.merge", text_merge.Merge, text_merge.scratch_bytes, (symbols, whole), told | known, stages
+    )

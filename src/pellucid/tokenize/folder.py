@@ -13,8 +13,8 @@ from pathlib import Path
 from pellucid.errors import UnsupportedModel
 from pellucid.tokenize import older
 from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.beside import Beside, Json, read_json
-from pellucid.tokenize.huggingface import from_spec
+from pellucid.tokenize.beside import Beside, Json
+from pellucid.tokenize.huggingface import from_file, from_spec
 
 FILES = "tokenizer.json, vocab.json with merges.txt, *.tiktoken, *.model, vocab.txt"
 
@@ -61,7 +61,7 @@ def _reader(path: Path) -> Reader | None:
     if path.name == "vocab.json":
         return _of_spec(lambda path, beside: older.merges(path.parent, beside)) if _has_merges(path) else None
     if path.suffix == ".json":
-        return _of_spec(lambda path, beside: read_json(path))
+        return from_file
     if path.suffix == ".txt":
         return _of_spec(older.wordpiece)
     if path.suffix == ".tiktoken" or (path.suffix == ".model" and older.is_tiktoken(path)):

@@ -7,16 +7,22 @@ nothing is skipped. ``truncation`` and ``padding`` are read too, but applied onl
 
 from __future__ import annotations
 
+import json
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize import components, normalize
+from pellucid.tokenize import kept as kept_files
 from pellucid.tokenize.added import AddedToken, AddedTokens
 from pellucid.tokenize.base import Model, Tokenizer
-from pellucid.tokenize.beside import Beside
+from pellucid.tokenize.beside import Beside, parse_json
+from pellucid.tokenize.kept import Arrays
+from pellucid.tokenize.merges import PairRanks
 from pellucid.tokenize.pretokenize import PreTokenizer
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
@@ -28,10 +34,12 @@ class Parts:
     """A parsed ``tokenizer.json`` and the means to read it with checks.
 
     Attributes: ``path``; ``model`` the model's JSON; ``vocab`` the model's piece → id; ``vocabulary`` with the
-    added tokens; ``added`` the added tokens.
+    added tokens; ``added`` the added tokens; ``scores`` those of a Unigram model; ``pairs`` the merges of a BPE model,
+    once they are known. ``kept`` has the great parts of the file as :meth:`kept` has given them before; ``spec`` is
+    then without them.
     """
 
-    def __init__(self, path: Path, spec: Json) -> None:
+    def __init__(self, path: Path, spec: Json, kept: Arrays | None = None) -> None:
         self.path = path
         self._spec = self.component(
             {"type": "tokenizer.json", **spec},
@@ -41,12 +49,47 @@ class Parts:
         )
         self.model: Json = self.of("model") or {}
         self.scores: list[float] = []
-        self.vocab = self._ids()
+        self.pairs: PairRanks | None = None
+        known = None if kept is None else self._from_kept(kept)
+        self.vocab = self._ids() if known is None else self._of_model(known, kept or {})
         added = spec.get("added_tokens") or []
         if not isinstance(added, list):
             raise FileFormatError(path, "added_tokens", f"expected an array, found {type(added).__name__}")
         self.added = [self._added(at, token) for at, token in enumerate(added)]
-        self.vocabulary = self._vocabulary()
+        self.vocabulary = self._vocabulary() if known is None else known
+
+    def kept(self) -> Arrays | None:
+        """The great parts of the file as arrays; None where they do not fit into such."""
+        tokens, ids = self.vocabulary.tokens, self.vocabulary.ids
+        if any(SEPARATOR in token for token in tokens):
+            return None
+        kept: dict[str, memoryview] = {
+            "spec": kept_files.array_of(json.dumps(self._small())),
+            "tokens": kept_files.array_of(SEPARATOR.join(tokens)),
+            "types": memoryview(array("b", self.vocabulary.types)),
+            "outside": memoryview(array("i", [ids[token] for token in ids.keys() - self.vocab.keys()])),
+            "scores": memoryview(array("d", self.scores)),
+        }
+        return kept if self.pairs is None else kept | self.pairs.kept()
+
+    def _small(self) -> Json:
+        """The file without its great parts."""
+        small = {key: value for key, value in self._spec.items() if key not in ("type", "model")}
+        return {**small, "model": {**self.model, "vocab": None, "merges": None}}
+
+    def _from_kept(self, kept: Arrays) -> Vocabulary:
+        tokens = kept_files.text_of(kept["tokens"]).split(SEPARATOR)
+        self.scores = list(map(float, kept["scores"]))
+        if "lefts" in kept:
+            self.pairs = PairRanks.from_kept(kept, len(tokens))
+        return Vocabulary.checked(tokens, kept["types"].tolist())
+
+    def _of_model(self, vocabulary: Vocabulary, kept: Arrays) -> dict[str, int]:
+        """The pieces that are the model's own."""
+        pieces = dict(vocabulary.ids)
+        for index in kept["outside"].tolist():
+            del pieces[vocabulary.tokens[index]]
+        return pieces
 
     def of(self, name: str) -> Json | None:
         """The component of that name, or None where it is null or missing."""
@@ -184,15 +227,42 @@ class Parts:
         return Vocabulary(tokens, types, self.path, "model.vocab")
 
 
+SEPARATOR = "\ufdd0"  # a noncharacter: no piece has it
+WORTH_KEEPING = 1 << 20  # bytes of a file
+
+
+def from_file(path: Path, beside: Beside) -> Tokenizer:
+    """A tokenizer from a ``tokenizer.json``. Its great parts are kept: the next time they need not be parsed.
+
+    Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
+    """
+    data = path.read_bytes()
+    place = kept_files.place_of(data) if len(data) >= WORTH_KEEPING else None
+    if place is not None and (arrays := kept_files.read(place)) is not None:
+        return _from_parts(Parts(path, json.loads(kept_files.text_of(arrays["spec"])), arrays), beside)
+    parts = _parts(path, parse_json(data, path))
+    made = _from_parts(parts, beside)
+    if place is not None and (found := parts.kept()) is not None:
+        kept_files.write(place, found)
+    return made
+
+
 def from_spec(path: Path, spec: Json, beside: Beside) -> Tokenizer:
     """A tokenizer from the contents of a ``tokenizer.json`` and the small files beside it.
 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
+    return _from_parts(_parts(path, spec), beside)
+
+
+def _kinds() -> list[ModuleType]:
     from pellucid.tokenize.load import known_kinds
 
-    kinds = [kind for kind in known_kinds().values() if hasattr(kind, "JSON_MODEL")]
-    known = sorted({kind.JSON_MODEL for kind in kinds})
+    return [kind for kind in known_kinds().values() if hasattr(kind, "JSON_MODEL")]
+
+
+def _parts(path: Path, spec: Json) -> Parts:
+    known = sorted({kind.JSON_MODEL for kind in _kinds()})
     name = spec["model"].get("type") if isinstance(spec.get("model"), dict) else None
     if name is None:
         raise FileFormatError(path, "model.type", "missing")
@@ -200,8 +270,12 @@ def from_spec(path: Path, spec: Json, beside: Beside) -> Tokenizer:
         raise UnsupportedModel(
             f"{path.name}: model type {name!r} is not implemented; known are {', '.join(known)}"
         )
-    parts = Parts(path, spec)
-    claiming = [kind for kind in kinds if name == kind.JSON_MODEL and kind.claims(parts)]
+    return Parts(path, spec)
+
+
+def _from_parts(parts: Parts, beside: Beside) -> Tokenizer:
+    named = (kind for kind in _kinds() if parts.model["type"] == kind.JSON_MODEL)
+    claiming = [kind for kind in named if kind.claims(parts)]
     model: Model = parts.build(lambda parts, _: claiming[0].from_json(parts), "model")
     vocabulary = parts.vocabulary
     template, trims = parts.build(components.post_processors, "post_processor")

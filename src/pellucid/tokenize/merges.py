@@ -20,10 +20,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from pellucid.tokenize.compiled import Pairs
+    from pellucid.tokenize.tables import Pairs
 
 NEVER = 1 << 96
 _SHORT = 96
@@ -31,6 +28,9 @@ _SHORT = 96
 
 BY_RANK: Any = object()
 """In the place of a list of merges: a pair merges if the vocabulary has what it becomes, the lowest id first."""
+
+Column = Any
+"""Numbers that an index gives: a NumPy array, or a memory view."""
 
 Span = tuple[int, int, int]
 """An id, the first character of a pre-token that it stands for, and the one behind the last."""
@@ -69,32 +69,52 @@ class PairRanks(Ranks):
     """Values of the pairs that a merge list names; the list's order is the rank.
 
     ``lefts``, ``rights`` and ``merged`` (n,) int32 are ids, ``merged`` below 0 for a merge that does not count. Of a
-    pair that is listed twice, the first counts.
+    pair that is listed twice, the first counts. ``keys`` (n,) int64 are the pairs in ascending order and ``order`` (n,)
+    int32 says which they are; they are worked out if they are not given.
     """
 
     def __init__(
-        self, lefts: NDArray[np.int32], rights: NDArray[np.int32], merged: NDArray[np.int32], size: int
+        self,
+        lefts: Column,
+        rights: Column,
+        merged: Column,
+        size: int,
+        keys: memoryview | None = None,
+        order: memoryview | None = None,
     ) -> None:
         super().__init__()
         self.size, self._columns = size, (lefts, rights, merged)
-        self._sorted: tuple[memoryview, memoryview] | None = None
+        self._sorted = None if keys is None or order is None else (keys, order)
+
+    @classmethod
+    def from_kept(cls, kept: Mapping[str, memoryview], size: int) -> PairRanks:
+        """The table that :meth:`kept` gave."""
+        return cls(kept["lefts"], kept["rights"], kept["merged"], size, kept["keys"], kept["order"])
+
+    def kept(self) -> dict[str, memoryview]:
+        """The table as arrays."""
+        import numpy as np
+
+        columns = (np.asarray(column, np.int32).data for column in self._columns)
+        names = ("lefts", "rights", "merged", "keys", "order")
+        return dict(zip(names, (*columns, *(self._sorted or self._sort()))))
 
     def _value(self, pair: int) -> int:
-        keys, ranks = self._sorted or self._sort()
+        keys, order = self._sorted or self._sort()
         at = bisect_left(keys, pair)  # a dictionary of half a million pairs would take long to make
         if at == len(keys) or keys[at] != pair:
             return NEVER
-        rank, merged = ranks[at], int(self._columns[2][ranks[at]])
+        rank, merged = order[at], int(self._columns[2][order[at]])
         return rank * self.size + merged if merged >= 0 else NEVER
 
     def _sort(self) -> tuple[memoryview, memoryview]:
         import numpy as np
 
         lefts, rights, _ = self._columns
-        keys = lefts.astype(np.int64) * self.size + rights
-        order = np.argsort(keys, kind="stable")
-        self._sorted = keys[order].data, order.data
-        return self._sorted
+        keys = np.asarray(lefts, np.int64) * self.size + np.asarray(rights)
+        order = np.argsort(keys, kind="stable").astype(np.int32)
+        self._sorted = found = keys[order].data, order.data
+        return found
 
     def rank(self, value: int) -> int:
         return value // self.size
@@ -102,9 +122,10 @@ class PairRanks(Ranks):
     def compiled(self) -> Pairs:
         import numpy as np
 
-        from pellucid.tokenize.compiled import Pairs
+        from pellucid.tokenize.tables import Pairs
 
-        return Pairs(*self._columns, ranks=np.arange(len(self._columns[0]), dtype=np.int32))
+        lefts, rights, merged = (np.asarray(column, np.int32) for column in self._columns)
+        return Pairs(lefts, rights, merged, np.arange(len(lefts), dtype=np.int32))
 
 
 class ScoreRanks(Ranks):
@@ -147,22 +168,23 @@ class ScoreRanks(Ranks):
     def compiled(self) -> Pairs:
         import numpy as np
 
-        from pellucid.tokenize.compiled import Pairs
+        from pellucid.tokenize.tables import Pairs, Spelled, Words, splits
 
-        ids, found = self._pieces, []
-        for piece, merged in ids.items():
-            for at in range(1, len(piece)):
-                left, right = ids.get(piece[:at]), ids.get(piece[at:])
-                if left is not None and right is not None:
-                    found.append((self._rank(merged, at, len(piece) - at), merged, left, right))
-        found.sort()
-        ranks: list[int] = []
-        for at, (rank, merged, _, _) in enumerate(found):
-            same = at > 0 and (rank, merged) == found[at - 1][:2]
-            ranks.append(ranks[-1] if same else at)
-        columns = np.array([(left, right, merged) for _, merged, left, right in found], np.int32)
-        lefts, rights, made = map(np.ascontiguousarray, columns.reshape(-1, 3).T)
-        return Pairs(lefts, rights, made, np.array(ranks, np.int32))
+        spelled = [b""] * self.size
+        for piece, index in self._pieces.items():
+            spelled[index] = piece.encode()
+        lefts, rights, merged = splits(Words(Spelled.of(spelled)))
+        lengths = np.fromiter(map(len, self._tokens), np.int32, self.size)
+        first = np.zeros(self.size, bool)
+        first[list(self._first)] = True
+        scores = np.where(first, np.inf, np.asarray(self._scores, np.float32))[merged]
+        keys = [merged, -lengths[rights], -lengths[lefts]] if not self._alone else []
+        order = np.lexsort([*keys, -scores])
+        lefts, rights, merged, scores = lefts[order], rights[order], merged[order], scores[order]
+        ranks = np.arange(len(order), dtype=np.int32)
+        if self._alone:
+            ranks = np.cumsum(np.append([False], scores[1:] != scores[:-1]), dtype=np.int32)[: len(order)]
+        return Pairs(lefts, rights, merged, ranks)
 
 
 def _descending(score: float) -> int:

@@ -61,6 +61,14 @@ class Vocabulary:
                 path, field, f"piece {token!r} is listed twice, as ids {second} and {self.ids[token]}"
             )
 
+    @classmethod
+    def checked(cls, tokens: list[str], types: list[int]) -> Vocabulary:
+        """A table that has passed these checks before."""
+        made = cls.__new__(cls)
+        made.tokens, made.types, made.size = tokens, types, len(tokens)
+        made.ids = dict(zip(tokens, range(made.size)))
+        return made
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of control and unknown tokens."""

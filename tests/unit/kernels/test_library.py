@@ -16,6 +16,7 @@ from pellucid.errors import KernelError
 from pellucid.kernels import library
 from pellucid.kernels.elementwise import Add
 from pellucid.kernels.library import KernelKey, Library
+from pellucid.paths import DIGEST_BYTES
 
 ADD = KernelKey("add")
 
@@ -61,7 +62,7 @@ def test_a_damaged_object_is_compiled_again(damage: str, empty_home: Path) -> No
         "truncated": whole[:-100],
         "one bit": bytes(flipped),
         "another file": b"\x7fELF" + bytes(500),
-        "no hash": whole[library.DIGEST_BYTES :],
+        "no hash": whole[DIGEST_BYTES:],
     }
     stored().write_bytes(files[damage])
     assert adds(Library())

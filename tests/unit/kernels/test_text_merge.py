@@ -1,76 +1,186 @@
-"""The kernels "text.merge", "text.pairs" and "text.words" against the same in Python (``tokenize/merges.py``)."""
+"""The kernels "text.merge" and "text.pairs" against merging in Python: ``tokenize/merges.py`` and the BPE kinds."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.kernels import text_merge
-from pellucid.tokenize.compiled import ByteMerge, Words
-from pellucid.tokenize.merges import PairRanks, merge
+from pellucid.kernels.text_merge import SHORT
+from pellucid.kernels.text_pieces import KEPT_BYTES, LONG_BYTES
+from pellucid.tokenize.compiled import Pipeline
+from pellucid.tokenize.decode import byte_alphabet
+from pellucid.tokenize.kinds.byte_bpe import ByteBPE
+from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE
+from pellucid.tokenize.merges import PairRanks, Ranks, ScoreRanks
 
-PIECES = ["a", "b", "c", "ab", "bc", "aa", "aaa", "abc", "aab", "aaaa", "ca", "bca"]
-IDS = {piece: index for index, piece in enumerate(PIECES)}
+Model = ByteBPE | CharBPE
+Merges = Sequence[tuple[str, str]]
+
+LETTERS = ["a", "b", "c", "ab", "bc", "aa", "aaa", "abc", "aab", "aaaa", "ca", "bca"]
+WIDE = ["漢", "字", "é", "漢字", "a漢", "字字", "é漢", "éé", "漢字é", "字aa"]
+CHARACTERS = ["<unk>", *LETTERS, *WIDE]
+DOUBLED = ["a" * 2**n for n in range(6)]
 
 
-def splits() -> list[tuple[str, str]]:
-    every = [(piece[:cut], piece[cut:]) for piece in PIECES for cut in range(1, len(piece))]
-    return [pair for pair in every if set(pair) <= IDS.keys()]
+def splits(pieces: Sequence[str]) -> list[tuple[str, str]]:
+    """All pairs of pieces that are a piece."""
+    every = [(piece[:cut], piece[cut:]) for piece in pieces for cut in range(1, len(piece))]
+    return [pair for pair in every if set(pair) <= set(pieces)]
 
 
-def ranks(order: list[tuple[str, str]], ids: dict[str, int]) -> PairRanks:
-    columns = zip(*((ids[left], ids[right], ids[left + right]) for left, right in order))
-    return PairRanks(*(np.array(column, np.int32) for column in columns), size=len(ids))
+def merges(pieces: Sequence[str]) -> st.SearchStrategy[Merges]:
+    """Any of the pairs in any order, some of them twice."""
+    pairs = splits(pieces)
+    return st.permutations(pairs) | st.lists(st.sampled_from(pairs), min_size=1, max_size=2 * len(pairs))
 
 
-def compiled(pieces: list[str], order: list[tuple[str, str]], whole: bool = False) -> ByteMerge:
-    """Byte-level encoding over a vocabulary of ASCII pieces, and no pattern that cuts."""
+def ranks(order: Merges, pieces: Sequence[str], never: str = "") -> PairRanks:
+    """The table of merges in this order; those to the piece ``never`` do not count."""
     ids = {piece: index for index, piece in enumerate(pieces)}
-    places = np.cumsum([0, *map(len, pieces)], dtype=np.int32)
-    alphabet = np.array([ids.get(chr(byte), -1) for byte in range(256)], np.int32)
-    return ByteMerge(
-        [], Words("".join(pieces).encode(), places), ranks(order, ids).compiled(), alphabet, whole
-    )
+    rows = [
+        (ids[left], ids[right], -1 if left + right == never else ids[left + right]) for left, right in order
+    ]
+    columns = np.array(rows, np.int32).reshape(-1, 3).T
+    return PairRanks(*map(np.ascontiguousarray, columns), size=len(pieces))
 
 
-@settings(max_examples=50)
-@given(
-    st.lists(st.text("abc", max_size=60) | st.text("ab", min_size=61, max_size=400), min_size=1, max_size=8),
-    st.permutations(splits()),
+def of_bytes(pieces: Sequence[str], order: Merges, whole: bool = False, never: str = "") -> ByteBPE:
+    """A byte-level model of ASCII pieces, in which bytes that are no printable ASCII have no id."""
+    names = [*pieces, *(chr(code) for code in range(0x21, 0x7F) if chr(code) not in pieces), "Ġ"]
+    ids = {piece: index for index, piece in enumerate(names) if piece != never}
+    return ByteBPE(ranks(order, names, never), ids, whole, Path("model"))
+
+
+def of_characters(
+    pairs: Ranks, fallback: range = range(0), unknown: int | None = 0, fuse: bool = True, whole: bool = False
+) -> CharBPE:
+    """A model of CHARACTERS; the bytes of ``fallback`` have ids behind theirs."""
+    names = [*CHARACTERS, *(f"<0x{byte:02X}>" for byte in fallback)]
+    pieces = {piece: index for index, piece in enumerate(CHARACTERS) if index > 0}
+    byte_ids = {byte: len(CHARACTERS) + at for at, byte in enumerate(fallback)}
+    pairs.size = len(names)
+    return CharBPE(names, pieces, pairs, byte_ids, unknown, fuse, whole)
+
+
+def check(model: Model, texts: Sequence[str]) -> None:
+    """Compiled code has Python's ids: with parts cut off and without, of all texts, of each, and when met again."""
+    compiled, data, expected = model.compiled(), [text.encode() for text in texts], list(map(model, texts))
+    for stages in (compiled.stages, ()):
+        pipeline = Pipeline({False: [], True: []}, [], replace(compiled, stages=stages))
+        assert pipeline.ids(data, False) == expected
+        assert [pipeline.ids([one], False) for one in data] == [[ids] for ids in expected]
+
+
+texts_of_bytes = st.lists(
+    st.text("abc", max_size=2 * SHORT)
+    | st.text("ab\x01", min_size=SHORT - 2, max_size=400)
+    | st.sampled_from(LETTERS),
+    max_size=6,
 )
-def test_the_kernel_merges_as_defined(texts: list[str], order: list[tuple[str, str]]) -> None:
-    pairs, encode = ranks(order, IDS), compiled(PIECES, order)
-    for text in texts * 2:  # what was met before is remembered
-        assert encode(text) == merge([IDS[character] for character in text], pairs)
+texts_of_characters = st.lists(
+    st.text("ab漢字éxü😀", max_size=2 * SHORT)
+    | st.text("a漢é", min_size=SHORT - 2, max_size=200)
+    | st.sampled_from(CHARACTERS),
+    max_size=6,
+)
+fallbacks = st.sampled_from([range(0), range(128), range(256)])
 
 
-@given(st.lists(st.sampled_from([*PIECES, "abcab", "cc", "b" * 40]), max_size=8))
-def test_a_word_of_the_vocabulary_is_itself_where_merges_are_ignored(texts: list[str]) -> None:
-    encode, merged = compiled(PIECES, splits(), whole=True), compiled(PIECES, splits())
-    for text in texts:
-        assert encode(text) == ([IDS[text]] if text in IDS else merged(text))
+@settings(max_examples=60)
+@given(merges(LETTERS), st.booleans(), st.sampled_from(["", *LETTERS]), texts_of_bytes)
+def test_bytes_merge_in_the_order_of_the_list(
+    order: Merges, whole: bool, never: str, texts: list[str]
+) -> None:
+    check(of_bytes(LETTERS, order, whole, never if len(never) > 1 else ""), texts)
 
 
-def test_a_word_that_its_bytes_do_not_merge_to_is_not_found_whole() -> None:
-    encode = compiled(["a", "b", "ab", "aba"], [("a", "b")])
-    assert encode("aba") == [2, 0]
-    assert encode("aba") == [2, 0]
+@settings(max_examples=60)
+@given(
+    merges(CHARACTERS[1:]),
+    fallbacks,
+    st.sampled_from([None, 0]),
+    st.booleans(),
+    st.booleans(),
+    texts_of_characters,
+)
+def test_characters_merge_in_the_order_of_the_list(
+    order: Merges, fallback: range, unknown: int | None, fuse: bool, whole: bool, texts: list[str]
+) -> None:
+    check(of_characters(ranks(order, CHARACTERS), fallback, unknown, fuse, whole), texts)
 
 
-def test_bytes_without_a_piece_vanish() -> None:
-    assert compiled(PIECES, splits())("a?b?") == merge([0, 1], ranks(splits(), IDS))
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.sampled_from([0.0, -1.0, -2.5]), min_size=len(CHARACTERS) + 256, max_size=len(CHARACTERS) + 256
+    ),
+    st.booleans(),
+    fallbacks,
+    texts_of_characters,
+)
+def test_of_pairs_with_the_same_score_the_leftmost_merges_first(
+    scores: list[float], alone: bool, fallback: range, texts: list[str]
+) -> None:
+    names = [*CHARACTERS, *(f"<0x{byte:02X}>" for byte in fallback)]
+    pieces = {piece: index for index, piece in enumerate(CHARACTERS) if index > 0}
+    pairs = ScoreRanks(names, pieces, scores, frozenset([pieces["aab"]]), by_score_alone=alone)
+    check(of_characters(pairs, fallback), [*texts, "aaaaa", "éééa漢字字"])
+
+
+def test_a_word_that_its_bytes_do_not_merge_to_is_found_whole_only_where_merges_are_ignored() -> None:
+    for whole, ids in ((True, [3]), (False, [2, 0])):
+        model = of_bytes(["a", "b", "ab", "aba"], [("a", "b")], whole)
+        pipeline = Pipeline({False: [], True: []}, [], model.compiled())
+        assert pipeline.ids([b"aba"] * 3, False) == [ids] * 3
+
+
+@pytest.mark.parametrize("first", ["ab", "ab漢"])
+def test_a_part_of_a_piece_is_not_taken_whole(first: str) -> None:
+    model = of_characters(ranks([("字", "字")], CHARACTERS), whole=True)
+    ab, a, b, wide = (CHARACTERS.index(piece) for piece in ("ab", "a", "b", "漢"))
+    check(model, [first, "ab", "ab漢", "ab"])
+    assert model.compiled().stages
+    pipeline = Pipeline({False: [], True: []}, [], model.compiled())
+    assert pipeline.ids(["ab漢".encode(), b"ab", "ab漢".encode()], False) == [[a, b, wide], [ab], [a, b, wide]]
+
+
+@pytest.mark.parametrize("order", [[], splits(DOUBLED)], ids=["many ids", "few ids"])
+def test_pieces_of_every_length_are_remembered_and_told_apart(order: Merges) -> None:
+    assert KEPT_BYTES < LONG_BYTES < 100
+    texts = ["a" * (length - 1) + last for length in range(1, 101) for last in "xya"]
+    check(of_bytes(DOUBLED, order), texts * 2)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(1, 100), st.sampled_from(["a", "b", "xxxxxxxxx"])), min_size=1))
+def test_what_stands_behind_a_piece_does_not_count(lengths: list[tuple[int, str]]) -> None:
+    model, text, pieces = of_bytes(DOUBLED, splits(DOUBLED)), "", list[tuple[int, int]]()
+    for length, behind in lengths:
+        middle = len(text) + length
+        text += "a" * length + behind
+        pieces += [(middle - length, middle), (middle, len(text))]
+    pipeline = Pipeline({False: [], True: []}, [], model.compiled())
+    expected = [index for begin, end in pieces for index in model(text[begin:end])]
+    assert pipeline.ids_of_pieces([text.encode()], pieces) == [expected]
 
 
 def test_a_million_letters_take_no_longer_each_than_a_thousand() -> None:
-    encode = compiled(PIECES, splits())
-    assert len(encode("ab" * 500_000)) <= 500_000
+    pipeline = Pipeline({False: [], True: []}, [], of_bytes(LETTERS, splits(LETTERS)).compiled())
+    (ids,) = pipeline.ids([b"ab" * 500_000], False) or []
+    assert len(ids) <= 500_000
 
 
-def test_keys_of_the_memory_that_differ_behind_their_end_are_told_apart() -> None:
-    pieces = [chr(97 + i) for i in range(26)]
-    encode = compiled([*pieces, "zz"], [("z", "z")])
-    for length in range(1, text_merge.KEPT_BYTES + 2):
-        for last in "xy":
-            text = "a" * (length - 1) + last
-            assert encode(text) == [*[0] * (length - 1), ord(last) - 97]
+def test_threads_do_not_disturb_each_other() -> None:
+    model = of_bytes(LETTERS, splits(LETTERS))
+    texts = ["abc" * n + "ca" * (n % 7) for n in range(200)]
+    expected, data = list(map(model, texts)), [text.encode() for text in texts]
+    pipeline = Pipeline({False: [], True: []}, [], model.compiled())
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: pipeline.ids(data, False), range(40))) == [expected] * 40

@@ -10,16 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.kernels import text_merge
-from pellucid.kernels.library import KernelKey
 from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.compiled import Model, Neighbours, Pairs, Separating, Spelled, Words
 from pellucid.tokenize.decode import ByteLevelDecoder, byte_alphabet
 from pellucid.tokenize.gguf import Fields
 from pellucid.tokenize.huggingface import Parts
@@ -27,6 +21,9 @@ from pellucid.tokenize.merges import BY_RANK, Log, PairRanks, Ranks, ScoreRanks,
 from pellucid.tokenize.patterns import GGUF_PRE
 from pellucid.tokenize.pretokenize import PreTokenizer, Split
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.compiled import Model
 
 GGUF_MODEL = "gpt2"
 JSON_MODEL = "BPE"
@@ -102,50 +99,20 @@ class ByteBPE:
         return {index: name for name, index in self._ids.items()}
 
     @property
-    def kernel(self) -> KernelKey:
+    def kernel(self) -> tuple[str, tuple[Any, ...]]:
         """What ``compiled`` is based on."""
-        return KernelKey("text.merge", ("bytes", self._ignore_merges))
+        return "text.merge", ("bytes", self._ignore_merges)
 
     def compiled(self) -> Model:
         """The same as compiled code."""
-        ids = byte_table(self._byte_ids)
-        words, places = spelled_bytes(self._ids, self.pairs.size)
+        from pellucid.tokenize.compiled import merging
+        from pellucid.tokenize.tables import Neighbours, Spelled, Words, byte_table
+
+        ids, spelled = byte_table(self._byte_ids), Spelled.in_alphabet(self._ids, self.pairs.size)
         pairs = self.pairs.compiled()
-        spelled = Spelled.from_bytes(words, places)
         known = {"bytes": ids, "first": pairs.of_bytes(ids)}
         around = Neighbours.of_bytes(spelled)
         return merging("bytes", self._ignore_merges, pairs, Words(spelled), around, **known)
-
-
-def byte_table(byte_ids: Mapping[int, int]) -> NDArray[np.int32]:
-    """The id of each byte, (256,), -1 for none."""
-    table = np.full(256, -1, np.int32)
-    table[list(byte_ids)] = list(byte_ids.values())
-    return table
-
-
-def merging(
-    symbols: str,
-    whole: bool,
-    pairs: Pairs,
-    words: Words,
-    neighbours: Neighbours,
-    **known: Any,
-) -> Model:
-    """Byte-pair encoding by compiled code, of bytes or characters."""
-    told = {
-        "pairs": pairs.slots,
-        "pairs_mask": pairs.mask,
-        "words": words.slots,
-        "words_mask": words.mask,
-        "word_text": words.pieces.text,
-        "word_places": words.pieces.places,
-        "word_state": words.state,
-    }
-    stages = (Separating(neighbours, whole),)
-    return Model(
-        "text.merge", text_merge.Merge, text_merge.scratch_bytes, (symbols, whole), told | known, stages
-    )
 
 
 def merges_told(
@@ -162,24 +129,6 @@ def merges_told(
         merges.append({"rank": pairs.rank(value), **parts, "id": merged})
         now[left] = merged
     return {"symbols": [names[index] for index, _, _ in symbols], "merges": merges}
-
-
-def spelled_bytes(ids: Mapping[str, int], size: int) -> tuple[bytes, NDArray[np.int32]]:
-    """The bytes of all pieces that are spelled in the byte alphabet, by id, and where each begins, (V + 1,)."""
-    strange = 0xFFFF
-    table = dict.fromkeys(range(0x180), strange) | {ord(char): byte for char, byte in byte_alphabet().items()}
-    pieces = [""] * size
-    for piece, index in ids.items():
-        pieces[index] = piece
-    text = "".join(pieces).translate(table)
-    lengths = np.fromiter(map(len, pieces), np.int32, size)
-    ends = np.cumsum(lengths)
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    kept = np.ones(len(codes), bool)
-    for index in np.unique(np.searchsorted(ends, np.flatnonzero(codes > 255), side="right")).tolist():
-        kept[ends[index] - lengths[index] : ends[index]] = False  # no text is spelled like that
-        lengths[index] = 0
-    return codes[kept].astype(np.uint8).tobytes(), np.append([0], np.cumsum(lengths)).astype(np.int32)
 
 
 def pair_ranks(
@@ -204,9 +153,19 @@ def pair_ranks(
                     problem = f"merge {at}, {merges[at]!r}: {piece!r} is not in the vocabulary"
                     raise FileFormatError(path, field, problem) from None
         raise
+    import numpy as np
+
     made = np.array(merged, np.int32)
     made[np.isin(made, list(vocabulary.special_ids))] = -1
     return PairRanks(np.array(left_ids, np.int32), np.array(right_ids, np.int32), made, vocabulary.size)
+
+
+def json_pairs(parts: Parts) -> PairRanks:
+    """The table of the merges of a ``tokenizer.json``. Raises :class:`FileFormatError`."""
+    if parts.pairs is None:
+        merges = parts.model["merges"]
+        parts.pairs = pair_ranks(merges, parts.vocab, parts.vocabulary, parts.path, "model.merges")
+    return parts.pairs
 
 
 def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str], list[str]]:
@@ -251,7 +210,7 @@ def from_gguf(fields: Fields) -> Tokenizer:
 
 def _pairs(parts: Parts, merges: Any) -> Ranks:
     if merges is not BY_RANK:
-        return pair_ranks(merges, parts.vocab, parts.vocabulary, parts.path, "model.merges")
+        return json_pairs(parts)
     ranks = [-float(index) for index in range(parts.vocabulary.size)]
     return ScoreRanks(parts.vocabulary.tokens, parts.text_ids(), ranks, by_score_alone=True)
 

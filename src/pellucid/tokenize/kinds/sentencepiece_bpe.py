@@ -10,26 +10,24 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
-from pellucid.kernels.library import KernelKey
 from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.charmap import CODES
 from pellucid.tokenize.charsmap import SPACE
-from pellucid.tokenize.compiled import Model, Neighbours, Spelled, Words
 from pellucid.tokenize.decode import ByteFallbackDecoder
 from pellucid.tokenize.gguf import Fields, check_scores
 from pellucid.tokenize.huggingface import Parts
 from pellucid.tokenize.kinds import byte_bpe
-from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, merges_told, merging, pair_ranks
+from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, json_pairs, merges_told
 from pellucid.tokenize.kinds.char import Chars
 from pellucid.tokenize.merges import Log, Ranks, ScoreRanks, Span, merge, merge_spans
 from pellucid.tokenize.normalize import Normalizer, Prepend, Replace, sequence
 from pellucid.tokenize.pretokenize import PreTokenizer, Split
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.compiled import Model
 
 GGUF_MODEL = "llama"
 JSON_MODEL = "BPE"
@@ -91,12 +89,18 @@ class CharBPE(Chars):
         return merges_told(self.symbols(piece), self.pairs, self._names)
 
     @property
-    def kernel(self) -> KernelKey:
+    def kernel(self) -> tuple[str, tuple[Any, ...]]:
         """What ``compiled`` is based on."""
-        return KernelKey("text.merge", ("characters", self._ignore_merges))
+        return "text.merge", ("characters", self._ignore_merges)
 
     def compiled(self) -> Model:
         """The same as compiled code."""
+        import numpy as np
+
+        from pellucid.tokenize.charmap import CODES
+        from pellucid.tokenize.compiled import merging
+        from pellucid.tokenize.tables import Neighbours, Spelled, Words, byte_table
+
         characters = np.full(CODES, -1, np.int32)
         for piece, index in self._pieces.items():
             if len(piece) == 1:
@@ -112,7 +116,7 @@ class CharBPE(Chars):
             self.pairs.compiled(),
             Words(Spelled.of(spelled)),
             Neighbours.of_text(self._pieces, together),
-            bytes=byte_bpe.byte_table(self._byte_ids),
+            bytes=byte_table(self._byte_ids),
             characters=characters,
             unknown=-1 if self._unknown is None else self._unknown,
             fuse=int(self._fuse),
@@ -167,7 +171,7 @@ def claims(parts: Parts) -> bool:
 def from_json(parts: Parts) -> CharBPE:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES)
-    pairs = pair_ranks(model["merges"], parts.vocab, parts.vocabulary, parts.path, "model.merges")
+    pairs = json_pairs(parts)
     pieces = parts.text_ids()
     values = byte_pieces(parts.vocabulary, parts.path, "model.vocab")
     unknown = None if model.get("unk_token") is None else parts.id_of(model["unk_token"], "model.unk_token")

@@ -11,22 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from struct import pack, unpack
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
-from pellucid.kernels import text_unigram
-from pellucid.kernels.library import KernelKey
 from pellucid.tokenize.base import Tokenizer
 from pellucid.tokenize.charsmap import SPACE
-from pellucid.tokenize.compiled import Model, Tree
 from pellucid.tokenize.gguf import Fields, check_scores
 from pellucid.tokenize.huggingface import Parts
-from pellucid.tokenize.kinds.byte_bpe import byte_table
 from pellucid.tokenize.kinds.sentencepiece_bpe import byte_pieces
 from pellucid.tokenize.merges import Span
 from pellucid.tokenize.pretokenize import Split
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.compiled import Model
 
 GGUF_MODEL = "t5"
 JSON_MODEL = "Unigram"
@@ -150,12 +147,18 @@ class Unigram:
         return spans[::-1]
 
     @property
-    def kernel(self) -> KernelKey:
+    def kernel(self) -> tuple[str, tuple[Any, ...]]:
         """What ``compiled`` is based on."""
-        return KernelKey("text.unigram", (self._exactly,))
+        return "text.unigram", (self._exactly,)
 
     def compiled(self) -> Model:
         """The same as compiled code."""
+        import numpy as np
+
+        from pellucid.kernels import text_unigram
+        from pellucid.tokenize.compiled import Model
+        from pellucid.tokenize.tables import Tree, byte_table
+
         scores = np.array(self._scores, np.float64)
         for index, score in self._always.items():
             scores[index] = score

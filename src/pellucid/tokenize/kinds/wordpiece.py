@@ -7,14 +7,11 @@ whole.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
-from pellucid.kernels import text_wordpiece
-from pellucid.kernels.library import KernelKey
 from pellucid.tokenize.base import Tokenizer
 from pellucid.tokenize.charsmap import SPACE
-from pellucid.tokenize.compiled import Model, Tree
 from pellucid.tokenize.decode import WordPieceDecoder
 from pellucid.tokenize.gguf import Fields
 from pellucid.tokenize.huggingface import Parts
@@ -23,6 +20,9 @@ from pellucid.tokenize.normalize import Bert
 from pellucid.tokenize.postprocess import A, B, Template
 from pellucid.tokenize.pretokenize import BERT, PreTokenizer
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.compiled import Model
 
 GGUF_MODEL = "bert"
 JSON_MODEL = "WordPiece"
@@ -82,10 +82,14 @@ class WordPiece:
                 return {"tries": told, "unknown": f"no piece begins at character {start}"}
         return {"tries": told}
 
-    kernel = KernelKey("text.wordpiece")
+    kernel = ("text.wordpiece", ())
 
     def compiled(self) -> Model:
         """The same as compiled code."""
+        from pellucid.kernels import text_wordpiece
+        from pellucid.tokenize.compiled import Model
+        from pellucid.tokenize.tables import Tree
+
         whole, more = [b""] * (1 + max(self._ids.values())), [b""] * (1 + max(self._ids.values()))
         for piece, index in self._ids.items():
             whole[index] = piece.encode()

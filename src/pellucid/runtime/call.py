@@ -1,0 +1,33 @@
+"""A compiled kernel that Python calls by itself, outside of a plan: its record, written anew for each call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pellucid.kernels.library import KernelKey, shared
+from pellucid.kernels.record import Record
+from pellucid.runtime.memory import address
+
+
+class Call:
+    """A compiled function of its record's fields, of which some are ``known`` beforehand.
+
+    Arrays among them are kept, and told by their address.
+    """
+
+    def __init__(self, name: str, record: type[Record], *parameters: Any, **known: Any) -> None:
+        self._run = shared().function(KernelKey(name, parameters), 4)
+        self._arrays = [value for value in known.values() if isinstance(value, np.ndarray)]
+        told = {name: address(v) if isinstance(v, np.ndarray) else v for name, v in known.items()}
+        fields = dict.fromkeys(record.fields, 0) | told
+        self._words = np.array([0] * record.header + record.pack(fields), np.int64)
+        self._place = {field: offset // 8 for field, offset in record.at._asdict().items()}
+
+    def __call__(self, **fields: int) -> None:
+        words = self._words.copy()
+        view = words.data
+        for name, value in fields.items():
+            view[self._place[name]] = value
+        self._run(address(words), 0, 0, 0)

@@ -1,0 +1,218 @@
+"""Vocabularies as compiled code looks things up in them: tables of pieces, trees of them, pairs, neighbours.
+
+In: pieces, merges. Out: arrays that kernels are told of (``kernels/text_words.py``, ``text_merge.py``,
+``text_apart.py``). They are filled by compiled code too: a vocabulary is a quarter of a million pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.kernels import text_apart, text_merge, text_pieces, text_words
+from pellucid.runtime.call import Call
+from pellucid.runtime.memory import Arena
+from pellucid.tokenize.decode import byte_alphabet
+
+
+def slots(count: int, width: int) -> tuple[NDArray[np.int64], int]:
+    """Room for so many entries, half of it empty: the array, and its size less one."""
+    size = max(16, 1 << (2 * count - 1).bit_length() if count else 16)
+    table = Arena().take(8 * size * width).view(np.int64).reshape(size, width)
+    table[:] = text_words.EMPTY
+    return table, size - 1
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """Pieces by their bytes, V of them: all bytes, and where each piece begins, (V + 1,); one of none is in no text."""
+
+    text: NDArray[np.uint8]
+    places: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, pieces: Sequence[bytes]) -> Spelled:
+        places = np.zeros(len(pieces) + 1, np.int32)
+        np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=places[1:])
+        return cls.from_bytes(b"".join(pieces), places)
+
+    @classmethod
+    def from_bytes(cls, text: bytes, places: NDArray[np.int32]) -> Spelled:
+        return cls(np.frombuffer(text + bytes(text_pieces.PADDING), np.uint8), places)
+
+    @classmethod
+    def in_alphabet(cls, ids: Mapping[str, int], size: int) -> Spelled:
+        """Of pieces that are spelled in the byte alphabet."""
+        strange = 0xFFFF
+        table = dict.fromkeys(range(0x180), strange) | {
+            ord(char): byte for char, byte in byte_alphabet().items()
+        }
+        pieces = [""] * size
+        for piece, index in ids.items():
+            pieces[index] = piece
+        text = "".join(pieces).translate(table)
+        lengths = np.fromiter(map(len, pieces), np.int32, size)
+        ends = np.cumsum(lengths)
+        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        kept = np.ones(len(codes), bool)
+        for index in np.unique(np.searchsorted(ends, np.flatnonzero(codes > 255), side="right")).tolist():
+            kept[ends[index] - lengths[index] : ends[index]] = False  # no text is spelled like that
+            lengths[index] = 0
+        places = np.append([0], np.cumsum(lengths)).astype(np.int32)
+        return cls.from_bytes(codes[kept].astype(np.uint8).tobytes(), places)
+
+
+class Words:
+    """A table of pieces by their bytes, by which a whole one is found."""
+
+    def __init__(self, pieces: Spelled) -> None:
+        count = len(pieces.places) - 1
+        self.pieces, self.state = pieces, np.zeros(count, np.uint8)
+        self.slots, self.mask = slots(int(np.count_nonzero(np.diff(pieces.places))), 2)
+        known = {"text": pieces.text, "places": pieces.places, "slots": self.slots, "mask": self.mask}
+        Call("text.words", text_words.Words, **known, count=count)()
+
+
+def splits(words: Words) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """All pairs of pieces that are a piece when they are put together: the left ones, the right ones, and those."""
+    pieces, room = words.pieces, int(words.pieces.places[-1]) + 1
+    columns = [np.empty(room, np.int32) for _ in range(3)]
+    made = np.zeros(1, np.int64)
+    known = {
+        "text": pieces.text,
+        "places": pieces.places,
+        "slots": words.slots,
+        "mask": words.mask,
+        "made": made,
+    }
+    told = dict(zip(("lefts", "rights", "merged"), columns))
+    Call("text.splits", text_words.Splits, **known, **told, count=len(pieces.places) - 1)()
+    lefts, rights, merged = (column[: int(made[0])].copy() for column in columns)
+    return lefts, rights, merged
+
+
+class Tree:
+    """The pieces as a tree of their bytes. Raises :class:`InvalidRequest` for more nodes than it can number."""
+
+    def __init__(self, pieces: Spelled) -> None:
+        most = int(pieces.places[-1]) + 1
+        if most > text_words.MOST_NODES:
+            raise InvalidRequest(f"a vocabulary of {most:,} bytes; the limit is {text_words.MOST_NODES:,}")
+        table, self.mask = slots(most, 1)
+        self.slots, ids, nodes = table.reshape(-1), np.full(most, -1, np.int32), np.zeros(1, np.int64)
+        known = {"text": pieces.text, "places": pieces.places, "slots": self.slots, "mask": self.mask}
+        Call("text.tree", text_words.Tree, **known, count=len(pieces.places) - 1, ids=ids, nodes=nodes)()
+        self.ids = ids[: int(nodes[0])].copy()
+
+    @classmethod
+    def of(cls, pieces: Sequence[bytes]) -> Tree:
+        """Of pieces in the order of their ids; those of no bytes are left out."""
+        return cls(Spelled.of(pieces))
+
+
+class Pairs:
+    """What two neighbours become: ``lefts``, ``rights``, ``merged`` and ``ranks`` (n,) int32."""
+
+    def __init__(
+        self,
+        lefts: NDArray[np.int32],
+        rights: NDArray[np.int32],
+        merged: NDArray[np.int32],
+        ranks: NDArray[np.int32],
+    ) -> None:
+        self.slots, self.mask = slots(len(lefts), 2)
+        self._columns = (lefts, rights, merged, ranks)
+        columns = {"lefts": lefts, "rights": rights, "merged": merged, "ranks": ranks}
+        Call("text.pairs", text_merge.Pairs, **columns, count=len(lefts), slots=self.slots, mask=self.mask)()
+
+    def of_bytes(self, byte_ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """What each two bytes become, (256, 256), by their ids (256,), which are below 0 for none."""
+        lefts, rights, merged, ranks = self._columns
+        table = np.full((256, 256), text_merge.NEVER, np.int64)
+        of = {int(index): byte for byte, index in enumerate(byte_ids) if index >= 0}
+        known = np.array(sorted(of), np.int32)
+        rows = np.flatnonzero(np.isin(lefts, known) & np.isin(rights, known))
+        for row in rows[::-1].tolist():  # of a pair that is listed twice the first counts
+            value = text_merge.NEVER if merged[row] < 0 else int(ranks[row]) << 32 | int(merged[row])
+            table[of[int(lefts[row])], of[int(rights[row])]] = value
+        return table
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Which characters are next to each other in pieces of a vocabulary.
+
+    ``pairs`` (n,) int64 are left << 21 | right; ``flags`` (0x110000,) uint8 forbid cuts after and before characters,
+    whatever the pairs say (``text_apart.py``); ``everywhere``: all pairs are known, not only those of wide characters.
+    """
+
+    pairs: NDArray[np.int64]
+    flags: NDArray[np.uint8]
+    everywhere: bool
+
+    @classmethod
+    def of_text(cls, pieces: Iterable[str], together: NDArray[np.bool_]) -> Neighbours:
+        """Of pieces of whole characters; those that are ``together`` (0x110000,) are not cut off from what follows."""
+        codes = np.frombuffer("\0".join(pieces).encode("utf-32-le"), np.uint32).astype(np.int64)
+        lefts, rights = codes[:-1], codes[1:]
+        inside = (lefts > 0) & (rights > 0)
+        flags = np.where(together, text_apart.AFTER, 0).astype(np.uint8)
+        return cls(np.unique(lefts[inside] << 21 | rights[inside]), flags, everywhere=True)
+
+    @classmethod
+    def of_bytes(cls, pieces: Spelled) -> Neighbours:
+        """Of pieces of bytes. Where one begins or ends within a character, it is not known what it is next to: no cut
+        is made after, or before, what that may be a part of."""
+        text, places = pieces.text, pieces.places
+        leads = np.flatnonzero(text[: places[-1]] >= 0xE0)
+        starts, ends = (places[np.searchsorted(places, leads, "right") + side] for side in (-1, 0))
+        inside = leads > starts
+        pairs, flags, data = set[int](), np.zeros(0x110000, np.uint8), text.tobytes()
+        for lead, start, end in zip(leads[inside].tolist(), starts[inside].tolist(), ends[inside].tolist()):
+            before = lead - 1
+            while before > start and data[before] & 0xC0 == 0x80:
+                before -= 1
+            left, right = data[before:lead], data[lead : min(end, lead + (4 if data[lead] >= 0xF0 else 3))]
+            if left[0] < 0x80 or 0xC0 <= left[0] < 0xE0:
+                continue  # a narrow character
+            known, behind = _character(left), _character(right)
+            if known is not None and behind is not None:
+                pairs.add(known << 21 | behind)
+            elif behind is not None or (known is None and len(right) > len(left)):
+                flags[_codes(right, True)] |= text_apart.BEFORE
+            else:
+                flags[_codes(left, False)] |= text_apart.AFTER
+        return cls(np.array(sorted(pairs), np.int64), flags, everywhere=False)
+
+
+def _character(data: bytes) -> int | None:
+    try:
+        return ord(data.decode())
+    except (UnicodeDecodeError, TypeError):
+        return None
+
+
+def _codes(part: bytes, begins: bool) -> NDArray[np.int64]:
+    """The wide characters whose UTF-8 begins, or ends, with some bytes."""
+    codes = np.arange(text_apart.WIDE, 0x110000)
+    sixes = [codes & 63 | 0x80, codes >> 6 & 63 | 0x80, codes >> 12 & 63 | 0x80]
+    narrow = codes < 0x10000
+    lead = np.where(narrow, codes >> 12 | 0xE0, codes >> 18 | 0xF0)
+    # Bytes from the front, or from the back; a character of three has its first where one of four has its second.
+    front = [lead, np.where(narrow, sixes[1], sixes[2]), np.where(narrow, sixes[0], sixes[1]), sixes[0]]
+    back = [sixes[0], sixes[1], np.where(narrow, lead, sixes[2]), np.where(narrow, 0, lead)]
+    matches = np.ones(len(codes), bool)
+    for expected, there in zip(part if begins else part[::-1], front if begins else back):
+        matches &= there == expected
+    return codes[matches]
+
+
+def byte_table(byte_ids: Mapping[int, int]) -> NDArray[np.int32]:
+    """The id of each byte, (256,), -1 for none."""
+    table = np.full(256, -1, np.int32)
+    table[list(byte_ids)] = list(byte_ids.values())
+    return table
