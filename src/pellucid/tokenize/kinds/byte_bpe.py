@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.tokenize import kept
 from pellucid.tokenize.base import Tokenizer
 from pellucid.tokenize.decode import ByteLevelDecoder, byte_alphabet
 from pellucid.tokenize.gguf import Fields
@@ -25,6 +26,7 @@ from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled import Model
 
+WORTH_KEEPING = 100_000  # merges
 GGUF_MODEL = "gpt2"
 JSON_MODEL = "BPE"
 
@@ -197,7 +199,7 @@ def from_gguf(fields: Fields) -> Tokenizer:
         raise UnsupportedModel(
             f"tokenizer.ggml.pre {name!r} is not known; known are {', '.join(sorted(GGUF_PRE))}"
         )
-    pairs = pair_ranks(merges, vocabulary.ids, vocabulary, fields.path, "tokenizer.ggml.merges")
+    pairs = _gguf_pairs(merges, vocabulary, fields.path)
     verbatim = frozenset(vocabulary.of_type(*SPECIAL_TYPES, TokenType.USER_DEFINED))
     return Tokenizer(
         normalizer=None,
@@ -213,6 +215,23 @@ def _pairs(parts: Parts, merges: Any) -> Ranks:
         return json_pairs(parts)
     ranks = [-float(index) for index in range(parts.vocabulary.size)]
     return ScoreRanks(parts.vocabulary.tokens, parts.text_ids(), ranks, by_score_alone=True)
+
+
+def _gguf_pairs(merges: Sequence[str], vocabulary: Vocabulary, path: Path) -> PairRanks:
+    """The table of the merges of a GGUF file; of many it is kept, for it takes longer than the rest of the file."""
+
+    def made() -> PairRanks:
+        return pair_ranks(merges, vocabulary.ids, vocabulary, path, "tokenizer.ggml.merges")
+
+    if len(merges) < WORTH_KEEPING:
+        return made()
+    told = (*vocabulary.tokens, *merges, *map(str, sorted(vocabulary.special_ids)))
+    place = kept.place_of("\n".join(told).encode())
+    if (arrays := kept.read(place)) is not None:
+        return PairRanks.from_kept(arrays, vocabulary.size)
+    pairs = made()
+    kept.write(place, pairs.kept())
+    return pairs
 
 
 def claims(parts: Parts) -> bool:
