@@ -2,6 +2,7 @@
 # make test    everything that CI runs: make check, then all tests
 # make check   formatting, lint, types, the order of imports between folders
 # make bench   speed beside that of the peers that are there (make bench-peers sets them up); BENCH=--quick: in short
+# make bench-encode   encoding speed beside tokenizers, tiktoken and sentencepiece
 # make bench-agreement   how far Pellucid and llama.cpp are from the float32 run of the same file
 
 PYTHON ?= python3

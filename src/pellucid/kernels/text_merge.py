@@ -4,7 +4,7 @@ A piece is its bytes' ids, or its characters', of which always the two neighbour
 merges, the leftmost of equals (Sennrich et al. 2016, "Neural machine translation of rare words with subword units"),
 until none can. One that the vocabulary has as a whole is looked up, once it is known that it does merge to it.
 
-Pairs are in a table of open addressing with linear steps, a power of two of slots, at most half of them taken. A
+Pairs are in a table of open addressing with linear steps, a power of two of slots, of which some are free. A
 pair's value is rank << 32 | id; NEVER stands for none. For two bytes there is a table by their values.
 """
 

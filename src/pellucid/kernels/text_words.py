@@ -1,7 +1,7 @@
 """Pieces of a vocabulary by their bytes: a table to look whole ones up, and a tree of all of their beginnings.
 
-Both are filled once, straight from Python. The table is open addressing with linear steps, a power of two of slots, at
-most half of them taken. The tree is one such table too: of a node and a byte, the node behind; slots are single words,
+Both are filled once, straight from Python. The table is open addressing with linear steps, a power of two of slots, of
+which some are free. The tree is one such table too: of a node and a byte, the node behind; slots are single words,
 so that a step is one look into memory.
 """
 

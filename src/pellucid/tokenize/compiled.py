@@ -28,7 +28,7 @@ from pellucid.tokenize import tables
 from pellucid.tokenize.automaton import Automaton
 from pellucid.tokenize.charmap import CharacterMap
 
-ENTRIES, LONG_ENTRIES = 1 << 18, 1 << 14  # of a thread's memories: 16 MB, and 4 MB
+ENTRIES, LONG_ENTRIES = 1 << 19, 1 << 14  # of a thread's memories: 32 MB, and 4 MB, as far as they are used
 MOST_BYTES = 1 << 28  # of the texts of a call, whose places are 31 bits, also when they have grown
 KEPT_ROOM = 1 << 22  # bytes of text that a thread's room is kept for
 

@@ -35,13 +35,19 @@ def known_kinds() -> dict[str, ModuleType]:
 def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
     """The tokenizer of an opened model; or of a path: a folder, a file of weights, or a tokenizer's own file.
 
+    Text is a path, or a model's name as for ``pellucid.load``.
+
     Raises :class:`FileFormatError` when the file contradicts itself, :class:`UnsupportedModel` when it asks for
     something that is not implemented; the message lists what is.
     """
     from pellucid.tokenize.folder import load_path
 
-    if isinstance(source, (Path, str)):
-        path = Path(source).expanduser().absolute()
+    if isinstance(source, str):
+        from pellucid.weights.store import resolve
+
+        source = resolve(source)
+    if isinstance(source, Path):
+        path = source.expanduser().absolute()
         if not _holds_gguf(path):
             return load_path(path)
         from pellucid.weights.open import open_checkpoint

@@ -20,8 +20,8 @@ from pellucid.tokenize.decode import byte_alphabet
 
 
 def slots(count: int, width: int) -> tuple[NDArray[np.int64], int]:
-    """Room for so many entries, half of it empty: the array, and its size less one."""
-    size = max(16, 1 << (2 * count - 1).bit_length() if count else 16)
+    """Room for so many entries, a third of it empty or more: the array, and its size less one."""
+    size = max(16, 1 << (3 * count // 2).bit_length())
     table = Arena().take(8 * size * width).view(np.int64).reshape(size, width)
     table[:] = text_words.EMPTY
     return table, size - 1
@@ -183,9 +183,9 @@ class Neighbours:
             if known is not None and behind is not None:
                 pairs.add(known << 21 | behind)
             elif behind is not None or (known is None and len(right) > len(left)):
-                flags[_codes(right, True)] |= text_apart.BEFORE
+                flags[_beginning(right)] |= text_apart.BEFORE
             else:
-                flags[_codes(left, False)] |= text_apart.AFTER
+                flags[_ending(left)] |= text_apart.AFTER
         return cls(np.array(sorted(pairs), np.int64), flags, everywhere=False)
 
 
@@ -196,19 +196,25 @@ def _character(data: bytes) -> int | None:
         return None
 
 
-def _codes(part: bytes, begins: bool) -> NDArray[np.int64]:
-    """The wide characters whose UTF-8 begins, or ends, with some bytes."""
-    codes = np.arange(text_apart.WIDE, 0x110000)
-    sixes = [codes & 63 | 0x80, codes >> 6 & 63 | 0x80, codes >> 12 & 63 | 0x80]
-    narrow = codes < 0x10000
-    lead = np.where(narrow, codes >> 12 | 0xE0, codes >> 18 | 0xF0)
-    # Bytes from the front, or from the back; a character of three has its first where one of four has its second.
-    front = [lead, np.where(narrow, sixes[1], sixes[2]), np.where(narrow, sixes[0], sixes[1]), sixes[0]]
-    back = [sixes[0], sixes[1], np.where(narrow, lead, sixes[2]), np.where(narrow, 0, lead)]
-    matches = np.ones(len(codes), bool)
-    for expected, there in zip(part if begins else part[::-1], front if begins else back):
-        matches &= there == expected
-    return codes[matches]
+def _beginning(part: bytes) -> slice:
+    """The characters whose UTF-8 begins so, from a first byte of three or four."""
+    size = 4 if part[0] >= 0xF0 else 3
+    code = part[0] & (7 if size == 4 else 15)
+    for byte in part[1:]:
+        code = code << 6 | byte & 63
+    left = 6 * (size - len(part))
+    return slice(code << left, (code + 1) << left)
+
+
+def _ending(part: bytes) -> slice:
+    """The characters whose UTF-8 ends so, or the one that it is."""
+    known = _character(part)
+    if known is not None:
+        return slice(known, known + 1)
+    code = 0
+    for byte in part:
+        code = code << 6 | byte & 63
+    return slice(code, None, 1 << 6 * len(part))
 
 
 def byte_table(byte_ids: Mapping[int, int]) -> NDArray[np.int32]:

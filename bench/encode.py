@@ -1,0 +1,177 @@
+"""Encoding speed beside tokenizers, tiktoken and sentencepiece: the same texts and vocabularies, one thread, in turn.
+
+    python bench/encode.py [--rounds N] [--only NAME ...]         (make bench-encode; needs pip install pellucid[oracles])
+
+The texts are 16 MB of those that ``tests/oracles/tokenizers_long.py fetch`` brings (manual pages in seven languages,
+translations in twenty more, source code), in pieces of 4,000 characters, mixed. ``tokenizers`` has two figures: its
+``encode``, text by text, as Pellucid's, and ``encode_batch_fast``, all texts at once without offsets, held to one
+thread. The last figure is Pellucid's ``encode_batch`` on two threads. Medians of the rounds, in MB of UTF-8 a second;
+how long opening takes is in seconds. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["RAYON_NUM_THREADS"] = "1"  # read when tokenizers is imported
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pellucid.paths import home
+from pellucid.tokenize import load_tokenizer
+
+FOLDER = home() / "oracles"
+BYTES, PIECE = 16_000_000, 4_000
+VOCABULARIES = {
+    **{
+        name: FOLDER / "npm" / name / "tokenizer.json"
+        for name in ("gpt2", "llama3", "qwen3", "deepseek_v3", "gptoss")
+    },
+    **{name: FOLDER / "tiktoken" / f"{name}.tiktoken" for name in ("cl100k_base", "o200k_base")},
+    "gemma3": FOLDER / "npm" / "gemma3" / "tokenizer.json",
+}
+Encode = Callable[[list[str]], Any]
+AT_ONCE = 256  # texts of a batch: what all of them together come to is not kept
+
+
+def texts() -> list[str]:
+    """About as much of each language as of the others, while there is some."""
+    rng, pieces = random.Random(11), []
+    languages: dict[str, str] = {}
+    for path in sorted((FOLDER / "texts").glob("*.json")):
+        languages |= {name: "".join(some) for name, some in json.loads(path.read_text()).items()}
+    shares = []
+    for text in languages.values():
+        cut = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
+        rng.shuffle(cut)
+        shares.append(cut)
+    size = 0
+    while size < BYTES and any(shares):
+        for share in shares:
+            if share and size < BYTES:
+                pieces.append(share.pop())
+                size += len(pieces[-1].encode())
+    rng.shuffle(pieces)
+    return pieces
+
+
+def each(encode: Callable[[str], Any]) -> Encode:
+    """One text after the other."""
+
+    def run(texts: list[str]) -> None:
+        for text in texts:
+            encode(text)
+
+    return run
+
+
+def batches(encode: Encode) -> Encode:
+    """AT_ONCE texts at a time."""
+
+    def run(texts: list[str]) -> None:
+        for at in range(0, len(texts), AT_ONCE):
+            encode(texts[at : at + AT_ONCE])
+
+    return run
+
+
+def peers(name: str, path: Path) -> dict[str, Encode]:
+    """The other encoders of a vocabulary."""
+    if path.suffix == ".tiktoken":
+        import base64
+
+        import tiktoken
+        from tiktoken_ext import openai_public
+
+        ranks = {base64.b64decode(line.split()[0]): int(line.split()[1]) for line in path.open("rb")}
+        openai_public.load_tiktoken_bpe = lambda *_, **__: ranks
+        theirs = tiktoken.Encoding(**getattr(openai_public, name)())
+        return {"tiktoken": each(theirs.encode_ordinary)}
+    if path.suffix == ".model":
+        from sentencepiece import SentencePieceProcessor
+
+        processor = SentencePieceProcessor(model_file=str(path))
+        return {"sentencepiece": each(processor.encode)}
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return {
+        "tokenizers": each(lambda text: tokenizer.encode(text, add_special_tokens=False)),
+        "tokenizers, batch": batches(
+            lambda some: tokenizer.encode_batch_fast(some, add_special_tokens=False)
+        ),
+    }
+
+
+def measure(name: str, path: Path, pieces: list[str], rounds: int) -> dict[str, float]:
+    """MB a second of each encoder, and the seconds that opening takes us."""
+    size = sum(len(text.encode()) for text in pieces) / 1e6
+    load_tokenizer(path)  # what is kept of it is there from now on
+    start = time.perf_counter()
+    ours = load_tokenizer(path)
+    opened = time.perf_counter() - start
+    encoders: dict[str, Encode] = {
+        "Pellucid": each(lambda text: ours.encode(text, add_special=False)),
+        "Pellucid, 2 threads": batches(lambda some: ours.encode_batch(some, add_special=False, threads=2)),
+        **peers(name, path),
+    }
+    ours.encode("a text " * 200_000)  # the compiled way has begun
+    seconds: dict[str, list[float]] = {which: [] for which in encoders}
+    for _ in range(rounds):
+        for which, encode in encoders.items():
+            start = time.perf_counter()
+            encode(pieces)
+            seconds[which].append(time.perf_counter() - start)
+    return {which: size / statistics.median(taken) for which, taken in seconds.items()} | {"opening": opened}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*")
+    given = parser.parse_args()
+    from pellucid.weights.store import resolve
+
+    paths = {**VOCABULARIES, "minilm": resolve("minilm") / "tokenizer.json"}
+    trained = FOLDER / "trained"
+    paths |= {path.stem: path for path in sorted(trained.glob("t5*.model"))}
+    paths |= {f"{path.parent.name} (json)": path for path in sorted(trained.glob("*/tokenizer.json"))}
+    paths = {
+        name: path
+        for name, path in paths.items()
+        if path.is_file() and (not given.only or name in given.only)
+    }
+    if not (FOLDER / "texts").is_dir() or not paths:
+        sys.exit(f"no texts in {FOLDER}: run python tests/oracles/tokenizers_long.py fetch train")
+    pieces, found = texts(), {}
+    for name, path in paths.items():
+        found[name] = speeds = measure(name, path, pieces, given.rounds)
+        ours = speeds["Pellucid"]
+        others = {which: speed for which, speed in speeds.items() if not which.startswith("Pellucid")}
+        shown = [
+            f"{which} {speed:.1f} (x{ours / speed:.1f})"
+            for which, speed in others.items()
+            if which != "opening"
+        ]
+        two = speeds["Pellucid, 2 threads"]
+        print(f"{name}: Pellucid {ours:.1f} MB/s, {', '.join(shown)}; 2 threads {two:.1f} (x{two / ours:.2f}); "
+              f"opens in {speeds['opening']:.3f} s", flush=True)  # fmt: skip
+    print(
+        json.dumps(
+            {name: {which: round(speed, 3) for which, speed in each.items()} for name, each in found.items()}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

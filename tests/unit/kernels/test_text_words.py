@@ -1,0 +1,111 @@
+"""The kernels "text.words", "text.splits" and "text.tree": they find every piece of a vocabulary, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pellucid.errors import InvalidRequest
+from pellucid.kernels import text_words
+from pellucid.tokenize.tables import Spelled, Tree, Words, splits
+
+MULTIPLIERS = -7046029254386353131, -4417276706812531889
+BITS = (1 << 64) - 1
+
+vocabularies = st.lists(
+    st.binary(max_size=4)
+    | st.text("ab", max_size=20).map(str.encode)
+    | st.text("a漢😀\0", max_size=9).map(str.encode),
+    max_size=40,
+    unique=True,
+)
+
+
+def hashed(data: bytes) -> int:
+    """``text_pieces.hashing``, as Python says it."""
+    h = len(data) * MULTIPLIERS[0] & BITS
+    for at in range(0, len(data), 8):
+        h = (h ^ int.from_bytes(data[at : at + 8], "little")) * MULTIPLIERS[1] & BITS
+        h ^= h >> 29
+    h = h * MULTIPLIERS[1] & BITS
+    return (h ^ h >> 32) & BITS >> 1
+
+
+def found(words: Words, data: bytes) -> int:
+    """What the table says of some bytes: the piece that they are, or -1."""
+    h, text, places = hashed(data), words.pieces.text.tobytes(), words.pieces.places
+    slot = h & words.mask
+    while words.slots[slot, 0] != text_words.EMPTY:
+        kept, word = words.slots[slot].tolist()
+        if kept == h and text[places[word] : places[word + 1]] == data:
+            return word
+        slot = (slot + 1) & words.mask
+    return -1
+
+
+def stepped(tree: Tree, data: bytes) -> int:
+    """The node behind some bytes, or -1."""
+    node = 0
+    for byte in data:
+        key = node << 8 | byte
+        h = key * MULTIPLIERS[0] & BITS
+        slot = (h ^ h >> 32) & tree.mask
+        while tree.slots[slot] != text_words.EMPTY and tree.slots[slot] >> 24 != key:
+            slot = (slot + 1) & tree.mask
+        if tree.slots[slot] == text_words.EMPTY:
+            return -1
+        node = int(tree.slots[slot]) & 0xFFFFFF
+    return node
+
+
+def near(pieces: list[bytes]) -> set[bytes]:
+    """The pieces, their beginnings, and what differs from them by a byte."""
+    beginnings = {piece[:end] for piece in pieces for end in range(len(piece) + 1)}
+    return beginnings | {piece + end for piece in pieces for end in (b"\0", b"a", b"\xff")}
+
+
+@settings(max_examples=50)
+@given(vocabularies)
+def test_a_table_has_every_piece_and_nothing_else(pieces: list[bytes]) -> None:
+    words = Words(Spelled.of(pieces))
+    ids = {piece: index for index, piece in enumerate(pieces) if piece}
+    assert {data: found(words, data) for data in near(pieces)} == {
+        data: ids.get(data, -1) for data in near(pieces)
+    }
+    assert (words.slots[:, 0] != text_words.EMPTY).sum() == len(ids)
+    assert 2 * len(ids) <= words.mask + 1 == len(words.slots)
+
+
+@settings(max_examples=50)
+@given(vocabularies)
+def test_a_tree_has_every_piece_and_all_of_their_beginnings(pieces: list[bytes]) -> None:
+    tree = Tree.of(pieces)
+    ids = {piece: index for index, piece in enumerate(pieces) if piece}
+    beginnings = {piece[:end] for piece in pieces for end in range(len(piece) + 1)}
+    nodes = {data: stepped(tree, data) for data in near(pieces) if data}
+    assert {data for data, node in nodes.items() if node >= 0} == beginnings - {b""}
+    assert {data: tree.ids[node] for data, node in nodes.items() if node >= 0} == {
+        data: ids.get(data, -1) for data in beginnings - {b""}
+    }
+    assert len(tree.ids) == len(beginnings | {b""})
+    assert tree.ids[0] == -1
+
+
+@settings(max_examples=50)
+@given(vocabularies)
+def test_splits_are_all_pairs_of_pieces_that_are_a_piece(pieces: list[bytes]) -> None:
+    ids = {piece: index for index, piece in enumerate(pieces) if piece}
+    expected = [
+        (ids[piece[:cut]], ids[piece[cut:]], index)
+        for piece, index in ids.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in ids and piece[cut:] in ids
+    ]
+    columns = splits(Words(Spelled.of(pieces)))
+    assert list(zip(*(column.tolist() for column in columns))) == expected
+
+
+def test_a_vocabulary_of_more_bytes_than_there_are_nodes_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="the limit is"):
+        Tree.of([b"a" * text_words.MOST_NODES])
