@@ -75,7 +75,8 @@ class Parts:
     def _small(self) -> Json:
         """The file without its great parts."""
         small = {key: value for key, value in self._spec.items() if key not in ("type", "model")}
-        return {**small, "model": {**self.model, "vocab": None, "merges": None}}
+        great = {key: None for key in ("vocab", "merges") if key in self.model}
+        return {**small, "model": {**self.model, **great}}
 
     def _from_kept(self, kept: Arrays) -> Vocabulary:
         tokens = kept_files.text_of(kept["tokens"]).split(SEPARATOR)

@@ -1,0 +1,230 @@
+"""A vocabulary in every kind of file that can hold it gives the same ids; what is kept of a file is its contents."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizer_cases import GOLDENS, from_fields, from_folder
+
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.tokenize import Tokenizer, huggingface, kept, load_tokenizer
+from pellucid.tokenize.decode import byte_alphabet
+
+TEXTS = ["the text", "  Hello world's 123\n", "naïve 日本語 👍🏽", "<|endoftext|> a", ""]
+ALPHABET = [*byte_alphabet()]
+
+
+def byte_pairs() -> tuple[list[str], list[str]]:
+    """Pieces, and the merges that lead to them, in the order of their ids."""
+    merges = ["t h", "th e", "Ġ the", "e x", "ex t", "Ġ t"]
+    return [*ALPHABET, *(merge.replace(" ", "") for merge in merges), "<|endoftext|>"], merges
+
+
+def gpt2_json(folder: Path) -> Tokenizer:
+    tokens, merges = byte_pairs()
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    spec = {
+        "added_tokens": [{"id": len(tokens) - 1, "content": tokens[-1], "special": True}],
+        "pre_tokenizer": level,
+        "post_processor": level,
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens[:-1])}, "merges": merges},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    return load_tokenizer(folder)
+
+
+def gpt2_older(folder: Path) -> Tokenizer:
+    tokens, merges = byte_pairs()
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
+    return load_tokenizer(folder)
+
+
+def gpt2_gguf(folder: Path) -> Tokenizer:
+    tokens, merges = byte_pairs()
+    types = [*[1] * (len(tokens) - 1), 3]
+    return from_fields(
+        {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "token_type": types, "merges": merges}
+    )
+
+
+@pytest.mark.parametrize("read", [gpt2_older, gpt2_gguf])
+def test_byte_level_files(tmp_path: Path, read: Any) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = gpt2_json(tmp_path / "a"), read(tmp_path / "b")
+    for text in TEXTS:
+        for special in (False, True):
+            assert first.encode(text, parse_special=special) == second.encode(text, parse_special=special)
+    assert first.encode("<|endoftext|>", parse_special=True) == [first.vocab_size - 1]
+
+
+def test_ranks_of_tiktoken(tmp_path: Path) -> None:
+    """A pair merges if the vocabulary has what it becomes; a word that it has is that one; the name says how to cut."""
+    pieces = [*(bytes([byte]) for byte in range(256)), b"th", b"he", b"the", b"ab", b"abc", b" the"]
+    lines = [b"%s %d" % (base64.b64encode(piece), rank) for rank, piece in enumerate(pieces)]
+    (tmp_path / "qwen.tiktoken").write_bytes(b"\n".join([*lines, b""]))
+    ours = load_tokenizer(tmp_path / "qwen.tiktoken")
+    assert ours.encode("the the thab") == [258, 261, 32, 256, 259]
+    assert ours.encode("xabc") == [120, 260]
+    assert ours.encode("<|endoftext|>", parse_special=True) == [262]
+    assert ours.decode(ours.encode("naïve")) == "naïve"
+
+
+def test_bytes_need_no_file_but_the_config(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "ByT5Tokenizer", "extra_ids": 2})
+    )
+    ours = load_tokenizer(tmp_path)
+    assert ours.encode("aé") == [100, 198, 172, 1]
+    assert ours.vocab_size == 3 + 256 + 2
+    assert ours.decode(ours.encode("日本語 naïve")) == "日本語 naïve"
+    assert ours.encode_with_offsets("aé", add_special=False).offsets == [(0, 1), (1, 2), (1, 2)]
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "ByT5Tokenizer", "extra_ids": -1})
+    )
+    with pytest.raises(FileFormatError, match="extra_ids: is -1"):
+        load_tokenizer(tmp_path)
+
+
+def test_wordpiece_of_gguf_is_that_of_json() -> None:
+    reference = from_folder(GOLDENS / "tiny_wordpiece")
+    pieces = reference.vocabulary.tokens
+    special = {name: pieces.index(f"[{name}]") for name in ("CLS", "SEP", "UNK")}
+    spelled = [
+        piece
+        if piece[0] == "[" and piece[-1] == "]"
+        else piece[2:]
+        if piece.startswith("##")
+        else f"▁{piece}"
+        for piece in pieces
+    ]
+    types = [3 if piece[0] == "[" and piece[-1] == "]" and len(piece) > 2 else 1 for piece in pieces]
+    ours = from_fields(
+        {
+            "model": "bert", "tokens": spelled, "token_type": types, "normalizer.lowercase": False,
+
+                "normalizer.strip_accents": True,
+                "cls_token_id": special["CLS"],
+                "seperator_token_id": special["SEP"]
+            ,
+            "unknown_token_id": special["UNK"],
+        }
+    )
+    for text in TEXTS:
+        assert ours.encode(text) == reference.encode(text)
+
+
+def test_added_tokens_of_a_folder(tmp_path: Path) -> None:
+    gpt2_older(tmp_path)
+    size = len(byte_pairs()[0])
+    tokens = {str(size): {"content": "<tool>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": tokens}))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<tool>": size, "<note>": size + 1}))
+    ours = load_tokenizer(tmp_path)
+    assert ours.encode("<tool><note>", parse_special=True) == [size, size + 1]
+    assert ours.encode("<note>") == [size + 1]
+    assert len(ours.encode("<tool>")) > 1
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "message"),
+    [
+        ({"vocab.json": "{}"}, UnsupportedModel, "no tokenizer found"),
+        ({"vocab.json": '{"a": 0}', "merges.txt": "a b"}, FileFormatError, "'b' is not in the vocabulary"),
+        (
+            {
+                "vocab.json": "{}",
+                "merges.txt": "",
+                "tokenizer_config.json": '{"tokenizer_class": "CLIPTokenizer"}',
+            },
+            UnsupportedModel,
+            "of a CLIPTokenizer are not implemented; known are GPT2Tokenizer",
+        ),
+        (
+            {"spiece.model": "", "tokenizer_config.json": '{"tokenizer_class": "XLMRobertaTokenizer"}'},
+            UnsupportedModel,
+            "numbers the pieces differently than this file; save it as tokenizer.json",
+        ),
+        ({"spiece.model": ""}, FileFormatError, "the vocabulary is empty"),
+        ({"added_tokens.json": '{"a": "b"}', "vocab.txt": "a"}, FileFormatError, "the id is 'b'"),
+        (
+            {"tokenizer_config.json": '{"added_tokens_decoder": {"x": {}}}', "vocab.txt": "a"},
+            FileFormatError,
+            "is not a token with an id",
+        ),
+    ],
+)
+def test_folders_that_are_refused(
+    tmp_path: Path, files: dict[str, str], error: type[Exception], message: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=message):
+        load_tokenizer(tmp_path)
+
+
+@pytest.fixture
+def keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every file is worth keeping, in an empty place; the place."""
+    monkeypatch.setattr(huggingface, "WORTH_KEEPING", 0)
+    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "tokenizers"
+
+
+@pytest.mark.parametrize("name", ["tiny_byte_level", "tiny_byte_fallback", "tiny_wordpiece"])
+def test_what_is_kept_gives_the_same_tokenizer(keeping: Path, name: str) -> None:
+    first, second = from_folder(GOLDENS / name), from_folder(GOLDENS / name)
+    assert len(list(keeping.iterdir())) == 1
+    for text in [*TEXTS, "<s> user <table> [CLS]"]:
+        for special in (False, True):
+            found = [one.encode_with_offsets(text, parse_special=special) for one in (first, second)]
+            assert found[0] == found[1]
+    assert second.vocabulary.types == first.vocabulary.types
+
+
+def test_what_is_kept_is_of_these_very_bytes(keeping: Path, tmp_path: Path) -> None:
+    gpt2_json(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    spec["model"]["merges"] = spec["model"]["merges"][:1]
+    before = load_tokenizer(tmp_path).encode("the")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    assert load_tokenizer(tmp_path).encode("the") != before
+    assert len(list(keeping.iterdir())) == 2
+
+
+def test_damage_is_as_if_nothing_were_kept(keeping: Path, tmp_path: Path) -> None:
+    ids = gpt2_json(tmp_path).encode("the text")
+    (place,) = keeping.iterdir()
+    whole = place.read_bytes()
+    for content in (b"", whole[:-1], whole[:50], bytes([whole[0] ^ 1]) + whole[1:], whole[:-1] + b"\xff"):
+        place.write_bytes(content)
+        assert load_tokenizer(tmp_path).encode("the text") == ids
+        assert place.read_bytes() == whole
+
+
+def test_the_last_few_are_kept(keeping: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "MOST_KEPT", 3)
+    for index in range(6):
+        place = kept.place_of(b"%d" % index)
+        kept.write(place, {"numbers": memoryview(b"12345678").cast("i")})
+        os.utime(place, (index, index))
+    assert len(list(keeping.iterdir())) == 3
+    found = kept.read(kept.place_of(b"5"))
+    assert found is not None
+    assert found["numbers"].tobytes() == b"12345678"
+    assert kept.read(kept.place_of(b"0")) is None
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface, "WORTH_KEEPING", 0)
+    (tmp_path / "home").write_text("a file, no folder")
+    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
+    assert gpt2_json(tmp_path).encode("the")
