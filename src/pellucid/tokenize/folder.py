@@ -65,7 +65,7 @@ def _reader(path: Path) -> Reader | None:
     if path.suffix == ".txt":
         return _of_spec(older.wordpiece)
     if path.suffix == ".tiktoken" or (path.suffix == ".model" and older.is_tiktoken(path)):
-        return _of_spec(older.tiktoken)
+        return lambda path, beside: from_file(path, beside, older.tiktoken)
     return _sentencepiece if path.suffix == ".model" else None
 
 

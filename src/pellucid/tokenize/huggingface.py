@@ -22,7 +22,7 @@ from pellucid.tokenize.added import AddedToken, AddedTokens
 from pellucid.tokenize.base import Model, Tokenizer
 from pellucid.tokenize.beside import Beside, parse_json
 from pellucid.tokenize.kept import Arrays
-from pellucid.tokenize.merges import PairRanks
+from pellucid.tokenize.merges import BY_RANK, PairRanks
 from pellucid.tokenize.pretokenize import PreTokenizer
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
@@ -70,6 +70,8 @@ class Parts:
             "outside": memoryview(array("i", [ids[token] for token in ids.keys() - self.vocab.keys()])),
             "scores": memoryview(array("d", self.scores)),
         }
+        if self.model.get("merges") is BY_RANK:
+            kept["by_rank"] = kept_files.array_of("yes")
         return kept if self.pairs is None else kept | self.pairs.kept()
 
     def _small(self) -> Json:
@@ -83,6 +85,8 @@ class Parts:
         self.scores = list(map(float, kept["scores"]))
         if "lefts" in kept:
             self.pairs = PairRanks.from_kept(kept, len(tokens))
+        if "by_rank" in kept:
+            self.model = {**self.model, "merges": BY_RANK}
         return Vocabulary.checked(tokens, kept["types"].tolist())
 
     def _of_model(self, vocabulary: Vocabulary, kept: Arrays) -> dict[str, int]:
@@ -230,18 +234,21 @@ class Parts:
 
 SEPARATOR = "\ufdd0"  # a noncharacter: no piece has it
 WORTH_KEEPING = 1 << 20  # bytes of a file
+Reader = Callable[[Path, Beside], Json]
 
 
-def from_file(path: Path, beside: Beside) -> Tokenizer:
-    """A tokenizer from a ``tokenizer.json``. Its great parts are kept: the next time they need not be parsed.
+def from_file(path: Path, beside: Beside, read: Reader | None = None) -> Tokenizer:
+    """A tokenizer from a ``tokenizer.json``; or from another file, of which ``read`` makes the contents of one, by its
+    name, too, and by what lies beside it. The great parts are kept: the next time they need not be parsed.
 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     data = path.read_bytes()
-    place = kept_files.place_of(data) if len(data) >= WORTH_KEEPING else None
+    also = b"" if read is None else json.dumps([path.name, beside.named, beside.added]).encode()
+    place = kept_files.place_of(data + also) if len(data) >= WORTH_KEEPING else None
     if place is not None and (arrays := kept_files.read(place)) is not None:
         return _from_parts(Parts(path, json.loads(kept_files.text_of(arrays["spec"])), arrays), beside)
-    parts = _parts(path, parse_json(data, path))
+    parts = _parts(path, parse_json(data, path) if read is None else read(path, beside))
     made = _from_parts(parts, beside)
     if place is not None and (found := parts.kept()) is not None:
         kept_files.write(place, found)

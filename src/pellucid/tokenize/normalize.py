@@ -14,7 +14,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal
 
 from pellucid.tokenize.aligned import Aligned, Change, placed
-from pellucid.tokenize.unicode import bracket, ranges, small_letters, union
+from pellucid.tokenize.unicode import bracket, members, ranges, small_letters, union
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
@@ -113,6 +113,8 @@ class Normalize(Normalizer):
     def __call__(self, text: str) -> str:
         if text.isascii() or unicodedata.is_normalized(self.form, text):
             return text
+        if _newer().search(text) is None:
+            return unicodedata.normalize(self.form, text)
         return self._steps[0].pattern.sub(lambda run: unicodedata.normalize(self.form, run[0]), text)  # type: ignore
 
     def _change(self, run: str) -> list[tuple[str, int]]:
@@ -121,6 +123,15 @@ class Normalize(Normalizer):
         composed = self.form in ("NFC", "NFKC")
         parts = list(_decomposed(run, "NFKD" if self.form in ("NFKC", "NFKD") else "NFD"))
         return placed(_composed(parts) if composed else parts)
+
+
+@cache
+def _newer() -> Pattern[str]:
+    """The characters that Python normalises and Unicode 9 did not know."""
+    known = {code for low, high in members("text.normalized") or () for code in range(low, high + 1)}
+    letters = map(chr, (code for code in range(0x80, 0x20000) if code not in known))
+    found = [c for c in letters if unicodedata.combining(c) or unicodedata.decomposition(c)]
+    return compiled(f"[{''.join(found)}]" if found else r"(?!)")
 
 
 def _decomposed(run: str, form: Form) -> Iterator[tuple[str, int]]:

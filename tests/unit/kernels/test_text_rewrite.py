@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.tokenize.charmap import character_maps
+from pellucid.tokenize.charmap import LONGEST, character_maps
 from pellucid.tokenize.charsmap import CharsMap, Precompiled, SentencePiece
 from pellucid.tokenize.compiled import Rewriting, Room, Texts
 from pellucid.tokenize.normalize import Bert, Lowercase, Nmt, Normalizer, Prepend, Replace, StripAccents
 
 Stages = Sequence[tuple[Normalizer, bool]]
 Span = tuple[int, int]
+Pieces = list[list[str | int]]
 
 ROOM = Room()
 SINGLE = Replace(" {2,}", " ", is_pattern=True)
@@ -33,44 +35,43 @@ STAGES: dict[str, Stages] = {
     "shorter": [(Replace("漢", ""), False), (Replace("b", "a"), False), (Prepend("▁▁"), False)],
     "all": [(Nmt(), False), (Lowercase(), False), (SINGLE, False), (Prepend(" "), False)],
 }
-PLAIN = "abcAB XYZ.,!? éÉ漢字"
-letters = st.text(st.sampled_from(PLAIN + "▁  \t\r\n\0\u0301\u0327\u200d\u200bİﬁΣ㎞각😀©️\u0600"), max_size=20)
-any_texts = (
-    letters
-    | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-    | st.text(max_size=20, alphabet=" a▁")
-)
-some_texts = st.lists(any_texts, min_size=1, max_size=5)
+PLAIN = frozenset("abcAB XYZ.,!? éÉ漢字\r\n")
+
+letters = st.text("abcABX .éÉ漢字▁  \t\r\n\0\u0301\u0327\u200d\u200bİﬁΣ㎞각😀©️\u0600", max_size=20)
+some_texts = st.lists(letters | st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5)
+marked = st.text("ab é\u0301\r\nXﬁ漢\u200d", max_size=9)
+marked_texts = st.lists(marked, min_size=1, max_size=6)
+targets = st.text("ab é漢x", max_size=3).filter(lambda target: "  " not in target)
+some_rules = st.dictionaries(marked.filter(bool).map(lambda key: key[:4]), targets, max_size=8)
 
 
 @cache
 def named(name: str) -> list[Rewriting]:
-    return rewritings(STAGES[name])
+    return compiled(STAGES[name])
 
 
-def rewritings(stages: Stages) -> list[Rewriting]:
+def compiled(stages: Stages) -> list[Rewriting]:
     maps = character_maps(stages)
     assert maps is not None
-    return [Rewriting(one) for one in maps]
+    return list(map(Rewriting, maps))
 
 
 def rewritten(
     stages: Sequence[Rewriting], texts: Sequence[str], pieces: Sequence[Span] | None = None, room: Room = ROOM
-) -> list[list[str | int]] | None:
-    """The pieces of each text, and ids; None if the kernel gave up."""
+) -> Pieces | None:
+    """The pieces of each text, but for empty ones, and ids; None if the kernel gave up."""
     on_their_way = Texts.of(room, [text.encode() for text in texts], pieces)
     if not all(stage(on_their_way) for stage in stages):
         return None
     data, spans = on_their_way.text[0][: on_their_way.length].tobytes(), on_their_way.spans().tolist()
-    ends = on_their_way.ends[0][: len(texts)].tolist()
-    assert [begin for begin, _ in spans] == [
-        0,
-        *(end if end >= 0 else begin + 1 for begin, end in spans[:-1]),
-    ]
-    found: list[list[str | int]] = [[] for _ in texts]
+    ends, found, place = on_their_way.ends[0][: len(texts)].tolist(), Pieces([] for _ in texts), 0
     for begin, end in spans:
-        text = sum(begin >= one for one in ends[:-1]) if begin < len(data) else len(texts) - 1
-        found[text].append(data[begin:end].decode() if end >= 0 else -1 - end)
+        assert begin == place
+        place = end if end >= 0 else begin + 1  # an id takes a byte
+        if begin < place:
+            part = data[begin:end].decode() if end >= 0 else -1 - end
+            found[sum(begin >= one for one in ends[:-1])].append(part)
+    assert place == ends[-1] == len(data)
     return found
 
 
@@ -80,19 +81,12 @@ def expected(stages: Stages, text: str, first: bool = True) -> str:
     return text
 
 
-def check(stages: Stages, compiled: Sequence[Rewriting], texts: Sequence[str]) -> None:
-    """Each text, and all of them, become what Python makes of them; only of strange ones may it be left to Python."""
-    wanted = [[part] if (part := expected(stages, text)) else [] for text in texts]
-    alone = [rewritten(compiled, [text]) for text in texts]
-    for text, one, known in zip(texts, alone, wanted):
-        if one is None:
-            assert not set(text) <= set(PLAIN)
-        else:
-            assert [list(filter(None, parts)) for parts in one] == [known]
-    together = rewritten(compiled, texts)
-    assert together is not None or not set("".join(texts)) <= set(PLAIN)
-    if together is not None:
-        assert [list(filter(None, parts)) for parts in together] == wanted
+def check(stages: Stages, rewriting: Sequence[Rewriting], texts: Sequence[str]) -> None:
+    """Each text, and all of them, become what Python makes of them; only strange ones may be left to Python."""
+    wanted = [[made] if (made := expected(stages, text)) else [] for text in texts]
+    for text, parts in zip(texts, wanted):
+        assert rewritten(rewriting, [text]) in ([parts], *([None] if set(text) - PLAIN else []))
+    assert rewritten(rewriting, texts) in (wanted, *([None] if set("".join(texts)) - PLAIN else []))
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -102,25 +96,65 @@ def test_characters_become_what_they_do_in_python(name: str, texts: list[str]) -
     check(STAGES[name], named(name), texts)
 
 
-parts = st.text("ab ▁é\u0301\r\nXﬁ漢\u200d", max_size=9)
-targets = st.text("ab é漢x", max_size=3).filter(lambda text: "  " not in text)
-keys = st.text("ab ▁é\u0301\r\nXﬁ漢\u200d", min_size=1, max_size=4)
-rules = st.dictionaries(keys, targets, max_size=8)
-
-
-@settings(max_examples=100)
-@given(rules, st.lists(parts, min_size=1, max_size=6), st.booleans())
-def test_rules_for_clusters(rules: dict[str, str], texts: list[str], single: bool) -> None:
-    stages = [(Precompiled(CharsMap(rules)), False), (SINGLE, False)][: 2 if single else 1]
-    check(stages, rewritings(stages), texts)
-
-
-@settings(max_examples=100)
-@given(rules, st.lists(parts, min_size=1, max_size=6), st.booleans(), st.booleans(), st.booleans())
-def test_rules_of_sentencepiece(
-    rules: dict[str, str], texts: list[str], dummy: bool, extra: bool, escape: bool
+@pytest.mark.parametrize("name", ["bert, as written", "▁ first", "longer", "all"])
+@settings(max_examples=50)
+@given(st.lists(st.lists(st.tuples(st.text("ab É漢▁", max_size=5), st.booleans())), min_size=1, max_size=4))
+def test_pieces_are_rewritten_by_themselves_and_ids_stay(
+    name: str, texts: list[list[tuple[str, bool]]]
 ) -> None:
-    texts = [text.replace("▁", "") for text in texts]
-    rules = {k.replace("▁", "-"): v for k, v in rules.items()}
+    data, pieces, wanted, place = list[str](), list[Span](), Pieces(), 0
+    for parts in texts:
+        data.append("".join(part + "<" * has_id for part, has_id in parts))
+        wanted.append([])
+        begin = place
+        for part, has_id in parts:
+            pieces.append((place, place + len(part.encode())))
+            wanted[-1] += filter(None, [expected(STAGES[name], part, place == begin)])
+            place += len(part.encode()) + has_id
+            if has_id:
+                pieces.append((place - 1, -1 - len(pieces)))
+                wanted[-1].append(len(pieces) - 1)
+    assert rewritten(named(name), data, pieces) == wanted
+
+
+@settings(max_examples=100)
+@given(some_rules, marked_texts, st.booleans())
+def test_a_rule_for_the_beginning_of_a_short_cluster_is_for_all_of_it(
+    rules: Mapping[str, str], texts: list[str], single: bool
+) -> None:
+    stages = [(Precompiled(CharsMap(rules)), False), *([(SINGLE, False)] if single else [])]
+    check(stages, compiled(stages), texts)
+
+
+@settings(max_examples=100)
+@given(some_rules, marked_texts, st.booleans(), st.booleans(), st.booleans())
+def test_of_the_rules_of_sentencepiece_the_longest_counts(
+    rules: Mapping[str, str], texts: list[str], dummy: bool, extra: bool, escape: bool
+) -> None:
+    if dummy and not extra:
+        rules = {key: target or "-" for key, target in rules.items()}
     stages = [(SentencePiece(CharsMap(rules), dummy, extra, escape), False)]
-    check(stages, rewritings(stages), texts)
+    check(stages, compiled(stages), texts)
+
+
+def test_line_ends_and_marks_are_of_clusters() -> None:
+    rules = CharsMap({"\r": "|", "\n": "/", "e\u0301": "é", "a": "A", "\u0301": "'"})
+    texts = ["\r\n\n\r", "e\u0301\u0327e", "a\u0301a", "x\u0301", "a\u0301\u0301\u0301", "\r\u0301", "a\n\u0301"]
+    stages = [(Precompiled(rules), False)]
+    made = [["|/|"], ["ée"], ["AA"], ["x'"], ["A'''"], ["|'"], ["A/'"]]
+    assert rewritten(compiled(stages), texts) == made == [[expected(stages, text)] for text in texts]
+
+
+def test_what_becomes_too_long_is_left_to_python() -> None:
+    for stage in (Replace("a", "b" * (LONGEST + 1)), SentencePiece(CharsMap({"ac": "b" * (LONGEST + 1)}))):
+        rewriting = compiled([(stage, False)])
+        assert rewritten(rewriting, ["x", "xa"]) is None
+        assert rewritten(rewriting, ["x", "xb"]) == [[stage("x")], [stage("xb")]]
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    texts = ["aA É " * n + "漢" for n in range(50)]
+    wanted, rooms = [[expected(STAGES["all"], text)] for text in texts], [Room(), Room()]
+    with ThreadPoolExecutor(2) as pool:
+        many = pool.map(lambda room: [rewritten(named("all"), texts, room=room) for _ in range(40)], rooms)
+        assert list(many) == [[wanted] * 40] * 2

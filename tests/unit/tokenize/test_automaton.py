@@ -30,7 +30,6 @@ REFUSED = [
     "(?:a?)*",
     "(?i:é)",
     "[[a]]",
-    r"\x41",
     "(a",
 ]
 # Letters of every kind, marks, numbers, signs, white space of one to three bytes, quotes and what follows them.
