@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from types import ModuleType
@@ -146,6 +147,7 @@ class Parts:
         stages = [spec, *(inner if isinstance(inner, list) else ())]
         return any(isinstance(stage, dict) and stage.get("type") == kind for stage in stages)
 
+    @cached_property
     def text_ids(self) -> dict[str, int]:
         """Piece → id without control tokens: text must never become one."""
         text = dict(self.vocab)

@@ -214,7 +214,7 @@ def _pairs(parts: Parts, merges: Any) -> Ranks:
     if merges is not BY_RANK:
         return json_pairs(parts)
     ranks = [-float(index) for index in range(parts.vocabulary.size)]
-    return ScoreRanks(parts.vocabulary.tokens, parts.text_ids(), ranks, by_score_alone=True)
+    return ScoreRanks(parts.vocabulary.tokens, parts.text_ids, ranks, by_score_alone=True)
 
 
 def _gguf_pairs(merges: Sequence[str], vocabulary: Vocabulary, path: Path) -> PairRanks:
@@ -249,7 +249,7 @@ def _decodes_bytes(parts: Parts) -> bool:
 def from_json(parts: Parts) -> ByteBPE:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES, byte_fallback=(False,))
-    ids, pairs = parts.text_ids(), _pairs(parts, model["merges"])
+    ids, pairs = parts.text_ids, _pairs(parts, model["merges"])
     return ByteBPE(pairs, ids, bool(model.get("ignore_merges")), parts.path)
 
 

@@ -172,7 +172,7 @@ def from_json(parts: Parts) -> CharBPE:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES)
     pairs = json_pairs(parts)
-    pieces = parts.text_ids()
+    pieces = parts.text_ids
     values = byte_pieces(parts.vocabulary, parts.path, "model.vocab")
     unknown = None if model.get("unk_token") is None else parts.id_of(model["unk_token"], "model.unk_token")
     return CharBPE(

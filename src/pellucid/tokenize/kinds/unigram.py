@@ -217,7 +217,7 @@ def from_json(parts: Parts) -> Unigram:
         raise FileFormatError(parts.path, "model.unk_id", problem)
     values = byte_pieces(parts.vocabulary, parts.path, "model.vocab")
     return Unigram(
-        {piece: index for piece, index in parts.text_ids().items() if piece and index not in values},
+        {piece: index for piece, index in parts.text_ids.items() if piece and index not in values},
         parts.scores,
         unknown,
         {byte: index for index, byte in values.items()},

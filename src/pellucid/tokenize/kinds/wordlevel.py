@@ -58,4 +58,4 @@ def from_json(parts: Parts) -> WordLevel:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(parts.model, "model", "vocab", "unk_token")
     unknown = parts.vocabulary.ids.get(parts.text(model, "unk_token", "<unk>"))
-    return WordLevel(parts.text_ids(), unknown)
+    return WordLevel(parts.text_ids, unknown)
