@@ -1,5 +1,6 @@
 # make run     install, fetch the default model, compile its kernels once, stream an answer
 # make test    everything that CI runs: make check, then all tests
+# make test-tokenizers   ids and offsets beside those of tokenizers, sentencepiece and tiktoken, on 90 MB of text
 # make check   formatting, lint, types, the order of imports between folders
 # make bench   speed beside that of the peers that are there (make bench-peers sets them up); BENCH=--quick: in short
 # make bench-encode   encoding speed beside tokenizers, tiktoken and sentencepiece
@@ -9,13 +10,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check bench bench-agreement bench-peers clean
+.PHONY: run test test-tokenizers check bench bench-encode bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
 
 test: check
 	$(BIN)/python -m pytest
+
+test-tokenizers: $(VENV)/oracles
+	$(BIN)/python tests/oracles/tokenizers_long.py $(TOKENIZERS)
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check
@@ -25,6 +29,11 @@ check: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/python bench/compare.py $(BENCH)
+
+bench-encode: $(VENV)/oracles
+	$(BIN)/python tests/oracles/tokenizers_long.py fetch
+	$(BIN)/python tests/oracles/tokenizers_long.py train
+	$(BIN)/python bench/encode.py $(BENCH)
 
 bench-agreement: $(VENV)/dev
 	$(BIN)/python bench/agreement.py $(BENCH)
@@ -39,6 +48,10 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/oracles: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[oracles]'
 	@touch $@
 
 clean:

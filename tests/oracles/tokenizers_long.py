@@ -15,13 +15,13 @@ Oracles   tokenizers, with encode_special_tokens=True, without padding and trunc
               Pellucid's own models (smollm2.gguf, gemma3.gguf as in ``tokenizers_oracle.py``; minilm), trained ones
           sentencepiece: ids, offsets, decoding of the trained models
           tiktoken: ids, of the vocabularies of npm written as ranks
-Ways      compiled (``encode_batch``): ids of all texts. In Python: ids of ``encode`` and of ``encode_with_offsets``, and
-          offsets, on ``--offsets-mb`` of them (as much of each language as there is room for), or all with ``--full``
+Ways      compiled (``encode_batch``): ids of all texts. In Python: ids by ``encode``, ids and offsets by
+          ``encode_with_offsets``, on ``--offsets-mb`` of them (of each language alike), or on all with ``--full``
 Decoding  byte-level vocabularies and those with byte fallback must give back the text, as the normalizer left it, if
           they have all of its bytes; others what the oracle decodes
 
 One difference is wanted, and such texts are skipped and counted: a control token that is written in a text is text for
-Pellucid; the Unigram model of ``tokenizers`` finds it in its vocabulary all the same.
+Pellucid, and so is the name of a byte ("<0x0A>"); the Unigram model of ``tokenizers`` finds them in its vocabulary.
 
 Needs ``pip install pellucid[oracles]``, npm, apt-get and dpkg-deb (``--without-debian`` does without the last two, and
 with fewer languages). Found no differences with tokenizers 0.23.3, sentencepiece 0.2.3, tiktoken 0.14.0 on Python 3.11.
@@ -50,9 +50,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
+
+import tokenizers_oracle
 
 from pellucid.paths import home
 from pellucid.tokenize import Tokenizer, load_tokenizer
@@ -318,6 +320,7 @@ def train(cache: Path) -> None:
                 input=str(lines), model_writer=model, minloglevel=2, **TRAINED[name]
             )
             _write(folder / f"{name}.model", model.getvalue())
+        lines.unlink()
     for name in CONVERTED:
         path = folder / name / "tokenizer.json"
         if not path.exists():
@@ -417,8 +420,7 @@ class Tokenizers:
         model, self._pre_tokenizer = spec["model"], spec["pre_tokenizer"] or {}
         self._bytes = spec["decoder"]["type"] == "ByteLevel"
         self._fallback = bool(model.get("byte_fallback"))
-        special = [token["content"] for token in spec["added_tokens"] if token["special"]]
-        self._control = special if model["type"] == "Unigram" else []
+        self._taken = [*chain(*tokenizers_oracle.found_in_text(tokenizer))]
 
     @classmethod
     def of_file(cls, path: Path) -> Tokenizers:
@@ -428,7 +430,7 @@ class Tokenizers:
 
     def takes(self, text: str) -> bool:
         """Whether it agrees with Pellucid about what is to be found in a text."""
-        return not any(token in form for token in self._control for form in (text, self._normal(text)))
+        return not any(token in form for token in self._taken for form in (text, self._normal(text)))
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [found.ids for found in self._tokenizer.encode_batch_fast(texts)]
@@ -535,8 +537,6 @@ def cases(cache: Path) -> dict[str, Case]:
 
 def _own(name: str) -> Case:
     """A model of Pellucid's, pulled if need be."""
-    import tokenizers_oracle
-
     from pellucid.weights.store import resolve
 
     build = getattr(tokenizers_oracle, name)

@@ -1,16 +1,25 @@
-"""Golden token ids from Hugging Face ``tokenizers``, and longer comparisons with it.
+"""Golden token ids and offsets from Hugging Face ``tokenizers`` and from SentencePiece, and longer comparisons.
 
     python tests/oracles/tokenizers_oracle.py --smollm2 SmolLM2.gguf --gemma3 gemma-3.gguf --minilm FOLDER
         writes tests/goldens/tokenize/{smollm2,gemma3,minilm}.json and the tiny tokenizers there
     python tests/oracles/tokenizers_oracle.py … --compare FOLDER [--megabytes 5]
         compares Pellucid with the oracle on every readable file under FOLDER; writes nothing
 
-The committed goldens were made with transformers 5.24.0 and tokenizers 0.23.3 on Python 3.11. A golden file is
+The committed goldens were made with transformers 5.24.0, tokenizers 0.23.3 and sentencepiece 0.2.3 on Python 3.11. A
+golden file is
 
-    {"made_with": …, "ids": [ids of text 0, …], "special": {"index": ids where parse_special=True differs}}
+    {"made_with": …, "ids": [ids of text 0, …], "offsets": [offsets of text 0, …],
+     "special": {"index": ids where parse_special=True differs}}
 
 for the texts of texts.json, with the tokens that the post-processor adds. ``parse_special=False`` is
-``encode_special_tokens=True`` of ``tokenizers``.
+``encode_special_tokens=True`` of ``tokenizers``. The offsets of a text are, for each id, [start, end] in characters;
+only the end where it begins where the one before ended; 0 where they are those of the one before. A Unigram model of
+``tokenizers`` finds its control tokens, and the names of its bytes, in texts even then: for a text with one, ids and
+offsets are null. For a ``.model`` there is no "special", but "decoded", what SentencePiece makes of the ids.
+
+The tiny tokenizers are trained on these texts. Trainers of ``tokenizers`` may number characters that are equally
+frequent differently each time, so one that is there already is kept: remove its folder to train it again.
+``tokenizers_long.py`` compares more vocabularies with more text.
 
 For the GGUF files, transformers rebuilds the tokenizer (``from_pretrained(…, gguf_file=…)``), with corrections:
 
@@ -23,11 +32,16 @@ Padding and truncation of MiniLM's file are switched off: both are the caller's 
 """
 
 import argparse
+import io
 import json
 import sys
+import tempfile
 import unicodedata
+from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from tokenizers import (
     AddedToken,
@@ -146,19 +160,185 @@ def tiny_wordpiece(texts: list[str]) -> Tokenizer:
     return oracle
 
 
+def tiny_wordlevel(texts: list[str]) -> Tokenizer:
+    oracle = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    oracle.normalizer = normalizers.Sequence(
+        [normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()]
+    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    oracle.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), digits])
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=300, special_tokens=["[UNK]", "[END]"], show_progress=False
+    )
+    oracle.train_from_iterator(texts, trainer)
+    oracle.post_processor = processors.TemplateProcessing(single="$A [END]", special_tokens=[("[END]", 1)])
+    return oracle
+
+
+def tiny_unigram_t5(texts: list[str]) -> Tokenizer:
+    proto = parsed(sentencepiece(texts, vocab_size=360, pad_id=0, eos_id=1, unk_id=2, bos_id=-1))
+    extra = ["<extra_id_1>", "<extra_id_0>"]
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces] + [(token, 0.0) for token in extra]
+    oracle = Tokenizer(models.Unigram(pieces, unk_id=2))
+    precompiled = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+    oracle.normalizer = normalizers.Sequence([precompiled, normalizers.Replace(Regex(" {2,}"), " ")])
+    oracle.pre_tokenizer, oracle.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    oracle.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    oracle.add_special_tokens(
+        [AddedToken(token, normalized=False) for token in ("<pad>", "</s>", "<unk>", *extra)]
+    )
+    return oracle
+
+
+def tiny_unigram_bytes(texts: list[str]) -> Tokenizer:
+    settings = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    proto = parsed(sentencepiece(texts, vocab_size=500, byte_fallback=True, **settings))
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    oracle = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    oracle.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    parts = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
+    oracle.decoder = decoders.Sequence(parts)
+    oracle.add_special_tokens([AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")])
+    return oracle
+
+
+SENTENCEPIECE: dict[str, dict[str, Any]] = {
+    "unigram": {"vocab_size": 360},
+    "bpe": {
+        "model_type": "bpe",
+        "vocab_size": 500,
+        "byte_fallback": True,
+        "split_digits": True,
+        "remove_extra_whitespaces": False,
+        "user_defined_symbols": ["<table>", "user", "  "],
+    },
+    "char": {"model_type": "char", "vocab_size": 250},
+    "word": {"model_type": "word", "vocab_size": 300},
+}
+"""The tiny ``.model`` files, and what they are told."""
+
+
+def sentencepiece(texts: list[str], **settings: Any) -> bytes:
+    """A SentencePiece model of the texts in European scripts, with few rules, so that its file is small."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    narrow = [text for text in texts if text and max(map(ord, text)) < 0x500]
+    with tempfile.TemporaryDirectory() as folder:
+        rules = Path(folder) / "rules.tsv"
+        rules.write_text(normalization(texts), encoding="utf-8")
+        given = {"normalization_rule_tsv": str(rules)} | {"character_coverage": 0.98} | settings
+        if "normalization_rule_name" in settings:
+            del given["normalization_rule_tsv"]
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(narrow), model_writer=model, num_threads=1, minloglevel=2, **given
+        )
+    proto = parsed(model.getvalue())
+    proto.normalizer_spec.ClearField("normalization_rule_tsv")  # where the file was
+    return proto.SerializeToString(deterministic=True)
+
+
+def normalization(texts: list[str]) -> str:
+    """What SentencePiece's nmt_nfkc does to the characters of the texts, and to two or three that compose one."""
+    rules: dict[str, str] = {}
+    for text in texts:
+        for size in (1, 2, 3):
+            for at in range(len(text) - size + 1):
+                part = text[at : at + size]
+                new = unicodedata.normalize("NFKC", part)
+                if size == 1 and (part.isspace() or part in "\ufeff\u200b\u200e\u200f"):
+                    new = " "
+                elif size == 1 and unicodedata.category(part) == "Cc":
+                    new = ""
+                if new != part and (size == 1 or len(new) == 1):
+                    rules[part] = new
+    rules.pop("\0", None)  # which no rule can hold
+    return "".join(f"{_codes(part)}\t{_codes(new)}\n" for part, new in sorted(rules.items()))
+
+
+def _codes(text: str) -> str:
+    return " ".join(f"{ord(letter):X}" for letter in text)
+
+
+def parsed(model: bytes) -> Any:
+    from sentencepiece import sentencepiece_model_pb2
+
+    return sentencepiece_model_pb2.ModelProto.FromString(model)
+
+
 def ids(oracle: Tokenizer, text: str, parse_special: bool) -> list[int]:
     oracle.encode_special_tokens = not parse_special
     return oracle.encode(text).ids
 
 
+def found_in_text(oracle: Tokenizer) -> tuple[list[str], list[str]]:
+    """The control tokens, and the names of bytes, that a Unigram model takes out of any text."""
+    spec = json.loads(oracle.to_str())
+    if spec["model"]["type"] != "Unigram":
+        return [], []
+    control = [token["content"] for token in spec["added_tokens"] if token["special"]]
+    return control, [f"<0x{byte:02X}>" for byte in range(256)] if spec["model"]["byte_fallback"] else []
+
+
 def golden(oracle: Tokenizer, texts: list[str]) -> str:
-    plain = [ids(oracle, text, False) for text in texts]
-    parsed = {index: ids(oracle, text, True) for index, text in enumerate(texts)}
-    different = {index: found for index, found in parsed.items() if found != plain[index]}
-    made_with = f"tokenizers {version('tokenizers')}, transformers {version('transformers')}"
-    return json.dumps(
-        {"made_with": made_with, "ids": plain, "special": different}, separators=(",", ":")
-    ).replace("],[", "],\n[")
+    control, bytes_ = found_in_text(oracle)
+    special = {
+        index: ids(oracle, text, True)
+        for index, text in enumerate(texts)
+        if not any(name in text for name in bytes_)
+    }
+    oracle.encode_special_tokens = True
+    found, offsets = [], []
+    for text in texts:
+        agreed = not any(token in text for token in (*control, *bytes_))
+        encoding = oracle.encode(text)
+        found.append(encoding.ids if agreed else None)
+        offsets.append(packed(encoding.offsets) if agreed else None)
+    different = {index: parsed for index, parsed in special.items() if parsed != found[index]}
+    made_with = [f"{package} {version(package)}" for package in ("tokenizers", "transformers")]
+    return written(made_with, ids=found, offsets=offsets, special=different)
+
+
+def golden_of_model(model: bytes, texts: list[str]) -> str:
+    from sentencepiece import SentencePieceProcessor
+
+    oracle = SentencePieceProcessor(model_proto=model)
+    ids, offsets = [], []
+    for text in texts:
+        pieces = oracle.encode(text, return_type="proto").pieces
+        ends = accumulate((len(letter.encode()) for letter in text), initial=0)
+        place = {end: at for at, end in enumerate(ends)}  # byte → character
+        ids.append([piece.id for piece in pieces])
+        offsets.append(packed([(place[piece.begin], place[piece.end]) for piece in pieces]))
+    made_with = [f"sentencepiece {version('sentencepiece')}"]
+    return written(made_with, ids=ids, offsets=offsets, decoded=[oracle.decode(found) for found in ids])
+
+
+def packed(offsets: Sequence[tuple[int, int]]) -> list[int | list[int]]:
+    """Only the end where a token begins where the one before ended, 0 where it has the same offsets as that."""
+    out: list[int | list[int]] = []
+    for before, (start, end) in zip([(0, 0), *offsets], offsets):
+        out.append(0 if before == (start, end) else end if start == before[1] else [start, end])
+    return out
+
+
+def written(made_with: list[str], **fields: Any) -> str:
+    """A golden file: a line for each text, so that differences can be read."""
+    parts = [f'"made_with":{json.dumps(", ".join(made_with))}']
+    for name, value in fields.items():
+        of_texts = value.items() if isinstance(value, dict) else ((None, one) for one in value)
+        lines = [
+            ("" if key is None else f'"{key}":') + json.dumps(one, separators=(",", ":"))
+            for key, one in of_texts
+        ]
+        begin, end = "{}" if isinstance(value, dict) else "[]"
+        parts.append(f'"{name}":{begin}' + ",\n".join(lines) + end)
+    return "{" + ",\n".join(parts) + "}\n"
 
 
 def compare(name: str, oracle: Tokenizer, path: Path, folder: Path, limit: int) -> bool:
@@ -183,6 +363,32 @@ def compare(name: str, oracle: Tokenizer, path: Path, folder: Path, limit: int) 
     return different == 0
 
 
+TINY = (
+    tiny_byte_level,
+    tiny_byte_fallback,
+    tiny_wordpiece,
+    tiny_wordlevel,
+    tiny_unigram_t5,
+    tiny_unigram_bytes,
+)
+
+
+def tiny(texts: list[str]) -> None:
+    """Write the tiny tokenizers that are not there, and the goldens of all."""
+    for build in TINY:
+        path = GOLDENS / build.__name__ / "tokenizer.json"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            path.write_text(build(texts).to_str())
+        path.with_name("golden.json").write_text(golden(Tokenizer.from_file(str(path)), texts))
+    for name, settings in SENTENCEPIECE.items():
+        path = GOLDENS / f"tiny_sentencepiece_{name}" / "tokenizer.model"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            path.write_bytes(sentencepiece(texts, **settings))
+        path.with_name("golden.json").write_text(golden_of_model(path.read_bytes(), texts))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -203,16 +409,7 @@ def main() -> None:
         else:
             (GOLDENS / f"{name}.json").write_text(golden(oracle, texts))
     if not given.compare:
-        for name, build in (
-            ("byte_level", tiny_byte_level),
-            ("byte_fallback", tiny_byte_fallback),
-            ("wordpiece", tiny_wordpiece),
-        ):
-            oracle = build(texts)
-            folder = GOLDENS / f"tiny_{name}"
-            folder.mkdir(exist_ok=True)
-            (folder / "tokenizer.json").write_text(oracle.to_str())
-            (folder / "golden.json").write_text(golden(oracle, texts))
+        tiny(texts)
     sys.exit(not good)
 
 

@@ -1,21 +1,29 @@
 """Text to token ids and back.
 
-``load_tokenizer(checkpoint)`` gives a :class:`Tokenizer`; its stages are the files of this folder:
+``load_tokenizer(...)`` gives a :class:`Tokenizer`; its stages are the files of this folder:
 
     added.py        tokens that are matched whole in the raw text
-    normalize.py    text → text
+    normalize.py    text → text (``charsmap.py``: SentencePiece's rules; ``unicode.py``: properties of characters)
     pretokenize.py  text → pieces (``patterns.py``: the published patterns)
     kinds/          piece → ids, one file per kind of vocabulary (``merges.py``: the BPE loop)
-    compiled.py     the two stages above as compiled code (``automaton.py``: patterns as tables; ``unicode.py``)
-    postprocess.py  special tokens around the sequence
+    postprocess.py  special tokens around the sequence (``encoding.py``: what comes out, windows, padding)
     decode.py       ids → text, at once or as a stream
     template.py     a conversation → text
+    explain.py      what each of them did
+
+There are three ways through them: in Python, in Python with the places in the original text (``aligned.py``), and as
+compiled code (``assembled.py`` of ``compiled.py``, ``tables.py``, ``automaton.py`` and ``charmap.py``).
+
+Where a tokenizer comes from (``load.py``): ``folder.py`` finds the file, ``huggingface.py`` with ``components.py``
+reads ``tokenizer.json``, ``older.py`` what came before it, ``sentencepiece.py`` models, ``gguf.py`` GGUF's fields;
+``beside.py`` the small files beside them. ``kept.py`` keeps what reading a large one came to.
 """
 
 from __future__ import annotations
 
 from pellucid.tokenize.base import Tokenizer
 from pellucid.tokenize.decode import StreamDecoder
+from pellucid.tokenize.encoding import Encoding, Padding, Truncation
 from pellucid.tokenize.load import load_tokenizer
 
-__all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer"]
+__all__ = ["Encoding", "Padding", "StreamDecoder", "Tokenizer", "Truncation", "load_tokenizer"]

@@ -212,6 +212,11 @@ class Rewriting:
     def __call__(self, texts: Texts) -> bool:
         room, side, text_side = texts.room, 1 - texts.side, 1 - texts.text_side
         length = self._growth * texts.length + (self._prefix + 1) * texts.count
+        if length >= text_pieces.PART:
+            raise InvalidRequest(
+                f"a text of {texts.length:,} bytes, which may become {length:,} when it is normalised; the limit is "
+                f"{text_pieces.PART:,}: encode it in parts"
+            )
         out = room.array("text", text_side, length + text_pieces.PADDING, np.uint8)
         pieces = room.array("pieces", side, 2 * texts.count, np.int32)
         ends = room.array("ends", text_side, texts.texts, np.int32)
@@ -278,7 +283,10 @@ class Pipeline:
     ) -> list[list[int]] | None:
         if not data or (pieces is not None and not pieces):
             return [[] for _ in data]
-        room = self._rooms.pop() if self._rooms else Room()
+        try:
+            room = self._rooms.pop()
+        except IndexError:  # all of them are in use
+            room = Room()
         texts = Texts.of(room, data, pieces)
         found = self._encode(texts) if all(stage(texts) for stage in stages) else None
         if texts.length > KEPT_ROOM:

@@ -7,13 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.kernels import text_merge, text_split
+from pellucid.kernels import text_pieces, text_split
 from pellucid.kernels.library import KernelKey, shared
 from pellucid.runtime.memory import address
 from pellucid.tokenize import patterns
 from pellucid.tokenize.automaton import automaton
+from pellucid.tokenize.compiled import Cutting, Room, Texts
 from pellucid.tokenize.pretokenize import Split
 
+ROOM = Room()
 SMALL = ["a", "ab|a", "a{2,3}", "b+(?!c)", r"[ac]+?b"]
 PATTERNS = [patterns.GPT2, patterns.LLAMA3, patterns.O200K, patterns.DIGIT, *SMALL]
 OTHERS = st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="ʕ")
@@ -25,7 +27,7 @@ def compiled(
     pattern: str, behavior: str, inverted: bool, text: str, pieces: list[tuple[int, int]]
 ) -> list[str]:
     """The kernel's pieces of the bytes' ``pieces``."""
-    data = np.frombuffer(text.encode() + bytes(text_merge.PADDING), np.uint8)
+    data = np.frombuffer(text.encode() + bytes(text_pieces.PADDING), np.uint8)
     table, given_, made = automaton(pattern), np.array(pieces, np.int32).reshape(-1, 2), np.zeros(1, np.int64)
     assert table is not None
     out = np.full((len(data), 2), -1, np.int32)
@@ -50,3 +52,23 @@ def test_the_kernel_cuts_as_the_stage_does(behavior: str, pattern: str, inverted
     stage = Split(pattern, behavior, inverted)
     assert whole == stage(text)
     assert halves == [*stage(text[: len(text) // 2]), *stage(text[len(text) // 2 :])]
+
+
+@pytest.mark.parametrize("behavior", text_split.BEHAVIORS)
+@given(st.sampled_from(PATTERNS), st.booleans(), st.lists(texts | words, min_size=1, max_size=4))
+def test_texts_are_cut_by_themselves_and_ids_stay(
+    behavior: str, pattern: str, inverted: bool, texts: list[str]
+) -> None:
+    table, stage = automaton(pattern), Split(pattern, behavior, inverted)
+    assert table is not None
+    pieces, expected, place = list[tuple[int, int]](), list[str | int](), 0
+    for index, text in enumerate(texts):
+        end = place + len(text.encode())
+        pieces += [(place, end), (end, -1 - index)]
+        expected += [*stage(text), -1 - index]
+        place = end + 1
+    data = "".join(f"{text}." for text in texts).encode()
+    on_their_way = Texts.of(ROOM, [data], pieces)
+    assert Cutting(table, behavior, inverted)(on_their_way)
+    spans = on_their_way.spans().tolist()
+    assert [end if end < 0 else data[begin:end].decode() for begin, end in spans] == expected

@@ -109,12 +109,13 @@ def test_wordpiece_of_gguf_is_that_of_json() -> None:
     types = [3 if piece[0] == "[" and piece[-1] == "]" and len(piece) > 2 else 1 for piece in pieces]
     ours = from_fields(
         {
-            "model": "bert", "tokens": spelled, "token_type": types, "normalizer.lowercase": False,
-
-                "normalizer.strip_accents": True,
-                "cls_token_id": special["CLS"],
-                "seperator_token_id": special["SEP"]
-            ,
+            "model": "bert",
+            "tokens": spelled,
+            "token_type": types,
+            "normalizer.lowercase": False,
+            "normalizer.strip_accents": True,
+            "cls_token_id": special["CLS"],
+            "seperator_token_id": special["SEP"],
             "unknown_token_id": special["UNK"],
         }
     )

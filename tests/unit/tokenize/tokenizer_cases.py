@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,15 +16,20 @@ from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.tokenize.merges import PairRanks
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "tokenize"
-TINY = ("tiny_byte_level", "tiny_byte_fallback", "tiny_wordpiece")
+TINY = tuple(
+    f"tiny_{kind}"
+    for kind in ("byte_level", "byte_fallback", "wordpiece", "wordlevel", "unigram_t5", "unigram_bytes")
+)
+MODELS = tuple(f"tiny_sentencepiece_{kind}" for kind in ("unigram", "bpe", "char", "word"))
 REAL = ("smollm2", "gemma3", "minilm")
-BOTH = [*TINY, *(pytest.param(name, marks=pytest.mark.model) for name in REAL)]
+BOTH = [*TINY, *MODELS, *(pytest.param(name, marks=pytest.mark.model) for name in REAL)]
+"""``TINY`` have a tokenizer.json, ``MODELS`` a SentencePiece model."""
 
 
 @cache
 def tokenizer(name: str) -> Tokenizer:
     """By the name of its golden."""
-    if name in TINY:
+    if name not in REAL:
         return from_folder(GOLDENS / name)
     from pellucid.weights.open import open_checkpoint
     from pellucid.weights.store import resolve
@@ -42,9 +47,22 @@ def from_fields(fields: dict[str, Any]) -> Tokenizer:
     return load_tokenizer(SimpleNamespace(kind="gguf", path=Path("m.gguf"), metadata=metadata, tensors={}))  # type: ignore[arg-type]
 
 
+@cache
 def golden(name: str) -> dict[str, Any]:
-    path = GOLDENS / name / "golden.json" if name in TINY else GOLDENS / f"{name}.json"
-    return json.loads(path.read_text())
+    """What the oracle says of each text; offsets as pairs."""
+    path = GOLDENS / f"{name}.json" if name in REAL else GOLDENS / name / "golden.json"
+    said = json.loads(path.read_text())
+    said["offsets"] = [packed and list(_unpacked(packed)) for packed in said["offsets"]]
+    return said
+
+
+def _unpacked(packed: Sequence[int | list[int]]) -> Iterator[tuple[int, int]]:
+    """A pair; or an end, of what begins where the one before ended; or 0, for the pair before."""
+    start = end = 0
+    for one in packed:
+        if one:
+            start, end = one if isinstance(one, list) else (end, one)
+        yield start, end
 
 
 def pair_ranks(order: Sequence[tuple[str, str]], ids: Mapping[str, int]) -> PairRanks:
