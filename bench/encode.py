@@ -1,6 +1,6 @@
 """Encoding speed beside tokenizers, tiktoken and sentencepiece: the same texts and vocabularies, one thread, in turn.
 
-    python bench/encode.py [--rounds N] [--only NAME ...]         (make bench-encode; needs pip install pellucid[oracles])
+    python bench/encode.py [--rounds N] [--only NAME ...]    (make bench-encode; needs pip install pellucid[oracles])
 
 The texts are 16 MB of those that ``tests/oracles/tokenizers_long.py fetch`` brings (manual pages in seven languages,
 translations in twenty more, source code), in pieces of 4,000 characters, mixed. ``tokenizers`` has two figures: its

@@ -203,7 +203,13 @@ class StreamDecoder:
             return ""
         data = self._decoder.piece(token_id, self._first)
         self._first = self._first and not self._decoder.begun(data)
-        return self._utf8.decode(data)
+        text = self._utf8.decode(data)
+        held, _ = self._utf8.getstate()
+        if len(held) == 2 and held[0] == 0xED and held[1] >= 0xA0:
+            # Half of UTF-16's pairs: no text can come of it, but Python's decoder would wait for the third byte.
+            self._utf8.reset()
+            text += "\ufffd\ufffd"
+        return text
 
     def flush(self) -> str:
         """What was held back: U+FFFD for a character that never became complete. The stream is as new after it."""

@@ -60,6 +60,8 @@ def test_half_a_character_is_held_back() -> None:
     stream = ours.stream()
     pushed = [stream.push(ours.id_of(f"<0x{byte:02X}>")) for byte in "€a".encode()]
     assert pushed == ["", "", "€", "a"]
+    surrogate = [stream.push(ours.id_of(f"<0x{byte:02X}>")) for byte in b"\xed\xa0\x80"]
+    assert surrogate == ["", "\ufffd\ufffd", "\ufffd"]
     assert stream.push(ours.id_of("<0xE2>")) == ""
     assert stream.flush() == "\ufffd"
     assert stream.flush() == ""
