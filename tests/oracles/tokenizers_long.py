@@ -415,7 +415,7 @@ class Tokenizers:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
+        self._tokenizer, self._normalizer = tokenizer, tokenizer.normalizer
         spec = json.loads(tokenizer.to_str())
         model, self._pre_tokenizer = spec["model"], spec["pre_tokenizer"] or {}
         self._bytes = spec["decoder"]["type"] == "ByteLevel"
@@ -430,7 +430,8 @@ class Tokenizers:
 
     def takes(self, text: str) -> bool:
         """Whether it agrees with Pellucid about what is to be found in a text."""
-        return not any(token in form for token in self._taken for form in (text, self._normal(text)))
+        forms = (text, self._normal(text)) if self._taken else ()
+        return not any(token in form for form in forms for token in self._taken)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [found.ids for found in self._tokenizer.encode_batch_fast(texts)]
@@ -451,8 +452,7 @@ class Tokenizers:
         return decoded
 
     def _normal(self, text: str) -> str:
-        normalizer = self._tokenizer.normalizer
-        normal: str = text if normalizer is None else normalizer.normalize_str(text)
+        normal: str = text if self._normalizer is None else self._normalizer.normalize_str(text)
         return normal
 
 

@@ -129,11 +129,12 @@ def build(simd: Any, symbols: str, whole: bool) -> Any:
         alphabet, characters = load(record + at.bytes), load(record + at.characters)
         pairs, mask = load(record + at.pairs), load(record + at.pairs_mask)
         unknown, fuse = load(record + at.unknown), load(record + at.fuse)
-        count, done = 0, 0
+        count, done, open_ = 0, 0, False  # whether the last symbol is an unknown one
         while done < length:
             size = length_of(load_u8(place + done))
             symbol, spelled = load_i32(characters + code_point(place + done) * 4), False
-            if symbol < 0:
+            strange = symbol < 0
+            if strange:
                 spelled = True
                 for i in range(size):
                     spelled = spelled and load_i32(alphabet + load_u8(place + done + i) * 4) >= 0
@@ -142,11 +143,11 @@ def build(simd: Any, symbols: str, whole: bool) -> Any:
                 for i in range(size):
                     store_i32(ids + (count + i) * 4, load_i32(alphabet + load_u8(place + done + i) * 4))
                 count += size
-            elif symbol >= 0 and not (
-                symbol == unknown and fuse and count and load_i32(ids + count * 4 - 4) == unknown
-            ):
+                open_ = False
+            elif symbol >= 0 and not (strange and open_ and fuse):
                 store_i32(ids + count * 4, symbol)
                 count += 1
+                open_ = strange
             done += size
         for i in range(count - 1):
             store_i64(values + i * 8, value_of(load_i32(ids + i * 4), load_i32(ids + i * 4 + 4), pairs, mask))

@@ -155,7 +155,7 @@ def build(simd: Any, rules: str) -> Any:
             if rules == "clusters" and position >= alone:
                 alone = cluster(record, position, end, flags)
                 if alone - position > size and alone - position < SHORT:
-                    if code_point(text + alone - 3 * (alone - position > 3)) == JOINER:
+                    if alone - position > 3 and code_point(text + alone - 3) == JOINER:
                         return -1  # a picture may follow, which would belong to it
                     if target == KEPT and load_u8(flags + code) & BEGINS:
                         other, _ = rule(record, position, alone, False)

@@ -23,7 +23,7 @@ from pellucid.tokenize.encoding import Encoding, Padding, Token, Truncation, com
 from pellucid.tokenize.merges import Span
 from pellucid.tokenize.normalize import Normalizer
 from pellucid.tokenize.postprocess import Template, Trim
-from pellucid.tokenize.pretokenize import PreTokenizer, Split
+from pellucid.tokenize.pretokenize import BEFORE_SPACES, PreTokenizer, Split
 from pellucid.tokenize.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -249,8 +249,10 @@ class Tokenizer:
     @cached_property
     def cutting(self) -> PreTokenizer:
         """The pre-tokenizer, and what the model cuts further."""
-        cut = self.model.cut
-        return self.pre_tokenizer if cut is None else PreTokenizer((*self.pre_tokenizer.stages, cut))
+        cut, stages = self.model.cut, self.pre_tokenizer.stages
+        if cut is None or (stages and stages[-1] == BEFORE_SPACES):  # which is what a cut would do
+            return self.pre_tokenizer
+        return PreTokenizer((*stages, cut))
 
     def _compiled_for(self, length: int) -> Compiled | None:
         """The compiled way, if there is one and it is time to take it, with ``length`` more characters.

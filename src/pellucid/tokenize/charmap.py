@@ -100,7 +100,11 @@ def _append(steps: list[_Step], step: _Step) -> None:
     elif before is not None and before.plain and not step.rules:
         # What comes before a map with settings can be a part of it.
         steps[-1] = replace(step, changes=_behind(before.changes, step.changes))
-    elif before is not None and not step.changes and not (before.prefix or step.collapse or step.trim):
+    elif (
+        before is not None
+        and step == _Step(prefix=step.prefix, when=step.when, unless_there=step.unless_there)
+        and (not before.prefix)
+    ):
         steps[-1] = replace(before, prefix=step.prefix, when=step.when, unless_there=step.unless_there)
     elif before is not None and step == _Step(collapse=True) and not (before.trim or before.prefix):
         steps[-1] = replace(before, collapse=True)
@@ -204,6 +208,13 @@ def _sentencepiece(stage: SentencePiece) -> list[_Step] | None:
     if stage.kept or stage.suffix or any("  " in new for new in rules.values()):
         return None
     changes, longer = _split_rules(rules)
+    if stage.remove_extra and stage.escape:
+        # Written in a text it is as good as a space at the end, and only there.
+        changes.setdefault(ord(SPACE), None)
+        if any(SPACE in new for new in rules.values()):
+            return None
+    if stage.dummy_prefix and not stage.remove_extra and "" in rules.values():
+        return None  # something comes before a text of which nothing is left
     first = _Step(changes, "longest", longer, collapse=stage.remove_extra, trim=stage.remove_extra)
     space = SPACE if stage.escape else " "
     when = ALWAYS if stage.dummy_prefix else NEVER

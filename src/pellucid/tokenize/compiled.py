@@ -176,6 +176,7 @@ class Separating:
         narrow = pairs[(pairs >> 21 < 128) & (pairs & 0x1FFFFF < 128)]
         ascii_[narrow >> 21, narrow & 127] = 1
         ascii_[neighbours.flags[:128] & text_apart.AFTER > 0] = 1
+        ascii_[:, neighbours.flags[:128] & text_apart.BEFORE > 0] = 1
         told |= {"ascii": ascii_, "flags": neighbours.flags, "marked": int(marked)}
         self._kernel = Call("text.apart", text_apart.Apart, neighbours.everywhere, **told)
 

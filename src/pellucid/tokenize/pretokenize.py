@@ -119,6 +119,10 @@ class PreTokenizer:
     stages: tuple[Stage, ...] = ()
 
     def __call__(self, text: str, first: bool) -> Iterable[str]:
+        if first and any(isinstance(stage, Change) and stage.only_first for stage in self.stages):
+            return [
+                piece.text for piece in self.aligned(Aligned.of(text), first)
+            ]  # knows what begins the text
         pieces = [text]
         for stage in self.stages:
             if not isinstance(stage, Change):
@@ -127,8 +131,6 @@ class PreTokenizer:
                 )
             elif not stage.only_first:
                 pieces = list(map(stage.normalizer, pieces))
-            elif first and pieces:
-                pieces[0] = stage.normalizer(pieces[0])
         return pieces
 
     def aligned(self, text: Aligned, first: bool) -> Iterator[Aligned]:
@@ -139,7 +141,7 @@ class PreTokenizer:
                 pieces = [one.part(*span) for one in pieces for span in stage.spans(one.text)]
             elif not stage.only_first:
                 pieces = list(map(stage.normalizer.aligned, pieces))
-            elif first and pieces:
+            elif first and pieces and pieces[0].text and pieces[0].starts[0] == text.starts[0]:
                 pieces[0] = stage.normalizer.aligned(pieces[0])
         return (piece for piece in pieces if piece.text)
 
@@ -154,6 +156,9 @@ BERT = Split(rf"[^\s{_MARK}]+|[{_MARK}]", "Removed", invert=True)
 
 WHITE_SPACE = Split(r"\s+", "Removed")
 """At white space, which is dropped."""
+
+BEFORE_SPACES = Split("▁", "MergedWithNext")
+"""Before every ``▁``: what Metaspace does."""
 
 WORDS = Split(r"\w+|[^\w\s]+", "Removed", invert=True)
 """Words, and what is between them but white space."""

@@ -156,22 +156,30 @@ class Neighbours:
 
     @classmethod
     def of_text(cls, pieces: Iterable[str], together: NDArray[np.bool_]) -> Neighbours:
-        """Of pieces of whole characters; those that are ``together`` (0x110000,) are not cut off from what follows."""
-        codes = np.frombuffer("\0".join(pieces).encode("utf-32-le"), np.uint32).astype(np.int64)
-        lefts, rights = codes[:-1], codes[1:]
-        inside = (lefts > 0) & (rights > 0)
-        flags = np.where(together, text_apart.AFTER, 0).astype(np.uint8)
+        """Of pieces of whole characters; those that are ``together`` (0x110000,) stay with what is on their sides."""
+        listed = list(pieces)
+        codes = np.frombuffer("".join(listed).encode("utf-32-le"), np.uint32).astype(np.int64)
+        lefts, rights, inside = codes[:-1], codes[1:], np.ones(max(len(codes) - 1, 0), bool)
+        ends = np.cumsum(np.fromiter(map(len, listed), np.int64, len(listed)))
+        inside[ends[(ends > 0) & (ends < len(codes))] - 1] = False
+        flags = np.where(together, text_apart.AFTER | text_apart.BEFORE, 0).astype(np.uint8)
         return cls(np.unique(lefts[inside] << 21 | rights[inside]), flags, everywhere=True)
 
     @classmethod
-    def of_bytes(cls, pieces: Spelled) -> Neighbours:
+    def of_bytes(cls, pieces: Spelled, lost: Iterable[int]) -> Neighbours:
         """Of pieces of bytes. Where one begins or ends within a character, it is not known what it is next to: no cut
-        is made after, or before, what that may be a part of."""
+        is made after, or before, what that may be a part of; nor beside characters with ``lost`` bytes, which vanish.
+        """
         text, places = pieces.text, pieces.places
         leads = np.flatnonzero(text[: places[-1]] >= 0xE0)
         starts, ends = (places[np.searchsorted(places, leads, "right") + side] for side in (-1, 0))
         inside = leads > starts
         pairs, flags, data = set[int](), np.zeros(0x110000, np.uint8), text.tobytes()
+        for byte in (byte for byte in lost if 0x80 <= byte < 0xF8):
+            if byte < 0xC0:
+                flags[:] = text_apart.AFTER | text_apart.BEFORE
+            elif byte >= 0xE0:
+                flags[_beginning(bytes([byte]))] |= text_apart.AFTER | text_apart.BEFORE
         for lead, start, end in zip(leads[inside].tolist(), starts[inside].tolist(), ends[inside].tolist()):
             before = lead - 1
             while before > start and data[before] & 0xC0 == 0x80:

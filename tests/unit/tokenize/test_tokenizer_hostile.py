@@ -63,6 +63,7 @@ def test_the_honest_ones_load() -> None:
         ({"token_type": [*[1] * 257, 9]}, FileFormatError, "token 257 has unknown type 9"),
         ({"merges": None}, FileFormatError, "merges: missing"),
         ({"merges": ["a b", "a  b"]}, FileFormatError, "merge 1, 'a  b', is not two pieces"),
+        ({"merges": ["a b", "ab "]}, FileFormatError, "merge 1, 'ab ', has an empty piece"),
         ({"merges": ["a b", "ab q1"]}, FileFormatError, "merge 1, 'ab q1': '.*' is not in the vocabulary"),
         ({"merges": ["a c"]}, FileFormatError, "merge 0, 'a c': 'ac' is not in the vocabulary"),
         ({"eos_token_id": 258}, FileFormatError, "eos_token_id: 258 is outside the vocabulary of 258 tokens"),

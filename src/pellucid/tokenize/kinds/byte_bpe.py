@@ -113,7 +113,7 @@ class ByteBPE:
         ids, spelled = byte_table(self._byte_ids), Spelled.in_alphabet(self._ids, self.pairs.size)
         pairs = self.pairs.compiled()
         known = {"bytes": ids, "first": pairs.of_bytes(ids)}
-        around = Neighbours.of_bytes(spelled)
+        around = Neighbours.of_bytes(spelled, self.lost)
         return merging("bytes", self._ignore_merges, pairs, Words(spelled), around, **known)
 
 
@@ -176,7 +176,13 @@ def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str
     if not set(map(type, split)) <= {list} or not set(map(len, split)) <= {2}:
         at = next(i for i, parts in enumerate(split) if not isinstance(parts, list) or len(parts) != 2)
         raise FileFormatError(path, field, f"merge {at}, {merges[at]!r}, is not two pieces")
-    return [parts[0] for parts in split], [parts[1] for parts in split]
+    lefts, rights = [parts[0] for parts in split], [parts[1] for parts in split]
+    if "" in lefts or "" in rights:
+        at = next(i for i, parts in enumerate(split) if "" in parts)
+        raise FileFormatError(
+            path, field, f"merge {at}, {merges[at]!r}, has an empty piece: it would never end"
+        )
+    return lefts, rights
 
 
 def text_ids(ids: Mapping[str, int], vocabulary: Vocabulary) -> dict[str, int]:

@@ -42,21 +42,25 @@ class Chars:
     def symbols(self, piece: str) -> list[Span]:
         """The characters' ids."""
         symbols: list[Span] = []
+        open_ = False  # whether the last symbol is an unknown one
         for at, character in enumerate(piece):
             index = self._pieces.get(character)
             if index is not None:
                 symbols.append((index, at, at + 1))
+                open_ = False
                 continue
             data = character.encode()
             if self._byte_ids.keys() >= set(data):
                 ends = [at if self._exactly else at + 1] * (len(data) - 1) + [at + 1]
                 symbols.extend((self._byte_ids[byte], at, end) for byte, end in zip(data, ends))
+                open_ = False
             elif self._unknown is None:
                 continue
-            elif self._fuse and symbols and symbols[-1][0] == self._unknown:
+            elif self._fuse and open_:
                 symbols[-1] = (self._unknown, symbols[-1][1], at + 1)
             else:
                 symbols.append((self._unknown, at, at + 1))
+                open_ = True
         return symbols
 
     def explain(self, piece: str) -> dict[str, Any]:

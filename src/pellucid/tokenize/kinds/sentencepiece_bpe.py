@@ -105,8 +105,8 @@ class CharBPE(Chars):
         for piece, index in self._pieces.items():
             if len(piece) == 1:
                 characters[ord(piece)] = index
-        # Unknown neighbours become one.
-        together = (characters < 0) & (self._fuse and len(self._byte_ids) < 256)
+        # Unknown neighbours become one; where they vanish, those on their sides are neighbours.
+        together = (characters < 0) & (len(self._byte_ids) < 256 and (self._fuse or self._unknown is None))
         spelled = [b""] * self.pairs.size
         for piece, index in self._pieces.items():
             spelled[index] = piece.encode()

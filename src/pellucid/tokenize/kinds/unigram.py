@@ -110,8 +110,9 @@ class Unigram:
             found.append((self._unknown, start, start + 1))
         return found
 
-    def _score(self, index: int) -> float:
-        if index == self._unknown:
+    def _score(self, index: int, text: str) -> float:
+        """What a piece costs where it stands for ``text``: spelled as itself even the unknown one has a score."""
+        if index == self._unknown and self._pieces.get(text) != index:
             return self._unknown_score
         return self._always[index] if index in self._always else self._scores[index]
 
@@ -130,7 +131,7 @@ class Unigram:
                         best[at] = (rounded(node[0] - so_far), *node[1:])
                 so_far = 0.0
             for index, _, stop in self._candidates(piece, start):
-                score = so_far + self._score(index)
+                score = so_far + self._score(index, piece[start:stop])
                 if self._exactly:
                     score = rounded(score)
                 there = best[stop]
@@ -189,12 +190,13 @@ class Unigram:
         return {
             "lattice": [self._told(piece, span) for span in edges],
             "best": [piece[start:stop] for _, start, stop in best],
-            "score": sum(self._score(index) for index, start, stop in best),
+            "score": sum(self._score(index, piece[start:stop]) for index, start, stop in best),
         }
 
     def _told(self, piece: str, span: Span) -> dict[str, Any]:
         index, start, stop = span
-        return {"at": start, "piece": piece[start:stop], "id": index, "score": self._score(index)}
+        text = piece[start:stop]
+        return {"at": start, "piece": text, "id": index, "score": self._score(index, text)}
 
 
 def rounded(score: float) -> float:
