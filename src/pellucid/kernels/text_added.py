@@ -11,7 +11,8 @@ from typing import Any
 
 from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
-from pellucid.kernels.text_words import stepping
+from pellucid.kernels.text_pieces import appending
+from pellucid.kernels.text_words import walking
 
 
 class Added(Record):
@@ -30,14 +31,7 @@ class Added(Record):
 @kernel("text.added", Added)
 def build(simd: Any) -> Any:
     at, load, load_u8, load_i32 = Added.at, simd.load_i64, simd.load_u8, simd.load_i32
-    store_i32, store_i64 = simd.store_i32, simd.store_i64
-    behind, _ = stepping(simd)
-
-    @simd.jit
-    def put(out, made, begin, end):
-        store_i32(out + made * 8, begin)
-        store_i32(out + made * 8 + 4, end)
-        return made + 1
+    store_i64, append, walk = simd.store_i64, appending(simd), walking(simd)
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
@@ -51,26 +45,19 @@ def build(simd: Any) -> Any:
                 if load_u8(starts + load_u8(text + position)) == 0:
                     position += 1
                     continue
-                node, here, found, stop = 0, position, -1, position
-                while here < end:
-                    node = behind(slots, mask, node, load_u8(text + here))
-                    if node < 0:
-                        break
-                    here += 1
-                    if load_i32(ids + node * 4) >= 0:
-                        found, stop = load_i32(ids + node * 4), here
+                found, stop = walk(slots, mask, ids, text + position, text + end, True)
                 if found < 0:
                     position += 1
                     continue
                 index = load_i32(emitted + found * 4)
                 if index >= 0:
                     if begin < position:
-                        made = put(out, made, begin, position)
-                    made = put(out, made, position, -1 - index)
-                    begin = stop
-                position = stop
+                        made = append(out, made, begin, position)
+                    made = append(out, made, position, -1 - index)
+                    begin = stop - text
+                position = stop - text
             if begin < end or end < 0:
-                made = put(out, made, begin, end)
+                made = append(out, made, begin, end)
         store_i64(load(record + at.made), made)
 
     return body

@@ -12,9 +12,9 @@ from typing import Any
 
 from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
-from pellucid.kernels.text_pieces import PART
+from pellucid.kernels.text_pieces import PART, appending
 from pellucid.kernels.text_split import decoding
-from pellucid.kernels.text_words import EMPTY, stepping
+from pellucid.kernels.text_words import EMPTY, probing
 
 WIDE = 0x800  # the first character of three bytes
 AFTER, BEFORE = 1, 2  # flags: never cut after a character, or before it
@@ -22,9 +22,7 @@ AFTER, BEFORE = 1, 2  # flags: never cut after a character, or before it
 
 class Apart(Record):
     text: Address  # UTF-8
-    pieces: (
-        Address  # (n, 2) int32: a piece's first byte, and the one behind its last, or an id (text_pieces.py)
-    )
+    pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last (text_pieces.py)
     count: int  # n
     slots: Address  # (size,) int64: the pairs that pieces have, left << 21 | right; or EMPTY
     mask: int  # size - 1
@@ -47,17 +45,14 @@ class Neighbours(Record):
 @kernel("text.neighbours", Neighbours)
 def build_neighbours(simd: Any) -> Any:
     at, load, store_i64 = Neighbours.at, simd.load_i64, simd.store_i64
-    _, slot_of = stepping(simd)
+    slot_for = probing(simd, 1)
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
         pairs, slots, mask = load(record + at.pairs), load(record + at.slots), load(record + at.mask)
         for i in range(load(record + at.count)):
             pair = load(pairs + i * 8)
-            slot = slot_of(pair, mask)
-            while load(slots + slot * 8) != EMPTY and load(slots + slot * 8) != pair:
-                slot = (slot + 1) & mask
-            store_i64(slots + slot * 8, pair)
+            store_i64(slot_for(slots, mask, pair), pair)
 
     return body
 
@@ -66,27 +61,8 @@ def build_neighbours(simd: Any) -> Any:
 def build(simd: Any, everywhere: bool) -> Any:
     """``everywhere``: also between shorter characters."""
     at, load, load_u8, load_i32 = Apart.at, simd.load_i64, simd.load_u8, simd.load_i32
-    store_i32, store_i64 = simd.store_i32, simd.store_i64
+    store_i64, append, slot_for = simd.store_i64, appending(simd), probing(simd, 1)
     length_of, code_point = decoding(simd)
-    _, slot_of = stepping(simd)
-
-    @simd.jit
-    def neighbours(left, right, slots, mask):
-        pair = left << 21 | right
-        slot = slot_of(pair, mask)
-        while True:
-            found = load(slots + slot * 8)
-            if found == pair:
-                return 1
-            if found == EMPTY:
-                return 0
-            slot = (slot + 1) & mask
-
-    @simd.jit
-    def put(out, made, begin, end):
-        store_i32(out + made * 8, begin)
-        store_i32(out + made * 8 + 4, end)
-        return made + 1
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
@@ -108,14 +84,14 @@ def build(simd: Any, everywhere: bool) -> Any:
                 else:
                     kept = load_u8(flags + before) & AFTER | load_u8(flags + code) & BEFORE
                     possible = position > begin if everywhere else before >= WIDE
-                    cut = possible and kept == 0 and neighbours(before, code, slots, mask) == 0
+                    cut = possible and kept == 0 and load(slot_for(slots, mask, before << 21 | code)) == EMPTY
                 if cut:
                     part = marked
-                    made = put(out, made, begin, position | part)
+                    made = append(out, made, begin, position | part)
                     begin = position
                 before = code
                 position += length_of(first)
-            made = put(out, made, begin, end if end < 0 else end | part)
+            made = append(out, made, begin, end if end < 0 else end | part)
         store_i64(load(record + at.made), made)
 
     return body

@@ -16,7 +16,7 @@ from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
 from pellucid.kernels.text_pieces import BLOCK, Pieces, hashing, over
 from pellucid.kernels.text_split import decoding
-from pellucid.kernels.text_words import EMPTY, finding, stepping
+from pellucid.kernels.text_words import EMPTY, finding, probing
 
 NEVER = (1 << 63) - 1
 SHORT = 64  # symbols up to which looking through all pairs is faster than a heap
@@ -56,29 +56,21 @@ def scratch_bytes(longest: int) -> int:
 
 
 def _pairing(simd: Any) -> Any:
-    load = simd.load_i64
-    _, slot_of = stepping(simd)
+    """value_of: what two neighbours become."""
+    load, slot_for = simd.load_i64, probing(simd, 2)
 
     @simd.jit
     def value_of(left, right, pairs, mask):
-        """What two neighbours become."""
-        pair = left << 32 | right
-        slot = slot_of(pair, mask)
-        while True:
-            found = load(pairs + slot * 16)
-            if found == pair:
-                return load(pairs + slot * 16 + 8)
-            if found == EMPTY:
-                return NEVER
-            slot = (slot + 1) & mask
+        place = slot_for(pairs, mask, left << 32 | right)
+        return NEVER if load(place) == EMPTY else load(place + 8)
 
-    return value_of, slot_of
+    return value_of
 
 
 @kernel("text.pairs", Pairs)
 def build_pairs(simd: Any) -> Any:
     at, load, load_i32, store_i64 = Pairs.at, simd.load_i64, simd.load_i32, simd.store_i64
-    _, slot_of = _pairing(simd)
+    slot_for = probing(simd, 2)
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
@@ -86,13 +78,10 @@ def build_pairs(simd: Any) -> Any:
         slots, mask, ranks = load(record + at.slots), load(record + at.mask), load(record + at.ranks)
         for i in range(load(record + at.count)):
             pair = load_i32(lefts + i * 4) << 32 | load_i32(rights + i * 4)
-            result, slot = load_i32(merged + i * 4), slot_of(pair, mask)
-            while load(slots + slot * 16) != EMPTY and load(slots + slot * 16) != pair:
-                slot = (slot + 1) & mask
-            if load(slots + slot * 16) == EMPTY:  # of a pair that is listed twice the first counts
-                store_i64(slots + slot * 16, pair)
-                value = NEVER if result < 0 else load_i32(ranks + i * 4) << 32 | result
-                store_i64(slots + slot * 16 + 8, value)
+            result, place = load_i32(merged + i * 4), slot_for(slots, mask, pair)
+            if load(place) == EMPTY:  # of a pair that is listed twice the first counts
+                store_i64(place, pair)
+                store_i64(place + 8, NEVER if result < 0 else load_i32(ranks + i * 4) << 32 | result)
 
     return body
 
@@ -104,7 +93,7 @@ def build(simd: Any, symbols: str, whole: bool) -> Any:
     at, load, load_u8, load_i32 = Merge.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
     hashed, _ = hashing(simd)
-    word_of, (value_of, _) = finding(simd), _pairing(simd)
+    word_of, value_of = finding(simd), _pairing(simd)
     merge = _merging(simd, value_of)
     length_of, code_point = decoding(simd)
 

@@ -78,6 +78,19 @@ def hashing(simd: Any) -> Any:
     return hashed, same
 
 
+def appending(simd: Any) -> Any:
+    """append: one more piece, its first byte and the one behind its last. Returns how many pieces there are now."""
+    store_i32 = simd.store_i32
+
+    @simd.jit
+    def append(pieces, count, begin, end):
+        store_i32(pieces + count * 8, begin)
+        store_i32(pieces + count * 8 + 4, end)
+        return count + 1
+
+    return append
+
+
 def over(simd: Any, at: Any, ids_of: Any) -> Any:
     """The body of a kernel whose record begins with the fields of Pieces.
 

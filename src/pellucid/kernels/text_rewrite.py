@@ -15,27 +15,21 @@ from typing import Any
 from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
 from pellucid.kernels.text_split import decoding
-from pellucid.kernels.text_words import stepping
+from pellucid.kernels.text_words import walking
 
 KEPT, STRANGE = 0, -1  # targets of a character that stays, and of one that is not for this
 DONE, GAVE_UP = 0, 1
 NEVER, ALWAYS, FIRST = 0, 1, 2
-JOINS, BEGINS, FOLLOWS, APART = (
-    1,
-    2,
-    4,
-    8,
-)  # flags of characters: of a cluster with what is before it; of a longer rule
-# the first, or the second; and one that nothing joins
+# Flags of characters: of a cluster with what is before it; of a longer rule the first, or the second; and one that
+# nothing joins.
+JOINS, BEGINS, FOLLOWS, APART = 1, 2, 4, 8
 JOINER = 0x200D
 SHORT = 6  # bytes of a cluster for which there are no rules
 
 
 class Rewrite(Record):
     text: Address  # UTF-8
-    pieces: (
-        Address  # (n, 2) int32: a piece's first byte, and the one behind its last, or an id (text_pieces.py)
-    )
+    pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last (text_pieces.py)
     count: int  # n
     ends: Address  # (texts,) int32: the byte behind each text
     texts: int
@@ -45,7 +39,7 @@ class Rewrite(Record):
     slots: Address  # a tree of the rules
     mask: int
     rules: (
-        Address  # (nodes,) int32: where in ``written`` the target of the rule that ends at a node is, or -1
+        Address  # (nodes,) int32: where the target of the rule that ends at a node is in ``written``, or -1
     )
     collapse: int  # 1: of spaces in a row, the first stays
     trim: int  # 1: none does at the ends of a piece
@@ -65,7 +59,7 @@ def build(simd: Any, rules: str) -> Any:
     at, load, load_u8, load_i32 = Rewrite.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
     length_of, code_point = decoding(simd)
-    behind, _ = stepping(simd)
+    walk = walking(simd)
 
     @simd.jit
     def copy(place, length, out):
@@ -92,17 +86,8 @@ def build(simd: Any, rules: str) -> Any:
     def rule(record, position, end, longest):
         """The rule that applies at a place, the longest or the shortest: its target and how many bytes it replaces."""
         text, slots, mask = load(record + at.text), load(record + at.slots), load(record + at.mask)
-        ends, node, here, found, taken = load(record + at.rules), 0, position, -1, 0
-        while here < end:
-            node = behind(slots, mask, node, load_u8(text + here))
-            if node < 0:
-                break
-            here += 1
-            if load_i32(ends + node * 4) >= 0:
-                found, taken = load_i32(ends + node * 4), here - position
-                if not longest:
-                    break
-        return found, taken
+        found, stop = walk(slots, mask, load(record + at.rules), text + position, text + end, longest)
+        return found, stop - text - position
 
     @simd.jit
     def cluster(record, position, end, flags):

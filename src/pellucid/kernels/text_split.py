@@ -11,6 +11,7 @@ from typing import Any
 
 from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
+from pellucid.kernels.text_pieces import appending
 
 BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 START = 1  # the automaton's first state; 0 is its end
@@ -64,6 +65,7 @@ def decoding(simd: Any) -> Any:
 def build(simd: Any) -> Any:
     at, load, load_u8, load_u16 = Split.at, simd.load_i64, simd.load_u8, simd.load_u16
     load_i32, store_i32, store_i64 = simd.load_i32, simd.store_i32, simd.store_i64
+    append = appending(simd)
     removed, with_previous, with_next, contiguous = (BEHAVIORS.index(name) for name in BEHAVIORS[1:])
 
     length, code_point = decoding(simd)
@@ -104,9 +106,7 @@ def build(simd: Any) -> Any:
         if joined:
             store_i32(out + made * 8 - 4, end)
             return made
-        store_i32(out + made * 8, begin)
-        store_i32(out + made * 8 + 4, end)
-        return made + 1
+        return append(out, made, begin, end)
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
@@ -121,9 +121,7 @@ def build(simd: Any) -> Any:
         for i in range(load(record + at.count)):
             begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
             if end < 0:  # an id that is known: text_pieces.py
-                store_i32(out + made * 8, begin)
-                store_i32(out + made * 8 + 4, end)
-                made += 1
+                made = append(out, made, begin, end)
                 continue
             first, previous, position = made, False, begin
             while position < end:

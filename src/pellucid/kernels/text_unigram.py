@@ -43,7 +43,7 @@ def build(simd: Any, single: bool) -> Any:
         Unigram.at, simd.load_i64, simd.load_u8, simd.load_i32, simd.load_f64,
     )  # fmt: skip
     store_i32, store_f64 = simd.store_i32, simd.store_f64
-    behind, _ = stepping(simd)
+    behind = stepping(simd)
     length_of, _ = decoding(simd)
 
     @simd.jit

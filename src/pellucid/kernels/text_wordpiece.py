@@ -10,7 +10,7 @@ from typing import Any
 from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address
 from pellucid.kernels.text_pieces import BLOCK, Pieces, over
-from pellucid.kernels.text_words import stepping
+from pellucid.kernels.text_words import walking
 
 
 class WordPiece(Pieces):
@@ -31,14 +31,8 @@ def scratch_bytes(longest: int) -> int:
 
 @kernel("text.wordpiece", WordPiece)
 def build(simd: Any) -> Any:
-    at, load, load_u8, load_i32, store_i32 = (
-        WordPiece.at,
-        simd.load_i64,
-        simd.load_u8,
-        simd.load_i32,
-        simd.store_i32,
-    )
-    behind, _ = stepping(simd)
+    at, load, load_u8, store_i32 = WordPiece.at, simd.load_i64, simd.load_u8, simd.store_i32
+    walk = walking(simd)
 
     @simd.jit
     def characters(place, length):
@@ -54,22 +48,14 @@ def build(simd: Any) -> Any:
             store_i32(out, unknown)
             return 1
         slots, mask, ids = load(record + at.slots), load(record + at.mask), load(record + at.ids)
-        start, made = 0, 0
-        while start < length:
-            node, here, found, stop = 0, start, -1, start
-            while here < length:
-                node = behind(slots, mask, node, load_u8(place + here))
-                if node < 0:
-                    break
-                here += 1
-                if load_i32(ids + node * 4) >= 0:
-                    found, stop = load_i32(ids + node * 4), here
+        here, end, made = place, place + length, 0
+        while here < end:
+            found, here = walk(slots, mask, ids, here, end, True)
             if found < 0:
                 store_i32(out, unknown)
                 return 1
             store_i32(out + made * 4, found)
             made += 1
-            start = stop
             slots, mask = load(record + at.more_slots), load(record + at.more_mask)
             ids = load(record + at.more_ids)
         return made

@@ -75,14 +75,38 @@ def finding(simd: Any) -> Any:
     return word_of
 
 
-def stepping(simd: Any) -> Any:
-    """(behind, slot_of): the node behind a node and a byte, or -1; and where in the table it is looked for first."""
-    load, times = simd.load_i64, simd.times
+def keying(simd: Any) -> Any:
+    """slot_of: where in a table a key that is a number is looked for first."""
+    times = simd.times
 
     @simd.jit
     def slot_of(key, mask):
         h = times(key, -7046029254386353131)
         return (h ^ (h >> 32) & 0xFFFFFFFF) & mask
+
+    return slot_of
+
+
+def probing(simd: Any, width: int) -> Any:
+    """slot_for: the address of the slot that begins with a key, or of the free one where it would be.
+
+    ``width``: int64 of a slot.
+    """
+    load, slot_of = simd.load_i64, keying(simd)
+
+    @simd.jit
+    def slot_for(slots, mask, key):
+        slot = slot_of(key, mask)
+        while load(slots + slot * (8 * width)) != EMPTY and load(slots + slot * (8 * width)) != key:
+            slot = (slot + 1) & mask
+        return slots + slot * (8 * width)
+
+    return slot_for
+
+
+def stepping(simd: Any) -> Any:
+    """behind: the node of a tree behind a node and a byte, or -1."""
+    load, slot_of = simd.load_i64, keying(simd)
 
     @simd.jit
     def behind(slots, mask, node, byte):
@@ -96,7 +120,32 @@ def stepping(simd: Any) -> Any:
                 return -1
             slot = (slot + 1) & mask
 
-    return behind, slot_of
+    return behind
+
+
+def walking(simd: Any) -> Any:
+    """walk: of the pieces of a tree that text begins with, the longest, or the shortest; and where it ends.
+
+    The piece is -1, and ends where it began, if there is none. ``here`` and ``end`` are addresses.
+    """
+    load_u8, load_i32 = simd.load_u8, simd.load_i32
+    behind = stepping(simd)
+
+    @simd.jit
+    def walk(slots, mask, ids, here, end, longest):
+        node, found, stop = 0, -1, here
+        while here < end:
+            node = behind(slots, mask, node, load_u8(here))
+            if node < 0:
+                break
+            here += 1
+            if load_i32(ids + node * 4) >= 0:
+                found, stop = load_i32(ids + node * 4), here
+                if not longest:
+                    break
+        return found, stop
+
+    return walk
 
 
 @kernel("text.words", Words)
@@ -126,7 +175,7 @@ def build_words(simd: Any) -> Any:
 def build_tree(simd: Any) -> Any:
     at, load, load_i32, load_u8 = Tree.at, simd.load_i64, simd.load_i32, simd.load_u8
     store_i32, store_i64 = simd.store_i32, simd.store_i64
-    behind, slot_of = stepping(simd)
+    behind, slot_of = stepping(simd), keying(simd)
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):

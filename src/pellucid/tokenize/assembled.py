@@ -27,9 +27,8 @@ from pellucid.tokenize.pretokenize import Stage as Step
 if TYPE_CHECKING:
     from pellucid.tokenize.base import Tokenizer
 
-CHUNK = (
-    1 << 16
-)  # characters that go through the stages together: what lies between them stays in a core's cache
+CHUNK = 1 << 16
+"""Characters that go through the stages together: what lies between them stays in a core's cache."""
 
 
 def is_kept(model: Any) -> bool:
@@ -60,14 +59,11 @@ class Compiled:
 
     def encode(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
         """The ids of each text."""
-        data = [_utf8(text) for text in texts]
         if self._form is None or all(unicodedata.is_normalized(self._form, text) for text in texts):
-            found = self._pipeline.ids(data, parse_special)
+            found = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
             if found is not None:
                 return found
-            if len(texts) > 1:
-                return [self.encode([text], parse_special)[0] for text in texts]
-        elif len(texts) > 1:
+        if len(texts) > 1:  # one of them is for Python
             return [self.encode([text], parse_special)[0] for text in texts]
         return [self._normalized(text, parse_special) for text in texts]
 
@@ -89,9 +85,8 @@ class Compiled:
         """The ids of one text that Python normalises."""
         data, pieces, done = [], [], 0
         for part, index, _ in self._tokenizer.segments(without_surrogates(text), parse_special):
-            encoded = (
-                b"\0" if index is not None else part.encode()
-            )  # an id takes a byte, so that it has its place
+            # An id takes a byte, so that it has its place.
+            encoded = b"\0" if index is not None else part.encode()
             pieces.append((done, done + len(encoded) if index is None else -1 - index))
             data.append(encoded)
             done += len(encoded)

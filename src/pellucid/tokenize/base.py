@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from pellucid.tokenize.assembled import Compiled
     from pellucid.tokenize.explain import Explanation
 
-BEGINS, COMPILES = (
-    20_000,
-    1_000_000,
-)  # characters before compiled code encodes; before it is compiled for that
+BEGINS, COMPILES = 20_000, 1_000_000
+"""Characters before compiled code encodes; before it is compiled for that."""
 
 Pair = tuple[str, str]
 """Two texts that a model reads as one sequence (BERT's sentence pairs)."""

@@ -26,7 +26,8 @@ from pellucid.kernels.text_rewrite import (
     STRANGE,
 )
 from pellucid.tokenize import normalize
-from pellucid.tokenize.charsmap import SPACE, Precompiled, SentencePiece
+from pellucid.tokenize.charsmap import Precompiled, SentencePiece
+from pellucid.tokenize.decode import SPACE
 from pellucid.tokenize.normalize import Normalizer
 from pellucid.tokenize.unicode import Ranges, members, small_letters
 
@@ -145,31 +146,14 @@ def _steps(stage: Normalizer, only_first: bool = False) -> list[_Step] | None:
 
 def _touched(stage: Normalizer) -> list[Ranges] | None:
     """The characters that a normalizer changes, if what they become hangs on nothing else."""
-    sets = {
-        normalize.Lowercase: ["text.small"],
-        normalize.StripAccents: ["text.marks"],
-        normalize.Nmt: ["text.nmt"],
-        normalize.Bert: [
-            "text.small",
-            "text.normalized",
-            "bert.dropped",
-            "bert.marks",
-            "White_Space",
-            "bert.cjk",
-        ],
+    small = tuple((code, code) for code in sorted(small_letters()))
+    bert = ("text.normalized", "bert.dropped", "bert.marks", "White_Space")
+    return {
+        normalize.Lowercase: [small],
+        normalize.StripAccents: [members("text.marks") or ()],
+        normalize.Nmt: [normalize.NMT],
+        normalize.Bert: [small, normalize.IDEOGRAPHS, *(members(name) or () for name in bert)],
     }.get(type(stage))
-    return None if sets is None else [_members(name) for name in sets]
-
-
-def _members(name: str) -> Ranges:
-    if name == "text.small":
-        return tuple((code, code) for code in sorted(small_letters()))
-    if name in _RANGES:
-        return _RANGES[name]
-    return members(name) or ()
-
-
-_RANGES: dict[str, Ranges] = {"bert.cjk": normalize.IDEOGRAPHS, "text.nmt": normalize.NMT}
 
 
 def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]:

@@ -19,17 +19,15 @@ from typing import TYPE_CHECKING
 
 from pellucid.errors import FileFormatError
 from pellucid.tokenize.aligned import Aligned, placed
+from pellucid.tokenize.decode import SPACE
 from pellucid.tokenize.normalize import Normalizer, Rewrite, compiled
 from pellucid.tokenize.unicode import bracket
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
-SPACE = "▁"
-LONGEST_RULE, MOST_RULES = (
-    64,
-    1 << 18,
-)  # bytes of what is replaced; rules that begin alike share parts of the trie
+LONGEST_RULE, MOST_RULES = 64, 1 << 18
+"""Bytes of what is replaced; and how many, for rules that begin alike share parts of the trie."""
 
 
 class CharsMap:

@@ -112,7 +112,26 @@ class Stage(Protocol):
     def __call__(self, texts: Texts) -> bool: ...
 
 
-class Cutting:
+class Cut:
+    """Pieces cut into smaller ones of the same text, by ``_kernel``."""
+
+    _kernel: Call
+
+    def __call__(self, texts: Texts) -> bool:
+        room, side = texts.room, 1 - texts.side
+        out = room.array("pieces", side, 2 * (texts.length + texts.count + 1), np.int32)
+        self._kernel(
+            text=texts.text[1],
+            pieces=texts.pieces[1],
+            count=texts.count,
+            out=out[1],
+            made=room.made_place,
+        )
+        texts.pieces, texts.count, texts.side = out, int(room.made[0]), side
+        return True
+
+
+class Cutting(Cut):
     """Pieces cut where a pattern matches."""
 
     def __init__(self, automaton: Automaton, behavior: str, inverted: bool) -> None:
@@ -126,12 +145,8 @@ class Cutting:
             inverted=int(inverted),
         )
 
-    def __call__(self, texts: Texts) -> bool:
-        _cut(self._kernel, texts)
-        return True
 
-
-class Adding:
+class Adding(Cut):
     """Added tokens cut out; ``emitted`` (n,) int32 has the id of each, or -1 where it is left as text."""
 
     def __init__(self, tokens: Sequence[bytes], emitted: NDArray[np.int32]) -> None:
@@ -146,25 +161,8 @@ class Adding:
         }
         self._kernel = Call("text.added", text_added.Added, **known)
 
-    def __call__(self, texts: Texts) -> bool:
-        _cut(self._kernel, texts)
-        return True
 
-
-def _cut(kernel: Call, texts: Texts) -> None:
-    room, side = texts.room, 1 - texts.side
-    out = room.array("pieces", side, 2 * (texts.length + texts.count + 1), np.int32)
-    kernel(
-        text=texts.text[1],
-        pieces=texts.pieces[1],
-        count=texts.count,
-        out=out[1],
-        made=room.made_place,
-    )
-    texts.pieces, texts.count, texts.side = out, int(room.made[0]), side
-
-
-class Separating:
+class Separating(Cut):
     """Pieces cut between characters that are no neighbours; parts are ``marked`` as such if it matters."""
 
     def __init__(self, neighbours: tables.Neighbours, marked: bool) -> None:
@@ -179,10 +177,6 @@ class Separating:
         ascii_[:, neighbours.flags[:128] & text_apart.BEFORE > 0] = 1
         told |= {"ascii": ascii_, "flags": neighbours.flags, "marked": int(marked)}
         self._kernel = Call("text.apart", text_apart.Apart, neighbours.everywhere, **told)
-
-    def __call__(self, texts: Texts) -> bool:
-        _cut(self._kernel, texts)
-        return True
 
 
 class Rewriting:

@@ -13,6 +13,7 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.kernels.text_split import BEHAVIORS
 from pellucid.tokenize import normalize, pretokenize
 from pellucid.tokenize.decode import (
+    SPACE,
     ByteFallbackDecoder,
     ByteLevelDecoder,
     Decoder,
@@ -201,7 +202,6 @@ def decoder(parts: Parts, spec: Json | None) -> Decoder:
         parts.component(spec, "decoder", "prefix", "cleanup")
         return WordPieceDecoder(tokens, parts.text(spec, "prefix"), bool(spec["cleanup"]))
     if spec is not None and kind == "Sequence":
-        from pellucid.tokenize.charsmap import SPACE
         from pellucid.tokenize.kinds.sentencepiece_bpe import byte_pieces
 
         replace = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}

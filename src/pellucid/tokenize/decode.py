@@ -14,7 +14,8 @@ from typing import Protocol
 
 from pellucid.errors import InvalidRequest
 
-_SPACE = "▁"
+SPACE = "▁"
+"""How SentencePiece writes a space."""
 _BYTES: dict[str, int] = {}
 
 
@@ -84,7 +85,7 @@ class ByteFallbackDecoder(_Decoder):
         if value is not None:
             return bytes([value])
         token = self._tokens[token_id]
-        text = token if token_id in self._verbatim else token.replace(_SPACE, " ")
+        text = token if token_id in self._verbatim else token.replace(SPACE, " ")
         if first and self._strip and text.startswith(" "):
             text = text[1:]
         return text.encode()

@@ -170,10 +170,7 @@ class ScoreRanks(Ranks):
 
         from pellucid.tokenize.tables import Pairs, Spelled, Words, splits
 
-        spelled = [b""] * self.size
-        for piece, index in self._pieces.items():
-            spelled[index] = piece.encode()
-        lefts, rights, merged = splits(Words(Spelled.of(spelled)))
+        lefts, rights, merged = splits(Words(Spelled.by_id(self._pieces, self.size)))
         lengths = np.fromiter(map(len, self._tokens), np.int32, self.size)
         first = np.zeros(self.size, bool)
         first[list(self._first)] = True

@@ -8,6 +8,7 @@ Hugging Face ``tokenizers``, ``normalizers``; BERT's clean-up is that of ``token
 from __future__ import annotations
 
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -39,11 +40,12 @@ class Rewrite:
         return text.rewritten(self.pattern.finditer(text.text), self.change)
 
 
-class Normalizer:
+class Normalizer(ABC):
     """A stage: rewrites, one after the other. Stages that know a faster way for plain text have it as ``__call__``."""
 
+    @abstractmethod
     def steps(self) -> Sequence[Rewrite | Normalizer]:
-        raise NotImplementedError
+        """The rewrites, in order."""
 
     @cached_property
     def _steps(self) -> Sequence[Rewrite | Normalizer]:

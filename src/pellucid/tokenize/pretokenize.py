@@ -118,11 +118,17 @@ class PreTokenizer:
 
     stages: tuple[Stage, ...] = ()
 
+    @cached_property
+    def _asks_for_places(self) -> bool:
+        """Whether a change is for what begins the text, of which a cut before may have dropped the beginning."""
+        firsts = [
+            at for at, stage in enumerate(self.stages) if isinstance(stage, Change) and stage.only_first
+        ]
+        return bool(firsts) and not all(isinstance(stage, Change) for stage in self.stages[: firsts[-1]])
+
     def __call__(self, text: str, first: bool) -> Iterable[str]:
-        if first and any(isinstance(stage, Change) and stage.only_first for stage in self.stages):
-            return [
-                piece.text for piece in self.aligned(Aligned.of(text), first)
-            ]  # knows what begins the text
+        if first and self._asks_for_places:
+            return [piece.text for piece in self.aligned(Aligned.of(text), first)]
         pieces = [text]
         for stage in self.stages:
             if not isinstance(stage, Change):
@@ -131,6 +137,8 @@ class PreTokenizer:
                 )
             elif not stage.only_first:
                 pieces = list(map(stage.normalizer, pieces))
+            elif first:
+                pieces = [stage.normalizer(pieces[0])]  # all stages before are changes
         return pieces
 
     def aligned(self, text: Aligned, first: bool) -> Iterator[Aligned]:

@@ -17,8 +17,8 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize.added import AddedToken, AddedTokens
 from pellucid.tokenize.base import Model, Tokenizer
 from pellucid.tokenize.beside import Beside
-from pellucid.tokenize.charsmap import SPACE, CharsMap, SentencePiece
-from pellucid.tokenize.decode import SentencePieceDecoder
+from pellucid.tokenize.charsmap import CharsMap, SentencePiece
+from pellucid.tokenize.decode import SPACE, SentencePieceDecoder
 from pellucid.tokenize.kinds.char import Chars
 from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE, byte_pieces
 from pellucid.tokenize.kinds.unigram import Unigram, rounded
@@ -104,9 +104,9 @@ def from_spec(spec: Spec, vocabulary: Vocabulary, path: Path, **arguments: Any) 
     if spec.denormalizer.get(2):
         raise UnsupportedModel(f"{path.name}: denormalizer_spec with a character map is not implemented")
     dummy, extra = bool(normal.get(3, 1)), bool(normal.get(4, 1))
-    model = _model(spec, vocabulary, kind, unknown[0], path)
     kept = [vocabulary.tokens[index] for index in user]
     values = byte_pieces(vocabulary, path, "pieces")
+    model = _model(spec, vocabulary, kind, unknown[0], values, path)
     surface = spec.trainer.get(44, b" \xe2\x81\x87 ").decode("utf-8", "replace")
     return Tokenizer(
         vocabulary=vocabulary,
@@ -134,12 +134,12 @@ def from_spec(spec: Spec, vocabulary: Vocabulary, path: Path, **arguments: Any) 
     )
 
 
-def _model(spec: Spec, vocabulary: Vocabulary, kind: int, unknown: int, path: Path) -> Model:
-    """The model stage of a type of model."""
-    pieces = dict(vocabulary.ids)
-    for index in vocabulary.of_type(*SPECIAL_TYPES, TokenType.BYTE, TokenType.UNUSED):
-        del pieces[vocabulary.tokens[index]]
-    byte_ids = {byte: index for index, byte in byte_pieces(vocabulary, path, "pieces").items()}
+def _model(
+    spec: Spec, vocabulary: Vocabulary, kind: int, unknown: int, values: Mapping[int, int], path: Path
+) -> Model:
+    """The model stage of a type of model; ``values`` are the bytes that ids stand for."""
+    pieces = vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE, TokenType.UNUSED)
+    byte_ids = {byte: index for index, byte in values.items()}
     if kind == 1:
         normal = [spec.scores[at] for at, type_ in enumerate(spec.types) if type_ == TokenType.NORMAL]
         lowest, greatest = min(normal, default=0.0), max(normal, default=0.0)

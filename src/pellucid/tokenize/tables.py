@@ -41,6 +41,14 @@ class Spelled:
         return cls.from_bytes(b"".join(pieces), places)
 
     @classmethod
+    def by_id(cls, ids: Mapping[str, int], size: int) -> Spelled:
+        """Of pieces with their ids; those of no piece have no bytes."""
+        pieces = [b""] * size
+        for piece, index in ids.items():
+            pieces[index] = piece.encode()
+        return cls.of(pieces)
+
+    @classmethod
     def from_bytes(cls, text: bytes, places: NDArray[np.int32]) -> Spelled:
         return cls(np.frombuffer(text + bytes(text_pieces.PADDING), np.uint8), places)
 

@@ -87,6 +87,13 @@ class Vocabulary:
         """Ids of the tokens of these types, ascending. Not meant for NORMAL."""
         return sorted(index for kind in kinds for index in self._by_type.get(kind, ()))
 
+    def ids_but(self, *kinds: int) -> dict[str, int]:
+        """Piece → id without the tokens of these types: what text may become."""
+        pieces = dict(self.ids)
+        for index in self.of_type(*kinds):
+            del pieces[self.tokens[index]]
+        return pieces
+
     def check(self, token_id: int) -> int:
         """The id itself. Raises :class:`InvalidRequest` when no such token exists."""
         if not 0 <= token_id < self.size:

@@ -185,14 +185,6 @@ def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str
     return lefts, rights
 
 
-def text_ids(ids: Mapping[str, int], vocabulary: Vocabulary) -> dict[str, int]:
-    """Piece → id without control tokens: text must never become one."""
-    text = dict(ids)
-    for index in vocabulary.special_ids:
-        text.pop(vocabulary.tokens[index], None)
-    return text
-
-
 def from_gguf(fields: Fields) -> Tokenizer:
     """A tokenizer from the fields of a GGUF file. Raises FileFormatError, UnsupportedModel."""
     vocabulary = fields.vocabulary()
@@ -210,7 +202,7 @@ def from_gguf(fields: Fields) -> Tokenizer:
     return Tokenizer(
         normalizer=None,
         pre_tokenizer=PreTokenizer(tuple(map(Split, splitting.steps))),
-        model=ByteBPE(pairs, text_ids(vocabulary.ids, vocabulary), splitting.ignore_merges, fields.path),
+        model=ByteBPE(pairs, vocabulary.ids_but(*SPECIAL_TYPES), splitting.ignore_merges, fields.path),
         decoder=ByteLevelDecoder(vocabulary.tokens, verbatim),
         **fields.shared(vocabulary, splitting.add_bos),
     )

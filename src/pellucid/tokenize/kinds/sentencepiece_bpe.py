@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
 from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.charsmap import SPACE
-from pellucid.tokenize.decode import ByteFallbackDecoder
+from pellucid.tokenize.decode import SPACE, ByteFallbackDecoder
 from pellucid.tokenize.gguf import Fields, check_scores
 from pellucid.tokenize.huggingface import Parts
 from pellucid.tokenize.kinds import byte_bpe
@@ -107,14 +106,11 @@ class CharBPE(Chars):
                 characters[ord(piece)] = index
         # Unknown neighbours become one; where they vanish, those on their sides are neighbours.
         together = (characters < 0) & (len(self._byte_ids) < 256 and (self._fuse or self._unknown is None))
-        spelled = [b""] * self.pairs.size
-        for piece, index in self._pieces.items():
-            spelled[index] = piece.encode()
         return merging(
             "characters",
             self._ignore_merges,
             self.pairs.compiled(),
-            Words(Spelled.of(spelled)),
+            Words(Spelled.by_id(self._pieces, self.pairs.size)),
             Neighbours.of_text(self._pieces, together),
             bytes=byte_table(self._byte_ids),
             characters=characters,
@@ -140,9 +136,7 @@ def from_gguf(fields: Fields) -> Tokenizer:
     scores = fields.array("scores", vocabulary.size)
     if scores is None:
         raise FileFormatError(fields.path, "tokenizer.ggml.scores", "missing")
-    pieces = dict(vocabulary.ids)
-    for index in vocabulary.of_type(*SPECIAL_TYPES, TokenType.BYTE):
-        del pieces[vocabulary.tokens[index]]
+    pieces = vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE)
     values = byte_pieces(vocabulary, fields.path, "tokenizer.ggml.tokens")
     shared = fields.shared(vocabulary, add_bos=True)
     unknown = fields.token_id("unknown", vocabulary.size)

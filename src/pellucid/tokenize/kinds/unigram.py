@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
 from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.charsmap import SPACE
+from pellucid.tokenize.decode import SPACE
 from pellucid.tokenize.gguf import Fields, check_scores
 from pellucid.tokenize.huggingface import Parts
 from pellucid.tokenize.kinds.sentencepiece_bpe import byte_pieces
@@ -158,17 +158,14 @@ class Unigram:
 
         from pellucid.kernels import text_unigram
         from pellucid.tokenize.compiled import Model
-        from pellucid.tokenize.tables import Tree, byte_table
+        from pellucid.tokenize.tables import Spelled, Tree, byte_table
 
         scores = np.array(self._scores, np.float64)
         for index, score in self._always.items():
             scores[index] = score
         if self._exactly:
             scores = scores.astype(np.float32).astype(np.float64)
-        spelled = [b""] * len(scores)
-        for piece, index in self._pieces.items():
-            spelled[index] = piece.encode()
-        tree = Tree.of(spelled)
+        tree = Tree(Spelled.by_id(self._pieces, len(scores)))
         known = {
             "slots": tree.slots,
             "mask": tree.mask,

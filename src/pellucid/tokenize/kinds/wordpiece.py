@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
 from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.charsmap import SPACE
-from pellucid.tokenize.decode import WordPieceDecoder
+from pellucid.tokenize.decode import SPACE, WordPieceDecoder
 from pellucid.tokenize.gguf import Fields
 from pellucid.tokenize.huggingface import Parts
 from pellucid.tokenize.merges import Span
@@ -88,14 +87,11 @@ class WordPiece:
         """The same as compiled code."""
         from pellucid.kernels import text_wordpiece
         from pellucid.tokenize.compiled import Model
-        from pellucid.tokenize.tables import Tree
+        from pellucid.tokenize.tables import Spelled, Tree
 
-        whole, more = [b""] * (1 + max(self._ids.values())), [b""] * (1 + max(self._ids.values()))
-        for piece, index in self._ids.items():
-            whole[index] = piece.encode()
-            if piece.startswith(self._prefix):
-                more[index] = piece[len(self._prefix) :].encode()
-        words, others = Tree.of(whole), Tree.of(more)
+        prefix, size = self._prefix, 1 + max(self._ids.values())
+        more = {p.removeprefix(prefix): index for p, index in self._ids.items() if p.startswith(prefix)}
+        words, others = (Tree(Spelled.by_id(pieces, size)) for pieces in (self._ids, more))
         known = {
             "slots": words.slots,
             "mask": words.mask,
