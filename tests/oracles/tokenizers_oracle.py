@@ -21,6 +21,8 @@ The tiny tokenizers are trained on these texts. Trainers of ``tokenizers`` may n
 frequent differently each time, so one that is there already is kept: remove its folder to train it again.
 ``tokenizers_long.py`` compares more vocabularies with more text.
 
+``numbers.json`` has numbers as a file may write them, and the float64 (hexadecimal) that ``tokenizers`` reads.
+
 For the GGUF files, transformers rebuilds the tokenizer (``from_pretrained(…, gguf_file=…)``), with corrections:
 
 - SmolLM2: the rebuilt one splits like GPT-2 only. The model's own tokenizer.json splits every digit off first.
@@ -34,6 +36,7 @@ Padding and truncation of MiniLM's file are switched off: both are the caller's 
 import argparse
 import io
 import json
+import random
 import sys
 import tempfile
 import unicodedata
@@ -208,7 +211,7 @@ def tiny_unigram_bytes(texts: list[str]) -> Tokenizer:
 
 
 SENTENCEPIECE: dict[str, dict[str, Any]] = {
-    "unigram": {"vocab_size": 360},
+    "unigram": {"vocab_size": 360, "user_defined_symbols": ["<table>", "er", "foo", "  ", "l\u00e9"]},
     "bpe": {
         "model_type": "bpe",
         "vocab_size": 500,
@@ -363,6 +366,31 @@ def compare(name: str, oracle: Tokenizer, path: Path, folder: Path, limit: int) 
     return different == 0
 
 
+def numbers() -> str:
+    """Numbers as they may be written in a file, and what ``tokenizers`` reads: it writes them back in full."""
+    draw = random.Random(0)
+    written = [
+        f"-{draw.randrange(20)}.{draw.randrange(10**size):0{size}d}" for size in range(1, 26) for _ in "12345"
+    ]
+    written += [
+        f"-{draw.randrange(1, 10)}.{draw.randrange(10**16)}e{draw.randrange(-320, 300)}" for _ in range(50)
+    ]
+    written += [
+        "-0.0",
+        "-1e2",
+        "-1.5E-7",
+        "-0.1",
+        "-1e-400",
+        "-123456789012345678901.5",
+        "-5e-324",
+        "-0.00e999",
+    ]
+    pieces = ",".join(f'["{at}", {number}]' for at, number in enumerate(written))
+    oracle = Tokenizer.from_str(f'{{"model":{{"type":"Unigram","unk_id":0,"vocab":[{pieces}]}}}}')
+    read = [score.hex() for _, score in json.loads(oracle.to_str())["model"]["vocab"]]
+    return json.dumps(dict(zip(written, read)), indent=0) + "\n"
+
+
 TINY = (
     tiny_byte_level,
     tiny_byte_fallback,
@@ -375,6 +403,7 @@ TINY = (
 
 def tiny(texts: list[str]) -> None:
     """Write the tiny tokenizers that are not there, and the goldens of all."""
+    (GOLDENS / "numbers.json").write_text(numbers())
     for build in TINY:
         path = GOLDENS / build.__name__ / "tokenizer.json"
         path.parent.mkdir(exist_ok=True)

@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.text_split import START
 from pellucid.tokenize import unicode
-from pellucid.tokenize.unicode import Ranges, union
+from pellucid.tokenize.unicode import CODES, Ranges, complement, union
 
-CODES = 0x110000
 MOST_PLACES, MOST_STATES = 4_000, 2_000
 MOST_SETS, MOST_CLASSES = 63, 255  # bits of an int64 that is not negative; what a byte tells apart, less one
 
@@ -69,12 +68,6 @@ def automaton(pattern: str) -> Automaton | None:
         return _table(places, first)
     except NotATable:
         return None
-
-
-def complement(one: Ranges) -> Ranges:
-    """Characters that are not in the set."""
-    lows, highs = [0, *(high + 1 for _, high in one)], [*(low - 1 for low, _ in one), CODES - 1]
-    return tuple((low, high) for low, high in zip(lows, highs) if low <= high)
 
 
 def overlap(one: Ranges, other: Ranges) -> bool:

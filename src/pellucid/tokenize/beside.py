@@ -104,12 +104,34 @@ def parse_json(data: bytes, path: Path) -> Json:
         return found
 
     try:
-        spec = json.loads(data, object_pairs_hook=unique)
+        spec = json.loads(data, object_pairs_hook=unique, parse_float=_float)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as bad:
         raise FileFormatError(path, "JSON", str(bad), getattr(bad, "pos", None)) from None
     if not isinstance(spec, dict):
         raise FileFormatError(path, "JSON", f"expected an object, found {type(spec).__name__}")
     return spec
+
+
+def _float(text: str) -> float:
+    """A number of a JSON file as ``serde_json`` reads it, and so ``tokenizers``: rounded twice, not once.
+
+    As many digits as fit into 64 bits are one integer; that is divided by a power of ten, or multiplied with one.
+    Scores of Unigram come out a bit different than Python reads them, and with them which of two cuts is the better.
+    """
+    mantissa, _, exponent = text.lower().partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    digits = (whole + fraction).lstrip("-0")
+    kept = digits[:20]
+    if int(kept or "0") >= 1 << 64:
+        kept = kept[:-1]
+    if len(exponent) > 5:
+        return float(text)  # zero or infinite
+    ten = int(exponent or "0") - len(fraction) + len(digits) - len(kept)
+    if not -308 <= ten <= 308:
+        return float(text)
+    value = float(kept or "0")
+    value = value * 10.0**ten if ten >= 0 else value / 10.0**-ten
+    return -value if text.startswith("-") else value
 
 
 def _content(token: Any) -> str | None:

@@ -29,9 +29,8 @@ from pellucid.tokenize import normalize
 from pellucid.tokenize.charsmap import Precompiled, SentencePiece
 from pellucid.tokenize.decode import SPACE
 from pellucid.tokenize.normalize import Normalizer
-from pellucid.tokenize.unicode import Ranges, members, small_letters
+from pellucid.tokenize.unicode import CODES, Ranges, members, small_letters
 
-CODES = 0x110000
 LONGEST = 255  # bytes of a target, whose length is one byte
 
 

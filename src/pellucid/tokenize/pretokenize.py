@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pellucid.tokenize.aligned import Aligned
 from pellucid.tokenize.normalize import Normalizer, compiled
 from pellucid.tokenize.patterns import COVERING
-from pellucid.tokenize.unicode import bracket
+from pellucid.tokenize.unicode import bracket, settled
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
@@ -47,7 +47,7 @@ class Split:
 
     def __call__(self, text: str) -> list[str]:
         """The pieces."""
-        if self._found:
+        if self._found and settled(text) is text:
             pieces: list[str] = self._regex.findall(text)
             return pieces
         return [text[start:stop] for start, stop in self.spans(text)]
@@ -56,7 +56,7 @@ class Split:
         """Where the pieces are."""
         parts: list[tuple[int, int, bool]] = []
         done = 0
-        for found in self._regex.finditer(text):
+        for found in self._regex.finditer(settled(text)):
             start, stop = found.span()
             if start == stop:
                 continue

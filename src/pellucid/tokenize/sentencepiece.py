@@ -142,12 +142,13 @@ def _model(
     byte_ids = {byte: index for index, byte in values.items()}
     if kind == 1:
         normal = [spec.scores[at] for at, type_ in enumerate(spec.types) if type_ == TokenType.NORMAL]
-        lowest, greatest = min(normal, default=0.0), max(normal, default=0.0)
+        # SentencePiece 0.2.3, whatever the file says; earlier ones took the greatest score of all for the first 0.1.
         always = {
-            index: len(vocabulary.tokens[index].encode()) * greatest - 0.1
+            index: rounded(0.1 * len(vocabulary.tokens[index].encode()) - 0.1)
             for index in vocabulary.of_type(TokenType.USER_DEFINED)
         }
-        return Unigram(pieces, spec.scores, unknown, byte_ids, rounded(lowest), always, exactly=True)
+        lowest = rounded(min(normal, default=0.0))
+        return Unigram(pieces, spec.scores, unknown, byte_ids, lowest, always, exactly=True)
     if kind == 2:
         if unused := vocabulary.of_type(TokenType.UNUSED):
             raise UnsupportedModel(

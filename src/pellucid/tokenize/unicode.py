@@ -8,6 +8,9 @@ categories and others that patterns name are of Unicode 16. Names that begin wit
 
 from __future__ import annotations
 
+import re
+import sys
+from array import array
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -16,6 +19,8 @@ Ranges = tuple[tuple[int, int], ...]
 """A set of characters: first and last code points of runs, ascending, apart from each other."""
 
 VERSION = "16.0"
+CODES = 0x110000
+_SURROGATES = ((0xD800, 0xDFFF),)
 FILE = Path(__file__).with_name("unicode.txt")
 
 
@@ -28,6 +33,12 @@ def union(sets: Iterable[Ranges]) -> Ranges:
         else:
             out.append((low, high))
     return tuple(out)
+
+
+def complement(one: Ranges) -> Ranges:
+    """Characters that are not in the set."""
+    lows, highs = [0, *(high + 1 for _, high in one)], [*(low - 1 for low, _ in one), CODES - 1]
+    return tuple((low, high) for low, high in zip(lows, highs) if low <= high)
 
 
 @cache
@@ -51,14 +62,25 @@ def ranges(runs: str) -> Ranges:
 
 @cache
 def members(name: str) -> Ranges | None:
-    """The characters of a general category ("Lu"), a group of them ("L"), or another property; None if unknown."""
+    """The characters of a general category ("Lu"), a group of them ("L"), or another property; None if unknown.
+
+    Surrogates are in none: no text has any.
+    """
     lines = _lines()
     if name in lines:
         return ranges(lines[name])
-    group = sorted(category for category in lines if len(category) == 2 and category[0] == name)
+    if name == "Cn":
+        return complement(union((_SURROGATES, *(members(category) or () for category in _categories()))))
+    group = [category for category in (*_categories(), "Cn") if category[0] == name]
     if not group:
         return None
     return union(members(category) or () for category in group)
+
+
+@cache
+def _categories() -> tuple[str, ...]:
+    """The general categories that the file has: all but surrogates and what is not assigned."""
+    return tuple(name for name in _lines() if len(name) == 2)
 
 
 def bracket(*sets: Ranges | str) -> str:
@@ -70,7 +92,42 @@ def bracket(*sets: Ranges | str) -> str:
 @cache
 def white_space() -> str:
     """All white space, for ``str.strip``, whose own also takes four control characters for that."""
-    return "".join(chr(code) for low, high in members("White_Space") or () for code in range(low, high + 1))
+    return letters(members("White_Space") or ())
+
+
+def letters(one: Ranges) -> str:
+    """The characters of a set without surrogates, ascending."""
+    encoding = f"utf-32-{sys.byteorder[0]}e"  # "utf-32" alone takes U+FEFF for a mark of the order
+    return "".join(array("I", range(low, high + 1)).tobytes().decode(encoding) for low, high in one)
+
+
+def settled(text: str) -> str:
+    """The text, for the ``regex`` package to look at: with what its ``\\p{...}`` knows otherwise replaced.
+
+    ``regex`` follows the newest Unicode. What was not assigned in Unicode 16 becomes something that never will be,
+    what has changed its general category another character of the old one.
+    """
+    if text.isascii():
+        return text
+    pattern, others = _unsettled()
+    if pattern.search(text) is None:
+        return text
+    return pattern.sub(lambda found: others.get(found[0], found[0]), text)
+
+
+@cache
+def _unsettled() -> tuple[re.Pattern[str], dict[str, str]]:
+    """What to look for, which is all of it and every character beyond U+FFFF; what becomes of it."""
+    import regex  # type: ignore[import-untyped]
+
+    others: dict[str, str] = {}
+    for name in (*_categories(), "Cn"):
+        ours = letters(members(name) or ())
+        if changed := regex.findall(rf"\P{{{name}}}", ours):
+            others |= dict.fromkeys(changed, regex.search(rf"(?r)\p{{{name}}}", ours)[0])
+    # One table of what is below, one comparison for what is above: whole sets of ``regex`` are searched run by run.
+    near = union((_SURROGATES, *(((ord(letter),) * 2,) for letter in others if letter < "\U00010000")))
+    return re.compile(f"[{bracket(near)}]|[\U00010000-\U0010ffff]"), others
 
 
 @cache

@@ -6,9 +6,12 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.letters import CHANGED
 
 from pellucid.tokenize import patterns
 from pellucid.tokenize.automaton import automaton
+from pellucid.tokenize.pretokenize import Split
+from pellucid.tokenize.unicode import complement, letters, members, settled
 
 PUBLISHED = sorted({
     step for splitting in patterns.GGUF_PRE.values() for step in splitting.steps
@@ -36,14 +39,13 @@ REFUSED = [
 LETTERS = st.sampled_from(
     "abcskABKſKǅʰªあ漢éß́ः1²Ⅷ٣'’sdtmlrev ,.$+=<>^~|!/\\-_ \t\n\r\u00a0\u3000\u0085\u200b\U0001f600\U00010400"
 )
-# Nothing that ``regex`` may know from a later Unicode: what Python has no category for, and one that changed its own.
-OTHERS = st.characters(exclude_categories=["Cs", "Cn"], exclude_characters="ʕ")
+OTHERS = st.sampled_from(CHANGED) | st.characters(exclude_categories=["Cs"])
 texts = st.text(LETTERS | OTHERS, max_size=40)
 words = st.text("abc \n", max_size=12)
 
 
 def spans(pattern: str, text: str) -> list[tuple[int, int]]:
-    return [found.span() for found in regex.finditer(pattern, text) if found.end() > found.start()]
+    return [found.span() for found in regex.finditer(pattern, settled(text)) if found.end() > found.start()]
 
 
 def walked(pattern: str, text: str) -> list[tuple[int, int]]:
@@ -63,6 +65,16 @@ def walked(pattern: str, text: str) -> list[tuple[int, int]]:
 @given(texts)
 def test_published_patterns(pattern: str, text: str) -> None:
     assert walked(pattern, text) == spans(pattern, text)
+
+
+@pytest.mark.parametrize(
+    "name", ["L", "M", "N", "P", "S", "Z", "C", "Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Nd", "Cf"]
+)
+def test_categories_are_those_of_one_unicode_whatever_the_package_knows(name: str) -> None:
+    wanted = members(name) or ()
+    assert wanted
+    every = letters(complement(((0xD800, 0xDFFF),)))
+    assert Split(rf"\p{{{name}}}", "Removed", invert=True)(every) == [*letters(wanted)]
 
 
 @pytest.mark.parametrize("pattern", SMALL)

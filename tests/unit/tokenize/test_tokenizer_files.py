@@ -13,6 +13,7 @@ from tokenizer_cases import GOLDENS, from_fields, from_folder
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize import Tokenizer, huggingface, kept, load_tokenizer
+from pellucid.tokenize.beside import parse_json
 from pellucid.tokenize.decode import byte_alphabet
 
 TEXTS = ["the text", "  Hello world's 123\n", "naïve 日本語 👍🏽", "<|endoftext|> a", ""]
@@ -121,6 +122,20 @@ def test_wordpiece_of_gguf_is_that_of_json() -> None:
     )
     for text in TEXTS:
         assert ours.encode(text) == reference.encode(text)
+
+
+def test_numbers_are_read_as_tokenizers_reads_them() -> None:
+    numbers = json.loads((GOLDENS / "numbers.json").read_text())
+    values = parse_json(f'{{"all": [{",".join(numbers)}]}}'.encode(), Path("tokenizer.json"))["all"]
+    assert [value.hex() for value in values] == [*numbers.values()]
+    assert sum(float(text) != value for text, value in zip(numbers, values)) > 20
+
+
+@pytest.mark.parametrize(
+    "text", ["0." + "1" * 9000, "1" * 9000 + ".5", "1e" + "9" * 9000, "-1e-" + "9" * 9000]
+)
+def test_numbers_without_end_are_no_trouble(text: str) -> None:
+    assert parse_json(f'{{"a": {text}}}'.encode(), Path("tokenizer.json"))["a"] == float(text)
 
 
 def test_added_tokens_of_a_folder(tmp_path: Path) -> None:

@@ -96,9 +96,9 @@ class CharBPE(Chars):
         """The same as compiled code."""
         import numpy as np
 
-        from pellucid.tokenize.charmap import CODES
         from pellucid.tokenize.compiled import merging
         from pellucid.tokenize.tables import Neighbours, Spelled, Words, byte_table
+        from pellucid.tokenize.unicode import CODES
 
         characters = np.full(CODES, -1, np.int32)
         for piece, index in self._pieces.items():
