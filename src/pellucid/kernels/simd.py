@@ -459,6 +459,9 @@ def vreciprocal(x):
 
 # A product of which the low 64 bits are wanted, for hashing: Numba's own lets LLVM take it that none are lost.
 times = vector_op(types.int64, (types.int64, types.int64), lambda e, a, b: e.b.mul(a, b))
+lowest_bit = vector_op(  # its number; of a word that is not 0
+    types.int64, (types.int64,), lambda e, a: e.call("llvm.cttz.i64", i64, a, ir.Constant(ir.IntType(1), 1))
+)
 prefetch = vector_op(types.void, (types.int64,), lambda e, address: e.prefetch(address))
 
 

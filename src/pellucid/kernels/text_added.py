@@ -20,9 +20,8 @@ class Added(Record):
     pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last
     count: int  # n
     starts: Address  # (256,) uint8: whether a token begins with a byte
-    slots: Address  # a tree of the tokens
-    mask: int
-    ids: Address  # (nodes,) int32: the token's number in the tree, or -1
+    slots: Address  # a tree of the tokens, by their numbers
+    ids: Address
     emitted: Address  # (tokens,) int32: the id, or -1 where it is left as text
     out: Address  # (m, 2) int32, room for one more than there are bytes, and pieces
     made: Address  # int64: m
@@ -36,7 +35,7 @@ def build(simd: Any) -> Any:
     @simd.jit
     def body(record, unused, unused_too, unused_three):
         text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
-        starts, slots, mask = load(record + at.starts), load(record + at.slots), load(record + at.mask)
+        starts, slots = load(record + at.starts), load(record + at.slots)
         ids, emitted, made = load(record + at.ids), load(record + at.emitted), 0
         for i in range(load(record + at.count)):
             begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
@@ -45,7 +44,7 @@ def build(simd: Any) -> Any:
                 if load_u8(starts + load_u8(text + position)) == 0:
                     position += 1
                     continue
-                found, stop = walk(slots, mask, ids, text + position, text + end, True)
+                found, stop = walk(slots, ids, text + position, text + end, True)
                 if found < 0:
                     position += 1
                     continue

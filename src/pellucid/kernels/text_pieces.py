@@ -21,11 +21,12 @@ PADDING = 128  # bytes behind the text that may be read
 PART = 1 << 30  # in the byte behind a piece's last
 BLOCK = 16
 
-# An entry of a memory: the hash, length and count, then the ids, then the text. Of the short pieces' memory two
-# entries that lie beside each other are a set; what is new goes to the first, and the first to the second.
-ENTRY, KEPT_IDS, KEPT_BYTES = 64, 5, 32
-LONG_ENTRY, LONG_IDS, LONG_BYTES = 256, 36, 96
-IDS = 12  # bytes before the ids
+# An entry of a memory: the hash, length and count, then the text, then the ids, if all of that fits in. Of the short
+# pieces' memory two entries that lie beside each other are a set: what is new goes to the first, that to the second.
+ENTRY, KEPT_BYTES = 64, 32
+LONG_ENTRY, LONG_BYTES = 256, 160
+TEXT = 10  # bytes before the text
+FIRST_IDS = 6  # what is copied of the ids before it is asked how many there are
 
 
 class Pieces(Record):
@@ -40,7 +41,7 @@ class Pieces(Record):
     long_memory: Address  # the same of longer ones
     long_mask: int
     scratch: Address  # what the kind wants, and before that BLOCK hashes
-    out: Address  # (m,) int32, room for LONG_IDS more than there are bytes
+    out: Address  # (m,) int32, room for FIRST_IDS more than there are bytes
 
 
 def hashing(simd: Any) -> Any:
@@ -99,8 +100,8 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
     """
     load, load_i32, store_i32, store_i64 = simd.load_i64, simd.load_i32, simd.store_i32, simd.store_i64
     hashed, _ = hashing(simd)
-    known, keep = _memory(simd, KEPT_IDS)
-    long_known, long_keep = _memory(simd, LONG_IDS)
+    known, keep = _memory(simd)
+    long_known, long_keep = _memory(simd)
 
     @simd.jit
     def moved(entry, other):
@@ -115,7 +116,7 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
             made = known(entry + ENTRY, h, place, length, out)
         if made < 0:
             made = ids_of(record, scratch, place, length, part, out)
-            if made <= KEPT_IDS:
+            if TEXT + length + 4 * made <= ENTRY:
                 moved(entry, entry + ENTRY)
                 keep(entry, h, place, length, out, made)
         return made
@@ -127,7 +128,7 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
         made = long_known(entry, h, place, length, out)
         if made < 0:
             made = ids_of(record, scratch, place, length, part, out)
-            if made <= LONG_IDS:
+            if TEXT + length + 4 * made <= LONG_ENTRY:
                 long_keep(entry, h, place, length, out, made)
         return made
 
@@ -174,21 +175,22 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
     return body
 
 
-def _memory(simd: Any, most: int) -> Any:
-    """(known, keep) of entries with so many ids."""
+def _memory(simd: Any) -> Any:
+    """(known, keep) of entries."""
     load, load_u8, load_i32 = simd.load_i64, simd.load_u8, simd.load_i32
     store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
     _, same = hashing(simd)
-    behind = -(-(IDS + 4 * most) // 8) * 8  # where the text is
 
     @simd.jit
     def known(entry, h, place, length, out):
         """The ids of a piece from an entry; returns how many, -1 if it is not there."""
-        if load(entry) != h or load_u8(entry + 8) != length or not same(place, entry + behind, length):
+        if load(entry) != h or load_u8(entry + 8) != length or not same(place, entry + TEXT, length):
             return -1
-        count = load_u8(entry + 9)
-        for i in range(most if most <= 5 else count):
-            store_i32(out + i * 4, load_i32(entry + IDS + i * 4))
+        count, ids = load_u8(entry + 9), entry + TEXT + length
+        for i in range(0, 4 * FIRST_IDS, 8):
+            store_i64(out + i, load(ids + i))
+        for i in range(FIRST_IDS, count):
+            store_i32(out + i * 4, load_i32(ids + i * 4))
         return count
 
     @simd.jit
@@ -196,9 +198,9 @@ def _memory(simd: Any, most: int) -> Any:
         store_i64(entry, h)
         store_u8(entry + 8, length)
         store_u8(entry + 9, made)
-        for i in range(made):
-            store_i32(entry + IDS + i * 4, load_i32(out + i * 4))
         for i in range(0, length, 8):
-            store_i64(entry + behind + i, load(place + i))
+            store_i64(entry + TEXT + i, load(place + i))
+        for i in range(made):
+            store_i32(entry + TEXT + length + i * 4, load_i32(out + i * 4))
 
     return known, keep

@@ -14,7 +14,7 @@ from typing import Any
 
 from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
-from pellucid.kernels.text_split import decoding
+from pellucid.kernels.text_split import decoding, running
 from pellucid.kernels.text_words import walking
 
 KEPT, STRANGE = 0, -1  # targets of a character that stays, and of one that is not for this
@@ -37,16 +37,16 @@ class Rewrite(Record):
     written: Address  # targets, each with its length in a byte before it
     flags: Address  # (0x110000,) uint8: JOINS, BEGINS, FOLLOWS, APART
     slots: Address  # a tree of the rules
-    mask: int
-    rules: (
-        Address  # (nodes,) int32: where the target of the rule that ends at a node is in ``written``, or -1
-    )
+    rules: Address  # beside it: where the target of the rule that ends at a node is in ``written``, or -1
     collapse: int  # 1: of spaces in a row, the first stays
     trim: int  # 1: none does at the ends of a piece
     prefix: Address  # what is put before a piece that is not empty
     prefix_length: int  # bytes of that
     when: int  # NEVER, ALWAYS, or FIRST: only where a text begins
     unless_there: int  # 1: not where it begins with that
+    plain: (
+        int  # 1: letters, digits and signs of ASCII stay as they are, but for what is not ASCII behind them
+    )
     out: Address  # the new texts: room for the longest target of every byte, a prefix for every piece
     out_pieces: Address  # (n, 2) int32
     out_ends: Address  # (texts,) int32
@@ -59,10 +59,11 @@ def build(simd: Any, rules: str) -> Any:
     at, load, load_u8, load_i32 = Rewrite.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
     length_of, code_point = decoding(simd)
-    walk = walking(simd)
+    walk, run_of = walking(simd), running(simd)
 
     @simd.jit
     def copy(place, length, out):
+        """To ``out``, which may lie a little before."""
         for i in range(length):
             store_u8(out + i, load_u8(place + i))
 
@@ -85,8 +86,8 @@ def build(simd: Any, rules: str) -> Any:
     @simd.jit
     def rule(record, position, end, longest):
         """The rule that applies at a place, the longest or the shortest: its target and how many bytes it replaces."""
-        text, slots, mask = load(record + at.text), load(record + at.slots), load(record + at.mask)
-        found, stop = walk(slots, mask, load(record + at.rules), text + position, text + end, longest)
+        text, slots = load(record + at.text), load(record + at.slots)
+        found, stop = walk(slots, load(record + at.rules), text + position, text + end, longest)
         return found, stop - text - position
 
     @simd.jit
@@ -106,7 +107,11 @@ def build(simd: Any, rules: str) -> Any:
     @simd.jit
     def emit(written, target, out, first, made, collapse, trim):
         """A target, to ``out``. Returns its end."""
-        for i in range(load_u8(written + target)):
+        length = load_u8(written + target)
+        if length <= 8 and not collapse and not trim:
+            store_i64(out + made, load(written + target + 1))
+            return made + length
+        for i in range(length):
             byte = load_u8(written + target + 1 + i)
             if not (byte == 32 and superfluous(out, first, made, collapse, trim)):
                 store_u8(out + made, byte)
@@ -123,9 +128,17 @@ def build(simd: Any, rules: str) -> Any:
             load(record + at.flags),
         )
         collapse, trim = load(record + at.collapse) != 0, load(record + at.trim) != 0
-        position, alone, made = begin, begin, first
+        plain, position, alone, made = load(record + at.plain) != 0, begin, begin, first
         while position < end:
             place = text + position
+            if plain:
+                run = min(run_of(place), end - position)
+                if rules != "none" and run > 0 and load_u8(place + run) >= 0x80:
+                    run -= 1
+                if run > 0:
+                    store_i64(out + made, load(place))
+                    position, made = position + run, made + run
+                    continue
             code, size = code_point(place), length_of(load_u8(place))
             target, taken = load_i32(targets + code * 4), size
             if target == STRANGE:
@@ -150,7 +163,7 @@ def build(simd: Any, rules: str) -> Any:
             if target != KEPT:
                 made = emit(written, target, out, first, made, collapse, trim)
             elif not (code == 32 and superfluous(out, first, made, collapse, trim)):
-                copy(place, size, out + made)
+                store_i64(out + made, load(place))
                 made += size
             position += taken
         while trim and made > first and load_u8(out + made - 1) == 32:
@@ -181,18 +194,19 @@ def build(simd: Any, rules: str) -> Any:
                 made += 1
                 continue
             start = made
-            made = rewrite(record, begin, end, made)
+            ahead = prefix_length if when == ALWAYS or (when == FIRST and begin == text_begin) else 0
+            made = rewrite(record, begin, end, start + ahead)
             if made < 0:
                 store_i64(load(record + at.status), GAVE_UP)
                 return
-            wanted = made > start and (when == ALWAYS or (when == FIRST and begin == text_begin))
-            if wanted and unless_there:
-                wanted = not begins_with(out + start, made - start, prefix, prefix_length)
-            if wanted:
-                for k in range(made - start - 1, -1, -1):
-                    store_u8(out + start + prefix_length + k, load_u8(out + start + k))
-                copy(prefix, prefix_length, out + start)
-                made += prefix_length
+            length = made - start - ahead
+            if length == 0:
+                made = start
+            elif ahead > 0 and unless_there and begins_with(out + start + ahead, length, prefix, ahead):
+                copy(out + start + ahead, length, out + start)
+                made = start + length
+            else:
+                copy(prefix, ahead, out + start)
             store_i32(out_pieces + i * 8 + 4, made)
         while done < texts:
             store_i32(out_ends + done * 4, made)

@@ -15,6 +15,7 @@ from pellucid.kernels.text_pieces import appending
 
 BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 START = 1  # the automaton's first state; 0 is its end
+ONES, HIGHS = 0x0101010101010101, 0x80808080_80808080 - (1 << 64)  # a bit of each byte, as int64
 
 
 class Split(Record):
@@ -24,6 +25,7 @@ class Split(Record):
     classes: Address  # (0x110000,) uint8, of each code point
     table: Address  # (states, columns) uint16: 2 * next state + 1 if a match ends before this character
     columns: int  # classes, and one for the end of a piece
+    starts: Address  # (256,) uint8: whether a match may begin with a character that begins so
     behavior: int  # an index of BEHAVIORS
     inverted: int  # 1: matches are what lies between them
     out: Address  # (m, 2) int32, room for as many as there are bytes
@@ -59,6 +61,20 @@ def decoding(simd: Any) -> Any:
         return (first & 7) << 18 | second << 12 | third << 6 | load_u8(place + 3) & 63
 
     return length, code_point
+
+
+def running(simd: Any) -> Any:
+    """run_of: how many of the eight bytes from a place on are letters, digits or signs of ASCII, "!" to "~"."""
+    load = simd.load_i64
+
+    @simd.jit
+    def run_of(place):
+        word = load(place)
+        # The upper bit of a byte that is none; above the first of them borrows and carries may have set others.
+        others = (word | word + ONES | word - 0x21 * ONES & ~word) & HIGHS
+        return 8 if others == 0 else simd.lowest_bit(others) >> 3
+
+    return run_of
 
 
 @kernel("text.split", Split)
@@ -117,7 +133,7 @@ def build(simd: Any) -> Any:
             load(record + at.columns),
         )
         behavior, inverted = load(record + at.behavior), load(record + at.inverted) != 0
-        made = 0
+        starts, made = load(record + at.starts), 0
         for i in range(load(record + at.count)):
             begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
             if end < 0:  # an id that is known: text_pieces.py
@@ -125,6 +141,9 @@ def build(simd: Any) -> Any:
                 continue
             first, previous, position = made, False, begin
             while position < end:
+                if load_u8(starts + load_u8(text + position)) == 0:
+                    position += 1
+                    continue
                 found = match(text, position, end, classes, table, columns)
                 if found > position:
                     if begin < position:

@@ -14,7 +14,7 @@ from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address
 from pellucid.kernels.text_pieces import BLOCK, Pieces, over
 from pellucid.kernels.text_split import decoding
-from pellucid.kernels.text_words import stepping
+from pellucid.kernels.text_words import ROOT, stepping
 
 RESET = 100_000.0  # sums of float32 beyond this begin again at 0
 NODE = 16  # bytes of what is known of a place: the score, where the last piece begins, its id
@@ -22,8 +22,7 @@ NODE = 16  # bytes of what is known of a place: the score, where the last piece 
 
 class Unigram(Pieces):
     slots: Address  # a tree of the pieces
-    mask: int
-    ids: Address  # (nodes,) int32: the piece that ends at a node, or -1
+    ids: Address
     scores: Address  # (V,) float64
     unknown: int
     unknown_score: float
@@ -54,9 +53,9 @@ def build(simd: Any, single: bool) -> Any:
 
     @simd.jit
     def offer(nodes, start, stop, score, index):
-        """A way to a place: kept if it is the first, or better."""
+        """A way to a place: kept if it is the first, before which there was no number, or better."""
         there = nodes + stop * NODE
-        if load_i32(there + 8) < 0 or score > load_f64(there):
+        if not score <= load_f64(there):
             store_f64(there, score)
             store_i32(there + 8, start)
             store_i32(there + 12, index)
@@ -66,26 +65,25 @@ def build(simd: Any, single: bool) -> Any:
         """Scores from a place on, so much greater."""
         for i in range(start, reached + 1):
             there = nodes + i * NODE
-            if i == start or load_i32(there + 8) >= 0:
-                store_f64(there, sum_of(load_f64(there), -so_far))
+            store_f64(there, sum_of(load_f64(there), -so_far))
 
     @simd.jit
     def best(record, nodes, place, length):
         """The best way to every place."""
-        slots, mask, ids = load(record + at.slots), load(record + at.mask), load(record + at.ids)
+        slots, ids = load(record + at.slots), load(record + at.ids)
         scores, unknown = load(record + at.scores), load(record + at.unknown)
         unknown_score, reached, start = load_f64(record + at.unknown_score), 0, 0
         store_f64(nodes, 0.0)
         for i in range(1, length + 1):
-            store_i32(nodes + i * NODE + 8, -1)
+            store_f64(nodes + i * NODE, np.nan)
         while start < length:
             so_far = load_f64(nodes + start * NODE)
             if single and abs(so_far) > RESET:
                 again(nodes, start, reached, so_far)
                 so_far = 0.0
-            size, node, alone, here = length_of(load_u8(place + start)), 0, False, start
+            size, base, alone, here = length_of(load_u8(place + start)), ROOT, False, start
             while here < length:
-                node = behind(slots, mask, node, load_u8(place + here))
+                node, base = behind(slots, base, load_u8(place + here))
                 if node < 0:
                     break
                 here += 1

@@ -15,10 +15,8 @@ from pellucid.kernels.text_words import walking
 
 class WordPiece(Pieces):
     slots: Address  # a tree of the pieces that begin a word
-    mask: int
-    ids: Address  # (nodes,) int32: the piece that ends at a node, or -1
+    ids: Address
     more_slots: Address  # a tree of those that continue one, without what marks them
-    more_mask: int
     more_ids: Address
     unknown: int
     longest: int  # characters that a word may have
@@ -47,17 +45,16 @@ def build(simd: Any) -> Any:
         if characters(place, length) > load(record + at.longest):
             store_i32(out, unknown)
             return 1
-        slots, mask, ids = load(record + at.slots), load(record + at.mask), load(record + at.ids)
+        slots, ids = load(record + at.slots), load(record + at.ids)
         here, end, made = place, place + length, 0
         while here < end:
-            found, here = walk(slots, mask, ids, here, end, True)
+            found, here = walk(slots, ids, here, end, True)
             if found < 0:
                 store_i32(out, unknown)
                 return 1
             store_i32(out + made * 4, found)
             made += 1
-            slots, mask = load(record + at.more_slots), load(record + at.more_mask)
-            ids = load(record + at.more_ids)
+            slots, ids = load(record + at.more_slots), load(record + at.more_ids)
         return made
 
     return over(simd, at, ids_of)

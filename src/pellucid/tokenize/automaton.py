@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from string import hexdigits
 from typing import ClassVar
 
@@ -44,6 +44,16 @@ class Automaton:
 
     classes: NDArray[np.uint8]
     table: NDArray[np.uint16]
+
+    @cached_property
+    def starts(self) -> NDArray[np.uint8]:
+        """Of each byte, (256,), whether a match may begin with a character whose UTF-8 begins with that."""
+        begins = (self.table[START] != 0)[self.classes]
+        found = np.zeros(256, np.uint8)
+        for first, shift, codes in ((0, 0, 0x80), (0xC0, 6, 0x800), (0xE0, 12, 0x10000), (0xF0, 18, CODES)):
+            for code in range(0, codes, 1 << shift):
+                found[first + (code >> shift)] = begins[code : code + (1 << shift)].any()
+        return found
 
     def match(self, text: str, at: int) -> int:
         """Where the match that begins at ``at`` ends; ``at`` itself if there is none. What compiled code does."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.kernels import text_pieces
 from pellucid.kernels.text_rewrite import (
     ALWAYS,
     APART,
@@ -58,6 +59,7 @@ class CharacterMap:
     prefix: bytes = b""
     when: int = NEVER
     unless_there: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def _table(step: _Step) -> CharacterMap:
         rules = Rules(step.rules, list(longer), np.array(list(longer.values()), np.int32), _flags(step))
     return CharacterMap(
         targets,
-        np.frombuffer(bytes(written), np.uint8),
+        np.frombuffer(bytes(written) + bytes(text_pieces.PADDING), np.uint8),
         growth,
         rules,
         step.collapse,
@@ -249,4 +251,11 @@ def _table(step: _Step) -> CharacterMap:
         step.prefix.encode(),
         step.when,
         step.unless_there,
+        _plain(step),
     )
+
+
+def _plain(step: _Step) -> bool:
+    """Whether "!" to "~" stay what they are among themselves."""
+    longer = any(key[:2].isascii() for key in step.longer)
+    return not longer and not any(0x20 < code < 0x7F for code in step.changes)

@@ -37,7 +37,7 @@ class Room:
     """What one thread works in: texts, their pieces and ends, each twice: a stage reads one and writes the other."""
 
     def __init__(self) -> None:
-        self.memory, self.memory_place = zeros(ENTRIES * text_pieces.ENTRY)
+        self.memory, self.memory_place = zeros(ENTRIES * text_pieces.ENTRY + text_pieces.PADDING)
         self.long_memory, self.long_place = zeros(LONG_ENTRIES * text_pieces.LONG_ENTRY)
         self.made = np.zeros(1, np.int64)
         self.made_place = address(self.made)
@@ -141,6 +141,7 @@ class Cutting(Cut):
             classes=automaton.classes,
             table=automaton.table,
             columns=automaton.table.shape[1],
+            starts=automaton.starts,
             behavior=text_split.BEHAVIORS.index(behavior),
             inverted=int(inverted),
         )
@@ -155,7 +156,6 @@ class Adding(Cut):
         known = {
             "starts": starts,
             "slots": tree.slots,
-            "mask": tree.mask,
             "ids": tree.ids,
             "emitted": emitted,
         }
@@ -188,7 +188,7 @@ class Rewriting:
         if rules is not None:
             tree = tables.Tree.of([key.encode() for key in rules.replaced])
             ends = np.where(tree.ids >= 0, np.append(rules.places, 0)[tree.ids], -1).astype(np.int32)
-            told = {"flags": rules.flags, "slots": tree.slots, "mask": tree.mask, "rules": ends}
+            told = {"flags": rules.flags, "slots": tree.slots, "rules": ends}
         self._kernel = Call(
             "text.rewrite",
             text_rewrite.Rewrite,
@@ -202,6 +202,7 @@ class Rewriting:
             prefix_length=len(change.prefix),
             when=change.when,
             unless_there=int(change.unless_there),
+            plain=int(change.plain),
         )
 
     def __call__(self, texts: Texts) -> bool:
@@ -292,7 +293,7 @@ class Pipeline:
     def _encode(self, texts: Texts) -> list[list[int]]:
         room, spans = texts.room, texts.spans()
         longest = int(((spans[:, 1] & ~text_pieces.PART) - spans[:, 0]).max(initial=0))
-        size = texts.length + texts.count + text_pieces.LONG_IDS
+        size = texts.length + texts.count + text_pieces.FIRST_IDS
         out, counts = room.array("ids", 0, size, np.int32), room.array("counts", 0, texts.texts, np.int64)
         self._model(
             text=texts.text[1],

@@ -18,14 +18,14 @@ from pellucid.tokenize.added import AddedToken, AddedTokens
 from pellucid.tokenize.base import Model, Tokenizer
 from pellucid.tokenize.beside import Beside
 from pellucid.tokenize.charsmap import CharsMap, SentencePiece
-from pellucid.tokenize.decode import SPACE, SentencePieceDecoder
+from pellucid.tokenize.decode import SentencePieceDecoder
 from pellucid.tokenize.kinds.char import Chars
 from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE, byte_pieces
 from pellucid.tokenize.kinds.unigram import Unigram, rounded
 from pellucid.tokenize.kinds.wordlevel import WordLevel
 from pellucid.tokenize.merges import ScoreRanks
 from pellucid.tokenize.postprocess import Template
-from pellucid.tokenize.pretokenize import PreTokenizer, Split
+from pellucid.tokenize.pretokenize import BEFORE_SPACES, PreTokenizer
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 MOST_PIECES = 1 << 22
@@ -157,7 +157,7 @@ def _model(
         pairs = ScoreRanks(vocabulary.tokens, pieces, spec.scores, by_score_alone=True)
         return CharBPE(vocabulary.tokens, pieces, pairs, byte_ids, unknown, exactly=True)
     if kind == 3:
-        return WordLevel(pieces, unknown, Split(f"{SPACE}[^{SPACE}]*|[^{SPACE}]+"))
+        return WordLevel(pieces, unknown, BEFORE_SPACES)
     if kind == 4:
         return Chars(vocabulary.tokens, pieces, byte_ids, unknown, exactly=True)
     raise UnsupportedModel(

@@ -104,17 +104,33 @@ def splits(words: Words) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[
 
 
 class Tree:
-    """The pieces as a tree of their bytes. Raises :class:`InvalidRequest` for more nodes than it can number."""
+    """The pieces as a tree of their bytes. Raises :class:`InvalidRequest` for more nodes than it can number.
+
+    ``slots`` (n,) int64 and ``ids`` (n,) int32 are what ``text_words.walking`` walks through.
+    """
 
     def __init__(self, pieces: Spelled) -> None:
         most = int(pieces.places[-1]) + 1
         if most > text_words.MOST_NODES:
             raise InvalidRequest(f"a vocabulary of {most:,} bytes; the limit is {text_words.MOST_NODES:,}")
-        table, self.mask = slots(most, 1)
-        self.slots, ids, nodes = table.reshape(-1), np.full(most, -1, np.int32), np.zeros(1, np.int64)
-        known = {"text": pieces.text, "places": pieces.places, "slots": self.slots, "mask": self.mask}
-        Call("text.tree", text_words.Tree, **known, count=len(pieces.places) - 1, ids=ids, nodes=nodes)()
-        self.ids = ids[: int(nodes[0])].copy()
+        table, mask = slots(most, 1)
+        of_nodes = {name: np.full(most, -1, np.int32) for name in ("first", "next", "ids")}
+        told = {**of_nodes, "bytes": np.zeros(most, np.uint8)}
+        count, made = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        known = {"text": pieces.text, "places": pieces.places, "slots": table, "mask": mask}
+        Call("text.tree", text_words.Tree, **known, **told, count=len(pieces.places) - 1, nodes=count)()
+        nodes = int(count[0])
+        size = text_words.PLACES * (2 + nodes * 5 // 4 // text_words.PLACES)
+        while True:
+            array = Arena().take(8 * size).view(np.int64)
+            array[:] = text_words.EMPTY
+            ids, used = np.full(size, -1, np.int32), np.zeros(size, np.uint8)
+            room = {"slots": array, "out": ids, "used": used, "bases": np.empty(nodes, np.int32)}
+            Call("text.layout", text_words.Layout, **told, **room, nodes=nodes, size=size, made=made)()
+            if made[0] >= 0:
+                break
+            size *= 2
+        self.slots, self.ids = array[: int(made[0])], ids[: int(made[0])]
 
     @classmethod
     def of(cls, pieces: Sequence[bytes]) -> Tree:

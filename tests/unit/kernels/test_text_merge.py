@@ -153,8 +153,8 @@ def test_a_part_of_a_piece_is_not_taken_whole(word: str) -> None:
 
 @pytest.mark.parametrize("order", [[], splits(DOUBLED)], ids=["many ids", "few ids"])
 def test_pieces_of_every_length_are_remembered_and_told_apart(order: Merges) -> None:
-    assert KEPT_BYTES < LONG_BYTES < 100
-    texts = ["a" * (length - 1) + last for length in range(1, 101) for last in "xya"]
+    assert KEPT_BYTES < LONG_BYTES < 170
+    texts = ["a" * (length - 1) + last for length in (*range(1, 101), *range(150, 171)) for last in "xya"]
     check(of_bytes(DOUBLED, order), texts * 2)
 
 

@@ -34,7 +34,8 @@ def compiled(
     out = np.full((len(data), 2), -1, np.int32)
     fields = {
         "text": address(data), "pieces": address(given_), "count": len(given_), "classes": address(table.classes),
-        "table": address(table.table), "columns": table.table.shape[1], "inverted": int(inverted),
+        "starts": address(table.starts), "table": address(table.table), "columns": table.table.shape[1],
+        "inverted": int(inverted),
         "behavior": text_split.BEHAVIORS.index(behavior), "out": address(out), "made": address(made),
     }  # fmt: skip
     record = np.array([0, 0, *text_split.Split.pack(fields)], np.int64)

@@ -45,18 +45,14 @@ def found(words: Words, data: bytes) -> int:
 
 
 def stepped(tree: Tree, data: bytes) -> int:
-    """The node behind some bytes, or -1."""
-    node = 0
+    """Where the node behind some bytes lies, or -1."""
+    base, place = text_words.ROOT, -1
     for byte in data:
-        key = node << 8 | byte
-        h = key * MULTIPLIERS[0] & BITS
-        slot = (h ^ h >> 32) & tree.mask
-        while tree.slots[slot] != text_words.EMPTY and tree.slots[slot] >> 24 != key:
-            slot = (slot + 1) & tree.mask
-        if tree.slots[slot] == text_words.EMPTY:
+        place = base ^ byte
+        parent, base = int(tree.slots[place]) >> 32, int(tree.slots[place]) & 0xFFFFFFFF
+        if parent != place ^ byte:
             return -1
-        node = int(tree.slots[slot]) & 0xFFFFFF
-    return node
+    return place
 
 
 def near(pieces: list[bytes]) -> set[bytes]:
@@ -88,8 +84,9 @@ def test_a_tree_has_every_piece_and_all_of_their_beginnings(pieces: list[bytes])
     assert {data: tree.ids[node] for data, node in nodes.items() if node >= 0} == {
         data: ids.get(data, -1) for data in beginnings - {b""}
     }
-    assert len(tree.ids) == len(beginnings | {b""})
-    assert tree.ids[0] == -1
+    assert (tree.slots != text_words.EMPTY).sum() == len(beginnings - {b""})
+    assert len(tree.slots) == len(tree.ids)
+    assert (tree.ids >= 0).sum() == len(ids)
 
 
 @settings(max_examples=50)

@@ -20,7 +20,7 @@ from pellucid.tokenize.gguf import Fields, check_scores
 from pellucid.tokenize.huggingface import Parts
 from pellucid.tokenize.kinds.sentencepiece_bpe import byte_pieces
 from pellucid.tokenize.merges import Span
-from pellucid.tokenize.pretokenize import Split
+from pellucid.tokenize.pretokenize import BEFORE_SPACES, Split
 
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled import Model
@@ -67,7 +67,7 @@ class Unigram:
         """Before ``▁``, where no piece has one inside and every sum is exact enough not to matter."""
         if self._exactly or SPACE not in self._pieces or any(SPACE in piece[1:] for piece in self._pieces):
             return None
-        return Split(f"{SPACE}[^{SPACE}]*|[^{SPACE}]+")
+        return BEFORE_SPACES
 
     @cached_property
     def _reach(self) -> dict[str, int]:
@@ -168,7 +168,6 @@ class Unigram:
         tree = Tree(Spelled.by_id(self._pieces, len(scores)))
         known = {
             "slots": tree.slots,
-            "mask": tree.mask,
             "ids": tree.ids,
             "scores": scores,
             "unknown": self._unknown,

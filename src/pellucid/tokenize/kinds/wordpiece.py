@@ -94,10 +94,8 @@ class WordPiece:
         words, others = (Tree(Spelled.by_id(pieces, size)) for pieces in (self._ids, more))
         known = {
             "slots": words.slots,
-            "mask": words.mask,
             "ids": words.ids,
             "more_slots": others.slots,
-            "more_mask": others.mask,
             "more_ids": others.ids,
             "unknown": self._unknown,
             "longest": self._longest,
