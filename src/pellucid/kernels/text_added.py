@@ -12,6 +12,7 @@ from typing import Any
 from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
 from pellucid.kernels.text_pieces import appending
+from pellucid.kernels.text_split import skipping
 from pellucid.kernels.text_words import walking
 
 
@@ -29,8 +30,8 @@ class Added(Record):
 
 @kernel("text.added", Added)
 def build(simd: Any) -> Any:
-    at, load, load_u8, load_i32 = Added.at, simd.load_i64, simd.load_u8, simd.load_i32
-    store_i64, append, walk = simd.store_i64, appending(simd), walking(simd)
+    at, load, load_i32 = Added.at, simd.load_i64, simd.load_i32
+    store_i64, append, walk, skip = simd.store_i64, appending(simd), walking(simd), skipping(simd)
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
@@ -40,10 +41,10 @@ def build(simd: Any) -> Any:
         for i in range(load(record + at.count)):
             begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
             position = begin
-            while position < end:
-                if load_u8(starts + load_u8(text + position)) == 0:
-                    position += 1
-                    continue
+            while True:
+                position = skip(starts, text + position, text + end) - text
+                if position >= end:
+                    break
                 found, stop = walk(slots, ids, text + position, text + end, True)
                 if found < 0:
                     position += 1

@@ -18,6 +18,7 @@ from pellucid.kernels.text_words import EMPTY, probing
 
 WIDE = 0x800  # the first character of three bytes
 AFTER, BEFORE = 1, 2  # flags: never cut after a character, or before it
+NONE = 255
 
 
 class Apart(Record):
@@ -26,7 +27,8 @@ class Apart(Record):
     count: int  # n
     slots: Address  # (size,) int64: the pairs that pieces have, left << 21 | right; or EMPTY
     mask: int  # size - 1
-    ascii: Address  # (128, 128) uint8: 1 for pairs that pieces have; for "everywhere"
+    common: Address  # (0x110000,) uint8: a character's row in ``together``, or NONE
+    together: Address  # (256, 256) uint8: 1 where no cut is made between two such, whatever else is said
     flags: Address  # (0x110000,) uint8: AFTER, BEFORE
     marked: int  # 1: parts of what is cut are marked as such (text_pieces.py)
     out: Address  # (m, 2) int32, room for as many as there are bytes, and pieces
@@ -68,23 +70,24 @@ def build(simd: Any, everywhere: bool) -> Any:
     def body(record, unused, unused_too, unused_three):
         text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
         slots, mask, flags, made = load(record + at.slots), load(record + at.mask), load(record + at.flags), 0
-        marked, ascii = load(record + at.marked) * PART, load(record + at.ascii)
+        common, together = load(record + at.common), load(record + at.together)
+        marked = load(record + at.marked) * PART
         for i in range(load(record + at.count)):
             begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
-            position, before, part = begin, 0, 0
+            position, before, row, part = begin, 0, NONE, 0
             while position < end:
                 first = load_u8(text + position)
                 if not everywhere and first < 0xE0:
                     position += 1  # a byte of a shorter character
                     before = 0
                     continue
-                code = code_point(text + position)
-                if everywhere and before < 128 and code < 128:
-                    cut = position > begin and load_u8(ascii + (before << 7 | code)) == 0
-                else:
-                    kept = load_u8(flags + before) & AFTER | load_u8(flags + code) & BEFORE
-                    possible = position > begin if everywhere else before >= WIDE
-                    cut = possible and kept == 0 and load(slot_for(slots, mask, before << 21 | code)) == EMPTY
+                code, cut, before_row = code_point(text + position), False, row
+                row = load_u8(common + code)
+                if position > begin if everywhere else before >= WIDE:
+                    if before_row != NONE and row != NONE:
+                        cut = load_u8(together + (before_row << 8 | row)) == 0
+                    elif load_u8(flags + before) & AFTER | load_u8(flags + code) & BEFORE == 0:
+                        cut = load(slot_for(slots, mask, before << 21 | code)) == EMPTY
                 if cut:
                     part = marked
                     made = append(out, made, begin, position | part)

@@ -81,12 +81,11 @@ def hashing(simd: Any) -> Any:
 
 def appending(simd: Any) -> Any:
     """append: one more piece, its first byte and the one behind its last. Returns how many pieces there are now."""
-    store_i32 = simd.store_i32
+    store_i64 = simd.store_i64
 
     @simd.jit
     def append(pieces, count, begin, end):
-        store_i32(pieces + count * 8, begin)
-        store_i32(pieces + count * 8 + 4, end)
+        store_i64(pieces + count * 8, begin | end << 32)
         return count + 1
 
     return append

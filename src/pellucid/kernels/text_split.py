@@ -63,6 +63,25 @@ def decoding(simd: Any) -> Any:
     return length, code_point
 
 
+def skipping(simd: Any) -> Any:
+    """skip: the first place from one on where a byte is one of ``starts``, (256,) uint8, or the end; all addresses."""
+    load_u8 = simd.load_u8
+
+    @simd.jit
+    def skip(starts, place, end):
+        while place + 4 <= end:
+            first, second = load_u8(starts + load_u8(place)), load_u8(starts + load_u8(place + 1))
+            third, fourth = load_u8(starts + load_u8(place + 2)), load_u8(starts + load_u8(place + 3))
+            if first | second | third | fourth:
+                break
+            place += 4
+        while place < end and load_u8(starts + load_u8(place)) == 0:
+            place += 1
+        return place
+
+    return skip
+
+
 def running(simd: Any) -> Any:
     """run_of: how many of the eight bytes from a place on are letters, digits or signs of ASCII, "!" to "~"."""
     load = simd.load_i64
@@ -85,6 +104,7 @@ def build(simd: Any) -> Any:
     removed, with_previous, with_next, contiguous = (BEHAVIORS.index(name) for name in BEHAVIORS[1:])
 
     length, code_point = decoding(simd)
+    skip = skipping(simd)
 
     @simd.jit
     def match(text, position, end, classes, table, columns):
@@ -140,10 +160,10 @@ def build(simd: Any) -> Any:
                 made = append(out, made, begin, end)
                 continue
             first, previous, position = made, False, begin
-            while position < end:
-                if load_u8(starts + load_u8(text + position)) == 0:
-                    position += 1
-                    continue
+            while True:
+                position = skip(starts, text + position, text + end) - text
+                if position >= end:
+                    break
                 found = match(text, position, end, classes, table, columns)
                 if found > position:
                     if begin < position:

@@ -170,12 +170,8 @@ class Separating(Cut):
         table, mask = tables.slots(len(pairs), 1)
         told = {"slots": table, "mask": mask}
         Call("text.neighbours", text_apart.Neighbours, pairs=pairs, count=len(pairs), **told)()
-        ascii_ = np.zeros((128, 128), np.uint8)
-        narrow = pairs[(pairs >> 21 < 128) & (pairs & 0x1FFFFF < 128)]
-        ascii_[narrow >> 21, narrow & 127] = 1
-        ascii_[neighbours.flags[:128] & text_apart.AFTER > 0] = 1
-        ascii_[:, neighbours.flags[:128] & text_apart.BEFORE > 0] = 1
-        told |= {"ascii": ascii_, "flags": neighbours.flags, "marked": int(marked)}
+        common, together = neighbours.most_common()
+        told |= {"common": common, "together": together, "flags": neighbours.flags, "marked": int(marked)}
         self._kernel = Call("text.apart", text_apart.Apart, neighbours.everywhere, **told)
 
 

@@ -178,6 +178,21 @@ class Neighbours:
     flags: NDArray[np.uint8]
     everywhere: bool
 
+    def most_common(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """A row for each of the characters that have the most neighbours, (0x110000,), NONE for all others; and
+        whether two rows stay together, (256, 256).
+        """
+        lefts, rights = self.pairs >> 21, self.pairs & 0x1FFFFF
+        codes, counts = np.unique(np.concatenate([lefts, rights]), return_counts=True)
+        codes = codes[np.argsort(-counts, kind="stable")[: text_apart.NONE]]
+        rows = np.full(0x110000, text_apart.NONE, np.uint8)
+        rows[codes] = np.arange(len(codes), dtype=np.uint8)
+        together = np.zeros((256, 256), np.uint8)
+        together[rows[lefts], rows[rights]] = 1
+        together[: len(codes)] |= (self.flags[codes] & text_apart.AFTER > 0)[:, None]
+        together[:, : len(codes)] |= self.flags[codes] & text_apart.BEFORE > 0
+        return rows, together
+
     @classmethod
     def of_text(cls, pieces: Iterable[str], together: NDArray[np.bool_]) -> Neighbours:
         """Of pieces of whole characters; those that are ``together`` (0x110000,) stay with what is on their sides."""
