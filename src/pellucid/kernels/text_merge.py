@@ -55,7 +55,7 @@ def scratch_bytes(longest: int) -> int:
     return 8 * BLOCK + 48 * longest + 32 * SHORT + 64
 
 
-def _pairing(simd: Any) -> Any:
+def pairing(simd: Any) -> Any:
     """value_of: what two neighbours become."""
     load, slot_for = simd.load_i64, probing(simd, 2)
 
@@ -93,7 +93,7 @@ def build(simd: Any, symbols: str, whole: bool) -> Any:
     at, load, load_u8, load_i32 = Merge.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
     hashed, _ = hashing(simd)
-    word_of, value_of = finding(simd), _pairing(simd)
+    word_of, value_of = finding(simd), pairing(simd)
     merge = _merging(simd, value_of)
     length_of, code_point = decoding(simd)
 

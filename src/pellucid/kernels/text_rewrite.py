@@ -27,14 +27,25 @@ JOINER = 0x200D
 SHORT = 6  # bytes of a cluster for which there are no rules
 
 
-class Rewrite(Record):
+class Changed(Record):
+    """What all kernels have that make other texts of texts (``changing``)."""
+
     text: Address  # UTF-8
     pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last (text_pieces.py)
     count: int  # n
     ends: Address  # (texts,) int32: the byte behind each text
     texts: int
+    out: Address  # the new texts
+    out_pieces: Address  # (n, 2) int32
+    out_ends: Address  # (texts,) int32
+    status: Address  # int64: DONE, or why not
+
+
+class Rewrite(Changed):
+    """``out`` has room for the longest target of every byte, and a prefix for every piece."""
+
     targets: Address  # (0x110000,) int32: KEPT, STRANGE, or where in ``written`` the target is
-    written: Address  # targets, each with its length in a byte before it
+    written: Address  # targets, each with its length in a byte before it, and PADDING
     flags: Address  # (0x110000,) uint8: JOINS, BEGINS, FOLLOWS, APART
     slots: Address  # a tree of the rules
     rules: Address  # beside it: where the target of the rule that ends at a node is in ``written``, or -1
@@ -47,17 +58,53 @@ class Rewrite(Record):
     plain: (
         int  # 1: letters, digits and signs of ASCII stay as they are, but for what is not ASCII behind them
     )
-    out: Address  # the new texts: room for the longest target of every byte, a prefix for every piece
-    out_pieces: Address  # (n, 2) int32
-    out_ends: Address  # (texts,) int32
-    status: Address  # int64: DONE, or why not
+
+
+def changing(simd: Any, at: Any, change: Any) -> Any:
+    """The body of a kernel whose record begins with the fields of Changed.
+
+    ``change(record, begin, end, begins_text, made)`` makes something else of one piece, behind what is made already.
+    Returns where that ends, or -1 where it gives up.
+    """
+    load, load_i32, store_u8, store_i32, store_i64 = (
+        simd.load_i64, simd.load_i32, simd.store_u8, simd.store_i32, simd.store_i64,
+    )  # fmt: skip
+
+    @simd.jit
+    def body(record, unused, unused_too, unused_three):
+        pieces, ends, texts = load(record + at.pieces), load(record + at.ends), load(record + at.texts)
+        out, out_pieces = load(record + at.out), load(record + at.out_pieces)
+        out_ends, made, done, text_begin = load(record + at.out_ends), 0, 0, 0
+        for i in range(load(record + at.count)):
+            begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
+            while done < texts - 1 and begin >= load_i32(ends + done * 4):
+                store_i32(out_ends + done * 4, made)
+                text_begin = load_i32(ends + done * 4)
+                done += 1
+            store_i32(out_pieces + i * 8, made)
+            if end < 0:
+                store_i32(out_pieces + i * 8 + 4, end)
+                store_u8(out + made, 0)
+                made += 1
+                continue
+            made = change(record, begin, end, begin == text_begin, made)
+            if made < 0:
+                store_i64(load(record + at.status), GAVE_UP)
+                return
+            store_i32(out_pieces + i * 8 + 4, made)
+        while done < texts:
+            store_i32(out_ends + done * 4, made)
+            done += 1
+        store_i64(load(record + at.status), DONE)
+
+    return body
 
 
 @kernel("text.rewrite", Rewrite)
 def build(simd: Any, rules: str) -> Any:
     """``rules`` for several characters: "none", the "longest", or those of "clusters"."""
     at, load, load_u8, load_i32 = Rewrite.at, simd.load_i64, simd.load_u8, simd.load_i32
-    store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
+    store_u8, store_i64 = simd.store_u8, simd.store_i64
     length_of, code_point = decoding(simd)
     walk, run_of = walking(simd), running(simd)
 
@@ -171,46 +218,21 @@ def build(simd: Any, rules: str) -> Any:
         return made
 
     @simd.jit
-    def body(record, unused, unused_too, unused_three):
-        pieces, ends, texts = load(record + at.pieces), load(record + at.ends), load(record + at.texts)
-        out, out_pieces, out_ends = (
-            load(record + at.out),
-            load(record + at.out_pieces),
-            load(record + at.out_ends),
-        )
-        prefix, prefix_length = load(record + at.prefix), load(record + at.prefix_length)
-        when, unless_there = load(record + at.when), load(record + at.unless_there)
-        made, done, text_begin = 0, 0, 0
-        for i in range(load(record + at.count)):
-            begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
-            while done < texts - 1 and begin >= load_i32(ends + done * 4):
-                store_i32(out_ends + done * 4, made)
-                text_begin = load_i32(ends + done * 4)
-                done += 1
-            store_i32(out_pieces + i * 8, made)
-            if end < 0:
-                store_i32(out_pieces + i * 8 + 4, end)
-                store_u8(out + made, 0)
-                made += 1
-                continue
-            start = made
-            ahead = prefix_length if when == ALWAYS or (when == FIRST and begin == text_begin) else 0
-            made = rewrite(record, begin, end, start + ahead)
-            if made < 0:
-                store_i64(load(record + at.status), GAVE_UP)
-                return
-            length = made - start - ahead
-            if length == 0:
-                made = start
-            elif ahead > 0 and unless_there and begins_with(out + start + ahead, length, prefix, ahead):
+    def change(record, begin, end, begins_text, start):
+        """The same with the prefix, where it is wanted."""
+        out, prefix, when = load(record + at.out), load(record + at.prefix), load(record + at.when)
+        ahead = load(record + at.prefix_length) if when == ALWAYS or (when == FIRST and begins_text) else 0
+        made = rewrite(record, begin, end, start + ahead)
+        if made < 0:
+            return made
+        length = made - start - ahead
+        if length == 0:
+            return start
+        if ahead > 0:
+            if load(record + at.unless_there) and begins_with(out + start + ahead, length, prefix, ahead):
                 copy(out + start + ahead, length, out + start)
-                made = start + length
-            else:
-                copy(prefix, ahead, out + start)
-            store_i32(out_pieces + i * 8 + 4, made)
-        while done < texts:
-            store_i32(out_ends + done * 4, made)
-            done += 1
-        store_i64(load(record + at.status), DONE)
+                return start + length
+            copy(prefix, ahead, out + start)
+        return made
 
-    return body
+    return changing(simd, at, change)

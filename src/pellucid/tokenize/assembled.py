@@ -6,7 +6,6 @@ normalizer has none, or gives up on a text, Python finds the added tokens and no
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -18,9 +17,10 @@ from pellucid.kernels.library import KernelKey, shared
 from pellucid.tokenize.added import AddedTokens
 from pellucid.tokenize.automaton import automaton
 from pellucid.tokenize.base import without_surrogates
-from pellucid.tokenize.charmap import character_maps
-from pellucid.tokenize.compiled import Adding, Cutting, Pipeline, Rewriting, Stage
-from pellucid.tokenize.normalize import Normalize, Normalizer, Replace
+from pellucid.tokenize.charmap import CharacterMap, character_maps
+from pellucid.tokenize.compiled import Adding, Cutting, Normalizing, Pipeline, Rewriting, Stage
+from pellucid.tokenize.forms import form_table
+from pellucid.tokenize.normalize import Normalizer, Replace
 from pellucid.tokenize.pretokenize import Change, Split
 from pellucid.tokenize.pretokenize import Stage as Step
 
@@ -52,17 +52,14 @@ class Compiled:
 
     def __init__(self, tokenizer: Tokenizer, late: Sequence[Stage]) -> None:
         self._tokenizer = tokenizer
-        normalizer = tokenizer.normalizer
-        self._form = normalizer.form if isinstance(normalizer, Normalize) else None
         early = {special: _early(tokenizer, special) for special in (False, True)}
         self._pipeline = Pipeline(early, late, tokenizer.model.compiled())  # type: ignore[attr-defined]
 
     def encode(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
         """The ids of each text."""
-        if self._form is None or all(unicodedata.is_normalized(self._form, text) for text in texts):
-            found = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
-            if found is not None:
-                return found
+        found = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
+        if found is not None:
+            return found
         if len(texts) > 1:  # one of them is for Python
             return [self.encode([text], parse_special)[0] for text in texts]
         return [self._normalized(text, parse_special) for text in texts]
@@ -115,11 +112,8 @@ def _utf8(text: str) -> bytes:
 
 
 def _early(tokenizer: Tokenizer, parse_special: bool) -> list[Stage] | None:
-    """The stages up to the pre-tokenizer; None if Python must do them. Normalisation forms are left out."""
-    normalizer = tokenizer.normalizer
-    stages = _rewriting(
-        [] if normalizer is None or isinstance(normalizer, Normalize) else [(normalizer, False)]
-    )
+    """The stages up to the pre-tokenizer; None if Python must do them."""
+    stages = _rewriting([] if tokenizer.normalizer is None else [(tokenizer.normalizer, False)])
     found = [_adding(tokens, parse_special) for tokens in (tokenizer.added, tokenizer.normalized_added)]
     if stages is None or None in found:
         return None
@@ -141,7 +135,9 @@ def _adding(tokens: AddedTokens, parse_special: bool) -> list[Stage] | None:
 
 def _rewriting(stages: Sequence[tuple[Normalizer, bool]]) -> list[Stage] | None:
     maps = character_maps(stages)
-    return None if maps is None else [Rewriting(one) for one in maps]
+    if maps is None:
+        return None
+    return [Rewriting(one) if isinstance(one, CharacterMap) else Normalizing(form_table(one)) for one in maps]
 
 
 def _never(step: Step, replaced: Normalizer | None) -> bool:

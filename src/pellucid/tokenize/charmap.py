@@ -29,7 +29,7 @@ from pellucid.kernels.text_rewrite import (
 from pellucid.tokenize import normalize
 from pellucid.tokenize.charsmap import Precompiled, SentencePiece
 from pellucid.tokenize.decode import SPACE
-from pellucid.tokenize.normalize import Normalizer
+from pellucid.tokenize.normalize import Form, Normalizer
 from pellucid.tokenize.unicode import CODES, Ranges, members, small_letters
 
 LONGEST = 255  # bytes of a target, whose length is one byte
@@ -81,21 +81,27 @@ class _Step:
         return replace(self, changes={}) == _Step()
 
 
-def character_maps(stages: Iterable[tuple[Normalizer, bool]]) -> list[CharacterMap] | None:
-    """The tables of normalizers, each with whether it is only for what begins a text; None if one has none."""
-    steps: list[_Step] = []
+def character_maps(stages: Iterable[tuple[Normalizer, bool]]) -> list[CharacterMap | Form] | None:
+    """The tables of normalizers, each with whether it is only for what begins a text; None if one has none.
+
+    A normalisation form is left as it is: what becomes of a character hangs on those around it (``forms.py``).
+    """
+    steps: list[_Step | Form] = []
     for stage, only_first in stages:
         found = _steps(stage, only_first)
         if found is None:
             return None
         for step in found:
             _append(steps, step)
-    return [_table(step) for step in steps]
+    return [_table(step) if isinstance(step, _Step) else step for step in steps]
 
 
-def _append(steps: list[_Step], step: _Step) -> None:
+def _append(steps: list[_Step | Form], step: _Step | Form) -> None:
     """One more, joined with the one before where that comes to the same."""
-    before = steps[-1] if steps else None
+    before = steps[-1] if steps and isinstance(steps[-1], _Step) else None
+    if not isinstance(step, _Step):
+        steps.append(step)
+        return
     settled = before is not None and (before.collapse or before.trim or before.prefix or before.longer)
     if before is not None and step.plain and not settled:
         steps[-1] = replace(before, changes=_behind(before.changes, step.changes))
@@ -124,15 +130,17 @@ def _behind(first: dict[int, str | None], then: dict[int, str | None]) -> dict[i
     return then | {code: of(target) for code, target in first.items()}
 
 
-def _steps(stage: Normalizer, only_first: bool = False) -> list[_Step] | None:
+def _steps(stage: Normalizer, only_first: bool = False) -> Sequence[_Step | Form] | None:
     if isinstance(stage, normalize.Sequential):
-        parts = [_steps(part) for part in stage.stages]
+        parts = [_steps(part, only_first) for part in stage.stages]
         return None if None in parts else [step for part in parts for step in part or ()]
     if isinstance(stage, normalize.Prepend):
         when = FIRST if only_first else ALWAYS
         return [_Step(prefix=stage.prefix, when=when, unless_there=stage.unless_there)]
     if only_first:
         return None
+    if isinstance(stage, normalize.Normalize):
+        return [stage.form]
     if isinstance(stage, normalize.Replace):
         if not stage.is_pattern and len(stage.old) == 1:
             return [_Step({ord(stage.old): stage.new})]

@@ -20,13 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels import text_added, text_apart, text_merge, text_pieces, text_rewrite, text_split
+from pellucid.kernels import (
+    text_added,
+    text_apart,
+    text_merge,
+    text_normalize,
+    text_pieces,
+    text_rewrite,
+    text_split,
+)
 from pellucid.kernels.record import Record
 from pellucid.runtime.call import Call
 from pellucid.runtime.memory import Arena, address
 from pellucid.tokenize import tables
 from pellucid.tokenize.automaton import Automaton
 from pellucid.tokenize.charmap import CharacterMap
+from pellucid.tokenize.forms import FormTable
 
 ENTRIES, LONG_ENTRIES = 1 << 19, 1 << 14  # of a thread's memories: 32 MB, and 4 MB, as far as they are used
 MOST_BYTES = 1 << 28  # of the texts of a call, whose places are 31 bits, also when they have grown
@@ -175,11 +184,52 @@ class Separating(Cut):
         self._kernel = Call("text.apart", text_apart.Apart, neighbours.everywhere, **told)
 
 
-class Rewriting:
+class Changing:
+    """Other texts made of texts, by ``_kernel``; a byte becomes ``_growth`` of them at most, and a piece gets
+    ``_ahead`` more."""
+
+    _kernel: Call
+    _growth: int
+    _ahead = 0
+
+    def __call__(self, texts: Texts) -> bool:
+        room, side, text_side = texts.room, 1 - texts.side, 1 - texts.text_side
+        length = self._growth * texts.length + (self._ahead + 1) * texts.count
+        if length >= text_pieces.PART:
+            raise InvalidRequest(
+                f"a text of {texts.length:,} bytes, which may become {length:,} when it is normalised; the limit is "
+                f"{text_pieces.PART:,}: encode it in parts"
+            )
+        out = room.array("text", text_side, length + text_pieces.PADDING, np.uint8)
+        pieces = room.array("pieces", side, 2 * texts.count, np.int32)
+        ends = room.array("ends", text_side, texts.texts, np.int32)
+        self._kernel(
+            text=texts.text[1],
+            pieces=texts.pieces[1],
+            count=texts.count,
+            ends=texts.ends[1],
+            texts=texts.texts,
+            out=out[1],
+            out_pieces=pieces[1],
+            out_ends=ends[1],
+            status=room.made_place,
+            **self._more(room),
+        )
+        texts.text, texts.pieces, texts.ends = out, pieces, ends
+        texts.side, texts.text_side = side, text_side
+        texts.length = int(ends[0][texts.texts - 1])
+        return int(room.made[0]) == text_rewrite.DONE
+
+    def _more(self, room: Room) -> dict[str, int]:
+        """What else the kernel is told each time."""
+        return {}
+
+
+class Rewriting(Changing):
     """Characters replaced."""
 
     def __init__(self, change: CharacterMap) -> None:
-        self._growth, self._prefix = change.growth, len(change.prefix)
+        self._growth, self._ahead = change.growth, len(change.prefix)
         rules, told = change.rules, dict[str, Any]()
         if rules is not None:
             tree = tables.Tree.of([key.encode() for key in rules.replaced])
@@ -201,32 +251,25 @@ class Rewriting:
             plain=int(change.plain),
         )
 
-    def __call__(self, texts: Texts) -> bool:
-        room, side, text_side = texts.room, 1 - texts.side, 1 - texts.text_side
-        length = self._growth * texts.length + (self._prefix + 1) * texts.count
-        if length >= text_pieces.PART:
-            raise InvalidRequest(
-                f"a text of {texts.length:,} bytes, which may become {length:,} when it is normalised; the limit is "
-                f"{text_pieces.PART:,}: encode it in parts"
-            )
-        out = room.array("text", text_side, length + text_pieces.PADDING, np.uint8)
-        pieces = room.array("pieces", side, 2 * texts.count, np.int32)
-        ends = room.array("ends", text_side, texts.texts, np.int32)
-        self._kernel(
-            text=texts.text[1],
-            pieces=texts.pieces[1],
-            count=texts.count,
-            ends=texts.ends[1],
-            texts=texts.texts,
-            out=out[1],
-            out_pieces=pieces[1],
-            out_ends=ends[1],
-            status=room.made_place,
+
+class Normalizing(Changing):
+    """Texts in a normalisation form."""
+
+    def __init__(self, table: FormTable) -> None:
+        self._growth = table.growth
+        self._kernel = Call(
+            "text.normalize",
+            text_normalize.Normalize,
+            properties=table.properties,
+            places=table.places,
+            written=table.written,
+            composes=int(table.composes),
+            pairs=table.pairs.slots,
+            pairs_mask=table.pairs.mask,
         )
-        texts.text, texts.pieces, texts.ends = out, pieces, ends
-        texts.side, texts.text_side = side, text_side
-        texts.length = int(ends[0][texts.texts - 1])
-        return int(room.made[0]) == text_rewrite.DONE
+
+    def _more(self, room: Room) -> dict[str, int]:
+        return {"scratch": room.array("parts", 0, text_normalize.MOST, np.int32)[1]}
 
 
 @dataclass(frozen=True)

@@ -113,18 +113,32 @@ class Normalize(Normalizer):
         return [Rewrite(compiled(f"[{bracket('text.normalized')}]+"), self._change)]
 
     def __call__(self, text: str) -> str:
+        if not text.isascii() and _many().search(text):
+            text = _many().sub(
+                lambda run: "".join(part for part, _ in _decomposed(run[0], self._apart)), text
+            )
         if text.isascii() or unicodedata.is_normalized(self.form, text):
             return text
         if _newer().search(text) is None:
             return unicodedata.normalize(self.form, text)
         return self._steps[0].pattern.sub(lambda run: unicodedata.normalize(self.form, run[0]), text)  # type: ignore
 
+    @property
+    def _apart(self) -> Form:
+        """The form in which characters are in parts."""
+        return "NFKD" if self.form in ("NFKC", "NFKD") else "NFD"
+
     def _change(self, run: str) -> list[tuple[str, int]]:
-        if unicodedata.is_normalized(self.form, run):
+        if _many().search(run) is None and unicodedata.is_normalized(self.form, run):
             return [(letter, at) for at, letter in enumerate(run)]
-        composed = self.form in ("NFC", "NFKC")
-        parts = list(_decomposed(run, "NFKD" if self.form in ("NFKC", "NFKD") else "NFD"))
-        return placed(_composed(parts) if composed else parts)
+        parts = list(_decomposed(run, self._apart))
+        return placed(_composed(parts) if self._apart != self.form else parts)
+
+
+@cache
+def _many() -> Pattern[str]:
+    """So many marks in a row that ``unicodedata``, which takes quadratic time to order them, must not have them so."""
+    return compiled(r"\p{M}{64,}+")
 
 
 @cache

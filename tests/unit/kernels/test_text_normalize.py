@@ -1,0 +1,81 @@
+"""The kernel "text.normalize" makes of texts what ``tokenize/normalize.py`` does, which asks ``unicodedata``."""
+
+from __future__ import annotations
+
+import random
+import time
+import unicodedata
+from functools import cache
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.letters import CHANGED
+
+from pellucid.kernels.text_normalize import MOST
+from pellucid.tokenize.compiled import Normalizing, Room, Texts
+from pellucid.tokenize.forms import form_table
+from pellucid.tokenize.normalize import Form, Normalize
+from pellucid.tokenize.unicode import complement, letters, members
+
+FORMS = get_args(Form)
+ROOM = Room()
+KNOWN = letters(members("text.normalized") or ())
+MARKS = "".join(letter for letter in KNOWN if unicodedata.combining(letter))
+some = (
+    st.sampled_from(KNOWN)
+    | st.sampled_from(MARKS)
+    | st.sampled_from("ab q éạ漢각\u1100\u1161\u11a8" + CHANGED)
+)
+texts = st.lists(st.text(some, max_size=12) | st.text(st.characters(exclude_categories=["Cs"])), min_size=1)
+
+
+@cache
+def stage(form: Form) -> Normalizing:
+    return Normalizing(form_table(form))
+
+
+def normalized(form: Form, texts: list[str]) -> list[str] | None:
+    """The texts in the form; None if the kernel gave up."""
+    on_their_way = Texts.of(ROOM, [text.encode() for text in texts])
+    if not stage(form)(on_their_way):
+        return None
+    data = on_their_way.text[0].tobytes()
+    return [data[begin:end].decode() for begin, end in on_their_way.spans().tolist()]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=300)
+@given(texts)
+def test_texts_are_in_the_form(form: Form, texts: list[str]) -> None:
+    assert normalized(form, texts) == list(map(Normalize(form), texts))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_character_is(form: Form) -> None:
+    every = letters(complement(((0xD800, 0xDFFF),)))
+    parts = [every[at : at + 50] for at in range(0, len(every), 50)]
+    parts += list(KNOWN)
+    assert normalized(form, parts) == list(map(Normalize(form), parts))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_characters_with_marks_in_any_order_are(form: Form) -> None:
+    draw = random.Random(3)
+    many = [letter + "".join(draw.choices(MARKS, k=draw.randrange(1, 5))) for letter in KNOWN for _ in "12"]
+    assert normalized(form, many) == list(map(Normalize(form), many))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_more_marks_than_there_is_room_for_are_for_python(form: Form) -> None:
+    assert normalized(form, ["a" + "\u0301\u0323" * (MOST // 2 - 1)]) is not None
+    assert normalized(form, ["a" + "\u0301\u0323" * (MOST // 2)]) is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_marks_without_end_take_no_time(form: Form) -> None:
+    start, many = time.monotonic(), 150_000  # which unicodedata would take minutes for
+    wanted = ("\u1ea1" if form in ("NFC", "NFKC") else "a\u0323") + "\u0323" * (many - 1) + "\u0301" * many
+    assert Normalize(form)("a" + "\u0301\u0323" * many) == wanted
+    assert time.monotonic() - start < 60
