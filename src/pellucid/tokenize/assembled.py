@@ -6,12 +6,13 @@ normalizer has none, or gives up on a text, Python finds the added tokens and no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.kernels.library import KernelKey, shared
 from pellucid.tokenize.added import AddedTokens
@@ -26,6 +27,8 @@ from pellucid.tokenize.pretokenize import Stage as Step
 
 if TYPE_CHECKING:
     from pellucid.tokenize.base import Tokenizer
+
+T = TypeVar("T")
 
 CHUNK = 1 << 16
 """Characters that go through the stages together: what lies between them stays in a core's cache."""
@@ -55,7 +58,7 @@ class Compiled:
         early = {special: _early(tokenizer, special) for special in (False, True)}
         self._pipeline = Pipeline(early, late, tokenizer.model.compiled())  # type: ignore[attr-defined]
 
-    def encode(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
         """The ids of each text."""
         found = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
         if found is not None:
@@ -64,21 +67,29 @@ class Compiled:
             return [self.encode([text], parse_special)[0] for text in texts]
         return [self._normalized(text, parse_special) for text in texts]
 
-    def encode_all(self, texts: Sequence[str], parse_special: bool, threads: int | None) -> list[list[int]]:
-        """The same, in portions, over several threads."""
+    def lists(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
+        """The same as lists."""
+        return [ids.tolist() for ids in self.encode(texts, parse_special)]
+
+    @staticmethod
+    def over_threads(
+        encode: Callable[[Sequence[str], bool], list[T]],
+        texts: Sequence[str],
+        parse_special: bool,
+        threads: int | None,
+    ) -> list[T]:
+        """One of these two, of many texts, in portions over several threads; None: one for each core."""
         portions = list(_portions(texts))
         if threads is None:
             from pellucid.runtime.executor import default_threads
 
             threads = default_threads()
         if threads <= 1 or len(portions) <= 1:
-            return [ids for portion in portions for ids in self.encode(portion, parse_special)]
+            return [ids for portion in portions for ids in encode(portion, parse_special)]
         with ThreadPoolExecutor(min(threads, len(portions))) as pool:
-            return list(
-                chain.from_iterable(pool.map(lambda some: self.encode(some, parse_special), portions))
-            )
+            return list(chain.from_iterable(pool.map(lambda some: encode(some, parse_special), portions)))
 
-    def _normalized(self, text: str, parse_special: bool) -> list[int]:
+    def _normalized(self, text: str, parse_special: bool) -> NDArray[np.int32]:
         """The ids of one text that Python normalises."""
         data, pieces, done = [], [], 0
         for part, index, _ in self._tokenizer.segments(without_surrogates(text), parse_special):

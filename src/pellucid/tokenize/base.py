@@ -27,6 +27,9 @@ from pellucid.tokenize.pretokenize import BEFORE_SPACES, PreTokenizer, Split
 from pellucid.tokenize.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pellucid.tokenize.assembled import Compiled
     from pellucid.tokenize.explain import Explanation
 
@@ -132,8 +135,30 @@ class Tokenizer:
         if compiled is None:
             found = [self._encode_text(text, parse_special) for text in texts]
         else:
-            found = compiled.encode_all(texts, parse_special, threads)
+            found = compiled.over_threads(compiled.lists, texts, parse_special, threads)
         return list(map(self.post_processor.ids, found)) if add_special else found
+
+    def encode_arrays(
+        self,
+        texts: Sequence[str],
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        threads: int | None = None,
+    ) -> list[NDArray[np.int32]]:
+        """``encode_batch`` with an array of int32 for each text.
+
+        Of many texts that is a good deal faster: a list has a Python object for every id, and making them is the one
+        thing that threads cannot do beside each other.
+        """
+        import numpy as np
+
+        compiled = self._compiled_for(sum(map(len, texts)))
+        if compiled is None:
+            found = [np.array(self._encode_text(text, parse_special), np.int32) for text in texts]
+        else:
+            found = compiled.over_threads(compiled.encode, texts, parse_special, threads)
+        return list(map(self.post_processor.array, found)) if add_special else found
 
     def encode_with_offsets(
         self,
@@ -234,7 +259,7 @@ class Tokenizer:
     def _encode_text(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
         """The plain way from text to ids; ``mark`` is taken out where control tokens have been found."""
         if not mark and (compiled := self._compiled_for(len(text))) is not None:
-            return compiled.encode([text], parse_special)[0]
+            return compiled.lists([text], parse_special)[0]
         ids: list[int] = []
         for part, index, first in self.segments(without_surrogates(text), parse_special):
             if index is not None:

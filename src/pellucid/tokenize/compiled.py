@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
@@ -302,12 +302,14 @@ class Pipeline:
         self._model = Call(model.name, model.record, *model.parameters, **known)
         self._rooms: deque[Room] = deque()
 
-    def ids(self, texts: Sequence[bytes], parse_special: bool) -> list[list[int]] | None:
+    def ids(self, texts: Sequence[bytes], parse_special: bool) -> list[NDArray[np.int32]] | None:
         """The ids of each text, or None if it is for Python to normalise one of them."""
         early = self._early[parse_special]
         return None if early is None else self._through(texts, None, (*early, *self._late))
 
-    def ids_of_pieces(self, texts: Sequence[bytes], pieces: Sequence[tuple[int, int]]) -> list[list[int]]:
+    def ids_of_pieces(
+        self, texts: Sequence[bytes], pieces: Sequence[tuple[int, int]]
+    ) -> list[NDArray[np.int32]]:
         """The same for texts that are normalised and cut at added tokens: spans of bytes, or -1 - id as the end."""
         found = self._through(texts, pieces, self._late)
         assert found is not None
@@ -315,9 +317,9 @@ class Pipeline:
 
     def _through(
         self, data: Sequence[bytes], pieces: Sequence[tuple[int, int]] | None, stages: Iterable[Stage]
-    ) -> list[list[int]] | None:
+    ) -> list[NDArray[np.int32]] | None:
         if not data or (pieces is not None and not pieces):
-            return [[] for _ in data]
+            return [np.zeros(0, np.int32) for _ in data]
         try:
             room = self._rooms.pop()
         except IndexError:  # all of them are in use
@@ -329,7 +331,7 @@ class Pipeline:
         self._rooms.append(room)
         return found
 
-    def _encode(self, texts: Texts) -> list[list[int]]:
+    def _encode(self, texts: Texts) -> list[NDArray[np.int32]]:
         room, spans = texts.room, texts.spans()
         longest = int(((spans[:, 1] & ~text_pieces.PART) - spans[:, 0]).max(initial=0))
         size = texts.length + texts.count + text_pieces.FIRST_IDS
@@ -347,15 +349,7 @@ class Pipeline:
             out=out[1],
         )
         stops = counts[0][: texts.texts].tolist()
-        ids = out[0][: stops[-1]].tolist()
-        return [ids] if len(stops) == 1 else list(_parts(ids, stops))
-
-
-def _parts(ids: list[int], stops: Iterable[int]) -> Iterator[list[int]]:
-    start = 0
-    for stop in stops:
-        yield ids[start:stop]
-        start = stop
+        return [out[0][start:stop].copy() for start, stop in zip([0, *stops], stops)]
 
 
 def merging(

@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from pellucid.tokenize.decode import byte_alphabet
 from pellucid.tokenize.encoding import Token
 from pellucid.tokenize.unicode import white_space
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 A, B = -1, -2
 """Placeholders in a template for the first and the second text."""
@@ -48,6 +53,14 @@ class Template:
         for item, _ in self.single:
             out.extend(text if item == A else (item,))
         return out
+
+    def array(self, text: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The same of an array."""
+        import numpy as np
+
+        if len(self.single) == 1:
+            return text
+        return np.concatenate([text if item == A else np.array([item], np.int32) for item, _ in self.single])
 
     def tokens(
         self, first: Sequence[Token], second: Sequence[Token] | None, names: Sequence[str]

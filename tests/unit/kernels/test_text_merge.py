@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.encoded import ids_of
 
 from pellucid.kernels.text_merge import SHORT
 from pellucid.kernels.text_pieces import KEPT_BYTES, LONG_BYTES
@@ -74,8 +75,8 @@ def check(model: Model, texts: Sequence[str], apart: bool = True) -> None:
     compiled, data, expected = model.compiled(), [text.encode() for text in texts], list(map(model, texts))
     for stages in (compiled.stages, ()) if apart else ((),):
         pipeline = Pipeline({False: [], True: []}, [], replace(compiled, stages=stages))
-        assert pipeline.ids(data, False) == expected
-        assert [pipeline.ids([one], False) for one in data] == [[ids] for ids in expected]
+        assert ids_of(pipeline, data, False) == expected
+        assert [ids_of(pipeline, [one], False) for one in data] == [[ids] for ids in expected]
 
 
 texts_of_bytes = st.lists(
@@ -138,7 +139,7 @@ def test_a_word_that_its_bytes_do_not_merge_to_is_found_whole_only_where_merges_
     for whole, ids in ((True, [3]), (False, [2, 0])):
         model = of_bytes(["a", "b", "ab", "aba"], [("a", "b")], whole)
         pipeline = Pipeline({False: [], True: []}, [], model.compiled())
-        assert pipeline.ids([b"aba"] * 3, False) == [ids] * 3
+        assert ids_of(pipeline, [b"aba"] * 3, False) == [ids] * 3
 
 
 @pytest.mark.parametrize("word", ["ab", LONG], ids=len)
@@ -148,7 +149,7 @@ def test_a_part_of_a_piece_is_not_taken_whole(word: str) -> None:
     pipeline = Pipeline({False: [], True: []}, [], model.compiled())
     texts = [f"{word}漢", word, f"{word}漢", word]
     expected = [[*letters, wide], [whole]] * 2
-    assert pipeline.ids([text.encode() for text in texts], False) == expected == list(map(model, texts))
+    assert ids_of(pipeline, [text.encode() for text in texts], False) == expected == list(map(model, texts))
 
 
 @pytest.mark.parametrize("order", [[], splits(DOUBLED)], ids=["many ids", "few ids"])
@@ -168,12 +169,12 @@ def test_what_stands_behind_a_piece_does_not_count(lengths: list[tuple[int, str]
         pieces += [(middle - length, middle), (middle, len(text))]
     pipeline = Pipeline({False: [], True: []}, [], model.compiled())
     expected = [index for begin, end in pieces for index in model(text[begin:end])]
-    assert pipeline.ids_of_pieces([text.encode()], pieces) == [expected]
+    assert [ids.tolist() for ids in pipeline.ids_of_pieces([text.encode()], pieces)] == [expected]
 
 
 def test_a_million_letters_take_no_longer_each_than_a_thousand() -> None:
     pipeline = Pipeline({False: [], True: []}, [], of_bytes(LETTERS, splits(LETTERS)).compiled())
-    (ids,) = pipeline.ids([b"ab" * 500_000], False) or []
+    (ids,) = ids_of(pipeline, [b"ab" * 500_000], False)
     assert len(ids) <= 500_000
 
 
@@ -183,4 +184,4 @@ def test_threads_do_not_disturb_each_other() -> None:
     expected, data = list(map(model, texts)), [text.encode() for text in texts]
     pipeline = Pipeline({False: [], True: []}, [], model.compiled())
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda _: pipeline.ids(data, False), range(40))) == [expected] * 40
+        assert list(pool.map(lambda _: ids_of(pipeline, data, False), range(40))) == [expected] * 40

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.encoded import ids_of
 
 from pellucid.kernels.text_pieces import KEPT_BYTES, LONG_BYTES
 from pellucid.kernels.text_unigram import RESET
@@ -43,8 +44,8 @@ def check(reference: Unigram, texts: Sequence[str]) -> None:
     """Compiled code has Python's ids, of all texts, of each, and when they are met again."""
     pipeline = Pipeline({False: [], True: []}, [], reference.compiled())
     data, expected = [text.encode() for text in texts], list(map(reference, texts))
-    assert pipeline.ids(data, False) == expected
-    assert [pipeline.ids([one], True) for one in data] == [[ids] for ids in expected]
+    assert ids_of(pipeline, data, False) == expected
+    assert [ids_of(pipeline, [one], True) for one in data] == [[ids] for ids in expected]
 
 
 @pytest.mark.parametrize("exactly", [True, False])
@@ -91,4 +92,4 @@ def test_threads_do_not_disturb_each_other(exactly: bool) -> None:
     data, expected = [text.encode() for text in texts], list(map(reference, texts))
     pipeline = Pipeline({False: [], True: []}, [], reference.compiled())
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda _: pipeline.ids(data, False), range(40))) == [expected] * 40
+        assert list(pool.map(lambda _: ids_of(pipeline, data, False), range(40))) == [expected] * 40

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.encoded import ids_of
 
 from pellucid.kernels.text_pieces import KEPT_BYTES, LONG_BYTES
 from pellucid.tokenize.automaton import automaton
@@ -35,8 +36,8 @@ def check(reference: WordPiece, texts: Sequence[str]) -> None:
     """Compiled code has Python's ids, of all texts, of each, and when they are met again."""
     pipeline = Pipeline({False: [], True: []}, [], reference.compiled())
     data, expected = [text.encode() for text in texts], list(map(reference, texts))
-    assert pipeline.ids(data, False) == expected
-    assert [pipeline.ids([one], True) for one in data] == [[ids] for ids in expected]
+    assert ids_of(pipeline, data, False) == expected
+    assert [ids_of(pipeline, [one], True) for one in data] == [[ids] for ids in expected]
 
 
 @settings(max_examples=100)
@@ -53,7 +54,7 @@ def test_words_of_many_texts_have_the_ids_of_their_texts(vocabulary: list[str], 
     cutting = Cutting(table, BERT.behavior, BERT.invert)
     pipeline = Pipeline({False: [], True: []}, [cutting], reference.compiled())
     expected = [[index for word in BERT(text) for index in reference(word)] for text in texts]
-    assert pipeline.ids([text.encode() for text in texts], False) == expected
+    assert ids_of(pipeline, [text.encode() for text in texts], False) == expected
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "漢😀"])
@@ -71,4 +72,4 @@ def test_threads_do_not_disturb_each_other() -> None:
     data, expected = [text.encode() for text in texts], list(map(reference, texts))
     pipeline = Pipeline({False: [], True: []}, [], reference.compiled())
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda _: pipeline.ids(data, False), range(40))) == [expected] * 40
+        assert list(pool.map(lambda _: ids_of(pipeline, data, False), range(40))) == [expected] * 40

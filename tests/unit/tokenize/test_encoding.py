@@ -71,6 +71,7 @@ def test_offsets_come_with_the_ids_of_encode(name: str, text: str, parse_special
 def test_a_batch_is_its_texts(name: str) -> None:
     ours, texts = tokenizer(name), ["one", "", "a longer text, with more in it", "日本語"]
     assert ours.encode_batch(texts) == [ours.encode(text) for text in texts]
+    assert [ids.tolist() for ids in ours.encode_arrays(texts)] == ours.encode_batch(texts)
     assert [one.ids for one in ours.encode_batch_with_offsets(texts)] == ours.encode_batch(texts)
 
 

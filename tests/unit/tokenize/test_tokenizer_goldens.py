@@ -5,6 +5,9 @@ Where the oracle finds control tokens or bytes in a text that are text here, the
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 from tokenizer_cases import BOTH, GOLDENS, MODELS, from_folder, golden, tokenizer
 
@@ -42,14 +45,26 @@ def test_compiled_code_has_the_same_ids(name: str, texts: list[str]) -> None:
         assert name in ONLY_PYTHON
         return
     for texts_ in (texts, *([text] for text in texts)):
-        for text, ids in zip(texts_, run.encode(texts_, False), strict=True):
+        for text, ids in zip(texts_, run.lists(texts_, False), strict=True):
             wanted = expected["ids"][texts.index(text)]
             assert wanted is None or ours.post_processor.ids(ids) == wanted, text
     if "special" in expected:
-        parsed = map(ours.post_processor.ids, run.encode(texts, True))
+        parsed = map(ours.post_processor.ids, run.lists(texts, True))
         for index, (ids, plain) in enumerate(zip(parsed, expected["ids"], strict=True)):
             wanted = expected["special"].get(str(index), plain)
             assert wanted is None or ids == wanted, texts[index]
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_arrays_and_threads_have_the_same_ids(name: str, texts: list[str]) -> None:
+    ours = dataclasses.replace(tokenizer(name))
+    many = texts * (base.COMPILES // sum(map(len, texts)) + 1)
+    arrays, lists = ours.encode_arrays(many, threads=2), ours.encode_batch(many, threads=2)
+    assert ours.__dict__["_compiled"] is not None or name in ONLY_PYTHON
+    assert (
+        [ids.tolist() for ids in arrays] == lists == list(map(ours.encode, texts)) * (len(many) // len(texts))
+    )
+    assert {ids.dtype for ids in arrays} == {np.dtype(np.int32)}
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
 from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.decode import SPACE
 from pellucid.tokenize.gguf import Fields, check_scores
 from pellucid.tokenize.huggingface import Parts
 from pellucid.tokenize.kinds.sentencepiece_bpe import byte_pieces
 from pellucid.tokenize.merges import Span
-from pellucid.tokenize.pretokenize import BEFORE_SPACES, Split
 
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled import Model
@@ -62,12 +60,9 @@ class Unigram:
         self._always, self._exactly = always or {}, exactly
         self._unknown_score = rounded(lowest - UNKNOWN_PENALTY) if exactly else lowest - UNKNOWN_PENALTY
 
-    @cached_property
-    def cut(self) -> Split | None:
-        """Before ``▁``, where no piece has one inside and every sum is exact enough not to matter."""
-        if self._exactly or SPACE not in self._pieces or any(SPACE in piece[1:] for piece in self._pieces):
-            return None
-        return BEFORE_SPACES
+    cut = None
+    """Nowhere, even where no piece reaches across: of two cuts that are equally likely, which is taken hangs on how
+    the sums are rounded, and so on all that stands before."""
 
     @cached_property
     def _reach(self) -> dict[str, int]:
