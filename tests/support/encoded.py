@@ -1,0 +1,14 @@
+"""What compiled code makes of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pellucid.tokenize.compiled import Pipeline
+
+
+def ids_of(pipeline: Pipeline, texts: Sequence[bytes], parse_special: bool) -> list[list[int]]:
+    """The ids of each text, where Python need not help."""
+    found = pipeline.ids(texts, parse_special)
+    assert found is not None
+    return [ids.tolist() for ids in found]
