@@ -197,8 +197,8 @@ def _split_rules(rules: Mapping[str, str]) -> tuple[dict[int, str | None], dict[
 
 
 def _sentencepiece(stage: SentencePiece) -> list[_Step] | None:
-    rules = stage.map.rules
-    if stage.kept or stage.suffix or any("  " in new for new in rules.values()):
+    rules = stage.rules.rules
+    if stage.suffix or (stage.remove_extra and any("  " in new for new in rules.values())):
         return None
     changes, longer = _split_rules(rules)
     if stage.remove_extra and stage.escape:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -210,36 +209,26 @@ class SentencePiece(Normalizer):
         return self._placed(text)[0]
 
     @cached_property
-    def _untouched(self) -> Pattern[str] | None:
-        if not self.kept:
-            return None
-        return compiled("|".join(map(re.escape, sorted(self.kept, key=len, reverse=True))))
+    def rules(self) -> CharsMap:
+        """The map, and that pieces which are kept become themselves, whatever else could begin with them."""
+        kept = tuple(piece for piece in self.kept if piece)
+        if not kept:
+            return self.map
+        others = {key: new for key, new in self.map.rules.items() if not key.startswith(kept)}
+        return CharsMap(others | {piece: piece for piece in kept})
 
     def _chunks(self, text: str) -> Iterator[tuple[int, str, int]]:
         """What stands at each place: its first character, what it becomes, how many characters it was."""
         at = 0
-        for stop, end in (
-            [*(found.span() for found in self._untouched.finditer(text))] if self._untouched else []
-        ):
-            yield from self._mapped(text, at, stop)
-            yield stop, text[stop:end], end - stop
-            at = end
-        yield from self._mapped(text, at, len(text))
-
-    def _mapped(self, text: str, at: int, stop: int) -> Iterator[tuple[int, str, int]]:
-        while at < stop:
-            found = self.map.begins.search(text, at)
-            rule = None
+        while at < len(text):
+            found = self.rules.begins.search(text, at)
+            start = len(text) if found is None else found.start()
+            yield from ((index, text[index], 1) for index in range(at, start))
+            at = start
             if found is not None:
-                rule = self.map.longest(text[: found.start() + 64], found.start())
-            end = min(stop, len(text) if found is None else found.start())
-            yield from ((index, text[index], 1) for index in range(at, end))
-            at = end
-            if found is None or at == stop:
-                continue
-            taken = rule or text[at]
-            yield at, self.map.rules[rule] if rule else taken, len(taken)
-            at += len(taken)
+                taken = self.rules.longest(text, at)
+                yield at, self.rules.rules[taken] if taken else text[at], len(taken or text[at])
+                at += len(taken or text[at])
 
     def _placed(self, text: str) -> tuple[list[tuple[str, int]], int]:
         """The characters with where each was, and where the text ends."""

@@ -115,9 +115,9 @@ def from_spec(spec: Spec, vocabulary: Vocabulary, path: Path, **arguments: Any) 
             for index in vocabulary.of_type(TokenType.CONTROL)
         ),
         # Pieces of the user are matched where SentencePiece matches them, in the normalised text; a Unigram model has
-        # them compete with all others.
+        # them compete with all others, and for words they are nothing special.
         normalized_added=AddedTokens(
-            AddedToken(index, vocabulary.tokens[index]) for index in (user if kind != 1 else ())
+            AddedToken(index, vocabulary.tokens[index]) for index in (user if kind in (2, 4) else ())
         ),
         normalizer=SentencePiece(
             CharsMap.from_bytes(normal.get(2, b""), path, "normalizer_spec.precompiled_charsmap"),

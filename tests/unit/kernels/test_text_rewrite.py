@@ -127,13 +127,15 @@ def test_a_rule_for_the_beginning_of_a_short_cluster_is_for_all_of_it(
 
 
 @settings(max_examples=100)
-@given(some_rules, marked_texts, st.booleans(), st.booleans(), st.booleans())
+@given(some_rules, marked_texts, st.booleans(), st.booleans(), st.booleans(), st.lists(marked, max_size=2))
 def test_of_the_rules_of_sentencepiece_the_longest_counts(
-    rules: Mapping[str, str], texts: list[str], dummy: bool, extra: bool, escape: bool
+    rules: Mapping[str, str], texts: list[str], dummy: bool, extra: bool, escape: bool, kept: list[str]
 ) -> None:
+    if extra:
+        kept = [piece.replace("  ", " ") for piece in kept]
     if dummy and not extra:
         rules = {key: target or "-" for key, target in rules.items()}
-    stages = [(SentencePiece(CharsMap(rules), dummy, extra, escape), False)]
+    stages = [(SentencePiece(CharsMap(rules), dummy, extra, escape, kept=kept), False)]
     check(stages, compiled(stages), texts)
 
 
