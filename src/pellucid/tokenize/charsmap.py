@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pellucid.errors import FileFormatError
+from pellucid.tokenize import kept
 from pellucid.tokenize.aligned import Aligned, placed
 from pellucid.tokenize.decode import SPACE
 from pellucid.tokenize.normalize import Normalizer, Rewrite, compiled
@@ -51,6 +52,18 @@ class CharsMap:
     @classmethod
     def from_bytes(cls, blob: bytes, path: Path, field: str) -> CharsMap:
         """From the bytes of a model, all of whose rules are read at once. Raises :class:`FileFormatError`."""
+        place = kept.place_of(blob) if len(blob) >= kept.WORTH_KEEPING else None
+        if place is not None and (known := kept.read(place)) is not None:
+            old, new = (kept.text_of(known[name]).split("\0") for name in ("old", "new"))
+            return cls(dict(zip(old, new)))
+        read = cls._read(blob, path, field)
+        if place is not None and read.rules:  # none of which can hold a NUL
+            parts = {"old": "\0".join(read.rules), "new": "\0".join(read.rules.values())}
+            kept.write(place, {name: kept.array_of(text) for name, text in parts.items()})
+        return read
+
+    @classmethod
+    def _read(cls, blob: bytes, path: Path, field: str) -> CharsMap:
         import numpy as np
 
         def wrong(problem: str) -> FileFormatError:

@@ -235,7 +235,6 @@ class Parts:
 
 
 SEPARATOR = "\ufdd0"  # a noncharacter: no piece has it
-WORTH_KEEPING = 1 << 20  # bytes of a file
 Reader = Callable[[Path, Beside], Json]
 
 
@@ -247,7 +246,7 @@ def from_file(path: Path, beside: Beside, read: Reader | None = None) -> Tokeniz
     """
     data = path.read_bytes()
     also = b"" if read is None else json.dumps([path.name, beside.named, beside.added]).encode()
-    place = kept_files.place_of(data + also) if len(data) >= WORTH_KEEPING else None
+    place = kept_files.place_of(data + also) if len(data) >= kept_files.WORTH_KEEPING else None
     if place is not None and (arrays := kept_files.read(place)) is not None:
         return _from_parts(Parts(path, json.loads(kept_files.text_of(arrays["spec"])), arrays), beside)
     parts = _parts(path, parse_json(data, path) if read is None else read(path, beside))

@@ -12,8 +12,9 @@ import pytest
 from tokenizer_cases import GOLDENS, from_fields, from_folder
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.tokenize import Tokenizer, huggingface, kept, load_tokenizer
+from pellucid.tokenize import Tokenizer, kept, load_tokenizer
 from pellucid.tokenize.beside import parse_json
+from pellucid.tokenize.charsmap import CharsMap
 from pellucid.tokenize.decode import byte_alphabet
 
 TEXTS = ["the text", "  Hello world's 123\n", "naïve 日本語 👍🏽", "<|endoftext|> a", ""]
@@ -190,7 +191,7 @@ def test_folders_that_are_refused(
 @pytest.fixture
 def keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every file is worth keeping, in an empty place; the place."""
-    monkeypatch.setattr(huggingface, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(kept, "WORTH_KEEPING", 1)
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "tokenizers"
 
@@ -204,6 +205,22 @@ def test_what_is_kept_gives_the_same_tokenizer(keeping: Path, name: str) -> None
             found = [one.encode_with_offsets(text, parse_special=special) for one in (first, second)]
             assert found[0] == found[1]
     assert second.vocabulary.types == first.vocabulary.types
+
+
+@pytest.mark.parametrize("name", ["tiny_sentencepiece_unigram", "tiny_unigram_t5"])
+def test_a_character_map_that_is_kept_is_the_same(keeping: Path, name: str) -> None:
+    first = from_folder(GOLDENS / name).normalizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CharsMap, "_read", None)  # it is not read again
+        second = from_folder(GOLDENS / name).normalizer
+    found = [
+        one.map.rules
+        for one in (first, second)
+        for one in getattr(one, "stages", [one])
+        if hasattr(one, "map")
+    ]
+    assert len(found) == 2
+    assert found[0] == found[1] != {}
 
 
 def test_what_is_kept_is_of_these_very_bytes(keeping: Path, tmp_path: Path) -> None:
@@ -240,7 +257,7 @@ def test_the_last_few_are_kept(keeping: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(kept, "WORTH_KEEPING", 1)
     (tmp_path / "home").write_text("a file, no folder")
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
     assert gpt2_json(tmp_path).encode("the")

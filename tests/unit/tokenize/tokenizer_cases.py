@@ -18,7 +18,15 @@ from pellucid.tokenize.merges import PairRanks
 GOLDENS = Path(__file__).parents[2] / "goldens" / "tokenize"
 TINY = tuple(
     f"tiny_{kind}"
-    for kind in ("byte_level", "byte_fallback", "wordpiece", "wordlevel", "unigram_t5", "unigram_bytes")
+    for kind in (
+        "byte_level",
+        "byte_fallback",
+        "wordpiece",
+        "wordlevel",
+        "unigram_t5",
+        "unigram_bytes",
+        "unigram_ties",
+    )
 )
 MODELS = tuple(f"tiny_sentencepiece_{kind}" for kind in ("unigram", "bpe", "char", "word"))
 REAL = ("smollm2", "gemma3", "minilm")
