@@ -5,8 +5,8 @@
 The texts are 16 MB of those that ``tests/oracles/tokenizers_long.py fetch`` brings (manual pages in seven languages,
 translations in twenty more, source code), in pieces of 4,000 characters, mixed. ``tokenizers`` has two figures: its
 ``encode``, text by text, as Pellucid's, and ``encode_batch_fast``, all texts at once without offsets, held to one
-thread. The last figure is Pellucid's ``encode_batch`` on two threads. Medians of the rounds, in MB of UTF-8 a second;
-how long opening takes is in seconds. The last line is JSON.
+thread. Pellucid's other figures are those of ``encode_arrays`` on one thread and two, and of ``encode_batch`` on two.
+Medians of the rounds, in MB of UTF-8 a second; how long opening takes is in seconds. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VOCABULARIES = {
     "gemma3": FOLDER / "npm" / "gemma3" / "tokenizer.json",
 }
 Encode = Callable[[list[str]], Any]
-AT_ONCE = 256  # texts of a batch: what all of them together come to is not kept
+AT_ONCE = 1024  # texts of a batch: what all of them together come to is not kept
 
 
 def texts() -> list[str]:
@@ -123,6 +123,12 @@ def measure(name: str, path: Path, pieces: list[str], rounds: int) -> dict[str, 
     encoders: dict[str, Encode] = {
         "Pellucid": each(lambda text: ours.encode(text, add_special=False)),
         "Pellucid, 2 threads": batches(lambda some: ours.encode_batch(some, add_special=False, threads=2)),
+        **{
+            f"Pellucid, arrays, {threads}": batches(
+                lambda some, threads=threads: ours.encode_arrays(some, add_special=False, threads=threads)  # type: ignore[misc]
+            )
+            for threads in (1, 2)
+        },
         **peers(name, path),
     }
     ours.encode("a text " * 200_000)  # the compiled way has begun
@@ -157,14 +163,13 @@ def main() -> None:
     for name, path in paths.items():
         found[name] = speeds = measure(name, path, pieces, given.rounds)
         ours = speeds["Pellucid"]
-        others = {which: speed for which, speed in speeds.items() if not which.startswith("Pellucid")}
-        shown = [
-            f"{which} {speed:.1f} (x{ours / speed:.1f})"
-            for which, speed in others.items()
-            if which != "opening"
-        ]
-        two = speeds["Pellucid, 2 threads"]
+        others = {w: s for w, s in speeds.items() if w != "opening" and not w.startswith("Pellucid")}
+        shown = [f"{which} {speed:.1f} (x{ours / speed:.1f})" for which, speed in others.items()]
+        two, one_array, two_arrays = (
+            speeds[f"Pellucid, {which}"] for which in ("2 threads", "arrays, 1", "arrays, 2")
+        )
         print(f"{name}: Pellucid {ours:.1f} MB/s, {', '.join(shown)}; 2 threads {two:.1f} (x{two / ours:.2f}); "
+              f"arrays {one_array:.1f}, 2 threads {two_arrays:.1f} (x{two_arrays / one_array:.2f}); "
               f"opens in {speeds['opening']:.3f} s", flush=True)  # fmt: skip
     print(
         json.dumps(

@@ -15,8 +15,8 @@ Oracles   tokenizers, with encode_special_tokens=True, without padding and trunc
               Pellucid's own models (smollm2.gguf, gemma3.gguf as in ``tokenizers_oracle.py``; minilm), trained ones
           sentencepiece: ids, offsets, decoding of the trained models
           tiktoken: ids, of the vocabularies of npm written as ranks
-Ways      compiled (``encode_batch``): ids of all texts. In Python: ids by ``encode``, ids and offsets by
-          ``encode_with_offsets``, on ``--offsets-mb`` of them (of each language alike), or on all with ``--full``
+Ways      compiled (``encode_batch``): ids of all texts; offsets (``encode_with_offsets``) of ``--offsets-mb`` of them,
+          of each language alike. In Python: ids and offsets of ``--python-mb``. With ``--full`` all of all, for hours
 Decoding  byte-level vocabularies and those with byte fallback must give back the text, as the normalizer left it, if
           they have all of its bytes; others what the oracle decodes
 
@@ -49,6 +49,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import accumulate, chain
 from pathlib import Path
@@ -557,19 +558,22 @@ class Row:
     texts: int = 0
     skipped: int = 0
     ids: int = 0
+    decoding: int = 0
+    offsets_mb: float = 0.0
+    offsets: int | None = 0
     python_mb: float = 0.0
     python_ids: int = 0
-    offsets: int | None = 0
-    decoding: int = 0
+    python_offsets: int | None = 0
     seconds: float = 0.0
 
     @property
     def differences(self) -> int:
-        return self.ids + self.python_ids + (self.offsets or 0) + self.decoding
+        offsets = (self.offsets or 0) + (self.python_offsets or 0)
+        return self.ids + self.decoding + self.python_ids + offsets
 
 
-def compare(name: str, case: Case, texts: Sequence[str], share: Sequence[str]) -> Row:
-    """One vocabulary: ``texts`` by the compiled way, ``share`` in Python too."""
+def compare(name: str, case: Case, texts: Sequence[str], some: Sequence[str], few: Sequence[str]) -> Row:
+    """One vocabulary: the ids of ``texts``, the offsets of ``some`` and, in Python, of a ``few``."""
     begun = time.monotonic()
     ours, theirs = case[0](), case[1]()
     plain = replace(ours)
@@ -588,8 +592,8 @@ def compare(name: str, case: Case, texts: Sequence[str], share: Sequence[str]) -
     def python_ids(text: str) -> bool:
         return not plain.encode(text) == plain.encode_with_offsets(text).ids == theirs.spans(text)[0]
 
-    def offsets(text: str) -> bool:
-        found = plain.encode_with_offsets(text)
+    def offsets(text: str, way: Tokenizer = ours) -> bool:
+        found = way.encode_with_offsets(text)
         return (found.ids, found.offsets) != theirs.spans(text)
 
     def different(what: str, count: int, text: str, differs: Callable[[str], bool]) -> int:
@@ -607,15 +611,23 @@ def compare(name: str, case: Case, texts: Sequence[str], share: Sequence[str]) -
                 row.ids = different("ids", row.ids, text, ids)
             if ours.decode(wanted, skip_special=skip) != theirs.decoded(text, wanted, lost):
                 row.decoding = different("decoded texts", row.decoding, text, decoding)
-    for text in filter(theirs.takes, share):
+    for text in filter(theirs.takes, some):
+        row.offsets_mb += megabytes([text])
+        (wanted, spans), found = theirs.spans(text), ours.encode_with_offsets(text)
+        if spans is None:
+            row.offsets = None
+        elif (found.ids, found.offsets) != (wanted, spans):
+            row.offsets = different("offsets", row.offsets or 0, text, offsets)
+    for text in filter(theirs.takes, few):
         row.python_mb += megabytes([text])
         (wanted, spans), found = theirs.spans(text), plain.encode_with_offsets(text)
         if not found.ids == wanted == plain.encode(text):
             row.python_ids = different("ids in Python", row.python_ids, text, python_ids)
         elif spans is None:
-            row.offsets = None
+            row.python_offsets = None
         elif found.offsets != spans:
-            row.offsets = different("offsets", row.offsets or 0, text, offsets)
+            differs = partial(offsets, way=plain)
+            row.python_offsets = different("offsets in Python", row.python_offsets or 0, text, differs)
     row.seconds = time.monotonic() - begun
     return row
 
@@ -657,10 +669,12 @@ def table(rows: Sequence[Row]) -> str:
         "texts",
         "skipped",
         "ids",
+        "decoding",
+        "MB",
+        "offsets",
         "Python_MB",
         "ids",
         "offsets",
-        "decoding",
         "seconds",
     ]
     lines = [[head.replace("_", " ") for head in heads]]
@@ -691,8 +705,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=home() / "oracles")
     parser.add_argument("--without-debian", action="store_true")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="of the vocabularies in the table")
-    parser.add_argument("--offsets-mb", type=float, default=2.0, help="texts for the ways in Python (2)")
-    parser.add_argument("--full", action="store_true", help="all texts for the ways in Python: takes hours")
+    parser.add_argument("--offsets-mb", type=float, default=52.0, help="texts for offsets (52)")
+    parser.add_argument("--python-mb", type=float, default=2.0, help="texts for the ways in Python (2)")
+    parser.add_argument("--full", action="store_true", help="all texts for all of these: takes hours")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if given.what in (None, "fetch"):
@@ -711,11 +726,14 @@ def main() -> None:
             f"{megabytes(texts):.1f} MB of text in {given.cache}, which is less than {LEAST_MB}: fetch them"
         )
     strange = odd()
-    share = [*strange, *(mixed if given.full else beginning(mixed, given.offsets_mb))]
+    some, few = (
+        [*strange, *(mixed if given.full else beginning(mixed, mb))]
+        for mb in (given.offsets_mb, given.python_mb)
+    )
     rows = []
     for name in given.only or known:
         say(f"{name} …")
-        rows.append(compare(name, known[name], [*strange, *texts], share))
+        rows.append(compare(name, known[name], [*strange, *texts], some, few))
         say(f"{name}: {rows[-1].texts:,} texts, {rows[-1].differences} differences, {rows[-1].seconds:.0f} s")
     if given.json:
         versions = {oracle: version(oracle) for oracle in ("tokenizers", "sentencepiece", "tiktoken")}

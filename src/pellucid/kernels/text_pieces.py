@@ -42,6 +42,7 @@ class Pieces(Record):
     long_mask: int
     scratch: Address  # what the kind wants, and before that BLOCK hashes
     out: Address  # (m,) int32, room for FIRST_IDS more than there are bytes
+    firsts: Address  # (n,) int32: the ids before each piece; 0 if nobody asks
 
 
 def hashing(simd: Any) -> Any:
@@ -137,7 +138,7 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
         ends, counts, texts = load(record + at.ends), load(record + at.counts), load(record + at.texts)
         memory, mask = load(record + at.memory), load(record + at.memory_mask) & -2
         hashes, count = load(record + at.scratch), load(record + at.count)
-        scratch, made, done = hashes + BLOCK * 8, 0, 0
+        scratch, firsts, made, done = hashes + BLOCK * 8, load(record + at.firsts), 0, 0
         for first in range(0, count, BLOCK):
             last = min(first + BLOCK, count)
             for i in range(first, last):
@@ -153,6 +154,8 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
                     store_i64(counts + done * 8, made)
                     done += 1
                 place, where = text + begin, out + made * 4
+                if firsts != 0:
+                    store_i32(firsts + i * 4, made)
                 if end < 0:
                     store_i32(where, -1 - end)
                     made += 1

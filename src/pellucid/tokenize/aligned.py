@@ -52,10 +52,11 @@ class Aligned:
             text.append(self.text[done:start])
             starts.extend(self.starts[done:start])
             ends.extend(self.ends[done:start])
-            for new, index in change(self.text[start:stop]):
-                text.append(new)
-                starts.extend([self.starts[start + index]] * len(new))
-                ends.extend([self.ends[start + index]] * len(new))
+            changes = list(change(self.text[start:stop]))
+            text.extend([new for new, _ in changes])
+            places = [start + index for new, index in changes for _ in new]
+            starts.extend(map(self.starts.__getitem__, places))
+            ends.extend(map(self.ends.__getitem__, places))
             done = stop
         if not done:
             return self

@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.library import KernelKey, shared
+from pellucid.kernels.text_pieces import PART
 from pellucid.tokenize.added import AddedTokens
+from pellucid.tokenize.aligned import Aligned
 from pellucid.tokenize.automaton import automaton
 from pellucid.tokenize.base import without_surrogates
 from pellucid.tokenize.charmap import CharacterMap, character_maps
-from pellucid.tokenize.compiled import Adding, Cutting, Normalizing, Pipeline, Rewriting, Stage
+from pellucid.tokenize.compiled import Adding, Cutting, Normalizing, Pipeline, Placed, Rewriting, Stage
 from pellucid.tokenize.forms import form_table
+from pellucid.tokenize.merges import Span
 from pellucid.tokenize.normalize import Normalizer, Replace
 from pellucid.tokenize.pretokenize import Change, Split
 from pellucid.tokenize.pretokenize import Stage as Step
@@ -56,6 +59,9 @@ class Compiled:
     def __init__(self, tokenizer: Tokenizer, late: Sequence[Stage]) -> None:
         self._tokenizer = tokenizer
         early = {special: _early(tokenizer, special) for special in (False, True)}
+        self._lost: frozenset[int] = getattr(tokenizer.model, "lost", frozenset())
+        changing = tokenizer.pre_tokenizer.changing  # which Python does where it matters what was where
+        self._cuts = _late(tokenizer.pre_tokenizer.stages[len(changing.stages) :], tokenizer.normalizer)
         self._pipeline = Pipeline(early, late, tokenizer.model.compiled())  # type: ignore[attr-defined]
 
     def encode(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
@@ -91,14 +97,88 @@ class Compiled:
 
     def _normalized(self, text: str, parse_special: bool) -> NDArray[np.int32]:
         """The ids of one text that Python normalises."""
-        data, pieces, done = [], [], 0
-        for part, index, _ in self._tokenizer.segments(without_surrogates(text), parse_special):
-            # An id takes a byte, so that it has its place.
-            encoded = b"\0" if index is not None else part.encode()
-            pieces.append((done, done + len(encoded) if index is None else -1 - index))
-            data.append(encoded)
-            done += len(encoded)
-        return self._pipeline.ids_of_pieces([b"".join(data)], pieces)[0]
+        segments = self._tokenizer.segments(without_surrogates(text), parse_special)
+        data, pieces = _joined((part, index) for part, index, _ in segments)
+        return self._pipeline.ids_of_pieces([data], pieces)[0]
+
+    def spans(self, text: str, parse_special: bool) -> Iterable[Span] | None:
+        """The ids of a text with the characters that they stand for; None if Python must find them.
+
+        Python normalises and says which characters are whose; compiled code cuts, and makes the ids.
+        """
+        if self._cuts is None:
+            return None
+        changed, parts = self._tokenizer.pre_tokenizer.changing.aligned, list[tuple[Aligned, int | None]]()
+        for part, index, first in self._tokenizer.parts(text, parse_special):
+            parts += [(part, index)] if index is not None else [(one, None) for one in changed(part, first)]
+        data, pieces = _joined((part.text, index) for part, index in parts)
+        if not data:
+            return ()
+        if not self._lost.isdisjoint(data):
+            return None  # which moves what stands behind it
+        placed = self._pipeline.placed(data, pieces, self._cuts)
+        characters = None if placed is None else self._characters(data, placed)
+        if placed is None or characters is None:
+            return None
+        begin, behind = characters
+        starts, ends = _origins(parts)
+        stops = np.where(behind > begin, ends[behind - 1], starts[begin])
+        return zip(placed.ids.tolist(), starts[begin].tolist(), stops.tolist())
+
+    def _characters(self, data: bytes, placed: Placed) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """Of each id its first character and the one behind its last; None if Python makes other ids of a piece.
+
+        They follow from how many bytes each id stands for, where that is certain and comes to the whole piece.
+        """
+        ids, pieces, firsts = placed.ids, placed.pieces, placed.firsts
+        known = pieces[:, 1] < 0  # added tokens, each in the place of one byte
+        begins, ends = pieces[:, 0], np.where(known, pieces[:, 0] + 1, pieces[:, 1] & ~PART)
+        owner = np.repeat(np.arange(len(pieces)), np.diff(firsts))
+        lengths = np.ones(len(ids), np.int64)
+        lengths[~known[owner]] = self._pipeline.lengths[ids[~known[owner]]]
+        sums = np.bincount(owner, lengths, len(pieces))
+        uncertain = (np.bincount(owner, lengths < 0, len(pieces)) > 0) | (sums != ends - begins)
+        before = np.cumsum(lengths) - lengths
+        start = np.where(uncertain[owner], 0, begins[owner] + before - before[firsts[owner]])
+        stop = np.where(uncertain[owner], 1, start + lengths)
+        character = np.cumsum(np.frombuffer(data, np.uint8) & 0xC0 != 0x80) - 1
+        begin, behind = character[start], character[stop - 1] + 1
+        for piece in np.flatnonzero(uncertain & (np.diff(firsts) > 0)).tolist():
+            spans = self._tokenizer.model.spans(data[begins[piece] : ends[piece]].decode())
+            which = slice(firsts[piece], firsts[piece + 1])
+            if [index for index, _, _ in spans] != ids[which].tolist():
+                return None
+            place = character[begins[piece]]
+            begin[which] = [place + at for _, at, _ in spans]
+            behind[which] = [place + at for _, _, at in spans]
+        return begin, behind
+
+
+def _joined(parts: Iterable[tuple[str, int | None]]) -> tuple[bytes, list[tuple[int, int]]]:
+    """Texts and ids behind one another, and their spans of bytes, as ``text_pieces.py`` has them."""
+    data, pieces, done = [], [], 0
+    for part, index in parts:
+        # An id takes a byte, so that it has its place.
+        encoded = b"\0" if index is not None else part.encode()
+        pieces.append((done, done + len(encoded) if index is None else -1 - index))
+        data.append(encoded)
+        done += len(encoded)
+    return b"".join(data), pieces
+
+
+def _origins(parts: Iterable[tuple[Aligned, int | None]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each character of these is in the original, from and to; an id is one character."""
+    starts, ends = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
+    for part, index in parts:
+        whole = part.span(0, len(part))
+        for of, found in ((starts, part.starts), (ends, part.ends)):
+            if index is not None:
+                of.append(np.array([whole[of is ends]]))
+            elif isinstance(found, range):
+                of.append(np.arange(found.start, found.stop))
+            else:
+                of.append(np.array(found, np.int64))
+    return np.concatenate(starts), np.concatenate(ends)
 
 
 def _portions(texts: Sequence[str]) -> Iterable[list[str]]:

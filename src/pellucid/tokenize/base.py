@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pellucid.tokenize.added import AddedTokens
 from pellucid.tokenize.aligned import Aligned
 from pellucid.tokenize.decode import Decoder, StreamDecoder
-from pellucid.tokenize.encoding import Encoding, Padding, Token, Truncation, combined
+from pellucid.tokenize.encoding import Encoding, Padding, Token, Truncation, combined, new_token
 from pellucid.tokenize.merges import Span
 from pellucid.tokenize.normalize import Normalizer
 from pellucid.tokenize.postprocess import Template, Trim
@@ -175,8 +175,8 @@ class Tokenizer:
         """
         first, second = (text, None) if isinstance(text, str) else text
         around = self.post_processor if add_special else self.post_processor.plain
-        tokens = list(self._tokens(first, parse_special))
-        others = None if second is None else list(self._tokens(second, parse_special))
+        tokens = self._tokens(first, parse_special)
+        others = None if second is None else self._tokens(second, parse_special)
         windows: tuple[list[Sequence[Token]], list[Sequence[Token]] | None]
         windows = [tokens], None if others is None else [others]
         if truncation is not None:
@@ -213,15 +213,23 @@ class Tokenizer:
             first, second = trim(first), None if second is None else trim(second)
         return Encoding(around.tokens(first, second, self.vocabulary.tokens))
 
-    def _tokens(self, text: str, parse_special: bool) -> Iterator[Token]:
-        """The aligned way from text to tokens."""
-        names = self.vocabulary.tokens
+    def _tokens(self, text: str, parse_special: bool) -> list[Token]:
+        """The aligned way from text to tokens: each of segment 0 and sequence 0."""
+        names, compiled = self.vocabulary.tokens, self._compiled_for(len(text))
+        spans = None if compiled is None else compiled.spans(text, parse_special)
+        found = self._spans(text, parse_special) if spans is None else spans
+        return [
+            new_token((index, names[index], start, stop, 0, 0, False, False)) for index, start, stop in found
+        ]
+
+    def _spans(self, text: str, parse_special: bool) -> Iterator[Span]:
+        """The ids with the characters of the text that they stand for."""
         for piece, index in self.pieces(text, parse_special):
             if index is not None:
-                yield Token(index, names[index], *piece.span(0, len(piece)))
+                yield index, *piece.span(0, len(piece))
                 continue
             for found, start, stop in self.model.spans(piece.text):
-                yield Token(found, names[found], *piece.span(start, stop))
+                yield found, *piece.span(start, stop)
 
     def pieces(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None]]:
         """What the model sees of a text, piece by piece, or the id where it is an added token."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -21,7 +22,7 @@ from pellucid.tokenize import kept
 from pellucid.tokenize.aligned import Aligned, placed
 from pellucid.tokenize.decode import SPACE
 from pellucid.tokenize.normalize import Normalizer, Rewrite, compiled
-from pellucid.tokenize.unicode import bracket
+from pellucid.tokenize.unicode import bracket, members
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
@@ -159,10 +160,33 @@ class Precompiled(Normalizer):
     def aligned(self, text: Aligned) -> Aligned:
         return super().aligned(text) if self.map.begins.search(text.text) else text
 
+    @cached_property
+    def _unchanged(self) -> re.Pattern[str]:
+        """Characters that no rule is for, nor for what begins with them, unless a mark follows. With ``re``, for which
+        large sets are tables."""
+        joins = {code for low, high in members("text.joins") or () for code in range(low, high + 1)}
+        single = {ord(key) for key in self.map.rules if len(key) == 1}
+        firsts = {ord(key[0]) for key in self.map.rules if len(key) > 1 and ord(key[1]) not in joins}
+        special = bracket(
+            tuple((code, code) for code in sorted(single | firsts | {13})), "text.joins", "text.prepends"
+        )
+        return re.compile(rf"(?:[^{special}](?![{bracket('text.joins')}]))+")
+
+    def _clusters(self, text: str) -> Iterator[tuple[str, bool]]:
+        """The clusters of a text; or a run of them, all of which stay as they are."""
+        at = 0
+        while at < len(text):
+            run = self._unchanged.match(text, at)
+            found = run or clusters().match(text, at)
+            yield found[0], run is not None
+            at = found.end()
+
     def _changes(self, text: str) -> list[tuple[str, int]]:
         changes: list[tuple[str, int]] = []
-        for found in clusters().finditer(text):
-            cluster: str = found[0]
+        for cluster, unchanged in self._clusters(text):
+            if unchanged:
+                changes += [(letter, 0) for letter in cluster]
+                continue
             whole = self.map.shortest(cluster) if len(cluster.encode()) < 6 else None
             for part in cluster if whole is None else (cluster,):
                 target = self.map.shortest(part) if whole is None else whole

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ from pellucid.tokenize import tables
 from pellucid.tokenize.automaton import Automaton
 from pellucid.tokenize.charmap import CharacterMap
 from pellucid.tokenize.forms import FormTable
+
+T = TypeVar("T")
 
 ENTRIES, LONG_ENTRIES = 1 << 19, 1 << 14  # of a thread's memories: 32 MB, and 4 MB, as far as they are used
 MOST_BYTES = 1 << 28  # of the texts of a call, whose places are 31 bits, also when they have grown
@@ -276,15 +278,26 @@ class Normalizing(Changing):
 class Model:
     """A kernel that makes ids of pieces; ``scratch`` says how many bytes it wants for a longest piece of so many.
 
-    ``stages`` are those that it wants between the pre-tokenizer and itself.
+    ``lengths`` (V,) are the bytes of text that each id stands for, -1 where that hangs on more than the id; ``stages``
+    are those that it wants between the pre-tokenizer and itself.
     """
 
     name: str
     record: type[Record]
     scratch: Any
+    lengths: NDArray[np.int32]
     parameters: tuple[Any, ...] = ()
     known: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Ids (T,) with the pieces (n, 2) that they are of: piece i has those from ``firsts[i]`` on, (n + 1,)."""
+
+    ids: NDArray[np.int32]
+    pieces: NDArray[np.int32]
+    firsts: NDArray[np.int32]
 
 
 class Pipeline:
@@ -298,6 +311,7 @@ class Pipeline:
         self, early: Mapping[bool, Sequence[Stage] | None], late: Sequence[Stage], model: Model
     ) -> None:
         self._early, self._late, self._scratch = early, (*late, *model.stages), model.scratch
+        self._between, self.lengths = model.stages, model.lengths
         known = {"memory_mask": ENTRIES - 1, "long_mask": LONG_ENTRIES - 1, **model.known}
         self._model = Call(model.name, model.record, *model.parameters, **known)
         self._rooms: deque[Room] = deque()
@@ -305,33 +319,45 @@ class Pipeline:
     def ids(self, texts: Sequence[bytes], parse_special: bool) -> list[NDArray[np.int32]] | None:
         """The ids of each text, or None if it is for Python to normalise one of them."""
         early = self._early[parse_special]
-        return None if early is None else self._through(texts, None, (*early, *self._late))
+        if not texts:
+            return []
+        return None if early is None else self._through(texts, None, (*early, *self._late), self._encode)
 
     def ids_of_pieces(
         self, texts: Sequence[bytes], pieces: Sequence[tuple[int, int]]
     ) -> list[NDArray[np.int32]]:
         """The same for texts that are normalised and cut at added tokens: spans of bytes, or -1 - id as the end."""
-        found = self._through(texts, pieces, self._late)
+        if not pieces:
+            return [np.zeros(0, np.int32) for _ in texts]
+        found = self._through(texts, pieces, self._late, self._encode)
         assert found is not None
         return found
 
+    def placed(self, text: bytes, pieces: Sequence[tuple[int, int]], late: Sequence[Stage]) -> Placed | None:
+        """The ids of such a text, which has a piece, and where they are; ``late`` are the stages to go through."""
+        return self._through([text], pieces, (*late, *self._between), self._place)
+
     def _through(
-        self, data: Sequence[bytes], pieces: Sequence[tuple[int, int]] | None, stages: Iterable[Stage]
-    ) -> list[NDArray[np.int32]] | None:
-        if not data or (pieces is not None and not pieces):
-            return [np.zeros(0, np.int32) for _ in data]
+        self,
+        data: Sequence[bytes],
+        pieces: Sequence[tuple[int, int]] | None,
+        stages: Iterable[Stage],
+        finish: Callable[[Texts], T],
+    ) -> T | None:
+        """What ``finish`` makes of texts that have gone through the stages; None if one of these could not."""
         try:
             room = self._rooms.pop()
         except IndexError:  # all of them are in use
             room = Room()
         texts = Texts.of(room, data, pieces)
-        found = self._encode(texts) if all(stage(texts) for stage in stages) else None
+        found = finish(texts) if all(stage(texts) for stage in stages) else None
         if texts.length > KEPT_ROOM:
             room.trim()
         self._rooms.append(room)
         return found
 
-    def _encode(self, texts: Texts) -> list[NDArray[np.int32]]:
+    def _run(self, texts: Texts, firsts: int = 0) -> tuple[NDArray[np.int32], list[int]]:
+        """The ids of all texts, in the room, and where those of each end."""
         room, spans = texts.room, texts.spans()
         longest = int(((spans[:, 1] & ~text_pieces.PART) - spans[:, 0]).max(initial=0))
         size = texts.length + texts.count + text_pieces.FIRST_IDS
@@ -347,9 +373,19 @@ class Pipeline:
             long_memory=room.long_place,
             scratch=room.array("scratch", 0, self._scratch(longest), np.uint8)[1],
             out=out[1],
+            firsts=firsts,
         )
-        stops = counts[0][: texts.texts].tolist()
-        return [out[0][start:stop].copy() for start, stop in zip([0, *stops], stops)]
+        return out[0], counts[0][: texts.texts].tolist()
+
+    def _encode(self, texts: Texts) -> list[NDArray[np.int32]]:
+        out, stops = self._run(texts)
+        return [out[start:stop].copy() for start, stop in zip([0, *stops], stops)]
+
+    def _place(self, texts: Texts) -> Placed:
+        firsts = np.empty(texts.count + 1, np.int32)
+        out, (stop,) = self._run(texts, address(firsts))
+        firsts[-1] = stop
+        return Placed(out[:stop].copy(), texts.spans().copy(), firsts)
 
 
 def merging(
@@ -358,6 +394,7 @@ def merging(
     pairs: tables.Pairs,
     words: tables.Words,
     neighbours: tables.Neighbours,
+    lengths: NDArray[np.int32],
     **known: Any,
 ) -> Model:
     """Byte-pair encoding by compiled code, of bytes or characters."""
@@ -372,5 +409,11 @@ def merging(
     }
     stages = (Separating(neighbours, whole),)
     return Model(
-        "text.merge", text_merge.Merge, text_merge.scratch_bytes, (symbols, whole), told | known, stages
+        "text.merge",
+        text_merge.Merge,
+        text_merge.scratch_bytes,
+        lengths,
+        (symbols, whole),
+        told | known,
+        stages,
     )

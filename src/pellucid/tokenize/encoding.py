@@ -5,8 +5,9 @@ The rules are those of Hugging Face ``tokenizers``, ``Encoding``, ``utils/trunca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -31,6 +32,10 @@ class Token(NamedTuple):
     sequence: int | None = None
     special: bool = False
     padding: bool = False
+
+
+new_token: Callable[[tuple[object, ...]], Token] = partial(tuple.__new__, Token)
+"""A token of all its fields, in a third of the time."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ class Template:
     def tokens(
         self, first: Sequence[Token], second: Sequence[Token] | None, names: Sequence[str]
     ) -> tuple[Token, ...]:
-        """The tokens of one text, or of two, with what is put around them; ``names`` spells every id."""
+        """The tokens of one text, or of two, which are of segment 0 and sequence 0, with what is put around them;
+        ``names`` spells every id."""
         out: list[Token] = []
         for item, segment in self.single if second is None else self.pair:
             if item >= 0:
@@ -73,7 +74,10 @@ class Template:
             else:
                 part = first if item == A else second
                 assert part is not None
-                out.extend(token._replace(segment=segment, sequence=int(item == B)) for token in part)
+                if segment == 0 and item == A:  # what they have
+                    out.extend(part)
+                else:
+                    out.extend(token._replace(segment=segment, sequence=int(item == B)) for token in part)
         return tuple(out)
 
 

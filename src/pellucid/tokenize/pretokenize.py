@@ -141,6 +141,12 @@ class PreTokenizer:
                 pieces = [stage.normalizer(pieces[0])]  # all stages before are changes
         return pieces
 
+    @cached_property
+    def changing(self) -> PreTokenizer:
+        """The stages up to the last that changes a text."""
+        changes = [at for at, stage in enumerate(self.stages) if isinstance(stage, Change)]
+        return PreTokenizer(self.stages[: changes[-1] + 1 if changes else 0])
+
     def aligned(self, text: Aligned, first: bool) -> Iterator[Aligned]:
         """The same, of a text that knows where it comes from."""
         pieces = [text]

@@ -48,6 +48,12 @@ class Spelled:
             pieces[index] = piece.encode()
         return cls.of(pieces)
 
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Of each piece how many bytes it has, (V,); -1 for none."""
+        lengths = np.diff(self.places)
+        return np.where(lengths > 0, lengths, -1).astype(np.int32)
+
     @classmethod
     def from_bytes(cls, text: bytes, places: NDArray[np.int32]) -> Spelled:
         return cls(np.frombuffer(text + bytes(text_pieces.PADDING), np.uint8), places)

@@ -56,6 +56,21 @@ def test_compiled_code_has_the_same_ids(name: str, texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", BOTH)
+def test_compiled_code_has_the_same_offsets(name: str, texts: list[str]) -> None:
+    ours, run = tokenizer(name), assembled(tokenizer(name))
+    if run is None:
+        assert name in ONLY_PYTHON
+        return
+    for text in (*texts, "\n".join(texts)):
+        for parse_special in (False, True):
+            spans = run.spans(text, parse_special)
+            if spans is None:
+                assert not ours.model.lost.isdisjoint(text.encode())  # type: ignore[attr-defined]
+            else:
+                assert list(spans) == list(ours._spans(text, parse_special)), text
+
+
+@pytest.mark.parametrize("name", BOTH)
 def test_arrays_and_threads_have_the_same_ids(name: str, texts: list[str]) -> None:
     ours = dataclasses.replace(tokenizer(name))
     many = texts * (base.COMPILES // sum(map(len, texts)) + 1)

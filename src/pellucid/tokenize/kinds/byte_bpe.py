@@ -114,7 +114,7 @@ class ByteBPE:
         pairs = self.pairs.compiled()
         known = {"bytes": ids, "first": pairs.of_bytes(ids)}
         around = Neighbours.of_bytes(spelled, self.lost)
-        return merging("bytes", self._ignore_merges, pairs, Words(spelled), around, **known)
+        return merging("bytes", self._ignore_merges, pairs, Words(spelled), around, spelled.lengths, **known)
 
 
 def merges_told(

@@ -106,12 +106,18 @@ class CharBPE(Chars):
                 characters[ord(piece)] = index
         # Unknown neighbours become one; where they vanish, those on their sides are neighbours.
         together = (characters < 0) & (len(self._byte_ids) < 256 and (self._fuse or self._unknown is None))
+        spelled = Spelled.by_id(self._pieces, self.pairs.size)
+        lengths = spelled.lengths
+        lengths[[*self._byte_ids.values()]] = -1 if self._exactly else 1
+        if self._unknown is not None:
+            lengths[self._unknown] = -1
         return merging(
             "characters",
             self._ignore_merges,
             self.pairs.compiled(),
-            Words(Spelled.by_id(self._pieces, self.pairs.size)),
+            Words(spelled),
             Neighbours.of_text(self._pieces, together),
+            lengths,
             bytes=byte_table(self._byte_ids),
             characters=characters,
             unknown=-1 if self._unknown is None else self._unknown,

@@ -160,7 +160,9 @@ class Unigram:
             scores[index] = score
         if self._exactly:
             scores = scores.astype(np.float32).astype(np.float64)
-        tree = Tree(Spelled.by_id(self._pieces, len(scores)))
+        spelled = Spelled.by_id(self._pieces, len(scores))
+        tree, lengths = Tree(spelled), spelled.lengths
+        lengths[[self._unknown, *self._byte_ids.values()]] = -1
         known = {
             "slots": tree.slots,
             "ids": tree.ids,
@@ -170,9 +172,8 @@ class Unigram:
             "bytes": byte_table(self._byte_ids),
             "spelled": int(bool(self._byte_ids)),
         }
-        return Model(
-            "text.unigram", text_unigram.Unigram, text_unigram.scratch_bytes, (self._exactly,), known
-        )
+        scratch_bytes = text_unigram.scratch_bytes
+        return Model("text.unigram", text_unigram.Unigram, scratch_bytes, lengths, (self._exactly,), known)
 
     def explain(self, piece: str) -> dict[str, Any]:
         """All pieces that were candidates, with where they begin and their scores, and the best cut with its sum."""

@@ -85,13 +85,18 @@ class WordPiece:
 
     def compiled(self) -> Model:
         """The same as compiled code."""
+        import numpy as np
+
         from pellucid.kernels import text_wordpiece
         from pellucid.tokenize.compiled import Model
         from pellucid.tokenize.tables import Spelled, Tree
 
         prefix, size = self._prefix, 1 + max(self._ids.values())
         more = {p.removeprefix(prefix): index for p, index in self._ids.items() if p.startswith(prefix)}
-        words, others = (Tree(Spelled.by_id(pieces, size)) for pieces in (self._ids, more))
+        spelled = [Spelled.by_id(pieces, size) for pieces in (self._ids, more)]
+        words, others = map(Tree, spelled)
+        lengths = np.where(spelled[1].lengths > 0, spelled[1].lengths, spelled[0].lengths)
+        lengths[self._unknown] = -1
         known = {
             "slots": words.slots,
             "ids": words.ids,
@@ -100,7 +105,8 @@ class WordPiece:
             "unknown": self._unknown,
             "longest": self._longest,
         }
-        return Model("text.wordpiece", text_wordpiece.WordPiece, text_wordpiece.scratch_bytes, (), known)
+        scratch_bytes = text_wordpiece.scratch_bytes
+        return Model("text.wordpiece", text_wordpiece.WordPiece, scratch_bytes, lengths, (), known)
 
 
 def claims(parts: Parts) -> bool:
