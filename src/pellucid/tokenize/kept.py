@@ -18,7 +18,7 @@ from pathlib import Path
 from pellucid.paths import home, read_whole, write_whole
 
 MOST_KEPT = 16
-WORTH_KEEPING = 1 << 18  # bytes of what would have to be parsed
+WORTH_KEEPING = 1 << 17  # bytes of what would have to be parsed
 Arrays = Mapping[str, memoryview]
 """Numbers by name. Not NumPy's, whose import takes as long as all that is read here."""
 
