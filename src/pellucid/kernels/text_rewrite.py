@@ -20,9 +20,9 @@ from pellucid.kernels.text_words import walking
 KEPT, STRANGE = 0, -1  # targets of a character that stays, and of one that is not for this
 DONE, GAVE_UP = 0, 1
 NEVER, ALWAYS, FIRST = 0, 1, 2
-# Flags of characters: of a cluster with what is before it; of a longer rule the first, or the second; and one that
-# nothing joins.
-JOINS, BEGINS, FOLLOWS, APART = 1, 2, 4, 8
+# Flags of characters: of a cluster with what is before it; of a longer rule the first, or the second; one that nothing
+# joins; and a picture, which JOINER joins with another.
+JOINS, BEGINS, FOLLOWS, APART, PICTURE = 1, 2, 4, 8, 16
 JOINER = 0x200D
 SHORT = 6  # bytes of a cluster for which there are no rules
 
@@ -46,7 +46,7 @@ class Rewrite(Changed):
 
     targets: Address  # (0x110000,) int32: KEPT, STRANGE, or where in ``written`` the target is
     written: Address  # targets, each with its length in a byte before it, and PADDING
-    flags: Address  # (0x110000,) uint8: JOINS, BEGINS, FOLLOWS, APART
+    flags: Address  # (0x110000,) uint8: JOINS, BEGINS, FOLLOWS, APART, PICTURE
     slots: Address  # a tree of the rules
     rules: Address  # beside it: where the target of the rule that ends at a node is in ``written``, or -1
     collapse: int  # 1: of spaces in a row, the first stays
@@ -145,9 +145,13 @@ def build(simd: Any, rules: str) -> Any:
         stop = position + length_of(load_u8(text + position))
         if first == 13 and stop < end and load_u8(text + stop) == 10:
             return stop + 1
+        last = first
         while stop < end and load_u8(flags + first) & APART == 0:
-            if load_u8(flags + code_point(text + stop)) & JOINS == 0:
+            code = code_point(text + stop)
+            pictures = load_u8(flags + first) & load_u8(flags + code) & PICTURE != 0
+            if load_u8(flags + code) & JOINS == 0 and not (pictures and last == JOINER):
                 break
+            last = code
             stop += length_of(load_u8(text + stop))
         return stop
 
@@ -200,8 +204,6 @@ def build(simd: Any, rules: str) -> Any:
             if rules == "clusters" and position >= alone:
                 alone = cluster(record, position, end, flags)
                 if alone - position > size and alone - position < SHORT:
-                    if alone - position > 3 and code_point(text + alone - 3) == JOINER:
-                        return -1  # a picture may follow, which would belong to it
                     if target == KEPT and load_u8(flags + code) & BEGINS:
                         other, _ = rule(record, position, alone, False)
                         target = max(other, KEPT)

@@ -24,13 +24,14 @@ from pellucid.kernels.text_rewrite import (
     JOINS,
     KEPT,
     NEVER,
+    PICTURE,
     STRANGE,
 )
 from pellucid.tokenize import normalize
 from pellucid.tokenize.charsmap import Precompiled, SentencePiece
 from pellucid.tokenize.decode import SPACE
 from pellucid.tokenize.normalize import Form, Normalizer
-from pellucid.tokenize.unicode import CODES, Ranges, members, small_letters
+from pellucid.tokenize.unicode import CODES, Ranges, letters, members, small_letters, union
 
 LONGEST = 255  # bytes of a target, whose length is one byte
 
@@ -184,9 +185,10 @@ def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]
 
 def _precompiled(stage: Precompiled) -> _Step:
     changes, longer = _split_rules(stage.map.rules)
-    changes |= dict.fromkeys(
-        code for low, high in members("text.prepends") or () for code in range(low, high + 1)
-    )
+    # Of a cluster with what is behind them, which only Python knows.
+    changes |= dict.fromkeys(map(ord, letters(members("text.prepends") or ())))
+    jamo = letters(union(members(f"GCB={kind}") or () for kind in ("L", "V", "T", "LV", "LVT")))
+    changes |= dict.fromkeys(code for code in map(ord, jamo) if code in changes)
     return _Step(changes, "clusters", longer)
 
 
@@ -219,7 +221,7 @@ def _flags(step: _Step) -> NDArray[np.uint8]:
     flags[[ord(key[0]) for key in step.longer]] |= BEGINS
     flags[[ord(key[1]) for key in step.longer]] |= FOLLOWS
     flags[[10, 13]] |= APART
-    for name, flag in (("text.joins", JOINS), ("GCB=Control", APART)):
+    for name, flag in (("text.joins", JOINS), ("GCB=Control", APART), ("Extended_Pictographic", PICTURE)):
         for low, high in members(name) or ():
             flags[low : high + 1] |= flag
     return flags

@@ -39,7 +39,7 @@ PLAIN = frozenset("abcAB XYZ.,!? éÉ漢字")
 
 letters = st.text("abcABX .éÉ漢字▁  \t\r\n\0\u0301\u0327\u200d\u200bİﬁΣ㎞각😀©️\u0600", max_size=20)
 some_texts = st.lists(letters | st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5)
-marked = st.text("ab é\u0301\r\nXﬁ漢\u200d", max_size=9)
+marked = st.text("ab é\u0301\r\nXﬁ漢\u200d©❤\u1100\u1161\u11a8", max_size=9)
 marked_texts = st.lists(marked, min_size=1, max_size=6)
 targets = st.text("ab é漢x", max_size=3).filter(lambda target: "  " not in target)
 some_rules = st.dictionaries(marked.filter(bool).map(lambda key: key[:4]), targets, max_size=8)
