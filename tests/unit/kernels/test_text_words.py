@@ -1,6 +1,9 @@
-"""The kernels "text.words", "text.splits" and "text.tree": they find every piece of a vocabulary, and nothing else."""
+"""The kernels "text.words", "text.splits", "text.tree" and "text.layout": what they make has every piece of a
+vocabulary, and nothing else."""
 
 from __future__ import annotations
+
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -87,6 +90,21 @@ def test_a_tree_has_every_piece_and_all_of_their_beginnings(pieces: list[bytes])
     assert (tree.slots != text_words.EMPTY).sum() == len(beginnings - {b""})
     assert len(tree.slots) == len(tree.ids)
     assert (tree.ids >= 0).sum() == len(ids)
+
+
+@pytest.mark.parametrize("children", [1, 2, 3, 130, 256])
+def test_nodes_of_few_and_of_many_children_find_room(children: int) -> None:
+    draw = random.Random(children)
+    pieces = {
+        bytes([*draw.randbytes(3), last]) for _ in range(9000) for last in draw.sample(range(256), children)
+    }
+    listed = sorted(pieces)[:60_000]
+    draw.shuffle(listed)
+    tree = Tree.of(listed)
+    assert [tree.ids[stepped(tree, piece)] for piece in listed] == list(range(len(listed)))
+    nodes = len({piece[:end] for piece in listed for end in (1, 2, 3, 4)})
+    assert (tree.slots != text_words.EMPTY).sum() == nodes
+    assert len(tree.slots) < 3 * nodes + 1000
 
 
 @settings(max_examples=50)
