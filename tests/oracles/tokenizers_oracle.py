@@ -401,6 +401,13 @@ def numbers() -> str:
         "-5e-324",
         "-0.00e999",
     ]
+    written += [
+        f"-{draw.randrange(1, 10)}.{draw.randrange(10**16):016d}e-{power}" for power in (7, 7, 309, 318, 325)
+    ]
+    written += [f"-0.{draw.randrange(10**19):023d}" for _ in range(9)] + [
+        "-1576263.5e-000011",
+        "-3e+0000000007",
+    ]
     pieces = ",".join(f'["{at}", {number}]' for at, number in enumerate(written))
     oracle = Tokenizer.from_str(f'{{"model":{{"type":"Unigram","unk_id":0,"vocab":[{pieces}]}}}}')
     read = [score.hex() for _, score in json.loads(oracle.to_str())["model"]["vocab"]]

@@ -158,8 +158,8 @@ def _joined(parts: Iterable[tuple[str, int | None]]) -> tuple[bytes, list[tuple[
     """Texts and ids behind one another, and their spans of bytes, as ``text_pieces.py`` has them."""
     data, pieces, done = [], [], 0
     for part, index in parts:
-        # An id takes a byte, so that it has its place.
-        encoded = b"\0" if index is not None else part.encode()
+        # An id takes a byte, so that it has its place; one that no vocabulary lacks.
+        encoded = b" " if index is not None else part.encode()
         pieces.append((done, done + len(encoded) if index is None else -1 - index))
         data.append(encoded)
         done += len(encoded)

@@ -113,7 +113,7 @@ def parse_json(data: bytes, path: Path) -> Json:
 
 
 def _float(text: str) -> float:
-    """A number of a JSON file as ``serde_json`` reads it, and so ``tokenizers``: rounded twice, not once.
+    """A number with a point or an exponent as ``serde_json`` reads it, and so ``tokenizers``: rounded twice, not once.
 
     As many digits as fit into 64 bits are one integer; that is divided by a power of ten, or multiplied with one.
     Scores of Unigram come out a bit different than Python reads them, and with them which of two cuts is the better.
@@ -124,13 +124,19 @@ def _float(text: str) -> float:
     kept = digits[:20]
     if int(kept or "0") >= 1 << 64:
         kept = kept[:-1]
-    if len(exponent) > 5:
+    power = exponent.lstrip("+-").lstrip("0")
+    if len(power) > 5:
         return float(text)  # zero or infinite
-    ten = int(exponent or "0") - len(fraction) + len(digits) - len(kept)
-    if not -308 <= ten <= 308:
-        return float(text)
+    ten = int(power or "0") * (-1 if exponent.startswith("-") else 1)
+    ten += len(digits) - len(kept) - len(fraction)
     value = float(kept or "0")
-    value = value * 10.0**ten if ten >= 0 else value / 10.0**-ten
+    while value and ten < -308:
+        value /= 1e308
+        ten += 308
+    if value and ten > 308:
+        return float(text)
+    if value:  # a power of ten is the nearest to it, which 10.0**ten is not always
+        value = value * float(f"1e{ten}") if ten >= 0 else value / float(f"1e{-ten}")
     return -value if text.startswith("-") else value
 
 

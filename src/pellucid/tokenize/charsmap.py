@@ -36,7 +36,6 @@ class CharsMap:
 
     def __init__(self, rules: dict[str, str]) -> None:
         self.rules = rules
-        self._longest = max(map(len, rules), default=0)
 
     def __repr__(self) -> str:
         return f"CharsMap({len(self.rules):,} rules)"
@@ -122,16 +121,24 @@ class CharsMap:
         ways += [f"[{_members(firsts)}](?=[{_members(seconds)}])"] * bool(firsts)
         return compiled("|".join(ways) or r"(?!)")
 
+    @cached_property
+    def _lengths(self) -> dict[str, list[int]]:
+        """The lengths of the rules for what begins with a character, longest first."""
+        found: dict[str, set[int]] = {}
+        for key in self.rules:
+            found.setdefault(key[0], set()).add(len(key))
+        return {first: sorted(lengths, reverse=True) for first, lengths in found.items()}
+
     def longest(self, text: str, at: int) -> str | None:
         """The longest rule that applies at a place: what it replaces."""
-        for length in range(min(self._longest, len(text) - at), 0, -1):
-            if text[at : at + length] in self.rules:
-                return text[at : at + length]
+        for length in self._lengths.get(text[at], ()):
+            if (part := text[at : at + length]) in self.rules:
+                return part
         return None
 
     def shortest(self, text: str) -> str | None:
         """What the shortest rule that begins a text makes of it."""
-        for length in range(1, min(self._longest, len(text)) + 1):
+        for length in reversed(self._lengths.get(text[0], ())):
             if (target := self.rules.get(text[:length])) is not None:
                 return target
         return None
@@ -170,7 +177,7 @@ class Precompiled(Normalizer):
         special = bracket(
             tuple((code, code) for code in sorted(single | firsts | {13})), "text.joins", "text.prepends"
         )
-        return re.compile(rf"(?:[^{special}](?![{bracket('text.joins')}]))+")
+        return re.compile(rf"(?:[^{special}](?![{bracket('text.joins')}])){{1,4096}}")
 
     def _clusters(self, text: str) -> Iterator[tuple[str, bool]]:
         """The clusters of a text; or a run of them, all of which stay as they are."""

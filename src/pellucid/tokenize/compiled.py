@@ -198,10 +198,7 @@ class Changing:
         room, side, text_side = texts.room, 1 - texts.side, 1 - texts.text_side
         length = self._growth * texts.length + (self._ahead + 1) * texts.count
         if length >= text_pieces.PART:
-            raise InvalidRequest(
-                f"a text of {texts.length:,} bytes, which may become {length:,} when it is normalised; the limit is "
-                f"{text_pieces.PART:,}: encode it in parts"
-            )
+            return False
         out = room.array("text", text_side, length + text_pieces.PADDING, np.uint8)
         pieces = room.array("pieces", side, 2 * texts.count, np.int32)
         ends = room.array("ends", text_side, texts.texts, np.int32)
@@ -217,10 +214,12 @@ class Changing:
             status=room.made_place,
             **self._more(room),
         )
+        if int(room.made[0]) != text_rewrite.DONE:
+            return False
         texts.text, texts.pieces, texts.ends = out, pieces, ends
         texts.side, texts.text_side = side, text_side
         texts.length = int(ends[0][texts.texts - 1])
-        return int(room.made[0]) == text_rewrite.DONE
+        return True
 
     def _more(self, room: Room) -> dict[str, int]:
         """What else the kernel is told each time."""
@@ -330,7 +329,11 @@ class Pipeline:
         if not pieces:
             return [np.zeros(0, np.int32) for _ in texts]
         found = self._through(texts, pieces, self._late, self._encode)
-        assert found is not None
+        if found is None:  # a prefix or a longer space has made too much of it
+            size = sum(map(len, texts))
+            raise InvalidRequest(
+                f"a text of {size:,} bytes, which the pre-tokenizer makes too long: encode it in parts"
+            )
         return found
 
     def placed(self, text: bytes, pieces: Sequence[tuple[int, int]], late: Sequence[Stage]) -> Placed | None:

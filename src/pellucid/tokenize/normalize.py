@@ -7,6 +7,7 @@ Hugging Face ``tokenizers``, ``normalizers``; BERT's clean-up is that of ``token
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal
 
 from pellucid.tokenize.aligned import Aligned, Change, placed
-from pellucid.tokenize.unicode import bracket, members, ranges, small_letters, union
+from pellucid.tokenize.unicode import bracket, letters, members, ranges, small_letters, union
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
@@ -71,8 +72,6 @@ class Replace(Normalizer):
     is_pattern: bool = False
 
     def steps(self) -> list[Rewrite]:
-        import re
-
         pattern = self.old if self.is_pattern else re.escape(self.old)
         return [Rewrite(compiled(pattern), lambda match: [(self.new, max(len(match) - 1, 0))])]
 
@@ -88,8 +87,6 @@ class Prepend(Normalizer):
     unless_there: bool = False
 
     def steps(self) -> list[Rewrite]:
-        import re
-
         there = f"(?!{re.escape(self.prefix)})" if self.unless_there else ""
         return [Rewrite(compiled(rf"\A{there}(?s:.)"), lambda first: [(self.prefix + first, 0)])]
 
@@ -136,9 +133,14 @@ class Normalize(Normalizer):
 
 
 @cache
-def _many() -> Pattern[str]:
-    """So many marks in a row that ``unicodedata``, which takes quadratic time to order them, must not have them so."""
-    return compiled(r"\p{M}{64,}+")
+def _many() -> re.Pattern[str]:
+    """So many marks in a row that ``unicodedata``, which takes quadratic time to order them, must not have them so.
+
+    Of those that are normalised; with what becomes a mark. With ``re``, for which large sets are tables.
+    """
+    known = letters(members("text.normalized") or ())
+    marks = [letter for letter in known if unicodedata.combining(unicodedata.normalize("NFKD", letter)[0])]
+    return re.compile(f"[{bracket(tuple((ord(mark), ord(mark)) for mark in marks))}]{{64,}}")
 
 
 @cache

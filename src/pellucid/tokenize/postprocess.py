@@ -58,9 +58,11 @@ class Template:
         """The same of an array."""
         import numpy as np
 
-        if len(self.single) == 1:
+        items = [item for item, _ in self.single]
+        if items == [A]:
             return text
-        return np.concatenate([text if item == A else np.array([item], np.int32) for item, _ in self.single])
+        parts = [text if item == A else np.array([item], np.int32) for item in items]
+        return np.concatenate([np.zeros(0, np.int32), *parts])
 
     def tokens(
         self, first: Sequence[Token], second: Sequence[Token] | None, names: Sequence[str]

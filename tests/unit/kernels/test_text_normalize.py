@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.letters import CHANGED
 
 from pellucid.kernels.text_normalize import MOST
+from pellucid.tokenize.aligned import Aligned
 from pellucid.tokenize.compiled import Normalizing, Room, Texts
 from pellucid.tokenize.forms import form_table
 from pellucid.tokenize.normalize import Form, Normalize
@@ -74,8 +75,25 @@ def test_more_marks_than_there_is_room_for_are_for_python(form: Form) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a\u1df6\u0316" + "\u0301" * 70,
+        "a" + "\u0301" * 30 + "\u1df6\u0316" + "\u0301" * 40,
+        "é\u0316" + "\u0323\u0301" * 50,
+    ],
+    ids=["after a newer mark", "around one", "of an accented letter"],
+)
+def test_many_marks_are_in_the_order_in_which_few_are(form: Form, text: str) -> None:
+    wanted = Normalize(form).aligned(Aligned.of(text)).text
+    assert Normalize(form)(text) == wanted
+    assert normalized(form, [text]) == [wanted]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_marks_without_end_take_no_time(form: Form) -> None:
     start, many = time.monotonic(), 150_000  # which unicodedata would take minutes for
+    assert len(Normalize(form)("a" + "\u0301\uff9e" * many)) == 2 * many + (form not in ("NFC", "NFKC"))
     wanted = ("\u1ea1" if form in ("NFC", "NFKC") else "a\u0323") + "\u0323" * (many - 1) + "\u0301" * many
     assert Normalize(form)("a" + "\u0301\u0323" * many) == wanted
     assert time.monotonic() - start < 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from tokenizer_cases import GOLDENS, TINY, tokenizer
 
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize.encoding import Padding, Truncation
+from pellucid.tokenize.postprocess import A, Template
 
 WINDOWS = json.loads((GOLDENS / "windows.json").read_text())
 
@@ -73,6 +75,14 @@ def test_a_batch_is_its_texts(name: str) -> None:
     assert ours.encode_batch(texts) == [ours.encode(text) for text in texts]
     assert [ids.tolist() for ids in ours.encode_arrays(texts)] == ours.encode_batch(texts)
     assert [one.ids for one in ours.encode_batch_with_offsets(texts)] == ours.encode_batch(texts)
+
+
+@pytest.mark.parametrize("single", [(), ((7, 0),), ((A, 0),), ((7, 0), (A, 0)), ((A, 0), (7, 0), (A, 0))])
+def test_around_arrays_is_what_is_around_lists(single: tuple[tuple[int, int], ...]) -> None:
+    template = Template(single)
+    for ids in ([], [1, 2, 3]):
+        found = template.array(np.array(ids, np.int32))
+        assert (found.tolist(), found.dtype) == (template.ids(ids), np.int32)
 
 
 def test_what_is_put_around_is_no_part_of_the_text() -> None:
