@@ -31,7 +31,7 @@ from pellucid.tokenize import normalize
 from pellucid.tokenize.charsmap import Precompiled, SentencePiece
 from pellucid.tokenize.decode import SPACE
 from pellucid.tokenize.normalize import Form, Normalizer
-from pellucid.tokenize.unicode import CODES, Ranges, letters, members, small_letters, union
+from pellucid.tokenize.unicode import CODES, Ranges, letters, members, singles, small_letters, union
 
 LONGEST = 255  # bytes of a target, whose length is one byte
 
@@ -156,7 +156,7 @@ def _steps(stage: Normalizer, only_first: bool = False) -> Sequence[_Step | Form
 
 def _touched(stage: Normalizer) -> list[Ranges] | None:
     """The characters that a normalizer changes, if what they become hangs on nothing else."""
-    small = tuple((code, code) for code in sorted(small_letters()))
+    small = singles(small_letters())
     bert = ("text.normalized", "bert.dropped", "bert.marks", "White_Space")
     return {
         normalize.Lowercase: [small],

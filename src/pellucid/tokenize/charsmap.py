@@ -22,7 +22,7 @@ from pellucid.tokenize import kept
 from pellucid.tokenize.aligned import Aligned, placed
 from pellucid.tokenize.decode import SPACE
 from pellucid.tokenize.normalize import Normalizer, Rewrite, compiled
-from pellucid.tokenize.unicode import bracket, members
+from pellucid.tokenize.unicode import bracket, letters, members, singles
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
@@ -117,8 +117,8 @@ class CharsMap:
         single = {ord(key) for key in self.rules if len(key) == 1}
         firsts = {ord(key[0]) for key in self.rules if len(key) > 1} - single
         seconds = {ord(key[1]) for key in self.rules if len(key) > 1}
-        ways = [f"[{_members(single)}]"] * bool(single)
-        ways += [f"[{_members(firsts)}](?=[{_members(seconds)}])"] * bool(firsts)
+        ways = [f"[{bracket(singles(single))}]"] * bool(single)
+        ways += [f"[{bracket(singles(firsts))}](?=[{bracket(singles(seconds))}])"] * bool(firsts)
         return compiled("|".join(ways) or r"(?!)")
 
     @cached_property
@@ -144,10 +144,6 @@ class CharsMap:
         return None
 
 
-def _members(codes: set[int]) -> str:
-    return bracket(tuple((code, code) for code in sorted(codes)))
-
-
 @dataclass(frozen=True, eq=False)
 class Precompiled(Normalizer):
     """The map as ``tokenizers`` applies it.
@@ -171,13 +167,10 @@ class Precompiled(Normalizer):
     def _unchanged(self) -> re.Pattern[str]:
         """Characters that no rule is for, nor for what begins with them, unless a mark follows. With ``re``, for which
         large sets are tables."""
-        joins = {code for low, high in members("text.joins") or () for code in range(low, high + 1)}
-        single = {ord(key) for key in self.map.rules if len(key) == 1}
-        firsts = {ord(key[0]) for key in self.map.rules if len(key) > 1 and ord(key[1]) not in joins}
-        special = bracket(
-            tuple((code, code) for code in sorted(single | firsts | {13})), "text.joins", "text.prepends"
-        )
-        return re.compile(rf"(?:[^{special}](?![{bracket('text.joins')}])){{1,4096}}")
+        joins, rules = set(letters(members("text.joins") or ())), self.map.rules
+        special = {key[0] for key in rules if len(key) == 1 or key[1] not in joins} | {"\r"}
+        stops = bracket(singles(map(ord, special)), "text.joins", "text.prepends")
+        return re.compile(rf"(?:[^{stops}](?![{bracket('text.joins')}])){{1,4096}}")
 
     def _clusters(self, text: str) -> Iterator[tuple[str, bool]]:
         """The clusters of a text; or a run of them, all of which stay as they are."""

@@ -16,7 +16,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal
 
 from pellucid.tokenize.aligned import Aligned, Change, placed
-from pellucid.tokenize.unicode import bracket, letters, members, ranges, small_letters, union
+from pellucid.tokenize.unicode import bracket, letters, members, ranges, singles, small_letters, union
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
@@ -140,15 +140,15 @@ def _many() -> re.Pattern[str]:
     """
     known = letters(members("text.normalized") or ())
     marks = [letter for letter in known if unicodedata.combining(unicodedata.normalize("NFKD", letter)[0])]
-    return re.compile(f"[{bracket(tuple((ord(mark), ord(mark)) for mark in marks))}]{{64,}}")
+    return re.compile(f"[{bracket(singles(map(ord, marks)))}]{{64,}}")
 
 
 @cache
 def _newer() -> Pattern[str]:
     """The characters that Python normalises and Unicode 9 did not know."""
-    known = {code for low, high in members("text.normalized") or () for code in range(low, high + 1)}
-    letters = map(chr, (code for code in range(0x80, 0x20000) if code not in known))
-    found = [c for c in letters if unicodedata.combining(c) or unicodedata.decomposition(c)]
+    known = set(letters(members("text.normalized") or ()))
+    others = (letter for letter in map(chr, range(0x80, 0x20000)) if letter not in known)
+    found = [c for c in others if unicodedata.combining(c) or unicodedata.decomposition(c)]
     return compiled(f"[{''.join(found)}]" if found else r"(?!)")
 
 
@@ -205,8 +205,7 @@ class Lowercase(Normalizer):
 
     def steps(self) -> list[Rewrite]:
         small = small_letters()
-        letters = bracket(tuple((code, code) for code in sorted(small)))
-        return [Rewrite(compiled(f"[{letters}]"), lambda capital: [(small[ord(capital)], 0)])]
+        return [Rewrite(compiled(f"[{bracket(singles(small))}]"), lambda capital: [(small[ord(capital)], 0)])]
 
     def __call__(self, text: str) -> str:
         return text.lower() if text.isascii() else text.translate(small_letters())

@@ -35,6 +35,11 @@ def union(sets: Iterable[Ranges]) -> Ranges:
     return tuple(out)
 
 
+def singles(codes: Iterable[int]) -> Ranges:
+    """The set of these code points."""
+    return union(((code, code),) for code in codes)
+
+
 def complement(one: Ranges) -> Ranges:
     """Characters that are not in the set."""
     lows, highs = [0, *(high + 1 for _, high in one)], [*(low - 1 for low, _ in one), CODES - 1]
@@ -126,7 +131,7 @@ def _unsettled() -> tuple[re.Pattern[str], dict[str, str]]:
         if changed := regex.findall(rf"\P{{{name}}}", ours):
             others |= dict.fromkeys(changed, regex.search(rf"(?r)\p{{{name}}}", ours)[0])
     # One table of what is below, one comparison for what is above: whole sets of ``regex`` are searched run by run.
-    near = union((_SURROGATES, *(((ord(letter),) * 2,) for letter in others if letter < "\U00010000")))
+    near = union((_SURROGATES, singles(ord(letter) for letter in others if letter < "\U00010000")))
     return re.compile(f"[{bracket(near)}]|[\U00010000-\U0010ffff]"), others
 
 
@@ -157,4 +162,4 @@ def any_case(code: int) -> Ranges | None:
     found = {code, ord(letter.lower()), ord(letter.upper())}
     if letter.lower() in _FOLDED:
         found.add(_FOLDED[letter.lower()])
-    return tuple((each, each) for each in sorted(found))
+    return singles(found)
