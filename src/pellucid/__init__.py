@@ -18,12 +18,13 @@ __all__ = ["LLM", "Generation", "Options", "errors", "load"]
 
 if TYPE_CHECKING:
     from pellucid import errors
-    from pellucid.llm import LLM, Generation, load
+    from pellucid.generation import Generation
+    from pellucid.llm import LLM, load
     from pellucid.sample.options import Options
 
 _HOMES = {
     "LLM": "pellucid.llm",
-    "Generation": "pellucid.llm",
+    "Generation": "pellucid.generation",
     "load": "pellucid.llm",
     "Options": "pellucid.sample.options",
 }

@@ -37,17 +37,38 @@ class Inputs:
             ContextOverflow: no room is left for an answer.
             TemplateError: the chat template is missing or fails.
         """
-        if not self.spec.head:
-            raise InvalidRequest(
-                f"{self.spec.name} makes sentence vectors, not text: use embed, or load smollm2"
-            )
-        ids = self._ids(prompt)
+        ids = self._checked(prompt)
         if len(ids) >= self.context:
             raise ContextOverflow(
                 f"a prompt of {len(ids):,} tokens; the context is {self.context:,} and must hold the answer too: "
                 f"shorten the prompt{self._or_more()}"
             )
         return ids
+
+    def scored(self, text: Prompt, given: str | None) -> tuple[list[int], int]:
+        """The ids of a text with a text before it, and how many of them are that one's.
+
+        Raises:
+            InvalidRequest: nothing is left to score, or as ``prompt``.
+            ContextOverflow: they do not fit.
+        """
+        if given is None:
+            ids, known = self._checked(text), 1
+        elif not isinstance(text, str):
+            raise InvalidRequest(f"text={brief(text)}: must be a text where there is one before it")
+        else:
+            ids = self._checked(given + text)
+            known = len(self._checked(given))
+        if len(ids) <= known:
+            raise InvalidRequest(
+                "there is no token to score: the first has nothing before it; give a longer text"
+            )
+        if len(ids) > self.context:
+            raise ContextOverflow(
+                f"a text of {len(ids):,} tokens; the context is {self.context:,}: shorten it{self._or_more()}, or "
+                "score it in windows (pellucid eval perplexity)"
+            )
+        return ids, known
 
     def sentences(self, texts: Sequence[str], truncate: bool = False) -> list[list[int]]:
         """The ids of each text, for a model that makes sentence vectors.
@@ -63,6 +84,13 @@ class Inputs:
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
             raise InvalidRequest("embed takes a list of at least one text")
         return [self._sentence(text, truncate) for text in texts]
+
+    def _checked(self, prompt: Prompt) -> list[int]:
+        if not self.spec.head:
+            raise InvalidRequest(
+                f"{self.spec.name} makes sentence vectors, not text: use embed, or load smollm2"
+            )
+        return self._ids(prompt)
 
     def _sentence(self, text: str, truncate: bool) -> list[int]:
         _check_text(text)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pellucid import pipeline
 from pellucid.checks import whole
 from pellucid.errors import InvalidRequest
+from pellucid.generation import Generation, Score, Timings, Usage
 from pellucid.inputs import Inputs, Message, Prompt
 from pellucid.kernels import cached
 from pellucid.kernels.cached import PAGE
@@ -35,36 +36,16 @@ from pellucid.plan.plan import Plan
 from pellucid.runtime import cache
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.executor import default_threads
-from pellucid.sample.options import Options
+from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
+from pellucid.sample.options import CHECKS, Options
+from pellucid.sample.trace import TokenTrace
 from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources import Progress as DownloadProgress
 
 MOST_THREADS = 256
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What came of a request.
-
-    ``finish_reason`` is "stop" (an end token or a stop string) or "length" (``max_new_tokens`` or the context's
-    end). ``ids`` are the tokens that were sampled, an end token included. ``seed`` is None if nothing was drawn.
-    """
-
-    text: str
-    ids: list[int]
-    finish_reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    seed: int | None
-    first_token_seconds: float
-    seconds: float
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of the tokens after the first."""
-        return (len(self.ids) - 1) / max(self.seconds - self.first_token_seconds, 1e-9)
+MOST_LOGITS = 1 << 26  # bytes of a step's logits
 
 
 @dataclass
@@ -111,7 +92,9 @@ class LLM:
         return self.network.limits.context
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
-        """Continue a prompt: a text, chat messages, or token ids. Keywords are those of ``Options``.
+        """Continue a prompt: a text, chat messages, or token ids.
+
+        Keywords are those of ``Options`` and of the steps of the chain (``sample/steps/``), such as ``temperature``.
 
         Raises:
             InvalidRequest: an option is out of range, the prompt is empty, or the model cannot generate.
@@ -120,8 +103,9 @@ class LLM:
             CacheFull: other requests hold the cache.
         """
         run = self.start(prompt, **options)
-        text = "".join(piece.text for piece in run)
-        return run.result(text)
+        for _ in run:
+            pass
+        return run.result()
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
         """Like ``generate``, piece by piece: each piece of text as soon as it is certain.
@@ -138,6 +122,29 @@ class LLM:
     def start(self, prompt: Prompt, **options: Any) -> Run:
         """A running generation: iterate over its pieces, then ask for its ``result``."""
         return Run(self, prompt, Options.of(**options))
+
+    def score(self, text: Prompt, *, given: str | None = None, top: int = 0) -> Score:
+        """How likely a text is, token by token, and what the ``top`` likeliest tokens were in its places.
+
+        ``given`` is a text before it whose own tokens do not count: so answers to one question can be compared.
+
+        Raises:
+            InvalidRequest: fewer than two tokens (the first has nothing before it), or ``top`` is out of range.
+            ContextOverflow: the text does not fit.
+        """
+        top = CHECKS["logprobs"]("top", top)
+        ids, known = self.inputs.scored(text, given)
+        kept = self._take([])
+        try:
+            logprobs = self._score(kept.sequence, ids, top)
+            kept.tokens = ids
+        finally:
+            kept.tokens = kept.tokens[: kept.sequence.length]
+            self._give_back(kept)
+        return Score(ids, logprobs.after(max(known - 1, 0)))
+
+    def _score(self, sequence: cache.Sequence, ids: list[int], top: int) -> Logprobs:
+        return pipeline.score(self.network, sequence, ids, top, self.tokenizer.vocab_size)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
         """Sentence vectors, (len(texts), D), of length 1 if the model normalises. ``truncate`` cuts long texts.
@@ -210,13 +217,17 @@ class Run:
     """A running generation. Iterate over its pieces; ``result`` tells how it went."""
 
     def __init__(self, llm: LLM, prompt: Prompt, options: Options) -> None:
-        self.chain = options.chain()
+        self.options, self.chain = options, options.chain()
         self.ids: list[int] = []
-        self.finish_reason = "length"
-        self.cached_tokens = 0
-        self.first_token_seconds = self.seconds = 0.0
-        self._llm = llm
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+        self.prompt_logprobs: Logprobs | None = None
+        self._llm, self._text = llm, [""]
         self._kept: _Kept | None = None
+        self._cached_tokens = 0
+        self._logprobs: list[TokenLogprobs] = []
+        self._trace: list[TokenTrace] = []
+        self._queue = self._prefill = self._first = self._seconds = self._model = 0.0
         self.prompt, turns = pipeline.generate(
             llm.network, llm.inputs, prompt, options, self.chain, self._hold
         )
@@ -226,36 +237,61 @@ class Run:
         return self._pieces
 
     def _hold(self, ids: list[int]) -> cache.Sequence:
+        """The sequence for the prompt; with its log-probabilities if they are wanted, which need all of its rows."""
         self._kept = self._llm._take(ids)
-        self.cached_tokens = self._kept.sequence.length
-        return self._kept.sequence
+        self._queue = time.perf_counter() - self._start
+        sequence, wanted = self._kept.sequence, self.options.prompt_logprobs
+        if wanted is not None:
+            network = self._llm.network
+            network.truncate(sequence, 0)
+            self.prompt_logprobs = self._llm._score(sequence, ids, wanted)
+            network.truncate(sequence, len(ids) - 1)
+        else:
+            self._cached_tokens = sequence.length
+        return sequence
 
     def _watch(self, turns: Iterator[Piece]) -> Iterator[Piece]:
         """The pieces, with what is to be told of them; at the end, however it comes, the cache gets its sequence."""
-        start = time.perf_counter()
+        self._start = time.perf_counter()
         try:
             for piece in turns:
-                self.seconds = time.perf_counter() - start
-                self.first_token_seconds = self.first_token_seconds or self.seconds
-                self.ids.append(piece.id)
-                self.finish_reason = piece.finish_reason or self.finish_reason
+                self._note(piece)
                 yield piece
         finally:
             if self._kept:
                 self._kept.tokens = [*self.prompt, *self.ids][: self._kept.sequence.length]
                 self._llm._give_back(self._kept)
 
-    def result(self, text: str) -> Generation:
-        """What came of it; ``text`` is the joined text of the pieces."""
+    def _note(self, piece: Piece) -> None:
+        self._seconds = time.perf_counter() - self._start
+        self._model += piece.model_seconds
+        if not self.ids:
+            self._first, self._prefill = self._seconds, piece.model_seconds
+        self.ids.append(piece.id)
+        self._text.append(piece.text)
+        self.finish_reason, self.stop_reason = piece.finish_reason, piece.stop_reason
+        options, draw = self.options, piece.draw
+        if options.logprobs is not None:
+            of = draw.logits if options.logprobs_of == "logits" else draw.candidates
+            self._logprobs.append(of_token(of, draw.token, options.logprobs))
+        if options.watch:
+            self._trace.append(piece.trace())
+
+    def result(self) -> Generation:
+        """What has come of it so far; ``finish_reason`` is None while it could go on."""
+        options = self.options
         return Generation(
-            text,
-            self.ids,
-            self.finish_reason,
-            len(self.prompt),
-            self.cached_tokens,
-            None if self.chain.greedy else self.chain.seed,
-            self.first_token_seconds,
-            self.seconds,
+            text="".join(self._text),
+            ids=list(self.ids),
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            usage=Usage(len(self.prompt), self._cached_tokens, len(self.ids)),
+            timings=Timings(self._queue, self._prefill, self._first, self._seconds, self._model),
+            seed=None if self.chain.greedy else self.chain.seed,
+            chain=self.chain.steps,
+            logprobs=None if options.logprobs is None else joined(self._logprobs, options.logprobs),
+            prompt_logprobs=self.prompt_logprobs,
+            trace=self._trace if options.watch else None,
         )
 
 
@@ -303,12 +339,20 @@ def load(
         if before is not None:
             before(Inputs(model.spec, tokenizer, tokens))
         plan = pipeline.forward(model.spec, layouts(checkpoint, model), planes, kv_cache)
-        limits = Limits(tokens) if model.spec.causal else Limits(tokens, tokens=max(Limits.tokens, tokens))
+        limits = step_limits(model.spec, tokens)
         network = Network(checkpoint, model, plan, limits, threads or default_threads(), compiling)
         return LLM(checkpoint, network, tokenizer)
     except BaseException:
         checkpoint.close()
         raise
+
+
+def step_limits(spec: ModelSpec, context: int) -> Limits:
+    """How much a step may hold: an encoder a whole text, a decoder rows of logits up to 64 MiB."""
+    if not spec.causal:
+        return Limits(context, tokens=max(Limits.tokens, context))
+    rows = MOST_LOGITS // (4 * spec.embedding.vocabulary)
+    return Limits(context, outputs=min(max(rows, Limits.outputs), Limits.tokens))
 
 
 def cache_form(name: str | None) -> str | None:

@@ -8,6 +8,7 @@ that every step runs (``pellucid plan MODEL`` prints it). ``generate`` and ``loo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,8 +25,11 @@ from pellucid.plan.position import position
 from pellucid.plan.project import final_norm, project
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence
-from pellucid.sample.chain import Chain
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.chain import Chain, Draw, Sampler
+from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 from pellucid.sample.options import Options
+from pellucid.sample.trace import TokenTrace, of_draw
 from pellucid.tokenize import Tokenizer
 
 
@@ -50,11 +54,23 @@ def forward(
 
 @dataclass(frozen=True)
 class Piece:
-    """One turn of the loop: the token that was sampled, the text that became certain, and why it ended."""
+    """One turn of the loop: the token that was sampled and how, and the text that became certain.
+
+    ``finish_reason`` says why it is the last, if it is: "stop" (a token or a string that ends the text, which is
+    ``stop_reason``), "length" (as many tokens as were wanted, or as the context holds), "time", or "until" (the
+    request's own function). ``model_seconds`` is how long the model took for the logits, prompt and all.
+    """
 
     id: int
     text: str
+    draw: Draw
+    model_seconds: float
     finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def trace(self) -> TokenTrace:
+        """What the chain did for this token, if the request is one to ``watch``."""
+        return of_draw(self.draw)
 
 
 def generate(
@@ -70,7 +86,9 @@ def generate(
     ``hold`` gives the sequence that the cache keeps for the ids; it may have a beginning of them already.
     """
     ids = inputs.prompt(prompt)  # text → tokenize
-    return ids, loop(network, inputs.tokenizer, ids, options, chain, hold)
+    ends = options.ends(inputs.tokenizer)
+    sampler = chain.start(inputs.tokenizer, ids, ends)
+    return ids, loop(network, inputs.tokenizer, ids, options, ends, sampler, hold)
 
 
 def loop(
@@ -78,26 +96,45 @@ def loop(
     tokenizer: Tokenizer,
     ids: list[int],
     options: Options,
-    chain: Chain,
+    ends: frozenset[int],
+    sampler: Sampler,
     hold: Callable[[list[int]], Sequence],
 ) -> Iterator[Piece]:
     """The loop: a token a turn, until the model ends, a stop string comes, or there is no room for more."""
     room = network.limits.context - len(ids)
     limit = min(room, options.max_new_tokens or room)
-    stopper, detokenizer, sequence = options.stopper(), tokenizer.stream(), hold(ids)
-    logits = network.prefill(sequence, ids[sequence.length :])  # embed → +position → blocks → norm → project
+    ending, detokenizer = options.ending(), tokenizer.stream()
+    sequence = hold(ids)
+    tokens = ids[sequence.length :]
     for index in range(limit):
+        start = time.perf_counter()
+        logits = network.prefill(sequence, tokens)  # embed → +position → blocks → norm → project
+        took = time.perf_counter() - start
         logits = logits[: tokenizer.vocab_size]  # some matrices are padded with rows that are no tokens
-        token = chain.sample(logits, index)  # softmax → sample
-        if token in tokenizer.eos_ids:
-            yield Piece(token, stopper.push(detokenizer.flush()) + stopper.flush(), "stop")
+        draw = sampler.sample(logits, watch=options.watch)  # softmax → sample
+        if draw.token in ends:
+            yield Piece(draw.token, ending.flush(detokenizer.flush()), draw, took, "stop", draw.token)
             return
-        text = stopper.push(detokenizer.push(token))  # detokenize → text
-        if stopper.stopped:
-            yield Piece(token, text, "stop")
+        text, reason = ending.push(detokenizer.push(draw.token), last=index + 1 == limit)  # detokenize → text
+        yield Piece(draw.token, text, draw, took, reason, ending.found)
+        if reason:
             return
-        if index + 1 == limit:
-            yield Piece(token, text + stopper.flush(), "length")  # bytes of a character cut in half stay out
-            return
-        yield Piece(token, text)
-        logits = network.forward([Chunk(sequence, [token])])[0]  # and round again
+        tokens = [draw.token]  # and round again
+
+
+def score(
+    network: Network, sequence: Sequence, ids: list[int], alternatives: int, vocabulary: int
+) -> Logprobs:
+    """How likely each token of a text is after those before it, the first apart: teacher forcing.
+
+    The sequence is empty, and holds the text in the end.
+    """
+    rows: list[TokenLogprobs] = []
+    step = min(network.limits.outputs, network.limits.tokens)
+    for first in range(0, len(ids), step):
+        part = ids[first : first + step]
+        logits = network.forward([Chunk(sequence, part, outputs=len(part))])
+        for row, token in zip(logits, ids[first + 1 : first + step + 1]):
+            candidates = Candidates.of(row[:vocabulary], f"prompt token {first + len(rows)}")
+            rows.append(of_token(candidates, token, alternatives))
+    return joined(rows, alternatives)

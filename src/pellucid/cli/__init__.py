@@ -13,12 +13,13 @@ import os
 import pkgutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
 
 from pellucid.cli.common import one_line
+from pellucid.cli.sampling import with_options
 from pellucid.errors import PellucidError
 from pellucid.messages import reason
 
@@ -27,8 +28,8 @@ ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ =
 INTERRUPTED = 130
 
 
-def application() -> typer.Typer:
-    """The commands that this folder holds."""
+def application(wanted: str | None = None) -> typer.Typer:
+    """The commands that this folder holds. Only the one that is ``wanted`` has all of its options."""
     app = typer.Typer(
         name="pellucid",
         add_completion=False,
@@ -39,9 +40,19 @@ def application() -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     for module in pkgutil.iter_modules(__path__):
         command = getattr(importlib.import_module(f"{__name__}.{module.name}"), "command", None)
+        name = module.name.rstrip("_")
         if command is not None:
-            app.command(module.name.rstrip("_"))(command)
+            app.command(name)(with_options(command) if name == wanted else _described(command))
     return app
+
+
+def _described(command: Callable[..., None]) -> Callable[[], None]:
+    """A stand-in for a command that only the list of commands shows: its options cost time."""
+
+    def stand_in() -> None: ...
+
+    stand_in.__doc__ = command.__doc__
+    return stand_in
 
 
 def _root(
@@ -62,15 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (``sys.argv`` by default). Returns the exit code."""
     _mend_streams()
     warnings.showwarning = lambda message, *_: print(f"pellucid: {one_line(str(message))}", file=sys.stderr)
-    code = _outcome(arguments)
+    code = _outcome(sys.argv[1:] if arguments is None else arguments)
     if code == INTERRUPTED and sys.stderr.isatty():
         print(file=sys.stderr)  # the shell's prompt starts a line of its own
     return code
 
 
-def _outcome(arguments: Sequence[str] | None) -> int:
+def _outcome(arguments: Sequence[str]) -> int:
     try:
-        code = application()(args=arguments, prog_name="pellucid", standalone_mode=False)
+        wanted = next((one for one in arguments if not one.startswith("-")), None)
+        code = application(wanted)(args=arguments, prog_name="pellucid", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except PellucidError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli import common
+from pellucid.cli.sampling import checked, sampled
 
 if TYPE_CHECKING:
     from pellucid.llm import LLM
@@ -20,24 +21,20 @@ HELP = """/help    these lines
 Ctrl-C   stop the answer"""
 
 
+@sampled
 def command(
     model: common.Model,
     system: Annotated[
         str | None, typer.Option(help="What the model is told before the conversation.")
     ] = None,
-    temperature: common.Temperature = 0.8,
-    top_k: common.TopK = 40,
-    top_p: common.TopP = 0.95,
-    seed: common.Seed = None,
-    stop: common.Stop = None,
-    max_new_tokens: common.MaxNewTokens = None,
     threads: common.Threads = None,
     context: common.Context = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
+    **sampling: Any,
 ) -> None:
     """Talk to a model. The conversation is kept; /help lists what can be typed."""
-    options = common.sampling(temperature, top_k, top_p, seed, stop, max_new_tokens)
+    options = checked(sampling)
     start = [{"role": "system", "content": system}] if system else []
     first = [*start, {"role": "user", "content": "Hi"}]  # no template, no chat: say so before anything else
     llm = common.load(model, threads, context, precise, kv_cache, before=lambda inputs: inputs.prompt(first))

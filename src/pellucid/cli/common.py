@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pellucid.llm import LLM
 
 
-def _float(text: str) -> Any:
+def to_float(text: str) -> Any:
     """The number that a text spells. Else the text: whoever checks the option refuses it in its own words."""
     try:
         return float(text)
@@ -22,20 +22,17 @@ def _float(text: str) -> Any:
         return text
 
 
-def _int(text: str) -> Any:
+def to_int(text: str) -> Any:
+    """Likewise for a whole number."""
     try:
         return int(text)
     except ValueError:
         return text
 
 
-def _number(help: str) -> Any:
-    return typer.Option(help=help, parser=_float, metavar="NUMBER")
-
-
 def count(help: str) -> Any:
     """An option that is a whole number. Whoever uses it checks it."""
-    return typer.Option(help=help, parser=_int, metavar="N")
+    return typer.Option(help=help, parser=to_int, metavar="N")
 
 
 Model = Annotated[
@@ -60,14 +57,6 @@ KVCache = Annotated[
         show_default=False,
     ),
 ]
-Temperature = Annotated[float, _number("0 is greedy; higher is more varied.")]
-TopK = Annotated[int, count("Only the N most likely tokens; 0 is off.")]
-TopP = Annotated[float, _number("Only the likeliest tokens that sum to this; 1 is off.")]
-Seed = Annotated[int | None, count("For the random numbers; one is drawn by default.")]
-Stop = Annotated[
-    list[str] | None, typer.Option(help="End the text before this; may be given again.", metavar="TEXT")
-]
-MaxNewTokens = Annotated[int | None, count("Tokens to make at most; what the context holds by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -86,6 +75,12 @@ def one_line(text: str) -> str:
     """Text that may come from anywhere as one line that does nothing to a terminal."""
     line = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
+
+def visible(text: str) -> str:
+    """A piece of text in which white space and what cannot be printed can be seen."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown).replace(" ", "·")
 
 
 # What a terminal obeys instead of showing it, new lines and tabs apart.
@@ -190,29 +185,6 @@ def load(
             compiling=bars.compiling,
             before=before,
         )
-
-
-def sampling(
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int | None,
-    stop: list[str] | None,
-    max_new_tokens: int | None,
-) -> dict[str, Any]:
-    """The options of ``Options``, checked now: a mistake should not have to wait for a model to load."""
-    from pellucid.sample.options import Options
-
-    options = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "stop": tuple(stop or ()),
-        "max_new_tokens": max_new_tokens,
-    }
-    Options.of(**options)
-    return options
 
 
 def print_json(document: Any) -> None:

@@ -70,7 +70,9 @@ def _coloured(found: Explanation) -> None:
         if at:
             line.append("|", "dim")
         shown = (
-            common.one_line(token.piece) if token.special else _visible(found.text[token.start : token.end])
+            common.one_line(token.piece)
+            if token.special
+            else common.visible(found.text[token.start : token.end])
         )
         line.append(shown, CONTROL if token.special else COLOURS[at % len(COLOURS)])
     common.show(line)
@@ -88,9 +90,9 @@ def _table(tokens: Sequence[ExplainedToken]) -> None:
 def _stages(found: Explanation) -> None:
     for name, parts in found.stages.items():
         print(f"\n{name}: {common.one_line(', then '.join(parts) or 'nothing')}", end="")
-    print(f"\n\nnormalised  {_visible(found.normalized)}")
+    print(f"\n\nnormalised  {common.visible(found.normalized)}")
     for pre_token in found.pre_tokens:
-        print(f"\n{_visible(pre_token.text)}  {pre_token.start}-{pre_token.end}")
+        print(f"\n{common.visible(pre_token.text)}  {pre_token.start}-{pre_token.end}")
         for line in _how(pre_token):
             print(f"  {line}")
 
@@ -104,14 +106,14 @@ def _how(pre_token: PreToken) -> Iterator[str]:
     if how.get("whole"):
         yield "in the vocabulary as a whole"
     if "symbols" in how:
-        yield f"symbols {' '.join(map(_visible, how['symbols']))}"
+        yield f"symbols {' '.join(map(common.visible, how['symbols']))}"
     for merge in how.get("merges", ()):
-        left, right, merged = (_visible(merge[part]) for part in ("left", "right", "merged"))
+        left, right, merged = (common.visible(merge[part]) for part in ("left", "right", "merged"))
         yield f"{_number(merge['rank'])}  {left} + {right} = {merged}"
     for attempt in how.get("tries", ()):
         missed = attempt["tried"] if attempt["found"] is None else attempt["tried"][:-1]
-        failed = f", not {' '.join(map(_visible, missed))}" if missed else ""
-        yield f"at {attempt['at']}: {_visible(attempt['found'] or 'nothing')}{failed}"
+        failed = f", not {' '.join(map(common.visible, missed))}" if missed else ""
+        yield f"at {attempt['at']}: {common.visible(attempt['found'] or 'nothing')}{failed}"
     yield from _lattice(how)
     if "bytes" in how:
         yield f"bytes {how['bytes']}"
@@ -121,18 +123,10 @@ def _how(pre_token: PreToken) -> Iterator[str]:
 
 def _lattice(how: Mapping[str, Any]) -> Iterator[str]:
     for edge in how.get("lattice", ()):
-        yield f"at {edge['at']}  {_number(edge['score'])}  {_visible(edge['piece'])}"
+        yield f"at {edge['at']}  {_number(edge['score'])}  {common.visible(edge['piece'])}"
     if "best" in how:
-        yield f"best {_number(how['score'])}  {' '.join(map(_visible, how['best']))}"
+        yield f"best {_number(how['score'])}  {' '.join(map(common.visible, how['best']))}"
 
 
 def _number(value: float) -> str:
     return f"{value:>9,}" if isinstance(value, int) else f"{value:>9.4f}"
-
-
-def _visible(text: str) -> str:
-    """A piece of text in which white space and what cannot be printed can be seen."""
-    return "".join(_SHOWN.get(c, c) if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-_SHOWN = {" ": "·"}

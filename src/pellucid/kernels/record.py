@@ -63,10 +63,13 @@ class Record:
 
 
 def _word(value: int | float, kind: type) -> int:
-    if kind is float:
-        word: int = struct.unpack("<q", struct.pack("<d", float(value)))[0]
-        return word
-    return int(value)
+    return float_word(float(value)) if kind is float else int(value)
+
+
+def float_word(value: float) -> int:
+    """The bits of a float64 as a word."""
+    word: int = struct.unpack("<q", struct.pack("<d", value))[0]
+    return word
 
 
 class Step(Record):

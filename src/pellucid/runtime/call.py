@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pellucid.kernels.library import KernelKey, shared
-from pellucid.kernels.record import Record
+from pellucid.kernels.record import Record, float_word
 from pellucid.runtime.memory import address
 
 
@@ -25,9 +25,9 @@ class Call:
         self._words = np.array([0] * record.header + record.pack(fields), np.int64)
         self._place = {field: offset // 8 for field, offset in record.at._asdict().items()}
 
-    def __call__(self, **fields: int) -> None:
+    def __call__(self, **fields: int | float) -> None:
         words = self._words.copy()
-        view = words.data
+        view: Any = words.data
         for name, value in fields.items():
-            view[self._place[name]] = value
+            view[self._place[name]] = float_word(value) if type(value) is float else value
         self._run(address(words), 0, 0, 0)

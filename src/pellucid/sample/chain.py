@@ -1,25 +1,38 @@
 """The chain: steps in order, then softmax, then a draw. Greedy is the chain with nothing to draw.
 
-Random numbers are counter-based (Philox; Salmon et al. 2011), keyed by the seed and the token's index, so that a
-token's number depends on nothing else.
+``Chain`` is what a request asks for, ``Sampler`` is the chain at work: it knows the tokens that have come.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import KernelError
-from pellucid.sample.candidates import Candidates, Step
+from pellucid.errors import InvalidRequest
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.random import uniform
+from pellucid.sample.step import Past, Setting, Step, Words
+from pellucid.sample.trace import StepTrace, compare
 
 
-def uniform(seed: int, index: int) -> float:
-    """The random number in [0, 1) of a seed's token number ``index``."""
-    generator = np.random.Generator(np.random.Philox(key=seed, counter=index))
-    return float(generator.random())
+@dataclass(frozen=True)
+class Draw:
+    """One turn of a sampler: the token, and how it came about.
+
+    ``logits`` are the model's, ``candidates`` what the chain left of them, ``place`` is where the token is among these;
+    ``number`` was drawn, None if nothing was. ``steps`` is there if it was asked for.
+    """
+
+    token: int
+    logits: Candidates
+    candidates: Candidates
+    place: int
+    number: float | None
+    steps: tuple[StepTrace, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -30,32 +43,58 @@ class Chain:
     greedy: bool = False
     seed: int = 0
 
-    def sample(self, logits: NDArray[np.floating[Any]], index: int) -> int:
-        """The token that follows; ``logits`` (V,), ``index`` counts the request's tokens from 0.
+    def start(self, words: Words, prompt: Sequence[int], ends: frozenset[int] = frozenset()) -> Sampler:
+        """The chain at work on a prompt's continuation, which some tokens end.
+
+        Raises:
+            InvalidRequest: a step's value does not fit the vocabulary.
+        """
+        setting = Setting(words, ends, self.seed)
+        return Sampler(tuple(step.bind(setting) for step in self.steps), self.greedy, Past(prompt, self.seed))
+
+
+class Sampler:
+    """A chain at work. ``sample`` gives a token and takes it as the next one."""
+
+    def __init__(self, steps: tuple[Step, ...], greedy: bool, past: Past) -> None:
+        self.steps, self.greedy, self.past = steps, greedy, past
+        self._told = [step for step in steps if type(step).accept is not Step.accept]
+
+    def sample(self, logits: NDArray[np.floating[Any]], *, watch: bool = False) -> Draw:
+        """The token that follows; ``logits`` (V,) float32. ``watch``: with what each step did.
 
         Raises:
             KernelError: a logit is NaN or infinite, or all are minus infinity: there is no distribution.
+            InvalidRequest: the steps forbid every token.
         """
-        best = int(np.argmax(logits))  # a NaN counts as the largest
-        if not np.isfinite(logits[best]):
-            raise KernelError(
-                f"token {index}: the logit of id {best} is {logits[best]}: "
-                "the weights are damaged, or a kernel is wrong"
-            )
-        if self.greedy and not self.steps:
-            return best
-        candidates = self.candidates(logits)
+        first = Candidates.of(logits, f"token {self.past.index}")
+        left, traces = self.left(first, watch=watch)
         if self.greedy:
-            return candidates.id_at(int(np.argmax(candidates.logits)))
-        sums = np.cumsum(candidates.probabilities())
-        drawn = uniform(self.seed, index) * sums[-1]
-        if drawn >= sums[-1]:  # rounded up
-            return candidates.id_at(int(np.searchsorted(sums, sums[-1])))
-        return candidates.id_at(int(np.searchsorted(sums, drawn, side="right")))
+            place, number = left.best, None
+        else:
+            number = uniform(self.past.seed, self.past.index)
+            place = left.draw(number)
+        token = left.id_at(place)
+        for step in self._told:
+            step.accept(token, float(left.weights_at(np.array([place]))[0]) / left.sums.total)
+        self.past.append(token)
+        return Draw(token, first, left, place, number, traces)
 
-    def candidates(self, logits: NDArray[np.floating[Any]]) -> Candidates:
-        """What is left after all steps."""
-        candidates = Candidates(None, logits)
+    def left(
+        self, candidates: Candidates, *, watch: bool = False
+    ) -> tuple[Candidates, tuple[StepTrace, ...] | None]:
+        """The candidates after all steps, and what each did if ``watch``."""
+        traces = []
         for step in self.steps:
-            candidates = step.apply(candidates)
-        return candidates
+            before, candidates = candidates, step.apply(candidates, self.past)
+            if candidates is not before and not candidates.possible:
+                raise InvalidRequest(
+                    f"token {self.past.index}: {step.name} leaves no token that may come; take something back"
+                )
+            if watch:
+                traces.append(compare(step.name, before, candidates))
+        return candidates, tuple(traces) if watch else None
+
+    def fork(self) -> Sampler:
+        """The same state, to go on otherwise."""
+        return Sampler(tuple(step.fork() for step in self.steps), self.greedy, self.past.fork())

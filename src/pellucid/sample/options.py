@@ -3,97 +3,174 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from pellucid.checks import real, whole
 from pellucid.errors import InvalidRequest
 from pellucid.messages import brief
-from pellucid.sample.candidates import Step
 from pellucid.sample.chain import Chain
-from pellucid.sample.stop import Stopper
-from pellucid.sample.temperature import Temperature
-from pellucid.sample.top_k import TopK
-from pellucid.sample.top_p import TopP
+from pellucid.sample.checking import one_of, real, texts, token, whole
+from pellucid.sample.step import Step, options_of, owners, steps
+from pellucid.sample.steps.temperature import Temperature
+from pellucid.sample.stop import Ending
+from pellucid.tokenize import Tokenizer
 
 SEEDS = 1 << 63
-MOST_STOPS, LONGEST_STOP = 64, 4096
+MOST_STOPS, MOST_STOP_IDS, MOST_SAMPLERS = 64, 1024, 64
+MOST_LOGPROBS = 1000
+
+CHECKS = {
+    "seed": whole(0, SEEDS - 1, "leave it out to have one drawn"),
+    "max_new_tokens": whole(1, 1 << 31, "leave it out for all that the context holds"),
+    "max_time": real(0, 1e9, "seconds; leave it out for no limit", above=True),
+    "logprobs": whole(
+        0, MOST_LOGPROBS, "how many alternatives to show; leave it out for no log-probabilities"
+    ),
+    "prompt_logprobs": whole(0, MOST_LOGPROBS, "likewise"),
+}
+LOGPROBS_OF = one_of("logits", "chain")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a text is generated.
+    """How a text is generated, apart from the steps of the chain, whose options are in ``sampling`` by name.
 
-    ``temperature`` 0 is greedy, up to 100; ``top_k`` 0 is off; ``top_p`` 1 is off; ``seed`` None draws one, which
-    the result reports; ``stop`` strings end the text and are not part of it; ``max_new_tokens`` None is what the
-    context leaves.
+    ``samplers`` are the names of the chain's steps in order, or steps themselves; None is all in their usual order.
+    ``seed`` None draws one, which the result reports. ``stop`` strings end the text and are not part of it;
+    ``stop_token_ids`` end it like the model's own, which ``ignore_eos`` lets pass; ``max_new_tokens`` None is what the
+    context leaves; ``max_time`` is in seconds, looked at after each token; ``until`` is called with the text so far and
+    ends it by returning True. ``logprobs`` N gives the log-probability of each token and of the N likeliest,
+    ``prompt_logprobs`` likewise for the prompt's; ``logprobs_of`` "logits" is what the model says, "chain" what the
+    chain left of it. ``watch`` keeps what each step of the chain did, for each token.
 
     Raises:
         InvalidRequest: a value is of the wrong type or out of range.
     """
 
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
+    samplers: Sequence[str | Step] | None = None
     seed: int | None = None
     stop: Sequence[str] | str = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
     max_new_tokens: int | None = None
+    max_time: float | None = None
+    until: Callable[[str], bool] | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logprobs_of: str = "logits"
+    watch: bool = False
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
-            "temperature": real("temperature", self.temperature, 0, 100, "0 is greedy"),
-            "top_k": whole("top_k", self.top_k, 0, 1 << 31, "0 turns it off"),
-            "top_p": real("top_p", self.top_p, 0, 1, "1 turns it off", above=True),
+            name: check(name, getattr(self, name))
+            for name, check in CHECKS.items()
+            if getattr(self, name) is not None
         }
-        if self.seed is not None:
-            checked["seed"] = whole("seed", self.seed, 0, SEEDS - 1, "leave it out to have one drawn")
-        if self.max_new_tokens is not None:
-            hint = "leave it out for all that the context holds"
-            checked["max_new_tokens"] = whole("max_new_tokens", self.max_new_tokens, 1, 1 << 31, hint)
+        checked["stop"] = texts(MOST_STOPS)("stop", self.stop)
+        checked["stop_token_ids"] = _ids(self.stop_token_ids)
+        LOGPROBS_OF("logprobs_of", self.logprobs_of)
+        for name in ("ignore_eos", "watch"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequest(f"{name}={brief(getattr(self, name))}: must be True or False")
+        if self.until is not None and not callable(self.until):
+            raise InvalidRequest(f"until={brief(self.until)}: must be a function of the text so far")
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # frozen; and from here on a Python number
-        if not isinstance(self.stop, Sequence):
-            raise InvalidRequest(f"stop={brief(self.stop)}: must be a string or a list of strings")
-        if len(self.stops) > MOST_STOPS:
-            raise InvalidRequest(
-                f"stop has {len(self.stops):,} strings; the limit is {MOST_STOPS}: give fewer"
-            )
-        for stop in self.stops:
-            if not isinstance(stop, str) or not 0 < len(stop) <= LONGEST_STOP:
-                raise InvalidRequest(
-                    f"stop={brief(stop)}: must be a string of 1 to {LONGEST_STOP:,} characters"
-                )
+        object.__setattr__(self, "_steps", _chosen(self.samplers, self.sampling))
 
     @classmethod
     def of(cls, **options: Any) -> Options:
-        """Options by name.
+        """Options by name, those of the steps among them.
 
         Raises:
             InvalidRequest: also for a name that is not an option; the message lists those that are.
         """
-        known = [field.name for field in fields(cls)]
+        sampling = {name: options.pop(name) for name in list(options) if name in owners()}
         for name in options:
-            if name not in known:
-                raise InvalidRequest(f"unknown option {brief(name)}; the options are {', '.join(known)}")
-        return cls(**options)
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop strings as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+            if name not in _own():
+                known = ", ".join([*owners(), *_own()])
+                raise InvalidRequest(f"unknown option {brief(name)}; the options are {known}")
+        return cls(**options, sampling=sampling)
 
     def chain(self) -> Chain:
-        """The chain: temperature, top-k, top-p, then the draw; or greedy."""
-        if self.temperature == 0:
-            return Chain(greedy=True)
-        steps: list[Step] = [] if self.temperature == 1 else [Temperature(self.temperature)]
-        if self.top_k:
-            steps.append(TopK(self.top_k))
-        if self.top_p < 1:
-            steps.append(TopP(self.top_p))
-        return Chain(tuple(steps), seed=secrets.randbelow(SEEDS) if self.seed is None else self.seed)
+        """The chain: the steps that do something, in order, then the draw; or greedy."""
+        chosen: tuple[Step, ...] = self._steps  # type: ignore[attr-defined]
+        if any(isinstance(step, Temperature) and step.greedy for step in chosen):
+            return Chain(tuple(step for step in chosen if step.kind in ("change", "forbid")), greedy=True)
+        return Chain(chosen, seed=secrets.randbelow(SEEDS) if self.seed is None else self.seed)
 
-    def stopper(self) -> Stopper:
-        """What watches for the stop strings."""
-        return Stopper(self.stops)
+    def ends(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """The tokens that end the text.
+
+        Raises:
+            InvalidRequest: one is outside the vocabulary.
+        """
+        own = frozenset(tokenizer.vocabulary.check(one) for one in self.stop_token_ids)
+        return own if self.ignore_eos else own | tokenizer.eos_ids
+
+    def ending(self) -> Ending:
+        """What ends the text besides the model; its time begins now."""
+        return Ending(tuple(self.stop), self.max_time, self.until)
+
+
+def _own() -> list[str]:
+    return [one.name for one in fields(Options) if one.name != "sampling"]
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise InvalidRequest(f"stop_token_ids={brief(value)}: must be a list of token ids")
+    if len(value) > MOST_STOP_IDS:
+        raise InvalidRequest(
+            f"stop_token_ids has {len(value):,} ids; the limit is {MOST_STOP_IDS:,}: give fewer"
+        )
+    return tuple(token("stop_token_ids", one) for one in value)
+
+
+def _chosen(samplers: Any, sampling: Mapping[str, Any]) -> tuple[Step, ...]:
+    """The steps that do something, in order."""
+    made = {
+        name: kind(**{option: sampling[option] for option in options_of(kind) if option in sampling})
+        for name, kind in steps().items()
+    }
+    order = list(made.values()) if samplers is None else _ordered(samplers, made)
+    missing = {name for name, step in made.items() if step not in order}
+    for option in sampling:
+        if (owner := owners()[option]).name in missing and not made[owner.name].idle:
+            raise InvalidRequest(
+                f"{option}={brief(sampling[option])}, but samplers has no {owner.name}: add it, or leave {option} out"
+            )
+    active = [step for step in order if not step.idle]
+    if lone := next((step for step in active if step.alone), None):
+        for option in sampling:
+            if (
+                (other := owners()[option]).kind == "cut"
+                and other.name != lone.name
+                and made[other.name] in active
+            ):
+                raise InvalidRequest(
+                    f"{option}={brief(sampling[option])}: {lone.name} stands in for {other.name}; leave one of them out"
+                )
+        active = [step for step in active if step is lone or step.kind != "cut"]
+    return tuple(active)
+
+
+def _ordered(samplers: Any, made: Mapping[str, Step]) -> list[Step]:
+    """The steps that a list names, in its order."""
+    if isinstance(samplers, (str, bytes)) or not isinstance(samplers, Iterable):
+        raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names: {', '.join(made)}")
+    found: list[Step] = []
+    for one in samplers:
+        if len(found) >= MOST_SAMPLERS:
+            raise InvalidRequest(f"samplers has more than {MOST_SAMPLERS} steps: give fewer")
+        if isinstance(one, Step):
+            found.append(one)
+        elif isinstance(one, str) and one in made:
+            if made[one] in found:
+                raise InvalidRequest(f"samplers has {one} twice: leave one out")
+            found.append(made[one])
+        else:
+            raise InvalidRequest(f"samplers has {brief(one)}; the steps are {', '.join(made)}")
+    return found

@@ -1,4 +1,4 @@
-"""Strings that end a text, wherever the borders of tokens fall.
+"""What ends a text besides the model: strings, wherever the borders of tokens fall, time, a function, a limit.
 
 The text ends before the stop string that is complete first. Text that could still turn out to be the beginning of
 one is held back; what is let out is certain. So the result does not depend on how the text is cut into pieces.
@@ -6,24 +6,34 @@ one is held back; what is let out is certain. So the result does not depend on h
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 
 class Stopper:
-    """``stops`` are non-empty strings. Of several that are complete at the same character, the longest counts."""
+    """``stops`` are non-empty strings. Of several that are complete at the same character, the longest counts.
+
+    ``found`` is the one that has come, or None.
+    """
 
     def __init__(self, stops: tuple[str, ...] = ()) -> None:
         self.stops = stops
-        self.stopped = False
+        self.found: str | None = None
         self._held = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """More text; returns what is now certain."""
         if self.stopped:
             return ""
         self._held += text
-        found = [(at + len(stop), at) for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            _, at = min(found)
+            _, at, self.found = min(found)
             certain, self._held = self._held[:at], ""
             return certain
         keep = self._possible_start()
@@ -45,3 +55,42 @@ class Stopper:
                     longest = length
                     break
         return longest
+
+
+class Ending:
+    """Says after each piece of text whether it is the last, and why.
+
+    ``until`` is called with the text so far; ``max_time`` counts in seconds from when this is made.
+    """
+
+    def __init__(
+        self,
+        stops: tuple[str, ...] = (),
+        max_time: float | None = None,
+        until: Callable[[str], bool] | None = None,
+    ) -> None:
+        self._stopper, self._until, self._text = Stopper(stops), until, ""
+        self._deadline = None if max_time is None else time.perf_counter() + max_time
+
+    @property
+    def found(self) -> str | None:
+        """The stop string that has come."""
+        return self._stopper.found
+
+    def push(self, text: str, last: bool) -> tuple[str, str | None]:
+        """More text; returns what is now certain, and the reason if it is the end: it is if this is the ``last``."""
+        certain, reason = self._stopper.push(text), None
+        if self._stopper.stopped:
+            return certain, "stop"
+        if self._until is not None:
+            self._text += text
+            reason = "until" if self._until(self._text) else None
+        if reason is None and last:
+            reason = "length"
+        if reason is None and self._deadline is not None and time.perf_counter() >= self._deadline:
+            reason = "time"
+        return (certain + self._stopper.flush() if reason else certain), reason
+
+    def flush(self, text: str) -> str:
+        """The model has ended the text; returns what was held back."""
+        return self._stopper.push(text) + self._stopper.flush()

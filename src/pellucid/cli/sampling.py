@@ -1,0 +1,106 @@
+"""The options of a generation on the command line: those of every step of the chain, and those of ``Options``.
+
+A command that takes ``**sampling`` is decorated with ``sampled``. Its options are found when it is the one that runs,
+since that imports the steps, and NumPy with them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+
+
+def sampled(command: Callable[..., None]) -> Callable[..., None]:
+    """Mark a command as one that takes the options of a generation."""
+    command.takes_sampling = True  # type: ignore[attr-defined]
+    return command
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as Typer wants it, with a parameter for each option; others are as they are."""
+    if not getattr(command, "takes_sampling", False):
+        return command
+    signature = inspect.signature(command, eval_str=True)
+    kept = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    given = {one.name for one in kept}
+    parameters = [*kept, *(one for one in _parameters() if one.name not in given)]
+
+    def call(**values: Any) -> None:
+        command(**values)
+
+    call.__doc__ = command.__doc__
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    return call
+
+
+def checked(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, checked now: a mistake should not have to wait for a model to load."""
+    from pellucid.sample.options import Options
+
+    options = {name: value for name, value in sampling.items() if value is not None}
+    Options.of(**options)
+    return options
+
+
+def _parameters() -> list[inspect.Parameter]:
+    from pellucid.sample.options import Options
+    from pellucid.sample.step import options_of, owners
+
+    found = []
+    for name, owner in owners().items():
+        field = options_of(owner)[name]
+        default = field.default if isinstance(field.default, (int, float)) else None
+        found.append(
+            _parameter(name, field.metadata["help"], field.metadata["parse"] or _reader(default), default)
+        )
+    own = {
+        "samplers": (
+            "Steps of the chain in order, separated by commas; by default those that do something.",
+            _names,
+        ),
+        "seed": ("For the random numbers; one is drawn by default.", common.to_int),
+        "stop": ("End the text before this; may be given again.", None),
+        "stop_token_ids": ("End the text at these tokens: ids, separated by commas.", _ids),
+        "ignore_eos": ("Go on after the model's own end tokens.", bool),
+        "max_new_tokens": ("Tokens to make at most; what the context holds by default.", common.to_int),
+        "max_time": ("Seconds to take at most.", common.to_float),
+    }
+    assert all(hasattr(Options, name) for name in own)
+    found += [_parameter(name, help, parse) for name, (help, parse) in own.items()]
+    return found
+
+
+def _parameter(
+    name: str, help: str, parse: Callable[[str], Any] | None, default: Any = None
+) -> inspect.Parameter:
+    flag = "--" + name.replace("_", "-")
+    if default is not None:
+        help += f" [default: {default:g}]"
+    kind: Any
+    if parse is None:
+        kind, option = list[str] | None, typer.Option(flag, help=help, metavar="TEXT", show_default=False)
+    elif parse is bool:
+        kind, option = bool | None, typer.Option(flag, help=help, show_default=False)
+    else:
+        metavar = "N" if parse is common.to_int else "NUMBER" if parse is common.to_float else "TEXT"
+        kind, option = Any, typer.Option(flag, help=help, parser=parse, metavar=metavar, show_default=False)
+    annotation = Annotated[kind, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _reader(default: Any) -> Callable[[str], Any]:
+    return common.to_float if isinstance(default, float) else common.to_int
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.replace(";", ",").split(",") if name.strip()]
+
+
+def _ids(text: str) -> list[Any]:
+    return [common.to_int(part) for part in text.split(",") if part.strip()]

@@ -1,0 +1,93 @@
+"""Checks of options, made of their ranges: each takes a name and a value and gives the value as a step wants it.
+
+All raise InvalidRequest, in one line that names the value, the limit and what to do.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from pellucid import checks
+from pellucid.errors import InvalidRequest
+from pellucid.messages import brief
+from pellucid.sample.step import Check
+
+LONGEST = 4096  # characters of a text
+
+
+def whole(low: int, high: int, hint: str = "") -> Check:
+    """A whole number."""
+    return lambda name, value: checks.whole(name, value, low, high, hint)
+
+
+def real(low: float, high: float, hint: str = "", *, above: bool = False) -> Check:
+    """A number."""
+    return lambda name, value: checks.real(name, value, low, high, hint, above=above)
+
+
+def one_of(*choices: str) -> Check:
+    """One of some words."""
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise InvalidRequest(f"{name}={brief(value)}: must be one of {', '.join(choices)}")
+        return value
+
+    return check
+
+
+def texts(most: int, longest: int = LONGEST) -> Check:
+    """A text or a list of texts, none empty."""
+
+    def check(name: str, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, Sequence) or isinstance(value, bytes):
+            raise InvalidRequest(f"{name}={brief(value)}: must be a string or a list of strings")
+        found = (value,) if isinstance(value, str) else tuple(_few(name, value, most, "strings"))
+        for text in found:
+            if not isinstance(text, str) or not 0 < len(text) <= longest:
+                raise InvalidRequest(f"{name}={brief(text)}: must be a string of 1 to {longest:,} characters")
+        return found
+
+    return check
+
+
+def tokens_or_texts(most: int, *, sequences: bool = False) -> Check:
+    """A list of token ids and texts, and of lists of token ids if there may be ``sequences``."""
+
+    def check(name: str, value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, Sequence) or isinstance(value, bytes):
+            raise InvalidRequest(f"{name}={brief(value)}: must be a list of token ids and texts")
+        entries = (value,) if isinstance(value, str) else _few(name, value, most, "entries")
+        found: list[Any] = []
+        for entry in entries:
+            if sequences and isinstance(entry, (list, tuple)) and entry:
+                found.append(tuple(token(name, one) for one in _few(name, entry, LONGEST, "ids in a row")))
+            else:
+                found.append(token_or_text(name, entry))
+        return tuple(found)
+
+    return check
+
+
+def token(name: str, value: Any) -> int:
+    """A token's id, as far as it can be told without a vocabulary."""
+    return checks.whole(f"{name} holds a token id", value, 0, (1 << 31) - 1)
+
+
+def token_or_text(name: str, value: Any) -> int | str:
+    """A token's id, or a text."""
+    if isinstance(value, numbers.Integral):
+        return token(name, value)
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST:
+        raise InvalidRequest(
+            f"{name} holds {brief(value)}: must be a token id or a text of 1 to {LONGEST:,} characters"
+        )
+    return value
+
+
+def _few(name: str, value: Sequence[Any], most: int, what: str) -> Sequence[Any]:
+    if len(value) > most:
+        raise InvalidRequest(f"{name} has {len(value):,} {what}; the limit is {most:,}: give fewer")
+    return value

@@ -1,0 +1,88 @@
+"""Log-probabilities of tokens, and of the likeliest ones beside them, as arrays. Float64 from float32 logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pellucid.sample.candidates import Candidates, Floats, Ints
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Of n tokens and the N likeliest beside each, in nats.
+
+    ``ids`` (n,) the tokens, ``chosen`` (n,) their log-probabilities, ``ranks`` (n,) 1 for the likeliest; ``top_ids``
+    (n, N) the likeliest tokens, from the likeliest on, ``top`` (n, N) theirs. Where fewer than N tokens were possible,
+    id -1 and minus infinity.
+    """
+
+    ids: Ints
+    chosen: Floats
+    ranks: Ints
+    top_ids: Ints
+    top: Floats
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def after(self, count: int) -> Logprobs:
+        """Without the first tokens."""
+        parts = (self.ids, self.chosen, self.ranks, self.top_ids, self.top)
+        return Logprobs(*(part[count:] for part in parts))  # type: ignore[arg-type]
+
+    @property
+    def total(self) -> float:
+        """The log-probability of all tokens together."""
+        return float(self.chosen.sum())
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """A row of ``Logprobs``."""
+
+    id: int
+    chosen: float
+    rank: int
+    top_ids: Ints
+    top: Floats
+
+
+def of_token(candidates: Candidates, token: int, alternatives: int) -> TokenLogprobs:
+    """A token's log-probability among candidates, and those of the likeliest; minus infinity if it is none of them."""
+    count = min(alternatives, len(candidates))
+    places = candidates.top(count) if count else np.empty(0, np.int64)
+    logs, ids = candidates.log_probabilities(places), candidates.ids_at(places)
+    found = np.flatnonzero(ids == token)
+    if len(found):
+        rank, chosen = int(found[0]) + 1, float(logs[found[0]])
+    else:
+        at = candidates.places(np.array([token]))
+        chosen = float(candidates.log_probabilities(at)[0]) if len(at) else -np.inf
+        rank = _rank(candidates, int(at[0])) if len(at) else len(candidates) + 1
+    if count < alternatives:
+        missing = alternatives - count
+        ids, logs = (
+            np.pad(ids, (0, missing), constant_values=-1),
+            np.pad(logs, (0, missing), constant_values=-np.inf),
+        )
+    return TokenLogprobs(token, chosen, rank, ids, logs)
+
+
+def _rank(candidates: Candidates, place: int) -> int:
+    raw = candidates.raw
+    above = np.count_nonzero(raw > raw[place]) + np.count_nonzero(raw[:place] == raw[place])
+    return int(above) + 1
+
+
+def joined(rows: Sequence[TokenLogprobs], alternatives: int) -> Logprobs:
+    """Rows as arrays."""
+    return Logprobs(
+        np.array([row.id for row in rows], np.int64),
+        np.array([row.chosen for row in rows], np.float64),
+        np.array([row.rank for row in rows], np.int64),
+        np.array([row.top_ids for row in rows], np.int64).reshape(len(rows), alternatives),
+        np.array([row.top for row in rows], np.float64).reshape(len(rows), alternatives),
+    )

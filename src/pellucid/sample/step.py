@@ -1,0 +1,188 @@
+"""A step of the chain: what every file of ``steps/`` declares.
+
+    @dataclass(frozen=True)
+    class TopK(Step):
+        name, order, kind = "top_k", 100, "cut"
+        top_k: int = option(40, whole(0, 1 << 31), "Only the N most likely tokens; 0 is off.")
+
+        idle = property(lambda self: not self.top_k)
+
+        def apply(self, candidates, past):
+            return candidates.keep(candidates.top(self.top_k))
+
+A step is a frozen dataclass. Its fields are options: of ``generate``, of the command line, of a request; their names
+are unique among all steps. ``order`` is its place in the chain where nobody says otherwise.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.sample.candidates import Candidates
+
+Kind = Literal["change", "forbid", "scale", "cut"]
+"""What a step does: change logits, forbid tokens that must not come, scale all, cut unlikely ones off. Greedy decoding
+needs the first two only."""
+
+Check = Callable[[str, Any], Any]
+"""(name, value) → the value as the step wants it. Raises InvalidRequest."""
+
+
+class Words(Protocol):
+    """What steps need of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+    def is_special(self, token_id: int) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a request tells its steps: the vocabulary, the tokens that end its text, the seed."""
+
+    words: Words
+    ends: frozenset[int] = frozenset()
+    seed: int = 0
+
+
+class Past:
+    """The tokens before the one that is sampled: the prompt's and those that were generated."""
+
+    def __init__(self, prompt: Sequence[int], seed: int = 0) -> None:
+        self.prompt_length, self.seed = len(prompt), seed
+        self._length = len(prompt)
+        self._ids = np.zeros(max(2 * len(prompt), 64), np.int64)
+        self._ids[: len(prompt)] = prompt
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """All of them, in order."""
+        return self._ids[: self._length]
+
+    @property
+    def generated(self) -> NDArray[np.int64]:
+        """Those after the prompt."""
+        return self._ids[self.prompt_length : self._length]
+
+    @property
+    def index(self) -> int:
+        """The number of the token that comes, from 0."""
+        return self._length - self.prompt_length
+
+    def append(self, token: int) -> None:
+        """A token was sampled."""
+        if self._length == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+        self._ids[self._length] = token
+        self._length += 1
+
+    def fork(self) -> Past:
+        """The same tokens, to go on otherwise."""
+        made = Past(self.ids.tolist(), self.seed)
+        made.prompt_length = self.prompt_length
+        return made
+
+
+def last(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """The last ``n`` ids, or all if it is below 0."""
+    return ids if n < 0 else ids[max(len(ids) - n, 0) :]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Base of all steps.
+
+    Raises:
+        InvalidRequest: when it is made, a value is of the wrong type or out of range.
+    """
+
+    name: ClassVar[str]
+    order: ClassVar[int]
+    kind: ClassVar[Kind]
+    alone: ClassVar[bool] = False
+    """Whether it stands in for every other step that cuts."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if "check" in one.metadata:
+                object.__setattr__(self, one.name, one.metadata["check"](one.name, getattr(self, one.name)))
+
+    @property
+    def idle(self) -> bool:
+        """Whether these values do nothing, so that the step can be left out."""
+        return False
+
+    def bind(self, setting: Setting) -> Step:
+        """The step for one request: with what it needs of the vocabulary, and a state of its own if it has one.
+
+        Raises:
+            InvalidRequest: a value does not fit the vocabulary.
+        """
+        return self
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        """The candidates after this step; never none."""
+        raise NotImplementedError
+
+    def accept(self, token: int, probability: float) -> None:
+        """A token was sampled, with this probability in the end."""
+
+    def fork(self) -> Step:
+        """A copy that goes on by itself; the step if it has no state."""
+        return self
+
+
+def option(default: Any, check: Check, help: str, parse: Callable[[str], Any] | None = None) -> Any:
+    """A field of a step. ``parse`` reads it from a command line, where it is no number."""
+    return field(default=default, metadata={"check": check, "help": help, "parse": parse})
+
+
+@functools.cache
+def steps() -> Mapping[str, type[Step]]:
+    """All steps by name, in their order."""
+    package = importlib.import_module("pellucid.sample.steps")
+    found: list[type[Step]] = []
+    for module in pkgutil.iter_modules(package.__path__):
+        content = vars(importlib.import_module(f"{package.__name__}.{module.name}")).values()
+        found += [
+            one
+            for one in content
+            if isinstance(one, type) and issubclass(one, Step) and one.__module__.endswith(f".{module.name}")
+        ]
+    return {one.name: one for one in sorted(found, key=lambda one: (one.order, one.name))}
+
+
+@functools.cache
+def owners() -> Mapping[str, type[Step]]:
+    """Which step an option belongs to, in the order of the steps.
+
+    Raises:
+        TypeError: two steps share an option.
+    """
+    found: dict[str, type[Step]] = {}
+    for one in steps().values():
+        for name in options_of(one):
+            if name in found:
+                raise TypeError(f"{one.__name__} and {found[name].__name__} both have an option {name}")
+            found[name] = one
+    return found
+
+
+def options_of(step: type[Step]) -> dict[str, Any]:
+    """A step's options: name to field."""
+    return {one.name: one for one in fields(step) if "check" in one.metadata}

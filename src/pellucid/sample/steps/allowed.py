@@ -1,0 +1,46 @@
+"""Only these tokens: ids, or texts, of which each token is allowed, as at the beginning of a text and after a space.
+
+Tokens that end the text are not among them unless they are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import tokens_or_texts
+from pellucid.sample.step import Past, Setting, Step, option
+from pellucid.sample.words import parts, spellings
+
+MOST = 65_536  # entries
+
+
+@dataclass(frozen=True)
+class Allowed(Step):
+    name, order, kind = "allowed", 60, "forbid"
+
+    allowed: Sequence[Any] = option(
+        (), tokens_or_texts(MOST), "Only the tokens of these words, separated by commas, or these ids.", parts
+    )
+    ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
+
+    @property
+    def idle(self) -> bool:
+        return not self.allowed
+
+    def bind(self, setting: Setting) -> Step:
+        found = {
+            token
+            for entry in self.allowed
+            for ids in spellings(setting.words, "allowed", entry)
+            for token in ids
+        }
+        return Allowed(self.allowed, np.array(sorted(found), np.int64))
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        return candidates.keep(candidates.places(self.ids))

@@ -1,0 +1,51 @@
+"""Tokens or words that must not come.
+
+An entry is a token's id, a list of ids, of which the last is forbidden where the others stand before it, or a text. A
+text is forbidden as the tokens that it is encoded as, at the beginning of a text and after a space; what the model
+spells otherwise, with other tokens, gets past this. A grammar (``constraint.py``) is the way to be sure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import tokens_or_texts
+from pellucid.sample.step import Past, Setting, Step, option
+from pellucid.sample.words import parts, spellings
+
+MOST = 4096  # entries
+
+
+@dataclass(frozen=True)
+class Banned(Step):
+    name, order, kind = "banned", 50, "forbid"
+
+    banned: Sequence[Any] = option(
+        (),
+        tokens_or_texts(MOST, sequences=True),
+        "Words that must not come, separated by commas, or ids.",
+        parts,
+    )
+    alone_ids: tuple[int, ...] = field(default=(), repr=False)
+    sequences: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+
+    @property
+    def idle(self) -> bool:
+        return not self.banned
+
+    def bind(self, setting: Setting) -> Step:
+        found = [ids for entry in self.banned for ids in spellings(setting.words, "banned", entry)]
+        alone = sorted({ids[0] for ids in found if len(ids) == 1})
+        return Banned(self.banned, tuple(alone), tuple(dict.fromkeys(ids for ids in found if len(ids) > 1)))
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        ids = past.ids
+        ends = [
+            s[-1] for s in self.sequences if tuple(ids[max(len(ids) - len(s) + 1, 0) :].tolist()) == s[:-1]
+        ]
+        return candidates.forbid(np.unique(np.array([*self.alone_ids, *ends], np.int64)))

@@ -1,0 +1,135 @@
+"""DRY, don't repeat yourself: the longer a repetition would become, the less likely its next token (Weidmann 2024).
+
+Where the last n tokens have stood before, n >= ``dry_allowed_length``, the token that came after them then is taken
+``dry_multiplier`` * ``dry_base`` ** (n - ``dry_allowed_length``) off. Sequence breakers, texts such as a new line, end
+what counts as a repetition, and are never penalised themselves. Values and the way breakers are looked for are
+llama.cpp's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import real, texts, whole
+from pellucid.sample.step import Past, Setting, Step, Words, last, option
+
+MOST_BREAKERS, LONGEST_BREAKER, LONGEST_TAIL = 64, 40, 20
+MOST_KEPT = 16  # lists of breakers of one vocabulary
+LARGEST_LOG = 88.7228391  # log of the largest float32: no penalty is greater
+
+Breakers = Mapping[int, Sequence[tuple[int, ...]]]
+"""Tokens that a breaker ends in or begins in, with the tokens that make up its rest."""
+
+
+@dataclass(frozen=True)
+class Dry(Step):
+    name, order, kind = "dry", 30, "change"
+
+    dry_multiplier: float = option(
+        0.0, real(0, 1000, "0 turns it off"), "How much repetitions are penalised (0.8 is usual); 0 is off."
+    )
+    dry_base: float = option(1.75, real(1, 100), "How the penalty grows with the length of a repetition.")
+    dry_allowed_length: int = option(2, whole(0, 1 << 31), "Longer repetitions than this are penalised.")
+    dry_penalty_last_n: int = option(
+        -1, whole(-1, 1 << 31, "-1 is all"), "How many of the last tokens are searched; -1 is all."
+    )
+    dry_sequence_breakers: Sequence[str] = option(
+        ("\n", ":", '"', "*"),
+        texts(MOST_BREAKERS, LONGEST_BREAKER),
+        "Texts that end a repetition, separated by commas.",
+        lambda text: text.split(","),
+    )
+    breakers: Breakers = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def idle(self) -> bool:
+        return self.dry_multiplier == 0 or self.dry_penalty_last_n == 0
+
+    def bind(self, setting: Setting) -> Step:
+        found = _breakers(setting.words, tuple(self.dry_sequence_breakers))
+        return Dry(
+            self.dry_multiplier, self.dry_base, self.dry_allowed_length, self.dry_penalty_last_n,
+            self.dry_sequence_breakers, found,
+        )  # fmt: skip
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        ids = last(past.ids, self.dry_penalty_last_n)
+        longest = self._since_breaker(ids)
+        if longest < self.dry_allowed_length or len(ids) <= self.dry_allowed_length:
+            return candidates
+        steepest = int(LARGEST_LOG / math.log(self.dry_base)) if self.dry_base > 1.000001 else 0
+        lengths = repetitions(ids, min(longest, self.dry_allowed_length + steepest))
+        following = np.flatnonzero(lengths >= self.dry_allowed_length)
+        tokens, group = np.unique(ids[following + 1], return_inverse=True)
+        repeated = np.zeros(len(tokens), np.int64)
+        np.maximum.at(repeated, group, lengths[following])
+        harmful = np.array([() not in self.breakers.get(token, ()) for token in tokens.tolist()], np.bool_)
+        tokens, repeated = tokens[harmful], repeated[harmful]
+        inside = np.ones(len(tokens), np.bool_) if candidates.ids is None else np.isin(tokens, candidates.ids)
+        places = candidates.places(tokens[inside])
+        off = self.dry_multiplier * self.dry_base ** (repeated[inside] - self.dry_allowed_length).astype(
+            np.float64
+        )
+        return candidates.with_logits(places, candidates.logits_at(places) - off)
+
+    def _since_breaker(self, ids: NDArray[np.int64]) -> int:
+        """How many of the last tokens a repetition may consist of: no breaker is among them."""
+        for back, token in enumerate(ids[::-1].tolist()):
+            tails = self.breakers.get(token)
+            if tails is None:
+                continue
+            start = len(ids) - back
+            fits = [len(tail) for tail in tails if tuple(ids[start : start + len(tail)].tolist()) == tail]
+            if fits:
+                return back - max(fits)
+        return len(ids)
+
+
+def repetitions(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """For each place but the last, how many tokens up to it are those that the text ends in, ``most`` at most."""
+    lengths = np.zeros(len(ids) - 1, np.int64)
+    places = np.arange(len(ids) - 1)
+    for length in range(most):
+        places = places[places >= length]
+        places = places[ids[places - length] == ids[len(ids) - 1 - length]]
+        if not len(places):
+            break
+        lengths[places] = length + 1
+    return lengths
+
+
+_found: WeakKeyDictionary[Words, dict[tuple[str, ...], Breakers]] = WeakKeyDictionary()
+"""Breakers of vocabularies that were looked through: that takes a while, and depends on nothing else."""
+
+
+def _breakers(words: Words, breakers: tuple[str, ...]) -> Breakers:
+    """Where breakers may end: tokens that have one in them, and tokens that begin one, with the tokens of its rest."""
+    known = _found.setdefault(words, {})
+    if breakers not in known:
+        if len(known) >= MOST_KEPT:
+            known.clear()
+        known[breakers] = _looked_for(words, breakers)
+    return known[breakers]
+
+
+def _looked_for(words: Words, breakers: tuple[str, ...]) -> Breakers:
+    found: dict[int, list[tuple[int, ...]]] = {}
+    for token in range(words.vocab_size):
+        text = words.decode([token], skip_special=False)
+        for breaker in breakers:
+            if breaker in text:
+                found.setdefault(token, []).append(())
+                continue
+            for place in range(max(len(text) - len(breaker) + 1, 0), len(text)):
+                if breaker.startswith(text[place:]):
+                    rest = breaker[len(text) - place :]
+                    tail = tuple(words.encode(rest, add_special=False))[:LONGEST_TAIL]
+                    found.setdefault(token, []).append(tail)
+    return found

@@ -1,0 +1,26 @@
+"""ε cut-off: only tokens at least so likely, and the likeliest (Hewitt et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import real
+from pellucid.sample.step import Past, Step, option
+
+
+@dataclass(frozen=True)
+class Epsilon(Step):
+    name, order, kind = "epsilon", 150, "cut"
+
+    epsilon_cutoff: float = option(
+        0.0, real(0, 1, "0 turns it off"), "Only tokens at least this likely, and the likeliest; 0 is off."
+    )
+
+    @property
+    def idle(self) -> bool:
+        return self.epsilon_cutoff == 0
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        return candidates.keep_above(math.log(self.epsilon_cutoff) + math.log(candidates.sums.total))

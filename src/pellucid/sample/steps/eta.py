@@ -1,0 +1,29 @@
+"""η sampling: a cut-off that falls as the entropy rises, min(ε, √ε · exp(-entropy)) (Hewitt et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import real
+from pellucid.sample.step import Past, Step, option
+
+
+@dataclass(frozen=True)
+class Eta(Step):
+    name, order, kind = "eta", 160, "cut"
+
+    eta_cutoff: float = option(
+        0.0,
+        real(0, 1, "0 turns it off"),
+        "Only tokens likelier than a bound that falls with the entropy; 0 is off.",
+    )
+
+    @property
+    def idle(self) -> bool:
+        return self.eta_cutoff == 0
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        sums, bound = candidates.sums, math.log(self.eta_cutoff)
+        return candidates.keep_above(min(bound, bound / 2 - sums.entropy) + math.log(sums.total))

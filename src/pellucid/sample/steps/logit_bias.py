@@ -1,0 +1,74 @@
+"""Bias: a number added to the logits of some tokens, each time (OpenAI's API). Minus infinity forbids a token.
+
+A token is its id, or a text that is one token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pellucid.errors import InvalidRequest
+from pellucid.messages import brief
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import real, token_or_text
+from pellucid.sample.step import Past, Setting, Step, option
+from pellucid.sample.words import single
+
+MOST = 16_384  # entries
+_finite = real(-1000, 1000, "minus infinity forbids a token")
+
+
+def _biases(name: str, value: Any) -> tuple[tuple[int | str, float], ...]:
+    """Pairs, as a mapping or as this has made them before."""
+    if not isinstance(value, (Mapping, tuple)):
+        raise InvalidRequest(
+            f"{name}={brief(value)}: must map token ids or texts to numbers, as {{1234: -5.0}}"
+        )
+    if len(value) > MOST:
+        raise InvalidRequest(f"{name} has {len(value):,} entries; the limit is {MOST:,}: bias fewer tokens")
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return tuple(
+        (token_or_text(name, token), _amount(f"{name} of {brief(token)}", one)) for token, one in pairs
+    )
+
+
+def _amount(name: str, value: Any) -> float:
+    return value if isinstance(value, float) and value == -math.inf else _finite(name, value)
+
+
+def _read(text: str) -> Any:
+    """TOKEN=NUMBER,... from a command line."""
+    pairs = (part.rpartition("=") for part in text.split(","))
+    try:
+        return {int(token) if token.strip().isdigit() else token: float(amount) for token, _, amount in pairs}
+    except ValueError:
+        return text
+
+
+@dataclass(frozen=True)
+class LogitBias(Step):
+    name, order, kind = "logit_bias", 40, "change"
+
+    logit_bias: tuple[tuple[int | str, float], ...] = option(
+        (), _biases, "Numbers added to logits: TOKEN=NUMBER,... where a token is its id or its text.", _read
+    )
+    ids: tuple[int, ...] = field(default=(), repr=False)
+
+    @property
+    def idle(self) -> bool:
+        return not self.logit_bias
+
+    def bind(self, setting: Setting) -> Step:
+        ids = tuple(single(setting.words, "logit_bias", token) for token, _ in self.logit_bias)
+        return LogitBias(self.logit_bias, ids)
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        ids, amounts = np.array(self.ids, np.int64), np.array([amount for _, amount in self.logit_bias])
+        inside = np.ones(len(ids), np.bool_) if candidates.ids is None else np.isin(ids, candidates.ids)
+        places = candidates.places(ids[inside])
+        return candidates.with_logits(places, candidates.logits_at(places) + amounts[inside])

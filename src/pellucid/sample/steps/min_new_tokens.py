@@ -1,0 +1,31 @@
+"""No end before so many tokens: the tokens that end a text are forbidden until then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import whole
+from pellucid.sample.step import Past, Setting, Step, option
+
+
+@dataclass(frozen=True)
+class MinNewTokens(Step):
+    name, order, kind = "min_new_tokens", 70, "forbid"
+
+    min_new_tokens: int = option(0, whole(0, 1 << 31, "0 turns it off"), "Tokens to make at least; 0 is off.")
+    ends: tuple[int, ...] = field(default=(), repr=False)
+
+    @property
+    def idle(self) -> bool:
+        return self.min_new_tokens == 0
+
+    def bind(self, setting: Setting) -> Step:
+        return MinNewTokens(self.min_new_tokens, tuple(sorted(setting.ends)))
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        if past.index >= self.min_new_tokens:
+            return candidates
+        return candidates.forbid(np.array(self.ends, np.int64))

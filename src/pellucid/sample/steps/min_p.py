@@ -1,0 +1,28 @@
+"""Min-p: only tokens at least so likely as this share of the likeliest one's probability (Nguyen et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import real
+from pellucid.sample.step import Past, Step, option
+
+
+@dataclass(frozen=True)
+class MinP(Step):
+    name, order, kind = "min_p", 120, "cut"
+
+    min_p: float = option(
+        0.05,
+        real(0, 1, "0 turns it off"),
+        "Only tokens at least this share as likely as the likeliest; 0 is off.",
+    )
+
+    @property
+    def idle(self) -> bool:
+        return self.min_p == 0
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        return candidates.keep_above(math.log(self.min_p))

@@ -1,0 +1,34 @@
+"""No n-gram twice: tokens that would complete n tokens that have come before are forbidden (Paulus et al. 2017)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import whole
+from pellucid.sample.step import Past, Step, option
+
+
+@dataclass(frozen=True)
+class NoRepeatNgram(Step):
+    name, order, kind = "no_repeat_ngram", 20, "forbid"
+
+    no_repeat_ngram_size: int = option(
+        0, whole(0, 1 << 31, "0 turns it off"), "No N tokens come twice in a row; 0 is off."
+    )
+
+    @property
+    def idle(self) -> bool:
+        return self.no_repeat_ngram_size == 0
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        ids, n = past.ids, self.no_repeat_ngram_size
+        if len(ids) < n:
+            return candidates
+        before = len(ids) - n + 1  # places where n - 1 tokens and one more begin
+        same = np.ones(before, np.bool_)
+        for offset in range(n - 1):
+            same &= ids[offset : offset + before] == ids[before + offset]
+        return candidates.forbid(np.unique(ids[n - 1 :][same]))

@@ -1,0 +1,62 @@
+"""Penalties for tokens that have come: repetition (Keskar et al. 2019), frequency and presence (OpenAI's API).
+
+    repetition   of tokens in the prompt or the answer: a positive logit is divided by it, a negative one multiplied
+    frequency    of tokens in the answer: taken off the logit as often as they came
+    presence     of tokens in the answer: taken off once
+
+``repeat_last_n`` is how many of the last tokens count, -1 is all: as in transformers and vLLM; llama.cpp has 64, and
+counts the prompt for the last two as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import real, whole
+from pellucid.sample.step import Past, Step, last, option
+
+
+@dataclass(frozen=True)
+class Penalties(Step):
+    name, order, kind = "penalties", 10, "change"
+
+    repetition_penalty: float = option(
+        1.0,
+        real(0, 100, "1 turns it off", above=True),
+        "Above 1, tokens that have come are less likely; 1 is off.",
+    )
+    frequency_penalty: float = option(
+        0.0,
+        real(-100, 100, "0 turns it off"),
+        "Taken off the logit of a token as often as the answer has it.",
+    )
+    presence_penalty: float = option(
+        0.0, real(-100, 100, "0 turns it off"), "Taken off the logit of each token that the answer has."
+    )
+    repeat_last_n: int = option(
+        -1, whole(-1, 1 << 31, "-1 is all"), "How many of the last tokens the penalties look at; -1 is all."
+    )
+
+    @property
+    def idle(self) -> bool:
+        values = self.repetition_penalty, self.frequency_penalty, self.presence_penalty
+        return values == (1, 0, 0) or self.repeat_last_n == 0
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        window = last(past.ids, self.repeat_last_n)
+        answer = window[len(window) - min(len(window), past.index) :]
+        if self.repetition_penalty != 1:
+            places = candidates.places(np.unique(window))
+            logits = candidates.logits_at(places)
+            p = self.repetition_penalty
+            candidates = candidates.with_logits(places, np.where(logits > 0, logits / p, logits * p))
+        if len(answer) and (self.frequency_penalty or self.presence_penalty):
+            tokens, counts = np.unique(answer, return_counts=True)
+            counts = counts[np.isin(tokens, tokens if candidates.ids is None else candidates.ids)]
+            places = candidates.places(tokens)
+            off = counts * self.frequency_penalty + self.presence_penalty
+            candidates = candidates.with_logits(places, candidates.logits_at(places) - off)
+        return candidates

@@ -1,0 +1,49 @@
+"""Temperature: logits / t. Below 1 sharpens the distribution, above 1 flattens it. 0 is greedy, not a division.
+
+With ``dynatemp_range`` r it is between t - r and t + r, by how undecided the model is: the entropy over its greatest
+value for so many candidates, to the power of ``dynatemp_exponent`` (llama.cpp's dynamic temperature, after kalomaze
+2023).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import real
+from pellucid.sample.step import Past, Step, option
+
+LEAST = 1e-30  # a lower one would do nothing else
+
+
+@dataclass(frozen=True)
+class Temperature(Step):
+    name, order, kind = "temperature", 90, "scale"
+
+    temperature: float = option(0.8, real(0, 100, "0 is greedy"), "0 is greedy; higher is more varied.")
+    dynatemp_range: float = option(
+        0.0,
+        real(0, 100, "0 turns it off"),
+        "The temperature may be so much lower or higher, by the entropy; 0 is off.",
+    )
+    dynatemp_exponent: float = option(1.0, real(0, 100), "How the entropy decides within that range.")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, and nothing drawn."""
+        return self.temperature == 0 and self.dynatemp_range == 0
+
+    @property
+    def idle(self) -> bool:
+        return self.temperature == 1 and self.dynatemp_range == 0
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        t = self.temperature
+        if self.dynatemp_range:
+            low, high = max(t - self.dynatemp_range, 0.0), t + self.dynatemp_range
+            most = math.log(len(candidates)) if len(candidates) > 1 else 1.0
+            t = low + (high - low) * (candidates.sums.entropy / most) ** self.dynatemp_exponent
+        if t == 0:
+            return candidates.keep(candidates.top(1))
+        return replace(candidates, temperature=min(max(candidates.temperature * t, LEAST), 1 / LEAST))

@@ -1,0 +1,40 @@
+"""Top-h: the likeliest tokens that hold a share of the entropy (Potraghloo et al. 2025).
+
+As in transformers: of the 100 likeliest tokens, taken from the likeliest on, each adds -p log p to a sum, until it
+would be more than ``top_h`` times their entropy; the first always stays. (The paper means the entropy of what stays.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import real
+from pellucid.sample.step import Past, Step, option
+
+MOST = 100
+
+
+@dataclass(frozen=True)
+class TopH(Step):
+    name, order, kind = "top_h", 170, "cut"
+
+    top_h: float = option(
+        1.0,
+        real(0, 1, "1 turns it off", above=True),
+        "Only the likeliest tokens with this share of the entropy; 1 is off.",
+    )
+
+    @property
+    def idle(self) -> bool:
+        return self.top_h == 1
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        left = candidates.keep(candidates.top(MOST))
+        places = left.top(MOST)
+        logs = left.log_probabilities(places)
+        shares = -np.exp(logs) * np.maximum(logs, -1e300)
+        within = np.cumsum(shares) <= self.top_h * left.sums.entropy
+        return left.keep(places[: max(int(within.sum()), 1)])

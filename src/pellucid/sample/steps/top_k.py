@@ -1,0 +1,23 @@
+"""Top-k: only the k most likely tokens stay (Fan et al. 2018). Of equal ones the lowest ids stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import whole
+from pellucid.sample.step import Past, Step, option
+
+
+@dataclass(frozen=True)
+class TopK(Step):
+    name, order, kind = "top_k", 100, "cut"
+
+    top_k: int = option(40, whole(0, 1 << 31, "0 turns it off"), "Only the N most likely tokens; 0 is off.")
+
+    @property
+    def idle(self) -> bool:
+        return self.top_k == 0
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        return candidates.keep(candidates.top(self.top_k)) if self.top_k < len(candidates) else candidates

@@ -1,0 +1,34 @@
+"""Top-nσ: only tokens whose logit is within n standard deviations of the highest one (Tang et al. 2024).
+
+The deviation is over the tokens that are possible at all. It does not hang on the temperature, nor does what stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import real
+from pellucid.sample.step import Past, Step, option
+
+
+@dataclass(frozen=True)
+class TopNSigma(Step):
+    name, order, kind = "top_n_sigma", 140, "cut"
+
+    top_n_sigma: float = option(
+        0.0,
+        real(0, 1000, "0 turns it off"),
+        "Only logits within so many standard deviations of the highest; 0 is off.",
+    )
+
+    @property
+    def idle(self) -> bool:
+        return self.top_n_sigma == 0
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        exponents = candidates.exponents()
+        deviation = float(np.std(exponents[exponents > -np.inf]))
+        return candidates.keep_above(-self.top_n_sigma * deviation)

@@ -1,0 +1,30 @@
+"""Top-p, or nucleus: the smallest set of tokens whose probabilities sum to p (Holtzman et al. 2020).
+
+Tokens are taken from the most likely on (of equal ones, the lowest id first) until the sum reaches p; at least one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import real
+from pellucid.sample.step import Past, Step, option
+
+
+@dataclass(frozen=True)
+class TopP(Step):
+    name, order, kind = "top_p", 110, "cut"
+
+    top_p: float = option(
+        0.95,
+        real(0, 1, "1 turns it off", above=True),
+        "Only the likeliest tokens that sum to this; 1 is off.",
+    )
+
+    @property
+    def idle(self) -> bool:
+        return self.top_p == 1
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        return candidates.keep(candidates.likeliest(self.top_p))

@@ -1,0 +1,35 @@
+"""Locally typical sampling: the tokens of the most usual surprise, until they sum to p (Meister et al. 2023).
+
+The surprise of a token is -log of its probability. Those nearest to the expected one, the entropy, are taken first, of
+equally near ones the lowest id; at least one stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pellucid.sample.candidates import Candidates, fewest, lowest
+from pellucid.sample.checking import real
+from pellucid.sample.step import Past, Step, option
+
+
+@dataclass(frozen=True)
+class Typical(Step):
+    name, order, kind = "typical", 130, "cut"
+
+    typical_p: float = option(
+        1.0,
+        real(0, 1, "1 turns it off", above=True),
+        "Only the most typical tokens that sum to this; 1 is off.",
+    )
+
+    @property
+    def idle(self) -> bool:
+        return self.typical_p == 1
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        far = np.abs(candidates.log_probabilities() + candidates.sums.entropy)
+        mass = self.typical_p * candidates.sums.total
+        return candidates.keep(fewest(lambda k: lowest(far, k), candidates.weights_at, len(candidates), mass))

@@ -1,0 +1,47 @@
+"""XTC, exclude top choices: of several tokens above a threshold only the least likely stays (Weidmann 2024).
+
+It happens with a probability, by a random number of its own. What is below the threshold stays as well, so the text
+leaves the beaten track but keeps to likely tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import real
+from pellucid.sample.random import XTC, uniform
+from pellucid.sample.step import Past, Step, option
+
+
+@dataclass(frozen=True)
+class Xtc(Step):
+    name, order, kind = "xtc", 180, "cut"
+
+    xtc_probability: float = option(
+        0.0, real(0, 1, "0 turns it off"), "How often the likeliest tokens are left out; 0 is off."
+    )
+    xtc_threshold: float = option(
+        0.1,
+        real(0, 1, "above 0.5 it does nothing"),
+        "Above it all tokens but the least likely one are left out.",
+    )
+
+    @property
+    def idle(self) -> bool:
+        return self.xtc_probability == 0 or self.xtc_threshold > 0.5
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        if uniform(past.seed, past.index, XTC) >= self.xtc_probability:
+            return candidates
+        most = (
+            min(len(candidates), int(1 / self.xtc_threshold) + 1) if self.xtc_threshold else len(candidates)
+        )
+        places = candidates.top(most)
+        probabilities = candidates.weights_at(places) / candidates.sums.total
+        above = int((probabilities >= self.xtc_threshold).sum())
+        if above < 2:
+            return candidates
+        return candidates.keep(np.setdiff1d(np.arange(len(candidates)), places[: above - 1]))
