@@ -200,11 +200,10 @@ def settled(single, double, case: dict) -> list[dict] | None:
 
 def ends_for(model, case: dict, how: str, count: int) -> list[int]:
     """End ids for a case: the likeliest first tokens, those its beams use most, or one that they do not use."""
-    beams = 8 if how == "first" else case["options"]["num_beams"]
-    more = {"num_beams": beams, "num_return_sequences": beams} | (
-        {"max_new_tokens": 1} if how == "first" else {}
-    )
-    free = search(model, case | {"options": case["options"] | more})
+    if how == "first":
+        return model(torch.tensor([case["prompt"]])).logits[0, -1].topk(count).indices.tolist()
+    everything = {"num_return_sequences": case["options"]["num_beams"]}
+    free = search(model, case | {"options": case["options"] | everything})
     used = [token for token, _ in Counter(t for s in free for t in s["ids"]).most_common()]
     if how == "unused":
         return [next(t for t in range(3, model.config.vocab_size) if t not in used)]

@@ -51,8 +51,10 @@ def test_stream_joins_to_what_generate_gives(llm: LLM, options: dict[str, Any]) 
     assert "".join(llm.stream(PROMPT, **options)) == whole.text
     assert whole.text == llm.tokenizer.decode(whole.ids)
     assert (len(whole.ids), whole.finish_reason) == (24, "length")
-    assert whole.prompt_tokens == len(llm.tokenizer.encode(PROMPT))
-    assert 0 < whole.first_token_seconds <= whole.seconds
+    assert whole.usage.prompt_tokens == len(llm.tokenizer.encode(PROMPT))
+    times = whole.timings
+    assert 0 < times.prefill <= times.first_token <= times.total
+    assert 0 <= times.queue < times.model <= times.total
 
 
 def test_text_and_its_ids_are_the_same_prompt(llm: LLM) -> None:
@@ -152,7 +154,7 @@ def test_prompt_that_is_none(llm: LLM, prompt: Any) -> None:
 
 
 def test_options_are_refused_before_the_first_piece(llm: LLM) -> None:
-    with pytest.raises(InvalidRequest, match="temperature, top_k, top_p, seed, stop, max_new_tokens"):
+    with pytest.raises(InvalidRequest, match="did you mean temperature"):
         llm.stream(PROMPT, temprature=1)
     with pytest.raises(InvalidRequest, match="top_p"):
         llm.stream(PROMPT, top_p=1.5)
@@ -225,13 +227,13 @@ def test_a_follow_up_begins_where_the_last_request_ended_and_gives_the_same(llm:
     prompt = llm.tokenizer.encode(PROMPT)
     follow_up = [*prompt, *first.ids, *llm.tokenizer.encode(" or so")]
     cached = llm.generate(follow_up, **DRAWN)
-    assert cached.cached_tokens == len(prompt) + len(first.ids) - 1
+    assert cached.usage.cached_tokens == len(prompt) + len(first.ids) - 1
     again = llm.generate(PROMPT, **DRAWN)
-    assert (again.cached_tokens, again.ids) == (len(prompt) - 1, first.ids)
+    assert (again.usage.cached_tokens, again.ids) == (len(prompt) - 1, first.ids)
     fresh = pellucid.load(folder, threads=1)
     whole = fresh.generate(follow_up, **DRAWN)
     fresh.close()
-    assert (whole.cached_tokens, whole.ids) == (0, cached.ids)
+    assert (whole.usage.cached_tokens, whole.ids) == (0, cached.ids)
 
 
 def test_an_encoder_does_not_generate_and_a_decoder_does_not_embed(llm: LLM) -> None:
@@ -359,7 +361,7 @@ class TestSmolLM2:
             {"role": "assistant", "content": answer.text},
             {"role": "user", "content": "And of Italy?"},
         ]
-        assert smollm2.chat(messages, **GREEDY).cached_tokens > answer.prompt_tokens
+        assert smollm2.chat(messages, **GREEDY).usage.cached_tokens > answer.usage.prompt_tokens
 
     def test_stop_string_across_tokens(self, smollm2: LLM) -> None:
         text = smollm2.generate("Count: one, two, three,", **GREEDY).text
@@ -427,3 +429,113 @@ def test_a_character_cut_by_the_limit_stays_out() -> None:
     for limit in range(1, 41):
         made = llm.generate("Emoji: 😀😃😄😁 more:", temperature=0, max_new_tokens=limit)
         assert "\ufffd" not in made.text
+
+
+def test_log_probabilities_of_an_answer_are_those_of_the_same_text_scored(llm: LLM) -> None:
+    made = llm.generate(PROMPT, **DRAWN, logprobs=3, prompt_logprobs=2)
+    prompt = llm.tokenizer.encode(PROMPT)
+    assert made.logprobs is not None
+    assert made.prompt_logprobs is not None
+    assert made.logprobs.ids.tolist() == made.ids
+    assert made.prompt_logprobs.ids.tolist() == prompt[1:]
+    scored = llm.score([*prompt, *made.ids], top=3)
+    assert len(scored.logprobs) == len(prompt) + len(made.ids) - 1
+    np.testing.assert_array_equal(scored.logprobs.chosen[: len(prompt) - 1], made.prompt_logprobs.chosen)
+    np.testing.assert_array_equal(scored.logprobs.chosen[len(prompt) - 1 :], made.logprobs.chosen)
+    np.testing.assert_array_equal(scored.logprobs.top[len(prompt) - 1 :], made.logprobs.top)
+    assert made.ids == llm.generate(PROMPT, **DRAWN).ids
+
+
+def test_log_probabilities_of_what_the_chain_left(llm: LLM) -> None:
+    options = {**DRAWN, "top_k": 3, "logprobs": 5}
+    made = llm.generate(PROMPT, **options, logprobs_of="chain").logprobs
+    raw = llm.generate(PROMPT, **options).logprobs
+    assert made is not None
+    assert raw is not None
+    np.testing.assert_allclose(np.exp(made.top).sum(1), 1, rtol=1e-12)
+    assert (made.top_ids[:, 3:] == -1).all()
+    np.testing.assert_array_equal(made.top_ids[:, :3], raw.top_ids[:, :3])
+    assert (made.chosen > raw.chosen).all()
+
+
+def test_a_text_scored_after_another_counts_its_own_tokens_only(llm: LLM) -> None:
+    whole = llm.score("to see that it rains")
+    part = llm.score(" it rains", given="to see that")
+    known = len(llm.tokenizer.encode("to see that"))
+    assert part.ids == whole.ids
+    np.testing.assert_array_equal(part.logprobs.chosen, whole.logprobs.chosen[known - 1 :])
+    assert part.total == pytest.approx(part.logprobs.chosen.sum())
+    assert part.perplexity == pytest.approx(np.exp(-part.logprobs.chosen.mean()))
+    assert in_use(llm) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "top", "message"),
+    [
+        ([7], None, 0, "no token to score"),
+        ("", None, 0, "is empty"),
+        ("", "rain", 0, "no token to score"),
+        ([7, 8], "rain", 0, "must be a text where there is one before it"),
+        ([7] * 129, None, 0, "129 tokens; the context is 128"),
+        ("rain in", None, -1, "top=-1"),
+        ("rain in", None, 1001, "top=1001.*from 0 to 1,000"),
+        ([7, 320], None, 0, "prompt holds 320"),
+    ],
+)
+def test_texts_that_cannot_be_scored(llm: LLM, text: Any, given: str | None, top: int, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        llm.score(text, given=given, top=top)
+    assert len(llm.score([7] * 128).logprobs) == 127
+
+
+def test_why_a_text_ended(llm: LLM) -> None:
+    greedy = {**GREEDY, "max_new_tokens": 40}
+    plain = llm.generate(PROMPT, **greedy)
+    assert (plain.finish_reason, plain.stop_reason) == ("length", None)
+    token = plain.ids[4]
+    stopped = llm.generate(PROMPT, **greedy, stop_token_ids=[token])
+    assert (stopped.finish_reason, stopped.stop_reason, stopped.ids[-1]) == ("stop", token, token)
+    assert stopped.text == llm.tokenizer.decode(stopped.ids[:-1])
+    word = plain.text[3:6]
+    by_word = llm.generate(PROMPT, **greedy, stop=[word])
+    assert (by_word.finish_reason, by_word.stop_reason) == ("stop", word)
+    until = llm.generate(PROMPT, **greedy, until=lambda text: len(text) >= 5)
+    assert (until.finish_reason, until.stop_reason, len(until.text) >= 5) == ("until", None, True)
+    timed = llm.generate(PROMPT, **greedy, max_time=1e-9)
+    assert (timed.finish_reason, len(timed.ids)) == ("time", 1)
+    run = llm.start(PROMPT, **greedy)
+    next(iter(run))
+    assert run.result().finish_reason is None
+    with pytest.raises(InvalidRequest, match="token id 320 is outside the vocabulary"):
+        llm.generate(PROMPT, stop_token_ids=[320])
+
+
+def test_end_tokens_can_be_let_pass_and_kept_away(llm: LLM, tmp_path: Path) -> None:
+    first = llm.generate(PROMPT, **GREEDY)
+    write_llama(tmp_path, context=CONTEXT)
+    write_tokenizer(tmp_path, eos_ids=(first.ids[5],))
+    other = pellucid.load(tmp_path, threads=1)
+    assert len(other.generate(PROMPT, **GREEDY).ids) <= 6
+    assert other.generate(PROMPT, **GREEDY, ignore_eos=True).ids == first.ids
+    later = other.generate(PROMPT, **GREEDY, min_new_tokens=10)
+    assert first.ids[5] not in later.ids[:10]
+    kept = other.generate(PROMPT, **GREEDY, min_new_tokens=10, stop_token_ids=[first.ids[0]])
+    assert first.ids[0] not in kept.ids[:10]
+    other.close()
+
+
+def test_watching_changes_nothing_and_tells_of_each_token(llm: LLM) -> None:
+    watched = llm.generate(PROMPT, **DRAWN, watch=True)
+    assert watched.ids == llm.generate(PROMPT, **DRAWN).ids
+    assert watched.trace is not None
+    assert [token.token for token in watched.trace] == watched.ids
+    assert json.dumps(watched.as_dict())
+
+
+def test_what_an_own_function_raises_leaves_nothing_behind(llm: LLM) -> None:
+    def fails(text: str) -> bool:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        llm.generate(PROMPT, **GREEDY, until=fails)
+    assert in_use(llm) == 1

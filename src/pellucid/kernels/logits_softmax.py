@@ -18,6 +18,7 @@ from pellucid.kernels.library import kernel
 from pellucid.kernels.record import Address, Record
 
 BLOCK = 1024  # logits that share a partial sum
+LEAST = -800.0  # an exponent of which the weight is 0
 
 
 class Softmax(Record):
@@ -34,8 +35,7 @@ def reference(
     logits: NDArray[Any], highest: float, scale: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, float]]:
     """The same in NumPy: weights, sums of blocks, totals."""
-    with np.errstate(over="ignore"):
-        z = np.maximum((logits.astype(np.float64) - highest) * scale, -1e300)
+    z = np.maximum((logits.astype(np.float64) - highest) * scale, LEAST)
     weights = np.where(z < -708, 0, np.exp(z))
     blocks = np.array([weights[at : at + BLOCK].sum() for at in range(0, len(z), BLOCK)])
     return weights, blocks, (float(weights.sum()), float((weights * z).sum()))
@@ -51,9 +51,9 @@ def build(simd: Any) -> Any:
 
     @simd.jit
     def exponents(x, highest, scale):
-        """(x - highest) * scale, -inf as a number so low that its weight is 0."""
+        """(x - highest) * scale, but no lower than where the weight is 0 anyway."""
         z = (widen(x) - splat(highest)) * splat(scale)
-        return select_below(z, splat(-1e300), splat(-1e300), z)
+        return select_below(z, splat(LEAST), splat(LEAST), z)
 
     @simd.jit
     def body(record, step, thread, threads):

@@ -187,9 +187,9 @@ class Candidates:
         """The token at a place."""
         return place if self.ids is None else int(self.ids[place])
 
-    def ids_at(self, places: Ints) -> Ints:
-        """The tokens at some places."""
-        return places if self.ids is None else self.ids[places]
+    def ids_at(self, places: Ints | slice = slice(None)) -> Ints:
+        """The tokens at some places; all of them if not said otherwise."""
+        return (np.arange(len(self.raw)) if self.ids is None else self.ids)[places]
 
     def draw(self, number: float) -> int:
         """The place that a number in [0, 1) falls on, candidates laid side by side, each as wide as it is likely."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -85,13 +86,14 @@ class Options:
         """Options by name, those of the steps among them.
 
         Raises:
-            InvalidRequest: also for a name that is not an option; the message lists those that are.
+            InvalidRequest: also for a name that is not an option; the message suggests the nearest.
         """
         sampling = {name: options.pop(name) for name in list(options) if name in owners()}
         for name in options:
             if name not in _own():
-                known = ", ".join([*owners(), *_own()])
-                raise InvalidRequest(f"unknown option {brief(name)}; the options are {known}")
+                near = difflib.get_close_matches(str(name), [*owners(), *_own()], 3, 0.5)
+                hint = f"did you mean {' or '.join(near)}?" if near else "see docs/sampling.md"
+                raise InvalidRequest(f"unknown option {brief(name)}: {hint}")
         return cls(**options, sampling=sampling)
 
     def chain(self) -> Chain:

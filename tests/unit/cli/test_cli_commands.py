@@ -21,7 +21,7 @@ from pellucid import __version__
 PROMPT = "to see that it rains"
 GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
 COMPILING = "compiling kernels, once for this machine\n"
-COMMANDS = ["bench", "chat", "embed", "info", "list", "plan", "pull", "rm", "run", "tokenize"]
+COMMANDS = ["bench", "chat", "embed", "info", "list", "plan", "pull", "rm", "run", "sample", "tokenize"]
 
 
 def test_version_and_help(command: Command) -> None:
@@ -54,9 +54,12 @@ def test_run_prints_what_json_holds(tiny: str) -> None:
     document = pellucid("run", tiny, PROMPT, *GREEDY, "--json").document
     assert plain.answer == document["text"] + "\n"
     assert set(document) == {
-        *("text", "ids", "finish_reason", "prompt_tokens", "cached_tokens", "seed"),
-        *("first_token_seconds", "seconds"),
+        *("text", "ids", "finish_reason", "stop_reason", "usage", "timings", "seed", "chain"),
+        *("logprobs", "prompt_logprobs", "trace"),
     }
+    assert document["chain"] == []
+    assert document["logprobs"] is None
+    assert document["usage"]["generated_tokens"] == 8
     assert (len(document["ids"]), document["finish_reason"], document["seed"]) == (8, "length", None)
     assert plain.err in ("", COMPILING)
 
@@ -89,7 +92,75 @@ def test_seed_stop_and_length(command: Command, tiny: str) -> None:
     assert stopped == whole[: whole.index(whole[3:5])]
     assert len(command("run", tiny, PROMPT, "--json", "--max-new-tokens", "1").document["ids"]) == 1
     full = command("run", tiny, PROMPT, "--json", "--temperature", "0", "--context", "16").document
-    assert full["prompt_tokens"] + len(full["ids"]) <= 16
+    assert full["usage"]["prompt_tokens"] + len(full["ids"]) <= 16
+
+
+def test_run_with_log_probabilities(command: Command, tiny: str) -> None:
+    asked = ("--json", "--logprobs", "2", "--prompt-logprobs", "0")
+    document = command("run", tiny, PROMPT, *GREEDY, *asked).document
+    found, of_prompt = document["logprobs"], document["prompt_logprobs"]
+    assert found["ids"] == document["ids"]
+    assert found["ranks"] == [1] * 8
+    for chosen, top, token in zip(found["chosen"], found["top"], found["ids"]):
+        assert (top[0]["id"], top[0]["logprob"]) == (token, chosen)
+        assert len(top) == 2
+        assert top[1]["logprob"] <= chosen < 0
+    assert len(of_prompt["ids"]) == document["usage"]["prompt_tokens"] - 1
+    assert of_prompt["top"] == [[]] * len(of_prompt["ids"])
+
+
+def test_sample_shows_each_step_as_a_table_and_as_data(command: Command, tiny: str) -> None:
+    chain = (
+        "--seed",
+        "3",
+        "--max-new-tokens",
+        "3",
+        "--repetition-penalty",
+        "1.2",
+        "--top-k",
+        "9",
+        "--top",
+        "5",
+    )
+    document = command("sample", tiny, PROMPT, *chain, "--json").document
+    ran = command("run", tiny, PROMPT, *chain[:-2], "--json").document
+    assert [token["token"] for token in document["trace"]] == document["ids"] == ran["ids"]
+    for token in document["trace"]:
+        assert [step["name"] for step in token["steps"]] == [step["name"] for step in ran["chain"]]
+        steps = {step["name"]: step for step in token["steps"]}
+        assert steps["top_k"]["left"] == 9
+        assert steps["top_k"]["removed"] == 320 - 9
+        assert steps["top_k"]["removed_mass"] == pytest.approx(steps["top_k"]["moved"])
+        assert steps["temperature"]["entropy_after"] == steps["top_k"]["entropy_before"]
+        assert 0 <= token["number"] < 1
+        chosen = next(one for one in token["candidates"] if one["id"] == token["token"])
+        assert chosen["final_probability"] == pytest.approx(token["final_probability"]) != 0
+        assert 5 <= len(token["candidates"]) <= 6
+    table = command("sample", tiny, PROMPT, *chain).answer
+    for word in ("token 2: ", "removed", "penalties", "temperature", "top_k", "top_p", "█", "▸"):
+        assert word in table
+    assert "likeliest" in command("sample", tiny, PROMPT, "--temperature", "0").answer
+
+
+def test_the_chain_from_the_command_line(command: Command, tiny: str) -> None:
+    made = command(
+        *(
+            "run",
+            tiny,
+            PROMPT,
+            "--json",
+            "--max-new-tokens",
+            "2",
+            "--samplers",
+            "top_k; min_p,temperature,logit_bias",
+        ),
+        *("--logit-bias", "40=-inf,41=2.5", "--seed", "1"),
+    ).document
+    assert [step["name"] for step in made["chain"]] == ["top_k", "min_p", "temperature", "logit_bias"]
+    assert made["chain"][-1]["logit_bias"] == [[40, None], [41, 2.5]]
+    banned = command("run", tiny, PROMPT, "--json", "--banned", "e,7", *GREEDY).document
+    assert banned["chain"] == [{"name": "banned", "banned": ["e", 7]}]
+    assert "e" not in banned["text"]
 
 
 def test_chat_answers_each_line_and_ends(tiny: str) -> None:

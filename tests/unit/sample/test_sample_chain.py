@@ -1,41 +1,30 @@
-"""The chain of sampling: each step against a plain reading of its definition, and the draw against the distribution."""
+"""The chain at work: the draw against the distribution, its random numbers, what it shows of itself."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.sampling import Words, entropy, ranked, softmax
 
 from pellucid.errors import KernelError
 from pellucid.sample import chain as chain_module
 from pellucid.sample.candidates import Candidates
-from pellucid.sample.chain import Chain, uniform
-from pellucid.sample.temperature import Temperature
-from pellucid.sample.top_k import TopK
-from pellucid.sample.top_p import TopP
+from pellucid.sample.chain import Chain, Sampler
+from pellucid.sample.options import Options
+from pellucid.sample.random import uniform
+from pellucid.sample.steps.temperature import Temperature
+from pellucid.sample.steps.top_k import TopK
+from pellucid.sample.steps.top_p import TopP
+from pellucid.sample.trace import of_draw
 
 GEMMA = 262_144
 INF = math.inf
 
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits.astype(np.float64) - logits.max())
-    return weights / weights.sum()
-
-
-def ranked(values: np.ndarray) -> np.ndarray:
-    """Places from the highest on, of equal ones the lowest first."""
-    return np.lexsort((np.arange(len(values)), -values))
-
-
-def ids_of(candidates: Candidates) -> list[int]:
-    return list(range(len(candidates.logits))) if candidates.ids is None else candidates.ids.tolist()
-
-
-# Few different values, so that there are ties; some impossible tokens, but not all.
 some_logits = (
     st.lists(st.sampled_from([-INF, -3.0, 0.0, 0.5, 0.5000001, 2.0, 40.0, 3e38]), min_size=2, max_size=600)
     .filter(lambda values: max(values) > -INF)
@@ -43,124 +32,92 @@ some_logits = (
 )
 
 
-def large_logits(kind: str) -> np.ndarray:
-    random = np.random.default_rng(5)
-    if kind == "normal":
-        return np.float32(random.normal(size=GEMMA) * 3)
-    if kind == "ties":
-        return np.float32(random.integers(0, 4, GEMMA))
-    if kind == "equal":
-        return np.zeros(GEMMA, np.float32)
-    return np.float32(np.where(np.arange(GEMMA) == 77, 3e38, -1))
-
-
-LARGE = ["normal", "ties", "equal", "one huge"]
-
-
-def check_top_k(logits: np.ndarray, k: int) -> None:
-    kept = TopK(k).apply(Candidates(None, logits))
-    assert ids_of(kept) == sorted(ranked(logits)[:k].tolist())
-    np.testing.assert_array_equal(kept.logits, logits[ids_of(kept)])
-
-
-def check_top_p(logits: np.ndarray, p: float) -> None:
-    """The smallest set that reaches p, the most likely first, up to the last bit of the sum."""
-    kept = ids_of(TopP(p).apply(Candidates(None, logits)))
-    probabilities = softmax(logits)
-    order = ranked(probabilities)[: len(kept)]
-    assert kept == sorted(order.tolist())
-    sums = np.cumsum(probabilities[order])
-    assert sums[-1] >= p - 1e-9
-    assert len(kept) == 1 or sums[-2] < p + 1e-9
-
-
-@given(some_logits, st.integers(1, 700))
-def test_top_k_keeps_the_k_highest_of_equal_ones_the_lowest_ids(logits: np.ndarray, k: int) -> None:
-    check_top_k(logits, k)
-
-
-@given(some_logits, st.floats(1e-9, 1))
-def test_top_p_keeps_the_smallest_set_that_reaches_p(logits: np.ndarray, p: float) -> None:
-    check_top_p(logits, p)
-
-
-@pytest.mark.parametrize("kind", LARGE)
-def test_steps_on_the_largest_vocabulary(kind: str) -> None:
-    logits = large_logits(kind)
-    for k in (1, 40, GEMMA - 1):
-        check_top_k(logits, k)
-    for p in (0.01, 0.5, 0.95, 0.999999):
-        check_top_p(logits, p)
-
-
-@given(some_logits, st.floats(1e-320, 100))
-def test_temperature_divides_the_logits(logits: np.ndarray, t: float) -> None:
-    got = Temperature(t).apply(Candidates(None, logits)).probabilities()
-    with np.errstate(over="ignore"):
-        wanted = softmax((logits.astype(np.float64) - logits.max()) / t)
-    np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=0)
-
-
-@given(some_logits, st.integers(1, 9), st.floats(0.1, 1))
-def test_steps_work_on_what_the_step_before_left(logits: np.ndarray, k: int, p: float) -> None:
-    left = Chain((Temperature(0.7), TopK(k), TopP(p))).candidates(logits)
-    among = sorted(ranked(logits)[:k].tolist())
-    inner = ids_of(TopP(p).apply(Candidates(None, (logits[among].astype(np.float64) - logits.max()) / 0.7)))
-    assert ids_of(left) == [among[i] for i in inner]
+def start(chain: Chain) -> Sampler:
+    return chain.start(Words(), [])
 
 
 @given(some_logits)
 def test_greedy_is_the_highest_of_equal_ones_the_lowest_id(logits: np.ndarray) -> None:
-    best = int(ranked(logits)[0])
-    assert Chain(greedy=True).sample(logits, 0) == best
-    assert Chain((TopK(3), TopP(0.9)), greedy=True).sample(logits, 3) == best
-    assert Chain((TopK(1),), seed=4).sample(logits, 3) == best
+    best = int(ranked(logits.astype(np.float64))[0])
+    assert start(Chain(greedy=True)).sample(logits).token == best
+    assert start(Chain((TopK(3), TopP(0.9)), greedy=True)).sample(logits).token == best
+    assert start(Chain((TopK(1),), seed=4)).sample(logits).token == best
 
 
-@given(some_logits, st.integers(0, 2**63 - 1), st.integers(0, 2**40))
+@given(some_logits, st.integers(0, 2**63 - 1), st.integers(0, 30))
 def test_a_drawn_token_is_possible_and_depends_on_seed_and_index_only(
     logits: np.ndarray, seed: int, index: int
 ) -> None:
     chain = Chain((Temperature(1.5),), seed=seed)
-    drawn = chain.sample(logits, index)
-    assert logits[drawn] > -INF
-    chain.sample(logits, index + 1)
-    assert Chain((Temperature(1.5),), seed=seed).sample(logits.copy(), index) == drawn
+    first, second = start(chain), start(chain)
+    for token in range(index):
+        first.past.append(token)
+        second.past.append(token + 1)
+    drawn = first.sample(logits)
+    assert logits[drawn.token] > -INF
+    assert second.sample(logits.copy()).token == drawn.token
 
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-53, 0.5])
-def test_no_number_draws_an_impossible_token(monkeypatch: pytest.MonkeyPatch, number: float) -> None:
+@pytest.mark.parametrize("size", [1, 10, 3000, 100_000])
+def test_no_number_draws_an_impossible_token(
+    monkeypatch: pytest.MonkeyPatch, number: float, size: int
+) -> None:
     monkeypatch.setattr(chain_module, "uniform", lambda seed, index: number)
-    for weights in ([0.1, 0.2, 0.3], [1.0], [0.7] * 10):
-        logits = np.log(np.array([1e-300, *weights, 1e-300]))
-        logits[[0, -1]] = -INF
-        assert 0 < Chain().sample(logits, 0) < len(logits) - 1
+    for weights in (np.linspace(0.1, 0.9, size), np.full(size, 0.7), np.exp(-np.arange(size) / 9)):
+        with np.errstate(divide="ignore"):
+            logits = np.log(np.concatenate([[0] * 1500, weights, [0] * 1500]))
+        token = start(Chain()).sample(logits).token
+        assert 1500 <= token < 1500 + size
 
 
-def test_drawn_tokens_have_the_distribution() -> None:
-    """Chi-square over 100,000 draws at 0.1 %; the seed is fixed, so this passes or fails for good."""
-    logits = np.array([0.0, 1.0, -1.0, 2.0, -INF, 0.5, 0.0], np.float32)
-    chain = Chain((Temperature(0.8), TopP(0.97)), seed=20260101)
-    left = chain.candidates(logits)
-    expected = np.zeros(len(logits))
-    expected[ids_of(left)] = left.probabilities()
-    draws = 100_000
-    counts = np.bincount([chain.sample(logits, i) for i in range(draws)], minlength=len(logits))
-    assert counts[expected == 0].sum() == 0
-    possible = expected > 0
-    wanted = expected[possible] * draws
-    assert ((counts[possible] - wanted) ** 2 / wanted).sum() < 16.3  # 3 to 5 degrees of freedom
+def chi_square(logits: np.ndarray, chain: Chain, draws: int = 100_000) -> tuple[float, int]:
+    """The statistic of so many draws against the exact distribution of what the chain leaves, and the degrees."""
+    sampler = start(chain)
+    left, _ = sampler.left(Candidates.of(logits, "test"))
+    ids, expected = left.ids_at(np.arange(len(left))), left.probabilities() * draws
+    counts = np.zeros(len(logits))
+    for _ in range(draws):
+        counts[sampler.sample(logits).token] += 1
+    assert counts.sum() == counts[ids].sum() == draws
+    counts, possible = counts[ids], expected > 0
+    assert counts[~possible].sum() == 0
+    many = expected >= 5  # the rest as one
+    observed = [*counts[many], counts[~many].sum()] if (expected[~many].sum() >= 5) else [*counts[many]]
+    wanted = [*expected[many], expected[~many].sum()] if (expected[~many].sum() >= 5) else [*expected[many]]
+    return float(sum((o - w) ** 2 / w for o, w in zip(observed, wanted))), len(wanted) - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"temperature": 0.8, "top_p": 0.97}, 7),
+        ({"temperature": 1.3}, 30),
+        ({"top_k": 0, "min_p": 0, "top_p": 1}, 5000),
+    ],
+)
+def test_drawn_tokens_have_the_distribution(options: dict[str, Any], size: int) -> None:
+    """100,000 draws, at 0.1 %; the seed is fixed, so this passes or fails for good."""
+    logits = np.float32(np.random.default_rng(size).normal(size=size) * 2)
+    logits[2] = -INF
+    statistic, degrees = chi_square(logits, Options.of(seed=20260101, **options).chain())
+    # Wilson and Hilferty's approximation of the 99.9th percentile
+    limit = degrees * (1 - 2 / (9 * degrees) + 3.0902 * math.sqrt(2 / (9 * degrees))) ** 3
+    assert degrees >= 2
+    assert statistic < limit
 
 
 def test_numbers_are_uniform_and_unlike_for_neighbouring_seeds_and_tokens() -> None:
     by_index = np.array([uniform(7, i) for i in range(4000)])
     by_seed = np.array([uniform(s, 7) for s in range(4000)])
-    for numbers in (by_index, by_seed):
+    second = np.array([uniform(7, i, 1) for i in range(4000)])
+    for numbers in (by_index, by_seed, second):
         assert numbers.min() >= 0
         assert numbers.max() < 1
         counts = np.histogram(numbers, 20, (0, 1))[0]
         assert ((counts - 200) ** 2 / 200).sum() < 43.8  # 19 degrees of freedom, 0.1 %
         assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.06
+    assert abs(np.corrcoef(by_index, second)[0, 1]) < 0.06
     assert uniform(7, 7) == by_index[7] == by_seed[7]
 
 
@@ -176,5 +133,60 @@ UNIFORM = [0.011546754286331562, 0.3035680343067586, 0.5023796042735054, 0.96935
 @pytest.mark.parametrize("bad", [[1.0, math.nan, 2.0], [INF, 0.0], [-INF, -INF], [math.nan] * 9])
 def test_logits_without_a_distribution_are_an_error_not_nonsense(bad: list[float], greedy: bool) -> None:
     for steps in ((), (TopK(1),), (Temperature(0.5), TopK(2), TopP(0.5))):
+        sampler = start(Chain(steps, greedy))
+        for token in range(3):
+            sampler.past.append(token)
         with pytest.raises(KernelError, match="token 3: the logit of id"):
-            Chain(steps, greedy).sample(np.array(bad, np.float32), 3)
+            sampler.sample(np.array(bad, np.float32))
+
+
+@given(some_logits, st.floats(1e-320, 100))
+def test_temperature_divides_the_logits(logits: np.ndarray, t: float) -> None:
+    left, _ = start(Chain((Temperature(t),))).left(Candidates.of(logits, "test"))
+    with np.errstate(over="ignore"):
+        wanted = softmax((logits.astype(np.float64) - logits.max()) / t)
+    np.testing.assert_allclose(left.probabilities(), wanted, rtol=1e-12, atol=1e-300)
+
+
+@given(some_logits, st.integers(1, 9), st.floats(0.1, 1), st.integers(0, 2**60))
+def test_the_trace_says_what_the_steps_did(logits: np.ndarray, k: int, p: float, seed: int) -> None:
+    chain = Chain((Temperature(0.7), TopK(k), TopP(p)), seed=seed)
+    watched, plain = start(chain).sample(logits, watch=True), start(chain).sample(logits)
+    assert (watched.token, watched.number, plain.steps) == (plain.token, plain.number, None)
+    trace = of_draw(watched)
+    before = softmax(logits.astype(np.float64))
+    assert trace.entropy == pytest.approx(entropy(before), abs=1e-9)
+    assert trace.probability == pytest.approx(before[trace.token], rel=1e-9)
+    assert trace.rank == ranked(logits.astype(np.float64)).tolist().index(trace.token) + 1
+    assert trace.number == uniform(seed, 0)
+    with np.errstate(over="ignore"):
+        current = (logits.astype(np.float64) - logits.max()) / 0.7
+    for step, at in zip(trace.steps, range(3)):
+        after = current
+        if at:
+            kept = (
+                start(Chain(chain.steps[: at + 1])).left(Candidates.of(logits, "test"))[0].ids_at(slice(None))
+            )
+            after = np.full(len(logits), -INF)
+            after[kept if chain.steps else slice(None)] = current[kept]
+        p0, p1 = softmax(logits.astype(np.float64) if at == 0 else current), softmax(after)
+        gone = (p0 > 0) & (p1 == 0)
+        assert (step.removed, step.left) == (gone.sum(), (p1 > 0).sum())
+        assert step.removed_mass == pytest.approx(p0[gone].sum(), abs=1e-9)
+        assert step.moved == pytest.approx(np.abs(p0 - p1).sum() / 2, abs=1e-9)
+        assert (step.entropy_before, step.entropy_after) == pytest.approx(
+            (entropy(p0), entropy(p1)), abs=1e-9
+        )
+        current = after
+    assert trace.final_probability == pytest.approx(softmax(current)[trace.token], rel=1e-9)
+
+
+def test_a_fork_goes_on_by_itself() -> None:
+    chain = Options.of(seed=4, repetition_penalty=1.5, mirostat=2).chain()
+    logits = np.float32(np.random.default_rng(0).normal(size=100))
+    one = start(chain)
+    for _ in range(5):
+        one.sample(logits)
+    other = one.fork()
+    ahead = [one.sample(logits).token for _ in range(8)]
+    assert [other.sample(logits).token for _ in range(8)] == ahead

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.sample.stop import Stopper
+from pellucid.sample.stop import Ending, Stopper
 
 LETTERS = "aab\n 日"  # few, so that stop strings begin, break off and overlap
 stop_strings = st.lists(st.text(LETTERS, min_size=1, max_size=5), max_size=4).map(tuple)
@@ -65,3 +67,42 @@ def test_without_stop_strings_nothing_waits(pieces: list[str]) -> None:
 def test_examples(stops: tuple[str, ...], pieces: list[str], wanted: str) -> None:
     stopper = Stopper(stops)
     assert "".join(map(stopper.push, pieces)) + stopper.flush() == wanted
+
+
+def endings(texts: list[str], last: int, **options: Any) -> tuple[str, str | None]:
+    """The text that comes out, and why it ended."""
+    ending, out = Ending(**options), ""
+    for at, text in enumerate(texts):
+        certain, reason = ending.push(text, last=at + 1 == last)
+        out += certain
+        if reason:
+            return out, reason
+    return out, None
+
+
+def test_each_way_to_end() -> None:
+    texts = ["ab", "cd", "ef", "gh"]
+    assert endings(texts, 99) == ("abcdefgh", None)
+    assert endings(texts, 2) == ("abcd", "length")
+    assert endings(texts, 99, stops=("de",)) == ("abc", "stop")
+    assert endings(texts, 3, stops=("de",)) == ("abc", "stop")
+    assert endings(texts, 99, until=lambda text: len(text) >= 4) == ("abcd", "until")
+    assert endings(texts, 99, max_time=1e-9) == ("ab", "time")
+    assert endings(texts, 99, max_time=1000.0) == ("abcdefgh", None)
+
+
+def test_what_was_held_back_comes_out_at_every_end_but_a_stop_string() -> None:
+    assert endings(["ab", "cX"], 2, stops=("XYZ",)) == ("abcX", "length")
+    assert endings(["ab", "cX"], 9, stops=("XYZ",), until=lambda text: text.endswith("X")) == (
+        "abcX",
+        "until",
+    )
+    assert endings(["aX"], 9, stops=("XYZ",), max_time=1e-9) == ("aX", "time")
+    ending = Ending(("XYZ",))
+    assert (ending.push("aX", last=False), ending.flush("Y")) == (("a", None), "XY")
+
+
+def test_the_function_sees_the_text_with_what_is_held_back() -> None:
+    seen: list[str] = []
+    endings(["aX", "Yb"], 9, stops=("XYZ",), until=lambda text: bool(seen.append(text)))
+    assert seen == ["aX", "aXYb"]

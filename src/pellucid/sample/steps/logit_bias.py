@@ -44,6 +44,8 @@ def _amount(name: str, value: Any) -> float:
 def _read(text: str) -> Any:
     """TOKEN=NUMBER,... from a command line."""
     pairs = (part.rpartition("=") for part in text.split(","))
+    if "=" not in text:
+        return text
     try:
         return {int(token) if token.strip().isdigit() else token: float(amount) for token, _, amount in pairs}
     except ValueError:

@@ -18,7 +18,7 @@ class TopP(Step):
 
     top_p: float = option(
         0.95,
-        real(0, 1, "1 turns it off", above=True),
+        real(0, 1, "1 turns it off"),
         "Only the likeliest tokens that sum to this; 1 is off.",
     )
 

@@ -1,0 +1,240 @@
+"""The steps of the chain as their papers have them: plain NumPy, float64, over the whole vocabulary.
+
+A reference takes logits (V,) float64, of which minus infinity is a token that is no candidate, the step's options, and
+the ids before; it gives the logits after the step. Nothing here is shared with ``pellucid.sample``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+INF = math.inf
+
+
+class Words:
+    """A vocabulary in which each id is a letter, and some texts are two."""
+
+    def __init__(self, size: int = 600) -> None:
+        self.vocab_size = size
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        return [ord(c) % self.vocab_size for c in text]
+
+    def decode(self, ids: Any, *, skip_special: bool = True) -> str:
+        return "".join(map(chr, ids))
+
+
+@dataclass(frozen=True)
+class Before:
+    """The ids before: ``prompt`` and ``generated``; ``ends`` are the tokens that end a text."""
+
+    prompt: tuple[int, ...] = ()
+    generated: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    seed: int = 0
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt, *self.generated]
+
+
+def softmax(logits: Floats) -> Floats:
+    weights = np.exp(logits - logits.max())
+    return np.asarray(weights / weights.sum())
+
+
+def surprise(p: Floats) -> Floats:
+    with np.errstate(divide="ignore"):
+        return np.asarray(-np.log(p))
+
+
+def entropy(p: Floats) -> float:
+    some = p[p > 0]
+    return float(-(some * np.log(some)).sum())
+
+
+def ranked(values: Floats) -> NDArray[np.int64]:
+    """Places from the highest on, of equal ones the lowest first."""
+    return np.asarray(sorted(range(len(values)), key=lambda i: (-values[i], i)), np.int64)
+
+
+def only(logits: Floats, places: Any) -> Floats:
+    out = np.full_like(logits, -INF)
+    out[places] = logits[places]
+    return out
+
+
+def until(order: NDArray[np.int64], p: Floats, mass: float) -> NDArray[np.int64]:
+    """The first places of an order whose probabilities sum to a mass."""
+    sums = np.cumsum(p[order])
+    reached = np.flatnonzero(sums >= mass)
+    return order if not len(reached) else order[: reached[0] + 1]
+
+
+def window(ids: list[int], n: int) -> list[int]:
+    return ids if n < 0 else ids[max(len(ids) - n, 0) :]
+
+
+def penalties(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    x, n = x.copy(), o.get("repeat_last_n", -1)
+    p = o.get("repetition_penalty", 1.0)
+    seen = window(before.ids, n)
+    for token in set(seen):
+        x[token] = x[token] / p if x[token] > 0 else x[token] * p
+    answer = seen[len(seen) - min(len(seen), len(before.generated)) :]
+    for token in set(answer):
+        x[token] -= answer.count(token) * o.get("frequency_penalty", 0.0) + o.get("presence_penalty", 0.0)
+    return x
+
+
+def no_repeat_ngram(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    x, n, ids = x.copy(), o["no_repeat_ngram_size"], before.ids
+    if n == 0 or len(ids) < n:
+        return x
+    tail = ids[len(ids) - n + 1 :]
+    for i in range(len(ids) - n + 1):
+        if ids[i : i + n - 1] == tail:
+            x[ids[i + n - 1]] = -INF
+    return x
+
+
+def dry(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    """By trying every length at every place. Breakers are single letters here."""
+    x = x.copy()
+    ids = window(before.ids, o.get("dry_penalty_last_n", -1))
+    breakers = {ord(c) for c in o.get("dry_sequence_breakers", '\n:"*')}
+    allowed, base = o.get("dry_allowed_length", 2), o.get("dry_base", 1.75)
+    since = next((n for n, token in enumerate(reversed(ids)) if token in breakers), len(ids))
+    longest: dict[int, int] = {}
+    for end in range(1, len(ids)):
+        n = max(n for n in range(min(end, since) + 1) if ids[end - n : end] == ids[len(ids) - n :])
+        longest[ids[end]] = max(longest.get(ids[end], 0), n)
+    for token, n in longest.items():
+        if n >= allowed and token not in breakers:
+            x[token] -= o["dry_multiplier"] * min(base ** float(n - allowed), 3.4e38)
+    return x
+
+
+def logit_bias(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    x = x.copy()
+    for token, bias in o["logit_bias"].items():
+        x[int(token)] += bias
+    return x
+
+
+def banned(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    x = x.copy()
+    for entry in o["banned"]:
+        for ids in (
+            [[ord(c) for c in entry], [32, *map(ord, entry)]]
+            if isinstance(entry, str)
+            else [np.atleast_1d(entry).tolist()]
+        ):
+            if len(ids) == 1 or (before.ids[-len(ids) + 1 :] == ids[:-1]):
+                x[ids[-1]] = -INF
+    return x
+
+
+def allowed(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    ids = {
+        i for entry in o["allowed"] for i in ([32, *map(ord, entry)] if isinstance(entry, str) else [entry])
+    }
+    return only(x, sorted(ids))
+
+
+def min_new_tokens(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    x = x.copy()
+    if len(before.generated) < o["min_new_tokens"]:
+        x[list(before.ends)] = -INF
+    return x
+
+
+def temperature(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    t, r = o["temperature"], o.get("dynatemp_range", 0.0)
+    if r:
+        n = o.get("candidates", len(x))
+        share = entropy(softmax(x)) / math.log(n) if n > 1 else 0.0
+        t = max(t - r, 0) + (t + r - max(t - r, 0)) * share ** o.get("dynatemp_exponent", 1.0)
+    if t == 0:
+        return only(x, ranked(x)[:1])
+    with np.errstate(over="ignore"):
+        return np.asarray((x - x.max()) / t)
+
+
+def top_k(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    return only(x, ranked(x)[: o["top_k"]]) if o["top_k"] else x
+
+
+def top_p(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    p = softmax(x)
+    return x if o["top_p"] == 1 else only(x, until(ranked(x), p, o["top_p"]))
+
+
+def min_p(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    p = softmax(x)
+    return only(x, p >= o["min_p"] * p.max())
+
+
+def typical(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    p = softmax(x)
+    order = ranked(-np.abs(surprise(p) - entropy(p)))
+    return x if o["typical_p"] == 1 else only(x, until(order, p, o["typical_p"]))
+
+
+def top_n_sigma(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    n = o["top_n_sigma"]
+    return x if n == 0 else only(x, x >= x.max() - n * np.std(x[x > -INF]))
+
+
+def epsilon(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    p = softmax(x)
+    return only(x, (p >= o["epsilon_cutoff"]) | (x == x.max()))
+
+
+def eta(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    p, e = softmax(x), o["eta_cutoff"]
+    return only(x, (p >= min(e, math.sqrt(e) * math.exp(-entropy(p)))) | (x == x.max()))
+
+
+def top_h(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    order = ranked(x)[:100]
+    p = softmax(x[order])
+    shares = np.where(p > 0, p * np.where(p > 0, surprise(p), 0), 0)
+    within = np.cumsum(shares) <= o["top_h"] * entropy(p)
+    return x if o["top_h"] == 1 else only(x, order[: max(int(within.sum()), 1)])
+
+
+def xtc(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    random = np.random.Generator(np.random.Philox(key=before.seed, counter=len(before.generated))).random(2)[
+        1
+    ]
+    p = softmax(x)
+    above = [i for i in ranked(x) if p[i] >= o["xtc_threshold"]]
+    if random >= o["xtc_probability"] or o["xtc_threshold"] > 0.5 or len(above) < 2:
+        return x
+    x = x.copy()
+    x[above[:-1]] = -INF
+    return x
+
+
+def mirostat(x: Floats, o: dict[str, Any], before: Before) -> Floats:
+    """The first turn's cut, at twice the target."""
+    p = softmax(x)
+    return only(x, (surprise(p) / math.log(2) <= 2 * o["mirostat_tau"]) | (x == x.max()))
+
+
+Reference = Callable[[Floats, dict[str, Any], Before], Floats]
+REFERENCES: dict[str, Reference] = {
+    one.__name__: one
+    for one in (
+        penalties, no_repeat_ngram, dry, logit_bias, banned, allowed, min_new_tokens, temperature, top_k, top_p, min_p,
+        typical, top_n_sigma, epsilon, eta, top_h, xtc, mirostat,
+    )
+}  # fmt: skip

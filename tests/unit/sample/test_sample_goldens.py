@@ -1,0 +1,84 @@
+"""The steps beside those of transformers and llama.cpp (``tests/oracles/samplers_oracle.py``)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.sampling import Words, softmax
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.chain import Sampler
+from pellucid.sample.options import Options
+from pellucid.tokenize import load_tokenizer
+from pellucid.weights.store import resolve
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "goldens" / "sample" / "steps.json").read_text())
+LOGITS = {
+    name: np.array([-np.inf if x is None else x for x in values], np.float32)
+    for name, values in GOLDEN["logits"].items()
+}
+CASES = [(f"{case['by']}-{case['step']}-{at}", case) for at, case in enumerate(GOLDEN["cases"])]
+PLAIN = [pytest.param(case, id=name) for name, case in CASES if case["step"] not in ("dry", "mirostat")]
+
+
+def sampler(case: dict[str, Any], words: Any) -> Sampler:
+    options = dict(case["options"])
+    ends = frozenset(options.pop("eos_ids", ()))
+    if "logit_bias" in options:
+        options["logit_bias"] = {int(token): bias for token, bias in options["logit_bias"].items()}
+    options.setdefault("samplers", [case["step"]])
+    made = Options.of(**options, seed=0).chain().start(words, case["prompt"], ends)
+    for token in case["generated"]:
+        made.past.append(token)
+    return made
+
+
+def check(left: Candidates, kept: list[int], logits_after: list[float]) -> None:
+    found = left.keep(np.flatnonzero(left.raw > -np.inf))
+    assert found.ids_at(np.arange(len(found))).tolist() == kept
+    np.testing.assert_allclose(found.probabilities(), softmax(np.array(logits_after)), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_steps_and_chains(case: dict[str, Any]) -> None:
+    logits = LOGITS[case["logits"]]
+    made = sampler(case, Words(len(logits)))
+    left, _ = made.left(Candidates.of(logits, "golden"))
+    if made.greedy:
+        left = left.keep(np.array([left.best]))
+    if case["by"] == "transformers" and case["step"] in ("top_k", "typical"):
+        left = Candidates.of(logits, "golden").keep(
+            np.flatnonzero(np.isin(logits, left.raw))
+        )  # it keeps equal ones
+    check(left, case["kept"], case["logits_after"])
+
+
+@pytest.mark.parametrize("case", [case for _, case in CASES if case["step"] == "mirostat"])
+def test_mirostat_turn_by_turn(case: dict[str, Any]) -> None:
+    made = sampler(case, Words(40))
+    for turn, token, kept, after in zip(case["turns"], case["chosen"], case["kept"], case["logits_after"]):
+        left, _ = made.left(Candidates.of(LOGITS[turn], "golden"))
+        check(left, kept, after)
+        place = left.places(np.array([token]))[0]
+        made.steps[0].accept(token, left.probabilities()[place])
+
+
+@pytest.mark.model
+def test_dry_with_a_real_vocabulary() -> None:
+    tokenizer = load_tokenizer(resolve("smollm2"))
+    cases = [case for _, case in CASES if case["step"] == "dry"]
+    assert len(cases) > 30
+    zeros = np.zeros(tokenizer.vocab_size, np.float32)
+    for case in cases:
+        if case["options"]["dry_base"] < 1 or case["options"]["dry_multiplier"] < 0:
+            continue  # off, and a reward: refused here
+        left, _ = sampler(case, tokenizer).left(Candidates.of(zeros, "golden"))
+        changed = np.flatnonzero(left.raw)
+        wanted = {int(token): delta for token, delta in case["changed"].items()}
+        assert set(changed.tolist()) == set(wanted), case
+        for token, delta in wanted.items():
+            assert left.raw[token] == pytest.approx(delta, rel=1e-5)

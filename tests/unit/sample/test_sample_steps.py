@@ -1,0 +1,232 @@
+"""Every step that is in the folder, against its definition in NumPy's float64 (``support/sampling.py``)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.sampling import REFERENCES, Before, Words, ranked, softmax
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.step import Past, Setting, Step, options_of, steps
+
+INF = math.inf
+GEMMA = 262_144
+
+unit = st.floats(0.01, 0.999)
+ids = st.integers(0, 25)
+OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "penalties": {
+        "repetition_penalty": st.sampled_from([0.5, 1.0, 1.3, 8.0]),
+        "frequency_penalty": st.sampled_from([0.0, 0.7, -1.5]),
+        "presence_penalty": st.sampled_from([0.0, 0.4, -2.0]),
+        "repeat_last_n": st.integers(-1, 8),
+    },
+    "no_repeat_ngram": {"no_repeat_ngram_size": st.integers(1, 4)},
+    "dry": {
+        "dry_multiplier": st.sampled_from([0.8, 3.0]),
+        "dry_base": st.sampled_from([1.0, 1.75, 50.0]),
+        "dry_allowed_length": st.integers(0, 3),
+        "dry_penalty_last_n": st.integers(-1, 30),
+        "dry_sequence_breakers": st.sampled_from([(), ("\x01",), ("\x02", "\x03")]),
+    },
+    "logit_bias": {
+        "logit_bias": st.dictionaries(ids, st.sampled_from([-3.0, 2.5, -INF]), min_size=1, max_size=5)
+    },
+    "banned": {
+        "banned": st.lists(
+            st.one_of(
+                ids, st.lists(ids, min_size=1, max_size=3), st.text("\x01\x02\x03", min_size=1, max_size=2)
+            ),
+            min_size=1,
+            max_size=5,
+        )
+    },
+    "allowed": {
+        "allowed": st.lists(st.one_of(ids, st.text("\x01\x02\x03", min_size=1, max_size=2)), min_size=1)
+    },
+    "min_new_tokens": {"min_new_tokens": st.integers(1, 20)},
+    "temperature": {
+        "temperature": st.sampled_from([0.05, 0.7, 1.0, 1.5, 30.0]),
+        "dynatemp_range": st.sampled_from([0.0, 0.5, 2.0]),
+        "dynatemp_exponent": st.sampled_from([1.0, 0.5, 2.0]),
+    },
+    "top_k": {"top_k": st.integers(1, 60)},
+    "top_p": {"top_p": unit},
+    "min_p": {"min_p": unit},
+    "typical": {"typical_p": unit},
+    "top_n_sigma": {"top_n_sigma": st.floats(0.01, 4)},
+    "epsilon": {"epsilon_cutoff": unit},
+    "eta": {"eta_cutoff": unit},
+    "top_h": {"top_h": unit},
+    "xtc": {"xtc_probability": st.sampled_from([0.5, 1.0]), "xtc_threshold": st.floats(0.001, 0.5)},
+    "mirostat": {"mirostat": st.just(2), "mirostat_tau": st.floats(0.1, 8), "mirostat_eta": unit},
+}
+STEPS = sorted(steps())
+# Options at whose value a set is cut: rounding may put it on either side, which a value next to it shows.
+CUTS = (
+    "top_p",
+    "min_p",
+    "typical_p",
+    "top_n_sigma",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "top_h",
+    "xtc_threshold",
+    "mirostat_tau",
+)
+
+# Few different values, so that there are ties; some impossible tokens, but not all.
+some_logits = (
+    st.lists(st.sampled_from([-INF, -3.0, 0.0, 0.5, 0.5000001, 2.0, 40.0]), min_size=40, max_size=600)
+    .filter(lambda values: max(values) > -INF)
+    .map(lambda values: np.array(values, np.float32))
+)
+history = st.lists(st.integers(0, 6), max_size=40).map(tuple)
+befores = st.builds(Before, history, history, st.just((0, 3)), st.integers(0, 2**60))
+
+
+def test_every_step_has_a_reference_and_is_tested_here() -> None:
+    assert set(STEPS) == set(REFERENCES) == set(OPTIONS)
+    for name, kind in steps().items():
+        assert set(OPTIONS[name]) == set(options_of(kind))
+
+
+def bound(name: str, options: dict[str, Any], before: Before, size: int) -> tuple[Step, Past]:
+    step = steps()[name](**options).bind(Setting(Words(size), frozenset(before.ends), before.seed))
+    past = Past(before.prompt, before.seed)
+    for token in before.generated:
+        past.append(token)
+    return step, past
+
+
+def dense(candidates: Candidates, size: int) -> np.ndarray:
+    out = np.full(size, -INF)
+    out[slice(None) if candidates.ids is None else candidates.ids] = candidates.logits
+    return out
+
+
+def check(
+    name: str, logits: np.ndarray, options: dict[str, Any], before: Before, first: Candidates | None = None
+) -> None:
+    """The same tokens are left, with the same probabilities."""
+    first = Candidates(None, logits) if first is None else first
+    start = dense(first, len(logits))
+    if name == "temperature":
+        options["candidates"] = len(first)
+    reference = REFERENCES[name]
+    wanted = [reference(start, options, before)]
+    for option in CUTS:
+        if option in options:
+            wanted += [
+                reference(start, {**options, option: options[option] * x}, before)
+                for x in (1 - 1e-9, 1 + 1e-9)
+            ]
+    options.pop("candidates", None)
+    step, past = bound(name, options, before, len(logits))
+    if step.idle:
+        return
+    found = step.apply(first, past)
+    if not found.possible:
+        assert wanted[0].max() == -INF
+        return
+    assert found.ids is None or (np.diff(found.ids) > 0).all()
+    left = dense(found, len(logits))
+    alike = [one for one in wanted if ((one > -INF) == (left > -INF)).all()]
+    assert alike, "other tokens are left"
+    np.testing.assert_allclose(
+        softmax(left), softmax(alike[0]), rtol=2e-5 if step.kind == "change" else 1e-9, atol=1e-300
+    )
+
+
+@pytest.mark.parametrize("name", STEPS)
+@given(st.data(), some_logits, befores)
+def test_a_step_is_its_definition(name: str, data: st.DataObject, logits: np.ndarray, before: Before) -> None:
+    check(name, logits, data.draw(st.fixed_dictionaries(OPTIONS[name])), before)
+
+
+@pytest.mark.parametrize("name", STEPS)
+@given(st.data(), some_logits, befores, st.integers(1, 30), st.sampled_from([0.3, 1.0, 2.0]))
+def test_a_step_works_on_what_others_left(
+    name: str, data: st.DataObject, logits: np.ndarray, before: Before, k: int, t: float
+) -> None:
+    first = Candidates(
+        np.sort(ranked(logits.astype(np.float64))[:k]),
+        logits[np.sort(ranked(logits.astype(np.float64))[:k])],
+        t,
+    )
+    check(name, logits, data.draw(st.fixed_dictionaries(OPTIONS[name])), before, first)
+
+
+def large(kind: str, size: int) -> np.ndarray:
+    random = np.random.default_rng(5)
+    if kind == "normal":
+        return np.float32(random.normal(size=size) * 3)
+    if kind == "ties":
+        return np.float32(random.integers(0, 4, size))
+    if kind == "equal":
+        return np.zeros(size, np.float32)
+    if kind == "forbidden":
+        return np.float32(np.where(np.arange(size) % 3, random.normal(size=size), -INF))
+    return np.float32(np.where(np.arange(size) == size - 1, 60, random.normal(size=size)))
+
+
+USUAL = {
+    "penalties": {"repetition_penalty": 1.2, "frequency_penalty": 0.3},
+    "no_repeat_ngram": {"no_repeat_ngram_size": 2},
+    "dry": {"dry_multiplier": 0.8},
+    "logit_bias": {"logit_bias": {0: -INF, 1: 3.0}},
+    "banned": {"banned": [0]},
+    "allowed": {"allowed": [0, 1]},
+    "min_new_tokens": {"min_new_tokens": 9},
+    "temperature": {"temperature": 0.7, "dynatemp_range": 0.2},
+    "top_k": {"top_k": 40},
+    "top_p": {"top_p": 0.9},
+    "min_p": {"min_p": 0.05},
+    "typical": {"typical_p": 0.5},
+    "top_n_sigma": {"top_n_sigma": 1.0},
+    "epsilon": {"epsilon_cutoff": 3e-6},
+    "eta": {"eta_cutoff": 2e-4},
+    "top_h": {"top_h": 0.5},
+    "xtc": {"xtc_probability": 1.0, "xtc_threshold": 1e-5},
+    "mirostat": {"mirostat": 2, "mirostat_tau": 5.0},
+}
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "equal", "forbidden", "one huge"])
+@pytest.mark.parametrize("size", [2, GEMMA])
+@pytest.mark.parametrize("name", STEPS)
+def test_the_smallest_and_the_largest_vocabulary(name: str, size: int, kind: str) -> None:
+    if name == "dry" and size > 2:
+        pytest.skip("looks through the vocabulary for breakers: test_sample_goldens has a real one")
+    check(name, large(kind, size), dict(USUAL[name]), Before((0, 1, 0, 1), (0, 1, 0), (0,)))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_gives_what_it_gave_whatever_was_asked_before(name: str) -> None:
+    logits, before = large("normal", 3000), Before((0, 1, 0, 1), (0, 1, 0), (0,))
+    step, past = bound(name, dict(USUAL[name]), before, 3000)
+    first, second = (step.apply(Candidates(None, logits.copy()), past) for _ in range(2))
+    np.testing.assert_array_equal(first.raw, second.raw)
+    np.testing.assert_array_equal(logits, large("normal", 3000))
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.floats(0.5, 9), st.floats(0.01, 1))
+def test_mirostat_follows_the_surprise(chosen: list[int], tau: float, eta: float) -> None:
+    logits = np.linspace(4, -4, 64, dtype=np.float32)
+    step, past = bound("mirostat", {"mirostat": 2, "mirostat_tau": tau, "mirostat_eta": eta}, Before(), 64)
+    other, most = step.fork(), 2 * tau
+    bits = -np.log2(softmax(logits.astype(np.float64)))
+    for place in chosen:
+        left = step.apply(Candidates(None, logits), past)
+        assert len(left) == max(int((bits <= most).sum()), 1)
+        p = left.probabilities()
+        place = min(place, len(left) - 1)
+        step.accept(place, p[place])
+        most -= eta * (-np.log2(p[place]) - tau)
+    assert len(other.apply(Candidates(None, logits), past)) == max(int((bits <= 2 * tau).sum()), 1)
