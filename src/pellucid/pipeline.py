@@ -116,6 +116,8 @@ def loop(
             yield Piece(draw.token, ending.flush(detokenizer.flush()), draw, took, "stop", draw.token)
             return
         text, reason = ending.push(detokenizer.push(draw.token), last=index + 1 == limit)  # detokenize → text
+        if sampler.complete and reason != "stop":
+            text, reason = text + ending.flush(detokenizer.flush()), "stop"
         yield Piece(draw.token, text, draw, took, reason, ending.found)
         if reason:
             return

@@ -55,7 +55,8 @@ PACKAGES = ("transformers", "torch", "gguf", "accelerate", "numpy")
 KINDS = ("plain", "sampled", "diverse")
 SEED, SHAKE, SHAKES = 20, 1e-4, 4
 TINY = ("llama", "gemma3")
-COUNTS = {"plain": 24, "sampled": 6, "diverse": 12}  # cases of a tiny model
+# For a tiny model: draws where early_stopping makes a difference (each gives three cases), and where it makes none.
+COUNTS = {"plain": (6, 10), "sampled": (2, 3), "diverse": (3, 5)}
 PENALTIES, EARLY, LENGTHS = (-1.0, 0.0, 0.5, 1.0, 2.0), (True, False, "never"), (1, 2, 5, 8, 12, 16, 20, 24)
 GROUPS = ((4, 2), (6, 2), (8, 2), (6, 3), (4, 4), (8, 4))
 ENDS = (("none", 0), ("unused", 1), *((how, count) for how in ("first", "used") for count in (1, 2, 4, 8)))
@@ -236,15 +237,15 @@ def drawn(kind: str, rng: np.random.Generator) -> dict:
 
 
 def tiny_cases(name: str, kind: str):
-    """The cases of a kind for a tiny model: a third of them find the same whichever of EARLY is set, a third finds
-    two different results, a third three. Cases that rounding decides are left out."""
+    """The cases of a kind for a tiny model: where early_stopping makes a difference, one with each setting.
+    Cases that rounding decides are left out."""
     folder = GOLDENS / "model" / "tiny" / name
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model.generation_config = GenerationConfig()
     double = in_double(model)
     rng = np.random.default_rng([SEED, KINDS.index(kind), TINY.index(name)])
-    made = Counter()
-    while made.total() < COUNTS[kind]:
+    wanted = dict(zip((True, False), COUNTS[kind]))
+    while any(wanted.values()):
         prompt = rng.integers(3, model.config.vocab_size, rng.integers(3, 13)).tolist()
         case = {"kind": kind, "model": name, "prompt": prompt, "options": drawn(kind, rng), "eos_ids": []}
         if kind == "sampled":
@@ -254,13 +255,18 @@ def tiny_cases(name: str, kind: str):
             case["eos_ids"] = ends_for(model, case, *ends)
             if kind == "diverse":
                 case["pad_id"] = case["eos_ids"][0] if pad and case["eos_ids"] else 0
-            others = [case | {"options": case["options"] | {"early_stopping": early}} for early in EARLY]
-            results = len({json.dumps(search(model, other)) for other in others})
-            if made[results] < COUNTS[kind] // len(EARLY) and (found := settled(model, double, case)):
-                made[results] += 1
-                yield case | {"sequences": found}
+            cases = [case | {"options": case["options"] | {"early_stopping": early}} for early in EARLY]
+            found = [search(model, case) for case in cases]
+            differ = any(sequences != found[0] for sequences in found)
+            if not wanted[differ]:
+                continue
+            cases = cases if differ else [case]
+            found = [settled(model, double, case) for case in cases]
         except TooFewToDraw:
             continue
+        if None not in found:
+            wanted[differ] -= 1
+            yield from (case | {"sequences": sequences} for case, sequences in zip(cases, found))
 
 
 def smollm2_cases(path: Path, kind: str):

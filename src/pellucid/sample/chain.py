@@ -95,6 +95,11 @@ class Sampler:
                 traces.append(compare(step.name, before, candidates))
         return candidates, tuple(traces) if watch else None
 
+    @property
+    def complete(self) -> bool:
+        """Whether a step says that the text is whole."""
+        return any(step.complete for step in self.steps)
+
     def fork(self) -> Sampler:
         """The same state, to go on otherwise."""
         return Sampler(tuple(step.fork() for step in self.steps), self.greedy, self.past.fork())

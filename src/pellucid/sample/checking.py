@@ -38,6 +38,11 @@ def one_of(*choices: str) -> Check:
     return check
 
 
+def anything(name: str, value: Any) -> Any:
+    """Any value: the step checks it itself."""
+    return value
+
+
 def texts(most: int, longest: int = LONGEST) -> Check:
     """A text or a list of texts, none empty."""
 

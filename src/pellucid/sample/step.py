@@ -139,6 +139,11 @@ class Step:
         """The candidates after this step; never none."""
         raise NotImplementedError
 
+    @property
+    def complete(self) -> bool:
+        """Whether the text is whole, so that no token is to follow."""
+        return False
+
     def accept(self, token: int, probability: float) -> None:
         """A token was sampled, with this probability in the end."""
 

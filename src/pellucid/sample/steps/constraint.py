@@ -1,0 +1,69 @@
+"""Constraint: only tokens with which the text can become what is asked for (``grammar.py``).
+
+    json_schema   JSON of a schema        regex     a text that matches, all of it
+    choices       one of some texts       grammar   a sentence of a grammar, in Lark's form or GBNF
+
+The text ends when nothing can follow; a token that ends it is allowed as soon as it is whole. What stops it earlier,
+such as ``max_new_tokens``, leaves it cut off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.checking import anything
+from pellucid.sample.grammar import KINDS, Matching, compiled
+from pellucid.sample.step import Past, Setting, Step, option
+
+
+@dataclass(frozen=True)
+class Constraint(Step):
+    name, order, kind = "constraint", 80, "forbid"
+
+    json_schema: Any = option(None, anything, "The text is JSON of this schema.", str)
+    regex: Any = option(None, anything, "The text matches this regular expression, all of it.", str)
+    choices: Any = option(
+        None, anything, "The text is one of these, separated by commas.", lambda text: text.split(",")
+    )
+    grammar: Any = option(None, anything, "The text is of this grammar: Lark's form or GBNF.", str)
+    matching: Matching | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        given = self.given
+        if len(given) > 1:
+            raise InvalidRequest(
+                f"{' and '.join(given)} are given; a text can follow one of them: leave the others out"
+            )
+        for kind, value in given.items():
+            compiled(kind, value)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is asked for."""
+        return {kind: getattr(self, kind) for kind in KINDS if getattr(self, kind) is not None}
+
+    @property
+    def idle(self) -> bool:
+        return not self.given
+
+    @property
+    def complete(self) -> bool:
+        return self.matching is not None and self.matching.complete
+
+    def bind(self, setting: Setting) -> Step:
+        ((kind, value),) = self.given.items()
+        return replace(self, matching=Matching(compiled(kind, value), setting.words, setting.ends))
+
+    def fork(self) -> Step:
+        return self if self.matching is None else replace(self, matching=self.matching.fork())
+
+    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        assert self.matching is not None, "it is bound before it is applied"
+        return self.matching.among(candidates)
+
+    def accept(self, token: int, probability: float) -> None:
+        if self.matching is not None:
+            self.matching.accept(token)
