@@ -30,6 +30,12 @@ class Words:
     def decode(self, ids: Any, *, skip_special: bool = True) -> str:
         return "".join(map(chr, ids))
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return chr(token_id).encode()
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id == 2
+
 
 @dataclass(frozen=True)
 class Before:

@@ -367,6 +367,13 @@ select_below = vector_op(  # where x < limit: a, else b
 )
 
 
+chosen = vector_op(  # x in the lanes whose bit is set, the lowest first, y in the others
+    F32x16,
+    (types.int64, F32x16, F32x16),
+    lambda e, bits, x, y: e.b.select(e.b.bitcast(e.b.trunc(bits, i16), vec(ir.IntType(1))), x, y),
+)
+
+
 def _lanes_of_two(order):
     """Lanes of two vectors side by side, by their numbers from 0 to 31."""
     return vector_op(

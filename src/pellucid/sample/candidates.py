@@ -8,15 +8,18 @@ from compiled code (``kernels/logits_top.py``, ``kernels/logits_softmax.py``), i
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import KernelError
+from pellucid.kernels.logits_mask import Mask
 from pellucid.kernels.logits_softmax import BLOCK, Softmax
 from pellucid.kernels.logits_top import Top
 from pellucid.runtime.call import Call
@@ -27,6 +30,7 @@ Floats = NDArray[np.float64]
 
 FEW = 512  # of so many best ones the compiled search is faster than a partition of all
 SHORTEST = 16  # logits that the kernels take at least
+LEAST_TEMPERATURE = 1e-30  # a lower one would do nothing else
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -46,16 +50,17 @@ class Sums:
 
 @dataclass(frozen=True)
 class Candidates:
-    """``ids`` (n,) ascending, None for the whole vocabulary; their logits are ``raw`` (n,) float32 / ``temperature``.
+    """``ids`` (n,), None for the whole vocabulary; their logits are ``raw`` (n,) float32 / ``temperature``.
 
-    ``temperature`` is 1e-30 to 1e30.
-
-    A logit of minus infinity is a token that is forbidden; at least one is finite, none is NaN or plus infinity.
+    They are in the order of their ids, or ``ranked``: from the highest logit on, of equal ones the lowest id first.
+    ``temperature`` is 1e-30 to 1e30. A logit of minus infinity is a token that is forbidden; at least one is finite,
+    none is NaN or plus infinity.
     """
 
     ids: Ints | None
     raw: NDArray[np.float32]
     temperature: float = 1.0
+    ranked: bool = False
 
     @classmethod
     def of(cls, logits: NDArray[np.floating[Any]], where: str) -> Candidates:
@@ -78,7 +83,7 @@ class Candidates:
     @cached_property
     def best(self) -> int:
         """The place of the highest logit, of equal ones the first."""
-        return int(self.raw.argmax())
+        return 0 if self.ranked else int(self.raw.argmax())
 
     @cached_property
     def highest(self) -> float:
@@ -90,36 +95,40 @@ class Candidates:
         """Whether there is a token that is not forbidden."""
         return len(self.raw) > 0 and self.highest > -math.inf
 
-    @property
-    def logits(self) -> Floats:
-        """(n,) float64."""
-        return self.logits_at(slice(None))
-
-    def logits_at(self, places: Ints | slice) -> Floats:
-        """The logits at some places, float64."""
+    def logits(self, places: Ints | slice = slice(None)) -> Floats:
+        """The logits at some places, or all, float64."""
         return np.asarray(self.raw[places].astype(np.float64) / self.temperature, np.float64)
 
     def exponents(self, places: Ints | slice = slice(None)) -> Floats:
-        """Logits minus the highest logit, (n,) float64: the logarithms of ``weights``."""
-        return np.asarray((self.raw[places].astype(np.float64) - self.highest) * self._scale, np.float64)
+        """Logits minus the highest logit, float64: the logarithms of ``weights``."""
+        return np.asarray((self.raw[places].astype(np.float64) - self.highest) / self.temperature, np.float64)
 
     @cached_property
     def sums(self) -> Sums:
         """Sums over all candidates; no array of their size is made."""
-        return _softmax(self.raw, self.highest, self._scale, None)
+        return _softmax(self.raw, self.highest, self.temperature, None)
 
     @cached_property
     def weights(self) -> Floats:
         """exp(``exponents``), (n,): probabilities, but for the division by their sum."""
         weights = np.empty(len(self.raw))
-        self.__dict__["sums"] = _softmax(self.raw, self.highest, self._scale, weights)
+        self.__dict__["sums"] = _softmax(self.raw, self.highest, self.temperature, weights)
         return weights
+
+    @cached_property
+    def ends(self) -> Any:
+        """Where each candidate ends if they are laid side by side, as wide as their weights: a list if they are few."""
+        if (
+            len(self.raw) <= FEW
+        ):  # lists, because a call of NumPy's for a few numbers takes longer than the numbers
+            return list(accumulate(self.weights.tolist()))
+        return np.cumsum(self.weights)
 
     def weights_at(self, places: Ints | slice) -> Floats:
         """The weights at some places."""
         part = np.ascontiguousarray(self.raw[places])
         weights = np.empty(len(part))
-        _softmax(part, self.highest, self._scale, weights)
+        _softmax(part, self.highest, self.temperature, weights)
         return weights
 
     def probabilities(self) -> Floats:
@@ -134,53 +143,105 @@ class Candidates:
     def top(self, k: int) -> Ints:
         """The places of the ``k`` highest, from the highest on; of equal ones the lowest id first."""
         k = min(k, len(self.raw))
+        if self.ranked:
+            return np.arange(k)
         if k > FEW:
             return lowest(-self.raw, k)
-        places, values = np.empty(k, np.int64), np.empty(k, np.float32)
-        raw = self.raw
+        places, values, raw = np.empty(k, np.int64), np.empty(k, np.float32), self.raw
         _top()(logits=address(raw), count=len(raw), k=k, places=address(places), values=address(values))
         return places
 
-    def likeliest(self, mass: float) -> Ints:
-        """The fewest places whose probabilities sum to ``mass``, from the likeliest on."""
-        return fewest(self.top, self.weights_at, len(self.raw), mass * self.sums.total)
+    def keep_top(self, k: int) -> Candidates:
+        """Only the ``k`` highest, ranked."""
+        if self.ranked:
+            return self.first(k)
+        return self if k >= len(self.raw) else self._rank(self.top(k))
 
-    def keep(self, places: Ints) -> Candidates:
-        """Only the candidates at these places; their order (ascending ids) is kept."""
-        if len(places) == len(self.raw):
-            return self
-        places = np.sort(places)
-        return replace(self, ids=places if self.ids is None else self.ids[places], raw=self.raw[places])
+    def keep_likeliest(self, mass: float) -> Candidates:
+        """The fewest whose probabilities sum to ``mass``, from the likeliest on, ranked."""
+        if not self.ranked and len(self.raw) > FEW:
+            places = fewest(self.top, self.weights_at, len(self.raw), mass * self.sums.total)
+            return self._rank(places)
+        ranked = self if self.ranked else self._rank(self.top(len(self.raw)))
+        ends = ranked.ends
+        return ranked.first(bisect_left(ends, mass * ends[-1]) + 1)
 
     def keep_above(self, lowest: float) -> Candidates:
         """Only those whose exponent is ``lowest`` or more, and the highest."""
-        bound = min(lowest, 0.0) / self._scale + self.highest
+        bound = min(lowest, 0.0) * self.temperature + self.highest
         # The comparison is of float32, in which no candidate lies between the bound and its neighbour above.
-        above = (
-            np.float32(bound)
-            if np.float32(bound) >= bound
-            else np.nextafter(np.float32(bound), np.float32(np.inf))
-        )
-        return self.keep(np.flatnonzero(self.raw >= min(above, np.float32(self.highest))))
+        least = np.float32(bound)
+        if least < bound:
+            least = np.nextafter(least, np.float32(np.inf))
+        above = self.raw >= min(least, np.float32(self.highest))
+        return self.first(int(np.count_nonzero(above))) if self.ranked else self.keep(np.flatnonzero(above))
+
+    def first(self, n: int) -> Candidates:
+        """Only the first ``n``."""
+        if n >= len(self.raw):
+            return self
+        made = self._with(None if self.ids is None else self.ids[:n], self.raw[:n])
+        if self.ranked:  # the highest is the same one
+            made.__dict__.update(
+                {name: self.__dict__[name][:n] for name in ("weights", "ends") if name in self.__dict__}
+            )
+            made.__dict__.update({"highest": self.highest})
+        return made
+
+    def keep(self, places: Ints) -> Candidates:
+        """Only the candidates at these places, in the order that they had."""
+        if len(places) == len(self.raw):
+            return self
+        places = np.sort(places)
+        return self._with(self.ids_at(places), self.raw[places])
 
     def with_logits(self, places: Ints, logits: NDArray[np.floating[Any]]) -> Candidates:
         """With other logits at some places; minus infinity forbids."""
         raw = self.raw.copy()
         changed = np.asarray(logits, np.float64) * self.temperature
         raw[places] = np.where(np.isneginf(changed), -np.inf, np.clip(changed, -LARGEST, LARGEST))
-        return replace(self, raw=raw)
+        if self.ids is None or not self.ranked:
+            return self._with(self.ids, raw)
+        order = np.argsort(self.ids)
+        return Candidates(self.ids[order], raw[order], self.temperature)
+
+    def plus(self, ids: Ints, amounts: NDArray[np.floating[Any]]) -> Candidates:
+        """With numbers added to the logits of tokens, if they are candidates."""
+        if self.ids is not None:
+            among = np.isin(ids, self.ids)
+            ids, amounts = ids[among], amounts[among]
+        places = self.places(ids)
+        return self.with_logits(places, self.logits(places) + amounts)
+
+    def at_temperature(self, temperature: float) -> Candidates:
+        """With logits divided by a temperature as well."""
+        t = min(max(self.temperature * temperature, LEAST_TEMPERATURE), 1 / LEAST_TEMPERATURE)
+        made = Candidates(self.ids, self.raw, t, self.ranked)
+        made.__dict__["best"] = self.best
+        return made
 
     def forbid(self, ids: Ints) -> Candidates:
         """Without these tokens: what is left of the vocabulary keeps its places."""
         places = self.places(ids)
         return self.with_logits(places, np.full(len(places), -np.inf)) if len(places) else self
 
+    def allow(self, mask: NDArray[np.uint32]) -> Candidates:
+        """Only tokens whose bit is set, of the whole vocabulary's, the lowest first; its places stay."""
+        if self.ids is not None:
+            return self.keep(np.flatnonzero(mask[self.ids >> 5] >> (self.ids & 31).astype(np.uint32) & 1))
+        if len(self.raw) < SHORTEST:
+            return self.forbid(np.flatnonzero(~mask[0] >> np.arange(len(self.raw), dtype=np.uint32) & 1))
+        out, raw = np.empty_like(self.raw), self.raw
+        _mask()(logits=address(raw), count=len(raw), mask=address(mask), out=address(out))
+        return self._with(None, out)
+
     def places(self, ids: Ints) -> Ints:
         """Where tokens are; those that are no candidates are left out."""
         if self.ids is None:
             return ids[(ids >= 0) & (ids < len(self.raw))]
-        places = np.searchsorted(self.ids, ids)
-        places[places == len(self.ids)] = 0
+        order = np.argsort(self.ids, kind="stable")
+        found = np.searchsorted(self.ids, ids, sorter=order)
+        places = order[np.minimum(found, len(order) - 1)]
         return np.asarray(places[self.ids[places] == ids], np.int64)
 
     def id_at(self, place: int) -> int:
@@ -189,22 +250,29 @@ class Candidates:
 
     def ids_at(self, places: Ints | slice = slice(None)) -> Ints:
         """The tokens at some places; all of them if not said otherwise."""
-        return (np.arange(len(self.raw)) if self.ids is None else self.ids)[places]
+        if self.ids is not None:
+            return self.ids[places]
+        return np.arange(len(self.raw))[places] if isinstance(places, slice) else places
 
     def draw(self, number: float) -> int:
         """The place that a number in [0, 1) falls on, candidates laid side by side, each as wide as it is likely."""
-        if len(self.raw) <= BLOCK:
-            return _fall(np.cumsum(self.weights), number)
+        if self.ranked or len(self.raw) <= BLOCK:
+            return _fall(self.ends, number)
         ends = np.cumsum(self.sums.blocks)
         block = _fall(ends, number)
         first = block * BLOCK
         inside = np.cumsum(self.weights_at(slice(first, first + BLOCK)))
         before = ends[block - 1] if block else 0.0
-        return first + _fall(inside, (number * ends[-1] - before) / inside[-1])
+        return first + _fall(inside, float((number * ends[-1] - before) / inside[-1]))
 
-    @property
-    def _scale(self) -> float:
-        return 1.0 / self.temperature
+    def _rank(self, places: Ints) -> Candidates:
+        """Those at some places, which are in the order of their ranks."""
+        made = Candidates(self.ids_at(places), self.raw[places], self.temperature, ranked=True)
+        made.__dict__["highest"] = self.highest
+        return made
+
+    def _with(self, ids: Ints | None, raw: NDArray[np.float32]) -> Candidates:
+        return Candidates(ids, raw, self.temperature, self.ranked)
 
 
 def fewest(
@@ -234,12 +302,11 @@ def lowest(values: NDArray[np.floating[Any]], k: int) -> Ints:
     return np.asarray(places[np.lexsort((places, values[places]))], np.int64)
 
 
-def _fall(ends: Floats, number: float) -> int:
+def _fall(ends: Any, number: float) -> int:
     """The first place whose end is beyond a share of the last end; the last place that is not empty, at the edge."""
-    at = max(number * ends[-1], 0.0)
-    if at >= ends[-1]:
-        return int(np.searchsorted(ends, ends[-1]))
-    return int(np.searchsorted(ends, at, side="right"))
+    last = ends[-1]
+    at = max(number * last, 0.0)
+    return bisect_left(ends, last) if at >= last else bisect_right(ends, at)
 
 
 @cache
@@ -248,18 +315,23 @@ def _top() -> Call:
 
 
 @cache
+def _mask() -> Call:
+    return Call("logits.mask", Mask)
+
+
+@cache
 def _sums() -> Call:
     return Call("logits.softmax", Softmax)
 
 
-def _softmax(raw: NDArray[np.float32], highest: float, scale: float, weights: Floats | None) -> Sums:
+def _softmax(raw: NDArray[np.float32], highest: float, temperature: float, weights: Floats | None) -> Sums:
     """The sums, and the weights into an array of as many as there are logits."""
     count = len(raw)
     if count < SHORTEST:
         padded = np.full(SHORTEST, -np.inf, np.float32)
         padded[:count] = raw
         out = None if weights is None else np.empty(SHORTEST)
-        sums = _softmax(padded, highest, scale, out)
+        sums = _softmax(padded, highest, temperature, out)
         if weights is not None and out is not None:
             weights[:] = out[:count]
         return sums
@@ -268,7 +340,7 @@ def _softmax(raw: NDArray[np.float32], highest: float, scale: float, weights: Fl
         logits=address(raw),
         count=count,
         highest=highest,
-        scale=scale,
+        scale=1.0 / temperature,
         weights=0 if weights is None else address(weights),
         blocks=address(blocks),
         totals=address(totals),

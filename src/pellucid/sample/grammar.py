@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.messages import brief, shown
-from pellucid.sample.candidates import Candidates, Ints
+from pellucid.sample.candidates import Candidates
 from pellucid.sample.step import Words
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ MOST_CHOICES, LONGEST_CHOICE = 10_000, 4096
 # White space in JSON as llama.cpp has it: without a bound, small models never stop making it.
 JSON = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}"}
 LIMITS = {"max_grammar_size": 200_000, "initial_lexer_fuel": 1_000_000, "max_lexer_states": 100_000}
-SPARSE = 0.5  # of the vocabulary: fewer tokens are kept, more are left where the others are taken out
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,10 @@ def _beside() -> ThreadPoolExecutor:
 
 
 class Matching:
-    """A text on its way through a grammar, and the tokens that may come next."""
+    """A text on its way through a grammar, and the tokens that may come next; ``complete`` if none may.
+
+    While a mask is being computed nothing else may ask the matcher.
+    """
 
     def __init__(self, grammar: Grammar, words: Words, ends: frozenset[int]) -> None:
         from llguidance import LLMatcher, LLParserLimits
@@ -212,6 +214,7 @@ class Matching:
         limits = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
         self._matcher = LLMatcher(_tree(words, ends), grammar.source, log_level=0, limits=limits)
         self._check()
+        self.complete = False
         self._begin()
 
     def _begin(self) -> None:
@@ -231,23 +234,16 @@ class Matching:
         """
         self._coming.result()
         self._check()
-        allowed = int(np.bitwise_count(self._mask).sum())
-        if allowed > SPARSE * self._size:
-            return candidates.forbid(_bits(~self._mask))
-        return candidates.keep(candidates.places(_bits(self._mask)))
+        return candidates.allow(self._mask)
 
     def accept(self, token: int) -> None:
         """A token has come."""
         self._coming.result()
         if token in self._ends or not self._matcher.consume_token(token):
             self._check()
+        self.complete = bool(self._matcher.is_stopped())
         if not self.complete:
             self._begin()
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing can follow."""
-        return bool(self._matcher.is_stopped())
 
     def fork(self) -> Matching:
         """The same text, to go on otherwise."""
@@ -261,11 +257,3 @@ class Matching:
 def _fill(matcher: LLMatcher, mask: NDArray[np.uint32]) -> None:
     """Compute a mask; llguidance gets its address only, so whoever waits no longer must not be who keeps it."""
     matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-
-
-def _bits(words: NDArray[np.uint32]) -> Ints:
-    """The numbers of the bits that are set, ascending."""
-    some = np.flatnonzero(words)
-    bits = np.unpackbits(words[some].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
-    at, bit = np.nonzero(bits)
-    return np.asarray(some[at] * 32 + bit, np.int64)

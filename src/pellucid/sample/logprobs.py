@@ -72,6 +72,8 @@ def of_token(candidates: Candidates, token: int, alternatives: int) -> TokenLogp
 
 
 def _rank(candidates: Candidates, place: int) -> int:
+    if candidates.ranked:
+        return place + 1
     raw = candidates.raw
     above = np.count_nonzero(raw > raw[place]) + np.count_nonzero(raw[:place] == raw[place])
     return int(above) + 1

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -60,11 +60,41 @@ class Setting:
     seed: int = 0
 
 
+class Tally:
+    """How often each of some tokens has come. Adding one more takes no longer for many."""
+
+    def __init__(self) -> None:
+        self._ids, self._counts = np.zeros(64, np.int64), np.zeros(64, np.int64)
+        self._places: dict[int, int] = {}
+
+    def add(self, tokens: Iterable[int]) -> None:
+        """These have come."""
+        for token in tokens:
+            place = self._places.setdefault(token, len(self._places))
+            if place == len(self._ids):
+                self._ids, self._counts = (
+                    np.concatenate([x, np.zeros_like(x)]) for x in (self._ids, self._counts)
+                )
+            self._ids[place] = token
+            self._counts[place] += 1
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """The tokens, in the order in which they came first."""
+        return self._ids[: len(self._places)]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How often each came."""
+        return self._counts[: len(self._places)]
+
+
 class Past:
     """The tokens before the one that is sampled: the prompt's and those that were generated."""
 
     def __init__(self, prompt: Sequence[int], seed: int = 0) -> None:
         self.prompt_length, self.seed = len(prompt), seed
+        self._tallies: dict[int, tuple[Tally, int]] = {}
         self._length = len(prompt)
         self._ids = np.zeros(max(2 * len(prompt), 64), np.int64)
         self._ids[: len(prompt)] = prompt
@@ -90,6 +120,17 @@ class Past:
             self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
         self._ids[self._length] = token
         self._length += 1
+
+    def tally(self, start: int, last: int = -1) -> Tally:
+        """Of the tokens from a place on, if they are among the ``last`` ones (-1: all)."""
+        if last >= 0 and self._length - last > start:
+            found = Tally()
+            found.add(self.ids[self._length - last :].tolist())
+            return found
+        found, upto = self._tallies.get(start) or (Tally(), start)
+        found.add(self.ids[upto:].tolist())
+        self._tallies[start] = found, self._length
+        return found
 
     def fork(self) -> Past:
         """The same tokens, to go on otherwise."""

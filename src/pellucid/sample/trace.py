@@ -70,7 +70,7 @@ def of_draw(draw: Draw) -> TokenTrace:
 
 def compare(name: str, before: Candidates, after: Candidates) -> StepTrace:
     """What a step did."""
-    size = len(before) if before.ids is None else int(before.ids[-1]) + 1
+    size = len(before) if before.ids is None else int(before.ids.max()) + 1
     p, q = spread(before, size), spread(after, size)
     gone = (p > 0) & (q == 0)
     return StepTrace(

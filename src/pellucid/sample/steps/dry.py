@@ -72,12 +72,8 @@ class Dry(Step):
         np.maximum.at(repeated, group, lengths[following])
         harmful = np.array([() not in self.breakers.get(token, ()) for token in tokens.tolist()], np.bool_)
         tokens, repeated = tokens[harmful], repeated[harmful]
-        inside = np.ones(len(tokens), np.bool_) if candidates.ids is None else np.isin(tokens, candidates.ids)
-        places = candidates.places(tokens[inside])
-        off = self.dry_multiplier * self.dry_base ** (repeated[inside] - self.dry_allowed_length).astype(
-            np.float64
-        )
-        return candidates.with_logits(places, candidates.logits_at(places) - off)
+        growth = self.dry_base ** (repeated - self.dry_allowed_length).astype(np.float64)
+        return candidates.plus(tokens, -self.dry_multiplier * growth)
 
     def _since_breaker(self, ids: NDArray[np.int64]) -> int:
         """How many of the last tokens a repetition may consist of: no breaker is among them."""

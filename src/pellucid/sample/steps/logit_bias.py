@@ -70,7 +70,6 @@ class LogitBias(Step):
         return LogitBias(self.logit_bias, ids)
 
     def apply(self, candidates: Candidates, past: Past) -> Candidates:
-        ids, amounts = np.array(self.ids, np.int64), np.array([amount for _, amount in self.logit_bias])
-        inside = np.ones(len(ids), np.bool_) if candidates.ids is None else np.isin(ids, candidates.ids)
-        places = candidates.places(ids[inside])
-        return candidates.with_logits(places, candidates.logits_at(places) + amounts[inside])
+        return candidates.plus(
+            np.array(self.ids, np.int64), np.array([amount for _, amount in self.logit_bias])
+        )

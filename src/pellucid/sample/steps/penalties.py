@@ -16,7 +16,7 @@ import numpy as np
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real, whole
-from pellucid.sample.step import Past, Step, last, option
+from pellucid.sample.step import Past, Step, option
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,12 @@ class Penalties(Step):
         return values == (1, 0, 0) or self.repeat_last_n == 0
 
     def apply(self, candidates: Candidates, past: Past) -> Candidates:
-        window = last(past.ids, self.repeat_last_n)
-        answer = window[len(window) - min(len(window), past.index) :]
         if self.repetition_penalty != 1:
-            places = candidates.places(np.unique(window))
-            logits = candidates.logits_at(places)
-            p = self.repetition_penalty
+            places = candidates.places(past.tally(0, self.repeat_last_n).ids)
+            logits, p = candidates.logits(places), self.repetition_penalty
             candidates = candidates.with_logits(places, np.where(logits > 0, logits / p, logits * p))
-        if len(answer) and (self.frequency_penalty or self.presence_penalty):
-            tokens, counts = np.unique(answer, return_counts=True)
-            counts = counts[np.isin(tokens, tokens if candidates.ids is None else candidates.ids)]
-            places = candidates.places(tokens)
-            off = counts * self.frequency_penalty + self.presence_penalty
-            candidates = candidates.with_logits(places, candidates.logits_at(places) - off)
+        if past.index and (self.frequency_penalty or self.presence_penalty):
+            answer = past.tally(past.prompt_length, self.repeat_last_n)
+            off = answer.counts * self.frequency_penalty + self.presence_penalty
+            candidates = candidates.plus(answer.ids, -off)
         return candidates

@@ -8,13 +8,11 @@ value for so many candidates, to the power of ``dynatemp_exponent`` (llama.cpp's
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
 from pellucid.sample.step import Past, Step, option
-
-LEAST = 1e-30  # a lower one would do nothing else
 
 
 @dataclass(frozen=True)
@@ -45,5 +43,5 @@ class Temperature(Step):
             most = math.log(len(candidates)) if len(candidates) > 1 else 1.0
             t = low + (high - low) * (candidates.sums.entropy / most) ** self.dynatemp_exponent
         if t == 0:
-            return candidates.keep(candidates.top(1))
-        return replace(candidates, temperature=min(max(candidates.temperature * t, LEAST), 1 / LEAST))
+            return candidates.keep_top(1)
+        return candidates.at_temperature(t)

@@ -32,9 +32,8 @@ class TopH(Step):
         return self.top_h == 1
 
     def apply(self, candidates: Candidates, past: Past) -> Candidates:
-        left = candidates.keep(candidates.top(MOST))
-        places = left.top(MOST)
-        logs = left.log_probabilities(places)
+        left = candidates.keep_top(MOST)
+        logs = left.log_probabilities(left.top(MOST))
         shares = -np.exp(logs) * np.maximum(logs, -1e300)
         within = np.cumsum(shares) <= self.top_h * left.sums.entropy
-        return left.keep(places[: max(int(within.sum()), 1)])
+        return left.keep_top(max(int(within.sum()), 1))

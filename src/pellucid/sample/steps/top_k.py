@@ -20,4 +20,4 @@ class TopK(Step):
         return self.top_k == 0
 
     def apply(self, candidates: Candidates, past: Past) -> Candidates:
-        return candidates.keep(candidates.top(self.top_k)) if self.top_k < len(candidates) else candidates
+        return candidates.keep_top(self.top_k)

@@ -27,4 +27,4 @@ class TopP(Step):
         return self.top_p == 1
 
     def apply(self, candidates: Candidates, past: Past) -> Candidates:
-        return candidates.keep(candidates.likeliest(self.top_p))
+        return candidates.keep_likeliest(self.top_p)

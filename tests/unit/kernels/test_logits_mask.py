@@ -1,0 +1,28 @@
+"""Logits behind a bit mask, exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.kernels import assert_guards, guarded
+
+from pellucid.kernels import logits_mask
+from pellucid.kernels.logits_mask import Mask
+from pellucid.runtime.call import Call
+from pellucid.runtime.memory import address
+
+KERNEL = "logits.mask"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+@pytest.mark.parametrize("n", [16, 17, 31, 32, 33, 100, 1000, 49_152, 262_144])
+def test_only_allowed_ones_keep_their_logit(n: int, share: float) -> None:
+    random = np.random.default_rng(n)
+    logits = np.float32(random.normal(size=n))
+    bits = random.random(-(-n // 32) * 32) < share
+    mask = np.packbits(bits, bitorder="little").view(np.uint32)
+    out = guarded(n)
+    Call(KERNEL, Mask)(logits=address(logits), count=n, mask=address(mask), out=address(out))
+    assert_guards(out)
+    np.testing.assert_array_equal(out, logits_mask.reference(logits, mask))
+    assert ((out > -np.inf) == bits[:n]).all()
