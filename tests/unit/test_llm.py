@@ -17,6 +17,7 @@ from support.tokenizer_file import write_tokenizer
 
 import pellucid
 from pellucid.errors import CacheFull, ContextOverflow, InvalidRequest, KernelError, UnsupportedModel
+from pellucid.kernels.cached import PAGE
 from pellucid.llm import LLM
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence
@@ -173,22 +174,29 @@ def test_abandoned_stream_gives_its_pages_back(llm: LLM) -> None:
     assert len(llm.generate([9] * 100, temperature=0).ids) == 28
 
 
+def leave_two_pages(llm: LLM) -> None:
+    """Let somebody have all other pages of the cache."""
+    llm.network.cache.extend(Sequence(), (llm.network.cache.free_pages - 2) * PAGE)
+
+
 def test_what_is_kept_makes_way_for_what_runs(llm: LLM) -> None:
-    """Two pages in all: one for the running stream, one for what the second request left."""
+    """Two pages: one for the running stream, one for what the second request left."""
+    leave_two_pages(llm)
     wanted = llm.generate([7] * 60, temperature=0, max_new_tokens=20).ids
     run = llm.start([7] * 60, temperature=0, max_new_tokens=20)
     pieces = iter(run)
     next(pieces)
     llm.generate([9] * 30, **GREEDY)
-    assert in_use(llm) == 2
+    assert llm.network.cache.free_pages == 0
     assert len(list(pieces)) == 19
     assert run.ids == wanted
 
 
 def test_pages_that_others_use_are_an_error_that_says_so(llm: LLM) -> None:
+    leave_two_pages(llm)
     pieces = iter(llm.start([7] * 60, **GREEDY))
     next(pieces)
-    with pytest.raises(CacheFull, match=r"2 more pages.* 1 of 2 are free"):
+    with pytest.raises(CacheFull, match=r"2 more pages.* 1 of 18 are free"):
         llm.generate([9] * 100, **GREEDY)
     assert len(list(pieces)) == 23
     assert len(llm.generate([9] * 100, **GREEDY).ids) == 24

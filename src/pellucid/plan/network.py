@@ -73,7 +73,8 @@ class Network:
     ) -> None:
         self.spec, self.plan, self.limits = model.spec, plan, limits
         pages = -(-limits.context // PAGE)
-        self.cache = KVCache(plan.layers, pages)
+        # A page more for each sequence of a step: forks share the rest of theirs.
+        self.cache = KVCache(plan.layers, pages + limits.sequences)
         scratch = max(Space(layer.head_dim, layer.value_dim).bytes(limits.context) for layer in plan.layers)
         self._step = StepArrays(limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads)
         rows: dict[Rows, int] = {
@@ -178,6 +179,11 @@ class Network:
     def _refuse_if_closed(self) -> None:
         if self._executor.closed:
             raise InvalidRequest("the model is closed: load it again")
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        """A sequence with the same tokens, to go on otherwise."""
+        with self._lock:
+            return self.cache.fork(sequence)
 
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget a sequence's tokens from ``length`` on; 0 gives back all of its pages."""

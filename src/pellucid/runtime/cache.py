@@ -3,6 +3,9 @@
 A page holds the keys and values of 64 tokens in every layer, one layer after the other (``kernels/cached.py`` has the
 layout of a layer), so it can be copied, hashed or given back as one run of bytes. The memory of a page is
 given by the system when it is first touched: a large limit costs nothing until it is used.
+
+A fork of a sequence has the same pages until one of the two writes to them: only the page that is not full yet is
+written to, and whoever is about to do so, and is not its only owner, gets a copy first.
 """
 
 from __future__ import annotations
@@ -73,6 +76,7 @@ class KVCache:
                 "gives: load with a smaller context"
             ) from None
         self._free = list(range(pages - 1, -1, -1))
+        self._owners = [0] * pages
 
     @property
     def free_pages(self) -> int:
@@ -86,7 +90,8 @@ class KVCache:
 
     def extend(self, sequence: Sequence, tokens: int) -> None:
         """Give a sequence the pages for ``tokens`` more tokens. Its length is set by the step that fills them."""
-        wanted = -(-(sequence.length + tokens) // PAGE) - len(sequence.pages)
+        shared = bool(sequence.length % PAGE) and self._owners[sequence.pages[sequence.length // PAGE]] > 1
+        wanted = -(-(sequence.length + tokens) // PAGE) - len(sequence.pages) + shared
         if wanted > len(self._free):
             self.reclaim()
         if wanted > len(self._free):
@@ -95,13 +100,41 @@ class KVCache:
                 f"{len(self._free):,} of {self.pages:,} are free, other requests hold the rest: let those end "
                 "first, or load with a larger context"
             )
-        for _ in range(wanted):
-            sequence.pages.append(self._free.pop())
+        if shared:
+            self._own(sequence, sequence.length // PAGE)
+        for _ in range(wanted - shared):
+            sequence.pages.append(self._take())
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        """A sequence with the same tokens, to go on otherwise. It has the same pages for as long as it can."""
+        pages = sequence.pages[: -(-sequence.length // PAGE)]
+        for page in pages:
+            self._owners[page] += 1
+        return Sequence(pages, sequence.length)
 
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget a sequence's tokens from ``length`` on, and give back the pages that held only those (0: all)."""
         length = min(length, sequence.length)
         keep = -(-length // PAGE)
-        self._free.extend(reversed(sequence.pages[keep:]))
+        for page in reversed(sequence.pages[keep:]):
+            self._release(page)
         del sequence.pages[keep:]
         sequence.length = length
+
+    def _take(self) -> int:
+        page = self._free.pop()
+        self._owners[page] = 1
+        return page
+
+    def _release(self, page: int) -> None:
+        self._owners[page] -= 1
+        if not self._owners[page]:
+            self._free.append(page)
+
+    def _own(self, sequence: Sequence, index: int) -> None:
+        """Give a sequence a copy of one of its pages."""
+        shared, own = sequence.pages[index], self._take()
+        size = self.page_bytes
+        self._memory[own * size : (own + 1) * size] = self._memory[shared * size : (shared + 1) * size]
+        sequence.pages[index] = own
+        self._release(shared)

@@ -1,9 +1,10 @@
-"""The cache's accounts: no page has two owners, none is lost, whatever sequences grow, shrink and are refused."""
+"""The cache's accounts: nobody writes to what others have, and no page is lost, whatever sequences do."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -17,16 +18,30 @@ which = st.integers(0, SEQUENCES - 1)
 
 
 class Accounts(RuleBasedStateMachine):
+    """Sequences write a number of their own to each token's place; whatever is done, each finds its own again."""
+
     def __init__(self) -> None:
         super().__init__()
         self.cache = KVCache([LayerShape(2, 16, 16)], PAGES)
         self.sequences = [Sequence() for _ in range(SEQUENCES)]
+        self.written: list[list[int]] = [[] for _ in range(SEQUENCES)]
+        self.next = 0
+
+    def memory(self, sequence: Sequence, token: int) -> np.ndarray:
+        """Where a token's number is."""
+        at = sequence.pages[token // PAGE] * self.cache.page_bytes + token % PAGE * 8
+        return self.cache._memory[at : at + 8].view(np.int64)
 
     @rule(which=which, tokens=st.integers(1, 3 * PAGE), run=st.booleans())
     def extend(self, which: int, tokens: int, run: bool) -> None:
         sequence = self.sequences[which]
         before, free = list(sequence.pages), self.cache.free_pages
         wanted = max(0, -(-(sequence.length + tokens) // PAGE) - len(before))
+        last = sequence.length // PAGE
+        shared = bool(sequence.length % PAGE) and any(
+            before[last] in other.pages for at, other in enumerate(self.sequences) if at != which
+        )
+        wanted += shared
         if wanted > free:
             with pytest.raises(
                 CacheFull, match=rf"need {wanted} more pages of {PAGE} tokens; {free} of {PAGES} are free"
@@ -35,9 +50,14 @@ class Accounts(RuleBasedStateMachine):
             assert sequence.pages == before
             return
         self.cache.extend(sequence, tokens)
-        assert sequence.pages[: len(before)] == before  # what is cached stays where it is
+        kept = len(before) - shared
+        assert sequence.pages[:kept] == before[:kept]  # what is cached stays where it is
         assert len(sequence.pages) * PAGE >= sequence.length + tokens
         if run:  # else the step failed, and the tokens are not there
+            for token in range(sequence.length, sequence.length + tokens):
+                self.next += 1
+                self.memory(sequence, token)[0] = self.next
+                self.written[which].append(self.next)
             sequence.length += tokens
 
     @rule(which=which, length=st.integers(0, 5 * PAGE))
@@ -47,13 +67,28 @@ class Accounts(RuleBasedStateMachine):
         self.cache.truncate(sequence, length)
         assert sequence.length == min(had, length)
         assert sequence.pages == before[: -(-min(had, length) // PAGE)]
+        del self.written[which][length:]
+
+    @rule(which=which, to=which)
+    def fork(self, which: int, to: int) -> None:
+        if which == to:
+            return
+        self.cache.truncate(self.sequences[to], 0)
+        free = self.cache.free_pages
+        self.sequences[to] = self.cache.fork(self.sequences[which])
+        self.written[to] = list(self.written[which])
+        assert self.cache.free_pages == free  # it costs nothing yet
 
     @invariant()
-    def every_page_has_one_owner(self) -> None:
-        owned = [page for sequence in self.sequences for page in sequence.pages]
-        assert len(set(owned)) == len(owned)
-        assert set(owned) <= set(range(PAGES))
+    def every_page_is_owned_or_free(self) -> None:
+        owned = {page for sequence in self.sequences for page in sequence.pages}
+        assert owned <= set(range(PAGES))
         assert self.cache.free_pages == PAGES - len(owned)
+
+    @invariant()
+    def every_sequence_has_what_it_wrote(self) -> None:
+        for sequence, written in zip(self.sequences, self.written):
+            assert [int(self.memory(sequence, token)[0]) for token in range(sequence.length)] == written
 
     def teardown(self) -> None:
         for sequence in self.sequences:
