@@ -64,6 +64,11 @@ class Generation:
         """Of the tokens after the first."""
         return (len(self.ids) - 1) / max(self.timings.total - self.timings.first_token, 1e-9)
 
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens, if log-probabilities were asked for; minus infinity if not."""
+        return -math.inf if not self.logprobs else self.logprobs.total / len(self.logprobs)
+
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON: lists and numbers."""
         return {

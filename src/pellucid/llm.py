@@ -8,10 +8,8 @@ llm.generate("The capital of France is", temperature=0, max_new_tokens=40).text
 from __future__ import annotations
 
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from pellucid import pipeline
 from pellucid.checks import whole
 from pellucid.errors import InvalidRequest
-from pellucid.generation import Generation, Score, Timings, Usage
+from pellucid.generation import Generation, Score
 from pellucid.inputs import Inputs, Message, Prompt
 from pellucid.kernels import cached
 from pellucid.kernels.cached import PAGE
@@ -30,30 +28,22 @@ from pellucid.kernels.quantize import FINEST
 from pellucid.messages import brief
 from pellucid.model import read_model
 from pellucid.model.spec import ModelSpec
-from pellucid.pipeline import Piece
 from pellucid.plan.network import Limits, Network, layouts
 from pellucid.plan.plan import Plan
+from pellucid.run import Keeper, Run, Runs
 from pellucid.runtime import cache
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.executor import default_threads
-from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
+from pellucid.sample.chain import Chain
 from pellucid.sample.options import CHECKS, Options
-from pellucid.sample.trace import TokenTrace
 from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources import Progress as DownloadProgress
 
 MOST_THREADS = 256
+MOST_SAMPLES = 256
 MOST_LOGITS = 1 << 26  # bytes of a step's logits
-
-
-@dataclass
-class _Kept:
-    """A sequence that a finished request left in the cache, and its tokens: a follow-up begins where it ends."""
-
-    sequence: cache.Sequence = field(default_factory=cache.Sequence)
-    tokens: list[int] = field(default_factory=list)
 
 
 class LLM:
@@ -65,16 +55,8 @@ class LLM:
     def __init__(self, checkpoint: Checkpoint, network: Network, tokenizer: Tokenizer) -> None:
         self.checkpoint, self.network, self.tokenizer = checkpoint, network, tokenizer
         self.inputs = Inputs(network.spec, tokenizer, network.limits.context)
-        self._lock = threading.Lock()
         self._embedding = threading.Lock()
-        self._kept: _Kept | None = None
-        me = weakref.ref(self)  # a cache that held its owner would keep it alive
-
-        def reclaim() -> None:
-            if llm := me():
-                llm._forget()
-
-        network.cache.reclaim = reclaim
+        self._keeper = Keeper(network)
 
     @property
     def spec(self) -> ModelSpec:
@@ -121,7 +103,35 @@ class LLM:
 
     def start(self, prompt: Prompt, **options: Any) -> Run:
         """A running generation: iterate over its pieces, then ask for its ``result``."""
-        return Run(self, prompt, Options.of(**options))
+        made = Options.of(**options)
+        return Run(self._runs(prompt, made, [made.chain()]))
+
+    def samples(
+        self, prompt: Prompt, n: int, *, best_of: int | None = None, **options: Any
+    ) -> list[Generation]:
+        """``n`` answers to one prompt, made together: they share its place in the cache, and each step of the model.
+
+        Each has random numbers of its own, which depend on the seed and its number only; the first is what
+        ``generate`` gives. Of ``best_of`` answers, those with the highest mean log-probability of a token are kept, the
+        best one first.
+
+        Raises: as ``generate`` does, and InvalidRequest if ``n`` or ``best_of`` is out of range.
+        """
+        n = whole("n", n, 1, MOST_SAMPLES)
+        count = n if best_of is None else whole("best_of", best_of, n, MOST_SAMPLES, "at least n")
+        made = Options.of(**options)
+        if best_of is not None and made.logprobs is None:
+            made = replace(made, logprobs=0)
+        runs = self._runs(prompt, made, made.chain().numbered(count))
+        for _ in runs:
+            pass
+        found = runs.results()
+        if best_of is not None:
+            found.sort(key=lambda one: -one.mean_logprob)
+        return found[:n]
+
+    def _runs(self, prompt: Prompt, options: Options, chains: list[Chain]) -> Runs:
+        return Runs(self.network, self.inputs, self._keeper, prompt, options, chains)
 
     def score(self, text: Prompt, *, given: str | None = None, top: int = 0) -> Score:
         """How likely a text is, token by token, and what the ``top`` likeliest tokens were in its places.
@@ -134,17 +144,12 @@ class LLM:
         """
         top = CHECKS["logprobs"]("top", top)
         ids, known = self.inputs.scored(text, given)
-        kept = self._take([])
+        kept = self._keeper.take([])
         try:
-            logprobs = self._score(kept.sequence, ids, top)
-            kept.tokens = ids
+            logprobs = pipeline.score(self.network, kept.sequence, ids, top, self.tokenizer.vocab_size)
         finally:
-            kept.tokens = kept.tokens[: kept.sequence.length]
-            self._give_back(kept)
+            self._keeper.give_back(kept, ids)
         return Score(ids, logprobs.after(max(known - 1, 0)))
-
-    def _score(self, sequence: cache.Sequence, ids: list[int], top: int) -> Logprobs:
-        return pipeline.score(self.network, sequence, ids, top, self.tokenizer.vocab_size)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
         """Sentence vectors, (len(texts), D), of length 1 if the model normalises. ``truncate`` cuts long texts.
@@ -185,114 +190,6 @@ class LLM:
             batch.append(index)
             tokens, pages = tokens + len(ids), pages + needed
         yield batch
-
-    def _take(self, ids: list[int]) -> _Kept:
-        """A sequence for a prompt: what the last request left, cut to what the two have in common, or a new one."""
-        with self._lock:
-            kept, self._kept = self._kept, None
-        if kept is None:
-            return _Kept()
-        common = 0
-        while common < min(len(kept.tokens), len(ids) - 1) and kept.tokens[common] == ids[common]:
-            common += 1
-        self.network.truncate(kept.sequence, common)
-        del kept.tokens[common:]
-        return kept
-
-    def _forget(self) -> None:
-        """Let the kept sequence go: a running request needs its pages. Called by the cache, within a step."""
-        with self._lock:
-            kept, self._kept = self._kept, None
-        if kept:
-            self.network.cache.truncate(kept.sequence, 0)
-
-    def _give_back(self, kept: _Kept) -> None:
-        with self._lock:
-            old, self._kept = self._kept, kept
-        if old:
-            self.network.truncate(old.sequence, 0)
-
-
-class Run:
-    """A running generation. Iterate over its pieces; ``result`` tells how it went."""
-
-    def __init__(self, llm: LLM, prompt: Prompt, options: Options) -> None:
-        self.options, self.chain = options, options.chain()
-        self.ids: list[int] = []
-        self.finish_reason: str | None = None
-        self.stop_reason: int | str | None = None
-        self.prompt_logprobs: Logprobs | None = None
-        self._llm, self._text = llm, [""]
-        self._kept: _Kept | None = None
-        self._cached_tokens = 0
-        self._logprobs: list[TokenLogprobs] = []
-        self._trace: list[TokenTrace] = []
-        self._queue = self._prefill = self._first = self._seconds = self._model = 0.0
-        self.prompt, turns = pipeline.generate(
-            llm.network, llm.inputs, prompt, options, self.chain, self._hold
-        )
-        self._pieces = self._watch(turns)
-
-    def __iter__(self) -> Iterator[Piece]:
-        return self._pieces
-
-    def _hold(self, ids: list[int]) -> cache.Sequence:
-        """The sequence for the prompt; with its log-probabilities if they are wanted, which need all of its rows."""
-        self._kept = self._llm._take(ids)
-        self._queue = time.perf_counter() - self._start
-        sequence, wanted = self._kept.sequence, self.options.prompt_logprobs
-        if wanted is not None:
-            network = self._llm.network
-            network.truncate(sequence, 0)
-            self.prompt_logprobs = self._llm._score(sequence, ids, wanted)
-            network.truncate(sequence, len(ids) - 1)
-        else:
-            self._cached_tokens = sequence.length
-        return sequence
-
-    def _watch(self, turns: Iterator[Piece]) -> Iterator[Piece]:
-        """The pieces, with what is to be told of them; at the end, however it comes, the cache gets its sequence."""
-        self._start = time.perf_counter()
-        try:
-            for piece in turns:
-                self._note(piece)
-                yield piece
-        finally:
-            if self._kept:
-                self._kept.tokens = [*self.prompt, *self.ids][: self._kept.sequence.length]
-                self._llm._give_back(self._kept)
-
-    def _note(self, piece: Piece) -> None:
-        self._seconds = time.perf_counter() - self._start
-        self._model += piece.model_seconds
-        if not self.ids:
-            self._first, self._prefill = self._seconds, piece.model_seconds
-        self.ids.append(piece.id)
-        self._text.append(piece.text)
-        self.finish_reason, self.stop_reason = piece.finish_reason, piece.stop_reason
-        options, draw = self.options, piece.draw
-        if options.logprobs is not None:
-            of = draw.logits if options.logprobs_of == "logits" else draw.candidates
-            self._logprobs.append(of_token(of, draw.token, options.logprobs))
-        if options.watch:
-            self._trace.append(piece.trace())
-
-    def result(self) -> Generation:
-        """What has come of it so far; ``finish_reason`` is None while it could go on."""
-        options = self.options
-        return Generation(
-            text="".join(self._text),
-            ids=list(self.ids),
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-            usage=Usage(len(self.prompt), self._cached_tokens, len(self.ids)),
-            timings=Timings(self._queue, self._prefill, self._first, self._seconds, self._model),
-            seed=None if self.chain.greedy else self.chain.seed,
-            chain=self.chain.steps,
-            logprobs=None if options.logprobs is None else joined(self._logprobs, options.logprobs),
-            prompt_logprobs=self.prompt_logprobs,
-            trace=self._trace if options.watch else None,
-        )
 
 
 def load(

@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pellucid.inputs import Inputs, Prompt
 from pellucid.kernels.packed import Packed
 from pellucid.model.spec import ModelSpec
@@ -25,6 +28,7 @@ from pellucid.plan.position import position
 from pellucid.plan.project import final_norm, project
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence
+from pellucid.sample.beams import Beam, BeamSearch
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.chain import Chain, Draw, Sampler
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
@@ -73,55 +77,128 @@ class Piece:
         return of_draw(self.draw)
 
 
+class Answer:
+    """One way to continue a prompt, on its way: what says the next token, what ends the text, what the cache has."""
+
+    def __init__(self, tokenizer: Tokenizer, options: Options, sampler: Sampler, limit: int) -> None:
+        self.sampler, self.sequence = sampler, Sequence()
+        self.last, self.done = -1, False
+        self._tokenizer, self._watch, self._limit = tokenizer, options.watch, limit
+        self._ends, self._ending, self._detokenizer = (
+            options.ends(tokenizer),
+            options.ending(),
+            tokenizer.stream(),
+        )
+
+    def take(self, logits: NDArray[np.float32], seconds: float) -> Piece:
+        """The token that these logits (V,) give, and its text."""
+        # Some matrices are padded with rows that are no tokens.
+        draw = self.sampler.sample(
+            logits[: self._tokenizer.vocab_size], watch=self._watch
+        )  # softmax → sample
+        self.last, self._limit = draw.token, self._limit - 1
+        if draw.token in self._ends:
+            self.done = True
+            text = self._ending.flush(self._detokenizer.flush())
+            return Piece(draw.token, text, draw, seconds, "stop", draw.token)
+        text, reason = self._ending.push(
+            self._detokenizer.push(draw.token), last=not self._limit
+        )  # detokenize → text
+        if self.sampler.complete and reason != "stop":
+            text, reason = text + self._ending.flush(self._detokenizer.flush()), "stop"
+        self.done = reason is not None
+        return Piece(draw.token, text, draw, seconds, reason, self._ending.found)
+
+
 def generate(
     network: Network,
     inputs: Inputs,
     prompt: Prompt,
     options: Options,
-    chain: Chain,
+    chains: list[Chain],
     hold: Callable[[list[int]], Sequence],
-) -> tuple[list[int], Iterator[Piece]]:
+) -> tuple[list[int], Iterator[tuple[int, Piece]]]:
     """From a prompt to its ids and the pieces of what follows. What can be wrong with a request is raised here.
 
-    ``hold`` gives the sequence that the cache keeps for the ids; it may have a beginning of them already.
+    There is an answer for each chain; its number comes with its pieces. ``hold`` gives the sequence that the cache
+    keeps for the ids, which may have a beginning of them already; it becomes the first answer's.
     """
     ids = inputs.prompt(prompt)  # text → tokenize
-    ends = options.ends(inputs.tokenizer)
-    sampler = chain.start(inputs.tokenizer, ids, ends)
-    return ids, loop(network, inputs.tokenizer, ids, options, ends, sampler, hold)
+    room = network.limits.context - len(ids)
+    limit, ends = min(room, options.max_new_tokens or room), options.ends(inputs.tokenizer)
+    samplers = [chain.start(inputs.tokenizer, ids, ends) for chain in chains]
+    return ids, loop(
+        network, ids, hold, lambda: [Answer(inputs.tokenizer, options, s, limit) for s in samplers]
+    )
 
 
 def loop(
     network: Network,
-    tokenizer: Tokenizer,
     ids: list[int],
-    options: Options,
-    ends: frozenset[int],
-    sampler: Sampler,
     hold: Callable[[list[int]], Sequence],
-) -> Iterator[Piece]:
-    """The loop: a token a turn, until the model ends, a stop string comes, or there is no room for more."""
-    room = network.limits.context - len(ids)
-    limit = min(room, options.max_new_tokens or room)
-    ending, detokenizer = options.ending(), tokenizer.stream()
-    sequence = hold(ids)
-    tokens = ids[sequence.length :]
-    for index in range(limit):
-        start = time.perf_counter()
-        logits = network.prefill(sequence, tokens)  # embed → +position → blocks → norm → project
-        took = time.perf_counter() - start
-        logits = logits[: tokenizer.vocab_size]  # some matrices are padded with rows that are no tokens
-        draw = sampler.sample(logits, watch=options.watch)  # softmax → sample
-        if draw.token in ends:
-            yield Piece(draw.token, ending.flush(detokenizer.flush()), draw, took, "stop", draw.token)
-            return
-        text, reason = ending.push(detokenizer.push(draw.token), last=index + 1 == limit)  # detokenize → text
-        if sampler.complete and reason != "stop":
-            text, reason = text + ending.flush(detokenizer.flush()), "stop"
-        yield Piece(draw.token, text, draw, took, reason, ending.found)
-        if reason:
-            return
-        tokens = [draw.token]  # and round again
+    begin: Callable[[], list[Answer]],
+) -> Iterator[tuple[int, Piece]]:
+    """The loop: each turn a token for every answer, until the model ends it, a stop string comes, or room is out."""
+    answers, sequence, start = begin(), hold(ids), time.perf_counter()
+    logits = network.prefill(sequence, ids[sequence.length :])  # embed → +position → blocks → norm → project
+    rows = logits[np.newaxis].repeat(len(answers), 0) if len(answers) > 1 else logits[np.newaxis]
+    answers[0].sequence = sequence
+    for answer in answers[1:]:
+        answer.sequence = network.fork(sequence)  # all go on from the same prompt
+    running = list(enumerate(answers))
+    try:
+        while running:
+            seconds = time.perf_counter() - start
+            for (number, answer), row in zip(running, rows):
+                yield number, answer.take(row, seconds)
+            running = [one for one in running if not one[1].done]
+            start = time.perf_counter()
+            if running:  # and round again
+                rows = network.forward_all([Chunk(answer.sequence, [answer.last]) for _, answer in running])
+    finally:
+        for answer in answers[1:]:
+            network.truncate(answer.sequence, 0)
+
+
+def search(
+    network: Network,
+    ids: list[int],
+    hold: Callable[[list[int]], Sequence],
+    beams: BeamSearch,
+    vocabulary: int,
+) -> Iterator[list[Beam]]:
+    """The loop for beams: each turn a token for every beam, all in one step. Gives the beams after each turn.
+
+    A beam that goes on in two ways is forked in the cache.
+    """
+    prompt = hold(ids)
+    rows = network.prefill(prompt, ids[prompt.length :])[np.newaxis]
+    sequences = [network.fork(prompt)]
+    try:
+        while True:
+            running = beams.step([row[:vocabulary] for row in rows])
+            yield running
+            if beams.done:
+                return
+            sequences = _branched(network, sequences, [beam.parent for beam in running])
+            chunks = [Chunk(sequence, [beam.node.token]) for sequence, beam in zip(sequences, running)]
+            rows = network.forward_all(chunks)
+    finally:
+        for sequence in sequences:
+            network.truncate(sequence, 0)
+
+
+def _branched(network: Network, sequences: list[Sequence], parents: list[int]) -> list[Sequence]:
+    """A sequence for each child. One takes its parent's, the others fork it; those without children are given up."""
+    taken: set[int] = set()
+    made = []
+    for parent in parents:
+        made.append(network.fork(sequences[parent]) if parent in taken else sequences[parent])
+        taken.add(parent)
+    for number, sequence in enumerate(sequences):
+        if number not in taken:
+            network.truncate(sequence, 0)
+    return made
 
 
 def score(

@@ -121,6 +121,13 @@ class Network:
                 chunk.sequence.length += len(chunk.tokens)
             return out[:rows, : self.width]
 
+    def forward_all(self, chunks: Seq[Chunk]) -> NDArray[np.float32]:
+        """``forward`` of the next token of any number of sequences, in as many steps as that takes."""
+        most = min(self.limits.sequences, self.limits.outputs, self.limits.tokens)
+        if len(chunks) <= most:
+            return self.forward(chunks)
+        return np.concatenate([self.forward(chunks[at : at + most]) for at in range(0, len(chunks), most)])
+
     def _fresh_output(self, rows: int) -> NDArray[np.float32]:
         """An array for the step to write to: the caller keeps it, and nothing is copied."""
         width = self.plan.buffers[self.plan.output].width

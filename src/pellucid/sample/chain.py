@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from pellucid.sample.candidates import Candidates
 from pellucid.sample.random import uniform
 from pellucid.sample.step import Past, Setting, Step, Words
 from pellucid.sample.trace import StepTrace, compare
+
+SEED_BITS = 64  # of a seed; above it, which of several answers it is
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,14 @@ class Chain:
     steps: tuple[Step, ...] = ()
     greedy: bool = False
     seed: int = 0
+
+    def undrawn(self) -> Chain:
+        """The steps that matter where nothing is drawn: those that change logits or forbid tokens."""
+        return Chain(tuple(step for step in self.steps if step.kind in ("change", "forbid")), greedy=True)
+
+    def numbered(self, count: int) -> list[Chain]:
+        """Chains with random numbers of their own; the first is this one."""
+        return [replace(self, seed=self.seed + (number << SEED_BITS)) for number in range(count)]
 
     def start(self, words: Words, prompt: Sequence[int], ends: frozenset[int] = frozenset()) -> Sampler:
         """The chain at work on a prompt's continuation, which some tokens end.
@@ -75,10 +86,17 @@ class Sampler:
             number = uniform(self.past.seed, self.past.index)
             place = left.draw(number)
         token = left.id_at(place)
-        for step in self._told:
-            step.accept(token, float(left.weights_at(np.array([place]))[0]) / left.sums.total)
-        self.past.append(token)
+        self.accept(token, left if self._told else None)
         return Draw(token, first, left, place, number, traces)
+
+    def accept(self, token: int, left: Candidates | None = None) -> None:
+        """A token is the next one, of what was ``left`` (None: as if it was certain)."""
+        for step in self._told:
+            probability = 1.0
+            if left is not None:
+                probability = math.exp(left.log_probabilities(left.places(np.array([token])))[0])
+            step.accept(token, probability)
+        self.past.append(token)
 
     def left(
         self, candidates: Candidates, *, watch: bool = False

@@ -239,6 +239,10 @@ class Matching:
         self.complete = bool(self._matcher.is_stopped())
         if not self.complete:
             self._begin()
+        else:  # if somebody goes on all the same
+            self._mask = np.zeros_like(self._mask)
+            for end in self._ends:
+                self._mask[end >> 5] |= np.uint32(1 << (end & 31))
 
     def fork(self) -> Matching:
         """The same text, to go on otherwise."""

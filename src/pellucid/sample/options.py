@@ -99,9 +99,8 @@ class Options:
     def chain(self) -> Chain:
         """The chain: the steps that do something, in order, then the draw; or greedy."""
         chosen: tuple[Step, ...] = self._steps  # type: ignore[attr-defined]
-        if any(isinstance(step, Temperature) and step.greedy for step in chosen):
-            return Chain(tuple(step for step in chosen if step.kind in ("change", "forbid")), greedy=True)
-        return Chain(chosen, seed=secrets.randbelow(SEEDS) if self.seed is None else self.seed)
+        made = Chain(chosen, seed=secrets.randbelow(SEEDS) if self.seed is None else self.seed)
+        return made.undrawn() if any(isinstance(one, Temperature) and one.greedy for one in chosen) else made
 
     def ends(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The tokens that end the text.

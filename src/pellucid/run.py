@@ -1,0 +1,192 @@
+"""Running generations: what a request was told, and what is noted of it while its answers are made."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from pellucid import pipeline
+from pellucid.generation import Generation, Timings, Usage
+from pellucid.inputs import Inputs, Prompt
+from pellucid.pipeline import Piece
+from pellucid.plan.network import Network
+from pellucid.runtime import cache
+from pellucid.sample.chain import SEED_BITS, Chain
+from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
+from pellucid.sample.options import Options
+from pellucid.sample.trace import TokenTrace
+
+
+@dataclass
+class Kept:
+    """A sequence that a finished request left in the cache, and its tokens: a follow-up begins where it ends."""
+
+    sequence: cache.Sequence = field(default_factory=cache.Sequence)
+    tokens: list[int] = field(default_factory=list)
+
+
+class Keeper:
+    """Keeps the sequence of the last request, until another one or the cache wants its place."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._lock = threading.Lock()
+        self._kept: Kept | None = None
+        me = weakref.ref(self)  # a cache that held its owner would keep it alive
+
+        def reclaim() -> None:
+            if keeper := me():
+                keeper._forget()
+
+        network.cache.reclaim = reclaim
+
+    def take(self, ids: Sequence[int]) -> Kept:
+        """A sequence for a prompt: what the last request left, cut to what the two have in common, or a new one."""
+        with self._lock:
+            kept, self._kept = self._kept, None
+        if kept is None:
+            return Kept()
+        common = 0
+        while common < min(len(kept.tokens), len(ids) - 1) and kept.tokens[common] == ids[common]:
+            common += 1
+        self._network.truncate(kept.sequence, common)
+        del kept.tokens[common:]
+        return kept
+
+    def give_back(self, kept: Kept, tokens: Sequence[int]) -> None:
+        """A request has ended; ``tokens`` are those of its sequence, and perhaps more."""
+        kept.tokens = list(tokens[: kept.sequence.length])
+        with self._lock:
+            old, self._kept = self._kept, kept
+        if old:
+            self._network.truncate(old.sequence, 0)
+
+    def _forget(self) -> None:
+        """Let the kept sequence go: a running request needs its pages. Called by the cache, within a step."""
+        with self._lock:
+            kept, self._kept = self._kept, None
+        if kept:
+            self._network.cache.truncate(kept.sequence, 0)
+
+
+class _Notes:
+    """What is noted of one answer."""
+
+    def __init__(self, chain: Chain, options: Options) -> None:
+        self.chain, self.options = chain, options
+        self.ids: list[int] = []
+        self.texts: list[str] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.trace: list[TokenTrace] = []
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+        self.prefill = self.first = self.total = self.model = 0.0
+
+    def add(self, piece: Piece, seconds: float) -> None:
+        """A token, so many seconds after the start."""
+        self.total, self.model = seconds, self.model + piece.model_seconds
+        if not self.ids:
+            self.first, self.prefill = seconds, piece.model_seconds
+        self.ids.append(piece.id)
+        self.texts.append(piece.text)
+        self.finish_reason, self.stop_reason = piece.finish_reason, piece.stop_reason
+        options, draw = self.options, piece.draw
+        if options.logprobs is not None:
+            of = draw.logits if options.logprobs_of == "logits" else draw.candidates
+            self.logprobs.append(of_token(of, draw.token, options.logprobs))
+        if options.watch:
+            self.trace.append(piece.trace())
+
+
+class Runs:
+    """Running answers to one prompt, one for each chain. Iterate over (number, piece); ``results`` tells the rest."""
+
+    def __init__(
+        self,
+        network: Network,
+        inputs: Inputs,
+        keeper: Keeper,
+        prompt: Prompt,
+        options: Options,
+        chains: list[Chain],
+    ) -> None:
+        self.options = options
+        self.prompt_logprobs: Logprobs | None = None
+        self.notes = [_Notes(chain, options) for chain in chains]
+        self._network, self._keeper, self._inputs = network, keeper, inputs
+        self._kept: Kept | None = None
+        self._cached_tokens, self._start, self._queue = 0, 0.0, 0.0
+        self.prompt, turns = pipeline.generate(network, inputs, prompt, options, chains, self._hold)
+        self._pieces = self._watch(turns)
+
+    def __iter__(self) -> Iterator[tuple[int, Piece]]:
+        return self._pieces
+
+    def _hold(self, ids: list[int]) -> cache.Sequence:
+        """The sequence for the prompt; with its log-probabilities if they are wanted, which need all of its rows."""
+        self._kept = self._keeper.take(ids)
+        self._queue = time.perf_counter() - self._start
+        sequence, wanted = self._kept.sequence, self.options.prompt_logprobs
+        if wanted is not None:
+            self._network.truncate(sequence, 0)
+            size = self._inputs.tokenizer.vocab_size
+            self.prompt_logprobs = pipeline.score(self._network, sequence, ids, wanted, size)
+            self._network.truncate(sequence, len(ids) - 1)
+        else:
+            self._cached_tokens = sequence.length
+        return sequence
+
+    def _watch(self, turns: Iterator[tuple[int, Piece]]) -> Iterator[tuple[int, Piece]]:
+        """The pieces, with what is to be told of them; at the end, however it comes, the cache gets its sequence."""
+        self._start = time.perf_counter()
+        try:
+            for number, piece in turns:
+                self.notes[number].add(piece, time.perf_counter() - self._start)
+                yield number, piece
+        finally:
+            if self._kept:
+                self._keeper.give_back(self._kept, [*self.prompt, *self.notes[0].ids])
+
+    def results(self) -> list[Generation]:
+        """What has come of each so far; ``finish_reason`` is None while it could go on."""
+        return [
+            Generation(
+                text="".join(notes.texts),
+                ids=list(notes.ids),
+                finish_reason=notes.finish_reason,
+                stop_reason=notes.stop_reason,
+                usage=Usage(len(self.prompt), self._cached_tokens, len(notes.ids)),
+                timings=Timings(self._queue, notes.prefill, notes.first, notes.total, notes.model),
+                seed=None if notes.chain.greedy else notes.chain.seed & ((1 << SEED_BITS) - 1),
+                chain=notes.chain.steps,
+                logprobs=joined(notes.logprobs, wanted)
+                if (wanted := self.options.logprobs) is not None
+                else None,
+                prompt_logprobs=self.prompt_logprobs,
+                trace=notes.trace if self.options.watch else None,
+            )
+            for notes in self.notes
+        ]
+
+
+class Run:
+    """A running generation. Iterate over its pieces; ``result`` tells how it went."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+        self._pieces = (piece for _, piece in runs)
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self._pieces
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens so far."""
+        return self._runs.notes[0].ids
+
+    def result(self) -> Generation:
+        """What has come of it so far; ``finish_reason`` is None while it could go on."""
+        return self._runs.results()[0]

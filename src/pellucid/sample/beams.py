@@ -1,0 +1,335 @@
+"""Beam search: the best whole texts instead of the best next token (Lowerre 1976; as in transformers).
+
+    logits of each beam → log-softmax → steps of the chain → + the beam's score → the best over all beams → beams
+
+A beam's score is the sum of its tokens' log-probabilities. Of the candidates of a step (beams × tokens) twice as many
+are looked at as there are beams, so that enough are left if half of them end. One that ends, and is among the first,
+becomes a finished text, whose score is divided by its length to the power of ``length_penalty``; the best of those are
+the result.
+
+Groups (diverse beam search; Vijayakumar et al. 2016): each searches by itself, but tokens that the groups before it
+chose in the same step cost ``diversity_penalty`` each. Beam sampling: candidates are drawn without replacement by how
+likely they are, by adding Gumbel noise to their scores (Kool et al. 2019), instead of the best being taken.
+
+Nothing here knows a model: ``BeamSearch.step`` takes logits and says which beam each of the next goes on from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.checks import real, whole
+from pellucid.errors import InvalidRequest
+from pellucid.messages import brief
+from pellucid.sample.candidates import Candidates, Floats
+from pellucid.sample.chain import Sampler
+
+MOST_BEAMS = 64
+
+
+@dataclass(frozen=True)
+class BeamOptions:
+    """How beams are searched; names and meanings are those of transformers.
+
+    ``num_beams`` texts at a time, of which the ``num_return_sequences`` best are given. ``early_stopping`` True
+    the search as soon as there are ``num_beams`` finished texts, False when it is unlikely that a better one comes (no
+    beam as it is now would be one), "never" only when none can (were the best beam's further tokens certain).
+    ``num_beam_groups`` divides the beams. ``do_sample`` draws; all steps of the chain apply then, and else only those
+    that change logits or forbid tokens.
+
+    Raises:
+        InvalidRequest: a value is of the wrong type or out of range.
+    """
+
+    num_beams: int = 4
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    do_sample: bool = False
+
+    def __post_init__(self) -> None:
+        beams = whole("num_beams", self.num_beams, 1, MOST_BEAMS)
+        checked: dict[str, Any] = {
+            "num_beams": beams,
+            "num_return_sequences": whole(
+                "num_return_sequences", self.num_return_sequences, 1, beams, "or more beams"
+            ),
+            "num_beam_groups": whole("num_beam_groups", self.num_beam_groups, 1, beams, "at most num_beams"),
+            "length_penalty": real("length_penalty", self.length_penalty, -100, 100),
+            "diversity_penalty": real("diversity_penalty", self.diversity_penalty, 0, 1000),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise InvalidRequest(
+                f'early_stopping={brief(self.early_stopping)}: must be True, False or "never"'
+            )
+        if not isinstance(self.do_sample, bool):
+            raise InvalidRequest(f"do_sample={brief(self.do_sample)}: must be True or False")
+        if beams % self.num_beam_groups:
+            raise InvalidRequest(
+                f"num_beam_groups={self.num_beam_groups}: must divide num_beams, which is {beams}, without a rest"
+            )
+        if (self.num_beam_groups > 1) != (self.diversity_penalty > 0):
+            raise InvalidRequest(
+                f"num_beam_groups={self.num_beam_groups} and diversity_penalty={self.diversity_penalty:g}: groups need "
+                "a penalty above 0, and it needs groups"
+            )
+        if self.do_sample and self.num_beam_groups > 1:
+            raise InvalidRequest("do_sample=True: groups of beams are not drawn; leave one of them out")
+
+
+@dataclass
+class Node:
+    """A candidate that was looked at. The root, node 0, is the prompt.
+
+    ``score`` is the sum of log-probabilities up to its ``token``; ``step`` is when it was a candidate, ``ended`` when
+    it ceased to be one. ``state``: "running", "finished" (``final_score`` counts its length), "extended"
+    (its continuations go on), "pruned"; ``why`` says why.
+    """
+
+    id: int
+    parent: int
+    token: int
+    score: float
+    step: int
+    group: int = 0
+    state: str = "running"
+    ended: int | None = None
+    why: str = ""
+    final_score: float | None = None
+
+
+@dataclass
+class Beam:
+    """A running text: ``parent`` is its place among the beams of the step before."""
+
+    node: Node
+    sampler: Sampler
+    parent: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """A finished text: its ``ids``, an end token included, and its score, which counts its length."""
+
+    ids: list[int]
+    score: float
+    finish_reason: str
+    node: int
+
+
+@dataclass
+class _Group:
+    """Beams that compete with each other, and what they have finished, the best first."""
+
+    number: int
+    beams: list[Beam]
+    finished: list[Node] = field(default_factory=list)
+    best: float = -math.inf
+    """The score that says whether a better text may come. Of a single group it is that of the best running beam, of
+    several that of the best candidate, even if it has just ended: as in transformers, 5 and 4."""
+    done: bool = False
+
+
+Noise = Callable[[int, int], Floats]
+"""(step, count) → standard Gumbel noise for as many places: the vocabulary for each beam, one after the other."""
+
+
+def gumbel(seed: int) -> Noise:
+    """Noise that depends on the seed, the step and the place alone."""
+
+    def noise(step: int, count: int) -> Floats:
+        random = np.random.Generator(np.random.Philox(key=seed, counter=step << 64)).random(count)
+        with np.errstate(divide="ignore"):
+            return np.asarray(-np.log(-np.log(random)), np.float64)
+
+    return noise
+
+
+class BeamSearch:
+    """A search at work. ``limit`` is how many tokens a text may have; ``ends`` are the tokens that end one.
+
+    A group that is done counts as choosing ``padding``, the first of ``ends`` if not said otherwise, with all of its
+    beams: as in transformers.
+    """
+
+    def __init__(
+        self,
+        options: BeamOptions,
+        sampler: Sampler,
+        ends: frozenset[int],
+        limit: int,
+        noise: Noise | None = None,
+        padding: int | None = None,
+    ) -> None:
+        self.options, self.nodes = options, [Node(0, -1, -1, 0.0, -1)]
+        self._ends, self._limit, self._steps = ends, limit, 0
+        self._noise = noise or gumbel(sampler.past.seed)
+        self._padding = min(ends, default=0) if padding is None else padding
+        self._size = options.num_beams // options.num_beam_groups
+        root = Beam(self.nodes[0], sampler, 0)
+        self._groups = [_Group(number, [root]) for number in range(options.num_beam_groups)]
+        self.beams: list[Beam] = [root]
+
+    @property
+    def done(self) -> bool:
+        """Whether the search is over."""
+        return all(group.done for group in self._groups)
+
+    def step(self, rows: Sequence[NDArray[np.float32]]) -> list[Beam]:
+        """The next beams, from the logits (V,) after each of the last ones. Those of ``beams`` are the new ones."""
+        place = {id(beam): at for at, beam in enumerate(self.beams)}
+        first = [self._log_softmax(row, beam) for row, beam in zip(rows, self.beams)]
+        used: list[int] = []
+        for group in self._groups:
+            if group.done:
+                used += [self._padding] * self._size
+                continue
+            beams = [place[id(beam)] for beam in group.beams]
+            self._advance(group, beams, self._candidates(group, beams, first, used))
+            used += [beam.node.token for beam in group.beams]
+        self._steps += 1
+        for group in self._groups:
+            if not group.done:
+                self._judge(group)
+        if self._steps == self._limit:
+            self.stop()
+        self.beams = [beam for group in self._groups if not group.done for beam in group.beams]
+        return self.beams
+
+    def results(self) -> list[Found]:
+        """The best texts, the best first; of a search that is not over, those that are finished."""
+        best = sorted(
+            (node for group in self._groups for node in group.finished), key=lambda node: -_final(node)
+        )
+        return [
+            Found(
+                ids := self.ids(node.id), _final(node), "stop" if ids[-1] in self._ends else "length", node.id
+            )
+            for node in best[: self.options.num_return_sequences]
+        ]
+
+    def ids(self, node: int) -> list[int]:
+        """The tokens from the prompt's end to a node."""
+        found: list[int] = []
+        while node > 0:
+            found.append(self.nodes[node].token)
+            node = self.nodes[node].parent
+        return found[::-1]
+
+    def stop(self) -> None:
+        """End the search now: running beams count as finished where they are."""
+        for group in self._groups:
+            if not group.done:
+                for beam in group.beams:
+                    if beam.node.id:
+                        self._finish(group, beam.node)
+                group.done = True
+
+    def _log_softmax(self, row: NDArray[np.float32], beam: Beam) -> Candidates:
+        raw = Candidates.of(row, f"token {self._steps}")
+        logs = (raw.exponents() - math.log(raw.sums.total)).astype(np.float32)
+        return Candidates.of(logs, f"token {self._steps}")
+
+    def _candidates(
+        self, group: _Group, beams: list[int], first: list[Candidates], used: list[int]
+    ) -> list[tuple[float, int, int]]:
+        """(score, beam, token) of the candidates that are looked at, the best first."""
+        wanted = max(2, 1 + len(self._ends)) * self._size
+        found: list[tuple[float, int, int]] = []
+        scores, places = [], []
+        for at, (beam, number) in enumerate(zip(group.beams, beams)):
+            start = first[number]
+            if used:
+                tokens, counts = np.unique(used, return_counts=True)
+                start = start.plus(tokens, -self.options.diversity_penalty * counts)
+            left, _ = beam.sampler.left(start)
+            if self.options.do_sample:
+                scores.append(beam.node.score + left.logits())
+                places.append(at * len(start) + left.ids_at())
+                continue
+            top = left.top(wanted)
+            logits, ids = left.logits(top).tolist(), left.ids_at(top).tolist()
+            found += [(beam.node.score + x, at, token) for x, token in zip(logits, ids) if x > -math.inf]
+        if self.options.do_sample:
+            size = len(first[beams[0]])
+            score, place = np.concatenate(scores), np.concatenate(places)
+            noisy = score + self._noise(self._steps, size * len(beams))[place]
+            drawn = np.argsort(-noisy, kind="stable")[:wanted]
+            found = [
+                (float(score[i]), int(place[i]) // size, int(place[i]) % size)
+                for i in drawn
+                if score[i] > -np.inf
+            ]
+        found.sort(key=lambda one: (-one[0], one[1], one[2]))
+        return found[:wanted]
+
+    def _advance(self, group: _Group, beams: list[int], candidates: list[tuple[float, int, int]]) -> None:
+        """New beams, and texts that are finished."""
+        running: list[Beam] = []
+        for rank, (score, at, token) in enumerate(candidates):
+            parent = group.beams[at]
+            node = Node(len(self.nodes), parent.node.id, token, score, self._steps, group.number)
+            self.nodes.append(node)
+            if token in self._ends:
+                if rank < self._size:
+                    self._finish(group, node)
+                else:
+                    self._prune(node, f"it ends, but is not among the best {self._size}")
+            elif len(running) < self._size:
+                sampler = parent.sampler.fork()
+                sampler.accept(token)
+                running.append(Beam(node, sampler, beams[at]))
+            else:
+                self._prune(node, f"{self._size} others are likelier")
+        group.best = (
+            candidates[0][0]
+            if len(self._groups) > 1
+            else max((b.node.score for b in running), default=-math.inf)
+        )
+        going_on = {beam.node.parent for beam in running}
+        for beam in group.beams:
+            if beam.node.id and beam.node.state == "running":
+                children = beam.node.id in going_on
+                beam.node.state, beam.node.ended = "extended", self._steps
+                if not children:
+                    self._prune(beam.node, "none of its continuations is among the best")
+        group.beams, group.done = running, not running
+
+    def _finish(self, group: _Group, node: Node) -> None:
+        """A text is whole: it is kept if it is one of the best so far."""
+        length = node.step + 1
+        node.state, node.ended = "finished", self._steps
+        node.final_score = node.score / length**self.options.length_penalty
+        group.finished.append(node)
+        group.finished.sort(key=lambda one: -_final(one))  # stable: of equal ones the first stays
+        for other in group.finished[self._size :]:
+            other.state, other.why = "pruned", f"{self._size} finished texts are better"
+        del group.finished[self._size :]
+
+    def _judge(self, group: _Group) -> None:
+        """Whether a group goes on."""
+        options, penalty = self.options, self.options.length_penalty
+        if len(group.finished) < self._size:
+            return
+        length = self._limit if options.early_stopping == "never" and penalty > 0 else self._steps
+        if options.early_stopping is True or group.best / length**penalty <= _final(group.finished[-1]):
+            group.done = True
+            for beam in group.beams:
+                self._prune(beam.node, "the finished texts are enough, or better")
+
+    def _prune(self, node: Node, why: str) -> None:
+        node.state, node.ended, node.why = "pruned", self._steps, why
+
+
+def _final(node: Node) -> float:
+    return -math.inf if node.final_score is None else node.final_score

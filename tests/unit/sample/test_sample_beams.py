@@ -1,0 +1,205 @@
+"""Beam search beside that of transformers (``tests/oracles/beams_oracle.py``), and what its tree says."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.reference import Reference
+from support.sampling import Words
+from support.tiny import TINY, network, opened
+
+from pellucid import pipeline
+from pellucid.errors import InvalidRequest
+from pellucid.model.spec import Model
+from pellucid.plan.network import Network
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import Sequence
+from pellucid.sample.beams import BeamOptions, BeamSearch, gumbel
+from pellucid.sample.options import Options
+from pellucid.weights.checkpoint import Checkpoint
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "goldens" / "sample" / "beams.json").read_text())
+CASES = GOLDEN["cases"]
+SMALL = [
+    pytest.param(case, id=f"{case['model']}-{case['kind']}-{at}")
+    for at, case in enumerate(CASES)
+    if case["model"] in TINY
+]
+OWN = (
+    "num_beams",
+    "num_return_sequences",
+    "length_penalty",
+    "early_stopping",
+    "num_beam_groups",
+    "diversity_penalty",
+    "do_sample",
+)
+
+
+def fixed(seed: int) -> Callable[[int, int], np.ndarray]:
+    """The noise that the golden was made with."""
+
+    def noise(step: int, count: int) -> np.ndarray:
+        u = np.random.Generator(np.random.Philox(key=seed, counter=step)).random(count)
+        return np.asarray(-np.log(-np.log(u)))
+
+    return noise
+
+
+class ByReference:
+    """What beam search needs of a network, with the reference's logits: float64, without a cache."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Model) -> None:
+        self._reference = Reference(checkpoint, model)
+        self.width = model.spec.embedding.vocabulary
+
+    def prefill(self, sequence: list[int], tokens: list[int]) -> np.ndarray:
+        sequence += tokens
+        return np.float32(self._reference.logits(sequence)[-1])
+
+    def forward_all(self, chunks: list[Chunk]) -> np.ndarray:
+        return np.array([self.prefill(chunk.sequence, chunk.tokens) for chunk in chunks])
+
+    def fork(self, sequence: list[int]) -> list[int]:
+        return Tokens(sequence)
+
+    def truncate(self, sequence: list[int], length: int) -> None:
+        del sequence[length:]
+
+
+class Tokens(list[int]):
+    length = property(len)
+
+
+def searched(net: Any, sequence: Any, case: dict[str, Any]) -> BeamSearch:
+    options, words = dict(case["options"]), Words(net.width)
+    limit = options.pop("max_new_tokens")
+    beams = BeamOptions(**{name: options.pop(name) for name in OWN if name in options})
+    usual = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    chain = Options.of(**{**usual, **options}, seed=0).chain()
+    if not beams.do_sample:
+        chain = chain.undrawn()
+    ends = frozenset(case["eos_ids"])
+    sampler = chain.start(words, case["prompt"], ends)
+    noise = fixed(case["noise"]["seed"]) if "noise" in case else None
+    search = BeamSearch(beams, sampler, ends, limit, noise, case.get("pad_id"))
+    for _ in pipeline.search(net, case["prompt"], lambda ids: sequence, search, words.vocab_size):
+        pass
+    return search
+
+
+def check(found: BeamSearch, case: dict[str, Any], tolerance: float) -> None:
+    results = found.results()
+    assert [one.ids for one in results] == [one["ids"] for one in case["sequences"]]
+    wanted = [one["score"] for one in case["sequences"]]
+    np.testing.assert_allclose([one.score for one in results], wanted, rtol=2e-6, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_the_same_logits_give_the_texts_and_scores_of_transformers(case: dict[str, Any]) -> None:
+    with opened(TINY[case["model"]]) as (checkpoint, model):
+        check(searched(ByReference(checkpoint, model), Tokens(), case), case, 2e-5)
+
+
+class Afresh(ByReference):
+    """A network that reads every beam's whole text anew."""
+
+    def __init__(self, net: Network) -> None:
+        self._net, self.width = net, net.width
+
+    def prefill(self, sequence: list[int], tokens: list[int]) -> np.ndarray:
+        sequence += tokens
+        fresh = Sequence()
+        logits = self._net.prefill(fresh, sequence)
+        self._net.truncate(fresh, 0)
+        return logits
+
+
+@pytest.mark.parametrize("case", SMALL[::2])
+def test_forks_of_the_cache_have_the_bits_of_whole_texts(case: dict[str, Any]) -> None:
+    with network(TINY[case["model"]]) as net:
+        sequence = Sequence()
+        forked, afresh = searched(net, sequence, case), searched(Afresh(net), Tokens(), case)
+        assert forked.nodes == afresh.nodes
+        net.truncate(sequence, 0)
+        assert net.cache.free_pages == net.cache.pages
+
+
+@pytest.mark.parametrize("case", SMALL[::9])
+def test_the_tree_says_what_became_of_each_candidate(case: dict[str, Any]) -> None:
+    with network(TINY[case["model"]]) as net:
+        found = searched(net, Sequence(), case)
+    nodes, size = found.nodes, case["options"]["num_beams"] // case["options"].get("num_beam_groups", 1)
+    assert [node.id for node in nodes] == list(range(len(nodes)))
+    for node in nodes[1:]:
+        parent = nodes[node.parent]
+        assert node.parent < node.id
+        assert parent.step == node.step - 1
+        assert parent.state in ("extended", "running", "pruned")
+        assert node.state in ("finished", "extended", "pruned")
+        assert bool(node.why) == (node.state == "pruned")
+        assert node.ended is not None
+        assert node.ended >= node.step
+    for step in range(max(node.step for node in nodes) + 1):
+        for group in {node.group for node in nodes}:
+            here = [node for node in nodes if (node.step, node.group) == (step, group)]
+            assert sum(node.state == "extended" for node in here) <= size
+    ended = [node for node in nodes if node.state == "finished"]
+    best = sorted((node.final_score for node in ended), reverse=True)
+    wanted = found.results()
+    assert [one.score for one in wanted] == best[: len(wanted)]
+    for one in wanted:
+        node = nodes[one.node]
+        assert one.score == pytest.approx(
+            node.score / len(one.ids) ** case["options"].get("length_penalty", 1.0)
+        )
+        assert one.finish_reason == ("stop" if one.ids[-1] in case["eos_ids"] else "length")
+
+
+def test_gumbel_noise_draws_without_replacement_as_one_after_the_other() -> None:
+    """Pairs of 20,000 draws against p(a) p(b) / (1 - p(a)), at 0.1 %."""
+    p = np.array([0.5, 0.25, 0.15, 0.1])
+    counts = np.zeros((4, 4))
+    for step in range(20_000):
+        first, second = np.argsort(-(np.log(p) + gumbel(11)(step, 4)))[:2]
+        counts[first, second] += 1
+    wanted = 20_000 * p[:, None] * p / (1 - p[:, None])
+    np.fill_diagonal(wanted, 0)
+    assert np.diag(counts).sum() == 0
+    off = ~np.eye(4, dtype=bool)
+    assert ((counts[off] - wanted[off]) ** 2 / wanted[off]).sum() < 31.3  # 11 degrees of freedom
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 0}, "num_beams=0: must be a whole number from 1 to 64"),
+        ({"num_beams": 65}, "num_beams=65"),
+        ({"num_beams": 10**5000}, "num_beams="),
+        ({"num_beams": True}, "num_beams=True"),
+        ({"num_return_sequences": 5}, "num_return_sequences=5: must be a whole number from 1 to 4"),
+        ({"length_penalty": math.nan}, "length_penalty=nan: must be a number from -100 to 100"),
+        ({"length_penalty": "1"}, "length_penalty='1'"),
+        ({"early_stopping": "always"}, 'must be True, False or "never"'),
+        ({"early_stopping": None}, "early_stopping=None"),
+        ({"do_sample": 1}, "do_sample=1: must be True or False"),
+        ({"num_beam_groups": 3, "diversity_penalty": 0.5}, "must divide num_beams, which is 4"),
+        ({"num_beam_groups": 2}, "groups need a penalty above 0"),
+        ({"diversity_penalty": 0.5}, "groups need a penalty above 0"),
+        (
+            {"num_beam_groups": 2, "diversity_penalty": 0.5, "do_sample": True},
+            "groups of beams are not drawn",
+        ),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        BeamOptions(**options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
