@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pellucid.sample.beams import Node
 from pellucid.sample.logprobs import Logprobs
 from pellucid.sample.step import Step, options_of
 from pellucid.sample.trace import TokenTrace
@@ -107,6 +108,45 @@ class Score:
         """The same for JSON."""
         logprobs = plain(self.logprobs)
         return {"ids": self.ids, "total": self.total, "perplexity": self.perplexity, "logprobs": logprobs}
+
+
+@dataclass(frozen=True)
+class BeamText:
+    """One of the best texts of a beam search; ``score`` counts its length, ``node`` is its place in the tree."""
+
+    text: str
+    ids: list[int]
+    score: float
+    finish_reason: str
+    node: int
+
+
+@dataclass(frozen=True)
+class Beams:
+    """What a beam search found: the best ``texts``, the best first, and the ``tree`` of all that was looked at."""
+
+    texts: list[BeamText]
+    tree: list[Node] = field(repr=False)
+    usage: Usage
+    timings: Timings
+    seed: int | None
+    chain: Sequence[Step] = ()
+
+    @property
+    def text(self) -> str:
+        """The best one."""
+        return self.texts[0].text
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {
+            "texts": [asdict(one) for one in self.texts],
+            "usage": asdict(self.usage),
+            "timings": asdict(self.timings),
+            "seed": self.seed,
+            "chain": [{"name": step.name, **shown(step)} for step in self.chain],
+            "tree": [asdict(node) for node in self.tree],
+        }
 
 
 def shown(step: Step) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pellucid import pipeline
 from pellucid.checks import whole
 from pellucid.errors import InvalidRequest
-from pellucid.generation import Generation, Score
+from pellucid.generation import Beams, Generation, Score
 from pellucid.inputs import Inputs, Message, Prompt
 from pellucid.kernels import cached
 from pellucid.kernels.cached import PAGE
@@ -30,10 +30,11 @@ from pellucid.model import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.network import Limits, Network, layouts
 from pellucid.plan.plan import Plan
-from pellucid.run import Keeper, Run, Runs
+from pellucid.run import Keeper, Run, Runs, search_beams
 from pellucid.runtime import cache
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.executor import default_threads
+from pellucid.sample.beams import BeamOptions
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import CHECKS, Options
 from pellucid.tokenize import Tokenizer, load_tokenizer
@@ -130,6 +131,18 @@ class LLM:
             found.sort(key=lambda one: -one.mean_logprob)
         return found[:n]
 
+    def beam_search(self, prompt: Prompt, **options: Any) -> Beams:
+        """The best whole continuations of a prompt, by beam search.
+
+        Keywords are those of ``BeamOptions``, such as ``num_beams``, and those of ``generate`` but for what is about
+        a single text as it is made: stop strings, ``until``, log-probabilities.
+
+        Raises: as ``generate`` does.
+        """
+        own = {name: options.pop(name) for name in list(options) if name in BeamOptions.__dataclass_fields__}
+        made, beams = Options.of(**options), BeamOptions(**own)
+        return search_beams(self.network, self.inputs, self._keeper, prompt, made, beams)
+
     def _runs(self, prompt: Prompt, options: Options, chains: list[Chain]) -> Runs:
         return Runs(self.network, self.inputs, self._keeper, prompt, options, chains)
 
@@ -209,8 +222,9 @@ def load(
     ``threads`` None is one for each physical core. Activations meet quantised weights with 8 bits, and with 16 in
     the output projection; ``precise`` has 16 everywhere, which gives what the file means, to rounding. A token takes
     hardly longer then, a long prompt half as long again.
-    ``kv_cache`` is what keys and values are kept in: "f16", "bf16", or "q8_0", which takes half the memory. None is
-    bf16, whose products are the fastest, beside activations of 8 bits, and else f16.
+    ``kv_cache`` is what keys and values are kept in: "f16", "bf16", "q8_0", which takes half the memory, or "f32",
+    which takes twice as much and rounds nothing. None is bf16, whose products are the fastest, beside activations of 8
+    bits, and else f16.
     ``progress`` watches the download, ``compiling`` the kernels, which are compiled once for a machine. ``before`` is
     called ahead of that, with what reads prompts: what it raises, ``load`` raises.
 

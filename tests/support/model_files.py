@@ -57,12 +57,13 @@ def gguf(
     pairs = list(metadata.items()) if isinstance(metadata, Mapping) else list(metadata)
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs))
     head += b"".join(gguf_string(key) + gguf_value(value) for key, value in pairs)
-    data = b""
+    data, size = [], 0
     for name, (shape, code, raw) in tensors.items():
-        data += b"\0" * (-len(data) % alignment)
-        head += gguf_tensor(name, tuple(reversed(shape)), code, len(data))
-        data += raw
-    return head + (b"\0" * (-len(head) % alignment) if tensors else b"") + data
+        padding = -size % alignment
+        head += gguf_tensor(name, tuple(reversed(shape)), code, size + padding)
+        data += [b"\0" * padding, raw]
+        size += padding + len(raw)
+    return b"".join([head, b"\0" * (-len(head) % alignment) if tensors else b"", *data])
 
 
 def safetensors(tensors: Mapping[str, tuple[str, Sequence[int], bytes]], **metadata: str) -> bytes:

@@ -271,7 +271,7 @@ def test_precise_is_yes_or_no(folder: Path, value: Any) -> None:
 
 @pytest.mark.parametrize("form", ["q4_0", "F16", 8, ""])
 def test_forms_of_the_cache_that_are_not_there(folder: Path, form: Any) -> None:
-    with pytest.raises(InvalidRequest, match=r"kv_cache=.*must be one of f16, bf16, q8_0"):
+    with pytest.raises(InvalidRequest, match=r"kv_cache=.*must be one of f16, bf16, q8_0, f32"):
         pellucid.load(folder, kv_cache=form)
 
 

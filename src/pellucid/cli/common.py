@@ -30,6 +30,11 @@ def to_int(text: str) -> Any:
         return text
 
 
+def number(help: str) -> Any:
+    """An option that is a number. Whoever uses it checks it."""
+    return typer.Option(help=help, parser=to_float, metavar="NUMBER")
+
+
 def count(help: str) -> Any:
     """An option that is a whole number. Whoever uses it checks it."""
     return typer.Option(help=help, parser=to_int, metavar="N")
@@ -51,7 +56,7 @@ Precise = Annotated[
 KVCache = Annotated[
     str | None,
     typer.Option(
-        help="What keys and values are kept in: f16, bf16, or q8_0 (half the memory). "
+        help="What keys and values are kept in: f16, bf16, q8_0 (half the memory), or f32 (exact). "
         "By default bf16 beside activations of 8 bits, else f16.",
         metavar="FORM",
         show_default=False,

@@ -3,14 +3,14 @@
 A page holds ``PAGE`` tokens, S, of every key/value head. A head's keys lie column by column, (K, S), so that 16 tokens'
 scores are one vector and need no horizontal sum; its values row by row, (S, V).
 
-    f16         the numbers
+    f16, f32    the numbers
     bf16        the numbers, two and two as ``pairs.py`` multiplies them: columns of a key, (K/2, S, 2), and tokens'
                 values, (S/2, V, 2)
     q8_0        int8, 32 columns of a token sharing a scale: a number is scale * q. Behind all numbers of a head the
                 scales, float16: (K/32, S) for keys, (S, V/32) for values. scale = max |x| / 127.
 
-What a number is as float32 is exact in each of them, so whoever widens it gets the same bits. "f32" is what a page is
-widened to when many rows meet it.
+What a number is as float32 is exact in each of them, so whoever widens it gets the same bits. "f32" is also what a
+page is widened to when many rows meet it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAGE = 64  # S, tokens of a page
-FORMS = ("f16", "bf16", "q8_0")
+FORMS = ("f16", "bf16", "q8_0", "f32")
 SIZE = {"f16": 2, "bf16": 2, "q8_0": 1, "f32": 4}  # bytes of a number
 SCALED = 32  # columns that share a scale, where there are scales
 # Beyond these a number is kept at the largest: infinity times a weight of 0 would be NaN in the rows before it.
-LARGEST = {"f16": 65504.0, "bf16": 3.3895313892515355e38, "q8_0": 127 * 65504.0}
+LARGEST = {
+    "f16": 65504.0, "bf16": 3.3895313892515355e38, "q8_0": 127 * 65504.0, "f32": 3.4028234663852886e38,
+}  # fmt: skip
 
 
 def unit(stored: str) -> int:
@@ -42,6 +44,8 @@ def head_bytes(stored: str, width: int) -> int:
 def rounded(x: NDArray[np.float32], stored: str) -> NDArray[np.float32]:
     """What is left of numbers, (..., width), once they are in the cache."""
     x = np.clip(x, -np.float32(LARGEST[stored]), np.float32(LARGEST[stored]))
+    if stored == "f32":
+        return x
     if stored == "f16":
         return x.astype(np.float16).astype(np.float32)
     if stored == "bf16":
@@ -142,15 +146,18 @@ def writer(simd: Any, stored: str) -> Any:
 
         return paired_keys, paired_values
 
+    size = SIZE[stored]
+    store, vstore = (simd.store_f32, simd.vstore) if stored == "f32" else (store_f16, simd.vstore_f16)
+
     @simd.jit
     def float_keys(x, width, to, slot, spare):
         for j in range(width):
             key = min(max(load_f32(x + 4 * j), -largest), largest)
-            store_f16(to + (j * PAGE + slot) * 2, key)
+            store(to + (j * PAGE + slot) * size, key)
 
     @simd.jit
     def float_values(x, width, to, slot, spare):
         for j in range(0, width, 16):
-            simd.vstore_f16(to + (slot * width + j) * 2, within(vload(x + 4 * j)))
+            vstore(to + (slot * width + j) * size, within(vload(x + 4 * j)))
 
     return float_keys, float_values

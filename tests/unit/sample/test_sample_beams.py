@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.model_files import gguf
 from support.reference import Reference
 from support.sampling import Words
 from support.tiny import TINY, network, opened
 
+import pellucid
 from pellucid import pipeline
 from pellucid.errors import InvalidRequest
+from pellucid.llm import LLM
 from pellucid.model.spec import Model
 from pellucid.plan.network import Network
 from pellucid.runtime.batch import Chunk
@@ -23,6 +26,9 @@ from pellucid.runtime.cache import Sequence
 from pellucid.sample.beams import BeamOptions, BeamSearch, gumbel
 from pellucid.sample.options import Options
 from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.open import open_checkpoint
+from pellucid.weights.pack import decode
+from pellucid.weights.store import resolve
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "goldens" / "sample" / "beams.json").read_text())
 CASES = GOLDEN["cases"]
@@ -203,3 +209,38 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
         BeamOptions(**options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    """SmolLM2 with its file's weights as float32, nothing rounded on the way."""
+    checkpoint = open_checkpoint(resolve("smollm2"))
+    tensors = {
+        name: (tensor.shape, 0, decode(checkpoint, name).astype(np.float32).tobytes())
+        for name, tensor in checkpoint.tensors.items()
+    }
+    path = tmp_path_factory.mktemp("float32") / "smollm2.gguf"
+    path.write_bytes(gguf(checkpoint.metadata, tensors))
+    checkpoint.close()
+    del tensors
+    llm = pellucid.load(path, precise=True, kv_cache="f32")
+    yield llm
+    llm.close()
+    path.unlink()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("case", [case for case in CASES if case["model"] == "smollm2"])
+def test_smollm2_has_the_texts_and_scores_of_its_float_weights(smollm2: LLM, case: dict[str, Any]) -> None:
+    sequence = Sequence()
+    found = searched(smollm2.network, sequence, case)
+    scale = max(
+        len(one["ids"]) ** -min(case["options"].get("length_penalty", 1.0), 0.0) for one in case["sequences"]
+    )
+    check(found, case, 1e-4 * scale)  # a negative length penalty multiplies scores, and their errors
+    smollm2.network.truncate(sequence, 0)
+    options = dict(case["options"])
+    if not set(options) - {*OWN, "max_new_tokens"} and case.get("pad_id") in (None, min(case["eos_ids"])):
+        made = smollm2.beam_search(case["prompt"], **options)
+        assert [one.ids for one in made.texts] == [one["ids"] for one in case["sequences"]]
+        assert set(case["eos_ids"]) == smollm2.tokenizer.eos_ids
