@@ -34,8 +34,10 @@ class Cache:
         start = self.heads * cached.head_bytes(self.stored, K) if which == "values" else 0
         raw = self.memory[:, start : start + size].reshape(len(self.memory), self.heads, -1)
         shape = (*raw.shape[:2], *((width, PAGE) if which == "keys" else (PAGE, width)))
-        if self.stored == "f16":
-            return raw.view(np.float16).reshape(shape).astype(np.float32)
+        if self.stored in ("f16", "f32"):
+            return (
+                raw.view(np.float16 if self.stored == "f16" else np.float32).reshape(shape).astype(np.float32)
+            )
         if self.stored == "bf16":  # in pairs, of columns or of tokens
             numbers = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
             pairs = numbers.reshape(*raw.shape[:2], shape[2] // 2, shape[3], 2)
