@@ -45,6 +45,19 @@ class Inputs:
             )
         return ids
 
+    def corpus(self, text: str) -> list[int]:
+        """The ids of a text of any length, at least two.
+
+        Raises:
+            InvalidRequest: it has fewer, or the model does not make text.
+        """
+        ids = self._checked(text)
+        if len(ids) < 2:
+            raise InvalidRequest(
+                "the text is a single token, which has nothing before it: give a longer text"
+            )
+        return ids
+
     def scored(self, text: Prompt, given: str | None) -> tuple[list[int], int]:
         """The ids of a text with a text before it, and how many of them are that one's.
 

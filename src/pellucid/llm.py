@@ -123,10 +123,14 @@ class LLM:
         made = Options.of(**options)
         if best_of is not None and made.logprobs is None:
             made = replace(made, logprobs=0)
-        runs = self._runs(prompt, made, made.chain().numbered(count))
-        for _ in runs:
-            pass
-        found = runs.results()
+        chains, found = made.chain().numbered(count), list[Generation]()
+        for first in range(
+            0, count, self.network.limits.sequences
+        ):  # later ones find the prompt in the cache
+            runs = self._runs(prompt, made, chains[first : first + self.network.limits.sequences])
+            for _ in runs:
+                pass
+            found += runs.results()
         if best_of is not None:
             found.sort(key=lambda one: -one.mean_logprob)
         return found[:n]
@@ -139,8 +143,9 @@ class LLM:
 
         Raises: as ``generate`` does.
         """
-        own = {name: options.pop(name) for name in list(options) if name in BeamOptions.__dataclass_fields__}
-        made, beams = Options.of(**options), BeamOptions(**own)
+        known = BeamOptions.__dataclass_fields__
+        own = {name: options.pop(name) for name in list(options) if name in known}
+        made, beams = Options.of(known, **options), BeamOptions(**own)
         return search_beams(self.network, self.inputs, self._keeper, prompt, made, beams)
 
     def _runs(self, prompt: Prompt, options: Options, chains: list[Chain]) -> Runs:
@@ -159,10 +164,11 @@ class LLM:
         ids, known = self.inputs.scored(text, given)
         kept = self._keeper.take([])
         try:
-            logprobs = pipeline.score(self.network, kept.sequence, ids, top, self.tokenizer.vocab_size)
+            size = self.tokenizer.vocab_size
+            logprobs = pipeline.score(self.network, kept.sequence, ids, top, size, max(known, 1))
         finally:
             self._keeper.give_back(kept, ids)
-        return Score(ids, logprobs.after(max(known - 1, 0)))
+        return Score(ids, logprobs)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
         """Sentence vectors, (len(texts), D), of length 1 if the model normalises. ``truncate`` cuts long texts.

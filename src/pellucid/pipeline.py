@@ -31,7 +31,7 @@ from pellucid.runtime.cache import Sequence
 from pellucid.sample.beams import Beam, BeamSearch
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.chain import Chain, Draw, Sampler
-from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
+from pellucid.sample.logprobs import Logprobs, joined, of_token
 from pellucid.sample.options import Options
 from pellucid.sample.trace import TokenTrace, of_draw
 from pellucid.tokenize import Tokenizer
@@ -201,19 +201,28 @@ def _branched(network: Network, sequences: list[Sequence], parents: list[int]) -
     return made
 
 
-def score(
-    network: Network, sequence: Sequence, ids: list[int], alternatives: int, vocabulary: int
-) -> Logprobs:
-    """How likely each token of a text is after those before it, the first apart: teacher forcing.
+def predictions(
+    network: Network, sequence: Sequence, ids: list[int], first: int = 1
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Teacher forcing: for each place of a text from ``first`` on, the place and the logits (V,) of the token there.
 
-    The sequence is empty, and holds the text in the end.
+    The sequence is empty, and holds the text but for its last token in the end.
     """
-    rows: list[TokenLogprobs] = []
-    step = min(network.limits.outputs, network.limits.tokens)
-    for first in range(0, len(ids), step):
-        part = ids[first : first + step]
+    before, most = first - 1, min(network.limits.outputs, network.limits.tokens)
+    if before:
+        network.read(sequence, ids[:before])
+    for start in range(before, len(ids) - 1, most):
+        part = ids[start : min(start + most, len(ids) - 1)]
         logits = network.forward([Chunk(sequence, part, outputs=len(part))])
-        for row, token in zip(logits, ids[first + 1 : first + step + 1]):
-            candidates = Candidates.of(row[:vocabulary], f"prompt token {first + len(rows)}")
-            rows.append(of_token(candidates, token, alternatives))
+        yield from enumerate(logits, start + 1)
+
+
+def score(
+    network: Network, sequence: Sequence, ids: list[int], alternatives: int, vocabulary: int, first: int = 1
+) -> Logprobs:
+    """How likely each token of a text is after those before it, from place ``first`` on."""
+    rows = [
+        of_token(Candidates.of(row[:vocabulary], f"prompt token {place}"), ids[place], alternatives)
+        for place, row in predictions(network, sequence, ids, first)
+    ]
     return joined(rows, alternatives)

@@ -140,7 +140,6 @@ class Runs:
             self._network.truncate(sequence, 0)
             size = self._inputs.tokenizer.vocab_size
             self.prompt_logprobs = pipeline.score(self._network, sequence, ids, wanted, size)
-            self._network.truncate(sequence, len(ids) - 1)
         else:
             self._cached_tokens = sequence.length
         return sequence

@@ -1,4 +1,5 @@
-"""The command line. A command is a module of this folder that has ``command``; nothing is listed twice.
+"""The command line. A command is a module of this folder that has ``command``, or ``commands`` where there are several
+under one name; nothing is listed twice.
 
 Modules here import nothing heavy at their top, so that ``pellucid --help`` is quick. Errors are one line on
 standard error and exit code 2; Ctrl-C is exit code 130; a closed pipe is silent. Text that standard input or the
@@ -39,10 +40,15 @@ def application(wanted: str | None = None) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     for module in pkgutil.iter_modules(__path__):
-        command = getattr(importlib.import_module(f"{__name__}.{module.name}"), "command", None)
+        content = importlib.import_module(f"{__name__}.{module.name}")
         name = module.name.rstrip("_")
-        if command is not None:
+        if command := getattr(content, "command", None):
             app.command(name)(with_options(command) if name == wanted else _described(command))
+        elif commands := getattr(content, "commands", None):
+            group = typer.Typer(help=content.HELP)
+            for part, inner in commands.items():
+                group.command(part)(inner)
+            app.add_typer(group, name=name)
     return app
 
 

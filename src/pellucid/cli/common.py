@@ -134,6 +134,10 @@ class Bars:
         """``done`` of ``total`` measurements are made; ``label`` is next."""
         self._show("measuring", done, total, label)
 
+    def scoring(self, done: int, total: int, label: str) -> None:
+        """``done`` of ``total`` tokens are scored; ``label`` is how it stands."""
+        self._show("scoring", done, total, label)
+
     def _show(self, text: str, done: int, total: int | None, amount: str) -> None:
         if not sys.stderr.isatty():
             if text not in self._tasks:

@@ -199,13 +199,15 @@ class Network:
 
     def prefill(self, sequence: Sequence, tokens: Seq[int]) -> NDArray[np.float32]:
         """Run a prompt in steps of at most ``limits.tokens``. Returns the last token's logits, (V,)."""
-        logits: NDArray[np.float32] = np.empty((0, self.width), np.float32)
-        for first in range(0, len(tokens), self.limits.tokens):
-            part = tokens[first : first + self.limits.tokens]
-            last = first + len(part) == len(tokens)
-            logits = self.forward([Chunk(sequence, part, outputs=int(last))])
-        row: NDArray[np.float32] = logits[-1]
+        last = (len(tokens) - 1) // self.limits.tokens * self.limits.tokens
+        self.read(sequence, tokens[:last])
+        row: NDArray[np.float32] = self.forward([Chunk(sequence, tokens[last:])])[0]
         return row
+
+    def read(self, sequence: Sequence, tokens: Seq[int]) -> None:
+        """Run tokens of which no logits are wanted."""
+        for first in range(0, len(tokens), self.limits.tokens):
+            self.forward([Chunk(sequence, tokens[first : first + self.limits.tokens], outputs=0)])
 
     def array(self, buffer: str) -> NDArray[Any]:
         """A view of a buffer after the last step, by its name: float32 (rows, width), or blocks as bytes."""

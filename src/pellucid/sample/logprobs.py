@@ -28,11 +28,6 @@ class Logprobs:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def after(self, count: int) -> Logprobs:
-        """Without the first tokens."""
-        parts = (self.ids, self.chosen, self.ranks, self.top_ids, self.top)
-        return Logprobs(*(part[count:] for part in parts))  # type: ignore[arg-type]
-
     @property
     def total(self) -> float:
         """The log-probability of all tokens together."""

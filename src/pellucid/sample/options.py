@@ -82,8 +82,8 @@ class Options:
         object.__setattr__(self, "_steps", _chosen(self.samplers, self.sampling))
 
     @classmethod
-    def of(cls, **options: Any) -> Options:
-        """Options by name, those of the steps among them.
+    def of(cls, also: Iterable[str] = (), /, **options: Any) -> Options:
+        """Options by name, those of the steps among them; ``also`` are names that a mistaken one may have meant.
 
         Raises:
             InvalidRequest: also for a name that is not an option; the message suggests the nearest.
@@ -91,7 +91,7 @@ class Options:
         sampling = {name: options.pop(name) for name in list(options) if name in owners()}
         for name in options:
             if name not in _own():
-                near = difflib.get_close_matches(str(name), [*owners(), *_own()], 3, 0.5)
+                near = difflib.get_close_matches(str(name), [*owners(), *_own(), *also], 3, 0.5)
                 hint = f"did you mean {' or '.join(near)}?" if near else "see docs/sampling.md"
                 raise InvalidRequest(f"unknown option {brief(name)}: {hint}")
         return cls(**options, sampling=sampling)

@@ -1,0 +1,174 @@
+"""How well a model predicts a text, and how far two models are apart on it: over windows that overlap.
+
+A text is cut into windows of so many tokens, each ``stride`` further on than the one before. Of each only the tokens
+that no window before it had are scored, with all others of the window before them: so a token has at least ``window`` -
+``stride`` tokens of context, the first ones of the text apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid import pipeline
+from pellucid.checks import whole
+from pellucid.errors import InvalidRequest
+from pellucid.llm import LLM
+from pellucid.runtime.cache import Sequence
+from pellucid.sample.candidates import Candidates
+
+USUAL_WINDOW = 512
+Told = Callable[[int, int, str], None]
+"""(done, total, what): progress in tokens, and how it stands."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens ``start`` to ``stop`` of a text, of which those from ``first`` on are scored."""
+
+    start: int
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tokens, with its standard error as if they were independent."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> Estimate:
+        """Of some values, of which there is at least one."""
+        spread = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+        return cls(float(values.mean()), spread)
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``nats`` is the mean surprise of a token; ``tokens`` were scored, of a text of ``text_bytes`` bytes of UTF-8."""
+
+    nats: Estimate
+    tokens: int
+    text_bytes: int
+    window: int
+    stride: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean surprise."""
+        return math.exp(self.nats.mean)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """What the text would take, whatever tokens it is cut into."""
+        return self.nats.mean * self.tokens / math.log(2) / self.text_bytes
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(reference ‖ model) of next-token distributions in nats: mean, median, 99th percentile, most. ``same_top`` is
+    how often both have the same most likely token.
+    """
+
+    nats: Estimate
+    median: float
+    p99: float
+    most: float
+    same_top: float
+    tokens: int
+    window: int
+    stride: int
+
+
+def perplexity(
+    llm: LLM, text: str, window: int | None = None, stride: int | None = None, told: Told | None = None
+) -> Perplexity:
+    """How well a model predicts a text.
+
+    Raises:
+        InvalidRequest: the text has fewer than two tokens, or window or stride is out of range.
+    """
+    ids, window, stride = _asked(llm, text, window, stride)
+    found: list[float] = []
+    for part in windows(len(ids), window, stride):
+        sequence = Sequence()
+        try:
+            here, size = ids[part.start : part.stop], llm.tokenizer.vocab_size
+            scored = pipeline.score(llm.network, sequence, here, 0, size, part.first - part.start)
+        finally:
+            llm.network.truncate(sequence, 0)
+        found += (-scored.chosen).tolist()
+        if told:
+            told(part.stop, len(ids), f"perplexity {math.exp(sum(found) / len(found)):.4f}")
+    return Perplexity(Estimate.of(np.array(found)), len(found), len(text.encode()), window, stride)
+
+
+def divergence(
+    llm: LLM,
+    reference: LLM,
+    text: str,
+    window: int | None = None,
+    stride: int | None = None,
+    told: Told | None = None,
+) -> Divergence:
+    """How far a model's next-token distributions are from a reference's, over the whole vocabulary, in float64.
+
+    Raises:
+        InvalidRequest: as ``perplexity``, or the two have different vocabularies.
+    """
+    if llm.tokenizer.vocabulary.tokens != reference.tokenizer.vocabulary.tokens:
+        raise InvalidRequest(
+            f"{llm.spec.name} and {reference.spec.name} have different vocabularies: only models of one can be compared"
+        )
+    ids, window, stride = _asked(llm if llm.context < reference.context else reference, text, window, stride)
+    found, same = [], 0
+    for part in windows(len(ids), window, stride):
+        here, first = ids[part.start : part.stop], part.first - part.start
+        for p, q in zip(
+            _distributions(reference, here, first), _distributions(llm, here, first), strict=True
+        ):
+            found.append(float((np.exp(p) * (p - q))[p > -np.inf].sum()))
+            same += int(p.argmax() == q.argmax())
+        if told:
+            told(part.stop, len(ids), f"divergence {sum(found) / len(found):.3g}")
+    values = np.array(found)
+    median, p99 = np.quantile(values, [0.5, 0.99]).tolist()
+    most, share = float(values.max()), same / len(values)
+    return Divergence(Estimate.of(values), median, p99, most, share, len(values), window, stride)
+
+
+def windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
+    """The windows of a text; each token but the first is scored once."""
+    first = 1
+    for start in range(0, tokens, stride):
+        stop = min(start + window, tokens)
+        if stop > first:
+            yield Window(start, first, stop)
+            first = stop
+        if stop == tokens:
+            return
+
+
+def _asked(llm: LLM, text: str, window: int | None, stride: int | None) -> tuple[list[int], int, int]:
+    ids = llm.inputs.corpus(text)
+    window = whole("window", min(USUAL_WINDOW, llm.context) if window is None else window, 2, llm.context)
+    stride = whole(
+        "stride", max(window // 2, 1) if stride is None else stride, 1, window - 1, "less than the window"
+    )
+    return ids, window, stride
+
+
+def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[NDArray[np.float64]]:
+    """Log-probabilities (V,) of each token from place ``first`` on."""
+    sequence, size = Sequence(), llm.tokenizer.vocab_size
+    try:
+        for place, row in pipeline.predictions(llm.network, sequence, ids, first):
+            yield Candidates.of(row[:size], f"token {place}").log_probabilities()
+    finally:
+        llm.network.truncate(sequence, 0)
