@@ -21,20 +21,36 @@ from pellucid import __version__
 PROMPT = "to see that it rains"
 GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
 COMPILING = "compiling kernels, once for this machine\n"
-COMMANDS = ["bench", "chat", "embed", "info", "list", "plan", "pull", "rm", "run", "sample", "tokenize"]
+COMMANDS = [
+    "beams",
+    "bench",
+    "chat",
+    "embed",
+    "info",
+    "list",
+    "plan",
+    "pull",
+    "rm",
+    "run",
+    "sample",
+    "tokenize",
+]
+GROUPS = {"eval": ["perplexity", "kl"]}
 
 
 def test_version_and_help(command: Command) -> None:
     assert command("--version").answer == f"pellucid {__version__}\n"
     page = command("--help").answer
-    assert [line.split()[0] for line in page.partition("Commands:\n")[2].splitlines()] == COMMANDS
+    assert [line.split()[0] for line in page.partition("Commands:\n")[2].splitlines()] == [*COMMANDS, *GROUPS]
     assert command().answer == command("-h").answer == page
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [*COMMANDS, *(f"{name} {part}" for name, parts in GROUPS.items() for part in parts)]
+)
 def test_help_of_a_command(command: Command, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    page = command(name, "--help").answer
+    page = command(*name.split(), "--help").answer
     assert page.startswith(f"Usage: pellucid {name} [OPTIONS]")
     assert max(map(len, page.splitlines())) <= 80
     if name not in ("list", "rm"):
@@ -140,6 +156,57 @@ def test_sample_shows_each_step_as_a_table_and_as_data(command: Command, tiny: s
     for word in ("token 2: ", "removed", "penalties", "temperature", "top_k", "top_p", "█", "▸"):
         assert word in table
     assert "likeliest" in command("sample", tiny, PROMPT, "--temperature", "0").answer
+
+
+def test_beams_as_text_as_a_tree_and_as_data(command: Command, tiny: str) -> None:
+    search = ("--num-beams", "3", "--num-return-sequences", "2", "--max-new-tokens", "4")
+    document = command("beams", tiny, PROMPT, *search, "--json").document
+    assert [len(one["ids"]) for one in document["texts"]] == [4, 4]
+    assert document["texts"][0]["score"] >= document["texts"][1]["score"]
+    assert {node["state"] for node in document["tree"][1:]} <= {"extended", "finished", "pruned"}
+    plain = command("beams", tiny, PROMPT, *search).answer
+    assert len(plain.splitlines()) == 2
+    assert "[4 tokens, length]" in plain
+    tree = command("beams", tiny, PROMPT, *search, "--tree").answer
+    assert tree.endswith(plain)
+    assert "goes on" in tree
+    for arguments, message in {
+        ("--num-beams", "65"): "num_beams=65: must be a whole number from 1 to 64",
+        ("--early-stopping", "maybe"): "early_stopping='maybe'",
+        ("--stop", "x"): "beams have no stop",
+        ("--top-p", "2"): "top_p=2.0",
+    }.items():
+        assert message in command("beams", tiny, PROMPT, *arguments).refusal
+
+
+def test_perplexity_and_divergence_of_a_file(
+    command: Command, tiny: str, encoder: str, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("to see that it rains in the east, or in the west. " * 6)
+    windows = ("--window", "32", "--stride", "16")
+    document = command("eval", "perplexity", tiny, str(text), *windows, "--json").document
+    assert (document["window"], document["stride"]) == (32, 16)
+    assert document["perplexity"] > 1
+    plain = command("eval", "perplexity", tiny, str(text), *windows).answer
+    assert plain.startswith(f"perplexity {document['perplexity']:.4f} ± ")
+    piped = pellucid("eval", "perplexity", tiny, "-", *windows, given=text.read_text())
+    assert piped.answer == plain
+    divergence = command("eval", "kl", tiny, str(text), "--against", tiny, *windows, "--json").document
+    assert 0 <= divergence["nats"]["mean"] < 0.1
+    assert "the same most likely token" in command("eval", "kl", tiny, str(text), "--against", tiny).answer
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    for arguments, message in {
+        (tiny, str(tmp_path / "none")): "No such file or directory",
+        (tiny, str(tmp_path)): "Is a directory",
+        (tiny, str(tmp_path / "latin")): "byte 3 is not UTF-8",
+        (tiny, str(text), "--window", "1"): "window=1: must be a whole number from 2 to 128",
+        (tiny, str(text), "--stride", "999"): "stride=999",
+        (encoder, str(text)): "makes sentence vectors",
+    }.items():
+        assert message in command("eval", "perplexity", *arguments).refusal
+    assert "Missing" in command("eval", "kl", tiny, str(text)).refusal
+    assert command("eval").code == 2
 
 
 def test_the_chain_from_the_command_line(command: Command, tiny: str) -> None:
