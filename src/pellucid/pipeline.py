@@ -56,6 +56,10 @@ def forward(
     return optimize(plan.finish(logits))
 
 
+MOST_FORCED = 7
+"""Tokens without a choice that are read with the one before them."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """One turn of the loop: the token that was sampled and how, and the text that became certain.
@@ -109,6 +113,11 @@ class Answer:
         self.done = reason is not None
         return Piece(draw.token, text, draw, seconds, reason, self._ending.found)
 
+    def next_chunk(self) -> Chunk:
+        """The token that came, and those that must come after it: they are read together."""
+        tokens = [self.last, *self.sampler.forced[: min(MOST_FORCED, self._limit - 1)]]
+        return Chunk(self.sequence, tokens, outputs=len(tokens))
+
 
 def generate(
     network: Network,
@@ -126,7 +135,7 @@ def generate(
     ids = inputs.prompt(prompt)  # text → tokenize
     room = network.limits.context - len(ids)
     limit, ends = min(room, options.max_new_tokens or room), options.ends(inputs.tokenizer)
-    samplers = [chain.start(inputs.tokenizer, ids, ends) for chain in chains]
+    samplers = [chain.start(inputs.tokenizer, ids, ends, idle=network.idle_core) for chain in chains]
     return ids, loop(
         network, ids, hold, lambda: [Answer(inputs.tokenizer, options, s, limit) for s in samplers]
     )
@@ -141,20 +150,23 @@ def loop(
     """The loop: each turn a token for every answer, until the model ends it, a stop string comes, or room is out."""
     answers, sequence, start = begin(), hold(ids), time.perf_counter()
     logits = network.prefill(sequence, ids[sequence.length :])  # embed → +position → blocks → norm → project
-    rows = logits[np.newaxis].repeat(len(answers), 0) if len(answers) > 1 else logits[np.newaxis]
     answers[0].sequence = sequence
     for answer in answers[1:]:
         answer.sequence = network.fork(sequence)  # all go on from the same prompt
-    running = list(enumerate(answers))
+    running, rows = list(enumerate(answers)), [logits[np.newaxis]] * len(answers)
     try:
         while running:
             seconds = time.perf_counter() - start
-            for (number, answer), row in zip(running, rows):
-                yield number, answer.take(row, seconds)
+            for (number, answer), several in zip(running, rows):
+                for row in several:
+                    yield number, answer.take(row, seconds)
+                    seconds = 0.0 if len(running) == 1 else seconds
+                    if answer.done:
+                        break
             running = [one for one in running if not one[1].done]
             start = time.perf_counter()
             if running:  # and round again
-                rows = network.forward_all([Chunk(answer.sequence, [answer.last]) for _, answer in running])
+                rows = network.forward_all([answer.next_chunk() for _, answer in running])
     finally:
         for answer in answers[1:]:
             network.truncate(answer.sequence, 0)
@@ -182,7 +194,7 @@ def search(
                 return
             sequences = _branched(network, sequences, [beam.parent for beam in running])
             chunks = [Chunk(sequence, [beam.node.token]) for sequence, beam in zip(sequences, running)]
-            rows = network.forward_all(chunks)
+            rows = np.concatenate(network.forward_all(chunks))
     finally:
         for sequence in sequences:
             network.truncate(sequence, 0)

@@ -213,7 +213,7 @@ def search_beams(
     chain = options.chain()
     if not beams.do_sample:
         chain = chain.undrawn()
-    found = BeamSearch(beams, chain.start(tokenizer, ids, ends), ends, limit)
+    found = BeamSearch(beams, chain.start(tokenizer, ids, ends, idle=network.idle_core), ends, limit)
     kept: list[Kept] = []
     cached, times = 0, [0.0]
 

@@ -631,3 +631,33 @@ def test_beams_with_other_options(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="did you mean num_beams"):
         llm.beam_search(PROMPT, num_beam=3)
     assert in_use(llm) == 1
+
+
+def test_tokens_without_a_choice_are_read_together_and_change_nothing(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = {"type": "object", "properties": {"rain": {"type": "integer"}}, "required": ["rain"]}
+    schema |= {"additionalProperties": False, "minProperties": 1}
+    steps = []
+    forward = llm.network.forward
+
+    def counted(chunks: Any) -> Any:
+        steps.append(sum(len(chunk.tokens) for chunk in chunks))
+        return forward(chunks)
+
+    monkeypatch.setattr(llm.network, "forward", counted)
+    options = {**DRAWN, "max_new_tokens": 40, "json_schema": schema, "logprobs": 2, "watch": True}
+    for seed in range(5):
+        steps.clear()
+        made = llm.generate([7, 8], **{**options, "seed": seed})
+        together = len(steps)
+        with monkeypatch.context() as patched:
+            patched.setattr("pellucid.pipeline.MOST_FORCED", 0)
+            steps.clear()
+            alone = llm.generate([7, 8], **{**options, "seed": seed})
+        assert together < len(steps)
+        assert (made.ids, made.text, made.trace) == (alone.ids, alone.text, alone.trace)
+        assert made.logprobs is not None
+        assert alone.logprobs is not None
+        np.testing.assert_array_equal(made.logprobs.chosen, alone.logprobs.chosen)
+    assert in_use(llm) == 1

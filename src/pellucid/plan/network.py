@@ -22,7 +22,7 @@ from pellucid.plan.bind import allocate, bind, places
 from pellucid.plan.plan import At, Plan, Rows, Vector, Weights
 from pellucid.runtime.batch import Chunk, StepArrays
 from pellucid.runtime.cache import KVCache, Sequence
-from pellucid.runtime.executor import Executor, Program
+from pellucid.runtime.executor import Executor, Program, usable_cores
 from pellucid.runtime.memory import Arena, address
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.pack import Matrix, decode, pack, prepare, stored_blocks
@@ -96,6 +96,11 @@ class Network:
         return self._executor.threads
 
     @property
+    def idle_core(self) -> bool:
+        """Whether a step leaves a core idle."""
+        return self.threads < usable_cores()
+
+    @property
     def width(self) -> int:
         """Columns of the output: V for a language model, D for an encoder."""
         return self.spec.embedding.vocabulary if self.spec.head else self.spec.embedding.width
@@ -121,12 +126,20 @@ class Network:
                 chunk.sequence.length += len(chunk.tokens)
             return out[:rows, : self.width]
 
-    def forward_all(self, chunks: Seq[Chunk]) -> NDArray[np.float32]:
-        """``forward`` of the next token of any number of sequences, in as many steps as that takes."""
-        most = min(self.limits.sequences, self.limits.outputs, self.limits.tokens)
-        if len(chunks) <= most:
-            return self.forward(chunks)
-        return np.concatenate([self.forward(chunks[at : at + most]) for at in range(0, len(chunks), most)])
+    def forward_all(self, chunks: Seq[Chunk]) -> list[NDArray[np.float32]]:
+        """``forward`` of any number of short chunks, in as many steps as that takes. Returns the rows of each."""
+        found: list[NDArray[np.float32]] = []
+        most = min(self.limits.outputs, self.limits.tokens)
+        while len(found) < len(chunks):
+            part: list[Chunk] = []
+            for chunk in chunks[len(found) : len(found) + self.limits.sequences]:
+                if part and sum(len(one.tokens) for one in part) + len(chunk.tokens) > most:
+                    break
+                part.append(chunk)
+            rows = self.forward(part)
+            ends = np.cumsum([chunk.outputs for chunk in part])
+            found += np.split(rows, ends[:-1]) if len(part) > 1 else [rows]
+        return found
 
     def _fresh_output(self, rows: int) -> NDArray[np.float32]:
         """An array for the step to write to: the caller keeps it, and nothing is copied."""

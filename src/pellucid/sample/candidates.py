@@ -226,11 +226,17 @@ class Candidates:
         return self.with_logits(places, np.full(len(places), -np.inf)) if len(places) else self
 
     def allow(self, mask: NDArray[np.uint32]) -> Candidates:
-        """Only tokens whose bit is set, of the whole vocabulary's, the lowest first; its places stay."""
+        """Only tokens whose bit is set, of the whole vocabulary's, the lowest first.
+
+        Where many are, the others get a logit of minus infinity, and nothing moves.
+        """
         if self.ids is not None:
             return self.keep(np.flatnonzero(mask[self.ids >> 5] >> (self.ids & 31).astype(np.uint32) & 1))
-        if len(self.raw) < SHORTEST:
-            return self.forbid(np.flatnonzero(~mask[0] >> np.arange(len(self.raw), dtype=np.uint32) & 1))
+        words = np.flatnonzero(mask)
+        if len(words) <= FEW or len(self.raw) < SHORTEST:
+            bits = np.unpackbits(mask[words].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+            at, bit = np.nonzero(bits)
+            return self.keep(words[at] * 32 + bit)
         out, raw = np.empty_like(self.raw), self.raw
         _mask()(logits=address(raw), count=len(raw), mask=address(mask), out=address(out))
         return self._with(None, out)

@@ -54,13 +54,15 @@ class Chain:
         """Chains with random numbers of their own; the first is this one."""
         return [replace(self, seed=self.seed + (number << SEED_BITS)) for number in range(count)]
 
-    def start(self, words: Words, prompt: Sequence[int], ends: frozenset[int] = frozenset()) -> Sampler:
-        """The chain at work on a prompt's continuation, which some tokens end.
+    def start(
+        self, words: Words, prompt: Sequence[int], ends: frozenset[int] = frozenset(), *, idle: bool = False
+    ) -> Sampler:
+        """The chain at work on a prompt's continuation, which some tokens end. ``idle``: the model leaves a core idle.
 
         Raises:
             InvalidRequest: a step's value does not fit the vocabulary.
         """
-        setting = Setting(words, ends, self.seed)
+        setting = Setting(words, ends, self.seed, idle)
         return Sampler(tuple(step.bind(setting) for step in self.steps), self.greedy, Past(prompt, self.seed))
 
 
@@ -117,6 +119,11 @@ class Sampler:
     def complete(self) -> bool:
         """Whether a step says that the text is whole."""
         return any(step.complete for step in self.steps)
+
+    @property
+    def forced(self) -> list[int]:
+        """Tokens that must come next, whatever the logits are."""
+        return next((list(step.forced) for step in self.steps if step.forced), [])
 
     def fork(self) -> Sampler:
         """The same state, to go on otherwise."""

@@ -2,7 +2,7 @@
 come next. The parser is llguidance (an Earley parser over a lexer of derivatives; Microsoft, MIT).
 
 ``Grammar`` is checked, and has limits; ``Matching`` is one text on its way: after each token the set of tokens that may
-follow is computed by a thread of its own, beside the model's next step.
+follow is computed, by a thread of its own beside the model's next step if there is a core that this leaves idle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.messages import brief, shown
 from pellucid.sample.candidates import Candidates
-from pellucid.sample.step import Words
+from pellucid.sample.step import Setting, Words
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -197,29 +197,27 @@ def _beside() -> ThreadPoolExecutor:
 
 
 class Matching:
-    """A text on its way through a grammar, and the tokens that may come next; ``complete`` if none may.
+    """A text on its way through a grammar, and the tokens that may come next.
 
+    Where the grammar leaves one way only, the parser is ahead of the text: ``forced`` are the tokens that must come.
     While a mask is being computed nothing else may ask the matcher.
     """
 
-    def __init__(self, grammar: Grammar, words: Words, ends: frozenset[int]) -> None:
+    def __init__(self, grammar: Grammar, setting: Setting) -> None:
         from llguidance import LLMatcher, LLParserLimits
 
-        self._size, self._kind, self._ends = words.vocab_size, grammar.kind, ends
+        words, self._ends = setting.words, setting.ends
+        self._size, self._kind, self._idle = words.vocab_size, grammar.kind, setting.idle
         limits = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
-        self._matcher = LLMatcher(_tree(words, ends), grammar.source, log_level=0, limits=limits)
-        self._check()
-        self.complete = False
-        self._begin()
+        self._matcher = LLMatcher(_tree(words, self._ends), grammar.source, log_level=0, limits=limits)
+        self.forced: list[int] = []
+        self._stopped, self._coming = False, _nothing()
+        self._advance()
 
-    def _begin(self) -> None:
-        """Have the next tokens computed, in an array of its own: a fork may still read the last one."""
-        self._mask = np.zeros(-(-self._size // 32), np.uint32)
-        self._coming: Future[None] = _beside().submit(_fill, self._matcher, self._mask)
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise _refused(self._kind, self._matcher.get_error())
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow."""
+        return self._stopped and not self.forced
 
     def among(self, candidates: Candidates) -> Candidates:
         """Those that may come next.
@@ -227,30 +225,57 @@ class Matching:
         Raises:
             InvalidRequest: the grammar has become too complex to follow.
         """
+        if self.forced:
+            return candidates.keep(candidates.places(np.array(self.forced[:1])))
         self._coming.result()
         self._check()
         return candidates.allow(self._mask)
 
     def accept(self, token: int) -> None:
         """A token has come."""
-        self._coming.result()
-        if token in self._ends or not self._matcher.consume_token(token):
-            self._check()
-        self.complete = bool(self._matcher.is_stopped())
-        if not self.complete:
-            self._begin()
-        else:  # if somebody goes on all the same
-            self._mask = np.zeros_like(self._mask)
-            for end in self._ends:
-                self._mask[end >> 5] |= np.uint32(1 << (end & 31))
+        if self.forced:
+            del self.forced[0]
+        elif token not in self._ends:
+            self._coming.result()
+            self._matcher.consume_token(token)
+            self._advance()
 
     def fork(self) -> Matching:
         """The same text, to go on otherwise."""
         self._coming.result()
         made = object.__new__(Matching)
         made.__dict__.update(self.__dict__)
-        made._matcher = self._matcher.deep_copy()
+        made._matcher, made.forced = self._matcher.deep_copy(), list(self.forced)
         return made
+
+    def _advance(self) -> None:
+        """Find the tokens that must come, and have those computed that may come after them."""
+        self._check()
+        if not self._matcher.is_stopped():
+            forced = self._matcher.compute_ff_tokens()
+            self.forced = forced[: self._matcher.try_consume_tokens(forced)]
+            self._check()
+        self._stopped = bool(self._matcher.is_stopped())
+        # An array of its own: a fork may still read the last one.
+        self._mask = np.zeros(-(-self._size // 32), np.uint32)
+        if self._stopped:
+            for end in self._ends:
+                self._mask[end >> 5] |= np.uint32(1 << (end & 31))
+        elif self._idle:
+            self._coming = _beside().submit(_fill, self._matcher, self._mask)
+        else:  # beside the model it would cost more: each would wait for the other
+            _fill(self._matcher, self._mask)
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise _refused(self._kind, self._matcher.get_error())
+
+
+def _nothing() -> Future[None]:
+    """What has come already."""
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
 
 
 def _fill(matcher: LLMatcher, mask: NDArray[np.uint32]) -> None:

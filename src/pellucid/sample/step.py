@@ -53,11 +53,14 @@ class Words(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """What a request tells its steps: the vocabulary, the tokens that end its text, the seed."""
+    """What a request tells its steps: the vocabulary, the tokens that end its text, the seed, and whether a core is
+    ``idle`` while the model runs.
+    """
 
     words: Words
     ends: frozenset[int] = frozenset()
     seed: int = 0
+    idle: bool = False
 
 
 class Tally:
@@ -184,6 +187,11 @@ class Step:
     def complete(self) -> bool:
         """Whether the text is whole, so that no token is to follow."""
         return False
+
+    @property
+    def forced(self) -> Sequence[int]:
+        """Tokens that must come next, whatever the logits are: they are read together."""
+        return ()
 
     def accept(self, token: int, probability: float) -> None:
         """A token was sampled, with this probability in the end."""

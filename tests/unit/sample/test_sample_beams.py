@@ -69,8 +69,8 @@ class ByReference:
         sequence += tokens
         return np.float32(self._reference.logits(sequence)[-1])
 
-    def forward_all(self, chunks: list[Chunk]) -> np.ndarray:
-        return np.array([self.prefill(chunk.sequence, chunk.tokens) for chunk in chunks])
+    def forward_all(self, chunks: list[Chunk]) -> list[np.ndarray]:
+        return [self.prefill(chunk.sequence, chunk.tokens)[np.newaxis] for chunk in chunks]
 
     def fork(self, sequence: list[int]) -> list[int]:
         return Tokens(sequence)

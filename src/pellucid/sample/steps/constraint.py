@@ -9,6 +9,7 @@ such as ``max_new_tokens``, leaves it cut off.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,9 +54,13 @@ class Constraint(Step):
     def complete(self) -> bool:
         return self.matching is not None and self.matching.complete
 
+    @property
+    def forced(self) -> Sequence[int]:
+        return () if self.matching is None else self.matching.forced
+
     def bind(self, setting: Setting) -> Step:
         ((kind, value),) = self.given.items()
-        return replace(self, matching=Matching(compiled(kind, value), setting.words, setting.ends))
+        return replace(self, matching=Matching(compiled(kind, value), setting))
 
     def fork(self) -> Step:
         return self if self.matching is None else replace(self, matching=self.matching.fork())
