@@ -4,13 +4,14 @@
 # make check   formatting, lint, types, the order of imports between folders
 # make bench   speed beside that of the peers that are there (make bench-peers sets them up); BENCH=--quick: in short
 # make bench-encode   encoding speed beside tokenizers, tiktoken and sentencepiece
+# make bench-sampling  what the sampler chain costs, and constraints
 # make bench-agreement   how far Pellucid and llama.cpp are from the float32 run of the same file
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-tokenizers check bench bench-encode bench-agreement bench-peers clean
+.PHONY: run test test-tokenizers check bench bench-encode bench-sampling bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -34,6 +35,9 @@ bench-encode: $(VENV)/oracles
 	$(BIN)/python tests/oracles/tokenizers_long.py fetch
 	$(BIN)/python tests/oracles/tokenizers_long.py train
 	$(BIN)/python bench/encode.py $(BENCH)
+
+bench-sampling: $(VENV)/dev
+	$(BIN)/python bench/sampling.py $(BENCH)
 
 bench-agreement: $(VENV)/dev
 	$(BIN)/python bench/agreement.py $(BENCH)

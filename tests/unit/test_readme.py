@@ -1,11 +1,15 @@
-"""What the README shows runs as it stands."""
+"""What the README and the documents show runs as it stands, and names everything that there is."""
 
 import contextlib
 import io
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from pellucid.sample.options import Options
+from pellucid.sample.step import owners, steps
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,6 +23,21 @@ def test_the_python_block_runs() -> None:
         with contextlib.redirect_stdout(said):
             exec(compile(block, "README.md", "exec"), {})
     assert said.getvalue().strip()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "docs").glob("*.md"))])
+def test_the_python_blocks_of_a_document_run_one_after_the_other(name: str) -> None:
+    scope: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL):
+        exec(compile(block, name, "exec"), scope)
+
+
+def test_every_step_and_option_is_in_the_document_of_sampling() -> None:
+    text = (ROOT / "docs" / "sampling.md").read_text()
+    own = [one.name for one in fields(Options) if one.name != "sampling"]
+    for name in [*steps(), *owners(), *own]:
+        assert f"`{name}" in text or f"{name}=" in text, name
 
 
 def test_the_commands_exist() -> None:
