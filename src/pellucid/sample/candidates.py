@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pellucid.errors import KernelError
 from pellucid.kernels.logits_mask import Mask
 from pellucid.kernels.logits_softmax import BLOCK, Softmax
+from pellucid.kernels.logits_spread import Spread
 from pellucid.kernels.logits_top import Top
 from pellucid.runtime.call import Call
 from pellucid.runtime.memory import address
@@ -114,6 +115,20 @@ class Candidates:
         weights = np.empty(len(self.raw))
         self.__dict__["sums"] = _softmax(self.raw, self.highest, self.temperature, weights)
         return weights
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the logits that are finite."""
+        raw, totals = self._padded, np.empty(3)
+        _spread()(logits=address(raw), count=len(raw), highest=self.highest, totals=address(totals))
+        count, total, squares = totals.tolist()
+        return math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) / self.temperature
+
+    @property
+    def _padded(self) -> NDArray[np.float32]:
+        """``raw``, filled up to what kernels take at least."""
+        missing = SHORTEST - len(self.raw)
+        return self.raw if missing <= 0 else np.pad(self.raw, (0, missing), constant_values=-np.inf)
 
     @cached_property
     def ends(self) -> Any:
@@ -323,6 +338,11 @@ def _top() -> Call:
 @cache
 def _mask() -> Call:
     return Call("logits.mask", Mask)
+
+
+@cache
+def _spread() -> Call:
+    return Call("logits.spread", Spread)
 
 
 @cache

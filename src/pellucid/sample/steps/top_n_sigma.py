@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
 from pellucid.sample.step import Past, Step, option
@@ -29,6 +27,4 @@ class TopNSigma(Step):
         return self.top_n_sigma == 0
 
     def apply(self, candidates: Candidates, past: Past) -> Candidates:
-        exponents = candidates.exponents()
-        deviation = float(np.std(exponents[exponents > -np.inf]))
-        return candidates.keep_above(-self.top_n_sigma * deviation)
+        return candidates.keep_above(-self.top_n_sigma * candidates.deviation)
