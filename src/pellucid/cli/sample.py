@@ -93,9 +93,9 @@ def _show(index: int, piece: Piece, trace: TokenTrace, tokenizer: Tokenizer, top
         f"probability {_share(trace.probability)}, after the chain {_share(trace.final_probability)}, {how}"
     )
     table = common.table(
-        "step", "removed", "left", "mass", "moved", "entropy", right=("removed", "left", "mass", "moved")
+        "step", "removed", "left", "mass", "moved", "entropy", "", right=("removed", "left", "mass", "moved")
     )
-    table.add_row("logits", "", "", "", "", f"{trace.entropy:.3f}")
+    table.add_row("logits", "", "", "", "", f"{trace.entropy:.3f}", "")
     for step in trace.steps:
         table.add_row(
             step.name,
@@ -104,6 +104,7 @@ def _show(index: int, piece: Piece, trace: TokenTrace, tokenizer: Tokenizer, top
             _share(step.removed_mass),
             _share(step.moved),
             f"{step.entropy_after:.3f}",
+            step.note,
         )
     common.show(table)
     bars = common.table(

@@ -112,7 +112,7 @@ class Sampler:
                     f"token {self.past.index}: {step.name} leaves no token that may come; take something back"
                 )
             if watch:
-                traces.append(compare(step.name, before, candidates))
+                traces.append(compare(step.name, before, candidates, step.note))
         return candidates, tuple(traces) if watch else None
 
     @property

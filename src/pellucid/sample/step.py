@@ -189,6 +189,11 @@ class Step:
         return False
 
     @property
+    def note(self) -> str:
+        """What a trace shows of its state."""
+        return ""
+
+    @property
     def forced(self) -> Sequence[int]:
         """Tokens that must come next, whatever the logits are: they are read together."""
         return ()

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class StepTrace:
     """One step: ``name``; how many tokens it ``removed`` and how many are ``left``, those that have a probability;
     ``removed_mass``, the probability that they had; ``moved``, how much probability is elsewhere than before in all
-    (half the sum of differences: total variation); the ``entropy_before`` and ``entropy_after`` in nats.
+    (half the sum of differences: total variation); the ``entropy_before`` and ``entropy_after`` in nats; ``note`` is
+    what the step says of itself.
     """
 
     name: str
@@ -32,6 +33,7 @@ class StepTrace:
     moved: float
     entropy_before: float
     entropy_after: float
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def of_draw(draw: Draw) -> TokenTrace:
     )
 
 
-def compare(name: str, before: Candidates, after: Candidates) -> StepTrace:
+def compare(name: str, before: Candidates, after: Candidates, note: str = "") -> StepTrace:
     """What a step did."""
     size = len(before) if before.ids is None else int(before.ids.max()) + 1
     p, q = spread(before, size), spread(after, size)
@@ -81,6 +83,7 @@ def compare(name: str, before: Candidates, after: Candidates) -> StepTrace:
         moved=float(np.abs(p - q).sum() / 2),
         entropy_before=before.sums.entropy,
         entropy_after=after.sums.entropy,
+        note=note,
     )
 
 

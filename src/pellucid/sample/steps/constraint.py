@@ -55,6 +55,10 @@ class Constraint(Step):
         return self.matching is not None and self.matching.complete
 
     @property
+    def note(self) -> str:
+        return f"{next(iter(self.given))}{', one way only' if self.forced else ''}"
+
+    @property
     def forced(self) -> Sequence[int]:
         return () if self.matching is None else self.matching.forced
 

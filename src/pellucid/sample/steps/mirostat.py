@@ -41,6 +41,10 @@ class Mirostat(Step):
     def idle(self) -> bool:
         return self.mirostat == 0
 
+    @property
+    def note(self) -> str:
+        return f"μ {self.state.most:.3f} bits"
+
     def bind(self, setting: Setting) -> Step:
         return self._with(2 * self.mirostat_tau)
 
