@@ -102,7 +102,7 @@ def perplexity(
             here, size = ids[part.start : part.stop], llm.tokenizer.vocab_size
             scored = pipeline.score(llm.network, sequence, here, 0, size, part.first - part.start)
         finally:
-            llm.network.truncate(sequence, 0)
+            llm.network.release(sequence)
         found += (-scored.chosen).tolist()
         if told:
             told(part.stop, len(ids), f"perplexity {math.exp(sum(found) / len(found)):.4f}")
@@ -171,4 +171,4 @@ def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[NDArray[np.
         for place, row in pipeline.predictions(llm.network, sequence, ids, first):
             yield Candidates.of(row[:size], f"token {place}").log_probabilities()
     finally:
-        llm.network.truncate(sequence, 0)
+        llm.network.release(sequence)

@@ -168,8 +168,7 @@ def loop(
             if running:  # and round again
                 rows = network.forward_all([answer.next_chunk() for _, answer in running])
     finally:
-        for answer in answers[1:]:
-            network.truncate(answer.sequence, 0)
+        network.release(*(answer.sequence for answer in answers[1:]))
 
 
 def search(
@@ -196,8 +195,7 @@ def search(
             chunks = [Chunk(sequence, [beam.node.token]) for sequence, beam in zip(sequences, running)]
             rows = np.concatenate(network.forward_all(chunks))
     finally:
-        for sequence in sequences:
-            network.truncate(sequence, 0)
+        network.release(*sequences)
 
 
 def _branched(network: Network, sequences: list[Sequence], parents: list[int]) -> list[Sequence]:
@@ -209,7 +207,7 @@ def _branched(network: Network, sequences: list[Sequence], parents: list[int]) -
         taken.add(parent)
     for number, sequence in enumerate(sequences):
         if number not in taken:
-            network.truncate(sequence, 0)
+            network.release(sequence)
     return made
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -35,12 +35,14 @@ class Kept:
 
 
 class Keeper:
-    """Keeps the sequence of the last request, until another one or the cache wants its place."""
+    """Keeps the sequence of the last request, until another one or the cache wants its place.
+
+    Nothing here waits for a lock: a request may end whenever Python collects garbage.
+    """
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._lock = threading.Lock()
-        self._kept: Kept | None = None
+        self._kept: deque[Kept] = deque()
         me = weakref.ref(self)  # a cache that held its owner would keep it alive
 
         def reclaim() -> None:
@@ -51,9 +53,9 @@ class Keeper:
 
     def take(self, ids: Sequence[int]) -> Kept:
         """A sequence for a prompt: what the last request left, cut to what the two have in common, or a new one."""
-        with self._lock:
-            kept, self._kept = self._kept, None
-        if kept is None:
+        try:
+            kept = self._kept.pop()
+        except IndexError:
             return Kept()
         common = 0
         while common < min(len(kept.tokens), len(ids) - 1) and kept.tokens[common] == ids[common]:
@@ -65,17 +67,17 @@ class Keeper:
     def give_back(self, kept: Kept, tokens: Sequence[int]) -> None:
         """A request has ended; ``tokens`` are those of its sequence, and perhaps more."""
         kept.tokens = list(tokens[: kept.sequence.length])
-        with self._lock:
-            old, self._kept = self._kept, kept
-        if old:
-            self._network.truncate(old.sequence, 0)
+        self._kept.append(kept)
+        while len(self._kept) > 1:
+            try:
+                self._network.release(self._kept.popleft().sequence)
+            except IndexError:  # somebody else has taken it
+                return
 
     def _forget(self) -> None:
         """Let the kept sequence go: a running request needs its pages. Called by the cache, within a step."""
-        with self._lock:
-            kept, self._kept = self._kept, None
-        if kept:
-            self._network.cache.truncate(kept.sequence, 0)
+        while self._kept:
+            self._network.cache.truncate(self._kept.pop().sequence, 0)
 
 
 class _Notes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import partial
@@ -89,6 +90,7 @@ class Network:
         self._outputs = places(plan, At(plan.output))
         self._executor = Executor(threads)
         self._lock = threading.Lock()
+        self._released: deque[Sequence] = deque()
 
     @property
     def threads(self) -> int:
@@ -118,6 +120,7 @@ class Network:
         self._check(chunks)
         with self._lock:
             self._refuse_if_closed()
+            self._drain()
             tokens, outputs = self._step.fill(chunks, self.cache)
             rows = outputs if self.spec.head else len(chunks)
             out = self._fresh_output(rows)
@@ -203,12 +206,32 @@ class Network:
     def fork(self, sequence: Sequence) -> Sequence:
         """A sequence with the same tokens, to go on otherwise."""
         with self._lock:
+            self._drain()
             return self.cache.fork(sequence)
 
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget a sequence's tokens from ``length`` on; 0 gives back all of its pages."""
         with self._lock:
+            self._drain()
             self.cache.truncate(sequence, length)
+
+    def release(self, *sequences: Sequence) -> None:
+        """Give back all pages of sequences that nobody uses any more: now, or before the next step.
+
+        It waits for nothing, so it may be called where a generator is closed; Python does that whenever it collects
+        garbage, within a step too.
+        """
+        self._released.extend(sequences)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._drain()
+            finally:
+                self._lock.release()
+
+    def _drain(self) -> None:
+        """Take back what was released. The caller has the lock."""
+        while self._released:
+            self.cache.truncate(self._released.popleft(), 0)
 
     def prefill(self, sequence: Sequence, tokens: Seq[int]) -> NDArray[np.float32]:
         """Run a prompt in steps of at most ``limits.tokens``. Returns the last token's logits, (V,)."""

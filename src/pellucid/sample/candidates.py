@@ -251,7 +251,7 @@ class Candidates:
         if len(words) <= FEW or len(self.raw) < SHORTEST:
             bits = np.unpackbits(mask[words].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
             at, bit = np.nonzero(bits)
-            return self.keep(words[at] * 32 + bit)
+            return self.keep(self.places(words[at] * 32 + bit))
         out, raw = np.empty_like(self.raw), self.raw
         _mask()(logits=address(raw), count=len(raw), mask=address(mask), out=address(out))
         return self._with(None, out)

@@ -75,8 +75,9 @@ class ByReference:
     def fork(self, sequence: list[int]) -> list[int]:
         return Tokens(sequence)
 
-    def truncate(self, sequence: list[int], length: int) -> None:
-        del sequence[length:]
+    def release(self, *sequences: list[int]) -> None:
+        for sequence in sequences:
+            sequence.clear()
 
 
 class Tokens(list[int]):

@@ -16,7 +16,8 @@ from typing import Any
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import anything
-from pellucid.sample.grammar import KINDS, Matching, compiled
+from pellucid.sample.grammar import KINDS, compiled
+from pellucid.sample.matching import Matching
 from pellucid.sample.step import Past, Setting, Step, option
 
 
