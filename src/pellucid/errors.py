@@ -2,7 +2,8 @@
 
     PellucidError                     anything below; the command line prints it in one line and exits with 2
     ├── InvalidRequest (ValueError)   a parameter or prompt is out of range: names value, limit, remedy
-    │   └── ContextOverflow           prompt longer than the model's context
+    │   ├── ContextOverflow           prompt longer than the model's context
+    │   └── NothingLeft               the steps of the chain forbid every token: says which was the last
     ├── ModelNotFound (LookupError)   no model of that name: suggests the nearest
     ├── SourceError (OSError)         a model could not be fetched: lists each source tried and why
     ├── FileFormatError (ValueError)  a model file is damaged or lies: names path, field and offset
@@ -29,6 +30,10 @@ class InvalidRequest(PellucidError, ValueError):
 
 class ContextOverflow(InvalidRequest):
     """The prompt does not fit into the context."""
+
+
+class NothingLeft(InvalidRequest):
+    """The steps of a chain forbid every token. The message names the one that forbade the last."""
 
 
 class ModelNotFound(PellucidError, LookupError):

@@ -1,5 +1,8 @@
 """How well a model predicts a text, and how far two models are apart on it: over windows that overlap.
 
+A model that begins every text with a token (BOS) has it at the beginning of each window, where it counts as one of its
+tokens; the first token of the text is scored then.
+
 A text is cut into windows of so many tokens, each ``stride`` further on than the one before. Of each only the tokens
 that no window before it had are scored, with all others of the window before them: so a token has at least ``window`` -
 ``stride`` tokens of context, the first ones of the text apart.
@@ -37,15 +40,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over tokens, with its standard error as if they were independent."""
+    """A mean over tokens, with its standard error as if they were independent; None of a single one."""
 
     mean: float
-    error: float
+    error: float | None
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Estimate:
         """Of some values, of which there is at least one."""
-        spread = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+        spread = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
         return cls(float(values.mean()), spread)
 
 
@@ -94,19 +97,19 @@ def perplexity(
     Raises:
         InvalidRequest: the text has fewer than two tokens, or window or stride is out of range.
     """
-    ids, window, stride = _asked(llm, text, window, stride)
+    asked = _asked(llm, text, window, stride)
     found: list[float] = []
-    for part in windows(len(ids), window, stride):
+    for here, first, stop in asked.parts():
         sequence = Sequence()
         try:
-            here, size = ids[part.start : part.stop], llm.tokenizer.vocab_size
-            scored = pipeline.score(llm.network, sequence, here, 0, size, part.first - part.start)
+            scored = pipeline.score(llm.network, sequence, here, 0, llm.tokenizer.vocab_size, first)
         finally:
             llm.network.release(sequence)
         found += (-scored.chosen).tolist()
         if told:
-            told(part.stop, len(ids), f"perplexity {math.exp(sum(found) / len(found)):.4f}")
-    return Perplexity(Estimate.of(np.array(found)), len(found), len(text.encode()), window, stride)
+            told(stop, len(asked.ids), f"perplexity {math.exp(sum(found) / len(found)):.4f}")
+    size = len(text.encode("utf-8", "replace"))
+    return Perplexity(Estimate.of(np.array(found)), len(found), size, asked.window, asked.stride)
 
 
 def divergence(
@@ -126,26 +129,24 @@ def divergence(
         raise InvalidRequest(
             f"{llm.spec.name} and {reference.spec.name} have different vocabularies: only models of one can be compared"
         )
-    ids, window, stride = _asked(llm if llm.context < reference.context else reference, text, window, stride)
+    asked = _asked(llm if llm.context < reference.context else reference, text, window, stride)
     found, same = [], 0
-    for part in windows(len(ids), window, stride):
-        here, first = ids[part.start : part.stop], part.first - part.start
+    for here, first, stop in asked.parts():
         for p, q in zip(
             _distributions(reference, here, first), _distributions(llm, here, first), strict=True
         ):
             found.append(float((np.exp(p) * (p - q))[p > -np.inf].sum()))
             same += int(p.argmax() == q.argmax())
         if told:
-            told(part.stop, len(ids), f"divergence {sum(found) / len(found):.3g}")
+            told(stop, len(asked.ids), f"divergence {sum(found) / len(found):.3g}")
     values = np.array(found)
     median, p99 = np.quantile(values, [0.5, 0.99]).tolist()
     most, share = float(values.max()), same / len(values)
-    return Divergence(Estimate.of(values), median, p99, most, share, len(values), window, stride)
+    return Divergence(Estimate.of(values), median, p99, most, share, len(values), asked.window, asked.stride)
 
 
-def windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
-    """The windows of a text; each token but the first is scored once."""
-    first = 1
+def windows(tokens: int, window: int, stride: int, first: int = 1) -> Iterator[Window]:
+    """The windows of a text; each token from the ``first`` on is scored once."""
     for start in range(0, tokens, stride):
         stop = min(start + window, tokens)
         if stop > first:
@@ -155,13 +156,32 @@ def windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
             return
 
 
-def _asked(llm: LLM, text: str, window: int | None, stride: int | None) -> tuple[list[int], int, int]:
+@dataclass(frozen=True)
+class _Asked:
+    """A text's ``ids``, without what goes ``before`` each window; and how it is cut."""
+
+    ids: list[int]
+    before: list[int]
+    window: int
+    stride: int
+
+    def parts(self) -> Iterator[tuple[list[int], int, int]]:
+        """The ids of each window, from which of them on they are scored, and where it ends in the text."""
+        more = len(self.before)
+        for part in windows(len(self.ids), self.window - more, self.stride, 1 - more):
+            yield [*self.before, *self.ids[part.start : part.stop]], part.first - part.start + more, part.stop
+
+
+def _asked(llm: LLM, text: str, window: int | None, stride: int | None) -> _Asked:
     ids = llm.inputs.corpus(text)
-    window = whole("window", min(USUAL_WINDOW, llm.context) if window is None else window, 2, llm.context)
+    before = ids[:1] if llm.tokenizer.bos_id is not None and ids[0] == llm.tokenizer.bos_id else []
+    least = 2 + len(before)
+    window = whole("window", min(USUAL_WINDOW, llm.context) if window is None else window, least, llm.context)
+    most = window - len(before) - 1
     stride = whole(
-        "stride", max(window // 2, 1) if stride is None else stride, 1, window - 1, "less than the window"
+        "stride", max(window // 2, 1) if stride is None else stride, 1, most, "less than the window"
     )
-    return ids, window, stride
+    return _Asked(ids[len(before) :], before, window, stride)
 
 
 def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[NDArray[np.float64]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pellucid.messages import brief
 from pellucid.sample.beams import Node
 from pellucid.sample.logprobs import Logprobs
 from pellucid.sample.step import Step, options_of
@@ -107,7 +108,9 @@ class Score:
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON."""
         logprobs = plain(self.logprobs)
-        return {"ids": self.ids, "total": self.total, "perplexity": self.perplexity, "logprobs": logprobs}
+        numbers = {"total": self.total, "perplexity": self.perplexity}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        return {"ids": self.ids, **finite, "logprobs": logprobs}
 
 
 @dataclass(frozen=True)
@@ -176,4 +179,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return brief(value) if not isinstance(value, float) else value if np.isfinite(value) else None

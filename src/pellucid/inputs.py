@@ -51,6 +51,8 @@ class Inputs:
         Raises:
             InvalidRequest: it has fewer, or the model does not make text.
         """
+        if not isinstance(text, str):
+            raise InvalidRequest(f"text={brief(text)}: must be a text")
         ids = self._checked(text)
         if len(ids) < 2:
             raise InvalidRequest(
@@ -67,11 +69,13 @@ class Inputs:
         """
         if given is None:
             ids, known = self._checked(text), 1
-        elif not isinstance(text, str):
-            raise InvalidRequest(f"text={brief(text)}: must be a text where there is one before it")
+        elif not isinstance(text, str) or not isinstance(given, str):
+            raise InvalidRequest(f"given={brief(given)}: must be a text, before a text")
         else:
             ids = self._checked(given + text)
-            known = len(self._checked(given))
+            ends = [end for _, end in self.tokenizer.encode_with_offsets(given + text).offsets]
+            # A token that reaches across the border counts: part of it is the text's.
+            known = max(sum(end <= len(given) for end in ends), 1) if text else len(ids)
         if len(ids) <= known:
             raise InvalidRequest(
                 "there is no token to score: the first has nothing before it; give a longer text"

@@ -8,6 +8,7 @@ llm.generate("The capital of France is", temperature=0, max_new_tokens=40).text
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -124,10 +125,12 @@ class LLM:
         if best_of is not None and made.logprobs is None:
             made = replace(made, logprobs=0)
         chains, found = made.chain().numbered(count), list[Generation]()
-        for first in range(
-            0, count, self.network.limits.sequences
-        ):  # later ones find the prompt in the cache
-            runs = self._runs(prompt, made, chains[first : first + self.network.limits.sequences])
+        most = self.network.limits.sequences
+        end = None if made.max_time is None else time.perf_counter() + made.max_time
+        for first in range(0, count, most):  # later ones find the prompt in the cache
+            if end is not None and first:
+                made = replace(made, max_time=max(end - time.perf_counter(), 1e-9))
+            runs = self._runs(prompt, made, chains[first : first + most])
             for _ in runs:
                 pass
             found += runs.results()

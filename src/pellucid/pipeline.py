@@ -158,9 +158,8 @@ def loop(
         while running:
             seconds = time.perf_counter() - start
             for (number, answer), several in zip(running, rows):
-                for row in several:
-                    yield number, answer.take(row, seconds)
-                    seconds = 0.0 if len(running) == 1 else seconds
+                for at, row in enumerate(several):
+                    yield number, answer.take(row, 0.0 if at else seconds)
                     if answer.done:
                         break
             running = [one for one in running if not one[1].done]

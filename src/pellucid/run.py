@@ -22,7 +22,7 @@ from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 from pellucid.sample.options import Options
 from pellucid.sample.trace import TokenTrace
 
-MEANINGLESS = ("stop", "until", "logprobs", "prompt_logprobs", "watch")
+MEANINGLESS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", "watch")
 """Options that are about a single text as it is made."""
 
 
@@ -47,6 +47,7 @@ class Keeper:
 
         def reclaim() -> None:
             if keeper := me():
+                keeper._network.drain()
                 keeper._forget()
 
         network.cache.reclaim = reclaim
@@ -76,8 +77,11 @@ class Keeper:
 
     def _forget(self) -> None:
         """Let the kept sequence go: a running request needs its pages. Called by the cache, within a step."""
-        while self._kept:
-            self._network.cache.truncate(self._kept.pop().sequence, 0)
+        try:
+            while True:
+                self._network.cache.truncate(self._kept.pop().sequence, 0)
+        except IndexError:
+            return
 
 
 class _Notes:
@@ -109,6 +113,49 @@ class _Notes:
             self.trace.append(piece.trace())
 
 
+class _Place:
+    """A request's place in the cache. It does not know who iterates: an iterator that is dropped ends at once."""
+
+    def __init__(self, network: Network, keeper: Keeper, vocabulary: int, options: Options) -> None:
+        self.start = self.queue = 0.0
+        self.cached_tokens = 0
+        self.prompt_logprobs: Logprobs | None = None
+        self._network, self._keeper, self._vocabulary = network, keeper, vocabulary
+        self._wanted, self._kept = options.prompt_logprobs, list[Kept]()
+
+    def hold(self, ids: list[int]) -> cache.Sequence:
+        """The sequence for the prompt; with its log-probabilities if they are wanted, which need all of its rows."""
+        kept = self._keeper.take(ids)
+        self._kept.append(kept)
+        self.queue = time.perf_counter() - self.start
+        if self._wanted is not None:
+            self._network.truncate(kept.sequence, 0)
+            self.prompt_logprobs = pipeline.score(
+                self._network, kept.sequence, ids, self._wanted, self._vocabulary
+            )
+        else:
+            self.cached_tokens = kept.sequence.length
+        return kept.sequence
+
+    def leave(self, tokens: Sequence[int]) -> None:
+        """The request has ended; ``tokens`` are those of its sequence, and perhaps more."""
+        for kept in self._kept:
+            self._keeper.give_back(kept, tokens)
+
+
+def _noted(
+    turns: Iterator[tuple[int, Piece]], place: _Place, notes: list[_Notes], prompt: list[int]
+) -> Iterator[tuple[int, Piece]]:
+    """The pieces, with what is to be told of them; at the end, however it comes, the cache gets its sequence."""
+    place.start = time.perf_counter()
+    try:
+        for number, piece in turns:
+            notes[number].add(piece, time.perf_counter() - place.start)
+            yield number, piece
+    finally:
+        place.leave([*prompt, *notes[0].ids])
+
+
 class Runs:
     """Running answers to one prompt, one for each chain. Iterate over (number, piece); ``results`` tells the rest."""
 
@@ -122,57 +169,31 @@ class Runs:
         chains: list[Chain],
     ) -> None:
         self.options = options
-        self.prompt_logprobs: Logprobs | None = None
         self.notes = [_Notes(chain, options) for chain in chains]
-        self._network, self._keeper, self._inputs = network, keeper, inputs
-        self._kept: Kept | None = None
-        self._cached_tokens, self._start, self._queue = 0, 0.0, 0.0
-        self.prompt, turns = pipeline.generate(network, inputs, prompt, options, chains, self._hold)
-        self._pieces = self._watch(turns)
+        self._place = _Place(network, keeper, inputs.tokenizer.vocab_size, options)
+        self.prompt, turns = pipeline.generate(network, inputs, prompt, options, chains, self._place.hold)
+        self._pieces = _noted(turns, self._place, self.notes, self.prompt)
 
     def __iter__(self) -> Iterator[tuple[int, Piece]]:
         return self._pieces
 
-    def _hold(self, ids: list[int]) -> cache.Sequence:
-        """The sequence for the prompt; with its log-probabilities if they are wanted, which need all of its rows."""
-        self._kept = self._keeper.take(ids)
-        self._queue = time.perf_counter() - self._start
-        sequence, wanted = self._kept.sequence, self.options.prompt_logprobs
-        if wanted is not None:
-            self._network.truncate(sequence, 0)
-            size = self._inputs.tokenizer.vocab_size
-            self.prompt_logprobs = pipeline.score(self._network, sequence, ids, wanted, size)
-        else:
-            self._cached_tokens = sequence.length
-        return sequence
-
-    def _watch(self, turns: Iterator[tuple[int, Piece]]) -> Iterator[tuple[int, Piece]]:
-        """The pieces, with what is to be told of them; at the end, however it comes, the cache gets its sequence."""
-        self._start = time.perf_counter()
-        try:
-            for number, piece in turns:
-                self.notes[number].add(piece, time.perf_counter() - self._start)
-                yield number, piece
-        finally:
-            if self._kept:
-                self._keeper.give_back(self._kept, [*self.prompt, *self.notes[0].ids])
-
     def results(self) -> list[Generation]:
         """What has come of each so far; ``finish_reason`` is None while it could go on."""
+        place = self._place
         return [
             Generation(
                 text="".join(notes.texts),
                 ids=list(notes.ids),
                 finish_reason=notes.finish_reason,
                 stop_reason=notes.stop_reason,
-                usage=Usage(len(self.prompt), self._cached_tokens, len(notes.ids)),
-                timings=Timings(self._queue, notes.prefill, notes.first, notes.total, notes.model),
+                usage=Usage(len(self.prompt), place.cached_tokens, len(notes.ids)),
+                timings=Timings(place.queue, notes.prefill, notes.first, notes.total, notes.model),
                 seed=None if notes.chain.greedy else notes.chain.seed & ((1 << SEED_BITS) - 1),
                 chain=notes.chain.steps,
                 logprobs=joined(notes.logprobs, wanted)
                 if (wanted := self.options.logprobs) is not None
                 else None,
-                prompt_logprobs=self.prompt_logprobs,
+                prompt_logprobs=place.prompt_logprobs,
                 trace=notes.trace if self.options.watch else None,
             )
             for notes in self.notes
@@ -203,8 +224,9 @@ def search_beams(
     network: Network, inputs: Inputs, keeper: Keeper, prompt: Prompt, options: Options, beams: BeamOptions
 ) -> Beams:
     """The best ways to continue a prompt. Raises InvalidRequest for options that mean nothing to beams."""
+    usual = Options()
     for name in MEANINGLESS:
-        if getattr(options, name) not in (None, (), False):
+        if getattr(options, name) != getattr(usual, name):
             raise InvalidRequest(
                 f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out"
             )
@@ -215,6 +237,12 @@ def search_beams(
     chain = options.chain()
     if not beams.do_sample:
         chain = chain.undrawn()
+    elif chain.greedy:
+        raise InvalidRequest(
+            "temperature=0 with do_sample=True: nothing would be drawn; leave one of them out"
+        )
+    elif any(step.alone for step in chain.steps):
+        raise InvalidRequest("mirostat=2: it follows one text, not beams; leave it out")
     found = BeamSearch(beams, chain.start(tokenizer, ids, ends, idle=network.idle_core), ends, limit)
     kept: list[Kept] = []
     cached, times = 0, [0.0]
@@ -229,7 +257,7 @@ def search_beams(
         for _ in pipeline.search(network, ids, hold, found, tokenizer.vocab_size):
             times.append(time.perf_counter() - start)
             if options.max_time is not None and times[-1] >= options.max_time:
-                found.stop()
+                found.stop("time")
                 break
     finally:
         if kept:

@@ -23,6 +23,7 @@ class Words:
 
     def __init__(self, size: int = 600) -> None:
         self.vocab_size = size
+        self.eos_ids = frozenset({2})
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return [ord(c) % self.vocab_size for c in text]
@@ -165,7 +166,7 @@ def min_new_tokens(x: Floats, o: dict[str, Any], before: Before) -> Floats:
 def temperature(x: Floats, o: dict[str, Any], before: Before) -> Floats:
     t, r = o["temperature"], o.get("dynatemp_range", 0.0)
     if r:
-        n = o.get("candidates", len(x))
+        n = int((x > -INF).sum())
         share = entropy(softmax(x)) / math.log(n) if n > 1 else 0.0
         t = max(t - r, 0) + (t + r - max(t - r, 0)) * share ** o.get("dynatemp_exponent", 1.0)
     if t == 0:

@@ -196,7 +196,7 @@ def test_pages_that_others_use_are_an_error_that_says_so(llm: LLM) -> None:
     leave_two_pages(llm)
     pieces = iter(llm.start([7] * 60, **GREEDY))
     next(pieces)
-    with pytest.raises(CacheFull, match=r"2 more pages.* 1 of 18 are free"):
+    with pytest.raises(CacheFull, match=r"2 more pages.* 1 of 32 are free"):
         llm.generate([9] * 100, **GREEDY)
     assert len(list(pieces)) == 23
     assert len(llm.generate([9] * 100, **GREEDY).ids) == 24
@@ -483,7 +483,8 @@ def test_a_text_scored_after_another_counts_its_own_tokens_only(llm: LLM) -> Non
         ([7], None, 0, "no token to score"),
         ("", None, 0, "is empty"),
         ("", "rain", 0, "no token to score"),
-        ([7, 8], "rain", 0, "must be a text where there is one before it"),
+        ([7, 8], "rain", 0, "given=.rain.: must be a text, before a text"),
+        ("rain", 5, 0, "given=5: must be a text"),
         ([7] * 129, None, 0, "129 tokens; the context is 128"),
         ("rain in", None, -1, "top=-1"),
         ("rain in", None, 1001, "top=1001.*from 0 to 1,000"),
@@ -616,7 +617,7 @@ def test_beams_with_other_options(llm: LLM) -> None:
     banned = llm.beam_search(PROMPT, num_beams=4, max_new_tokens=8, banned=[first.texts[0].ids[0]])
     assert first.texts[0].ids[0] not in banned.texts[0].ids
     timed = llm.beam_search(PROMPT, num_beams=4, max_new_tokens=20, max_time=1e-9)
-    assert (len(timed.texts[0].ids), timed.texts[0].finish_reason) == (1, "length")
+    assert (len(timed.texts[0].ids), timed.texts[0].finish_reason) == (1, "time")
     chosen = llm.beam_search(PROMPT, num_beams=4, choices=["rain", "east"], max_new_tokens=20)
     assert chosen.text in ("rain", "east")
     for name, value in {

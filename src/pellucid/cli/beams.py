@@ -62,7 +62,8 @@ def command(
         "do_sample": do_sample,
     }
     BeamOptions(**beams)
-    sampling["max_new_tokens"] = sampling.get("max_new_tokens") or USUAL_TOKENS
+    if sampling.get("max_new_tokens") is None:
+        sampling["max_new_tokens"] = USUAL_TOKENS
     options = checked(sampling)
     given = common.text_or_stdin(prompt, "no prompt")
     llm = common.load(model, threads, context, precise, before=lambda inputs: inputs.prompt(given))

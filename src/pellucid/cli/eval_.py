@@ -39,7 +39,7 @@ def perplexity(
     if json:
         common.print_json(numbers)
         return
-    spread = found.perplexity * found.nats.error
+    spread = found.perplexity * (found.nats.error or 0)
     print(f"perplexity {found.perplexity:.4f} ± {spread:.4f}, {found.bits_per_byte:.4f} bits per byte")
     print(f"{found.tokens:,} tokens scored, windows of {found.window:,}, each {found.stride:,} further on")
 
@@ -69,7 +69,7 @@ def kl(
     if json:
         common.print_json(asdict(found))
         return
-    print(f"KL divergence {found.nats.mean:.4g} ± {found.nats.error:.2g} nats")
+    print(f"KL divergence {found.nats.mean:.4g} ± {found.nats.error or 0:.2g} nats")
     print(f"median {found.median:.3g}, 99 % below {found.p99:.3g}, most {found.most:.3g}")
     print(f"the same most likely token {100 * found.same_top:.2f} % of the time")
     print(f"{found.tokens:,} tokens, windows of {found.window:,}, each {found.stride:,} further on")

@@ -41,7 +41,8 @@ def command(
     from pellucid.checks import whole
 
     top = whole("top", top, 1, 1000)
-    sampling["max_new_tokens"] = sampling.get("max_new_tokens") or USUAL_TOKENS
+    if sampling.get("max_new_tokens") is None:
+        sampling["max_new_tokens"] = USUAL_TOKENS
     options = checked({**sampling, "watch": True})
     given = common.text_or_stdin(prompt, "no prompt")
     llm = common.load(model, threads, context, precise, before=lambda inputs: inputs.prompt(given))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +24,7 @@ from pellucid.model.spec import Model
 from pellucid.plan.bind import allocate, bind, places
 from pellucid.plan.plan import At, Plan, Rows, Vector, Weights
 from pellucid.runtime.batch import Chunk, StepArrays
-from pellucid.runtime.cache import KVCache, Sequence
+from pellucid.runtime.cache import KVCache, LayerShape, Sequence
 from pellucid.runtime.executor import Executor, Program, usable_cores
 from pellucid.runtime.memory import Arena, address
 from pellucid.weights.checkpoint import Checkpoint
@@ -74,8 +76,7 @@ class Network:
     ) -> None:
         self.spec, self.plan, self.limits = model.spec, plan, limits
         pages = -(-limits.context // PAGE)
-        # A page more for each sequence of a step: forks share the rest of theirs.
-        self.cache = KVCache(plan.layers, pages + limits.sequences)
+        self.cache = KVCache(plan.layers, room(plan.layers, pages, limits.sequences))
         scratch = max(Space(layer.head_dim, layer.value_dim).bytes(limits.context) for layer in plan.layers)
         self._step = StepArrays(limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads)
         rows: dict[Rows, int] = {
@@ -120,7 +121,7 @@ class Network:
         self._check(chunks)
         with self._lock:
             self._refuse_if_closed()
-            self._drain()
+            self.drain()
             tokens, outputs = self._step.fill(chunks, self.cache)
             rows = outputs if self.spec.head else len(chunks)
             out = self._fresh_output(rows)
@@ -206,13 +207,13 @@ class Network:
     def fork(self, sequence: Sequence) -> Sequence:
         """A sequence with the same tokens, to go on otherwise."""
         with self._lock:
-            self._drain()
+            self.drain()
             return self.cache.fork(sequence)
 
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget a sequence's tokens from ``length`` on; 0 gives back all of its pages."""
         with self._lock:
-            self._drain()
+            self.drain()
             self.cache.truncate(sequence, length)
 
     def release(self, *sequences: Sequence) -> None:
@@ -224,11 +225,11 @@ class Network:
         self._released.extend(sequences)
         if self._lock.acquire(blocking=False):
             try:
-                self._drain()
+                self.drain()
             finally:
                 self._lock.release()
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         """Take back what was released. The caller has the lock."""
         while self._released:
             self.cache.truncate(self._released.popleft(), 0)
@@ -253,6 +254,19 @@ class Network:
         """Stop the threads, after the step that may be running."""
         with self._lock:
             self._executor.close()
+
+
+def room(layers: Iterable[LayerShape], pages: int, sequences: int) -> int:
+    """Pages for ``sequences`` contexts of so many pages: memory is only taken when it is touched. But not for more than
+    a quarter of the machine's, unless that is less than one context and a page for each sequence.
+    """
+    page_bytes = sum(layer.page_bytes for layer in layers)
+    least = pages + sequences
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return least
+    return max(least, min(pages * sequences, machine // 4 // max(page_bytes, 1)))
 
 
 def load_weights(

@@ -97,8 +97,8 @@ class KVCache:
         if wanted > len(self._free):
             raise CacheFull(
                 f"{sequence.length + tokens:,} tokens need {wanted:,} more pages of {PAGE} tokens; "
-                f"{len(self._free):,} of {self.pages:,} are free, other requests hold the rest: let those end "
-                "first, or load with a larger context"
+                f"{len(self._free):,} of {self.pages:,} are free, other requests or answers hold the rest: let those "
+                "end first, ask for fewer or shorter ones, or load with a larger context"
             )
         if shared:
             self._own(sequence, sequence.length // PAGE)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.checks import real, whole
-from pellucid.errors import InvalidRequest
+from pellucid.errors import InvalidRequest, NothingLeft
 from pellucid.messages import brief
 from pellucid.sample.candidates import Candidates, Floats
 from pellucid.sample.chain import Sampler
@@ -37,7 +37,7 @@ MOST_BEAMS = 64
 class BeamOptions:
     """How beams are searched; names and meanings are those of transformers.
 
-    ``num_beams`` texts at a time, of which the ``num_return_sequences`` best are given. ``early_stopping`` True
+    ``num_beams`` texts at a time, of which the ``num_return_sequences`` best are given. ``early_stopping`` True ends
     the search as soon as there are ``num_beams`` finished texts, False when it is unlikely that a better one comes (no
     beam as it is now would be one), "never" only when none can (were the best beam's further tokens certain).
     ``num_beam_groups`` divides the beams. ``do_sample`` draws; all steps of the chain apply then, and else only those
@@ -63,7 +63,7 @@ class BeamOptions:
                 "num_return_sequences", self.num_return_sequences, 1, beams, "or more beams"
             ),
             "num_beam_groups": whole("num_beam_groups", self.num_beam_groups, 1, beams, "at most num_beams"),
-            "length_penalty": real("length_penalty", self.length_penalty, -100, 100),
+            "length_penalty": real("length_penalty", self.length_penalty, -10, 10),
             "diversity_penalty": real("diversity_penalty", self.diversity_penalty, 0, 1000),
         }
         for name, value in checked.items():
@@ -106,6 +106,7 @@ class Node:
     ended: int | None = None
     why: str = ""
     final_score: float | None = None
+    finish_reason: str | None = None
 
 
 @dataclass
@@ -175,6 +176,7 @@ class BeamSearch:
         self._ends, self._limit, self._steps = ends, limit, 0
         self._noise = noise or gumbel(sampler.past.seed)
         self._padding = min(ends, default=0) if padding is None else padding
+        self._nothing: NothingLeft | None = None
         self._size = options.num_beams // options.num_beam_groups
         root = Beam(self.nodes[0], sampler, 0)
         self._groups = [_Group(number, [root]) for number in range(options.num_beam_groups)]
@@ -202,19 +204,23 @@ class BeamSearch:
             if not group.done:
                 self._judge(group)
         if self._steps == self._limit:
-            self.stop()
+            self.stop("length")
         self.beams = [beam for group in self._groups if not group.done for beam in group.beams]
         return self.beams
 
     def results(self) -> list[Found]:
-        """The best texts, the best first; of a search that is not over, those that are finished."""
+        """The best texts, the best first; of a search that is not over, those that are finished.
+
+        Raises:
+            NothingLeft: there is none, for the steps of the chain forbade every token.
+        """
+        if self._nothing is not None and not any(group.finished for group in self._groups):
+            raise self._nothing
         best = sorted(
             (node for group in self._groups for node in group.finished), key=lambda node: -_final(node)
         )
         return [
-            Found(
-                ids := self.ids(node.id), _final(node), "stop" if ids[-1] in self._ends else "length", node.id
-            )
+            Found(self.ids(node.id), _final(node), node.finish_reason or "", node.id)
             for node in best[: self.options.num_return_sequences]
         ]
 
@@ -226,13 +232,13 @@ class BeamSearch:
             node = self.nodes[node].parent
         return found[::-1]
 
-    def stop(self) -> None:
-        """End the search now: running beams count as finished where they are."""
+    def stop(self, reason: str) -> None:
+        """End the search now: running beams count as finished where they are, for a reason."""
         for group in self._groups:
             if not group.done:
                 for beam in group.beams:
                     if beam.node.id:
-                        self._finish(group, beam.node)
+                        self._finish(group, beam.node, reason)
                 group.done = True
 
     def _log_softmax(self, row: NDArray[np.float32], beam: Beam) -> Candidates:
@@ -252,7 +258,11 @@ class BeamSearch:
             if used:
                 tokens, counts = np.unique(used, return_counts=True)
                 start = start.plus(tokens, -self.options.diversity_penalty * counts)
-            left, _ = beam.sampler.left(start)
+            try:
+                left, _ = beam.sampler.left(start)
+            except NothingLeft as error:  # the others go on
+                self._nothing = error
+                continue
             if self.options.do_sample:
                 scores.append(beam.node.score + left.logits())
                 places.append(at * len(start) + left.ids_at())
@@ -260,7 +270,7 @@ class BeamSearch:
             top = left.top(wanted)
             logits, ids = left.logits(top).tolist(), left.ids_at(top).tolist()
             found += [(beam.node.score + x, at, token) for x, token in zip(logits, ids) if x > -math.inf]
-        if self.options.do_sample:
+        if scores:
             size = len(first[beams[0]])
             score, place = np.concatenate(scores), np.concatenate(places)
             noisy = score + self._noise(self._steps, size * len(beams))[place]
@@ -279,23 +289,22 @@ class BeamSearch:
         for rank, (score, at, token) in enumerate(candidates):
             parent = group.beams[at]
             node = Node(len(self.nodes), parent.node.id, token, score, self._steps, group.number)
+            if len(running) == self._size and rank >= 2 * self._size:
+                break  # neither it nor one after it matters
             self.nodes.append(node)
             if token in self._ends:
-                if rank < self._size:
-                    self._finish(group, node)
-                else:
-                    self._prune(node, f"it ends, but is not among the best {self._size}")
+                self._end(group, node, rank)
             elif len(running) < self._size:
                 sampler = parent.sampler.fork()
                 sampler.accept(token)
-                running.append(Beam(node, sampler, beams[at]))
+                if sampler.complete:
+                    self._end(group, node, rank)
+                else:
+                    running.append(Beam(node, sampler, beams[at]))
             else:
                 self._prune(node, f"{self._size} others are likelier")
-        group.best = (
-            candidates[0][0]
-            if len(self._groups) > 1
-            else max((b.node.score for b in running), default=-math.inf)
-        )
+        ahead = candidates if len(self._groups) > 1 else [(beam.node.score, 0, 0) for beam in running]
+        group.best = max((score for score, _, _ in ahead), default=-math.inf)
         going_on = {beam.node.parent for beam in running}
         for beam in group.beams:
             if beam.node.id and beam.node.state == "running":
@@ -305,8 +314,16 @@ class BeamSearch:
                     self._prune(beam.node, "none of its continuations is among the best")
         group.beams, group.done = running, not running
 
-    def _finish(self, group: _Group, node: Node) -> None:
+    def _end(self, group: _Group, node: Node, rank: int) -> None:
+        """A text has ended by itself."""
+        if rank < self._size:
+            self._finish(group, node, "stop")
+        else:
+            self._prune(node, f"it ends, but is not among the best {self._size}")
+
+    def _finish(self, group: _Group, node: Node, reason: str) -> None:
         """A text is whole: it is kept if it is one of the best so far."""
+        node.finish_reason = reason
         length = node.step + 1
         node.state, node.ended = "finished", self._steps
         node.final_score = node.score / length**self.options.length_penalty

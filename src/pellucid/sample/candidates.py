@@ -117,12 +117,21 @@ class Candidates:
         return weights
 
     @property
+    def allowed(self) -> int:
+        """How many are not forbidden."""
+        return int(self._spread[0])
+
+    @property
     def deviation(self) -> float:
         """The standard deviation of the logits that are finite."""
+        count, total, squares = self._spread
+        return math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) / self.temperature
+
+    @property
+    def _spread(self) -> list[float]:
         raw, totals = self._padded, np.empty(3)
         _spread()(logits=address(raw), count=len(raw), highest=self.highest, totals=address(totals))
-        count, total, squares = totals.tolist()
-        return math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) / self.temperature
+        return totals.tolist()
 
     @property
     def _padded(self) -> NDArray[np.float32]:
@@ -204,7 +213,9 @@ class Candidates:
         return made
 
     def keep(self, places: Ints) -> Candidates:
-        """Only the candidates at these places, in the order that they had."""
+        """Only the candidates at these places, or where there is True, in the order that they had."""
+        if places.dtype == np.bool_:
+            places = np.flatnonzero(places)
         if len(places) == len(self.raw):
             return self
         places = np.sort(places)
@@ -222,15 +233,14 @@ class Candidates:
 
     def plus(self, ids: Ints, amounts: NDArray[np.floating[Any]]) -> Candidates:
         """With numbers added to the logits of tokens, if they are candidates."""
-        if self.ids is not None:
-            among = np.isin(ids, self.ids)
-            ids, amounts = ids[among], amounts[among]
+        among = ids < len(self.raw) if self.ids is None else np.isin(ids, self.ids)
+        ids, amounts = ids[among], amounts[among]
         places = self.places(ids)
         return self.with_logits(places, self.logits(places) + amounts)
 
     def at_temperature(self, temperature: float) -> Candidates:
         """With logits divided by a temperature as well."""
-        t = min(max(self.temperature * temperature, LEAST_TEMPERATURE), 1 / LEAST_TEMPERATURE)
+        t = min(max(self.temperature * float(temperature), LEAST_TEMPERATURE), 1 / LEAST_TEMPERATURE)
         made = Candidates(self.ids, self.raw, t, self.ranked)
         made.__dict__["best"] = self.best
         return made

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
+from pellucid.errors import NothingLeft
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.random import uniform
 from pellucid.sample.step import Past, Setting, Step, Words
@@ -78,7 +78,7 @@ class Sampler:
 
         Raises:
             KernelError: a logit is NaN or infinite, or all are minus infinity: there is no distribution.
-            InvalidRequest: the steps forbid every token.
+            NothingLeft: the steps forbid every token.
         """
         first = Candidates.of(logits, f"token {self.past.index}")
         left, traces = self.left(first, watch=watch)
@@ -108,7 +108,7 @@ class Sampler:
         for step in self.steps:
             before, candidates = candidates, step.apply(candidates, self.past)
             if candidates is not before and not candidates.possible:
-                raise InvalidRequest(
+                raise NothingLeft(
                     f"token {self.past.index}: {step.name} leaves no token that may come; take something back"
                 )
             if watch:

@@ -113,7 +113,7 @@ class Matching:
     def __init__(self, grammar: Grammar, setting: Setting) -> None:
         from llguidance import LLMatcher, LLParserLimits
 
-        words, self._ends = setting.words, setting.ends
+        words, self._ends = setting.words, setting.eos_ids
         self._size, self._kind, self._idle = words.vocab_size, grammar.kind, setting.idle
         limits = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
         self._matcher = LLMatcher(_tree(words, self._ends), grammar.source, log_level=0, limits=limits)
@@ -164,7 +164,7 @@ class Matching:
             self._check()
         self._stopped = bool(self._matcher.is_stopped())
         # An array of its own: a fork may still read the last one.
-        self._mask = np.zeros(self._size // 32 + 1, np.uint32)  # there is one more token, perhaps
+        self._mask = np.zeros(-(-(self._size + (not self._ends)) // 32), np.uint32)  # as many as _Pieces has
         if self._stopped:
             for end in self._ends:
                 self._mask[end >> 5] |= np.uint32(1 << (end & 31))

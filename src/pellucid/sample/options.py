@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
 from pellucid.errors import InvalidRequest
 from pellucid.messages import brief
 from pellucid.sample.chain import Chain
@@ -51,8 +53,8 @@ class Options:
 
     samplers: Sequence[str | Step] | None = None
     seed: int | None = None
-    stop: Sequence[str] | str = ()
-    stop_token_ids: Sequence[int] = ()
+    stop: Sequence[str] | str | None = ()
+    stop_token_ids: Sequence[int] | None = ()
     ignore_eos: bool = False
     max_new_tokens: int | None = None
     max_time: float | None = None
@@ -69,7 +71,7 @@ class Options:
             for name, check in CHECKS.items()
             if getattr(self, name) is not None
         }
-        checked["stop"] = texts(MOST_STOPS)("stop", self.stop)
+        checked["stop"] = () if self.stop is None else texts(MOST_STOPS)("stop", self.stop)
         checked["stop_token_ids"] = _ids(self.stop_token_ids)
         LOGPROBS_OF("logprobs_of", self.logprobs_of)
         for name in ("ignore_eos", "watch"):
@@ -108,12 +110,12 @@ class Options:
         Raises:
             InvalidRequest: one is outside the vocabulary.
         """
-        own = frozenset(tokenizer.vocabulary.check(one) for one in self.stop_token_ids)
+        own = frozenset(tokenizer.vocabulary.check(one) for one in self.stop_token_ids or ())
         return own if self.ignore_eos else own | tokenizer.eos_ids
 
     def ending(self) -> Ending:
         """What ends the text besides the model; its time begins now."""
-        return Ending(tuple(self.stop), self.max_time, self.until)
+        return Ending(tuple(self.stop or ()), self.max_time, self.until)
 
 
 def _own() -> list[str]:
@@ -121,6 +123,10 @@ def _own() -> list[str]:
 
 
 def _ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise InvalidRequest(f"stop_token_ids={brief(value)}: must be a list of token ids")
     if len(value) > MOST_STOP_IDS:
@@ -132,6 +138,9 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 def _chosen(samplers: Any, sampling: Mapping[str, Any]) -> tuple[Step, ...]:
     """The steps that do something, in order."""
+    for name in sampling:
+        if name not in owners():
+            raise InvalidRequest(f"unknown option {brief(name)}: sampling holds options of steps")
     made = {
         name: kind(**{option: sampling[option] for option in options_of(kind) if option in sampling})
         for name, kind in steps().items()
@@ -144,7 +153,7 @@ def _chosen(samplers: Any, sampling: Mapping[str, Any]) -> tuple[Step, ...]:
                 f"{option}={brief(sampling[option])}, but samplers has no {owner.name}: add it, or leave {option} out"
             )
     active = [step for step in order if not step.idle]
-    if lone := next((step for step in active if step.alone), None):
+    if samplers is None and (lone := next((step for step in active if step.alone), None)):
         for option in sampling:
             if (
                 (other := owners()[option]).kind == "cut"
@@ -160,7 +169,7 @@ def _chosen(samplers: Any, sampling: Mapping[str, Any]) -> tuple[Step, ...]:
 
 def _ordered(samplers: Any, made: Mapping[str, Step]) -> list[Step]:
     """The steps that a list names, in its order."""
-    if isinstance(samplers, (str, bytes)) or not isinstance(samplers, Iterable):
+    if isinstance(samplers, (str, bytes)) or not isinstance(samplers, Sequence):
         raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names: {', '.join(made)}")
     found: list[Step] = []
     for one in samplers:

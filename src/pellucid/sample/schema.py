@@ -40,7 +40,10 @@ def read(kind: str, value: Any) -> str:
         InvalidRequest: it is none, too large, too deep, or holds what could not be kept to.
     """
     if hasattr(value, "model_json_schema"):
-        value = value.model_json_schema()
+        try:
+            value = value.model_json_schema()
+        except Exception as error:
+            raise refused(kind, f"{type(error).__name__}: {error}") from None
     if isinstance(value, str):
         _short(kind, value)
         try:

@@ -20,6 +20,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -42,6 +43,9 @@ class Words(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
+    @property
+    def eos_ids(self) -> frozenset[int]: ...
+
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str: ...
@@ -62,6 +66,11 @@ class Setting:
     seed: int = 0
     idle: bool = False
 
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Those of ``ends`` that the model itself ends a text with."""
+        return self.ends & self.words.eos_ids
+
 
 class Tally:
     """How often each of some tokens has come. Adding one more takes no longer for many."""
@@ -80,6 +89,12 @@ class Tally:
                 )
             self._ids[place] = token
             self._counts[place] += 1
+
+    def fork(self) -> Tally:
+        """The same, to go on otherwise."""
+        made = copy(self)
+        made._ids, made._counts, made._places = self._ids.copy(), self._counts.copy(), dict(self._places)
+        return made
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -137,8 +152,9 @@ class Past:
 
     def fork(self) -> Past:
         """The same tokens, to go on otherwise."""
-        made = Past(self.ids.tolist(), self.seed)
-        made.prompt_length = self.prompt_length
+        made = copy(self)
+        made._ids = self._ids.copy()
+        made._tallies = {start: (tally.fork(), upto) for start, (tally, upto) in self._tallies.items()}
         return made
 
 

@@ -191,7 +191,7 @@ def test_gumbel_noise_draws_without_replacement_as_one_after_the_other() -> None
         ({"num_beams": 10**5000}, "num_beams="),
         ({"num_beams": True}, "num_beams=True"),
         ({"num_return_sequences": 5}, "num_return_sequences=5: must be a whole number from 1 to 4"),
-        ({"length_penalty": math.nan}, "length_penalty=nan: must be a number from -100 to 100"),
+        ({"length_penalty": math.nan}, "length_penalty=nan: must be a number from -10 to 10"),
         ({"length_penalty": "1"}, "length_penalty='1'"),
         ({"early_stopping": "always"}, 'must be True, False or "never"'),
         ({"early_stopping": None}, "early_stopping=None"),

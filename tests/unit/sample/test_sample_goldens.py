@@ -57,6 +57,8 @@ def test_steps_and_chains(case: dict[str, Any]) -> None:
         left = Candidates.of(logits, "golden").keep(
             np.flatnonzero(np.isin(logits, left.raw))
         )  # it keeps equal ones
+    if case["options"].get("dynatemp_range") and case["by"] == "llama.cpp" and np.isinf(logits).any():
+        pytest.skip("it counts tokens that are forbidden")
     check(left, case["kept"], case["logits_after"])
 
 

@@ -48,7 +48,7 @@ def refused(**options: Any) -> str:
         ("dry_sequence_breakers", "string", [[""], [3], 3, None, ["x" * 41], b"a"]),
         ("dry_sequence_breakers", "64", [["x"] * 65]),
         ("logit_bias", "-1,000", []),
-        ("logit_bias", "must map", [3, None, "5", [1, 2], {1, 2}]),
+        ("logit_bias", "must map", [3, None, "5", [1, 2], {1, 2}, (1, 2), ((1,),)]),
         ("logit_bias", "from -1000 to 1000", [{1: 2000}, {1: INF}, {1: NAN}, {1: "x"}, {1: None}, {1: True}]),
         ("logit_bias", "token id or a text", [{1.5: 1}, {"": 1}, {None: 1}, {("a",): 1}, {"x" * 5000: 1}]),
         ("logit_bias", "whole number from 0", [{-1: 1}, {2**40: 1}, {HUGE: 1}]),
@@ -67,12 +67,12 @@ def refused(**options: Any) -> str:
         ("until", "function", [3, "x", [], True]),
         ("watch", "True or False", [3, "x", None, 1]),
         ("ignore_eos", "True or False", [3, "x", None, 0]),
-        ("stop_token_ids", "list of token ids", [3, "x", None, {1}]),
+        ("stop_token_ids", "list of token ids", [3, "x", {1}]),
         ("stop_token_ids", "whole number from 0", [[-1], ["a"], [True], [1.0], [HUGE]]),
         ("stop_token_ids", "1,024", [[1] * 1025]),
-        ("stop", "string", ["", [""], [3], 3, None, {"a"}, {"a": 1}, b"bytes", ["ok", "x" * 10_000], "x" * 10_000]),
+        ("stop", "string", ["", [""], [3], 3, {"a"}, {"a": 1}, b"bytes", ["ok", "x" * 10_000], "x" * 10_000]),
         ("stop", "64", [["x"] * 65, ["x"] * 10_000, ["x", "y"] * 500_000]),
-        ("samplers", "list of names", ["top_k", 3, b"a", TopK(3)]),
+        ("samplers", "list of names", ["top_k", 3, b"a", TopK(3), {"top_k"}, iter(["top_k"])]),
         ("samplers", "the steps are penalties, ", [["top-k"], [None], [3], [TopK], [b"top_k"]]),
         ("samplers", "twice", [["top_k", "top_p", "top_k"]]),
         ("samplers", "64 steps", [[TopK(3)] * 65]),
@@ -90,7 +90,8 @@ def test_out_of_range(name: str, limit: str, values: list[Any]) -> None:
 def test_an_unknown_option_suggests_the_nearest() -> None:
     assert "'temprature': did you mean temperature " in refused(temprature=1)
     assert "docs/sampling.md" in refused(zzzzzz=1)
-    assert "sampling" in refused(sampling={"top_k": 3})
+    with pytest.raises(InvalidRequest, match="sampling holds options of steps"):
+        Options(sampling={"top_kk": 3})
 
 
 @given(
@@ -139,6 +140,8 @@ def test_mirostat_stands_in_for_what_cuts() -> None:
     assert [step.name for step in chain(mirostat=2, banned=[1])] == ["banned", "temperature", "mirostat"]
     assert "top_k=5: mirostat stands in for top_k" in refused(mirostat=2, top_k=5)
     assert chain(mirostat=2, top_k=0)[-1].name == "mirostat"
+    listed = chain(samplers=["top_k", "mirostat"], mirostat=2)
+    assert [step.name for step in listed] == ["top_k", "mirostat"]
 
 
 def test_samplers_are_an_order_of_ones_own() -> None:
@@ -175,6 +178,8 @@ def test_what_a_vocabulary_does_not_have_is_refused_when_a_request_starts() -> N
     ):
         with pytest.raises(InvalidRequest, match=r"holds 600: a token id is a whole number below 600"):
             Options.of(**options).chain().start(Words(600), [])
+    with pytest.raises(InvalidRequest, match="logit_bias names token 97 twice"):
+        Options.of(logit_bias={"a": 1.0, 97: 2.0}).chain().start(Words(600), [])
     with pytest.raises(InvalidRequest, match=r"logit_bias holds 'ab', which is 2 tokens \(\[97, 98\]\)"):
         Options.of(logit_bias={"ab": 1.0}).chain().start(Words(600), [])
 

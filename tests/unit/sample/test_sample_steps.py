@@ -116,8 +116,6 @@ def check(
     """The same tokens are left, with the same probabilities."""
     first = Candidates(None, logits) if first is None else first
     start = dense(first, len(logits))
-    if name == "temperature":
-        options["candidates"] = len(first)
     reference = REFERENCES[name]
     wanted = [reference(start, options, before)]
     for option in CUTS:
@@ -126,7 +124,6 @@ def check(
                 reference(start, {**options, option: options[option] * x}, before)
                 for x in (1 - 1e-9, 1 + 1e-9)
             ]
-    options.pop("candidates", None)
     step, past = bound(name, options, before, len(logits))
     if step.idle:
         return

@@ -10,7 +10,8 @@ such as ``max_new_tokens``, leaves it cut off.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.errors import InvalidRequest
@@ -65,10 +66,16 @@ class Constraint(Step):
 
     def bind(self, setting: Setting) -> Step:
         ((kind, value),) = self.given.items()
-        return replace(self, matching=Matching(compiled(kind, value), setting))
+        return self._with(Matching(compiled(kind, value), setting))
 
     def fork(self) -> Step:
-        return self if self.matching is None else replace(self, matching=self.matching.fork())
+        return self if self.matching is None else self._with(self.matching.fork())
+
+    def _with(self, matching: Matching) -> Constraint:
+        """The same, not checked again."""
+        made = copy(self)
+        object.__setattr__(made, "matching", matching)
+        return made
 
     def apply(self, candidates: Candidates, past: Past) -> Candidates:
         assert self.matching is not None, "it is bound before it is applied"

@@ -77,14 +77,12 @@ class Dry(Step):
 
     def _since_breaker(self, ids: NDArray[np.int64]) -> int:
         """How many of the last tokens a repetition may consist of: no breaker is among them."""
-        for back, token in enumerate(ids[::-1].tolist()):
-            tails = self.breakers.get(token)
-            if tails is None:
-                continue
-            start = len(ids) - back
-            fits = [len(tail) for tail in tails if tuple(ids[start : start + len(tail)].tolist()) == tail]
+        places = np.flatnonzero(np.isin(ids, np.array(list(self.breakers), np.int64)))
+        for place in places[::-1].tolist():
+            after = ids[place + 1 : place + 1 + LONGEST_TAIL].tolist()
+            fits = [len(tail) for tail in self.breakers[int(ids[place])] if tuple(after[: len(tail)]) == tail]
             if fits:
-                return back - max(fits)
+                return int(len(ids) - 1 - place - max(fits))
         return len(ids)
 
 

@@ -32,13 +32,18 @@ def _biases(name: str, value: Any) -> tuple[tuple[int | str, float], ...]:
     if len(value) > MOST:
         raise InvalidRequest(f"{name} has {len(value):,} entries; the limit is {MOST:,}: bias fewer tokens")
     pairs = value.items() if isinstance(value, Mapping) else value
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise InvalidRequest(
+            f"{name}={brief(value)}: must map token ids or texts to numbers, as {{1234: -5.0}}"
+        )
     return tuple(
         (token_or_text(name, token), _amount(f"{name} of {brief(token)}", one)) for token, one in pairs
     )
 
 
 def _amount(name: str, value: Any) -> float:
-    return value if isinstance(value, float) and value == -math.inf else _finite(name, value)
+    infinite = isinstance(value, (float, np.floating)) and value == -math.inf
+    return -math.inf if infinite else float(_finite(name, value))
 
 
 def _read(text: str) -> Any:
@@ -67,6 +72,11 @@ class LogitBias(Step):
 
     def bind(self, setting: Setting) -> Step:
         ids = tuple(single(setting.words, "logit_bias", token) for token, _ in self.logit_bias)
+        if len(set(ids)) < len(ids):
+            twice = next(one for at, one in enumerate(ids) if one in ids[:at])
+            raise InvalidRequest(
+                f"logit_bias names token {twice} twice, by its id and its text: leave one of them out"
+            )
         return LogitBias(self.logit_bias, ids)
 
     def apply(self, candidates: Candidates, past: Past) -> Candidates:

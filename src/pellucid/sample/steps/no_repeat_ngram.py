@@ -31,4 +31,6 @@ class NoRepeatNgram(Step):
         same = np.ones(before, np.bool_)
         for offset in range(n - 1):
             same &= ids[offset : offset + before] == ids[before + offset]
+            if not same.any():
+                return candidates
         return candidates.forbid(np.unique(ids[n - 1 :][same]))

@@ -1,8 +1,8 @@
 """Temperature: logits / t. Below 1 sharpens the distribution, above 1 flattens it. 0 is greedy, not a division.
 
 With ``dynatemp_range`` r it is between t - r and t + r, by how undecided the model is: the entropy over its greatest
-value for so many candidates, to the power of ``dynatemp_exponent`` (llama.cpp's dynamic temperature, after kalomaze
-2023).
+value for so many tokens that may come, to the power of ``dynatemp_exponent`` (llama.cpp's dynamic temperature, after
+kalomaze 2023; that counts forbidden tokens as well).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Temperature(Step):
         t = self.temperature
         if self.dynatemp_range:
             low, high = max(t - self.dynatemp_range, 0.0), t + self.dynatemp_range
-            most = math.log(len(candidates)) if len(candidates) > 1 else 1.0
+            most = math.log(max(candidates.allowed, 2))
             t = low + (high - low) * (candidates.sums.entropy / most) ** self.dynatemp_exponent
         if t == 0:
             return candidates.keep_top(1)

@@ -37,7 +37,9 @@ class Xtc(Step):
         if uniform(past.seed, past.index, XTC) >= self.xtc_probability:
             return candidates
         most = (
-            min(len(candidates), int(1 / self.xtc_threshold) + 1) if self.xtc_threshold else len(candidates)
+            min(len(candidates), int(1 / self.xtc_threshold) + 1)
+            if self.xtc_threshold > 1e-9
+            else len(candidates)
         )
         places = candidates.top(most)
         probabilities = candidates.weights_at(places) / candidates.sums.total
