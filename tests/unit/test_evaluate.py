@@ -22,6 +22,7 @@ from pellucid.llm import LLM
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence
 
+ROOT = Path(__file__).parents[2]
 TEXT = "to see that it rains in the east, or in the west: a stone rests in the rain. " * 4
 
 
@@ -138,6 +139,20 @@ def test_models_of_different_vocabularies(llm: LLM, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="different vocabularies"):
         evaluate.divergence(llm, smaller, TEXT)
     smaller.close()
+
+
+@pytest.mark.model
+def test_each_window_begins_as_the_model_begins_a_text() -> None:
+    """Gemma 3 without BOS is lost."""
+    llm = pellucid.load("gemma3")
+    text = (ROOT / "README.md").read_text()[:3000]
+    found = evaluate.perplexity(llm, text, 128, 64)
+    ids = llm.tokenizer.encode(text)
+    assert ids[0] == llm.tokenizer.bos_id
+    assert found.tokens == len(ids) - 1
+    alone = -llm.score(ids[:128]).logprobs.chosen
+    assert found.perplexity < 3 * math.exp(alone.mean())
+    llm.close()
 
 
 @pytest.mark.model

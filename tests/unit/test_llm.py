@@ -16,7 +16,14 @@ from support.tiny import write_llama
 from support.tokenizer_file import write_tokenizer
 
 import pellucid
-from pellucid.errors import CacheFull, ContextOverflow, InvalidRequest, KernelError, UnsupportedModel
+from pellucid.errors import (
+    CacheFull,
+    ContextOverflow,
+    InvalidRequest,
+    KernelError,
+    NothingLeft,
+    UnsupportedModel,
+)
 from pellucid.kernels.cached import PAGE
 from pellucid.llm import LLM
 from pellucid.runtime.batch import Chunk
@@ -662,3 +669,75 @@ def test_tokens_without_a_choice_are_read_together_and_change_nothing(
         assert alone.logprobs is not None
         np.testing.assert_array_equal(made.logprobs.chosen, alone.logprobs.chosen)
     assert in_use(llm) == 1
+
+
+def test_an_abandoned_request_gives_its_pages_back_without_the_garbage_collector(llm: LLM) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(60):
+            run = llm.start([7] * 70, **DRAWN)
+            next(iter(run))
+            del run
+            assert in_use(llm) <= 2
+    finally:
+        gc.enable()
+
+
+def test_many_long_answers_have_room(llm: LLM) -> None:
+    made = llm.samples([7] * 60, 16, temperature=5.0, ignore_eos=True, seed=1)
+    assert [len(one.ids) for one in made] == [CONTEXT - 60] * 16
+    found = llm.beam_search([7] * 60, num_beams=16, ignore_eos=True)
+    assert len(found.texts[0].ids) == CONTEXT - 60
+
+
+def test_time_for_all_samples_together(llm: LLM) -> None:
+    made = llm.samples(PROMPT, 40, **{**DRAWN, "max_time": 1e-9})
+    assert {(one.finish_reason, len(one.ids)) for one in made} == {("time", 1)}
+
+
+def test_the_model_is_not_counted_twice(llm: LLM) -> None:
+    schema = {"type": "object", "properties": {"rain": {"type": "integer"}}, "required": ["rain"]}
+    for made in llm.samples([7, 8], 5, **{**DRAWN, "json_schema": {**schema, "additionalProperties": False}}):
+        assert made.timings.model <= made.timings.total
+
+
+def test_beams_end_where_a_constraint_is_complete(llm: LLM) -> None:
+    found = llm.beam_search(PROMPT, regex="the", ignore_eos=True, num_beams=3, max_new_tokens=20)
+    assert (found.text, found.texts[0].finish_reason) == ("the", "stop")
+    later = llm.beam_search(PROMPT, choices=["rain", "stone"], num_beams=3, min_new_tokens=50)
+    assert later.text in ("rain", "stone")
+    with pytest.raises(NothingLeft, match="leaves no token that may come"):
+        llm.beam_search(PROMPT, allowed=[5], banned=[5])
+    with pytest.raises(InvalidRequest, match="temperature=0 with do_sample=True"):
+        llm.beam_search(PROMPT, do_sample=True, temperature=0)
+    with pytest.raises(InvalidRequest, match="mirostat=2: it follows one text"):
+        llm.beam_search(PROMPT, do_sample=True, mirostat=2)
+    with pytest.raises(InvalidRequest, match="beams have no logprobs"):
+        llm.beam_search(PROMPT, logprobs=0)
+
+
+def test_the_tree_of_beams_does_not_grow_with_the_ends(llm: LLM) -> None:
+    found = llm.beam_search(PROMPT, num_beams=4, max_new_tokens=5, stop_token_ids=list(range(100, 300)))
+    assert len(found.tree) <= 1 + 5 * 4 * 12
+
+
+def test_a_stop_token_is_not_the_end_of_a_constraint(llm: LLM) -> None:
+    """It ends the text all the same, and says so."""
+    token = llm.tokenizer.encode("c")[-1]
+    made = llm.generate(
+        PROMPT, json_schema={"const": "abc"}, stop_token_ids=[token], seed=1, max_new_tokens=20
+    )
+    if made.stop_reason is None:
+        assert made.text == '"abc"'
+    else:
+        assert (made.finish_reason, made.stop_reason) == ("stop", token)
+
+
+def test_a_token_across_the_border_of_what_is_given_counts(llm: LLM) -> None:
+    text = "to see that"
+    ids = llm.tokenizer.encode(text)
+    for cut in range(1, len(text)):
+        found = llm.score(text[cut:], given=text[:cut])
+        offsets = llm.tokenizer.encode_with_offsets(text).offsets
+        assert len(found.logprobs) == min(sum(end > cut for _, end in offsets), len(ids) - 1)
