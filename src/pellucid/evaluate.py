@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid import pipeline
 from pellucid.checks import whole
 from pellucid.errors import InvalidRequest
+from pellucid.forcing import predictions, score
 from pellucid.llm import LLM
 from pellucid.runtime.cache import Sequence
 from pellucid.sample.candidates import Candidates
@@ -102,7 +102,7 @@ def perplexity(
     for here, first, stop in asked.parts():
         sequence = Sequence()
         try:
-            scored = pipeline.score(llm.network, sequence, here, 0, llm.tokenizer.vocab_size, first)
+            scored = score(llm.network, sequence, here, 0, llm.tokenizer.vocab_size, first)
         finally:
             llm.network.release(sequence)
         found += (-scored.chosen).tolist()
@@ -188,7 +188,7 @@ def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[NDArray[np.
     """Log-probabilities (V,) of each token from place ``first`` on."""
     sequence, size = Sequence(), llm.tokenizer.vocab_size
     try:
-        for place, row in pipeline.predictions(llm.network, sequence, ids, first):
+        for place, row in predictions(llm.network, sequence, ids, first):
             yield Candidates.of(row[:size], f"token {place}").log_probabilities()
     finally:
         llm.network.release(sequence)

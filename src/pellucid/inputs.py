@@ -45,6 +45,11 @@ class Inputs:
             )
         return ids
 
+    def room(self, ids: list[int], wanted: int | None) -> int:
+        """How many tokens an answer may have: ``wanted`` (None: any number), if the context holds them."""
+        left = self.context - len(ids)
+        return left if wanted is None else min(left, wanted)
+
     def corpus(self, text: str) -> list[int]:
         """The ids of a text of any length, at least two.
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pellucid import pipeline
 from pellucid.checks import whole
 from pellucid.errors import InvalidRequest
+from pellucid.forcing import score
 from pellucid.generation import Beams, Generation, Score
 from pellucid.inputs import Inputs, Message, Prompt
 from pellucid.kernels import cached
@@ -31,13 +32,14 @@ from pellucid.model import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.network import Limits, Network, layouts
 from pellucid.plan.plan import Plan
-from pellucid.run import Keeper, Run, Runs, search_beams
+from pellucid.run import Keeper, Run, Runs
 from pellucid.runtime import cache
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.executor import default_threads
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import CHECKS, Options
+from pellucid.search import search_beams
 from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
@@ -168,7 +170,7 @@ class LLM:
         kept = self._keeper.take([])
         try:
             size = self.tokenizer.vocab_size
-            logprobs = pipeline.score(self.network, kept.sequence, ids, top, size, max(known, 1))
+            logprobs = score(self.network, kept.sequence, ids, top, size, max(known, 1))
         finally:
             self._keeper.give_back(kept, ids)
         return Score(ids, logprobs)

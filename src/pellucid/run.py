@@ -9,21 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pellucid import pipeline
-from pellucid.errors import InvalidRequest
-from pellucid.generation import Beams, BeamText, Generation, Timings, Usage
+from pellucid.answer import Piece
+from pellucid.forcing import score
+from pellucid.generation import Generation, Timings, Usage
 from pellucid.inputs import Inputs, Prompt
-from pellucid.messages import brief
-from pellucid.pipeline import Piece
 from pellucid.plan.network import Network
 from pellucid.runtime import cache
-from pellucid.sample.beams import BeamOptions, BeamSearch
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 from pellucid.sample.options import Options
 from pellucid.sample.trace import TokenTrace
-
-MEANINGLESS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", "watch")
-"""Options that are about a single text as it is made."""
 
 
 @dataclass
@@ -130,9 +125,7 @@ class _Place:
         self.queue = time.perf_counter() - self.start
         if self._wanted is not None:
             self._network.truncate(kept.sequence, 0)
-            self.prompt_logprobs = pipeline.score(
-                self._network, kept.sequence, ids, self._wanted, self._vocabulary
-            )
+            self.prompt_logprobs = score(self._network, kept.sequence, ids, self._wanted, self._vocabulary)
         else:
             self.cached_tokens = kept.sequence.length
         return kept.sequence
@@ -218,60 +211,3 @@ class Run:
     def result(self) -> Generation:
         """What has come of it so far; ``finish_reason`` is None while it could go on."""
         return self._runs.results()[0]
-
-
-def search_beams(
-    network: Network, inputs: Inputs, keeper: Keeper, prompt: Prompt, options: Options, beams: BeamOptions
-) -> Beams:
-    """The best ways to continue a prompt. Raises InvalidRequest for options that mean nothing to beams."""
-    usual = Options()
-    for name in MEANINGLESS:
-        if getattr(options, name) != getattr(usual, name):
-            raise InvalidRequest(
-                f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out"
-            )
-    tokenizer, start = inputs.tokenizer, time.perf_counter()
-    ids = inputs.prompt(prompt)
-    room = network.limits.context - len(ids)
-    limit, ends = min(room, options.max_new_tokens or room), options.ends(tokenizer)
-    chain = options.chain()
-    if not beams.do_sample:
-        chain = chain.undrawn()
-    elif chain.greedy:
-        raise InvalidRequest(
-            "temperature=0 with do_sample=True: nothing would be drawn; leave one of them out"
-        )
-    elif any(step.alone for step in chain.steps):
-        raise InvalidRequest("mirostat=2: it follows one text, not beams; leave it out")
-    found = BeamSearch(beams, chain.start(tokenizer, ids, ends, idle=network.idle_core), ends, limit)
-    kept: list[Kept] = []
-    cached, times = 0, [0.0]
-
-    def hold(ids: list[int]) -> cache.Sequence:
-        nonlocal cached
-        kept.append(keeper.take(ids))
-        cached, times[0] = kept[0].sequence.length, time.perf_counter() - start
-        return kept[0].sequence
-
-    try:
-        for _ in pipeline.search(network, ids, hold, found, tokenizer.vocab_size):
-            times.append(time.perf_counter() - start)
-            if options.max_time is not None and times[-1] >= options.max_time:
-                found.stop("time")
-                break
-    finally:
-        if kept:
-            keeper.give_back(kept[0], ids)
-    texts = [
-        BeamText(
-            tokenizer.decode(one.ids[:-1] if one.ids[-1] in ends else one.ids),
-            one.ids,
-            one.score,
-            one.finish_reason,
-            one.node,
-        )
-        for one in found.results()
-    ]
-    usage = Usage(len(ids), cached, sum(len(one.ids) for one in texts))
-    timings = Timings(times[0], times[1] - times[0], times[1], times[-1], times[-1] - times[0])
-    return Beams(texts, found.nodes, usage, timings, chain.seed if beams.do_sample else None, chain.steps)

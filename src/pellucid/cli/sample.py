@@ -10,7 +10,7 @@ from pellucid.cli import common
 from pellucid.cli.sampling import checked, sampled
 
 if TYPE_CHECKING:
-    from pellucid.pipeline import Piece
+    from pellucid.answer import Piece
     from pellucid.sample.trace import TokenTrace
     from pellucid.tokenize import Tokenizer
 

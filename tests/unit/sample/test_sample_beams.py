@@ -16,7 +16,6 @@ from support.sampling import Words
 from support.tiny import TINY, network, opened
 
 import pellucid
-from pellucid import pipeline
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.model.spec import Model
@@ -25,6 +24,7 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence
 from pellucid.sample.beams import BeamOptions, BeamSearch, gumbel
 from pellucid.sample.options import Options
+from pellucid.search import search as beam_loop
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.pack import decode
@@ -96,7 +96,7 @@ def searched(net: Any, sequence: Any, case: dict[str, Any]) -> BeamSearch:
     sampler = chain.start(words, case["prompt"], ends)
     noise = fixed(case["noise"]["seed"]) if "noise" in case else None
     search = BeamSearch(beams, sampler, ends, limit, noise, case.get("pad_id"))
-    for _ in pipeline.search(net, case["prompt"], lambda ids: sequence, search, words.vocab_size):
+    for _ in beam_loop(net, case["prompt"], lambda ids: sequence, search, words.vocab_size):
         pass
     return search
 

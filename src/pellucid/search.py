@@ -1,0 +1,119 @@
+"""Beam search on a model: forks of the prompt in the cache, all beams in one step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from pellucid.errors import InvalidRequest
+from pellucid.generation import Beams, BeamText, Timings, Usage
+from pellucid.inputs import Inputs, Prompt
+from pellucid.messages import brief
+from pellucid.plan.network import Network
+from pellucid.run import Keeper, Kept
+from pellucid.runtime import cache
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import Sequence
+from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
+from pellucid.sample.options import Options
+
+MEANINGLESS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", "watch")
+"""Options that are about a single text as it is made."""
+
+
+def search(
+    network: Network,
+    ids: list[int],
+    hold: Callable[[list[int]], Sequence],
+    beams: BeamSearch,
+    vocabulary: int,
+) -> Iterator[list[Beam]]:
+    """The loop for beams: each turn a token for every beam, all in one step. Gives the beams after each turn.
+
+    A beam that goes on in two ways is forked in the cache.
+    """
+    prompt = hold(ids)
+    rows = network.prefill(prompt, ids[prompt.length :])[np.newaxis]
+    sequences = [network.fork(prompt)]
+    try:
+        while True:
+            running = beams.step([row[:vocabulary] for row in rows])
+            yield running
+            if beams.done:
+                return
+            sequences = _branched(network, sequences, [beam.parent for beam in running])
+            chunks = [Chunk(sequence, [beam.node.token]) for sequence, beam in zip(sequences, running)]
+            rows = np.concatenate(network.forward_all(chunks))
+    finally:
+        network.release(*sequences)
+
+
+def _branched(network: Network, sequences: list[Sequence], parents: list[int]) -> list[Sequence]:
+    """A sequence for each child. One takes its parent's, the others fork it; those without children are given up."""
+    taken: set[int] = set()
+    made = []
+    for parent in parents:
+        made.append(network.fork(sequences[parent]) if parent in taken else sequences[parent])
+        taken.add(parent)
+    for number, sequence in enumerate(sequences):
+        if number not in taken:
+            network.release(sequence)
+    return made
+
+
+def search_beams(
+    network: Network, inputs: Inputs, keeper: Keeper, prompt: Prompt, options: Options, beams: BeamOptions
+) -> Beams:
+    """The best ways to continue a prompt. Raises InvalidRequest for options that mean nothing to beams."""
+    usual = Options()
+    for name in MEANINGLESS:
+        if getattr(options, name) != getattr(usual, name):
+            raise InvalidRequest(
+                f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out"
+            )
+    tokenizer, start = inputs.tokenizer, time.perf_counter()
+    ids = inputs.prompt(prompt)
+    limit, ends = inputs.room(ids, options.max_new_tokens), options.ends(tokenizer)
+    chain = options.chain()
+    if not beams.do_sample:
+        chain = chain.undrawn()
+    elif chain.greedy:
+        raise InvalidRequest(
+            "temperature=0 with do_sample=True: nothing would be drawn; leave one of them out"
+        )
+    elif any(step.alone for step in chain.steps):
+        raise InvalidRequest("mirostat=2: it follows one text, not beams; leave it out")
+    found = BeamSearch(beams, chain.start(tokenizer, ids, ends, idle=network.idle_core), ends, limit)
+    kept: list[Kept] = []
+    cached, times = 0, [0.0]
+
+    def hold(ids: list[int]) -> cache.Sequence:
+        nonlocal cached
+        kept.append(keeper.take(ids))
+        cached, times[0] = kept[0].sequence.length, time.perf_counter() - start
+        return kept[0].sequence
+
+    try:
+        for _ in search(network, ids, hold, found, tokenizer.vocab_size):
+            times.append(time.perf_counter() - start)
+            if options.max_time is not None and times[-1] >= options.max_time:
+                found.stop("time")
+                break
+    finally:
+        if kept:
+            keeper.give_back(kept[0], ids)
+    texts = [
+        BeamText(
+            tokenizer.decode(one.ids[:-1] if one.ids[-1] in ends else one.ids),
+            one.ids,
+            one.score,
+            one.finish_reason,
+            one.node,
+        )
+        for one in found.results()
+    ]
+    usage = Usage(len(ids), cached, sum(len(one.ids) for one in texts))
+    timings = Timings(times[0], times[1] - times[0], times[1], times[-1], times[-1] - times[0])
+    return Beams(texts, found.nodes, usage, timings, chain.seed if beams.do_sample else None, chain.steps)
