@@ -2,6 +2,9 @@
 
 import pytest
 from hypothesis import settings
+from support.command import Command, Outcome
+
+from pellucid.cli import main
 
 settings.register_profile("pellucid", derandomize=True, deadline=None)
 settings.load_profile("pellucid")
@@ -17,3 +20,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.get_closest_marker("model") is not None,
         )
     )
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command line in this process."""
+
+    def run(*arguments: str) -> Outcome:
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run

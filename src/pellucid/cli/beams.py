@@ -19,12 +19,7 @@ USUAL_TOKENS = 32
 @sampled
 def command(
     model: common.Model,
-    prompt: Annotated[
-        str | None,
-        typer.Argument(
-            help="The text to continue; - or nothing reads it from standard input.", metavar="PROMPT"
-        ),
-    ] = None,
+    prompt: common.Prompt = None,
     num_beams: Annotated[int, common.count("Texts that are searched at a time.")] = 4,
     num_return_sequences: Annotated[int, common.count("How many of the best to print.")] = 1,
     length_penalty: Annotated[

@@ -48,6 +48,10 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Prompt = Annotated[
+    str | None,
+    typer.Argument(help="The text to continue; - or nothing reads it from standard input.", metavar="PROMPT"),
+]
 Threads = Annotated[int | None, count("Threads; one for each physical core by default.")]
 Context = Annotated[int | None, count("Tokens that prompt and answer may have; the model's by default.")]
 Precise = Annotated[

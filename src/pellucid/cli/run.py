@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.sampling import checked, sampled
 
@@ -17,12 +15,7 @@ if TYPE_CHECKING:
 @sampled
 def command(
     model: common.Model,
-    prompt: Annotated[
-        str | None,
-        typer.Argument(
-            help="The text to continue; - or nothing reads it from standard input.", metavar="PROMPT"
-        ),
-    ] = None,
+    prompt: common.Prompt = None,
     threads: common.Threads = None,
     context: common.Context = None,
     precise: common.Precise = False,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.sampling import checked, sampled
 
@@ -21,12 +19,7 @@ USUAL_TOKENS = 4
 @sampled
 def command(
     model: common.Model,
-    prompt: Annotated[
-        str | None,
-        typer.Argument(
-            help="The text to continue; - or nothing reads it from standard input.", metavar="PROMPT"
-        ),
-    ] = None,
+    prompt: common.Prompt = None,
     top: Annotated[int, common.count("The likeliest tokens to show.")] = 8,
     threads: common.Threads = None,
     context: common.Context = None,

@@ -6,11 +6,9 @@ import json
 import shutil
 
 import pytest
-from support.command import Command, Outcome, pellucid
+from support.command import pellucid
 from support.tiny import TINY, write_llama
 from support.tokenizer_file import write_tokenizer
-
-from pellucid.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -52,15 +50,3 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     words += [f"word{i}" for i in range(size - len(words))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     return str(folder)
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command line in this process."""
-
-    def run(*arguments: str) -> Outcome:
-        code = main(arguments)
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return run

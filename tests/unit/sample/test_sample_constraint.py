@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 import pytest
 from support import processes
-from support.command import Command, Outcome
+from support.command import Command
 from support.constraints import ALL, BAD, CHOICES, LATE, SCHEMAS, Case, closed, valid, whole
 from support.tiny import write_llama
 from support.tokenizer_file import write_tokenizer
 
 import pellucid
-from pellucid.cli import main
 from pellucid.errors import InvalidRequest
 from pellucid.generation import Generation
 from pellucid.llm import LLM
@@ -615,18 +614,6 @@ def test_refusals_come_before_the_first_piece(llm: LLM) -> None:
         llm.stream(PROMPT, regex="(")
     with pytest.raises(InvalidRequest, match="constraint: add it"):
         llm.stream(PROMPT, regex="a", samplers=["top_k"])
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command line in this process."""
-
-    def run(*arguments: str) -> Outcome:
-        code = main(arguments)
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.mark.parametrize(
