@@ -28,6 +28,11 @@ def command(
     **sampling: Any,
 ) -> None:
     """Continue a text. The answer appears as it is made."""
+    for name, value in (("logprobs", logprobs), ("prompt-logprobs", prompt_logprobs)):
+        if value is not None and not json:
+            raise typer.BadParameter(
+                f"--{name} {value}: log-probabilities are printed with --json only; add it"
+            )
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
     given = common.text_or_stdin(prompt, "no prompt")
     llm = common.load(model, threads, context, precise, kv_cache, before=lambda inputs: inputs.prompt(given))
