@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from pellucid.cli import common
 from pellucid.cli.sampling import checked, sampled
 

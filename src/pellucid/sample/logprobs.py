@@ -15,8 +15,8 @@ class Logprobs:
     """Of n tokens and the N likeliest beside each, in nats.
 
     ``ids`` (n,) the tokens, ``chosen`` (n,) their log-probabilities, ``ranks`` (n,) 1 for the likeliest; ``top_ids``
-    (n, N) the likeliest tokens, from the likeliest on, ``top`` (n, N) theirs. Where fewer than N tokens were possible,
-    id -1 and minus infinity.
+    (n, N) the likeliest tokens, from the likeliest on, ``top`` (n, N) theirs. Where there are fewer than N
+    candidates, id -1 and minus infinity.
     """
 
     ids: Ints
