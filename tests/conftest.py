@@ -1,10 +1,14 @@
 """Being here, it puts tests/ on the import path, so that tests can import ``support``."""
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 from support.command import Command, Outcome
 
+import pellucid
 from pellucid.cli import main
+from pellucid.llm import LLM
 
 settings.register_profile("pellucid", derandomize=True, deadline=None)
 settings.load_profile("pellucid")
@@ -32,3 +36,10 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
         return Outcome(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Iterator[LLM]:
+    llm = pellucid.load("smollm2")
+    yield llm
+    llm.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ class Piece:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
+    @cached_property
     def trace(self) -> TokenTrace:
         """What the chain did for this token, if the request is one to ``watch``."""
         return of_draw(self.draw)

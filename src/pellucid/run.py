@@ -105,10 +105,10 @@ class _Notes:
             of = draw.logits if options.logprobs_of == "logits" else draw.candidates
             self.logprobs.append(of_token(of, draw.token, options.logprobs))
         if options.watch:
-            self.trace.append(piece.trace())
+            self.trace.append(piece.trace)
 
 
-class _Place:
+class Place:
     """A request's place in the cache. It does not know who iterates: an iterator that is dropped ends at once."""
 
     def __init__(self, network: Network, keeper: Keeper, vocabulary: int, options: Options) -> None:
@@ -137,7 +137,7 @@ class _Place:
 
 
 def _noted(
-    turns: Iterator[tuple[int, Piece]], place: _Place, notes: list[_Notes], prompt: list[int]
+    turns: Iterator[tuple[int, Piece]], place: Place, notes: list[_Notes], prompt: list[int]
 ) -> Iterator[tuple[int, Piece]]:
     """The pieces, with what is to be told of them; at the end, however it comes, the cache gets its sequence."""
     place.start = time.perf_counter()
@@ -163,7 +163,7 @@ class Runs:
     ) -> None:
         self.options = options
         self.notes = [_Notes(chain, options) for chain in chains]
-        self._place = _Place(network, keeper, inputs.tokenizer.vocab_size, options)
+        self._place = Place(network, keeper, inputs.tokenizer.vocab_size, options)
         self.prompt, turns = pipeline.generate(network, inputs, prompt, options, chains, self._place.hold)
         self._pieces = _noted(turns, self._place, self.notes, self.prompt)
 

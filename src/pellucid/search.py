@@ -12,8 +12,7 @@ from pellucid.generation import Beams, BeamText, Timings, Usage
 from pellucid.inputs import Inputs, Prompt
 from pellucid.messages import brief
 from pellucid.plan.network import Network
-from pellucid.run import Keeper, Kept
-from pellucid.runtime import cache
+from pellucid.run import Keeper, Place
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import Sequence
 from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
@@ -73,8 +72,7 @@ def search_beams(
             raise InvalidRequest(
                 f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out"
             )
-    tokenizer, start = inputs.tokenizer, time.perf_counter()
-    ids = inputs.prompt(prompt)
+    tokenizer, ids = inputs.tokenizer, inputs.prompt(prompt)
     limit, ends = inputs.room(ids, options.max_new_tokens), options.ends(tokenizer)
     chain = options.chain()
     if not beams.do_sample:
@@ -86,24 +84,16 @@ def search_beams(
     elif any(step.alone for step in chain.steps):
         raise InvalidRequest("mirostat=2: it follows one text, not beams; leave it out")
     found = BeamSearch(beams, chain.start(tokenizer, ids, ends, idle=network.idle_core), ends, limit)
-    kept: list[Kept] = []
-    cached, times = 0, [0.0]
-
-    def hold(ids: list[int]) -> cache.Sequence:
-        nonlocal cached
-        kept.append(keeper.take(ids))
-        cached, times[0] = kept[0].sequence.length, time.perf_counter() - start
-        return kept[0].sequence
-
+    place, times = Place(network, keeper, tokenizer.vocab_size, options), list[float]()
+    place.start = time.perf_counter()
     try:
-        for _ in search(network, ids, hold, found, tokenizer.vocab_size):
-            times.append(time.perf_counter() - start)
+        for _ in search(network, ids, place.hold, found, tokenizer.vocab_size):
+            times.append(time.perf_counter() - place.start)
             if options.max_time is not None and times[-1] >= options.max_time:
                 found.stop("time")
                 break
     finally:
-        if kept:
-            keeper.give_back(kept[0], ids)
+        place.leave(ids)
     texts = [
         BeamText(
             tokenizer.decode(one.ids[:-1] if one.ids[-1] in ends else one.ids),
@@ -114,6 +104,7 @@ def search_beams(
         )
         for one in found.results()
     ]
-    usage = Usage(len(ids), cached, sum(len(one.ids) for one in texts))
-    timings = Timings(times[0], times[1] - times[0], times[1], times[-1], times[-1] - times[0])
+    usage = Usage(len(ids), place.cached_tokens, sum(len(one.ids) for one in texts))
+    queue, first, total = place.queue, times[0], times[-1]
+    timings = Timings(queue, first - queue, first, total, total - queue)
     return Beams(texts, found.nodes, usage, timings, chain.seed if beams.do_sample else None, chain.steps)

@@ -353,13 +353,6 @@ def test_a_model_that_nobody_holds_stops_its_threads(folder: Path) -> None:
     assert not any(worker.is_alive() for worker in workers)
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Iterator[LLM]:
-    llm = pellucid.load("smollm2")
-    yield llm
-    llm.close()
-
-
 @pytest.mark.model
 class TestSmolLM2:
     def test_capital_of_france(self, smollm2: LLM) -> None:

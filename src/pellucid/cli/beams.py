@@ -57,9 +57,7 @@ def command(
         "do_sample": do_sample,
     }
     BeamOptions(**beams)
-    if sampling.get("max_new_tokens") is None:
-        sampling["max_new_tokens"] = USUAL_TOKENS
-    options = checked(sampling)
+    options = checked(sampling, max_new_tokens=USUAL_TOKENS)
     given = common.text_or_stdin(prompt, "no prompt")
     llm = common.load(model, threads, context, precise, before=lambda inputs: inputs.prompt(given))
     found = llm.beam_search(given, **beams, **options)

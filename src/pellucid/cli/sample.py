@@ -34,15 +34,13 @@ def command(
     from pellucid.checks import whole
 
     top = whole("top", top, 1, 1000)
-    if sampling.get("max_new_tokens") is None:
-        sampling["max_new_tokens"] = USUAL_TOKENS
-    options = checked({**sampling, "watch": True})
+    options = checked(sampling, max_new_tokens=USUAL_TOKENS, watch=True)
     given = common.text_or_stdin(prompt, "no prompt")
     llm = common.load(model, threads, context, precise, before=lambda inputs: inputs.prompt(given))
     run = llm.start(given, **options)
     documents = []
     for index, piece in enumerate(run):
-        trace = piece.trace()
+        trace = piece.trace
         if json:
             documents.append(as_dict(piece, trace, llm.tokenizer, top))
         else:

@@ -39,11 +39,11 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def checked(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, checked now: a mistake should not have to wait for a model to load."""
+def checked(sampling: Mapping[str, Any], **usual: Any) -> dict[str, Any]:
+    """The options that were given, else the ``usual``; checked now: a mistake should not wait for a model to load."""
     from pellucid.sample.options import Options
 
-    options = {name: value for name, value in sampling.items() if value is not None}
+    options = {**usual, **{name: value for name, value in sampling.items() if value is not None}}
     Options.of(**options)
     return options
 

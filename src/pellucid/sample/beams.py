@@ -190,7 +190,7 @@ class BeamSearch:
     def step(self, rows: Sequence[NDArray[np.float32]]) -> list[Beam]:
         """The next beams, from the logits (V,) after each of the last ones. Those of ``beams`` are the new ones."""
         place = {id(beam): at for at, beam in enumerate(self.beams)}
-        first = [self._log_softmax(row, beam) for row, beam in zip(rows, self.beams)]
+        first = [self._log_softmax(row) for row in rows]
         used: list[int] = []
         for group in self._groups:
             if group.done:
@@ -241,10 +241,9 @@ class BeamSearch:
                         self._finish(group, beam.node, reason)
                 group.done = True
 
-    def _log_softmax(self, row: NDArray[np.float32], beam: Beam) -> Candidates:
-        raw = Candidates.of(row, f"token {self._steps}")
-        logs = (raw.exponents() - math.log(raw.sums.total)).astype(np.float32)
-        return Candidates.of(logs, f"token {self._steps}")
+    def _log_softmax(self, row: NDArray[np.float32]) -> Candidates:
+        where = f"token {self._steps}"
+        return Candidates.of(Candidates.of(row, where).log_probabilities(), where)
 
     def _candidates(
         self, group: _Group, beams: list[int], first: list[Candidates], used: list[int]
@@ -287,10 +286,10 @@ class BeamSearch:
         """New beams, and texts that are finished."""
         running: list[Beam] = []
         for rank, (score, at, token) in enumerate(candidates):
-            parent = group.beams[at]
-            node = Node(len(self.nodes), parent.node.id, token, score, self._steps, group.number)
             if len(running) == self._size and rank >= 2 * self._size:
                 break  # neither it nor one after it matters
+            parent = group.beams[at]
+            node = Node(len(self.nodes), parent.node.id, token, score, self._steps, group.number)
             self.nodes.append(node)
             if token in self._ends:
                 self._end(group, node, rank)

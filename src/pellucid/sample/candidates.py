@@ -129,15 +129,9 @@ class Candidates:
 
     @property
     def _spread(self) -> list[float]:
-        raw, totals = self._padded, np.empty(3)
+        raw, totals = _padded(self.raw), np.empty(3)
         _spread()(logits=address(raw), count=len(raw), highest=self.highest, totals=address(totals))
         return totals.tolist()
-
-    @property
-    def _padded(self) -> NDArray[np.float32]:
-        """``raw``, filled up to what kernels take at least."""
-        missing = SHORTEST - len(self.raw)
-        return self.raw if missing <= 0 else np.pad(self.raw, (0, missing), constant_values=-np.inf)
 
     @cached_property
     def ends(self) -> Any:
@@ -360,14 +354,18 @@ def _sums() -> Call:
     return Call("logits.softmax", Softmax)
 
 
+def _padded(raw: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits filled up to what kernels take at least."""
+    missing = SHORTEST - len(raw)
+    return raw if missing <= 0 else np.pad(raw, (0, missing), constant_values=-np.inf)
+
+
 def _softmax(raw: NDArray[np.float32], highest: float, temperature: float, weights: Floats | None) -> Sums:
     """The sums, and the weights into an array of as many as there are logits."""
     count = len(raw)
     if count < SHORTEST:
-        padded = np.full(SHORTEST, -np.inf, np.float32)
-        padded[:count] = raw
         out = None if weights is None else np.empty(SHORTEST)
-        sums = _softmax(padded, highest, temperature, out)
+        sums = _softmax(_padded(raw), highest, temperature, out)
         if weights is not None and out is not None:
             weights[:] = out[:count]
         return sums

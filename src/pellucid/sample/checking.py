@@ -9,6 +9,8 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from pellucid import checks
 from pellucid.errors import InvalidRequest
 from pellucid.messages import brief
@@ -72,6 +74,18 @@ def tokens_or_texts(most: int, *, sequences: bool = False) -> Check:
             else:
                 found.append(token_or_text(name, entry))
         return tuple(found)
+
+    return check
+
+
+def tokens(most: int) -> Check:
+    """A list of token ids, or an array."""
+
+    def check(name: str, value: Any) -> tuple[int, ...]:
+        ids = value.tolist() if isinstance(value, np.ndarray) else value
+        if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
+            raise InvalidRequest(f"{name}={brief(ids)}: must be a list of token ids")
+        return tuple(token(name, one) for one in _few(name, ids, most, "ids"))
 
     return check
 

@@ -16,7 +16,7 @@ from typing import Any
 from pellucid.errors import InvalidRequest
 from pellucid.messages import brief
 from pellucid.sample import schema
-from pellucid.sample.schema import refused
+from pellucid.sample.schema import refused, short
 
 LONGEST = {"regex": 1 << 16, "grammar": 1 << 18}  # characters
 DEEPEST, MOST_RULES = 64, 1000  # brackets in brackets; lines that define something
@@ -89,10 +89,7 @@ def _spelled_out(gbnf: str) -> str:
 def _text(kind: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidRequest(f"{kind}={brief(value)}: must be a text that is not empty")
-    if len(value) > LONGEST[kind]:
-        raise InvalidRequest(
-            f"{kind} has {len(value):,} characters; the limit is {LONGEST[kind]:,}: make it shorter"
-        )
+    short(kind, value, LONGEST[kind])
     depth = deepest = 0
     for character in value:
         depth += (character in "([{") - (character in ")]}")

@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import numpy as np
-
 from pellucid.errors import InvalidRequest
 from pellucid.messages import brief
 from pellucid.sample.chain import Chain
-from pellucid.sample.checking import one_of, real, texts, token, whole
+from pellucid.sample.checking import one_of, real, texts, tokens, whole
 from pellucid.sample.step import Step, options_of, owners, steps
 from pellucid.sample.steps.temperature import Temperature
 from pellucid.sample.stop import Ending
@@ -72,7 +70,11 @@ class Options:
             if getattr(self, name) is not None
         }
         checked["stop"] = () if self.stop is None else texts(MOST_STOPS)("stop", self.stop)
-        checked["stop_token_ids"] = _ids(self.stop_token_ids)
+        checked["stop_token_ids"] = (
+            ()
+            if self.stop_token_ids is None
+            else tokens(MOST_STOP_IDS)("stop_token_ids", self.stop_token_ids)
+        )
         LOGPROBS_OF("logprobs_of", self.logprobs_of)
         for name in ("ignore_eos", "watch"):
             if not isinstance(getattr(self, name), bool):
@@ -120,20 +122,6 @@ class Options:
 
 def _own() -> list[str]:
     return [one.name for one in fields(Options) if one.name != "sampling"]
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise InvalidRequest(f"stop_token_ids={brief(value)}: must be a list of token ids")
-    if len(value) > MOST_STOP_IDS:
-        raise InvalidRequest(
-            f"stop_token_ids has {len(value):,} ids; the limit is {MOST_STOP_IDS:,}: give fewer"
-        )
-    return tuple(token("stop_token_ids", one) for one in value)
 
 
 def _chosen(samplers: Any, sampling: Mapping[str, Any]) -> tuple[Step, ...]:

@@ -45,7 +45,7 @@ def read(kind: str, value: Any) -> str:
         except Exception as error:
             raise refused(kind, f"{type(error).__name__}: {error}") from None
     if isinstance(value, str):
-        _short(kind, value)
+        short(kind, value, LONGEST)
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
@@ -57,7 +57,7 @@ def read(kind: str, value: Any) -> str:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise refused(kind, f"it is no JSON ({error})") from None
-    _short(kind, text)
+    short(kind, text, LONGEST)
     schema = json.loads(text)
     if schema is True:
         return "{}"
@@ -71,11 +71,10 @@ def refused(kind: str, problem: str) -> InvalidRequest:
     return InvalidRequest(f"{kind} cannot be followed: {line[:200]}; mend it, or leave it out")
 
 
-def _short(kind: str, text: str) -> None:
-    if len(text) > LONGEST:
-        raise InvalidRequest(
-            f"{kind} has {len(text):,} characters; the limit is {LONGEST:,}: make it shorter"
-        )
+def short(kind: str, text: str, most: int) -> None:
+    """Raises InvalidRequest for a text of more than so many characters."""
+    if len(text) > most:
+        raise InvalidRequest(f"{kind} has {len(text):,} characters; the limit is {most:,}: make it shorter")
 
 
 def _bounded(kind: str, value: Any) -> None:

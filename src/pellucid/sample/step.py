@@ -8,7 +8,7 @@
         idle = property(lambda self: not self.top_k)
 
         def apply(self, candidates, past):
-            return candidates.keep(candidates.top(self.top_k))
+            return candidates.keep_top(self.top_k)
 
 A step is a frozen dataclass. Its fields are options: of ``generate``, of the command line, of a request; their names
 are unique among all steps. ``order`` is its place in the chain where nobody says otherwise.
@@ -121,11 +121,6 @@ class Past:
     def ids(self) -> NDArray[np.int64]:
         """All of them, in order."""
         return self._ids[: self._length]
-
-    @property
-    def generated(self) -> NDArray[np.int64]:
-        """Those after the prompt."""
-        return self._ids[self.prompt_length : self._length]
 
     @property
     def index(self) -> int:

@@ -788,13 +788,6 @@ def test_trees_of_a_vocabulary_do_not_pile_up(llm: LLM) -> None:
 # A real model
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Iterator[LLM]:
-    llm = pellucid.load("smollm2")
-    yield llm
-    llm.close()
-
-
 @pytest.mark.model
 def test_smollm2_follows_schemas(smollm2: LLM) -> None:
     ends = []

@@ -8,10 +8,11 @@ spells otherwise, with other tokens, gets past this. A grammar (``constraint.py`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import tokens_or_texts
@@ -31,7 +32,9 @@ class Banned(Step):
         "Words that must not come, separated by commas, or ids.",
         parts,
     )
-    alone_ids: tuple[int, ...] = field(default=(), repr=False)
+    always: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False
+    )
     sequences: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     @property
@@ -41,11 +44,13 @@ class Banned(Step):
     def bind(self, setting: Setting) -> Step:
         found = [ids for entry in self.banned for ids in spellings(setting.words, "banned", entry)]
         alone = sorted({ids[0] for ids in found if len(ids) == 1})
-        return Banned(self.banned, tuple(alone), tuple(dict.fromkeys(ids for ids in found if len(ids) > 1)))
+        several = tuple(dict.fromkeys(ids for ids in found if len(ids) > 1))
+        return replace(self, always=np.array(alone, np.int64), sequences=several)
 
     def apply(self, candidates: Candidates, past: Past) -> Candidates:
         ids = past.ids
         ends = [
             s[-1] for s in self.sequences if tuple(ids[max(len(ids) - len(s) + 1, 0) :].tolist()) == s[:-1]
         ]
-        return candidates.forbid(np.unique(np.array([*self.alone_ids, *ends], np.int64)))
+        ids = np.concatenate([self.always, np.array(ends, np.int64)]) if ends else self.always
+        return candidates.forbid(ids)

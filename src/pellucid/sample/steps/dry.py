@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -47,6 +47,7 @@ class Dry(Step):
         lambda text: text.split(","),
     )
     breakers: Breakers = field(default_factory=dict, compare=False, repr=False)
+    heads: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
 
     @property
     def idle(self) -> bool:
@@ -54,10 +55,7 @@ class Dry(Step):
 
     def bind(self, setting: Setting) -> Step:
         found = _breakers(setting.words, tuple(self.dry_sequence_breakers))
-        return Dry(
-            self.dry_multiplier, self.dry_base, self.dry_allowed_length, self.dry_penalty_last_n,
-            self.dry_sequence_breakers, found,
-        )  # fmt: skip
+        return replace(self, breakers=found, heads=np.array(list(found), np.int64))
 
     def apply(self, candidates: Candidates, past: Past) -> Candidates:
         ids = last(past.ids, self.dry_penalty_last_n)
@@ -77,7 +75,7 @@ class Dry(Step):
 
     def _since_breaker(self, ids: NDArray[np.int64]) -> int:
         """How many of the last tokens a repetition may consist of: no breaker is among them."""
-        places = np.flatnonzero(np.isin(ids, np.array(list(self.breakers), np.int64)))
+        places = np.flatnonzero(np.isin(ids, self.heads))
         for place in places[::-1].tolist():
             after = ids[place + 1 : place + 1 + LONGEST_TAIL].tolist()
             fits = [len(tail) for tail in self.breakers[int(ids[place])] if tuple(after[: len(tail)]) == tail]

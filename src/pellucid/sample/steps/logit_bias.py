@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.messages import brief
@@ -25,17 +26,13 @@ _finite = real(-1000, 1000, "minus infinity forbids a token")
 
 def _biases(name: str, value: Any) -> tuple[tuple[int | str, float], ...]:
     """Pairs, as a mapping or as this has made them before."""
-    if not isinstance(value, (Mapping, tuple)):
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
         raise InvalidRequest(
             f"{name}={brief(value)}: must map token ids or texts to numbers, as {{1234: -5.0}}"
         )
-    if len(value) > MOST:
-        raise InvalidRequest(f"{name} has {len(value):,} entries; the limit is {MOST:,}: bias fewer tokens")
-    pairs = value.items() if isinstance(value, Mapping) else value
-    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-        raise InvalidRequest(
-            f"{name}={brief(value)}: must map token ids or texts to numbers, as {{1234: -5.0}}"
-        )
+    if len(pairs) > MOST:
+        raise InvalidRequest(f"{name} has {len(pairs):,} entries; the limit is {MOST:,}: bias fewer tokens")
     return tuple(
         (token_or_text(name, token), _amount(f"{name} of {brief(token)}", one)) for token, one in pairs
     )
@@ -64,7 +61,8 @@ class LogitBias(Step):
     logit_bias: tuple[tuple[int | str, float], ...] = option(
         (), _biases, "Numbers added to logits: TOKEN=NUMBER,... where a token is its id or its text.", _read
     )
-    ids: tuple[int, ...] = field(default=(), repr=False)
+    ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
+    amounts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
     @property
     def idle(self) -> bool:
@@ -77,9 +75,8 @@ class LogitBias(Step):
             raise InvalidRequest(
                 f"logit_bias names token {twice} twice, by its id and its text: leave one of them out"
             )
-        return LogitBias(self.logit_bias, ids)
+        amounts = np.array([amount for _, amount in self.logit_bias])
+        return replace(self, ids=np.array(ids, np.int64), amounts=amounts)
 
     def apply(self, candidates: Candidates, past: Past) -> Candidates:
-        return candidates.plus(
-            np.array(self.ids, np.int64), np.array([amount for _, amount in self.logit_bias])
-        )
+        return candidates.plus(self.ids, self.amounts)
