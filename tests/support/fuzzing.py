@@ -1,0 +1,162 @@
+"""Runs fuzzers: numbered cases in worker processes that are killed when a case passes its limits.
+
+A fuzzer is a file ``tests/fuzz/fuzz_*.py`` with
+
+    SECONDS   float, the longest that one case may take
+    MEMORY    int, bytes of address space that a worker may have
+    SMALL     int, how many cases ``make test`` runs
+    LONG      int, how many cases ``make fuzz`` runs
+    def case(random: Random, folder: Path) -> str | None
+
+``case`` makes one input from the random numbers and gives it to Pellucid. It returns None, or one line that says what
+is wrong. An exception that it lets through is a finding as well, and so are a signal and a case past its limits.
+Case ``i`` of a seed has the same random numbers whatever ran before it, so that it can be run alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from random import Random
+
+FOLDER = Path(__file__).parents[1] / "fuzz"
+PORTION = 200  # cases that a worker is given at a time
+STARTUP_SECONDS = 60.0  # imports, before the first case of a worker
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with one case."""
+
+    case: int
+    problem: str
+
+
+@dataclass
+class _Worker:
+    process: multiprocessing.process.BaseProcess
+    pipe: Connection
+    left: list[int]  # cases that it has not begun
+    case: int | None = None  # the one that it is at
+    since: float = 0.0  # when that began
+
+
+def known() -> list[str]:
+    """The names of all fuzzers."""
+    return sorted(path.stem.removeprefix("fuzz_") for path in FOLDER.glob("fuzz_*.py"))
+
+
+def load(name: str):  # type: ignore[no-untyped-def]
+    """The module of a fuzzer."""
+    if str(FOLDER) not in sys.path:
+        sys.path.insert(0, str(FOLDER))
+    return importlib.import_module(f"fuzz_{name}")
+
+
+def run(
+    name: str, seed: int, cases: Iterable[int], processes: int = 2, done: Callable[[int], None] | None = None
+) -> list[Finding]:
+    """What is wrong with these cases of a fuzzer, in their order; ``done`` is told of each one that ended."""
+    fuzzer, findings = load(name), list[Finding]()
+    portions = _portions(list(cases))
+    workers = [worker for _ in range(processes) if (worker := _start(name, seed, portions)) is not None]
+    try:
+        while workers:
+            ready = wait([worker.pipe for worker in workers], timeout=0.2)
+            for worker in list(workers):
+                problem = _heard(worker, done, findings) if worker.pipe in ready else _late(worker, fuzzer)
+                if problem is None:
+                    continue
+                worker.process.kill()
+                worker.process.join()
+                workers.remove(worker)
+                if problem:
+                    findings.append(Finding(-1 if worker.case is None else worker.case, problem))
+                    rest = iter([worker.left] if worker.left else [])
+                    replacement = _start(name, seed, rest) or _start(name, seed, portions)
+                else:
+                    replacement = _start(name, seed, portions)
+                workers += [] if replacement is None else [replacement]
+    finally:
+        for worker in workers:
+            worker.process.kill()
+            worker.process.join()
+    return sorted(findings, key=lambda finding: finding.case)
+
+
+def _portions(cases: list[int]) -> Iterator[list[int]]:
+    for at in range(0, len(cases), PORTION):
+        yield cases[at : at + PORTION]
+
+
+def _start(name: str, seed: int, portions: Iterator[list[int]]) -> _Worker | None:
+    portion = next(portions, None)
+    if portion is None:
+        return None
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(name, seed, list(portion), theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours, list(portion), None, time.monotonic())
+
+
+def _heard(worker: _Worker, done: Callable[[int], None] | None, findings: list[Finding]) -> str | None:
+    """Takes a worker's next word. What ended it, "" where that is its last case; None while it goes on."""
+    try:
+        case, problem = worker.pipe.recv()
+    except EOFError:
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        if code == 0 and not worker.left:
+            return ""
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"the worker ended with code {code}"
+    if problem is None:  # it begins
+        worker.case, worker.since = case, time.monotonic()
+        worker.left.remove(case)
+        return None
+    if problem:
+        findings.append(Finding(case, problem))
+    worker.since = time.monotonic()
+    if done is not None:
+        done(case)
+    return None
+
+
+def _late(worker: _Worker, fuzzer) -> str | None:  # type: ignore[no-untyped-def]
+    limit = STARTUP_SECONDS if worker.case is None else 2 * fuzzer.SECONDS + 2
+    if not worker.process.is_alive() and not worker.pipe.poll():
+        return f"the worker ended with code {worker.process.exitcode}"
+    return f"more than {limit:g} s, killed" if time.monotonic() - worker.since > limit else None
+
+
+def _work(name: str, seed: int, cases: list[int], pipe: Connection) -> None:
+    fuzzer = load(name)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (fuzzer.MEMORY, hard))
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases:
+            pipe.send((case, None))
+            began = time.process_time()
+            try:
+                problem = fuzzer.case(Random(f"{seed}:{case}"), Path(folder)) or ""
+            except (Exception, KeyboardInterrupt) as error:
+                problem = _told(error)
+            if not problem and (spent := time.process_time() - began) > fuzzer.SECONDS:
+                problem = f"{spent:.1f} s; {fuzzer.SECONDS:g} are allowed"
+            pipe.send((case, problem))
+
+
+def _told(error: BaseException) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {str(error)[:200]}"
