@@ -1,9 +1,11 @@
-"""Writes src/pellucid/tokenize/unicode.txt: what tokenizers must know of characters.
+"""Writes src/pellucid/tokenize/unicode.txt: what tokenizers must know of characters; and unicode_properties.txt.
 
-    python tests/oracles/unicode_oracle.py [--compare]
+    python tests/oracles/unicode_oracle.py [--compare | --properties DOC]
 
 The truth is what Hugging Face ``tokenizers`` does, asked of every code point (0.23): its ``\\p{...}`` (Oniguruma,
 Unicode 16), its small letters (Rust, Unicode 17), the normalisation forms and marks of a crate that has Unicode 9.
+``--properties`` writes the other file, the properties that a pattern can name; DOC is doc/UNICODE_PROPERTIES of
+Oniguruma's source.
 ``--compare`` writes nothing and shows where ``tokenizers``, ``tiktoken`` and
 ``regex`` do not agree on ``\\p{...}``.
 
@@ -15,12 +17,14 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).parents[2] / "src" / "pellucid" / "tokenize" / "unicode.txt"
+PROPERTIES = OUT.with_name("unicode_properties.txt")
 CATEGORIES = [
     "Lu",
     "Ll",
@@ -73,6 +77,61 @@ def of_tokenizers(name: str) -> set[int]:
     pattern = r"\s" if name == "White_Space" else rf"\p{{{name}}}"
     kept = Split(Regex(pattern), "removed", invert=True).pre_tokenize_str(TEXT)
     return {ord(letter) for piece, _ in kept for letter in piece}
+
+
+def matching(pattern: str, text: str = TEXT) -> str:
+    """What a pattern matches in a text, joined."""
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import Split
+
+    pieces = Split(Regex(pattern), "removed", invert=True).pre_tokenize_str(text)
+    return "".join(piece for piece, _ in pieces)
+
+
+def properties(doc: Path) -> str:
+    """A line for each set that Oniguruma has names for: the names as they are compared, a colon, runs."""
+    known: dict[str, list[str]] = {}
+    for line in doc.read_text().splitlines():
+        if re.fullmatch(r"[A-Za-z]\w*", name := line.strip()):
+            found = runs(map(ord, matching(rf"\p{{{name}}}+")))
+            known.setdefault(found, []).append(re.sub("[ _-]", "", name).lower())
+    return "".join(f"{' '.join(names)}: {found}\n" for found, names in known.items())
+
+
+def folds() -> dict[str, str]:
+    """What ``(?i:...)`` takes for the same.
+
+    "41-5A+32": a run, and how far off the letter is that all of its kind become; "DF=73.73": one that is several.
+    """
+    changing = [code for code in CODES if is_cased(chr(code))]
+    letters = "".join(map(chr, changing))
+    apart: dict[int, list[int]] = {}
+    several = []
+    for code in changing:
+        same = sorted(map(ord, matching(f"(?i:{chr(code)})", letters)))
+        target = representative(same)
+        if target != code:
+            apart.setdefault(target - code, []).append(code)
+        folded = chr(code).casefold()
+        if len(folded) > 1 and matching(f"(?i:{chr(code)})", folded) == folded:
+            several.append(f"{code:X}=" + ".".join(f"{ord(letter):X}" for letter in folded))
+    simple = [f"{run}{distance:+d}" for distance, codes in apart.items() for run in runs(codes).split()]
+    return {"fold.simple": " ".join(simple), "fold.full": " ".join(several)}
+
+
+def is_cased(letter: str) -> bool:
+    """Whether a letter may have others that are the same in another case."""
+    from tokenizers.normalizers import Lowercase
+
+    return (
+        Lowercase().normalize_str(letter) != letter or letter.casefold() != letter or letter.upper() != letter
+    )
+
+
+def representative(same: list[int]) -> int:
+    """The one of its kind that all become: the small letter that Unicode's simple folding names, else the last."""
+    folded = [code for code in same if all(chr(other).casefold() == chr(code) for other in same)]
+    return folded[0] if folded else same[-1]
 
 
 def of_regex(name: str) -> set[int]:
@@ -197,14 +256,19 @@ def rewriting(letters: set[str]) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--compare", action="store_true")
-    if not parser.parse_args().compare:
+    parser.add_argument("--properties", type=Path, metavar="DOC")
+    options = parser.parse_args()
+    if options.properties:
+        PROPERTIES.write_text(properties(options.properties))
+        return
+    if not options.compare:
         lines = {name: runs(of_tokenizers(name)) for name in CATEGORIES + OTHERS}
         lines |= {
             "text.marks": runs(marks()),
             "text.normalized": runs(normalized()),
             "text.small": small_letters(),
         }
-        lines |= clusters() | bert()
+        lines |= clusters() | bert() | folds() | {"text.word": runs(map(ord, matching(r"\w+")))}
         OUT.write_text("".join(f"{name} {found}\n" for name, found in lines.items()))
         return
     for name in CATEGORIES + OTHERS:

@@ -28,8 +28,9 @@ class Split(Record):
     starts: Address  # (256,) uint8: whether a match may begin with a character that begins so
     behavior: int  # an index of BEHAVIORS
     inverted: int  # 1: matches are what lies between them
+    most_steps: int  # of the automaton, in all
     out: Address  # (m, 2) int32, room for as many as there are bytes
-    made: Address  # int64: m
+    made: Address  # int64: m, or -1 where that takes more steps
 
 
 def decoding(simd: Any) -> Any:
@@ -108,8 +109,8 @@ def build(simd: Any) -> Any:
 
     @simd.jit
     def match(text, position, end, classes, table, columns):
-        """Where the match that begins at ``position`` ends; there itself if there is none."""
-        state, found = START, position
+        """Where the match that begins at ``position`` ends, there itself if there is none; how many bytes were read."""
+        state, found, begin = START, position, position
         while True:
             kind, step = columns - 1, 0
             if position < end:
@@ -123,7 +124,7 @@ def build(simd: Any) -> Any:
                 found = position
             state = entry >> 1
             if state == 0:
-                return found
+                return found, position + step - begin
             position += step
 
     @simd.jit
@@ -153,7 +154,7 @@ def build(simd: Any) -> Any:
             load(record + at.columns),
         )
         behavior, inverted = load(record + at.behavior), load(record + at.inverted) != 0
-        starts, made = load(record + at.starts), 0
+        starts, made, steps = load(record + at.starts), 0, load(record + at.most_steps)
         for i in range(load(record + at.count)):
             begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
             if end < 0:  # an id that is known: text_pieces.py
@@ -164,7 +165,11 @@ def build(simd: Any) -> Any:
                 position = skip(starts, text + position, text + end) - text
                 if position >= end:
                     break
-                found = match(text, position, end, classes, table, columns)
+                found, read = match(text, position, end, classes, table, columns)
+                steps -= read
+                if steps < 0:
+                    store_i64(load(record + at.made), -1)
+                    return
                 if found > position:
                     if begin < position:
                         made = put(out, made, first, begin, position, inverted, previous, behavior)

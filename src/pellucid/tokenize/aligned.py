@@ -10,10 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from re import Match
+
+from pellucid.errors import InvalidRequest
 
 Change = Callable[[str], Iterable[tuple[str, int]]]
-"""What a piece of text becomes: characters, and which character of the piece, by its index, they stand for."""
+"""What a piece of text becomes: characters, and which character of the piece, by its index, they stand for; -1 for the
+one before the piece."""
+
+TIMES, MORE, MOST = 32, 1_000, 1 << 28
+"""What rules of a file may make of n characters: TIMES * n + MORE of them, and MOST, or n if that is more. The longest
+normalisation form has 18 times as many."""
+
+
+def check_growth(before: int, after: int) -> None:
+    """Refuse a text of ``before`` characters that has become ``after``. Raises :class:`InvalidRequest`."""
+    most = min(TIMES * before + MORE, max(before, MOST))
+    if after > most:
+        raise InvalidRequest(
+            f"the tokenizer's rules make {after:,} characters or more of a text of {before:,}; {most:,} are allowed: "
+            "use another tokenizer file, or encode the text in parts"
+        )
 
 
 @dataclass(frozen=True)
@@ -41,24 +57,28 @@ class Aligned:
         begin = self.starts[start] if start < len(self.text) else 0
         return begin, self.ends[stop - 1] if start < stop else begin
 
-    def rewritten(self, matches: Iterable[Match[str]], change: Change) -> Aligned:
-        """The text in which each match became what ``change`` makes of it."""
+    def rewritten(self, matches: Iterable[tuple[int, int]], change: Change) -> Aligned:
+        """The text in which each match, from here to there, became what ``change`` makes of it.
+
+        What an empty match becomes stands where the character before does, at the beginning for nothing.
+        """
         text: list[str] = []
         starts: list[int] = []
         ends: list[int] = []
-        done = 0
-        for found in matches:
-            start, stop = found.span()
+        done, changed = 0, False
+        for start, stop in matches:
+            changed = True
             text.append(self.text[done:start])
             starts.extend(self.starts[done:start])
             ends.extend(self.ends[done:start])
             changes = list(change(self.text[start:stop]))
             text.extend([new for new, _ in changes])
             places = [start + index for new, index in changes for _ in new]
-            starts.extend(map(self.starts.__getitem__, places))
-            ends.extend(map(self.ends.__getitem__, places))
+            starts.extend(self.starts[max(place, 0)] for place in places)
+            ends.extend(self.ends[place] if place >= 0 else self.starts[0] for place in places)
+            check_growth(len(self.text), len(starts))
             done = stop
-        if not done:
+        if not changed:
             return self
         text.append(self.text[done:])
         starts.extend(self.starts[done:])

@@ -258,7 +258,7 @@ def _late(steps: Sequence[Step], replaced: Normalizer | None) -> list[Stage] | N
         rewriting = _rewriting(changes)
         if table is None or rewriting is None or not isinstance(step, Split):
             return None
-        stages += [*rewriting, Cutting(table, step.behavior, step.invert)]
+        stages += [*rewriting, Cutting(step.pattern, table, step.behavior, step.invert)]
         changes = []
     rewriting = _rewriting(changes)
     return None if rewriting is None else [*stages, *rewriting]

@@ -125,8 +125,10 @@ def _behind(first: dict[int, str | None], then: dict[int, str | None]) -> dict[i
     """One map after another."""
 
     def of(text: str | None) -> str | None:
-        parts = [] if text is None else [then.get(ord(letter), letter) for letter in text]
-        return None if text is None or None in parts else "".join(part or "" for part in parts)
+        if text is None or len(text) > LONGEST:
+            return None  # Python makes of it what it becomes, within limits
+        parts = [then.get(ord(letter), letter) for letter in text]
+        return None if None in parts else "".join(part or "" for part in parts)
 
     return then | {code: of(target) for code, target in first.items()}
 

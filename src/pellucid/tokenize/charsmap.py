@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from pellucid.errors import FileFormatError
 from pellucid.tokenize import kept
-from pellucid.tokenize.aligned import Aligned, placed
+from pellucid.tokenize.aligned import Aligned, check_growth, placed
 from pellucid.tokenize.decode import SPACE
-from pellucid.tokenize.normalize import Normalizer, Rewrite, compiled
+from pellucid.tokenize.normalize import Normalizer, Rewrite, compiled, matches
 from pellucid.tokenize.unicode import bracket, letters, members, singles
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Precompiled(Normalizer):
     map: CharsMap
 
     def steps(self) -> list[Rewrite]:
-        return [Rewrite(compiled(r"(?s).+"), lambda text: placed(self._changes(text)))]
+        return [Rewrite(matches(r"(?s).+"), lambda text: placed(self._changes(text)))]
 
     def __call__(self, text: str) -> str:
         return super().__call__(text) if self.map.begins.search(text) else text
@@ -184,6 +184,7 @@ class Precompiled(Normalizer):
     def _changes(self, text: str) -> list[tuple[str, int]]:
         changes: list[tuple[str, int]] = []
         for cluster, unchanged in self._clusters(text):
+            check_growth(len(text), len(changes))
             if unchanged:
                 changes += [(letter, 0) for letter in cluster]
                 continue
@@ -231,7 +232,7 @@ class SentencePiece(Normalizer):
     kept: Sequence[str] = ()
 
     def steps(self) -> list[Rewrite]:
-        return [Rewrite(compiled(r"(?s).+"), self._change)]
+        return [Rewrite(matches(r"(?s).+"), self._change)]
 
     def __call__(self, text: str) -> str:
         return "".join([new for new, _ in self._placed(text)[0]])
@@ -283,6 +284,7 @@ class SentencePiece(Normalizer):
             if after_space:
                 new = new.lstrip(" ")
             out.extend((space if letter == " " else letter, at) for letter in new)
+            check_growth(len(text), len(out))
             if new:
                 after_space = new.endswith(" ")
             consumed = at + length

@@ -33,9 +33,11 @@ from pellucid.kernels.record import Record
 from pellucid.runtime.call import Call
 from pellucid.runtime.memory import Arena, address
 from pellucid.tokenize import tables
+from pellucid.tokenize.aligned import MORE, TIMES
 from pellucid.tokenize.automaton import Automaton
 from pellucid.tokenize.charmap import CharacterMap
 from pellucid.tokenize.forms import FormTable
+from pellucid.tokenize.matcher import too_slow
 
 T = TypeVar("T")
 
@@ -86,6 +88,7 @@ class Texts:
     count: int
     ends: tuple[NDArray[np.int32], int]
     texts: int
+    original: int  # the length that they came with
     side: int = 0  # of the room, where the pieces are
     text_side: int = 0  # where the text and its ends are
 
@@ -110,7 +113,7 @@ class Texts:
             spans[0][0] = 0
             spans[0][2 : 2 * count : 2] = ends[0][: count - 1]
             spans[0][1 : 2 * count : 2] = ends[0][:count]
-        return cls(room, text, length, spans, count, ends, len(data))
+        return cls(room, text, length, spans, count, ends, len(data), length + 1)
 
     def spans(self) -> NDArray[np.int32]:
         """The pieces, (n, 2): first byte, and the one behind the last."""
@@ -129,6 +132,11 @@ class Cut:
     _kernel: Call
 
     def __call__(self, texts: Texts) -> bool:
+        self._cut(texts)
+        return True
+
+    def _cut(self, texts: Texts, **more: int) -> None:
+        """``more`` is what else the kernel is told."""
         room, side = texts.room, 1 - texts.side
         out = room.array("pieces", side, 2 * (texts.length + texts.count + 1), np.int32)
         self._kernel(
@@ -137,15 +145,20 @@ class Cut:
             count=texts.count,
             out=out[1],
             made=room.made_place,
+            **more,
         )
         texts.pieces, texts.count, texts.side = out, int(room.made[0]), side
-        return True
+
+
+STEPS, STEPS_A_BYTE = 1_000_000, 256
+"""How many steps a pattern may take: many times what one takes that reads a text a few times."""
 
 
 class Cutting(Cut):
-    """Pieces cut where a pattern matches."""
+    """Pieces cut where a pattern matches. Raises :class:`InvalidRequest` for texts that take it too many steps."""
 
-    def __init__(self, automaton: Automaton, behavior: str, inverted: bool) -> None:
+    def __init__(self, pattern: str, automaton: Automaton, behavior: str, inverted: bool) -> None:
+        self._pattern = pattern
         self._kernel = Call(
             "text.split",
             text_split.Split,
@@ -156,6 +169,13 @@ class Cutting(Cut):
             behavior=text_split.BEHAVIORS.index(behavior),
             inverted=int(inverted),
         )
+
+    def __call__(self, texts: Texts) -> bool:
+        steps = STEPS + STEPS_A_BYTE * texts.length
+        self._cut(texts, most_steps=steps)
+        if texts.count < 0:
+            raise too_slow(self._pattern, f"{steps:,} steps for {texts.length:,} bytes")
+        return True
 
 
 class Adding(Cut):
@@ -188,7 +208,7 @@ class Separating(Cut):
 
 class Changing:
     """Other texts made of texts, by ``_kernel``; a byte becomes ``_growth`` of them at most, and a piece gets
-    ``_ahead`` more."""
+    ``_ahead`` more. Texts that grow beyond what ``aligned.check_growth`` may allow are for Python, which says so."""
 
     _kernel: Call
     _growth: int
@@ -197,7 +217,7 @@ class Changing:
     def __call__(self, texts: Texts) -> bool:
         room, side, text_side = texts.room, 1 - texts.side, 1 - texts.text_side
         length = self._growth * texts.length + (self._ahead + 1) * texts.count
-        if length >= text_pieces.PART:
+        if length >= text_pieces.PART or self._growth > TIMES or self._ahead > MORE:
             return False
         out = room.array("text", text_side, length + text_pieces.PADDING, np.uint8)
         pieces = room.array("pieces", side, 2 * texts.count, np.int32)
@@ -219,7 +239,7 @@ class Changing:
         texts.text, texts.pieces, texts.ends = out, pieces, ends
         texts.side, texts.text_side = side, text_side
         texts.length = int(ends[0][texts.texts - 1])
-        return True
+        return texts.length <= TIMES * texts.original
 
     def _more(self, room: Room) -> dict[str, int]:
         """What else the kernel is told each time."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.kernels.text_split import BEHAVIORS
+from pellucid.messages import shown
 from pellucid.tokenize import normalize, pretokenize
 from pellucid.tokenize.decode import (
     SPACE,
@@ -22,7 +23,9 @@ from pellucid.tokenize.decode import (
     WordPieceDecoder,
 )
 from pellucid.tokenize.encoding import Padding, Truncation
+from pellucid.tokenize.matcher import matcher
 from pellucid.tokenize.normalize import Normalizer
+from pellucid.tokenize.oniguruma_sets import PatternError, quoted
 from pellucid.tokenize.patterns import GPT2
 from pellucid.tokenize.postprocess import A, B, Template, Trim
 from pellucid.tokenize.pretokenize import Change, Split, Stage
@@ -96,7 +99,7 @@ def pre_tokenizers(parts: Parts, spec: Json | None) -> list[Stage]:
     if kind == "Split":
         check("pattern", "behavior", "invert", behavior=BEHAVIORS)
         pattern, is_pattern = _pattern(parts, spec["pattern"])
-        return [Split(pattern if is_pattern else _escape(pattern), spec["behavior"], bool(spec["invert"]))]
+        return [Split(pattern if is_pattern else quoted(pattern), spec["behavior"], bool(spec["invert"]))]
     if kind == "Digits":
         each = check("individual_digits").get("individual_digits")
         return [Split(r"\p{N}", "Isolated" if each else "Contiguous")]
@@ -104,7 +107,7 @@ def pre_tokenizers(parts: Parts, spec: Json | None) -> list[Stage]:
         check("behavior", behavior=BEHAVIORS)
         return [Split(pretokenize.PUNCTUATION.pattern, spec.get("behavior", "Isolated"))]
     if kind == "CharDelimiterSplit":
-        return [Split(_escape(parts.text(check("delimiter"), "delimiter")), "Removed")]
+        return [Split(quoted(parts.text(check("delimiter"), "delimiter")), "Removed")]
     if kind == "FixedLength":
         length = check("length").get("length", 5)
         if type(length) is not int or length < 1:
@@ -123,7 +126,7 @@ def pre_tokenizers(parts: Parts, spec: Json | None) -> list[Stage]:
         if scheme != "never":
             stages.append(Change(normalize.Prepend(space, unless_there=True), only_first=scheme == "first"))
         if spec.get("split", True):
-            stages.append(Split(_escape(space), "MergedWithNext"))
+            stages.append(Split(quoted(space), "MergedWithNext"))
         return stages
     known = "Sequence, ByteLevel, Split, Digits, Punctuation, CharDelimiterSplit, FixedLength, Metaspace"
     raise UnsupportedModel(
@@ -263,21 +266,11 @@ def _pattern(parts: Parts, spec: Any) -> tuple[str, bool]:
     """(text, whether it is a pattern) of ``{"String": …}`` or ``{"Regex": …}``."""
     if isinstance(spec, dict) and len(spec) == 1 and isinstance(text := next(iter(spec.values())), str):
         if "Regex" in spec:
-            import regex  # type: ignore[import-untyped]
-
             try:
-                regex.compile(text)
-            except regex.error as bad:
-                raise UnsupportedModel(
-                    f"{parts.path.name}: pattern {text!r} is not understood: {bad}"
-                ) from None
+                matcher(text)
+            except PatternError as bad:
+                raise UnsupportedModel(f"{parts.path.name}: pattern {shown(text)!r}: {bad}") from None
             return text, True
         if "String" in spec:
             return text, False
     raise FileFormatError(parts.path, "pattern", f"{spec!r} is neither a String nor a Regex")
-
-
-def _escape(text: str) -> str:
-    from re import escape
-
-    return escape(text)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal
 
-from pellucid.tokenize.aligned import Aligned, Change, placed
+from pellucid.tokenize.aligned import Aligned, Change, check_growth, placed
+from pellucid.tokenize.matcher import matcher
+from pellucid.tokenize.oniguruma_sets import quoted
 from pellucid.tokenize.unicode import bracket, letters, members, ranges, singles, small_letters, union
 
 if TYPE_CHECKING:
@@ -26,19 +28,24 @@ Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
 @dataclass(frozen=True)
 class Rewrite:
-    """Each match of a pattern becomes something else."""
+    """What ``find`` finds becomes something else, from the left to the right."""
 
-    pattern: Pattern[str]
+    find: Callable[[str], Iterable[tuple[int, int]]]
     change: Change
 
     def __call__(self, text: str) -> str:
-        changed: str = self.pattern.sub(
-            lambda found: "".join([new for new, _ in self.change(found[0])]), text
-        )
-        return changed
+        out: list[str] = []
+        done = length = 0
+        for start, stop in self.find(text):
+            new = "".join([new for new, _ in self.change(text[start:stop])])
+            length += len(new)
+            check_growth(len(text), length)
+            out += (text[done:start], new)
+            done = stop
+        return "".join([*out, text[done:]]) if out else text
 
     def aligned(self, text: Aligned) -> Aligned:
-        return text.rewritten(self.pattern.finditer(text.text), self.change)
+        return text.rewritten(self.find(text.text), self.change)
 
 
 class Normalizer(ABC):
@@ -53,30 +60,37 @@ class Normalizer(ABC):
         return self.steps()
 
     def __call__(self, text: str) -> str:
+        before = len(text)
         for step in self._steps:
             text = step(text)
+            check_growth(before, len(text))
         return text
 
     def aligned(self, text: Aligned) -> Aligned:
+        before = len(text)
         for step in self._steps:
             text = step.aligned(text)
+            check_growth(before, len(text))
         return text
 
 
 @dataclass(frozen=True)
 class Replace(Normalizer):
-    """Every ``old`` becomes ``new``; ``old`` is plain text, or a pattern when ``is_pattern``."""
+    """Every ``old`` becomes ``new``; ``old`` is plain text, or a pattern in Oniguruma's syntax when ``is_pattern``."""
 
     old: str
     new: str
     is_pattern: bool = False
 
     def steps(self) -> list[Rewrite]:
-        pattern = self.old if self.is_pattern else re.escape(self.old)
-        return [Rewrite(compiled(pattern), lambda match: [(self.new, max(len(match) - 1, 0))])]
+        find = matcher(self.old if self.is_pattern else quoted(self.old)).spans
+        return [Rewrite(find, lambda match: [(self.new, len(match) - 1)])]
 
     def __call__(self, text: str) -> str:
-        return super().__call__(text) if self.is_pattern else text.replace(self.old, self.new)
+        if self.is_pattern:
+            return super().__call__(text) if text else text
+        check_growth(len(text), len(text) + text.count(self.old) * (len(self.new) - len(self.old)))
+        return text.replace(self.old, self.new)
 
 
 @dataclass(frozen=True)
@@ -88,11 +102,12 @@ class Prepend(Normalizer):
 
     def steps(self) -> list[Rewrite]:
         there = f"(?!{re.escape(self.prefix)})" if self.unless_there else ""
-        return [Rewrite(compiled(rf"\A{there}(?s:.)"), lambda first: [(self.prefix + first, 0)])]
+        return [Rewrite(matches(rf"\A{there}(?s:.)"), lambda first: [(self.prefix + first, 0)])]
 
     def __call__(self, text: str) -> str:
         if not text or (self.unless_there and text.startswith(self.prefix)):
             return text
+        check_growth(len(text), len(text) + len(self.prefix))
         return self.prefix + text
 
 
@@ -107,7 +122,7 @@ class Normalize(Normalizer):
     form: Form
 
     def steps(self) -> list[Rewrite]:
-        return [Rewrite(compiled(f"[{bracket('text.normalized')}]+"), self._change)]
+        return [Rewrite(matches(_normalized()), self._change)]
 
     def __call__(self, text: str) -> str:
         if not text.isascii() and _many().search(text):
@@ -118,7 +133,7 @@ class Normalize(Normalizer):
             return text
         if _newer().search(text) is None:
             return unicodedata.normalize(self.form, text)
-        return self._steps[0].pattern.sub(lambda run: unicodedata.normalize(self.form, run[0]), text)  # type: ignore
+        return compiled(_normalized()).sub(lambda run: unicodedata.normalize(self.form, run[0]), text)  # type: ignore
 
     @property
     def _apart(self) -> Form:
@@ -130,6 +145,11 @@ class Normalize(Normalizer):
             return [(letter, at) for at, letter in enumerate(run)]
         parts = list(_decomposed(run, self._apart))
         return placed(_composed(parts) if self._apart != self.form else parts)
+
+
+@cache
+def _normalized() -> str:
+    return f"[{bracket('text.normalized')}]+"
 
 
 @cache
@@ -205,7 +225,7 @@ class Lowercase(Normalizer):
 
     def steps(self) -> list[Rewrite]:
         small = small_letters()
-        return [Rewrite(compiled(f"[{bracket(singles(small))}]"), lambda capital: [(small[ord(capital)], 0)])]
+        return [Rewrite(matches(f"[{bracket(singles(small))}]"), lambda capital: [(small[ord(capital)], 0)])]
 
     def __call__(self, text: str) -> str:
         return text.lower() if text.isascii() else text.translate(small_letters())
@@ -224,7 +244,7 @@ class Nmt(Normalizer):
     """The clean-up of neural machine translation in SentencePiece: no control characters, all white space a space."""
 
     def steps(self) -> list[Rewrite]:
-        space = Rewrite(compiled(f"[{bracket(_NMT_SPACE)}]"), lambda _: [(" ", 0)])
+        space = Rewrite(matches(f"[{bracket(_NMT_SPACE)}]"), lambda _: [(" ", 0)])
         return [dropping(f"[{bracket(_NMT_DROPPED)}]+"), space]
 
 
@@ -249,9 +269,9 @@ class Bert(Normalizer):
     def steps(self) -> list[Rewrite | Normalizer]:
         clean = [
             dropping(f"[{bracket('bert.dropped')}]+"),
-            Rewrite(compiled(r"\p{White_Space}"), lambda _: [(" ", 0)]),
+            Rewrite(matches(r"\p{White_Space}"), lambda _: [(" ", 0)]),
         ]
-        cjk = [Rewrite(compiled(f"[{bracket(IDEOGRAPHS)}]"), lambda letter: [(f" {letter} ", 0)])]
+        cjk = [Rewrite(matches(f"[{bracket(IDEOGRAPHS)}]"), lambda letter: [(f" {letter} ", 0)])]
         accents = [Normalize("NFD"), dropping(f"[{bracket('bert.marks')}]+")]
         return [
             *(clean if self.clean else ()),
@@ -291,12 +311,18 @@ def sequence(stages: Sequence[Normalizer]) -> Normalizer | None:
 
 def dropping(pattern: str) -> Rewrite:
     """A rewrite to nothing."""
-    return Rewrite(compiled(pattern), lambda _: [])
+    return Rewrite(matches(pattern), lambda _: [])
+
+
+def matches(pattern: str) -> Callable[[str], Iterable[tuple[int, int]]]:
+    """What finds the matches of a pattern of the ``regex`` package: one of ours, never a file's."""
+    found = compiled(pattern)
+    return lambda text: (match.span() for match in found.finditer(text))
 
 
 @cache
 def compiled(pattern: str) -> Pattern[str]:
-    """A pattern of the ``regex`` package."""
+    """A pattern of the ``regex`` package: one of ours, never a file's."""
     import regex
 
     return regex.compile(pattern)

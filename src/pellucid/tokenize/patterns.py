@@ -33,8 +33,8 @@ TEKKEN = (
 )
 PUNCTUATION_RUN = r"[\p{P}\$\+<=>\^~\|]+"
 
-COVERING = frozenset({GPT2, LLAMA3, QWEN2, QWEN35, O200K, TEKKEN})
-"""Patterns that match every character of any text, so that there are no gaps to look for."""
+LINEAR = frozenset({GPT2, LLAMA3, QWEN2, QWEN35, O200K, TEKKEN})
+"""Patterns that a backtracking engine runs in linear time, whatever the text."""
 
 
 @dataclass(frozen=True)

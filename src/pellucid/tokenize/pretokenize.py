@@ -9,23 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from pellucid.tokenize.aligned import Aligned
-from pellucid.tokenize.normalize import Normalizer, compiled
-from pellucid.tokenize.patterns import COVERING
-from pellucid.tokenize.unicode import bracket, settled
-
-if TYPE_CHECKING:
-    from regex import Pattern  # type: ignore[import-untyped]
-
+from pellucid.tokenize.matcher import Matcher, matcher
+from pellucid.tokenize.normalize import Normalizer
+from pellucid.tokenize.oniguruma_sets import literal
 
 Spans = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Split at the matches of a pattern (syntax of the ``regex`` package).
+    """Split at the matches of a pattern, in Oniguruma's syntax.
 
     ``behavior`` says what becomes of a match: a piece of its own, nothing, or the end or the start of its
     neighbour; ``Contiguous`` joins matches that touch. ``invert`` swaps matches and gaps.
@@ -36,37 +31,30 @@ class Split:
     invert: bool = False
 
     @cached_property
-    def _regex(self) -> Pattern[str]:
-        return compiled(self.pattern)
-
-    @property
-    def _found(self) -> bool:
-        """Whether the matches are all pieces that there are."""
-        isolated = self.pattern in COVERING and self.behavior == "Isolated"
-        return isolated or (self.behavior == "Removed" and self.invert)
+    def _matcher(self) -> Matcher:
+        return matcher(self.pattern)
 
     def __call__(self, text: str) -> list[str]:
         """The pieces."""
-        if self._found and settled(text) is text:
-            pieces: list[str] = self._regex.findall(text)
-            return pieces
         return [text[start:stop] for start, stop in self.spans(text)]
 
     def spans(self, text: str) -> Spans:
-        """Where the pieces are."""
+        """Where the pieces are. Raises :class:`InvalidRequest` for a text that takes the pattern too long."""
+        if not text:
+            return []
+        matches = self._matcher.spans(text)
+        if self.behavior == "Removed" and self.invert:
+            return matches if not self._matcher.may_be_empty else [one for one in matches if one[0] < one[1]]
         parts: list[tuple[int, int, bool]] = []
         done = 0
-        for found in self._regex.finditer(settled(text)):
-            start, stop = found.span()
-            if start == stop:
-                continue
+        for start, stop in matches:
             if done < start:
                 parts.append((done, start, self.invert))
             parts.append((start, stop, not self.invert))
             done = stop
         if done < len(text):
             parts.append((done, len(text), self.invert))
-        return _arrange(parts, self.behavior)
+        return [(start, stop) for start, stop in _arrange(parts, self.behavior) if start < stop]
 
 
 def _arrange(parts: list[tuple[int, int, bool]], behavior: str) -> Spans:
@@ -160,7 +148,7 @@ class PreTokenizer:
         return (piece for piece in pieces if piece.text)
 
 
-_MARK = bracket("bert.punctuation")
+_MARK = literal("bert.punctuation")
 
 PUNCTUATION = Split(f"[{_MARK}]")
 """Around every punctuation character."""
@@ -174,5 +162,9 @@ WHITE_SPACE = Split(r"\s+", "Removed")
 BEFORE_SPACES = Split("▁", "MergedWithNext")
 """Before every ``▁``: what Metaspace does."""
 
-WORDS = Split(r"\w+|[^\w\s]+", "Removed", invert=True)
+WORDS = Split(
+    r"[\p{Word}\u200C\u200D]+|[^\p{Word}\u200C\u200D\s]+",  # Rust's \w
+    "Removed",
+    invert=True,
+)
 """Words, and what is between them but white space."""

@@ -3,12 +3,14 @@
 ``unicode.txt`` beside this file has a line for each property: its name, then runs of code points, hexadecimal. General
 categories and others that patterns name are of Unicode 16. Names that begin with ``text.`` are of what is made of text:
 ``text.small``, capitals with the distance to their small letters; ``text.marks``, what goes when accents are stripped;
-``text.normalized``, all that a normalisation form changes or composes. ``tests/oracles/unicode_oracle.py`` writes it.
+``text.normalized``, all that a normalisation form changes or composes; ``text.word``, Oniguruma's ``\\w``.
+``fold.simple`` and ``fold.full`` are what is the same in another case. ``unicode_properties.txt`` has all other
+properties that a pattern can name: a line for each set, its names, a colon, runs. ``tests/oracles/unicode_oracle.py``
+writes both.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from array import array
 from collections.abc import Iterable
@@ -22,6 +24,7 @@ VERSION = "16.0"
 CODES = 0x110000
 _SURROGATES = ((0xD800, 0xDFFF),)
 FILE = Path(__file__).with_name("unicode.txt")
+PROPERTIES = Path(__file__).with_name("unicode_properties.txt")
 
 
 def union(sets: Iterable[Ranges]) -> Ranges:
@@ -44,6 +47,11 @@ def complement(one: Ranges) -> Ranges:
     """Characters that are not in the set."""
     lows, highs = [0, *(high + 1 for _, high in one)], [*(low - 1 for low, _ in one), CODES - 1]
     return tuple((low, high) for low, high in zip(lows, highs) if low <= high)
+
+
+def intersection(one: Ranges, other: Ranges) -> Ranges:
+    """Characters that are in both."""
+    return complement(union((complement(one), complement(other))))
 
 
 @cache
@@ -106,35 +114,6 @@ def letters(one: Ranges) -> str:
     return "".join(array("I", range(low, high + 1)).tobytes().decode(encoding) for low, high in one)
 
 
-def settled(text: str) -> str:
-    """The text, for the ``regex`` package to look at: with what its ``\\p{...}`` knows otherwise replaced.
-
-    ``regex`` follows the newest Unicode. What was not assigned in Unicode 16 becomes something that never will be,
-    what has changed its general category another character of the old one.
-    """
-    if text.isascii():
-        return text
-    pattern, others = _unsettled()
-    if pattern.search(text) is None:
-        return text
-    return pattern.sub(lambda found: others.get(found[0], found[0]), text)
-
-
-@cache
-def _unsettled() -> tuple[re.Pattern[str], dict[str, str]]:
-    """What to look for, which is all of it and every character beyond U+FFFF; what becomes of it."""
-    import regex  # type: ignore[import-untyped]
-
-    others: dict[str, str] = {}
-    for name in (*_categories(), "Cn"):
-        ours = letters(members(name) or ())
-        if changed := regex.findall(rf"\P{{{name}}}", ours):
-            others |= dict.fromkeys(changed, regex.search(rf"(?r)\p{{{name}}}", ours)[0])
-    # One table of what is below, one comparison for what is above: whole sets of ``regex`` are searched run by run.
-    near = union((_SURROGATES, singles(ord(letter) for letter in others if letter < "\U00010000")))
-    return re.compile(f"[{bracket(near)}]|[\U00010000-\U0010ffff]"), others
-
-
 @cache
 def small_letters() -> dict[int, str]:
     """Capital → small letter. A final sigma is like any other; one capital has two (U+0130)."""
@@ -150,16 +129,92 @@ def small_letters() -> dict[int, str]:
     return found
 
 
-# Letters whose simple case folding is a letter of ASCII, besides that letter in the other case.
-_FOLDED = {"s": 0x17F, "k": 0x212A}
+# ---------------------------------------------------------------- properties that patterns name
 
 
-def any_case(code: int) -> Ranges | None:
-    """A character of ASCII in either case, with what else folds to it; None for others, which are not needed."""
-    letter = chr(code)
-    if code >= 0x80:
-        return None
-    found = {code, ord(letter.lower()), ord(letter.upper())}
-    if letter.lower() in _FOLDED:
-        found.add(_FOLDED[letter.lower()])
-    return singles(found)
+def plain_name(name: str) -> str:
+    """The name of a property as it is compared: without case, spaces, dashes and underscores."""
+    return name.translate({ord(sign): None for sign in " -_"}).lower() if name.isascii() else name
+
+
+@cache
+def _named() -> dict[str, str]:
+    """Of each property, by its plain name, the runs."""
+    found = {}
+    for line in PROPERTIES.read_text(encoding="ascii").splitlines():
+        names, _, runs = line.partition(":")
+        found.update(dict.fromkeys(names.split(), runs))
+    return found
+
+
+@cache
+def named(plain: str) -> Ranges | None:
+    """The characters of a property that Oniguruma 6.9.10 knows, by its plain name; None if it is not known."""
+    known = {name.lower(): name for name in _categories()}
+    if plain in known:  # the usual ones, without the larger file
+        return members(known[plain])
+    if plain in ("l", "m", "n", "p", "s", "z", "c", "cn"):
+        return members(plain.capitalize())
+    if plain in ("han", "whitespace", "space", "digit"):
+        return members({"han": "Han", "digit": "Nd"}.get(plain, "White_Space"))
+    if plain == "xdigit":
+        return ranges("30-39 41-46 61-66")
+    runs = _named().get(plain)
+    return None if runs is None else ranges(runs)
+
+
+# ---------------------------------------------------------------- letters in another case
+
+
+@cache
+def _small() -> dict[int, int]:
+    """The letter that all of its kind become, of those that are not it."""
+    found: dict[int, int] = {}
+    for entry in _lines()["fold.simple"].split():
+        sign = max(entry.rfind("+"), entry.rfind("-"))
+        low, high = _run(entry[:sign])
+        found.update((code, code + int(entry[sign:])) for code in range(low, high + 1))
+    return found
+
+
+@cache
+def _kinds() -> dict[int, Ranges]:
+    """Of each letter that all of its kind become, the kind."""
+    kinds: dict[int, set[int]] = {}
+    for code, target in _small().items():
+        kinds.setdefault(target, {target}).add(code)
+    return {target: singles(kind) for target, kind in kinds.items()}
+
+
+def small(code: int) -> int:
+    """The letter that this one, and all that differ from it in case only, become."""
+    return _small().get(code, code)
+
+
+def same_case(code: int) -> Ranges:
+    """A character, and those that differ from it in case only."""
+    return _kinds().get(small(code), ((code, code),))
+
+
+def cased() -> list[int]:
+    """All characters that have others that differ from them in case only."""
+    return [*_small(), *_kinds()]
+
+
+@cache
+def full_folds() -> dict[int, tuple[int, ...]]:
+    """Characters that are the same as several letters in another case ("ß"), and these."""
+    entries = (entry.split("=") for entry in _lines()["fold.full"].split())
+    return {
+        int(code, 16): tuple(small(int(letter, 16)) for letter in letters.split("."))
+        for code, letters in entries
+    }
+
+
+@cache
+def unfolded() -> dict[tuple[int, ...], Ranges]:
+    """The other way round: small letters that one character stands for, and which do."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for code, several in full_folds().items():
+        found.setdefault(several, []).append(code)
+    return {several: singles(codes) for several, codes in found.items()}

@@ -1,4 +1,4 @@
-"""The kernel "text.split" cuts as the stages of ``tokenize/pretokenize.py`` do, which the ``regex`` package runs."""
+"""The kernel "text.split" cuts as the stages of ``tokenize/pretokenize.py`` do, by the plain way (``matcher.py``)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.letters import CHANGED
 
+from pellucid.errors import InvalidRequest
 from pellucid.kernels import text_pieces, text_split
 from pellucid.kernels.library import KernelKey, shared
 from pellucid.runtime.memory import address
@@ -35,7 +36,7 @@ def compiled(
     fields = {
         "text": address(data), "pieces": address(given_), "count": len(given_), "classes": address(table.classes),
         "starts": address(table.starts), "table": address(table.table), "columns": table.table.shape[1],
-        "inverted": int(inverted),
+        "inverted": int(inverted), "most_steps": 1 << 40,
         "behavior": text_split.BEHAVIORS.index(behavior), "out": address(out), "made": address(made),
     }  # fmt: skip
     record = np.array([0, 0, *text_split.Split.pack(fields)], np.int64)
@@ -71,6 +72,18 @@ def test_texts_are_cut_by_themselves_and_ids_stay(
         place = end + 1
     data = "".join(f"{text}." for text in texts).encode()
     on_their_way = Texts.of(ROOM, [data], pieces)
-    assert Cutting(table, behavior, inverted)(on_their_way)
+    assert Cutting(pattern, table, behavior, inverted)(on_their_way)
     spans = on_their_way.spans().tolist()
     assert [end if end < 0 else data[begin:end].decode() for begin, end in spans] == expected
+
+
+def test_steps_are_counted() -> None:
+    """A start that fails at the end of the text is tried at each character: quadratic, whatever the pattern."""
+    table = automaton("a+b")
+    assert table is not None
+    cutting = Cutting("a+b", table, "Isolated", False)
+    assert cutting(Texts.of(ROOM, [b"a" * 1_000]))
+    with pytest.raises(
+        InvalidRequest, match=r"pattern 'a\+b' takes more than 26,600,000 steps for 100,000 bytes"
+    ):
+        cutting(Texts.of(ROOM, [b"a" * 100_000]))

@@ -51,7 +51,7 @@ def test_words_are_cut_greedily(vocabulary: list[str], prefix: str, longest: int
 def test_words_of_many_texts_have_the_ids_of_their_texts(vocabulary: list[str], texts: list[str]) -> None:
     reference, table = model(vocabulary), automaton(BERT.pattern)
     assert table is not None
-    cutting = Cutting(table, BERT.behavior, BERT.invert)
+    cutting = Cutting(BERT.pattern, table, BERT.behavior, BERT.invert)
     pipeline = Pipeline({False: [], True: []}, [cutting], reference.compiled())
     expected = [[index for word in BERT(text) for index in reference(word)] for text in texts]
     assert ids_of(pipeline, [text.encode() for text in texts], False) == expected

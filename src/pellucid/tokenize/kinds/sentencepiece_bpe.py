@@ -22,6 +22,7 @@ from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, json_pairs,
 from pellucid.tokenize.kinds.char import Chars
 from pellucid.tokenize.merges import Log, Ranks, ScoreRanks, Span, merge, merge_spans
 from pellucid.tokenize.normalize import Normalizer, Prepend, Replace, sequence
+from pellucid.tokenize.oniguruma_sets import quoted
 from pellucid.tokenize.pretokenize import PreTokenizer, Split
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
@@ -63,7 +64,7 @@ class CharBPE(Chars):
         if self._ignore_merges or SPACE not in self._pieces:
             return None
         inner = re.findall(f"[^{SPACE}\0](?={SPACE})", "\0".join(self._pieces))
-        joined = "".join(map(re.escape, sorted(set(inner))))
+        joined = quoted("".join(sorted(set(inner))))
         word = f"(?:[{joined}]{SPACE}*|[^{SPACE}{joined}])" if joined else f"[^{SPACE}]"
         return Split(f"{SPACE}*{word}+|{SPACE}+")
 

@@ -1,0 +1,474 @@
+"""Reads a pattern in Oniguruma's syntax: what ``tokenizer.json`` files mean by ``Regex``.
+
+In: the pattern. Out: a tree (``regex_tree.py``). What a construct means is what Oniguruma 6.9.10 makes of it, which
+``tokenizers`` 0.23 runs with its default syntax; sources are its doc/RE and ``regparse.c``. It differs from Python's
+``re``: ``&&`` intersects sets, which nest, ``\\h`` is a hexadecimal digit, ``(?m)`` lets a dot match newlines, ``^``
+and ``$`` are about lines, ``a{1,2}+`` repeats, and ``a{2,1}`` is possessive. What is not implemented is a
+:class:`PatternError` that names it: nothing is given another meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pellucid.messages import shown
+from pellucid.tokenize import unicode
+from pellucid.tokenize.oniguruma_sets import ANY, ASCII, PatternError, Scanner, in_any_case
+from pellucid.tokenize.regex_tree import (
+    EMPTY,
+    NEWLINE,
+    Atomic,
+    Back,
+    Chain,
+    Edge,
+    Either,
+    Group,
+    Look,
+    Node,
+    Repeat,
+    Set,
+    depth,
+    inner,
+    walk,
+)
+from pellucid.tokenize.unicode import complement, intersection
+
+__all__ = ["PatternError", "parse"]
+
+MOST_CHARACTERS, MOST_GROUPS, MOST_DEPTH = 100_000, 50, 100  # of a pattern; in one another; of its tree
+MOST_TIMES, MOST_REFERENCE = 100_000, 1000  # Oniguruma's own
+NO_NEWLINE = complement(NEWLINE)
+REFUSED = {
+    "K": "\\K (keep)",
+    "X": "\\X (a cluster)",
+    "y": "\\y (a border of clusters)",
+    "Y": "\\Y (no border of clusters)",
+}
+
+
+def parse(pattern: str) -> Node:
+    """The tree of a pattern.
+
+    Raises:
+        PatternError: Oniguruma would refuse the pattern, or it has something that is not implemented.
+    """
+    if len(pattern) > MOST_CHARACTERS:
+        raise PatternError(f"it has {len(pattern):,} characters; {MOST_CHARACTERS:,} are allowed")
+    parser = _Parser(pattern)
+    node = parser.pattern()
+    if depth(node) > MOST_DEPTH:
+        raise PatternError(f"it is nested more than {MOST_DEPTH} deep")
+    tree: Node = _without_groups(_settled(node, single=False), parser.groups())
+    return tree
+
+
+@dataclass(frozen=True)
+class _Letter:
+    """A letter in any case, until it is known what is beside it."""
+
+    code: int
+
+
+class _Parser(Scanner):
+    """Groups, alternatives and repeats."""
+
+    def __init__(self, pattern: str) -> None:
+        super().__init__(pattern)
+        self._depth = 0
+        self._names: list[str | None] = []  # of the groups, in order
+        self._numbers: list[int] = []  # groups that are asked for by their number
+        self._ends_here = False  # the last atom was all that is left of its group
+
+    def pattern(self) -> Any:
+        node = self._either()
+        if self.at < len(self.text):
+            raise PatternError("a parenthesis is closed that was not opened")
+        return node
+
+    def groups(self) -> set[int]:
+        """The groups that capture."""
+        named = {at + 1 for at, name in enumerate(self._names) if name is not None}
+        if named and self._numbers:
+            raise PatternError("a group is asked for by its number where groups have names")
+        if any(number > len(self._names) for number in self._numbers):
+            raise PatternError(f"there is no group {max(self._numbers)}")
+        return named or {at + 1 for at in range(len(self._names))}
+
+    def _either(self) -> Any:
+        branches = [self._chain()]
+        while self.take("|"):
+            branches.append(self._chain())
+        return branches[0] if len(branches) == 1 else Either(tuple(branches))
+
+    def _chain(self) -> Any:
+        parts: list[Any] = []
+        while True:
+            self._skip()
+            if not self.codes and (self.at >= len(self.text) or self.peek("|") or self.peek(")")):
+                break
+            self._ends_here = False
+            node = self._atom()
+            if self._ends_here:  # "(?i)", which takes in what follows
+                parts.append(node)
+                break
+            parts.append(self._repeated(node))
+        return parts[0] if len(parts) == 1 else Chain(tuple(parts))
+
+    def _skip(self) -> None:
+        """Read comments, and white space that means nothing."""
+        while True:
+            if self.take("(?#"):
+                while (letter := self.next("a comment")) != ")":
+                    self.at += letter == "\\"
+            elif self.options.extended and self.peek("#"):
+                end = self.text.find("\n", self.at)
+                self.at = len(self.text) if end < 0 else end + 1
+            elif self.options.extended and self.text[self.at : self.at + 1] in (" ", "\t", "\n", "\r", "\f"):
+                self.at += 1
+            else:
+                return
+
+    def _atom(self) -> Any:
+        if self.codes:
+            return self._letter(self.codes.pop(0))
+        letter = self.next()
+        if letter == "(":
+            return self._group()
+        if letter == "[":
+            return self.bracket()
+        if letter == "\\":
+            return self._escape()
+        if letter == ".":
+            return Set(ANY if self.options.dot_all else NO_NEWLINE)
+        if letter in "^$":
+            return Edge("line start" if letter == "^" else "line end")
+        if letter in "*+?":
+            raise PatternError(f"nothing that {letter!r} could repeat")
+        if letter == "{":
+            self.at -= 1
+            if self._interval() is not None:
+                raise PatternError("nothing that '{' could repeat")
+            self.at += 1
+        return self._letter(ord(letter))
+
+    def _letter(self, code: int) -> Any:
+        if code >= unicode.CODES or 0xD800 <= code < 0xE000:
+            raise PatternError(f"{code:#x} is not the code point of a character")
+        return _Letter(code) if self.options.any_case else Set(((code, code),))
+
+    def _escape(self) -> Any:
+        letter = self.next()
+        if letter in "wWbB":
+            return self._word(letter)
+        edges: dict[str, Any] = {
+            "A": "text start",
+            "z": "text end",
+            "Z": "last line end",
+            "G": "search start",
+        }
+        if letter in edges:
+            return Edge(edges[letter])
+        if letter in "NO":
+            return Set(ANY if letter == "O" else NO_NEWLINE)
+        if letter == "R":
+            pair = Chain((Set(((13, 13),)), Set(NEWLINE)))
+            return Atomic(Either((pair, Set(((10, 13), (0x85, 0x85), (0x2028, 0x2029))))))
+        if letter in REFUSED:
+            raise PatternError(f"{REFUSED[letter]} is not implemented")
+        if letter in "gk" and (self.peek("<") or self.peek("'")):
+            if letter == "g":
+                raise PatternError("\\g (a group as a subroutine) is not implemented")
+            return self._named_back()
+        if letter in "123456789" and (number := self._back_number()) is not None:
+            return self._back(number)
+        members = self.escaped_set(letter)
+        return self._letter(self.escaped_code(letter)) if members is None else Set(members)
+
+    def _word(self, letter: str) -> Node:
+        members = unicode.members("text.word") or ()
+        if self.options.is_ascii("word"):
+            members = intersection(members, ASCII)
+        if letter in "bB":
+            return Edge("border" if letter == "b" else "no border", members)
+        return Set(complement(members) if letter == "W" else members)
+
+    # ------------------------------------------------------------ references
+
+    def _back_number(self) -> int | None:
+        """The number of a group behind a backslash; None where it is a character in octal, or a digit."""
+        start = self.at - 1
+        self.digits("0123456789", len(self.text))
+        digits = self.text[start : self.at]
+        number = int(digits) if len(digits) <= 4 else MOST_REFERENCE + 1
+        if number <= MOST_REFERENCE and (number <= 9 or number <= len(self._names)):
+            return number
+        self.at = start + 1
+        return None
+
+    def _named_back(self) -> Any:
+        close = ">" if self.next() == "<" else "'"
+        end = self.text.find(close, self.at)
+        name = self.text[self.at : max(end, self.at)]
+        self.at = end + 1
+        if end < 0 or not name:
+            raise PatternError("\\k without a name")
+        if name.lstrip("+-").isdecimal() and name.isascii():
+            number = int(name) if len(name) <= 4 else MOST_REFERENCE + 1
+            count = len(self._names)
+            number = number if name[0] not in "+-" else count + 1 + number if number < 0 else count + number
+            if not 0 < number <= MOST_REFERENCE:
+                raise PatternError(f"\\k<{shown(name)}> names no group")
+            return self._back(number)
+        if name not in self._names:
+            raise PatternError(
+                f"\\k<{shown(name)}> names no group before it, or a level, which is not implemented"
+            )
+        self._refuse_any_case()
+        numbers = [at + 1 for at, known in enumerate(self._names) if known == name]
+        backs = tuple(Back(number) for number in reversed(numbers))
+        return backs[0] if len(backs) == 1 else Either(backs)
+
+    def _back(self, number: int) -> Back:
+        self._refuse_any_case()
+        self._numbers.append(number)
+        return Back(number)
+
+    def _refuse_any_case(self) -> None:
+        if self.options.any_case:
+            raise PatternError("the text of a group once more, in any case (?i), is not implemented")
+
+    # ------------------------------------------------------------ groups
+
+    def _group(self) -> Any:
+        self._depth += 1
+        if self._depth > MOST_GROUPS:
+            raise PatternError(f"groups are nested more than {MOST_GROUPS} deep")
+        before = self.options
+        node = self._inside()
+        self.options = before
+        self._depth -= 1
+        return node
+
+    def _inside(self) -> Any:
+        """A group behind its parenthesis, up to the one that ends it."""
+        looks = {"?=": (True, False), "?!": (True, True), "?<=": (False, False), "?<!": (False, True)}
+        for mark, (ahead, negative) in looks.items():
+            if self.take(mark):
+                return self._look(ahead, negative)
+        if self.take("?:"):
+            return self._closed()
+        if self.take("?>"):
+            return Atomic(self._closed())
+        if self.take("?<") or self.take("?'"):
+            return self._named_group()
+        refused = {
+            "*": "a callout (*",
+            "?{": "a callout (?{",
+            "?~": "an absent operator (?~",
+            "?(": "a condition (?(",
+        }
+        for mark, what in refused.items():
+            if self.peek(mark):
+                raise PatternError(f"{what} is not implemented")
+        if self.take("?"):
+            return self._switched()
+        self._names.append(None)
+        return self._captured(len(self._names))
+
+    def _captured(self, number: int) -> Any:
+        return Group(self._closed(), number)
+
+    def _closed(self) -> Any:
+        node = self._either()
+        if not self.take(")"):
+            raise PatternError("a parenthesis is not closed")
+        self._ends_here = False
+        return node
+
+    def _look(self, ahead: bool, negative: bool) -> Look:
+        node = self._closed()
+        if not ahead:
+            found = list(walk(node))
+            looks = [one for one in found if isinstance(one, Look)]
+            unfit = any(isinstance(one, Group) for one in found) and negative
+            if unfit or any(one.negative != negative or one.ahead for one in looks):
+                raise PatternError("what stands in this look-behind is not implemented")
+        return Look(node, ahead, negative)
+
+    def _named_group(self) -> Any:
+        close = ">" if self.text[self.at - 1] == "<" else "'"
+        end = self.text.find(close, self.at)
+        name = self.text[self.at : max(end, self.at)]
+        if end < 0 or not name.isidentifier():
+            raise PatternError(f"a group is called {shown(name)!r}")
+        self.at = end + 1
+        self._names.append(name)
+        return self._captured(len(self._names))
+
+    def _switched(self) -> Any:
+        """``(?i:...)``, or ``(?i)``, which is about all that follows in its group."""
+        on, options = True, self.options
+        while True:
+            letter = self.next("a group")
+            names = {"W": "word", "D": "digit", "S": "space", "P": "posix"}
+            flags: dict[str, dict[str, Any]] = {
+                "i": {"any_case": on},
+                "m": {"dot_all": on},
+                "x": {"extended": on},
+            }
+            if letter == "-":
+                on = False
+            elif letter in flags:
+                options = replace(options, **flags[letter])
+            elif letter in names:
+                options = replace(
+                    options, ascii=options.ascii | {names[letter]} if on else options.ascii - {names[letter]}
+                )
+            elif letter in ":)":
+                break
+            else:
+                raise PatternError(f"(?{shown(letter)} is not known, or not implemented")
+        self.options = options
+        if letter == ":":
+            return self._closed()
+        node = self._either()
+        self._ends_here = True
+        return node
+
+    # ------------------------------------------------------------ repeats
+
+    def _repeated(self, node: Any) -> Any:
+        for _ in range(MOST_DEPTH):
+            self._skip()
+            found = None if self.codes else self._times()
+            if found is None:
+                return node
+            if _cannot_repeat(node):
+                raise PatternError("a place in the text cannot be repeated")
+            least, most, greedy, possessive = found
+            if (least, most) != (1, 1):
+                node = _nested(node, Repeat(node, least, most, greedy))
+            if possessive:
+                node = Atomic(node)
+        raise PatternError(f"repeats are nested {MOST_DEPTH} deep")
+
+    def _times(self) -> tuple[int, int | None, bool, bool] | None:
+        """How often what stands before is to be repeated: least, most, greedy, possessive; None if it is not."""
+        for mark, (least, most) in {"*": (0, None), "+": (1, None), "?": (0, 1)}.items():
+            if self.take(mark):
+                greedy = not self.take("?")
+                return least, most, greedy, greedy and self.take("+")
+        found = self._interval() if self.peek("{") else None
+        if found is None:
+            return None
+        low, high, exact = found
+        if high is not None and low > high:
+            return high, low, True, True
+        return low, high, exact or not self.take("?"), False
+
+    def _interval(self) -> tuple[int, int | None, bool] | None:
+        """``{2,3}``, and whether it is ``{2}``; None, with nothing read, if the brace is one like any other."""
+        start = self.at
+        self.at += 1
+        low = self.digits("0123456789", len(self.text))
+        comma = self.take(",")
+        high = self.digits("0123456789", len(self.text)) if comma else low
+        if not self.take("}") or not (low or (comma and high)):
+            self.at = start
+            return None
+        if any(len(number.lstrip("0")) > 6 or int(number or 0) > MOST_TIMES for number in (low, high)):
+            raise PatternError(f"a repeat of more than {MOST_TIMES:,} times")
+        return int(low or 0), int(high) if high else None, not comma
+
+
+def _cannot_repeat(node: Any) -> bool:
+    """Whether Oniguruma refuses to repeat it."""
+    if isinstance(node, Either):
+        return any(_cannot_repeat(branch) for branch in node.branches)
+    return isinstance(node, (Look, Edge))
+
+
+_SIMPLE = [(0, 1, True), (0, None, True), (1, None, True), (0, 1, False), (0, None, False), (1, None, False)]
+# What a repeat of a repeat becomes, as in Oniguruma: rows for the inner one, columns for the outer, in the order above.
+# A number: that one alone; None: the inner one alone; "both": as it is; "some": the inner + within an outer ??.
+_REDUCED: list[list[int | str | None]] = [
+    [None, 1, 1, 3, 4, "both"],
+    [None, None, None, "some", "some", None],
+    [1, 1, None, "both", "some", None],
+    [None, 4, 4, None, 4, 4],
+    [None, None, None, None, None, None],
+    ["both", 1, 2, 4, 4, None],
+]
+
+
+def _nested(part: Any, outer: Repeat) -> Any:
+    """A repeat, together with the one that it repeats: an empty part is then never repeated without need."""
+    if not isinstance(part, Repeat):
+        return outer
+    inner_kind, outer_kind = ((one.least, one.most, one.greedy) for one in (part, outer))
+    if inner_kind in _SIMPLE and outer_kind in _SIMPLE:
+        how = _REDUCED[_SIMPLE.index(inner_kind)][_SIMPLE.index(outer_kind)]
+        if how is None:
+            return part
+        if how == "both":
+            return outer
+        if how == "some":
+            return Repeat(Repeat(part.part, 1, None, True), 0, 1, False)
+        assert isinstance(how, int)
+        return Repeat(part.part, *_SIMPLE[how])
+    if inner_kind in _SIMPLE[1:3] and outer.most is not None and outer.most > 1 and outer.greedy:
+        return replace(outer, most=outer.least or 1)
+    if part.least == part.most and outer.least == outer.most and part.most is not None:
+        times = part.least * outer.least
+        if times > MOST_TIMES:
+            raise PatternError(f"a repeat of more than {MOST_TIMES:,} times")
+        return replace(outer, part=part.part, least=times, most=times)
+    return outer
+
+
+# ---------------------------------------------------------------- what is known only at the end
+
+
+def _rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
+    """The node with each of its parts changed."""
+    if isinstance(node, Chain):
+        return Chain(tuple(map(change, node.parts)))
+    if isinstance(node, Either):
+        return Either(tuple(map(change, node.branches)))
+    return replace(node, part=change(node.part)) if inner(node) else node
+
+
+def _settled(node: Any, single: bool) -> Any:
+    """The tree with chains in chains flat and letters in any case as sets, neighbours together."""
+    if not isinstance(node, (Chain, _Letter)):
+        single = single or (isinstance(node, Look) and not node.ahead)
+        return _rebuilt(node, lambda part: _settled(part, single))
+    parts: list[Node] = []
+    letters: list[int] = []
+    waiting: list[Any] = list(reversed(node.parts)) if isinstance(node, Chain) else [node]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Chain):
+            waiting.extend(reversed(part.parts))
+        elif isinstance(part, _Letter):
+            letters.append(part.code)
+        else:
+            parts += in_any_case(letters, single)
+            letters = []
+            parts.append(_settled(part, single))
+    parts += in_any_case(letters, single)
+    return parts[0] if len(parts) == 1 else Chain(tuple(parts)) if parts else EMPTY
+
+
+def _without_groups(node: Any, capturing: set[int]) -> Any:
+    """The tree with those groups only that are asked for."""
+    asked = {one.number for one in walk(node) if isinstance(one, Back)} & capturing
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, Group) and node.number not in asked:
+            return plain(node.part)
+        return _rebuilt(node, plain)
+
+    return plain(node)
