@@ -56,6 +56,10 @@ CATEGORIES = [
     "Co",
 ]
 OTHERS = ["White_Space", "Han", "Hiragana", "Katakana"]
+POSIX = (  # [[:alpha:]], which not all are the same as \\p{alpha}
+    *("alnum", "alpha", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space", "upper"),
+    *("xdigit", "word", "ascii"),
+)
 CODES = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 TEXT = "".join(map(chr, CODES))
 
@@ -91,10 +95,15 @@ def matching(pattern: str, text: str = TEXT) -> str:
 def properties(doc: Path) -> str:
     """A line for each set that Oniguruma has names for: the names as they are compared, a colon, runs."""
     known: dict[str, list[str]] = {}
-    for line in doc.read_text().splitlines():
-        if re.fullmatch(r"[A-Za-z]\w*", name := line.strip()):
-            found = runs(map(ord, matching(rf"\p{{{name}}}+")))
-            known.setdefault(found, []).append(re.sub("[ _-]", "", name).lower())
+    listed = [
+        name for line in doc.read_text().splitlines() if re.fullmatch(r"[A-Za-z]\w*", name := line.strip())
+    ]
+    for name in [*listed, *POSIX]:
+        found = runs(map(ord, matching(rf"\p{{{name}}}+")))
+        known.setdefault(found, []).append(re.sub("[ _-]", "", name).lower())
+    for name in POSIX:
+        found = runs(map(ord, matching(rf"[[:{name}:]]+")))
+        known.setdefault(found, []).append(f"[{name}]")
     return "".join(f"{' '.join(names)}: {found}\n" for found, names in known.items())
 
 

@@ -217,7 +217,7 @@ class Changing:
     def __call__(self, texts: Texts) -> bool:
         room, side, text_side = texts.room, 1 - texts.side, 1 - texts.text_side
         length = self._growth * texts.length + (self._ahead + 1) * texts.count
-        if length >= text_pieces.PART or self._growth > TIMES or self._ahead > MORE:
+        if length >= text_pieces.PART or self._ahead > MORE:
             return False
         out = room.array("text", text_side, length + text_pieces.PADDING, np.uint8)
         pieces = room.array("pieces", side, 2 * texts.count, np.int32)

@@ -132,7 +132,7 @@ class _Parser(Scanner):
 
     def _atom(self) -> Any:
         if self.codes:
-            return self._letter(self.codes.pop(0))
+            return self._letter(self.codes.pop(0) or 0)
         letter = self.next()
         if letter == "(":
             return self._group()
@@ -289,12 +289,8 @@ class _Parser(Scanner):
 
     def _look(self, ahead: bool, negative: bool) -> Look:
         node = self._closed()
-        if not ahead:
-            found = list(walk(node))
-            looks = [one for one in found if isinstance(one, Look)]
-            unfit = any(isinstance(one, Group) for one in found) and negative
-            if unfit or any(one.negative != negative or one.ahead for one in looks):
-                raise PatternError("what stands in this look-behind is not implemented")
+        if not ahead and any(_unfit_behind(one, negative) for one in walk(node)):
+            raise PatternError("what stands in this look-behind is not implemented")
         return Look(node, ahead, negative)
 
     def _named_group(self) -> Any:
@@ -332,7 +328,7 @@ class _Parser(Scanner):
                 raise PatternError(f"(?{shown(letter)} is not known, or not implemented")
         self.options = options
         if letter == ":":
-            return self._closed()
+            return Chain((self._closed(),))  # unlike (?:...), it may be repeated whatever is in it
         node = self._either()
         self._ends_here = True
         return node
@@ -381,6 +377,15 @@ class _Parser(Scanner):
         if any(len(number.lstrip("0")) > 6 or int(number or 0) > MOST_TIMES for number in (low, high)):
             raise PatternError(f"a repeat of more than {MOST_TIMES:,} times")
         return int(low or 0), int(high) if high else None, not comma
+
+
+def _unfit_behind(node: Any, negative: bool) -> bool:
+    """Whether it must not stand in a look-behind: Oniguruma refuses it, or which way it is read in matters."""
+    if isinstance(node, Edge):
+        return node.kind in ("text end", "last line end")
+    if isinstance(node, Atomic):
+        return not isinstance(node.part, Set)
+    return isinstance(node, (Look, Back)) or (negative and isinstance(node, Group))
 
 
 def _cannot_repeat(node: Any) -> bool:

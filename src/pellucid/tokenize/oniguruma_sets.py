@@ -58,7 +58,8 @@ class Scanner:
 
     def __init__(self, pattern: str) -> None:
         self.text, self.at, self.options = pattern, 0, Options()
-        self.codes: list[int] = []  # of "\x{41 42}", those that are still to come
+        self.codes: list[int | None] = []  # of "\x{41 42-44}", what is still to come; None: a dash
+        self.in_set = False
 
     def peek(self, ahead: str) -> bool:
         """Whether this comes next."""
@@ -92,16 +93,14 @@ class Scanner:
         if letter.lower() in self.TYPES:
             members = self.named(self.TYPES[letter.lower()])
             return complement(members) if letter.isupper() else members
-        if letter not in "pP":
+        if letter not in "pP" or not self.take("{"):
             return None
-        name, negative = self.next("a property"), letter == "P"
-        if name == "{":
-            negative ^= self.take("^")
-            end = self.text.find("}", self.at)
-            name = self.text[self.at : end]
-            if end < 0 or set(name) & set("(){|"):
-                raise PatternError(f"\\{letter}{{ without its end")
-            self.at = end + 1
+        negative = (letter == "P") ^ self.take("^")
+        end = self.text.find("}", self.at)
+        name = self.text[self.at : max(end, self.at)]
+        if end < 0 or set(name) & set("(){|"):
+            raise PatternError(f"\\{letter}{{ without its end")
+        self.at = end + 1
         members = self.named(name)
         return complement(members) if negative else members
 
@@ -111,7 +110,7 @@ class Scanner:
         members = unicode.named(plain)
         if members is None:
             raise PatternError(f"the property {shown(name)!r} is not known")
-        return intersection(members, ASCII) if self.options.is_ascii(plain) else members
+        return intersection(members, ASCII) if self.options.is_ascii(plain.strip("[]")) else members
 
     def escaped_code(self, letter: str) -> int:
         """The character that an escape stands for; ``letter`` is behind the backslash."""
@@ -132,16 +131,18 @@ class Scanner:
         return CONTROLS.get(letter, ord(letter))
 
     def _braced(self, of: str) -> int:
-        """``{41}``, or ``{41 42}``: the first of them; the others are in ``codes``."""
+        """``{41}``, or ``{41 42}``, in brackets also ``{41-43}``: the first; what follows it waits in ``codes``."""
         end = self.text.find("}", self.at)
-        words = self.text[self.at + 1 : max(end, self.at)].split()
+        inside = self.text[self.at + 1 : max(end, self.at)]
+        words = inside.replace("-", " - ").split() if self.in_set else inside.split()
         longest = 8 if of is hexdigits else 11
-        if end < 0 or not words or any(set(word) - set(of) or len(word) > longest for word in words):
+        fit = [word == "-" or (not set(word) - set(of) and len(word) <= longest) for word in words]
+        if end < 0 or not words or words[0] == "-" or not all(fit):
             raise PatternError(f"{shown(self.text[self.at : self.at + 20])!r} is not a code point in braces")
         self.at = end + 1
-        codes = [int(word, 16 if of is hexdigits else 8) for word in words]
+        codes = [None if word == "-" else int(word, 16 if of is hexdigits else 8) for word in words]
         self.codes = codes[1:] + self.codes
-        return codes[0]
+        return codes[0] or 0
 
     def _byte(self, kind: str) -> int:
         """A byte, whose digits come next."""
@@ -183,7 +184,9 @@ class Scanner:
 
     def bracket(self) -> Node:
         """What ``[`` begins, which has been read."""
+        self.in_set = True
         members, negative = self._bracket(0)
+        self.in_set = False
         if not self.options.any_case:
             return Set(complement(members) if negative else members)
         several = (
@@ -214,6 +217,8 @@ class Scanner:
             elif token == "and":
                 reader.intersect()
             elif isinstance(token, int):
+                if reader.in_range and self.codes[:1] == [None]:
+                    raise PatternError("a set has a range that ends with a range")
                 reader.character(token)
             else:
                 assert isinstance(token, tuple)
@@ -233,7 +238,8 @@ class Scanner:
     def _token(self, literal: bool = False) -> _Token:
         """What comes next in brackets: a character, a set, or a word for a sign."""
         if self.codes:
-            return _checked(self.codes.pop(0), most=0xFFFFFFFF)
+            code = self.codes.pop(0)
+            return "range" if code is None else _checked(code, most=0xFFFFFFFF)
         letter = self.next("a set")
         if literal or letter not in "]-[\\&":
             return ord(letter)
@@ -247,7 +253,7 @@ class Scanner:
             return self._posix() or "open"
         escaped = self.next("a set")
         if escaped in "wW":
-            members = self.named("word")
+            members = self.named("[word]")
             return complement(members) if escaped == "W" else members
         members_or_none = self.escaped_set(escaped)
         if members_or_none is not None:
@@ -263,7 +269,7 @@ class Scanner:
         if name.removeprefix("^") not in POSIX:
             raise PatternError(f"[:{shown(name)}:] is not known")
         self.at = end + 2
-        members = self.named(name.removeprefix("^"))
+        members = self.named(f"[{name.removeprefix('^')}]")
         return complement(members) if name.startswith("^") else members
 
 
@@ -281,8 +287,13 @@ class _Members:
         )
         self._value: int | None = None  # the member, if it may begin a range
 
+    @property
+    def in_range(self) -> bool:
+        """Whether the next member ends a range."""
+        return self._state == "range"
+
     def character(self, code: int) -> None:
-        if self._state == "range":
+        if self.in_range:
             assert self._value is not None
             if self._value > code:
                 raise PatternError(
@@ -295,7 +306,7 @@ class _Members:
         self._state, self._value = "value", _checked(code)
 
     def type(self, members: Ranges) -> None:
-        if self._state == "range":
+        if self.in_range:
             raise PatternError("a set has a range that ends with a class of characters")
         self._flush()
         self._sets.append(members)

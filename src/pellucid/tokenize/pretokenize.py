@@ -162,9 +162,5 @@ WHITE_SPACE = Split(r"\s+", "Removed")
 BEFORE_SPACES = Split("▁", "MergedWithNext")
 """Before every ``▁``: what Metaspace does."""
 
-WORDS = Split(
-    r"[\p{Word}\u200C\u200D]+|[^\p{Word}\u200C\u200D\s]+",  # Rust's \w
-    "Removed",
-    invert=True,
-)
-"""Words, and what is between them but white space."""
+WORDS = Split(r"[\w\u200C\u200D]+|[^\w\u200C\u200D\s]+", "Removed", invert=True)
+"""Words, and what is between them but white space; what ``\\w`` means to Rust's ``regex``."""
