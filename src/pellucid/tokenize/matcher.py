@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from pellucid.tokenize.automaton import Automaton
 
 RESERVE, SECONDS_A_CHARACTER = 1.0, 20e-6
+MOST_SETS = 64  # of a pattern without repeats that is no matter for a limit
 SEVERAL = 10_000  # steps of a table between looks at the clock
 FIRST_CLASS = 0x100  # classes are letters from here on in the copy of a text
 MOST_CLASSES = 0xD000
@@ -76,7 +77,9 @@ class Matcher:
         self._classes = None if _compares(self.tree) else _classes(self.tree)
         self._copy = None if self._classes is None else _Copy(self._classes)
         try:
-            self._regex: Pattern[str] = regex.compile(_Writer(self._classes).written(self.tree))
+            self._regex: Pattern[str] = regex.compile(
+                _Writer(self._classes, _is_small(self.tree)).written(self.tree)
+            )
         except (regex.error, RecursionError, MemoryError, OverflowError) as bad:
             raise PatternError(str(bad) or type(bad).__name__) from None
         self._seconds = RESERVE
@@ -159,13 +162,19 @@ def too_slow(pattern: str, limit: str) -> InvalidRequest:
 
 
 def _reads_once(tree: Node) -> bool:
-    """Whether no character is looked at again: branches of sets, of which only the last may be repeated."""
+    """Whether a character is hardly looked at again: few sets in branches, of which only the last may be repeated."""
+    if not _is_small(tree):
+        return False
     for branch in tree.branches if isinstance(tree, Either) else (tree,):
         *before, last = branch.parts if isinstance(branch, Chain) and branch.parts else (branch,)
         last = last.part if isinstance(last, Repeat) else last
         if not all(isinstance(part, Set) for part in (*before, last)):
             return False
     return True
+
+
+def _is_small(tree: Node) -> bool:
+    return sum(isinstance(one, Set) for one in walk(tree)) <= MOST_SETS
 
 
 def _compares(tree: Node) -> bool:
@@ -195,10 +204,14 @@ class _Copy(dict[int, str]):
 
 
 class _Writer:
-    """Writes a tree in the syntax of ``regex``; sets are of classes, or of characters where there are none."""
+    """Writes a tree in the syntax of ``regex``; sets are of classes, or of characters where there are none.
 
-    def __init__(self, classes: Classes | None) -> None:
-        self._classes = classes
+    ``regex`` makes a table for each string in its pattern, in quadratic time that nothing ends: what is not ``small``
+    is written so that there are none, with a surrogate in each set, which no text has.
+    """
+
+    def __init__(self, classes: Classes | None, small: bool) -> None:
+        self._classes, self._filler = classes, "" if small else "\\uDFFF"
 
     def written(self, node: Node) -> str:
         """The pattern."""
@@ -253,4 +266,5 @@ class _Writer:
             return "(?!)"
         if found == ((0, CODES - 1),):
             return "(?s:.)"
-        return "[" + "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in found) + "]"
+        runs = "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in found)
+        return f"[{runs}{self._filler}]"

@@ -37,7 +37,7 @@ from pellucid.tokenize.unicode import complement, intersection
 
 __all__ = ["PatternError", "parse"]
 
-MOST_CHARACTERS, MOST_GROUPS, MOST_DEPTH = 100_000, 50, 100  # of a pattern; in one another; of its tree
+MOST_CHARACTERS, MOST_GROUPS, MOST_DEPTH = 20_000, 50, 100  # of a pattern; in one another; of its tree
 MOST_TIMES, MOST_REFERENCE = 100_000, 1000  # Oniguruma's own
 NO_NEWLINE = complement(NEWLINE)
 REFUSED = {

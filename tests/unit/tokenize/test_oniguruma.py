@@ -1,0 +1,124 @@
+"""Patterns mean what they mean to Oniguruma, which Hugging Face ``tokenizers`` runs; and they have limits."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from tokenizer_cases import GOLDENS
+
+from pellucid.errors import InvalidRequest
+from pellucid.tokenize import matcher as matchers
+from pellucid.tokenize.aligned import Aligned
+from pellucid.tokenize.matcher import Matcher, matcher
+from pellucid.tokenize.normalize import Replace
+from pellucid.tokenize.oniguruma import PatternError, parse
+from pellucid.tokenize.pretokenize import Split
+
+CASES: dict[str, Any] = json.loads((GOLDENS / "patterns.json").read_text(encoding="utf-8"))
+REFUSED_HERE = [
+    "(?~a)",
+    r"a\Kb",
+    r"\X",
+    r"\y",
+    "(?{x})",
+    "(*FAIL)",
+    "(?(1)a)",
+    r"(a)\g<1>",
+    "(?C)a",
+    r"(?i:(a)\1)",
+]
+
+
+def flat(spans: Iterable[tuple[int, int]]) -> list[int]:
+    return [place for span in spans for place in span]
+
+
+@pytest.mark.parametrize(
+    "pattern", [pattern for pattern, outcome in CASES["patterns"] if outcome is not None]
+)
+def test_a_pattern_has_its_meaning(pattern: str) -> None:
+    expected = next(outcome for known, outcome in CASES["patterns"] if known == pattern)
+    behaviors = [("Isolated", False), ("Removed", True), ("MergedWithPrevious", False)]
+    for text, (spans, replaced, *offsets) in zip(CASES["texts"], expected):
+        assert [flat(Split(pattern, *behavior).spans(text)) for behavior in behaviors] == spans
+        stage = Replace(pattern, "+-", is_pattern=True)
+        aligned = stage.aligned(Aligned.of(text))
+        assert stage(text) == aligned.text == replaced
+        assert offsets in ([], [flat(zip(aligned.starts, aligned.ends))])
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern, outcome in CASES["patterns"] if outcome is None])
+def test_what_oniguruma_refuses_is_refused(pattern: str) -> None:
+    with pytest.raises(PatternError) as refused:
+        parse(pattern)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("pattern", REFUSED_HERE)
+def test_what_is_not_implemented_is_named(pattern: str) -> None:
+    with pytest.raises(PatternError, match=r"is not implemented|or not implemented"):
+        parse(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(" * 3000 + "a" + ")" * 3000,
+        "[" * 3000 + "a" + "]" * 3000,
+        "(?i)" * 3000 + "a",
+        "a" + "?" * 3000,
+        "(?R)",
+        "a{100001}",
+        "a{1000}{1000}",
+        "a{" + "9" * 5000 + "}",
+        "(?i:" + "s" * 3000 + ")",
+        "a" * 20_001,
+    ],
+)
+def test_hostile_patterns_are_refused_at_once(pattern: str) -> None:
+    began = time.process_time()
+    with pytest.raises(PatternError) as refused:
+        matcher(pattern)
+    assert len(str(refused.value)) < 300
+    assert time.process_time() - began < 5
+
+
+def test_large_patterns_are_ready_at_once() -> None:
+    began = time.process_time()
+    assert matcher("|".join(["(?=a)"] * 3) + "|" + "(" * 40 + ")" * 40).spans("ba") == [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+    ]
+    assert matcher("a" * 20_000).spans("a" * 20_001) == [(0, 20_000)]
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("pattern", ["(a|aa)+$", "(?:a|a)*b", "^(([a-z])+.)+[A-Z]([a-z])+$"])
+def test_patterns_of_exponential_time_have_tables_that_take_linear_time(pattern: str) -> None:
+    began = time.process_time()
+    found = Matcher(pattern).spans("a" * 60 + "b" * ("b" in pattern))
+    assert found == ([] if "^" in pattern else [(0, 60 + ("b" in pattern))])
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("pattern", [r"(a|aa)+(?<=b)", r"\b(?:a|a)+\b(?<=b)"])
+def test_patterns_without_a_table_end_with_a_message(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matchers, "RESERVE", 0.1)
+    began = time.process_time()
+    with pytest.raises(InvalidRequest, match=r"takes more than 0.101 s for 60 characters; shorten the text"):
+        Matcher(pattern).spans("a" * 60)
+    assert time.process_time() - began < 5
+
+
+def test_the_reserve_is_there_again_for_the_next_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matchers, "RESERVE", 0.1)
+    slow = Matcher(r"(?:a|aa)+(?<=b)|b")
+    for _ in range(2):
+        with pytest.raises(InvalidRequest):
+            slow.spans("a" * 60)
+        assert slow.spans("b") == [(0, 1)]
