@@ -42,6 +42,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of BertModel."""
     config.refuse("position_embedding_type", "absolute")
     config.refuse("is_decoder", False)
+    config.refuse("add_cross_attention", False)
     activations = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
     activation = config.one_of("hidden_act", activations, "gelu")
     width, heads = config.count("hidden_size"), config.divisor("num_attention_heads", "hidden_size")
@@ -71,4 +72,9 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     return Model(spec, slots)
 
 
-BERT = Family("bert", safetensors={"bert": from_config})
+BERT = Family(
+    "bert",
+    safetensors={"bert": from_config},
+    # A table of 0, 1, 2 ...; and what stands on the last hidden states for other tasks.
+    unused=(r"(bert\.)?embeddings\.position_ids", r"(bert\.)?pooler\..+", r"cls\..+"),
+)
