@@ -93,7 +93,7 @@ HARMLESS = re.compile(
     # what only matters in training
     r"\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*_coef(ficient)?|rescale_prenorm_residual|"
     # what a call returns and how it runs, not what it computes; pretraining_tp cuts a product into parts
-    r"use_cache|return_dict\w*|output_(hidden_states|attentions|past|router_logits)|use_return_dict|torchscript|"
+    r"use_cache|cache_implementation|return_dict\w*|output_(hidden_states|attentions|past|router_logits)|use_return_dict|torchscript|"
     r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|attn_implementation|"
     r"use_memory_efficient_attention|unpad_inputs|num_logits_to_keep|classifier_\w+|summary_\w+|"
     # tokens, and how to generate unless a request says otherwise (the tokenizer reads what it needs)
@@ -102,7 +102,7 @@ HARMLESS = re.compile(
     r"top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|"
     r"num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|max_new_tokens|"
     # what belongs to options that are refused themselves: experts, windows by depth, other scalings
-    r"num_experts_per_tok|moe_\w+|norm_topk_prob|router_\w+|first_k_dense_replace|decoder_sparse_step|"
+    r"num_experts_per_tok|moe_(?!num_experts)\w+|norm_topk_prob|router_\w+|first_k_dense_replace|decoder_sparse_step|"
     r"max_window_layers|max_sequence_length|max_seq_len|model_max_length|original_max_position_embeddings|"
     r"tie_word_embeddings|bos_token_id|eos_token_id"
 )
@@ -132,7 +132,8 @@ CHANGING: dict[str, Neutral] = {
     ),
     "hidden_act": same_as("hidden_activation"),
     "rms_norm_eps": same_as("layer_norm_eps"),
-    **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon", "norm_eps"), same_as("rms_norm_eps", "layer_norm_eps")),
+    "layer_norm_eps": same_as("rms_norm_eps"),
+    **dict.fromkeys(("layer_norm_epsilon", "norm_eps"), same_as("rms_norm_eps", "layer_norm_eps")),
     "embedding_size": same_as("hidden_size"),
     "num_key_value_heads": same_as("num_attention_heads"),
     "head_dim": _head_dim,

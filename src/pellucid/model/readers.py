@@ -97,7 +97,7 @@ def rope_parameters(
     if layer_type in ("", "full_attention"):
         older = config.table("rope_scaling")
         if parameters.values and older.values:
-            for key in older.values:
+            for key in filter(parameters.has, older.values):
                 parameters.agreed(key, older, key)
         parameters = parameters if parameters.values else older
     base = parameters.number("rope_theta", config.number(base_key, default, low=1.0), low=1.0)
