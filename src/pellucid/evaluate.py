@@ -102,13 +102,13 @@ def perplexity(
     for here, first, stop in asked.parts():
         sequence = Sequence()
         try:
-            scored = score(llm.network, sequence, here, 0, llm.tokenizer.vocab_size, first)
+            scored = score(llm.network, sequence, here, 0, llm.inputs.vocabulary, first)
         finally:
             llm.network.release(sequence)
         found += (-scored.chosen).tolist()
         if told:
             told(stop, len(asked.ids), f"perplexity {math.exp(sum(found) / len(found)):.4f}")
-    size = len(text.encode("utf-8", "replace"))
+    size = len(text.encode())
     return Perplexity(Estimate.of(np.array(found)), len(found), size, asked.window, asked.stride)
 
 
@@ -128,6 +128,12 @@ def divergence(
     if llm.tokenizer.vocabulary.tokens != reference.tokenizer.vocabulary.tokens:
         raise InvalidRequest(
             f"{llm.spec.name} and {reference.spec.name} have different vocabularies: only models of one can be compared"
+        )
+    rows, others = llm.spec.embedding.vocabulary, reference.spec.embedding.vocabulary
+    if rows != others:
+        raise InvalidRequest(
+            f"{llm.spec.name} has {rows:,} rows of logits and {reference.spec.name} {others:,}: their "
+            "distributions are not over the same tokens; compare files of one conversion"
         )
     asked = _asked(llm if llm.context < reference.context else reference, text, window, stride)
     found, same = [], 0
@@ -186,9 +192,9 @@ def _asked(llm: LLM, text: str, window: int | None, stride: int | None) -> _Aske
 
 def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[NDArray[np.float64]]:
     """Log-probabilities (V,) of each token from place ``first`` on."""
-    sequence, size = Sequence(), llm.tokenizer.vocab_size
+    sequence = Sequence()
     try:
         for place, row in predictions(llm.network, sequence, ids, first):
-            yield Candidates.of(row[:size], f"token {place}").log_probabilities()
+            yield Candidates.of(row, f"token {place}").log_probabilities()
     finally:
         llm.network.release(sequence)

@@ -169,7 +169,7 @@ class LLM:
         ids, known = self.inputs.scored(text, given)
         kept = self._keeper.take([])
         try:
-            size = self.tokenizer.vocab_size
+            size = self.inputs.vocabulary
             logprobs = score(self.network, kept.sequence, ids, top, size, max(known, 1))
         finally:
             self._keeper.give_back(kept, ids)

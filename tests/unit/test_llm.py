@@ -488,7 +488,7 @@ def test_a_text_scored_after_another_counts_its_own_tokens_only(llm: LLM) -> Non
         ([7] * 129, None, 0, "129 tokens; the context is 128"),
         ("rain in", None, -1, "top=-1"),
         ("rain in", None, 1001, "top=1001.*from 0 to 1,000"),
-        ([7, 320], None, 0, "prompt holds 320"),
+        ([7, 320], None, 0, "prompt holds a token id=320: must be a whole number from 0 to 319"),
     ],
 )
 def test_texts_that_cannot_be_scored(llm: LLM, text: Any, given: str | None, top: int, message: str) -> None:
@@ -515,7 +515,9 @@ def test_why_a_text_ended(llm: LLM) -> None:
     run = llm.start(PROMPT, **greedy)
     next(iter(run))
     assert run.result().finish_reason is None
-    with pytest.raises(InvalidRequest, match="token id 320 is outside the vocabulary"):
+    with pytest.raises(
+        InvalidRequest, match="stop_token_ids holds a token id=320: must be a whole number from 0 to 319"
+    ):
         llm.generate(PROMPT, stop_token_ids=[320])
 
 

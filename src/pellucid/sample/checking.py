@@ -52,10 +52,7 @@ def texts(most: int, longest: int = LONGEST) -> Check:
         if not isinstance(value, Sequence) or isinstance(value, bytes):
             raise InvalidRequest(f"{name}={brief(value)}: must be a string or a list of strings")
         found = (value,) if isinstance(value, str) else tuple(_few(name, value, most, "strings"))
-        for text in found:
-            if not isinstance(text, str) or not 0 < len(text) <= longest:
-                raise InvalidRequest(f"{name}={brief(text)}: must be a string of 1 to {longest:,} characters")
-        return found
+        return tuple(checks.text(name, text, longest) for text in found)
 
     return check
 
@@ -99,11 +96,11 @@ def token_or_text(name: str, value: Any) -> int | str:
     """A token's id, or a text."""
     if isinstance(value, numbers.Integral):
         return token(name, value)
-    if not isinstance(value, str) or not 0 < len(value) <= LONGEST:
+    if not isinstance(value, str):
         raise InvalidRequest(
             f"{name} holds {brief(value)}: must be a token id or a text of 1 to {LONGEST:,} characters"
         )
-    return value
+    return checks.text(f"{name} holds a text", value, LONGEST)
 
 
 def _few(name: str, value: Sequence[Any], most: int, what: str) -> Sequence[Any]:

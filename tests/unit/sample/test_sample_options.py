@@ -176,7 +176,9 @@ def test_what_a_vocabulary_does_not_have_is_refused_when_a_request_starts() -> N
         {"logit_bias": {600: 1.0}},
         {"banned": [[1, 600]]},
     ):
-        with pytest.raises(InvalidRequest, match=r"holds 600: a token id is a whole number below 600"):
+        with pytest.raises(
+            InvalidRequest, match=r"holds a token id=600: must be a whole number from 0 to 599"
+        ):
             Options.of(**options).chain().start(Words(600), [])
     with pytest.raises(InvalidRequest, match="logit_bias names token 97 twice"):
         Options.of(logit_bias={"a": 1.0, 97: 2.0}).chain().start(Words(600), [])

@@ -97,7 +97,8 @@ def test_every_step_has_a_reference_and_is_tested_here() -> None:
 
 
 def bound(name: str, options: dict[str, Any], before: Before, size: int) -> tuple[Step, Past]:
-    step = steps()[name](**options).bind(Setting(Words(size), frozenset(before.ends), before.seed))
+    setting = Setting(Words(size), frozenset(before.ends), before.seed, False, size)
+    step = steps()[name](**options).bind(setting)
     past = Past(before.prompt, before.seed)
     for token in before.generated:
         past.append(token)
