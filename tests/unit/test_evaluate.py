@@ -117,7 +117,7 @@ def test_divergence_is_that_of_the_distributions(llm: LLM, other: LLM) -> None:
     ("text", "options", "message"),
     [
         ("a", {}, "a single token"),
-        ("", {}, "the text is empty"),
+        ("", {}, "text='': must be a text of at least 1 character"),
         (TEXT, {"window": 1}, "window=1: must be a whole number from 2 to 128"),
         (TEXT, {"window": 129}, "window=129"),
         (TEXT, {"window": "9"}, "window='9'"),

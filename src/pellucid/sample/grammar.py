@@ -87,8 +87,8 @@ def _spelled_out(gbnf: str) -> str:
     return re.sub(r"\\u[0-9A-Fa-f]{4}|\\U[0-9A-Fa-f]{8}|\\x[0-9A-Fa-f]{2}", character, gbnf)
 
 
-def _text(kind: str, value: Any) -> str:
-    checks.text(kind, value)
+def _text(kind: str, given: Any) -> str:
+    value = checks.text(kind, given)
     short(kind, value, LONGEST[kind])
     depth = deepest = 0
     for character in value:

@@ -51,7 +51,7 @@ OPTIONS = [
     (("--kv-cache", "q4_0"), "kv_cache='q4_0': must be one of f16, bf16, q8_0, f32"),
     (("--context", "0"), "context=0: must be a whole number from 1 to 128"),
     (("--context", "129"), "context=129"),
-    (("--stop", ""), "stop='': must be a string of 1"),
+    (("--stop", ""), "stop='': must be a text of 1 to 4,096 characters"),
     (("--nope",), "No such option: --nope"),
     (("--stop",), "'--stop' requires an argument"),
     (("--seed", "1\x1b[31m\n2"), "seed="),

@@ -626,7 +626,7 @@ def test_refusals_come_before_the_first_piece(llm: LLM) -> None:
         (("--json-schema", "3"), "json_schema=3: must be a JSON schema"),
         (("--json-schema", ""), "json_schema cannot be followed: it is no JSON"),
         (("--regex", "("), "regex cannot be followed"),
-        (("--regex", ""), "regex='': must be a text that is not empty"),
+        (("--regex", ""), "regex='': must be a text of at least 1 character"),
         (("--regex", r"a\zb"), "regex cannot be followed"),
         (("--grammar", "nonsense"), "grammar cannot be followed"),
         (("--grammar", 'start: "a'), "grammar cannot be followed"),
