@@ -38,14 +38,18 @@ def token_id(name: str, value: Any, vocabulary: int) -> int:
 
 
 def text(name: str, value: Any, longest: int | None = None) -> str:
-    """``value`` as a text that is not empty and has at most ``longest`` characters, none of which is a surrogate.
-
-    A surrogate is half of a character in UTF-16 and none by itself; a tokenizer would take another one for it.
-    Raises likewise.
-    """
+    """``value`` as a text that is not empty, has at most ``longest`` characters, and is Unicode. Raises likewise."""
     if not isinstance(value, str) or not value or not len(value) <= (longest or len(value)):
         most = "at least 1 character" if longest is None else f"1 to {longest:,} characters"
         raise InvalidRequest(f"{name}={brief(value)}: must be a text of {most}")
+    return characters(name, value)
+
+
+def characters(name: str, value: str) -> str:
+    """A text without surrogates: they are halves of characters in UTF-16, and bytes that are not UTF-8 become some.
+
+    A tokenizer would take another character for each. Raises likewise.
+    """
     try:
         value.encode()
     except UnicodeEncodeError as error:

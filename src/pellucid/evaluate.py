@@ -21,6 +21,7 @@ from pellucid.checks import whole
 from pellucid.errors import InvalidRequest
 from pellucid.forcing import predictions, score
 from pellucid.llm import LLM
+from pellucid.messages import shown
 from pellucid.runtime.cache import Sequence
 from pellucid.sample.candidates import Candidates
 
@@ -125,15 +126,14 @@ def divergence(
     Raises:
         InvalidRequest: as ``perplexity``, or the two have different vocabularies.
     """
+    names = f"{shown(llm.spec.name)} and {shown(reference.spec.name)}"
     if llm.tokenizer.vocabulary.tokens != reference.tokenizer.vocabulary.tokens:
-        raise InvalidRequest(
-            f"{llm.spec.name} and {reference.spec.name} have different vocabularies: only models of one can be compared"
-        )
+        raise InvalidRequest(f"{names} have different vocabularies: only models of one can be compared")
     rows, others = llm.spec.embedding.vocabulary, reference.spec.embedding.vocabulary
     if rows != others:
         raise InvalidRequest(
-            f"{llm.spec.name} has {rows:,} rows of logits and {reference.spec.name} {others:,}: their "
-            "distributions are not over the same tokens; compare files of one conversion"
+            f"{names} have {rows:,} and {others:,} rows of logits: their distributions are not over the same tokens; "
+            "compare files of one conversion"
         )
     asked = _asked(llm if llm.context < reference.context else reference, text, window, stride)
     found, same = [], 0

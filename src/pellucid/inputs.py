@@ -15,7 +15,7 @@ import numpy as np
 from pellucid import checks
 from pellucid.checks import token_id
 from pellucid.errors import ContextOverflow, InvalidRequest
-from pellucid.messages import brief
+from pellucid.messages import brief, shown
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
 
@@ -113,7 +113,7 @@ class Inputs:
         """
         if not self.spec.pooling:
             raise InvalidRequest(
-                f"{self.spec.name} makes text, not sentence vectors: use generate, or load minilm"
+                f"{shown(self.spec.name)} makes text, not sentence vectors: use generate, or load minilm"
             )
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
             raise InvalidRequest("embed takes a list of at least one text")
@@ -122,7 +122,7 @@ class Inputs:
     def _checked(self, prompt: Prompt) -> list[int]:
         if not self.spec.head:
             raise InvalidRequest(
-                f"{self.spec.name} makes sentence vectors, not text: use embed, or load smollm2"
+                f"{shown(self.spec.name)} makes sentence vectors, not text: use embed, or load smollm2"
             )
         return self._ids(prompt)
 
@@ -171,8 +171,8 @@ def _is_row(value: Any) -> bool:
 
 def _check_message(value: Any, depth: int = 0) -> None:
     """Check the texts of a message: its values, and those of lists and tables in it."""
-    if isinstance(value, str) and value:
-        checks.text("message", value)
+    if isinstance(value, str):
+        checks.characters("message", value)
     elif isinstance(value, (Mapping, list, tuple)) and depth < DEEPEST:
         for one in value.values() if isinstance(value, Mapping) else value:
             _check_message(one, depth + 1)

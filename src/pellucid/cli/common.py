@@ -71,19 +71,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 def text_or_stdin(text: str | None, absent: str) -> str:
     """The text that was given, or standard input's where it is - or none was. ``absent`` says what is missing."""
+    from pellucid.checks import characters
     from pellucid.errors import InvalidRequest
 
-    if text is not None and text != "-":
-        return text
     if text is None and sys.stdin.isatty():
         raise InvalidRequest(f"{absent}: give a text, or - to read it from standard input")
-    return sys.stdin.read()
-
-
-def one_line(text: str) -> str:
-    """Text that may come from anywhere as one line that does nothing to a terminal."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return characters("text", sys.stdin.read() if text is None or text == "-" else text)
 
 
 def visible(text: str) -> str:

@@ -167,14 +167,14 @@ def test_an_architecture_that_is_not_known(command: Command, tmp_path: Path, arc
 
 
 def test_prompts(command: Command, tiny: str) -> None:
-    assert "is empty: give at least one character" in command("run", tiny, "").refusal
+    assert "text='': must be a text of at least 1 character" in command("run", tiny, "").refusal
     long = "to see that it rains in the east"
     assert (
         "the context is 16 and must hold the answer" in command("run", tiny, long, "--context", "16").refusal
     )
     assert "the context is 128" in command("run", tiny, long * 100).refusal
-    assert "is empty" in pellucid("run", tiny, "-").refusal
-    assert "is empty" in pellucid("run", tiny).refusal
+    assert "text='': must be" in pellucid("run", tiny, "-").refusal
+    assert "text='': must be" in pellucid("run", tiny).refusal
 
 
 def test_what_a_model_is_not_made_for(command: Command, tiny: str, mute: str, encoder: str) -> None:
