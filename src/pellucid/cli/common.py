@@ -55,13 +55,16 @@ Prompt = Annotated[
 Threads = Annotated[int | None, count("Threads; one for each physical core by default.")]
 Context = Annotated[int | None, count("Tokens that prompt and answer may have; the model's by default.")]
 Precise = Annotated[
-    bool, typer.Option("--precise", help="The file's own answers, to rounding; slower on long prompts.")
+    bool,
+    typer.Option(
+        "--precise", help="The file's own answers, to rounding; slower on long prompts and after them."
+    ),
 ]
 KVCache = Annotated[
     str | None,
     typer.Option(
         help="What keys and values are kept in: f16, bf16, q8_0 (half the memory), or f32 (exact). "
-        "By default bf16 beside activations of 8 bits, else f16.",
+        "By default f32 with --precise, else bf16, or f16 where weights are floating point.",
         metavar="FORM",
         show_default=False,
     ),

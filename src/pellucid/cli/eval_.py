@@ -57,13 +57,13 @@ def kl(
 ) -> None:
     """Kullback-Leibler divergence of a model's next-token distributions from those of another, on a text.
 
-    The other one is run with --precise and keys and values in float32: as its file means it.
+    The other one is run with --precise: as its file means it.
     """
     from pellucid import evaluate
 
     text = _read(file)
     llm = common.load(model, threads, None, precise, kv_cache, before=lambda inputs: inputs.corpus(text))
-    other = common.load(against, threads, None, True, "f32", before=lambda inputs: inputs.corpus(text))
+    other = common.load(against, threads, None, True, before=lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
         found = evaluate.divergence(llm, other, text, window, stride, bars.scoring)
     if json:

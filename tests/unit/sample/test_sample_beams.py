@@ -224,7 +224,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     path.write_bytes(gguf(checkpoint.metadata, tensors))
     checkpoint.close()
     del tensors
-    llm = pellucid.load(path, precise=True, kv_cache="f32")
+    llm = pellucid.load(path, precise=True)
     yield llm
     llm.close()
     path.unlink()
