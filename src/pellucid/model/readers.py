@@ -1,11 +1,12 @@
-"""Pieces of metadata that several families write alike: attention in GGUF, rotary parameters in config.json."""
+"""Pieces of metadata that several families write alike: attention in GGUF, rotary parameters and pooling in JSON."""
 
 from __future__ import annotations
 
 from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
-from pellucid.model.spec import Attention, Pairing, Rotary, RotaryScaling
+from pellucid.model.spec import Attention, Pairing, Pooling, Rotary, RotaryScaling
 from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.safetensors import read_json
 
 
 def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> Attention:
@@ -121,3 +122,23 @@ def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
         parameters.agreed("original_max_position_embeddings", config, "original_max_position_embeddings")
         return RotaryScaling("llama3", parameters.number("factor"), low, high, trained)
     return None
+
+
+POOLING = "1_Pooling/config.json"
+
+
+def sentence_pooling(checkpoint: Checkpoint) -> Pooling:
+    """The mean, which is what is implemented; sentence-transformers' file beside the model may ask for another one.
+
+    Raises:
+        UnsupportedModel: it does.
+    """
+    path = checkpoint.path / POOLING
+    if path.is_file():
+        asked = Config(read_json(path), path)
+        asked.refuse("pooling_mode", "mean")
+        asked.refuse("include_prompt", True)
+        for key in asked.values:
+            if key.startswith("pooling_mode_"):
+                asked.refuse(key, key == "pooling_mode_mean_tokens")
+    return Pooling()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pellucid.model import Family
 from pellucid.model.config import Config
+from pellucid.model.readers import sentence_pooling
 from pellucid.model.spec import (
     Attention,
     Block,
@@ -15,7 +16,6 @@ from pellucid.model.spec import (
     Model,
     ModelSpec,
     Norm,
-    Pooling,
     Slot,
 )
 from pellucid.weights.checkpoint import Checkpoint
@@ -60,7 +60,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         ),
         position=Learned(positions),
         blocks=(Block(attention, feedforward, norm, "post"),) * layers,
-        pooling=Pooling(),
+        pooling=sentence_pooling(checkpoint),
     )
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in checkpoint.tensors else ""
     names = {slot: prefix + name for slot, name in EMBEDDINGS.items()}
