@@ -50,8 +50,8 @@ def texts(most: int, longest: int = LONGEST) -> Check:
 
     def check(name: str, value: Any) -> tuple[str, ...]:
         if not isinstance(value, Sequence) or isinstance(value, bytes):
-            raise InvalidRequest(f"{name}={brief(value)}: must be a string or a list of strings")
-        found = (value,) if isinstance(value, str) else tuple(_few(name, value, most, "strings"))
+            raise InvalidRequest(f"{name}={brief(value)}: must be a text or a list of texts")
+        found = (value,) if isinstance(value, str) else tuple(_few(name, value, most, "texts"))
         return tuple(checks.text(name, text, longest) for text in found)
 
     return check
@@ -96,11 +96,11 @@ def token_or_text(name: str, value: Any) -> int | str:
     """A token's id, or a text."""
     if isinstance(value, numbers.Integral):
         return token(name, value)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST:
         raise InvalidRequest(
             f"{name} holds {brief(value)}: must be a token id or a text of 1 to {LONGEST:,} characters"
         )
-    return checks.text(f"{name} holds a text", value, LONGEST)
+    return checks.characters(name, value)
 
 
 def _few(name: str, value: Sequence[Any], most: int, what: str) -> Sequence[Any]:

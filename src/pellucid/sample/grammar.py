@@ -112,7 +112,7 @@ def _choices(kind: str, value: Any) -> str:
     if len(value) > MOST_CHOICES:
         raise InvalidRequest(f"{kind} has {len(value):,} texts; the limit is {MOST_CHOICES:,}: give fewer")
     for one in value:
-        checks.text(f"{kind} holds a text", one, LONGEST_CHOICE)
+        checks.text(kind, one, LONGEST_CHOICE)
     return json.dumps(list(value))
 
 

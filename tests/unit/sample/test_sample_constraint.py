@@ -631,7 +631,7 @@ def test_refusals_come_before_the_first_piece(llm: LLM) -> None:
         (("--grammar", "nonsense"), "grammar cannot be followed"),
         (("--grammar", 'start: "a'), "grammar cannot be followed"),
         (("--choices", ""), "choices"),
-        (("--choices", "a,,b"), "choices holds ''"),
+        (("--choices", "a,,b"), "choices='': must be a text of 1 to 4,096 characters"),
         (("--choices", "a", "--regex", "a"), "regex and choices are given"),
         (("--regex", "a", "--samplers", "top_k"), "regex='a', but samplers has no constraint"),
     ],
