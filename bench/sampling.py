@@ -67,7 +67,7 @@ def ours(logits: np.ndarray) -> dict[str, Call]:
     return {
         "greedy": sampling(temperature=0),
         "chain": sampling(**CHAIN),
-        "log-probabilities": lambda: of_token(Candidates.of(logits, "bench"), 7, ALTERNATIVES),
+        "log-probabilities": lambda: of_token(Candidates.of(logits, "bench"), 7, ALTERNATIVES, len(logits)),
     }
 
 

@@ -44,20 +44,21 @@ class Piece:
 class Answer:
     """What says the next token, what ends the text, and what the cache has of it.
 
-    ``limit`` is how many tokens it may have; ``sequence`` is given by who runs the model.
+    Tokens of ``ends`` are its last; ``limit`` is how many it may have; ``sequence`` is given by who runs the model.
     """
 
-    def __init__(self, tokenizer: Tokenizer, options: Options, sampler: Sampler, limit: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, options: Options, sampler: Sampler, ends: frozenset[int], limit: int
+    ) -> None:
         self.sampler, self.sequence = sampler, Sequence()
         self.last, self.done = -1, False
-        self._vocabulary, self._watch, self._limit = tokenizer.vocab_size, options.watch, limit
-        self._ends, self._ending = options.ends(tokenizer), options.ending()
+        self._watch, self._limit = options.watch, limit
+        self._ends, self._ending = ends, options.ending()
         self._detokenizer = tokenizer.stream()
 
     def take(self, logits: NDArray[np.float32], seconds: float) -> Piece:
         """The token that these logits (V,) give, and its text."""
-        row = logits[: self._vocabulary]  # some matrices are padded with rows that are no tokens
-        draw = self.sampler.sample(row, watch=self._watch)  # softmax → sample
+        draw = self.sampler.sample(logits, watch=self._watch)  # softmax → sample
         token, self._limit = draw.token, self._limit - 1
         self.last = token
         if token in self._ends:

@@ -32,5 +32,34 @@ def real(name: str, value: Any, low: float, high: float, hint: str = "", *, abov
     return float(value)
 
 
+def token_id(name: str, value: Any, vocabulary: int) -> int:
+    """``value`` as the id of one of ``vocabulary`` tokens. Raises likewise."""
+    return whole(f"{name} holds a token id", value, 0, vocabulary - 1)
+
+
+def text(name: str, value: Any, longest: int | None = None) -> str:
+    """``value`` as a text that is not empty, has at most ``longest`` characters, and is Unicode. Raises likewise."""
+    if not isinstance(value, str) or not value or not len(value) <= (longest or len(value)):
+        most = "at least 1 character" if longest is None else f"1 to {longest:,} characters"
+        raise InvalidRequest(f"{name}={brief(value)}: must be a text of {most}")
+    return characters(name, value)
+
+
+def characters(name: str, value: str) -> str:
+    """A text without surrogates: they are halves of characters in UTF-16, and bytes that are not UTF-8 become some.
+
+    A tokenizer would take another character for each. Raises likewise.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(value[error.start]):04X}"
+        raise InvalidRequest(
+            f"{name} has the surrogate {code} at character {error.start:,}, which is no character: give valid Unicode, "
+            "on a command line as UTF-8"
+        ) from None
+    return value
+
+
 def _then(hint: str) -> str:
     return f"; {hint}" if hint else ""

@@ -19,9 +19,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pellucid.messages import bounded, shown
+
 
 class PellucidError(Exception):
-    """Base of every error that Pellucid raises on purpose."""
+    """Base of every error that Pellucid raises on purpose.
+
+    A message is one line of at most 600 characters, whatever it quotes: names and values come from files and requests.
+    Where a message quotes such a value, it is shortened by itself (``messages.brief``), so that the rest stays.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(bounded(str(message)))
 
 
 class InvalidRequest(PellucidError, ValueError):
@@ -53,7 +62,7 @@ class FileFormatError(PellucidError, ValueError):
     def __init__(self, path: str | Path, field: str, problem: str, offset: int | None = None) -> None:
         self.path, self.field, self.offset = Path(path), field, offset
         where = "" if offset is None else f" at byte {offset:,}"
-        super().__init__(f"{self.path.name or self.path}: {field}{where}: {problem}")
+        super().__init__(f"{shown(self.path.name or str(self.path))}: {shown(field)}{where}: {problem}")
 
 
 class UnsupportedModel(PellucidError):

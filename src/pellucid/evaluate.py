@@ -21,6 +21,7 @@ from pellucid.checks import whole
 from pellucid.errors import InvalidRequest
 from pellucid.forcing import predictions, score
 from pellucid.llm import LLM
+from pellucid.messages import shown
 from pellucid.runtime.cache import Sequence
 from pellucid.sample.candidates import Candidates
 
@@ -102,13 +103,13 @@ def perplexity(
     for here, first, stop in asked.parts():
         sequence = Sequence()
         try:
-            scored = score(llm.network, sequence, here, 0, llm.tokenizer.vocab_size, first)
+            scored = score(llm.network, sequence, here, 0, llm.inputs.vocabulary, first)
         finally:
             llm.network.release(sequence)
         found += (-scored.chosen).tolist()
         if told:
             told(stop, len(asked.ids), f"perplexity {math.exp(sum(found) / len(found)):.4f}")
-    size = len(text.encode("utf-8", "replace"))
+    size = len(text.encode())
     return Perplexity(Estimate.of(np.array(found)), len(found), size, asked.window, asked.stride)
 
 
@@ -125,9 +126,14 @@ def divergence(
     Raises:
         InvalidRequest: as ``perplexity``, or the two have different vocabularies.
     """
+    names = f"{shown(llm.spec.name)} and {shown(reference.spec.name)}"
     if llm.tokenizer.vocabulary.tokens != reference.tokenizer.vocabulary.tokens:
+        raise InvalidRequest(f"{names} have different vocabularies: only models of one can be compared")
+    rows, others = llm.spec.embedding.vocabulary, reference.spec.embedding.vocabulary
+    if rows != others:
         raise InvalidRequest(
-            f"{llm.spec.name} and {reference.spec.name} have different vocabularies: only models of one can be compared"
+            f"{names} have {rows:,} and {others:,} rows of logits: their distributions are not over the same tokens; "
+            "compare files of one conversion"
         )
     asked = _asked(llm if llm.context < reference.context else reference, text, window, stride)
     found, same = [], 0
@@ -186,9 +192,9 @@ def _asked(llm: LLM, text: str, window: int | None, stride: int | None) -> _Aske
 
 def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[NDArray[np.float64]]:
     """Log-probabilities (V,) of each token from place ``first`` on."""
-    sequence, size = Sequence(), llm.tokenizer.vocab_size
+    sequence = Sequence()
     try:
         for place, row in predictions(llm.network, sequence, ids, first):
-            yield Candidates.of(row[:size], f"token {place}").log_probabilities()
+            yield Candidates.of(row, f"token {place}").log_probabilities()
     finally:
         llm.network.release(sequence)

@@ -33,9 +33,12 @@ def predictions(
 def score(
     network: Network, sequence: Sequence, ids: list[int], alternatives: int, vocabulary: int, first: int = 1
 ) -> Logprobs:
-    """How likely each token of a text is after those before it, from place ``first`` on."""
+    """How likely each token of a text is after those before it, from place ``first`` on.
+
+    The first ``vocabulary`` rows of logits are of tokens.
+    """
     rows = [
-        of_token(Candidates.of(row[:vocabulary], f"prompt token {place}"), ids[place], alternatives)
+        of_token(Candidates.of(row, f"prompt token {place}"), ids[place], alternatives, vocabulary)
         for place, row in predictions(network, sequence, ids, first)
     ]
     return joined(rows, alternatives)

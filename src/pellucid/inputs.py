@@ -12,12 +12,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from pellucid import checks
+from pellucid.checks import token_id
 from pellucid.errors import ContextOverflow, InvalidRequest
-from pellucid.messages import brief
+from pellucid.messages import brief, shown
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
 
 Message: TypeAlias = Mapping[str, Any]
+DEEPEST = 16  # of a message, lists and tables in each other; the chat template has limits of its own
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
 
 
@@ -28,6 +31,15 @@ class Inputs:
     spec: ModelSpec
     tokenizer: Tokenizer
     context: int
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are that the tokenizer and the model both have: ids that a request names are below.
+
+        A model's matrix may be padded with rows that are no tokens; a tokenizer may know tokens that only other models
+        have.
+        """
+        return min(self.spec.embedding.vocabulary, self.tokenizer.vocab_size)
 
     def prompt(self, prompt: Prompt) -> list[int]:
         """The ids of a text, of chat messages, or ids as they are, for a model that makes text.
@@ -101,7 +113,7 @@ class Inputs:
         """
         if not self.spec.pooling:
             raise InvalidRequest(
-                f"{self.spec.name} makes text, not sentence vectors: use generate, or load minilm"
+                f"{shown(self.spec.name)} makes text, not sentence vectors: use generate, or load minilm"
             )
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
             raise InvalidRequest("embed takes a list of at least one text")
@@ -110,14 +122,14 @@ class Inputs:
     def _checked(self, prompt: Prompt) -> list[int]:
         if not self.spec.head:
             raise InvalidRequest(
-                f"{self.spec.name} makes sentence vectors, not text: use embed, or load smollm2"
+                f"{shown(self.spec.name)} makes sentence vectors, not text: use embed, or load smollm2"
             )
         return self._ids(prompt)
 
     def _sentence(self, text: str, truncate: bool) -> list[int]:
-        _check_text(text)
+        checks.text("text", text)
         # A sentence has no roles that a control token could forge: "[MASK]" in it is the token, as in transformers.
-        ids = self.tokenizer.encode(text, parse_special=True)
+        ids = self._known("text", self.tokenizer.encode(text, parse_special=True))
         if len(ids) <= self.context:
             return ids
         if not truncate:
@@ -133,31 +145,34 @@ class Inputs:
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
-            _check_text(prompt)
+            checks.text("text", prompt)
             ids = self.tokenizer.encode(prompt)
         elif isinstance(prompt, bytes) or not (isinstance(prompt, Sequence) or _is_row(prompt)):
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, chat messages or token ids")
         elif len(prompt) and all(isinstance(m, Mapping) for m in prompt):
+            for message in prompt:
+                _check_message(message)
             ids = self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
         else:
             ids = list(prompt)  # type: ignore[arg-type]
         if not ids:
             raise InvalidRequest("the prompt is empty: give at least one character")
-        for token in ids:
-            whole = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
-            if not whole or not 0 <= token < self.spec.embedding.vocabulary:
-                raise InvalidRequest(
-                    f"prompt holds {brief(token)}: a token id is a whole number below {self.spec.embedding.vocabulary}"
-                )
-        return [int(token) for token in ids]
+        return self._known("prompt", ids)
+
+    def _known(self, name: str, ids: Sequence[Any]) -> list[int]:
+        """The ids, if there are such tokens; those of a tokenizer may be ones that the model does not have."""
+        size = self.vocabulary
+        return [i if type(i) is int and 0 <= i < size else token_id(name, i, size) for i in ids]
 
 
 def _is_row(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.ndim == 1
 
 
-def _check_text(text: Any) -> None:
-    if not isinstance(text, str):
-        raise InvalidRequest(f"expected a text, got {type(text).__name__}")
-    if not text:
-        raise InvalidRequest("the text is empty: give at least one character")
+def _check_message(value: Any, depth: int = 0) -> None:
+    """Check the texts of a message: its values, and those of lists and tables in it."""
+    if isinstance(value, str):
+        checks.characters("message", value)
+    elif isinstance(value, (Mapping, list, tuple)) and depth < DEEPEST:
+        for one in value.values() if isinstance(value, Mapping) else value:
+            _check_message(one, depth + 1)

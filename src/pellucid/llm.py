@@ -169,7 +169,7 @@ class LLM:
         ids, known = self.inputs.scored(text, given)
         kept = self._keeper.take([])
         try:
-            size = self.tokenizer.vocab_size
+            size = self.inputs.vocabulary
             logprobs = score(self.network, kept.sequence, ids, top, size, max(known, 1))
         finally:
             self._keeper.give_back(kept, ids)
@@ -231,11 +231,12 @@ def load(
 
     ``context`` is how many tokens prompt and answer may have together (None: what the model was made for);
     ``threads`` None is one for each physical core. Activations meet quantised weights with 8 bits, and with 16 in
-    the output projection; ``precise`` has 16 everywhere, which gives what the file means, to rounding. A token takes
-    hardly longer then, a long prompt half as long again.
+    the output projection; ``precise`` has 16 everywhere, and keys and values in float32: what the file means, to the
+    rounding of activations. A token takes hardly longer then, after 4,096 others twice as long; a long prompt half as
+    long again.
     ``kv_cache`` is what keys and values are kept in: "f16", "bf16", "q8_0", which takes half the memory, or "f32",
-    which takes twice as much and rounds nothing. None is bf16, whose products are the fastest, beside activations of 8
-    bits, and else f16.
+    which takes twice as much and rounds nothing. None is f32 if ``precise``, else bf16, whose products are the fastest,
+    or f16 where weights are floating point.
     ``progress`` watches the download, ``compiling`` the kernels, which are compiled once for a machine. ``before`` is
     called ahead of that, with what reads prompts: what it raises, ``load`` raises.
 

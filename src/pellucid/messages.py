@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+LONGEST, MOST_READ = 600, 20_000  # characters of a message; of a text that is made one
+
 
 def shown(text: str) -> str:
     """Text from a file, made fit for a one-line message: no control characters, at most 80 characters."""
@@ -17,6 +19,18 @@ def brief(value: Any) -> str:
         return shown(repr(value))
     except Exception:  # an integer of thousands of digits, an object whose repr fails
         return f"a value of type {type(value).__name__}"
+
+
+def one_line(text: str) -> str:
+    """Text that may come from anywhere as one line that does nothing to a terminal."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
+
+def bounded(text: str) -> str:
+    """A message as one line of at most 600 characters. Of a longer one the beginning and the end stay."""
+    line = one_line(text[: MOST_READ // 2] + text[-MOST_READ // 2 :] if len(text) > MOST_READ else text)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 203]}...{line[-200:]}"
 
 
 def reason(error: Exception) -> str:

@@ -64,9 +64,12 @@ def generate(
     """
     ids = inputs.prompt(prompt)  # text → tokenize → ids
     tokenizer, limit = inputs.tokenizer, inputs.room(ids, options.max_new_tokens)
-    ends, idle = options.ends(tokenizer), network.idle_core
-    samplers = [chain.start(tokenizer, ids, ends, idle=idle) for chain in chains]
-    return ids, loop(network, ids, hold, lambda: [Answer(tokenizer, options, s, limit) for s in samplers])
+    size, idle = inputs.vocabulary, network.idle_core
+    ends = options.ends(tokenizer, size)
+    samplers = [chain.start(tokenizer, ids, ends, idle=idle, vocabulary=size) for chain in chains]
+    return ids, loop(
+        network, ids, hold, lambda: [Answer(tokenizer, options, s, ends, limit) for s in samplers]
+    )
 
 
 def loop(

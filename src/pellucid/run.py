@@ -103,7 +103,7 @@ class _Notes:
         options, draw = self.options, piece.draw
         if options.logprobs is not None:
             of = draw.logits if options.logprobs_of == "logits" else draw.candidates
-            self.logprobs.append(of_token(of, draw.token, options.logprobs))
+            self.logprobs.append(of_token(of, draw.token, options.logprobs, draw.vocabulary))
         if options.watch:
             self.trace.append(piece.trace)
 
@@ -163,7 +163,7 @@ class Runs:
     ) -> None:
         self.options = options
         self.notes = [_Notes(chain, options) for chain in chains]
-        self._place = Place(network, keeper, inputs.tokenizer.vocab_size, options)
+        self._place = Place(network, keeper, inputs.vocabulary, options)
         self.prompt, turns = pipeline.generate(network, inputs, prompt, options, chains, self._place.hold)
         self._pieces = _noted(turns, self._place, self.notes, self.prompt)
 

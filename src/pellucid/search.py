@@ -27,7 +27,6 @@ def search(
     ids: list[int],
     hold: Callable[[list[int]], Sequence],
     beams: BeamSearch,
-    vocabulary: int,
 ) -> Iterator[list[Beam]]:
     """The loop for beams: each turn a token for every beam, all in one step. Gives the beams after each turn.
 
@@ -38,7 +37,7 @@ def search(
     sequences = [network.fork(prompt)]
     try:
         while True:
-            running = beams.step([row[:vocabulary] for row in rows])
+            running = beams.step(list(rows))
             yield running
             if beams.done:
                 return
@@ -73,7 +72,8 @@ def search_beams(
                 f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out"
             )
     tokenizer, ids = inputs.tokenizer, inputs.prompt(prompt)
-    limit, ends = inputs.room(ids, options.max_new_tokens), options.ends(tokenizer)
+    limit, size = inputs.room(ids, options.max_new_tokens), inputs.vocabulary
+    ends = options.ends(tokenizer, size)
     chain = options.chain()
     if not beams.do_sample:
         chain = chain.undrawn()
@@ -83,11 +83,12 @@ def search_beams(
         )
     elif any(step.alone for step in chain.steps):
         raise InvalidRequest("mirostat=2: it follows one text, not beams; leave it out")
-    found = BeamSearch(beams, chain.start(tokenizer, ids, ends, idle=network.idle_core), ends, limit)
-    place, times = Place(network, keeper, tokenizer.vocab_size, options), list[float]()
+    sampler = chain.start(tokenizer, ids, ends, idle=network.idle_core, vocabulary=size)
+    found = BeamSearch(beams, sampler, ends, limit)
+    place, times = Place(network, keeper, size, options), list[float]()
     place.start = time.perf_counter()
     try:
-        for _ in search(network, ids, place.hold, found, tokenizer.vocab_size):
+        for _ in search(network, ids, place.hold, found):
             times.append(time.perf_counter() - place.start)
             if options.max_time is not None and times[-1] >= options.max_time:
                 found.stop("time")

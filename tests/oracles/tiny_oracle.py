@@ -24,6 +24,8 @@ OUT/<name>/ holds config.json and model.safetensors (float32) as transformers sa
                     layers, two local and one global. (transformers 5.24 reads the cap on attention scores of a
                     gemma3 configuration and does not hand it on to its attention; this script hands it on.)
     bert            two layers, learned positions, type embeddings, post-norm, exact GELU
+    llama-linear    rotary scaling "linear" by 2.5
+    gemma3-linear   rotary scaling "linear" of both kinds of layers, by 4 in local and by 8 in global ones
 """
 
 import argparse
@@ -141,6 +143,28 @@ MODELS = {
         ),
     ),
     "bert": (BertModel, BertConfig(**BERT)),
+    "llama-linear": (
+        LlamaForCausalLM,
+        LlamaConfig(
+            **LLAMA
+            | SMALLER
+            | {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}}
+        ),
+    ),
+    "gemma3-linear": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(
+            **GEMMA
+            | {
+                "num_hidden_layers": 3,
+                "layer_types": ["sliding_attention"] * 2 + ["full_attention"],
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+                    "sliding_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+                },
+            }
+        ),
+    ),
 }
 
 

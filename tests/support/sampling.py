@@ -214,7 +214,7 @@ def top_h(x: Floats, o: dict[str, Any], before: Before) -> Floats:
     order = ranked(x)[:100]
     p = softmax(x[order])
     shares = np.where(p > 0, p * np.where(p > 0, surprise(p), 0), 0)
-    within = np.cumsum(shares) <= o["top_h"] * entropy(p)
+    within = (np.cumsum(shares) <= o["top_h"] * entropy(p)) & (p > 0)
     return x if o["top_h"] == 1 else only(x, order[: max(int(within.sum()), 1)])
 
 
@@ -234,7 +234,8 @@ def xtc(x: Floats, o: dict[str, Any], before: Before) -> Floats:
 def mirostat(x: Floats, o: dict[str, Any], before: Before) -> Floats:
     """The first turn's cut, at twice the target."""
     p = softmax(x)
-    return only(x, (surprise(p) / math.log(2) <= 2 * o["mirostat_tau"]) | (x == x.max()))
+    within = surprise(p) / math.log(2) <= 2 * o["mirostat_tau"]
+    return only(x, within if within.any() else [int(x.argmax())])
 
 
 Reference = Callable[[Floats, dict[str, Any], Before], Floats]

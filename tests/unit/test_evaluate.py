@@ -117,7 +117,7 @@ def test_divergence_is_that_of_the_distributions(llm: LLM, other: LLM) -> None:
     ("text", "options", "message"),
     [
         ("a", {}, "a single token"),
-        ("", {}, "the text is empty"),
+        ("", {}, "text='': must be a text of at least 1 character"),
         (TEXT, {"window": 1}, "window=1: must be a whole number from 2 to 128"),
         (TEXT, {"window": 129}, "window=129"),
         (TEXT, {"window": "9"}, "window='9'"),
@@ -158,7 +158,7 @@ def test_each_window_begins_as_the_model_begins_a_text() -> None:
 @pytest.mark.model
 def test_scores_are_those_of_the_float32_run() -> None:
     """Windows of SmolLM2's golden: log-probabilities that transformers gives to the tokens that follow."""
-    llm = pellucid.load("smollm2", precise=True, kv_cache="f32")
+    llm = pellucid.load("smollm2", precise=True)
     with np.load(GOLDENS / "smollm2.npz") as file:
         for ids, wanted in zip(file["windows"][:3].tolist(), file["next_logprobs"]):
             found = llm.score(ids).logprobs.chosen[64:]

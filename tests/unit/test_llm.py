@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -112,13 +113,115 @@ def test_end_token_ends_the_text_and_is_not_part_of_it(llm: LLM, folder: Path, t
     other.close()
 
 
-def test_rows_of_the_matrix_that_are_no_tokens_are_never_sampled(llm: LLM, tmp_path: Path) -> None:
-    write_llama(tmp_path, context=CONTEXT)
-    write_tokenizer(tmp_path, size=270)  # the matrix has 320 rows
-    padded = pellucid.load(tmp_path, threads=1)
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    """270 tokens; the matrix has 320 rows."""
+    folder = write_llama(tmp_path_factory.mktemp("models") / "padded", context=CONTEXT)
+    write_tokenizer(folder, size=270)
+    llm = pellucid.load(folder, threads=1)
+    yield llm
+    llm.close()
+
+
+def all_rows(llm: LLM, ids: list[int]) -> np.ndarray:
+    """Log-probabilities over all rows of the matrix, of the token after each of the ids."""
+    sequence = Sequence()
+    rows = [llm.network.forward([Chunk(sequence, [token])])[0].astype(np.float64) for token in ids]
+    llm.network.release(sequence)
+    return np.array([row - np.logaddexp.reduce(row) for row in rows])
+
+
+def test_rows_of_the_matrix_that_are_no_tokens_are_never_sampled(padded: LLM) -> None:
     made = padded.generate([7] * 9, **{**DRAWN, "temperature": 5, "max_new_tokens": None})
-    padded.close()
     assert (len(made.ids), max(made.ids) < 270) == (CONTEXT - 9, True)
+
+
+def test_rows_of_the_matrix_that_are_no_tokens_count_in_log_probabilities(padded: LLM) -> None:
+    prompt = [7, 8, 9]
+    made = padded.generate(
+        prompt,
+        seed=3,
+        max_new_tokens=9,
+        logprobs=300,
+        prompt_logprobs=2,
+        watch=True,
+        samplers=["top_k"],
+        top_k=200,
+    )
+    wanted = all_rows(padded, [*prompt, *made.ids[:-1]])
+    assert made.logprobs is not None
+    np.testing.assert_allclose(made.logprobs.chosen, wanted[2 + np.arange(9), made.ids], atol=1e-5)
+    assert np.exp(made.logprobs.top[:, :270]).sum(1).max() < 0.97  # the others' share
+    assert made.logprobs.top_ids.max() == 269
+    assert (made.logprobs.top_ids[:, 270:] == -1).all()
+    assert made.prompt_logprobs is not None
+    np.testing.assert_allclose(made.prompt_logprobs.chosen, wanted[[0, 1], prompt[1:]], atol=1e-5)
+    scored = padded.score([*prompt, *made.ids]).logprobs.chosen
+    np.testing.assert_allclose(scored[2:], made.logprobs.chosen, atol=1e-5)
+    assert made.trace is not None
+    for token, row in zip(made.trace, wanted[2:]):
+        assert token.probability == pytest.approx(math.exp(row[token.token]), rel=1e-5)
+        assert [(step.name, step.left) for step in token.steps] == [("vocabulary", 270), ("top_k", 200)]
+        assert token.steps[0].removed == 50
+        assert token.steps[0].removed_mass == pytest.approx(np.exp(row[270:]).sum(), rel=1e-4)
+    beams = padded.beam_search(prompt, num_beams=2, max_new_tokens=3).texts[0]
+    rows = all_rows(padded, [*prompt, *beams.ids[:-1]])[2:]
+    assert beams.score == pytest.approx(rows[np.arange(len(beams.ids)), beams.ids].mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [270, 322])
+def test_a_token_id_has_the_same_limit_wherever_it_comes_in(size: int, tmp_path: Path) -> None:
+    """A tokenizer may have fewer tokens than the matrix has rows, or more."""
+    write_llama(tmp_path, context=CONTEXT)
+    write_tokenizer(tmp_path, size=size)
+    llm, limit = pellucid.load(tmp_path, threads=1), min(size, 320)
+    try:
+        for call in (
+            lambda i: llm.generate([7, i], max_new_tokens=1),
+            lambda i: llm.score([7, i]),
+            lambda i: llm.generate([7], max_new_tokens=1, stop_token_ids=[i]),
+            lambda i: llm.generate([7], max_new_tokens=1, logit_bias={i: 1.0}),
+            lambda i: llm.generate([7], max_new_tokens=1, banned=[i]),
+            lambda i: llm.generate([7], max_new_tokens=1, banned=[[3, i]]),
+            lambda i: llm.generate([7], max_new_tokens=1, allowed=[i]),
+            lambda i: llm.beam_search([7], max_new_tokens=1, stop_token_ids=[i]),
+        ):
+            call(limit - 1)
+            for wrong in (limit, size, 1 << 30):
+                if wrong >= limit:
+                    with pytest.raises(
+                        InvalidRequest, match=rf"={wrong}: must be a whole number from 0 to {limit - 1}"
+                    ):
+                        call(wrong)
+    finally:
+        llm.close()
+
+
+HALF = "rain \ud800 in"
+
+
+@pytest.mark.parametrize("text", [HALF, "\udcff", "\ud83d\ude00"])
+def test_half_of_a_character_is_no_text_wherever_it_comes_in(llm: LLM, text: str) -> None:
+    greedy = {"temperature": 0, "max_new_tokens": 1}
+    for call in (
+        lambda: llm.generate(text, **greedy),
+        lambda: llm.chat([{"role": "user", "content": text}], **greedy),
+        lambda: llm.chat([{"role": "user", "content": [{"type": "text", "text": text}]}], **greedy),
+        lambda: llm.score(text),
+        lambda: llm.score("rain", given=text),
+        lambda: llm.generate("rain", stop=[text], **greedy),
+        lambda: llm.generate("rain", banned=[text], **greedy),
+        lambda: llm.generate("rain", allowed=[text], **greedy),
+        lambda: llm.generate("rain", logit_bias={text: 1.0}, **greedy),
+        lambda: llm.generate("rain", dry_multiplier=0.8, dry_sequence_breakers=[text], **greedy),
+        lambda: llm.generate("rain", choices=[text], **greedy),
+        lambda: llm.generate("rain", regex=text, **greedy),
+        lambda: llm.beam_search(text, max_new_tokens=1),
+    ):
+        with pytest.raises(InvalidRequest, match=r"has the surrogate U\+D[0-9A-F]{3} at character \d"):
+            call()
+    with pytest.raises(InvalidRequest, match="json_schema"):
+        llm.generate("rain", json_schema={"enum": [HALF]}, **greedy)
 
 
 def test_logits_that_are_no_numbers_are_an_error_and_leave_nothing_behind(
@@ -481,14 +584,14 @@ def test_a_text_scored_after_another_counts_its_own_tokens_only(llm: LLM) -> Non
     ("text", "given", "top", "message"),
     [
         ([7], None, 0, "no token to score"),
-        ("", None, 0, "is empty"),
+        ("", None, 0, "text='': must be a text of at least 1 character"),
         ("", "rain", 0, "no token to score"),
         ([7, 8], "rain", 0, "given=.rain.: must be a text, before a text"),
         ("rain", 5, 0, "given=5: must be a text"),
         ([7] * 129, None, 0, "129 tokens; the context is 128"),
         ("rain in", None, -1, "top=-1"),
         ("rain in", None, 1001, "top=1001.*from 0 to 1,000"),
-        ([7, 320], None, 0, "prompt holds 320"),
+        ([7, 320], None, 0, "prompt holds a token id=320: must be a whole number from 0 to 319"),
     ],
 )
 def test_texts_that_cannot_be_scored(llm: LLM, text: Any, given: str | None, top: int, message: str) -> None:
@@ -515,7 +618,9 @@ def test_why_a_text_ended(llm: LLM) -> None:
     run = llm.start(PROMPT, **greedy)
     next(iter(run))
     assert run.result().finish_reason is None
-    with pytest.raises(InvalidRequest, match="token id 320 is outside the vocabulary"):
+    with pytest.raises(
+        InvalidRequest, match="stop_token_ids holds a token id=320: must be a whole number from 0 to 319"
+    ):
         llm.generate(PROMPT, stop_token_ids=[320])
 
 

@@ -3,7 +3,7 @@ under one name; nothing is listed twice.
 
 Modules here import nothing heavy at their top, so that ``pellucid --help`` is quick. Errors are one line on
 standard error and exit code 2; Ctrl-C is exit code 130; a closed pipe is silent. Text that standard input or the
-arguments hold and that is not UTF-8 reads as U+FFFD.
+arguments hold and that is not UTF-8 is refused.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from typing import Any
 
 import typer
 
-from pellucid.cli.common import one_line
 from pellucid.cli.sampling import with_options
 from pellucid.errors import PellucidError
-from pellucid.messages import reason
+from pellucid.messages import bounded, reason
 
 # Typer brings its own copy of Click or uses the installed one, by version; its errors are found through its own.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -78,7 +77,7 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (``sys.argv`` by default). Returns the exit code."""
     _mend_streams()
-    warnings.showwarning = lambda message, *_: print(f"pellucid: {one_line(str(message))}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"pellucid: {bounded(str(message))}", file=sys.stderr)
     code = _outcome(sys.argv[1:] if arguments is None else arguments)
     if code == INTERRUPTED and sys.stderr.isatty():
         print(file=sys.stderr)  # the shell's prompt starts a line of its own
@@ -117,7 +116,8 @@ def _mend_streams() -> None:
             nothing = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(nothing, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # it stays
         elif isinstance(stream, io.TextIOWrapper) and name != "stderr":
-            stream.reconfigure(errors="replace")
+            # Bytes that are not UTF-8 become surrogates, as in the arguments: whoever wants a text refuses them.
+            stream.reconfigure(errors="surrogateescape" if name == "stdin" else "replace")
 
 
 def _drop_output() -> None:
@@ -126,5 +126,5 @@ def _drop_output() -> None:
 
 
 def _refuse(message: str) -> int:
-    print(f"pellucid: {one_line(message)}", file=sys.stderr)
+    print(f"pellucid: {bounded(message)}", file=sys.stderr)
     return 2

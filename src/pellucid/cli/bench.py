@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli import common
+from pellucid.messages import one_line
 
 if TYPE_CHECKING:
     from pellucid.llm import LLM
@@ -101,7 +102,7 @@ def _profiles(llm: LLM, rounds: int, bars: common.Bars) -> list[Profile]:
 def _show(llm: LLM, precise: bool, figures: Sequence[Figure]) -> None:
     network, unit = llm.network, figures[0].workload.unit
     print(
-        f"{common.one_line(llm.spec.name)}, threads {network.threads}, activations of {16 if precise else 8} bits, "
+        f"{one_line(llm.spec.name)}, threads {network.threads}, activations of {16 if precise else 8} bits, "
         f"context {llm.context:,}, medians of {len(figures[0].rates)}\n"
     )
     shown = common.table(

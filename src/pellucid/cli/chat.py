@@ -11,6 +11,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.sampling import checked, sampled
+from pellucid.messages import one_line
 
 if TYPE_CHECKING:
     from pellucid.llm import LLM
@@ -41,7 +42,7 @@ def command(
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # lines can be edited and called back
-        print(f"{common.one_line(llm.spec.name)}. /help lists the commands.", file=sys.stderr)
+        print(f"{one_line(llm.spec.name)}. /help lists the commands.", file=sys.stderr)
     converse(llm, start, options)
 
 
@@ -70,7 +71,7 @@ def converse(llm: LLM, start: list[dict[str, str]], options: Mapping[str, Any]) 
                 except PellucidError as error:  # the conversation goes on without the question
                     messages.pop()
                     print(
-                        f"pellucid: {common.one_line(str(error))} (/reset forgets the conversation)",
+                        f"pellucid: {one_line(str(error))} (/reset forgets the conversation)",
                         file=sys.stderr,
                     )
 

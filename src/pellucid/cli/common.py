@@ -55,13 +55,16 @@ Prompt = Annotated[
 Threads = Annotated[int | None, count("Threads; one for each physical core by default.")]
 Context = Annotated[int | None, count("Tokens that prompt and answer may have; the model's by default.")]
 Precise = Annotated[
-    bool, typer.Option("--precise", help="The file's own answers, to rounding; slower on long prompts.")
+    bool,
+    typer.Option(
+        "--precise", help="The file's own answers, to rounding; slower on long prompts and after them."
+    ),
 ]
 KVCache = Annotated[
     str | None,
     typer.Option(
         help="What keys and values are kept in: f16, bf16, q8_0 (half the memory), or f32 (exact). "
-        "By default bf16 beside activations of 8 bits, else f16.",
+        "By default f32 with --precise, else bf16, or f16 where weights are floating point.",
         metavar="FORM",
         show_default=False,
     ),
@@ -71,19 +74,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 def text_or_stdin(text: str | None, absent: str) -> str:
     """The text that was given, or standard input's where it is - or none was. ``absent`` says what is missing."""
+    from pellucid.checks import characters
     from pellucid.errors import InvalidRequest
 
-    if text is not None and text != "-":
-        return text
     if text is None and sys.stdin.isatty():
         raise InvalidRequest(f"{absent}: give a text, or - to read it from standard input")
-    return sys.stdin.read()
-
-
-def one_line(text: str) -> str:
-    """Text that may come from anywhere as one line that does nothing to a terminal."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return characters("text", sys.stdin.read() if text is None or text == "-" else text)
 
 
 def visible(text: str) -> str:

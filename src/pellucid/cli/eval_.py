@@ -57,13 +57,13 @@ def kl(
 ) -> None:
     """Kullback-Leibler divergence of a model's next-token distributions from those of another, on a text.
 
-    The other one is run with --precise and keys and values in float32: as its file means it.
+    The other one is run with --precise: as its file means it.
     """
     from pellucid import evaluate
 
     text = _read(file)
     llm = common.load(model, threads, None, precise, kv_cache, before=lambda inputs: inputs.corpus(text))
-    other = common.load(against, threads, None, True, "f32", before=lambda inputs: inputs.corpus(text))
+    other = common.load(against, threads, None, True, before=lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
         found = evaluate.divergence(llm, other, text, window, stride, bars.scoring)
     if json:
@@ -81,13 +81,17 @@ HELP = "How well a model predicts a text, and how far it is from another one."
 
 def _read(file: str) -> str:
     from pellucid.errors import InvalidRequest
-    from pellucid.messages import reason
+    from pellucid.messages import reason, shown
 
     if file == "-":
         return common.text_or_stdin(None, "no text")
     try:
         return Path(file).read_text("utf-8")
     except OSError as error:
-        raise InvalidRequest(f"{file}: {reason(error)}; give a text file, or - for standard input") from None
+        raise InvalidRequest(
+            f"{shown(file)}: {reason(error)}; give a text file, or - for standard input"
+        ) from None
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{file}: byte {error.start:,} is not UTF-8: convert the file first") from None
+        raise InvalidRequest(
+            f"{shown(file)}: byte {error.start:,} is not UTF-8: convert the file first"
+        ) from None

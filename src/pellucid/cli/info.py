@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pellucid.cli import common
+from pellucid.messages import one_line
 
 
 def command(
@@ -33,7 +34,7 @@ def command(
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {common.one_line(_text(value))}")
+        print(f"{name:<{width}}  {one_line(_text(value))}")
 
 
 def _text(value: Any) -> str:

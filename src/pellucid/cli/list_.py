@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pellucid.cli import common
+from pellucid.messages import one_line
 
 
 def command(json: common.Json = False) -> None:
@@ -18,7 +19,7 @@ def command(json: common.Json = False) -> None:
         )
     for name, model in here.items():
         if name not in catalogue():
-            rows.append((name, model.bytes, model.complete, "", common.one_line(model.source)))
+            rows.append((name, model.bytes, model.complete, "", one_line(model.source)))
     if json:
         keys = ("name", "bytes", "here", "licence", "description")
         common.print_json([dict(zip(keys, row)) for row in rows])

@@ -9,6 +9,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.sampling import checked, sampled
+from pellucid.messages import shown
 
 if TYPE_CHECKING:
     from pellucid.generation import Generation
@@ -33,7 +34,7 @@ def command(
     for name, value in (("logprobs", logprobs), ("prompt-logprobs", prompt_logprobs)):
         if value is not None and not json:
             raise typer.BadParameter(
-                f"--{name} {value}: log-probabilities are printed with --json only; add it"
+                f"--{name} {shown(str(value))}: log-probabilities are printed with --json only; add it"
             )
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
     given = common.text_or_stdin(prompt, "no prompt")

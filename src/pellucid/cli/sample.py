@@ -65,7 +65,7 @@ def candidates(piece: Piece, tokenizer: Tokenizer, top: int) -> list[dict[str, A
     import numpy as np
 
     draw = piece.draw
-    ids = draw.logits.top(top).tolist()
+    ids = draw.logits.first(draw.vocabulary).top(top).tolist()
     ids = np.array(ids if draw.token in ids else [*ids, draw.token])
     before = np.exp(draw.logits.log_probabilities(ids))
     after = np.zeros(len(ids))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli import common
+from pellucid.messages import one_line
 
 if TYPE_CHECKING:
     from pellucid.tokenize.explain import ExplainedToken, Explanation, PreToken
@@ -70,9 +71,7 @@ def _coloured(found: Explanation) -> None:
         if at:
             line.append("|", "dim")
         shown = (
-            common.one_line(token.piece)
-            if token.special
-            else common.visible(found.text[token.start : token.end])
+            one_line(token.piece) if token.special else common.visible(found.text[token.start : token.end])
         )
         line.append(shown, CONTROL if token.special else COLOURS[at % len(COLOURS)])
     common.show(line)
@@ -83,13 +82,13 @@ def _table(tokens: Sequence[ExplainedToken]) -> None:
     table = common.table("", "id", "piece", "bytes", "characters", right=("", "id"), whole=("characters",))
     for at, token in enumerate(tokens):
         where = "" if token.special else f"{token.start}-{token.end}"
-        table.add_row(str(at), str(token.id), common.one_line(token.piece), token.bytes.hex(" "), where)
+        table.add_row(str(at), str(token.id), one_line(token.piece), token.bytes.hex(" "), where)
     common.show(table)
 
 
 def _stages(found: Explanation) -> None:
     for name, parts in found.stages.items():
-        print(f"\n{name}: {common.one_line(', then '.join(parts) or 'nothing')}", end="")
+        print(f"\n{name}: {one_line(', then '.join(parts) or 'nothing')}", end="")
     print(f"\n\nnormalised  {common.visible(found.normalized)}")
     for pre_token in found.pre_tokens:
         print(f"\n{common.visible(pre_token.text)}  {pre_token.start}-{pre_token.end}")
@@ -118,7 +117,7 @@ def _how(pre_token: PreToken) -> Iterator[str]:
     if "bytes" in how:
         yield f"bytes {how['bytes']}"
     if "unknown" in how:
-        yield f"unknown: {common.one_line(how['unknown'])}"
+        yield f"unknown: {one_line(how['unknown'])}"
 
 
 def _lattice(how: Mapping[str, Any]) -> Iterator[str]:

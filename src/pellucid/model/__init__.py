@@ -6,13 +6,14 @@ import functools
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.messages import brief
+from pellucid.messages import brief, shown
 from pellucid.model.config import Config
+from pellucid.model.keys import check_unread
 from pellucid.model.spec import Model
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -23,12 +24,14 @@ Reader: TypeAlias = Callable[[Checkpoint, Config], Model]
 class Family:
     """A family of models: its name, and what reads one, by the name that files give the architecture.
 
-    ``gguf``: GGUF's ``general.architecture``; ``safetensors``: ``model_type`` of ``config.json``.
+    ``gguf``: GGUF's ``general.architecture``; ``safetensors``: ``model_type`` of ``config.json``. ``unused``:
+    patterns of the tensors that a file may hold and that no slot needs.
     """
 
     name: str
     gguf: Mapping[str, Reader] = field(default_factory=dict)
     safetensors: Mapping[str, Reader] = field(default_factory=dict)
+    unused: Sequence[str] = ()
 
     def readers(self, kind: str) -> Mapping[str, Reader]:
         """The readers for a kind of checkpoint, "gguf" or "safetensors"."""
@@ -55,24 +58,23 @@ def read_model(checkpoint: Checkpoint) -> Model:
         UnsupportedModel: the architecture, or something it asks for, is not implemented; lists those known.
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
-    config = Config(checkpoint.metadata, checkpoint.path)
-    architecture = config.text("general.architecture" if checkpoint.kind == "gguf" else "model_type")
-    readers = {
-        n: read for family in known_families().values() for n, read in family.readers(checkpoint.kind).items()
-    }
-    if architecture not in readers:
+    config, gguf = Config(checkpoint.metadata, checkpoint.path), checkpoint.kind == "gguf"
+    architecture = config.text("general.architecture" if gguf else "model_type")
+    families = {n: f for f in known_families().values() for n in f.readers(checkpoint.kind)}
+    if architecture not in families:
         raise UnsupportedModel(
             f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported "
-            f"(known for {checkpoint.kind}: {', '.join(sorted(readers))})"
+            f"(known for {checkpoint.kind}: {', '.join(sorted(families))})"
         )
     config.refuse("quantization_config")
-    model = readers[architecture](checkpoint, config)
+    family = families[architecture]
+    model = family.readers(checkpoint.kind)[architecture](checkpoint, config)
     _check_tensors(checkpoint, model)
-    _check_layers(
-        checkpoint, model, f"{architecture}.block_count" if checkpoint.kind == "gguf" else "num_hidden_layers"
-    )
+    _check_layers(checkpoint, model, f"{architecture}.block_count" if gguf else "num_hidden_layers")
+    _check_unused(checkpoint, model, family)
     for key in ("bos_token_id", "eos_token_id"):  # of config.json; the tokenizer looks at the others
         config.token_ids(key, model.spec.embedding.vocabulary)
+    check_unread(config, f"{architecture}." if gguf else "")
     return model
 
 
@@ -98,6 +100,19 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
                 f"tensor has shape {tensor.shape}; the model needs {shape}",
                 tensor.offset,
             )
+
+
+def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
+    """A tensor that nobody uses, such as a bias, would have changed the result."""
+    known = {source.tensor for source in model.slots.values()}
+    pattern = re.compile("|".join(family.unused) or r"(?!)")
+    left = sorted(name for name in checkpoint.tensors if name not in known and not pattern.fullmatch(name))
+    if left:
+        more = f" and {len(left) - 1:,} more tensors" if left[1:] else ""
+        raise UnsupportedModel(
+            f"{checkpoint.path.name}: tensor {shown(left[0])}{more}: {model.spec.family} as it is implemented has no "
+            "use for it, and the answers would be others without it"
+        )
 
 
 def _check_layers(checkpoint: Checkpoint, model: Model, key: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,28 +18,47 @@ MOST = 1e12  # of any other number; rotary bases are the largest, up to 1e9
 
 @dataclass(frozen=True)
 class Config:
-    """A table of values, with the path that errors name. ``prefix`` is put before every key."""
+    """A table of values, with the path that errors name. ``prefix`` is put before every key.
+
+    ``read`` collects the full names of the keys that were asked for, so that ``model/keys.py`` can tell what a reader
+    has left out. ``parent`` is the name of the table that holds this one, with a dot, or "".
+    """
 
     values: Mapping[str, Any]
     path: Path
     prefix: str = ""
+    parent: str = ""
+    read: set[str] = field(default_factory=set, compare=False)
 
     def under(self, prefix: str) -> Config:
         """The same table, seen from a prefix."""
         return replace(self, prefix=prefix)
 
+    def name(self, key: str) -> str:
+        """A key's full name: with its table and its prefix."""
+        return f"{self.parent}{self.prefix}{key}"
+
+    def value(self, key: str) -> Any:
+        """The value as it is, None if there is none. The key counts as read."""
+        self.read.add(self.name(key))
+        return self.values.get(self.prefix + key)
+
     def has(self, key: str) -> bool:
-        """Whether there is a value (null counts as absent)."""
+        """Whether there is a value (null counts as absent). The key does not count as read."""
         return self.values.get(self.prefix + key) is not None
 
+    def wrong(self, key: str, problem: str) -> FileFormatError:
+        """The error for a key's value."""
+        return FileFormatError(self.path, self.name(key), problem)
+
     def _get(self, key: str, default: Any, check: Callable[[Any], bool], wanted: str) -> Any:
-        value = self.values.get(self.prefix + key)
+        value = self.value(key)
         if value is None:
             if default is _MISSING:
-                raise FileFormatError(self.path, self.prefix + key, f"missing; it must be {wanted}")
+                raise self.wrong(key, f"missing; it must be {wanted}")
             return default
         if not check(value):
-            raise FileFormatError(self.path, self.prefix + key, f"is {brief(value)}; it must be {wanted}")
+            raise self.wrong(key, f"is {brief(value)}; it must be {wanted}")
         return value
 
     def count(self, key: str, default: int | None = _MISSING, *, limit: int = LIMIT) -> Any:
@@ -58,15 +77,14 @@ class Config:
 
     def cap(self, key: str) -> float:
         """A positive number, or 0, which means the same as none: there is no cap."""
-        value = self.values.get(self.prefix + key)
+        value = self.value(key)
         return 0.0 if type(value) in (int, float) and value == 0 else self.number(key, 0.0)
 
     def divisor(self, key: str, of_key: str, default: int = _MISSING) -> int:
         """A whole number that divides the one of ``of_key``."""
         value, whole = self.count(key, default), self.count(of_key)
         if whole % value:
-            problem = f"is {value}, which does not divide {self.prefix}{of_key} = {whole}"
-            raise FileFormatError(self.path, self.prefix + key, problem)
+            raise self.wrong(key, f"is {value}, which does not divide {self.name(of_key)} = {whole}")
         return int(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -79,16 +97,35 @@ class Config:
 
     def token_ids(self, key: str, vocabulary: int) -> None:
         """Check that a token id, or each of a list of them, is below ``vocabulary``; there may be none."""
-        value = self.values.get(self.prefix + key)
+        value = self.value(key)
         for token in value if isinstance(value, list) else [value]:
             if token is not None and not (type(token) is int and 0 <= token < vocabulary):
-                problem = f"is {brief(token)}; it must be a token id, from 0 to {vocabulary - 1:,}"
-                raise FileFormatError(self.path, self.prefix + key, problem)
+                raise self.wrong(
+                    key, f"is {brief(token)}; it must be a token id, from 0 to {vocabulary - 1:,}"
+                )
 
     def table(self, key: str) -> Config:
         """A nested table; empty if absent."""
         value = self._get(key, {}, lambda v: isinstance(v, Mapping), "a table")
-        return Config(value, self.path)
+        return Config(value, self.path, parent=f"{self.name(key)}.", read=self.read)
+
+    def each(self, key: str, choices: Mapping[str, T], count: int) -> list[T] | None:
+        """What each string of a list of ``count`` stands for; None if there is no list."""
+
+        def check(v: Any) -> bool:
+            fine = isinstance(v, list) and len(v) == count
+            return fine and all(isinstance(one, str) and one in choices for one in v)
+
+        value = self._get(key, None, check, f"a list of {count} of {', '.join(sorted(choices))}")
+        return None if value is None else [choices[one] for one in value]
+
+    def agreed(self, key: str, other: Config, other_key: str) -> None:
+        """Check that two keys that say the same thing do not differ, if both are there."""
+        mine, its = self.value(key), other.value(other_key)
+        if mine is not None and its is not None and mine != its:
+            raise self.wrong(
+                key, f"is {brief(mine)}, but {other.name(other_key)} is {brief(its)}: leave one of them out"
+            )
 
     def one_of(self, key: str, choices: Mapping[str, T], default: str = _MISSING) -> T:
         """What the string stands for; an unknown one is an error that lists the known ones."""
@@ -96,12 +133,12 @@ class Config:
         if value not in choices:
             known = ", ".join(sorted(choices))
             raise UnsupportedModel(
-                f"{self.path.name}: {self.prefix}{key} is {brief(value)}, which is not supported (known: {known})"
+                f"{self.path.name}: {self.name(key)} is {brief(value)}, which is not supported (known: {known})"
             )
         return choices[value]
 
     def refuse(self, key: str, *harmless: Any) -> None:
         """An option that changes the arithmetic and is not implemented: an error unless absent or harmless."""
-        value = self.values.get(self.prefix + key)
+        value = self.value(key)
         if value is not None and not (isinstance(value, (bool, int, str)) and value in harmless):
-            raise UnsupportedModel(f"{self.path.name}: {self.prefix}{key} = {brief(value)} is not supported")
+            raise UnsupportedModel(f"{self.path.name}: {self.name(key)} = {brief(value)} is not supported")

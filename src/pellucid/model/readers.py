@@ -1,11 +1,12 @@
-"""Pieces of metadata that several families write alike: attention in GGUF, rotary parameters in config.json."""
+"""Pieces of metadata that several families write alike: attention in GGUF, rotary parameters and pooling in JSON."""
 
 from __future__ import annotations
 
-from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
-from pellucid.model.spec import Attention, Pairing, Rotary, RotaryScaling
+from pellucid.model.spec import Attention, Pairing, Pooling, Rotary, RotaryScaling
 from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.safetensors import read_json
 
 
 def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> Attention:
@@ -17,14 +18,15 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> 
             f"{config.path.name}: keys of {head_dim} and values of {value_dim} is not supported"
         )
     scaling = None
-    kind = config.one_of("rope.scaling.type", {"none": "none", "linear": "linear"}, "none")
-    if kind == "linear":
-        scaling = RotaryScaling("linear", config.number("rope.scaling.factor"))
+    # As in llama.cpp: a factor without a type is a linear one, and so is the older key.
+    kind = config.one_of("rope.scaling.type", {"none": "none", "linear": "linear"}, "linear")
+    factor = config.number("rope.scaling.factor", config.number("rope.scale_linear", 1.0))
+    config.agreed("rope.scaling.factor", config, "rope.scale_linear")
+    if kind == "linear" and factor != 1:
+        scaling = RotaryScaling("linear", factor)
     dims = config.count("rope.dimension_count", head_dim, limit=head_dim)
     if dims % 2:
-        raise FileFormatError(
-            config.path, f"{config.prefix}rope.dimension_count", f"is {dims}, an odd number"
-        )
+        raise config.wrong("rope.dimension_count", f"is {dims}, an odd number")
     rotary = Rotary(
         config.number("rope.freq_base", 10_000.0, low=1.0),
         dims,
@@ -44,10 +46,26 @@ def heads_of(config: Config, heads_key: str, head_dim_key: str, width_key: str) 
     return heads, config.count(width_key) // heads
 
 
-def gguf_vocabulary(checkpoint: Checkpoint) -> int:
-    """V, which GGUF states as the rows of the embedding only; 1 if that is missing, which is reported elsewhere."""
+def gguf_vocabulary(checkpoint: Checkpoint, config: Config) -> int:
+    """V, the rows of the embedding; 1 if there is none, which is reported elsewhere.
+
+    Raises:
+        FileFormatError: the file states another number.
+    """
     embedding = checkpoint.tensors.get("token_embd.weight")
-    return embedding.shape[0] if embedding and embedding.shape else 1
+    rows = embedding.shape[0] if embedding and embedding.shape else 1
+    stated = config.count("vocab_size", rows)
+    if stated != rows:
+        raise config.wrong("vocab_size", f"is {stated:,}, but token_embd.weight has {rows:,} rows")
+    return rows
+
+
+def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
+    """Whether the embedding is the output projection as well: so the file says, and it brings no other matrix.
+
+    A file that says so and has a matrix of its own is read as transformers 5 and llama.cpp read it: with that one.
+    """
+    return config.flag("tie_word_embeddings", default) and "lm_head.weight" not in checkpoint.tensors
 
 
 def _frequency_factors(checkpoint: Checkpoint) -> tuple[float, ...]:
@@ -63,31 +81,64 @@ def _frequency_factors(checkpoint: Checkpoint) -> tuple[float, ...]:
 
 
 def rope_parameters(
-    config: Config, layer_type: str = "", default: float = 10_000.0
+    config: Config, layer_type: str = "", base_key: str = "rope_theta", default: float = 10_000.0
 ) -> tuple[float, RotaryScaling | None]:
-    """Base and scaling from ``rope_parameters`` (transformers 5, perhaps by layer type) or the older keys."""
-    parameters: Config = config.table("rope_parameters")
-    if layer_type and isinstance(parameters.values.get(layer_type), dict):
+    """Base and scaling of the rotary positions, perhaps those of one type of layer.
+
+    transformers 5 has both in ``rope_parameters``, which holds a table for each type of layer where these differ.
+    Before that the base was a key of its own, ``base_key``, and the scaling was in ``rope_scaling``; of several types
+    of layers it was that of "full_attention".
+
+    Raises:
+        FileFormatError: the two ways to write it contradict each other.
+    """
+    parameters = config.table("rope_parameters")
+    if layer_type:
         parameters = parameters.table(layer_type)
-    elif layer_type == "sliding_attention":
-        return default, None
-    if not parameters.values:
-        parameters = config.table("rope_scaling")
-    base = parameters.number("rope_theta", config.number("rope_theta", default, low=1.0), low=1.0)
-    kind_key = "rope_type" if parameters.has("rope_type") else "type"
-    kind = parameters.one_of(kind_key, {"default": "", "linear": "linear", "llama3": "llama3"}, "default")
+    if layer_type in ("", "full_attention"):
+        older = config.table("rope_scaling")
+        if parameters.values and older.values:
+            for key in filter(parameters.has, older.values):
+                parameters.agreed(key, older, key)
+        parameters = parameters if parameters.values else older
+    base = parameters.number("rope_theta", config.number(base_key, default, low=1.0), low=1.0)
+    parameters.agreed("rope_theta", config, base_key)
+    return base, _scaling(parameters, config)
+
+
+def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
+    kinds = {"default": "", "linear": "linear", "llama3": "llama3"}
+    kind = parameters.one_of("rope_type" if parameters.has("rope_type") else "type", kinds, "default")
+    parameters.agreed("rope_type", parameters, "type")
     if kind == "linear":
-        return base, RotaryScaling("linear", parameters.number("factor"))
+        return RotaryScaling("linear", parameters.number("factor"))
     if kind == "llama3":
         low, high = parameters.number("low_freq_factor"), parameters.number("high_freq_factor")
         if low >= high:
-            problem = f"is {high:g}; it must be above low_freq_factor = {low:g}"
-            raise FileFormatError(config.path, "high_freq_factor", problem)
-        return base, RotaryScaling(
-            "llama3",
-            parameters.number("factor"),
-            low,
-            high,
-            parameters.count("original_max_position_embeddings"),
-        )
-    return base, None
+            raise parameters.wrong(
+                "high_freq_factor", f"is {high:g}; it must be above low_freq_factor = {low:g}"
+            )
+        trained = parameters.count("original_max_position_embeddings")
+        parameters.agreed("original_max_position_embeddings", config, "original_max_position_embeddings")
+        return RotaryScaling("llama3", parameters.number("factor"), low, high, trained)
+    return None
+
+
+POOLING = "1_Pooling/config.json"
+
+
+def sentence_pooling(checkpoint: Checkpoint) -> Pooling:
+    """The mean, which is what is implemented; sentence-transformers' file beside the model may ask for another one.
+
+    Raises:
+        UnsupportedModel: it does.
+    """
+    path = checkpoint.path / POOLING
+    if path.is_file():
+        asked = Config(read_json(path), path)
+        asked.refuse("pooling_mode", "mean")
+        asked.refuse("include_prompt", True)
+        for key in asked.values:
+            if key.startswith("pooling_mode_"):
+                asked.refuse(key, key == "pooling_mode_mean_tokens")
+    return Pooling()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels import cached
 from pellucid.kernels.library import KernelKey
+from pellucid.kernels.quantize import FINEST
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.norm import norm
@@ -61,9 +62,12 @@ def _remember(plan: Builder, stage: str, layer: int, kind: Attention, k: str, v:
 
 
 def _form(plan: Builder, stage: str) -> str:
-    """What suits a layer: where queries come out of activations of 8 bits, products of bfloat16 lose nothing by it."""
-    coarse = plan.planes == 1 and not plan.layouts[f"{stage}.q.weight"].is_float
-    return "bf16" if coarse else "f16"
+    """What suits a layer: beside the finest activations float32, which rounds nothing. Where queries come out of
+    activations of 8 bits, products of bfloat16 lose nothing by it.
+    """
+    if plan.planes == FINEST:
+        return "f32"
+    return "f16" if plan.layouts[f"{stage}.q.weight"].is_float else "bf16"
 
 
 def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> str:

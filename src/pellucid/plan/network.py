@@ -20,6 +20,7 @@ from pellucid.kernels.attention_walk import Space
 from pellucid.kernels.cached import PAGE
 from pellucid.kernels.library import Progress
 from pellucid.kernels.packed import ROWS, Packed, round_up
+from pellucid.messages import shown
 from pellucid.model.spec import Model
 from pellucid.plan.bind import allocate, bind, places
 from pellucid.plan.plan import At, Plan, Rows, Vector, Weights
@@ -51,7 +52,7 @@ def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, Packed]:
         UnsupportedModel: a tensor's format is not implemented; lists those that are.
     """
     return {
-        slot: lookup(checkpoint.tensors[source.tensor].format, f"tensor {source.tensor}").packed
+        slot: lookup(checkpoint.tensors[source.tensor].format, f"tensor {shown(source.tensor)}").packed
         for slot, source in model.slots.items()
         if source.tensor in checkpoint.tensors
     }

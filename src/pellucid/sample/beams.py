@@ -173,7 +173,7 @@ class BeamSearch:
         padding: int | None = None,
     ) -> None:
         self.options, self.nodes = options, [Node(0, -1, -1, 0.0, -1)]
-        self._ends, self._limit, self._steps = ends, limit, 0
+        self._ends, self._limit, self._steps, self._sampler = ends, limit, 0, sampler
         self._noise = noise or gumbel(sampler.past.seed)
         self._padding = min(ends, default=0) if padding is None else padding
         self._nothing: NothingLeft | None = None
@@ -243,7 +243,7 @@ class BeamSearch:
 
     def _log_softmax(self, row: NDArray[np.float32]) -> Candidates:
         where = f"token {self._steps}"
-        return Candidates.of(Candidates.of(row, where).log_probabilities(), where)
+        return self._sampler.tokens(Candidates.of(Candidates.of(row, where).log_probabilities(), where))
 
     def _candidates(
         self, group: _Group, beams: list[int], first: list[Candidates], used: list[int]

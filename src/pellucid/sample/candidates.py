@@ -185,13 +185,8 @@ class Candidates:
         return ranked.first(bisect_left(ends, mass * ends[-1]) + 1)
 
     def keep_above(self, lowest: float) -> Candidates:
-        """Only those whose exponent is ``lowest`` or more, and the highest."""
-        bound = min(lowest, 0.0) * self.temperature + self.highest
-        # The comparison is of float32, in which no candidate lies between the bound and its neighbour above.
-        least = np.float32(bound)
-        if least < bound:
-            least = np.nextafter(least, np.float32(np.inf))
-        above = self.raw >= min(least, np.float32(self.highest))
+        """Only those whose exponent is ``lowest`` or more, and the highest: all of equal ones."""
+        above = self.raw >= least_float32(min(lowest, 0.0) * self.temperature + self.highest)
         return self.first(int(np.count_nonzero(above))) if self.ranked else self.keep(np.flatnonzero(above))
 
     def first(self, n: int) -> Candidates:
@@ -325,6 +320,17 @@ def lowest(values: NDArray[np.floating[Any]], k: int) -> Ints:
     else:
         places = np.arange(len(values))
     return np.asarray(places[np.lexsort((places, values[places]))], np.int64)
+
+
+def least_float32(bound: float) -> np.float32:
+    """The least float32 that is not below a float64: comparing float32 with it is comparing with the float64.
+
+    NumPy rounds a Python float to float32 before it compares them (NEP 50), and so to one that may be below.
+    """
+    if not -LARGEST <= bound <= LARGEST:
+        return np.float32(math.copysign(math.inf if bound > 0 else LARGEST, bound))
+    least = np.float32(bound)
+    return least if float(least) >= bound else np.nextafter(least, np.float32(np.inf))
 
 
 def _fall(ends: Any, number: float) -> int:

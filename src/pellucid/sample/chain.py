@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import NothingLeft
+from pellucid.errors import KernelError, NothingLeft
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.random import uniform
 from pellucid.sample.step import Past, Setting, Step, Words
@@ -26,8 +26,9 @@ SEED_BITS = 64  # of a seed; above it, which of several answers it is
 class Draw:
     """One turn of a sampler: the token, and how it came about.
 
-    ``logits`` are the model's, ``candidates`` what the chain left of them, ``place`` is where the token is among these;
-    ``number`` was drawn, None if nothing was. ``steps`` is there if it was asked for.
+    ``logits`` are the model's, of which the first ``vocabulary`` are of tokens; ``candidates`` what the chain left of
+    them, ``place`` is where the token is among these; ``number`` was drawn, None if nothing was. ``steps`` is there if
+    it was asked for.
     """
 
     token: int
@@ -35,6 +36,7 @@ class Draw:
     candidates: Candidates
     place: int
     number: float | None
+    vocabulary: int
     steps: tuple[StepTrace, ...] | None = None
 
 
@@ -55,22 +57,36 @@ class Chain:
         return [replace(self, seed=self.seed + (number << SEED_BITS)) for number in range(count)]
 
     def start(
-        self, words: Words, prompt: Sequence[int], ends: frozenset[int] = frozenset(), *, idle: bool = False
+        self,
+        words: Words,
+        prompt: Sequence[int],
+        ends: frozenset[int] = frozenset(),
+        *,
+        idle: bool = False,
+        vocabulary: int | None = None,
     ) -> Sampler:
         """The chain at work on a prompt's continuation, which some tokens end. ``idle``: the model leaves a core idle.
+
+        ``vocabulary`` is how many tokens may come, all of the tokenizer's if not said otherwise.
 
         Raises:
             InvalidRequest: a step's value does not fit the vocabulary.
         """
-        setting = Setting(words, ends, self.seed, idle)
-        return Sampler(tuple(step.bind(setting) for step in self.steps), self.greedy, Past(prompt, self.seed))
+        size = words.vocab_size if vocabulary is None else vocabulary
+        setting = Setting(words, ends, self.seed, idle, size)
+        steps = tuple(step.bind(setting) for step in self.steps)
+        return Sampler(steps, self.greedy, Past(prompt, self.seed), size)
 
 
 class Sampler:
-    """A chain at work. ``sample`` gives a token and takes it as the next one."""
+    """A chain at work. ``sample`` gives a token and takes it as the next one.
 
-    def __init__(self, steps: tuple[Step, ...], greedy: bool, past: Past) -> None:
-        self.steps, self.greedy, self.past = steps, greedy, past
+    A model may have logits for more rows than there are tokens: matrices are padded. They count in the model's
+    distribution, as they do in transformers and llama.cpp, but are never drawn: the chain begins without them.
+    """
+
+    def __init__(self, steps: tuple[Step, ...], greedy: bool, past: Past, vocabulary: int) -> None:
+        self.steps, self.greedy, self.past, self.vocabulary = steps, greedy, past, vocabulary
         self._told = [step for step in steps if type(step).accept is not Step.accept]
 
     def sample(self, logits: NDArray[np.floating[Any]], *, watch: bool = False) -> Draw:
@@ -81,7 +97,10 @@ class Sampler:
             NothingLeft: the steps forbid every token.
         """
         first = Candidates.of(logits, f"token {self.past.index}")
-        left, traces = self.left(first, watch=watch)
+        tokens = self.tokens(first)
+        left, traces = self.left(tokens, watch=watch)
+        if traces is not None and tokens is not first:
+            traces = (compare("vocabulary", first, tokens), *traces)
         if self.greedy:
             place, number = left.best, None
         else:
@@ -89,7 +108,20 @@ class Sampler:
             place = left.draw(number)
         token = left.id_at(place)
         self.accept(token, left if self._told else None)
-        return Draw(token, first, left, place, number, traces)
+        return Draw(token, first, left, place, number, self.vocabulary, traces)
+
+    def tokens(self, logits: Candidates) -> Candidates:
+        """Those of a model's logits that are of tokens.
+
+        Raises:
+            KernelError: all of them are minus infinity.
+        """
+        left = logits.first(self.vocabulary)
+        if not left.possible:
+            raise KernelError(
+                f"token {self.past.index}: no token has a finite logit: the weights are damaged, or a kernel is wrong"
+            )
+        return left
 
     def accept(self, token: int, left: Candidates | None = None) -> None:
         """A token is the next one, of what was ``left`` (None: as if it was certain)."""
@@ -127,4 +159,5 @@ class Sampler:
 
     def fork(self) -> Sampler:
         """The same state, to go on otherwise."""
-        return Sampler(tuple(step.fork() for step in self.steps), self.greedy, self.past.fork())
+        steps = tuple(step.fork() for step in self.steps)
+        return Sampler(steps, self.greedy, self.past.fork(), self.vocabulary)

@@ -50,12 +50,9 @@ def texts(most: int, longest: int = LONGEST) -> Check:
 
     def check(name: str, value: Any) -> tuple[str, ...]:
         if not isinstance(value, Sequence) or isinstance(value, bytes):
-            raise InvalidRequest(f"{name}={brief(value)}: must be a string or a list of strings")
-        found = (value,) if isinstance(value, str) else tuple(_few(name, value, most, "strings"))
-        for text in found:
-            if not isinstance(text, str) or not 0 < len(text) <= longest:
-                raise InvalidRequest(f"{name}={brief(text)}: must be a string of 1 to {longest:,} characters")
-        return found
+            raise InvalidRequest(f"{name}={brief(value)}: must be a text or a list of texts")
+        found = (value,) if isinstance(value, str) else tuple(_few(name, value, most, "texts"))
+        return tuple(checks.text(name, text, longest) for text in found)
 
     return check
 
@@ -103,7 +100,7 @@ def token_or_text(name: str, value: Any) -> int | str:
         raise InvalidRequest(
             f"{name} holds {brief(value)}: must be a token id or a text of 1 to {LONGEST:,} characters"
         )
-    return value
+    return checks.characters(name, value)
 
 
 def _few(name: str, value: Sequence[Any], most: int, what: str) -> Sequence[Any]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pellucid import checks
 from pellucid.errors import InvalidRequest
 from pellucid.messages import brief
 from pellucid.sample import schema
@@ -86,9 +87,8 @@ def _spelled_out(gbnf: str) -> str:
     return re.sub(r"\\u[0-9A-Fa-f]{4}|\\U[0-9A-Fa-f]{8}|\\x[0-9A-Fa-f]{2}", character, gbnf)
 
 
-def _text(kind: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise InvalidRequest(f"{kind}={brief(value)}: must be a text that is not empty")
+def _text(kind: str, given: Any) -> str:
+    value = checks.text(kind, given)
     short(kind, value, LONGEST[kind])
     depth = deepest = 0
     for character in value:
@@ -112,10 +112,7 @@ def _choices(kind: str, value: Any) -> str:
     if len(value) > MOST_CHOICES:
         raise InvalidRequest(f"{kind} has {len(value):,} texts; the limit is {MOST_CHOICES:,}: give fewer")
     for one in value:
-        if not isinstance(one, str) or not 0 < len(one) <= LONGEST_CHOICE:
-            raise InvalidRequest(
-                f"{kind} holds {brief(one)}: must be a text of 1 to {LONGEST_CHOICE:,} characters"
-            )
+        checks.text(kind, one, LONGEST_CHOICE)
     return json.dumps(list(value))
 
 

@@ -45,10 +45,15 @@ class TokenLogprobs:
     top: Floats
 
 
-def of_token(candidates: Candidates, token: int, alternatives: int) -> TokenLogprobs:
-    """A token's log-probability among candidates, and those of the likeliest; minus infinity if it is none of them."""
-    count = min(alternatives, len(candidates))
-    places = candidates.top(count) if count else np.empty(0, np.int64)
+def of_token(candidates: Candidates, token: int, alternatives: int, vocabulary: int) -> TokenLogprobs:
+    """A token's log-probability among candidates, and those of the likeliest; minus infinity if it is none of them.
+
+    Candidates that are all rows of a model may be more than its ``vocabulary``: all count in the sum, but the likeliest
+    and the rank are of tokens.
+    """
+    tokens = candidates.first(vocabulary) if candidates.ids is None else candidates
+    count = min(alternatives, len(tokens))
+    places = tokens.top(count) if count else np.empty(0, np.int64)
     logs, ids = candidates.log_probabilities(places), candidates.ids_at(places)
     found = np.flatnonzero(ids == token)
     if len(found):
@@ -56,7 +61,7 @@ def of_token(candidates: Candidates, token: int, alternatives: int) -> TokenLogp
     else:
         at = candidates.places(np.array([token]))
         chosen = float(candidates.log_probabilities(at)[0]) if len(at) else -np.inf
-        rank = _rank(candidates, int(at[0])) if len(at) else len(candidates) + 1
+        rank = _rank(tokens, int(at[0])) if len(at) else len(tokens) + 1
     if count < alternatives:
         missing = alternatives - count
         ids, logs = (

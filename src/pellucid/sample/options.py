@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from pellucid.checks import token_id
 from pellucid.errors import InvalidRequest
 from pellucid.messages import brief
 from pellucid.sample.chain import Chain
@@ -106,13 +107,13 @@ class Options:
         made = Chain(chosen, seed=secrets.randbelow(SEEDS) if self.seed is None else self.seed)
         return made.undrawn() if any(isinstance(one, Temperature) and one.greedy for one in chosen) else made
 
-    def ends(self, tokenizer: Tokenizer) -> frozenset[int]:
+    def ends(self, tokenizer: Tokenizer, vocabulary: int) -> frozenset[int]:
         """The tokens that end the text.
 
         Raises:
-            InvalidRequest: one is outside the vocabulary.
+            InvalidRequest: one is outside the ``vocabulary``.
         """
-        own = frozenset(tokenizer.vocabulary.check(one) for one in self.stop_token_ids or ())
+        own = frozenset(token_id("stop_token_ids", one, vocabulary) for one in self.stop_token_ids or ())
         return own if self.ignore_eos else own | tokenizer.eos_ids
 
     def ending(self) -> Ending:

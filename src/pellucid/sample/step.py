@@ -57,14 +57,15 @@ class Words(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """What a request tells its steps: the vocabulary, the tokens that end its text, the seed, and whether a core is
-    ``idle`` while the model runs.
+    """What a request tells its steps: the tokenizer's ``words``, the tokens that end its text, the seed, whether a core
+    is ``idle`` while the model runs, and the ``vocabulary``: how many tokens the tokenizer and the model both have.
     """
 
     words: Words
-    ends: frozenset[int] = frozenset()
-    seed: int = 0
-    idle: bool = False
+    ends: frozenset[int]
+    seed: int
+    idle: bool
+    vocabulary: int
 
     @property
     def eos_ids(self) -> frozenset[int]:

@@ -56,8 +56,8 @@ class TokenTrace:
 
 def of_draw(draw: Draw) -> TokenTrace:
     """What a sampler's turn shows."""
-    before = of_token(draw.logits, draw.token, 0)
-    after = of_token(draw.candidates, draw.token, 0)
+    before = of_token(draw.logits, draw.token, 0, draw.vocabulary)
+    after = of_token(draw.candidates, draw.token, 0, draw.vocabulary)
     return TokenTrace(
         draw.token,
         draw.logits.sums.entropy,
@@ -90,5 +90,5 @@ def compare(name: str, before: Candidates, after: Candidates, note: str = "") ->
 def spread(candidates: Candidates, size: int) -> Floats:
     """Probabilities by token, (size,)."""
     out = np.zeros(size)
-    out[slice(None) if candidates.ids is None else candidates.ids] = candidates.probabilities()
+    out[slice(len(candidates)) if candidates.ids is None else candidates.ids] = candidates.probabilities()
     return out

@@ -5,41 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pellucid.checks import token_id
 from pellucid.errors import InvalidRequest
 from pellucid.messages import brief
-from pellucid.sample.step import Words
+from pellucid.sample.step import Setting
 
 
-def spellings(words: Words, name: str, entry: int | str | Sequence[int]) -> list[tuple[int, ...]]:
+def spellings(setting: Setting, name: str, entry: int | str | Sequence[int]) -> list[tuple[int, ...]]:
     """The token sequences that an entry means: of a text, as at the beginning of a text and after a space.
 
     Raises:
         InvalidRequest: an id is outside the vocabulary.
     """
     if isinstance(entry, str):
-        ways = (words.encode(text, add_special=False) for text in (entry, f" {entry}"))
+        ways = (setting.words.encode(text, add_special=False) for text in (entry, f" {entry}"))
         return list(dict.fromkeys(tuple(ids) for ids in ways))
-    ids = (entry,) if isinstance(entry, int) else tuple(entry)
-    for token in ids:
-        if token >= words.vocab_size:
-            raise InvalidRequest(
-                f"{name} holds {token:,}: a token id is a whole number below {words.vocab_size:,}"
-            )
-    return [ids]
+    ids = (entry,) if isinstance(entry, int) else entry
+    return [tuple(token_id(name, token, setting.vocabulary) for token in ids)]
 
 
-def single(words: Words, name: str, entry: int | str) -> int:
+def single(setting: Setting, name: str, entry: int | str) -> int:
     """The token that an entry means.
 
     Raises:
         InvalidRequest: a text is not one token, or an id is outside the vocabulary.
     """
     if not isinstance(entry, str):
-        return spellings(words, name, entry)[0][0]
-    ids = words.encode(entry, add_special=False)
+        return spellings(setting, name, entry)[0][0]
+    ids = setting.words.encode(entry, add_special=False)
     if len(ids) != 1:
         raise InvalidRequest(
-            f"{name} holds {brief(entry)}, which is {len(ids)} tokens ({ids}): name their ids"
+            f"{name} holds {brief(entry)}, which is {len(ids)} tokens ({brief(ids)}): name their ids"
         )
     return ids[0]
 

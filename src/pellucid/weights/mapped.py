@@ -47,7 +47,7 @@ class MappedFile:
                     raise FileFormatError(path, "file", "is empty", 0)
                 self.map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
         except FileNotFoundError:
-            raise FileFormatError(path, "file", f"there is no file at {path}") from None
+            raise FileFormatError(path, "file", f"there is no file at {shown(str(path))}") from None
         except (OSError, ValueError) as error:
             if isinstance(error, FileFormatError):
                 raise

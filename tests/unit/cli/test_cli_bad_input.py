@@ -51,7 +51,7 @@ OPTIONS = [
     (("--kv-cache", "q4_0"), "kv_cache='q4_0': must be one of f16, bf16, q8_0, f32"),
     (("--context", "0"), "context=0: must be a whole number from 1 to 128"),
     (("--context", "129"), "context=129"),
-    (("--stop", ""), "stop='': must be a string of 1"),
+    (("--stop", ""), "stop='': must be a text of 1 to 4,096 characters"),
     (("--nope",), "No such option: --nope"),
     (("--stop",), "'--stop' requires an argument"),
     (("--seed", "1\x1b[31m\n2"), "seed="),
@@ -167,14 +167,14 @@ def test_an_architecture_that_is_not_known(command: Command, tmp_path: Path, arc
 
 
 def test_prompts(command: Command, tiny: str) -> None:
-    assert "is empty: give at least one character" in command("run", tiny, "").refusal
+    assert "text='': must be a text of at least 1 character" in command("run", tiny, "").refusal
     long = "to see that it rains in the east"
     assert (
         "the context is 16 and must hold the answer" in command("run", tiny, long, "--context", "16").refusal
     )
     assert "the context is 128" in command("run", tiny, long * 100).refusal
-    assert "is empty" in pellucid("run", tiny, "-").refusal
-    assert "is empty" in pellucid("run", tiny).refusal
+    assert "text='': must be" in pellucid("run", tiny, "-").refusal
+    assert "text='': must be" in pellucid("run", tiny).refusal
 
 
 def test_what_a_model_is_not_made_for(command: Command, tiny: str, mute: str, encoder: str) -> None:
@@ -182,7 +182,7 @@ def test_what_a_model_is_not_made_for(command: Command, tiny: str, mute: str, en
     assert "makes sentence vectors, not text" in command("chat", encoder).refusal
     assert "makes sentence vectors, not text" in command("run", encoder, "hi").refusal
     assert "makes text, not sentence vectors" in command("embed", tiny, "hi").refusal
-    assert "is empty" in command("embed", encoder, "a", "").refusal
+    assert "text='': must be a text" in command("embed", encoder, "a", "").refusal
     assert "the limit is" in command("embed", encoder, "a " * 5000).refusal
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -14,15 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.metadata import Metadata
 from support.model_files import safetensors
-from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, TINY, llama_config, opened, write_llama_gguf
+from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, TINY, llama_config, write_llama_gguf
 
-from pellucid import pipeline
 from pellucid.errors import CacheFull, FileFormatError, PellucidError, UnsupportedModel
-from pellucid.model import read_model
-from pellucid.plan.network import layouts
 from pellucid.runtime.cache import KVCache, LayerShape
-from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.open import open_checkpoint
 
 NUMBERS: dict[str, list[str]] = {
@@ -43,26 +39,6 @@ HAS_DEFAULT = {"head_dim", "num_key_value_heads", "type_vocab_size"}
 ACTIVATION = {"llama": "hidden_act", "gemma3": "hidden_activation", "bert": "hidden_act"}
 
 
-class Metadata:
-    """A checkpoint whose metadata and tensor table can be changed; nothing is written."""
-
-    def __init__(self, path: Path) -> None:
-        with opened(path) as (checkpoint, _):
-            self.kind, self.path = checkpoint.kind, checkpoint.path
-            self.metadata: dict[str, Any] = copy.deepcopy(dict(checkpoint.metadata))
-            self.tensors: dict[str, Tensor] = dict(checkpoint.tensors)
-
-    def data(self, name: str) -> Any:
-        raise AssertionError("reading a configuration reads no weights")
-
-    def close(self) -> None: ...
-
-    def lower(self) -> None:
-        """As far as loading goes before memory is taken."""
-        model = read_model(self)
-        pipeline.forward(model.spec, layouts(self, model))
-
-
 def refused(checkpoint: Metadata, *words: str, kind: type[PellucidError] = FileFormatError) -> None:
     with pytest.raises(PellucidError) as caught:
         checkpoint.lower()
@@ -81,7 +57,7 @@ ALL_NUMBERS = [(family, key) for family in FAMILIES for key in NUMBERS[family]]
 
 @pytest.mark.parametrize(("family", "key"), [(f, k) for f, k in ALL_COUNTS if k not in HAS_DEFAULT])
 def test_missing_count(family: str, key: str) -> None:
-    checkpoint = Metadata(TINY[family])
+    checkpoint = Metadata.of(TINY[family])
     del checkpoint.metadata[key]
     refused(checkpoint, key, "missing")
 
@@ -93,7 +69,7 @@ def test_missing_count(family: str, key: str) -> None:
 )
 @pytest.mark.parametrize(("family", "key"), ALL_COUNTS)
 def test_count_that_is_none(family: str, key: str, value: Any) -> None:
-    checkpoint = Metadata(TINY[family])
+    checkpoint = Metadata.of(TINY[family])
     checkpoint.metadata[key] = value
     refused(checkpoint, key)
 
@@ -101,7 +77,7 @@ def test_count_that_is_none(family: str, key: str, value: Any) -> None:
 @pytest.mark.parametrize("value", [-1.0, -0.5, float("nan"), float("inf"), 1e300, 10**400, "1", True, []])
 @pytest.mark.parametrize(("family", "key"), ALL_NUMBERS)
 def test_number_out_of_range(family: str, key: str, value: Any) -> None:
-    checkpoint = Metadata(TINY[family])
+    checkpoint = Metadata.of(TINY[family])
     checkpoint.metadata[key] = value
     refused(checkpoint, key)
 
@@ -109,7 +85,7 @@ def test_number_out_of_range(family: str, key: str, value: Any) -> None:
 @pytest.mark.parametrize("value", [0, 1e-300, -1.0, float("nan"), float("inf"), 1e300, 10**400, "x", [1]])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_rotary_base_out_of_range(family: str, value: Any) -> None:
-    checkpoint = Metadata(TINY[family])
+    checkpoint = Metadata.of(TINY[family])
     parameters = checkpoint.metadata["rope_parameters"]
     parameters.get("full_attention", parameters)["rope_theta"] = value
     refused(checkpoint, "rope_theta")
@@ -117,7 +93,7 @@ def test_rotary_base_out_of_range(family: str, value: Any) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unknown_activation_lists_the_known(family: str) -> None:
-    checkpoint = Metadata(TINY[family])
+    checkpoint = Metadata.of(TINY[family])
     checkpoint.metadata[ACTIVATION[family]] = "swish\n2"
     known = {"llama": "silu", "gemma3": "gelu_pytorch_tanh", "bert": "relu"}[family]
     refused(checkpoint, ACTIVATION[family], "swish", known, kind=UnsupportedModel)
@@ -125,35 +101,35 @@ def test_unknown_activation_lists_the_known(family: str) -> None:
 
 @pytest.mark.parametrize("name", ["mamba", "", "x" * 9999, "a\nb"])
 def test_unknown_architecture_lists_the_known(name: str) -> None:
-    checkpoint = Metadata(TINY["llama"])
+    checkpoint = Metadata.of(TINY["llama"])
     checkpoint.metadata["model_type"] = name
     refused(checkpoint, "llama", "gemma3_text", "bert", kind=UnsupportedModel)
 
 
 @pytest.mark.parametrize("value", [None, 3, ["llama"]])
 def test_architecture_that_is_no_string(value: Any) -> None:
-    checkpoint = Metadata(TINY["llama"])
+    checkpoint = Metadata.of(TINY["llama"])
     checkpoint.metadata["model_type"] = value
     refused(checkpoint, "model_type")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_tensor_missing_or_of_another_shape(family: str) -> None:
-    for name in Metadata(TINY[family]).tensors:
+    for name in Metadata.of(TINY[family]).tensors:
         if "pooler" in name:
             continue
-        missing = Metadata(TINY[family])
+        missing = Metadata.of(TINY[family])
         tensor = missing.tensors.pop(name)
         refused(missing, name, "missing")
         for shape in ((), (0,), (*tensor.shape, 1), (tensor.shape[0] + 1, *tensor.shape[1:])):
-            other = Metadata(TINY[family])
+            other = Metadata.of(TINY[family])
             other.tensors[name] = replace(tensor, shape=shape)
             refused(other, name, "shape")
 
 
 @pytest.mark.parametrize("form", ["I64", "F64", "BOOL"])
 def test_tensor_of_a_type_that_no_kernel_takes(form: str) -> None:
-    checkpoint = Metadata(TINY["llama"])
+    checkpoint = Metadata.of(TINY["llama"])
     name = "model.layers.0.mlp.up_proj.weight"
     checkpoint.tensors[name] = replace(checkpoint.tensors[name], format=form)
     refused(checkpoint, name, form, "Q4_K", kind=UnsupportedModel)
@@ -161,14 +137,14 @@ def test_tensor_of_a_type_that_no_kernel_takes(form: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_heads_that_their_key_value_heads_do_not_divide(family: str) -> None:
-    checkpoint = Metadata(TINY[family])
+    checkpoint = Metadata.of(TINY[family])
     checkpoint.metadata["num_key_value_heads"] = 3
     refused(checkpoint, "num_key_value_heads", "3", "4")
 
 
 @pytest.mark.parametrize(("family", "heads"), [("llama", 3), ("llama", 128), ("bert", 3), ("bert", 128)])
 def test_heads_that_do_not_divide_the_width(family: str, heads: int) -> None:
-    checkpoint = Metadata(TINY[family])
+    checkpoint = Metadata.of(TINY[family])
     checkpoint.metadata.pop("head_dim", None)
     checkpoint.metadata["num_attention_heads"] = heads
     refused(checkpoint, "num_attention_heads", str(heads), "64")
@@ -178,7 +154,7 @@ def test_heads_that_do_not_divide_the_width(family: str, heads: int) -> None:
     "value", [3, "sliding_attention", {}, ["sliding_attention"], [[]] * 6, ["global"] * 6, [None] * 6]
 )
 def test_layer_types_that_are_none(value: Any) -> None:
-    checkpoint = Metadata(TINY["gemma3"])
+    checkpoint = Metadata.of(TINY["gemma3"])
     checkpoint.metadata["layer_types"] = value
     refused(checkpoint, "layer_types", "sliding_attention")
 
@@ -196,7 +172,7 @@ def test_layer_types_that_are_none(value: Any) -> None:
     ],
 )
 def test_rotary_scaling_that_is_wrong(key: str, value: Any) -> None:
-    checkpoint = Metadata(TINY["llama-rope3"])
+    checkpoint = Metadata.of(TINY["llama-rope3"])
     checkpoint.metadata["rope_parameters"][key] = value
     refused(checkpoint, key, kind=PellucidError)
 
@@ -212,14 +188,14 @@ def test_rotary_scaling_that_is_wrong(key: str, value: Any) -> None:
     ],
 )
 def test_what_is_not_implemented_is_never_ignored(family: str, key: str, value: Any) -> None:
-    checkpoint = Metadata(TINY[family])
+    checkpoint = Metadata.of(TINY[family])
     checkpoint.metadata[key] = value
     refused(checkpoint, key, kind=UnsupportedModel)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_more_layers_than_the_configuration_says(name: str) -> None:
-    checkpoint = Metadata(TINY[name])
+    checkpoint = Metadata.of(TINY[name])
     layers = checkpoint.metadata["num_hidden_layers"]
     checkpoint.metadata["num_hidden_layers"] = layers - 1
     if "layer_types" in checkpoint.metadata:
@@ -232,7 +208,7 @@ def test_more_layers_than_a_gguf_says(tmp_path: Path) -> None:
     path = write_llama_gguf(
         tmp_path / "t.gguf", {**LLAMA_GGUF, "llama.block_count": 2}, {**LLAMA_GGUF_SHAPES, **more}
     )
-    checkpoint = Metadata(path)
+    checkpoint = Metadata.of(path)
     checkpoint.metadata["llama.block_count"] = 1
     refused(checkpoint, "llama.block_count: is 1, but the file has tensors of 2 layers")
 
@@ -240,7 +216,7 @@ def test_more_layers_than_a_gguf_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("value", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, "fp8", {}])
 def test_quantised_folder(name: str, value: Any) -> None:
-    checkpoint = Metadata(TINY[name])
+    checkpoint = Metadata.of(TINY[name])
     checkpoint.metadata["quantization_config"] = value
     refused(checkpoint, "quantization_config", str(value)[:30], kind=UnsupportedModel)
 
@@ -248,7 +224,7 @@ def test_quantised_folder(name: str, value: Any) -> None:
 @pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id"])
 @pytest.mark.parametrize("value", [-1, 1 << 20, "2", True, 1.0, [2, 1 << 20], [[2]], {}])
 def test_token_id_outside_the_vocabulary(key: str, value: Any) -> None:
-    checkpoint = Metadata(TINY["llama"])
+    checkpoint = Metadata.of(TINY["llama"])
     checkpoint.metadata[key] = value
     refused(checkpoint, key, "it must be a token id, from 0 to")
     for fine in (None, 0, checkpoint.metadata["vocab_size"] - 1, [0, 1], []):
@@ -275,7 +251,7 @@ def test_width_that_is_no_whole_number_of_vectors(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     tensors = {n: ("F32", s, bytes(4 * s[0] * (s[1] if len(s) > 1 else 1))) for n, s in shapes.items()}
     (tmp_path / "model.safetensors").write_bytes(safetensors(tensors))
-    refused(Metadata(tmp_path), "24", "16", kind=UnsupportedModel)
+    refused(Metadata.of(tmp_path), "24", "16", kind=UnsupportedModel)
 
 
 def any_value() -> st.SearchStrategy[Any]:
@@ -302,7 +278,7 @@ def places(table: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_change_of_a_configuration_loads_or_is_one_of_our_errors(name: str, data: st.DataObject) -> None:
-    checkpoint = Metadata(TINY[name])
+    checkpoint = Metadata.of(TINY[name])
     place = data.draw(st.sampled_from(places(checkpoint.metadata)))
     inner: Any = checkpoint.metadata
     for key in place[:-1]:
@@ -318,7 +294,7 @@ def test_any_change_of_a_configuration_loads_or_is_one_of_our_errors(name: str, 
 @pytest.fixture(scope="module")
 def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Metadata]:
     path = write_llama_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
-    return lambda: Metadata(path)
+    return lambda: Metadata.of(path)
 
 
 @pytest.mark.parametrize(
@@ -358,16 +334,10 @@ def test_gguf_metadata_that_is_not_supported(
 @pytest.mark.parametrize("shape", [(), (3,), (64, 16), (64, 32, 1)])
 def test_gguf_embedding_of_another_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = write_llama_gguf(tmp_path / "t.gguf", shapes={**LLAMA_GGUF_SHAPES, "token_embd.weight": (64, 32)})
-    checkpoint = Metadata(path)
+    checkpoint = Metadata.of(path)
     embedding = checkpoint.tensors["token_embd.weight"]
     checkpoint.tensors["token_embd.weight"] = replace(embedding, shape=shape)
     refused(checkpoint, "token_embd.weight", "shape")
-
-
-def test_tensors_that_nobody_needs_do_no_harm(tmp_path: Path) -> None:
-    path = write_llama_gguf(tmp_path / "t.gguf", shapes={**LLAMA_GGUF_SHAPES, "blk.0.extra": (3,)})
-    with opened(path) as (_, model):
-        assert model.spec.embedding.vocabulary == 64
 
 
 def test_context_that_no_machine_has_is_an_error_not_a_crash() -> None:
@@ -379,3 +349,27 @@ def test_folder_without_config(tmp_path: Path) -> None:
     shutil.copy(TINY["llama"] / "model.safetensors", tmp_path)
     with pytest.raises(FileFormatError, match=r"config\.json"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "word"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "pooling_mode_cls_token"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False}, "pooling_mode_mean_tokens"),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, "pooling_mode_max_tokens"),
+        ({"pooling_mode": "cls"}, "pooling_mode"),
+        ({"pooling_mode_mean_tokens": True, "include_prompt": False}, "include_prompt"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False, "include_prompt": True}, ""),
+        ({"pooling_mode": "mean", "word_embedding_dimension": 64}, ""),
+    ],
+)
+def test_another_pooling_than_the_mean_is_refused(pooling: dict[str, Any], word: str, tmp_path: Path) -> None:
+    shutil.copytree(TINY["bert"], tmp_path / "bert")
+    (tmp_path / "bert" / "1_Pooling").mkdir()
+    (tmp_path / "bert" / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    checkpoint = Metadata.of(TINY["bert"])
+    checkpoint.path = tmp_path / "bert"
+    if word:
+        refused(checkpoint, word, kind=UnsupportedModel)
+    else:
+        checkpoint.lower()

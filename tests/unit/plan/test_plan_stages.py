@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 from plan_cases import ALL, plans
+from support.schedule import write_quantised_llama
+from support.tiny import TINY, opened
 
+from pellucid import pipeline
 from pellucid.kernels.library import definition
+from pellucid.kernels.quantize import FINEST
+from pellucid.plan.network import layouts
 
 START = {"llama": "embed position.angles", "gemma3": "embed position.angles.0 position.angles.1"}
 START["bert"] = "embed embed.types position embed.norm"
@@ -81,3 +86,19 @@ def test_a_plan_is_plain_data(name: str, tmp_path: Path) -> None:
             assert record is not None
             assert set(op.fields) == set(record.fields), op.stage
             assert str(op.kernel).startswith(op.kernel.name)
+
+
+def test_what_keys_and_values_are_kept_in(tmp_path: Path) -> None:
+    """float32 where precise, unless another form is asked for; else what the layer's weights suit."""
+    quantised = write_quantised_llama(tmp_path / "tiny.gguf", "Q8_0")
+    for path, usual in ((TINY["llama"], "f16"), (quantised, "bf16")):
+        with opened(path) as (checkpoint, model):
+            packed = layouts(checkpoint, model)
+            for planes, asked, stored in (
+                (FINEST, None, "f32"),
+                (FINEST, "f16", "f16"),
+                (1, None, usual),
+                (1, "f32", "f32"),
+            ):
+                plan = pipeline.forward(model.spec, packed, planes, asked)
+                assert {layer.stored for layer in plan.layers} == {stored}

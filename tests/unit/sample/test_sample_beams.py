@@ -96,7 +96,7 @@ def searched(net: Any, sequence: Any, case: dict[str, Any]) -> BeamSearch:
     sampler = chain.start(words, case["prompt"], ends)
     noise = fixed(case["noise"]["seed"]) if "noise" in case else None
     search = BeamSearch(beams, sampler, ends, limit, noise, case.get("pad_id"))
-    for _ in beam_loop(net, case["prompt"], lambda ids: sequence, search, words.vocab_size):
+    for _ in beam_loop(net, case["prompt"], lambda ids: sequence, search):
         pass
     return search
 
@@ -224,7 +224,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     path.write_bytes(gguf(checkpoint.metadata, tensors))
     checkpoint.close()
     del tensors
-    llm = pellucid.load(path, precise=True, kv_cache="f32")
+    llm = pellucid.load(path, precise=True)
     yield llm
     llm.close()
     path.unlink()

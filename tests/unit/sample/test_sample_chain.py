@@ -32,8 +32,8 @@ some_logits = (
 )
 
 
-def start(chain: Chain) -> Sampler:
-    return chain.start(Words(), [])
+def start(chain: Chain, size: int = 600) -> Sampler:
+    return chain.start(Words(size), [])
 
 
 @given(some_logits)
@@ -67,13 +67,13 @@ def test_no_number_draws_an_impossible_token(
     for weights in (np.linspace(0.1, 0.9, size), np.full(size, 0.7), np.exp(-np.arange(size) / 9)):
         with np.errstate(divide="ignore"):
             logits = np.log(np.concatenate([[0] * 1500, weights, [0] * 1500]))
-        token = start(Chain()).sample(logits).token
+        token = start(Chain(), len(logits)).sample(logits).token
         assert 1500 <= token < 1500 + size
 
 
 def chi_square(logits: np.ndarray, chain: Chain, draws: int = 100_000) -> tuple[float, int]:
     """The statistic of so many draws against the exact distribution of what the chain leaves, and the degrees."""
-    sampler = start(chain)
+    sampler = start(chain, len(logits))
     left, _ = sampler.left(Candidates.of(logits, "test"))
     ids, expected = left.ids_at(np.arange(len(left))), left.probabilities() * draws
     counts = np.zeros(len(logits))

@@ -104,7 +104,7 @@ def random_logits(tokenizer: Tokenizer, seed: int, index: int) -> np.ndarray:
 def begun(tokenizer: Tokenizer, idle: bool = False, **options: Any) -> Sampler:
     """``idle``: masks are computed by a thread of their own."""
     made = Options.of(**{"seed": 0, "temperature": 1.0, **FREE, **options})
-    return made.chain().start(tokenizer, [1, 2, 3], made.ends(tokenizer), idle=idle)
+    return made.chain().start(tokenizer, [1, 2, 3], made.ends(tokenizer, tokenizer.vocab_size), idle=idle)
 
 
 def sampled(
@@ -336,7 +336,9 @@ def test_any_form_of_a_schema_is_the_same(llm: LLM) -> None:
 def test_the_trace_tells_what_a_constraint_removed(llm: LLM) -> None:
     made = llm.generate(PROMPT, regex="[bc]{2}d", watch=True, samplers=["constraint"], max_new_tokens=9)
     assert made.trace is not None
-    steps = [step for token in made.trace for step in token.steps]
+    padding = [token.steps[0] for token in made.trace]
+    assert {(step.name, step.left) for step in padding} == {("vocabulary", llm.tokenizer.vocab_size)}
+    steps = [step for token in made.trace for step in token.steps[1:]]
     assert [(step.name, step.left) for step in steps] == [("constraint", n) for n in (2, 2, 1)]
     assert {step.left + step.removed for step in steps} == {llm.tokenizer.vocab_size}
     assert all(0 < step.removed_mass <= 1 for step in steps)
@@ -624,12 +626,12 @@ def test_refusals_come_before_the_first_piece(llm: LLM) -> None:
         (("--json-schema", "3"), "json_schema=3: must be a JSON schema"),
         (("--json-schema", ""), "json_schema cannot be followed: it is no JSON"),
         (("--regex", "("), "regex cannot be followed"),
-        (("--regex", ""), "regex='': must be a text that is not empty"),
+        (("--regex", ""), "regex='': must be a text of at least 1 character"),
         (("--regex", r"a\zb"), "regex cannot be followed"),
         (("--grammar", "nonsense"), "grammar cannot be followed"),
         (("--grammar", 'start: "a'), "grammar cannot be followed"),
         (("--choices", ""), "choices"),
-        (("--choices", "a,,b"), "choices holds ''"),
+        (("--choices", "a,,b"), "choices='': must be a text of 1 to 4,096 characters"),
         (("--choices", "a", "--regex", "a"), "regex and choices are given"),
         (("--regex", "a", "--samplers", "top_k"), "regex='a', but samplers has no constraint"),
     ],
@@ -664,7 +666,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for option, value, _ in [*BAD, *LATE]:
     try:
         made = Options.of(**{option: value})
-        sampler = made.chain().start(tokenizer, [1], made.ends(tokenizer))
+        sampler = made.chain().start(tokenizer, [1], made.ends(tokenizer, tokenizer.vocab_size))
         import numpy as np
         for _ in range(30):
             sampler.sample(np.float32(np.random.default_rng(1).normal(size=tokenizer.vocab_size)))

@@ -29,7 +29,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 @given(some_logits, st.integers(0, 700), st.integers(0, 599))
 def test_chosen_rank_and_alternatives(logits: np.ndarray, count: int, token: int) -> None:
     token %= len(logits)
-    row = of_token(Candidates.of(logits, "test"), token, count)
+    row = of_token(Candidates.of(logits, "test"), token, count, len(logits))
     wanted, order = log_softmax(logits), ranked(logits.astype(np.float64))
     assert row.chosen == pytest.approx(wanted[token], abs=1e-12)
     assert row.rank == order.tolist().index(token) + 1
@@ -41,7 +41,7 @@ def test_chosen_rank_and_alternatives(logits: np.ndarray, count: int, token: int
 
 def test_the_largest_vocabulary_to_the_last_digits() -> None:
     logits = np.float32(np.random.default_rng(1).normal(size=262_144) * 4)
-    row = of_token(Candidates.of(logits, "test"), 777, 20)
+    row = of_token(Candidates.of(logits, "test"), 777, 20, len(logits))
     wanted = log_softmax(logits)
     assert abs(row.chosen - wanted[777]) < 1e-13 * 20
     np.testing.assert_allclose(row.top, np.sort(wanted)[::-1][:20], rtol=1e-14)
@@ -49,13 +49,13 @@ def test_the_largest_vocabulary_to_the_last_digits() -> None:
 
 def test_a_token_that_the_chain_has_removed() -> None:
     left = Candidates(np.array([3, 5]), np.array([1.0, 0.0], np.float32))
-    row = of_token(left, 4, 3)
+    row = of_token(left, 4, 3, 6)
     assert (row.chosen, row.rank, row.top_ids.tolist()) == (-INF, 3, [3, 5, -1])
 
 
 def test_rows_join_to_arrays() -> None:
     candidates = Candidates.of(np.array([0.0, 1.0, 2.0], np.float32), "test")
-    found = joined([of_token(candidates, token, 2) for token in (0, 2)], 2)
+    found = joined([of_token(candidates, token, 2, 3) for token in (0, 2)], 2)
     assert (found.ids.tolist(), found.ranks.tolist(), found.top_ids.tolist()) == (
         [0, 2],
         [3, 1],

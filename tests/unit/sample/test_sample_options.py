@@ -45,7 +45,7 @@ def refused(**options: Any) -> str:
         ("repeat_last_n", "whole number from -1", [-2, 1.5, "x", True, None, NAN, HUGE]),
         ("mirostat", "whole number", [1, 3, -1, 2.0, True, None, HUGE]),
         ("xtc_threshold", "0 to 1", [-0.1, 1.1, NAN, None, "x"]),
-        ("dry_sequence_breakers", "string", [[""], [3], 3, None, ["x" * 41], b"a"]),
+        ("dry_sequence_breakers", "text", [[""], [3], 3, None, ["x" * 41], b"a"]),
         ("dry_sequence_breakers", "64", [["x"] * 65]),
         ("logit_bias", "-1,000", []),
         ("logit_bias", "must map", [3, None, "5", [1, 2], {1, 2}, (1, 2), ((1,),)]),
@@ -70,7 +70,7 @@ def refused(**options: Any) -> str:
         ("stop_token_ids", "list of token ids", [3, "x", {1}]),
         ("stop_token_ids", "whole number from 0", [[-1], ["a"], [True], [1.0], [HUGE]]),
         ("stop_token_ids", "1,024", [[1] * 1025]),
-        ("stop", "string", ["", [""], [3], 3, {"a"}, {"a": 1}, b"bytes", ["ok", "x" * 10_000], "x" * 10_000]),
+        ("stop", "text", ["", [""], [3], 3, {"a"}, {"a": 1}, b"bytes", ["ok", "x" * 10_000], "x" * 10_000]),
         ("stop", "64", [["x"] * 65, ["x"] * 10_000, ["x", "y"] * 500_000]),
         ("samplers", "list of names", ["top_k", 3, b"a", TopK(3), {"top_k"}, iter(["top_k"])]),
         ("samplers", "the steps are penalties, ", [["top-k"], [None], [3], [TopK], [b"top_k"]]),
@@ -176,7 +176,9 @@ def test_what_a_vocabulary_does_not_have_is_refused_when_a_request_starts() -> N
         {"logit_bias": {600: 1.0}},
         {"banned": [[1, 600]]},
     ):
-        with pytest.raises(InvalidRequest, match=r"holds 600: a token id is a whole number below 600"):
+        with pytest.raises(
+            InvalidRequest, match=r"holds a token id=600: must be a whole number from 0 to 599"
+        ):
             Options.of(**options).chain().start(Words(600), [])
     with pytest.raises(InvalidRequest, match="logit_bias names token 97 twice"):
         Options.of(logit_bias={"a": 1.0, 97: 2.0}).chain().start(Words(600), [])

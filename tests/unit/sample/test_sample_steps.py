@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sampling import REFERENCES, Before, Words, ranked, softmax
 
-from pellucid.sample.candidates import Candidates
+from pellucid.sample.candidates import Candidates, least_float32
 from pellucid.sample.step import Past, Setting, Step, options_of, steps
 
 INF = math.inf
@@ -97,7 +98,8 @@ def test_every_step_has_a_reference_and_is_tested_here() -> None:
 
 
 def bound(name: str, options: dict[str, Any], before: Before, size: int) -> tuple[Step, Past]:
-    step = steps()[name](**options).bind(Setting(Words(size), frozenset(before.ends), before.seed))
+    setting = Setting(Words(size), frozenset(before.ends), before.seed, False, size)
+    step = steps()[name](**options).bind(setting)
     past = Past(before.prompt, before.seed)
     for token in before.generated:
         past.append(token)
@@ -230,3 +232,70 @@ def test_mirostat_follows_the_surprise(chosen: list[int], tau: float, eta: float
         step.accept(place, p[place])
         most -= eta * (-np.log2(p[place]) - tau)
     assert len(other.apply(Candidates(None, logits), past)) == max(int((bits <= 2 * tau).sum()), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "logits", "options", "left"),
+    [
+        # All tokens tie, and each is a greater surprise than is wanted: one stays.
+        ("mirostat", [0.0] * 64, {"mirostat": 2, "mirostat_tau": 2.0}, [0]),
+        ("mirostat", [0.0, 3.0, 3.0, 3.0], {"mirostat": 2, "mirostat_tau": 0.5}, [1]),
+        ("mirostat", [0.0] * 64, {"mirostat": 2, "mirostat_tau": 3.1}, list(range(64))),
+        # A token whose probability underflows holds nothing of the entropy.
+        ("top_h", [2000.0, 0.0, -5.0, 1.0], {"top_h": 0.5}, [0]),
+        ("top_h", [2000.0, 1000.0, 1000.0], {"top_h": 0.999}, [0]),
+        ("top_h", [0.0, -INF, -INF, -800.0], {"top_h": 0.9}, [0]),
+    ],
+)
+def test_what_stays_where_ties_and_underflow_meet(
+    name: str, logits: list[float], options: dict[str, Any], left: list[int]
+) -> None:
+    step, past = bound(name, options, Before(), len(logits))
+    assert sorted(step.apply(Candidates(None, np.float32(logits)), past).ids_at().tolist()) == left
+
+
+@given(st.floats(allow_nan=False))
+def test_comparing_with_the_least_float32_is_comparing_with_the_float64(bound: float) -> None:
+    least = least_float32(bound)
+    assert least.dtype == np.float32
+    with np.errstate(over="ignore"):
+        around = [least, *(np.nextafter(least, np.float32(way)) for way in (-INF, INF)), np.float32(0)]
+    for value in around:
+        if math.isfinite(value):
+            above = math.isfinite(bound) and Fraction(float(value)) >= Fraction(bound)
+            assert bool(value >= least) == (above or bound == -INF)
+
+
+# Logits of a model, and such that float32 has few values between them.
+OFFSETS = st.sampled_from([0.0, 10.0, 1000.0, 10_000.0, 1e6, -10_000.0])
+EXPONENTS = {
+    "min_p": (lambda z, o: math.log(o["min_p"])),
+    "epsilon": (lambda z, o: math.log(o["epsilon_cutoff"]) + math.log(np.exp(z).sum())),
+    "top_n_sigma": (lambda z, o: -o["top_n_sigma"] * float(z.std())),
+    "mirostat": (lambda z, o: -2 * o["mirostat_tau"] * math.log(2) + math.log(np.exp(z).sum())),
+}
+"""The least exponent that a step keeps, by its options and all exponents in float64."""
+
+
+@pytest.mark.parametrize("name", EXPONENTS)
+@given(st.integers(0, 2**32), OFFSETS, st.sampled_from([0.3, 1.0, 1.7]), st.data())
+def test_a_cut_is_where_float64_has_it(
+    name: str, seed: int, offset: float, temperature: float, data: st.DataObject
+) -> None:
+    """Of logits next to the cut none is on the wrong side, but for those that float64 itself cannot tell apart."""
+    options = data.draw(st.fixed_dictionaries(OPTIONS[name]))
+    logits = np.float32(np.random.default_rng(seed).normal(size=2000) * 3 + offset)
+    z = (logits.astype(np.float64) - float(logits.max())) / temperature
+    least = min(EXPONENTS[name](z, options), 0.0)
+    # Put some tokens around the cut, where a comparison of float32 goes wrong.
+    near = np.float32(least * temperature + float(logits.max()))
+    logits[10:13] = near, np.nextafter(near, np.float32(-INF)), np.nextafter(near, np.float32(INF))
+    logits[10:13] = np.minimum(logits[10:13], logits.max())
+    z = (logits.astype(np.float64) - float(logits.max())) / temperature
+    least = min(EXPONENTS[name](z, options), 0.0)
+    step, past = bound(name, options, Before(), len(logits))
+    kept = np.zeros(len(logits), np.bool_)
+    kept[step.apply(Candidates(None, logits, temperature), past).ids_at()] = True
+    slack = 1e-12 * (1 + abs(least)) + 4e-16 * abs(offset) / temperature
+    assert kept[z > least + slack].all()
+    assert not kept[z < least - slack].any()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pellucid.model import Family
 from pellucid.model.config import Config
+from pellucid.model.readers import sentence_pooling
 from pellucid.model.spec import (
     Attention,
     Block,
@@ -15,7 +16,6 @@ from pellucid.model.spec import (
     Model,
     ModelSpec,
     Norm,
-    Pooling,
     Slot,
 )
 from pellucid.weights.checkpoint import Checkpoint
@@ -42,6 +42,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of BertModel."""
     config.refuse("position_embedding_type", "absolute")
     config.refuse("is_decoder", False)
+    config.refuse("add_cross_attention", False)
     activations = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
     activation = config.one_of("hidden_act", activations, "gelu")
     width, heads = config.count("hidden_size"), config.divisor("num_attention_heads", "hidden_size")
@@ -59,7 +60,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         ),
         position=Learned(positions),
         blocks=(Block(attention, feedforward, norm, "post"),) * layers,
-        pooling=Pooling(),
+        pooling=sentence_pooling(checkpoint),
     )
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in checkpoint.tensors else ""
     names = {slot: prefix + name for slot, name in EMBEDDINGS.items()}
@@ -71,4 +72,9 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     return Model(spec, slots)
 
 
-BERT = Family("bert", safetensors={"bert": from_config})
+BERT = Family(
+    "bert",
+    safetensors={"bert": from_config},
+    # A table of 0, 1, 2 ...; and what stands on the last hidden states for other tasks.
+    unused=(r"(bert\.)?embeddings\.position_ids", r"(bert\.)?pooler\..+", r"cls\..+"),
+)

@@ -7,18 +7,16 @@ GGUF files have 1 added to the norms' weights already; safetensors have not.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from pellucid.errors import FileFormatError
 from pellucid.model import Family
 from pellucid.model.config import Config
 from pellucid.model.names import gguf_slots, transformers_slots
-from pellucid.model.readers import gguf_attention, gguf_vocabulary, rope_parameters
+from pellucid.model.readers import gguf_attention, gguf_vocabulary, rope_parameters, tied_head
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Model, ModelSpec, Norm, Rotary
 from pellucid.weights.checkpoint import Checkpoint
 
 PATTERN = 6  # every sixth block is full
-LOCAL_BASE = 10_000.0
+LOCAL_BASE, FULL_BASE = 10_000.0, 1_000_000.0
 
 
 def _spec(name: str, context: int, vocabulary: int, width: int, blocks: list[Block], head: Head) -> ModelSpec:
@@ -35,14 +33,19 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     if layers == 62:  # 27B scales by the model's width, as its report says and the GGUF does not
         full = replace(full, scale=(width / full.heads) ** -0.5)
     full = replace(full, qk_norm=norm, softcap=gemma.cap("attn_logit_softcapping"))
-    rotary = Rotary(gemma.number("rope.local.freq_base", LOCAL_BASE, low=1.0), full.head_dim, "half")
+    local = gemma.number(
+        "rope.freq_base_swa", gemma.number("rope.local.freq_base", LOCAL_BASE, low=1.0), low=1.0
+    )
+    gemma.agreed("rope.freq_base_swa", gemma, "rope.local.freq_base")
+    rotary = Rotary(local, full.head_dim, "half")
     sliding = replace(full, rotary=rotary, window=gemma.count("attention.sliding_window"))
     feedforward = FeedForward(gemma.count("feed_forward_length"), "gelu_tanh", gated=True)
+    pattern = gemma.count("attention.sliding_window_pattern", PATTERN)
     blocks = [
-        Block(full if (i + 1) % PATTERN == 0 else sliding, feedforward, norm, "sandwich")
+        Block(full if (i + 1) % pattern == 0 else sliding, feedforward, norm, "sandwich")
         for i in range(layers)
     ]
-    vocabulary = gguf_vocabulary(checkpoint)
+    vocabulary = gguf_vocabulary(checkpoint, gemma)
     head = Head("output.weight" not in checkpoint.tensors, gemma.cap("final_logit_softcapping"))
     spec = _spec(
         config.text("general.name", "gemma3"), gemma.count("context_length"), vocabulary, width, blocks, head
@@ -51,27 +54,27 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 
 def _is_sliding(config: Config, layers: int) -> list[bool]:
-    kinds: Any = config.values.get("layer_types")
-    known = ("sliding_attention", "full_attention")
+    """Of each layer, by ``layer_types`` or else by the older pattern."""
+    pattern = config.count("sliding_window_pattern", PATTERN)
+    by_pattern = [(i + 1) % pattern != 0 for i in range(layers)]
+    kinds = config.each("layer_types", {"sliding_attention": True, "full_attention": False}, layers)
     if kinds is None:
-        pattern = config.count("sliding_window_pattern", PATTERN)
-        return [(i + 1) % pattern != 0 for i in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
-        raise FileFormatError(config.path, "layer_types", f"must be a list of {layers} of {', '.join(known)}")
-    return [kind == "sliding_attention" for kind in kinds]
+        return by_pattern
+    if config.has("sliding_window_pattern") and kinds != by_pattern:
+        raise config.wrong(
+            "sliding_window_pattern", f"is {pattern}, but layer_types has another one: leave one of them out"
+        )
+    return kinds
 
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of Gemma3ForCausalLM."""
-    config.refuse("attention_bias", False)
-    config.refuse("use_bidirectional_attention", False)
-    config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
+    for key in ("hidden_activation", "hidden_act"):
+        config.one_of(key, {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
     layers, width = config.count("num_hidden_layers", limit=1000), config.count("hidden_size")
     norm, head_dim = Norm("rms", config.number("rms_norm_eps", 1e-6)), config.count("head_dim", 256)
-    base, scaling = rope_parameters(config, "full_attention", default=1_000_000.0)
-    local, _ = rope_parameters(
-        config, "sliding_attention", default=config.number("rope_local_base_freq", LOCAL_BASE, low=1.0)
-    )
+    base, scaling = rope_parameters(config, "full_attention", default=FULL_BASE)
+    local, local_scaling = rope_parameters(config, "sliding_attention", "rope_local_base_freq", LOCAL_BASE)
     full = Attention(
         heads=config.count("num_attention_heads"),
         kv_heads=config.divisor("num_key_value_heads", "num_attention_heads"),
@@ -81,15 +84,21 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         qk_norm=norm,
         softcap=config.cap("attn_logit_softcapping"),
     )
-    sliding = replace(full, rotary=Rotary(local, head_dim, "half"), window=config.count("sliding_window"))
+    rotary = Rotary(local, head_dim, "half", local_scaling)
+    sliding = replace(full, rotary=rotary, window=config.count("sliding_window"))
     feedforward = FeedForward(config.count("intermediate_size"), "gelu_tanh", gated=True)
     blocks = [
         Block(sliding if s else full, feedforward, norm, "sandwich") for s in _is_sliding(config, layers)
     ]
-    head = Head(config.flag("tie_word_embeddings", True), config.cap("final_logit_softcapping"))
+    head = Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping"))
     context, vocabulary = config.count("max_position_embeddings"), config.count("vocab_size")
     spec = _spec(checkpoint.path.name, context, vocabulary, width, blocks, head)
     return Model(spec, transformers_slots(spec, norm_plus=1.0))
 
 
-GEMMA3 = Family("gemma3", gguf={"gemma3": from_gguf}, safetensors={"gemma3_text": from_config})
+GEMMA3 = Family(
+    "gemma3",
+    gguf={"gemma3": from_gguf},
+    safetensors={"gemma3_text": from_config},
+    unused=(r"rope_freqs\.weight",),  # read apart
+)

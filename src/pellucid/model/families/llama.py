@@ -8,7 +8,7 @@ from __future__ import annotations
 from pellucid.model import Family
 from pellucid.model.config import Config
 from pellucid.model.names import gguf_slots, transformers_slots
-from pellucid.model.readers import gguf_attention, gguf_vocabulary, heads_of, rope_parameters
+from pellucid.model.readers import gguf_attention, gguf_vocabulary, heads_of, rope_parameters, tied_head
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Model, ModelSpec, Norm, Rotary
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -16,7 +16,6 @@ from pellucid.weights.checkpoint import Checkpoint
 def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``llama.*`` metadata."""
     llama = config.under("llama.")
-    llama.refuse("expert_count", 0)
     attention = gguf_attention(checkpoint, llama, "interleaved")
     norm = Norm("rms", llama.number("attention.layer_norm_rms_epsilon"))
     block = Block(attention, FeedForward(llama.count("feed_forward_length"), "silu", gated=True), norm, "pre")
@@ -24,7 +23,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
         family="llama",
         name=config.text("general.name", "llama"),
         context=llama.count("context_length"),
-        embedding=Embedding(gguf_vocabulary(checkpoint), llama.count("embedding_length")),
+        embedding=Embedding(gguf_vocabulary(checkpoint, llama), llama.count("embedding_length")),
         blocks=(block,) * llama.count("block_count", limit=1000),
         final_norm=norm,
         head=Head(tied="output.weight" not in checkpoint.tensors),
@@ -34,8 +33,6 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of LlamaForCausalLM."""
-    config.refuse("attention_bias", False)
-    config.refuse("mlp_bias", False)
     config.one_of("hidden_act", {"silu": "silu"}, "silu")
     heads, head_dim = heads_of(config, "num_attention_heads", "head_dim", "hidden_size")
     base, scaling = rope_parameters(config)
@@ -55,9 +52,15 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         embedding=Embedding(config.count("vocab_size"), config.count("hidden_size")),
         blocks=(block,) * config.count("num_hidden_layers", limit=1000),
         final_norm=norm,
-        head=Head(tied=config.flag("tie_word_embeddings", False)),
+        head=Head(tied_head(checkpoint, config, default=False)),
     )
     return Model(spec, transformers_slots(spec))
 
 
-LLAMA = Family("llama", gguf={"llama": from_gguf}, safetensors={"llama": from_config})
+LLAMA = Family(
+    "llama",
+    gguf={"llama": from_gguf},
+    safetensors={"llama": from_config},
+    # The rotary frequencies: read apart in GGUF; in safetensors a copy of what the base says.
+    unused=(r"rope_freqs\.weight", r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
+)

@@ -35,10 +35,7 @@ class Allowed(Step):
 
     def bind(self, setting: Setting) -> Step:
         found = {
-            token
-            for entry in self.allowed
-            for ids in spellings(setting.words, "allowed", entry)
-            for token in ids
+            token for entry in self.allowed for ids in spellings(setting, "allowed", entry) for token in ids
         }
         return Allowed(self.allowed, np.array(sorted(found), np.int64))
 

@@ -42,7 +42,7 @@ class Banned(Step):
         return not self.banned
 
     def bind(self, setting: Setting) -> Step:
-        found = [ids for entry in self.banned for ids in spellings(setting.words, "banned", entry)]
+        found = [ids for entry in self.banned for ids in spellings(setting, "banned", entry)]
         alone = sorted({ids[0] for ids in found if len(ids) == 1})
         several = tuple(dict.fromkeys(ids for ids in found if len(ids) > 1))
         return replace(self, always=np.array(alone, np.int64), sequences=several)

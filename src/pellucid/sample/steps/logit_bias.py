@@ -69,7 +69,7 @@ class LogitBias(Step):
         return not self.logit_bias
 
     def bind(self, setting: Setting) -> Step:
-        ids = tuple(single(setting.words, "logit_bias", token) for token, _ in self.logit_bias)
+        ids = tuple(single(setting, "logit_bias", token) for token, _ in self.logit_bias)
         if len(set(ids)) < len(ids):
             twice = next(one for at, one in enumerate(ids) if one in ids[:at])
             raise InvalidRequest(

@@ -1,7 +1,8 @@
 """Mirostat 2: cuts so that the surprise of the text stays near a target (Basu et al. 2021).
 
-Tokens whose surprise, -log2 of their probability, is above μ are cut off; the likeliest stays. After each token μ moves
-against the error of its surprise: μ -= η (surprise - τ). It begins at 2 τ. It stands in for all other steps that cut.
+Tokens whose surprise, -log2 of their probability, is above μ are cut off; if all are, the likeliest stays, of equal
+ones the lowest id. After each token μ moves against the error of its surprise: μ -= η (surprise - τ). It begins at 2 τ.
+It stands in for all other steps that cut.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Mirostat(Step):
 
     def apply(self, candidates: Candidates, past: Past) -> Candidates:
         lowest = -self.state.most * math.log(2) + math.log(candidates.sums.total)
-        return candidates.keep_above(lowest)
+        return candidates.keep_top(1) if lowest > 0 else candidates.keep_above(lowest)
 
     def accept(self, token: int, probability: float) -> None:
         self.state.most -= self.mirostat_eta * (-math.log2(probability) - self.mirostat_tau)

@@ -1,7 +1,8 @@
 """Top-h: the likeliest tokens that hold a share of the entropy (Potraghloo et al. 2025).
 
 As in transformers: of the 100 likeliest tokens, taken from the likeliest on, each adds -p log p to a sum, until it
-would be more than ``top_h`` times their entropy; the first always stays. (The paper means the entropy of what stays.)
+would be more than ``top_h`` times their entropy; the first always stays. One whose probability is 0 in float64 adds
+nothing and does not stay. (The paper means the entropy of what stays.)
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class TopH(Step):
     def apply(self, candidates: Candidates, past: Past) -> Candidates:
         left = candidates.keep_top(MOST)
         logs = left.log_probabilities(left.top(MOST))
-        shares = -np.exp(logs) * np.maximum(logs, -1e300)
-        within = np.cumsum(shares) <= self.top_h * left.sums.entropy
+        probabilities = np.exp(logs)
+        shares = -probabilities * np.maximum(logs, -1e300)
+        within = (np.cumsum(shares) <= self.top_h * left.sums.entropy) & (probabilities > 0)
         return left.keep_top(max(int(within.sum()), 1))

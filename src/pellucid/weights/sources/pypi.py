@@ -211,7 +211,9 @@ def _extract(
     names = [entry.filename for entry in entries]
     if not entries or len(set(names)) != len(names):
         what = "has no file" if not entries else "repeats names under"
-        raise SourceError(f"the wheel of {spec.requirement} {what} {spec.path!r}{_holds(archive, entries)}")
+        raise SourceError(
+            f"the wheel of {spec.requirement} {what} {brief(spec.path)}{_holds(archive, entries)}"
+        )
     total = sum(entry.file_size for entry in entries)
     _check_sizes(entries, total, folder, limit, spec)
     done = 0

@@ -1,0 +1,236 @@
+"""What becomes of the keys of a model's metadata that its family does not read.
+
+Every key of ``config.json``, and every key of GGUF that begins with the architecture's name, is one of these:
+
+    read        by the family's reader; ``Config`` keeps account
+    harmless    nothing that is computed here depends on it: token ids, dropout, how it was trained and saved
+    neutral     it can change the result, but has the value at which it does not: a soft-cap of null
+    refused     it can change the result, has another value, and the family does not implement it: UnsupportedModel
+    unknown     no table has it: a warning in one line, unless it is off (null, false, 0, empty)
+
+The tables hold what the configurations of transformers 5.24 and the constants of gguf 0.19 have for models like those
+of ``families/``. Unknown keys are not refused: tools that train and convert models add keys of their own, which
+change nothing, and a model that cannot be loaded for such a key is of no use. Inside of a table that a family reads,
+such as ``rope_parameters``, there are no such keys: an unknown one is refused there.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from pellucid.errors import UnsupportedModel
+from pellucid.messages import brief, shown
+from pellucid.model.config import Config
+
+Neutral: TypeAlias = Callable[[Any, Config], bool]
+"""(value, the whole configuration) → whether the value changes nothing."""
+
+
+def only(*values: Any) -> Neutral:
+    """These values are neutral."""
+    return lambda value, _: isinstance(value, (bool, int, float, str, list, dict)) and value in values
+
+
+def same_as(*keys: str) -> Neutral:
+    """What another key says as well is neutral."""
+    return lambda value, config: any(
+        _plain(value) and value == config.values.get(config.prefix + k) for k in keys
+    )
+
+
+def every(kind: Any) -> Neutral:
+    """A list of nothing but this is neutral."""
+    return lambda value, _: isinstance(value, list) and all(one == kind for one in value)
+
+
+def either(*some: Neutral) -> Neutral:
+    """What one of these finds neutral is."""
+    return lambda value, config: any(one(value, config) for one in some)
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str))
+
+
+def _no_window(value: Any, config: Config) -> bool:
+    """A window that is switched off, or as long as the context."""
+    get = config.values.get
+    context = get("max_position_embeddings", get(config.prefix + "context_length"))
+    wide = type(value) is int and type(context) is int and value >= context > 0
+    return OFF(value, config) or wide or get("use_sliding_window") is False
+
+
+def _no_pattern(value: Any, config: Config) -> bool:
+    """Which layers have a window matters only where there is one."""
+    windows = (
+        config.values.get(config.prefix + key) for key in ("sliding_window", "attention.sliding_window")
+    )
+    return all(window is None or _no_window(window, config) for window in windows)
+
+
+def _head_dim(value: Any, config: Config) -> bool:
+    """D / H, as it is where nothing else is said."""
+    width, heads = (config.values.get(key) for key in ("hidden_size", "num_attention_heads"))
+    return type(value) is type(width) is type(heads) is int and value * heads == width
+
+
+OFF, ONE, TRUE, ABSENT = only(False, 0, "", [], {}), only(1), only(True), only()
+
+
+def _table(groups: Mapping[Neutral, str]) -> dict[str, Neutral]:
+    return {name: neutral for neutral, names in groups.items() for name in names.split()}
+
+
+HARMLESS = re.compile(
+    # what it is called, and how it was made and saved
+    r"model_type|architectures|auto_map|torch_dtype|dtype|transformers_version|transformers\.js_config|.*_version|"
+    r"unsloth_fixed|is_llama_config|model_name|name_or_path|license|base_model.*|peft_.*|gradient_checkpointing|"
+    r"initializer_\w+|init_std|task_specific_params|finetuning_task|problem_type|id2label|label2id|num_labels|"
+    r"_.*|"  # what a class keeps for itself
+    # what only matters in training
+    r"\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*_coef(ficient)?|rescale_prenorm_residual|"
+    # what a call returns and how it runs, not what it computes; pretraining_tp cuts a product into parts
+    r"use_cache|cache_implementation|return_dict\w*|output_(hidden_states|attentions|past|router_logits)|use_return_dict|torchscript|"
+    r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|attn_implementation|"
+    r"use_memory_efficient_attention|unpad_inputs|num_logits_to_keep|classifier_\w+|summary_\w+|"
+    # tokens, and how to generate unless a request says otherwise (the tokenizer reads what it needs)
+    r"\w+_token_ids?|\w+_token_index|tokenizer_class|prefix|suppress_tokens|begin_suppress_tokens|bad_words_ids|"
+    r"max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|"
+    r"top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|"
+    r"num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|max_new_tokens|"
+    # what belongs to options that are refused themselves: experts, windows by depth, other scalings
+    r"num_experts_per_tok|moe_(?!num_experts)\w+|norm_topk_prob|router_\w+|first_k_dense_replace|decoder_sparse_step|"
+    r"max_window_layers|max_sequence_length|max_seq_len|model_max_length|original_max_position_embeddings|"
+    r"tie_word_embeddings|bos_token_id|eos_token_id"
+)
+"""Of config.json. Whether a head is tied matters to models with a head, which read it."""
+
+CHANGING: dict[str, Neutral] = {
+    **_table(
+        {
+            OFF: "attention_bias qkv_bias use_qkv_bias use_bias bias mlp_bias lm_head_bias norm_bias add_bias_linear "
+            "use_qk_norm qk_norm qk_layernorm attn_logit_softcapping final_logit_softcapping clip_qkv "
+            "use_sliding_window attention_chunk_size use_bidirectional_attention is_encoder_decoder "
+            "add_cross_attention alibi use_alibi rope_interleaved rope_interleave no_rope_layer_interval "
+            "use_parallel_residual parallel_attn apply_residual_connection_post_layernorm use_post_norm "
+            "use_sandwich_norm use_attention_gate attn_temperature_tuning scale_embedding rescale_embeddings "
+            "scale_attn_by_inverse_layer_idx num_experts num_local_experts n_routed_experts moe_num_experts "
+            "n_shared_experts num_shared_experts q_lora_rank kv_lora_rank num_kv_shared_layers attention_k_eq_v "
+            "hidden_size_per_layer_input relative_attention pruned_heads tie_encoder_decoder rope_scaling "
+            "rope_parameters vision_config audio_config text_config compression_config",
+            ONE: "embedding_multiplier residual_multiplier logits_scaling logit_scale lm_head_multiplier "
+            "key_multiplier attention_in_multiplier attention_out_multiplier scale_emb partial_rotary_factor "
+            "rotary_pct rope_ratio num_hidden_groups",
+            TRUE: "is_causal scale_attn_weights",
+            ABSENT: "attention_multiplier attn_scale query_pre_attn_scalar scale_depth dim_model_base rotary_dim "
+            "rope_local_base_freq rope_theta hidden_activation activation_function activation qk_rope_head_dim "
+            "qk_nope_head_dim position_bias_num_buckets relative_attention_num_buckets type_vocab_size",
+        }
+    ),
+    "hidden_act": same_as("hidden_activation"),
+    "rms_norm_eps": same_as("layer_norm_eps"),
+    "layer_norm_eps": same_as("rms_norm_eps"),
+    **dict.fromkeys(("layer_norm_epsilon", "norm_eps"), same_as("rms_norm_eps", "layer_norm_eps")),
+    "embedding_size": same_as("hidden_size"),
+    "num_key_value_heads": same_as("num_attention_heads"),
+    "head_dim": _head_dim,
+    "v_head_dim": either(same_as("head_dim"), _head_dim),
+    "is_decoder": only(True, False),  # a decoder is one; families for which it matters read it
+    "position_embedding_type": only("rope", "rotary"),
+    "attention_type": only("original_full"),
+    "sliding_window": _no_window,
+    "sliding_window_pattern": _no_pattern,
+    "layer_types": every("full_attention"),
+    "mlp_layer_types": every("dense"),
+    "no_rope_layers": every(1),
+}  # fmt: skip
+"""Of config.json: what is neutral. Null always is."""
+
+IN_ROPE: dict[str, Neutral] = {
+    "factor": ONE,
+    "attention_factor": ONE,
+    "partial_rotary_factor": ONE,
+    "original_max_position_embeddings": lambda value, _: True,  # for scalings that read it
+}
+"""Of the tables of rotary parameters; what is not here is refused."""
+
+GGUF_HARMLESS = re.compile(
+    r"tensor_data_layout|rope\.scaling\.(original_context_length|finetuned|yarn_\w+)|interleave_moe_layer_step|"
+    r"expert_(used_count|feed_forward_length|shared_feed_forward_length|weights_scale|weights_norm|gating_func|"
+    r"group_count|group_used_count)|decoder_start_token_id|leading_dense_block_count"
+)
+"""Of GGUF, after the architecture's name. The experts' matter only where there are experts."""
+
+GGUF_CHANGING: dict[str, Neutral] = {
+    **_table(
+        {
+            OFF: "expert_count expert_shared_count use_parallel_residual pooling_type attn_logit_softcapping "
+            "final_logit_softcapping router_logit_softcapping attention.max_alibi_bias attention.clamp_kqv "
+            "attention.scale attention.q_lora_rank attention.kv_lora_rank attention.shared_kv_layers swin_norm "
+            "attention.temperature_length attention.temperature_scale embedding_length_per_layer_input "
+            "full_attention_interval activation_sparsity_scale nextn_predict_layers",
+            either(ONE, OFF): "logit_scale residual_scale embedding_scale attention.output_scale "
+            "rope.scaling.attn_factor rope.scaling.alpha",
+            TRUE: "attention.causal",
+            ABSENT: "attention.layer_norm_epsilon attention.group_norm_epsilon attention.group_norm_groups "
+            "attention.relative_buckets_count attention.key_length_mla attention.value_length_mla "
+            "rope.dimension_sections rope.freq_base_swa rope.local.freq_base rope.global.freq_base",
+        }
+    ),
+    "attention.sliding_window": _no_window,
+    "attention.sliding_window_pattern": _no_pattern,
+    "attention.key_length_swa": same_as("attention.key_length"),
+    "attention.value_length_swa": same_as("attention.value_length"),
+    "rope.dimension_count_swa": same_as("rope.dimension_count"),
+    "embedding_length_out": same_as("embedding_length"),
+}
+"""Of GGUF, after the architecture's name: what is neutral."""
+
+
+def check_unread(config: Config, prefix: str = "") -> None:
+    """Look at the keys that a reader has left out; of GGUF, those that begin with ``prefix``. Unknown ones: a warning.
+
+    Raises:
+        UnsupportedModel: one changes the result.
+    """
+    whole, unknown = config.under(prefix), []
+    harmless, changing = (GGUF_HARMLESS, GGUF_CHANGING) if prefix else (HARMLESS, CHANGING)
+    for full, value in config.values.items():
+        key = full[len(prefix) :]
+        if not full.startswith(prefix) or value is None:
+            continue
+        if full in config.read:
+            if isinstance(value, Mapping):
+                _check_table(config.table(full), whole)
+        elif key in changing:
+            if not changing[key](value, whole):
+                raise _refused(config, full, value)
+        elif not harmless.fullmatch(key) and not OFF(value, whole):
+            unknown.append(full)
+    if unknown:
+        more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
+        warnings.warn(
+            f"{config.path.name}: unknown keys, which are not used: {', '.join(map(shown, unknown[:5]))}{more}; if one "
+            "changes the model, its answers are not this model's",
+            stacklevel=2,
+        )
+
+
+def _check_table(table: Config, whole: Config) -> None:
+    for key, value in table.values.items():
+        if value is None:
+            continue
+        if table.name(key) in table.read:
+            if isinstance(value, Mapping):
+                _check_table(table.table(key), whole)
+        elif not (key in IN_ROPE and IN_ROPE[key](value, whole)):
+            raise _refused(table, key, value)
+
+
+def _refused(config: Config, key: str, value: Any) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{config.path.name}: {shown(config.name(key))} = {brief(value)} is not supported, and would change the answers"
+    )

@@ -1,0 +1,387 @@
+"""No key of a model's metadata, no tensor and no field of a spec is dropped in silence, in any family.
+
+Each key that is known to change a result either changes the spec or is refused by its name; each key that a reader
+asks for changes something; each field of the spec changes the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.metadata import GGUF, Metadata
+from support.tiny import TINY, opened
+
+from pellucid import pipeline
+from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
+from pellucid.model import known_families, read_model
+from pellucid.model.config import Config
+from pellucid.model.keys import CHANGING, GGUF_CHANGING, GGUF_HARMLESS, HARMLESS, IN_ROPE
+from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Norm, Rotary, RotaryScaling
+from pellucid.plan.network import layouts
+
+VALUES: tuple[Any, ...] = (True, False, 7, 3, 0.625, 24, "other", "linear", ["other"], {"a": 1})
+"""Tried one after the other for a key that may want any type."""
+
+FOLDERS = {f"folder of {name}": (lambda at=path: Metadata.of(at)) for name, path in TINY.items()}
+FILES = {f"gguf of {name}": make for name, make in GGUF.items()}
+ALL = {**FOLDERS, **FILES}
+
+
+def prefix(checkpoint: Metadata) -> str:
+    return f"{checkpoint.metadata['general.architecture']}." if checkpoint.kind == "gguf" else ""
+
+
+def outcome(checkpoint: Metadata) -> Any:
+    """The spec and which tensors it takes, or the error."""
+    try:
+        model = checkpoint.read()
+    except PellucidError as error:
+        assert isinstance(error, (UnsupportedModel, FileFormatError))  # noqa: PT017
+        return str(error)
+    return model.spec, model.slots
+
+
+def at(checkpoint: Metadata, path: tuple[str, ...], value: Any) -> Metadata:
+    made = checkpoint.changed()
+    inner = made.metadata
+    for key in path[:-1]:
+        inner = inner.setdefault(key, {})
+    inner[path[-1]] = value
+    return made
+
+
+def noticed(checkpoint: Metadata, path: tuple[str, ...], values: Any) -> bool:
+    """Whether a value changes the spec or is refused."""
+    before = outcome(checkpoint)
+    return any(outcome(at(checkpoint, path, value)) != before for value in values)
+
+
+def test_every_architecture_has_a_tiny_model() -> None:
+    folders = {Metadata.of(path).metadata["model_type"] for path in TINY.values()}
+    for family in known_families().values():
+        assert set(family.safetensors) <= folders
+        assert set(family.gguf) <= set(GGUF)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_key_that_changes_results_is_read_or_refused(name: str) -> None:
+    checkpoint = ALL[name]()
+    start, table = prefix(checkpoint), GGUF_CHANGING if checkpoint.kind == "gguf" else CHANGING
+    whole = Config(checkpoint.metadata, checkpoint.path, start)
+    read = asked(checkpoint, Config(checkpoint.metadata, checkpoint.path))
+    for key, neutral in table.items():
+        full = start + key
+        values = [v for v in VALUES if v != checkpoint.metadata.get(full) and not neutral(v, whole)]
+        if full in read:
+            assert noticed(checkpoint, (full,), values), f"{key} is read and makes no difference"
+            continue
+        for value in values:
+            after = outcome(at(checkpoint, (full,), value))
+            assert isinstance(after, str), f"{key} = {value!r} is ignored"
+            assert key in after
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_key_that_is_switched_off_does_no_harm(name: str) -> None:
+    checkpoint = ALL[name]()
+    start, table = prefix(checkpoint), GGUF_CHANGING if checkpoint.kind == "gguf" else CHANGING
+    whole, before = Config(checkpoint.metadata, checkpoint.path, start), outcome(checkpoint)
+    config = Config(checkpoint.metadata, checkpoint.path)
+    read = asked(checkpoint, config)
+    for key, neutral in table.items():
+        if start + key in read:
+            continue
+        for value in (None, *(v for v in (*VALUES, 0, 1, "", [], {}) if neutral(v, whole))):
+            assert outcome(at(checkpoint, (start + key,), value)) == before, f"{key} = {value!r}"
+
+
+def asked(checkpoint: Metadata, config: Config) -> set[str]:
+    """The keys that a family's reader asks for."""
+    kind = checkpoint.kind
+    name = checkpoint.metadata["general.architecture" if kind == "gguf" else "model_type"]
+    (family,) = (one for one in known_families().values() if name in one.readers(kind))
+    family.readers(kind)[name](checkpoint, config)
+    return config.read
+
+
+LABELS = {"general.name"}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_a_reader_asks_for_makes_a_difference(name: str) -> None:
+    checkpoint = ALL[name]()
+    for key in sorted(asked(checkpoint, Config(checkpoint.metadata, checkpoint.path)) - LABELS):
+        path = (key,) if checkpoint.kind == "gguf" else tuple(key.split("."))
+        current: Any = checkpoint.metadata
+        for part in path:
+            current = current.get(part) if isinstance(current, Mapping) else None
+        if current == {} or (isinstance(current, Mapping) and current):
+            continue  # a table: its keys are looked at
+        others = [value for value in VALUES if value != current]
+        assert noticed(checkpoint, path, others), f"{key} is read and makes no difference"
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name.startswith(("llama", "gemma"))])
+@pytest.mark.parametrize(
+    "key", [*IN_ROPE, "beta_fast", "mscale", "short_factor", "mrope_section", "whatever"]
+)
+def test_a_key_of_the_rotary_table_is_read_or_refused(name: str, key: str) -> None:
+    checkpoint = Metadata.of(TINY[name])
+    parameters = checkpoint.metadata["rope_parameters"]
+    types = [t for t, value in parameters.items() if isinstance(value, dict)]
+    for path in [("rope_parameters", t) for t in types] or [("rope_parameters",)]:
+        current: Any = checkpoint.metadata
+        for part in path:
+            current = current[part]
+        if key == "original_max_position_embeddings" and current["rope_type"] != "llama3":
+            continue  # only that scaling has one
+        assert noticed(checkpoint, (*path, key), [0.625 if current.get(key) != 0.625 else 0.5])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_unknown_key_is_named_in_one_line(name: str) -> None:
+    checkpoint = ALL[name]()
+    start, before = prefix(checkpoint), outcome(checkpoint)
+    keys = {
+        f"{start}new_{i}\n": value for i, value in enumerate((1, "x" * 9999, [1], {"a": 1}, 0.5, True, 2))
+    }
+    changed = checkpoint.changed()
+    changed.metadata.update(keys)
+    with pytest.warns(UserWarning, match="unknown keys, which are not used: .*new_0.*and 2 more") as caught:
+        assert outcome(changed) == before
+    (message,) = (str(one.message) for one in caught)
+    assert "\n" not in message
+    assert len(message) < 700
+    off = checkpoint.changed()
+    off.metadata.update(
+        {f"{start}new_{i}": value for i, value in enumerate((None, False, 0, 0.0, "", [], {}))}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert outcome(off) == before
+
+
+def test_the_tables_do_not_contradict_each_other() -> None:
+    assert not [key for key in CHANGING if HARMLESS.fullmatch(key)]
+    assert not [key for key in GGUF_CHANGING if GGUF_HARMLESS.fullmatch(key)]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_tensor_that_the_family_does_not_use_is_refused(name: str) -> None:
+    checkpoint = ALL[name]()
+    some = next(iter(checkpoint.tensors.values()))
+    for extra in ("model.layers.0.self_attn.q_proj.bias", "blk.0.attn_q.bias", "score.weight", "x" * 9999):
+        more = checkpoint.changed()
+        more.tensors[extra] = replace(some, name=extra)
+        message = outcome(more)
+        assert extra[:60] in message
+        assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("bert", "bert.pooler.dense.bias"),
+        ("bert", "cls.predictions.bias"),
+        ("bert", "embeddings.position_ids"),
+        ("llama", "model.layers.1.self_attn.rotary_emb.inv_freq"),
+    ],
+)
+def test_a_tensor_that_says_nothing_new_is_left_alone(name: str, extra: str) -> None:
+    checkpoint = Metadata.of(TINY[name])
+    before, some = outcome(checkpoint), next(iter(checkpoint.tensors.values()))
+    checkpoint.tensors[extra] = replace(some, name=extra)
+    assert outcome(checkpoint) == before
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gemma3"])
+def test_a_head_of_its_own_is_used_even_if_the_file_says_that_it_is_tied(name: str) -> None:
+    checkpoint = Metadata.of(TINY[name])
+    embedding = checkpoint.tensors["model.embed_tokens.weight"]
+    checkpoint.tensors["lm_head.weight"] = replace(embedding, name="lm_head.weight")
+    model = checkpoint.read()
+    assert model.spec.head is not None
+    assert not model.spec.head.tied
+    assert model.slots["project.weight"].tensor == "lm_head.weight"
+
+
+def test_a_head_that_is_said_to_be_there_and_is_not() -> None:
+    checkpoint = Metadata.of(TINY["llama-tied"]).changed(tie_word_embeddings=False)
+    assert "lm_head.weight: tensor missing" in outcome(checkpoint)
+
+
+SCALED = {"rope_type": "linear", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "older"),
+    [
+        ("llama-tied", {"rope_theta": 1000.0, "rope_scaling": None}),
+        ("llama-linear", {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 2.5}}),
+        ("gemma3", {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0}),
+    ],
+)
+def test_the_older_way_to_write_rotary_positions_means_the_same(name: str, older: dict[str, Any]) -> None:
+    checkpoint = Metadata.of(TINY[name])
+    before = outcome(checkpoint)
+    del checkpoint.metadata["rope_parameters"]
+    checkpoint.metadata.update(older)
+    assert outcome(checkpoint) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("llama", {"rope_theta": 500.0}, ("rope_theta", "10000", "500")),
+        ("llama", {"rope_scaling": SCALED}, ("rope_type", "default", "linear")),
+        ("llama-linear", {"rope_scaling": SCALED}, ("factor", "2.5", "4.0")),
+        ("gemma3", {"rope_local_base_freq": 1e6}, ("rope_theta", "rope_local_base_freq", "10000")),
+        ("gemma3", {"rope_scaling": SCALED}, ("full_attention", "rope_type", "linear")),
+        ("gemma3", {"rope_parameters__rope_theta": 1e6}, ("rope_parameters.rope_theta", "not supported")),
+        ("gemma3", {"sliding_window_pattern": 4}, ("sliding_window_pattern", "4", "layer_types")),
+        ("llama-rope3", {"original_max_position_embeddings": 128}, ("64", "128")),
+    ],
+)
+def test_two_ways_to_write_it_that_contradict_each_other(
+    name: str, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    message = outcome(Metadata.of(TINY[name]).changed(**changes))
+    assert isinstance(message, str)
+    for word in words:
+        assert word in message
+
+
+def test_a_scaling_of_gguf_without_a_type_is_linear_as_in_llamacpp() -> None:
+    for key in ("llama.rope.scaling.factor", "llama.rope.scale_linear"):
+        model = GGUF["llama"]().changed(**{key: 4.0}).read()
+        rotary = model.spec.blocks[0].attention.rotary
+        assert rotary is not None
+        assert rotary.scaling == RotaryScaling("linear", 4.0)
+
+
+def test_a_vocabulary_that_is_not_the_embedding() -> None:
+    message = outcome(GGUF["llama"]().changed(**{"llama.vocab_size": 63}))
+    assert message == "tiny.gguf: llama.vocab_size: is 63, but token_embd.weight has 64 rows"
+
+
+# Every number and choice of a spec, and another value for it.
+OTHER: dict[tuple[type, str], Any] = {
+    (Embedding, "scale"): 3.0,
+    (RotaryScaling, "kind"): "llama3",
+    (RotaryScaling, "factor"): 5.0,
+    (RotaryScaling, "low_frequency_factor"): 1.5,
+    (RotaryScaling, "high_frequency_factor"): 3.0,
+    (RotaryScaling, "trained_context"): 48,
+    (Rotary, "base"): 20_000.0,
+    (Rotary, "pairing"): "interleaved",
+    (Rotary, "scaling"): RotaryScaling("linear", 7.0),
+    (Rotary, "factors"): (2.0,) * 8,
+    (Norm, "eps"): 0.5,
+    (Norm, "kind"): "layer",
+    (Attention, "scale"): 0.5,
+    (Attention, "causal"): False,
+    (Attention, "window"): 5,
+    (Attention, "rotary"): None,
+    (Attention, "qk_norm"): None,
+    (Attention, "softcap"): 9.0,
+    (FeedForward, "activation"): "relu",
+    (Head, "softcap"): 9.0,
+    (Block, "placement"): "post",
+}
+ELSEWHERE = {
+    # Widths and numbers of parts, which tensors must have as well: a mismatch is an error.
+    (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Rotary, "dims"),
+    (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
+    (Attention, "output_bias"), (FeedForward, "width"), (FeedForward, "gated"), (FeedForward, "bias"),
+    (Head, "tied"), (Block, "attention"), (Block, "feedforward"), (Block, "norm"),
+}  # fmt: skip
+
+
+def parts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """All dataclasses inside of a spec, and where."""
+    if is_dataclass(value):
+        yield path, value
+        for one in fields(value):
+            yield from parts(getattr(value, one.name), (*path, one.name))
+    elif isinstance(value, tuple):
+        for index, one in enumerate(value):
+            yield from parts(one, (*path, index))
+
+
+def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    head, *rest = path
+    if isinstance(head, int):
+        return (*value[:head], put(value[head], tuple(rest), new), *value[head + 1 :])
+    return replace(value, **{head: put(getattr(value, head), tuple(rest), new)})
+
+
+@pytest.mark.parametrize("name", ["llama-rope3", "gemma3-linear", "gemma3-softcap", "bert"])
+def test_each_field_of_a_spec_changes_the_plan(name: str) -> None:
+    with opened(TINY[name]) as (checkpoint, model):
+        packed = layouts(checkpoint, model)
+        vectors = {slot for slot in packed if slot.endswith("norm.weight")}
+        packed |= {slot.replace(".weight", ".bias"): packed[slot] for slot in vectors}
+        before, seen = pipeline.forward(model.spec, packed), 0
+        for path, part in parts(model.spec):
+            for one in fields(part):
+                key = (type(part), one.name)
+                if key not in OTHER:
+                    assert key in ELSEWHERE or type(part).__name__ in ("ModelSpec", "Learned", "Pooling"), key
+                    continue
+                if getattr(part, one.name) == OTHER[key]:
+                    continue
+                if (
+                    isinstance(part, RotaryScaling)
+                    and part.kind == "linear"
+                    and one.name not in ("kind", "factor")
+                ):
+                    continue  # of the other kind
+                try:
+                    after = pipeline.forward(put(model.spec, (*path, one.name), OTHER[key]), packed)
+                except PellucidError:
+                    seen += 1
+                    continue
+                assert after != before, (path, one.name)
+                seen += 1
+    assert seen > 10
+
+
+def test_a_real_configuration_of_each_kind_needs_no_warning(tmp_path: Path) -> None:
+    """Keys of the published files of SmolLM2, Llama 3.2, Gemma 3 and MiniLM beyond those of the tiny models."""
+    published: dict[str, dict[str, Any]] = {
+        "llama": {
+            "_name_or_path": "x",
+            "is_llama_config": True,
+            "rope_interleaved": False,
+            "pretraining_tp": 1,
+            "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+            "torch_dtype": "bfloat16",
+            "attention_dropout": 0.0,
+            "mlp_bias": False,
+            "unsloth_fixed": True,
+            "unsloth_version": "2025.1",
+        },
+        "gemma3": {"cache_implementation": "hybrid", "rope_scaling": None, "final_logit_softcapping": None},
+        "bert": {
+            "gradient_checkpointing": False,
+            "position_embedding_type": "absolute",
+            "torch_dtype": "float32",
+            "_name_or_path": "nreimers/MiniLM-L6-H384-uncased",
+            "hidden_dropout_prob": 0.1,
+        },
+    }
+    for name, more in published.items():
+        checkpoint = Metadata.of(TINY[name])
+        before = outcome(checkpoint)
+        checkpoint.metadata.update(more)
+        assert outcome(checkpoint) == before
+        assert json.dumps(checkpoint.metadata)
+        assert read_model(checkpoint).spec == before[0]

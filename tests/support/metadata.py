@@ -1,0 +1,92 @@
+"""Checkpoints whose metadata and tensor table a test may change, and a tiny GGUF of each family."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pellucid import pipeline
+from pellucid.model import read_model
+from pellucid.model.spec import Model
+from pellucid.plan.network import layouts
+from pellucid.weights.checkpoint import Tensor
+from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, opened
+
+
+class Metadata:
+    """A checkpoint whose metadata and tensor table can be changed; nothing is written."""
+
+    def __init__(self, path: Path, kind: str = "", metadata: Any = None, tensors: Any = None) -> None:
+        self.kind, self.path, self.metadata, self.tensors = kind, path, metadata, tensors
+
+    @classmethod
+    def of(cls, path: Path) -> Metadata:
+        """Those of a file or folder."""
+        with opened(path) as (checkpoint, _):
+            metadata: dict[str, Any] = copy.deepcopy(dict(checkpoint.metadata))
+            tensors: dict[str, Tensor] = dict(checkpoint.tensors)
+            return cls(checkpoint.path, checkpoint.kind, metadata, tensors)
+
+    def changed(self, **changes: Any) -> Metadata:
+        """Another one with other metadata; ``a__b`` is b of the table a."""
+        made = Metadata(self.path, self.kind, copy.deepcopy(self.metadata), dict(self.tensors))
+        for name, value in changes.items():
+            *tables, key = name.split("__")
+            inner = made.metadata
+            for table in tables:
+                inner = inner[table]
+            inner[key] = value
+        return made
+
+    def data(self, name: str) -> Any:
+        raise AssertionError("reading a configuration reads no weights")
+
+    def close(self) -> None: ...
+
+    def read(self) -> Model:
+        return read_model(self)
+
+    def lower(self) -> None:
+        """As far as loading goes before memory is taken."""
+        model = self.read()
+        pipeline.forward(model.spec, layouts(self, model))
+
+
+GEMMA3_GGUF: dict[str, Any] = {
+    **{key.replace("llama.", "gemma3."): value for key, value in LLAMA_GGUF.items()},
+    "general.architecture": "gemma3",
+    "gemma3.attention.sliding_window": 8,
+    "gemma3.attention.key_length": 16,
+    "gemma3.attention.value_length": 16,
+    "gemma3.block_count": 6,
+}
+GEMMA3_GGUF_SHAPES = {
+    **{name: shape for name, shape in LLAMA_GGUF_SHAPES.items() if not name.startswith("blk.")},
+    **{
+        f"blk.{i}.{name.removeprefix('blk.0.')}": shape
+        for i in range(6)
+        for name, shape in {
+            **LLAMA_GGUF_SHAPES,
+            **{f"blk.0.{norm}.weight": (32,) for norm in ("post_attention_norm", "post_ffw_norm")},
+            **{f"blk.0.attn_{part}_norm.weight": (16,) for part in "qk"},
+        }.items()
+        if name.startswith("blk.0.")
+    },
+}
+
+
+def as_gguf(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Metadata:
+    """A GGUF that was never written."""
+    path = Path("tiny.gguf")
+    tensors = {n: Tensor(n, s, "F32", path, 0, 4 * int(np.prod(s))) for n, s in shapes.items()}
+    return Metadata(path, "gguf", copy.deepcopy(metadata), tensors)
+
+
+GGUF = {
+    "llama": lambda: as_gguf(LLAMA_GGUF, LLAMA_GGUF_SHAPES),
+    "gemma3": lambda: as_gguf(GEMMA3_GGUF, GEMMA3_GGUF_SHAPES),
+}
+"""A tiny GGUF for each architecture that is known."""
