@@ -16,6 +16,7 @@ from pellucid.errors import ContextOverflow, InvalidRequest
 from pellucid.messages import brief
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
+from pellucid.tokenize.conversation import is_message
 
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
@@ -137,7 +138,7 @@ class Inputs:
             ids = self.tokenizer.encode(prompt)
         elif isinstance(prompt, bytes) or not (isinstance(prompt, Sequence) or _is_row(prompt)):
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, chat messages or token ids")
-        elif len(prompt) and all(isinstance(m, Mapping) for m in prompt):
+        elif len(prompt) and is_message(prompt[0]):
             ids = self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
         else:
             ids = list(prompt)  # type: ignore[arg-type]

@@ -349,19 +349,16 @@ class Tokenizer:
     ) -> str:
         """The conversation as one text, made by the template of the file.
 
+        ``messages`` are mappings with texts, numbers, lists and mappings in them, or objects of dataclasses or pydantic
+        models; ``tools`` are JSON schemas. Keys of a message whose value is None are left out.
+
         The text holds its own BOS where the model wants one: encode it with ``add_special=False,
         parse_special=True``, or use :meth:`encode_chat`. Raises :class:`TemplateError` when there is no
-        template or it fails.
+        template or it fails, :class:`InvalidRequest` for messages or variables that are something else.
         """
-        from pellucid.tokenize.template import render
+        from pellucid.tokenize.conversation import conversation
 
-        return render(
-            self.chat_template,
-            messages=messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            **{**self.named_tokens, **variables},
-        )
+        return self._rendered(conversation(messages), add_generation_prompt, tools, variables)
 
     def encode_chat(
         self,
@@ -374,15 +371,32 @@ class Tokenizer:
         """The ids of a conversation: control tokens from the template, never from what a user wrote.
 
         Nothing is added around the rendered text, so BOS is not doubled. Control tokens written inside a
-        message stay text, except in the messages of the assistant, which the model itself wrote.
+        message stay text, except in the messages of the assistant, which the model itself wrote. Takes and raises
+        what ``apply_chat_template`` does.
         """
-        from pellucid.tokenize.template import guard
+        from pellucid.tokenize.conversation import conversation, guard
 
-        guarded, mark = guard(messages, [self.token_text(index) for index in self.vocabulary.special_ids])
-        text = self.apply_chat_template(
-            guarded, add_generation_prompt=add_generation_prompt, tools=tools, **variables
+        control_tokens = [self.token_text(index) for index in self.vocabulary.special_ids]
+        guarded, mark = guard(conversation(messages), control_tokens)
+        return self._encode_text(self._rendered(guarded, add_generation_prompt, tools, variables), True, mark)
+
+    def _rendered(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        tools: Any,
+        variables: Mapping[str, Any],
+    ) -> str:
+        from pellucid.tokenize import conversation
+        from pellucid.tokenize.template import render
+
+        plain = conversation.variables({**self.named_tokens, **variables})
+        plain["documents"] = conversation.documents(variables.get("documents"))
+        plain["tools"] = conversation.tools(tools)
+        return render(
+            self.chat_template,
+            {**plain, "messages": messages, "add_generation_prompt": add_generation_prompt},
         )
-        return self._encode_text(text, True, mark)
 
 
 def without_surrogates(text: str) -> str:
