@@ -35,7 +35,6 @@ LONGEST_ERROR = 1000  # characters
 RETIRED_MEGABYTES = (
     128  # address space of a process that is replaced, so that each rendering has most of its limit
 )
-UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
 
 class OutOfTime(BaseException):
@@ -91,6 +90,7 @@ def answer(frame: bytes) -> dict[str, Any]:
             text = render(request["source"], request["variables"], request["characters"])
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+            _set_limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)  # the reply is long at worst
         return {"text": text, "last": _is_large()}
     except TooLong:
         return {
@@ -101,7 +101,6 @@ def answer(frame: bytes) -> dict[str, Any]:
     except OutOfTime as error:
         return _failed(error, f"it ran for more than {request['seconds']:g} seconds", last=True)
     except MemoryError as error:
-        _set_memory(UNLIMITED)
         if error.args:  # Python's parser says so when a stack of its own overflows
             return _failed(error, "it is nested too deeply", last=True)
         return _failed(error, f"it used more than {request['megabytes']:,} MB of memory", last=True)
@@ -219,16 +218,19 @@ def _limit(seconds: float, megabytes: int) -> None:
     The timer interrupts Python code, and its traceback has the template's line; a call that is long in C is left to
     the parent, which kills. Should the parent be gone by then, the limit of processor time ends the worker.
     """
-    _set_memory((megabytes << 20, resource.RLIM_INFINITY))
+    if sys.platform == "linux":  # macOS has this limit but does not keep it
+        _set_limit(resource.RLIMIT_AS, megabytes << 20)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    allowed = int(used.ru_utime + used.ru_stime + seconds) + 2
-    resource.setrlimit(resource.RLIMIT_CPU, (allowed, resource.RLIM_INFINITY))
+    _set_limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + seconds) + 2)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _set_memory(limits: tuple[int, int]) -> None:
-    if sys.platform == "linux":  # macOS has the limit but does not keep it
-        resource.setrlimit(resource.RLIMIT_AS, limits)
+def _set_limit(kind: int, value: int) -> None:
+    """Set what this process may have of something, as far as the system's administrator lets it."""
+    most = resource.getrlimit(kind)[1]
+    if most != resource.RLIM_INFINITY:
+        value = most if value == resource.RLIM_INFINITY else min(value, most)
+    resource.setrlimit(kind, (value, most))
 
 
 def _is_large() -> bool:

@@ -282,6 +282,19 @@ def test_a_worker_inherits_little(
     assert os.getsid(pid) == pid
 
 
+@linux
+def test_limits_of_the_administrator_stay() -> None:
+    script = start(
+        "import resource\n"
+        "for kind, most in ((resource.RLIMIT_AS, 300 << 20), (resource.RLIMIT_CPU, 30)):\n"
+        "    resource.setrlimit(kind, (most, most))\n"
+        "print(render('{{ 1 }}', {}))\n"
+        "try: render('{{ [1] * 10**8 }}', {}, Limits(megabytes=10_000))\n"
+        "except TemplateError as error: print('memory' in str(error))"
+    )
+    assert finished(script) == "1\nTrue\n"
+
+
 @pytest.mark.parametrize(
     ("executable", "problem"),
     [
