@@ -75,7 +75,8 @@ class _Worker:
 
     def __init__(self) -> None:
         self._is_ready = False
-        executable, command = _command()
+        command = _command()
+        self._name = command[0]
         try:
             self.process = subprocess.Popen(
                 command,
@@ -88,7 +89,7 @@ class _Worker:
                 start_new_session=True,
             )
         except OSError as error:
-            raise _unstarted(executable, reason(error)) from None
+            raise _unstarted(self._name, reason(error)) from None
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._requests, self._replies = self.process.stdin, self.process.stdout
@@ -101,8 +102,7 @@ class _Worker:
             self._await_ready()
         deadline = time.monotonic() + seconds + GRACE_SECONDS
         try:
-            self._write(len(request).to_bytes(4, "big"), deadline)
-            self._write(request, deadline)
+            self._write(len(request).to_bytes(4, "big") + request, deadline)
             return self._read(deadline)
         except _Late:
             return _failure(f"it ran for more than {seconds:g} seconds")
@@ -110,15 +110,14 @@ class _Worker:
             return _failure(self._death(seconds))
 
     def _await_ready(self) -> None:
-        name = shown(str(self.process.args[0]))  # type: ignore[index]
         try:
             reply = self._read(time.monotonic() + STARTUP_SECONDS)
         except _Late:
-            raise _unstarted(name, f"it is not ready after {STARTUP_SECONDS:g} seconds") from None
+            raise _unstarted(self._name, f"it is not ready after {STARTUP_SECONDS:g} seconds") from None
         except _Ended:
-            raise _unstarted(name, "it is no Python that runs -I -S -c") from None
+            raise _unstarted(self._name, "it is no Python that runs -I -S -c") from None
         if "ready" not in reply:
-            raise _unstarted(name, shown(str(reply.get("error"))))
+            raise _unstarted(self._name, shown(str(reply.get("error"))))
         self._is_ready = True
 
     def _write(self, data: bytes, deadline: float) -> None:
@@ -255,8 +254,8 @@ class _Workers:
         worker.close()
 
 
-def _command() -> tuple[str, list[str]]:
-    """The Python that runs workers, and the command: with no more of this one's import path than Jinja needs."""
+def _command() -> list[str]:
+    """The command that starts a worker: with no more of this Python's import path than Jinja needs."""
     if not hasattr(select, "poll"):
         raise TemplateError(f"chat templates cannot be rendered on {sys.platform}: only Linux and macOS can")
     if not sys.executable or getattr(sys, "frozen", False):
@@ -272,7 +271,7 @@ def _command() -> tuple[str, list[str]]:
     path = dict.fromkeys(
         [*folders, os.path.dirname(os.path.abspath(__file__))]
     )  # behind the standard library
-    return sys.executable, [sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, *path]
+    return [sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, *path]
 
 
 def _unstarted(executable: str, why: str) -> TemplateError:

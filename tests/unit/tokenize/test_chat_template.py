@@ -92,7 +92,6 @@ GROWING = "{% set n = namespace(s='0123456789', t=[1], u=[1]) %}{% for i in rang
     [
         "{{ 'a' * 10**10 }}",
         "{{ [1] * 99999999 }}",
-        "{{ 1 * 2 ** 9999999999 }}",
         "{{ '%0999999999d' % 1 }}",
         "{{ '{:>{}}'.format(1, 999999999) }}",
         "{{ '{:{w}}'.format('', w=10**10) }}",
@@ -125,6 +124,7 @@ def test_memory_is_limited(source: str) -> None:
         "{% for i in range(999) %}{{ ([1] * 10**6) | select | list | length }}{% endfor %}",
         "{% for i in range(999) %}{% set x = dict.fromkeys(range(99999)) | dictsort %}{% endfor %}",
         "{{ (10**4000) ** 4000 > 1 }}",
+        "{{ 2 ** 9999999999 > 1 }}",
         "{{ lipsum(n=10**9) }}",
         "{{ ('a ' * 10**7) | wordwrap(1) | length }}",
         "{% if 1 %}" + "{% elif 1 %}" * 40_000 + "{% endif %}",
@@ -151,7 +151,7 @@ def test_time_is_limited(source: str) -> None:
         "{% macro a() %}" * 4_000,
         "{% set a %}" * 4_000 + "{% endset %}" * 4_000,
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{% set n = namespace(x=[]) %}{% for a in range(5000) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x | tojson }}",
+        "{% set n = namespace(x=[]) %}{% for a in range(20000) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x | tojson }}",
     ],
 )
 def test_depth_is_limited(source: str) -> None:
