@@ -23,6 +23,7 @@ from support import templates
 from template_grammar import TEXTS, damaged, garbage, hostile, plain
 
 from pellucid.errors import PellucidError
+from pellucid.tokenize import template_process
 from pellucid.tokenize.template import Limits
 
 SECONDS, MEMORY = 3.0, 3 << 30
@@ -34,10 +35,8 @@ LONGEST_ERROR = 500
 GROWTH = 300 << 20  # bytes that this process may have more than at its first case
 DESCRIPTORS = 60
 
-ADDRESS = re.compile(
-    r"<[^<>]*(?:object|function|method|class|Macro|context|namespace)\b[^<>]*>?|0x[0-9a-f]+", re.I
-)
-"""How Python prints what is no value: not the same in two processes."""
+ADDRESS = re.compile(r"0x[0-9a-f]+")
+"""Python prints it of what is no value; another process has others."""
 
 
 def case(random: Random, folder: Path) -> str | None:
@@ -70,9 +69,18 @@ def compared(source: str, messages: Any) -> str | None:
         )
     if text is None:
         return f"transformers does not refuse it: {one_line(source)}"
-    if ADDRESS.sub("", text) != ADDRESS.sub("", expected):
+    if ADDRESS.sub("", text) != ADDRESS.sub("", expected) and is_repeatable(source, messages, text):
         return f"{one_line(text)}, and not {one_line(expected)}: {one_line(source)}"
     return None
+
+
+def is_repeatable(source: str, messages: Any, text: str) -> bool:
+    """Whether other processes render the same: they do not where digits of an address are counted or turned around."""
+    for _ in range(4):
+        template_process._workers.close()
+        if templates.chat(source, messages, [templates.TOOL]) != text:
+            return False
+    return True
 
 
 def checked(source: str, messages: Any, limits: Limits) -> tuple[str | None, str | None]:

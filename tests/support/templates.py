@@ -55,13 +55,9 @@ def chat(
     **variables: Any,
 ) -> str:
     """What ``Tokenizer.apply_chat_template`` gives, with limits and without a tokenizer."""
-    plain = conversation.variables({**NAMED, **variables})
-    plain.update(
-        messages=conversation.conversation(messages),
-        tools=conversation.tools(tools),
-        documents=conversation.documents(variables.get("documents")),
-        add_generation_prompt=add_generation_prompt,
-    )
+    given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
+    plain = conversation.variables({**NAMED, "documents": None, **given})
+    plain["messages"] = conversation.conversation(messages)
     return render(source, plain, limits)
 
 

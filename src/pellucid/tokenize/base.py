@@ -358,7 +358,8 @@ class Tokenizer:
         """
         from pellucid.tokenize.conversation import conversation
 
-        return self._rendered(conversation(messages), add_generation_prompt, tools, variables)
+        given = {**variables, "add_generation_prompt": add_generation_prompt, "tools": tools}
+        return self._rendered(conversation(messages), **given)
 
     def encode_chat(
         self,
@@ -378,25 +379,15 @@ class Tokenizer:
 
         control_tokens = [self.token_text(index) for index in self.vocabulary.special_ids]
         guarded, mark = guard(conversation(messages), control_tokens)
-        return self._encode_text(self._rendered(guarded, add_generation_prompt, tools, variables), True, mark)
+        given = {**variables, "add_generation_prompt": add_generation_prompt, "tools": tools}
+        return self._encode_text(self._rendered(guarded, **given), True, mark)
 
-    def _rendered(
-        self,
-        messages: list[dict[str, Any]],
-        add_generation_prompt: bool,
-        tools: Any,
-        variables: Mapping[str, Any],
-    ) -> str:
-        from pellucid.tokenize import conversation
+    def _rendered(self, messages: list[dict[str, Any]], **given: Any) -> str:
+        from pellucid.tokenize.conversation import variables
         from pellucid.tokenize.template import render
 
-        plain = conversation.variables({**self.named_tokens, **variables})
-        plain["documents"] = conversation.documents(variables.get("documents"))
-        plain["tools"] = conversation.tools(tools)
-        return render(
-            self.chat_template,
-            {**plain, "messages": messages, "add_generation_prompt": add_generation_prompt},
-        )
+        made = variables({**self.named_tokens, "documents": None, **given})
+        return render(self.chat_template, {**made, "messages": messages})
 
 
 def without_surrogates(text: str) -> str:

@@ -17,6 +17,9 @@ from pellucid.messages import brief, shown
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of what a model thought before it answered. The first is filled from the others, ``thinking`` from any."""
 
+LISTS = {"tools": "each a JSON schema", "documents": "each with a title and a text"}
+"""Variables that are lists of mappings."""
+
 DEPTH = 100  # of lists and mappings in each other
 BITS = 8192  # of an integer
 
@@ -36,19 +39,15 @@ def conversation(messages: Any) -> list[Message]:
     return [_aliased({key: value for key, value in message.items() if value is not None}) for message in made]
 
 
-def tools(given: Any) -> list[Message] | None:
-    """The tools as templates get them; None if there are none. Raises likewise."""
-    return None if given is None else _mappings("tools", given, "each a JSON schema")
-
-
-def documents(given: Any) -> list[Message] | None:
-    """The documents as templates get them; None if there are none. Raises likewise."""
-    return None if given is None else _mappings("documents", given, "each with a title and a text")
-
-
 def variables(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Other variables as templates get them. Raises likewise."""
-    return {name: _plain(value, (name,)) for name, value in given.items()}
+    """All other variables as templates get them. ``tools`` and ``documents`` are None or lists. Raises likewise."""
+    made = dict[str, Any]()
+    for name, value in given.items():
+        example = LISTS.get(name)
+        made[name] = (
+            _plain(value, (name,)) if example is None or value is None else _mappings(name, value, example)
+        )
+    return made
 
 
 def is_message(value: Any) -> bool:

@@ -32,7 +32,7 @@ WORKERS = 4
 
 STARTUP_SECONDS = 60.0  # on a busy machine with a cold disk; it takes less than 0.1
 GRACE_SECONDS = 0.1  # a worker past its time may stop by itself and name the template's line
-PORTION = 1 << 16  # bytes that a pipe takes at once
+PORTION = 1 << 20  # bytes that a pipe takes at once, where the system lets it: else both sides wait in turns
 MOST_BYTES = 100_000_000  # of a reply
 KEPT = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """Environment variables of a worker: the time zone, for ``strftime_now``, and where Python's own library may be."""
@@ -84,6 +84,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
+                pipesize=PORTION,
                 cwd="/",
                 env={name: os.environ[name] for name in KEPT if name in os.environ},
                 start_new_session=True,

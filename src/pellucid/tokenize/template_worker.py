@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 NAME = "<chat template>"
 LONGEST_ERROR = 1000  # characters
 RETIRED_MEGABYTES = (
-    128  # address space of a process that is replaced, so that each rendering has most of its limit
+    128  # address space of a worker that ends: the next rendering is to have most of its limit
 )
 
 

@@ -14,7 +14,7 @@ from support.templates import chat
 from tokenizer_cases import tokenizer
 
 from pellucid.errors import InvalidRequest
-from pellucid.tokenize.conversation import conversation, documents, guard, tools, variables
+from pellucid.tokenize.conversation import conversation, guard, variables
 
 LLAMA3 = "{% for m in messages %}{{ m['role'] + ':' + m['content'] | trim }};{% endfor %}"
 CALL = {"function": {"name": "f", "arguments": {"x": None}}}
@@ -149,6 +149,7 @@ def test_what_messages_may_not_be(messages: Any, problem: str) -> None:
         ({"tools": [len]}, r"^tools\[0\]=<built-in function len>: must be a mapping, each a JSON schema"),
         ({"tools": {"name": "f"}}, r"^tools={'name': 'f'}: must be a list of mappings"),
         ({"documents": ["text"]}, r"^documents\[0\]='text': must be a mapping"),
+        ({"add_generation_prompt": {1}}, r"^add_generation_prompt=\{1\}: a chat template takes"),
         ({"enable_thinking": {1, 2}}, r"^enable_thinking={1, 2}: a chat template takes"),
     ],
 )
@@ -158,9 +159,8 @@ def test_what_variables_may_not_be(given: Any, problem: str) -> None:
 
 
 def test_no_tools_are_not_an_empty_list() -> None:
-    assert tools(None) is None
-    assert tools([]) == []
-    assert documents(None) is None
+    given = {"tools": None, "documents": []}
+    assert variables(given) == given
 
 
 def test_too_long_a_conversation() -> None:
