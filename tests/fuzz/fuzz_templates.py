@@ -27,7 +27,7 @@ from pellucid.tokenize import template_process
 from pellucid.tokenize.template import Limits
 
 SECONDS, MEMORY = 3.0, 3 << 30
-SMALL, LONG = 500, 100_000
+SMALL, LONG = 400, 100_000
 
 HOSTILE = Limits(seconds=0.2, megabytes=128, characters=200_000)
 LATE_SECONDS = 2.0  # past the limit, on a machine that does other things too
