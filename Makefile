@@ -2,6 +2,7 @@
 # make test    everything that CI runs: make check, then all tests
 # make test-tokenizers   ids and offsets beside those of tokenizers, sentencepiece and tiktoken, on 90 MB of text
 # make test-constraints  10,000 texts under schemas and grammars, each valid?
+# make test-templates    texts of seventy published chat templates beside those of transformers
 # make fuzz    damaged files, patterns, templates: for an hour; FUZZ='NAME --seed 2 --count 1000': one, for less
 # make check   formatting, lint, types, the order of imports between folders
 # make bench   speed beside that of the peers that are there (make bench-peers sets them up); BENCH=--quick: in short
@@ -13,7 +14,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-tokenizers test-constraints fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
+.PHONY: run test test-tokenizers test-constraints test-templates fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -26,6 +27,9 @@ test-tokenizers: $(VENV)/oracles
 
 test-constraints: $(VENV)/dev
 	$(BIN)/python tests/oracles/constraints_long.py $(CONSTRAINTS)
+
+test-templates: $(VENV)/oracles
+	$(BIN)/python tests/oracles/templates_long.py $(TEMPLATES)
 
 fuzz: $(VENV)/dev
 	$(BIN)/python tests/fuzz/run.py $(FUZZ)

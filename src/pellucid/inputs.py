@@ -18,9 +18,9 @@ from pellucid.errors import ContextOverflow, InvalidRequest
 from pellucid.messages import brief, shown
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
+from pellucid.tokenize.conversation import is_message
 
 Message: TypeAlias = Mapping[str, Any]
-DEEPEST = 16  # of a message, lists and tables in each other; the chat template has limits of its own
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
 
 
@@ -149,9 +149,7 @@ class Inputs:
             ids = self.tokenizer.encode(prompt)
         elif isinstance(prompt, bytes) or not (isinstance(prompt, Sequence) or _is_row(prompt)):
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, chat messages or token ids")
-        elif len(prompt) and all(isinstance(m, Mapping) for m in prompt):
-            for message in prompt:
-                _check_message(message)
+        elif len(prompt) and is_message(prompt[0]):
             ids = self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
         else:
             ids = list(prompt)  # type: ignore[arg-type]
@@ -167,12 +165,3 @@ class Inputs:
 
 def _is_row(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.ndim == 1
-
-
-def _check_message(value: Any, depth: int = 0) -> None:
-    """Check the texts of a message: its values, and those of lists and tables in it."""
-    if isinstance(value, str):
-        checks.characters("message", value)
-    elif isinstance(value, (Mapping, list, tuple)) and depth < DEEPEST:
-        for one in value.values() if isinstance(value, Mapping) else value:
-            _check_message(one, depth + 1)

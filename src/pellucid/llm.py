@@ -41,6 +41,7 @@ from pellucid.sample.chain import Chain
 from pellucid.sample.options import CHECKS, Options
 from pellucid.search import search_beams
 from pellucid.tokenize import Tokenizer, load_tokenizer
+from pellucid.tokenize.conversation import conversation
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources import Progress as DownloadProgress
@@ -103,7 +104,7 @@ class LLM:
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
         """Answer a conversation: [{"role": "user", "content": "Hi"}, ...]. Raises as ``generate`` does."""
-        return self.generate(messages, **options)
+        return self.generate(conversation(messages), **options)
 
     def start(self, prompt: Prompt, **options: Any) -> Run:
         """A running generation: iterate over its pieces, then ask for its ``result``."""

@@ -78,6 +78,24 @@ def test_chat_is_the_template_rendered(llm: LLM) -> None:
     assert llm.chat(messages, **GREEDY).ids == llm.generate(ids, **GREEDY).ids
 
 
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ([], "^messages is empty: give at least one message$"),
+        ("rain?", "^messages='rain\\?': must be a list of mappings"),
+        ([{"role": "user", "content": "rain?"}, "snow?"], r"^messages\[1\]='snow\?': must be a mapping"),
+    ],
+)
+def test_chat_takes_messages(llm: LLM, messages: Any, problem: str) -> None:
+    with pytest.raises(InvalidRequest, match=problem):
+        llm.chat(messages)
+
+
+def test_a_conversation_is_known_by_its_first_message(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match=r"^messages\[1\]=7: must be a mapping"):
+        llm.generate([{"role": "user", "content": "rain?"}, 7])  # type: ignore[list-item]
+
+
 def test_greedy_draws_nothing_and_a_drawn_seed_can_be_used_again(llm: LLM) -> None:
     assert llm.generate(PROMPT, **GREEDY).seed is None
     first = llm.generate(PROMPT, **{**DRAWN, "seed": None})

@@ -35,7 +35,10 @@ def command(
     **sampling: Any,
 ) -> None:
     """Talk to a model. The conversation is kept; /help lists what can be typed."""
+    from pellucid.tokenize.template_process import start_ahead
+
     options = checked(sampling)
+    start_ahead()  # it starts while the model is loaded
     start = [{"role": "system", "content": system}] if system else []
     first = [*start, {"role": "user", "content": "Hi"}]  # no template, no chat: say so before anything else
     llm = common.load(model, threads, context, precise, kv_cache, before=lambda inputs: inputs.prompt(first))

@@ -8,7 +8,8 @@
     kinds/          piece → ids, one file per kind of vocabulary (``merges.py``: the BPE loop)
     postprocess.py  special tokens around the sequence (``encoding.py``: what comes out, windows, padding)
     decode.py       ids → text, at once or as a stream
-    template.py     a conversation → text
+    template.py     a conversation → text (``conversation.py``: its messages, checked; ``template_process.py``,
+                    ``template_worker.py``: the process that runs the template)
     explain.py      what each of them did
 
 There are three ways through them: in Python, in Python with the places in the original text (``aligned.py``), and as

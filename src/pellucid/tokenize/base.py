@@ -349,19 +349,17 @@ class Tokenizer:
     ) -> str:
         """The conversation as one text, made by the template of the file.
 
+        ``messages`` are mappings with texts, numbers, lists and mappings in them, or objects of dataclasses or pydantic
+        models; ``tools`` are JSON schemas. Keys of a message whose value is None are left out.
+
         The text holds its own BOS where the model wants one: encode it with ``add_special=False,
         parse_special=True``, or use :meth:`encode_chat`. Raises :class:`TemplateError` when there is no
-        template or it fails.
+        template or it fails, :class:`InvalidRequest` for messages or variables that are something else.
         """
-        from pellucid.tokenize.template import render
+        from pellucid.tokenize.conversation import conversation
 
-        return render(
-            self.chat_template,
-            messages=messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            **{**self.named_tokens, **variables},
-        )
+        given = {**variables, "add_generation_prompt": add_generation_prompt, "tools": tools}
+        return self._rendered(conversation(messages), **given)
 
     def encode_chat(
         self,
@@ -374,15 +372,22 @@ class Tokenizer:
         """The ids of a conversation: control tokens from the template, never from what a user wrote.
 
         Nothing is added around the rendered text, so BOS is not doubled. Control tokens written inside a
-        message stay text, except in the messages of the assistant, which the model itself wrote.
+        message stay text, except in the messages of the assistant, which the model itself wrote. Takes and raises
+        what ``apply_chat_template`` does.
         """
-        from pellucid.tokenize.template import guard
+        from pellucid.tokenize.conversation import conversation, guard
 
-        guarded, mark = guard(messages, [self.token_text(index) for index in self.vocabulary.special_ids])
-        text = self.apply_chat_template(
-            guarded, add_generation_prompt=add_generation_prompt, tools=tools, **variables
-        )
-        return self._encode_text(text, True, mark)
+        control_tokens = [self.token_text(index) for index in self.vocabulary.special_ids]
+        guarded, mark = guard(conversation(messages), control_tokens)
+        given = {**variables, "add_generation_prompt": add_generation_prompt, "tools": tools}
+        return self._encode_text(self._rendered(guarded, **given), True, mark)
+
+    def _rendered(self, messages: list[dict[str, Any]], **given: Any) -> str:
+        from pellucid.tokenize.conversation import variables
+        from pellucid.tokenize.template import render
+
+        made = variables({**self.named_tokens, "documents": None, **given})
+        return render(self.chat_template, {**made, "messages": messages})
 
 
 def without_surrogates(text: str) -> str:

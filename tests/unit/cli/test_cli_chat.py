@@ -8,9 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.command import Command
 
+from pellucid.cli import common
 from pellucid.cli.chat import converse
-from pellucid.errors import ContextOverflow
+from pellucid.errors import ContextOverflow, ModelNotFound
+from pellucid.tokenize import template_process
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 
@@ -83,3 +86,18 @@ def test_what_an_interrupted_answer_said_is_kept(
 def test_nobody_is_there_to_go_on_after_an_interrupt(scribe: Scribe, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         talk(scribe, monkeypatch, io.StringIO("stop!\nb\n"))
+
+
+def test_a_template_process_starts_before_the_model_is_loaded(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def load(*_: Any, **__: Any) -> None:
+        done.append("load")
+        raise ModelNotFound("no model")
+
+    monkeypatch.setattr(template_process, "start_ahead", lambda: done.append("start"))
+    monkeypatch.setattr(common, "load", load)
+    assert command("chat", "nothing").code == 2
+    assert done == ["start", "load"]

@@ -1,0 +1,335 @@
+"""The processes that render templates: they are interrupted, killed, orphaned and forked, and nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support.processes import environment, python
+
+from pellucid.errors import TemplateError
+from pellucid.tokenize import template_process
+from pellucid.tokenize.template import Limits, render
+from pellucid.tokenize.template_process import WORKERS, start_ahead
+
+SPIN = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+SPIN_IN_C = "{{ 'x' | slice(10**10) | list }}"
+CRASH = (
+    "{% set n = namespace(x=[1]) %}{% for a in range(99999) %}{% set n.x = n.x | batch(2) %}{% endfor %}"
+    "{{ n.x | list }}"
+)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template_process._Workers]:
+    """No workers yet."""
+    made = template_process._Workers()
+    monkeypatch.setattr(template_process, "_workers", made)
+    yield made
+    made.close()
+
+
+def pids(workers: template_process._Workers) -> list[int]:
+    return [worker.process.pid for worker in workers._all]
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process exists; a zombie does."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def wait_until(what: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"not after {seconds} s"
+        time.sleep(0.01)
+
+
+def start(code: str, **options: object) -> subprocess.Popen[str]:
+    """A script that renders."""
+    prelude = (
+        "import os, signal, sys, time\n"
+        "from pellucid.errors import TemplateError\n"
+        "from pellucid.tokenize import template_process\n"
+        "from pellucid.tokenize.template import Limits, render\n"
+        "def pid(): return next(iter(template_process._workers._all)).process.pid\n"
+        f"SPIN, SPIN_IN_C = {SPIN!r}, {SPIN_IN_C!r}\n"
+    )
+    command = python(prelude + code)
+    command[1:1] = ["-W", "error", "-X", "dev"]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), **options
+    )  # type: ignore[call-overload,no-any-return]
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """What the script printed; it has no warnings."""
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    return out
+
+
+def test_a_worker_is_kept(workers: template_process._Workers) -> None:
+    assert [render("{{ x }}", {"x": x}) for x in range(3)] == ["0", "1", "2"]
+    assert len(pids(workers)) == 1
+
+
+def test_a_worker_may_be_started_ahead(workers: template_process._Workers) -> None:
+    start_ahead()
+    start_ahead()
+    before = pids(workers)
+    assert len(before) == 1
+    assert render("{{ 1 }}", {}) == "1"
+    assert pids(workers) == before
+
+
+@linux
+@pytest.mark.parametrize("source", [SPIN, SPIN_IN_C])
+def test_a_worker_past_its_time_is_gone(source: str, workers: template_process._Workers) -> None:
+    start_ahead()
+    (pid,) = pids(workers)
+    with pytest.raises(TemplateError, match=r"it ran for more than 0.1 seconds$"):
+        render(source, {}, Limits(seconds=0.1))
+    assert not is_there(pid)
+    assert render("{{ 1 }}", {}) == "1"
+
+
+def test_a_crash_is_said(workers: template_process._Workers) -> None:
+    with pytest.raises(
+        TemplateError, match=r"it crashed its process \(SIG\w+\), as too deep nesting does$|nested too"
+    ):
+        render(CRASH, {})
+    assert render("{{ 1 }}", {}) == "1"
+
+
+def test_killed_from_outside_between_renderings(workers: template_process._Workers) -> None:
+    assert render("{{ 1 }}", {}) == "1"
+    (worker,) = workers._all
+    os.kill(worker.process.pid, signal.SIGKILL)
+    wait_until(lambda: not worker.is_alive(), 5)
+    assert render("{{ 2 }}", {}) == "2"
+    assert pids(workers) != [worker.process.pid]
+
+
+@pytest.mark.parametrize(
+    ("kill", "problem"),
+    [
+        (signal.SIGKILL, "its process was ended by SIGKILL: try again$"),
+        (signal.SIGSTOP, "it ran for more than 1 seconds$"),
+    ],
+)
+def test_killed_from_outside_while_it_renders(
+    kill: signal.Signals, problem: str, workers: template_process._Workers
+) -> None:
+    start_ahead()
+    timer = threading.Timer(0.3, os.kill, (pids(workers)[0], kill))
+    timer.start()
+    with pytest.raises(TemplateError, match=problem):
+        render(SPIN, {}, Limits(seconds=1.0))
+    timer.join()
+    assert render("{{ 1 }}", {}) == "1"
+
+
+def test_threads_share_a_few_workers(workers: template_process._Workers) -> None:
+    def one(number: int) -> str:
+        return render("{% for i in range(2000) %}{% endfor %}{{ x }}", {"x": number})
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(one, range(200))) == [str(number) for number in range(200)]
+    assert 1 <= len(pids(workers)) <= WORKERS
+
+
+def test_a_hostile_template_does_not_hold_up_others(workers: template_process._Workers) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        hostile = pool.submit(render, SPIN, {}, Limits(seconds=2.0))
+        assert [render("{{ 1 }}", {}) for _ in range(100)] == ["1"] * 100
+        assert not hostile.done()
+        assert isinstance(hostile.exception(), TemplateError)
+
+
+@pytest.mark.parametrize("source", ["SPIN", "SPIN_IN_C"])
+def test_control_c(source: str) -> None:
+    script = start(
+        "render('', {})\nold = pid()\nprint('ready', flush=True)\n"
+        f"try: render({source}, {{}}, Limits(seconds=20.0))\n"
+        "except KeyboardInterrupt: pass\n"
+        "print(render('{{ 1 }}', {}), pid() != old)",
+        start_new_session=True,
+    )
+    assert script.stdout is not None
+    assert script.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    began = time.monotonic()
+    os.killpg(script.pid, signal.SIGINT)  # as the terminal does it
+    assert finished(script) == "1 True\n"
+    assert time.monotonic() - began < 3
+
+
+def test_control_c_does_not_reach_an_idle_worker() -> None:
+    script = start(
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "render('', {})\nold = pid()\nprint('ready', flush=True)\ninput()\n"
+        "print(render('{{ 1 }}', {}), pid() == old)",
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+    )
+    assert script.stdout is not None
+    assert script.stdout.readline() == "ready\n"
+    os.killpg(script.pid, signal.SIGINT)
+    out, err = script.communicate("\n", timeout=30)
+    assert (out, err) == ("1 True\n", "")
+
+
+@linux
+def test_nothing_is_left_at_the_end() -> None:
+    script = start("template_process.start_ahead()\nprint(pid(), render('', {}))")
+    assert not is_there(int(finished(script)))
+    unused = start("template_process.start_ahead()\nprint(pid())")
+    assert not is_there(int(finished(unused)))
+
+
+@linux
+@pytest.mark.parametrize(
+    ("code", "seconds"),
+    [
+        ("time.sleep(60)", 2),
+        ("render(SPIN, {}, Limits(seconds=1.0))", 8),
+        ("render(SPIN_IN_C, {}, Limits(seconds=1.0))", 8),
+    ],
+)
+def test_a_worker_does_not_outlive_its_parent(code: str, seconds: float) -> None:
+    script = start(f"render('', {{}})\nprint(pid(), flush=True)\n{code}")
+    assert script.stdout is not None
+    worker = int(script.stdout.readline())
+    time.sleep(0.3)
+    script.kill()
+    script.communicate()
+    wait_until(lambda: not is_there(worker) or state(worker) == "Z", seconds)
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+@linux
+def test_a_fork_has_workers_of_its_own() -> None:
+    script = start(
+        "import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n"
+        "render('', {})\nold = pid()\n"
+        "child = os.fork()\n"
+        "text = render('{{ x }}', {'x': child == 0})\n"
+        "if child == 0: print(text, pid() != old, flush=True); sys.exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        "print(text, pid() == old, render('{{ 1 }}', {}))"
+    )
+    assert finished(script) == "True True\nFalse True 1\n"
+
+
+@linux
+def test_a_fork_does_not_keep_its_parents_worker() -> None:
+    script = start(
+        "import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n"
+        "render('', {})\n"
+        "if os.fork() == 0: time.sleep(3); os._exit(0)\n"
+        "print(pid(), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert script.stdout is not None
+    worker = int(script.stdout.readline())
+    wait_until(lambda: not is_there(worker) or state(worker) == "Z", 2)
+    script.communicate()
+
+
+def test_without_standard_streams(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    script = start(
+        "for descriptor in range(3): os.close(descriptor)\n"
+        f"text = render('{{{{ x }}}}', {{'x': 1}})\n"
+        f"open({str(path)!r}, 'w').write(text)\nos._exit(0)"
+    )
+    finished(script)
+    assert path.read_text() == "1"
+
+
+@linux
+def test_a_worker_inherits_little(
+    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    with open(os.devnull) as file:
+        os.set_inheritable(file.fileno(), True)
+        assert render("{{ 1 }}", {}) == "1"
+        (pid,) = pids(workers)
+        assert {os.path.basename(path) for path in os.listdir(f"/proc/{pid}/fd")} == {"0", "1", "2"}
+    variables = Path(f"/proc/{pid}/environ").read_text()
+    assert "TZ=Asia/Tokyo" in variables
+    assert "SECRET" not in variables
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    assert os.getsid(pid) == pid
+
+
+@linux
+def test_limits_of_the_administrator_stay() -> None:
+    script = start(
+        "import resource\n"
+        "for kind, most in ((resource.RLIMIT_AS, 300 << 20), (resource.RLIMIT_CPU, 30)):\n"
+        "    resource.setrlimit(kind, (most, most))\n"
+        "print(render('{{ 1 }}', {}))\n"
+        "try: render('{{ [1] * 10**8 }}', {}, Limits(megabytes=10_000))\n"
+        "except TemplateError as error: print('memory' in str(error))"
+    )
+    assert finished(script) == "1\nTrue\n"
+
+
+@pytest.mark.parametrize(
+    ("executable", "problem"),
+    [
+        (None, "sys.executable is none"),
+        ("", "sys.executable is none"),
+        ("/nowhere/python", "/nowhere/python, cannot be started: No such file"),
+        ("/dev/null", "cannot be started: Permission denied"),
+        ("/bin/true", "/bin/true, cannot be started: it is no Python"),
+        ("/bin/echo", "/bin/echo, cannot be started: it is no Python"),
+    ],
+)
+def test_no_python_to_run(
+    executable: str | None, problem: str, workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(TemplateError, match=problem) as caught:
+        render("", {})
+    assert "\n" not in str(caught.value)
+    assert not workers._all
+
+
+def test_jinja_that_does_not_work(
+    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "jinja2").mkdir()
+    (tmp_path / "jinja2" / "__init__.py").write_text("raise RuntimeError('broken')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "jinja2", raising=False)
+    with pytest.raises(TemplateError, match="cannot be started: RuntimeError: broken"):
+        render("", {})
+
+
+def test_a_worker_that_says_nonsense(
+    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        template_process, "BOOT", "import sys; sys.stdout.write('\\0\\0\\0\\2[]'); sys.stdout.flush()"
+    )
+    with pytest.raises(TemplateError, match="cannot be started"):
+        render("", {})
