@@ -6,17 +6,19 @@
     llm.chat([{"role": "user", "content": "Hi"}]).text
     pellucid.load("minilm").embed(["a sentence", "another"])
 
-Importing it is cheap: NumPy and the rest are imported when a model is loaded.
+Importing it is cheap: NumPy and the rest are imported when a model is loaded. It comes before all else when the program
+starts, where Ctrl-C is not yet expected (``__main__.py``): hence not even ``typing``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing's, which type checkers take for true
 __version__ = "0.1.0.dev0"
 __all__ = ["LLM", "Generation", "Options", "errors", "load"]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pellucid import errors
     from pellucid.generation import Generation
     from pellucid.llm import LLM, load

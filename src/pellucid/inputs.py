@@ -6,7 +6,7 @@ served is refused before those are made ready.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,8 +20,14 @@ from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.conversation import is_message
 
+Refusal: TypeAlias = Callable[[str], ContextOverflow]
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
+
+# Of a text, this many characters for each token that there is room for are encoded before the rest is looked at.
+PROBED = 8
+# A token of the whole text may be several of a part that ends within it, or within a word that becomes a single one.
+SLACK = 1024
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,16 @@ class Inputs:
             ContextOverflow: no room is left for an answer.
             TemplateError: the chat template is missing or fails.
         """
-        ids = self._checked(prompt)
-        if len(ids) >= self.context:
-            raise ContextOverflow(
-                f"a prompt of {len(ids):,} tokens; the context is {self.context:,} and must hold the answer too: "
+
+        def refused(length: str) -> ContextOverflow:
+            return ContextOverflow(
+                f"a prompt of {length}; the context is {self.context:,} and must hold the answer too: "
                 f"shorten the prompt{self._or_more()}"
             )
+
+        ids = self._checked(prompt, refused)
+        if len(ids) >= self.context:
+            raise refused(f"{len(ids):,} tokens")
         return ids
 
     def room(self, ids: list[int], wanted: int | None) -> int:
@@ -84,12 +94,19 @@ class Inputs:
             InvalidRequest: nothing is left to score, or as ``prompt``.
             ContextOverflow: they do not fit.
         """
+
+        def refused(length: str) -> ContextOverflow:
+            return ContextOverflow(
+                f"a text of {length}; the context is {self.context:,}: shorten it{self._or_more()}, or "
+                "score it in windows (pellucid eval perplexity)"
+            )
+
         if given is None:
-            ids, known = self._checked(text), 1
+            ids, known = self._checked(text, refused), 1
         elif not isinstance(text, str) or not isinstance(given, str):
             raise InvalidRequest(f"given={brief(given)}: must be a text, before a text")
         else:
-            ids = self._checked(given + text)
+            ids = self._checked(given + text, refused)
             ends = [end for _, end in self.tokenizer.encode_with_offsets(given + text).offsets]
             # A token that reaches across the border counts: part of it is the text's.
             known = max(sum(end <= len(given) for end in ends), 1) if text else len(ids)
@@ -98,10 +115,7 @@ class Inputs:
                 "there is no token to score: the first has nothing before it; give a longer text"
             )
         if len(ids) > self.context:
-            raise ContextOverflow(
-                f"a text of {len(ids):,} tokens; the context is {self.context:,}: shorten it{self._or_more()}, or "
-                "score it in windows (pellucid eval perplexity)"
-            )
+            raise refused(f"{len(ids):,} tokens")
         return ids, known
 
     def sentences(self, texts: Sequence[str], truncate: bool = False) -> list[list[int]]:
@@ -119,25 +133,54 @@ class Inputs:
             raise InvalidRequest("embed takes a list of at least one text")
         return [self._sentence(text, truncate) for text in texts]
 
-    def _checked(self, prompt: Prompt) -> list[int]:
+    def _checked(self, prompt: Prompt, refused: Refusal | None = None) -> list[int]:
         if not self.spec.head:
             raise InvalidRequest(
                 f"{shown(self.spec.name)} makes sentence vectors, not text: use embed, or load smollm2"
             )
+        if refused is not None:
+            self._refuse_early(prompt, refused)
         return self._ids(prompt)
+
+    def _refuse_early(self, prompt: Prompt, refused: Refusal) -> None:
+        """Raise what ``refused`` makes of a length, if it takes only a part of a prompt to see that it is too long."""
+        texts = [prompt] if isinstance(prompt, str) else []
+        if not texts and isinstance(prompt, (list, tuple)) and prompt:
+            if isinstance(prompt[0], Mapping):
+                contents = (one.get("content") for one in prompt if isinstance(one, Mapping))
+                texts = [content for content in contents if isinstance(content, str)]
+            elif len(prompt) > self.context:
+                raise refused(f"{len(prompt):,} tokens")
+        for text in texts:
+            if self._overflows(text):
+                raise refused(f"{len(text):,} characters, more than {self.context:,} tokens")
+
+    def _overflows(self, text: str, parse_special: bool = False) -> bool:
+        """Whether the beginning of a text alone has too many tokens; False may only mean that all must be encoded."""
+        part = PROBED * self.context + SLACK
+        while 2 * part < len(text):
+            found = self.tokenizer.encode(text[:part], add_special=False, parse_special=parse_special)
+            if len(found) > 2 * self.context + SLACK:
+                return True
+            part *= 4
+        return False
 
     def _sentence(self, text: str, truncate: bool) -> list[int]:
         checks.text("text", text)
+        if not truncate and self._overflows(text, parse_special=True):
+            raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
         # A sentence has no roles that a control token could forge: "[MASK]" in it is the token, as in transformers.
         ids = self._known("text", self.tokenizer.encode(text, parse_special=True))
         if len(ids) <= self.context:
             return ids
         if not truncate:
-            raise ContextOverflow(
-                f"a text of {len(ids):,} tokens; the limit is {self.context:,}: shorten it{self._or_more()}, "
-                "or have it cut (truncate)"
-            )
+            raise self._too_long(f"{len(ids):,} tokens")
         return [*ids[: self.context - 1], ids[-1]]  # the closing token stays
+
+    def _too_long(self, length: str) -> ContextOverflow:
+        return ContextOverflow(
+            f"a text of {length}; the limit is {self.context:,}: shorten it{self._or_more()}, or have it cut (truncate)"
+        )
 
     def _or_more(self) -> str:
         """The other way out of too long a text, where there is one."""

@@ -197,7 +197,7 @@ class LLM:
         return out
 
     def close(self) -> None:
-        """Stop the threads and unmap the file."""
+        """Stop the threads and close the file."""
         self.network.close()
         self.checkpoint.close()
 
@@ -243,7 +243,7 @@ def load(
 
     Raises:
         ModelNotFound, SourceError: no such model, or it cannot be fetched.
-        FileFormatError: the file is damaged.
+        FileFormatError: the file is damaged, or changes while it is read.
         UnsupportedModel: the file asks for what is not implemented; the message lists what is.
         InvalidRequest: ``context`` or ``threads`` is out of range.
         CacheFull: the machine does not give the memory that the context needs.
@@ -265,6 +265,7 @@ def load(
         plan = pipeline.forward(model.spec, layouts(checkpoint, model), planes, kv_cache)
         limits = step_limits(model.spec, tokens)
         network = Network(checkpoint, model, plan, limits, threads or default_threads(), compiling)
+        checkpoint.check_unchanged()
         return LLM(checkpoint, network, tokenizer)
     except BaseException:
         checkpoint.close()

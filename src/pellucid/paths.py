@@ -1,41 +1,66 @@
-"""Where things that outlive a process are kept: models, compiled kernels, vocabularies.
-
-And how a file is written so that it is there as a whole, or not at all.
-"""
+"""Where things that outlive a process are kept: models, compiled kernels, vocabularies."""
 
 from __future__ import annotations
 
-import hashlib
 import os
+import stat
 from pathlib import Path
+
+from pellucid.errors import InvalidRequest
+from pellucid.messages import brief
+
+VARIABLE = "PELLUCID_HOME"
 
 
 def home() -> Path:
-    """The folder that holds everything kept between runs: ``PELLUCID_HOME``, or the user's cache folder."""
-    chosen = os.environ.get("PELLUCID_HOME")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
+    """The folder that holds everything kept between runs: ``PELLUCID_HOME``, or the user's cache folder.
+
+    Raises:
+        InvalidRequest: ``PELLUCID_HOME`` is no absolute path, names an unknown user, or is not a folder.
+    """
+    chosen = os.environ.get(VARIABLE)
+    if chosen is None:
+        return user_cache()
+
+    def refused(problem: str) -> InvalidRequest:
+        return InvalidRequest(f"{VARIABLE}={brief(chosen)}: {problem}: name a folder, or unset it")
+
+    if not chosen:
+        raise refused("is empty")
+    try:
+        path = Path(chosen).expanduser()
+        mode = os.stat(path).st_mode if path.is_absolute() else None
+    except RuntimeError:
+        raise refused("there is no such user") from None
+    except ValueError:
+        raise refused("has a NUL character") from None
+    except OSError:  # it is not there yet, or may not be looked at: whoever uses it says what is the matter
+        return path
+    if mode is None:
+        raise refused("must be an absolute path, the same from every folder")
+    if not stat.S_ISDIR(mode):
+        raise refused("is a file")
+    return path
+
+
+def user_cache() -> Path:
+    """The user's own cache folder."""
     from platformdirs import user_cache_path
 
     return user_cache_path("pellucid", appauthor=False)
 
 
-DIGEST_BYTES = 32
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, none of them to be written to by others.
 
-
-def read_whole(path: Path) -> bytes | None:
-    """What was written to a file; None if it cannot be had, or is no longer what was written."""
-    try:
-        stored = path.read_bytes()
-    except OSError:
-        return None
-    digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
-    return content if hashlib.sha256(content).digest() == digest else None
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file at once, with its hash: another process sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_suffix(f".{os.getpid()}")
-    staging.write_bytes(hashlib.sha256(content).digest() + content)
-    os.replace(staging, path)
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not path.is_dir():
+        if path.parent != path:
+            make_folder(path.parent)
+        try:
+            path.mkdir(mode=0o755)
+        except FileExistsError:
+            if not path.is_dir():
+                raise

@@ -79,7 +79,12 @@ def scales_and_minima(
 
 def packed_matrix(form: Format, raw: NDArray[np.uint8], threads: int = 1) -> Matrix:
     """Stored blocks, (rows, blocks, block_bytes), packed."""
-    packing = prepare(form, raw)
+    flat = np.ascontiguousarray(raw).reshape(-1)
+
+    def read(start: int, out: NDArray[np.uint8]) -> None:
+        out[:] = flat[start : start + len(out)]
+
+    packing = prepare(form, raw.shape, read)
     pack([packing], threads)
     return packing.matrix
 

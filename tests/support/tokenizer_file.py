@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 TEMPLATE = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}\n{% endfor %}<|turn|>assistant:"
 SPECIAL = ["<|end|>", "<|turn|>"]
@@ -17,12 +20,32 @@ def byte_letters() -> list[str]:
     return [letters[byte] for byte in range(256)]
 
 
-def write_tokenizer(folder: Path, size: int = 320, eos_ids: tuple[int, ...] = (0,)) -> None:
-    """``size`` tokens: <|end|> and <|turn|>, the bytes, and as many merges as are left."""
+def vocabulary(size: int) -> tuple[list[str], list[tuple[str, str]]]:
+    """``size`` tokens and the merges that make the last ones."""
     letters = "etaoinsr"
     pairs = [(a, b) for a in letters for b in letters][: size - 258]
     tokens = [*SPECIAL, *byte_letters(), *(a + b for a, b in pairs)]
     assert len(tokens) == size
+    return tokens, pairs
+
+
+def gguf_tokenizer(size: int = 320) -> dict[str, Any]:
+    """The same tokenizer as the metadata of a GGUF file."""
+    tokens, pairs = vocabulary(size)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array([3, 3] + [1] * (size - 2), np.int32),
+        "tokenizer.ggml.merges": [f"{a} {b}" for a, b in pairs],
+        "tokenizer.ggml.eos_token_id": 0,
+        "tokenizer.chat_template": TEMPLATE,
+    }
+
+
+def write_tokenizer(folder: Path, size: int = 320, eos_ids: tuple[int, ...] = (0,)) -> None:
+    """``size`` tokens: <|end|> and <|turn|>, the bytes, and as many merges as are left."""
+    tokens, pairs = vocabulary(size)
     spec = {
         "version": "1.0",
         "added_tokens": [{"id": i, "content": text, "special": True} for i, text in enumerate(SPECIAL)],

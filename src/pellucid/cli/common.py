@@ -120,11 +120,14 @@ class Bars:
         self._tasks: dict[str, Any] = {}
 
     def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
-        """``done_bytes`` of ``total_bytes`` of a download are there."""
+        """``done_bytes`` of ``total_bytes`` of a download are there, or of a file that is checked."""
         from rich.filesize import decimal
 
+        from pellucid.weights.sources import CHECKING
+
         amount = decimal(done_bytes) + (f" of {decimal(total_bytes)}" if total_bytes else "")
-        self._show(f"fetching {label}", done_bytes, total_bytes, amount if done_bytes else "")
+        text = label if label.startswith(CHECKING) else f"fetching {label}"
+        self._show(text, done_bytes, total_bytes, amount if done_bytes else "")
 
     def compiling(self, done: int, total: int, label: str) -> None:
         """``done`` of ``total`` kernels are compiled; ``label`` is next."""

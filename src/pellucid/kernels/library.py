@@ -5,8 +5,9 @@ a folder whose name is a hash of everything that the code depends on (the kernel
 LLVM, the CPU and its features, the instruction set chosen). A later process loads the object with LLVM alone,
 in about a millisecond, and never imports Numba. Nothing is ever stale: another source is another folder.
 
-Only object code goes through the folder, never a pickle; it is as trusted as ``__pycache__`` is. Each file begins
-with a hash of the rest, since LLVM ends the process when it is given a damaged object: such a file is made again.
+Only object code goes through the folder, never a pickle. A file is loaded if nobody but this user can have written it
+and it is what was written under its name (``pellucid/private.py``), and if LLVM, which ends the process when it is
+given a damaged object, can link it (``elf.py``). Any other file is compiled anew.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ import os
 import pkgutil
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pellucid.errors import KernelError
-from pellucid.kernels import interrupts, isa
+from pellucid.kernels import elf, interrupts, isa
 from pellucid.kernels.record import Record
-from pellucid.paths import home, read_whole, write_whole
+from pellucid.paths import home
+from pellucid.private import Folder
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,16 @@ def fingerprint() -> str:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    return home() / "kernels" / fingerprint()
+    """Where compiled kernels are kept; where they would be, if there is no folder that can be trusted."""
+    return _folder().path or home() / _folder_name()
+
+
+def _folder_name() -> str:
+    return f"kernels/{fingerprint()}"
+
+
+def _folder() -> Folder:
+    return Folder(_folder_name())
 
 
 class Library:
@@ -133,7 +142,6 @@ class Library:
         self._lock = threading.RLock()
         self._addresses: dict[KernelKey, int] = {}
         self._engines: list[Any] = []
-        self._warned = False
 
     def load(self, keys: Iterable[KernelKey], progress: Progress | None = None) -> dict[KernelKey, int]:
         """The addresses of kernels, compiling those that this machine has not compiled yet.
@@ -143,27 +151,44 @@ class Library:
         """
         wanted = list(dict.fromkeys(keys))
         with self._lock:
-            folder = cache_folder()
-            found = {k: read_whole(folder / f"{k.file_stem}.o") for k in wanted if k not in self._addresses}
-            absent = [key for key, content in found.items() if content is None]
-            for done, key in enumerate(absent):
-                if progress:
-                    progress(done, len(absent), str(key))
-                with interrupts.held_back():
-                    found[key] = made = compile_kernel(key)
-                    self._keep(folder / f"{key.file_stem}.o", made)
-            if absent and progress:
-                progress(len(absent), len(absent), "")
-            with interrupts.held_back():
-                for key, content in found.items():
-                    assert content is not None
-                    self._addresses[key] = self._link(content, key)
+            if missing := [key for key in wanted if key not in self._addresses]:
+                self._load(_folder(), missing, progress)
             return {key: self._addresses[key] for key in wanted}
+
+    def _load(self, folder: Folder, keys: list[KernelKey], progress: Progress | None) -> None:
+        with interrupts.held_back():
+            found = {key: self._found(folder, key) for key in keys}
+        absent = [key for key, address in found.items() if not address]
+        self._addresses |= {key: address for key, address in found.items() if address}
+        for done, key in enumerate(absent):
+            if progress:
+                progress(done, len(absent), str(key))
+            with interrupts.held_back():
+                made = compile_kernel(key)
+                self._addresses[key] = self._link(made, key)
+                folder.write(f"{key.file_stem}.o", made)
+        if absent and progress:
+            progress(len(absent), len(absent), "")
+
+    def _found(self, folder: Folder, key: KernelKey) -> int | None:
+        """The address of a kernel that is kept; None if it is not, or does not load."""
+        content = folder.read(f"{key.file_stem}.o")
+        if content is None:
+            return None
+        try:
+            return self._link(content, key)
+        except (
+            KernelError,
+            elf.BadObject,
+            RuntimeError,
+            UnicodeDecodeError,
+        ):  # RuntimeError: LLVM refuses it
+            return None
 
     def kept(self, keys: Iterable[KernelKey]) -> bool:
         """Whether kernels are there without compiling anything."""
-        folder = cache_folder()
-        return all(key in self._addresses or (folder / f"{key.file_stem}.o").exists() for key in keys)
+        folder = _folder()
+        return all(key in self._addresses or folder.has(f"{key.file_stem}.o") for key in keys)
 
     def function(self, key: KernelKey, arguments: int) -> Callable[..., int]:
         """A kernel as a Python function of integers. The GIL is released while it runs."""
@@ -181,20 +206,6 @@ class Library:
 
         return call
 
-    def _keep(self, path: Path, content: bytes) -> None:
-        """Write a file, or say, once, that it could not be: what was compiled runs all the same."""
-        try:
-            write_whole(path, content)
-        except OSError as error:
-            if not self._warned:  # a flag of ours: Numba resets what Python's warnings remember
-                self._warned = True
-                warnings.warn(
-                    f"compiled kernels cannot be kept in {path.parent} ({error.strerror}): next time they are "
-                    "compiled again",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-
     def _link(self, content: bytes, key: KernelKey) -> int:
         from llvmlite import binding
 
@@ -202,14 +213,14 @@ class Library:
         # engine would take another kernel's helper of the same name.
         engine = _execution_engine()
         symbol, _, code = content.partition(b"\0")
+        if sys.platform == "linux":  # elsewhere objects are of other kinds
+            elf.check(code, symbol.decode(), lambda name: binding.address_of_symbol(name) is not None)
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
         engine.finalize_object()
-        self._engines.append(engine)
         address: int = engine.get_function_address(symbol.decode())
         if not address:
-            raise KernelError(
-                f"{key}: the compiled object lacks its function; remove {cache_folder()} and try again"
-            )
+            raise KernelError(f"{key}: the compiled object lacks its function")
+        self._engines.append(engine)
         return address
 
 

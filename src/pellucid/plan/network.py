@@ -29,7 +29,7 @@ from pellucid.runtime.cache import KVCache, LayerShape, Sequence
 from pellucid.runtime.executor import Executor, Program, usable_cores
 from pellucid.runtime.memory import Arena, address
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.pack import Matrix, decode, pack, prepare, stored_blocks
+from pellucid.weights.pack import Matrix, decode, pack, prepare, stored_as
 from pellucid.weights.quant import lookup
 
 SMALL = 4  # tokens of a step that reads the weights for longer than it multiplies by them
@@ -278,8 +278,8 @@ def load_weights(
     packings, arena = {}, Arena()
     for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Weights)):
         tensor = checkpoint.tensors[model.slots[slot].tensor]
-        form, raw = stored_blocks(checkpoint, tensor)
-        packings[slot] = prepare(form, raw, arena.take, partial(checkpoint.release, tensor.name))
+        form, shape = stored_as(tensor)
+        packings[slot] = prepare(form, shape, partial(checkpoint.read, tensor.name), arena.take)
     pack(packings.values(), threads)
     matrices = {slot: packing.matrix for slot, packing in packings.items()}
     vectors: dict[str, NDArray[np.float32]] = {}

@@ -1,22 +1,21 @@
 """What reading a large vocabulary came to, kept beside the compiled kernels, so that it is parsed once.
 
 In: a file's bytes. Out: the arrays that were made of them, if they were kept. The name under which they are is a hash
-of these very bytes and of the code that read them, so nothing that is found is ever out of date; what is damaged, or
-cannot be written, is as if it were not there. The last few vocabularies are kept.
+of these very bytes and of the code that read them, so nothing that is found is ever out of date; what is damaged, not
+this user's (``pellucid/private.py``), or cannot be written, is as if it were not there. The last few are kept.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from pellucid.paths import home, read_whole, write_whole
+from pellucid.private import Folder
 
+FOLDER = "tokenizers"
 MOST_KEPT = 16
 WORTH_KEEPING = 1 << 17  # bytes of what would have to be parsed
 Arrays = Mapping[str, memoryview]
@@ -32,24 +31,22 @@ def _code() -> bytes:
     return digest.digest()
 
 
-def place_of(data: bytes) -> Path:
-    """Where the arrays of these bytes are, or would be."""
-    return home() / "tokenizers" / hashlib.sha256(_code() + data).hexdigest()[:40]
+def place_of(data: bytes) -> str:
+    """The name under which the arrays of these bytes are, or would be."""
+    return hashlib.sha256(_code() + data).hexdigest()[:40]
 
 
-def read(place: Path) -> Arrays | None:
+def read(place: str) -> Arrays | None:
     """The arrays that are kept at a place; None if there are none."""
-    content = read_whole(place)
+    content = Folder(FOLDER).read(place, used=True)
     if content is None:
         return None
-    with contextlib.suppress(OSError):
-        os.utime(place)  # the last few are those that were used last
     size = int.from_bytes(content[:8], "little")
     listed, numbers = json.loads(content[8 : 8 + size]), memoryview(content)[8 + size :]
     return {name: numbers[start:stop].cast(form) for name, form, start, stop in listed}
 
 
-def write(place: Path, arrays: Arrays) -> None:
+def write(place: str, arrays: Arrays) -> None:
     """Keep arrays at a place, if it can be written to."""
     listed, parts, done = [], [], 0
     for name, array in arrays.items():
@@ -58,11 +55,8 @@ def write(place: Path, arrays: Arrays) -> None:
         done += len(parts[-1])
     head = json.dumps(listed).encode()
     head += b" " * (-len(head) % 8)
-    with contextlib.suppress(OSError):
-        write_whole(place, b"".join([len(head).to_bytes(8, "little"), head, *parts]))
-        others = sorted(place.parent.iterdir(), key=lambda other: other.stat().st_mtime)
-        for old in others[:-MOST_KEPT]:
-            old.unlink(missing_ok=True)
+    whole = b"".join([len(head).to_bytes(8, "little"), head, *parts])
+    Folder(FOLDER).write(place, whole, most=MOST_KEPT)
 
 
 def text_of(array: memoryview) -> str:

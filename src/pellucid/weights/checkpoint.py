@@ -42,13 +42,17 @@ class Checkpoint(Protocol):
     tensors: Mapping[str, Tensor]
 
     def data(self, name: str) -> NDArray[np.uint8]:
-        """The tensor's bytes as a read-only view of the mapped file: (nbytes,) uint8, nothing is copied."""
+        """The tensor's bytes: (nbytes,) uint8, read-only. Raises `FileFormatError` if they cannot be read."""
         ...
 
-    def release(self, name: str, start: int, nbytes: int) -> None:
-        """Give back the memory that holds some of a tensor's bytes; they are read from the file again if need be."""
+    def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out``, (n,) uint8, with the tensor's bytes from ``start`` on. Raises as ``data`` does."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raises `FileFormatError` if someone has written to a file since the checkpoint was opened."""
         ...
 
     def close(self) -> None:
-        """Unmap the files."""
+        """Close the files."""
         ...

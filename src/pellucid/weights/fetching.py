@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from pellucid.errors import SourceError
 from pellucid.messages import reason
 from pellucid.weights.catalogue import File, Model
+from pellucid.weights.records import hash_file
 from pellucid.weights.sources import Progress, sources
 
 _CHUNK = 1 << 20
 
 
-def build(model: Model, scratch: Path, target: Path, progress: Progress) -> str:
+def build(
+    model: Model, scratch: Path, target: Path, progress: Progress, here: Path, intact: Collection[str]
+) -> list[str]:
     """Make all files of ``model`` in ``target`` and return where they came from, as specs.
+
+    Those named in ``intact`` are taken from the folder ``here``, and nothing is said of where they came from.
 
     Raises `SourceError` that lists each source tried and why it failed, when one file can be had from none.
     """
     used: list[str] = []
     rank = 0  # the source that gave the last file is asked first for the next
     for file in model.files:
+        if file.name in intact:
+            _take(here / file.name, target / file.name)
+            continue
         rank = _build_file(model.name, file, rank, scratch, target / file.name, progress)
         used.extend(file.sources[rank])
-    return ", ".join(dict.fromkeys(package_of(spec) for spec in used))
+    return list(dict.fromkeys(package_of(spec) for spec in used))
+
+
+def _take(path: Path, target: Path) -> None:
+    """Another name for a file, or a copy where the file system has but one name for each."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copy2(path, target)
 
 
 def package_of(spec: str) -> str:
@@ -40,7 +57,7 @@ def _build_file(model: str, file: File, first: int, scratch: Path, target: Path,
     for rank in order:
         try:
             _join(file, file.sources[rank], scratch, target, progress)
-            verify(target, file)
+            _verify(target, file, progress)
             return rank
         except SourceError as error:
             failures.append(f"{package_of(file.sources[rank][0])}: {error}")
@@ -69,14 +86,11 @@ def _join(file: File, parts: tuple[str, ...], scratch: Path, target: Path, progr
             raise SourceError(f"cannot write {target.name}: {reason(error)}") from error
 
 
-def verify(path: Path, file: File) -> None:
+def _verify(path: Path, file: File, progress: Progress) -> None:
     """Raises `SourceError` unless the file has the size and the SHA-256 that the catalogue says."""
     size = path.stat().st_size
     if size != file.bytes:
         raise SourceError(f"{file.name} has {size:,} bytes, expected {file.bytes:,}")
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != file.sha256:
-        raise SourceError(f"{file.name} has SHA-256 {digest.hexdigest()[:12]}…, expected {file.sha256[:12]}…")
+    sha256, _ = hash_file(path, progress, file.name)
+    if sha256 != file.sha256:
+        raise SourceError(f"{file.name} has SHA-256 {sha256[:12]}…, expected {file.sha256[:12]}…")

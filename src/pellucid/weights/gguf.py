@@ -1,4 +1,4 @@
-"""GGUF files, versions 2 and 3: a path goes in, a `Checkpoint` over the mapped file comes out.
+"""GGUF files, versions 2 and 3: a path goes in, a `Checkpoint` over the file comes out.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
@@ -30,8 +30,8 @@ import numpy as np
 from pellucid.errors import FileFormatError
 from pellucid.messages import brief, shown
 from pellucid.weights.checkpoint import Tensor
+from pellucid.weights.files import FileCheckpoint, ModelFile
 from pellucid.weights.gguf_types import ARRAY, BOOL, NUMBER_TYPES, REMOVED_TENSOR_TYPES, STRING, TENSOR_TYPES
-from pellucid.weights.mapped import MappedCheckpoint, MappedFile
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -41,6 +41,7 @@ MAX_DEPTH = 4  # arrays in arrays
 MAX_KEYS = MAX_TENSORS = 1 << 17
 MAX_ENTRIES = 1 << 22  # strings in arrays, of all keys together; the largest vocabulary is near 2^18
 MAX_METADATA = 1 << 28  # bytes before the data; a vocabulary with its merges takes about 10 MB
+FIRST_READ = 1 << 18  # bytes; then twice as many as before
 MAX_NAME = 65535  # bytes of a key, from the specification
 
 _U32 = struct.Struct("<I")
@@ -51,7 +52,7 @@ _MIN_TENSOR = 8 + 1 + 4 + 4 + 8  # bytes of the shortest tensor record
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
-class GGUFCheckpoint(MappedCheckpoint):
+class GGUFCheckpoint(FileCheckpoint):
     """A `Checkpoint` of kind "gguf". Number arrays in ``metadata`` are NumPy, string arrays lists."""
 
 
@@ -64,12 +65,12 @@ def open_gguf(path: str | Path) -> GGUFCheckpoint:
     name = SPLIT_NAME.fullmatch(path.name)
     # A count of zero in the name is a lie; split.count exposes it below.
     count = max(int(name["count"]), 1) if name else 1
-    files: dict[Path, MappedFile] = {}
+    files: dict[Path, ModelFile] = {}
     try:
         parts = []
         for number in range(count):
             part_path = split_path(path, name["stem"], number, count) if name else path
-            files[part_path] = MappedFile(part_path)
+            files[part_path] = ModelFile(part_path)
             parts.append(_parse(files[part_path]))
             _check_split(parts[-1], number, count)
         tensors = _merge(parts)
@@ -94,7 +95,7 @@ class _Part:
     tensors: dict[str, Tensor]
 
 
-def _parse(file: MappedFile) -> _Part:
+def _parse(file: ModelFile) -> _Part:
     cursor = _Cursor(file)
     n_tensors, n_keys = _header(cursor)
     metadata = _metadata(cursor, n_keys)
@@ -103,12 +104,22 @@ def _parse(file: MappedFile) -> _Part:
 
 
 class _Cursor:
-    """Reads forward through a mapped file; every read is checked against the bytes that remain."""
+    """Reads forward through a file; every read is checked against the bytes that remain.
 
-    def __init__(self, file: MappedFile) -> None:
-        self.file, self.map, self.size, self.position = file, file.map, file.size, 0
+    ``data`` is the beginning of the file, as much of it as was needed so far, and more.
+    """
+
+    def __init__(self, file: ModelFile) -> None:
+        self.file, self.data, self.size, self.position = file, b"", file.size, 0
         self.limit = min(file.size, MAX_METADATA)  # keys and tensor table must end before this byte
         self.entries = MAX_ENTRIES  # how many entries of string arrays may still be made
+
+    def load(self, end: int) -> None:
+        """Have ``data`` reach at least to ``end``, a place before the limit."""
+        have = len(self.data)
+        if end > have:
+            wanted = min(max(end, 2 * have, FIRST_READ), self.limit)
+            self.data += self.file.read(have, wanted - have)
 
     def fail(self, field: str, problem: str, offset: int | None = None) -> NoReturn:
         raise FileFormatError(self.file.path, field, problem, self.position if offset is None else offset)
@@ -120,16 +131,17 @@ class _Cursor:
             what = f"{count:,} bytes" if each == 1 else f"{count:,} × {each} bytes"
             where = "" if self.limit == self.size else f" before the limit of {self.limit:,} for metadata"
             self.fail(field, f"needs {what} but {remain:,} remain{where}; the file is truncated or damaged")
+        self.load(self.position + count * each)
 
     def u32(self, field: str) -> int:
         self.need(4, 1, field)
         self.position += 4
-        return int(_U32.unpack_from(self.map, self.position - 4)[0])
+        return int(_U32.unpack_from(self.data, self.position - 4)[0])
 
     def u64(self, field: str) -> int:
         self.need(8, 1, field)
         self.position += 8
-        return int(_U64.unpack_from(self.map, self.position - 8)[0])
+        return int(_U64.unpack_from(self.data, self.position - 8)[0])
 
     def string(self, field: str, limit: int | None = None) -> str:
         start = self.position
@@ -139,7 +151,7 @@ class _Cursor:
         self.need(length, 1, field)
         self.position += length
         try:
-            return str(self.map[start + 8 : self.position], "utf-8")
+            return str(self.data[start + 8 : self.position], "utf-8")
         except UnicodeDecodeError as error:
             self.fail(field, f"is not valid UTF-8 ({error.reason})", start + 8 + error.start)
 
@@ -176,8 +188,8 @@ class _Cursor:
     def numbers(self, field: str, code: int, dtype: np.dtype[Any], count: int) -> Any:
         self.need(count, dtype.itemsize, field)
         start, self.position = self.position, self.position + count * dtype.itemsize
-        # A copy, because the file does not align arrays and metadata must outlive the map.
-        values = np.frombuffer(self.map[start : self.position], dtype)
+        # A copy, because the file does not align arrays.
+        values = np.frombuffer(self.data[start : self.position], dtype)
         if code != BOOL:
             return values.astype(dtype.newbyteorder("="), copy=False)
         if count and values.max() > 1:
@@ -187,20 +199,22 @@ class _Cursor:
     def strings(self, field: str, count: int) -> list[str]:
         # A vocabulary is 10^5 strings, most of the time that opening takes: hence this loop without calls.
         out: list[str] = []
-        data, limit, length_at, position = self.map, self.limit, _U64.unpack_from, self.position
-        try:
-            for _ in range(count):
-                start = position + 8
-                end = start + length_at(data, position)[0]
-                if end > limit:
-                    break
-                out.append(data[start:end].decode())
-                position = end
-        except (UnicodeDecodeError, struct.error):
-            pass
-        self.position = position
-        if len(out) < count:  # read the bad one again, slowly, for its message
-            self.string(f"{field}[{len(out)}]")
+        while len(out) < count:
+            data, length_at, position = self.data, _U64.unpack_from, self.position
+            have = len(data)
+            try:
+                for _ in range(count - len(out)):
+                    start = position + 8
+                    end = start + length_at(data, position)[0]
+                    if end > have:
+                        break
+                    out.append(data[start:end].decode())
+                    position = end
+            except (UnicodeDecodeError, struct.error):
+                pass
+            self.position = position
+            if len(out) < count:  # a bad one, or the first that was not read yet: again, slowly
+                out.append(self.string(f"{field}[{len(out)}]"))
         return out
 
 
@@ -210,7 +224,7 @@ def _unknown_type(code: int) -> str:
 
 def _header(cursor: _Cursor) -> tuple[int, int]:
     cursor.need(4, 1, "magic")
-    magic = cursor.map[:4]
+    magic = cursor.data[:4]
     if magic != MAGIC:
         cursor.fail("magic", f"is {magic!r}, not {MAGIC!r}: this is not a GGUF file")
     cursor.position = 4

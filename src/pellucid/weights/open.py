@@ -8,8 +8,8 @@ from pathlib import Path
 from pellucid.errors import FileFormatError
 from pellucid.messages import reason
 from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.files import ModelFile
 from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf
-from pellucid.weights.mapped import MappedFile
 from pellucid.weights.safetensors import INDEX_NAME, open_safetensors
 
 
@@ -25,9 +25,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise FileFormatError(path, "file", f"cannot be read: {reason(error)}") from error
     if os.path.isdir(path):
         return _open_folder(path)
-    file = MappedFile(path)
-    head, size = file.map[:9], file.size
-    file.close()
+    file = ModelFile(path)
+    try:
+        head, size = file.read(0, min(9, file.size)), file.size
+    finally:
+        file.close()
     if head[:4] == MAGIC:
         return open_gguf(path)
     # A safetensors file begins with the length of a JSON object, then that object.

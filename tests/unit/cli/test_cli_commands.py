@@ -34,6 +34,7 @@ COMMANDS = [
     "run",
     "sample",
     "tokenize",
+    "verify",
 ]
 GROUPS = {"eval": ["perplexity", "kl"]}
 

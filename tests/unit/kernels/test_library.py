@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 from dataclasses import replace
@@ -12,11 +13,12 @@ import pytest
 from support.kernels import Batch
 from support.processes import environment, python
 
+from pellucid import private
 from pellucid.errors import KernelError
 from pellucid.kernels import library
 from pellucid.kernels.elementwise import Add
 from pellucid.kernels.library import KernelKey, Library
-from pellucid.paths import DIGEST_BYTES
+from pellucid.private import DIGEST_BYTES, Folder
 
 ADD = KernelKey("add")
 
@@ -40,6 +42,10 @@ def stored() -> Path:
     return library.cache_folder() / f"{ADD.file_stem}.o"
 
 
+def folder() -> Folder:
+    return Folder(f"kernels/{library.fingerprint()}")
+
+
 def test_a_kernel_is_compiled_once_and_then_loaded(empty_home: Path) -> None:
     told: list[tuple[int, int, str]] = []
     first, second = Library(), Library()
@@ -51,10 +57,15 @@ def test_a_kernel_is_compiled_once_and_then_loaded(empty_home: Path) -> None:
     assert adds(second)
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "one bit", "another file", "no hash"])
+DAMAGES = ["empty", "truncated", "one bit", "another file", "no hash", "plain hash", "hash of another name"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_object_is_compiled_again(damage: str, empty_home: Path) -> None:
-    Library().load([ADD])
+    """Also if what is wrong has a hash that fits it: LLVM ends the process when it is given such objects."""
+    Library().load([ADD, KernelKey("pick")])
     whole = stored().read_bytes()
+    garbage = whole[DIGEST_BYTES : DIGEST_BYTES + 200] + bytes(2000)
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     files = {
@@ -63,10 +74,33 @@ def test_a_damaged_object_is_compiled_again(damage: str, empty_home: Path) -> No
         "one bit": bytes(flipped),
         "another file": b"\x7fELF" + bytes(500),
         "no hash": whole[DIGEST_BYTES:],
+        "plain hash": hashlib.sha256(garbage).digest() + garbage,
+        "hash of another name": stored().with_name(f"{KernelKey('pick').file_stem}.o").read_bytes(),
     }
     stored().write_bytes(files[damage])
+    assert folder().read(stored().name) is None
     assert adds(Library())
-    assert len(stored().read_bytes()) == len(whole)
+    assert folder().read(stored().name) is not None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"nothing", b"symbol\0", b"symbol\0\x7fELF" + bytes(100), b"\xff\0\x7fELF"], ids=repr
+)
+def test_what_llvm_cannot_read_is_compiled_again(content: bytes, empty_home: Path) -> None:
+    Library().load([ADD])
+    folder().write(stored().name, content)
+    assert adds(Library())
+    assert folder().read(stored().name) != content
+
+
+def test_an_object_without_its_function_is_compiled_again(empty_home: Path) -> None:
+    Library().load([ADD])
+    whole = folder().read(stored().name)
+    assert whole is not None
+    other = b"no_such_function\0" + whole.partition(b"\0")[2]
+    folder().write(stored().name, other)
+    assert adds(Library())
+    assert folder().read(stored().name) != other
 
 
 def test_processes_that_compile_at_once_do_no_harm(empty_home: Path) -> None:
@@ -146,9 +180,13 @@ def test_a_kernel_that_does_not_compile_says_which(monkeypatch: pytest.MonkeyPat
 def test_a_cache_that_cannot_be_written_is_said_and_does_no_other_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "kernels").write_text("a file where the folder should be")
-    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path))
+    for folder in ("home", "cache/pellucid"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "kernels").write_text("a file where the folder should be")
+    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(private, "_warned", False)
     keys = [KernelKey("pick"), KernelKey("loop.lead"), KernelKey("loop.work")]
-    with pytest.warns(RuntimeWarning, match="cannot be kept") as warned:
+    with pytest.warns(RuntimeWarning, match="made for this process only") as warned:
         assert all(Library().load(keys).values())
     assert len(warned) == 1

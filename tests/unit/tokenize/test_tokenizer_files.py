@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tokenizer_cases import GOLDENS, from_fields, from_folder
 
+from pellucid import private
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.tokenize import Tokenizer, kept, load_tokenizer
 from pellucid.tokenize.beside import parse_json
@@ -248,7 +249,7 @@ def test_the_last_few_are_kept(keeping: Path, monkeypatch: pytest.MonkeyPatch) -
     for index in range(6):
         place = kept.place_of(b"%d" % index)
         kept.write(place, {"numbers": memoryview(b"12345678").cast("i")})
-        os.utime(place, (index, index))
+        os.utime(keeping / place, (index, index))
     assert len(list(keeping.iterdir())) == 3
     found = kept.read(kept.place_of(b"5"))
     assert found is not None
@@ -258,6 +259,11 @@ def test_the_last_few_are_kept(keeping: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "WORTH_KEEPING", 1)
-    (tmp_path / "home").write_text("a file, no folder")
+    for folder in ("home", "cache/pellucid"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "tokenizers").write_text("a file, no folder")
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
-    assert gpt2_json(tmp_path).encode("the")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(private, "_warned", False)
+    with pytest.warns(RuntimeWarning, match="is not a folder"):
+        assert gpt2_json(tmp_path).encode("the")

@@ -8,19 +8,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.wheels import wheel
 
+from pellucid import load
 from pellucid.errors import FileFormatError, ModelNotFound, PellucidError, SourceError
 from pellucid.weights import catalogue as catalogue_module
-from pellucid.weights import store
+from pellucid.weights import records, store
 from pellucid.weights.catalogue import File, Model, catalogue, find
 from pellucid.weights.open import open_checkpoint
+from pellucid.weights.records import MANIFEST, read_manifest
 from pellucid.weights.sources import sources
-from pellucid.weights.store import installed, pull, remove, resolve
+from pellucid.weights.store import installed, pull, remove, resolve, verify
 
 CONTENT = b"first half, " * 999 + b"second half" * 999
 HALVES = CONTENT[: len(CONTENT) // 2], CONTENT[len(CONTENT) // 2 :]
@@ -191,8 +194,17 @@ def test_damaged_model_of_the_store_is_not_called_unknown(store_home: Path, inde
     wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
     path = resolve("pypi:tiny-model/t.gguf")
     path.write_bytes(b"")
-    with pytest.raises(SourceError, match="is incomplete or cannot be read: remove it and pull it again"):
-        resolve(path.parent.name)
+    name = path.parent.name
+    message = (
+        rf"t\.gguf: file: has 0 bytes, expected 22,977: .*{name} is damaged; pellucid pull {name} mends it"
+    )
+    with pytest.raises(FileFormatError, match=message):
+        resolve(name)
+    assert pull(name).read_bytes() == CONTENT
+    assert resolve(name) == path
+    (path.parent / MANIFEST).write_text("nonsense")
+    with pytest.raises(FileFormatError, match=rf"remove it \(pellucid rm {name}\) and pull it again"):
+        resolve(name)
 
 
 def test_pull_from_a_wheel(store_home: Path, index: Path, only: Any) -> None:
@@ -226,11 +238,173 @@ def test_damaged_store_is_noticed_and_pulled_again(store_home: Path, index: Path
     path.write_bytes(CONTENT[:-1])  # size: seen at every use
     assert not installed()[0].complete
     assert resolve("tiny").read_bytes() == CONTENT
-    path.write_bytes(bytes(len(CONTENT)))  # content: seen when pulled
-    assert resolve("tiny").read_bytes() == bytes(len(CONTENT))
-    assert pull("tiny").read_bytes() == CONTENT
-    (path.parent / store.MANIFEST).write_text('{"source": "x", "files": {"../../../x": 1}}')
+    (path.parent / MANIFEST).write_text('{"source": "x", "files": {"../../../x": 1}}')
     assert resolve("tiny").read_bytes() == CONTENT
+
+
+def damage(path: Path, *, quietly: bool = False) -> None:
+    """Change bytes in place; ``quietly``: so that sizes and times stay."""
+    status = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(1000)
+        file.write(b"something else")
+    if quietly:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("spec", ["tiny", "pypi:tiny-model==1.0/t.gguf"])
+def test_bytes_that_were_changed_in_place(store_home: Path, index: Path, only: Any, spec: str) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+    path = resolve(spec)
+    name = path.parent.name
+    damage(path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    message = (
+        rf"{path.name}: file: has SHA-256 {found}…, expected {hashlib.sha256(CONTENT).hexdigest()[:12]}…: "
+        rf"the stored copy of {name} is damaged; pellucid pull {name} mends it"
+    )
+    for ask in (resolve, resolve, load):  # and it stays so
+        with pytest.raises(FileFormatError, match=message):
+            ask(spec)
+    with pytest.raises(FileFormatError, match=message):
+        resolve(name)
+    assert pull(name).read_bytes() == CONTENT
+    assert resolve(spec).read_bytes() == CONTENT
+
+
+def test_what_is_damaged_is_said_without_any_source(store_home: Path, index: Path, only: Any) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+    path = resolve("tiny")
+    next(index.iterdir()).unlink()
+    damage(path)
+    with pytest.raises(FileFormatError, match="is damaged; pellucid pull tiny mends it"):
+        resolve("tiny")
+    with pytest.raises(
+        SourceError, match=r"the stored copy of tiny is damaged \(tiny\.gguf has SHA-256 .*cannot fetch"
+    ):
+        pull("tiny")
+    assert path.exists()
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(
+        SourceError, match=r"the stored copy of tiny is damaged \(tiny\.gguf has 22,976 .*cannot fetch"
+    ):
+        resolve("tiny")
+
+
+def test_a_file_is_hashed_only_if_it_was_written_to(
+    store_home: Path, index: Path, only: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+    path, hashed = resolve("tiny"), list[str]()
+    actual = records.hash_file
+
+    def hash_file(path: Path, progress: Any, label: str) -> Any:
+        hashed.append(label)
+        return actual(path, progress, label)
+
+    monkeypatch.setattr(records, "hash_file", hash_file)
+    resolve("tiny")
+    assert hashed == []
+    copy = path.with_name("copy")
+    for change in (
+        lambda: os.utime(path, ns=(1, 1_000_000_001)),  # touched
+        lambda: (copy.write_bytes(CONTENT), os.utime(copy, ns=(1, 1_000_000_001)), os.replace(copy, path)),
+        lambda: path.write_bytes(CONTENT),  # restored
+    ):
+        change()
+        resolve("tiny")
+        assert hashed == ["tiny/tiny.gguf"]
+        resolve("tiny")
+        assert len(hashed) == 1, "its record was brought up to date"
+        hashed.clear()
+
+
+def test_what_was_written_at_once_after_it_was_hashed_is_not_believed(store_home: Path, index: Path) -> None:
+    """Within a tick of the clock of files times are equal, so they do not tell."""
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    path = resolve("pypi:tiny-model==1.0/t.gguf")
+    manifest = read_manifest(path.parent)
+    assert manifest is not None
+    known = manifest.records["t.gguf"]
+    assert known.fits(path.stat())
+    assert not replace(known, checked_ns=known.mtime_ns + 1).fits(path.stat())
+    assert not replace(known, inode=known.inode + 1).fits(path.stat())
+    assert not replace(known, mtime_ns=known.mtime_ns + 1).fits(path.stat())
+
+
+def test_an_older_manifest_is_completed(store_home: Path, index: Path, only: Any) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+    paths = [resolve("tiny"), resolve("pypi:tiny-model==1.0/t.gguf")]
+    for path in paths:
+        older = {"source": "pypi:tiny-model==1.0/t.gguf", "files": {path.name: len(CONTENT)}}
+        (path.parent / MANIFEST).write_text(json.dumps(older))
+        assert resolve(path.parent.name) == path
+        manifest = read_manifest(path.parent)
+        assert manifest is not None
+        assert manifest.records[path.name].sha256 == hashlib.sha256(CONTENT).hexdigest()
+    (paths[0].parent / MANIFEST).write_text(json.dumps({"source": "x", "files": {"tiny.gguf": len(CONTENT)}}))
+    damage(paths[0], quietly=True)
+    with pytest.raises(FileFormatError, match="is damaged"):  # the catalogue knows its hash
+        resolve("tiny")
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        *([], 1, "x", None, {"t.gguf": None}, {"t.gguf": []}, {"t.gguf": {"sha256": 1}}),
+        {"t.gguf": {"sha256": "zz", "mtime_ns": 1, "inode": 1, "checked_ns": 1}},
+        {"t.gguf": {"sha256": "00", "mtime_ns": "x", "inode": 1, "checked_ns": 1}},
+    ],
+    ids=repr,
+)
+def test_a_damaged_manifest_is_no_manifest(tmp_path: Path, records: Any) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps({"source": "x", "files": {"t.gguf": 1}, "records": records}))
+    assert read_manifest(tmp_path) is None
+
+
+def test_pull_fetches_just_what_is_damaged(store_home: Path, index: Path, tmp_path: Path, only: Any) -> None:
+    contents = {"a.json": b"a", "sub/b.json": b"bb", "c.bin": CONTENT}
+    for name, data in contents.items():
+        (tmp_path / Path(name).name).write_bytes(data)
+    files = [
+        File(name, len(data), hashlib.sha256(data).hexdigest(), ((f"local:{tmp_path / Path(name).name}",),))
+        for name, data in contents.items()
+    ]
+    only(Model("tiny", "A test", "CC0", (), tuple(files)))
+    folder = resolve("tiny")
+    damage(folder / "c.bin")
+    for name in ("a.json", "b.json"):  # which can be had no more
+        (tmp_path / name).unlink()
+    assert pull("tiny") == folder
+    assert {name: (folder / name).read_bytes() for name in contents} == contents
+    assert verify("tiny").ok
+
+
+def test_verify(store_home: Path, index: Path, only: Any) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+    path = resolve("tiny")
+    (file,) = verify("teeny").files
+    assert (file.name, file.bytes, file.problem) == ("tiny.gguf", len(CONTENT), None)
+    assert file.sha256 == file.expected == hashlib.sha256(CONTENT).hexdigest()
+    damage(path, quietly=True)
+    assert resolve("tiny") == path  # it looks as before
+    found = verify("tiny")
+    assert not found.ok
+    assert "has SHA-256" in str(found.files[0].problem)
+    with pytest.raises(
+        FileFormatError, match="the stored copy of tiny is damaged; pellucid pull tiny mends it"
+    ):
+        found.complain()
+    path.unlink()
+    assert "No such file" in str(verify("tiny").files[0].problem)
+    for absent in ("", "..", "smolm2", "hf:org/repo", str(path)):
+        with pytest.raises(ModelNotFound, match="is not in the store; installed: tiny"):
+            verify(absent)
 
 
 def test_parts_are_joined_and_stale_staging_is_removed(store_home: Path, index: Path, only: Any) -> None:
@@ -242,9 +416,7 @@ def test_parts_are_joined_and_stale_staging_is_removed(store_home: Path, index: 
     stale.write_bytes(b"of a killed process")
     assert resolve("tiny").read_bytes() == CONTENT
     assert not stale.parent.exists()
-    assert [p.name for p in (store_home / "models" / "tiny").iterdir() if p.name != store.MANIFEST] == [
-        "tiny.gguf"
-    ]
+    assert [p.name for p in (store_home / "models" / "tiny").iterdir() if p.name != MANIFEST] == ["tiny.gguf"]
 
 
 def test_several_files_share_one_wheel(store_home: Path, index: Path, only: Any) -> None:
@@ -299,7 +471,7 @@ def test_spec_of_a_wheel_is_kept_in_the_store(store_home: Path, index: Path) -> 
     assert path.name == "t.gguf"
     assert path.read_bytes() == CONTENT
     folder = resolve("pypi:tiny-model==1.0/m")
-    assert sorted(p.name for p in folder.iterdir()) == [store.MANIFEST, "config.json", "t.gguf"]
+    assert sorted(p.name for p in folder.iterdir()) == [MANIFEST, "config.json", "t.gguf"]
     next(index.iterdir()).unlink()
     assert resolve(spec) == path
     name = next(entry.name for entry in installed() if entry.source == spec)

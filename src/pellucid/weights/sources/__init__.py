@@ -14,12 +14,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+CHECKING = "checking "  # how a label begins that is not of something fetched
+
 
 class Progress(Protocol):
     """What a caller passes in to watch. Called often, from the calling thread or a downloader's."""
 
     def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
-        """``done_bytes`` of ``total_bytes`` (None: not known) of ``label`` are there."""
+        """``done_bytes`` of ``total_bytes`` (None: not known) of ``label`` are there.
+
+        A label that begins with `CHECKING` is of a file that is here and is hashed.
+        """
         ...
 
 

@@ -1,0 +1,61 @@
+"""pellucid verify [MODEL ...]: are models still what was pulled?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pellucid.cli import common
+
+if TYPE_CHECKING:
+    from pellucid.weights.store import Verified
+
+
+def command(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Names that `pellucid list` shows; all that are here if none is given.",
+            metavar="MODEL...",
+            show_default=False,
+        ),
+    ] = None,
+    json: common.Json = False,
+) -> None:
+    """Hash models of the store again, and say whether they are what was pulled. `pellucid pull` mends them."""
+    from pellucid.weights.store import installed, verify
+
+    found: list[Verified] = []
+    with common.progress() as bars:
+        for name in models or [model.name for model in installed()]:
+            found.append(verify(name, progress=bars))
+            if not json:
+                bars.close()
+                print(_line(found[-1]))
+    if json:
+        common.print_json([_document(model) for model in found])
+    for model in found:
+        model.complain()
+
+
+def _line(model: Verified) -> str:
+    if model.ok:
+        size = sum(file.bytes for file in model.files)
+        return f"{model.name}  ok, {size / 1e6:.1f} MB"
+    damaged = [f"{common.one_line(file.name)} {file.problem}" for file in model.files if file.problem]
+    return f"{model.name}  damaged: {'; '.join(damaged)}"
+
+
+def _document(model: Verified) -> dict[str, object]:
+    files = [
+        {
+            "name": file.name,
+            "bytes": file.bytes,
+            "sha256": file.sha256,
+            "expected": file.expected,
+            "problem": file.problem,
+        }
+        for file in model.files
+    ]
+    return {"name": model.name, "path": str(model.path), "ok": model.ok, "files": files}

@@ -1,0 +1,152 @@
+"""Files that are read, and the checkpoint that both formats come out as.
+
+In: paths. Out: `ModelFile`, one regular file open for reading, and `FileCheckpoint`, which reads tensors' bytes from
+such files. Nothing is read before it is wanted, so opening a model costs the same whatever its size.
+
+Files are read, not mapped into memory: where someone shortens a mapped file, the system ends the process (SIGBUS), and
+other changes go unnoticed. A file that ends too early, or that was written to while it was loaded, is an error here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pellucid.errors import FileFormatError
+from pellucid.messages import reason, shown
+from pellucid.weights.checkpoint import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class ModelFile:
+    """One regular file, open for reading, from several threads too.
+
+    Attributes: ``path``; ``size`` in bytes.
+
+    Raises:
+        FileFormatError: the path is missing, empty, unreadable or not a regular file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._turn = threading.Lock()
+        try:
+            # A named pipe or a device would block on open or has no length, so look before opening.
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                problem = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
+                raise FileFormatError(path, "file", problem)
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115  # it stays open
+            self._opened = os.fstat(self._file.fileno())
+        except FileNotFoundError:
+            raise FileFormatError(path, "file", f"there is no file at {path}") from None
+        except (OSError, ValueError) as error:
+            if isinstance(error, FileFormatError):
+                raise
+            raise FileFormatError(path, "file", f"cannot be read: {reason(error)}") from error
+        self.size = self._opened.st_size
+        if self.size == 0:
+            self.close()
+            raise FileFormatError(path, "file", "is empty", 0)
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """``nbytes`` bytes from ``offset`` on. Raises `FileFormatError` if the file has fewer, or cannot be read."""
+        found = bytearray(nbytes)
+        self.read_into(offset, memoryview(found))
+        return bytes(found)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill ``out`` with the bytes from ``offset`` on. Raises as `read` does."""
+        done = 0
+        try:
+            while done < len(out):
+                count = self._some(offset + done, out[done:])
+                if count == 0:
+                    problem = (
+                        f"changed while it was read: {len(out):,} bytes were expected, {done:,} are there"
+                    )
+                    raise FileFormatError(self.path, "file", problem, offset)
+                done += count
+        except OSError as error:
+            raise FileFormatError(self.path, "file", f"cannot be read: {reason(error)}", offset) from error
+
+    def _some(self, offset: int, out: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [out], offset)
+        with self._turn:
+            self._file.seek(offset)
+            return self._file.readinto(out) or 0
+
+    def check_unchanged(self) -> None:
+        """Raises `FileFormatError` if someone has written to the file since it was opened."""
+        before, now = self._opened, os.fstat(self._file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
+            how = f"{now.st_size:,} bytes instead of {before.st_size:,}"
+            what = how if before.st_size != now.st_size else "it was written to"
+            raise FileFormatError(self.path, "file", f"changed while it was read: {what}; try again")
+
+    def close(self) -> None:
+        """Close the file. Else it is closed with the last that holds it."""
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    __del__ = close
+
+
+class FileCheckpoint:
+    """A `Checkpoint` over files; usable as a context manager."""
+
+    def __init__(
+        self,
+        kind: str,
+        path: Path,
+        metadata: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        files: Mapping[Path, ModelFile],
+    ) -> None:
+        self.kind, self.path, self.metadata, self.tensors = kind, path, metadata, tensors
+        self._files = files
+
+    def data(self, name: str) -> NDArray[np.uint8]:
+        """Its bytes: (nbytes,) uint8, read-only. Raises `FileFormatError` for an unknown name, or as `read` does."""
+        import numpy as np
+
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise FileFormatError(self.path, f"tensor {shown(name)}", "is not in this file")
+        found = np.empty(tensor.nbytes, np.uint8)
+        self.read(name, 0, found)
+        found.flags.writeable = False
+        return found
+
+    def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out``, (n,) uint8, with a tensor's bytes from ``start`` on.
+
+        Raises:
+            FileFormatError: the file has become shorter, or cannot be read.
+        """
+        tensor = self.tensors[name]
+        if len(out):
+            self._files[tensor.path].read_into(tensor.offset + start, out.data)
+
+    def check_unchanged(self) -> None:
+        """Raises `FileFormatError` if someone has written to a file since it was opened."""
+        for file in self._files.values():
+            file.check_unchanged()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def __enter__(self) -> FileCheckpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

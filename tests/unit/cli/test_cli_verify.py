@@ -1,0 +1,102 @@
+"""pellucid verify: what it says of models that are whole, damaged, incomplete or unknown, and how it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.command import PROGRAM, Command, pellucid
+
+DATA = b"the bytes of a model " * 1000
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of two models, one of an older version of Pellucid."""
+    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path))
+    for name in ("mine", "other"):
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        (folder / "model.gguf").write_bytes(DATA)
+        manifest = {"source": f"hf:me/{name}", "files": {"model.gguf": len(DATA)}}
+        (folder / ".pellucid.json").write_text(json.dumps(manifest))
+    return tmp_path / "models"
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+
+
+def test_all_models_or_some(command: Command, store: Path) -> None:
+    assert command("verify").answer == "mine  ok, 0.0 MB\nother  ok, 0.0 MB\n"
+    assert command("verify", "other").answer == "other  ok, 0.0 MB\n"
+    assert "'absent' is not in the store; installed: mine, other" in command("verify", "absent").refusal
+
+
+def test_an_empty_store(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path))
+    assert command("verify").answer == ""
+    assert command("verify", "--json").document == []
+
+
+def test_a_damaged_model(command: Command, store: Path) -> None:
+    assert command("verify").code == 0  # now all hashes are recorded
+    damage(store / "mine" / "model.gguf")
+    done = command("verify")
+    right = hashlib.sha256(DATA).hexdigest()
+    wrong = hashlib.sha256((store / "mine" / "model.gguf").read_bytes()).hexdigest()
+    what = f"has SHA-256 {wrong[:12]}…, expected {right[:12]}…"
+    assert (done.code, done.out) == (2, f"mine  damaged: model.gguf {what}\nother  ok, 0.0 MB\n")
+    mend = "remove it (pellucid rm mine) and pull it again"  # its folder is named as no pull would name it
+    assert done.err == f"pellucid: model.gguf: file: {what}: the stored copy of mine is damaged; {mend}\n"
+
+    done = command("verify", "--json")
+    assert done.code == 2
+    mine, other = json.loads(done.out)
+    assert (mine["name"], mine["ok"], other["ok"]) == ("mine", False, True)
+    (file,) = mine["files"]
+    assert (file["sha256"], file["expected"], file["problem"]) == (wrong, right, what)
+
+
+def test_an_incomplete_model(command: Command, store: Path) -> None:
+    (store / "mine" / "model.gguf").unlink()
+    (store / "other" / ".pellucid.json").write_text("{}")
+    done = command("verify")
+    assert done.code == 2
+    assert done.out.startswith("mine  damaged: model.gguf No such file")
+    assert "other  damaged: .pellucid.json is missing or makes no sense" in done.out
+
+
+@pytest.mark.parametrize("name", ["run", "info", "tokenize"])
+def test_a_damaged_model_is_not_used(command: Command, store: Path, name: str) -> None:
+    command("verify")
+    damage(store / "mine" / "model.gguf")
+    texts = [] if name == "info" else ["hi"]
+    assert "the stored copy of mine is damaged; remove it" in command(name, "mine", *texts).refusal
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_while_it_hashes(store: Path) -> None:
+    path = store / "mine" / "model.gguf"
+    os.truncate(path, 40 << 30)  # a hole: it takes no room, but time
+    manifest = {"source": "hf:me/mine", "files": {"model.gguf": 40 << 30}}
+    (path.parent / ".pellucid.json").write_text(json.dumps(manifest))
+    with subprocess.Popen([*PROGRAM, "verify"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"checking mine/model.gguf\n"
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, b"", b"")
+    assert time.monotonic() - began < 5
+
+
+def test_the_real_program(store: Path) -> None:
+    assert pellucid("verify", "mine").answer == "mine  ok, 0.0 MB\n"

@@ -1,0 +1,102 @@
+"""Prompts that are far too long are refused before they are encoded, those that fit never."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.tiny import GOLDENS, TINY, opened, write_llama
+from support.tokenizer_file import write_tokenizer
+
+from pellucid.errors import ContextOverflow
+from pellucid.inputs import PROBED, SLACK, Inputs
+from pellucid.tokenize import Tokenizer, load_tokenizer
+
+CONTEXT = 128
+TOKENIZERS = [folder for folder in sorted((GOLDENS.parent / "tokenize").iterdir()) if folder.is_dir()]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Inputs:
+    folder = write_llama(tmp_path / "tiny")
+    write_tokenizer(folder)
+    with opened(folder) as (checkpoint, model):
+        return Inputs(model.spec, load_tokenizer(checkpoint), CONTEXT)
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many characters each call encodes."""
+    lengths: list[int] = []
+    actual = Tokenizer.encode
+
+    def encode(self: Tokenizer, text: str, **options: bool) -> list[int]:
+        lengths.append(len(text))
+        return actual(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    return lengths
+
+
+WAYS: dict[str, Callable[[Inputs, str], object]] = {
+    "text": lambda inputs, text: inputs.prompt(text),
+    "chat": lambda inputs, text: inputs.prompt([{"role": "user", "content": text}]),
+    "score": lambda inputs, text: inputs.scored(text, None),
+    "score after": lambda inputs, text: inputs.scored(text, "to see"),
+    "score a little": lambda inputs, text: inputs.scored("to see", text),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("text", ["to see that it rains. ", "a", " ", "\n", "雨", "\ud800"], ids=repr)
+def test_ten_megabytes_are_refused_at_once(inputs: Inputs, encoded: list[int], way: str, text: str) -> None:
+    with pytest.raises(
+        ContextOverflow, match=r"10,000,\d+ characters, more than 128 tokens; the context is 128"
+    ):
+        WAYS[way](inputs, (text * 10_000_000)[:10_000_000])
+    assert sum(encoded) < 100_000
+
+
+def test_many_ids_are_refused_before_they_are_looked_at(inputs: Inputs) -> None:
+    with pytest.raises(ContextOverflow, match="1,000,000 tokens; the context is 128"):
+        inputs.prompt([object()] * 1_000_000)  # type: ignore[list-item]
+
+
+def test_sentences(encoded: list[int]) -> None:
+    with opened(TINY["bert"]) as (_, model):
+        encoder = Inputs(model.spec, load_tokenizer(GOLDENS.parent / "tokenize" / "tiny_wordpiece"), 16)
+    with pytest.raises(ContextOverflow, match="10,000,000 characters, more than 16 tokens; the limit is 16"):
+        encoder.sentences(["a fox. " * (10_000_000 // 7) + "a fo"[: 10_000_000 % 7]])
+    assert sum(encoded) < 100_000
+    assert len(encoder.sentences(["a fox. " * 10_000], truncate=True)[0]) == 16
+
+
+@pytest.mark.parametrize("folder", TOKENIZERS, ids=lambda folder: folder.name)
+def test_what_fits_is_never_refused(inputs: Inputs, folder: Path) -> None:
+    """Texts of which many characters are one token: unknown ones, spaces, long words, what a normalizer removes."""
+    tokenizer = load_tokenizer(folder)
+    pieces = [
+        "\u0378",
+        " ",
+        "\n",
+        "x" * 101,
+        "a",
+        "\u200b",
+        "\ufeff",
+        "\x01",
+        "\u0301",
+        "▁",
+        "雨",
+        "the ",
+        "==",
+        "a b",
+    ]
+    for piece in pieces:
+        for end in ("", "<mask> x"):
+            text = piece * (3 * (PROBED + SLACK) // len(piece)) + end
+            for context in (1, 16):
+                tried = replace(inputs, tokenizer=tokenizer, context=context)
+                if tried._overflows(text):
+                    assert len(tokenizer.encode(text, add_special=False)) > context

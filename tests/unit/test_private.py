@@ -1,0 +1,204 @@
+"""Files that are run as they are: only what this user wrote, under this name, where nobody else can write."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pellucid import private
+from pellucid.private import KEY_NAME, Folder
+
+if sys.platform == "win32":
+    pytest.skip("owners and permissions of POSIX", allow_module_level=True)
+
+NAME = "kernels/abc"
+STRANGER = 54321
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with a file that is kept in it, and a cache folder for when it is not trusted."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("PELLUCID_HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(private, "_warned", False)
+    Folder(NAME).write("file", b"content")
+    return home
+
+
+def kept_elsewhere(home: Path) -> bool:
+    """Whether the home's file is not read, and one is kept in the user's cache folder instead."""
+    with pytest.warns(RuntimeWarning, match="what is kept there is not used") as warned:
+        before = Folder(NAME).read("file")
+    Folder(NAME).write("file", b"mine")
+    place = home.parent / "cache" / "pellucid" / NAME / "file"
+    assert len(warned) == 1
+    return before is None and Folder(NAME).read("file") == b"mine" and place.exists()
+
+
+def test_what_is_written_is_read(home: Path) -> None:
+    assert Folder(NAME).read("file") == b"content"
+    assert Folder(NAME).read("another") is None
+    assert (home / KEY_NAME).stat().st_mode & 0o777 == 0o600
+    for folder in (home, home / "kernels", home / NAME):
+        assert folder.stat().st_mode & 0o022 == 0
+
+
+def test_nothing_is_left_to_others_whatever_the_umask(home: Path) -> None:
+    before = os.umask(0)
+    try:
+        Folder("kernels/def").write("file", b"content")
+    finally:
+        os.umask(before)
+    assert (home / "kernels/def").stat().st_mode & 0o022 == 0
+    assert Folder("kernels/def").read("file") == b"content"
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o777, 0o1777])
+@pytest.mark.parametrize("folder", ["", "kernels", NAME])
+def test_a_folder_that_others_can_write_to(home: Path, folder: str, mode: int) -> None:
+    (home / folder).chmod(mode)
+    if mode == 0o1777 and folder == "kernels":  # others can add to it, but replace nothing below
+        assert Folder(NAME).read("file") == b"content"
+    else:
+        assert kept_elsewhere(home)
+
+
+def test_a_folder_above_that_others_can_write_to(home: Path) -> None:
+    home.parent.chmod(0o777)
+    with pytest.warns(RuntimeWarning, match=f"{home.parent} can be written to by other users"):
+        assert Folder(NAME).read("file") is None
+    home.parent.chmod(0o1777)
+    assert Folder(NAME).read("file") == b"content"
+
+
+def test_a_link_to_a_folder_is_followed_and_checked(home: Path) -> None:
+    moved = home.parent / "moved"
+    (home / "kernels").rename(moved)
+    (home / "kernels").symlink_to(moved)
+    assert Folder(NAME).read("file") == b"content"
+    moved.chmod(0o777)
+    assert kept_elsewhere(home)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("folder", ["", "kernels", NAME])
+def test_a_folder_of_another_user(home: Path, folder: str) -> None:
+    os.chown(home / folder, STRANGER, -1)
+    assert kept_elsewhere(home)
+
+
+def test_another_user_is_whoever_is_neither_root_nor_this_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
+    assert Folder(NAME).read("file") == (b"content" if home.stat().st_uid == 0 else None)
+
+
+def test_owners_that_a_container_does_not_know_may_be_above(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actual = os.lstat
+
+    class Given:
+        """As if the folder above the home were a stranger's."""
+
+        def __init__(self, status: os.stat_result) -> None:
+            self.st_mode, self.st_uid = status.st_mode, STRANGER
+
+    monkeypatch.setattr(
+        os, "lstat", lambda path: Given(actual(path)) if path == str(home.parent) else actual(path)
+    )
+    monkeypatch.setattr(private, "_nobody", lambda: STRANGER)
+    assert Folder(NAME).read("file") == b"content"
+    monkeypatch.setattr(private, "_nobody", lambda: None)
+    with pytest.warns(RuntimeWarning, match=f"{home.parent} belongs to another user"):
+        assert Folder(NAME).read("file") is None
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646])
+def test_a_file_that_others_can_write_to_is_made_again(home: Path, mode: int) -> None:
+    path = home / NAME / "file"
+    path.chmod(mode)
+    with pytest.warns(RuntimeWarning, match=r"file can be written to by other users .*made again"):
+        assert Folder(NAME).read("file") is None
+    Folder(NAME).write("file", b"content")
+    assert Folder(NAME).read("file") == b"content"
+
+
+def test_a_key_that_others_can_write_to(home: Path) -> None:
+    (home / KEY_NAME).chmod(0o666)
+    assert kept_elsewhere(home)
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", bytes(32), bytes(33)])
+def test_a_damaged_key_is_made_again(home: Path, damage: bytes) -> None:
+    (home / KEY_NAME).write_bytes(damage)
+    assert Folder(NAME).read("file") is None
+    Folder(NAME).write("file", b"again")
+    assert Folder(NAME).read("file") == b"again"
+
+
+def test_a_file_is_that_of_its_name_and_folder(home: Path) -> None:
+    folder, other = Folder(NAME), Folder("kernels/other")
+    folder.write("second", b"another")
+    other.write("file", b"third")
+    (home / NAME / "file").write_bytes((home / NAME / "second").read_bytes())
+    assert folder.read("file") is None
+    (home / "kernels/other/file").write_bytes((home / NAME / "second").read_bytes())
+    assert other.read("file") is None
+    assert folder.read("second") == b"another"
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_only_regular_files_are_read(home: Path, kind: str) -> None:
+    path = home / NAME / "file"
+    path.rename(path.with_name("moved"))
+    {"link": lambda: path.symlink_to("moved"), "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[kind]()
+    assert Folder(NAME).read("file") is None
+
+
+def test_what_killed_processes_left_is_removed_later(home: Path) -> None:
+    old, young = (home / NAME / f".{name}{private.STAGING}" for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half a file")
+    past = time.time() - private.LEFT_OVER - 60
+    os.utime(old, (past, past))
+    Folder(NAME).write("file", b"content")
+    assert sorted(path.name for path in (home / NAME).iterdir()) == [young.name, "file"]
+
+
+def test_a_home_that_cannot_be_written_to_is_still_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that root has filled for all users, whose key it made readable for them."""
+    actual = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not str(path).startswith(str(home)) and actual(path, mode)
+    )
+
+    def forbidden(self: private._Place, name: str, content: bytes, most: int | None) -> None:
+        if self.root == home:
+            raise OSError(30, "Read-only file system")
+        write(self, name, content, most)
+
+    write = private._Place.write
+    monkeypatch.setattr(private._Place, "write", forbidden)
+    assert Folder(NAME).read("file") == b"content"
+    with pytest.warns(RuntimeWarning, match=r"cannot be kept in .*home.*Read-only.* kept in .*cache"):
+        Folder(NAME).write("more", b"mine")
+    assert Folder(NAME).read("more") == b"mine"
+    assert Folder(NAME).read("file") == b"content"
+
+
+def test_a_home_whose_key_cannot_be_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_key(root: Path) -> bytes | None:
+        if root == home:
+            raise PermissionError(13, "Permission denied", str(root / KEY_NAME))
+        return actual(root)
+
+    actual = private._read_key
+    monkeypatch.setattr(private, "_read_key", read_key)
+    assert kept_elsewhere(home)
