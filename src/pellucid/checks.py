@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 from pellucid.errors import InvalidRequest
@@ -43,6 +44,23 @@ def text(name: str, value: Any, longest: int | None = None) -> str:
         most = "at least 1 character" if longest is None else f"1 to {longest:,} characters"
         raise InvalidRequest(f"{name}={brief(value)}: must be a text of {most}")
     return characters(name, value)
+
+
+def string(name: str, value: Any) -> str:
+    """``value`` as a text, which may be empty. Raises likewise."""
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name}={brief(value)}: must be a text")
+    return value
+
+
+def strings(name: str, values: Any) -> Sequence[str]:
+    """``values`` as a list of texts. Raises likewise."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise InvalidRequest(f"{name}={brief(values)}: must be a list of texts")
+    if not set(map(type, values)) <= {str}:
+        for at, value in enumerate(values):
+            string(f"{name}[{at}]", value)
+    return values
 
 
 def characters(name: str, value: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pellucid.cli import common
+from pellucid.messages import one_line
 
 if TYPE_CHECKING:
     from pellucid.weights.store import Verified
@@ -43,7 +44,7 @@ def _line(model: Verified) -> str:
     if model.ok:
         size = sum(file.bytes for file in model.files)
         return f"{model.name}  ok, {size / 1e6:.1f} MB"
-    damaged = [f"{common.one_line(file.name)} {file.problem}" for file in model.files if file.problem]
+    damaged = [f"{one_line(file.name)} {file.problem}" for file in model.files if file.problem]
     return f"{model.name}  damaged: {'; '.join(damaged)}"
 
 

@@ -16,6 +16,9 @@ from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pellucid import checks
+from pellucid.errors import InvalidRequest
+from pellucid.messages import brief
 from pellucid.tokenize.added import AddedTokens
 from pellucid.tokenize.aligned import Aligned
 from pellucid.tokenize.decode import Decoder, StreamDecoder
@@ -119,7 +122,7 @@ class Tokenizer:
         ``parse_special`` recognises control tokens written in the text: for rendered chat templates and for
         nothing that a user typed. Unpaired surrogates become U+FFFD.
         """
-        ids = self._encode_text(text, parse_special)
+        ids = self._encode_text(checks.string("text", text), parse_special)
         return self.post_processor.ids(ids) if add_special else ids
 
     def encode_batch(
@@ -131,7 +134,7 @@ class Tokenizer:
         threads: int | None = None,
     ) -> list[list[int]]:
         """``encode`` of each text, over as many threads as there are physical cores, or as ``threads`` says."""
-        compiled = self._compiled_for(sum(map(len, texts)))
+        compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
         if compiled is None:
             found = [self._encode_text(text, parse_special) for text in texts]
         else:
@@ -153,7 +156,7 @@ class Tokenizer:
         """
         import numpy as np
 
-        compiled = self._compiled_for(sum(map(len, texts)))
+        compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
         if compiled is None:
             found = [np.array(self._encode_text(text, parse_special), np.int32) for text in texts]
         else:
@@ -173,7 +176,7 @@ class Tokenizer:
         Otherwise like ``encode``. Offsets are those of Hugging Face ``tokenizers``. Raises :class:`InvalidRequest`
         for a truncation that leaves no room.
         """
-        first, second = (text, None) if isinstance(text, str) else text
+        first, second = (text, None) if isinstance(text, str) else _pair(text)
         around = self.post_processor if add_special else self.post_processor.plain
         tokens = self._tokens(first, parse_special)
         others = None if second is None else self._tokens(second, parse_special)
@@ -206,7 +209,7 @@ class Tokenizer:
         """How the ids of a text come about, stage by stage: what ``pellucid tokenize --explain`` shows."""
         from pellucid.tokenize.explain import explain
 
-        return explain(self, text, parse_special)
+        return explain(self, checks.string("text", text), parse_special)
 
     def _encoding(self, around: Template, first: Sequence[Token], second: Sequence[Token] | None) -> Encoding:
         for trim in self.trims:
@@ -241,7 +244,7 @@ class Tokenizer:
 
     def parts(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None, bool]]:
         """The text, normalised, cut at added tokens: each part, its id if it is one, and whether it is the first."""
-        whole = Aligned.of(without_surrogates(text))
+        whole = without_surrogates_aligned(text)
         for at, (start, stop, index) in enumerate(self.added.split(whole.text, parse_special)):
             part = whole.part(start, stop)
             if index is not None:
@@ -388,6 +391,29 @@ class Tokenizer:
 
         made = variables({**self.named_tokens, "documents": None, **given})
         return render(self.chat_template, {**made, "messages": messages})
+
+
+def _pair(text: Any) -> Pair:
+    """A pair of texts. Raises :class:`InvalidRequest` for what is none."""
+    if not isinstance(text, (tuple, list)) or len(text) != 2:
+        raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of two")
+    return checks.string("text[0]", text[0]), checks.string("text[1]", text[1])
+
+
+def without_surrogates_aligned(text: str) -> Aligned:
+    """The same, with the characters that each stands for: two, where a pair of surrogates is one character."""
+    repaired = without_surrogates(text)
+    if repaired is text:
+        return Aligned.of(text)
+    starts: list[int] = []
+    ends: list[int] = []
+    for at, letter in enumerate(text):
+        if "\udc00" <= letter <= "\udfff" and at and "\ud800" <= text[at - 1] <= "\udbff":
+            ends[-1] = at + 1
+            continue
+        starts.append(at)
+        ends.append(at + 1)
+    return Aligned(repaired, starts, ends)
 
 
 def without_surrogates(text: str) -> str:

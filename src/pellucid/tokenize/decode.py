@@ -12,7 +12,7 @@ import codecs
 from collections.abc import Collection
 from typing import Protocol
 
-from pellucid.errors import InvalidRequest
+from pellucid.tokenize.vocabulary import checked_id
 
 SPACE = "▁"
 """How SentencePiece writes a space."""
@@ -196,10 +196,7 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """The text that is certain now. Raises :class:`InvalidRequest` for an id outside the vocabulary."""
-        if not 0 <= token_id < self._size:
-            raise InvalidRequest(
-                f"token id {token_id} is outside the vocabulary; ids go from 0 to {self._size - 1}"
-            )
+        token_id = checked_id(token_id, self._size)
         if token_id in self._skip:
             return ""
         data = self._decoder.piece(token_id, self._first)

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 
 from pellucid.errors import FileFormatError, InvalidRequest
+from pellucid.messages import brief, shown
 
 
 class TokenType(IntEnum):
@@ -51,14 +53,14 @@ class Vocabulary:
         if not set(map(type, self.types)) <= {int} or not set(self.types) <= known:
             bad = next(i for i, kind in enumerate(self.types) if type(kind) is not int or kind not in known)
             raise FileFormatError(
-                path, field, f"token {bad} has unknown type {self.types[bad]!r}; known: 1 to 6"
+                path, field, f"token {bad} has unknown type {brief(self.types[bad])}; known: 1 to 6"
             )
         self.ids: dict[str, int] = dict(zip(self.tokens, range(self.size)))
         if len(self.ids) != self.size:
             second = next(i for i, token in enumerate(self.tokens) if self.ids[token] != i)
             token = self.tokens[second]
             raise FileFormatError(
-                path, field, f"piece {token!r} is listed twice, as ids {second} and {self.ids[token]}"
+                path, field, f"piece {shown(token)!r} is listed twice, as ids {second} and {self.ids[token]}"
             )
 
     @classmethod
@@ -96,8 +98,17 @@ class Vocabulary:
 
     def check(self, token_id: int) -> int:
         """The id itself. Raises :class:`InvalidRequest` when no such token exists."""
-        if not 0 <= token_id < self.size:
-            raise InvalidRequest(
-                f"token id {token_id} is outside the vocabulary; ids go from 0 to {self.size - 1}"
-            )
+        return checked_id(token_id, self.size)
+
+
+def checked_id(token_id: int, size: int) -> int:
+    """An id of a vocabulary of ``size`` pieces, as an int. Raises :class:`InvalidRequest` for what is none."""
+    if type(token_id) is int and 0 <= token_id < size:
         return token_id
+    if isinstance(token_id, bool) or not isinstance(token_id, Integral):
+        raise InvalidRequest(f"token id {brief(token_id)}: must be a whole number from 0 to {size - 1:,}")
+    if not 0 <= token_id < size:
+        raise InvalidRequest(
+            f"token id {brief(int(token_id))} is outside the vocabulary; ids go from 0 to {size - 1}"
+        )
+    return int(token_id)
