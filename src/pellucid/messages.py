@@ -23,7 +23,7 @@ def brief(value: Any) -> str:
 
 def one_line(text: str) -> str:
     """Text that may come from anywhere as one line that does nothing to a terminal."""
-    line = " ".join(text.split())
+    line = " ".join(part for one in text.splitlines() if (part := one.strip()))
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 

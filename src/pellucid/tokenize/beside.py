@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError
+from pellucid.messages import brief
 from pellucid.model.config import Config
 from pellucid.tokenize.gguf import end_ids
 from pellucid.tokenize.vocabulary import Vocabulary
@@ -100,12 +101,14 @@ def parse_json(data: bytes, path: Path) -> Json:
         if len(found) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise FileFormatError(path, "JSON", f"{twice!r} is listed twice")
+            raise FileFormatError(path, "JSON", f"{brief(twice)} is listed twice")
         return found
 
     try:
         spec = json.loads(data, object_pairs_hook=unique, parse_float=_float)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as bad:
+    except FileFormatError:
+        raise
+    except (ValueError, RecursionError) as bad:  # not JSON, not UTF-8, an integer of thousands of digits
         raise FileFormatError(path, "JSON", str(bad), getattr(bad, "pos", None)) from None
     if not isinstance(spec, dict):
         raise FileFormatError(path, "JSON", f"expected an object, found {type(spec).__name__}")
@@ -157,7 +160,7 @@ def _decoder(folder: Path, config: Json) -> list[Json]:
     for key, token in found.items():
         if not key.isdecimal() or _content(token) is None or not isinstance(token, dict):
             raise FileFormatError(
-                path, f"added_tokens_decoder[{key!r}]", f"{token!r:.80} is not a token with an id"
+                path, f"added_tokens_decoder[{brief(key)}]", f"{brief(token)} is not a token with an id"
             )
         flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
         tokens.append({"id": int(key), "content": token["content"], **{f: bool(token.get(f)) for f in flags}})
@@ -172,7 +175,7 @@ def _listed(folder: Path, config: Json) -> list[Json]:
     tokens: list[Json] = []
     for text, index in read_json(path).items():
         if type(index) is not int:
-            raise FileFormatError(path, repr(text), f"the id is {index!r}")
+            raise FileFormatError(path, repr(text), f"the id is {brief(index)}")
         if text not in known:
             tokens.append({"id": index, "content": text, "special": False, "normalized": False})
     return tokens

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pellucid.errors import FileFormatError
+from pellucid.messages import brief
 from pellucid.tokenize import kept
 from pellucid.tokenize.aligned import Aligned, check_growth, placed
 from pellucid.tokenize.decode import SPACE
@@ -100,15 +101,15 @@ class CharsMap:
                 raise wrong(f"a rule replaces more than {LONGEST_RULE} bytes")
             for at in np.flatnonzero(units[nodes] >> 8 & 1).tolist():
                 if bases[at] >= len(units):
-                    raise wrong(f"the rule for {keys[at]!r} is outside the trie")
+                    raise wrong(f"the rule for {brief(keys[at])} is outside the trie")
                 value = int(units[bases[at]]) & 0x7FFFFFFF
                 end = targets.find(b"\0", value)
                 if not 0 <= value <= len(targets):
-                    raise wrong(f"the rule for {keys[at]!r} points outside the targets")
+                    raise wrong(f"the rule for {brief(keys[at])} points outside the targets")
                 try:
                     rules[keys[at].decode()] = targets[value : end if end >= 0 else None].decode()
                 except UnicodeDecodeError:
-                    raise wrong(f"the rule for {keys[at]!r} is not UTF-8") from None
+                    raise wrong(f"the rule for {brief(keys[at])} is not UTF-8") from None
         return cls(rules)
 
     @cached_property

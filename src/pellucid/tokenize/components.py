@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.kernels.text_split import BEHAVIORS
-from pellucid.messages import shown
+from pellucid.messages import brief, shown
 from pellucid.tokenize import normalize, pretokenize
 from pellucid.tokenize.decode import (
     SPACE,
@@ -34,13 +34,46 @@ if TYPE_CHECKING:
     from pellucid.tokenize.huggingface import Json, Parts
 
 
+MOST_STAGES = 100
+"""Normalizers, and pre-tokenizers, of a file: ten times as many as any published one has."""
+MOST_IDS, MOST_SEGMENTS = 1 << 31, (1 << 32) - 1  # of a text; u32 in ``tokenizers``
+MOST_FILLED = 1 << 20  # ids that a text is filled up to
+
+
 def normalizers(parts: Parts, spec: Json | None) -> list[Normalizer]:
-    if spec is None:
-        return []
+    """The stages of the normalizer, those of sequences in order."""
+    each = _flat(parts, spec, "normalizer", "normalizers")
+    return [stage for one in each for stage in _normalizers(parts, one)]
+
+
+def pre_tokenizers(parts: Parts, spec: Json | None) -> list[Stage]:
+    """The stages of the pre-tokenizer likewise."""
+    each = _flat(parts, spec, "pre_tokenizer", "pretokenizers")
+    return [stage for one in each for stage in _pre_tokenizers(parts, one)]
+
+
+def _flat(parts: Parts, spec: Json | None, name: str, inside: str) -> list[Json]:
+    """The components that a component is made of: those of sequences, and of sequences in them, in order."""
+    found: list[Json] = []
+    waiting: list[Json] = [] if spec is None else [spec]
+    seen = 0
+    while waiting:
+        seen += 1
+        one = waiting.pop()
+        if seen + len(waiting) > MOST_STAGES:
+            raise UnsupportedModel(
+                f"{parts.path.name}: {name} of more than {MOST_STAGES} components; {MOST_STAGES} are allowed"
+            )
+        if one.get("type") == "Sequence":
+            waiting.extend(reversed(parts.component(one, name, inside)[inside]))
+        else:
+            found.append(one)
+    return found
+
+
+def _normalizers(parts: Parts, spec: Json) -> list[Normalizer]:
     kind = spec.get("type")
     check: Callable[..., Json] = lambda *known: parts.component(spec, "normalizer", *known)  # noqa: E731
-    if kind == "Sequence":
-        return [stage for inner in check("normalizers")["normalizers"] for stage in normalizers(parts, inner)]
     if kind in ("NFC", "NFD", "NFKC", "NFKD"):
         check()
         return [normalize.Normalize(kind)]
@@ -68,7 +101,7 @@ def normalizers(parts: Parts, spec: Json | None) -> list[Normalizer]:
         return [normalize.Bert(*map(bool, flags))]
     known = "Sequence, NFC, NFD, NFKC, NFKD, Replace, Prepend, Strip, BertNormalizer, Precompiled"
     raise UnsupportedModel(
-        f"{parts.path.name}: normalizer {kind!r} is not implemented; known are {known}, {', '.join(_PLAIN)}"
+        f"{parts.path.name}: normalizer {brief(kind)} is not implemented; known are {known}, {', '.join(_PLAIN)}"
     )
 
 
@@ -79,16 +112,11 @@ _PLAIN: dict[Any, Callable[[], Normalizer]] = {
 }
 
 
-def pre_tokenizers(parts: Parts, spec: Json | None) -> list[Stage]:
-    if spec is None:
-        return []
+def _pre_tokenizers(parts: Parts, spec: Json) -> list[Stage]:
     kind = spec.get("type")
     check: Callable[..., Json] = lambda *known, **allowed: parts.component(  # noqa: E731
         spec, "pre_tokenizer", *known, **allowed
     )
-    if kind == "Sequence":
-        inner = check("pretokenizers")["pretokenizers"]
-        return [stage for one in inner for stage in pre_tokenizers(parts, one)]
     if kind == "ByteLevel":
         # The change of alphabet that this stands for is in the model stage (kinds/byte_bpe.py).
         check("add_prefix_space", "trim_offsets", "use_regex")
@@ -109,10 +137,7 @@ def pre_tokenizers(parts: Parts, spec: Json | None) -> list[Stage]:
     if kind == "CharDelimiterSplit":
         return [Split(quoted(parts.text(check("delimiter"), "delimiter")), "Removed")]
     if kind == "FixedLength":
-        length = check("length").get("length", 5)
-        if type(length) is not int or length < 1:
-            raise FileFormatError(parts.path, "pre_tokenizer.length", f"{length!r} is not a length")
-        return [pretokenize.Chunks(length)]
+        return [pretokenize.Chunks(parts.whole(check("length"), "length", 1, MOST_IDS, 5))]
     if kind in _CUTS:
         check()
         return [_CUTS[kind]]
@@ -130,7 +155,7 @@ def pre_tokenizers(parts: Parts, spec: Json | None) -> list[Stage]:
         return stages
     known = "Sequence, ByteLevel, Split, Digits, Punctuation, CharDelimiterSplit, FixedLength, Metaspace"
     raise UnsupportedModel(
-        f"{parts.path.name}: pre_tokenizer {kind!r} is not implemented; known are {known}, {', '.join(_CUTS)}"
+        f"{parts.path.name}: pre_tokenizer {brief(kind)} is not implemented; known are {known}, {', '.join(_CUTS)}"
     )
 
 
@@ -152,6 +177,10 @@ def post_processors(parts: Parts, spec: Json | None) -> tuple[Template, tuple[Tr
         return Template(), _trims(spec)
     if kind == "Sequence":
         parts.component(spec, "post_processor", "processors")
+        if any(one.get("type") == "Sequence" for one in spec["processors"]):
+            raise UnsupportedModel(
+                f"{parts.path.name}: post_processor Sequence in a Sequence is not implemented"
+            )
         inner = [post_processors(parts, one) for one in spec["processors"]]
         acting = [template for template, _ in inner if template != Template()]
         if len(acting) > 1:
@@ -171,7 +200,7 @@ def post_processors(parts: Parts, spec: Json | None) -> tuple[Template, tuple[Tr
         return Template(single, (*single, (sep, 0), (B, 0), (sep, 0))), _trims(spec)
     known = "Sequence, ByteLevel, TemplateProcessing, BertProcessing, RobertaProcessing"
     raise UnsupportedModel(
-        f"{parts.path.name}: post_processor {kind!r} is not implemented; known are {known}"
+        f"{parts.path.name}: post_processor {brief(kind)} is not implemented; known are {known}"
     )
 
 
@@ -183,14 +212,16 @@ def _template(parts: Parts, spec: Json, name: str) -> tuple[tuple[int, int], ...
     out: list[tuple[int, int]] = []
     for item in spec[name]:
         if "Sequence" in item:
-            out.append(({"A": A, "B": B}[item["Sequence"]["id"]], item["Sequence"]["type_id"]))
+            segment = parts.whole(item["Sequence"], "type_id", 0, MOST_SEGMENTS)
+            out.append(({"A": A, "B": B}[item["Sequence"]["id"]], segment))
             continue
         token = spec["special_tokens"].get(item["SpecialToken"]["id"])
         ids = token["ids"] if token else ()
         if not ids or not all(type(i) is int and 0 <= i < parts.vocabulary.size for i in ids):
-            field = f"post_processor.special_tokens[{item['SpecialToken']['id']!r}]"
+            field = f"post_processor.special_tokens[{brief(item['SpecialToken']['id'])}]"
             raise FileFormatError(parts.path, field, "its ids are missing or outside the vocabulary")
-        out.extend((index, item["SpecialToken"]["type_id"]) for index in ids)
+        segment = parts.whole(item["SpecialToken"], "type_id", 0, MOST_SEGMENTS)
+        out.extend((index, segment) for index in ids)
     return tuple(out)
 
 
@@ -214,7 +245,7 @@ def decoder(parts: Parts, spec: Json | None) -> Decoder:
             values = byte_pieces(parts.vocabulary, parts.path, "model.vocab")
             verbatim = frozenset(token.id for token in parts.added if token.special)
             return ByteFallbackDecoder(tokens, values, verbatim, strip=spec["decoders"] != usual)
-        inner = ", ".join(str(one.get("type")) for one in spec["decoders"])
+        inner = shown(", ".join(str(one.get("type")) for one in spec["decoders"]))
         raise UnsupportedModel(
             f"{parts.path.name}: decoder Sequence of {inner} is not implemented; "
             "known is Replace ▁, ByteFallback, Fuse and perhaps Strip"
@@ -231,8 +262,8 @@ def decoder(parts: Parts, spec: Json | None) -> Decoder:
     if spec is None:
         return JoinDecoder(tokens, " ")
     raise UnsupportedModel(
-        f"{parts.path.name}: decoder {kind!r} is not implemented; known are ByteLevel, Fuse, Metaspace, WordPiece, "
-        "Sequence"
+        f"{parts.path.name}: decoder {brief(kind)} is not implemented; known are ByteLevel, Fuse, Metaspace, "
+        "WordPiece, Sequence"
     )
 
 
@@ -244,7 +275,8 @@ def truncation(parts: Parts, spec: Json | None) -> Truncation | None:
     strategies = {"LongestFirst": "longest_first", "OnlyFirst": "only_first", "OnlySecond": "only_second"}
     strategy: Any = strategies.get(spec["strategy"], spec["strategy"])
     side: Any = spec.get("direction", "Right").lower()
-    return Truncation(int(spec["max_length"]), int(spec["stride"]), strategy, side)
+    longest, stride = (parts.whole(spec, key, 0, MOST_IDS) for key in ("max_length", "stride"))
+    return Truncation(longest, stride, strategy, side)
 
 
 def padding(parts: Parts, spec: Json | None) -> Padding | None:
@@ -256,10 +288,14 @@ def padding(parts: Parts, spec: Json | None) -> Padding | None:
         "padding",
         *("strategy", "direction", "pad_to_multiple_of", "pad_id", "pad_type_id", "pad_token"),
     )
-    length = spec["strategy"]["Fixed"] if isinstance(spec["strategy"], dict) else None
+    strategy, multiple = spec["strategy"], spec.get("pad_to_multiple_of")
+    length = parts.whole(strategy, "Fixed", 0, MOST_FILLED) if isinstance(strategy, dict) else None
+    if multiple is not None:
+        multiple = parts.whole(spec, "pad_to_multiple_of", 0, MOST_FILLED)
     side: Any = spec["direction"].lower()
-    token, index = parts.text(spec, "pad_token"), spec["pad_id"]
-    return Padding(index, token, length, spec.get("pad_to_multiple_of"), spec["pad_type_id"], side)
+    token, index = parts.text(spec, "pad_token"), parts.whole(spec, "pad_id", 0, MOST_SEGMENTS)
+    segment = parts.whole(spec, "pad_type_id", 0, MOST_SEGMENTS)
+    return Padding(index, token, length, multiple, segment, side)
 
 
 def _pattern(parts: Parts, spec: Any) -> tuple[str, bool]:
@@ -273,4 +309,4 @@ def _pattern(parts: Parts, spec: Any) -> tuple[str, bool]:
             return text, True
         if "String" in spec:
             return text, False
-    raise FileFormatError(parts.path, "pattern", f"{spec!r} is neither a String nor a Regex")
+    raise FileFormatError(parts.path, "pattern", f"{brief(spec)} is neither a String nor a Regex")

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 from pellucid.errors import InvalidRequest
+from pellucid.messages import brief
 
 Side = Literal["left", "right"]
 
@@ -128,7 +129,7 @@ class Truncation:
         left = lengths[which] - (sum(lengths) - limit)
         if left <= 0:
             raise InvalidRequest(
-                f"truncation to {self.max_length} would leave nothing of the text that {self.strategy!r} cuts: "
+                f"truncation to {self.max_length} would leave nothing of the text that {brief(self.strategy)} cuts: "
                 "give a greater max_length, or strategy 'longest_first'"
             )
         return [left, lengths[1]] if which == 0 else [lengths[0], left]
@@ -199,4 +200,4 @@ def combined(
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise InvalidRequest(f"{name} {value!r} is not known; known are {', '.join(known)}")
+        raise InvalidRequest(f"{name} {brief(value)} is not known; known are {', '.join(known)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.messages import brief
 from pellucid.tokenize.added import AddedToken, AddedTokens
 from pellucid.tokenize.postprocess import Template
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
@@ -159,6 +160,6 @@ def check_scores(path: Path, scores: Sequence[Any]) -> Sequence[float]:
     if not set(map(type, scores)) <= {float, int} or not all(map(isfinite, scores)):
         at = next(i for i, s in enumerate(scores) if type(s) not in (float, int) or not isfinite(s))
         raise FileFormatError(
-            path, "tokenizer.ggml.scores", f"entry {at} is {scores[at]!r}, not a finite number"
+            path, "tokenizer.ggml.scores", f"entry {at} is {brief(scores[at])}, not a finite number"
         )
     return scores

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.messages import brief, shown
 from pellucid.tokenize import components, normalize
 from pellucid.tokenize import kept as kept_files
 from pellucid.tokenize.added import AddedToken, AddedTokens
@@ -43,7 +44,7 @@ class Parts:
     def __init__(self, path: Path, spec: Json, kept: Arrays | None = None) -> None:
         self.path = path
         self._spec = self.component(
-            {"type": "tokenizer.json", **spec},
+            spec,
             "file",
             *("version", "truncation", "padding", "added_tokens", "normalizer"),
             *("pre_tokenizer", "post_processor", "decoder", "model"),
@@ -114,15 +115,15 @@ class Parts:
 
     def component(self, spec: Json, where: str, *known: str, **allowed: Sequence[Any]) -> Json:
         """``spec``, if it has no fields but ``known`` ones, and only the ``allowed`` values in some of them."""
-        kind = spec.get("type", where)
+        kind = f"{where} {shown(str(spec['type']))}" if "type" in spec else where
         for key in spec.keys() - {"type", *known}:
             raise UnsupportedModel(
-                f"{self.path.name}: {where} {kind}: field {key!r} is not implemented; known are {', '.join(known)}"
+                f"{self.path.name}: {kind}: field {brief(key)} is not implemented; known are {', '.join(known)}"
             )
         for key, values in allowed.items():
             if key in spec and spec[key] not in values:
                 raise UnsupportedModel(
-                    f"{self.path.name}: {where} {kind}: {key}={spec[key]!r} is not implemented; "
+                    f"{self.path.name}: {kind}: {key}={brief(spec[key])} is not implemented; "
                     f"possible are {', '.join(map(repr, values))}"
                 )
         return spec
@@ -130,14 +131,23 @@ class Parts:
     def id_of(self, token: Any, field: str) -> int:
         """The id of a token that the file names."""
         if not isinstance(token, str) or token not in self.vocabulary.ids:
-            raise FileFormatError(self.path, field, f"{token!r} is not in the vocabulary")
+            raise FileFormatError(self.path, field, f"{brief(token)} is not in the vocabulary")
         return self.vocabulary.ids[token]
 
     def text(self, spec: Json, key: str, default: str | None = None) -> str:
         """The string in a field."""
         value = spec.get(key, default)
         if not isinstance(value, str):
-            raise FileFormatError(self.path, key, f"expected a string, found {value!r:.80}")
+            raise FileFormatError(self.path, key, f"expected a string, found {brief(value)}")
+        return value
+
+    def whole(self, spec: Json, key: str, low: int, high: int, default: int | None = None) -> int:
+        """The whole number in a field, in a range."""
+        value = spec.get(key, default)
+        if type(value) is not int or not low <= value <= high:
+            raise FileFormatError(
+                self.path, key, f"{brief(value)} is not a whole number from {low:,} to {high:,}"
+            )
         return value
 
     def has_pre_tokenizer(self, kind: str) -> bool:
@@ -165,7 +175,9 @@ class Parts:
             )
         if not set(map(type, vocab.values())) <= {int}:
             piece = next(piece for piece, index in vocab.items() if type(index) is not int)
-            raise FileFormatError(self.path, "model.vocab", f"the id of {piece!r} is {vocab[piece]!r}")
+            raise FileFormatError(
+                self.path, "model.vocab", f"the id of {brief(piece)} is {brief(vocab[piece])}"
+            )
         return vocab
 
     def _scored(self, vocab: Any) -> dict[str, int]:
@@ -177,15 +189,15 @@ class Parts:
         for at, entry in enumerate(vocab):
             if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
                 raise FileFormatError(
-                    self.path, f"model.vocab[{at}]", f"{entry!r:.80} is not a piece and a score"
+                    self.path, f"model.vocab[{at}]", f"{brief(entry)} is not a piece and a score"
                 )
             if type(entry[1]) not in (int, float) or not isfinite(entry[1]):
-                problem = f"the score of {entry[0]!r} is {entry[1]!r}, not a finite number"
+                problem = f"the score of {brief(entry[0])} is {brief(entry[1])}, not a finite number"
                 raise FileFormatError(self.path, f"model.vocab[{at}]", problem)
         ids = {piece: at for at, (piece, _) in enumerate(vocab)}
         if len(ids) != len(vocab):
             at = next(at for at, (piece, _) in enumerate(vocab) if ids[piece] != at)
-            problem = f"{vocab[at][0]!r} is listed twice, as ids {at} and {ids[vocab[at][0]]}"
+            problem = f"{brief(vocab[at][0])} is listed twice, as ids {at} and {ids[vocab[at][0]]}"
             raise FileFormatError(self.path, "model.vocab", problem)
         self.scores = [float(score) for _, score in vocab]
         return ids
@@ -197,11 +209,13 @@ class Parts:
             or type(token.get("id")) is not int
             or not isinstance(token.get("content"), str)
         ):
-            raise FileFormatError(self.path, where, f"{token!r} has no id and content")
+            raise FileFormatError(self.path, where, f"{brief(token)} has no id and content")
         flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
         self.component(token, where, "id", "content", *flags)
         if self.vocab.get(token["content"], token["id"]) != token["id"]:
-            raise FileFormatError(self.path, where, f"{token['content']!r} has another id in the vocabulary")
+            raise FileFormatError(
+                self.path, where, f"{brief(token['content'])} has another id in the vocabulary"
+            )
         return AddedToken(token["id"], token["content"], **{flag: bool(token.get(flag)) for flag in flags})
 
     def _vocabulary(self) -> Vocabulary:
@@ -214,7 +228,7 @@ class Parts:
             raise FileFormatError(
                 self.path,
                 "model.vocab",
-                f"the id of {piece!r}, {ids[piece]}, is out of range for {len(ids):,} pieces",
+                f"the id of {brief(piece)}, {ids[piece]}, is out of range for {len(ids):,} pieces",
             )
         # Ids that no piece has (some files leave gaps) get a name that no text can hold.
         tokens = [f"\0unused {index}" for index in range(size)]
@@ -222,7 +236,7 @@ class Parts:
         for piece, index in ids.items():
             if types[index] != TokenType.UNUSED:
                 raise FileFormatError(
-                    self.path, "model.vocab", f"{tokens[index]!r} and {piece!r} share id {index}"
+                    self.path, "model.vocab", f"{brief(tokens[index])} and {brief(piece)} share id {index}"
                 )
             tokens[index], types[index] = piece, int(TokenType.NORMAL)
         if self.model.get("byte_fallback"):
@@ -277,7 +291,7 @@ def _parts(path: Path, spec: Json) -> Parts:
         raise FileFormatError(path, "model.type", "missing")
     if name not in known:
         raise UnsupportedModel(
-            f"{path.name}: model type {name!r} is not implemented; known are {', '.join(known)}"
+            f"{path.name}: model type {brief(name)} is not implemented; known are {', '.join(known)}"
         )
     return Parts(path, spec)
 

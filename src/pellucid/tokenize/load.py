@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.messages import reason
+from pellucid.messages import brief, reason
 from pellucid.tokenize import kinds
 from pellucid.tokenize.gguf import Fields
 
@@ -62,7 +62,7 @@ def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
     by_name = {m.GGUF_MODEL: m for m in known_kinds().values() if hasattr(m, "GGUF_MODEL")}
     if name not in by_name:
         raise UnsupportedModel(
-            f"tokenizer.ggml.model {name!r} is not known; known are {', '.join(sorted(by_name))}"
+            f"tokenizer.ggml.model {brief(name)} is not known; known are {', '.join(sorted(by_name))}"
         )
     tokenizer: Tokenizer = by_name[name].from_gguf(fields)
     return tokenizer

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.messages import brief
 from pellucid.tokenize import patterns
 from pellucid.tokenize.beside import Beside, Json, read_json
 from pellucid.tokenize.decode import byte_alphabet
@@ -33,7 +34,9 @@ def wordpiece(path: Path, beside: Beside) -> Json:
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
         second = next(index for index, token in enumerate(tokens) if vocab[token] != index)
-        problem = f"piece {tokens[second]!r} is listed twice, as ids {second} and {vocab[tokens[second]]}"
+        problem = (
+            f"piece {brief(tokens[second])} is listed twice, as ids {second} and {vocab[tokens[second]]}"
+        )
         raise FileFormatError(path, "vocab.txt", problem)
     names = {
         key: beside.named.get(f"{key}_token", f"[{key.upper()}]")
@@ -41,7 +44,7 @@ def wordpiece(path: Path, beside: Beside) -> Json:
     }
     for key in ("unk", "sep", "cls"):
         if names[key] not in vocab:
-            raise FileFormatError(path, f"{key}_token", f"{names[key]!r} is not in the vocabulary")
+            raise FileFormatError(path, f"{key}_token", f"{brief(names[key])} is not in the vocabulary")
     added = {token["content"]: token for token in beside.added_to(vocab)}
     for name in names.values():
         if name in vocab:
@@ -137,11 +140,11 @@ def tiktoken(path: Path, beside: Beside) -> Json:
         try:
             spelled = "".join([spelling[byte] for byte in base64.b64decode(piece, validate=True)])
         except binascii.Error:
-            raise FileFormatError(path, f"line {at}", f"{piece[:40]!r} is not base64") from None
+            raise FileFormatError(path, f"line {at}", f"{brief(piece[:40])} is not base64") from None
         if not rank.isdigit() or not spelled:
-            raise FileFormatError(path, f"line {at}", f"{line[:60]!r} is not a piece and a rank")
+            raise FileFormatError(path, f"line {at}", f"{brief(line[:60])} is not a piece and a rank")
         if spelled in vocab:
-            raise FileFormatError(path, f"line {at}", f"{piece[:40]!r} is listed twice")
+            raise FileFormatError(path, f"line {at}", f"{brief(piece[:40])} is listed twice")
         vocab[spelled] = int(rank)
     added = {token["content"]: token for token in beside.added_to(vocab)}
     for name, index in known.special(len(vocab)).items():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.messages import brief
 from pellucid.tokenize.added import AddedToken, AddedTokens
 from pellucid.tokenize.base import Model, Tokenizer
 from pellucid.tokenize.beside import Beside
@@ -86,7 +87,7 @@ def _add(spec: Spec, beside: Beside, path: Path) -> None:
             continue
         if token["id"] != len(spec.pieces):
             problem = (
-                f"{token['content']!r} has id {token['id']}, but the next free one is {len(spec.pieces)}"
+                f"{brief(token['content'])} has id {token['id']}, but the next free one is {len(spec.pieces)}"
             )
             raise FileFormatError(path, "added tokens", problem)
         spec.pieces.append(token["content"])
@@ -152,7 +153,8 @@ def _model(
     if kind == 2:
         if unused := vocabulary.of_type(TokenType.UNUSED):
             raise UnsupportedModel(
-                f"{path.name}: BPE with pieces of type UNUSED, as {vocabulary.tokens[unused[0]]!r}, is not implemented"
+                f"{path.name}: BPE with pieces of type UNUSED, as {brief(vocabulary.tokens[unused[0]])}, is not "
+                "implemented"
             )
         pairs = ScoreRanks(vocabulary.tokens, pieces, spec.scores, by_score_alone=True)
         return CharBPE(vocabulary.tokens, pieces, pairs, byte_ids, unknown, exactly=True)
@@ -198,9 +200,11 @@ def _piece(spec: Spec, data: bytes, path: Path) -> None:
     if not piece:
         raise FileFormatError(path, where, "the piece is empty")
     if not isinstance(score, float) or not isfinite(score):
-        raise FileFormatError(path, where, f"the score of {piece!r} is {score!r}, not a finite number")
+        raise FileFormatError(
+            path, where, f"the score of {brief(piece)} is {brief(score)}, not a finite number"
+        )
     if not isinstance(kind, int):
-        raise FileFormatError(path, where, f"the type of {piece!r} is {kind!r}")
+        raise FileFormatError(path, where, f"the type of {brief(piece)} is {brief(kind)}")
     spec.pieces.append(piece)
     spec.scores.append(score)
     spec.types.append(kind)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.messages import brief
 from pellucid.tokenize import kept
 from pellucid.tokenize.base import Tokenizer
 from pellucid.tokenize.decode import ByteLevelDecoder, byte_alphabet
@@ -152,7 +153,7 @@ def pair_ranks(
         for at, (left, right) in enumerate(zip(lefts, rights)):
             for piece in (left, right, f"{left}{right}"):
                 if not isinstance(piece, str) or piece not in ids:
-                    problem = f"merge {at}, {merges[at]!r}: {piece!r} is not in the vocabulary"
+                    problem = f"merge {at}, {brief(merges[at])}: {brief(piece)} is not in the vocabulary"
                     raise FileFormatError(path, field, problem) from None
         raise
     import numpy as np
@@ -175,12 +176,12 @@ def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str
     split = [line.split(" ") if isinstance(line, str) else line for line in merges]
     if not set(map(type, split)) <= {list} or not set(map(len, split)) <= {2}:
         at = next(i for i, parts in enumerate(split) if not isinstance(parts, list) or len(parts) != 2)
-        raise FileFormatError(path, field, f"merge {at}, {merges[at]!r}, is not two pieces")
+        raise FileFormatError(path, field, f"merge {at}, {brief(merges[at])}, is not two pieces")
     lefts, rights = [parts[0] for parts in split], [parts[1] for parts in split]
     if "" in lefts or "" in rights:
         at = next(i for i, parts in enumerate(split) if "" in parts)
         raise FileFormatError(
-            path, field, f"merge {at}, {merges[at]!r}, has an empty piece: it would never end"
+            path, field, f"merge {at}, {brief(merges[at])}, has an empty piece: it would never end"
         )
     return lefts, rights
 
@@ -195,7 +196,7 @@ def from_gguf(fields: Fields) -> Tokenizer:
     splitting = GGUF_PRE.get(name)
     if splitting is None:
         raise UnsupportedModel(
-            f"tokenizer.ggml.pre {name!r} is not known; known are {', '.join(sorted(GGUF_PRE))}"
+            f"tokenizer.ggml.pre {brief(name)} is not known; known are {', '.join(sorted(GGUF_PRE))}"
         )
     pairs = _gguf_pairs(merges, vocabulary, fields.path)
     verbatim = frozenset(vocabulary.of_type(*SPECIAL_TYPES, TokenType.USER_DEFINED))

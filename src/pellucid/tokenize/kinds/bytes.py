@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError
+from pellucid.messages import brief
 from pellucid.tokenize.added import AddedToken, AddedTokens
 from pellucid.tokenize.base import Tokenizer
 from pellucid.tokenize.beside import Beside
@@ -45,7 +46,7 @@ def from_config(folder: Path, beside: Beside) -> Tokenizer:
     """ByT5's tokenizer, of which ``tokenizer_config.json`` says how many extra ids there are."""
     extra = beside.config.get("extra_ids", 125)
     if type(extra) is not int or not 0 <= extra <= MOST_EXTRA:
-        problem = f"is {extra!r}; it must be a number from 0 to {MOST_EXTRA:,}"
+        problem = f"is {brief(extra)}; it must be a number from 0 to {MOST_EXTRA:,}"
         raise FileFormatError(folder / "tokenizer_config.json", "extra_ids", problem)
     shift = len(SPECIAL)
     tokens = [

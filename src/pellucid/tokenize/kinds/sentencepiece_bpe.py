@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
+from pellucid.messages import brief
 from pellucid.tokenize.base import Tokenizer
 from pellucid.tokenize.decode import SPACE, ByteFallbackDecoder
 from pellucid.tokenize.gguf import Fields, check_scores
@@ -132,7 +133,9 @@ def byte_pieces(vocabulary: Vocabulary, path: Path, field: str) -> dict[int, int
     for index in vocabulary.of_type(TokenType.BYTE):
         found = re.fullmatch("<0x([0-9A-F]{2})>", vocabulary.tokens[index])
         if not found:
-            raise FileFormatError(path, field, f"byte token {index} is called {vocabulary.tokens[index]!r}")
+            raise FileFormatError(
+                path, field, f"byte token {index} is called {brief(vocabulary.tokens[index])}"
+            )
         table[index] = int(found[1], 16)
     return table
 

@@ -14,6 +14,7 @@ from struct import pack, unpack
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
+from pellucid.messages import brief
 from pellucid.tokenize.base import Tokenizer
 from pellucid.tokenize.gguf import Fields, check_scores
 from pellucid.tokenize.huggingface import Parts
@@ -207,7 +208,7 @@ def from_json(parts: Parts) -> Unigram:
     model = parts.component(parts.model, "model", "vocab", "unk_id", "byte_fallback")
     unknown = model.get("unk_id")
     if type(unknown) is not int or not 0 <= unknown < len(parts.scores):
-        problem = f"{unknown!r} is not an id; they go from 0 to {len(parts.scores) - 1}"
+        problem = f"{brief(unknown)} is not an id; they go from 0 to {len(parts.scores) - 1}"
         raise FileFormatError(parts.path, "model.unk_id", problem)
     values = byte_pieces(parts.vocabulary, parts.path, "model.vocab")
     return Unigram(

@@ -120,9 +120,7 @@ def from_json(parts: Parts) -> WordPiece:
         parts.model, "model", "vocab", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word"
     )
     prefix = parts.text(model, "continuing_subword_prefix", "##")
-    longest = model.get("max_input_chars_per_word", 100)
-    if type(longest) is not int or longest < 1:
-        raise FileFormatError(parts.path, "model.max_input_chars_per_word", f"{longest!r} is not a length")
+    longest = parts.whole(model, "max_input_chars_per_word", 1, (1 << 31) - 1, 100)
     return WordPiece(parts.vocab, parts.id_of(model["unk_token"], "model.unk_token"), prefix, longest)
 
 
