@@ -155,6 +155,10 @@ TOKENS += [
 ]
 
 
+HEAD = "{% set ns = namespace(a=1) %}{% set x = 'x' %}{% set y = [1, 'b'] %}{% set m = messages[-1] %}"
+"""Gives the names that expressions use."""
+
+
 class Grammar:
     """One template; ``great`` is how likely a great number or a call that makes much takes the place of a small one."""
 
@@ -162,10 +166,7 @@ class Grammar:
         self.random, self.great = random, great
 
     def template(self) -> str:
-        head = (
-            "{% set ns = namespace(a=1) %}{% set x = 'x' %}{% set y = [1, 'b'] %}{% set m = messages[-1] %}"
-        )
-        return head + self.body(3, False)
+        return HEAD + self.body(3, False)
 
     def body(self, depth: int, looping: bool) -> str:
         return "".join(
@@ -339,7 +340,12 @@ def hostile(random: Random) -> str:
         return random.choice(OPENINGS) * random.choice((100, 1000, 10_000, 40_000))
     if kind < 0.06:
         return random.choice(BOMBS).format(k=random.choice((5, 20, 40)), m=random.choice((10, 1000, 99999)))
-    return Grammar(random, random.choice((0.02, 0.1))).template()
+    grammar = Grammar(random, random.choice((0.02, 0.1)))
+    if kind < 0.1:  # an error with any text in it
+        ends = random.choice(("", "\\n\\u2028", "\x1b[2J"))
+        text = f"({grammar.expression(1, False)}) ~ '{random.choice(TEXTS)}{ends}' * {random.choice((1, 999, 10**6))}"
+        return HEAD + "{{ raise_exception(" + text + ") }}"
+    return grammar.template()
 
 
 def damaged(random: Random, source: str) -> str:
