@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+LONGEST = 500  # characters of a message that may quote a file
+
 
 class PellucidError(Exception):
     """Base of every error that Pellucid raises on purpose."""
@@ -53,11 +55,19 @@ class FileFormatError(PellucidError, ValueError):
     def __init__(self, path: str | Path, field: str, problem: str, offset: int | None = None) -> None:
         self.path, self.field, self.offset = Path(path), field, offset
         where = "" if offset is None else f" at byte {offset:,}"
-        super().__init__(f"{self.path.name or self.path}: {field}{where}: {problem}")
+        super().__init__(_cut(f"{self.path.name or self.path}: {field}{where}: {problem}"))
 
 
 class UnsupportedModel(PellucidError):
     """A well-formed file asks for something that is not implemented. The message lists what is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_cut(message))
+
+
+def _cut(message: str) -> str:
+    """A message that does not grow with what a file holds."""
+    return message if len(message) <= LONGEST else message[: LONGEST - 3] + "..."
 
 
 class TemplateError(PellucidError, ValueError):

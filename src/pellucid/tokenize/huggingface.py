@@ -11,12 +11,13 @@ import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
+from sys import float_info
 from types import ModuleType
 from typing import Any, TypeVar
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.messages import brief
 from pellucid.tokenize import components, normalize
 from pellucid.tokenize import kept as kept_files
 from pellucid.tokenize.added import AddedToken, AddedTokens
@@ -179,8 +180,8 @@ class Parts:
                 raise FileFormatError(
                     self.path, f"model.vocab[{at}]", f"{entry!r:.80} is not a piece and a score"
                 )
-            if type(entry[1]) not in (int, float) or not isfinite(entry[1]):
-                problem = f"the score of {entry[0]!r} is {entry[1]!r}, not a finite number"
+            if type(entry[1]) not in (int, float) or not abs(entry[1]) <= float_info.max:
+                problem = f"the score of {entry[0]!r} is {brief(entry[1])}, not a finite number"
                 raise FileFormatError(self.path, f"model.vocab[{at}]", problem)
         ids = {piece: at for at, (piece, _) in enumerate(vocab)}
         if len(ids) != len(vocab):
