@@ -287,6 +287,7 @@ def load_weights(
         source = model.slots[slot]
         stored = decode(checkpoint, source.tensor)
         vector = np.zeros(round_up(len(stored), ROWS), np.float32)
-        vector[: len(stored)] = stored + np.float32(source.plus)
+        with np.errstate(all="ignore"):  # a file may hold numbers that are none
+            vector[: len(stored)] = stored + np.float32(source.plus)
         vectors[slot] = vector
     return matrices, vectors

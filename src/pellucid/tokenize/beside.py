@@ -8,18 +8,20 @@ conversation is written. Any of them may be missing.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError
-from pellucid.messages import brief
+from pellucid.messages import brief, reason
 from pellucid.model.config import Config
 from pellucid.tokenize.gguf import end_ids
 from pellucid.tokenize.vocabulary import Vocabulary
 
 Json = Mapping[str, Any]
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
@@ -106,10 +108,16 @@ def parse_json(data: bytes, path: Path) -> Json:
 
     try:
         spec = json.loads(data, object_pairs_hook=unique, parse_float=_float)
+        if _SURROGATE.search(data):  # pairs are characters; half of one is none, in no encoding
+            json.dumps(spec, ensure_ascii=False).encode()
     except FileFormatError:
         raise
-    except (ValueError, RecursionError) as bad:  # not JSON, not UTF-8, an integer of thousands of digits
-        raise FileFormatError(path, "JSON", str(bad), getattr(bad, "pos", None)) from None
+    except UnicodeEncodeError as bad:
+        raise FileFormatError(
+            path, "JSON", f"{brief(bad.object[bad.start])} is half of a character"
+        ) from None
+    except (ValueError, RecursionError) as bad:  # not JSON, not UTF-8, a number of thousands of digits
+        raise FileFormatError(path, "JSON", reason(bad), getattr(bad, "pos", None)) from None
     if not isinstance(spec, dict):
         raise FileFormatError(path, "JSON", f"expected an object, found {type(spec).__name__}")
     return spec

@@ -11,8 +11,8 @@ import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
+from sys import float_info
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -191,7 +191,7 @@ class Parts:
                 raise FileFormatError(
                     self.path, f"model.vocab[{at}]", f"{brief(entry)} is not a piece and a score"
                 )
-            if type(entry[1]) not in (int, float) or not isfinite(entry[1]):
+            if type(entry[1]) not in (int, float) or not abs(entry[1]) <= float_info.max:
                 problem = f"the score of {brief(entry[0])} is {brief(entry[1])}, not a finite number"
                 raise FileFormatError(self.path, f"model.vocab[{at}]", problem)
         ids = {piece: at for at, (piece, _) in enumerate(vocab)}

@@ -10,6 +10,8 @@ import pytest
 from tokenizer_cases import GOLDENS, TINY, from_fields, from_folder
 
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
+from pellucid.tokenize import load_tokenizer
+from pellucid.tokenize.beside import parse_json
 from pellucid.tokenize.decode import byte_alphabet
 
 LETTERS = [*byte_alphabet()]
@@ -249,3 +251,40 @@ def test_any_damage_to_gguf_fields_is_refused_or_harmless(fields: dict[str, Any]
                 from_fields({**fields, key: wrong}).encode("a b")
             except PellucidError:
                 continue
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": ' + "9" * 5000 + "}", "JSON: Exceeds the limit"),
+        ('{"a": "\\ud800"}', r"JSON: '\\ud800' is half of a character"),
+        ('{"\\uDC00": 1}', r"JSON: '\\udc00' is half of a character"),
+    ],
+)
+def test_json_that_no_other_reader_takes(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(FileFormatError, match=message):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_characters_may_be_written_as_surrogate_pairs() -> None:
+    assert parse_json(rb'{"a": "\ud83d\ude00", "b": "\\ud800"}', Path("x")) == {"a": "😀", "b": r"\ud800"}
+
+
+def test_a_score_that_no_float_holds(tmp_path: Path) -> None:
+    spec = {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["a", -(10**400)]]}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(
+        FileFormatError, match=r"model.vocab\[1\]: the score of 'a' is .*, not a finite number"
+    ):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_a_message_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}, "x" * 5000: 1}))
+    for error in (FileFormatError, UnsupportedModel):
+        made = error("x" * 2000) if error is UnsupportedModel else error("p", "f", "x" * 2000)
+        assert len(str(made)) == 500
+    with pytest.raises((FileFormatError, UnsupportedModel)) as caught:
+        load_tokenizer(tmp_path / "tokenizer.json")
+    assert len(str(caught.value)) <= 500
