@@ -93,7 +93,8 @@ HARMLESS = re.compile(
     # what only matters in training
     r"\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*_coef(ficient)?|rescale_prenorm_residual|"
     # what a call returns and how it runs, not what it computes; pretraining_tp cuts a product into parts
-    r"use_cache|cache_implementation|return_dict\w*|output_(hidden_states|attentions|past|router_logits)|use_return_dict|torchscript|"
+    r"use_cache|cache_implementation|return_dict\w*|use_return_dict|torchscript|"
+    r"output_(hidden_states|attentions|past|router_logits)|"
     r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|attn_implementation|"
     r"use_memory_efficient_attention|unpad_inputs|num_logits_to_keep|classifier_\w+|summary_\w+|"
     # tokens, and how to generate unless a request says otherwise (the tokenizer reads what it needs)
