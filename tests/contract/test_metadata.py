@@ -265,6 +265,12 @@ def test_a_scaling_of_gguf_without_a_type_is_linear_as_in_llamacpp() -> None:
         assert rotary.scaling == RotaryScaling("linear", 4.0)
 
 
+def test_both_kinds_of_layers_of_a_gguf_turn_as_much_of_a_head() -> None:
+    blocks = GGUF["gemma3"]().changed(**{"gemma3.rope.dimension_count": 8}).read().spec.blocks
+    assert {block.attention.window for block in blocks} == {0, 8}
+    assert {block.attention.rotary.dims for block in blocks if block.attention.rotary} == {8}
+
+
 def test_a_vocabulary_that_is_not_the_embedding() -> None:
     message = outcome(GGUF["llama"]().changed(**{"llama.vocab_size": 63}))
     assert message == "tiny.gguf: llama.vocab_size: is 63, but token_embd.weight has 64 rows"

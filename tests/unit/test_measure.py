@@ -146,7 +146,7 @@ def test_cost(net: Network) -> None:
     head = sum(op.weight_bytes for op in net.plan.operations if op.rows == "outputs")
     assert cost((0, 8, 1), (0, 8, 0)).nbytes == weights
     assert cost((0, 8, 0)).nbytes == weights - head
-    per_token = [2 * 2 * block.attention.kv_heads * block.attention.head_dim for block in net.spec.blocks]
+    per_token = [2 * 4 * block.attention.kv_heads * block.attention.head_dim for block in net.spec.blocks]
     seen = [min(21, block.attention.window or 21) for block in net.spec.blocks]
     cached = sum(n * each for n, each in zip(seen, per_token))
     assert cost((20, 1, 1)).nbytes == weights + cached

@@ -93,7 +93,8 @@ HARMLESS = re.compile(
     # what only matters in training
     r"\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*_coef(ficient)?|rescale_prenorm_residual|"
     # what a call returns and how it runs, not what it computes; pretraining_tp cuts a product into parts
-    r"use_cache|cache_implementation|return_dict\w*|output_(hidden_states|attentions|past|router_logits)|use_return_dict|torchscript|"
+    r"use_cache|cache_implementation|return_dict\w*|use_return_dict|torchscript|"
+    r"output_(hidden_states|attentions|past|router_logits)|"
     r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|attn_implementation|"
     r"use_memory_efficient_attention|unpad_inputs|num_logits_to_keep|classifier_\w+|summary_\w+|"
     # tokens, and how to generate unless a request says otherwise (the tokenizer reads what it needs)
@@ -104,9 +105,9 @@ HARMLESS = re.compile(
     # what belongs to options that are refused themselves: experts, windows by depth, other scalings
     r"num_experts_per_tok|moe_(?!num_experts)\w+|norm_topk_prob|router_\w+|first_k_dense_replace|decoder_sparse_step|"
     r"max_window_layers|max_sequence_length|max_seq_len|model_max_length|original_max_position_embeddings|"
-    r"tie_word_embeddings|bos_token_id|eos_token_id"
+    r"tie_word_embeddings|is_decoder|bos_token_id|eos_token_id"
 )
-"""Of config.json. Whether a head is tied matters to models with a head, which read it."""
+"""Of config.json. Families to which it matters whether a head is tied, or whether a model is a decoder, read that."""
 
 CHANGING: dict[str, Neutral] = {
     **_table(
@@ -138,7 +139,6 @@ CHANGING: dict[str, Neutral] = {
     "num_key_value_heads": same_as("num_attention_heads"),
     "head_dim": _head_dim,
     "v_head_dim": either(same_as("head_dim"), _head_dim),
-    "is_decoder": only(True, False),  # a decoder is one; families for which it matters read it
     "position_embedding_type": only("rope", "rotary"),
     "attention_type": only("original_full"),
     "sliding_window": _no_window,

@@ -199,6 +199,8 @@ class Candidates:
                 {name: self.__dict__[name][:n] for name in ("weights", "ends") if name in self.__dict__}
             )
             made.__dict__.update({"highest": self.highest})
+        elif self.__dict__.get("best", n) < n:  # of these it is the highest as well
+            made.__dict__["best"] = self.best
         return made
 
     def keep(self, places: Ints) -> Candidates:

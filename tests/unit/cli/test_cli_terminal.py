@@ -124,6 +124,6 @@ def test_names_do_nothing_to_the_terminal(tmp_path_factory: pytest.TempPathFacto
     folder.mkdir()
     with terminal("run", str(folder), "hi") as t:
         assert t.end() == 2
-        assert t.output.startswith("pellucid: red\\x1b[31m line: folder: holds no model")
+        assert t.output.startswith("pellucid: red\\x1b[31m\\nline: folder: holds no model")
         assert "\x1b" not in t.output
         assert t.output.count("\n") == 1

@@ -15,6 +15,7 @@ from pellucid.errors import KernelError
 from pellucid.sample import chain as chain_module
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.chain import Chain, Sampler
+from pellucid.sample.logprobs import of_token
 from pellucid.sample.options import Options
 from pellucid.sample.random import uniform
 from pellucid.sample.steps.temperature import Temperature
@@ -190,3 +191,25 @@ def test_a_fork_goes_on_by_itself() -> None:
     other = one.fork()
     ahead = [one.sample(logits).token for _ in range(8)]
     assert [other.sample(logits).token for _ in range(8)] == ahead
+
+
+@pytest.mark.parametrize("highest", [3, 299, 300, 399])
+def test_rows_beyond_the_vocabulary_count_and_do_not_come(highest: int) -> None:
+    """400 logits, of which 300 are of tokens."""
+    logits = np.float32(np.random.default_rng(4).normal(size=400))
+    logits[highest] = 9.0
+    best = int(logits[:300].argmax())
+    whole = logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64))
+    draw = start(Chain(greedy=True), 300).sample(logits, watch=True)
+    assert (draw.token, len(draw.candidates), len(draw.logits)) == (best, 300, 400)
+    assert draw.steps is not None
+    assert [(step.name, step.removed, step.left) for step in draw.steps] == [("vocabulary", 100, 300)]
+    assert draw.steps[0].removed_mass == pytest.approx(np.exp(whole[300:]).sum())
+    row = of_token(draw.logits, best, 400, 300)
+    assert (row.chosen, row.rank) == (pytest.approx(whole[best]), 1)
+    assert sorted(row.top_ids[:300].tolist()) == list(range(300))
+    assert (row.top_ids[300:] == -1).all()
+    drawn = {start(Chain(seed=seed), 300).sample(logits).token for seed in range(50)}
+    assert max(drawn) < 300
+    with pytest.raises(KernelError, match="no token has a finite logit"):
+        start(Chain(), 300).sample(np.where(np.arange(400) < 300, -INF, logits))

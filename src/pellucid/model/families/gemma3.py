@@ -37,7 +37,10 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
         "rope.freq_base_swa", gemma.number("rope.local.freq_base", LOCAL_BASE, low=1.0), low=1.0
     )
     gemma.agreed("rope.freq_base_swa", gemma, "rope.local.freq_base")
-    rotary = Rotary(local, full.head_dim, "half")
+    assert full.rotary is not None
+    rotary = Rotary(
+        local, full.rotary.dims, "half"
+    )  # of a scaling, as llama.cpp has it, only full blocks know
     sliding = replace(full, rotary=rotary, window=gemma.count("attention.sliding_window"))
     feedforward = FeedForward(gemma.count("feed_forward_length"), "gelu_tanh", gated=True)
     pattern = gemma.count("attention.sliding_window_pattern", PATTERN)
