@@ -34,11 +34,15 @@ def check_growth(before: int, after: int) -> None:
 
 @dataclass(frozen=True)
 class Aligned:
-    """A text; character i stands for the characters ``starts[i]`` up to, not with, ``ends[i]`` of the original."""
+    """A text; character i stands for the characters ``starts[i]`` up to, not with, ``ends[i]`` of the original.
+
+    ``origin`` is where the text began in the original when it was cut out: what is put in front stands there.
+    """
 
     text: str
     starts: Sequence[int]
     ends: Sequence[int]
+    origin: int = 0
 
     @classmethod
     def of(cls, text: str) -> Aligned:
@@ -50,7 +54,13 @@ class Aligned:
 
     def part(self, start: int, stop: int) -> Aligned:
         """Some of its characters."""
-        return Aligned(self.text[start:stop], self.starts[start:stop], self.ends[start:stop])
+        origin = self.starts[start] if start < stop else self.origin
+        return Aligned(self.text[start:stop], self.starts[start:stop], self.ends[start:stop], origin)
+
+    def without(self, letter: str) -> Aligned:
+        """The text without a character."""
+        places = (at for at, one in enumerate(self.text) if one == letter)
+        return self.rewritten(((at, at + 1) for at in places), lambda _: ())
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
         """Where characters ``start`` up to ``stop`` were in the original; none of them: an empty place there."""
@@ -60,7 +70,7 @@ class Aligned:
     def rewritten(self, matches: Iterable[tuple[int, int]], change: Change) -> Aligned:
         """The text in which each match, from here to there, became what ``change`` makes of it.
 
-        What an empty match becomes stands where the character before does, at the beginning for nothing.
+        What an empty match becomes stands where the character before does; at the beginning for nothing.
         """
         text: list[str] = []
         starts: list[int] = []
@@ -74,8 +84,8 @@ class Aligned:
             changes = list(change(self.text[start:stop]))
             text.extend([new for new, _ in changes])
             places = [start + index for new, index in changes for _ in new]
-            starts.extend(self.starts[max(place, 0)] for place in places)
-            ends.extend(self.ends[place] if place >= 0 else self.starts[0] for place in places)
+            starts.extend(self.starts[place] if place >= 0 else self.origin for place in places)
+            ends.extend(self.ends[place] if place >= 0 else self.origin for place in places)
             check_growth(len(self.text), len(starts))
             done = stop
         if not changed:
@@ -83,7 +93,7 @@ class Aligned:
         text.append(self.text[done:])
         starts.extend(self.starts[done:])
         ends.extend(self.ends[done:])
-        return Aligned("".join(text), starts, ends)
+        return Aligned("".join(text), starts, ends, self.origin)
 
 
 def placed(changes: Iterable[tuple[str, int]], dropped: int = 0) -> list[tuple[str, int]]:

@@ -109,8 +109,8 @@ class Compiled:
         if self._cuts is None:
             return None
         changed, parts = self._tokenizer.pre_tokenizer.changing.aligned, list[tuple[Aligned, int | None]]()
-        for part, index, first in self._tokenizer.parts(text, parse_special):
-            parts += [(part, index)] if index is not None else [(one, None) for one in changed(part, first)]
+        for part, index in self._tokenizer.parts(text, parse_special):
+            parts += [(part, index)] if index is not None else [(one, None) for one in changed(part)]
         data, pieces = _joined((part.text, index) for part, index in parts)
         if not data:
             return ()

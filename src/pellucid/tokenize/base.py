@@ -234,27 +234,26 @@ class Tokenizer:
             for found, start, stop in self.model.spans(piece.text):
                 yield found, *piece.span(start, stop)
 
-    def pieces(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None]]:
+    def pieces(self, text: str, parse_special: bool, mark: str = "") -> Iterator[tuple[Aligned, int | None]]:
         """What the model sees of a text, piece by piece, or the id where it is an added token."""
-        for part, index, first in self.parts(text, parse_special):
+        for part, index in self.parts(text, parse_special):
             if index is not None:
                 yield part, index
             else:
-                yield from ((piece, None) for piece in self.pre_tokenizer.aligned(part, first))
+                plain = part.without(mark) if mark else part
+                yield from ((piece, None) for piece in self.pre_tokenizer.aligned(plain))
 
-    def parts(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None, bool]]:
-        """The text, normalised, cut at added tokens: each part, its id if it is one, and whether it is the first."""
+    def parts(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None]]:
+        """The text, normalised, cut at added tokens: each part, and its id if it is one."""
         whole = without_surrogates_aligned(text)
-        for at, (start, stop, index) in enumerate(self.added.split(whole.text, parse_special)):
+        for start, stop, index in self.added.split(whole.text, parse_special):
             part = whole.part(start, stop)
             if index is not None:
-                yield part, index, at == 0
+                yield part, index
                 continue
             normal = part if self.normalizer is None else self.normalizer.aligned(part)
-            for inner, (low, high, found) in enumerate(
-                self.normalized_added.split(normal.text, parse_special)
-            ):
-                yield normal.part(low, high), found, at == 0 and inner == 0
+            for low, high, found in self.normalized_added.split(normal.text, parse_special):
+                yield normal.part(low, high), found
 
     def segments(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None, bool]]:
         """The plain way to the same parts: text, normalised, or an added token with its id; and whether it is first."""
@@ -272,6 +271,10 @@ class Tokenizer:
         if not mark and (compiled := self._compiled_for(len(text))) is not None:
             return compiled.lists([text], parse_special)[0]
         ids: list[int] = []
+        if self.asks_for_places:
+            for piece, index in self.pieces(text, parse_special, mark):
+                ids += self._remembered[piece.text] if index is None else [index]
+            return ids
         for part, index, first in self.segments(without_surrogates(text), parse_special):
             if index is not None:
                 ids.append(index)
@@ -279,6 +282,13 @@ class Tokenizer:
             pieces = self.cutting(part.replace(mark, "") if mark else part, first)
             ids.extend(chain.from_iterable(map(self._remembered.__getitem__, pieces)))
         return ids
+
+    @property
+    def asks_for_places(self) -> bool:
+        """Whether the ids hang on where the normalizer's first characters were in the text: what stands where the text
+        begins is prefixed, and a normalizer may drop it, or put something in front.
+        """
+        return self.normalizer is not None and self.pre_tokenizer.has_first
 
     @cached_property
     def cutting(self) -> PreTokenizer:

@@ -242,7 +242,9 @@ class SentencePiece(Normalizer):
         made, end = self._placed(text.text)
         starts = [text.starts[at] if at < len(text) else text.ends[-1] for _, at in made]
         last = text.starts[end] if end < len(text) else text.ends[-1] if len(text) else 0
-        return Aligned("".join([new for new, _ in made]), starts, [*starts[1:], last][: len(starts)])
+        return Aligned(
+            "".join([new for new, _ in made]), starts, [*starts[1:], last][: len(starts)], text.origin
+        )
 
     def _change(self, text: str) -> list[tuple[str, int]]:
         return self._placed(text)[0]

@@ -78,7 +78,7 @@ def explain(tokenizer: Tokenizer, text: str, parse_special: bool = False) -> Exp
         ExplainedToken(t.id, t.text, tokenizer.token_bytes(t.id), t.start, t.end, t.special)
         for t in around.tokens
     )
-    normalized = "".join(part.text for part, _, _ in tokenizer.parts(text, parse_special))
+    normalized = "".join(part.text for part, _ in tokenizer.parts(text, parse_special))
     return Explanation(text, normalized, _stages(tokenizer), pre_tokens, tokens)
 
 

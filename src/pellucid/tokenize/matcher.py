@@ -92,11 +92,13 @@ class Matcher:
         return None if self._is_linear else automaton(self.pattern)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """The matches, with those that are empty but for one that touches the match before it.
+        """The matches, with those that are empty but for one that touches the match before it. An empty text has none.
 
         Raises:
             InvalidRequest: they take more time than a text of this length may.
         """
+        if not text:
+            return []
         if self._table is None:
             copy = text if self._copy is None else text.translate(self._copy)
             if self._is_linear and not self.may_be_empty:

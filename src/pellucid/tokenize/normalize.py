@@ -102,7 +102,11 @@ class Prepend(Normalizer):
 
     def steps(self) -> list[Rewrite]:
         there = f"(?!{re.escape(self.prefix)})" if self.unless_there else ""
-        return [Rewrite(matches(rf"\A{there}(?s:.)"), lambda first: [(self.prefix + first, 0)])]
+        return [Rewrite(matches(rf"\A{there}(?s:.)"), self._change)]
+
+    def _change(self, first: str) -> list[tuple[str, int]]:
+        # In ``tokenizers`` the first character of the prefix replaces that of the text; without a prefix, nothing.
+        return [(self.prefix + first, 0 if self.prefix else -1)]
 
     def __call__(self, text: str) -> str:
         if not text or (self.unless_there and text.startswith(self.prefix)):

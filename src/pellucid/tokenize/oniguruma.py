@@ -31,6 +31,7 @@ from pellucid.tokenize.regex_tree import (
     Set,
     depth,
     inner,
+    size,
     walk,
 )
 from pellucid.tokenize.unicode import complement, intersection
@@ -38,6 +39,7 @@ from pellucid.tokenize.unicode import complement, intersection
 __all__ = ["PatternError", "parse"]
 
 MOST_CHARACTERS, MOST_GROUPS, MOST_DEPTH = 20_000, 50, 100  # of a pattern; in one another; of its tree
+MOST_NODES = 300_000  # of a tree whose repeats are written out, which is what matching makes of some
 MOST_TIMES, MOST_REFERENCE = 100_000, 1000  # Oniguruma's own
 NO_NEWLINE = complement(NEWLINE)
 REFUSED = {
@@ -61,6 +63,8 @@ def parse(pattern: str) -> Node:
     if depth(node) > MOST_DEPTH:
         raise PatternError(f"it is nested more than {MOST_DEPTH} deep")
     tree: Node = _without_groups(_settled(node, single=False), parser.groups())
+    if size(tree) > MOST_NODES:
+        raise PatternError(f"with its repeats written out it has more than {MOST_NODES:,} parts")
     return tree
 
 
@@ -371,11 +375,11 @@ class _Parser(Scanner):
         low = self.digits("0123456789", len(self.text))
         comma = self.take(",")
         high = self.digits("0123456789", len(self.text)) if comma else low
+        if any(len(number.lstrip("0")) > 6 or int(number or 0) > MOST_TIMES for number in (low, high)):
+            raise PatternError(f"a repeat of more than {MOST_TIMES:,} times")
         if not self.take("}") or not (low or (comma and high)):
             self.at = start
             return None
-        if any(len(number.lstrip("0")) > 6 or int(number or 0) > MOST_TIMES for number in (low, high)):
-            raise PatternError(f"a repeat of more than {MOST_TIMES:,} times")
         return int(low or 0), int(high) if high else None, not comma
 
 

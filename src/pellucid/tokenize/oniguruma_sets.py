@@ -213,6 +213,8 @@ class Scanner:
                 continue
             if token == "open":
                 members, inverted = self._bracket(depth + 1)
+                if inverted and not complement(members):  # of which Oniguruma makes something else
+                    raise PatternError("a set in a set excludes every character, which is not implemented")
                 reader.nested(complement(members) if inverted else members)
             elif token == "and":
                 reader.intersect()

@@ -40,8 +40,6 @@ class Split:
 
     def spans(self, text: str) -> Spans:
         """Where the pieces are. Raises :class:`InvalidRequest` for a text that takes the pattern too long."""
-        if not text:
-            return []
         matches = self._matcher.spans(text)
         if self.behavior == "Removed" and self.invert:
             return matches if not self._matcher.may_be_empty else [one for one in matches if one[0] < one[1]]
@@ -91,7 +89,7 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Change:
-    """A normalizer among the stages; only for the piece that begins the whole text if ``only_first``."""
+    """A normalizer among the stages; if ``only_first`` only for a piece that stands where the whole text begins."""
 
     normalizer: Normalizer
     only_first: bool = False
@@ -102,21 +100,27 @@ Stage = Split | Chunks | Change
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """Stages, each inside the pieces of the one before it. ``first``: whether the text begins the whole one."""
+    """Stages, each inside the pieces of the one before it."""
 
     stages: tuple[Stage, ...] = ()
 
+    @property
+    def has_first(self) -> bool:
+        """Whether a change is for what begins the text."""
+        return any(isinstance(stage, Change) and stage.only_first for stage in self.stages)
+
     @cached_property
     def _asks_for_places(self) -> bool:
-        """Whether a change is for what begins the text, of which a cut before may have dropped the beginning."""
+        """Whether a cut before such a change may have dropped the beginning."""
         firsts = [
             at for at, stage in enumerate(self.stages) if isinstance(stage, Change) and stage.only_first
         ]
         return bool(firsts) and not all(isinstance(stage, Change) for stage in self.stages[: firsts[-1]])
 
     def __call__(self, text: str, first: bool) -> Iterable[str]:
+        """The pieces of a text as it came; ``first``: whether the whole text begins with it."""
         if first and self._asks_for_places:
-            return [piece.text for piece in self.aligned(Aligned.of(text), first)]
+            return [piece.text for piece in self.aligned(Aligned.of(text))]
         pieces = [text]
         for stage in self.stages:
             if not isinstance(stage, Change):
@@ -135,16 +139,18 @@ class PreTokenizer:
         changes = [at for at, stage in enumerate(self.stages) if isinstance(stage, Change)]
         return PreTokenizer(self.stages[: changes[-1] + 1 if changes else 0])
 
-    def aligned(self, text: Aligned, first: bool) -> Iterator[Aligned]:
-        """The same, of a text that knows where it comes from."""
+    def aligned(self, text: Aligned) -> Iterator[Aligned]:
+        """The same, of a text that knows where it comes from, changed or not."""
         pieces = [text]
         for stage in self.stages:
             if not isinstance(stage, Change):
                 pieces = [one.part(*span) for one in pieces for span in stage.spans(one.text)]
-            elif not stage.only_first:
-                pieces = list(map(stage.normalizer.aligned, pieces))
-            elif first and pieces and pieces[0].text and pieces[0].starts[0] == text.starts[0]:
-                pieces[0] = stage.normalizer.aligned(pieces[0])
+                continue
+            change = stage.normalizer.aligned
+            pieces = [
+                one if stage.only_first and (not one.text or one.starts[0] > 0) else change(one)
+                for one in pieces
+            ]
         return (piece for piece in pieces if piece.text)
 
 

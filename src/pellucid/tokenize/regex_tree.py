@@ -130,6 +130,12 @@ def depth(node: Node) -> int:
     return deepest
 
 
+def size(node: Node) -> int:
+    """How many nodes there are when repeats are written out as often as they count."""
+    times = max(node.least, node.most or 1, 1) if isinstance(node, Repeat) else 1
+    return 1 + times * sum(map(size, inner(node)))
+
+
 def may_be_empty(node: Node) -> bool:
     """Whether a match may take no character."""
     if isinstance(node, Set):
