@@ -857,3 +857,16 @@ def test_a_token_across_the_border_of_what_is_given_counts(llm: LLM) -> None:
         found = llm.score(text[cut:], given=text[:cut])
         offsets = llm.tokenizer.encode_with_offsets(text).offsets
         assert len(found.logprobs) == min(sum(end > cut for _, end in offsets), len(ids) - 1)
+
+
+def test_weights_that_are_no_numbers_are_loaded_without_a_word(tmp_path: Path) -> None:
+    """Even those that warn of themselves when they are added to something."""
+    folder = write_llama(tmp_path / "tiny")
+    write_tokenizer(folder)
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    begin, end = json.loads(content[8 : 8 + size])["model.norm.weight"]["data_offsets"]
+    signalling = (0x7FA00000).to_bytes(4, "little") * ((end - begin) // 4)
+    path.write_bytes(content[: 8 + size + begin] + signalling + content[8 + size + end :])
+    pellucid.load(folder, threads=1).close()

@@ -135,6 +135,12 @@ def _folder() -> Folder:
     return Folder(_folder_name())
 
 
+@functools.lru_cache(maxsize=1)
+def _looked_at(_: Path) -> Folder:
+    """The folder as it was when it was looked at first, for as long as the home is the same: to see what is there."""
+    return _folder()
+
+
 class Library:
     """The kernels that this process has loaded. Use the one that ``shared()`` returns."""
 
@@ -187,7 +193,7 @@ class Library:
 
     def kept(self, keys: Iterable[KernelKey]) -> bool:
         """Whether kernels are there without compiling anything."""
-        folder = _folder()
+        folder = _looked_at(home())  # this is asked again and again
         return all(key in self._addresses or folder.has(f"{key.file_stem}.o") for key in keys)
 
     def function(self, key: KernelKey, arguments: int) -> Callable[..., int]:
