@@ -6,6 +6,7 @@ Where Hugging Face ``tokenizers`` is installed and takes the file too, ids and o
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
@@ -17,6 +18,7 @@ from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.tokenize import load_tokenizer
 from pellucid.tokenize.base import Tokenizer
 
+os.environ["RUST_BACKTRACE"] = "0"
 try:
     import tokenizers
 except ImportError:
@@ -37,6 +39,7 @@ PATTERNS: list[Any] = [
     {"Regex": "(a|aa)+$"},
     {"Regex": r"\p{N}{1,3}|\w+?(?=e)"},
 ]
+EMPTY: list[Any] = [{"String": ""}, *({"Regex": text} for text in ("a*", r"\b", "(?=a)", "$", ""))]
 NORMALIZERS: list[Any] = [
     *({"type": name} for name in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt")),
     *(
@@ -48,7 +51,8 @@ NORMALIZERS: list[Any] = [
     *(
         {"type": "Replace", "pattern": pattern, "content": content}
         for pattern in PATTERNS
-        for content in ("", "a", "ab", "▁", "é" * 40)
+        # ``tokenizers`` goes wrong, and panics, where what an empty match inserts has several bytes.
+        for content in ("", "a", "ab", *(("▁", "é" * 40) if pattern not in EMPTY else ()))
     ),
     {
         "type": "BertNormalizer",

@@ -6,7 +6,7 @@ tokens (``<|im_end|>``) are recognised only when the caller says that this text 
 
 The rules are those of Hugging Face ``tokenizers``, ``AddedVocabulary``: of the tokens that match, the leftmost
 and then the longest wins; ``lstrip``/``rstrip`` swallow the white space beside it; ``single_word`` asks for
-word borders; tokens with ``normalized`` are looked for in the normalised text instead.
+word borders; tokens with ``normalized`` are looked for in the normalised text instead, as the normalizer writes them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class AddedTokens:
     """
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
-        self._by_text = {token.text: token for token in tokens if token.text}
+        self._by_text: dict[str, AddedToken] = {}
+        for token in tokens:
+            if token.text:
+                self._by_text.setdefault(token.text, token)  # of two of the same text the first counts
         lengths: dict[str, set[int]] = {}
         for text in self._by_text:
             lengths.setdefault(text[:2], set()).add(len(text))

@@ -33,6 +33,7 @@ from pellucid.tokenize.decode import SPACE
 from pellucid.tokenize.normalize import Form, Normalizer
 from pellucid.tokenize.unicode import CODES, Ranges, letters, members, singles, small_letters, union
 
+BETWEEN = "|"  # a character that no stage changes, nor what is beside it
 LONGEST = 255  # bytes of a target, whose length is one byte
 
 
@@ -171,17 +172,16 @@ def _touched(stage: Normalizer) -> list[Ranges] | None:
 def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]:
     """What a normalizer makes of each of these characters by itself.
 
-    A mark that is left would, behind others, be put in order with them: it is strange.
+    A mark that is left would, behind others, be put in order with them: it is strange. All are normalised at once, each
+    between signs that stay.
     """
+    changed = letters(union(sets)).replace(BETWEEN, "")
+    targets = stage(BETWEEN.join(changed)).split(BETWEEN) if changed else []
     changes: dict[int, str | None] = {}
-    for low, high in (run for one in sets for run in one):
-        for code in range(low, high + 1):
-            letter = chr(code)
-            if code not in changes and not 0xD800 <= code < 0xE000:
-                target = stage(letter)
-                strange = isinstance(stage, normalize.Bert) and any(map(unicodedata.combining, target))
-                if strange or target != letter:
-                    changes[code] = None if strange else target
+    for letter, target in zip([*changed, BETWEEN], [*targets, stage(BETWEEN)], strict=True):
+        strange = isinstance(stage, normalize.Bert) and any(map(unicodedata.combining, target))
+        if strange or target != letter:
+            changes[ord(letter)] = None if strange else target
     return changes
 
 

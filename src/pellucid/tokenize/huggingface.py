@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from sys import float_info
 from types import ModuleType
 from typing import Any, TypeVar
 
-from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors import FileFormatError, InvalidRequest, UnsupportedModel
 from pellucid.messages import brief, shown
 from pellucid.tokenize import components, normalize
 from pellucid.tokenize import kept as kept_files
@@ -296,17 +297,29 @@ def _parts(path: Path, spec: Json) -> Parts:
     return Parts(path, spec)
 
 
+def _normalized(parts: Parts, normalizer: normalize.Normalizer | None) -> list[AddedToken]:
+    """The added tokens that are looked for in normalised text, as they are there."""
+    found = [token for token in parts.added if token.normalized]
+    if normalizer is None:
+        return found
+    try:
+        return [replace(token, text=normalizer(token.text)) for token in found]
+    except InvalidRequest as refused:
+        raise FileFormatError(parts.path, "added_tokens", str(refused)) from None
+
+
 def _from_parts(parts: Parts, beside: Beside) -> Tokenizer:
     named = (kind for kind in _kinds() if parts.model["type"] == kind.JSON_MODEL)
     claiming = [kind for kind in named if kind.claims(parts)]
     model: Model = parts.build(lambda parts, _: claiming[0].from_json(parts), "model")
     vocabulary = parts.vocabulary
     template, trims = parts.build(components.post_processors, "post_processor")
+    normalizer = normalize.sequence(parts.build(components.normalizers, "normalizer"))
     return Tokenizer(
         vocabulary=vocabulary,
         added=AddedTokens(token for token in parts.added if not token.normalized),
-        normalized_added=AddedTokens(token for token in parts.added if token.normalized),
-        normalizer=normalize.sequence(parts.build(components.normalizers, "normalizer")),
+        normalized_added=AddedTokens(_normalized(parts, normalizer)),
+        normalizer=normalizer,
         pre_tokenizer=PreTokenizer(tuple(parts.build(components.pre_tokenizers, "pre_tokenizer"))),
         model=model,
         post_processor=template,
