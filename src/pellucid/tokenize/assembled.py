@@ -24,7 +24,7 @@ from pellucid.tokenize.charmap import CharacterMap, character_maps
 from pellucid.tokenize.compiled import Adding, Cutting, Normalizing, Pipeline, Placed, Rewriting, Stage
 from pellucid.tokenize.forms import form_table
 from pellucid.tokenize.merges import Span
-from pellucid.tokenize.normalize import Normalizer, Replace
+from pellucid.tokenize.normalize import Normalizer, Replace, Sequential
 from pellucid.tokenize.pretokenize import Change, Split
 from pellucid.tokenize.pretokenize import Stage as Step
 
@@ -60,17 +60,29 @@ class Compiled:
         self._tokenizer = tokenizer
         early = {special: _early(tokenizer, special) for special in (False, True)}
         self._lost: frozenset[int] = getattr(tokenizer.model, "lost", frozenset())
+        self._kept = _kept(tokenizer) if tokenizer.asks_for_places else None
         changing = tokenizer.pre_tokenizer.changing  # which Python does where it matters what was where
         self._cuts = _late(tokenizer.pre_tokenizer.stages[len(changing.stages) :], tokenizer.normalizer)
         self._pipeline = Pipeline(early, late, tokenizer.model.compiled())  # type: ignore[attr-defined]
 
     def encode(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
         """The ids of each text."""
+        if self._kept is not None and any(text and text[0] not in self._kept for text in texts):
+            return [self._one(text, parse_special) for text in texts]
+        return self._all(texts, parse_special)
+
+    def _one(self, text: str, parse_special: bool) -> NDArray[np.int32]:
+        """The ids of one text, by Python where it may begin with what the normalizer does not keep in its place."""
+        if text and text[0] not in (self._kept or ()):
+            return np.array(self._tokenizer.placed_ids(text, parse_special), np.int32)
+        return self._all([text], parse_special)[0]
+
+    def _all(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
         found = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
         if found is not None:
             return found
         if len(texts) > 1:  # one of them is for Python
-            return [self.encode([text], parse_special)[0] for text in texts]
+            return [self._all([text], parse_special)[0] for text in texts]
         return [self._normalized(text, parse_special) for text in texts]
 
     def lists(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
@@ -152,6 +164,17 @@ class Compiled:
             begin[which] = [place + at for _, at, _ in spans]
             behind[which] = [place + at for _, _, at in spans]
         return begin, behind
+
+
+def _kept(tokenizer: Tokenizer) -> frozenset[str]:
+    """Characters of ASCII that the normalizer leaves where they are at the beginning of a text, whatever follows."""
+    stages = [tokenizer.normalizer]
+    if isinstance(tokenizer.normalizer, Sequential):
+        stages = [*tokenizer.normalizer.stages]
+    if any(isinstance(stage, Replace) and (stage.is_pattern or len(stage.old) != 1) for stage in stages):
+        return frozenset()
+    assert tokenizer.normalizer is not None
+    return frozenset(sign for sign in map(chr, range(0x21, 0x7F)) if tokenizer.normalizer(sign) == sign)
 
 
 def _joined(parts: Iterable[tuple[str, int | None]]) -> tuple[bytes, list[tuple[int, int]]]:

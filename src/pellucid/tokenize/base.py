@@ -270,17 +270,22 @@ class Tokenizer:
         """The plain way from text to ids; ``mark`` is taken out where control tokens have been found."""
         if not mark and (compiled := self._compiled_for(len(text))) is not None:
             return compiled.lists([text], parse_special)[0]
-        ids: list[int] = []
         if self.asks_for_places:
-            for piece, index in self.pieces(text, parse_special, mark):
-                ids += self._remembered[piece.text] if index is None else [index]
-            return ids
+            return self.placed_ids(text, parse_special, mark)
+        ids: list[int] = []
         for part, index, first in self.segments(without_surrogates(text), parse_special):
             if index is not None:
                 ids.append(index)
                 continue
             pieces = self.cutting(part.replace(mark, "") if mark else part, first)
             ids.extend(chain.from_iterable(map(self._remembered.__getitem__, pieces)))
+        return ids
+
+    def placed_ids(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
+        """The aligned way from text to ids; ``mark`` is taken out where control tokens have been found."""
+        ids: list[int] = []
+        for piece, index in self.pieces(text, parse_special, mark):
+            ids += self._remembered[piece.text] if index is None else [index]
         return ids
 
     @property

@@ -29,6 +29,8 @@ from pellucid.tokenize.oniguruma_sets import PatternError, quoted
 from pellucid.tokenize.patterns import GPT2
 from pellucid.tokenize.postprocess import A, B, Template, Trim
 from pellucid.tokenize.pretokenize import Change, Split, Stage
+from pellucid.tokenize.regex_tree import sets
+from pellucid.tokenize.unicode import union
 
 if TYPE_CHECKING:
     from pellucid.tokenize.huggingface import Json, Parts
@@ -42,17 +44,35 @@ MOST_FILLED = 1 << 20  # ids that a text is filled up to
 
 def normalizers(parts: Parts, spec: Json | None) -> list[Normalizer]:
     """The stages of the normalizer, those of sequences in order."""
-    each = _flat(parts, spec, "normalizer", "normalizers")
+    each = flat(parts, spec, "normalizer", "normalizers")
     return [stage for one in each for stage in _normalizers(parts, one)]
 
 
 def pre_tokenizers(parts: Parts, spec: Json | None) -> list[Stage]:
     """The stages of the pre-tokenizer likewise."""
-    each = _flat(parts, spec, "pre_tokenizer", "pretokenizers")
-    return [stage for one in each for stage in _pre_tokenizers(parts, one)]
+    stages: list[Stage] = []
+    in_bytes = False
+    for one in flat(parts, spec, "pre_tokenizer", "pretokenizers"):
+        made = _pre_tokenizers(parts, one)
+        if in_bytes and not all(_same_in_bytes(stage) for stage in made):
+            raise UnsupportedModel(
+                f"{parts.path.name}: pre_tokenizer {brief(one.get('type'))} after ByteLevel, where it may cut within "
+                "characters, is not implemented"
+            )
+        stages += made
+        in_bytes = in_bytes or one.get("type") == "ByteLevel"
+    return stages
 
 
-def _flat(parts: Parts, spec: Json | None, name: str, inside: str) -> list[Json]:
+def _same_in_bytes(stage: Stage) -> bool:
+    """Whether a stage does the same to a text whose bytes are spelled as letters: it asks for signs of ASCII only."""
+    if not isinstance(stage, Split):
+        return False
+    asked = union(sets(matcher(stage.pattern).tree))
+    return bool(asked) and asked[0][0] >= 0x21 and asked[-1][1] <= 0x7E
+
+
+def flat(parts: Parts, spec: Json | None, name: str, inside: str) -> list[Json]:
     """The components that a component is made of: those of sequences, and of sequences in them, in order."""
     found: list[Json] = []
     waiting: list[Json] = [] if spec is None else [spec]
@@ -64,8 +84,15 @@ def _flat(parts: Parts, spec: Json | None, name: str, inside: str) -> list[Json]
             raise UnsupportedModel(
                 f"{parts.path.name}: {name} of more than {MOST_STAGES} components; {MOST_STAGES} are allowed"
             )
+        if not isinstance(one, dict):
+            raise FileFormatError(parts.path, name, f"expected an object, found {type(one).__name__}")
         if one.get("type") == "Sequence":
-            waiting.extend(reversed(parts.component(one, name, inside)[inside]))
+            listed = parts.component(one, name, inside).get(inside)
+            if not isinstance(listed, list):
+                raise FileFormatError(
+                    parts.path, f"{name}.{inside}", f"expected an array, found {type(listed).__name__}"
+                )
+            waiting.extend(reversed(listed))
         else:
             found.append(one)
     return found
@@ -193,7 +220,7 @@ def post_processors(parts: Parts, spec: Json | None) -> tuple[Template, tuple[Tr
         return Template(_template(parts, spec, "single"), _template(parts, spec, "pair")), ()
     if kind in ("BertProcessing", "RobertaProcessing"):
         parts.component(spec, "post_processor", "cls", "sep", "trim_offsets", "add_prefix_space")
-        cls, sep = (parts.id_of(spec[key][0], f"post_processor.{key}") for key in ("cls", "sep"))
+        cls, sep = (_named(parts, spec[key], f"post_processor.{key}") for key in ("cls", "sep"))
         single = ((cls, 0), (A, 0), (sep, 0))
         if kind == "BertProcessing":
             return Template(single, (*single, (B, 1), (sep, 1))), ()
@@ -202,6 +229,14 @@ def post_processors(parts: Parts, spec: Json | None) -> tuple[Template, tuple[Tr
     raise UnsupportedModel(
         f"{parts.path.name}: post_processor {brief(kind)} is not implemented; known are {known}"
     )
+
+
+def _named(parts: Parts, token: Any, field: str) -> int:
+    """The id of ``["[SEP]", 3]``."""
+    index = parts.id_of(token[0], field)
+    if token[1:] != [index]:
+        raise FileFormatError(parts.path, field, f"{brief(token)}: the vocabulary has it as {index}")
+    return index
 
 
 def _trims(spec: Json) -> tuple[Trim, ...]:
@@ -220,6 +255,8 @@ def _template(parts: Parts, spec: Json, name: str) -> tuple[tuple[int, int], ...
         if not ids or not all(type(i) is int and 0 <= i < parts.vocabulary.size for i in ids):
             field = f"post_processor.special_tokens[{brief(item['SpecialToken']['id'])}]"
             raise FileFormatError(parts.path, field, "its ids are missing or outside the vocabulary")
+        if token is None or len(token["tokens"]) != len(ids):
+            raise FileFormatError(parts.path, f"{field}.tokens", f"not one for each of {len(ids)} ids")
         segment = parts.whole(item["SpecialToken"], "type_id", 0, MOST_SEGMENTS)
         out.extend((index, segment) for index in ids)
     return tuple(out)

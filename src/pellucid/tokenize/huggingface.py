@@ -153,10 +153,8 @@ class Parts:
 
     def has_pre_tokenizer(self, kind: str) -> bool:
         """Whether the pre-tokenizer is, or contains, one of this type."""
-        spec = self.of("pre_tokenizer") or {}
-        inner = spec.get("pretokenizers")
-        stages = [spec, *(inner if isinstance(inner, list) else ())]
-        return any(isinstance(stage, dict) and stage.get("type") == kind for stage in stages)
+        listed = components.flat(self, self.of("pre_tokenizer"), "pre_tokenizer", "pretokenizers")
+        return any(stage.get("type") == kind for stage in listed)
 
     @cached_property
     def text_ids(self) -> dict[str, int]:

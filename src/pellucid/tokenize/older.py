@@ -110,7 +110,8 @@ def _byte_level(beside: Beside, vocab: dict[str, Any], folder: Path) -> dict[str
 
 
 def _split(pattern: str) -> Json:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [cut, {"type": "ByteLevel", "use_regex": False}]}
 
 
 def is_tiktoken(path: Path) -> bool:
@@ -141,7 +142,7 @@ def tiktoken(path: Path, beside: Beside) -> Json:
             spelled = "".join([spelling[byte] for byte in base64.b64decode(piece, validate=True)])
         except binascii.Error:
             raise FileFormatError(path, f"line {at}", f"{brief(piece[:40])} is not base64") from None
-        if not rank.isdigit() or not spelled:
+        if not rank.isdigit() or len(rank) > 10 or not spelled:
             raise FileFormatError(path, f"line {at}", f"{brief(line[:60])} is not a piece and a rank")
         if spelled in vocab:
             raise FileFormatError(path, f"line {at}", f"{brief(piece[:40])} is listed twice")

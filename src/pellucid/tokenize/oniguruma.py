@@ -310,6 +310,8 @@ class _Parser(Scanner):
     def _switched(self) -> Any:
         """``(?i:...)``, or ``(?i)``, which is about all that follows in its group."""
         on, options = True, self.options
+        if self.peek(")"):
+            raise PatternError("(?) switches nothing")
         while True:
             letter = self.next("a group")
             names = {"W": "word", "D": "digit", "S": "space", "P": "posix"}

@@ -235,14 +235,7 @@ def _gguf_pairs(merges: Sequence[str], vocabulary: Vocabulary, path: Path) -> Pa
 
 def claims(parts: Parts) -> bool:
     """Whether a ``tokenizer.json`` with this type of model is of this kind."""
-    return (
-        parts.has_pre_tokenizer("ByteLevel") or parts.model.get("merges") is BY_RANK or _decodes_bytes(parts)
-    )
-
-
-def _decodes_bytes(parts: Parts) -> bool:
-    """Files that were made of older ones have a pattern, but need not say that bytes follow."""
-    return (parts.of("decoder") or {}).get("type") == "ByteLevel"
+    return parts.has_pre_tokenizer("ByteLevel")
 
 
 def from_json(parts: Parts) -> ByteBPE:
