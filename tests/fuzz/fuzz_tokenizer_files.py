@@ -17,6 +17,9 @@ from typing import Any
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.tokenize import load_tokenizer
 from pellucid.tokenize.base import Tokenizer
+from pellucid.tokenize.kinds.byte_bpe import ByteBPE
+from pellucid.tokenize.matcher import matcher
+from pellucid.tokenize.normalize import Replace, Sequential
 
 os.environ["RUST_BACKTRACE"] = "0"
 try:
@@ -39,7 +42,6 @@ PATTERNS: list[Any] = [
     {"Regex": "(a|aa)+$"},
     {"Regex": r"\p{N}{1,3}|\w+?(?=e)"},
 ]
-EMPTY: list[Any] = [{"String": ""}, *({"Regex": text} for text in ("a*", r"\b", "(?=a)", "$", ""))]
 NORMALIZERS: list[Any] = [
     *({"type": name} for name in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt")),
     *(
@@ -51,8 +53,7 @@ NORMALIZERS: list[Any] = [
     *(
         {"type": "Replace", "pattern": pattern, "content": content}
         for pattern in PATTERNS
-        # ``tokenizers`` goes wrong, and panics, where what an empty match inserts has several bytes.
-        for content in ("", "a", "ab", *(("▁", "é" * 40) if pattern not in EMPTY else ()))
+        for content in ("", "a", "ab", "▁", "é" * 40)
     ),
     {
         "type": "BertNormalizer",
@@ -182,7 +183,7 @@ def _replaced(random: Random, value: Any, place: tuple[Any, ...], others: list[A
     elif kind < 0.35 and isinstance(owner, dict):
         owner[f"{key}{random.choice('x_ ')}"] = owner.pop(key)
     else:
-        owner[key] = random.choice(others)
+        owner[key] = deepcopy(random.choice(others))
     return value
 
 
@@ -211,7 +212,7 @@ def _compared(ours: Tokenizer, theirs: Any, text: str, compiled: bool) -> str | 
         return _unfit(refused)
     if encoding.ids != ids:
         return f"ids {ids}, with offsets {encoding.ids}"
-    if theirs is None:
+    if theirs is None or _goes_wrong(ours):
         return None
     try:
         wanted = theirs.encode(text)
@@ -222,6 +223,18 @@ def _compared(ours: Tokenizer, theirs: Any, text: str, compiled: bool) -> str | 
     if wanted.ids != ids:
         return f"ids {ids}, not {wanted.ids}"
     return None if encoding.offsets == wanted.offsets else f"offsets {encoding.offsets}, not {wanted.offsets}"
+
+
+def _goes_wrong(ours: Tokenizer) -> bool:
+    """``tokenizers`` 0.23 doubles what an empty match inserts at the beginning of bytes, or panics."""
+    normalizer = ours.normalizer
+    stages = normalizer.stages if isinstance(normalizer, Sequential) else [normalizer]
+    inserts = any(isinstance(stage, Replace) and stage.new and _may_be_empty(stage) for stage in stages)
+    return inserts and isinstance(ours.model, ByteBPE)
+
+
+def _may_be_empty(stage: Replace) -> bool:
+    return matcher(stage.old).may_be_empty if stage.is_pattern else not stage.old
 
 
 def _unfit(error: PellucidError) -> str | None:

@@ -252,8 +252,8 @@ def _template(parts: Parts, spec: Json, name: str) -> tuple[tuple[int, int], ...
             continue
         token = spec["special_tokens"].get(item["SpecialToken"]["id"])
         ids = token["ids"] if token else ()
+        field = f"post_processor.special_tokens[{brief(item['SpecialToken']['id'])}]"
         if not ids or not all(type(i) is int and 0 <= i < parts.vocabulary.size for i in ids):
-            field = f"post_processor.special_tokens[{brief(item['SpecialToken']['id'])}]"
             raise FileFormatError(parts.path, field, "its ids are missing or outside the vocabulary")
         if token is None or len(token["tokens"]) != len(ids):
             raise FileFormatError(parts.path, f"{field}.tokens", f"not one for each of {len(ids)} ids")

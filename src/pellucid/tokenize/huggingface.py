@@ -301,9 +301,14 @@ def _normalized(parts: Parts, normalizer: normalize.Normalizer | None) -> list[A
     if normalizer is None:
         return found
     try:
-        return [replace(token, text=normalizer(token.text)) for token in found]
+        made = [replace(token, text=normalizer(token.text)) for token in found]
     except InvalidRequest as refused:
         raise FileFormatError(parts.path, "added_tokens", str(refused)) from None
+    for token, written in zip(found, made):
+        if token.text and not written.text:
+            problem = f"the normalizer leaves nothing of {brief(token.text)}, which is to be looked for as it writes it"
+            raise FileFormatError(parts.path, "added_tokens", problem)
+    return made
 
 
 def _from_parts(parts: Parts, beside: Beside) -> Tokenizer:

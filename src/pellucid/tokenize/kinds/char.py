@@ -40,8 +40,13 @@ class Chars:
         return self.symbols(piece)
 
     def symbols(self, piece: str) -> list[Span]:
-        """The characters' ids."""
+        """The characters' ids.
+
+        Where a character is dropped, what follows it in its pre-token moves to the left by its bytes, as in
+        ``tokenizers``, which adds up those of the ids.
+        """
         symbols: list[Span] = []
+        dropped = False
         open_ = False  # whether the last symbol is an unknown one
         for at, character in enumerate(piece):
             index = self._pieces.get(character)
@@ -55,13 +60,22 @@ class Chars:
                 symbols.extend((self._byte_ids[byte], at, end) for byte, end in zip(data, ends))
                 open_ = False
             elif self._unknown is None:
-                continue
+                dropped = True
             elif self._fuse and open_:
                 symbols[-1] = (self._unknown, symbols[-1][1], at + 1)
             else:
                 symbols.append((self._unknown, at, at + 1))
                 open_ = True
-        return symbols
+        return self._moved(piece, symbols) if dropped else symbols
+
+    def _moved(self, piece: str, symbols: list[Span]) -> list[Span]:
+        owners = [at for at, character in enumerate(piece) for _ in character.encode()]
+        values, moved, done = set(self._byte_ids.values()), list[Span](), 0
+        for index, start, _ in symbols:
+            end = done + (1 if index in values else len(piece[start].encode()))
+            moved.append((index, owners[done], owners[end - 1] + 1))
+            done = end
+        return moved
 
     def explain(self, piece: str) -> dict[str, Any]:
         """The characters."""
