@@ -98,7 +98,7 @@ def test_bytes_that_are_not_utf8_are_refused_wherever_they_come_in(
     assert words in pellucid("embed", encoder, b"a\xffb", env=env).refusal
     assert "stop has the surrogate" in pellucid("run", tiny, PROMPT, "--stop", b"\xff", env=env).refusal
     chat = pellucid("chat", tiny, *GREEDY, given=b"a\xffb\nagain\n", env=env)
-    assert "message has the surrogate U+DCFF at character 1" in chat.err
+    assert "messages[0].content has the surrogate U+DCFF at character 1" in chat.err
     assert chat.answer == pellucid("chat", tiny, *GREEDY, given=b"again\n").answer
     (tmp_path / "text.txt").write_bytes(b"a\xffb")
     assert "byte 1 is not UTF-8" in pellucid("eval", "perplexity", tiny, str(tmp_path / "text.txt")).refusal
