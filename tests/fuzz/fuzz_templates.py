@@ -9,6 +9,7 @@ makes, where that is installed.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import sys
@@ -53,12 +54,15 @@ def case(random: Random, folder: Path) -> str | None:
     return checked(source, messages, HOSTILE)[1]
 
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def compared(source: str, messages: Any) -> str | None:
     """A plain template: what is wrong with what becomes of it."""
     text, problem = checked(source, messages, Limits())
     theirs_of = theirs()
-    if problem is not None or theirs_of is None:
-        return problem
+    if problem is not None or theirs_of is None or SURROGATE.search(json.dumps(messages, ensure_ascii=False)):
+        return problem  # surrogates are refused here
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python's, of the code that Jinja makes

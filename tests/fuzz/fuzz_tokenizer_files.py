@@ -27,7 +27,7 @@ try:
 except ImportError:
     tokenizers = None
 
-SECONDS, MEMORY, SMALL, LONG = 5.0, 8 << 30, 300, 100_000
+SECONDS, MEMORY, SMALL, LONG = 5.0, 8 << 30, 300, 50_000
 GOLDENS = Path(__file__).parents[1] / "goldens" / "tokenize"
 NAMES = sorted(path.parent.name for path in GOLDENS.glob("*/tokenizer.json"))
 MOST_BYTES = 1_000_000  # of a file that damage made large

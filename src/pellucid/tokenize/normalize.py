@@ -83,12 +83,11 @@ class Replace(Normalizer):
     is_pattern: bool = False
 
     def steps(self) -> list[Rewrite]:
-        # A plain text that is empty is before each character, in ``tokenizers``; an empty pattern at the end, too.
-        pattern = self.old if self.is_pattern else quoted(self.old) or r"(?=\O)"
-        return [Rewrite(matcher(pattern).spans, lambda match: [(self.new, len(match) - 1)])]
+        find = matcher(self.old if self.is_pattern else quoted(self.old)).spans
+        return [Rewrite(find, lambda match: [(self.new, len(match) - 1)])]
 
     def __call__(self, text: str) -> str:
-        if self.is_pattern or not self.old:
+        if self.is_pattern or not self.old:  # of an empty text nothing is replaced, unlike in Python
             return super().__call__(text)
         check_growth(len(text), len(text) + text.count(self.old) * (len(self.new) - len(self.old)))
         return text.replace(self.old, self.new)
