@@ -16,28 +16,24 @@ def home() -> Path:
     """The folder that holds everything kept between runs: ``PELLUCID_HOME``, or the user's cache folder.
 
     Raises:
-        InvalidRequest: ``PELLUCID_HOME`` is no absolute path, names an unknown user, or is not a folder.
+        InvalidRequest: ``PELLUCID_HOME`` names an unknown user, or is not a folder.
     """
     chosen = os.environ.get(VARIABLE)
-    if chosen is None:
+    if not chosen:  # set to nothing is not set, as for other variables of the system
         return user_cache()
 
     def refused(problem: str) -> InvalidRequest:
         return InvalidRequest(f"{VARIABLE}={brief(chosen)}: {problem}: name a folder, or unset it")
 
-    if not chosen:
-        raise refused("is empty")
     try:
-        path = Path(chosen).expanduser()
-        mode = os.stat(path).st_mode if path.is_absolute() else None
+        path = Path(chosen).expanduser().absolute()
+        mode = os.stat(path).st_mode
     except RuntimeError:
         raise refused("there is no such user") from None
     except ValueError:
         raise refused("has a NUL character") from None
     except OSError:  # it is not there yet, or may not be looked at: whoever uses it says what is the matter
         return path
-    if mode is None:
-        raise refused("must be an absolute path, the same from every folder")
     if not stat.S_ISDIR(mode):
         raise refused("is a file")
     return path

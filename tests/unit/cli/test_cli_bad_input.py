@@ -14,6 +14,7 @@ from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, write_llama_gguf
 
 from pellucid import load
 from pellucid.errors import (
+from pellucid.paths import home, user_cache
     ContextOverflow,
     FileFormatError,
     InvalidRequest,
@@ -217,36 +218,41 @@ def test_a_store_that_cannot_be_written(
 
 
 HOMES = {
-    "": "PELLUCID_HOME='': is empty",
     "~nosuch/x": "PELLUCID_HOME='~nosuch/x': there is no such user",
-    "store": "PELLUCID_HOME='store': must be an absolute path",
-    "./a/../b": "must be an absolute path",
     "FILE": "is a file: name a folder, or unset it",
     "/dev/null": "is a file",
 }
 
 
 @pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")
-@pytest.mark.parametrize("home", HOMES, ids=repr)
+@pytest.mark.parametrize("chosen", HOMES, ids=repr)
 @pytest.mark.parametrize(
     "arguments", [("list",), ("pull", "smollm2"), ("run", "smollm2", "hi"), ("rm", "smollm2"), ("verify",)]
 )
 def test_a_home_that_cannot_be(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, arguments: tuple[str, ...]
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, arguments: tuple[str, ...]
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("PELLUCID_HOME", home.replace("FILE", str(tmp_path / "file")))
-    assert HOMES[home] in command(*arguments).refusal
+    monkeypatch.setenv("PELLUCID_HOME", chosen.replace("FILE", str(tmp_path / "file")))
+    assert HOMES[chosen] in command(*arguments).refusal
+
+
+def test_a_home_is_a_path_of_any_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PELLUCID_HOME", "store")
+    assert home() == tmp_path / "store"
+    monkeypatch.setenv("PELLUCID_HOME", "")
+    assert home() == user_cache()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")
 def test_a_home_that_cannot_be_for_a_model_that_lies_elsewhere(
     command: Command, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for home in ("~nosuch/x", "", "store", "/dev/null"):
-        monkeypatch.setenv("PELLUCID_HOME", home)
-        assert HOMES[home] in command("run", tiny, "hi").refusal
-        assert HOMES[home] in command("info", "--machine").refusal
+    for chosen in ("~nosuch/x", "/dev/null"):
+        monkeypatch.setenv("PELLUCID_HOME", chosen)
+        assert HOMES[chosen] in command("run", tiny, "hi").refusal
+        assert HOMES[chosen] in command("info", "--machine").refusal
     with monkeypatch.context() as patch:  # the system's environment holds none
         patch.setattr(os, "environ", {**os.environ, "PELLUCID_HOME": "/a\0b"})
         with pytest.raises(InvalidRequest, match=r"PELLUCID_HOME='/a\\x00b': has a NUL character"):
