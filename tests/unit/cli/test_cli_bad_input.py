@@ -14,7 +14,6 @@ from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, write_llama_gguf
 
 from pellucid import load
 from pellucid.errors import (
-from pellucid.paths import home, user_cache
     ContextOverflow,
     FileFormatError,
     InvalidRequest,
@@ -23,6 +22,7 @@ from pellucid.paths import home, user_cache
     TemplateError,
     UnsupportedModel,
 )
+from pellucid.paths import home, user_cache
 
 OPTIONS = [
     (("--temperature", "-1"), "temperature=-1.0: must be a number from 0 to 100"),
