@@ -49,6 +49,22 @@ class Aligned:
         """The original text itself."""
         return cls(text, range(len(text)), range(1, len(text) + 1))
 
+    @classmethod
+    def of_any(cls, text: str) -> Aligned:
+        """The text without surrogates: a pair of them, which is one character, stands for both."""
+        repaired = without_surrogates(text)
+        if repaired is text:
+            return cls.of(text)
+        starts: list[int] = []
+        ends: list[int] = []
+        for at, letter in enumerate(text):
+            if "\udc00" <= letter <= "\udfff" and at and "\ud800" <= text[at - 1] <= "\udbff":
+                ends[-1] = at + 1
+                continue
+            starts.append(at)
+            ends.append(at + 1)
+        return cls(repaired, starts, ends)
+
     def __len__(self) -> int:
         return len(self.text)
 
@@ -108,3 +124,12 @@ def placed(changes: Iterable[tuple[str, int]], dropped: int = 0) -> list[tuple[s
         out.append((new, max(at - 1, 0) if change > 0 else at))
         at += 0 if change > 0 else 1 - change
     return out
+
+
+def without_surrogates(text: str) -> str:
+    """The text with unpaired surrogates, which no UTF-8 can hold, replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

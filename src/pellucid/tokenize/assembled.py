@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from pellucid.kernels.library import KernelKey, shared
 from pellucid.kernels.text_pieces import PART
 from pellucid.tokenize.added import AddedTokens
-from pellucid.tokenize.aligned import Aligned
+from pellucid.tokenize.aligned import Aligned, without_surrogates
 from pellucid.tokenize.automaton import automaton
-from pellucid.tokenize.base import without_surrogates
 from pellucid.tokenize.charmap import CharacterMap, character_maps
 from pellucid.tokenize.compiled import Adding, Cutting, Normalizing, Pipeline, Placed, Rewriting, Stage
 from pellucid.tokenize.forms import form_table

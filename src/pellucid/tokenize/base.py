@@ -20,7 +20,7 @@ from pellucid import checks
 from pellucid.errors import InvalidRequest
 from pellucid.messages import brief
 from pellucid.tokenize.added import AddedTokens
-from pellucid.tokenize.aligned import Aligned
+from pellucid.tokenize.aligned import Aligned, without_surrogates
 from pellucid.tokenize.decode import Decoder, StreamDecoder
 from pellucid.tokenize.encoding import Encoding, Padding, Token, Truncation, combined, new_token
 from pellucid.tokenize.merges import Span
@@ -245,7 +245,7 @@ class Tokenizer:
 
     def parts(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None]]:
         """The text, normalised, cut at added tokens: each part, and its id if it is one."""
-        whole = without_surrogates_aligned(text)
+        whole = Aligned.of_any(text)
         for start, stop, index in self.added.split(whole.text, parse_special):
             part = whole.part(start, stop)
             if index is not None:
@@ -413,28 +413,3 @@ def _pair(text: Any) -> Pair:
     if not isinstance(text, (tuple, list)) or len(text) != 2:
         raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of two")
     return checks.string("text[0]", text[0]), checks.string("text[1]", text[1])
-
-
-def without_surrogates_aligned(text: str) -> Aligned:
-    """The same, with the characters that each stands for: two, where a pair of surrogates is one character."""
-    repaired = without_surrogates(text)
-    if repaired is text:
-        return Aligned.of(text)
-    starts: list[int] = []
-    ends: list[int] = []
-    for at, letter in enumerate(text):
-        if "\udc00" <= letter <= "\udfff" and at and "\ud800" <= text[at - 1] <= "\udbff":
-            ends[-1] = at + 1
-            continue
-        starts.append(at)
-        ends.append(at + 1)
-    return Aligned(repaired, starts, ends)
-
-
-def without_surrogates(text: str) -> str:
-    """The text with unpaired surrogates, which no UTF-8 can hold, replaced by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

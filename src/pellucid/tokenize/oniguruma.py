@@ -9,15 +9,15 @@ and ``$`` are about lines, ``a{1,2}+`` repeats, and ``a{2,1}`` is possessive. Wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pellucid.messages import shown
 from pellucid.tokenize import unicode
-from pellucid.tokenize.oniguruma_sets import ANY, ASCII, PatternError, Scanner, in_any_case
+from pellucid.tokenize.oniguruma_case import Letter, settled, without_groups
+from pellucid.tokenize.oniguruma_repeats import MOST_TIMES, nested
+from pellucid.tokenize.oniguruma_sets import ANY, ASCII, PatternError, Scanner
 from pellucid.tokenize.regex_tree import (
-    EMPTY,
     NEWLINE,
     Atomic,
     Back,
@@ -30,7 +30,6 @@ from pellucid.tokenize.regex_tree import (
     Repeat,
     Set,
     depth,
-    inner,
     size,
     walk,
 )
@@ -40,7 +39,7 @@ __all__ = ["PatternError", "parse"]
 
 MOST_CHARACTERS, MOST_GROUPS, MOST_DEPTH = 20_000, 50, 100  # of a pattern; in one another; of its tree
 MOST_NODES = 300_000  # of a tree whose repeats are written out, which is what matching makes of some
-MOST_TIMES, MOST_REFERENCE = 100_000, 1000  # Oniguruma's own
+MOST_REFERENCE = 1000  # Oniguruma's own limit
 NO_NEWLINE = complement(NEWLINE)
 REFUSED = {
     "K": "\\K (keep)",
@@ -62,17 +61,10 @@ def parse(pattern: str) -> Node:
     node = parser.pattern()
     if depth(node) > MOST_DEPTH:
         raise PatternError(f"it is nested more than {MOST_DEPTH} deep")
-    tree: Node = _without_groups(_settled(node, single=False), parser.groups())
+    tree: Node = without_groups(settled(node, single=False), parser.groups())
     if size(tree) > MOST_NODES:
         raise PatternError(f"with its repeats written out it has more than {MOST_NODES:,} parts")
     return tree
-
-
-@dataclass(frozen=True)
-class _Letter:
-    """A letter in any case, until it is known what is beside it."""
-
-    code: int
 
 
 class _Parser(Scanner):
@@ -160,7 +152,7 @@ class _Parser(Scanner):
     def _letter(self, code: int) -> Any:
         if code >= unicode.CODES or 0xD800 <= code < 0xE000:
             raise PatternError(f"{code:#x} is not the code point of a character")
-        return _Letter(code) if self.options.any_case else Set(((code, code),))
+        return Letter(code) if self.options.any_case else Set(((code, code),))
 
     def _escape(self) -> Any:
         letter = self.next()
@@ -351,7 +343,7 @@ class _Parser(Scanner):
                 raise PatternError("a place in the text cannot be repeated")
             least, most, greedy, possessive = found
             if (least, most) != (1, 1):
-                node = _nested(node, Repeat(node, least, most, greedy))
+                node = nested(node, Repeat(node, least, most, greedy))
             if possessive:
                 node = Atomic(node)
         raise PatternError(f"repeats are nested {MOST_DEPTH} deep")
@@ -399,87 +391,3 @@ def _cannot_repeat(node: Any) -> bool:
     if isinstance(node, Either):
         return any(_cannot_repeat(branch) for branch in node.branches)
     return isinstance(node, (Look, Edge))
-
-
-_SIMPLE = [(0, 1, True), (0, None, True), (1, None, True), (0, 1, False), (0, None, False), (1, None, False)]
-# What a repeat of a repeat becomes, as in Oniguruma: rows for the inner one, columns for the outer, in the order above.
-# A number: that one alone; None: the inner one alone; "both": as it is; "some": the inner + within an outer ??.
-_REDUCED: list[list[int | str | None]] = [
-    [None, 1, 1, 3, 4, "both"],
-    [None, None, None, "some", "some", None],
-    [1, 1, None, "both", "some", None],
-    [None, 4, 4, None, 4, 4],
-    [None, None, None, None, None, None],
-    ["both", 1, 2, 4, 4, None],
-]
-
-
-def _nested(part: Any, outer: Repeat) -> Any:
-    """A repeat, together with the one that it repeats: an empty part is then never repeated without need."""
-    if not isinstance(part, Repeat):
-        return outer
-    inner_kind, outer_kind = ((one.least, one.most, one.greedy) for one in (part, outer))
-    if inner_kind in _SIMPLE and outer_kind in _SIMPLE:
-        how = _REDUCED[_SIMPLE.index(inner_kind)][_SIMPLE.index(outer_kind)]
-        if how is None:
-            return part
-        if how == "both":
-            return outer
-        if how == "some":
-            return Repeat(Repeat(part.part, 1, None, True), 0, 1, False)
-        assert isinstance(how, int)
-        return Repeat(part.part, *_SIMPLE[how])
-    if inner_kind in _SIMPLE[1:3] and outer.most is not None and outer.most > 1 and outer.greedy:
-        return replace(outer, most=outer.least or 1)
-    if part.least == part.most and outer.least == outer.most and part.most is not None:
-        times = part.least * outer.least
-        if times > MOST_TIMES:
-            raise PatternError(f"a repeat of more than {MOST_TIMES:,} times")
-        return replace(outer, part=part.part, least=times, most=times)
-    return outer
-
-
-# ---------------------------------------------------------------- what is known only at the end
-
-
-def _rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
-    """The node with each of its parts changed."""
-    if isinstance(node, Chain):
-        return Chain(tuple(map(change, node.parts)))
-    if isinstance(node, Either):
-        return Either(tuple(map(change, node.branches)))
-    return replace(node, part=change(node.part)) if inner(node) else node
-
-
-def _settled(node: Any, single: bool) -> Any:
-    """The tree with chains in chains flat and letters in any case as sets, neighbours together."""
-    if not isinstance(node, (Chain, _Letter)):
-        single = single or (isinstance(node, Look) and not node.ahead)
-        return _rebuilt(node, lambda part: _settled(part, single))
-    parts: list[Node] = []
-    letters: list[int] = []
-    waiting: list[Any] = list(reversed(node.parts)) if isinstance(node, Chain) else [node]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, Chain):
-            waiting.extend(reversed(part.parts))
-        elif isinstance(part, _Letter):
-            letters.append(part.code)
-        else:
-            parts += in_any_case(letters, single)
-            letters = []
-            parts.append(_settled(part, single))
-    parts += in_any_case(letters, single)
-    return parts[0] if len(parts) == 1 else Chain(tuple(parts)) if parts else EMPTY
-
-
-def _without_groups(node: Any, capturing: set[int]) -> Any:
-    """The tree with those groups only that are asked for."""
-    asked = {one.number for one in walk(node) if isinstance(one, Back)} & capturing
-
-    def plain(node: Any) -> Any:
-        if isinstance(node, Group) and node.number not in asked:
-            return plain(node.part)
-        return _rebuilt(node, plain)
-
-    return plain(node)

@@ -7,22 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_cases import GOLDENS, TINY, from_fields, from_folder
+from tokenizer_cases import BYTE_LEVEL, GOLDENS, LETTERS, TINY, from_fields, from_folder
 
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
 from pellucid.tokenize import load_tokenizer
 from pellucid.tokenize.beside import parse_json
-from pellucid.tokenize.decode import byte_alphabet
 
-LETTERS = [*byte_alphabet()]
-BYTE_LEVEL: dict[str, Any] = {
-    "model": "gpt2",
-    "pre": "gpt-2",
-    "tokens": [*LETTERS, "ab", "<|end|>"],
-    "token_type": [*[1] * 257, 3],
-    "merges": ["a b"],
-    "eos_token_id": 257,
-}
 SENTENCEPIECE: dict[str, Any] = {
     "model": "llama",
     "tokens": ["<unk>", "<s>", "</s>", "▁", "a", "▁a", "<0x41>"],

@@ -8,21 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizer_cases import GOLDENS, from_fields, from_folder
+from tokenizer_cases import BYTE_LEVEL, GOLDENS, from_fields, from_folder
 
 from pellucid.errors import FileFormatError, InvalidRequest, UnsupportedModel
 from pellucid.tokenize import Tokenizer, load_tokenizer
-from pellucid.tokenize.decode import byte_alphabet
-
-LETTERS = [*byte_alphabet()]
-BYTE_LEVEL: dict[str, Any] = {
-    "model": "gpt2",
-    "pre": "gpt-2",
-    "tokens": [*LETTERS, "ab", "<|end|>"],
-    "token_type": [*[1] * 257, 3],
-    "merges": ["a b"],
-    "eos_token_id": 257,
-}
 
 
 def spec(name: str = "tiny_wordpiece") -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pellucid.tokenize import Tokenizer, load_tokenizer
+from pellucid.tokenize.decode import byte_alphabet
 from pellucid.tokenize.merges import PairRanks
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "tokenize"
@@ -32,6 +33,17 @@ MODELS = tuple(f"tiny_sentencepiece_{kind}" for kind in ("unigram", "bpe", "char
 REAL = ("smollm2", "gemma3", "minilm")
 BOTH = [*TINY, *MODELS, *(pytest.param(name, marks=pytest.mark.model) for name in REAL)]
 """``TINY`` have a tokenizer.json, ``MODELS`` a SentencePiece model."""
+
+LETTERS = [*byte_alphabet()]
+BYTE_LEVEL: dict[str, Any] = {
+    "model": "gpt2",
+    "pre": "gpt-2",
+    "tokens": [*LETTERS, "ab", "<|end|>"],
+    "token_type": [*[1] * 257, 3],
+    "merges": ["a b"],
+    "eos_token_id": 257,
+}
+"""Fields of a GGUF file with a byte-level tokenizer that can merge "a b"."""
 
 
 @cache
