@@ -189,7 +189,7 @@ def _compared(pattern: str, matcher: Matcher, theirs, text: str) -> str | None: 
             if matcher._table is None or matcher._copy is None:
                 matcher.spans(text)
                 return None
-            until = time.process_time() + SECONDS
+            until = time.thread_time() + SECONDS
             plain = list(matcher._searched(text.translate(matcher._copy), until))
             walked = matcher._walked(matcher._table, text, until)
             return (

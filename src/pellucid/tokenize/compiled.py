@@ -33,7 +33,7 @@ from pellucid.kernels.record import Record
 from pellucid.runtime.call import Call
 from pellucid.runtime.memory import Arena, address
 from pellucid.tokenize import tables
-from pellucid.tokenize.aligned import MORE, TIMES
+from pellucid.tokenize.aligned import MORE
 from pellucid.tokenize.automaton import Automaton
 from pellucid.tokenize.charmap import CharacterMap
 from pellucid.tokenize.forms import FormTable
@@ -88,7 +88,6 @@ class Texts:
     count: int
     ends: tuple[NDArray[np.int32], int]
     texts: int
-    original: int  # the length that they came with
     side: int = 0  # of the room, where the pieces are
     text_side: int = 0  # where the text and its ends are
 
@@ -113,7 +112,7 @@ class Texts:
             spans[0][0] = 0
             spans[0][2 : 2 * count : 2] = ends[0][: count - 1]
             spans[0][1 : 2 * count : 2] = ends[0][:count]
-        return cls(room, text, length, spans, count, ends, len(data), length + 1)
+        return cls(room, text, length, spans, count, ends, len(data))
 
     def spans(self) -> NDArray[np.int32]:
         """The pieces, (n, 2): first byte, and the one behind the last."""
@@ -206,9 +205,12 @@ class Separating(Cut):
         self._kernel = Call("text.apart", text_apart.Apart, neighbours.everywhere, **told)
 
 
+GROWTH = 4  # bytes for each byte, in one stage: beyond that Python counts the characters
+
+
 class Changing:
     """Other texts made of texts, by ``_kernel``; a byte becomes ``_growth`` of them at most, and a piece gets
-    ``_ahead`` more. Texts that grow beyond what ``aligned.check_growth`` may allow are for Python, which says so."""
+    ``_ahead`` more. A piece that grows so much that it may pass the limit (``aligned.check_growth``) is for Python."""
 
     _kernel: Call
     _growth: int
@@ -236,10 +238,15 @@ class Changing:
         )
         if int(room.made[0]) != text_rewrite.DONE:
             return False
+        sizes = [
+            np.subtract(*one[0][: 2 * texts.count].reshape(-1, 2).T[::-1]) for one in (texts.pieces, pieces)
+        ]
+        if np.any(sizes[1] > GROWTH * np.maximum(sizes[0], 0) + MORE):
+            return False
         texts.text, texts.pieces, texts.ends = out, pieces, ends
         texts.side, texts.text_side = side, text_side
         texts.length = int(ends[0][texts.texts - 1])
-        return texts.length <= TIMES * texts.original
+        return True
 
     def _more(self, room: Room) -> dict[str, int]:
         """What else the kernel is told each time."""

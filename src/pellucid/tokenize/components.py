@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from pellucid.tokenize.huggingface import Json, Parts
 
 
-MOST_STAGES = 100
-"""Normalizers, and pre-tokenizers, of a file: ten times as many as any published one has."""
+MOST_STAGES = 32
+"""Normalizers, pre-tokenizers, post-processors of a file: four times as many as any published one has."""
+MOST_LETTERS = 1_000  # of a text that a stage looks for
 MOST_IDS, MOST_SEGMENTS = 1 << 31, (1 << 32) - 1  # of a text; u32 in ``tokenizers``
 MOST_FILLED = 1 << 20  # ids that a text is filled up to
 
@@ -162,7 +163,7 @@ def _pre_tokenizers(parts: Parts, spec: Json) -> list[Stage]:
         check("behavior", behavior=BEHAVIORS)
         return [Split(pretokenize.PUNCTUATION.pattern, spec.get("behavior", "Isolated"))]
     if kind == "CharDelimiterSplit":
-        return [Split(quoted(parts.text(check("delimiter"), "delimiter")), "Removed")]
+        return [Split(quoted(_short(parts, parts.text(check("delimiter"), "delimiter"))), "Removed")]
     if kind == "FixedLength":
         return [pretokenize.Chunks(parts.whole(check("length"), "length", 1, MOST_IDS, 5))]
     if kind in _CUTS:
@@ -173,7 +174,7 @@ def _pre_tokenizers(parts: Parts, spec: Json) -> list[Stage]:
         check("replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep")
         scheme = spec.get("prepend_scheme", "always" if spec.get("add_prefix_space", True) else "never")
         parts.component({"prepend_scheme": scheme}, "Metaspace", "prepend_scheme", prepend_scheme=_SCHEMES)
-        space = parts.text(spec, "replacement")
+        space = _short(parts, parts.text(spec, "replacement"))
         stages: list[Stage] = [Change(normalize.Replace(" ", space))]
         if scheme != "never":
             stages.append(Change(normalize.Prepend(space, unless_there=True), only_first=scheme == "first"))
@@ -204,6 +205,10 @@ def post_processors(parts: Parts, spec: Json | None) -> tuple[Template, tuple[Tr
         return Template(), _trims(spec)
     if kind == "Sequence":
         parts.component(spec, "post_processor", "processors")
+        if len(spec["processors"]) > MOST_STAGES:
+            raise UnsupportedModel(
+                f"{parts.path.name}: post_processor of {len(spec['processors']):,} components; {MOST_STAGES} are allowed"
+            )
         if any(one.get("type") == "Sequence" for one in spec["processors"]):
             raise UnsupportedModel(
                 f"{parts.path.name}: post_processor Sequence in a Sequence is not implemented"
@@ -335,6 +340,16 @@ def padding(parts: Parts, spec: Json | None) -> Padding | None:
     return Padding(index, token, length, multiple, segment, side)
 
 
+def _short(parts: Parts, text: str) -> str:
+    """A text that is looked for in others."""
+    if len(text) > MOST_LETTERS:
+        raise UnsupportedModel(
+            f"{parts.path.name}: {brief(text)} of {len(text):,} characters, which is to be looked for; "
+            f"{MOST_LETTERS:,} are allowed"
+        )
+    return text
+
+
 def _pattern(parts: Parts, spec: Any) -> tuple[str, bool]:
     """(text, whether it is a pattern) of ``{"String": …}`` or ``{"Regex": …}``."""
     if isinstance(spec, dict) and len(spec) == 1 and isinstance(text := next(iter(spec.values())), str):
@@ -345,5 +360,5 @@ def _pattern(parts: Parts, spec: Any) -> tuple[str, bool]:
                 raise UnsupportedModel(f"{parts.path.name}: pattern {shown(text)!r}: {bad}") from None
             return text, True
         if "String" in spec:
-            return text, False
+            return _short(parts, text), False
     raise FileFormatError(parts.path, "pattern", f"{brief(spec)} is neither a String nor a Regex")

@@ -211,6 +211,9 @@ class Parts:
             raise FileFormatError(self.path, where, f"{brief(token)} has no id and content")
         flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
         self.component(token, where, "id", "content", *flags)
+        if len(token["content"]) > components.MOST_LETTERS:
+            problem = f"{len(token['content']):,} characters; {components.MOST_LETTERS:,} are allowed"
+            raise FileFormatError(self.path, f"{where}.content", problem)
         if self.vocab.get(token["content"], token["id"]) != token["id"]:
             raise FileFormatError(
                 self.path, where, f"{brief(token['content'])} has another id in the vocabulary"

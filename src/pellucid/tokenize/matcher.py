@@ -3,14 +3,13 @@
 In: a pattern in Oniguruma's syntax and a text. Out: the matches from left to right. Three ways lead to them:
 
 - The ``regex`` package runs a pattern of its own that is written from the tree (``regex_tree.py``), on a copy of the
-  text in which each character is its class: neither its syntax nor its Unicode matters. It is the fastest, and for
-  patterns that it runs in linear time, our own and those of ``patterns.py``.
+  text in which each character is its class: neither its syntax nor its Unicode matters. It is the fastest way. It is
+  used for patterns that it runs in linear time: those of ``patterns.py``, and those that hardly read a character twice.
 - Other patterns come from files and may take exponential time in it. Their table (``automaton.py``) is walked, which
-  takes a step for each character of a match.
+  reads each character once for each place that a match is tried at.
 - Patterns that have no table are run by ``regex`` with a limit, which slows it down tenfold.
 
-A matcher has ``RESERVE`` seconds, and gains some with every character that it reads: more than a pattern needs that
-reads a text a few times. When they are used up, the text is refused.
+The last two have a :class:`Budget` of time; when it is used up, the text is refused.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from functools import cache, cached_property
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels.text_split import START
 from pellucid.messages import shown
 from pellucid.tokenize.oniguruma import PatternError, parse
 from pellucid.tokenize.patterns import LINEAR
@@ -40,6 +39,7 @@ from pellucid.tokenize.regex_tree import (
     Set,
     may_be_empty,
     sets,
+    size,
     walk,
 )
 from pellucid.tokenize.unicode import CODES, Ranges
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from pellucid.tokenize.automaton import Automaton
 
 RESERVE, SECONDS_A_CHARACTER = 1.0, 20e-6
-MOST_SETS = 64  # of a pattern without repeats that is no matter for a limit
+MOST_SETS = 64  # that a pattern reads at each place, to have no limit; more are written without strings
 SEVERAL = 10_000  # steps of a table between looks at the clock
 FIRST_CLASS = 0x100  # classes are letters from here on in the copy of a text
 MOST_CLASSES = 0xD000
@@ -66,8 +66,15 @@ def matcher(pattern: str) -> Matcher:
     return Matcher(pattern)
 
 
+class Budget:
+    """Time that patterns may take for a text, of the thread that runs them: ``seconds`` are left of the ``whole``."""
+
+    def __init__(self, characters: int) -> None:
+        self.whole = self.seconds = RESERVE + SECONDS_A_CHARACTER * characters
+
+
 class Matcher:
-    """The matches of one pattern."""
+    """The matches of one pattern. Thread-safe."""
 
     def __init__(self, pattern: str) -> None:
         import regex
@@ -82,56 +89,80 @@ class Matcher:
             )
         except (regex.error, RecursionError, MemoryError, OverflowError) as bad:
             raise PatternError(str(bad) or type(bad).__name__) from None
-        self._seconds = RESERVE
-        self._is_linear = pattern in LINEAR or _reads_once(self.tree)
+        self._is_linear = pattern in LINEAR or (not self.may_be_empty and _reads_once(self.tree))
 
     @cached_property
     def _table(self) -> Automaton | None:
+        if self._is_linear:
+            return None
         from pellucid.tokenize.automaton import automaton
 
-        return None if self._is_linear else automaton(self.pattern)
+        return automaton(self.pattern)
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
+    def pieces(self, text: str) -> list[str] | None:
+        """The matches themselves, where they are all of the text and found without a limit; else None."""
+        if not self._is_linear or self._copy is None:
+            return None
+        ends = [*accumulate(map(len, self._regex.findall(text.translate(self._copy))))]
+        if not ends or ends[-1] != len(text):
+            return None
+        return [text[start:stop] for start, stop in zip(chain((0,), ends), ends)]
+
+    def spans(self, text: str, budget: Budget | None = None) -> list[tuple[int, int]]:
         """The matches, with those that are empty but for one that touches the match before it. An empty text has none.
 
         Raises:
-            InvalidRequest: they take more time than a text of this length may.
+            InvalidRequest: they take more time than the budget has; without one, than a text of this length may.
         """
         if not text:
             return []
-        if self._table is None:
+        table = self._table
+        if table is None:
             copy = text if self._copy is None else text.translate(self._copy)
-            if self._is_linear and not self.may_be_empty:
+            if self._is_linear:
                 return [found.span() for found in self._regex.finditer(copy)]
-        began = time.process_time()
-        seconds = min(RESERVE, self._seconds) + SECONDS_A_CHARACTER * len(text)
+        budget = budget or Budget(len(text))
+        began = time.thread_time()
         try:
-            if self._table is not None:
-                return self._walked(self._table, text, began + seconds)
-            return list(self._searched(copy, began + seconds))
+            if table is not None:
+                return self._walked(table, text, began + budget.seconds)
+            return list(self._searched(copy, began + budget.seconds))
         except TimeoutError:
-            began = time.process_time()  # the next text has all of the reserve again
-            raise too_slow(self.pattern, f"{seconds:.3g} s for {len(text):,} characters") from None
+            raise too_slow(self.pattern, f"{budget.whole:.3g} s") from None
         finally:
-            self._seconds = seconds - (time.process_time() - began)
+            budget.seconds -= time.thread_time() - began
 
     def _searched(self, text: str, deadline: float) -> Iterator[tuple[int, int]]:
         """The loop of rust-onig's ``FindMatches``: ``finditer`` goes on in another way behind an empty match."""
         at, last = 0, None
         while at <= len(text):
-            found = self._regex.search(text, at, timeout=max(deadline - time.process_time(), 1e-3))
+            found = self._search(text, at, deadline)
             if found is None:
                 return
-            start, end = found.span()
+            start, end = found
             if start == end == last:
                 at = end + 1
                 continue
             yield start, end
             at = last = end
 
+    def _search(self, text: str, at: int, deadline: float) -> tuple[int, int] | None:
+        """The next match. ``regex`` counts the time of all threads: it may be too early, and then begins again."""
+        left = deadline - time.thread_time()
+        while left > 0:
+            try:
+                found = self._regex.search(text, at, timeout=left)
+            except TimeoutError:
+                left = min(2 * left, deadline - time.thread_time())
+                continue
+            return None if found is None else found.span()
+        raise TimeoutError
+
     @staticmethod
     def _walked(table: Automaton, text: str, deadline: float) -> list[tuple[int, int]]:
         """The same by a table, whose pattern is never empty."""
+        from pellucid.kernels.text_split import START
+
         kinds, rows, spans = [*table.kinds(text), table.end_of_text], table.rows, list[tuple[int, int]]()
         at, steps = 0, 0
         while at < len(text):
@@ -147,7 +178,7 @@ class Matcher:
             steps += position - at + 1
             if steps > SEVERAL:
                 steps = 0
-                if time.process_time() > deadline:
+                if time.thread_time() > deadline:
                     raise TimeoutError
             if end > at:
                 spans.append((at, end))
@@ -165,7 +196,7 @@ def too_slow(pattern: str, limit: str) -> InvalidRequest:
 
 def _reads_once(tree: Node) -> bool:
     """Whether a character is hardly looked at again: few sets in branches, of which only the last may be repeated."""
-    if not _is_small(tree):
+    if size(tree) > 4 * MOST_SETS:
         return False
     for branch in tree.branches if isinstance(tree, Either) else (tree,):
         *before, last = branch.parts if isinstance(branch, Chain) and branch.parts else (branch,)

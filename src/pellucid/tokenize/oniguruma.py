@@ -37,7 +37,8 @@ from pellucid.tokenize.unicode import complement, intersection
 
 __all__ = ["PatternError", "parse"]
 
-MOST_CHARACTERS, MOST_GROUPS, MOST_DEPTH = 20_000, 50, 100  # of a pattern; in one another; of its tree
+MOST_CHARACTERS, MOST_ATOMS = 10_000, 2_000  # of a pattern; published ones have less than a tenth of that
+MOST_GROUPS, MOST_DEPTH = 50, 100  # in one another; of a tree
 MOST_NODES = 300_000  # of a tree whose repeats are written out, which is what matching makes of some
 MOST_REFERENCE = 1000  # Oniguruma's own limit
 NO_NEWLINE = complement(NEWLINE)
@@ -72,7 +73,7 @@ class _Parser(Scanner):
 
     def __init__(self, pattern: str) -> None:
         super().__init__(pattern)
-        self._depth = 0
+        self._depth = self._atoms = 0
         self._names: list[str | None] = []  # of the groups, in order
         self._numbers: list[int] = []  # groups that are asked for by their number
         self._ends_here = False  # the last atom was all that is left of its group
@@ -126,7 +127,13 @@ class _Parser(Scanner):
             else:
                 return
 
+    def _count(self, atoms: int = 1) -> None:
+        self._atoms += atoms
+        if self._atoms > MOST_ATOMS:
+            raise PatternError(f"it has more than {MOST_ATOMS:,} characters, sets and groups")
+
     def _atom(self) -> Any:
+        self._count()
         if self.codes:
             return self._letter(self.codes.pop(0) or 0)
         letter = self.next()
@@ -223,6 +230,7 @@ class _Parser(Scanner):
             )
         self._refuse_any_case()
         numbers = [at + 1 for at, known in enumerate(self._names) if known == name]
+        self._count(len(numbers))
         backs = tuple(Back(number) for number in reversed(numbers))
         return backs[0] if len(backs) == 1 else Either(backs)
 

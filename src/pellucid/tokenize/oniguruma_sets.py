@@ -6,6 +6,7 @@ See ``oniguruma.py``. The functions here follow ``regparse.c`` of Oniguruma 6.9.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from string import hexdigits, octdigits
 from typing import ClassVar
 
@@ -189,15 +190,9 @@ class Scanner:
         self.in_set = False
         if not self.options.any_case:
             return Set(complement(members) if negative else members)
-        several = (
-            [] if negative else [full for code, full in unicode.full_folds().items() if _in(code, members)]
-        )
-        members = union(
-            [members, *(unicode.same_case(code) for code in unicode.cased() if _in(code, members))]
-        )
+        members, several = in_other_cases(members)
         whole = Set(complement(members) if negative else members)
-        chains = (Chain(tuple(Set(unicode.same_case(code)) for code in full)) for full in several)
-        return Either((whole, *chains)) if several else whole
+        return Either((whole, *several)) if several and not negative else whole
 
     def _bracket(self, depth: int) -> tuple[Ranges, bool]:
         """The set, without a leading ``^``, and whether there was one."""
@@ -351,5 +346,10 @@ def _checked(code: int, most: int = CODES - 1) -> int:
     return code
 
 
-def _in(code: int, members: Ranges) -> bool:
-    return any(low <= code <= high for low, high in members)
+@lru_cache(maxsize=256)
+def in_other_cases(members: Ranges) -> tuple[Ranges, tuple[Node, ...]]:
+    """A set with what is the same as its members in another case; and what is several letters there, as "ß" is "ss"."""
+    found = unicode.holding(members)
+    several = [full for code, full in unicode.full_folds().items() if found(code)]
+    chains = tuple(Chain(tuple(Set(unicode.same_case(code)) for code in full)) for full in several)
+    return union([members, *(unicode.same_case(code) for code in unicode.cased() if found(code))]), chains

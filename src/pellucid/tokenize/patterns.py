@@ -47,8 +47,12 @@ DEEPSEEK3 = (
 )
 STARCODER = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 BLOOM = " ?[^(\\s|[.,!?…。，、।۔،])]+"
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
+    r"|\s+(?!\S)|\s"
+)
 
-LINEAR = frozenset({GPT2, LLAMA3, QWEN2, QWEN35, O200K, TEKKEN, KIMI, DEEPSEEK3, STARCODER, BLOOM})
+LINEAR = frozenset({GPT2, LLAMA3, QWEN2, QWEN35, O200K, TEKKEN, KIMI, DEEPSEEK3, STARCODER, BLOOM, CL100K})
 """Patterns that a backtracking engine runs in linear time, whatever the text."""
 
 

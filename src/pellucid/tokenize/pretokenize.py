@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pellucid.tokenize.aligned import Aligned
-from pellucid.tokenize.matcher import Matcher, matcher
+from pellucid.tokenize.matcher import Budget, Matcher, matcher
 from pellucid.tokenize.normalize import Normalizer
 from pellucid.tokenize.oniguruma_sets import literal
 
@@ -36,11 +36,17 @@ class Split:
 
     def __call__(self, text: str) -> list[str]:
         """The pieces."""
-        return [text[start:stop] for start, stop in self.spans(text)]
+        return self.cut(text)
 
-    def spans(self, text: str) -> Spans:
+    def cut(self, text: str, budget: Budget | None = None) -> list[str]:
+        """The pieces, within a budget. Raises as ``spans`` does."""
+        if self.behavior == "Isolated" and (pieces := self._matcher.pieces(text)) is not None:
+            return pieces
+        return [text[start:stop] for start, stop in self.spans(text, budget)]
+
+    def spans(self, text: str, budget: Budget | None = None) -> Spans:
         """Where the pieces are. Raises :class:`InvalidRequest` for a text that takes the pattern too long."""
-        matches = self._matcher.spans(text)
+        matches = self._matcher.spans(text, budget)
         if self.behavior == "Removed" and self.invert:
             return matches if not self._matcher.may_be_empty else [one for one in matches if one[0] < one[1]]
         parts: list[tuple[int, int, bool]] = []
@@ -80,10 +86,12 @@ class Chunks:
 
     length: int
 
-    def __call__(self, text: str) -> list[str]:
+    def cut(self, text: str, budget: Budget | None = None) -> list[str]:
+        """The pieces."""
         return [text[start:stop] for start, stop in self.spans(text)]
 
-    def spans(self, text: str) -> Spans:
+    def spans(self, text: str, budget: Budget | None = None) -> Spans:
+        """Where they are."""
         return [(at, min(at + self.length, len(text))) for at in range(0, len(text), self.length)]
 
 
@@ -121,11 +129,14 @@ class PreTokenizer:
         """The pieces of a text as it came; ``first``: whether the whole text begins with it."""
         if first and self._asks_for_places:
             return [piece.text for piece in self.aligned(Aligned.of(text))]
-        pieces = [text]
+        pieces, budget = [text], Budget(len(text))
         for stage in self.stages:
             if not isinstance(stage, Change):
+                cut = stage.cut
                 pieces = (
-                    stage(pieces[0]) if len(pieces) == 1 else [part for one in pieces for part in stage(one)]
+                    cut(pieces[0], budget)
+                    if len(pieces) == 1
+                    else [part for one in pieces for part in cut(one, budget)]
                 )
             elif not stage.only_first:
                 pieces = list(map(stage.normalizer, pieces))
@@ -141,10 +152,10 @@ class PreTokenizer:
 
     def aligned(self, text: Aligned) -> Iterator[Aligned]:
         """The same, of a text that knows where it comes from, changed or not."""
-        pieces = [text]
+        pieces, budget = [text], Budget(len(text))
         for stage in self.stages:
             if not isinstance(stage, Change):
-                pieces = [one.part(*span) for one in pieces for span in stage.spans(one.text)]
+                pieces = [one.part(*span) for one in pieces for span in stage.spans(one.text, budget)]
                 continue
             change = stage.normalizer.aligned
             pieces = [

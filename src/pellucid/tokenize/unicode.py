@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -52,6 +53,18 @@ def complement(one: Ranges) -> Ranges:
 def intersection(one: Ranges, other: Ranges) -> Ranges:
     """Characters that are in both."""
     return complement(union((complement(one), complement(other))))
+
+
+def holding(one: Ranges) -> Callable[[int], bool]:
+    """Tells of a code point whether it is in the set."""
+    lows = [low for low, _ in one]
+    highs = [high for _, high in one]
+
+    def holds(code: int) -> bool:
+        at = bisect_right(lows, code) - 1
+        return at >= 0 and code <= highs[at]
+
+    return holds
 
 
 @cache

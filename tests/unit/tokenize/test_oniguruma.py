@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tokenizer_cases import GOLDENS
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize import matcher as matchers
 from pellucid.tokenize.aligned import Aligned
-from pellucid.tokenize.matcher import Matcher, matcher
+from pellucid.tokenize.matcher import Budget, Matcher, matcher
 from pellucid.tokenize.normalize import Replace
 from pellucid.tokenize.oniguruma import PatternError, parse
 from pellucid.tokenize.pretokenize import Split
@@ -76,7 +77,10 @@ def test_what_is_not_implemented_is_named(pattern: str) -> None:
         "a{1000}{1000}",
         "a{" + "9" * 5000 + "}",
         "(?i:" + "s" * 3000 + ")",
-        "a" * 20_001,
+        "a" * 10_001,
+        "(?i)" + r"[\p{L}]" * 1_400,
+        "|".join(map(chr, range(0x4E00, 0x4E00 + 4_000))),
+        "(?<n>a)*" * 400 + r"\k<n>" * 1_000,
     ],
 )
 def test_hostile_patterns_are_refused_at_once(pattern: str) -> None:
@@ -94,7 +98,8 @@ def test_large_patterns_are_ready_at_once() -> None:
         (1, 1),
         (2, 2),
     ]
-    assert matcher("a" * 20_000).spans("a" * 20_001) == [(0, 20_000)]
+    assert matcher("a" * 2_000).spans("a" * 2_001) == [(0, 2_000)]
+    assert matcher("(?i)" + r"[\p{L}]" * 600).spans("é" * 601) == [(0, 600)]
     assert time.process_time() - began < 5
 
 
@@ -110,15 +115,35 @@ def test_patterns_of_exponential_time_have_tables_that_take_linear_time(pattern:
 def test_patterns_without_a_table_end_with_a_message(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matchers, "RESERVE", 0.1)
     began = time.process_time()
-    with pytest.raises(InvalidRequest, match=r"takes more than 0.101 s for 60 characters; shorten the text"):
+    with pytest.raises(InvalidRequest, match=r"takes more than 0.101 s; shorten the text"):
         Matcher(pattern).spans("a" * 60)
     assert time.process_time() - began < 5
 
 
-def test_the_reserve_is_there_again_for_the_next_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_is_that_of_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matchers, "RESERVE", 0.1)
     slow = Matcher(r"(?:a|aa)+(?<=b)|b")
     for _ in range(2):
         with pytest.raises(InvalidRequest):
             slow.spans("a" * 60)
         assert slow.spans("b") == [(0, 1)]
+    budget = Budget(3)
+    budget.seconds = 0
+    with pytest.raises(InvalidRequest, match="takes more than 0.1 s"):
+        slow.spans("abc", budget)
+
+
+def test_threads_do_not_take_time_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matchers, "RESERVE", 0.02)
+    found = Matcher(r"(?<=[a-z])(?=[A-Z])|_")
+    texts = ["camelCase_Words" * 20] * 200
+    with ThreadPoolExecutor(8) as pool:
+        assert len({tuple(spans) for spans in pool.map(found.spans, texts)}) == 1
+
+
+def test_a_repeat_that_reads_much_at_each_place_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matchers, "RESERVE", 0.1)
+    began = time.thread_time()
+    with pytest.raises(InvalidRequest):
+        Matcher("a{20000,}").spans(("a" * 19_999 + "b") * 5)
+    assert time.thread_time() - began < 10
