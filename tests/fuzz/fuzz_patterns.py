@@ -159,7 +159,9 @@ def case(random: Random, folder: Path) -> str | None:
         matcher = Matcher(pattern)
     except PatternError as refused:
         return "a message of more than one line" if "\n" in str(refused) else None
-    if tokenizers is not None and theirs is None:
+    if (
+        tokenizers is not None and theirs is None and "(?<" not in pattern
+    ):  # of whose look-behinds it refuses more
         return f"{pattern!r} is refused by tokenizers"
     for _ in range(TEXTS):
         text = "".join(random.choice(LETTERS) for _ in range(random.randint(1, 12)))

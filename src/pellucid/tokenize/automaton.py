@@ -37,6 +37,7 @@ from pellucid.tokenize.regex_tree import (
 from pellucid.tokenize.unicode import CODES, Ranges, complement, intersection, union
 
 MOST_PLACES, MOST_STATES = 4_000, 2_000
+MOST_VISITS = 1_000_000  # of places, while a table is made: half a second
 MOST_CLASSES = 255  # what a byte tells apart, less one
 
 
@@ -130,6 +131,7 @@ class _Places:
     def __init__(self) -> None:
         self.steps: list[_One | _Fork | None] = [None]
         self.matched = 0
+        self.visits = 0  # by ``_step``
         self._greedy: list[
             tuple[Ranges, int]
         ] = []  # sets that are repeated and give nothing back; what comes then
@@ -229,6 +231,8 @@ def _table(places: _Places, first: int) -> Automaton:
     waiting: list[tuple[int, ...]] = [(first,)]
     while waiting:
         state, row = waiting.pop(0), []
+        if places.visits > MOST_VISITS:
+            raise NotATable
         for kind in range(kinds + 1):
             following, matched = _step(places, state, kind, kind == kinds, within)
             if following not in states:
@@ -252,6 +256,7 @@ def _step(
     stack = list(reversed(state))
     while stack:
         place = stack.pop()
+        places.visits += 1
         if place in seen:
             continue
         seen.add(place)

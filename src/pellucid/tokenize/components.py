@@ -205,9 +205,9 @@ def post_processors(parts: Parts, spec: Json | None) -> tuple[Template, tuple[Tr
         return Template(), _trims(spec)
     if kind == "Sequence":
         parts.component(spec, "post_processor", "processors")
-        if len(spec["processors"]) > MOST_STAGES:
+        if (count := len(spec["processors"])) > MOST_STAGES:
             raise UnsupportedModel(
-                f"{parts.path.name}: post_processor of {len(spec['processors']):,} components; {MOST_STAGES} are allowed"
+                f"{parts.path.name}: post_processor of {count:,} components; {MOST_STAGES} are allowed"
             )
         if any(one.get("type") == "Sequence" for one in spec["processors"]):
             raise UnsupportedModel(

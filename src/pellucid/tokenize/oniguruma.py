@@ -30,6 +30,7 @@ from pellucid.tokenize.regex_tree import (
     Repeat,
     Set,
     depth,
+    inner,
     size,
     walk,
 )
@@ -140,7 +141,9 @@ class _Parser(Scanner):
         if letter == "(":
             return self._group()
         if letter == "[":
-            return self.bracket()
+            node = self.bracket()
+            self._count(len(node.branches) if isinstance(node, Either) else 0)
+            return node
         if letter == "\\":
             return self._escape()
         if letter == ".":
@@ -293,7 +296,7 @@ class _Parser(Scanner):
 
     def _look(self, ahead: bool, negative: bool) -> Look:
         node = self._closed()
-        if not ahead and any(_unfit_behind(one, negative) for one in walk(node)):
+        if not ahead and (_may_be_empty(node) or any(_unfit_behind(one, negative) for one in walk(node))):
             raise PatternError("what stands in this look-behind is not implemented")
         return Look(node, ahead, negative)
 
@@ -383,6 +386,15 @@ class _Parser(Scanner):
             self.at = start
             return None
         return int(low or 0), int(high) if high else None, not comma
+
+
+def _may_be_empty(node: Any) -> bool:
+    """Whether a look-behind may take no character: Oniguruma does not look at all then, not even for a border."""
+    if isinstance(node, (Chain, Either)):
+        return (all if isinstance(node, Chain) else any)(map(_may_be_empty, inner(node)))
+    if isinstance(node, Repeat):
+        return node.least == 0 or _may_be_empty(node.part)
+    return not isinstance(node, (Set, Letter)) and all(map(_may_be_empty, inner(node)))
 
 
 def _unfit_behind(node: Any, negative: bool) -> bool:

@@ -17,7 +17,7 @@ from pellucid.tokenize.unicode import complement, letters, members
 
 PUBLISHED = sorted({
     step for splitting in patterns.GGUF_PRE.values() for step in splitting.steps
-} | patterns.LINEAR)  # fmt: skip
+} | (patterns.LINEAR - {patterns.CL100K}))  # fmt: skip
 SMALL = [
     "a", "a|ab", "ab|a", "a+", "a+?b", "a*b", "(?:ab|a)(?:c|bcd)?", "a{2,3}", "a{2,}", "a{2,3}?", "[ab]+c?", "a(?!b)",
     "a(?=b)", "a+(?!b)", "(?:a|b(?!c))+", "a?b?c", "a|b|c*d", "a++b", "[^a]++a", r"\s+(?!\S)|\s+", "(?i:as)k", "x{0}a",
