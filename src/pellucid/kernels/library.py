@@ -141,6 +141,11 @@ def _looked_at(_: Path) -> Folder:
     return _folder()
 
 
+def are_kept() -> bool:
+    """Whether what is compiled now is there for the next process."""
+    return _looked_at(home()).keeps
+
+
 class Library:
     """The kernels that this process has loaded. Use the one that ``shared()`` returns."""
 
