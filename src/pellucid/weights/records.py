@@ -151,7 +151,8 @@ def check(
         else:
             records[name] = made
         found.append(Checked(name, size, sha256, expected, wrong))
-    if records != manifest.records and writable:
+    # Another process may have pulled the model again meanwhile: its manifest stays.
+    if records != manifest.records and writable and read_manifest(folder) == manifest:
         with contextlib.suppress(OSError):  # it is then hashed again the next time
             write_manifest(folder, replace(manifest, records=records))
     return found
