@@ -60,9 +60,12 @@ class FileFormatError(PellucidError, ValueError):
     """
 
     def __init__(self, path: str | Path, field: str, problem: str, offset: int | None = None) -> None:
-        self.path, self.field, self.offset = Path(path), field, offset
+        self.path, self.field, self.offset, self._problem = Path(path), field, offset, problem
         where = "" if offset is None else f" at byte {offset:,}"
         super().__init__(f"{shown(self.path.name or str(self.path))}: {shown(field)}{where}: {problem}")
+
+    def __reduce__(self) -> tuple[type[FileFormatError], tuple[Path, str, str, int | None]]:
+        return type(self), (self.path, self.field, self._problem, self.offset)
 
 
 class UnsupportedModel(PellucidError):

@@ -6,6 +6,7 @@ served is refused before those are made ready.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -145,12 +146,12 @@ class Inputs:
     def _refuse_early(self, prompt: Prompt, refused: Refusal) -> None:
         """Raise what ``refused`` makes of a length, if it takes only a part of a prompt to see that it is too long."""
         texts = [prompt] if isinstance(prompt, str) else []
-        if not texts and isinstance(prompt, (list, tuple)) and prompt:
-            if isinstance(prompt[0], Mapping):
+        if not texts and _is_list(prompt) and (length := _length(prompt)):
+            if is_message(prompt[0]):
                 contents = (one.get("content") for one in prompt if isinstance(one, Mapping))
                 texts = [content for content in contents if isinstance(content, str)]
-            elif len(prompt) > self.context:
-                raise refused(f"{len(prompt):,} tokens")
+            elif length > self.context:
+                raise refused(f"{length:,} tokens")
         for text in texts:
             if self._overflows(text):
                 raise refused(f"{len(text):,} characters, more than {self.context:,} tokens")
@@ -190,7 +191,7 @@ class Inputs:
         if isinstance(prompt, str):
             checks.text("text", prompt)
             ids = self.tokenizer.encode(prompt)
-        elif isinstance(prompt, bytes) or not (isinstance(prompt, Sequence) or _is_row(prompt)):
+        elif not _is_list(prompt):
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, chat messages or token ids")
         elif len(prompt) and is_message(prompt[0]):
             ids = self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
@@ -206,5 +207,15 @@ class Inputs:
         return [i if type(i) is int and 0 <= i < size else token_id(name, i, size) for i in ids]
 
 
-def _is_row(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 1
+def _is_list(value: Any) -> bool:
+    """Whether it can hold messages or token ids."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _length(value: Any) -> int:
+    try:
+        return len(value)
+    except OverflowError:  # a range of more than Python counts
+        return sys.maxsize

@@ -1,10 +1,12 @@
-"""Files that are run or believed as they are: compiled kernels, parsed vocabularies.
+"""Files that are used without another check: compiled kernels, which are run, and parsed vocabularies.
 
 In: a folder's name below the home, a file's name in it. Out: the contents, if two things hold.
 
 Only this user, or root, can have written the file: it and every folder above it, links resolved, belong to one of
 them, and nobody else can write to them. (A folder like ``/tmp`` may be above, where others can add files but not
-replace this user's.) On systems without owners in numbers, Windows, the system's own rules are all that there is.
+replace this user's. A group may write if it is the owner's private group, in which there is nobody else. What is above
+a folder of this user that nobody else can enter does not matter.) On systems without owners in numbers, Windows, the
+system's own rules are all that there is.
 
 And it is what Pellucid wrote under this name: it begins with HMAC-SHA-256 of its name and its contents. The key is
 random, made by the first process that keeps something, in ``<home>/cache.key``.
@@ -25,13 +27,14 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from pellucid.errors import InvalidRequest
 from pellucid.messages import reason
-from pellucid.paths import VARIABLE, home, make_folder, user_cache
+from pellucid.paths import STAGING, VARIABLE, home, make_folder, staged, user_cache
 
 KEY_NAME = "cache.key"
 KEY_BYTES = DIGEST_BYTES = 32
-STAGING = ".staging"  # how the name of a file ends that is being written
-LEFT_OVER = 86400.0  # seconds after which such a file is one of a process that was killed
+LEFT_OVER = 86400.0  # seconds after which a file in staging is one of a process that was killed
+OWN_HOME = f"set {VARIABLE} to a folder of yours"
 
 _warned = False  # a flag of ours: Numba resets what Python's warnings remember
 
@@ -48,17 +51,22 @@ class Folder:
                 if self._places[-1].writable:
                     break
             except OSError as error:
-                problems.append(f"{told(error)}: what is kept there is not used")
+                problems.append(f"{_with_path(error)}; what is kept there is not used")
         if problems:
             where = (
                 f"kept in {self._places[0].root} instead" if self._places else "made for this process only"
             )
-            _warn(f"{problems[0]}; compiled kernels and vocabularies are {where}")
+            _warn(f"{problems[0]}, compiled kernels and vocabularies are {where}")
 
     @property
     def path(self) -> Path | None:
         """Where its files are; None if there is no folder that can be trusted."""
         return self._places[0].path if self._places else None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is written can be kept, as far as one can tell before."""
+        return any(place.writable for place in self._places)
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name, be it a damaged one."""
@@ -69,16 +77,16 @@ class Folder:
         for place in self._places:
             try:
                 content = place.read(name)
-                if content is not None:
-                    if used:
-                        os.utime(place.path / name)
-                    return content
-            except FileNotFoundError:
-                pass
             except Untrusted as error:
-                _warn(f"{told(error)}: it is not used, but made again")
+                _warn(f"{_with_path(error)}; it is not used, but made again")
+                continue
             except OSError:
-                pass  # a file that cannot be read is like one that is not there
+                continue  # a file that cannot be read is like one that is not there
+            if content is not None:
+                if used:
+                    with contextlib.suppress(OSError):  # another user's file is not to be touched
+                        os.utime(place.path / name)
+                return content
         return None
 
     def write(self, name: str, content: bytes, *, most: int | None = None) -> None:
@@ -90,7 +98,7 @@ class Folder:
             except OSError as error:
                 problem = (
                     problem
-                    or f"compiled kernels and vocabularies cannot be kept in {place.path}: {told(error)}"
+                    or f"compiled kernels and vocabularies cannot be kept in {place.path}: {_with_path(error)}"
                 )
             else:
                 if problem:
@@ -103,8 +111,10 @@ class Folder:
 def _roots() -> Iterator[Path]:
     """Where files are kept: the home; and, if that cannot be trusted or written to, the user's cache folder."""
     yield home()
-    if os.environ.get(VARIABLE) is not None and user_cache() != home():
-        yield user_cache()
+    if os.environ.get(VARIABLE) is not None:
+        with contextlib.suppress(InvalidRequest):  # no home folder is known
+            if (other := user_cache()) != home():
+                yield other
 
 
 class Untrusted(PermissionError):
@@ -148,7 +158,7 @@ class _Place:
             _check(self.root)
             self._key = _make_key(self.root)
         _sweep(self.path)
-        with _staged(self.path, self._digest(self._key, name, content) + content) as staging:
+        with staged(self.path, self._digest(self._key, name, content) + content) as staging:
             os.chmod(staging, 0o644)  # as ``umask`` often has it: only the key is a secret
             os.replace(staging, self.path / name)
         if most is not None:
@@ -180,7 +190,7 @@ def _check(folder: Path) -> str | None:
         # Whoever may write to a folder with this bit can rename nothing that is not theirs.
         sticky = one != real and bool(status.st_mode & stat.S_ISVTX)
         _refuse(one, status, sticky=sticky, unmapped=one != real)
-        if above == one:
+        if above == one or _closed(status):
             return real
         one = above
 
@@ -190,9 +200,44 @@ def _refuse(path: str, status: os.stat_result, *, sticky: bool = False, unmapped
     if not hasattr(os, "geteuid"):
         return
     if status.st_uid not in (0, os.geteuid()) and not (unmapped and status.st_uid == _nobody()):
-        raise Untrusted(f"{path} belongs to another user (number {status.st_uid})")
-    if status.st_mode & 0o022 and not sticky:
-        raise Untrusted(f"{path} can be written to by other users (chmod go-w forbids it)")
+        raise Untrusted(f"{path} belongs to another user (number {status.st_uid}): {OWN_HOME}")
+    others = 0o002 if status.st_mode & 0o020 and _is_private(status.st_gid, status.st_uid) else 0o022
+    if status.st_mode & others and not sticky:
+        raise Untrusted(f"{path} can be written to by other users: run `chmod go-w {path}`, or {OWN_HOME}")
+
+
+def _closed(status: os.stat_result) -> bool:
+    """Whether a folder is this user's, and nobody else can reach what is below."""
+    return hasattr(os, "geteuid") and status.st_uid == os.geteuid() and not status.st_mode & 0o011
+
+
+@functools.cache
+def _is_private(group: int, owner: int) -> bool:
+    """Whether a group has the owner as its only member: by the system's convention it is called like its user.
+
+    A directory of users (LDAP) need not list who else has a group as his first: hence the name.
+    """
+    import grp
+    import pwd
+
+    try:
+        user = pwd.getpwuid(owner)
+    except KeyError:  # as in a container that is run with a number
+        if (owner, group) != (os.geteuid(), os.getegid()) or owner != group:
+            return False
+        name = None
+    else:
+        if user.pw_gid != group:
+            return False
+        name = user.pw_name
+    try:
+        entry = grp.getgrgid(group)
+    except KeyError:
+        pass  # nobody can be a member
+    else:
+        if entry.gr_name != name or set(entry.gr_mem) - {name}:
+            return False
+    return not any(one.pw_gid == group and one.pw_uid != owner for one in pwd.getpwall())
 
 
 @functools.cache
@@ -219,17 +264,23 @@ def _read(path: str) -> bytes:
 
 def _read_key(root: Path) -> bytes | None:
     """The key, None if there is none, or it is damaged. Raises Untrusted, OSError."""
+    path = os.path.join(root, KEY_NAME)
     try:
-        key = _read(os.path.join(root, KEY_NAME))
+        key = _read(path)
     except FileNotFoundError:
         return None
+    except Untrusted:
+        raise
+    except PermissionError as error:
+        remedy = f"make {path} readable (chmod a+r), or {OWN_HOME}"
+        raise PermissionError(error.errno, f"{path} cannot be read: {remedy}") from error
     return key if len(key) == KEY_BYTES else None
 
 
 def _make_key(root: Path) -> bytes:
     """Make the key, which only this user can read; or take what another process has made meanwhile. Raises OSError."""
     path = root / KEY_NAME
-    with _staged(root, os.urandom(KEY_BYTES)) as staging:
+    with staged(root, os.urandom(KEY_BYTES)) as staging:
         try:
             os.link(staging, path)
         except OSError:  # it is there, or the file system has no links
@@ -241,21 +292,6 @@ def _make_key(root: Path) -> bytes:
     return key
 
 
-@contextlib.contextmanager
-def _staged(folder: Path, content: bytes) -> Iterator[str]:
-    """A file under a name that cannot be guessed, readable by this user only. It is gone at the end, if not moved."""
-    from tempfile import mkstemp
-
-    handle, path = mkstemp(prefix=".", suffix=STAGING, dir=folder)
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-        yield path
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
 def _sweep(folder: Path) -> None:
     """Remove what processes left that were killed while they wrote."""
     for path in folder.glob(f".*{STAGING}"):
@@ -264,8 +300,8 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def told(error: OSError) -> str:
-    """An error with the path that it is about."""
+def _with_path(error: OSError) -> str:
+    """The reason of an error, after the path that it is about."""
     if isinstance(error, Untrusted) or not error.filename:
         return reason(error)
     return f"{os.fsdecode(error.filename)}: {reason(error)}"

@@ -257,6 +257,28 @@ def test_two_ways_to_write_it_that_contradict_each_other(
         assert word in message
 
 
+def test_the_base_of_full_layers_under_its_other_name() -> None:
+    base = GGUF["gemma3"]().metadata.get("gemma3.rope.freq_base", 10_000.0)
+    same = GGUF["gemma3"]().changed(**{"gemma3.rope.global.freq_base": base})
+    assert outcome(same) == outcome(GGUF["gemma3"]())
+    other = GGUF["gemma3"]().changed(**{"gemma3.rope.global.freq_base": 500.0})
+    other.metadata.pop("gemma3.rope.freq_base", None)
+    bases = [block.attention.rotary.base for block in other.read().spec.blocks if block.attention.rotary]
+    assert 500.0 in bases
+
+
+def test_what_says_that_there_is_nothing() -> None:
+    for name, changes in {
+        "llama": {"quantization_config": {}, "bos_token_id": -1, "use_flash_attention_2": True},
+        "bert": {"directionality": "bidi", "pooler_fc_size": 768, "matryoshka_dimensions": [64, 32]},
+    }.items():
+        assert outcome(Metadata.of(TINY[name]).changed(**changes)) == outcome(Metadata.of(TINY[name]))
+    sections = GGUF["llama"]().changed(**{"llama.rope.dimension_sections": [0, 0, 0, 0]})
+    assert outcome(sections) == outcome(GGUF["llama"]())
+    sections.metadata["llama.rope.dimension_sections"] = [16, 24, 24, 0]
+    assert "is not supported" in str(outcome(sections))
+
+
 def test_a_scaling_of_gguf_without_a_type_is_linear_as_in_llamacpp() -> None:
     for key in ("llama.rope.scaling.factor", "llama.rope.scale_linear"):
         model = GGUF["llama"]().changed(**{key: 4.0}).read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
         assert isinstance(kind("", "", "") if kind is FileFormatError else kind("short"), PellucidError)
     assert str(errors.SourceError("short")) == "short"  # an OSError, which has arguments of its own
     assert str(errors.ModelNotFound("short")) == "short"
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_errors_come_through_a_pipe(kind: type[PellucidError]) -> None:
+    made = FileFormatError("a/b", "field", "wrong", 7) if kind is FileFormatError else kind("short")
+    found = pickle.loads(pickle.dumps(made))
+    assert (type(found), str(found), vars(found)) == (kind, str(made), vars(made))
 
 
 class Tokens:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from support.tiny import GOLDENS, TINY, opened, write_llama
 from support.tokenizer_file import write_tokenizer
@@ -62,6 +64,27 @@ def test_ten_megabytes_are_refused_at_once(inputs: Inputs, encoded: list[int], w
 def test_many_ids_are_refused_before_they_are_looked_at(inputs: Inputs) -> None:
     with pytest.raises(ContextOverflow, match="1,000,000 tokens; the context is 128"):
         inputs.prompt([object()] * 1_000_000)  # type: ignore[list-item]
+
+
+class Endless(Sequence[int]):
+    """Ids of which only the first may be looked at."""
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def __getitem__(self, at: Any) -> Any:
+        assert at == 0
+        return 1
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [range(10**9), range(10**30), np.zeros(10**6, np.int64), Endless()],
+    ids=["range", "vast", "row", "own"],
+)
+def test_ids_of_any_sequence_are_refused_before_a_list_is_made(inputs: Inputs, ids: Any) -> None:
+    with pytest.raises(ContextOverflow, match=r"[\d,]+ tokens; the context is 128"):
+        inputs.prompt(ids)
 
 
 def test_sentences(encoded: list[int]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import sys
 import time
 from pathlib import Path
@@ -26,6 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PELLUCID_HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(private, "_warned", False)
+    monkeypatch.setattr(private, "_is_private", lambda group, owner: False)
     Folder(NAME).write("file", b"content")
     return home
 
@@ -70,7 +73,7 @@ def test_a_folder_that_others_can_write_to(home: Path, folder: str, mode: int) -
 
 def test_a_folder_above_that_others_can_write_to(home: Path) -> None:
     home.parent.chmod(0o777)
-    with pytest.warns(RuntimeWarning, match=f"{home.parent} can be written to by other users"):
+    with pytest.warns(RuntimeWarning, match=f"{home.parent} can be written to by other users: run `chmod"):
         assert Folder(NAME).read("file") is None
     home.parent.chmod(0o1777)
     assert Folder(NAME).read("file") == b"content"
@@ -108,7 +111,7 @@ def test_owners_that_a_container_does_not_know_may_be_above(
         """As if the folder above the home were a stranger's."""
 
         def __init__(self, status: os.stat_result) -> None:
-            self.st_mode, self.st_uid = status.st_mode, STRANGER
+            self.st_mode, self.st_uid, self.st_gid = status.st_mode, STRANGER, STRANGER
 
     monkeypatch.setattr(
         os, "lstat", lambda path: Given(actual(path)) if path == str(home.parent) else actual(path)
@@ -116,7 +119,8 @@ def test_owners_that_a_container_does_not_know_may_be_above(
     monkeypatch.setattr(private, "_nobody", lambda: STRANGER)
     assert Folder(NAME).read("file") == b"content"
     monkeypatch.setattr(private, "_nobody", lambda: None)
-    with pytest.warns(RuntimeWarning, match=f"{home.parent} belongs to another user"):
+    remedy = r"\(number 54321\): set PELLUCID_HOME to a folder of yours; what is kept there is not used"
+    with pytest.warns(RuntimeWarning, match=f"{home.parent} belongs to another user {remedy}"):
         assert Folder(NAME).read("file") is None
 
 
@@ -124,7 +128,7 @@ def test_owners_that_a_container_does_not_know_may_be_above(
 def test_a_file_that_others_can_write_to_is_made_again(home: Path, mode: int) -> None:
     path = home / NAME / "file"
     path.chmod(mode)
-    with pytest.warns(RuntimeWarning, match=r"file can be written to by other users .*made again"):
+    with pytest.warns(RuntimeWarning, match=r"file can be written to by other users: .*made again"):
         assert Folder(NAME).read("file") is None
     Folder(NAME).write("file", b"content")
     assert Folder(NAME).read("file") == b"content"
@@ -194,11 +198,95 @@ def test_a_home_that_cannot_be_written_to_is_still_read(home: Path, monkeypatch:
 
 
 def test_a_home_whose_key_cannot_be_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_key(root: Path) -> bytes | None:
-        if root == home:
-            raise PermissionError(13, "Permission denied", str(root / KEY_NAME))
-        return actual(root)
+    def read(path: str) -> bytes:
+        if path == str(home / KEY_NAME):
+            raise PermissionError(13, "Permission denied", path)
+        return actual(path)
 
-    actual = private._read_key
-    monkeypatch.setattr(private, "_read_key", read_key)
+    actual = private._read
+    monkeypatch.setattr(private, "_read", read)
+    with pytest.warns(
+        RuntimeWarning, match=rf"make {home}/cache.key readable \(chmod a\+r\), or set PELLUCID"
+    ):
+        Folder(NAME)
+    monkeypatch.setattr(private, "_warned", False)
     assert kept_elsewhere(home)
+
+
+def test_a_file_that_cannot_be_touched_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def utime(path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "utime", utime)
+    assert Folder(NAME).read("file", used=True) == b"content"
+
+
+def test_what_is_above_a_folder_that_nobody_else_enters_does_not_matter(home: Path) -> None:
+    home.parent.chmod(0o777)
+    home.chmod(0o700)
+    assert Folder(NAME).read("file") == b"content"
+    home.chmod(0o710)
+    with pytest.warns(RuntimeWarning, match=f"{home.parent} can be written to by other users"):
+        assert Folder(NAME).read("file") is None
+
+
+@pytest.mark.parametrize("path", ["..", "", "kernels", NAME, f"{NAME}/file", KEY_NAME])
+def test_a_private_group_may_write(home: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """As with umask 002, where each user has a group."""
+    (home / path).chmod((home / path).stat().st_mode | 0o020)
+    monkeypatch.setattr(private, "_is_private", lambda group, owner: group == os.stat(home).st_gid)
+    assert Folder(NAME).read("file") == b"content"
+    (home / path).chmod((home / path).stat().st_mode | 0o002)
+    with pytest.warns(RuntimeWarning, match="can be written to by other users"):
+        assert Folder(NAME).read("file") is None
+
+
+USER, GROUP = ("ada", 1000, 1000), ("ada", 1000, ())
+PRIVATE = {
+    "usual": ([USER], [GROUP], True),
+    "lists its user": ([USER], [("ada", 1000, ("ada",))], True),
+    "has no entry": ([USER], [], True),
+    "has a member": ([USER], [("ada", 1000, ("bob",))], False),
+    "another's first group too": ([USER, ("bob", 1001, 1000)], [GROUP], False),
+    "not the user's first": ([("ada", 1000, 100)], [GROUP], False),
+    "of all users": ([USER], [("users", 1000, ())], False),
+    "no user of that number": ([], [GROUP], False),
+    "neither has an entry": ([], [], True),
+}
+
+
+@pytest.mark.parametrize(("users", "groups", "private_group"), PRIVATE.values(), ids=list(PRIVATE))
+def test_which_group_is_private(
+    monkeypatch: pytest.MonkeyPatch,
+    users: list[tuple[str, int, int]],
+    groups: list[tuple[str, int, tuple[str, ...]]],
+    private_group: bool,
+) -> None:
+    everyone = [pwd.struct_passwd((name, "x", uid, gid, "", "/", "/")) for name, uid, gid in users]
+    monkeypatch.setattr(pwd, "getpwall", lambda: everyone)
+    monkeypatch.setattr(pwd, "getpwuid", {one.pw_uid: one for one in everyone}.__getitem__)
+    entries = {gid: grp.struct_group((name, "x", gid, list(names))) for name, gid, names in groups}
+    monkeypatch.setattr(grp, "getgrgid", entries.__getitem__)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "getegid", lambda: 1000)
+    private._is_private.cache_clear()
+    try:
+        assert private._is_private(1000, 1000) is private_group
+    finally:
+        private._is_private.cache_clear()
+
+
+def test_whether_anything_can_be_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Folder(NAME).keeps
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert not Folder(NAME).keeps
+
+
+def test_there_need_not_be_a_cache_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("platformdirs.user_cache_path", unknown)
+    home.chmod(0o777)
+    with pytest.warns(RuntimeWarning, match="made for this process only"):
+        assert Folder(NAME).read("file") is None

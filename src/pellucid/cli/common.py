@@ -118,6 +118,7 @@ class Bars:
         self._still = still
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
+        self._compiling: str | None = None
 
     def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
         """``done_bytes`` of ``total_bytes`` of a download are there, or of a file that is checked."""
@@ -131,7 +132,11 @@ class Bars:
 
     def compiling(self, done: int, total: int, label: str) -> None:
         """``done`` of ``total`` kernels are compiled; ``label`` is next."""
-        self._show("compiling kernels, once for this machine", done, total, f"{done} of {total}")
+        if self._compiling is None:
+            from pellucid.kernels.library import are_kept
+
+            self._compiling = "compiling kernels" + (", once for this machine" if are_kept() else "")
+        self._show(self._compiling, done, total, f"{done} of {total}")
 
     def measuring(self, done: int, total: int, label: str) -> None:
         """``done`` of ``total`` measurements are made; ``label`` is next."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pellucid.cli import common
+from pellucid.errors import PellucidError
 from pellucid.messages import one_line
 
 if TYPE_CHECKING:
@@ -28,16 +30,28 @@ def command(
     from pellucid.weights.store import installed, verify
 
     found: list[Verified] = []
+    failures: list[PellucidError] = []
     with common.progress() as bars:
         for name in models or [model.name for model in installed()]:
-            found.append(verify(name, progress=bars))
+            try:
+                found.append(verify(name, progress=bars))
+            except PellucidError as error:  # the others are verified all the same
+                failures.append(error)
+                continue
             if not json:
                 bars.close()
                 print(_line(found[-1]))
     if json:
         common.print_json([_document(model) for model in found])
     for model in found:
-        model.complain()
+        try:
+            model.complain()
+        except PellucidError as error:
+            failures.append(error)
+    for failure in failures[:-1]:
+        print(f"pellucid: {failure}", file=sys.stderr)
+    if failures:
+        raise failures[-1]
 
 
 def _line(model: Verified) -> str:

@@ -21,11 +21,12 @@ _RELOCATABLE = 1
 _PROGBITS, _SYMTAB, _STRTAB, _RELA, _NOTE, _NOBITS, _GROUP = 1, 2, 3, 4, 7, 8, 17
 _UNWIND, _ADDRSIG = 0x70000001, 0x6FFF4C03
 _TYPES = {0, _PROGBITS, _SYMTAB, _STRTAB, _RELA, _NOTE, _NOBITS, _GROUP, _UNWIND, _ADDRSIG}
-# Writable, in memory, code, merged, strings, about a section, in a group, far: not compressed, not a thread's.
-_FLAGS = 0x1 | 0x2 | 0x4 | 0x10 | 0x20 | 0x40 | 0x200 | 0x10000000
-_ALLOCATED = 0x2
+_WRITE, _ALLOCATED, _EXECINSTR, _MERGE, _STRINGS = 0x1, 0x2, 0x4, 0x10, 0x20  # SHF_WRITE, SHF_ALLOC, …
+_INFO_LINK, _IN_GROUP, _X86_64_LARGE = 0x40, 0x200, 0x10000000  # SHF_INFO_LINK, SHF_GROUP, SHF_X86_64_LARGE
+# Not SHF_COMPRESSED, not SHF_TLS.
+_FLAGS = _WRITE | _ALLOCATED | _EXECINSTR | _MERGE | _STRINGS | _INFO_LINK | _IN_GROUP | _X86_64_LARGE
 _UNDEFINED, _ABSOLUTE, _COMMON = 0, 0xFFF1, 0xFFF2
-_SECTION_SYMBOL = 3  # the last kind of symbol that has a place; then come files and others
+_STT_SECTION = 3  # the last kind of symbol that has a place; then come STT_FILE and others
 _MOST_ZEROS = 1 << 24  # bytes that a section or a symbol without contents may have
 _MOST_ALIGNMENT = 1 << 12
 
@@ -86,7 +87,7 @@ def _check_frames(table: bytes) -> set[int]:
             _require(head[7:8] == b"\1" and head[8:9] in (b"\x1b", b"\x1c"), "unknown unwind addresses")
             common.add(at)
         else:
-            _require(begins - back in common and size >= 24, "an unwind record of none")
+            _require(begins - back in common and size >= 24, "an FDE without its CIE")
             addresses.add(begins + 4)
         at = begins + size
     return addresses
@@ -179,5 +180,5 @@ class _Object:
         for place, what, _ in found:
             width = 8 if what & 0xFFFFFFFF in _WIDE else 4
             _require(place + width <= room, "a relocation past the end")
-            _require(kinds[what >> 32] <= _SECTION_SYMBOL, "a relocation to what has no place")
+            _require(kinds[what >> 32] <= _STT_SECTION, "a relocation to what has no place")
             _require(known is None or what & 0xFFFFFFFF in known, f"relocations of type {what & 0xFFFFFFFF}")

@@ -12,6 +12,7 @@ given a damaged object, can link it (``elf.py``). Any other file is compiled ane
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -141,6 +142,11 @@ def _looked_at(_: Path) -> Folder:
     return _folder()
 
 
+def are_kept() -> bool:
+    """Whether what is compiled now is there for the next process."""
+    return _looked_at(home()).keeps
+
+
 class Library:
     """The kernels that this process has loaded. Use the one that ``shared()`` returns."""
 
@@ -170,9 +176,11 @@ class Library:
             if progress:
                 progress(done, len(absent), str(key))
             with interrupts.held_back():
-                made = compile_kernel(key)
+                made = compile_kernel(key)  # by this process: it needs no check
                 self._addresses[key] = self._link(made, key)
-                folder.write(f"{key.file_stem}.o", made)
+                with contextlib.suppress(elf.BadObject):  # the next process would refuse it
+                    _check(made)
+                    folder.write(f"{key.file_stem}.o", made)
         if absent and progress:
             progress(len(absent), len(absent), "")
 
@@ -182,13 +190,8 @@ class Library:
         if content is None:
             return None
         try:
-            return self._link(content, key)
-        except (
-            KernelError,
-            elf.BadObject,
-            RuntimeError,
-            UnicodeDecodeError,
-        ):  # RuntimeError: LLVM refuses it
+            return self._link(content, key, checked=True)
+        except (KernelError, elf.BadObject, RuntimeError):  # RuntimeError: LLVM refuses it
             return None
 
     def kept(self, keys: Iterable[KernelKey]) -> bool:
@@ -212,15 +215,15 @@ class Library:
 
         return call
 
-    def _link(self, content: bytes, key: KernelKey) -> int:
+    def _link(self, content: bytes, key: KernelKey, *, checked: bool = False) -> int:
         from llvmlite import binding
 
         # An engine each: Numba's names for helpers are unique in a process, not among object files, and one
         # engine would take another kernel's helper of the same name.
         engine = _execution_engine()
+        if checked:
+            _check(content)
         symbol, _, code = content.partition(b"\0")
-        if sys.platform == "linux":  # elsewhere objects are of other kinds
-            elf.check(code, symbol.decode(), lambda name: binding.address_of_symbol(name) is not None)
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
         engine.finalize_object()
         address: int = engine.get_function_address(symbol.decode())
@@ -234,6 +237,19 @@ class Library:
 def shared() -> Library:
     """The process's library. Compiled code cannot be unloaded, so there is one."""
     return Library()
+
+
+def _check(content: bytes) -> None:
+    """Raise `elf.BadObject` if LLVM cannot link what `compile_kernel` gave. There must be an execution engine."""
+    from llvmlite import binding
+
+    symbol, _, code = content.partition(b"\0")
+    try:
+        name = symbol.decode()
+    except UnicodeDecodeError as error:
+        raise elf.BadObject("the name of the function is not UTF-8") from error
+    if sys.platform == "linux":  # elsewhere objects are of other kinds
+        elf.check(code, name, lambda name: binding.address_of_symbol(name) is not None)
 
 
 def _execution_engine() -> Any:

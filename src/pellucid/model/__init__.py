@@ -66,7 +66,7 @@ def read_model(checkpoint: Checkpoint) -> Model:
             f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported "
             f"(known for {checkpoint.kind}: {', '.join(sorted(families))})"
         )
-    config.refuse("quantization_config")
+    config.refuse("quantization_config", {})
     family = families[architecture]
     model = family.readers(checkpoint.kind)[architecture](checkpoint, config)
     _check_tensors(checkpoint, model)
@@ -110,8 +110,8 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
     if left:
         more = f" and {len(left) - 1:,} more tensors" if left[1:] else ""
         raise UnsupportedModel(
-            f"{checkpoint.path.name}: tensor {shown(left[0])}{more}: {model.spec.family} as it is implemented has no "
-            "use for it, and the answers would be others without it"
+            f"{checkpoint.path.name}: tensor {shown(left[0])}{more}: {model.spec.family} as it is implemented does "
+            "not use it; ignoring it would change the results"
         )
 
 

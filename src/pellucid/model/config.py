@@ -96,10 +96,10 @@ class Config:
         return str(self._get(key, default, lambda v: isinstance(v, str), "a string"))
 
     def token_ids(self, key: str, vocabulary: int) -> None:
-        """Check that a token id, or each of a list of them, is below ``vocabulary``; there may be none."""
+        """Check that a token id, or each of a list of them, is below ``vocabulary``; there may be none (null, -1)."""
         value = self.value(key)
         for token in value if isinstance(value, list) else [value]:
-            if token is not None and not (type(token) is int and 0 <= token < vocabulary):
+            if token is not None and not (type(token) is int and -1 <= token < vocabulary):
                 raise self.wrong(
                     key, f"is {brief(token)}; it must be a token id, from 0 to {vocabulary - 1:,}"
                 )
@@ -140,5 +140,5 @@ class Config:
     def refuse(self, key: str, *harmless: Any) -> None:
         """An option that changes the arithmetic and is not implemented: an error unless absent or harmless."""
         value = self.value(key)
-        if value is not None and not (isinstance(value, (bool, int, str)) and value in harmless):
+        if value is not None and not (isinstance(value, (bool, int, str, dict)) and value in harmless):
             raise UnsupportedModel(f"{self.path.name}: {self.name(key)} = {brief(value)} is not supported")

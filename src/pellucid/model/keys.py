@@ -88,6 +88,7 @@ HARMLESS = re.compile(
     # what it is called, and how it was made and saved
     r"model_type|architectures|auto_map|torch_dtype|dtype|transformers_version|transformers\.js_config|.*_version|"
     r"unsloth_fixed|is_llama_config|model_name|name_or_path|license|base_model.*|peft_.*|gradient_checkpointing|"
+    r"directionality|pooler_\w+|matryoshka_dimensions|"  # of BERT: of a pooler that is not run, of shorter vectors
     r"initializer_\w+|init_std|task_specific_params|finetuning_task|problem_type|id2label|label2id|num_labels|"
     r"_.*|"  # what a class keeps for itself
     # what only matters in training
@@ -95,7 +96,7 @@ HARMLESS = re.compile(
     # what a call returns and how it runs, not what it computes; pretraining_tp cuts a product into parts
     r"use_cache|cache_implementation|return_dict\w*|use_return_dict|torchscript|"
     r"output_(hidden_states|attentions|past|router_logits)|"
-    r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|attn_implementation|"
+    r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|use_flash_attention_2|attn_implementation|"
     r"use_memory_efficient_attention|unpad_inputs|num_logits_to_keep|classifier_\w+|summary_\w+|"
     # tokens, and how to generate unless a request says otherwise (the tokenizer reads what it needs)
     r"\w+_token_ids?|\w+_token_index|tokenizer_class|prefix|suppress_tokens|begin_suppress_tokens|bad_words_ids|"
@@ -177,13 +178,15 @@ GGUF_CHANGING: dict[str, Neutral] = {
             TRUE: "attention.causal",
             ABSENT: "attention.layer_norm_epsilon attention.group_norm_epsilon attention.group_norm_groups "
             "attention.relative_buckets_count attention.key_length_mla attention.value_length_mla "
-            "rope.dimension_sections rope.freq_base_swa rope.local.freq_base rope.global.freq_base",
+            "rope.freq_base_swa rope.local.freq_base",
         }
     ),
     "attention.sliding_window": _no_window,
     "attention.sliding_window_pattern": _no_pattern,
     "attention.key_length_swa": same_as("attention.key_length"),
     "attention.value_length_swa": same_as("attention.value_length"),
+    "rope.dimension_sections": every(0),
+    "rope.global.freq_base": same_as("rope.freq_base"),
     "rope.dimension_count_swa": same_as("rope.dimension_count"),
     "embedding_length_out": same_as("embedding_length"),
 }
@@ -214,7 +217,7 @@ def check_unread(config: Config, prefix: str = "") -> None:
         more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
         warnings.warn(
             f"{config.path.name}: unknown keys, which are not used: {', '.join(map(shown, unknown[:5]))}{more}; if one "
-            "changes the model, its answers are not this model's",
+            "of them affects the computation, the results are wrong",
             stacklevel=2,
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pellucid.checks import characters
 from pellucid.errors import InvalidRequest
-from pellucid.messages import brief, shown
+from pellucid.messages import brief, reason, shown
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of what a model thought before it answered. The first is filled from the others, ``thinking`` from any."""
@@ -120,7 +120,13 @@ def _plain(value: Any, path: tuple[str | int, ...]) -> Any:
     if isinstance(value, float):
         return float(value)
     if _has_fields(value):
-        value = _fields(value)
+        try:
+            value = _fields(value)
+        except Exception as error:  # of the caller's own code
+            kind = shown(type(value).__name__)
+            raise InvalidRequest(
+                f"{_place(path)}: the fields of this {kind} cannot be read: {type(error).__name__}: {reason(error)}"
+            ) from error
     if len(path) > DEPTH:
         raise InvalidRequest(f"{_place(path)}: lists and mappings are nested more than {DEPTH} deep")
     if isinstance(value, Mapping):
@@ -132,8 +138,10 @@ def _plain(value: Any, path: tuple[str | int, ...]) -> Any:
         return [_plain(item, (*path, at)) for at, item in enumerate(value)]
     import numpy as np
 
-    if isinstance(value, np.generic):
-        return _plain(value.item(), path)
+    if isinstance(value, np.floating):  # a long double's item is one, too
+        return float(value)
+    if isinstance(value, np.generic) and not isinstance(item := value.item(), np.generic):
+        return _plain(item, path)
     raise InvalidRequest(
         f"{_place(path)}={brief(value)}: a chat template takes texts, numbers, lists and mappings, not "
         f"{shown(type(value).__name__)}"

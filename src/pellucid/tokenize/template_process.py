@@ -12,6 +12,7 @@ end when their input ends, and so do not outlive this process by more than one r
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import os
 import select
@@ -90,7 +91,8 @@ class _Worker:
                 start_new_session=True,
             )
         except OSError as error:
-            raise _unstarted(self._name, reason(error)) from None
+            blamed = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
+            raise _unstarted(reason(error), self._name if blamed else None) from None
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._requests, self._replies = self.process.stdin, self.process.stdout
@@ -114,11 +116,11 @@ class _Worker:
         try:
             reply = self._read(time.monotonic() + STARTUP_SECONDS)
         except _Late:
-            raise _unstarted(self._name, f"it is not ready after {STARTUP_SECONDS:g} seconds") from None
+            raise _unstarted(f"it is not ready after {STARTUP_SECONDS:g} seconds") from None
         except _Ended:
-            raise _unstarted(self._name, "it is no Python that runs -I -S -c") from None
+            raise _unstarted("it is no Python that runs -I -S -c", self._name) from None
         if "ready" not in reply:
-            raise _unstarted(self._name, shown(str(reply.get("error"))))
+            raise _unstarted(shown(str(reply.get("error"))))
         self._is_ready = True
 
     def _write(self, data: bytes, deadline: float) -> None:
@@ -275,7 +277,10 @@ def _command() -> list[str]:
     return [sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, *path]
 
 
-def _unstarted(executable: str, why: str) -> TemplateError:
+def _unstarted(why: str, executable: str | None = None) -> TemplateError:
+    """The error for a worker that does not start. ``executable``: what is to blame, if it is that."""
+    if executable is None:
+        return TemplateError(f"the Python that renders chat templates cannot be started: {why}")
     return TemplateError(
         f"the Python that renders chat templates, {shown(executable)}, cannot be started: {why}; "
         "sys.executable must name a Python"

@@ -37,7 +37,7 @@ def build(
 
 
 def _take(path: Path, target: Path) -> None:
-    """Another name for a file, or a copy where the file system has but one name for each."""
+    """Hard-link a file, or copy it where there are no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path, target)

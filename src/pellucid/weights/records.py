@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from pellucid.messages import reason
+from pellucid.paths import staged
 from pellucid.weights.sources import CHECKING, Progress
 
 MANIFEST = ".pellucid.json"
@@ -85,17 +86,9 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest at once. Raises OSError."""
-    from tempfile import mkstemp
-
-    handle, staging = mkstemp(prefix=MANIFEST, dir=folder)
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            json.dump(asdict(manifest), file, indent=1)
+    with staged(folder, json.dumps(asdict(manifest), indent=1).encode()) as staging:
         os.chmod(staging, 0o644)
         os.replace(staging, folder / MANIFEST)
-    except BaseException:
-        os.unlink(staging)
-        raise
 
 
 def hash_file(path: Path, progress: Progress, label: str) -> tuple[str, Record]:
@@ -158,7 +151,8 @@ def check(
         else:
             records[name] = made
         found.append(Checked(name, size, sha256, expected, wrong))
-    if records != manifest.records and writable:
+    # Another process may have pulled the model again meanwhile: its manifest stays.
+    if records != manifest.records and writable and read_manifest(folder) == manifest:
         with contextlib.suppress(OSError):  # it is then hashed again the next time
             write_manifest(folder, replace(manifest, records=records))
     return found

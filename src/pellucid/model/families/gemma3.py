@@ -38,9 +38,11 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     )
     gemma.agreed("rope.freq_base_swa", gemma, "rope.local.freq_base")
     assert full.rotary is not None
-    rotary = Rotary(
-        local, full.rotary.dims, "half"
-    )  # of a scaling, as llama.cpp has it, only full blocks know
+    gemma.agreed("rope.global.freq_base", gemma, "rope.freq_base")
+    base = gemma.number("rope.global.freq_base", full.rotary.base, low=1.0)
+    rotary = replace(full.rotary, base=base)
+    full = replace(full, rotary=rotary)
+    rotary = Rotary(local, rotary.dims, "half")  # of a scaling, as llama.cpp has it, only full blocks know
     sliding = replace(full, rotary=rotary, window=gemma.count("attention.sliding_window"))
     feedforward = FeedForward(gemma.count("feed_forward_length"), "gelu_tanh", gated=True)
     pattern = gemma.count("attention.sliding_window_pattern", PATTERN)
