@@ -89,7 +89,9 @@ def test_ids_of_any_sequence_are_refused_before_a_list_is_made(inputs: Inputs, i
 
 def test_sentences(encoded: list[int]) -> None:
     with opened(TINY["bert"]) as (_, model):
-        encoder = Inputs(model.spec, load_tokenizer(GOLDENS.parent / "tokenize" / "tiny_wordpiece"), 16)
+        tokenizer = load_tokenizer(GOLDENS.parent / "tokenize" / "tiny_wordpiece")
+        embedding = replace(model.spec.embedding, vocabulary=tokenizer.vocab_size)
+        encoder = Inputs(replace(model.spec, embedding=embedding), tokenizer, 16)
     with pytest.raises(ContextOverflow, match="10,000,000 characters, more than 16 tokens; the limit is 16"):
         encoder.sentences(["a fox. " * (10_000_000 // 7) + "a fo"[: 10_000_000 % 7]])
     assert sum(encoded) < 100_000
