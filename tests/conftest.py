@@ -13,7 +13,7 @@ from pellucid.llm import LLM
 settings.register_profile("pellucid", derandomize=True, deadline=None)
 settings.load_profile("pellucid")
 
-FASTEST_FIRST = ("unit", "contract", "accuracy")
+FASTEST_FIRST = ("unit", "fuzz", "contract", "accuracy")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

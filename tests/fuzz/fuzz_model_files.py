@@ -111,6 +111,13 @@ def _files(folder: Path) -> Files:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".npz"}
 
 
+def prepare(folder: Path) -> None:
+    """Compile what the models need, which takes longer than a case may."""
+    for files in models().values():
+        _write(folder, files)
+        _use(_opened(folder, files), True)
+
+
 def case(random: Random, folder: Path) -> str | None:
     files = dict(models()[random.choice(list(models()))])
     for _ in range(random.choice([1, 1, 1, 2, 3])):
@@ -120,20 +127,25 @@ def case(random: Random, folder: Path) -> str | None:
         files[name] = change(random, files[name])
     if random.random() < 0.03:
         _mix(random, files)
-    for path in folder.iterdir():
-        path.unlink()
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    _write(folder, files)
     try:
-        _use(
-            folder if "config.json" in files else folder / next(iter(files)),
-            random.random() < 1 / ODDS_OF_RUNNING,
-        )
+        _use(_opened(folder, files), random.random() < 1 / ODDS_OF_RUNNING)
     except PellucidError as error:
         message = str(error)
         if not message.isprintable() or not 0 < len(message) <= LONGEST:
             return f"message of {len(message)} characters: {message[:150]!r}"
     return None
+
+
+def _write(folder: Path, files: Files) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def _opened(folder: Path, files: Files) -> Path:
+    return folder if "config.json" in files else folder / next(iter(files))
 
 
 def _use(path: Path, runs: bool) -> None:

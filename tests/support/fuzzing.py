@@ -7,6 +7,7 @@ A fuzzer is a file ``tests/fuzz/fuzz_*.py`` with
     SMALL     int, how many cases ``make test`` runs
     LONG      int, how many cases ``make fuzz`` runs
     def case(random: Random, folder: Path) -> str | None
+    def prepare(folder: Path) -> None     once in each worker, if there is one: not limited like a case
 
 ``case`` makes one input from the random numbers and gives it to Pellucid. It returns None, or one line that says what
 is wrong. An exception that it lets through is a finding as well, and so are a signal and a case past its limits.
@@ -31,7 +32,7 @@ from random import Random
 
 FOLDER = Path(__file__).parents[1] / "fuzz"
 PORTION = 200  # cases that a worker is given at a time
-STARTUP_SECONDS = 60.0  # imports, before the first case of a worker
+STARTUP_SECONDS = 300.0  # imports and ``prepare``, before the first case of a worker
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ def _work(name: str, seed: int, cases: list[int], pipe: Connection) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (fuzzer.MEMORY, hard))
     with tempfile.TemporaryDirectory() as folder:
+        if hasattr(fuzzer, "prepare"):
+            fuzzer.prepare(Path(folder))
         for case in cases:
             pipe.send((case, None))
             began = time.process_time()
