@@ -228,7 +228,8 @@ def _changed(random: Random, value: Any) -> Any:
     if what == "drop":
         del parent[key]
     elif what == "near" and isinstance(at, (int, float)):
-        parent[key] = random.choice([at + 1, at - 1, -at, 2 * at, at / 2, float(at), str(at), at * 10**6])
+        nearby = [at + 1, at - 1, -at, 2 * at, str(at), at * 10**6]
+        parent[key] = random.choice(nearby if abs(at) > 1e300 else [*nearby, at / 2, float(at)])
     elif what == "rename" and isinstance(parent, dict):
         parent[random.choice(["", "x" * 3000, "\x1b[31m", "é\ud800", str(key) + " "])] = parent.pop(key)
     elif what == "swap":
