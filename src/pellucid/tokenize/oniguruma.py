@@ -15,6 +15,7 @@ from typing import Any
 from pellucid.messages import shown
 from pellucid.tokenize import unicode
 from pellucid.tokenize.oniguruma_case import Letter, settled, without_groups
+from pellucid.tokenize.oniguruma_refused import behind_nothing, cannot_repeat, looks_anchored, unfit_behind
 from pellucid.tokenize.oniguruma_repeats import MOST_TIMES, nested
 from pellucid.tokenize.oniguruma_sets import ANY, ASCII, PatternError, Scanner
 from pellucid.tokenize.regex_tree import (
@@ -30,7 +31,6 @@ from pellucid.tokenize.regex_tree import (
     Repeat,
     Set,
     depth,
-    inner,
     size,
     walk,
 )
@@ -64,6 +64,10 @@ def parse(pattern: str) -> Node:
     if depth(node) > MOST_DEPTH:
         raise PatternError(f"it is nested more than {MOST_DEPTH} deep")
     tree: Node = without_groups(settled(node, single=False), parser.groups())
+    if looks_anchored(tree):
+        raise PatternError(
+            "a place in the text before \\O+ at the beginning of the pattern is not implemented"
+        )
     if size(tree) > MOST_NODES:
         raise PatternError(f"with its repeats written out it has more than {MOST_NODES:,} parts")
     return tree
@@ -296,7 +300,7 @@ class _Parser(Scanner):
 
     def _look(self, ahead: bool, negative: bool) -> Look:
         node = self._closed()
-        if not ahead and (_may_be_empty(node) or any(_unfit_behind(one, negative) for one in walk(node))):
+        if not ahead and (behind_nothing(node) or any(unfit_behind(one, negative) for one in walk(node))):
             raise PatternError("what stands in this look-behind is not implemented")
         return Look(node, ahead, negative)
 
@@ -350,7 +354,7 @@ class _Parser(Scanner):
             found = None if self.codes else self._times()
             if found is None:
                 return node
-            if _cannot_repeat(node):
+            if cannot_repeat(node):
                 raise PatternError("a place in the text cannot be repeated")
             least, most, greedy, possessive = found
             if (least, most) != (1, 1):
@@ -386,28 +390,3 @@ class _Parser(Scanner):
             self.at = start
             return None
         return int(low or 0), int(high) if high else None, not comma
-
-
-def _may_be_empty(node: Any) -> bool:
-    """Whether a look-behind may take no character: Oniguruma does not look at all then, not even for a border."""
-    if isinstance(node, (Chain, Either)):
-        return (all if isinstance(node, Chain) else any)(map(_may_be_empty, inner(node)))
-    if isinstance(node, Repeat):
-        return node.least == 0 or _may_be_empty(node.part)
-    return not isinstance(node, (Set, Letter)) and all(map(_may_be_empty, inner(node)))
-
-
-def _unfit_behind(node: Any, negative: bool) -> bool:
-    """Whether it must not stand in a look-behind: Oniguruma refuses it, or which way it is read in matters."""
-    if isinstance(node, Edge):
-        return node.kind in ("text end", "last line end")
-    if isinstance(node, Atomic):
-        return not isinstance(node.part, Set)
-    return isinstance(node, (Look, Back)) or (negative and isinstance(node, Group))
-
-
-def _cannot_repeat(node: Any) -> bool:
-    """Whether Oniguruma refuses to repeat it."""
-    if isinstance(node, Either):
-        return any(_cannot_repeat(branch) for branch in node.branches)
-    return isinstance(node, (Look, Edge))

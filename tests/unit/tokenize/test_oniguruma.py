@@ -21,6 +21,8 @@ from pellucid.tokenize.pretokenize import Split
 
 CASES: dict[str, Any] = json.loads((GOLDENS / "patterns.json").read_text(encoding="utf-8"))
 REFUSED_HERE = [
+    r"\b\O+",
+    r"(?=b)(?m:.){2,}",
     "(?~a)",
     r"a\Kb",
     r"\X",
