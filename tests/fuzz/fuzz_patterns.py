@@ -1,6 +1,6 @@
 """Patterns in Oniguruma's syntax, and texts: the pieces are those of Hugging Face ``tokenizers`` where it is installed.
 
-Of 300,000 patterns three are cut otherwise: a group that repeats and holds a place in the text, such as ``^``, misses
+Of 200,000 patterns two are cut otherwise: a group that repeats and holds a place in the text, such as ``^``, misses
 matches in Oniguruma (``docs/decisions/0017``).
 
 Without it the two ways of matching are compared, a backtracking engine and the automaton's table.
