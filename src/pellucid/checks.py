@@ -10,14 +10,18 @@ from pellucid.errors import InvalidRequest
 from pellucid.messages import brief
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> int:
     """``value`` as an int from ``low`` to ``high``.
 
     Raises:
         InvalidRequest: it is none; names the parameter, the value and the range, then ``hint``.
     """
-    fine = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not fine or not low <= value <= high:
+    if not is_whole(value) or not low <= value <= high:
         raise InvalidRequest(
             f"{name}={brief(value)}: must be a whole number from {low:,} to {high:,}{_then(hint)}"
         )

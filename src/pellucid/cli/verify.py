@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,14 +64,9 @@ def _line(model: Verified) -> str:
 
 
 def _document(model: Verified) -> dict[str, object]:
-    files = [
-        {
-            "name": file.name,
-            "bytes": file.bytes,
-            "sha256": file.sha256,
-            "expected": file.expected,
-            "problem": file.problem,
-        }
-        for file in model.files
-    ]
-    return {"name": model.name, "path": str(model.path), "ok": model.ok, "files": files}
+    return {
+        "name": model.name,
+        "path": str(model.path),
+        "ok": model.ok,
+        "files": list(map(asdict, model.files)),
+    }

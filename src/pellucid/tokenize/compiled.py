@@ -118,6 +118,12 @@ class Texts:
         """The pieces, (n, 2): first byte, and the one behind the last."""
         return self.pieces[0][: 2 * self.count].reshape(-1, 2)
 
+    def sizes(self) -> NDArray[np.int32]:
+        """How many bytes each piece has, (n,); none for an id."""
+        spans = self.spans()
+        sizes: NDArray[np.int32] = np.maximum(spans[:, 1] - spans[:, 0], 0)
+        return sizes
+
 
 class Stage(Protocol):
     """Pieces of texts → others. False if this cannot be done here, and Python must do it."""
@@ -238,15 +244,11 @@ class Changing:
         )
         if int(room.made[0]) != text_rewrite.DONE:
             return False
-        sizes = [
-            np.subtract(*one[0][: 2 * texts.count].reshape(-1, 2).T[::-1]) for one in (texts.pieces, pieces)
-        ]
-        if np.any(sizes[1] > GROWTH * np.maximum(sizes[0], 0) + MORE):
-            return False
+        before = texts.sizes()
         texts.text, texts.pieces, texts.ends = out, pieces, ends
         texts.side, texts.text_side = side, text_side
         texts.length = int(ends[0][texts.texts - 1])
-        return True
+        return not np.any(texts.sizes() > GROWTH * before + MORE)
 
     def _more(self, room: Room) -> dict[str, int]:
         """What else the kernel is told each time."""

@@ -10,14 +10,15 @@ and ``$`` are about lines, ``a{1,2}+`` repeats, and ``a{2,1}`` is possessive. Wh
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from pellucid.messages import shown
 from pellucid.tokenize import unicode
-from pellucid.tokenize.oniguruma_case import Letter, settled, without_groups
-from pellucid.tokenize.oniguruma_refused import behind_nothing, cannot_repeat, looks_anchored, unfit_behind
+from pellucid.tokenize.oniguruma_case import settled, without_groups
+from pellucid.tokenize.oniguruma_refused import cannot_repeat, looks_anchored, unfit_behind
 from pellucid.tokenize.oniguruma_repeats import MOST_TIMES, nested
-from pellucid.tokenize.oniguruma_sets import ANY, ASCII, PatternError, Scanner
+from pellucid.tokenize.oniguruma_sets import ANY, ASCII, PatternError, Scanner, checked
 from pellucid.tokenize.regex_tree import (
     NEWLINE,
     Atomic,
@@ -26,11 +27,13 @@ from pellucid.tokenize.regex_tree import (
     Edge,
     Either,
     Group,
+    Letter,
     Look,
     Node,
     Repeat,
     Set,
     depth,
+    may_be_empty,
     size,
     walk,
 )
@@ -51,6 +54,7 @@ REFUSED = {
 }
 
 
+@lru_cache(maxsize=64)  # the matcher and the automaton of a pattern ask for one tree
 def parse(pattern: str) -> Node:
     """The tree of a pattern.
 
@@ -164,8 +168,7 @@ class _Parser(Scanner):
         return self._letter(ord(letter))
 
     def _letter(self, code: int) -> Any:
-        if code >= unicode.CODES or 0xD800 <= code < 0xE000:
-            raise PatternError(f"{code:#x} is not the code point of a character")
+        checked(code)
         return Letter(code) if self.options.any_case else Set(((code, code),))
 
     def _escape(self) -> Any:
@@ -218,11 +221,8 @@ class _Parser(Scanner):
         return None
 
     def _named_back(self) -> Any:
-        close = ">" if self.next() == "<" else "'"
-        end = self.text.find(close, self.at)
-        name = self.text[self.at : max(end, self.at)]
-        self.at = end + 1
-        if end < 0 or not name:
+        name = self.until(">" if self.next() == "<" else "'")
+        if not name:
             raise PatternError("\\k without a name")
         if name.lstrip("+-").isdecimal() and name.isascii():
             number = int(name) if len(name) <= 4 else MOST_REFERENCE + 1
@@ -300,17 +300,15 @@ class _Parser(Scanner):
 
     def _look(self, ahead: bool, negative: bool) -> Look:
         node = self._closed()
-        if not ahead and (behind_nothing(node) or any(unfit_behind(one, negative) for one in walk(node))):
+        # Of one that may be empty Oniguruma looks at nothing, not even at a border in it.
+        if not ahead and (may_be_empty(node) or any(unfit_behind(one, negative) for one in walk(node))):
             raise PatternError("what stands in this look-behind is not implemented")
         return Look(node, ahead, negative)
 
     def _named_group(self) -> Any:
-        close = ">" if self.text[self.at - 1] == "<" else "'"
-        end = self.text.find(close, self.at)
-        name = self.text[self.at : max(end, self.at)]
-        if end < 0 or not name.isidentifier():
+        name = self.until(">" if self.text[self.at - 1] == "<" else "'") or ""
+        if not name.isidentifier():
             raise PatternError(f"a group is called {shown(name)!r}")
-        self.at = end + 1
         self._names.append(name)
         return self._captured(len(self._names))
 

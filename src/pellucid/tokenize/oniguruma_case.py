@@ -7,21 +7,26 @@ are known; then they become sets, and the tree has no case.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pellucid.messages import shown
 from pellucid.tokenize import unicode
 from pellucid.tokenize.oniguruma_sets import PatternError
-from pellucid.tokenize.regex_tree import EMPTY, Back, Chain, Either, Group, Look, Node, Set, inner, walk
+from pellucid.tokenize.regex_tree import (
+    EMPTY,
+    Back,
+    Chain,
+    Either,
+    Group,
+    Letter,
+    Look,
+    Node,
+    Set,
+    inner,
+    walk,
+)
 from pellucid.tokenize.unicode import Ranges
-
-
-@dataclass(frozen=True)
-class Letter:
-    """A letter in any case, until it is known what is beside it."""
-
-    code: int
 
 
 def _rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:

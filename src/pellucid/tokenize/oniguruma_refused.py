@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import dropwhile
 from typing import Any
 
-from pellucid.tokenize.oniguruma_case import Letter
 from pellucid.tokenize.oniguruma_sets import ANY
 from pellucid.tokenize.regex_tree import (
     Atomic,
@@ -18,7 +17,6 @@ from pellucid.tokenize.regex_tree import (
     Node,
     Repeat,
     Set,
-    inner,
 )
 
 
@@ -29,15 +27,6 @@ def looks_anchored(tree: Node) -> bool:
     if not rest or len(rest) == len(parts) or not isinstance(rest[0], Repeat):
         return False
     return rest[0].part == Set(ANY) and rest[0].most is None and rest[0].least > 0 and rest[0].greedy
-
-
-def behind_nothing(node: Any) -> bool:
-    """Whether a look-behind may take no character: Oniguruma does not look at all then, not even for a border."""
-    if isinstance(node, (Chain, Either)):
-        return (all if isinstance(node, Chain) else any)(map(behind_nothing, inner(node)))
-    if isinstance(node, Repeat):
-        return node.least == 0 or behind_nothing(node.part)
-    return not isinstance(node, (Set, Letter)) and all(map(behind_nothing, inner(node)))
 
 
 def unfit_behind(node: Any, negative: bool) -> bool:

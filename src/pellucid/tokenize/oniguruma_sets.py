@@ -87,6 +87,14 @@ class Scanner:
             self.at += 1
         return self.text[start : self.at]
 
+    def until(self, close: str) -> str | None:
+        """What comes before a sign, which is read as well; None, with nothing read, if it does not come."""
+        end = self.text.find(close, self.at)
+        if end < 0:
+            return None
+        start, self.at = self.at, end + len(close)
+        return self.text[start:end]
+
     # ------------------------------------------------------------ escapes
 
     def escaped_set(self, letter: str) -> Ranges | None:
@@ -97,11 +105,9 @@ class Scanner:
         if letter not in "pP" or not self.take("{"):
             return None
         negative = (letter == "P") ^ self.take("^")
-        end = self.text.find("}", self.at)
-        name = self.text[self.at : max(end, self.at)]
-        if end < 0 or set(name) & set("(){|"):
+        name = self.until("}")
+        if name is None or set(name) & set("(){|"):
             raise PatternError(f"\\{letter}{{ without its end")
-        self.at = end + 1
         members = self.named(name)
         return complement(members) if negative else members
 
@@ -119,7 +125,7 @@ class Scanner:
             digits = self.digits(hexdigits, 4)
             if len(digits) < 4:
                 raise PatternError(f"\\u{shown(digits)} has not four digits")
-            return _checked(int(digits, 16))
+            return checked(int(digits, 16))
         if letter in "xo" and self.peek("{"):
             return self._braced(hexdigits if letter == "x" else octdigits)
         if letter == "x":
@@ -133,14 +139,13 @@ class Scanner:
 
     def _braced(self, of: str) -> int:
         """``{41}``, or ``{41 42}``, in brackets also ``{41-43}``: the first; what follows it waits in ``codes``."""
-        end = self.text.find("}", self.at)
-        inside = self.text[self.at + 1 : max(end, self.at)]
+        written = self.text[self.at : self.at + 20]
+        inside = (self.until("}") or "")[1:]
         words = inside.replace("-", " - ").split() if self.in_set else inside.split()
         longest = 8 if of is hexdigits else 11
         fit = [word == "-" or (not set(word) - set(of) and len(word) <= longest) for word in words]
-        if end < 0 or not words or words[0] == "-" or not all(fit):
-            raise PatternError(f"{shown(self.text[self.at : self.at + 20])!r} is not a code point in braces")
-        self.at = end + 1
+        if not words or words[0] == "-" or not all(fit):
+            raise PatternError(f"{shown(written)!r} is not a code point in braces")
         codes = [None if word == "-" else int(word, 16 if of is hexdigits else 8) for word in words]
         self.codes = codes[1:] + self.codes
         return codes[0] or 0
@@ -236,7 +241,7 @@ class Scanner:
         """What comes next in brackets: a character, a set, or a word for a sign."""
         if self.codes:
             code = self.codes.pop(0)
-            return "range" if code is None else _checked(code, most=0xFFFFFFFF)
+            return "range" if code is None else checked(code, most=0xFFFFFFFF)
         letter = self.next("a set")
         if literal or letter not in "]-[\\&":
             return ord(letter)
@@ -255,7 +260,7 @@ class Scanner:
         members_or_none = self.escaped_set(escaped)
         if members_or_none is not None:
             return members_or_none
-        return 8 if escaped == "b" else _checked(self.escaped_code(escaped), most=0xFFFFFFFF)
+        return 8 if escaped == "b" else checked(self.escaped_code(escaped), most=0xFFFFFFFF)
 
     def _posix(self) -> Ranges | None:
         """``[:alpha:]`` behind its first bracket; None if it is another set."""
@@ -300,7 +305,7 @@ class _Members:
             self._state, self._value = "complete", None
             return
         self._flush()
-        self._state, self._value = "value", _checked(code)
+        self._state, self._value = "value", checked(code)
 
     def type(self, members: Ranges) -> None:
         if self.in_range:
@@ -340,7 +345,8 @@ class _Members:
         self._value = None
 
 
-def _checked(code: int, most: int = CODES - 1) -> int:
+def checked(code: int, most: int = CODES - 1) -> int:
+    """A code point, if it can be that of a character; in a range up to ``most``."""
     if code > most or 0xD800 <= code < 0xE000:
         raise PatternError(f"{code:#x} is not the code point of a character")
     return code

@@ -96,6 +96,13 @@ class Back:
     number: int
 
 
+@dataclass(frozen=True)
+class Letter:
+    """A letter in any case. Only while a pattern is read: it becomes sets once it is known what is beside it."""
+
+    code: int
+
+
 Node = Set | Chain | Either | Repeat | Atomic | Look | Edge | Group | Back
 
 EMPTY = Chain(())
@@ -136,9 +143,9 @@ def size(node: Node) -> int:
     return 1 + times * sum(map(size, inner(node)))
 
 
-def may_be_empty(node: Node) -> bool:
+def may_be_empty(node: Node | Letter) -> bool:
     """Whether a match may take no character."""
-    if isinstance(node, Set):
+    if isinstance(node, (Set, Letter)):
         return False
     if isinstance(node, Chain):
         return all(map(may_be_empty, node.parts))

@@ -160,18 +160,15 @@ def _named() -> dict[str, str]:
     return found
 
 
+_USUAL = {"space": "White_Space", "whitespace": "White_Space", "digit": "Nd"}
+
+
 @cache
 def named(plain: str) -> Ranges | None:
     """The characters of a property that Oniguruma 6.9.10 knows, by its plain name; None if it is not known."""
-    known = {name.lower(): name for name in _categories()}
-    if plain in known:  # the usual ones, without the larger file
-        return members(known[plain])
-    if plain in ("l", "m", "n", "p", "s", "z", "c", "cn"):
-        return members(plain.capitalize())
-    if plain in ("han", "whitespace", "space", "digit"):
-        return members({"han": "Han", "digit": "Nd"}.get(plain, "White_Space"))
-    if plain == "xdigit":
-        return ranges("30-39 41-46 61-66")
+    usual = members(_USUAL.get(plain, plain.capitalize()))  # without the larger file
+    if usual is not None:
+        return usual
     runs = _named().get(plain)
     return None if runs is None else ranges(runs)
 

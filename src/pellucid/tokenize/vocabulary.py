@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 
+from pellucid.checks import is_whole
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.messages import brief, shown
 
@@ -105,7 +105,7 @@ def checked_id(token_id: int, size: int) -> int:
     """An id of a vocabulary of ``size`` pieces, as an int. Raises :class:`InvalidRequest` for what is none."""
     if type(token_id) is int and 0 <= token_id < size:
         return token_id
-    if isinstance(token_id, bool) or not isinstance(token_id, Integral):
+    if not is_whole(token_id):
         raise InvalidRequest(f"token id {brief(token_id)}: must be a whole number from 0 to {size - 1:,}")
     if not 0 <= token_id < size:
         raise InvalidRequest(
