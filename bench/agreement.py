@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from peers import HERE, LLAMA_CPP, TRANSFORMERS, PeerError
 
 from pellucid import pipeline
+from pellucid.engine.model_runner import ModelRunner, StepLimits, layouts
 from pellucid.errors import PellucidError
-from pellucid.llm import activation_planes
-from pellucid.model import read_model
-from pellucid.plan.network import Limits, Network, layouts
+from pellucid.llm import activation_bits_of
+from pellucid.model.read import read_model
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import Sequence
+from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.executor import default_threads
 from pellucid.tokenize import load_tokenizer
 from pellucid.weights.open import open_checkpoint
@@ -106,12 +106,12 @@ def pellucid_agreement(path: Path, base: Base, precise: bool, threads: int) -> A
     """Pellucid's run of the same windows."""
     checkpoint = open_checkpoint(path)
     model = read_model(checkpoint)
-    plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_planes(precise))
-    network = Network(checkpoint, model, plan, Limits(LENGTH, tokens=STEP, outputs=STEP), threads)
+    plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits_of(precise))
+    runner = ModelRunner(checkpoint, model, plan, StepLimits(LENGTH, tokens=STEP, outputs=STEP), threads)
     divergences, same, wrong, sure = [], 0, 0, 0
     try:
         for number, window in enumerate(base.windows):
-            for index, logits in _rows(network, window.tolist()):
+            for index, logits in _rows(runner, window.tolist()):
                 log_q = logits - np.logaddexp.reduce(logits)
                 log_p = base.log_probabilities(number, index, len(log_q))
                 p = np.exp(log_p)
@@ -122,21 +122,21 @@ def pellucid_agreement(path: Path, base: Base, precise: bool, threads: int) -> A
                 if first - second >= LEAD:
                     sure, wrong = sure + 1, wrong + (not agrees)
     finally:
-        network.close()
+        runner.close()
         checkpoint.close()
     return Agreement(float(np.mean(divergences)), same / len(divergences), wrong, sure)
 
 
-def _rows(network: Network, ids: list[int]) -> Any:
+def _rows(runner: ModelRunner, ids: list[int]) -> Any:
     """(index of the scored position, its logits in float64)."""
-    first, sequence = LENGTH // 2, Sequence()
+    first, sequence = LENGTH // 2, BlockTable()
     for start in range(0, LENGTH, STEP):
         wanted = STEP if start >= first else 0
-        rows = network.forward([Chunk(sequence, ids[start : start + STEP], outputs=wanted)])
+        rows = runner.forward([Chunk(sequence, ids[start : start + STEP], outputs=wanted)])
         for at in range(wanted):
             if start + at < LENGTH - 1:
                 yield start + at - first, rows[at].astype(np.float64)
-    network.truncate(sequence, 0)
+    runner.truncate(sequence, 0)
 
 
 def llamacpp_agreement(path: Path, base: Base, threads: int) -> Agreement:

@@ -197,7 +197,7 @@ class Bench:
 
     def _round(self, result: Result) -> None:
         for way, llm in self._llms.items():
-            result.ours[way] += measure(llm.network, [result.workload], 1)
+            result.ours[way] += measure(llm.runner, [result.workload], 1)
         for name in list(result.theirs):
             time.sleep(REST)
             try:

@@ -25,8 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pellucid.paths import home
 from pellucid.tokenize import load_tokenizer
+from pellucid.util.paths import home
 
 FOLDER = home() / "oracles"
 BYTES, PIECE = 16_000_000, 4_000

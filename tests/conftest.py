@@ -7,7 +7,7 @@ from hypothesis import settings
 from support.command import Command, Outcome
 
 import pellucid
-from pellucid.cli import main
+from pellucid.cli.main import main
 from pellucid.llm import LLM
 
 settings.register_profile("pellucid", derandomize=True, deadline=None)

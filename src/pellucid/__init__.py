@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pellucid import errors
-    from pellucid.generation import Generation
+    from pellucid.engine.output import Generation
     from pellucid.llm import LLM, load
     from pellucid.sample.options import Options
 
 _HOMES = {
     "LLM": "pellucid.llm",
-    "Generation": "pellucid.generation",
+    "Generation": "pellucid.engine.output",
     "load": "pellucid.llm",
     "Options": "pellucid.sample.options",
 }

@@ -22,7 +22,7 @@ if _HANDLED:
 def main() -> int:
     """The command line. Returns the exit code."""
     try:
-        from pellucid.cli import main as command_line
+        from pellucid.cli.main import main as command_line
 
         if _HANDLED:
             _signal.signal(_signal.SIGINT, _signal.default_int_handler)

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.checks import whole
+from pellucid.engine.scoring import score, teacher_forced_logits
 from pellucid.errors import InvalidRequest
-from pellucid.forcing import predictions, score
 from pellucid.llm import LLM
-from pellucid.messages import shown
-from pellucid.runtime.cache import Sequence
+from pellucid.runtime.cache import BlockTable
 from pellucid.sample.candidates import Candidates
+from pellucid.util.checks import whole
+from pellucid.util.messages import shown
 
 USUAL_WINDOW = 512
 Told = Callable[[int, int, str], None]
@@ -101,11 +101,11 @@ def perplexity(
     asked = _asked(llm, text, window, stride)
     found: list[float] = []
     for here, first, stop in asked.parts():
-        sequence = Sequence()
+        sequence = BlockTable()
         try:
-            scored = score(llm.network, sequence, here, 0, llm.inputs.vocabulary, first)
+            scored = score(llm.runner, sequence, here, 0, llm.inputs.vocabulary, first)
         finally:
-            llm.network.release(sequence)
+            llm.runner.release(sequence)
         found += (-scored.chosen).tolist()
         if told:
             told(stop, len(asked.ids), f"perplexity {math.exp(sum(found) / len(found)):.4f}")
@@ -192,9 +192,9 @@ def _asked(llm: LLM, text: str, window: int | None, stride: int | None) -> _Aske
 
 def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[NDArray[np.float64]]:
     """Log-probabilities (V,) of each token from place ``first`` on."""
-    sequence = Sequence()
+    sequence = BlockTable()
     try:
-        for place, row in predictions(llm.network, sequence, ids, first):
+        for place, row in teacher_forced_logits(llm.runner, sequence, ids, first):
             yield Candidates.of(row, f"token {place}").log_probabilities()
     finally:
-        llm.network.release(sequence)
+        llm.runner.release(sequence)

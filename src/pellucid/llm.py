@@ -18,33 +18,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import pipeline
-from pellucid.checks import whole
+from pellucid.engine.beam_search import search_beams
+from pellucid.engine.inputs import Inputs, Message, Prompt
+from pellucid.engine.model_runner import ModelRunner, StepLimits, layouts
+from pellucid.engine.output import Beams, Generation, Score
+from pellucid.engine.request import PrefixCache, Request, RequestGroup
+from pellucid.engine.scoring import score
 from pellucid.errors import InvalidRequest
-from pellucid.forcing import score
-from pellucid.generation import Beams, Generation, Score
-from pellucid.inputs import Inputs, Message, Prompt
-from pellucid.kernels import cached
-from pellucid.kernels.cached import PAGE
-from pellucid.kernels.library import Progress as CompileProgress
-from pellucid.kernels.quantize import FINEST
-from pellucid.messages import brief
-from pellucid.model import read_model
+from pellucid.kernels.attention import kv_layout
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.kernels.core.library import CompileProgress as CompileProgress
+from pellucid.kernels.matmul.quantize import FINEST
+from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
-from pellucid.plan.network import Limits, Network, layouts
 from pellucid.plan.plan import Plan
-from pellucid.run import Keeper, Run, Runs
 from pellucid.runtime import cache
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.executor import default_threads
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import CHECKS, Options
-from pellucid.search import search_beams
 from pellucid.tokenize import Tokenizer, load_tokenizer
-from pellucid.tokenize.conversation import conversation
+from pellucid.tokenize.chat.conversation import conversation
+from pellucid.util.checks import whole
+from pellucid.util.messages import brief
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
-from pellucid.weights.sources import Progress as DownloadProgress
+from pellucid.weights.sources.source import DownloadProgress
 
 MOST_THREADS = 256
 MOST_SAMPLES = 256
@@ -57,26 +57,26 @@ class LLM:
     Made by ``pellucid.load``.
     """
 
-    def __init__(self, checkpoint: Checkpoint, network: Network, tokenizer: Tokenizer) -> None:
-        self.checkpoint, self.network, self.tokenizer = checkpoint, network, tokenizer
-        self.inputs = Inputs(network.spec, tokenizer, network.limits.context)
+    def __init__(self, checkpoint: Checkpoint, runner: ModelRunner, tokenizer: Tokenizer) -> None:
+        self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
+        self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
         self._embedding = threading.Lock()
-        self._keeper = Keeper(network)
+        self._keeper = PrefixCache(runner)
 
     @property
     def spec(self) -> ModelSpec:
         """What the model is."""
-        return self.network.spec
+        return self.runner.spec
 
     @property
     def plan(self) -> Plan:
         """The program that the model is."""
-        return self.network.plan
+        return self.runner.plan
 
     @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
-        return self.network.limits.context
+        return self.runner.limits.context
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
         """Continue a prompt: a text, chat messages, or token ids.
@@ -106,10 +106,10 @@ class LLM:
         """Answer a conversation: [{"role": "user", "content": "Hi"}, ...]. Raises as ``generate`` does."""
         return self.generate(conversation(messages), **options)
 
-    def start(self, prompt: Prompt, **options: Any) -> Run:
+    def start(self, prompt: Prompt, **options: Any) -> Request:
         """A running generation: iterate over its pieces, then ask for its ``result``."""
         made = Options.of(**options)
-        return Run(self._runs(prompt, made, [made.chain()]))
+        return Request(self._runs(prompt, made, [made.chain()]))
 
     def samples(
         self, prompt: Prompt, n: int, *, best_of: int | None = None, **options: Any
@@ -128,7 +128,7 @@ class LLM:
         if best_of is not None and made.logprobs is None:
             made = replace(made, logprobs=0)
         chains, found = made.chain().numbered(count), list[Generation]()
-        most = self.network.limits.sequences
+        most = self.runner.limits.sequences
         end = None if made.max_time is None else time.perf_counter() + made.max_time
         for first in range(0, count, most):  # later ones find the prompt in the cache
             if end is not None and first:
@@ -152,10 +152,10 @@ class LLM:
         known = BeamOptions.__dataclass_fields__
         own = {name: options.pop(name) for name in list(options) if name in known}
         made, beams = Options.of(known, **options), BeamOptions(**own)
-        return search_beams(self.network, self.inputs, self._keeper, prompt, made, beams)
+        return search_beams(self.runner, self.inputs, self._keeper, prompt, made, beams)
 
-    def _runs(self, prompt: Prompt, options: Options, chains: list[Chain]) -> Runs:
-        return Runs(self.network, self.inputs, self._keeper, prompt, options, chains)
+    def _runs(self, prompt: Prompt, options: Options, chains: list[Chain]) -> RequestGroup:
+        return RequestGroup(self.runner, self.inputs, self._keeper, prompt, options, chains)
 
     def score(self, text: Prompt, *, given: str | None = None, top: int = 0) -> Score:
         """How likely a text is, token by token, and what the ``top`` likeliest tokens were in its places.
@@ -171,7 +171,7 @@ class LLM:
         kept = self._keeper.take([])
         try:
             size = self.inputs.vocabulary
-            logprobs = score(self.network, kept.sequence, ids, top, size, max(known, 1))
+            logprobs = score(self.runner, kept.sequence, ids, top, size, max(known, 1))
         finally:
             self._keeper.give_back(kept, ids)
         return Score(ids, logprobs)
@@ -184,31 +184,31 @@ class LLM:
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         encoded = self.inputs.sentences(texts, truncate)
-        out = np.empty((len(encoded), self.network.width), np.float32)
+        out = np.empty((len(encoded), self.runner.width), np.float32)
         for batch in self._batches(encoded):
-            sequences = [cache.Sequence() for _ in batch]
+            sequences = [cache.BlockTable() for _ in batch]
             with self._embedding:  # a batch may take every page: others wait until they are given back
                 try:
                     chunks = [Chunk(s, encoded[i], 0) for s, i in zip(sequences, batch)]
-                    out[batch] = self.network.forward(chunks)
+                    out[batch] = self.runner.forward(chunks)
                 finally:
                     for sequence in sequences:
-                        self.network.truncate(sequence, 0)
+                        self.runner.truncate(sequence, 0)
         return out
 
     def close(self) -> None:
         """Stop the threads and close the file."""
-        self.network.close()
+        self.runner.close()
         self.checkpoint.close()
 
     def _batches(self, encoded: list[list[int]]) -> Iterator[list[int]]:
         """Indices of texts that fit into one step together."""
         batch: list[int] = []
         tokens = pages = 0
-        limits = self.network.limits
+        limits = self.runner.limits
         for index, ids in enumerate(encoded):
             needed = -(-len(ids) // PAGE)
-            full = tokens + len(ids) > limits.tokens or pages + needed > self.network.cache.pages
+            full = tokens + len(ids) > limits.tokens or pages + needed > self.runner.cache.pages
             if batch and (full or len(batch) == limits.sequences):
                 yield batch
                 batch, tokens, pages = [], 0, 0
@@ -252,7 +252,7 @@ def load(
 
     if threads is not None:
         threads = whole("threads", threads, 1, MOST_THREADS)
-    planes, kv_cache = activation_planes(precise), cache_form(kv_cache)
+    activation_bits, kv_cache = activation_bits_of(precise), cache_form(kv_cache)
     checkpoint = open_checkpoint(resolve(spec, progress=progress))
     try:
         model = read_model(checkpoint)
@@ -262,33 +262,35 @@ def load(
         tokenizer = load_tokenizer(checkpoint)
         if before is not None:
             before(Inputs(model.spec, tokenizer, tokens))
-        plan = pipeline.forward(model.spec, layouts(checkpoint, model), planes, kv_cache)
+        plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits, kv_cache)
         limits = step_limits(model.spec, tokens)
-        network = Network(checkpoint, model, plan, limits, threads or default_threads(), compiling)
+        runner = ModelRunner(checkpoint, model, plan, limits, threads or default_threads(), compiling)
         checkpoint.check_unchanged()
-        return LLM(checkpoint, network, tokenizer)
+        return LLM(checkpoint, runner, tokenizer)
     except BaseException:
         checkpoint.close()
         raise
 
 
-def step_limits(spec: ModelSpec, context: int) -> Limits:
+def step_limits(spec: ModelSpec, context: int) -> StepLimits:
     """How much a step may hold: an encoder a whole text, a decoder rows of logits up to 64 MiB."""
     if not spec.causal:
-        return Limits(context, tokens=max(Limits.tokens, context))
+        return StepLimits(context, tokens=max(StepLimits.tokens, context))
     rows = MOST_LOGITS // (4 * spec.embedding.vocabulary)
-    return Limits(context, outputs=min(max(rows, Limits.outputs), Limits.tokens))
+    return StepLimits(context, outputs=min(max(rows, StepLimits.outputs), StepLimits.tokens))
 
 
 def cache_form(name: str | None) -> str | None:
-    """What keys and values are kept in. Raises InvalidRequest unless it is None or one of ``cached.FORMS``."""
-    if name is not None and name not in cached.FORMS:
-        raise InvalidRequest(f"kv_cache={brief(name)}: must be one of {', '.join(cached.FORMS)}")
+    """What keys and values are kept in. Raises InvalidRequest unless it is None or one of ``kv_layout.KV_DTYPES``."""
+    if name is not None and name not in kv_layout.KV_DTYPES:
+        raise InvalidRequest(f"kv_cache={brief(name)}: must be one of {', '.join(kv_layout.KV_DTYPES)}")
     return name
 
 
-def activation_planes(precise: bool) -> int:
-    """Planes of 8 bits that an activation is cut into. Raises InvalidRequest unless ``precise`` is True or False."""
+def activation_bits_of(precise: bool) -> int:
+    """8 or, ``precise``, 16: bits that activations are quantised to. Raises InvalidRequest unless ``precise`` is True
+    or False.
+    """
     if not isinstance(precise, (bool, np.bool_)):
         raise InvalidRequest(f"precise={brief(precise)}: must be True or False")
-    return FINEST if precise else 1
+    return FINEST if precise else 8

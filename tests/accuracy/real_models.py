@@ -11,11 +11,11 @@ import numpy as np
 from support.tiny import GOLDENS
 
 from pellucid import pipeline
-from pellucid.llm import LLM, activation_planes
-from pellucid.model import read_model
-from pellucid.plan.network import Limits, Network, layouts
+from pellucid.engine.model_runner import ModelRunner, StepLimits, layouts
+from pellucid.llm import LLM, activation_bits_of
+from pellucid.model.read import read_model
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import Sequence
+from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.executor import default_threads
 from pellucid.tokenize import load_tokenizer
 from pellucid.weights.open import open_checkpoint
@@ -48,24 +48,24 @@ class Subject:
 def load(name: str, *, precise: bool, kv_cache: str | None = None) -> LLM:
     checkpoint = open_checkpoint(resolve(name))
     model = read_model(checkpoint)
-    plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_planes(precise), kv_cache)
-    limits = Limits(2048, tokens=STEP, outputs=STEP)
-    network = Network(checkpoint, model, plan, limits, default_threads())
-    return LLM(checkpoint, network, load_tokenizer(checkpoint))
+    plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits_of(precise), kv_cache)
+    limits = StepLimits(2048, tokens=STEP, outputs=STEP)
+    runner = ModelRunner(checkpoint, model, plan, limits, default_threads())
+    return LLM(checkpoint, runner, load_tokenizer(checkpoint))
 
 
-def logits(network: Network, ids: list[int], first: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
+def logits(runner: ModelRunner, ids: list[int], first: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
     """Teacher-forced, a step at a time: which positions from the ``first`` on, and the logits after their ids."""
-    sequence = Sequence()
+    sequence = BlockTable()
     try:
         for start in range(0, len(ids), STEP):
             part = ids[start : start + STEP]
             wanted = min(len(part), max(0, start + len(part) - first))
-            rows = network.forward([Chunk(sequence, part, outputs=wanted)])
+            rows = runner.forward([Chunk(sequence, part, outputs=wanted)])
             if wanted:
                 yield slice(start + len(part) - wanted, start + len(part)), rows
     finally:
-        network.truncate(sequence, 0)
+        runner.truncate(sequence, 0)
 
 
 def log_sum_exp(rows: np.ndarray) -> np.ndarray:

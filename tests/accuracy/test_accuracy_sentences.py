@@ -13,7 +13,7 @@ import pellucid
 from pellucid.errors import ContextOverflow
 from pellucid.llm import LLM
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import Sequence
+from pellucid.runtime.cache import BlockTable
 
 Record = Callable[[str, object], None]
 LONGEST = 256  # the golden cuts there, as sentence-transformers does
@@ -40,11 +40,11 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def vector_of(minilm: LLM, ids: list[int]) -> np.ndarray:
-    sequence = Sequence()
+    sequence = BlockTable()
     try:
-        return minilm.network.forward([Chunk(sequence, ids, outputs=0)])
+        return minilm.runner.forward([Chunk(sequence, ids, outputs=0)])
     finally:
-        minilm.network.truncate(sequence, 0)
+        minilm.runner.truncate(sequence, 0)
 
 
 def test_vectors_of_the_golden_ids(minilm: LLM, golden: dict[str, Any], record_property: Record) -> None:

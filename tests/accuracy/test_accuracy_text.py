@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from real_models import Subject, load, log_sum_exp, logits
 
-from pellucid.plan.network import Network
+from pellucid.engine.model_runner import ModelRunner
 
 pytestmark = pytest.mark.model
 
@@ -25,14 +25,14 @@ def divergence(golden: dict[str, np.ndarray], window: int, at: np.ndarray, rows:
     return (np.exp(log_p) * (log_p - log_q)).sum(-1) + np.exp(log_p_rest) * (log_p_rest - log_q_rest)
 
 
-def over_windows(network: Network, golden: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def over_windows(runner: ModelRunner, golden: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The most likely token at each scored position (W, 448), and the KL at each committed one (W, 112)."""
     scored, committed = golden["positions"], golden["top_positions"]
     first = int(scored[0])
     top1 = np.zeros(golden["top1_ids"].shape, np.int64)
     kl = np.full(golden["rest_logprob"].shape, np.nan)
     for w, ids in enumerate(golden["windows"].tolist()):
-        for where, rows in logits(network, ids, first):
+        for where, rows in logits(runner, ids, first):
             top1[w, where.start - first : where.stop - first] = rows.argmax(-1)
             at = np.flatnonzero((committed >= where.start) & (committed < where.stop))
             kl[w, at] = divergence(golden, w, at, rows[committed[at] - where.start])
@@ -41,7 +41,7 @@ def over_windows(network: Network, golden: dict[str, np.ndarray]) -> tuple[np.nd
 
 def test_windows_agree_with_float32(subject: Subject, record_property: Record) -> None:
     golden = subject.windows
-    top1, kl = over_windows(subject.llm.network, golden)
+    top1, kl = over_windows(subject.llm.runner, golden)
     leads = golden["top1_lead"] >= LEAD
     same = (top1 == golden["top1_ids"])[leads]
     llamacpp = min(variant["kl_top64"] for variant in subject.llamacpp.values())
@@ -59,7 +59,7 @@ def test_the_default_does_better_than_llamacpp(subject: Subject, record_property
     golden = subject.windows
     llm = load(subject.name, precise=False)
     try:
-        top1, kl = over_windows(llm.network, golden)
+        top1, kl = over_windows(llm.runner, golden)
     finally:
         llm.close()
     same = (top1 == golden["top1_ids"])[golden["top1_lead"] >= LEAD]
@@ -75,7 +75,7 @@ def test_single_log_probabilities_agree_with_float32(subject: Subject, record_pr
     golden = subject.windows
     committed, first, off = golden["top_positions"], int(golden["top_positions"][0]), []
     for w, ids in enumerate(golden["windows"].tolist()):
-        for where, rows in logits(subject.llm.network, ids, first):
+        for where, rows in logits(subject.llm.runner, ids, first):
             at = np.flatnonzero((committed >= where.start) & (committed < where.stop))
             part = rows[committed[at] - where.start]
             found = np.take_along_axis(part, golden["top_ids"][w, at], -1) - log_sum_exp(part)[:, None]
@@ -96,7 +96,7 @@ def test_what_other_forms_of_the_cache_cost(
 ) -> None:
     llm = load(subject.name, precise=True, kv_cache=kv_cache)
     try:
-        _, kl = over_windows(llm.network, subject.windows)
+        _, kl = over_windows(llm.runner, subject.windows)
     finally:
         llm.close()
     record_property("kl_mean", float(kl.mean()))
@@ -110,7 +110,7 @@ def test_prompts_and_their_continuations_agree_with_float32(
     worst = 0.0
     for prompt in subject.prompts:
         top, p, lead = (np.array(prompt[key]) for key in ("top", "p", "lead"))
-        for where, rows in logits(subject.llm.network, prompt["ids"] + prompt["continuation"]):
+        for where, rows in logits(subject.llm.runner, prompt["ids"] + prompt["continuation"]):
             sure = lead[where] >= LEAD
             assert (rows.argmax(-1) == top[where])[sure].all(), prompt["name"]
             ours = np.exp(np.take_along_axis(rows, top[where][:, None], -1)[:, 0] - log_sum_exp(rows))

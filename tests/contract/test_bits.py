@@ -15,17 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.processes import environment, python, run
 from support.schedule import LENGTHS, QUANTISED, Model, Play, write_quantised_llama
-from support.tiny import DECODERS, TINY, network, opened
+from support.tiny import DECODERS, TINY, opened
 
-from pellucid.kernels import cached, isa
-from pellucid.model import known_families
+from pellucid.kernels.attention import kv_layout
+from pellucid.kernels.core import isa
+from pellucid.model.family import known_families
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import Sequence
+from pellucid.runtime.cache import BlockTable
 
 CASES = [
     *[(name, 2, None) for name in DECODERS],
-    *[(name, planes, None) for name in (*QUANTISED, "mixed") for planes in (1, 2)],
-    *[("mixed", 2, form) for form in cached.FORMS if form != "f16"],
+    *[(name, activation_bits, None) for name in (*QUANTISED, "mixed") for activation_bits in (8, 16)],
+    *[("mixed", 16, form) for form in kv_layout.KV_DTYPES if form != "f16"],
 ]
 few = settings(max_examples=6)
 threads = st.integers(1, 4)
@@ -33,12 +34,12 @@ threads = st.integers(1, 4)
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    name, planes, kv_cache = request.param
+    name, activation_bits, kv_cache = request.param
     path = TINY.get(name)
     if path is None:
         file = tmp_path_factory.mktemp("bits") / f"{name}.gguf"
         path = write_quantised_llama(file, *(() if name == "mixed" else (name,)))
-    model = Model(path, planes, kv_cache=kv_cache)
+    model = Model(path, activation_bits, kv_cache=kv_cache)
     yield model
     model.close()
 
@@ -132,22 +133,22 @@ def test_a_sentence_beside_any_others(name: str, lengths: list[int], threads: in
     rng = np.random.default_rng(1)
     texts = [rng.integers(0, 128, n).tolist() for n in lengths]
     with (
-        network(TINY[name], tokens=256) as alone,
-        network(TINY[name], tokens=256, threads=threads, context=512) as net,
+        model_runner(TINY[name], tokens=256) as alone,
+        model_runner(TINY[name], tokens=256, threads=threads, context=512) as net,
     ):
-        together = net.forward([Chunk(Sequence(), text, 0) for text in texts])
+        together = net.forward([Chunk(BlockTable(), text, 0) for text in texts])
         for row, text in zip(together, texts):
-            sequence = Sequence()
+            sequence = BlockTable()
             assert np.array_equal(alone.forward([Chunk(sequence, text, 0)])[0], row)
             alone.truncate(sequence, 0)
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("planes", [1, 2])
-def test_a_real_model(planes: int) -> None:
+@pytest.mark.parametrize("activation_bits", [8, 16])
+def test_a_real_model(activation_bits: int) -> None:
     from pellucid.weights.store import resolve
 
-    model = Model(resolve("smollm2"), planes, threads=(1, 2))
+    model = Model(resolve("smollm2"), activation_bits, threads=(1, 2))
     try:
         for threads in (1, 2):
             with Play(model, threads) as play:
@@ -177,13 +178,15 @@ model.close()
 @pytest.mark.skipif(
     not isa.host_features() & {"fma", "neon"}, reason="without fused multiply-adds sums round differently"
 )
-@pytest.mark.parametrize(("name", "planes"), [("quantised", 1), ("gemma3-softcap", 2)])
-def test_any_instruction_set(name: str, planes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "activation_bits"), [("quantised", 8), ("gemma3-softcap", 16)])
+def test_any_instruction_set(name: str, activation_bits: int, tmp_path: Path) -> None:
     # Minima, scales of 16, a table with powers of two, a zero point: each kernel takes seconds to compile.
     few = ("Q2_K", "Q6_K", "MXFP4", "Q8_0", "F16")
     path = TINY.get(name) or write_quantised_llama(tmp_path / "mixed.gguf", *few)
     files = {known.name: tmp_path / f"{known.name}.npy" for known in isa.possible()}
-    commands = {one: python(LOGITS, str(path), str(planes), str(file)) for one, file in files.items()}
+    commands = {
+        one: python(LOGITS, str(path), str(activation_bits), str(file)) for one, file in files.items()
+    }
     run([(command, environment(PELLUCID_ISA=one)) for one, command in commands.items()])
     logits = {one: np.load(file) for one, file in files.items()}
     best, *others = files

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.processes import environment, run
 
-from pellucid.kernels import isa
+from pellucid.kernels.core import isa
 
 KERNELS = Path(__file__).parents[1] / "unit" / "kernels"
 TESTS = [str(KERNELS / f"test_{name}.py") for name in ("matmul_int8", "quantize", "roof", "simd")]

@@ -29,7 +29,7 @@ from support.tokenizer_file import gguf_tokenizer, write_tokenizer
 
 import pellucid
 from pellucid.errors import PellucidError
-from pellucid.model import read_model
+from pellucid.model.read import read_model
 from pellucid.tokenize import load_tokenizer
 from pellucid.weights.open import open_checkpoint
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from random import Random
 
 from pellucid.errors import InvalidRequest
-from pellucid.tokenize.matcher import Matcher
-from pellucid.tokenize.oniguruma import PatternError
-from pellucid.tokenize.pretokenize import Split
+from pellucid.tokenize.patterns.matcher import Matcher
+from pellucid.tokenize.patterns.oniguruma import PatternError
+from pellucid.tokenize.stages.pretokenize import Split
 
 try:
     import tokenizers

@@ -24,13 +24,13 @@ from support import templates
 from template_grammar import TEXTS, damaged, garbage, hostile, plain
 
 from pellucid.errors import PellucidError
-from pellucid.tokenize import template_process
-from pellucid.tokenize.template import Limits
+from pellucid.tokenize.chat import process
+from pellucid.tokenize.chat.template import RenderLimits
 
 SECONDS, MEMORY = 3.0, 3 << 30
 SMALL, LONG = 400, 100_000
 
-HOSTILE = Limits(seconds=0.2, megabytes=128, characters=200_000)
+HOSTILE = RenderLimits(seconds=0.2, megabytes=128, characters=200_000)
 LATE_SECONDS = 2.0  # past the limit, on a machine that does other things too
 LONGEST_ERROR = 500
 GROWTH = 300 << 20  # bytes that this process may have more than at its first case
@@ -59,7 +59,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 def compared(source: str, messages: Any) -> str | None:
     """A plain template: what is wrong with what becomes of it."""
-    text, problem = checked(source, messages, Limits())
+    text, problem = checked(source, messages, RenderLimits())
     theirs_of = theirs()
     if problem is not None or theirs_of is None or SURROGATE.search(json.dumps(messages, ensure_ascii=False)):
         return problem  # surrogates are refused here
@@ -81,13 +81,13 @@ def compared(source: str, messages: Any) -> str | None:
 def is_repeatable(source: str, messages: Any, text: str) -> bool:
     """Whether other processes render the same: they do not where digits of an address are counted or turned around."""
     for _ in range(4):
-        template_process._workers.close()
+        process._workers.close()
         if templates.chat(source, messages, [templates.TOOL]) != text:
             return False
     return True
 
 
-def checked(source: str, messages: Any, limits: Limits) -> tuple[str | None, str | None]:
+def checked(source: str, messages: Any, limits: RenderLimits) -> tuple[str | None, str | None]:
     """(what comes out, or None where it is refused; what is wrong with that)."""
     base = memory_base()
     began = time.monotonic()

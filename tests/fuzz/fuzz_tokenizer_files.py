@@ -16,10 +16,10 @@ from typing import Any
 
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.tokenize import load_tokenizer
-from pellucid.tokenize.base import Tokenizer
 from pellucid.tokenize.kinds.byte_bpe import ByteBPE
-from pellucid.tokenize.matcher import matcher
-from pellucid.tokenize.normalize import Prepend, Replace, Sequential
+from pellucid.tokenize.patterns.matcher import matcher
+from pellucid.tokenize.stages.normalize import Prepend, Replace, Sequential
+from pellucid.tokenize.tokenizer import Tokenizer
 
 os.environ["RUST_BACKTRACE"] = "0"
 try:

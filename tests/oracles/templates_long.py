@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support import templates
 
 from pellucid.errors import PellucidError
-from pellucid.paths import home
+from pellucid.util.paths import home
 
 LLAMA_CPP_PYTHON = "0.3.36"
 

@@ -57,9 +57,9 @@ from typing import Any
 
 import tokenizers_oracle
 
-from pellucid.paths import home
 from pellucid.tokenize import Tokenizer, load_tokenizer
-from pellucid.tokenize.decode import byte_alphabet
+from pellucid.tokenize.stages.decode import byte_alphabet
+from pellucid.util.paths import home
 
 DEBIAN = tuple(f"manpages-{language}" for language in ("de", "es", "fr", "ja", "pl", "ru", "zh"))
 WHEELS = ("django==5.2.19", "pycountry==26.2.16")

@@ -7,9 +7,9 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.packed import BLOCK, ROWS, Packed
+from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout
 from pellucid.weights.pack import Matrix, pack, prepare
-from pellucid.weights.quant import Fields, Format
+from pellucid.weights.quant.format import BlockFields, Format
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def random_blocks(form: Format, seed: int, rows: int, blocks: int, low: int = -1
     return raw
 
 
-def integers(packed: Packed, fields: Fields) -> NDArray[np.int64]:
+def integers(packed: PackedLayout, fields: BlockFields) -> NDArray[np.int64]:
     """What is multiplied by the scales, (N, D)."""
     values = fields.values.astype(np.int64)
     if packed.table:
@@ -59,7 +59,7 @@ def integers(packed: Packed, fields: Fields) -> NDArray[np.int64]:
 
 
 def scales_and_minima(
-    packed: Packed, fields: Fields
+    packed: PackedLayout, fields: BlockFields
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """Of every part, (N, D/sub), float32, rounded as the kernels do. Minima have their sign."""
     sides = list(fields.sides)
@@ -89,7 +89,7 @@ def packed_matrix(form: Format, raw: NDArray[np.uint8], threads: int = 1) -> Mat
     return packing.matrix
 
 
-def unpack(packed: Packed, data: NDArray[np.uint8], rows: int, columns: int) -> Fields:
+def unpack(packed: PackedLayout, data: NDArray[np.uint8], rows: int, columns: int) -> BlockFields:
     """The packed layout read back as ``kernels/packed.py`` describes it, one value at a time in plain NumPy."""
     groups, blocks, units = -(-rows // ROWS), columns // BLOCK, columns // packed.unit
     plane_bytes = ROWS * BLOCK * packed.bits // 8
@@ -126,7 +126,7 @@ def unpack(packed: Packed, data: NDArray[np.uint8], rows: int, columns: int) -> 
         if count:  # (groups, units, count, ROWS) to (rows, units * count)
             piece = piece.reshape(groups, units, count, ROWS).transpose(0, 3, 1, 2)
             sides.append(np.ascontiguousarray(piece).reshape(groups * ROWS, -1)[:rows])
-    return Fields(values[:rows], tuple(sides))
+    return BlockFields(values[:rows], tuple(sides))
 
 
 def quantised(formats: dict[str, Format]) -> list[Format]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pellucid.tokenize.compiled import Pipeline
+from pellucid.tokenize.compiled.pipeline import Pipeline
 
 
 def ids_of(pipeline: Pipeline, texts: Sequence[bytes], parse_special: bool) -> list[list[int]]:

@@ -14,10 +14,11 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pellucid.kernels.attention_walk import Space
-from pellucid.kernels.cached import PAGE
-from pellucid.kernels.library import KernelKey, definition, shared
-from pellucid.kernels.record import SCRATCH_HEADER, Step
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.kernels.attention.walk import Space
+from pellucid.kernels.core.definitions import KernelKey, definition
+from pellucid.kernels.core.library import shared
+from pellucid.kernels.core.record import SCRATCH_HEADER, StepRecord
 
 ULP = 2.0**-24
 """The relative error of one rounding to float32."""
@@ -28,7 +29,11 @@ VEXP = 1.3e-7
 
 GUARD = 256  # bytes before and after an array that nobody may touch
 FILL = 0xFF  # float16 and float32 full of it are NaN
-COUNTS = {"tokens": Step.at.tokens, "outputs": Step.at.outputs, "sequences": Step.at.sequences}
+COUNTS = {
+    "tokens": StepRecord.at.tokens,
+    "outputs": StepRecord.at.outputs,
+    "sequences": StepRecord.at.sequences,
+}
 
 threads = st.integers(1, 4)
 tokens = st.integers(1, 20)
@@ -106,14 +111,14 @@ class Batch:
             "row_count": counts,
             "length": past + counts,
             "pages": table,
-            "memory_length": np.zeros(len(counts), np.int32),
-            "memory_pages": np.zeros_like(table),
+            "encoder_length": np.zeros(len(counts), np.int32),
+            "encoder_pages": np.zeros_like(table),
             "scratch": guarded(scratch * self.most_threads, np.uint8),
         }
         for thread in range(self.most_threads):
             arrays["scratch"][thread * scratch :][:SCRATCH_HEADER] = 0
         self.keep = arrays
-        words = Step.pack(
+        words = StepRecord.pack(
             {
                 "tokens": total,
                 "outputs": len(self.output_rows),

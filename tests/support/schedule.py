@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import pipeline
-from pellucid.plan.network import layouts
+from pellucid.engine.model_runner import layouts
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import Sequence
+from pellucid.runtime.cache import BlockTable
 from pellucid.weights.gguf_types import TENSOR_TYPES
-from pellucid.weights.quant import formats
+from pellucid.weights.quant.registry import formats
 from support.blocks import quantised, random_blocks
 from support.model_files import gguf
-from support.tiny import network, opened
+from support.tiny import opened
 
 LENGTHS = (150, 100, 70, 64, 33, 20, 9, 1, 560, *[16] * 8)
 """Tokens of the sequences that a schedule plays with; a page holds 64, a piece of attention 512."""
@@ -29,16 +29,16 @@ class Model:
     def __init__(
         self,
         path: Path,
-        planes: int = 2,
+        activation_bits: int = 16,
         threads: tuple[int, ...] = (1, 2, 3, 4),
         kv_cache: str | None = None,
     ) -> None:
         self._stack = ExitStack()
         room = {"context": 64 * 32, "tokens": 600, "outputs": 600, "sequences": len(LENGTHS)}
         with opened(path) as (checkpoint, model):
-            plan = pipeline.forward(model.spec, layouts(checkpoint, model), planes, kv_cache)
-        self.networks = {
-            n: self._stack.enter_context(network(path, plan, threads=n, **room)) for n in threads
+            plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits, kv_cache)
+        self.runners = {
+            n: self._stack.enter_context(model_runner(path, plan, threads=n, **room)) for n in threads
         }
         V = model.spec.embedding.vocabulary
         rng = np.random.default_rng(7)
@@ -48,7 +48,7 @@ class Model:
     def truth(self, which: int) -> NDArray[np.float32]:
         """The logits of every token of a sequence."""
         if which not in self.alone:
-            net, sequence, tokens = self.networks[1], Sequence(), self.tokens[which]
+            net, sequence, tokens = self.runners[1], BlockTable(), self.tokens[which]
             self.alone[which] = net.forward([Chunk(sequence, tokens, len(tokens))])
             net.truncate(sequence, 0)
             assert np.isfinite(self.alone[which]).all()
@@ -60,11 +60,11 @@ class Model:
 
 
 class Play:
-    """Sequences growing and shrinking in one network. Every step checks its logits."""
+    """Sequences growing and shrinking in one runner. Every step checks its logits."""
 
     def __init__(self, model: Model, threads: int = 1) -> None:
-        self.model, self.net = model, model.networks[threads]
-        self.sequences = [Sequence() for _ in LENGTHS]
+        self.model, self.net = model, model.runners[threads]
+        self.sequences = [BlockTable() for _ in LENGTHS]
 
     def __enter__(self) -> Play:
         return self

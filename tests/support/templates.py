@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pellucid.tokenize import conversation
-from pellucid.tokenize.template import LIMITS, Limits, render
+from pellucid.tokenize.chat import conversation
+from pellucid.tokenize.chat.template import LIMITS, RenderLimits, render
 
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
@@ -50,7 +50,7 @@ def chat(
     source: str,
     messages: Any,
     tools: Any = None,
-    limits: Limits = LIMITS,
+    limits: RenderLimits = LIMITS,
     add_generation_prompt: bool = True,
     **variables: Any,
 ) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from pellucid import pipeline
-from pellucid.kernels.quantize import FINEST
-from pellucid.model import read_model
+from pellucid.engine.model_runner import ModelRunner, StepLimits, layouts
+from pellucid.kernels.matmul.quantize import FINEST
+from pellucid.model.read import read_model
 from pellucid.model.spec import Model
-from pellucid.plan.network import Limits, Network, layouts
 from pellucid.plan.plan import Plan
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
@@ -35,14 +35,14 @@ def opened(path: Path) -> Iterator[tuple[Checkpoint, Model]]:
 
 
 @contextmanager
-def network(
-    path: Path, plan: Plan | None = None, threads: int = 1, planes: int = FINEST, **limits: int
-) -> Iterator[Network]:
+def model_runner(
+    path: Path, plan: Plan | None = None, threads: int = 1, activation_bits: int = FINEST, **limits: int
+) -> Iterator[ModelRunner]:
     """A model ready to run, precise if not said otherwise, for steps of up to 64 tokens with all of their logits."""
     with opened(path) as (checkpoint, model):
-        plan = plan or pipeline.forward(model.spec, layouts(checkpoint, model), planes)
-        room = Limits(**{"context": 256, "tokens": 64, "outputs": 64, **limits})
-        net = Network(checkpoint, model, plan, room, threads)
+        plan = plan or pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits)
+        room = StepLimits(**{"context": 256, "tokens": 64, "outputs": 64, **limits})
+        net = ModelRunner(checkpoint, model, plan, room, threads)
         try:
             yield net
         finally:

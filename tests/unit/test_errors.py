@@ -10,10 +10,11 @@ import pytest
 from support.metadata import GGUF, Metadata
 from support.tiny import TINY
 
-from pellucid import checks, errors
+from pellucid import errors
+from pellucid.engine.inputs import Inputs
 from pellucid.errors import FileFormatError, InvalidRequest, PellucidError
-from pellucid.inputs import Inputs
 from pellucid.sample.options import Options
+from pellucid.util import checks
 from pellucid.weights.open import open_checkpoint
 
 TREE = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, PellucidError)]

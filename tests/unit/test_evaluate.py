@@ -20,7 +20,7 @@ from pellucid import evaluate
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import Sequence
+from pellucid.runtime.cache import BlockTable
 
 ROOT = Path(__file__).parents[2]
 TEXT = "to see that it rains in the east, or in the west: a stone rests in the rain. " * 4
@@ -51,9 +51,9 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 
 def logits(llm: LLM, ids: list[int]) -> np.ndarray:
     """Of every place, float64."""
-    sequence = Sequence()
-    rows = [llm.network.forward([Chunk(sequence, [token])])[0] for token in ids]
-    llm.network.truncate(sequence, 0)
+    sequence = BlockTable()
+    rows = [llm.runner.forward([Chunk(sequence, [token])])[0] for token in ids]
+    llm.runner.truncate(sequence, 0)
     return np.array(rows, np.float64)[:, : llm.tokenizer.vocab_size]
 
 
@@ -86,7 +86,7 @@ def test_perplexity_is_exp_of_the_mean_surprise(llm: LLM, window: int, stride: i
     assert found.perplexity == pytest.approx(math.exp(np.mean(surprises)))
     assert found.bits_per_byte == pytest.approx(sum(surprises) / math.log(2) / len(TEXT.encode()))
     assert told[-1][:2] == (len(ids), len(ids))
-    assert llm.network.cache.free_pages == llm.network.cache.pages
+    assert llm.runner.cache.free_pages == llm.runner.cache.pages
 
 
 def test_a_text_in_one_window_is_what_score_says(llm: LLM) -> None:

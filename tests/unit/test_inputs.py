@@ -12,8 +12,8 @@ import pytest
 from support.tiny import GOLDENS, TINY, opened, write_llama
 from support.tokenizer_file import write_tokenizer
 
+from pellucid.engine.inputs import PROBED, SLACK, Inputs
 from pellucid.errors import ContextOverflow
-from pellucid.inputs import PROBED, SLACK, Inputs
 from pellucid.tokenize import Tokenizer, load_tokenizer
 
 CONTEXT = 128

@@ -25,10 +25,10 @@ from pellucid.errors import (
     NothingLeft,
     UnsupportedModel,
 )
-from pellucid.kernels.cached import PAGE
+from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import Sequence
+from pellucid.runtime.cache import BlockTable
 
 CONTEXT = 128
 PROMPT = "to see that it rains in the east"
@@ -51,7 +51,7 @@ def llm(folder: Path) -> Iterator[LLM]:
 
 
 def in_use(llm: LLM) -> int:
-    return llm.network.cache.pages - llm.network.cache.free_pages
+    return llm.runner.cache.pages - llm.runner.cache.free_pages
 
 
 @pytest.mark.parametrize("options", [GREEDY, DRAWN])
@@ -143,9 +143,9 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 
 def all_rows(llm: LLM, ids: list[int]) -> np.ndarray:
     """Log-probabilities over all rows of the matrix, of the token after each of the ids."""
-    sequence = Sequence()
-    rows = [llm.network.forward([Chunk(sequence, [token])])[0].astype(np.float64) for token in ids]
-    llm.network.release(sequence)
+    sequence = BlockTable()
+    rows = [llm.runner.forward([Chunk(sequence, [token])])[0].astype(np.float64) for token in ids]
+    llm.runner.release(sequence)
     return np.array([row - np.logaddexp.reduce(row) for row in rows])
 
 
@@ -247,7 +247,7 @@ def test_logits_that_are_no_numbers_are_an_error_and_leave_nothing_behind(
 ) -> None:
     wanted = llm.generate(PROMPT, **GREEDY).ids
     with monkeypatch.context() as patched:
-        patched.setattr(llm.network, "prefill", lambda sequence, tokens: np.full(320, np.nan, np.float32))
+        patched.setattr(llm.runner, "prefill", lambda sequence, tokens: np.full(320, np.nan, np.float32))
         with pytest.raises(KernelError, match="token 0: the logit of id 0 is nan"):
             llm.generate(PROMPT, **GREEDY)
     assert llm.generate(PROMPT, **GREEDY).ids == wanted
@@ -304,7 +304,7 @@ def test_abandoned_stream_gives_its_pages_back(llm: LLM) -> None:
 
 def leave_two_pages(llm: LLM) -> None:
     """Let somebody have all other pages of the cache."""
-    llm.network.cache.extend(Sequence(), (llm.network.cache.free_pages - 2) * PAGE)
+    llm.runner.cache.extend(BlockTable(), (llm.runner.cache.free_pages - 2) * PAGE)
 
 
 def test_what_is_kept_makes_way_for_what_runs(llm: LLM) -> None:
@@ -315,7 +315,7 @@ def test_what_is_kept_makes_way_for_what_runs(llm: LLM) -> None:
     pieces = iter(run)
     next(pieces)
     llm.generate([9] * 30, **GREEDY)
-    assert llm.network.cache.free_pages == 0
+    assert llm.runner.cache.free_pages == 0
     assert len(list(pieces)) == 19
     assert run.ids == wanted
 
@@ -331,10 +331,10 @@ def test_pages_that_others_use_are_an_error_that_says_so(llm: LLM) -> None:
 
 
 def test_rows_that_a_chunk_has_not(llm: LLM) -> None:
-    sequence = Sequence()
+    sequence = BlockTable()
     for outputs in (3, -1):
         with pytest.raises(InvalidRequest, match=rf"2 tokens .*logits of {outputs}"):
-            llm.network.forward([Chunk(sequence, [5, 6], outputs)])
+            llm.runner.forward([Chunk(sequence, [5, 6], outputs)])
     assert (sequence.length, sequence.pages) == (0, [])
 
 
@@ -763,20 +763,20 @@ def test_tokens_without_a_choice_are_read_together_and_change_nothing(
     schema = {"type": "object", "properties": {"rain": {"type": "integer"}}, "required": ["rain"]}
     schema |= {"additionalProperties": False, "minProperties": 1}
     steps = []
-    forward = llm.network.forward
+    forward = llm.runner.forward
 
     def counted(chunks: Any) -> Any:
         steps.append(sum(len(chunk.tokens) for chunk in chunks))
         return forward(chunks)
 
-    monkeypatch.setattr(llm.network, "forward", counted)
+    monkeypatch.setattr(llm.runner, "forward", counted)
     options = {**DRAWN, "max_new_tokens": 40, "json_schema": schema, "logprobs": 2, "watch": True}
     for seed in range(5):
         steps.clear()
         made = llm.generate([7, 8], **{**options, "seed": seed})
         together = len(steps)
         with monkeypatch.context() as patched:
-            patched.setattr("pellucid.answer.MOST_FORCED", 0)
+            patched.setattr("pellucid.engine.sequence.MOST_FORCED", 0)
             steps.clear()
             alone = llm.generate([7, 8], **{**options, "seed": seed})
         assert together < len(steps)

@@ -1,4 +1,4 @@
-"""Measuring: roofs, what a step costs, what is chosen to be measured, and that a network is left as it was."""
+"""Measuring: roofs, what a step costs, what is chosen to be measured, and that a model runner is left as it was."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support.schedule import write_quantised_llama
-from support.tiny import TINY, network, opened
+from support.tiny import TINY, opened
 
+from pellucid.engine.model_runner import ModelRunner, layouts
 from pellucid.errors import InvalidRequest
 from pellucid.measure.cost import Cost, Rates, operation_cost, step_cost
 from pellucid.measure.machine import facts
@@ -19,22 +20,21 @@ from pellucid.measure.profile import Timed, profile_step
 from pellucid.measure.roofs import MULTIPLY_ROUNDS, Roofs
 from pellucid.measure.rounds import Figure, measure
 from pellucid.measure.suite import Decode, Embed, Prefill, Wishes, Workload, suite
-from pellucid.plan.network import Network, layouts
 from pellucid.plan.plan import Weights
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import Sequence
+from pellucid.runtime.cache import BlockTable
 
 NAMES = ["llama", "gemma3", "bert"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def net(request: pytest.FixtureRequest) -> Iterator[Network]:
+def net(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
     name = next(folder for folder in TINY if folder.startswith(request.param))
-    with network(TINY[name], context=128, threads=2, sequences=4) as made:
+    with model_runner(TINY[name], context=128, threads=2, sequences=4) as made:
         yield made
 
 
-def workloads(net: Network) -> list[Workload]:
+def workloads(net: ModelRunner) -> list[Workload]:
     if not net.spec.causal:
         return [Embed(10), Embed(10, 4), Embed(64)]
     return [Prefill(100), Decode(5, 3), Decode(5, 3, 2)]
@@ -51,7 +51,7 @@ def test_roofs_are_positive_and_of_any_size() -> None:
 
 
 def test_the_steps_of_a_workload_are_those_that_it_runs(
-    net: Network, monkeypatch: pytest.MonkeyPatch
+    net: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for workload in workloads(net):
         ran: list[list[tuple[int, int, int]]] = []
@@ -72,7 +72,7 @@ def test_the_steps_of_a_workload_are_those_that_it_runs(
         assert made == workload.count
 
 
-def test_measuring_leaves_the_cache_empty(net: Network) -> None:
+def test_measuring_leaves_the_cache_empty(net: ModelRunner) -> None:
     told: list[tuple[int, int, str]] = []
     figures = measure(net, workloads(net), 2, lambda done, total, label: told.append((done, total, label)))
     assert net.cache.free_pages == net.cache.pages
@@ -84,7 +84,7 @@ def test_measuring_leaves_the_cache_empty(net: Network) -> None:
         assert figure.bound in ("memory", "int8")
 
 
-def test_a_failure_leaves_the_cache_empty_too(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_cache_empty_too(net: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -101,7 +101,7 @@ def test_a_failure_leaves_the_cache_empty_too(net: Network, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("tokens", "depth"), [(1, 0), (1, 20), (30, 0)])
-def test_a_profile_has_every_operation_of_the_plan(net: Network, tokens: int, depth: int) -> None:
+def test_a_profile_has_every_operation_of_the_plan(net: ModelRunner, tokens: int, depth: int) -> None:
     profile = profile_step(net, tokens, depth if net.spec.causal else 0, rounds=1)
     assert profile.operations == net.plan.operations
     assert len(profile.timed) == len(net.plan.operations)
@@ -111,8 +111,8 @@ def test_a_profile_has_every_operation_of_the_plan(net: Network, tokens: int, de
     assert net.cache.free_pages == net.cache.pages
 
 
-def test_a_step_in_pieces_computes_what_a_whole_one_does(net: Network) -> None:
-    sequence, outputs = Sequence(), int(net.spec.causal)
+def test_a_step_in_pieces_computes_what_a_whole_one_does(net: ModelRunner) -> None:
+    sequence, outputs = BlockTable(), int(net.spec.causal)
     chunks = [Chunk(sequence, [1, 2, 3, 4, 5], outputs)]
     whole = net.forward(chunks)
     net.truncate(sequence, 0)
@@ -124,23 +124,23 @@ def test_a_step_in_pieces_computes_what_a_whole_one_does(net: Network) -> None:
     assert np.array_equal(net.array(net.plan.output)[: len(whole), : net.width], whole)
 
 
-def test_a_profile_is_refused_as_a_step_is(net: Network) -> None:
+def test_a_profile_is_refused_as_a_step_is(net: ModelRunner) -> None:
     with pytest.raises(InvalidRequest, match="the limit is 64"):
-        net.profile([Chunk(Sequence(), range(65), 0)])
+        net.profile([Chunk(BlockTable(), range(65), 0)])
     with pytest.raises(InvalidRequest, match="ask for as many as it has"):
-        net.profile([Chunk(Sequence(), [1], 2)])
+        net.profile([Chunk(BlockTable(), [1], 2)])
 
 
 def test_a_closed_network_is_refused() -> None:
-    with network(TINY["llama"]) as net:
+    with model_runner(TINY["llama"]) as net:
         net.close()
         with pytest.raises(InvalidRequest, match="load it again"):
-            net.profile([Chunk(Sequence(), [1])])
+            net.profile([Chunk(BlockTable(), [1])])
 
 
-def test_cost(net: Network) -> None:
+def test_cost(net: ModelRunner) -> None:
     def cost(*lengths: tuple[int, int, int]) -> Cost:
-        return step_cost(net, [Chunk(Sequence([], past), range(new), out) for past, new, out in lengths])
+        return step_cost(net, [Chunk(BlockTable([], past), range(new), out) for past, new, out in lengths])
 
     weights = sum(op.weight_bytes for op in net.plan.operations)
     head = sum(op.weight_bytes for op in net.plan.operations if op.rows == "outputs")
@@ -157,17 +157,17 @@ def test_products_count_once_for_each_row_where_weights_are_integers(tmp_path: P
     path = write_quantised_llama(tmp_path / "mixed.gguf", "F32", "Q8_0", "Q4_K")
     with opened(path) as (checkpoint, model):
         packed = layouts(checkpoint, model)
-    with network(path) as net:
+    with model_runner(path) as net:
         products = dict.fromkeys(("tokens", "outputs", "sequences"), 0)
         for op in net.plan.operations:
             slots = [value.slot for value in op.fields.values() if isinstance(value, Weights)]
             if slots and not any(packed[slot].is_float for slot in slots):
                 products[op.rows] += op.multiply_adds
         assert products["tokens"] > 0
-        cost = step_cost(net, [Chunk(Sequence(), range(8), 3)])
+        cost = step_cost(net, [Chunk(BlockTable(), range(8), 3)])
         assert cost.multiply_adds == 8 * products["tokens"] + 3 * products["outputs"]
         timed = profile_step(net, 8, rounds=1)
-        assert timed.total.cost == step_cost(net, [Chunk(Sequence(), range(8), 1)])
+        assert timed.total.cost == step_cost(net, [Chunk(BlockTable(), range(8), 1)])
 
 
 def test_the_roof_is_the_longer_of_both_times() -> None:
@@ -275,8 +275,8 @@ def test_the_machine() -> None:
     assert known["kernels compiled"] >= 0
 
 
-def test_operations_without_rows_cost_nothing(net: Network) -> None:
-    chunks = [Chunk(Sequence(), range(4), 0)]
+def test_operations_without_rows_cost_nothing(net: ModelRunner) -> None:
+    chunks = [Chunk(BlockTable(), range(4), 0)]
     for op in net.plan.operations:
         if op.rows == "outputs":
             assert operation_cost(net, op, chunks) == Cost()

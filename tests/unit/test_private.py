@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pellucid import private
-from pellucid.private import KEY_NAME, Folder
+from pellucid.util import private
+from pellucid.util.private import KEY_NAME, Folder
 
 if sys.platform == "win32":
     pytest.skip("owners and permissions of POSIX", allow_module_level=True)

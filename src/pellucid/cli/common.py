@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pellucid.inputs import Inputs
+    from pellucid.engine.inputs import Inputs
     from pellucid.llm import LLM
 
 
@@ -74,8 +74,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 def text_or_stdin(text: str | None, absent: str) -> str:
     """The text that was given, or standard input's where it is - or none was. ``absent`` says what is missing."""
-    from pellucid.checks import characters
     from pellucid.errors import InvalidRequest
+    from pellucid.util.checks import characters
 
     if text is None and sys.stdin.isatty():
         raise InvalidRequest(f"{absent}: give a text, or - to read it from standard input")
@@ -124,7 +124,7 @@ class Bars:
         """``done_bytes`` of ``total_bytes`` of a download are there, or of a file that is checked."""
         from rich.filesize import decimal
 
-        from pellucid.weights.sources import CHECKING
+        from pellucid.weights.sources.source import CHECKING
 
         amount = decimal(done_bytes) + (f" of {decimal(total_bytes)}" if total_bytes else "")
         text = label if label.startswith(CHECKING) else f"fetching {label}"
@@ -133,7 +133,7 @@ class Bars:
     def compiling(self, done: int, total: int, label: str) -> None:
         """``done`` of ``total`` kernels are compiled; ``label`` is next."""
         if self._compiling is None:
-            from pellucid.kernels.library import are_kept
+            from pellucid.kernels.core.library import are_kept
 
             self._compiling = "compiling kernels" + (", once for this machine" if are_kept() else "")
         self._show(self._compiling, done, total, f"{done} of {total}")

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pellucid.kernels.cached import PAGE
-from pellucid.kernels.packed import Packed
-from pellucid.plan.network import Network
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.plan.plan import Operation
 from pellucid.runtime.batch import Chunk
 
@@ -49,12 +49,12 @@ def total(costs: Iterable[Cost]) -> Cost:
     return sum(costs, Cost())
 
 
-def step_cost(network: Network, chunks: Sequence[Chunk]) -> Cost:
+def step_cost(runner: ModelRunner, chunks: Sequence[Chunk]) -> Cost:
     """Of a whole step. Only the lengths of the chunks and of their sequences matter."""
-    return total(operation_cost(network, op, chunks) for op in network.plan.operations)
+    return total(operation_cost(runner, op, chunks) for op in runner.plan.operations)
 
 
-def operation_cost(network: Network, op: Operation, chunks: Sequence[Chunk]) -> Cost:
+def operation_cost(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -> Cost:
     """Of one operation in a step."""
     counts = {
         "tokens": sum(len(chunk.tokens) for chunk in chunks),
@@ -62,19 +62,19 @@ def operation_cost(network: Network, op: Operation, chunks: Sequence[Chunk]) -> 
         "sequences": len(chunks),
     }
     rows = counts[op.rows]
-    integers = any(isinstance(p, Packed) and not p.is_float for p in op.kernel.parameters)
+    integers = any(isinstance(p, PackedLayout) and not p.is_float for _, p in op.kernel.parameters)
     return Cost(
-        (op.weight_bytes if rows else 0) + _cached_bytes(network, op, chunks),
+        (op.weight_bytes if rows else 0) + _cached_bytes(runner, op, chunks),
         op.multiply_adds * rows if integers else 0,
     )
 
 
-def _cached_bytes(network: Network, op: Operation, chunks: Sequence[Chunk]) -> int:
+def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -> int:
     """The keys and values that an operation reads for single tokens."""
-    lengths = [chunk.sequence.length + 1 for chunk in chunks if len(chunk.tokens) == 1]
+    lengths = [chunk.table.length + 1 for chunk in chunks if len(chunk.tokens) == 1]
     nbytes = 0
     for layer in (int(name[6:]) for name in op.reads if name.startswith("cache.")):
-        window = network.spec.blocks[layer].attention.window
-        per_token = network.cache.layers[layer].page_bytes // PAGE
+        window = runner.spec.blocks[layer].attention.window
+        per_token = runner.cache.layers[layer].page_bytes // PAGE
         nbytes += per_token * sum(min(length, window or length) for length in lengths)
     return nbytes

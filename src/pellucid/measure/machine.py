@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pellucid import __version__
-from pellucid.kernels import isa
-from pellucid.kernels.library import cache_folder
+from pellucid.kernels.core import isa
+from pellucid.kernels.core.library import cache_folder
 from pellucid.runtime.executor import default_threads, usable_cores
 
 VECTORS = ("sse4", "avx", "f16c", "fma", "amx", "neon", "dotprod", "i8mm", "bf16", "fp16", "sve")

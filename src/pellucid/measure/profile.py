@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.library import Progress
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.kernels.core.library import CompileProgress
 from pellucid.measure.cost import Cost, Rates, operation_cost, step_cost
 from pellucid.measure.roofs import Roofs
 from pellucid.measure.rounds import REST, machine_rates
 from pellucid.measure.suite import held, some_ids
-from pellucid.plan.network import Network
 from pellucid.plan.plan import Operation
 from pellucid.runtime.batch import Chunk
 
@@ -79,27 +79,31 @@ def together(timed: Iterable[Timed]) -> Timed:
 
 
 def profile_step(
-    network: Network, tokens: int, depth: int = 0, rounds: int = 5, progress: Progress | None = None
+    runner: ModelRunner,
+    tokens: int,
+    depth: int = 0,
+    rounds: int = 5,
+    progress: CompileProgress | None = None,
 ) -> Profile:
     """A step of ``tokens`` tokens of one sequence that has ``depth`` already: medians of ``rounds`` rounds.
 
     A round runs the step as often as some milliseconds allow. The cache is left as it was.
     """
     what = f"a step of {tokens:,} token{'s' if tokens > 1 else ''}" + (f" after {depth:,}" if depth else "")
-    with held(network, 1) as (sequence,):
+    with held(runner, 1) as (sequence,):
         if depth:
-            network.prefill(sequence, some_ids(network, depth))
-        chunks = [Chunk(sequence, some_ids(network, tokens), int(network.spec.causal))]
-        return _profile(network, what, chunks, rounds, progress)
+            runner.prefill(sequence, some_ids(runner, depth))
+        chunks = [Chunk(sequence, some_ids(runner, tokens), int(runner.spec.causal))]
+        return _profile(runner, what, chunks, rounds, progress)
 
 
 def _profile(
-    network: Network, what: str, chunks: list[Chunk], rounds: int, progress: Progress | None
+    runner: ModelRunner, what: str, chunks: list[Chunk], rounds: int, progress: CompileProgress | None
 ) -> Profile:
-    nbytes = step_cost(network, chunks).nbytes
+    nbytes = step_cost(runner, chunks).nbytes
     rates: list[Rates] = []
     seconds = []
-    roofs = Roofs(network.threads, nbytes)
+    roofs = Roofs(runner.threads, nbytes)
     try:
         for number in range(rounds):
             if progress:
@@ -107,13 +111,13 @@ def _profile(
             rates.append(machine_rates(roofs, nbytes))
             time.sleep(REST)
             end = time.perf_counter() + ENOUGH
-            seconds.append(_seconds(network, chunks))
+            seconds.append(_seconds(runner, chunks))
             while time.perf_counter() < end:
-                seconds.append(_seconds(network, chunks))
+                seconds.append(_seconds(runner, chunks))
     finally:
         roofs.close()
-    operations = network.plan.operations
-    costs = [operation_cost(network, op, chunks) for op in operations]
+    operations = runner.plan.operations
+    costs = [operation_cost(runner, op, chunks) for op in operations]
     timed = [Timed(float(s), cost) for s, cost in zip(np.median(seconds, axis=0), costs)]
     return Profile(
         what,
@@ -123,12 +127,12 @@ def _profile(
     )
 
 
-def _seconds(network: Network, chunks: list[Chunk]) -> NDArray[np.float64]:
+def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:
     """Each operation's time in one step. Whole steps go before it: a machine whose caches are shared forgets weights
     that are not asked for, and a step in pieces leaves it time to."""
-    lengths = [chunk.sequence.length for chunk in chunks]
+    lengths = [chunk.table.length for chunk in chunks]
     for _ in range(WHOLE):
-        network.forward(chunks)
+        runner.forward(chunks)
         for chunk, length in zip(chunks, lengths):
-            network.truncate(chunk.sequence, length)
-    return network.profile(chunks)
+            runner.truncate(chunk.table, length)
+    return runner.profile(chunks)

@@ -6,8 +6,9 @@ import time
 
 import numpy as np
 
-from pellucid.kernels import roof
-from pellucid.kernels.library import KernelKey, Progress, definition, shared
+from pellucid.kernels.core.definitions import KernelKey, definition
+from pellucid.kernels.core.library import CompileProgress, shared
+from pellucid.kernels.machine import roof
 from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import aligned
 
@@ -24,7 +25,7 @@ class Roofs:
         KernelError: a kernel did not compile.
     """
 
-    def __init__(self, threads: int, nbytes: int, progress: Progress | None = None) -> None:
+    def __init__(self, threads: int, nbytes: int, progress: CompileProgress | None = None) -> None:
         self.threads = threads
         self._addresses = shared().load([READ, MULTIPLY], progress)
         self._strips = max(min(nbytes, MOST_BYTES) // roof.STRIP, threads)

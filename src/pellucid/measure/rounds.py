@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pellucid.kernels.library import Progress
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.kernels.core.library import CompileProgress
 from pellucid.measure.cost import Cost, Rates, step_cost, total
 from pellucid.measure.roofs import Roofs
 from pellucid.measure.suite import Workload, held, some_ids
-from pellucid.plan.network import Network
 from pellucid.runtime.batch import Chunk
 
 REST = 0.02
@@ -61,23 +61,23 @@ class Figure:
 
 
 def measure(
-    network: Network, workloads: Sequence[Workload], rounds: int, progress: Progress | None = None
+    runner: ModelRunner, workloads: Sequence[Workload], rounds: int, progress: CompileProgress | None = None
 ) -> list[Figure]:
     """Measure each workload ``rounds`` times. ``progress`` is told before each."""
-    steps = [[step_cost(network, step) for step in workload.steps(network)] for workload in workloads]
+    steps = [[step_cost(runner, step) for step in workload.steps(runner)] for workload in workloads]
     costs = [total(each) for each in steps]
     sizes = [cost.nbytes // len(each) for cost, each in zip(costs, steps)]
     speeds: list[list[float]] = [[] for _ in workloads]
     rates: list[list[Rates]] = [[] for _ in workloads]
-    roofs = Roofs(network.threads, max(sizes))
+    roofs = Roofs(runner.threads, max(sizes))
     try:
         for number in range(rounds):
             for i, workload in enumerate(workloads):
                 if progress:
                     progress(number * len(workloads) + i, rounds * len(workloads), workload.what)
                 rates[i].append(machine_rates(roofs, sizes[i]))
-                wake(network)
-                speeds[i].append(workload.count / workload.seconds(network))
+                wake(runner)
+                speeds[i].append(workload.count / workload.seconds(runner))
     finally:
         roofs.close()
     return [
@@ -92,8 +92,8 @@ def machine_rates(roofs: Roofs, nbytes: int) -> Rates:
     return Rates(roofs.read(nbytes), roofs.multiply())
 
 
-def wake(network: Network) -> None:
-    """Let other threads come to rest and start the network's: the step that comes next finds it running."""
+def wake(runner: ModelRunner) -> None:
+    """Let other threads come to rest and start the runner's: the step that comes next finds it running."""
     time.sleep(REST)
-    with held(network, 1) as (sequence,):
-        network.forward([Chunk(sequence, some_ids(network, 1), 0)])
+    with held(runner, 1) as (sequence,):
+        runner.forward([Chunk(sequence, some_ids(runner, 1), 0)])

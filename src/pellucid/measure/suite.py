@@ -1,7 +1,7 @@
 """What is measured: prompts being read, text being made by one sequence or several together, sentences.
 
 A workload says ``what`` it is, how many ``unit``s a run makes (``count``), and the ``steps`` that are timed, on
-sequences that are nobody's: only their lengths are right. ``seconds`` runs it on a network, whose cache it leaves as it
+sequences that are nobody's: only their lengths are right. ``seconds`` runs it on a runner, whose cache it leaves as it
 was.
 """
 
@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from pellucid.checks import whole
+from pellucid.engine.model_runner import ModelRunner, StepLimits
 from pellucid.errors import InvalidRequest
-from pellucid.kernels.cached import PAGE
+from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.model.spec import ModelSpec
-from pellucid.plan.network import Limits, Network
 from pellucid.runtime import cache
 from pellucid.runtime.batch import Chunk
+from pellucid.util.checks import whole
 
 PROMPTS, DEPTHS, BATCHES, TOKENS = (128, 512, 2048), (16, 1024), (4, 16), 64
 SENTENCE, SENTENCES = 32, 16  # tokens of a sentence, sentences of a batch
@@ -28,24 +28,24 @@ MOST = 1 << 24  # tokens that any option may ask for
 
 
 @contextlib.contextmanager
-def held(network: Network, count: int) -> Iterator[list[cache.Sequence]]:
+def held(runner: ModelRunner, count: int) -> Iterator[list[cache.BlockTable]]:
     """Sequences whose pages go back to the cache."""
-    sequences = [cache.Sequence() for _ in range(count)]
+    sequences = [cache.BlockTable() for _ in range(count)]
     try:
         yield sequences
     finally:
         for sequence in sequences:
-            network.truncate(sequence, 0)
+            runner.truncate(sequence, 0)
 
 
-def some_ids(network: Network, count: int) -> list[int]:
+def some_ids(runner: ModelRunner, count: int) -> list[int]:
     """Token ids for a prompt. Which they are makes no difference to the time."""
-    return [(100 + i % 1000) % network.spec.embedding.vocabulary for i in range(count)]
+    return [(100 + i % 1000) % runner.spec.embedding.vocabulary for i in range(count)]
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """Reading a prompt of ``tokens``, in steps as long as the network allows."""
+    """Reading a prompt of ``tokens``, in steps as long as the runner allows."""
 
     tokens: int
     unit = "tokens"
@@ -60,17 +60,17 @@ class Prefill:
         """Tokens read."""
         return self.tokens
 
-    def steps(self, network: Network) -> Iterator[list[Chunk]]:
+    def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
         """One for each part of the prompt; the last has an output."""
-        for first in range(0, self.tokens, network.limits.tokens):
-            last = min(first + network.limits.tokens, self.tokens)
-            yield [Chunk(cache.Sequence([], first), range(first, last), int(last == self.tokens))]
+        for first in range(0, self.tokens, runner.limits.tokens):
+            last = min(first + runner.limits.tokens, self.tokens)
+            yield [Chunk(cache.BlockTable([], first), range(first, last), int(last == self.tokens))]
 
-    def seconds(self, network: Network) -> float:
+    def seconds(self, runner: ModelRunner) -> float:
         """Until the first logits are there."""
-        with held(network, 1) as (sequence,):
+        with held(runner, 1) as (sequence,):
             start = time.perf_counter()
-            network.prefill(sequence, some_ids(network, self.tokens))
+            runner.prefill(sequence, some_ids(runner, self.tokens))
             return time.perf_counter() - start
 
 
@@ -94,19 +94,19 @@ class Decode:
         """Tokens made."""
         return self.tokens * self.sequences
 
-    def steps(self, network: Network) -> Iterator[list[Chunk]]:
+    def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
         """One for each token."""
         for length in range(self.depth, self.depth + self.tokens):
-            yield [Chunk(cache.Sequence([], length), range(1))] * self.sequences
+            yield [Chunk(cache.BlockTable([], length), range(1))] * self.sequences
 
-    def seconds(self, network: Network) -> float:
+    def seconds(self, runner: ModelRunner) -> float:
         """Of making the tokens. The context before them is not timed."""
-        with held(network, self.sequences) as sequences:
-            prompt = some_ids(network, self.depth)
-            ids = [int(network.prefill(sequence, prompt).argmax()) for sequence in sequences]
+        with held(runner, self.sequences) as sequences:
+            prompt = some_ids(runner, self.depth)
+            ids = [int(runner.prefill(sequence, prompt).argmax()) for sequence in sequences]
             start = time.perf_counter()
             for _ in range(self.tokens):
-                logits = network.forward([Chunk(s, [token]) for s, token in zip(sequences, ids)])
+                logits = runner.forward([Chunk(s, [token]) for s, token in zip(sequences, ids)])
                 ids = [int(row.argmax()) for row in logits]
             return time.perf_counter() - start
 
@@ -130,23 +130,23 @@ class Embed:
         """Sentences, repeated so that it takes a while."""
         return self.sentences * max(1, SENTENCE_TOKENS // (self.tokens * self.sentences))
 
-    def steps(self, network: Network) -> Iterator[list[Chunk]]:
-        """As many sentences at once as pages, tokens and sequences of the network allow."""
-        limits = network.limits
-        pages = network.cache.pages // -(-self.tokens // PAGE)
+    def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
+        """As many sentences at once as pages, tokens and sequences of the runner allow."""
+        limits = runner.limits
+        pages = runner.cache.pages // -(-self.tokens // PAGE)
         together = min(pages, limits.tokens // self.tokens, limits.sequences, self.sentences)
         for _ in range(self.count // self.sentences):
             for first in range(0, self.sentences, together):
                 rows = min(together, self.sentences - first)
-                yield [Chunk(cache.Sequence(), range(self.tokens), 0)] * rows
+                yield [Chunk(cache.BlockTable(), range(self.tokens), 0)] * rows
 
-    def seconds(self, network: Network) -> float:
+    def seconds(self, runner: ModelRunner) -> float:
         """Until the last vector is there."""
-        ids = some_ids(network, self.tokens)
+        ids = some_ids(runner, self.tokens)
         start = time.perf_counter()
-        for step in self.steps(network):
-            with held(network, len(step)) as sequences:
-                network.forward([Chunk(sequence, ids, 0) for sequence in sequences])
+        for step in self.steps(runner):
+            with held(runner, len(step)) as sequences:
+                runner.forward([Chunk(sequence, ids, 0) for sequence in sequences])
         return time.perf_counter() - start
 
 
@@ -203,7 +203,7 @@ def _text(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
     for batch in BATCHES if wishes.batches is None else wishes.batches:
         needed = batch * -(-(depth + tokens) // PAGE)
         if wishes.batches is not None:
-            whole("batch", batch, 0, Limits.sequences)
+            whole("batch", batch, 0, StepLimits.sequences)
         if needed <= -(-context // PAGE):
             chosen += [Decode(depth, tokens, batch)] if batch else []
             continue
@@ -221,7 +221,7 @@ def _sentences(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]
     lengths = _lengths("prompt", wishes.prompts, (SENTENCE, context), context, notes)
     batches = (SENTENCES,) if wishes.batches is None else wishes.batches
     short = min(SENTENCE, context)
-    together = [Embed(short, whole("batch", n, 0, Limits.sequences)) for n in batches if n]
+    together = [Embed(short, whole("batch", n, 0, StepLimits.sequences)) for n in batches if n]
     return [*(Embed(n) for n in lengths[:1]), *together, *(Embed(n) for n in lengths[1:])]
 
 

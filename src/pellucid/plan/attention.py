@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pellucid.errors import UnsupportedModel
-from pellucid.kernels import cached
-from pellucid.kernels.library import KernelKey
-from pellucid.kernels.quantize import FINEST
+from pellucid.kernels.attention import kv_layout
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.norm import norm
@@ -36,11 +36,11 @@ def attention(plan: Builder, layer: int, kind: Attention, x: str, out: str) -> s
 def _remember(plan: Builder, stage: str, layer: int, kind: Attention, k: str, v: str) -> None:
     """Keys and values into the cache's pages."""
     shape = LayerShape(kind.kv_heads, kind.head_dim, kind.head_dim, plan.kv_cache or _form(plan, stage))
-    unit = cached.unit(shape.stored)
+    unit = kv_layout.unit(shape.kv_dtype)
     if kind.head_dim % unit or kind.heads % kind.kv_heads:
         raise UnsupportedModel(
             f"{stage}: {kind.heads} heads of width {kind.head_dim} with {kind.kv_heads} key/value heads; the width "
-            f"must be a multiple of {unit} ({shape.stored} keys and values) and the heads of the key/value heads"
+            f"must be a multiple of {unit} ({shape.kv_dtype} keys and values) and the heads of the key/value heads"
         )
     plan.layers.append(shape)
     fields: dict[str, Value] = {
@@ -53,9 +53,9 @@ def _remember(plan: Builder, stage: str, layer: int, kind: Attention, k: str, v:
         "values": Cache(layer, "values"),
         "page_bytes": PageBytes(),
     }
-    printed = f"(T, {kind.kv_heads}, {kind.head_dim}) {shape.stored}"
+    printed = f"(T, {kind.kv_heads}, {kind.head_dim}) {shape.kv_dtype}"
     shares = dict.fromkeys((k, v), heads(kind.kv_heads))
-    kernel = KernelKey("cache_write", (shape.stored,))
+    kernel = KernelKey("cache_write", kv_dtype=shape.kv_dtype)
     plan.emit(
         Operation(f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), printed, shares=shares)
     )
@@ -65,7 +65,7 @@ def _form(plan: Builder, stage: str) -> str:
     """What suits a layer: beside the finest activations float32, which rounds nothing. Where queries come out of
     activations of 8 bits, products of bfloat16 lose nothing by it.
     """
-    if plan.planes == FINEST:
+    if plan.activation_bits == FINEST:
         return "f32"
     return "f16" if plan.layouts[f"{stage}.q.weight"].is_float else "bf16"
 
@@ -87,12 +87,18 @@ def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> s
         "bias": 0,
         "bias_stride": 0,
         "sinks": 0,
-        "memory": 0,
+        "cross": 0,
         "out": At(attended),
         "quantized": 0,
     }
     shape = f"(T, {kind.heads}, {kind.head_dim})" + (f", window {kind.window}" if kind.window else "")
     mine = plan.layers[layer]
-    kernel = KernelKey("attention", (mine.head_dim, mine.value_dim, mine.stored, 1))
+    kernel = KernelKey(
+        "attention",
+        head_dim=mine.head_dim,
+        value_dim=mine.value_dim,
+        kv_dtype=mine.kv_dtype,
+        activation_bits=8,
+    )
     plan.emit(Operation(f"{stage}.attend", kernel, fields, (q, f"cache.{layer}"), (attended,), shape))
     return attended

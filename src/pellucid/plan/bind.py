@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.library import Progress, definition, shared
-from pellucid.kernels.packed import BLOCK
-from pellucid.kernels.quantize import block_bytes
-from pellucid.kernels.record import WORD
+from pellucid.kernels.core.definitions import definition
+from pellucid.kernels.core.library import CompileProgress, shared
+from pellucid.kernels.core.record import WORD
+from pellucid.kernels.matmul.packed_layout import BLOCK
+from pellucid.kernels.matmul.quantize import block_bytes
 from pellucid.plan.builder import COUNT
 from pellucid.plan.plan import (
     At,
@@ -46,8 +47,8 @@ def allocate(plan: Plan, limits: Mapping[Rows, int]) -> Arrays:
 
 
 def _array(buffer: Buffer, rows: int) -> NDArray[Any]:
-    if buffer.planes:
-        return aligned(rows * (buffer.width // BLOCK) * block_bytes(buffer.planes))
+    if buffer.activation_bits:
+        return aligned(rows * (buffer.width // BLOCK) * block_bytes(buffer.activation_bits))
     return aligned(rows * buffer.width * 4).view(np.float32).reshape(rows, buffer.width)
 
 
@@ -57,7 +58,7 @@ def bind(
     matrices: Mapping[str, Matrix],
     vectors: Mapping[str, NDArray[np.float32]],
     cache: KVCache,
-    progress: Progress | None = None,
+    progress: CompileProgress | None = None,
 ) -> Program:
     """The program of a plan. Kernels that this machine has not compiled yet are compiled.
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pellucid.errors import UnsupportedModel
-from pellucid.kernels.library import KernelKey
-from pellucid.kernels.packed import BLOCK, ROWS, Packed, round_up
-from pellucid.kernels.quantize import block_bytes
-from pellucid.kernels.record import Step
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.record import StepRecord
+from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
+from pellucid.kernels.matmul.quantize import block_bytes
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import LETTER, At, Buffer, Constant, Operation, Plan, Rows, Value, Vector, Weights
 from pellucid.runtime.cache import LayerShape
 
 COUNT: Mapping[Rows, int] = {
-    "tokens": Step.at.tokens,
-    "outputs": Step.at.outputs,
-    "sequences": Step.at.sequences,
+    "tokens": StepRecord.at.tokens,
+    "outputs": StepRecord.at.outputs,
+    "sequences": StepRecord.at.sequences,
 }
 ZEROS = "zeros"  # the constant for what is added, where nothing is; sixteen lanes of it
 
@@ -38,28 +38,33 @@ def heads(count: int) -> str:
 class Builder:
     """Collects a plan.
 
-    ``layouts`` says how each slot's matrix will be packed; ``planes`` (1 or 2) how finely activations are quantised
-    for those that are integers; ``kv_cache``, one of ``cached.FORMS``, what keys and values are kept in (None: what
-    suits these).
+    ``layouts`` says how each slot's matrix will be packed; ``activation_bits`` (8 or 16) how finely activations are
+    quantised for those that are integers; ``kv_cache``, one of ``kv_layout.KV_DTYPES``, what keys and values are kept
+    in (None: what suits these).
     """
 
     def __init__(
-        self, spec: ModelSpec, layouts: Mapping[str, Packed], planes: int, kv_cache: str | None
+        self, spec: ModelSpec, layouts: Mapping[str, PackedLayout], activation_bits: int, kv_cache: str | None
     ) -> None:
-        self.spec, self.layouts, self.planes, self.kv_cache = spec, layouts, planes, kv_cache
+        self.spec, self.layouts, self.activation_bits, self.kv_cache = (
+            spec,
+            layouts,
+            activation_bits,
+            kv_cache,
+        )
         self.layers: list[LayerShape] = []
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {ZEROS: (0.0,) * ROWS}
         self._quantized: set[str] = set()
 
-    def buffer(self, name: str, width: int, rows: Rows = "tokens", *, planes: int = 0) -> str:
+    def buffer(self, name: str, width: int, rows: Rows = "tokens", *, activation_bits: int = 0) -> str:
         """Declare a buffer, or use the one of that name again. Width is rounded up to a whole vector.
 
         Raises:
             UnsupportedModel: an inner width is not a multiple of 16, so it has no whole vectors.
         """
-        new = Buffer(name, round_up(width, ROWS), rows, planes)
+        new = Buffer(name, round_up(width, ROWS), rows, activation_bits)
         if self.buffers.setdefault(name, new) != new:
             raise UnsupportedModel(f"buffer {name} would need two shapes: {self.buffers[name]} and {new}")
         return name
@@ -73,21 +78,31 @@ class Builder:
         """Columns of a buffer."""
         return self.buffers[buffer].width
 
-    def quantized(self, x: str, stage: str, planes: int) -> str:
+    def quantized(self, x: str, stage: str, activation_bits: int) -> str:
         """A buffer as activation blocks; emitted once until the buffer changes."""
         width, rows = self.width_of(x), self.buffers[x].rows
-        blocks = self.buffer(f"{x}.q{8 * planes}", width, rows, planes=planes)
+        blocks = self.buffer(f"{x}.q{activation_bits}", width, rows, activation_bits=activation_bits)
         if blocks not in self._quantized:
             fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks), "rows": COUNT[rows]}
-            kernel = KernelKey("quantize", (planes,))
+            kernel = KernelKey("quantize", activation_bits=activation_bits)
             self.emit(Operation(f"{stage}.quantize", kernel, fields, (x,), (blocks,), rows=rows))
             self._quantized.add(blocks)
         return blocks
 
     def linear(
-        self, stage: str, x: str, slot: str, outputs: int, out: str, *, bias: bool = False, planes: int = 0
+        self,
+        stage: str,
+        x: str,
+        slot: str,
+        outputs: int,
+        out: str,
+        *,
+        bias: bool = False,
+        activation_bits: int = 0,
     ) -> str:
-        """out = x Wᵀ (+ bias): the matrix of ``slot``.weight, (outputs, width of x); ``planes`` other than the plan's.
+        """out = x Wᵀ (+ bias), with the matrix (outputs, width of x) of ``slot``.weight.
+
+        ``activation_bits`` other than the plan's, if it is not 0.
 
         Raises:
             UnsupportedModel: the layout needs a width that is a multiple of its blocks.
@@ -104,21 +119,21 @@ class Builder:
             "addend": Vector(f"{slot}.bias") if bias else Constant(ZEROS),
             "addend_group": 4 * ROWS if bias else 0,
             "addend_row": 0,
-            "everyone": 0,
+            "replicated": 0,
             "rows": COUNT[rows],
         }
         if packed.is_float:
-            kernel, source = KernelKey("matmul_float", (packed,)), x
+            kernel, source = KernelKey("matmul_float", packed=packed), x
             fields |= {"x": At(x), "x_stride": 4 * width}
         else:
             if width % packed.unit:
                 raise UnsupportedModel(
                     f"{stage}: width {width} is not a multiple of the format's {packed.unit}"
                 )
-            planes = planes or self.planes
-            kernel = KernelKey("matmul_int8", (packed, planes))
-            source = self.quantized(x, stage, planes)
-            fields |= {"x": At(source), "x_stride": width // BLOCK * block_bytes(planes)}
+            activation_bits = activation_bits or self.activation_bits
+            kernel = KernelKey("matmul_int8", packed=packed, activation_bits=activation_bits)
+            source = self.quantized(x, stage, activation_bits)
+            fields |= {"x": At(source), "x_stride": width // BLOCK * block_bytes(activation_bits)}
         self.emit(
             Operation(
                 stage,

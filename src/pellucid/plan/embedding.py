@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pellucid.errors import UnsupportedModel
-from pellucid.kernels.library import KernelKey
-from pellucid.kernels.packed import ROWS
-from pellucid.kernels.record import Step
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.record import StepRecord
+from pellucid.kernels.matmul.packed_layout import ROWS
 from pellucid.plan.builder import Builder
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value, Weights
@@ -24,7 +24,7 @@ def lookup(
         "accumulate": int(add),
         "out": At(x),
     }
-    kernel = KernelKey("embedding", (packed,))
+    kernel = KernelKey("embedding", packed=packed)
     plan.emit(Operation(stage, kernel, fields, (x,) if add else (), (x,), f"(T,) → (T, {width})"))
     return x
 
@@ -39,7 +39,7 @@ def embed(plan: Builder) -> str:
     if embedding.width % ROWS:
         raise UnsupportedModel(f"a model of width {embedding.width}; it must be a multiple of {ROWS}")
     x = plan.buffer("x", embedding.width)
-    lookup(plan, "embed", "embed.weight", x, index=Step.at.token_ids, factor=embedding.scale)
+    lookup(plan, "embed", "embed.weight", x, index=StepRecord.at.token_ids, factor=embedding.scale)
     if embedding.types:  # one segment: every token is of type 0
         lookup(plan, "embed.types", "embed.types.weight", x, index=-1, add=True)
     return x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import FeedForward
 from pellucid.plan.builder import COUNT, Builder, columns
 from pellucid.plan.plan import At, Operation, Value
@@ -24,7 +24,7 @@ def feedforward(plan: Builder, layer: int, kind: FeedForward, x: str, out: str) 
         "quantized": 0,
         "rows": COUNT["tokens"],
     }
-    kernel = KernelKey("activation", (kind.activation, 1))
+    kernel = KernelKey("activation", kind=kind.activation, activation_bits=8)
     shares = dict.fromkeys(reads, columns(plan.width_of(inside)))
     shape = f"(T, {kind.width})"
     plan.emit(Operation(f"{stage}.hidden", kernel, fields, tuple(reads), (inside,), shape, shares=shares))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import Norm
 from pellucid.plan.builder import COUNT, ZEROS, Builder, heads
 from pellucid.plan.plan import LETTER, At, Constant, Operation, Value, Vector
@@ -22,11 +22,11 @@ def norm(plan: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, 
         "eps": kind.eps,
         "out": At(out),
         "quantized": 0,
-        "everyone": 0,
+        "replicated": 0,
         "rows": COUNT[rows],
     }
     shares = dict.fromkeys((x, out), heads(parts)) if parts > 1 else {}
     shape = f"({LETTER[rows]}, {width})" if parts == 1 else f"({LETTER[rows]}, {parts}, {width})"
-    kernel = KernelKey("norm", (kind.kind, 1))
+    kernel = KernelKey("norm", kind=kind.kind, activation_bits=8)
     plan.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, shares=shares))
     return out

@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from pellucid.kernels.library import KernelKey
-from pellucid.kernels.packed import BLOCK, ROWS
-from pellucid.plan.plan import EVERYONE, At, Constant, Operation, Plan, Value
+from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS
+from pellucid.plan.plan import REPLICATED, At, Constant, Operation, Plan, Value
 
 CAN_QUANTIZE: Mapping[
     str, Callable[[Operation], Value]
 ] = {  # and how wide the piece of a row is that a thread handles
     "norm": lambda op: op.fields["width"],
     "activation": lambda op: op.fields["width"],
-    "attention": lambda op: op.kernel.parameters[1],
+    "attention": lambda op: op.kernel["value_dim"],
 }
 
 
@@ -45,7 +44,7 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
             and _whole_blocks(before)
         ):
             fused = before.with_fields(quantized=op.fields["out"])
-            kernel = KernelKey(before.kernel.name, (*before.kernel.parameters[:-1], *op.kernel.parameters))
+            kernel = before.kernel.replace(activation_bits=op.kernel["activation_bits"])
             shares = dict(before.shares)
             if (
                 before.writes[0] in shares
@@ -96,8 +95,8 @@ def lone_norms(operations: list[Operation]) -> list[Operation]:
         if readers and all(operations[r].kernel.name.startswith("matmul_") for r in readers):
             for i in (index, *readers):
                 touched = (*out[i].reads, *out[i].writes)
-                copies = dict.fromkeys((b for b in op.writes if b in touched), EVERYONE)
-                out[i] = replace(out[i].with_fields(everyone=1), shares={**out[i].shares, **copies})
+                copies = dict.fromkeys((b for b in op.writes if b in touched), REPLICATED)
+                out[i] = replace(out[i].with_fields(replicated=1), shares={**out[i].shares, **copies})
     return out
 
 
@@ -119,7 +118,7 @@ def place_barriers(operations: list[Operation]) -> list[Operation]:
         mine_read = {(b, op.shares.get(b)) for b in op.reads}
         mine_written = {(b, op.shares.get(b)) for b in op.writes}
         conflicts = _conflicts(writes, mine_read) | _conflicts(reads | writes, mine_written)
-        copies = {(b, how) for b, how in conflicts if how == EVERYONE == op.shares.get(b)}
+        copies = {(b, how) for b, how in conflicts if how == REPLICATED == op.shares.get(b)}
         if conflicts - copies or (copies and out[-1].rows != op.rows):
             out[-1] = replace(out[-1], barrier="always")
             reads, writes = set(), set()
@@ -140,5 +139,5 @@ def _conflicts(
         (buffer, how)
         for buffer, how in before
         for other, mine in now
-        if other == buffer and (how is None or how == EVERYONE or how != mine)
+        if other == buffer and (how is None or how == REPLICATED or how != mine)
     }

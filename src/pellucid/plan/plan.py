@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core.definitions import KernelKey
 from pellucid.runtime.cache import LayerShape
 
 Rows = Literal["tokens", "outputs", "sequences"]
@@ -18,17 +18,17 @@ LETTER: Mapping[Rows, str] = {"tokens": "T", "outputs": "R", "sequences": "B"}
 
 
 Barrier = Literal["none", "rows", "always"]
-EVERYONE = "everyone"
+REPLICATED = "replicated"
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """A named array of a step: ``rows`` x ``width``, float32, or activation blocks of 1 or 2 ``planes``."""
+    """A named array of a step: ``rows`` x ``width``, float32, or activation blocks of ``activation_bits`` 8 or 16."""
 
     name: str
     width: int
     rows: Rows = "tokens"
-    planes: int = 0
+    activation_bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class Operation:
     multiply_adds: int = 0
     rows: Rows = "tokens"
     shares: Mapping[str, str] = field(default_factory=dict)
-    """How threads share out the buffers of which each touches its own part only: operations that share a buffer out in
-    the same way need not wait for each other. ``EVERYONE``: of a lone row each thread has a copy, row t is thread t's;
-    of several rows it says nothing."""
+    """How threads divide the buffers of which each touches its own part only: operations that divide a buffer in the
+    same way need not wait for each other. ``REPLICATED``: in a step of one row each thread has a copy, row t is thread
+    t's; it says nothing about steps of several rows."""
     barrier: Barrier = "none"
     """Whether all threads must meet before the next operation: always, or only if there is more than one row."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from pellucid.errors import UnsupportedModel
-from pellucid.kernels.library import KernelKey
-from pellucid.kernels.record import Step
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.record import StepRecord
 from pellucid.model.spec import Rotary
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.embedding import lookup
@@ -16,7 +16,7 @@ from pellucid.plan.plan import At, Constant, Operation, Value
 def position(plan: Builder, x: str) -> str:
     """Learned vectors added to x; for rotary positions, the step's tables of angles, one for each kind."""
     if plan.spec.position:
-        lookup(plan, "position", "position.weight", x, index=Step.at.positions, add=True)
+        lookup(plan, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
     for rotary in dict.fromkeys(block.attention.rotary for block in plan.spec.blocks):
         if rotary:
             _angles(plan, rotary)
@@ -33,7 +33,7 @@ def rotate(plan: Builder, stage: str, rotary: Rotary, x: str, count: int, head_d
         "pairs": rotary.dims // 2,
         "angles": At(angles),
     }
-    kernel = KernelKey("rotary", (rotary.pairing,))
+    kernel = KernelKey("rotary", pairing=rotary.pairing)
     shape = f"(T, {count}, {head_dim})"
     plan.emit(Operation(stage, kernel, fields, (x, angles), (x,), shape, shares={x: heads(count)}))
     return x

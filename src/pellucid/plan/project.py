@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pellucid.kernels.library import KernelKey
-from pellucid.kernels.quantize import FINEST
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.plan.builder import COUNT, Builder
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value
@@ -39,7 +39,9 @@ def project(plan: Builder, x: str) -> str:
         slot = "embed" if head.tied else "project"
         # Of few rows the finer activations cost next to nothing, and nothing after them evens an error out:
         # SmolLM2 with 8 bits is 2.7e-3 nats from float32 without this, 1.8e-3 with it.
-        logits = plan.linear("project", x, slot, plan.spec.embedding.vocabulary, "logits", planes=FINEST)
+        logits = plan.linear(
+            "project", x, slot, plan.spec.embedding.vocabulary, "logits", activation_bits=FINEST
+        )
         if head.softcap:
             width = plan.width_of(logits)
             fields: dict[str, Value] = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pellucid.kernels.record import SCRATCH_HEADER, Step
-from pellucid.runtime.cache import KVCache, Sequence
+from pellucid.kernels.core.record import SCRATCH_HEADER, StepRecord
+from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.memory import address, aligned
 
 
@@ -16,13 +16,13 @@ from pellucid.runtime.memory import address, aligned
 class Chunk:
     """The next tokens of one sequence. ``outputs`` is how many of its last rows' logits are wanted.
 
-    ``memory`` is the sequence whose tokens it attends to besides its own: what an encoder has left in the cache.
+    ``encoder`` holds the keys and values that its cross attention reads.
     """
 
-    sequence: Sequence
-    tokens: Seq[int]
+    table: BlockTable
+    tokens: Sequence[int]
     outputs: int = 1
-    memory: Sequence | None = None
+    encoder: BlockTable | None = None
 
 
 class StepArrays:
@@ -42,8 +42,8 @@ class StepArrays:
         self.row_count = np.zeros(sequences, np.int32)
         self.length = np.zeros(sequences, np.int32)
         self.pages = np.zeros((sequences, pages), np.int32)
-        self.memory_length = np.zeros(sequences, np.int32)
-        self.memory_pages = np.zeros((sequences, pages), np.int32)
+        self.encoder_length = np.zeros(sequences, np.int32)
+        self.encoder_pages = np.zeros((sequences, pages), np.int32)
         self._scratch = aligned(scratch * threads)
         self._scratch.reshape(threads, scratch)[:, :SCRATCH_HEADER] = 0
         known = {
@@ -54,15 +54,17 @@ class StepArrays:
             "row_count": address(self.row_count),
             "length": address(self.length),
             "pages": address(self.pages),
-            "memory_length": address(self.memory_length),
-            "memory_pages": address(self.memory_pages),
+            "encoder_length": address(self.encoder_length),
+            "encoder_pages": address(self.encoder_pages),
             "page_stride": pages,
             "scratch": address(self._scratch),
             "scratch_bytes": scratch,
         }
-        self.record = np.array(Step.pack({"tokens": 0, "outputs": 0, "sequences": 0, **known}), np.int64)
+        self.record = np.array(
+            StepRecord.pack({"tokens": 0, "outputs": 0, "sequences": 0, **known}), np.int64
+        )
 
-    def fill(self, chunks: Seq[Chunk], cache: KVCache) -> tuple[int, int]:
+    def fill(self, chunks: Sequence[Chunk], cache: KVCache) -> tuple[int, int]:
         """Write a batch into the arrays and give its sequences their pages. Returns (T, R).
 
         Raises:
@@ -70,21 +72,21 @@ class StepArrays:
         """
         row = output = 0
         for index, chunk in enumerate(chunks):
-            sequence, count = chunk.sequence, len(chunk.tokens)
-            cache.extend(sequence, count)
+            table, count = chunk.table, len(chunk.tokens)
+            cache.extend(table, count)
             if count == 1:  # much the most often: without the machinery of slices
-                self.token_ids[row], self.positions[row] = chunk.tokens[0], sequence.length
+                self.token_ids[row], self.positions[row] = chunk.tokens[0], table.length
             else:
                 rows = slice(row, row + count)
                 self.token_ids[rows] = chunk.tokens
-                self.positions[rows] = np.arange(sequence.length, sequence.length + count)
+                self.positions[rows] = np.arange(table.length, table.length + count)
             self.first_row[index], self.row_count[index] = row, count
-            self.length[index] = sequence.length + count
-            self.pages[index, : len(sequence.pages)] = sequence.pages
-            self.memory_length[index] = 0
-            if chunk.memory is not None:
-                self.memory_length[index] = chunk.memory.length
-                self.memory_pages[index, : len(chunk.memory.pages)] = chunk.memory.pages
+            self.length[index] = table.length + count
+            self.pages[index, : len(table.pages)] = table.pages
+            self.encoder_length[index] = 0
+            if chunk.encoder is not None:
+                self.encoder_length[index] = chunk.encoder.length
+                self.encoder_pages[index, : len(chunk.encoder.pages)] = chunk.encoder.pages
             row += count
             for wanted in range(row - chunk.outputs, row):
                 self.output_rows[output] = wanted

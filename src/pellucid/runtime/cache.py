@@ -17,32 +17,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import CacheFull
-from pellucid.kernels.cached import PAGE, head_bytes
+from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.runtime.memory import aligned
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer's heads: G key/value heads, keys of width K and values of width V, in a form of ``cached.FORMS``."""
+    """One layer's heads: G key/value heads, keys of width K and values of width V, in a form of
+    ``kv_layout.KV_DTYPES``.
+    """
 
     kv_heads: int
     head_dim: int
     value_dim: int
-    stored: str = "f16"
+    kv_dtype: str = "f16"
 
     @property
     def key_bytes(self) -> int:
         """Bytes of a page's keys in this layer."""
-        return self.kv_heads * head_bytes(self.stored, self.head_dim)
+        return self.kv_heads * head_bytes(self.kv_dtype, self.head_dim)
 
     @property
     def page_bytes(self) -> int:
         """Bytes of a page's keys and values in this layer."""
-        return self.key_bytes + self.kv_heads * head_bytes(self.stored, self.value_dim)
+        return self.key_bytes + self.kv_heads * head_bytes(self.kv_dtype, self.value_dim)
 
 
 @dataclass
-class Sequence:
+class BlockTable:
     """What a request owns of the cache: its pages in order, and how many tokens they hold."""
 
     pages: list[int] = field(default_factory=list)
@@ -88,7 +90,7 @@ class KVCache:
         values = self.layers[layer].key_bytes if part == "values" else 0
         return int(self._memory.ctypes.data) + self._offsets[layer] + values
 
-    def extend(self, sequence: Sequence, tokens: int) -> None:
+    def extend(self, sequence: BlockTable, tokens: int) -> None:
         """Give a sequence the pages for ``tokens`` more tokens. Its length is set by the step that fills them."""
         shared = bool(sequence.length % PAGE) and self._owners[sequence.pages[sequence.length // PAGE]] > 1
         wanted = -(-(sequence.length + tokens) // PAGE) - len(sequence.pages) + shared
@@ -105,14 +107,14 @@ class KVCache:
         for _ in range(wanted - shared):
             sequence.pages.append(self._take())
 
-    def fork(self, sequence: Sequence) -> Sequence:
+    def fork(self, sequence: BlockTable) -> BlockTable:
         """A sequence with the same tokens, to go on otherwise. It has the same pages for as long as it can."""
         pages = sequence.pages[: -(-sequence.length // PAGE)]
         for page in pages:
             self._owners[page] += 1
-        return Sequence(pages, sequence.length)
+        return BlockTable(pages, sequence.length)
 
-    def truncate(self, sequence: Sequence, length: int) -> None:
+    def truncate(self, sequence: BlockTable, length: int) -> None:
         """Forget a sequence's tokens from ``length`` on, and give back the pages that held only those (0: all)."""
         length = min(length, sequence.length)
         keep = -(-length // PAGE)
@@ -131,7 +133,7 @@ class KVCache:
         if not self._owners[page]:
             self._free.append(page)
 
-    def _own(self, sequence: Sequence, index: int) -> None:
+    def _own(self, sequence: BlockTable, index: int) -> None:
         """Give a sequence a copy of one of its pages."""
         shared, own = sequence.pages[index], self._take()
         size = self.page_bytes

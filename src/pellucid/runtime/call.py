@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.kernels.library import KernelKey, shared
-from pellucid.kernels.record import Record, float_word
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import shared
+from pellucid.kernels.core.record import Record, float_word
 from pellucid.runtime.memory import address
 
 
@@ -17,8 +18,8 @@ class Call:
     Arrays among them are kept, and told by their address.
     """
 
-    def __init__(self, name: str, record: type[Record], *parameters: Any, **known: Any) -> None:
-        self._run = shared().function(KernelKey(name, parameters), 4)
+    def __init__(self, key: KernelKey, record: type[Record], **known: Any) -> None:
+        self._run = shared().function(key, 4)
         self._arrays = [value for value in known.values() if isinstance(value, np.ndarray)]
         told = {name: address(v) if isinstance(v, np.ndarray) else v for name, v in known.items()}
         fields = dict.fromkeys(record.fields, 0) | told

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest, KernelError
-from pellucid.kernels import loop
-from pellucid.kernels.library import KernelKey, shared
-from pellucid.kernels.record import RECORD_WORDS
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import shared
+from pellucid.kernels.core.record import RECORD_WORDS
+from pellucid.kernels.machine import loop
 from pellucid.runtime.memory import address, aligned
 from pellucid.runtime.pace import Pace
 

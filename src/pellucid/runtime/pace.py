@@ -1,6 +1,6 @@
 """How many threads make a token while other processes want the same cores.
 
-Threads that meet every few microseconds work only while each of them has a core. Beside busy processes they may lose
+Threads that meet every few microseconds work only while each of them has a core. Sidecar busy processes they may lose
 far more than the cores that are taken, and a lone token waits for memory, of which one thread alone gets the better
 part. Which is faster is measured, once there is a reason to. The answer's bits do not depend on the number of threads,
 so it may change from one step to the next.

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.checks import real, whole
 from pellucid.errors import InvalidRequest, NothingLeft
-from pellucid.messages import brief
 from pellucid.sample.candidates import Candidates, Floats
 from pellucid.sample.chain import Sampler
+from pellucid.util.checks import real, whole
+from pellucid.util.messages import brief
 
 MOST_BEAMS = 64
 

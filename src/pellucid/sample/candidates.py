@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import KernelError
-from pellucid.kernels.logits_mask import Mask
-from pellucid.kernels.logits_softmax import BLOCK, Softmax
-from pellucid.kernels.logits_spread import Spread
-from pellucid.kernels.logits_top import Top
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.logits.mask import MaskRecord
+from pellucid.kernels.logits.softmax import BLOCK, SoftmaxRecord
+from pellucid.kernels.logits.spread import SpreadRecord
+from pellucid.kernels.logits.top import TopRecord
 from pellucid.runtime.call import Call
 from pellucid.runtime.memory import address
 
@@ -344,22 +345,22 @@ def _fall(ends: Any, number: float) -> int:
 
 @cache
 def _top() -> Call:
-    return Call("logits.top", Top)
+    return Call(KernelKey("logits.top"), TopRecord)
 
 
 @cache
 def _mask() -> Call:
-    return Call("logits.mask", Mask)
+    return Call(KernelKey("logits.mask"), MaskRecord)
 
 
 @cache
 def _spread() -> Call:
-    return Call("logits.spread", Spread)
+    return Call(KernelKey("logits.spread"), SpreadRecord)
 
 
 @cache
 def _sums() -> Call:
-    return Call("logits.softmax", Softmax)
+    return Call(KernelKey("logits.softmax"), SoftmaxRecord)
 
 
 def _padded(raw: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pellucid.errors import KernelError, NothingLeft
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.random import uniform
-from pellucid.sample.step import Past, Setting, Step, Words
+from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol
 from pellucid.sample.trace import StepTrace, compare
 
 SEED_BITS = 64  # of a seed; above it, which of several answers it is
@@ -44,7 +44,7 @@ class Draw:
 class Chain:
     """``steps`` in order; ``greedy`` takes the most likely token (of equal ones the lowest id), else one is drawn."""
 
-    steps: tuple[Step, ...] = ()
+    steps: tuple[SamplerStep, ...] = ()
     greedy: bool = False
     seed: int = 0
 
@@ -58,7 +58,7 @@ class Chain:
 
     def start(
         self,
-        words: Words,
+        words: TokenizerProtocol,
         prompt: Sequence[int],
         ends: frozenset[int] = frozenset(),
         *,
@@ -73,9 +73,9 @@ class Chain:
             InvalidRequest: a step's value does not fit the vocabulary.
         """
         size = words.vocab_size if vocabulary is None else vocabulary
-        setting = Setting(words, ends, self.seed, idle, size)
+        setting = RequestContext(words, ends, self.seed, idle, size)
         steps = tuple(step.bind(setting) for step in self.steps)
-        return Sampler(steps, self.greedy, Past(prompt, self.seed), size)
+        return Sampler(steps, self.greedy, TokenHistory(prompt, self.seed), size)
 
 
 class Sampler:
@@ -85,9 +85,11 @@ class Sampler:
     distribution, as they do in transformers and llama.cpp, but are never drawn: the chain begins without them.
     """
 
-    def __init__(self, steps: tuple[Step, ...], greedy: bool, past: Past, vocabulary: int) -> None:
+    def __init__(
+        self, steps: tuple[SamplerStep, ...], greedy: bool, past: TokenHistory, vocabulary: int
+    ) -> None:
         self.steps, self.greedy, self.past, self.vocabulary = steps, greedy, past, vocabulary
-        self._told = [step for step in steps if type(step).accept is not Step.accept]
+        self._told = [step for step in steps if type(step).accept is not SamplerStep.accept]
 
     def sample(self, logits: NDArray[np.floating[Any]], *, watch: bool = False) -> Draw:
         """The token that follows; ``logits`` (V,) float32. ``watch``: with what each step did.

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from pellucid.checks import token_id
 from pellucid.errors import InvalidRequest
-from pellucid.messages import brief
 from pellucid.sample.chain import Chain
 from pellucid.sample.checking import one_of, real, texts, tokens, whole
-from pellucid.sample.step import Step, options_of, owners, steps
+from pellucid.sample.step import SamplerStep, options_of, owners, steps
 from pellucid.sample.steps.temperature import Temperature
-from pellucid.sample.stop import Ending
+from pellucid.sample.stop import StopCriteria
 from pellucid.tokenize import Tokenizer
+from pellucid.util.checks import token_id
+from pellucid.util.messages import brief
 
 SEEDS = 1 << 63
 MOST_STOPS, MOST_STOP_IDS, MOST_SAMPLERS = 64, 1024, 64
@@ -50,7 +50,7 @@ class Options:
         InvalidRequest: a value is of the wrong type or out of range.
     """
 
-    samplers: Sequence[str | Step] | None = None
+    samplers: Sequence[str | SamplerStep] | None = None
     seed: int | None = None
     stop: Sequence[str] | str | None = ()
     stop_token_ids: Sequence[int] | None = ()
@@ -103,7 +103,7 @@ class Options:
 
     def chain(self) -> Chain:
         """The chain: the steps that do something, in order, then the draw; or greedy."""
-        chosen: tuple[Step, ...] = self._steps  # type: ignore[attr-defined]
+        chosen: tuple[SamplerStep, ...] = self._steps  # type: ignore[attr-defined]
         made = Chain(chosen, seed=secrets.randbelow(SEEDS) if self.seed is None else self.seed)
         return made.undrawn() if any(isinstance(one, Temperature) and one.greedy for one in chosen) else made
 
@@ -116,16 +116,16 @@ class Options:
         own = frozenset(token_id("stop_token_ids", one, vocabulary) for one in self.stop_token_ids or ())
         return own if self.ignore_eos else own | tokenizer.eos_ids
 
-    def ending(self) -> Ending:
+    def ending(self) -> StopCriteria:
         """What ends the text besides the model; its time begins now."""
-        return Ending(tuple(self.stop or ()), self.max_time, self.until)
+        return StopCriteria(tuple(self.stop or ()), self.max_time, self.until)
 
 
 def _own() -> list[str]:
     return [one.name for one in fields(Options) if one.name != "sampling"]
 
 
-def _chosen(samplers: Any, sampling: Mapping[str, Any]) -> tuple[Step, ...]:
+def _chosen(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerStep, ...]:
     """The steps that do something, in order."""
     for name in sampling:
         if name not in owners():
@@ -156,15 +156,15 @@ def _chosen(samplers: Any, sampling: Mapping[str, Any]) -> tuple[Step, ...]:
     return tuple(active)
 
 
-def _ordered(samplers: Any, made: Mapping[str, Step]) -> list[Step]:
+def _ordered(samplers: Any, made: Mapping[str, SamplerStep]) -> list[SamplerStep]:
     """The steps that a list names, in its order."""
     if isinstance(samplers, (str, bytes)) or not isinstance(samplers, Sequence):
         raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names: {', '.join(made)}")
-    found: list[Step] = []
+    found: list[SamplerStep] = []
     for one in samplers:
         if len(found) >= MOST_SAMPLERS:
             raise InvalidRequest(f"samplers has more than {MOST_SAMPLERS} steps: give fewer")
-        if isinstance(one, Step):
+        if isinstance(one, SamplerStep):
             found.append(one)
         elif isinstance(one, str) and one in made:
             if made[one] in found:

@@ -17,8 +17,6 @@ are unique among all steps. ``order`` is its place in the chain where nobody say
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
@@ -28,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
+from pellucid.util.registry import discover_classes, file_of
 
 Kind = Literal["change", "forbid", "scale", "cut"]
 """What a step does: change logits, forbid tokens that must not come, scale all, cut unlikely ones off. Greedy decoding
@@ -37,7 +36,7 @@ Check = Callable[[str, Any], Any]
 """(name, value) → the value as the step wants it. Raises InvalidRequest."""
 
 
-class Words(Protocol):
+class TokenizerProtocol(Protocol):
     """What steps need of a tokenizer."""
 
     @property
@@ -56,12 +55,12 @@ class Words(Protocol):
 
 
 @dataclass(frozen=True)
-class Setting:
+class RequestContext:
     """What a request tells its steps: the tokenizer's ``words``, the tokens that end its text, the seed, whether a core
     is ``idle`` while the model runs, and the ``vocabulary``: how many tokens the tokenizer and the model both have.
     """
 
-    words: Words
+    words: TokenizerProtocol
     ends: frozenset[int]
     seed: int
     idle: bool
@@ -108,7 +107,7 @@ class Tally:
         return self._counts[: len(self._places)]
 
 
-class Past:
+class TokenHistory:
     """The tokens before the one that is sampled: the prompt's and those that were generated."""
 
     def __init__(self, prompt: Sequence[int], seed: int = 0) -> None:
@@ -146,7 +145,7 @@ class Past:
         self._tallies[start] = found, self._length
         return found
 
-    def fork(self) -> Past:
+    def fork(self) -> TokenHistory:
         """The same tokens, to go on otherwise."""
         made = copy(self)
         made._ids = self._ids.copy()
@@ -160,7 +159,7 @@ def last(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Step:
+class SamplerStep:
     """Base of all steps.
 
     Raises:
@@ -183,7 +182,7 @@ class Step:
         """Whether these values do nothing, so that the step can be left out."""
         return False
 
-    def bind(self, setting: Setting) -> Step:
+    def bind(self, setting: RequestContext) -> SamplerStep:
         """The step for one request: with what it needs of the vocabulary, and a state of its own if it has one.
 
         Raises:
@@ -191,7 +190,7 @@ class Step:
         """
         return self
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         """The candidates after this step; never none."""
         raise NotImplementedError
 
@@ -213,7 +212,7 @@ class Step:
     def accept(self, token: int, probability: float) -> None:
         """A token was sampled, with this probability in the end."""
 
-    def fork(self) -> Step:
+    def fork(self) -> SamplerStep:
         """A copy that goes on by itself; the step if it has no state."""
         return self
 
@@ -224,36 +223,32 @@ def option(default: Any, check: Check, help: str, parse: Callable[[str], Any] | 
 
 
 @functools.cache
-def steps() -> Mapping[str, type[Step]]:
-    """All steps by name, in their order."""
-    package = importlib.import_module("pellucid.sample.steps")
-    found: list[type[Step]] = []
-    for module in pkgutil.iter_modules(package.__path__):
-        content = vars(importlib.import_module(f"{package.__name__}.{module.name}")).values()
-        found += [
-            one
-            for one in content
-            if isinstance(one, type) and issubclass(one, Step) and one.__module__.endswith(f".{module.name}")
-        ]
+def steps() -> Mapping[str, type[SamplerStep]]:
+    """All steps by name, in their order.
+
+    Raises:
+        TypeError: two files have a step of one name.
+    """
+    found = discover_classes("pellucid.sample.steps", SamplerStep, lambda step: (step.name,)).values()
     return {one.name: one for one in sorted(found, key=lambda one: (one.order, one.name))}
 
 
 @functools.cache
-def owners() -> Mapping[str, type[Step]]:
+def owners() -> Mapping[str, type[SamplerStep]]:
     """Which step an option belongs to, in the order of the steps.
 
     Raises:
         TypeError: two steps share an option.
     """
-    found: dict[str, type[Step]] = {}
+    found: dict[str, type[SamplerStep]] = {}
     for one in steps().values():
         for name in options_of(one):
             if name in found:
-                raise TypeError(f"{one.__name__} and {found[name].__name__} both have an option {name}")
+                raise TypeError(f"{file_of(one)} and {file_of(found[name])} both have an option {name}")
             found[name] = one
     return found
 
 
-def options_of(step: type[Step]) -> dict[str, Any]:
+def options_of(step: type[SamplerStep]) -> dict[str, Any]:
     """A step's options: name to field."""
     return {one.name: one for one in fields(step) if "check" in one.metadata}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 
-class Stopper:
+class StopStrings:
     """``stops`` are non-empty strings. Of several that are complete at the same character, the longest counts.
 
     ``found`` is the one that has come, or None.
@@ -57,7 +57,7 @@ class Stopper:
         return longest
 
 
-class Ending:
+class StopCriteria:
     """Says after each piece of text whether it is the last, and why.
 
     ``until`` is called with the text so far; ``max_time`` counts in seconds from when this is made.
@@ -69,7 +69,7 @@ class Ending:
         max_time: float | None = None,
         until: Callable[[str], bool] | None = None,
     ) -> None:
-        self._stopper, self._until, self._text = Stopper(stops), until, ""
+        self._stopper, self._until, self._text = StopStrings(stops), until, ""
         self._deadline = None if max_time is None else time.perf_counter() + max_time
 
     @property

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pellucid.checks import token_id
 from pellucid.errors import InvalidRequest
-from pellucid.messages import brief
-from pellucid.sample.step import Setting
+from pellucid.sample.step import RequestContext
+from pellucid.util.checks import token_id
+from pellucid.util.messages import brief
 
 
-def spellings(setting: Setting, name: str, entry: int | str | Sequence[int]) -> list[tuple[int, ...]]:
+def spellings(setting: RequestContext, name: str, entry: int | str | Sequence[int]) -> list[tuple[int, ...]]:
     """The token sequences that an entry means: of a text, as at the beginning of a text and after a space.
 
     Raises:
@@ -24,7 +24,7 @@ def spellings(setting: Setting, name: str, entry: int | str | Sequence[int]) -> 
     return [tuple(token_id(name, token, setting.vocabulary) for token in ids)]
 
 
-def single(setting: Setting, name: str, entry: int | str) -> int:
+def single(setting: RequestContext, name: str, entry: int | str) -> int:
     """The token that an entry means.
 
     Raises:

@@ -22,9 +22,9 @@ reads ``tokenizer.json``, ``older.py`` what came before it, ``sentencepiece.py``
 
 from __future__ import annotations
 
-from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.decode import StreamDecoder
 from pellucid.tokenize.encoding import Encoding, Padding, Truncation
 from pellucid.tokenize.load import load_tokenizer
+from pellucid.tokenize.stages.decode import StreamDecoder
+from pellucid.tokenize.tokenizer import Tokenizer
 
 __all__ = ["Encoding", "Padding", "StreamDecoder", "Tokenizer", "Truncation", "load_tokenizer"]

@@ -1,7 +1,7 @@
 """How a text became ids: the stages of a tokenizer, one by one, as data.
 
-In: a tokenizer and a text. Out: an :class:`Explanation`, which holds what each stage gave: the parts of the text with
-what normalising made of them, the pre-tokens, and for each the model's own account (merges with their ranks, tries,
+In: the stages of a tokenizer and a text. Out: an :class:`Explanation`: the parts of the text with what normalising
+made of them, the pre-tokens, and for each the model's own account (merges with their ranks, tries,
 a lattice with scores). ``as_dict()`` is what ``--json`` prints.
 """
 
@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.aligned import Aligned
-    from pellucid.tokenize.base import Tokenizer
+    from pellucid.tokenize.encoder import Encoder
+    from pellucid.tokenize.encoding import Token
+    from pellucid.tokenize.stages.aligned import Aligned
 
 
 @dataclass(frozen=True)
@@ -69,44 +70,42 @@ class Explanation:
         return asdict(self, dict_factory=plain)
 
 
-def explain(tokenizer: Tokenizer, text: str, parse_special: bool = False) -> Explanation:
-    """How the ids of a text come about."""
-    pieces = tokenizer.pieces(text, parse_special)
-    pre_tokens = tuple(_pre_token(tokenizer, piece, index) for piece, index in pieces)
-    around = tokenizer.encode_with_offsets(text, parse_special=parse_special)
+def explain(encoder: Encoder, text: str, parse_special: bool, around: Sequence[Token]) -> Explanation:
+    """How the ids of a text come about; ``around`` are its tokens with those that are put around it."""
+    pieces = encoder.pieces(text, parse_special)
+    pre_tokens = tuple(_pre_token(encoder, piece, index) for piece, index in pieces)
     tokens = tuple(
-        ExplainedToken(t.id, t.text, tokenizer.token_bytes(t.id), t.start, t.end, t.special)
-        for t in around.tokens
+        ExplainedToken(t.id, t.text, encoder.token_bytes(t.id), t.start, t.end, t.special) for t in around
     )
-    normalized = "".join(part.text for part, _ in tokenizer.parts(text, parse_special))
-    return Explanation(text, normalized, _stages(tokenizer), pre_tokens, tokens)
+    normalized = "".join(part.text for part, _ in encoder.parts(text, parse_special))
+    return Explanation(text, normalized, _stages(encoder), pre_tokens, tokens)
 
 
-def _pre_token(tokenizer: Tokenizer, piece: Aligned, index: int | None) -> PreToken:
-    spans = [(index, 0, len(piece))] if index is not None else tokenizer.model.spans(piece.text)
+def _pre_token(encoder: Encoder, piece: Aligned, index: int | None) -> PreToken:
+    spans = [(index, 0, len(piece))] if index is not None else encoder.model.spans(piece.text)
     tokens = tuple(
         ExplainedToken(
             found,
-            tokenizer.token_text(found),
-            tokenizer.token_bytes(found),
+            encoder.token_text(found),
+            encoder.token_bytes(found),
             *piece.span(start, stop),
-            special=tokenizer.is_special(found),
+            special=encoder.is_special(found),
         )
         for found, start, stop in spans
     )
-    how = None if index is not None else tokenizer.model.explain(piece.text)
+    how = None if index is not None else encoder.model.explain(piece.text)
     return PreToken(piece.text, *piece.span(0, len(piece)), tokens, how)
 
 
-def _stages(tokenizer: Tokenizer) -> dict[str, list[str]]:
+def _stages(encoder: Encoder) -> dict[str, list[str]]:
     """The stages that are there, each as its parts are called in Python."""
-    normalizer = tokenizer.normalizer
+    normalizer = encoder.normalizer
     parts = getattr(normalizer, "stages", (normalizer,)) if normalizer is not None else ()
     return {
         "normalize": [_name(part) for part in parts],
-        "pre_tokenize": [_name(stage) for stage in tokenizer.pre_tokenizer.stages],
-        "model": [type(tokenizer.model).__name__],
-        "decode": [type(tokenizer.decoder).__name__],
+        "pre_tokenize": [_name(stage) for stage in encoder.pre_tokenizer.stages],
+        "model": [type(encoder.model).__name__],
+        "decode": [type(encoder.decoder).__name__],
     }
 
 

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pellucid.errors import UnsupportedModel
-from pellucid.tokenize import older
-from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.beside import Beside, Json
-from pellucid.tokenize.huggingface import from_file, from_spec
+from pellucid.tokenize.files import legacy, sentencepiece
+from pellucid.tokenize.files.json_tokenizer import from_file, from_spec
+from pellucid.tokenize.files.sidecar import Json, Sidecar
+from pellucid.tokenize.kind import json_models, known_kinds, sentencepiece_models
+from pellucid.tokenize.tokenizer import Tokenizer
 
 FILES = "tokenizer.json, vocab.json with merges.txt, *.tiktoken, *.model, vocab.txt"
 
@@ -25,21 +26,20 @@ def load_path(path: Path) -> Tokenizer:
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     folder = path if path.is_dir() else path.parent
-    beside = Beside.read(folder)
+    sidecar = Sidecar.read(folder)
     if path.is_file() and (found := _reader(path)) is not None:
-        return found(path, beside)
+        return found(path, sidecar)
     for name in tokenizer_files(folder):
         found = _reader(folder / name)
         if found is not None:
-            return found(folder / name, beside)
-    if beside.kind == "ByT5Tokenizer":
-        from pellucid.tokenize.kinds.bytes import from_config
-
-        return from_config(folder, beside)
+            return found(folder / name, sidecar)
+    classes = {name: read for kind in known_kinds().values() for name, read in kind.classes.items()}
+    if sidecar.kind in classes:
+        return classes[sidecar.kind](folder, sidecar)
     raise UnsupportedModel(f"{folder.name}: no tokenizer found; known are {FILES}")
 
 
-Reader = Callable[[Path, Beside], Tokenizer]
+Reader = Callable[[Path, Sidecar], Tokenizer]
 
 
 def tokenizer_files(folder: Path) -> list[str]:
@@ -59,13 +59,15 @@ def _reader(path: Path) -> Reader | None:
     ):
         return None
     if path.name == "vocab.json":
-        return _of_spec(lambda path, beside: older.merges(path.parent, beside)) if _has_merges(path) else None
+        return (
+            _of_spec(lambda path, sidecar: legacy.merges(path.parent, sidecar)) if _has_merges(path) else None
+        )
     if path.suffix == ".json":
-        return from_file
+        return lambda path, sidecar: from_file(path, sidecar, json_models())
     if path.suffix == ".txt":
-        return _of_spec(older.wordpiece)
-    if path.suffix == ".tiktoken" or (path.suffix == ".model" and older.is_tiktoken(path)):
-        return lambda path, beside: from_file(path, beside, older.tiktoken)
+        return _of_spec(legacy.wordpiece)
+    if path.suffix == ".tiktoken" or (path.suffix == ".model" and legacy.is_tiktoken(path)):
+        return lambda path, sidecar: from_file(path, sidecar, json_models(), legacy.tiktoken)
     return _sentencepiece if path.suffix == ".model" else None
 
 
@@ -73,8 +75,8 @@ def _has_merges(path: Path) -> bool:
     return (path.parent / "merges.txt").is_file()
 
 
-def _of_spec(read: Callable[[Path, Beside], Json]) -> Reader:
-    return lambda path, beside: from_spec(path, read(path, beside), beside)
+def _of_spec(read: Callable[[Path, Sidecar], Json]) -> Reader:
+    return lambda path, sidecar: from_spec(path, read(path, sidecar), sidecar, json_models())
 
 
 MOVED = (
@@ -91,15 +93,13 @@ MOVED = (
 """Classes of ``transformers`` that give the pieces of a SentencePiece file other ids than the file does."""
 
 
-def _sentencepiece(path: Path, beside: Beside) -> Tokenizer:
-    from pellucid.tokenize.sentencepiece import from_file
-
-    kind = beside.kind or ""
+def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:
+    kind = sidecar.kind or ""
     if kind.startswith(MOVED):
         raise UnsupportedModel(
             f"{path.name}: a {kind} numbers the pieces differently than this file; save it as tokenizer.json"
         )
     habits = {"LlamaTokenizer": (True, False), "GemmaTokenizer": (True, False), "T5Tokenizer": (False, True)}
     wanted = habits.get(kind, (False, False))
-    flags = [beside.config.get(f"add_{name}_token", usual) for name, usual in zip(("bos", "eos"), wanted)]
-    return from_file(path, beside, *map(bool, flags))
+    flags = [sidecar.config.get(f"add_{name}_token", usual) for name, usual in zip(("bos", "eos"), wanted)]
+    return sentencepiece.from_file(path, sentencepiece_models(), sidecar, *map(bool, flags))

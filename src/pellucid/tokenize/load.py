@@ -6,30 +6,18 @@ folder holds it in files beside the weights (``folder.py``). The kinds are the f
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.messages import brief, reason
-from pellucid.tokenize import kinds
-from pellucid.tokenize.gguf import Fields
+from pellucid.tokenize.files.gguf_fields import GGUFFields
+from pellucid.tokenize.folder import load_path, tokenizer_files
+from pellucid.tokenize.kind import known_kinds
+from pellucid.util.messages import brief, reason
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.base import Tokenizer
+    from pellucid.tokenize.tokenizer import Tokenizer
     from pellucid.weights.checkpoint import Checkpoint
-
-
-@cache
-def known_kinds() -> dict[str, ModuleType]:
-    """The modules of ``kinds/`` by name."""
-    return {
-        found.name: import_module(f"{kinds.__name__}.{found.name}")
-        for found in sorted(iter_modules(kinds.__path__), key=lambda found: found.name)
-    }
 
 
 def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
@@ -40,8 +28,6 @@ def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
     Raises :class:`FileFormatError` when the file contradicts itself, :class:`UnsupportedModel` when it asks for
     something that is not implemented; the message lists what is.
     """
-    from pellucid.tokenize.folder import load_path
-
     if isinstance(source, str):
         from pellucid.weights.store import resolve
 
@@ -55,23 +41,20 @@ def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
         source = open_checkpoint(path)
     if source.kind != "gguf":
         return load_path(source.path)
-    fields = Fields(source.path, source.metadata)
+    fields = GGUFFields(source.path, source.metadata)
     name = fields.get("ggml.model", str)
     if name is None:
         raise FileFormatError(source.path, "tokenizer.ggml.model", "missing: the file has no tokenizer")
-    by_name = {m.GGUF_MODEL: m for m in known_kinds().values() if hasattr(m, "GGUF_MODEL")}
-    if name not in by_name:
+    readers = {name: read for kind in known_kinds().values() for name, read in kind.gguf.items()}
+    if name not in readers:
         raise UnsupportedModel(
-            f"tokenizer.ggml.model {brief(name)} is not known; known are {', '.join(sorted(by_name))}"
+            f"tokenizer.ggml.model {brief(name)} is not known; known are {', '.join(sorted(readers))}"
         )
-    tokenizer: Tokenizer = by_name[name].from_gguf(fields)
-    return tokenizer
+    return readers[name](fields)
 
 
 def _holds_gguf(path: Path) -> bool:
     """Whether a path is a GGUF file, or a folder that has one and no tokenizer beside it."""
-    from pellucid.tokenize.folder import tokenizer_files
-
     if path.is_dir():
         return not tokenizer_files(path) and any(path.glob("*.gguf"))
     try:

@@ -19,8 +19,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from pellucid.tokenize.encoding import Span
+
 if TYPE_CHECKING:
-    from pellucid.tokenize.tables import Pairs
+    from pellucid.tokenize.compiled.tables import PairTable
 
 NEVER = 1 << 96
 _SHORT = 96
@@ -31,9 +33,6 @@ BY_RANK: Any = object()
 
 Column = Any
 """Numbers that an index gives: a NumPy array, or a memory view."""
-
-Span = tuple[int, int, int]
-"""An id, the first character of a pre-token that it stands for, and the one behind the last."""
 
 Log = list[tuple[int, int, int]]
 """Merges in the order in which they happened: the value, and the first symbols of the left and the right part."""
@@ -60,7 +59,7 @@ class Ranks(dict[int, int]):
         """What a value says to a person: the place in the list, or the score."""
         raise NotImplementedError
 
-    def compiled(self) -> Pairs:
+    def compiled(self) -> PairTable:
         """The same for compiled code."""
         raise NotImplementedError
 
@@ -87,11 +86,11 @@ class PairRanks(Ranks):
         self._sorted = None if keys is None or order is None else (keys, order)
 
     @classmethod
-    def from_kept(cls, kept: Mapping[str, memoryview], size: int) -> PairRanks:
-        """The table that :meth:`kept` gave."""
-        return cls(kept["lefts"], kept["rights"], kept["merged"], size, kept["keys"], kept["order"])
+    def from_cache(cls, cached: Mapping[str, memoryview], size: int) -> PairRanks:
+        """The table that :meth:`to_cache` gave."""
+        return cls(cached["lefts"], cached["rights"], cached["merged"], size, cached["keys"], cached["order"])
 
-    def kept(self) -> dict[str, memoryview]:
+    def to_cache(self) -> dict[str, memoryview]:
         """The table as arrays."""
         import numpy as np
 
@@ -119,13 +118,13 @@ class PairRanks(Ranks):
     def rank(self, value: int) -> int:
         return value // self.size
 
-    def compiled(self) -> Pairs:
+    def compiled(self) -> PairTable:
         import numpy as np
 
-        from pellucid.tokenize.tables import Pairs
+        from pellucid.tokenize.compiled.tables import PairTable
 
         lefts, rights, merged = (np.asarray(column, np.int32) for column in self._columns)
-        return Pairs(lefts, rights, merged, np.arange(len(lefts), dtype=np.int32))
+        return PairTable(lefts, rights, merged, np.arange(len(lefts), dtype=np.int32))
 
 
 class ScoreRanks(Ranks):
@@ -165,12 +164,12 @@ class ScoreRanks(Ranks):
     def rank(self, value: int) -> float:
         return self._scores[value % self.size]
 
-    def compiled(self) -> Pairs:
+    def compiled(self) -> PairTable:
         import numpy as np
 
-        from pellucid.tokenize.tables import Pairs, Spelled, Words, splits
+        from pellucid.tokenize.compiled.tables import PairTable, SpelledPieces, WordTable, splits
 
-        lefts, rights, merged = splits(Words(Spelled.by_id(self._pieces, self.size)))
+        lefts, rights, merged = splits(WordTable(SpelledPieces.by_id(self._pieces, self.size)))
         lengths = np.fromiter(map(len, self._tokens), np.int32, self.size)
         first = np.zeros(self.size, bool)
         first[list(self._first)] = True
@@ -181,7 +180,7 @@ class ScoreRanks(Ranks):
         ranks = np.arange(len(order), dtype=np.int32)
         if self._alone:
             ranks = np.cumsum(np.append([False], scores[1:] != scores[:-1]), dtype=np.int32)[: len(order)]
-        return Pairs(lefts, rights, merged, ranks)
+        return PairTable(lefts, rights, merged, ranks)
 
 
 def _descending(score: float) -> int:

@@ -7,14 +7,15 @@ which GGUF stores unchanged under ``tokenizer.ggml.token_type``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 
-from pellucid.checks import is_whole
 from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.messages import brief, shown
+from pellucid.util.checks import is_whole
+from pellucid.util.messages import brief, shown
 
 
 class TokenType(IntEnum):
@@ -95,6 +96,18 @@ class Vocabulary:
         for index in self.of_type(*kinds):
             del pieces[self.tokens[index]]
         return pieces
+
+    def byte_pieces(self, path: Path, field: str) -> dict[int, int]:
+        """Id → byte of the tokens of type BYTE. Raises :class:`FileFormatError` for one that names no byte."""
+        table: dict[int, int] = {}
+        for index in self.of_type(TokenType.BYTE):
+            found = re.fullmatch("<0x([0-9A-F]{2})>", self.tokens[index])
+            if not found:
+                raise FileFormatError(
+                    path, field, f"byte token {index} is called {brief(self.tokens[index])}"
+                )
+            table[index] = int(found[1], 16)
+        return table
 
     def check(self, token_id: int) -> int:
         """The id itself. Raises :class:`InvalidRequest` when no such token exists."""

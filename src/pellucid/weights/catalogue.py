@@ -16,11 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pellucid.errors import ModelNotFound
-from pellucid.messages import brief
+from pellucid.util.messages import brief
 
 
 @dataclass(frozen=True)
-class File:
+class CatalogueFile:
     """One file of a model. ``sources`` are alternatives; each is the parts that, joined, make the file."""
 
     name: str
@@ -30,14 +30,14 @@ class File:
 
 
 @dataclass(frozen=True)
-class Model:
+class CatalogueModel:
     """One entry of the catalogue."""
 
     name: str
     description: str
     licence: str
     aliases: tuple[str, ...]
-    files: tuple[File, ...]
+    files: tuple[CatalogueFile, ...]
 
     @property
     def bytes(self) -> int:
@@ -46,21 +46,21 @@ class Model:
 
 
 @lru_cache(maxsize=1)
-def catalogue() -> Mapping[str, Model]:
+def catalogue() -> Mapping[str, CatalogueModel]:
     """All entries by name, in the order of the file."""
     text = Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
     return MappingProxyType({name: _model(name, entry) for name, entry in json.loads(text).items()})
 
 
-def _model(name: str, entry: dict[str, object]) -> Model:
+def _model(name: str, entry: dict[str, object]) -> CatalogueModel:
     fields: dict[str, object] = {**entry, "name": name, "aliases": tuple(_list(entry["aliases"]))}
     fields["files"] = tuple(_file(file) for file in _list(entry["files"]))
-    return Model(**fields)  # type: ignore[arg-type]  # data of our own; tests check every field's type
+    return CatalogueModel(**fields)  # type: ignore[arg-type]  # data of our own; tests check every field's type
 
 
-def _file(entry: dict[str, object]) -> File:
+def _file(entry: dict[str, object]) -> CatalogueFile:
     sources = tuple((s,) if isinstance(s, str) else tuple(s) for s in _list(entry["sources"]))
-    return File(**{**entry, "sources": sources})  # type: ignore[arg-type]
+    return CatalogueFile(**{**entry, "sources": sources})  # type: ignore[arg-type]
 
 
 def _list(value: object) -> list[dict[str, object]]:
@@ -68,7 +68,7 @@ def _list(value: object) -> list[dict[str, object]]:
     return value
 
 
-def find(name: str) -> Model | None:
+def find(name: str) -> CatalogueModel | None:
     """The entry with this name or alias, upper or lower case, or None."""
     folded = name.casefold()
     for model in catalogue().values():

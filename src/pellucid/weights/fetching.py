@@ -8,16 +8,22 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pellucid.errors import SourceError
-from pellucid.messages import reason
-from pellucid.weights.catalogue import File, Model
+from pellucid.util.messages import reason
+from pellucid.weights.catalogue import CatalogueFile, CatalogueModel
 from pellucid.weights.records import hash_file
-from pellucid.weights.sources import Progress, sources
+from pellucid.weights.sources.registry import sources
+from pellucid.weights.sources.source import DownloadProgress
 
 _CHUNK = 1 << 20
 
 
 def build(
-    model: Model, scratch: Path, target: Path, progress: Progress, here: Path, intact: Collection[str]
+    model: CatalogueModel,
+    scratch: Path,
+    target: Path,
+    progress: DownloadProgress,
+    here: Path,
+    intact: Collection[str],
 ) -> list[str]:
     """Make all files of ``model`` in ``target`` and return where they came from, as specs.
 
@@ -51,7 +57,9 @@ def package_of(spec: str) -> str:
     return f"{scheme}:" + "/".join(rest.split("/")[: 2 if scheme == "hf" else 1])
 
 
-def _build_file(model: str, file: File, first: int, scratch: Path, target: Path, progress: Progress) -> int:
+def _build_file(
+    model: str, file: CatalogueFile, first: int, scratch: Path, target: Path, progress: DownloadProgress
+) -> int:
     order = sorted(range(len(file.sources)), key=lambda rank: rank != first)
     failures = []
     for rank in order:
@@ -65,7 +73,9 @@ def _build_file(model: str, file: File, first: int, scratch: Path, target: Path,
     raise SourceError(f"cannot fetch {file.name} of {model}: {'; '.join(failures)}")
 
 
-def _join(file: File, parts: tuple[str, ...], scratch: Path, target: Path, progress: Progress) -> None:
+def _join(
+    file: CatalogueFile, parts: tuple[str, ...], scratch: Path, target: Path, progress: DownloadProgress
+) -> None:
     """Fetch every part and put them together, one after the other, as ``target``."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for number, spec in enumerate(parts):
@@ -86,7 +96,7 @@ def _join(file: File, parts: tuple[str, ...], scratch: Path, target: Path, progr
             raise SourceError(f"cannot write {target.name}: {reason(error)}") from error
 
 
-def _verify(path: Path, file: File, progress: Progress) -> None:
+def _verify(path: Path, file: CatalogueFile, progress: DownloadProgress) -> None:
     """Raises `SourceError` unless the file has the size and the SHA-256 that the catalogue says."""
     size = path.stat().st_size
     if size != file.bytes:

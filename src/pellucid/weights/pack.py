@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import UnsupportedModel
-from pellucid.kernels.library import KernelKey, shared
-from pellucid.kernels.pack import Pack
-from pellucid.kernels.packed import ROWS, Packed, round_up
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import shared
+from pellucid.kernels.matmul.pack import PackRecord
+from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout, round_up
 from pellucid.runtime.memory import aligned
 from pellucid.weights.checkpoint import Checkpoint, Tensor
-from pellucid.weights.quant import Fields, Format, lookup
+from pellucid.weights.quant.format import BlockFields, Format
+from pellucid.weights.quant.registry import lookup
 
 PIECE_VALUES = 1 << 20  # of a piece of work: small enough to share out, large enough not to wait on Python
 
@@ -29,7 +31,7 @@ PIECE_VALUES = 1 << 20  # of a piece of work: small enough to share out, large e
 class Matrix:
     """A packed matrix of (rows, columns); ``data`` is uint8, aligned to a cache line."""
 
-    packed: Packed
+    packed: PackedLayout
     rows: int
     columns: int
     data: NDArray[np.uint8]
@@ -74,7 +76,9 @@ def decode_blocks(form: Format, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     return values
 
 
-def _scales(packed: Packed, fields: Fields) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+def _scales(
+    packed: PackedLayout, fields: BlockFields
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """The scale and perhaps the minimum of every ``sub`` columns, float32."""
     own = fields.sides[-2:] if packed.minimum else fields.sides[-1:]
     if packed.scale == "e8m0":
@@ -144,9 +148,9 @@ def prepare(
             f"a {form.name} matrix of {columns} columns; the number must be a multiple of {packed.unit}"
         )
     matrix = Matrix(packed, rows, columns, memory(packed.matrix_bytes(rows, columns)))
-    key = KernelKey("pack_int", (packed, form.stored))
+    key = KernelKey("pack_int", packed=packed, stored=form.stored)
     if packed.is_float:
-        key = KernelKey("pack_float", (packed.bits // 8,))
+        key = KernelKey("pack_float", size=packed.bits // 8)
     native = shared().function(key, 4)
     at_once = max(1, PIECE_VALUES // (ROWS * columns))
     row_bytes = blocks * block_bytes
@@ -162,7 +166,7 @@ def prepare(
             stored = np.pad(by_row, ((0, 0), (0, (filled - blocks) * block_bytes)))
         to = matrix.address + first * packed.group_bytes(columns)
         where = {"stored": stored.ctypes.data, "columns": columns, "groups": count, "out": to}
-        words = np.array([0, 0, *Pack.pack(where)], np.int64)
+        words = np.array([0, 0, *PackRecord.pack(where)], np.int64)
         native(words.ctypes.data, 0, 0, 1)
 
     return Packing(matrix, [functools.partial(piece, first) for first in range(0, matrix.groups, at_once)])

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from pellucid.messages import reason
-from pellucid.paths import staged
-from pellucid.weights.sources import CHECKING, Progress
+from pellucid.util.messages import reason
+from pellucid.util.paths import staged
+from pellucid.weights.sources.source import CHECKING, DownloadProgress
 
 MANIFEST = ".pellucid.json"
 _CHUNK = 1 << 20
@@ -30,7 +30,7 @@ _COARSE_TICK = 2_000_000_000  # of file systems that only know whole seconds, or
 
 
 @dataclass(frozen=True)
-class Record:
+class FileRecord:
     """What a file was when it was hashed: SHA-256, modification time, inode; and when that was."""
 
     sha256: str
@@ -51,7 +51,7 @@ class Manifest:
 
     source: str
     files: Mapping[str, int]
-    records: Mapping[str, Record] = field(default_factory=dict)
+    records: Mapping[str, FileRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         if not files or any(".." in PurePosixPath(n).parts or PurePosixPath(n).is_absolute() for n in files):
             return None
         records = {
-            str(name): Record(
+            str(name): FileRecord(
                 bytes.fromhex(known["sha256"]).hex(),
                 *(int(known[key]) for key in ("mtime_ns", "inode", "checked_ns")),
             )
@@ -91,7 +91,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         os.replace(staging, folder / MANIFEST)
 
 
-def hash_file(path: Path, progress: Progress, label: str) -> tuple[str, Record]:
+def hash_file(path: Path, progress: DownloadProgress, label: str) -> tuple[str, FileRecord]:
     """The SHA-256 of a file, and the record for it. Raises OSError.
 
     ``progress`` hears of it, under ``label``, if it takes long.
@@ -107,14 +107,14 @@ def hash_file(path: Path, progress: Progress, label: str) -> tuple[str, Record]:
             done += len(chunk)
             if time.monotonic() > told:
                 progress.update(done, status.st_size, f"{CHECKING}{label}")
-    return digest.hexdigest(), Record(digest.hexdigest(), status.st_mtime_ns, status.st_ino, now)
+    return digest.hexdigest(), FileRecord(digest.hexdigest(), status.st_mtime_ns, status.st_ino, now)
 
 
 def check(
     folder: Path,
     manifest: Manifest,
     known: Mapping[str, str],
-    progress: Progress,
+    progress: DownloadProgress,
     *,
     whole: bool,
     model: str = "",

@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pellucid.errors import FileFormatError, ModelNotFound, SourceError
-from pellucid.messages import brief, reason, shown
-from pellucid.paths import home, make_folder
-from pellucid.weights.catalogue import Model, find, not_found
+from pellucid.util.messages import brief, reason, shown
+from pellucid.util.paths import home, make_folder
+from pellucid.weights.catalogue import CatalogueModel, find, not_found
 from pellucid.weights.fetching import build
 from pellucid.weights.records import MANIFEST, Checked, Manifest, check, read_manifest, write_manifest
-from pellucid.weights.sources import Progress, Silent, Source, sources
-from pellucid.weights.sources.local import unreadable
+from pellucid.weights.sources.registry import sources
+from pellucid.weights.sources.schemes.local import unreadable
+from pellucid.weights.sources.source import DownloadProgress, Silent, Source
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -67,7 +68,7 @@ class Verified:
                 raise FileFormatError(self.path / file.name, "file", problem)
 
 
-def resolve(spec: str | Path, *, progress: Progress | None = None) -> Path:
+def resolve(spec: str | Path, *, progress: DownloadProgress | None = None) -> Path:
     """The path of a model, pulled first if need be.
 
     ``spec`` is the first of these that it can be: a name of the catalogue, a path of a file or folder,
@@ -79,12 +80,12 @@ def resolve(spec: str | Path, *, progress: Progress | None = None) -> Path:
     return _locate(spec, Silent() if progress is None else progress, refresh=False)
 
 
-def pull(spec: str | Path, *, progress: Progress | None = None) -> Path:
+def pull(spec: str | Path, *, progress: DownloadProgress | None = None) -> Path:
     """Like `resolve`, but trusts nothing that is here: checks hashes, asks sources for a newer version."""
     return _locate(spec, Silent() if progress is None else progress, refresh=True)
 
 
-def _locate(spec: str | Path, progress: Progress, refresh: bool) -> Path:
+def _locate(spec: str | Path, progress: DownloadProgress, refresh: bool) -> Path:
     text = str(spec)
     model = None if isinstance(spec, Path) else find(text)
     if model is not None:
@@ -113,7 +114,7 @@ def _locate(spec: str | Path, progress: Progress, refresh: bool) -> Path:
     raise not_found(text, (model.name for model in installed()))
 
 
-def _by_name(name: str, progress: Progress, refresh: bool) -> Path:
+def _by_name(name: str, progress: DownloadProgress, refresh: bool) -> Path:
     """A model of the store by its folder's name, from its source again if it is to be refreshed."""
     folder = home() / "models" / name
     manifest = read_manifest(folder)
@@ -127,7 +128,7 @@ def _by_name(name: str, progress: Progress, refresh: bool) -> Path:
     return path
 
 
-def _catalogued(model: Model, progress: Progress, refresh: bool) -> Path:
+def _catalogued(model: CatalogueModel, progress: DownloadProgress, refresh: bool) -> Path:
     folder = home() / "models" / model.name
     sizes = {file.name: file.bytes for file in model.files}
     known = {file.name: file.sha256 for file in model.files}
@@ -162,7 +163,7 @@ def _catalogued(model: Model, progress: Progress, refresh: bool) -> Path:
     return ready() or _pull_into(model.name, ready, make, progress)
 
 
-def _from_source(scheme: str, rest: str, progress: Progress, refresh: bool) -> Path:
+def _from_source(scheme: str, rest: str, progress: DownloadProgress, refresh: bool) -> Path:
     source = sources().get(scheme)
     if source is None:
         known = ", ".join(f"{name}:" for name in sorted(sources()))
@@ -178,7 +179,7 @@ def _from_source(scheme: str, rest: str, progress: Progress, refresh: bool) -> P
     return _fetch_into(source, rest, name, progress, refresh)
 
 
-def _fetch_into(source: Source, rest: str, name: str, progress: Progress, refresh: bool) -> Path:
+def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress, refresh: bool) -> Path:
     folder = home() / "models" / name
     elsewhere: list[Path] = []
 
@@ -213,7 +214,7 @@ def _pull_into(
     name: str,
     ready: Callable[[], Path | None],
     make: Callable[[Path, Path], str],
-    progress: Progress,
+    progress: DownloadProgress,
     keep: Callable[[], bool] = lambda: True,
 ) -> Path:
     """Make a model under the lock and move it into place. Whoever comes second finds it there."""
@@ -249,7 +250,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if os.path.isfile(path) and path.name != MANIFEST)
 
 
-def _publish(target: Path, folder: Path, origin: str, progress: Progress) -> None:
+def _publish(target: Path, folder: Path, origin: str, progress: DownloadProgress) -> None:
     files = {path.relative_to(target).as_posix(): path.stat().st_size for path in _files(target)}
     manifest, before = Manifest(origin, files), target.with_name("before")
     write_manifest(target, manifest)
@@ -265,7 +266,7 @@ def _publish(target: Path, folder: Path, origin: str, progress: Progress) -> Non
         raise
 
 
-def _look(folder: Path, progress: Progress, *, whole: bool = False) -> Verified:
+def _look(folder: Path, progress: DownloadProgress, *, whole: bool = False) -> Verified:
     """The files of a model, those hashed that were written to, or all of them if ``whole``."""
     manifest, model = read_manifest(folder), find(folder.name)
     name = folder.name
@@ -282,7 +283,7 @@ def _look(folder: Path, progress: Progress, *, whole: bool = False) -> Verified:
 
 
 @contextlib.contextmanager
-def _locked(name: str, progress: Progress) -> Iterator[None]:
+def _locked(name: str, progress: DownloadProgress) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     path = home() / "locks" / f"{name}.lock"
@@ -355,7 +356,7 @@ def remove(name: str) -> None:
         raise SourceError(f"cannot remove {known}: {what}: {reason(error)}") from error
 
 
-def verify(name: str, *, progress: Progress | None = None) -> Verified:
+def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
     """Hash the files of a model of the store. ``name`` is as `remove` takes it.
 
     Raises `ModelNotFound`: it is not in the store; models elsewhere, such as the Hugging Face cache, have no record.

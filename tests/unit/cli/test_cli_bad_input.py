@@ -22,7 +22,7 @@ from pellucid.errors import (
     TemplateError,
     UnsupportedModel,
 )
-from pellucid.paths import home, user_cache
+from pellucid.util.paths import home, user_cache
 
 OPTIONS = [
     (("--temperature", "-1"), "temperature=-1.0: must be a number from 0 to 100"),

@@ -61,7 +61,7 @@ def test_help_of_a_command(command: Command, monkeypatch: pytest.MonkeyPatch, na
 
 
 def test_help_needs_no_models_and_no_kernels() -> None:
-    code = "import sys; from pellucid.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    code = "import sys; from pellucid.cli.main import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([*PROGRAM[:1], "-c", code], capture_output=True, text=True, check=True)
     assert not {"numpy", "numba", "llvmlite", "huggingface_hub", "jinja2"} & set(done.stderr.split())
 

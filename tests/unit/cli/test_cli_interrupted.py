@@ -38,10 +38,10 @@ def run(code: str, **variables: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     "module",
     [
-        "pellucid.cli",
+        "pellucid.cli.main",
         "typer",
         "pellucid.cli.common",
-        "pellucid.cli.list_",
+        "pellucid.cli.commands.list_",
         "pellucid.weights.store",
         "rich.table",
     ],
@@ -59,7 +59,7 @@ def test_when_it_has_ended() -> None:
 
 
 def test_in_the_first_lines_of_the_command_line() -> None:
-    change = "import pellucid.cli\npellucid.cli._mend_streams = interrupt"
+    change = "import pellucid.cli.main\npellucid.cli.main._mend_streams = interrupt"
     assert run(f"{START}\n{change}\nsys.exit(main())") == (130, "")
 
 

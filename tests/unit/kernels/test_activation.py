@@ -22,10 +22,11 @@ from support.kernels import (
     tokens,
 )
 
-from pellucid.kernels import activation, quantize
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul import quantize
+from pellucid.kernels.ops import activation
 
-PLANES = {kind: 1 + i % 2 for i, kind in enumerate(activation.KINDS)}
+BITS = {kind: 8 + 8 * (i % 2) for i, kind in enumerate(activation.KINDS)}
 
 # |error| <= relative |f(x)| + absolute |x|. A sigmoid is a rounding of e^x (VEXP), a sum, a reciprocal (two units);
 # below the cap of its argument, -87, e^-87 is left where nothing should be. gelu_tanh hands the sigmoid an argument
@@ -47,10 +48,17 @@ def run(kind: str, x: np.ndarray, up: np.ndarray | None, threads: int, in_place:
     source = guarded(x.shape)
     source[...] = x
     out = source if in_place else guarded(x.shape)
-    blocks = guarded((T, F // 32), quantize.block_dtype(PLANES[kind]))
+    blocks = guarded((T, F // 32), quantize.block_dtype(BITS[kind]))
     fields: dict[str, Any] = {"x": source, "up": 0 if up is None else up, "out": out, "quantized": blocks}
-    call(KernelKey("activation", (kind, PLANES[kind])), Batch([T]), threads, width=F, rows="tokens", **fields)
-    assert blocks.tobytes() == quantize.reference(out, PLANES[kind]).tobytes()
+    call(
+        KernelKey("activation", kind=kind, activation_bits=BITS[kind]),
+        Batch([T]),
+        threads,
+        width=F,
+        rows="tokens",
+        **fields,
+    )
+    assert blocks.tobytes() == quantize.reference(out, BITS[kind]).tobytes()
     return out
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from support.cached import Cache
 from support.kernels import ULP, VEXP, Batch, assert_close, numbers, seeds
 
-from pellucid.kernels import attention, cached
-from pellucid.kernels.record import Step
+from pellucid.kernels.attention import attention, kv_layout
+from pellucid.kernels.core.record import StepRecord
 
 
 def bias_table(kind: str, H: int, most: int, seed: int) -> tuple[np.ndarray, Any]:
@@ -32,13 +32,13 @@ sequences = st.lists(st.tuples(pasts, st.integers(1, 20)), min_size=1, max_size=
 
 
 FORMS = [
-    (16, 16, "f16", 1), (64, 64, "f16", 2), (96, 96, "f16", 1), (256, 256, "f16", 2),
-    (48, 32, "f16", 1), (32, 64, "bf16", 1), (64, 64, "q8_0", 2), (192, 128, "q8_0", 1),
+    (16, 16, "f16", 8), (64, 64, "f16", 16), (96, 96, "f16", 8), (256, 256, "f16", 16),
+    (48, 32, "f16", 8), (32, 64, "bf16", 8), (64, 64, "q8_0", 16), (192, 128, "q8_0", 8),
     (64, 32, "f32", 2),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("K", "V", "stored", "planes"), FORMS)
+@pytest.mark.parametrize(("K", "V", "kv_dtype", "activation_bits"), FORMS)
 @settings(max_examples=25)
 @given(
     seeds,
@@ -55,8 +55,8 @@ FORMS = [
 def test_attention_is_within_rounding_of_float64(
     K: int,
     V: int,
-    stored: str,
-    planes: int,
+    kv_dtype: str,
+    activation_bits: int,
     seed: int,
     sequences: list[tuple[int, int]],
     heads: tuple[int, int],
@@ -75,7 +75,7 @@ def test_attention_is_within_rounding_of_float64(
     k = numbers("normal", seed, sum(lengths), G, K)
     v = numbers(kinds[1], seed + 1, sum(lengths), G, V)
     q = numbers(kinds[0], seed + 2, sum(new for _, new in sequences), H, K)
-    cache = Cache(whole, k, v, threads, stored)
+    cache = Cache(whole, k, v, threads, kv_dtype)
     batch = Batch([n for _, n in sequences], [p for p, _ in sequences], seed=seed, head_dim=K, value_dim=V)
     how: dict[str, Any] = {"scale": scale, "softcap": softcap, "causal": int(causal), "window": window}
     more: dict[str, Any] = {}
@@ -84,10 +84,10 @@ def test_attention_is_within_rounding_of_float64(
         how |= {"bias": table[:, max(lengths) :].ctypes.data, "bias_stride": table.strides[0]}
     if sink:
         how["sinks"] = more["sinks"] = numbers("normal", seed + 3, H) * np.float32(3)
-    got = cache.attend(q, batch, threads, planes, **how)
-    kept = [cached.rounded(x, stored).astype(np.float64) for x in (k, v)]
-    if stored == "bf16":  # queries are rounded too, once they are scaled
-        q, scale = cached.rounded(q * np.float32(scale), stored), 1.0
+    got = cache.attend(q, batch, threads, activation_bits, **how)
+    kept = [kv_layout.rounded(x, kv_dtype).astype(np.float64) for x in (k, v)]
+    if kv_dtype == "bf16":  # queries are rounded too, once they are scaled
+        q, scale = kv_layout.rounded(q * np.float32(scale), kv_dtype), 1.0
     row = token = 0
     for past, new in sequences:
         mine, (keys, values) = q[row : row + new], (x[token : token + past + new] for x in kept)
@@ -101,14 +101,14 @@ def test_attention_is_within_rounding_of_float64(
             score += 2 * ULP * (products.max() + np.abs(table[:, : 2 * max(lengths)]).max())
         # A weight: also its exponential's; then a sum as long as the past, above and below the line.
         relative = 2 * (score + VEXP) + (past + new + 20) * ULP + (2 * VEXP + 8 * ULP) * sink
-        if stored == "bf16":  # and weights
+        if kv_dtype == "bf16":  # and weights
             relative += 2.0**-8
         size = attention.reference(mine, keys, np.abs(values), past, **said)
         assert_close(got[row : row + new], want, relative * size + 1e-30)
         row, token = row + new, token + past + new
 
 
-@pytest.mark.parametrize("stored", cached.FORMS)
+@pytest.mark.parametrize("kv_dtype", kv_layout.KV_DTYPES)
 @settings(max_examples=15)
 @given(
     seeds,
@@ -119,7 +119,7 @@ def test_attention_is_within_rounding_of_float64(
     st.integers(1, 4),
 )
 def test_a_row_has_the_same_bits_however_steps_are_cut(
-    stored: str,
+    kv_dtype: str,
     seed: int,
     lengths: list[int],
     heads: tuple[int, int],
@@ -131,7 +131,7 @@ def test_a_row_has_the_same_bits_however_steps_are_cut(
     whole = Batch(lengths, seed=seed, head_dim=K)
     k, v = (numbers("normal", seed + i, sum(lengths), G, K) for i in range(2))
     q = numbers("normal", seed + 2, sum(lengths), H, K)
-    cache = Cache(whole, k, v, 1, stored)
+    cache = Cache(whole, k, v, 1, kv_dtype)
     together = cache.attend(q, whole, threads, window=window)
     for s, first in enumerate(whole.keep["first_row"]):
         done = 0
@@ -139,7 +139,7 @@ def test_a_row_has_the_same_bits_however_steps_are_cut(
             n = min(cuts[(s + done) % len(cuts)], lengths[s] - done)
             part = Batch([n], [done], head_dim=K)
             pages = np.ascontiguousarray(whole.keep["pages"][s : s + 1])
-            part.keep["pages"], part.record[Step.at.pages // 8] = pages, pages.ctypes.data
+            part.keep["pages"], part.record[StepRecord.at.pages // 8] = pages, pages.ctypes.data
             rows = slice(first + done, first + done + n)
             alone = cache.attend(np.ascontiguousarray(q[rows]), part, 1, window=window)
             assert np.array_equal(alone, together[rows])
@@ -189,13 +189,13 @@ def test_cross_attention_reads_the_memory_and_not_the_sequence_itself() -> None:
     cache = Cache(whole, k, v, 1)
     q = numbers("normal", 3, 8, H, K)
     batch = Batch([3, 5], head_dim=K)
-    for name, rows in (("pages", (2, 3)), ("memory_pages", (0, 1))):
+    for name, rows in (("pages", (2, 3)), ("encoder_pages", (0, 1))):
         batch.keep[name] = np.ascontiguousarray(whole.keep["pages"][list(rows)])
-        batch.record[getattr(Step.at, name) // 8] = batch.keep[name].ctypes.data
-    batch.record[Step.at.page_stride // 8] = whole.keep["pages"].shape[1]
-    batch.keep["memory_length"][:] = 90, 7
-    got = cache.attend(q, batch, 2, causal=0, memory=1)
-    kept = [cached.rounded(x, "f16") for x in (k, v)]
+        batch.record[getattr(StepRecord.at, name) // 8] = batch.keep[name].ctypes.data
+    batch.record[StepRecord.at.page_stride // 8] = whole.keep["pages"].shape[1]
+    batch.keep["encoder_length"][:] = 90, 7
+    got = cache.attend(q, batch, 2, causal=0, cross=1)
+    kept = [kv_layout.rounded(x, "f16") for x in (k, v)]
     for rows, tokens in ((slice(0, 3), slice(0, 90)), (slice(3, 8), slice(90, 97))):
         want = attention.reference(q[rows], *(x[tokens] for x in kept), scale=K**-0.5, causal=False)
         assert np.abs(got[rows] - want).max() < 1e-5

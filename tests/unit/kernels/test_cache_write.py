@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from support.cached import Cache
 from support.kernels import Batch, guarded, numbers, seeds
 
-from pellucid.kernels import cached
-from pellucid.kernels.cached import PAGE
+from pellucid.kernels.attention import kv_layout
+from pellucid.kernels.attention.kv_layout import PAGE
 
 
-@pytest.mark.parametrize("stored", cached.FORMS)
+@pytest.mark.parametrize("stored", kv_layout.KV_DTYPES)
 @given(
     seeds,
     st.lists(st.integers(1, 150), min_size=1, max_size=4),
@@ -34,8 +34,8 @@ def test_cache_holds_what_was_written_and_nothing_else(
         for i in range(counts[s]):
             page = batch.keep["pages"][s, i // PAGE]
             written[page, i % PAGE] = True
-            assert np.array_equal(keys[page, :, :, i % PAGE], cached.rounded(k[first + i], stored))
-            assert np.array_equal(values[page, :, i % PAGE], cached.rounded(v[first + i], stored))
+            assert np.array_equal(keys[page, :, :, i % PAGE], kv_layout.rounded(k[first + i], stored))
+            assert np.array_equal(values[page, :, i % PAGE], kv_layout.rounded(v[first + i], stored))
     untouched = guarded((1, 1), np.uint8)[0, 0]
     for page in np.flatnonzero(~written.any(-1)):
         assert (cache.memory[page] == untouched).all()
@@ -44,9 +44,9 @@ def test_cache_holds_what_was_written_and_nothing_else(
 def test_what_the_cache_rounds_to() -> None:
     """``cached.rounded``, the oracle of the test above, against numbers that can be checked by eye."""
     x = np.float32([1.0, 1 / 3, -70000.0, *[0.0] * 29])
-    assert cached.rounded(x, "f16")[:3].tolist() == [1.0, 0.333251953125, -65504.0]
-    assert cached.rounded(x, "bf16")[:3].tolist() == [1.0, 0.333984375, -70144.0]
-    assert cached.rounded(np.float32([127.0, 63.4, 0.5, *[0.0] * 29]), "q8_0")[:3].tolist() == [
+    assert kv_layout.rounded(x, "f16")[:3].tolist() == [1.0, 0.333251953125, -65504.0]
+    assert kv_layout.rounded(x, "bf16")[:3].tolist() == [1.0, 0.333984375, -70144.0]
+    assert kv_layout.rounded(np.float32([127.0, 63.4, 0.5, *[0.0] * 29]), "q8_0")[:3].tolist() == [
         127.0,
         63.0,
         0.0,

@@ -20,8 +20,8 @@ from support.kernels import (
     tokens,
 )
 
-from pellucid.kernels import elementwise
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.ops import elementwise
 
 vectors = st.integers(1, 6)
 

@@ -11,8 +11,8 @@ import pytest
 from llvmlite import binding
 from support.processes import environment, python
 
-from pellucid.kernels import elf, library
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core import elf, library
+from pellucid.kernels.core.definitions import KernelKey
 
 if sys.platform != "linux":
     pytest.skip("object files are ELF on Linux", allow_module_level=True)

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from support.blocks import integers, packed_matrix, random_blocks, scale_bytes
 from support.kernels import Batch, call, guarded, numbers, seeds, threads
 
-from pellucid.kernels import embedding
-from pellucid.kernels.library import KernelKey
-from pellucid.kernels.record import Step
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.record import StepRecord
+from pellucid.kernels.ops import embedding
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant import Format, formats
+from pellucid.weights.quant.format import Format
+from pellucid.weights.quant.registry import formats
 
 POWERS = [form for form in formats().values() if form.packed.scale == "e8m0"]
 
@@ -37,10 +38,10 @@ def test_rows_are_the_decoded_rows(
     batch = Batch([len(ids)], token_ids=ids)
     out = guarded((len(ids), D))
     out[...] = before = numbers("normal", seed, *out.shape)
-    at = -1 if by == "first row" else getattr(Step.at, by)
+    at = -1 if by == "first row" else getattr(StepRecord.at, by)
     matrix = packed_matrix(form, raw)
     fields = {"weights": matrix.data, "width": D, "index": at, "factor": factor, "accumulate": int(add)}
-    call(KernelKey("embedding", (matrix.packed,)), batch, threads, out=out, **fields)
+    call(KernelKey("embedding", packed=matrix.packed), batch, threads, out=out, **fields)
     index = np.zeros(len(ids), int) if by == "first row" else batch.keep[by]
     rows = decode_blocks(form, raw)
     scaled = rows[index] * np.float32(factor)
@@ -56,10 +57,10 @@ def test_every_power_of_two_is_exact(form: Format) -> None:
     raw = random_blocks(form, 3, 256, D // form.block)
     raw[..., scale_bytes(form)] = np.arange(256, dtype=np.uint8)[:, None, None]
     out = guarded((256, D))
-    fields = {"width": D, "index": Step.at.token_ids, "factor": 1.0, "accumulate": 0}
+    fields = {"width": D, "index": StepRecord.at.token_ids, "factor": 1.0, "accumulate": 0}
     batch = Batch([256], token_ids=range(256))
     call(
-        KernelKey("embedding", (form.packed,)),
+        KernelKey("embedding", packed=form.packed),
         batch,
         1,
         weights=packed_matrix(form, raw).data,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.kernels.library import definitions
+from pellucid.kernels.core.definitions import definitions
 
 
 @pytest.mark.parametrize("name", sorted(definitions()))

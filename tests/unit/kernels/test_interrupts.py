@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from pellucid.kernels import interrupts
+from pellucid.kernels.core import interrupts
 
 
 def press_ctrl_c() -> None:

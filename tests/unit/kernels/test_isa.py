@@ -8,14 +8,14 @@ import pytest
 from support.processes import environment, python, run
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels import isa
+from pellucid.kernels.core import isa
 
 KERNELS = """
 from pellucid.kernels.library import KernelKey, assembly
-from pellucid.weights.quant import formats
+from pellucid.weights.quant.registry import formats
 
 for name in ("Q4_0", "Q8_0"):
-    print(assembly(KernelKey("matmul_int8", (formats()[name].packed, 1))))
+    print(assembly(KernelKey("matmul_int8", packed=formats()[name].packed, activation_bits=8)))
 """
 OTHER_MACHINE = """
 import sys
@@ -25,7 +25,7 @@ neon = next(known for known in isa.KNOWN if known.name == "neon")
 machine = isa.Target(neon, "aarch64-unknown-linux-gnu", "generic", frozenset(sys.argv[1].split(",")))
 isa.target = lambda: machine
 from pellucid.kernels.library import KernelKey, assembly
-print(assembly(KernelKey("attention", (64, 64, "f16", 2))))
+print(assembly(KernelKey("attention", head_dim=64, value_dim=64, kv_dtype="f16", activation_bits=16)))
 """
 HAS = {
     "avx512vnni": ("vpdpbusd", "zmm"),

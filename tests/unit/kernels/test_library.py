@@ -15,12 +15,13 @@ import pytest
 from support.kernels import Batch
 from support.processes import environment, python
 
-from pellucid import private
 from pellucid.errors import KernelError
-from pellucid.kernels import elf, library
-from pellucid.kernels.elementwise import Add
-from pellucid.kernels.library import KernelKey, Library
-from pellucid.private import DIGEST_BYTES, Folder
+from pellucid.kernels.core import elf, library
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import Library
+from pellucid.kernels.ops.elementwise import AddRecord
+from pellucid.util import private
+from pellucid.util.private import DIGEST_BYTES, Folder
 
 ADD = KernelKey("add")
 
@@ -34,7 +35,9 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def adds(shelf: Library) -> bool:
     """Whether the kernel that a library gives does what it should."""
     x = np.arange(16, dtype=np.float32)
-    words = Add.pack({"a": x.ctypes.data, "b": x.ctypes.data, "width": 16, "out": x.ctypes.data, "rows": 0})
+    words = AddRecord.pack(
+        {"a": x.ctypes.data, "b": x.ctypes.data, "width": 16, "out": x.ctypes.data, "rows": 0}
+    )
     record, batch = np.array([0, 0, *words], np.int64), Batch([1])
     shelf.function(ADD, 4)(record.ctypes.data, batch.record.ctypes.data, 0, 1)
     return bool((x == 2 * np.arange(16)).all())

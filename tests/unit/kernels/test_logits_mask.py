@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support.kernels import assert_guards, guarded
 
-from pellucid.kernels import logits_mask
-from pellucid.kernels.logits_mask import Mask
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.logits.mask import MaskRecord
 from pellucid.runtime.call import Call
 from pellucid.runtime.memory import address
 
@@ -22,7 +22,7 @@ def test_only_allowed_ones_keep_their_logit(n: int, share: float) -> None:
     bits = random.random(-(-n // 32) * 32) < share
     mask = np.packbits(bits, bitorder="little").view(np.uint32)
     out = guarded(n)
-    Call(KERNEL, Mask)(logits=address(logits), count=n, mask=address(mask), out=address(out))
+    Call(KernelKey(KERNEL), MaskRecord)(logits=address(logits), count=n, mask=address(mask), out=address(out))
     assert_guards(out)
-    np.testing.assert_array_equal(out, logits_mask.reference(logits, mask))
+    np.testing.assert_array_equal(out, mask.reference(logits, mask))
     assert ((out > -np.inf) == bits[:n]).all()

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.kernels import assert_guards, guarded, numbers, seeds
 
-from pellucid.kernels import logits_softmax
-from pellucid.kernels.logits_softmax import BLOCK, Softmax
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.logits import softmax
+from pellucid.kernels.logits.softmax import BLOCK, SoftmaxRecord
 from pellucid.runtime.call import Call
 from pellucid.runtime.memory import address
 
@@ -22,7 +23,7 @@ def run(
     n = len(logits)
     weights = guarded(n, np.float64)
     blocks, totals = guarded(-(-n // BLOCK), np.float64), guarded(2, np.float64)
-    Call(KERNEL, Softmax)(
+    Call(KernelKey(KERNEL), SoftmaxRecord)(
         logits=address(logits), count=n, highest=highest, scale=scale, weights=address(weights) if wanted else 0,
         blocks=address(blocks), totals=address(totals),
     )  # fmt: skip
@@ -34,7 +35,7 @@ def run(
 def check(logits: np.ndarray, scale: float) -> None:
     highest = float(logits.max())
     weights, blocks, totals = run(logits, highest, scale)
-    wanted, wanted_blocks, (total, moment) = logits_softmax.reference(logits, highest, scale)
+    wanted, wanted_blocks, (total, moment) = softmax.reference(logits, highest, scale)
     np.testing.assert_allclose(weights, wanted, rtol=3e-15, atol=1e-300)
     np.testing.assert_allclose(blocks, wanted_blocks, rtol=1e-13, atol=1e-300)
     np.testing.assert_allclose(totals, [total, moment], rtol=1e-13, atol=1e-290)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.kernels import assert_guards, guarded, numbers, seeds
 
-from pellucid.kernels import logits_spread
-from pellucid.kernels.logits_spread import Spread
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.logits import spread
+from pellucid.kernels.logits.spread import SpreadRecord
 from pellucid.runtime.call import Call
 from pellucid.runtime.memory import address
 
@@ -18,9 +19,11 @@ KERNEL = "logits.spread"
 
 def check(logits: np.ndarray) -> None:
     totals, highest = guarded(3, np.float64), float(logits.max())
-    Call(KERNEL, Spread)(logits=address(logits), count=len(logits), highest=highest, totals=address(totals))
+    Call(KernelKey(KERNEL), SpreadRecord)(
+        logits=address(logits), count=len(logits), highest=highest, totals=address(totals)
+    )
     assert_guards(totals)
-    np.testing.assert_allclose(totals, logits_spread.reference(logits, highest), rtol=1e-12)
+    np.testing.assert_allclose(totals, spread.reference(logits, highest), rtol=1e-12)
 
 
 @given(

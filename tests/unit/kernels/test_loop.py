@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernels import Batch, guarded
 
-from pellucid.kernels.elementwise import Pick
-from pellucid.kernels.library import KernelKey, shared
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import shared
+from pellucid.kernels.ops.elementwise import PickRecord
 from pellucid.runtime.executor import Executor, Program, table
 
 PICK = KernelKey("pick")
@@ -29,7 +30,7 @@ def permuting(rows: int, width: int, operations: int) -> tuple[Program, np.ndarr
     records = []
     for i in range(operations):
         source, out = (x, y) if i % 2 == 0 else (y, x)
-        words = Pick.pack({"x": source.ctypes.data, "width": width, "out": out.ctypes.data})
+        words = PickRecord.pack({"x": source.ctypes.data, "width": width, "out": out.ctypes.data})
         records.append([address, 1, *words])
     return Program(table(records), (x, y)), x, y
 

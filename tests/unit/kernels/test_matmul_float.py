@@ -22,10 +22,11 @@ from support.kernels import (
     tokens,
 )
 
-from pellucid.kernels import matmul_float
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul import floats
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant import Format, formats
+from pellucid.weights.quant.format import Format
+from pellucid.weights.quant.registry import formats
 
 FLOATS = [form for _, form in sorted(formats().items()) if form.packed.is_float]
 matrices = pytest.mark.parametrize("form", FLOATS, ids=lambda form: form.name)
@@ -47,7 +48,7 @@ def product(
         out[...] = rng.standard_normal(out.shape)
         more, group, row, before = out, 64, 4 * width, out.copy()
     call(
-        KernelKey("matmul_float", (matrix.packed,)),
+        KernelKey("matmul_float", packed=matrix.packed),
         Batch([T]),
         threads,
         weights=matrix.data,
@@ -61,7 +62,7 @@ def product(
         addend=more,
         addend_group=group,
         addend_row=row,
-        everyone=0,
+        replicated=0,
         rows="tokens",
     )
     return out[:, :N], before[:, :N]
@@ -87,7 +88,7 @@ def test_product_is_within_rounding_of_float64(
     w = decode_blocks(form, raw)
     size = np.abs(x, dtype=np.float64) @ np.abs(w.T, dtype=np.float64) + np.abs(before)
     # One rounding a column and one for what is added, each of a number no larger than the sum of |products|.
-    assert_close(got, matmul_float.reference(x, w, before), (D + 1) * (ULP * size + TINY))
+    assert_close(got, floats.reference(x, w, before), (D + 1) * (ULP * size + TINY))
 
 
 @matrices

@@ -31,14 +31,15 @@ from support.kernels import (
     tokens,
 )
 
-from pellucid.kernels import matmul_int8, quantize
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul import int8, quantize
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant import Format, formats
+from pellucid.weights.quant.format import Format
+from pellucid.weights.quant.registry import formats
 
 FORMATS = quantised(dict(formats()))
 matrices = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-each_planes = pytest.mark.parametrize("planes", [1, 2])
+each_activation_bits = pytest.mark.parametrize("activation_bits", [8, 16])
 
 
 def product(
@@ -47,7 +48,7 @@ def product(
     """What the kernel makes of activation blocks and stored weights, (T, N); and what was to be added."""
     matrix = packed_matrix(form, raw)
     T, N, width = len(x), len(raw), 16 * matrix.groups
-    planes = x.dtype["q"].shape[0]
+    activation_bits = 8 * x.dtype["q"].shape[0]
     out, rng = guarded((T, width)), np.random.default_rng(seed)
     more, group, row = np.zeros(16, np.float32), 0, 0
     if addend == "bias":
@@ -59,7 +60,7 @@ def product(
     if addend == "bias":
         before += more
     call(
-        KernelKey("matmul_int8", (matrix.packed, planes)),
+        KernelKey("matmul_int8", packed=matrix.packed, activation_bits=activation_bits),
         Batch([T]),
         threads,
         weights=matrix.data,
@@ -73,7 +74,7 @@ def product(
         addend=more,
         addend_group=group,
         addend_row=row,
-        everyone=0,
+        replicated=0,
         rows="tokens",
     )
     return out[:, :N], before[:, :N]
@@ -101,7 +102,7 @@ def x_sums(form: Format, x: np.ndarray) -> np.ndarray:
 
 
 @matrices
-@each_planes
+@each_activation_bits
 @settings(max_examples=25)
 @given(
     kinds,
@@ -113,12 +114,20 @@ def x_sums(form: Format, x: np.ndarray) -> np.ndarray:
     threads,
 )
 def test_product_is_within_rounding_of_float64(
-    form: Format, planes: int, kind: str, seed: int, T: int, N: int, units: int, addend: str, threads: int
+    form: Format,
+    activation_bits: int,
+    kind: str,
+    seed: int,
+    T: int,
+    N: int,
+    units: int,
+    addend: str,
+    threads: int,
 ) -> None:
     raw = random_blocks(form, seed, N, units * form.packed.unit // form.block)
-    blocks = quantize.reference(numbers(kind, seed, T, units * form.packed.unit), planes)
+    blocks = quantize.reference(numbers(kind, seed, T, units * form.packed.unit), activation_bits)
     got, before = product(form, raw, blocks, addend, threads, seed)
-    want = matmul_int8.reference(blocks, decode_blocks(form, raw).astype(np.float64), before)
+    want = int8.reference(blocks, decode_blocks(form, raw).astype(np.float64), before)
     # Each term is rounded when its sum becomes a float32 and when scales are multiplied, and the total once a term.
     sums, scale, minimum = parts(form, raw, blocks)
     x_scale = np.repeat(blocks["scale"].astype(np.float64), 32 // form.packed.sub, 1)
@@ -134,14 +143,14 @@ def test_product_is_within_rounding_of_float64(
 
 
 @matrices
-@each_planes
+@each_activation_bits
 @settings(max_examples=15)
 @given(seeds, tokens, st.integers(1, 33), st.integers(1, 5))
 def test_blocks_add_up_in_ascending_order_by_fused_multiply_adds(
-    form: Format, planes: int, seed: int, T: int, N: int, units: int
+    form: Format, activation_bits: int, seed: int, T: int, N: int, units: int
 ) -> None:
     raw = random_blocks(form, seed, N, units * form.packed.unit // form.block)
-    blocks = quantize.reference(numbers("normal", seed, T, units * form.packed.unit), planes)
+    blocks = quantize.reference(numbers("normal", seed, T, units * form.packed.unit), activation_bits)
     sums, scale, minimum = parts(form, raw, blocks)
     total, per_block = np.zeros((T, N), np.float32), 32 // form.packed.sub
     for b in range(blocks.shape[1]):
@@ -161,8 +170,8 @@ def test_blocks_add_up_in_ascending_order_by_fused_multiply_adds(
 
 
 @matrices
-@each_planes
-def test_largest_integers_do_not_overflow(form: Format, planes: int) -> None:
+@each_activation_bits
+def test_largest_integers_do_not_overflow(form: Format, activation_bits: int) -> None:
     raw = random_blocks(form, 1, 16, form.packed.unit // form.block)
     for fill in (0, 255):
         full = np.full_like(raw, fill)
@@ -170,9 +179,9 @@ def test_largest_integers_do_not_overflow(form: Format, planes: int) -> None:
         where = scale_bytes(form)
         full[..., where] = halves[..., where]
         for sign in (1, -1):
-            x = quantize.reference(np.full((1, form.packed.unit), sign * 3.0, np.float32), planes)
+            x = quantize.reference(np.full((1, form.packed.unit), sign * 3.0, np.float32), activation_bits)
             got, _ = product(form, full, x)
-            want = matmul_int8.reference(x, decode_blocks(form, full).astype(np.float64))
+            want = int8.reference(x, decode_blocks(form, full).astype(np.float64))
             size = np.abs(quantize.values(x)) @ np.abs(decode_blocks(form, full).astype(np.float64)).T
             assert_close(got, want, 64 * ULP * size)
 

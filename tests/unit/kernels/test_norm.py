@@ -22,14 +22,15 @@ from support.kernels import (
     tokens,
 )
 
-from pellucid.kernels import norm, quantize
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul import quantize
+from pellucid.kernels.ops import norm
 
-PLANES = {"rms": 2, "layer": 1}
+BITS = {"rms": 16, "layer": 8}
 LARGE = 1e15  # squares of 1e30 are no longer float32
 
 
-@pytest.mark.parametrize("kind", PLANES)
+@pytest.mark.parametrize("kind", BITS)
 @given(
     kinds,
     seeds,
@@ -57,9 +58,9 @@ def test_norm_is_within_rounding_of_float64(
     before, rng = x.copy(), np.random.default_rng(seed)
     weight, bias = rng.standard_normal(D).astype(np.float32), rng.standard_normal(D).astype(np.float32)
     out = x if in_place else guarded(x.shape)
-    blocks: Any = guarded((T, parts * D // 32), quantize.block_dtype(PLANES[kind])) if D % 32 == 0 else 0
+    blocks: Any = guarded((T, parts * D // 32), quantize.block_dtype(BITS[kind])) if D % 32 == 0 else 0
     call(
-        KernelKey("norm", (kind, PLANES[kind])),
+        KernelKey("norm", kind=kind, activation_bits=BITS[kind]),
         Batch([T]),
         threads,
         x=x,
@@ -70,7 +71,7 @@ def test_norm_is_within_rounding_of_float64(
         eps=eps,
         out=out,
         quantized=blocks,
-        everyone=0,
+        replicated=0,
         rows="tokens",
     )
     want = norm.reference(before, weight, eps, bias if kind == "layer" else None)
@@ -90,15 +91,23 @@ def test_norm_is_within_rounding_of_float64(
         tolerance = tolerance + 2 * ULP * (np.abs(bias) + size)
     assert_close(out, want, tolerance)
     if D % 32 == 0:
-        assert blocks.tobytes() == quantize.reference(out.reshape(T, -1), PLANES[kind]).tobytes()
+        assert blocks.tobytes() == quantize.reference(out.reshape(T, -1), BITS[kind]).tobytes()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_each_thread_makes_its_copy_of_a_lone_row(threads: int) -> None:
     x, weight = numbers("normal", 0, 1, 32), np.ones(32, np.float32)
-    out, blocks = guarded((threads, 32)), guarded((threads, 1), quantize.block_dtype(2))
+    out, blocks = guarded((threads, 32)), guarded((threads, 1), quantize.block_dtype(16))
     fields = {"x": x, "width": 32, "parts": 1, "weight": weight, "bias": 0, "eps": 1e-5, "rows": "tokens"}
-    call(KernelKey("norm", ("rms", 2)), Batch([1]), threads, **fields, out=out, quantized=blocks, everyone=1)
+    call(
+        KernelKey("norm", kind="rms", activation_bits=16),
+        Batch([1]),
+        threads,
+        **fields,
+        out=out,
+        quantized=blocks,
+        replicated=1,
+    )
     assert len({row.tobytes() for row in out}) == len({row.tobytes() for row in blocks}) == 1
     assert np.allclose(out[0], norm.reference(x, weight, 1e-5))
     assert blocks.tobytes() == quantize.reference(out, 2).tobytes()

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from support.blocks import packed_matrix, quantised, random_blocks, unpack
 from support.kernels import seeds
 
-from pellucid.kernels.packed import ROWS
-from pellucid.weights.quant import Format, formats
+from pellucid.kernels.matmul.packed_layout import ROWS
+from pellucid.weights.quant.format import Format
+from pellucid.weights.quant.registry import formats
 
 INTEGERS = quantised(dict(formats()))
 FLOATS = [form for form in formats().values() if form.packed.is_float]

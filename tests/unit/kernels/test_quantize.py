@@ -8,41 +8,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.kernels import Batch, call, guarded, kinds, numbers, seeds, threads, tokens
 
-from pellucid.kernels import quantize
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul import quantize
 
 
-def run(x: np.ndarray, planes: int, threads: int = 1) -> np.ndarray:
-    out = guarded((len(x), x.shape[1] // 32), quantize.block_dtype(planes))
-    key = KernelKey("quantize", (planes,))
+def run(x: np.ndarray, activation_bits: int, threads: int = 1) -> np.ndarray:
+    out = guarded((len(x), x.shape[1] // 32), quantize.block_dtype(activation_bits))
+    key = KernelKey("quantize", activation_bits=activation_bits)
     call(key, Batch([len(x)]), threads, x=x, width=x.shape[1], out=out, rows="tokens")
     return out
 
 
-@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("activation_bits", [8, 16])
 @given(kinds, seeds, tokens, st.integers(1, 9), threads)
 def test_blocks_equal_the_reference_exactly(
-    planes: int, kind: str, seed: int, T: int, blocks: int, threads: int
+    activation_bits: int, kind: str, seed: int, T: int, blocks: int, threads: int
 ) -> None:
     x = numbers(kind, seed, T, 32 * blocks)
-    assert run(x, planes, threads).tobytes() == quantize.reference(x, planes).tobytes()
+    assert run(x, activation_bits, threads).tobytes() == quantize.reference(x, activation_bits).tobytes()
 
 
-@pytest.mark.parametrize("planes", [1, 2])
-def test_halves_are_rounded_to_even(planes: int) -> None:
-    most = quantize.LARGEST[planes]
+@pytest.mark.parametrize("activation_bits", [8, 16])
+def test_halves_are_rounded_to_even(activation_bits: int) -> None:
+    most = quantize.LARGEST[activation_bits]
     x = np.full((1, 32), most, np.float32)  # so the scale is 1
     x[0, 1:9] = [0.5, 1.5, 2.5, -0.5, -1.5, 3.5, 64.5, -63.5]
-    assert quantize.values(run(x, planes))[0, :9].tolist() == [most, 0, 2, 2, 0, -2, 4, 64, -64]
+    assert quantize.values(run(x, activation_bits))[0, :9].tolist() == [most, 0, 2, 2, 0, -2, 4, 64, -64]
 
 
-@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("activation_bits", [8, 16])
 @given(kinds, seeds)
-def test_no_value_is_further_off_than_half_a_step(planes: int, kind: str, seed: int) -> None:
+def test_no_value_is_further_off_than_half_a_step(activation_bits: int, kind: str, seed: int) -> None:
     x = numbers(kind, seed, 3, 64)
     blocks = x.reshape(3, 2, 32)
     largest = np.abs(blocks).max(-1, keepdims=True).astype(np.float64)
     # Half a step, and three roundings of a value up to the largest: inverse, product, scale.
-    tolerance = largest * (0.5 / quantize.LARGEST[planes] + 4 * 2.0**-24) + quantize.SMALLEST
-    error = np.abs(quantize.values(run(x, planes)).reshape(blocks.shape) - blocks)
+    tolerance = largest * (0.5 / quantize.LARGEST[activation_bits] + 4 * 2.0**-24) + quantize.SMALLEST
+    error = np.abs(quantize.values(run(x, activation_bits)).reshape(blocks.shape) - blocks)
     assert (error <= tolerance).all()

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.kernels import Batch, call, guarded, seeds, threads
 
-from pellucid.kernels import roof
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.machine import roof
 
 
 @given(seeds, st.integers(1, 40), threads)

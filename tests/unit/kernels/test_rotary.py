@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.kernels import ULP, Batch, assert_close, call, guarded, kinds, numbers, seeds, threads
 
-from pellucid.kernels import rotary
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.ops import rotary
 
 lengths = st.lists(st.tuples(st.integers(0, 100_000), st.integers(1, 7)), min_size=1, max_size=3)
 
@@ -60,7 +60,7 @@ def test_pairs_turn_and_the_rest_of_a_head_stays(
     x[...] = before = numbers(kind, seed, *x.shape)
     table = angles(batch, frequency, threads)
     fields = {"x": x, "heads": heads, "head_dim": K, "pairs": dims // 2, "angles": table}
-    call(KernelKey("rotary", (pairing,)), batch, threads, **fields)
+    call(KernelKey("rotary", pairing=pairing), batch, threads, **fields)
     want = rotary.reference(before, batch.keep["positions"], frequency, pairing == "interleaved")
     # Each of two products has the angle's rounding and its own, then one for the difference; |pair| bounds all.
     size = rotary.reference(np.abs(before), np.zeros(len(x)), frequency, pairing == "interleaved")

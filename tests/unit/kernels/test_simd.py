@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from support.kernels import VEXP
 
-from pellucid.kernels import library
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core import library
+from pellucid.kernels.core.definitions import KernelKey
 
 
 def build(simd: Any) -> Any:

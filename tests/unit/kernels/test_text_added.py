@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.tokenize.added import AddedToken, AddedTokens
-from pellucid.tokenize.compiled import Adding, Room, Texts
+from pellucid.tokenize.compiled.pipeline import Adding, Room, Texts
+from pellucid.tokenize.stages.added import AddedToken, AddedTokens
 
 Span = tuple[int, int]
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.kernels.text_pieces import PART
-from pellucid.tokenize.compiled import Room, Separating, Texts
+from pellucid.kernels.text.pieces import PART
+from pellucid.tokenize.compiled.pipeline import Room, Separating, Texts
+from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces
 from pellucid.tokenize.merges import PairRanks, merge
-from pellucid.tokenize.tables import Neighbours, Spelled
 
 Either = TypeVar("Either", str, bytes)
 Merges = list[tuple[Either, Either]]
@@ -72,7 +72,7 @@ def test_parts_of_characters_are_encoded_like_the_whole(
     order = merges(sample, choices)
     encode = encoder(order, sorted(set("".join([sample, *texts]))))
     pieces = {left + right for left, right in order} | set(sample)
-    separating = Separating(Neighbours.of_text(pieces, NOTHING), marked=False)
+    separating = Separating(NeighbourTable.of_text(pieces, NOTHING), marked=False)
     known = {pair for piece in pieces for pair in pairwise(piece)}
     for text in (sample, *texts):
         cut = check(separating, text, lambda data: encode(data.decode()))
@@ -85,8 +85,8 @@ def test_parts_of_characters_are_encoded_like_the_whole(
 def test_parts_of_bytes_are_encoded_like_the_whole(sample: str, choices: list[int], texts: list[str]) -> None:
     order = merges(sample.encode(), choices)
     encode = encoder(order, [bytes([byte]) for byte in range(256)])
-    spelled = Spelled.of([b"", *(left + right for left, right in order)])
-    separating = Separating(Neighbours.of_bytes(spelled, ()), marked=False)
+    spelled = SpelledPieces.of([b"", *(left + right for left, right in order)])
+    separating = Separating(NeighbourTable.of_bytes(spelled, ()), marked=False)
     for text in (sample, *texts):
         cut = check(separating, text, encode)
         if not order:
@@ -98,7 +98,7 @@ def test_parts_of_bytes_are_encoded_like_the_whole(sample: str, choices: list[in
 def test_nothing_is_cut_off_from_characters_that_are_kept_together(texts: list[str], marked: bool) -> None:
     together = NOTHING.copy()
     together[[ord("漢"), ord("a"), ord("é")]] = True
-    separating = Separating(Neighbours.of_text(["ab", "字語"], together), marked)
+    separating = Separating(NeighbourTable.of_text(["ab", "字語"], together), marked)
     for text in texts:
         expected, begin = [], 0
         for at, (left, right) in enumerate(pairwise(text), 1):
@@ -114,8 +114,8 @@ def test_nothing_is_cut_off_from_characters_that_are_kept_together(texts: list[s
 @given(some_texts, st.booleans())
 def test_texts_and_ids_stay_apart(everywhere: bool, texts: list[str], marked: bool) -> None:
     pieces = ["漢字", "ab", "b字"]
-    spelled = Spelled.of([piece.encode() for piece in pieces])
-    around = Neighbours.of_text(pieces, NOTHING) if everywhere else Neighbours.of_bytes(spelled, ())
+    spelled = SpelledPieces.of([piece.encode() for piece in pieces])
+    around = NeighbourTable.of_text(pieces, NOTHING) if everywhere else NeighbourTable.of_bytes(spelled, ())
     separating, given_, expected, place = Separating(around, marked), list[Span](), list[Span](), 0
     for index, text in enumerate(texts):
         alone, length = parts(separating, [text]), len(text.encode())

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.encoded import ids_of
 
-from pellucid.kernels.text_merge import SHORT
-from pellucid.kernels.text_pieces import KEPT_BYTES, LONG_BYTES
-from pellucid.tokenize.compiled import Pipeline
+from pellucid.kernels.text.merge import SHORT
+from pellucid.kernels.text.pieces import KEPT_BYTES, LONG_BYTES
+from pellucid.tokenize.compiled.pipeline import Pipeline
 from pellucid.tokenize.kinds.byte_bpe import ByteBPE
 from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE
 from pellucid.tokenize.merges import PairRanks, Ranks, ScoreRanks

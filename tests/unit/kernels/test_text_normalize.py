@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.letters import CHANGED
 
-from pellucid.kernels.text_normalize import MOST
-from pellucid.tokenize.aligned import Aligned
-from pellucid.tokenize.compiled import Normalizing, Room, Texts
-from pellucid.tokenize.forms import form_table
-from pellucid.tokenize.normalize import Form, Normalize
+from pellucid.kernels.text.normalize import MOST
+from pellucid.tokenize.compiled.form_tables import form_table
+from pellucid.tokenize.compiled.pipeline import Normalizing, Room, Texts
+from pellucid.tokenize.stages.aligned import Aligned
+from pellucid.tokenize.stages.normalize import Form, Normalize
 from pellucid.tokenize.unicode import complement, letters, members
 
 FORMS = get_args(Form)

@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.tokenize.charmap import LONGEST, character_maps
-from pellucid.tokenize.charsmap import CharsMap, Precompiled, SentencePiece
-from pellucid.tokenize.compiled import Rewriting, Room, Texts
-from pellucid.tokenize.normalize import Bert, Lowercase, Nmt, Normalizer, Prepend, Replace, StripAccents
+from pellucid.tokenize.compiled.pipeline import Rewriting, Room, Texts
+from pellucid.tokenize.compiled.rewrite_table import LONGEST, character_maps
+from pellucid.tokenize.stages.normalize import (
+    Bert,
+    Lowercase,
+    Nmt,
+    Normalizer,
+    Prepend,
+    Replace,
+    StripAccents,
+)
+from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, Precompiled, SentencePiece
 
 Stages = Sequence[tuple[Normalizer, bool]]
 Span = tuple[int, int]

@@ -9,17 +9,19 @@ from hypothesis import strategies as st
 from support.letters import CHANGED
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels import text_pieces, text_split
-from pellucid.kernels.library import KernelKey, shared
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import shared
+from pellucid.kernels.text import pieces as text_pieces
+from pellucid.kernels.text import split as text_split
 from pellucid.runtime.memory import address
-from pellucid.tokenize import patterns
-from pellucid.tokenize.automaton import automaton
-from pellucid.tokenize.compiled import Cutting, Room, Texts
-from pellucid.tokenize.pretokenize import Split
+from pellucid.tokenize.compiled.pipeline import Cutting, Room, Texts
+from pellucid.tokenize.patterns import published
+from pellucid.tokenize.patterns.automaton import automaton
+from pellucid.tokenize.stages.pretokenize import Split
 
 ROOM = Room()
 SMALL = ["a", "ab|a", "a{2,3}", "b+(?!c)", r"[ac]+?b"]
-PATTERNS = [patterns.GPT2, patterns.LLAMA3, patterns.O200K, patterns.DIGIT, *SMALL]
+PATTERNS = [published.GPT2, published.LLAMA3, published.O200K, published.DIGIT, *SMALL]
 LETTERS = st.sampled_from("abcAé漢1²'s  \t\n\r\u00a0\U0001f600") | st.sampled_from(CHANGED)
 texts = st.text(LETTERS | st.characters(exclude_categories=["Cs"]), max_size=40)
 words = st.text("abc \n", max_size=12)
@@ -39,7 +41,7 @@ def compiled(
         "inverted": int(inverted), "most_steps": 1 << 40,
         "behavior": text_split.BEHAVIORS.index(behavior), "out": address(out), "made": address(made),
     }  # fmt: skip
-    record = np.array([0, 0, *text_split.Split.pack(fields)], np.int64)
+    record = np.array([0, 0, *text_split.SplitRecord.pack(fields)], np.int64)
     shared().function(KernelKey("text.split"), 4)(address(record), 0, 0, 0)
     assert (out[made[0] :] == -1).all()
     return [data[begin:end].tobytes().decode() for begin, end in out[: made[0]]]

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.encoded import ids_of
 
-from pellucid.kernels.text_pieces import KEPT_BYTES, LONG_BYTES
-from pellucid.kernels.text_unigram import RESET
-from pellucid.tokenize.compiled import Pipeline
+from pellucid.kernels.text.pieces import KEPT_BYTES, LONG_BYTES
+from pellucid.kernels.text.unigram import RESET
+from pellucid.tokenize.compiled.pipeline import Pipeline
 from pellucid.tokenize.kinds import unigram
 from pellucid.tokenize.kinds.unigram import Unigram, rounded
 

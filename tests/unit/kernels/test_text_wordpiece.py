@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.encoded import ids_of
 
-from pellucid.kernels.text_pieces import KEPT_BYTES, LONG_BYTES
-from pellucid.tokenize.automaton import automaton
-from pellucid.tokenize.compiled import Cutting, Pipeline
+from pellucid.kernels.text.pieces import KEPT_BYTES, LONG_BYTES
+from pellucid.tokenize.compiled.pipeline import Cutting, Pipeline
 from pellucid.tokenize.kinds.wordpiece import WordPiece
-from pellucid.tokenize.pretokenize import BERT
+from pellucid.tokenize.patterns.automaton import automaton
+from pellucid.tokenize.stages.pretokenize import BERT
 
 LETTERS = "abé漢😀#"
 words = st.text(LETTERS, min_size=1, max_size=5)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.errors import InvalidRequest
-from pellucid.kernels import text_words
-from pellucid.tokenize.tables import Spelled, Tree, Words, splits
+from pellucid.kernels.text import words as text_words
+from pellucid.tokenize.compiled.tables import PieceTree, SpelledPieces, WordTable, splits
 
 MULTIPLIERS = -7046029254386353131, -4417276706812531889
 BITS = (1 << 64) - 1
@@ -35,7 +35,7 @@ def hashed(data: bytes) -> int:
     return (h ^ h >> 32) & BITS >> 1
 
 
-def found(words: Words, data: bytes) -> int:
+def found(words: WordTable, data: bytes) -> int:
     """What the table says of some bytes: the piece that they are, or -1."""
     h, text, places = hashed(data), words.pieces.text.tobytes(), words.pieces.places
     slot = h & words.mask
@@ -47,7 +47,7 @@ def found(words: Words, data: bytes) -> int:
     return -1
 
 
-def stepped(tree: Tree, data: bytes) -> int:
+def stepped(tree: PieceTree, data: bytes) -> int:
     """Where the node behind some bytes lies, or -1."""
     base, place = text_words.ROOT, -1
     for byte in data:
@@ -67,7 +67,7 @@ def near(pieces: list[bytes]) -> set[bytes]:
 @settings(max_examples=50)
 @given(vocabularies)
 def test_a_table_has_every_piece_and_nothing_else(pieces: list[bytes]) -> None:
-    words = Words(Spelled.of(pieces))
+    words = WordTable(SpelledPieces.of(pieces))
     ids = {piece: index for index, piece in enumerate(pieces) if piece}
     assert {data: found(words, data) for data in near(pieces)} == {
         data: ids.get(data, -1) for data in near(pieces)
@@ -79,7 +79,7 @@ def test_a_table_has_every_piece_and_nothing_else(pieces: list[bytes]) -> None:
 @settings(max_examples=50)
 @given(vocabularies)
 def test_a_tree_has_every_piece_and_all_of_their_beginnings(pieces: list[bytes]) -> None:
-    tree = Tree.of(pieces)
+    tree = PieceTree.of(pieces)
     ids = {piece: index for index, piece in enumerate(pieces) if piece}
     beginnings = {piece[:end] for piece in pieces for end in range(len(piece) + 1)}
     nodes = {data: stepped(tree, data) for data in near(pieces) if data}
@@ -100,7 +100,7 @@ def test_nodes_of_few_and_of_many_children_find_room(children: int) -> None:
     }
     listed = sorted(pieces)[:60_000]
     draw.shuffle(listed)
-    tree = Tree.of(listed)
+    tree = PieceTree.of(listed)
     assert [tree.ids[stepped(tree, piece)] for piece in listed] == list(range(len(listed)))
     nodes = len({piece[:end] for piece in listed for end in (1, 2, 3, 4)})
     assert (tree.slots != text_words.EMPTY).sum() == nodes
@@ -117,10 +117,10 @@ def test_splits_are_all_pairs_of_pieces_that_are_a_piece(pieces: list[bytes]) ->
         for cut in range(1, len(piece))
         if piece[:cut] in ids and piece[cut:] in ids
     ]
-    columns = splits(Words(Spelled.of(pieces)))
+    columns = splits(WordTable(SpelledPieces.of(pieces)))
     assert list(zip(*(column.tolist() for column in columns))) == expected
 
 
 def test_a_vocabulary_of_more_bytes_than_there_are_nodes_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="the limit is"):
-        Tree.of([b"a" * text_words.MOST_NODES])
+        PieceTree.of([b"a" * text_words.MOST_NODES])

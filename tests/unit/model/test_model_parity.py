@@ -11,16 +11,16 @@ import pytest
 from support.blocks import random_blocks
 from support.reference import Reference, as_float16
 from support.schedule import QUANTISED, write_quantised_llama
-from support.tiny import DECODERS, TINY, network, opened, write_llama_gguf
+from support.tiny import DECODERS, TINY, opened, write_llama_gguf
 
 from pellucid import pipeline
+from pellucid.engine.model_runner import layouts
 from pellucid.model.shapes import expected_shapes
-from pellucid.plan.network import layouts
 from pellucid.plan.plan import Vector, Weights
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import Sequence
+from pellucid.runtime.cache import BlockTable
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant import formats
+from pellucid.weights.quant.registry import formats
 
 
 def golden(name: str) -> tuple[list[int], np.ndarray]:
@@ -47,8 +47,8 @@ def test_spec_means_what_transformers_computes(name: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_logits_of_every_position(name: str) -> None:
     ids, wanted = golden(name)
-    with opened(TINY[name]) as (checkpoint, model), network(TINY[name], threads=2) as net:
-        got = net.forward([Chunk(Sequence(), ids, outputs=len(ids))])
+    with opened(TINY[name]) as (checkpoint, model), model_runner(TINY[name], threads=2) as net:
+        got = net.forward([Chunk(BlockTable(), ids, outputs=len(ids))])
         assert_close(got, Reference(checkpoint, model).logits(ids))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4)
 
@@ -57,9 +57,9 @@ def test_logits_of_every_position(name: str) -> None:
 def test_logits_with_keys_and_values_in_float16(name: str) -> None:
     """As they are by default beside weights in floating point. A value may be rounded the other way: 1.6e-3."""
     ids, wanted = golden(name)
-    with opened(TINY[name]) as (checkpoint, model), network(TINY[name], planes=1) as net:
-        assert {layer.stored for layer in net.plan.layers} == {"f16"}
-        got = net.forward([Chunk(Sequence(), ids, outputs=len(ids))])
+    with opened(TINY[name]) as (checkpoint, model), model_runner(TINY[name], activation_bits=8) as net:
+        assert {layer.kv_dtype for layer in net.plan.layers} == {"f16"}
+        got = net.forward([Chunk(BlockTable(), ids, outputs=len(ids))])
         difference = np.abs(got - Reference(checkpoint, model, as_float16).logits(ids))
     assert difference.max() < 3e-3
     assert difference.mean() < 2e-4
@@ -69,17 +69,17 @@ def test_logits_with_keys_and_values_in_float16(name: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_token_by_token_gives_the_same_bits(name: str) -> None:
     ids, _ = golden(name)
-    with network(TINY[name]) as net:
-        together = net.forward([Chunk(Sequence(), ids, outputs=len(ids))])
-        sequence = Sequence()
+    with model_runner(TINY[name]) as net:
+        together = net.forward([Chunk(BlockTable(), ids, outputs=len(ids))])
+        sequence = BlockTable()
         one_by_one = [net.forward([Chunk(sequence, [token])])[0] for token in ids]
     np.testing.assert_array_equal(np.stack(one_by_one), together)
 
 
 def test_sentence_vector_is_the_mean_of_the_hidden_states() -> None:
     ids, hidden = golden("bert")
-    with opened(TINY["bert"]) as (checkpoint, model), network(TINY["bert"], context=64) as net:
-        (vector,) = net.forward([Chunk(Sequence(), ids, outputs=0)])
+    with opened(TINY["bert"]) as (checkpoint, model), model_runner(TINY["bert"], context=64) as net:
+        (vector,) = net.forward([Chunk(BlockTable(), ids, outputs=0)])
         assert_close(net.array("x")[: len(ids)], Reference(checkpoint, model).rows(ids))
     mean = hidden.mean(0)
     np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=0, atol=1e-4)
@@ -88,24 +88,27 @@ def test_sentence_vector_is_the_mean_of_the_hidden_states() -> None:
 def test_gguf_llama_pairs_neighbours(tmp_path) -> None:
     ids = list(range(40))
     path = write_llama_gguf(tmp_path / "tiny.gguf")
-    with opened(path) as (checkpoint, model), network(path) as net:
-        got = net.forward([Chunk(Sequence(), ids, outputs=len(ids))])
+    with opened(path) as (checkpoint, model), model_runner(path) as net:
+        got = net.forward([Chunk(BlockTable(), ids, outputs=len(ids))])
         assert_close(got, Reference(checkpoint, model).logits(ids))
 
 
 # Activations of 16 bits, float32 keys and values: measured 2.1e-3, mean 1.6e-4, of logits to 7. Then
 # activations of 8 bits and bfloat16: 0.95 and 2.1e-2.
-@pytest.mark.parametrize(("planes", "most", "mean"), [(2, 4e-3, 3e-4), (1, 2.0, 5e-2)])
+@pytest.mark.parametrize(("activation_bits", "most", "mean"), [(16, 4e-3, 3e-4), (8, 2.0, 5e-2)])
 @pytest.mark.parametrize("name", QUANTISED)
 def test_a_quantised_llama_is_the_llama_of_its_decoded_weights(
-    name: str, planes: int, most: float, mean: float, tmp_path
+    name: str, activation_bits: int, most: float, mean: float, tmp_path
 ) -> None:
     ids, form = [7 * i % 48 for i in range(40)], formats()[name]
     weights = decode_blocks(form, random_blocks(form, 0, 64, 256 // form.block, low=-14))
     norm = float(1 / np.linalg.norm(weights, axis=1).mean())  # products near 1
     path = write_quantised_llama(tmp_path / "tiny.gguf", name, norm=norm)
-    with opened(path) as (checkpoint, model), network(path, threads=2, planes=planes) as net:
-        got = net.forward([Chunk(Sequence(), ids, outputs=len(ids))])
+    with (
+        opened(path) as (checkpoint, model),
+        model_runner(path, threads=2, activation_bits=activation_bits) as net,
+    ):
+        got = net.forward([Chunk(BlockTable(), ids, outputs=len(ids))])
         want = Reference(checkpoint, model).logits(ids)
     difference = np.abs(got - want)
     assert difference.max() < most

@@ -8,12 +8,12 @@ import numpy as np
 from support.model_files import gguf
 from support.tiny import LLAMA_GGUF, TINY, opened, random_weights
 
+from pellucid.engine.model_runner import layouts
 from pellucid.model.spec import ModelSpec
 from pellucid.pipeline import forward
 from pellucid.plan.block import block
 from pellucid.plan.builder import Builder
 from pellucid.plan.embedding import embed, embedding_norm
-from pellucid.plan.network import layouts
 from pellucid.plan.plan import Plan
 from pellucid.plan.position import position
 from pellucid.plan.project import final_norm, project
@@ -55,13 +55,13 @@ def path_of(name: str, folder: Path) -> Path:
     return TINY[name] if name in TINY else write_q8_0(folder / "q8_0.gguf", 16 if "8 bits" in name else 32)
 
 
-def planes_of(name: str) -> int:
-    return 1 if "8 bits" in name else 2
+def activation_bits_of(name: str) -> int:
+    return 8 if "8 bits" in name else 16
 
 
-def plain(spec: ModelSpec, packed: dict, planes: int = 2) -> Plan:
+def plain(spec: ModelSpec, packed: dict, activation_bits: int = 16) -> Plan:
     """The plan before any pass, as ``pipeline.forward`` writes it."""
-    plan = Builder(spec, packed, planes, None)
+    plan = Builder(spec, packed, activation_bits, None)
     x = embedding_norm(plan, position(plan, embed(plan)))
     for layer, kind in enumerate(spec.blocks):
         x = block(plan, layer, kind, x)
@@ -73,4 +73,8 @@ def plans(name: str, folder: Path) -> tuple[Path, Plan, Plan]:
     path = path_of(name, folder)
     with opened(path) as (checkpoint, model):
         packed = layouts(checkpoint, model)
-        return path, plain(model.spec, packed, planes_of(name)), forward(model.spec, packed, planes_of(name))
+        return (
+            path,
+            plain(model.spec, packed, activation_bits_of(name)),
+            forward(model.spec, packed, activation_bits_of(name)),
+        )

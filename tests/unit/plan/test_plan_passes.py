@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plan_cases import ALL, plans
-from support.tiny import network
+from support.tiny import model_runner
 
-from pellucid.kernels.library import KernelKey, shared
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import shared
 from pellucid.plan.passes import fuse_quantize, fuse_residual, place_barriers
-from pellucid.plan.plan import EVERYONE, At, Cache, Operation, Plan
+from pellucid.plan.plan import REPLICATED, At, Cache, Operation, Plan
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import Sequence as CacheSequence
+from pellucid.runtime.cache import BlockTable as CacheSequence
 
 PASSES = (fuse_quantize, fuse_residual, lambda operations: fuse_residual(fuse_quantize(operations)))
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 8, 9, 7, 9, 32, 3, 8, 46]
@@ -25,7 +26,7 @@ IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 8, 9, 7, 9, 32, 3, 8, 46]
 
 def output(path: Path, plan: Plan, threads: int = 2) -> np.ndarray:
     """A step of two sequences, then a token more for the first."""
-    with network(path, plan, threads=threads, context=64 * 3) as net:
+    with model_runner(path, plan, threads=threads, context=64 * 3) as net:
         first, second = CacheSequence(), CacheSequence()
         rows = net.forward([Chunk(first, IDS, 5), Chunk(second, IDS[4:9], 1)])
         more = net.forward([Chunk(first, [7])])
@@ -72,7 +73,7 @@ def hazards(operations: Sequence[Operation], lone: bool) -> list[tuple[str, str]
                 if buffer not in {*op.writes, *other.writes}:
                     continue
                 mine, others = op.shares.get(buffer), other.shares.get(buffer)
-                own = mine is not None and mine == others and (lone or mine != EVERYONE)
+                own = mine is not None and mine == others and (lone or mine != REPLICATED)
                 if not own:
                     found.append((other.stage, op.stage))
         running.append(op)
@@ -110,7 +111,7 @@ def test_threads_that_wait_at_barriers_only_give_the_same(
 ) -> None:
     """Between two barriers each thread runs all of its operations before another thread runs its first."""
     path, _, plan = plans(name, tmp_path)
-    with network(path, plan, threads=3, context=64 * 8) as net:
+    with model_runner(path, plan, threads=3, context=64 * 8) as net:
         starts = [CacheSequence() for _ in counts]
         for start, sequence in enumerate(starts):
             net.forward([Chunk(sequence, IDS[start : start + 4])])
@@ -139,7 +140,7 @@ def test_threads_that_wait_at_barriers_only_give_the_same(
 some_buffers = st.lists(st.sampled_from("abcd"), max_size=3).map(tuple)
 
 
-some_shares = st.dictionaries(st.sampled_from("abcd"), st.sampled_from(["columns", "heads", EVERYONE]))
+some_shares = st.dictionaries(st.sampled_from("abcd"), st.sampled_from(["columns", "heads", REPLICATED]))
 
 
 @given(st.lists(st.tuples(some_buffers, some_buffers, some_shares), max_size=12))

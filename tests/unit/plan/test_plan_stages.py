@@ -13,9 +13,9 @@ from support.schedule import write_quantised_llama
 from support.tiny import TINY, opened
 
 from pellucid import pipeline
-from pellucid.kernels.library import definition
-from pellucid.kernels.quantize import FINEST
-from pellucid.plan.network import layouts
+from pellucid.engine.model_runner import layouts
+from pellucid.kernels.core.definitions import definition
+from pellucid.kernels.matmul.quantize import FINEST
 
 START = {"llama": "embed position.angles", "gemma3": "embed position.angles.0 position.angles.1"}
 START["bert"] = "embed embed.types position embed.norm"
@@ -94,11 +94,11 @@ def test_what_keys_and_values_are_kept_in(tmp_path: Path) -> None:
     for path, usual in ((TINY["llama"], "f16"), (quantised, "bf16")):
         with opened(path) as (checkpoint, model):
             packed = layouts(checkpoint, model)
-            for planes, asked, stored in (
+            for activation_bits, asked, stored in (
                 (FINEST, None, "f32"),
                 (FINEST, "f16", "f16"),
                 (1, None, usual),
                 (1, "f32", "f32"),
             ):
-                plan = pipeline.forward(model.spec, packed, planes, asked)
-                assert {layer.stored for layer in plan.layers} == {stored}
+                plan = pipeline.forward(model.spec, packed, activation_bits, asked)
+                assert {layer.kv_dtype for layer in plan.layers} == {stored}

@@ -12,11 +12,12 @@ from support.blocks import packed_matrix, quantised, random_blocks, unpack
 from support.kernels import ULP, Batch, call, guarded, numbers, seeds
 
 from pellucid.errors import UnsupportedModel
-from pellucid.kernels import quantize
-from pellucid.kernels.library import KernelKey
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul import quantize
 from pellucid.weights.gguf_types import TENSOR_TYPES
 from pellucid.weights.pack import decode_blocks
-from pellucid.weights.quant import Format, formats, lookup
+from pellucid.weights.quant.format import Format
+from pellucid.weights.quant.registry import formats, lookup
 
 GOLDENS = np.load(Path(__file__).parents[2] / "goldens" / "quant" / "blocks.npz")
 each_format = pytest.mark.parametrize("form", formats().values(), ids=lambda form: form.name)
@@ -76,7 +77,7 @@ def test_a_product_with_packed_blocks_is_the_product_with_decoded_ones(form: For
     matrix, out = packed_matrix(form, raw), guarded((3, 32))
     x = quantize.reference(numbers("normal", seed, 3, columns), 2)
     call(
-        KernelKey("matmul_int8", (matrix.packed, 2)),
+        KernelKey("matmul_int8", packed=matrix.packed, activation_bits=16),
         Batch([3]),
         2,
         weights=matrix.data,
@@ -90,7 +91,7 @@ def test_a_product_with_packed_blocks_is_the_product_with_decoded_ones(form: For
         addend=np.zeros(16, np.float32),
         addend_group=0,
         addend_row=0,
-        everyone=0,
+        replicated=0,
         rows="tokens",
     )
     w = decode_blocks(form, raw).astype(np.float64)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pellucid.errors import KernelError
-from pellucid.kernels.record import RECORD_WORDS
+from pellucid.kernels.core.record import RECORD_WORDS
 from pellucid.runtime.executor import Executor, Program, default_threads, table
 
 KERNEL = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pellucid.errors import CacheFull
-from pellucid.kernels.cached import PAGE
-from pellucid.runtime.cache import KVCache, LayerShape, Sequence
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.runtime.cache import BlockTable, KVCache, LayerShape
 
 PAGES, SEQUENCES = 7, 4
 which = st.integers(0, SEQUENCES - 1)
@@ -23,11 +23,11 @@ class Accounts(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cache = KVCache([LayerShape(2, 16, 16)], PAGES)
-        self.sequences = [Sequence() for _ in range(SEQUENCES)]
+        self.sequences = [BlockTable() for _ in range(SEQUENCES)]
         self.written: list[list[int]] = [[] for _ in range(SEQUENCES)]
         self.next = 0
 
-    def memory(self, sequence: Sequence, token: int) -> np.ndarray:
+    def memory(self, sequence: BlockTable, token: int) -> np.ndarray:
         """Where a token's number is."""
         at = sequence.pages[token // PAGE] * self.cache.page_bytes + token % PAGE * 8
         return self.cache._memory[at : at + 8].view(np.int64)
@@ -101,7 +101,7 @@ test_accounts = Accounts.TestCase
 
 
 def test_pages_that_nobody_uses_are_asked_for_before_a_sequence_is_refused() -> None:
-    cache, idle, sequence, asked = KVCache([LayerShape(1, 16, 16)], 2), Sequence(), Sequence(), []
+    cache, idle, sequence, asked = KVCache([LayerShape(1, 16, 16)], 2), BlockTable(), BlockTable(), []
 
     def reclaim() -> None:
         asked.append(True)
@@ -114,7 +114,7 @@ def test_pages_that_nobody_uses_are_asked_for_before_a_sequence_is_refused() -> 
     cache.extend(sequence, 2 * PAGE)
     assert len(asked) == 1
     with pytest.raises(CacheFull):
-        cache.extend(Sequence(), 1)
+        cache.extend(BlockTable(), 1)
 
 
 def test_layers_and_parts_share_no_byte_of_a_page() -> None:

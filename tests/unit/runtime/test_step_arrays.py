@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.errors import CacheFull
-from pellucid.kernels.cached import PAGE
-from pellucid.kernels.record import Step
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.kernels.core.record import StepRecord
 from pellucid.runtime.batch import Chunk, StepArrays
-from pellucid.runtime.cache import KVCache, LayerShape, Sequence
+from pellucid.runtime.cache import BlockTable, KVCache, LayerShape
 
 counts = st.lists(
     st.tuples(st.integers(1, 30), st.integers(0, 200), st.integers(0, 30)), min_size=1, max_size=6
@@ -18,7 +18,7 @@ counts = st.lists(
 
 
 def word(arrays: StepArrays, field: str) -> int:
-    return int(arrays.record[getattr(Step.at, field) // 8])
+    return int(arrays.record[getattr(StepRecord.at, field) // 8])
 
 
 @given(st.lists(counts, min_size=1, max_size=3))
@@ -28,7 +28,7 @@ def test_a_step_says_where_every_token_is(steps: list[list[tuple[int, int, int]]
     for step in steps:
         chunks = []
         for count, past, outputs in step:
-            sequence = Sequence()
+            sequence = BlockTable()
             cache.extend(sequence, past)
             sequence.length = past
             chunks.append(Chunk(sequence, list(range(past, past + count)), min(outputs, count)))
@@ -38,31 +38,31 @@ def test_a_step_says_where_every_token_is(steps: list[list[tuple[int, int, int]]
         assert word(arrays, "sequences") == len(chunks)
         row = output = 0
         for s, chunk in enumerate(chunks):
-            n, past = len(chunk.tokens), chunk.sequence.length
+            n, past = len(chunk.tokens), chunk.table.length
             assert past == step[s][1]  # grows only once the step has run
             assert arrays.token_ids[row : row + n].tolist() == chunk.tokens
             assert arrays.positions[row : row + n].tolist() == list(range(past, past + n))
             assert (arrays.first_row[s], arrays.row_count[s], arrays.length[s]) == (row, n, past + n)
-            pages = chunk.sequence.pages
+            pages = chunk.table.pages
             assert len(pages) == -(-(past + n) // PAGE)
             assert arrays.pages[s, : len(pages)].tolist() == pages
             row += n
             wanted = arrays.output_rows[output : output + chunk.outputs].tolist()
             assert wanted == list(range(row - chunk.outputs, row))
             output += chunk.outputs
-            cache.truncate(chunk.sequence, 0)
+            cache.truncate(chunk.table, 0)
 
 
 def test_scratch_begins_at_a_cache_line() -> None:
     arrays = StepArrays(8, 8, 1, 1, scratch=192, threads=3)
-    arrays.fill([Chunk(Sequence(), [1])], KVCache([LayerShape(1, 16, 16)], 1))
+    arrays.fill([Chunk(BlockTable(), [1])], KVCache([LayerShape(1, 16, 16)], 1))
     assert word(arrays, "scratch") % 64 == 0
     assert word(arrays, "scratch_bytes") == 192
 
 
 def test_a_sequence_that_gets_no_pages_is_refused_and_does_not_grow() -> None:
     cache, arrays = KVCache([LayerShape(1, 16, 16)], 2), StepArrays(300, 1, 2, 2, 64, 1)
-    first, second = Sequence(), Sequence()
+    first, second = BlockTable(), BlockTable()
     with pytest.raises(CacheFull, match=f"{PAGE + 1} tokens need 2 more pages"):
         arrays.fill([Chunk(first, [1], 0), Chunk(second, [1] * (PAGE + 1))], cache)
     assert (first.length, second.length) == (0, 0)

@@ -13,18 +13,18 @@ import pytest
 from support.model_files import gguf
 from support.reference import Reference
 from support.sampling import Words
-from support.tiny import TINY, network, opened
+from support.tiny import TINY, opened
 
 import pellucid
+from pellucid.engine.beam_search import search as beam_loop
+from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.model.spec import Model
-from pellucid.plan.network import Network
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import Sequence
+from pellucid.runtime.cache import BlockTable
 from pellucid.sample.beams import BeamOptions, BeamSearch, gumbel
 from pellucid.sample.options import Options
-from pellucid.search import search as beam_loop
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.pack import decode
@@ -59,7 +59,7 @@ def fixed(seed: int) -> Callable[[int, int], np.ndarray]:
 
 
 class ByReference:
-    """What beam search needs of a network, with the reference's logits: float64, without a cache."""
+    """What beam search needs of a runner, with the reference's logits: float64, without a cache."""
 
     def __init__(self, checkpoint: Checkpoint, model: Model) -> None:
         self._reference = Reference(checkpoint, model)
@@ -70,7 +70,7 @@ class ByReference:
         return np.float32(self._reference.logits(sequence)[-1])
 
     def forward_all(self, chunks: list[Chunk]) -> list[np.ndarray]:
-        return [self.prefill(chunk.sequence, chunk.tokens)[np.newaxis] for chunk in chunks]
+        return [self.prefill(chunk.table, chunk.tokens)[np.newaxis] for chunk in chunks]
 
     def fork(self, sequence: list[int]) -> list[int]:
         return Tokens(sequence)
@@ -115,14 +115,14 @@ def test_the_same_logits_give_the_texts_and_scores_of_transformers(case: dict[st
 
 
 class Afresh(ByReference):
-    """A network that reads every beam's whole text anew."""
+    """A model runner that reads every beam's whole text anew."""
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self, net: ModelRunner) -> None:
         self._net, self.width = net, net.width
 
     def prefill(self, sequence: list[int], tokens: list[int]) -> np.ndarray:
         sequence += tokens
-        fresh = Sequence()
+        fresh = BlockTable()
         logits = self._net.prefill(fresh, sequence)
         self._net.truncate(fresh, 0)
         return logits
@@ -130,8 +130,8 @@ class Afresh(ByReference):
 
 @pytest.mark.parametrize("case", SMALL[::2])
 def test_forks_of_the_cache_have_the_bits_of_whole_texts(case: dict[str, Any]) -> None:
-    with network(TINY[case["model"]]) as net:
-        sequence = Sequence()
+    with model_runner(TINY[case["model"]]) as net:
+        sequence = BlockTable()
         forked, afresh = searched(net, sequence, case), searched(Afresh(net), Tokens(), case)
         assert forked.nodes == afresh.nodes
         net.truncate(sequence, 0)
@@ -140,8 +140,8 @@ def test_forks_of_the_cache_have_the_bits_of_whole_texts(case: dict[str, Any]) -
 
 @pytest.mark.parametrize("case", SMALL[::9])
 def test_the_tree_says_what_became_of_each_candidate(case: dict[str, Any]) -> None:
-    with network(TINY[case["model"]]) as net:
-        found = searched(net, Sequence(), case)
+    with model_runner(TINY[case["model"]]) as net:
+        found = searched(net, BlockTable(), case)
     nodes, size = found.nodes, case["options"]["num_beams"] // case["options"].get("num_beam_groups", 1)
     assert [node.id for node in nodes] == list(range(len(nodes)))
     for node in nodes[1:]:
@@ -233,13 +233,13 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 @pytest.mark.model
 @pytest.mark.parametrize("case", [case for case in CASES if case["model"] == "smollm2"])
 def test_smollm2_has_the_texts_and_scores_of_its_float_weights(smollm2: LLM, case: dict[str, Any]) -> None:
-    sequence = Sequence()
-    found = searched(smollm2.network, sequence, case)
+    sequence = BlockTable()
+    found = searched(smollm2.runner, sequence, case)
     scale = max(
         len(one["ids"]) ** -min(case["options"].get("length_penalty", 1.0), 0.0) for one in case["sequences"]
     )
     check(found, case, 1e-4 * scale)  # a negative length penalty multiplies scores, and their errors
-    smollm2.network.truncate(sequence, 0)
+    smollm2.runner.truncate(sequence, 0)
     options = dict(case["options"])
     if not set(options) - {*OWN, "max_new_tokens"} and case.get("pad_id") in (None, min(case["eos_ids"])):
         made = smollm2.beam_search(case["prompt"], **options)

@@ -28,12 +28,12 @@ from support.tiny import write_llama
 from support.tokenizer_file import write_tokenizer
 
 import pellucid
+from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest
-from pellucid.generation import Generation
 from pellucid.llm import LLM
-from pellucid.sample import grammar, matching
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.chain import Sampler
+from pellucid.sample.grammars import grammar, matching
 from pellucid.sample.options import Options
 from pellucid.tokenize import Tokenizer, load_tokenizer
 
@@ -465,11 +465,11 @@ llm = pellucid.load(sys.argv[1], threads=1)
 gc.disable()
 for _ in range(2):
     next(iter(llm.start("to", seed=1)))
-fill = llm.network._step.fill
+fill = llm.runner._step.fill
 def collecting(*arguments):
     gc.collect()
     return fill(*arguments)
-llm.network._step.fill = collecting
+llm.runner._step.fill = collecting
 print(llm.generate("of", max_new_tokens=3).finish_reason)
 """
     assert quick(code, str(folder)) == "length"

@@ -15,7 +15,7 @@ from support.sampling import Words
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.options import Options
-from pellucid.sample.step import Past, Step, owners, steps
+from pellucid.sample.step import SamplerStep, TokenHistory, owners, steps
 from pellucid.sample.steps.temperature import Temperature
 from pellucid.sample.steps.top_k import TopK
 from pellucid.sample.steps.top_p import TopP
@@ -111,7 +111,7 @@ def test_any_value_is_taken_or_refused(name: str, value: Any) -> None:
     options.ending().push("text", last=False)
 
 
-def chain(**options: Any) -> tuple[Step, ...]:
+def chain(**options: Any) -> tuple[SamplerStep, ...]:
     return Options.of(**options).chain().steps
 
 
@@ -155,12 +155,12 @@ def test_samplers_are_an_order_of_ones_own() -> None:
 
 def test_a_step_of_ones_own() -> None:
     @dataclass(frozen=True)
-    class EvenOnly(Step):
+    class EvenOnly(SamplerStep):
         """Only even ids, whose logits it writes as float64."""
 
         name, order, kind = "even_only", 0, "forbid"
 
-        def apply(self, candidates: Candidates, past: Past) -> Candidates:
+        def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
             return candidates.keep(np.arange(0, len(candidates), 2))
 
     made = Options.of(samplers=[EvenOnly(), "temperature"], seed=3).chain().start(Words(), [])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.sampling import REFERENCES, Before, Words, ranked, softmax
 
 from pellucid.sample.candidates import Candidates, least_float32
-from pellucid.sample.step import Past, Setting, Step, options_of, steps
+from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, options_of, steps
 
 INF = math.inf
 GEMMA = 262_144
@@ -97,10 +97,10 @@ def test_every_step_has_a_reference_and_is_tested_here() -> None:
         assert set(OPTIONS[name]) == set(options_of(steps()[name]))
 
 
-def bound(name: str, options: dict[str, Any], before: Before, size: int) -> tuple[Step, Past]:
-    setting = Setting(Words(size), frozenset(before.ends), before.seed, False, size)
+def bound(name: str, options: dict[str, Any], before: Before, size: int) -> tuple[SamplerStep, TokenHistory]:
+    setting = RequestContext(Words(size), frozenset(before.ends), before.seed, False, size)
     step = steps()[name](**options).bind(setting)
-    past = Past(before.prompt, before.seed)
+    past = TokenHistory(before.prompt, before.seed)
     for token in before.generated:
         past.append(token)
     return step, past

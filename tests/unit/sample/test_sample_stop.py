@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.sample.stop import Ending, Stopper
+from pellucid.sample.stop import StopCriteria, StopStrings
 
 LETTERS = "aab\n 日"  # few, so that stop strings begin, break off and overlap
 stop_strings = st.lists(st.text(LETTERS, min_size=1, max_size=5), max_size=4).map(tuple)
@@ -28,7 +28,7 @@ def cut(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
 def test_the_text_ends_before_the_first_complete_stop_string(
     stops: tuple[str, ...], pieces: list[str]
 ) -> None:
-    stopper = Stopper(stops)
+    stopper = StopStrings(stops)
     out = "".join(stopper.push(piece) for piece in pieces)
     stopped = stopper.stopped
     assert (out + stopper.flush(), stopped) == cut("".join(pieces), stops)
@@ -37,7 +37,7 @@ def test_the_text_ends_before_the_first_complete_stop_string(
 
 @given(stop_strings, pieces_of_text)
 def test_only_what_may_begin_a_stop_string_is_held_back(stops: tuple[str, ...], pieces: list[str]) -> None:
-    stopper, text, out = Stopper(stops), "", ""
+    stopper, text, out = StopStrings(stops), "", ""
     for piece in pieces:
         text, out = text + piece, out + stopper.push(piece)
         if stopper.stopped:
@@ -48,7 +48,7 @@ def test_only_what_may_begin_a_stop_string_is_held_back(stops: tuple[str, ...], 
 
 @given(pieces_of_text)
 def test_without_stop_strings_nothing_waits(pieces: list[str]) -> None:
-    stopper = Stopper()
+    stopper = StopStrings()
     assert [stopper.push(piece) for piece in pieces] == pieces
     assert stopper.flush() == ""
 
@@ -65,13 +65,13 @@ def test_without_stop_strings_nothing_waits(pieces: list[str]) -> None:
     ],
 )
 def test_examples(stops: tuple[str, ...], pieces: list[str], wanted: str) -> None:
-    stopper = Stopper(stops)
+    stopper = StopStrings(stops)
     assert "".join(map(stopper.push, pieces)) + stopper.flush() == wanted
 
 
 def endings(texts: list[str], last: int, **options: Any) -> tuple[str, str | None]:
     """The text that comes out, and why it ended."""
-    ending, out = Ending(**options), ""
+    ending, out = StopCriteria(**options), ""
     for at, text in enumerate(texts):
         certain, reason = ending.push(text, last=at + 1 == last)
         out += certain
@@ -98,7 +98,7 @@ def test_what_was_held_back_comes_out_at_every_end_but_a_stop_string() -> None:
         "until",
     )
     assert endings(["aX"], 9, stops=("XYZ",), max_time=1e-9) == ("aX", "time")
-    ending = Ending(("XYZ",))
+    ending = StopCriteria(("XYZ",))
     assert (ending.push("aX", last=False), ending.flush("Y")) == (("a", None), "XY")
 
 

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.letters import CHANGED
 
-from pellucid.tokenize import patterns
-from pellucid.tokenize.automaton import automaton
-from pellucid.tokenize.matcher import Matcher, matcher
-from pellucid.tokenize.pretokenize import Split
+from pellucid.tokenize.patterns import published
+from pellucid.tokenize.patterns.automaton import automaton
+from pellucid.tokenize.patterns.matcher import Matcher, matcher
+from pellucid.tokenize.stages.pretokenize import Split
 from pellucid.tokenize.unicode import complement, letters, members
 
 PUBLISHED = sorted({
-    step for splitting in patterns.GGUF_PRE.values() for step in splitting.steps
-} | (patterns.LINEAR - {patterns.CL100K}))  # fmt: skip
+    step for splitting in published.GGUF_PRE.values() for step in splitting.steps
+} | (published.LINEAR - {published.CL100K}))  # fmt: skip
 SMALL = [
     "a", "a|ab", "ab|a", "a+", "a+?b", "a*b", "(?:ab|a)(?:c|bcd)?", "a{2,3}", "a{2,}", "a{2,3}?", "[ab]+c?", "a(?!b)",
     "a(?=b)", "a+(?!b)", "(?:a|b(?!c))+", "a?b?c", "a|b|c*d", "a++b", "[^a]++a", r"\s+(?!\S)|\s+", "(?i:as)k", "x{0}a",

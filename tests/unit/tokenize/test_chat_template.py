@@ -11,7 +11,7 @@ from support.templates import CONVERSATIONS, TEMPLATES, TOOL, chat
 from tokenizer_cases import tokenizer
 
 from pellucid.errors import TemplateError
-from pellucid.tokenize.template import Limits, render
+from pellucid.tokenize.chat.template import RenderLimits, render
 
 HELLO = [{"role": "user", "content": "Hi"}]
 
@@ -105,7 +105,7 @@ GROWING = "{% set n = namespace(s='0123456789', t=[1], u=[1]) %}{% for i in rang
 )
 def test_memory_is_limited(source: str) -> None:
     with pytest.raises(TemplateError, match=r"line 1: it used more than 100 MB of memory$"):
-        render(source, {}, Limits(megabytes=100))
+        render(source, {}, RenderLimits(megabytes=100))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_memory_is_limited(source: str) -> None:
 def test_time_is_limited(source: str) -> None:
     began = time.monotonic()
     with pytest.raises(TemplateError, match=r"ran for more than 0\.05 seconds$|used more than 512 MB"):
-        render(source, {}, Limits(seconds=0.05))
+        render(source, {}, RenderLimits(seconds=0.05))
     assert time.monotonic() - began < 2
 
 
@@ -165,9 +165,9 @@ def test_the_next_template_has_all_of_its_limits() -> None:
             render(
                 "{% for i in range(99) %}{{ 'x' * 10**5 }}{% endfor %}",
                 {},
-                Limits(megabytes=200, characters=10**6),
+                RenderLimits(megabytes=200, characters=10**6),
             )
-        assert len(render("{{ 'x' * 10**7 }}", {}, Limits(megabytes=200))) == 10**7
+        assert len(render("{{ 'x' * 10**7 }}", {}, RenderLimits(megabytes=200))) == 10**7
 
 
 def test_the_filter_random_is_the_same_each_time() -> None:

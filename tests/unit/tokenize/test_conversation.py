@@ -14,7 +14,7 @@ from support.templates import chat
 from tokenizer_cases import tokenizer
 
 from pellucid.errors import InvalidRequest
-from pellucid.tokenize.conversation import conversation, guard, variables
+from pellucid.tokenize.chat.conversation import conversation, guard, variables
 
 LLAMA3 = "{% for m in messages %}{{ m['role'] + ':' + m['content'] | trim }};{% endfor %}"
 CALL = {"function": {"name": "f", "arguments": {"x": None}}}

@@ -13,7 +13,7 @@ from tokenizer_cases import GOLDENS, TINY, tokenizer
 
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize.encoding import Padding, Truncation
-from pellucid.tokenize.postprocess import A, Template
+from pellucid.tokenize.stages.postprocess import A, Template
 
 WINDOWS = json.loads((GOLDENS / "windows.json").read_text())
 

@@ -12,12 +12,12 @@ import pytest
 from tokenizer_cases import GOLDENS
 
 from pellucid.errors import InvalidRequest
-from pellucid.tokenize import matcher as matchers
-from pellucid.tokenize.aligned import Aligned
-from pellucid.tokenize.matcher import Budget, Matcher, matcher
-from pellucid.tokenize.normalize import Replace
-from pellucid.tokenize.oniguruma import PatternError, parse
-from pellucid.tokenize.pretokenize import Split
+from pellucid.tokenize.patterns import matcher as matchers
+from pellucid.tokenize.patterns.matcher import Budget, Matcher, matcher
+from pellucid.tokenize.patterns.oniguruma import PatternError, parse
+from pellucid.tokenize.stages.aligned import Aligned
+from pellucid.tokenize.stages.normalize import Replace
+from pellucid.tokenize.stages.pretokenize import Split
 
 CASES: dict[str, Any] = json.loads((GOLDENS / "patterns.json").read_text(encoding="utf-8"))
 REFUSED_HERE = [

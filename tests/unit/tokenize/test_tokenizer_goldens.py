@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tokenizer_cases import BOTH, GOLDENS, MODELS, from_folder, golden, tokenizer
 
-from pellucid.tokenize import base
-from pellucid.tokenize.assembled import assembled
+from pellucid.tokenize import tokenizer as base
+from pellucid.tokenize.compiled_encoder import assembled
 
 ONLY_PYTHON = ("tiny_wordlevel", "tiny_sentencepiece_char", "tiny_sentencepiece_word")
 

@@ -11,7 +11,7 @@ from tokenizer_cases import BYTE_LEVEL, GOLDENS, LETTERS, TINY, from_fields, fro
 
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
 from pellucid.tokenize import load_tokenizer
-from pellucid.tokenize.beside import parse_json
+from pellucid.tokenize.files.sidecar import parse_json
 
 SENTENCEPIECE: dict[str, Any] = {
     "model": "llama",

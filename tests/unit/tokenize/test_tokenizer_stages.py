@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from pellucid.tokenize.added import AddedToken, AddedTokens
-from pellucid.tokenize.base import _Remembered
 from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE
 from pellucid.tokenize.kinds.wordpiece import WordPiece
 from pellucid.tokenize.merges import ScoreRanks
-from pellucid.tokenize.normalize import Bert, Lowercase
-from pellucid.tokenize.patterns import GGUF_PRE
-from pellucid.tokenize.pretokenize import BERT, PreTokenizer, Split
+from pellucid.tokenize.patterns.published import GGUF_PRE
+from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.normalize import Bert, Lowercase
+from pellucid.tokenize.stages.pretokenize import BERT, PreTokenizer, Split
+from pellucid.tokenize.tokenizer import _Remembered
 
 
 def cutting(name: str) -> PreTokenizer:

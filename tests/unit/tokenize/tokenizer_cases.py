@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from pellucid.tokenize import Tokenizer, load_tokenizer
-from pellucid.tokenize.decode import byte_alphabet
 from pellucid.tokenize.merges import PairRanks
+from pellucid.tokenize.stages.decode import byte_alphabet
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "tokenize"
 TINY = tuple(

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from pellucid.errors import SourceError
-from pellucid.weights.sources import huggingface as module
-from pellucid.weights.sources.huggingface import choose, parse
+from pellucid.weights.sources.schemes import huggingface as module
+from pellucid.weights.sources.schemes.huggingface import choose, parse
 
 SHARDS = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
 INDEX = "model.safetensors.index.json"

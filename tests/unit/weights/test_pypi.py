@@ -14,9 +14,9 @@ import pytest
 from support.wheels import wheel
 
 from pellucid.errors import SourceError
-from pellucid.weights.sources import Silent
-from pellucid.weights.sources import pypi as module
-from pellucid.weights.sources.pypi import SOURCE, parse
+from pellucid.weights.sources.schemes import pypi as module
+from pellucid.weights.sources.schemes.pypi import SOURCE, parse
+from pellucid.weights.sources.source import Silent
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ from pellucid import load
 from pellucid.errors import FileFormatError, ModelNotFound, PellucidError, SourceError
 from pellucid.weights import catalogue as catalogue_module
 from pellucid.weights import records, store
-from pellucid.weights.catalogue import File, Model, catalogue, find
+from pellucid.weights.catalogue import CatalogueFile, CatalogueModel, catalogue, find
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.records import MANIFEST, read_manifest
-from pellucid.weights.sources import sources
+from pellucid.weights.sources.registry import sources
 from pellucid.weights.store import installed, pull, remove, resolve, verify
 
 CONTENT = b"first half, " * 999 + b"second half" * 999
@@ -39,16 +39,16 @@ class Labels:
         self.calls.append((done_bytes, total_bytes, label))
 
 
-def model_of(*sources: tuple[str, ...], name: str = "tiny.gguf", data: bytes = CONTENT) -> Model:
-    file = File(name, len(data), hashlib.sha256(data).hexdigest(), sources)
-    return Model("tiny", "A test", "CC0", ("teeny",), (file,))
+def model_of(*sources: tuple[str, ...], name: str = "tiny.gguf", data: bytes = CONTENT) -> CatalogueModel:
+    file = CatalogueFile(name, len(data), hashlib.sha256(data).hexdigest(), sources)
+    return CatalogueModel("tiny", "A test", "CC0", ("teeny",), (file,))
 
 
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Put one model, and no other, into the catalogue."""
 
-    def only(model: Model) -> None:
+    def only(model: CatalogueModel) -> None:
         monkeypatch.setattr(catalogue_module, "catalogue", lambda: {model.name: model})
 
     return only
@@ -371,10 +371,12 @@ def test_pull_fetches_just_what_is_damaged(store_home: Path, index: Path, tmp_pa
     for name, data in contents.items():
         (tmp_path / Path(name).name).write_bytes(data)
     files = [
-        File(name, len(data), hashlib.sha256(data).hexdigest(), ((f"local:{tmp_path / Path(name).name}",),))
+        CatalogueFile(
+            name, len(data), hashlib.sha256(data).hexdigest(), ((f"local:{tmp_path / Path(name).name}",),)
+        )
         for name, data in contents.items()
     ]
-    only(Model("tiny", "A test", "CC0", (), tuple(files)))
+    only(CatalogueModel("tiny", "A test", "CC0", (), tuple(files)))
     folder = resolve("tiny")
     damage(folder / "c.bin")
     for name in ("a.json", "b.json"):  # which can be had no more
@@ -469,10 +471,12 @@ def test_parts_are_joined_and_stale_staging_is_removed(store_home: Path, index: 
 def test_several_files_share_one_wheel(store_home: Path, index: Path, only: Any) -> None:
     wheel(index, "tiny-model", "1.0", {"m/a.json": b"a", "m/sub/b.json": b"bb"})
     files = [
-        File(name, len(data), hashlib.sha256(data).hexdigest(), ((f"pypi:tiny-model==1.0/m/{name}",),))
+        CatalogueFile(
+            name, len(data), hashlib.sha256(data).hexdigest(), ((f"pypi:tiny-model==1.0/m/{name}",),)
+        )
         for name, data in (("a.json", b"a"), ("sub/b.json", b"bb"))
     ]
-    only(Model("tiny", "A test", "CC0", (), tuple(files)))
+    only(CatalogueModel("tiny", "A test", "CC0", (), tuple(files)))
     folder = resolve("tiny")
     assert folder == store_home / "models" / "tiny"
     assert (folder / "sub" / "b.json").read_bytes() == b"bb"

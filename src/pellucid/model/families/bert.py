@@ -4,8 +4,8 @@ learned positions, type embeddings, mean pooling.
 
 from __future__ import annotations
 
-from pellucid.model import Family
 from pellucid.model.config import Config
+from pellucid.model.family import Family
 from pellucid.model.readers import sentence_pooling
 from pellucid.model.spec import (
     Attention,

@@ -5,8 +5,8 @@ GGUF files have the rows of q and k permuted so that rotary pairs are neighbours
 
 from __future__ import annotations
 
-from pellucid.model import Family
 from pellucid.model.config import Config
+from pellucid.model.family import Family
 from pellucid.model.names import gguf_slots, transformers_slots
 from pellucid.model.readers import gguf_attention, gguf_vocabulary, heads_of, rope_parameters, tied_head
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Model, ModelSpec, Norm, Rotary

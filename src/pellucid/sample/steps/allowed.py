@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import tokens_or_texts
-from pellucid.sample.step import Past, Setting, Step, option
+from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 from pellucid.sample.words import parts, spellings
 
 MOST = 65_536  # entries
 
 
 @dataclass(frozen=True)
-class Allowed(Step):
+class Allowed(SamplerStep):
     name, order, kind = "allowed", 60, "forbid"
 
     allowed: Sequence[Any] = option(
@@ -33,11 +33,11 @@ class Allowed(Step):
     def idle(self) -> bool:
         return not self.allowed
 
-    def bind(self, setting: Setting) -> Step:
+    def bind(self, setting: RequestContext) -> SamplerStep:
         found = {
             token for entry in self.allowed for ids in spellings(setting, "allowed", entry) for token in ids
         }
         return Allowed(self.allowed, np.array(sorted(found), np.int64))
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         return candidates.keep(candidates.places(self.ids))

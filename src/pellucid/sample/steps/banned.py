@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import tokens_or_texts
-from pellucid.sample.step import Past, Setting, Step, option
+from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 from pellucid.sample.words import parts, spellings
 
 MOST = 4096  # entries
 
 
 @dataclass(frozen=True)
-class Banned(Step):
+class Banned(SamplerStep):
     name, order, kind = "banned", 50, "forbid"
 
     banned: Sequence[Any] = option(
@@ -41,13 +41,13 @@ class Banned(Step):
     def idle(self) -> bool:
         return not self.banned
 
-    def bind(self, setting: Setting) -> Step:
+    def bind(self, setting: RequestContext) -> SamplerStep:
         found = [ids for entry in self.banned for ids in spellings(setting, "banned", entry)]
         alone = sorted({ids[0] for ids in found if len(ids) == 1})
         several = tuple(dict.fromkeys(ids for ids in found if len(ids) > 1))
         return replace(self, always=np.array(alone, np.int64), sequences=several)
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         ids = past.ids
         ends = [
             s[-1] for s in self.sequences if tuple(ids[max(len(ids) - len(s) + 1, 0) :].tolist()) == s[:-1]

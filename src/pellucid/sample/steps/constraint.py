@@ -17,13 +17,13 @@ from typing import Any
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import anything
-from pellucid.sample.grammar import KINDS, compiled
-from pellucid.sample.matching import Matching
-from pellucid.sample.step import Past, Setting, Step, option
+from pellucid.sample.grammars.grammar import KINDS, compiled
+from pellucid.sample.grammars.matching import Matching
+from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class Constraint(Step):
+class Constraint(SamplerStep):
     name, order, kind = "constraint", 80, "forbid"
 
     json_schema: Any = option(None, anything, "The text is JSON of this schema.", str)
@@ -64,11 +64,11 @@ class Constraint(Step):
     def forced(self) -> Sequence[int]:
         return () if self.matching is None else self.matching.forced
 
-    def bind(self, setting: Setting) -> Step:
+    def bind(self, setting: RequestContext) -> SamplerStep:
         ((kind, value),) = self.given.items()
         return self._with(Matching(compiled(kind, value), setting))
 
-    def fork(self) -> Step:
+    def fork(self) -> SamplerStep:
         return self if self.matching is None else self._with(self.matching.fork())
 
     def _with(self, matching: Matching) -> Constraint:
@@ -77,7 +77,7 @@ class Constraint(Step):
         object.__setattr__(made, "matching", matching)
         return made
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         assert self.matching is not None, "it is bound before it is applied"
         return self.matching.among(candidates)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real, texts, whole
-from pellucid.sample.step import Past, Setting, Step, Words, last, option
+from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol, last, option
 
 MOST_BREAKERS, LONGEST_BREAKER, LONGEST_TAIL = 64, 40, 20
 MOST_KEPT = 16  # lists of breakers of one vocabulary
@@ -29,7 +29,7 @@ Breakers = Mapping[int, Sequence[tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
-class Dry(Step):
+class Dry(SamplerStep):
     name, order, kind = "dry", 30, "change"
 
     dry_multiplier: float = option(
@@ -53,11 +53,11 @@ class Dry(Step):
     def idle(self) -> bool:
         return self.dry_multiplier == 0 or self.dry_penalty_last_n == 0
 
-    def bind(self, setting: Setting) -> Step:
+    def bind(self, setting: RequestContext) -> SamplerStep:
         found = _breakers(setting.words, tuple(self.dry_sequence_breakers))
         return replace(self, breakers=found, heads=np.array(list(found), np.int64))
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         ids = last(past.ids, self.dry_penalty_last_n)
         longest = self._since_breaker(ids)
         if longest < self.dry_allowed_length or len(ids) <= self.dry_allowed_length:
@@ -97,11 +97,11 @@ def repetitions(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return lengths
 
 
-_found: WeakKeyDictionary[Words, dict[tuple[str, ...], Breakers]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[TokenizerProtocol, dict[tuple[str, ...], Breakers]] = WeakKeyDictionary()
 """Breakers of vocabularies that were looked through: that takes a while, and depends on nothing else."""
 
 
-def _breakers(words: Words, breakers: tuple[str, ...]) -> Breakers:
+def _breakers(words: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
     """Where breakers may end: tokens that have one in them, and tokens that begin one, with the tokens of its rest."""
     known = _found.setdefault(words, {})
     if breakers not in known:
@@ -111,7 +111,7 @@ def _breakers(words: Words, breakers: tuple[str, ...]) -> Breakers:
     return known[breakers]
 
 
-def _looked_for(words: Words, breakers: tuple[str, ...]) -> Breakers:
+def _looked_for(words: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
     found: dict[int, list[tuple[int, ...]]] = {}
     for token in range(words.vocab_size):
         text = words.decode([token], skip_special=False)

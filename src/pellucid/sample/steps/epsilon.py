@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
-from pellucid.sample.step import Past, Step, option
+from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class Epsilon(Step):
+class Epsilon(SamplerStep):
     name, order, kind = "epsilon", 150, "cut"
 
     epsilon_cutoff: float = option(
@@ -22,5 +22,5 @@ class Epsilon(Step):
     def idle(self) -> bool:
         return self.epsilon_cutoff == 0
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         return candidates.keep_above(math.log(self.epsilon_cutoff) + math.log(candidates.sums.total))

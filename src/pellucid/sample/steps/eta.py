@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
-from pellucid.sample.step import Past, Step, option
+from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class Eta(Step):
+class Eta(SamplerStep):
     name, order, kind = "eta", 160, "cut"
 
     eta_cutoff: float = option(
@@ -24,6 +24,6 @@ class Eta(Step):
     def idle(self) -> bool:
         return self.eta_cutoff == 0
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         sums, bound = candidates.sums, math.log(self.eta_cutoff)
         return candidates.keep_above(min(bound, bound / 2 - sums.entropy) + math.log(sums.total))

@@ -8,11 +8,11 @@ import numpy as np
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import whole
-from pellucid.sample.step import Past, Setting, Step, option
+from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class MinNewTokens(Step):
+class MinNewTokens(SamplerStep):
     name, order, kind = "min_new_tokens", 70, "forbid"
 
     min_new_tokens: int = option(0, whole(0, 1 << 31, "0 turns it off"), "Tokens to make at least; 0 is off.")
@@ -22,10 +22,10 @@ class MinNewTokens(Step):
     def idle(self) -> bool:
         return self.min_new_tokens == 0
 
-    def bind(self, setting: Setting) -> Step:
+    def bind(self, setting: RequestContext) -> SamplerStep:
         return MinNewTokens(self.min_new_tokens, tuple(sorted(setting.ends)))
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         if past.index >= self.min_new_tokens:
             return candidates
         return candidates.forbid(np.array(self.ends, np.int64))

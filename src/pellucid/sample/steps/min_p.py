@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
-from pellucid.sample.step import Past, Step, option
+from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class MinP(Step):
+class MinP(SamplerStep):
     name, order, kind = "min_p", 120, "cut"
 
     min_p: float = option(
@@ -24,5 +24,5 @@ class MinP(Step):
     def idle(self) -> bool:
         return self.min_p == 0
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         return candidates.keep_above(math.log(self.min_p))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real, whole
-from pellucid.sample.step import Past, Setting, Step, option
+from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Surprise:
 
 
 @dataclass(frozen=True)
-class Mirostat(Step):
+class Mirostat(SamplerStep):
     name, order, kind, alone = "mirostat", 190, "cut", True
 
     mirostat: int = option(
@@ -46,13 +46,13 @@ class Mirostat(Step):
     def note(self) -> str:
         return f"μ {self.state.most:.3f} bits"
 
-    def bind(self, setting: Setting) -> Step:
+    def bind(self, setting: RequestContext) -> SamplerStep:
         return self._with(2 * self.mirostat_tau)
 
-    def fork(self) -> Step:
+    def fork(self) -> SamplerStep:
         return self._with(self.state.most)
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         lowest = -self.state.most * math.log(2) + math.log(candidates.sums.total)
         return candidates.keep_top(1) if lowest > 0 else candidates.keep_above(lowest)
 

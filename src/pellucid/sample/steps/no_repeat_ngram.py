@@ -8,11 +8,11 @@ import numpy as np
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import whole
-from pellucid.sample.step import Past, Step, option
+from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class NoRepeatNgram(Step):
+class NoRepeatNgram(SamplerStep):
     name, order, kind = "no_repeat_ngram", 20, "forbid"
 
     no_repeat_ngram_size: int = option(
@@ -23,7 +23,7 @@ class NoRepeatNgram(Step):
     def idle(self) -> bool:
         return self.no_repeat_ngram_size == 0
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         ids, n = past.ids, self.no_repeat_ngram_size
         if len(ids) < n:
             return candidates

@@ -16,11 +16,11 @@ import numpy as np
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real, whole
-from pellucid.sample.step import Past, Step, option
+from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class Penalties(Step):
+class Penalties(SamplerStep):
     name, order, kind = "penalties", 10, "change"
 
     repetition_penalty: float = option(
@@ -45,7 +45,7 @@ class Penalties(Step):
         values = self.repetition_penalty, self.frequency_penalty, self.presence_penalty
         return values == (1, 0, 0) or self.repeat_last_n == 0
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         if self.repetition_penalty != 1:
             places = candidates.places(past.tally(0, self.repeat_last_n).ids)
             logits, p = candidates.logits(places), self.repetition_penalty

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
-from pellucid.sample.step import Past, Step, option
+from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class Temperature(Step):
+class Temperature(SamplerStep):
     name, order, kind = "temperature", 90, "scale"
 
     temperature: float = option(0.8, real(0, 100, "0 is greedy"), "0 is greedy; higher is more varied.")
@@ -36,7 +36,7 @@ class Temperature(Step):
     def idle(self) -> bool:
         return self.temperature == 1 and self.dynatemp_range == 0
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         t = self.temperature
         if self.dynatemp_range:
             low, high = max(t - self.dynatemp_range, 0.0), t + self.dynatemp_range

@@ -13,13 +13,13 @@ import numpy as np
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
-from pellucid.sample.step import Past, Step, option
+from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 MOST = 100
 
 
 @dataclass(frozen=True)
-class TopH(Step):
+class TopH(SamplerStep):
     name, order, kind = "top_h", 170, "cut"
 
     top_h: float = option(
@@ -32,7 +32,7 @@ class TopH(Step):
     def idle(self) -> bool:
         return self.top_h == 1
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         left = candidates.keep_top(MOST)
         logs = left.log_probabilities(left.top(MOST))
         probabilities = np.exp(logs)

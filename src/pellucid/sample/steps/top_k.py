@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import whole
-from pellucid.sample.step import Past, Step, option
+from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class TopK(Step):
+class TopK(SamplerStep):
     name, order, kind = "top_k", 100, "cut"
 
     top_k: int = option(40, whole(0, 1 << 31, "0 turns it off"), "Only the N most likely tokens; 0 is off.")
@@ -19,5 +19,5 @@ class TopK(Step):
     def idle(self) -> bool:
         return self.top_k == 0
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         return candidates.keep_top(self.top_k)

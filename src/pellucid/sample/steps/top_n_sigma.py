@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
-from pellucid.sample.step import Past, Step, option
+from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class TopNSigma(Step):
+class TopNSigma(SamplerStep):
     name, order, kind = "top_n_sigma", 140, "cut"
 
     top_n_sigma: float = option(
@@ -26,5 +26,5 @@ class TopNSigma(Step):
     def idle(self) -> bool:
         return self.top_n_sigma == 0
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         return candidates.keep_above(-self.top_n_sigma * candidates.deviation)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
-from pellucid.sample.step import Past, Step, option
+from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class TopP(Step):
+class TopP(SamplerStep):
     name, order, kind = "top_p", 110, "cut"
 
     top_p: float = option(
@@ -26,5 +26,5 @@ class TopP(Step):
     def idle(self) -> bool:
         return self.top_p == 1
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         return candidates.keep_likeliest(self.top_p)

@@ -12,11 +12,11 @@ import numpy as np
 
 from pellucid.sample.candidates import Candidates, fewest, lowest
 from pellucid.sample.checking import real
-from pellucid.sample.step import Past, Step, option
+from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class Typical(Step):
+class Typical(SamplerStep):
     name, order, kind = "typical", 130, "cut"
 
     typical_p: float = option(
@@ -29,7 +29,7 @@ class Typical(Step):
     def idle(self) -> bool:
         return self.typical_p == 1
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         far = np.abs(candidates.log_probabilities() + candidates.sums.entropy)
         mass = self.typical_p * candidates.sums.total
         return candidates.keep(fewest(lambda k: lowest(far, k), candidates.weights_at, len(candidates), mass))

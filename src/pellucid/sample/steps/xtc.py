@@ -13,11 +13,11 @@ import numpy as np
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
 from pellucid.sample.random import XTC, uniform
-from pellucid.sample.step import Past, Step, option
+from pellucid.sample.step import SamplerStep, TokenHistory, option
 
 
 @dataclass(frozen=True)
-class Xtc(Step):
+class Xtc(SamplerStep):
     name, order, kind = "xtc", 180, "cut"
 
     xtc_probability: float = option(
@@ -33,7 +33,7 @@ class Xtc(Step):
     def idle(self) -> bool:
         return self.xtc_probability == 0 or self.xtc_threshold > 0.5
 
-    def apply(self, candidates: Candidates, past: Past) -> Candidates:
+    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
         if uniform(past.seed, past.index, XTC) >= self.xtc_probability:
             return candidates
         most = (

@@ -13,26 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.messages import brief
-from pellucid.tokenize import kept
-from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.decode import ByteLevelDecoder, byte_alphabet
-from pellucid.tokenize.gguf import Fields
-from pellucid.tokenize.huggingface import Parts
-from pellucid.tokenize.merges import BY_RANK, Log, PairRanks, Ranks, ScoreRanks, Span, merge, merge_spans
-from pellucid.tokenize.patterns import GGUF_PRE
-from pellucid.tokenize.pretokenize import PreTokenizer, Split
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.tokenize import parsed_cache
+from pellucid.tokenize.encoding import Span
+from pellucid.tokenize.files.gguf_fields import GGUFFields
+from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
+from pellucid.tokenize.kind import Kind
+from pellucid.tokenize.merges import BY_RANK, Log, PairRanks, Ranks, ScoreRanks, merge, merge_spans
+from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.patterns.published import GGUF_PRE
+from pellucid.tokenize.stages.decode import ByteLevelDecoder, byte_alphabet
+from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split
+from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
+from pellucid.util.messages import brief
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled import Model
+    from pellucid.tokenize.compiled.model import CompiledModel
 
-WORTH_KEEPING = 100_000  # merges
-GGUF_MODEL = "gpt2"
-JSON_MODEL = "BPE"
+WORTH_CACHING = 100_000  # merges
 
 
-class ByteBPE:
+class ByteBPE(TokenizerModel):
     """The model stage: the bytes of a pre-token, merged.
 
     ``lost`` are the bytes that have no piece: some vocabularies leave out control characters that their
@@ -102,20 +104,22 @@ class ByteBPE:
         return {index: name for name, index in self._ids.items()}
 
     @property
-    def kernel(self) -> tuple[str, tuple[Any, ...]]:
+    def kernel(self) -> KernelKey:
         """What ``compiled`` is based on."""
-        return "text.merge", ("bytes", self._ignore_merges)
+        return KernelKey("text.merge", symbols="bytes", whole=self._ignore_merges)
 
-    def compiled(self) -> Model:
+    def compiled(self) -> CompiledModel:
         """The same as compiled code."""
-        from pellucid.tokenize.compiled import merging
-        from pellucid.tokenize.tables import Neighbours, Spelled, Words, byte_table
+        from pellucid.tokenize.compiled.model import merging
+        from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces, WordTable, byte_table
 
-        ids, spelled = byte_table(self._byte_ids), Spelled.in_alphabet(self._ids, self.pairs.size)
+        ids, spelled = byte_table(self._byte_ids), SpelledPieces.in_alphabet(self._ids, self.pairs.size)
         pairs = self.pairs.compiled()
         known = {"bytes": ids, "first": pairs.of_bytes(ids)}
-        around = Neighbours.of_bytes(spelled, self.lost)
-        return merging("bytes", self._ignore_merges, pairs, Words(spelled), around, spelled.lengths, **known)
+        around = NeighbourTable.of_bytes(spelled, self.lost)
+        return merging(
+            "bytes", self._ignore_merges, pairs, WordTable(spelled), around, spelled.lengths, **known
+        )
 
 
 def merges_told(
@@ -163,7 +167,7 @@ def pair_ranks(
     return PairRanks(np.array(left_ids, np.int32), np.array(right_ids, np.int32), made, vocabulary.size)
 
 
-def json_pairs(parts: Parts) -> PairRanks:
+def json_pairs(parts: TokenizerJson) -> PairRanks:
     """The table of the merges of a ``tokenizer.json``. Raises :class:`FileFormatError`."""
     if parts.pairs is None:
         merges = parts.model["merges"]
@@ -186,7 +190,7 @@ def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str
     return lefts, rights
 
 
-def from_gguf(fields: Fields) -> Tokenizer:
+def from_gguf(fields: GGUFFields) -> Tokenizer:
     """A tokenizer from the fields of a GGUF file. Raises FileFormatError, UnsupportedModel."""
     vocabulary = fields.vocabulary()
     merges = fields.strings("merges")
@@ -209,7 +213,7 @@ def from_gguf(fields: Fields) -> Tokenizer:
     )
 
 
-def _pairs(parts: Parts, merges: Any) -> Ranks:
+def _pairs(parts: TokenizerJson, merges: Any) -> Ranks:
     if merges is not BY_RANK:
         return json_pairs(parts)
     ranks = [-float(index) for index in range(parts.vocabulary.size)]
@@ -222,23 +226,23 @@ def _gguf_pairs(merges: Sequence[str], vocabulary: Vocabulary, path: Path) -> Pa
     def made() -> PairRanks:
         return pair_ranks(merges, vocabulary.ids, vocabulary, path, "tokenizer.ggml.merges")
 
-    if len(merges) < WORTH_KEEPING:
+    if len(merges) < WORTH_CACHING:
         return made()
     told = (*vocabulary.tokens, *merges, *map(str, sorted(vocabulary.special_ids)))
-    place = kept.place_of("\n".join(told).encode())
-    if (arrays := kept.read(place)) is not None:
-        return PairRanks.from_kept(arrays, vocabulary.size)
+    place = parsed_cache.cache_name("\n".join(told).encode())
+    if (arrays := parsed_cache.read(place)) is not None:
+        return PairRanks.from_cache(arrays, vocabulary.size)
     pairs = made()
-    kept.write(place, pairs.kept())
+    parsed_cache.write(place, pairs.to_cache())
     return pairs
 
 
-def claims(parts: Parts) -> bool:
+def claims(parts: TokenizerJson) -> bool:
     """Whether a ``tokenizer.json`` with this type of model is of this kind."""
     return parts.has_pre_tokenizer("ByteLevel")
 
 
-def from_json(parts: Parts) -> ByteBPE:
+def from_json(parts: TokenizerJson) -> ByteBPE:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES, byte_fallback=(False,))
     ids, pairs = parts.text_ids, _pairs(parts, model["merges"])
@@ -262,3 +266,6 @@ BPE_VALUES: dict[str, tuple[Any, ...]] = {
     "end_of_word_suffix": (None, ""),
 }
 """What is possible in fields of a JSON model of type BPE that are not implemented otherwise."""
+
+
+KIND = Kind("byte_bpe", gguf={"gpt2": from_gguf}, json=JsonModelReader("BPE", from_json, claims))

@@ -6,21 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError
-from pellucid.messages import brief
-from pellucid.tokenize.added import AddedToken, AddedTokens
-from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.beside import Beside
-from pellucid.tokenize.decode import BytesDecoder
-from pellucid.tokenize.merges import Span
-from pellucid.tokenize.postprocess import Template
-from pellucid.tokenize.pretokenize import PreTokenizer
+from pellucid.tokenize.encoding import Span
+from pellucid.tokenize.files.sidecar import Sidecar
+from pellucid.tokenize.kind import Kind
+from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.decode import BytesDecoder
+from pellucid.tokenize.stages.postprocess import Template
+from pellucid.tokenize.stages.pretokenize import PreTokenizer
+from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
+from pellucid.util.messages import brief
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 MOST_EXTRA = 1 << 16
 
 
-class Bytes:
+class Bytes(TokenizerModel):
     """The model stage: the bytes of a text, each plus ``shift``."""
 
     cut = None
@@ -42,9 +44,9 @@ class Bytes:
         return {"bytes": piece.encode().hex(" ")}
 
 
-def from_config(folder: Path, beside: Beside) -> Tokenizer:
+def from_config(folder: Path, sidecar: Sidecar) -> Tokenizer:
     """ByT5's tokenizer, of which ``tokenizer_config.json`` says how many extra ids there are."""
-    extra = beside.config.get("extra_ids", 125)
+    extra = sidecar.config.get("extra_ids", 125)
     if type(extra) is not int or not 0 <= extra <= MOST_EXTRA:
         problem = f"is {brief(extra)}; it must be a number from 0 to {MOST_EXTRA:,}"
         raise FileFormatError(folder / "tokenizer_config.json", "extra_ids", problem)
@@ -66,5 +68,8 @@ def from_config(folder: Path, beside: Beside) -> Tokenizer:
         model=Bytes(shift),
         post_processor=Template.around((), (vocabulary.ids["</s>"],)),
         decoder=BytesDecoder(tokens, shift),
-        **beside.arguments(vocabulary),
+        **sidecar.arguments(vocabulary),
     )
+
+
+KIND = Kind("bytes", classes={"ByT5Tokenizer": from_config})

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pellucid.tokenize.merges import Span
-from pellucid.tokenize.pretokenize import Split
+from pellucid.tokenize.encoding import Span
+from pellucid.tokenize.files.sentencepiece import CHAR, SentencePieceParts
+from pellucid.tokenize.kind import Kind
+from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.stages.pretokenize import Split
 
 
-class Chars:
+class Chars(TokenizerModel):
     """The model stage: the characters of a pre-token.
 
     ``names`` spells every id, ``pieces`` is text → id of everything that text may become, ``byte_ids`` the id of each
@@ -80,3 +83,11 @@ class Chars:
     def explain(self, piece: str) -> dict[str, Any]:
         """The characters."""
         return {"symbols": [self._names[index] for index, _, _ in self.symbols(piece)]}
+
+
+def from_sentencepiece(parts: SentencePieceParts) -> Chars:
+    """The model stage of a SentencePiece file."""
+    return Chars(parts.vocabulary.tokens, parts.pieces, parts.byte_ids, parts.unknown, exactly=True)
+
+
+KIND = Kind("char", sentencepiece={CHAR: from_sentencepiece})

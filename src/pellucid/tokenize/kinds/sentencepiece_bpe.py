@@ -9,29 +9,29 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import FileFormatError
-from pellucid.messages import brief
-from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.decode import SPACE, ByteFallbackDecoder
-from pellucid.tokenize.gguf import Fields, check_scores
-from pellucid.tokenize.huggingface import Parts
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.tokenize.encoding import Span
+from pellucid.tokenize.files.gguf_fields import GGUFFields, check_scores
+from pellucid.tokenize.files.sentencepiece import BPE, SentencePieceParts
+from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
+from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.kinds import byte_bpe
 from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, json_pairs, merges_told
 from pellucid.tokenize.kinds.char import Chars
-from pellucid.tokenize.merges import Log, Ranks, ScoreRanks, Span, merge, merge_spans
-from pellucid.tokenize.normalize import Normalizer, Prepend, Replace, sequence
-from pellucid.tokenize.oniguruma_sets import quoted
-from pellucid.tokenize.pretokenize import PreTokenizer, Split
-from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
+from pellucid.tokenize.merges import Log, Ranks, ScoreRanks, merge, merge_spans
+from pellucid.tokenize.patterns.oniguruma_sets import quoted
+from pellucid.tokenize.stages.decode import SPACE, ByteFallbackDecoder
+from pellucid.tokenize.stages.normalize import Normalizer, Prepend, Replace, sequence
+from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split
+from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType
+from pellucid.util.messages import brief
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled import Model
-
-GGUF_MODEL = "llama"
-JSON_MODEL = "BPE"
+    from pellucid.tokenize.compiled.model import CompiledModel
 
 
 class CharBPE(Chars):
@@ -90,16 +90,16 @@ class CharBPE(Chars):
         return merges_told(self.symbols(piece), self.pairs, self._names)
 
     @property
-    def kernel(self) -> tuple[str, tuple[Any, ...]]:
+    def kernel(self) -> KernelKey:
         """What ``compiled`` is based on."""
-        return "text.merge", ("characters", self._ignore_merges)
+        return KernelKey("text.merge", symbols="characters", whole=self._ignore_merges)
 
-    def compiled(self) -> Model:
+    def compiled(self) -> CompiledModel:
         """The same as compiled code."""
         import numpy as np
 
-        from pellucid.tokenize.compiled import merging
-        from pellucid.tokenize.tables import Neighbours, Spelled, Words, byte_table
+        from pellucid.tokenize.compiled.model import merging
+        from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces, WordTable, byte_table
         from pellucid.tokenize.unicode import CODES
 
         characters = np.full(CODES, -1, np.int32)
@@ -108,7 +108,7 @@ class CharBPE(Chars):
                 characters[ord(piece)] = index
         # Unknown neighbours become one; where they vanish, those on their sides are neighbours.
         together = (characters < 0) & (len(self._byte_ids) < 256 and (self._fuse or self._unknown is None))
-        spelled = Spelled.by_id(self._pieces, self.pairs.size)
+        spelled = SpelledPieces.by_id(self._pieces, self.pairs.size)
         lengths = spelled.lengths
         lengths[[*self._byte_ids.values()]] = -1 if self._exactly else 1
         if self._unknown is not None:
@@ -117,8 +117,8 @@ class CharBPE(Chars):
             "characters",
             self._ignore_merges,
             self.pairs.compiled(),
-            Words(spelled),
-            Neighbours.of_text(self._pieces, together),
+            WordTable(spelled),
+            NeighbourTable.of_text(self._pieces, together),
             lengths,
             bytes=byte_table(self._byte_ids),
             characters=characters,
@@ -127,27 +127,14 @@ class CharBPE(Chars):
         )
 
 
-def byte_pieces(vocabulary: Vocabulary, path: Path, field: str) -> dict[int, int]:
-    """Id → byte of the tokens of type BYTE. Raises :class:`FileFormatError` for one that names no byte."""
-    table: dict[int, int] = {}
-    for index in vocabulary.of_type(TokenType.BYTE):
-        found = re.fullmatch("<0x([0-9A-F]{2})>", vocabulary.tokens[index])
-        if not found:
-            raise FileFormatError(
-                path, field, f"byte token {index} is called {brief(vocabulary.tokens[index])}"
-            )
-        table[index] = int(found[1], 16)
-    return table
-
-
-def from_gguf(fields: Fields) -> Tokenizer:
+def from_gguf(fields: GGUFFields) -> Tokenizer:
     """A tokenizer from the fields of a GGUF file. Raises FileFormatError."""
     vocabulary = fields.vocabulary()
     scores = fields.array("scores", vocabulary.size)
     if scores is None:
         raise FileFormatError(fields.path, "tokenizer.ggml.scores", "missing")
     pieces = vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE)
-    values = byte_pieces(vocabulary, fields.path, "tokenizer.ggml.tokens")
+    values = vocabulary.byte_pieces(fields.path, "tokenizer.ggml.tokens")
     shared = fields.shared(vocabulary, add_bos=True)
     unknown = fields.token_id("unknown", vocabulary.size)
     user = frozenset(vocabulary.of_type(TokenType.USER_DEFINED))
@@ -167,17 +154,17 @@ def from_gguf(fields: Fields) -> Tokenizer:
     )
 
 
-def claims(parts: Parts) -> bool:
+def claims(parts: TokenizerJson) -> bool:
     """Whether a ``tokenizer.json`` with this type of model is of this kind."""
     return not byte_bpe.claims(parts)
 
 
-def from_json(parts: Parts) -> CharBPE:
+def from_json(parts: TokenizerJson) -> CharBPE:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES)
     pairs = json_pairs(parts)
     pieces = parts.text_ids
-    values = byte_pieces(parts.vocabulary, parts.path, "model.vocab")
+    values = parts.vocabulary.byte_pieces(parts.path, "model.vocab")
     unknown = None if model.get("unk_token") is None else parts.id_of(model["unk_token"], "model.unk_token")
     return CharBPE(
         parts.vocabulary.tokens,
@@ -188,3 +175,24 @@ def from_json(parts: Parts) -> CharBPE:
         bool(model.get("fuse_unk")),
         bool(model.get("ignore_merges")),
     )
+
+
+def from_sentencepiece(parts: SentencePieceParts) -> CharBPE:
+    """The model stage of a SentencePiece file. Raises UnsupportedModel."""
+    vocabulary = parts.vocabulary
+    if unused := vocabulary.of_type(TokenType.UNUSED):
+        raise UnsupportedModel(
+            f"{parts.path.name}: BPE with pieces of type UNUSED, as {brief(vocabulary.tokens[unused[0]])}, is not "
+            "implemented"
+        )
+    pieces = parts.pieces
+    pairs = ScoreRanks(vocabulary.tokens, pieces, parts.file.scores, by_score_alone=True)
+    return CharBPE(vocabulary.tokens, pieces, pairs, parts.byte_ids, parts.unknown, exactly=True)
+
+
+KIND = Kind(
+    "sentencepiece_bpe",
+    gguf={"llama": from_gguf},
+    json=JsonModelReader("BPE", from_json, claims),
+    sentencepiece={BPE: from_sentencepiece},
+)

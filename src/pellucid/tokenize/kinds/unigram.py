@@ -14,18 +14,20 @@ from struct import pack, unpack
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
-from pellucid.messages import brief
-from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.gguf import Fields, check_scores
-from pellucid.tokenize.huggingface import Parts
-from pellucid.tokenize.kinds.sentencepiece_bpe import byte_pieces
-from pellucid.tokenize.merges import Span
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.tokenize.encoding import Span
+from pellucid.tokenize.files.gguf_fields import GGUFFields, check_scores
+from pellucid.tokenize.files.sentencepiece import UNIGRAM, SentencePieceFile, SentencePieceParts, from_spec
+from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
+from pellucid.tokenize.kind import Kind
+from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.vocabulary import TokenType
+from pellucid.util.messages import brief
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled import Model
+    from pellucid.tokenize.compiled.model import CompiledModel
 
-GGUF_MODEL = "t5"
-JSON_MODEL = "Unigram"
 UNKNOWN_PENALTY = 10.0
 """Below the lowest score of a piece: SentencePiece, ``kUnkPenalty``."""
 
@@ -36,7 +38,7 @@ Node = tuple[float, int, int]
 """Of the best way to a place: its score, where its last piece begins, and that piece's id."""
 
 
-class Unigram:
+class Unigram(TokenizerModel):
     """The model stage: one pre-token → ids.
 
     ``pieces`` is text → id of everything that text may become, ``scores`` (V,) by id, ``byte_ids`` the id of each byte
@@ -144,25 +146,25 @@ class Unigram:
         return spans[::-1]
 
     @property
-    def kernel(self) -> tuple[str, tuple[Any, ...]]:
+    def kernel(self) -> KernelKey:
         """What ``compiled`` is based on."""
-        return "text.unigram", (self._exactly,)
+        return KernelKey("text.unigram", single=self._exactly)
 
-    def compiled(self) -> Model:
+    def compiled(self) -> CompiledModel:
         """The same as compiled code."""
         import numpy as np
 
-        from pellucid.kernels import text_unigram
-        from pellucid.tokenize.compiled import Model
-        from pellucid.tokenize.tables import Spelled, Tree, byte_table
+        from pellucid.kernels.text import unigram as text_unigram
+        from pellucid.tokenize.compiled.model import CompiledModel
+        from pellucid.tokenize.compiled.tables import PieceTree, SpelledPieces, byte_table
 
         scores = np.array(self._scores, np.float64)
         for index, score in self._always.items():
             scores[index] = score
         if self._exactly:
             scores = scores.astype(np.float32).astype(np.float64)
-        spelled = Spelled.by_id(self._pieces, len(scores))
-        tree, lengths = Tree(spelled), spelled.lengths
+        spelled = SpelledPieces.by_id(self._pieces, len(scores))
+        tree, lengths = PieceTree(spelled), spelled.lengths
         lengths[[self._unknown, *self._byte_ids.values()]] = -1
         known = {
             "slots": tree.slots,
@@ -174,7 +176,7 @@ class Unigram:
             "spelled": int(bool(self._byte_ids)),
         }
         scratch_bytes = text_unigram.scratch_bytes
-        return Model("text.unigram", text_unigram.Unigram, scratch_bytes, lengths, (self._exactly,), known)
+        return CompiledModel(self.kernel, text_unigram.UnigramRecord, scratch_bytes, lengths, known)
 
     def explain(self, piece: str) -> dict[str, Any]:
         """All pieces that were candidates, with where they begin and their scores, and the best cut with its sum."""
@@ -198,19 +200,14 @@ def rounded(score: float) -> float:
     return single
 
 
-def claims(parts: Parts) -> bool:
-    """Whether a ``tokenizer.json`` with this type of model is of this kind."""
-    return True
-
-
-def from_json(parts: Parts) -> Unigram:
+def from_json(parts: TokenizerJson) -> Unigram:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(parts.model, "model", "vocab", "unk_id", "byte_fallback")
     unknown = model.get("unk_id")
     if type(unknown) is not int or not 0 <= unknown < len(parts.scores):
         problem = f"{brief(unknown)} is not an id; they go from 0 to {len(parts.scores) - 1}"
         raise FileFormatError(parts.path, "model.unk_id", problem)
-    values = byte_pieces(parts.vocabulary, parts.path, "model.vocab")
+    values = parts.vocabulary.byte_pieces(parts.path, "model.vocab")
     return Unigram(
         {piece: index for piece, index in parts.text_ids.items() if piece and index not in values},
         parts.scores,
@@ -220,10 +217,8 @@ def from_json(parts: Parts) -> Unigram:
     )
 
 
-def from_gguf(fields: Fields) -> Tokenizer:
+def from_gguf(fields: GGUFFields) -> Tokenizer:
     """A tokenizer from the fields of a GGUF file, which are those of a SentencePiece model."""
-    from pellucid.tokenize.sentencepiece import Spec, from_spec
-
     vocabulary = fields.vocabulary()
     scores = fields.array("scores", vocabulary.size)
     if scores is None:
@@ -237,10 +232,33 @@ def from_gguf(fields: Fields) -> Tokenizer:
         4: int(fields.get("ggml.remove_extra_whitespaces", bool, True)),
         5: 1,
     }
-    spec = Spec(vocabulary.tokens, [*check_scores(fields.path, scores)], vocabulary.types, {3: 1}, normalizer)
+    spec = SentencePieceFile(
+        vocabulary.tokens, [*check_scores(fields.path, scores)], vocabulary.types, {3: UNIGRAM}, normalizer
+    )
     shared = fields.shared(
         vocabulary, add_bos=False, told=("remove_extra_whitespaces", "precompiled_charsmap")
     )
     for ours in ("vocabulary", "added", "normalized_added"):
         del shared[ours]
-    return from_spec(spec, vocabulary, fields.path, **shared)
+    return from_spec(spec, vocabulary, fields.path, from_sentencepiece, **shared)
+
+
+def from_sentencepiece(parts: SentencePieceParts) -> Unigram:
+    """The model stage of a SentencePiece file."""
+    file, vocabulary = parts.file, parts.vocabulary
+    normal = [file.scores[at] for at, type_ in enumerate(file.types) if type_ == TokenType.NORMAL]
+    # SentencePiece 0.2.3, whatever the file says; earlier ones took the greatest score of all for the first 0.1.
+    always = {
+        index: rounded(0.1 * len(vocabulary.tokens[index].encode()) - 0.1)
+        for index in vocabulary.of_type(TokenType.USER_DEFINED)
+    }
+    lowest = rounded(min(normal, default=0.0))
+    return Unigram(parts.pieces, file.scores, parts.unknown, parts.byte_ids, lowest, always, exactly=True)
+
+
+KIND = Kind(
+    "unigram",
+    gguf={"t5": from_gguf},
+    json=JsonModelReader("Unigram", from_json),
+    sentencepiece={UNIGRAM: from_sentencepiece},
+)

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.tokenize.huggingface import Parts
-from pellucid.tokenize.merges import Span
-from pellucid.tokenize.pretokenize import Split
+from pellucid.tokenize.encoding import Span
+from pellucid.tokenize.files.sentencepiece import WORD, SentencePieceParts
+from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
+from pellucid.tokenize.kind import Kind
+from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, Split
 
-JSON_MODEL = "WordLevel"
 
-
-class WordLevel:
+class WordLevel(TokenizerModel):
     """The model stage: one word → one id; ``unknown`` (None: nothing) for what the vocabulary lacks.
 
     ``words``: a pre-token is a text, of which these are the words, and unknown neighbours become one.
@@ -49,13 +50,20 @@ class WordLevel:
         return {"unknown": f"not in the vocabulary: {', '.join(map(repr, unknown))}"} if unknown else {}
 
 
-def claims(parts: Parts) -> bool:
-    """Whether a ``tokenizer.json`` with this type of model is of this kind."""
-    return True
-
-
-def from_json(parts: Parts) -> WordLevel:
+def from_json(parts: TokenizerJson) -> WordLevel:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(parts.model, "model", "vocab", "unk_token")
     unknown = parts.vocabulary.ids.get(parts.text(model, "unk_token", "<unk>"))
     return WordLevel(parts.text_ids, unknown)
+
+
+def from_sentencepiece(parts: SentencePieceParts) -> WordLevel:
+    """The model stage of a SentencePiece file."""
+    return WordLevel(parts.pieces, parts.unknown, BEFORE_SPACES)
+
+
+KIND = Kind(
+    "wordlevel",
+    json=JsonModelReader("WordLevel", from_json),
+    sentencepiece={WORD: from_sentencepiece},
+)

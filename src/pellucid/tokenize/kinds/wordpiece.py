@@ -10,24 +10,24 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
-from pellucid.tokenize.base import Tokenizer
-from pellucid.tokenize.decode import SPACE, WordPieceDecoder
-from pellucid.tokenize.gguf import Fields
-from pellucid.tokenize.huggingface import Parts
-from pellucid.tokenize.merges import Span
-from pellucid.tokenize.normalize import Bert
-from pellucid.tokenize.postprocess import A, B, Template
-from pellucid.tokenize.pretokenize import BERT, PreTokenizer
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.tokenize.encoding import Span
+from pellucid.tokenize.files.gguf_fields import GGUFFields
+from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
+from pellucid.tokenize.kind import Kind
+from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.stages.decode import SPACE, WordPieceDecoder
+from pellucid.tokenize.stages.normalize import Bert
+from pellucid.tokenize.stages.postprocess import A, B, Template
+from pellucid.tokenize.stages.pretokenize import BERT, PreTokenizer
+from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled import Model
-
-GGUF_MODEL = "bert"
-JSON_MODEL = "WordPiece"
+    from pellucid.tokenize.compiled.model import CompiledModel
 
 
-class WordPiece:
+class WordPiece(TokenizerModel):
     """The model stage: one word → ids. Words of more than ``longest`` characters are ``unknown``."""
 
     cut = None
@@ -81,20 +81,20 @@ class WordPiece:
                 return {"tries": told, "unknown": f"no piece begins at character {start}"}
         return {"tries": told}
 
-    kernel = ("text.wordpiece", ())
+    kernel = KernelKey("text.wordpiece")
 
-    def compiled(self) -> Model:
+    def compiled(self) -> CompiledModel:
         """The same as compiled code."""
         import numpy as np
 
-        from pellucid.kernels import text_wordpiece
-        from pellucid.tokenize.compiled import Model
-        from pellucid.tokenize.tables import Spelled, Tree
+        from pellucid.kernels.text import wordpiece as text_wordpiece
+        from pellucid.tokenize.compiled.model import CompiledModel
+        from pellucid.tokenize.compiled.tables import PieceTree, SpelledPieces
 
         prefix, size = self._prefix, 1 + max(self._ids.values())
         more = {p.removeprefix(prefix): index for p, index in self._ids.items() if p.startswith(prefix)}
-        spelled = [Spelled.by_id(pieces, size) for pieces in (self._ids, more)]
-        words, others = map(Tree, spelled)
+        spelled = [SpelledPieces.by_id(pieces, size) for pieces in (self._ids, more)]
+        words, others = map(PieceTree, spelled)
         lengths = np.where(spelled[1].lengths > 0, spelled[1].lengths, spelled[0].lengths)
         lengths[self._unknown] = -1
         known = {
@@ -106,15 +106,10 @@ class WordPiece:
             "longest": self._longest,
         }
         scratch_bytes = text_wordpiece.scratch_bytes
-        return Model("text.wordpiece", text_wordpiece.WordPiece, scratch_bytes, lengths, (), known)
+        return CompiledModel(self.kernel, text_wordpiece.WordPieceRecord, scratch_bytes, lengths, known)
 
 
-def claims(parts: Parts) -> bool:
-    """Whether a ``tokenizer.json`` with this type of model is of this kind."""
-    return True
-
-
-def from_json(parts: Parts) -> WordPiece:
+def from_json(parts: TokenizerJson) -> WordPiece:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(
         parts.model, "model", "vocab", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word"
@@ -124,7 +119,7 @@ def from_json(parts: Parts) -> WordPiece:
     return WordPiece(parts.vocab, parts.id_of(model["unk_token"], "model.unk_token"), prefix, longest)
 
 
-def from_gguf(fields: Fields) -> Tokenizer:
+def from_gguf(fields: GGUFFields) -> Tokenizer:
     """A tokenizer from the fields of a GGUF file, which spells words ``▁word`` and continuations without ``##``."""
     vocabulary = fields.vocabulary()
     tokens = [_spelled(token, vocabulary.types[index]) for index, token in enumerate(vocabulary.tokens)]
@@ -163,3 +158,6 @@ def _spelled(token: str, kind: int) -> str:
     if kind != TokenType.NORMAL or (token.startswith("[") and token.endswith("]")):
         return token
     return token[1:] if token.startswith(SPACE) else f"##{token}"
+
+
+KIND = Kind("wordpiece", gguf={"bert": from_gguf}, json=JsonModelReader("WordPiece", from_json))

@@ -1,0 +1,37 @@
+"""A command of the command line: what a module of ``commands/`` declares, and how the commands are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from pellucid.util.registry import discover
+
+
+@dataclass(frozen=True)
+class Command:
+    """``pellucid NAME``: the function that runs it, whose parameters and docstring typer reads."""
+
+    name: str
+    run: Callable[..., None]
+
+
+@dataclass(frozen=True)
+class CommandGroup:
+    """``pellucid NAME PART``: several functions under one name."""
+
+    name: str
+    help: str
+    parts: Mapping[str, Callable[..., None]] = field(default_factory=dict)
+
+
+def known_commands() -> Mapping[str, Command | CommandGroup]:
+    """Every command in the folder, in order of the modules.
+
+    Raises:
+        TypeError: two files declare one command.
+    """
+    return {
+        **discover("pellucid.cli.commands", Command, lambda one: (one.name,)),
+        **discover("pellucid.cli.commands", CommandGroup, lambda one: (one.name,)),
+    }

@@ -1,0 +1,1 @@
+"""The commands. A module here declares a ``Command`` or a ``CommandGroup``; nothing is listed twice."""

@@ -1,0 +1,90 @@
+"""pellucid beams MODEL PROMPT: the best continuations by beam search, and with --tree what was looked at on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.cli.sampling import checked, sampled
+
+if TYPE_CHECKING:
+    from pellucid.engine.output import Beams
+    from pellucid.tokenize import Tokenizer
+
+USUAL_TOKENS = 32
+
+
+@sampled
+def command(
+    model: common.Model,
+    prompt: common.Prompt = None,
+    num_beams: Annotated[int, common.count("Texts that are searched at a time.")] = 4,
+    num_return_sequences: Annotated[int, common.count("How many of the best to print.")] = 1,
+    length_penalty: Annotated[
+        float, common.number("Scores are divided by the length to this power: above 0 favours long texts.")
+    ] = 1.0,
+    early_stopping: Annotated[
+        str, typer.Option(help="When to end: true, false or never.", metavar="WHEN")
+    ] = "false",
+    num_beam_groups: Annotated[int, common.count("Groups of beams that are to differ.")] = 1,
+    diversity_penalty: Annotated[float, common.number("What a token costs that another group chose.")] = 0.0,
+    do_sample: Annotated[
+        bool, typer.Option("--do-sample", help="Draw candidates, all steps applied.")
+    ] = False,
+    tree: Annotated[bool, typer.Option("--tree", help="Print what was looked at, step by step.")] = False,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    precise: common.Precise = False,
+    json: common.Json = False,
+    **sampling: Any,
+) -> None:
+    """The best whole continuations of a text, by beam search.
+
+    Continues by 32 tokens at most unless --max-new-tokens says otherwise.
+    """
+    from pellucid.sample.beams import BeamOptions
+
+    when: Any = {"true": True, "false": False}.get(early_stopping, early_stopping)
+    beams = {
+        "num_beams": num_beams,
+        "num_return_sequences": num_return_sequences,
+        "length_penalty": length_penalty,
+        "early_stopping": when,
+        "num_beam_groups": num_beam_groups,
+        "diversity_penalty": diversity_penalty,
+        "do_sample": do_sample,
+    }
+    BeamOptions(**beams)
+    options = checked(sampling, max_new_tokens=USUAL_TOKENS)
+    given = common.text_or_stdin(prompt, "no prompt")
+    llm = common.load(model, threads, context, precise, before=lambda inputs: inputs.prompt(given))
+    found = llm.beam_search(given, **beams, **options)
+    if json:
+        common.print_json(found.as_dict())
+        return
+    if tree:
+        _tree(found, llm.tokenizer)
+    for one in found.texts:
+        print(f"{one.score:9.4f}  {common.visible(one.text)}  [{len(one.ids)} tokens, {one.finish_reason}]")
+
+
+def _tree(found: Beams, tokenizer: Tokenizer) -> None:
+    """A line for each candidate, by step."""
+    nodes = found.tree
+    table = common.table(
+        "step", "node", "from", "token", "score", "", right=("step", "node", "from", "score")
+    )
+    for node in nodes[1:]:
+        said = {"extended": "goes on", "finished": f"finished, {node.final_score or 0:.4f}"}.get(
+            node.state, node.why
+        )
+        token = common.visible(tokenizer.decode([node.token], skip_special=False))
+        table.add_row(str(node.step), str(node.id), str(node.parent), token, f"{node.score:.4f}", said)
+    common.show(table)
+    print()
+
+
+COMMAND = Command("beams", command)

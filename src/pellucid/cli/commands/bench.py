@@ -1,0 +1,217 @@
+"""pellucid bench MODEL: how fast it runs here, beside how fast this machine could."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.util.messages import one_line
+
+if TYPE_CHECKING:
+    from pellucid.llm import LLM
+    from pellucid.measure.cost import Rates
+    from pellucid.measure.profile import Profile
+    from pellucid.measure.rounds import Figure
+
+FLOAT_WEIGHTS = (
+    "products with floating point weights have no roof here: for prompts and sentences memory is a loose one"
+)
+TWO_PRODUCTS = (
+    "16-bit activations take two int8 products for each multiply-add: 50 % of an int8 roof is their most"
+)
+
+
+def command(
+    model: common.Model,
+    prompt: Annotated[
+        list[int] | None, common.count("Tokens of a prompt to read; may be given again, 0: none.")
+    ] = None,
+    depth: Annotated[
+        list[int] | None, common.count("Tokens of context to make text after; may be given again, 0: none.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, common.count("Sequences to make text of together; may be given again, 0: none.")
+    ] = None,
+    tokens: Annotated[
+        int | None, common.count("Tokens of text to make in a measurement; 64 by default.")
+    ] = None,
+    rounds: Annotated[int, common.count("Times to measure each.")] = 5,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also the time of each kind of operation.")
+    ] = False,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    precise: common.Precise = False,
+    kv_cache: common.KVCache = None,
+    json: common.Json = False,
+) -> None:
+    """Speed of a model: reading prompts and making text, or sentence vectors, beside what the machine allows.
+
+    The roof is the time to read the weights, keys and values that a step needs ("memory"), or to make its
+    multiply-adds with weights ("int8"), whichever is longer: both are measured with kernels that do nothing else, in
+    the same round.
+    """
+    from pellucid.measure.rounds import measure
+    from pellucid.measure.suite import Wishes, suite
+    from pellucid.util.checks import whole
+
+    wishes = Wishes(prompt, depth, batch, tokens)
+    whole("rounds", rounds, 1, 1000)
+    llm = common.load(
+        model,
+        threads,
+        context,
+        precise,
+        kv_cache,
+        before=lambda inputs: suite(inputs.spec, inputs.context, wishes),
+    )
+    workloads, notes = suite(llm.spec, llm.context, wishes)
+    with common.progress(still=True) as bars:
+        figures = measure(llm.runner, workloads, rounds, bars.measuring)
+        profiles = _profiles(llm, rounds, bars) if profile else []
+    if precise and any(figure.bound == "int8" for figure in figures):
+        notes.append(TWO_PRODUCTS)
+    if not all(figure.cost.multiply_adds for figure in figures):
+        notes.append(FLOAT_WEIGHTS)
+    if json:
+        common.print_json(_document(llm, precise, figures, profiles, notes))
+        return
+    _show(llm, precise, figures)
+    for note in notes:
+        print(note)
+    for each in profiles:
+        _show_profile(each)
+
+
+def _profiles(llm: LLM, rounds: int, bars: common.Bars) -> list[Profile]:
+    """A step that reads and one that makes a token; for an encoder, a short sentence and the longest."""
+    from pellucid.measure.profile import profile_step
+
+    if llm.spec.causal:
+        steps = ((min(llm.runner.limits.tokens, llm.context), 0), (1, min(16, llm.context - 1)))
+    else:
+        steps = ((min(32, llm.context), 0), (llm.context, 0))
+    return [profile_step(llm.runner, *step, rounds, bars.measuring) for step in steps]
+
+
+def _show(llm: LLM, precise: bool, figures: Sequence[Figure]) -> None:
+    runner, unit = llm.runner, figures[0].workload.unit
+    print(
+        f"{one_line(llm.spec.name)}, threads {runner.threads}, activations of {16 if precise else 8} bits, "
+        f"context {llm.context:,}, medians of {len(figures[0].rates)}\n"
+    )
+    shown = common.table(
+        "", f"{unit}/s", "±", "roof", "bound by", "share", right=(f"{unit}/s", "±", "roof", "share")
+    )
+    for figure in figures:
+        shown.add_row(
+            figure.workload.what,
+            _speed(figure.median),
+            f"{figure.spread:.0%}",
+            _speed(figure.roof),
+            figure.bound,
+            f"{figure.share:.0%}",
+        )
+    common.show(shown)
+    read, multiply = _machine(figures)
+    print(
+        f"\nthis machine reads {read / 1e9:.1f} GB/s and makes {multiply / 1e9:,.0f} int8 GMAC/s (10⁹ multiply-adds)"
+    )
+
+
+def _machine(figures: Sequence[Figure]) -> tuple[float, float]:
+    """The medians of what was read and multiplied in a second."""
+    rates: list[Rates] = [rates for figure in figures for rates in figure.rates]
+    return statistics.median(r.read for r in rates), statistics.median(r.multiply for r in rates)
+
+
+def _speed(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _show_profile(profile: Profile) -> None:
+    from pellucid.measure.profile import together
+
+    print(f"\n{profile.what}")
+    shown = common.table(
+        *("stage", "operation", "count", "ms", "part", "reached", "share"),
+        right=("count", "ms", "part", "reached", "share"),
+        whole=("stage",),
+        gap=1,
+    )
+    for (stage, kernel), timed in profile.kinds().items():
+        shown.add_row(stage, kernel, *_cells(timed, profile))
+    shown.add_row("total", "", *_cells(together(profile.timed), profile), style="bold")
+    common.show(shown)
+
+
+def _cells(timed: Any, profile: Profile) -> tuple[str, ...]:
+    share = timed.share(profile.rates)
+    return (
+        str(timed.count),
+        f"{timed.seconds * 1e3:.3f}",
+        f"{timed.seconds / profile.total.seconds:.1%}",
+        timed.rate(profile.rates),
+        "" if share is None else f"{share:.0%}",
+    )
+
+
+def _document(
+    llm: LLM, precise: bool, figures: Sequence[Figure], profiles: Sequence[Profile], notes: list[str]
+) -> dict[str, Any]:
+    from pellucid.measure.machine import facts
+
+    read, multiply = _machine(figures)
+    return {
+        "model": llm.spec.name,
+        "threads": llm.runner.threads,
+        "context": llm.context,
+        "precise": precise,
+        "read_bytes_per_second": round(read),
+        "int8_multiply_adds_per_second": round(multiply),
+        "figures": [
+            {
+                "what": figure.workload.what,
+                "kind": type(figure.workload).__name__.lower(),
+                **asdict(figure.workload),
+                "unit": figure.workload.unit,
+                "per_second": figure.median,
+                "spread": figure.spread,
+                "roof_per_second": figure.roof,
+                "bound": figure.bound,
+                "share": figure.share,
+                "rounds": list(figure.per_second),
+            }
+            for figure in figures
+        ],
+        "profiles": [
+            {
+                "what": profile.what,
+                "seconds": profile.total.seconds,
+                "operations": [
+                    {
+                        "stage": stage,
+                        "operation": kernel,
+                        "count": timed.count,
+                        "seconds": timed.seconds,
+                        "bytes": timed.cost.nbytes,
+                        "multiply_adds": timed.cost.multiply_adds,
+                        "share_of_roof": timed.share(profile.rates),
+                    }
+                    for (stage, kernel), timed in profile.kinds().items()
+                ],
+            }
+            for profile in profiles
+        ],
+        "notes": notes,
+        "machine": facts(),
+    }
+
+
+COMMAND = Command("bench", command)

@@ -1,0 +1,114 @@
+"""pellucid chat MODEL: a conversation."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.cli.sampling import checked, sampled
+from pellucid.util.messages import one_line
+
+if TYPE_CHECKING:
+    from pellucid.llm import LLM
+
+HELP = """/help    these lines
+/reset   forget the conversation
+/exit    leave (Ctrl-D too)
+Ctrl-C   stop the answer"""
+
+
+@sampled
+def command(
+    model: common.Model,
+    system: Annotated[
+        str | None, typer.Option(help="What the model is told before the conversation.")
+    ] = None,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    precise: common.Precise = False,
+    kv_cache: common.KVCache = None,
+    **sampling: Any,
+) -> None:
+    """Talk to a model. The conversation is kept; /help lists what can be typed."""
+    from pellucid.tokenize.chat.process import start_ahead
+
+    options = checked(sampling)
+    start_ahead()  # it starts while the model is loaded
+    start = [{"role": "system", "content": system}] if system else []
+    first = [*start, {"role": "user", "content": "Hi"}]  # no template, no chat: say so before anything else
+    llm = common.load(model, threads, context, precise, kv_cache, before=lambda inputs: inputs.prompt(first))
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # lines can be edited and called back
+        print(f"{one_line(llm.spec.name)}. /help lists the commands.", file=sys.stderr)
+    converse(llm, start, options)
+
+
+def converse(llm: LLM, start: list[dict[str, str]], options: Mapping[str, Any]) -> None:
+    """Read, answer, remember, until the input ends."""
+    from pellucid.errors import PellucidError
+
+    messages = list(start)
+    while (line := _ask()) is not None:
+        match line.strip():
+            case "":
+                continue
+            case "/help":
+                print(HELP)
+            case "/reset":
+                messages = list(start)
+                print("The conversation is forgotten.")
+            case "/exit" | "/quit" | "/bye":
+                return
+            case command if command.startswith("/"):
+                print(f"There is no {command.split()[0]}; /help lists the commands.")
+            case text:
+                messages.append({"role": "user", "content": text})
+                try:
+                    messages.append({"role": "assistant", "content": _answer(llm, messages, options)})
+                except PellucidError as error:  # the conversation goes on without the question
+                    messages.pop()
+                    print(
+                        f"pellucid: {one_line(str(error))} (/reset forgets the conversation)",
+                        file=sys.stderr,
+                    )
+
+
+def _ask() -> str | None:
+    """A line of input, or None at its end. Ctrl-C at the prompt drops the line."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline() or None
+    while True:
+        try:
+            return input("> ")
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D leaves)")
+        except EOFError:
+            print()
+            return None
+
+
+def _answer(llm: LLM, messages: list[dict[str, str]], options: Mapping[str, Any]) -> str:
+    """Stream an answer. Ctrl-C stops it, and what was said is kept."""
+    said: list[str] = []
+    try:
+        pieces: Any = iter(llm.start(messages, **options))
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                said.append(piece.text)
+                common.write(piece.text)
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():  # nobody is there to ask again
+            raise
+        print(" [stopped]", end="")
+    print(flush=True)
+    return "".join(said)
+
+
+COMMAND = Command("chat", command)

@@ -1,0 +1,52 @@
+"""pellucid embed MODEL TEXT...: sentence vectors and how alike they are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+
+
+def command(
+    model: common.Model,
+    texts: Annotated[list[str], typer.Argument(help="The sentences.", metavar="TEXT", show_default=False)],
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
+    threads: common.Threads = None,
+    precise: common.Precise = False,
+    json: common.Json = False,
+) -> None:
+    """Sentence vectors and their cosine similarities."""
+    import numpy as np
+
+    llm = common.load(
+        model,
+        threads,
+        precise=precise,
+        before=lambda inputs: inputs.sentences(texts, truncate),
+    )
+    vectors = llm.embed(texts, truncate=truncate)
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    cosines = vectors.astype(np.float64) @ vectors.T / np.outer(lengths, lengths)
+    if json:
+        common.print_json({"texts": texts, "vectors": vectors.tolist(), "cosines": cosines.round(6).tolist()})
+        return
+    numbers = [str(i + 1) for i in range(len(texts))]
+    sentences = common.table(
+        "", "text", f"vector ({vectors.shape[1]})", right=("",), whole=(f"vector ({vectors.shape[1]})",)
+    )
+    for number, text, vector in zip(numbers, texts, vectors):
+        start = " ".join(f"{x:+.3f}" for x in vector[:3])
+        sentences.add_row(number, text if len(text) < 50 else text[:47] + "...", f"{start} ...")
+    common.show(sentences)
+    if len(texts) > 1:
+        similar = common.table("", *numbers, right=("", *numbers))
+        for number, row in zip(numbers, cosines):
+            similar.add_row(number, *(f"{x:.4f}" for x in row))
+        print("\ncosine similarities")
+        common.show(similar)
+
+
+COMMAND = Command("embed", command)

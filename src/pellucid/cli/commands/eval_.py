@@ -1,0 +1,101 @@
+"""pellucid eval perplexity|kl MODEL FILE: how well a model predicts a text, and how far it is from another one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import CommandGroup
+
+File = Annotated[
+    str,
+    typer.Argument(help="A text file, UTF-8; - reads standard input.", metavar="FILE", show_default=False),
+]
+Window = Annotated[int | None, common.count("Tokens that are read at a time; 512 by default.")]
+Stride = Annotated[int | None, common.count("Tokens between two windows; half a window by default.")]
+
+
+def perplexity(
+    model: common.Model,
+    file: File,
+    window: Window = None,
+    stride: Stride = None,
+    threads: common.Threads = None,
+    precise: common.Precise = False,
+    kv_cache: common.KVCache = None,
+    json: common.Json = False,
+) -> None:
+    """Perplexity of a text: exp of the mean surprise of its tokens, each after those of its window before it."""
+    from pellucid import evaluate
+
+    text = _read(file)
+    llm = common.load(model, threads, None, precise, kv_cache, before=lambda inputs: inputs.corpus(text))
+    with common.progress() as bars:
+        found = evaluate.perplexity(llm, text, window, stride, bars.scoring)
+    numbers = {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte, **asdict(found)}
+    if json:
+        common.print_json(numbers)
+        return
+    spread = found.perplexity * (found.nats.error or 0)
+    print(f"perplexity {found.perplexity:.4f} ± {spread:.4f}, {found.bits_per_byte:.4f} bits per byte")
+    print(f"{found.tokens:,} tokens scored, windows of {found.window:,}, each {found.stride:,} further on")
+
+
+def kl(
+    model: common.Model,
+    file: File,
+    against: Annotated[str, typer.Option(help="The model that counts as the truth.", metavar="MODEL")],
+    window: Window = None,
+    stride: Stride = None,
+    threads: common.Threads = None,
+    precise: common.Precise = False,
+    kv_cache: common.KVCache = None,
+    json: common.Json = False,
+) -> None:
+    """Kullback-Leibler divergence of a model's next-token distributions from those of another, on a text.
+
+    The other one is run with --precise: as its file means it.
+    """
+    from pellucid import evaluate
+
+    text = _read(file)
+    llm = common.load(model, threads, None, precise, kv_cache, before=lambda inputs: inputs.corpus(text))
+    other = common.load(against, threads, None, True, before=lambda inputs: inputs.corpus(text))
+    with common.progress() as bars:
+        found = evaluate.divergence(llm, other, text, window, stride, bars.scoring)
+    if json:
+        common.print_json(asdict(found))
+        return
+    print(f"KL divergence {found.nats.mean:.4g} ± {found.nats.error or 0:.2g} nats")
+    print(f"median {found.median:.3g}, 99 % below {found.p99:.3g}, most {found.most:.3g}")
+    print(f"the same most likely token {100 * found.same_top:.2f} % of the time")
+    print(f"{found.tokens:,} tokens, windows of {found.window:,}, each {found.stride:,} further on")
+
+
+COMMAND = CommandGroup(
+    "eval",
+    "How well a model predicts a text, and how far it is from another one.",
+    {"perplexity": perplexity, "kl": kl},
+)
+
+
+def _read(file: str) -> str:
+    from pellucid.errors import InvalidRequest
+    from pellucid.util.messages import reason, shown
+
+    if file == "-":
+        return common.text_or_stdin(None, "no text")
+    try:
+        return Path(file).read_text("utf-8")
+    except OSError as error:
+        raise InvalidRequest(
+            f"{shown(file)}: {reason(error)}; give a text file, or - for standard input"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"{shown(file)}: byte {error.start:,} is not UTF-8: convert the file first"
+        ) from None

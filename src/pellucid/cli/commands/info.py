@@ -1,0 +1,90 @@
+"""pellucid info MODEL: what a model is; pellucid info --machine: what it runs on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.util.messages import one_line
+
+
+def command(
+    model: Annotated[
+        str | None, typer.Argument(help="As for run.", metavar="MODEL", show_default=False)
+    ] = None,
+    machine: Annotated[bool, typer.Option("--machine", help="What the kernels run on instead.")] = False,
+    json: common.Json = False,
+) -> None:
+    """What a model is: its parts, its file, its tokenizer. Nothing is loaded."""
+    from pellucid.errors import InvalidRequest
+
+    if (model is not None) == machine:
+        raise InvalidRequest("info takes a model or --machine")
+    if model is None:
+        from pellucid.measure.machine import facts as machine_facts
+
+        facts = machine_facts()
+    else:
+        facts = _model(model)
+    if json:
+        common.print_json(facts)
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {one_line(_text(value))}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _model(name: str) -> dict[str, Any]:
+    from pellucid.model.read import read_model
+    from pellucid.tokenize import load_tokenizer
+    from pellucid.weights.open import open_checkpoint
+    from pellucid.weights.store import resolve
+
+    with common.progress() as bars:
+        checkpoint = open_checkpoint(resolve(name, progress=bars))
+    spec = read_model(checkpoint).spec
+    tokenizer = load_tokenizer(checkpoint)
+    block, formats = spec.blocks[0], Counter(t.format for t in checkpoint.tensors.values())
+    attention, feedforward = block.attention, block.feedforward
+    window = {b.attention.window for b in spec.blocks} - {0}
+    ends = " or ".join(tokenizer.token_text(token) for token in sorted(tokenizer.eos_ids))
+    parameters = sum(_count(t.shape) for t in checkpoint.tensors.values())
+    return {
+        "name": spec.name,
+        "family": spec.family,
+        "path": str(checkpoint.path),
+        "file": f"{checkpoint.kind}, {sum(t.nbytes for t in checkpoint.tensors.values()) / 1e6:.0f} MB, "
+        + ", ".join(f"{count} {form}" for form, count in formats.most_common()),
+        "parameters": f"{parameters / 1e6:.1f} million",
+        "context": spec.context,
+        "width": spec.embedding.width,
+        "vocabulary": spec.embedding.vocabulary,
+        "blocks": len(spec.blocks),
+        "attention": f"{attention.heads} heads of {attention.head_dim}, {attention.kv_heads} for keys and values"
+        + (f", some see only {max(window)} tokens back" if window else "")
+        + ("" if attention.causal else ", bidirectional"),
+        "feed-forward": f"{feedforward.width}, {'gated ' if feedforward.gated else ''}{feedforward.activation}",
+        "norm": f"{block.norm.kind}, {block.placement}",
+        "tokenizer": f"{tokenizer.vocab_size:,} tokens" + (f", a text ends with {ends}" if ends else ""),
+        "chat template": "yes" if tokenizer.chat_template else "no",
+    }
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for dimension in shape:
+        total *= dimension
+    return total
+
+
+COMMAND = Command("info", command)

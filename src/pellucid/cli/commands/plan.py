@@ -1,0 +1,200 @@
+"""pellucid plan MODEL: the program that the model is, and how long each operation takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.cli.shorten import Line, shortened
+
+if TYPE_CHECKING:
+    from pellucid.measure.profile import Profile
+    from pellucid.plan.plan import Operation, Plan
+
+DEPTH, SENTENCE = 16, 32  # what is measured by default: a token after so many, a sentence of so many
+ROOMY = 120  # columns of a terminal that has room for times and shapes
+
+
+def command(
+    model: common.Model,
+    whole: Annotated[
+        bool, typer.Option("--all", help="Every block, also those that are like the one before.")
+    ] = False,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="Load the model and time each operation of a step.")
+    ] = False,
+    prompt: Annotated[
+        int | None, common.count("Tokens of the step that is measured; else it makes a token.")
+    ] = None,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    precise: common.Precise = False,
+    kv_cache: common.KVCache = None,
+    json: common.Json = False,
+) -> None:
+    """The program that a model is. Nothing is loaded, unless it is measured.
+
+    An operation has a stage, a kernel, shapes (T tokens, R of them with logits, B sequences), the bytes of weights
+    that it reads in a step, and its multiply-adds for a token. A dot is where the threads wait for each other.
+    Measured, it has the time that it takes, the bytes or multiply-adds that it gets through in a second, and the
+    share of what this machine can do at most.
+    """
+    profile = None
+    if measured:
+        plan, profile = _measure(model, prompt, threads, context, precise, kv_cache)
+    else:
+        only_measured = {"prompt": prompt, "threads": threads, "context": context}
+        plan = _plan(model, precise, kv_cache, only_measured)
+    if json and profile:
+        common.print_json(_document(profile))
+    elif json:
+        common.print_json([_row(op) for op in plan.operations])
+    else:
+        _show(plan, shortened(plan.operations, whole), profile)
+
+
+def _plan(model: str, precise: bool, kv_cache: str | None, only_measured: dict[str, int | None]) -> Plan:
+    """The plan, from the file's header."""
+    from pellucid import pipeline
+    from pellucid.engine.model_runner import layouts
+    from pellucid.errors import InvalidRequest
+    from pellucid.llm import activation_bits_of, cache_form
+    from pellucid.model.read import read_model
+    from pellucid.weights.open import open_checkpoint
+    from pellucid.weights.store import resolve
+
+    for name, value in only_measured.items():
+        if value is not None:
+            raise InvalidRequest(f"--{name} is for what is measured: add --measured")
+    activation_bits, kv_cache = activation_bits_of(precise), cache_form(kv_cache)
+    with common.progress() as bars:
+        checkpoint = open_checkpoint(resolve(model, progress=bars))
+    read = read_model(checkpoint)
+    return pipeline.forward(read.spec, layouts(checkpoint, read), activation_bits, kv_cache)
+
+
+def _measure(
+    model: str,
+    prompt: int | None,
+    threads: int | None,
+    context: int | None,
+    precise: bool,
+    kv_cache: str | None,
+) -> tuple[Plan, Profile]:
+    """The plan of a loaded model and the times of a step."""
+    from pellucid.engine.inputs import Inputs
+    from pellucid.engine.model_runner import StepLimits
+    from pellucid.measure.profile import profile_step
+    from pellucid.util.checks import whole
+
+    def check(inputs: Inputs) -> None:
+        if prompt is not None:
+            longest = min(inputs.context, StepLimits.tokens) if inputs.spec.causal else inputs.context
+            whole("prompt", prompt, 1, longest, "a step holds no more")
+
+    llm = common.load(model, threads, context, precise, kv_cache, before=check)
+    if prompt is None and llm.spec.causal:
+        tokens, depth = 1, min(DEPTH, llm.context - 1)
+    else:
+        tokens, depth = prompt or min(SENTENCE, llm.context), 0
+    with common.progress(still=True) as bars:
+        return llm.plan, profile_step(llm.runner, tokens, depth, progress=bars.measuring)
+
+
+def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
+    from rich.filesize import decimal
+
+    times = ("µs", "reached", "share") if profile else ()
+    shape = ("shape",) if not profile or common.columns() >= ROOMY else ()
+    shown = common.table(
+        *("stage", "operation", *shape, "bytes", "mul-adds", *times, ""),
+        right=("bytes", "mul-adds", *times),
+        whole=("stage",) if profile else ("stage", "operation"),
+        gap=1,
+    )
+    group = ""
+    for line in lines:
+        if line.alike:
+            blanks = ("",) * (len(shape) + 2)
+            shown.add_row(line.text, line.alike, *blanks, *_times(line.indices, profile), "", style="dim")
+            continue
+        (index,) = line.indices
+        op = plan.operations[index]
+        above, _, name = op.stage.rpartition(".")
+        if above.startswith("blocks.") and above != group:
+            shown.add_row(above)
+        group = above
+        stage = f"  {name}" if above.startswith("blocks.") else op.stage
+        numbers = decimal(op.weight_bytes) if op.weight_bytes else "", _millions(op.multiply_adds)
+        shapes = (op.shape,) if shape else ()
+        barrier = {"none": "", "rows": "∘", "always": "·"}[op.barrier]
+        shown.add_row(stage, str(op.kernel), *shapes, *numbers, *_times([index], profile), barrier)
+    count, waits = (
+        f"{len(plan.operations)} operations",
+        f"{sum(op.barrier != 'none' for op in plan.operations)} waits",
+    )
+    shown.add_row(
+        "total",
+        *((count, waits) if shape else (f"{count}, {waits}",)),
+        decimal(sum(op.weight_bytes for op in plan.operations)),
+        _millions(sum(op.multiply_adds for op in plan.operations)),
+        *_times(range(len(plan.operations)), profile),
+        style="bold",
+    )
+    common.show(shown)
+    if profile:
+        read, multiply = profile.rates.read / 1e9, profile.rates.multiply / 1e9
+        print(f"\n{profile.what}; this machine does {read:.1f} GB/s, {multiply:,.0f} int8 GMAC/s")
+
+
+def _times(indices: list[int] | range, profile: Profile | None) -> tuple[str, ...]:
+    """Time, rate and share of some operations together; nothing if nothing was measured."""
+    if profile is None:
+        return ()
+    from pellucid.measure.profile import together
+
+    timed = together(profile.timed[i] for i in indices)
+    share = timed.share(profile.rates)
+    micros = timed.seconds * 1e6
+    return (
+        f"{micros:,.{0 if micros >= 1000 else 1}f}",
+        timed.rate(profile.rates),
+        "" if share is None else f"{share:.0%}",
+    )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count else ""
+
+
+def _row(op: Operation) -> dict[str, object]:
+    return {
+        "stage": op.stage,
+        "operation": str(op.kernel),
+        "shape": op.shape,
+        "weight_bytes": op.weight_bytes,
+        "multiply_adds": op.multiply_adds,
+        "reads": op.reads,
+        "writes": op.writes,
+        "barrier": op.barrier,
+    }
+
+
+def _document(profile: Profile) -> dict[str, object]:
+    """A measured plan: every operation with its time, and what this machine can do."""
+    return {
+        "what": profile.what,
+        "seconds": profile.total.seconds,
+        "read_bytes_per_second": round(profile.rates.read),
+        "int8_multiply_adds_per_second": round(profile.rates.multiply),
+        "operations": [
+            {**_row(op), "seconds": timed.seconds, "share_of_roof": timed.share(profile.rates)}
+            for op, timed in zip(profile.operations, profile.timed)
+        ],
+    }
+
+
+COMMAND = Command("plan", command)

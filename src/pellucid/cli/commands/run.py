@@ -1,0 +1,65 @@
+"""pellucid run MODEL PROMPT: continue a text."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.cli.sampling import checked, sampled
+from pellucid.util.messages import shown
+
+if TYPE_CHECKING:
+    from pellucid.engine.output import Generation
+
+
+@sampled
+def command(
+    model: common.Model,
+    prompt: common.Prompt = None,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    precise: common.Precise = False,
+    kv_cache: common.KVCache = None,
+    logprobs: Annotated[
+        int | None, common.count("With --json: log-probabilities, and of the N likeliest tokens beside each.")
+    ] = None,
+    prompt_logprobs: Annotated[int | None, common.count("Likewise for the tokens of the prompt.")] = None,
+    json: common.Json = False,
+    **sampling: Any,
+) -> None:
+    """Continue a text. The answer appears as it is made."""
+    for name, value in (("logprobs", logprobs), ("prompt-logprobs", prompt_logprobs)):
+        if value is not None and not json:
+            raise typer.BadParameter(
+                f"--{name} {shown(str(value))}: log-probabilities are printed with --json only; add it"
+            )
+    options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
+    given = common.text_or_stdin(prompt, "no prompt")
+    llm = common.load(model, threads, context, precise, kv_cache, before=lambda inputs: inputs.prompt(given))
+    run = llm.start(given, **options)
+    for piece in run:
+        if not json:
+            common.write(piece.text)
+    result = run.result()
+    if json:
+        common.print_json(result.as_dict())
+        return
+    print()
+    if sys.stderr.isatty():
+        print(summary(result), file=sys.stderr)
+
+
+def summary(result: Generation) -> str:
+    """One line on how it went."""
+    seed = "" if result.seed is None else f", seed {result.seed}"
+    return (
+        f"[{result.usage.prompt_tokens} + {len(result.ids)} tokens, first after {result.timings.first_token:.2f} s, "
+        f"then {result.tokens_per_second:.0f} per second, {result.finish_reason}{seed}]"
+    )
+
+
+COMMAND = Command("run", command)

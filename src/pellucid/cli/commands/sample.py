@@ -1,0 +1,133 @@
+"""pellucid sample MODEL PROMPT: how each token is chosen, step by step of the chain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.cli.sampling import checked, sampled
+
+if TYPE_CHECKING:
+    from pellucid.engine.sequence import TokenOutput
+    from pellucid.sample.trace import TokenTrace
+    from pellucid.tokenize import Tokenizer
+
+BAR = 20  # characters of a probability of 1
+USUAL_TOKENS = 4
+
+
+@sampled
+def command(
+    model: common.Model,
+    prompt: common.Prompt = None,
+    top: Annotated[int, common.count("The likeliest tokens to show.")] = 8,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    precise: common.Precise = False,
+    json: common.Json = False,
+    **sampling: Any,
+) -> None:
+    """How tokens are chosen: what each step of the chain removes, and the likeliest tokens before and after it.
+
+    Continues the prompt by 4 tokens unless --max-new-tokens says otherwise.
+    """
+    from pellucid.util.checks import whole
+
+    top = whole("top", top, 1, 1000)
+    options = checked(sampling, max_new_tokens=USUAL_TOKENS, watch=True)
+    given = common.text_or_stdin(prompt, "no prompt")
+    llm = common.load(model, threads, context, precise, before=lambda inputs: inputs.prompt(given))
+    run = llm.start(given, **options)
+    documents = []
+    for index, piece in enumerate(run):
+        trace = piece.trace
+        if json:
+            documents.append(as_dict(piece, trace, llm.tokenizer, top))
+        else:
+            _show(index, piece, trace, llm.tokenizer, top)
+    if json:
+        common.print_json({**run.result().as_dict(), "trace": documents})
+
+
+def as_dict(piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: int) -> dict[str, Any]:
+    """A token's choice as data."""
+    from dataclasses import asdict
+
+    return {
+        **asdict(trace),
+        "text": _text(tokenizer, trace.token),
+        "candidates": candidates(piece, tokenizer, top),
+    }
+
+
+def candidates(piece: TokenOutput, tokenizer: Tokenizer, top: int) -> list[dict[str, Any]]:
+    """The likeliest tokens, and the chosen one: their probabilities in the model, and after the chain."""
+    import numpy as np
+
+    draw = piece.draw
+    ids = draw.logits.first(draw.vocabulary).top(top).tolist()
+    ids = np.array(ids if draw.token in ids else [*ids, draw.token])
+    before = np.exp(draw.logits.log_probabilities(ids))
+    after = np.zeros(len(ids))
+    left = draw.candidates
+    kept = np.isin(ids, left.ids_at(np.arange(len(left))))
+    after[kept] = np.exp(left.log_probabilities(left.places(ids[kept])))
+    return [
+        {"id": token, "text": _text(tokenizer, token), "probability": float(p), "final_probability": float(q)}
+        for token, p, q in zip(ids.tolist(), before, after)
+    ]
+
+
+def _show(index: int, piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: int) -> None:
+    how = "the likeliest" if trace.number is None else f"drawn with {trace.number:.6f}"
+    print(
+        f"token {index}: {common.visible(_text(tokenizer, trace.token))}  id {trace.token}, rank {trace.rank}, "
+        f"probability {_share(trace.probability)}, after the chain {_share(trace.final_probability)}, {how}"
+    )
+    table = common.table(
+        "step", "removed", "left", "mass", "moved", "entropy", "", right=("removed", "left", "mass", "moved")
+    )
+    table.add_row("logits", "", "", "", "", f"{trace.entropy:.3f}", "")
+    for step in trace.steps:
+        table.add_row(
+            step.name,
+            f"{step.removed:,}",
+            f"{step.left:,}",
+            _share(step.removed_mass),
+            _share(step.moved),
+            f"{step.entropy_after:.3f}",
+            step.note,
+        )
+    common.show(table)
+    bars = common.table(
+        "token", "id", "model", "", "chain", "", right=("id", "model", "chain"), whole=("token",)
+    )
+    for one in candidates(piece, tokenizer, top):
+        mark = "▸" if one["id"] == trace.token else " "
+        bars.add_row(
+            f"{mark} {common.visible(one['text'])}",
+            str(one["id"]),
+            _share(one["probability"]),
+            _bar(one["probability"]),
+            _share(one["final_probability"]),
+            _bar(one["final_probability"]),
+        )
+    common.show(bars)
+    print()
+
+
+def _text(tokenizer: Tokenizer, token: int) -> str:
+    return tokenizer.decode([token], skip_special=False)
+
+
+def _share(probability: float) -> str:
+    return f"{100 * probability:.2f} %"
+
+
+def _bar(probability: float) -> str:
+    eighths = round(probability * BAR * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+COMMAND = Command("sample", command)

@@ -1,0 +1,135 @@
+"""pellucid tokenize MODEL TEXT: a text's tokens, and with --explain how they came about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.util.messages import one_line
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.explain import ExplainedToken, Explanation, PreToken
+
+COLOURS = (
+    "black on bright_cyan",
+    "black on bright_yellow",
+    "black on bright_green",
+    "black on bright_magenta",
+)
+CONTROL = "bold reverse"
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="As for run; or a tokenizer alone: a folder or a file (tokenizer.json, *.model, *.tiktoken ...).",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ],
+    text: Annotated[
+        str | None,
+        typer.Argument(help="The text; - or nothing reads it from standard input.", metavar="TEXT"),
+    ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Every stage: normalised text, pre-tokens, merges, tries, lattice."),
+    ] = False,
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="Control tokens written in the text are control tokens.")
+    ] = False,
+    json: common.Json = False,
+) -> None:
+    """The tokens of a text: ids, bytes, and which characters they stand for. No weights are loaded."""
+    from pellucid.tokenize import load_tokenizer
+    from pellucid.weights.store import resolve
+
+    given = common.text_or_stdin(text, "no text")
+    with common.progress() as bars:
+        tokenizer = load_tokenizer(resolve(model, progress=bars))
+    found = tokenizer.explain(given, parse_special=parse_special)
+    if json:
+        document = found.as_dict()
+        common.print_json(document if explain else {"text": document["text"], "tokens": document["tokens"]})
+        return
+    _coloured(found)
+    _table(found.tokens)
+    if explain:
+        _stages(found)
+
+
+def _coloured(found: Explanation) -> None:
+    """The text with a colour for each token, and a bar between them where there are no colours."""
+    from rich.text import Text
+
+    line = Text()
+    for at, token in enumerate(found.tokens):
+        if at:
+            line.append("|", "dim")
+        shown = (
+            one_line(token.piece) if token.special else common.visible(found.text[token.start : token.end])
+        )
+        line.append(shown, CONTROL if token.special else COLOURS[at % len(COLOURS)])
+    common.show(line)
+    print()
+
+
+def _table(tokens: Sequence[ExplainedToken]) -> None:
+    table = common.table("", "id", "piece", "bytes", "characters", right=("", "id"), whole=("characters",))
+    for at, token in enumerate(tokens):
+        where = "" if token.special else f"{token.start}-{token.end}"
+        table.add_row(str(at), str(token.id), one_line(token.piece), token.bytes.hex(" "), where)
+    common.show(table)
+
+
+def _stages(found: Explanation) -> None:
+    for name, parts in found.stages.items():
+        print(f"\n{name}: {one_line(', then '.join(parts) or 'nothing')}", end="")
+    print(f"\n\nnormalised  {common.visible(found.normalized)}")
+    for pre_token in found.pre_tokens:
+        print(f"\n{common.visible(pre_token.text)}  {pre_token.start}-{pre_token.end}")
+        for line in _how(pre_token):
+            print(f"  {line}")
+
+
+def _how(pre_token: PreToken) -> Iterator[str]:
+    """The model's account, a line for each step."""
+    if pre_token.how is None:
+        yield "an added token, found before anything else"
+        return
+    how = pre_token.how
+    if how.get("whole"):
+        yield "in the vocabulary as a whole"
+    if "symbols" in how:
+        yield f"symbols {' '.join(map(common.visible, how['symbols']))}"
+    for merge in how.get("merges", ()):
+        left, right, merged = (common.visible(merge[part]) for part in ("left", "right", "merged"))
+        yield f"{_number(merge['rank'])}  {left} + {right} = {merged}"
+    for attempt in how.get("tries", ()):
+        missed = attempt["tried"] if attempt["found"] is None else attempt["tried"][:-1]
+        failed = f", not {' '.join(map(common.visible, missed))}" if missed else ""
+        yield f"at {attempt['at']}: {common.visible(attempt['found'] or 'nothing')}{failed}"
+    yield from _lattice(how)
+    if "bytes" in how:
+        yield f"bytes {how['bytes']}"
+    if "unknown" in how:
+        yield f"unknown: {one_line(how['unknown'])}"
+
+
+def _lattice(how: Mapping[str, Any]) -> Iterator[str]:
+    for edge in how.get("lattice", ()):
+        yield f"at {edge['at']}  {_number(edge['score'])}  {common.visible(edge['piece'])}"
+    if "best" in how:
+        yield f"best {_number(how['score'])}  {' '.join(map(common.visible, how['best']))}"
+
+
+def _number(value: float) -> str:
+    return f"{value:>9,}" if isinstance(value, int) else f"{value:>9.4f}"
+
+
+COMMAND = Command("tokenize", command)

@@ -1,0 +1,76 @@
+"""pellucid verify [MODEL ...]: are models still what was pulled?"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.errors import PellucidError
+from pellucid.util.messages import one_line
+
+if TYPE_CHECKING:
+    from pellucid.weights.store import Verified
+
+
+def command(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Names that `pellucid list` shows; all that are here if none is given.",
+            metavar="MODEL...",
+            show_default=False,
+        ),
+    ] = None,
+    json: common.Json = False,
+) -> None:
+    """Hash models of the store again, and say whether they are what was pulled. `pellucid pull` mends them."""
+    from pellucid.weights.store import installed, verify
+
+    found: list[Verified] = []
+    failures: list[PellucidError] = []
+    with common.progress() as bars:
+        for name in models or [model.name for model in installed()]:
+            try:
+                found.append(verify(name, progress=bars))
+            except PellucidError as error:  # the others are verified all the same
+                failures.append(error)
+                continue
+            if not json:
+                bars.close()
+                print(_line(found[-1]))
+    if json:
+        common.print_json([_document(model) for model in found])
+    for model in found:
+        try:
+            model.complain()
+        except PellucidError as error:
+            failures.append(error)
+    for failure in failures[:-1]:
+        print(f"pellucid: {failure}", file=sys.stderr)
+    if failures:
+        raise failures[-1]
+
+
+def _line(model: Verified) -> str:
+    if model.ok:
+        size = sum(file.bytes for file in model.files)
+        return f"{model.name}  ok, {size / 1e6:.1f} MB"
+    damaged = [f"{one_line(file.name)} {file.problem}" for file in model.files if file.problem]
+    return f"{model.name}  damaged: {'; '.join(damaged)}"
+
+
+def _document(model: Verified) -> dict[str, object]:
+    return {
+        "name": model.name,
+        "path": str(model.path),
+        "ok": model.ok,
+        "files": list(map(asdict, model.files)),
+    }
+
+
+COMMAND = Command("verify", command)

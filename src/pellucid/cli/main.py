@@ -1,0 +1,127 @@
+"""The command line. A command is a module of ``commands/``; nothing is listed twice.
+
+Modules here import nothing heavy at their top, so that ``pellucid --help`` is quick. Errors are one line on
+standard error and exit code 2; Ctrl-C is exit code 130; a closed pipe is silent. Text that standard input or the
+arguments hold and that is not UTF-8 is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from pellucid.cli.command import Command, known_commands
+from pellucid.cli.sampling import with_options
+from pellucid.errors import PellucidError
+from pellucid.util.messages import bounded, reason
+
+# Typer brings its own copy of Click or uses the installed one, by version; its errors are found through its own.
+ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+INTERRUPTED = 130
+
+
+def application(wanted: str | None = None) -> typer.Typer:
+    """The commands that this folder holds. Only the one that is ``wanted`` has all of its options."""
+    app = typer.Typer(
+        name="pellucid",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # else brackets in a help text are taken for markup
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for command in known_commands().values():
+        if isinstance(command, Command):
+            run = with_options(command.run) if command.name == wanted else _described(command.run)
+            app.command(command.name)(run)
+            continue
+        group = typer.Typer(help=command.help)
+        for part, inner in command.parts.items():
+            group.command(part)(inner)
+        app.add_typer(group, name=command.name)
+    return app
+
+
+def _described(command: Callable[..., None]) -> Callable[[], None]:
+    """A stand-in for a command that only the list of commands shows: its options cost time."""
+
+    def stand_in() -> None: ...
+
+    stand_in.__doc__ = command.__doc__
+    return stand_in
+
+
+def _root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    """Run language models on CPUs, fast, and see through them."""
+    if version:
+        from pellucid import __version__
+
+        print(f"pellucid {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (``sys.argv`` by default). Returns the exit code."""
+    _mend_streams()
+    warnings.showwarning = lambda message, *_: print(f"pellucid: {bounded(str(message))}", file=sys.stderr)
+    code = _outcome(sys.argv[1:] if arguments is None else arguments)
+    if code == INTERRUPTED and sys.stderr.isatty():
+        print(file=sys.stderr)  # the shell's prompt starts a line of its own
+    return code
+
+
+def _outcome(arguments: Sequence[str]) -> int:
+    try:
+        wanted = next((one for one in arguments if not one.startswith("-")), None)
+        code = application(wanted)(args=arguments, prog_name="pellucid", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except PellucidError as error:
+        return _refuse(str(error))
+    except ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" See {context.command_path} --help." if context else ""
+        return _refuse(error.format_message().rstrip(".") + "." + hint)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        _drop_output()  # Click leaves by SystemExit when a pipe is closed
+        return 0
+    except OSError as error:  # a full disk behind standard output, say
+        _drop_output()
+        return _refuse(reason(error))
+
+
+def _mend_streams() -> None:
+    """Standard streams that are closed, or that cannot spell every character, must not be the end of a program."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(nothing, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # it stays
+        elif isinstance(stream, io.TextIOWrapper) and name != "stderr":
+            # Bytes that are not UTF-8 become surrogates, as in the arguments: whoever wants a text refuses them.
+            stream.reconfigure(errors="surrogateescape" if name == "stdin" else "replace")
+
+
+def _drop_output() -> None:
+    """Whoever read our output is gone. Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse(message: str) -> int:
+    print(f"pellucid: {bounded(message)}", file=sys.stderr)
+    return 2

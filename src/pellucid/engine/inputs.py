@@ -1,0 +1,221 @@
+"""What users give, a text, a conversation or sentences, checked and turned into token ids.
+
+This needs the spec and the tokenizer of a model but no weights and no kernels, so that a request that cannot be
+served is refused before those are made ready.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from pellucid.errors import ContextOverflow, InvalidRequest
+from pellucid.model.spec import ModelSpec
+from pellucid.tokenize import Tokenizer
+from pellucid.tokenize.chat.conversation import is_message
+from pellucid.util import checks
+from pellucid.util.checks import token_id
+from pellucid.util.messages import brief, shown
+
+Refusal: TypeAlias = Callable[[str], ContextOverflow]
+Message: TypeAlias = Mapping[str, Any]
+Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
+
+# Of a text, this many characters for each token that there is room for are encoded before the rest is looked at.
+PROBED = 8
+# A token of the whole text may be several of a part that ends within it, or within a word that becomes a single one.
+SLACK = 1024
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Reads prompts and sentences for one model. ``context`` is how many tokens prompt and answer may have."""
+
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    context: int
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are that the tokenizer and the model both have: ids that a request names are below.
+
+        A model's matrix may be padded with rows that are no tokens; a tokenizer may know tokens that only other models
+        have.
+        """
+        return min(self.spec.embedding.vocabulary, self.tokenizer.vocab_size)
+
+    def prompt(self, prompt: Prompt) -> list[int]:
+        """The ids of a text, of chat messages, or ids as they are, for a model that makes text.
+
+        Raises:
+            InvalidRequest: empty, an id outside the vocabulary, or the model does not make text.
+            ContextOverflow: no room is left for an answer.
+            TemplateError: the chat template is missing or fails.
+        """
+
+        def refused(length: str) -> ContextOverflow:
+            return ContextOverflow(
+                f"a prompt of {length}; the context is {self.context:,} and must hold the answer too: "
+                f"shorten the prompt{self._or_more()}"
+            )
+
+        ids = self._checked(prompt, refused)
+        if len(ids) >= self.context:
+            raise refused(f"{len(ids):,} tokens")
+        return ids
+
+    def room(self, ids: list[int], wanted: int | None) -> int:
+        """How many tokens an answer may have: ``wanted`` (None: any number), if the context holds them."""
+        left = self.context - len(ids)
+        return left if wanted is None else min(left, wanted)
+
+    def corpus(self, text: str) -> list[int]:
+        """The ids of a text of any length, at least two.
+
+        Raises:
+            InvalidRequest: it has fewer, or the model does not make text.
+        """
+        if not isinstance(text, str):
+            raise InvalidRequest(f"text={brief(text)}: must be a text")
+        ids = self._checked(text)
+        if len(ids) < 2:
+            raise InvalidRequest(
+                "the text is a single token, which has nothing before it: give a longer text"
+            )
+        return ids
+
+    def scored(self, text: Prompt, given: str | None) -> tuple[list[int], int]:
+        """The ids of a text with a text before it, and how many of them are that one's.
+
+        Raises:
+            InvalidRequest: nothing is left to score, or as ``prompt``.
+            ContextOverflow: they do not fit.
+        """
+
+        def refused(length: str) -> ContextOverflow:
+            return ContextOverflow(
+                f"a text of {length}; the context is {self.context:,}: shorten it{self._or_more()}, or "
+                "score it in windows (pellucid eval perplexity)"
+            )
+
+        if given is None:
+            ids, known = self._checked(text, refused), 1
+        elif not isinstance(text, str) or not isinstance(given, str):
+            raise InvalidRequest(f"given={brief(given)}: must be a text, before a text")
+        else:
+            ids = self._checked(given + text, refused)
+            ends = [end for _, end in self.tokenizer.encode_with_offsets(given + text).offsets]
+            # A token that reaches across the border counts: part of it is the text's.
+            known = max(sum(end <= len(given) for end in ends), 1) if text else len(ids)
+        if len(ids) <= known:
+            raise InvalidRequest(
+                "there is no token to score: the first has nothing before it; give a longer text"
+            )
+        if len(ids) > self.context:
+            raise refused(f"{len(ids):,} tokens")
+        return ids, known
+
+    def sentences(self, texts: Sequence[str], truncate: bool = False) -> list[list[int]]:
+        """The ids of each text, for a model that makes sentence vectors.
+
+        Raises:
+            InvalidRequest: no texts, an empty one, or the model is not a sentence encoder.
+            ContextOverflow: a text is longer than the context and ``truncate`` is off.
+        """
+        if not self.spec.pooling:
+            raise InvalidRequest(
+                f"{shown(self.spec.name)} makes text, not sentence vectors: use generate, or load minilm"
+            )
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
+            raise InvalidRequest("embed takes a list of at least one text")
+        return [self._sentence(text, truncate) for text in texts]
+
+    def _checked(self, prompt: Prompt, refused: Refusal | None = None) -> list[int]:
+        if not self.spec.head:
+            raise InvalidRequest(
+                f"{shown(self.spec.name)} makes sentence vectors, not text: use embed, or load smollm2"
+            )
+        if refused is not None:
+            self._refuse_early(prompt, refused)
+        return self._ids(prompt)
+
+    def _refuse_early(self, prompt: Prompt, refused: Refusal) -> None:
+        """Raise what ``refused`` makes of a length, if it takes only a part of a prompt to see that it is too long."""
+        texts = [prompt] if isinstance(prompt, str) else []
+        if not texts and _is_list(prompt) and (length := _length(prompt)):
+            if is_message(prompt[0]):
+                contents = (one.get("content") for one in prompt if isinstance(one, Mapping))
+                texts = [content for content in contents if isinstance(content, str)]
+            elif length > self.context:
+                raise refused(f"{length:,} tokens")
+        for text in texts:
+            if self._overflows(text):
+                raise refused(f"{len(text):,} characters, more than {self.context:,} tokens")
+
+    def _overflows(self, text: str, parse_special: bool = False) -> bool:
+        """Whether the beginning of a text alone has too many tokens; False may only mean that all must be encoded."""
+        part = PROBED * self.context + SLACK
+        while 2 * part < len(text):
+            found = self.tokenizer.encode(text[:part], add_special=False, parse_special=parse_special)
+            if len(found) > 2 * self.context + SLACK:
+                return True
+            part *= 4
+        return False
+
+    def _sentence(self, text: str, truncate: bool) -> list[int]:
+        checks.text("text", text)
+        if not truncate and self._overflows(text, parse_special=True):
+            raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
+        # A sentence has no roles that a control token could forge: "[MASK]" in it is the token, as in transformers.
+        ids = self._known("text", self.tokenizer.encode(text, parse_special=True))
+        if len(ids) <= self.context:
+            return ids
+        if not truncate:
+            raise self._too_long(f"{len(ids):,} tokens")
+        return [*ids[: self.context - 1], ids[-1]]  # the closing token stays
+
+    def _too_long(self, length: str) -> ContextOverflow:
+        return ContextOverflow(
+            f"a text of {length}; the limit is {self.context:,}: shorten it{self._or_more()}, or have it cut (truncate)"
+        )
+
+    def _or_more(self) -> str:
+        """The other way out of too long a text, where there is one."""
+        return ", or load with a larger context" if self.context < self.spec.context else ""
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            checks.text("text", prompt)
+            ids = self.tokenizer.encode(prompt)
+        elif not _is_list(prompt):
+            raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, chat messages or token ids")
+        elif len(prompt) and is_message(prompt[0]):
+            ids = self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
+        else:
+            ids = list(prompt)  # type: ignore[arg-type]
+        if not ids:
+            raise InvalidRequest("the prompt is empty: give at least one character")
+        return self._known("prompt", ids)
+
+    def _known(self, name: str, ids: Sequence[Any]) -> list[int]:
+        """The ids, if there are such tokens; those of a tokenizer may be ones that the model does not have."""
+        size = self.vocabulary
+        return [i if type(i) is int and 0 <= i < size else token_id(name, i, size) for i in ids]
+
+
+def _is_list(value: Any) -> bool:
+    """Whether it can hold messages or token ids."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _length(value: Any) -> int:
+    try:
+        return len(value)
+    except OverflowError:  # a range of more than Python counts
+        return sys.maxsize

@@ -1,0 +1,292 @@
+"""A model ready to run: its plan bound to weights, memory, cache and threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.kernels.attention.walk import Space
+from pellucid.kernels.core.library import CompileProgress
+from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout, round_up
+from pellucid.model.spec import Model
+from pellucid.plan.bind import allocate, bind, places
+from pellucid.plan.plan import At, Plan, Rows, Vector, Weights
+from pellucid.runtime.batch import Chunk, StepArrays
+from pellucid.runtime.cache import BlockTable, KVCache, LayerShape
+from pellucid.runtime.executor import Executor, Program, usable_cores
+from pellucid.runtime.memory import Arena, address
+from pellucid.util.messages import shown
+from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.pack import Matrix, decode, pack, prepare, stored_as
+from pellucid.weights.quant.registry import lookup
+
+SMALL = 4  # tokens of a step that reads the weights for longer than it multiplies by them
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """How much a step may hold: T tokens, R rows of logits, B sequences; and the context, in tokens."""
+
+    context: int
+    tokens: int = 256
+    outputs: int = 16
+    sequences: int = 16
+
+
+def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
+    """How each slot's matrix will be packed.
+
+    Raises:
+        UnsupportedModel: a tensor's format is not implemented; lists those that are.
+    """
+    return {
+        slot: lookup(checkpoint.tensors[source.tensor].format, f"tensor {shown(source.tensor)}").packed
+        for slot, source in model.slots.items()
+        if source.tensor in checkpoint.tensors
+    }
+
+
+class ModelRunner:
+    """Runs steps. ``forward`` may be called from any thread; steps run one after the other.
+
+    Raises:
+        KernelError: a kernel did not compile.
+        UnsupportedModel: a format or a shape that is not implemented.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: Model,
+        plan: Plan,
+        limits: StepLimits,
+        threads: int,
+        progress: CompileProgress | None = None,
+    ) -> None:
+        self.spec, self.plan, self.limits = model.spec, plan, limits
+        pages = -(-limits.context // PAGE)
+        self.cache = KVCache(plan.layers, room(plan.layers, pages, limits.sequences))
+        scratch = max(Space(layer.head_dim, layer.value_dim).bytes(limits.context) for layer in plan.layers)
+        self._step = StepArrays(limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads)
+        rows: dict[Rows, int] = {
+            "tokens": limits.tokens,
+            "outputs": limits.outputs,
+            "sequences": limits.sequences,
+        }
+        # Of a lone row each thread may have a copy.
+        self._arrays = allocate(plan, {kind: max(count, threads) for kind, count in rows.items()})
+        matrices, vectors = load_weights(checkpoint, model, plan, threads)
+        self._program = bind(plan, self._arrays, matrices, vectors, self.cache, progress)
+        self._outputs = places(plan, At(plan.output))
+        self._executor = Executor(threads)
+        self._lock = threading.Lock()
+        self._released: deque[BlockTable] = deque()
+
+    @property
+    def threads(self) -> int:
+        """Threads that a step runs on."""
+        return self._executor.threads
+
+    @property
+    def idle_core(self) -> bool:
+        """Whether a step leaves a core idle."""
+        return self.threads < usable_cores()
+
+    @property
+    def width(self) -> int:
+        """Columns of the output: V for a language model, D for an encoder."""
+        return self.spec.embedding.vocabulary if self.spec.head else self.spec.embedding.width
+
+    def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Run one step. Returns the wanted rows, the caller's to keep: logits (R, V), or sentence vectors (B, D).
+
+        The chunks' sequences grow by their tokens.
+
+        Raises:
+            InvalidRequest: more tokens, rows or sequences than a step may hold, more rows than a chunk has, or the
+                network is closed.
+            CacheFull: no pages left.
+        """
+        self._check(chunks)
+        with self._lock:
+            self._refuse_if_closed()
+            self.drain()
+            tokens, outputs = self._step.fill(chunks, self.cache)
+            rows = outputs if self.spec.head else len(chunks)
+            out = self._fresh_output(rows)
+            self._executor.run(self._program, self._step.record, small=tokens <= SMALL)
+            for chunk in chunks:
+                chunk.table.length += len(chunk.tokens)
+            return out[:rows, : self.width]
+
+    def forward_all(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
+        """``forward`` of any number of short chunks, in as many steps as that takes. Returns the rows of each."""
+        found: list[NDArray[np.float32]] = []
+        most = min(self.limits.outputs, self.limits.tokens)
+        while len(found) < len(chunks):
+            part: list[Chunk] = []
+            for chunk in chunks[len(found) : len(found) + self.limits.sequences]:
+                if part and sum(len(one.tokens) for one in part) + len(chunk.tokens) > most:
+                    break
+                part.append(chunk)
+            rows = self.forward(part)
+            ends = np.cumsum([chunk.outputs for chunk in part])
+            found += np.split(rows, ends[:-1]) if len(part) > 1 else [rows]
+        return found
+
+    def _fresh_output(self, rows: int) -> NDArray[np.float32]:
+        """An array for the step to write to: the caller keeps it, and nothing is copied."""
+        width = self.plan.buffers[self.plan.output].width
+        out = self._arrays.by_name[self.plan.output] = np.empty((max(rows, 1), width), np.float32)
+        for record, word in self._outputs:
+            self._program.records[record, word] = address(out)
+        return out
+
+    def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
+        """Run one step operation by operation. Returns the seconds of each, in the order of ``plan.operations``.
+
+        Each is timed in its place, once: one that is run again and again on its own output ends up with denormal
+        numbers, which are slow. The time that it takes to start the threads and to meet is measured as well, with
+        nothing to do in between, and taken off. The step is then forgotten: no sequence grows.
+
+        Raises:
+            InvalidRequest, CacheFull: as ``forward`` does.
+        """
+        self._check(chunks)
+        records = self._program.records
+        with self._lock:
+            self._refuse_if_closed()
+            try:
+                self._step.fill(chunks, self.cache)
+                nothing = min(self._seconds(records[:0]) for _ in range(9))
+                seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])
+            finally:
+                for chunk in chunks:
+                    self.cache.truncate(chunk.table, chunk.table.length)
+        return np.maximum(seconds - nothing, 0.0)
+
+    def _seconds(self, records: NDArray[np.int64]) -> float:
+        """The time of a part of the program."""
+        part = Program(records, ())
+        start = time.perf_counter()
+        self._executor.run(part, self._step.record)
+        return time.perf_counter() - start
+
+    def _check(self, chunks: Sequence[Chunk]) -> None:
+        tokens = outputs = 0
+        for chunk in chunks:
+            tokens, outputs = tokens + len(chunk.tokens), outputs + chunk.outputs
+            if not 0 <= chunk.outputs <= len(chunk.tokens):
+                raise InvalidRequest(
+                    f"a chunk of {len(chunk.tokens)} tokens asks for the logits of {chunk.outputs}: "
+                    "ask for as many as it has at most"
+                )
+        for value, limit, what in (
+            (tokens, self.limits.tokens, "tokens"),
+            (outputs, self.limits.outputs, "rows of logits"),
+            (len(chunks), self.limits.sequences, "sequences"),
+        ):
+            if value > limit:
+                raise InvalidRequest(f"a step of {value} {what}; the limit is {limit}: use smaller steps")
+
+    def _refuse_if_closed(self) -> None:
+        if self._executor.closed:
+            raise InvalidRequest("the model is closed: load it again")
+
+    def fork(self, sequence: BlockTable) -> BlockTable:
+        """A sequence with the same tokens, to go on otherwise."""
+        with self._lock:
+            self.drain()
+            return self.cache.fork(sequence)
+
+    def truncate(self, sequence: BlockTable, length: int) -> None:
+        """Forget a sequence's tokens from ``length`` on; 0 gives back all of its pages."""
+        with self._lock:
+            self.drain()
+            self.cache.truncate(sequence, length)
+
+    def release(self, *sequences: BlockTable) -> None:
+        """Give back all pages of sequences that nobody uses any more: now, or before the next step.
+
+        It waits for nothing, so it may be called where a generator is closed; Python does that whenever it collects
+        garbage, within a step too.
+        """
+        self._released.extend(sequences)
+        if self._lock.acquire(blocking=False):
+            try:
+                self.drain()
+            finally:
+                self._lock.release()
+
+    def drain(self) -> None:
+        """Take back what was released. The caller has the lock."""
+        while self._released:
+            self.cache.truncate(self._released.popleft(), 0)
+
+    def prefill(self, sequence: BlockTable, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Run a prompt in steps of at most ``limits.tokens``. Returns the last token's logits, (V,)."""
+        last = (len(tokens) - 1) // self.limits.tokens * self.limits.tokens
+        self.read(sequence, tokens[:last])
+        row: NDArray[np.float32] = self.forward([Chunk(sequence, tokens[last:])])[0]
+        return row
+
+    def read(self, sequence: BlockTable, tokens: Sequence[int]) -> None:
+        """Run tokens of which no logits are wanted."""
+        for first in range(0, len(tokens), self.limits.tokens):
+            self.forward([Chunk(sequence, tokens[first : first + self.limits.tokens], outputs=0)])
+
+    def array(self, buffer: str) -> NDArray[Any]:
+        """A view of a buffer after the last step, by its name: float32 (rows, width), or blocks as bytes."""
+        return self._arrays.by_name[buffer]
+
+    def close(self) -> None:
+        """Stop the threads, after the step that may be running."""
+        with self._lock:
+            self._executor.close()
+
+
+def room(layers: Iterable[LayerShape], pages: int, sequences: int) -> int:
+    """Pages for ``sequences`` contexts of so many pages: memory is only taken when it is touched. But not for more than
+    a quarter of the machine's, unless that is less than one context and a page for each sequence.
+    """
+    page_bytes = sum(layer.page_bytes for layer in layers)
+    least = pages + sequences
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return least
+    return max(least, min(pages * sequences, machine // 4 // max(page_bytes, 1)))
+
+
+def load_weights(
+    checkpoint: Checkpoint, model: Model, plan: Plan, threads: int
+) -> tuple[dict[str, Matrix], dict[str, NDArray[np.float32]]]:
+    """The packed matrices and the float32 vectors that a plan refers to, by slot."""
+    values = [value for op in plan.operations for value in op.fields.values()]
+    packings, arena = {}, Arena()
+    for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Weights)):
+        tensor = checkpoint.tensors[model.slots[slot].tensor]
+        form, shape = stored_as(tensor)
+        packings[slot] = prepare(form, shape, partial(checkpoint.read, tensor.name), arena.take)
+    pack(packings.values(), threads)
+    matrices = {slot: packing.matrix for slot, packing in packings.items()}
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Vector)):
+        source = model.slots[slot]
+        stored = decode(checkpoint, source.tensor)
+        vector = np.zeros(round_up(len(stored), ROWS), np.float32)
+        with np.errstate(all="ignore"):  # a file may hold numbers that are none
+            vector[: len(stored)] = stored + np.float32(source.plus)
+        vectors[slot] = vector
+    return matrices, vectors

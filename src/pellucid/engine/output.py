@@ -1,0 +1,184 @@
+"""What came of a request: its text, and everything that can be told of how it was made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pellucid.sample.beams import Node
+from pellucid.sample.logprobs import Logprobs
+from pellucid.sample.step import SamplerStep, options_of
+from pellucid.sample.trace import TokenTrace
+from pellucid.util.messages import brief
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens: of the prompt, of those how many the cache still had, and made."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds: ``queue`` until the request had its place in the cache, ``prefill`` for the prompt's logits,
+    ``first_token`` and ``total`` from the start to the first and the last token, ``model`` of these in the model.
+    """
+
+    queue: float
+    prefill: float
+    first_token: float
+    total: float
+    model: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came of a request.
+
+    ``finish_reason`` is "stop" (an end token or a stop string, ``stop_reason`` says which), "length"
+    (``max_new_tokens`` or the context's end), "time", "until", or None if nobody waited for the end. ``ids`` are the
+    tokens that were sampled, an end token included. ``seed`` is None if nothing was drawn; ``chain`` are the steps that
+    did something. ``logprobs`` and ``prompt_logprobs`` (of the prompt's tokens but the first) and ``trace`` are None
+    unless they were asked for.
+    """
+
+    text: str
+    ids: list[int]
+    finish_reason: str | None
+    stop_reason: int | str | None
+    usage: Usage
+    timings: Timings
+    seed: int | None
+    chain: Sequence[SamplerStep] = ()
+    logprobs: Logprobs | None = None
+    prompt_logprobs: Logprobs | None = None
+    trace: Sequence[TokenTrace] | None = field(default=None, repr=False)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the tokens after the first."""
+        return (len(self.ids) - 1) / max(self.timings.total - self.timings.first_token, 1e-9)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens, if log-probabilities were asked for; minus infinity if not."""
+        return -math.inf if not self.logprobs else self.logprobs.total / len(self.logprobs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON: lists and numbers."""
+        return {
+            "text": self.text,
+            "ids": self.ids,
+            "finish_reason": self.finish_reason,
+            "stop_reason": self.stop_reason,
+            "usage": asdict(self.usage),
+            "timings": {**asdict(self.timings), "tokens_per_second": self.tokens_per_second},
+            "seed": self.seed,
+            "chain": [{"name": step.name, **shown(step)} for step in self.chain],
+            "logprobs": None if self.logprobs is None else plain(self.logprobs),
+            "prompt_logprobs": None if self.prompt_logprobs is None else plain(self.prompt_logprobs),
+            "trace": None if self.trace is None else [asdict(token) for token in self.trace],
+        }
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a text is: ``ids`` all of its tokens, ``logprobs`` of the last ones, those that count."""
+
+    ids: list[int]
+    logprobs: Logprobs
+
+    @property
+    def total(self) -> float:
+        """The logarithm of the probability of all tokens that count, in nats."""
+        return self.logprobs.total
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean surprise of a token."""
+        return math.exp(-self.total / len(self.logprobs))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        logprobs = plain(self.logprobs)
+        numbers = {"total": self.total, "perplexity": self.perplexity}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        return {"ids": self.ids, **finite, "logprobs": logprobs}
+
+
+@dataclass(frozen=True)
+class BeamText:
+    """One of the best texts of a beam search; ``score`` counts its length, ``node`` is its place in the tree."""
+
+    text: str
+    ids: list[int]
+    score: float
+    finish_reason: str
+    node: int
+
+
+@dataclass(frozen=True)
+class Beams:
+    """What a beam search found: the best ``texts``, the best first, and the ``tree`` of all that was looked at."""
+
+    texts: list[BeamText]
+    tree: list[Node] = field(repr=False)
+    usage: Usage
+    timings: Timings
+    seed: int | None
+    chain: Sequence[SamplerStep] = ()
+
+    @property
+    def text(self) -> str:
+        """The best one."""
+        return self.texts[0].text
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {
+            "texts": [asdict(one) for one in self.texts],
+            "usage": asdict(self.usage),
+            "timings": asdict(self.timings),
+            "seed": self.seed,
+            "chain": [{"name": step.name, **shown(step)} for step in self.chain],
+            "tree": [asdict(node) for node in self.tree],
+        }
+
+
+def shown(step: SamplerStep) -> dict[str, Any]:
+    """A step's options and their values."""
+    return {name: _plain(getattr(step, name)) for name in options_of(type(step))}
+
+
+def plain(logprobs: Logprobs) -> dict[str, Any]:
+    """Log-probabilities for JSON, which has no infinity: None stands for a token that was not possible."""
+    return {
+        "ids": logprobs.ids.tolist(),
+        "chosen": _finite(logprobs.chosen),
+        "ranks": logprobs.ranks.tolist(),
+        "top": [
+            [{"id": token, "logprob": value} for token, value in zip(ids, _finite(row)) if token >= 0]
+            for ids, row in zip(logprobs.top_ids.tolist(), logprobs.top)
+        ],
+    }
+
+
+def _finite(values: Any) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return brief(value) if not isinstance(value, float) else value if np.isfinite(value) else None

@@ -1,0 +1,104 @@
+"""The inner loops of attention over keys and values in bfloat16: as in ``attention_tiles.py``, but in pairs.
+
+Queries and weights are rounded to bfloat16 too, and two columns of a score, or two tokens of a sum, are multiplied and
+added up at a time (``pairs.py``). The cache holds the pairs as the products want them, so that nothing is widened, for
+however many rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.kernels.attention.tiles import columns_at_once, store_scores
+
+
+def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
+    """Scores of ``rows`` queries (rows, K) with 32 tokens of a page, from ``token`` on.
+
+    (queries, a head's keys in the page, token, ahead, out, bytes between its rows)
+    """
+    from numba.core import cgutils
+    from numba.core import types as t
+    from numba.extending import intrinsic
+
+    from pellucid.kernels.simd import bf16_dot
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = simd.Emitter(builder)
+        queries, keys, token, ahead, out, stride = args
+        zero = e.fill(simd.f32, 0.0)
+        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
+        starts = [e.at(queries, width * bf16_dot.ROW_BYTES * r) for r in range(rows)]
+        with cgutils.for_range(builder, e.const(width // 2)) as loop:
+            key = e.at(keys, e.times(e.at(e.times(loop.index, PAGE), token), 4))
+            places = [e.at(key, 64 * half) for half in range(2)]
+            for place in places:
+                e.prefetch_stream(builder.add(place, ahead))
+            halves = [e.load(place, simd.vec(simd.i32)) for place in places]
+            for row, start in zip(totals, starts):
+                q = bf16_dot.spread(e, start, loop.index)
+                for total, half in zip(row, halves):
+                    builder.store(bf16_dot.add(e, builder.load(total), q, half), total)
+        store_scores(e, totals, out, stride)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typingctx, queries, keys, token, ahead, out, stride):
+        return t.void(*[t.int64] * 6), emit
+
+    return tile
+
+
+def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
+    """Add ``count`` tokens' values, weighted, to ``rows`` sums (rows, V). The tokens are a page's, from an even one on.
+
+    What stands behind the last token is not read, but its weight is: it must be a number.
+    (weights, bytes between their rows, a head's values in the page, token, ahead, count, out)
+    """
+    from numba.core import cgutils
+    from numba.core import types as t
+    from numba.extending import intrinsic
+
+    from pellucid.kernels.simd import bf16_dot
+
+    vectors, chunk = width // 16, columns_at_once(rows, width)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = simd.Emitter(builder)
+        weights, stride, values, token, ahead, count, out = args
+        starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in range(rows)]
+        first_pair, whole = builder.ashr(token, e.const(1)), builder.ashr(count, e.const(1))
+        odd = builder.icmp_signed("!=", builder.and_(count, e.const(1)), e.const(0))
+        for first in range(0, vectors, chunk):
+            sums = [[e.at(out, (r * vectors + first + c) * 64) for c in range(chunk)] for r in range(rows)]
+            kind = simd.vec(simd.f32)
+            totals = [[cgutils.alloca_once_value(builder, e.load(p, kind)) for p in row] for row in sums]
+
+            def add(pair: Any, last: bool, first: int = first, totals: Any = totals) -> None:
+                value = e.at(values, e.times(e.at(first_pair, pair), width * 4))
+                places = [e.at(value, 64 * (first + c)) for c in range(chunk)]
+                for place in places:
+                    e.prefetch_stream(builder.add(place, ahead))
+                loaded = [e.load(place, simd.vec(simd.i32)) for place in places]
+                if last:
+                    loaded = [bf16_dot.first_only(e, both) for both in loaded]
+                for row, start in zip(totals, starts):
+                    weight = bf16_dot.spread(e, start, pair)
+                    for total, both in zip(row, loaded):
+                        builder.store(bf16_dot.add(e, builder.load(total), weight, both), total)
+
+            with cgutils.for_range(builder, whole) as loop:
+                add(loop.index, last=False)
+            with builder.if_then(odd):
+                add(whole, last=True)
+            for row, where in zip(totals, sums):
+                for total, place in zip(row, where):
+                    e.store(builder.load(total), place)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typingctx, weights, stride, values, token, ahead, count, out):
+        return t.void(*[t.int64] * 7), emit
+
+    return tile

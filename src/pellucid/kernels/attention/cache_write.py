@@ -1,0 +1,65 @@
+"""New keys and values into the pages of their sequences, as ``cached.py`` lays them out.
+
+In: keys (T, G, K) and values (T, G, V) float32. Out: the layer's part of the sequences' pages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.attention.kv_layout import PAGE, SCALED, head_bytes, writer
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import SCRATCH_HEADER, Address, Record, StepRecord
+
+
+class CacheWriteRecord(Record):
+    k: Address  # (T, G * K) float32
+    v: Address  # (T, G * V) float32
+    kv_heads: int  # G
+    head_dim: int  # K, a multiple of cached.unit
+    value_dim: int  # V, too
+    keys: Address  # G heads of page 0, see cached.py
+    values: Address  # G heads of page 0
+    page_bytes: int  # from one page to the next
+
+
+@kernel("cache_write", CacheWriteRecord)
+def build(simd: Any, kv_dtype: str) -> Any:
+    """``kv_dtype`` is one of kv_layout.KV_DTYPES."""
+    at, step_at, load, load_i32 = CacheWriteRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
+    write_keys, write_values = writer(simd, kv_dtype)
+    some = head_bytes(kv_dtype, SCALED)
+
+    @simd.jit
+    def bytes_of(width):
+        """Of one head, whose width is known only here."""
+        return width * some // SCALED
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        k, v, heads = load(record + at.k), load(record + at.v), load(record + at.kv_heads)
+        head_dim, value_dim = load(record + at.head_dim), load(record + at.value_dim)
+        keys, values = load(record + at.keys), load(record + at.values)
+        page_bytes = load(record + at.page_bytes)
+        spare = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
+        # Split over all tokens' heads, as rotary and norms of heads are: a thread finds what it wrote itself.
+        total = load(step + step_at.tokens) * heads
+        begin, end = total * thread // threads, total * (thread + 1) // threads
+        for s in range(load(step + step_at.sequences)):
+            first, count = (
+                load_i32(load(step + step_at.first_row) + 4 * s),
+                load_i32(load(step + step_at.row_count) + 4 * s),
+            )
+            start = load_i32(load(step + step_at.length) + 4 * s) - count
+            pages = load(step + step_at.pages) + s * load(step + step_at.page_stride) * 4
+            for i in range(max(begin, first * heads), min(end, (first + count) * heads)):
+                position, head = start + i // heads - first, i % heads
+                page, slot = load_i32(pages + position // PAGE * 4) * page_bytes, position % PAGE
+                key, value = (
+                    keys + page + head * bytes_of(head_dim),
+                    values + page + head * bytes_of(value_dim),
+                )
+                write_keys(k + i * head_dim * 4, head_dim, key, slot, spare)
+                write_values(v + i * value_dim * 4, value_dim, value, slot, spare)
+
+    return body

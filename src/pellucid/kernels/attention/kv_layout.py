@@ -1,0 +1,163 @@
+"""How a page of the cache holds keys and values: the one place that knows, for the kernels that write and read them.
+
+A page holds ``PAGE`` tokens, S, of every key/value head. A head's keys lie column by column, (K, S), so that 16 tokens'
+scores are one vector and need no horizontal sum; its values row by row, (S, V).
+
+    f16, f32    the numbers
+    bf16        the numbers, two and two as ``pairs.py`` multiplies them: columns of a key, (K/2, S, 2), and tokens'
+                values, (S/2, V, 2)
+    q8_0        int8, 32 columns of a token sharing a scale: a number is scale * q. Behind all numbers of a head the
+                scales, float16: (K/32, S) for keys, (S, V/32) for values. scale = max |x| / 127.
+
+What a number is as float32 is exact in each of them, so whoever widens it gets the same bits. "f32" is also what a
+page is widened to when many rows meet it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAGE = 64  # S, tokens of a page
+KV_DTYPES = ("f16", "bf16", "q8_0", "f32")
+SIZE = {"f16": 2, "bf16": 2, "q8_0": 1, "f32": 4}  # bytes of a number
+SCALED = 32  # columns that share a scale, where there are scales
+# Beyond these a number is kept at the largest: infinity times a weight of 0 would be NaN in the rows before it.
+LARGEST = {
+    "f16": 65504.0, "bf16": 3.3895313892515355e38, "q8_0": 127 * 65504.0, "f32": 3.4028234663852886e38,
+}  # fmt: skip
+
+
+def unit(kv_dtype: str) -> int:
+    """What the width of a head must be a multiple of."""
+    return SCALED if kv_dtype == "q8_0" else 16
+
+
+def head_bytes(kv_dtype: str, width: int) -> int:
+    """Bytes of one head's keys in a page, or of its values, ``width`` numbers a token."""
+    scales = width // SCALED * 2 if kv_dtype == "q8_0" else 0
+    return PAGE * (width * SIZE[kv_dtype] + scales)
+
+
+def rounded(x: NDArray[np.float32], kv_dtype: str) -> NDArray[np.float32]:
+    """What is left of numbers, (..., width), once they are in the cache."""
+    x = np.clip(x, -np.float32(LARGEST[kv_dtype]), np.float32(LARGEST[kv_dtype]))
+    if kv_dtype == "f32":
+        return x
+    if kv_dtype == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    if kv_dtype == "bf16":
+        bits = x.view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+    blocks = x.reshape(*x.shape[:-1], -1, SCALED)
+    scale = (
+        (np.abs(blocks).max(-1, keepdims=True) * np.float32(1 / 127)).astype(np.float16).astype(np.float32)
+    )
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    return np.asarray(np.clip(np.rint(blocks * inverse), -127, 127) * scale).reshape(x.shape)
+
+
+def blocks(kv_dtype: str, width: int) -> tuple[int, int]:
+    """How many blocks of columns a head has, and how many columns each: those that share a scale, or all."""
+    return (width // SCALED, SCALED) if kv_dtype == "q8_0" else (1, width)
+
+
+def key_scales(e: Any, simd: Any, kv_dtype: str, width: int, keys: Any, block: Any, token: Any) -> list[Any]:
+    """Scales of a block of columns for 16 tokens from ``token`` on, and for the next 16; None where there are none."""
+    if kv_dtype != "q8_0":
+        return [None, None]
+    place = e.at(e.at(keys, width * PAGE), e.times(e.at(e.times(block, PAGE), token), 2))
+    return [e.widen(e.load(e.at(place, 32 * half), simd.vec(simd.f16), 2), "f16") for half in range(2)]
+
+
+def value_scale(e: Any, simd: Any, kv_dtype: str, width: int, values: Any, token: Any, column: int) -> Any:
+    """The scale of a token's columns from ``column`` on, in all 16 lanes, or None."""
+    if kv_dtype != "q8_0":
+        return None
+    place = e.at(e.at(values, width * PAGE), e.times(token, width // SCALED * 2))
+    return e.splat(e.b.fpext(e.load(e.at(place, column // SCALED * 2), simd.f16, 2), simd.f32))
+
+
+def load16(e: Any, simd: Any, kv_dtype: str, address: Any, scale: Any) -> Any:
+    """Sixteen numbers of "f16", "q8_0" or "f32" as float32."""
+    if kv_dtype == "q8_0":
+        q = e.b.sext(e.load(address, simd.vec(simd.i8), 1), simd.vec(simd.i32))
+        return e.b.fmul(e.b.sitofp(q, simd.vec(simd.f32)), scale)
+    return e.widen(e.load(address, simd.vec(simd.STORED[kv_dtype]), SIZE[kv_dtype]), kv_dtype)
+
+
+def writer(simd: Any, kv_dtype: str) -> Any:
+    """Helpers that write a token of one head: (x, its width, the head in the page, the slot, 32 spare bytes)."""
+    load_f32, load_f16, store_f16 = simd.load_f32, simd.load_f16, simd.store_f16
+    vload, splat, vmin, vmax, vabs = simd.vload, simd.splat, simd.vmin, simd.vmax, simd.vabs
+    largest = np.float32(LARGEST[kv_dtype])
+
+    @simd.jit
+    def within(x):
+        return vmin(vmax(x, splat(-largest)), splat(largest))
+
+    if kv_dtype == "q8_0":
+
+        @simd.jit
+        def whole(x):
+            return simd.nearest(vmin(vmax(x, splat(-127.0)), splat(127.0)))
+
+        @simd.jit
+        def quantize(x, scale, out):
+            """32 numbers to 32 bytes; the scale goes to its place."""
+            first, second = within(vload(x)), within(vload(x + 64))
+            store_f16(scale, simd.vmax_lane(vmax(vabs(first), vabs(second))) * np.float32(1 / 127))
+            step, inverse = load_f16(scale), np.float32(0)
+            if step > np.float32(0):
+                inverse = np.float32(1) / step
+            simd.vstore_i8(out, whole(first * splat(inverse)))
+            simd.vstore_i8(out + 16, whole(second * splat(inverse)))
+
+        @simd.jit
+        def keys(x, width, to, slot, spare):
+            for block in range(width // SCALED):
+                quantize(x + block * 128, to + width * PAGE + (block * PAGE + slot) * 2, spare)
+                for j in range(SCALED):
+                    simd.store_u8(to + (block * SCALED + j) * PAGE + slot, simd.load_u8(spare + j))
+
+        @simd.jit
+        def values(x, width, to, slot, spare):
+            for block in range(width // SCALED):
+                scale = to + width * PAGE + (slot * (width // SCALED) + block) * 2
+                quantize(x + block * 128, scale, to + slot * width + block * SCALED)
+
+        return keys, values
+
+    if kv_dtype == "bf16":
+        from pellucid.kernels.simd.bf16_dot import store_halves, store_pairs
+
+        @simd.jit
+        def paired_keys(x, width, to, slot, spare):
+            for j in range(0, width, 16):
+                store_pairs(to + (j // 2 * PAGE + slot) * 4, PAGE * 4, within(vload(x + 4 * j)))
+
+        @simd.jit
+        def paired_values(x, width, to, slot, spare):
+            for j in range(0, width, 16):
+                place = to + (slot // 2 * width + j) * 4 + slot % 2 * 2
+                store_halves(place, 4, within(vload(x + 4 * j)))
+
+        return paired_keys, paired_values
+
+    size = SIZE[kv_dtype]
+    store, vstore = (simd.store_f32, simd.vstore) if kv_dtype == "f32" else (store_f16, simd.vstore_f16)
+
+    @simd.jit
+    def float_keys(x, width, to, slot, spare):
+        for j in range(width):
+            key = min(max(load_f32(x + 4 * j), -largest), largest)
+            store(to + (j * PAGE + slot) * size, key)
+
+    @simd.jit
+    def float_values(x, width, to, slot, spare):
+        for j in range(0, width, 16):
+            vstore(to + (slot * width + j) * size, within(vload(x + 4 * j)))
+
+    return float_keys, float_values

@@ -1,0 +1,219 @@
+"""The inner loops of attention: scores of a few rows, softmax of one, values of a few.
+
+A tile takes keys and values as the cache stores them (``cached.py``), or widened to float32; both give the same bits.
+From the cache they come a page at a time, and pages lie far from each other: no hardware guesses where the next one is.
+So a tile asks, line by line, for what lies ``ahead`` bytes further on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pellucid.kernels.attention import kv_layout
+from pellucid.kernels.ops.elementwise import tanh_vector
+
+REGISTERS = 16  # vectors of sums that a tile may have
+
+
+def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
+    """Scores of ``rows`` queries (rows, K) with 32 tokens of a page, from ``token`` on.
+
+    (queries, a head's keys in the page, token, ahead, out, bytes between its rows)
+    """
+    from numba.core import cgutils
+    from numba.core import types as t
+    from numba.extending import intrinsic
+
+    blocks, columns = kv_layout.blocks(kv_dtype, width)
+    size = kv_layout.SIZE[kv_dtype]
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = simd.Emitter(builder)
+        queries, keys, token, ahead, out, stride = args
+        zero = e.fill(simd.f32, 0.0)
+        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
+        starts = [e.at(queries, width * 4 * r) for r in range(rows)]
+        with cgutils.for_range(builder, e.const(blocks)) as block:
+            scales = kv_layout.key_scales(e, simd, kv_dtype, width, keys, block.index, token)
+            first = e.times(block.index, columns)
+            with cgutils.for_range(builder, e.const(columns)) as loop:
+                column = e.at(first, loop.index)
+                key = e.at(keys, e.times(e.at(e.times(column, kv_layout.PAGE), token), size))
+                if kv_dtype != "f32":
+                    e.prefetch_stream(builder.add(key, ahead))
+                places = [e.at(key, 16 * size * h) for h in range(2)]
+                halves = [kv_layout.load16(e, simd, kv_dtype, *each) for each in zip(places, scales)]
+                for row, start in zip(totals, starts):
+                    q = e.splat(e.load(e.at(start, e.times(column, 4)), simd.f32))
+                    for total, half in zip(row, halves):
+                        builder.store(e.fma(q, half, builder.load(total)), total)
+        store_scores(e, totals, out, stride)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typingctx, queries, keys, token, ahead, out, stride):
+        return t.void(*[t.int64] * 6), emit
+
+    return tile
+
+
+def store_scores(e: Any, totals: list[list[Any]], out: Any, stride: Any) -> None:
+    """A tile's sums, two vectors a row, to where its rows of scores are."""
+    for r, row in enumerate(totals):
+        where = e.at(out, e.b.mul(stride, e.const(r)))
+        for h, total in enumerate(row):
+            e.store(e.b.load(total), e.at(where, 64 * h))
+
+
+def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
+    """Add ``count`` tokens' values, weighted, to ``rows`` sums (rows, V). The tokens are a page's, from ``token`` on.
+
+    (weights, bytes between their rows, a head's values in the page, token, ahead, count, out)
+    """
+    from numba.core import cgutils
+    from numba.core import types as t
+    from numba.extending import intrinsic
+
+    vectors, size, chunk = width // 16, kv_layout.SIZE[kv_dtype], columns_at_once(rows, width)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = simd.Emitter(builder)
+        weights, stride, values, first_token, ahead, count, out = args
+        starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in range(rows)]
+        for first in range(0, vectors, chunk):
+            places = [[e.at(out, (r * vectors + first + c) * 64) for c in range(chunk)] for r in range(rows)]
+            kind = simd.vec(simd.f32)
+            totals = [[cgutils.alloca_once_value(builder, e.load(p, kind)) for p in row] for row in places]
+            with cgutils.for_range(builder, count) as loop:
+                token = e.at(first_token, loop.index)
+                columns = [16 * (first + c) for c in range(chunk)]
+                value = e.at(values, e.times(token, width * size))
+                stored16 = [e.at(value, column * size) for column in columns]
+                if kv_dtype != "f32":
+                    for place in stored16[:: 64 // (16 * size)]:  # a line holds several
+                        e.prefetch_stream(builder.add(place, ahead))
+                scales = [kv_layout.value_scale(e, simd, kv_dtype, width, values, token, c) for c in columns]
+                loaded = [kv_layout.load16(e, simd, kv_dtype, *each) for each in zip(stored16, scales)]
+                for row, start in zip(totals, starts):
+                    weight = e.splat(e.load(e.at(start, e.times(loop.index, 4)), simd.f32))
+                    for total, v in zip(row, loaded):
+                        builder.store(e.fma(weight, v, builder.load(total)), total)
+            for row, where in zip(totals, places):
+                for total, place in zip(row, where):
+                    e.store(builder.load(total), place)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typingctx, weights, stride, values, token, ahead, count, out):
+        return t.void(*[t.int64] * 7), emit
+
+    return tile
+
+
+def columns_at_once(rows: int, width: int) -> int:
+    """Vectors of 16 columns that a tile of values takes at once: the sums are in registers, of as many rows."""
+    return next(c for c in (4, 3, 2, 1) if width // 16 % c == 0 and c <= REGISTERS // rows)
+
+
+def widen_keys(simd: Any, width: int, kv_dtype: str) -> Any:
+    """A head's keys in a page, all tokens', as (K, S) float32: (keys, out)."""
+    from numba.core import cgutils
+
+    blocks, columns = kv_layout.blocks(kv_dtype, width)
+
+    def emit(e: Any, keys: Any, out: Any) -> None:
+        with cgutils.for_range(e.b, e.const(blocks)) as block:
+            first = e.times(block.index, columns)
+            for token in range(0, kv_layout.PAGE, 32):
+                scales = kv_layout.key_scales(e, simd, kv_dtype, width, keys, block.index, e.const(token))
+                with cgutils.for_range(e.b, e.const(columns)) as loop:
+                    number = e.at(e.times(e.at(first, loop.index), kv_layout.PAGE), token)
+                    for half, scale in enumerate(scales):
+                        _widen16(e, simd, kv_dtype, keys, e.at(number, 16 * half), scale, out)
+
+    return _copier(simd, emit)
+
+
+def widen_values(simd: Any, width: int, kv_dtype: str) -> Any:
+    """A head's values in a page, all tokens', as (S, V) float32: (values, out)."""
+    from numba.core import cgutils
+
+    def emit(e: Any, values: Any, out: Any) -> None:
+        with cgutils.for_range(e.b, e.const(kv_layout.PAGE)) as loop:
+            for column in range(0, width, 16):
+                scale = kv_layout.value_scale(e, simd, kv_dtype, width, values, loop.index, column)
+                _widen16(e, simd, kv_dtype, values, e.at(e.times(loop.index, width), column), scale, out)
+
+    return _copier(simd, emit)
+
+
+def _widen16(e: Any, simd: Any, kv_dtype: str, source: Any, number: Any, scale: Any, out: Any) -> None:
+    place = e.at(source, e.times(number, kv_layout.SIZE[kv_dtype]))
+    e.store(
+        kv_layout.load16(e, simd, kv_dtype, place, scale), e.at(out, e.times(number, kv_layout.SIZE["f32"]))
+    )
+
+
+def _copier(simd: Any, emit: Any) -> Any:
+    """(source, out), as a helper that kernels call."""
+    from numba.core import types as t
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def copy(typingctx, source, out):
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            emit(simd.Emitter(builder), *args)
+            return context.get_dummy_value()
+
+        return t.void(t.int64, t.int64), codegen
+
+    @simd.jit
+    def run(source, out):
+        copy(source, out)
+
+    return run
+
+
+def softmax_of_rows(simd: Any, store: Any, size: int) -> Any:
+    """Of one row of scores, unnormalised; see the body for what is masked and what it tells.
+
+    ``store`` puts 16 weights of ``size`` bytes each to an address.
+    """
+    vload, vstore, splat, vmax, vmax_lane = simd.vload, simd.vstore, simd.splat, simd.vmax, simd.vmax_lane
+    keep, vexp, vsum, tanh = simd.keep, simd.vexp, simd.vsum, tanh_vector(simd)
+    minus_infinity = np.float32(-np.inf)
+
+    @simd.jit
+    def softmax(scores, out, base, end, first, last, cap, bias, told):
+        """Tokens base <= t < end have scores; first <= t < last are seen, the rest gets weight 0.
+
+        The weights go to ``out``, which may be ``scores`` itself or lie before it. ``bias`` is 0 or the address of what
+        is added to token 0's score.
+
+        The largest score and the sum of the weights go to ``told``: minus infinity and 0 if no token is seen.
+        """
+        top = splat(minus_infinity)
+        for t in range(base, end, 16):
+            x = vload(scores + (t - base) * 4)
+            if cap != np.float32(0):
+                x = splat(cap) * tanh(x / splat(cap))
+            if bias != 0:
+                x = x + vload(bias + t * 4)
+            if t < first or t + 16 > last:
+                x = keep(x, first - t, last - t, minus_infinity)
+            vstore(scores + (t - base) * 4, x)
+            top = vmax(top, x)
+        largest, total = vmax_lane(top), splat(0.0)
+        simd.store_f32(told, largest)
+        if largest == minus_infinity:
+            largest = np.float32(0)
+        shift = splat(largest)
+        for t in range(base, end, 16):
+            weight = vexp(vload(scores + (t - base) * 4) - shift)
+            store(out + (t - base) * size, weight)
+            total = total + weight
+        simd.store_f32(told + 4, vsum(total))
+
+    return softmax

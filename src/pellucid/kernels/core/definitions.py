@@ -1,0 +1,101 @@
+"""What a kernel is declared as: a name, a record, and a function that builds its body. Kernels are found by discovery.
+
+@kernel("add", AddRecord)
+def build_add(simd, **parameters):
+    @simd.jit
+    def body(record, step, thread, threads): ...
+    return body
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.errors import KernelError
+from pellucid.kernels.core.record import Record
+from pellucid.util.registry import file_of, modules
+
+
+@dataclass(frozen=True, init=False)
+class KernelKey:
+    """Which kernel: its name, and the parameters that it is generated for, by name (hashable values).
+
+    KernelKey("norm", kind="rms", activation_bits=8)
+    """
+
+    name: str
+    parameters: tuple[tuple[str, Any], ...]
+
+    def __init__(self, name: str, **parameters: Any) -> None:
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "parameters", tuple(sorted(parameters.items())))
+
+    def __getitem__(self, parameter: str) -> Any:
+        return dict(self.parameters)[parameter]
+
+    def replace(self, **parameters: Any) -> KernelKey:
+        """The same kernel with other values of some parameters."""
+        return KernelKey(self.name, **(dict(self.parameters) | parameters))
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *(str(value) for _, value in self.parameters)])
+
+    @property
+    def file_stem(self) -> str:
+        """A file name for it: readable, and exact by its hash."""
+        exact = hashlib.sha256(repr((self.name, self.parameters)).encode()).hexdigest()[:12]
+        return f"{self.name}-{exact}"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A kernel as its file declares it: its record, and the function that makes its body."""
+
+    name: str
+    record: type[Record] | None
+    build: Callable[..., Any]
+
+    @property
+    def module(self) -> str:
+        """The module that declares it."""
+        return self.build.__module__
+
+
+_definitions: dict[str, Definition] = {}
+
+
+def kernel(
+    name: str, record: type[Record] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare ``build(simd, **parameters)``, which returns the kernel's body, under a name of its own."""
+
+    def declare(build: Callable[..., Any]) -> Callable[..., Any]:
+        if name in _definitions:
+            raise KernelError(
+                f"two kernels are called {name}: in {file_of(_definitions[name].build)} and {file_of(build)}"
+            )
+        _definitions[name] = Definition(name, record, build)
+        return build
+
+    return declare
+
+
+@functools.cache
+def _discover() -> None:
+    modules("pellucid.kernels", skip=("core", "simd"))  # which declare no kernels, and need Numba
+
+
+def definitions() -> dict[str, Definition]:
+    """Every kernel in the folder, by name."""
+    _discover()
+    return dict(_definitions)
+
+
+def definition(name: str) -> Definition:
+    """The kernel of that name."""
+    _discover()
+    return _definitions[name]

@@ -1,0 +1,87 @@
+"""Weights of a distribution, exp((x - highest) * scale), their sums, and what their entropy needs. Float64.
+
+In: logits (n,) float32, n >= 16, none above ``highest``, some perhaps -inf. Out, float64: the weights (n,) if they are
+wanted, their sum over each block of 1,024, the sum of all, and the sum of weight * (x - highest) * scale. Divided by
+the sum of all, the weights are softmax(x * scale); its entropy is log(sum) - the last / sum.
+
+Called straight from Python. Sums within a block go over 16 lanes, then over blocks from the first on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Record
+
+BLOCK = 1024  # logits that share a partial sum
+LEAST = -800.0  # an exponent of which the weight is 0
+
+
+class SoftmaxRecord(Record):
+    logits: Address  # (n,) float32
+    count: int  # n, at least 16
+    highest: float
+    scale: float  # positive and finite
+    weights: Address  # (n,) float64, or 0: not wanted
+    blocks: Address  # (n / BLOCK, rounded up,) float64
+    totals: Address  # (2,) float64: the sum of the weights, and of weight * (x - highest) * scale
+
+
+def reference(
+    logits: NDArray[Any], highest: float, scale: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, float]]:
+    """The same in NumPy: weights, sums of blocks, totals."""
+    z = np.maximum((logits.astype(np.float64) - highest) * scale, LEAST)
+    weights = np.where(z < -708, 0, np.exp(z))
+    blocks = np.array([weights[at : at + BLOCK].sum() for at in range(0, len(z), BLOCK)])
+    return weights, blocks, (float(weights.sum()), float((weights * z).sum()))
+
+
+@kernel("logits.softmax", SoftmaxRecord)
+def build(simd: Any) -> Any:
+    at, load, load_f64, store_f64 = SoftmaxRecord.at, simd.load_i64, simd.load_f64, simd.store_f64
+    vload, keep, widen, vstore = simd.vload, simd.keep, simd.widen64, simd.vstore64
+    splat, fma, vexp, vsum, select_below = (
+        simd.splat64, simd.fma64, simd.vexp64, simd.vsum64, simd.select_below64,
+    )  # fmt: skip
+
+    @simd.jit
+    def exponents(x, highest, scale):
+        """(x - highest) * scale, but no lower than where the weight is 0 anyway."""
+        z = (widen(x) - splat(highest)) * splat(scale)
+        return select_below(z, splat(LEAST), splat(LEAST), z)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        logits, count, weights = load(record + at.logits), load(record + at.count), load(record + at.weights)
+        highest, scale = load_f64(record + at.highest), load_f64(record + at.scale)
+        blocks, totals = load(record + at.blocks), load(record + at.totals)
+        total, moment = 0.0, 0.0
+        for first in range(0, count, BLOCK):
+            stop = min(first + BLOCK, count)
+            sums, moments = splat(0.0), splat(0.0)
+            for i in range(first, stop - 15, 16):
+                z = exponents(vload(logits + i * 4), highest, scale)
+                w = vexp(z)
+                sums, moments = sums + w, fma(w, z, moments)
+                if weights != 0:
+                    vstore(weights + i * 8, w)
+            rest = (stop - first) & 15
+            if rest != 0:  # the last 16 once more, of which only these are new
+                x = vload(logits + (stop - 16) * 4)
+                if weights != 0:
+                    vstore(weights + (stop - 16) * 8, vexp(exponents(x, highest, scale)))
+                z = exponents(keep(x, 16 - rest, 16, np.float32(-np.inf)), highest, scale)
+                w = vexp(z)
+                sums, moments = sums + w, fma(w, z, moments)
+            here = vsum(sums)
+            store_f64(blocks + first // BLOCK * 8, here)
+            total, moment = total + here, moment + vsum(moments)
+        store_f64(totals, total)
+        store_f64(totals + 8, moment)
+
+    return body

@@ -1,0 +1,147 @@
+"""The loop that every thread runs over a program, and the barrier between operations.
+
+A program is a table of records (``record.py``): word 0 of each is the kernel's address, word 1 says whether all threads
+must meet after it: 0 no, 1 yes, otherwise unless the step's word at that offset, less 2, is one. Python is not in the
+loop; one call runs one step.
+
+The control block is a row of 64-byte lines, so that no two threads write to the same line:
+
+    line 0   epoch: which step may run, on how many threads   line 3   address of the program
+    line 1   set to 1 to stop the workers                      line 4   number of records
+    line 2   a kernel's non-zero status, 0 if none             line 5   address of the step's record
+    line 8+t the last barrier that thread t has come to        line 6   looks before a thread gives up its core
+    line 7   how often threads gave up their cores in the last step
+
+The epoch is one word, the step's number and behind it how many of the team's threads run it: whoever reads it has both,
+and the others do not touch the step. Barriers are numbered through, step * 2^20 and up, so that a thread that was not
+asked for some steps has not fallen behind.
+
+At a barrier a thread spins: its partner is there in a microsecond. If the partner began the step on this very core it
+cannot be, so the core is given up at once. After half a millisecond another process must have the partner's core, and
+then the thread sleeps until the partner wakes it: whoever slept is served first, so that the two run at the same time
+again instead of in turns. Between steps a worker spins as long, then returns to Python to be parked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import RECORD_WORDS, WORD
+
+LINE = 64
+EPOCH, STOP, STATUS, PROGRAM, RECORDS, STEP, PATIENCE, WAITS = (LINE * i for i in range(8))
+PASSED = LINE * 8
+CORE = 16  # in a thread's line: the core that it began this step on
+SLEEPERS = 24  # in a thread's line: not 0 if others sleep until it comes to its next barrier
+WAITED = 32  # in a thread's line: how often it gave its core up in this step
+ACTIVE_BITS, BARRIER_BITS = (
+    16,
+    20,
+)  # of an epoch, how many threads run; of a barrier's number, those of one step
+MAX_THREADS = 256
+CONTROL_BYTES = PASSED + LINE * MAX_THREADS
+
+EAGER = 50  # looks at a barrier without a pause: a pause takes as long as the other thread is away
+PATIENT, HASTY = 10_000, 1_000  # looks before a thread sleeps: 500 µs; 50 µs with more threads than cores
+NAP = 1_000_000  # nanoseconds that a thread sleeps at most, before it looks again
+
+
+def _loop(simd: Any) -> Any:
+    load, store, relax = simd.atomic_load, simd.atomic_store, simd.relax
+    sleep_while, wake, yield_core = simd.sleep_while, simd.wake, simd.yield_core
+    current_core, call, jit = simd.current_core, simd.call_kernel, simd.jit
+    stride = RECORD_WORDS * WORD
+
+    @jit
+    def barrier(control, thread, threads, mine):
+        own = line = control + PASSED + LINE * thread
+        store(line, mine)
+        if load(line + SLEEPERS) != 0:
+            store(line + SLEEPERS, 0)
+            wake(line)
+        patience = load(control + PATIENCE)
+        for other in range(threads):
+            looks, line = 0, control + PASSED + LINE * other
+            passed = load(line)
+            while passed < mine:
+                looks += 1
+                if looks > patience:
+                    store(own + WAITED, load(own + WAITED) + 1)
+                    store(line + SLEEPERS, 1)
+                    sleep_while(line, passed & 0xFFFFFFFF, NAP)
+                elif looks > EAGER:
+                    if load(line + CORE) == current_core():
+                        store(own + WAITED, load(own + WAITED) + 1)
+                        yield_core()
+                    else:
+                        relax()
+                passed = load(line)
+
+    @jit
+    def run(control, thread, threads, number):
+        come_to = number << BARRIER_BITS
+        store(control + PASSED + LINE * thread + CORE, current_core())
+        store(control + PASSED + LINE * thread + WAITED, 0)
+        record = load(control + PROGRAM)
+        step = load(control + STEP)
+        for _ in range(load(control + RECORDS)):
+            status = call(load(record), record, step, thread, threads)
+            if status != 0:
+                store(control + STATUS, status)
+            meet = load(record + WORD)
+            if threads > 1 and (meet == 1 or (meet > 1 and load(step + meet - 2) != 1)):
+                come_to += 1
+                barrier(control, thread, threads, come_to)
+            record += stride
+        if threads > 1:
+            barrier(control, thread, threads, come_to + 1)
+
+    return run
+
+
+@kernel("loop.lead")
+def lead(simd: Any) -> Any:
+    """(control, threads, number, unused): run step ``number`` as thread 0. The epoch has told the workers."""
+    run, load, store = _loop(simd), simd.atomic_load, simd.atomic_store
+
+    @simd.jit
+    def body(control, threads, number, unused):
+        run(control, 0, threads, number)
+        waits = 0
+        for thread in range(threads):
+            waits += load(control + PASSED + LINE * thread + WAITED)
+        store(control + WAITS, waits)
+
+    return body
+
+
+@kernel("loop.work")
+def work(simd: Any) -> Any:
+    """(control, thread, seen, unused): run what comes after the epoch ``seen``, until stopped, not asked, or impatient.
+
+    The last epoch that was seen is left in the second word of the thread's line.
+    """
+    run = _loop(simd)
+    load, store, relax = simd.atomic_load, simd.atomic_store, simd.relax
+
+    @simd.jit
+    def body(control, thread, seen, unused):
+        looks, patience = 0, load(control + PATIENCE)
+        while load(control + STOP) == 0:
+            epoch = load(control + EPOCH)
+            if epoch != seen:
+                seen, threads = epoch, epoch & ((1 << ACTIVE_BITS) - 1)
+                if thread < threads:
+                    run(control, thread, threads, epoch >> ACTIVE_BITS)
+                store(control + PASSED + LINE * thread + WORD, seen)
+                if thread >= threads:
+                    break
+                looks = 0
+                continue
+            looks += 1
+            if looks > patience:
+                break
+            relax()
+
+    return body

@@ -1,0 +1,166 @@
+"""Matrix product of quantised weights with 8-bit activations: out = x Wᵀ (+ bias, or + out).
+
+In: activation blocks (T, D/32; ``quantize.py``), packed weights (N, D). Out: (T, N) float32.
+
+For every block of 32 columns the products are summed exactly in int32; blocks add up in float32 in ascending
+order, by fused multiply-adds:
+
+    total = fma(sum, w_scale * x_scale, total)    then, with a minimum,    total = fma(w_min, x_sum, total)
+
+Where 16 columns share a scale, a block has two sums:
+
+    scaled = fma(sum1, w_scale1, sum0 * w_scale0)                then    total = fma(scaled, x_scale, total)
+
+and with minima, w_min0 times the whole block's x_sum is added as above, after the difference for the second half:
+
+    scaled = fma(w_min0 - w_min1, -(q16 + ... + q31), scaled)
+
+Every tile shape does this same sum in this same order, so a token's result never depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.matmul import unpack
+from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
+from pellucid.kernels.matmul.product import MatmulRecord, prefetch_ahead, product
+from pellucid.kernels.matmul.quantize import block_bytes, values
+
+
+def reference(
+    x: NDArray[Any], weights: NDArray[np.float64], addend: NDArray[Any] | float = 0.0
+) -> NDArray[np.float64]:
+    """The same in float64, from activation blocks (T, D/32) and decoded weights (N, D)."""
+    return np.asarray(values(x) @ weights.T + addend, np.float64)
+
+
+CHAINS = 4  # sums of a block that do not wait for each other; the next block's do not wait for them either
+
+
+def _exact(e: Any, packed: PackedLayout, planes: int, raw: list[Any], part: int, xs: list[Any]) -> list[Any]:
+    """A part's exact sum for each token, int32, 16 lanes of rows. ``xs`` are the addresses of the tokens' blocks.
+
+    The tokens take turns at every vector of weights, for the sake of the pipelines; integers add up to the same in
+    any order.
+    """
+    from pellucid.kernels.simd import int8_dot
+
+    simd = _simd()
+    per_part = 8 * packed.sub // BLOCK
+    each = max(1, CHAINS * packed.sub // (BLOCK * len(xs) * planes))
+    # Weights that are better taken as signed bytes have no zero point then.
+    signed = packed.zero_point == 128 and int8_dot.wants_signed(packed.most)
+
+    def begin(plane: int, x: Any) -> Any:
+        # Of a token's planes the last is the one whose unit is 1: it takes up the zero point.
+        start = e.fill(simd.i32, 0)
+        if packed.zero_point and not signed and plane == planes - 1:
+            start = _zero_point(e, packed, planes, part, x)
+        return int8_dot.Sum(e, start, packed.most, signed, each)
+
+    sums = [[begin(plane, x) for plane in range(planes)] for x in xs]
+    for i in range(part * per_part, (part + 1) * per_part):
+        column = unpack.vector(e, packed, raw, i)
+        if signed:
+            column = e.b.xor(column, e.fill(simd.i32, int8_dot.SIGNED))
+        for token, x in zip(sums, xs):
+            for plane, one in enumerate(token):
+                one.add(column, e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32)))
+        if i % 2 and len(xs) > 1:
+            int8_dot.take_turns(e, [one for token in sums for one in token])
+    totals = []
+    for token in sums:
+        total = token[0].total()
+        for one in token[1:]:
+            total = e.b.add(e.b.shl(total, e.fill(simd.i32, 7)), one.total())
+        totals.append(total)
+    return totals
+
+
+def _zero_point(e: Any, packed: PackedLayout, planes: int, part: int, x: Any) -> Any:
+    """Minus the zero point times the sum of a part's activations: where an exact sum begins."""
+    simd = _simd()
+    sums = e.at(x, BLOCK * planes + 8)
+    minus = e.splat(e.load(e.at(sums, 4 * part), simd.i32))
+    if part == 0 and packed.sub < BLOCK:  # the whole block's sum is stored, and its second half's
+        minus = e.b.sub(minus, e.splat(e.load(e.at(sums, 4), simd.i32)))
+    return e.b.shl(minus, e.fill(simd.i32, packed.zero_point.bit_length() - 1))
+
+
+@functools.cache
+def _simd() -> Any:
+    from pellucid.kernels import simd
+
+    return simd
+
+
+def _add(e: Any, planes: int, total: Any, sums: Sequence[Any], scales: list[Any], x: Any) -> Any:
+    """A token's total, and a block's exact sums, part by part."""
+    simd = _simd()
+
+    def single(integers: Any) -> Any:
+        return e.b.sitofp(integers, simd.vec(simd.f32))
+
+    def of_block(offset: int, kind: Any) -> Any:
+        return e.splat(e.load(e.at(x, BLOCK * planes + offset), kind))
+
+    (scale, minimum), second = scales[0], scales[1:]
+    if second:
+        scaled = e.fma(single(sums[1]), second[0][0], e.b.fmul(single(sums[0]), scale))
+        if minimum is not None:
+            scaled = e.fma(e.b.fsub(minimum, second[0][1]), single(of_block(12, simd.i32)), scaled)
+        total = e.fma(scaled, of_block(0, simd.f32), total)
+    else:
+        total = e.fma(single(sums[0]), e.b.fmul(scale, of_block(0, simd.f32)), total)
+    return total if minimum is None else e.fma(minimum, of_block(4, simd.f32), total)
+
+
+def _sums(
+    packed: PackedLayout,
+    planes: int,
+    e: Any,
+    tokens: int,
+    weights: Any,
+    first_time: Any,
+    width: Any,
+    rows: list[Any],
+) -> list[Any]:
+    """A group of 16 rows times each token, over all columns."""
+    from numba.core import cgutils
+
+    simd = _simd()
+    per_unit, zero = packed.unit // BLOCK, e.fill(simd.f32, 0.0)
+    blocks = e.b.sdiv(width, e.const(BLOCK))
+    totals = [cgutils.alloca_once_value(e.b, zero) for _ in range(tokens)]
+    scales_start = e.at(weights, e.times(blocks, packed.plane_bytes))
+    with cgutils.for_range(e.b, e.b.sdiv(blocks, e.const(per_unit))) as units:
+        unit = e.at(scales_start, e.times(units.index, packed.scale_bytes))
+        prefetch_ahead(e, first_time, unit, packed.scale_bytes)
+        factors = unpack.unit_scales(e, packed, unit)
+        first = e.times(units.index, per_unit)
+        with cgutils.for_range(e.b, e.const(per_unit)) as inner:
+            block = e.at(first, inner.index)
+            here = e.at(weights, e.times(block, packed.plane_bytes))
+            prefetch_ahead(e, first_time, here, packed.plane_bytes)
+            raw = unpack.stored(e, packed, here)
+            offset = e.times(block, block_bytes(8 * planes))
+            xs = [e.at(row, offset) for row in rows]
+            scales = unpack.block_scales(e, packed, unit, factors, inner.index)
+            parts = [_exact(e, packed, planes, raw, part, xs) for part in range(len(scales))]
+            for total, sums, x in zip(totals, zip(*parts), xs):
+                e.b.store(_add(e, planes, e.b.load(total), sums, scales, x), total)
+    return [e.b.load(total) for total in totals]
+
+
+@kernel("matmul_int8", MatmulRecord)
+def build(simd: Any, packed: PackedLayout, activation_bits: int) -> Any:
+    """``activation_bits`` is 8 or 16: one plane of bytes or two."""
+    planes = activation_bits // 8
+    return product(simd, functools.partial(_sums, packed, planes), planes)

@@ -1,0 +1,154 @@
+"""What all matrix products share: out = x Wᵀ + addend, row group by row group, tile by tile of tokens.
+
+The addend is zeros, a bias (N,), or out itself, which adds the product onto the residual stream. How a tile's sums
+are made is the layout's affair (``matmul_int8.py``, ``matmul_float.py``); every tile size makes them in the same
+order, so a token's result never depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.matmul.packed_layout import ROWS, VECTOR
+
+TILES = (8, 4, 2, 1)  # tokens that share each load of the weights
+SHARE = 4  # groups of rows that a tile of tokens meets while it is in the nearest cache
+
+SumsEmitter = Callable[[Any, int, Any, Any, Any, list[Any]], list[Any]]
+"""(emitter, tokens, address of the group, whether it is read for the first time, D, addresses of the tokens' rows) to
+one vector of 16 sums a token."""
+
+
+class MatmulRecord(Record):
+    weights: Address  # packed (N, D), groups of 16 rows
+    groups: int  # N/16, rounded up
+    group_bytes: int
+    columns: int  # D
+    x: Address  # (T, D) float32 or activation blocks
+    x_stride: int  # bytes
+    out: Address  # (T, N) float32
+    out_stride: int  # bytes
+    addend: Address
+    addend_group: int  # bytes from one group of 16 to the next
+    addend_row: int  # bytes from one token to the next
+    replicated: int  # 1: of a lone row thread t reads the copy in row t of x
+    rows: Count
+
+
+def prefetch_ahead(e: Any, first_time: Any, address: Any, nbytes: int) -> None:
+    """Ask for what will be read some time after the ``nbytes`` at an address, if that is not cached yet."""
+    with e.b.if_then(first_time):
+        for line in range(0, nbytes, VECTOR):
+            e.prefetch_further(e.at(address, line))
+
+
+def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int) -> Any:
+    """One group of 16 rows times ``tokens`` tokens."""
+    from numba.core import types as t
+    from numba.extending import intrinsic
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = simd.Emitter(builder)
+        weights, row, columns, x, x_stride, out, out_stride, addend, addend_row = args
+        first_time = builder.icmp_signed("==", row, e.const(0))
+        rows = [e.at(x, builder.mul(x_stride, e.const(token))) for token in range(tokens)]
+        for token, total in enumerate(emit_sums(e, tokens, weights, first_time, columns, rows)):
+            more = e.load(e.at(addend, builder.mul(addend_row, e.const(token))), total.type)
+            e.store(builder.fadd(total, more), e.at(out, builder.mul(out_stride, e.const(token))))
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typingctx, weights, row, columns, x, x_stride, out, out_stride, addend, addend_row):
+        return t.void(*[t.int64] * 9), emit
+
+    @simd.jit
+    def run(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row):
+        tile(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
+
+    return run
+
+
+def tiles(simd: Any, emit_sums: SumsEmitter, most: int) -> Any:
+    """One group of 16 rows times one of ``TILES`` tokens, ``most`` at most, as a helper that kernels call."""
+    tile8, tile4, tile2, tile1 = (_tile(simd, emit_sums, min(tokens, most)) for tokens in TILES)
+
+    @simd.jit
+    def run(tokens, weights, row, columns, x, x_stride, out, out_stride, addend, addend_row):
+        if most >= 8 and tokens == 8:
+            tile8(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
+        elif most >= 4 and tokens == 4:
+            tile4(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
+        elif tokens == 2:
+            tile2(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
+        else:
+            tile1(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
+
+    return run
+
+
+def tile_size(simd: Any, most: int) -> Any:
+    """How many of the tokens that are left make the next tile, ``most`` at most."""
+
+    @simd.jit
+    def size(left):
+        if left >= 8 and most >= 8:
+            return 8
+        if left >= 4 and most >= 4:
+            return 4
+        return min(left, 2)
+
+    return size
+
+
+def product(simd: Any, emit_sums: SumsEmitter, sums: int = 1) -> Any:
+    """The kernel's body. ``sums`` is how many vectors of sums a token needs at a time."""
+    at, load = MatmulRecord.at, simd.load_i64
+    most = max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // sums))
+    tile, size = tiles(simd, emit_sums, most), tile_size(simd, most)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        groups, group_bytes = load(record + at.groups), load(record + at.group_bytes)
+        columns, x_stride, out_stride = (
+            load(record + at.columns),
+            load(record + at.x_stride),
+            load(record + at.out_stride),
+        )
+        addend_group, addend_row = load(record + at.addend_group), load(record + at.addend_row)
+        weights, rows = load(record + at.weights), load(step + load(record + at.rows))
+        # Whole blocks of columns to each thread: what comes next can split a row at the same places (activation.py).
+        pairs = (groups + 1) // 2
+        begin, end = 2 * (pairs * thread // threads), min(groups, 2 * (pairs * (thread + 1) // threads))
+        start = load(record + at.x)
+        if rows == 1 and load(record + at.replicated) != 0:
+            start += thread * x_stride
+        for first in range(begin, end, SHARE):
+            last = min(first + SHARE, end)
+            row, x, addend = 0, start, load(record + at.addend)
+            out = load(record + at.out)
+            while row < rows:
+                tokens = size(rows - row)
+                for group in range(first, last):
+                    w, to = weights + group * group_bytes, out + group * ROWS * 4
+                    tile(
+                        tokens,
+                        w,
+                        row,
+                        columns,
+                        x,
+                        x_stride,
+                        to,
+                        out_stride,
+                        addend + group * addend_group,
+                        addend_row,
+                    )
+                row += tokens
+                x, out, addend = (
+                    x + tokens * x_stride,
+                    out + tokens * out_stride,
+                    addend + tokens * addend_row,
+                )
+
+    return body

@@ -1,0 +1,96 @@
+"""From packed bytes to operands: the one place that knows the layout of ``packed.py`` as instructions.
+
+Everything here emits code through an ``Emitter``; it is used by every kernel that reads weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
+
+i8, i32, f16, f32 = ir.IntType(8), ir.IntType(32), ir.HalfType(), ir.FloatType()
+
+
+def vec(kind: Any) -> Any:
+    return ir.VectorType(kind, ROWS)
+
+
+def stored(e: Any, packed: PackedLayout, address: Any) -> list[Any]:
+    """A block's values as they are stored: vectors of packed bytes."""
+    return [e.load(e.at(address, VECTOR * j), vec(i32), VECTOR) for j in range(packed.plane_bytes // VECTOR)]
+
+
+def vector(e: Any, packed: PackedLayout, raw: list[Any], i: int) -> Any:
+    """One of a block's eight vectors: lane r holds row r's columns 4i..4i+3 as unsigned bytes."""
+    value, first, below = None, 0, 0
+    for bits in packed.planes:
+        each = 8 // bits
+        part = raw[first + i // each]
+        if bits < 8:
+            shift = bits * (i % each) - below
+            if shift:
+                part = (e.b.lshr if shift > 0 else e.b.shl)(part, e.fill(i32, abs(shift)))
+            part = e.b.and_(part, e.fill(i32, ((1 << bits) - 1 << below) * 0x01010101))
+        value = part if value is None else e.b.or_(value, part)
+        first, below = first + bits, below + bits
+    return e.lookup(packed.table, value) if packed.table else value
+
+
+def planes(e: Any, packed: PackedLayout, address: Any) -> list[Any]:
+    """All eight vectors of a block."""
+    raw = stored(e, packed, address)
+    return [vector(e, packed, raw, i) for i in range(8)]
+
+
+def unit_scales(e: Any, packed: PackedLayout, address: Any) -> tuple[Any, Any]:
+    """The own factors of a unit as float32 lanes: (scale, minimum or None), before any 8-bit scales."""
+    factors = e.at(address, packed.factors_at)
+    if packed.scale == "e8m0":
+        return _power_of_two(e, e.load(factors, vec(i8), 1)), None
+    scale = e.widen(e.load(factors, vec(f16), 2), "f16")
+    minimum = None
+    if packed.minimum:
+        minimum = e.widen(e.load(e.at(factors, 2 * ROWS), vec(f16), 2), "f16")
+        if packed.minimum_sign < 0:
+            minimum = e.b.fneg(minimum)
+    return scale, minimum
+
+
+def _power_of_two(e: Any, exponent: Any) -> Any:
+    """2^(e - 128) of bytes e: a float32's exponent, but for the lowest, which is subnormal; then half of that."""
+    bits = e.b.shl(e.b.zext(exponent, vec(i32)), e.fill(i32, 23))
+    lowest = e.fill(i32, 1 << 22)
+    bits = e.b.select(e.b.icmp_signed(">", bits, lowest), bits, lowest)
+    return e.b.fmul(e.b.bitcast(bits, vec(f32)), e.fill(f32, 0.5))
+
+
+def block_scales(
+    e: Any, packed: PackedLayout, address: Any, factors: tuple[Any, Any], block: Any
+) -> list[Any]:
+    """Of block number ``block`` (an i64 value) of the unit at ``address``: (scale, minimum or None) of each part.
+
+    A part is ``sub`` columns, so a block has one or two.
+    """
+    scale, minimum = factors
+    if not packed.super_scales:
+        return [(scale, minimum)]
+    per_block = BLOCK // packed.sub
+    parts = []
+    for part in range(per_block):
+        index = e.at(e.times(block, per_block * ROWS), part * ROWS)
+        small = e.load(e.at(address, index), vec(i8), 1)
+        small = e.b.sext(small, vec(i32)) if packed.signed_scales else e.b.zext(small, vec(i32))
+        least = None
+        if minimum is not None:
+            if packed.joined_scales:
+                low = e.b.lshr(small, e.fill(i32, 4))
+                small = e.b.and_(small, e.fill(i32, 15))
+            else:
+                mins = e.at(address, packed.unit // packed.sub * ROWS)
+                low = e.b.zext(e.load(e.at(mins, index), vec(i8), 1), vec(i32))
+            least = e.b.fmul(minimum, e.b.sitofp(low, vec(f32)))
+        parts.append((e.b.fmul(scale, e.b.sitofp(small, vec(f32))), least))
+    return parts

@@ -1,0 +1,111 @@
+"""Activations of the feed-forward: y = f(gate) * up, or y = f(x).
+
+    silu        x * sigmoid(x)                                   (Elfwing et al. 2017)
+    gelu_tanh   x * sigmoid(2 * sqrt(2/pi) * (x + 0.044715 x^3)) (Hendrycks and Gimpel 2016, the tanh form)
+    gelu        x * (1 + erf(x / sqrt(2))) / 2                   (the exact form; erf after Abramowitz and
+                                                                  Stegun 7.1.26, absolute error 1.5e-7)
+    relu        max(x, 0)
+
+In: (T, F) float32, one or two. Out: (T, F) float32, or activation blocks as well for a matrix product that follows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
+
+KINDS = ("silu", "gelu_tanh", "gelu", "relu")
+
+
+class ActivationRecord(Record):
+    x: Address  # (T, F) float32: what goes through the function
+    up: Address  # (T, F) float32: what it is multiplied by, or 0
+    width: int  # F, a multiple of 16; of 32 where blocks are wanted
+    out: Address  # (T, F) float32; may be x
+    quantized: Address  # (T, F/32) activation blocks, or 0: not wanted
+    rows: Count
+
+
+def reference(kind: str, x: NDArray[Any], up: NDArray[Any] | float = 1.0) -> NDArray[np.float64]:
+    """The same in float64."""
+    x = x.astype(np.float64)
+    erf = np.vectorize(math.erf, otypes=[np.float64])
+    functions = {
+        "silu": lambda: x / (1 + np.exp(-x)),
+        "gelu_tanh": lambda: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "gelu": lambda: 0.5 * x * (1 + erf(x / math.sqrt(2))),
+        "relu": lambda: np.maximum(x, 0),
+    }
+    return np.asarray(functions[kind]() * up, np.float64)
+
+
+def _function(simd: Any, kind: str) -> Any:
+    splat, fma, vexp, vmax, vabs = simd.splat, simd.fma, simd.vexp, simd.vmax, simd.vabs
+    select_below, vmin, vreciprocal = simd.select_below, simd.vmin, simd.vreciprocal
+
+    @simd.jit
+    def sigmoid(x):
+        return vreciprocal(splat(1.0) + vexp(vmin(splat(0.0) - x, splat(87.0))))
+
+    @simd.jit
+    def silu(x):
+        return x * sigmoid(x)
+
+    @simd.jit
+    def gelu_tanh(x):
+        inner = fma(x * x * x, splat(0.044715), x)
+        return x * sigmoid(inner * splat(1.5957691216057308))
+
+    @simd.jit
+    def gelu(x):
+        z = vabs(x) * splat(0.7071067811865476)
+        t = vreciprocal(fma(z, splat(0.3275911), splat(1.0)))
+        p = fma(t, splat(1.061405429), splat(-1.453152027))
+        p = fma(p, t, splat(1.421413741))
+        p = fma(p, t, splat(-0.284496736))
+        p = fma(p, t, splat(0.254829592))
+        tail = p * t * vexp(splat(0.0) - z * z)  # 1 - erf(z)
+        half = splat(0.5) * x
+        return select_below(x, splat(0.0), half * tail, half * (splat(2.0) - tail))
+
+    @simd.jit
+    def relu(x):
+        return vmax(x, splat(0.0))
+
+    return {"silu": silu, "gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu}[kind]
+
+
+@kernel("activation", ActivationRecord)
+def build(simd: Any, kind: str, activation_bits: int) -> Any:
+    """``kind`` is one of KINDS; ``activation_bits`` those of the activation blocks."""
+    at, load, vload, vstore = ActivationRecord.at, simd.load_i64, simd.vload, simd.vstore
+    function, quantize = _function(simd, kind), quantize_block(simd, activation_bits)
+    q_bytes = block_bytes(activation_bits)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, up, out = load(record + at.x), load(record + at.up), load(record + at.out)
+        quantized = load(record + at.quantized)
+        width, rows = load(record + at.width), load(step + load(record + at.rows))
+        # Split as a matrix product splits its columns: a thread finds what it wrote itself in its own cache.
+        blocks = (width + 31) // 32
+        begin, end = blocks * thread // threads * 128, min(width * 4, blocks * (thread + 1) // threads * 128)
+        for row in range(rows):
+            here = row * width * 4
+            for i in range(here + begin, here + end, 64):
+                value = function(vload(x + i))
+                if up != 0:
+                    value = value * vload(up + i)
+                vstore(out + i, value)
+            if quantized != 0:
+                for i in range(here + begin, here + end, 128):
+                    quantize(out + i, quantized + i // 128 * q_bytes)
+
+    return body

@@ -1,0 +1,124 @@
+"""Rows of a packed matrix as float32: token embeddings, learned positions, token types.
+
+In: indices (T,) int32, a packed matrix (V, D). Out: (T, D) float32, each row ``factor`` times the decoded row,
+perhaps added to what is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Record, StepRecord
+from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout
+
+
+class EmbeddingRecord(Record):
+    weights: Address  # packed (V, D)
+    width: int  # D
+    index: int  # offset in the step of the address of the indices; -1: row 0 for every token
+    factor: float
+    accumulate: int  # 1: add to out
+    out: Address  # (T, D) float32
+
+
+def reference(weights: NDArray[Any], index: NDArray[Any], factor: float = 1.0) -> NDArray[np.float64]:
+    """The same in float64, from decoded weights (V, D)."""
+    return np.asarray(weights.astype(np.float64)[index] * factor, np.float64)
+
+
+def _row(simd: Any, packed: PackedLayout) -> Any:
+    """Decode one row of a group: (address of the group, lane, D, factor, out, accumulate)."""
+    from llvmlite import ir
+    from numba.core import cgutils
+    from numba.core import types as t
+    from numba.extending import intrinsic
+
+    from pellucid.kernels.matmul import unpack
+
+    def write(e: Any, value: Any, factor: Any, out: Any, accumulate: Any) -> None:
+        value = e.b.fmul(value, factor)
+        before = e.b.select(accumulate, e.load(out, simd.f32), ir.Constant(simd.f32, 0.0))
+        e.store(e.b.fadd(before, value), out)
+
+    def emit_float(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = simd.Emitter(builder)
+        group, lane, width, factor, out, accumulate = args
+        add = builder.icmp_signed("!=", accumulate, e.const(0))
+        size = packed.bits // 8
+        with cgutils.for_range(builder, width) as loop:
+            where = e.at(group, e.times(e.at(e.times(loop.index, ROWS), lane), size))
+            raw = e.load(where, simd.STORED[packed.kind], size)
+            if packed.kind == "bf16":
+                raw = builder.bitcast(
+                    builder.shl(builder.zext(raw, simd.i32), ir.Constant(simd.i32, 16)), simd.f32
+                )
+            elif packed.kind == "f16":
+                raw = builder.fpext(raw, simd.f32)
+            write(e, raw, factor, e.at(out, e.times(loop.index, 4)), add)
+        return context.get_dummy_value()
+
+    def emit_int(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        e = simd.Emitter(builder)
+        group, lane, width, factor, out, accumulate = args
+        add = builder.icmp_signed("!=", accumulate, e.const(0))
+        lane32 = builder.trunc(lane, simd.i32)
+        blocks, per_unit = builder.sdiv(width, e.const(BLOCK)), packed.unit // BLOCK
+        scales_start = e.at(group, e.times(blocks, packed.plane_bytes))
+        with cgutils.for_range(builder, blocks) as loop:
+            unit = e.at(
+                scales_start, e.times(builder.sdiv(loop.index, e.const(per_unit)), packed.scale_bytes)
+            )
+            in_unit = builder.srem(loop.index, e.const(per_unit))
+            values = unpack.planes(e, packed, e.at(group, e.times(loop.index, packed.plane_bytes)))
+            scales = unpack.block_scales(e, packed, unit, unpack.unit_scales(e, packed, unit), in_unit)
+            for i, four in enumerate(values):
+                scale, minimum = scales[i * len(scales) // 8]
+                word = builder.extract_element(four, lane32)
+                for byte in range(4):
+                    shifted = builder.lshr(word, ir.Constant(simd.i32, 8 * byte))
+                    q = builder.and_(shifted, ir.Constant(simd.i32, 255))
+                    q = builder.sub(q, ir.Constant(simd.i32, packed.zero_point))
+                    value = builder.fmul(builder.sitofp(q, simd.f32), builder.extract_element(scale, lane32))
+                    if minimum is not None:
+                        value = builder.fadd(value, builder.extract_element(minimum, lane32))
+                    column = e.at(e.times(loop.index, BLOCK), 4 * i + byte)
+                    write(e, value, factor, e.at(out, e.times(column, 4)), add)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def row(typingctx, group, lane, width, factor, out, accumulate):
+        signature = t.void(t.int64, t.int64, t.int64, t.float32, t.int64, t.int64)
+        return signature, (emit_float if packed.is_float else emit_int)
+
+    return row
+
+
+@kernel("embedding", EmbeddingRecord)
+def build(simd: Any, packed: PackedLayout) -> Any:
+    at, step_at, load, load_i32 = EmbeddingRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
+    row = _row(simd, packed)
+    plane_bytes, scale_bytes, unit = packed.plane_bytes, packed.scale_bytes, packed.unit
+    is_float, size = packed.is_float, packed.bits // 8
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        weights, width, out = load(record + at.weights), load(record + at.width), load(record + at.out)
+        factor = simd.load_f64(record + at.factor)
+        accumulate, index_at = load(record + at.accumulate), load(record + at.index)
+        tokens = load(step + step_at.tokens)
+        if is_float:
+            group_bytes = ROWS * width * size
+        else:
+            group_bytes = width // BLOCK * plane_bytes + (width // unit * scale_bytes + 63) // 64 * 64
+        for token in range(thread, tokens, threads):
+            index = 0
+            if index_at >= 0:
+                index = load_i32(load(step + index_at) + 4 * token)
+            row(weights + index // ROWS * group_bytes, index % ROWS, width, factor,
+                out + token * width * 4, accumulate)  # fmt: skip
+
+    return body

@@ -1,0 +1,95 @@
+"""Normalisation of rows: RMS (Zhang and Sennrich 2019) and layer norm (Ba et al. 2016).
+
+    rms      y = x / sqrt(mean(x^2) + eps) * weight
+    layer    y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
+
+In: (T, ...) float32. Out: the same shape, float32 or, for a matrix product that follows, activation blocks. A row may
+be cut into ``parts`` that are normalised one by one with the same weight (query and key norms: a part a head).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
+
+
+class NormRecord(Record):
+    x: Address  # (T, parts * width) float32
+    width: int  # a multiple of 16
+    parts: int
+    weight: Address  # (width,) float32
+    bias: Address  # (width,) float32; layer norm only
+    eps: float
+    out: Address  # (T, parts * width) float32; may be x
+    quantized: Address  # (T, parts * width / 32) activation blocks, or 0: not wanted
+    replicated: (
+        int  # 1: a lone row is normalised by every thread, so that none must wait for another; out is not x
+    )
+    rows: Count
+
+
+def reference(
+    x: NDArray[Any], weight: NDArray[Any], eps: float, bias: NDArray[Any] | None = None
+) -> NDArray[np.float64]:
+    """The same in float64 over the last axis; layer norm if there is a bias, else RMS."""
+    x = x.astype(np.float64)
+    if bias is None:
+        return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight, np.float64)
+    centred = x - x.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt((centred * centred).mean(-1, keepdims=True) + eps)
+    return np.asarray(scaled * weight + bias, np.float64)
+
+
+@kernel("norm", NormRecord)
+def build(simd: Any, kind: str, activation_bits: int) -> Any:
+    """``kind`` is "rms" or "layer"; ``activation_bits`` those of the activation blocks."""
+    at, load = NormRecord.at, simd.load_i64
+    vload, vstore, vsum, fma, splat = simd.vload, simd.vstore, simd.vsum, simd.fma, simd.splat
+    quantize = quantize_block(simd, activation_bits)
+    layer, q_bytes = kind == "layer", block_bytes(activation_bits)
+
+    @simd.jit
+    def row_norm(x, width, weight, bias, eps, out):
+        mean = np.float32(0)
+        if layer:
+            total = splat(0.0)
+            for i in range(0, width * 4, 64):
+                total = total + vload(x + i)
+            mean = vsum(total) / np.float32(width)
+        centre, squares = splat(mean), splat(0.0)
+        for i in range(0, width * 4, 64):
+            value = vload(x + i) - centre
+            squares = fma(value, value, squares)
+        scale = np.float32(1) / np.sqrt(vsum(squares) / np.float32(width) + eps)
+        for i in range(0, width * 4, 64):
+            value = (vload(x + i) - centre) * splat(scale)
+            if layer:
+                vstore(out + i, fma(value, vload(weight + i), vload(bias + i)))
+            else:
+                vstore(out + i, value * vload(weight + i))
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, width, parts = load(record + at.x), load(record + at.width), load(record + at.parts)
+        weight, bias, out = load(record + at.weight), load(record + at.bias), load(record + at.out)
+        quantized = load(record + at.quantized)
+        eps = np.float32(simd.load_f64(record + at.eps))
+        total = load(step + load(record + at.rows)) * parts
+        begin, end, moved = total * thread // threads, total * (thread + 1) // threads, 0
+        if total == 1 and load(record + at.replicated) != 0:
+            begin, end, moved = 0, 1, thread
+        for i in range(begin, end):
+            row = i + moved
+            to = out + row * width * 4
+            row_norm(x + i * width * 4, width, weight, bias, eps, to)
+            if quantized != 0:
+                for block in range(width // 32):
+                    quantize(to + block * 128, quantized + (row * (width // 32) + block) * q_bytes)
+
+    return body

@@ -1,0 +1,132 @@
+"""Rotary position embedding (Su et al. 2021, RoFormer): pairs of a head's values turn with the position.
+
+Pair j turns by position * inverse_frequency[j]. Pairs are (2j, 2j+1), "interleaved", as in the paper and in
+llama's GGUF files, or (j, j + K/2), "half", as in GPT-NeoX and in transformers.
+
+``rotary_angles`` fills the table of a step, (T, K/2) cosines and sines, in float64; ``rotary`` turns queries or
+keys, (T, heads, K) float32, in place. Only the first 2 * pairs values of a head turn.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Record, StepRecord
+
+
+class RotaryAnglesRecord(Record):
+    inverse_frequency: Address  # (K/2,) float64, radians per position
+    pairs: int  # K/2
+    magnitude: float  # what cosines and sines are multiplied by (1 but for YaRN)
+    out: Address  # (T, 2, K/2) float32: cosines, then sines
+
+
+class RotaryRecord(Record):
+    x: Address  # (T, heads * head_dim) float32, turned in place
+    heads: int
+    head_dim: int  # K
+    pairs: int
+    angles: Address  # (T, 2, pairs) float32
+
+
+def reference(
+    x: NDArray[Any], positions: NDArray[Any], inverse_frequency: NDArray[Any], interleaved: bool
+) -> NDArray[np.float64]:
+    """The same in float64, from (T, heads, K)."""
+    x = x.astype(np.float64)
+    pairs = len(inverse_frequency)
+    angle = (positions[:, None] * inverse_frequency)[:, None, :]
+    cos, sin = np.cos(angle), np.sin(angle)
+    out = x.copy()
+    first, second = (
+        (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
+        if interleaved
+        else (slice(0, pairs), slice(pairs, 2 * pairs))
+    )
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., first] * sin + x[..., second] * cos
+    return out
+
+
+@kernel("rotary_angles", RotaryAnglesRecord)
+def build_angles(simd: Any) -> Any:
+    at, step_at, load = RotaryAnglesRecord.at, StepRecord.at, simd.load_i64
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        frequency, pairs, out = (
+            load(record + at.inverse_frequency),
+            load(record + at.pairs),
+            load(record + at.out),
+        )
+        magnitude = simd.load_f64(record + at.magnitude)
+        positions = load(step + step_at.positions)
+        for token in range(thread, load(step + step_at.tokens), threads):
+            position = np.float64(simd.load_i32(positions + 4 * token))
+            for j in range(pairs):
+                angle = position * simd.load_f64(frequency + 8 * j)
+                simd.store_f32(out + (token * 2 * pairs + j) * 4, np.float32(math.cos(angle) * magnitude))
+                simd.store_f32(
+                    out + (token * 2 * pairs + pairs + j) * 4, np.float32(math.sin(angle) * magnitude)
+                )
+
+    return body
+
+
+@kernel("rotary", RotaryRecord)
+def build(simd: Any, pairing: str) -> Any:
+    """``pairing`` is "interleaved" or "half"."""
+    at, step_at, load = RotaryRecord.at, StepRecord.at, simd.load_i64
+    load_f32, store_f32, vload, vstore, fma, splat = (
+        simd.load_f32,
+        simd.store_f32,
+        simd.vload,
+        simd.vstore,
+        simd.fma,
+        simd.splat,
+    )
+    evens, odds, zipped_low, zipped_high = simd.evens, simd.odds, simd.zipped_low, simd.zipped_high
+    lane0 = simd.lane0
+    interleaved = pairing == "interleaved"
+
+    @simd.jit
+    def turn(head, pairs, cosines, sines):
+        """Sixteen pairs at a time, the rest one by one; both round alike."""
+        nothing, whole = splat(0.0), pairs // 16 * 16
+        for j in range(0, whole, 16):
+            first, second = head + 4 * j, head + 4 * (j + pairs)
+            if interleaved:
+                first, second = head + 8 * j, head + 8 * j + 64
+            a, b = vload(first), vload(second)
+            if interleaved:
+                a, b = evens(a, b), odds(a, b)
+            cos, sin = vload(cosines + 4 * j), vload(sines + 4 * j)
+            x, y = fma(a, cos, nothing - b * sin), fma(b, cos, a * sin)
+            if interleaved:
+                x, y = zipped_low(x, y), zipped_high(x, y)
+            vstore(first, x)
+            vstore(second, y)
+        for j in range(whole, pairs):
+            first, second = head + 4 * j, head + 4 * (j + pairs)
+            if interleaved:
+                first, second = head + 8 * j, head + 8 * j + 4
+            a, b = splat(load_f32(first)), splat(load_f32(second))
+            cos, sin = splat(load_f32(cosines + 4 * j)), splat(load_f32(sines + 4 * j))
+            store_f32(first, lane0(fma(a, cos, nothing - b * sin)))
+            store_f32(second, lane0(fma(b, cos, a * sin)))
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, heads, width = load(record + at.x), load(record + at.heads), load(record + at.head_dim)
+        pairs, angles = load(record + at.pairs), load(record + at.angles)
+        total = load(step + step_at.tokens) * heads
+        for i in range(total * thread // threads, total * (thread + 1) // threads):
+            table = angles + i // heads * 2 * pairs * 4
+            turn(x + i * width * 4, pairs, table, table + pairs * 4)
+
+    return body

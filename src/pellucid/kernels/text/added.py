@@ -1,0 +1,63 @@
+"""Added tokens cut out of pieces of texts, before anything else happens to them. Called straight from Python, on UTF-8.
+
+Of those that match, the leftmost and then the longest counts (``tokenize/added.py``, which says the same in Python).
+Some are found only to be left as text: control tokens that a user wrote. A token that is cut out is a piece whose id is
+known, as ``text_pieces.py`` has it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Record
+from pellucid.kernels.text.pieces import appending
+from pellucid.kernels.text.split import skipping
+from pellucid.kernels.text.words import walking
+
+
+class AddedRecord(Record):
+    text: Address  # UTF-8
+    pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last
+    count: int  # n
+    starts: Address  # (256,) uint8: whether a token begins with a byte
+    slots: Address  # a tree of the tokens, by their numbers
+    ids: Address
+    emitted: Address  # (tokens,) int32: the id, or -1 where it is left as text
+    out: Address  # (m, 2) int32, room for one more than there are bytes, and pieces
+    made: Address  # int64: m
+
+
+@kernel("text.added", AddedRecord)
+def build(simd: Any) -> Any:
+    at, load, load_i32 = AddedRecord.at, simd.load_i64, simd.load_i32
+    store_i64, append, walk, skip = simd.store_i64, appending(simd), walking(simd), skipping(simd)
+
+    @simd.jit
+    def body(record, unused, unused_too, unused_three):
+        text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
+        starts, slots = load(record + at.starts), load(record + at.slots)
+        ids, emitted, made = load(record + at.ids), load(record + at.emitted), 0
+        for i in range(load(record + at.count)):
+            begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
+            position = begin
+            while True:
+                position = skip(starts, text + position, text + end) - text
+                if position >= end:
+                    break
+                found, stop = walk(slots, ids, text + position, text + end, True)
+                if found < 0:
+                    position += 1
+                    continue
+                index = load_i32(emitted + found * 4)
+                if index >= 0:
+                    if begin < position:
+                        made = append(out, made, begin, position)
+                    made = append(out, made, position, -1 - index)
+                    begin = stop - text
+                position = stop - text
+            if begin < end or end < 0:
+                made = append(out, made, begin, end)
+        store_i64(load(record + at.made), made)
+
+    return body

@@ -1,0 +1,159 @@
+"""Pieces of texts in a normalisation form of Unicode (UAX #15). Called straight from Python, on UTF-8.
+
+Most characters are in the form already, whatever is around them, and so are most marks behind them: they are copied.
+Where one is not, or may join with what is before it, everything from the character before on, up to the next that
+nothing joins, is taken apart, put in order, and composed again. The reference is ``tokenize/normalize.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address
+from pellucid.kernels.text.merge import NEVER, pairing
+from pellucid.kernels.text.rewrite import ChangedRecord, changing
+from pellucid.kernels.text.split import decoding, running
+
+# Of a character: its canonical combining class in the low byte, and whether it is not in the form by itself, or may
+# join with one before it.
+CLASS, CHANGES, JOINS = 255, 256, 512
+MOST = 128  # parts of what is put in order at once; more is for Python
+PART_BITS = 21  # of a part's code point; its class is above
+
+
+class NormalizeRecord(ChangedRecord):
+    """``out`` has room for all parts of every character."""
+
+    properties: Address  # (0x110000,) uint16
+    places: (
+        Address  # (0x110000,) int32: where in ``written`` the parts are, or 0: the character is its only part
+    )
+    written: Address  # int32: how many parts, then their code points
+    composes: int  # 1: the form is composed
+    pairs: Address  # what a part and another one behind it compose (text_merge.py)
+    pairs_mask: int
+    scratch: Address  # (MOST,) int32
+
+
+def encoding(simd: Any) -> Any:
+    """encode: a code point as UTF-8, to ``out``. Returns how many bytes that is."""
+    store_u8 = simd.store_u8
+
+    @simd.jit
+    def encode(code, out):
+        if code < 0x80:
+            store_u8(out, code)
+            return 1
+        if code < 0x800:
+            store_u8(out, 0xC0 | code >> 6)
+            store_u8(out + 1, 0x80 | code & 63)
+            return 2
+        if code < 0x10000:
+            store_u8(out, 0xE0 | code >> 12)
+            store_u8(out + 1, 0x80 | code >> 6 & 63)
+            store_u8(out + 2, 0x80 | code & 63)
+            return 3
+        store_u8(out, 0xF0 | code >> 18)
+        store_u8(out + 1, 0x80 | code >> 12 & 63)
+        store_u8(out + 2, 0x80 | code >> 6 & 63)
+        store_u8(out + 3, 0x80 | code & 63)
+        return 4
+
+    return encode
+
+
+@kernel("text.normalize", NormalizeRecord)
+def build(simd: Any) -> Any:
+    at, load, load_u8, load_u16, load_i32 = (
+        NormalizeRecord.at, simd.load_i64, simd.load_u8, simd.load_u16, simd.load_i32,
+    )  # fmt: skip
+    store_i32, store_i64 = simd.store_i32, simd.store_i64
+    length_of, code_point = decoding(simd)
+    value_of, run_of, encode = pairing(simd), running(simd), encoding(simd)
+
+    @simd.jit
+    def insert(parts, count, code, kind):
+        """One more part, before those marks of which the class is greater."""
+        here = count
+        while kind > 0 and here > 0 and load_i32(parts + here * 4 - 4) >> PART_BITS > kind:
+            store_i32(parts + here * 4, load_i32(parts + here * 4 - 4))
+            here -= 1
+        store_i32(parts + here * 4, kind << PART_BITS | code)
+
+    @simd.jit
+    def compose(parts, count, pairs, mask):
+        """Parts that are in order, composed. Returns how many are left."""
+        kept, starter, last = 0, -1, 0
+        for i in range(count):
+            part = load_i32(parts + i * 4)
+            kind = part >> PART_BITS
+            if starter >= 0 and (starter == kept - 1 or last < kind):
+                joined = value_of(load_i32(parts + starter * 4), part & ((1 << PART_BITS) - 1), pairs, mask)
+                if joined != NEVER:
+                    store_i32(parts + starter * 4, joined)
+                    continue
+            if kind == 0:
+                starter = kept
+            store_i32(parts + kept * 4, part)
+            kept, last = kept + 1, kind
+        return kept
+
+    @simd.jit
+    def rebuild(record, position, end, made):
+        """The characters from a place on up to the next that nothing joins. Returns where they end, and their new end,
+        -1 if they are too many."""
+        text, out, parts = load(record + at.text), load(record + at.out), load(record + at.scratch)
+        properties, places = load(record + at.properties), load(record + at.places)
+        written, count, first = load(record + at.written), 0, True
+        while position < end:
+            code = code_point(text + position)
+            if not first and load_u16(properties + code * 2) & (JOINS | CLASS) == 0:
+                break
+            first = False
+            place = load_i32(places + code * 4)
+            many = load_i32(written + place * 4) if place > 0 else 1
+            if count + many > MOST:
+                return position, -1
+            for i in range(many):
+                part = load_i32(written + (place + 1 + i) * 4) if place > 0 else code
+                insert(parts, count, part, load_u16(properties + part * 2) & CLASS)
+                count += 1
+            position += length_of(load_u8(text + position))
+        if load(record + at.composes):
+            count = compose(parts, count, load(record + at.pairs), load(record + at.pairs_mask))
+        for i in range(count):
+            made += encode(load_i32(parts + i * 4) & ((1 << PART_BITS) - 1), out + made)
+        return position, made
+
+    @simd.jit
+    def change(record, begin, end, begins_text, made):
+        text, out, properties = load(record + at.text), load(record + at.out), load(record + at.properties)
+        position, anchor, anchor_made, last = begin, begin, made, 0
+        while position < end:
+            place = text + position
+            run = min(run_of(place), end - position)
+            if run > 0 and load_u8(place + run) >= 0x80:
+                run -= 1  # something may join the last of them
+            if run > 0:
+                store_i64(out + made, load(place))
+                position, made, last = position + run, made + run, 0
+                anchor, anchor_made = position, made
+                continue
+            code, size = code_point(place), length_of(load_u8(place))
+            kind = load_u16(properties + code * 2)
+            if (kind <= CLASS and kind >= last) or kind == 0:
+                if kind == 0:
+                    anchor, anchor_made = position, made
+                store_i64(out + made, load(place))
+                position, made, last = position + size, made + size, kind
+                continue
+            if kind != CHANGES:
+                position, made = anchor, anchor_made
+            position, made = rebuild(record, position, end, made)
+            if made < 0:
+                return made
+            anchor, anchor_made, last = position, made, 0
+        return made
+
+    return changing(simd, at, change)

@@ -1,0 +1,186 @@
+"""Pieces of a text cut into smaller ones where a pattern matches. Called straight from Python, on UTF-8.
+
+The pattern is an automaton's table (``tokenize/automaton.py``; ``Matcher._walked`` is the same in Python). What becomes
+of the matches is one of BEHAVIORS, as in Hugging Face ``tokenizers``: a piece of their own, nothing, or a part of the
+piece before or behind; "Contiguous" joins matches that touch, and what lies between them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Record
+from pellucid.kernels.text.pieces import appending
+
+BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+START = 1  # the automaton's first state; 0 is its end
+ONES, HIGHS = 0x0101010101010101, 0x80808080_80808080 - (1 << 64)  # a bit of each byte, as int64
+
+
+class SplitRecord(Record):
+    text: Address  # UTF-8
+    pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last
+    count: int  # n
+    classes: Address  # (0x110000,) uint8, of each code point
+    table: Address  # (states, columns) uint16: 2 * next state + 1 if a match ends before this character
+    columns: int  # classes, and one for the end of a piece
+    starts: Address  # (256,) uint8: whether a match may begin with a character that begins so
+    behavior: int  # an index of BEHAVIORS
+    inverted: int  # 1: matches are what lies between them
+    most_steps: int  # of the automaton, in all
+    out: Address  # (m, 2) int32, room for as many as there are bytes
+    made: Address  # int64: m, or -1 where that takes more steps
+
+
+def decoding(simd: Any) -> Any:
+    """(length, code_point): how many bytes a character has, by its first, and which one is at an address."""
+    load_u8 = simd.load_u8
+
+    @simd.jit
+    def length(first):
+        """Bytes of a character, from its first."""
+        if first < 0x80:
+            return 1
+        if first < 0xE0:
+            return 2
+        if first < 0xF0:
+            return 3
+        return 4
+
+    @simd.jit
+    def code_point(place):
+        first = load_u8(place)
+        if first < 0x80:
+            return first
+        second = load_u8(place + 1) & 63
+        if first < 0xE0:
+            return (first & 31) << 6 | second
+        third = load_u8(place + 2) & 63
+        if first < 0xF0:
+            return (first & 15) << 12 | second << 6 | third
+        return (first & 7) << 18 | second << 12 | third << 6 | load_u8(place + 3) & 63
+
+    return length, code_point
+
+
+def skipping(simd: Any) -> Any:
+    """skip: the first place from one on where a byte is one of ``starts``, (256,) uint8, or the end; all addresses."""
+    load_u8 = simd.load_u8
+
+    @simd.jit
+    def skip(starts, place, end):
+        while place + 4 <= end:
+            first, second = load_u8(starts + load_u8(place)), load_u8(starts + load_u8(place + 1))
+            third, fourth = load_u8(starts + load_u8(place + 2)), load_u8(starts + load_u8(place + 3))
+            if first | second | third | fourth:
+                break
+            place += 4
+        while place < end and load_u8(starts + load_u8(place)) == 0:
+            place += 1
+        return place
+
+    return skip
+
+
+def running(simd: Any) -> Any:
+    """run_of: how many of the eight bytes from a place on are letters, digits or signs of ASCII, "!" to "~"."""
+    load = simd.load_i64
+
+    @simd.jit
+    def run_of(place):
+        word = load(place)
+        # The upper bit of a byte that is none; above the first of them borrows and carries may have set others.
+        others = (word | word + ONES | word - 0x21 * ONES & ~word) & HIGHS
+        return 8 if others == 0 else simd.lowest_bit(others) >> 3
+
+    return run_of
+
+
+@kernel("text.split", SplitRecord)
+def build(simd: Any) -> Any:
+    at, load, load_u8, load_u16 = SplitRecord.at, simd.load_i64, simd.load_u8, simd.load_u16
+    load_i32, store_i32, store_i64 = simd.load_i32, simd.store_i32, simd.store_i64
+    append = appending(simd)
+    removed, with_previous, with_next, contiguous = (BEHAVIORS.index(name) for name in BEHAVIORS[1:])
+
+    length, code_point = decoding(simd)
+    skip = skipping(simd)
+
+    @simd.jit
+    def match(text, position, end, classes, table, columns):
+        """Where the match that begins at ``position`` ends, there itself if there is none; how many bytes were read."""
+        state, found, begin = START, position, position
+        while True:
+            kind, step = columns - 1, 0
+            if position < end:
+                first = load_u8(text + position)
+                if first < 0x80:
+                    kind, step = load_u8(classes + first), 1
+                else:
+                    kind, step = load_u8(classes + code_point(text + position)), length(first)
+            entry = load_u16(table + (state * columns + kind) * 2)
+            if entry & 1:
+                found = position
+            state = entry >> 1
+            if state == 0:
+                return found, position + step - begin
+            position += step
+
+    @simd.jit
+    def put(out, made, first, begin, end, matched, previous, behavior):
+        """One more part of a piece whose parts begin with number ``first``. Returns how many pieces there are now."""
+        if behavior == removed and matched:
+            return made
+        joined = False
+        if made > first:
+            if behavior == with_previous:
+                joined = matched and not previous
+            elif behavior == with_next:
+                joined = previous and not matched
+            elif behavior == contiguous:
+                joined = matched == previous
+        if joined:
+            store_i32(out + made * 8 - 4, end)
+            return made
+        return append(out, made, begin, end)
+
+    @simd.jit
+    def body(record, unused, unused_too, unused_three):
+        text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
+        classes, table, columns = (
+            load(record + at.classes),
+            load(record + at.table),
+            load(record + at.columns),
+        )
+        behavior, inverted = load(record + at.behavior), load(record + at.inverted) != 0
+        starts, made, steps = load(record + at.starts), 0, load(record + at.most_steps)
+        for i in range(load(record + at.count)):
+            begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
+            if end < 0:  # an id that is known: text_pieces.py
+                made = append(out, made, begin, end)
+                continue
+            first, previous, position = made, False, begin
+            while True:
+                position = skip(starts, text + position, text + end) - text
+                if position >= end:
+                    break
+                found, read = match(text, position, end, classes, table, columns)
+                steps -= read
+                if steps < 0:
+                    store_i64(load(record + at.made), -1)
+                    return
+                if found > position:
+                    if begin < position:
+                        made = put(out, made, first, begin, position, inverted, previous, behavior)
+                        previous = inverted
+                    made = put(out, made, first, position, found, not inverted, previous, behavior)
+                    previous = not inverted
+                    begin = position = found
+                else:
+                    position += length(load_u8(text + position))
+            if begin < end:
+                made = put(out, made, first, begin, end, inverted, previous, behavior)
+        store_i64(load(record + at.made), made)
+
+    return body

@@ -1,0 +1,146 @@
+"""The likeliest cut of pieces of texts (``text_pieces.py``) into those of a Unigram vocabulary: Viterbi's algorithm.
+
+The reference is ``tokenize/kinds/unigram.py``: of the ways to each place the best is kept, of equally good ones the one
+that was found first; an unknown character has a price, and unknown neighbours become one, or their bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address
+from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, over
+from pellucid.kernels.text.split import decoding
+from pellucid.kernels.text.words import ROOT, stepping
+
+RESET = 100_000.0  # sums of float32 beyond this begin again at 0
+NODE = 16  # bytes of what is known of a place: the score, where the last piece begins, its id
+
+
+class UnigramRecord(PiecesRecord):
+    slots: Address  # a tree of the pieces
+    ids: Address
+    scores: Address  # (V,) float64
+    unknown: int
+    unknown_score: float
+    bytes: Address  # (256,) int32: each byte's id, below 0: none
+    spelled: int  # 1: there are bytes
+
+
+def scratch_bytes(longest: int) -> int:
+    """What ``PiecesRecord.scratch`` must have for a longest piece of so many bytes."""
+    return 8 * BLOCK + NODE * (longest + 2)
+
+
+@kernel("text.unigram", UnigramRecord)
+def build(simd: Any, single: bool) -> Any:
+    """``single``: sums are float32, as in SentencePiece, and unknown characters are bytes one by one."""
+    at, load, load_u8, load_i32, load_f64 = (
+        UnigramRecord.at, simd.load_i64, simd.load_u8, simd.load_i32, simd.load_f64,
+    )  # fmt: skip
+    store_i32, store_f64 = simd.store_i32, simd.store_f64
+    behind = stepping(simd)
+    length_of, _ = decoding(simd)
+
+    @simd.jit
+    def sum_of(a, b):
+        if single:
+            return np.float64(np.float32(a + b))
+        return a + b
+
+    @simd.jit
+    def offer(nodes, start, stop, score, index):
+        """A way to a place: kept if it is the first, before which there was no number, or better."""
+        there = nodes + stop * NODE
+        if not score <= load_f64(there):
+            store_f64(there, score)
+            store_i32(there + 8, start)
+            store_i32(there + 12, index)
+
+    @simd.jit
+    def again(nodes, start, reached, so_far):
+        """Scores from a place on, so much greater."""
+        for i in range(start, reached + 1):
+            there = nodes + i * NODE
+            store_f64(there, sum_of(load_f64(there), -so_far))
+
+    @simd.jit
+    def best(record, nodes, place, length):
+        """The best way to every place."""
+        slots, ids = load(record + at.slots), load(record + at.ids)
+        scores, unknown = load(record + at.scores), load(record + at.unknown)
+        unknown_score, reached, start = load_f64(record + at.unknown_score), 0, 0
+        store_f64(nodes, 0.0)
+        for i in range(1, length + 1):
+            store_f64(nodes + i * NODE, np.nan)
+        while start < length:
+            so_far = load_f64(nodes + start * NODE)
+            if single and abs(so_far) > RESET:
+                again(nodes, start, reached, so_far)
+                so_far = 0.0
+            size, base, alone, here = length_of(load_u8(place + start)), ROOT, False, start
+            while here < length:
+                node, base = behind(slots, base, load_u8(place + here))
+                if node < 0:
+                    break
+                here += 1
+                index = load_i32(ids + node * 4)
+                if index >= 0:
+                    offer(nodes, start, here, sum_of(so_far, load_f64(scores + index * 8)), index)
+                    reached = max(reached, here)
+                    alone = alone or here == start + size
+            if not alone:
+                offer(nodes, start, start + size, sum_of(so_far, unknown_score), unknown)
+                reached = max(reached, start + size)
+            start += size
+
+    @simd.jit
+    def spell(record, place, begin, end, out, made):
+        """Unknown characters as bytes, if they all have ids, or as one id. Returns how many ids there are now."""
+        alphabet, known = load(record + at.bytes), load(record + at.spelled) != 0
+        for i in range(begin, end):
+            known = known and load_i32(alphabet + load_u8(place + i) * 4) >= 0
+        if not known:
+            store_i32(out + made * 4, load(record + at.unknown))
+            return made + 1
+        for i in range(begin, end):
+            store_i32(out + made * 4, load_i32(alphabet + load_u8(place + i) * 4))
+            made += 1
+        return made
+
+    @simd.jit
+    def ids_of(record, scratch, place, length, part, out):
+        nodes, unknown = scratch, load(record + at.unknown)
+        apart = single and load(record + at.spelled) != 0
+        best(record, nodes, place, length)
+        stop = length  # the way back: turn the links round
+        following = -1
+        while stop > 0:
+            start = load_i32(nodes + stop * NODE + 8)
+            store_i32(nodes + stop * NODE + 8, following)
+            following, stop = stop, start
+        begin, made, open_at, here = 0, 0, -1, following
+        while here > 0:
+            index = load_i32(nodes + here * NODE + 12)
+            if index == unknown:
+                if open_at >= 0 and apart:
+                    made = spell(record, place, open_at, begin, out, made)
+                    open_at = begin
+                elif open_at < 0:
+                    open_at = begin
+            else:
+                if open_at >= 0:
+                    made = spell(record, place, open_at, begin, out, made)
+                    open_at = -1
+                store_i32(out + made * 4, index)
+                made += 1
+            begin = here
+            here = load_i32(nodes + here * NODE + 8)
+        if open_at >= 0:
+            made = spell(record, place, open_at, begin, out, made)
+        return made
+
+    return over(simd, at, ids_of)

@@ -1,0 +1,60 @@
+"""WordPiece of pieces of texts (``text_pieces.py``): a word cut greedily into the longest pieces that there are.
+
+The reference is ``tokenize/kinds/wordpiece.py``. A word that cannot be covered, or is too long, is the unknown id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address
+from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, over
+from pellucid.kernels.text.words import walking
+
+
+class WordPieceRecord(PiecesRecord):
+    slots: Address  # a tree of the pieces that begin a word
+    ids: Address
+    more_slots: Address  # a tree of those that continue one, without what marks them
+    more_ids: Address
+    unknown: int
+    longest: int  # characters that a word may have
+
+
+def scratch_bytes(longest: int) -> int:
+    """What ``PiecesRecord.scratch`` must have for a longest piece of so many bytes."""
+    return 8 * BLOCK
+
+
+@kernel("text.wordpiece", WordPieceRecord)
+def build(simd: Any) -> Any:
+    at, load, load_u8, store_i32 = WordPieceRecord.at, simd.load_i64, simd.load_u8, simd.store_i32
+    walk = walking(simd)
+
+    @simd.jit
+    def characters(place, length):
+        count = 0
+        for i in range(length):
+            count += load_u8(place + i) & 0xC0 != 0x80
+        return count
+
+    @simd.jit
+    def ids_of(record, scratch, place, length, part, out):
+        unknown = load(record + at.unknown)
+        if characters(place, length) > load(record + at.longest):
+            store_i32(out, unknown)
+            return 1
+        slots, ids = load(record + at.slots), load(record + at.ids)
+        here, end, made = place, place + length, 0
+        while here < end:
+            found, here = walk(slots, ids, here, end, True)
+            if found < 0:
+                store_i32(out, unknown)
+                return 1
+            store_i32(out + made * 4, found)
+            made += 1
+            slots, ids = load(record + at.more_slots), load(record + at.more_ids)
+        return made
+
+    return over(simd, at, ids_of)

@@ -1,0 +1,53 @@
+"""A family of models: what a file of ``families/`` declares, and how the families are found."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from pellucid.model.config import Config
+from pellucid.model.spec import Model
+from pellucid.util.registry import discover
+from pellucid.weights.checkpoint import Checkpoint
+
+Reader: TypeAlias = Callable[[Checkpoint, Config], Model]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models: its name, and what reads one, by the name that files give the architecture.
+
+    ``gguf``: GGUF's ``general.architecture``; ``safetensors``: ``model_type`` of ``config.json``. ``unused``:
+    patterns of the tensors that a file may hold and that no slot needs.
+    """
+
+    name: str
+    gguf: Mapping[str, Reader] = field(default_factory=dict)
+    safetensors: Mapping[str, Reader] = field(default_factory=dict)
+    unused: Sequence[str] = ()
+
+    def readers(self, kind: str) -> Mapping[str, Reader]:
+        """The readers for a kind of checkpoint, "gguf" or "safetensors"."""
+        return self.gguf if kind == "gguf" else self.safetensors
+
+
+@functools.cache
+def known_families() -> Mapping[str, Family]:
+    """Every family in the folder, by name.
+
+    Raises:
+        TypeError: two files declare one family.
+    """
+    return discover("pellucid.model.families", Family, lambda family: (family.name,))
+
+
+@functools.cache
+def architectures(kind: str) -> Mapping[str, Family]:
+    """The family of each architecture that files of a kind, "gguf" or "safetensors", may name.
+
+    Raises:
+        TypeError: two families read one architecture.
+    """
+    return discover("pellucid.model.families", Family, lambda family: tuple(family.readers(kind)))

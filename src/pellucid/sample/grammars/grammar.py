@@ -1,0 +1,120 @@
+"""What a text must be: JSON of a schema, a match of a regex, one of some choices, a sentence of a grammar.
+
+What users give is checked and bounded, and becomes a grammar in the form of llguidance, whose parser (an Earley parser
+over a lexer of derivatives; Microsoft, MIT) follows it: ``matching.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.sample.grammars import schema
+from pellucid.sample.grammars.schema import refused, short
+from pellucid.util import checks
+from pellucid.util.messages import brief
+
+LONGEST = {"regex": 1 << 16, "grammar": 1 << 18}  # characters
+DEEPEST, MOST_RULES = 64, 1000  # brackets in brackets; lines that define something
+MOST_CHOICES, LONGEST_CHOICE = 10_000, 4096
+# White space in JSON as llama.cpp has it: without a bound, small models never stop making it. Escapes are those without
+# which there is no way to write a character: a name that is written otherwise would be taken for another one.
+JSON = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}", "json_allowed_escapes": '"\\nrtbf'}
+LIMITS = {"max_grammar_size": 200_000, "initial_lexer_fuel": 1_000_000, "max_lexer_states": 100_000}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A grammar that llguidance accepts: its ``kind``, an option's name, and its ``source`` in llguidance's form."""
+
+    kind: str
+    source: str
+
+
+def compiled(kind: str, value: Any) -> Grammar:
+    """The grammar that an option asks for.
+
+    Raises:
+        InvalidRequest: it is wrong, too deep, too large, or asks for what is not implemented.
+    """
+    return _checked(kind, _READERS[kind](kind, value))
+
+
+@functools.lru_cache(maxsize=64)
+def _checked(kind: str, text: str) -> Grammar:
+    from llguidance import LLMatcher, LLParserLimits
+
+    try:
+        source = _source(kind, text)
+        problem = LLMatcher.validate_grammar(source, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
+    except BaseException as error:  # its reader of GBNF has errors of its own, and its Rust may panic
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        problem = str(error) or type(error).__name__
+    if problem:
+        raise refused(kind, problem)
+    return Grammar(kind, source)
+
+
+def _source(kind: str, text: str) -> str:
+    """A value in llguidance's form."""
+    from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    if kind == "json_schema":
+        return LLMatcher.grammar_from_json_schema(text, defaults=JSON)  # type: ignore[arg-type]
+    if kind == "regex":
+        return LLMatcher.grammar_from_regex(text)
+    if kind == "choices":  # a word, not rules: thousands of rules in a row are too many
+        words = " | ".join(map(json.dumps, json.loads(text)))
+        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {words}")
+    return LLMatcher.grammar_from_lark(gbnf_to_lark(_spelled_out(text)) if "::=" in text else text)
+
+
+def _spelled_out(gbnf: str) -> str:
+    """GBNF with the characters that escapes by number stand for, but for those that would mean something there."""
+
+    def character(found: re.Match[str]) -> str:
+        code = int(found[0][2:], 16)
+        plain = 0xA0 <= code <= 0x10FFFF and not 0xD800 <= code <= 0xDFFF
+        return chr(code) if plain else found[0]
+
+    return re.sub(r"\\u[0-9A-Fa-f]{4}|\\U[0-9A-Fa-f]{8}|\\x[0-9A-Fa-f]{2}", character, gbnf)
+
+
+def _text(kind: str, given: Any) -> str:
+    value = checks.text(kind, given)
+    short(kind, value, LONGEST[kind])
+    depth = deepest = 0
+    for character in value:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(depth, deepest)
+    if deepest > DEEPEST:
+        raise InvalidRequest(
+            f"{kind} has brackets nested {deepest:,} deep; the limit is {DEEPEST}: make it simpler"
+        )
+    rules = len(re.findall(r"^\s*[?!]?[\w.-]+\s*(?:\[[^\n]*\])?\s*(?:::=|:)", value, re.MULTILINE))
+    if kind == "grammar" and rules > MOST_RULES:
+        raise InvalidRequest(f"{kind} has {rules:,} rules; the limit is {MOST_RULES:,}: make it simpler")
+    if kind == "regex" and (len(value) - len(value.rstrip("\\"))) % 2:
+        raise refused(kind, "it ends in a backslash, which escapes nothing")
+    return value
+
+
+def _choices(kind: str, value: Any) -> str:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
+        raise InvalidRequest(f"{kind}={brief(value)}: must be a list of at least one text")
+    if len(value) > MOST_CHOICES:
+        raise InvalidRequest(f"{kind} has {len(value):,} texts; the limit is {MOST_CHOICES:,}: give fewer")
+    for one in value:
+        checks.text(kind, one, LONGEST_CHOICE)
+    return json.dumps(list(value))
+
+
+_READERS = {"json_schema": schema.read, "regex": _text, "choices": _choices, "grammar": _text}
+KINDS = tuple(_READERS)

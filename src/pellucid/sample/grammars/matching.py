@@ -1,0 +1,193 @@
+"""A text on its way through a grammar (``grammar.py``), and the tokens that may come next.
+
+After each token the set of tokens that may follow is computed, by a thread of its own beside the model's next step if
+there is a core that this leaves idle.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.grammars.grammar import LIMITS, Grammar
+from pellucid.sample.grammars.schema import refused
+from pellucid.sample.step import RequestContext, TokenizerProtocol
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+PLAINLY = {
+    "NoExtensionBias": "there is no text that it allows",
+    "NoExtension": "there is no text that it allows",
+}
+MOST_TREES = 4  # of one vocabulary
+
+
+class _Pieces:
+    """A vocabulary as llguidance wants it, and one more token for the end where there is none."""
+
+    def __init__(self, words: TokenizerProtocol, ends: frozenset[int]) -> None:
+        size = words.vocab_size
+        self.bos_token_id = None
+        self.eos_token_id = min(ends, default=size)
+        self.special_token_ids = [token for token in range(size) if words.is_special(token)]
+        self.tokens = [words.token_bytes(token) for token in range(size)]
+        if not ends:
+            self.special_token_ids.append(size)
+            self.tokens.append(b"<end>")
+        self._words, self._size = weakref.ref(words), size
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        data = text if isinstance(text, bytes) else text.encode()
+        words = self._words()
+        ids = [] if words is None else words.encode(data.decode("utf-8", "replace"), add_special=False)
+        # Some vocabularies put a space before a text; and bytes may be no text.
+        return ids if b"".join(self.tokens[token] for token in ids) == data else self._in_pieces(data)
+
+    def _in_pieces(self, data: bytes) -> list[int]:
+        """The longest token at each place, one after the other, until there is none."""
+        found, at = [], 0
+        while at < len(data):
+            for stop in range(min(at + self._longest, len(data)), at, -1):
+                if (token := self._by_bytes.get(data[at:stop])) is not None:
+                    found.append(token)
+                    at = stop
+                    break
+            else:
+                return found
+        return found
+
+    @functools.cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        """The first token of each spelling."""
+        special = set(self.special_token_ids)
+        return {self.tokens[token]: token for token in range(self._size - 1, -1, -1) if token not in special}
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._by_bytes), default=0)
+
+
+_trees: weakref.WeakKeyDictionary[TokenizerProtocol, dict[frozenset[int], LLTokenizer]] = (
+    weakref.WeakKeyDictionary()
+)
+"""llguidance's trees of vocabularies, a second to make of 262,144 tokens, by the tokens that end a text."""
+
+
+def _tree(words: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    known = _trees.setdefault(words, {})
+    if ends not in known:
+        if len(known) >= MOST_TREES:
+            known.pop(next(iter(known)))
+        pieces = _Pieces(words, ends)
+        wrapped = TokenizerWrapper(pieces)
+        known[ends] = LLTokenizer(
+            wrapped, n_vocab=len(pieces.tokens), eos_token=sorted(ends) or [words.vocab_size]
+        )
+    return known[ends]
+
+
+@functools.cache
+def _beside() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="pellucid-grammar")
+
+
+if hasattr(os, "register_at_fork"):  # a child would inherit the pool without its thread
+    os.register_at_fork(after_in_child=_beside.cache_clear)
+
+
+class Matching:
+    """A text on its way through a grammar, and the tokens that may come next.
+
+    Where the grammar leaves one way only, the parser is ahead of the text: ``forced`` are the tokens that must come.
+    While a mask is being computed nothing else may ask the matcher.
+    """
+
+    def __init__(self, grammar: Grammar, setting: RequestContext) -> None:
+        from llguidance import LLMatcher, LLParserLimits
+
+        words, self._ends = setting.words, setting.eos_ids
+        self._size, self._kind, self._idle = words.vocab_size, grammar.kind, setting.idle
+        limits = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
+        self._matcher = LLMatcher(_tree(words, self._ends), grammar.source, log_level=0, limits=limits)
+        self.forced: list[int] = []
+        self._stopped, self._coming = False, _nothing()
+        self._advance()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow."""
+        return self._stopped and not self.forced
+
+    def among(self, candidates: Candidates) -> Candidates:
+        """Those that may come next.
+
+        Raises:
+            InvalidRequest: the grammar has become too complex to follow.
+        """
+        if self.forced:
+            return candidates.keep(candidates.places(np.array(self.forced[:1])))
+        self._coming.result()
+        self._check()
+        return candidates.allow(self._mask)
+
+    def accept(self, token: int) -> None:
+        """A token has come."""
+        if self.forced:
+            del self.forced[0]
+        elif token not in self._ends:
+            self._coming.result()
+            self._matcher.consume_token(token)
+            self._advance()
+
+    def fork(self) -> Matching:
+        """The same text, to go on otherwise."""
+        self._coming.result()
+        made = object.__new__(Matching)
+        made.__dict__.update(self.__dict__)
+        made._matcher, made.forced = self._matcher.deep_copy(), list(self.forced)
+        return made
+
+    def _advance(self) -> None:
+        """Find the tokens that must come, and have those computed that may come after them."""
+        self._check()
+        if not self._matcher.is_stopped():
+            forced = self._matcher.compute_ff_tokens()
+            self.forced = forced[: self._matcher.try_consume_tokens(forced)]
+            self._check()
+        self._stopped = bool(self._matcher.is_stopped())
+        # An array of its own: a fork may still read the last one.
+        self._mask = np.zeros(-(-(self._size + (not self._ends)) // 32), np.uint32)  # as many as _Pieces has
+        if self._stopped:
+            for end in self._ends:
+                self._mask[end >> 5] |= np.uint32(1 << (end & 31))
+        elif self._idle:
+            self._coming = _beside().submit(_fill, self._matcher, self._mask)
+        else:  # beside the model it would cost more: each would wait for the other
+            _fill(self._matcher, self._mask)
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            problem = self._matcher.get_error().partition("<state>")[0]  # what follows is the parser's inside
+            raise refused(self._kind, PLAINLY.get(problem.strip(), problem))
+
+
+def _nothing() -> Future[None]:
+    """What has come already."""
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
+
+
+def _fill(matcher: LLMatcher, mask: NDArray[np.uint32]) -> None:
+    """Compute a mask; llguidance gets its address only, so whoever waits no longer must not be who keeps it."""
+    matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)

@@ -1,0 +1,214 @@
+"""JSON schemas that users give, checked before llguidance reads them: it recurses, takes time by what they hold, and
+rounds large numbers, so all of that has limits here; and what it takes too lightly is put more strictly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.util.messages import brief, shown
+
+LONGEST = 1 << 20  # characters
+DEEPEST, DEEPEST_RESOLVED = 64, 256  # containers in containers; the same with references followed
+MOST_KEYS, MOST_ITEMS, MOST_PATTERNS = 1000, 2000, 64  # of an object, of a list, of patternProperties
+LARGEST = 1 << 53  # beyond it not every integer is a float64
+MOST_MULTIPLE = 10_000  # numbers that are multiples are counted out, digit by digit
+
+_ONE = ("items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if", "then", "else",
+        "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
+_SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
+_YEAR = r"(?:[1-9]\d{3}|0[1-9]\d{2}|00[1-9]\d|000[1-9])"
+_LEAP = r"(?:\d{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
+_DAY = r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
+_DATE = rf"(?:{_YEAR}-{_DAY}|{_LEAP}-02-29)"
+_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
+STRICTER = {"date": f"^{_DATE}$", "date-time": f"^{_DATE}T{_TIME}$"}
+"""Formats of which llguidance knows only the shape: it has a 29th of February every year."""
+
+
+def read(kind: str, value: Any) -> str:
+    """The JSON of a schema, for llguidance. A schema is JSON, a mapping, true or false, or a class of pydantic's.
+
+    Raises:
+        InvalidRequest: it is none, too large, too deep, or holds what could not be kept to.
+    """
+    if hasattr(value, "model_json_schema"):
+        try:
+            value = value.model_json_schema()
+        except Exception as error:
+            raise refused(kind, f"{type(error).__name__}: {error}") from None
+    if isinstance(value, str):
+        short(kind, value, LONGEST)
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise refused(kind, f"it is no JSON ({error})") from None
+    if not isinstance(value, (Mapping, bool)):
+        raise InvalidRequest(f"{kind}={brief(value)}: must be a JSON schema, as a mapping or as JSON")
+    _bounded(kind, value)
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise refused(kind, f"it is no JSON ({error})") from None
+    short(kind, text, LONGEST)
+    schema = json.loads(text)
+    if schema is True:
+        return "{}"
+    _Walk(kind, schema).check()
+    return json.dumps(schema)
+
+
+def refused(kind: str, problem: str) -> InvalidRequest:
+    """The error for a constraint that cannot be followed."""
+    line = " ".join(shown(line.strip()) for line in problem.splitlines() if line.strip())
+    return InvalidRequest(f"{kind} cannot be followed: {line[:200]}; mend it, or leave it out")
+
+
+def short(kind: str, text: str, most: int) -> None:
+    """Raises InvalidRequest for a text of more than so many characters."""
+    if len(text) > most:
+        raise InvalidRequest(f"{kind} has {len(text):,} characters; the limit is {most:,}: make it shorter")
+
+
+def _bounded(kind: str, value: Any) -> None:
+    """Nothing is nested too deep, too long, or too large a number. Goes level by level: a cycle is too deep."""
+    level, seen = [value], 0
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, Mapping):
+                _few(kind, len(one), MOST_KEYS, "keys in an object")
+                inner += one.values()
+            elif isinstance(one, (list, tuple)):
+                _few(kind, len(one), MOST_ITEMS, "entries in a list")
+                inner += one
+            elif isinstance(one, (int, float)) and LARGEST < abs(one) < math.inf:
+                raise InvalidRequest(
+                    f"{kind} holds {brief(one)}; numbers beyond {LARGEST:,} would be rounded"
+                )
+        seen += len(inner)
+        _few(kind, seen, LONGEST, "values")
+        if not inner:
+            return
+        level = inner
+    raise InvalidRequest(f"{kind} is nested more than {DEEPEST} deep: make it simpler")
+
+
+def _few(kind: str, count: int, most: int, what: str) -> None:
+    if count > most:
+        raise InvalidRequest(f"{kind} has {count:,} {what}; the limit is {most:,}: make it simpler")
+
+
+class _Walk:
+    """Goes over the subschemas of a schema, references followed, each once."""
+
+    def __init__(self, kind: str, schema: Any) -> None:
+        self.kind, self.root, self.patterns = kind, schema, 0
+
+    def check(self) -> None:
+        """All of them; and how deep they are in one another."""
+        depths: dict[int, int] = {}
+        stack: list[tuple[Any, Iterator[Any]]] = []
+
+        def enter(node: Any) -> None:
+            depths[id(node)] = (
+                0  # one that is met again below itself: a cycle, which llguidance does not unroll
+            )
+            self._one(node)
+            stack.append((node, self._inner(node)))
+
+        enter(self.root)
+        while stack:
+            node, inner = stack[-1]
+            for child in inner:
+                if isinstance(child, dict) and id(child) not in depths:
+                    enter(child)
+                    break
+                depths[id(node)] = max(depths[id(node)], depths.get(id(child), 0) + 1)
+            else:
+                stack.pop()
+                if stack:
+                    above = id(stack[-1][0])
+                    depths[above] = max(depths[above], depths[id(node)] + 1)
+            if len(stack) > DEEPEST_RESOLVED or depths[id(node)] > DEEPEST_RESOLVED:
+                raise InvalidRequest(
+                    f"{self.kind} is nested more than {DEEPEST_RESOLVED} deep where its references are followed: "
+                    "make it simpler"
+                )
+
+    def _inner(self, node: Any) -> Iterator[Any]:
+        """The schemas in a schema, and the one that it refers to."""
+        if not isinstance(node, dict):
+            return
+        if isinstance(reference := node.get("$ref"), str):
+            yield self._resolved(reference)
+        for key in _ONE:
+            yield node.get(key)
+        for key in _SEVERAL:
+            if isinstance(several := node.get(key), list):
+                yield from several
+        for key in _NAMED:
+            if isinstance(named := node.get(key), dict):
+                yield from named.values()
+
+    def _resolved(self, reference: str) -> Any:
+        """What a pointer into the schema points to, if it does; llguidance says what is wrong with it if not."""
+        node = self.root
+        for part in reference.removeprefix("#").split("/")[1:]:
+            part = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(node, dict) and part in node:
+                node = node[part]
+            elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+                node = node[int(part)]
+            else:
+                return None
+        return node
+
+    def _one(self, node: Any) -> None:
+        """What a single schema says; formats are put more strictly in it."""
+        if not isinstance(node, dict):
+            return
+        required = node.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+            raise refused(self.kind, f"required is {brief(required)}, not a list of names")
+        if isinstance(patterns := node.get("patternProperties"), dict):
+            self.patterns += len(patterns)
+            _few(self.kind, self.patterns, MOST_PATTERNS, "patternProperties")
+        least, free = node.get("minProperties", 0), node.get("additionalProperties", True) is not False
+        if isinstance(least, (int, float)) and least > 1 and (free or node.get("patternProperties")):
+            raise refused(
+                self.kind, f"minProperties is {least}, but names are free: one that comes twice would count"
+            )
+        if isinstance(options := node.get("x-guidance"), dict) and options.get("lenient"):
+            raise refused(self.kind, "x-guidance is lenient: what is not implemented would be ignored")
+        if "multipleOf" in node or "allOf" in node:
+            self._multiples(node)
+        if node.get("format") in STRICTER and "pattern" not in node:
+            node["pattern"] = STRICTER[node.pop("format")]
+
+    def _multiples(self, node: dict[str, Any]) -> None:
+        """What a number must be a multiple of, all together, must not be much."""
+        common, stack, seen = Fraction(1), [node], set()
+        while stack:
+            one = stack.pop()
+            if not isinstance(one, dict) or id(one) in seen:
+                continue
+            seen.add(id(one))
+            if isinstance(of := one.get("multipleOf"), (int, float)) and not isinstance(of, bool):
+                if not of > 0:
+                    raise refused(self.kind, f"multipleOf is {brief(of)}, not a number above 0")
+                part = Fraction(str(of))
+                numerator = math.lcm(common.numerator, part.numerator)
+                common = Fraction(numerator, math.gcd(common.denominator, part.denominator))
+                if max(common.numerator, part.denominator) > MOST_MULTIPLE:
+                    raise refused(self.kind, f"multipleOf comes to more than {MOST_MULTIPLE:,}")
+            stack += one["allOf"] if isinstance(one.get("allOf"), list) else []
+            if isinstance(reference := one.get("$ref"), str):
+                stack.append(self._resolved(reference))

@@ -1,0 +1,179 @@
+"""What a caller gives a chat template, checked and made plain: texts, numbers, lists and mappings.
+
+Messages become what ``transformers`` 5.24 makes of them (``tokenization_utils_base.py: apply_chat_template``,
+``utils/chat_template_utils.py``): objects with fields become mappings, keys of a message whose value is None are left
+out (templates print them as the word None), and what a model thought goes by each of the names that templates use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.util.checks import characters
+from pellucid.util.messages import brief, reason, shown
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of what a model thought before it answered. The first is filled from the others, ``thinking`` from any."""
+
+LISTS = {"tools": "each a JSON schema", "documents": "each with a title and a text"}
+"""Variables that are lists of mappings."""
+
+DEPTH = 100  # of lists and mappings in each other
+BITS = 8192  # of an integer
+
+Message = dict[str, Any]
+
+
+def conversation(messages: Any) -> list[Message]:
+    """The messages as templates get them.
+
+    Raises:
+        InvalidRequest: they are no list, none, not mappings, or hold what is not text, number, list or mapping. It
+            names the place.
+    """
+    made = _mappings("messages", messages, 'such as {"role": "user", "content": "Hi"}')
+    if not made:
+        raise InvalidRequest("messages is empty: give at least one message")
+    return [_aliased({key: value for key, value in message.items() if value is not None}) for message in made]
+
+
+def variables(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All other variables as templates get them. ``tools`` and ``documents`` are None or lists. Raises likewise."""
+    made = dict[str, Any]()
+    for name, value in given.items():
+        example = LISTS.get(name)
+        made[name] = (
+            _plain(value, (name,)) if example is None or value is None else _mappings(name, value, example)
+        )
+    return made
+
+
+def is_message(value: Any) -> bool:
+    """Whether a value can be one message of a conversation."""
+    return isinstance(value, Mapping) or _has_fields(value)
+
+
+def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[list[Message], str]:
+    """(messages in which no control token can be recognised, mark).
+
+    The mark is a noncharacter that no message holds; it is put after the first character of every control
+    token in messages that are not the assistant's. Take it out when the control tokens have been found.
+
+    Raises:
+        InvalidRequest: the messages hold all noncharacters that a mark can be.
+    """
+    found = set[str]().union(*_texts(messages))
+    mark = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in found), None)
+    if mark is None:
+        raise InvalidRequest("the messages hold all of the noncharacters U+FDD0 to U+FDEF: take them out")
+    present = sorted(
+        (token for token in control_tokens if token and token[0] in found), key=len, reverse=True
+    )
+
+    def broken(value: Any) -> Any:
+        if isinstance(value, str):
+            for token in present:
+                if token in value:
+                    value = value.replace(token, token[0] + mark + token[1:])
+            return value
+        if isinstance(value, dict):
+            return {key: item if key in ("role", "type") else broken(item) for key, item in value.items()}
+        return [broken(item) for item in value] if isinstance(value, list) else value
+
+    return [message if message.get("role") == "assistant" else broken(message) for message in messages], mark
+
+
+def _mappings(name: str, given: Any, example: str) -> list[Message]:
+    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
+        raise InvalidRequest(f"{name}={brief(given)}: must be a list of mappings, {example}")
+    made = list[Message]()
+    for at, item in enumerate(given):
+        plain = _plain(item, (name, at)) if is_message(item) else None
+        if not isinstance(plain, dict):
+            raise InvalidRequest(f"{name}[{at}]={brief(item)}: must be a mapping, {example}")
+        made.append(plain)
+    return made
+
+
+def _aliased(message: Message) -> Message:
+    reasoning = next((message[name] for name in REASONING if name in message), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _plain(value: Any, path: tuple[str | int, ...]) -> Any:
+    """A value as JSON holds it; a tuple is a list. ``path`` leads to it."""
+    if value is None or type(value) in (bool, float):
+        return value
+    if isinstance(value, str):
+        return characters(_place(path), str.__str__(value))
+    if isinstance(value, int):
+        if value.bit_length() > BITS:
+            raise InvalidRequest(
+                f"{_place(path)}: an integer of {value.bit_length():,} bits; {BITS:,} are allowed"
+            )
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if _has_fields(value):
+        try:
+            value = _fields(value)
+        except Exception as error:  # of the caller's own code
+            kind = shown(type(value).__name__)
+            raise InvalidRequest(
+                f"{_place(path)}: the fields of this {kind} cannot be read: {type(error).__name__}: {reason(error)}"
+            ) from error
+    if len(path) > DEPTH:
+        raise InvalidRequest(f"{_place(path)}: lists and mappings are nested more than {DEPTH} deep")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise InvalidRequest(f"{_place(path)} has the key {brief(key)}: keys must be texts")
+        return {str.__str__(key): _plain(item, (*path, key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, (*path, at)) for at, item in enumerate(value)]
+    import numpy as np
+
+    if isinstance(value, np.floating):  # a long double's item is one, too
+        return float(value)
+    if isinstance(value, np.generic) and not isinstance(item := value.item(), np.generic):
+        return _plain(item, path)
+    raise InvalidRequest(
+        f"{_place(path)}={brief(value)}: a chat template takes texts, numbers, lists and mappings, not "
+        f"{shown(type(value).__name__)}"
+    )
+
+
+def _has_fields(value: Any) -> bool:
+    """Whether it is an object of a dataclass or of a pydantic model."""
+    if isinstance(value, type):
+        return False
+    return dataclasses.is_dataclass(value) or callable(getattr(value, "model_dump", None))
+
+
+def _fields(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return value.model_dump()
+
+
+def _place(path: tuple[str | int, ...]) -> str:
+    """messages[0].content"""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path[1:])
+    return shown(str(path[0]) + "".join(parts))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a plain value, without the keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)

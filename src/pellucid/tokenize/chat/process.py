@@ -1,0 +1,297 @@
+"""Processes that render chat templates: started, asked, and killed when they pass a limit.
+
+A template is a program from a stranger. One call in it can take all time and memory there is, and no check inside the
+same process can stop it. So it runs in a worker, a Python process of its own (``template_worker.py``) that has little
+memory and is killed when its time is up. A worker is started when it is first needed, or ahead of time by
+``start_ahead``, and kept for the next rendering. Threads that render at once have a worker each, up to ``WORKERS``.
+
+Workers have their own session, so that Ctrl-C reaches only the process that waits for them: it kills the worker. They
+end when their input ends, and so do not outlive this process by more than one rendering.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from pellucid.errors import TemplateError
+from pellucid.util.messages import reason, shown
+
+WORKERS = 4
+"""Renderings at the same time, in all threads; others wait. One hostile template holds one worker."""
+
+STARTUP_SECONDS = 60.0  # on a busy machine with a cold disk; it takes less than 0.1
+GRACE_SECONDS = 0.1  # a worker past its time may stop by itself and name the template's line
+PORTION = 1 << 20  # bytes that a pipe takes at once, where the system lets it: else both sides wait in turns
+MOST_BYTES = 100_000_000  # of a reply
+KEPT = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+"""Environment variables of a worker: the time zone, for ``strftime_now``, and where Python's own library may be."""
+
+BOOT = "import sys; sys.path += sys.argv[1:]; import template_worker; template_worker.main()"
+
+Reply = Mapping[str, Any]
+"""{"text": str} or {"error": str, "line": int | None}."""
+
+
+def ask(request: bytes, seconds: float) -> Reply:
+    """What a worker replies to a request, which is ``encoded`` (``template_worker.py`` says what both hold).
+
+    A worker that takes more than ``seconds``, or crashes, is an "error" too. Raises :class:`TemplateError` if no worker
+    can be started.
+    """
+    return _workers.ask(request, seconds)
+
+
+def start_ahead() -> None:
+    """Start a worker, if there is none, and do not wait for it. Raises as ``ask`` does."""
+    _workers.start_ahead()
+
+
+def encoded(request: Mapping[str, Any]) -> bytes:
+    """A request as a worker reads it."""
+    return json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+class _Ended(Exception):
+    """The worker closed its pipes."""
+
+
+class _Late(Exception):
+    """The time is up."""
+
+
+class _Worker:
+    """One process, used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._is_ready = False
+        command = _command()
+        self._name = command[0]
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                pipesize=PORTION,
+                cwd="/",
+                env={name: os.environ[name] for name in KEPT if name in os.environ},
+                start_new_session=True,
+            )
+        except OSError as error:
+            blamed = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
+            raise _unstarted(reason(error), self._name if blamed else None) from None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._requests, self._replies = self.process.stdin, self.process.stdout
+        os.set_blocking(self._requests.fileno(), False)
+        os.set_blocking(self._replies.fileno(), False)
+
+    def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
+        """The reply to a request. The worker is to be closed if it is the "last"."""
+        if not self._is_ready:
+            self._await_ready()
+        deadline = time.monotonic() + seconds + GRACE_SECONDS
+        try:
+            self._write(len(request).to_bytes(4, "big") + request, deadline)
+            return self._read(deadline)
+        except _Late:
+            return _failure(f"it ran for more than {seconds:g} seconds")
+        except _Ended:
+            return _failure(self._death(seconds))
+
+    def _await_ready(self) -> None:
+        try:
+            reply = self._read(time.monotonic() + STARTUP_SECONDS)
+        except _Late:
+            raise _unstarted(f"it is not ready after {STARTUP_SECONDS:g} seconds") from None
+        except _Ended:
+            raise _unstarted("it is no Python that runs -I -S -c", self._name) from None
+        if "ready" not in reply:
+            raise _unstarted(shown(str(reply.get("error"))))
+        self._is_ready = True
+
+    def _write(self, data: bytes, deadline: float) -> None:
+        left = memoryview(data)
+        while left:
+            self._wait(self._requests.fileno(), select.POLLOUT, deadline)
+            try:
+                left = left[os.write(self._requests.fileno(), left[:PORTION]) :]
+            except BrokenPipeError:
+                raise _Ended from None
+
+    def _read(self, deadline: float) -> dict[str, Any]:
+        size = int.from_bytes(self._read_bytes(4, deadline), "big")
+        if size > MOST_BYTES:
+            raise _Ended
+        try:
+            reply = json.loads(self._read_bytes(size, deadline).decode("utf-8", "surrogatepass"))
+        except ValueError:
+            raise _Ended from None
+        if not isinstance(reply, dict):
+            raise _Ended
+        return reply
+
+    def _read_bytes(self, size: int, deadline: float) -> bytes:
+        parts, left = list[bytes](), size
+        while left:
+            self._wait(self._replies.fileno(), select.POLLIN, deadline)
+            part = os.read(self._replies.fileno(), min(left, PORTION))
+            if not part:
+                raise _Ended
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+
+    def _wait(self, descriptor: int, event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(descriptor, event)
+        if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+            raise _Late
+
+    def _death(self, seconds: float) -> str:
+        """Why the process has ended."""
+        try:
+            code = self.process.wait(1)
+        except subprocess.TimeoutExpired:
+            return "its process stopped answering"
+        if code == -signal.SIGXCPU:
+            return f"it ran for more than {seconds:g} seconds"
+        if code in (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT):
+            return f"it crashed its process ({signal.Signals(-code).name}), as too deep nesting does"
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        return f"its process was ended {how}: try again"
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self.process.kill()
+        self._requests.close()
+        self._replies.close()
+        self.process.wait()
+
+    def abandon(self) -> None:
+        """Forget the process of a parent, after a fork. With these pipes open it would not see its parent's end."""
+        self.process.returncode = 0  # it is not this process's child: there is nothing to wait for
+        self._requests.close()
+        self._replies.close()
+
+
+class _Workers:
+    """All workers of this process."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._free = threading.BoundedSemaphore(WORKERS)
+        self._all, self._idle = set[_Worker](), list[_Worker]()
+
+    def ask(self, request: bytes, seconds: float) -> Reply:
+        with self._free:
+            worker = self._take()
+            last = True
+            try:
+                reply = worker.ask(request, seconds)
+                last = reply.get("last", True)
+            finally:  # also at Ctrl-C
+                self._give_back(worker, last)
+        return reply
+
+    def start_ahead(self) -> None:
+        with self._lock:
+            if not self._all:
+                self._idle.append(self._start())
+
+    def close(self) -> None:
+        with self._lock:
+            for worker in self._all:
+                worker.close()
+            self._all.clear()
+            self._idle.clear()
+
+    def forget(self) -> None:
+        """After a fork, in the child: the workers are the parent's."""
+        for worker in self._all:
+            worker.abandon()
+        self._reset()
+
+    def _take(self) -> _Worker:
+        with self._lock:
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.is_alive():
+                    return worker
+                self._drop(worker)
+            return self._start()
+
+    def _give_back(self, worker: _Worker, last: bool) -> None:
+        with self._lock:
+            if last or worker not in self._all:
+                self._drop(worker)
+            else:
+                self._idle.append(worker)
+
+    def _start(self) -> _Worker:
+        worker = _Worker()
+        self._all.add(worker)
+        return worker
+
+    def _drop(self, worker: _Worker) -> None:
+        self._all.discard(worker)
+        worker.close()
+
+
+def _command() -> list[str]:
+    """The command that starts a worker: with no more of this Python's import path than Jinja needs."""
+    if not hasattr(select, "poll"):
+        raise TemplateError(f"chat templates cannot be rendered on {sys.platform}: only Linux and macOS can")
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise TemplateError(
+            "chat templates are rendered by a Python of their own and sys.executable is none: set it to one"
+        )
+    folders = []
+    for package in ("jinja2", "markupsafe"):
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise TemplateError(f"chat templates need {package}: pip install {package}")
+        folders.append(os.path.dirname(os.path.dirname(os.path.abspath(spec.origin))))
+    path = dict.fromkeys(
+        [*folders, os.path.dirname(os.path.abspath(__file__))]
+    )  # behind the standard library
+    return [sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, *path]
+
+
+def _unstarted(why: str, executable: str | None = None) -> TemplateError:
+    """The error for a worker that does not start. ``executable``: what is to blame, if it is that."""
+    if executable is None:
+        return TemplateError(f"the Python that renders chat templates cannot be started: {why}")
+    return TemplateError(
+        f"the Python that renders chat templates, {shown(executable)}, cannot be started: {why}; "
+        "sys.executable must name a Python"
+    )
+
+
+def _failure(what: str) -> dict[str, Any]:
+    return {"error": what, "line": None, "last": True}
+
+
+_workers = _Workers()
+atexit.register(_workers.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_workers.forget)

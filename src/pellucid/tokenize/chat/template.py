@@ -1,0 +1,67 @@
+"""A conversation → one text, by the Jinja template that came with the model.
+
+In: variables, plain as ``conversation.py`` makes them. Out: the text that the model was trained to continue. The
+template is a program from a stranger: it runs in a process of its own (``process.py``) within ``RenderLimits``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pellucid.errors import InvalidRequest, TemplateError
+from pellucid.tokenize.chat.process import ask, encoded
+
+SOURCE_CHARACTERS = 1_000_000
+REQUEST_BYTES = 40_000_000  # the source and all variables as JSON, in UTF-8
+LONGEST_MESSAGE = 400  # characters
+
+
+@dataclass(frozen=True)
+class RenderLimits:
+    """What one rendering may take: seconds, megabytes of address space (kept on Linux), characters of its text."""
+
+    seconds: float = 5.0
+    megabytes: int = 512
+    characters: int = 10_000_000
+
+
+LIMITS = RenderLimits()
+
+
+def render(source: str | None, variables: Mapping[str, Any], limits: RenderLimits = LIMITS) -> str:
+    """The text that the template makes of the variables.
+
+    Raises:
+        TemplateError: in one line, which names the template's line where that is known: the template cannot be parsed,
+            fails, calls ``raise_exception`` or passes a limit; or there is none; or no process can be started for it.
+        InvalidRequest: the variables are too long.
+    """
+    if source is None:
+        raise TemplateError("this model has no chat template; give the prompt as one text instead")
+    if len(source) > SOURCE_CHARACTERS:
+        raise TemplateError(
+            f"the chat template has {len(source):,} characters; {SOURCE_CHARACTERS:,} are allowed"
+        )
+    request = encoded({"source": source, "variables": variables, **asdict(limits)})
+    if len(request) > REQUEST_BYTES:
+        raise InvalidRequest(
+            f"the conversation has {len(request):,} bytes as JSON; {REQUEST_BYTES:,} are allowed: shorten it"
+        )
+    reply = ask(request, limits.seconds)
+    if isinstance(text := reply.get("text"), str):
+        return text
+    line = reply.get("line")
+    at = f", line {line:,}" if isinstance(line, int) else ""
+    raise TemplateError(f"chat template{at}: {_one_line(str(reply.get('error')))}")
+
+
+def _one_line(text: str) -> str:
+    """A template's words, made fit for a message."""
+    line = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split())
+    )
+    if len(line) > LONGEST_MESSAGE:
+        line = line[: LONGEST_MESSAGE - 3] + "..."
+    return line or "no reason given"

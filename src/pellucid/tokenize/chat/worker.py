@@ -1,0 +1,268 @@
+"""The program of the process that renders chat templates. ``template_process.py`` starts it and kills it.
+
+It reads requests from standard input and writes one reply to each to standard output. Both are frames: four bytes of
+length, big-endian, then JSON in UTF-8 (lone surrogates pass).
+
+    request   {"source": str, "variables": {str: ...}, "seconds": float, "megabytes": int, "characters": int}
+    reply     {"text": str} or {"error": str, "line": int | None}, and "last": whether the worker ends after it
+
+The first frame it writes is {"ready": True}, or {"error": str} if Jinja cannot be imported. It ends at the end of its
+input. Nothing of Pellucid is imported here, so that it starts in little time and memory.
+
+A template runs in Jinja's immutable sandbox, in the environment that ``transformers`` 5.24 gives it
+(``utils/chat_template_utils.py``): ``raise_exception``, ``strftime_now``, ``tojson``, loop controls, and the
+``{% generation %}`` tag, which marks what an assistant said and prints its contents.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+if TYPE_CHECKING:
+    from jinja2 import Environment, Template
+
+NAME = "<chat template>"
+LONGEST_ERROR = 1000  # characters
+RETIRED_MEGABYTES = (
+    128  # address space of a worker that ends: the next rendering is to have most of its limit
+)
+
+
+class OutOfTime(BaseException):
+    """The timer rang. Not an ``Exception``, which Jinja would catch."""
+
+
+class TooLong(Exception):
+    """The text has more characters than it may have."""
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    try:
+        environment()
+    except Exception as error:
+        write(replies, {"error": f"{type(error).__name__}: {error}"})
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a template that crashes the process leaves no file
+    signal.signal(signal.SIGALRM, _ring)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM, signal.SIGXCPU})
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    write(replies, {"ready": True})
+    while (frame := read(requests)) is not None:
+        reply = answer(frame)
+        write(replies, reply)
+        if reply["last"]:
+            break
+    os._exit(0)  # freeing what a template has built may take long
+
+
+def read(stream: BinaryIO) -> bytes | None:
+    """The next frame, or None at the end."""
+    size = stream.read(4)
+    return stream.read(int.from_bytes(size, "big")) if len(size) == 4 else None
+
+
+def write(stream: BinaryIO, reply: Mapping[str, Any]) -> None:
+    """Write a frame."""
+    frame = json.dumps(reply, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    stream.write(len(frame).to_bytes(4, "big"))
+    stream.write(frame)
+    stream.flush()
+
+
+def answer(frame: bytes) -> dict[str, Any]:
+    """The reply to a request."""
+    request: dict[str, Any] = {}
+    try:
+        request = json.loads(frame.decode("utf-8", "surrogatepass"))
+        try:
+            _limit(request["seconds"], request["megabytes"])
+            text = render(request["source"], request["variables"], request["characters"])
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _set_limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)  # the reply is long at worst
+        return {"text": text, "last": _is_large()}
+    except TooLong:
+        return {
+            "error": f"it wrote more than {request['characters']:,} characters",
+            "line": None,
+            "last": True,
+        }
+    except OutOfTime as error:
+        return _failed(error, f"it ran for more than {request['seconds']:g} seconds", last=True)
+    except MemoryError as error:
+        if error.args:  # Python's parser says so when a stack of its own overflows
+            return _failed(error, "it is nested too deeply", last=True)
+        return _failed(error, f"it used more than {request['megabytes']:,} MB of memory", last=True)
+    except Exception as error:
+        return _failed(error, _told(error), last=_is_large())
+
+
+def render(source: str, variables: Mapping[str, Any], characters: int) -> str:
+    """The text that a template makes of the variables. Raises whatever goes wrong, and ``TooLong``."""
+    random.seed(0)  # the same request has the same text, whatever a template does with the filter ``random``
+    chunks, length = list[str](), 0
+    for chunk in compiled(source).generate(variables):
+        chunks.append(chunk)
+        length += len(chunk)
+        if length > characters:
+            raise TooLong
+    return "".join(chunks)
+
+
+@lru_cache(maxsize=16)
+def compiled(source: str) -> Template:
+    """The template as Python."""
+    made = environment()
+    code = made.compile(source, NAME, NAME)
+    return made.template_class.from_code(made, code, made.make_globals(None))
+
+
+@cache
+def environment() -> Environment:
+    """Where templates run: what they can call, and what they cannot."""
+    from jinja2 import nodes
+    from jinja2.exceptions import SecurityError, TemplateRuntimeError
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
+    from jinja2.runtime import Macro
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+    class GenerationTag(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_contents"), [], [], body).set_lineno(line)
+
+        def _contents(self, caller: Macro) -> str:
+            return caller()
+
+    class TemplateDict:
+        """``dict`` without the attributes of a class."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+            return dict(*args, **kwargs)
+
+        def fromkeys(self, *args: Any) -> dict[Any, Any]:
+            return dict.fromkeys(*args)
+
+    class TemplateNamespace(Namespace):
+        """``namespace`` without names that mean something to Python."""
+
+        def __init__(*args: Any, **kwargs: Any) -> None:
+            self, *rest = args
+            names = dict(*rest, **kwargs)
+            for name in names:
+                TemplateNamespace._check(name)
+            Namespace.__init__(self, names)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            TemplateNamespace._check(name)
+            super().__setitem__(name, value)
+
+        @staticmethod
+        def _check(name: Any) -> None:
+            if isinstance(name, str) and name.startswith("_"):
+                raise SecurityError(f"a namespace cannot have {name!r}: names in it do not start with _")
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateRuntimeError(str(message))
+
+    def strftime_now(format: str) -> str:
+        return datetime.now().strftime(format)
+
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", GenerationTag],
+        cache_size=0,
+    )
+    made.filters["tojson"] = tojson
+    made.globals.update(
+        raise_exception=raise_exception,
+        strftime_now=strftime_now,
+        dict=TemplateDict(),
+        namespace=TemplateNamespace,
+    )
+    return made
+
+
+def _ring(*_: Any) -> NoReturn:
+    raise OutOfTime
+
+
+def _limit(seconds: float, megabytes: int) -> None:
+    """Limit what comes next.
+
+    The timer interrupts Python code, and its traceback has the template's line; a call that is long in C is left to
+    the parent, which kills. Should the parent be gone by then, the limit of processor time ends the worker.
+    """
+    if sys.platform == "linux":  # macOS has this limit but does not keep it
+        _set_limit(resource.RLIMIT_AS, megabytes << 20)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _set_limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + seconds) + 2)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _set_limit(kind: int, value: int) -> None:
+    """Set what this process may have of something, as far as the system's administrator lets it."""
+    most = resource.getrlimit(kind)[1]
+    if most != resource.RLIM_INFINITY:
+        value = most if value == resource.RLIM_INFINITY else min(value, most)
+    resource.setrlimit(kind, (value, most))
+
+
+def _is_large() -> bool:
+    """Whether the process has so much memory that the next rendering would have too little."""
+    if sys.platform != "linux":
+        return False
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize() > RETIRED_MEGABYTES << 20
+
+
+def _told(error: Exception) -> str:
+    """An error in a few words."""
+    what = error.msg if isinstance(error, SyntaxError) else str(error)
+    if isinstance(error, RecursionError) or (
+        isinstance(error, SyntaxError) and ("nested" in what or "indentation" in what)
+    ):
+        return "it is nested too deeply"
+    return f"{type(error).__name__}: {what}" if type(error).__module__ == "builtins" else what
+
+
+def _failed(error: BaseException, what: str, last: bool) -> dict[str, Any]:
+    """A reply that names the template's line if the error knows it."""
+    line = (
+        None if isinstance(error, SyntaxError) else getattr(error, "lineno", None)
+    )  # Jinja's errors have one
+    at = error.__traceback__
+    while at is not None:
+        if at.tb_frame.f_code.co_filename == NAME:
+            template = at.tb_frame.f_globals.get("__jinja_template__")
+            line = at.tb_lineno if template is None else template.get_corresponding_lineno(at.tb_lineno)
+        at = at.tb_next
+    return {"error": what[:LONGEST_ERROR], "line": line, "last": last}

@@ -1,0 +1,66 @@
+"""A normalisation form as tables, for compiled code (``kernels/text_normalize.py``).
+
+In: the name of a form. Out: of every character what it is made of, and what composes. The data are Python's, of the
+characters that Unicode 9 had (``normalize.Normalize``).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.text.normalize import CHANGES, JOINS
+from pellucid.tokenize.compiled.tables import PairTable
+from pellucid.tokenize.stages.normalize import Form
+from pellucid.tokenize.unicode import CODES, letters, members
+
+
+@dataclass(frozen=True, eq=False)
+class FormTable:
+    """What ``text_normalize.Normalize`` is told; ``growth``: the most bytes that one may become."""
+
+    properties: NDArray[np.uint16]
+    places: NDArray[np.int32]
+    written: NDArray[np.int32]
+    pairs: PairTable
+    composes: bool
+    growth: int
+
+
+@cache
+def form_table(form: Form) -> FormTable:
+    """The tables of a form, made once."""
+    known, composes = letters(members("text.normalized") or ()), form in ("NFC", "NFKC")
+    taken_apart: Form = "NFKD" if form in ("NFKC", "NFKD") else "NFD"
+    properties, places, written = np.zeros(CODES, np.uint16), np.zeros(CODES, np.int32), [0]
+    composed = {pair: letter for letter in known if (pair := _pair(letter)) is not None}
+    seconds, growth = {second for _, second in composed} if composes else set(), 1
+    for letter in known:
+        code, parts = ord(letter), unicodedata.normalize(taken_apart, letter)
+        kind = unicodedata.combining(letter)
+        if unicodedata.normalize(form, letter) != letter:
+            kind |= CHANGES
+        if parts[0] in seconds or (parts != letter and unicodedata.combining(parts[0])):
+            kind |= JOINS
+        properties[code] = kind
+        if parts != letter:
+            places[code] = len(written)
+            written += [len(parts), *map(ord, parts)]
+            growth = max(growth, -(-len(parts.encode()) // len(letter.encode())))
+    columns = [[ord(first) for first, _ in composed], [ord(second) for _, second in composed]]
+    lefts, rights = (np.array(column, np.int32) for column in columns)
+    merged = np.array([ord(letter) for letter in composed.values()], np.int32)
+    pairs = PairTable(lefts, rights, merged, np.zeros(len(merged), np.int32))
+    return FormTable(properties, places, np.array(written, np.int32), pairs, composes, growth)
+
+
+def _pair(letter: str) -> tuple[str, str] | None:
+    """The two that compose a letter, if they do."""
+    parts = unicodedata.normalize("NFD", letter)
+    if len(parts) < 2 or unicodedata.normalize("NFC", parts) != letter:
+        return None
+    return unicodedata.normalize("NFC", parts[:-1]), parts[-1]

@@ -1,0 +1,273 @@
+"""A normalizer as a table: what becomes of each character by itself, for compiled code (``kernels/text_rewrite.py``).
+
+In: a normalizer. Out: :class:`CharacterMap` s that do the same, one after the other, or None where what becomes of a
+character hangs on more than the table can say. Where it does so only next to certain characters, these are marked, and
+a text that has them there is normalised in Python.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.text import pieces as text_pieces
+from pellucid.kernels.text.rewrite import (
+    ALWAYS,
+    APART,
+    BEGINS,
+    FIRST,
+    FOLLOWS,
+    JOINS,
+    KEPT,
+    NEVER,
+    PICTURE,
+    STRANGE,
+)
+from pellucid.tokenize.stages import normalize
+from pellucid.tokenize.stages.decode import SPACE
+from pellucid.tokenize.stages.normalize import Form, Normalizer
+from pellucid.tokenize.stages.precompiled_charsmap import Precompiled, SentencePiece
+from pellucid.tokenize.unicode import CODES, Ranges, letters, members, singles, small_letters, union
+
+BETWEEN = "|"  # a character that no stage changes, nor what is beside it
+LONGEST = 255  # bytes of a target, whose length is one byte
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules for several characters: which count, "longest" or "clusters"; the characters and their targets' places in
+    ``written``; and the flags of all characters."""
+
+    which: str
+    replaced: Sequence[str]
+    places: NDArray[np.int32]
+    flags: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class CharacterMap:
+    """What ``text_rewrite.Rewrite`` is told."""
+
+    targets: NDArray[np.int32]
+    written: NDArray[np.uint8]
+    growth: int
+    rules: Rules | None = None
+    collapse: bool = False
+    trim: bool = False
+    prefix: bytes = b""
+    when: int = NEVER
+    unless_there: bool = False
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A map before it is a table: characters → what they become, None if that is strange; and the settings."""
+
+    changes: dict[int, str | None] = field(default_factory=dict)
+    rules: str = ""  # "longest" or "clusters"
+    longer: dict[str, str] = field(default_factory=dict)
+    collapse: bool = False
+    trim: bool = False
+    prefix: str = ""
+    when: int = NEVER
+    unless_there: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is nothing but characters."""
+        return replace(self, changes={}) == _Step()
+
+
+def character_maps(stages: Iterable[tuple[Normalizer, bool]]) -> list[CharacterMap | Form] | None:
+    """The tables of normalizers, each with whether it is only for what begins a text; None if one has none.
+
+    A normalisation form is left as it is: what becomes of a character hangs on those around it (``forms.py``).
+    """
+    steps: list[_Step | Form] = []
+    for stage, only_first in stages:
+        found = _steps(stage, only_first)
+        if found is None:
+            return None
+        for step in found:
+            _append(steps, step)
+    return [_table(step) if isinstance(step, _Step) else step for step in steps]
+
+
+def _append(steps: list[_Step | Form], step: _Step | Form) -> None:
+    """One more, joined with the one before where that comes to the same."""
+    before = steps[-1] if steps and isinstance(steps[-1], _Step) else None
+    if not isinstance(step, _Step):
+        steps.append(step)
+        return
+    settled = before is not None and (before.collapse or before.trim or before.prefix or before.longer)
+    if before is not None and step.plain and not settled:
+        steps[-1] = replace(before, changes=_behind(before.changes, step.changes))
+    elif before is not None and before.plain and not step.rules:
+        # What comes before a map with settings can be a part of it.
+        steps[-1] = replace(step, changes=_behind(before.changes, step.changes))
+    elif (
+        before is not None
+        and step == _Step(prefix=step.prefix, when=step.when, unless_there=step.unless_there)
+        and (not before.prefix)
+    ):
+        steps[-1] = replace(before, prefix=step.prefix, when=step.when, unless_there=step.unless_there)
+    elif before is not None and step == _Step(collapse=True) and not (before.trim or before.prefix):
+        steps[-1] = replace(before, collapse=True)
+    else:
+        steps.append(step)
+
+
+def _behind(first: dict[int, str | None], then: dict[int, str | None]) -> dict[int, str | None]:
+    """One map after another."""
+
+    def of(text: str | None) -> str | None:
+        if text is None or len(text) > LONGEST:
+            return None  # Python makes of it what it becomes, within limits
+        parts = [then.get(ord(letter), letter) for letter in text]
+        return None if None in parts else "".join(part or "" for part in parts)
+
+    return then | {code: of(target) for code, target in first.items()}
+
+
+def _steps(stage: Normalizer, only_first: bool = False) -> Sequence[_Step | Form] | None:
+    if isinstance(stage, normalize.Sequential):
+        parts = [_steps(part, only_first) for part in stage.stages]
+        return None if None in parts else [step for part in parts for step in part or ()]
+    if isinstance(stage, normalize.Prepend):
+        when = FIRST if only_first else ALWAYS
+        return [_Step(prefix=stage.prefix, when=when, unless_there=stage.unless_there)]
+    if only_first:
+        return None
+    if isinstance(stage, normalize.Normalize):
+        return [stage.form]
+    if isinstance(stage, normalize.Replace):
+        if not stage.is_pattern and len(stage.old) == 1:
+            return [_Step({ord(stage.old): stage.new})]
+        return [_Step(collapse=True)] if stage == normalize.Replace(" {2,}", " ", is_pattern=True) else None
+    if isinstance(stage, Precompiled):
+        return [_precompiled(stage)]
+    if isinstance(stage, SentencePiece):
+        return _sentencepiece(stage)
+    touched = _touched(stage)
+    return None if touched is None else [_Step(_changes(stage, touched))]
+
+
+def _touched(stage: Normalizer) -> list[Ranges] | None:
+    """The characters that a normalizer changes, if what they become hangs on nothing else."""
+    small = singles(small_letters())
+    bert = ("text.normalized", "bert.dropped", "bert.marks", "White_Space")
+    return {
+        normalize.Lowercase: [small],
+        normalize.StripAccents: [members("text.marks") or ()],
+        normalize.Nmt: [normalize.NMT],
+        normalize.Bert: [small, normalize.IDEOGRAPHS, *(members(name) or () for name in bert)],
+    }.get(type(stage))
+
+
+def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]:
+    """What a normalizer makes of each of these characters by itself.
+
+    A mark that is left would, behind others, be put in order with them: it is strange. All are normalised at once, each
+    between signs that stay.
+    """
+    changed = letters(union(sets)).replace(BETWEEN, "")
+    targets = stage(BETWEEN.join(changed)).split(BETWEEN) if changed else []
+    changes: dict[int, str | None] = {}
+    for letter, target in zip([*changed, BETWEEN], [*targets, stage(BETWEEN)], strict=True):
+        strange = isinstance(stage, normalize.Bert) and any(map(unicodedata.combining, target))
+        if strange or target != letter:
+            changes[ord(letter)] = None if strange else target
+    return changes
+
+
+def _precompiled(stage: Precompiled) -> _Step:
+    changes, longer = _split_rules(stage.map.rules)
+    # Of a cluster with what is behind them, which only Python knows.
+    changes |= dict.fromkeys(map(ord, letters(members("text.prepends") or ())))
+    jamo = letters(union(members(f"GCB={kind}") or () for kind in ("L", "V", "T", "LV", "LVT")))
+    changes |= dict.fromkeys(code for code in map(ord, jamo) if code in changes)
+    return _Step(changes, "clusters", longer)
+
+
+def _split_rules(rules: Mapping[str, str]) -> tuple[dict[int, str | None], dict[str, str]]:
+    """Rules for one character, and for more."""
+    single: dict[int, str | None] = {ord(key): new for key, new in rules.items() if len(key) == 1}
+    return single, {key: new for key, new in rules.items() if len(key) > 1}
+
+
+def _sentencepiece(stage: SentencePiece) -> list[_Step] | None:
+    rules = stage.rules.rules
+    if stage.suffix or (stage.remove_extra and any("  " in new for new in rules.values())):
+        return None
+    changes, longer = _split_rules(rules)
+    if stage.remove_extra and stage.escape:
+        # Written in a text it is as good as a space at the end, and only there.
+        changes.setdefault(ord(SPACE), None)
+        if any(SPACE in new for new in rules.values()):
+            return None
+    if stage.dummy_prefix and not stage.remove_extra and "" in rules.values():
+        return None  # something comes before a text of which nothing is left
+    first = _Step(changes, "longest", longer, collapse=stage.remove_extra, trim=stage.remove_extra)
+    space = SPACE if stage.escape else " "
+    when = ALWAYS if stage.dummy_prefix else NEVER
+    return [first, _Step({ord(" "): space}, prefix=space if stage.dummy_prefix else "", when=when)]
+
+
+def _flags(step: _Step) -> NDArray[np.uint8]:
+    flags = np.zeros(CODES, np.uint8)
+    flags[[ord(key[0]) for key in step.longer]] |= BEGINS
+    flags[[ord(key[1]) for key in step.longer]] |= FOLLOWS
+    flags[[10, 13]] |= APART
+    for name, flag in (("text.joins", JOINS), ("GCB=Control", APART), ("Extended_Pictographic", PICTURE)):
+        for low, high in members(name) or ():
+            flags[low : high + 1] |= flag
+    return flags
+
+
+def _table(step: _Step) -> CharacterMap:
+    targets = np.full(CODES, KEPT, np.int32)
+    written, places = bytearray(1), dict[str, int]()  # place 0 is KEPT
+    growth = 1
+
+    def place(replaced: str, target: str | None) -> int:
+        nonlocal growth, written
+        data = b"" if target is None else target.encode()
+        if target is None or len(data) > LONGEST:
+            return STRANGE
+        if target not in places:
+            places[target] = len(written)
+            written += bytes([len(data)]) + data
+        growth = max(growth, -(-len(data) // len(replaced.encode("utf-8", "surrogatepass"))))
+        return places[target]
+
+    for code, target in step.changes.items():
+        targets[code] = place(chr(code), target)
+    rules = None
+    if step.rules:
+        longer = {key: place(key, new) for key, new in step.longer.items()}
+        # One whose target is too long is left to Python wherever its first character is.
+        targets[[ord(key[0]) for key, where in longer.items() if where == STRANGE]] = STRANGE
+        rules = Rules(step.rules, list(longer), np.array(list(longer.values()), np.int32), _flags(step))
+    return CharacterMap(
+        targets,
+        np.frombuffer(bytes(written) + bytes(text_pieces.PADDING), np.uint8),
+        growth,
+        rules,
+        step.collapse,
+        step.trim,
+        step.prefix.encode(),
+        step.when,
+        step.unless_there,
+        _plain(step),
+    )
+
+
+def _plain(step: _Step) -> bool:
+    """Whether "!" to "~" stay what they are among themselves."""
+    longer = any(key[:2].isascii() for key in step.longer)
+    return not longer and not any(0x20 < code < 0x7F for code in step.changes)

@@ -1,0 +1,303 @@
+"""Vocabularies as compiled code looks things up in them: tables of pieces, trees of them, pairs, neighbours.
+
+In: pieces, merges. Out: arrays that kernels are told of (``kernels/text_words.py``, ``text_merge.py``,
+``text_apart.py``). They are filled by compiled code too: a vocabulary is a quarter of a million pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.text import apart as text_apart
+from pellucid.kernels.text import merge as text_merge
+from pellucid.kernels.text import pieces as text_pieces
+from pellucid.kernels.text import words as text_words
+from pellucid.runtime.call import Call
+from pellucid.runtime.memory import Arena
+from pellucid.tokenize.stages.decode import byte_alphabet
+
+
+def slots(count: int, width: int) -> tuple[NDArray[np.int64], int]:
+    """Room for so many entries, a third of it empty or more: the array, and its size less one."""
+    size = max(16, 1 << (3 * count // 2).bit_length())
+    table = Arena().take(8 * size * width).view(np.int64).reshape(size, width)
+    table[:] = text_words.EMPTY
+    return table, size - 1
+
+
+@dataclass(frozen=True)
+class SpelledPieces:
+    """Pieces by their bytes, V of them: all bytes, and where each piece begins, (V + 1,); one of none is in no text."""
+
+    text: NDArray[np.uint8]
+    places: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, pieces: Sequence[bytes]) -> SpelledPieces:
+        places = np.zeros(len(pieces) + 1, np.int32)
+        np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=places[1:])
+        return cls.from_bytes(b"".join(pieces), places)
+
+    @classmethod
+    def by_id(cls, ids: Mapping[str, int], size: int) -> SpelledPieces:
+        """Of pieces with their ids; those of no piece have no bytes."""
+        pieces = [b""] * size
+        for piece, index in ids.items():
+            pieces[index] = piece.encode()
+        return cls.of(pieces)
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Of each piece how many bytes it has, (V,); -1 for none."""
+        lengths = np.diff(self.places)
+        return np.where(lengths > 0, lengths, -1).astype(np.int32)
+
+    @classmethod
+    def from_bytes(cls, text: bytes, places: NDArray[np.int32]) -> SpelledPieces:
+        return cls(np.frombuffer(text + bytes(text_pieces.PADDING), np.uint8), places)
+
+    @classmethod
+    def in_alphabet(cls, ids: Mapping[str, int], size: int) -> SpelledPieces:
+        """Of pieces that are spelled in the byte alphabet."""
+        strange = 0xFFFF
+        table = dict.fromkeys(range(0x180), strange) | {
+            ord(char): byte for char, byte in byte_alphabet().items()
+        }
+        pieces = [""] * size
+        for piece, index in ids.items():
+            pieces[index] = piece
+        text = "".join(pieces).translate(table)
+        lengths = np.fromiter(map(len, pieces), np.int32, size)
+        ends = np.cumsum(lengths)
+        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        kept = np.ones(len(codes), bool)
+        for index in np.unique(np.searchsorted(ends, np.flatnonzero(codes > 255), side="right")).tolist():
+            kept[ends[index] - lengths[index] : ends[index]] = False  # no text is spelled like that
+            lengths[index] = 0
+        places = np.append([0], np.cumsum(lengths)).astype(np.int32)
+        return cls.from_bytes(codes[kept].astype(np.uint8).tobytes(), places)
+
+
+class WordTable:
+    """A table of pieces by their bytes, by which a whole one is found."""
+
+    def __init__(self, pieces: SpelledPieces) -> None:
+        count = len(pieces.places) - 1
+        self.pieces, self.state = pieces, np.zeros(count, np.uint8)
+        self.slots, self.mask = slots(int(np.count_nonzero(np.diff(pieces.places))), 2)
+        known = {"text": pieces.text, "places": pieces.places, "slots": self.slots, "mask": self.mask}
+        Call(KernelKey("text.words"), text_words.WordsRecord, **known, count=count)()
+
+
+def splits(words: WordTable) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """All pairs of pieces that are a piece when they are put together: the left ones, the right ones, and those."""
+    pieces, room = words.pieces, int(words.pieces.places[-1]) + 1
+    columns = [np.empty(room, np.int32) for _ in range(3)]
+    made = np.zeros(1, np.int64)
+    known = {
+        "text": pieces.text,
+        "places": pieces.places,
+        "slots": words.slots,
+        "mask": words.mask,
+        "made": made,
+    }
+    told = dict(zip(("lefts", "rights", "merged"), columns))
+    Call(KernelKey("text.splits"), text_words.SplitsRecord, **known, **told, count=len(pieces.places) - 1)()
+    lefts, rights, merged = (column[: int(made[0])].copy() for column in columns)
+    return lefts, rights, merged
+
+
+class PieceTree:
+    """The pieces as a tree of their bytes. Raises :class:`InvalidRequest` for more nodes than it can number.
+
+    ``slots`` (n,) int64 and ``ids`` (n,) int32 are what ``text_words.walking`` walks through.
+    """
+
+    def __init__(self, pieces: SpelledPieces) -> None:
+        most = int(pieces.places[-1]) + 1
+        if most > text_words.MOST_NODES:
+            raise InvalidRequest(f"a vocabulary of {most:,} bytes; the limit is {text_words.MOST_NODES:,}")
+        table, mask = slots(most, 1)
+        of_nodes = {name: np.full(most, -1, np.int32) for name in ("first", "next", "ids")}
+        told = {**of_nodes, "bytes": np.zeros(most, np.uint8)}
+        count, made = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        known = {"text": pieces.text, "places": pieces.places, "slots": table, "mask": mask}
+        Call(
+            KernelKey("text.tree"),
+            text_words.TreeRecord,
+            **known,
+            **told,
+            count=len(pieces.places) - 1,
+            nodes=count,
+        )()
+        nodes = int(count[0])
+        size = text_words.PLACES * (2 + nodes * 5 // 4 // text_words.PLACES)
+        while True:
+            array = Arena().take(8 * size).view(np.int64)
+            array[:] = text_words.EMPTY
+            ids, used = np.full(size, -1, np.int32), np.zeros(size, np.uint8)
+            room = {"slots": array, "out": ids, "used": used, "bases": np.empty(nodes, np.int32)}
+            Call(
+                KernelKey("text.layout"),
+                text_words.LayoutRecord,
+                **told,
+                **room,
+                nodes=nodes,
+                size=size,
+                made=made,
+            )()
+            if made[0] >= 0:
+                break
+            size *= 2
+        self.slots, self.ids = array[: int(made[0])], ids[: int(made[0])]
+
+    @classmethod
+    def of(cls, pieces: Sequence[bytes]) -> PieceTree:
+        """Of pieces in the order of their ids; those of no bytes are left out."""
+        return cls(SpelledPieces.of(pieces))
+
+
+class PairTable:
+    """What two neighbours become: ``lefts``, ``rights``, ``merged`` and ``ranks`` (n,) int32."""
+
+    def __init__(
+        self,
+        lefts: NDArray[np.int32],
+        rights: NDArray[np.int32],
+        merged: NDArray[np.int32],
+        ranks: NDArray[np.int32],
+    ) -> None:
+        self.slots, self.mask = slots(len(lefts), 2)
+        self._columns = (lefts, rights, merged, ranks)
+        columns = {"lefts": lefts, "rights": rights, "merged": merged, "ranks": ranks}
+        Call(
+            KernelKey("text.pairs"),
+            text_merge.PairsRecord,
+            **columns,
+            count=len(lefts),
+            slots=self.slots,
+            mask=self.mask,
+        )()
+
+    def of_bytes(self, byte_ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """What each two bytes become, (256, 256), by their ids (256,), which are below 0 for none."""
+        lefts, rights, merged, ranks = self._columns
+        table = np.full((256, 256), text_merge.NEVER, np.int64)
+        of = {int(index): byte for byte, index in enumerate(byte_ids) if index >= 0}
+        known = np.array(sorted(of), np.int32)
+        rows = np.flatnonzero(np.isin(lefts, known) & np.isin(rights, known))
+        for row in rows[::-1].tolist():  # of a pair that is listed twice the first counts
+            value = text_merge.NEVER if merged[row] < 0 else int(ranks[row]) << 32 | int(merged[row])
+            table[of[int(lefts[row])], of[int(rights[row])]] = value
+        return table
+
+
+@dataclass(frozen=True)
+class NeighbourTable:
+    """Which characters are next to each other in pieces of a vocabulary.
+
+    ``pairs`` (n,) int64 are left << 21 | right; ``flags`` (0x110000,) uint8 forbid cuts after and before characters,
+    whatever the pairs say (``text_apart.py``); ``everywhere``: all pairs are known, not only those of wide characters.
+    """
+
+    pairs: NDArray[np.int64]
+    flags: NDArray[np.uint8]
+    everywhere: bool
+
+    def most_common(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """A row for each of the characters that have the most neighbours, (0x110000,), NONE for all others; and
+        whether two rows stay together, (256, 256).
+        """
+        lefts, rights = self.pairs >> 21, self.pairs & 0x1FFFFF
+        codes, counts = np.unique(np.concatenate([lefts, rights]), return_counts=True)
+        codes = codes[np.argsort(-counts, kind="stable")[: text_apart.NONE]]
+        rows = np.full(0x110000, text_apart.NONE, np.uint8)
+        rows[codes] = np.arange(len(codes), dtype=np.uint8)
+        together = np.zeros((256, 256), np.uint8)
+        together[rows[lefts], rows[rights]] = 1
+        together[: len(codes)] |= (self.flags[codes] & text_apart.AFTER > 0)[:, None]
+        together[:, : len(codes)] |= self.flags[codes] & text_apart.BEFORE > 0
+        return rows, together
+
+    @classmethod
+    def of_text(cls, pieces: Iterable[str], together: NDArray[np.bool_]) -> NeighbourTable:
+        """Of pieces of whole characters; those that are ``together`` (0x110000,) stay with what is on their sides."""
+        listed = list(pieces)
+        codes = np.frombuffer("".join(listed).encode("utf-32-le"), np.uint32).astype(np.int64)
+        lefts, rights, inside = codes[:-1], codes[1:], np.ones(max(len(codes) - 1, 0), bool)
+        ends = np.cumsum(np.fromiter(map(len, listed), np.int64, len(listed)))
+        inside[ends[(ends > 0) & (ends < len(codes))] - 1] = False
+        flags = np.where(together, text_apart.AFTER | text_apart.BEFORE, 0).astype(np.uint8)
+        return cls(np.unique(lefts[inside] << 21 | rights[inside]), flags, everywhere=True)
+
+    @classmethod
+    def of_bytes(cls, pieces: SpelledPieces, lost: Iterable[int]) -> NeighbourTable:
+        """Of pieces of bytes. Where one begins or ends within a character, it is not known what it is next to: no cut
+        is made after, or before, what that may be a part of; nor beside characters with ``lost`` bytes, which vanish.
+        """
+        text, places = pieces.text, pieces.places
+        leads = np.flatnonzero(text[: places[-1]] >= 0xE0)
+        starts, ends = (places[np.searchsorted(places, leads, "right") + side] for side in (-1, 0))
+        inside = leads > starts
+        pairs, flags, data = set[int](), np.zeros(0x110000, np.uint8), text.tobytes()
+        for byte in (byte for byte in lost if 0x80 <= byte < 0xF8):
+            if byte < 0xC0:
+                flags[:] = text_apart.AFTER | text_apart.BEFORE
+            elif byte >= 0xE0:
+                flags[_beginning(bytes([byte]))] |= text_apart.AFTER | text_apart.BEFORE
+        for lead, start, end in zip(leads[inside].tolist(), starts[inside].tolist(), ends[inside].tolist()):
+            before = lead - 1
+            while before > start and data[before] & 0xC0 == 0x80:
+                before -= 1
+            left, right = data[before:lead], data[lead : min(end, lead + (4 if data[lead] >= 0xF0 else 3))]
+            if left[0] < 0x80 or 0xC0 <= left[0] < 0xE0:
+                continue  # a narrow character
+            known, behind = _character(left), _character(right)
+            if known is not None and behind is not None:
+                pairs.add(known << 21 | behind)
+            elif behind is not None or (known is None and len(right) > len(left)):
+                flags[_beginning(right)] |= text_apart.BEFORE
+            else:
+                flags[_ending(left)] |= text_apart.AFTER
+        return cls(np.array(sorted(pairs), np.int64), flags, everywhere=False)
+
+
+def _character(data: bytes) -> int | None:
+    try:
+        return ord(data.decode())
+    except (UnicodeDecodeError, TypeError):
+        return None
+
+
+def _beginning(part: bytes) -> slice:
+    """The characters whose UTF-8 begins so, from a first byte of three or four."""
+    size = 4 if part[0] >= 0xF0 else 3
+    code = part[0] & (7 if size == 4 else 15)
+    for byte in part[1:]:
+        code = code << 6 | byte & 63
+    left = 6 * (size - len(part))
+    return slice(code << left, (code + 1) << left)
+
+
+def _ending(part: bytes) -> slice:
+    """The characters whose UTF-8 ends so, or the one that it is."""
+    known = _character(part)
+    if known is not None:
+        return slice(known, known + 1)
+    code = 0
+    for byte in part:
+        code = code << 6 | byte & 63
+    return slice(code, None, 1 << 6 * len(part))
+
+
+def byte_table(byte_ids: Mapping[int, int]) -> NDArray[np.int32]:
+    """The id of each byte, (256,), -1 for none."""
+    table = np.full(256, -1, np.int32)
+    table[list(byte_ids)] = list(byte_ids.values())
+    return table

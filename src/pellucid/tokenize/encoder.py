@@ -1,0 +1,156 @@
+"""The stages from text to ids, run in Python: text → normalize → pre-tokenize → model → ids.
+
+There are two ways through them: the plain one makes ids of strings, the aligned one also knows where in the text each
+id comes from. ``compiled/`` has the same as compiled code, and is given these stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+
+from pellucid.tokenize.encoding import Span
+from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.stages.added import AddedTokens
+from pellucid.tokenize.stages.aligned import Aligned, without_surrogates
+from pellucid.tokenize.stages.decode import Decoder
+from pellucid.tokenize.stages.normalize import Normalizer
+from pellucid.tokenize.stages.postprocess import Template, Trim
+from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, PreTokenizer
+from pellucid.tokenize.vocabulary import Vocabulary
+
+
+class _Remembered(dict[str, list[int]]):
+    """A bounded memory of what the model made of a pre-token."""
+
+    ENTRIES, LONGEST = 1 << 16, 64
+
+    def __init__(self, model: TokenizerModel) -> None:
+        super().__init__()
+        self._model = model
+
+    def __missing__(self, piece: str) -> list[int]:
+        ids = self._model(piece)
+        if len(piece) <= self.LONGEST:
+            if len(self) >= self.ENTRIES:
+                self.clear()
+            self[piece] = ids
+        return ids
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """The stages of a tokenizer, in the order in which they run, and the ways through them."""
+
+    vocabulary: Vocabulary
+    added: AddedTokens
+    normalized_added: AddedTokens
+    normalizer: Normalizer | None
+    pre_tokenizer: PreTokenizer
+    model: TokenizerModel
+    post_processor: Template
+    decoder: Decoder
+    trims: tuple[Trim, ...] = ()
+    _remembered: _Remembered = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_remembered", _Remembered(self.model))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, V."""
+        return self.vocabulary.size
+
+    def ids(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
+        """The ids of a text, without special tokens around it; ``mark`` is removed once control tokens are found."""
+        if self.asks_for_places:
+            return self.placed_ids(text, parse_special, mark)
+        ids: list[int] = []
+        for part, index, first in self.segments(without_surrogates(text), parse_special):
+            if index is not None:
+                ids.append(index)
+                continue
+            pieces = self.cutting(part.replace(mark, "") if mark else part, first)
+            ids.extend(chain.from_iterable(map(self._remembered.__getitem__, pieces)))
+        return ids
+
+    def placed_ids(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
+        """The aligned way from text to ids; ``mark`` is taken out where control tokens have been found."""
+        ids: list[int] = []
+        for piece, index in self.pieces(text, parse_special, mark):
+            ids += self._remembered[piece.text] if index is None else [index]
+        return ids
+
+    @property
+    def asks_for_places(self) -> bool:
+        """Whether the ids hang on where the normalizer's first characters were in the text: what stands where the text
+        begins is prefixed, and a normalizer may drop it, or put something in front.
+        """
+        return self.normalizer is not None and self.pre_tokenizer.has_first
+
+    @cached_property
+    def cutting(self) -> PreTokenizer:
+        """The pre-tokenizer, and what the model cuts further."""
+        cut, stages = self.model.cut, self.pre_tokenizer.stages
+        if cut is None or (stages and stages[-1] == BEFORE_SPACES):  # which is what a cut would do
+            return self.pre_tokenizer
+        return PreTokenizer((*stages, cut))
+
+    def spans(self, text: str, parse_special: bool) -> Iterator[Span]:
+        """The ids with the characters of the text that they stand for."""
+        for piece, index in self.pieces(text, parse_special):
+            if index is not None:
+                yield index, *piece.span(0, len(piece))
+                continue
+            for found, start, stop in self.model.spans(piece.text):
+                yield found, *piece.span(start, stop)
+
+    def pieces(self, text: str, parse_special: bool, mark: str = "") -> Iterator[tuple[Aligned, int | None]]:
+        """What the model sees of a text, piece by piece, or the id where it is an added token."""
+        for part, index in self.parts(text, parse_special):
+            if index is not None:
+                yield part, index
+            else:
+                plain = part.without(mark) if mark else part
+                yield from ((piece, None) for piece in self.pre_tokenizer.aligned(plain))
+
+    def parts(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None]]:
+        """The text, normalised, cut at added tokens: each part, and its id if it is one."""
+        whole = Aligned.of_any(text)
+        for start, stop, index in self.added.split(whole.text, parse_special):
+            part = whole.part(start, stop)
+            if index is not None:
+                yield part, index
+                continue
+            normal = part if self.normalizer is None else self.normalizer.aligned(part)
+            for low, high, found in self.normalized_added.split(normal.text, parse_special):
+                yield normal.part(low, high), found
+
+    def segments(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None, bool]]:
+        """The plain way to the same parts: text, normalised, or an added token with its id; and whether it is first."""
+        for at, (start, stop, index) in enumerate(self.added.split(text, parse_special)):
+            part = text[start:stop]
+            if index is not None:
+                yield part, index, at == 0
+                continue
+            normal = part if self.normalizer is None else self.normalizer(part)
+            for inner, (low, high, found) in enumerate(self.normalized_added.split(normal, parse_special)):
+                yield normal[low:high], found, at == 0 and inner == 0
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one id adds to a text. Raises :class:`InvalidRequest` for an unknown id."""
+        return self.decoder.piece(self.vocabulary.check(token_id), False)
+
+    def token_text(self, token_id: int) -> str:
+        """The piece as the file spells it ("Ġthe", "▁the", "##ing"). Raises :class:`InvalidRequest` likewise."""
+        return self.vocabulary.tokens[self.vocabulary.check(token_id)]
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a piece as the file spells it, or None."""
+        return self.vocabulary.ids.get(token)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the id is a control token. Raises :class:`InvalidRequest` for an unknown id."""
+        return self.vocabulary.check(token_id) in self.vocabulary.special_ids

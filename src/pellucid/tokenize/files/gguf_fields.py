@@ -1,0 +1,165 @@
+"""Typed access to the tokenizer fields of a GGUF file, and what all kinds read the same way.
+
+The keys are those of the GGUF specification (ggml-org/ggml, ``docs/gguf.md``, "Tokenizer").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.postprocess import Template
+from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
+from pellucid.util.messages import brief
+
+END_OF_GENERATION = frozenset(
+    [
+        *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>"),
+        *("<end_of_turn>", "<turn|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>"),
+        *("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>"),
+    ]
+)
+"""Control tokens that end a generation whatever the file's ``eos_token_id`` says: files name only one."""
+
+
+class GGUFFields:
+    """The metadata of one GGUF file, read with checks. Every method raises :class:`FileFormatError`."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        self.path, self._metadata = path, metadata
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        """The value of ``tokenizer.<key>``, or the default where it is missing."""
+        name = f"tokenizer.{key}"
+        value = self._metadata.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise FileFormatError(self.path, name, f"expected {kind.__name__}, found {type(value).__name__}")
+        return value
+
+    def array(self, key: str, length: int | None = None) -> list[Any] | None:
+        """The array ``tokenizer.ggml.<key>``, or None where it is missing; ``length`` entries if given."""
+        name = f"tokenizer.ggml.{key}"
+        value = self._metadata.get(name)
+        if value is None:
+            return None
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+            raise FileFormatError(self.path, name, f"expected an array, found {type(value).__name__}")
+        if length is not None and len(value) != length:
+            raise FileFormatError(self.path, name, f"{len(value):,} entries for {length:,} tokens")
+        return value.tolist() if hasattr(value, "tolist") else list(value)
+
+    def strings(self, key: str) -> list[str] | None:
+        """The array of strings ``tokenizer.ggml.<key>``."""
+        values = self.array(key)
+        if values is not None and not set(map(type, values)) <= {str}:
+            at = next(i for i, value in enumerate(values) if type(value) is not str)
+            raise FileFormatError(self.path, f"tokenizer.ggml.{key}", f"entry {at} is not a string")
+        return values
+
+    def token_id(self, name: str, size: int) -> int | None:
+        """The id ``tokenizer.ggml.<name>_token_id``, checked against the vocabulary size."""
+        value: int | None = self.get(f"ggml.{name}_token_id", int)
+        if value is not None and not 0 <= value < size:
+            raise FileFormatError(
+                self.path,
+                f"tokenizer.ggml.{name}_token_id",
+                f"{value} is outside the vocabulary of {size:,} tokens",
+            )
+        return value
+
+    def vocabulary(self) -> Vocabulary:
+        """The pieces and their types.
+
+        In a SentencePiece vocabulary, user-defined tokens of nothing but spaces get their ``▁`` back: the
+        files hold them as real spaces, for engines that match them in the raw text.
+        """
+        tokens = self.strings("tokens")
+        if tokens is None:
+            raise FileFormatError(self.path, "tokenizer.ggml.tokens", "missing")
+        types = self.array("token_type", len(tokens))
+        if types is not None and self.get("ggml.model", str) == "llama":
+            for index, kind in enumerate(types):
+                if kind == TokenType.USER_DEFINED and tokens[index].strip(" ") == "":
+                    tokens[index] = tokens[index].replace(" ", "▁")
+        return Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
+
+    def added_tokens(self, vocabulary: Vocabulary) -> AddedTokens:
+        """Control and user-defined tokens, matched in the raw text."""
+        kinds = (*SPECIAL_TYPES, TokenType.USER_DEFINED)
+        return AddedTokens(
+            AddedToken(index, vocabulary.tokens[index], special=vocabulary.types[index] in SPECIAL_TYPES)
+            for index in vocabulary.of_type(*kinds)
+        )
+
+    def ends(self, vocabulary: Vocabulary) -> frozenset[int]:
+        """Every id that ends a generation."""
+        named = (self.token_id(name, vocabulary.size) for name in ("eos", "eot", "eom"))
+        return end_ids(vocabulary, named)
+
+    def template(self, vocabulary: Vocabulary, add_bos: bool) -> Template:
+        """BOS and EOS as the file says; ``add_bos`` is the kind's habit where it does not say."""
+        bos, eos = self.token_id("bos", vocabulary.size), self.token_id("eos", vocabulary.size)
+        before, after = [], []
+        if self.get("ggml.add_bos_token", bool, add_bos and bos is not None):
+            if bos is None:
+                raise FileFormatError(
+                    self.path, "tokenizer.ggml.add_bos_token", "set, but bos_token_id is missing"
+                )
+            before.append(bos)
+        if self.get("ggml.add_eos_token", bool, False):
+            if eos is None:
+                raise FileFormatError(
+                    self.path, "tokenizer.ggml.add_eos_token", "set, but eos_token_id is missing"
+                )
+            after.append(eos)
+        return Template.around(before, after)
+
+    def shared(self, vocabulary: Vocabulary, add_bos: bool, told: Sequence[str] = ()) -> dict[str, Any]:
+        """The arguments of :class:`Tokenizer` that every kind fills in the same way.
+
+        ``told`` are settings that the kind reads itself; if others of them are set, they would be ignored.
+        """
+        settings = ("add_sep_token", "remove_extra_whitespaces", "precompiled_charsmap")
+        for key in settings:
+            value = self._metadata.get(f"tokenizer.ggml.{key}")
+            unset = value is None or value is False or (hasattr(value, "__len__") and not len(value))
+            if key not in told and not unset:
+                raise UnsupportedModel(
+                    f"{self.path.name}: tokenizer.ggml.{key} is not implemented for this kind"
+                )
+        names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+        ids = {name: self.token_id(key, vocabulary.size) for name, key in names.items()}
+        return {
+            "vocabulary": vocabulary,
+            "added": self.added_tokens(vocabulary),
+            "normalized_added": AddedTokens(()),
+            "post_processor": self.template(vocabulary, add_bos),
+            "bos_id": ids["bos_token"],
+            "eos_ids": self.ends(vocabulary),
+            "chat_template": self.get("chat_template", str),
+            "named_tokens": {name: vocabulary.tokens[i] for name, i in ids.items() if i is not None},
+        }
+
+
+def end_ids(vocabulary: Vocabulary, named: Iterable[int | None]) -> frozenset[int]:
+    """The ids in ``named`` and those of control tokens that are known to end a generation."""
+    known = (vocabulary.ids.get(token) for token in END_OF_GENERATION)
+    special = (index for index in known if index in vocabulary.special_ids)
+    return frozenset(index for index in (*named, *special) if index is not None)
+
+
+def check_scores(path: Path, scores: Sequence[Any]) -> Sequence[float]:
+    """The scores, if all are finite numbers."""
+    from math import isfinite
+
+    if not set(map(type, scores)) <= {float, int} or not all(map(isfinite, scores)):
+        at = next(i for i, s in enumerate(scores) if type(s) not in (float, int) or not isfinite(s))
+        raise FileFormatError(
+            path, "tokenizer.ggml.scores", f"entry {at} is {brief(scores[at])}, not a finite number"
+        )
+    return scores

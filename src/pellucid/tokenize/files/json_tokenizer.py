@@ -1,0 +1,108 @@
+"""``tokenizer.json``, the format of Hugging Face ``tokenizers``.
+
+In: the file's contents. Out: a :class:`Tokenizer`. Each component of the file is built by the table of its stage in
+``components.py``. A component, a field or a value that is not known is an :class:`UnsupportedModel` that names it:
+nothing is skipped. ``truncation`` and ``padding`` are read too, but applied only where they are asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pellucid.errors import FileFormatError, InvalidRequest, UnsupportedModel
+from pellucid.tokenize import parsed_cache
+from pellucid.tokenize.files import json_components
+from pellucid.tokenize.files.sidecar import Json, Sidecar, parse_json
+from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
+from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.stages import normalize
+from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.pretokenize import PreTokenizer
+from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.util.messages import brief
+
+Models = Sequence[JsonModelReader]
+Reader = Callable[[Path, Sidecar], Json]
+
+
+def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None = None) -> Tokenizer:
+    """A tokenizer from a ``tokenizer.json``, whose model stage one of ``models`` builds.
+
+    ``read`` turns another file, by its contents, its name and its sidecar files, into the contents of a
+    ``tokenizer.json``. The large parts are cached, so that they are parsed once.
+
+    Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
+    """
+    data = path.read_bytes()
+    also = b"" if read is None else json.dumps([path.name, sidecar.named, sidecar.added]).encode()
+    place = parsed_cache.cache_name(data + also) if len(data) >= parsed_cache.WORTH_CACHING else None
+    if place is not None and (arrays := parsed_cache.read(place)) is not None:
+        return _build(
+            TokenizerJson(path, json.loads(parsed_cache.text_of(arrays["spec"])), arrays), sidecar, models
+        )
+    parts = _checked(path, parse_json(data, path) if read is None else read(path, sidecar), models)
+    made = _build(parts, sidecar, models)
+    if place is not None and (found := parts.to_cache()) is not None:
+        parsed_cache.write(place, found)
+    return made
+
+
+def from_spec(path: Path, spec: Json, sidecar: Sidecar, models: Models) -> Tokenizer:
+    """A tokenizer from the contents of a ``tokenizer.json`` and its sidecar files.
+
+    Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
+    """
+    return _build(_checked(path, spec, models), sidecar, models)
+
+
+def _checked(path: Path, spec: Json, models: Models) -> TokenizerJson:
+    known = sorted({model.type for model in models})
+    name = spec["model"].get("type") if isinstance(spec.get("model"), dict) else None
+    if name is None:
+        raise FileFormatError(path, "model.type", "missing")
+    if name not in known:
+        raise UnsupportedModel(
+            f"{path.name}: model type {brief(name)} is not implemented; known are {', '.join(known)}"
+        )
+    return TokenizerJson(path, spec)
+
+
+def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -> list[AddedToken]:
+    """The added tokens that are looked for in normalised text, as they are there."""
+    found = [token for token in parts.added if token.normalized]
+    if normalizer is None:
+        return found
+    try:
+        made = [replace(token, text=normalizer(token.text)) for token in found]
+    except InvalidRequest as refused:
+        raise FileFormatError(parts.path, "added_tokens", str(refused)) from None
+    for token, written in zip(found, made):
+        if token.text and not written.text:
+            problem = f"the normalizer leaves nothing of {brief(token.text)}, which is to be looked for as it writes it"
+            raise FileFormatError(parts.path, "added_tokens", problem)
+    return made
+
+
+def _build(parts: TokenizerJson, sidecar: Sidecar, models: Models) -> Tokenizer:
+    (reader,) = (one for one in models if one.type == parts.model["type"] and one.claims(parts))
+    model: TokenizerModel = parts.build(lambda parts, _: reader.build(parts), "model")
+    vocabulary = parts.vocabulary
+    template, trims = parts.build(json_components.post_processors, "post_processor")
+    normalizer = normalize.sequence(parts.build(json_components.normalizers, "normalizer"))
+    return Tokenizer(
+        vocabulary=vocabulary,
+        added=AddedTokens(token for token in parts.added if not token.normalized),
+        normalized_added=AddedTokens(_normalized(parts, normalizer)),
+        normalizer=normalizer,
+        pre_tokenizer=PreTokenizer(tuple(parts.build(json_components.pre_tokenizers, "pre_tokenizer"))),
+        model=model,
+        post_processor=template,
+        trims=trims,
+        decoder=parts.build(json_components.decoder, "decoder"),
+        **sidecar.arguments(vocabulary),
+        truncation=parts.build(json_components.truncation, "truncation"),
+        padding=parts.build(json_components.padding, "padding"),
+    )

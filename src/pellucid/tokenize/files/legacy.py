@@ -1,0 +1,165 @@
+"""Vocabularies without a ``tokenizer.json``: ``vocab.txt``, ``vocab.json`` with ``merges.txt``, tiktoken's ranks.
+
+These files have pieces and no more. What else a tokenizer needs is known from the class that
+``tokenizer_config.json`` names, or from the name of the file; here it is written down in the terms of
+``tokenizer.json``, so that one way leads on.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.tokenize.files.sidecar import Json, Sidecar, read_json
+from pellucid.tokenize.merges import BY_RANK
+from pellucid.tokenize.patterns import published
+from pellucid.tokenize.stages.decode import byte_alphabet
+from pellucid.util.messages import brief
+
+
+def wordpiece(path: Path, sidecar: Sidecar) -> Json:
+    """``vocab.txt``: BERT's words, a line each."""
+    config = sidecar.config
+    if config.get("do_basic_tokenize", True) is not True or config.get("never_split"):
+        raise UnsupportedModel(
+            "tokenizer_config.json: do_basic_tokenize=false and never_split are not implemented"
+        )
+    lines = [line.removesuffix("\r") for line in _text(path).split("\n")]
+    tokens = lines[:-1] if lines[-1] == "" else lines
+    if not tokens:
+        raise FileFormatError(path, "vocab.txt", "the vocabulary is empty")
+    vocab = {token: index for index, token in enumerate(tokens)}
+    if len(vocab) != len(tokens):
+        second = next(index for index, token in enumerate(tokens) if vocab[token] != index)
+        problem = (
+            f"piece {brief(tokens[second])} is listed twice, as ids {second} and {vocab[tokens[second]]}"
+        )
+        raise FileFormatError(path, "vocab.txt", problem)
+    names = {
+        key: sidecar.named.get(f"{key}_token", f"[{key.upper()}]")
+        for key in ("unk", "sep", "pad", "cls", "mask")
+    }
+    for key in ("unk", "sep", "cls"):
+        if names[key] not in vocab:
+            raise FileFormatError(path, f"{key}_token", f"{brief(names[key])} is not in the vocabulary")
+    added = {token["content"]: token for token in sidecar.added_to(vocab)}
+    for name in names.values():
+        if name in vocab:
+            added.setdefault(name, {"id": vocab[name], "content": name, "special": True})
+    return {
+        "added_tokens": list(added.values()),
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": bool(config.get("tokenize_chinese_chars", True)),
+            "strip_accents": config.get("strip_accents"),
+            "lowercase": bool(config.get("do_lower_case", True)),
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "BertProcessing",
+            **{key: [names[key], vocab[names[key]]] for key in ("cls", "sep")},
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {"type": "WordPiece", "vocab": vocab, "unk_token": names["unk"]},
+    }
+
+
+def merges(folder: Path, sidecar: Sidecar) -> Json:
+    """``vocab.json`` and ``merges.txt``: byte-level BPE, of GPT-2 unless the class says otherwise."""
+    vocab = dict(read_json(folder / "vocab.json"))
+    lines = _text(folder / "merges.txt").split("\n")
+    pairs = [line for line in lines if line and not line.startswith("#version")]
+    stages = _byte_level(sidecar, vocab, folder)
+    return {
+        "added_tokens": sidecar.added_to(vocab),
+        **stages,
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": vocab, "merges": pairs},
+    }
+
+
+def _byte_level(sidecar: Sidecar, vocab: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What is around the model, of a class of ``transformers``."""
+    kind = sidecar.kind or "GPT2Tokenizer"
+    level = {"type": "ByteLevel", "add_prefix_space": bool(sidecar.config.get("add_prefix_space", False))}
+    if kind in ("GPT2Tokenizer", "PreTrainedTokenizer"):
+        return {"pre_tokenizer": level, "post_processor": {**level, "trim_offsets": False}}
+    if kind in ("RobertaTokenizer", "BartTokenizer", "LongformerTokenizer"):
+        tokens = {
+            key: sidecar.named.get(f"{key}_token", default)
+            for key, default in (("cls", "<s>"), ("sep", "</s>"))
+        }
+        for token in tokens.values():
+            if token not in vocab:
+                raise FileFormatError(
+                    folder / "vocab.json", repr(token), "not in the vocabulary, but put around texts"
+                )
+        around = {key: [token, vocab[token]] for key, token in tokens.items()}
+        space = {"trim_offsets": True, "add_prefix_space": level["add_prefix_space"]}
+        return {"pre_tokenizer": level, "post_processor": {"type": "RobertaProcessing", **around, **space}}
+    if kind == "Qwen2Tokenizer":
+        return {"normalizer": {"type": "NFC"}, "pre_tokenizer": _split(published.QWEN2)}
+    raise UnsupportedModel(
+        f"{folder.name}: vocab.json and merges.txt of a {kind} are not implemented; known are GPT2Tokenizer, "
+        "RobertaTokenizer, BartTokenizer, LongformerTokenizer, Qwen2Tokenizer: convert it to tokenizer.json"
+    )
+
+
+def _split(pattern: str) -> Json:
+    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [cut, {"type": "ByteLevel", "use_regex": False}]}
+
+
+def is_tiktoken(path: Path) -> bool:
+    """Whether a file begins as tiktoken's do: a piece in base64, and its rank."""
+    with path.open("rb") as file:
+        piece, space, rank = file.readline(512).rstrip(b"\n").partition(b" ")
+    try:
+        return bool(space) and rank.isdigit() and bool(base64.b64decode(piece, validate=True))
+    except binascii.Error:
+        return False
+
+
+def tiktoken(path: Path, sidecar: Sidecar) -> Json:
+    """tiktoken's ranks: which pair merges next is told by the rank of what it becomes."""
+    known = published.TIKTOKEN.get(path.name.partition(".")[0])
+    if known is None:
+        raise UnsupportedModel(
+            f"{path.name}: which pattern goes with these ranks is not known; names that are: "
+            f"{', '.join(sorted(published.TIKTOKEN))}"
+        )
+    spelling = {byte: letter for letter, byte in byte_alphabet().items()}
+    vocab: dict[str, int] = {}
+    for at, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line:
+            continue
+        piece, _, rank = line.partition(b" ")
+        try:
+            spelled = "".join([spelling[byte] for byte in base64.b64decode(piece, validate=True)])
+        except binascii.Error:
+            raise FileFormatError(path, f"line {at}", f"{brief(piece[:40])} is not base64") from None
+        if not rank.isdigit() or len(rank) > 10 or not spelled:
+            raise FileFormatError(path, f"line {at}", f"{brief(line[:60])} is not a piece and a rank")
+        if spelled in vocab:
+            raise FileFormatError(path, f"line {at}", f"{brief(piece[:40])} is listed twice")
+        vocab[spelled] = int(rank)
+    added = {token["content"]: token for token in sidecar.added_to(vocab)}
+    for name, index in known.special(len(vocab)).items():
+        added.setdefault(name, {"id": index, "content": name, "special": True, "normalized": False})
+    return {
+        "added_tokens": sorted(added.values(), key=lambda token: token["id"]),
+        "pre_tokenizer": _split(known.pattern),
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": vocab, "merges": BY_RANK, "ignore_merges": True},
+    }
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as bad:
+        raise FileFormatError(path, "text", "not UTF-8", bad.start) from None

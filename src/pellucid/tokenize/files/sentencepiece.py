@@ -1,0 +1,256 @@
+"""SentencePiece ``.model`` files: a ``ModelProto`` in the wire format of Protocol Buffers.
+
+In: the file. Out: a :class:`Tokenizer` that gives SentencePiece's own ids and offsets. The fields are those of
+google/sentencepiece, ``sentencepiece_model.proto``; the wire format is that of protobuf.dev, "Encoding".
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.tokenize.files.sidecar import Sidecar
+from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.decode import SentencePieceDecoder
+from pellucid.tokenize.stages.postprocess import Template
+from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, SentencePiece
+from pellucid.tokenize.stages.pretokenize import PreTokenizer
+from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
+from pellucid.util.messages import brief
+
+MOST_PIECES = 1 << 22
+UNIGRAM, BPE, WORD, CHAR = 1, 2, 3, 4
+TYPES = {UNIGRAM: "UNIGRAM", BPE: "BPE", WORD: "WORD", CHAR: "CHAR"}
+"""``model_type`` of the trainer's spec."""
+
+
+@dataclass
+class SentencePieceFile:
+    """What of a model file matters to encoding and decoding; the rest says how it was trained."""
+
+    pieces: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    types: list[int] = field(default_factory=list)
+    trainer: Mapping[int, Any] = field(default_factory=dict)
+    normalizer: Mapping[int, Any] = field(default_factory=dict)
+    denormalizer: Mapping[int, Any] = field(default_factory=dict)
+
+
+def from_file(
+    path: Path,
+    models: Mapping[int, ModelBuilder],
+    sidecar: Sidecar | None = None,
+    bos: bool = False,
+    eos: bool = False,
+) -> Tokenizer:
+    """A tokenizer from a ``.model`` file, whose model stage one of ``models`` builds, by ``model_type``.
+
+    ``bos`` and ``eos`` are put around texts if wanted; SentencePiece itself puts nothing. Raises
+    :class:`FileFormatError`, :class:`UnsupportedModel`.
+    """
+    spec = read(path.read_bytes(), path)
+    kind = spec.trainer.get(3, UNIGRAM)
+    if kind not in models:
+        raise UnsupportedModel(
+            f"{path.name}: model_type {kind} is not known; known are {', '.join(TYPES.values())}"
+        )
+    if sidecar is not None:
+        _add(spec, sidecar, path)
+    vocabulary = Vocabulary(spec.pieces, spec.types, path, "pieces")
+    named = {name: vocabulary.ids.get(_named(spec, number, usual)) for number, usual, name in _NAMES}
+    for wanted, name in ((bos, "bos"), (eos, "eos")):
+        if wanted and named[name] is None:
+            raise FileFormatError(path, f"{name}_piece", "not in the vocabulary, but to be put around texts")
+    around = Template.around([named["bos"]] if bos else [], [named["eos"]] if eos else [])  # type: ignore[list-item]
+    arguments: dict[str, Any] = {
+        "bos_id": named["bos"],
+        "eos_ids": frozenset(index for index in (named["eos"],) if index is not None),
+        "named_tokens": {f"{name}_token": vocabulary.tokens[i] for name, i in named.items() if i is not None},
+    }
+    if sidecar is not None:
+        theirs = sidecar.arguments(vocabulary)
+        arguments["chat_template"] = theirs["chat_template"]
+        arguments["eos_ids"] |= theirs["eos_ids"]
+        arguments["named_tokens"] = {**arguments["named_tokens"], **theirs["named_tokens"]}
+    return from_spec(spec, vocabulary, path, models[kind], post_processor=around, **arguments)
+
+
+_NAMES = ((46, "<s>", "bos"), (47, "</s>", "eos"), (45, "<unk>", "unk"), (48, "<pad>", "pad"))
+"""What names a piece in the trainer's spec, what it is by default, and how it is called here."""
+
+
+def _named(spec: SentencePieceFile, number: int, usual: str) -> str:
+    value = spec.trainer.get(number)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else usual
+
+
+def _add(spec: SentencePieceFile, sidecar: Sidecar, path: Path) -> None:
+    """Append the tokens that a folder adds to the pieces of its file."""
+    for token in sorted(sidecar.added, key=lambda token: token["id"]):
+        if token["content"] in spec.pieces:
+            continue
+        if token["id"] != len(spec.pieces):
+            problem = (
+                f"{brief(token['content'])} has id {token['id']}, but the next free one is {len(spec.pieces)}"
+            )
+            raise FileFormatError(path, "added tokens", problem)
+        spec.pieces.append(token["content"])
+        spec.scores.append(0.0)
+        spec.types.append(int(TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED))
+
+
+@dataclass(frozen=True)
+class SentencePieceParts:
+    """What a kind builds its model stage from: the file, its vocabulary, and the id of the unknown piece.
+
+    ``byte_ids`` are the ids of the pieces that stand for bytes, by byte.
+    """
+
+    file: SentencePieceFile
+    vocabulary: Vocabulary
+    unknown: int
+    byte_ids: Mapping[int, int]
+    path: Path
+
+    @property
+    def pieces(self) -> dict[str, int]:
+        """Text → id of everything that text may become, bytes apart."""
+        return self.vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE, TokenType.UNUSED)
+
+
+ModelBuilder = Callable[[SentencePieceParts], TokenizerModel]
+
+
+def from_spec(
+    spec: SentencePieceFile, vocabulary: Vocabulary, path: Path, build: ModelBuilder, **arguments: Any
+) -> Tokenizer:
+    """A tokenizer from what a model file says, with the model stage of ``build``; ``arguments`` are those of
+    :class:`Tokenizer` that the file does not give.
+    """
+    if len(unknown := vocabulary.of_type(TokenType.UNKNOWN)) != 1:
+        raise FileFormatError(path, "pieces", f"{len(unknown)} of them are of type UNKNOWN; it must be one")
+    normal, user = spec.normalizer, vocabulary.of_type(TokenType.USER_DEFINED)
+    kind = spec.trainer.get(3, UNIGRAM)
+    suffix = bool(spec.trainer.get(24, 0))
+    if spec.denormalizer.get(2):
+        raise UnsupportedModel(f"{path.name}: denormalizer_spec with a character map is not implemented")
+    dummy, extra = bool(normal.get(3, 1)), bool(normal.get(4, 1))
+    kept = [vocabulary.tokens[index] for index in user]
+    values = vocabulary.byte_pieces(path, "pieces")
+    byte_ids = {byte: index for index, byte in values.items()}
+    model = build(SentencePieceParts(spec, vocabulary, unknown[0], byte_ids, path))
+    surface = spec.trainer.get(44, b" \xe2\x81\x87 ").decode("utf-8", "replace")
+    return Tokenizer(
+        vocabulary=vocabulary,
+        added=AddedTokens(
+            AddedToken(index, vocabulary.tokens[index], special=True)
+            for index in vocabulary.of_type(TokenType.CONTROL)
+        ),
+        # Pieces of the user are matched where SentencePiece matches them, in the normalised text; a Unigram model has
+        # them compete with all others, and for words they are nothing special.
+        normalized_added=AddedTokens(
+            AddedToken(index, vocabulary.tokens[index]) for index in (user if kind in (BPE, CHAR) else ())
+        ),
+        normalizer=SentencePiece(
+            CharsMap.from_bytes(normal.get(2, b""), path, "normalizer_spec.precompiled_charsmap"),
+            dummy_prefix=dummy,
+            remove_extra=extra,
+            escape=bool(normal.get(5, 1)),
+            suffix=suffix,
+            kept=kept,
+        ),
+        pre_tokenizer=PreTokenizer(),
+        model=model,
+        decoder=SentencePieceDecoder(vocabulary.tokens, values, dummy or extra, extra, {unknown[0]: surface}),
+        **arguments,
+    )
+
+
+def read(data: bytes, path: Path) -> SentencePieceFile:
+    """The fields of a model file. Raises :class:`FileFormatError` for one that is none, or is damaged."""
+    spec = SentencePieceFile()
+    for number, value in _message(data, path, "ModelProto"):
+        if number == 1:
+            _piece(spec, _bytes(value, path, "pieces"), path)
+        elif number in (2, 3, 5):
+            name = {2: "trainer", 3: "normalizer", 5: "denormalizer"}[number]
+            setattr(spec, name, dict(_message(_bytes(value, path, name), path, f"{name}_spec")))
+    for name, wanted in (
+        ("trainer", {3: int, 24: int, 44: bytes}),
+        ("normalizer", {2: bytes, 3: int, 4: int, 5: int}),
+    ):
+        for number, kind in wanted.items():
+            if number in getattr(spec, name) and not isinstance(getattr(spec, name)[number], kind):
+                raise FileFormatError(path, f"{name}_spec", f"field {number} is not of type {kind.__name__}")
+    return spec
+
+
+def _piece(spec: SentencePieceFile, data: bytes, path: Path) -> None:
+    at = len(spec.pieces)
+    where = f"pieces[{at}]"
+    if at >= MOST_PIECES:
+        raise FileFormatError(path, "pieces", f"more than {MOST_PIECES:,}")
+    fields = dict(_message(data, path, where))
+    try:
+        piece = _bytes(fields.get(1, b""), path, where).decode()
+    except UnicodeDecodeError:
+        raise FileFormatError(path, where, "not UTF-8") from None
+    score, kind = fields.get(2, 0.0), fields.get(3, 1)
+    if not piece:
+        raise FileFormatError(path, where, "the piece is empty")
+    if not isinstance(score, float) or not isfinite(score):
+        raise FileFormatError(
+            path, where, f"the score of {brief(piece)} is {brief(score)}, not a finite number"
+        )
+    if not isinstance(kind, int):
+        raise FileFormatError(path, where, f"the type of {brief(piece)} is {brief(kind)}")
+    spec.pieces.append(piece)
+    spec.scores.append(score)
+    spec.types.append(kind)
+
+
+def _bytes(value: Any, path: Path, where: str) -> bytes:
+    if not isinstance(value, bytes):
+        raise FileFormatError(path, where, "not a field of bytes")
+    return value
+
+
+def _message(data: bytes, path: Path, where: str) -> Iterator[tuple[int, Any]]:
+    """The fields of a message, by number: int, float (of four bytes), or bytes."""
+    at, end = 0, len(data)
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while at < end and shift < 70:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+        raise FileFormatError(path, where, "not a SentencePiece model: a number is cut off or too long", at)
+
+    while at < end:
+        key = varint()
+        number, kind = key >> 3, key & 7
+        if kind == 0:
+            yield number, varint()
+            continue
+        size = {1: 8, 2: None, 5: 4}.get(kind, -1)
+        if size is None:
+            size = varint()
+        if number == 0 or size < 0 or size > end - at:
+            raise FileFormatError(
+                path, where, f"not a SentencePiece model: field {number} of kind {kind}", at
+            )
+        value = data[at : at + size]
+        at += size
+        yield number, struct.unpack("<f", value)[0] if kind == 5 else value

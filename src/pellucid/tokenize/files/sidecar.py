@@ -1,0 +1,199 @@
+"""The small files that lie beside a tokenizer in a model folder, and what they say about it.
+
+``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``, ``generation_config.json`` (or
+``config.json``) and ``chat_template.jinja``: which tokens are named, which were added, what ends a generation, how a
+conversation is written. Any of them may be missing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import FileFormatError
+from pellucid.model.config import Config
+from pellucid.tokenize.files.gguf_fields import end_ids
+from pellucid.tokenize.vocabulary import Vocabulary
+from pellucid.util.messages import brief, reason
+
+Json = Mapping[str, Any]
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What the small files say.
+
+    ``config`` is ``tokenizer_config.json``; ``named`` what the tokens are that have names (``bos_token`` …);
+    ``added`` the added tokens as ``tokenizer.json`` has them; ``ends`` ids that end a generation.
+    """
+
+    config: Json
+    named: Mapping[str, str]
+    added: tuple[Json, ...]
+    ends: Config
+    chat_template: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Sidecar:
+        """What is in a folder. Raises :class:`FileFormatError` for a file that is damaged."""
+        config, special = (
+            read_json(folder / "tokenizer_config.json"),
+            read_json(folder / "special_tokens_map.json"),
+        )
+        named = {}
+        for name in NAMES:
+            text = _content(config.get(name)) or _content(special.get(name))
+            if text is not None:
+                named[name] = text
+        # Where there is no generation_config.json, transformers makes one from config.json.
+        own = folder / "generation_config.json"
+        generation = own if own.is_file() else folder / "config.json"
+        return cls(
+            config,
+            named,
+            (*_decoder(folder, config), *_listed(folder, config)),
+            Config(read_json(generation), generation),
+            _chat_template(folder, config),
+        )
+
+    @property
+    def kind(self) -> str | None:
+        """The class that ``transformers`` would take, without "Fast"; None if it is not said."""
+        name = self.config.get("tokenizer_class")
+        return name.removesuffix("Fast") if isinstance(name, str) else None
+
+    def arguments(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """The arguments of :class:`Tokenizer` that these files give."""
+        for key in ("bos_token_id", "eos_token_id"):
+            self.ends.token_ids(key, vocabulary.size)
+        ends = self.ends.values.get("eos_token_id")
+        named = vocabulary.ids.get(self.named.get("eos_token", ""))
+        return {
+            "bos_id": vocabulary.ids.get(self.named.get("bos_token", "")),
+            "eos_ids": end_ids(vocabulary, [*(ends if isinstance(ends, list) else [ends]), named]),
+            "chat_template": self.chat_template,
+            "named_tokens": self.named,
+        }
+
+    def added_to(self, vocab: Mapping[str, int]) -> list[Json]:
+        """The added tokens of a vocabulary without ``tokenizer.json``: those that are listed, those with names."""
+        listed = {token["content"]: token for token in self.added}
+        for text in self.named.values():
+            if text not in listed and text in vocab:
+                listed[text] = {"id": vocab[text], "content": text, "special": True, "normalized": False}
+        return sorted(listed.values(), key=lambda token: token["id"])
+
+
+def read_json(path: Path) -> Json:
+    """A JSON file as an object; an empty one where there is no file. Raises :class:`FileFormatError`."""
+    return parse_json(path.read_bytes(), path) if path.is_file() else {}
+
+
+def parse_json(data: bytes, path: Path) -> Json:
+    """The contents of a JSON file as an object. Raises :class:`FileFormatError`."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise FileFormatError(path, "JSON", f"{brief(twice)} is listed twice")
+        return found
+
+    try:
+        spec = json.loads(data, object_pairs_hook=unique, parse_float=_float)
+        if _SURROGATE.search(data):  # pairs are characters; half of one is none, in no encoding
+            json.dumps(spec, ensure_ascii=False).encode()
+    except FileFormatError:
+        raise
+    except UnicodeEncodeError as bad:
+        raise FileFormatError(
+            path, "JSON", f"{brief(bad.object[bad.start])} is half of a character"
+        ) from None
+    except (ValueError, RecursionError) as bad:  # not JSON, not UTF-8, a number of thousands of digits
+        raise FileFormatError(path, "JSON", reason(bad), getattr(bad, "pos", None)) from None
+    if not isinstance(spec, dict):
+        raise FileFormatError(path, "JSON", f"expected an object, found {type(spec).__name__}")
+    return spec
+
+
+def _float(text: str) -> float:
+    """A number with a point or an exponent as ``serde_json`` reads it, and so ``tokenizers``: rounded twice, not once.
+
+    As many digits as fit into 64 bits are one integer; that is divided by a power of ten, or multiplied with one.
+    Scores of Unigram come out a bit different than Python reads them, and with them which of two cuts is the better.
+    """
+    mantissa, _, exponent = text.lower().partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    digits = (whole + fraction).lstrip("-0")
+    kept = digits[:20]
+    if int(kept or "0") >= 1 << 64:
+        kept = kept[:-1]
+    power = exponent.lstrip("+-").lstrip("0")
+    if len(power) > 5:
+        return float(text)  # zero or infinite
+    ten = int(power or "0") * (-1 if exponent.startswith("-") else 1)
+    ten += len(digits) - len(kept) - len(fraction)
+    value = float(kept or "0")
+    while value and ten < -308:
+        value /= 1e308
+        ten += 308
+    if value and ten > 308:
+        return float(text)
+    if value:  # a power of ten is the nearest to it, which 10.0**ten is not always
+        value = value * float(f"1e{ten}") if ten >= 0 else value / float(f"1e{-ten}")
+    return -value if text.startswith("-") else value
+
+
+def _content(token: Any) -> str | None:
+    """The text of a token that is written as a string or as an object."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _decoder(folder: Path, config: Json) -> list[Json]:
+    """The added tokens in ``tokenizer_config.json``, by id."""
+    path, found = folder / "tokenizer_config.json", config.get("added_tokens_decoder") or {}
+    if not isinstance(found, dict):
+        raise FileFormatError(
+            path, "added_tokens_decoder", f"expected an object, found {type(found).__name__}"
+        )
+    tokens: list[Json] = []
+    for key, token in found.items():
+        if not key.isdecimal() or _content(token) is None or not isinstance(token, dict):
+            raise FileFormatError(
+                path, f"added_tokens_decoder[{brief(key)}]", f"{brief(token)} is not a token with an id"
+            )
+        flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
+        tokens.append({"id": int(key), "content": token["content"], **{f: bool(token.get(f)) for f in flags}})
+    return tokens
+
+
+def _listed(folder: Path, config: Json) -> list[Json]:
+    """The tokens of ``added_tokens.json`` that ``tokenizer_config.json`` does not describe."""
+    path = folder / "added_tokens.json"
+    described = (config.get("added_tokens_decoder") or {}).values()
+    known = {_content(token) for token in described}
+    tokens: list[Json] = []
+    for text, index in read_json(path).items():
+        if type(index) is not int:
+            raise FileFormatError(path, repr(text), f"the id is {brief(index)}")
+        if text not in known:
+            tokens.append({"id": index, "content": text, "special": False, "normalized": False})
+    return tokens
+
+
+def _chat_template(folder: Path, config: Json) -> str | None:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

@@ -1,0 +1,280 @@
+"""A parsed ``tokenizer.json``, the format of Hugging Face ``tokenizers``, read with checks."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from sys import float_info
+from typing import Any, TypeVar
+
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.tokenize import parsed_cache
+from pellucid.tokenize.merges import BY_RANK, PairRanks
+from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.parsed_cache import Arrays
+from pellucid.tokenize.stages.added import AddedToken
+from pellucid.tokenize.vocabulary import TokenType, Vocabulary
+from pellucid.util.messages import brief, shown
+
+Json = Mapping[str, Any]
+StageT = TypeVar("StageT")
+MOST_STAGES = 32
+"""Normalizers, pre-tokenizers, post-processors of a file: four times as many as any published one has."""
+MOST_LETTERS = 1_000  # of a text that a stage looks for
+SEPARATOR = "\ufdd0"  # a noncharacter: no piece has it
+
+
+class TokenizerJson:
+    """A parsed ``tokenizer.json`` and the means to read it with checks.
+
+    Attributes: ``path``; ``model`` the model's JSON; ``vocab`` the model's piece → id; ``vocabulary`` with the
+    added tokens; ``added`` the added tokens; ``scores`` those of a Unigram model; ``pairs`` the merges of a BPE model,
+    once they are known. ``cached`` has the great parts of the file as :meth:`to_cache` has given them before;
+    ``spec`` is then without them.
+    """
+
+    def __init__(self, path: Path, spec: Json, cached: Arrays | None = None) -> None:
+        self.path = path
+        self._spec = self.component(
+            spec,
+            "file",
+            *("version", "truncation", "padding", "added_tokens", "normalizer"),
+            *("pre_tokenizer", "post_processor", "decoder", "model"),
+        )
+        self.model: Json = self.of("model") or {}
+        self.scores: list[float] = []
+        self.pairs: PairRanks | None = None
+        known = None if cached is None else self._from_cache(cached)
+        self.vocab = self._ids() if known is None else self._of_model(known, cached or {})
+        added = spec.get("added_tokens") or []
+        if not isinstance(added, list):
+            raise FileFormatError(path, "added_tokens", f"expected an array, found {type(added).__name__}")
+        self.added = [self._added(at, token) for at, token in enumerate(added)]
+        self.vocabulary = self._vocabulary() if known is None else known
+
+    def to_cache(self) -> Arrays | None:
+        """The great parts of the file as arrays; None where they do not fit into such."""
+        tokens, ids = self.vocabulary.tokens, self.vocabulary.ids
+        if any(SEPARATOR in token for token in tokens):
+            return None
+        cached: dict[str, memoryview] = {
+            "spec": parsed_cache.array_of(json.dumps(self._small())),
+            "tokens": parsed_cache.array_of(SEPARATOR.join(tokens)),
+            "types": memoryview(array("b", self.vocabulary.types)),
+            "outside": memoryview(array("i", [ids[token] for token in ids.keys() - self.vocab.keys()])),
+            "scores": memoryview(array("d", self.scores)),
+        }
+        if self.model.get("merges") is BY_RANK:
+            cached["by_rank"] = parsed_cache.array_of("yes")
+        return cached if self.pairs is None else cached | self.pairs.to_cache()
+
+    def _small(self) -> Json:
+        """The file without its great parts."""
+        small = {key: value for key, value in self._spec.items() if key not in ("type", "model")}
+        great = {key: None for key in ("vocab", "merges") if key in self.model}
+        return {**small, "model": {**self.model, **great}}
+
+    def _from_cache(self, cached: Arrays) -> Vocabulary:
+        tokens = parsed_cache.text_of(cached["tokens"]).split(SEPARATOR)
+        self.scores = list(map(float, cached["scores"]))
+        if "lefts" in cached:
+            self.pairs = PairRanks.from_cache(cached, len(tokens))
+        if "by_rank" in cached:
+            self.model = {**self.model, "merges": BY_RANK}
+        return Vocabulary.checked(tokens, cached["types"].tolist())
+
+    def _of_model(self, vocabulary: Vocabulary, cached: Arrays) -> dict[str, int]:
+        """The pieces that are the model's own."""
+        pieces = dict(vocabulary.ids)
+        for index in cached["outside"].tolist():
+            del pieces[vocabulary.tokens[index]]
+        return pieces
+
+    def of(self, name: str) -> Json | None:
+        """The component of that name, or None where it is null or missing."""
+        value = self._spec.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise FileFormatError(self.path, name, f"expected an object, found {type(value).__name__}")
+        return value
+
+    def build(self, make: Callable[[TokenizerJson, Json | None], StageT], name: str) -> StageT:
+        """The stage that ``make`` makes of the component ``name``; what it trips over is the file's fault."""
+        try:
+            return make(self, self.of(name))
+        except (KeyError, IndexError, TypeError, AttributeError) as bad:
+            problem = f"a field is missing or of the wrong type: {type(bad).__name__} {bad}"
+            raise FileFormatError(self.path, name, problem) from bad
+
+    def component(self, spec: Json, where: str, *known: str, **allowed: Sequence[Any]) -> Json:
+        """``spec``, if it has no fields but ``known`` ones, and only the ``allowed`` values in some of them."""
+        kind = f"{where} {shown(str(spec['type']))}" if "type" in spec else where
+        for key in spec.keys() - {"type", *known}:
+            raise UnsupportedModel(
+                f"{self.path.name}: {kind}: field {brief(key)} is not implemented; known are {', '.join(known)}"
+            )
+        for key, values in allowed.items():
+            if key in spec and spec[key] not in values:
+                raise UnsupportedModel(
+                    f"{self.path.name}: {kind}: {key}={brief(spec[key])} is not implemented; "
+                    f"possible are {', '.join(map(repr, values))}"
+                )
+        return spec
+
+    def id_of(self, token: Any, field: str) -> int:
+        """The id of a token that the file names."""
+        if not isinstance(token, str) or token not in self.vocabulary.ids:
+            raise FileFormatError(self.path, field, f"{brief(token)} is not in the vocabulary")
+        return self.vocabulary.ids[token]
+
+    def text(self, spec: Json, key: str, default: str | None = None) -> str:
+        """The string in a field."""
+        value = spec.get(key, default)
+        if not isinstance(value, str):
+            raise FileFormatError(self.path, key, f"expected a string, found {brief(value)}")
+        return value
+
+    def whole(self, spec: Json, key: str, low: int, high: int, default: int | None = None) -> int:
+        """The whole number in a field, in a range."""
+        value = spec.get(key, default)
+        if type(value) is not int or not low <= value <= high:
+            raise FileFormatError(
+                self.path, key, f"{brief(value)} is not a whole number from {low:,} to {high:,}"
+            )
+        return value
+
+    def has_pre_tokenizer(self, kind: str) -> bool:
+        """Whether the pre-tokenizer is, or contains, one of this type."""
+        listed = flat(self, self.of("pre_tokenizer"), "pre_tokenizer", "pretokenizers")
+        return any(stage.get("type") == kind for stage in listed)
+
+    @cached_property
+    def text_ids(self) -> dict[str, int]:
+        """Piece → id without control tokens: text must never become one."""
+        text = dict(self.vocab)
+        for index in self.vocabulary.special_ids:
+            text.pop(self.vocabulary.tokens[index], None)
+        return text
+
+    def _ids(self) -> dict[str, int]:
+        vocab = self.model.get("vocab")
+        if self.model.get("type") == "Unigram":
+            return self._scored(vocab)
+        if not isinstance(vocab, dict):
+            raise FileFormatError(
+                self.path, "model.vocab", f"expected an object, found {type(vocab).__name__}"
+            )
+        if not set(map(type, vocab.values())) <= {int}:
+            piece = next(piece for piece, index in vocab.items() if type(index) is not int)
+            raise FileFormatError(
+                self.path, "model.vocab", f"the id of {brief(piece)} is {brief(vocab[piece])}"
+            )
+        return vocab
+
+    def _scored(self, vocab: Any) -> dict[str, int]:
+        """The pieces of a list of [piece, score]; their scores are in ``scores``."""
+        if not isinstance(vocab, list):
+            raise FileFormatError(
+                self.path, "model.vocab", f"expected an array, found {type(vocab).__name__}"
+            )
+        for at, entry in enumerate(vocab):
+            if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
+                raise FileFormatError(
+                    self.path, f"model.vocab[{at}]", f"{brief(entry)} is not a piece and a score"
+                )
+            if type(entry[1]) not in (int, float) or not abs(entry[1]) <= float_info.max:
+                problem = f"the score of {brief(entry[0])} is {brief(entry[1])}, not a finite number"
+                raise FileFormatError(self.path, f"model.vocab[{at}]", problem)
+        ids = {piece: at for at, (piece, _) in enumerate(vocab)}
+        if len(ids) != len(vocab):
+            at = next(at for at, (piece, _) in enumerate(vocab) if ids[piece] != at)
+            problem = f"{brief(vocab[at][0])} is listed twice, as ids {at} and {ids[vocab[at][0]]}"
+            raise FileFormatError(self.path, "model.vocab", problem)
+        self.scores = [float(score) for _, score in vocab]
+        return ids
+
+    def _added(self, at: int, token: Any) -> AddedToken:
+        where = f"added_tokens[{at}]"
+        if (
+            not isinstance(token, dict)
+            or type(token.get("id")) is not int
+            or not isinstance(token.get("content"), str)
+        ):
+            raise FileFormatError(self.path, where, f"{brief(token)} has no id and content")
+        flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
+        self.component(token, where, "id", "content", *flags)
+        if len(token["content"]) > MOST_LETTERS:
+            problem = f"{len(token['content']):,} characters; {MOST_LETTERS:,} are allowed"
+            raise FileFormatError(self.path, f"{where}.content", problem)
+        if self.vocab.get(token["content"], token["id"]) != token["id"]:
+            raise FileFormatError(
+                self.path, where, f"{brief(token['content'])} has another id in the vocabulary"
+            )
+        return AddedToken(token["id"], token["content"], **{flag: bool(token.get(flag)) for flag in flags})
+
+    def _vocabulary(self) -> Vocabulary:
+        ids = {**self.vocab, **{token.text: token.id for token in self.added}}
+        if not self.vocab:
+            raise FileFormatError(self.path, "model.vocab", "the vocabulary is empty")
+        size = max(ids.values()) + 1
+        if min(ids.values()) < 0 or size > 2 * len(ids) + 1024:
+            piece = min(ids, key=ids.__getitem__) if min(ids.values()) < 0 else max(ids, key=ids.__getitem__)
+            raise FileFormatError(
+                self.path,
+                "model.vocab",
+                f"the id of {brief(piece)}, {ids[piece]}, is out of range for {len(ids):,} pieces",
+            )
+        # Ids that no piece has (some files leave gaps) get a name that no text can hold.
+        tokens = [f"\0unused {index}" for index in range(size)]
+        types = [int(TokenType.UNUSED)] * size
+        for piece, index in ids.items():
+            if types[index] != TokenType.UNUSED:
+                raise FileFormatError(
+                    self.path, "model.vocab", f"{brief(tokens[index])} and {brief(piece)} share id {index}"
+                )
+            tokens[index], types[index] = piece, int(TokenType.NORMAL)
+        if self.model.get("byte_fallback"):
+            for name in (f"<0x{byte:02X}>" for byte in range(256)):
+                if name in ids:
+                    types[ids[name]] = int(TokenType.BYTE)
+        for token in self.added:
+            types[token.id] = int(TokenType.CONTROL if token.special else TokenType.USER_DEFINED)
+        return Vocabulary(tokens, types, self.path, "model.vocab")
+
+
+def flat(parts: TokenizerJson, spec: Json | None, name: str, inside: str) -> list[Json]:
+    """The components that a component is made of: those of sequences, and of sequences in them, in order."""
+    found: list[Json] = []
+    waiting: list[Json] = [] if spec is None else [spec]
+    seen = 0
+    while waiting:
+        seen += 1
+        one = waiting.pop()
+        if seen + len(waiting) > MOST_STAGES:
+            raise UnsupportedModel(
+                f"{parts.path.name}: {name} of more than {MOST_STAGES} components; {MOST_STAGES} are allowed"
+            )
+        if not isinstance(one, dict):
+            raise FileFormatError(parts.path, name, f"expected an object, found {type(one).__name__}")
+        if one.get("type") == "Sequence":
+            listed = parts.component(one, name, inside).get(inside)
+            if not isinstance(listed, list):
+                raise FileFormatError(
+                    parts.path, f"{name}.{inside}", f"expected an array, found {type(listed).__name__}"
+                )
+            waiting.extend(reversed(listed))
+        else:
+            found.append(one)
+    return found
+
+
+@dataclass(frozen=True)
+class JsonModelReader:
+    """What reads a model of one ``type``; where kinds share a type, ``claims`` tells whose the file is."""
+
+    type: str
+    build: Callable[[TokenizerJson], TokenizerModel]
+    claims: Callable[[TokenizerJson], bool] = lambda _: True

@@ -1,0 +1,273 @@
+"""A pattern as an automaton: a table by which compiled code cuts a text, a character at a time.
+
+In: a pattern (``oniguruma.py``). Out: an :class:`Automaton`, or None where the pattern has something that a table
+cannot do (look-behind, back references, word borders, an empty match ...): then only ``matcher.py`` runs it.
+
+The matches are those of a backtracking engine, which prefers what stands first: a state is the ordered list of places
+in the pattern that are alive, as in Cox, "Regular Expression Matching: the Virtual Machine Approach" (2009), and the
+table knows all lists that can come up. A place behind a look-ahead of one character (``\\s+(?!\\S)``) is alive if the
+next character allows it, so an entry of the table also says whether a match ends *before* the character that it is
+for; the end of the text is a character too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.text.split import START
+from pellucid.tokenize.patterns.oniguruma import parse
+from pellucid.tokenize.patterns.tree import (
+    NEWLINE,
+    Atomic,
+    Classes,
+    Concat,
+    Edge,
+    Either,
+    Look,
+    Node,
+    Repeat,
+    Set,
+    may_be_empty,
+)
+from pellucid.tokenize.unicode import CODES, Ranges, complement, intersection, union
+
+MOST_PLACES, MOST_STATES = 4_000, 2_000
+MOST_VISITS = 1_000_000  # of places, while a table is made: half a second
+MOST_CLASSES = 255  # what a byte tells apart, less one
+
+
+class NotATable(Exception):
+    """The pattern has something that a table cannot do."""
+
+
+@dataclass(frozen=True)
+class Automaton:
+    """The table of a pattern.
+
+    ``classes`` (0x110000,) says of each code point which class it is in. ``table`` (states, classes + 1) says for a
+    state and the next character's class, the last one for the end of the text: 2 * next state + 1 if a match ends
+    before it. State 0 is the end of the walk, ``START`` its beginning.
+    """
+
+    classes: NDArray[np.uint8]
+    table: NDArray[np.uint16]
+
+    @cached_property
+    def starts(self) -> NDArray[np.uint8]:
+        """Of each byte, (256,), whether a match may begin with a character whose UTF-8 begins with that."""
+        begins = (self.table[START] != 0)[self.classes]
+        found = np.zeros(256, np.uint8)
+        for first, shift, codes in ((0, 0, 0x80), (0xC0, 6, 0x800), (0xE0, 12, 0x10000), (0xF0, 18, CODES)):
+            for code in range(0, codes, 1 << shift):
+                found[first + (code >> shift)] = begins[code : code + (1 << shift)].any()
+        return found
+
+    @cached_property
+    def rows(self) -> list[list[int]]:
+        """The table as lists, for Python to walk."""
+        rows: list[list[int]] = self.table.tolist()
+        return rows
+
+    @property
+    def end_of_text(self) -> int:
+        """The column for the end of the text."""
+        return int(self.table.shape[1]) - 1
+
+    def kinds(self, text: str) -> list[int]:
+        """The class of each character."""
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        kinds: list[int] = self.classes[codes].tolist()
+        return kinds
+
+
+@cache
+def automaton(pattern: str) -> Automaton | None:
+    """The table of a pattern, or None if it cannot have one. Raises :class:`PatternError` for one that is wrong."""
+    try:
+        tree, places = parse(pattern), _Places()
+        if may_be_empty(tree):  # such a match cuts, too, which ``match`` does not tell from none
+            return None
+        first = places.add(tree, places.matched)
+        places.check()
+        return _table(places, first)
+    except NotATable:
+        return None
+
+
+# ---------------------------------------------------------------- from the pattern to the table
+
+
+@dataclass(frozen=True)
+class _One:
+    """A place before something that takes a character, or looks at it."""
+
+    node: Set | _Ahead
+    then: int
+
+
+@dataclass(frozen=True)
+class _Fork:
+    """A place from which there are several ways, the preferred first."""
+
+    ways: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """The next character is in a set, or the text ends here and ``at_end`` allows that."""
+
+    members: Ranges
+    at_end: bool
+
+
+class _Places:
+    """The places of a pattern, each with what may come next. A place stands for all that can follow from it."""
+
+    def __init__(self) -> None:
+        self.steps: list[_One | _Fork | None] = [None]
+        self.matched = 0
+        self.visits = 0  # by ``_step``
+        self._greedy: list[
+            tuple[Ranges, int]
+        ] = []  # sets that are repeated and give nothing back; what comes then
+
+    def add(self, node: Node, then: int) -> int:
+        """The place before ``node``, behind which ``then`` comes."""
+        if len(self.steps) > MOST_PLACES:
+            raise NotATable
+        if isinstance(node, Set):
+            return self._new(_One(node, then))
+        if isinstance(node, Concat):
+            for part in reversed(node.parts):
+                then = self.add(part, then)
+            return then
+        if isinstance(node, Either):
+            return self._new(_Fork(tuple(self.add(branch, then) for branch in node.branches)))
+        if isinstance(node, Repeat):
+            return self._repeat(node, then)
+        if isinstance(node, Atomic):
+            return self._atomic(node.part, then)
+        return self._new(_One(_ahead(node), then))
+
+    def _new(self, step: _One | _Fork) -> int:
+        self.steps.append(step)
+        return len(self.steps) - 1
+
+    def _atomic(self, node: Node, then: int) -> int:
+        """Giving nothing back is the same as giving back where what follows could not begin with it."""
+        if isinstance(node, Repeat) and isinstance(node.part, Set) and node.greedy:
+            self._greedy.append((node.part.members, then))
+        elif not isinstance(node, Set):
+            raise NotATable
+        return self.add(node, then)
+
+    def check(self) -> None:
+        """Whether that holds for all of them, now that all places are known."""
+        for members, then in self._greedy:
+            waiting, seen = [then], set[int]()
+            while waiting:
+                place = waiting.pop()
+                step = self.steps[place]
+                if place in seen or step is None:
+                    continue
+                seen.add(place)
+                if isinstance(step, _Fork):
+                    waiting.extend(step.ways)
+                elif isinstance(step.node, _Ahead) or intersection(step.node.members, members):
+                    raise NotATable
+
+    def _repeat(self, node: Repeat, then: int) -> int:
+        if may_be_empty(node.part):  # whether it goes round again is not for a table
+            raise NotATable
+        if node.most is None:
+            around = self._new(_Fork(()))
+            inside = self.add(node.part, around)
+            self.steps[around] = _Fork((inside, then) if node.greedy else (then, inside))
+            then = around
+        else:
+            behind = then
+            for _ in range(node.most - node.least):
+                inside = self.add(node.part, then)
+                then = self._new(_Fork((inside, behind) if node.greedy else (behind, inside)))
+        for _ in range(node.least):
+            then = self.add(node.part, then)
+        return then
+
+    def sets(self) -> Iterator[Ranges]:
+        """All sets, in order."""
+        for step in self.steps:
+            if isinstance(step, _One):
+                yield step.node.members
+
+
+def _ahead(node: Node) -> _Ahead:
+    """What looks at one character, or at the end of the text."""
+    if isinstance(node, Edge) and node.kind == "text end":
+        return _Ahead((), at_end=True)
+    if isinstance(node, Edge) and node.kind == "line end":
+        return _Ahead(NEWLINE, at_end=True)
+    if not isinstance(node, Look) or not node.ahead:
+        raise NotATable
+    branches = node.part.branches if isinstance(node.part, Either) else (node.part,)
+    if not all(isinstance(branch, Set) for branch in branches):
+        raise NotATable
+    members = union(branch.members for branch in branches if isinstance(branch, Set))
+    return _Ahead(complement(members) if node.negative else members, at_end=node.negative)
+
+
+def _table(places: _Places, first: int) -> Automaton:
+    found = Classes(list(dict.fromkeys(places.sets())))
+    kinds = found.count
+    if kinds > MOST_CLASSES:
+        raise NotATable
+    within = {one: frozenset(numbers) for one, numbers in found.within.items()}
+    states: dict[tuple[int, ...], int] = {(): 0, (first,): START}
+    rows: list[list[int]] = [[0] * (kinds + 1)]
+    waiting: list[tuple[int, ...]] = [(first,)]
+    while waiting:
+        state, row = waiting.pop(0), []
+        if places.visits > MOST_VISITS:
+            raise NotATable
+        for kind in range(kinds + 1):
+            following, matched = _step(places, state, kind, kind == kinds, within)
+            if following not in states:
+                if len(states) >= MOST_STATES:
+                    raise NotATable
+                states[following] = len(states)
+                waiting.append(following)
+            row.append(2 * states[following] + matched)
+        rows.append(row)
+    lengths = np.diff(np.append(found.borders, CODES))
+    classes = np.repeat(np.array(found.classes, np.uint8), lengths)
+    return Automaton(classes, np.array(rows, np.uint16))
+
+
+def _step(
+    places: _Places, state: tuple[int, ...], kind: int, ended: bool, within: dict[Ranges, frozenset[int]]
+) -> tuple[tuple[int, ...], bool]:
+    """What is alive after a character of a class, or the end, and whether a match ends before it."""
+    following: dict[int, None] = {}
+    seen: set[int] = set()
+    stack = list(reversed(state))
+    while stack:
+        place = stack.pop()
+        places.visits += 1
+        if place in seen:
+            continue
+        seen.add(place)
+        step = places.steps[place]
+        if step is None:
+            return tuple(following), True  # what would come after a match is never wanted
+        if isinstance(step, _Fork):
+            stack.extend(reversed(step.ways))
+        elif isinstance(step.node, Set):
+            if not ended and kind in within[step.node.members]:
+                following[step.then] = None
+        elif step.node.at_end if ended else kind in within[step.node.members]:
+            stack.append(step.then)
+    return tuple(following), False

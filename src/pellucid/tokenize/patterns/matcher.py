@@ -1,0 +1,303 @@
+"""Where a pattern matches in a text, as Hugging Face ``tokenizers`` finds it. The plain way; compiled code has tables.
+
+In: a pattern in Oniguruma's syntax and a text. Out: the matches from left to right. Three ways lead to them:
+
+- The ``regex`` package runs a pattern of its own that is written from the tree (``regex_tree.py``), on a copy of the
+  text in which each character is its class: neither its syntax nor its Unicode matters. It is the fastest way. It is
+  used for patterns that it runs in linear time: those of ``patterns.py``, and those that hardly read a character twice.
+- Other patterns come from files and may take exponential time in it. Their table (``automaton.py``) is walked, which
+  reads each character once for each place that a match is tried at.
+- Patterns that have no table are run by ``regex`` with a limit, which slows it down tenfold.
+
+The last two have a :class:`Budget` of time; when it is used up, the text is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import cache, cached_property
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING
+
+from pellucid.errors import InvalidRequest
+from pellucid.tokenize.patterns.oniguruma import PatternError, parse
+from pellucid.tokenize.patterns.published import LINEAR
+from pellucid.tokenize.patterns.tree import (
+    NEWLINE,
+    Atomic,
+    Back,
+    Classes,
+    Concat,
+    Edge,
+    Either,
+    Group,
+    Look,
+    Node,
+    Repeat,
+    Set,
+    may_be_empty,
+    sets,
+    size,
+    walk,
+)
+from pellucid.tokenize.unicode import CODES, Ranges
+from pellucid.util.messages import shown
+
+if TYPE_CHECKING:
+    from regex import Pattern  # type: ignore[import-untyped]
+
+    from pellucid.tokenize.patterns.automaton import Automaton
+
+RESERVE, SECONDS_A_CHARACTER = 1.0, 20e-6
+MOST_SETS = 64  # that a pattern reads at each place, to have no limit; more are written without strings
+SEVERAL = 10_000  # steps of a table between looks at the clock
+FIRST_CLASS = 0x100  # classes are letters from here on in the copy of a text
+MOST_CLASSES = 0xD000
+
+
+@cache
+def matcher(pattern: str) -> Matcher:
+    """The matcher of a pattern, made once.
+
+    Raises:
+        PatternError: the pattern is wrong, or has something that is not implemented.
+    """
+    return Matcher(pattern)
+
+
+class Budget:
+    """Time that patterns may take for a text, of the thread that runs them: ``seconds`` are left of the ``whole``."""
+
+    def __init__(self, characters: int) -> None:
+        self.whole = self.seconds = RESERVE + SECONDS_A_CHARACTER * characters
+
+
+class Matcher:
+    """The matches of one pattern. Thread-safe."""
+
+    def __init__(self, pattern: str) -> None:
+        import regex
+
+        self.pattern, self.tree = pattern, parse(pattern)
+        self.may_be_empty = may_be_empty(self.tree)
+        self._classes = None if _compares(self.tree) else _classes(self.tree)
+        self._copy = None if self._classes is None else _Copy(self._classes)
+        try:
+            self._regex: Pattern[str] = regex.compile(
+                _Writer(self._classes, _is_small(self.tree)).written(self.tree)
+            )
+        except (regex.error, RecursionError, MemoryError, OverflowError) as bad:
+            raise PatternError(str(bad) or type(bad).__name__) from None
+        self._is_linear = pattern in LINEAR or (not self.may_be_empty and _reads_once(self.tree))
+
+    @cached_property
+    def _table(self) -> Automaton | None:
+        if self._is_linear:
+            return None
+        from pellucid.tokenize.patterns.automaton import automaton
+
+        return automaton(self.pattern)
+
+    def pieces(self, text: str) -> list[str] | None:
+        """The matches themselves, where they are all of the text and found without a limit; else None."""
+        if not self._is_linear or self._copy is None:
+            return None
+        ends = [*accumulate(map(len, self._regex.findall(text.translate(self._copy))))]
+        if not ends or ends[-1] != len(text):
+            return None
+        return [text[start:stop] for start, stop in zip(chain((0,), ends), ends)]
+
+    def spans(self, text: str, budget: Budget | None = None) -> list[tuple[int, int]]:
+        """The matches, with those that are empty but for one that touches the match before it. An empty text has none.
+
+        Raises:
+            InvalidRequest: they take more time than the budget has; without one, than a text of this length may.
+        """
+        if not text:
+            return []
+        table = self._table
+        if table is None:
+            copy = text if self._copy is None else text.translate(self._copy)
+            if self._is_linear:
+                return [found.span() for found in self._regex.finditer(copy)]
+        budget = budget or Budget(len(text))
+        began = time.thread_time()
+        try:
+            if table is not None:
+                return self._walked(table, text, began + budget.seconds)
+            return list(self._searched(copy, began + budget.seconds))
+        except TimeoutError:
+            raise too_slow(self.pattern, f"{budget.whole:.3g} s") from None
+        finally:
+            budget.seconds -= time.thread_time() - began
+
+    def _searched(self, text: str, deadline: float) -> Iterator[tuple[int, int]]:
+        """The loop of rust-onig's ``FindMatches``: ``finditer`` goes on in another way behind an empty match."""
+        at, last = 0, None
+        while at <= len(text):
+            found = self._search(text, at, deadline)
+            if found is None:
+                return
+            start, end = found
+            if start == end == last:
+                at = end + 1
+                continue
+            yield start, end
+            at = last = end
+
+    def _search(self, text: str, at: int, deadline: float) -> tuple[int, int] | None:
+        """The next match. ``regex`` counts the time of all threads: it may be too early, and then begins again."""
+        left = deadline - time.thread_time()
+        while left > 0:
+            try:
+                found = self._regex.search(text, at, timeout=left)
+            except TimeoutError:
+                left = min(2 * left, deadline - time.thread_time())
+                continue
+            return None if found is None else found.span()
+        raise TimeoutError
+
+    @staticmethod
+    def _walked(table: Automaton, text: str, deadline: float) -> list[tuple[int, int]]:
+        """The same by a table, whose pattern is never empty."""
+        from pellucid.kernels.text.split import START
+
+        kinds, rows, spans = [*table.kinds(text), table.end_of_text], table.rows, list[tuple[int, int]]()
+        at, steps = 0, 0
+        while at < len(text):
+            state, end, position = START, at, at
+            while True:
+                entry = rows[state][kinds[position]]
+                if entry & 1:
+                    end = position
+                state = entry >> 1
+                if state == 0:
+                    break
+                position += 1
+            steps += position - at + 1
+            if steps > SEVERAL:
+                steps = 0
+                if time.thread_time() > deadline:
+                    raise TimeoutError
+            if end > at:
+                spans.append((at, end))
+            at = max(end, at + 1)
+        return spans
+
+
+def too_slow(pattern: str, limit: str) -> InvalidRequest:
+    """The error for a text that takes a pattern more than a limit."""
+    return InvalidRequest(
+        f"the tokenizer's pattern {shown(pattern)!r} takes more than {limit}; shorten the text, or use a "
+        "tokenizer file with another pattern"
+    )
+
+
+def _reads_once(tree: Node) -> bool:
+    """Whether a character is hardly looked at again: few sets in branches, of which only the last may be repeated."""
+    if size(tree) > 4 * MOST_SETS:
+        return False
+    for branch in tree.branches if isinstance(tree, Either) else (tree,):
+        *before, last = branch.parts if isinstance(branch, Concat) and branch.parts else (branch,)
+        last = last.part if isinstance(last, Repeat) else last
+        if not all(isinstance(part, Set) for part in (*before, last)):
+            return False
+    return True
+
+
+def _is_small(tree: Node) -> bool:
+    return sum(isinstance(one, Set) for one in walk(tree)) <= MOST_SETS
+
+
+def _compares(tree: Node) -> bool:
+    """Whether it is asked which characters a group had, not only of which classes."""
+    return any(isinstance(one, Back) for one in walk(tree))
+
+
+def _classes(tree: Node) -> Classes | None:
+    classes = Classes(sets(tree))
+    return classes if classes.count <= MOST_CLASSES else None
+
+
+class _Copy(dict[int, str]):
+    """A character's class as a letter, for ``str.translate``; each is looked up once."""
+
+    ENTRIES = 1 << 14
+
+    def __init__(self, classes: Classes) -> None:
+        super().__init__()
+        self._classes = classes
+
+    def __missing__(self, code: int) -> str:
+        if len(self) >= self.ENTRIES:
+            self.clear()
+        letter = self[code] = chr(FIRST_CLASS + self._classes.of(code))
+        return letter
+
+
+class _Writer:
+    """Writes a tree in the syntax of ``regex``; sets are of classes, or of characters where there are none.
+
+    ``regex`` makes a table for each string in its pattern, in quadratic time that nothing ends: what is not ``small``
+    is written so that there are none, with a surrogate in each set, which no text has.
+    """
+
+    def __init__(self, classes: Classes | None, small: bool) -> None:
+        self._classes, self._filler = classes, "" if small else "\\uDFFF"
+
+    def written(self, node: Node) -> str:
+        """The pattern."""
+        if isinstance(node, Set):
+            return self._set(node.members)
+        if isinstance(node, Concat):
+            return "".join(map(self.written, node.parts))
+        if isinstance(node, Either):
+            return f"(?:{'|'.join(map(self.written, node.branches))})"
+        if isinstance(node, Repeat):
+            most = "" if node.most is None else str(node.most)
+            return f"(?:{self.written(node.part)}){{{node.least},{most}}}{'' if node.greedy else '?'}"
+        if isinstance(node, Atomic):
+            return f"(?>{self.written(node.part)})"
+        if isinstance(node, Look):
+            return self._look(self.written(node.part), node.ahead, node.negative)
+        if isinstance(node, Group):
+            return f"(?P<g{node.number}>{self.written(node.part)})"
+        if isinstance(node, Back):
+            return f"(?P=g{node.number})"
+        return self._edge(node)
+
+    @staticmethod
+    def _look(part: str, ahead: bool, negative: bool) -> str:
+        return f"(?{'' if ahead else '<'}{'!' if negative else '='}{part})"
+
+    def _edge(self, edge: Edge) -> str:
+        if edge.kind == "text start":
+            return r"\A"
+        if edge.kind == "text end":
+            return r"\Z"
+        if edge.kind == "search start":
+            return r"\G"
+        if edge.kind in ("border", "no border"):
+            word = self._set(edge.members)
+            inside, outside = f"(?<={word})", f"(?<!{word})"
+            then, otherwise = ("!", "=") if edge.kind == "border" else ("=", "!")
+            return f"(?:{inside}(?{then}{word})|{outside}(?{otherwise}{word}))"
+        newline = self._set(NEWLINE)
+        if edge.kind == "line start":  # no line begins behind a newline that ends the text
+            return rf"(?:\A|(?<={newline})(?!\Z))"
+        return rf"(?=\Z|{newline})" if edge.kind == "line end" else rf"(?={newline}?\Z)"
+
+    def _set(self, members: Ranges) -> str:
+        if self._classes is None:
+            found = members
+        else:
+            found = tuple(
+                (FIRST_CLASS + number, FIRST_CLASS + number) for number in self._classes.within[members]
+            )
+        if not found:
+            return "(?!)"
+        if found == ((0, CODES - 1),):
+            return "(?s:.)"
+        runs = "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in found)
+        return f"[{runs}{self._filler}]"

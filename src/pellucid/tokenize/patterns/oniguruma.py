@@ -1,0 +1,390 @@
+"""Reads a pattern in Oniguruma's syntax: what ``tokenizer.json`` files mean by ``Regex``.
+
+In: the pattern. Out: a tree (``regex_tree.py``). What a construct means is what Oniguruma 6.9.10 makes of it, which
+``tokenizers`` 0.23 runs with its default syntax; sources are its doc/RE and ``regparse.c``. It differs from Python's
+``re``: ``&&`` intersects sets, which nest, ``\\h`` is a hexadecimal digit, ``(?m)`` lets a dot match newlines, ``^``
+and ``$`` are about lines, ``a{1,2}+`` repeats, and ``a{2,1}`` is possessive. What is not implemented is a
+:class:`PatternError` that names it: nothing is given another meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from pellucid.tokenize import unicode
+from pellucid.tokenize.patterns.oniguruma_case import settled, without_groups
+from pellucid.tokenize.patterns.oniguruma_refused import cannot_repeat, looks_anchored, unfit_behind
+from pellucid.tokenize.patterns.oniguruma_repeats import MOST_TIMES, nested
+from pellucid.tokenize.patterns.oniguruma_sets import ANY, ASCII, PatternError, Scanner, checked
+from pellucid.tokenize.patterns.tree import (
+    NEWLINE,
+    Atomic,
+    Back,
+    Concat,
+    Edge,
+    Either,
+    Group,
+    Letter,
+    Look,
+    Node,
+    Repeat,
+    Set,
+    depth,
+    may_be_empty,
+    size,
+    walk,
+)
+from pellucid.tokenize.unicode import complement, intersection
+from pellucid.util.messages import shown
+
+__all__ = ["PatternError", "parse"]
+
+MOST_CHARACTERS, MOST_ATOMS = 10_000, 2_000  # of a pattern; published ones have less than a tenth of that
+MOST_GROUPS, MOST_DEPTH = 50, 100  # in one another; of a tree
+MOST_NODES = 300_000  # of a tree whose repeats are written out, which is what matching makes of some
+MOST_REFERENCE = 1000  # Oniguruma's own limit
+NO_NEWLINE = complement(NEWLINE)
+REFUSED = {
+    "K": "\\K (keep)",
+    "X": "\\X (a cluster)",
+    "y": "\\y (a border of clusters)",
+    "Y": "\\Y (no border of clusters)",
+}
+
+
+@lru_cache(maxsize=64)  # the matcher and the automaton of a pattern ask for one tree
+def parse(pattern: str) -> Node:
+    """The tree of a pattern.
+
+    Raises:
+        PatternError: Oniguruma would refuse the pattern, or it has something that is not implemented.
+    """
+    if len(pattern) > MOST_CHARACTERS:
+        raise PatternError(f"it has {len(pattern):,} characters; {MOST_CHARACTERS:,} are allowed")
+    parser = _Parser(pattern)
+    node = parser.pattern()
+    if depth(node) > MOST_DEPTH:
+        raise PatternError(f"it is nested more than {MOST_DEPTH} deep")
+    tree: Node = without_groups(settled(node, single=False), parser.groups())
+    if looks_anchored(tree):
+        raise PatternError(
+            "a place in the text before \\O+ at the beginning of the pattern is not implemented"
+        )
+    if size(tree) > MOST_NODES:
+        raise PatternError(f"with its repeats written out it has more than {MOST_NODES:,} parts")
+    return tree
+
+
+class _Parser(Scanner):
+    """Groups, alternatives and repeats."""
+
+    def __init__(self, pattern: str) -> None:
+        super().__init__(pattern)
+        self._depth = self._atoms = 0
+        self._names: list[str | None] = []  # of the groups, in order
+        self._numbers: list[int] = []  # groups that are asked for by their number
+        self._ends_here = False  # the last atom was all that is left of its group
+
+    def pattern(self) -> Any:
+        node = self._either()
+        if self.at < len(self.text):
+            raise PatternError("a parenthesis is closed that was not opened")
+        return node
+
+    def groups(self) -> set[int]:
+        """The groups that capture."""
+        named = {at + 1 for at, name in enumerate(self._names) if name is not None}
+        if named and self._numbers:
+            raise PatternError("a group is asked for by its number where groups have names")
+        if any(number > len(self._names) for number in self._numbers):
+            raise PatternError(f"there is no group {max(self._numbers)}")
+        return named or {at + 1 for at in range(len(self._names))}
+
+    def _either(self) -> Any:
+        branches = [self._chain()]
+        while self.take("|"):
+            branches.append(self._chain())
+        return branches[0] if len(branches) == 1 else Either(tuple(branches))
+
+    def _chain(self) -> Any:
+        parts: list[Any] = []
+        while True:
+            self._skip()
+            if not self.codes and (self.at >= len(self.text) or self.peek("|") or self.peek(")")):
+                break
+            self._ends_here = False
+            node = self._atom()
+            if self._ends_here:  # "(?i)", which takes in what follows
+                parts.append(node)
+                break
+            parts.append(self._repeated(node))
+        return parts[0] if len(parts) == 1 else Concat(tuple(parts))
+
+    def _skip(self) -> None:
+        """Read comments, and white space that means nothing."""
+        while True:
+            if self.take("(?#"):
+                while (letter := self.next("a comment")) != ")":
+                    self.at += letter == "\\"
+            elif self.options.extended and self.peek("#"):
+                end = self.text.find("\n", self.at)
+                self.at = len(self.text) if end < 0 else end + 1
+            elif self.options.extended and self.text[self.at : self.at + 1] in (" ", "\t", "\n", "\r", "\f"):
+                self.at += 1
+            else:
+                return
+
+    def _count(self, atoms: int = 1) -> None:
+        self._atoms += atoms
+        if self._atoms > MOST_ATOMS:
+            raise PatternError(f"it has more than {MOST_ATOMS:,} characters, sets and groups")
+
+    def _atom(self) -> Any:
+        self._count()
+        if self.codes:
+            return self._letter(self.codes.pop(0) or 0)
+        letter = self.next()
+        if letter == "(":
+            return self._group()
+        if letter == "[":
+            node = self.bracket()
+            self._count(len(node.branches) if isinstance(node, Either) else 0)
+            return node
+        if letter == "\\":
+            return self._escape()
+        if letter == ".":
+            return Set(ANY if self.options.dot_all else NO_NEWLINE)
+        if letter in "^$":
+            return Edge("line start" if letter == "^" else "line end")
+        if letter in "*+?":
+            raise PatternError(f"nothing that {letter!r} could repeat")
+        if letter == "{":
+            self.at -= 1
+            if self._interval() is not None:
+                raise PatternError("nothing that '{' could repeat")
+            self.at += 1
+        return self._letter(ord(letter))
+
+    def _letter(self, code: int) -> Any:
+        checked(code)
+        return Letter(code) if self.options.any_case else Set(((code, code),))
+
+    def _escape(self) -> Any:
+        letter = self.next()
+        if letter in "wWbB":
+            return self._word(letter)
+        edges: dict[str, Any] = {
+            "A": "text start",
+            "z": "text end",
+            "Z": "last line end",
+            "G": "search start",
+        }
+        if letter in edges:
+            return Edge(edges[letter])
+        if letter in "NO":
+            return Set(ANY if letter == "O" else NO_NEWLINE)
+        if letter == "R":
+            pair = Concat((Set(((13, 13),)), Set(NEWLINE)))
+            return Atomic(Either((pair, Set(((10, 13), (0x85, 0x85), (0x2028, 0x2029))))))
+        if letter in REFUSED:
+            raise PatternError(f"{REFUSED[letter]} is not implemented")
+        if letter in "gk" and (self.peek("<") or self.peek("'")):
+            if letter == "g":
+                raise PatternError("\\g (a group as a subroutine) is not implemented")
+            return self._named_back()
+        if letter in "123456789" and (number := self._back_number()) is not None:
+            return self._back(number)
+        members = self.escaped_set(letter)
+        return self._letter(self.escaped_code(letter)) if members is None else Set(members)
+
+    def _word(self, letter: str) -> Node:
+        members = unicode.members("text.word") or ()
+        if self.options.is_ascii("word"):
+            members = intersection(members, ASCII)
+        if letter in "bB":
+            return Edge("border" if letter == "b" else "no border", members)
+        return Set(complement(members) if letter == "W" else members)
+
+    # ------------------------------------------------------------ references
+
+    def _back_number(self) -> int | None:
+        """The number of a group behind a backslash; None where it is a character in octal, or a digit."""
+        start = self.at - 1
+        self.digits("0123456789", len(self.text))
+        digits = self.text[start : self.at]
+        number = int(digits) if len(digits) <= 4 else MOST_REFERENCE + 1
+        if number <= MOST_REFERENCE and (number <= 9 or number <= len(self._names)):
+            return number
+        self.at = start + 1
+        return None
+
+    def _named_back(self) -> Any:
+        name = self.until(">" if self.next() == "<" else "'")
+        if not name:
+            raise PatternError("\\k without a name")
+        if name.lstrip("+-").isdecimal() and name.isascii():
+            number = int(name) if len(name) <= 4 else MOST_REFERENCE + 1
+            count = len(self._names)
+            number = number if name[0] not in "+-" else count + 1 + number if number < 0 else count + number
+            if not 0 < number <= MOST_REFERENCE:
+                raise PatternError(f"\\k<{shown(name)}> names no group")
+            return self._back(number)
+        if name not in self._names:
+            raise PatternError(
+                f"\\k<{shown(name)}> names no group before it, or a level, which is not implemented"
+            )
+        self._refuse_any_case()
+        numbers = [at + 1 for at, known in enumerate(self._names) if known == name]
+        self._count(len(numbers))
+        backs = tuple(Back(number) for number in reversed(numbers))
+        return backs[0] if len(backs) == 1 else Either(backs)
+
+    def _back(self, number: int) -> Back:
+        self._refuse_any_case()
+        self._numbers.append(number)
+        return Back(number)
+
+    def _refuse_any_case(self) -> None:
+        if self.options.any_case:
+            raise PatternError("the text of a group once more, in any case (?i), is not implemented")
+
+    # ------------------------------------------------------------ groups
+
+    def _group(self) -> Any:
+        self._depth += 1
+        if self._depth > MOST_GROUPS:
+            raise PatternError(f"groups are nested more than {MOST_GROUPS} deep")
+        before = self.options
+        node = self._inside()
+        self.options = before
+        self._depth -= 1
+        return node
+
+    def _inside(self) -> Any:
+        """A group behind its parenthesis, up to the one that ends it."""
+        looks = {"?=": (True, False), "?!": (True, True), "?<=": (False, False), "?<!": (False, True)}
+        for mark, (ahead, negative) in looks.items():
+            if self.take(mark):
+                return self._look(ahead, negative)
+        if self.take("?:"):
+            return self._closed()
+        if self.take("?>"):
+            return Atomic(self._closed())
+        if self.take("?<") or self.take("?'"):
+            return self._named_group()
+        refused = {
+            "*": "a callout (*",
+            "?{": "a callout (?{",
+            "?~": "an absent operator (?~",
+            "?(": "a condition (?(",
+        }
+        for mark, what in refused.items():
+            if self.peek(mark):
+                raise PatternError(f"{what} is not implemented")
+        if self.take("?"):
+            return self._switched()
+        self._names.append(None)
+        return self._captured(len(self._names))
+
+    def _captured(self, number: int) -> Any:
+        return Group(self._closed(), number)
+
+    def _closed(self) -> Any:
+        node = self._either()
+        if not self.take(")"):
+            raise PatternError("a parenthesis is not closed")
+        self._ends_here = False
+        return node
+
+    def _look(self, ahead: bool, negative: bool) -> Look:
+        node = self._closed()
+        # Of one that may be empty Oniguruma looks at nothing, not even at a border in it.
+        if not ahead and (may_be_empty(node) or any(unfit_behind(one, negative) for one in walk(node))):
+            raise PatternError("what stands in this look-behind is not implemented")
+        return Look(node, ahead, negative)
+
+    def _named_group(self) -> Any:
+        name = self.until(">" if self.text[self.at - 1] == "<" else "'") or ""
+        if not name.isidentifier():
+            raise PatternError(f"a group is called {shown(name)!r}")
+        self._names.append(name)
+        return self._captured(len(self._names))
+
+    def _switched(self) -> Any:
+        """``(?i:...)``, or ``(?i)``, which is about all that follows in its group."""
+        on, options = True, self.options
+        if self.peek(")"):
+            raise PatternError("(?) switches nothing")
+        while True:
+            letter = self.next("a group")
+            names = {"W": "word", "D": "digit", "S": "space", "P": "posix"}
+            flags: dict[str, dict[str, Any]] = {
+                "i": {"any_case": on},
+                "m": {"dot_all": on},
+                "x": {"extended": on},
+            }
+            if letter == "-":
+                on = False
+            elif letter in flags:
+                options = replace(options, **flags[letter])
+            elif letter in names:
+                options = replace(
+                    options, ascii=options.ascii | {names[letter]} if on else options.ascii - {names[letter]}
+                )
+            elif letter in ":)":
+                break
+            else:
+                raise PatternError(f"(?{shown(letter)} is not known, or not implemented")
+        self.options = options
+        if letter == ":":
+            return Concat((self._closed(),))  # unlike (?:...), it may be repeated whatever is in it
+        node = self._either()
+        self._ends_here = True
+        return node
+
+    # ------------------------------------------------------------ repeats
+
+    def _repeated(self, node: Any) -> Any:
+        for _ in range(MOST_DEPTH):
+            self._skip()
+            found = None if self.codes else self._times()
+            if found is None:
+                return node
+            if cannot_repeat(node):
+                raise PatternError("a place in the text cannot be repeated")
+            least, most, greedy, possessive = found
+            if (least, most) != (1, 1):
+                node = nested(node, Repeat(node, least, most, greedy))
+            if possessive:
+                node = Atomic(node)
+        raise PatternError(f"repeats are nested {MOST_DEPTH} deep")
+
+    def _times(self) -> tuple[int, int | None, bool, bool] | None:
+        """How often what stands before is to be repeated: least, most, greedy, possessive; None if it is not."""
+        for mark, (least, most) in {"*": (0, None), "+": (1, None), "?": (0, 1)}.items():
+            if self.take(mark):
+                greedy = not self.take("?")
+                return least, most, greedy, greedy and self.take("+")
+        found = self._interval() if self.peek("{") else None
+        if found is None:
+            return None
+        low, high, exact = found
+        if high is not None and low > high:
+            return high, low, True, True
+        return low, high, exact or not self.take("?"), False
+
+    def _interval(self) -> tuple[int, int | None, bool] | None:
+        """``{2,3}``, and whether it is ``{2}``; None, with nothing read, if the brace is one like any other."""
+        start = self.at
+        self.at += 1
+        low = self.digits("0123456789", len(self.text))
+        comma = self.take(",")
+        high = self.digits("0123456789", len(self.text)) if comma else low
+        if any(len(number.lstrip("0")) > 6 or int(number or 0) > MOST_TIMES for number in (low, high)):
+            raise PatternError(f"a repeat of more than {MOST_TIMES:,} times")
+        if not self.take("}") or not (low or (comma and high)):
+            self.at = start
+            return None
+        return int(low or 0), int(high) if high else None, not comma

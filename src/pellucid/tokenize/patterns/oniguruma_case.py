@@ -1,0 +1,130 @@
+"""Letters in any case (``(?i)``) in Oniguruma's syntax, and what is known of a pattern only when all of it is read.
+
+Two or three letters may be one character in another case: "ss" is "ß". So letters stay letters until their neighbours
+are known; then they become sets, and the tree has no case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from pellucid.tokenize import unicode
+from pellucid.tokenize.patterns.oniguruma_sets import PatternError
+from pellucid.tokenize.patterns.tree import (
+    EMPTY,
+    Back,
+    Concat,
+    Either,
+    Group,
+    Letter,
+    Look,
+    Node,
+    Set,
+    inner,
+    walk,
+)
+from pellucid.tokenize.unicode import Ranges
+from pellucid.util.messages import shown
+
+
+def _rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
+    """The node with each of its parts changed."""
+    if isinstance(node, Concat):
+        return Concat(tuple(map(change, node.parts)))
+    if isinstance(node, Either):
+        return Either(tuple(map(change, node.branches)))
+    return replace(node, part=change(node.part)) if inner(node) else node
+
+
+def settled(node: Any, single: bool) -> Any:
+    """The tree with chains in chains flat and letters in any case as sets, neighbours together."""
+    if not isinstance(node, (Concat, Letter)):
+        single = single or (isinstance(node, Look) and not node.ahead)
+        return _rebuilt(node, lambda part: settled(part, single))
+    parts: list[Node] = []
+    letters: list[int] = []
+    waiting: list[Any] = list(reversed(node.parts)) if isinstance(node, Concat) else [node]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Concat):
+            waiting.extend(reversed(part.parts))
+        elif isinstance(part, Letter):
+            letters.append(part.code)
+        else:
+            parts += in_any_case(letters, single)
+            letters = []
+            parts.append(settled(part, single))
+    parts += in_any_case(letters, single)
+    return parts[0] if len(parts) == 1 else Concat(tuple(parts)) if parts else EMPTY
+
+
+def without_groups(node: Any, capturing: set[int]) -> Any:
+    """The tree with those groups only that are asked for."""
+    asked = {one.number for one in walk(node) if isinstance(one, Back)} & capturing
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, Group) and node.number not in asked:
+            return plain(node.part)
+        return _rebuilt(node, plain)
+
+    return plain(node)
+
+
+MOST_JOINED, MOST_WAYS = 12, 64
+"""Neighbouring letters of which two or three may be one character ("ss" and "ß"), and ways to read them."""
+
+
+def in_any_case(codes: list[int], single: bool) -> list[Node]:
+    """Letters one behind another, each in any case. ``single``: only character by character, as in a look-behind."""
+    nodes: list[Node] = []
+    at = 0
+    while at < len(codes):
+        stop = at + 1 if single else _end_of_joined(codes, at)
+        ways = _ways(codes[at:stop], single) if stop - at <= MOST_JOINED else []
+        if not 0 < len(ways) <= MOST_WAYS:
+            raise PatternError(
+                f"(?i) with more than {MOST_WAYS} ways to read {shown(''.join(map(chr, codes)))!r}"
+            )
+        chains = [way[0] if len(way) == 1 else Concat(way) for way in ways]
+        nodes.append(chains[0] if len(chains) == 1 else Either(tuple(chains)))
+        at = stop
+    return nodes
+
+
+def _end_of_joined(codes: list[int], at: int) -> int:
+    """Behind the letters from ``at`` on that may be part of one character that stands for several."""
+    stop, end = at, at + 1
+    while stop < end:
+        end = max([end, *(stop + size for size, _ in _joined(codes, stop))])
+        stop += 1
+    return end
+
+
+def _joined(codes: list[int], at: int) -> list[tuple[int, Ranges]]:
+    """Characters that stand for several letters from ``at`` on: for how many, and which."""
+    found: list[tuple[int, Ranges]] = []
+    for size in (2, 3):
+        letters = tuple(unicode.small(code) for code in codes[at : at + size])
+        members = unicode.unfolded().get(letters)
+        if members is not None and len(letters) == size:
+            found.append((size, members))
+    return found
+
+
+def _ways(codes: list[int], single: bool) -> list[tuple[Node, ...]]:
+    if not codes:
+        return [()]
+    first: list[tuple[int, tuple[Node, ...]]] = [(1, (Set(unicode.same_case(codes[0])),))]
+    several = None if single else unicode.full_folds().get(codes[0])
+    if several is not None:
+        first.append((1, tuple(Set(unicode.same_case(code)) for code in several)))
+    if not single:
+        first += [(size, (Set(members),)) for size, members in _joined(codes, 0)]
+    ways: list[tuple[Node, ...]] = []
+    for size, nodes in first:
+        ways += [(*nodes, *rest) for rest in _ways(codes[size:], single)]
+        if len(ways) > MOST_WAYS:
+            break
+    return ways

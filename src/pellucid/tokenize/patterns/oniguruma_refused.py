@@ -1,0 +1,34 @@
+"""What Oniguruma refuses in a pattern, or reads in its own way, so that it is refused here."""
+
+from __future__ import annotations
+
+from itertools import dropwhile
+from typing import Any
+
+from pellucid.tokenize.patterns.oniguruma_sets import ANY
+from pellucid.tokenize.patterns.tree import Atomic, Back, Concat, Edge, Either, Group, Look, Node, Repeat, Set
+
+
+def looks_anchored(tree: Node) -> bool:
+    """Whether Oniguruma tries a pattern at the beginning of the text only, as it does ``\\b\\O+``, by a fault."""
+    parts = list(tree.parts) if isinstance(tree, Concat) else [tree]
+    rest = list(dropwhile(lambda part: isinstance(part, (Edge, Look)), parts))
+    if not rest or len(rest) == len(parts) or not isinstance(rest[0], Repeat):
+        return False
+    return rest[0].part == Set(ANY) and rest[0].most is None and rest[0].least > 0 and rest[0].greedy
+
+
+def unfit_behind(node: Any, negative: bool) -> bool:
+    """Whether it must not stand in a look-behind: Oniguruma refuses it, or which way it is read in matters."""
+    if isinstance(node, Edge):
+        return node.kind in ("text end", "last line end")
+    if isinstance(node, Atomic):
+        return not isinstance(node.part, Set)
+    return isinstance(node, (Look, Back)) or (negative and isinstance(node, Group))
+
+
+def cannot_repeat(node: Any) -> bool:
+    """Whether Oniguruma refuses to repeat it."""
+    if isinstance(node, Either):
+        return any(cannot_repeat(branch) for branch in node.branches)
+    return isinstance(node, (Look, Edge))

@@ -1,0 +1,51 @@
+"""Repeats of repeats in Oniguruma's syntax: ``(?:a+)?`` becomes ``a*``, so that no empty part is repeated without need.
+
+The rules are those of ``regparse.c``, ``onig_reduce_nested_quantifier`` and ``assign_quantifier_body``, 6.9.10.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pellucid.tokenize.patterns.oniguruma_sets import PatternError
+from pellucid.tokenize.patterns.tree import Repeat
+
+MOST_TIMES = 100_000  # Oniguruma's own limit
+
+_SIMPLE = [(0, 1, True), (0, None, True), (1, None, True), (0, 1, False), (0, None, False), (1, None, False)]
+# What a repeat of a repeat becomes, as in Oniguruma: rows for the inner one, columns for the outer, in the order above.
+# A number: that one alone; None: the inner one alone; "both": as it is; "some": the inner + within an outer ??.
+_REDUCED: list[list[int | str | None]] = [
+    [None, 1, 1, 3, 4, "both"],
+    [None, None, None, "some", "some", None],
+    [1, 1, None, "both", "some", None],
+    [None, 4, 4, None, 4, 4],
+    [None, None, None, None, None, None],
+    ["both", 1, 2, 4, 4, None],
+]
+
+
+def nested(part: Any, outer: Repeat) -> Any:
+    """A repeat, together with the one that it repeats: an empty part is then never repeated without need."""
+    if not isinstance(part, Repeat):
+        return outer
+    inner_kind, outer_kind = ((one.least, one.most, one.greedy) for one in (part, outer))
+    if inner_kind in _SIMPLE and outer_kind in _SIMPLE:
+        how = _REDUCED[_SIMPLE.index(inner_kind)][_SIMPLE.index(outer_kind)]
+        if how is None:
+            return part
+        if how == "both":
+            return outer
+        if how == "some":
+            return Repeat(Repeat(part.part, 1, None, True), 0, 1, False)
+        assert isinstance(how, int)
+        return Repeat(part.part, *_SIMPLE[how])
+    if inner_kind in _SIMPLE[1:3] and outer.most is not None and outer.most > 1 and outer.greedy:
+        return replace(outer, most=outer.least or 1)
+    if part.least == part.most and outer.least == outer.most and part.most is not None:
+        times = part.least * outer.least
+        if times > MOST_TIMES:
+            raise PatternError(f"a repeat of more than {MOST_TIMES:,} times")
+        return replace(outer, part=part.part, least=times, most=times)
+    return outer

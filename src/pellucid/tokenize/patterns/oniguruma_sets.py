@@ -1,0 +1,361 @@
+"""Characters in Oniguruma's syntax: escapes, properties, sets in brackets, and which are the same in another case.
+
+See ``oniguruma.py``. The functions here follow ``regparse.c`` of Oniguruma 6.9.10, doc/RE its sections 2, 3 and 6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from string import hexdigits, octdigits
+from typing import ClassVar
+
+from pellucid.tokenize import unicode
+from pellucid.tokenize.patterns.tree import Concat, Either, Node, Set
+from pellucid.tokenize.unicode import CODES, Ranges, complement, intersection, union
+from pellucid.util.messages import shown
+
+ANY: Ranges = ((0, CODES - 1),)
+ASCII: Ranges = ((0, 0x7F),)
+POSIX = (
+    *("alnum", "alpha", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space", "upper"),
+    *("xdigit", "word", "ascii"),
+)
+CONTROLS = {"n": 10, "t": 9, "r": 13, "f": 12, "v": 11, "a": 7, "e": 27}
+
+
+class PatternError(Exception):
+    """The pattern is wrong, or has something that is not implemented. The message names it, in one line."""
+
+
+@dataclass(frozen=True)
+class PatternOptions:
+    """What ``(?...)`` switches: ``i``, ``m``, ``x``; ``W``, ``D``, ``S``, ``P`` as the names in ``ascii``."""
+
+    any_case: bool = False
+    dot_all: bool = False
+    extended: bool = False
+    ascii: frozenset[str] = frozenset()
+
+    def is_ascii(self, name: str) -> bool:
+        """Whether a property of this name is limited to ASCII."""
+        return name in self.ascii or (name in POSIX[:-1] and "posix" in self.ascii)
+
+
+def literal(name: str) -> str:
+    """The inside of a set in brackets: the characters of one of our own properties (``unicode.txt``)."""
+    return "".join(f"\\x{{{low:X}}}-\\x{{{high:X}}}" for low, high in unicode.members(name) or ())
+
+
+def quoted(text: str) -> str:
+    """A pattern that matches a text as it is."""
+    return "".join(f"\\{c}" if c.isascii() and c.isprintable() and not c.isalnum() else c for c in text)
+
+
+class Scanner:
+    """The pattern, and how far it is read. Escapes and brackets are read here."""
+
+    TYPES: ClassVar = {"d": "digit", "s": "space", "h": "xdigit"}
+
+    def __init__(self, pattern: str) -> None:
+        self.text, self.at, self.options = pattern, 0, PatternOptions()
+        self.codes: list[int | None] = []  # of "\x{41 42-44}", what is still to come; None: a dash
+        self.in_set = False
+
+    def peek(self, ahead: str) -> bool:
+        """Whether this comes next."""
+        return self.text.startswith(ahead, self.at)
+
+    def take(self, wanted: str) -> bool:
+        """Whether this comes next; then it is read."""
+        if self.peek(wanted):
+            self.at += len(wanted)
+            return True
+        return False
+
+    def next(self, of: str = "the pattern") -> str:
+        """The next character."""
+        if self.at >= len(self.text):
+            raise PatternError(f"{of} ends too early")
+        self.at += 1
+        return self.text[self.at - 1]
+
+    def digits(self, of: str, most: int) -> str:
+        """The digits that come next, of these, at most so many."""
+        start = self.at
+        while self.at < len(self.text) and self.at - start < most and self.text[self.at] in of:
+            self.at += 1
+        return self.text[start : self.at]
+
+    def until(self, close: str) -> str | None:
+        """What comes before a sign, which is read as well; None, with nothing read, if it does not come."""
+        end = self.text.find(close, self.at)
+        if end < 0:
+            return None
+        start, self.at = self.at, end + len(close)
+        return self.text[start:end]
+
+    # ------------------------------------------------------------ escapes
+
+    def escaped_set(self, letter: str) -> Ranges | None:
+        """The set that an escape stands for, in brackets and outside, but for ``\\w``; None if it is none."""
+        if letter.lower() in self.TYPES:
+            members = self.named(self.TYPES[letter.lower()])
+            return complement(members) if letter.isupper() else members
+        if letter not in "pP" or not self.take("{"):
+            return None
+        negative = (letter == "P") ^ self.take("^")
+        name = self.until("}")
+        if name is None or set(name) & set("(){|"):
+            raise PatternError(f"\\{letter}{{ without its end")
+        members = self.named(name)
+        return complement(members) if negative else members
+
+    def named(self, name: str) -> Ranges:
+        """The characters of a property."""
+        plain = unicode.plain_name(name)
+        members = unicode.named(plain)
+        if members is None:
+            raise PatternError(f"the property {shown(name)!r} is not known")
+        return intersection(members, ASCII) if self.options.is_ascii(plain.strip("[]")) else members
+
+    def escaped_code(self, letter: str) -> int:
+        """The character that an escape stands for; ``letter`` is behind the backslash."""
+        if letter == "u":
+            digits = self.digits(hexdigits, 4)
+            if len(digits) < 4:
+                raise PatternError(f"\\u{shown(digits)} has not four digits")
+            return checked(int(digits, 16))
+        if letter in "xo" and self.peek("{"):
+            return self._braced(hexdigits if letter == "x" else octdigits)
+        if letter == "x":
+            return self._bytes(self._byte(letter))
+        if letter in octdigits:
+            self.at -= 1
+            return self._bytes(self._byte("0"))
+        if letter in "cCM":
+            return self._control(letter)
+        return CONTROLS.get(letter, ord(letter))
+
+    def _braced(self, of: str) -> int:
+        """``{41}``, or ``{41 42}``, in brackets also ``{41-43}``: the first; what follows it waits in ``codes``."""
+        written = self.text[self.at : self.at + 20]
+        inside = (self.until("}") or "")[1:]
+        words = inside.replace("-", " - ").split() if self.in_set else inside.split()
+        longest = 8 if of is hexdigits else 11
+        fit = [word == "-" or (not set(word) - set(of) and len(word) <= longest) for word in words]
+        if not words or words[0] == "-" or not all(fit):
+            raise PatternError(f"{shown(written)!r} is not a code point in braces")
+        codes = [None if word == "-" else int(word, 16 if of is hexdigits else 8) for word in words]
+        self.codes = codes[1:] + self.codes
+        return codes[0] or 0
+
+    def _byte(self, kind: str) -> int:
+        """A byte, whose digits come next."""
+        digits = self.digits(hexdigits, 2) if kind == "x" else self.digits(octdigits, 3)
+        if not digits:
+            raise PatternError("\\x without digits")
+        value = int(digits, 16 if kind == "x" else 8)
+        if value > 0xFF:
+            raise PatternError(f"\\{digits} is not a byte")
+        return value
+
+    def _bytes(self, first: int) -> int:
+        """The character that begins with a byte, of which others are written behind it."""
+        data = bytearray([first])
+        size = 1 if first < 0xC2 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+        while len(data) < size:
+            if not self.take("\\") or not (self.peek("x") or (digit := self.text[self.at : self.at + 1])):
+                break
+            data.append(self._byte("x" if self.take("x") else digit))
+        try:
+            return ord(data.decode())
+        except (UnicodeDecodeError, TypeError):
+            raise PatternError(f"the bytes {data.hex()} are not a character in UTF-8") from None
+
+    def _control(self, letter: str) -> int:
+        """``\\cX``, ``\\C-X``, ``\\M-X``, which may hold one another."""
+        if letter != "c" and not self.take("-"):
+            raise PatternError(f"\\{letter} without a dash")
+        following = self.next(f"\\{letter}")
+        if letter != "M" and following == "?":
+            return 0x7F
+        code = ord(following)
+        if following == "\\":
+            inner = self.next(f"\\{letter}")
+            code = self._control(inner) if inner in "cCM" else CONTROLS.get(inner, ord(inner))
+        return code & 0xFF | 0x80 if letter == "M" else code & 0x9F
+
+    # ------------------------------------------------------------ sets in brackets
+
+    def bracket(self) -> Node:
+        """What ``[`` begins, which has been read."""
+        self.in_set = True
+        members, negative = self._bracket(0)
+        self.in_set = False
+        if not self.options.any_case:
+            return Set(complement(members) if negative else members)
+        members, several = in_other_cases(members)
+        whole = Set(complement(members) if negative else members)
+        return Either((whole, *several)) if several and not negative else whole
+
+    def _bracket(self, depth: int) -> tuple[Ranges, bool]:
+        """The set, without a leading ``^``, and whether there was one."""
+        if depth > 100:
+            raise PatternError("sets are nested more than 100 deep")
+        negative, reader = self.take("^"), _Members()
+        if self.peek("]") and not self._closes_later():
+            raise PatternError("a set is empty")
+        token = self._token(literal=self.peek("]"))
+        while token != "close":
+            if token == "range":
+                token = reader.dash(self._token())
+                continue
+            if token == "open":
+                members, inverted = self._bracket(depth + 1)
+                if inverted and not complement(members):  # of which Oniguruma makes something else
+                    raise PatternError("a set in a set excludes every character, which is not implemented")
+                reader.nested(complement(members) if inverted else members)
+            elif token == "and":
+                reader.intersect()
+            elif isinstance(token, int):
+                if reader.in_range and self.codes[:1] == [None]:
+                    raise PatternError("a set has a range that ends with a range")
+                reader.character(token)
+            else:
+                assert isinstance(token, tuple)
+                reader.type(token)
+            token = self._token()
+        return reader.members(), negative
+
+    def _closes_later(self) -> bool:
+        """Whether a ``]`` comes behind the one that is next, so that this one is a member."""
+        at = self.at + 1
+        while at < len(self.text):
+            if self.text[at] == "]":
+                return True
+            at += 2 if self.text[at] == "\\" else 1
+        return False
+
+    def _token(self, literal: bool = False) -> _Token:
+        """What comes next in brackets: a character, a set, or a word for a sign."""
+        if self.codes:
+            code = self.codes.pop(0)
+            return "range" if code is None else checked(code, most=0xFFFFFFFF)
+        letter = self.next("a set")
+        if literal or letter not in "]-[\\&":
+            return ord(letter)
+        if letter == "]":
+            return "close"
+        if letter == "-":
+            return "range"
+        if letter == "&":
+            return "and" if self.take("&") else ord(letter)
+        if letter == "[":
+            return self._posix() or "open"
+        escaped = self.next("a set")
+        if escaped in "wW":
+            members = self.named("[word]")
+            return complement(members) if escaped == "W" else members
+        members_or_none = self.escaped_set(escaped)
+        if members_or_none is not None:
+            return members_or_none
+        return 8 if escaped == "b" else checked(self.escaped_code(escaped), most=0xFFFFFFFF)
+
+    def _posix(self) -> Ranges | None:
+        """``[:alpha:]`` behind its first bracket; None if it is another set."""
+        end = self.text.find(":]", self.at + 1)
+        name = self.text[self.at + 1 : end] if end > 0 and self.peek(":") else ""
+        if not name or not (name.removeprefix("^") or "a").isalpha():
+            return None
+        if name.removeprefix("^") not in POSIX:
+            raise PatternError(f"[:{shown(name)}:] is not known")
+        self.at = end + 2
+        members = self.named(f"[{name.removeprefix('^')}]")
+        return complement(members) if name.startswith("^") else members
+
+
+_Token = int | Ranges | str
+
+
+class _Members:
+    """Members of a set, as they are read: Oniguruma's rules for what a dash stands for."""
+
+    def __init__(self) -> None:
+        self._sets: list[Ranges] = []
+        self._before: Ranges | None = None  # what stands before the last "&&"
+        self._state = (
+            "start"  # "value": behind a member; "range": behind its dash; "complete": behind a range
+        )
+        self._value: int | None = None  # the member, if it may begin a range
+
+    @property
+    def in_range(self) -> bool:
+        """Whether the next member ends a range."""
+        return self._state == "range"
+
+    def character(self, code: int) -> None:
+        if self.in_range:
+            assert self._value is not None
+            if self._value > code:
+                raise PatternError(
+                    f"a set has a range that ends before it begins, {self._value:#x} to {code:#x}"
+                )
+            self._sets.append(((self._value, min(code, CODES - 1)),))
+            self._state, self._value = "complete", None
+            return
+        self._flush()
+        self._state, self._value = "value", checked(code)
+
+    def type(self, members: Ranges) -> None:
+        if self.in_range:
+            raise PatternError("a set has a range that ends with a class of characters")
+        self._flush()
+        self._sets.append(members)
+        self._state, self._value = "value", None
+
+    def nested(self, members: Ranges) -> None:
+        self._flush()
+        self._sets.append(members)
+        self._state = "complete"
+
+    def dash(self, following: _Token) -> _Token:
+        """A dash, and what comes behind it: what is to be read next."""
+        if self._state == "value" and following not in ("close", "and"):
+            if self._value is None:
+                raise PatternError("a set has a range that begins with a class of characters")
+            self._state = "range"
+        else:
+            self.character(ord("-"))
+        return following
+
+    def intersect(self) -> None:
+        self._before, self._state = self.members(), "start"
+        self._sets = []
+
+    def members(self) -> Ranges:
+        self._flush()
+        found = union(self._sets)
+        return found if self._before is None else intersection(self._before, found)
+
+    def _flush(self) -> None:
+        """A member that began no range stands for itself."""
+        if self._state == "value" and self._value is not None:
+            self._sets.append(((self._value, self._value),))
+        self._value = None
+
+
+def checked(code: int, most: int = CODES - 1) -> int:
+    """A code point, if it can be that of a character; in a range up to ``most``."""
+    if code > most or 0xD800 <= code < 0xE000:
+        raise PatternError(f"{code:#x} is not the code point of a character")
+    return code
+
+
+@lru_cache(maxsize=256)
+def in_other_cases(members: Ranges) -> tuple[Ranges, tuple[Node, ...]]:
+    """A set with what is the same as its members in another case; and what is several letters there, as "ß" is "ss"."""
+    found = unicode.holding(members)
+    several = [full for code, full in unicode.full_folds().items() if found(code)]
+    chains = tuple(Concat(tuple(Set(unicode.same_case(code)) for code in full)) for full in several)
+    return union([members, *(unicode.same_case(code) for code in unicode.cased() if found(code))]), chains

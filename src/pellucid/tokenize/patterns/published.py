@@ -1,0 +1,138 @@
+"""Published patterns that split a text before byte-level BPE, and the names that GGUF files give them.
+
+Data only. A name stands for steps; each step is a pattern whose matches become pieces of their own, as do the
+gaps between them; the next step works inside the pieces. Sources: the ``pre_tokenizer`` of the models'
+``tokenizer.json``, GPT-2's ``encoder.py``, tiktoken's ``openai_public.py``, llama.cpp's ``llama-vocab.cpp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+DIGIT = r"\p{N}"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PUNCTUATION_RUN = r"[\p{P}\$\+<=>\^~\|]+"
+
+_KIMI_CASE = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+)
+KIMI = (
+    rf"[\p{{Han}}]+|{_KIMI_CASE}|{_KIMI_CASE.replace(']]*[', ']]+[').replace(']]+(', ']]*(')}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+STARCODER = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+BLOOM = " ?[^(\\s|[.,!?…。，、।۔،])]+"
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
+    r"|\s+(?!\S)|\s"
+)
+
+LINEAR = frozenset({GPT2, LLAMA3, QWEN2, QWEN35, O200K, TEKKEN, KIMI, DEEPSEEK3, STARCODER, BLOOM, CL100K})
+"""Patterns that a backtracking engine runs in linear time, whatever the text."""
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How the files of one ``tokenizer.ggml.pre`` name split text.
+
+    ``ignore_merges``: a pre-token that is a piece as a whole is that piece, whatever the merges say.
+    ``add_bos``: whether a text starts with BOS when the file does not say.
+    """
+
+    steps: tuple[str, ...]
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+
+def _named(names: str, splitting: Splitting) -> dict[str, Splitting]:
+    return dict.fromkeys(names.split(), splitting)
+
+
+GGUF_PRE: dict[str, Splitting] = {
+    **_named("default", Splitting((PUNCTUATION_RUN, GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"))),
+    **_named("gpt-2 gpt2 phi-2 mpt olmo jais trillion gigachat mellum", Splitting((GPT2,))),
+    **_named("smollm starcoder refact command-r codeshell exaone minerva-7b", Splitting((DIGIT, GPT2))),
+    **_named("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2", Splitting((LLAMA3,), True, True)),
+    **_named("dbrx smaug-bpe", Splitting((LLAMA3,))),
+    **_named("qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez", Splitting((QWEN2,))),
+    **_named("qwen35", Splitting((QWEN35,))),
+    **_named("gpt-4o llama4 kanana2", Splitting((O200K,))),
+    **_named("tekken", Splitting((TEKKEN,), ignore_merges=True)),
+}
+
+
+@dataclass(frozen=True)
+class TiktokenRanks:
+    """What belongs to a file of tiktoken's: its pattern, and its special tokens with their ids.
+
+    ``reserved`` names tokens that have the ids behind the vocabulary, in order.
+    """
+
+    pattern: str
+    named: Mapping[str, int] = field(default_factory=dict)
+    reserved: tuple[str, ...] = ()
+
+    def special(self, size: int) -> dict[str, int]:
+        """The special tokens beside a vocabulary of so many pieces."""
+        return {**self.named, **{name: size + at for at, name in enumerate(self.reserved)}}
+
+
+_END = "<|endoftext|>"
+_FILL = {"<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260}
+_HARMONY = {
+    "<|startoftext|>": 199998,
+    _END: 199999,
+    "<|return|>": 200002,
+    "<|constrain|>": 200003,
+    "<|channel|>": 200005,
+    "<|start|>": 200006,
+    "<|end|>": 200007,
+    "<|message|>": 200008,
+    "<|call|>": 200012,
+    **{f"<|reserved_{index}|>": index for index in (200000, 200001, 200004, 200009, 200010, 200011)},
+    **{f"<|reserved_{index}|>": index for index in range(200013, 201088) if index != 200018},
+    "<|endofprompt|>": 200018,
+}
+_LLAMA3 = (
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
+    *("<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>"),
+    *("<|eot_id|>", "<|python_tag|>"),
+    *(f"<|reserved_special_token_{at}|>" for at in range(2, 247)),
+)
+_QWEN = (_END, "<|im_start|>", "<|im_end|>", *(f"<|extra_{at}|>" for at in range(205)))
+
+TIKTOKEN: dict[str, TiktokenRanks] = {
+    **dict.fromkeys(("gpt2", "r50k_base"), TiktokenRanks(GPT2, {_END: 50256})),
+    "p50k_base": TiktokenRanks(GPT2, {_END: 50256}),
+    "cl100k_base": TiktokenRanks(LLAMA3, {_END: 100257, **_FILL, "<|endofprompt|>": 100276}),
+    "o200k_base": TiktokenRanks(O200K, {_END: 199999, "<|endofprompt|>": 200018}),
+    "o200k_harmony": TiktokenRanks(O200K, _HARMONY),
+    "tokenizer": TiktokenRanks(LLAMA3, reserved=_LLAMA3),
+    "qwen": TiktokenRanks(QWEN2, reserved=_QWEN),
+}
+"""By the name of the file: OpenAI's (tiktoken, ``openai_public.py``), Llama 3's ``tokenizer.model``, Qwen 1's."""

@@ -1,0 +1,332 @@
+"""Text → text, before it is split.
+
+A stage says which places it changes, by a pattern, and what a match becomes; from that follow the plain way,
+``stage(text)``, and the way that keeps the places in the original, ``stage.aligned(text)``. The semantics are those of
+Hugging Face ``tokenizers``, ``normalizers``; BERT's clean-up is that of ``tokenization.py`` in google-research/bert.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Literal
+
+from pellucid.tokenize.patterns.matcher import matcher
+from pellucid.tokenize.patterns.oniguruma_sets import quoted
+from pellucid.tokenize.stages.aligned import Aligned, Change, check_growth, placed
+from pellucid.tokenize.unicode import bracket, letters, members, ranges, singles, small_letters, union
+
+if TYPE_CHECKING:
+    from regex import Pattern  # type: ignore[import-untyped]
+
+Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What ``find`` finds becomes something else, from the left to the right."""
+
+    find: Callable[[str], Iterable[tuple[int, int]]]
+    change: Change
+
+    def __call__(self, text: str) -> str:
+        out: list[str] = []
+        done = length = 0
+        for start, stop in self.find(text):
+            new = "".join([new for new, _ in self.change(text[start:stop])])
+            length += len(new)
+            check_growth(len(text), length)
+            out += (text[done:start], new)
+            done = stop
+        return "".join([*out, text[done:]]) if out else text
+
+    def aligned(self, text: Aligned) -> Aligned:
+        return text.rewritten(self.find(text.text), self.change)
+
+
+class Normalizer(ABC):
+    """A stage: rewrites, one after the other. Stages that know a faster way for plain text have it as ``__call__``."""
+
+    @abstractmethod
+    def steps(self) -> Sequence[Rewrite | Normalizer]:
+        """The rewrites, in order."""
+
+    @cached_property
+    def _steps(self) -> Sequence[Rewrite | Normalizer]:
+        return self.steps()
+
+    def __call__(self, text: str) -> str:
+        before = len(text)
+        for step in self._steps:
+            text = step(text)
+            check_growth(before, len(text))
+        return text
+
+    def aligned(self, text: Aligned) -> Aligned:
+        before = len(text)
+        for step in self._steps:
+            text = step.aligned(text)
+            check_growth(before, len(text))
+        return text
+
+
+@dataclass(frozen=True)
+class Replace(Normalizer):
+    """Every ``old`` becomes ``new``; ``old`` is plain text, or a pattern in Oniguruma's syntax when ``is_pattern``."""
+
+    old: str
+    new: str
+    is_pattern: bool = False
+
+    def steps(self) -> list[Rewrite]:
+        find = matcher(self.old if self.is_pattern else quoted(self.old)).spans
+        return [Rewrite(find, lambda match: [(self.new, len(match) - 1)])]
+
+    def __call__(self, text: str) -> str:
+        if self.is_pattern or not self.old:  # of an empty text nothing is replaced, unlike in Python
+            return super().__call__(text)
+        check_growth(len(text), len(text) + text.count(self.old) * (len(self.new) - len(self.old)))
+        return text.replace(self.old, self.new)
+
+
+@dataclass(frozen=True)
+class Prepend(Normalizer):
+    """``prefix`` before every text that is not empty, and, where ``unless_there``, does not begin with it."""
+
+    prefix: str
+    unless_there: bool = False
+
+    def steps(self) -> list[Rewrite]:
+        there = f"(?!{re.escape(self.prefix)})" if self.unless_there else ""
+        return [Rewrite(matches(rf"\A{there}(?s:.)"), self._change)]
+
+    def _change(self, first: str) -> list[tuple[str, int]]:
+        # In ``tokenizers`` the first character of the prefix replaces that of the text; without a prefix, nothing.
+        return [(self.prefix + first, 0 if self.prefix else -1)]
+
+    def __call__(self, text: str) -> str:
+        if not text or (self.unless_there and text.startswith(self.prefix)):
+            return text
+        check_growth(len(text), len(text) + len(self.prefix))
+        return self.prefix + text
+
+
+@dataclass(frozen=True)
+class Normalize(Normalizer):
+    """A Unicode normalisation form (UAX #15), of Unicode 9 as in ``tokenizers``.
+
+    Assigned characters never change how they normalise; what was not assigned yet stays as it is and, like a letter
+    that composes with nothing, keeps apart what is on its sides: so runs of what it did know are normalised.
+    """
+
+    form: Form
+
+    def steps(self) -> list[Rewrite]:
+        return [Rewrite(matches(_normalized()), self._change)]
+
+    def __call__(self, text: str) -> str:
+        if not text.isascii() and _many().search(text):
+            text = _many().sub(
+                lambda run: "".join(part for part, _ in _decomposed(run[0], self._apart)), text
+            )
+        if text.isascii() or unicodedata.is_normalized(self.form, text):
+            return text
+        if _newer().search(text) is None:
+            return unicodedata.normalize(self.form, text)
+        return compiled(_normalized()).sub(lambda run: unicodedata.normalize(self.form, run[0]), text)  # type: ignore
+
+    @property
+    def _apart(self) -> Form:
+        """The form in which characters are in parts."""
+        return "NFKD" if self.form in ("NFKC", "NFKD") else "NFD"
+
+    def _change(self, run: str) -> list[tuple[str, int]]:
+        if _many().search(run) is None and unicodedata.is_normalized(self.form, run):
+            return [(letter, at) for at, letter in enumerate(run)]
+        parts = list(_decomposed(run, self._apart))
+        return placed(_composed(parts) if self._apart != self.form else parts)
+
+
+@cache
+def _normalized() -> str:
+    return f"[{bracket('text.normalized')}]+"
+
+
+@cache
+def _many() -> re.Pattern[str]:
+    """So many marks in a row that ``unicodedata``, which takes quadratic time to order them, must not have them so.
+
+    Of those that are normalised; with what becomes a mark. With ``re``, for which large sets are tables.
+    """
+    known = letters(members("text.normalized") or ())
+    marks = [letter for letter in known if unicodedata.combining(unicodedata.normalize("NFKD", letter)[0])]
+    return re.compile(f"[{bracket(singles(map(ord, marks)))}]{{64,}}")
+
+
+@cache
+def _newer() -> Pattern[str]:
+    """The characters that Python normalises and Unicode 9 did not know."""
+    known = set(letters(members("text.normalized") or ()))
+    others = (letter for letter in map(chr, range(0x80, 0x20000)) if letter not in known)
+    found = [c for c in others if unicodedata.combining(c) or unicodedata.decomposition(c)]
+    return compiled(f"[{''.join(found)}]" if found else r"(?!)")
+
+
+def _decomposed(run: str, form: Form) -> Iterator[tuple[str, int]]:
+    """Parts of the characters, marks in canonical order, with their changes (see ``placed``)."""
+    waiting: list[tuple[str, int]] = []
+    for letter in run:
+        for at, part in enumerate(unicodedata.normalize(form, letter)):
+            if not unicodedata.combining(part):
+                waiting.sort(key=lambda one: unicodedata.combining(one[0]))
+                yield from waiting
+                waiting = []
+                yield part, int(at > 0)
+            else:
+                waiting.append((part, int(at > 0)))
+    waiting.sort(key=lambda one: unicodedata.combining(one[0]))
+    yield from waiting
+
+
+def _composed(parts: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The canonical composition: a letter takes in every mark that nothing in between keeps from it."""
+    out: list[tuple[str, int]] = []
+    starter: int | None = None
+    last = 0  # the combining class of what was put out behind the starter
+    for part, change in parts:
+        kind = unicodedata.combining(part)
+        if starter is not None and (starter == len(out) - 1 or last < kind):
+            joined = unicodedata.normalize("NFC", out[starter][0] + part)
+            if len(joined) == 1:
+                out[starter] = (joined, out[starter][1] + change - 1)
+                continue
+        if not kind:
+            starter = len(out)
+        out.append((part, change))
+        last = kind
+    return out
+
+
+@dataclass(frozen=True)
+class Strip(Normalizer):
+    """Without white space at the start (``left``) and the end (``right``)."""
+
+    left: bool
+    right: bool
+
+    def steps(self) -> list[Rewrite]:
+        ends = [r"\A\p{White_Space}+"] * self.left + [r"\p{White_Space}+\Z"] * self.right
+        return [dropping(end) for end in ends]
+
+
+@dataclass(frozen=True)
+class Lowercase(Normalizer):
+    """Lower case, character by character: unlike ``str.lower``, a final sigma is like any other."""
+
+    def steps(self) -> list[Rewrite]:
+        small = small_letters()
+        return [Rewrite(matches(f"[{bracket(singles(small))}]"), lambda capital: [(small[ord(capital)], 0)])]
+
+    def __call__(self, text: str) -> str:
+        return text.lower() if text.isascii() else text.translate(small_letters())
+
+
+@dataclass(frozen=True)
+class StripAccents(Normalizer):
+    """Without combining marks. Accents that are part of a character must be split off before (NFD)."""
+
+    def steps(self) -> list[Rewrite]:
+        return [dropping(f"[{bracket('text.marks')}]+")]
+
+
+@dataclass(frozen=True)
+class Nmt(Normalizer):
+    """The clean-up of neural machine translation in SentencePiece: no control characters, all white space a space."""
+
+    def steps(self) -> list[Rewrite]:
+        space = Rewrite(matches(f"[{bracket(_NMT_SPACE)}]"), lambda _: [(" ", 0)])
+        return [dropping(f"[{bracket(_NMT_DROPPED)}]+"), space]
+
+
+_NMT_DROPPED = ranges("1-8 B E-1F 7F 8F 9F")
+_NMT_SPACE = ranges("9-A C-D 1680 200B-200F 2028-2029 2581 FEFF FFFD")
+NMT = union((_NMT_DROPPED, _NMT_SPACE))
+
+
+@dataclass(frozen=True)
+class Bert(Normalizer):
+    """BERT's clean-up.
+
+    ``clean`` drops control characters and makes all white space a space; ``cjk`` puts spaces around
+    ideographs; ``strip_accents`` drops the marks of accented letters; ``lowercase`` is what it says.
+    """
+
+    clean: bool = True
+    cjk: bool = True
+    strip_accents: bool = True
+    lowercase: bool = True
+
+    def steps(self) -> list[Rewrite | Normalizer]:
+        clean = [
+            dropping(f"[{bracket('bert.dropped')}]+"),
+            Rewrite(matches(r"\p{White_Space}"), lambda _: [(" ", 0)]),
+        ]
+        cjk = [Rewrite(matches(f"[{bracket(IDEOGRAPHS)}]"), lambda letter: [(f" {letter} ", 0)])]
+        accents = [Normalize("NFD"), dropping(f"[{bracket('bert.marks')}]+")]
+        return [
+            *(clean if self.clean else ()),
+            *(cjk if self.cjk else ()),
+            *(accents if self.strip_accents else ()),
+            *([Lowercase()] if self.lowercase else ()),
+        ]
+
+    def __call__(self, text: str) -> str:
+        if not text.isascii():
+            return super().__call__(text)
+        if self.clean:  # what can happen to ASCII
+            text = text.translate(_CLEAN_ASCII)
+        return text.lower() if self.lowercase else text
+
+
+IDEOGRAPHS = ranges(
+    "3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2B73F 2B740-2B81F 2B920-2CEAF 2F800-2FA1F"
+)
+_CLEAN_ASCII = dict.fromkeys([*range(32), 127]) | dict.fromkeys(map(ord, "\t\n\r"), " ")
+
+
+@dataclass(frozen=True)
+class Sequential(Normalizer):
+    """One after another."""
+
+    stages: tuple[Normalizer, ...]
+
+    def steps(self) -> tuple[Normalizer, ...]:
+        return self.stages
+
+
+def sequence(stages: Sequence[Normalizer]) -> Normalizer | None:
+    """The stages as one, or None if there are none."""
+    return None if not stages else stages[0] if len(stages) == 1 else Sequential(tuple(stages))
+
+
+def dropping(pattern: str) -> Rewrite:
+    """A rewrite to nothing."""
+    return Rewrite(matches(pattern), lambda _: [])
+
+
+def matches(pattern: str) -> Callable[[str], Iterable[tuple[int, int]]]:
+    """What finds the matches of a pattern of the ``regex`` package: one of ours, never a file's."""
+    found = compiled(pattern)
+    return lambda text: (match.span() for match in found.finditer(text))
+
+
+@cache
+def compiled(pattern: str) -> Pattern[str]:
+    """A pattern of the ``regex`` package: one of ours, never a file's."""
+    import regex
+
+    return regex.compile(pattern)

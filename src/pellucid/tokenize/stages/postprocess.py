@@ -1,0 +1,116 @@
+"""The last stage of encoding: put the special tokens around the sequence.
+
+In: the ids of one text, or of two. Out: the ids that the model was trained on, e.g. ``[CLS] A [SEP]`` or
+``<bos> A``, and a segment number per id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from pellucid.tokenize.encoding import Token
+from pellucid.tokenize.stages.decode import byte_alphabet
+from pellucid.tokenize.unicode import white_space
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+A, B = -1, -2
+"""Placeholders in a template for the first and the second text."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """What to put around one text (``single``) and two (``pair``): (id or placeholder, segment) in order."""
+
+    single: tuple[tuple[int, int], ...] = ((A, 0),)
+    pair: tuple[tuple[int, int], ...] = ((A, 0), (B, 1))
+
+    @classmethod
+    def around(cls, before: Sequence[int], after: Sequence[int]) -> Template:
+        """The ids ``before`` and ``after`` every text."""
+        single = (*((i, 0) for i in before), (A, 0), *((i, 0) for i in after))
+        second = (*((i, 1) for i in before), (B, 1), *((i, 1) for i in after))
+        return cls(single, (*single, *second))
+
+    @property
+    def plain(self) -> Template:
+        """The texts alone, with the segments that they have here."""
+        single, pair = (tuple(item for item in items if item[0] < 0) for items in (self.single, self.pair))
+        return Template(single, pair)
+
+    def added(self, pair: bool) -> int:
+        """How many ids are put around one text, or two."""
+        return sum(item >= 0 for item, _ in (self.pair if pair else self.single))
+
+    def ids(self, text: list[int]) -> list[int]:
+        """The ids of one text with what is put around them."""
+        out: list[int] = []
+        for item, _ in self.single:
+            out.extend(text if item == A else (item,))
+        return out
+
+    def array(self, text: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The same of an array."""
+        import numpy as np
+
+        items = [item for item, _ in self.single]
+        if items == [A]:
+            return text
+        parts = [text if item == A else np.array([item], np.int32) for item in items]
+        return np.concatenate([np.zeros(0, np.int32), *parts])
+
+    def tokens(
+        self, first: Sequence[Token], second: Sequence[Token] | None, names: Sequence[str]
+    ) -> tuple[Token, ...]:
+        """The tokens of one text, or of two, which are of segment 0 and sequence 0, with what is put around them;
+        ``names`` spells every id."""
+        out: list[Token] = []
+        for item, segment in self.single if second is None else self.pair:
+            if item >= 0:
+                out.append(Token(item, names[item], segment=segment, special=True))
+            else:
+                part = first if item == A else second
+                assert part is not None
+                if segment == 0 and item == A:  # what they have
+                    out.extend(part)
+                else:
+                    out.extend(token._replace(segment=segment, sequence=int(item == B)) for token in part)
+        return tuple(out)
+
+
+@dataclass(frozen=True)
+class Trim:
+    """Offsets without the white space at a token's ends.
+
+    ``keeps_first``: a single space before the very first token stays, for a pre-tokenizer may have put it there.
+    The rules are those of ``tokenizers``, ``processors/byte_level.rs``.
+    """
+
+    keeps_first: bool
+
+    def __call__(self, tokens: Sequence[Token]) -> list[Token]:
+        return [self._trimmed(at, token) for at, token in enumerate(tokens)]
+
+    def _trimmed(self, at: int, token: Token) -> Token:
+        space = _spaces()
+        leading = len(token.text) - len(token.text.lstrip(space))
+        trailing = len(token.text) - len(token.text.rstrip(space))
+        start, end = token.start, token.end
+        if leading:
+            if self.keeps_first and leading == 1 and (at == 0 or start == 0):
+                leading = 0
+            start = min(start + leading, end)
+        if trailing and end >= trailing:
+            end = max(end - trailing, start)
+        return token._replace(start=start, end=end)
+
+
+@cache
+def _spaces() -> str:
+    """White space, and a space as byte-level vocabularies spell it."""
+    return white_space() + next(letter for letter, byte in byte_alphabet().items() if byte == 0x20)

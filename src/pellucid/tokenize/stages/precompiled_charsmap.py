@@ -1,0 +1,300 @@
+"""The character map that SentencePiece compiles into a model, and the normalizers that read it.
+
+The map is rules, a few characters → others, stored as a double-array trie (darts-clone) and a text of the targets:
+``<bytes of trie: u32><trie: u32 …><targets, each with a NUL behind it>`` (google/sentencepiece, ``normalizer.cc``).
+SentencePiece takes the longest rule at each place; Hugging Face ``tokenizers`` goes by grapheme clusters
+(``normalizers/precompiled.rs``). Both are here, for files of the one and of the other must give their ids.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pellucid.errors import FileFormatError
+from pellucid.tokenize import parsed_cache
+from pellucid.tokenize.stages.aligned import Aligned, check_growth, placed
+from pellucid.tokenize.stages.decode import SPACE
+from pellucid.tokenize.stages.normalize import Normalizer, Rewrite, compiled, matches
+from pellucid.tokenize.unicode import bracket, letters, members, singles
+from pellucid.util.messages import brief
+
+if TYPE_CHECKING:
+    from regex import Pattern  # type: ignore[import-untyped]
+
+LONGEST_RULE, MOST_RULES = 64, 1 << 18
+"""Bytes of what is replaced; and how many, for rules that begin alike share parts of the trie."""
+
+
+class CharsMap:
+    """The rules of a map, by what they replace."""
+
+    def __init__(self, rules: dict[str, str]) -> None:
+        self.rules = rules
+
+    def __repr__(self) -> str:
+        return f"CharsMap({len(self.rules):,} rules)"
+
+    @classmethod
+    def from_base64(cls, text: str, path: Path, field: str) -> CharsMap:
+        """From a field of ``tokenizer.json``. Raises :class:`FileFormatError`."""
+        try:
+            blob = base64.b64decode(text, validate=True)
+        except binascii.Error as bad:
+            raise FileFormatError(path, field, f"not base64: {bad}") from None
+        return cls.from_bytes(blob, path, field)
+
+    @classmethod
+    def from_bytes(cls, blob: bytes, path: Path, field: str) -> CharsMap:
+        """From the bytes of a model, all of whose rules are read at once. Raises :class:`FileFormatError`."""
+        place = parsed_cache.cache_name(blob) if len(blob) >= parsed_cache.WORTH_CACHING else None
+        if place is not None and (known := parsed_cache.read(place)) is not None:
+            old, new = (parsed_cache.text_of(known[name]).split("\0") for name in ("old", "new"))
+            return cls(dict(zip(old, new)))
+        read = cls._read(blob, path, field)
+        if place is not None and read.rules:  # none of which can hold a NUL
+            parts = {"old": "\0".join(read.rules), "new": "\0".join(read.rules.values())}
+            parsed_cache.write(place, {name: parsed_cache.array_of(text) for name, text in parts.items()})
+        return read
+
+    @classmethod
+    def _read(cls, blob: bytes, path: Path, field: str) -> CharsMap:
+        import numpy as np
+
+        def wrong(problem: str) -> FileFormatError:
+            return FileFormatError(path, field, problem)
+
+        if not blob:
+            return cls({})
+        size = int.from_bytes(blob[:4], "little")
+        if len(blob) < 8 or size % 4 or not 4 <= size <= len(blob) - 4:
+            raise wrong(f"a trie of {size:,} bytes in a map of {len(blob):,}")
+        units = np.frombuffer(blob, np.uint32, size // 4, 4).astype(np.int64)
+        targets = blob[4 + size :]
+        offsets = units >> 10 << ((units >> 6) & 8)
+        # A unit with label c at place p belongs to the node whose children begin at p ^ c.
+        labels = units & 0x800000FF
+        children = np.flatnonzero((labels > 0) & (labels < 256))
+        parents = children ^ labels[children]
+        order = np.argsort(parents, kind="stable")
+        children, parents = children[order], parents[order]
+        keys: list[bytes] = [b""]
+        bases = np.array([offsets[0]])
+        rules: dict[str, str] = {}
+        while len(bases):  # all nodes of one depth at a time
+            first, behind = np.searchsorted(parents, bases, "left"), np.searchsorted(parents, bases, "right")
+            counts = behind - first
+            rows = np.repeat(np.arange(len(bases)), counts)
+            within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+            nodes = children[first[rows] + within]
+            if len(nodes) > MOST_RULES:
+                raise wrong(f"more than {MOST_RULES:,} rules")
+            keys = [keys[row] + bytes([label]) for row, label in zip(rows.tolist(), labels[nodes].tolist())]
+            bases = nodes ^ offsets[nodes]
+            if keys and len(keys[0]) > LONGEST_RULE:
+                raise wrong(f"a rule replaces more than {LONGEST_RULE} bytes")
+            for at in np.flatnonzero(units[nodes] >> 8 & 1).tolist():
+                if bases[at] >= len(units):
+                    raise wrong(f"the rule for {brief(keys[at])} is outside the trie")
+                value = int(units[bases[at]]) & 0x7FFFFFFF
+                end = targets.find(b"\0", value)
+                if not 0 <= value <= len(targets):
+                    raise wrong(f"the rule for {brief(keys[at])} points outside the targets")
+                try:
+                    rules[keys[at].decode()] = targets[value : end if end >= 0 else None].decode()
+                except UnicodeDecodeError:
+                    raise wrong(f"the rule for {brief(keys[at])} is not UTF-8") from None
+        return cls(rules)
+
+    @cached_property
+    def begins(self) -> Pattern[str]:
+        """Where a rule may apply: a character that has one, or begins one whose second character follows."""
+        single = {ord(key) for key in self.rules if len(key) == 1}
+        firsts = {ord(key[0]) for key in self.rules if len(key) > 1} - single
+        seconds = {ord(key[1]) for key in self.rules if len(key) > 1}
+        ways = [f"[{bracket(singles(single))}]"] * bool(single)
+        ways += [f"[{bracket(singles(firsts))}](?=[{bracket(singles(seconds))}])"] * bool(firsts)
+        return compiled("|".join(ways) or r"(?!)")
+
+    @cached_property
+    def _lengths(self) -> dict[str, list[int]]:
+        """The lengths of the rules for what begins with a character, longest first."""
+        found: dict[str, set[int]] = {}
+        for key in self.rules:
+            found.setdefault(key[0], set()).add(len(key))
+        return {first: sorted(lengths, reverse=True) for first, lengths in found.items()}
+
+    def longest(self, text: str, at: int) -> str | None:
+        """The longest rule that applies at a place: what it replaces."""
+        for length in self._lengths.get(text[at], ()):
+            if (part := text[at : at + length]) in self.rules:
+                return part
+        return None
+
+    def shortest(self, text: str) -> str | None:
+        """What the shortest rule that begins a text makes of it."""
+        for length in reversed(self._lengths.get(text[0], ())):
+            if (target := self.rules.get(text[:length])) is not None:
+                return target
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Precompiled(Normalizer):
+    """The map as ``tokenizers`` applies it.
+
+    A grapheme cluster of less than six bytes becomes what the shortest rule at its beginning says, all of it; of other
+    clusters each character does. What is dropped counts as part of the character before, whatever became of that.
+    """
+
+    map: CharsMap
+
+    def steps(self) -> list[Rewrite]:
+        return [Rewrite(matches(r"(?s).+"), lambda text: placed(self._changes(text)))]
+
+    def __call__(self, text: str) -> str:
+        return super().__call__(text) if self.map.begins.search(text) else text
+
+    def aligned(self, text: Aligned) -> Aligned:
+        return super().aligned(text) if self.map.begins.search(text.text) else text
+
+    @cached_property
+    def _unchanged(self) -> re.Pattern[str]:
+        """Characters that no rule is for, nor for what begins with them, unless a mark follows. With ``re``, for which
+        large sets are tables."""
+        joins, rules = set(letters(members("text.joins") or ())), self.map.rules
+        special = {key[0] for key in rules if len(key) == 1 or key[1] not in joins} | {"\r"}
+        stops = bracket(singles(map(ord, special)), "text.joins", "text.prepends")
+        return re.compile(rf"(?:[^{stops}](?![{bracket('text.joins')}])){{1,4096}}")
+
+    def _clusters(self, text: str) -> Iterator[tuple[str, bool]]:
+        """The clusters of a text; or a run of them, all of which stay as they are."""
+        at = 0
+        while at < len(text):
+            run = self._unchanged.match(text, at)
+            found = run or clusters().match(text, at)
+            yield found[0], run is not None
+            at = found.end()
+
+    def _changes(self, text: str) -> list[tuple[str, int]]:
+        changes: list[tuple[str, int]] = []
+        for cluster, unchanged in self._clusters(text):
+            check_growth(len(text), len(changes))
+            if unchanged:
+                changes += [(letter, 0) for letter in cluster]
+                continue
+            whole = self.map.shortest(cluster) if len(cluster.encode()) < 6 else None
+            for part in cluster if whole is None else (cluster,):
+                target = self.map.shortest(part) if whole is None else whole
+                if target is None:
+                    changes.append((part, 0))
+                    continue
+                more = len(target) - len(part)
+                put_in = len(target) - max(more, 0)
+                changes.extend((new, int(at >= put_in)) for at, new in enumerate(target))
+                if more < 0 and changes:
+                    changes[-1] = (changes[-1][0], changes[-1][1] + more)
+        return changes
+
+
+@cache
+def clusters() -> Pattern[str]:
+    """Extended grapheme clusters (UAX #29), but conjuncts of Indic scripts, which have more than six bytes."""
+    control, joins, prepend = bracket("GCB=Control"), bracket("text.joins"), f"[{bracket('text.prepends')}]"
+    lead, vowel, tail = (f"[{bracket(f'GCB={name}')}]" for name in ("L", "V", "T"))
+    lv, lvt, flag = (f"[{bracket(f'GCB={name}')}]" for name in ("LV", "LVT", "Regional_Indicator"))
+    picture = f"[{bracket('Extended_Pictographic')}]"
+    joined = rf"{picture}(?:[{joins}]*\u200D{picture})*"
+    hangul = f"{lead}*(?:{vowel}+|{lv}{vowel}*|{lvt}){tail}*|{lead}+|{tail}+"
+    core = rf"{hangul}|{flag}{flag}|{joined}|[^\r\n{control}]"
+    return compiled(rf"\r\n|[\r\n{control}]|{prepend}*(?:{core})[{joins}]*|(?s:.)")
+
+
+@dataclass(frozen=True, eq=False)
+class SentencePiece(Normalizer):
+    """A text as SentencePiece normalises it: the map, one space where there were more, none at the ends, a space put
+    in front (or behind, where ``suffix``), and spaces written as ``▁``.
+
+    ``kept`` are pieces that no rule touches. Each character stands for all of the text from where it was to where the
+    next one was.
+    """
+
+    map: CharsMap
+    dummy_prefix: bool = True
+    remove_extra: bool = True
+    escape: bool = True
+    suffix: bool = False
+    kept: Sequence[str] = ()
+
+    def steps(self) -> list[Rewrite]:
+        return [Rewrite(matches(r"(?s).+"), self._change)]
+
+    def __call__(self, text: str) -> str:
+        return "".join([new for new, _ in self._placed(text)[0]])
+
+    def aligned(self, text: Aligned) -> Aligned:
+        made, end = self._placed(text.text)
+        starts = [text.starts[at] if at < len(text) else text.ends[-1] for _, at in made]
+        last = text.starts[end] if end < len(text) else text.ends[-1] if len(text) else 0
+        return Aligned(
+            "".join([new for new, _ in made]), starts, [*starts[1:], last][: len(starts)], text.origin
+        )
+
+    def _change(self, text: str) -> list[tuple[str, int]]:
+        return self._placed(text)[0]
+
+    @cached_property
+    def rules(self) -> CharsMap:
+        """The map, and that pieces which are kept become themselves, whatever else could begin with them."""
+        kept = tuple(piece for piece in self.kept if piece)
+        if not kept:
+            return self.map
+        others = {key: new for key, new in self.map.rules.items() if not key.startswith(kept)}
+        return CharsMap(others | {piece: piece for piece in kept})
+
+    def _chunks(self, text: str) -> Iterator[tuple[int, str, int]]:
+        """What stands at each place: its first character, what it becomes, how many characters it was."""
+        at = 0
+        while at < len(text):
+            found = self.rules.begins.search(text, at)
+            start = len(text) if found is None else found.start()
+            yield from ((index, text[index], 1) for index in range(at, start))
+            at = start
+            if found is not None:
+                taken = self.rules.longest(text, at)
+                yield at, self.rules.rules[taken] if taken else text[at], len(taken or text[at])
+                at += len(taken or text[at])
+
+    def _placed(self, text: str) -> tuple[list[tuple[str, int]], int]:
+        """The characters with where each was, and where the text ends."""
+        space = SPACE if self.escape else " "
+        out: list[tuple[str, int]] = []
+        consumed, after_space, begun = 0, self.remove_extra, False
+        for at, new, length in self._chunks(text):
+            if not begun and self.remove_extra and new == " ":
+                consumed = at + length
+                continue
+            if not begun:
+                begun = True
+                if self.dummy_prefix and not self.suffix:
+                    out.append((space, consumed))
+            if after_space:
+                new = new.lstrip(" ")
+            out.extend((space if letter == " " else letter, at) for letter in new)
+            check_growth(len(text), len(out))
+            if new:
+                after_space = new.endswith(" ")
+            consumed = at + length
+            if not self.remove_extra:
+                after_space = False
+        while begun and self.remove_extra and out and out[-1][0] == space:
+            consumed = out.pop()[1]
+        if begun and self.dummy_prefix and self.suffix:
+            out.append((space, consumed))
+        return out, consumed

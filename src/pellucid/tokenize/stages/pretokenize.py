@@ -1,0 +1,183 @@
+"""Splitting normalised text into the pieces that the model sees.
+
+In: text. Out: its pieces in order. A stage cuts each piece of the stage before it, or changes it. The semantics are
+those of Hugging Face ``tokenizers``, ``pre_tokenizers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from pellucid.tokenize.patterns.matcher import Budget, Matcher, matcher
+from pellucid.tokenize.patterns.oniguruma_sets import literal
+from pellucid.tokenize.stages.aligned import Aligned
+from pellucid.tokenize.stages.normalize import Normalizer
+
+Spans = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Split at the matches of a pattern, in Oniguruma's syntax.
+
+    ``behavior`` says what becomes of a match: a piece of its own, nothing, or the end or the start of its
+    neighbour; ``Contiguous`` joins matches that touch. ``invert`` swaps matches and gaps.
+    """
+
+    pattern: str
+    behavior: str = "Isolated"
+    invert: bool = False
+
+    @cached_property
+    def _matcher(self) -> Matcher:
+        return matcher(self.pattern)
+
+    def __call__(self, text: str) -> list[str]:
+        """The pieces."""
+        return self.cut(text)
+
+    def cut(self, text: str, budget: Budget | None = None) -> list[str]:
+        """The pieces, within a budget. Raises as ``spans`` does."""
+        if self.behavior == "Isolated" and (pieces := self._matcher.pieces(text)) is not None:
+            return pieces
+        return [text[start:stop] for start, stop in self.spans(text, budget)]
+
+    def spans(self, text: str, budget: Budget | None = None) -> Spans:
+        """Where the pieces are. Raises :class:`InvalidRequest` for a text that takes the pattern too long."""
+        matches = self._matcher.spans(text, budget)
+        if self.behavior == "Removed" and self.invert:
+            return matches if not self._matcher.may_be_empty else [one for one in matches if one[0] < one[1]]
+        parts: list[tuple[int, int, bool]] = []
+        done = 0
+        for start, stop in matches:
+            if done < start:
+                parts.append((done, start, self.invert))
+            parts.append((start, stop, not self.invert))
+            done = stop
+        if done < len(text):
+            parts.append((done, len(text), self.invert))
+        return [(start, stop) for start, stop in _arrange(parts, self.behavior) if start < stop]
+
+
+def _arrange(parts: list[tuple[int, int, bool]], behavior: str) -> Spans:
+    """Pieces from (start, stop, is a match) in order."""
+    if behavior == "Isolated":
+        return [(start, stop) for start, stop, _ in parts]
+    if behavior == "Removed":
+        return [(start, stop) for start, stop, match in parts if not match]
+    out: Spans = []
+    previous = backwards = behavior == "MergedWithNext"
+    for start, stop, match in reversed(parts) if backwards else parts:
+        join = match == previous if behavior == "Contiguous" else match and not previous
+        if out and join:
+            low, high = out[-1]
+            out[-1] = (min(low, start), max(high, stop))
+        else:
+            out.append((start, stop))
+        previous = match
+    return out[::-1] if backwards else out
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Pieces of so many characters, the last of what is left."""
+
+    length: int
+
+    def cut(self, text: str, budget: Budget | None = None) -> list[str]:
+        """The pieces."""
+        return [text[start:stop] for start, stop in self.spans(text)]
+
+    def spans(self, text: str, budget: Budget | None = None) -> Spans:
+        """Where they are."""
+        return [(at, min(at + self.length, len(text))) for at in range(0, len(text), self.length)]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A normalizer among the stages; if ``only_first`` only for a piece that stands where the whole text begins."""
+
+    normalizer: Normalizer
+    only_first: bool = False
+
+
+Stage = Split | Chunks | Change
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """Stages, each inside the pieces of the one before it."""
+
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def has_first(self) -> bool:
+        """Whether a change is for what begins the text."""
+        return any(isinstance(stage, Change) and stage.only_first for stage in self.stages)
+
+    @cached_property
+    def _asks_for_places(self) -> bool:
+        """Whether a cut before such a change may have dropped the beginning."""
+        firsts = [
+            at for at, stage in enumerate(self.stages) if isinstance(stage, Change) and stage.only_first
+        ]
+        return bool(firsts) and not all(isinstance(stage, Change) for stage in self.stages[: firsts[-1]])
+
+    def __call__(self, text: str, first: bool) -> Iterable[str]:
+        """The pieces of a text as it came; ``first``: whether the whole text begins with it."""
+        if first and self._asks_for_places:
+            return [piece.text for piece in self.aligned(Aligned.of(text))]
+        pieces, budget = [text], Budget(len(text))
+        for stage in self.stages:
+            if not isinstance(stage, Change):
+                cut = stage.cut
+                pieces = (
+                    cut(pieces[0], budget)
+                    if len(pieces) == 1
+                    else [part for one in pieces for part in cut(one, budget)]
+                )
+            elif not stage.only_first:
+                pieces = list(map(stage.normalizer, pieces))
+            elif first:
+                pieces = [stage.normalizer(pieces[0])]  # all stages before are changes
+        return pieces
+
+    @cached_property
+    def changing(self) -> PreTokenizer:
+        """The stages up to the last that changes a text."""
+        changes = [at for at, stage in enumerate(self.stages) if isinstance(stage, Change)]
+        return PreTokenizer(self.stages[: changes[-1] + 1 if changes else 0])
+
+    def aligned(self, text: Aligned) -> Iterator[Aligned]:
+        """The same, of a text that knows where it comes from, changed or not."""
+        pieces, budget = [text], Budget(len(text))
+        for stage in self.stages:
+            if not isinstance(stage, Change):
+                pieces = [one.part(*span) for one in pieces for span in stage.spans(one.text, budget)]
+                continue
+            change = stage.normalizer.aligned
+            pieces = [
+                one if stage.only_first and (not one.text or one.starts[0] > 0) else change(one)
+                for one in pieces
+            ]
+        return (piece for piece in pieces if piece.text)
+
+
+_MARK = literal("bert.punctuation")
+
+PUNCTUATION = Split(f"[{_MARK}]")
+"""Around every punctuation character."""
+
+BERT = Split(rf"[^\s{_MARK}]+|[{_MARK}]", "Removed", invert=True)
+"""BERT's words: split at white space, which is dropped, and around every punctuation character."""
+
+WHITE_SPACE = Split(r"\s+", "Removed")
+"""At white space, which is dropped."""
+
+BEFORE_SPACES = Split("▁", "MergedWithNext")
+"""Before every ``▁``: what Metaspace does."""
+
+WORDS = Split(r"[\w\u200C\u200D]+|[^\w\u200C\u200D\s]+", "Removed", invert=True)
+"""Words, and what is between them but white space; what ``\\w`` means to Rust's ``regex``."""

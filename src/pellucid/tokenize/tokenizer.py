@@ -1,0 +1,269 @@
+"""The tokenizer: text → normalize → pre-tokenize → model → post-process → ids, and ids → decode → text.
+
+Every kind of vocabulary is this one class with other stages in it. The stages are small objects with the protocols
+below, so that each can be read, tested and watched by itself; the files that build them for a kind are in ``kinds/``.
+
+There are two ways through the stages: the plain one makes ids of strings, the aligned one also knows where in the text
+each id comes from. Control tokens in the text of a user are text: only ``parse_special=True`` makes ``<|im_end|>`` the
+control token, and :meth:`Tokenizer.encode_chat` does so for the chat template's own words only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.tokenize.encoder import Encoder
+from pellucid.tokenize.encoding import Encoding, Padding, Token, Truncation, combined, new_token
+from pellucid.tokenize.stages.decode import StreamDecoder
+from pellucid.tokenize.stages.postprocess import Template
+from pellucid.util import checks
+from pellucid.util.messages import brief
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pellucid.tokenize.compiled_encoder import CompiledEncoder
+    from pellucid.tokenize.explain import Explanation
+
+BEGINS, COMPILES = 20_000, 1_000_000
+"""Characters before compiled code encodes; before it is compiled for that."""
+
+Pair = tuple[str, str]
+"""Two texts that a model reads as one sequence (BERT's sentence pairs)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer(Encoder):
+    """Text to ids and back.
+
+    Attributes: ``vocabulary``; ``bos_id`` the id that starts a text, or None; ``eos_ids`` every id that ends a
+    generation; ``chat_template`` the Jinja source of the file, or None; ``named_tokens`` what the template
+    knows as ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding`` what the file would have, applied where
+    they are asked for; the rest are the stages in the order in which they run.
+    """
+
+    bos_id: int | None = None
+    eos_ids: frozenset[int] = frozenset()
+    chat_template: str | None = None
+    named_tokens: Mapping[str, str] = field(default_factory=dict)
+    truncation: Truncation | None = None
+    padding: Padding | None = None
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """The ids of a text.
+
+        ``add_special`` puts the model's own tokens around it (BOS, ``[CLS]`` … ``[SEP]``), as the file says.
+        ``parse_special`` recognises control tokens written in the text: for rendered chat templates and for
+        nothing that a user typed. Unpaired surrogates become U+FFFD.
+        """
+        ids = self._encode_text(checks.string("text", text), parse_special)
+        return self.post_processor.ids(ids) if add_special else ids
+
+    def encode_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        threads: int | None = None,
+    ) -> list[list[int]]:
+        """``encode`` of each text, over as many threads as there are physical cores, or as ``threads`` says."""
+        compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
+        if compiled is None:
+            found = [self._encode_text(text, parse_special) for text in texts]
+        else:
+            found = compiled.over_threads(compiled.lists, texts, parse_special, threads)
+        return list(map(self.post_processor.ids, found)) if add_special else found
+
+    def encode_arrays(
+        self,
+        texts: Sequence[str],
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        threads: int | None = None,
+    ) -> list[NDArray[np.int32]]:
+        """``encode_batch`` with an array of int32 for each text.
+
+        Of many texts that is a good deal faster: a list has a Python object for every id, and making them is the one
+        thing that threads cannot do beside each other.
+        """
+        import numpy as np
+
+        compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
+        if compiled is None:
+            found = [np.array(self._encode_text(text, parse_special), np.int32) for text in texts]
+        else:
+            found = compiled.over_threads(compiled.encode, texts, parse_special, threads)
+        return list(map(self.post_processor.array, found)) if add_special else found
+
+    def encode_with_offsets(
+        self,
+        text: str | Pair,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        truncation: Truncation | None = None,
+    ) -> Encoding:
+        """The ids of a text, or of a pair of texts, each with the characters that it stands for, and more.
+
+        Otherwise like ``encode``. Offsets are those of Hugging Face ``tokenizers``. Raises :class:`InvalidRequest`
+        for a truncation that leaves no room.
+        """
+        first, second = (text, None) if isinstance(text, str) else _pair(text)
+        around = self.post_processor if add_special else self.post_processor.plain
+        tokens = self._tokens(first, parse_special)
+        others = None if second is None else self._tokens(second, parse_special)
+        windows: tuple[list[Sequence[Token]], list[Sequence[Token]] | None]
+        windows = [tokens], None if others is None else [others]
+        if truncation is not None:
+            windows = truncation.windows(tokens, others, around.added(second is not None))
+        made = [self._encoding(around, *texts) for texts in combined(*windows)]
+        return replace(made[0], overflowing=tuple(made[1:]))
+
+    def encode_batch_with_offsets(
+        self,
+        texts: Sequence[str | Pair],
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        truncation: Truncation | None = None,
+        padding: Padding | None = None,
+    ) -> list[Encoding]:
+        """``encode_with_offsets`` of each, filled up to one length if ``padding`` is given."""
+        made = [
+            self.encode_with_offsets(
+                text, add_special=add_special, parse_special=parse_special, truncation=truncation
+            )
+            for text in texts
+        ]
+        return made if padding is None else padding(made)
+
+    def explain(self, text: str, *, parse_special: bool = False) -> Explanation:
+        """How the ids of a text come about, stage by stage: what ``pellucid tokenize --explain`` shows."""
+        from pellucid.tokenize.explain import explain
+
+        text = checks.string("text", text)
+        return explain(
+            self, text, parse_special, self.encode_with_offsets(text, parse_special=parse_special).tokens
+        )
+
+    def _encoding(self, around: Template, first: Sequence[Token], second: Sequence[Token] | None) -> Encoding:
+        for trim in self.trims:
+            first, second = trim(first), None if second is None else trim(second)
+        return Encoding(around.tokens(first, second, self.vocabulary.tokens))
+
+    def _tokens(self, text: str, parse_special: bool) -> list[Token]:
+        """The aligned way from text to tokens: each of segment 0 and sequence 0."""
+        names, compiled = self.vocabulary.tokens, self._compiled_for(len(text))
+        spans = None if compiled is None else compiled.spans(text, parse_special)
+        found = self.spans(text, parse_special) if spans is None else spans
+        return [
+            new_token((index, names[index], start, stop, 0, 0, False, False)) for index, start, stop in found
+        ]
+
+    def _encode_text(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
+        """The plain way from text to ids; ``mark`` is taken out where control tokens have been found."""
+        if not mark and (compiled := self._compiled_for(len(text))) is not None:
+            return compiled.lists([text], parse_special)[0]
+        return self.ids(text, parse_special, mark)
+
+    def _compiled_for(self, length: int) -> CompiledEncoder | None:
+        """The compiled way, if there is one and it is time to take it, with ``length`` more characters.
+
+        It has the same ids, but takes some hundredths of a second to begin, and seconds where its kernels were never
+        compiled: it is taken once so much text has come that this does not matter.
+        """
+        if "_compiled" in self.__dict__:
+            return self._compiled
+        seen = self.__dict__["_seen"] = self.__dict__.get("_seen", 0) + length
+        if seen < BEGINS:
+            return None
+        from pellucid.tokenize.compiled_encoder import is_cached
+
+        return self._compiled if seen >= COMPILES or is_cached(self.model) else None
+
+    @cached_property
+    def _compiled(self) -> CompiledEncoder | None:
+        """All stages as compiled code; None if they cannot be."""
+        from pellucid.tokenize.compiled_encoder import compiled_encoder
+
+        return compiled_encoder(self)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of the ids: the exact inverse of ``encode`` for byte-level vocabularies.
+
+        With byte fallback it is exact too, but for U+2581, which these vocabularies use as the space; a
+        WordPiece vocabulary does not keep the white space and the case of its text. ``skip_special`` leaves
+        control tokens out. Bytes that are not UTF-8 become U+FFFD. Raises :class:`InvalidRequest` for an id
+        outside the vocabulary.
+        """
+        stream = self.stream(skip_special=skip_special)
+        return "".join([*map(stream.push, ids), stream.flush()])
+
+    def stream(self, *, skip_special: bool = True) -> StreamDecoder:
+        """A decoder for ids that come one at a time."""
+        skip = self.vocabulary.special_ids if skip_special else frozenset()
+        return StreamDecoder(self.decoder, self.vocab_size, skip)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Any] | None = None,
+        **variables: Any,
+    ) -> str:
+        """The conversation as one text, made by the template of the file.
+
+        ``messages`` are mappings with texts, numbers, lists and mappings in them, or objects of dataclasses or pydantic
+        models; ``tools`` are JSON schemas. Keys of a message whose value is None are left out.
+
+        The text holds its own BOS where the model wants one: encode it with ``add_special=False,
+        parse_special=True``, or use :meth:`encode_chat`. Raises :class:`TemplateError` when there is no
+        template or it fails, :class:`InvalidRequest` for messages or variables that are something else.
+        """
+        from pellucid.tokenize.chat.conversation import conversation
+
+        given = {**variables, "add_generation_prompt": add_generation_prompt, "tools": tools}
+        return self._rendered(conversation(messages), **given)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Any] | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """The ids of a conversation: control tokens from the template, never from what a user wrote.
+
+        Nothing is added around the rendered text, so BOS is not doubled. Control tokens written inside a
+        message stay text, except in the messages of the assistant, which the model itself wrote. Takes and raises
+        what ``apply_chat_template`` does.
+        """
+        from pellucid.tokenize.chat.conversation import conversation, guard
+
+        control_tokens = [self.token_text(index) for index in self.vocabulary.special_ids]
+        guarded, mark = guard(conversation(messages), control_tokens)
+        given = {**variables, "add_generation_prompt": add_generation_prompt, "tools": tools}
+        return self._encode_text(self._rendered(guarded, **given), True, mark)
+
+    def _rendered(self, messages: list[dict[str, Any]], **given: Any) -> str:
+        from pellucid.tokenize.chat.conversation import variables
+        from pellucid.tokenize.chat.template import render
+
+        made = variables({**self.named_tokens, "documents": None, **given})
+        return render(self.chat_template, {**made, "messages": messages})
+
+
+def _pair(text: Any) -> Pair:
+    """A pair of texts. Raises :class:`InvalidRequest` for what is none."""
+    if not isinstance(text, (tuple, list)) or len(text) != 2:
+        raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of two")
+    return checks.string("text[0]", text[0]), checks.string("text[1]", text[1])

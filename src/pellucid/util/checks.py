@@ -1,0 +1,87 @@
+"""Numbers that users give, checked: of which type, in which range. NumPy's are as good as Python's."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.util.messages import brief
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> int:
+    """``value`` as an int from ``low`` to ``high``.
+
+    Raises:
+        InvalidRequest: it is none; names the parameter, the value and the range, then ``hint``.
+    """
+    if not is_whole(value) or not low <= value <= high:
+        raise InvalidRequest(
+            f"{name}={brief(value)}: must be a whole number from {low:,} to {high:,}{_then(hint)}"
+        )
+    return int(value)
+
+
+def real(name: str, value: Any, low: float, high: float, hint: str = "", *, above: bool = False) -> float:
+    """``value`` as a float from ``low`` (if ``above``: from anything greater) to ``high``. Raises likewise."""
+    fine = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not fine or not (low < value if above else low <= value) or not value <= high:
+        between = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+        raise InvalidRequest(f"{name}={brief(value)}: must be a number {between}{_then(hint)}")
+    return float(value)
+
+
+def token_id(name: str, value: Any, vocabulary: int) -> int:
+    """``value`` as the id of one of ``vocabulary`` tokens. Raises likewise."""
+    return whole(f"{name} holds a token id", value, 0, vocabulary - 1)
+
+
+def text(name: str, value: Any, longest: int | None = None) -> str:
+    """``value`` as a text that is not empty, has at most ``longest`` characters, and is Unicode. Raises likewise."""
+    if not isinstance(value, str) or not value or not len(value) <= (longest or len(value)):
+        most = "at least 1 character" if longest is None else f"1 to {longest:,} characters"
+        raise InvalidRequest(f"{name}={brief(value)}: must be a text of {most}")
+    return characters(name, value)
+
+
+def string(name: str, value: Any) -> str:
+    """``value`` as a text, which may be empty. Raises likewise."""
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name}={brief(value)}: must be a text")
+    return value
+
+
+def strings(name: str, values: Any) -> Sequence[str]:
+    """``values`` as a list of texts. Raises likewise."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise InvalidRequest(f"{name}={brief(values)}: must be a list of texts")
+    if not set(map(type, values)) <= {str}:
+        for at, value in enumerate(values):
+            string(f"{name}[{at}]", value)
+    return values
+
+
+def characters(name: str, value: str) -> str:
+    """A text without surrogates: they are halves of characters in UTF-16, and bytes that are not UTF-8 become some.
+
+    A tokenizer would take another character for each. Raises likewise.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(value[error.start]):04X}"
+        raise InvalidRequest(
+            f"{name} has the surrogate {code} at character {error.start:,}, which is no character: give valid Unicode, "
+            "on a command line as UTF-8"
+        ) from None
+    return value
+
+
+def _then(hint: str) -> str:
+    return f"; {hint}" if hint else ""

@@ -1,0 +1,100 @@
+"""Where things that outlive a process are kept: models, compiled kernels, vocabularies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from pellucid.errors import InvalidRequest
+from pellucid.util.messages import brief
+
+VARIABLE = "PELLUCID_HOME"
+STAGING = ".staging"  # suffix of a file being written
+
+
+def home() -> Path:
+    """The folder that holds everything kept between runs: ``PELLUCID_HOME``, or the user's cache folder.
+
+    Raises:
+        InvalidRequest: ``PELLUCID_HOME`` names an unknown user, is not a folder, or is relative to a folder that is
+            gone; or it is not set and the user has no home folder.
+    """
+    chosen = os.environ.get(VARIABLE)
+    if not chosen:  # set to nothing is not set, as for other variables of the system
+        return user_cache()
+
+    def refused(problem: str) -> InvalidRequest:
+        return InvalidRequest(f"{VARIABLE}={brief(chosen)}: {problem}: name a folder, or unset it")
+
+    try:
+        path = Path(chosen).expanduser()
+    except RuntimeError:
+        raise refused("there is no such user") from None
+    try:
+        path = path.absolute()
+    except OSError:
+        raise refused("is relative, and the working directory does not exist any more") from None
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError:
+        raise refused("has a NUL character") from None
+    except OSError:  # it is not there yet, or may not be looked at: whoever uses it says what is the matter
+        return path
+    if not stat.S_ISDIR(mode):
+        raise refused("is a file")
+    return path
+
+
+def user_cache() -> Path:
+    """The user's own cache folder.
+
+    Raises:
+        InvalidRequest: the user has no home folder.
+    """
+    from platformdirs import user_cache_path
+
+    try:
+        path = user_cache_path("pellucid", appauthor=False)
+    except RuntimeError:
+        path = Path("~")
+    if path.parts[0].startswith("~"):  # was not expanded
+        raise InvalidRequest(f"no home folder is known: set {VARIABLE} to a folder")
+    return path
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, none of them to be written to by others.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not path.is_dir():
+        if path.parent != path:
+            make_folder(path.parent)
+        try:
+            path.mkdir(mode=0o755)
+        except FileExistsError:
+            if not path.is_dir():
+                raise
+
+
+@contextlib.contextmanager
+def staged(folder: Path, content: bytes) -> Iterator[str]:
+    """A file with a name that cannot be guessed, readable by this user only; deleted at the end, if not moved.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from tempfile import mkstemp
+
+    handle, path = mkstemp(prefix=".", suffix=STAGING, dir=folder)
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+        yield path
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)

@@ -1,0 +1,11 @@
+"""F32, F16, BF16: plain floating point, one value a block."""
+
+from __future__ import annotations
+
+from pellucid.kernels.matmul.block_layout import BlockLayout
+from pellucid.kernels.matmul.packed_layout import PackedLayout
+from pellucid.weights.quant.format import Format
+
+F32 = Format("F32", PackedLayout("f32", 32), BlockLayout(1, 4))
+F16 = Format("F16", PackedLayout("f16", 16), BlockLayout(1, 2))
+BF16 = Format("BF16", PackedLayout("bf16", 16), BlockLayout(1, 2))

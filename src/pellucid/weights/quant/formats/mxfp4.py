@@ -1,0 +1,22 @@
+"""MXFP4 (OCP Microscaling 1.0): a sign and three bits of floating point; value = 2^(e - 128) t[q].
+
+| 0          | 1..16                                                |
+| e: 8 bits  | 16 bytes: low nibbles q0..q15, high nibbles q16..q31 |
+
+The table t has the numbers 0, 0.5, 1, 1.5, 2, 3, 4, 6 doubled, as ggml has them; it is kept with 16 added. The byte
+255, which is no number, makes everything of its block infinite or no number.
+"""
+
+from __future__ import annotations
+
+from pellucid.kernels.matmul.block_layout import BitPlane, BlockLayout, whole
+from pellucid.kernels.matmul.packed_layout import PackedLayout
+from pellucid.weights.quant.format import Format
+
+TABLE = tuple(16 + t for t in (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12))
+
+MXFP4 = Format(
+    "MXFP4",
+    PackedLayout("int", 4, zero_point=16, scale="e8m0", table=TABLE),
+    BlockLayout(32, 17, (BitPlane(1, 4, 16),), (whole(0),)),
+)

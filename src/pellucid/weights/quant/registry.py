@@ -1,0 +1,35 @@
+"""The block formats that are known: what the modules of ``formats/`` declare."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from pellucid.errors import UnsupportedModel
+from pellucid.util.registry import discover
+from pellucid.weights.quant.format import Format
+
+
+@functools.cache
+def formats() -> Mapping[str, Format]:
+    """Every format, by its name in GGUF.
+
+    Raises:
+        TypeError: two files declare one format.
+    """
+    return discover("pellucid.weights.quant.formats", Format, lambda one: (one.name,))
+
+
+def lookup(name: str, what: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        UnsupportedModel: it is not implemented; lists those that are.
+    """
+    try:
+        return formats()[name]
+    except KeyError:
+        known = ", ".join(sorted(formats()))
+        raise UnsupportedModel(
+            f"{what} is stored as {name}, which is not supported (known: {known})"
+        ) from None

@@ -1,0 +1,1 @@
+"""The sources. A module here holds one ``SOURCE``; nothing is listed twice."""

@@ -1,0 +1,239 @@
+"""``hf:org/repo[/file]``: the Hugging Face hub, through huggingface-hub and its own cache.
+
+Without a file, the repository's safetensors with config and tokenizer are taken, or, where there are only
+GGUF files, the one that the preference below decides on; what the cache already holds comes before what the
+hub might offer. The user's settings for the hub hold (endpoint, token, cache folder, ``HF_HUB_OFFLINE``). A
+hub that does not answer costs seconds: the first request has a deadline.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from pellucid.errors import SourceError
+from pellucid.util.messages import brief, reason, shown
+from pellucid.weights.sources.source import DownloadProgress, Source
+
+T = TypeVar("T")
+
+TIMEOUT = 3.0  # seconds for connecting, and for each answer about a file
+DEADLINE = 5.0  # seconds for the first answer, whatever name lookup and proxies do
+# Tried in this order when a repository has several GGUF files: small without much loss first.
+PREFERENCE = (
+    *("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS", "MXFP4", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1"),
+    *("Q8_0", "Q6_K", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "F16", "BF16", "F32"),
+)
+_REST = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>.+))?", re.ASCII)
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>gguf|safetensors)")
+_COMPANIONS = {".json", ".txt", ".model", ".jinja"}
+_SINGLE, _INDEX, _POOLING = "model.safetensors", "model.safetensors.index.json", "1_Pooling/config.json"
+
+
+def parse(rest: str) -> tuple[str, str | None]:
+    """Repository and file. Raises `SourceError` unless it is ``org/repo`` or ``org/repo/file``."""
+    match = _REST.fullmatch(rest.rstrip("/"))
+    if match is None:
+        raise SourceError(f"{brief(rest)} is not org/repo or org/repo/file")
+    file = match["file"]
+    if file and (not file.isprintable() or "\\" in file or {"", ".", ".."} & set(file.split("/"))):
+        raise SourceError(f"{brief(file)} is not a path inside a repository")
+    return match["repo"], file
+
+
+class HuggingFace(Source):
+    scheme = "hf"
+
+    def cached(self, rest: str) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        repo, file = parse(rest)
+        if file:
+            try:
+                found = try_to_load_from_cache(repo, file)
+            except ValueError as error:  # the hub's own rules for names
+                raise SourceError(_why(error)) from error
+            if not isinstance(found, str):
+                return None
+            parts = _parts(Path(found).name, (p.name for p in Path(found).parent.iterdir()))
+            return Path(found) if parts == [Path(found).name] or _all_shards(parts) else None
+        snapshot = _snapshot(repo)
+        if snapshot is None:
+            return None
+        here = [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()]
+        try:
+            files = choose(repo, here)
+        except SourceError:
+            return None
+        return _opened(snapshot, files) if _all_shards(files) else None
+
+    def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
+        from huggingface_hub import model_info
+
+        repo, file = parse(rest)
+        progress.update(0, None, f"hf:{repo}")
+        try:
+            info = _within(DEADLINE, lambda: model_info(repo, timeout=TIMEOUT, files_metadata=True))
+        except Exception as error:  # its HTTP library, hence the kinds of errors, differs between versions
+            here = self.cached(rest)
+            if here is not None:
+                return here
+            raise SourceError(_why(error)) from error
+        sizes = {entry.rfilename: entry.size for entry in info.siblings or ()}
+        if file and file not in sizes:
+            raise SourceError(f"{repo} has no file {brief(file)}; it has {_listed(sizes)}")
+        files = _parts(file, sizes) if file else choose(repo, sizes)
+        total = sum(sizes[name] or 0 for name in files)
+        if limit is not None and total > limit:
+            raise SourceError(f"{', '.join(files)} has {total:,} bytes, expected at most {limit:,}")
+        if not file:
+            progress.update(0, total or None, f"hf:{repo}: {_opened(Path(), files).name or 'safetensors'}")
+        path, *_ = [_download(repo, name, progress) for name in files]
+        return path if file else _opened(path.parents[files[0].count("/")], files)
+
+
+def choose(repo: str, names: Iterable[str]) -> list[str]:
+    """The files of one model, the large ones last. Raises `SourceError` with the choices if unclear."""
+    names = sorted(names)
+    top = [name for name in names if "/" not in name]
+    weights = [name for name in top if name.endswith(".safetensors")]
+    if weights and "config.json" in top:
+        if _SINGLE in weights:
+            weights = [_SINGLE]
+        elif _INDEX in top:
+            weights = [name for name in weights if _SHARD.fullmatch(name)]
+        elif len(weights) > 1:
+            raise SourceError(f"{repo} has several models, name one: hf:{repo}/FILE with {_listed(weights)}")
+        small = [name for name in top if PurePosixPath(name).suffix in _COMPANIONS]
+        if _INDEX in small and weights == [_SINGLE]:
+            small.remove(_INDEX)
+        return small + [name for name in names if name == _POOLING] + weights
+    models = [n for n in names if n.endswith(".gguf") and not re.search(r"mmproj|imatrix", n, re.IGNORECASE)]
+    if not models:
+        raise SourceError(
+            f"{repo} has neither safetensors with a config.json nor GGUF; it has {_listed(names)}"
+        )
+    stems = {_SHARD.sub(r"\g<stem>", name) for name in models}
+    for wanted in (None, *PREFERENCE):
+        found = {
+            s
+            for s in stems
+            if wanted is None or re.search(rf"(?<![A-Za-z0-9]){wanted}(?![A-Za-z0-9_])", s, re.IGNORECASE)
+        }
+        if len(found) == 1:
+            return [name for name in models if _SHARD.sub(r"\g<stem>", name) in found]
+        if found and wanted is not None:
+            break
+    raise SourceError(f"{repo} has several models, name one: hf:{repo}/FILE with {_listed(models)}")
+
+
+def _parts(file: str, names: Iterable[str]) -> list[str]:
+    """All files of the split GGUF model that ``file`` is one of; just ``file`` if it is no such thing."""
+    match = _SHARD.fullmatch(file)
+    if match is None or match["kind"] != "gguf":
+        return [file]
+    mine = re.compile(rf"{re.escape(match['stem'])}-\d{{5}}-of-{match['count']}\.gguf")
+    return sorted(name for name in names if mine.fullmatch(name))
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = [shown(name) for name in names]
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return ", ".join(names[:12]) + more if names else "nothing"
+
+
+def _opened(folder: Path, files: list[str]) -> Path:
+    """What to open: the (first) GGUF file, or the folder of safetensors."""
+    return folder / files[0] if files[0].endswith(".gguf") else folder
+
+
+def _all_shards(files: list[str]) -> bool:
+    """Whether all files of a split model are there; they are fetched last, so the rest is there too."""
+    shards = [match for name in files if (match := _SHARD.fullmatch(name))]
+    return not shards or len(shards) == int(shards[0]["count"])
+
+
+def _snapshot(repo: str) -> Path | None:
+    """The folder of the last fetched revision in the hub's cache."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    try:
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    path = folder / "snapshots" / commit
+    return path if commit.isalnum() and path.is_dir() else None
+
+
+def _within(seconds: float, ask: Callable[[], T]) -> T:
+    """The answer, or `SourceError` after so many seconds: name lookups take no timeout, so a thread waits."""
+    answers: list[T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except BaseException as error:  # raised again by the one who waits
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="pellucid-hub")
+    thread.start()
+    thread.join(seconds)
+    if failures:
+        raise failures[0]
+    if not answers:
+        raise SourceError(f"the hub did not answer within {seconds:g} seconds")
+    return answers[0]
+
+
+def _download(repo: str, name: str, progress: DownloadProgress) -> Path:
+    import inspect
+
+    from huggingface_hub import hf_hub_download
+
+    options: dict[str, Any] = {"etag_timeout": TIMEOUT}
+    if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # not in the oldest versions
+        options["tqdm_class"] = _bar(progress, name)
+    try:
+        return Path(hf_hub_download(repo, name, **options))
+    except Exception as error:  # as above
+        raise SourceError(_why(error)) from error
+
+
+def _bar(progress: DownloadProgress, label: str) -> type[Any]:
+    """The hub reports to a tqdm class; this one draws nothing and passes the numbers on."""
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    class Bar(tqdm):  # type: ignore[misc]
+        monitor_interval = 0
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False, "leave": False})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            drawn: bool | None = super().update(n)
+            progress.update(int(self.n), int(self.total) if self.total else None, label)
+            return drawn
+
+    return Bar
+
+
+def _why(error: Exception) -> str:
+    """The hub's reason in one line, without the request ids and addresses that its messages carry."""
+    if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError"):
+        return f"the hub cannot be reached ({reason(error)})"
+    text = re.sub(r"\s*\(Request ID:.*?\)", "", reason(error))
+    text = re.sub(r"https?://\S+", "the hub", text).strip()
+    name = type(error).__name__
+    return (
+        text if isinstance(error, SourceError) else f"{name}: {text[:200]}" if text and text != name else name
+    )
+
+
+SOURCE: Source = HuggingFace()

@@ -1,0 +1,42 @@
+"""``local:PATH``, or just PATH: files and folders that are already here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pellucid.errors import SourceError
+from pellucid.util.messages import brief, reason
+from pellucid.weights.sources.source import DownloadProgress, Source
+
+
+def unreadable(path: str) -> str | None:
+    """Why the system does not say whether there is something at ``path``; None if it does."""
+    try:
+        os.stat(Path(path).expanduser())
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    # No permission or a loop of links, no such user, a NUL in the name.
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"{brief(path)} cannot be read: {reason(error)}"
+    return None
+
+
+class Local(Source):
+    scheme = "local"
+
+    def cached(self, rest: str) -> Path | None:
+        try:
+            path = Path(rest).expanduser()
+            return path if rest and os.path.exists(path) else None
+        except RuntimeError:  # no such user
+            return None
+
+    def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
+        path = self.cached(rest)
+        if path is None:
+            raise SourceError(unreadable(rest) or f"there is no file or folder {brief(rest)}")
+        return path
+
+
+SOURCE: Source = Local()

