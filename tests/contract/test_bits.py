@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.processes import environment, python, run
 from support.schedule import LENGTHS, QUANTISED, Model, Play, write_quantised_llama
-from support.tiny import DECODERS, TINY, opened
+from support.tiny import DECODERS, TINY, model_runner, opened
 
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core import isa

@@ -24,7 +24,7 @@ from support import templates
 from template_grammar import TEXTS, damaged, garbage, hostile, plain
 
 from pellucid.errors import PellucidError
-from pellucid.tokenize.chat import process
+from pellucid.tokenize.chat import template_process
 from pellucid.tokenize.chat.template import RenderLimits
 
 SECONDS, MEMORY = 3.0, 3 << 30
@@ -81,7 +81,7 @@ def compared(source: str, messages: Any) -> str | None:
 def is_repeatable(source: str, messages: Any, text: str) -> bool:
     """Whether other processes render the same: they do not where digits of an address are counted or turned around."""
     for _ in range(4):
-        process._workers.close()
+        template_process._workers.close()
         if templates.chat(source, messages, [templates.TOOL]) != text:
             return False
     return True

@@ -17,7 +17,7 @@ from pellucid.weights.gguf_types import TENSOR_TYPES
 from pellucid.weights.quant.registry import formats
 from support.blocks import quantised, random_blocks
 from support.model_files import gguf
-from support.tiny import opened
+from support.tiny import model_runner, opened
 
 LENGTHS = (150, 100, 70, 64, 33, 20, 9, 1, 560, *[16] * 8)
 """Tokens of the sequences that a schedule plays with; a page holds 64, a piece of attention 512."""

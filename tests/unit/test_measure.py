@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.schedule import write_quantised_llama
-from support.tiny import TINY, opened
+from support.tiny import TINY, model_runner, opened
 
 from pellucid.engine.model_runner import ModelRunner, layouts
 from pellucid.errors import InvalidRequest

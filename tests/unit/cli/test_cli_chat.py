@@ -13,7 +13,7 @@ from support.command import Command
 from pellucid.cli import common
 from pellucid.cli.commands.chat import converse
 from pellucid.errors import ContextOverflow, ModelNotFound
-from pellucid.tokenize.chat import process
+from pellucid.tokenize.chat import template_process
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 
@@ -97,7 +97,7 @@ def test_a_template_process_starts_before_the_model_is_loaded(
         done.append("load")
         raise ModelNotFound("no model")
 
-    monkeypatch.setattr(process, "start_ahead", lambda: done.append("start"))
+    monkeypatch.setattr(template_process, "start_ahead", lambda: done.append("start"))
     monkeypatch.setattr(common, "load", load)
     assert command("chat", "nothing").code == 2
     assert done == ["start", "load"]

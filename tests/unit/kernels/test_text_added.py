@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.tokenize.compiled.pipeline import Adding, Room, Texts
+from pellucid.tokenize.compiled.stages import Adding
+from pellucid.tokenize.compiled.texts import Room, Texts
 from pellucid.tokenize.stages.added import AddedToken, AddedTokens
 
 Span = tuple[int, int]

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.kernels.text.pieces import PART
-from pellucid.tokenize.compiled.pipeline import Room, Separating, Texts
+from pellucid.tokenize.compiled.stages import Separating
 from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces
+from pellucid.tokenize.compiled.texts import Room, Texts
 from pellucid.tokenize.merges import PairRanks, merge
 
 Either = TypeVar("Either", str, bytes)

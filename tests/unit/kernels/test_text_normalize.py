@@ -15,7 +15,8 @@ from support.letters import CHANGED
 
 from pellucid.kernels.text.normalize import MOST
 from pellucid.tokenize.compiled.form_tables import form_table
-from pellucid.tokenize.compiled.pipeline import Normalizing, Room, Texts
+from pellucid.tokenize.compiled.stages import Normalizing
+from pellucid.tokenize.compiled.texts import Room, Texts
 from pellucid.tokenize.stages.aligned import Aligned
 from pellucid.tokenize.stages.normalize import Form, Normalize
 from pellucid.tokenize.unicode import complement, letters, members

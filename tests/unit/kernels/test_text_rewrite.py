@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.tokenize.compiled.pipeline import Rewriting, Room, Texts
 from pellucid.tokenize.compiled.rewrite_table import LONGEST, character_maps
+from pellucid.tokenize.compiled.stages import Rewriting
+from pellucid.tokenize.compiled.texts import Room, Texts
 from pellucid.tokenize.stages.normalize import (
     Bert,
     Lowercase,

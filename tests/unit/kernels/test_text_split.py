@@ -14,7 +14,8 @@ from pellucid.kernels.core.library import shared
 from pellucid.kernels.text import pieces as text_pieces
 from pellucid.kernels.text import split as text_split
 from pellucid.runtime.memory import address
-from pellucid.tokenize.compiled.pipeline import Cutting, Room, Texts
+from pellucid.tokenize.compiled.stages import Cutting
+from pellucid.tokenize.compiled.texts import Room, Texts
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.patterns.automaton import automaton
 from pellucid.tokenize.stages.pretokenize import Split

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from support.encoded import ids_of
 
 from pellucid.kernels.text.pieces import KEPT_BYTES, LONG_BYTES
-from pellucid.tokenize.compiled.pipeline import Cutting, Pipeline
+from pellucid.tokenize.compiled.pipeline import Pipeline
+from pellucid.tokenize.compiled.stages import Cutting
 from pellucid.tokenize.kinds.wordpiece import WordPiece
 from pellucid.tokenize.patterns.automaton import automaton
 from pellucid.tokenize.stages.pretokenize import BERT

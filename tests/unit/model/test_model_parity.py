@@ -11,7 +11,7 @@ import pytest
 from support.blocks import random_blocks
 from support.reference import Reference, as_float16
 from support.schedule import QUANTISED, write_quantised_llama
-from support.tiny import DECODERS, TINY, opened, write_llama_gguf
+from support.tiny import DECODERS, TINY, model_runner, opened, write_llama_gguf
 
 from pellucid import pipeline
 from pellucid.engine.model_runner import layouts

@@ -13,7 +13,7 @@ import pytest
 from support.model_files import gguf
 from support.reference import Reference
 from support.sampling import Words
-from support.tiny import TINY, opened
+from support.tiny import TINY, model_runner, opened
 
 import pellucid
 from pellucid.engine.beam_search import search as beam_loop

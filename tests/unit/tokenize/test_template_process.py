@@ -16,9 +16,9 @@ import pytest
 from support.processes import environment, python
 
 from pellucid.errors import TemplateError
-from pellucid.tokenize.chat import process
-from pellucid.tokenize.chat.process import WORKERS, start_ahead
+from pellucid.tokenize.chat import template_process
 from pellucid.tokenize.chat.template import RenderLimits, render
+from pellucid.tokenize.chat.template_process import WORKERS, start_ahead
 
 SPIN = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 SPIN_IN_C = "{{ 'x' | slice(10**10) | list }}"
@@ -30,15 +30,15 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[process._Workers]:
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template_process._Workers]:
     """No workers yet."""
-    made = process._Workers()
-    monkeypatch.setattr(process, "_workers", made)
+    made = template_process._Workers()
+    monkeypatch.setattr(template_process, "_workers", made)
     yield made
     made.close()
 
 
-def pids(workers: process._Workers) -> list[int]:
+def pids(workers: template_process._Workers) -> list[int]:
     return [worker.process.pid for worker in workers._all]
 
 
@@ -59,7 +59,7 @@ def start(code: str, **options: object) -> subprocess.Popen[str]:
     prelude = (
         "import os, signal, sys, time\n"
         "from pellucid.errors import TemplateError\n"
-        "from pellucid.tokenize import template_process\n"
+        "from pellucid.tokenize.chat import template_process\n"
         "from pellucid.tokenize.chat.template import Limits, render\n"
         "def pid(): return next(iter(template_process._workers._all)).process.pid\n"
         f"SPIN, SPIN_IN_C = {SPIN!r}, {SPIN_IN_C!r}\n"
@@ -78,12 +78,12 @@ def finished(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def test_a_worker_is_kept(workers: process._Workers) -> None:
+def test_a_worker_is_kept(workers: template_process._Workers) -> None:
     assert [render("{{ x }}", {"x": x}) for x in range(3)] == ["0", "1", "2"]
     assert len(pids(workers)) == 1
 
 
-def test_a_worker_may_be_started_ahead(workers: process._Workers) -> None:
+def test_a_worker_may_be_started_ahead(workers: template_process._Workers) -> None:
     start_ahead()
     start_ahead()
     before = pids(workers)
@@ -94,7 +94,7 @@ def test_a_worker_may_be_started_ahead(workers: process._Workers) -> None:
 
 @linux
 @pytest.mark.parametrize("source", [SPIN, SPIN_IN_C])
-def test_a_worker_past_its_time_is_gone(source: str, workers: process._Workers) -> None:
+def test_a_worker_past_its_time_is_gone(source: str, workers: template_process._Workers) -> None:
     start_ahead()
     (pid,) = pids(workers)
     with pytest.raises(TemplateError, match=r"it ran for more than 0.1 seconds$"):
@@ -103,7 +103,7 @@ def test_a_worker_past_its_time_is_gone(source: str, workers: process._Workers) 
     assert render("{{ 1 }}", {}) == "1"
 
 
-def test_a_crash_is_said(workers: process._Workers) -> None:
+def test_a_crash_is_said(workers: template_process._Workers) -> None:
     with pytest.raises(
         TemplateError, match=r"it crashed its process \(SIG\w+\), as too deep nesting does$|nested too"
     ):
@@ -111,7 +111,7 @@ def test_a_crash_is_said(workers: process._Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
 
 
-def test_killed_from_outside_between_renderings(workers: process._Workers) -> None:
+def test_killed_from_outside_between_renderings(workers: template_process._Workers) -> None:
     assert render("{{ 1 }}", {}) == "1"
     (worker,) = workers._all
     os.kill(worker.process.pid, signal.SIGKILL)
@@ -128,7 +128,7 @@ def test_killed_from_outside_between_renderings(workers: process._Workers) -> No
     ],
 )
 def test_killed_from_outside_while_it_renders(
-    kill: signal.Signals, problem: str, workers: process._Workers
+    kill: signal.Signals, problem: str, workers: template_process._Workers
 ) -> None:
     start_ahead()
     timer = threading.Timer(0.3, os.kill, (pids(workers)[0], kill))
@@ -139,7 +139,7 @@ def test_killed_from_outside_while_it_renders(
     assert render("{{ 1 }}", {}) == "1"
 
 
-def test_threads_share_a_few_workers(workers: process._Workers) -> None:
+def test_threads_share_a_few_workers(workers: template_process._Workers) -> None:
     def one(number: int) -> str:
         return render("{% for i in range(2000) %}{% endfor %}{{ x }}", {"x": number})
 
@@ -148,7 +148,7 @@ def test_threads_share_a_few_workers(workers: process._Workers) -> None:
     assert 1 <= len(pids(workers)) <= WORKERS
 
 
-def test_a_hostile_template_does_not_hold_up_others(workers: process._Workers) -> None:
+def test_a_hostile_template_does_not_hold_up_others(workers: template_process._Workers) -> None:
     with ThreadPoolExecutor(1) as pool:
         hostile = pool.submit(render, SPIN, {}, RenderLimits(seconds=2.0))
         assert [render("{{ 1 }}", {}) for _ in range(100)] == ["1"] * 100
@@ -263,7 +263,9 @@ def test_without_standard_streams(tmp_path: Path) -> None:
 
 
 @linux
-def test_a_worker_inherits_little(workers: process._Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_inherits_little(
+    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     with open(os.devnull) as file:
@@ -303,7 +305,7 @@ def test_limits_of_the_administrator_stay() -> None:
     ],
 )
 def test_no_python_to_run(
-    executable: str | None, problem: str, workers: process._Workers, monkeypatch: pytest.MonkeyPatch
+    executable: str | None, problem: str, workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
     with pytest.raises(TemplateError, match=problem) as caught:
@@ -312,7 +314,9 @@ def test_no_python_to_run(
     assert not workers._all
 
 
-def test_a_system_that_starts_no_process(workers: process._Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_that_starts_no_process(
+    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def start(*_: object, **__: object) -> None:
         raise OSError(24, "Too many open files")
 
@@ -322,7 +326,7 @@ def test_a_system_that_starts_no_process(workers: process._Workers, monkeypatch:
 
 
 def test_jinja_that_does_not_work(
-    workers: process._Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "jinja2").mkdir()
     (tmp_path / "jinja2" / "__init__.py").write_text("raise RuntimeError('broken')")
@@ -332,7 +336,11 @@ def test_jinja_that_does_not_work(
         render("", {})
 
 
-def test_a_worker_that_says_nonsense(workers: process._Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "BOOT", "import sys; sys.stdout.write('\\0\\0\\0\\2[]'); sys.stdout.flush()")
+def test_a_worker_that_says_nonsense(
+    workers: template_process._Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        template_process, "BOOT", "import sys; sys.stdout.write('\\0\\0\\0\\2[]'); sys.stdout.flush()"
+    )
     with pytest.raises(TemplateError, match="cannot be started"):
         render("", {})

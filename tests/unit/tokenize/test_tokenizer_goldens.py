@@ -12,7 +12,7 @@ import pytest
 from tokenizer_cases import BOTH, GOLDENS, MODELS, from_folder, golden, tokenizer
 
 from pellucid.tokenize import tokenizer as base
-from pellucid.tokenize.compiled_encoder import assembled
+from pellucid.tokenize.compiled_encoder import compiled_encoder
 
 ONLY_PYTHON = ("tiny_wordlevel", "tiny_sentencepiece_char", "tiny_sentencepiece_word")
 
@@ -40,7 +40,7 @@ def test_offsets_equal_the_oracle(name: str, texts: list[str]) -> None:
 @pytest.mark.parametrize("name", BOTH)
 def test_compiled_code_has_the_same_ids(name: str, texts: list[str]) -> None:
     expected, ours = golden(name), tokenizer(name)
-    run = assembled(ours)  # ours._compiled would stay there, and be what later tests test
+    run = compiled_encoder(ours)  # ours._compiled would stay there, and be what later tests test
     if run is None:
         assert name in ONLY_PYTHON
         return
@@ -57,7 +57,7 @@ def test_compiled_code_has_the_same_ids(name: str, texts: list[str]) -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 def test_compiled_code_has_the_same_offsets(name: str, texts: list[str]) -> None:
-    ours, run = tokenizer(name), assembled(tokenizer(name))
+    ours, run = tokenizer(name), compiled_encoder(tokenizer(name))
     if run is None:
         assert name in ONLY_PYTHON
         return

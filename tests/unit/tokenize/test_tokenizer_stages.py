@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from pellucid.tokenize.encoder import _Remembered
 from pellucid.tokenize.kinds.sentencepiece_bpe import CharBPE
 from pellucid.tokenize.kinds.wordpiece import WordPiece
 from pellucid.tokenize.merges import ScoreRanks
@@ -14,7 +15,6 @@ from pellucid.tokenize.patterns.published import GGUF_PRE
 from pellucid.tokenize.stages.added import AddedToken, AddedTokens
 from pellucid.tokenize.stages.normalize import Bert, Lowercase
 from pellucid.tokenize.stages.pretokenize import BERT, PreTokenizer, Split
-from pellucid.tokenize.tokenizer import _Remembered
 
 
 def cutting(name: str) -> PreTokenizer:

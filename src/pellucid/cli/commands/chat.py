@@ -36,7 +36,7 @@ def command(
     **sampling: Any,
 ) -> None:
     """Talk to a model. The conversation is kept; /help lists what can be typed."""
-    from pellucid.tokenize.chat.process import start_ahead
+    from pellucid.tokenize.chat.template_process import start_ahead
 
     options = checked(sampling)
     start_ahead()  # it starts while the model is loaded

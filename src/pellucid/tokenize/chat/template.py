@@ -1,7 +1,8 @@
 """A conversation → one text, by the Jinja template that came with the model.
 
 In: variables, plain as ``conversation.py`` makes them. Out: the text that the model was trained to continue. The
-template is a program from a stranger: it runs in a process of its own (``process.py``) within ``RenderLimits``.
+template is a program from a stranger: it runs in a process of its own (``template_process.py``) within
+``RenderLimits``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pellucid.errors import InvalidRequest, TemplateError
-from pellucid.tokenize.chat.process import ask, encoded
+from pellucid.tokenize.chat.template_process import ask, encoded
 
 SOURCE_CHARACTERS = 1_000_000
 REQUEST_BYTES = 40_000_000  # the source and all variables as JSON, in UTF-8
