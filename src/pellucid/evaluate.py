@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from pellucid.engine.scoring import score, teacher_forced_logits
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import shown
 from pellucid.llm import LLM
 from pellucid.runtime.cache import BlockTable
 from pellucid.sample.candidates import Candidates
 from pellucid.util.checks import whole
-from pellucid.util.messages import shown
 
 USUAL_WINDOW = 512
 Told = Callable[[int, int, str], None]

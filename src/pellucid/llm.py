@@ -19,21 +19,21 @@ from numpy.typing import NDArray
 
 from pellucid import pipeline
 from pellucid.engine.beam_search import search_beams
-from pellucid.engine.inputs import Inputs, Message, Prompt
+from pellucid.engine.embedding import EmbeddedTexts, batches
+from pellucid.engine.inputs import Inputs, Message, PromptInput
 from pellucid.engine.model_runner import ModelRunner, StepLimits, layouts
 from pellucid.engine.output import Beams, Generation, Score
-from pellucid.engine.request import PrefixCache, Request, RequestGroup
+from pellucid.engine.prefix_cache import PrefixCache
+from pellucid.engine.request import Request, RequestGroup
 from pellucid.engine.scoring import score
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.kernels.attention import kv_layout
-from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
-from pellucid.runtime import cache
-from pellucid.runtime.batch import Chunk
 from pellucid.runtime.executor import default_threads
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.chain import Chain
@@ -41,7 +41,6 @@ from pellucid.sample.options import CHECKS, Options
 from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.util.checks import whole
-from pellucid.util.messages import brief
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources.source import DownloadProgress
@@ -61,7 +60,7 @@ class LLM:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
         self._embedding = threading.Lock()
-        self._keeper = PrefixCache(runner)
+        self._prefixes = PrefixCache(runner)
 
     @property
     def spec(self) -> ModelSpec:
@@ -78,7 +77,7 @@ class LLM:
         """Tokens that prompt and answer may have together."""
         return self.runner.limits.context
 
-    def generate(self, prompt: Prompt, **options: Any) -> Generation:
+    def generate(self, prompt: PromptInput, **options: Any) -> Generation:
         """Continue a prompt: a text, chat messages, or token ids.
 
         Keywords are those of ``Options`` and of the steps of the chain (``sample/steps/``), such as ``temperature``.
@@ -94,7 +93,7 @@ class LLM:
             pass
         return run.result()
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: PromptInput, **options: Any) -> Iterator[str]:
         """Like ``generate``, piece by piece: each piece of text as soon as it is certain.
 
         What can be wrong with the request is raised here, not at the first piece.
@@ -106,13 +105,13 @@ class LLM:
         """Answer a conversation: [{"role": "user", "content": "Hi"}, ...]. Raises as ``generate`` does."""
         return self.generate(conversation(messages), **options)
 
-    def start(self, prompt: Prompt, **options: Any) -> Request:
+    def start(self, prompt: PromptInput, **options: Any) -> Request:
         """A running generation: iterate over its pieces, then ask for its ``result``."""
         made = Options.of(**options)
         return Request(self._runs(prompt, made, [made.chain()]))
 
     def samples(
-        self, prompt: Prompt, n: int, *, best_of: int | None = None, **options: Any
+        self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Any
     ) -> list[Generation]:
         """``n`` answers to one prompt, made together: they share its place in the cache, and each step of the model.
 
@@ -141,7 +140,7 @@ class LLM:
             found.sort(key=lambda one: -one.mean_logprob)
         return found[:n]
 
-    def beam_search(self, prompt: Prompt, **options: Any) -> Beams:
+    def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
         """The best whole continuations of a prompt, by beam search.
 
         Keywords are those of ``BeamOptions``, such as ``num_beams``, and those of ``generate`` but for what is about
@@ -152,12 +151,12 @@ class LLM:
         known = BeamOptions.__dataclass_fields__
         own = {name: options.pop(name) for name in list(options) if name in known}
         made, beams = Options.of(known, **options), BeamOptions(**own)
-        return search_beams(self.runner, self.inputs, self._keeper, prompt, made, beams)
+        return search_beams(self.runner, self.inputs, self._prefixes, prompt, made, beams)
 
-    def _runs(self, prompt: Prompt, options: Options, chains: list[Chain]) -> RequestGroup:
-        return RequestGroup(self.runner, self.inputs, self._keeper, prompt, options, chains)
+    def _runs(self, prompt: PromptInput, options: Options, chains: list[Chain]) -> RequestGroup:
+        return RequestGroup(self.runner, self.inputs, self._prefixes, prompt, options, chains)
 
-    def score(self, text: Prompt, *, given: str | None = None, top: int = 0) -> Score:
+    def score(self, text: PromptInput, *, given: str | None = None, top: int = 0) -> Score:
         """How likely a text is, token by token, and what the ``top`` likeliest tokens were in its places.
 
         ``given`` is a text before it whose own tokens do not count: so answers to one question can be compared.
@@ -168,12 +167,12 @@ class LLM:
         """
         top = CHECKS["logprobs"]("top", top)
         ids, known = self.inputs.scored(text, given)
-        kept = self._keeper.take([])
+        lease = self._prefixes.acquire([])
         try:
             size = self.inputs.vocabulary
-            logprobs = score(self.runner, kept.sequence, ids, top, size, max(known, 1))
+            logprobs = score(self.runner, lease.table, ids, top, size, max(known, 1))
         finally:
-            self._keeper.give_back(kept, ids)
+            self._prefixes.release(lease, ids)
         return Score(ids, logprobs)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
@@ -185,36 +184,19 @@ class LLM:
         """
         encoded = self.inputs.sentences(texts, truncate)
         out = np.empty((len(encoded), self.runner.width), np.float32)
-        for batch in self._batches(encoded):
-            sequences = [cache.BlockTable() for _ in batch]
+        for batch in batches(self.runner, encoded):
+            task = EmbeddedTexts(self.runner, [encoded[i] for i in batch])
             with self._embedding:  # a batch may take every page: others wait until they are given back
                 try:
-                    chunks = [Chunk(s, encoded[i], 0) for s, i in zip(sequences, batch)]
-                    out[batch] = self.runner.forward(chunks)
+                    out[batch] = list(pipeline.run(self.runner, task))
                 finally:
-                    for sequence in sequences:
-                        self.runner.truncate(sequence, 0)
+                    task.close()
         return out
 
     def close(self) -> None:
         """Stop the threads and close the file."""
         self.runner.close()
         self.checkpoint.close()
-
-    def _batches(self, encoded: list[list[int]]) -> Iterator[list[int]]:
-        """Indices of texts that fit into one step together."""
-        batch: list[int] = []
-        tokens = pages = 0
-        limits = self.runner.limits
-        for index, ids in enumerate(encoded):
-            needed = -(-len(ids) // PAGE)
-            full = tokens + len(ids) > limits.tokens or pages + needed > self.runner.cache.pages
-            if batch and (full or len(batch) == limits.sequences):
-                yield batch
-                batch, tokens, pages = [], 0, 0
-            batch.append(index)
-            tokens, pages = tokens + len(ids), pages + needed
-        yield batch
 
 
 def load(

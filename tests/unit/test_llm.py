@@ -245,9 +245,13 @@ def test_half_of_a_character_is_no_text_wherever_it_comes_in(llm: LLM, text: str
 def test_logits_that_are_no_numbers_are_an_error_and_leave_nothing_behind(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = llm.generate(PROMPT, **GREEDY).ids
+    wanted, forward_all = llm.generate(PROMPT, **GREEDY).ids, llm.runner.forward_all
+
+    def not_numbers(rows: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.full_like(row, np.nan) for row in rows]
+
     with monkeypatch.context() as patched:
-        patched.setattr(llm.runner, "prefill", lambda sequence, tokens: np.full(320, np.nan, np.float32))
+        patched.setattr(llm.runner, "forward_all", lambda chunks: not_numbers(forward_all(chunks)))
         with pytest.raises(KernelError, match="token 0: the logit of id 0 is nan"):
             llm.generate(PROMPT, **GREEDY)
     assert llm.generate(PROMPT, **GREEDY).ids == wanted
@@ -304,7 +308,7 @@ def test_abandoned_stream_gives_its_pages_back(llm: LLM) -> None:
 
 def leave_two_pages(llm: LLM) -> None:
     """Let somebody have all other pages of the cache."""
-    llm.runner.cache.extend(BlockTable(), (llm.runner.cache.free_pages - 2) * PAGE)
+    llm.runner.cache.allocate(BlockTable(), (llm.runner.cache.free_pages - 2) * PAGE)
 
 
 def test_what_is_kept_makes_way_for_what_runs(llm: LLM) -> None:

@@ -19,7 +19,7 @@ import typer
 from pellucid.cli.command import Command, known_commands
 from pellucid.cli.sampling import with_options
 from pellucid.errors import PellucidError
-from pellucid.util.messages import bounded, reason
+from pellucid.errors.messages import bounded, reason
 
 # Typer brings its own copy of Click or uses the installed one, by version; its errors are found through its own.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

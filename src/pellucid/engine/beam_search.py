@@ -3,69 +3,83 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
-from pellucid.engine.inputs import Inputs, Prompt
+from pellucid import pipeline
+from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
-from pellucid.engine.request import Place, PrefixCache
+from pellucid.engine.prefix_cache import PrefixCache
+from pellucid.engine.prompt import Prompt
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.pipeline import Rows
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
 from pellucid.sample.options import Options
-from pellucid.util.messages import brief
 
 MEANINGLESS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", "watch")
 """Options that are about a single text as it is made."""
 
 
-def search(
-    runner: ModelRunner,
-    ids: list[int],
-    hold: Callable[[list[int]], BlockTable],
-    beams: BeamSearch,
-) -> Iterator[list[Beam]]:
-    """The loop for beams: each turn a token for every beam, all in one step. Gives the beams after each turn.
+class BeamGroup:
+    """A task: reads a prompt, then continues it with all beams of a search. Gives the beams after each step.
 
     A beam that goes on in two ways is forked in the cache.
     """
-    prompt = hold(ids)
-    rows = runner.prefill(prompt, ids[prompt.length :])[np.newaxis]
-    sequences = [runner.fork(prompt)]
-    try:
-        while True:
-            running = beams.step(list(rows))
-            yield running
-            if beams.done:
+
+    def __init__(self, runner: ModelRunner, prompt: Prompt, beams: BeamSearch) -> None:
+        self._runner, self._prompt, self._beams = runner, prompt, beams
+        self._tables: list[BlockTable] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether the search is over."""
+        return self._beams.done
+
+    def pending(self) -> list[Chunk]:
+        """The next tokens of the prompt, then the last token of each beam."""
+        if not self._tables:
+            return self._prompt.pending()
+        return [Chunk(table, [beam.node.token]) for table, beam in zip(self._tables, self._beams.beams)]
+
+    def take(self, rows: list[Rows], seconds: float) -> Iterator[list[Beam]]:
+        """The next beams."""
+        if not self._tables:
+            logits = self._prompt.take(rows, seconds)
+            if logits is None:
                 return
-            sequences = _branched(runner, sequences, [beam.parent for beam in running])
-            chunks = [Chunk(sequence, [beam.node.token]) for sequence, beam in zip(sequences, running)]
-            rows = np.concatenate(runner.forward_all(chunks))
-    finally:
-        runner.release(*sequences)
+            rows, self._tables = [logits], [self._runner.fork(self._prompt.lease.table)]
+        running = self._beams.step(list(np.concatenate(rows)))
+        yield running
+        if not self._beams.done:
+            self._tables = _branched(self._runner, self._tables, [beam.parent for beam in running])
+
+    def close(self) -> None:
+        """Give back all pages."""
+        self._runner.release(*self._tables)
+        self._prompt.close(self._prompt.ids)
 
 
-def _branched(runner: ModelRunner, sequences: list[BlockTable], parents: list[int]) -> list[BlockTable]:
-    """A sequence for each child. One takes its parent's, the others fork it; those without children are given up."""
+def _branched(runner: ModelRunner, tables: list[BlockTable], parents: list[int]) -> list[BlockTable]:
+    """A table for each child. One takes its parent's, the others fork it; those without children are released."""
     taken: set[int] = set()
     made = []
     for parent in parents:
-        made.append(runner.fork(sequences[parent]) if parent in taken else sequences[parent])
+        made.append(runner.fork(tables[parent]) if parent in taken else tables[parent])
         taken.add(parent)
-    for number, sequence in enumerate(sequences):
-        if number not in taken:
-            runner.release(sequence)
+    runner.release(*(table for number, table in enumerate(tables) if number not in taken))
     return made
 
 
 def search_beams(
     runner: ModelRunner,
     inputs: Inputs,
-    keeper: PrefixCache,
-    prompt: Prompt,
+    prefixes: PrefixCache,
+    prompt: PromptInput,
     options: Options,
     beams: BeamOptions,
 ) -> Beams:
@@ -90,16 +104,16 @@ def search_beams(
         raise InvalidRequest("mirostat=2: it follows one text, not beams; leave it out")
     sampler = chain.start(tokenizer, ids, ends, idle=runner.idle_core, vocabulary=size)
     found = BeamSearch(beams, sampler, ends, limit)
-    place, times = Place(runner, keeper, size, options), list[float]()
-    place.start = time.perf_counter()
+    reading, times = Prompt(runner, prefixes, ids, None, size), list[float]()
+    group, start = BeamGroup(runner, reading, found), time.perf_counter()
     try:
-        for _ in search(runner, ids, place.hold, found):
-            times.append(time.perf_counter() - place.start)
+        for _ in pipeline.run(runner, group):
+            times.append(time.perf_counter() - start)
             if options.max_time is not None and times[-1] >= options.max_time:
                 found.stop("time")
                 break
     finally:
-        place.leave(ids)
+        group.close()
     texts = [
         BeamText(
             tokenizer.decode(one.ids[:-1] if one.ids[-1] in ends else one.ids),
@@ -110,7 +124,7 @@ def search_beams(
         )
         for one in found.results()
     ]
-    usage = Usage(len(ids), place.cached_tokens, sum(len(one.ids) for one in texts))
-    queue, first, total = place.queue, times[0], times[-1]
+    usage = Usage(len(ids), reading.cached_tokens, sum(len(one.ids) for one in texts))
+    queue, first, total = reading.queue, times[0], times[-1]
     timings = Timings(queue, first - queue, first, total, total - queue)
     return Beams(texts, found.nodes, usage, timings, chain.seed if beams.do_sample else None, chain.steps)

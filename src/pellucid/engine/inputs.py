@@ -14,16 +14,16 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pellucid.errors import ContextOverflow, InvalidRequest
+from pellucid.errors.messages import brief, shown
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import is_message
 from pellucid.util import checks
 from pellucid.util.checks import token_id
-from pellucid.util.messages import brief, shown
 
 Refusal: TypeAlias = Callable[[str], ContextOverflow]
 Message: TypeAlias = Mapping[str, Any]
-Prompt: TypeAlias = str | Sequence[Message] | Sequence[int]
+PromptInput: TypeAlias = str | Sequence[Message] | Sequence[int]
 
 # Of a text, this many characters for each token that there is room for are encoded before the rest is looked at.
 PROBED = 8
@@ -48,7 +48,7 @@ class Inputs:
         """
         return min(self.spec.embedding.vocabulary, self.tokenizer.vocab_size)
 
-    def prompt(self, prompt: Prompt) -> list[int]:
+    def prompt(self, prompt: PromptInput) -> list[int]:
         """The ids of a text, of chat messages, or ids as they are, for a model that makes text.
 
         Raises:
@@ -88,7 +88,7 @@ class Inputs:
             )
         return ids
 
-    def scored(self, text: Prompt, given: str | None) -> tuple[list[int], int]:
+    def scored(self, text: PromptInput, given: str | None) -> tuple[list[int], int]:
         """The ids of a text with a text before it, and how many of them are that one's.
 
         Raises:
@@ -134,7 +134,7 @@ class Inputs:
             raise InvalidRequest("embed takes a list of at least one text")
         return [self._sentence(text, truncate) for text in texts]
 
-    def _checked(self, prompt: Prompt, refused: Refusal | None = None) -> list[int]:
+    def _checked(self, prompt: PromptInput, refused: Refusal | None = None) -> list[int]:
         if not self.spec.head:
             raise InvalidRequest(
                 f"{shown(self.spec.name)} makes sentence vectors, not text: use embed, or load smollm2"
@@ -143,7 +143,7 @@ class Inputs:
             self._refuse_early(prompt, refused)
         return self._ids(prompt)
 
-    def _refuse_early(self, prompt: Prompt, refused: Refusal) -> None:
+    def _refuse_early(self, prompt: PromptInput, refused: Refusal) -> None:
         """Raise what ``refused`` makes of a length, if it takes only a part of a prompt to see that it is too long."""
         texts = [prompt] if isinstance(prompt, str) else []
         if not texts and _is_list(prompt) and (length := _length(prompt)):
@@ -187,7 +187,7 @@ class Inputs:
         """The other way out of too long a text, where there is one."""
         return ", or load with a larger context" if self.context < self.spec.context else ""
 
-    def _ids(self, prompt: Prompt) -> list[int]:
+    def _ids(self, prompt: PromptInput) -> list[int]:
         if isinstance(prompt, str):
             checks.text("text", prompt)
             ids = self.tokenizer.encode(prompt)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import shown
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import Space
 from pellucid.kernels.core.library import CompileProgress
@@ -26,7 +27,6 @@ from pellucid.runtime.batch import Chunk, StepArrays
 from pellucid.runtime.cache import BlockTable, KVCache, LayerShape
 from pellucid.runtime.executor import Executor, Program, usable_cores
 from pellucid.runtime.memory import Arena, address
-from pellucid.util.messages import shown
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.pack import Matrix, decode, pack, prepare, stored_as
 from pellucid.weights.quant.registry import lookup
@@ -111,7 +111,7 @@ class ModelRunner:
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run one step. Returns the wanted rows, the caller's to keep: logits (R, V), or sentence vectors (B, D).
 
-        The chunks' sequences grow by their tokens.
+        The chunks' tables grow by their tokens.
 
         Raises:
             InvalidRequest: more tokens, rows or sequences than a step may hold, more rows than a chunk has, or the
@@ -122,7 +122,8 @@ class ModelRunner:
         with self._lock:
             self._refuse_if_closed()
             self.drain()
-            tokens, outputs = self._step.fill(chunks, self.cache)
+            self._allocate(chunks)
+            tokens, outputs = self._step.fill(chunks)
             rows = outputs if self.spec.head else len(chunks)
             out = self._fresh_output(rows)
             self._executor.run(self._program, self._step.record, small=tokens <= SMALL)
@@ -131,19 +132,31 @@ class ModelRunner:
             return out[:rows, : self.width]
 
     def forward_all(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
-        """``forward`` of any number of short chunks, in as many steps as that takes. Returns the rows of each."""
+        """``forward`` of any number of chunks, in as many steps as that takes. Returns the rows of each.
+
+        Raises: as ``forward`` does, for a chunk that is too long for a step.
+        """
         found: list[NDArray[np.float32]] = []
-        most = min(self.limits.outputs, self.limits.tokens)
         while len(found) < len(chunks):
             part: list[Chunk] = []
+            tokens = outputs = 0
             for chunk in chunks[len(found) : len(found) + self.limits.sequences]:
-                if part and sum(len(one.tokens) for one in part) + len(chunk.tokens) > most:
+                tokens, outputs = tokens + len(chunk.tokens), outputs + chunk.outputs
+                if part and (tokens > self.limits.tokens or outputs > self.limits.outputs):
                     break
                 part.append(chunk)
             rows = self.forward(part)
-            ends = np.cumsum([chunk.outputs for chunk in part])
-            found += np.split(rows, ends[:-1]) if len(part) > 1 else [rows]
+            if len(part) == 1:
+                found.append(rows)
+                continue
+            counts = [chunk.outputs if self.spec.head else 1 for chunk in part]
+            found += np.split(rows, np.cumsum(counts)[:-1])
         return found
+
+    def _allocate(self, chunks: Sequence[Chunk]) -> None:
+        """Give the chunks' sequences the pages that they will need. Raises CacheFull."""
+        for chunk in chunks:
+            self.cache.allocate(chunk.table, len(chunk.tokens))
 
     def _fresh_output(self, rows: int) -> NDArray[np.float32]:
         """An array for the step to write to: the caller keeps it, and nothing is copied."""
@@ -168,7 +181,8 @@ class ModelRunner:
         with self._lock:
             self._refuse_if_closed()
             try:
-                self._step.fill(chunks, self.cache)
+                self._allocate(chunks)
+                self._step.fill(chunks)
                 nothing = min(self._seconds(records[:0]) for _ in range(9))
                 seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])
             finally:
@@ -204,25 +218,25 @@ class ModelRunner:
         if self._executor.closed:
             raise InvalidRequest("the model is closed: load it again")
 
-    def fork(self, sequence: BlockTable) -> BlockTable:
-        """A sequence with the same tokens, to go on otherwise."""
+    def fork(self, table: BlockTable) -> BlockTable:
+        """A table with the same tokens, for a sequence that goes on otherwise."""
         with self._lock:
             self.drain()
-            return self.cache.fork(sequence)
+            return self.cache.fork(table)
 
-    def truncate(self, sequence: BlockTable, length: int) -> None:
-        """Forget a sequence's tokens from ``length`` on; 0 gives back all of its pages."""
+    def truncate(self, table: BlockTable, length: int) -> None:
+        """Forget the tokens from ``length`` on; 0 gives back all pages."""
         with self._lock:
             self.drain()
-            self.cache.truncate(sequence, length)
+            self.cache.truncate(table, length)
 
-    def release(self, *sequences: BlockTable) -> None:
-        """Give back all pages of sequences that nobody uses any more: now, or before the next step.
+    def release(self, *tables: BlockTable) -> None:
+        """Give back all pages of tables that nobody uses any more: now, or before the next step.
 
         It waits for nothing, so it may be called where a generator is closed; Python does that whenever it collects
         garbage, within a step too.
         """
-        self._released.extend(sequences)
+        self._released.extend(tables)
         if self._lock.acquire(blocking=False):
             try:
                 self.drain()
@@ -233,18 +247,6 @@ class ModelRunner:
         """Take back what was released. The caller has the lock."""
         while self._released:
             self.cache.truncate(self._released.popleft(), 0)
-
-    def prefill(self, sequence: BlockTable, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Run a prompt in steps of at most ``limits.tokens``. Returns the last token's logits, (V,)."""
-        last = (len(tokens) - 1) // self.limits.tokens * self.limits.tokens
-        self.read(sequence, tokens[:last])
-        row: NDArray[np.float32] = self.forward([Chunk(sequence, tokens[last:])])[0]
-        return row
-
-    def read(self, sequence: BlockTable, tokens: Sequence[int]) -> None:
-        """Run tokens of which no logits are wanted."""
-        for first in range(0, len(tokens), self.limits.tokens):
-            self.forward([Chunk(sequence, tokens[first : first + self.limits.tokens], outputs=0)])
 
     def array(self, buffer: str) -> NDArray[Any]:
         """A view of a buffer after the last step, by its name: float32 (rows, width), or blocks as bytes."""

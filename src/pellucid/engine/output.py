@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from pellucid.errors.messages import brief
 from pellucid.sample.beams import Node
 from pellucid.sample.logprobs import Logprobs
 from pellucid.sample.step import SamplerStep, options_of
 from pellucid.sample.trace import TokenTrace
-from pellucid.util.messages import brief
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One way to continue a prompt, on its way: from logits to a token, its text, and whether it is the last."""
+"""A sequence: one text that is being generated, from logits to a token, its text, and whether it is the last."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class TokenOutput:
 
 
 class TextSequence:
-    """What says the next token, what ends the text, and what the cache has of it.
+    """One continuation of a prompt: its sampler, its detokenizer, its stop criteria, and its block table.
 
-    Tokens of ``ends`` are its last; ``limit`` is how many it may have; ``sequence`` is given by who runs the model.
+    Tokens of ``ends`` are its last; ``limit`` is how many it may have; ``table`` is set by who runs the model.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, options: Options, sampler: Sampler, ends: frozenset[int], limit: int
     ) -> None:
-        self.sampler, self.sequence = sampler, BlockTable()
+        self.sampler, self.table = sampler, BlockTable()
         self.last, self.done = -1, False
         self._watch, self._limit = options.watch, limit
-        self._ends, self._ending = ends, options.ending()
+        self._ends, self._stop = ends, options.stop_criteria()
         self._detokenizer = tokenizer.stream()
 
     def take(self, logits: NDArray[np.float32], seconds: float) -> TokenOutput:
@@ -65,17 +65,17 @@ class TextSequence:
             self.done = True
             return TokenOutput(token, self._rest(), draw, seconds, "stop", token)
         certain = self._detokenizer.push(token)  # detokenize → text
-        text, reason = self._ending.push(certain, last=self._limit == 0)
+        text, reason = self._stop.push(certain, last=self._limit == 0)
         if self.sampler.complete and reason != "stop":
             text, reason = text + self._rest(), "stop"
         self.done = reason is not None
-        return TokenOutput(token, text, draw, seconds, reason, self._ending.found)
+        return TokenOutput(token, text, draw, seconds, reason, self._stop.found)
 
     def _rest(self) -> str:
         """What was held back, at an end that is none of ours."""
-        return self._ending.flush(self._detokenizer.flush())
+        return self._stop.flush(self._detokenizer.flush())
 
-    def next_chunk(self) -> Chunk:
+    def pending(self) -> Chunk:
         """The token that came, and those that must come after it: they are read together."""
         tokens = [self.last, *self.sampler.forced[: min(MOST_FORCED, self._limit - 1)]]
-        return Chunk(self.sequence, tokens, outputs=len(tokens))
+        return Chunk(self.table, tokens, outputs=len(tokens))

@@ -16,7 +16,7 @@ from pellucid.kernels.core.library import CompileProgress
 from pellucid.measure.cost import Cost, Rates, operation_cost, step_cost
 from pellucid.measure.roofs import Roofs
 from pellucid.measure.rounds import REST, machine_rates
-from pellucid.measure.suite import held, some_ids
+from pellucid.measure.suite import held, prefill, some_ids
 from pellucid.plan.plan import Operation
 from pellucid.runtime.batch import Chunk
 
@@ -92,7 +92,7 @@ def profile_step(
     what = f"a step of {tokens:,} token{'s' if tokens > 1 else ''}" + (f" after {depth:,}" if depth else "")
     with held(runner, 1) as (sequence,):
         if depth:
-            runner.prefill(sequence, some_ids(runner, depth))
+            prefill(runner, sequence, some_ids(runner, depth))
         chunks = [Chunk(sequence, some_ids(runner, tokens), int(runner.spec.causal))]
         return _profile(runner, what, chunks, rounds, progress)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid.errors import FileFormatError, UnsupportedModel
-from pellucid.util.messages import brief
+from pellucid.errors.messages import brief
 
 T = TypeVar("T")
 _MISSING: Any = object()

@@ -22,8 +22,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from pellucid.errors import UnsupportedModel
+from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
-from pellucid.util.messages import brief, shown
 
 Neutral: TypeAlias = Callable[[Any, Config], bool]
 """(value, the whole configuration) → whether the value changes nothing."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures
 from pellucid.model.keys import check_unread
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.spec import Model
-from pellucid.util.messages import brief, shown
 from pellucid.weights.checkpoint import Checkpoint
 
 

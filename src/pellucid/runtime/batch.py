@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pellucid.kernels.core.record import SCRATCH_HEADER, StepRecord
-from pellucid.runtime.cache import BlockTable, KVCache
+from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.memory import address, aligned
 
 
@@ -64,16 +64,11 @@ class StepArrays:
             StepRecord.pack({"tokens": 0, "outputs": 0, "sequences": 0, **known}), np.int64
         )
 
-    def fill(self, chunks: Sequence[Chunk], cache: KVCache) -> tuple[int, int]:
-        """Write a batch into the arrays and give its sequences their pages. Returns (T, R).
-
-        Raises:
-            CacheFull: a sequence needs more pages than are free.
-        """
+    def fill(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
+        """Write a batch into the arrays; its tables have their pages already. Returns (T, R)."""
         row = output = 0
         for index, chunk in enumerate(chunks):
             table, count = chunk.table, len(chunk.tokens)
-            cache.extend(table, count)
             if count == 1:  # much the most often: without the machinery of slices
                 self.token_ids[row], self.positions[row] = chunk.tokens[0], table.length
             else:

@@ -55,7 +55,7 @@ class KVCache:
     """``pages`` pages for every layer.
 
     Raises:
-        CacheFull: the machine does not give that much memory; from ``extend``: a sequence needs more pages than
+        CacheFull: the machine does not give that much memory; from ``allocate``: a sequence needs more pages than
             are free.
     """
 
@@ -90,38 +90,41 @@ class KVCache:
         values = self.layers[layer].key_bytes if part == "values" else 0
         return int(self._memory.ctypes.data) + self._offsets[layer] + values
 
-    def extend(self, sequence: BlockTable, tokens: int) -> None:
-        """Give a sequence the pages for ``tokens`` more tokens. Its length is set by the step that fills them."""
-        shared = bool(sequence.length % PAGE) and self._owners[sequence.pages[sequence.length // PAGE]] > 1
-        wanted = -(-(sequence.length + tokens) // PAGE) - len(sequence.pages) + shared
+    def allocate(self, table: BlockTable, tokens: int) -> None:
+        """Give a table the pages for ``tokens`` more tokens. Its length is set by the step that fills them."""
+        shared = bool(table.length % PAGE) and self._owners[table.pages[table.length // PAGE]] > 1
+        wanted = -(-(table.length + tokens) // PAGE) - len(table.pages) + shared
         if wanted > len(self._free):
             self.reclaim()
         if wanted > len(self._free):
             raise CacheFull(
-                f"{sequence.length + tokens:,} tokens need {wanted:,} more pages of {PAGE} tokens; "
+                f"{table.length + tokens:,} tokens need {wanted:,} more pages of {PAGE} tokens; "
                 f"{len(self._free):,} of {self.pages:,} are free, other requests or answers hold the rest: let those "
                 "end first, ask for fewer or shorter ones, or load with a larger context"
             )
         if shared:
-            self._own(sequence, sequence.length // PAGE)
+            self._own(table, table.length // PAGE)
         for _ in range(wanted - shared):
-            sequence.pages.append(self._take())
+            table.pages.append(self._take())
 
-    def fork(self, sequence: BlockTable) -> BlockTable:
-        """A sequence with the same tokens, to go on otherwise. It has the same pages for as long as it can."""
-        pages = sequence.pages[: -(-sequence.length // PAGE)]
+    def fork(self, table: BlockTable) -> BlockTable:
+        """A table with the same tokens, for a sequence that goes on otherwise.
+
+        It has the same pages for as long as it can.
+        """
+        pages = table.pages[: -(-table.length // PAGE)]
         for page in pages:
             self._owners[page] += 1
-        return BlockTable(pages, sequence.length)
+        return BlockTable(pages, table.length)
 
-    def truncate(self, sequence: BlockTable, length: int) -> None:
-        """Forget a sequence's tokens from ``length`` on, and give back the pages that held only those (0: all)."""
-        length = min(length, sequence.length)
+    def truncate(self, table: BlockTable, length: int) -> None:
+        """Forget the tokens from ``length`` on, and give back the pages that held only those (0: all)."""
+        length = min(length, table.length)
         keep = -(-length // PAGE)
-        for page in reversed(sequence.pages[keep:]):
+        for page in reversed(table.pages[keep:]):
             self._release(page)
-        del sequence.pages[keep:]
-        sequence.length = length
+        del table.pages[keep:]
+        table.length = length
 
     def _take(self) -> int:
         page = self._free.pop()
@@ -133,10 +136,10 @@ class KVCache:
         if not self._owners[page]:
             self._free.append(page)
 
-    def _own(self, sequence: BlockTable, index: int) -> None:
-        """Give a sequence a copy of one of its pages."""
-        shared, own = sequence.pages[index], self._take()
+    def _own(self, table: BlockTable, index: int) -> None:
+        """Give a table a copy of one of its pages."""
+        shared, own = table.pages[index], self._take()
         size = self.page_bytes
         self._memory[own * size : (own + 1) * size] = self._memory[shared * size : (shared + 1) * size]
-        sequence.pages[index] = own
+        table.pages[index] = own
         self._release(shared)

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest, NothingLeft
+from pellucid.errors.messages import brief
 from pellucid.sample.candidates import Candidates, Floats
 from pellucid.sample.chain import Sampler
 from pellucid.util.checks import real, whole
-from pellucid.util.messages import brief
 
 MOST_BEAMS = 64
 
@@ -174,7 +174,7 @@ class BeamSearch:
     ) -> None:
         self.options, self.nodes = options, [Node(0, -1, -1, 0.0, -1)]
         self._ends, self._limit, self._steps, self._sampler = ends, limit, 0, sampler
-        self._noise = noise or gumbel(sampler.past.seed)
+        self._noise = noise or gumbel(sampler.history.seed)
         self._padding = min(ends, default=0) if padding is None else padding
         self._nothing: NothingLeft | None = None
         self._size = options.num_beams // options.num_beam_groups

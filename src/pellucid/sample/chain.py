@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from pellucid.errors import KernelError, NothingLeft
 from pellucid.sample.candidates import Candidates
+from pellucid.sample.comparison import StepTrace, compare
 from pellucid.sample.random import uniform
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol
-from pellucid.sample.trace import StepTrace, compare
 
 SEED_BITS = 64  # of a seed; above it, which of several answers it is
 
@@ -58,7 +58,7 @@ class Chain:
 
     def start(
         self,
-        words: TokenizerProtocol,
+        tokenizer: TokenizerProtocol,
         prompt: Sequence[int],
         ends: frozenset[int] = frozenset(),
         *,
@@ -72,9 +72,9 @@ class Chain:
         Raises:
             InvalidRequest: a step's value does not fit the vocabulary.
         """
-        size = words.vocab_size if vocabulary is None else vocabulary
-        setting = RequestContext(words, ends, self.seed, idle, size)
-        steps = tuple(step.bind(setting) for step in self.steps)
+        size = tokenizer.vocab_size if vocabulary is None else vocabulary
+        context = RequestContext(tokenizer, ends, self.seed, idle, size)
+        steps = tuple(step.bind(context) for step in self.steps)
         return Sampler(steps, self.greedy, TokenHistory(prompt, self.seed), size)
 
 
@@ -86,9 +86,9 @@ class Sampler:
     """
 
     def __init__(
-        self, steps: tuple[SamplerStep, ...], greedy: bool, past: TokenHistory, vocabulary: int
+        self, steps: tuple[SamplerStep, ...], greedy: bool, history: TokenHistory, vocabulary: int
     ) -> None:
-        self.steps, self.greedy, self.past, self.vocabulary = steps, greedy, past, vocabulary
+        self.steps, self.greedy, self.history, self.vocabulary = steps, greedy, history, vocabulary
         self._told = [step for step in steps if type(step).accept is not SamplerStep.accept]
 
     def sample(self, logits: NDArray[np.floating[Any]], *, watch: bool = False) -> Draw:
@@ -98,7 +98,7 @@ class Sampler:
             KernelError: a logit is NaN or infinite, or all are minus infinity: there is no distribution.
             NothingLeft: the steps forbid every token.
         """
-        first = Candidates.of(logits, f"token {self.past.index}")
+        first = Candidates.of(logits, f"token {self.history.index}")
         tokens = self.tokens(first)
         left, traces = self.left(tokens, watch=watch)
         if traces is not None and tokens is not first:
@@ -106,7 +106,7 @@ class Sampler:
         if self.greedy:
             place, number = left.best, None
         else:
-            number = uniform(self.past.seed, self.past.index)
+            number = uniform(self.history.seed, self.history.index)
             place = left.draw(number)
         token = left.id_at(place)
         self.accept(token, left if self._told else None)
@@ -121,7 +121,8 @@ class Sampler:
         left = logits.first(self.vocabulary)
         if not left.possible:
             raise KernelError(
-                f"token {self.past.index}: no token has a finite logit: the weights are damaged, or a kernel is wrong"
+                f"token {self.history.index}: no token has a finite logit: the weights are damaged, or a kernel "
+                "is wrong"
             )
         return left
 
@@ -132,7 +133,7 @@ class Sampler:
             if left is not None:
                 probability = math.exp(left.log_probabilities(left.places(np.array([token])))[0])
             step.accept(token, probability)
-        self.past.append(token)
+        self.history.append(token)
 
     def left(
         self, candidates: Candidates, *, watch: bool = False
@@ -140,10 +141,10 @@ class Sampler:
         """The candidates after all steps, and what each did if ``watch``."""
         traces = []
         for step in self.steps:
-            before, candidates = candidates, step.apply(candidates, self.past)
+            before, candidates = candidates, step.apply(candidates, self.history)
             if candidates is not before and not candidates.possible:
                 raise NothingLeft(
-                    f"token {self.past.index}: {step.name} leaves no token that may come; take something back"
+                    f"token {self.history.index}: {step.name} leaves no token that may come; take something back"
                 )
             if watch:
                 traces.append(compare(step.name, before, candidates, step.note))
@@ -162,4 +163,4 @@ class Sampler:
     def fork(self) -> Sampler:
         """The same state, to go on otherwise."""
         steps = tuple(step.fork() for step in self.steps)
-        return Sampler(steps, self.greedy, self.past.fork(), self.vocabulary)
+        return Sampler(steps, self.greedy, self.history.fork(), self.vocabulary)

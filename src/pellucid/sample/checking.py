@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.sample.step import Check
 from pellucid.util import checks
-from pellucid.util.messages import brief
 
 LONGEST = 4096  # characters of a text
 

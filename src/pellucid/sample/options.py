@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.sample.chain import Chain
 from pellucid.sample.checking import one_of, real, texts, tokens, whole
 from pellucid.sample.step import SamplerStep, options_of, owners, steps
@@ -16,7 +17,6 @@ from pellucid.sample.steps.temperature import Temperature
 from pellucid.sample.stop import StopCriteria
 from pellucid.tokenize import Tokenizer
 from pellucid.util.checks import token_id
-from pellucid.util.messages import brief
 
 SEEDS = 1 << 63
 MOST_STOPS, MOST_STOP_IDS, MOST_SAMPLERS = 64, 1024, 64
@@ -116,7 +116,7 @@ class Options:
         own = frozenset(token_id("stop_token_ids", one, vocabulary) for one in self.stop_token_ids or ())
         return own if self.ignore_eos else own | tokenizer.eos_ids
 
-    def ending(self) -> StopCriteria:
+    def stop_criteria(self) -> StopCriteria:
         """What ends the text besides the model; its time begins now."""
         return StopCriteria(tuple(self.stop or ()), self.max_time, self.until)
 

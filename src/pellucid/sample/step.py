@@ -7,7 +7,7 @@
 
         idle = property(lambda self: not self.top_k)
 
-        def apply(self, candidates, past):
+        def apply(self, candidates, history):
             return candidates.keep_top(self.top_k)
 
 A step is a frozen dataclass. Its fields are options: of ``generate``, of the command line, of a request; their names
@@ -56,11 +56,11 @@ class TokenizerProtocol(Protocol):
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What a request tells its steps: the tokenizer's ``words``, the tokens that end its text, the seed, whether a core
+    """What a request tells its steps: the ``tokenizer``, the tokens that end its text, the seed, whether a core
     is ``idle`` while the model runs, and the ``vocabulary``: how many tokens the tokenizer and the model both have.
     """
 
-    words: TokenizerProtocol
+    tokenizer: TokenizerProtocol
     ends: frozenset[int]
     seed: int
     idle: bool
@@ -69,7 +69,7 @@ class RequestContext:
     @property
     def eos_ids(self) -> frozenset[int]:
         """Those of ``ends`` that the model itself ends a text with."""
-        return self.ends & self.words.eos_ids
+        return self.ends & self.tokenizer.eos_ids
 
 
 class Tally:
@@ -182,7 +182,7 @@ class SamplerStep:
         """Whether these values do nothing, so that the step can be left out."""
         return False
 
-    def bind(self, setting: RequestContext) -> SamplerStep:
+    def bind(self, context: RequestContext) -> SamplerStep:
         """The step for one request: with what it needs of the vocabulary, and a state of its own if it has one.
 
         Raises:
@@ -190,7 +190,7 @@ class SamplerStep:
         """
         return self
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         """The candidates after this step; never none."""
         raise NotImplementedError
 

@@ -1,39 +1,13 @@
-"""What the steps of a chain did to a distribution, as data.
-
-Costs nothing unless it is asked for; then some passes over the vocabulary for each step.
-"""
+"""How a token came about, as data: its place in the model's distribution, and what each step of the chain did."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pellucid.sample.candidates import Candidates, Floats
+from pellucid.sample.chain import Draw
+from pellucid.sample.comparison import StepTrace
 from pellucid.sample.logprobs import of_token
-
-if TYPE_CHECKING:
-    from pellucid.sample.chain import Draw
-
-
-@dataclass(frozen=True)
-class StepTrace:
-    """One step: ``name``; how many tokens it ``removed`` and how many are ``left``, those that have a probability;
-    ``removed_mass``, the probability that they had; ``moved``, how much probability is elsewhere than before in all
-    (half the sum of differences: total variation); the ``entropy_before`` and ``entropy_after`` in nats; ``note`` is
-    what the step says of itself.
-    """
-
-    name: str
-    removed: int
-    left: int
-    removed_mass: float
-    moved: float
-    entropy_before: float
-    entropy_after: float
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,27 +42,3 @@ def of_draw(draw: Draw) -> TokenTrace:
         after.rank,
         draw.number,
     )
-
-
-def compare(name: str, before: Candidates, after: Candidates, note: str = "") -> StepTrace:
-    """What a step did."""
-    size = len(before) if before.ids is None else int(before.ids.max()) + 1
-    p, q = spread(before, size), spread(after, size)
-    gone = (p > 0) & (q == 0)
-    return StepTrace(
-        name,
-        removed=int(gone.sum()),
-        left=int((q > 0).sum()),
-        removed_mass=float(p[gone].sum()),
-        moved=float(np.abs(p - q).sum() / 2),
-        entropy_before=before.sums.entropy,
-        entropy_after=after.sums.entropy,
-        note=note,
-    )
-
-
-def spread(candidates: Candidates, size: int) -> Floats:
-    """Probabilities by token, (size,)."""
-    out = np.zeros(size)
-    out[slice(len(candidates)) if candidates.ids is None else candidates.ids] = candidates.probabilities()
-    return out

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 from pellucid.errors import InvalidRequest
-from pellucid.util.messages import brief
+from pellucid.errors.messages import brief
 
 Span = tuple[int, int, int]
 """An id, the first character of a pre-token that it stands for, and the one behind the last."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import brief, reason
 from pellucid.tokenize.files.gguf_fields import GGUFFields
 from pellucid.tokenize.folder import load_path, tokenizer_files
 from pellucid.tokenize.kind import known_kinds
-from pellucid.util.messages import brief, reason
 
 if TYPE_CHECKING:
     from pellucid.tokenize.tokenizer import Tokenizer

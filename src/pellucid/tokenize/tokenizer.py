@@ -16,12 +16,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.tokenize.encoder import Encoder
 from pellucid.tokenize.encoding import Encoding, Padding, Token, Truncation, combined, new_token
 from pellucid.tokenize.stages.decode import StreamDecoder
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.util import checks
-from pellucid.util.messages import brief
 
 if TYPE_CHECKING:
     import numpy as np

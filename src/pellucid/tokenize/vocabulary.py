@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 
 from pellucid.errors import FileFormatError, InvalidRequest
+from pellucid.errors.messages import brief, shown
 from pellucid.util.checks import is_whole
-from pellucid.util.messages import brief, shown
 
 
 class TokenType(IntEnum):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pellucid.errors import InvalidRequest
-from pellucid.util.messages import brief
+from pellucid.errors.messages import brief
 
 
 def is_whole(value: Any) -> bool:

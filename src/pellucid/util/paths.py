@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pellucid.errors import InvalidRequest
-from pellucid.util.messages import brief
+from pellucid.errors.messages import brief
 
 VARIABLE = "PELLUCID_HOME"
 STAGING = ".staging"  # suffix of a file being written

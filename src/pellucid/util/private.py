@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pellucid.errors import InvalidRequest
-from pellucid.util.messages import reason
+from pellucid.errors.messages import reason
 from pellucid.util.paths import STAGING, VARIABLE, home, make_folder, staged, user_cache
 
 KEY_NAME = "cache.key"

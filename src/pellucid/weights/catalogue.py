@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pellucid.errors import ModelNotFound
-from pellucid.util.messages import brief
+from pellucid.errors.messages import brief
 
 
 @dataclass(frozen=True)

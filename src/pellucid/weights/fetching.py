@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pellucid.errors import SourceError
-from pellucid.util.messages import reason
+from pellucid.errors.messages import reason
 from pellucid.weights.catalogue import CatalogueFile, CatalogueModel
 from pellucid.weights.records import hash_file
 from pellucid.weights.sources.registry import sources

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
-from pellucid.util.messages import reason, shown
+from pellucid.errors.messages import reason, shown
 from pellucid.weights.checkpoint import Tensor
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from pellucid.errors import FileFormatError
-from pellucid.util.messages import brief, shown
+from pellucid.errors.messages import brief, shown
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.files import FileCheckpoint, ModelFile
 from pellucid.weights.gguf_types import ARRAY, BOOL, NUMBER_TYPES, REMOVED_TENSOR_TYPES, STRING, TENSOR_TYPES

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pellucid.errors import FileFormatError
-from pellucid.util.messages import reason
+from pellucid.errors.messages import reason
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.files import ModelFile
 from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from pellucid.util.messages import reason
+from pellucid.errors.messages import reason
 from pellucid.util.paths import staged
 from pellucid.weights.sources.source import CHECKING, DownloadProgress
 

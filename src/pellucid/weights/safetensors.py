@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError
-from pellucid.util.messages import brief, reason, shown
+from pellucid.errors.messages import brief, reason, shown
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.files import FileCheckpoint, ModelFile
 

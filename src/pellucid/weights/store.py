@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pellucid.errors import FileFormatError, ModelNotFound, SourceError
-from pellucid.util.messages import brief, reason, shown
+from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.paths import home, make_folder
 from pellucid.weights.catalogue import CatalogueModel, find, not_found
 from pellucid.weights.fetching import build

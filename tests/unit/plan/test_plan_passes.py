@@ -121,7 +121,8 @@ def test_threads_that_wait_at_barriers_only_give_the_same(
             net.truncate(sequence, 4)
         for buffer in plan.buffers:
             net.array(buffer).view(np.uint8)[...] = 255  # not a number
-        net._step.fill(chunks, net.cache)
+        net._allocate(chunks)
+        net._step.fill(chunks)
         step = net._step.record.ctypes.data
         segment: list[int] = []
         for i, op in enumerate(plan.operations):

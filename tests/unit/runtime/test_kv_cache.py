@@ -33,7 +33,7 @@ class Accounts(RuleBasedStateMachine):
         return self.cache._memory[at : at + 8].view(np.int64)
 
     @rule(which=which, tokens=st.integers(1, 3 * PAGE), run=st.booleans())
-    def extend(self, which: int, tokens: int, run: bool) -> None:
+    def allocate(self, which: int, tokens: int, run: bool) -> None:
         sequence = self.sequences[which]
         before, free = list(sequence.pages), self.cache.free_pages
         wanted = max(0, -(-(sequence.length + tokens) // PAGE) - len(before))
@@ -46,10 +46,10 @@ class Accounts(RuleBasedStateMachine):
             with pytest.raises(
                 CacheFull, match=rf"need {wanted} more pages of {PAGE} tokens; {free} of {PAGES} are free"
             ):
-                self.cache.extend(sequence, tokens)
+                self.cache.allocate(sequence, tokens)
             assert sequence.pages == before
             return
-        self.cache.extend(sequence, tokens)
+        self.cache.allocate(sequence, tokens)
         for at, page in enumerate(before):  # what is cached stays where it is, unless others have it too
             assert (sequence.pages[at] == page) != (shared and at == last)
         assert len(sequence.pages) * PAGE >= sequence.length + tokens
@@ -108,13 +108,13 @@ def test_pages_that_nobody_uses_are_asked_for_before_a_sequence_is_refused() -> 
         cache.truncate(idle, 0)
 
     cache.reclaim = reclaim
-    cache.extend(idle, 1)
-    cache.extend(sequence, 1)
+    cache.allocate(idle, 1)
+    cache.allocate(sequence, 1)
     assert not asked
-    cache.extend(sequence, 2 * PAGE)
+    cache.allocate(sequence, 2 * PAGE)
     assert len(asked) == 1
     with pytest.raises(CacheFull):
-        cache.extend(BlockTable(), 1)
+        cache.allocate(BlockTable(), 1)
 
 
 def test_layers_and_parts_share_no_byte_of_a_page() -> None:

@@ -29,10 +29,12 @@ def test_a_step_says_where_every_token_is(steps: list[list[tuple[int, int, int]]
         chunks = []
         for count, past, outputs in step:
             sequence = BlockTable()
-            cache.extend(sequence, past)
+            cache.allocate(sequence, past)
             sequence.length = past
             chunks.append(Chunk(sequence, list(range(past, past + count)), min(outputs, count)))
-        T, R = arrays.fill(chunks, cache)
+        for chunk in chunks:
+            cache.allocate(chunk.table, len(chunk.tokens))
+        T, R = arrays.fill(chunks)
         assert T == word(arrays, "tokens") == sum(len(c.tokens) for c in chunks)
         assert R == word(arrays, "outputs") == sum(c.outputs for c in chunks)
         assert word(arrays, "sequences") == len(chunks)
@@ -55,16 +57,19 @@ def test_a_step_says_where_every_token_is(steps: list[list[tuple[int, int, int]]
 
 def test_scratch_begins_at_a_cache_line() -> None:
     arrays = StepArrays(8, 8, 1, 1, scratch=192, threads=3)
-    arrays.fill([Chunk(BlockTable(), [1])], KVCache([LayerShape(1, 16, 16)], 1))
+    table = BlockTable()
+    KVCache([LayerShape(1, 16, 16)], 1).allocate(table, 1)
+    arrays.fill([Chunk(table, [1])])
     assert word(arrays, "scratch") % 64 == 0
     assert word(arrays, "scratch_bytes") == 192
 
 
 def test_a_sequence_that_gets_no_pages_is_refused_and_does_not_grow() -> None:
-    cache, arrays = KVCache([LayerShape(1, 16, 16)], 2), StepArrays(300, 1, 2, 2, 64, 1)
+    cache = KVCache([LayerShape(1, 16, 16)], 2)
     first, second = BlockTable(), BlockTable()
+    cache.allocate(first, 1)
     with pytest.raises(CacheFull, match=f"{PAGE + 1} tokens need 2 more pages"):
-        arrays.fill([Chunk(first, [1], 0), Chunk(second, [1] * (PAGE + 1))], cache)
+        cache.allocate(second, PAGE + 1)
     assert (first.length, second.length) == (0, 0)
     cache.truncate(first, 0)
     assert cache.free_pages == 2

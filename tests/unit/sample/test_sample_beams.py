@@ -16,10 +16,14 @@ from support.sampling import Words
 from support.tiny import TINY, model_runner, opened
 
 import pellucid
-from pellucid.engine.beam_search import search as beam_loop
-from pellucid.engine.model_runner import ModelRunner
+from pellucid import pipeline
+from pellucid.engine.beam_search import BeamGroup
+from pellucid.engine.model_runner import ModelRunner, StepLimits
+from pellucid.engine.prefix_cache import PrefixLease
+from pellucid.engine.prompt import Prompt
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
+from pellucid.measure.suite import prefill
 from pellucid.model.spec import Model
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
@@ -61,6 +65,8 @@ def fixed(seed: int) -> Callable[[int, int], np.ndarray]:
 class ByReference:
     """What beam search needs of a runner, with the reference's logits: float64, without a cache."""
 
+    limits = StepLimits(1 << 20, tokens=1 << 20)
+
     def __init__(self, checkpoint: Checkpoint, model: Model) -> None:
         self._reference = Reference(checkpoint, model)
         self.width = model.spec.embedding.vocabulary
@@ -80,6 +86,19 @@ class ByReference:
             sequence.clear()
 
 
+class Lent:
+    """What a prompt needs of the prefix cache: one table, lent once."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    def acquire(self, ids: list[int]) -> PrefixLease:
+        return PrefixLease(self._table)
+
+    def release(self, lease: PrefixLease, tokens: list[int]) -> None:
+        pass
+
+
 class Tokens(list[int]):
     length = property(len)
 
@@ -96,8 +115,11 @@ def searched(net: Any, sequence: Any, case: dict[str, Any]) -> BeamSearch:
     sampler = chain.start(words, case["prompt"], ends)
     noise = fixed(case["noise"]["seed"]) if "noise" in case else None
     search = BeamSearch(beams, sampler, ends, limit, noise, case.get("pad_id"))
-    for _ in beam_loop(net, case["prompt"], lambda ids: sequence, search):
+    prompt = Prompt(net, Lent(sequence), case["prompt"], None, net.width)
+    group = BeamGroup(net, prompt, search)
+    for _ in pipeline.run(net, group):
         pass
+    group.close()
     return search
 
 
@@ -123,7 +145,7 @@ class Afresh(ByReference):
     def prefill(self, sequence: list[int], tokens: list[int]) -> np.ndarray:
         sequence += tokens
         fresh = BlockTable()
-        logits = self._net.prefill(fresh, sequence)
+        logits = prefill(self._net, fresh, sequence)
         self._net.truncate(fresh, 0)
         return logits
 

@@ -52,8 +52,8 @@ def test_a_drawn_token_is_possible_and_depends_on_seed_and_index_only(
     chain = Chain((Temperature(1.5),), seed=seed)
     first, second = start(chain), start(chain)
     for token in range(index):
-        first.past.append(token)
-        second.past.append(token + 1)
+        first.history.append(token)
+        second.history.append(token + 1)
     drawn = first.sample(logits)
     assert logits[drawn.token] > -INF
     assert second.sample(logits.copy()).token == drawn.token
@@ -136,7 +136,7 @@ def test_logits_without_a_distribution_are_an_error_not_nonsense(bad: list[float
     for steps in ((), (TopK(1),), (Temperature(0.5), TopK(2), TopP(0.5))):
         sampler = start(Chain(steps, greedy))
         for token in range(3):
-            sampler.past.append(token)
+            sampler.history.append(token)
         with pytest.raises(KernelError, match="token 3: the logit of id"):
             sampler.sample(np.array(bad, np.float32))
 

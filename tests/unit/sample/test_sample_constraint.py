@@ -113,7 +113,7 @@ def sampled(
     """What a sampler makes of random logits, until the text ends; ``whole``: it must."""
     ids: list[int] = []
     for _ in range(most):
-        ids.append(sampler.sample(random_logits(tokenizer, seed, sampler.past.index)).token)
+        ids.append(sampler.sample(random_logits(tokenizer, seed, sampler.history.index)).token)
         if sampler.complete or ids[-1] in tokenizer.eos_ids:
             return ids
     assert not whole, "it does not end"

@@ -33,7 +33,7 @@ def sampler(case: dict[str, Any], words: Any) -> Sampler:
     options.setdefault("samplers", [case["step"]])
     made = Options.of(**options, seed=0).chain().start(words, case["prompt"], ends)
     for token in case["generated"]:
-        made.past.append(token)
+        made.history.append(token)
     return made
 
 

@@ -108,7 +108,7 @@ def test_any_value_is_taken_or_refused(name: str, value: Any) -> None:
         sampler.sample(np.arange(600, dtype=np.float32))
     except InvalidRequest:
         return
-    options.ending().push("text", last=False)
+    options.stop_criteria().push("text", last=False)
 
 
 def chain(**options: Any) -> tuple[SamplerStep, ...]:
@@ -160,7 +160,7 @@ def test_a_step_of_ones_own() -> None:
 
         name, order, kind = "even_only", 0, "forbid"
 
-        def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+        def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
             return candidates.keep(np.arange(0, len(candidates), 2))
 
     made = Options.of(samplers=[EvenOnly(), "temperature"], seed=3).chain().start(Words(), [])

@@ -98,12 +98,12 @@ def test_every_step_has_a_reference_and_is_tested_here() -> None:
 
 
 def bound(name: str, options: dict[str, Any], before: Before, size: int) -> tuple[SamplerStep, TokenHistory]:
-    setting = RequestContext(Words(size), frozenset(before.ends), before.seed, False, size)
-    step = steps()[name](**options).bind(setting)
-    past = TokenHistory(before.prompt, before.seed)
+    context = RequestContext(Words(size), frozenset(before.ends), before.seed, False, size)
+    step = steps()[name](**options).bind(context)
+    history = TokenHistory(before.prompt, before.seed)
     for token in before.generated:
-        past.append(token)
-    return step, past
+        history.append(token)
+    return step, history
 
 
 def dense(candidates: Candidates, size: int) -> np.ndarray:
@@ -126,10 +126,10 @@ def check(
                 reference(start, {**options, option: options[option] * x}, before)
                 for x in (1 - 1e-9, 1 + 1e-9)
             ]
-    step, past = bound(name, options, before, len(logits))
+    step, history = bound(name, options, before, len(logits))
     if step.idle:
         return
-    found = step.apply(first, past)
+    found = step.apply(first, history)
     if not found.possible:
         assert wanted[0].max() == -INF
         return
@@ -211,8 +211,8 @@ def test_the_smallest_and_the_largest_vocabulary(name: str, size: int, kind: str
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_gives_what_it_gave_whatever_was_asked_before(name: str) -> None:
     logits, before = large("normal", 3000), Before((0, 1, 0, 1), (0, 1, 0), (0,))
-    step, past = bound(name, dict(USUAL[name]), before, 3000)
-    first, second = (step.apply(Candidates(None, logits.copy()), past) for _ in range(2))
+    step, history = bound(name, dict(USUAL[name]), before, 3000)
+    first, second = (step.apply(Candidates(None, logits.copy()), history) for _ in range(2))
     np.testing.assert_array_equal(first.raw, second.raw)
     np.testing.assert_array_equal(logits, large("normal", 3000))
 
@@ -221,17 +221,17 @@ def test_a_step_gives_what_it_gave_whatever_was_asked_before(name: str) -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.floats(0.5, 9), st.floats(0.01, 1))
 def test_mirostat_follows_the_surprise(chosen: list[int], tau: float, eta: float) -> None:
     logits = np.linspace(4, -4, 64, dtype=np.float32)
-    step, past = bound("mirostat", {"mirostat": 2, "mirostat_tau": tau, "mirostat_eta": eta}, Before(), 64)
+    step, history = bound("mirostat", {"mirostat": 2, "mirostat_tau": tau, "mirostat_eta": eta}, Before(), 64)
     other, most = step.fork(), 2 * tau
     bits = -np.log2(softmax(logits.astype(np.float64)))
     for place in chosen:
-        left = step.apply(Candidates(None, logits), past)
+        left = step.apply(Candidates(None, logits), history)
         assert len(left) == max(int((bits <= most).sum()), 1)
         p = left.probabilities()
         place = min(place, len(left) - 1)
         step.accept(place, p[place])
         most -= eta * (-np.log2(p[place]) - tau)
-    assert len(other.apply(Candidates(None, logits), past)) == max(int((bits <= 2 * tau).sum()), 1)
+    assert len(other.apply(Candidates(None, logits), history)) == max(int((bits <= 2 * tau).sum()), 1)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ def test_mirostat_follows_the_surprise(chosen: list[int], tau: float, eta: float
 def test_what_stays_where_ties_and_underflow_meet(
     name: str, logits: list[float], options: dict[str, Any], left: list[int]
 ) -> None:
-    step, past = bound(name, options, Before(), len(logits))
-    assert sorted(step.apply(Candidates(None, np.float32(logits)), past).ids_at().tolist()) == left
+    step, history = bound(name, options, Before(), len(logits))
+    assert sorted(step.apply(Candidates(None, np.float32(logits)), history).ids_at().tolist()) == left
 
 
 @given(st.floats(allow_nan=False))
@@ -293,9 +293,9 @@ def test_a_cut_is_where_float64_has_it(
     logits[10:13] = np.minimum(logits[10:13], logits.max())
     z = (logits.astype(np.float64) - float(logits.max())) / temperature
     least = min(EXPONENTS[name](z, options), 0.0)
-    step, past = bound(name, options, Before(), len(logits))
+    step, history = bound(name, options, Before(), len(logits))
     kept = np.zeros(len(logits), np.bool_)
-    kept[step.apply(Candidates(None, logits, temperature), past).ids_at()] = True
+    kept[step.apply(Candidates(None, logits, temperature), history).ids_at()] = True
     slack = 1e-12 * (1 + abs(least)) + 4e-16 * abs(offset) / temperature
     assert kept[z > least + slack].all()
     assert not kept[z < least - slack].any()

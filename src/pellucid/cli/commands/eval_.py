@@ -85,7 +85,7 @@ COMMAND = CommandGroup(
 
 def _read(file: str) -> str:
     from pellucid.errors import InvalidRequest
-    from pellucid.util.messages import reason, shown
+    from pellucid.errors.messages import reason, shown
 
     if file == "-":
         return common.text_or_stdin(None, "no text")

@@ -9,7 +9,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.util.messages import one_line
+from pellucid.errors.messages import one_line
 
 
 def command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.util.messages import one_line
+from pellucid.errors.messages import one_line
 
 
 def command(json: common.Json = False) -> None:

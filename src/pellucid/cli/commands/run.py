@@ -10,7 +10,7 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.sampling import checked, sampled
-from pellucid.util.messages import shown
+from pellucid.errors.messages import shown
 
 if TYPE_CHECKING:
     from pellucid.engine.output import Generation

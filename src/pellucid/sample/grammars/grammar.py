@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.sample.grammars import schema
 from pellucid.sample.grammars.schema import refused, short
 from pellucid.util import checks
-from pellucid.util.messages import brief
 
 LONGEST = {"regex": 1 << 16, "grammar": 1 << 18}  # characters
 DEEPEST, MOST_RULES = 64, 1000  # brackets in brackets; lines that define something

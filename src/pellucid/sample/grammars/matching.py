@@ -33,21 +33,23 @@ MOST_TREES = 4  # of one vocabulary
 class _Pieces:
     """A vocabulary as llguidance wants it, and one more token for the end where there is none."""
 
-    def __init__(self, words: TokenizerProtocol, ends: frozenset[int]) -> None:
-        size = words.vocab_size
+    def __init__(self, tokenizer: TokenizerProtocol, ends: frozenset[int]) -> None:
+        size = tokenizer.vocab_size
         self.bos_token_id = None
         self.eos_token_id = min(ends, default=size)
-        self.special_token_ids = [token for token in range(size) if words.is_special(token)]
-        self.tokens = [words.token_bytes(token) for token in range(size)]
+        self.special_token_ids = [token for token in range(size) if tokenizer.is_special(token)]
+        self.tokens = [tokenizer.token_bytes(token) for token in range(size)]
         if not ends:
             self.special_token_ids.append(size)
             self.tokens.append(b"<end>")
-        self._words, self._size = weakref.ref(words), size
+        self._tokenizer, self._size = weakref.ref(tokenizer), size
 
     def __call__(self, text: bytes | str) -> list[int]:
         data = text if isinstance(text, bytes) else text.encode()
-        words = self._words()
-        ids = [] if words is None else words.encode(data.decode("utf-8", "replace"), add_special=False)
+        tokenizer = self._tokenizer()
+        ids = (
+            [] if tokenizer is None else tokenizer.encode(data.decode("utf-8", "replace"), add_special=False)
+        )
         # Some vocabularies put a space before a text; and bytes may be no text.
         return ids if b"".join(self.tokens[token] for token in ids) == data else self._in_pieces(data)
 
@@ -81,17 +83,17 @@ _trees: weakref.WeakKeyDictionary[TokenizerProtocol, dict[frozenset[int], LLToke
 """llguidance's trees of vocabularies, a second to make of 262,144 tokens, by the tokens that end a text."""
 
 
-def _tree(words: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:
+def _tree(tokenizer: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:
     from llguidance import LLTokenizer, TokenizerWrapper
 
-    known = _trees.setdefault(words, {})
+    known = _trees.setdefault(tokenizer, {})
     if ends not in known:
         if len(known) >= MOST_TREES:
             known.pop(next(iter(known)))
-        pieces = _Pieces(words, ends)
+        pieces = _Pieces(tokenizer, ends)
         wrapped = TokenizerWrapper(pieces)
         known[ends] = LLTokenizer(
-            wrapped, n_vocab=len(pieces.tokens), eos_token=sorted(ends) or [words.vocab_size]
+            wrapped, n_vocab=len(pieces.tokens), eos_token=sorted(ends) or [tokenizer.vocab_size]
         )
     return known[ends]
 
@@ -112,13 +114,13 @@ class Matching:
     While a mask is being computed nothing else may ask the matcher.
     """
 
-    def __init__(self, grammar: Grammar, setting: RequestContext) -> None:
+    def __init__(self, grammar: Grammar, context: RequestContext) -> None:
         from llguidance import LLMatcher, LLParserLimits
 
-        words, self._ends = setting.words, setting.eos_ids
-        self._size, self._kind, self._idle = words.vocab_size, grammar.kind, setting.idle
+        tokenizer, self._ends = context.tokenizer, context.eos_ids
+        self._size, self._kind, self._idle = tokenizer.vocab_size, grammar.kind, context.idle
         limits = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
-        self._matcher = LLMatcher(_tree(words, self._ends), grammar.source, log_level=0, limits=limits)
+        self._matcher = LLMatcher(_tree(tokenizer, self._ends), grammar.source, log_level=0, limits=limits)
         self.forced: list[int] = []
         self._stopped, self._coming = False, _nothing()
         self._advance()

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from pellucid.errors import InvalidRequest
-from pellucid.util.messages import brief, shown
+from pellucid.errors.messages import brief, shown
 
 LONGEST = 1 << 20  # characters
 DEEPEST, DEEPEST_RESOLVED = 64, 256  # containers in containers; the same with references followed

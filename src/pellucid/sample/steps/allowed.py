@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import tokens_or_texts
+from pellucid.sample.spelling import parts, spellings
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
-from pellucid.sample.words import parts, spellings
 
 MOST = 65_536  # entries
 
@@ -33,11 +33,11 @@ class Allowed(SamplerStep):
     def idle(self) -> bool:
         return not self.allowed
 
-    def bind(self, setting: RequestContext) -> SamplerStep:
+    def bind(self, context: RequestContext) -> SamplerStep:
         found = {
-            token for entry in self.allowed for ids in spellings(setting, "allowed", entry) for token in ids
+            token for entry in self.allowed for ids in spellings(context, "allowed", entry) for token in ids
         }
         return Allowed(self.allowed, np.array(sorted(found), np.int64))
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.keep(candidates.places(self.ids))

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import tokens_or_texts
+from pellucid.sample.spelling import parts, spellings
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
-from pellucid.sample.words import parts, spellings
 
 MOST = 4096  # entries
 
@@ -41,14 +41,14 @@ class Banned(SamplerStep):
     def idle(self) -> bool:
         return not self.banned
 
-    def bind(self, setting: RequestContext) -> SamplerStep:
-        found = [ids for entry in self.banned for ids in spellings(setting, "banned", entry)]
+    def bind(self, context: RequestContext) -> SamplerStep:
+        found = [ids for entry in self.banned for ids in spellings(context, "banned", entry)]
         alone = sorted({ids[0] for ids in found if len(ids) == 1})
         several = tuple(dict.fromkeys(ids for ids in found if len(ids) > 1))
         return replace(self, always=np.array(alone, np.int64), sequences=several)
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
-        ids = past.ids
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
+        ids = history.ids
         ends = [
             s[-1] for s in self.sequences if tuple(ids[max(len(ids) - len(s) + 1, 0) :].tolist()) == s[:-1]
         ]

@@ -64,9 +64,9 @@ class Constraint(SamplerStep):
     def forced(self) -> Sequence[int]:
         return () if self.matching is None else self.matching.forced
 
-    def bind(self, setting: RequestContext) -> SamplerStep:
+    def bind(self, context: RequestContext) -> SamplerStep:
         ((kind, value),) = self.given.items()
-        return self._with(Matching(compiled(kind, value), setting))
+        return self._with(Matching(compiled(kind, value), context))
 
     def fork(self) -> SamplerStep:
         return self if self.matching is None else self._with(self.matching.fork())
@@ -77,7 +77,7 @@ class Constraint(SamplerStep):
         object.__setattr__(made, "matching", matching)
         return made
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         assert self.matching is not None, "it is bound before it is applied"
         return self.matching.among(candidates)
 

@@ -53,12 +53,12 @@ class Dry(SamplerStep):
     def idle(self) -> bool:
         return self.dry_multiplier == 0 or self.dry_penalty_last_n == 0
 
-    def bind(self, setting: RequestContext) -> SamplerStep:
-        found = _breakers(setting.words, tuple(self.dry_sequence_breakers))
+    def bind(self, context: RequestContext) -> SamplerStep:
+        found = _breakers(context.tokenizer, tuple(self.dry_sequence_breakers))
         return replace(self, breakers=found, heads=np.array(list(found), np.int64))
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
-        ids = last(past.ids, self.dry_penalty_last_n)
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
+        ids = last(history.ids, self.dry_penalty_last_n)
         longest = self._since_breaker(ids)
         if longest < self.dry_allowed_length or len(ids) <= self.dry_allowed_length:
             return candidates
@@ -101,20 +101,20 @@ _found: WeakKeyDictionary[TokenizerProtocol, dict[tuple[str, ...], Breakers]] = 
 """Breakers of vocabularies that were looked through: that takes a while, and depends on nothing else."""
 
 
-def _breakers(words: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
+def _breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
     """Where breakers may end: tokens that have one in them, and tokens that begin one, with the tokens of its rest."""
-    known = _found.setdefault(words, {})
+    known = _found.setdefault(tokenizer, {})
     if breakers not in known:
         if len(known) >= MOST_KEPT:
             known.clear()
-        known[breakers] = _looked_for(words, breakers)
+        known[breakers] = _looked_for(tokenizer, breakers)
     return known[breakers]
 
 
-def _looked_for(words: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
+def _looked_for(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
     found: dict[int, list[tuple[int, ...]]] = {}
-    for token in range(words.vocab_size):
-        text = words.decode([token], skip_special=False)
+    for token in range(tokenizer.vocab_size):
+        text = tokenizer.decode([token], skip_special=False)
         for breaker in breakers:
             if breaker in text:
                 found.setdefault(token, []).append(())
@@ -122,6 +122,6 @@ def _looked_for(words: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers
             for place in range(max(len(text) - len(breaker) + 1, 0), len(text)):
                 if breaker.startswith(text[place:]):
                     rest = breaker[len(text) - place :]
-                    tail = tuple(words.encode(rest, add_special=False))[:LONGEST_TAIL]
+                    tail = tuple(tokenizer.encode(rest, add_special=False))[:LONGEST_TAIL]
                     found.setdefault(token, []).append(tail)
     return found

@@ -22,5 +22,5 @@ class Epsilon(SamplerStep):
     def idle(self) -> bool:
         return self.epsilon_cutoff == 0
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.keep_above(math.log(self.epsilon_cutoff) + math.log(candidates.sums.total))

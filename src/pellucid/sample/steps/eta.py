@@ -24,6 +24,6 @@ class Eta(SamplerStep):
     def idle(self) -> bool:
         return self.eta_cutoff == 0
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         sums, bound = candidates.sums, math.log(self.eta_cutoff)
         return candidates.keep_above(min(bound, bound / 2 - sums.entropy) + math.log(sums.total))

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real, token_or_text
+from pellucid.sample.spelling import single
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
-from pellucid.sample.words import single
-from pellucid.util.messages import brief
 
 MOST = 16_384  # entries
 _finite = real(-1000, 1000, "minus infinity forbids a token")
@@ -68,8 +68,8 @@ class LogitBias(SamplerStep):
     def idle(self) -> bool:
         return not self.logit_bias
 
-    def bind(self, setting: RequestContext) -> SamplerStep:
-        ids = tuple(single(setting, "logit_bias", token) for token, _ in self.logit_bias)
+    def bind(self, context: RequestContext) -> SamplerStep:
+        ids = tuple(single(context, "logit_bias", token) for token, _ in self.logit_bias)
         if len(set(ids)) < len(ids):
             twice = next(one for at, one in enumerate(ids) if one in ids[:at])
             raise InvalidRequest(
@@ -78,5 +78,5 @@ class LogitBias(SamplerStep):
         amounts = np.array([amount for _, amount in self.logit_bias])
         return replace(self, ids=np.array(ids, np.int64), amounts=amounts)
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.plus(self.ids, self.amounts)

@@ -22,10 +22,10 @@ class MinNewTokens(SamplerStep):
     def idle(self) -> bool:
         return self.min_new_tokens == 0
 
-    def bind(self, setting: RequestContext) -> SamplerStep:
-        return MinNewTokens(self.min_new_tokens, tuple(sorted(setting.ends)))
+    def bind(self, context: RequestContext) -> SamplerStep:
+        return MinNewTokens(self.min_new_tokens, tuple(sorted(context.ends)))
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
-        if past.index >= self.min_new_tokens:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
+        if history.index >= self.min_new_tokens:
             return candidates
         return candidates.forbid(np.array(self.ends, np.int64))

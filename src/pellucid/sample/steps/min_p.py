@@ -24,5 +24,5 @@ class MinP(SamplerStep):
     def idle(self) -> bool:
         return self.min_p == 0
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.keep_above(math.log(self.min_p))

@@ -46,13 +46,13 @@ class Mirostat(SamplerStep):
     def note(self) -> str:
         return f"μ {self.state.most:.3f} bits"
 
-    def bind(self, setting: RequestContext) -> SamplerStep:
+    def bind(self, context: RequestContext) -> SamplerStep:
         return self._with(2 * self.mirostat_tau)
 
     def fork(self) -> SamplerStep:
         return self._with(self.state.most)
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         lowest = -self.state.most * math.log(2) + math.log(candidates.sums.total)
         return candidates.keep_top(1) if lowest > 0 else candidates.keep_above(lowest)
 

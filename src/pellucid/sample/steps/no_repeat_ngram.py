@@ -23,8 +23,8 @@ class NoRepeatNgram(SamplerStep):
     def idle(self) -> bool:
         return self.no_repeat_ngram_size == 0
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
-        ids, n = past.ids, self.no_repeat_ngram_size
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
+        ids, n = history.ids, self.no_repeat_ngram_size
         if len(ids) < n:
             return candidates
         before = len(ids) - n + 1  # places where n - 1 tokens and one more begin

@@ -36,7 +36,7 @@ class Temperature(SamplerStep):
     def idle(self) -> bool:
         return self.temperature == 1 and self.dynatemp_range == 0
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         t = self.temperature
         if self.dynatemp_range:
             low, high = max(t - self.dynatemp_range, 0.0), t + self.dynatemp_range

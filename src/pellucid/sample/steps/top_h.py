@@ -32,7 +32,7 @@ class TopH(SamplerStep):
     def idle(self) -> bool:
         return self.top_h == 1
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         left = candidates.keep_top(MOST)
         logs = left.log_probabilities(left.top(MOST))
         probabilities = np.exp(logs)

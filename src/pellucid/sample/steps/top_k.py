@@ -19,5 +19,5 @@ class TopK(SamplerStep):
     def idle(self) -> bool:
         return self.top_k == 0
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.keep_top(self.top_k)

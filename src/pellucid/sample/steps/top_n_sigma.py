@@ -26,5 +26,5 @@ class TopNSigma(SamplerStep):
     def idle(self) -> bool:
         return self.top_n_sigma == 0
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.keep_above(-self.top_n_sigma * candidates.deviation)

@@ -26,5 +26,5 @@ class TopP(SamplerStep):
     def idle(self) -> bool:
         return self.top_p == 1
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.keep_likeliest(self.top_p)

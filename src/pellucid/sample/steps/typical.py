@@ -29,7 +29,7 @@ class Typical(SamplerStep):
     def idle(self) -> bool:
         return self.typical_p == 1
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         far = np.abs(candidates.log_probabilities() + candidates.sums.entropy)
         mass = self.typical_p * candidates.sums.total
         return candidates.keep(fewest(lambda k: lowest(far, k), candidates.weights_at, len(candidates), mass))

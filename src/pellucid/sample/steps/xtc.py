@@ -33,8 +33,8 @@ class Xtc(SamplerStep):
     def idle(self) -> bool:
         return self.xtc_probability == 0 or self.xtc_threshold > 0.5
 
-    def apply(self, candidates: Candidates, past: TokenHistory) -> Candidates:
-        if uniform(past.seed, past.index, XTC) >= self.xtc_probability:
+    def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
+        if uniform(history.seed, history.index, XTC) >= self.xtc_probability:
             return candidates
         most = (
             min(len(candidates), int(1 / self.xtc_threshold) + 1)

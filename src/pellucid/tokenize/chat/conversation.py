@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.checks import characters
-from pellucid.util.messages import brief, reason, shown
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of what a model thought before it answered. The first is filled from the others, ``thinking`` from any."""

@@ -26,7 +26,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from pellucid.errors import TemplateError
-from pellucid.util.messages import reason, shown
+from pellucid.errors.messages import reason, shown
 
 WORKERS = 4
 """Renderings at the same time, in all threads; others wait. One hostile template holds one worker."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import brief
 from pellucid.tokenize.stages.added import AddedToken, AddedTokens
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
-from pellucid.util.messages import brief
 
 END_OF_GENERATION = frozenset(
     [

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import brief, shown
 from pellucid.kernels.text.split import BEHAVIORS
 from pellucid.tokenize.encoding import Padding, Truncation
 from pellucid.tokenize.files.tokenizer_json import MOST_LETTERS, MOST_STAGES, Json, TokenizerJson, flat
@@ -31,7 +32,6 @@ from pellucid.tokenize.stages.normalize import Normalizer
 from pellucid.tokenize.stages.postprocess import A, B, Template, Trim
 from pellucid.tokenize.stages.pretokenize import Change, Split, Stage
 from pellucid.tokenize.unicode import union
-from pellucid.util.messages import brief, shown
 
 MOST_IDS, MOST_SEGMENTS = 1 << 31, (1 << 32) - 1  # of a text; u32 in ``tokenizers``
 MOST_FILLED = 1 << 20  # ids that a text is filled up to

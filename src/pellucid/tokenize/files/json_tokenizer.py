@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pellucid.errors import FileFormatError, InvalidRequest, UnsupportedModel
+from pellucid.errors.messages import brief
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.files import json_components
 from pellucid.tokenize.files.sidecar import Json, Sidecar, parse_json
@@ -22,7 +23,6 @@ from pellucid.tokenize.stages import normalize
 from pellucid.tokenize.stages.added import AddedToken, AddedTokens
 from pellucid.tokenize.stages.pretokenize import PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
-from pellucid.util.messages import brief
 
 Models = Sequence[JsonModelReader]
 Reader = Callable[[Path, Sidecar], Json]

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import brief
 from pellucid.tokenize.files.sidecar import Json, Sidecar, read_json
 from pellucid.tokenize.merges import BY_RANK
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.stages.decode import byte_alphabet
-from pellucid.util.messages import brief
 
 
 def wordpiece(path: Path, sidecar: Sidecar) -> Json:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import brief
 from pellucid.tokenize.files.sidecar import Sidecar
 from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.stages.added import AddedToken, AddedTokens
@@ -23,7 +24,6 @@ from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, SentencePiec
 from pellucid.tokenize.stages.pretokenize import PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
-from pellucid.util.messages import brief
 
 MOST_PIECES = 1 << 22
 UNIGRAM, BPE, WORD, CHAR = 1, 2, 3, 4

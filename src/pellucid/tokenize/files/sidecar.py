@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError
+from pellucid.errors.messages import brief, reason
 from pellucid.model.config import Config
 from pellucid.tokenize.files.gguf_fields import end_ids
 from pellucid.tokenize.vocabulary import Vocabulary
-from pellucid.util.messages import brief, reason
 
 Json = Mapping[str, Any]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

@@ -12,13 +12,13 @@ from sys import float_info
 from typing import Any, TypeVar
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import brief, shown
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.merges import BY_RANK, PairRanks
 from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.parsed_cache import Arrays
 from pellucid.tokenize.stages.added import AddedToken
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
-from pellucid.util.messages import brief, shown
 
 Json = Mapping[str, Any]
 StageT = TypeVar("StageT")

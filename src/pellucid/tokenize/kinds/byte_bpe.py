@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.encoding import Span
@@ -26,7 +27,6 @@ from pellucid.tokenize.stages.decode import ByteLevelDecoder, byte_alphabet
 from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
-from pellucid.util.messages import brief
 
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.model import CompiledModel

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError
+from pellucid.errors.messages import brief
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.sidecar import Sidecar
 from pellucid.tokenize.kind import Kind
@@ -16,7 +17,6 @@ from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.stages.pretokenize import PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
-from pellucid.util.messages import brief
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 MOST_EXTRA = 1 << 16

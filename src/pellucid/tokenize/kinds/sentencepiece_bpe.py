@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, check_scores
@@ -28,7 +29,6 @@ from pellucid.tokenize.stages.normalize import Normalizer, Prepend, Replace, seq
 from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType
-from pellucid.util.messages import brief
 
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.model import CompiledModel

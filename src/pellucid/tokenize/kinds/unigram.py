@@ -14,6 +14,7 @@ from struct import pack, unpack
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError
+from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields, check_scores
@@ -23,7 +24,6 @@ from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import TokenType
-from pellucid.util.messages import brief
 
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.model import CompiledModel

@@ -21,6 +21,7 @@ from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import shown
 from pellucid.tokenize.patterns.oniguruma import PatternError, parse
 from pellucid.tokenize.patterns.published import LINEAR
 from pellucid.tokenize.patterns.tree import (
@@ -42,7 +43,6 @@ from pellucid.tokenize.patterns.tree import (
     walk,
 )
 from pellucid.tokenize.unicode import CODES, Ranges
-from pellucid.util.messages import shown
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]

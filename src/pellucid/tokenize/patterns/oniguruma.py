@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from pellucid.errors.messages import shown
 from pellucid.tokenize import unicode
 from pellucid.tokenize.patterns.oniguruma_case import settled, without_groups
 from pellucid.tokenize.patterns.oniguruma_refused import cannot_repeat, looks_anchored, unfit_behind
@@ -37,7 +38,6 @@ from pellucid.tokenize.patterns.tree import (
     walk,
 )
 from pellucid.tokenize.unicode import complement, intersection
-from pellucid.util.messages import shown
 
 __all__ = ["PatternError", "parse"]
 

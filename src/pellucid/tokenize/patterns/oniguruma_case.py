@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from pellucid.errors.messages import shown
 from pellucid.tokenize import unicode
 from pellucid.tokenize.patterns.oniguruma_sets import PatternError
 from pellucid.tokenize.patterns.tree import (
@@ -26,7 +27,6 @@ from pellucid.tokenize.patterns.tree import (
     walk,
 )
 from pellucid.tokenize.unicode import Ranges
-from pellucid.util.messages import shown
 
 
 def _rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:

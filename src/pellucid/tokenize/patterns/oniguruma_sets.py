@@ -10,10 +10,10 @@ from functools import lru_cache
 from string import hexdigits, octdigits
 from typing import ClassVar
 
+from pellucid.errors.messages import shown
 from pellucid.tokenize import unicode
 from pellucid.tokenize.patterns.tree import Concat, Either, Node, Set
 from pellucid.tokenize.unicode import CODES, Ranges, complement, intersection, union
-from pellucid.util.messages import shown
 
 ANY: Ranges = ((0, CODES - 1),)
 ASCII: Ranges = ((0, 0x7F),)

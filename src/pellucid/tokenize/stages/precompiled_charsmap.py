@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pellucid.errors import FileFormatError
+from pellucid.errors.messages import brief
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.stages.aligned import Aligned, check_growth, placed
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.normalize import Normalizer, Rewrite, compiled, matches
 from pellucid.tokenize.unicode import bracket, letters, members, singles
-from pellucid.util.messages import brief
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from pellucid.errors import SourceError
-from pellucid.util.messages import brief, reason, shown
+from pellucid.errors.messages import brief, reason, shown
 from pellucid.weights.sources.source import DownloadProgress, Source
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pellucid.errors import SourceError
-from pellucid.util.messages import brief, reason
+from pellucid.errors.messages import brief, reason
 from pellucid.weights.sources.source import DownloadProgress, Source
 
 

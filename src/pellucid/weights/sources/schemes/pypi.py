@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pellucid.errors import SourceError
-from pellucid.util.messages import brief, reason, shown
+from pellucid.errors.messages import brief, reason, shown
 from pellucid.weights.sources.source import DownloadProgress, Source
 
 if TYPE_CHECKING:

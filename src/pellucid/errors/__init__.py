@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pellucid.util.messages import bounded, shown
+from pellucid.errors.messages import bounded, shown
 
 
 class PellucidError(Exception):

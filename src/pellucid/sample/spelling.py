@@ -6,33 +6,33 @@ from collections.abc import Sequence
 from typing import Any
 
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.sample.step import RequestContext
 from pellucid.util.checks import token_id
-from pellucid.util.messages import brief
 
 
-def spellings(setting: RequestContext, name: str, entry: int | str | Sequence[int]) -> list[tuple[int, ...]]:
+def spellings(context: RequestContext, name: str, entry: int | str | Sequence[int]) -> list[tuple[int, ...]]:
     """The token sequences that an entry means: of a text, as at the beginning of a text and after a space.
 
     Raises:
         InvalidRequest: an id is outside the vocabulary.
     """
     if isinstance(entry, str):
-        ways = (setting.words.encode(text, add_special=False) for text in (entry, f" {entry}"))
+        ways = (context.tokenizer.encode(text, add_special=False) for text in (entry, f" {entry}"))
         return list(dict.fromkeys(tuple(ids) for ids in ways))
     ids = (entry,) if isinstance(entry, int) else entry
-    return [tuple(token_id(name, token, setting.vocabulary) for token in ids)]
+    return [tuple(token_id(name, token, context.vocabulary) for token in ids)]
 
 
-def single(setting: RequestContext, name: str, entry: int | str) -> int:
+def single(context: RequestContext, name: str, entry: int | str) -> int:
     """The token that an entry means.
 
     Raises:
         InvalidRequest: a text is not one token, or an id is outside the vocabulary.
     """
     if not isinstance(entry, str):
-        return spellings(setting, name, entry)[0][0]
-    ids = setting.words.encode(entry, add_special=False)
+        return spellings(context, name, entry)[0][0]
+    ids = context.tokenizer.encode(entry, add_special=False)
     if len(ids) != 1:
         raise InvalidRequest(
             f"{name} holds {brief(entry)}, which is {len(ids)} tokens ({brief(ids)}): name their ids"

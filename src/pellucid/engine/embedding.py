@@ -1,0 +1,53 @@
+"""Sentence vectors: texts that go through an encoder, each in one step, several in a step where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid import pipeline
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import BlockTable
+
+
+class EmbeddedTexts:
+    """Texts that fit into one step together. Gives the vector (D,) of each, in their order."""
+
+    def __init__(self, runner: ModelRunner, texts: list[list[int]]) -> None:
+        self._runner, self._texts = runner, texts
+        self._tables = [BlockTable() for _ in texts]
+        self.done = False
+
+    def pending(self) -> list[Chunk]:
+        """All tokens of all texts."""
+        return [Chunk(table, ids, outputs=0) for table, ids in zip(self._tables, self._texts)]
+
+    def take(self, rows: list[pipeline.Rows], seconds: float) -> Iterator[NDArray[np.float32]]:
+        """The vectors."""
+        self.done = True
+        yield from (row[0] for row in rows)
+
+    def close(self) -> None:
+        """Give back the pages."""
+        for table in self._tables:
+            self._runner.truncate(table, 0)
+
+
+def batches(runner: ModelRunner, encoded: list[list[int]]) -> Iterator[list[int]]:
+    """Indices of texts that fit into one step together."""
+    batch: list[int] = []
+    tokens = pages = 0
+    limits = runner.limits
+    for index, ids in enumerate(encoded):
+        needed = -(-len(ids) // PAGE)
+        full = tokens + len(ids) > limits.tokens or pages + needed > runner.cache.pages
+        if batch and (full or len(batch) == limits.sequences):
+            yield batch
+            batch, tokens, pages = [], 0, 0
+        batch.append(index)
+        tokens, pages = tokens + len(ids), pages + needed
+    yield batch

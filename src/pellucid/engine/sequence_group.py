@@ -1,0 +1,71 @@
+"""The sequences that continue one prompt: they share its blocks in the cache and run in the same steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.prompt import Prompt
+from pellucid.engine.sequence import TextSequence, TokenOutput
+from pellucid.pipeline import Rows
+from pellucid.runtime.batch import Chunk
+
+
+class SequenceGroup:
+    """A task: reads a prompt, then continues it with several sequences. Gives (number, token output).
+
+    ``begin`` makes the sequences when the first step is asked for: their time begins then. The first of them goes on in
+    the prompt's own table, which the prefix cache gets back; the others in forks of it.
+    """
+
+    def __init__(self, runner: ModelRunner, prompt: Prompt, begin: Callable[[], list[TextSequence]]) -> None:
+        self.prompt, self._runner, self._begin = prompt, runner, begin
+        self._sequences: list[TextSequence] = []
+        self._prefilled = False
+
+    @property
+    def done(self) -> bool:
+        """Whether every sequence has ended."""
+        return bool(self._sequences) and all(one.done for one in self._sequences)
+
+    def pending(self) -> list[Chunk]:
+        """The next tokens of the prompt, then those of each running sequence."""
+        if not self._sequences:
+            self._sequences = self._begin()
+        if not self._prefilled:
+            return self.prompt.pending()
+        return [sequence.pending() for _, sequence in self._running()]
+
+    def take(self, rows: list[Rows], seconds: float) -> Iterator[tuple[int, TokenOutput]]:
+        """A token for every sequence, and those that must follow it."""
+        if not self._prefilled:
+            logits = self.prompt.take(rows, seconds)
+            if logits is None:
+                return
+            rows, seconds = self._fork(logits), self.prompt.seconds
+        running = self._running()
+        for (number, sequence), several in zip(running, rows):
+            took = seconds
+            for row in several:
+                output, took = sequence.take(row, took), 0.0
+                yield number, output
+                if sequence.done:
+                    break
+        self._runner.release(*(sequence.table for number, sequence in running if sequence.done and number))
+
+    def _running(self) -> list[tuple[int, TextSequence]]:
+        """The sequences that have not ended, with their numbers."""
+        return [(number, one) for number, one in enumerate(self._sequences) if not one.done]
+
+    def _fork(self, logits: Rows) -> list[Rows]:
+        """Give each sequence its table, and the logits after the prompt."""
+        self._prefilled, table = True, self.prompt.lease.table
+        self._sequences[0].table = table
+        for sequence in self._sequences[1:]:
+            sequence.table = self._runner.fork(table)
+        return [logits] * len(self._sequences)
+
+    def close(self, tokens: Sequence[int]) -> None:
+        """Give back all pages; ``tokens`` are those of the prompt and of the first sequence."""
+        self._runner.release(*(sequence.table for sequence in self._sequences[1:]))
+        self.prompt.close(tokens)
