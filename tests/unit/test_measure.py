@@ -58,13 +58,13 @@ def test_the_steps_of_a_workload_are_those_that_it_runs(
         forward = net.forward
 
         def watched(chunks: Any, ran: Any = ran, forward: Any = forward) -> Any:
-            ran.append([(c.sequence.length, len(c.tokens), c.outputs) for c in chunks])
+            ran.append([(c.table.length, len(c.tokens), c.outputs) for c in chunks])
             return forward(chunks)
 
         monkeypatch.setattr(net, "forward", watched)
         assert workload.seconds(net) > 0
         monkeypatch.undo()
-        said = [[(c.sequence.length, len(c.tokens), c.outputs) for c in step] for step in workload.steps(net)]
+        said = [[(c.table.length, len(c.tokens), c.outputs) for c in step] for step in workload.steps(net)]
         assert ran[-len(said) :] == said  # before them, a context that is not timed
         sequences = getattr(workload, "sequences", 1)
         assert len(ran) == len(said) + (sequences if isinstance(workload, Decode) else 0)

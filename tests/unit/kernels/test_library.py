@@ -16,8 +16,11 @@ from support.kernels import Batch
 from support.processes import environment, python
 
 from pellucid.errors import KernelError
-from pellucid.kernels.core import elf, library
-from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core import definitions as definitions_module
+from pellucid.kernels.core import elf, fingerprint, isa, library
+from pellucid.kernels.core.definitions import Definition, KernelKey, definition, definitions
+from pellucid.kernels.core.definitions import kernel as declare
+from pellucid.kernels.core.fingerprint import environment as environment_hash
 from pellucid.kernels.core.library import Library
 from pellucid.kernels.ops.elementwise import AddRecord
 from pellucid.util import private
@@ -44,11 +47,11 @@ def adds(shelf: Library) -> bool:
 
 
 def stored() -> Path:
-    return library.cache_folder() / f"{ADD.file_stem}.o"
+    return library.cache_folder() / library.file_name(ADD)
 
 
 def folder() -> Folder:
-    return Folder(f"kernels/{library.fingerprint()}")
+    return Folder(f"kernels/{environment_hash()}")
 
 
 def test_a_kernel_is_compiled_once_and_then_loaded(empty_home: Path) -> None:
@@ -80,7 +83,7 @@ def test_a_damaged_object_is_compiled_again(damage: str, empty_home: Path) -> No
         "another file": b"\x7fELF" + bytes(500),
         "no hash": whole[DIGEST_BYTES:],
         "plain hash": hashlib.sha256(garbage).digest() + garbage,
-        "hash of another name": stored().with_name(f"{KernelKey('pick').file_stem}.o").read_bytes(),
+        "hash of another name": stored().with_name(library.file_name(KernelKey("pick"))).read_bytes(),
     }
     stored().write_bytes(files[damage])
     assert folder().read(stored().name) is None
@@ -129,54 +132,102 @@ def test_processes_that_compile_at_once_do_no_harm(empty_home: Path) -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The kernels' sources copied, and the fingerprint taken of the copy."""
+    """The kernels' sources copied, and the hashes taken of the copy."""
     folder = tmp_path / "kernels"
-    shutil.copytree(Path(library.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(library, "__file__", str(folder / "library.py"))
-    return folder
+    shutil.copytree(fingerprint.ROOT, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "ROOT", folder)
+    fingerprint._text.cache_clear()
+    yield folder
+    fingerprint._text.cache_clear()
 
 
-def fingerprint() -> str:
-    return library.fingerprint.__wrapped__()
+def module_of(name: str) -> str:
+    return definition(name).module
 
 
-def test_fingerprint_is_that_of_the_sources_wherever_they_are(copied: Path) -> None:
-    assert fingerprint() == library.fingerprint()
+def sources(name: str) -> str:
+    fingerprint._text.cache_clear()
+    return fingerprint.sources.__wrapped__(module_of(name))
 
 
-def test_fingerprint_changes_with_any_source(copied: Path) -> None:
-    seen = {fingerprint()}
-    sources = sorted(copied.glob("*.py"))
-    for source in sources:
+def environment_now() -> str:
+    return fingerprint.environment.__wrapped__()
+
+
+def test_the_hash_of_sources_is_the_same_wherever_they_are(copied: Path) -> None:
+    assert sources("add") == fingerprint.sources(module_of("add"))
+
+
+@pytest.mark.parametrize(
+    ("name", "imported", "others"),
+    [
+        (
+            "attention",
+            ["attention/walk.py", "attention/tiles.py", "matmul/quantize.py", "simd/bf16_dot.py"],
+            "text",
+        ),
+        ("text.merge", ["text/merge.py", "text/words.py", "text/pieces.py"], "attention"),
+        ("matmul_int8", ["matmul/int8.py", "matmul/unpack.py", "simd/int8_dot.py"], "logits"),
+    ],
+)
+def test_the_hash_of_sources_covers_what_a_kernel_imports_and_nothing_else(
+    copied: Path, name: str, imported: list[str], others: str
+) -> None:
+    seen = {sources(name)}
+    compiler = ["core/compiler.py", "core/isa.py", "core/record.py", "simd/__init__.py"]
+    for source in (copied / one for one in (*imported, *compiler)):
         source.write_text(source.read_text() + "\n")
-        seen.add(fingerprint())
-    (copied / "another.py").write_text("")
-    assert len(seen | {fingerprint()}) == len(sources) + 2
+        seen.add(sources(name))
+    assert len(seen) == 1 + len(imported) + len(compiler)
+    before = sources(name)
+    for source in (copied / others).glob("*.py"):
+        source.write_text(source.read_text() + "# a comment\n")
+    assert sources(name) == before
 
 
-def test_fingerprint_changes_with_what_the_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {fingerprint()}
+@pytest.mark.parametrize("name", ["attention", "logits.top", "matmul_int8", "norm", "text.merge"])
+def test_the_hash_of_sources_covers_every_module_that_is_loaded_for_a_kernel(name: str) -> None:
+    """What Python imports when it imports the module of a kernel is what the hash reads."""
+    code = f"""
+import importlib, sys
+sys.modules["pellucid.kernels"] = importlib.import_module("pellucid.kernels")
+importlib.import_module({module_of(name)!r})
+print(*[name for name in sys.modules if name.startswith("pellucid.kernels.")])
+"""
+    loaded = set(
+        subprocess.run(python(code), env=environment(), capture_output=True, text=True).stdout.split()
+    )
+    read = fingerprint._closure((module_of(name), *fingerprint.COMPILER))
+    assert module_of(name) in loaded
+    assert loaded <= read | {one.rpartition(".")[0] for one in read}
+
+
+def test_the_environment_counts_what_the_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {environment_now()}
     for name, value in (("NUMBA_OPT", "1"), ("NUMBA_OPT", "2"), ("PELLUCID_ISA", "portable")):
         monkeypatch.setenv(name, value)
-        seen.add(fingerprint())
-    assert len(seen) == 4 or (len(seen) == 3 and len(library.isa.KNOWN) == 1)
+        seen.add(environment_now())
+    assert len(seen) == 4 or (len(seen) == 3 and len(isa.KNOWN) == 1)
 
 
-def test_fingerprint_changes_with_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, here = fingerprint(), library.isa.target()
-    monkeypatch.setattr(library.isa, "target", lambda: replace(here, cpu="another"))
-    assert fingerprint() != before
+def test_the_environment_counts_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, here = environment_now(), isa.target()
+    monkeypatch.setattr(isa, "target", lambda: replace(here, cpu="another"))
+    assert environment_now() != before
 
 
 def test_file_names_tell_parameters_apart() -> None:
-    keys = [KernelKey("quantize", (planes,)) for planes in (1, 2)]
+    keys = [KernelKey("quantize", activation_bits=bits) for bits in (8, 16)]
     assert len({key.file_stem for key in keys}) == 2
     assert all(key.file_stem.startswith("quantize-") for key in keys)
 
 
 def test_two_kernels_of_one_name_are_an_error() -> None:
-    with pytest.raises(KernelError, match="two kernels are called add"):
-        library.kernel("add")(lambda simd: None)
+    with pytest.raises(
+        KernelError,
+        match=r"two kernels are called add: in pellucid/kernels/ops/elementwise.py and .*test_library.py",
+    ):
+        declare("add")(lambda simd: None)
 
 
 def test_a_kernel_that_does_not_compile_says_which(monkeypatch: pytest.MonkeyPatch, empty_home: Path) -> None:
@@ -187,10 +238,11 @@ def test_a_kernel_that_does_not_compile_says_which(monkeypatch: pytest.MonkeyPat
 
         return body
 
-    library.definitions()
-    monkeypatch.setitem(library._definitions, "broken", library.Definition("broken", None, build))
+    known = definitions_module._definitions
+    definitions()
+    monkeypatch.setitem(known, "broken", Definition("broken", None, build))
     with pytest.raises(KernelError, match="broken 7 did not compile"):
-        Library().load([KernelKey("broken", (7,))])
+        Library().load([KernelKey("broken", nonsense=7)])
     assert not list(empty_home.rglob("broken*"))
 
 
