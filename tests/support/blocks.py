@@ -90,7 +90,9 @@ def packed_matrix(form: Format, raw: NDArray[np.uint8], threads: int = 1) -> Mat
 
 
 def unpack(packed: PackedLayout, data: NDArray[np.uint8], rows: int, columns: int) -> BlockFields:
-    """The packed layout read back as ``kernels/packed.py`` describes it, one value at a time in plain NumPy."""
+    """The packed layout read back as ``kernels/matmul/packed_layout.py`` describes it, one value at a time in plain
+    NumPy.
+    """
     groups, blocks, units = -(-rows // ROWS), columns // BLOCK, columns // packed.unit
     plane_bytes = ROWS * BLOCK * packed.bits // 8
     values = np.zeros((groups * ROWS, columns), np.uint8)

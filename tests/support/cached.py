@@ -31,7 +31,9 @@ class Cache:
         assert_guards(self.memory)
 
     def part(self, which: str) -> np.ndarray:
-        """Keys (P, G, K, S) or values (P, G, S, V) as float32: what ``cached.py`` says that the bytes are."""
+        """Keys (P, G, K, S) or values (P, G, S, V) as float32: what ``kernels/attention/kv_layout.py`` says that the
+        bytes are.
+        """
         K, width = self.widths[0], self.widths[which == "values"]
         size = self.heads * kv_layout.head_bytes(self.kv_dtype, width)
         start = self.heads * kv_layout.head_bytes(self.kv_dtype, K) if which == "values" else 0

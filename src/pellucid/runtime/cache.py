@@ -1,8 +1,9 @@
 """The key/value cache: one owner of fixed-size pages, handed to sequences as they grow.
 
-A page holds the keys and values of 64 tokens in every layer, one layer after the other (``kernels/cached.py`` has the
-layout of a layer), so it can be copied, hashed or given back as one run of bytes. The memory of a page is
-given by the system when it is first touched: a large limit costs nothing until it is used.
+A page holds the keys and values of 64 tokens in every layer, one layer after the other
+(``kernels/attention/kv_layout.py`` has the layout of a layer), so it can be copied, hashed or given back as one run of
+bytes. The memory of a page is given by the system when it is first touched: a large limit costs nothing until it is
+used.
 
 A fork of a sequence has the same pages until one of the two writes to them: only the page that is not full yet is
 written to, and whoever is about to do so, and is not its only owner, gets a copy first.

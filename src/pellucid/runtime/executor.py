@@ -1,6 +1,6 @@
 """Runs programs: threads that are started once, one compiled loop that all of them run, and nothing else.
 
-A program is a table of records (``kernels/record.py``). ``run`` sets an epoch, the workers see it, every thread
+A program is a table of records (``kernels/core/record.py``). ``run`` sets an epoch, the workers see it, every thread
 walks the table, and all meet at the end. Between steps a worker spins for half a millisecond, and is then parked on a
 condition until there is a step that it is asked for: beside busy processes not every step asks all (``pace.py``).
 """

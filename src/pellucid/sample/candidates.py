@@ -2,7 +2,7 @@
 
 Most steps look at a few tokens or at sums over all, so nothing here makes an array of the vocabulary's size unless it
 is asked for: a temperature is remembered, not multiplied by, and the highest logits and the sums of exponentials come
-from compiled code (``kernels/logits_top.py``, ``kernels/logits_softmax.py``), in float64.
+from compiled code (``kernels/logits/top.py``, ``kernels/logits/softmax.py``), in float64.
 """
 
 from __future__ import annotations

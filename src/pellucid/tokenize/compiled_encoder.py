@@ -178,7 +178,7 @@ def _kept(encoder: Encoder) -> frozenset[str]:
 
 
 def _joined(parts: Iterable[tuple[str, int | None]]) -> tuple[bytes, list[tuple[int, int]]]:
-    """Texts and ids behind one another, and their spans of bytes, as ``text_pieces.py`` has them."""
+    """Texts and ids behind one another, and their spans of bytes, as ``text/pieces.py`` has them."""
     data, pieces, done = [], [], 0
     for part, index in parts:
         # An id takes a byte, so that it has its place; one that no vocabulary lacks.

@@ -2,7 +2,7 @@
 
 In: a file's bytes. Out: the arrays that were made of them, if they were kept. The name under which they are is a hash
 of these very bytes and of the code that read them, so nothing that is found is ever out of date; what is damaged, not
-this user's (``pellucid/private.py``), or cannot be written, is as if it were not there. The last few are kept.
+this user's (``pellucid/util/private.py``), or cannot be written, is as if it were not there. The last few are kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The kernel "text.added" cuts out what ``tokenize/added.py`` does."""
+"""The kernel "text.added" cuts out what ``tokenize/stages/added.py`` does."""
 
 from __future__ import annotations
 

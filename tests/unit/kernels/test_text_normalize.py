@@ -1,4 +1,4 @@
-"""The kernel "text.normalize" makes of texts what ``tokenize/normalize.py`` does, which asks ``unicodedata``."""
+"""The kernel "text.normalize" makes of texts what ``tokenize/stages/normalize.py`` does, which asks ``unicodedata``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The kernel "text.rewrite" makes of texts what ``tokenize/normalize.py`` and ``tokenize/charsmap.py`` do."""
+"""The kernel "text.rewrite" makes of texts what ``tokenize/stages/normalize.py`` and
+``tokenize/stages/precompiled_charsmap.py`` do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The kernel "text.split" cuts as the stages of ``tokenize/pretokenize.py`` do, by the plain way (``matcher.py``)."""
+"""The kernel "text.split" cuts as the stages of ``tokenize/stages/pretokenize.py`` do, by the plain way
+(``matcher.py``).
+"""
 
 from __future__ import annotations
 

@@ -2,15 +2,15 @@
 
     out = softmax(mask(softcap(scale * q Kᵀ) + bias)) V
 
-In: queries (T, H, K) float32; the layer's pages of keys (G, K) and values (G, V) a token, as ``cached.py`` lays them
-out. Out: (T, H, V) float32, perhaps as activation blocks too.
+In: queries (T, H, K) float32; the layer's pages of keys (G, K) and values (G, V) a token, as ``attention/kv_layout.py``
+lays them out. Out: (T, H, V) float32, perhaps as activation blocks too.
 
 ``bias`` depends on a head and on how far a token is away (ALiBi: Press et al. 2022; relative positions: Raffel et al.
 2020). A head may have a *sink*, the score of a token that is not there: it takes part of the weight and gives nothing
 (Xiao et al. 2023). The keys may be those of the sequence itself or of its encoder (cross attention).
 
 A *row* is one query head of one token. Rows that share a key/value head (heads of its group, or neighbouring tokens)
-walk the pages together in *tiles* (``attention_walk.py``): each key and value is loaded once for eight rows, and
+walk the pages together in *tiles* (``attention/walk.py``): each key and value is loaded once for eight rows, and
 widened to float32 once for a whole tile.
 
 The past is cut into *pieces* of 512 tokens, counted from the sequence's first. A piece has a softmax of its own,

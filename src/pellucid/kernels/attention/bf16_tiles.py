@@ -1,8 +1,8 @@
-"""The inner loops of attention over keys and values in bfloat16: as in ``attention_tiles.py``, but in pairs.
+"""The inner loops of attention over keys and values in bfloat16: as in ``attention/tiles.py``, but in pairs.
 
 Queries and weights are rounded to bfloat16 too, and two columns of a score, or two tokens of a sum, are multiplied and
-added up at a time (``pairs.py``). The cache holds the pairs as the products want them, so that nothing is widened, for
-however many rows.
+added up at a time (``simd/bf16_dot.py``). The cache holds the pairs as the products want them, so that nothing is
+widened, for however many rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""New keys and values into the pages of their sequences, as ``cached.py`` lays them out.
+"""New keys and values into the pages of their sequences, as ``attention/kv_layout.py`` lays them out.
 
 In: keys (T, G, K) and values (T, G, V) float32. Out: the layer's part of the sequences' pages.
 """

@@ -4,8 +4,8 @@ A page holds ``PAGE`` tokens, S, of every key/value head. A head's keys lie colu
 scores are one vector and need no horizontal sum; its values row by row, (S, V).
 
     f16, f32    the numbers
-    bf16        the numbers, two and two as ``pairs.py`` multiplies them: columns of a key, (K/2, S, 2), and tokens'
-                values, (S/2, V, 2)
+    bf16        the numbers in pairs, as ``simd/bf16_dot.py`` multiplies them: columns of a key, (K/2, S, 2), and
+                tokens' values, (S/2, V, 2)
     q8_0        int8, 32 columns of a token sharing a scale: a number is scale * q. Behind all numbers of a head the
                 scales, float16: (K/32, S) for keys, (S, V/32) for values. scale = max |x| / 127.
 

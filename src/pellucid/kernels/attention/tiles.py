@@ -1,8 +1,8 @@
 """The inner loops of attention: scores of a few rows, softmax of one, values of a few.
 
-A tile takes keys and values as the cache stores them (``cached.py``), or widened to float32; both give the same bits.
-From the cache they come a page at a time, and pages lie far from each other: no hardware guesses where the next one is.
-So a tile asks, line by line, for what lies ``ahead`` bytes further on.
+A tile takes keys and values as the cache stores them (``attention/kv_layout.py``), or widened to float32; both give the
+same bits. From the cache they come a page at a time, and pages lie far from each other: no hardware guesses where the
+next one is. So a tile asks, line by line, for what lies ``ahead`` bytes further on.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ later process loads the object with LLVM alone, in about a millisecond, and neve
 stale: another source is another file.
 
 Only object code goes through the folder, never a pickle. A file is loaded if nobody but this user can have written it
-and it is what was written under its name (``pellucid/private.py``), and if LLVM, which ends the process when it is
+and it is what was written under its name (``pellucid/util/private.py``), and if LLVM, which ends the process when it is
 given a damaged object, can link it (``elf.py``). Any other file is compiled anew.
 """
 

@@ -1,7 +1,8 @@
-"""Stored weights into the layout of ``packed.py``, compiled. Called straight from Python, a range of groups a call.
+"""Stored weights into the layout of ``matmul/packed_layout.py``, compiled. Called straight from Python, a range of
+groups a call.
 
-``pack_int`` takes rows of blocks as ``stored.py`` describes them, ``pack_float`` rows of numbers of 2 or 4 bytes. Both
-take a multiple of 16 rows, one behind the other.
+``pack_int`` takes rows of blocks as ``matmul/block_layout.py`` describes them, ``pack_float`` rows of numbers of 2 or 4
+bytes. Both take a multiple of 16 rows, one behind the other.
 """
 
 from __future__ import annotations

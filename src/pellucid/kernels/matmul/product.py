@@ -1,7 +1,7 @@
 """What all matrix products share: out = x Wᵀ + addend, row group by row group, tile by tile of tokens.
 
 The addend is zeros, a bias (N,), or out itself, which adds the product onto the residual stream. How a tile's sums
-are made is the layout's affair (``matmul_int8.py``, ``matmul_float.py``); every tile size makes them in the same
+are made is the layout's affair (``matmul/int8.py``, ``matmul/floats.py``); every tile size makes them in the same
 order, so a token's result never depends on its neighbours.
 """
 

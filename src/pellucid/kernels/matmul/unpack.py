@@ -1,4 +1,4 @@
-"""From packed bytes to operands: the one place that knows the layout of ``packed.py`` as instructions.
+"""From packed bytes to operands: the one place that knows the layout of ``matmul/packed_layout.py`` as instructions.
 
 Everything here emits code through an ``Emitter``; it is used by every kernel that reads weights.
 """

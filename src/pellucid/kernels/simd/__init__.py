@@ -1,4 +1,4 @@
-"""Vectors and memory for kernels. With ``dot.py`` the only file that knows instructions.
+"""Vectors and memory for kernels. With ``simd/int8_dot.py`` the only file that knows instructions.
 
 Kernels are Python functions in Numba's dialect that work on addresses (int64) and on vectors of 16 float32 or
 int32 lanes (float64 where a distribution is made of logits). Sixteen lanes everywhere, whatever the hardware's

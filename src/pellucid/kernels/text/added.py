@@ -1,8 +1,8 @@
 """Added tokens cut out of pieces of texts, before anything else happens to them. Called straight from Python, on UTF-8.
 
-Of those that match, the leftmost and then the longest counts (``tokenize/added.py``, which says the same in Python).
-Some are found only to be left as text: control tokens that a user wrote. A token that is cut out is a piece whose id is
-known, as ``text_pieces.py`` has it.
+Of those that match, the leftmost and then the longest counts (``tokenize/stages/added.py``, which says the same in
+Python). Some are found only to be left as text: control tokens that a user wrote. A token that is cut out is a piece
+whose id is known, as ``text/pieces.py`` has it.
 """
 
 from __future__ import annotations

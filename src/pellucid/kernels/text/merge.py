@@ -1,4 +1,4 @@
-"""Byte-pair encoding of pieces of texts (``text_pieces.py``).
+"""Byte-pair encoding of pieces of texts (``text/pieces.py``).
 
 A piece is its bytes' ids, or its characters', of which always the two neighbours merge that come first in the order of
 merges, the leftmost of equals (Sennrich et al. 2016, "Neural machine translation of rare words with subword units"),

@@ -2,7 +2,7 @@
 
 Most characters are in the form already, whatever is around them, and so are most marks behind them: they are copied.
 Where one is not, or may join with what is before it, everything from the character before on, up to the next that
-nothing joins, is taken apart, put in order, and composed again. The reference is ``tokenize/normalize.py``.
+nothing joins, is taken apart, put in order, and composed again. The reference is ``tokenize/stages/normalize.py``.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 A character becomes what a table says, whatever is around it. Sidecar that, spaces in a row may become one, and none at
 a piece's ends; a piece may get something put before it; and there may be rules for several characters, as SentencePiece
 compiles them into a model: the longest counts, or, as in Hugging Face ``tokenizers``, a rule for the beginning of a
-short grapheme cluster is for all of it (``tokenize/charsmap.py``). A character that the table does not know enough
-about is where this gives up: Python then does it. A piece that is an id (``text_pieces.py``) takes one byte, so that
-what lies behind another stays there.
+short grapheme cluster is for all of it (``tokenize/stages/precompiled_charsmap.py``). A character that the table does
+not know enough about is where this gives up: Python then does it. A piece that is an id (``text/pieces.py``) takes one
+byte, so that what lies behind another stays there.
 """
 
 from __future__ import annotations

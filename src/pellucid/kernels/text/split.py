@@ -1,8 +1,8 @@
 """Pieces of a text cut into smaller ones where a pattern matches. Called straight from Python, on UTF-8.
 
-The pattern is an automaton's table (``tokenize/automaton.py``; ``Matcher._walked`` is the same in Python). What becomes
-of the matches is one of BEHAVIORS, as in Hugging Face ``tokenizers``: a piece of their own, nothing, or a part of the
-piece before or behind; "Contiguous" joins matches that touch, and what lies between them.
+The pattern is an automaton's table (``tokenize/patterns/automaton.py``; ``Matcher._walked`` is the same in Python).
+What becomes of the matches is one of BEHAVIORS, as in Hugging Face ``tokenizers``: a piece of their own, nothing, or a
+part of the piece before or behind; "Contiguous" joins matches that touch, and what lies between them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The likeliest cut of pieces of texts (``text_pieces.py``) into those of a Unigram vocabulary: Viterbi's algorithm.
+"""The likeliest cut of pieces of texts (``text/pieces.py``) into those of a Unigram vocabulary: Viterbi's algorithm.
 
 The reference is ``tokenize/kinds/unigram.py``: of the ways to each place the best is kept, of equally good ones the one
 that was found first; an unknown character has a price, and unknown neighbours become one, or their bytes.

@@ -1,4 +1,4 @@
-"""WordPiece of pieces of texts (``text_pieces.py``): a word cut greedily into the longest pieces that there are.
+"""WordPiece of pieces of texts (``text/pieces.py``): a word cut greedily into the longest pieces that there are.
 
 The reference is ``tokenize/kinds/wordpiece.py``. A word that cannot be covered, or is too long, is the unknown id.
 """

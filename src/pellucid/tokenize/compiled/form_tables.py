@@ -1,4 +1,4 @@
-"""A normalisation form as tables, for compiled code (``kernels/text_normalize.py``).
+"""A normalisation form as tables, for compiled code (``kernels/text/normalize.py``).
 
 In: the name of a form. Out: of every character what it is made of, and what composes. The data are Python's, of the
 characters that Unicode 9 had (``normalize.Normalize``).

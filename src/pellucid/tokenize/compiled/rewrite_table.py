@@ -1,4 +1,4 @@
-"""A normalizer as a table: what becomes of each character by itself, for compiled code (``kernels/text_rewrite.py``).
+"""A normalizer as a table: what becomes of each character by itself, for compiled code (``kernels/text/rewrite.py``).
 
 In: a normalizer. Out: :class:`CharacterMap` s that do the same, one after the other, or None where what becomes of a
 character hangs on more than the table can say. Where it does so only next to certain characters, these are marked, and
@@ -86,7 +86,8 @@ class _Step:
 def character_maps(stages: Iterable[tuple[Normalizer, bool]]) -> list[CharacterMap | Form] | None:
     """The tables of normalizers, each with whether it is only for what begins a text; None if one has none.
 
-    A normalisation form is left as it is: what becomes of a character hangs on those around it (``forms.py``).
+    A normalisation form is left as it is: what becomes of a character hangs on those around it
+    (``compiled/form_tables.py``).
     """
     steps: list[_Step | Form] = []
     for stage, only_first in stages:

@@ -1,7 +1,7 @@
 """Vocabularies as compiled code looks things up in them: tables of pieces, trees of them, pairs, neighbours.
 
-In: pieces, merges. Out: arrays that kernels are told of (``kernels/text_words.py``, ``text_merge.py``,
-``text_apart.py``). They are filled by compiled code too: a vocabulary is a quarter of a million pieces.
+In: pieces, merges. Out: arrays that kernels are told of (``kernels/text/words.py``, ``text/merge.py``,
+``text/apart.py``). They are filled by compiled code too: a vocabulary is a quarter of a million pieces.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class NeighbourTable:
     """Which characters are next to each other in pieces of a vocabulary.
 
     ``pairs`` (n,) int64 are left << 21 | right; ``flags`` (0x110000,) uint8 forbid cuts after and before characters,
-    whatever the pairs say (``text_apart.py``); ``everywhere``: all pairs are known, not only those of wide characters.
+    whatever the pairs say (``text/apart.py``); ``everywhere``: all pairs are known, not only those of wide characters.
     """
 
     pairs: NDArray[np.int64]

@@ -1,8 +1,8 @@
 """``tokenizer.json``, the format of Hugging Face ``tokenizers``.
 
 In: the file's contents. Out: a :class:`Tokenizer`. Each component of the file is built by the table of its stage in
-``components.py``. A component, a field or a value that is not known is an :class:`UnsupportedModel` that names it:
-nothing is skipped. ``truncation`` and ``padding`` are read too, but applied only where they are asked for.
+``files/json_components.py``. A component, a field or a value that is not known is an :class:`UnsupportedModel` that
+names it: nothing is skipped. ``truncation`` and ``padding`` are read too, but applied only where they are asked for.
 """
 
 from __future__ import annotations

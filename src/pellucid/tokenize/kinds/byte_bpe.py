@@ -2,7 +2,7 @@
 
 Pieces are spelled in an alphabet that gives each byte a printable character ("Ġ" is the space), so every text
 can be encoded and decoding is exact. What differs between models is data: how the text is split beforehand
-(``patterns.py``), the vocabulary and the merges.
+(``patterns/published.py``), the vocabulary and the merges.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 In: a pattern in Oniguruma's syntax and a text. Out: the matches from left to right. Three ways lead to them:
 
-- The ``regex`` package runs a pattern of its own that is written from the tree (``regex_tree.py``), on a copy of the
+- The ``regex`` package runs a pattern of its own that is written from the tree (``patterns/tree.py``), on a copy of the
   text in which each character is its class: neither its syntax nor its Unicode matters. It is the fastest way. It is
-  used for patterns that it runs in linear time: those of ``patterns.py``, and those that hardly read a character twice.
+  used for patterns that it runs in linear time: those of ``patterns/published.py``, and those that hardly read a
+  character twice.
 - Other patterns come from files and may take exponential time in it. Their table (``automaton.py``) is walked, which
   reads each character once for each place that a match is tried at.
 - Patterns that have no table are run by ``regex`` with a limit, which slows it down tenfold.

@@ -1,6 +1,6 @@
 """Reads a pattern in Oniguruma's syntax: what ``tokenizer.json`` files mean by ``Regex``.
 
-In: the pattern. Out: a tree (``regex_tree.py``). What a construct means is what Oniguruma 6.9.10 makes of it, which
+In: the pattern. Out: a tree (``patterns/tree.py``). What a construct means is what Oniguruma 6.9.10 makes of it, which
 ``tokenizers`` 0.23 runs with its default syntax; sources are its doc/RE and ``regparse.c``. It differs from Python's
 ``re``: ``&&`` intersects sets, which nest, ``\\h`` is a hexadecimal digit, ``(?m)`` lets a dot match newlines, ``^``
 and ``$`` are about lines, ``a{1,2}+`` repeats, and ``a{2,1}`` is possessive. What is not implemented is a
