@@ -21,7 +21,7 @@ from pellucid import pipeline
 from pellucid.engine.beam_search import search_beams
 from pellucid.engine.embedding import EmbeddedTexts, batches
 from pellucid.engine.inputs import Inputs, Message, PromptInput
-from pellucid.engine.model_runner import ModelRunner, StepLimits, layouts
+from pellucid.engine.model_runner import ModelRunner, StepLimits
 from pellucid.engine.output import Beams, Generation, Score
 from pellucid.engine.prefix_cache import PrefixCache
 from pellucid.engine.request import Request, RequestGroup
@@ -34,6 +34,7 @@ from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
+from pellucid.plan.weights import layouts
 from pellucid.runtime.executor import default_threads
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.chain import Chain

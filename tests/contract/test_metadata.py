@@ -18,13 +18,13 @@ from support.metadata import GGUF, Metadata
 from support.tiny import TINY, opened
 
 from pellucid import pipeline
-from pellucid.engine.model_runner import layouts
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import known_families
 from pellucid.model.keys import CHANGING, GGUF_CHANGING, GGUF_HARMLESS, HARMLESS, IN_ROPE
 from pellucid.model.read import read_model
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Norm, Rotary, RotaryScaling
+from pellucid.plan.weights import layouts
 
 VALUES: tuple[Any, ...] = (True, False, 7, 3, 0.625, 24, "other", "linear", ["other"], {"a": 1})
 """Tried one after the other for a key that may want any type."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from pellucid import pipeline
-from pellucid.engine.model_runner import layouts
 from pellucid.model.read import read_model
 from pellucid.model.spec import Model
+from pellucid.plan.weights import layouts
 from pellucid.weights.checkpoint import Tensor
 from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, opened
 

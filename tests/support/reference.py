@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.model.slots import SlotReader
 from pellucid.model.spec import Attention, Block, Model, Norm, Rotary
 from pellucid.plan.position import inverse_frequencies
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.pack import decode
 
 Array = NDArray[np.float64]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -51,8 +51,7 @@ class Reference:
         self.checkpoint, self.model, self.spec, self.round_kv = checkpoint, model, model.spec, round_kv
 
     def weight(self, slot: str) -> Array:
-        source = self.model.slots[slot]
-        return decode(self.checkpoint, source.tensor).astype(np.float64) + source.plus
+        return SlotReader(self.checkpoint, self.model.sources(slot)).values().astype(np.float64)
 
     def norm(self, x: Array, kind: Norm, slot: str) -> Array:
         if kind.kind == "layer":

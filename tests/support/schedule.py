@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import pipeline
-from pellucid.engine.model_runner import layouts
+from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.weights.gguf_types import TENSOR_TYPES

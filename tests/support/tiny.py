@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from pellucid import pipeline
-from pellucid.engine.model_runner import ModelRunner, StepLimits, layouts
+from pellucid.engine.model_runner import ModelRunner, StepLimits
 from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.model.read import read_model
 from pellucid.model.spec import Model
 from pellucid.plan.plan import Plan
+from pellucid.plan.weights import layouts
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from support.model_files import gguf, safetensors

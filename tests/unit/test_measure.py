@@ -12,7 +12,7 @@ import pytest
 from support.schedule import write_quantised_llama
 from support.tiny import TINY, model_runner, opened
 
-from pellucid.engine.model_runner import ModelRunner, layouts
+from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 from pellucid.measure.cost import Cost, Rates, operation_cost, step_cost
 from pellucid.measure.machine import facts
@@ -21,6 +21,7 @@ from pellucid.measure.roofs import MULTIPLY_ROUNDS, Roofs
 from pellucid.measure.rounds import Figure, measure
 from pellucid.measure.suite import Decode, Embed, Prefill, Wishes, Workload, suite
 from pellucid.plan.plan import Weights
+from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 

@@ -8,28 +8,24 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import shown
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import Space
 from pellucid.kernels.core.library import CompileProgress
-from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout, round_up
 from pellucid.model.spec import Model
 from pellucid.plan.bind import allocate, bind, places
-from pellucid.plan.plan import At, Plan, Rows, Vector, Weights
+from pellucid.plan.plan import At, Plan, Rows
+from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays
 from pellucid.runtime.cache import BlockTable, KVCache, LayerShape
 from pellucid.runtime.executor import Executor, Program, usable_cores
-from pellucid.runtime.memory import Arena, address
+from pellucid.runtime.memory import address
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.pack import Matrix, decode, pack, prepare, stored_as
-from pellucid.weights.quant.registry import lookup
 
 SMALL = 4  # tokens of a step that reads the weights for longer than it multiplies by them
 
@@ -42,19 +38,6 @@ class StepLimits:
     tokens: int = 256
     outputs: int = 16
     sequences: int = 16
-
-
-def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
-    """How each slot's matrix will be packed.
-
-    Raises:
-        UnsupportedModel: a tensor's format is not implemented; lists those that are.
-    """
-    return {
-        slot: lookup(checkpoint.tensors[source.tensor].format, f"tensor {shown(source.tensor)}").packed
-        for slot, source in model.slots.items()
-        if source.tensor in checkpoint.tensors
-    }
 
 
 class ModelRunner:
@@ -269,26 +252,3 @@ def room(layers: Iterable[LayerShape], pages: int, sequences: int) -> int:
     except (AttributeError, ValueError, OSError):
         return least
     return max(least, min(pages * sequences, machine // 4 // max(page_bytes, 1)))
-
-
-def load_weights(
-    checkpoint: Checkpoint, model: Model, plan: Plan, threads: int
-) -> tuple[dict[str, Matrix], dict[str, NDArray[np.float32]]]:
-    """The packed matrices and the float32 vectors that a plan refers to, by slot."""
-    values = [value for op in plan.operations for value in op.fields.values()]
-    packings, arena = {}, Arena()
-    for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Weights)):
-        tensor = checkpoint.tensors[model.slots[slot].tensor]
-        form, shape = stored_as(tensor)
-        packings[slot] = prepare(form, shape, partial(checkpoint.read, tensor.name), arena.take)
-    pack(packings.values(), threads)
-    matrices = {slot: packing.matrix for slot, packing in packings.items()}
-    vectors: dict[str, NDArray[np.float32]] = {}
-    for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Vector)):
-        source = model.slots[slot]
-        stored = decode(checkpoint, source.tensor)
-        vector = np.zeros(round_up(len(stored), ROWS), np.float32)
-        with np.errstate(all="ignore"):  # a file may hold numbers that are none
-            vector[: len(stored)] = stored + np.float32(source.plus)
-        vectors[slot] = vector
-    return matrices, vectors

@@ -74,7 +74,7 @@ def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -
     lengths = [chunk.table.length + 1 for chunk in chunks if len(chunk.tokens) == 1]
     nbytes = 0
     for layer in (int(name[6:]) for name in op.reads if name.startswith("cache.")):
-        window = runner.spec.blocks[layer].attention.window
+        window = int(op.fields["window"])  # type: ignore[arg-type]
         per_token = runner.cache.layers[layer].page_bytes // PAGE
         nbytes += per_token * sum(min(length, window or length) for length in lengths)
     return nbytes

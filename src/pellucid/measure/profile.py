@@ -68,7 +68,7 @@ class Profile:
         """By stage, without the number of its block, and kernel."""
         found: dict[tuple[str, str], list[Timed]] = {}
         for op, timed in zip(self.operations, self.timed):
-            stage = re.sub(r"^blocks\.\d+\.", "", op.stage)
+            stage = re.sub(r"^blocks\.\d+\.", "", op.label)
             found.setdefault((stage, str(op.kernel)), []).append(timed)
         return {kind: together(all_of_it) for kind, all_of_it in found.items()}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from math import prod
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
@@ -10,6 +12,7 @@ from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures
 from pellucid.model.keys import check_unread
 from pellucid.model.shapes import expected_shapes
+from pellucid.model.slots import shape_of
 from pellucid.model.spec import Model
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -33,7 +36,7 @@ def read_model(checkpoint: Checkpoint) -> Model:
     family = families[architecture]
     model = family.readers(checkpoint.kind)[architecture](checkpoint, config)
     _check_tensors(checkpoint, model)
-    _check_layers(checkpoint, model, f"{architecture}.block_count" if gguf else "num_hidden_layers")
+    _check_layers(checkpoint, model)
     _check_unused(checkpoint, model, family)
     for key in ("bos_token_id", "eos_token_id"):  # of config.json; the tokenizer looks at the others
         config.token_ids(key, model.spec.embedding.vocabulary)
@@ -42,51 +45,86 @@ def read_model(checkpoint: Checkpoint) -> Model:
 
 
 def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
-    wanted = expected_shapes(model.spec)
-    for slot, shape in wanted.items():
-        source = model.slots.get(slot)
-        if source is None:
+    for slot, shape in expected_shapes(model.spec).items():
+        sources = model.sources(slot)
+        if not sources:
             raise FileFormatError(
                 checkpoint.path, slot, f"no tensor fills it; the model needs one of {shape}"
             )
-        tensor = checkpoint.tensors.get(source.tensor)
-        if tensor is None:
-            raise FileFormatError(
-                checkpoint.path, source.tensor, f"tensor missing; the model needs it as {slot}"
+        for source in sources:
+            if source.tensor not in checkpoint.tensors:
+                raise FileFormatError(
+                    checkpoint.path, source.tensor, f"tensor missing; the model needs it as {slot}"
+                )
+        tensors = [checkpoint.tensors[source.tensor] for source in sources]
+        found = [shape_of(tensor, source) for tensor, source in zip(tensors, sources)]
+        joined = (sum(one[0] for one in found), *found[0][1:])
+        if joined != shape or any(one[1:] != shape[1:] for one in found):
+            whole = len(sources) == 1 and sources[0].rows is None
+            has = (
+                f"tensor has shape {tensors[0].shape}"
+                if whole
+                else f"{slot}: its tensors make shape {joined}"
             )
-        if tensor.shape != shape:
             raise FileFormatError(
-                checkpoint.path,
-                source.tensor,
-                f"tensor has shape {tensor.shape}; the model needs {shape}",
-                tensor.offset,
+                checkpoint.path, tensors[0].name, f"{has}; the model needs {shape}", tensors[0].offset
             )
 
 
 def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
-    """A tensor that nobody uses, such as a bias, would have changed the result."""
-    known = {source.tensor for source in model.slots.values()}
+    """A tensor that nobody uses, such as a bias, would have changed the result; so would some of its rows."""
+    used: dict[str, list[tuple[int, int] | None]] = {}
+    for slot in model.slots:
+        for source in model.sources(slot):
+            used.setdefault(source.tensor, []).append(source.rows)
     pattern = re.compile("|".join(family.unused) or r"(?!)")
-    left = sorted(name for name in checkpoint.tensors if name not in known and not pattern.fullmatch(name))
+    left = sorted(name for name in checkpoint.tensors if name not in used and not pattern.fullmatch(name))
     if left:
         more = f" and {len(left) - 1:,} more tensors" if left[1:] else ""
         raise UnsupportedModel(
             f"{checkpoint.path.name}: tensor {shown(left[0])}{more}: {model.spec.family} as it is implemented does "
             "not use it; ignoring it would change the results"
         )
+    for name, parts in used.items():
+        if name in checkpoint.tensors and (gap := _unused_rows(checkpoint, name, model, parts)):
+            raise UnsupportedModel(
+                f"{checkpoint.path.name}: tensor {shown(name)}: rows {gap[0]:,} to {gap[1]:,} are not used; ignoring "
+                "them would change the results"
+            )
 
 
-def _check_layers(checkpoint: Checkpoint, model: Model, key: str) -> None:
+def _unused_rows(
+    checkpoint: Checkpoint, name: str, model: Model, parts: list[tuple[int, int] | None]
+) -> tuple[int, int] | None:
+    """The first rows of a tensor that no slot takes; None if all are taken."""
+    ranges = [part for part in parts if part is not None]
+    if len(ranges) < len(parts):  # some slot takes the whole tensor
+        return None
+    sources = (source for slot in model.slots for source in model.sources(slot) if source.tensor == name)
+    whole = shape_of(checkpoint.tensors[name], replace(next(sources), rows=None))
+    rows = whole[0] if len(whole) == 1 else prod(whole[:-1])
+    done = 0
+    for start, stop in sorted(ranges):
+        if start > done:
+            return done, start
+        done = max(done, stop)
+    return (done, rows) if done < rows else None
+
+
+def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
     """A file with more layers than it says would run, without its last ones."""
     # The names of a block's tensors differ only by its number, in every format.
     prefixes = {
         source.tensor.partition(".0.")[0]
-        for slot, source in model.slots.items()
+        for slot in model.slots
         if slot.startswith("blocks.0.")
+        for source in model.sources(slot)
     }
     pattern = re.compile(rf"(?:{'|'.join(map(re.escape, prefixes))})\.(\d{{1,9}})\..+")
     held = max(int(match[1]) + 1 for name in checkpoint.tensors if (match := pattern.fullmatch(name)))
     if held > len(model.spec.blocks):
         raise FileFormatError(
-            checkpoint.path, key, f"is {len(model.spec.blocks)}, but the file has tensors of {held:,} layers"
+            checkpoint.path,
+            model.layer_count,
+            f"is {len(model.spec.blocks)}, but the file has tensors of {held:,} layers",
         )

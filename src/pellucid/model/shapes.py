@@ -40,11 +40,12 @@ def _norm(name: str, norm: Norm, width: int) -> Iterator[tuple[str, Shape]]:
 def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
     attention, feedforward = block.attention, block.feedforward
     heads, kv_heads = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    values, attended = attention.kv_heads * attention.value_dim, attention.heads * attention.value_dim
     for part, rows, columns, bias in (
         ("attention.q", heads, width, attention.bias),
         ("attention.k", kv_heads, width, attention.bias),
-        ("attention.v", kv_heads, width, attention.bias),
-        ("attention.output", width, heads, attention.output_bias),
+        ("attention.v", values, width, attention.bias),
+        ("attention.output", width, attended, attention.output_bias),
         *((("feedforward.gate", feedforward.width, width, feedforward.bias),) if feedforward.gated else ()),
         ("feedforward.up", feedforward.width, width, feedforward.bias),
         ("feedforward.down", width, feedforward.width, feedforward.bias),
@@ -55,6 +56,8 @@ def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
     if attention.qk_norm:
         yield from _norm(f"{name}.attention.q_norm", attention.qk_norm, attention.head_dim)
         yield from _norm(f"{name}.attention.k_norm", attention.qk_norm, attention.head_dim)
+    if attention.sinks:
+        yield f"{name}.attention.sinks.weight", (attention.heads,)
     yield from _norm(f"{name}.attention.norm", block.norm, width)
     yield from _norm(f"{name}.feedforward.norm", block.norm, width)
     if block.placement == "sandwich":

@@ -68,7 +68,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Attention:
-    """One block's attention."""
+    """One block's attention: H heads of width K, G key/value heads."""
 
     heads: int
     kv_heads: int
@@ -82,6 +82,18 @@ class Attention:
     softcap: float = 0.0
     bias: bool = False
     output_bias: bool = False
+    value_dim: int = 0
+    """V, the width of a head's values; 0: as wide as its keys, K."""
+    alibi: bool = False
+    """Whether scores fall with the distance, by a slope for each head (Press et al. 2022)."""
+    sinks: bool = False
+    """Whether each head has a learned sink, a score that takes a part of the weight (Xiao et al. 2023)."""
+    cross: bool = False
+    """Whether queries see the keys and values of the chunk's encoder instead of those of their own sequence."""
+
+    def __post_init__(self) -> None:
+        if not self.value_dim:
+            object.__setattr__(self, "value_dim", self.head_dim)
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ class Pooling:
     normalize: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelSpec:
     """A whole model. ``head`` for language models, ``pooling`` for sentence encoders."""
 
@@ -143,21 +155,44 @@ class ModelSpec:
         """Whether text can be generated with it."""
         return self.head is not None
 
+    def __repr__(self) -> str:
+        attention, embedding = self.blocks[0].attention, self.embedding
+        return (
+            f"ModelSpec({self.family} {self.name!r}: L={len(self.blocks)} D={embedding.width} H={attention.heads} "
+            f"G={attention.kv_heads} K={attention.head_dim} F={self.blocks[0].feedforward.width} "
+            f"V={embedding.vocabulary}, context {self.context:,})"
+        )
+
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a slot's values come from: a tensor of the file, and what is added to every value of it.
+    """Where a slot's values come from: a tensor of the file, or a part of one.
 
-    (Gemma's norms multiply by 1 + w; its GGUF files have the 1 already in w, its safetensors do not.)
+    ``plus`` is added to every value. (Gemma's norms multiply by 1 + w; its GGUF files have the 1 already in w, its
+    safetensors do not.) ``transpose``: the file has the matrix as (inputs, outputs), as GPT-2's Conv1D does.
+    ``rows`` (start, stop) picks rows of the matrix, after it is transposed: the queries of a fused q-k-v tensor, one
+    expert of a tensor (E, N, D), whose rows are counted over all experts; of a vector it picks values.
     """
 
     tensor: str
     plus: float = 0.0
+    rows: tuple[int, int] | None = None
+    transpose: bool = False
 
 
 @dataclass(frozen=True)
 class Model:
-    """A spec and the tensors that fill its slots, by slot name ("blocks.3.attention.q.weight")."""
+    """A spec and the tensors that fill its slots, by slot name ("blocks.3.attention.q.weight").
+
+    A slot that several tensors fill has their rows one after the other. ``layer_count`` is the key of the metadata that
+    says how many layers there are, for error messages.
+    """
 
     spec: ModelSpec
-    slots: Mapping[str, Slot] = field(repr=False)
+    slots: Mapping[str, Slot | tuple[Slot, ...]] = field(repr=False)
+    layer_count: str = "num_hidden_layers"
+
+    def sources(self, slot: str) -> tuple[Slot, ...]:
+        """What fills a slot; empty if nothing does."""
+        found = self.slots.get(slot, ())
+        return found if isinstance(found, tuple) else (found,)

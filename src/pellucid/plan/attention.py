@@ -9,8 +9,8 @@ from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value
-from pellucid.plan.position import rotate
+from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value, Vector
+from pellucid.plan.position import alibi_bias, rotate
 from pellucid.runtime.cache import LayerShape
 
 
@@ -19,29 +19,30 @@ def attention(plan: Builder, layer: int, kind: Attention, x: str, out: str) -> s
     stage = f"blocks.{layer}.attention"
     q = plan.linear(f"{stage}.q", x, f"{stage}.q", kind.heads * kind.head_dim, "q", bias=kind.bias)
     k = plan.linear(f"{stage}.k", x, f"{stage}.k", kind.kv_heads * kind.head_dim, "k", bias=kind.bias)
-    v = plan.linear(f"{stage}.v", x, f"{stage}.v", kind.kv_heads * kind.head_dim, "v", bias=kind.bias)
+    v = plan.linear(f"{stage}.v", x, f"{stage}.v", kind.kv_heads * kind.value_dim, "v", bias=kind.bias)
     if kind.qk_norm:
         norm(plan, f"{stage}.q_norm", f"{stage}.q_norm", kind.qk_norm, q, q, parts=kind.heads)
         norm(plan, f"{stage}.k_norm", f"{stage}.k_norm", kind.qk_norm, k, k, parts=kind.kv_heads)
     if kind.rotary:
         rotate(plan, f"{stage}.q_rotary", kind.rotary, q, kind.heads, kind.head_dim)
         rotate(plan, f"{stage}.k_rotary", kind.rotary, k, kind.kv_heads, kind.head_dim)
-    _remember(plan, stage, layer, kind, k, v)
-    attended = _attend(plan, stage, layer, kind, q)
+    cached = _write_cache(plan, stage, kind, k, v)
+    attended = _attend(plan, stage, cached, kind, q)
     return plan.linear(
         f"{stage}.output", attended, f"{stage}.output", plan.spec.embedding.width, out, bias=kind.output_bias
     )
 
 
-def _remember(plan: Builder, stage: str, layer: int, kind: Attention, k: str, v: str) -> None:
-    """Keys and values into the cache's pages."""
-    shape = LayerShape(kind.kv_heads, kind.head_dim, kind.head_dim, plan.kv_cache or _form(plan, stage))
+def _write_cache(plan: Builder, stage: str, kind: Attention, k: str, v: str) -> int:
+    """Keys and values into the cache's pages. Returns the number of the layer in the cache."""
+    shape = LayerShape(kind.kv_heads, kind.head_dim, kind.value_dim, plan.kv_cache or _kv_dtype(plan, stage))
     unit = kv_layout.unit(shape.kv_dtype)
-    if kind.head_dim % unit or kind.heads % kind.kv_heads:
+    if kind.head_dim % unit or kind.value_dim % unit or kind.heads % kind.kv_heads:
         raise UnsupportedModel(
             f"{stage}: {kind.heads} heads of width {kind.head_dim} with {kind.kv_heads} key/value heads; the width "
             f"must be a multiple of {unit} ({shape.kv_dtype} keys and values) and the heads of the key/value heads"
         )
+    layer = len(plan.layers)
     plan.layers.append(shape)
     fields: dict[str, Value] = {
         "k": At(k),
@@ -59,11 +60,14 @@ def _remember(plan: Builder, stage: str, layer: int, kind: Attention, k: str, v:
     plan.emit(
         Operation(f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), printed, shares=shares)
     )
+    return layer
 
 
-def _form(plan: Builder, stage: str) -> str:
-    """What suits a layer: beside the finest activations float32, which rounds nothing. Where queries come out of
-    activations of 8 bits, products of bfloat16 lose nothing by it.
+def _kv_dtype(plan: Builder, stage: str) -> str:
+    """The type of keys and values where the caller leaves it open.
+
+    float32 with activations of 16 bits, because it rounds nothing; bfloat16 with activations of 8 bits, whose error is
+    larger than that of its products; float16 with weights in floating point.
     """
     if plan.activation_bits == FINEST:
         return "f32"
@@ -72,7 +76,8 @@ def _form(plan: Builder, stage: str) -> str:
 
 def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> str:
     """softmax(q Kᵀ) V."""
-    attended = plan.buffer("attended", kind.heads * kind.head_dim)
+    attended = plan.buffer("attended", kind.heads * kind.value_dim)
+    bias = alibi_bias(plan, kind.heads, kind.causal) if kind.alibi else None
     fields: dict[str, Value] = {
         "q": At(q),
         "heads": kind.heads,
@@ -84,14 +89,14 @@ def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> s
         "softcap": kind.softcap,
         "causal": int(kind.causal),
         "window": kind.window,
-        "bias": 0,
-        "bias_stride": 0,
-        "sinks": 0,
-        "cross": 0,
+        "bias": bias or 0,
+        "bias_stride": 4 * plan.tables[bias.table].columns if bias else 0,
+        "sinks": Vector(f"{stage}.sinks.weight") if kind.sinks else 0,
+        "cross": int(kind.cross),
         "out": At(attended),
         "quantized": 0,
     }
-    shape = f"(T, {kind.heads}, {kind.head_dim})" + (f", window {kind.window}" if kind.window else "")
+    shape = f"(T, {kind.heads}, {kind.value_dim})" + (f", window {kind.window}" if kind.window else "")
     mine = plan.layers[layer]
     kernel = KernelKey(
         "attention",

@@ -20,6 +20,7 @@ from pellucid.plan.plan import (
     Buffer,
     Cache,
     Constant,
+    DistanceBias,
     Operation,
     PageBytes,
     Plan,
@@ -67,6 +68,7 @@ def bind(
     """
     addresses = shared().load([*plan.kernels(), *LOOP_KERNELS], progress)
     constants = {name: np.array(values, np.float64) for name, values in plan.constants.items()}
+    tables = {name: table.values() for name, table in plan.tables.items()}
 
     def word(value: Value) -> int | float:
         match value:
@@ -78,6 +80,8 @@ def bind(
                 return int(vectors[slot].ctypes.data)
             case Constant(name):
                 return int(constants[name].ctypes.data)
+            case DistanceBias(name):
+                return int(tables[name].ctypes.data) + 4 * (plan.tables[name].past - 1)
             case Cache(layer, part):
                 return cache.address(layer, part)
             case PageBytes():
@@ -91,7 +95,7 @@ def bind(
         assert record is not None
         words = record.pack({name: word(value) for name, value in op.fields.items()})
         rows.append([addresses[op.kernel], _barrier(op), *words])
-    return Program(table(rows), (arrays, matrices, vectors, constants, cache))
+    return Program(table(rows), (arrays, matrices, vectors, constants, tables, cache))
 
 
 def places(plan: Plan, value: Value) -> list[tuple[int, int]]:

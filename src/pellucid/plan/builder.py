@@ -14,7 +14,19 @@ from pellucid.kernels.core.record import StepRecord
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
 from pellucid.kernels.matmul.quantize import block_bytes
 from pellucid.model.spec import ModelSpec
-from pellucid.plan.plan import LETTER, At, Buffer, Constant, Operation, Plan, Rows, Value, Vector, Weights
+from pellucid.plan.plan import (
+    LETTER,
+    At,
+    Buffer,
+    Constant,
+    DistanceTable,
+    Operation,
+    Plan,
+    Rows,
+    Value,
+    Vector,
+    Weights,
+)
 from pellucid.runtime.cache import LayerShape
 
 COUNT: Mapping[Rows, int] = {
@@ -56,17 +68,27 @@ class Builder:
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {ZEROS: (0.0,) * ROWS}
+        self.tables: dict[str, DistanceTable] = {}
+        self._widths: dict[str, int] = {}
         self._quantized: set[str] = set()
 
     def buffer(self, name: str, width: int, rows: Rows = "tokens", *, activation_bits: int = 0) -> str:
-        """Declare a buffer, or use the one of that name again. Width is rounded up to a whole vector.
+        """Declare a buffer of this width from now on; its memory is shared with earlier uses of the name.
+
+        Layers may have different widths: the memory is as wide as the widest use, and each use has rows of its own
+        width, rounded up to a whole vector.
 
         Raises:
-            UnsupportedModel: an inner width is not a multiple of 16, so it has no whole vectors.
+            UnsupportedModel: two uses of a name have other rows or types.
         """
-        new = Buffer(name, round_up(width, ROWS), rows, activation_bits)
-        if self.buffers.setdefault(name, new) != new:
-            raise UnsupportedModel(f"buffer {name} would need two shapes: {self.buffers[name]} and {new}")
+        width = round_up(width, ROWS)
+        known = self.buffers.get(name)
+        new = Buffer(name, max(width, known.width if known else 0), rows, activation_bits)
+        if known and (known.rows, known.activation_bits) != (rows, activation_bits):
+            raise UnsupportedModel(f"buffer {name} would need two kinds: {known} and {new}")
+        if self._widths.get(name) != width:
+            self._quantized = {q for q in self._quantized if q != name and q.rpartition(".q")[0] != name}
+        self.buffers[name], self._widths[name] = new, width
         return name
 
     def emit(self, operation: Operation) -> None:
@@ -75,8 +97,8 @@ class Builder:
         self._quantized = {q for q in self._quantized if q.rpartition(".q")[0] not in operation.writes}
 
     def width_of(self, buffer: str) -> int:
-        """Columns of a buffer."""
-        return self.buffers[buffer].width
+        """Columns of a buffer as it is used now."""
+        return self._widths[buffer]
 
     def quantized(self, x: str, stage: str, activation_bits: int) -> str:
         """A buffer as activation blocks; emitted once until the buffer changes."""
@@ -161,4 +183,6 @@ class Builder:
 
     def finish(self, output: str) -> Plan:
         """The plan."""
-        return Plan(tuple(self.operations), self.buffers, self.constants, output, tuple(self.layers))
+        return Plan(
+            tuple(self.operations), self.buffers, self.constants, output, tuple(self.layers), self.tables
+        )

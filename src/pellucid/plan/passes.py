@@ -79,7 +79,14 @@ def fuse_residual(operations: list[Operation]) -> list[Operation]:
                 out=op.fields["out"], addend=op.fields["a"], addend_group=4 * ROWS, addend_row=stride
             )
             shares = {op.writes[0]: before.shares[before.writes[0]]}
-            out[-1] = replace(fused, reads=(*before.reads, *op.writes), writes=op.writes, shares=shares)
+            out[-1] = replace(
+                fused,
+                stage=op.stage,
+                includes=(*before.includes, before.stage),
+                reads=(*before.reads, *op.writes),
+                writes=op.writes,
+                shares=shares,
+            )
         else:
             out.append(op)
     return out

@@ -1,4 +1,4 @@
-"""Where a token stands. Learned positions are added to the embedding; rotary ones turn queries and keys."""
+"""Positions: learned ones are added to the embedding, rotary ones rotate queries and keys, ALiBi lowers scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pellucid.kernels.core.record import StepRecord
 from pellucid.model.spec import Rotary
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.embedding import lookup
-from pellucid.plan.plan import At, Constant, Operation, Value
+from pellucid.plan.plan import At, Constant, DistanceBias, DistanceTable, Operation, Value
 
 
 def position(plan: Builder, x: str) -> str:
@@ -21,6 +21,26 @@ def position(plan: Builder, x: str) -> str:
         if rotary:
             _angles(plan, rotary)
     return x
+
+
+def alibi_slopes(heads: int) -> tuple[float, ...]:
+    """How much the score of each head falls with each token of distance (Press et al. 2022).
+
+    A geometric sequence from 2^(-8/H) on where H is a power of two; else that of the next lower power of two, and then
+    every second one of the next higher.
+    """
+    lower = 1 << (heads.bit_length() - 1)
+    found = [2.0 ** (-8 * (i + 1) / lower) for i in range(lower)]
+    found += [2.0 ** (-4 * (2 * i + 1) / lower) for i in range(heads - lower)]
+    return tuple(found)
+
+
+def alibi_bias(plan: Builder, heads: int, causal: bool) -> DistanceBias:
+    """The table of what is added to the scores of each head, by distance."""
+    name = f"alibi.{heads}" + ("" if causal else ".both")
+    context = plan.spec.context
+    plan.tables[name] = DistanceTable(alibi_slopes(heads), context, 0 if causal else context - 1)
+    return DistanceBias(name)
 
 
 def rotate(plan: Builder, stage: str, rotary: Rotary, x: str, count: int, head_dim: int) -> str:

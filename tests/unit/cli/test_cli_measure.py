@@ -174,8 +174,8 @@ def test_a_measured_plan_as_json(command: Command, tiny: str, encoder: str) -> N
 
 def test_the_lines_of_a_plan_stand_for_every_operation(command: Command, integers: str) -> None:
     from pellucid import pipeline
-    from pellucid.engine.model_runner import layouts
     from pellucid.model.read import read_model
+    from pellucid.plan.weights import layouts
     from pellucid.weights.open import open_checkpoint
 
     checkpoint = open_checkpoint(Path(integers))

@@ -14,9 +14,9 @@ from support.schedule import QUANTISED, write_quantised_llama
 from support.tiny import DECODERS, TINY, model_runner, opened, write_llama_gguf
 
 from pellucid import pipeline
-from pellucid.engine.model_runner import layouts
 from pellucid.model.shapes import expected_shapes
 from pellucid.plan.plan import Vector, Weights
+from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.weights.pack import decode_blocks

@@ -8,7 +8,6 @@ import numpy as np
 from support.model_files import gguf
 from support.tiny import LLAMA_GGUF, TINY, opened, random_weights
 
-from pellucid.engine.model_runner import layouts
 from pellucid.model.spec import ModelSpec
 from pellucid.pipeline import forward
 from pellucid.plan.block import block
@@ -17,6 +16,7 @@ from pellucid.plan.embedding import embed, embedding_norm
 from pellucid.plan.plan import Plan
 from pellucid.plan.position import position
 from pellucid.plan.project import final_norm, project
+from pellucid.plan.weights import layouts
 
 ALL = [*TINY, "q8_0", "q8_0, 8 bits"]
 

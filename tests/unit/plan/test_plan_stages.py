@@ -13,9 +13,9 @@ from support.schedule import write_quantised_llama
 from support.tiny import TINY, opened
 
 from pellucid import pipeline
-from pellucid.engine.model_runner import layouts
 from pellucid.kernels.core.definitions import definition
 from pellucid.kernels.matmul.quantize import FINEST
+from pellucid.plan.weights import layouts
 
 START = {"llama": "embed position.angles", "gemma3": "embed position.angles.0 position.angles.1"}
 START["bert"] = "embed embed.types position embed.norm"
@@ -38,7 +38,7 @@ BLOCK = {
         feedforward.up feedforward.hidden feedforward.down feedforward.residual feedforward.norm
     """,
 }
-FUSED = {"llama": {"attention.residual", "feedforward.residual"}, "gemma3": set(), "bert": set()}
+FUSED = {"llama": {"attention.output", "feedforward.down"}, "gemma3": set(), "bert": set()}
 
 
 @pytest.mark.parametrize("family", BLOCK)
@@ -49,6 +49,17 @@ def test_names_of_the_stages(family: str, tmp_path: Path) -> None:
         inside = [part for part in BLOCK[family].split() if part not in gone]
         blocks = [f"blocks.{layer}.{part}" for layer in range(layers) for part in inside]
         assert [op.stage for op in plan.operations] == [*START[family].split(), *blocks, *END[family].split()]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_stage_names_the_value_that_is_written_in_every_plan(name: str, tmp_path: Path) -> None:
+    """Fusing moves no name: what a stage writes, and under which name, is the same with and without passes."""
+    _, plain, optimized = plans(name, tmp_path)
+    written = {op.stage: op.writes[0] for op in plain.operations}
+    for op in optimized.operations:
+        assert op.writes[0] == written[op.stage]
+        assert all(stage in written for stage in op.includes)
+    assert {op.writes[0] for op in optimized.operations if op.stage.endswith(".residual")} == {"x"}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -78,10 +89,8 @@ def test_a_plan_is_plain_data(name: str, tmp_path: Path) -> None:
     for plan in (plain, optimized):
         assert copy.deepcopy(plan) == plan
         assert pickle.loads(pickle.dumps(plan)) == plan
-        ast.parse(
-            repr(plan), mode="eval"
-        )  # every part prints as what makes it: names and numbers, no objects
         for op in plan.operations:
+            ast.parse(repr(op), mode="eval")  # it prints as what makes it: names and numbers, no objects
             record = definition(op.kernel.name).record
             assert record is not None
             assert set(op.fields) == set(record.fields), op.stage
@@ -97,8 +106,8 @@ def test_what_keys_and_values_are_kept_in(tmp_path: Path) -> None:
             for activation_bits, asked, stored in (
                 (FINEST, None, "f32"),
                 (FINEST, "f16", "f16"),
-                (1, None, usual),
-                (1, "f32", "f32"),
+                (8, None, usual),
+                (8, "f32", "f32"),
             ):
                 plan = pipeline.forward(model.spec, packed, activation_bits, asked)
                 assert {layer.kv_dtype for layer in plan.layers} == {stored}

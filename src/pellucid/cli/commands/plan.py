@@ -59,10 +59,10 @@ def command(
 def _plan(model: str, precise: bool, kv_cache: str | None, only_measured: dict[str, int | None]) -> Plan:
     """The plan, from the file's header."""
     from pellucid import pipeline
-    from pellucid.engine.model_runner import layouts
     from pellucid.errors import InvalidRequest
     from pellucid.llm import activation_bits_of, cache_form
     from pellucid.model.read import read_model
+    from pellucid.plan.weights import layouts
     from pellucid.weights.open import open_checkpoint
     from pellucid.weights.store import resolve
 
@@ -123,11 +123,11 @@ def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
             continue
         (index,) = line.indices
         op = plan.operations[index]
-        above, _, name = op.stage.rpartition(".")
+        above, _, name = op.label.rpartition(".")
         if above.startswith("blocks.") and above != group:
             shown.add_row(above)
         group = above
-        stage = f"  {name}" if above.startswith("blocks.") else op.stage
+        stage = f"  {name}" if above.startswith("blocks.") else op.label
         numbers = decimal(op.weight_bytes) if op.weight_bytes else "", _millions(op.multiply_adds)
         shapes = (op.shape,) if shape else ()
         barrier = {"none": "", "rows": "∘", "always": "·"}[op.barrier]

@@ -41,6 +41,10 @@ class KernelKey:
         """The same kernel with other values of some parameters."""
         return KernelKey(self.name, **(dict(self.parameters) | parameters))
 
+    def __repr__(self) -> str:
+        parameters = "".join(f", {name}={value!r}" for name, value in self.parameters)
+        return f"KernelKey({self.name!r}{parameters})"
+
     def __str__(self) -> str:
         return " ".join([self.name, *(str(value) for _, value in self.parameters)])
 

@@ -1,0 +1,150 @@
+"""The stored values of a slot: whole tensors, rows of them, transposed ones, several joined (``spec.Slot``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors.messages import shown
+from pellucid.model.spec import Slot
+from pellucid.weights.checkpoint import Checkpoint, Tensor
+from pellucid.weights.pack import decode_blocks, stored_as
+from pellucid.weights.quant.format import Format
+
+Shape = tuple[int, ...]
+
+
+def shape_of(tensor: Tensor, slot: Slot) -> Shape:
+    """The shape of what a slot takes of a tensor.
+
+    Raises:
+        FileFormatError: the tensor has fewer rows, or cannot be transposed.
+    """
+    shape = tensor.shape
+    if slot.transpose:
+        if len(shape) != 2:
+            raise FileFormatError(
+                tensor.path, tensor.name, f"tensor has shape {shape}; it must be a matrix", tensor.offset
+            )
+        shape = shape[::-1]
+    if slot.rows is None:
+        return shape
+    start, stop = slot.rows
+    rows = shape[0] if len(shape) == 1 else prod(shape[:-1])
+    if not 0 <= start < stop <= rows:
+        raise FileFormatError(
+            tensor.path,
+            tensor.name,
+            f"tensor has {rows:,} rows; the model needs rows {start:,} to {stop:,}",
+            tensor.offset,
+        )
+    return (stop - start, *shape[-1:]) if len(shape) > 1 else (stop - start,)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one tensor gives to a slot."""
+
+    checkpoint: Checkpoint
+    slot: Slot
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.checkpoint.tensors[self.slot.tensor]
+
+    @cached_property
+    def form(self) -> Format:
+        return stored_as(self.tensor)[0]
+
+    @cached_property
+    def shape(self) -> Shape:
+        return shape_of(self.tensor, self.slot)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row; a vector is one row."""
+        return self.form.row_bytes(self.shape[-1])
+
+    @property
+    def rows(self) -> int:
+        return prod(self.shape[:-1])
+
+    def read(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out`` with the part's bytes from ``start`` on."""
+        if self.slot.transpose:
+            out[:] = self._transposed[start : start + len(out)]
+            return
+        skipped = 0
+        if self.slot.rows is not None:
+            first = self.slot.rows[0]
+            skipped = first * self.row_bytes if len(self.shape) > 1 else self.form.row_bytes(first)
+        self.checkpoint.read(self.tensor.name, skipped + start, out)
+
+    @cached_property
+    def _transposed(self) -> NDArray[np.uint8]:
+        """The bytes of the transposed rows."""
+        if not self.form.packed.is_float:
+            raise UnsupportedModel(
+                f"tensor {shown(self.tensor.name)} is stored as {self.form.name}, which cannot be transposed: "
+                "convert the file with its matrices as (outputs, inputs)"
+            )
+        size = self.form.block_bytes
+        values = self.checkpoint.data(self.tensor.name).view(f"V{size}").reshape(self.tensor.shape)
+        start, stop = self.slot.rows or (0, values.shape[1])
+        return np.ascontiguousarray(values[:, start:stop].T).reshape(-1).view(np.uint8)
+
+
+class SlotReader:
+    """Reads a slot from a checkpoint. ``form`` is its block format, ``shape`` that of the slot.
+
+    Raises:
+        UnsupportedModel: the tensors that are joined have different formats or columns; a vector is cut within a block.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, sources: Sequence[Slot]) -> None:
+        self._sources, self._parts = sources, [_Part(checkpoint, one) for one in sources]
+        first = self._parts[0]
+        self.form = first.form
+        for part in self._parts[1:]:
+            if part.form is not first.form or part.shape[1:] != first.shape[1:]:
+                raise UnsupportedModel(
+                    f"tensors {shown(first.tensor.name)} ({first.form.name}, {first.shape}) and "
+                    f"{shown(part.tensor.name)} ({part.form.name}, {part.shape}) are one matrix of the model: they "
+                    "must have one format and as many columns"
+                )
+        self.shape: Shape = (sum(part.shape[0] for part in self._parts), *first.shape[1:])
+
+    @property
+    def blocks_shape(self) -> tuple[int, int, int]:
+        """The shape of the bytes, (rows, blocks, block_bytes); a vector is one row."""
+        rows = prod(self.shape[:-1])
+        return rows, self.shape[-1] // self.form.block, self.form.block_bytes
+
+    def read(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out``, (n,) uint8, with the slot's bytes from ``start`` on. May be called from several threads."""
+        done = 0
+        for part in self._parts:
+            size = part.rows * part.row_bytes
+            if start < size and done < len(out):
+                count = min(size - start, len(out) - done)
+                part.read(start, out[done : done + count])
+                done, start = done + count, start + count
+            start -= size
+
+    def values(self) -> NDArray[np.float32]:
+        """The values as float32 in the slot's shape, with what is added to them."""
+        found = []
+        for part in self._parts:
+            raw = np.empty(part.rows * part.row_bytes, np.uint8)
+            part.read(0, raw)
+            shape = (part.rows, part.shape[-1] // self.form.block, self.form.block_bytes)
+            with np.errstate(all="ignore"):  # a file may hold numbers that are not finite
+                decoded = decode_blocks(self.form, raw.reshape(shape)).reshape(part.shape)
+                found.append(decoded + np.float32(part.slot.plus))
+        return np.concatenate(found) if len(found) > 1 else found[0]
