@@ -25,6 +25,7 @@ OUT/<name>/ holds config.json and model.safetensors (float32) as transformers sa
                     gemma3 configuration and does not hand it on to its attention; this script hands it on.)
     bert            two layers, learned positions, type embeddings, post-norm, exact GELU
     llama-linear    rotary scaling "linear" by 2.5
+    qwen2           biases on queries, keys and values
     gemma3-linear   rotary scaling "linear" of both kinds of layers, by 4 in local and by 8 in global ones
 """
 
@@ -42,6 +43,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 from transformers.models.gemma3 import modeling_gemma3
 
@@ -165,6 +168,7 @@ MODELS = {
             }
         ),
     ),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**LLAMA | SMALLER)),
 }
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pellucid.model.slots import SlotReader
 from pellucid.model.spec import Attention, Block, Model, Norm, Rotary
-from pellucid.plan.position import inverse_frequencies
+from pellucid.plan.position import alibi_slopes, inverse_frequencies
 from pellucid.weights.checkpoint import Checkpoint
 
 Array = NDArray[np.float64]
@@ -66,7 +66,8 @@ class Reference:
     def attention(self, x: Array, kind: Attention, at: str) -> Array:
         tokens = len(x)
         q, k, v = (
-            self.linear(x, f"{at}.{n}", kind.bias).reshape(tokens, -1, kind.head_dim) for n in ("q", "k", "v")
+            self.linear(x, f"{at}.{n}", kind.bias).reshape(tokens, -1, width)
+            for n, width in (("q", kind.head_dim), ("k", kind.head_dim), ("v", kind.value_dim))
         )
         if kind.qk_norm:
             q, k = self.norm(q, kind.qk_norm, f"{at}.q_norm"), self.norm(k, kind.qk_norm, f"{at}.k_norm")
@@ -77,11 +78,16 @@ class Reference:
         if kind.softcap:
             scores = kind.softcap * np.tanh(scores / kind.softcap)
         back = np.arange(tokens)[:, None] - np.arange(tokens)
+        if kind.alibi:
+            scores = scores - np.array(alibi_slopes(kind.heads))[:, None, None] * np.abs(back)
         seen = (back >= 0) | (not kind.causal)
         if kind.window:
             seen &= back < kind.window
-        weights = np.exp(np.where(seen, scores - scores.max(-1, keepdims=True), -np.inf))
-        weights /= weights.sum(-1, keepdims=True)
+        scores = np.where(seen, scores, -np.inf)
+        sinks = self.weight(f"{at}.sinks.weight") if kind.sinks else np.full(kind.heads, -np.inf)
+        top = np.maximum(scores.max(-1, keepdims=True), sinks[:, None, None])
+        weights = np.exp(scores - top)
+        weights /= weights.sum(-1, keepdims=True) + np.exp(sinks[:, None, None] - top)
         attended = np.einsum("hts,shk->thk", weights, v).reshape(tokens, -1)
         return self.linear(attended, f"{at}.output", kind.output_bias)
 

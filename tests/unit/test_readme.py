@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pellucid.cli.command import known_commands
 from pellucid.sample.options import Options
 from pellucid.sample.step import owners, steps
 
@@ -42,6 +43,6 @@ def test_every_step_and_option_is_in_the_document_of_sampling() -> None:
 
 def test_the_commands_exist() -> None:
     shown = set(re.findall(r"pellucid ([a-z]+) ", (ROOT / "README.md").read_text()))
-    commands = {path.stem.rstrip("_") for path in (ROOT / "src/pellucid/cli").glob("*.py")}
+    commands = set(known_commands())
     assert {"run", "chat", "embed"} <= shown & commands
     assert not {name for name in shown if name not in commands} - {"is", "names"}

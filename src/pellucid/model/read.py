@@ -58,7 +58,7 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
                 )
         tensors = [checkpoint.tensors[source.tensor] for source in sources]
         found = [shape_of(tensor, source) for tensor, source in zip(tensors, sources)]
-        joined = (sum(one[0] for one in found), *found[0][1:])
+        joined = found[0] if len(found) == 1 else (sum(one[0] for one in found), *found[0][1:])
         if joined != shape or any(one[1:] != shape[1:] for one in found):
             whole = len(sources) == 1 and sources[0].rows is None
             has = (

@@ -13,10 +13,6 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> 
     """Causal attention from ``<architecture>.attention.*`` and ``.rope.*``."""
     heads, head_dim = heads_of(config, "attention.head_count", "attention.key_length", "embedding_length")
     value_dim = config.count("attention.value_length", head_dim)
-    if value_dim != head_dim:
-        raise UnsupportedModel(
-            f"{config.path.name}: keys of {head_dim} and values of {value_dim} is not supported"
-        )
     scaling = None
     # As in llama.cpp: a factor without a type is a linear one, and so is the older key.
     kind = config.one_of("rope.scaling.type", {"none": "none", "linear": "linear"}, "linear")
@@ -35,7 +31,7 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> 
         _frequency_factors(checkpoint),
     )
     kv_heads = config.divisor("attention.head_count_kv", "attention.head_count", heads)
-    return Attention(heads, kv_heads, head_dim, head_dim**-0.5, rotary=rotary)
+    return Attention(heads, kv_heads, head_dim, head_dim**-0.5, rotary=rotary, value_dim=value_dim)
 
 
 def heads_of(config: Config, heads_key: str, head_dim_key: str, width_key: str) -> tuple[int, int]:

@@ -190,7 +190,7 @@ class Model:
 
     spec: ModelSpec
     slots: Mapping[str, Slot | tuple[Slot, ...]] = field(repr=False)
-    layer_count: str = "num_hidden_layers"
+    layer_count: str
 
     def sources(self, slot: str) -> tuple[Slot, ...]:
         """What fills a slot; empty if nothing does."""

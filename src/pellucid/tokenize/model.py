@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pellucid.kernels.core.definitions import KernelKey
-from pellucid.tokenize.compiled.model import CompiledModel
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.stages.pretokenize import Split
+
+if TYPE_CHECKING:
+    from pellucid.kernels.core.definitions import KernelKey
+    from pellucid.tokenize.compiled.model import CompiledModel
 
 
 class TokenizerModel(ABC):

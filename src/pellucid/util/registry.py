@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -58,6 +57,8 @@ def discover_classes(
 
 def file_of(declared: Any) -> str:
     """The file of a module, a class or a function, from the package on, for a message."""
+    import inspect  # takes long to import, and is only needed for a message
+
     path = Path(inspect.getsourcefile(declared) or "?")
     package = __name__.partition(".")[0]
     parts = path.parts

@@ -125,7 +125,7 @@ def test_whatever_is_accepted_can_be_linked(made: tuple[str, bytes]) -> None:
     program = """
 import sys
 from llvmlite import binding
-from pellucid.kernels import library
+from pellucid.kernels.core import library
 data = sys.stdin.buffer.read()
 while data:
     size = int.from_bytes(data[:8], "little")

@@ -11,7 +11,8 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels.core import isa
 
 KERNELS = """
-from pellucid.kernels.library import KernelKey, assembly
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import assembly
 from pellucid.weights.quant.registry import formats
 
 for name in ("Q4_0", "Q8_0"):
@@ -19,12 +20,13 @@ for name in ("Q4_0", "Q8_0"):
 """
 OTHER_MACHINE = """
 import sys
-from pellucid.kernels import isa
+from pellucid.kernels.core import isa
 
 neon = next(known for known in isa.KNOWN if known.name == "neon")
 machine = isa.Target(neon, "aarch64-unknown-linux-gnu", "generic", frozenset(sys.argv[1].split(",")))
 isa.target = lambda: machine
-from pellucid.kernels.library import KernelKey, assembly
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import assembly
 print(assembly(KernelKey("attention", head_dim=64, value_dim=64, kv_dtype="f16", activation_bits=16)))
 """
 HAS = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.kernels import assert_guards, guarded, numbers, seeds
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.logits import spread
+from pellucid.kernels.logits import spread as logits_spread
 from pellucid.kernels.logits.spread import SpreadRecord
 from pellucid.runtime.call import Call
 from pellucid.runtime.memory import address
@@ -23,7 +23,7 @@ def check(logits: np.ndarray) -> None:
         logits=address(logits), count=len(logits), highest=highest, totals=address(totals)
     )
     assert_guards(totals)
-    np.testing.assert_allclose(totals, spread.reference(logits, highest), rtol=1e-12)
+    np.testing.assert_allclose(totals, logits_spread.reference(logits, highest), rtol=1e-12)
 
 
 @given(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.kernels import assert_guards, guarded, seeds
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.logits import top
+from pellucid.kernels.logits import top as logits_top
 from pellucid.kernels.logits.top import TopRecord
 from pellucid.runtime.call import Call
 from pellucid.runtime.memory import address
@@ -34,14 +34,14 @@ def run(logits: np.ndarray, k: int) -> np.ndarray:
 def test_ties_and_lengths(values: list[float], k: int) -> None:
     logits = np.array(values, np.float32)
     k = min(k, len(logits))
-    np.testing.assert_array_equal(run(logits, k), top.reference(logits, k))
+    np.testing.assert_array_equal(run(logits, k), logits_top.reference(logits, k))
 
 
 @given(seeds, st.integers(1, 3000), st.integers(1, 512))
 def test_random(seed: int, n: int, k: int) -> None:
     logits = np.float32(np.random.default_rng(seed).normal(size=n))
     k = min(k, n)
-    np.testing.assert_array_equal(run(logits, k), top.reference(logits, k))
+    np.testing.assert_array_equal(run(logits, k), logits_top.reference(logits, k))
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "equal", "random"])
@@ -55,4 +55,4 @@ def test_the_largest_vocabulary_in_any_order(order: str, k: int) -> None:
         logits[:] = 1
     elif order == "random":
         np.random.default_rng(0).shuffle(logits)
-    np.testing.assert_array_equal(run(logits, k), top.reference(logits, k))
+    np.testing.assert_array_equal(run(logits, k), logits_top.reference(logits, k))

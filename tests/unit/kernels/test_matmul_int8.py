@@ -191,7 +191,7 @@ def test_largest_integers_do_not_overflow(form: Format, activation_bits: int) ->
 @given(seeds)
 def test_a_token_has_the_same_bits_whatever_stands_beside_it(form: Format, seed: int) -> None:
     raw = random_blocks(form, seed, 32, 2 * form.packed.unit // form.block)
-    blocks = quantize.reference(numbers("normal", seed, 15, 2 * form.packed.unit), 2)
+    blocks = quantize.reference(numbers("normal", seed, 15, 2 * form.packed.unit), 16)
     alone = np.concatenate([product(form, raw, blocks[t : t + 1])[0] for t in range(15)])
     for T in range(1, 16):  # every tile shape: 8, 4, 2, 1
         assert np.array_equal(product(form, raw, blocks[:T], threads=T % 4 + 1)[0], alone[:T])

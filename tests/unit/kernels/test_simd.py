@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.kernels import VEXP
 
-from pellucid.kernels.core import library
+from pellucid.kernels.core import definitions, library
 from pellucid.kernels.core.definitions import KernelKey
 
 
@@ -30,7 +30,7 @@ def vexp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """vexp over an array."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PELLUCID_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setitem(library._definitions, "vexp", library.Definition("vexp", None, build))
+        patch.setitem(definitions._definitions, "vexp", definitions.Definition("vexp", None, build))
         kernels = library.Library()
         native = kernels.function(KernelKey("vexp"), 4)
 

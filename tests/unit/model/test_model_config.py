@@ -319,7 +319,7 @@ def test_gguf_metadata_out_of_range(gguf_model: Callable[[], Metadata], key: str
         ("llama.rope.scaling.type", "yarn", UnsupportedModel),
         ("llama.expert_count", 8, UnsupportedModel),
         ("llama.expert_count", "array", UnsupportedModel),
-        ("llama.attention.value_length", 32, UnsupportedModel),
+        ("llama.attention.value_length", 32, FileFormatError),
         ("llama.attention.key_length", 8, PellucidError),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_product_with_packed_blocks_is_the_product_with_decoded_ones(form: For
     columns, N = 2 * max(form.block, form.packed.unit), 24
     raw = random_blocks(form, seed, N, columns // form.block)
     matrix, out = packed_matrix(form, raw), guarded((3, 32))
-    x = quantize.reference(numbers("normal", seed, 3, columns), 2)
+    x = quantize.reference(numbers("normal", seed, 3, columns), 16)
     call(
         KernelKey("matmul_int8", packed=matrix.packed, activation_bits=16),
         Batch([3]),

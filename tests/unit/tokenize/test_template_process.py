@@ -60,7 +60,7 @@ def start(code: str, **options: object) -> subprocess.Popen[str]:
         "import os, signal, sys, time\n"
         "from pellucid.errors import TemplateError\n"
         "from pellucid.tokenize.chat import template_process\n"
-        "from pellucid.tokenize.chat.template import Limits, render\n"
+        "from pellucid.tokenize.chat.template import RenderLimits, render\n"
         "def pid(): return next(iter(template_process._workers._all)).process.pid\n"
         f"SPIN, SPIN_IN_C = {SPIN!r}, {SPIN_IN_C!r}\n"
     )
@@ -160,7 +160,7 @@ def test_a_hostile_template_does_not_hold_up_others(workers: template_process._W
 def test_control_c(source: str) -> None:
     script = start(
         "render('', {})\nold = pid()\nprint('ready', flush=True)\n"
-        f"try: render({source}, {{}}, Limits(seconds=20.0))\n"
+        f"try: render({source}, {{}}, RenderLimits(seconds=20.0))\n"
         "except KeyboardInterrupt: pass\n"
         "print(render('{{ 1 }}', {}), pid() != old)",
         start_new_session=True,
@@ -202,8 +202,8 @@ def test_nothing_is_left_at_the_end() -> None:
     ("code", "seconds"),
     [
         ("time.sleep(60)", 2),
-        ("render(SPIN, {}, Limits(seconds=1.0))", 8),
-        ("render(SPIN_IN_C, {}, Limits(seconds=1.0))", 8),
+        ("render(SPIN, {}, RenderLimits(seconds=1.0))", 8),
+        ("render(SPIN_IN_C, {}, RenderLimits(seconds=1.0))", 8),
     ],
 )
 def test_a_worker_does_not_outlive_its_parent(code: str, seconds: float) -> None:
@@ -287,7 +287,7 @@ def test_limits_of_the_administrator_stay() -> None:
         "for kind, most in ((resource.RLIMIT_AS, 300 << 20), (resource.RLIMIT_CPU, 30)):\n"
         "    resource.setrlimit(kind, (most, most))\n"
         "print(render('{{ 1 }}', {}))\n"
-        "try: render('{{ [1] * 10**8 }}', {}, Limits(megabytes=10_000))\n"
+        "try: render('{{ [1] * 10**8 }}', {}, RenderLimits(megabytes=10_000))\n"
         "except TemplateError as error: print('memory' in str(error))"
     )
     assert finished(script) == "1\nTrue\n"

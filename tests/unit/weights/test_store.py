@@ -574,7 +574,7 @@ def test_two_processes_pulling_at_once_do_no_harm(store_home: Path, index: Path)
 
 def test_imports_are_light() -> None:
     code = (
-        "import sys, pellucid.weights.store; from pellucid.weights.sources import sources; sources();"
+        "import sys, pellucid.weights.store; from pellucid.weights.sources.registry import sources; sources();"
         "print([m for m in ('numpy', 'huggingface_hub', 'filelock', 'platformdirs', 'zipfile', 'difflib')"
         " if m in sys.modules])"
     )

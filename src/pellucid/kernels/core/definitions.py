@@ -20,7 +20,7 @@ from pellucid.kernels.core.record import Record
 from pellucid.util.registry import file_of, modules
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class KernelKey:
     """Which kernel: its name, and the parameters that it is generated for, by name (hashable values).
 
@@ -32,7 +32,18 @@ class KernelKey:
 
     def __init__(self, name: str, **parameters: Any) -> None:
         object.__setattr__(self, "name", name)
-        object.__setattr__(self, "parameters", tuple(sorted(parameters.items())))
+        object.__setattr__(self, "parameters", tuple(parameters.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KernelKey) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        """Whatever order the parameters were given in."""
+        return self.name, *sorted(self.parameters)
 
     def __getitem__(self, parameter: str) -> Any:
         return dict(self.parameters)[parameter]
@@ -51,7 +62,7 @@ class KernelKey:
     @property
     def file_stem(self) -> str:
         """A file name for it: readable, and exact by its hash."""
-        exact = hashlib.sha256(repr((self.name, self.parameters)).encode()).hexdigest()[:12]
+        exact = hashlib.sha256(repr(self._identity).encode()).hexdigest()[:12]
         return f"{self.name}-{exact}"
 
 

@@ -66,6 +66,9 @@ class PackedLayout:
     scale: str = "f16"
     table: tuple[int, ...] = ()
 
+    def __str__(self) -> str:
+        return f"{self.kind}{self.bits}" if self.kind == "int" else self.kind
+
     @property
     def is_float(self) -> bool:
         """Whether values are stored as floating point, so that activations need not be quantised."""

@@ -69,7 +69,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
             {f"blocks.{i}.{slot}": f"{prefix}encoder.layer.{i}.{name}" for slot, name in BLOCK.items()}
         )
     slots = {f"{s}.{part}": Slot(f"{n}.{part}") for s, n in names.items() for part in ("weight", "bias")}
-    return Model(spec, slots)
+    return Model(spec, slots, config.name("num_hidden_layers"))
 
 
 BERT = Family(

@@ -1,0 +1,7 @@
+"""Qwen 2 and 2.5 (Qwen Team 2024): like Llama, with biases on queries, keys and values."""
+
+from __future__ import annotations
+
+from pellucid.model.decoder import Decoder
+
+QWEN2 = Decoder("qwen2", bias=True).family()

@@ -1,0 +1,186 @@
+"""Parts of a spec that no family has yet, and slots that are filled from parts of tensors: against the plain reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.in_memory import InMemory, random_model, running
+from support.reference import Reference
+
+from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.model.family import Family
+from pellucid.model.read import _check_tensors, _check_unused
+from pellucid.model.slots import SlotReader
+from pellucid.model.spec import (
+    Attention,
+    Block,
+    Embedding,
+    FeedForward,
+    Head,
+    Model,
+    ModelSpec,
+    Norm,
+    Rotary,
+    Slot,
+)
+from pellucid.plan.position import alibi_slopes
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import BlockTable
+
+NORM = Norm("rms", 1e-5)
+ATTENTION = Attention(4, 2, 32, 32**-0.5, rotary=Rotary(10_000.0, 32, "half"))
+IDS = [(7 * i + 3) % 64 for i in range(40)]
+
+
+def spec(*attentions: Attention, widths: tuple[int, ...] = (96, 96)) -> ModelSpec:
+    blocks = tuple(
+        Block(attention, FeedForward(width, "silu", gated=True), NORM, "pre")
+        for attention, width in zip(attentions * 2, widths)
+    )
+    return ModelSpec("test", "test", 128, Embedding(64, 64), blocks, final_norm=NORM, head=Head(tied=True))
+
+
+PARTS = {
+    "values narrower than keys": spec(replace(ATTENTION, value_dim=16)),
+    "values wider than keys": spec(replace(ATTENTION, value_dim=64)),
+    "sinks": spec(replace(ATTENTION, sinks=True)),
+    "alibi": spec(replace(ATTENTION, rotary=None, alibi=True)),
+    "alibi of 6 heads": spec(replace(ATTENTION, heads=6, rotary=None, alibi=True)),
+    "alibi both ways": spec(replace(ATTENTION, rotary=None, alibi=True, causal=False)),
+    "layers of other widths": spec(
+        ATTENTION,
+        replace(ATTENTION, heads=2, kv_heads=1, head_dim=64, rotary=Rotary(500.0, 64, "half")),
+        widths=(96, 160),
+    ),
+    "wide layers first": spec(replace(ATTENTION, heads=8), replace(ATTENTION, heads=2), widths=(256, 32)),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_means_what_the_plain_reading_says(name: str) -> None:
+    checkpoint, model = random_model(PARTS[name])
+    with running(checkpoint, model) as runner:
+        got = runner.forward([Chunk(BlockTable(), IDS, outputs=len(IDS))])
+        again = BlockTable()
+        cut = (
+            []
+            if name == "alibi both ways"
+            else [
+                runner.forward([Chunk(again, IDS[i : i + 9], outputs=len(IDS[i : i + 9]))])
+                for i in range(0, 40, 9)
+            ]
+        )
+    np.testing.assert_allclose(got, Reference(checkpoint, model).logits(IDS), rtol=0, atol=5e-5)
+    if cut:
+        np.testing.assert_array_equal(np.concatenate(cut), got)
+
+
+def test_the_slopes_of_alibi_are_those_of_the_paper() -> None:
+    assert alibi_slopes(8) == tuple(2.0**-i for i in range(1, 9))
+    assert alibi_slopes(12) == (*alibi_slopes(8), *(2.0 ** -(i + 0.5) for i in range(4)))
+
+
+def test_queries_see_the_keys_and_values_of_the_encoder() -> None:
+    """Cross attention: the same model, once with its own keys and once with those of another sequence."""
+    crossing = replace(ATTENTION, rotary=None, causal=False, cross=True)
+    checkpoint, model = random_model(spec(crossing, widths=(96,)))
+    own = Model(spec(replace(crossing, cross=False), widths=(96,)), model.slots, "layers")
+    encoder, decoder = IDS[:25], IDS[25:]
+    with running(checkpoint, own) as runner:
+        runner.forward([Chunk(BlockTable(), encoder, outputs=1)])
+    with running(checkpoint, model) as runner:
+        table = BlockTable()
+        runner.forward([Chunk(table, encoder, outputs=0, encoder=table)])
+        got = runner.forward([Chunk(BlockTable(), decoder, outputs=len(decoder), encoder=table)])
+    reference = Reference(checkpoint, own)
+    both = reference.rows([*encoder, *decoder])  # of one layer: keys and values depend on the token alone
+    x = reference.weight("embed.weight")[[*encoder, *decoder]]
+    normed = reference.norm(x, NORM, "blocks.0.attention.norm")
+    q = reference.linear(normed[25:], "blocks.0.attention.q").reshape(15, 4, 32)
+    k, v = (
+        np.repeat(reference.linear(normed[:25], f"blocks.0.attention.{n}").reshape(25, 2, 32), 2, 1)
+        for n in "kv"
+    )
+    scores = np.einsum("thk,shk->hts", q, k) * crossing.scale
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    attended = np.einsum("hts,shk->thk", weights, v).reshape(15, -1)
+    y = x[25:] + reference.linear(attended, "blocks.0.attention.output")
+    block = model.spec.blocks[0]
+    y = reference.sublayer(
+        y, block, "blocks.0.feedforward", lambda z: reference.feedforward(z, block, "blocks.0.feedforward")
+    )
+    wanted = reference.linear(reference.norm(y, NORM, "norm"), "embed")
+    assert both.shape[0] == 40
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-5)
+
+
+def fused(spec: ModelSpec) -> tuple[InMemory, Model, Model]:
+    """The same model twice: each slot by itself; and q, k, v in one tensor, gate and up in one, down transposed."""
+    plain, model = random_model(spec)
+    arrays = {
+        name: plain.data(name).view(np.float32).reshape(one.shape) for name, one in plain.tensors.items()
+    }
+    slots = dict(model.slots)
+    for i, block in enumerate(spec.blocks):
+        at, kind = f"blocks.{i}", block.attention
+        rows = [kind.heads * kind.head_dim, kind.kv_heads * kind.head_dim, kind.kv_heads * kind.value_dim]
+        names = [f"{at}.attention.{n}.weight" for n in "qkv"]
+        arrays[f"{at}.qkv"] = np.concatenate([arrays.pop(name) for name in names])
+        for name, stop in zip(names, np.cumsum(rows).tolist()):
+            slots[name] = Slot(f"{at}.qkv", rows=(stop - rows[names.index(name)], stop))
+        down, gate = f"{at}.feedforward.down.weight", f"{at}.feedforward.gate.weight"
+        arrays[f"{at}.down_t"] = arrays.pop(down).T
+        slots[down] = Slot(f"{at}.down_t", transpose=True)
+        whole = arrays.pop(gate)
+        arrays[f"{at}.gate.0"], arrays[f"{at}.gate.1"] = whole[:32], whole[32:]
+        slots[gate] = (Slot(f"{at}.gate.0"), Slot(f"{at}.gate.1"))
+        up = f"{at}.feedforward.up.weight"
+        arrays[f"{at}.ups"] = np.stack(
+            [np.zeros_like(arrays[up]), arrays[up]]
+        )  # (2, F, D): one of two experts
+        count = len(arrays.pop(up))
+        slots[up] = Slot(f"{at}.ups", rows=(count, 2 * count))
+    return plain, model, Model(spec, slots, "layers"), InMemory(arrays)  # type: ignore[return-value]
+
+
+def test_slots_that_are_parts_of_tensors_have_the_bits_of_whole_ones() -> None:
+    plain, model, parts, checkpoint = fused(spec(ATTENTION))  # type: ignore[misc]
+    _check_tensors(checkpoint, parts)
+    with running(plain, model) as runner:
+        wanted = runner.forward([Chunk(BlockTable(), IDS, outputs=len(IDS))])
+    with running(checkpoint, parts) as runner:
+        got = runner.forward([Chunk(BlockTable(), IDS, outputs=len(IDS))])
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_rows_that_no_slot_takes_are_refused() -> None:
+    _, _, parts, checkpoint = fused(spec(ATTENTION))  # type: ignore[misc]
+    with pytest.raises(UnsupportedModel, match=r"blocks\.0\.ups: rows 0 to 96 are not used"):
+        _check_unused(checkpoint, parts, Family("test"))
+
+
+def test_rows_that_a_tensor_lacks_are_refused() -> None:
+    _, _, parts, checkpoint = fused(spec(ATTENTION))  # type: ignore[misc]
+    slots = {**parts.slots, "blocks.0.attention.q.weight": Slot("blocks.0.qkv", rows=(200, 300))}
+    with pytest.raises(FileFormatError, match="tensor has 256 rows; the model needs rows 200 to 300"):
+        _check_tensors(checkpoint, Model(parts.spec, slots, "layers"))
+
+
+def test_parts_that_make_another_shape_are_refused() -> None:
+    _, _, parts, checkpoint = fused(spec(ATTENTION))  # type: ignore[misc]
+    slots = {**parts.slots, "blocks.0.feedforward.gate.weight": (Slot("blocks.0.gate.0"),) * 2}
+    with pytest.raises(
+        FileFormatError, match=r"its tensors make shape \(64, 64\); the model needs \(96, 64\)"
+    ):
+        _check_tensors(checkpoint, Model(parts.spec, slots, "layers"))
+
+
+def test_what_is_added_is_added_to_each_part() -> None:
+    checkpoint = InMemory({"a": np.arange(6.0).reshape(2, 3), "b": np.arange(3.0)})
+    reader = SlotReader(checkpoint, (Slot("a", plus=1.0), Slot("a", rows=(1, 2))))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(reader.values(), [[1, 2, 3], [4, 5, 6], [3, 4, 5]])
+    np.testing.assert_array_equal(SlotReader(checkpoint, (Slot("b", rows=(1, 3)),)).values(), [1, 2])  # type: ignore[arg-type]
