@@ -27,7 +27,7 @@ from pellucid.engine.prefix_cache import PrefixCache
 from pellucid.engine.request import Request, RequestGroup
 from pellucid.engine.scoring import score
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
+from pellucid.errors.messages import brief, shown
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.kernels.matmul.quantize import FINEST
@@ -62,6 +62,9 @@ class LLM:
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
         self._embedding = threading.Lock()
         self._prefixes = PrefixCache(runner)
+
+    def __repr__(self) -> str:
+        return f"LLM({self.spec!r}, threads {self.runner.threads}, from {shown(str(self.checkpoint.path))})"
 
     @property
     def spec(self) -> ModelSpec:

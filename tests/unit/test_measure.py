@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.schedule import write_quantised_llama
-from support.tiny import TINY, model_runner, opened
+from support.tiny import FAMILIES, TINY, model_runner, opened
 
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
@@ -25,13 +25,10 @@ from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
-NAMES = ["llama", "gemma3", "bert"]
 
-
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=FAMILIES)
 def net(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
-    name = next(folder for folder in TINY if folder.startswith(request.param))
-    with model_runner(TINY[name], context=128, threads=2, sequences=4) as made:
+    with model_runner(TINY[request.param], context=128, threads=2, sequences=4) as made:
         yield made
 
 
@@ -196,7 +193,7 @@ def test_a_figure_sums_up_its_rounds() -> None:
 @pytest.fixture(scope="module")
 def specs() -> dict[str, Any]:
     found = {}
-    for name in NAMES:
+    for name in FAMILIES:
         with opened(next(TINY[folder] for folder in TINY if folder.startswith(name))) as (_, model):
             found[name] = model.spec
     return found
@@ -215,7 +212,7 @@ def test_what_is_measured_by_default(specs: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("context", [1, 2, 17, 63, 64, 128, 300, 1024])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_defaults_are_cut_to_the_context(specs: dict[str, Any], name: str, context: int) -> None:
     chosen, notes = suite(specs[name], context, Wishes())
     assert len(set(chosen)) == len(chosen) >= 1

@@ -38,7 +38,7 @@ class Timings:
     model: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation:
     """What came of a request.
 
@@ -60,6 +60,12 @@ class Generation:
     logprobs: Logprobs | None = None
     prompt_logprobs: Logprobs | None = None
     trace: Sequence[TokenTrace] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"Generation({brief(self.text)}, {self.usage.prompt_tokens:,} + {len(self.ids):,} tokens, "
+            f"finish_reason={self.finish_reason!r}, {self.tokens_per_second:.1f} tokens/s)"
+        )
 
     @property
     def tokens_per_second(self) -> float:

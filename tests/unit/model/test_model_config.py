@@ -15,28 +15,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.metadata import Metadata
 from support.model_files import safetensors
-from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, TINY, llama_config, write_llama_gguf
+from support.tiny import (
+    DECODERS,
+    FAMILIES,
+    LLAMA_GGUF,
+    LLAMA_GGUF_SHAPES,
+    TINY,
+    llama_config,
+    write_llama_gguf,
+)
 
 from pellucid.errors import CacheFull, FileFormatError, PellucidError, UnsupportedModel
+from pellucid.model.config import Config
+from pellucid.model.family import known_families
 from pellucid.runtime.cache import KVCache, LayerShape
 from pellucid.weights.open import open_checkpoint
 
-NUMBERS: dict[str, list[str]] = {
-    "llama": ["rms_norm_eps"],
-    "gemma3": ["rms_norm_eps", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"],
-    "bert": ["layer_norm_eps"],
-}
-COUNTS: dict[str, list[str]] = {
-    "llama": ["num_key_value_heads", "head_dim"],
-    "gemma3": ["num_key_value_heads", "head_dim", "sliding_window"],
-    "bert": ["type_vocab_size"],
-}
-SHARED = (
-    *("hidden_size", "num_attention_heads", "intermediate_size"),
-    *("num_hidden_layers", "vocab_size", "max_position_embeddings"),
-)
 HAS_DEFAULT = {"head_dim", "num_key_value_heads", "type_vocab_size"}
-ACTIVATION = {"llama": "hidden_act", "gemma3": "hidden_activation", "bert": "hidden_act"}
+NOT_WHOLE = (
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)  # whole in the tiny files
+
+
+def keys_read(family: str) -> tuple[list[str], list[str]]:
+    """The keys of a tiny model's configuration that its family reads: whole numbers, and other numbers."""
+    checkpoint = Metadata.of(TINY[family])
+    config = Config(checkpoint.metadata, checkpoint.path)
+    known_families()[family].safetensors[config.text("model_type")](checkpoint, config)
+    values = {key: checkpoint.metadata.get(key) for key in sorted(config.read)}
+    whole = [key for key, value in values.items() if type(value) is int and key not in NOT_WHOLE]
+    return whole, [key for key, value in values.items() if type(value) is float or key in NOT_WHOLE]
+
+
+def activation_key(family: str) -> str:
+    metadata = Metadata.of(TINY[family]).metadata
+    return next(key for key in ("hidden_activation", "hidden_act") if key in metadata)
 
 
 def refused(checkpoint: Metadata, *words: str, kind: type[PellucidError] = FileFormatError) -> None:
@@ -50,9 +65,8 @@ def refused(checkpoint: Metadata, *words: str, kind: type[PellucidError] = FileF
         assert word in message
 
 
-FAMILIES = ["llama", "gemma3", "bert"]
-ALL_COUNTS = [(family, key) for family in FAMILIES for key in (*SHARED, *COUNTS[family])]
-ALL_NUMBERS = [(family, key) for family in FAMILIES for key in NUMBERS[family]]
+ALL_COUNTS = [(family, key) for family in FAMILIES for key in keys_read(family)[0]]
+ALL_NUMBERS = [(family, key) for family in FAMILIES for key in keys_read(family)[1]]
 
 
 @pytest.mark.parametrize(("family", "key"), [(f, k) for f, k in ALL_COUNTS if k not in HAS_DEFAULT])
@@ -83,7 +97,7 @@ def test_number_out_of_range(family: str, key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 1e-300, -1.0, float("nan"), float("inf"), 1e300, 10**400, "x", [1]])
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name in DECODERS])
 def test_rotary_base_out_of_range(family: str, value: Any) -> None:
     checkpoint = Metadata.of(TINY[family])
     parameters = checkpoint.metadata["rope_parameters"]
@@ -94,9 +108,9 @@ def test_rotary_base_out_of_range(family: str, value: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unknown_activation_lists_the_known(family: str) -> None:
     checkpoint = Metadata.of(TINY[family])
-    checkpoint.metadata[ACTIVATION[family]] = "swish\n2"
+    checkpoint.metadata[activation_key(family)] = "swish\n2"
     known = {"llama": "silu", "gemma3": "gelu_pytorch_tanh", "bert": "relu"}[family]
-    refused(checkpoint, ACTIVATION[family], "swish", known, kind=UnsupportedModel)
+    refused(checkpoint, activation_key(family), "swish", known, kind=UnsupportedModel)
 
 
 @pytest.mark.parametrize("name", ["mamba", "", "x" * 9999, "a\nb"])
@@ -135,7 +149,7 @@ def test_tensor_of_a_type_that_no_kernel_takes(form: str) -> None:
     refused(checkpoint, name, form, "Q4_K", kind=UnsupportedModel)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name in DECODERS])
 def test_heads_that_their_key_value_heads_do_not_divide(family: str) -> None:
     checkpoint = Metadata.of(TINY[family])
     checkpoint.metadata["num_key_value_heads"] = 3

@@ -11,9 +11,10 @@ import pytest
 from support.blocks import random_blocks
 from support.reference import Reference, as_float16
 from support.schedule import QUANTISED, write_quantised_llama
-from support.tiny import DECODERS, TINY, model_runner, opened, write_llama_gguf
+from support.tiny import DECODERS, FAMILIES, TINY, model_runner, opened, write_llama_gguf
 
 from pellucid import pipeline
+from pellucid.model.family import known_families
 from pellucid.model.shapes import expected_shapes
 from pellucid.plan.plan import Vector, Weights
 from pellucid.plan.weights import layouts
@@ -33,6 +34,10 @@ def assert_close(got: np.ndarray, wanted: np.ndarray) -> None:
     difference = np.abs(got - wanted)
     assert difference.max() < 5e-5
     assert difference.mean() < 5e-6
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    assert set(FAMILIES) == set(known_families())
 
 
 @pytest.mark.parametrize("name", TINY)
