@@ -1,5 +1,7 @@
-"""JSON schemas that users give, checked before llguidance reads them: it recurses, takes time by what they hold, and
-rounds large numbers, so all of that has limits here; and what it takes too lightly is put more strictly.
+"""Checks of users' JSON schemas before llguidance reads them.
+
+llguidance recurses over a schema, takes time that depends on its values, and rounds large numbers, so depth, sizes and
+numbers have limits here. Formats that it checks too loosely are replaced by stricter patterns.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
 
 LONGEST = 1 << 20  # characters
-DEEPEST, DEEPEST_RESOLVED = 64, 256  # containers in containers; the same with references followed
-MOST_KEYS, MOST_ITEMS, MOST_PATTERNS = 1000, 2000, 64  # of an object, of a list, of patternProperties
-LARGEST = 1 << 53  # beyond it not every integer is a float64
-MOST_MULTIPLE = 10_000  # numbers that are multiples are counted out, digit by digit
+DEEPEST, DEEPEST_RESOLVED = 64, 256  # nesting of containers; the same with references followed
+MOST_KEYS, MOST_ITEMS, MOST_PATTERNS = 1000, 2000, 64  # per object, per list, of patternProperties
+LARGEST = 1 << 53  # beyond it, not every integer is exact in float64
+MOST_MULTIPLE = 10_000  # multiples are enumerated digit by digit
 
 _ONE = ("items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if", "then", "else",
         "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
@@ -30,14 +32,14 @@ _DAY = r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[
 _DATE = rf"(?:{_YEAR}-{_DAY}|{_LEAP}-02-29)"
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 STRICTER = {"date": f"^{_DATE}$", "date-time": f"^{_DATE}T{_TIME}$"}
-"""Formats of which llguidance knows only the shape: it has a 29th of February every year."""
+"""Formats that llguidance checks only by shape: it accepts a 29th of February in every year."""
 
 
 def read(kind: str, value: Any) -> str:
-    """The JSON of a schema, for llguidance. A schema is JSON, a mapping, true or false, or a class of pydantic's.
+    """A schema as JSON text for llguidance. A schema is JSON text, a mapping, True, False or a pydantic class.
 
     Raises:
-        InvalidRequest: it is none, too large, too deep, or holds what could not be kept to.
+        InvalidRequest: it is not a schema, too large, too deep, or holds something that cannot be enforced.
     """
     if hasattr(value, "model_json_schema"):
         try:
@@ -66,19 +68,19 @@ def read(kind: str, value: Any) -> str:
 
 
 def refused(kind: str, problem: str) -> InvalidRequest:
-    """The error for a constraint that cannot be followed."""
+    """The error for a constraint that cannot be enforced."""
     line = " ".join(shown(line.strip()) for line in problem.splitlines() if line.strip())
     return InvalidRequest(f"{kind} cannot be followed: {line[:200]}; mend it, or leave it out")
 
 
 def short(kind: str, text: str, most: int) -> None:
-    """Raises InvalidRequest for a text of more than so many characters."""
+    """Raise InvalidRequest if a text has more than ``most`` characters."""
     if len(text) > most:
         raise InvalidRequest(f"{kind} has {len(text):,} characters; the limit is {most:,}: make it shorter")
 
 
 def _bounded(kind: str, value: Any) -> None:
-    """Nothing is nested too deep, too long, or too large a number. Goes level by level: a cycle is too deep."""
+    """Check nesting, sizes and numbers against the limits. It goes level by level, so a cycle is too deep."""
     level, seen = [value], 0
     for _ in range(DEEPEST):
         inner: list[Any] = []
@@ -107,20 +109,19 @@ def _few(kind: str, count: int, most: int, what: str) -> None:
 
 
 class _Walk:
-    """Goes over the subschemas of a schema, references followed, each once."""
+    """Visits each subschema of a schema once, following references."""
 
     def __init__(self, kind: str, schema: Any) -> None:
         self.kind, self.root, self.patterns = kind, schema, 0
 
     def check(self) -> None:
-        """All of them; and how deep they are in one another."""
+        """Check every subschema, and how deeply they are nested."""
         depths: dict[int, int] = {}
         stack: list[tuple[Any, Iterator[Any]]] = []
 
         def enter(node: Any) -> None:
-            depths[id(node)] = (
-                0  # one that is met again below itself: a cycle, which llguidance does not unroll
-            )
+            # It stays 0 for a node that occurs again below itself: a cycle, which llguidance does not unroll.
+            depths[id(node)] = 0
             self._one(node)
             stack.append((node, self._inner(node)))
 
@@ -144,7 +145,7 @@ class _Walk:
                 )
 
     def _inner(self, node: Any) -> Iterator[Any]:
-        """The schemas in a schema, and the one that it refers to."""
+        """The direct subschemas of a schema, and the one that it refers to."""
         if not isinstance(node, dict):
             return
         if isinstance(reference := node.get("$ref"), str):
@@ -159,7 +160,7 @@ class _Walk:
                 yield from named.values()
 
     def _resolved(self, reference: str) -> Any:
-        """What a pointer into the schema points to, if it does; llguidance says what is wrong with it if not."""
+        """The node that a reference points to. None if there is none; llguidance reports what is wrong with it."""
         node = self.root
         for part in reference.removeprefix("#").split("/")[1:]:
             part = part.replace("~1", "/").replace("~0", "~")
@@ -172,7 +173,7 @@ class _Walk:
         return node
 
     def _one(self, node: Any) -> None:
-        """What a single schema says; formats are put more strictly in it."""
+        """Check a single schema, and replace its formats by stricter patterns."""
         if not isinstance(node, dict):
             return
         required = node.get("required", [])
@@ -194,7 +195,7 @@ class _Walk:
             node["pattern"] = STRICTER[node.pop("format")]
 
     def _multiples(self, node: dict[str, Any]) -> None:
-        """What a number must be a multiple of, all together, must not be much."""
+        """Check that the combined ``multipleOf`` of a schema is not too large."""
         common, stack, seen = Fraction(1), [node], set()
         while stack:
             one = stack.pop()
