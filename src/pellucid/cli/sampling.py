@@ -1,7 +1,7 @@
-"""The options of a generation on the command line: those of every step of the chain, and those of ``Options``.
+"""The options of a generation on the command line: those of every sampler step, and those of ``Options``.
 
-A command that takes ``**sampling`` is decorated with ``sampled``. Its options are found when it is the one that runs,
-since that imports the steps, and NumPy with them.
+A command that takes ``**sampling`` is decorated with ``sampled``. Its options are built only if it is the command that
+runs, because that imports the steps, and NumPy with them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pellucid.cli import common
 
 
 def sampled(command: Callable[..., None]) -> Callable[..., None]:
-    """Mark a command as one that takes the options of a generation."""
+    """Mark a command that takes the options of a generation."""
     command.takes_sampling = True  # type: ignore[attr-defined]
     return command
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as Typer wants it, with a parameter for each option; others are as they are."""
+    """The command with a parameter for each option of a generation, as Typer needs it; unmarked commands unchanged."""
     if not getattr(command, "takes_sampling", False):
         return command
     signature = inspect.signature(command, eval_str=True)
@@ -40,7 +40,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def checked(sampling: Mapping[str, Any], **usual: Any) -> dict[str, Any]:
-    """The options that were given, else the ``usual``; checked now: a mistake should not wait for a model to load."""
+    """The given options over the ``usual`` ones, checked now, so that mistakes show before a model is loaded."""
     from pellucid.sample.options import Options
 
     options = {**usual, **{name: value for name, value in sampling.items() if value is not None}}
