@@ -111,7 +111,7 @@ def _mend_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:
             nothing = os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(nothing, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # it stays
+            setattr(sys, name, open(nothing, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # it stays open
         elif isinstance(stream, io.TextIOWrapper) and name != "stderr":
             # Bytes that are not UTF-8 become surrogates, as in the arguments. Checks of texts reject them.
             stream.reconfigure(errors="surrogateescape" if name == "stdin" else "replace")

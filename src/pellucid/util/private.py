@@ -89,7 +89,7 @@ class Folder:
         return None
 
     def write(self, name: str, content: bytes, *, most: int | None = None) -> None:
-        """Keep a file, or warn that it cannot be kept. Only the ``most`` most recently used files are kept."""
+        """Keep a file, or warn that it cannot be kept. ``most`` is how many files stay, the last used ones."""
         problem: str | None = None
         for place in self._places:
             try:

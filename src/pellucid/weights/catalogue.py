@@ -54,7 +54,7 @@ def catalogue() -> Mapping[str, CatalogueModel]:
 def _model(name: str, entry: dict[str, object]) -> CatalogueModel:
     fields: dict[str, object] = {**entry, "name": name, "aliases": tuple(_list(entry["aliases"]))}
     fields["files"] = tuple(_file(file) for file in _list(entry["files"]))
-    return CatalogueModel(**fields)  # type: ignore[arg-type]  # data of our own; tests check every field's type
+    return CatalogueModel(**fields)  # type: ignore[arg-type]  # Pellucid's own data; tests check every field's type
 
 
 def _file(entry: dict[str, object]) -> CatalogueFile:

@@ -72,7 +72,7 @@ def converse(llm: LLM, start: list[dict[str, str]], options: Mapping[str, Any]) 
                 messages.append({"role": "user", "content": text})
                 try:
                     messages.append({"role": "assistant", "content": _answer(llm, messages, options)})
-                except PellucidError as error:  # the conversation goes on without the question
+                except PellucidError as error:  # the conversation continues without the question
                     messages.pop()
                     print(
                         f"pellucid: {one_line(str(error))} (/reset forgets the conversation)",
@@ -104,7 +104,7 @@ def _answer(llm: LLM, messages: list[dict[str, str]], options: Mapping[str, Any]
                 said.append(piece.text)
                 common.write(piece.text)
     except KeyboardInterrupt:
-        if not sys.stdin.isatty():  # nobody is there to ask again
+        if not sys.stdin.isatty():  # without a terminal nobody can ask again
             raise
         print(" [stopped]", end="")
     print(flush=True)
