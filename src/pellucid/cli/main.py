@@ -38,7 +38,7 @@ def application(wanted: str | None = None) -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     for command in known_commands().values():
         if isinstance(command, Command):
-            run = with_options(command.run) if command.name == wanted else _described(command.run)
+            run = with_options(command.run) if command.name == wanted else _without_options(command.run)
             app.command(command.name)(run)
             continue
         group = typer.Typer(help=command.help)
@@ -48,7 +48,7 @@ def application(wanted: str | None = None) -> typer.Typer:
     return app
 
 
-def _described(command: Callable[..., None]) -> Callable[[], None]:
+def _without_options(command: Callable[..., None]) -> Callable[[], None]:
     """A stand-in for a command that only appears in the list of commands, without its options."""
 
     def stand_in() -> None: ...
@@ -75,24 +75,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (``sys.argv`` by default). Returns the exit code."""
     _mend_streams()
     warnings.showwarning = lambda message, *_: print(f"pellucid: {bounded(str(message))}", file=sys.stderr)
-    code = _outcome(sys.argv[1:] if arguments is None else arguments)
+    code = _exit_code(sys.argv[1:] if arguments is None else arguments)
     if code == INTERRUPTED and sys.stderr.isatty():
         print(file=sys.stderr)  # so that the shell's prompt starts on a new line
     return code
 
 
-def _outcome(arguments: Sequence[str]) -> int:
+def _exit_code(arguments: Sequence[str]) -> int:
     try:
         wanted = next((one for one in arguments if not one.startswith("-")), None)
         code = application(wanted)(args=arguments, prog_name="pellucid", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except PellucidError as error:
-        return _refuse(str(error))
+        return _print_error(str(error))
     except ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" See {context.command_path} --help." if context else ""
-        return _refuse(error.format_message().rstrip(".") + "." + hint)
+        return _print_error(error.format_message().rstrip(".") + "." + hint)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except (BrokenPipeError, SystemExit) as error:
@@ -102,7 +102,7 @@ def _outcome(arguments: Sequence[str]) -> int:
         return 0
     except OSError as error:  # for example a full disk behind standard output
         _drop_output()
-        return _refuse(reason(error))
+        return _print_error(reason(error))
 
 
 def _mend_streams() -> None:
@@ -122,6 +122,6 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _refuse(message: str) -> int:
+def _print_error(message: str) -> int:
     print(f"pellucid: {bounded(message)}", file=sys.stderr)
     return 2

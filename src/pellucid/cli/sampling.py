@@ -62,11 +62,11 @@ def _parameters() -> list[inspect.Parameter]:
     own = {
         "samplers": (
             "Steps of the chain in order, separated by commas; by default those that do something.",
-            _names,
+            _split_names,
         ),
         "seed": ("For the random numbers; one is drawn by default.", common.to_int),
         "stop": ("End the text before this; may be given again.", None),
-        "stop_token_ids": ("End the text at these tokens: ids, separated by commas.", _ids),
+        "stop_token_ids": ("End the text at these tokens: ids, separated by commas.", _split_ids),
         "ignore_eos": ("Go on after the model's own end tokens.", bool),
         "max_new_tokens": ("Tokens to make at most; what the context holds by default.", common.to_int),
         "max_time": ("Seconds to take at most.", common.to_float),
@@ -98,9 +98,9 @@ def _reader(default: Any) -> Callable[[str], Any]:
     return common.to_float if isinstance(default, float) else common.to_int
 
 
-def _names(text: str) -> list[str]:
+def _split_names(text: str) -> list[str]:
     return [name.strip() for name in text.replace(";", ",").split(",") if name.strip()]
 
 
-def _ids(text: str) -> list[Any]:
+def _split_ids(text: str) -> list[Any]:
     return [common.to_int(part) for part in text.split(",") if part.strip()]

@@ -29,7 +29,7 @@ def shortened(operations: Sequence[Operation], whole: bool = False) -> list[Line
         blocks.setdefault(_block(op), []).append(index)
     firsts: dict[tuple[object, ...], int] = {}
     like = {
-        block: firsts.setdefault(tuple(_likeness(operations[i]) for i in indices), block)
+        block: firsts.setdefault(tuple(_signature(operations[i]) for i in indices), block)
         for block, indices in blocks.items()
         if block >= 0
     }
@@ -56,5 +56,5 @@ def _block(op: Operation) -> int:
     return int(op.stage.split(".")[1]) if op.stage.startswith("blocks.") else -1
 
 
-def _likeness(op: Operation) -> tuple[object, ...]:
+def _signature(op: Operation) -> tuple[object, ...]:
     return op.stage.split(".", 2)[2], op.kernel, op.shape

@@ -197,13 +197,13 @@ def suite(spec: ModelSpec, context: int, wishes: Wishes) -> tuple[list[Workload]
         InvalidRequest: a wish does not fit into the context or a step, or nothing is left to measure.
     """
     notes: list[str] = []
-    chosen = (_text if spec.causal else _sentences)(context, wishes, notes)
+    chosen = (_text_workloads if spec.causal else _sentence_workloads)(context, wishes, notes)
     if not chosen:
         raise InvalidRequest("nothing is left to measure: ask for a length that is not 0")
     return chosen, notes
 
 
-def _text(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
+def _text_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
     chosen: list[Workload] = [Prefill(n) for n in _lengths("prompt", wishes.prompts, PROMPTS, context, notes)]
     if context < 2:
         notes.append("a context of 1 has no room for a token after another: decode is left out")
@@ -228,7 +228,7 @@ def _text(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
     return chosen
 
 
-def _sentences(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
+def _sentence_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
     for name, given in (("depth", wishes.depths), ("tokens", wishes.tokens)):
         if given is not None:
             raise InvalidRequest(f"{name} is for models that make text: use prompt and batch for sentences")

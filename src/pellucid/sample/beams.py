@@ -176,7 +176,7 @@ class BeamSearch:
         self._ends, self._limit, self._steps, self._sampler = ends, limit, 0, sampler
         self._noise = noise or gumbel(sampler.history.seed)
         self._padding = min(ends, default=0) if padding is None else padding
-        self._nothing: NothingLeft | None = None
+        self._nothing_left: NothingLeft | None = None
         self._size = options.num_beams // options.num_beam_groups
         root = Beam(self.nodes[0], sampler, 0)
         self._groups = [_Group(number, [root]) for number in range(options.num_beam_groups)]
@@ -202,7 +202,7 @@ class BeamSearch:
         self._steps += 1
         for group in self._groups:
             if not group.done:
-                self._judge(group)
+                self._end_if_done(group)
         if self._steps == self._limit:
             self.stop("length")
         self.beams = [beam for group in self._groups if not group.done for beam in group.beams]
@@ -214,13 +214,13 @@ class BeamSearch:
         Raises:
             NothingLeft: there is none, because the steps of the chain forbade every token.
         """
-        if self._nothing is not None and not any(group.finished for group in self._groups):
-            raise self._nothing
+        if self._nothing_left is not None and not any(group.finished for group in self._groups):
+            raise self._nothing_left
         best = sorted(
-            (node for group in self._groups for node in group.finished), key=lambda node: -_final(node)
+            (node for group in self._groups for node in group.finished), key=lambda node: -_final_score(node)
         )
         return [
-            Found(self.ids(node.id), _final(node), node.finish_reason or "", node.id)
+            Found(self.ids(node.id), _final_score(node), node.finish_reason or "", node.id)
             for node in best[: self.options.num_return_sequences]
         ]
 
@@ -260,7 +260,7 @@ class BeamSearch:
             try:
                 left, _ = beam.sampler.left(start)
             except NothingLeft as error:  # other beams may go on
-                self._nothing = error
+                self._nothing_left = error
                 continue
             if self.options.do_sample:
                 scores.append(beam.node.score + left.logits())
@@ -292,12 +292,12 @@ class BeamSearch:
             node = Node(len(self.nodes), parent.node.id, token, score, self._steps, group.number)
             self.nodes.append(node)
             if token in self._ends:
-                self._end(group, node, rank)
+                self._finish_or_prune(group, node, rank)
             elif len(running) < self._size:
                 sampler = parent.sampler.fork()
                 sampler.accept(token)
                 if sampler.complete:
-                    self._end(group, node, rank)
+                    self._finish_or_prune(group, node, rank)
                 else:
                     running.append(Beam(node, sampler, beams[at]))
             else:
@@ -313,7 +313,7 @@ class BeamSearch:
                     self._prune(beam.node, "none of its continuations is among the best")
         group.beams, group.done = running, not running
 
-    def _end(self, group: _Group, node: Node, rank: int) -> None:
+    def _finish_or_prune(self, group: _Group, node: Node, rank: int) -> None:
         """Finish a text that has ended if it ranks high enough; prune it otherwise."""
         if rank < self._size:
             self._finish(group, node, "stop")
@@ -327,18 +327,18 @@ class BeamSearch:
         node.state, node.ended = "finished", self._steps
         node.final_score = node.score / length**self.options.length_penalty
         group.finished.append(node)
-        group.finished.sort(key=lambda one: -_final(one))  # stable: the earlier one wins ties
+        group.finished.sort(key=lambda one: -_final_score(one))  # stable: the earlier one wins ties
         for other in group.finished[self._size :]:
             other.state, other.why = "pruned", f"{self._size} finished texts are better"
         del group.finished[self._size :]
 
-    def _judge(self, group: _Group) -> None:
+    def _end_if_done(self, group: _Group) -> None:
         """End a group if its finished texts are good enough."""
         options, penalty = self.options, self.options.length_penalty
         if len(group.finished) < self._size:
             return
         length = self._limit if options.early_stopping == "never" and penalty > 0 else self._steps
-        if options.early_stopping is True or group.best / length**penalty <= _final(group.finished[-1]):
+        if options.early_stopping is True or group.best / length**penalty <= _final_score(group.finished[-1]):
             group.done = True
             for beam in group.beams:
                 self._prune(beam.node, "the finished texts are enough, or better")
@@ -347,5 +347,5 @@ class BeamSearch:
         node.state, node.ended, node.why = "pruned", self._steps, why
 
 
-def _final(node: Node) -> float:
+def _final_score(node: Node) -> float:
     return -math.inf if node.final_score is None else node.final_score

@@ -175,14 +175,14 @@ class Candidates:
         """Only the ``k`` candidates with the highest logits, ranked; unchanged if there are no more."""
         if self.ranked:
             return self.first(k)
-        return self if k >= len(self.raw) else self._rank(self.top(k))
+        return self if k >= len(self.raw) else self._take_ranked(self.top(k))
 
     def keep_likeliest(self, mass: float) -> Candidates:
         """The fewest candidates whose probabilities sum to ``mass``: the most likely ones, ranked."""
         if not self.ranked and len(self.raw) > FEW:
             places = fewest(self.top, self.weights_at, len(self.raw), mass * self.sums.total)
-            return self._rank(places)
-        ranked = self if self.ranked else self._rank(self.top(len(self.raw)))
+            return self._take_ranked(places)
+        ranked = self if self.ranked else self._take_ranked(self.top(len(self.raw)))
         ends = ranked.ends
         return ranked.first(bisect_left(ends, mass * ends[-1]) + 1)
 
@@ -195,7 +195,7 @@ class Candidates:
         """Only the first ``n`` candidates."""
         if n >= len(self.raw):
             return self
-        made = self._with(None if self.ids is None else self.ids[:n], self.raw[:n])
+        made = self._replace(None if self.ids is None else self.ids[:n], self.raw[:n])
         if self.ranked:  # the highest logit stays the same
             made.__dict__.update(
                 {name: self.__dict__[name][:n] for name in ("weights", "ends") if name in self.__dict__}
@@ -212,7 +212,7 @@ class Candidates:
         if len(places) == len(self.raw):
             return self
         places = np.sort(places)
-        return self._with(self.ids_at(places), self.raw[places])
+        return self._replace(self.ids_at(places), self.raw[places])
 
     def with_logits(self, places: Ints, logits: NDArray[np.floating[Any]]) -> Candidates:
         """A copy with new logits at some positions, in ascending order of ids; minus infinity forbids a token."""
@@ -220,7 +220,7 @@ class Candidates:
         changed = np.asarray(logits, np.float64) * self.temperature
         raw[places] = np.where(np.isneginf(changed), -np.inf, np.clip(changed, -LARGEST, LARGEST))
         if self.ids is None or not self.ranked:
-            return self._with(self.ids, raw)
+            return self._replace(self.ids, raw)
         order = np.argsort(self.ids)
         return Candidates(self.ids[order], raw[order], self.temperature)
 
@@ -257,7 +257,7 @@ class Candidates:
             return self.keep(self.places(words[at] * 32 + bit))
         out, raw = np.empty_like(self.raw), self.raw
         _mask()(logits=address(raw), count=len(raw), mask=address(mask), out=address(out))
-        return self._with(None, out)
+        return self._replace(None, out)
 
     def places(self, ids: Ints) -> Ints:
         """The positions of tokens; tokens that are no candidates are left out."""
@@ -281,21 +281,21 @@ class Candidates:
     def draw(self, number: float) -> int:
         """The position that a number in [0, 1) selects: inverse transform sampling of the probabilities."""
         if self.ranked or len(self.raw) <= BLOCK:
-            return _fall(self.ends, number)
+            return _inverse_cdf(self.ends, number)
         ends = np.cumsum(self.sums.blocks)
-        block = _fall(ends, number)
+        block = _inverse_cdf(ends, number)
         first = block * BLOCK
         inside = np.cumsum(self.weights_at(slice(first, first + BLOCK)))
         before = ends[block - 1] if block else 0.0
-        return first + _fall(inside, float((number * ends[-1] - before) / inside[-1]))
+        return first + _inverse_cdf(inside, float((number * ends[-1] - before) / inside[-1]))
 
-    def _rank(self, places: Ints) -> Candidates:
+    def _take_ranked(self, places: Ints) -> Candidates:
         """The candidates at some positions, which are in order of rank."""
         made = Candidates(self.ids_at(places), self.raw[places], self.temperature, ranked=True)
         made.__dict__["highest"] = self.highest
         return made
 
-    def _with(self, ids: Ints | None, raw: NDArray[np.float32]) -> Candidates:
+    def _replace(self, ids: Ints | None, raw: NDArray[np.float32]) -> Candidates:
         return Candidates(ids, raw, self.temperature, self.ranked)
 
 
@@ -337,7 +337,7 @@ def least_float32(bound: float) -> np.float32:
     return least if float(least) >= bound else np.nextafter(least, np.float32(np.inf))
 
 
-def _fall(ends: Any, number: float) -> int:
+def _inverse_cdf(ends: Any, number: float) -> int:
     """The first position whose cumulative weight exceeds ``number`` times the total.
 
     If rounding leaves none, the last position with a weight above 0.

@@ -90,7 +90,7 @@ class Sampler:
         self, steps: tuple[SamplerStep, ...], greedy: bool, history: TokenHistory, vocabulary: int
     ) -> None:
         self.steps, self.greedy, self.history, self.vocabulary = steps, greedy, history, vocabulary
-        self._told = [step for step in steps if type(step).accept is not SamplerStep.accept]
+        self._observers = [step for step in steps if type(step).accept is not SamplerStep.accept]
 
     def sample(self, logits: NDArray[np.floating[Any]], *, watch: bool = False) -> Draw:
         """Sample the next token from ``logits`` (V,) float32. ``watch`` records what each step did.
@@ -110,7 +110,7 @@ class Sampler:
             number = uniform(self.history.seed, self.history.index)
             place = left.draw(number)
         token = left.id_at(place)
-        self.accept(token, left if self._told else None)
+        self.accept(token, left if self._observers else None)
         return Draw(token, first, left, place, number, self.vocabulary, traces)
 
     def tokens(self, logits: Candidates) -> Candidates:
@@ -129,7 +129,7 @@ class Sampler:
 
     def accept(self, token: int, left: Candidates | None = None) -> None:
         """Append a token that was drawn from the candidates ``left`` (None: its probability counts as 1)."""
-        for step in self._told:
+        for step in self._observers:
             probability = 1.0
             if left is not None:
                 probability = math.exp(left.log_probabilities(left.places(np.array([token])))[0])

@@ -51,7 +51,7 @@ def texts(most: int, longest: int = LONGEST) -> Check:
     def check(name: str, value: Any) -> tuple[str, ...]:
         if not isinstance(value, Sequence) or isinstance(value, bytes):
             raise InvalidRequest(f"{name}={brief(value)}: must be a text or a list of texts")
-        found = (value,) if isinstance(value, str) else tuple(_few(name, value, most, "texts"))
+        found = (value,) if isinstance(value, str) else tuple(_at_most(name, value, most, "texts"))
         return tuple(checks.text(name, text, longest) for text in found)
 
     return check
@@ -63,11 +63,13 @@ def tokens_or_texts(most: int, *, sequences: bool = False) -> Check:
     def check(name: str, value: Any) -> tuple[Any, ...]:
         if not isinstance(value, Sequence) or isinstance(value, bytes):
             raise InvalidRequest(f"{name}={brief(value)}: must be a list of token ids and texts")
-        entries = (value,) if isinstance(value, str) else _few(name, value, most, "entries")
+        entries = (value,) if isinstance(value, str) else _at_most(name, value, most, "entries")
         found: list[Any] = []
         for entry in entries:
             if sequences and isinstance(entry, (list, tuple)) and entry:
-                found.append(tuple(token(name, one) for one in _few(name, entry, LONGEST, "ids in a row")))
+                found.append(
+                    tuple(token(name, one) for one in _at_most(name, entry, LONGEST, "ids in a row"))
+                )
             else:
                 found.append(token_or_text(name, entry))
         return tuple(found)
@@ -82,7 +84,7 @@ def tokens(most: int) -> Check:
         ids = value.tolist() if isinstance(value, np.ndarray) else value
         if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
             raise InvalidRequest(f"{name}={brief(ids)}: must be a list of token ids")
-        return tuple(token(name, one) for one in _few(name, ids, most, "ids"))
+        return tuple(token(name, one) for one in _at_most(name, ids, most, "ids"))
 
     return check
 
@@ -103,7 +105,7 @@ def token_or_text(name: str, value: Any) -> int | str:
     return checks.characters(name, value)
 
 
-def _few(name: str, value: Sequence[Any], most: int, what: str) -> Sequence[Any]:
+def _at_most(name: str, value: Sequence[Any], most: int, what: str) -> Sequence[Any]:
     if len(value) > most:
         raise InvalidRequest(f"{name} has {len(value):,} {what}; the limit is {most:,}: give fewer")
     return value

@@ -85,7 +85,7 @@ class Options:
             raise InvalidRequest(f"until={brief(self.until)}: must be a function of the text so far")
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # the class is frozen; NumPy's numbers are now Python's
-        object.__setattr__(self, "_steps", _chosen(self.samplers, self.sampling))
+        object.__setattr__(self, "_steps", _active_steps(self.samplers, self.sampling))
 
     @classmethod
     def of(cls, also: Iterable[str] = (), /, **options: Any) -> Options:
@@ -96,8 +96,8 @@ class Options:
         """
         sampling = {name: options.pop(name) for name in list(options) if name in owners()}
         for name in options:
-            if name not in _own():
-                near = difflib.get_close_matches(str(name), [*owners(), *_own(), *also], 3, 0.5)
+            if name not in _own_names():
+                near = difflib.get_close_matches(str(name), [*owners(), *_own_names(), *also], 3, 0.5)
                 hint = f"did you mean {' or '.join(near)}?" if near else "see docs/sampling.md"
                 raise InvalidRequest(f"unknown option {brief(name)}: {hint}")
         return cls(**options, sampling=sampling)
@@ -122,11 +122,11 @@ class Options:
         return StopCriteria(tuple(self.stop or ()), self.max_time, self.until)
 
 
-def _own() -> list[str]:
+def _own_names() -> list[str]:
     return [one.name for one in fields(Options) if one.name != "sampling"]
 
 
-def _chosen(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerStep, ...]:
+def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerStep, ...]:
     """The steps that have an effect, in order."""
     for name in sampling:
         if name not in owners():

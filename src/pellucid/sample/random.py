@@ -11,8 +11,8 @@ from __future__ import annotations
 
 DRAW, XTC = 0, 1
 
-_FACTORS = 0xD2E7470EE14C6C93, 0xCA5A826395121157
-_STEPS = (
+_MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157
+_KEY_INCREMENTS = (
     0x9E3779B97F4A7C15,
     0xBB67AE8584CAA73B,
 )  # increments of the key per round: the golden ratio, and the square root of 3 minus 1
@@ -25,7 +25,7 @@ def uniform(seed: int, index: int, which: int = DRAW) -> float:
     a, b, c, d = index + 1, 0, 0, 0  # NumPy increments the counter before the first block
     key, other = seed & _WORD, seed >> 64
     for _ in range(ROUNDS):
-        first, second = a * _FACTORS[0], c * _FACTORS[1]
+        first, second = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
         a, b, c, d = (second >> 64) ^ b ^ key, second & _WORD, (first >> 64) ^ d ^ other, first & _WORD
-        key, other = (key + _STEPS[0]) & _WORD, (other + _STEPS[1]) & _WORD
+        key, other = (key + _KEY_INCREMENTS[0]) & _WORD, (other + _KEY_INCREMENTS[1]) & _WORD
     return ((a, b, c, d)[which] >> 11) * 2.0**-53

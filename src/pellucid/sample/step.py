@@ -79,12 +79,12 @@ class Tally:
 
     def __init__(self) -> None:
         self._ids, self._counts = np.zeros(64, np.int64), np.zeros(64, np.int64)
-        self._places: dict[int, int] = {}
+        self._index: dict[int, int] = {}
 
     def add(self, tokens: Iterable[int]) -> None:
         """Count these tokens."""
         for token in tokens:
-            place = self._places.setdefault(token, len(self._places))
+            place = self._index.setdefault(token, len(self._index))
             if place == len(self._ids):
                 self._ids, self._counts = (
                     np.concatenate([x, np.zeros_like(x)]) for x in (self._ids, self._counts)
@@ -95,18 +95,18 @@ class Tally:
     def fork(self) -> Tally:
         """A copy that can diverge."""
         made = copy(self)
-        made._ids, made._counts, made._places = self._ids.copy(), self._counts.copy(), dict(self._places)
+        made._ids, made._counts, made._index = self._ids.copy(), self._counts.copy(), dict(self._index)
         return made
 
     @property
     def ids(self) -> NDArray[np.int64]:
         """The distinct tokens, in order of first occurrence."""
-        return self._ids[: len(self._places)]
+        return self._ids[: len(self._index)]
 
     @property
     def counts(self) -> NDArray[np.int64]:
         """The count of each of ``ids``."""
-        return self._counts[: len(self._places)]
+        return self._counts[: len(self._index)]
 
 
 class TokenHistory:

@@ -70,18 +70,18 @@ class StopCriteria:
         max_time: float | None = None,
         until: Callable[[str], bool] | None = None,
     ) -> None:
-        self._stopper, self._until, self._text = StopStrings(stops), until, ""
+        self._stop_strings, self._until, self._text = StopStrings(stops), until, ""
         self._deadline = None if max_time is None else time.perf_counter() + max_time
 
     @property
     def found(self) -> str | None:
         """The stop string that was found, or None."""
-        return self._stopper.found
+        return self._stop_strings.found
 
     def push(self, text: str, last: bool) -> tuple[str, str | None]:
         """Add text. Returns the part that is now certain, and the reason if the text ends (always if ``last``)."""
-        certain, reason = self._stopper.push(text), None
-        if self._stopper.stopped:
+        certain, reason = self._stop_strings.push(text), None
+        if self._stop_strings.stopped:
             return certain, "stop"
         if self._until is not None:
             self._text += text
@@ -90,8 +90,8 @@ class StopCriteria:
             reason = "length"
         if reason is None and self._deadline is not None and time.perf_counter() >= self._deadline:
             reason = "time"
-        return (certain + self._stopper.flush() if reason else certain), reason
+        return (certain + self._stop_strings.flush() if reason else certain), reason
 
     def flush(self, text: str) -> str:
         """End the text with ``text``, because the model ended it. Returns the rest, including what was held back."""
-        return self._stopper.push(text) + self._stopper.flush()
+        return self._stop_strings.push(text) + self._stop_strings.flush()

@@ -23,7 +23,7 @@ def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> int:
     """
     if not is_whole(value) or not low <= value <= high:
         raise InvalidRequest(
-            f"{name}={brief(value)}: must be a whole number from {low:,} to {high:,}{_then(hint)}"
+            f"{name}={brief(value)}: must be a whole number from {low:,} to {high:,}{_suffix(hint)}"
         )
     return int(value)
 
@@ -33,7 +33,7 @@ def real(name: str, value: Any, low: float, high: float, hint: str = "", *, abov
     fine = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not fine or not (low < value if above else low <= value) or not value <= high:
         between = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
-        raise InvalidRequest(f"{name}={brief(value)}: must be a number {between}{_then(hint)}")
+        raise InvalidRequest(f"{name}={brief(value)}: must be a number {between}{_suffix(hint)}")
     return float(value)
 
 
@@ -83,5 +83,5 @@ def characters(name: str, value: str) -> str:
     return value
 
 
-def _then(hint: str) -> str:
+def _suffix(hint: str) -> str:
     return f"; {hint}" if hint else ""

@@ -42,38 +42,38 @@ class Folder:
     """A folder of such files: ``name`` below the home, or below the user's cache folder if the home is not trusted."""
 
     def __init__(self, name: str) -> None:
-        self._places: list[_Place] = []
+        self._folders: list[_Place] = []
         problems: list[str] = []
         for root in _roots():
             try:
-                self._places.append(_Place(root, name))
-                if self._places[-1].writable:
+                self._folders.append(_Place(root, name))
+                if self._folders[-1].writable:
                     break
             except OSError as error:
                 problems.append(f"{_with_path(error)}; what is kept there is not used")
         if problems:
             where = (
-                f"kept in {self._places[0].root} instead" if self._places else "made for this process only"
+                f"kept in {self._folders[0].root} instead" if self._folders else "made for this process only"
             )
             _warn(f"{problems[0]}, compiled kernels and vocabularies are {where}")
 
     @property
     def path(self) -> Path | None:
         """The path of the folder; None if no folder can be trusted."""
-        return self._places[0].path if self._places else None
+        return self._folders[0].path if self._folders else None
 
     @property
     def keeps(self) -> bool:
         """Whether written files can be kept, as far as this can be determined in advance."""
-        return any(place.writable for place in self._places)
+        return any(place.writable for place in self._folders)
 
     def has(self, name: str) -> bool:
         """Whether a file of that name exists; it may be damaged."""
-        return any(os.path.exists(place.path / name) for place in self._places)
+        return any(os.path.exists(place.path / name) for place in self._folders)
 
     def read(self, name: str, *, used: bool = False) -> bytes | None:
         """The contents of a file; None if it cannot be read or trusted. ``used`` records that it is in use now."""
-        for place in self._places:
+        for place in self._folders:
             try:
                 content = place.read(name)
             except Untrusted as error:
@@ -91,7 +91,7 @@ class Folder:
     def write(self, name: str, content: bytes, *, most: int | None = None) -> None:
         """Keep a file, or warn that it cannot be kept. ``most`` is how many files stay, the last used ones."""
         problem: str | None = None
-        for place in self._places:
+        for place in self._folders:
             try:
                 place.write(name, content, most)
             except OSError as error:
@@ -132,8 +132,8 @@ class _Place:
 
     def __init__(self, root: Path, name: str) -> None:
         self.root, self.path, self._name = root, root / name, name
-        self._key = _read_key(root) if _check(root) else None
-        self._there = _check(self.path)
+        self._key = _read_key(root) if _trusted_path(root) else None
+        self._real_path = _trusted_path(self.path)
 
     @property
     def writable(self) -> bool:
@@ -143,20 +143,20 @@ class _Place:
 
     def read(self, name: str) -> bytes | None:
         """The contents; None if they are not what was written. Raises FileNotFoundError, Untrusted, OSError."""
-        if self._key is None or not self._there:
+        if self._key is None or not self._real_path:
             raise FileNotFoundError(name)
-        stored = _read(os.path.join(self._there, name))
+        stored = _read(os.path.join(self._real_path, name))
         digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
         return content if hmac.compare_digest(self._digest(self._key, name, content), digest) else None
 
     def write(self, name: str, content: bytes, most: int | None) -> None:
         """Write a file atomically: another process sees all of it or nothing. Raises OSError."""
         make_folder(self.path)
-        self._there = _check(self.path)
+        self._real_path = _trusted_path(self.path)
         if self._key is None:
-            _check(self.root)
+            _trusted_path(self.root)
             self._key = _make_key(self.root)
-        _sweep(self.path)
+        _remove_stale(self.path)
         with staged(self.path, self._digest(self._key, name, content) + content) as staging:
             os.chmod(staging, 0o644)  # the usual mode: only the key is a secret
             os.replace(staging, self.path / name)
@@ -170,7 +170,7 @@ class _Place:
         return hmac.digest(key, b"".join([len(label).to_bytes(8, "little"), label, content]), "sha256")
 
 
-def _check(folder: Path) -> str | None:
+def _trusted_path(folder: Path) -> str | None:
     """The folder with its links resolved; None if it does not exist yet.
 
     Raises:
@@ -188,13 +188,15 @@ def _check(folder: Path) -> str | None:
         status, above = os.lstat(one), os.path.dirname(one)
         # In a folder with this bit, users can rename only what is theirs.
         sticky = one != real and bool(status.st_mode & stat.S_ISVTX)
-        _refuse(one, status, sticky=sticky, unmapped=one != real)
-        if above == one or _closed(status):
+        _check_permissions(one, status, sticky=sticky, unmapped=one != real)
+        if above == one or _is_exclusive(status):
             return real
         one = above
 
 
-def _refuse(path: str, status: os.stat_result, *, sticky: bool = False, unmapped: bool = False) -> None:
+def _check_permissions(
+    path: str, status: os.stat_result, *, sticky: bool = False, unmapped: bool = False
+) -> None:
     """Raise `Untrusted` if another user owns a file or may write to it. On Windows the system's rules suffice."""
     if not hasattr(os, "geteuid"):
         return
@@ -205,7 +207,7 @@ def _refuse(path: str, status: os.stat_result, *, sticky: bool = False, unmapped
         raise Untrusted(f"{path} can be written to by other users: run `chmod go-w {path}`, or {OWN_HOME}")
 
 
-def _closed(status: os.stat_result) -> bool:
+def _is_exclusive(status: os.stat_result) -> bool:
     """Whether a folder belongs to this user, and nobody else can reach what is below it."""
     return hasattr(os, "geteuid") and status.st_uid == os.geteuid() and not status.st_mode & 0o011
 
@@ -257,7 +259,7 @@ def _read(path: str) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, f"{path} is not a regular file")
-        _refuse(path, status)
+        _check_permissions(path, status)
         return file.read()
 
 
@@ -291,7 +293,7 @@ def _make_key(root: Path) -> bytes:
     return key
 
 
-def _sweep(folder: Path) -> None:
+def _remove_stale(folder: Path) -> None:
     """Remove the files of processes that were killed while they wrote."""
     for path in folder.glob(f".*{STAGING}"):
         with contextlib.suppress(OSError):

@@ -35,14 +35,14 @@ def build(
     rank = 0  # the source of the previous file is tried first
     for file in model.files:
         if file.name in intact:
-            _take(here / file.name, target / file.name)
+            _link_or_copy(here / file.name, target / file.name)
             continue
         rank = _build_file(model.name, file, rank, scratch, target / file.name, progress)
         used.extend(file.sources[rank])
     return list(dict.fromkeys(package_of(spec) for spec in used))
 
 
-def _take(path: Path, target: Path) -> None:
+def _link_or_copy(path: Path, target: Path) -> None:
     """Hard-link a file, or copy it if hard links are not possible."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -36,7 +36,7 @@ class ModelFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         try:
             # Opening a named pipe may block, and a device has no length, so check before opening.
             mode = os.stat(path).st_mode
@@ -67,7 +67,7 @@ class ModelFile:
         done = 0
         try:
             while done < len(out):
-                count = self._some(offset + done, out[done:])
+                count = self._read_some(offset + done, out[done:])
                 if count == 0:
                     problem = (
                         f"changed while it was read: {len(out):,} bytes were expected, {done:,} are there"
@@ -77,10 +77,10 @@ class ModelFile:
         except OSError as error:
             raise FileFormatError(self.path, "file", f"cannot be read: {reason(error)}", offset) from error
 
-    def _some(self, offset: int, out: memoryview) -> int:
+    def _read_some(self, offset: int, out: memoryview) -> int:
         if hasattr(os, "preadv"):
             return os.preadv(self._file.fileno(), [out], offset)
-        with self._turn:
+        with self._lock:
             self._file.seek(offset)
             return self._file.readinto(out) or 0
 

@@ -111,7 +111,7 @@ class Packing:
     pieces: list[Callable[[], None]]
 
 
-class _Room(threading.local):
+class _Scratch(threading.local):
     """A thread's buffer for stored bytes. Every piece reuses it, because fresh memory costs as much as reading."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class _Room(threading.local):
         return self._bytes[:nbytes]
 
 
-_room = _Room()
+_scratch = _Scratch()
 
 
 def prepare(
@@ -155,15 +155,15 @@ def prepare(
     if packed.is_float:
         key = KernelKey("pack_float", size=packed.bits // 8)
     native = shared().function(key, 4)
-    at_once = max(1, PIECE_VALUES // (ROWS * columns))
+    groups_per_piece = max(1, PIECE_VALUES // (ROWS * columns))
     row_bytes = blocks * block_bytes
 
     def piece(first: int) -> None:
-        count = min(at_once, matrix.groups - first)
-        there = min(count * ROWS, rows - first * ROWS)
-        stored = _room.take(count * ROWS * row_bytes)
-        read(first * ROWS * row_bytes, stored[: there * row_bytes])
-        stored[there * row_bytes :] = 0
+        count = min(groups_per_piece, matrix.groups - first)
+        stored_rows = min(count * ROWS, rows - first * ROWS)
+        stored = _scratch.take(count * ROWS * row_bytes)
+        read(first * ROWS * row_bytes, stored[: stored_rows * row_bytes])
+        stored[stored_rows * row_bytes :] = 0
         if filled > blocks:
             by_row = stored.reshape(count * ROWS, row_bytes)
             stored = np.pad(by_row, ((0, 0), (0, (filled - blocks) * block_bytes)))
@@ -172,7 +172,9 @@ def prepare(
         words = np.array([0, 0, *PackRecord.pack(where)], np.int64)
         native(words.ctypes.data, 0, 0, 1)
 
-    return Packing(matrix, [functools.partial(piece, first) for first in range(0, matrix.groups, at_once)])
+    return Packing(
+        matrix, [functools.partial(piece, first) for first in range(0, matrix.groups, groups_per_piece)]
+    )
 
 
 def pack(packings: Iterable[Packing], threads: int) -> None:

@@ -96,7 +96,7 @@ def hash_file(path: Path, progress: DownloadProgress, label: str) -> tuple[str, 
 
     If hashing takes long, ``progress`` is called with ``label``.
     """
-    digest, done, told = hashlib.sha256(), 0, time.monotonic() + _QUIET
+    digest, done, report_after = hashlib.sha256(), 0, time.monotonic() + _QUIET
     with open(path, "rb") as stream:
         status = os.fstat(stream.fileno())
         if 0 <= time.time_ns() - status.st_mtime_ns <= _TICK:
@@ -105,7 +105,7 @@ def hash_file(path: Path, progress: DownloadProgress, label: str) -> tuple[str, 
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
             done += len(chunk)
-            if time.monotonic() > told:
+            if time.monotonic() > report_after:
                 progress.update(done, status.st_size, f"{CHECKING}{label}")
     return digest.hexdigest(), FileRecord(digest.hexdigest(), status.st_mtime_ns, status.st_ino, now)
 

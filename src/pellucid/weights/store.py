@@ -89,7 +89,7 @@ def _locate(spec: str | Path, progress: DownloadProgress, refresh: bool) -> Path
     text = str(spec)
     model = None if isinstance(spec, Path) else find(text)
     if model is not None:
-        return _catalogued(model, progress, refresh)
+        return _from_catalogue(model, progress, refresh)
     local = sources()["local"].cached(text)
     if local is not None:
         return local
@@ -105,7 +105,7 @@ def _locate(spec: str | Path, progress: DownloadProgress, refresh: bool) -> Path
     absent = f"there is no file or folder {brief(text)}"
     if not isinstance(spec, Path):
         if _NAME.fullmatch(text) and os.path.isdir(home() / "models" / text):
-            return _by_name(text, progress, refresh)
+            return _from_store(text, progress, refresh)
         if _REPO.fullmatch(text) and not text.endswith((".gguf", ".safetensors")):
             try:
                 return _from_source("hf", text, progress, refresh)
@@ -116,29 +116,29 @@ def _locate(spec: str | Path, progress: DownloadProgress, refresh: bool) -> Path
     raise not_found(text, (model.name for model in installed()))
 
 
-def _by_name(name: str, progress: DownloadProgress, refresh: bool) -> Path:
+def _from_store(name: str, progress: DownloadProgress, refresh: bool) -> Path:
     """The path of a stored model by its folder's name; ``refresh`` fetches it from its source again."""
     folder = home() / "models" / name
     manifest = read_manifest(folder)
     scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
     if refresh and scheme and _name_of(scheme["scheme"], scheme["rest"]) == name:
         return _from_source(scheme["scheme"], scheme["rest"], progress, refresh)
-    _look(folder, progress, whole=refresh).complain()
-    path = _complete(folder)
+    _check_files(folder, progress, whole=refresh).complain()
+    path = _path_if_complete(folder)
     if path is None:
         raise SourceError(f"{folder} changed while it was read: try again")
     return path
 
 
-def _catalogued(model: CatalogueModel, progress: DownloadProgress, refresh: bool) -> Path:
+def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, refresh: bool) -> Path:
     folder = home() / "models" / model.name
     sizes = {file.name: file.bytes for file in model.files}
     known = {file.name: file.sha256 for file in model.files}
 
     def ready() -> Path | None:
-        path = _complete(folder, sizes)
+        path = _path_if_complete(folder, sizes)
         if path is not None:
-            found = _look(folder, progress, whole=refresh)
+            found = _check_files(folder, progress, whole=refresh)
             if not refresh:
                 found.complain()
             elif not found.ok:
@@ -175,8 +175,8 @@ def _from_source(scheme: str, rest: str, progress: DownloadProgress, refresh: bo
         return cached
     name = _name_of(scheme, rest)
     folder = home() / "models" / name
-    if not refresh and (path := _complete(folder)) is not None:
-        _look(folder, progress).complain()
+    if not refresh and (path := _path_if_complete(folder)) is not None:
+        _check_files(folder, progress).complain()
         return path
     return _fetch_into(source, rest, name, progress, refresh)
 
@@ -200,7 +200,7 @@ def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress
         return f"{source.scheme}:{rest}"
 
     def ready() -> Path | None:
-        return None if refresh else _complete(folder)
+        return None if refresh else _path_if_complete(folder)
 
     path = _pull_into(name, ready, make, progress, keep=lambda: not elsewhere)
     return elsewhere[0] if elsewhere else path
@@ -243,7 +243,7 @@ def _pull_into(
         raise SourceError(
             f"cannot write the store {home()}: {reason(error)}; PELLUCID_HOME may name another folder"
         ) from error
-    path = _complete(folder)
+    path = _path_if_complete(folder)
     return folder if path is None else path
 
 
@@ -268,7 +268,7 @@ def _publish(target: Path, folder: Path, origin: str, progress: DownloadProgress
         raise
 
 
-def _look(folder: Path, progress: DownloadProgress, *, whole: bool = False) -> Verified:
+def _check_files(folder: Path, progress: DownloadProgress, *, whole: bool = False) -> Verified:
     """Check the files of a model: hash those that were modified, or all of them if ``whole``."""
     manifest, model = read_manifest(folder), find(folder.name)
     name = folder.name
@@ -302,7 +302,7 @@ def _locked(name: str, progress: DownloadProgress) -> Iterator[None]:
         lock.release()
 
 
-def _complete(folder: Path, sizes: dict[str, int] | None = None) -> Path | None:
+def _path_if_complete(folder: Path, sizes: dict[str, int] | None = None) -> Path | None:
     """The path to open if every file is there with its size: the only file, or else the folder. None otherwise."""
     manifest = read_manifest(folder)
     if manifest is None or (sizes is not None and manifest.files != sizes):
@@ -331,7 +331,7 @@ def installed() -> list[Installed]:
     for folder in folders:
         if not os.path.isdir(folder) or not _NAME.fullmatch(folder.name):
             continue
-        manifest, path = read_manifest(folder), _complete(folder)
+        manifest, path = read_manifest(folder), _path_if_complete(folder)
         size = sum(file.stat().st_size for file in _files(folder))
         source = manifest.source if manifest else "unknown"
         found.append(Installed(folder.name, path or folder, size, source, path is not None))
@@ -371,7 +371,7 @@ def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # where no lock can be written, no model can be pulled either
             held.enter_context(_locked(known, progress))
-        return _look(folder, progress, whole=True)
+        return _check_files(folder, progress, whole=True)
 
 
 def _stored(name: str) -> tuple[str, Path]:

@@ -119,13 +119,13 @@ def _show(llm: LLM, precise: bool, figures: Sequence[Figure]) -> None:
             f"{figure.share:.0%}",
         )
     common.show(shown)
-    read, multiply = _machine(figures)
+    read, multiply = _machine_rates(figures)
     print(
         f"\nthis machine reads {read / 1e9:.1f} GB/s and makes {multiply / 1e9:,.0f} int8 GMAC/s (10⁹ multiply-adds)"
     )
 
 
-def _machine(figures: Sequence[Figure]) -> tuple[float, float]:
+def _machine_rates(figures: Sequence[Figure]) -> tuple[float, float]:
     """The medians of the bytes read and the multiply-adds made per second."""
     rates: list[Rates] = [rates for figure in figures for rates in figure.rates]
     return statistics.median(r.read for r in rates), statistics.median(r.multiply for r in rates)
@@ -167,7 +167,7 @@ def _document(
 ) -> dict[str, Any]:
     from pellucid.measure.machine import facts
 
-    read, multiply = _machine(figures)
+    read, multiply = _machine_rates(figures)
     return {
         "model": llm.spec.name,
         "threads": llm.runner.threads,

@@ -93,11 +93,11 @@ def _stages(found: Explanation) -> None:
     print(f"\n\nnormalised  {common.visible(found.normalized)}")
     for pre_token in found.pre_tokens:
         print(f"\n{common.visible(pre_token.text)}  {pre_token.start}-{pre_token.end}")
-        for line in _how(pre_token):
+        for line in _explanation_lines(pre_token):
             print(f"  {line}")
 
 
-def _how(pre_token: PreToken) -> Iterator[str]:
+def _explanation_lines(pre_token: PreToken) -> Iterator[str]:
     """How the model stage tokenized a pre-token, a line for each step."""
     if pre_token.how is None:
         yield "an added token, found before anything else"

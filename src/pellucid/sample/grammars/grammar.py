@@ -73,10 +73,10 @@ def _source(kind: str, text: str) -> str:
     if kind == "choices":  # one terminal, because a rule with thousands of alternatives is too large
         words = " | ".join(map(json.dumps, json.loads(text)))
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {words}")
-    return LLMatcher.grammar_from_lark(gbnf_to_lark(_spelled_out(text)) if "::=" in text else text)
+    return LLMatcher.grammar_from_lark(gbnf_to_lark(_unescape(text)) if "::=" in text else text)
 
 
-def _spelled_out(gbnf: str) -> str:
+def _unescape(gbnf: str) -> str:
     """GBNF with numeric escapes replaced by their characters, except characters that GBNF might interpret."""
 
     def character(found: re.Match[str]) -> str:
@@ -87,7 +87,7 @@ def _spelled_out(gbnf: str) -> str:
     return re.sub(r"\\u[0-9A-Fa-f]{4}|\\U[0-9A-Fa-f]{8}|\\x[0-9A-Fa-f]{2}", character, gbnf)
 
 
-def _text(kind: str, given: Any) -> str:
+def _read_text(kind: str, given: Any) -> str:
     value = checks.text(kind, given)
     short(kind, value, LONGEST[kind])
     depth = deepest = 0
@@ -106,7 +106,7 @@ def _text(kind: str, given: Any) -> str:
     return value
 
 
-def _choices(kind: str, value: Any) -> str:
+def _read_choices(kind: str, value: Any) -> str:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
         raise InvalidRequest(f"{kind}={brief(value)}: must be a list of at least one text")
     if len(value) > MOST_CHOICES:
@@ -116,5 +116,5 @@ def _choices(kind: str, value: Any) -> str:
     return json.dumps(list(value))
 
 
-_READERS = {"json_schema": schema.read, "regex": _text, "choices": _choices, "grammar": _text}
+_READERS = {"json_schema": schema.read, "regex": _read_text, "choices": _read_choices, "grammar": _read_text}
 KINDS = tuple(_READERS)

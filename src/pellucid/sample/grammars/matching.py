@@ -30,7 +30,7 @@ PLAINLY = {
 MOST_TREES = 4  # cached for one vocabulary
 
 
-class _Pieces:
+class _Vocabulary:
     """A vocabulary in the form that llguidance reads, with an additional end token if it has none."""
 
     def __init__(self, tokenizer: TokenizerProtocol, ends: frozenset[int]) -> None:
@@ -51,9 +51,9 @@ class _Pieces:
             [] if tokenizer is None else tokenizer.encode(data.decode("utf-8", "replace"), add_special=False)
         )
         # Some tokenizers put a space before a text, and the bytes may not be valid UTF-8.
-        return ids if b"".join(self.tokens[token] for token in ids) == data else self._in_pieces(data)
+        return ids if b"".join(self.tokens[token] for token in ids) == data else self._longest_matches(data)
 
-    def _in_pieces(self, data: bytes) -> list[int]:
+    def _longest_matches(self, data: bytes) -> list[int]:
         """Tokenize by the longest match at each position, up to the first position without a match."""
         found, at = [], 0
         while at < len(data):
@@ -90,7 +90,7 @@ def _tree(tokenizer: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:
     if ends not in known:
         if len(known) >= MOST_TREES:
             known.pop(next(iter(known)))
-        pieces = _Pieces(tokenizer, ends)
+        pieces = _Vocabulary(tokenizer, ends)
         wrapped = TokenizerWrapper(pieces)
         known[ends] = LLTokenizer(
             wrapped, n_vocab=len(pieces.tokens), eos_token=sorted(ends) or [tokenizer.vocab_size]
@@ -99,12 +99,12 @@ def _tree(tokenizer: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:
 
 
 @functools.cache
-def _beside() -> ThreadPoolExecutor:
+def _mask_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="pellucid-grammar")
 
 
 if hasattr(os, "register_at_fork"):  # a forked child would inherit the pool without its thread
-    os.register_at_fork(after_in_child=_beside.cache_clear)
+    os.register_at_fork(after_in_child=_mask_pool.cache_clear)
 
 
 class Matching:
@@ -122,7 +122,7 @@ class Matching:
         limits = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
         self._matcher = LLMatcher(_tree(tokenizer, self._ends), grammar.source, log_level=0, limits=limits)
         self.forced: list[int] = []
-        self._stopped, self._coming = False, _nothing()
+        self._stopped, self._pending = False, _done()
         self._advance()
 
     @property
@@ -138,7 +138,7 @@ class Matching:
         """
         if self.forced:
             return candidates.keep(candidates.places(np.array(self.forced[:1])))
-        self._coming.result()
+        self._pending.result()
         self._check()
         return candidates.allow(self._mask)
 
@@ -147,13 +147,13 @@ class Matching:
         if self.forced:
             del self.forced[0]
         elif token not in self._ends:
-            self._coming.result()
+            self._pending.result()
             self._matcher.consume_token(token)
             self._advance()
 
     def fork(self) -> Matching:
         """A copy that can diverge."""
-        self._coming.result()
+        self._pending.result()
         made = object.__new__(Matching)
         made.__dict__.update(self.__dict__)
         made._matcher, made.forced = self._matcher.deep_copy(), list(self.forced)
@@ -167,15 +167,13 @@ class Matching:
             self.forced = forced[: self._matcher.try_consume_tokens(forced)]
             self._check()
         self._stopped = bool(self._matcher.is_stopped())
-        # A new array, because a fork may still read the previous one.
-        self._mask = np.zeros(
-            -(-(self._size + (not self._ends)) // 32), np.uint32
-        )  # one bit per token of _Pieces
+        # One bit per token of _Vocabulary. A new array, because a fork may still read the previous one.
+        self._mask = np.zeros(-(-(self._size + (not self._ends)) // 32), np.uint32)
         if self._stopped:
             for end in self._ends:
                 self._mask[end >> 5] |= np.uint32(1 << (end & 31))
         elif self._idle:
-            self._coming = _beside().submit(_fill, self._matcher, self._mask)
+            self._pending = _mask_pool().submit(_fill, self._matcher, self._mask)
         else:  # a thread beside the model would cost more: each would wait for the other
             _fill(self._matcher, self._mask)
 
@@ -187,7 +185,7 @@ class Matching:
             raise refused(self._kind, PLAINLY.get(problem.strip(), problem))
 
 
-def _nothing() -> Future[None]:
+def _done() -> Future[None]:
     """A future that is already done."""
     done: Future[None] = Future()
     done.set_result(None)

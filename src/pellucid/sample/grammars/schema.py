@@ -21,10 +21,12 @@ MOST_KEYS, MOST_ITEMS, MOST_PATTERNS = 1000, 2000, 64  # per object, per list, o
 LARGEST = 1 << 53  # beyond it, not every integer is exact in float64
 MOST_MULTIPLE = 10_000  # multiples are enumerated digit by digit
 
-_ONE = ("items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if", "then", "else",
-        "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
-_SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_SCHEMA_KEYS = (
+    "items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if", "then", "else",
+    "unevaluatedItems", "unevaluatedProperties",
+)  # fmt: skip
+_LIST_KEYS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_MAP_KEYS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
 _YEAR = r"(?:[1-9]\d{3}|0[1-9]\d{2}|00[1-9]\d|000[1-9])"
 _LEAP = r"(?:\d{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
@@ -54,7 +56,7 @@ def read(kind: str, value: Any) -> str:
             raise refused(kind, f"it is no JSON ({error})") from None
     if not isinstance(value, (Mapping, bool)):
         raise InvalidRequest(f"{kind}={brief(value)}: must be a JSON schema, as a mapping or as JSON")
-    _bounded(kind, value)
+    _check_bounds(kind, value)
     try:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -63,7 +65,7 @@ def read(kind: str, value: Any) -> str:
     schema = json.loads(text)
     if schema is True:
         return "{}"
-    _Walk(kind, schema).check()
+    _SchemaChecker(kind, schema).check()
     return json.dumps(schema)
 
 
@@ -79,36 +81,36 @@ def short(kind: str, text: str, most: int) -> None:
         raise InvalidRequest(f"{kind} has {len(text):,} characters; the limit is {most:,}: make it shorter")
 
 
-def _bounded(kind: str, value: Any) -> None:
+def _check_bounds(kind: str, value: Any) -> None:
     """Check nesting, sizes and numbers against the limits. It goes level by level, so a cycle is too deep."""
     level, seen = [value], 0
     for _ in range(DEEPEST):
         inner: list[Any] = []
         for one in level:
             if isinstance(one, Mapping):
-                _few(kind, len(one), MOST_KEYS, "keys in an object")
+                _check_count(kind, len(one), MOST_KEYS, "keys in an object")
                 inner += one.values()
             elif isinstance(one, (list, tuple)):
-                _few(kind, len(one), MOST_ITEMS, "entries in a list")
+                _check_count(kind, len(one), MOST_ITEMS, "entries in a list")
                 inner += one
             elif isinstance(one, (int, float)) and LARGEST < abs(one) < math.inf:
                 raise InvalidRequest(
                     f"{kind} holds {brief(one)}; numbers beyond {LARGEST:,} would be rounded"
                 )
         seen += len(inner)
-        _few(kind, seen, LONGEST, "values")
+        _check_count(kind, seen, LONGEST, "values")
         if not inner:
             return
         level = inner
     raise InvalidRequest(f"{kind} is nested more than {DEEPEST} deep: make it simpler")
 
 
-def _few(kind: str, count: int, most: int, what: str) -> None:
+def _check_count(kind: str, count: int, most: int, what: str) -> None:
     if count > most:
         raise InvalidRequest(f"{kind} has {count:,} {what}; the limit is {most:,}: make it simpler")
 
 
-class _Walk:
+class _SchemaChecker:
     """Visits each subschema of a schema once, following references."""
 
     def __init__(self, kind: str, schema: Any) -> None:
@@ -122,8 +124,8 @@ class _Walk:
         def enter(node: Any) -> None:
             # It stays 0 for a node that occurs again below itself: a cycle, which llguidance does not unroll.
             depths[id(node)] = 0
-            self._one(node)
-            stack.append((node, self._inner(node)))
+            self._check_schema(node)
+            stack.append((node, self._subschemas(node)))
 
         enter(self.root)
         while stack:
@@ -144,22 +146,22 @@ class _Walk:
                     "make it simpler"
                 )
 
-    def _inner(self, node: Any) -> Iterator[Any]:
+    def _subschemas(self, node: Any) -> Iterator[Any]:
         """The direct subschemas of a schema, and the one that it refers to."""
         if not isinstance(node, dict):
             return
         if isinstance(reference := node.get("$ref"), str):
-            yield self._resolved(reference)
-        for key in _ONE:
+            yield self._resolve(reference)
+        for key in _SCHEMA_KEYS:
             yield node.get(key)
-        for key in _SEVERAL:
+        for key in _LIST_KEYS:
             if isinstance(several := node.get(key), list):
                 yield from several
-        for key in _NAMED:
+        for key in _MAP_KEYS:
             if isinstance(named := node.get(key), dict):
                 yield from named.values()
 
-    def _resolved(self, reference: str) -> Any:
+    def _resolve(self, reference: str) -> Any:
         """The node that a reference points to. None if there is none; llguidance reports what is wrong with it."""
         node = self.root
         for part in reference.removeprefix("#").split("/")[1:]:
@@ -172,7 +174,7 @@ class _Walk:
                 return None
         return node
 
-    def _one(self, node: Any) -> None:
+    def _check_schema(self, node: Any) -> None:
         """Check a single schema, and replace its formats by stricter patterns."""
         if not isinstance(node, dict):
             return
@@ -181,7 +183,7 @@ class _Walk:
             raise refused(self.kind, f"required is {brief(required)}, not a list of names")
         if isinstance(patterns := node.get("patternProperties"), dict):
             self.patterns += len(patterns)
-            _few(self.kind, self.patterns, MOST_PATTERNS, "patternProperties")
+            _check_count(self.kind, self.patterns, MOST_PATTERNS, "patternProperties")
         least, free = node.get("minProperties", 0), node.get("additionalProperties", True) is not False
         if isinstance(least, (int, float)) and least > 1 and (free or node.get("patternProperties")):
             raise refused(
@@ -190,11 +192,11 @@ class _Walk:
         if isinstance(options := node.get("x-guidance"), dict) and options.get("lenient"):
             raise refused(self.kind, "x-guidance is lenient: what is not implemented would be ignored")
         if "multipleOf" in node or "allOf" in node:
-            self._multiples(node)
+            self._check_multiples(node)
         if node.get("format") in STRICTER and "pattern" not in node:
             node["pattern"] = STRICTER[node.pop("format")]
 
-    def _multiples(self, node: dict[str, Any]) -> None:
+    def _check_multiples(self, node: dict[str, Any]) -> None:
         """Check that the combined ``multipleOf`` of a schema is not too large."""
         common, stack, seen = Fraction(1), [node], set()
         while stack:
@@ -212,4 +214,4 @@ class _Walk:
                     raise refused(self.kind, f"multipleOf comes to more than {MOST_MULTIPLE:,}")
             stack += one["allOf"] if isinstance(one.get("allOf"), list) else []
             if isinstance(reference := one.get("$ref"), str):
-                stack.append(self._resolved(reference))
+                stack.append(self._resolve(reference))

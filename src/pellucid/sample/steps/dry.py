@@ -96,21 +96,21 @@ def repetitions(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return lengths
 
 
-_found: WeakKeyDictionary[TokenizerProtocol, dict[tuple[str, ...], Breakers]] = WeakKeyDictionary()
+_breakers_cache: WeakKeyDictionary[TokenizerProtocol, dict[tuple[str, ...], Breakers]] = WeakKeyDictionary()
 """The breakers of each vocabulary: the search takes a while and depends only on the vocabulary and the texts."""
 
 
 def _breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
     """The tokens that contain a breaker, and those that begin one, with the tokens of its rest."""
-    known = _found.setdefault(tokenizer, {})
+    known = _breakers_cache.setdefault(tokenizer, {})
     if breakers not in known:
         if len(known) >= MOST_KEPT:
             known.clear()
-        known[breakers] = _looked_for(tokenizer, breakers)
+        known[breakers] = _search_breakers(tokenizer, breakers)
     return known[breakers]
 
 
-def _looked_for(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
+def _search_breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
     found: dict[int, list[tuple[int, ...]]] = {}
     for token in range(tokenizer.vocab_size):
         text = tokenizer.decode([token], skip_special=False)

@@ -43,7 +43,7 @@ def _amount(name: str, value: Any) -> float:
     return -math.inf if infinite else float(_finite(name, value))
 
 
-def _read(text: str) -> Any:
+def _parse(text: str) -> Any:
     """Parse TOKEN=NUMBER,... from a command line. A malformed text is returned as it is: the check rejects it."""
     pairs = (part.rpartition("=") for part in text.split(","))
     if "=" not in text:
@@ -59,7 +59,7 @@ class LogitBias(SamplerStep):
     name, order, kind = "logit_bias", 40, "change"
 
     logit_bias: tuple[tuple[int | str, float], ...] = option(
-        (), _biases, "Numbers added to logits: TOKEN=NUMBER,... where a token is its id or its text.", _read
+        (), _biases, "Numbers added to logits: TOKEN=NUMBER,... where a token is its id or its text.", _parse
     )
     ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
     amounts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)

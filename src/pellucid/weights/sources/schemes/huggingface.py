@@ -55,10 +55,10 @@ class HuggingFace(Source):
             try:
                 found = try_to_load_from_cache(repo, file)
             except ValueError as error:  # the name breaks the hub's rules
-                raise SourceError(_why(error)) from error
+                raise SourceError(_hub_reason(error)) from error
             if not isinstance(found, str):
                 return None
-            parts = _parts(Path(found).name, (p.name for p in Path(found).parent.iterdir()))
+            parts = _split_files(Path(found).name, (p.name for p in Path(found).parent.iterdir()))
             return Path(found) if parts == [Path(found).name] or _all_shards(parts) else None
         snapshot = _snapshot(repo)
         if snapshot is None:
@@ -68,7 +68,7 @@ class HuggingFace(Source):
             files = choose(repo, here)
         except SourceError:
             return None
-        return _opened(snapshot, files) if _all_shards(files) else None
+        return _path_to_open(snapshot, files) if _all_shards(files) else None
 
     def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
         from huggingface_hub import model_info
@@ -83,18 +83,20 @@ class HuggingFace(Source):
             here = self.cached(rest)
             if here is not None:
                 return here
-            raise SourceError(_why(error)) from error
+            raise SourceError(_hub_reason(error)) from error
         sizes = {entry.rfilename: entry.size for entry in info.siblings or ()}
         if file and file not in sizes:
             raise SourceError(f"{repo} has no file {brief(file)}; it has {_listed(sizes)}")
-        files = _parts(file, sizes) if file else choose(repo, sizes)
+        files = _split_files(file, sizes) if file else choose(repo, sizes)
         total = sum(sizes[name] or 0 for name in files)
         if limit is not None and total > limit:
             raise SourceError(f"{', '.join(files)} has {total:,} bytes, expected at most {limit:,}")
         if not file:
-            progress.update(0, total or None, f"hf:{repo}: {_opened(Path(), files).name or 'safetensors'}")
+            progress.update(
+                0, total or None, f"hf:{repo}: {_path_to_open(Path(), files).name or 'safetensors'}"
+            )
         path, *_ = [_download(repo, name, progress) for name in files]
-        return path if file else _opened(path.parents[files[0].count("/")], files)
+        return path if file else _path_to_open(path.parents[files[0].count("/")], files)
 
 
 def choose(repo: str, names: Iterable[str]) -> list[str]:
@@ -132,7 +134,7 @@ def choose(repo: str, names: Iterable[str]) -> list[str]:
     raise SourceError(f"{repo} has several models, name one: hf:{repo}/FILE with {_listed(models)}")
 
 
-def _parts(file: str, names: Iterable[str]) -> list[str]:
+def _split_files(file: str, names: Iterable[str]) -> list[str]:
     """All files of the split GGUF model that ``file`` belongs to; only ``file`` if it is not part of one."""
     match = _SHARD.fullmatch(file)
     if match is None or match["kind"] != "gguf":
@@ -147,7 +149,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names[:12]) + more if names else "nothing"
 
 
-def _opened(folder: Path, files: list[str]) -> Path:
+def _path_to_open(folder: Path, files: list[str]) -> Path:
     """The path to open: the (first) GGUF file, or the folder of safetensors."""
     return folder / files[0] if files[0].endswith(".gguf") else folder
 
@@ -200,14 +202,14 @@ def _download(repo: str, name: str, progress: DownloadProgress) -> Path:
 
     options: dict[str, Any] = {"etag_timeout": TIMEOUT}
     if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # the oldest versions lack it
-        options["tqdm_class"] = _bar(progress, name)
+        options["tqdm_class"] = _progress_class(progress, name)
     try:
         return Path(hf_hub_download(repo, name, **options))
     except Exception as error:  # as in fetch: error types differ between versions
-        raise SourceError(_why(error)) from error
+        raise SourceError(_hub_reason(error)) from error
 
 
-def _bar(progress: DownloadProgress, label: str) -> type[Any]:
+def _progress_class(progress: DownloadProgress, label: str) -> type[Any]:
     """A tqdm class that draws nothing and passes the hub's numbers to ``progress``."""
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -225,7 +227,7 @@ def _bar(progress: DownloadProgress, label: str) -> type[Any]:
     return Bar
 
 
-def _why(error: Exception) -> str:
+def _hub_reason(error: Exception) -> str:
     """The hub's reason in one line, without the request ids and addresses of its messages."""
     if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError"):
         return f"the hub cannot be reached ({reason(error)})"

@@ -95,14 +95,14 @@ def _download(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> Path:
     """The wheel, fetched by pip into ``folder``, unless another file of it was fetched before."""
     wheels = list(folder.glob("*.whl"))
     if not wheels:
-        _pip(spec, folder, progress)
+        _run_pip(spec, folder, progress)
         wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise SourceError(f"pip download {spec.requirement} gave {len(wheels)} wheels instead of one")
     return wheels[0]
 
 
-def _pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
+def _run_pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
     """Run ``pip download``. An interrupt ends the child process and leaves its files to the caller."""
     temporary = folder / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
@@ -138,12 +138,12 @@ def _pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
                         _check_room(spec, folder, 2 * total - sum(sizes))
                     progress.update(max(sizes, default=0), total, spec.name)
         finally:
-            _end(child)
+            _stop_process(child)
     if child.returncode:
         raise SourceError(f"pip download {spec.requirement} failed: {_complaint(errors, folder)}")
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _stop_process(child: subprocess.Popen[bytes]) -> None:
     if child.poll() is None:
         child.terminate()
         try:
@@ -212,7 +212,7 @@ def _extract(
     if not entries or len(set(names)) != len(names):
         what = "has no file" if not entries else "repeats names under"
         raise SourceError(
-            f"the wheel of {spec.requirement} {what} {brief(spec.path)}{_holds(archive, entries)}"
+            f"the wheel of {spec.requirement} {what} {brief(spec.path)}{_model_files_in(archive, entries)}"
         )
     total = sum(entry.file_size for entry in entries)
     _check_sizes(entries, total, folder, limit, spec)
@@ -249,7 +249,7 @@ def _check_sizes(
         raise SourceError(f"{spec.path} needs {total:,} bytes: {_no_space(folder)}")
 
 
-def _holds(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> str:
+def _model_files_in(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> str:
     """The model files in a wheel, for the error message."""
     if entries:
         return ""
