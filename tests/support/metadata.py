@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pellucid import pipeline
+from pellucid.model.config import Config
+from pellucid.model.family import architectures
 from pellucid.model.read import read_model
+from pellucid.model.shapes import expected_shapes
 from pellucid.model.spec import Model
 from pellucid.plan.weights import layouts
 from pellucid.weights.checkpoint import Tensor
@@ -85,8 +89,17 @@ def as_gguf(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Met
     return Metadata(path, "gguf", copy.deepcopy(metadata), tensors)
 
 
-GGUF = {
-    "llama": lambda: as_gguf(LLAMA_GGUF, LLAMA_GGUF_SHAPES),
-    "gemma3": lambda: as_gguf(GEMMA3_GGUF, GEMMA3_GGUF_SHAPES),
-}
-"""A tiny GGUF for each architecture that is known."""
+def like_llama(architecture: str) -> Metadata:
+    """A GGUF with Llama's keys under another name, and the tensors that its family wants for them."""
+    metadata = {key.replace("llama.", f"{architecture}."): value for key, value in LLAMA_GGUF.items()}
+    metadata["general.architecture"] = architecture
+    family = architectures("gguf")[architecture]
+    bare = as_gguf(metadata, LLAMA_GGUF_SHAPES)
+    model = family.gguf[architecture](bare, Config(bare.metadata, bare.path))
+    shapes = expected_shapes(model.spec)
+    return as_gguf(metadata, {model.sources(slot)[0].tensor: shape for slot, shape in shapes.items()})
+
+
+GGUF = {name: partial(like_llama, name) for name in sorted(architectures("gguf"))}
+GGUF["gemma3"] = partial(as_gguf, GEMMA3_GGUF, GEMMA3_GGUF_SHAPES)
+"""A tiny GGUF for each architecture that is known; those that need more than Llama's keys have their own."""

@@ -1,4 +1,4 @@
-"""A command of the command line: what a module of ``commands/`` declares, and how the commands are found."""
+"""A command of the command line, which a module of ``commands/`` declares, and how commands are found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pellucid.util.registry import discover
 
 @dataclass(frozen=True)
 class Command:
-    """``pellucid NAME``: the function that runs it, whose parameters and docstring typer reads."""
+    """``pellucid NAME``. Typer reads the parameters and the docstring of the function ``run``."""
 
     name: str
     run: Callable[..., None]
@@ -26,10 +26,10 @@ class CommandGroup:
 
 
 def known_commands() -> Mapping[str, Command | CommandGroup]:
-    """Every command in the folder, in order of the modules.
+    """Every command by name, in order of the modules; groups come last.
 
     Raises:
-        TypeError: two files declare one command.
+        TypeError: two files declare the same command.
     """
     return {
         **discover("pellucid.cli.commands", Command, lambda one: (one.name,)),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def to_float(text: str) -> Any:
-    """The number that a text spells. Else the text: whoever checks the option refuses it in its own words."""
+    """The number that ``text`` spells, or else ``text``, which the check of the option then rejects."""
     try:
         return float(text)
     except ValueError:
@@ -23,7 +23,7 @@ def to_float(text: str) -> Any:
 
 
 def to_int(text: str) -> Any:
-    """Likewise for a whole number."""
+    """The integer that ``text`` spells, or else ``text``, which the check of the option then rejects."""
     try:
         return int(text)
     except ValueError:
@@ -31,12 +31,12 @@ def to_int(text: str) -> Any:
 
 
 def number(help: str) -> Any:
-    """An option that is a number. Whoever uses it checks it."""
+    """An option that is a number. The code that uses it checks it."""
     return typer.Option(help=help, parser=to_float, metavar="NUMBER")
 
 
 def count(help: str) -> Any:
-    """An option that is a whole number. Whoever uses it checks it."""
+    """An option that is an integer. The code that uses it checks it."""
     return typer.Option(help=help, parser=to_int, metavar="N")
 
 
@@ -73,7 +73,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def text_or_stdin(text: str | None, absent: str) -> str:
-    """The text that was given, or standard input's where it is - or none was. ``absent`` says what is missing."""
+    """``text``, or standard input if it is "-" or None. ``absent`` is the start of the error if there is neither."""
     from pellucid.errors import InvalidRequest
     from pellucid.util.checks import characters
 
@@ -83,26 +83,26 @@ def text_or_stdin(text: str | None, absent: str) -> str:
 
 
 def visible(text: str) -> str:
-    """A piece of text in which white space and what cannot be printed can be seen."""
+    """Text with spaces and unprintable characters made visible."""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return "".join(shown).replace(" ", "·")
 
 
-# What a terminal obeys instead of showing it, new lines and tabs apart.
+# The control characters that a terminal interprets, except new lines and tabs.
 _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}, "\ufffd")
 
 
 def write(text: str) -> None:
-    """A piece of an answer, at once. A model's text is not trusted with the terminal; a pipe gets it as it is."""
+    """Print a piece of an answer immediately: without control characters on a terminal, unchanged in a pipe."""
     sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def progress(*, still: bool = False) -> Iterator[Bars]:
-    """Progress bars on standard error, gone when done; plain lines where that is no terminal.
+    """Progress bars on standard error, removed at the end; plain lines if it is not a terminal.
 
-    ``still`` ones are drawn only when there is news: whoever draws in between takes a core from what is measured.
+    ``still`` bars are drawn only on updates: drawing in between would take a core from what is measured.
     """
     bars = Bars(still)
     try:
@@ -112,7 +112,7 @@ def progress(*, still: bool = False) -> Iterator[Bars]:
 
 
 class Bars:
-    """A bar for what is going on. Satisfies the download's ``Progress``; ``compiling`` is the kernels'."""
+    """A bar for each activity. Satisfies ``DownloadProgress``; the method ``compiling`` is a ``CompileProgress``."""
 
     def __init__(self, still: bool = False) -> None:
         self._still = still
@@ -121,7 +121,7 @@ class Bars:
         self._compiling: str | None = None
 
     def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
-        """``done_bytes`` of ``total_bytes`` of a download are there, or of a file that is checked."""
+        """``done_bytes`` of ``total_bytes`` of a download, or of the check of a file, are done."""
         from rich.filesize import decimal
 
         from pellucid.weights.sources.source import CHECKING
@@ -143,7 +143,7 @@ class Bars:
         self._show("measuring", done, total, label)
 
     def scoring(self, done: int, total: int, label: str) -> None:
-        """``done`` of ``total`` tokens are scored; ``label`` is how it stands."""
+        """``done`` of ``total`` tokens are scored; ``label`` is the result so far."""
         self._show("scoring", done, total, label)
 
     def _show(self, text: str, done: int, total: int | None, amount: str) -> None:
@@ -160,7 +160,7 @@ class Bars:
         self._bar.update(self._tasks[text], completed=done, total=total, amount=amount, refresh=self._still)
 
     def close(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -188,7 +188,7 @@ def load(
     *,
     before: Callable[[Inputs], object],
 ) -> LLM:
-    """Load a model with progress bars. ``before`` refuses what the model cannot do, ahead of compiling kernels."""
+    """Load a model with progress bars. ``before`` rejects what the model cannot do, before kernels are compiled."""
     from pellucid.llm import load
 
     with progress() as bars:
@@ -205,14 +205,14 @@ def load(
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     import json
 
     print(json.dumps(document, ensure_ascii=False, indent=2))
 
 
 def table(*columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = (), gap: int = 2) -> Any:
-    """A plain table. The columns named in ``right`` are numbers; they and those in ``whole`` are never folded."""
+    """A plain table. Columns in ``right`` are aligned to the right; they and those in ``whole`` are never folded."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
@@ -223,21 +223,21 @@ def table(*columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = (
 
 
 def columns() -> int:
-    """How wide a table may be: as the terminal, in a pipe 200."""
+    """The maximum width of a table: that of the terminal, or 200 in a pipe."""
     import shutil
 
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 
 
 def show(renderable: Any) -> None:
-    """Print a table: as wide as the terminal, in a pipe as it needs to be. No colours where none are wanted."""
+    """Print a table, as wide as the terminal, or as it needs to be in a pipe. Colours only if they are wanted."""
     from rich.console import Console
     from rich.measure import Measurement
 
     console = Console(
         width=None if sys.stdout.isatty() else columns(), highlight=False, markup=False, emoji=False
     )
-    # Columns that cannot fold are not cut off: the terminal breaks such lines.
+    # Columns that cannot fold are not cut off; the terminal wraps such lines.
     console.width = max(console.width, Measurement.get(console, console.options, renderable).minimum)
     with console.capture() as printed:
         console.print(renderable)

@@ -1,8 +1,8 @@
-"""The command line. A command is a module of ``commands/``; nothing is listed twice.
+"""Runs a command line. Each module of ``commands/`` is a command; they are discovered, not listed.
 
-Modules here import nothing heavy at their top, so that ``pellucid --help`` is quick. Errors are one line on
-standard error and exit code 2; Ctrl-C is exit code 130; a closed pipe is silent. Text that standard input or the
-arguments hold and that is not UTF-8 is refused.
+Modules of this folder import nothing heavy at their top, so that ``pellucid --help`` is fast. An error prints one line
+on standard error and exits with code 2; Ctrl-C exits with code 130; a closed pipe is silent. Text in standard input or
+the arguments that is not UTF-8 is rejected.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from pellucid.cli.sampling import with_options
 from pellucid.errors import PellucidError
 from pellucid.errors.messages import bounded, reason
 
-# Typer brings its own copy of Click or uses the installed one, by version; its errors are found through its own.
+# Depending on its version, Typer has its own copy of Click or uses the installed one. Both are found through Typer.
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 INTERRUPTED = 130
 
 
 def application(wanted: str | None = None) -> typer.Typer:
-    """The commands that this folder holds. Only the one that is ``wanted`` has all of its options."""
+    """The Typer application with all commands. Only ``wanted`` has its options, because building them takes time."""
     app = typer.Typer(
         name="pellucid",
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,  # else brackets in a help text are taken for markup
+        rich_markup_mode=None,  # otherwise brackets in a help text are taken for markup
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
     for command in known_commands().values():
         if isinstance(command, Command):
-            run = with_options(command.run) if command.name == wanted else _described(command.run)
+            run = with_options(command.run) if command.name == wanted else _without_options(command.run)
             app.command(command.name)(run)
             continue
         group = typer.Typer(help=command.help)
@@ -48,8 +48,8 @@ def application(wanted: str | None = None) -> typer.Typer:
     return app
 
 
-def _described(command: Callable[..., None]) -> Callable[[], None]:
-    """A stand-in for a command that only the list of commands shows: its options cost time."""
+def _without_options(command: Callable[..., None]) -> Callable[[], None]:
+    """A stand-in for a command that only appears in the list of commands, without its options."""
 
     def stand_in() -> None: ...
 
@@ -61,7 +61,7 @@ def _root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and leave."),
 ) -> None:
-    """Run language models on CPUs, fast, and see through them."""
+    """Run language models on CPUs, fast, and inspect what they do."""
     if version:
         from pellucid import __version__
 
@@ -75,53 +75,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (``sys.argv`` by default). Returns the exit code."""
     _mend_streams()
     warnings.showwarning = lambda message, *_: print(f"pellucid: {bounded(str(message))}", file=sys.stderr)
-    code = _outcome(sys.argv[1:] if arguments is None else arguments)
+    code = _exit_code(sys.argv[1:] if arguments is None else arguments)
     if code == INTERRUPTED and sys.stderr.isatty():
-        print(file=sys.stderr)  # the shell's prompt starts a line of its own
+        print(file=sys.stderr)  # so that the shell's prompt starts on a new line
     return code
 
 
-def _outcome(arguments: Sequence[str]) -> int:
+def _exit_code(arguments: Sequence[str]) -> int:
     try:
         wanted = next((one for one in arguments if not one.startswith("-")), None)
         code = application(wanted)(args=arguments, prog_name="pellucid", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except PellucidError as error:
-        return _refuse(str(error))
+        return _print_error(str(error))
     except ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" See {context.command_path} --help." if context else ""
-        return _refuse(error.format_message().rstrip(".") + "." + hint)
+        return _print_error(error.format_message().rstrip(".") + "." + hint)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        _drop_output()  # Click leaves by SystemExit when a pipe is closed
+        _drop_output()  # Click raises SystemExit when a pipe is closed
         return 0
-    except OSError as error:  # a full disk behind standard output, say
+    except OSError as error:  # for example a full disk behind standard output
         _drop_output()
-        return _refuse(reason(error))
+        return _print_error(reason(error))
 
 
 def _mend_streams() -> None:
-    """Standard streams that are closed, or that cannot spell every character, must not be the end of a program."""
+    """Replace closed standard streams, and let the others accept every character, so that neither raises errors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
             nothing = os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(nothing, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # it stays
+            setattr(sys, name, open(nothing, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # it stays open
         elif isinstance(stream, io.TextIOWrapper) and name != "stderr":
-            # Bytes that are not UTF-8 become surrogates, as in the arguments: whoever wants a text refuses them.
+            # Bytes that are not UTF-8 become surrogates, as in the arguments. Checks of texts reject them.
             stream.reconfigure(errors="surrogateescape" if name == "stdin" else "replace")
 
 
 def _drop_output() -> None:
-    """Whoever read our output is gone. Python would complain again when it flushes at exit."""
+    """Discard further output, because its reader is gone. Otherwise Python raises again when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _refuse(message: str) -> int:
+def _print_error(message: str) -> int:
     print(f"pellucid: {bounded(message)}", file=sys.stderr)
     return 2

@@ -1,7 +1,7 @@
-"""The options of a generation on the command line: those of every step of the chain, and those of ``Options``.
+"""The options of a generation on the command line: those of every sampler step, and those of ``Options``.
 
-A command that takes ``**sampling`` is decorated with ``sampled``. Its options are found when it is the one that runs,
-since that imports the steps, and NumPy with them.
+A command that takes ``**sampling`` is decorated with ``sampled``. Its options are built only if it is the command that
+runs, because that imports the steps, and NumPy with them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pellucid.cli import common
 
 
 def sampled(command: Callable[..., None]) -> Callable[..., None]:
-    """Mark a command as one that takes the options of a generation."""
+    """Mark a command that takes the options of a generation."""
     command.takes_sampling = True  # type: ignore[attr-defined]
     return command
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as Typer wants it, with a parameter for each option; others are as they are."""
+    """The command with a parameter for each option of a generation, as Typer needs it; unmarked commands unchanged."""
     if not getattr(command, "takes_sampling", False):
         return command
     signature = inspect.signature(command, eval_str=True)
@@ -40,7 +40,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def checked(sampling: Mapping[str, Any], **usual: Any) -> dict[str, Any]:
-    """The options that were given, else the ``usual``; checked now: a mistake should not wait for a model to load."""
+    """The given options over the ``usual`` ones, checked now, so that mistakes show before a model is loaded."""
     from pellucid.sample.options import Options
 
     options = {**usual, **{name: value for name, value in sampling.items() if value is not None}}
@@ -62,11 +62,11 @@ def _parameters() -> list[inspect.Parameter]:
     own = {
         "samplers": (
             "Steps of the chain in order, separated by commas; by default those that do something.",
-            _names,
+            _split_names,
         ),
         "seed": ("For the random numbers; one is drawn by default.", common.to_int),
         "stop": ("End the text before this; may be given again.", None),
-        "stop_token_ids": ("End the text at these tokens: ids, separated by commas.", _ids),
+        "stop_token_ids": ("End the text at these tokens: ids, separated by commas.", _split_ids),
         "ignore_eos": ("Go on after the model's own end tokens.", bool),
         "max_new_tokens": ("Tokens to make at most; what the context holds by default.", common.to_int),
         "max_time": ("Seconds to take at most.", common.to_float),
@@ -98,9 +98,9 @@ def _reader(default: Any) -> Callable[[str], Any]:
     return common.to_float if isinstance(default, float) else common.to_int
 
 
-def _names(text: str) -> list[str]:
+def _split_names(text: str) -> list[str]:
     return [name.strip() for name in text.replace(";", ",").split(",") if name.strip()]
 
 
-def _ids(text: str) -> list[Any]:
+def _split_ids(text: str) -> list[Any]:
     return [common.to_int(part) for part in text.split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""A plan in few lines: blocks that are like an earlier one, but for their number, are told in one."""
+"""A plan in few lines: consecutive blocks that equal an earlier one, except for their number, take one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Line:
     """A line of a table. ``indices`` are the operations that it stands for: one, or all of some blocks.
 
-    For blocks ``text`` says which ("blocks.1 ... 29"), ``alike`` what they are like ("like blocks.0").
+    For blocks, ``text`` says which ones ("blocks.1 ... 29"), and ``alike`` which block they equal ("like blocks.0").
     """
 
     indices: list[int]
@@ -23,18 +23,18 @@ class Line:
 
 
 def shortened(operations: Sequence[Operation], whole: bool = False) -> list[Line]:
-    """The lines of a plan; ``whole`` leaves every operation its own."""
+    """The lines of a plan; with ``whole``, one line for each operation."""
     blocks: dict[int, list[int]] = {}
     for index, op in enumerate(operations):
         blocks.setdefault(_block(op), []).append(index)
     firsts: dict[tuple[object, ...], int] = {}
     like = {
-        block: firsts.setdefault(tuple(_likeness(operations[i]) for i in indices), block)
+        block: firsts.setdefault(tuple(_signature(operations[i]) for i in indices), block)
         for block, indices in blocks.items()
         if block >= 0
     }
     lines: list[Line] = []
-    run: list[int] = []  # blocks, one after the other, that are like the same one
+    run: list[int] = []  # consecutive blocks that equal the same earlier block
     for index, op in enumerate(operations):
         block = _block(op)
         if whole or block < 0 or like[block] == block:
@@ -52,9 +52,9 @@ def shortened(operations: Sequence[Operation], whole: bool = False) -> list[Line
 
 
 def _block(op: Operation) -> int:
-    """The number of the block that an operation is in; -1: none."""
+    """The number of the block that an operation is in; -1 if it is in none."""
     return int(op.stage.split(".")[1]) if op.stage.startswith("blocks.") else -1
 
 
-def _likeness(op: Operation) -> tuple[object, ...]:
+def _signature(op: Operation) -> tuple[object, ...]:
     return op.stage.split(".", 2)[2], op.kernel, op.shape

@@ -1,18 +1,19 @@
 """Every error that Pellucid raises on purpose.
 
-    PellucidError                     anything below; the command line prints it in one line and exits with 2
+    PellucidError                     base of all; the command line prints it in one line and exits with 2
     ├── InvalidRequest (ValueError)   a parameter or prompt is out of range: names value, limit, remedy
-    │   ├── ContextOverflow           prompt longer than the model's context
-    │   └── NothingLeft               the steps of the chain forbid every token: says which was the last
-    ├── ModelNotFound (LookupError)   no model of that name: suggests the nearest
+    │   ├── ContextOverflow           the prompt is longer than the model's context
+    │   └── NothingLeft               the steps of the chain forbid every token: names the last step
+    ├── ModelNotFound (LookupError)   no model has that name: suggests the nearest
     ├── SourceError (OSError)         a model could not be fetched: lists each source tried and why
-    ├── FileFormatError (ValueError)  a model file is damaged or lies: names path, field and offset
-    ├── UnsupportedModel              a well-formed file asks for what is not implemented: lists what is
+    ├── FileFormatError (ValueError)  a model file is damaged or inconsistent: names path, field and offset
+    ├── UnsupportedModel              a well-formed file needs what is not implemented: lists what is
     ├── TemplateError (ValueError)    the chat template failed: names its line
-    ├── CacheFull (MemoryError)       no key/value pages left: says how many were asked for and how many exist
-    └── KernelError (RuntimeError)    a kernel did not compile or reported failure: a bug of ours
+    ├── CacheFull (MemoryError)       no key/value pages left: names how many are needed and how many exist
+    └── KernelError (RuntimeError)    a kernel did not compile or reported a failure: a bug in Pellucid
 
-Errors double as the built-in that a Python programmer would expect, so ``except ValueError`` works.
+Errors also derive from the built-in that a Python programmer expects, so ``except ValueError`` works. The functions in
+``messages.py`` shorten what a message quotes.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from pellucid.errors.messages import bounded, shown
 class PellucidError(Exception):
     """Base of every error that Pellucid raises on purpose.
 
-    A message is one line of at most 600 characters, whatever it quotes: names and values come from files and requests.
-    Where a message quotes such a value, it is shortened by itself (``messages.brief``), so that the rest stays.
+    A message is one line of at most 600 characters, whatever names and values of files and requests it quotes. Each
+    quoted value is shortened separately (``messages.brief``), so that the rest of the message stays.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -42,11 +43,11 @@ class ContextOverflow(InvalidRequest):
 
 
 class NothingLeft(InvalidRequest):
-    """The steps of a chain forbid every token. The message names the one that forbade the last."""
+    """The steps of a chain forbid every token. The message names the step that forbade the last one."""
 
 
 class ModelNotFound(PellucidError, LookupError):
-    """No model goes by that name. The message suggests the nearest."""
+    """No model has that name. The message suggests the nearest."""
 
 
 class SourceError(PellucidError, OSError):
@@ -56,7 +57,7 @@ class SourceError(PellucidError, OSError):
 class FileFormatError(PellucidError, ValueError):
     """A file is damaged, truncated or contradicts itself.
 
-    Attributes: ``path`` of the file, ``field`` that is wrong, ``offset`` in bytes of that field, or None.
+    Attributes: ``path`` of the file; the wrong ``field``; the ``offset`` of that field in bytes, or None.
     """
 
     def __init__(self, path: str | Path, field: str, problem: str, offset: int | None = None) -> None:
@@ -69,7 +70,7 @@ class FileFormatError(PellucidError, ValueError):
 
 
 class UnsupportedModel(PellucidError):
-    """A well-formed file asks for something that is not implemented. The message lists what is."""
+    """A well-formed file needs something that is not implemented. The message lists what is."""
 
 
 class TemplateError(PellucidError, ValueError):

@@ -1,20 +1,20 @@
-"""Words from files, users and other programs, made fit for a message of one line."""
+"""Text from files, users and other programs, shortened for one-line messages."""
 
 from __future__ import annotations
 
 from typing import Any
 
-LONGEST, MOST_READ = 600, 20_000  # characters of a message; of a text that is made one
+LONGEST, MOST_READ = 600, 20_000  # characters of a message; characters of a longer text that are considered
 
 
 def shown(text: str) -> str:
-    """Text from a file, made fit for a one-line message: no control characters, at most 80 characters."""
+    """Text shortened for a one-line message: no control characters, at most 80 characters."""
     clean = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
     return clean if len(clean) <= 80 else clean[:77] + "..."
 
 
 def brief(value: Any) -> str:
-    """Any value as Python writes it, made fit for a one-line message."""
+    """The repr of any value, shortened for a one-line message."""
     try:
         return shown(repr(value))
     except Exception:  # an integer of thousands of digits, an object whose repr fails
@@ -22,13 +22,13 @@ def brief(value: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text that may come from anywhere as one line that does nothing to a terminal."""
+    """Text from any source as one line that is safe to print on a terminal."""
     line = " ".join(part for one in text.splitlines() if (part := one.strip()))
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 def bounded(text: str) -> str:
-    """A message as one line of at most 600 characters. Of a longer one the beginning and the end stay."""
+    """A message as one line of at most 600 characters. A longer one keeps its beginning and its end."""
     line = one_line(text[: MOST_READ // 2] + text[-MOST_READ // 2 :] if len(text) > MOST_READ else text)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 203]}...{line[-200:]}"
 

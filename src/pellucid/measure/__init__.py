@@ -1,9 +1,9 @@
-"""How fast a model runs here, beside how fast this machine could: what ``pellucid bench`` and ``plan --measured`` do.
+"""Speed of a model on this machine, relative to the machine's limits: ``pellucid bench`` and ``plan --measured``.
 
-machine.py   what the kernels run on
-roofs.py     bytes read and multiply-adds made in a second, at most
-cost.py      how many of either a step needs
-suite.py     what is measured: prompts, text, sentences
-rounds.py    everything once a round, in turn; medians beside roofs
+machine.py   the machine that the kernels run on
+roofs.py     the machine's limits: bytes read and multiply-adds per second
+cost.py      the bytes and multiply-adds that a step needs
+suite.py     the workloads: prefill, decode, sentence vectors
+rounds.py    measures every workload once per round; medians and roofs
 profile.py   the time of each operation of a step
 """

@@ -1,8 +1,8 @@
-"""How much a step must read and multiply at least, whoever runs it: what the roofs are compared with.
+"""The least that a step must read and multiply, whatever the implementation. Divided by the roofs, it gives a time.
 
-Weights are read once a step, keys and values once for each sequence that makes a token. Products are those with
-weights, for the rows that are there, each counted once, however many products of 8 bits it is made of. Attention over
-many tokens is bound by products of its own, which are not counted.
+Weights are read once per step, keys and values once for each sequence that decodes a token. Multiply-adds are those
+with weights, for the rows of the step, each counted once, however many 8-bit products it is made of. Attention over
+many tokens is bound by its own products, which are not counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pellucid.runtime.batch import Chunk
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does in a second: bytes read, int8 multiply-adds."""
+    """The rates of a machine: bytes read and int8 multiply-adds per second."""
 
     read: float
     multiply: float
@@ -27,7 +27,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes to be read; multiply-adds with integer weights. Products with floating point weights have no roof here."""
+    """Bytes to read, and multiply-adds with integer weights. Products with floating point weights have no roof here."""
 
     nbytes: int = 0
     multiply_adds: int = 0
@@ -36,26 +36,26 @@ class Cost:
         return Cost(self.nbytes + other.nbytes, self.multiply_adds + other.multiply_adds)
 
     def seconds(self, rates: Rates) -> float:
-        """The least time that it takes: reading and multiplying may overlap, so the longer of both."""
+        """The least time that it takes: reading and multiplying may overlap, so the longer of the two."""
         return max(self.nbytes / rates.read, self.multiply_adds / rates.multiply)
 
     def bound(self, rates: Rates) -> str:
-        """Which of both takes longer: "memory" or "int8"."""
+        """Which of the two takes longer: "memory" or "int8"."""
         return "int8" if self.multiply_adds / rates.multiply > self.nbytes / rates.read else "memory"
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """The sum."""
+    """The sum of costs."""
     return sum(costs, Cost())
 
 
 def step_cost(runner: ModelRunner, chunks: Sequence[Chunk]) -> Cost:
-    """Of a whole step. Only the lengths of the chunks and of their sequences matter."""
+    """The cost of a whole step. It depends only on the lengths of the chunks and of their sequences."""
     return total(operation_cost(runner, op, chunks) for op in runner.plan.operations)
 
 
 def operation_cost(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -> Cost:
-    """Of one operation in a step."""
+    """The cost of one operation in a step."""
     counts = {
         "tokens": sum(len(chunk.tokens) for chunk in chunks),
         "outputs": sum(chunk.outputs for chunk in chunks),
@@ -70,7 +70,7 @@ def operation_cost(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) 
 
 
 def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -> int:
-    """The keys and values that an operation reads for single tokens."""
+    """The bytes of keys and values that an operation reads for chunks of one token."""
     lengths = [chunk.table.length + 1 for chunk in chunks if len(chunk.tokens) == 1]
     nbytes = 0
     for layer in (int(name[6:]) for name in op.reads if name.startswith("cache.")):

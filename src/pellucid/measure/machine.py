@@ -1,4 +1,4 @@
-"""What the kernels run on: processor, memory, instruction set, where compiled kernels are, versions."""
+"""The machine that the kernels run on: processor, memory, instruction set, folder of compiled kernels, versions."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ VECTORS = ("sse4", "avx", "f16c", "fma", "amx", "neon", "dotprod", "i8mm", "bf16
 
 
 def facts() -> dict[str, Any]:
-    """Name to value, in the order to show them in: text, whole numbers, lists of words.
+    """Facts about the machine, in display order: name → text, integer or list of words.
 
     Raises:
-        InvalidRequest: ``PELLUCID_ISA`` names an instruction set that is not known or not here.
+        InvalidRequest: ``PELLUCID_ISA`` names an instruction set that is unknown or not available.
     """
     chosen, folder = isa.choose(), cache_folder()
     features = sorted(name for name in isa.host_features() if name.startswith(VECTORS))
@@ -45,7 +45,7 @@ def facts() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor as its maker calls it, where the system tells, and as LLVM does."""
+    """The vendor's name of the processor, if the system reports it, and LLVM's name."""
     from llvmlite import binding
 
     known = binding.get_host_cpu_name()
@@ -59,7 +59,7 @@ def cpu_name() -> str:
 
 
 def _cores() -> int:
-    """Physical cores, usable by this process or not."""
+    """The number of physical cores, including those that this process may not use."""
     topology = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
     try:
         return len({siblings.read_text() for siblings in topology}) or default_threads()

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: each operation's seconds, beside what it must read and multiply."""
+"""Where the time of a step goes: the seconds of each operation, and what it must read and multiply."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pellucid.measure.suite import held, prefill, some_ids
 from pellucid.plan.plan import Operation
 from pellucid.runtime.batch import Chunk
 
-ENOUGH = 0.05  # seconds: a round repeats a short step for so long
-WHOLE = 2  # whole steps before one in pieces
+ENOUGH = 0.05  # seconds for which a round repeats a short step
+WHOLE = 2  # whole steps before each profiled one
 
 
 @dataclass(frozen=True)
 class Timed:
-    """The time of one operation or of several, and what they must do."""
+    """The time of one or more operations, and their cost."""
 
     seconds: float
     cost: Cost
@@ -36,7 +36,7 @@ class Timed:
         return Timed(self.seconds + other.seconds, self.cost + other.cost, self.count + other.count)
 
     def rate(self, rates: Rates) -> str:
-        """What it reaches of what bounds it: "41.2 GB/s", "310 GMAC/s" (10⁹ multiply-adds), "" if nothing does."""
+        """The rate reached in what bounds it: "41.2 GB/s", "310 GMAC/s" (10⁹ multiply-adds); "" if it has no roof."""
         if self.cost == Cost() or not self.seconds:
             return ""
         int8 = self.cost.bound(rates) == "int8"
@@ -44,7 +44,7 @@ class Timed:
         return f"{value:,.{0 if value >= 100 else 1}f} {'GMAC/s' if int8 else 'GB/s'}"
 
     def share(self, rates: Rates) -> float | None:
-        """How much of its roof it reaches; None if it has none."""
+        """The share of its roof that it reaches; None if it has none."""
         if self.cost == Cost() or not self.seconds:
             return None
         return self.cost.seconds(rates) / self.seconds
@@ -52,7 +52,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Profile:
-    """A step: what it was, each operation's time in the plan's order, and the machine's rates meanwhile."""
+    """The profile of a step: a description, each operation's time in plan order, and the machine's rates meanwhile."""
 
     what: str
     operations: tuple[Operation, ...]
@@ -61,11 +61,11 @@ class Profile:
 
     @property
     def total(self) -> Timed:
-        """Of the whole step."""
+        """The sum over the whole step."""
         return together(self.timed)
 
     def kinds(self) -> dict[tuple[str, str], Timed]:
-        """By stage, without the number of its block, and kernel."""
+        """Sums by stage, without the number of its block, and kernel."""
         found: dict[tuple[str, str], list[Timed]] = {}
         for op, timed in zip(self.operations, self.timed):
             stage = re.sub(r"^blocks\.\d+\.", "", op.label)
@@ -74,7 +74,7 @@ class Profile:
 
 
 def together(timed: Iterable[Timed]) -> Timed:
-    """The sum."""
+    """The sum of times and costs."""
     return sum(timed, Timed(0.0, Cost(), 0))
 
 
@@ -85,9 +85,9 @@ def profile_step(
     rounds: int = 5,
     progress: CompileProgress | None = None,
 ) -> Profile:
-    """A step of ``tokens`` tokens of one sequence that has ``depth`` already: medians of ``rounds`` rounds.
+    """Profile a step of ``tokens`` tokens of a sequence with ``depth`` tokens of context: medians of ``rounds`` rounds.
 
-    A round runs the step as often as some milliseconds allow. The cache is left as it was.
+    A round repeats the step for some milliseconds. The cache is left as it was.
     """
     what = f"a step of {tokens:,} token{'s' if tokens > 1 else ''}" + (f" after {depth:,}" if depth else "")
     with held(runner, 1) as (sequence,):
@@ -128,8 +128,11 @@ def _profile(
 
 
 def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:
-    """Each operation's time in one step. Whole steps go before it: a machine whose caches are shared forgets weights
-    that are not asked for, and a step in pieces leaves it time to."""
+    """The time of each operation in one step, (operations,) float64, in seconds.
+
+    Whole steps run before it: shared caches evict weights that are not read, and a profiled step, which runs in pieces,
+    leaves them the time to do so.
+    """
     lengths = [chunk.table.length for chunk in chunks]
     for _ in range(WHOLE):
         runner.forward(chunks)

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: bytes read and int8 multiply-adds made in a second."""
+"""The measured limits of this machine: bytes read and int8 multiply-adds per second."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pellucid.kernels.machine import roof
 from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import aligned
 
-MOST_BYTES = 2 << 30  # more than any cache holds: a larger buffer is read no faster and no slower
-WARM, TIMES = 3, 16  # runs before, which fill the caches, and those that a rate is the mean of
+MOST_BYTES = 2 << 30  # more than any cache holds: a larger buffer is read at the same rate
+WARM, TIMES = 3, 16  # runs that fill the caches; runs that a rate is the mean of
 MULTIPLY_ROUNDS = 100_000  # a quarter of a millisecond
 READ, MULTIPLY = KernelKey("roof.read"), KernelKey("roof.multiply")
 
 
 class Roofs:
-    """Measures with ``threads`` threads of its own. ``nbytes`` is the most that ``read`` will be asked for.
+    """Measures the limits with its own ``threads`` threads. ``nbytes`` is the largest argument that ``read`` will get.
 
     Raises:
         KernelError: a kernel did not compile.
@@ -35,13 +35,13 @@ class Roofs:
         self._executor = Executor(threads)
 
     def read(self, nbytes: int) -> float:
-        """Bytes per second, of a buffer of so many (2 GiB at most), read from its beginning again and again."""
+        """Bytes read per second, from a buffer of ``nbytes`` (2 GiB at most) that is read repeatedly."""
         strips = max(min(nbytes // roof.STRIP, self._strips), self.threads)
         seconds = self._seconds(READ, data=self._data.ctypes.data, strips=strips)
         return strips * roof.STRIP / seconds
 
     def multiply(self) -> float:
-        """Multiply-adds of 8-bit integers per second, of all threads together, with nothing to read."""
+        """Multiply-adds of 8-bit integers per second, of all threads together, without reading memory."""
         seconds = self._seconds(MULTIPLY, rounds=MULTIPLY_ROUNDS, factor=roof.FACTOR)
         return self.threads * MULTIPLY_ROUNDS * roof.round_products() / seconds
 

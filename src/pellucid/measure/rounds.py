@@ -1,4 +1,4 @@
-"""Rounds: each workload once in turn, each with its roof beside it, so that a busy moment hits all alike."""
+"""Rounds: every workload runs once per round, each right after its roof, so that a busy moment affects all alike."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pellucid.measure.suite import Workload, held, some_ids
 from pellucid.runtime.batch import Chunk
 
 REST = 0.02
-"""Seconds between two measurements: threads that have nothing to do spin a while before they give up their core."""
+"""Seconds between two measurements: idle threads spin for a while before they release their core."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A workload's units per second and the machine's rates, by round."""
+    """The units per second of a workload, and the machine's rates, by round."""
 
     workload: Workload
     cost: Cost
@@ -29,12 +29,12 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """Units per second."""
+        """The median of the units per second."""
         return statistics.median(self.per_second)
 
     @property
     def spread(self) -> float:
-        """Half of the interquartile range, as a share of the median."""
+        """Half of the interquartile range, relative to the median."""
         if len(self.per_second) < 2:
             return 0.0
         low, _, high = statistics.quantiles(self.per_second, n=4, method="inclusive")
@@ -42,17 +42,17 @@ class Figure:
 
     @property
     def roof(self) -> float:
-        """Units per second at most."""
+        """The most units per second that the machine's rates allow: the median over the rounds."""
         return statistics.median(self._roofs)
 
     @property
     def bound(self) -> str:
-        """What the roof is: "memory" or "int8"."""
+        """What sets the roof: "memory" or "int8"."""
         return statistics.mode(self.cost.bound(rates) for rates in self.rates)
 
     @property
     def share(self) -> float:
-        """How much of the roof is reached: the median of the rounds' shares."""
+        """The share of the roof that is reached: the median over the rounds."""
         return statistics.median(mine / roof for mine, roof in zip(self.per_second, self._roofs))
 
     @property
@@ -63,7 +63,7 @@ class Figure:
 def measure(
     runner: ModelRunner, workloads: Sequence[Workload], rounds: int, progress: CompileProgress | None = None
 ) -> list[Figure]:
-    """Measure each workload ``rounds`` times. ``progress`` is told before each."""
+    """Measure each workload ``rounds`` times. ``progress`` is called before each measurement."""
     steps = [[step_cost(runner, step) for step in workload.steps(runner)] for workload in workloads]
     costs = [total(each) for each in steps]
     sizes = [cost.nbytes // len(each) for cost, each in zip(costs, steps)]
@@ -87,13 +87,13 @@ def measure(
 
 
 def machine_rates(roofs: Roofs, nbytes: int) -> Rates:
-    """What the machine does in a second right now, reading a buffer of ``nbytes``."""
+    """The machine's current rates, when reading a buffer of ``nbytes``."""
     time.sleep(REST)
     return Rates(roofs.read(nbytes), roofs.multiply())
 
 
 def wake(runner: ModelRunner) -> None:
-    """Let other threads come to rest and start the runner's: the step that comes next finds it running."""
+    """Let other threads become idle and start the runner's, so that the next step finds them running."""
     time.sleep(REST)
     with held(runner, 1) as (sequence,):
         runner.forward([Chunk(sequence, some_ids(runner, 1), 0)])

@@ -1,8 +1,8 @@
-"""What is measured: prompts being read, text being made by one sequence or several together, sentences.
+"""The workloads: prefill of prompts, decode of one sequence or several together, sentence vectors.
 
-A workload says ``what`` it is, how many ``unit``s a run makes (``count``), and the ``steps`` that are timed, on
-sequences that are nobody's: only their lengths are right. ``seconds`` runs it on a runner, whose cache it leaves as it
-was.
+A workload has a description ``what``, the ``unit`` that it counts and the ``count`` of a run. ``steps`` are the chunks
+of the timed steps, with placeholder sequences of which only the lengths are right. ``seconds`` runs it on a runner, and
+leaves the runner's cache as it was.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pellucid.util.checks import whole
 
 PROMPTS, DEPTHS, BATCHES, TOKENS = (128, 512, 2048), (16, 1024), (4, 16), 64
 SENTENCE, SENTENCES = 32, 16  # tokens of a sentence, sentences of a batch
-SENTENCE_TOKENS = 1024  # sentences are repeated until there are so many, to be measured at all
-MOST = 1 << 24  # tokens that any option may ask for
+SENTENCE_TOKENS = 1024  # sentences are repeated up to this many tokens, to take a measurable time
+MOST = 1 << 24  # the largest number of tokens that an option accepts
 
 
 @contextlib.contextmanager
 def held(runner: ModelRunner, count: int) -> Iterator[list[cache.BlockTable]]:
-    """Sequences whose pages go back to the cache."""
+    """Empty sequences, whose pages are returned to the cache at the end."""
     sequences = [cache.BlockTable() for _ in range(count)]
     try:
         yield sequences
@@ -42,7 +42,7 @@ def held(runner: ModelRunner, count: int) -> Iterator[list[cache.BlockTable]]:
 
 
 def prefill(runner: ModelRunner, table: cache.BlockTable, tokens: list[int]) -> NDArray[np.float32]:
-    """Read tokens in steps as long as the runner allows. Returns the last token's logits, (V,)."""
+    """Prefill tokens in steps as long as the runner allows. Returns the last token's logits, (V,) float32."""
     logits = np.empty((0, 0), np.float32)
     for first in range(0, len(tokens), runner.limits.tokens):
         part = tokens[first : first + runner.limits.tokens]
@@ -52,35 +52,35 @@ def prefill(runner: ModelRunner, table: cache.BlockTable, tokens: list[int]) -> 
 
 
 def some_ids(runner: ModelRunner, count: int) -> list[int]:
-    """Token ids for a prompt. Which they are makes no difference to the time."""
+    """``count`` token ids for a prompt. The time does not depend on which ones they are."""
     return [(100 + i % 1000) % runner.spec.embedding.vocabulary for i in range(count)]
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """Reading a prompt of ``tokens``, in steps as long as the runner allows."""
+    """Prefill of a prompt of ``tokens`` tokens, in steps as long as the runner allows."""
 
     tokens: int
     unit = "tokens"
 
     @property
     def what(self) -> str:
-        """In words."""
+        """The description."""
         return f"prefill of {self.tokens:,}"
 
     @property
     def count(self) -> int:
-        """Tokens read."""
+        """The tokens of a run."""
         return self.tokens
 
     def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
-        """One for each part of the prompt; the last has an output."""
+        """One step for each part of the prompt; the last one has an output."""
         for first in range(0, self.tokens, runner.limits.tokens):
             last = min(first + runner.limits.tokens, self.tokens)
             yield [Chunk(cache.BlockTable([], first), range(first, last), int(last == self.tokens))]
 
     def seconds(self, runner: ModelRunner) -> float:
-        """Until the first logits are there."""
+        """The time until the first logits."""
         with held(runner, 1) as (sequence,):
             start = time.perf_counter()
             prefill(runner, sequence, some_ids(runner, self.tokens))
@@ -89,7 +89,7 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Decode:
-    """Making ``tokens`` tokens, greedily, after ``depth`` tokens of context; ``sequences`` of them together."""
+    """Greedy decode of ``tokens`` tokens after ``depth`` tokens of context, for ``sequences`` sequences together."""
 
     depth: int
     tokens: int
@@ -98,22 +98,22 @@ class Decode:
 
     @property
     def what(self) -> str:
-        """In words."""
+        """The description."""
         together = f", {self.sequences} sequences" if self.sequences > 1 else ""
         return f"decode after {self.depth:,}{together}"
 
     @property
     def count(self) -> int:
-        """Tokens made."""
+        """The tokens of a run, of all sequences together."""
         return self.tokens * self.sequences
 
     def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
-        """One for each token."""
+        """One step for each token."""
         for length in range(self.depth, self.depth + self.tokens):
             yield [Chunk(cache.BlockTable([], length), range(1))] * self.sequences
 
     def seconds(self, runner: ModelRunner) -> float:
-        """Of making the tokens. The context before them is not timed."""
+        """The time of the decode steps, without the prefill."""
         with held(runner, self.sequences) as sequences:
             prompt = some_ids(runner, self.depth)
             ids = [int(prefill(runner, sequence, prompt).argmax()) for sequence in sequences]
@@ -126,7 +126,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Embed:
-    """Sentence vectors: ``sentences`` of ``tokens`` tokens, as many in a step as it holds."""
+    """Sentence vectors of ``sentences`` sentences of ``tokens`` tokens, as many per step as fit."""
 
     tokens: int
     sentences: int = 1
@@ -134,17 +134,17 @@ class Embed:
 
     @property
     def what(self) -> str:
-        """In words."""
+        """The description."""
         many = "a sentence" if self.sentences == 1 else f"{self.sentences} sentences"
         return f"{many} of {self.tokens:,}"
 
     @property
     def count(self) -> int:
-        """Sentences, repeated so that it takes a while."""
+        """The sentences of a run, including repetitions."""
         return self.sentences * max(1, SENTENCE_TOKENS // (self.tokens * self.sentences))
 
     def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
-        """As many sentences at once as pages, tokens and sequences of the runner allow."""
+        """As many sentences per step as the runner's pages, tokens and sequences allow."""
         limits = runner.limits
         pages = runner.cache.pages // -(-self.tokens // PAGE)
         together = min(pages, limits.tokens // self.tokens, limits.sequences, self.sentences)
@@ -154,7 +154,7 @@ class Embed:
                 yield [Chunk(cache.BlockTable(), range(self.tokens), 0)] * rows
 
     def seconds(self, runner: ModelRunner) -> float:
-        """Until the last vector is there."""
+        """The time until the last vector."""
         ids = some_ids(runner, self.tokens)
         start = time.perf_counter()
         for step in self.steps(runner):
@@ -168,12 +168,13 @@ Workload: TypeAlias = Prefill | Decode | Embed
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a user asks for. None: the defaults. A 0 in a list is nothing: (0,) leaves the kind out.
+    """What a user asks to measure. None means the defaults. A 0 in a list is skipped: (0,) leaves that kind out.
 
-    ``prompts`` are lengths, ``depths`` tokens of context, ``batches`` sequences together, ``tokens`` how many are made.
+    ``prompts`` are lengths, ``depths`` tokens of context, ``batches`` numbers of sequences that are decoded together,
+    ``tokens`` is the number of tokens to decode.
 
     Raises:
-        InvalidRequest: not whole numbers, or below 0.
+        InvalidRequest: a value is not an integer, or is out of range.
     """
 
     prompts: Sequence[int] | None = None
@@ -190,19 +191,19 @@ class Wishes:
 
 
 def suite(spec: ModelSpec, context: int, wishes: Wishes) -> tuple[list[Workload], list[str]]:
-    """What to measure, and notes on what of the defaults the context leaves no room for.
+    """The workloads to measure, and notes on defaults that do not fit into the context.
 
     Raises:
-        InvalidRequest: a wish has no room in the context or in a step, or nothing is left to measure.
+        InvalidRequest: a wish does not fit into the context or a step, or nothing is left to measure.
     """
     notes: list[str] = []
-    chosen = (_text if spec.causal else _sentences)(context, wishes, notes)
+    chosen = (_text_workloads if spec.causal else _sentence_workloads)(context, wishes, notes)
     if not chosen:
         raise InvalidRequest("nothing is left to measure: ask for a length that is not 0")
     return chosen, notes
 
 
-def _text(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
+def _text_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
     chosen: list[Workload] = [Prefill(n) for n in _lengths("prompt", wishes.prompts, PROMPTS, context, notes)]
     if context < 2:
         notes.append("a context of 1 has no room for a token after another: decode is left out")
@@ -227,7 +228,7 @@ def _text(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
     return chosen
 
 
-def _sentences(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
+def _sentence_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
     for name, given in (("depth", wishes.depths), ("tokens", wishes.tokens)):
         if given is not None:
             raise InvalidRequest(f"{name} is for models that make text: use prompt and batch for sentences")
@@ -241,7 +242,7 @@ def _sentences(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]
 def _lengths(
     name: str, given: Sequence[int] | None, default: Sequence[int], most: int, notes: list[str]
 ) -> list[int]:
-    """Lengths that fit, each once. Defaults are cut to what fits, wishes are refused."""
+    """The lengths, without duplicates. Defaults are cut to what fits; a user's lengths that do not fit raise."""
     if given is not None:
         return list(dict.fromkeys(whole(name, n, 0, most, "the context holds no more") for n in given if n))
     if most < max(default):

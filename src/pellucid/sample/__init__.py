@@ -1,7 +1,19 @@
-"""From logits to a token: a chain of steps (``steps/``, one file each), a draw, and what ends a text.
+"""Sampling: from logits to a token, and when to stop.
 
-    logits → steps, in order → softmax → draw → token
+    logits → sampler steps, in order → softmax → draw → token
 
-``step.py`` says what a step is, ``chain.py`` runs them, ``trace.py`` shows what each did, ``options.py`` turns what
-users write into a chain.
+candidates.py   the tokens that are still possible, and their logits
+step.py         the interface of a sampler step, the token history, the registry of steps
+steps/          the sampler steps, one file each
+chain.py        ``Chain``, the configuration, and ``Sampler``, a chain bound to one sequence
+random.py       counter-based random numbers
+options.py      the options of a generation, checked; they make the chain and the stop criteria
+checking.py     checks of option values by type and range
+spelling.py     words in options → token ids
+stop.py         stop strings and other stop criteria
+grammars/       constraints: JSON schemas, regexes, choices, grammars
+beams.py        beam search
+logprobs.py     log-probabilities of tokens
+comparison.py   what one step did to a distribution
+trace.py        how a token was chosen, as data
 """

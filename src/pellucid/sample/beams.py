@@ -2,16 +2,16 @@
 
     logits of each beam → log-softmax → steps of the chain → + the beam's score → the best over all beams → beams
 
-A beam's score is the sum of its tokens' log-probabilities. Of the candidates of a step (beams × tokens) twice as many
-are looked at as there are beams, so that enough are left if half of them end. One that ends, and is among the first,
-becomes a finished text, whose score is divided by its length to the power of ``length_penalty``; the best of those are
-the result.
+A beam's score is the sum of its tokens' log-probabilities. Each step considers at least twice as many candidates
+(beams × tokens) as there are beams, so that enough are left if half of them end. A candidate that ends and ranks among
+the first becomes a finished text. Its score is divided by its length to the power of ``length_penalty``. The finished
+texts with the best scores are the result.
 
-Groups (diverse beam search; Vijayakumar et al. 2016): each searches by itself, but tokens that the groups before it
-chose in the same step cost ``diversity_penalty`` each. Beam sampling: candidates are drawn without replacement by how
-likely they are, by adding Gumbel noise to their scores (Kool et al. 2019), instead of the best being taken.
+Groups (diverse beam search; Vijayakumar et al. 2016) search separately, but each choice of a token by an earlier group
+in the same step costs that token ``diversity_penalty``. Beam sampling draws candidates without replacement in
+proportion to their likelihood, by adding Gumbel noise to their scores (Kool et al. 2019), instead of taking the best.
 
-Nothing here knows a model: ``BeamSearch.step`` takes logits and says which beam each of the next goes on from.
+The search knows no model: ``BeamSearch.step`` takes logits and returns the next beams, each with the beam it continues.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ MOST_BEAMS = 64
 
 @dataclass(frozen=True)
 class BeamOptions:
-    """How beams are searched; names and meanings are those of transformers.
+    """The options of beam search. Names and meanings are those of transformers.
 
-    ``num_beams`` texts at a time, of which the ``num_return_sequences`` best are given. ``early_stopping`` True ends
-    the search as soon as there are ``num_beams`` finished texts, False when it is unlikely that a better one comes (no
-    beam as it is now would be one), "never" only when none can (were the best beam's further tokens certain).
-    ``num_beam_groups`` divides the beams. ``do_sample`` draws; all steps of the chain apply then, and else only those
-    that change logits or forbid tokens.
+    ``num_beams`` texts are searched at a time; the ``num_return_sequences`` best ones are returned. ``early_stopping``
+    True ends the search as soon as there are ``num_beams`` finished texts; False, when a better one is unlikely (no
+    running beam would be better if it ended now); "never", only when a better one is impossible (even if all further
+    tokens of the best beam were certain). ``num_beam_groups`` divides the beams into groups. With ``do_sample``
+    candidates are drawn and all steps of the chain apply; without it, only those that change logits or forbid tokens.
 
     Raises:
-        InvalidRequest: a value is of the wrong type or out of range.
+        InvalidRequest: a value has the wrong type or is out of range.
     """
 
     num_beams: int = 4
@@ -89,11 +89,11 @@ class BeamOptions:
 
 @dataclass
 class Node:
-    """A candidate that was looked at. The root, node 0, is the prompt.
+    """A candidate that the search considered. The root, node 0, is the prompt.
 
-    ``score`` is the sum of log-probabilities up to its ``token``; ``step`` is when it was a candidate, ``ended`` when
-    it ceased to be one. ``state``: "running", "finished" (``final_score`` counts its length), "extended"
-    (its continuations go on), "pruned"; ``why`` says why.
+    ``score`` is the sum of log-probabilities up to its ``token``. ``step`` is the step that considered it, ``ended``
+    the step after which it was no longer running. ``state`` is "running", "finished" (``final_score`` includes the
+    length penalty), "extended" (its continuations go on) or "pruned"; ``why`` is the reason.
     """
 
     id: int
@@ -111,7 +111,7 @@ class Node:
 
 @dataclass
 class Beam:
-    """A running text: ``parent`` is its place among the beams of the step before."""
+    """A running text. ``parent`` is its position among the beams of the previous step."""
 
     node: Node
     sampler: Sampler
@@ -120,7 +120,7 @@ class Beam:
 
 @dataclass(frozen=True)
 class Found:
-    """A finished text: its ``ids``, an end token included, and its score, which counts its length."""
+    """A finished text: its ``ids``, including an end token, and its score, including the length penalty."""
 
     ids: list[int]
     score: float
@@ -130,23 +130,23 @@ class Found:
 
 @dataclass
 class _Group:
-    """Beams that compete with each other, and what they have finished, the best first."""
+    """Beams that compete with each other, and their finished texts, best first."""
 
     number: int
     beams: list[Beam]
     finished: list[Node] = field(default_factory=list)
     best: float = -math.inf
-    """The score that says whether a better text may come. Of a single group it is that of the best running beam, of
-    several that of the best candidate, even if it has just ended: as in transformers, 5 and 4."""
+    """The score that decides whether a better text may still come. With a single group it is that of the best running
+    beam, as in transformers 5; with several, that of the best candidate, even if it has just ended, as in version 4."""
     done: bool = False
 
 
 Noise = Callable[[int, int], Floats]
-"""(step, count) → standard Gumbel noise for as many places: the vocabulary for each beam, one after the other."""
+"""(step, count) → standard Gumbel noise, (count,) float64: one value per token of the vocabulary, beam by beam."""
 
 
 def gumbel(seed: int) -> Noise:
-    """Noise that depends on the seed, the step and the place alone."""
+    """Noise that depends only on the seed, the step and the position."""
 
     def noise(step: int, count: int) -> Floats:
         random = np.random.Generator(np.random.Philox(key=seed, counter=step << 64)).random(count)
@@ -157,10 +157,10 @@ def gumbel(seed: int) -> Noise:
 
 
 class BeamSearch:
-    """A search at work. ``limit`` is how many tokens a text may have; ``ends`` are the tokens that end one.
+    """A running beam search. ``limit`` is the maximum number of tokens of a text; ``ends`` are the tokens that end one.
 
-    A group that is done counts as choosing ``padding``, the first of ``ends`` if not said otherwise, with all of its
-    beams: as in transformers.
+    A group that is done counts as choosing ``padding`` (by default the lowest of ``ends``) with all of its beams, as in
+    transformers.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class BeamSearch:
         self._ends, self._limit, self._steps, self._sampler = ends, limit, 0, sampler
         self._noise = noise or gumbel(sampler.history.seed)
         self._padding = min(ends, default=0) if padding is None else padding
-        self._nothing: NothingLeft | None = None
+        self._nothing_left: NothingLeft | None = None
         self._size = options.num_beams // options.num_beam_groups
         root = Beam(self.nodes[0], sampler, 0)
         self._groups = [_Group(number, [root]) for number in range(options.num_beam_groups)]
@@ -188,7 +188,7 @@ class BeamSearch:
         return all(group.done for group in self._groups)
 
     def step(self, rows: Sequence[NDArray[np.float32]]) -> list[Beam]:
-        """The next beams, from the logits (V,) after each of the last ones. Those of ``beams`` are the new ones."""
+        """Advance by one token. ``rows`` are the logits (V,) after each of ``beams``; returns the new ``beams``."""
         place = {id(beam): at for at, beam in enumerate(self.beams)}
         first = [self._log_softmax(row) for row in rows]
         used: list[int] = []
@@ -202,30 +202,30 @@ class BeamSearch:
         self._steps += 1
         for group in self._groups:
             if not group.done:
-                self._judge(group)
+                self._end_if_done(group)
         if self._steps == self._limit:
             self.stop("length")
         self.beams = [beam for group in self._groups if not group.done for beam in group.beams]
         return self.beams
 
     def results(self) -> list[Found]:
-        """The best texts, the best first; of a search that is not over, those that are finished.
+        """The best finished texts, best first. The search need not be over.
 
         Raises:
-            NothingLeft: there is none, for the steps of the chain forbade every token.
+            NothingLeft: there is none, because the steps of the chain forbade every token.
         """
-        if self._nothing is not None and not any(group.finished for group in self._groups):
-            raise self._nothing
+        if self._nothing_left is not None and not any(group.finished for group in self._groups):
+            raise self._nothing_left
         best = sorted(
-            (node for group in self._groups for node in group.finished), key=lambda node: -_final(node)
+            (node for group in self._groups for node in group.finished), key=lambda node: -_final_score(node)
         )
         return [
-            Found(self.ids(node.id), _final(node), node.finish_reason or "", node.id)
+            Found(self.ids(node.id), _final_score(node), node.finish_reason or "", node.id)
             for node in best[: self.options.num_return_sequences]
         ]
 
     def ids(self, node: int) -> list[int]:
-        """The tokens from the prompt's end to a node."""
+        """The tokens from the end of the prompt to a node."""
         found: list[int] = []
         while node > 0:
             found.append(self.nodes[node].token)
@@ -233,7 +233,7 @@ class BeamSearch:
         return found[::-1]
 
     def stop(self, reason: str) -> None:
-        """End the search now: running beams count as finished where they are, for a reason."""
+        """End the search now. Running beams count as finished, with ``reason`` as their finish reason."""
         for group in self._groups:
             if not group.done:
                 for beam in group.beams:
@@ -248,7 +248,7 @@ class BeamSearch:
     def _candidates(
         self, group: _Group, beams: list[int], first: list[Candidates], used: list[int]
     ) -> list[tuple[float, int, int]]:
-        """(score, beam, token) of the candidates that are looked at, the best first."""
+        """The (score, beam, token) of the candidates to consider, best first."""
         wanted = max(2, 1 + len(self._ends)) * self._size
         found: list[tuple[float, int, int]] = []
         scores, places = [], []
@@ -259,8 +259,8 @@ class BeamSearch:
                 start = start.plus(tokens, -self.options.diversity_penalty * counts)
             try:
                 left, _ = beam.sampler.left(start)
-            except NothingLeft as error:  # the others go on
-                self._nothing = error
+            except NothingLeft as error:  # other beams may go on
+                self._nothing_left = error
                 continue
             if self.options.do_sample:
                 scores.append(beam.node.score + left.logits())
@@ -283,21 +283,21 @@ class BeamSearch:
         return found[:wanted]
 
     def _advance(self, group: _Group, beams: list[int], candidates: list[tuple[float, int, int]]) -> None:
-        """New beams, and texts that are finished."""
+        """Replace a group's beams by the best candidates, and finish those that end."""
         running: list[Beam] = []
         for rank, (score, at, token) in enumerate(candidates):
             if len(running) == self._size and rank >= 2 * self._size:
-                break  # neither it nor one after it matters
+                break  # neither this candidate nor a later one matters
             parent = group.beams[at]
             node = Node(len(self.nodes), parent.node.id, token, score, self._steps, group.number)
             self.nodes.append(node)
             if token in self._ends:
-                self._end(group, node, rank)
+                self._finish_or_prune(group, node, rank)
             elif len(running) < self._size:
                 sampler = parent.sampler.fork()
                 sampler.accept(token)
                 if sampler.complete:
-                    self._end(group, node, rank)
+                    self._finish_or_prune(group, node, rank)
                 else:
                     running.append(Beam(node, sampler, beams[at]))
             else:
@@ -313,32 +313,32 @@ class BeamSearch:
                     self._prune(beam.node, "none of its continuations is among the best")
         group.beams, group.done = running, not running
 
-    def _end(self, group: _Group, node: Node, rank: int) -> None:
-        """A text has ended by itself."""
+    def _finish_or_prune(self, group: _Group, node: Node, rank: int) -> None:
+        """Finish a text that has ended if it ranks high enough; prune it otherwise."""
         if rank < self._size:
             self._finish(group, node, "stop")
         else:
             self._prune(node, f"it ends, but is not among the best {self._size}")
 
     def _finish(self, group: _Group, node: Node, reason: str) -> None:
-        """A text is whole: it is kept if it is one of the best so far."""
+        """Finish a text. It is kept if it is one of the group's best so far."""
         node.finish_reason = reason
         length = node.step + 1
         node.state, node.ended = "finished", self._steps
         node.final_score = node.score / length**self.options.length_penalty
         group.finished.append(node)
-        group.finished.sort(key=lambda one: -_final(one))  # stable: of equal ones the first stays
+        group.finished.sort(key=lambda one: -_final_score(one))  # stable: the earlier one wins ties
         for other in group.finished[self._size :]:
             other.state, other.why = "pruned", f"{self._size} finished texts are better"
         del group.finished[self._size :]
 
-    def _judge(self, group: _Group) -> None:
-        """Whether a group goes on."""
+    def _end_if_done(self, group: _Group) -> None:
+        """End a group if its finished texts are good enough."""
         options, penalty = self.options, self.options.length_penalty
         if len(group.finished) < self._size:
             return
         length = self._limit if options.early_stopping == "never" and penalty > 0 else self._steps
-        if options.early_stopping is True or group.best / length**penalty <= _final(group.finished[-1]):
+        if options.early_stopping is True or group.best / length**penalty <= _final_score(group.finished[-1]):
             group.done = True
             for beam in group.beams:
                 self._prune(beam.node, "the finished texts are enough, or better")
@@ -347,5 +347,5 @@ class BeamSearch:
         node.state, node.ended, node.why = "pruned", self._steps, why
 
 
-def _final(node: Node) -> float:
+def _final_score(node: Node) -> float:
     return -math.inf if node.final_score is None else node.final_score

@@ -1,8 +1,8 @@
-"""What the steps of a chain hand on: the tokens still possible, and their logits.
+"""The candidates that sampler steps pass on: the tokens that are still possible, and their logits.
 
-Most steps look at a few tokens or at sums over all, so nothing here makes an array of the vocabulary's size unless it
-is asked for: a temperature is remembered, not multiplied by, and the highest logits and the sums of exponentials come
-from compiled code (``kernels/logits/top.py``, ``kernels/logits/softmax.py``), in float64.
+Most steps look at a few tokens or at sums over all of them, so nothing here allocates an array of the vocabulary's size
+unless it is needed: a temperature is stored, not applied, and compiled code finds the highest logits
+(``kernels/logits/top.py``) and sums the exponentials in float64 (``kernels/logits/softmax.py``).
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ from pellucid.runtime.memory import address
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-FEW = 512  # of so many best ones the compiled search is faster than a partition of all
-SHORTEST = 16  # logits that the kernels take at least
-LEAST_TEMPERATURE = 1e-30  # a lower one would do nothing else
+FEW = 512  # up to this k the compiled top-k search is faster than a partition
+SHORTEST = 16  # the kernels take at least this many logits
+LEAST_TEMPERATURE = 1e-30  # a lower one has the same effect
 LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Of weights exp(z), z = logit - highest logit: their sum, that of each ``BLOCK``, and the sum of exp(z) * z."""
+    """Sums over weights exp(z), z = logit - highest logit.
+
+    ``total`` is the sum of exp(z), ``moment`` that of exp(z) * z, ``blocks`` are the sums of exp(z) of each ``BLOCK``.
+    """
 
     total: float
     moment: float
@@ -46,17 +49,17 @@ class Sums:
 
     @property
     def entropy(self) -> float:
-        """Of the distribution, in nats."""
+        """The entropy of the distribution, in nats."""
         return max(math.log(self.total) - self.moment / self.total, 0.0)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """``ids`` (n,), None for the whole vocabulary; their logits are ``raw`` (n,) float32 / ``temperature``.
+    """Tokens ``ids`` (n,), None for the whole vocabulary, whose logits are ``raw`` (n,) float32 / ``temperature``.
 
-    They are in the order of their ids, or ``ranked``: from the highest logit on, of equal ones the lowest id first.
-    ``temperature`` is 1e-30 to 1e30. A logit of minus infinity is a token that is forbidden; at least one is finite,
-    none is NaN or plus infinity.
+    They are in ascending order of ids or, if ``ranked``, in descending order of logits with the lowest id first on
+    ties. ``temperature`` is 1e-30 to 1e30. A logit of minus infinity marks a forbidden token; at least one logit is
+    finite, none is NaN or plus infinity.
     """
 
     ids: Ints | None
@@ -66,14 +69,14 @@ class Candidates:
 
     @classmethod
     def of(cls, logits: NDArray[np.floating[Any]], where: str) -> Candidates:
-        """The whole vocabulary, from the logits (V,) of a model.
+        """The whole vocabulary, from a model's logits (V,).
 
         Raises:
-            KernelError: a logit is NaN or infinite, or all are minus infinity: there is no distribution. It names
-                ``where``.
+            KernelError: a logit is NaN or plus infinity, or all are minus infinity: there is no distribution. The
+                message names ``where``.
         """
         made = cls(None, np.ascontiguousarray(logits, np.float32))
-        if not math.isfinite(made.highest):  # a NaN counts as the largest
+        if not math.isfinite(made.highest):  # argmax returns a NaN if there is one
             raise KernelError(
                 f"{where}: the logit of id {made.best} is {made.highest}: the weights are damaged, or a kernel is wrong"
             )
@@ -84,7 +87,7 @@ class Candidates:
 
     @cached_property
     def best(self) -> int:
-        """The place of the highest logit, of equal ones the first."""
+        """The position of the highest logit; the first on ties."""
         return 0 if self.ranked else int(self.raw.argmax())
 
     @cached_property
@@ -94,11 +97,11 @@ class Candidates:
 
     @property
     def possible(self) -> bool:
-        """Whether there is a token that is not forbidden."""
+        """Whether at least one token is not forbidden."""
         return len(self.raw) > 0 and self.highest > -math.inf
 
     def logits(self, places: Ints | slice = slice(None)) -> Floats:
-        """The logits at some places, or all, float64."""
+        """The logits at some positions (all by default), float64."""
         return np.asarray(self.raw[places].astype(np.float64) / self.temperature, np.float64)
 
     def exponents(self, places: Ints | slice = slice(None)) -> Floats:
@@ -107,24 +110,24 @@ class Candidates:
 
     @cached_property
     def sums(self) -> Sums:
-        """Sums over all candidates; no array of their size is made."""
+        """Sums over all candidates, computed without an array of their size."""
         return _softmax(self.raw, self.highest, self.temperature, None)
 
     @cached_property
     def weights(self) -> Floats:
-        """exp(``exponents``), (n,): probabilities, but for the division by their sum."""
+        """exp(``exponents``), (n,) float64: unnormalized probabilities."""
         weights = np.empty(len(self.raw))
         self.__dict__["sums"] = _softmax(self.raw, self.highest, self.temperature, weights)
         return weights
 
     @property
     def allowed(self) -> int:
-        """How many are not forbidden."""
+        """The number of candidates that are not forbidden."""
         return int(self._spread[0])
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of the logits that are finite."""
+        """The standard deviation of the finite logits."""
         count, total, squares = self._spread
         return math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) / self.temperature
 
@@ -136,15 +139,13 @@ class Candidates:
 
     @cached_property
     def ends(self) -> Any:
-        """Where each candidate ends if they are laid side by side, as wide as their weights: a list if they are few."""
-        if (
-            len(self.raw) <= FEW
-        ):  # lists, because a call of NumPy's for a few numbers takes longer than the numbers
+        """The cumulative sums of the weights, (n,); a list if there are few candidates."""
+        if len(self.raw) <= FEW:  # for a few numbers a call of NumPy costs more than the sums
             return list(accumulate(self.weights.tolist()))
         return np.cumsum(self.weights)
 
     def weights_at(self, places: Ints | slice) -> Floats:
-        """The weights at some places."""
+        """The weights at some positions."""
         part = np.ascontiguousarray(self.raw[places])
         weights = np.empty(len(part))
         _softmax(part, self.highest, self.temperature, weights)
@@ -156,11 +157,11 @@ class Candidates:
         return np.asarray(weights / self.sums.total, np.float64)
 
     def log_probabilities(self, places: Ints | slice = slice(None)) -> Floats:
-        """Their logarithms, at some places."""
+        """The log-probabilities at some positions (all by default), float64."""
         return np.asarray(self.exponents(places) - math.log(self.sums.total), np.float64)
 
     def top(self, k: int) -> Ints:
-        """The places of the ``k`` highest, from the highest on; of equal ones the lowest id first."""
+        """The positions of the ``k`` highest logits, in descending order; the lowest id first on ties."""
         k = min(k, len(self.raw))
         if self.ranked:
             return np.arange(k)
@@ -171,81 +172,81 @@ class Candidates:
         return places
 
     def keep_top(self, k: int) -> Candidates:
-        """Only the ``k`` highest, ranked."""
+        """Only the ``k`` candidates with the highest logits, ranked; unchanged if there are no more."""
         if self.ranked:
             return self.first(k)
-        return self if k >= len(self.raw) else self._rank(self.top(k))
+        return self if k >= len(self.raw) else self._take_ranked(self.top(k))
 
     def keep_likeliest(self, mass: float) -> Candidates:
-        """The fewest whose probabilities sum to ``mass``, from the likeliest on, ranked."""
+        """The fewest candidates whose probabilities sum to ``mass``: the most likely ones, ranked."""
         if not self.ranked and len(self.raw) > FEW:
             places = fewest(self.top, self.weights_at, len(self.raw), mass * self.sums.total)
-            return self._rank(places)
-        ranked = self if self.ranked else self._rank(self.top(len(self.raw)))
+            return self._take_ranked(places)
+        ranked = self if self.ranked else self._take_ranked(self.top(len(self.raw)))
         ends = ranked.ends
         return ranked.first(bisect_left(ends, mass * ends[-1]) + 1)
 
     def keep_above(self, lowest: float) -> Candidates:
-        """Only those whose exponent is ``lowest`` or more, and the highest: all of equal ones."""
+        """Only candidates with an exponent of at least ``lowest``. Those with the highest logit always stay."""
         above = self.raw >= least_float32(min(lowest, 0.0) * self.temperature + self.highest)
         return self.first(int(np.count_nonzero(above))) if self.ranked else self.keep(np.flatnonzero(above))
 
     def first(self, n: int) -> Candidates:
-        """Only the first ``n``."""
+        """Only the first ``n`` candidates."""
         if n >= len(self.raw):
             return self
-        made = self._with(None if self.ids is None else self.ids[:n], self.raw[:n])
-        if self.ranked:  # the highest is the same one
+        made = self._replace(None if self.ids is None else self.ids[:n], self.raw[:n])
+        if self.ranked:  # the highest logit stays the same
             made.__dict__.update(
                 {name: self.__dict__[name][:n] for name in ("weights", "ends") if name in self.__dict__}
             )
             made.__dict__.update({"highest": self.highest})
-        elif self.__dict__.get("best", n) < n:  # of these it is the highest as well
+        elif self.__dict__.get("best", n) < n:  # the best candidate is among the first n
             made.__dict__["best"] = self.best
         return made
 
     def keep(self, places: Ints) -> Candidates:
-        """Only the candidates at these places, or where there is True, in the order that they had."""
+        """Only the candidates at these positions, or where a mask is True; the order does not change."""
         if places.dtype == np.bool_:
             places = np.flatnonzero(places)
         if len(places) == len(self.raw):
             return self
         places = np.sort(places)
-        return self._with(self.ids_at(places), self.raw[places])
+        return self._replace(self.ids_at(places), self.raw[places])
 
     def with_logits(self, places: Ints, logits: NDArray[np.floating[Any]]) -> Candidates:
-        """With other logits at some places; minus infinity forbids."""
+        """A copy with new logits at some positions, in ascending order of ids; minus infinity forbids a token."""
         raw = self.raw.copy()
         changed = np.asarray(logits, np.float64) * self.temperature
         raw[places] = np.where(np.isneginf(changed), -np.inf, np.clip(changed, -LARGEST, LARGEST))
         if self.ids is None or not self.ranked:
-            return self._with(self.ids, raw)
+            return self._replace(self.ids, raw)
         order = np.argsort(self.ids)
         return Candidates(self.ids[order], raw[order], self.temperature)
 
     def plus(self, ids: Ints, amounts: NDArray[np.floating[Any]]) -> Candidates:
-        """With numbers added to the logits of tokens, if they are candidates."""
+        """A copy with ``amounts`` added to the logits of ``ids``; tokens that are no candidates are skipped."""
         among = ids < len(self.raw) if self.ids is None else np.isin(ids, self.ids)
         ids, amounts = ids[among], amounts[among]
         places = self.places(ids)
         return self.with_logits(places, self.logits(places) + amounts)
 
     def at_temperature(self, temperature: float) -> Candidates:
-        """With logits divided by a temperature as well."""
+        """A copy with the logits divided by ``temperature``, on top of the temperature that it has."""
         t = min(max(self.temperature * float(temperature), LEAST_TEMPERATURE), 1 / LEAST_TEMPERATURE)
         made = Candidates(self.ids, self.raw, t, self.ranked)
         made.__dict__["best"] = self.best
         return made
 
     def forbid(self, ids: Ints) -> Candidates:
-        """Without these tokens: what is left of the vocabulary keeps its places."""
+        """Forbid these tokens: they stay candidates, with logits of minus infinity."""
         places = self.places(ids)
         return self.with_logits(places, np.full(len(places), -np.inf)) if len(places) else self
 
     def allow(self, mask: NDArray[np.uint32]) -> Candidates:
-        """Only tokens whose bit is set, of the whole vocabulary's, the lowest first.
+        """Only tokens whose bit is set. ``mask`` has a bit for each token of the vocabulary, lowest bit first.
 
-        Where many are, the others get a logit of minus infinity, and nothing moves.
+        If many bits are set, the other tokens get a logit of minus infinity, and no position changes.
         """
         if self.ids is not None:
             return self.keep(np.flatnonzero(mask[self.ids >> 5] >> (self.ids & 31).astype(np.uint32) & 1))
@@ -256,10 +257,10 @@ class Candidates:
             return self.keep(self.places(words[at] * 32 + bit))
         out, raw = np.empty_like(self.raw), self.raw
         _mask()(logits=address(raw), count=len(raw), mask=address(mask), out=address(out))
-        return self._with(None, out)
+        return self._replace(None, out)
 
     def places(self, ids: Ints) -> Ints:
-        """Where tokens are; those that are no candidates are left out."""
+        """The positions of tokens; tokens that are no candidates are left out."""
         if self.ids is None:
             return ids[(ids >= 0) & (ids < len(self.raw))]
         order = np.argsort(self.ids, kind="stable")
@@ -268,42 +269,42 @@ class Candidates:
         return np.asarray(places[self.ids[places] == ids], np.int64)
 
     def id_at(self, place: int) -> int:
-        """The token at a place."""
+        """The token at a position."""
         return place if self.ids is None else int(self.ids[place])
 
     def ids_at(self, places: Ints | slice = slice(None)) -> Ints:
-        """The tokens at some places; all of them if not said otherwise."""
+        """The tokens at some positions (all by default)."""
         if self.ids is not None:
             return self.ids[places]
         return np.arange(len(self.raw))[places] if isinstance(places, slice) else places
 
     def draw(self, number: float) -> int:
-        """The place that a number in [0, 1) falls on, candidates laid side by side, each as wide as it is likely."""
+        """The position that a number in [0, 1) selects: inverse transform sampling of the probabilities."""
         if self.ranked or len(self.raw) <= BLOCK:
-            return _fall(self.ends, number)
+            return _inverse_cdf(self.ends, number)
         ends = np.cumsum(self.sums.blocks)
-        block = _fall(ends, number)
+        block = _inverse_cdf(ends, number)
         first = block * BLOCK
         inside = np.cumsum(self.weights_at(slice(first, first + BLOCK)))
         before = ends[block - 1] if block else 0.0
-        return first + _fall(inside, float((number * ends[-1] - before) / inside[-1]))
+        return first + _inverse_cdf(inside, float((number * ends[-1] - before) / inside[-1]))
 
-    def _rank(self, places: Ints) -> Candidates:
-        """Those at some places, which are in the order of their ranks."""
+    def _take_ranked(self, places: Ints) -> Candidates:
+        """The candidates at some positions, which are in order of rank."""
         made = Candidates(self.ids_at(places), self.raw[places], self.temperature, ranked=True)
         made.__dict__["highest"] = self.highest
         return made
 
-    def _with(self, ids: Ints | None, raw: NDArray[np.float32]) -> Candidates:
+    def _replace(self, ids: Ints | None, raw: NDArray[np.float32]) -> Candidates:
         return Candidates(ids, raw, self.temperature, self.ranked)
 
 
 def fewest(
     ordered: Callable[[int], Ints], weights: Callable[[Ints], Floats], count: int, mass: float
 ) -> Ints:
-    """The fewest of ``count`` places, in an order, whose weights sum to ``mass``; all if rounding hides the last.
+    """The fewest of ``count`` positions, in a given order, whose weights sum to ``mass``; all if rounding prevents it.
 
-    ``ordered`` gives the first k places: a few are looked at first, for they are usually enough.
+    ``ordered(k)`` returns the first k positions. The search starts with few, because they are usually enough.
     """
     k = min(FEW // 2, count)
     while True:
@@ -315,7 +316,7 @@ def fewest(
 
 
 def lowest(values: NDArray[np.floating[Any]], k: int) -> Ints:
-    """The places of the ``k`` lowest values, from the lowest on; of equal ones the first place first."""
+    """The positions of the ``k`` lowest values, in ascending order; the lowest position first on ties."""
     if k < len(values):
         bound = np.partition(values, k - 1)[k - 1]
         below = np.flatnonzero(values < bound)
@@ -326,9 +327,9 @@ def lowest(values: NDArray[np.floating[Any]], k: int) -> Ints:
 
 
 def least_float32(bound: float) -> np.float32:
-    """The least float32 that is not below a float64: comparing float32 with it is comparing with the float64.
+    """The least float32 that is not below ``bound``: a float32 compares with it as it does with the float64.
 
-    NumPy rounds a Python float to float32 before it compares them (NEP 50), and so to one that may be below.
+    NumPy rounds a Python float to float32 before it compares the two (NEP 50), and the result may be below ``bound``.
     """
     if not -LARGEST <= bound <= LARGEST:
         return np.float32(math.copysign(math.inf if bound > 0 else LARGEST, bound))
@@ -336,8 +337,11 @@ def least_float32(bound: float) -> np.float32:
     return least if float(least) >= bound else np.nextafter(least, np.float32(np.inf))
 
 
-def _fall(ends: Any, number: float) -> int:
-    """The first place whose end is beyond a share of the last end; the last place that is not empty, at the edge."""
+def _inverse_cdf(ends: Any, number: float) -> int:
+    """The first position whose cumulative weight exceeds ``number`` times the total.
+
+    If rounding leaves none, the last position with a weight above 0.
+    """
     last = ends[-1]
     at = max(number * last, 0.0)
     return bisect_left(ends, last) if at >= last else bisect_right(ends, at)
@@ -364,13 +368,13 @@ def _sums() -> Call:
 
 
 def _padded(raw: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logits filled up to what kernels take at least."""
+    """Logits padded with minus infinity to the least number that the kernels take."""
     missing = SHORTEST - len(raw)
     return raw if missing <= 0 else np.pad(raw, (0, missing), constant_values=-np.inf)
 
 
 def _softmax(raw: NDArray[np.float32], highest: float, temperature: float, weights: Floats | None) -> Sums:
-    """The sums, and the weights into an array of as many as there are logits."""
+    """The sums of the weights; ``weights`` (n,), if given, receives the weights."""
     count = len(raw)
     if count < SHORTEST:
         out = None if weights is None else np.empty(SHORTEST)

@@ -1,6 +1,6 @@
-"""The chain: steps in order, then softmax, then a draw. Greedy is the chain with nothing to draw.
+"""The chain: sampler steps in order, then softmax, then a draw. Greedy decoding takes the most likely token instead.
 
-``Chain`` is what a request asks for, ``Sampler`` is the chain at work: it knows the tokens that have come.
+``Chain`` is the configuration that a request asks for. ``Sampler`` is a chain bound to one sequence, with its history.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pellucid.sample.comparison import StepTrace, compare
 from pellucid.sample.random import uniform
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol
 
-SEED_BITS = 64  # of a seed; above it, which of several answers it is
+SEED_BITS = 64  # of a seed; the bits above them number the sequences of one request
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One turn of a sampler: the token, and how it came about.
+    """One sampled token, and how it was chosen.
 
-    ``logits`` are the model's, of which the first ``vocabulary`` are of tokens; ``candidates`` what the chain left of
-    them, ``place`` is where the token is among these; ``number`` was drawn, None if nothing was. ``steps`` is there if
-    it was asked for.
+    ``logits`` are the model's, of which the first ``vocabulary`` belong to tokens. ``candidates`` are what the chain
+    left of them, ``place`` is the token's position among these. ``number`` is the random number drawn, None if greedy.
+    ``steps`` are there if they were asked for.
     """
 
     token: int
@@ -42,18 +42,18 @@ class Draw:
 
 @dataclass(frozen=True)
 class Chain:
-    """``steps`` in order; ``greedy`` takes the most likely token (of equal ones the lowest id), else one is drawn."""
+    """``steps`` in order, then a draw; ``greedy`` takes the most likely token instead (the lowest id on ties)."""
 
     steps: tuple[SamplerStep, ...] = ()
     greedy: bool = False
     seed: int = 0
 
     def undrawn(self) -> Chain:
-        """The steps that matter where nothing is drawn: those that change logits or forbid tokens."""
+        """The greedy form of this chain: only the steps that change logits or forbid tokens."""
         return Chain(tuple(step for step in self.steps if step.kind in ("change", "forbid")), greedy=True)
 
     def numbered(self, count: int) -> list[Chain]:
-        """Chains with random numbers of their own; the first is this one."""
+        """``count`` chains with independent random numbers; the first is equal to this one."""
         return [replace(self, seed=self.seed + (number << SEED_BITS)) for number in range(count)]
 
     def start(
@@ -65,9 +65,10 @@ class Chain:
         idle: bool = False,
         vocabulary: int | None = None,
     ) -> Sampler:
-        """The chain at work on a prompt's continuation, which some tokens end. ``idle``: the model leaves a core idle.
+        """Bind the chain to the continuation of a prompt.
 
-        ``vocabulary`` is how many tokens may come, all of the tokenizer's if not said otherwise.
+        ``ends`` are the tokens that end the text. ``idle`` says that the model leaves a core idle. Only ids below
+        ``vocabulary`` may come; by default all of the tokenizer's.
 
         Raises:
             InvalidRequest: a step's value does not fit the vocabulary.
@@ -79,23 +80,23 @@ class Chain:
 
 
 class Sampler:
-    """A chain at work. ``sample`` gives a token and takes it as the next one.
+    """A chain bound to one sequence. ``sample`` gives a token and appends it to the history.
 
-    A model may have logits for more rows than there are tokens: matrices are padded. They count in the model's
-    distribution, as they do in transformers and llama.cpp, but are never drawn: the chain begins without them.
+    A model may have more logits than there are tokens, because matrices are padded. The extra logits count in the
+    model's distribution, as in transformers and llama.cpp, but are never drawn: the chain starts without them.
     """
 
     def __init__(
         self, steps: tuple[SamplerStep, ...], greedy: bool, history: TokenHistory, vocabulary: int
     ) -> None:
         self.steps, self.greedy, self.history, self.vocabulary = steps, greedy, history, vocabulary
-        self._told = [step for step in steps if type(step).accept is not SamplerStep.accept]
+        self._observers = [step for step in steps if type(step).accept is not SamplerStep.accept]
 
     def sample(self, logits: NDArray[np.floating[Any]], *, watch: bool = False) -> Draw:
-        """The token that follows; ``logits`` (V,) float32. ``watch``: with what each step did.
+        """Sample the next token from ``logits`` (V,) float32. ``watch`` records what each step did.
 
         Raises:
-            KernelError: a logit is NaN or infinite, or all are minus infinity: there is no distribution.
+            KernelError: a logit is NaN or plus infinity, or all are minus infinity: there is no distribution.
             NothingLeft: the steps forbid every token.
         """
         first = Candidates.of(logits, f"token {self.history.index}")
@@ -109,11 +110,11 @@ class Sampler:
             number = uniform(self.history.seed, self.history.index)
             place = left.draw(number)
         token = left.id_at(place)
-        self.accept(token, left if self._told else None)
+        self.accept(token, left if self._observers else None)
         return Draw(token, first, left, place, number, self.vocabulary, traces)
 
     def tokens(self, logits: Candidates) -> Candidates:
-        """Those of a model's logits that are of tokens.
+        """The part of a model's logits that belongs to tokens.
 
         Raises:
             KernelError: all of them are minus infinity.
@@ -127,8 +128,8 @@ class Sampler:
         return left
 
     def accept(self, token: int, left: Candidates | None = None) -> None:
-        """A token is the next one, of what was ``left`` (None: as if it was certain)."""
-        for step in self._told:
+        """Append a token that was drawn from the candidates ``left`` (None: its probability counts as 1)."""
+        for step in self._observers:
             probability = 1.0
             if left is not None:
                 probability = math.exp(left.log_probabilities(left.places(np.array([token])))[0])
@@ -138,7 +139,11 @@ class Sampler:
     def left(
         self, candidates: Candidates, *, watch: bool = False
     ) -> tuple[Candidates, tuple[StepTrace, ...] | None]:
-        """The candidates after all steps, and what each did if ``watch``."""
+        """The candidates after all steps, and with ``watch`` what each step did.
+
+        Raises:
+            NothingLeft: the steps forbid every token.
+        """
         traces = []
         for step in self.steps:
             before, candidates = candidates, step.apply(candidates, self.history)
@@ -152,7 +157,7 @@ class Sampler:
 
     @property
     def complete(self) -> bool:
-        """Whether a step says that the text is whole."""
+        """Whether a step says that the text is complete."""
         return any(step.complete for step in self.steps)
 
     @property
@@ -161,6 +166,6 @@ class Sampler:
         return next((list(step.forced) for step in self.steps if step.forced), [])
 
     def fork(self) -> Sampler:
-        """The same state, to go on otherwise."""
+        """A copy that can diverge."""
         steps = tuple(step.fork() for step in self.steps)
         return Sampler(steps, self.greedy, self.history.fork(), self.vocabulary)

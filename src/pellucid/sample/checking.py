@@ -1,6 +1,6 @@
-"""Checks of options, made of their ranges: each takes a name and a value and gives the value as a step wants it.
+"""Checks of option values by type and range. A check maps a name and a value to the value that a step stores.
 
-All raise InvalidRequest, in one line that names the value, the limit and what to do.
+All checks raise InvalidRequest, with one line that names the value, the limit and the remedy.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ LONGEST = 4096  # characters of a text
 
 
 def whole(low: int, high: int, hint: str = "") -> Check:
-    """A whole number."""
+    """An integer from ``low`` to ``high``."""
     return lambda name, value: checks.whole(name, value, low, high, hint)
 
 
 def real(low: float, high: float, hint: str = "", *, above: bool = False) -> Check:
-    """A number."""
+    """A number from ``low`` to ``high``; with ``above`` it must be greater than ``low``."""
     return lambda name, value: checks.real(name, value, low, high, hint, above=above)
 
 
 def one_of(*choices: str) -> Check:
-    """One of some words."""
+    """One of several words."""
 
     def check(name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in choices:
@@ -41,33 +41,35 @@ def one_of(*choices: str) -> Check:
 
 
 def anything(name: str, value: Any) -> Any:
-    """Any value: the step checks it itself."""
+    """Any value; the step checks it itself."""
     return value
 
 
 def texts(most: int, longest: int = LONGEST) -> Check:
-    """A text or a list of texts, none empty."""
+    """A text or a list of texts; no text may be empty."""
 
     def check(name: str, value: Any) -> tuple[str, ...]:
         if not isinstance(value, Sequence) or isinstance(value, bytes):
             raise InvalidRequest(f"{name}={brief(value)}: must be a text or a list of texts")
-        found = (value,) if isinstance(value, str) else tuple(_few(name, value, most, "texts"))
+        found = (value,) if isinstance(value, str) else tuple(_at_most(name, value, most, "texts"))
         return tuple(checks.text(name, text, longest) for text in found)
 
     return check
 
 
 def tokens_or_texts(most: int, *, sequences: bool = False) -> Check:
-    """A list of token ids and texts, and of lists of token ids if there may be ``sequences``."""
+    """A list of token ids and texts; with ``sequences`` also of lists of token ids."""
 
     def check(name: str, value: Any) -> tuple[Any, ...]:
         if not isinstance(value, Sequence) or isinstance(value, bytes):
             raise InvalidRequest(f"{name}={brief(value)}: must be a list of token ids and texts")
-        entries = (value,) if isinstance(value, str) else _few(name, value, most, "entries")
+        entries = (value,) if isinstance(value, str) else _at_most(name, value, most, "entries")
         found: list[Any] = []
         for entry in entries:
             if sequences and isinstance(entry, (list, tuple)) and entry:
-                found.append(tuple(token(name, one) for one in _few(name, entry, LONGEST, "ids in a row")))
+                found.append(
+                    tuple(token(name, one) for one in _at_most(name, entry, LONGEST, "ids in a row"))
+                )
             else:
                 found.append(token_or_text(name, entry))
         return tuple(found)
@@ -76,24 +78,24 @@ def tokens_or_texts(most: int, *, sequences: bool = False) -> Check:
 
 
 def tokens(most: int) -> Check:
-    """A list of token ids, or an array."""
+    """A list or an array of token ids."""
 
     def check(name: str, value: Any) -> tuple[int, ...]:
         ids = value.tolist() if isinstance(value, np.ndarray) else value
         if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
             raise InvalidRequest(f"{name}={brief(ids)}: must be a list of token ids")
-        return tuple(token(name, one) for one in _few(name, ids, most, "ids"))
+        return tuple(token(name, one) for one in _at_most(name, ids, most, "ids"))
 
     return check
 
 
 def token(name: str, value: Any) -> int:
-    """A token's id, as far as it can be told without a vocabulary."""
+    """A token id, checked as far as possible without a vocabulary."""
     return checks.whole(f"{name} holds a token id", value, 0, (1 << 31) - 1)
 
 
 def token_or_text(name: str, value: Any) -> int | str:
-    """A token's id, or a text."""
+    """A token id or a text."""
     if isinstance(value, numbers.Integral):
         return token(name, value)
     if not isinstance(value, str) or not 0 < len(value) <= LONGEST:
@@ -103,7 +105,7 @@ def token_or_text(name: str, value: Any) -> int | str:
     return checks.characters(name, value)
 
 
-def _few(name: str, value: Sequence[Any], most: int, what: str) -> Sequence[Any]:
+def _at_most(name: str, value: Sequence[Any], most: int, what: str) -> Sequence[Any]:
     if len(value) > most:
         raise InvalidRequest(f"{name} has {len(value):,} {what}; the limit is {most:,}: give fewer")
     return value

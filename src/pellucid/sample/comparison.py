@@ -1,6 +1,6 @@
-"""What a step of the chain did to a distribution: two sets of candidates compared.
+"""What a step of the chain did to a distribution: a comparison of the candidates before and after it.
 
-Costs nothing unless it is asked for; then some passes over the vocabulary for each step.
+It runs only if a trace is requested; then it takes a few passes over the vocabulary for each step.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from pellucid.sample.candidates import Candidates, Floats
 
 @dataclass(frozen=True)
 class StepTrace:
-    """One step: ``name``; how many tokens it ``removed`` and how many are ``left``, those that have a probability;
-    ``removed_mass``, the probability that they had; ``moved``, how much probability is elsewhere than before in all
-    (half the sum of differences: total variation); the ``entropy_before`` and ``entropy_after`` in nats; ``note`` is
-    what the step says of itself.
+    """The effect of one step.
+
+    ``removed`` and ``left`` are numbers of tokens with a probability above 0. ``removed_mass`` is the probability that
+    the removed tokens had. ``moved`` is the total variation distance: half the sum of absolute differences of the
+    probabilities. ``entropy_before`` and ``entropy_after`` are in nats. ``note`` is the step's own description of its
+    state.
     """
 
     name: str
@@ -31,7 +33,7 @@ class StepTrace:
 
 
 def compare(name: str, before: Candidates, after: Candidates, note: str = "") -> StepTrace:
-    """What a step did."""
+    """The effect of the step ``name``, from the candidates before and after it."""
     size = len(before) if before.ids is None else int(before.ids.max()) + 1
     p, q = spread(before, size), spread(after, size)
     gone = (p > 0) & (q == 0)
@@ -48,7 +50,7 @@ def compare(name: str, before: Candidates, after: Candidates, note: str = "") ->
 
 
 def spread(candidates: Candidates, size: int) -> Floats:
-    """Probabilities by token, (size,)."""
+    """Probabilities by token id, (size,) float64."""
     out = np.zeros(size)
     out[slice(len(candidates)) if candidates.ids is None else candidates.ids] = candidates.probabilities()
     return out

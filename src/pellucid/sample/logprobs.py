@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, and of the likeliest ones beside them, as arrays. Float64 from float32 logits."""
+"""Log-probabilities of tokens and of the most likely alternatives, as arrays. Float64 from float32 logits."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pellucid.sample.candidates import Candidates, Floats, Ints
 
 @dataclass(frozen=True)
 class Logprobs:
-    """Of n tokens and the N likeliest beside each, in nats.
+    """Log-probabilities of n tokens and of the N most likely alternatives to each, in nats.
 
-    ``ids`` (n,) the tokens, ``chosen`` (n,) their log-probabilities, ``ranks`` (n,) 1 for the likeliest; ``top_ids``
-    (n, N) the likeliest tokens, from the likeliest on, ``top`` (n, N) theirs. Where there are fewer than N
-    candidates, id -1 and minus infinity.
+    ``ids`` (n,) are the tokens, ``chosen`` (n,) their log-probabilities, ``ranks`` (n,) their ranks (1 is the most
+    likely). ``top_ids`` (n, N) are the most likely tokens in descending order, ``top`` (n, N) their log-probabilities.
+    If there are fewer than N candidates, the rest has id -1 and minus infinity.
     """
 
     ids: Ints
@@ -36,7 +36,7 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """A row of ``Logprobs``."""
+    """One row of ``Logprobs``."""
 
     id: int
     chosen: float
@@ -46,10 +46,11 @@ class TokenLogprobs:
 
 
 def of_token(candidates: Candidates, token: int, alternatives: int, vocabulary: int) -> TokenLogprobs:
-    """A token's log-probability among candidates, and those of the likeliest; minus infinity if it is none of them.
+    """The log-probability of a token among candidates, and those of the most likely ones.
 
-    Candidates that are all rows of a model may be more than its ``vocabulary``: all count in the sum, but the likeliest
-    and the rank are of tokens.
+    It is minus infinity if the token is not a candidate. If the candidates are all logits of a model, they may
+    outnumber its ``vocabulary``: all of them count in the softmax, but the alternatives and the rank include only
+    tokens.
     """
     tokens = candidates.first(vocabulary) if candidates.ids is None else candidates
     count = min(alternatives, len(tokens))
@@ -80,7 +81,7 @@ def _rank(candidates: Candidates, place: int) -> int:
 
 
 def joined(rows: Sequence[TokenLogprobs], alternatives: int) -> Logprobs:
-    """Rows as arrays."""
+    """Stack rows into arrays."""
     return Logprobs(
         np.array([row.id for row in rows], np.int64),
         np.array([row.chosen for row in rows], np.float64),

@@ -1,4 +1,4 @@
-"""How a text is to be generated: what users write, checked, and the chain and stopper that come of it."""
+"""The options of a generation, checked; they make the chain and the stop criteria."""
 
 from __future__ import annotations
 
@@ -36,18 +36,19 @@ LOGPROBS_OF = one_of("logits", "chain")
 
 @dataclass(frozen=True)
 class Options:
-    """How a text is generated, apart from the steps of the chain, whose options are in ``sampling`` by name.
+    """How a text is generated. The options of the chain's steps are in ``sampling``, by name.
 
-    ``samplers`` are the names of the chain's steps in order, or steps themselves; None is all in their usual order.
-    ``seed`` None draws one, which the result reports. ``stop`` strings end the text and are not part of it;
-    ``stop_token_ids`` end it like the model's own, which ``ignore_eos`` lets pass; ``max_new_tokens`` None is what the
-    context leaves; ``max_time`` is in seconds, looked at after each token; ``until`` is called with the text so far and
-    ends it by returning True. ``logprobs`` N gives the log-probability of each token and of the N likeliest,
-    ``prompt_logprobs`` likewise for the prompt's; ``logprobs_of`` "logits" is what the model says, "chain" what the
-    chain left of it. ``watch`` keeps what each step of the chain did, for each token.
+    ``samplers`` are the names of the chain's steps in order, or steps themselves; None means all steps in their default
+    order. ``seed`` None draws a seed, which the result reports. ``stop`` strings end the text and are not part of it.
+    ``stop_token_ids`` end it like the model's own end tokens, which ``ignore_eos`` disables. ``max_new_tokens`` None
+    means as many as the context has room for. ``max_time`` is in seconds and is checked after each token. ``until`` is
+    called with the text so far and ends it by returning True. ``logprobs`` N records the log-probability of each token
+    and of the N most likely ones; ``prompt_logprobs`` N does so for the tokens of the prompt. ``logprobs_of`` "logits"
+    uses the model's distribution, "chain" what the chain left of it. ``watch`` records what each step of the chain did,
+    for each token.
 
     Raises:
-        InvalidRequest: a value is of the wrong type or out of range.
+        InvalidRequest: a value has the wrong type or is out of range.
     """
 
     samplers: Sequence[str | SamplerStep] | None = None
@@ -83,26 +84,26 @@ class Options:
         if self.until is not None and not callable(self.until):
             raise InvalidRequest(f"until={brief(self.until)}: must be a function of the text so far")
         for name, value in checked.items():
-            object.__setattr__(self, name, value)  # frozen; and from here on a Python number
-        object.__setattr__(self, "_steps", _chosen(self.samplers, self.sampling))
+            object.__setattr__(self, name, value)  # the class is frozen; NumPy's numbers are now Python's
+        object.__setattr__(self, "_steps", _active_steps(self.samplers, self.sampling))
 
     @classmethod
     def of(cls, also: Iterable[str] = (), /, **options: Any) -> Options:
-        """Options by name, those of the steps among them; ``also`` are names that a mistaken one may have meant.
+        """Options by name, including those of the steps. ``also`` are further names that an error message may suggest.
 
         Raises:
-            InvalidRequest: also for a name that is not an option; the message suggests the nearest.
+            InvalidRequest: a value is invalid, or a name is not an option; the message suggests the nearest.
         """
         sampling = {name: options.pop(name) for name in list(options) if name in owners()}
         for name in options:
-            if name not in _own():
-                near = difflib.get_close_matches(str(name), [*owners(), *_own(), *also], 3, 0.5)
+            if name not in _own_names():
+                near = difflib.get_close_matches(str(name), [*owners(), *_own_names(), *also], 3, 0.5)
                 hint = f"did you mean {' or '.join(near)}?" if near else "see docs/sampling.md"
                 raise InvalidRequest(f"unknown option {brief(name)}: {hint}")
         return cls(**options, sampling=sampling)
 
     def chain(self) -> Chain:
-        """The chain: the steps that do something, in order, then the draw; or greedy."""
+        """The chain: the steps that have an effect, in order, then a draw; or greedy decoding."""
         chosen: tuple[SamplerStep, ...] = self._steps  # type: ignore[attr-defined]
         made = Chain(chosen, seed=secrets.randbelow(SEEDS) if self.seed is None else self.seed)
         return made.undrawn() if any(isinstance(one, Temperature) and one.greedy for one in chosen) else made
@@ -117,16 +118,16 @@ class Options:
         return own if self.ignore_eos else own | tokenizer.eos_ids
 
     def stop_criteria(self) -> StopCriteria:
-        """What ends the text besides the model; its time begins now."""
+        """The criteria that end the text besides end tokens. The time limit starts now."""
         return StopCriteria(tuple(self.stop or ()), self.max_time, self.until)
 
 
-def _own() -> list[str]:
+def _own_names() -> list[str]:
     return [one.name for one in fields(Options) if one.name != "sampling"]
 
 
-def _chosen(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerStep, ...]:
-    """The steps that do something, in order."""
+def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerStep, ...]:
+    """The steps that have an effect, in order."""
     for name in sampling:
         if name not in owners():
             raise InvalidRequest(f"unknown option {brief(name)}: sampling holds options of steps")
@@ -157,7 +158,7 @@ def _chosen(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerStep, ..
 
 
 def _ordered(samplers: Any, made: Mapping[str, SamplerStep]) -> list[SamplerStep]:
-    """The steps that a list names, in its order."""
+    """The steps that the list ``samplers`` names, in its order."""
     if isinstance(samplers, (str, bytes)) or not isinstance(samplers, Sequence):
         raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names: {', '.join(made)}")
     found: list[SamplerStep] = []

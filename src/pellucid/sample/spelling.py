@@ -1,4 +1,4 @@
-"""Words that users name, as tokens of a vocabulary."""
+"""Conversion of words in options to tokens of a vocabulary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pellucid.util.checks import token_id
 
 
 def spellings(context: RequestContext, name: str, entry: int | str | Sequence[int]) -> list[tuple[int, ...]]:
-    """The token sequences that an entry means: of a text, as at the beginning of a text and after a space.
+    """The token sequences that an entry stands for. A text has two: at the beginning of a text, and after a space.
 
     Raises:
         InvalidRequest: an id is outside the vocabulary.
@@ -25,10 +25,10 @@ def spellings(context: RequestContext, name: str, entry: int | str | Sequence[in
 
 
 def single(context: RequestContext, name: str, entry: int | str) -> int:
-    """The token that an entry means.
+    """The single token that an entry stands for.
 
     Raises:
-        InvalidRequest: a text is not one token, or an id is outside the vocabulary.
+        InvalidRequest: a text is not exactly one token, or an id is outside the vocabulary.
     """
     if not isinstance(entry, str):
         return spellings(context, name, entry)[0][0]
@@ -41,5 +41,5 @@ def single(context: RequestContext, name: str, entry: int | str) -> int:
 
 
 def parts(text: str) -> list[Any]:
-    """What a command line has between commas: ids where they are digits, else texts."""
+    """Split command line text at commas: digits become ids, other parts stay texts."""
     return [int(part) if part.strip().isdigit() else part for part in text.split(",") if part]

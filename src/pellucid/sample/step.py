@@ -1,7 +1,7 @@
-"""A step of the chain: what every file of ``steps/`` declares.
+"""The interface of a sampler step, which every file of ``steps/`` implements.
 
     @dataclass(frozen=True)
-    class TopK(Step):
+    class TopK(SamplerStep):
         name, order, kind = "top_k", 100, "cut"
         top_k: int = option(40, whole(0, 1 << 31), "Only the N most likely tokens; 0 is off.")
 
@@ -10,8 +10,8 @@
         def apply(self, candidates, history):
             return candidates.keep_top(self.top_k)
 
-A step is a frozen dataclass. Its fields are options: of ``generate``, of the command line, of a request; their names
-are unique among all steps. ``order`` is its place in the chain where nobody says otherwise.
+A step is a frozen dataclass. Its fields are options of ``generate``, of the command line and of a request; their names
+are unique among all steps. ``order`` is its default position in the chain.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from pellucid.sample.candidates import Candidates
 from pellucid.util.registry import discover_classes, file_of
 
 Kind = Literal["change", "forbid", "scale", "cut"]
-"""What a step does: change logits, forbid tokens that must not come, scale all, cut unlikely ones off. Greedy decoding
-needs the first two only."""
+"""What a step does: "change" adjusts some logits, "forbid" rules tokens out, "scale" scales all logits, "cut" drops
+unlikely tokens. Greedy decoding applies only the first two."""
 
 Check = Callable[[str, Any], Any]
-"""(name, value) → the value as the step wants it. Raises InvalidRequest."""
+"""(name, value) → the value in the form that the step stores. Raises InvalidRequest."""
 
 
 class TokenizerProtocol(Protocol):
-    """What steps need of a tokenizer."""
+    """The part of a tokenizer that steps use."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -56,8 +56,10 @@ class TokenizerProtocol(Protocol):
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What a request tells its steps: the ``tokenizer``, the tokens that end its text, the seed, whether a core
-    is ``idle`` while the model runs, and the ``vocabulary``: how many tokens the tokenizer and the model both have.
+    """What a step knows of its request.
+
+    ``ends`` are the tokens that end the text. ``idle`` says that the model leaves a core idle. ``vocabulary`` is the
+    number of tokens that the tokenizer and the model both have.
     """
 
     tokenizer: TokenizerProtocol
@@ -68,21 +70,21 @@ class RequestContext:
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """Those of ``ends`` that the model itself ends a text with."""
+        """The ``ends`` that are the model's own end tokens."""
         return self.ends & self.tokenizer.eos_ids
 
 
 class Tally:
-    """How often each of some tokens has come. Adding one more takes no longer for many."""
+    """Counts of tokens. Adding a token takes constant time (amortized), however many are counted."""
 
     def __init__(self) -> None:
         self._ids, self._counts = np.zeros(64, np.int64), np.zeros(64, np.int64)
-        self._places: dict[int, int] = {}
+        self._index: dict[int, int] = {}
 
     def add(self, tokens: Iterable[int]) -> None:
-        """These have come."""
+        """Count these tokens."""
         for token in tokens:
-            place = self._places.setdefault(token, len(self._places))
+            place = self._index.setdefault(token, len(self._index))
             if place == len(self._ids):
                 self._ids, self._counts = (
                     np.concatenate([x, np.zeros_like(x)]) for x in (self._ids, self._counts)
@@ -91,24 +93,24 @@ class Tally:
             self._counts[place] += 1
 
     def fork(self) -> Tally:
-        """The same, to go on otherwise."""
+        """A copy that can diverge."""
         made = copy(self)
-        made._ids, made._counts, made._places = self._ids.copy(), self._counts.copy(), dict(self._places)
+        made._ids, made._counts, made._index = self._ids.copy(), self._counts.copy(), dict(self._index)
         return made
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """The tokens, in the order in which they came first."""
-        return self._ids[: len(self._places)]
+        """The distinct tokens, in order of first occurrence."""
+        return self._ids[: len(self._index)]
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """How often each came."""
-        return self._counts[: len(self._places)]
+        """The count of each of ``ids``."""
+        return self._counts[: len(self._index)]
 
 
 class TokenHistory:
-    """The tokens before the one that is sampled: the prompt's and those that were generated."""
+    """The tokens before the one that is being sampled: those of the prompt, then the generated ones."""
 
     def __init__(self, prompt: Sequence[int], seed: int = 0) -> None:
         self.prompt_length, self.seed = len(prompt), seed
@@ -119,23 +121,23 @@ class TokenHistory:
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """All of them, in order."""
+        """All tokens, in order."""
         return self._ids[: self._length]
 
     @property
     def index(self) -> int:
-        """The number of the token that comes, from 0."""
+        """The index of the next generated token, from 0."""
         return self._length - self.prompt_length
 
     def append(self, token: int) -> None:
-        """A token was sampled."""
+        """Add a sampled token."""
         if self._length == len(self._ids):
             self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
         self._ids[self._length] = token
         self._length += 1
 
     def tally(self, start: int, last: int = -1) -> Tally:
-        """Of the tokens from a place on, if they are among the ``last`` ones (-1: all)."""
+        """Counts of the tokens from index ``start`` on; only the ``last`` tokens of the history count (-1: all)."""
         if last >= 0 and self._length - last > start:
             found = Tally()
             found.add(self.ids[self._length - last :].tolist())
@@ -146,7 +148,7 @@ class TokenHistory:
         return found
 
     def fork(self) -> TokenHistory:
-        """The same tokens, to go on otherwise."""
+        """A copy that can diverge."""
         made = copy(self)
         made._ids = self._ids.copy()
         made._tallies = {start: (tally.fork(), upto) for start, (tally, upto) in self._tallies.items()}
@@ -154,23 +156,23 @@ class TokenHistory:
 
 
 def last(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """The last ``n`` ids, or all if it is below 0."""
+    """The last ``n`` ids; all of them if ``n`` is negative."""
     return ids if n < 0 else ids[max(len(ids) - n, 0) :]
 
 
 @dataclass(frozen=True)
 class SamplerStep:
-    """Base of all steps.
+    """Base of all sampler steps.
 
     Raises:
-        InvalidRequest: when it is made, a value is of the wrong type or out of range.
+        InvalidRequest: at construction, a value has the wrong type or is out of range.
     """
 
     name: ClassVar[str]
     order: ClassVar[int]
     kind: ClassVar[Kind]
     alone: ClassVar[bool] = False
-    """Whether it stands in for every other step that cuts."""
+    """Whether this step replaces every other step of kind "cut"."""
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -179,11 +181,11 @@ class SamplerStep:
 
     @property
     def idle(self) -> bool:
-        """Whether these values do nothing, so that the step can be left out."""
+        """Whether the step has no effect with these values, so that it can be left out."""
         return False
 
     def bind(self, context: RequestContext) -> SamplerStep:
-        """The step for one request: with what it needs of the vocabulary, and a state of its own if it has one.
+        """The step for one request: with its data about the vocabulary, and with its own state if it has one.
 
         Raises:
             InvalidRequest: a value does not fit the vocabulary.
@@ -191,43 +193,43 @@ class SamplerStep:
         return self
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
-        """The candidates after this step; never none."""
+        """The candidates after this step. The chain raises NothingLeft if none is possible."""
         raise NotImplementedError
 
     @property
     def complete(self) -> bool:
-        """Whether the text is whole, so that no token is to follow."""
+        """Whether the text is complete, so that no token may follow."""
         return False
 
     @property
     def note(self) -> str:
-        """What a trace shows of its state."""
+        """The step's state as a trace shows it."""
         return ""
 
     @property
     def forced(self) -> Sequence[int]:
-        """Tokens that must come next, whatever the logits are: they are read together."""
+        """Tokens that must come next, whatever the logits are; the model reads them in one step."""
         return ()
 
     def accept(self, token: int, probability: float) -> None:
-        """A token was sampled, with this probability in the end."""
+        """Record a sampled token and its probability after the chain."""
 
     def fork(self) -> SamplerStep:
-        """A copy that goes on by itself; the step if it has no state."""
+        """A copy that can diverge; the step itself if it has no state."""
         return self
 
 
 def option(default: Any, check: Check, help: str, parse: Callable[[str], Any] | None = None) -> Any:
-    """A field of a step. ``parse`` reads it from a command line, where it is no number."""
+    """A field of a step that is an option. ``parse`` reads it from a command line if it is not a number."""
     return field(default=default, metadata={"check": check, "help": help, "parse": parse})
 
 
 @functools.cache
 def steps() -> Mapping[str, type[SamplerStep]]:
-    """All steps by name, in their order.
+    """All steps by name, in the default order of the chain.
 
     Raises:
-        TypeError: two files have a step of one name.
+        TypeError: two files declare steps of the same name.
     """
     found = discover_classes("pellucid.sample.steps", SamplerStep, lambda step: (step.name,)).values()
     return {one.name: one for one in sorted(found, key=lambda one: (one.order, one.name))}
@@ -235,7 +237,7 @@ def steps() -> Mapping[str, type[SamplerStep]]:
 
 @functools.cache
 def owners() -> Mapping[str, type[SamplerStep]]:
-    """Which step an option belongs to, in the order of the steps.
+    """The step that each option belongs to, by option name, in the order of the steps.
 
     Raises:
         TypeError: two steps share an option.
@@ -250,5 +252,5 @@ def owners() -> Mapping[str, type[SamplerStep]]:
 
 
 def options_of(step: type[SamplerStep]) -> dict[str, Any]:
-    """A step's options: name to field."""
+    """A step's options: name → dataclass field."""
     return {one.name: one for one in fields(step) if "check" in one.metadata}

@@ -1,7 +1,8 @@
-"""What ends a text besides the model: strings, wherever the borders of tokens fall, time, a function, a limit.
+"""Stop criteria besides the model's end tokens: stop strings, a time limit, a function, a token limit.
 
-The text ends before the stop string that is complete first. Text that could still turn out to be the beginning of
-one is held back; what is let out is certain. So the result does not depend on how the text is cut into pieces.
+Stop strings are found across token boundaries. The text ends before the stop string that is complete first. Text that
+may be the beginning of a stop string is held back until this is certain, so the result does not depend on how the text
+is split into pieces.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Callable
 
 
 class StopStrings:
-    """``stops`` are non-empty strings. Of several that are complete at the same character, the longest counts.
+    """Finds stop strings in a stream of text. If several are complete at the same character, the longest counts.
 
-    ``found`` is the one that has come, or None.
+    ``stops`` are non-empty strings. ``found`` is the one that was found, or None.
     """
 
     def __init__(self, stops: tuple[str, ...] = ()) -> None:
@@ -23,11 +24,11 @@ class StopStrings:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has come."""
+        """Whether a stop string was found."""
         return self.found is not None
 
     def push(self, text: str) -> str:
-        """More text; returns what is now certain."""
+        """Add text. Returns the text that is now certain."""
         if self.stopped:
             return ""
         self._held += text
@@ -42,12 +43,12 @@ class StopStrings:
         return certain
 
     def flush(self) -> str:
-        """The end of the text: what was held back comes out."""
+        """End the text. Returns the text that was held back."""
         certain, self._held = ("" if self.stopped else self._held), ""
         return certain
 
     def _possible_start(self) -> int:
-        """How many of the last characters could begin a stop string."""
+        """The number of trailing characters that may begin a stop string."""
         longest = 0
         for stop in self.stops:
             for length in range(min(len(stop) - 1, len(self._held)), longest, -1):
@@ -58,9 +59,9 @@ class StopStrings:
 
 
 class StopCriteria:
-    """Says after each piece of text whether it is the last, and why.
+    """Decides after each piece of text whether it is the last one, and why.
 
-    ``until`` is called with the text so far; ``max_time`` counts in seconds from when this is made.
+    ``until`` is called with the text so far; ``max_time`` is in seconds from construction.
     """
 
     def __init__(
@@ -69,18 +70,18 @@ class StopCriteria:
         max_time: float | None = None,
         until: Callable[[str], bool] | None = None,
     ) -> None:
-        self._stopper, self._until, self._text = StopStrings(stops), until, ""
+        self._stop_strings, self._until, self._text = StopStrings(stops), until, ""
         self._deadline = None if max_time is None else time.perf_counter() + max_time
 
     @property
     def found(self) -> str | None:
-        """The stop string that has come."""
-        return self._stopper.found
+        """The stop string that was found, or None."""
+        return self._stop_strings.found
 
     def push(self, text: str, last: bool) -> tuple[str, str | None]:
-        """More text; returns what is now certain, and the reason if it is the end: it is if this is the ``last``."""
-        certain, reason = self._stopper.push(text), None
-        if self._stopper.stopped:
+        """Add text. Returns the part that is now certain, and the reason if the text ends (always if ``last``)."""
+        certain, reason = self._stop_strings.push(text), None
+        if self._stop_strings.stopped:
             return certain, "stop"
         if self._until is not None:
             self._text += text
@@ -89,8 +90,8 @@ class StopCriteria:
             reason = "length"
         if reason is None and self._deadline is not None and time.perf_counter() >= self._deadline:
             reason = "time"
-        return (certain + self._stopper.flush() if reason else certain), reason
+        return (certain + self._stop_strings.flush() if reason else certain), reason
 
     def flush(self, text: str) -> str:
-        """The model has ended the text; returns what was held back."""
-        return self._stopper.push(text) + self._stopper.flush()
+        """End the text with ``text``, because the model ended it. Returns the rest, including what was held back."""
+        return self._stop_strings.push(text) + self._stop_strings.flush()

@@ -1,4 +1,4 @@
-"""How a token came about, as data: its place in the model's distribution, and what each step of the chain did."""
+"""How a token was chosen, as data: its rank in the model's distribution, and what each step of the chain did."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pellucid.sample.logprobs import of_token
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """How a token came about: ``steps`` of the chain, ``number`` drawn (None: greedy).
+    """How a token was chosen: ``steps`` of the chain, and the random ``number`` drawn (None: greedy).
 
-    ``probability`` and ``rank`` (1 is the likeliest) are its own in the model's distribution, whose ``entropy`` is in
-    nats; ``final_probability`` and ``final_rank`` after the chain.
+    ``entropy`` (in nats) is that of the model's distribution, in which the token has ``probability`` and ``rank`` (1 is
+    the most likely). After the chain it has ``final_probability`` and ``final_rank``.
     """
 
     token: int
@@ -29,7 +29,7 @@ class TokenTrace:
 
 
 def of_draw(draw: Draw) -> TokenTrace:
-    """What a sampler's turn shows."""
+    """The trace of one draw of a sampler."""
     before = of_token(draw.logits, draw.token, 0, draw.vocabulary)
     after = of_token(draw.candidates, draw.token, 0, draw.vocabulary)
     return TokenTrace(

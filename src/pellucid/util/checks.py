@@ -1,4 +1,4 @@
-"""Numbers that users give, checked: of which type, in which range. NumPy's are as good as Python's."""
+"""Checks of users' values by type and range. NumPy's numbers are accepted like Python's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pellucid.errors.messages import brief
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number; True and False are none."""
+    """Whether a value is an integer; True and False are not."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -19,31 +19,31 @@ def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> int:
     """``value`` as an int from ``low`` to ``high``.
 
     Raises:
-        InvalidRequest: it is none; names the parameter, the value and the range, then ``hint``.
+        InvalidRequest: it is not. The message names the parameter, the value and the range, then gives ``hint``.
     """
     if not is_whole(value) or not low <= value <= high:
         raise InvalidRequest(
-            f"{name}={brief(value)}: must be a whole number from {low:,} to {high:,}{_then(hint)}"
+            f"{name}={brief(value)}: must be a whole number from {low:,} to {high:,}{_suffix(hint)}"
         )
     return int(value)
 
 
 def real(name: str, value: Any, low: float, high: float, hint: str = "", *, above: bool = False) -> float:
-    """``value`` as a float from ``low`` (if ``above``: from anything greater) to ``high``. Raises likewise."""
+    """``value`` as a float from ``low`` (``above``: greater than ``low``) to ``high``. Raises like `whole`."""
     fine = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not fine or not (low < value if above else low <= value) or not value <= high:
         between = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
-        raise InvalidRequest(f"{name}={brief(value)}: must be a number {between}{_then(hint)}")
+        raise InvalidRequest(f"{name}={brief(value)}: must be a number {between}{_suffix(hint)}")
     return float(value)
 
 
 def token_id(name: str, value: Any, vocabulary: int) -> int:
-    """``value`` as the id of one of ``vocabulary`` tokens. Raises likewise."""
+    """``value`` as the id of one of ``vocabulary`` tokens. Raises like `whole`."""
     return whole(f"{name} holds a token id", value, 0, vocabulary - 1)
 
 
 def text(name: str, value: Any, longest: int | None = None) -> str:
-    """``value`` as a text that is not empty, has at most ``longest`` characters, and is Unicode. Raises likewise."""
+    """``value`` as valid Unicode text of 1 to ``longest`` characters. Raises like `whole`."""
     if not isinstance(value, str) or not value or not len(value) <= (longest or len(value)):
         most = "at least 1 character" if longest is None else f"1 to {longest:,} characters"
         raise InvalidRequest(f"{name}={brief(value)}: must be a text of {most}")
@@ -51,14 +51,14 @@ def text(name: str, value: Any, longest: int | None = None) -> str:
 
 
 def string(name: str, value: Any) -> str:
-    """``value`` as a text, which may be empty. Raises likewise."""
+    """``value`` as a text, which may be empty. Raises like `whole`."""
     if not isinstance(value, str):
         raise InvalidRequest(f"{name}={brief(value)}: must be a text")
     return value
 
 
 def strings(name: str, values: Any) -> Sequence[str]:
-    """``values`` as a list of texts. Raises likewise."""
+    """``values`` as a list of texts. Raises like `whole`."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         raise InvalidRequest(f"{name}={brief(values)}: must be a list of texts")
     if not set(map(type, values)) <= {str}:
@@ -68,9 +68,9 @@ def strings(name: str, values: Any) -> Sequence[str]:
 
 
 def characters(name: str, value: str) -> str:
-    """A text without surrogates: they are halves of characters in UTF-16, and bytes that are not UTF-8 become some.
+    """``value``, checked to have no surrogates, which are halves of UTF-16 characters or undecodable bytes.
 
-    A tokenizer would take another character for each. Raises likewise.
+    A tokenizer would take each of them for another character. Raises like `whole`.
     """
     try:
         value.encode()
@@ -83,5 +83,5 @@ def characters(name: str, value: str) -> str:
     return value
 
 
-def _then(hint: str) -> str:
+def _suffix(hint: str) -> str:
     return f"; {hint}" if hint else ""

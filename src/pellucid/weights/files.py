@@ -1,10 +1,10 @@
-"""Files that are read, and the checkpoint that both formats come out as.
+"""Files open for reading, and the checkpoint over them that both formats share.
 
 In: paths. Out: `ModelFile`, one regular file open for reading, and `FileCheckpoint`, which reads tensors' bytes from
-such files. Nothing is read before it is wanted, so opening a model costs the same whatever its size.
+such files. Bytes are read on demand, so opening a model costs the same whatever its size.
 
-Files are read, not mapped into memory: where someone shortens a mapped file, the system ends the process (SIGBUS), and
-other changes go unnoticed. A file that ends too early, or that was written to while it was loaded, is an error here.
+Files are read, not mapped into memory: if a mapped file is shortened, the system kills the process (SIGBUS), and other
+changes go unnoticed. Here a file that ends too early, or that is modified while it is loaded, raises an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ModelFile:
-    """One regular file, open for reading, from several threads too.
+    """One regular file, open for reading. Several threads may read from it.
 
     Attributes: ``path``; ``size`` in bytes.
 
@@ -36,9 +36,9 @@ class ModelFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         try:
-            # A named pipe or a device would block on open or has no length, so look before opening.
+            # Opening a named pipe may block, and a device has no length, so check before opening.
             mode = os.stat(path).st_mode
             if not stat.S_ISREG(mode):
                 problem = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
@@ -57,17 +57,17 @@ class ModelFile:
             raise FileFormatError(path, "file", "is empty", 0)
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """``nbytes`` bytes from ``offset`` on. Raises `FileFormatError` if the file has fewer, or cannot be read."""
+        """``nbytes`` bytes from ``offset`` on. Raises `FileFormatError` if the file has fewer or cannot be read."""
         found = bytearray(nbytes)
         self.read_into(offset, memoryview(found))
         return bytes(found)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill ``out`` with the bytes from ``offset`` on. Raises as `read` does."""
+        """Fill ``out`` with the bytes from ``offset`` on. Raises like `read`."""
         done = 0
         try:
             while done < len(out):
-                count = self._some(offset + done, out[done:])
+                count = self._read_some(offset + done, out[done:])
                 if count == 0:
                     problem = (
                         f"changed while it was read: {len(out):,} bytes were expected, {done:,} are there"
@@ -77,15 +77,15 @@ class ModelFile:
         except OSError as error:
             raise FileFormatError(self.path, "file", f"cannot be read: {reason(error)}", offset) from error
 
-    def _some(self, offset: int, out: memoryview) -> int:
+    def _read_some(self, offset: int, out: memoryview) -> int:
         if hasattr(os, "preadv"):
             return os.preadv(self._file.fileno(), [out], offset)
-        with self._turn:
+        with self._lock:
             self._file.seek(offset)
             return self._file.readinto(out) or 0
 
     def check_unchanged(self) -> None:
-        """Raises `FileFormatError` if someone has written to the file since it was opened."""
+        """Raise `FileFormatError` if the file was modified since it was opened."""
         before, now = self._opened, os.fstat(self._file.fileno())
         if (before.st_size, before.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
             how = f"{now.st_size:,} bytes instead of {before.st_size:,}"
@@ -93,7 +93,7 @@ class ModelFile:
             raise FileFormatError(self.path, "file", f"changed while it was read: {what}; try again")
 
     def close(self) -> None:
-        """Close the file. Else it is closed with the last that holds it."""
+        """Close the file. Otherwise it is closed with the last reference to it."""
         if hasattr(self, "_file"):
             self._file.close()
 
@@ -115,7 +115,7 @@ class FileCheckpoint:
         self._files = files
 
     def data(self, name: str) -> NDArray[np.uint8]:
-        """Its bytes: (nbytes,) uint8, read-only. Raises `FileFormatError` for an unknown name, or as `read` does."""
+        """A tensor's bytes: (nbytes,) uint8, read-only. Raises `FileFormatError` for an unknown name, or as `read`."""
         import numpy as np
 
         tensor = self.tensors.get(name)
@@ -137,7 +137,7 @@ class FileCheckpoint:
             self._files[tensor.path].read_into(tensor.offset + start, out.data)
 
     def check_unchanged(self) -> None:
-        """Raises `FileFormatError` if someone has written to a file since it was opened."""
+        """Raise `FileFormatError` if a file was modified since it was opened."""
         for file in self._files.values():
             file.check_unchanged()
 

@@ -1,4 +1,4 @@
-"""GGUF files, versions 2 and 3: a path goes in, a `Checkpoint` over the file comes out.
+"""Reader of GGUF files, versions 2 and 3. In: a path. Out: a `Checkpoint` over the file.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
@@ -10,10 +10,10 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     │ data:    each tensor at its offset, aligned                  │
     └──────────────────────────────────────────────────────────────┘
 
-Nothing in the file is trusted. A count is compared with the bytes that remain before anything is made for it,
-and with a fixed limit that no real model comes near, so the time and memory that a file can cost are bounded.
-Dims are stored fastest-first, `Tensor.shape` is row-major. A model split over several files
-(``NAME-00001-of-00003.gguf``) opens as one, whichever of its files is named.
+Nothing in the file is trusted. Before memory is allocated for a count, the count is compared with the bytes that remain
+and with a fixed limit far above any real model, so the time and memory that a file can cost are bounded. Dims are
+stored fastest-first; `Tensor.shape` is row-major. A model split over several files (``NAME-00001-of-00003.gguf``) opens
+as one, whichever of its files is named.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_RANK = 4
-MAX_DEPTH = 4  # arrays in arrays
+MAX_DEPTH = 4  # nesting of arrays
 MAX_KEYS = MAX_TENSORS = 1 << 17
-MAX_ENTRIES = 1 << 22  # strings in arrays, of all keys together; the largest vocabulary is near 2^18
+MAX_ENTRIES = 1 << 22  # strings in arrays, in all keys together; the largest vocabulary has about 2^18
 MAX_METADATA = 1 << 28  # bytes before the data; a vocabulary with its merges takes about 10 MB
-FIRST_READ = 1 << 18  # bytes; then twice as many as before
+FIRST_READ = 1 << 18  # bytes; each further read doubles what is loaded
 MAX_NAME = 65535  # bytes of a key, from the specification
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-_INNER_ARRAY = 64  # an array in an array counts as so many entries, for it costs as much time
+_INNER_ARRAY = 64  # entries that a nested array counts as, because it costs as much time
 _MIN_KEY = 8 + 1 + 4 + 1  # bytes of the shortest key with its value
 _MIN_TENSOR = 8 + 1 + 4 + 4 + 8  # bytes of the shortest tensor record
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 class GGUFCheckpoint(FileCheckpoint):
-    """A `Checkpoint` of kind "gguf". Number arrays in ``metadata`` are NumPy, string arrays lists."""
+    """A `Checkpoint` of kind "gguf". In ``metadata``, number arrays are NumPy arrays and string arrays are lists."""
 
 
 def open_gguf(path: str | Path) -> GGUFCheckpoint:
     """Open a GGUF file, or all files of a split one.
 
-    Raises `FileFormatError`, with the field and its byte offset, for anything wrong in it.
+    Raises `FileFormatError`, with the field and its byte offset, if anything in it is wrong.
     """
     path = Path(path)
     name = SPLIT_NAME.fullmatch(path.name)
-    # A count of zero in the name is a lie; split.count exposes it below.
+    # A count of zero in the name is invalid; the check of split.count below rejects it.
     count = max(int(name["count"]), 1) if name else 1
     files: dict[Path, ModelFile] = {}
     try:
@@ -82,13 +82,13 @@ def open_gguf(path: str | Path) -> GGUFCheckpoint:
 
 
 def split_path(path: Path, stem: str, number: int, count: int) -> Path:
-    """Where file ``number`` (from 0) of a model in ``count`` files lies, beside ``path``."""
+    """The path of file ``number`` (from 0) of a model in ``count`` files, in the folder of ``path``."""
     return path.with_name(f"{stem}-{number + 1:05d}-of-{count:05d}.gguf")
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one file holds: its key/value table and its tensors."""
+    """The contents of one file: its key/value table and its tensors."""
 
     path: Path
     metadata: dict[str, Any]
@@ -106,16 +106,16 @@ def _parse(file: ModelFile) -> _Part:
 class _Cursor:
     """Reads forward through a file; every read is checked against the bytes that remain.
 
-    ``data`` is the beginning of the file, as much of it as was needed so far, and more.
+    ``data`` is the beginning of the file: at least as much as was needed so far.
     """
 
     def __init__(self, file: ModelFile) -> None:
         self.file, self.data, self.size, self.position = file, b"", file.size, 0
         self.limit = min(file.size, MAX_METADATA)  # keys and tensor table must end before this byte
-        self.entries = MAX_ENTRIES  # how many entries of string arrays may still be made
+        self.entries = MAX_ENTRIES  # entries of string arrays that are still allowed
 
     def load(self, end: int) -> None:
-        """Have ``data`` reach at least to ``end``, a place before the limit."""
+        """Extend ``data`` at least to byte ``end``, which must be before the limit."""
         have = len(self.data)
         if end > have:
             wanted = min(max(end, 2 * have, FIRST_READ), self.limit)
@@ -125,7 +125,7 @@ class _Cursor:
         raise FileFormatError(self.file.path, field, problem, self.position if offset is None else offset)
 
     def need(self, count: int, each: int, field: str) -> None:
-        """Check that ``count`` things of at least ``each`` bytes can still come."""
+        """Check that ``count`` items of at least ``each`` bytes can follow, and load them."""
         remain = self.limit - self.position
         if count * each > remain:
             what = f"{count:,} bytes" if each == 1 else f"{count:,} × {each} bytes"
@@ -167,7 +167,7 @@ class _Cursor:
         return self.numbers(field, code, np.dtype(dtype), 1).item()
 
     def array(self, field: str, depth: int) -> Any:
-        """Numbers: a read-only NumPy array; bools likewise. Strings: list[str]. Arrays: a list of those."""
+        """Numbers and bools: a read-only NumPy array. Strings: list[str]. Arrays: a list of those."""
         if depth >= MAX_DEPTH:
             self.fail(field, f"arrays are nested deeper than {MAX_DEPTH}")
         code, count = self.u32(field), self.u64(field)
@@ -188,7 +188,7 @@ class _Cursor:
     def numbers(self, field: str, code: int, dtype: np.dtype[Any], count: int) -> Any:
         self.need(count, dtype.itemsize, field)
         start, self.position = self.position, self.position + count * dtype.itemsize
-        # A copy, because the file does not align arrays.
+        # The slice is a copy, because the file does not align arrays.
         values = np.frombuffer(self.data[start : self.position], dtype)
         if code != BOOL:
             return values.astype(dtype.newbyteorder("="), copy=False)
@@ -197,7 +197,7 @@ class _Cursor:
         return values.view(np.bool_)
 
     def strings(self, field: str, count: int) -> list[str]:
-        # A vocabulary is 10^5 strings, most of the time that opening takes: hence this loop without calls.
+        # A vocabulary has 10^5 strings, which dominate the time to open a file, so this loop avoids function calls.
         out: list[str] = []
         while len(out) < count:
             data, length_at, position = self.data, _U64.unpack_from, self.position
@@ -213,7 +213,7 @@ class _Cursor:
             except (UnicodeDecodeError, struct.error):
                 pass
             self.position = position
-            if len(out) < count:  # a bad one, or the first that was not read yet: again, slowly
+            if len(out) < count:  # an invalid string, or one that is not loaded yet: read it the slow way
                 out.append(self.string(f"{field}[{len(out)}]"))
         return out
 
@@ -275,7 +275,7 @@ def _integer(path: Path, metadata: dict[str, Any], key: str, default: int) -> in
 
 
 def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tensor]:
-    records: dict[str, tuple[Tensor, int]] = {}  # with the byte at which the record's offset is written
+    records: dict[str, tuple[Tensor, int]] = {}  # with the byte at which the record's offset is stored
     for index in range(count):
         start = cursor.position
         tensor = _tensor(cursor, index, alignment)
@@ -312,7 +312,7 @@ def _tensor(cursor: _Cursor, index: int, alignment: int) -> Tensor:
         old = REMOVED_TENSOR_TYPES.get(code)
         problem = f"is {old}, which GGUF has dropped; convert the model again" if old else "is unknown"
         cursor.fail(f"{field} type", f"{code} {problem}", cursor.position - 4)
-    count = math.prod(dims)  # a Python integer cannot overflow, but what comes after us may use 64 bits
+    count = math.prod(dims)  # a Python integer cannot overflow, but later code may use 64 bits
     if count >= 1 << 63:
         cursor.fail(f"{field} dims", f"{dims} multiply to more than 2^63 values", start)
     row = dims[0] if dims else 1
@@ -327,7 +327,7 @@ def _tensor(cursor: _Cursor, index: int, alignment: int) -> Tensor:
 
 
 def _check_split(part: _Part, number: int, count: int) -> None:
-    """A file must know itself as ``number`` of ``count``, as its name says; a file alone may say nothing."""
+    """Check that a file's metadata says ``number`` of ``count``, as its name does. A single file may say nothing."""
     said_count = _integer(part.path, part.metadata, "split.count", 1)
     said_number = _integer(part.path, part.metadata, "split.no", 0)
     if max(said_count, 1) != count:

@@ -1,8 +1,8 @@
 """The numbers of the GGUF specification: tensor types with their block sizes, and metadata value types.
 
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``enum ggml_type`` of ggml.h. Every type
-is listed, also those that have no file in ``weights/quant`` yet, so that a tensor's extent can be checked
-and its format named whether or not it can be computed with.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``enum ggml_type`` of ggml.h. Every type is
+listed, including those without a file in ``weights/quant/formats``, so that a tensor's extent can be checked and its
+format named even if the format is not supported.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class BlockType(NamedTuple):
-    """A tensor type: rows are cut into blocks of ``values`` numbers, each stored in ``nbytes`` bytes."""
+    """A tensor type: rows are divided into blocks of ``values`` numbers; a block takes ``nbytes`` bytes."""
 
     name: str
     values: int
@@ -56,7 +56,7 @@ TENSOR_TYPES: dict[int, BlockType] = {
     42: BlockType("Q2_0", 64, 18),
 }
 
-# Ids that once were in use. ggml dropped them, so there is no layout left to check them against.
+# Former ids. ggml has dropped these types, so there is no layout to check them against.
 REMOVED_TENSOR_TYPES: dict[int, str] = {
     4: "Q4_2",
     5: "Q4_3",

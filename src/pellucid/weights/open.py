@@ -1,4 +1,4 @@
-"""One function that opens whatever a model is stored in: looks at the bytes, not at the name."""
+"""Opens a model of any format. The bytes decide which one it is, not the name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pellucid.weights.safetensors import INDEX_NAME, open_safetensors
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model: a GGUF file (or any file of a split one), a safetensors file or its index, or a folder.
 
-    A folder holds one GGUF model, or safetensors beside a ``config.json``. Raises `FileFormatError` when the
-    path is missing, unreadable, of another kind, ambiguous, or damaged.
+    A folder holds one GGUF model, or safetensors with a ``config.json``. Raises `FileFormatError` if the path is
+    missing, unreadable, of another kind, ambiguous or damaged.
     """
     try:
-        path = Path(path).expanduser().absolute()  # a message names the file, and "." has no name
-    except RuntimeError as error:  # ~somebody
+        path = Path(path).expanduser().absolute()  # messages name the file, and "." has no name
+    except RuntimeError as error:  # ~ of an unknown user
         raise FileFormatError(path, "file", f"cannot be read: {reason(error)}") from error
     if os.path.isdir(path):
         return _open_folder(path)
@@ -45,7 +45,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _open_folder(folder: Path) -> Checkpoint:
     try:
         os.listdir(folder)
-        os.stat(os.path.join(folder, "."))  # a folder can let its names be listed but nothing be opened
+        os.stat(os.path.join(folder, "."))  # a folder may allow listing but not opening
     except OSError as error:
         raise FileFormatError(folder, "folder", f"cannot be read: {reason(error)}") from error
     ggufs, others = gguf_models(folder), sorted(folder.glob("*.safetensors"))
@@ -66,7 +66,7 @@ def _open_folder(folder: Path) -> Checkpoint:
 
 
 def gguf_models(folder: Path) -> list[Path]:
-    """The GGUF models of a folder, by name; a split one is given as its first file."""
+    """The GGUF models of a folder, by name; a split model is given as its first file."""
     found = []
     for path in sorted(folder.glob("*.gguf")):
         split = SPLIT_NAME.fullmatch(path.name)

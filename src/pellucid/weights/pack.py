@@ -1,6 +1,6 @@
-"""Stored tensors into packed ones (and into plain float32), piece by piece on a few threads.
+"""Packs stored tensors for the kernels (or decodes them to float32), piece by piece on several threads.
 
-Packing loses nothing: it moves bits. ``decode`` is the plain definition of what the bits mean.
+Packing only moves bits, so it loses nothing. ``decode`` is the reference definition of what the bits mean.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.quant.format import BlockFields, Format
 from pellucid.weights.quant.registry import lookup
 
-PIECE_VALUES = 1 << 20  # of a piece of work: small enough to share out, large enough not to wait on Python
+PIECE_VALUES = (
+    1 << 20
+)  # of a piece of work: small enough to distribute, large enough to hide Python's overhead
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,12 @@ class Matrix:
 
     @property
     def address(self) -> int:
-        """Where the first group of 16 rows begins."""
+        """The address of the first group of 16 rows."""
         return int(self.data.ctypes.data)
 
     @property
     def groups(self) -> int:
-        """Groups of 16 rows; the last may be padded with zeros."""
+        """The number of groups of 16 rows; the last may be padded with zeros."""
         return round_up(self.rows, ROWS) // ROWS
 
 
@@ -51,7 +53,7 @@ def stored_as(tensor: Tensor) -> tuple[Format, tuple[int, int, int]]:
     """A tensor's format and the shape of its bytes, (rows, blocks, block_bytes); a vector is one row.
 
     Raises:
-        UnsupportedModel: a format that is not implemented.
+        UnsupportedModel: the format is not implemented.
     """
     form = lookup(tensor.format, f"tensor {tensor.name}")
     rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
@@ -59,7 +61,7 @@ def stored_as(tensor: Tensor) -> tuple[Format, tuple[int, int, int]]:
 
 
 def decode_blocks(form: Format, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(rows, blocks, block_bytes) as float32 (rows, columns): what the format's definition says."""
+    """Decode (rows, blocks, block_bytes) uint8 to (rows, columns) float32, by the format's definition."""
     rows, packed = len(raw), form.packed
     if packed.is_float:
         flat = np.ascontiguousarray(raw).reshape(rows, -1)
@@ -79,10 +81,10 @@ def decode_blocks(form: Format, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _scales(
     packed: PackedLayout, fields: BlockFields
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """The scale and perhaps the minimum of every ``sub`` columns, float32."""
+    """The scale of every ``sub`` columns, float32, and the minimum or None."""
     own = fields.sides[-2:] if packed.minimum else fields.sides[-1:]
     if packed.scale == "e8m0":
-        bits = np.maximum(own[0].astype(np.int32) << 23, 1 << 22)  # the lowest is subnormal
+        bits = np.maximum(own[0].astype(np.int32) << 23, 1 << 22)  # e = 0 is a subnormal
         factors = [bits.view(np.float32) * np.float32(0.5)]
     else:
         factors = [factor.astype(np.float32) for factor in own]
@@ -95,7 +97,7 @@ def _scales(
 
 
 def decode(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
-    """A tensor as float32, in its own shape."""
+    """Decode a tensor to float32, in its own shape."""
     tensor = checkpoint.tensors[name]
     form, shape = stored_as(tensor)
     return decode_blocks(form, checkpoint.data(name).reshape(shape)).reshape(tensor.shape)
@@ -103,26 +105,26 @@ def decode(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Packing:
-    """A matrix to be packed, and the pieces of work that do so, in any order and on any thread."""
+    """A matrix to be packed, and the pieces of work that pack it, in any order and on any thread."""
 
     matrix: Matrix
     pieces: list[Callable[[], None]]
 
 
-class _Room(threading.local):
-    """A thread's memory for stored bytes, used again for every piece: fresh memory would cost as much as reading."""
+class _Scratch(threading.local):
+    """A thread's buffer for stored bytes. Every piece reuses it, because fresh memory costs as much as reading."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, np.uint8)
 
     def take(self, nbytes: int) -> NDArray[np.uint8]:
-        """(nbytes,) uint8, not cleared; the same memory each time."""
+        """A buffer (nbytes,) uint8, not cleared; the same memory each time."""
         if len(self._bytes) < nbytes:
             self._bytes = aligned(nbytes)
         return self._bytes[:nbytes]
 
 
-_room = _Room()
+_scratch = _Scratch()
 
 
 def prepare(
@@ -131,11 +133,12 @@ def prepare(
     read: Callable[[int, NDArray[np.uint8]], None],
     memory: Callable[[int], NDArray[np.uint8]] = aligned,
 ) -> Packing:
-    """How to pack a stored matrix of a shape, (rows, blocks, block_bytes), into so many bytes that ``memory`` gives.
+    """The pieces of work that pack a stored matrix of ``shape``, (rows, blocks, block_bytes).
 
-    ``read`` fills an array, (n,) uint8, with the stored bytes from a place on; it is called from several threads.
+    ``read(start, out)`` fills ``out``, (n,) uint8, with the stored bytes from ``start`` on; it is called from several
+    threads. ``memory(nbytes)`` allocates the packed matrix.
 
-    A row of floats is filled up with zeros to whole vectors, as the buffers are that it is multiplied with.
+    A row of floats is padded with zeros to whole vectors, like the buffers that it is multiplied with.
 
     Raises:
         UnsupportedModel: the number of columns does not fit the packed layout.
@@ -152,15 +155,15 @@ def prepare(
     if packed.is_float:
         key = KernelKey("pack_float", size=packed.bits // 8)
     native = shared().function(key, 4)
-    at_once = max(1, PIECE_VALUES // (ROWS * columns))
+    groups_per_piece = max(1, PIECE_VALUES // (ROWS * columns))
     row_bytes = blocks * block_bytes
 
     def piece(first: int) -> None:
-        count = min(at_once, matrix.groups - first)
-        there = min(count * ROWS, rows - first * ROWS)
-        stored = _room.take(count * ROWS * row_bytes)
-        read(first * ROWS * row_bytes, stored[: there * row_bytes])
-        stored[there * row_bytes :] = 0
+        count = min(groups_per_piece, matrix.groups - first)
+        stored_rows = min(count * ROWS, rows - first * ROWS)
+        stored = _scratch.take(count * ROWS * row_bytes)
+        read(first * ROWS * row_bytes, stored[: stored_rows * row_bytes])
+        stored[stored_rows * row_bytes :] = 0
         if filled > blocks:
             by_row = stored.reshape(count * ROWS, row_bytes)
             stored = np.pad(by_row, ((0, 0), (0, (filled - blocks) * block_bytes)))
@@ -169,11 +172,13 @@ def prepare(
         words = np.array([0, 0, *PackRecord.pack(where)], np.int64)
         native(words.ctypes.data, 0, 0, 1)
 
-    return Packing(matrix, [functools.partial(piece, first) for first in range(0, matrix.groups, at_once)])
+    return Packing(
+        matrix, [functools.partial(piece, first) for first in range(0, matrix.groups, groups_per_piece)]
+    )
 
 
 def pack(packings: Iterable[Packing], threads: int) -> None:
-    """Do the work of all, on some threads."""
+    """Run the pieces of all ``packings`` on ``threads`` threads."""
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(piece) for packing in packings for piece in packing.pieces]:
             done.result()

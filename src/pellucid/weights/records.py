@@ -1,9 +1,9 @@
-"""What is known of the files of a stored model, and whether they still are what was pulled.
+"""Records of a stored model's files, and checks whether the files still are what was pulled.
 
-The manifest of a model's folder, ``.pellucid.json``, says where the model came from, how many bytes each file has, and
-for each a `Record`: its SHA-256, and by what one can tell at a glance that nobody has written to it since. A file that
-looks otherwise (it was copied, restored, touched, or damaged) is hashed again. If the hash is right, the record is
-brought up to date. A manifest of a version that had no records gets them when its files are hashed the first time.
+The manifest of a model's folder, ``.pellucid.json``, holds the source of the model, the size of each file in bytes, and
+for each file a `FileRecord`: its SHA-256, and metadata that shows at a glance that the file was not modified since. A
+file whose metadata differs (it was copied, restored, touched or damaged) is hashed again. If the hash is right, the
+record is updated. A manifest from a version without records gets them when its files are first hashed.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pellucid.weights.sources.source import CHECKING, DownloadProgress
 
 MANIFEST = ".pellucid.json"
 _CHUNK = 1 << 20
-_QUIET = 0.5  # seconds of hashing before anyone is told
-# A file that was written to just before it was hashed could be written to again within the same tick of its clock.
+_QUIET = 0.5  # seconds of hashing before progress is reported
+# A file written just before it was hashed could be written again within the same tick of the file system's clock.
 _TICK = 20_000_000  # nanoseconds
-_COARSE_TICK = 2_000_000_000  # of file systems that only know whole seconds, or two
+_COARSE_TICK = 2_000_000_000  # of file systems with a resolution of one or two seconds
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file was when it was hashed: SHA-256, modification time, inode; and when that was."""
+    """The state of a file when it was hashed: SHA-256, modification time, inode, and the time of hashing."""
 
     sha256: str
     mtime_ns: int
@@ -39,7 +39,7 @@ class FileRecord:
     checked_ns: int
 
     def fits(self, status: os.stat_result) -> bool:
-        """Whether nobody has written to the file since, as far as one can tell without hashing it."""
+        """Whether the file was not modified since, as far as its metadata shows."""
         tick = _TICK if self.mtime_ns % 1_000_000_000 else _COARSE_TICK
         settled = self.mtime_ns + tick < self.checked_ns
         return settled and (self.mtime_ns, self.inode) == (status.st_mtime_ns, status.st_ino)
@@ -47,7 +47,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Where a model came from, its files with their sizes in bytes, and what is recorded of them."""
+    """The source of a model, its files with their sizes in bytes, and their records."""
 
     source: str
     files: Mapping[str, int]
@@ -56,7 +56,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Checked:
-    """A file of a model after a look at it: ``sha256`` as found, None if it was not hashed; ``problem``, or None."""
+    """The result of checking a file: ``sha256`` is None if it was not hashed, ``problem`` is None if there is none."""
 
     name: str
     bytes: int
@@ -66,7 +66,7 @@ class Checked:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a model's folder; None if there is none that makes sense."""
+    """The manifest of a model's folder; None if it is missing or invalid."""
     try:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): int(size) for name, size in found["files"].items()}
@@ -85,27 +85,27 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest at once. Raises OSError."""
+    """Write the manifest atomically. Raises OSError."""
     with staged(folder, json.dumps(asdict(manifest), indent=1).encode()) as staging:
         os.chmod(staging, 0o644)
         os.replace(staging, folder / MANIFEST)
 
 
 def hash_file(path: Path, progress: DownloadProgress, label: str) -> tuple[str, FileRecord]:
-    """The SHA-256 of a file, and the record for it. Raises OSError.
+    """The SHA-256 of a file, and its record. Raises OSError.
 
-    ``progress`` hears of it, under ``label``, if it takes long.
+    If hashing takes long, ``progress`` is called with ``label``.
     """
-    digest, done, told = hashlib.sha256(), 0, time.monotonic() + _QUIET
+    digest, done, report_after = hashlib.sha256(), 0, time.monotonic() + _QUIET
     with open(path, "rb") as stream:
         status = os.fstat(stream.fileno())
         if 0 <= time.time_ns() - status.st_mtime_ns <= _TICK:
-            time.sleep(2 * _TICK / 1e9)  # else the record would not be settled
+            time.sleep(2 * _TICK / 1e9)  # otherwise `fits` could not trust the record
         now = time.time_ns()
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
             done += len(chunk)
-            if time.monotonic() > told:
+            if time.monotonic() > report_after:
                 progress.update(done, status.st_size, f"{CHECKING}{label}")
     return digest.hexdigest(), FileRecord(digest.hexdigest(), status.st_mtime_ns, status.st_ino, now)
 
@@ -119,10 +119,10 @@ def check(
     whole: bool,
     model: str = "",
 ) -> list[Checked]:
-    """Look at every file of a model, hash those that were written to, all of them if ``whole``; update the manifest.
+    """Check every file of a model: hash those that were modified, or all if ``whole``; update the manifest.
 
-    ``known`` are hashes that come from elsewhere, by file; they count more than those recorded. ``model`` is what the
-    model is called, if not as its folder.
+    ``known`` are hashes from elsewhere, by file; they take precedence over the recorded ones. ``model`` is the model's
+    name, by default that of the folder.
     """
     found = list[Checked]()
     records = dict(manifest.records)
@@ -137,7 +137,7 @@ def check(
                 found.append(Checked(name, status.st_size, None, expected, problem))
                 continue
             fits = record is not None and record.fits(status) and record.sha256 == expected
-            # Where nothing can be recorded, a file without a record would be hashed again and again.
+            # In a folder without write access, a file without a record would be hashed again and again.
             if not whole and (fits or (record is None and not writable)):
                 found.append(Checked(name, size, None, expected))
                 continue
@@ -151,8 +151,8 @@ def check(
         else:
             records[name] = made
         found.append(Checked(name, size, sha256, expected, wrong))
-    # Another process may have pulled the model again meanwhile: its manifest stays.
+    # Another process may have pulled the model meanwhile: its manifest stays.
     if records != manifest.records and writable and read_manifest(folder) == manifest:
-        with contextlib.suppress(OSError):  # it is then hashed again the next time
+        with contextlib.suppress(OSError):  # the file is then hashed again next time
             write_manifest(folder, replace(manifest, records=records))
     return found

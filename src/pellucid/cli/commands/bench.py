@@ -1,4 +1,4 @@
-"""pellucid bench MODEL: how fast it runs here, beside how fast this machine could."""
+"""pellucid bench MODEL: the speed of a model on this machine, relative to the machine's limits."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def command(
     kv_cache: common.KVCache = None,
     json: common.Json = False,
 ) -> None:
-    """Speed of a model: reading prompts and making text, or sentence vectors, beside what the machine allows.
+    """Measure the speed of a model, and compare it with what the machine allows.
 
-    The roof is the time to read the weights, keys and values that a step needs ("memory"), or to make its
-    multiply-adds with weights ("int8"), whichever is longer: both are measured with kernels that do nothing else, in
-    the same round.
+    Measures how fast prompts are read and text is generated, or sentence vectors. The roof is the time to read the
+    weights, keys and values that a step needs ("memory"), or to do its multiply-adds with weights ("int8"), whichever
+    is longer. Both are measured in the same round, with kernels that do nothing else.
     """
     from pellucid.measure.rounds import measure
     from pellucid.measure.suite import Wishes, suite
@@ -90,7 +90,7 @@ def command(
 
 
 def _profiles(llm: LLM, rounds: int, bars: common.Bars) -> list[Profile]:
-    """A step that reads and one that makes a token; for an encoder, a short sentence and the longest."""
+    """The profiles of a prefill step and a decode step; for an encoder, of a short and of the longest sentence."""
     from pellucid.measure.profile import profile_step
 
     if llm.spec.causal:
@@ -119,14 +119,14 @@ def _show(llm: LLM, precise: bool, figures: Sequence[Figure]) -> None:
             f"{figure.share:.0%}",
         )
     common.show(shown)
-    read, multiply = _machine(figures)
+    read, multiply = _machine_rates(figures)
     print(
         f"\nthis machine reads {read / 1e9:.1f} GB/s and makes {multiply / 1e9:,.0f} int8 GMAC/s (10⁹ multiply-adds)"
     )
 
 
-def _machine(figures: Sequence[Figure]) -> tuple[float, float]:
-    """The medians of what was read and multiplied in a second."""
+def _machine_rates(figures: Sequence[Figure]) -> tuple[float, float]:
+    """The medians of the bytes read and the multiply-adds made per second."""
     rates: list[Rates] = [rates for figure in figures for rates in figure.rates]
     return statistics.median(r.read for r in rates), statistics.median(r.multiply for r in rates)
 
@@ -167,7 +167,7 @@ def _document(
 ) -> dict[str, Any]:
     from pellucid.measure.machine import facts
 
-    read, multiply = _machine(figures)
+    read, multiply = _machine_rates(figures)
     return {
         "model": llm.spec.name,
         "threads": llm.runner.threads,

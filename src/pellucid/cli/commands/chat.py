@@ -35,23 +35,23 @@ def command(
     kv_cache: common.KVCache = None,
     **sampling: Any,
 ) -> None:
-    """Talk to a model. The conversation is kept; /help lists what can be typed."""
+    """Chat with a model. It remembers the conversation; /help lists the commands."""
     from pellucid.tokenize.chat.template_process import start_ahead
 
     options = checked(sampling)
-    start_ahead()  # it starts while the model is loaded
+    start_ahead()  # the template process starts while the model is loaded
     start = [{"role": "system", "content": system}] if system else []
-    first = [*start, {"role": "user", "content": "Hi"}]  # no template, no chat: say so before anything else
+    first = [*start, {"role": "user", "content": "Hi"}]  # a model without a chat template is rejected first
     llm = common.load(model, threads, context, precise, kv_cache, before=lambda inputs: inputs.prompt(first))
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  # lines can be edited and called back
+            import readline  # noqa: F401  # input lines get editing and a history
         print(f"{one_line(llm.spec.name)}. /help lists the commands.", file=sys.stderr)
     converse(llm, start, options)
 
 
 def converse(llm: LLM, start: list[dict[str, str]], options: Mapping[str, Any]) -> None:
-    """Read, answer, remember, until the input ends."""
+    """Read a line, answer it and remember both, until the input ends."""
     from pellucid.errors import PellucidError
 
     messages = list(start)
@@ -72,7 +72,7 @@ def converse(llm: LLM, start: list[dict[str, str]], options: Mapping[str, Any]) 
                 messages.append({"role": "user", "content": text})
                 try:
                     messages.append({"role": "assistant", "content": _answer(llm, messages, options)})
-                except PellucidError as error:  # the conversation goes on without the question
+                except PellucidError as error:  # the conversation continues without the question
                     messages.pop()
                     print(
                         f"pellucid: {one_line(str(error))} (/reset forgets the conversation)",
@@ -81,7 +81,7 @@ def converse(llm: LLM, start: list[dict[str, str]], options: Mapping[str, Any]) 
 
 
 def _ask() -> str | None:
-    """A line of input, or None at its end. Ctrl-C at the prompt drops the line."""
+    """A line of input, or None at its end. Ctrl-C at the prompt discards the line."""
     if not sys.stdin.isatty():
         return sys.stdin.readline() or None
     while True:
@@ -95,7 +95,7 @@ def _ask() -> str | None:
 
 
 def _answer(llm: LLM, messages: list[dict[str, str]], options: Mapping[str, Any]) -> str:
-    """Stream an answer. Ctrl-C stops it, and what was said is kept."""
+    """Stream an answer. Ctrl-C stops it; the text so far is kept."""
     said: list[str] = []
     try:
         pieces: Any = iter(llm.start(messages, **options))
@@ -104,7 +104,7 @@ def _answer(llm: LLM, messages: list[dict[str, str]], options: Mapping[str, Any]
                 said.append(piece.text)
                 common.write(piece.text)
     except KeyboardInterrupt:
-        if not sys.stdin.isatty():  # nobody is there to ask again
+        if not sys.stdin.isatty():  # without a terminal nobody can ask again
             raise
         print(" [stopped]", end="")
     print(flush=True)

@@ -1,4 +1,4 @@
-"""pellucid embed MODEL TEXT...: sentence vectors and how alike they are."""
+"""pellucid embed MODEL TEXT...: sentence vectors and their cosine similarities."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def command(
     precise: common.Precise = False,
     json: common.Json = False,
 ) -> None:
-    """Sentence vectors and their cosine similarities."""
+    """Compute sentence vectors and their cosine similarities."""
     import numpy as np
 
     llm = common.load(

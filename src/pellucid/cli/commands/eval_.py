@@ -1,4 +1,4 @@
-"""pellucid eval perplexity|kl MODEL FILE: how well a model predicts a text, and how far it is from another one."""
+"""pellucid eval perplexity|kl MODEL FILE: how well a model predicts a text, and how far it is from another model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def perplexity(
     kv_cache: common.KVCache = None,
     json: common.Json = False,
 ) -> None:
-    """Perplexity of a text: exp of the mean surprise of its tokens, each after those of its window before it."""
+    """Measure the perplexity of a text.
+
+    It is exp of the mean negative log-probability of the tokens, each given the tokens before it in its window.
+    """
     from pellucid import evaluate
 
     text = _read(file)
@@ -56,9 +59,9 @@ def kl(
     kv_cache: common.KVCache = None,
     json: common.Json = False,
 ) -> None:
-    """Kullback-Leibler divergence of a model's next-token distributions from those of another, on a text.
+    """Measure the Kullback-Leibler divergence of a model's next-token distributions from another model's, on a text.
 
-    The other one is run with --precise: as its file means it.
+    The other model runs with --precise, exactly as its file defines it.
     """
     from pellucid import evaluate
 

@@ -1,4 +1,4 @@
-"""pellucid info MODEL: what a model is; pellucid info --machine: what it runs on."""
+"""pellucid info MODEL: facts about a model; pellucid info --machine: facts about the machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def command(
     machine: Annotated[bool, typer.Option("--machine", help="What the kernels run on instead.")] = False,
     json: common.Json = False,
 ) -> None:
-    """What a model is: its parts, its file, its tokenizer. Nothing is loaded."""
+    """Show facts about a model: its parts, its file, its tokenizer. No weights are loaded."""
     from pellucid.errors import InvalidRequest
 
     if (model is not None) == machine:

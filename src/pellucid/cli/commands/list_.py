@@ -1,4 +1,4 @@
-"""pellucid list: what is here, and what can be had by a short name."""
+"""pellucid list: the models that are here, and those that have a short name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pellucid.errors.messages import one_line
 
 
 def command(json: common.Json = False) -> None:
-    """Models that are here, and those of the catalogue."""
+    """List the models that are here, and those of the catalogue."""
     from pellucid.weights.catalogue import catalogue
     from pellucid.weights.store import installed
 

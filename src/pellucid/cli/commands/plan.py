@@ -1,4 +1,4 @@
-"""pellucid plan MODEL: the program that the model is, and how long each operation takes."""
+"""pellucid plan MODEL: the operations of a model, and with --measured how long each takes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pellucid.measure.profile import Profile
     from pellucid.plan.plan import Operation, Plan
 
-DEPTH, SENTENCE = 16, 32  # what is measured by default: a token after so many, a sentence of so many
-ROOMY = 120  # columns of a terminal that has room for times and shapes
+DEPTH, SENTENCE = 16, 32  # measured by default: a token after this many, a sentence of this many
+ROOMY = 120  # columns of a terminal with room for both times and shapes
 
 
 def command(
@@ -35,12 +35,12 @@ def command(
     kv_cache: common.KVCache = None,
     json: common.Json = False,
 ) -> None:
-    """The program that a model is. Nothing is loaded, unless it is measured.
+    """Show the operations of a model. No weights are loaded without --measured.
 
-    An operation has a stage, a kernel, shapes (T tokens, R of them with logits, B sequences), the bytes of weights
-    that it reads in a step, and its multiply-adds for a token. A dot is where the threads wait for each other.
-    Measured, it has the time that it takes, the bytes or multiply-adds that it gets through in a second, and the
-    share of what this machine can do at most.
+    An operation has a stage, a kernel, shapes (T tokens, R of them with logits, B sequences), the bytes of weights that
+    it reads per step, and its multiply-adds per token. A dot marks where the threads wait for each other. --measured
+    adds the time of each operation, the bytes or multiply-adds per second that it reaches, and their share of what this
+    machine can do at most.
     """
     profile = None
     if measured:
@@ -84,7 +84,7 @@ def _measure(
     precise: bool,
     kv_cache: str | None,
 ) -> tuple[Plan, Profile]:
-    """The plan of a loaded model and the times of a step."""
+    """The plan of a loaded model, and the profile of a step."""
     from pellucid.engine.inputs import Inputs
     from pellucid.engine.model_runner import StepLimits
     from pellucid.measure.profile import profile_step
@@ -151,7 +151,7 @@ def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
 
 
 def _times(indices: list[int] | range, profile: Profile | None) -> tuple[str, ...]:
-    """Time, rate and share of some operations together; nothing if nothing was measured."""
+    """The time, rate and share of some operations together; empty without a profile."""
     if profile is None:
         return ()
     from pellucid.measure.profile import together
@@ -184,7 +184,7 @@ def _row(op: Operation) -> dict[str, object]:
 
 
 def _document(profile: Profile) -> dict[str, object]:
-    """A measured plan: every operation with its time, and what this machine can do."""
+    """A measured plan as data: every operation with its time, and the machine's rates."""
     return {
         "what": profile.what,
         "seconds": profile.total.seconds,

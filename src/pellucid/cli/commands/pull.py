@@ -7,7 +7,7 @@ from pellucid.cli.command import Command
 
 
 def command(model: common.Model) -> None:
-    """Fetch a model, checking its hash where the catalogue knows it."""
+    """Fetch a model. Its hashes are checked if it is in the catalogue."""
     from pellucid.weights.store import pull
 
     with common.progress() as bars:

@@ -31,7 +31,7 @@ def command(
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
-    """Continue a text. The answer appears as it is made."""
+    """Continue a text. The answer appears as it is generated."""
     for name, value in (("logprobs", logprobs), ("prompt-logprobs", prompt_logprobs)):
         if value is not None and not json:
             raise typer.BadParameter(
@@ -54,7 +54,7 @@ def command(
 
 
 def summary(result: Generation) -> str:
-    """One line on how it went."""
+    """One line about a generation: tokens, times, finish reason, seed."""
     seed = "" if result.seed is None else f", seed {result.seed}"
     return (
         f"[{result.usage.prompt_tokens} + {len(result.ids)} tokens, first after {result.timings.first_token:.2f} s, "

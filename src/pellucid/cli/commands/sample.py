@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pellucid.sample.trace import TokenTrace
     from pellucid.tokenize import Tokenizer
 
-BAR = 20  # characters of a probability of 1
+BAR = 20  # characters of the bar of probability 1
 USUAL_TOKENS = 4
 
 
@@ -28,9 +28,10 @@ def command(
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
-    """How tokens are chosen: what each step of the chain removes, and the likeliest tokens before and after it.
+    """Show how tokens are chosen.
 
-    Continues the prompt by 4 tokens unless --max-new-tokens says otherwise.
+    For each token: what each step of the chain removes, and the most likely tokens before and after the chain.
+    Generates 4 tokens unless --max-new-tokens is given.
     """
     from pellucid.util.checks import whole
 
@@ -51,7 +52,7 @@ def command(
 
 
 def as_dict(piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: int) -> dict[str, Any]:
-    """A token's choice as data."""
+    """How a token was chosen, as data."""
     from dataclasses import asdict
 
     return {
@@ -62,7 +63,7 @@ def as_dict(piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: in
 
 
 def candidates(piece: TokenOutput, tokenizer: Tokenizer, top: int) -> list[dict[str, Any]]:
-    """The likeliest tokens, and the chosen one: their probabilities in the model, and after the chain."""
+    """The most likely tokens and the chosen one, with their probabilities in the model and after the chain."""
     import numpy as np
 
     draw = piece.draw

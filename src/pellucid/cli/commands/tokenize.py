@@ -1,4 +1,4 @@
-"""pellucid tokenize MODEL TEXT: a text's tokens, and with --explain how they came about."""
+"""pellucid tokenize MODEL TEXT: the tokens of a text, and with --explain how they are found."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def command(
     ] = False,
     json: common.Json = False,
 ) -> None:
-    """The tokens of a text: ids, bytes, and which characters they stand for. No weights are loaded."""
+    """Show the tokens of a text: ids, bytes, and the characters they stand for. No weights are loaded."""
     from pellucid.tokenize import load_tokenizer
     from pellucid.weights.store import resolve
 
@@ -64,7 +64,7 @@ def command(
 
 
 def _coloured(found: Explanation) -> None:
-    """The text with a colour for each token, and a bar between them where there are no colours."""
+    """Print the text with a colour for each token, and bars between tokens in case there are no colours."""
     from rich.text import Text
 
     line = Text()
@@ -93,12 +93,12 @@ def _stages(found: Explanation) -> None:
     print(f"\n\nnormalised  {common.visible(found.normalized)}")
     for pre_token in found.pre_tokens:
         print(f"\n{common.visible(pre_token.text)}  {pre_token.start}-{pre_token.end}")
-        for line in _how(pre_token):
+        for line in _explanation_lines(pre_token):
             print(f"  {line}")
 
 
-def _how(pre_token: PreToken) -> Iterator[str]:
-    """The model's account, a line for each step."""
+def _explanation_lines(pre_token: PreToken) -> Iterator[str]:
+    """How the model stage tokenized a pre-token, a line for each step."""
     if pre_token.how is None:
         yield "an added token, found before anything else"
         return

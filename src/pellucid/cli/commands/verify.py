@@ -1,4 +1,4 @@
-"""pellucid verify [MODEL ...]: are models still what was pulled?"""
+"""pellucid verify [MODEL ...]: whether stored models are still what was pulled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def command(
     ] = None,
     json: common.Json = False,
 ) -> None:
-    """Hash models of the store again, and say whether they are what was pulled. `pellucid pull` mends them."""
+    """Check by hash whether stored models are still what was pulled. `pellucid pull` repairs them."""
     from pellucid.weights.store import installed, verify
 
     found: list[Verified] = []
@@ -37,7 +37,7 @@ def command(
         for name in models or [model.name for model in installed()]:
             try:
                 found.append(verify(name, progress=bars))
-            except PellucidError as error:  # the others are verified all the same
+            except PellucidError as error:  # the others are still verified
                 failures.append(error)
                 continue
             if not json:

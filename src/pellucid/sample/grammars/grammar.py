@@ -1,7 +1,7 @@
-"""What a text must be: JSON of a schema, a match of a regex, one of some choices, a sentence of a grammar.
+"""Constraints on a text: JSON of a schema, a match of a regex, one of several choices, a sentence of a grammar.
 
-What users give is checked and bounded, and becomes a grammar in the form of llguidance, whose parser (an Earley parser
-over a lexer of derivatives; Microsoft, MIT) follows it: ``matching.py``.
+The user's value is checked, bounded and converted to a grammar in llguidance's form. llguidance's parser (an Earley
+parser over a lexer of derivatives; Microsoft, MIT) matches texts against it: ``matching.py``.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from pellucid.sample.grammars.schema import refused, short
 from pellucid.util import checks
 
 LONGEST = {"regex": 1 << 16, "grammar": 1 << 18}  # characters
-DEEPEST, MOST_RULES = 64, 1000  # brackets in brackets; lines that define something
+DEEPEST, MOST_RULES = 64, 1000  # nesting of brackets; lines that define a rule
 MOST_CHOICES, LONGEST_CHOICE = 10_000, 4096
-# White space in JSON as llama.cpp has it: without a bound, small models never stop making it. Escapes are those without
-# which there is no way to write a character: a name that is written otherwise would be taken for another one.
+# White space in JSON as in llama.cpp: without a bound, small models generate it forever. Only the escapes that are
+# needed to write a character are allowed: a name with other escapes would be taken for a different name.
 JSON = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}", "json_allowed_escapes": '"\\nrtbf'}
 LIMITS = {"max_grammar_size": 200_000, "initial_lexer_fuel": 1_000_000, "max_lexer_states": 100_000}
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """A grammar that llguidance accepts: its ``kind``, an option's name, and its ``source`` in llguidance's form."""
+    """A grammar that llguidance accepts: ``kind`` is the option's name, ``source`` is in llguidance's form."""
 
     kind: str
     source: str
 
 
 def compiled(kind: str, value: Any) -> Grammar:
-    """The grammar that an option asks for.
+    """The checked grammar of an option's value.
 
     Raises:
-        InvalidRequest: it is wrong, too deep, too large, or asks for what is not implemented.
+        InvalidRequest: it is invalid, too deep, too large, or uses something that is not implemented.
     """
     return _checked(kind, _READERS[kind](kind, value))
 
@@ -52,7 +52,7 @@ def _checked(kind: str, text: str) -> Grammar:
     try:
         source = _source(kind, text)
         problem = LLMatcher.validate_grammar(source, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
-    except BaseException as error:  # its reader of GBNF has errors of its own, and its Rust may panic
+    except BaseException as error:  # the GBNF reader has its own error types, and the Rust code may panic
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         problem = str(error) or type(error).__name__
@@ -62,7 +62,7 @@ def _checked(kind: str, text: str) -> Grammar:
 
 
 def _source(kind: str, text: str) -> str:
-    """A value in llguidance's form."""
+    """An option's value in llguidance's form."""
     from llguidance import LLMatcher
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
@@ -70,14 +70,14 @@ def _source(kind: str, text: str) -> str:
         return LLMatcher.grammar_from_json_schema(text, defaults=JSON)  # type: ignore[arg-type]
     if kind == "regex":
         return LLMatcher.grammar_from_regex(text)
-    if kind == "choices":  # a word, not rules: thousands of rules in a row are too many
+    if kind == "choices":  # one terminal, because a rule with thousands of alternatives is too large
         words = " | ".join(map(json.dumps, json.loads(text)))
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {words}")
-    return LLMatcher.grammar_from_lark(gbnf_to_lark(_spelled_out(text)) if "::=" in text else text)
+    return LLMatcher.grammar_from_lark(gbnf_to_lark(_unescape(text)) if "::=" in text else text)
 
 
-def _spelled_out(gbnf: str) -> str:
-    """GBNF with the characters that escapes by number stand for, but for those that would mean something there."""
+def _unescape(gbnf: str) -> str:
+    """GBNF with numeric escapes replaced by their characters, except characters that GBNF might interpret."""
 
     def character(found: re.Match[str]) -> str:
         code = int(found[0][2:], 16)
@@ -87,7 +87,7 @@ def _spelled_out(gbnf: str) -> str:
     return re.sub(r"\\u[0-9A-Fa-f]{4}|\\U[0-9A-Fa-f]{8}|\\x[0-9A-Fa-f]{2}", character, gbnf)
 
 
-def _text(kind: str, given: Any) -> str:
+def _read_text(kind: str, given: Any) -> str:
     value = checks.text(kind, given)
     short(kind, value, LONGEST[kind])
     depth = deepest = 0
@@ -106,7 +106,7 @@ def _text(kind: str, given: Any) -> str:
     return value
 
 
-def _choices(kind: str, value: Any) -> str:
+def _read_choices(kind: str, value: Any) -> str:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
         raise InvalidRequest(f"{kind}={brief(value)}: must be a list of at least one text")
     if len(value) > MOST_CHOICES:
@@ -116,5 +116,5 @@ def _choices(kind: str, value: Any) -> str:
     return json.dumps(list(value))
 
 
-_READERS = {"json_schema": schema.read, "regex": _text, "choices": _choices, "grammar": _text}
+_READERS = {"json_schema": schema.read, "regex": _read_text, "choices": _read_choices, "grammar": _read_text}
 KINDS = tuple(_READERS)

@@ -1,7 +1,7 @@
-"""A text on its way through a grammar (``grammar.py``), and the tokens that may come next.
+"""The state of a text in a grammar (``grammar.py``), and the tokens that may come next.
 
-After each token the set of tokens that may follow is computed, by a thread of its own beside the model's next step if
-there is a core that this leaves idle.
+After each token the mask of the tokens that may follow is computed. If the model leaves a core idle, a separate thread
+computes it during the model's next step.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PLAINLY = {
     "NoExtensionBias": "there is no text that it allows",
     "NoExtension": "there is no text that it allows",
 }
-MOST_TREES = 4  # of one vocabulary
+MOST_TREES = 4  # cached for one vocabulary
 
 
-class _Pieces:
-    """A vocabulary as llguidance wants it, and one more token for the end where there is none."""
+class _Vocabulary:
+    """A vocabulary in the form that llguidance reads, with an additional end token if it has none."""
 
     def __init__(self, tokenizer: TokenizerProtocol, ends: frozenset[int]) -> None:
         size = tokenizer.vocab_size
@@ -50,11 +50,11 @@ class _Pieces:
         ids = (
             [] if tokenizer is None else tokenizer.encode(data.decode("utf-8", "replace"), add_special=False)
         )
-        # Some vocabularies put a space before a text; and bytes may be no text.
-        return ids if b"".join(self.tokens[token] for token in ids) == data else self._in_pieces(data)
+        # Some tokenizers put a space before a text, and the bytes may not be valid UTF-8.
+        return ids if b"".join(self.tokens[token] for token in ids) == data else self._longest_matches(data)
 
-    def _in_pieces(self, data: bytes) -> list[int]:
-        """The longest token at each place, one after the other, until there is none."""
+    def _longest_matches(self, data: bytes) -> list[int]:
+        """Tokenize by the longest match at each position, up to the first position without a match."""
         found, at = [], 0
         while at < len(data):
             for stop in range(min(at + self._longest, len(data)), at, -1):
@@ -68,7 +68,7 @@ class _Pieces:
 
     @functools.cached_property
     def _by_bytes(self) -> dict[bytes, int]:
-        """The first token of each spelling."""
+        """The lowest token id of each byte string."""
         special = set(self.special_token_ids)
         return {self.tokens[token]: token for token in range(self._size - 1, -1, -1) if token not in special}
 
@@ -80,7 +80,7 @@ class _Pieces:
 _trees: weakref.WeakKeyDictionary[TokenizerProtocol, dict[frozenset[int], LLTokenizer]] = (
     weakref.WeakKeyDictionary()
 )
-"""llguidance's trees of vocabularies, a second to make of 262,144 tokens, by the tokens that end a text."""
+"""llguidance's trees of a vocabulary, by the tokens that end a text. One of 262,144 tokens takes a second to build."""
 
 
 def _tree(tokenizer: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:
@@ -90,7 +90,7 @@ def _tree(tokenizer: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:
     if ends not in known:
         if len(known) >= MOST_TREES:
             known.pop(next(iter(known)))
-        pieces = _Pieces(tokenizer, ends)
+        pieces = _Vocabulary(tokenizer, ends)
         wrapped = TokenizerWrapper(pieces)
         known[ends] = LLTokenizer(
             wrapped, n_vocab=len(pieces.tokens), eos_token=sorted(ends) or [tokenizer.vocab_size]
@@ -99,19 +99,19 @@ def _tree(tokenizer: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:
 
 
 @functools.cache
-def _beside() -> ThreadPoolExecutor:
+def _mask_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="pellucid-grammar")
 
 
-if hasattr(os, "register_at_fork"):  # a child would inherit the pool without its thread
-    os.register_at_fork(after_in_child=_beside.cache_clear)
+if hasattr(os, "register_at_fork"):  # a forked child would inherit the pool without its thread
+    os.register_at_fork(after_in_child=_mask_pool.cache_clear)
 
 
 class Matching:
-    """A text on its way through a grammar, and the tokens that may come next.
+    """The state of a text in a grammar, and the tokens that may come next.
 
-    Where the grammar leaves one way only, the parser is ahead of the text: ``forced`` are the tokens that must come.
-    While a mask is being computed nothing else may ask the matcher.
+    Where the grammar allows only one continuation, the parser is ahead of the text: ``forced`` are the tokens that must
+    come. While a mask is being computed, nothing else may use the matcher.
     """
 
     def __init__(self, grammar: Grammar, context: RequestContext) -> None:
@@ -122,7 +122,7 @@ class Matching:
         limits = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
         self._matcher = LLMatcher(_tree(tokenizer, self._ends), grammar.source, log_level=0, limits=limits)
         self.forced: list[int] = []
-        self._stopped, self._coming = False, _nothing()
+        self._stopped, self._pending = False, _done()
         self._advance()
 
     @property
@@ -131,65 +131,67 @@ class Matching:
         return self._stopped and not self.forced
 
     def among(self, candidates: Candidates) -> Candidates:
-        """Those that may come next.
+        """The candidates that may come next.
 
         Raises:
-            InvalidRequest: the grammar has become too complex to follow.
+            InvalidRequest: the grammar has become too complex to match.
         """
         if self.forced:
             return candidates.keep(candidates.places(np.array(self.forced[:1])))
-        self._coming.result()
+        self._pending.result()
         self._check()
         return candidates.allow(self._mask)
 
     def accept(self, token: int) -> None:
-        """A token has come."""
+        """Advance by a token."""
         if self.forced:
             del self.forced[0]
         elif token not in self._ends:
-            self._coming.result()
+            self._pending.result()
             self._matcher.consume_token(token)
             self._advance()
 
     def fork(self) -> Matching:
-        """The same text, to go on otherwise."""
-        self._coming.result()
+        """A copy that can diverge."""
+        self._pending.result()
         made = object.__new__(Matching)
         made.__dict__.update(self.__dict__)
         made._matcher, made.forced = self._matcher.deep_copy(), list(self.forced)
         return made
 
     def _advance(self) -> None:
-        """Find the tokens that must come, and have those computed that may come after them."""
+        """Find the tokens that must come, and start to compute the mask of those that may come after them."""
         self._check()
         if not self._matcher.is_stopped():
             forced = self._matcher.compute_ff_tokens()
             self.forced = forced[: self._matcher.try_consume_tokens(forced)]
             self._check()
         self._stopped = bool(self._matcher.is_stopped())
-        # An array of its own: a fork may still read the last one.
-        self._mask = np.zeros(-(-(self._size + (not self._ends)) // 32), np.uint32)  # as many as _Pieces has
+        # One bit per token of _Vocabulary. A new array, because a fork may still read the previous one.
+        self._mask = np.zeros(-(-(self._size + (not self._ends)) // 32), np.uint32)
         if self._stopped:
             for end in self._ends:
                 self._mask[end >> 5] |= np.uint32(1 << (end & 31))
         elif self._idle:
-            self._coming = _beside().submit(_fill, self._matcher, self._mask)
-        else:  # beside the model it would cost more: each would wait for the other
+            self._pending = _mask_pool().submit(_fill, self._matcher, self._mask)
+        else:  # a thread beside the model would cost more: each would wait for the other
             _fill(self._matcher, self._mask)
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            problem = self._matcher.get_error().partition("<state>")[0]  # what follows is the parser's inside
+            problem = self._matcher.get_error().partition("<state>")[
+                0
+            ]  # the rest is the parser's internal state
             raise refused(self._kind, PLAINLY.get(problem.strip(), problem))
 
 
-def _nothing() -> Future[None]:
-    """What has come already."""
+def _done() -> Future[None]:
+    """A future that is already done."""
     done: Future[None] = Future()
     done.set_result(None)
     return done
 
 
 def _fill(matcher: LLMatcher, mask: NDArray[np.uint32]) -> None:
-    """Compute a mask; llguidance gets its address only, so whoever waits no longer must not be who keeps it."""
+    """Compute a mask. llguidance gets only its address, so this call must keep the array alive."""
     matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)

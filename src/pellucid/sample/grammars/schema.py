@@ -1,5 +1,7 @@
-"""JSON schemas that users give, checked before llguidance reads them: it recurses, takes time by what they hold, and
-rounds large numbers, so all of that has limits here; and what it takes too lightly is put more strictly.
+"""Checks of users' JSON schemas before llguidance reads them.
+
+llguidance recurses over a schema, takes time that depends on its values, and rounds large numbers, so depth, sizes and
+numbers have limits here. Formats that it checks too loosely are replaced by stricter patterns.
 """
 
 from __future__ import annotations
@@ -14,15 +16,17 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
 
 LONGEST = 1 << 20  # characters
-DEEPEST, DEEPEST_RESOLVED = 64, 256  # containers in containers; the same with references followed
-MOST_KEYS, MOST_ITEMS, MOST_PATTERNS = 1000, 2000, 64  # of an object, of a list, of patternProperties
-LARGEST = 1 << 53  # beyond it not every integer is a float64
-MOST_MULTIPLE = 10_000  # numbers that are multiples are counted out, digit by digit
+DEEPEST, DEEPEST_RESOLVED = 64, 256  # nesting of containers; the same with references followed
+MOST_KEYS, MOST_ITEMS, MOST_PATTERNS = 1000, 2000, 64  # per object, per list, of patternProperties
+LARGEST = 1 << 53  # beyond it, not every integer is exact in float64
+MOST_MULTIPLE = 10_000  # multiples are enumerated digit by digit
 
-_ONE = ("items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if", "then", "else",
-        "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
-_SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_SCHEMA_KEYS = (
+    "items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if", "then", "else",
+    "unevaluatedItems", "unevaluatedProperties",
+)  # fmt: skip
+_LIST_KEYS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_MAP_KEYS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
 _YEAR = r"(?:[1-9]\d{3}|0[1-9]\d{2}|00[1-9]\d|000[1-9])"
 _LEAP = r"(?:\d{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
@@ -30,14 +34,14 @@ _DAY = r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[
 _DATE = rf"(?:{_YEAR}-{_DAY}|{_LEAP}-02-29)"
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 STRICTER = {"date": f"^{_DATE}$", "date-time": f"^{_DATE}T{_TIME}$"}
-"""Formats of which llguidance knows only the shape: it has a 29th of February every year."""
+"""Formats that llguidance checks only by shape: it accepts a 29th of February in every year."""
 
 
 def read(kind: str, value: Any) -> str:
-    """The JSON of a schema, for llguidance. A schema is JSON, a mapping, true or false, or a class of pydantic's.
+    """A schema as JSON text for llguidance. A schema is JSON text, a mapping, True, False or a pydantic class.
 
     Raises:
-        InvalidRequest: it is none, too large, too deep, or holds what could not be kept to.
+        InvalidRequest: it is not a schema, too large, too deep, or holds something that cannot be enforced.
     """
     if hasattr(value, "model_json_schema"):
         try:
@@ -52,7 +56,7 @@ def read(kind: str, value: Any) -> str:
             raise refused(kind, f"it is no JSON ({error})") from None
     if not isinstance(value, (Mapping, bool)):
         raise InvalidRequest(f"{kind}={brief(value)}: must be a JSON schema, as a mapping or as JSON")
-    _bounded(kind, value)
+    _check_bounds(kind, value)
     try:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -61,68 +65,67 @@ def read(kind: str, value: Any) -> str:
     schema = json.loads(text)
     if schema is True:
         return "{}"
-    _Walk(kind, schema).check()
+    _SchemaChecker(kind, schema).check()
     return json.dumps(schema)
 
 
 def refused(kind: str, problem: str) -> InvalidRequest:
-    """The error for a constraint that cannot be followed."""
+    """The error for a constraint that cannot be enforced."""
     line = " ".join(shown(line.strip()) for line in problem.splitlines() if line.strip())
     return InvalidRequest(f"{kind} cannot be followed: {line[:200]}; mend it, or leave it out")
 
 
 def short(kind: str, text: str, most: int) -> None:
-    """Raises InvalidRequest for a text of more than so many characters."""
+    """Raise InvalidRequest if a text has more than ``most`` characters."""
     if len(text) > most:
         raise InvalidRequest(f"{kind} has {len(text):,} characters; the limit is {most:,}: make it shorter")
 
 
-def _bounded(kind: str, value: Any) -> None:
-    """Nothing is nested too deep, too long, or too large a number. Goes level by level: a cycle is too deep."""
+def _check_bounds(kind: str, value: Any) -> None:
+    """Check nesting, sizes and numbers against the limits. It goes level by level, so a cycle is too deep."""
     level, seen = [value], 0
     for _ in range(DEEPEST):
         inner: list[Any] = []
         for one in level:
             if isinstance(one, Mapping):
-                _few(kind, len(one), MOST_KEYS, "keys in an object")
+                _check_count(kind, len(one), MOST_KEYS, "keys in an object")
                 inner += one.values()
             elif isinstance(one, (list, tuple)):
-                _few(kind, len(one), MOST_ITEMS, "entries in a list")
+                _check_count(kind, len(one), MOST_ITEMS, "entries in a list")
                 inner += one
             elif isinstance(one, (int, float)) and LARGEST < abs(one) < math.inf:
                 raise InvalidRequest(
                     f"{kind} holds {brief(one)}; numbers beyond {LARGEST:,} would be rounded"
                 )
         seen += len(inner)
-        _few(kind, seen, LONGEST, "values")
+        _check_count(kind, seen, LONGEST, "values")
         if not inner:
             return
         level = inner
     raise InvalidRequest(f"{kind} is nested more than {DEEPEST} deep: make it simpler")
 
 
-def _few(kind: str, count: int, most: int, what: str) -> None:
+def _check_count(kind: str, count: int, most: int, what: str) -> None:
     if count > most:
         raise InvalidRequest(f"{kind} has {count:,} {what}; the limit is {most:,}: make it simpler")
 
 
-class _Walk:
-    """Goes over the subschemas of a schema, references followed, each once."""
+class _SchemaChecker:
+    """Visits each subschema of a schema once, following references."""
 
     def __init__(self, kind: str, schema: Any) -> None:
         self.kind, self.root, self.patterns = kind, schema, 0
 
     def check(self) -> None:
-        """All of them; and how deep they are in one another."""
+        """Check every subschema, and how deeply they are nested."""
         depths: dict[int, int] = {}
         stack: list[tuple[Any, Iterator[Any]]] = []
 
         def enter(node: Any) -> None:
-            depths[id(node)] = (
-                0  # one that is met again below itself: a cycle, which llguidance does not unroll
-            )
-            self._one(node)
-            stack.append((node, self._inner(node)))
+            # It stays 0 for a node that occurs again below itself: a cycle, which llguidance does not unroll.
+            depths[id(node)] = 0
+            self._check_schema(node)
+            stack.append((node, self._subschemas(node)))
 
         enter(self.root)
         while stack:
@@ -143,23 +146,23 @@ class _Walk:
                     "make it simpler"
                 )
 
-    def _inner(self, node: Any) -> Iterator[Any]:
-        """The schemas in a schema, and the one that it refers to."""
+    def _subschemas(self, node: Any) -> Iterator[Any]:
+        """The direct subschemas of a schema, and the one that it refers to."""
         if not isinstance(node, dict):
             return
         if isinstance(reference := node.get("$ref"), str):
-            yield self._resolved(reference)
-        for key in _ONE:
+            yield self._resolve(reference)
+        for key in _SCHEMA_KEYS:
             yield node.get(key)
-        for key in _SEVERAL:
+        for key in _LIST_KEYS:
             if isinstance(several := node.get(key), list):
                 yield from several
-        for key in _NAMED:
+        for key in _MAP_KEYS:
             if isinstance(named := node.get(key), dict):
                 yield from named.values()
 
-    def _resolved(self, reference: str) -> Any:
-        """What a pointer into the schema points to, if it does; llguidance says what is wrong with it if not."""
+    def _resolve(self, reference: str) -> Any:
+        """The node that a reference points to. None if there is none; llguidance reports what is wrong with it."""
         node = self.root
         for part in reference.removeprefix("#").split("/")[1:]:
             part = part.replace("~1", "/").replace("~0", "~")
@@ -171,8 +174,8 @@ class _Walk:
                 return None
         return node
 
-    def _one(self, node: Any) -> None:
-        """What a single schema says; formats are put more strictly in it."""
+    def _check_schema(self, node: Any) -> None:
+        """Check a single schema, and replace its formats by stricter patterns."""
         if not isinstance(node, dict):
             return
         required = node.get("required", [])
@@ -180,7 +183,7 @@ class _Walk:
             raise refused(self.kind, f"required is {brief(required)}, not a list of names")
         if isinstance(patterns := node.get("patternProperties"), dict):
             self.patterns += len(patterns)
-            _few(self.kind, self.patterns, MOST_PATTERNS, "patternProperties")
+            _check_count(self.kind, self.patterns, MOST_PATTERNS, "patternProperties")
         least, free = node.get("minProperties", 0), node.get("additionalProperties", True) is not False
         if isinstance(least, (int, float)) and least > 1 and (free or node.get("patternProperties")):
             raise refused(
@@ -189,12 +192,12 @@ class _Walk:
         if isinstance(options := node.get("x-guidance"), dict) and options.get("lenient"):
             raise refused(self.kind, "x-guidance is lenient: what is not implemented would be ignored")
         if "multipleOf" in node or "allOf" in node:
-            self._multiples(node)
+            self._check_multiples(node)
         if node.get("format") in STRICTER and "pattern" not in node:
             node["pattern"] = STRICTER[node.pop("format")]
 
-    def _multiples(self, node: dict[str, Any]) -> None:
-        """What a number must be a multiple of, all together, must not be much."""
+    def _check_multiples(self, node: dict[str, Any]) -> None:
+        """Check that the combined ``multipleOf`` of a schema is not too large."""
         common, stack, seen = Fraction(1), [node], set()
         while stack:
             one = stack.pop()
@@ -211,4 +214,4 @@ class _Walk:
                     raise refused(self.kind, f"multipleOf comes to more than {MOST_MULTIPLE:,}")
             stack += one["allOf"] if isinstance(one.get("allOf"), list) else []
             if isinstance(reference := one.get("$ref"), str):
-                stack.append(self._resolved(reference))
+                stack.append(self._resolve(reference))

@@ -1,6 +1,7 @@
-"""Only these tokens: ids, or texts, of which each token is allowed, as at the beginning of a text and after a space.
+"""Allowed: only these tokens, given as ids or texts.
 
-Tokens that end the text are not among them unless they are named.
+A text allows all tokens that it is encoded as, at the beginning of a text and after a space. End tokens are allowed
+only if they are named.
 """
 
 from __future__ import annotations

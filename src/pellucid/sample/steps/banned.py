@@ -1,8 +1,8 @@
-"""Tokens or words that must not come.
+"""Banned: tokens or words that must not come.
 
-An entry is a token's id, a list of ids, of which the last is forbidden where the others stand before it, or a text. A
-text is forbidden as the tokens that it is encoded as, at the beginning of a text and after a space; what the model
-spells otherwise, with other tokens, gets past this. A grammar (``constraint.py``) is the way to be sure.
+An entry is a token id, a list of ids or a text. The last id of a list is forbidden after the others. A text is
+forbidden as the tokens that it is encoded as, at the beginning of a text and after a space. The model can still spell
+it with other tokens; only a grammar (``constraint.py``) prevents that.
 """
 
 from __future__ import annotations

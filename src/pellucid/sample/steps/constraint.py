@@ -1,10 +1,10 @@
-"""Constraint: only tokens with which the text can become what is asked for (``grammar.py``).
+"""Constraint: only tokens after which the text can still satisfy a constraint (``grammars/grammar.py``).
 
-    json_schema   JSON of a schema        regex     a text that matches, all of it
-    choices       one of some texts       grammar   a sentence of a grammar, in Lark's form or GBNF
+    json_schema   JSON of a schema        regex     a text that matches as a whole
+    choices       one of several texts    grammar   a sentence of a grammar, in Lark's form or GBNF
 
-The text ends when nothing can follow; a token that ends it is allowed as soon as it is whole. What stops it earlier,
-such as ``max_new_tokens``, leaves it cut off.
+The text ends when nothing can follow. End tokens are allowed as soon as the text satisfies the constraint. Other stop
+criteria, such as ``max_new_tokens``, may cut the text off earlier.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Constraint(SamplerStep):
 
     @property
     def given(self) -> dict[str, Any]:
-        """What is asked for."""
+        """The constraints that are set, by option name."""
         return {kind: getattr(self, kind) for kind in KINDS if getattr(self, kind) is not None}
 
     @property
@@ -72,7 +72,7 @@ class Constraint(SamplerStep):
         return self if self.matching is None else self._with(self.matching.fork())
 
     def _with(self, matching: Matching) -> Constraint:
-        """The same, not checked again."""
+        """A copy with this state, without checking the constraint again."""
         made = copy(self)
         object.__setattr__(made, "matching", matching)
         return made

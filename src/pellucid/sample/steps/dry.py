@@ -1,9 +1,8 @@
 """DRY, don't repeat yourself: the longer a repetition would become, the less likely its next token (Weidmann 2024).
 
-Where the last n tokens have stood before, n >= ``dry_allowed_length``, the token that came after them then is taken
-``dry_multiplier`` * ``dry_base`` ** (n - ``dry_allowed_length``) off. Sequence breakers, texts such as a new line, end
-what counts as a repetition, and are never penalised themselves. Values and the way breakers are looked for are
-llama.cpp's.
+If the last n tokens have occurred before, n >= ``dry_allowed_length``, the logit of the token that followed them then
+is lowered by ``dry_multiplier`` * ``dry_base`` ** (n - ``dry_allowed_length``). Sequence breakers, texts such as a new
+line, end a repetition and are never penalised themselves. The values and the search for breakers are llama.cpp's.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from pellucid.sample.checking import real, texts, whole
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol, last, option
 
 MOST_BREAKERS, LONGEST_BREAKER, LONGEST_TAIL = 64, 40, 20
-MOST_KEPT = 16  # lists of breakers of one vocabulary
+MOST_KEPT = 16  # lists of breakers that are cached for one vocabulary
 LARGEST_LOG = 88.7228391  # log of the largest float32: no penalty is greater
 
 Breakers = Mapping[int, Sequence[tuple[int, ...]]]
-"""Tokens that a breaker ends in or begins in, with the tokens that make up its rest."""
+"""Token → the token sequences that complete a breaker after it; () if the token contains a whole breaker."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Dry(SamplerStep):
         return candidates.plus(tokens, -self.dry_multiplier * growth)
 
     def _since_breaker(self, ids: NDArray[np.int64]) -> int:
-        """How many of the last tokens a repetition may consist of: no breaker is among them."""
+        """The maximum length of a repetition: the number of tokens after the last breaker."""
         places = np.flatnonzero(np.isin(ids, self.heads))
         for place in places[::-1].tolist():
             after = ids[place + 1 : place + 1 + LONGEST_TAIL].tolist()
@@ -85,7 +84,7 @@ class Dry(SamplerStep):
 
 
 def repetitions(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """For each place but the last, how many tokens up to it are those that the text ends in, ``most`` at most."""
+    """For each position but the last, how many tokens up to it equal the last tokens of the text; ``most`` at most."""
     lengths = np.zeros(len(ids) - 1, np.int64)
     places = np.arange(len(ids) - 1)
     for length in range(most):
@@ -97,21 +96,21 @@ def repetitions(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return lengths
 
 
-_found: WeakKeyDictionary[TokenizerProtocol, dict[tuple[str, ...], Breakers]] = WeakKeyDictionary()
-"""Breakers of vocabularies that were looked through: that takes a while, and depends on nothing else."""
+_breakers_cache: WeakKeyDictionary[TokenizerProtocol, dict[tuple[str, ...], Breakers]] = WeakKeyDictionary()
+"""The breakers of each vocabulary: the search takes a while and depends only on the vocabulary and the texts."""
 
 
 def _breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
-    """Where breakers may end: tokens that have one in them, and tokens that begin one, with the tokens of its rest."""
-    known = _found.setdefault(tokenizer, {})
+    """The tokens that contain a breaker, and those that begin one, with the tokens of its rest."""
+    known = _breakers_cache.setdefault(tokenizer, {})
     if breakers not in known:
         if len(known) >= MOST_KEPT:
             known.clear()
-        known[breakers] = _looked_for(tokenizer, breakers)
+        known[breakers] = _search_breakers(tokenizer, breakers)
     return known[breakers]
 
 
-def _looked_for(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
+def _search_breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
     found: dict[int, list[tuple[int, ...]]] = {}
     for token in range(tokenizer.vocab_size):
         text = tokenizer.decode([token], skip_special=False)

@@ -1,6 +1,6 @@
-"""Bias: a number added to the logits of some tokens, each time (OpenAI's API). Minus infinity forbids a token.
+"""Logit bias: adds numbers to the logits of some tokens (OpenAI's API). Minus infinity forbids a token.
 
-A token is its id, or a text that is one token.
+A token is given as its id, or as a text that is exactly one token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _finite = real(-1000, 1000, "minus infinity forbids a token")
 
 
 def _biases(name: str, value: Any) -> tuple[tuple[int | str, float], ...]:
-    """Pairs, as a mapping or as this has made them before."""
+    """Pairs of token and number, from a mapping or from pairs that this function has returned."""
     pairs = tuple(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
         raise InvalidRequest(
@@ -43,8 +43,8 @@ def _amount(name: str, value: Any) -> float:
     return -math.inf if infinite else float(_finite(name, value))
 
 
-def _read(text: str) -> Any:
-    """TOKEN=NUMBER,... from a command line."""
+def _parse(text: str) -> Any:
+    """Parse TOKEN=NUMBER,... from a command line. A malformed text is returned as it is: the check rejects it."""
     pairs = (part.rpartition("=") for part in text.split(","))
     if "=" not in text:
         return text
@@ -59,7 +59,7 @@ class LogitBias(SamplerStep):
     name, order, kind = "logit_bias", 40, "change"
 
     logit_bias: tuple[tuple[int | str, float], ...] = option(
-        (), _biases, "Numbers added to logits: TOKEN=NUMBER,... where a token is its id or its text.", _read
+        (), _biases, "Numbers added to logits: TOKEN=NUMBER,... where a token is its id or its text.", _parse
     )
     ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
     amounts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)

@@ -1,4 +1,4 @@
-"""No end before so many tokens: the tokens that end a text are forbidden until then."""
+"""Minimum length: end tokens are forbidden until ``min_new_tokens`` tokens are generated."""
 
 from __future__ import annotations
 

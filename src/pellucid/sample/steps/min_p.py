@@ -1,4 +1,4 @@
-"""Min-p: only tokens at least so likely as this share of the likeliest one's probability (Nguyen et al. 2024)."""
+"""Min-p: only tokens with at least this share of the highest probability (Nguyen et al. 2024)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Mirostat 2: cuts so that the surprise of the text stays near a target (Basu et al. 2021).
+"""Mirostat 2: a cut-off that keeps the surprise of the text near a target (Basu et al. 2021).
 
-Tokens whose surprise, -log2 of their probability, is above μ are cut off; if all are, the likeliest stays, of equal
-ones the lowest id. After each token μ moves against the error of its surprise: μ -= η (surprise - τ). It begins at 2 τ.
-It stands in for all other steps that cut.
+The surprise of a token is -log2 of its probability. Tokens with a surprise above μ are removed; if all are above it,
+the most likely one stays (the lowest id on ties). μ begins at 2 τ, and after each token it is corrected by the error of
+the token's surprise: μ -= η (surprise - τ). Mirostat replaces all other steps of kind "cut".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, opti
 
 @dataclass
 class Surprise:
-    """What one request remembers."""
+    """The state of one request: ``most`` is μ, in bits."""
 
     most: float
 

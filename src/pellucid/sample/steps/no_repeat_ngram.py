@@ -1,4 +1,4 @@
-"""No n-gram twice: tokens that would complete n tokens that have come before are forbidden (Paulus et al. 2017)."""
+"""No repeated n-grams: forbids tokens that would complete an n-gram that has occurred (Paulus et al. 2017)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NoRepeatNgram(SamplerStep):
         ids, n = history.ids, self.no_repeat_ngram_size
         if len(ids) < n:
             return candidates
-        before = len(ids) - n + 1  # places where n - 1 tokens and one more begin
+        before = len(ids) - n + 1  # positions at which an n-gram begins
         same = np.ones(before, np.bool_)
         for offset in range(n - 1):
             same &= ids[offset : offset + before] == ids[before + offset]

@@ -1,11 +1,11 @@
-"""Penalties for tokens that have come: repetition (Keskar et al. 2019), frequency and presence (OpenAI's API).
+"""Penalties for tokens that have occurred: repetition (Keskar et al. 2019), frequency and presence (OpenAI's API).
 
-    repetition   of tokens in the prompt or the answer: a positive logit is divided by it, a negative one multiplied
-    frequency    of tokens in the answer: taken off the logit as often as they came
-    presence     of tokens in the answer: taken off once
+    repetition   for tokens of the prompt or the answer: divides a positive logit, multiplies a negative one
+    frequency    for tokens of the answer: subtracted from the logit once per occurrence
+    presence     for tokens of the answer: subtracted from the logit once
 
-``repeat_last_n`` is how many of the last tokens count, -1 is all: as in transformers and vLLM; llama.cpp has 64, and
-counts the prompt for the last two as well.
+``repeat_last_n`` is how many of the last tokens count; -1 is all, as in transformers and vLLM. llama.cpp uses 64, and
+counts the prompt for frequency and presence as well.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Temperature: logits / t. Below 1 sharpens the distribution, above 1 flattens it. 0 is greedy, not a division.
+"""Temperature: logits / t. Below 1 it sharpens the distribution, above 1 it flattens it. 0 is greedy, not a division.
 
-With ``dynatemp_range`` r it is between t - r and t + r, by how undecided the model is: the entropy over its greatest
-value for so many tokens that may come, to the power of ``dynatemp_exponent`` (llama.cpp's dynamic temperature, after
-kalomaze 2023; that counts forbidden tokens as well).
+With ``dynatemp_range`` r the temperature is between t - r and t + r. Its place in that range is the entropy relative to
+its maximum for the number of allowed tokens, to the power of ``dynatemp_exponent`` (llama.cpp's dynamic temperature,
+after kalomaze 2023; llama.cpp counts forbidden tokens as well).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Temperature(SamplerStep):
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken, and nothing drawn."""
+        """Whether the most likely token is taken without a draw."""
         return self.temperature == 0 and self.dynatemp_range == 0
 
     @property

@@ -1,4 +1,4 @@
-"""Top-k: only the k most likely tokens stay (Fan et al. 2018). Of equal ones the lowest ids stay."""
+"""Top-k: only the k most likely tokens stay (Fan et al. 2018). On ties the lowest ids stay."""
 
 from __future__ import annotations
 

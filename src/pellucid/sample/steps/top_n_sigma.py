@@ -1,6 +1,6 @@
 """Top-nσ: only tokens whose logit is within n standard deviations of the highest one (Tang et al. 2024).
 
-The deviation is over the tokens that are possible at all. It does not hang on the temperature, nor does what stays.
+The deviation is that of the tokens that are not forbidden. Which tokens stay does not depend on the temperature.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Top-p, or nucleus: the smallest set of tokens whose probabilities sum to p (Holtzman et al. 2020).
 
-Tokens are taken from the most likely on (of equal ones, the lowest id first) until the sum reaches p; at least one.
+Tokens are taken in descending order of probability (the lowest id first on ties) until their sum reaches p; at least
+one stays.
 """
 
 from __future__ import annotations

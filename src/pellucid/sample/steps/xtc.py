@@ -1,7 +1,7 @@
 """XTC, exclude top choices: of several tokens above a threshold only the least likely stays (Weidmann 2024).
 
-It happens with a probability, by a random number of its own. What is below the threshold stays as well, so the text
-leaves the beaten track but keeps to likely tokens.
+The step applies with a given probability, decided by its own random number for each token. Tokens below the threshold
+stay as well, so the text becomes less predictable but keeps to likely tokens.
 """
 
 from __future__ import annotations

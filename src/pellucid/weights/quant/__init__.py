@@ -1,6 +1,10 @@
-"""Block formats: how weights are stored in files, one file of ``formats/`` a format.
+"""Block formats: how weights are stored in files.
 
-A module there holds one or more ``Format``s (``format.py``). A format is data: how the bits of a block's values and
-scales lie in a file (``kernels/matmul/block_layout.py``), and the packed layout that keeps them without loss
-(``kernels/matmul/packed_layout.py``). Decoding, packing and the matrix products follow from those two.
+format.py     a block format as data
+registry.py   the known formats, by name
+formats/      the formats, one file per format or family
+
+A format consists of its block layout, the positions of the bits of values and scales in a file
+(``kernels/matmul/block_layout.py``), and of the packed layout that holds them without loss
+(``kernels/matmul/packed_layout.py``). Decoding, packing and the matrix products follow from these two.
 """

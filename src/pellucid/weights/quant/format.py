@@ -1,4 +1,4 @@
-"""A block format, as data, and what follows from it: its size, and its blocks taken apart."""
+"""A block format as data, and what follows from it: its size, and how its blocks are unpacked."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pellucid.kernels.matmul.packed_layout import PackedLayout
 
 @dataclass(frozen=True)
 class BlockFields:
-    """Blocks taken apart: the integer of every value, and what it is scaled by.
+    """Unpacked blocks: the integer of every value, and the scales and minima.
 
-    ``values`` (N, D) uint8. ``sides`` are (N, count) arrays, as ``PackedLayout.sides`` has them.
+    ``values`` (N, D) uint8. ``sides`` are (N, count) arrays, in the order and with the dtypes of
+    ``PackedLayout.sides``.
     """
 
     values: NDArray[np.uint8]
@@ -25,7 +26,7 @@ class BlockFields:
 
 @dataclass(frozen=True)
 class Format:
-    """A stored block format: its name in GGUF, its packed layout, and its blocks."""
+    """A stored block format: its name in GGUF, its packed layout, and its block layout."""
 
     name: str
     packed: PackedLayout
@@ -33,20 +34,20 @@ class Format:
 
     @property
     def block(self) -> int:
-        """Values of a block."""
+        """Values per block."""
         return self.stored.values
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of a block."""
+        """Bytes per block."""
         return self.stored.nbytes
 
     def row_bytes(self, columns: int) -> int:
-        """Bytes of a stored row."""
+        """Bytes of a stored row of ``columns`` values."""
         return columns // self.block * self.block_bytes
 
     def fields(self, raw: NDArray[np.uint8]) -> BlockFields:
-        """Blocks of integers, (N, blocks, block_bytes), taken apart."""
+        """Unpack blocks of integers, (N, blocks, block_bytes) uint8."""
         values = np.full((*raw.shape[:2], self.block), self.stored.flip, np.uint8)
         below = 0
         for plane in self.stored.planes:

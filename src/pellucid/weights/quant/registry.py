@@ -1,4 +1,4 @@
-"""The block formats that are known: what the modules of ``formats/`` declare."""
+"""The known block formats: what the modules of ``formats/`` declare."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def formats() -> Mapping[str, Format]:
     """Every format, by its name in GGUF.
 
     Raises:
-        TypeError: two files declare one format.
+        TypeError: two files declare the same format.
     """
     return discover("pellucid.weights.quant.formats", Format, lambda one: (one.name,))
 
 
 def lookup(name: str, what: str) -> Format:
-    """The format of that name.
+    """The format called ``name``.
 
     Raises:
-        UnsupportedModel: it is not implemented; lists those that are.
+        UnsupportedModel: it is not implemented; the message lists those that are.
     """
     try:
         return formats()[name]

@@ -1,5 +1,9 @@
-"""Where model files come from. One file of ``schemes/`` per source, found by being in that folder.
+"""Where model files come from.
 
-A spec is ``scheme:rest``; each module there has a ``SOURCE`` that knows what ``rest`` means. Adding a source
+source.py     the interface of a source, and of progress callbacks
+registry.py   the known sources, by scheme
+schemes/      the sources, one file each
+
+A spec is ``scheme:rest``. Each module of ``schemes/`` has a ``SOURCE`` that knows what ``rest`` means; adding a source
 is adding a file.
 """

@@ -1,4 +1,4 @@
-"""The sources that are known: what the modules of ``schemes/`` declare."""
+"""The known sources: what the modules of ``schemes/`` declare."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def sources() -> Mapping[str, Source]:
     """Every source, by its scheme.
 
     Raises:
-        TypeError: two files declare one scheme.
+        TypeError: two files declare the same scheme.
     """
     return discover("pellucid.weights.sources.schemes", Source, lambda source: (source.scheme,))  # type: ignore[type-abstract]

@@ -1,4 +1,4 @@
-"""A source of model files: what a module of ``schemes/`` declares as ``SOURCE``, and what watches it."""
+"""The interface of a source, which modules of ``schemes/`` declare as ``SOURCE``, and of progress callbacks."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-CHECKING = "checking "  # how a label begins that is not of something fetched
+CHECKING = "checking "  # prefix of the label while a local file is hashed
 
 
 class DownloadProgress(Protocol):
-    """What a caller passes in to watch. Called often, from the calling thread or a downloader's."""
+    """Progress callback of a download. Called often, from the calling thread or a downloader's."""
 
     def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
-        """``done_bytes`` of ``total_bytes`` (None: not known) of ``label`` are there.
+        """``done_bytes`` of ``total_bytes`` (None: unknown) of ``label`` are done.
 
-        A label that begins with `CHECKING` is of a file that is here and is hashed.
+        A label that begins with `CHECKING` means that a local file is being hashed.
         """
         ...
 
 
 class Silent:
-    """The `Progress` of someone who does not watch."""
+    """A `DownloadProgress` that does nothing."""
 
     def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
         pass
@@ -34,14 +34,14 @@ class Source(ABC):
 
     @abstractmethod
     def cached(self, rest: str) -> Path | None:
-        """What ``rest`` names if this source already has it on this machine, without any network."""
+        """The path of what ``rest`` names, or None if this source does not have it on this machine. Uses no network."""
         ...
 
     @abstractmethod
     def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
-        """Get the file or folder that ``rest`` names, at most ``limit`` bytes of it, and return its path.
+        """Fetch the file or folder that ``rest`` names, at most ``limit`` bytes, and return its path.
 
-        A path inside ``scratch`` (a folder that is the caller's alone) is the caller's to move; any other
-        belongs to the source's own cache. Raises `SourceError` with the reason in one line.
+        ``scratch`` is a folder of the caller's. The caller may move a path inside it; any other path belongs to the
+        source's own cache. Raises `SourceError` with the reason in one line.
         """
         ...

@@ -1,4 +1,4 @@
-"""F32, F16, BF16: plain floating point, one value a block."""
+"""F32, F16, BF16: plain floating point, one value per block."""
 
 from __future__ import annotations
 

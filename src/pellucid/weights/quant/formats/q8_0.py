@@ -1,4 +1,4 @@
-"""Q8_0: value = d q, q signed; kept as q + 128, unsigned, with a zero point of 128.
+"""Q8_0: value = d q, q signed; packed as q + 128, unsigned, with a zero point of 128.
 
 | 0..1   | 2..33       |
 | d: f16 | 32 x int8 q |

