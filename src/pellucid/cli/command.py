@@ -14,6 +14,8 @@ class Command:
 
     name: str
     run: Callable[..., None]
+    sampling: bool = False
+    """Whether it takes the options of a generation, as ``**sampling``."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ def application(wanted: str | None = None) -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     for command in known_commands().values():
         if isinstance(command, Command):
-            run = with_options(command.run) if command.name == wanted else _without_options(command.run)
+            run = command.run if command.name == wanted else _without_options(command.run)
+            if command.name == wanted and command.sampling:
+                run = with_options(command.run)
             app.command(command.name)(run)
             continue
         group = typer.Typer(help=command.help)

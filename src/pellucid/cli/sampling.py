@@ -1,7 +1,7 @@
 """The options of a generation on the command line: those of every sampler step, and those of ``Options``.
 
-A command that takes ``**sampling`` is decorated with ``sampled``. Its options are built only if it is the command that
-runs, because that imports the steps, and NumPy with them.
+A command that takes ``**sampling`` is declared with ``sampling=True``. Its options are built only if it is the command
+that runs, because that imports the steps, and NumPy with them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,8 @@ import typer
 from pellucid.cli import common
 
 
-def sampled(command: Callable[..., None]) -> Callable[..., None]:
-    """Mark a command that takes the options of a generation."""
-    command.takes_sampling = True  # type: ignore[attr-defined]
-    return command
-
-
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with a parameter for each option of a generation, as Typer needs it; unmarked commands unchanged."""
-    if not getattr(command, "takes_sampling", False):
-        return command
+    """The command's function with a parameter for each option of a generation, as Typer needs it."""
     signature = inspect.signature(command, eval_str=True)
     kept = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
     given = {one.name for one in kept}

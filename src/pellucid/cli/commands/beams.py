@@ -8,7 +8,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.sampling import checked, sampled
+from pellucid.cli.sampling import checked
 
 if TYPE_CHECKING:
     from pellucid.engine.output import Beams
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 USUAL_TOKENS = 32
 
 
-@sampled
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
@@ -87,4 +86,4 @@ def _tree(found: Beams, tokenizer: Tokenizer) -> None:
     print()
 
 
-COMMAND = Command("beams", command)
+COMMAND = Command("beams", command, sampling=True)

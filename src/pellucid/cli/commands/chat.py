@@ -11,7 +11,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.sampling import checked, sampled
+from pellucid.cli.sampling import checked
 from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ HELP = """/help    these lines
 Ctrl-C   stop the answer"""
 
 
-@sampled
 def command(
     model: common.Model,
     system: Annotated[
@@ -111,4 +110,4 @@ def _answer(llm: LLM, messages: list[dict[str, str]], options: Mapping[str, Any]
     return "".join(said)
 
 
-COMMAND = Command("chat", command)
+COMMAND = Command("chat", command, sampling=True)

@@ -9,14 +9,13 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.sampling import checked, sampled
+from pellucid.cli.sampling import checked
 from pellucid.errors.messages import shown
 
 if TYPE_CHECKING:
     from pellucid.engine.output import Generation
 
 
-@sampled
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
@@ -62,4 +61,4 @@ def summary(result: Generation) -> str:
     )
 
 
-COMMAND = Command("run", command)
+COMMAND = Command("run", command, sampling=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.sampling import checked, sampled
+from pellucid.cli.sampling import checked
 
 if TYPE_CHECKING:
     from pellucid.engine.sequence import TokenOutput
@@ -17,7 +17,6 @@ BAR = 20  # characters of the bar of probability 1
 USUAL_TOKENS = 4
 
 
-@sampled
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
@@ -131,4 +130,4 @@ def _bar(probability: float) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-COMMAND = Command("sample", command)
+COMMAND = Command("sample", command, sampling=True)
