@@ -1,4 +1,4 @@
-"""A command of the command line, which a module of ``commands/`` declares, and how commands are found."""
+"""A command of the command line: what a module of ``commands/`` declares, and how the commands are found."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from pellucid.util.registry import discover
 
 
 @dataclass(frozen=True)
-class Command:
-    """``pellucid NAME``. Typer reads the parameters and the docstring of the function ``run``."""
+class CommandEntry:
+    """``pellucid NAME``: a command or a group of them."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Command(CommandEntry):
+    """Typer reads the parameters and the docstring of the function ``run``."""
+
     run: Callable[..., None]
     sampling: bool = False
     """Whether it takes the options of a generation, as ``**sampling``."""
 
 
 @dataclass(frozen=True)
-class CommandGroup:
+class CommandGroup(CommandEntry):
     """``pellucid NAME PART``: several functions under one name."""
 
-    name: str
     help: str
     parts: Mapping[str, Callable[..., None]] = field(default_factory=dict)
 
 
-def known_commands() -> Mapping[str, Command | CommandGroup]:
-    """Every command by name, in order of the modules; groups come last.
+def known_commands() -> Mapping[str, CommandEntry]:
+    """Every command in the folder, in order of the modules.
 
     Raises:
-        TypeError: two files declare the same command.
+        TypeError: two files declare one command.
     """
-    return {
-        **discover("pellucid.cli.commands", Command, lambda one: (one.name,)),
-        **discover("pellucid.cli.commands", CommandGroup, lambda one: (one.name,)),
-    }
+    return discover("pellucid.cli.commands", CommandEntry, lambda one: (one.name,))

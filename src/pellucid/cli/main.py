@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from pellucid.cli.command import Command, known_commands
+from pellucid.cli.command import Command, CommandGroup, known_commands
 from pellucid.cli.sampling import with_options
 from pellucid.errors import PellucidError
 from pellucid.errors.messages import bounded, reason
@@ -42,11 +42,11 @@ def application(wanted: str | None = None) -> typer.Typer:
             if command.name == wanted and command.sampling:
                 run = with_options(command.run)
             app.command(command.name)(run)
-            continue
-        group = typer.Typer(help=command.help)
-        for part, inner in command.parts.items():
-            group.command(part)(inner)
-        app.add_typer(group, name=command.name)
+        elif isinstance(command, CommandGroup):
+            group = typer.Typer(help=command.help)
+            for part, inner in command.parts.items():
+                group.command(part)(inner)
+            app.add_typer(group, name=command.name)
     return app
 
 

@@ -1,6 +1,6 @@
 """One reader for decoders like Llama: what their families differ in is data.
 
-    QWEN2 = Decoder("qwen2", bias=True).family()
+    QWEN2 = DecoderReader("qwen2", bias=True).family()
 
 Each block is attention and a gated feed-forward with pre-norms; GGUF names tensors as llama.cpp does, config.json as
 transformers does. A family with more than that has readers of its own, made of ``readers.py`` (Gemma 3, BERT).
@@ -30,7 +30,7 @@ from pellucid.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
-class Decoder:
+class DecoderReader:
     """What a family of decoders differs in.
 
     ``name`` is the architecture in GGUF and the ``model_type`` in config.json. ``gguf_pairing`` says how rotary pairs

@@ -48,7 +48,7 @@ def shape_of(tensor: Tensor, slot: Slot) -> Shape:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _SlotPart:
     """What one tensor gives to a slot."""
 
     checkpoint: Checkpoint
@@ -108,7 +108,7 @@ class SlotReader:
     """
 
     def __init__(self, checkpoint: Checkpoint, sources: Sequence[Slot]) -> None:
-        self._sources, self._parts = sources, [_Part(checkpoint, one) for one in sources]
+        self._sources, self._parts = sources, [_SlotPart(checkpoint, one) for one in sources]
         first = self._parts[0]
         self.form = first.form
         for part in self._parts[1:]:

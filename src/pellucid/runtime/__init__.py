@@ -1,0 +1,1 @@
+"""Threads, memory, the key/value cache and the arrays of a step."""

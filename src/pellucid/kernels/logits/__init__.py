@@ -1,0 +1,1 @@
+"""Operations on the logits of one token: top-k, softmax, masks."""

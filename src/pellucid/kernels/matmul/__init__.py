@@ -1,0 +1,1 @@
+"""Matrix products: packed weights, activation blocks, and the products of both."""

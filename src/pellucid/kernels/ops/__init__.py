@@ -1,0 +1,1 @@
+"""Operations on rows: norms, activations, rotary positions, embeddings, elementwise ones."""

@@ -5,9 +5,9 @@ GGUF files have the rows of q and k permuted so that rotary pairs are neighbours
 
 from __future__ import annotations
 
-from pellucid.model.decoder import Decoder
+from pellucid.model.decoder import DecoderReader
 
-LLAMA = Decoder(
+LLAMA = DecoderReader(
     "llama",
     gguf_pairing="interleaved",
     # The rotary frequencies: read apart in GGUF; in safetensors a copy of what the base says.

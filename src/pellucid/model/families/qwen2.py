@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pellucid.model.decoder import Decoder
+from pellucid.model.decoder import DecoderReader
 
-QWEN2 = Decoder("qwen2", bias=True).family()
+QWEN2 = DecoderReader("qwen2", bias=True).family()

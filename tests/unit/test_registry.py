@@ -1,0 +1,111 @@
+"""Discovery: a second file, step, kind or kernel of one name raises, and names both files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.things import Base, Thing
+
+from pellucid.cli.command import known_commands
+from pellucid.model.family import architectures, known_families
+from pellucid.sample.step import steps
+from pellucid.tokenize.kind import known_kinds
+from pellucid.util.registry import discover, discover_classes, modules
+from pellucid.weights.quant.registry import formats
+from pellucid.weights.sources.registry import sources
+
+IMPORTS = """
+from pellucid.cli.command import Command, CommandGroup
+from pellucid.model.family import Family
+from pellucid.sample.step import SamplerStep
+from pellucid.tokenize.kind import Kind
+from pellucid.weights.quant.format import Format
+from pellucid.weights.sources.source import Source
+"""
+"""What a file of each folder may declare."""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty package, "things", that can be imported."""
+    folder = tmp_path / "things"
+    (folder / "inner").mkdir(parents=True)
+    for one in (folder, folder / "inner"):
+        (one / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "things"]:
+        del sys.modules[name]
+
+
+def write(path: Path, *lines: str) -> None:
+    path.write_text("\n".join(("from support.things import Base, Thing", *lines, "")))
+
+
+def test_everything_in_a_folder_and_in_folders_of_it_is_found(package: Path) -> None:
+    write(package / "one.py", "A = Thing('a')", "ALSO_A = A")
+    write(package / "inner" / "two.py", "from things.one import A", "B = Thing('b')")
+    assert [module.__name__ for module in modules("things")] == ["things.inner.two", "things.one"]
+    assert [module.__name__ for module in modules("things", skip=("inner",))] == ["things.one"]
+    assert {name: one.name for name, one in discover("things", Thing, lambda one: (one.name,)).items()} == {
+        "a": "a",
+        "b": "b",
+    }
+
+
+def test_two_objects_of_one_name_are_an_error_that_names_both_files(package: Path) -> None:
+    write(package / "one.py", "A = Thing('a')")
+    write(package / "inner" / "two.py", "A = Thing('a')")
+    with pytest.raises(
+        TypeError, match=r"'a' is declared twice: in .*things/inner/two\.py and .*things/one\.py"
+    ):
+        discover("things", Thing, lambda one: (one.name,))
+
+
+def test_two_classes_of_one_name_are_an_error_that_names_both_files(package: Path) -> None:
+    for file in ("one", "two"):
+        write(package / f"{file}.py", "class A(Base):", "    name = 'a'")
+    with pytest.raises(TypeError, match=r"'a' is declared twice: in .*things/one\.py and .*things/two\.py"):
+        discover_classes("things", Base, lambda one: (one.name,))
+
+
+@pytest.mark.parametrize(
+    ("look", "home", "source"),
+    [
+        (known_families, "pellucid.model.families", "A = Family('llama')"),
+        (
+            lambda: architectures("gguf"),
+            "pellucid.model.families",
+            "A = Family('other', gguf={'llama': None})",
+        ),
+        (formats, "pellucid.weights.quant.formats", "A = Format('Q4_0', None, None)"),
+        (known_kinds, "pellucid.tokenize.kinds", "A = Kind('wordpiece')"),
+        (known_kinds, "pellucid.tokenize.kinds", "A = Kind('other', gguf={'gpt2': None})"),
+        (steps, "pellucid.sample.steps", "class A(SamplerStep):\n    name, order, kind = 'top_k', 1, 'cut'"),
+        (known_commands, "pellucid.cli.commands", "A = Command('run', print)"),
+        (known_commands, "pellucid.cli.commands", "A = CommandGroup('run', '', {})"),
+        (
+            sources,
+            "pellucid.weights.sources.schemes",
+            "class A(Source):\n    scheme = 'hf'\n    cached = fetch = None\nSOURCE = A()",
+        ),
+    ],
+)
+def test_a_second_of_a_name_in_each_folder_is_an_error(
+    look: object, home: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if somebody had added a file to the folder."""
+    package = __import__(home, fromlist=["x"])
+    (tmp_path / "zz_second.py").write_text(f"{IMPORTS}\n{source}\n")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    fresh = getattr(look, "__wrapped__", look)
+    for cached in (architectures, known_families, known_kinds, formats, sources, steps):
+        cached.cache_clear()
+    with pytest.raises(TypeError, match=r"declared twice: in pellucid/.*\.py and .*zz_second\.py"):
+        fresh()
+    sys.modules.pop(f"{home}.zz_second")
+    for cached in (architectures, known_families, known_kinds, formats, sources, steps):
+        cached.cache_clear()

@@ -1,0 +1,70 @@
+"""The shape of the source tree: one meaning a class name, files and functions of a readable size, references that
+lead.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "pellucid"
+FILES = sorted(SOURCE.rglob("*.py"))
+MOST_LINES, MOST_FUNCTION_LINES = 400, 80
+REASON = "over 400 lines because"
+OTHERS = {  # files of other projects that a docstring names
+    *("convert_hf_to_gguf.py", "openai_public.py", "tokenization.py", "utils/chat_template_utils.py"),
+    *("tests/unit/kernels/test_scale.py", "encoder.py"),
+}
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    places = defaultdict(list)
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(SOURCE)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_a_long_file_says_why_at_its_top() -> None:
+    for path in FILES:
+        if len(path.read_text().splitlines()) > MOST_LINES:
+            assert REASON in (ast.get_docstring(tree(path)) or ""), path
+
+
+def test_functions_outside_of_kernels_fit_a_screen() -> None:
+    long = [
+        f"{path.relative_to(SOURCE)}: {node.name}"
+        for path in FILES
+        if "kernels" not in path.parts
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= MOST_FUNCTION_LINES
+    ]
+    assert long == []
+
+
+def test_every_folder_says_what_it_holds() -> None:
+    for path in FILES:
+        if path.name == "__init__.py":
+            assert ast.get_docstring(tree(path)), path
+
+
+def test_files_that_are_named_exist() -> None:
+    """In docstrings, comments and documents: ``plan/block.py``, `sample/chain.py`, or a name that is unique enough."""
+    known = {
+        str(path.relative_to(folder))
+        for folder in (ROOT, SOURCE, ROOT / "src")
+        for path in folder.rglob("*.py")
+    }
+    documents = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md")]
+    for path in (*FILES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("bench/*.py"), *documents):
+        for name in re.findall(r"`([\w/]+\.py)`", path.read_text()):
+            if name not in OTHERS:
+                assert any(one == name or one.endswith(f"/{name}") for one in known), f"{path} names {name}"
