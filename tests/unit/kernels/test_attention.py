@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.cached import Cache
 from support.kernels import ULP, VEXP, Batch, assert_close, numbers, seeds
+from support.kv_cache import Cache
 
 from pellucid.kernels.attention import attention, kv_layout
 from pellucid.kernels.core.record import StepRecord

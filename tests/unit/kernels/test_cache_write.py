@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.cached import Cache
 from support.kernels import Batch, guarded, numbers, seeds
+from support.kv_cache import Cache
 
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.attention.kv_layout import PAGE

@@ -136,9 +136,9 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "kernels"
     shutil.copytree(fingerprint.ROOT, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(fingerprint, "ROOT", folder)
-    fingerprint._text.cache_clear()
+    fingerprint._source.cache_clear()
     yield folder
-    fingerprint._text.cache_clear()
+    fingerprint._source.cache_clear()
 
 
 def module_of(name: str) -> str:
@@ -146,7 +146,7 @@ def module_of(name: str) -> str:
 
 
 def sources(name: str) -> str:
-    fingerprint._text.cache_clear()
+    fingerprint._source.cache_clear()
     return fingerprint.sources.__wrapped__(module_of(name))
 
 

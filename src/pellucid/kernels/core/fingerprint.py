@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def sources(module: str) -> str:
     """The hash of the source files that the kernels of a module are made of."""
     digest = hashlib.sha256()
     for name in sorted(_closure((module, *COMPILER))):
-        digest.update(name.encode() + b"\0" + _text(name).encode() + b"\0")
+        digest.update(name.encode() + _source(name).digest)
     return digest.hexdigest()[:12]
 
 
@@ -58,25 +59,34 @@ def _closure(modules: tuple[str, ...]) -> set[str]:
         module = waiting.pop()
         if module not in found:
             found.add(module)
-            waiting += _imports(module)
+            waiting += _source(module).imports
     return found
 
 
-def _imports(module: str) -> Iterator[str]:
-    """The modules of this package that a module's source names, at its top or inside a function."""
-    for match in _IMPORT.finditer(_text(module)):
-        package = match[1] or match[3]
-        yield package
-        names = re.findall(r"\w+", re.sub(r"#.*|\bas[ \t]+\w+", "", match[2] or ""))
-        yield from (full for name in names if _file(full := f"{package}.{name}") is not None)
+@dataclass(frozen=True)
+class _Source:
+    """A module's source file: its hash, and the modules of this package that it names in import statements."""
 
-
-def _file(module: str) -> Path | None:
-    path = ROOT.joinpath(*module.removeprefix(PACKAGE).strip(".").split("."))
-    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+    digest: bytes
+    imports: tuple[str, ...]
 
 
 @functools.cache
-def _text(module: str) -> str:
-    path = _file(module)
-    return "" if path is None else path.read_text(encoding="utf-8")
+def _source(module: str) -> _Source:
+    path = ROOT.joinpath(*module.removeprefix(PACKAGE).strip(".").split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:  # a name that is no module
+        return _Source(b"", ())
+    return _Source(hashlib.sha256(content).digest(), tuple(_imports(content.decode())))
+
+
+def _imports(text: str) -> Iterator[str]:
+    """The modules that a source names in import statements, at its top or inside a function."""
+    for match in _IMPORT.finditer(text):
+        package = match[1] or match[3]
+        yield package
+        if match[2] and ROOT.joinpath(*package.removeprefix(PACKAGE).strip(".").split(".")).is_dir():
+            names = re.findall(r"\w+", re.sub(r"#.*|\bas[ \t]+\w+", "", match[2]))
+            yield from (f"{package}.{name}" for name in names)
