@@ -1,7 +1,7 @@
-"""The components of a ``tokenizer.json``: what each ``type`` of normalizer, pre-tokenizer, … is here.
+"""The components of a ``tokenizer.json``: the stage for each ``type`` of normalizer, pre-tokenizer, …
 
-In: a component's JSON, checked field by field through :class:`TokenizerJson`. Out: the stage. What is not listed raises
-:class:`UnsupportedModel` with the list of what is.
+In: a component's JSON, checked field by field by :class:`TokenizerJson`. Out: the stage. A type that is not implemented
+raises :class:`UnsupportedModel` with the list of implemented types.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ from pellucid.tokenize.stages.postprocess import A, B, Template, Trim
 from pellucid.tokenize.stages.pretokenize import Change, Split, Stage
 from pellucid.tokenize.unicode import union
 
-MOST_IDS, MOST_SEGMENTS = 1 << 31, (1 << 32) - 1  # of a text; u32 in ``tokenizers``
-MOST_FILLED = 1 << 20  # ids that a text is filled up to
+MOST_IDS, MOST_SEGMENTS = (
+    1 << 31,
+    (1 << 32) - 1,
+)  # ids of a text; the greatest segment, a u32 in ``tokenizers``
+MOST_FILLED = 1 << 20  # ids that a text is padded to
 
 
 def normalizers(parts: TokenizerJson, spec: Json | None) -> list[Normalizer]:
-    """The stages of the normalizer, those of sequences in order."""
+    """The steps of the normalizer, with sequences flattened."""
     each = flat(parts, spec, "normalizer", "normalizers")
     return [stage for one in each for stage in _normalizers(parts, one)]
 
 
 def pre_tokenizers(parts: TokenizerJson, spec: Json | None) -> list[Stage]:
-    """The stages of the pre-tokenizer likewise."""
+    """The steps of the pre-tokenizer, with sequences flattened."""
     stages: list[Stage] = []
     in_bytes = False
     for one in flat(parts, spec, "pre_tokenizer", "pretokenizers"):
@@ -60,7 +63,7 @@ def pre_tokenizers(parts: TokenizerJson, spec: Json | None) -> list[Stage]:
 
 
 def _same_in_bytes(stage: Stage) -> bool:
-    """Whether a stage does the same to a text whose bytes are spelled as letters: it asks for signs of ASCII only."""
+    """Whether a step acts the same on text in the byte alphabet, because its pattern asks for printable ASCII only."""
     if not isinstance(stage, Split):
         return False
     asked = union(sets(matcher(stage.pattern).tree))
@@ -114,7 +117,7 @@ def _pre_tokenizers(parts: TokenizerJson, spec: Json) -> list[Stage]:
         spec, "pre_tokenizer", *known, **allowed
     )
     if kind == "ByteLevel":
-        # The change of alphabet that this stands for is in the model stage (kinds/byte_bpe.py).
+        # The model stage maps the text to the byte alphabet (kinds/byte_bpe.py).
         check("add_prefix_space", "trim_offsets", "use_regex")
         prefix: list[Stage] = []
         if spec.get("add_prefix_space"):
@@ -138,7 +141,7 @@ def _pre_tokenizers(parts: TokenizerJson, spec: Json) -> list[Stage]:
         check()
         return [_CUTS[kind]]
     if kind == "Metaspace":
-        # Older files say add_prefix_space, and hold the replacement twice.
+        # Older files use add_prefix_space, and have the replacement twice.
         check("replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep")
         scheme = spec.get("prepend_scheme", "always" if spec.get("add_prefix_space", True) else "never")
         parts.component({"prepend_scheme": scheme}, "Metaspace", "prepend_scheme", prepend_scheme=_SCHEMES)
@@ -164,7 +167,7 @@ _CUTS: dict[Any, Split] = {
 
 
 def post_processors(parts: TokenizerJson, spec: Json | None) -> tuple[Template, tuple[Trim, ...]]:
-    """What is put around texts, and how offsets are trimmed before."""
+    """The template around texts, and the trims of offsets before it."""
     kind = None if spec is None else spec.get("type")
     if spec is None:
         return Template(), ()
@@ -205,7 +208,7 @@ def post_processors(parts: TokenizerJson, spec: Json | None) -> tuple[Template, 
 
 
 def _named(parts: TokenizerJson, token: Any, field: str) -> int:
-    """The id of ``["[SEP]", 3]``."""
+    """The checked id of a token written as ``["[SEP]", 3]``."""
     index = parts.id_of(token[0], field)
     if token[1:] != [index]:
         raise FileFormatError(parts.path, field, f"{brief(token)}: the vocabulary has it as {index}")
@@ -276,7 +279,7 @@ def decoder(parts: TokenizerJson, spec: Json | None) -> Decoder:
 
 
 def truncation(parts: TokenizerJson, spec: Json | None) -> Truncation | None:
-    """How the file would cut texts."""
+    """The file's truncation settings."""
     if spec is None:
         return None
     parts.component(spec, "truncation", "direction", "max_length", "strategy", "stride")
@@ -288,7 +291,7 @@ def truncation(parts: TokenizerJson, spec: Json | None) -> Truncation | None:
 
 
 def padding(parts: TokenizerJson, spec: Json | None) -> Padding | None:
-    """How the file would fill up texts."""
+    """The file's padding settings."""
     if spec is None:
         return None
     parts.component(
@@ -307,7 +310,7 @@ def padding(parts: TokenizerJson, spec: Json | None) -> Padding | None:
 
 
 def _short(parts: TokenizerJson, text: str) -> str:
-    """A text that is looked for in others."""
+    """The text itself. Raises :class:`UnsupportedModel` if it is too long to be searched for."""
     if len(text) > MOST_LETTERS:
         raise UnsupportedModel(
             f"{parts.path.name}: {brief(text)} of {len(text):,} characters, which is to be looked for; "
@@ -317,7 +320,7 @@ def _short(parts: TokenizerJson, text: str) -> str:
 
 
 def _pattern(parts: TokenizerJson, spec: Any) -> tuple[str, bool]:
-    """(text, whether it is a pattern) of ``{"String": …}`` or ``{"Regex": …}``."""
+    """(text, whether it is a pattern) from ``{"String": …}`` or ``{"Regex": …}``."""
     if isinstance(spec, dict) and len(spec) == 1 and isinstance(text := next(iter(spec.values())), str):
         if "Regex" in spec:
             try:

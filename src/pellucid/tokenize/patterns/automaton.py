@@ -132,9 +132,8 @@ class _Places:
         self.steps: list[_One | _Fork | None] = [None]
         self.matched = 0
         self.visits = 0  # by ``_step``
-        self._greedy: list[
-            tuple[Ranges, int]
-        ] = []  # possessively repeated sets, each with the place after it
+        # Possessively repeated sets, each with the place after it.
+        self._greedy: list[tuple[Ranges, int]] = []
 
     def add(self, node: Node, then: int) -> int:
         """Add ``node`` with the place ``then`` after it; returns the place before it."""
