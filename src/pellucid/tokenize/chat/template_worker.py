@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 NAME = "<chat template>"
 LONGEST_ERROR = 1000  # characters
-RETIRED_MEGABYTES = (
-    128  # a worker with more address space ends, so that the next rendering has most of its limit
-)
+# A worker with more address space ends, so that the next rendering has most of its limit.
+RETIRED_MEGABYTES = 128
 
 
 class OutOfTime(BaseException):

@@ -33,10 +33,7 @@ from pellucid.tokenize.stages.postprocess import A, B, Template, Trim
 from pellucid.tokenize.stages.pretokenize import Change, Split, Stage
 from pellucid.tokenize.unicode import union
 
-MOST_IDS, MOST_SEGMENTS = (
-    1 << 31,
-    (1 << 32) - 1,
-)  # ids of a text; the greatest segment, a u32 in ``tokenizers``
+MOST_IDS, MOST_SEGMENTS = 1 << 31, (1 << 32) - 1  # ids per text; greatest segment, u32 in ``tokenizers``
 MOST_FILLED = 1 << 20  # ids that a text is padded to
 
 

@@ -79,9 +79,8 @@ class ByteBPE(TokenizerModel):
         return merge_spans(self._symbols(piece), self.pairs, log)
 
     def _symbols(self, piece: str) -> list[Span]:
-        owners: list[
-            int
-        ] = []  # the character of each byte of the spelling; a byte is spelled as one or two bytes
+        # The character of each byte of the spelling; a byte is spelled as one or two bytes.
+        owners: list[int] = []
         kept: list[tuple[int, int]] = []
         for at, character in enumerate(piece):
             for byte in character.encode():

@@ -46,9 +46,7 @@ class AddedTokens:
         self._by_text: dict[str, AddedToken] = {}
         for token in tokens:
             if token.text:
-                self._by_text.setdefault(
-                    token.text, token
-                )  # the first of two tokens with the same text counts
+                self._by_text.setdefault(token.text, token)  # the first of two equal texts counts
         lengths: dict[str, set[int]] = {}
         for text in self._by_text:
             lengths.setdefault(text[:2], set()).add(len(text))
