@@ -81,9 +81,8 @@ class SpelledPieces:
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         kept = np.ones(len(codes), bool)
         for index in np.unique(np.searchsorted(ends, np.flatnonzero(codes > 255), side="right")).tolist():
-            kept[ends[index] - lengths[index] : ends[index]] = (
-                False  # not in the alphabet: no text has this piece
-            )
+            # The piece is not spelled in the alphabet, so no text has it.
+            kept[ends[index] - lengths[index] : ends[index]] = False
             lengths[index] = 0
         places = np.append([0], np.cumsum(lengths)).astype(np.int32)
         return cls.from_bytes(codes[kept].astype(np.uint8).tobytes(), places)

@@ -15,10 +15,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels.text import pieces as text_pieces
 from pellucid.runtime.memory import Arena, address
 
-ENTRIES, LONG_ENTRIES = (
-    1 << 19,
-    1 << 14,
-)  # of a thread's caches of ids: 32 MB and 4 MB, resident only where used
+ENTRIES, LONG_ENTRIES = 1 << 19, 1 << 14  # of a thread's caches of ids: up to 32 MB and 4 MB of memory
 MOST_BYTES = 1 << 28  # of the texts in a call; positions are 31 bits, also after the texts have grown
 ROOM_BYTES = 1 << 22  # bytes of text for which a thread keeps its buffers
 

@@ -51,9 +51,8 @@ if TYPE_CHECKING:
     from pellucid.tokenize.patterns.automaton import Automaton
 
 RESERVE, SECONDS_A_CHARACTER = 1.0, 20e-6
-MOST_SETS = (
-    64  # sets in a pattern that may run without a timeout; patterns with more are written without strings
-)
+# Sets in a pattern that may run without a timeout; patterns with more are written without strings (``_Writer``).
+MOST_SETS = 64
 SEVERAL = 10_000  # table steps between checks of the clock
 FIRST_CLASS = 0x100  # the code point of class 0 in the copy of a text
 MOST_CLASSES = 0xD000
