@@ -190,7 +190,7 @@ class Tokenizer(Encoder):
 
     @cached_property
     def _compiled(self) -> CompiledEncoder | None:
-        """All stages as compiled code, or None if one of them has no compiled form."""
+        """The compiled encoder, or None if the stages have no compiled form."""
         from pellucid.tokenize.compiled_encoder import compiled_encoder
 
         return compiled_encoder(self)

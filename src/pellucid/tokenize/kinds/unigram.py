@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pellucid.tokenize.compiled.model import CompiledModel
 
 UNKNOWN_PENALTY = 10.0
-"""The score of an unknown character, below the lowest score of a piece: SentencePiece, ``kUnkPenalty``."""
+"""How far the score of an unknown character is below the lowest of a piece: SentencePiece, ``kUnkPenalty``."""
 
 RESET = 100_000.0
 """float32 sums beyond this are reset to 0: SentencePiece, ``kScoreResetThreshold``."""
