@@ -60,29 +60,29 @@ class CompiledEncoder:
         self._encoder = encoder
         early = {special: _early(encoder, special) for special in (False, True)}
         self._lost = encoder.model.lost
-        self._kept = _kept(encoder) if encoder.asks_for_places else None
+        self._unmoved = _unmoved(encoder) if encoder.asks_for_places else None
         changing = encoder.pre_tokenizer.changing  # Python runs these stages when offsets are needed
         self._cuts = _late(encoder.pre_tokenizer.stages[len(changing.stages) :], encoder.normalizer)
         self._pipeline = Pipeline(early, late, encoder.model.compiled())
 
     def encode(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
         """The ids of each text."""
-        if self._kept is not None and any(text and text[0] not in self._kept for text in texts):
-            return [self._one(text, parse_special) for text in texts]
-        return self._all(texts, parse_special)
+        if self._unmoved is not None and any(text and text[0] not in self._unmoved for text in texts):
+            return [self._encode_one(text, parse_special) for text in texts]
+        return self._encode_all(texts, parse_special)
 
-    def _one(self, text: str, parse_special: bool) -> NDArray[np.int32]:
+    def _encode_one(self, text: str, parse_special: bool) -> NDArray[np.int32]:
         """The ids of one text; Python encodes it if the normalizer may move its first character."""
-        if text and text[0] not in (self._kept or ()):
+        if text and text[0] not in (self._unmoved or ()):
             return np.array(self._encoder.placed_ids(text, parse_special), np.int32)
-        return self._all([text], parse_special)[0]
+        return self._encode_all([text], parse_special)[0]
 
-    def _all(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
+    def _encode_all(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
         found = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
         if found is not None:
             return found
         if len(texts) > 1:  # Python must normalize one of them
-            return [self._all([text], parse_special)[0] for text in texts]
+            return [self._encode_all([text], parse_special)[0] for text in texts]
         return [self._normalized(text, parse_special) for text in texts]
 
     def lists(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
@@ -97,15 +97,15 @@ class CompiledEncoder:
         threads: int | None,
     ) -> list[T]:
         """Apply ``encode`` or ``lists`` to many texts, in batches over ``threads`` threads (None: one per core)."""
-        portions = list(_portions(texts))
+        batches = list(_batches(texts))
         if threads is None:
             from pellucid.runtime.executor import default_threads
 
             threads = default_threads()
-        if threads <= 1 or len(portions) <= 1:
-            return [ids for portion in portions for ids in encode(portion, parse_special)]
-        with ThreadPoolExecutor(min(threads, len(portions))) as pool:
-            return list(chain.from_iterable(pool.map(lambda some: encode(some, parse_special), portions)))
+        if threads <= 1 or len(batches) <= 1:
+            return [ids for batch in batches for ids in encode(batch, parse_special)]
+        with ThreadPoolExecutor(min(threads, len(batches))) as pool:
+            return list(chain.from_iterable(pool.map(lambda some: encode(some, parse_special), batches)))
 
     def _normalized(self, text: str, parse_special: bool) -> NDArray[np.int32]:
         """The ids of one text, normalized in Python."""
@@ -132,9 +132,9 @@ class CompiledEncoder:
         characters = None if placed is None else self._characters(data, placed)
         if placed is None or characters is None:
             return None
-        begin, behind = characters
+        begin, end = characters
         starts, ends = _origins(parts)
-        stops = np.where(behind > begin, ends[behind - 1], starts[begin])
+        stops = np.where(end > begin, ends[end - 1], starts[begin])
         return zip(placed.ids.tolist(), starts[begin].tolist(), stops.tolist())
 
     def _characters(self, data: bytes, placed: Placed) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
@@ -155,7 +155,7 @@ class CompiledEncoder:
         start = np.where(uncertain[owner], 0, begins[owner] + before - before[firsts[owner]])
         stop = np.where(uncertain[owner], 1, start + lengths)
         character = np.cumsum(np.frombuffer(data, np.uint8) & 0xC0 != 0x80) - 1
-        begin, behind = character[start], character[stop - 1] + 1
+        begin, end = character[start], character[stop - 1] + 1
         for piece in np.flatnonzero(uncertain & (np.diff(firsts) > 0)).tolist():
             spans = self._encoder.model.spans(data[begins[piece] : ends[piece]].decode())
             which = slice(firsts[piece], firsts[piece + 1])
@@ -163,11 +163,11 @@ class CompiledEncoder:
                 return None
             place = character[begins[piece]]
             begin[which] = [place + at for _, at, _ in spans]
-            behind[which] = [place + at for _, _, at in spans]
-        return begin, behind
+            end[which] = [place + at for _, _, at in spans]
+        return begin, end
 
 
-def _kept(encoder: Encoder) -> frozenset[str]:
+def _unmoved(encoder: Encoder) -> frozenset[str]:
     """The ASCII characters that the normalizer leaves in place at the start of a text, whatever follows."""
     stages = [encoder.normalizer]
     if isinstance(encoder.normalizer, Sequential):
@@ -205,18 +205,18 @@ def _origins(parts: Iterable[tuple[Aligned, int | None]]) -> tuple[NDArray[np.in
     return np.concatenate(starts), np.concatenate(ends)
 
 
-def _portions(texts: Sequence[str]) -> Iterable[list[str]]:
+def _batches(texts: Sequence[str]) -> Iterable[list[str]]:
     """The texts in order, in batches of about CHUNK characters."""
-    some: list[str] = []
+    batch: list[str] = []
     length = 0
     for text in texts:
-        some.append(text)
+        batch.append(text)
         length += len(text)
         if length >= CHUNK:
-            yield some
-            some, length = [], 0
-    if some:
-        yield some
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch
 
 
 def _utf8(text: str) -> bytes:
@@ -232,8 +232,8 @@ def _early(encoder: Encoder, parse_special: bool) -> list[CompiledStage] | None:
     found = [_adding(tokens, parse_special) for tokens in (encoder.added, encoder.normalized_added)]
     if stages is None or None in found:
         return None
-    before, behind = found
-    return [*(before or ()), *stages, *(behind or ())]
+    before, after = found
+    return [*(before or ()), *stages, *(after or ())]
 
 
 def _adding(tokens: AddedTokens, parse_special: bool) -> list[CompiledStage] | None:
@@ -255,7 +255,7 @@ def _rewriting(stages: Sequence[tuple[Normalizer, bool]]) -> list[CompiledStage]
     return [Rewriting(one) if isinstance(one, CharacterMap) else Normalizing(form_table(one)) for one in maps]
 
 
-def _never(step: Stage, replaced: Normalizer | None) -> bool:
+def _never_cuts(step: Stage, replaced: Normalizer | None) -> bool:
     """Whether a stage never cuts, because the normalizer replaces its character (Gemma: the space, by ``▁``)."""
     if not isinstance(step, Split) or not isinstance(replaced, Replace) or replaced.is_pattern:
         return False
@@ -276,7 +276,7 @@ def _late(steps: Sequence[Stage], replaced: Normalizer | None) -> list[CompiledS
         if isinstance(step, Change):
             changes.append((step.normalizer, step.only_first))
             continue
-        if _never(step, replaced):
+        if _never_cuts(step, replaced):
             continue
         table = automaton(step.pattern) if isinstance(step, Split) else None
         rewriting = _rewriting(changes)

@@ -53,10 +53,10 @@ class Encoder:
     post_processor: Template
     decoder: Decoder
     trims: tuple[Trim, ...] = ()
-    _remembered: _Remembered = field(init=False, repr=False, compare=False)
+    _id_cache: _Remembered = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_remembered", _Remembered(self.model))
+        object.__setattr__(self, "_id_cache", _Remembered(self.model))
 
     @property
     def vocab_size(self) -> int:
@@ -76,14 +76,14 @@ class Encoder:
                 ids.append(index)
                 continue
             pieces = self.cutting(part.replace(mark, "") if mark else part, first)
-            ids.extend(chain.from_iterable(map(self._remembered.__getitem__, pieces)))
+            ids.extend(chain.from_iterable(map(self._id_cache.__getitem__, pieces)))
         return ids
 
     def placed_ids(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
         """The aligned path from text to ids; ``mark`` is removed after control tokens have been found."""
         ids: list[int] = []
         for piece, index in self.pieces(text, parse_special, mark):
-            ids += self._remembered[piece.text] if index is None else [index]
+            ids += self._id_cache[piece.text] if index is None else [index]
         return ids
 
     @property

@@ -147,7 +147,7 @@ class ScoreRanks(Ranks):
         super().__init__()
         self.size = len(tokens)
         self._tokens, self._pieces, self._scores, self._first = tokens, pieces, scores, first
-        self._alone = by_score_alone
+        self._by_score_alone = by_score_alone
 
     def _value(self, pair: int) -> int:
         left_id, right_id = divmod(pair, self.size)
@@ -157,7 +157,7 @@ class ScoreRanks(Ranks):
 
     def _rank(self, merged: int, left: int, right: int) -> int:
         rank = 0 if merged in self._first else 1 + _descending(self._scores[merged])
-        if self._alone:
+        if self._by_score_alone:
             return rank
         return ((rank << 12) + 4095 - min(left, 4095) << 12) + 4095 - min(right, 4095)
 
@@ -174,11 +174,11 @@ class ScoreRanks(Ranks):
         first = np.zeros(self.size, bool)
         first[list(self._first)] = True
         scores = np.where(first, np.inf, np.asarray(self._scores, np.float32))[merged]
-        keys = [merged, -lengths[rights], -lengths[lefts]] if not self._alone else []
+        keys = [merged, -lengths[rights], -lengths[lefts]] if not self._by_score_alone else []
         order = np.lexsort([*keys, -scores])
         lefts, rights, merged, scores = lefts[order], rights[order], merged[order], scores[order]
         ranks = np.arange(len(order), dtype=np.int32)
-        if self._alone:
+        if self._by_score_alone:
             ranks = np.cumsum(np.append([False], scores[1:] != scores[:-1]), dtype=np.int32)[: len(order)]
         return PairTable(lefts, rights, merged, ranks)
 

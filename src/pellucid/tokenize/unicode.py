@@ -160,13 +160,13 @@ def _named() -> dict[str, str]:
     return found
 
 
-_USUAL = {"space": "White_Space", "whitespace": "White_Space", "digit": "Nd"}
+_ALIASES = {"space": "White_Space", "whitespace": "White_Space", "digit": "Nd"}
 
 
 @cache
 def named(plain: str) -> Ranges | None:
     """The characters of a property of Oniguruma 6.9.10, by its plain name; None if unknown."""
-    usual = members(_USUAL.get(plain, plain.capitalize()))  # avoids reading the larger file
+    usual = members(_ALIASES.get(plain, plain.capitalize()))  # avoids reading the larger file
     if usual is not None:
         return usual
     runs = _named().get(plain)
@@ -177,7 +177,7 @@ def named(plain: str) -> Ranges | None:
 
 
 @cache
-def _small() -> dict[int, int]:
+def _simple_folds() -> dict[int, int]:
     """The simple case folding of each letter that differs from its folding."""
     found: dict[int, int] = {}
     for entry in _lines()["fold.simple"].split():
@@ -188,27 +188,27 @@ def _small() -> dict[int, int]:
 
 
 @cache
-def _kinds() -> dict[int, Ranges]:
+def _fold_classes() -> dict[int, Ranges]:
     """Folded letter → all letters that fold to it, itself included."""
     kinds: dict[int, set[int]] = {}
-    for code, target in _small().items():
+    for code, target in _simple_folds().items():
         kinds.setdefault(target, {target}).add(code)
     return {target: singles(kind) for target, kind in kinds.items()}
 
 
 def small(code: int) -> int:
     """The simple case folding of a letter."""
-    return _small().get(code, code)
+    return _simple_folds().get(code, code)
 
 
 def same_case(code: int) -> Ranges:
     """The characters that differ from a character in case only, itself included."""
-    return _kinds().get(small(code), ((code, code),))
+    return _fold_classes().get(small(code), ((code, code),))
 
 
 def cased() -> list[int]:
     """All characters for which another character differs in case only."""
-    return [*_small(), *_kinds()]
+    return [*_simple_folds(), *_fold_classes()]
 
 
 @cache

@@ -63,11 +63,11 @@ def encoded(request: Mapping[str, Any]) -> bytes:
     return json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-class _Ended(Exception):
+class _WorkerEnded(Exception):
     """The worker closed its pipes."""
 
 
-class _Late(Exception):
+class _TimedOut(Exception):
     """The time is up."""
 
 
@@ -92,7 +92,7 @@ class _Worker:
             )
         except OSError as error:
             blamed = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
-            raise _unstarted(reason(error), self._name if blamed else None) from None
+            raise _start_error(reason(error), self._name if blamed else None) from None
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._requests, self._replies = self.process.stdin, self.process.stdout
@@ -107,20 +107,20 @@ class _Worker:
         try:
             self._write(len(request).to_bytes(4, "big") + request, deadline)
             return self._read(deadline)
-        except _Late:
+        except _TimedOut:
             return _failure(f"it ran for more than {seconds:g} seconds")
-        except _Ended:
-            return _failure(self._death(seconds))
+        except _WorkerEnded:
+            return _failure(self._exit_reason(seconds))
 
     def _await_ready(self) -> None:
         try:
             reply = self._read(time.monotonic() + STARTUP_SECONDS)
-        except _Late:
-            raise _unstarted(f"it is not ready after {STARTUP_SECONDS:g} seconds") from None
-        except _Ended:
-            raise _unstarted("it is no Python that runs -I -S -c", self._name) from None
+        except _TimedOut:
+            raise _start_error(f"it is not ready after {STARTUP_SECONDS:g} seconds") from None
+        except _WorkerEnded:
+            raise _start_error("it is no Python that runs -I -S -c", self._name) from None
         if "ready" not in reply:
-            raise _unstarted(shown(str(reply.get("error"))))
+            raise _start_error(shown(str(reply.get("error"))))
         self._is_ready = True
 
     def _write(self, data: bytes, deadline: float) -> None:
@@ -130,18 +130,18 @@ class _Worker:
             try:
                 left = left[os.write(self._requests.fileno(), left[:PORTION]) :]
             except BrokenPipeError:
-                raise _Ended from None
+                raise _WorkerEnded from None
 
     def _read(self, deadline: float) -> dict[str, Any]:
         size = int.from_bytes(self._read_bytes(4, deadline), "big")
         if size > MOST_BYTES:
-            raise _Ended
+            raise _WorkerEnded
         try:
             reply = json.loads(self._read_bytes(size, deadline).decode("utf-8", "surrogatepass"))
         except ValueError:
-            raise _Ended from None
+            raise _WorkerEnded from None
         if not isinstance(reply, dict):
-            raise _Ended
+            raise _WorkerEnded
         return reply
 
     def _read_bytes(self, size: int, deadline: float) -> bytes:
@@ -150,7 +150,7 @@ class _Worker:
             self._wait(self._replies.fileno(), select.POLLIN, deadline)
             part = os.read(self._replies.fileno(), min(left, PORTION))
             if not part:
-                raise _Ended
+                raise _WorkerEnded
             parts.append(part)
             left -= len(part)
         return b"".join(parts)
@@ -159,9 +159,9 @@ class _Worker:
         poll = select.poll()
         poll.register(descriptor, event)
         if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-            raise _Late
+            raise _TimedOut
 
-    def _death(self, seconds: float) -> str:
+    def _exit_reason(self, seconds: float) -> str:
         """The reason why the process has ended."""
         try:
             code = self.process.wait(1)
@@ -276,7 +276,7 @@ def _command() -> list[str]:
     return [sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, *path]
 
 
-def _unstarted(why: str, executable: str | None = None) -> TemplateError:
+def _start_error(why: str, executable: str | None = None) -> TemplateError:
     """The error for a worker that does not start; ``executable`` if that is the cause."""
     if executable is None:
         return TemplateError(f"the Python that renders chat templates cannot be started: {why}")

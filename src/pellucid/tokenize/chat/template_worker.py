@@ -104,7 +104,7 @@ def answer(frame: bytes) -> dict[str, Any]:
             return _failed(error, "it is nested too deeply", last=True)
         return _failed(error, f"it used more than {request['megabytes']:,} MB of memory", last=True)
     except Exception as error:
-        return _failed(error, _told(error), last=_is_large())
+        return _failed(error, _description(error), last=_is_large())
 
 
 def render(source: str, variables: Mapping[str, Any], characters: int) -> str:
@@ -243,7 +243,7 @@ def _is_large() -> bool:
         return int(file.read().split()[0]) * resource.getpagesize() > RETIRED_MEGABYTES << 20
 
 
-def _told(error: Exception) -> str:
+def _description(error: Exception) -> str:
     """A short description of an error."""
     what = error.msg if isinstance(error, SyntaxError) else str(error)
     if isinstance(error, RecursionError) or (

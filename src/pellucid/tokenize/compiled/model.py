@@ -43,7 +43,7 @@ def merging(
     **known: Any,
 ) -> CompiledModel:
     """The compiled form of byte-pair encoding, with ``symbols`` "bytes" or "characters"."""
-    told = {
+    fields = {
         "pairs": pairs.slots,
         "pairs_mask": pairs.mask,
         "words": words.slots,
@@ -58,6 +58,6 @@ def merging(
         text_merge.MergeRecord,
         text_merge.scratch_bytes,
         lengths,
-        told | known,
+        fields | known,
         stages,
     )

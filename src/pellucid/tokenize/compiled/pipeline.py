@@ -51,7 +51,7 @@ class Pipeline:
         model: CompiledModel,
     ) -> None:
         self._early, self._late, self._scratch = early, (*late, *model.stages), model.scratch
-        self._between, self.lengths = model.stages, model.lengths
+        self._model_stages, self.lengths = model.stages, model.lengths
         known = {"memory_mask": ENTRIES - 1, "long_mask": LONG_ENTRIES - 1, **model.known}
         self._model = Call(model.kernel, model.record, **known)
         self._rooms: deque[Room] = deque()
@@ -61,7 +61,7 @@ class Pipeline:
         early = self._early[parse_special]
         if not texts:
             return []
-        return None if early is None else self._through(texts, None, (*early, *self._late), self._encode)
+        return None if early is None else self._run_stages(texts, None, (*early, *self._late), self._encode)
 
     def ids_of_pieces(
         self, texts: Sequence[bytes], pieces: Sequence[tuple[int, int]]
@@ -73,7 +73,7 @@ class Pipeline:
         """
         if not pieces:
             return [np.zeros(0, np.int32) for _ in texts]
-        found = self._through(texts, pieces, self._late, self._encode)
+        found = self._run_stages(texts, pieces, self._late, self._encode)
         if found is None:  # the pre-tokenizer's prefix or replaced spaces made the text too long
             size = sum(map(len, texts))
             raise InvalidRequest(
@@ -85,9 +85,9 @@ class Pipeline:
         self, text: bytes, pieces: Sequence[tuple[int, int]], late: Sequence[CompiledStage]
     ) -> Placed | None:
         """The ids of such a text, which has at least one span, with their spans; ``late`` are the stages to run."""
-        return self._through([text], pieces, (*late, *self._between), self._place)
+        return self._run_stages([text], pieces, (*late, *self._model_stages), self._place)
 
-    def _through(
+    def _run_stages(
         self,
         data: Sequence[bytes],
         pieces: Sequence[tuple[int, int]] | None,

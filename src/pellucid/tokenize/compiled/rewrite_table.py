@@ -110,10 +110,10 @@ def _append(steps: list[_Step | Form], step: _Step | Form) -> None:
         return
     settled = before is not None and (before.collapse or before.trim or before.prefix or before.longer)
     if before is not None and step.plain and not settled:
-        steps[-1] = replace(before, changes=_behind(before.changes, step.changes))
+        steps[-1] = replace(before, changes=_composition(before.changes, step.changes))
     elif before is not None and before.plain and not step.rules:
         # A plain map before a map with settings can be merged into it.
-        steps[-1] = replace(step, changes=_behind(before.changes, step.changes))
+        steps[-1] = replace(step, changes=_composition(before.changes, step.changes))
     elif (
         before is not None
         and step == _Step(prefix=step.prefix, when=step.when, unless_there=step.unless_there)
@@ -126,7 +126,7 @@ def _append(steps: list[_Step | Form], step: _Step | Form) -> None:
         steps.append(step)
 
 
-def _behind(first: dict[int, str | None], then: dict[int, str | None]) -> dict[int, str | None]:
+def _composition(first: dict[int, str | None], then: dict[int, str | None]) -> dict[int, str | None]:
     """The composition of two maps."""
 
     def of(text: str | None) -> str | None:
@@ -157,11 +157,11 @@ def _steps(stage: Normalizer, only_first: bool = False) -> Sequence[_Step | Form
         return [_precompiled(stage)]
     if isinstance(stage, SentencePiece):
         return _sentencepiece(stage)
-    touched = _touched(stage)
+    touched = _changed_sets(stage)
     return None if touched is None else [_Step(_changes(stage, touched))]
 
 
-def _touched(stage: Normalizer) -> list[Ranges] | None:
+def _changed_sets(stage: Normalizer) -> list[Ranges] | None:
     """The characters that a normalizer changes, if their replacements depend on nothing else."""
     small = singles(small_letters())
     bert = ("text.normalized", "bert.dropped", "bert.marks", "White_Space")

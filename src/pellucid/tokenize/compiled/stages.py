@@ -108,14 +108,14 @@ class Separating(Cut):
     def __init__(self, neighbours: tables.NeighbourTable, marked: bool) -> None:
         pairs = neighbours.pairs
         table, mask = tables.slots(len(pairs), 1)
-        told = {"slots": table, "mask": mask}
+        fields = {"slots": table, "mask": mask}
         Call(
-            KernelKey("text.neighbours"), text_apart.NeighboursRecord, pairs=pairs, count=len(pairs), **told
+            KernelKey("text.neighbours"), text_apart.NeighboursRecord, pairs=pairs, count=len(pairs), **fields
         )()
         common, together = neighbours.most_common()
-        told |= {"common": common, "together": together, "flags": neighbours.flags, "marked": int(marked)}
+        fields |= {"common": common, "together": together, "flags": neighbours.flags, "marked": int(marked)}
         self._kernel = Call(
-            KernelKey("text.apart", everywhere=neighbours.everywhere), text_apart.ApartRecord, **told
+            KernelKey("text.apart", everywhere=neighbours.everywhere), text_apart.ApartRecord, **fields
         )
 
 
@@ -171,15 +171,15 @@ class Rewriting(Changing):
 
     def __init__(self, change: CharacterMap) -> None:
         self._growth, self._ahead = change.growth, len(change.prefix)
-        rules, told = change.rules, dict[str, Any]()
+        rules, rule_fields = change.rules, dict[str, Any]()
         if rules is not None:
             tree = tables.PieceTree.of([key.encode() for key in rules.replaced])
             ends = np.where(tree.ids >= 0, np.append(rules.places, 0)[tree.ids], -1).astype(np.int32)
-            told = {"flags": rules.flags, "slots": tree.slots, "rules": ends}
+            rule_fields = {"flags": rules.flags, "slots": tree.slots, "rules": ends}
         self._kernel = Call(
             KernelKey("text.rewrite", rules="none" if rules is None else rules.which),
             text_rewrite.RewriteRecord,
-            **told,
+            **rule_fields,
             targets=change.targets,
             written=change.written,
             collapse=int(change.collapse),

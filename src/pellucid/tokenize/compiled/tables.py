@@ -111,8 +111,10 @@ def splits(words: WordTable) -> tuple[NDArray[np.int32], NDArray[np.int32], NDAr
         "mask": words.mask,
         "made": made,
     }
-    told = dict(zip(("lefts", "rights", "merged"), columns))
-    Call(KernelKey("text.splits"), text_words.SplitsRecord, **known, **told, count=len(pieces.places) - 1)()
+    outputs = dict(zip(("lefts", "rights", "merged"), columns))
+    Call(
+        KernelKey("text.splits"), text_words.SplitsRecord, **known, **outputs, count=len(pieces.places) - 1
+    )()
     lefts, rights, merged = (column[: int(made[0])].copy() for column in columns)
     return lefts, rights, merged
 
@@ -129,14 +131,14 @@ class PieceTree:
             raise InvalidRequest(f"a vocabulary of {most:,} bytes; the limit is {text_words.MOST_NODES:,}")
         table, mask = slots(most, 1)
         of_nodes = {name: np.full(most, -1, np.int32) for name in ("first", "next", "ids")}
-        told = {**of_nodes, "bytes": np.zeros(most, np.uint8)}
+        node_fields = {**of_nodes, "bytes": np.zeros(most, np.uint8)}
         count, made = np.zeros(1, np.int64), np.zeros(1, np.int64)
         known = {"text": pieces.text, "places": pieces.places, "slots": table, "mask": mask}
         Call(
             KernelKey("text.tree"),
             text_words.TreeRecord,
             **known,
-            **told,
+            **node_fields,
             count=len(pieces.places) - 1,
             nodes=count,
         )()
@@ -150,7 +152,7 @@ class PieceTree:
             Call(
                 KernelKey("text.layout"),
                 text_words.LayoutRecord,
-                **told,
+                **node_fields,
                 **room,
                 nodes=nodes,
                 size=size,
@@ -260,7 +262,7 @@ class NeighbourTable:
             if byte < 0xC0:
                 flags[:] = text_apart.AFTER | text_apart.BEFORE
             elif byte >= 0xE0:
-                flags[_beginning(bytes([byte]))] |= text_apart.AFTER | text_apart.BEFORE
+                flags[_with_prefix(bytes([byte]))] |= text_apart.AFTER | text_apart.BEFORE
         for lead, start, end in zip(leads[inside].tolist(), starts[inside].tolist(), ends[inside].tolist()):
             before = lead - 1
             while before > start and data[before] & 0xC0 == 0x80:
@@ -268,13 +270,13 @@ class NeighbourTable:
             left, right = data[before:lead], data[lead : min(end, lead + (4 if data[lead] >= 0xF0 else 3))]
             if left[0] < 0x80 or 0xC0 <= left[0] < 0xE0:
                 continue  # a character of one or two bytes
-            known, behind = _character(left), _character(right)
-            if known is not None and behind is not None:
-                pairs.add(known << 21 | behind)
-            elif behind is not None or (known is None and len(right) > len(left)):
-                flags[_beginning(right)] |= text_apart.BEFORE
+            left_code, right_code = _character(left), _character(right)
+            if left_code is not None and right_code is not None:
+                pairs.add(left_code << 21 | right_code)
+            elif right_code is not None or (left_code is None and len(right) > len(left)):
+                flags[_with_prefix(right)] |= text_apart.BEFORE
             else:
-                flags[_ending(left)] |= text_apart.AFTER
+                flags[_with_suffix(left)] |= text_apart.AFTER
         return cls(np.array(sorted(pairs), np.int64), flags, everywhere=False)
 
 
@@ -285,7 +287,7 @@ def _character(data: bytes) -> int | None:
         return None
 
 
-def _beginning(part: bytes) -> slice:
+def _with_prefix(part: bytes) -> slice:
     """The characters whose UTF-8, of three or four bytes, begins with ``part``."""
     size = 4 if part[0] >= 0xF0 else 3
     code = part[0] & (7 if size == 4 else 15)
@@ -295,7 +297,7 @@ def _beginning(part: bytes) -> slice:
     return slice(code << left, (code + 1) << left)
 
 
-def _ending(part: bytes) -> slice:
+def _with_suffix(part: bytes) -> slice:
     """The characters whose UTF-8 ends with ``part``, or the one character that it is."""
     known = _character(part)
     if known is not None:

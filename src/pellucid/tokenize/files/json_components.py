@@ -131,7 +131,7 @@ def _pre_tokenizers(parts: TokenizerJson, spec: Json) -> list[Stage]:
         check("behavior", behavior=BEHAVIORS)
         return [Split(pretokenize.PUNCTUATION.pattern, spec.get("behavior", "Isolated"))]
     if kind == "CharDelimiterSplit":
-        return [Split(quoted(_short(parts, parts.text(check("delimiter"), "delimiter"))), "Removed")]
+        return [Split(quoted(_searchable(parts, parts.text(check("delimiter"), "delimiter"))), "Removed")]
     if kind == "FixedLength":
         return [pretokenize.Chunks(parts.whole(check("length"), "length", 1, MOST_IDS, 5))]
     if kind in _CUTS:
@@ -142,7 +142,7 @@ def _pre_tokenizers(parts: TokenizerJson, spec: Json) -> list[Stage]:
         check("replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep")
         scheme = spec.get("prepend_scheme", "always" if spec.get("add_prefix_space", True) else "never")
         parts.component({"prepend_scheme": scheme}, "Metaspace", "prepend_scheme", prepend_scheme=_SCHEMES)
-        space = _short(parts, parts.text(spec, "replacement"))
+        space = _searchable(parts, parts.text(spec, "replacement"))
         stages: list[Stage] = [Change(normalize.Replace(" ", space))]
         if scheme != "never":
             stages.append(Change(normalize.Prepend(space, unless_there=True), only_first=scheme == "first"))
@@ -306,7 +306,7 @@ def padding(parts: TokenizerJson, spec: Json | None) -> Padding | None:
     return Padding(index, token, length, multiple, segment, side)
 
 
-def _short(parts: TokenizerJson, text: str) -> str:
+def _searchable(parts: TokenizerJson, text: str) -> str:
     """The text itself. Raises :class:`UnsupportedModel` if it is too long to be searched for."""
     if len(text) > MOST_LETTERS:
         raise UnsupportedModel(
@@ -326,5 +326,5 @@ def _pattern(parts: TokenizerJson, spec: Any) -> tuple[str, bool]:
                 raise UnsupportedModel(f"{parts.path.name}: pattern {shown(text)!r}: {bad}") from None
             return text, True
         if "String" in spec:
-            return _short(parts, text), False
+            return _searchable(parts, text), False
     raise FileFormatError(parts.path, "pattern", f"{brief(spec)} is neither a String nor a Regex")

@@ -49,7 +49,7 @@ class TokenizerJson:
         self.scores: list[float] = []
         self.pairs: PairRanks | None = None
         known = None if cached is None else self._from_cache(cached)
-        self.vocab = self._ids() if known is None else self._of_model(known, cached or {})
+        self.vocab = self._ids() if known is None else self._model_vocab(known, cached or {})
         added = spec.get("added_tokens") or []
         if not isinstance(added, list):
             raise FileFormatError(path, "added_tokens", f"expected an array, found {type(added).__name__}")
@@ -62,7 +62,7 @@ class TokenizerJson:
         if any(SEPARATOR in token for token in tokens):
             return None
         cached: dict[str, memoryview] = {
-            "spec": parsed_cache.array_of(json.dumps(self._small())),
+            "spec": parsed_cache.array_of(json.dumps(self._without_large_parts())),
             "tokens": parsed_cache.array_of(SEPARATOR.join(tokens)),
             "types": memoryview(array("b", self.vocabulary.types)),
             "outside": memoryview(array("i", [ids[token] for token in ids.keys() - self.vocab.keys()])),
@@ -72,11 +72,11 @@ class TokenizerJson:
             cached["by_rank"] = parsed_cache.array_of("yes")
         return cached if self.pairs is None else cached | self.pairs.to_cache()
 
-    def _small(self) -> Json:
+    def _without_large_parts(self) -> Json:
         """The file without its large parts."""
         small = {key: value for key, value in self._spec.items() if key not in ("type", "model")}
-        great = {key: None for key in ("vocab", "merges") if key in self.model}
-        return {**small, "model": {**self.model, **great}}
+        emptied = {key: None for key in ("vocab", "merges") if key in self.model}
+        return {**small, "model": {**self.model, **emptied}}
 
     def _from_cache(self, cached: Arrays) -> Vocabulary:
         tokens = parsed_cache.text_of(cached["tokens"]).split(SEPARATOR)
@@ -87,7 +87,7 @@ class TokenizerJson:
             self.model = {**self.model, "merges": BY_RANK}
         return Vocabulary.checked(tokens, cached["types"].tolist())
 
-    def _of_model(self, vocabulary: Vocabulary, cached: Arrays) -> dict[str, int]:
+    def _model_vocab(self, vocabulary: Vocabulary, cached: Arrays) -> dict[str, int]:
         """Piece → id of the model's own pieces, without the added tokens outside it."""
         pieces = dict(vocabulary.ids)
         for index in cached["outside"].tolist():

@@ -229,8 +229,8 @@ def _gguf_pairs(merges: Sequence[str], vocabulary: Vocabulary, path: Path) -> Pa
 
     if len(merges) < WORTH_CACHING:
         return made()
-    told = (*vocabulary.tokens, *merges, *map(str, sorted(vocabulary.special_ids)))
-    place = parsed_cache.cache_name("\n".join(told).encode())
+    key_parts = (*vocabulary.tokens, *merges, *map(str, sorted(vocabulary.special_ids)))
+    place = parsed_cache.cache_name("\n".join(key_parts).encode())
     if (arrays := parsed_cache.read(place)) is not None:
         return PairRanks.from_cache(arrays, vocabulary.size)
     pairs = made()

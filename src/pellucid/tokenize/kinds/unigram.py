@@ -183,12 +183,12 @@ class Unigram(TokenizerModel):
         edges = [span for start in range(len(piece)) for span in self._candidates(piece, start)]
         best = self._best(piece)
         return {
-            "lattice": [self._told(piece, span) for span in edges],
+            "lattice": [self._edge(piece, span) for span in edges],
             "best": [piece[start:stop] for _, start, stop in best],
             "score": sum(self._score(index, piece[start:stop]) for index, start, stop in best),
         }
 
-    def _told(self, piece: str, span: Span) -> dict[str, Any]:
+    def _edge(self, piece: str, span: Span) -> dict[str, Any]:
         index, start, stop = span
         text = piece[start:stop]
         return {"at": start, "piece": text, "id": index, "score": self._score(index, text)}

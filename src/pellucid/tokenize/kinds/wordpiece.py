@@ -65,20 +65,20 @@ class WordPiece(TokenizerModel):
         """The candidates tried at each position, of which the last was found; or why the word is unknown."""
         if len(piece) > self._longest:
             return {"unknown": f"{len(piece)} characters; words have {self._longest} at most"}
-        told: list[dict[str, Any]] = []
+        steps: list[dict[str, Any]] = []
         start = 0
         while start < len(piece):
             tried = []
             for stop, spelled, found in self._tries(piece, start):
                 tried.append(spelled)
                 if found is not None:
-                    told.append({"at": start, "tried": tried, "found": spelled, "id": found})
+                    steps.append({"at": start, "tried": tried, "found": spelled, "id": found})
                     start = stop
                     break
             else:
-                told.append({"at": start, "tried": tried, "found": None})
-                return {"tries": told, "unknown": f"no piece begins at character {start}"}
-        return {"tries": told}
+                steps.append({"at": start, "tried": tried, "found": None})
+                return {"tries": steps, "unknown": f"no piece begins at character {start}"}
+        return {"tries": steps}
 
     kernel = KernelKey("text.wordpiece")
 

@@ -103,10 +103,10 @@ def automaton(pattern: str) -> Automaton | None:
 
 
 @dataclass(frozen=True)
-class _One:
+class _Test:
     """A place before a node that consumes a character or looks at it."""
 
-    node: Set | _Ahead
+    node: Set | _Lookahead
     then: int
 
 
@@ -118,7 +118,7 @@ class _Fork:
 
 
 @dataclass(frozen=True)
-class _Ahead:
+class _Lookahead:
     """An assertion: the next character is in a set, or the text ends here and ``at_end`` is set."""
 
     members: Ranges
@@ -129,7 +129,7 @@ class _Places:
     """The places of a pattern (the states of its NFA), each with its next step."""
 
     def __init__(self) -> None:
-        self.steps: list[_One | _Fork | None] = [None]
+        self.steps: list[_Test | _Fork | None] = [None]
         self.matched = 0
         self.visits = 0  # by ``_step``
         # Possessively repeated sets, each with the place after it.
@@ -140,7 +140,7 @@ class _Places:
         if len(self.steps) > MOST_PLACES:
             raise NotATable
         if isinstance(node, Set):
-            return self._new(_One(node, then))
+            return self._new(_Test(node, then))
         if isinstance(node, Concat):
             for part in reversed(node.parts):
                 then = self.add(part, then)
@@ -151,9 +151,9 @@ class _Places:
             return self._repeat(node, then)
         if isinstance(node, Atomic):
             return self._atomic(node.part, then)
-        return self._new(_One(_ahead(node), then))
+        return self._new(_Test(_ahead(node), then))
 
-    def _new(self, step: _One | _Fork) -> int:
+    def _new(self, step: _Test | _Fork) -> int:
         self.steps.append(step)
         return len(self.steps) - 1
 
@@ -177,7 +177,7 @@ class _Places:
                 seen.add(place)
                 if isinstance(step, _Fork):
                     waiting.extend(step.ways)
-                elif isinstance(step.node, _Ahead) or intersection(step.node.members, members):
+                elif isinstance(step.node, _Lookahead) or intersection(step.node.members, members):
                     raise NotATable
 
     def _repeat(self, node: Repeat, then: int) -> int:
@@ -189,10 +189,10 @@ class _Places:
             self.steps[around] = _Fork((inside, then) if node.greedy else (then, inside))
             then = around
         else:
-            behind = then
+            after = then
             for _ in range(node.most - node.least):
                 inside = self.add(node.part, then)
-                then = self._new(_Fork((inside, behind) if node.greedy else (behind, inside)))
+                then = self._new(_Fork((inside, after) if node.greedy else (after, inside)))
         for _ in range(node.least):
             then = self.add(node.part, then)
         return then
@@ -200,23 +200,23 @@ class _Places:
     def sets(self) -> Iterator[Ranges]:
         """The sets of all places, in order."""
         for step in self.steps:
-            if isinstance(step, _One):
+            if isinstance(step, _Test):
                 yield step.node.members
 
 
-def _ahead(node: Node) -> _Ahead:
+def _ahead(node: Node) -> _Lookahead:
     """An assertion about the next character or the end of the text. Raises :class:`NotATable` for other nodes."""
     if isinstance(node, Edge) and node.kind == "text end":
-        return _Ahead((), at_end=True)
+        return _Lookahead((), at_end=True)
     if isinstance(node, Edge) and node.kind == "line end":
-        return _Ahead(NEWLINE, at_end=True)
+        return _Lookahead(NEWLINE, at_end=True)
     if not isinstance(node, Look) or not node.ahead:
         raise NotATable
     branches = node.part.branches if isinstance(node.part, Either) else (node.part,)
     if not all(isinstance(branch, Set) for branch in branches):
         raise NotATable
     members = union(branch.members for branch in branches if isinstance(branch, Set))
-    return _Ahead(complement(members) if node.negative else members, at_end=node.negative)
+    return _Lookahead(complement(members) if node.negative else members, at_end=node.negative)
 
 
 def _table(places: _Places, first: int) -> Automaton:

@@ -84,7 +84,7 @@ class Matcher:
         self.pattern, self.tree = pattern, parse(pattern)
         self.may_be_empty = may_be_empty(self.tree)
         self._classes = None if _compares(self.tree) else _classes(self.tree)
-        self._copy = None if self._classes is None else _Copy(self._classes)
+        self._copy = None if self._classes is None else _ClassLetters(self._classes)
         try:
             self._regex: Pattern[str] = regex.compile(
                 _Writer(self._classes, _is_small(self.tree)).written(self.tree)
@@ -222,7 +222,7 @@ def _classes(tree: Node) -> Classes | None:
     return classes if classes.count <= MOST_CLASSES else None
 
 
-class _Copy(dict[int, str]):
+class _ClassLetters(dict[int, str]):
     """Code point → the letter for its class, for ``str.translate``; lookups are cached."""
 
     ENTRIES = 1 << 14

@@ -54,17 +54,17 @@ class ByteLevelDecoder(_Decoder):
 
     def __init__(self, tokens: list[str], verbatim: Collection[int]) -> None:
         self._tokens, self._verbatim = tokens, verbatim
-        self._known: dict[int, bytes] = {}
+        self._cache: dict[int, bytes] = {}
 
     def piece(self, token_id: int, first: bool) -> bytes:
-        found = self._known.get(token_id)
+        found = self._cache.get(token_id)
         if found is None:
             token, alphabet = self._tokens[token_id], byte_alphabet()
             if token_id in self._verbatim or not alphabet.keys() >= set(token):
                 found = token.encode()
             else:
                 found = bytes([alphabet[character] for character in token])
-            self._known[token_id] = found
+            self._cache[token_id] = found
         return found
 
 
@@ -136,12 +136,12 @@ class WordPieceDecoder(_Decoder):
 
     def __init__(self, tokens: list[str], prefix: str, cleanup: bool) -> None:
         self._tokens, self._prefix, self._cleanup = tokens, prefix, cleanup
-        self._known: dict[tuple[int, bool], bytes] = {}
+        self._cache: dict[tuple[int, bool], bytes] = {}
 
     def piece(self, token_id: int, first: bool) -> bytes:
-        found = self._known.get((token_id, first))
+        found = self._cache.get((token_id, first))
         if found is None:
-            found = self._known[token_id, first] = self._spell(self._tokens[token_id], first).encode()
+            found = self._cache[token_id, first] = self._spell(self._tokens[token_id], first).encode()
         return found
 
     def _spell(self, text: str, first: bool) -> str:

@@ -130,26 +130,26 @@ class Normalize(Normalizer):
         return [Rewrite(matches(_normalized()), self._change)]
 
     def __call__(self, text: str) -> str:
-        if not text.isascii() and _many().search(text):
-            text = _many().sub(
-                lambda run: "".join(part for part, _ in _decomposed(run[0], self._apart)), text
+        if not text.isascii() and _long_mark_runs().search(text):
+            text = _long_mark_runs().sub(
+                lambda run: "".join(part for part, _ in _decomposed(run[0], self._decomposed_form)), text
             )
         if text.isascii() or unicodedata.is_normalized(self.form, text):
             return text
-        if _newer().search(text) is None:
+        if _newer_characters().search(text) is None:
             return unicodedata.normalize(self.form, text)
         return compiled(_normalized()).sub(lambda run: unicodedata.normalize(self.form, run[0]), text)  # type: ignore
 
     @property
-    def _apart(self) -> Form:
+    def _decomposed_form(self) -> Form:
         """The decomposed form: NFKD or NFD."""
         return "NFKD" if self.form in ("NFKC", "NFKD") else "NFD"
 
     def _change(self, run: str) -> list[tuple[str, int]]:
-        if _many().search(run) is None and unicodedata.is_normalized(self.form, run):
+        if _long_mark_runs().search(run) is None and unicodedata.is_normalized(self.form, run):
             return [(letter, at) for at, letter in enumerate(run)]
-        parts = list(_decomposed(run, self._apart))
-        return placed(_composed(parts) if self._apart != self.form else parts)
+        parts = list(_decomposed(run, self._decomposed_form))
+        return placed(_composed(parts) if self._decomposed_form != self.form else parts)
 
 
 @cache
@@ -158,7 +158,7 @@ def _normalized() -> str:
 
 
 @cache
-def _many() -> re.Pattern[str]:
+def _long_mark_runs() -> re.Pattern[str]:
     """Matches 64 or more marks in a row: ``unicodedata`` needs quadratic time to order them.
 
     The marks are those of Unicode 9, and characters that decompose to a mark. It uses ``re``, which turns large sets
@@ -170,7 +170,7 @@ def _many() -> re.Pattern[str]:
 
 
 @cache
-def _newer() -> Pattern[str]:
+def _newer_characters() -> Pattern[str]:
     """Matches the characters that Python normalizes and Unicode 9 did not know."""
     known = set(letters(members("text.normalized") or ()))
     others = (letter for letter in map(chr, range(0x80, 0x20000)) if letter not in known)

@@ -88,8 +88,8 @@ class CharsMap:
         bases = np.array([offsets[0]])
         rules: dict[str, str] = {}
         while len(bases):  # all nodes of one depth at a time
-            first, behind = np.searchsorted(parents, bases, "left"), np.searchsorted(parents, bases, "right")
-            counts = behind - first
+            first, stop = np.searchsorted(parents, bases, "left"), np.searchsorted(parents, bases, "right")
+            counts = stop - first
             rows = np.repeat(np.arange(len(bases)), counts)
             within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
             nodes = children[first[rows] + within]

@@ -118,7 +118,7 @@ class PreTokenizer:
         return any(isinstance(stage, Change) and stage.only_first for stage in self.stages)
 
     @cached_property
-    def _asks_for_places(self) -> bool:
+    def _needs_offsets(self) -> bool:
         """Whether a cut before an ``only_first`` change may have dropped the start of the text."""
         firsts = [
             at for at, stage in enumerate(self.stages) if isinstance(stage, Change) and stage.only_first
@@ -127,7 +127,7 @@ class PreTokenizer:
 
     def __call__(self, text: str, first: bool) -> Iterable[str]:
         """The pre-tokens of a text; ``first``: the whole text begins with it."""
-        if first and self._asks_for_places:
+        if first and self._needs_offsets:
             return [piece.text for piece in self.aligned(Aligned.of(text))]
         pieces, budget = [text], Budget(len(text))
         for stage in self.stages:
