@@ -1,24 +1,39 @@
 """Text to token ids and back.
 
-``load_tokenizer(...)`` gives a :class:`Tokenizer`; its stages are the files of this folder:
+``load_tokenizer(...)`` returns a :class:`Tokenizer`. A text passes through its stages in this order:
 
-    added.py        tokens that are matched whole in the raw text normalize.py    text → text
-    (``stages/precompiled_charsmap.py``: SentencePiece's rules; ``unicode.py``: properties of characters) pretokenize.py
-    text → pieces (``patterns/published.py``: the published patterns) kinds/          piece → ids, one file per kind of
-    vocabulary (``merges.py``: the BPE loop) postprocess.py  special tokens around the sequence (``encoding.py``: what
-    comes out, windows, padding) decode.py       ids → text, at once or as a stream template.py     a conversation →
-    text (``conversation.py``: its messages, checked; ``template_process.py``,
-                    ``template_worker.py``: the process that runs the template)
-    explain.py      what each of them did
+    stage           file                    in → out
+    added tokens    stages/added.py         raw text → text and added tokens, which are matched whole
+    normalizer      stages/normalize.py     text → text (stages/precompiled_charsmap.py: SentencePiece's rules)
+    pre-tokenizer   stages/pretokenize.py   text → pre-tokens (patterns/published.py: the published patterns)
+    model           kinds/                  pre-token → ids, one file per kind of vocabulary
+    post-processor  stages/postprocess.py   ids → ids with special tokens around them
+    decoder         stages/decode.py        ids → text, all at once or as a stream
 
-There are three ways through them: in Python, in Python with the places in the original text (``aligned.py``), and as
-compiled code (``compiled_encoder.py`` of ``compiled/pipeline.py``, ``tables.py``, ``automaton.py`` and
-``compiled/rewrite_table.py``).
+The modules:
 
-Where a tokenizer comes from (``load.py``): ``folder.py`` finds the file, ``huggingface.py`` with
-``files/json_components.py`` reads ``tokenizer.json``, ``files/legacy.py`` what came before it, ``sentencepiece.py``
-models, ``gguf.py`` GGUF's fields; ``files/sidecar.py`` the small files beside them. ``parsed_cache.py`` keeps what
-reading a large one came to.
+    tokenizer.py         the public class: encode, decode, chat templates
+    encoder.py           the stages run in Python: the plain path, and the aligned path, which keeps offsets
+    compiled_encoder.py  the stages run as compiled code
+    encoding.py          an encoded text with offsets; truncation and padding
+    vocabulary.py        id ↔ piece, and token types
+    model.py             the base class of the model stage
+    merges.py            the BPE merge loop
+    unicode.py           properties of characters, at a fixed version of Unicode
+    explain.py           what each stage did to a text, as data
+    load.py              model or path → Tokenizer: GGUF metadata, or the files of a folder
+    folder.py            picks the tokenizer file of a model folder, and its reader
+    kind.py              what a file in kinds/ declares, and how the kinds are discovered
+    parsed_cache.py      the on-disk cache of parsed large vocabularies
+
+The folders:
+
+    stages/    the stages above except the model, and aligned.py: a text with its origin in the original text
+    patterns/  Oniguruma's syntax → a pattern tree → a matcher in Python or an automaton's table
+    kinds/     the kinds of vocabulary: byte-level BPE, SentencePiece BPE, Unigram, WordPiece, words, characters, bytes
+    files/     the file formats: tokenizer.json, legacy files, SentencePiece, GGUF fields, and their sidecar files
+    compiled/  the tables and calls of the compiled stages; the kernels are in pellucid/kernels/text
+    chat/      conversations → text, by chat templates that run in a process of their own
 """
 
 from __future__ import annotations

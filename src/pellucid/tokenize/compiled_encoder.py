@@ -1,8 +1,8 @@
-"""A tokenizer as compiled code: which of its stages have one, and the ways around those that do not.
+"""A tokenizer as compiled code, with a fallback to Python for stages that have no compiled form.
 
-In: the stages of a tokenizer. Out: :class:`CompiledEncoder`, or None where its patterns or its model have no compiled
-form. Where only the normalizer has none, or gives up on a text, Python finds the added tokens and normalises, and
-compiled code goes on.
+In: the stages of a tokenizer. Out: :class:`CompiledEncoder`, or None if a pattern or the model has no compiled form.
+If only the normalizer has none, or gives up on a text, Python finds the added tokens and normalizes, and compiled code
+does the rest.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHUNK = 1 << 16
-"""Characters that go through the stages together: what lies between them stays in a core's cache."""
+"""Characters that go through the stages in one batch: the intermediate results stay in a core's cache."""
 
 
 def is_cached(model: TokenizerModel) -> bool:
-    """Whether a model's compiled form is there without compiling anything."""
+    """Whether the kernel of a model's compiled form is already compiled."""
     return model.kernel is not None and shared().kept([model.kernel])
 
 
 def compiled_encoder(encoder: Encoder) -> CompiledEncoder | None:
-    """The compiled form of the stages of a tokenizer, if it has one."""
-    # A model that knows which characters are neighbours cuts wherever its ``cut`` would, and more.
+    """The compiled form of the stages of a tokenizer, or None."""
+    # A model with ``separates`` cuts wherever its ``cut`` would, and at further positions.
     cutting = encoder.pre_tokenizer if encoder.model.separates else encoder.cutting
     late = _late(cutting.stages, encoder.normalizer)
     if late is None or encoder.model.kernel is None:
@@ -54,39 +54,39 @@ def compiled_encoder(encoder: Encoder) -> CompiledEncoder | None:
 
 
 class CompiledEncoder:
-    """Encodes texts. Thread-safe: each thread that is in a call has its own room."""
+    """Encodes texts. Thread-safe: each thread uses its own buffers during a call."""
 
     def __init__(self, encoder: Encoder, late: Sequence[CompiledStage]) -> None:
         self._encoder = encoder
         early = {special: _early(encoder, special) for special in (False, True)}
         self._lost = encoder.model.lost
-        self._kept = _kept(encoder) if encoder.asks_for_places else None
-        changing = encoder.pre_tokenizer.changing  # which Python does where it matters what was where
+        self._unmoved = _unmoved(encoder) if encoder.asks_for_places else None
+        changing = encoder.pre_tokenizer.changing  # Python runs these stages when offsets are needed
         self._cuts = _late(encoder.pre_tokenizer.stages[len(changing.stages) :], encoder.normalizer)
         self._pipeline = Pipeline(early, late, encoder.model.compiled())
 
     def encode(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
         """The ids of each text."""
-        if self._kept is not None and any(text and text[0] not in self._kept for text in texts):
-            return [self._one(text, parse_special) for text in texts]
-        return self._all(texts, parse_special)
+        if self._unmoved is not None and any(text and text[0] not in self._unmoved for text in texts):
+            return [self._encode_one(text, parse_special) for text in texts]
+        return self._encode_all(texts, parse_special)
 
-    def _one(self, text: str, parse_special: bool) -> NDArray[np.int32]:
-        """The ids of one text, by Python where it may begin with what the normalizer does not keep in its place."""
-        if text and text[0] not in (self._kept or ()):
+    def _encode_one(self, text: str, parse_special: bool) -> NDArray[np.int32]:
+        """The ids of one text; Python encodes it if the normalizer may move its first character."""
+        if text and text[0] not in (self._unmoved or ()):
             return np.array(self._encoder.placed_ids(text, parse_special), np.int32)
-        return self._all([text], parse_special)[0]
+        return self._encode_all([text], parse_special)[0]
 
-    def _all(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
+    def _encode_all(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
         found = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
         if found is not None:
             return found
-        if len(texts) > 1:  # one of them is for Python
-            return [self._all([text], parse_special)[0] for text in texts]
+        if len(texts) > 1:  # Python must normalize one of them
+            return [self._encode_all([text], parse_special)[0] for text in texts]
         return [self._normalized(text, parse_special) for text in texts]
 
     def lists(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
-        """The same as lists."""
+        """``encode`` with lists instead of arrays."""
         return [ids.tolist() for ids in self.encode(texts, parse_special)]
 
     @staticmethod
@@ -96,27 +96,27 @@ class CompiledEncoder:
         parse_special: bool,
         threads: int | None,
     ) -> list[T]:
-        """One of these two, of many texts, in portions over several threads; None: one for each core."""
-        portions = list(_portions(texts))
+        """Apply ``encode`` or ``lists`` to many texts, in batches over ``threads`` threads (None: one per core)."""
+        batches = list(_batches(texts))
         if threads is None:
             from pellucid.runtime.executor import default_threads
 
             threads = default_threads()
-        if threads <= 1 or len(portions) <= 1:
-            return [ids for portion in portions for ids in encode(portion, parse_special)]
-        with ThreadPoolExecutor(min(threads, len(portions))) as pool:
-            return list(chain.from_iterable(pool.map(lambda some: encode(some, parse_special), portions)))
+        if threads <= 1 or len(batches) <= 1:
+            return [ids for batch in batches for ids in encode(batch, parse_special)]
+        with ThreadPoolExecutor(min(threads, len(batches))) as pool:
+            return list(chain.from_iterable(pool.map(lambda some: encode(some, parse_special), batches)))
 
     def _normalized(self, text: str, parse_special: bool) -> NDArray[np.int32]:
-        """The ids of one text that Python normalises."""
+        """The ids of one text, normalized in Python."""
         segments = self._encoder.segments(without_surrogates(text), parse_special)
         data, pieces = _joined((part, index) for part, index, _ in segments)
         return self._pipeline.ids_of_pieces([data], pieces)[0]
 
     def spans(self, text: str, parse_special: bool) -> Iterable[Span] | None:
-        """The ids of a text with the characters that they stand for; None if Python must find them.
+        """The ids of a text, each with the characters that it covers; None if Python must find them.
 
-        Python normalises and says which characters are whose; compiled code cuts, and makes the ids.
+        Python normalizes and tracks the origin of each character; compiled code cuts and makes the ids.
         """
         if self._cuts is None:
             return None
@@ -127,23 +127,24 @@ class CompiledEncoder:
         if not data:
             return ()
         if not self._lost.isdisjoint(data):
-            return None  # which moves what stands behind it
+            return None  # a lost byte shifts the offsets after it
         placed = self._pipeline.placed(data, pieces, self._cuts)
         characters = None if placed is None else self._characters(data, placed)
         if placed is None or characters is None:
             return None
-        begin, behind = characters
+        begin, end = characters
         starts, ends = _origins(parts)
-        stops = np.where(behind > begin, ends[behind - 1], starts[begin])
+        stops = np.where(end > begin, ends[end - 1], starts[begin])
         return zip(placed.ids.tolist(), starts[begin].tolist(), stops.tolist())
 
     def _characters(self, data: bytes, placed: Placed) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Of each id its first character and the one behind its last; None if Python makes other ids of a piece.
+        """The first character of each id and the one after its last, (T,) each; None if Python finds other ids.
 
-        They follow from how many bytes each id stands for, where that is certain and comes to the whole piece.
+        They follow from the number of bytes that each id covers, if these are known and add up to the whole pre-token.
+        Python finds the spans of the other pre-tokens.
         """
         ids, pieces, firsts = placed.ids, placed.pieces, placed.firsts
-        known = pieces[:, 1] < 0  # added tokens, each in the place of one byte
+        known = pieces[:, 1] < 0  # added tokens; each takes one byte
         begins, ends = pieces[:, 0], np.where(known, pieces[:, 0] + 1, pieces[:, 1] & ~PART)
         owner = np.repeat(np.arange(len(pieces)), np.diff(firsts))
         lengths = np.ones(len(ids), np.int64)
@@ -154,7 +155,7 @@ class CompiledEncoder:
         start = np.where(uncertain[owner], 0, begins[owner] + before - before[firsts[owner]])
         stop = np.where(uncertain[owner], 1, start + lengths)
         character = np.cumsum(np.frombuffer(data, np.uint8) & 0xC0 != 0x80) - 1
-        begin, behind = character[start], character[stop - 1] + 1
+        begin, end = character[start], character[stop - 1] + 1
         for piece in np.flatnonzero(uncertain & (np.diff(firsts) > 0)).tolist():
             spans = self._encoder.model.spans(data[begins[piece] : ends[piece]].decode())
             which = slice(firsts[piece], firsts[piece + 1])
@@ -162,12 +163,12 @@ class CompiledEncoder:
                 return None
             place = character[begins[piece]]
             begin[which] = [place + at for _, at, _ in spans]
-            behind[which] = [place + at for _, _, at in spans]
-        return begin, behind
+            end[which] = [place + at for _, _, at in spans]
+        return begin, end
 
 
-def _kept(encoder: Encoder) -> frozenset[str]:
-    """Characters of ASCII that the normalizer leaves where they are at the beginning of a text, whatever follows."""
+def _unmoved(encoder: Encoder) -> frozenset[str]:
+    """The ASCII characters that the normalizer leaves in place at the start of a text, whatever follows."""
     stages = [encoder.normalizer]
     if isinstance(encoder.normalizer, Sequential):
         stages = [*encoder.normalizer.stages]
@@ -178,10 +179,10 @@ def _kept(encoder: Encoder) -> frozenset[str]:
 
 
 def _joined(parts: Iterable[tuple[str, int | None]]) -> tuple[bytes, list[tuple[int, int]]]:
-    """Texts and ids behind one another, and their spans of bytes, as ``text/pieces.py`` has them."""
+    """The concatenated texts in UTF-8, and the span of bytes of each part as ``kernels/text/pieces.py`` encodes it."""
     data, pieces, done = [], [], 0
     for part, index in parts:
-        # An id takes a byte, so that it has its place; one that no vocabulary lacks.
+        # An id takes one byte, so that it has a position; a space, which is never a lost byte.
         encoded = b" " if index is not None else part.encode()
         pieces.append((done, done + len(encoded) if index is None else -1 - index))
         data.append(encoded)
@@ -190,7 +191,7 @@ def _joined(parts: Iterable[tuple[str, int | None]]) -> tuple[bytes, list[tuple[
 
 
 def _origins(parts: Iterable[tuple[Aligned, int | None]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each character of these is in the original, from and to; an id is one character."""
+    """The start and the end of each character of the parts in the original text; an added token is one character."""
     starts, ends = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
     for part, index in parts:
         whole = part.span(0, len(part))
@@ -204,18 +205,18 @@ def _origins(parts: Iterable[tuple[Aligned, int | None]]) -> tuple[NDArray[np.in
     return np.concatenate(starts), np.concatenate(ends)
 
 
-def _portions(texts: Sequence[str]) -> Iterable[list[str]]:
-    """The texts in order, so many at a time that they have about CHUNK characters."""
-    some: list[str] = []
+def _batches(texts: Sequence[str]) -> Iterable[list[str]]:
+    """The texts in order, in batches of about CHUNK characters."""
+    batch: list[str] = []
     length = 0
     for text in texts:
-        some.append(text)
+        batch.append(text)
         length += len(text)
         if length >= CHUNK:
-            yield some
-            some, length = [], 0
-    if some:
-        yield some
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch
 
 
 def _utf8(text: str) -> bytes:
@@ -226,17 +227,17 @@ def _utf8(text: str) -> bytes:
 
 
 def _early(encoder: Encoder, parse_special: bool) -> list[CompiledStage] | None:
-    """The stages up to the pre-tokenizer; None if Python must do them."""
+    """The stages before the pre-tokenizer; None if Python must run them."""
     stages = _rewriting([] if encoder.normalizer is None else [(encoder.normalizer, False)])
     found = [_adding(tokens, parse_special) for tokens in (encoder.added, encoder.normalized_added)]
     if stages is None or None in found:
         return None
-    before, behind = found
-    return [*(before or ()), *stages, *(behind or ())]
+    before, after = found
+    return [*(before or ()), *stages, *(after or ())]
 
 
 def _adding(tokens: AddedTokens, parse_special: bool) -> list[CompiledStage] | None:
-    """What cuts out added tokens: nothing where all are left as text, None where some mind what is around them."""
+    """The stage that cuts out added tokens: empty if all stay text, None if some depend on neighbouring characters."""
     listed = list(tokens)
     cut_out = [token for token in listed if parse_special or not token.special]
     if not cut_out:
@@ -254,8 +255,8 @@ def _rewriting(stages: Sequence[tuple[Normalizer, bool]]) -> list[CompiledStage]
     return [Rewriting(one) if isinstance(one, CharacterMap) else Normalizing(form_table(one)) for one in maps]
 
 
-def _never(step: Stage, replaced: Normalizer | None) -> bool:
-    """Whether a stage cuts at what the normalizer before it leaves nothing of: Gemma's at spaces, which are ``▁``."""
+def _never_cuts(step: Stage, replaced: Normalizer | None) -> bool:
+    """Whether a stage never cuts, because the normalizer replaces its character (Gemma: the space, by ``▁``)."""
     if not isinstance(step, Split) or not isinstance(replaced, Replace) or replaced.is_pattern:
         return False
     looks_for = step.pattern.removeprefix("\\")
@@ -268,14 +269,14 @@ def _never(step: Stage, replaced: Normalizer | None) -> bool:
 
 
 def _late(steps: Sequence[Stage], replaced: Normalizer | None) -> list[CompiledStage] | None:
-    """The pre-tokenizer's stages; None if one of them has no compiled form."""
+    """The compiled stages of the pre-tokenizer; None if one has no compiled form."""
     stages: list[CompiledStage] = []
     changes: list[tuple[Normalizer, bool]] = []
     for step in steps:
         if isinstance(step, Change):
             changes.append((step.normalizer, step.only_first))
             continue
-        if _never(step, replaced):
+        if _never_cuts(step, replaced):
             continue
         table = automaton(step.pattern) if isinstance(step, Split) else None
         rewriting = _rewriting(changes)

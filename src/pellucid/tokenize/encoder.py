@@ -1,7 +1,7 @@
 """The stages from text to ids, run in Python: text → normalize → pre-tokenize → model → ids.
 
-There are two ways through them: the plain one makes ids of strings, the aligned one also knows where in the text each
-id comes from. ``compiled/`` has the same as compiled code, and is given these stages.
+They can be run in two ways: the plain path turns strings into ids, the aligned path also records which characters of
+the text each id covers. ``compiled/`` builds the same pipeline as compiled code from these stages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pellucid.tokenize.vocabulary import Vocabulary
 
 
 class _Remembered(dict[str, list[int]]):
-    """A bounded memory of what the model made of a pre-token."""
+    """A bounded cache of the ids of pre-tokens."""
 
     ENTRIES, LONGEST = 1 << 16, 64
 
@@ -42,7 +42,7 @@ class _Remembered(dict[str, list[int]]):
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """The stages of a tokenizer, in the order in which they run, and the ways through them."""
+    """The stages of a tokenizer, in the order in which they run, and the methods that run them."""
 
     vocabulary: Vocabulary
     added: AddedTokens
@@ -53,10 +53,10 @@ class Encoder:
     post_processor: Template
     decoder: Decoder
     trims: tuple[Trim, ...] = ()
-    _remembered: _Remembered = field(init=False, repr=False, compare=False)
+    _id_cache: _Remembered = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_remembered", _Remembered(self.model))
+        object.__setattr__(self, "_id_cache", _Remembered(self.model))
 
     @property
     def vocab_size(self) -> int:
@@ -64,7 +64,10 @@ class Encoder:
         return self.vocabulary.size
 
     def ids(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
-        """The ids of a text, without special tokens around it; ``mark`` is removed once control tokens are found."""
+        """The ids of a text, without special tokens around it.
+
+        ``mark`` is removed after control tokens have been found.
+        """
         if self.asks_for_places:
             return self.placed_ids(text, parse_special, mark)
         ids: list[int] = []
@@ -73,33 +76,35 @@ class Encoder:
                 ids.append(index)
                 continue
             pieces = self.cutting(part.replace(mark, "") if mark else part, first)
-            ids.extend(chain.from_iterable(map(self._remembered.__getitem__, pieces)))
+            ids.extend(chain.from_iterable(map(self._id_cache.__getitem__, pieces)))
         return ids
 
     def placed_ids(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
-        """The aligned way from text to ids; ``mark`` is taken out where control tokens have been found."""
+        """The aligned path from text to ids; ``mark`` is removed after control tokens have been found."""
         ids: list[int] = []
         for piece, index in self.pieces(text, parse_special, mark):
-            ids += self._remembered[piece.text] if index is None else [index]
+            ids += self._id_cache[piece.text] if index is None else [index]
         return ids
 
     @property
     def asks_for_places(self) -> bool:
-        """Whether the ids hang on where the normalizer's first characters were in the text: what stands where the text
-        begins is prefixed, and a normalizer may drop it, or put something in front.
+        """Whether the ids depend on where the first normalized characters were in the text.
+
+        They do if there is a normalizer and the pre-tokenizer has a change for the start of the text only: the
+        normalizer may drop the first characters, or insert others before them.
         """
         return self.normalizer is not None and self.pre_tokenizer.has_first
 
     @cached_property
     def cutting(self) -> PreTokenizer:
-        """The pre-tokenizer, and what the model cuts further."""
+        """The pre-tokenizer, followed by the model's own ``cut``."""
         cut, stages = self.model.cut, self.pre_tokenizer.stages
-        if cut is None or (stages and stages[-1] == BEFORE_SPACES):  # which is what a cut would do
+        if cut is None or (stages and stages[-1] == BEFORE_SPACES):  # it already cuts where ``cut`` would
             return self.pre_tokenizer
         return PreTokenizer((*stages, cut))
 
     def spans(self, text: str, parse_special: bool) -> Iterator[Span]:
-        """The ids with the characters of the text that they stand for."""
+        """The ids, each with the characters of the text that it covers."""
         for piece, index in self.pieces(text, parse_special):
             if index is not None:
                 yield index, *piece.span(0, len(piece))
@@ -108,7 +113,7 @@ class Encoder:
                 yield found, *piece.span(start, stop)
 
     def pieces(self, text: str, parse_special: bool, mark: str = "") -> Iterator[tuple[Aligned, int | None]]:
-        """What the model sees of a text, piece by piece, or the id where it is an added token."""
+        """The pre-tokens and added tokens of a text in order; the id is None for a pre-token."""
         for part, index in self.parts(text, parse_special):
             if index is not None:
                 yield part, index
@@ -117,7 +122,7 @@ class Encoder:
                 yield from ((piece, None) for piece in self.pre_tokenizer.aligned(plain))
 
     def parts(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None]]:
-        """The text, normalised, cut at added tokens: each part, and its id if it is one."""
+        """The normalized text, cut at added tokens: each part, with its id if it is an added token."""
         whole = Aligned.of_any(text)
         for start, stop, index in self.added.split(whole.text, parse_special):
             part = whole.part(start, stop)
@@ -129,7 +134,7 @@ class Encoder:
                 yield normal.part(low, high), found
 
     def segments(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None, bool]]:
-        """The plain way to the same parts: text, normalised, or an added token with its id; and whether it is first."""
+        """The plain path to the same parts: normalized text or added token, its id or None, whether it is the first."""
         for at, (start, stop, index) in enumerate(self.added.split(text, parse_special)):
             part = text[start:stop]
             if index is not None:
@@ -140,11 +145,14 @@ class Encoder:
                 yield normal[low:high], found, at == 0 and inner == 0
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one id adds to a text. Raises :class:`InvalidRequest` for an unknown id."""
+        """The bytes that an id adds to a text. Raises :class:`InvalidRequest` for an unknown id."""
         return self.decoder.piece(self.vocabulary.check(token_id), False)
 
     def token_text(self, token_id: int) -> str:
-        """The piece as the file spells it ("Ġthe", "▁the", "##ing"). Raises :class:`InvalidRequest` likewise."""
+        """The piece as the file spells it ("Ġthe", "▁the", "##ing").
+
+        Raises :class:`InvalidRequest` for an unknown id.
+        """
         return self.vocabulary.tokens[self.vocabulary.check(token_id)]
 
     def id_of(self, token: str) -> int | None:

@@ -1,4 +1,4 @@
-"""An encoded text: its ids, and of each where it came from and what it is; cut to a length, or filled up to one.
+"""An encoded text: its ids with their offsets and attributes; truncation and padding.
 
 The rules are those of Hugging Face ``tokenizers``, ``Encoding``, ``utils/truncation.rs`` and ``utils/padding.rs``.
 """
@@ -15,7 +15,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 
 Span = tuple[int, int, int]
-"""An id, the first character of a pre-token that it stands for, and the one behind the last."""
+"""An id, the first character that it covers in a pre-token, and the one after the last."""
 
 
 Side = Literal["left", "right"]
@@ -24,9 +24,9 @@ Side = Literal["left", "right"]
 class Token(NamedTuple):
     """One id of an encoded text.
 
-    ``start`` and ``end`` are characters of the text (0, 0 for what was put around it); ``segment`` is the number that
-    the model is told (BERT's token type); ``sequence`` 0 or 1 for the first or second text, None for what belongs to
-    neither; ``special`` whether a post-processor put it there, ``padding`` whether it only fills up.
+    ``start`` and ``end`` are character offsets in the text (0, 0 for tokens added around it); ``segment`` is BERT's
+    token type; ``sequence`` is 0 or 1 for the first or second text, None for tokens that belong to neither;
+    ``special``: the post-processor added the token; ``padding``: the token is padding.
     """
 
     id: int
@@ -40,12 +40,12 @@ class Token(NamedTuple):
 
 
 new_token: Callable[[tuple[object, ...]], Token] = partial(tuple.__new__, Token)
-"""A token of all its fields, in a third of the time."""
+"""Makes a token from a tuple of all its fields, three times as fast as ``Token(...)``."""
 
 
 @dataclass(frozen=True)
 class Encoding(Sequence[Token]):
-    """The tokens of a text, or of a pair of texts; ``overflowing`` are the windows that did not fit."""
+    """The tokens of a text or of a pair of texts; ``overflowing`` holds the further windows of a truncated text."""
 
     tokens: tuple[Token, ...]
     overflowing: tuple[Encoding, ...] = field(default=(), repr=False)
@@ -58,30 +58,31 @@ class Encoding(Sequence[Token]):
 
     @property
     def ids(self) -> list[int]:
-        """The ids, T of them."""
+        """The ids, (T,)."""
         return [token.id for token in self.tokens]
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
-        """Of each id the characters of the text that it stands for."""
+        """The first character of each id in the text, and the one after its last, (T,)."""
         return [(token.start, token.end) for token in self.tokens]
 
     @property
     def segments(self) -> list[int]:
-        """Of each id its segment."""
+        """The segment of each id, (T,)."""
         return [token.segment for token in self.tokens]
 
     @property
     def attention_mask(self) -> list[int]:
-        """1 for each id, 0 for padding."""
+        """1 for each token, 0 for padding, (T,)."""
         return [int(not token.padding) for token in self.tokens]
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """At most ``max_length`` ids, special ones included; what is cut off comes in windows that share ``stride`` ids.
+    """Truncation to ``max_length`` ids, special tokens included; further windows overlap by ``stride`` ids.
 
-    ``strategy`` says which text of a pair is cut: "longest_first", "only_first" or "only_second"; ``side`` where.
+    ``strategy`` says which text of a pair is cut: "longest_first", "only_first" or "only_second"; ``side``: at which
+    end.
     """
 
     max_length: int
@@ -99,9 +100,9 @@ class Truncation:
     def windows(
         self, first: Sequence[Token], second: Sequence[Token] | None, around: int
     ) -> tuple[list[Sequence[Token]], list[Sequence[Token]] | None]:
-        """The windows of each text, the one to keep first, when ``around`` special ids come to them.
+        """The windows of each text, with room for ``around`` special tokens; the window that is kept comes first.
 
-        Raises :class:`InvalidRequest` when the limit leaves no room.
+        Raises :class:`InvalidRequest` if the limit leaves no room for text.
         """
         limit = self.max_length - around
         if limit < 0:
@@ -161,7 +162,7 @@ class Truncation:
 
 @dataclass(frozen=True)
 class Padding:
-    """Fill up to ``length`` ids (None: to the longest of the batch), or the next multiple of ``multiple_of``."""
+    """Padding to ``length`` ids (None: the longest of the batch), rounded up to a multiple of ``multiple_of``."""
 
     id: int
     token: str = "[PAD]"
@@ -174,7 +175,7 @@ class Padding:
         _choice("padding side", self.side, ("left", "right"))
 
     def __call__(self, encodings: Sequence[Encoding]) -> list[Encoding]:
-        """The encodings, filled up."""
+        """The padded encodings."""
         length = max(map(len, encodings), default=0) if self.length is None else self.length
         if self.multiple_of:
             length += -length % self.multiple_of
@@ -194,7 +195,7 @@ class Padding:
 def combined(
     first: Sequence[Sequence[Token]], second: Sequence[Sequence[Token]] | None
 ) -> list[tuple[Sequence[Token], Sequence[Token] | None]]:
-    """Windows of a text, or of two, each with each, the ones to keep first."""
+    """All combinations of the windows of two texts, the ones that are kept first; one text's windows if only one."""
     if second is None:
         return [(one, None) for one in first]
     others: list[tuple[Sequence[Token], Sequence[Token] | None]]

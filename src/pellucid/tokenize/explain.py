@@ -1,8 +1,8 @@
-"""How a text became ids: the stages of a tokenizer, one by one, as data.
+"""How a text becomes ids, stage by stage, as data.
 
-In: the stages of a tokenizer and a text. Out: an :class:`Explanation`: the parts of the text with what normalising
-made of them, the pre-tokens, and for each the model's own account (merges with their ranks, tries,
-a lattice with scores). ``as_dict()`` is what ``--json`` prints.
+In: the stages of a tokenizer and a text. Out: an :class:`Explanation`: the normalized text, the pre-tokens, and the
+model's record for each pre-token (merges with their ranks, tries, a lattice with scores). ``as_dict()`` is what
+``--json`` prints.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExplainedToken:
-    """One id: how the file spells it, the bytes that it adds to a text, the characters that it stands for."""
+    """One id: its piece as the file spells it, the bytes that it adds to a text, the characters that it covers."""
 
     id: int
     piece: str
@@ -31,12 +31,12 @@ class ExplainedToken:
 
 @dataclass(frozen=True)
 class PreToken:
-    """What the model sees of a text at once, normalised; its tokens, and how the model found them.
+    """A normalized pre-token, its tokens, and how the model found them.
 
-    ``how`` is None for an added token, which is found before anything else happens. Otherwise, by kind of model:
-    ``symbols`` and ``merges`` (``rank``, ``left``, ``right``, ``merged``, ``id``), or ``whole``; ``tries`` (``at``,
-    ``tried``, ``found``, ``id``); ``lattice`` (``at``, ``piece``, ``id``, ``score``), ``best`` and ``score``;
-    ``unknown`` says why a word is.
+    ``how`` is None for an added token, which is found before all other stages. Otherwise it depends on the kind of
+    model: ``symbols`` and ``merges`` (``rank``, ``left``, ``right``, ``merged``, ``id``), or ``whole``; ``tries``
+    (``at``, ``tried``, ``found``, ``id``); ``lattice`` (``at``, ``piece``, ``id``, ``score``), ``best`` and ``score``;
+    ``bytes``; ``unknown`` says why a word is unknown.
     """
 
     text: str
@@ -48,7 +48,7 @@ class PreToken:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The way of a text; ``normalized`` is what the normalizer made of it, ``stages`` names what ran."""
+    """A text with the result of each stage; ``normalized`` is the normalizer's output, ``stages`` names the stages."""
 
     text: str
     normalized: str
@@ -58,11 +58,11 @@ class Explanation:
 
     @property
     def ids(self) -> list[int]:
-        """The ids, with those that are put around the text."""
+        """The ids, with the special tokens around the text."""
         return [token.id for token in self.tokens]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for JSON: bytes are hexadecimal."""
+        """The explanation as JSON-compatible data; bytes are hexadecimal."""
 
         def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             return {key: value.hex(" ") if isinstance(value, bytes) else value for key, value in pairs}
@@ -71,7 +71,7 @@ class Explanation:
 
 
 def explain(encoder: Encoder, text: str, parse_special: bool, around: Sequence[Token]) -> Explanation:
-    """How the ids of a text come about; ``around`` are its tokens with those that are put around it."""
+    """Explain a text; ``around`` are its tokens together with the special tokens around it."""
     pieces = encoder.pieces(text, parse_special)
     pre_tokens = tuple(_pre_token(encoder, piece, index) for piece, index in pieces)
     tokens = tuple(
@@ -98,7 +98,7 @@ def _pre_token(encoder: Encoder, piece: Aligned, index: int | None) -> PreToken:
 
 
 def _stages(encoder: Encoder) -> dict[str, list[str]]:
-    """The stages that are there, each as its parts are called in Python."""
+    """The names of the parts of each stage, as Python shows them."""
     normalizer = encoder.normalizer
     parts = getattr(normalizer, "stages", (normalizer,)) if normalizer is not None else ()
     return {
@@ -110,6 +110,6 @@ def _stages(encoder: Encoder) -> dict[str, list[str]]:
 
 
 def _name(stage: Any) -> str:
-    """A stage's own words, if they are short."""
+    """The ``repr`` of a stage if it is short, else its class name."""
     words = repr(stage)
     return words if len(words) <= 200 else type(stage).__name__

@@ -1,8 +1,8 @@
-"""The tokenizer of a model folder, whatever files it is in.
+"""Finds and reads the tokenizer of a model folder.
 
-In: the folder, or one file of it. Out: a :class:`Tokenizer`. What is found first counts: ``tokenizer.json``, which says
-everything; ``vocab.json`` with ``merges.txt``; tiktoken's ranks; a SentencePiece model; ``vocab.txt``; and ByT5, which
-needs no file but its config.
+In: the folder, or a file in it. Out: a :class:`Tokenizer`. The first of these that exists is used: ``tokenizer.json``,
+which is complete; ``vocab.json`` with ``merges.txt``; tiktoken's ranks; a SentencePiece model; ``vocab.txt``; ByT5's
+config, since ByT5 needs no other file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILES = "tokenizer.json, vocab.json with merges.txt, *.tiktoken, *.model, vocab.
 
 
 def load_path(path: Path) -> Tokenizer:
-    """The tokenizer of a model folder, or in a file; of a file of weights, what lies beside it.
+    """The tokenizer of a model folder or in a tokenizer file; for a weights file, that of its folder.
 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
@@ -43,14 +43,14 @@ Reader = Callable[[Path, Sidecar], Tokenizer]
 
 
 def tokenizer_files(folder: Path) -> list[str]:
-    """The files of a folder that may hold its tokenizer, in the order in which they count."""
+    """The files of a folder that may hold its tokenizer, in order of preference."""
     others = sorted(found.name for pattern in ("*.tiktoken", "*.model") for found in folder.glob(pattern))
     listed = ["tokenizer.json", "vocab.json", *others, "vocab.txt"]
     return [name for name in listed if (folder / name).is_file()]
 
 
 def _reader(path: Path) -> Reader | None:
-    """What reads a file with a tokenizer in it; None for other files."""
+    """The reader of a tokenizer file; None for other files."""
     if path.name in (
         "tokenizer_config.json",
         "config.json",
@@ -90,7 +90,7 @@ MOVED = (
     "Pegasus",
     "Reformer",
 )
-"""Classes of ``transformers`` that give the pieces of a SentencePiece file other ids than the file does."""
+"""Tokenizer classes of ``transformers`` whose ids differ from those of their SentencePiece file."""
 
 
 def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:

@@ -1,6 +1,6 @@
-"""A kind of vocabulary: what a file of ``kinds/`` declares, and how the kinds are found.
+"""A kind of vocabulary: what a file in ``kinds/`` declares, and how the kinds are discovered.
 
-A kind is a model stage and what builds it from each file format that can hold one.
+A kind is a model stage, with a builder for each file format that can hold it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pellucid.util.registry import discover
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of vocabulary, by the names that files give it.
+    """A kind of vocabulary: its builders, by the names that files use.
 
     ``gguf``: by ``tokenizer.ggml.model``; ``json``: the reader of a ``tokenizer.json`` model; ``sentencepiece``: by
-    ``model_type`` of a SentencePiece file; ``classes``: by the tokenizer class of ``transformers``, for models that
-    need no vocabulary file.
+    ``model_type`` of a SentencePiece file; ``classes``: by the ``transformers`` tokenizer class, for models that need
+    no vocabulary file.
     """
 
     name: str
@@ -39,20 +39,20 @@ KINDS = "pellucid.tokenize.kinds"
 
 @functools.cache
 def known_kinds() -> Mapping[str, Kind]:
-    """Every kind in the folder, by name.
+    """Every kind in ``kinds/``, by name.
 
     Raises:
-        TypeError: two files declare one kind, or one name of a file format.
+        TypeError: two files declare the same kind, or the same name in a file format.
     """
     discover(KINDS, Kind, lambda kind: (*kind.gguf, *map(str, kind.sentencepiece), *kind.classes))
     return discover(KINDS, Kind, lambda kind: (kind.name,))
 
 
 def json_models() -> list[JsonModelReader]:
-    """The readers of the models of ``tokenizer.json`` files."""
+    """The readers of ``tokenizer.json`` models."""
     return [kind.json for kind in known_kinds().values() if kind.json is not None]
 
 
 def sentencepiece_models() -> dict[int, ModelBuilder]:
-    """The builders of the models of SentencePiece files, by ``model_type``."""
+    """The builders of SentencePiece models, by ``model_type``."""
     return {number: build for kind in known_kinds().values() for number, build in kind.sentencepiece.items()}

@@ -1,7 +1,7 @@
-"""From an opened model to its tokenizer.
+"""Loads the tokenizer of a model.
 
 In: a :class:`Checkpoint`, or a path. Out: a :class:`Tokenizer`. A GGUF file holds its tokenizer in its metadata; a
-folder holds it in files beside the weights (``folder.py``). The kinds are the files in ``kinds/``.
+model folder holds it in files next to the weights (``folder.py``).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
-    """The tokenizer of an opened model; or of a path: a folder, a file of weights, or a tokenizer's own file.
+    """The tokenizer of an opened model, or of a path: a model folder, a weights file or a tokenizer file.
 
-    Text is a path, or a model's name as for ``pellucid.load``.
+    A string is a path, or a model's name as for ``pellucid.load``.
 
-    Raises :class:`FileFormatError` when the file contradicts itself, :class:`UnsupportedModel` when it asks for
-    something that is not implemented; the message lists what is.
+    Raises :class:`FileFormatError` if the file contradicts itself, :class:`UnsupportedModel` if it needs something that
+    is not implemented; the message lists what is implemented.
     """
     if isinstance(source, str):
         from pellucid.weights.store import resolve
@@ -54,7 +54,7 @@ def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
 
 
 def _holds_gguf(path: Path) -> bool:
-    """Whether a path is a GGUF file, or a folder that has one and no tokenizer beside it."""
+    """Whether a path is a GGUF file, or a folder with a GGUF file and no tokenizer file."""
     if path.is_dir():
         return not tokenizer_files(path) and any(path.glob("*.gguf"))
     try:

@@ -1,13 +1,13 @@
 """Byte-pair merging: the inner loop of both BPE kinds.
 
-In: the ids of the smallest symbols of a pre-token (bytes or characters). Out: the ids that are left when no
-neighbours can be merged any more. Always the best pair merges first, the leftmost of equals (Sennrich et al.
-2016, "Neural machine translation of rare words with subword units"; Gage 1994).
+In: the ids of the smallest symbols of a pre-token (bytes or characters). Out: the ids that remain when no neighbours
+can be merged. The best pair always merges first, the leftmost of equals (Sennrich et al. 2016, "Neural machine
+translation of rare words with subword units"; Gage 1994).
 
-A pair (left, right) is one integer, ``left * size + right``; what it may become is one integer too,
-``rank * size + merged id``, so that comparing two values compares the ranks. `NEVER` means no merge. Two
-tables give these values, each remembering what it was asked: :class:`PairRanks` for files that list their merges
-in order, and :class:`ScoreRanks` for SentencePiece files, where a pair merges if its concatenation is a piece.
+A pair (left, right) is one integer, ``left * size + right``. Its value is one integer too, ``rank * size + merged id``,
+so that comparing two values compares the ranks. `NEVER` means no merge. Two tables give these values and cache them:
+:class:`PairRanks` for files that list their merges in order, :class:`ScoreRanks` for SentencePiece files, where a pair
+merges if its concatenation is a piece.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 NEVER = 1 << 96
 _SHORT = 96
-"""Below this many symbols, scanning a list for its minimum beats a heap."""
+"""Up to this many symbols, scanning a list for its minimum beats a heap."""
 
 BY_RANK: Any = object()
-"""In the place of a list of merges: a pair merges if the vocabulary has what it becomes, the lowest id first."""
+"""Stands in for a list of merges: a pair merges if its concatenation is in the vocabulary, the lowest id first."""
 
 Column = Any
-"""Numbers that an index gives: a NumPy array, or a memory view."""
+"""An indexable array of numbers: a NumPy array or a memory view."""
 
 Log = list[tuple[int, int, int]]
-"""Merges in the order in which they happened: the value, and the first symbols of the left and the right part."""
+"""Merges in the order in which they happened: the value, the first symbol of the left part, that of the right part."""
 
 
 class Ranks(dict[int, int]):
-    """Values of pairs, those that were met last; ``size`` is the vocabulary size."""
+    """Values of pairs, computed on demand and cached; ``size`` is the vocabulary size."""
 
     LIMIT = 1 << 20
-    """Pairs remembered, mostly those that do not merge; then the memory starts afresh."""
+    """Cached pairs, most of which do not merge; the cache is cleared when it is full."""
 
     size: int
 
@@ -56,20 +56,20 @@ class Ranks(dict[int, int]):
         raise NotImplementedError
 
     def rank(self, value: int) -> float:
-        """What a value says to a person: the place in the list, or the score."""
+        """The rank of a value as shown to a person: the index in the merge list, or the score."""
         raise NotImplementedError
 
     def compiled(self) -> PairTable:
-        """The same for compiled code."""
+        """The table for compiled code."""
         raise NotImplementedError
 
 
 class PairRanks(Ranks):
-    """Values of the pairs that a merge list names; the list's order is the rank.
+    """Values of the pairs in a merge list; the rank of a pair is its index in the list.
 
-    ``lefts``, ``rights`` and ``merged`` (n,) int32 are ids, ``merged`` below 0 for a merge that does not count. Of a
-    pair that is listed twice, the first counts. ``keys`` (n,) int64 are the pairs in ascending order and ``order`` (n,)
-    int32 says which they are; they are worked out if they are not given.
+    ``lefts``, ``rights`` and ``merged`` (n,) int32 are ids; ``merged`` is below 0 for a merge that is ignored. The
+    first of two entries for the same pair counts. ``keys`` (n,) int64 are the pairs in ascending order, ``order``
+    (n,) int32 their indices in the list; both are computed if they are not given.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class PairRanks(Ranks):
 
     @classmethod
     def from_cache(cls, cached: Mapping[str, memoryview], size: int) -> PairRanks:
-        """The table that :meth:`to_cache` gave."""
+        """The table from the arrays of :meth:`to_cache`."""
         return cls(cached["lefts"], cached["rights"], cached["merged"], size, cached["keys"], cached["order"])
 
     def to_cache(self) -> dict[str, memoryview]:
@@ -100,7 +100,7 @@ class PairRanks(Ranks):
 
     def _value(self, pair: int) -> int:
         keys, order = self._sorted or self._sort()
-        at = bisect_left(keys, pair)  # a dictionary of half a million pairs would take long to make
+        at = bisect_left(keys, pair)  # building a dictionary of half a million pairs would be slow
         if at == len(keys) or keys[at] != pair:
             return NEVER
         rank, merged = order[at], int(self._columns[2][order[at]])
@@ -130,9 +130,9 @@ class PairRanks(Ranks):
 class ScoreRanks(Ranks):
     """Values of pairs by the score of the piece that they form.
 
-    Pairs rank by (score, longer left part, longer right part, id), which is the order in which ``transformers`` writes
-    out the merges of a SentencePiece model; or, with ``by_score_alone``, as SentencePiece itself has it, where of
-    equal pieces the leftmost merges first. ``pieces`` holds what may come out of a merge; ``first`` are ids that merge
+    Pairs rank by (score, longer left part, longer right part, id), the order in which ``transformers`` writes the
+    merges of a SentencePiece model; with ``by_score_alone``, by score only, as in SentencePiece itself, where the
+    leftmost of equal pairs merges first. ``pieces`` holds the possible results of a merge; ``first`` are ids that merge
     before all others.
     """
 
@@ -147,7 +147,7 @@ class ScoreRanks(Ranks):
         super().__init__()
         self.size = len(tokens)
         self._tokens, self._pieces, self._scores, self._first = tokens, pieces, scores, first
-        self._alone = by_score_alone
+        self._by_score_alone = by_score_alone
 
     def _value(self, pair: int) -> int:
         left_id, right_id = divmod(pair, self.size)
@@ -157,7 +157,7 @@ class ScoreRanks(Ranks):
 
     def _rank(self, merged: int, left: int, right: int) -> int:
         rank = 0 if merged in self._first else 1 + _descending(self._scores[merged])
-        if self._alone:
+        if self._by_score_alone:
             return rank
         return ((rank << 12) + 4095 - min(left, 4095) << 12) + 4095 - min(right, 4095)
 
@@ -174,17 +174,17 @@ class ScoreRanks(Ranks):
         first = np.zeros(self.size, bool)
         first[list(self._first)] = True
         scores = np.where(first, np.inf, np.asarray(self._scores, np.float32))[merged]
-        keys = [merged, -lengths[rights], -lengths[lefts]] if not self._alone else []
+        keys = [merged, -lengths[rights], -lengths[lefts]] if not self._by_score_alone else []
         order = np.lexsort([*keys, -scores])
         lefts, rights, merged, scores = lefts[order], rights[order], merged[order], scores[order]
         ranks = np.arange(len(order), dtype=np.int32)
-        if self._alone:
+        if self._by_score_alone:
             ranks = np.cumsum(np.append([False], scores[1:] != scores[:-1]), dtype=np.int32)[: len(order)]
         return PairTable(lefts, rights, merged, ranks)
 
 
 def _descending(score: float) -> int:
-    """A non-negative integer that is smaller for a greater float32 (its bits, made to order like the number)."""
+    """A non-negative integer that decreases as the float32 score increases (its bits, mapped to preserve order)."""
     bits: int = struct.unpack("<i", struct.pack("<f", -score))[0]
     return bits + (1 << 31) if bits >= 0 else (1 << 31) - (bits & 0x7FFFFFFF)
 
@@ -213,8 +213,10 @@ def merge(ids: list[int], pairs: Ranks, log: Log | None = None) -> list[int]:
 
 
 def _merge_long(ids: list[int], pairs: Ranks, log: Log | None) -> list[int]:
-    """The same with a heap over a linked list. Heap entries are ``value * n + position``; an entry is stale
-    when ``values[position]`` has changed since."""
+    """``merge`` with a heap over a linked list.
+
+    Heap entries are ``value * n + position``; an entry is stale if ``values[position]`` has changed since.
+    """
     n, size = len(ids), pairs.size
     following = list(range(1, n + 1))
     previous = list(range(-1, n - 1))
@@ -249,7 +251,7 @@ def _merge_long(ids: list[int], pairs: Ranks, log: Log | None) -> list[int]:
 
 
 def merge_spans(symbols: Sequence[Span], pairs: Ranks, log: Log | None = None) -> list[Span]:
-    """The same for symbols with the characters that they stand for."""
+    """``merge`` for symbols with the characters that they cover."""
     log = [] if log is None else log
     ids = merge([index for index, _, _ in symbols], pairs, log)
     ends = [end for _, _, end in symbols]

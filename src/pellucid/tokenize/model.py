@@ -1,4 +1,4 @@
-"""The model stage: pre-token → ids. One class a kind of vocabulary (``kinds/``) derives from this one."""
+"""The model stage: pre-token → ids. Each kind of vocabulary (``kinds/``) has one subclass."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class TokenizerModel(ABC):
-    """One pre-token → ids, in Python; and where there is one, the compiled form of the same."""
+    """Turns one pre-token into ids, in Python; some kinds also have a compiled form."""
 
     cut: Split | None = None
-    """Splits pre-tokens further, where no id can span, so that the parts are remembered; None to leave them."""
+    """Splits pre-tokens further, at positions that no id can span, so that the parts are cached; None: no split."""
     separates: bool = False
-    """Whether the compiled form knows which characters no id can span, so that it cuts wherever ``cut`` would."""
+    """Whether the compiled form knows which adjacent characters no id spans, so that it cuts wherever ``cut`` does."""
     lost: frozenset[int] = frozenset()
-    """Bytes that no id stands for: they vanish."""
+    """Bytes without an id; they are dropped."""
 
     @property
     def kernel(self) -> KernelKey | None:
-        """The kernel that ``compiled`` is based on; None: there is no compiled form."""
+        """The kernel of the compiled form, or None if there is no compiled form."""
         return None
 
     @abstractmethod
@@ -35,12 +35,12 @@ class TokenizerModel(ABC):
 
     @abstractmethod
     def spans(self, piece: str) -> list[Span]:
-        """The ids with the characters of the piece that they stand for."""
+        """The ids, each with the characters of the pre-token that it covers."""
 
     @abstractmethod
     def explain(self, piece: str) -> Mapping[str, Any]:
-        """How the ids came about: the model's own words, as data that JSON can hold."""
+        """How the ids were found: a record specific to the model, as JSON-compatible data."""
 
     def compiled(self) -> CompiledModel:
-        """The same as compiled code. Only where there is a ``kernel``."""
+        """The compiled form. Call it only if ``kernel`` is not None."""
         raise NotImplementedError

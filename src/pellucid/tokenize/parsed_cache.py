@@ -1,8 +1,9 @@
-"""What reading a large vocabulary came to, kept beside the compiled kernels, so that it is parsed once.
+"""An on-disk cache of parsed large vocabularies, next to the compiled kernels.
 
-In: a file's bytes. Out: the arrays that were made of them, if they were kept. The name under which they are is a hash
-of these very bytes and of the code that read them, so nothing that is found is ever out of date; what is damaged, not
-this user's (``pellucid/util/private.py``), or cannot be written, is as if it were not there. The last few are kept.
+In: a file's bytes. Out: the arrays parsed from them, if they are cached. The name of an entry is a hash of these bytes
+and of the code that parses them, so entries are never out of date. An entry that is damaged, or that another user may
+have written (``pellucid/util/private.py``), counts as missing; a failed write is only a warning. The cache keeps the
+MOST_FILES entries used last.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from pellucid.util.private import Folder
 
 FOLDER = "tokenizers"
 MOST_FILES = 16
-WORTH_CACHING = 1 << 17  # bytes of what would have to be parsed
+WORTH_CACHING = 1 << 17  # bytes to parse
 Arrays = Mapping[str, memoryview]
-"""Numbers by name. Not NumPy's, whose import takes as long as all that is read here."""
+"""Arrays by name. They are not NumPy arrays, because importing NumPy takes as long as reading an entry."""
 
 
 @cache
 def _code() -> bytes:
-    """A hash of the files of this folder that say how a vocabulary is read."""
+    """A hash of the Python files in this folder, which define how a vocabulary is parsed."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
@@ -32,12 +33,12 @@ def _code() -> bytes:
 
 
 def cache_name(data: bytes) -> str:
-    """The name under which the arrays of these bytes are, or would be."""
+    """The name of the cache entry for these bytes, whether it exists or not."""
     return hashlib.sha256(_code() + data).hexdigest()[:40]
 
 
 def read(place: str) -> Arrays | None:
-    """The arrays that are kept at a place; None if there are none."""
+    """The arrays of an entry; None if there is none."""
     content = Folder(FOLDER).read(place, used=True)
     if content is None:
         return None
@@ -47,7 +48,7 @@ def read(place: str) -> Arrays | None:
 
 
 def write(place: str, arrays: Arrays) -> None:
-    """Keep arrays at a place, if it can be written to."""
+    """Write arrays to an entry; a failure is only a warning."""
     listed, parts, done = [], [], 0
     for name, array in arrays.items():
         parts.append(array.tobytes() + bytes(-array.nbytes % 8))
@@ -60,7 +61,7 @@ def write(place: str, arrays: Arrays) -> None:
 
 
 def text_of(array: memoryview) -> str:
-    """A text that was kept as an array of bytes."""
+    """The text stored as an array of bytes."""
     return str(array, "utf-8")
 
 

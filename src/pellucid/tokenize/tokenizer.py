@@ -1,11 +1,11 @@
 """The tokenizer: text → normalize → pre-tokenize → model → post-process → ids, and ids → decode → text.
 
-Every kind of vocabulary is this one class with other stages in it. The stages are small objects with the protocols
-below, so that each can be read, tested and watched by itself; the files that build them for a kind are in ``kinds/``.
+One class serves every kind of vocabulary; only the stages differ. A stage is a small object with a protocol, so that it
+can be read, tested and observed on its own. The files in ``kinds/`` build the stages of each kind.
 
-There are two ways through the stages: the plain one makes ids of strings, the aligned one also knows where in the text
-each id comes from. Control tokens in the text of a user are text: only ``parse_special=True`` makes ``<|im_end|>`` the
-control token, and :meth:`Tokenizer.encode_chat` does so for the chat template's own words only.
+The stages can be run in two ways: the plain path turns strings into ids, the aligned path also records which characters
+of the text each id covers. Control tokens in a user's text are text: only ``parse_special=True`` turns ``<|im_end|>``
+into the control token, and :meth:`Tokenizer.encode_chat` does so only for the chat template's own output.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from pellucid.tokenize.explain import Explanation
 
 BEGINS, COMPILES = 20_000, 1_000_000
-"""Characters before compiled code encodes; before it is compiled for that."""
+"""Characters encoded before compiled code takes over: if its kernels are cached, and if they must be compiled first."""
 
 Pair = tuple[str, str]
-"""Two texts that a model reads as one sequence (BERT's sentence pairs)."""
+"""Two texts that form one sequence (BERT's sentence pairs)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +42,9 @@ class Tokenizer(Encoder):
     """Text to ids and back.
 
     Attributes: ``vocabulary``; ``bos_id`` the id that starts a text, or None; ``eos_ids`` every id that ends a
-    generation; ``chat_template`` the Jinja source of the file, or None; ``named_tokens`` what the template
-    knows as ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding`` what the file would have, applied where
-    they are asked for; the rest are the stages in the order in which they run.
+    generation; ``chat_template`` the Jinja source from the file, or None; ``named_tokens`` the template's variables
+    ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding`` the file's settings, applied only when passed to an
+    encoding method; the rest are the stages in the order in which they run.
     """
 
     bos_id: int | None = None
@@ -57,9 +57,9 @@ class Tokenizer(Encoder):
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The ids of a text.
 
-        ``add_special`` puts the model's own tokens around it (BOS, ``[CLS]`` … ``[SEP]``), as the file says.
-        ``parse_special`` recognises control tokens written in the text: for rendered chat templates and for
-        nothing that a user typed. Unpaired surrogates become U+FFFD.
+        ``add_special`` adds the model's own tokens around it (BOS, ``[CLS]`` … ``[SEP]``), as the file specifies.
+        ``parse_special`` recognises control tokens written in the text: use it for rendered chat templates, never for
+        user input. Unpaired surrogates become U+FFFD.
         """
         ids = self._encode_text(checks.string("text", text), parse_special)
         return self.post_processor.ids(ids) if add_special else ids
@@ -72,7 +72,7 @@ class Tokenizer(Encoder):
         parse_special: bool = False,
         threads: int | None = None,
     ) -> list[list[int]]:
-        """``encode`` of each text, over as many threads as there are physical cores, or as ``threads`` says."""
+        """``encode`` each text, on ``threads`` threads (None: one per physical core)."""
         compiled = self._compiled_for(sum(map(len, checks.strings("texts", texts))))
         if compiled is None:
             found = [self._encode_text(text, parse_special) for text in texts]
@@ -90,8 +90,8 @@ class Tokenizer(Encoder):
     ) -> list[NDArray[np.int32]]:
         """``encode_batch`` with an array of int32 for each text.
 
-        Of many texts that is a good deal faster: a list has a Python object for every id, and making them is the one
-        thing that threads cannot do beside each other.
+        It is much faster than ``encode_batch`` for many texts: a list needs a Python object for every id, and threads
+        cannot create these in parallel.
         """
         import numpy as np
 
@@ -110,10 +110,10 @@ class Tokenizer(Encoder):
         parse_special: bool = False,
         truncation: Truncation | None = None,
     ) -> Encoding:
-        """The ids of a text, or of a pair of texts, each with the characters that it stands for, and more.
+        """The ids of a text or of a pair of texts, with offsets and further data for each id.
 
-        Otherwise like ``encode``. Offsets are those of Hugging Face ``tokenizers``. Raises :class:`InvalidRequest`
-        for a truncation that leaves no room.
+        Otherwise like ``encode``. Offsets equal those of Hugging Face ``tokenizers``. Raises :class:`InvalidRequest`
+        for a truncation that leaves no room for text.
         """
         first, second = (text, None) if isinstance(text, str) else _pair(text)
         around = self.post_processor if add_special else self.post_processor.plain
@@ -135,7 +135,7 @@ class Tokenizer(Encoder):
         truncation: Truncation | None = None,
         padding: Padding | None = None,
     ) -> list[Encoding]:
-        """``encode_with_offsets`` of each, filled up to one length if ``padding`` is given."""
+        """``encode_with_offsets`` each text, padded to one length if ``padding`` is given."""
         made = [
             self.encode_with_offsets(
                 text, add_special=add_special, parse_special=parse_special, truncation=truncation
@@ -145,7 +145,7 @@ class Tokenizer(Encoder):
         return made if padding is None else padding(made)
 
     def explain(self, text: str, *, parse_special: bool = False) -> Explanation:
-        """How the ids of a text come about, stage by stage: what ``pellucid tokenize --explain`` shows."""
+        """How a text becomes ids, stage by stage: what ``pellucid tokenize --explain`` shows."""
         from pellucid.tokenize.explain import explain
 
         text = checks.string("text", text)
@@ -159,7 +159,7 @@ class Tokenizer(Encoder):
         return Encoding(around.tokens(first, second, self.vocabulary.tokens))
 
     def _tokens(self, text: str, parse_special: bool) -> list[Token]:
-        """The aligned way from text to tokens: each of segment 0 and sequence 0."""
+        """The aligned path from text to tokens, all with segment 0 and sequence 0."""
         names, compiled = self.vocabulary.tokens, self._compiled_for(len(text))
         spans = None if compiled is None else compiled.spans(text, parse_special)
         found = self.spans(text, parse_special) if spans is None else spans
@@ -168,16 +168,16 @@ class Tokenizer(Encoder):
         ]
 
     def _encode_text(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
-        """The plain way from text to ids; ``mark`` is taken out where control tokens have been found."""
+        """The plain path from text to ids; ``mark`` is removed after control tokens have been found."""
         if not mark and (compiled := self._compiled_for(len(text))) is not None:
             return compiled.lists([text], parse_special)[0]
         return self.ids(text, parse_special, mark)
 
     def _compiled_for(self, length: int) -> CompiledEncoder | None:
-        """The compiled way, if there is one and it is time to take it, with ``length`` more characters.
+        """The compiled encoder, or None if there is none or too little text has been seen, ``length`` included.
 
-        It has the same ids, but takes some hundredths of a second to begin, and seconds where its kernels were never
-        compiled: it is taken once so much text has come that this does not matter.
+        It gives the same ids, but takes some hundredths of a second to start, and seconds if its kernels have never
+        been compiled. It is used once enough text has been encoded that this does not matter.
         """
         if "_compiled" in self.__dict__:
             return self._compiled
@@ -190,7 +190,7 @@ class Tokenizer(Encoder):
 
     @cached_property
     def _compiled(self) -> CompiledEncoder | None:
-        """All stages as compiled code; None if they cannot be."""
+        """The compiled encoder, or None if the stages have no compiled form."""
         from pellucid.tokenize.compiled_encoder import compiled_encoder
 
         return compiled_encoder(self)
@@ -198,16 +198,15 @@ class Tokenizer(Encoder):
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of the ids: the exact inverse of ``encode`` for byte-level vocabularies.
 
-        With byte fallback it is exact too, but for U+2581, which these vocabularies use as the space; a
-        WordPiece vocabulary does not keep the white space and the case of its text. ``skip_special`` leaves
-        control tokens out. Bytes that are not UTF-8 become U+FFFD. Raises :class:`InvalidRequest` for an id
-        outside the vocabulary.
+        With byte fallback it is exact except for U+2581, which these vocabularies use as the space. WordPiece
+        vocabularies lose white space and case. ``skip_special`` leaves out control tokens. Bytes that are not UTF-8
+        become U+FFFD. Raises :class:`InvalidRequest` for an id outside the vocabulary.
         """
         stream = self.stream(skip_special=skip_special)
         return "".join([*map(stream.push, ids), stream.flush()])
 
     def stream(self, *, skip_special: bool = True) -> StreamDecoder:
-        """A decoder for ids that come one at a time."""
+        """A decoder for ids that arrive one at a time."""
         skip = self.vocabulary.special_ids if skip_special else frozenset()
         return StreamDecoder(self.decoder, self.vocab_size, skip)
 
@@ -219,14 +218,14 @@ class Tokenizer(Encoder):
         tools: Sequence[Any] | None = None,
         **variables: Any,
     ) -> str:
-        """The conversation as one text, made by the template of the file.
+        """The conversation as one text, rendered by the file's chat template.
 
-        ``messages`` are mappings with texts, numbers, lists and mappings in them, or objects of dataclasses or pydantic
-        models; ``tools`` are JSON schemas. Keys of a message whose value is None are left out.
+        ``messages`` are mappings of texts, numbers, lists and mappings, or instances of dataclasses or pydantic models;
+        ``tools`` are JSON schemas. Keys of a message whose value is None are left out.
 
-        The text holds its own BOS where the model wants one: encode it with ``add_special=False,
-        parse_special=True``, or use :meth:`encode_chat`. Raises :class:`TemplateError` when there is no
-        template or it fails, :class:`InvalidRequest` for messages or variables that are something else.
+        The text includes its own BOS if the model needs one: encode it with ``add_special=False, parse_special=True``,
+        or use :meth:`encode_chat`. Raises :class:`TemplateError` if there is no template or it fails,
+        :class:`InvalidRequest` for messages or variables of other types.
         """
         from pellucid.tokenize.chat.conversation import conversation
 
@@ -241,11 +240,11 @@ class Tokenizer(Encoder):
         tools: Sequence[Any] | None = None,
         **variables: Any,
     ) -> list[int]:
-        """The ids of a conversation: control tokens from the template, never from what a user wrote.
+        """The ids of a conversation: control tokens come from the template, never from what a user wrote.
 
-        Nothing is added around the rendered text, so BOS is not doubled. Control tokens written inside a
-        message stay text, except in the messages of the assistant, which the model itself wrote. Takes and raises
-        what ``apply_chat_template`` does.
+        Nothing is added around the rendered text, so BOS is not doubled. Control tokens written inside a message stay
+        text, except in the assistant's messages, which the model itself wrote. Arguments and errors are those of
+        ``apply_chat_template``.
         """
         from pellucid.tokenize.chat.conversation import conversation, guard
 
@@ -263,7 +262,7 @@ class Tokenizer(Encoder):
 
 
 def _pair(text: Any) -> Pair:
-    """A pair of texts. Raises :class:`InvalidRequest` for what is none."""
+    """The two texts of a pair. Raises :class:`InvalidRequest` for anything else."""
     if not isinstance(text, (tuple, list)) or len(text) != 2:
         raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of two")
     return checks.string("text[0]", text[0]), checks.string("text[1]", text[1])

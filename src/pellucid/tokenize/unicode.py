@@ -1,12 +1,12 @@
-"""Properties of characters, of fixed versions of Unicode, whatever Python's own is: the ids of a text hang on them.
+"""Properties of characters at fixed versions of Unicode, not Python's: the ids of a text depend on them.
 
-``unicode.txt`` beside this file has a line for each property: its name, then runs of code points, hexadecimal. General
-categories and others that patterns name are of Unicode 16. Names that begin with ``text.`` are of what is made of text:
-``text.small``, capitals with the distance to their small letters; ``text.marks``, what goes when accents are stripped;
-``text.normalized``, all that a normalisation form changes or composes; ``text.word``, Oniguruma's ``\\w``.
-``fold.simple`` and ``fold.full`` are what is the same in another case. ``unicode_properties.txt`` has all other
-properties that a pattern can name: a line for each set, its names, a colon, runs. ``tests/oracles/unicode_oracle.py``
-writes both.
+``unicode.txt`` in this folder has one line per property: its name, then runs of hexadecimal code points. General
+categories and other properties that patterns name are those of Unicode 16. Names that begin with ``text.`` describe how
+text is processed: ``text.small``, capitals with the distance to their small letters; ``text.marks``, the marks that
+stripping accents removes; ``text.normalized``, all characters that a normalization form changes or composes;
+``text.word``, Oniguruma's ``\\w``. ``fold.simple`` and ``fold.full`` are the simple and full case foldings.
+``unicode_properties.txt`` has all other properties that a pattern can name, one line per set: its names, a colon, runs.
+``tests/oracles/unicode_oracle.py`` writes both files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 Ranges = tuple[tuple[int, int], ...]
-"""A set of characters: first and last code points of runs, ascending, apart from each other."""
+"""A set of characters: the first and last code points of its runs, ascending, not adjacent."""
 
 VERSION = "16.0"
 CODES = 0x110000
@@ -29,7 +29,7 @@ PROPERTIES = Path(__file__).with_name("unicode_properties.txt")
 
 
 def union(sets: Iterable[Ranges]) -> Ranges:
-    """Characters that are in any of the sets."""
+    """The characters that are in at least one of the sets."""
     out: list[tuple[int, int]] = []
     for low, high in sorted(run for one in sets for run in one):
         if out and low <= out[-1][1] + 1:
@@ -45,18 +45,18 @@ def singles(codes: Iterable[int]) -> Ranges:
 
 
 def complement(one: Ranges) -> Ranges:
-    """Characters that are not in the set."""
+    """The characters that are not in the set."""
     lows, highs = [0, *(high + 1 for _, high in one)], [*(low - 1 for low, _ in one), CODES - 1]
     return tuple((low, high) for low, high in zip(lows, highs) if low <= high)
 
 
 def intersection(one: Ranges, other: Ranges) -> Ranges:
-    """Characters that are in both."""
+    """The characters that are in both sets."""
     return complement(union((complement(one), complement(other))))
 
 
 def holding(one: Ranges) -> Callable[[int], bool]:
-    """Tells of a code point whether it is in the set."""
+    """A function that tests whether a code point is in the set."""
     lows = [low for low, _ in one]
     highs = [high for _, high in one]
 
@@ -82,15 +82,15 @@ def _run(text: str) -> tuple[int, int]:
 
 
 def ranges(runs: str) -> Ranges:
-    """The set that is written as "41-5A 5F"."""
+    """The set written as, for example, "41-5A 5F"."""
     return tuple(map(_run, runs.split()))
 
 
 @cache
 def members(name: str) -> Ranges | None:
-    """The characters of a general category ("Lu"), a group of them ("L"), or another property; None if unknown.
+    """The characters of a general category ("Lu"), a group of categories ("L") or another property; None if unknown.
 
-    Surrogates are in none: no text has any.
+    No set includes surrogates: texts have none.
     """
     lines = _lines()
     if name in lines:
@@ -105,31 +105,31 @@ def members(name: str) -> Ranges | None:
 
 @cache
 def _categories() -> tuple[str, ...]:
-    """The general categories that the file has: all but surrogates and what is not assigned."""
+    """The general categories in the file: all except surrogates (Cs) and unassigned (Cn)."""
     return tuple(name for name in _lines() if len(name) == 2)
 
 
 def bracket(*sets: Ranges | str) -> str:
-    """The inside of a bracketed pattern that matches these sets, or those that are called so."""
+    """The inside of a bracketed pattern that matches the union of the sets, given as runs or by name."""
     found = ((members(one) or ()) if isinstance(one, str) else one for one in sets)
     return "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in union(found))
 
 
 @cache
 def white_space() -> str:
-    """All white space, for ``str.strip``, whose own also takes four control characters for that."""
+    """All white space, as an argument for ``str.strip``, whose default also strips four control characters."""
     return letters(members("White_Space") or ())
 
 
 def letters(one: Ranges) -> str:
-    """The characters of a set without surrogates, ascending."""
-    encoding = f"utf-32-{sys.byteorder[0]}e"  # "utf-32" alone takes U+FEFF for a mark of the order
+    """The characters of a set without surrogates, ascending, as one string."""
+    encoding = f"utf-32-{sys.byteorder[0]}e"  # plain "utf-32" would take U+FEFF for a byte order mark
     return "".join(array("I", range(low, high + 1)).tobytes().decode(encoding) for low, high in one)
 
 
 @cache
 def small_letters() -> dict[int, str]:
-    """Capital → small letter. A final sigma is like any other; one capital has two (U+0130)."""
+    """Capital → small letter, with no special case for the final sigma; U+0130 maps to two characters."""
     found: dict[int, str] = {}
     for entry in _lines()["text.small"].split():
         if "=" in entry:
@@ -146,13 +146,13 @@ def small_letters() -> dict[int, str]:
 
 
 def plain_name(name: str) -> str:
-    """The name of a property as it is compared: without case, spaces, dashes and underscores."""
+    """A property name in the form used for comparison: without case, spaces, dashes and underscores."""
     return name.translate({ord(sign): None for sign in " -_"}).lower() if name.isascii() else name
 
 
 @cache
 def _named() -> dict[str, str]:
-    """Of each property, by its plain name, the runs."""
+    """Plain property name → runs."""
     found = {}
     for line in PROPERTIES.read_text(encoding="ascii").splitlines():
         names, _, runs = line.partition(":")
@@ -160,25 +160,25 @@ def _named() -> dict[str, str]:
     return found
 
 
-_USUAL = {"space": "White_Space", "whitespace": "White_Space", "digit": "Nd"}
+_ALIASES = {"space": "White_Space", "whitespace": "White_Space", "digit": "Nd"}
 
 
 @cache
 def named(plain: str) -> Ranges | None:
-    """The characters of a property that Oniguruma 6.9.10 knows, by its plain name; None if it is not known."""
-    usual = members(_USUAL.get(plain, plain.capitalize()))  # without the larger file
+    """The characters of a property of Oniguruma 6.9.10, by its plain name; None if unknown."""
+    usual = members(_ALIASES.get(plain, plain.capitalize()))  # avoids reading the larger file
     if usual is not None:
         return usual
     runs = _named().get(plain)
     return None if runs is None else ranges(runs)
 
 
-# ---------------------------------------------------------------- letters in another case
+# ---------------------------------------------------------------- case folding
 
 
 @cache
-def _small() -> dict[int, int]:
-    """The letter that all of its kind become, of those that are not it."""
+def _simple_folds() -> dict[int, int]:
+    """The simple case folding of each letter that differs from its folding."""
     found: dict[int, int] = {}
     for entry in _lines()["fold.simple"].split():
         sign = max(entry.rfind("+"), entry.rfind("-"))
@@ -188,32 +188,32 @@ def _small() -> dict[int, int]:
 
 
 @cache
-def _kinds() -> dict[int, Ranges]:
-    """Of each letter that all of its kind become, the kind."""
+def _fold_classes() -> dict[int, Ranges]:
+    """Folded letter → all letters that fold to it, itself included."""
     kinds: dict[int, set[int]] = {}
-    for code, target in _small().items():
+    for code, target in _simple_folds().items():
         kinds.setdefault(target, {target}).add(code)
     return {target: singles(kind) for target, kind in kinds.items()}
 
 
 def small(code: int) -> int:
-    """The letter that this one, and all that differ from it in case only, become."""
-    return _small().get(code, code)
+    """The simple case folding of a letter."""
+    return _simple_folds().get(code, code)
 
 
 def same_case(code: int) -> Ranges:
-    """A character, and those that differ from it in case only."""
-    return _kinds().get(small(code), ((code, code),))
+    """The characters that differ from a character in case only, itself included."""
+    return _fold_classes().get(small(code), ((code, code),))
 
 
 def cased() -> list[int]:
-    """All characters that have others that differ from them in case only."""
-    return [*_small(), *_kinds()]
+    """All characters for which another character differs in case only."""
+    return [*_simple_folds(), *_fold_classes()]
 
 
 @cache
 def full_folds() -> dict[int, tuple[int, ...]]:
-    """Characters that are the same as several letters in another case ("ß"), and these."""
+    """Characters whose case folding is several letters ("ß"), with these letters."""
     entries = (entry.split("=") for entry in _lines()["fold.full"].split())
     return {
         int(code, 16): tuple(small(int(letter, 16)) for letter in letters.split("."))
@@ -223,7 +223,7 @@ def full_folds() -> dict[int, tuple[int, ...]]:
 
 @cache
 def unfolded() -> dict[tuple[int, ...], Ranges]:
-    """The other way round: small letters that one character stands for, and which do."""
+    """The inverse of ``full_folds``: several small letters → the characters that fold to them."""
     found: dict[tuple[int, ...], list[int]] = {}
     for code, several in full_folds().items():
         found.setdefault(several, []).append(code)

@@ -1,8 +1,8 @@
-"""The vocabulary: what each id is called and what kind of token it is.
+"""The vocabulary: the piece and the token type of each id.
 
-In: the list of pieces of a file, one per id, and their types. Out: id → piece, piece → id, and which ids are
-control tokens. The types and their numbers are those of SentencePiece's ``ModelProto.SentencePiece.Type``,
-which GGUF stores unchanged under ``tokenizer.ggml.token_type``.
+In: the pieces of a file, one per id, and their types. Out: id → piece, piece → id, and which ids are control tokens.
+The types and their numbers are those of SentencePiece's ``ModelProto.SentencePiece.Type``, which GGUF stores unchanged
+under ``tokenizer.ggml.token_type``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pellucid.util.checks import is_whole
 
 
 class TokenType(IntEnum):
-    """What a token stands for."""
+    """The type of a token."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -30,16 +30,16 @@ class TokenType(IntEnum):
 
 
 SPECIAL_TYPES = frozenset({TokenType.UNKNOWN, TokenType.CONTROL})
-"""Tokens that carry no text of their own: dropped from decoded text unless they are asked for."""
+"""Types of tokens that have no text of their own; by default they are left out of decoded text."""
 
 
 class Vocabulary:
     """An immutable table of pieces.
 
-    Args: ``tokens`` one piece per id; ``types`` a :class:`TokenType` number per id, or None when all are
-    normal; ``path`` and ``field`` name the place in the file for error messages.
+    Args: ``tokens`` one piece per id; ``types`` a :class:`TokenType` number per id, or None if all are normal;
+    ``path`` and ``field`` locate the vocabulary in error messages.
 
-    Raises :class:`FileFormatError` when the table is empty, two ids share a piece, or the types do not fit.
+    Raises :class:`FileFormatError` if the table is empty, two ids share a piece, or the types are invalid.
     """
 
     def __init__(self, tokens: Sequence[str], types: Sequence[int] | None, path: Path, field: str) -> None:
@@ -66,7 +66,7 @@ class Vocabulary:
 
     @classmethod
     def checked(cls, tokens: list[str], types: list[int]) -> Vocabulary:
-        """A table that has passed these checks before."""
+        """A vocabulary from values that have already passed the checks of the constructor."""
         made = cls.__new__(cls)
         made.tokens, made.types, made.size = tokens, types, len(tokens)
         made.ids = dict(zip(tokens, range(made.size)))
@@ -79,26 +79,26 @@ class Vocabulary:
 
     @cached_property
     def _by_type(self) -> dict[int, list[int]]:
-        """Ids of the few tokens that are not normal, by type."""
+        """The ids of the few tokens that are not normal, by type."""
         found: dict[int, list[int]] = {}
         for index, kind in enumerate(self.types):
-            if kind != 1:  # TokenType.NORMAL; looking the name up 262,144 times takes long
+            if kind != 1:  # TokenType.NORMAL; 262,144 lookups of the name are slow
                 found.setdefault(kind, []).append(index)
         return found
 
     def of_type(self, *kinds: int) -> list[int]:
-        """Ids of the tokens of these types, ascending. Not meant for NORMAL."""
+        """The ids of the tokens of these types, ascending; NORMAL is not supported."""
         return sorted(index for kind in kinds for index in self._by_type.get(kind, ()))
 
     def ids_but(self, *kinds: int) -> dict[str, int]:
-        """Piece → id without the tokens of these types: what text may become."""
+        """Piece → id without the tokens of these types: the pieces that text may become."""
         pieces = dict(self.ids)
         for index in self.of_type(*kinds):
             del pieces[self.tokens[index]]
         return pieces
 
     def byte_pieces(self, path: Path, field: str) -> dict[int, int]:
-        """Id → byte of the tokens of type BYTE. Raises :class:`FileFormatError` for one that names no byte."""
+        """Id → byte of the tokens of type BYTE. Raises :class:`FileFormatError` if one is not spelled ``<0xNN>``."""
         table: dict[int, int] = {}
         for index in self.of_type(TokenType.BYTE):
             found = re.fullmatch("<0x([0-9A-F]{2})>", self.tokens[index])
@@ -110,12 +110,12 @@ class Vocabulary:
         return table
 
     def check(self, token_id: int) -> int:
-        """The id itself. Raises :class:`InvalidRequest` when no such token exists."""
+        """The id itself. Raises :class:`InvalidRequest` if it is outside the vocabulary."""
         return checked_id(token_id, self.size)
 
 
 def checked_id(token_id: int, size: int) -> int:
-    """An id of a vocabulary of ``size`` pieces, as an int. Raises :class:`InvalidRequest` for what is none."""
+    """An id as an int. Raises :class:`InvalidRequest` if it is not a whole number in [0, size)."""
     if type(token_id) is int and 0 <= token_id < size:
         return token_id
     if not is_whole(token_id):

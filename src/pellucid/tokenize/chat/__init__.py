@@ -1,0 +1,1 @@
+"""Chat templates: checks conversations and renders them to text, in a process of their own."""

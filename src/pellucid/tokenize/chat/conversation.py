@@ -1,8 +1,8 @@
-"""What a caller gives a chat template, checked and made plain: texts, numbers, lists and mappings.
+"""Checks the input of a chat template and converts it to plain values: texts, numbers, lists and mappings.
 
-Messages become what ``transformers`` 5.24 makes of them (``tokenization_utils_base.py: apply_chat_template``,
+Messages are converted as by ``transformers`` 5.24 (``tokenization_utils_base.py: apply_chat_template``,
 ``utils/chat_template_utils.py``): objects with fields become mappings, keys of a message whose value is None are left
-out (templates print them as the word None), and what a model thought goes by each of the names that templates use.
+out (templates would print the word None), and the model's reasoning gets each of the names that templates use.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.checks import characters
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names of what a model thought before it answered. The first is filled from the others, ``thinking`` from any."""
+"""Names of the model's reasoning before its answer. The first is filled from the others, ``thinking`` from any."""
 
 LISTS = {"tools": "each a JSON schema", "documents": "each with a title and a text"}
-"""Variables that are lists of mappings."""
+"""Variables that are lists of mappings, with a description for error messages."""
 
-DEPTH = 100  # of lists and mappings in each other
+DEPTH = 100  # nesting depth of lists and mappings
 BITS = 8192  # of an integer
 
 Message = dict[str, Any]
 
 
 def conversation(messages: Any) -> list[Message]:
-    """The messages as templates get them.
+    """The messages in the form that templates receive.
 
     Raises:
-        InvalidRequest: they are no list, none, not mappings, or hold what is not text, number, list or mapping. It
-            names the place.
+        InvalidRequest: ``messages`` is not a list, is empty, or has an item that is not a mapping or a value that is
+            not a text, number, list or mapping. The message names the place.
     """
     made = _mappings("messages", messages, 'such as {"role": "user", "content": "Hi"}')
     if not made:
@@ -41,7 +41,10 @@ def conversation(messages: Any) -> list[Message]:
 
 
 def variables(given: Mapping[str, Any]) -> dict[str, Any]:
-    """All other variables as templates get them. ``tools`` and ``documents`` are None or lists. Raises likewise."""
+    """All other variables in the form that templates receive; ``tools`` and ``documents`` are None or lists.
+
+    Raises :class:`InvalidRequest` for values of other types.
+    """
     made = dict[str, Any]()
     for name, value in given.items():
         example = LISTS.get(name)
@@ -57,13 +60,13 @@ def is_message(value: Any) -> bool:
 
 
 def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[list[Message], str]:
-    """(messages in which no control token can be recognised, mark).
+    """The messages with their control tokens broken up by a mark, and the mark.
 
-    The mark is a noncharacter that no message holds; it is put after the first character of every control
-    token in messages that are not the assistant's. Take it out when the control tokens have been found.
+    The mark is a noncharacter that no message contains; it is inserted after the first character of every control token
+    in messages that are not the assistant's. Remove it after control tokens have been found.
 
     Raises:
-        InvalidRequest: the messages hold all noncharacters that a mark can be.
+        InvalidRequest: the messages contain all noncharacters that can be a mark.
     """
     found = set[str]().union(*_texts(messages))
     mark = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in found), None)
@@ -106,7 +109,7 @@ def _aliased(message: Message) -> Message:
 
 
 def _plain(value: Any, path: tuple[str | int, ...]) -> Any:
-    """A value as JSON holds it; a tuple is a list. ``path`` leads to it."""
+    """A value converted to JSON's types; a tuple becomes a list. ``path`` locates it for error messages."""
     if value is None or type(value) in (bool, float):
         return value
     if isinstance(value, str):
@@ -122,7 +125,7 @@ def _plain(value: Any, path: tuple[str | int, ...]) -> Any:
     if _has_fields(value):
         try:
             value = _fields(value)
-        except Exception as error:  # of the caller's own code
+        except Exception as error:  # raised by the caller's own code
             kind = shown(type(value).__name__)
             raise InvalidRequest(
                 f"{_place(path)}: the fields of this {kind} cannot be read: {type(error).__name__}: {reason(error)}"
@@ -138,7 +141,7 @@ def _plain(value: Any, path: tuple[str | int, ...]) -> Any:
         return [_plain(item, (*path, at)) for at, item in enumerate(value)]
     import numpy as np
 
-    if isinstance(value, np.floating):  # a long double's item is one, too
+    if isinstance(value, np.floating):  # ``item()`` of a long double is a long double too
         return float(value)
     if isinstance(value, np.generic) and not isinstance(item := value.item(), np.generic):
         return _plain(item, path)
@@ -149,7 +152,7 @@ def _plain(value: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def _has_fields(value: Any) -> bool:
-    """Whether it is an object of a dataclass or of a pydantic model."""
+    """Whether a value is an instance of a dataclass or of a pydantic model."""
     if isinstance(value, type):
         return False
     return dataclasses.is_dataclass(value) or callable(getattr(value, "model_dump", None))
@@ -162,13 +165,13 @@ def _fields(value: Any) -> Any:
 
 
 def _place(path: tuple[str | int, ...]) -> str:
-    """messages[0].content"""
+    """The path of a value as text, such as ``messages[0].content``."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path[1:])
     return shown(str(path[0]) + "".join(parts))
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a plain value, without the keys."""
+    """All texts in a plain value, except keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

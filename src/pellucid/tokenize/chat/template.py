@@ -1,8 +1,7 @@
-"""A conversation → one text, by the Jinja template that came with the model.
+"""Renders a conversation to one text with the model's Jinja template.
 
-In: variables, plain as ``conversation.py`` makes them. Out: the text that the model was trained to continue. The
-template is a program from a stranger: it runs in a process of its own (``template_process.py``) within
-``RenderLimits``.
+In: variables, converted by ``conversation.py``. Out: the text that the model was trained to continue. The template is
+an untrusted program: it runs in a separate process (``template_process.py``) within ``RenderLimits``.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ LONGEST_MESSAGE = 400  # characters
 
 @dataclass(frozen=True)
 class RenderLimits:
-    """What one rendering may take: seconds, megabytes of address space (kept on Linux), characters of its text."""
+    """Limits of one rendering: seconds, megabytes of address space (enforced on Linux), characters of the text."""
 
     seconds: float = 5.0
     megabytes: int = 512
@@ -32,11 +31,11 @@ LIMITS = RenderLimits()
 
 
 def render(source: str | None, variables: Mapping[str, Any], limits: RenderLimits = LIMITS) -> str:
-    """The text that the template makes of the variables.
+    """Render the template with the variables.
 
     Raises:
-        TemplateError: in one line, which names the template's line where that is known: the template cannot be parsed,
-            fails, calls ``raise_exception`` or passes a limit; or there is none; or no process can be started for it.
+        TemplateError: the template is missing, cannot be parsed, fails, calls ``raise_exception`` or exceeds a limit,
+            or no process can be started for it. The message is one line, with the template's line number if known.
         InvalidRequest: the variables are too long.
     """
     if source is None:
@@ -59,7 +58,7 @@ def render(source: str | None, variables: Mapping[str, Any], limits: RenderLimit
 
 
 def _one_line(text: str) -> str:
-    """A template's words, made fit for a message."""
+    """A template's error as one line of printable characters, shortened for a message."""
     line = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split())
     )

@@ -1,12 +1,12 @@
-"""Processes that render chat templates: started, asked, and killed when they pass a limit.
+"""Manages the worker processes that render chat templates, and kills those that exceed a limit.
 
-A template is a program from a stranger. One call in it can take all time and memory there is, and no check inside the
-same process can stop it. So it runs in a worker, a Python process of its own (``template_worker.py``) that has little
-memory and is killed when its time is up. A worker is started when it is first needed, or ahead of time by
-``start_ahead``, and kept for the next rendering. Threads that render at once have a worker each, up to ``WORKERS``.
+A template is an untrusted program. A single call in it can use unlimited time and memory, and no check inside the same
+process can stop it. So it runs in a worker, a separate Python process (``template_worker.py``) with a memory limit,
+which is killed when its time is up. A worker is started when it is first needed, or earlier by ``start_ahead``, and
+kept for the next rendering. Threads that render at the same time use one worker each, up to ``WORKERS``.
 
-Workers have their own session, so that Ctrl-C reaches only the process that waits for them: it kills the worker. They
-end when their input ends, and so do not outlive this process by more than one rendering.
+Workers run in their own session, so that Ctrl-C reaches only the process that waits for them, which kills the worker.
+They exit when their input ends, and so do not outlive this process by more than one rendering.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pellucid.errors import TemplateError
 from pellucid.errors.messages import reason, shown
 
 WORKERS = 4
-"""Renderings at the same time, in all threads; others wait. One hostile template holds one worker."""
+"""Concurrent renderings over all threads; others wait. A hostile template occupies one worker."""
 
-STARTUP_SECONDS = 60.0  # on a busy machine with a cold disk; it takes less than 0.1
-GRACE_SECONDS = 0.1  # a worker past its time may stop by itself and name the template's line
-PORTION = 1 << 20  # bytes that a pipe takes at once, where the system lets it: else both sides wait in turns
+STARTUP_SECONDS = 60.0  # for a busy machine with a cold disk; usually it takes less than 0.1
+GRACE_SECONDS = 0.1  # a worker that exceeds its time may stop itself and report the template's line
+PORTION = 1 << 20  # bytes of pipe capacity, if the system allows it; with less, both sides wait in turns
 MOST_BYTES = 100_000_000  # of a reply
 KEPT = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-"""Environment variables of a worker: the time zone, for ``strftime_now``, and where Python's own library may be."""
+"""Environment variables that a worker inherits: the time zone, for ``strftime_now``, and Python's library path."""
 
 BOOT = "import sys; sys.path += sys.argv[1:]; import template_worker; template_worker.main()"
 
@@ -45,34 +45,34 @@ Reply = Mapping[str, Any]
 
 
 def ask(request: bytes, seconds: float) -> Reply:
-    """What a worker replies to a request, which is ``encoded`` (``template_worker.py`` says what both hold).
+    """Send an ``encoded`` request to a worker and return its reply (``template_worker.py`` documents both).
 
-    A worker that takes more than ``seconds``, or crashes, is an "error" too. Raises :class:`TemplateError` if no worker
-    can be started.
+    The reply is also an "error" if the worker takes more than ``seconds`` or crashes. Raises :class:`TemplateError` if
+    no worker can be started.
     """
     return _workers.ask(request, seconds)
 
 
 def start_ahead() -> None:
-    """Start a worker, if there is none, and do not wait for it. Raises as ``ask`` does."""
+    """Start a worker if there is none, without waiting for it. Raises :class:`TemplateError` if that fails."""
     _workers.start_ahead()
 
 
 def encoded(request: Mapping[str, Any]) -> bytes:
-    """A request as a worker reads it."""
+    """A request in the form that a worker reads."""
     return json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-class _Ended(Exception):
+class _WorkerEnded(Exception):
     """The worker closed its pipes."""
 
 
-class _Late(Exception):
+class _TimedOut(Exception):
     """The time is up."""
 
 
 class _Worker:
-    """One process, used by one thread at a time."""
+    """A worker process, used by one thread at a time."""
 
     def __init__(self) -> None:
         self._is_ready = False
@@ -92,7 +92,7 @@ class _Worker:
             )
         except OSError as error:
             blamed = error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
-            raise _unstarted(reason(error), self._name if blamed else None) from None
+            raise _start_error(reason(error), self._name if blamed else None) from None
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._requests, self._replies = self.process.stdin, self.process.stdout
@@ -100,27 +100,27 @@ class _Worker:
         os.set_blocking(self._replies.fileno(), False)
 
     def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
-        """The reply to a request. The worker is to be closed if it is the "last"."""
+        """The reply to a request. If the reply has "last" set, the caller must close the worker."""
         if not self._is_ready:
             self._await_ready()
         deadline = time.monotonic() + seconds + GRACE_SECONDS
         try:
             self._write(len(request).to_bytes(4, "big") + request, deadline)
             return self._read(deadline)
-        except _Late:
+        except _TimedOut:
             return _failure(f"it ran for more than {seconds:g} seconds")
-        except _Ended:
-            return _failure(self._death(seconds))
+        except _WorkerEnded:
+            return _failure(self._exit_reason(seconds))
 
     def _await_ready(self) -> None:
         try:
             reply = self._read(time.monotonic() + STARTUP_SECONDS)
-        except _Late:
-            raise _unstarted(f"it is not ready after {STARTUP_SECONDS:g} seconds") from None
-        except _Ended:
-            raise _unstarted("it is no Python that runs -I -S -c", self._name) from None
+        except _TimedOut:
+            raise _start_error(f"it is not ready after {STARTUP_SECONDS:g} seconds") from None
+        except _WorkerEnded:
+            raise _start_error("it is no Python that runs -I -S -c", self._name) from None
         if "ready" not in reply:
-            raise _unstarted(shown(str(reply.get("error"))))
+            raise _start_error(shown(str(reply.get("error"))))
         self._is_ready = True
 
     def _write(self, data: bytes, deadline: float) -> None:
@@ -130,18 +130,18 @@ class _Worker:
             try:
                 left = left[os.write(self._requests.fileno(), left[:PORTION]) :]
             except BrokenPipeError:
-                raise _Ended from None
+                raise _WorkerEnded from None
 
     def _read(self, deadline: float) -> dict[str, Any]:
         size = int.from_bytes(self._read_bytes(4, deadline), "big")
         if size > MOST_BYTES:
-            raise _Ended
+            raise _WorkerEnded
         try:
             reply = json.loads(self._read_bytes(size, deadline).decode("utf-8", "surrogatepass"))
         except ValueError:
-            raise _Ended from None
+            raise _WorkerEnded from None
         if not isinstance(reply, dict):
-            raise _Ended
+            raise _WorkerEnded
         return reply
 
     def _read_bytes(self, size: int, deadline: float) -> bytes:
@@ -150,7 +150,7 @@ class _Worker:
             self._wait(self._replies.fileno(), select.POLLIN, deadline)
             part = os.read(self._replies.fileno(), min(left, PORTION))
             if not part:
-                raise _Ended
+                raise _WorkerEnded
             parts.append(part)
             left -= len(part)
         return b"".join(parts)
@@ -159,10 +159,10 @@ class _Worker:
         poll = select.poll()
         poll.register(descriptor, event)
         if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-            raise _Late
+            raise _TimedOut
 
-    def _death(self, seconds: float) -> str:
-        """Why the process has ended."""
+    def _exit_reason(self, seconds: float) -> str:
+        """The reason why the process has ended."""
         try:
             code = self.process.wait(1)
         except subprocess.TimeoutExpired:
@@ -178,15 +178,15 @@ class _Worker:
         return self.process.poll() is None
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self.process.kill()
         self._requests.close()
         self._replies.close()
         self.process.wait()
 
     def abandon(self) -> None:
-        """Forget the process of a parent, after a fork. With these pipes open it would not see its parent's end."""
-        self.process.returncode = 0  # it is not this process's child: there is nothing to wait for
+        """Drop the parent's worker after a fork: while these pipes are open, it would not see its parent end."""
+        self.process.returncode = 0  # it is not a child of this process: there is nothing to wait for
         self._requests.close()
         self._replies.close()
 
@@ -226,7 +226,7 @@ class _Workers:
             self._idle.clear()
 
     def forget(self) -> None:
-        """After a fork, in the child: the workers are the parent's."""
+        """In the child after a fork: drop all workers, which belong to the parent."""
         for worker in self._all:
             worker.abandon()
         self._reset()
@@ -258,7 +258,7 @@ class _Workers:
 
 
 def _command() -> list[str]:
-    """The command that starts a worker: with no more of this Python's import path than Jinja needs."""
+    """The command that starts a worker, with only the part of this Python's import path that Jinja needs."""
     if not hasattr(select, "poll"):
         raise TemplateError(f"chat templates cannot be rendered on {sys.platform}: only Linux and macOS can")
     if not sys.executable or getattr(sys, "frozen", False):
@@ -271,14 +271,13 @@ def _command() -> list[str]:
         if spec is None or spec.origin is None:
             raise TemplateError(f"chat templates need {package}: pip install {package}")
         folders.append(os.path.dirname(os.path.dirname(os.path.abspath(spec.origin))))
-    path = dict.fromkeys(
-        [*folders, os.path.dirname(os.path.abspath(__file__))]
-    )  # behind the standard library
+    # BOOT appends these folders, so that the standard library comes first.
+    path = dict.fromkeys([*folders, os.path.dirname(os.path.abspath(__file__))])
     return [sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, *path]
 
 
-def _unstarted(why: str, executable: str | None = None) -> TemplateError:
-    """The error for a worker that does not start. ``executable``: what is to blame, if it is that."""
+def _start_error(why: str, executable: str | None = None) -> TemplateError:
+    """The error for a worker that does not start; ``executable`` if that is the cause."""
     if executable is None:
         return TemplateError(f"the Python that renders chat templates cannot be started: {why}")
     return TemplateError(

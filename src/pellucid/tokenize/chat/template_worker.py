@@ -1,4 +1,4 @@
-"""The program of the process that renders chat templates. ``template_process.py`` starts it and kills it.
+"""The program of the worker process that renders chat templates. ``template_process.py`` starts and kills it.
 
 It reads requests from standard input and writes one reply to each to standard output. Both are frames: four bytes of
 length, big-endian, then JSON in UTF-8 (lone surrogates pass).
@@ -6,8 +6,8 @@ length, big-endian, then JSON in UTF-8 (lone surrogates pass).
     request   {"source": str, "variables": {str: ...}, "seconds": float, "megabytes": int, "characters": int}
     reply     {"text": str} or {"error": str, "line": int | None}, and "last": whether the worker ends after it
 
-The first frame it writes is {"ready": True}, or {"error": str} if Jinja cannot be imported. It ends at the end of its
-input. Nothing of Pellucid is imported here, so that it starts in little time and memory.
+The first frame it writes is {"ready": True}, or {"error": str} if Jinja cannot be imported. It exits at the end of its
+input. It imports nothing of Pellucid, so that it starts fast and uses little memory.
 
 A template runs in Jinja's immutable sandbox, in the environment that ``transformers`` 5.24 gives it
 (``utils/chat_template_utils.py``): ``raise_exception``, ``strftime_now``, ``tojson``, loop controls, and the
@@ -32,28 +32,27 @@ if TYPE_CHECKING:
 
 NAME = "<chat template>"
 LONGEST_ERROR = 1000  # characters
-RETIRED_MEGABYTES = (
-    128  # address space of a worker that ends: the next rendering is to have most of its limit
-)
+# A worker with more address space ends, so that the next rendering has most of its limit.
+RETIRED_MEGABYTES = 128
 
 
 class OutOfTime(BaseException):
-    """The timer rang. Not an ``Exception``, which Jinja would catch."""
+    """The timer expired. It is not an ``Exception``, because Jinja would catch that."""
 
 
 class TooLong(Exception):
-    """The text has more characters than it may have."""
+    """The text has more characters than allowed."""
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until the input ends."""
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     try:
         environment()
     except Exception as error:
         write(replies, {"error": f"{type(error).__name__}: {error}"})
         return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a template that crashes the process leaves no file
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core file if a template crashes the process
     signal.signal(signal.SIGALRM, _ring)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM, signal.SIGXCPU})
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
@@ -63,7 +62,7 @@ def main() -> None:
         write(replies, reply)
         if reply["last"]:
             break
-    os._exit(0)  # freeing what a template has built may take long
+    os._exit(0)  # freeing a template's objects may take long
 
 
 def read(stream: BinaryIO) -> bytes | None:
@@ -90,7 +89,7 @@ def answer(frame: bytes) -> dict[str, Any]:
             text = render(request["source"], request["variables"], request["characters"])
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _set_limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)  # the reply is long at worst
+            _set_limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)  # the reply may need memory
         return {"text": text, "last": _is_large()}
     except TooLong:
         return {
@@ -101,16 +100,16 @@ def answer(frame: bytes) -> dict[str, Any]:
     except OutOfTime as error:
         return _failed(error, f"it ran for more than {request['seconds']:g} seconds", last=True)
     except MemoryError as error:
-        if error.args:  # Python's parser says so when a stack of its own overflows
+        if error.args:  # Python's parser raises it with a message when its own stack overflows
             return _failed(error, "it is nested too deeply", last=True)
         return _failed(error, f"it used more than {request['megabytes']:,} MB of memory", last=True)
     except Exception as error:
-        return _failed(error, _told(error), last=_is_large())
+        return _failed(error, _description(error), last=_is_large())
 
 
 def render(source: str, variables: Mapping[str, Any], characters: int) -> str:
-    """The text that a template makes of the variables. Raises whatever goes wrong, and ``TooLong``."""
-    random.seed(0)  # the same request has the same text, whatever a template does with the filter ``random``
+    """Render a template. Raises the template's errors, and :class:`TooLong`."""
+    random.seed(0)  # the same request gives the same text, even with the filter ``random``
     chunks, length = list[str](), 0
     for chunk in compiled(source).generate(variables):
         chunks.append(chunk)
@@ -122,7 +121,7 @@ def render(source: str, variables: Mapping[str, Any], characters: int) -> str:
 
 @lru_cache(maxsize=16)
 def compiled(source: str) -> Template:
-    """The template as Python."""
+    """The template compiled to Python, cached."""
     made = environment()
     code = made.compile(source, NAME, NAME)
     return made.template_class.from_code(made, code, made.make_globals(None))
@@ -130,7 +129,7 @@ def compiled(source: str) -> Template:
 
 @cache
 def environment() -> Environment:
-    """Where templates run: what they can call, and what they cannot."""
+    """The sandbox in which templates run, with the functions that they can call."""
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError, TemplateRuntimeError
     from jinja2.ext import Extension
@@ -151,7 +150,7 @@ def environment() -> Environment:
             return caller()
 
     class TemplateDict:
-        """``dict`` without the attributes of a class."""
+        """``dict`` without the attributes of the class."""
 
         def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
             return dict(*args, **kwargs)
@@ -160,7 +159,7 @@ def environment() -> Environment:
             return dict.fromkeys(*args)
 
     class TemplateNamespace(Namespace):
-        """``namespace`` without names that mean something to Python."""
+        """``namespace`` without names that begin with ``_``, which may have a meaning in Python."""
 
         def __init__(*args: Any, **kwargs: Any) -> None:
             self, *rest = args
@@ -216,12 +215,12 @@ def _ring(*_: Any) -> NoReturn:
 
 
 def _limit(seconds: float, megabytes: int) -> None:
-    """Limit what comes next.
+    """Limit time and memory of the next rendering.
 
-    The timer interrupts Python code, and its traceback has the template's line; a call that is long in C is left to
-    the parent, which kills. Should the parent be gone by then, the limit of processor time ends the worker.
+    The timer interrupts Python code, and the traceback has the template's line. It does not interrupt a long call in C;
+    then the parent kills the worker. If the parent has ended by then, the limit of processor time ends the worker.
     """
-    if sys.platform == "linux":  # macOS has this limit but does not keep it
+    if sys.platform == "linux":  # macOS has this limit but does not enforce it
         _set_limit(resource.RLIMIT_AS, megabytes << 20)
     used = resource.getrusage(resource.RUSAGE_SELF)
     _set_limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + seconds) + 2)
@@ -229,7 +228,7 @@ def _limit(seconds: float, megabytes: int) -> None:
 
 
 def _set_limit(kind: int, value: int) -> None:
-    """Set what this process may have of something, as far as the system's administrator lets it."""
+    """Set a resource limit of this process, within its hard limit."""
     most = resource.getrlimit(kind)[1]
     if most != resource.RLIM_INFINITY:
         value = most if value == resource.RLIM_INFINITY else min(value, most)
@@ -237,15 +236,15 @@ def _set_limit(kind: int, value: int) -> None:
 
 
 def _is_large() -> bool:
-    """Whether the process has so much memory that the next rendering would have too little."""
+    """Whether the process has so much address space that the next rendering would have too little."""
     if sys.platform != "linux":
         return False
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize() > RETIRED_MEGABYTES << 20
 
 
-def _told(error: Exception) -> str:
-    """An error in a few words."""
+def _description(error: Exception) -> str:
+    """A short description of an error."""
     what = error.msg if isinstance(error, SyntaxError) else str(error)
     if isinstance(error, RecursionError) or (
         isinstance(error, SyntaxError) and ("nested" in what or "indentation" in what)
@@ -255,10 +254,9 @@ def _told(error: Exception) -> str:
 
 
 def _failed(error: BaseException, what: str, last: bool) -> dict[str, Any]:
-    """A reply that names the template's line if the error knows it."""
-    line = (
-        None if isinstance(error, SyntaxError) else getattr(error, "lineno", None)
-    )  # Jinja's errors have one
+    """An error reply, with the template's line if it is known."""
+    # Jinja's errors have a line number; that of a SyntaxError is not the template's.
+    line = None if isinstance(error, SyntaxError) else getattr(error, "lineno", None)
     at = error.__traceback__
     while at is not None:
         if at.tb_frame.f_code.co_filename == NAME:

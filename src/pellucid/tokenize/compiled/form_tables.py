@@ -1,7 +1,7 @@
-"""A normalisation form as tables, for compiled code (``kernels/text/normalize.py``).
+"""Tables of a Unicode normalization form, for compiled code (``kernels/text/normalize.py``).
 
-In: the name of a form. Out: of every character what it is made of, and what composes. The data are Python's, of the
-characters that Unicode 9 had (``normalize.Normalize``).
+In: the name of a form. Out: the decomposition of every character, and the pairs that compose. The data are Python's,
+limited to the characters of Unicode 9 (``normalize.Normalize``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pellucid.tokenize.unicode import CODES, letters, members
 
 @dataclass(frozen=True, eq=False)
 class FormTable:
-    """What ``text_normalize.Normalize`` is told; ``growth``: the most bytes that one may become."""
+    """The fields of ``text_normalize.NormalizeRecord``; ``growth``: the most bytes that one byte may become."""
 
     properties: NDArray[np.uint16]
     places: NDArray[np.int32]
@@ -33,7 +33,7 @@ class FormTable:
 
 @cache
 def form_table(form: Form) -> FormTable:
-    """The tables of a form, made once."""
+    """The tables of a form, cached."""
     known, composes = letters(members("text.normalized") or ()), form in ("NFC", "NFKC")
     taken_apart: Form = "NFKD" if form in ("NFKC", "NFKD") else "NFD"
     properties, places, written = np.zeros(CODES, np.uint16), np.zeros(CODES, np.int32), [0]
@@ -59,7 +59,7 @@ def form_table(form: Form) -> FormTable:
 
 
 def _pair(letter: str) -> tuple[str, str] | None:
-    """The two that compose a letter, if they do."""
+    """The two characters that compose to a letter, or None."""
     parts = unicodedata.normalize("NFD", letter)
     if len(parts) < 2 or unicodedata.normalize("NFC", parts) != letter:
         return None

@@ -1,4 +1,4 @@
-"""The model stage of a tokenizer as compiled code: a kernel that makes ids of pieces, and the fields of its record."""
+"""The model stage as compiled code: a kernel that turns pre-tokens into ids, and the fields of its record."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from pellucid.tokenize.compiled.stages import CompiledStage, Separating
 
 @dataclass(frozen=True)
 class CompiledModel:
-    """A kernel that makes ids of pieces; ``scratch`` says how many bytes it wants for a longest piece of so many.
+    """A kernel that turns pre-tokens into ids.
 
-    ``lengths`` (V,) are the bytes of text that each id stands for, -1 where that hangs on more than the id; ``stages``
-    are those that it wants between the pre-tokenizer and itself.
+    ``scratch`` gives the bytes of scratch memory for a longest pre-token of n bytes; ``lengths`` (V,) the bytes of text
+    that each id covers, -1 if they depend on more than the id; ``known`` the fields of ``record`` that are the same in
+    every call; ``stages`` run between the pre-tokenizer and the model.
     """
 
     kernel: KernelKey
@@ -41,8 +42,8 @@ def merging(
     lengths: NDArray[np.int32],
     **known: Any,
 ) -> CompiledModel:
-    """Byte-pair encoding by compiled code, of bytes or characters."""
-    told = {
+    """The compiled form of byte-pair encoding, with ``symbols`` "bytes" or "characters"."""
+    fields = {
         "pairs": pairs.slots,
         "pairs_mask": pairs.mask,
         "words": words.slots,
@@ -57,6 +58,6 @@ def merging(
         text_merge.MergeRecord,
         text_merge.scratch_bytes,
         lengths,
-        told | known,
+        fields | known,
         stages,
     )

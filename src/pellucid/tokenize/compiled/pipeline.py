@@ -1,10 +1,10 @@
-"""Encoding by compiled code: texts to ids, all stages of a tokenizer one after the other, without the GIL.
+"""Encoding by compiled code: texts to ids through all stages of a tokenizer, without the GIL.
 
-In: texts. Out: their ids. The stages are those of ``stages/`` and ``kinds/``,
-which say the same in Python: what they give is what this gives, faster. A stage is a kernel and what it is told; it
-takes pieces of texts and leaves others. Many texts lie behind one another and go through a stage together.
+In: texts. Out: their ids, the same as those of the Python stages in ``stages/`` and ``kinds/``, but faster. A stage is
+a kernel with the fields of its record; it turns spans of texts (``pieces``) into other spans. Many texts are
+concatenated and go through a stage together.
 
-Nothing here is changed by a call but what a thread has to itself: room to work in, and a memory of what was met before.
+A call changes only the state of its thread: its buffers, and its caches of the ids of pre-tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Placed:
-    """Ids (T,) with the pieces (n, 2) that they are of: piece i has those from ``firsts[i]`` on, (n + 1,)."""
+    """Ids (T,) and their spans of bytes ``pieces`` (n, 2); the ids of span i begin at ``firsts[i]``, (n + 1,)."""
 
     ids: NDArray[np.int32]
     pieces: NDArray[np.int32]
@@ -38,10 +38,10 @@ class Placed:
 
 
 class Pipeline:
-    """The stages of a tokenizer and its model.
+    """The compiled stages of a tokenizer and its model.
 
-    ``early`` are those before the pre-tokenizer, for texts in which control tokens are text, and others; None where
-    Python must do them.
+    ``early`` has the stages before the pre-tokenizer by ``parse_special``; None if Python must run them. ``late`` are
+    the stages of the pre-tokenizer.
     """
 
     def __init__(
@@ -51,26 +51,30 @@ class Pipeline:
         model: CompiledModel,
     ) -> None:
         self._early, self._late, self._scratch = early, (*late, *model.stages), model.scratch
-        self._between, self.lengths = model.stages, model.lengths
+        self._model_stages, self.lengths = model.stages, model.lengths
         known = {"memory_mask": ENTRIES - 1, "long_mask": LONG_ENTRIES - 1, **model.known}
         self._model = Call(model.kernel, model.record, **known)
         self._rooms: deque[Room] = deque()
 
     def ids(self, texts: Sequence[bytes], parse_special: bool) -> list[NDArray[np.int32]] | None:
-        """The ids of each text, or None if it is for Python to normalise one of them."""
+        """The ids of each text, or None if Python must normalize one of them."""
         early = self._early[parse_special]
         if not texts:
             return []
-        return None if early is None else self._through(texts, None, (*early, *self._late), self._encode)
+        return None if early is None else self._run_stages(texts, None, (*early, *self._late), self._encode)
 
     def ids_of_pieces(
         self, texts: Sequence[bytes], pieces: Sequence[tuple[int, int]]
     ) -> list[NDArray[np.int32]]:
-        """The same for texts that are normalised and cut at added tokens: spans of bytes, or -1 - id as the end."""
+        """The ids of texts that are already normalized and cut at added tokens.
+
+        ``pieces`` are spans of bytes; the end of an added token is -1 - id. Raises :class:`InvalidRequest` if the
+        pre-tokenizer makes a text too long.
+        """
         if not pieces:
             return [np.zeros(0, np.int32) for _ in texts]
-        found = self._through(texts, pieces, self._late, self._encode)
-        if found is None:  # a prefix or a longer space has made too much of it
+        found = self._run_stages(texts, pieces, self._late, self._encode)
+        if found is None:  # the pre-tokenizer's prefix or replaced spaces made the text too long
             size = sum(map(len, texts))
             raise InvalidRequest(
                 f"a text of {size:,} bytes, which the pre-tokenizer makes too long: encode it in parts"
@@ -80,20 +84,20 @@ class Pipeline:
     def placed(
         self, text: bytes, pieces: Sequence[tuple[int, int]], late: Sequence[CompiledStage]
     ) -> Placed | None:
-        """The ids of such a text, which has a piece, and where they are; ``late`` are the stages to go through."""
-        return self._through([text], pieces, (*late, *self._between), self._place)
+        """The ids of such a text, which has at least one span, with their spans; ``late`` are the stages to run."""
+        return self._run_stages([text], pieces, (*late, *self._model_stages), self._place)
 
-    def _through(
+    def _run_stages(
         self,
         data: Sequence[bytes],
         pieces: Sequence[tuple[int, int]] | None,
         stages: Iterable[CompiledStage],
         finish: Callable[[Texts], T],
     ) -> T | None:
-        """What ``finish`` makes of texts that have gone through the stages; None if one of these could not."""
+        """The result of ``finish`` for texts after the stages; None if a stage gave up."""
         try:
             room = self._rooms.pop()
-        except IndexError:  # all of them are in use
+        except IndexError:  # all are in use
             room = Room()
         texts = Texts.of(room, data, pieces)
         found = finish(texts) if all(stage(texts) for stage in stages) else None
@@ -103,7 +107,7 @@ class Pipeline:
         return found
 
     def _run(self, texts: Texts, firsts: int = 0) -> tuple[NDArray[np.int32], list[int]]:
-        """The ids of all texts, in the room, and where those of each end."""
+        """The ids of all texts, in a buffer of the room, and the end of the ids of each text."""
         room, spans = texts.room, texts.spans()
         longest = int(((spans[:, 1] & ~text_pieces.PART) - spans[:, 0]).max(initial=0))
         size = texts.length + texts.count + text_pieces.FIRST_IDS

@@ -1,8 +1,8 @@
-"""A normalizer as a table: what becomes of each character by itself, for compiled code (``kernels/text/rewrite.py``).
+"""A normalizer as tables: the replacement of each character, for compiled code (``kernels/text/rewrite.py``).
 
-In: a normalizer. Out: :class:`CharacterMap` s that do the same, one after the other, or None where what becomes of a
-character hangs on more than the table can say. Where it does so only next to certain characters, these are marked, and
-a text that has them there is normalised in Python.
+In: a normalizer. Out: a sequence of :class:`CharacterMap` with the same effect, or None if the replacement of a
+character depends on more than a table can express. If it does so only next to certain characters, these are marked, and
+a text that contains them there is normalized in Python.
 """
 
 from __future__ import annotations
@@ -33,14 +33,17 @@ from pellucid.tokenize.stages.normalize import Form, Normalizer
 from pellucid.tokenize.stages.precompiled_charsmap import Precompiled, SentencePiece
 from pellucid.tokenize.unicode import CODES, Ranges, letters, members, singles, small_letters, union
 
-BETWEEN = "|"  # a character that no stage changes, nor what is beside it
-LONGEST = 255  # bytes of a target, whose length is one byte
+BETWEEN = "|"  # a character that no stage changes, and that does not affect its neighbours
+LONGEST = 255  # bytes of a target; its length is stored in one byte
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Rules for several characters: which count, "longest" or "clusters"; the characters and their targets' places in
-    ``written``; and the flags of all characters."""
+    """Rules that replace several characters.
+
+    ``which`` rule applies: the "longest", or the one for grapheme "clusters"; ``replaced`` the characters of each rule;
+    ``places`` the indices of the targets in ``written``; ``flags`` (0x110000,) of all characters.
+    """
 
     which: str
     replaced: Sequence[str]
@@ -50,7 +53,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class CharacterMap:
-    """What ``text_rewrite.Rewrite`` is told."""
+    """The fields of ``text_rewrite.RewriteRecord``; ``growth``: the most bytes that one byte may become."""
 
     targets: NDArray[np.int32]
     written: NDArray[np.uint8]
@@ -66,7 +69,7 @@ class CharacterMap:
 
 @dataclass(frozen=True)
 class _Step:
-    """A map before it is a table: characters → what they become, None if that is strange; and the settings."""
+    """A map before it becomes a table: characters → replacements, None for STRANGE; and the settings."""
 
     changes: dict[int, str | None] = field(default_factory=dict)
     rules: str = ""  # "longest" or "clusters"
@@ -79,14 +82,14 @@ class _Step:
 
     @property
     def plain(self) -> bool:
-        """Whether it is nothing but characters."""
+        """Whether the step only replaces single characters."""
         return replace(self, changes={}) == _Step()
 
 
 def character_maps(stages: Iterable[tuple[Normalizer, bool]]) -> list[CharacterMap | Form] | None:
-    """The tables of normalizers, each with whether it is only for what begins a text; None if one has none.
+    """The tables of normalizers, each given with whether it applies to the start of a text only; None if one has none.
 
-    A normalisation form is left as it is: what becomes of a character hangs on those around it
+    A normalization form is returned as it is, because its replacements depend on neighbouring characters
     (``compiled/form_tables.py``).
     """
     steps: list[_Step | Form] = []
@@ -100,17 +103,17 @@ def character_maps(stages: Iterable[tuple[Normalizer, bool]]) -> list[CharacterM
 
 
 def _append(steps: list[_Step | Form], step: _Step | Form) -> None:
-    """One more, joined with the one before where that comes to the same."""
+    """Append a step, combined with the previous step if the result is the same."""
     before = steps[-1] if steps and isinstance(steps[-1], _Step) else None
     if not isinstance(step, _Step):
         steps.append(step)
         return
     settled = before is not None and (before.collapse or before.trim or before.prefix or before.longer)
     if before is not None and step.plain and not settled:
-        steps[-1] = replace(before, changes=_behind(before.changes, step.changes))
+        steps[-1] = replace(before, changes=_composition(before.changes, step.changes))
     elif before is not None and before.plain and not step.rules:
-        # What comes before a map with settings can be a part of it.
-        steps[-1] = replace(step, changes=_behind(before.changes, step.changes))
+        # A plain map before a map with settings can be merged into it.
+        steps[-1] = replace(step, changes=_composition(before.changes, step.changes))
     elif (
         before is not None
         and step == _Step(prefix=step.prefix, when=step.when, unless_there=step.unless_there)
@@ -123,12 +126,12 @@ def _append(steps: list[_Step | Form], step: _Step | Form) -> None:
         steps.append(step)
 
 
-def _behind(first: dict[int, str | None], then: dict[int, str | None]) -> dict[int, str | None]:
-    """One map after another."""
+def _composition(first: dict[int, str | None], then: dict[int, str | None]) -> dict[int, str | None]:
+    """The composition of two maps."""
 
     def of(text: str | None) -> str | None:
         if text is None or len(text) > LONGEST:
-            return None  # Python makes of it what it becomes, within limits
+            return None  # STRANGE: Python normalizes it, within limits
         parts = [then.get(ord(letter), letter) for letter in text]
         return None if None in parts else "".join(part or "" for part in parts)
 
@@ -154,12 +157,12 @@ def _steps(stage: Normalizer, only_first: bool = False) -> Sequence[_Step | Form
         return [_precompiled(stage)]
     if isinstance(stage, SentencePiece):
         return _sentencepiece(stage)
-    touched = _touched(stage)
+    touched = _changed_sets(stage)
     return None if touched is None else [_Step(_changes(stage, touched))]
 
 
-def _touched(stage: Normalizer) -> list[Ranges] | None:
-    """The characters that a normalizer changes, if what they become hangs on nothing else."""
+def _changed_sets(stage: Normalizer) -> list[Ranges] | None:
+    """The characters that a normalizer changes, if their replacements depend on nothing else."""
     small = singles(small_letters())
     bert = ("text.normalized", "bert.dropped", "bert.marks", "White_Space")
     return {
@@ -171,10 +174,10 @@ def _touched(stage: Normalizer) -> list[Ranges] | None:
 
 
 def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]:
-    """What a normalizer makes of each of these characters by itself.
+    """The replacement of each of these characters on its own.
 
-    A mark that is left would, behind others, be put in order with them: it is strange. All are normalised at once, each
-    between signs that stay.
+    A mark that BERT's clean-up keeps is STRANGE, because it would be reordered with marks before it. All characters are
+    normalized in one call, separated by a character that does not change.
     """
     changed = letters(union(sets)).replace(BETWEEN, "")
     targets = stage(BETWEEN.join(changed)).split(BETWEEN) if changed else []
@@ -188,7 +191,7 @@ def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]
 
 def _precompiled(stage: Precompiled) -> _Step:
     changes, longer = _split_rules(stage.map.rules)
-    # Of a cluster with what is behind them, which only Python knows.
+    # These form a cluster with the characters after them, which only Python handles.
     changes |= dict.fromkeys(map(ord, letters(members("text.prepends") or ())))
     jamo = letters(union(members(f"GCB={kind}") or () for kind in ("L", "V", "T", "LV", "LVT")))
     changes |= dict.fromkeys(code for code in map(ord, jamo) if code in changes)
@@ -196,7 +199,7 @@ def _precompiled(stage: Precompiled) -> _Step:
 
 
 def _split_rules(rules: Mapping[str, str]) -> tuple[dict[int, str | None], dict[str, str]]:
-    """Rules for one character, and for more."""
+    """The rules that replace one character, and those that replace several."""
     single: dict[int, str | None] = {ord(key): new for key, new in rules.items() if len(key) == 1}
     return single, {key: new for key, new in rules.items() if len(key) > 1}
 
@@ -207,12 +210,12 @@ def _sentencepiece(stage: SentencePiece) -> list[_Step] | None:
         return None
     changes, longer = _split_rules(rules)
     if stage.remove_extra and stage.escape:
-        # Written in a text it is as good as a space at the end, and only there.
+        # A ``▁`` in a text acts like a space at the end, and only there.
         changes.setdefault(ord(SPACE), None)
         if any(SPACE in new for new in rules.values()):
             return None
     if stage.dummy_prefix and not stage.remove_extra and "" in rules.values():
-        return None  # something comes before a text of which nothing is left
+        return None  # the prefix is inserted even if nothing of the text is left
     first = _Step(changes, "longest", longer, collapse=stage.remove_extra, trim=stage.remove_extra)
     space = SPACE if stage.escape else " "
     when = ALWAYS if stage.dummy_prefix else NEVER
@@ -251,7 +254,7 @@ def _table(step: _Step) -> CharacterMap:
     rules = None
     if step.rules:
         longer = {key: place(key, new) for key, new in step.longer.items()}
-        # One whose target is too long is left to Python wherever its first character is.
+        # Python handles a rule whose target is too long, wherever its first character occurs.
         targets[[ord(key[0]) for key, where in longer.items() if where == STRANGE]] = STRANGE
         rules = Rules(step.rules, list(longer), np.array(list(longer.values()), np.int32), _flags(step))
     return CharacterMap(
@@ -269,6 +272,6 @@ def _table(step: _Step) -> CharacterMap:
 
 
 def _plain(step: _Step) -> bool:
-    """Whether "!" to "~" stay what they are among themselves."""
+    """Whether the step leaves texts of "!" to "~" unchanged."""
     longer = any(key[:2].isascii() for key in step.longer)
     return not longer and not any(0x20 < code < 0x7F for code in step.changes)

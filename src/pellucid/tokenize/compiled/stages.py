@@ -1,7 +1,7 @@
-"""The stages of a tokenizer as compiled code: each takes pieces of texts, and leaves others.
+"""The stages of a tokenizer as compiled code: each turns spans of texts into other spans, or changes the texts.
 
-They are those of ``stages/added.py``, ``stages/normalize.py`` and ``stages/pretokenize.py``, which give the same in
-Python. A stage is a kernel and the fields of its record.
+They give the same results as ``stages/added.py``, ``stages/normalize.py`` and ``stages/pretokenize.py``, which run in
+Python. A stage is a kernel with the fields of its record.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pellucid.tokenize.stages.aligned import MORE
 
 
 class CompiledStage(Protocol):
-    """Pieces of texts → others. False if this cannot be done here, and Python must do it."""
+    """Runs a stage on texts, in place; returns False if it gave up and Python must run the stage."""
 
     def __call__(self, texts: Texts) -> bool: ...
 
 
 class Cut:
-    """Pieces cut into smaller ones of the same text, by ``_kernel``."""
+    """Cuts spans into smaller ones with ``_kernel``; the text stays the same."""
 
     _kernel: Call
 
@@ -45,7 +45,7 @@ class Cut:
         return True
 
     def _cut(self, texts: Texts, **more: int) -> None:
-        """``more`` is what else the kernel is told."""
+        """Call the kernel, with ``more`` fields, and store the new spans in ``texts``."""
         room, side = texts.room, 1 - texts.side
         out = room.array("pieces", side, 2 * (texts.length + texts.count + 1), np.int32)
         self._kernel(
@@ -60,11 +60,11 @@ class Cut:
 
 
 STEPS, STEPS_A_BYTE = 1_000_000, 256
-"""How many steps a pattern may take: many times what one takes that reads a text a few times."""
+"""The steps that a pattern may take: many times the number for reading a text a few times."""
 
 
 class Cutting(Cut):
-    """Pieces cut where a pattern matches. Raises :class:`InvalidRequest` for texts that take it too many steps."""
+    """Cuts spans where a pattern matches. Raises :class:`InvalidRequest` if that takes too many steps."""
 
     def __init__(self, pattern: str, automaton: Automaton, behavior: str, inverted: bool) -> None:
         self._pattern = pattern
@@ -88,7 +88,7 @@ class Cutting(Cut):
 
 
 class Adding(Cut):
-    """Added tokens cut out; ``emitted`` (n,) int32 has the id of each, or -1 where it is left as text."""
+    """Cuts out added tokens; ``emitted`` (n,) int32 has the id of each token, or -1 if it stays text."""
 
     def __init__(self, tokens: Sequence[bytes], emitted: NDArray[np.int32]) -> None:
         tree, starts = tables.PieceTree.of(tokens), np.zeros(256, np.uint8)
@@ -103,28 +103,31 @@ class Adding(Cut):
 
 
 class Separating(Cut):
-    """Pieces cut between characters that are no neighbours; parts are ``marked`` as such if it matters."""
+    """Cuts spans between characters that are adjacent in no piece; ``marked``: the parts are marked as such."""
 
     def __init__(self, neighbours: tables.NeighbourTable, marked: bool) -> None:
         pairs = neighbours.pairs
         table, mask = tables.slots(len(pairs), 1)
-        told = {"slots": table, "mask": mask}
+        fields = {"slots": table, "mask": mask}
         Call(
-            KernelKey("text.neighbours"), text_apart.NeighboursRecord, pairs=pairs, count=len(pairs), **told
+            KernelKey("text.neighbours"), text_apart.NeighboursRecord, pairs=pairs, count=len(pairs), **fields
         )()
         common, together = neighbours.most_common()
-        told |= {"common": common, "together": together, "flags": neighbours.flags, "marked": int(marked)}
+        fields |= {"common": common, "together": together, "flags": neighbours.flags, "marked": int(marked)}
         self._kernel = Call(
-            KernelKey("text.apart", everywhere=neighbours.everywhere), text_apart.ApartRecord, **told
+            KernelKey("text.apart", everywhere=neighbours.everywhere), text_apart.ApartRecord, **fields
         )
 
 
-GROWTH = 4  # bytes for each byte, in one stage: beyond that Python counts the characters
+GROWTH = 4  # bytes per byte in one stage; beyond that Python runs the stage and counts characters
 
 
 class Changing:
-    """Other texts made of texts, by ``_kernel``; a byte becomes ``_growth`` of them at most, and a piece gets
-    ``_ahead`` more. A piece that grows so much that it may pass the limit (``aligned.check_growth``) is for Python."""
+    """Changes texts with ``_kernel``.
+
+    A byte becomes at most ``_growth`` bytes, and each span gets at most ``_ahead`` more. The stage gives up on a span
+    that grows so much that it may exceed the limit of ``aligned.check_growth``.
+    """
 
     _kernel: Call
     _growth: int
@@ -159,24 +162,24 @@ class Changing:
         return not np.any(texts.sizes() > GROWTH * before + MORE)
 
     def _more(self, room: Room) -> dict[str, int]:
-        """What else the kernel is told each time."""
+        """Further fields for each call of the kernel."""
         return {}
 
 
 class Rewriting(Changing):
-    """Characters replaced."""
+    """Replaces characters."""
 
     def __init__(self, change: CharacterMap) -> None:
         self._growth, self._ahead = change.growth, len(change.prefix)
-        rules, told = change.rules, dict[str, Any]()
+        rules, rule_fields = change.rules, dict[str, Any]()
         if rules is not None:
             tree = tables.PieceTree.of([key.encode() for key in rules.replaced])
             ends = np.where(tree.ids >= 0, np.append(rules.places, 0)[tree.ids], -1).astype(np.int32)
-            told = {"flags": rules.flags, "slots": tree.slots, "rules": ends}
+            rule_fields = {"flags": rules.flags, "slots": tree.slots, "rules": ends}
         self._kernel = Call(
             KernelKey("text.rewrite", rules="none" if rules is None else rules.which),
             text_rewrite.RewriteRecord,
-            **told,
+            **rule_fields,
             targets=change.targets,
             written=change.written,
             collapse=int(change.collapse),
@@ -190,7 +193,7 @@ class Rewriting(Changing):
 
 
 class Normalizing(Changing):
-    """Texts in a normalisation form."""
+    """Converts texts to a Unicode normalization form."""
 
     def __init__(self, table: FormTable) -> None:
         self._growth = table.growth

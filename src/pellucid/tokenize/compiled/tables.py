@@ -1,7 +1,7 @@
-"""Vocabularies as compiled code looks things up in them: tables of pieces, trees of them, pairs, neighbours.
+"""Lookup tables of vocabularies for compiled code: hash tables and trees of pieces, tables of pairs, neighbours.
 
-In: pieces, merges. Out: arrays that kernels are told of (``kernels/text/words.py``, ``text/merge.py``,
-``text/apart.py``). They are filled by compiled code too: a vocabulary is a quarter of a million pieces.
+In: pieces, merges. Out: arrays for the kernels in ``kernels/text/words.py``, ``text/merge.py`` and ``text/apart.py``.
+Compiled code also fills them, because a vocabulary has up to a quarter of a million pieces.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pellucid.tokenize.stages.decode import byte_alphabet
 
 
 def slots(count: int, width: int) -> tuple[NDArray[np.int64], int]:
-    """Room for so many entries, a third of it empty or more: the array, and its size less one."""
+    """An empty hash table for ``count`` entries, at least a third of it spare: (size, width), and size - 1."""
     size = max(16, 1 << (3 * count // 2).bit_length())
     table = Arena().take(8 * size * width).view(np.int64).reshape(size, width)
     table[:] = text_words.EMPTY
@@ -33,7 +33,10 @@ def slots(count: int, width: int) -> tuple[NDArray[np.int64], int]:
 
 @dataclass(frozen=True)
 class SpelledPieces:
-    """Pieces by their bytes, V of them: all bytes, and where each piece begins, (V + 1,); one of none is in no text."""
+    """The bytes of V pieces: ``text`` has all bytes, ``places`` (V + 1,) the start of each piece.
+
+    A piece of no bytes occurs in no text.
+    """
 
     text: NDArray[np.uint8]
     places: NDArray[np.int32]
@@ -46,7 +49,7 @@ class SpelledPieces:
 
     @classmethod
     def by_id(cls, ids: Mapping[str, int], size: int) -> SpelledPieces:
-        """Of pieces with their ids; those of no piece have no bytes."""
+        """From pieces with their ids; ids without a piece have no bytes."""
         pieces = [b""] * size
         for piece, index in ids.items():
             pieces[index] = piece.encode()
@@ -54,7 +57,7 @@ class SpelledPieces:
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """Of each piece how many bytes it has, (V,); -1 for none."""
+        """The number of bytes of each piece, (V,); -1 if it has none."""
         lengths = np.diff(self.places)
         return np.where(lengths > 0, lengths, -1).astype(np.int32)
 
@@ -64,7 +67,7 @@ class SpelledPieces:
 
     @classmethod
     def in_alphabet(cls, ids: Mapping[str, int], size: int) -> SpelledPieces:
-        """Of pieces that are spelled in the byte alphabet."""
+        """From pieces that are spelled in the byte alphabet."""
         strange = 0xFFFF
         table = dict.fromkeys(range(0x180), strange) | {
             ord(char): byte for char, byte in byte_alphabet().items()
@@ -78,14 +81,15 @@ class SpelledPieces:
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         kept = np.ones(len(codes), bool)
         for index in np.unique(np.searchsorted(ends, np.flatnonzero(codes > 255), side="right")).tolist():
-            kept[ends[index] - lengths[index] : ends[index]] = False  # no text is spelled like that
+            # The piece is not spelled in the alphabet, so no text has it.
+            kept[ends[index] - lengths[index] : ends[index]] = False
             lengths[index] = 0
         places = np.append([0], np.cumsum(lengths)).astype(np.int32)
         return cls.from_bytes(codes[kept].astype(np.uint8).tobytes(), places)
 
 
 class WordTable:
-    """A table of pieces by their bytes, by which a whole one is found."""
+    """A hash table of pieces by their bytes, to look up a whole piece."""
 
     def __init__(self, pieces: SpelledPieces) -> None:
         count = len(pieces.places) - 1
@@ -96,7 +100,7 @@ class WordTable:
 
 
 def splits(words: WordTable) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """All pairs of pieces that are a piece when they are put together: the left ones, the right ones, and those."""
+    """All pairs of pieces whose concatenation is a piece: left ids, right ids and ids of the results, (n,) each."""
     pieces, room = words.pieces, int(words.pieces.places[-1]) + 1
     columns = [np.empty(room, np.int32) for _ in range(3)]
     made = np.zeros(1, np.int64)
@@ -107,16 +111,18 @@ def splits(words: WordTable) -> tuple[NDArray[np.int32], NDArray[np.int32], NDAr
         "mask": words.mask,
         "made": made,
     }
-    told = dict(zip(("lefts", "rights", "merged"), columns))
-    Call(KernelKey("text.splits"), text_words.SplitsRecord, **known, **told, count=len(pieces.places) - 1)()
+    outputs = dict(zip(("lefts", "rights", "merged"), columns))
+    Call(
+        KernelKey("text.splits"), text_words.SplitsRecord, **known, **outputs, count=len(pieces.places) - 1
+    )()
     lefts, rights, merged = (column[: int(made[0])].copy() for column in columns)
     return lefts, rights, merged
 
 
 class PieceTree:
-    """The pieces as a tree of their bytes. Raises :class:`InvalidRequest` for more nodes than it can number.
+    """The pieces as a tree of their bytes, a double array. Raises :class:`InvalidRequest` if it has too many nodes.
 
-    ``slots`` (n,) int64 and ``ids`` (n,) int32 are what ``text_words.walking`` walks through.
+    ``text_words.walking`` reads its ``slots`` (n,) int64 and ``ids`` (n,) int32.
     """
 
     def __init__(self, pieces: SpelledPieces) -> None:
@@ -125,14 +131,14 @@ class PieceTree:
             raise InvalidRequest(f"a vocabulary of {most:,} bytes; the limit is {text_words.MOST_NODES:,}")
         table, mask = slots(most, 1)
         of_nodes = {name: np.full(most, -1, np.int32) for name in ("first", "next", "ids")}
-        told = {**of_nodes, "bytes": np.zeros(most, np.uint8)}
+        node_fields = {**of_nodes, "bytes": np.zeros(most, np.uint8)}
         count, made = np.zeros(1, np.int64), np.zeros(1, np.int64)
         known = {"text": pieces.text, "places": pieces.places, "slots": table, "mask": mask}
         Call(
             KernelKey("text.tree"),
             text_words.TreeRecord,
             **known,
-            **told,
+            **node_fields,
             count=len(pieces.places) - 1,
             nodes=count,
         )()
@@ -146,7 +152,7 @@ class PieceTree:
             Call(
                 KernelKey("text.layout"),
                 text_words.LayoutRecord,
-                **told,
+                **node_fields,
                 **room,
                 nodes=nodes,
                 size=size,
@@ -159,12 +165,12 @@ class PieceTree:
 
     @classmethod
     def of(cls, pieces: Sequence[bytes]) -> PieceTree:
-        """Of pieces in the order of their ids; those of no bytes are left out."""
+        """From pieces in the order of their ids; pieces without bytes are left out."""
         return cls(SpelledPieces.of(pieces))
 
 
 class PairTable:
-    """What two neighbours become: ``lefts``, ``rights``, ``merged`` and ``ranks`` (n,) int32."""
+    """A hash table of merges: ``lefts``, ``rights``, ``merged`` and ``ranks`` (n,) int32."""
 
     def __init__(
         self,
@@ -186,13 +192,13 @@ class PairTable:
         )()
 
     def of_bytes(self, byte_ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        """What each two bytes become, (256, 256), by their ids (256,), which are below 0 for none."""
+        """The value of each pair of bytes, (256, 256); ``byte_ids`` (256,) has their ids, below 0 for none."""
         lefts, rights, merged, ranks = self._columns
         table = np.full((256, 256), text_merge.NEVER, np.int64)
         of = {int(index): byte for byte, index in enumerate(byte_ids) if index >= 0}
         known = np.array(sorted(of), np.int32)
         rows = np.flatnonzero(np.isin(lefts, known) & np.isin(rights, known))
-        for row in rows[::-1].tolist():  # of a pair that is listed twice the first counts
+        for row in rows[::-1].tolist():  # reversed, so that the first of two entries for a pair counts
             value = text_merge.NEVER if merged[row] < 0 else int(ranks[row]) << 32 | int(merged[row])
             table[of[int(lefts[row])], of[int(rights[row])]] = value
         return table
@@ -200,10 +206,11 @@ class PairTable:
 
 @dataclass(frozen=True)
 class NeighbourTable:
-    """Which characters are next to each other in pieces of a vocabulary.
+    """The characters that are adjacent in pieces of a vocabulary.
 
     ``pairs`` (n,) int64 are left << 21 | right; ``flags`` (0x110000,) uint8 forbid cuts after and before characters,
-    whatever the pairs say (``text/apart.py``); ``everywhere``: all pairs are known, not only those of wide characters.
+    whatever the pairs (``text/apart.py``); ``everywhere``: all pairs are known, not only those of characters of three
+    bytes or more.
     """
 
     pairs: NDArray[np.int64]
@@ -211,8 +218,10 @@ class NeighbourTable:
     everywhere: bool
 
     def most_common(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """A row for each of the characters that have the most neighbours, (0x110000,), NONE for all others; and
-        whether two rows stay together, (256, 256).
+        """A dense table for the characters with the most neighbours.
+
+        Returns the row of each character, (0x110000,) uint8, NONE for the others; and whether the characters of two
+        rows stay together, (256, 256) uint8.
         """
         lefts, rights = self.pairs >> 21, self.pairs & 0x1FFFFF
         codes, counts = np.unique(np.concatenate([lefts, rights]), return_counts=True)
@@ -227,7 +236,7 @@ class NeighbourTable:
 
     @classmethod
     def of_text(cls, pieces: Iterable[str], together: NDArray[np.bool_]) -> NeighbourTable:
-        """Of pieces of whole characters; those that are ``together`` (0x110000,) stay with what is on their sides."""
+        """From pieces of whole characters; no cut is made next to characters in ``together`` (0x110000,)."""
         listed = list(pieces)
         codes = np.frombuffer("".join(listed).encode("utf-32-le"), np.uint32).astype(np.int64)
         lefts, rights, inside = codes[:-1], codes[1:], np.ones(max(len(codes) - 1, 0), bool)
@@ -238,8 +247,11 @@ class NeighbourTable:
 
     @classmethod
     def of_bytes(cls, pieces: SpelledPieces, lost: Iterable[int]) -> NeighbourTable:
-        """Of pieces of bytes. Where one begins or ends within a character, it is not known what it is next to: no cut
-        is made after, or before, what that may be a part of; nor beside characters with ``lost`` bytes, which vanish.
+        """From pieces of bytes.
+
+        A piece may begin or end within a character, whose neighbour is then unknown: no cut is made after, or before,
+        any character that this part may belong to. Nor is a cut made next to characters with ``lost`` bytes, which are
+        dropped.
         """
         text, places = pieces.text, pieces.places
         leads = np.flatnonzero(text[: places[-1]] >= 0xE0)
@@ -250,21 +262,21 @@ class NeighbourTable:
             if byte < 0xC0:
                 flags[:] = text_apart.AFTER | text_apart.BEFORE
             elif byte >= 0xE0:
-                flags[_beginning(bytes([byte]))] |= text_apart.AFTER | text_apart.BEFORE
+                flags[_with_prefix(bytes([byte]))] |= text_apart.AFTER | text_apart.BEFORE
         for lead, start, end in zip(leads[inside].tolist(), starts[inside].tolist(), ends[inside].tolist()):
             before = lead - 1
             while before > start and data[before] & 0xC0 == 0x80:
                 before -= 1
             left, right = data[before:lead], data[lead : min(end, lead + (4 if data[lead] >= 0xF0 else 3))]
             if left[0] < 0x80 or 0xC0 <= left[0] < 0xE0:
-                continue  # a narrow character
-            known, behind = _character(left), _character(right)
-            if known is not None and behind is not None:
-                pairs.add(known << 21 | behind)
-            elif behind is not None or (known is None and len(right) > len(left)):
-                flags[_beginning(right)] |= text_apart.BEFORE
+                continue  # a character of one or two bytes
+            left_code, right_code = _character(left), _character(right)
+            if left_code is not None and right_code is not None:
+                pairs.add(left_code << 21 | right_code)
+            elif right_code is not None or (left_code is None and len(right) > len(left)):
+                flags[_with_prefix(right)] |= text_apart.BEFORE
             else:
-                flags[_ending(left)] |= text_apart.AFTER
+                flags[_with_suffix(left)] |= text_apart.AFTER
         return cls(np.array(sorted(pairs), np.int64), flags, everywhere=False)
 
 
@@ -275,8 +287,8 @@ def _character(data: bytes) -> int | None:
         return None
 
 
-def _beginning(part: bytes) -> slice:
-    """The characters whose UTF-8 begins so, from a first byte of three or four."""
+def _with_prefix(part: bytes) -> slice:
+    """The characters whose UTF-8, of three or four bytes, begins with ``part``."""
     size = 4 if part[0] >= 0xF0 else 3
     code = part[0] & (7 if size == 4 else 15)
     for byte in part[1:]:
@@ -285,8 +297,8 @@ def _beginning(part: bytes) -> slice:
     return slice(code << left, (code + 1) << left)
 
 
-def _ending(part: bytes) -> slice:
-    """The characters whose UTF-8 ends so, or the one that it is."""
+def _with_suffix(part: bytes) -> slice:
+    """The characters whose UTF-8 ends with ``part``, or the one character that it is."""
     known = _character(part)
     if known is not None:
         return slice(known, known + 1)
@@ -297,7 +309,7 @@ def _ending(part: bytes) -> slice:
 
 
 def byte_table(byte_ids: Mapping[int, int]) -> NDArray[np.int32]:
-    """The id of each byte, (256,), -1 for none."""
+    """The id of each byte, (256,); -1 for none."""
     table = np.full(256, -1, np.int32)
     table[list(byte_ids)] = list(byte_ids.values())
     return table

@@ -1,4 +1,4 @@
-"""Texts on their way through compiled stages, and what a thread works in."""
+"""The texts that compiled stages work on, and the buffers of a thread."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels.text import pieces as text_pieces
 from pellucid.runtime.memory import Arena, address
 
-ENTRIES, LONG_ENTRIES = 1 << 19, 1 << 14  # of a thread's memories: 32 MB, and 4 MB, as far as they are used
-MOST_BYTES = 1 << 28  # of the texts of a call, whose places are 31 bits, also when they have grown
-ROOM_BYTES = 1 << 22  # bytes of text that a thread's room is kept for
+ENTRIES, LONG_ENTRIES = 1 << 19, 1 << 14  # of a thread's caches of ids: up to 32 MB and 4 MB of memory
+MOST_BYTES = 1 << 28  # of the texts in a call; positions are 31 bits, also after the texts have grown
+ROOM_BYTES = 1 << 22  # bytes of text for which a thread keeps its buffers
 
 
 class Room:
-    """What one thread works in: texts, their pieces and ends, each twice: a stage reads one and writes the other."""
+    """The buffers of one thread: texts, their spans and their ends, each twice, as a stage reads one and writes one."""
 
     def __init__(self) -> None:
         self.memory, self.memory_place = zeros(ENTRIES * text_pieces.ENTRY + text_pieces.PADDING)
@@ -31,7 +31,7 @@ class Room:
         self._arrays: dict[tuple[str, int], tuple[NDArray[Any], int]] = {}
 
     def array(self, name: str, side: int, size: int, kind: Any) -> tuple[NDArray[Any], int]:
-        """An array of at least so many numbers, with what was written to it last, and its address."""
+        """An array of at least ``size`` numbers, which keeps its contents between calls, and its address."""
         found = self._arrays.get((name, side))
         if found is None or len(found[0]) < size:
             array = np.empty(max(size, 4096) * 5 // 4, kind)
@@ -39,13 +39,13 @@ class Room:
         return found
 
     def trim(self) -> None:
-        """Forget arrays that one great text made great."""
+        """Release the arrays that a large text has enlarged."""
         small = {key: found for key, found in self._arrays.items() if found[0].nbytes <= 8 * ROOM_BYTES}
         self._arrays = small
 
 
 def zeros(nbytes: int) -> tuple[NDArray[np.uint8], int]:
-    """Fresh memory, in large pages where the system has them: what is looked up in it lies far apart."""
+    """Zeroed memory, in large pages if the system has them, as lookups in it are scattered; and its address."""
     array = Arena().take(nbytes)
     array[:] = 0
     return array, address(array)
@@ -53,7 +53,7 @@ def zeros(nbytes: int) -> tuple[NDArray[np.uint8], int]:
 
 @dataclass
 class Texts:
-    """Texts on their way: UTF-8 in a room, cut into pieces. Arrays are told by their addresses, too."""
+    """Texts in UTF-8 in a room, cut into spans (``pieces``). Each array comes with its address."""
 
     room: Room
     text: tuple[NDArray[np.uint8], int]
@@ -62,12 +62,12 @@ class Texts:
     count: int
     ends: tuple[NDArray[np.int32], int]
     texts: int
-    side: int = 0  # of the room, where the pieces are
-    text_side: int = 0  # where the text and its ends are
+    side: int = 0  # which of the room's two buffers has the spans
+    text_side: int = 0  # which one has the text and its ends
 
     @classmethod
     def of(cls, room: Room, data: Sequence[bytes], pieces: Sequence[tuple[int, int]] | None = None) -> Texts:
-        """Encoded texts; ``pieces`` if they are cut already."""
+        """From texts in UTF-8; ``pieces`` if they are already cut, else each text is one span."""
         joined = data[0] if len(data) == 1 else b"".join(data)
         length = len(joined)
         if length > MOST_BYTES:
@@ -89,11 +89,11 @@ class Texts:
         return cls(room, text, length, spans, count, ends, len(data))
 
     def spans(self) -> NDArray[np.int32]:
-        """The pieces, (n, 2): first byte, and the one behind the last."""
+        """The spans, (n, 2): the first byte and the one after the last."""
         return self.pieces[0][: 2 * self.count].reshape(-1, 2)
 
     def sizes(self) -> NDArray[np.int32]:
-        """How many bytes each piece has, (n,); none for an id."""
+        """The number of bytes of each span, (n,); 0 for an added token."""
         spans = self.spans()
         sizes: NDArray[np.int32] = np.maximum(spans[:, 1] - spans[:, 0], 0)
         return sizes

@@ -1,4 +1,4 @@
-"""Typed access to the tokenizer fields of a GGUF file, and what all kinds read the same way.
+"""Typed access to the tokenizer fields of a GGUF file, and the parts that all kinds read in the same way.
 
 The keys are those of the GGUF specification (ggml-org/ggml, ``docs/gguf.md``, "Tokenizer").
 """
@@ -22,7 +22,7 @@ END_OF_GENERATION = frozenset(
         *("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>"),
     ]
 )
-"""Control tokens that end a generation whatever the file's ``eos_token_id`` says: files name only one."""
+"""Control tokens that end a generation in addition to the file's ``eos_token_id``, which names only one."""
 
 
 class GGUFFields:
@@ -32,7 +32,7 @@ class GGUFFields:
         self.path, self._metadata = path, metadata
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
-        """The value of ``tokenizer.<key>``, or the default where it is missing."""
+        """The value of ``tokenizer.<key>``, or the default if it is missing."""
         name = f"tokenizer.{key}"
         value = self._metadata.get(name)
         if value is None:
@@ -42,7 +42,7 @@ class GGUFFields:
         return value
 
     def array(self, key: str, length: int | None = None) -> list[Any] | None:
-        """The array ``tokenizer.ggml.<key>``, or None where it is missing; ``length`` entries if given."""
+        """The array ``tokenizer.ggml.<key>``, or None if it is missing; it must have ``length`` entries, if given."""
         name = f"tokenizer.ggml.{key}"
         value = self._metadata.get(name)
         if value is None:
@@ -75,8 +75,8 @@ class GGUFFields:
     def vocabulary(self) -> Vocabulary:
         """The pieces and their types.
 
-        In a SentencePiece vocabulary, user-defined tokens of nothing but spaces get their ``▁`` back: the
-        files hold them as real spaces, for engines that match them in the raw text.
+        In a SentencePiece vocabulary, user-defined tokens that consist of spaces are changed back to ``▁``: the files
+        have real spaces, for engines that match these tokens in the raw text.
         """
         tokens = self.strings("tokens")
         if tokens is None:
@@ -102,7 +102,7 @@ class GGUFFields:
         return end_ids(vocabulary, named)
 
     def template(self, vocabulary: Vocabulary, add_bos: bool) -> Template:
-        """BOS and EOS as the file says; ``add_bos`` is the kind's habit where it does not say."""
+        """BOS and EOS as the file specifies; ``add_bos`` is the kind's default."""
         bos, eos = self.token_id("bos", vocabulary.size), self.token_id("eos", vocabulary.size)
         before, after = [], []
         if self.get("ggml.add_bos_token", bool, add_bos and bos is not None):
@@ -120,9 +120,10 @@ class GGUFFields:
         return Template.around(before, after)
 
     def shared(self, vocabulary: Vocabulary, add_bos: bool, told: Sequence[str] = ()) -> dict[str, Any]:
-        """The arguments of :class:`Tokenizer` that every kind fills in the same way.
+        """The arguments of :class:`Tokenizer` that every kind reads in the same way.
 
-        ``told`` are settings that the kind reads itself; if others of them are set, they would be ignored.
+        ``told`` are the settings that the kind reads itself; others raise :class:`UnsupportedModel` if they are set,
+        because they would be ignored.
         """
         settings = ("add_sep_token", "remove_extra_whitespaces", "precompiled_charsmap")
         for key in settings:
@@ -147,14 +148,14 @@ class GGUFFields:
 
 
 def end_ids(vocabulary: Vocabulary, named: Iterable[int | None]) -> frozenset[int]:
-    """The ids in ``named`` and those of control tokens that are known to end a generation."""
+    """The ids in ``named``, and those of the control tokens in END_OF_GENERATION."""
     known = (vocabulary.ids.get(token) for token in END_OF_GENERATION)
     special = (index for index in known if index in vocabulary.special_ids)
     return frozenset(index for index in (*named, *special) if index is not None)
 
 
 def check_scores(path: Path, scores: Sequence[Any]) -> Sequence[float]:
-    """The scores, if all are finite numbers."""
+    """The scores themselves. Raises :class:`FileFormatError` if one is not a finite number."""
     from math import isfinite
 
     if not set(map(type, scores)) <= {float, int} or not all(map(isfinite, scores)):

@@ -1,7 +1,7 @@
-"""The components of a ``tokenizer.json``: what each ``type`` of normalizer, pre-tokenizer, … is here.
+"""The components of a ``tokenizer.json``: the stage for each ``type`` of normalizer, pre-tokenizer, …
 
-In: a component's JSON, checked field by field through :class:`TokenizerJson`. Out: the stage. What is not listed raises
-:class:`UnsupportedModel` with the list of what is.
+In: a component's JSON, checked field by field by :class:`TokenizerJson`. Out: the stage. A type that is not implemented
+raises :class:`UnsupportedModel` with the list of implemented types.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from pellucid.tokenize.stages.postprocess import A, B, Template, Trim
 from pellucid.tokenize.stages.pretokenize import Change, Split, Stage
 from pellucid.tokenize.unicode import union
 
-MOST_IDS, MOST_SEGMENTS = 1 << 31, (1 << 32) - 1  # of a text; u32 in ``tokenizers``
-MOST_FILLED = 1 << 20  # ids that a text is filled up to
+MOST_IDS, MOST_SEGMENTS = 1 << 31, (1 << 32) - 1  # ids per text; greatest segment, u32 in ``tokenizers``
+MOST_FILLED = 1 << 20  # ids that a text is padded to
 
 
 def normalizers(parts: TokenizerJson, spec: Json | None) -> list[Normalizer]:
-    """The stages of the normalizer, those of sequences in order."""
+    """The steps of the normalizer, with sequences flattened."""
     each = flat(parts, spec, "normalizer", "normalizers")
     return [stage for one in each for stage in _normalizers(parts, one)]
 
 
 def pre_tokenizers(parts: TokenizerJson, spec: Json | None) -> list[Stage]:
-    """The stages of the pre-tokenizer likewise."""
+    """The steps of the pre-tokenizer, with sequences flattened."""
     stages: list[Stage] = []
     in_bytes = False
     for one in flat(parts, spec, "pre_tokenizer", "pretokenizers"):
@@ -60,7 +60,7 @@ def pre_tokenizers(parts: TokenizerJson, spec: Json | None) -> list[Stage]:
 
 
 def _same_in_bytes(stage: Stage) -> bool:
-    """Whether a stage does the same to a text whose bytes are spelled as letters: it asks for signs of ASCII only."""
+    """Whether a step acts the same on text in the byte alphabet, because its pattern asks for printable ASCII only."""
     if not isinstance(stage, Split):
         return False
     asked = union(sets(matcher(stage.pattern).tree))
@@ -114,7 +114,7 @@ def _pre_tokenizers(parts: TokenizerJson, spec: Json) -> list[Stage]:
         spec, "pre_tokenizer", *known, **allowed
     )
     if kind == "ByteLevel":
-        # The change of alphabet that this stands for is in the model stage (kinds/byte_bpe.py).
+        # The model stage maps the text to the byte alphabet (kinds/byte_bpe.py).
         check("add_prefix_space", "trim_offsets", "use_regex")
         prefix: list[Stage] = []
         if spec.get("add_prefix_space"):
@@ -131,18 +131,18 @@ def _pre_tokenizers(parts: TokenizerJson, spec: Json) -> list[Stage]:
         check("behavior", behavior=BEHAVIORS)
         return [Split(pretokenize.PUNCTUATION.pattern, spec.get("behavior", "Isolated"))]
     if kind == "CharDelimiterSplit":
-        return [Split(quoted(_short(parts, parts.text(check("delimiter"), "delimiter"))), "Removed")]
+        return [Split(quoted(_searchable(parts, parts.text(check("delimiter"), "delimiter"))), "Removed")]
     if kind == "FixedLength":
         return [pretokenize.Chunks(parts.whole(check("length"), "length", 1, MOST_IDS, 5))]
     if kind in _CUTS:
         check()
         return [_CUTS[kind]]
     if kind == "Metaspace":
-        # Older files say add_prefix_space, and hold the replacement twice.
+        # Older files use add_prefix_space, and have the replacement twice.
         check("replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep")
         scheme = spec.get("prepend_scheme", "always" if spec.get("add_prefix_space", True) else "never")
         parts.component({"prepend_scheme": scheme}, "Metaspace", "prepend_scheme", prepend_scheme=_SCHEMES)
-        space = _short(parts, parts.text(spec, "replacement"))
+        space = _searchable(parts, parts.text(spec, "replacement"))
         stages: list[Stage] = [Change(normalize.Replace(" ", space))]
         if scheme != "never":
             stages.append(Change(normalize.Prepend(space, unless_there=True), only_first=scheme == "first"))
@@ -164,7 +164,7 @@ _CUTS: dict[Any, Split] = {
 
 
 def post_processors(parts: TokenizerJson, spec: Json | None) -> tuple[Template, tuple[Trim, ...]]:
-    """What is put around texts, and how offsets are trimmed before."""
+    """The template around texts, and the trims of offsets before it."""
     kind = None if spec is None else spec.get("type")
     if spec is None:
         return Template(), ()
@@ -205,7 +205,7 @@ def post_processors(parts: TokenizerJson, spec: Json | None) -> tuple[Template, 
 
 
 def _named(parts: TokenizerJson, token: Any, field: str) -> int:
-    """The id of ``["[SEP]", 3]``."""
+    """The checked id of a token written as ``["[SEP]", 3]``."""
     index = parts.id_of(token[0], field)
     if token[1:] != [index]:
         raise FileFormatError(parts.path, field, f"{brief(token)}: the vocabulary has it as {index}")
@@ -276,7 +276,7 @@ def decoder(parts: TokenizerJson, spec: Json | None) -> Decoder:
 
 
 def truncation(parts: TokenizerJson, spec: Json | None) -> Truncation | None:
-    """How the file would cut texts."""
+    """The file's truncation settings."""
     if spec is None:
         return None
     parts.component(spec, "truncation", "direction", "max_length", "strategy", "stride")
@@ -288,7 +288,7 @@ def truncation(parts: TokenizerJson, spec: Json | None) -> Truncation | None:
 
 
 def padding(parts: TokenizerJson, spec: Json | None) -> Padding | None:
-    """How the file would fill up texts."""
+    """The file's padding settings."""
     if spec is None:
         return None
     parts.component(
@@ -306,8 +306,8 @@ def padding(parts: TokenizerJson, spec: Json | None) -> Padding | None:
     return Padding(index, token, length, multiple, segment, side)
 
 
-def _short(parts: TokenizerJson, text: str) -> str:
-    """A text that is looked for in others."""
+def _searchable(parts: TokenizerJson, text: str) -> str:
+    """The text itself. Raises :class:`UnsupportedModel` if it is too long to be searched for."""
     if len(text) > MOST_LETTERS:
         raise UnsupportedModel(
             f"{parts.path.name}: {brief(text)} of {len(text):,} characters, which is to be looked for; "
@@ -317,7 +317,7 @@ def _short(parts: TokenizerJson, text: str) -> str:
 
 
 def _pattern(parts: TokenizerJson, spec: Any) -> tuple[str, bool]:
-    """(text, whether it is a pattern) of ``{"String": …}`` or ``{"Regex": …}``."""
+    """(text, whether it is a pattern) from ``{"String": …}`` or ``{"Regex": …}``."""
     if isinstance(spec, dict) and len(spec) == 1 and isinstance(text := next(iter(spec.values())), str):
         if "Regex" in spec:
             try:
@@ -326,5 +326,5 @@ def _pattern(parts: TokenizerJson, spec: Any) -> tuple[str, bool]:
                 raise UnsupportedModel(f"{parts.path.name}: pattern {shown(text)!r}: {bad}") from None
             return text, True
         if "String" in spec:
-            return _short(parts, text), False
+            return _searchable(parts, text), False
     raise FileFormatError(parts.path, "pattern", f"{brief(spec)} is neither a String nor a Regex")

@@ -1,8 +1,8 @@
-"""``tokenizer.json``, the format of Hugging Face ``tokenizers``.
+"""Builds a tokenizer from ``tokenizer.json``, the format of Hugging Face ``tokenizers``.
 
-In: the file's contents. Out: a :class:`Tokenizer`. Each component of the file is built by the table of its stage in
-``files/json_components.py``. A component, a field or a value that is not known is an :class:`UnsupportedModel` that
-names it: nothing is skipped. ``truncation`` and ``padding`` are read too, but applied only where they are asked for.
+In: the file's contents. Out: a :class:`Tokenizer`. ``files/json_components.py`` builds each component of the file. An
+unknown component, field or value raises :class:`UnsupportedModel`, which names it: nothing is skipped. ``truncation``
+and ``padding`` are read too, but applied only on request.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Reader = Callable[[Path, Sidecar], Json]
 
 
 def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None = None) -> Tokenizer:
-    """A tokenizer from a ``tokenizer.json``, whose model stage one of ``models`` builds.
+    """A tokenizer from a ``tokenizer.json``; one of ``models`` builds the model stage.
 
-    ``read`` turns another file, by its contents, its name and its sidecar files, into the contents of a
+    ``read`` converts a file of another format, with its name and its sidecar files, to the contents of a
     ``tokenizer.json``. The large parts are cached, so that they are parsed once.
 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
@@ -71,7 +71,7 @@ def _checked(path: Path, spec: Json, models: Models) -> TokenizerJson:
 
 
 def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -> list[AddedToken]:
-    """The added tokens that are looked for in normalised text, as they are there."""
+    """The added tokens that are matched in normalized text, with their texts normalized."""
     found = [token for token in parts.added if token.normalized]
     if normalizer is None:
         return found

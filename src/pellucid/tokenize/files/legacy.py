@@ -1,8 +1,8 @@
 """Vocabularies without a ``tokenizer.json``: ``vocab.txt``, ``vocab.json`` with ``merges.txt``, tiktoken's ranks.
 
-These files have pieces and no more. What else a tokenizer needs is known from the class that
-``tokenizer_config.json`` names, or from the name of the file; here it is written down in the terms of
-``tokenizer.json``, so that one way leads on.
+These files have only pieces and merges. The other components follow from the class that ``tokenizer_config.json``
+names, or from the name of the file. The functions here return all of it in the format of ``tokenizer.json``, so that
+one reader builds the tokenizer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pellucid.tokenize.stages.decode import byte_alphabet
 
 
 def wordpiece(path: Path, sidecar: Sidecar) -> Json:
-    """``vocab.txt``: BERT's words, a line each."""
+    """Reads ``vocab.txt``: BERT's pieces, one per line."""
     config = sidecar.config
     if config.get("do_basic_tokenize", True) is not True or config.get("never_split"):
         raise UnsupportedModel(
@@ -69,7 +69,7 @@ def wordpiece(path: Path, sidecar: Sidecar) -> Json:
 
 
 def merges(folder: Path, sidecar: Sidecar) -> Json:
-    """``vocab.json`` and ``merges.txt``: byte-level BPE, of GPT-2 unless the class says otherwise."""
+    """Reads ``vocab.json`` and ``merges.txt``: byte-level BPE, GPT-2's unless another class is named."""
     vocab = dict(read_json(folder / "vocab.json"))
     lines = _text(folder / "merges.txt").split("\n")
     pairs = [line for line in lines if line and not line.startswith("#version")]
@@ -83,7 +83,7 @@ def merges(folder: Path, sidecar: Sidecar) -> Json:
 
 
 def _byte_level(sidecar: Sidecar, vocab: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What is around the model, of a class of ``transformers``."""
+    """The components around the model, for a tokenizer class of ``transformers``."""
     kind = sidecar.kind or "GPT2Tokenizer"
     level = {"type": "ByteLevel", "add_prefix_space": bool(sidecar.config.get("add_prefix_space", False))}
     if kind in ("GPT2Tokenizer", "PreTrainedTokenizer"):
@@ -115,7 +115,7 @@ def _split(pattern: str) -> Json:
 
 
 def is_tiktoken(path: Path) -> bool:
-    """Whether a file begins as tiktoken's do: a piece in base64, and its rank."""
+    """Whether a file begins like a tiktoken file: a piece in base64 and its rank."""
     with path.open("rb") as file:
         piece, space, rank = file.readline(512).rstrip(b"\n").partition(b" ")
     try:
@@ -125,7 +125,7 @@ def is_tiktoken(path: Path) -> bool:
 
 
 def tiktoken(path: Path, sidecar: Sidecar) -> Json:
-    """tiktoken's ranks: which pair merges next is told by the rank of what it becomes."""
+    """Reads tiktoken's ranks: the rank of a pair is the rank of its concatenation."""
     known = published.TIKTOKEN.get(path.name.partition(".")[0])
     if known is None:
         raise UnsupportedModel(

@@ -1,4 +1,4 @@
-"""SentencePiece ``.model`` files: a ``ModelProto`` in the wire format of Protocol Buffers.
+"""Reads SentencePiece ``.model`` files: a ``ModelProto`` in the wire format of Protocol Buffers.
 
 In: the file. Out: a :class:`Tokenizer` that gives SentencePiece's own ids and offsets. The fields are those of
 google/sentencepiece, ``sentencepiece_model.proto``; the wire format is that of protobuf.dev, "Encoding".
@@ -28,12 +28,12 @@ from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 MOST_PIECES = 1 << 22
 UNIGRAM, BPE, WORD, CHAR = 1, 2, 3, 4
 TYPES = {UNIGRAM: "UNIGRAM", BPE: "BPE", WORD: "WORD", CHAR: "CHAR"}
-"""``model_type`` of the trainer's spec."""
+"""The names of the values of ``model_type`` in the trainer's spec."""
 
 
 @dataclass
 class SentencePieceFile:
-    """What of a model file matters to encoding and decoding; the rest says how it was trained."""
+    """The fields of a model file that encoding and decoding need; the others describe the training."""
 
     pieces: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -50,9 +50,9 @@ def from_file(
     bos: bool = False,
     eos: bool = False,
 ) -> Tokenizer:
-    """A tokenizer from a ``.model`` file, whose model stage one of ``models`` builds, by ``model_type``.
+    """A tokenizer from a ``.model`` file; one of ``models``, by ``model_type``, builds the model stage.
 
-    ``bos`` and ``eos`` are put around texts if wanted; SentencePiece itself puts nothing. Raises
+    ``bos`` and ``eos`` add these tokens around texts; SentencePiece itself adds none. Raises
     :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     spec = read(path.read_bytes(), path)
@@ -83,7 +83,7 @@ def from_file(
 
 
 _NAMES = ((46, "<s>", "bos"), (47, "</s>", "eos"), (45, "<unk>", "unk"), (48, "<pad>", "pad"))
-"""What names a piece in the trainer's spec, what it is by default, and how it is called here."""
+"""The field of the trainer's spec that names a special piece, its default, and its name here."""
 
 
 def _named(spec: SentencePieceFile, number: int, usual: str) -> str:
@@ -92,7 +92,7 @@ def _named(spec: SentencePieceFile, number: int, usual: str) -> str:
 
 
 def _add(spec: SentencePieceFile, sidecar: Sidecar, path: Path) -> None:
-    """Append the tokens that a folder adds to the pieces of its file."""
+    """Append the added tokens of a folder to the pieces of its file."""
     for token in sorted(sidecar.added, key=lambda token: token["id"]):
         if token["content"] in spec.pieces:
             continue
@@ -108,9 +108,9 @@ def _add(spec: SentencePieceFile, sidecar: Sidecar, path: Path) -> None:
 
 @dataclass(frozen=True)
 class SentencePieceParts:
-    """What a kind builds its model stage from: the file, its vocabulary, and the id of the unknown piece.
+    """The input from which a kind builds its model stage: the file, its vocabulary, the id of the unknown piece.
 
-    ``byte_ids`` are the ids of the pieces that stand for bytes, by byte.
+    ``byte_ids`` maps byte to id for the pieces that stand for bytes.
     """
 
     file: SentencePieceFile
@@ -121,7 +121,7 @@ class SentencePieceParts:
 
     @property
     def pieces(self) -> dict[str, int]:
-        """Text → id of everything that text may become, bytes apart."""
+        """Piece → id of every piece that text may become, except bytes."""
         return self.vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE, TokenType.UNUSED)
 
 
@@ -131,8 +131,10 @@ ModelBuilder = Callable[[SentencePieceParts], TokenizerModel]
 def from_spec(
     spec: SentencePieceFile, vocabulary: Vocabulary, path: Path, build: ModelBuilder, **arguments: Any
 ) -> Tokenizer:
-    """A tokenizer from what a model file says, with the model stage of ``build``; ``arguments`` are those of
-    :class:`Tokenizer` that the file does not give.
+    """A tokenizer from the fields of a model file, with the model stage from ``build``.
+
+    ``arguments`` are the arguments of :class:`Tokenizer` that the file does not give. Raises :class:`FileFormatError`,
+    :class:`UnsupportedModel`.
     """
     if len(unknown := vocabulary.of_type(TokenType.UNKNOWN)) != 1:
         raise FileFormatError(path, "pieces", f"{len(unknown)} of them are of type UNKNOWN; it must be one")
@@ -153,8 +155,8 @@ def from_spec(
             AddedToken(index, vocabulary.tokens[index], special=True)
             for index in vocabulary.of_type(TokenType.CONTROL)
         ),
-        # Pieces of the user are matched where SentencePiece matches them, in the normalised text; a Unigram model has
-        # them compete with all others, and for words they are nothing special.
+        # User-defined pieces are matched in the normalized text, as in SentencePiece; in a Unigram model they compete
+        # with all other pieces, and in a WORD model they are ordinary pieces.
         normalized_added=AddedTokens(
             AddedToken(index, vocabulary.tokens[index]) for index in (user if kind in (BPE, CHAR) else ())
         ),
@@ -174,7 +176,7 @@ def from_spec(
 
 
 def read(data: bytes, path: Path) -> SentencePieceFile:
-    """The fields of a model file. Raises :class:`FileFormatError` for one that is none, or is damaged."""
+    """The fields of a model file. Raises :class:`FileFormatError` if it is damaged or not a model file."""
     spec = SentencePieceFile()
     for number, value in _message(data, path, "ModelProto"):
         if number == 1:
@@ -223,7 +225,7 @@ def _bytes(value: Any, path: Path, where: str) -> bytes:
 
 
 def _message(data: bytes, path: Path, where: str) -> Iterator[tuple[int, Any]]:
-    """The fields of a message, by number: int, float (of four bytes), or bytes."""
+    """The fields of a message: number, and value as int, float (four bytes) or bytes."""
     at, end = 0, len(data)
 
     def varint() -> int:

@@ -1,8 +1,8 @@
-"""The small files that lie beside a tokenizer in a model folder, and what they say about it.
+"""The sidecar files of a tokenizer: the small files next to it in a model folder.
 
 ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``, ``generation_config.json`` (or
-``config.json``) and ``chat_template.jinja``: which tokens are named, which were added, what ends a generation, how a
-conversation is written. Any of them may be missing.
+``config.json``) and ``chat_template.jinja`` give the named tokens, the added tokens, the ids that end a generation and
+the chat template. Any of them may be missing.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "c
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What the small files say.
+    """The contents of the sidecar files.
 
-    ``config`` is ``tokenizer_config.json``; ``named`` what the tokens are that have names (``bos_token`` …);
-    ``added`` the added tokens as ``tokenizer.json`` has them; ``ends`` ids that end a generation.
+    ``config`` is ``tokenizer_config.json``; ``named`` maps names (``bos_token`` …) to tokens; ``added`` has the added
+    tokens in the format of ``tokenizer.json``; ``ends`` is the config with the ids that end a generation.
     """
 
     config: Json
@@ -41,7 +41,7 @@ class Sidecar:
 
     @classmethod
     def read(cls, folder: Path) -> Sidecar:
-        """What is in a folder. Raises :class:`FileFormatError` for a file that is damaged."""
+        """Read the sidecar files of a folder. Raises :class:`FileFormatError` for a damaged file."""
         config, special = (
             read_json(folder / "tokenizer_config.json"),
             read_json(folder / "special_tokens_map.json"),
@@ -51,7 +51,7 @@ class Sidecar:
             text = _content(config.get(name)) or _content(special.get(name))
             if text is not None:
                 named[name] = text
-        # Where there is no generation_config.json, transformers makes one from config.json.
+        # If there is no generation_config.json, transformers makes one from config.json.
         own = folder / "generation_config.json"
         generation = own if own.is_file() else folder / "config.json"
         return cls(
@@ -64,7 +64,7 @@ class Sidecar:
 
     @property
     def kind(self) -> str | None:
-        """The class that ``transformers`` would take, without "Fast"; None if it is not said."""
+        """The tokenizer class of ``transformers``, without "Fast"; None if it is not given."""
         name = self.config.get("tokenizer_class")
         return name.removesuffix("Fast") if isinstance(name, str) else None
 
@@ -82,7 +82,7 @@ class Sidecar:
         }
 
     def added_to(self, vocab: Mapping[str, int]) -> list[Json]:
-        """The added tokens of a vocabulary without ``tokenizer.json``: those that are listed, those with names."""
+        """The added tokens of a vocabulary without ``tokenizer.json``: the listed and the named tokens."""
         listed = {token["content"]: token for token in self.added}
         for text in self.named.values():
             if text not in listed and text in vocab:
@@ -91,12 +91,12 @@ class Sidecar:
 
 
 def read_json(path: Path) -> Json:
-    """A JSON file as an object; an empty one where there is no file. Raises :class:`FileFormatError`."""
+    """The object in a JSON file; empty if there is no file. Raises :class:`FileFormatError`."""
     return parse_json(path.read_bytes(), path) if path.is_file() else {}
 
 
 def parse_json(data: bytes, path: Path) -> Json:
-    """The contents of a JSON file as an object. Raises :class:`FileFormatError`."""
+    """The object in the contents of a JSON file. Raises :class:`FileFormatError`."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -108,7 +108,7 @@ def parse_json(data: bytes, path: Path) -> Json:
 
     try:
         spec = json.loads(data, object_pairs_hook=unique, parse_float=_float)
-        if _SURROGATE.search(data):  # pairs are characters; half of one is none, in no encoding
+        if _SURROGATE.search(data):  # a surrogate pair is a character; an unpaired one is not
             json.dumps(spec, ensure_ascii=False).encode()
     except FileFormatError:
         raise
@@ -116,7 +116,7 @@ def parse_json(data: bytes, path: Path) -> Json:
         raise FileFormatError(
             path, "JSON", f"{brief(bad.object[bad.start])} is half of a character"
         ) from None
-    except (ValueError, RecursionError) as bad:  # not JSON, not UTF-8, a number of thousands of digits
+    except (ValueError, RecursionError) as bad:  # not JSON, not UTF-8, or a number with thousands of digits
         raise FileFormatError(path, "JSON", reason(bad), getattr(bad, "pos", None)) from None
     if not isinstance(spec, dict):
         raise FileFormatError(path, "JSON", f"expected an object, found {type(spec).__name__}")
@@ -124,10 +124,10 @@ def parse_json(data: bytes, path: Path) -> Json:
 
 
 def _float(text: str) -> float:
-    """A number with a point or an exponent as ``serde_json`` reads it, and so ``tokenizers``: rounded twice, not once.
+    """A number with a point or an exponent as ``serde_json``, and so ``tokenizers``, reads it: rounded twice, not once.
 
-    As many digits as fit into 64 bits are one integer; that is divided by a power of ten, or multiplied with one.
-    Scores of Unigram come out a bit different than Python reads them, and with them which of two cuts is the better.
+    The leading digits that fit into 64 bits form an integer, which is multiplied or divided by a power of ten. So
+    Unigram scores differ slightly from what Python reads, and with them which of two segmentations is better.
     """
     mantissa, _, exponent = text.lower().partition("e")
     whole, _, fraction = mantissa.partition(".")
@@ -146,19 +146,19 @@ def _float(text: str) -> float:
         ten += 308
     if value and ten > 308:
         return float(text)
-    if value:  # a power of ten is the nearest to it, which 10.0**ten is not always
+    if value:  # float("1e…") is the float nearest to the power of ten; 10.0**ten is not always
         value = value * float(f"1e{ten}") if ten >= 0 else value / float(f"1e{-ten}")
     return -value if text.startswith("-") else value
 
 
 def _content(token: Any) -> str | None:
-    """The text of a token that is written as a string or as an object."""
+    """The text of a token, given as a string or as an object; None if it is neither."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
 
 def _decoder(folder: Path, config: Json) -> list[Json]:
-    """The added tokens in ``tokenizer_config.json``, by id."""
+    """The added tokens in ``added_tokens_decoder`` of ``tokenizer_config.json``, an object by id."""
     path, found = folder / "tokenizer_config.json", config.get("added_tokens_decoder") or {}
     if not isinstance(found, dict):
         raise FileFormatError(

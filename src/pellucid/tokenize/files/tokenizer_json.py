@@ -1,4 +1,4 @@
-"""A parsed ``tokenizer.json``, the format of Hugging Face ``tokenizers``, read with checks."""
+"""Checked access to a parsed ``tokenizer.json``, the format of Hugging Face ``tokenizers``."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 Json = Mapping[str, Any]
 StageT = TypeVar("StageT")
 MOST_STAGES = 32
-"""Normalizers, pre-tokenizers, post-processors of a file: four times as many as any published one has."""
-MOST_LETTERS = 1_000  # of a text that a stage looks for
-SEPARATOR = "\ufdd0"  # a noncharacter: no piece has it
+"""Components of a normalizer, a pre-tokenizer or a post-processor: four times as many as in any published file."""
+MOST_LETTERS = 1_000  # characters of a text that a stage searches for
+SEPARATOR = "\ufdd0"  # a noncharacter, which pieces do not contain; ``to_cache`` checks it
 
 
 class TokenizerJson:
-    """A parsed ``tokenizer.json`` and the means to read it with checks.
+    """A parsed ``tokenizer.json`` with checked access to its fields.
 
-    Attributes: ``path``; ``model`` the model's JSON; ``vocab`` the model's piece → id; ``vocabulary`` with the
-    added tokens; ``added`` the added tokens; ``scores`` those of a Unigram model; ``pairs`` the merges of a BPE model,
-    once they are known. ``cached`` has the great parts of the file as :meth:`to_cache` has given them before;
-    ``spec`` is then without them.
+    Attributes: ``path``; ``model`` the model's JSON; ``vocab`` the model's piece → id; ``vocabulary`` includes the
+    added tokens; ``added`` the added tokens; ``scores`` of a Unigram model; ``pairs`` the merges of a BPE model, once
+    they are parsed. ``cached`` has the large parts of the file, from an earlier :meth:`to_cache`; ``spec`` then lacks
+    them.
     """
 
     def __init__(self, path: Path, spec: Json, cached: Arrays | None = None) -> None:
@@ -49,7 +49,7 @@ class TokenizerJson:
         self.scores: list[float] = []
         self.pairs: PairRanks | None = None
         known = None if cached is None else self._from_cache(cached)
-        self.vocab = self._ids() if known is None else self._of_model(known, cached or {})
+        self.vocab = self._ids() if known is None else self._model_vocab(known, cached or {})
         added = spec.get("added_tokens") or []
         if not isinstance(added, list):
             raise FileFormatError(path, "added_tokens", f"expected an array, found {type(added).__name__}")
@@ -57,12 +57,12 @@ class TokenizerJson:
         self.vocabulary = self._vocabulary() if known is None else known
 
     def to_cache(self) -> Arrays | None:
-        """The great parts of the file as arrays; None where they do not fit into such."""
+        """The parsed file as arrays; None if a piece contains the separator."""
         tokens, ids = self.vocabulary.tokens, self.vocabulary.ids
         if any(SEPARATOR in token for token in tokens):
             return None
         cached: dict[str, memoryview] = {
-            "spec": parsed_cache.array_of(json.dumps(self._small())),
+            "spec": parsed_cache.array_of(json.dumps(self._without_large_parts())),
             "tokens": parsed_cache.array_of(SEPARATOR.join(tokens)),
             "types": memoryview(array("b", self.vocabulary.types)),
             "outside": memoryview(array("i", [ids[token] for token in ids.keys() - self.vocab.keys()])),
@@ -72,11 +72,11 @@ class TokenizerJson:
             cached["by_rank"] = parsed_cache.array_of("yes")
         return cached if self.pairs is None else cached | self.pairs.to_cache()
 
-    def _small(self) -> Json:
-        """The file without its great parts."""
+    def _without_large_parts(self) -> Json:
+        """The file without its large parts."""
         small = {key: value for key, value in self._spec.items() if key not in ("type", "model")}
-        great = {key: None for key in ("vocab", "merges") if key in self.model}
-        return {**small, "model": {**self.model, **great}}
+        emptied = {key: None for key in ("vocab", "merges") if key in self.model}
+        return {**small, "model": {**self.model, **emptied}}
 
     def _from_cache(self, cached: Arrays) -> Vocabulary:
         tokens = parsed_cache.text_of(cached["tokens"]).split(SEPARATOR)
@@ -87,22 +87,25 @@ class TokenizerJson:
             self.model = {**self.model, "merges": BY_RANK}
         return Vocabulary.checked(tokens, cached["types"].tolist())
 
-    def _of_model(self, vocabulary: Vocabulary, cached: Arrays) -> dict[str, int]:
-        """The pieces that are the model's own."""
+    def _model_vocab(self, vocabulary: Vocabulary, cached: Arrays) -> dict[str, int]:
+        """Piece → id of the model's own pieces, without the added tokens outside it."""
         pieces = dict(vocabulary.ids)
         for index in cached["outside"].tolist():
             del pieces[vocabulary.tokens[index]]
         return pieces
 
     def of(self, name: str) -> Json | None:
-        """The component of that name, or None where it is null or missing."""
+        """The component ``name``, or None if it is null or missing."""
         value = self._spec.get(name)
         if value is not None and not isinstance(value, dict):
             raise FileFormatError(self.path, name, f"expected an object, found {type(value).__name__}")
         return value
 
     def build(self, make: Callable[[TokenizerJson, Json | None], StageT], name: str) -> StageT:
-        """The stage that ``make`` makes of the component ``name``; what it trips over is the file's fault."""
+        """The stage that ``make`` builds from the component ``name``.
+
+        Raises :class:`FileFormatError` if a field is missing or has the wrong type.
+        """
         try:
             return make(self, self.of(name))
         except (KeyError, IndexError, TypeError, AttributeError) as bad:
@@ -110,7 +113,7 @@ class TokenizerJson:
             raise FileFormatError(self.path, name, problem) from bad
 
     def component(self, spec: Json, where: str, *known: str, **allowed: Sequence[Any]) -> Json:
-        """``spec``, if it has no fields but ``known`` ones, and only the ``allowed`` values in some of them."""
+        """``spec`` itself. Raises :class:`UnsupportedModel` for a field not in ``known`` or a value not ``allowed``."""
         kind = f"{where} {shown(str(spec['type']))}" if "type" in spec else where
         for key in spec.keys() - {"type", *known}:
             raise UnsupportedModel(
@@ -125,7 +128,7 @@ class TokenizerJson:
         return spec
 
     def id_of(self, token: Any, field: str) -> int:
-        """The id of a token that the file names."""
+        """The id of a token that a field names."""
         if not isinstance(token, str) or token not in self.vocabulary.ids:
             raise FileFormatError(self.path, field, f"{brief(token)} is not in the vocabulary")
         return self.vocabulary.ids[token]
@@ -138,7 +141,7 @@ class TokenizerJson:
         return value
 
     def whole(self, spec: Json, key: str, low: int, high: int, default: int | None = None) -> int:
-        """The whole number in a field, in a range."""
+        """The integer in a field, from ``low`` to ``high``."""
         value = spec.get(key, default)
         if type(value) is not int or not low <= value <= high:
             raise FileFormatError(
@@ -147,13 +150,13 @@ class TokenizerJson:
         return value
 
     def has_pre_tokenizer(self, kind: str) -> bool:
-        """Whether the pre-tokenizer is, or contains, one of this type."""
+        """Whether the pre-tokenizer is or contains a component of type ``kind``."""
         listed = flat(self, self.of("pre_tokenizer"), "pre_tokenizer", "pretokenizers")
         return any(stage.get("type") == kind for stage in listed)
 
     @cached_property
     def text_ids(self) -> dict[str, int]:
-        """Piece → id without control tokens: text must never become one."""
+        """Piece → id without control tokens, which text must never become."""
         text = dict(self.vocab)
         for index in self.vocabulary.special_ids:
             text.pop(self.vocabulary.tokens[index], None)
@@ -175,7 +178,7 @@ class TokenizerJson:
         return vocab
 
     def _scored(self, vocab: Any) -> dict[str, int]:
-        """The pieces of a list of [piece, score]; their scores are in ``scores``."""
+        """Piece → id from a list of [piece, score]; sets ``scores``."""
         if not isinstance(vocab, list):
             raise FileFormatError(
                 self.path, "model.vocab", f"expected an array, found {type(vocab).__name__}"
@@ -227,7 +230,7 @@ class TokenizerJson:
                 "model.vocab",
                 f"the id of {brief(piece)}, {ids[piece]}, is out of range for {len(ids):,} pieces",
             )
-        # Ids that no piece has (some files leave gaps) get a name that no text can hold.
+        # Some files leave gaps: ids without a piece get a name that no text contains.
         tokens = [f"\0unused {index}" for index in range(size)]
         types = [int(TokenType.UNUSED)] * size
         for piece, index in ids.items():
@@ -246,7 +249,7 @@ class TokenizerJson:
 
 
 def flat(parts: TokenizerJson, spec: Json | None, name: str, inside: str) -> list[Json]:
-    """The components that a component is made of: those of sequences, and of sequences in them, in order."""
+    """The components of a component, with nested sequences flattened, in order."""
     found: list[Json] = []
     waiting: list[Json] = [] if spec is None else [spec]
     seen = 0
@@ -273,7 +276,7 @@ def flat(parts: TokenizerJson, spec: Json | None, name: str, inside: str) -> lis
 
 @dataclass(frozen=True)
 class JsonModelReader:
-    """What reads a model of one ``type``; where kinds share a type, ``claims`` tells whose the file is."""
+    """The reader of models of one ``type``; if kinds share a type, ``claims`` tells which kind a file belongs to."""
 
     type: str
     build: Callable[[TokenizerJson], TokenizerModel]

@@ -1,1 +1,1 @@
-"""One file per kind of vocabulary. A kind is known by being in this folder."""
+"""The kinds of vocabulary, one file per kind; a kind is discovered by being in this folder."""

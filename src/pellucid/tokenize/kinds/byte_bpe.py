@@ -1,8 +1,8 @@
 """Byte-level BPE: text as UTF-8 bytes, merged by a ranked list (Radford et al. 2019, GPT-2).
 
-Pieces are spelled in an alphabet that gives each byte a printable character ("Ġ" is the space), so every text
-can be encoded and decoding is exact. What differs between models is data: how the text is split beforehand
-(``patterns/published.py``), the vocabulary and the merges.
+Pieces are spelled in an alphabet that gives each byte a printable character ("Ġ" is the space), so every text can be
+encoded and decoding is exact. Models differ only in data: the pre-tokenizer's patterns (``patterns/published.py``), the
+vocabulary and the merges.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ WORTH_CACHING = 100_000  # merges
 
 
 class ByteBPE(TokenizerModel):
-    """The model stage: the bytes of a pre-token, merged.
+    """The model stage: merges the bytes of a pre-token.
 
-    ``lost`` are the bytes that have no piece: some vocabularies leave out control characters that their
-    training text did not hold (SmolLM2 does), and such bytes vanish from the ids, as they do in every other
-    engine. Raises :class:`FileFormatError` when printable ASCII has no pieces: then it is not this kind.
+    ``lost`` are the bytes without a piece: some vocabularies, such as SmolLM2's, lack control characters that were not
+    in their training text. These bytes are dropped, as in every other engine. Raises :class:`FileFormatError` if
+    printable ASCII has no pieces, because then the vocabulary is not of this kind.
     """
 
     cut = None
@@ -62,16 +62,16 @@ class ByteBPE(TokenizerModel):
         return merge([self._byte_ids[byte] for byte in data if byte in self._byte_ids], self.pairs)
 
     def _whole(self, data: bytes) -> int | None:
-        """The id of a pre-token that is not to be merged, for the vocabulary has it."""
+        """The id of a pre-token that is a piece and needs no merging (``ignore_merges``), or None."""
         if not self._ignore_merges:
             return None
         return self._ids.get("".join([self._spelling[byte] for byte in data]))
 
     def spans(self, piece: str, log: Log | None = None) -> list[Span]:
-        """The ids with the characters that they stand for, all of a character that they have a byte of.
+        """The ids with the characters that they cover; an id with any byte of a character covers all of it.
 
-        A lost byte takes up no room: what follows it in its pre-token stands one place further to the left, as in
-        Hugging Face ``tokenizers``, whose offsets count bytes of this alphabet.
+        A lost byte has no width: it shifts the offsets after it in its pre-token to the left, as in Hugging Face
+        ``tokenizers``, whose offsets count bytes of this alphabet.
         """
         data = piece.encode()
         if (whole := self._whole(data)) is not None:
@@ -79,7 +79,8 @@ class ByteBPE(TokenizerModel):
         return merge_spans(self._symbols(piece), self.pairs, log)
 
     def _symbols(self, piece: str) -> list[Span]:
-        owners: list[int] = []  # of each byte of the spelling, which itself takes one byte or two
+        # The character of each byte of the spelling; a byte is spelled as one or two bytes.
+        owners: list[int] = []
         kept: list[tuple[int, int]] = []
         for at, character in enumerate(piece):
             for byte in character.encode():
@@ -94,7 +95,7 @@ class ByteBPE(TokenizerModel):
         return symbols
 
     def explain(self, piece: str) -> dict[str, Any]:
-        """The merges in order, each with its rank; or that the vocabulary has the pre-token as a whole."""
+        """The merges in order, each with its rank; or ``whole`` if the pre-token is a piece."""
         if self._whole(piece.encode()) is not None:
             return {"whole": True}
         return merges_told(self._symbols(piece), self.pairs, self._names)
@@ -105,11 +106,11 @@ class ByteBPE(TokenizerModel):
 
     @property
     def kernel(self) -> KernelKey:
-        """What ``compiled`` is based on."""
+        """The kernel of the compiled form."""
         return KernelKey("text.merge", symbols="bytes", whole=self._ignore_merges)
 
     def compiled(self) -> CompiledModel:
-        """The same as compiled code."""
+        """The compiled form."""
         from pellucid.tokenize.compiled.model import merging
         from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces, WordTable, byte_table
 
@@ -125,7 +126,7 @@ class ByteBPE(TokenizerModel):
 def merges_told(
     symbols: Sequence[Span], pairs: Ranks, names: Mapping[int, str] | Sequence[str]
 ) -> dict[str, Any]:
-    """The symbols that merging begins with, and every merge: its rank or score, and the parts."""
+    """The initial symbols and every merge: its rank or score, its parts, and the result."""
     log: Log = []
     merge_spans(symbols, pairs, log)
     now = [index for index, _, _ in symbols]
@@ -147,7 +148,7 @@ def pair_ranks(
 ) -> PairRanks:
     """The table of a list of merges, "left right" or [left, right], in order of rank.
 
-    A merge that would make a control token out of text does not count. Raises :class:`FileFormatError`.
+    A merge whose result is a control token is ignored. Raises :class:`FileFormatError`.
     """
     lefts, rights = merge_parts(merges, path, field)
     try:
@@ -168,7 +169,7 @@ def pair_ranks(
 
 
 def json_pairs(parts: TokenizerJson) -> PairRanks:
-    """The table of the merges of a ``tokenizer.json``. Raises :class:`FileFormatError`."""
+    """The merge table of a ``tokenizer.json``. Raises :class:`FileFormatError`."""
     if parts.pairs is None:
         merges = parts.model["merges"]
         parts.pairs = pair_ranks(merges, parts.vocab, parts.vocabulary, parts.path, "model.merges")
@@ -221,15 +222,15 @@ def _pairs(parts: TokenizerJson, merges: Any) -> Ranks:
 
 
 def _gguf_pairs(merges: Sequence[str], vocabulary: Vocabulary, path: Path) -> PairRanks:
-    """The table of the merges of a GGUF file; of many it is kept, for it takes longer than the rest of the file."""
+    """The merge table of a GGUF file; a large one is cached, because it takes longer to parse than the rest."""
 
     def made() -> PairRanks:
         return pair_ranks(merges, vocabulary.ids, vocabulary, path, "tokenizer.ggml.merges")
 
     if len(merges) < WORTH_CACHING:
         return made()
-    told = (*vocabulary.tokens, *merges, *map(str, sorted(vocabulary.special_ids)))
-    place = parsed_cache.cache_name("\n".join(told).encode())
+    key_parts = (*vocabulary.tokens, *merges, *map(str, sorted(vocabulary.special_ids)))
+    place = parsed_cache.cache_name("\n".join(key_parts).encode())
     if (arrays := parsed_cache.read(place)) is not None:
         return PairRanks.from_cache(arrays, vocabulary.size)
     pairs = made()
@@ -238,7 +239,7 @@ def _gguf_pairs(merges: Sequence[str], vocabulary: Vocabulary, path: Path) -> Pa
 
 
 def claims(parts: TokenizerJson) -> bool:
-    """Whether a ``tokenizer.json`` with this type of model is of this kind."""
+    """Whether a ``tokenizer.json`` with a BPE model is of this kind."""
     return parts.has_pre_tokenizer("ByteLevel")
 
 
@@ -265,7 +266,7 @@ BPE_VALUES: dict[str, tuple[Any, ...]] = {
     "continuing_subword_prefix": (None, ""),
     "end_of_word_suffix": (None, ""),
 }
-"""What is possible in fields of a JSON model of type BPE that are not implemented otherwise."""
+"""The values that are implemented in some fields of a JSON model of type BPE."""
 
 
 KIND = Kind("byte_bpe", gguf={"gpt2": from_gguf}, json=JsonModelReader("BPE", from_json, claims))

@@ -1,4 +1,4 @@
-"""Plain bytes: an id for each byte of a text, after a few that stand for something else (Xue et al. 2021, ByT5)."""
+"""Plain bytes: one id per byte of the text, after a few special tokens (Xue et al. 2021, ByT5)."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class Bytes(TokenizerModel):
         return [self._shift + byte for byte in piece.encode()]
 
     def spans(self, piece: str) -> list[Span]:
-        """The ids; each byte stands for the whole of its character."""
+        """The ids with the characters that they cover; each byte covers its whole character."""
         return [
             (self._shift + byte, at, at + 1) for at, letter in enumerate(piece) for byte in letter.encode()
         ]
 
     def explain(self, piece: str) -> dict[str, Any]:
-        """The bytes, hexadecimal."""
+        """The bytes in hexadecimal."""
         return {"bytes": piece.encode().hex(" ")}
 
 
 def from_config(folder: Path, sidecar: Sidecar) -> Tokenizer:
-    """ByT5's tokenizer, of which ``tokenizer_config.json`` says how many extra ids there are."""
+    """ByT5's tokenizer; ``tokenizer_config.json`` gives the number of extra ids. Raises :class:`FileFormatError`."""
     extra = sidecar.config.get("extra_ids", 125)
     if type(extra) is not int or not 0 <= extra <= MOST_EXTRA:
         problem = f"is {brief(extra)}; it must be a number from 0 to {MOST_EXTRA:,}"

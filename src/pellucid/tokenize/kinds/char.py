@@ -1,4 +1,4 @@
-"""Characters: each is a piece, or its bytes are, or it is unknown. SentencePiece's model type CHAR."""
+"""Characters: each becomes a piece, the pieces of its bytes, or the unknown token. SentencePiece's model type CHAR."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pellucid.tokenize.stages.pretokenize import Split
 class Chars(TokenizerModel):
     """The model stage: the characters of a pre-token.
 
-    ``names`` spells every id, ``pieces`` is text → id of everything that text may become, ``byte_ids`` the id of each
-    byte (empty: no byte fallback), ``unknown`` the id of what has no piece and no bytes (None: it is dropped), of which
-    neighbours become one where ``fuse``. ``exactly`` as SentencePiece: of the bytes of a character, the last one stands
-    for it; otherwise all do, as in ``tokenizers``.
+    ``names`` has the piece of every id; ``pieces`` maps text to id for every piece that text may become; ``byte_ids``
+    maps byte to id (empty: no byte fallback); ``unknown`` is the id of characters without a piece or bytes (None: they
+    are dropped); ``fuse`` joins adjacent unknown characters into one token. ``exactly`` follows SentencePiece: only the
+    last byte of a character covers it; otherwise all its bytes do, as in ``tokenizers``.
     """
 
     cut: Split | None = None
@@ -39,18 +39,18 @@ class Chars(TokenizerModel):
         return [index for index, _, _ in self.spans(piece)]
 
     def spans(self, piece: str) -> list[Span]:
-        """The ids with the characters that they stand for."""
+        """The ids with the characters that they cover."""
         return self.symbols(piece)
 
     def symbols(self, piece: str) -> list[Span]:
-        """The characters' ids.
+        """The ids of the characters.
 
-        Where a character is dropped, what follows it in its pre-token moves to the left by its bytes, as in
-        ``tokenizers``, which adds up those of the ids.
+        A dropped character shifts the offsets after it in its pre-token to the left by its bytes, as in ``tokenizers``,
+        which adds up the bytes of the ids.
         """
         symbols: list[Span] = []
         dropped = False
-        open_ = False  # whether the last symbol is an unknown one
+        open_ = False  # whether the last symbol is the unknown token
         for at, character in enumerate(piece):
             index = self._pieces.get(character)
             if index is not None:
@@ -81,7 +81,7 @@ class Chars(TokenizerModel):
         return moved
 
     def explain(self, piece: str) -> dict[str, Any]:
-        """The characters."""
+        """The pieces of the characters."""
         return {"symbols": [self._names[index] for index, _, _ in self.symbols(piece)]}
 
 

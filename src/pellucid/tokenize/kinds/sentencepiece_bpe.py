@@ -1,7 +1,7 @@
 """SentencePiece-style BPE with byte fallback: characters merged by score (Kudo & Richardson 2018).
 
-Spaces become ``▁`` and words are not split off; a character without a piece is spelled as its UTF-8 bytes,
-``<0x00>`` … ``<0xFF>``. GGUF calls this ``llama``; Gemma, Llama 2 and Mistral are of this kind.
+Spaces become ``▁`` and the text is not split into words; a character without a piece becomes its UTF-8 bytes,
+``<0x00>`` … ``<0xFF>``. GGUF calls this kind ``llama``; Gemma, Llama 2 and Mistral use it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 
 class CharBPE(Chars):
-    """The model stage: the characters of a pre-token, as in :class:`Chars`, merged.
+    """The model stage: merges the characters of a pre-token, which are those of :class:`Chars`.
 
-    ``ignore_merges``: a pre-token that is a piece is that one, whatever its characters merge to.
+    ``ignore_merges``: a pre-token that is a piece becomes that piece, whatever its characters merge to.
     """
 
     separates = True
@@ -58,9 +58,9 @@ class CharBPE(Chars):
 
     @cached_property
     def cut(self) -> Split | None:  # type: ignore[override]
-        """Before ``▁``, wherever no piece spans the cut.
+        """A split before ``▁``, wherever no piece spans the cut.
 
-        A piece has ``▁`` inside only after few characters (Gemma has one such piece, ``>▁</``).
+        Pieces have an inner ``▁`` only after few characters (Gemma has one such piece, ``>▁</``).
         """
         if self._ignore_merges or SPACE not in self._pieces:
             return None
@@ -78,24 +78,24 @@ class CharBPE(Chars):
         return merge(known, self.pairs)  # type: ignore[arg-type]
 
     def spans(self, piece: str, log: Log | None = None) -> list[Span]:
-        """The ids with the characters that they stand for: all bytes of a character stand for all of it."""
+        """The ids with the characters that they cover; each byte of a character covers all of it."""
         if self._ignore_merges and (whole := self._pieces.get(piece)) is not None:
             return [(whole, 0, len(piece))]
         return merge_spans(self.symbols(piece), self.pairs, log)
 
     def explain(self, piece: str) -> dict[str, Any]:
-        """The merges in order, each with its rank or score; or that the vocabulary has the pre-token as a whole."""
+        """The merges in order, each with its rank or score; or ``whole`` if the pre-token is a piece."""
         if self._ignore_merges and piece in self._pieces:
             return {"whole": True}
         return merges_told(self.symbols(piece), self.pairs, self._names)
 
     @property
     def kernel(self) -> KernelKey:
-        """What ``compiled`` is based on."""
+        """The kernel of the compiled form."""
         return KernelKey("text.merge", symbols="characters", whole=self._ignore_merges)
 
     def compiled(self) -> CompiledModel:
-        """The same as compiled code."""
+        """The compiled form."""
         import numpy as np
 
         from pellucid.tokenize.compiled.model import merging
@@ -106,7 +106,7 @@ class CharBPE(Chars):
         for piece, index in self._pieces.items():
             if len(piece) == 1:
                 characters[ord(piece)] = index
-        # Unknown neighbours become one; where they vanish, those on their sides are neighbours.
+        # Adjacent unknown characters are fused; dropped ones make the characters around them adjacent.
         together = (characters < 0) & (len(self._byte_ids) < 256 and (self._fuse or self._unknown is None))
         spelled = SpelledPieces.by_id(self._pieces, self.pairs.size)
         lengths = spelled.lengths
@@ -155,7 +155,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
 
 
 def claims(parts: TokenizerJson) -> bool:
-    """Whether a ``tokenizer.json`` with this type of model is of this kind."""
+    """Whether a ``tokenizer.json`` with a BPE model is of this kind."""
     return not byte_bpe.claims(parts)
 
 

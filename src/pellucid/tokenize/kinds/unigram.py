@@ -1,9 +1,9 @@
-"""SentencePiece Unigram: the likeliest way to cut a text into pieces (Kudo 2018, "Subword regularization").
+"""SentencePiece Unigram: the most likely segmentation of a text into pieces (Kudo 2018, "Subword regularization").
 
-Each piece has a logarithm of its probability; the cut with the greatest sum is found by Viterbi's algorithm, over all
-pieces that begin at each place. A character that no piece begins with alone is unknown, at a price; unknown neighbours
-are one token, or their bytes where the vocabulary has those. T5, ALBERT, XLM-R and XGLM are of this kind; GGUF calls it
-``t5``.
+The score of a piece is its log probability; Viterbi's algorithm finds the segmentation with the greatest sum over all
+pieces that begin at each position. A character that is not a piece itself may be unknown, at a penalty; adjacent
+unknown characters become one token, or their bytes if the vocabulary has these. T5, ALBERT, XLM-R and XGLM use this
+kind; GGUF calls it ``t5``.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from pellucid.tokenize.compiled.model import CompiledModel
 
 UNKNOWN_PENALTY = 10.0
-"""Below the lowest score of a piece: SentencePiece, ``kUnkPenalty``."""
+"""How far the score of an unknown character is below the lowest of a piece: SentencePiece, ``kUnkPenalty``."""
 
 RESET = 100_000.0
-"""Sums of float32 beyond this begin again at 0: SentencePiece, ``kScoreResetThreshold``."""
+"""float32 sums beyond this are reset to 0: SentencePiece, ``kScoreResetThreshold``."""
 
 Node = tuple[float, int, int]
-"""Of the best way to a place: its score, where its last piece begins, and that piece's id."""
+"""The best segmentation up to a position: its score, the start of its last piece, the id of that piece."""
 
 
 class Unigram(TokenizerModel):
-    """The model stage: one pre-token → ids.
+    """The model stage: the most likely segmentation of a pre-token.
 
-    ``pieces`` is text → id of everything that text may become, ``scores`` (V,) by id, ``byte_ids`` the id of each byte
-    (empty: no byte fallback), ``lowest`` the score below which unknown characters are; ``always`` are ids that score
-    differently than the file says (user-defined pieces, which win over any other). ``exactly`` as in SentencePiece:
-    sums are rounded to float32, and run over the whole text, so that the rounding hangs on all that stands before; and
-    of the bytes of an unknown character only the last stands for it. Otherwise it is as in ``tokenizers``: sums are
-    float64, and each byte stands for all unknown characters that are neighbours.
+    ``pieces`` maps text to id for every piece that text may become; ``scores`` (V,) by id; ``byte_ids`` maps byte to id
+    (empty: no byte fallback); ``lowest`` is the lowest score of a piece, UNKNOWN_PENALTY above that of unknown
+    characters; ``always`` has scores that override ``scores`` (user-defined pieces, which win over all others).
+    ``exactly`` follows SentencePiece: sums are rounded to float32 and run over the whole text, so that the rounding
+    depends on all text before, and only the last byte of an unknown character covers it. Otherwise the model follows
+    ``tokenizers``: sums are float64, and each byte covers the whole run of unknown characters.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Unigram(TokenizerModel):
         self._unknown_score = rounded(lowest - UNKNOWN_PENALTY) if exactly else lowest - UNKNOWN_PENALTY
 
     cut = None
-    """Nowhere, even where no piece reaches across: of two cuts that are equally likely, which is taken hangs on how
-    the sums are rounded, and so on all that stands before."""
+    """No cut, even where no piece spans it: the choice between two equally likely segmentations depends on how the sums
+    are rounded, and so on all text before."""
 
     @cached_property
     def _reach(self) -> dict[str, int]:
-        """The length of the longest piece that begins with each character."""
+        """Character → the length of the longest piece that begins with it."""
         found: dict[str, int] = {}
         for piece in self._pieces:
             found[piece[0]] = max(found.get(piece[0], 0), len(piece))
@@ -79,7 +79,7 @@ class Unigram(TokenizerModel):
         return [index for index, _, _ in self.spans(piece)]
 
     def spans(self, piece: str) -> list[Span]:
-        """The ids with the characters that they stand for."""
+        """The ids with the characters that they cover."""
         fused: list[Span] = []
         for index, start, stop in self._best(piece):
             known = index != self._unknown
@@ -98,7 +98,7 @@ class Unigram(TokenizerModel):
         return spans
 
     def _candidates(self, piece: str, start: int) -> list[Span]:
-        """Pieces that begin at a place, shortest first, and the unknown one if no single character does."""
+        """The pieces that begin at a position, shortest first, and the unknown token if none is a single character."""
         found = []
         for stop in range(start + 1, min(len(piece), start + self._reach.get(piece[start], 0)) + 1):
             index = self._pieces.get(piece[start:stop])
@@ -109,13 +109,13 @@ class Unigram(TokenizerModel):
         return found
 
     def _score(self, index: int, text: str) -> float:
-        """What a piece costs where it stands for ``text``: spelled as itself even the unknown one has a score."""
+        """The score of a piece for ``text``; the unknown token has its own score if ``text`` is its piece."""
         if index == self._unknown and self._pieces.get(text) != index:
             return self._unknown_score
         return self._always[index] if index in self._always else self._scores[index]
 
     def _best(self, piece: str) -> list[Span]:
-        """The likeliest cut; of two equally likely the one that was found first."""
+        """The most likely segmentation; of two equally likely ones, the one found first."""
         best: list[Node | None] = [(0.0, 0, 0), *[None] * len(piece)]
         reached = 0
         for start in range(len(piece)):
@@ -140,18 +140,18 @@ class Unigram(TokenizerModel):
         stop = len(piece)
         while stop:
             node = best[stop]
-            assert node is not None  # a way leads to every place, if need be over unknown characters
+            assert node is not None  # every position can be reached, at worst by unknown characters
             spans.append((node[2], node[1], stop))
             stop = node[1]
         return spans[::-1]
 
     @property
     def kernel(self) -> KernelKey:
-        """What ``compiled`` is based on."""
+        """The kernel of the compiled form."""
         return KernelKey("text.unigram", single=self._exactly)
 
     def compiled(self) -> CompiledModel:
-        """The same as compiled code."""
+        """The compiled form."""
         import numpy as np
 
         from pellucid.kernels.text import unigram as text_unigram
@@ -179,23 +179,23 @@ class Unigram(TokenizerModel):
         return CompiledModel(self.kernel, text_unigram.UnigramRecord, scratch_bytes, lengths, known)
 
     def explain(self, piece: str) -> dict[str, Any]:
-        """All pieces that were candidates, with where they begin and their scores, and the best cut with its sum."""
+        """All candidate pieces with their positions and scores, and the best segmentation with its sum."""
         edges = [span for start in range(len(piece)) for span in self._candidates(piece, start)]
         best = self._best(piece)
         return {
-            "lattice": [self._told(piece, span) for span in edges],
+            "lattice": [self._edge(piece, span) for span in edges],
             "best": [piece[start:stop] for _, start, stop in best],
             "score": sum(self._score(index, piece[start:stop]) for index, start, stop in best),
         }
 
-    def _told(self, piece: str, span: Span) -> dict[str, Any]:
+    def _edge(self, piece: str, span: Span) -> dict[str, Any]:
         index, start, stop = span
         text = piece[start:stop]
         return {"at": start, "piece": text, "id": index, "score": self._score(index, text)}
 
 
 def rounded(score: float) -> float:
-    """The nearest float32."""
+    """The float32 nearest to a score."""
     single: float = unpack("<f", pack("<f", score))[0]
     return single
 
@@ -218,7 +218,7 @@ def from_json(parts: TokenizerJson) -> Unigram:
 
 
 def from_gguf(fields: GGUFFields) -> Tokenizer:
-    """A tokenizer from the fields of a GGUF file, which are those of a SentencePiece model."""
+    """A tokenizer from the fields of a GGUF file, which are those of a SentencePiece model. Raises FileFormatError."""
     vocabulary = fields.vocabulary()
     scores = fields.array("scores", vocabulary.size)
     if scores is None:
@@ -247,7 +247,7 @@ def from_sentencepiece(parts: SentencePieceParts) -> Unigram:
     """The model stage of a SentencePiece file."""
     file, vocabulary = parts.file, parts.vocabulary
     normal = [file.scores[at] for at, type_ in enumerate(file.types) if type_ == TokenType.NORMAL]
-    # SentencePiece 0.2.3, whatever the file says; earlier ones took the greatest score of all for the first 0.1.
+    # As SentencePiece 0.2.3, whatever the file says; earlier versions used the greatest score instead of the first 0.1.
     always = {
         index: rounded(0.1 * len(vocabulary.tokens[index].encode()) - 0.1)
         for index in vocabulary.of_type(TokenType.USER_DEFINED)

@@ -1,6 +1,6 @@
-"""Whole words: a pre-token is in the vocabulary, or it is unknown.
+"""Whole words: a pre-token is a piece, or it is unknown.
 
-Hugging Face calls the kind WordLevel; SentencePiece's model type WORD is the same, but finds the words itself.
+Hugging Face calls this kind WordLevel; SentencePiece's model type WORD is the same, but splits the words itself.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, Split
 
 
 class WordLevel(TokenizerModel):
-    """The model stage: one word → one id; ``unknown`` (None: nothing) for what the vocabulary lacks.
+    """The model stage: one word → one id; words that are not in the vocabulary become ``unknown`` (None: no id).
 
-    ``words``: a pre-token is a text, of which these are the words, and unknown neighbours become one.
+    ``words`` splits a pre-token into words; None: it is one word. Adjacent unknown words become one token.
     """
 
     cut = None
@@ -31,7 +31,7 @@ class WordLevel(TokenizerModel):
         return [index for index, _, _ in self.spans(piece)]
 
     def spans(self, piece: str) -> list[Span]:
-        """The ids with all characters of their words."""
+        """The ids with the characters of their words."""
         spans: list[Span] = []
         for start, stop in [(0, len(piece))] if self._words is None else self._words.spans(piece):
             index = self._ids.get(piece[start:stop], self._unknown)
@@ -44,7 +44,7 @@ class WordLevel(TokenizerModel):
         return spans
 
     def explain(self, piece: str) -> dict[str, Any]:
-        """Which words the vocabulary lacks."""
+        """The words that are not in the vocabulary."""
         words = [piece] if self._words is None else self._words(piece)
         unknown = [word for word in words if word not in self._ids]
         return {"unknown": f"not in the vocabulary: {', '.join(map(repr, unknown))}"} if unknown else {}

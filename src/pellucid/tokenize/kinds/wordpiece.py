@@ -1,7 +1,6 @@
 """WordPiece: words cut greedily into the longest pieces (Devlin et al. 2019, BERT; Schuster & Nakajima 2012).
 
-A piece that continues a word is spelled ``##ing``. A word that cannot be covered is the unknown token as a
-whole.
+A piece that continues a word is spelled ``##ing``. A word that pieces cannot cover becomes one unknown token.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class WordPiece(TokenizerModel):
-    """The model stage: one word → ids. Words of more than ``longest`` characters are ``unknown``."""
+    """The model stage: one word → ids. Words of more than ``longest`` characters become ``unknown``."""
 
     cut = None
 
@@ -40,7 +39,7 @@ class WordPiece(TokenizerModel):
         return [index for index, _, _ in self.spans(piece)]
 
     def spans(self, piece: str) -> list[Span]:
-        """The ids with the characters that they stand for."""
+        """The ids with the characters that they cover."""
         if len(piece) > self._longest:
             return [(self._unknown, 0, len(piece))]
         spans: list[Span] = []
@@ -56,35 +55,35 @@ class WordPiece(TokenizerModel):
         return spans
 
     def _tries(self, piece: str, start: int) -> Iterator[tuple[int, str, int | None]]:
-        """What is looked for at a place, longest first: where it ends, how it is spelled, its id or None."""
+        """The candidates at a position, longest first: end, spelling, id or None."""
         prefix = self._prefix if start else ""
         for stop in range(min(len(piece), start + self._reach), start, -1):
             spelled = prefix + piece[start:stop]
             yield stop, spelled, self._ids.get(spelled)
 
     def explain(self, piece: str) -> dict[str, Any]:
-        """At each place the pieces that were tried, the last of them with success; or why the word is unknown."""
+        """The candidates tried at each position, of which the last was found; or why the word is unknown."""
         if len(piece) > self._longest:
             return {"unknown": f"{len(piece)} characters; words have {self._longest} at most"}
-        told: list[dict[str, Any]] = []
+        steps: list[dict[str, Any]] = []
         start = 0
         while start < len(piece):
             tried = []
             for stop, spelled, found in self._tries(piece, start):
                 tried.append(spelled)
                 if found is not None:
-                    told.append({"at": start, "tried": tried, "found": spelled, "id": found})
+                    steps.append({"at": start, "tried": tried, "found": spelled, "id": found})
                     start = stop
                     break
             else:
-                told.append({"at": start, "tried": tried, "found": None})
-                return {"tries": told, "unknown": f"no piece begins at character {start}"}
-        return {"tries": told}
+                steps.append({"at": start, "tried": tried, "found": None})
+                return {"tries": steps, "unknown": f"no piece begins at character {start}"}
+        return {"tries": steps}
 
     kernel = KernelKey("text.wordpiece")
 
     def compiled(self) -> CompiledModel:
-        """The same as compiled code."""
+        """The compiled form."""
         import numpy as np
 
         from pellucid.kernels.text import wordpiece as text_wordpiece
@@ -120,7 +119,10 @@ def from_json(parts: TokenizerJson) -> WordPiece:
 
 
 def from_gguf(fields: GGUFFields) -> Tokenizer:
-    """A tokenizer from the fields of a GGUF file, which spells words ``▁word`` and continuations without ``##``."""
+    """A tokenizer from the fields of a GGUF file, which spells words ``▁word`` and continuations without ``##``.
+
+    Raises FileFormatError.
+    """
     vocabulary = fields.vocabulary()
     tokens = [_spelled(token, vocabulary.types[index]) for index, token in enumerate(vocabulary.tokens)]
     vocabulary = Vocabulary(tokens, vocabulary.types, fields.path, "tokenizer.ggml.tokens")
@@ -154,7 +156,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
 
 
 def _spelled(token: str, kind: int) -> str:
-    """As ``vocab.txt`` spells it (llama.cpp, ``convert_hf_to_gguf.py``, says how it was changed)."""
+    """The piece as ``vocab.txt`` spells it; llama.cpp's ``convert_hf_to_gguf.py`` has changed it."""
     if kind != TokenType.NORMAL or (token.startswith("[") and token.endswith("]")):
         return token
     return token[1:] if token.startswith(SPACE) else f"##{token}"

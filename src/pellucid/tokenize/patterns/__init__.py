@@ -1,0 +1,1 @@
+"""Patterns: from Oniguruma's syntax to a tree, and from the tree to a matcher or to an automaton's table."""

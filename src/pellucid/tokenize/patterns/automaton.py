@@ -1,13 +1,13 @@
-"""A pattern as an automaton: a table by which compiled code cuts a text, a character at a time.
+"""A pattern as an automaton: a transition table with which compiled code cuts a text, one character at a time.
 
-In: a pattern (``oniguruma.py``). Out: an :class:`Automaton`, or None where the pattern has something that a table
-cannot do (look-behind, back references, word borders, an empty match ...): then only ``matcher.py`` runs it.
+In: a pattern (``oniguruma.py``). Out: an :class:`Automaton`, or None if the pattern has a construct that a table cannot
+express (look-behind, back references, word borders, an empty match ...); then only ``matcher.py`` runs it.
 
-The matches are those of a backtracking engine, which prefers what stands first: a state is the ordered list of places
-in the pattern that are alive, as in Cox, "Regular Expression Matching: the Virtual Machine Approach" (2009), and the
-table knows all lists that can come up. A place behind a look-ahead of one character (``\\s+(?!\\S)``) is alive if the
-next character allows it, so an entry of the table also says whether a match ends *before* the character that it is
-for; the end of the text is a character too.
+The matches are those of a backtracking engine, which prefers earlier alternatives: a state is the ordered list of live
+places in the pattern, as in Cox, "Regular Expression Matching: the Virtual Machine Approach" (2009), and the table has
+all lists that can occur. A place after a look-ahead of one character (``\\s+(?!\\S)``) is live if the next character
+allows it. So the table entry of a character also says whether a match ends *before* that character; the end of the text
+counts as a character too.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from pellucid.tokenize.patterns.tree import (
 from pellucid.tokenize.unicode import CODES, Ranges, complement, intersection, union
 
 MOST_PLACES, MOST_STATES = 4_000, 2_000
-MOST_VISITS = 1_000_000  # of places, while a table is made: half a second
-MOST_CLASSES = 255  # what a byte tells apart, less one
+MOST_VISITS = 1_000_000  # visits of places while a table is built: half a second
+MOST_CLASSES = 255  # a class is one byte, and the end of the text needs a column too
 
 
 class NotATable(Exception):
-    """The pattern has something that a table cannot do."""
+    """The pattern has a construct that a table cannot express, or its table would be too large."""
 
 
 @dataclass(frozen=True)
 class Automaton:
-    """The table of a pattern.
+    """The transition table of a pattern.
 
-    ``classes`` (0x110000,) says of each code point which class it is in. ``table`` (states, classes + 1) says for a
-    state and the next character's class, the last one for the end of the text: 2 * next state + 1 if a match ends
-    before it. State 0 is the end of the walk, ``START`` its beginning.
+    ``classes`` (0x110000,) is the class of each code point. ``table`` (states, classes + 1) has an entry for each state
+    and class of the next character; the last column is the end of the text. An entry is 2 * next state, plus 1 if a
+    match ends before that character. State 0 ends the walk, ``START`` begins it.
     """
 
     classes: NDArray[np.uint8]
@@ -59,7 +59,7 @@ class Automaton:
 
     @cached_property
     def starts(self) -> NDArray[np.uint8]:
-        """Of each byte, (256,), whether a match may begin with a character whose UTF-8 begins with that."""
+        """Whether a match may begin with a character whose UTF-8 begins with each byte, (256,)."""
         begins = (self.table[START] != 0)[self.classes]
         found = np.zeros(256, np.uint8)
         for first, shift, codes in ((0, 0, 0x80), (0xC0, 6, 0x800), (0xE0, 12, 0x10000), (0xF0, 18, CODES)):
@@ -69,7 +69,7 @@ class Automaton:
 
     @cached_property
     def rows(self) -> list[list[int]]:
-        """The table as lists, for Python to walk."""
+        """The table as lists, for walks in Python."""
         rows: list[list[int]] = self.table.tolist()
         return rows
 
@@ -87,10 +87,10 @@ class Automaton:
 
 @cache
 def automaton(pattern: str) -> Automaton | None:
-    """The table of a pattern, or None if it cannot have one. Raises :class:`PatternError` for one that is wrong."""
+    """The table of a pattern, or None if it cannot have one. Raises :class:`PatternError` for an invalid pattern."""
     try:
         tree, places = parse(pattern), _Places()
-        if may_be_empty(tree):  # such a match cuts, too, which ``match`` does not tell from none
+        if may_be_empty(tree):  # an empty match cuts too, but the table cannot tell it from no match
             return None
         first = places.add(tree, places.matched)
         places.check()
@@ -103,45 +103,44 @@ def automaton(pattern: str) -> Automaton | None:
 
 
 @dataclass(frozen=True)
-class _One:
-    """A place before something that takes a character, or looks at it."""
+class _Test:
+    """A place before a node that consumes a character or looks at it."""
 
-    node: Set | _Ahead
+    node: Set | _Lookahead
     then: int
 
 
 @dataclass(frozen=True)
 class _Fork:
-    """A place from which there are several ways, the preferred first."""
+    """A place that leads to several places, the preferred one first."""
 
     ways: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class _Ahead:
-    """The next character is in a set, or the text ends here and ``at_end`` allows that."""
+class _Lookahead:
+    """An assertion: the next character is in a set, or the text ends here and ``at_end`` is set."""
 
     members: Ranges
     at_end: bool
 
 
 class _Places:
-    """The places of a pattern, each with what may come next. A place stands for all that can follow from it."""
+    """The places of a pattern (the states of its NFA), each with its next step."""
 
     def __init__(self) -> None:
-        self.steps: list[_One | _Fork | None] = [None]
+        self.steps: list[_Test | _Fork | None] = [None]
         self.matched = 0
         self.visits = 0  # by ``_step``
-        self._greedy: list[
-            tuple[Ranges, int]
-        ] = []  # sets that are repeated and give nothing back; what comes then
+        # Possessively repeated sets, each with the place after it.
+        self._greedy: list[tuple[Ranges, int]] = []
 
     def add(self, node: Node, then: int) -> int:
-        """The place before ``node``, behind which ``then`` comes."""
+        """Add ``node`` with the place ``then`` after it; returns the place before it."""
         if len(self.steps) > MOST_PLACES:
             raise NotATable
         if isinstance(node, Set):
-            return self._new(_One(node, then))
+            return self._new(_Test(node, then))
         if isinstance(node, Concat):
             for part in reversed(node.parts):
                 then = self.add(part, then)
@@ -152,14 +151,14 @@ class _Places:
             return self._repeat(node, then)
         if isinstance(node, Atomic):
             return self._atomic(node.part, then)
-        return self._new(_One(_ahead(node), then))
+        return self._new(_Test(_ahead(node), then))
 
-    def _new(self, step: _One | _Fork) -> int:
+    def _new(self, step: _Test | _Fork) -> int:
         self.steps.append(step)
         return len(self.steps) - 1
 
     def _atomic(self, node: Node, then: int) -> int:
-        """Giving nothing back is the same as giving back where what follows could not begin with it."""
+        """A possessive repeat equals a greedy one if the next node cannot begin with its characters (see ``check``)."""
         if isinstance(node, Repeat) and isinstance(node.part, Set) and node.greedy:
             self._greedy.append((node.part.members, then))
         elif not isinstance(node, Set):
@@ -167,7 +166,7 @@ class _Places:
         return self.add(node, then)
 
     def check(self) -> None:
-        """Whether that holds for all of them, now that all places are known."""
+        """Check that condition for all possessive repeats, once all places are known. Raises :class:`NotATable`."""
         for members, then in self._greedy:
             waiting, seen = [then], set[int]()
             while waiting:
@@ -178,11 +177,11 @@ class _Places:
                 seen.add(place)
                 if isinstance(step, _Fork):
                     waiting.extend(step.ways)
-                elif isinstance(step.node, _Ahead) or intersection(step.node.members, members):
+                elif isinstance(step.node, _Lookahead) or intersection(step.node.members, members):
                     raise NotATable
 
     def _repeat(self, node: Repeat, then: int) -> int:
-        if may_be_empty(node.part):  # whether it goes round again is not for a table
+        if may_be_empty(node.part):  # a table cannot express when such a repeat ends
             raise NotATable
         if node.most is None:
             around = self._new(_Fork(()))
@@ -190,34 +189,34 @@ class _Places:
             self.steps[around] = _Fork((inside, then) if node.greedy else (then, inside))
             then = around
         else:
-            behind = then
+            after = then
             for _ in range(node.most - node.least):
                 inside = self.add(node.part, then)
-                then = self._new(_Fork((inside, behind) if node.greedy else (behind, inside)))
+                then = self._new(_Fork((inside, after) if node.greedy else (after, inside)))
         for _ in range(node.least):
             then = self.add(node.part, then)
         return then
 
     def sets(self) -> Iterator[Ranges]:
-        """All sets, in order."""
+        """The sets of all places, in order."""
         for step in self.steps:
-            if isinstance(step, _One):
+            if isinstance(step, _Test):
                 yield step.node.members
 
 
-def _ahead(node: Node) -> _Ahead:
-    """What looks at one character, or at the end of the text."""
+def _ahead(node: Node) -> _Lookahead:
+    """An assertion about the next character or the end of the text. Raises :class:`NotATable` for other nodes."""
     if isinstance(node, Edge) and node.kind == "text end":
-        return _Ahead((), at_end=True)
+        return _Lookahead((), at_end=True)
     if isinstance(node, Edge) and node.kind == "line end":
-        return _Ahead(NEWLINE, at_end=True)
+        return _Lookahead(NEWLINE, at_end=True)
     if not isinstance(node, Look) or not node.ahead:
         raise NotATable
     branches = node.part.branches if isinstance(node.part, Either) else (node.part,)
     if not all(isinstance(branch, Set) for branch in branches):
         raise NotATable
     members = union(branch.members for branch in branches if isinstance(branch, Set))
-    return _Ahead(complement(members) if node.negative else members, at_end=node.negative)
+    return _Lookahead(complement(members) if node.negative else members, at_end=node.negative)
 
 
 def _table(places: _Places, first: int) -> Automaton:
@@ -250,7 +249,7 @@ def _table(places: _Places, first: int) -> Automaton:
 def _step(
     places: _Places, state: tuple[int, ...], kind: int, ended: bool, within: dict[Ranges, frozenset[int]]
 ) -> tuple[tuple[int, ...], bool]:
-    """What is alive after a character of a class, or the end, and whether a match ends before it."""
+    """The live places after a character of class ``kind``, or the end, and whether a match ends before it."""
     following: dict[int, None] = {}
     seen: set[int] = set()
     stack = list(reversed(state))
@@ -262,7 +261,7 @@ def _step(
         seen.add(place)
         step = places.steps[place]
         if step is None:
-            return tuple(following), True  # what would come after a match is never wanted
+            return tuple(following), True  # places with a lower priority than the match are dropped
         if isinstance(step, _Fork):
             stack.extend(reversed(step.ways))
         elif isinstance(step.node, Set):

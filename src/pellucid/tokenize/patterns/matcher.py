@@ -1,16 +1,16 @@
-"""Where a pattern matches in a text, as Hugging Face ``tokenizers`` finds it. The plain way; compiled code has tables.
+"""Finds the matches of a pattern in a text in Python, as Hugging Face ``tokenizers`` does; compiled code uses tables.
 
-In: a pattern in Oniguruma's syntax and a text. Out: the matches from left to right. Three ways lead to them:
+In: a pattern in Oniguruma's syntax and a text. Out: the matches from left to right. There are three methods:
 
-- The ``regex`` package runs a pattern of its own that is written from the tree (``patterns/tree.py``), on a copy of the
-  text in which each character is its class: neither its syntax nor its Unicode matters. It is the fastest way. It is
-  used for patterns that it runs in linear time: those of ``patterns/published.py``, and those that hardly read a
-  character twice.
-- Other patterns come from files and may take exponential time in it. Their table (``automaton.py``) is walked, which
-  reads each character once for each place that a match is tried at.
-- Patterns that have no table are run by ``regex`` with a limit, which slows it down tenfold.
+- The ``regex`` package runs a pattern that is generated from the tree (``patterns/tree.py``), on a copy of the text in
+  which each character is replaced by its class, so that neither its syntax nor its Unicode version matters. This is the
+  fastest method. It is used for patterns that ``regex`` runs in linear time: those of ``patterns/published.py``, and
+  those that rarely read a character twice.
+- Other patterns come from files and may take exponential time in ``regex``. Their table (``automaton.py``) is walked; a
+  walk from each start position reads a character at most once.
+- Patterns without a table are run by ``regex`` with a timeout, which makes it ten times slower.
 
-The last two have a :class:`Budget` of time; when it is used up, the text is refused.
+The last two methods have a :class:`Budget` of time; a text that exceeds it is refused.
 """
 
 from __future__ import annotations
@@ -51,31 +51,32 @@ if TYPE_CHECKING:
     from pellucid.tokenize.patterns.automaton import Automaton
 
 RESERVE, SECONDS_A_CHARACTER = 1.0, 20e-6
-MOST_SETS = 64  # that a pattern reads at each place, to have no limit; more are written without strings
-SEVERAL = 10_000  # steps of a table between looks at the clock
-FIRST_CLASS = 0x100  # classes are letters from here on in the copy of a text
+# Sets in a pattern that may run without a timeout; patterns with more are written without strings (``_Writer``).
+MOST_SETS = 64
+SEVERAL = 10_000  # table steps between checks of the clock
+FIRST_CLASS = 0x100  # the code point of class 0 in the copy of a text
 MOST_CLASSES = 0xD000
 
 
 @cache
 def matcher(pattern: str) -> Matcher:
-    """The matcher of a pattern, made once.
+    """The matcher of a pattern, cached.
 
     Raises:
-        PatternError: the pattern is wrong, or has something that is not implemented.
+        PatternError: the pattern is invalid, or has a construct that is not implemented.
     """
     return Matcher(pattern)
 
 
 class Budget:
-    """Time that patterns may take for a text, of the thread that runs them: ``seconds`` are left of the ``whole``."""
+    """The thread time that patterns may take for a text: ``seconds`` are left of ``whole``."""
 
     def __init__(self, characters: int) -> None:
         self.whole = self.seconds = RESERVE + SECONDS_A_CHARACTER * characters
 
 
 class Matcher:
-    """The matches of one pattern. Thread-safe."""
+    """Finds the matches of one pattern. Thread-safe."""
 
     def __init__(self, pattern: str) -> None:
         import regex
@@ -83,7 +84,7 @@ class Matcher:
         self.pattern, self.tree = pattern, parse(pattern)
         self.may_be_empty = may_be_empty(self.tree)
         self._classes = None if _compares(self.tree) else _classes(self.tree)
-        self._copy = None if self._classes is None else _Copy(self._classes)
+        self._copy = None if self._classes is None else _ClassLetters(self._classes)
         try:
             self._regex: Pattern[str] = regex.compile(
                 _Writer(self._classes, _is_small(self.tree)).written(self.tree)
@@ -101,7 +102,7 @@ class Matcher:
         return automaton(self.pattern)
 
     def pieces(self, text: str) -> list[str] | None:
-        """The matches themselves, where they are all of the text and found without a limit; else None."""
+        """The matched texts if they cover the whole text and need no timeout, else None."""
         if not self._is_linear or self._copy is None:
             return None
         ends = [*accumulate(map(len, self._regex.findall(text.translate(self._copy))))]
@@ -110,10 +111,10 @@ class Matcher:
         return [text[start:stop] for start, stop in zip(chain((0,), ends), ends)]
 
     def spans(self, text: str, budget: Budget | None = None) -> list[tuple[int, int]]:
-        """The matches, with those that are empty but for one that touches the match before it. An empty text has none.
+        """The spans of the matches; an empty match right after another match is skipped. An empty text has no matches.
 
         Raises:
-            InvalidRequest: they take more time than the budget has; without one, than a text of this length may.
+            InvalidRequest: matching exceeds the budget (None: the budget of a text of this length).
         """
         if not text:
             return []
@@ -134,7 +135,7 @@ class Matcher:
             budget.seconds -= time.thread_time() - began
 
     def _searched(self, text: str, deadline: float) -> Iterator[tuple[int, int]]:
-        """The loop of rust-onig's ``FindMatches``: ``finditer`` goes on in another way behind an empty match."""
+        """The loop of rust-onig's ``FindMatches``; ``finditer`` differs in how it continues after an empty match."""
         at, last = 0, None
         while at <= len(text):
             found = self._search(text, at, deadline)
@@ -148,7 +149,7 @@ class Matcher:
             at = last = end
 
     def _search(self, text: str, at: int, deadline: float) -> tuple[int, int] | None:
-        """The next match. ``regex`` counts the time of all threads: it may be too early, and then begins again."""
+        """The next match. ``regex`` counts the time of all threads, so it may time out too early and is run again."""
         left = deadline - time.thread_time()
         while left > 0:
             try:
@@ -161,7 +162,7 @@ class Matcher:
 
     @staticmethod
     def _walked(table: Automaton, text: str, deadline: float) -> list[tuple[int, int]]:
-        """The same by a table, whose pattern is never empty."""
+        """The spans of the matches by a table walk; a pattern with a table has no empty matches."""
         from pellucid.kernels.text.split import START
 
         kinds, rows, spans = [*table.kinds(text), table.end_of_text], table.rows, list[tuple[int, int]]()
@@ -188,7 +189,7 @@ class Matcher:
 
 
 def too_slow(pattern: str, limit: str) -> InvalidRequest:
-    """The error for a text that takes a pattern more than a limit."""
+    """The error for a text on which a pattern exceeds a limit."""
     return InvalidRequest(
         f"the tokenizer's pattern {shown(pattern)!r} takes more than {limit}; shorten the text, or use a "
         "tokenizer file with another pattern"
@@ -196,7 +197,7 @@ def too_slow(pattern: str, limit: str) -> InvalidRequest:
 
 
 def _reads_once(tree: Node) -> bool:
-    """Whether a character is hardly looked at again: few sets in branches, of which only the last may be repeated."""
+    """Whether characters are rarely read twice: branches of a few sets, of which only the last may be repeated."""
     if size(tree) > 4 * MOST_SETS:
         return False
     for branch in tree.branches if isinstance(tree, Either) else (tree,):
@@ -212,7 +213,7 @@ def _is_small(tree: Node) -> bool:
 
 
 def _compares(tree: Node) -> bool:
-    """Whether it is asked which characters a group had, not only of which classes."""
+    """Whether the pattern has a back reference, which compares characters and not only their classes."""
     return any(isinstance(one, Back) for one in walk(tree))
 
 
@@ -221,8 +222,8 @@ def _classes(tree: Node) -> Classes | None:
     return classes if classes.count <= MOST_CLASSES else None
 
 
-class _Copy(dict[int, str]):
-    """A character's class as a letter, for ``str.translate``; each is looked up once."""
+class _ClassLetters(dict[int, str]):
+    """Code point → the letter for its class, for ``str.translate``; lookups are cached."""
 
     ENTRIES = 1 << 14
 
@@ -238,10 +239,10 @@ class _Copy(dict[int, str]):
 
 
 class _Writer:
-    """Writes a tree in the syntax of ``regex``; sets are of classes, or of characters where there are none.
+    """Writes a tree in the syntax of ``regex``, with sets of classes, or of characters if ``classes`` is None.
 
-    ``regex`` makes a table for each string in its pattern, in quadratic time that nothing ends: what is not ``small``
-    is written so that there are none, with a surrogate in each set, which no text has.
+    ``regex`` builds a table for each string in its pattern, in quadratic time without a timeout. A pattern that is not
+    ``small`` is written without strings: each set also has a surrogate, which no text contains.
     """
 
     def __init__(self, classes: Classes | None, small: bool) -> None:
@@ -285,7 +286,7 @@ class _Writer:
             then, otherwise = ("!", "=") if edge.kind == "border" else ("=", "!")
             return f"(?:{inside}(?{then}{word})|{outside}(?{otherwise}{word}))"
         newline = self._set(NEWLINE)
-        if edge.kind == "line start":  # no line begins behind a newline that ends the text
+        if edge.kind == "line start":  # no line begins after a newline at the end of the text
             return rf"(?:\A|(?<={newline})(?!\Z))"
         return rf"(?=\Z|{newline})" if edge.kind == "line end" else rf"(?={newline}?\Z)"
 

@@ -1,10 +1,10 @@
-"""Reads a pattern in Oniguruma's syntax: what ``tokenizer.json`` files mean by ``Regex``.
+"""Parser for patterns in Oniguruma's syntax, which ``tokenizer.json`` files call ``Regex``.
 
-In: the pattern. Out: a tree (``patterns/tree.py``). What a construct means is what Oniguruma 6.9.10 makes of it, which
+In: the pattern. Out: a tree (``patterns/tree.py``). Constructs have the meaning of Oniguruma 6.9.10, which
 ``tokenizers`` 0.23 runs with its default syntax; sources are its doc/RE and ``regparse.c``. It differs from Python's
-``re``: ``&&`` intersects sets, which nest, ``\\h`` is a hexadecimal digit, ``(?m)`` lets a dot match newlines, ``^``
-and ``$`` are about lines, ``a{1,2}+`` repeats, and ``a{2,1}`` is possessive. What is not implemented is a
-:class:`PatternError` that names it: nothing is given another meaning.
+``re``: ``&&`` intersects sets, sets nest, ``\\h`` is a hexadecimal digit, ``(?m)`` lets a dot match newlines, ``^`` and
+``$`` match at lines, ``a{1,2}+`` repeats, and ``a{2,1}`` is possessive. A construct that is not implemented raises a
+:class:`PatternError` that names it; none is given another meaning.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from pellucid.tokenize.unicode import complement, intersection
 
 __all__ = ["PatternError", "parse"]
 
-MOST_CHARACTERS, MOST_ATOMS = 10_000, 2_000  # of a pattern; published ones have less than a tenth of that
-MOST_GROUPS, MOST_DEPTH = 50, 100  # in one another; of a tree
-MOST_NODES = 300_000  # of a tree whose repeats are written out, which is what matching makes of some
+MOST_CHARACTERS, MOST_ATOMS = 10_000, 2_000  # per pattern; published ones have less than a tenth of that
+MOST_GROUPS, MOST_DEPTH = 50, 100  # nesting depth of groups; depth of a tree
+MOST_NODES = 300_000  # nodes of a tree with its repeats expanded, as matching expands some
 MOST_REFERENCE = 1000  # Oniguruma's own limit
 NO_NEWLINE = complement(NEWLINE)
 REFUSED = {
@@ -54,12 +54,12 @@ REFUSED = {
 }
 
 
-@lru_cache(maxsize=64)  # the matcher and the automaton of a pattern ask for one tree
+@lru_cache(maxsize=64)  # the matcher and the automaton of a pattern share the tree
 def parse(pattern: str) -> Node:
     """The tree of a pattern.
 
     Raises:
-        PatternError: Oniguruma would refuse the pattern, or it has something that is not implemented.
+        PatternError: Oniguruma refuses the pattern, or it has a construct that is not implemented.
     """
     if len(pattern) > MOST_CHARACTERS:
         raise PatternError(f"it has {len(pattern):,} characters; {MOST_CHARACTERS:,} are allowed")
@@ -78,14 +78,14 @@ def parse(pattern: str) -> Node:
 
 
 class _Parser(Scanner):
-    """Groups, alternatives and repeats."""
+    """Parses groups, alternatives and repeats."""
 
     def __init__(self, pattern: str) -> None:
         super().__init__(pattern)
         self._depth = self._atoms = 0
         self._names: list[str | None] = []  # of the groups, in order
-        self._numbers: list[int] = []  # groups that are asked for by their number
-        self._ends_here = False  # the last atom was all that is left of its group
+        self._numbers: list[int] = []  # groups that are referenced by number
+        self._ends_here = False  # the last atom includes the rest of its group
 
     def pattern(self) -> Any:
         node = self._either()
@@ -94,7 +94,7 @@ class _Parser(Scanner):
         return node
 
     def groups(self) -> set[int]:
-        """The groups that capture."""
+        """The numbers of the capturing groups."""
         named = {at + 1 for at, name in enumerate(self._names) if name is not None}
         if named and self._numbers:
             raise PatternError("a group is asked for by its number where groups have names")
@@ -116,14 +116,14 @@ class _Parser(Scanner):
                 break
             self._ends_here = False
             node = self._atom()
-            if self._ends_here:  # "(?i)", which takes in what follows
+            if self._ends_here:  # "(?i)", whose node includes the rest of the group
                 parts.append(node)
                 break
             parts.append(self._repeated(node))
         return parts[0] if len(parts) == 1 else Concat(tuple(parts))
 
     def _skip(self) -> None:
-        """Read comments, and white space that means nothing."""
+        """Skip comments, and white space in extended mode."""
         while True:
             if self.take("(?#"):
                 while (letter := self.next("a comment")) != ")":
@@ -210,7 +210,7 @@ class _Parser(Scanner):
     # ------------------------------------------------------------ references
 
     def _back_number(self) -> int | None:
-        """The number of a group behind a backslash; None where it is a character in octal, or a digit."""
+        """The group number after a backslash; None if it is an octal character or a digit."""
         start = self.at - 1
         self.digits("0123456789", len(self.text))
         digits = self.text[start : self.at]
@@ -263,7 +263,7 @@ class _Parser(Scanner):
         return node
 
     def _inside(self) -> Any:
-        """A group behind its parenthesis, up to the one that ends it."""
+        """A group after its opening parenthesis, up to and including the closing one."""
         looks = {"?=": (True, False), "?!": (True, True), "?<=": (False, False), "?<!": (False, True)}
         for mark, (ahead, negative) in looks.items():
             if self.take(mark):
@@ -300,7 +300,7 @@ class _Parser(Scanner):
 
     def _look(self, ahead: bool, negative: bool) -> Look:
         node = self._closed()
-        # Of one that may be empty Oniguruma looks at nothing, not even at a border in it.
+        # Oniguruma ignores a look-behind that may be empty, including any border in it.
         if not ahead and (may_be_empty(node) or any(unfit_behind(one, negative) for one in walk(node))):
             raise PatternError("what stands in this look-behind is not implemented")
         return Look(node, ahead, negative)
@@ -313,7 +313,7 @@ class _Parser(Scanner):
         return self._captured(len(self._names))
 
     def _switched(self) -> Any:
-        """``(?i:...)``, or ``(?i)``, which is about all that follows in its group."""
+        """``(?i:...)``, or ``(?i)``, which applies to the rest of its group."""
         on, options = True, self.options
         if self.peek(")"):
             raise PatternError("(?) switches nothing")
@@ -339,7 +339,7 @@ class _Parser(Scanner):
                 raise PatternError(f"(?{shown(letter)} is not known, or not implemented")
         self.options = options
         if letter == ":":
-            return Concat((self._closed(),))  # unlike (?:...), it may be repeated whatever is in it
+            return Concat((self._closed(),))  # unlike (?:...), it may be repeated whatever its contents
         node = self._either()
         self._ends_here = True
         return node
@@ -362,7 +362,7 @@ class _Parser(Scanner):
         raise PatternError(f"repeats are nested {MOST_DEPTH} deep")
 
     def _times(self) -> tuple[int, int | None, bool, bool] | None:
-        """How often what stands before is to be repeated: least, most, greedy, possessive; None if it is not."""
+        """The quantifier that comes next: least, most, greedy, possessive; None if there is none."""
         for mark, (least, most) in {"*": (0, None), "+": (1, None), "?": (0, 1)}.items():
             if self.take(mark):
                 greedy = not self.take("?")
@@ -376,7 +376,7 @@ class _Parser(Scanner):
         return low, high, exact or not self.take("?"), False
 
     def _interval(self) -> tuple[int, int | None, bool] | None:
-        """``{2,3}``, and whether it is ``{2}``; None, with nothing read, if the brace is one like any other."""
+        """``{2,3}``: least, most, whether it is exact (``{2}``); None, with nothing read, if the brace is literal."""
         start = self.at
         self.at += 1
         low = self.digits("0123456789", len(self.text))

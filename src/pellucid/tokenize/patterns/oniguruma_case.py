@@ -1,7 +1,7 @@
-"""Letters in any case (``(?i)``) in Oniguruma's syntax, and what is known of a pattern only when all of it is read.
+"""Case-insensitive letters (``(?i)``) in Oniguruma's syntax, and other steps that need the whole parsed pattern.
 
-Two or three letters may be one character in another case: "ss" is "ß". So letters stay letters until their neighbours
-are known; then they become sets, and the tree has no case.
+Two or three letters may equal one character in another case: "ss" equals "ß". So letters stay :class:`Letter` nodes
+until their neighbours are known; then they become sets, and the tree no longer depends on case.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pellucid.tokenize.unicode import Ranges
 
 
 def _rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
-    """The node with each of its parts changed."""
+    """The node with ``change`` applied to each of its parts."""
     if isinstance(node, Concat):
         return Concat(tuple(map(change, node.parts)))
     if isinstance(node, Either):
@@ -39,7 +39,7 @@ def _rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def settled(node: Any, single: bool) -> Any:
-    """The tree with chains in chains flat and letters in any case as sets, neighbours together."""
+    """The tree with nested chains flattened and runs of case-insensitive letters replaced by sets."""
     if not isinstance(node, (Concat, Letter)):
         single = single or (isinstance(node, Look) and not node.ahead)
         return _rebuilt(node, lambda part: settled(part, single))
@@ -61,7 +61,7 @@ def settled(node: Any, single: bool) -> Any:
 
 
 def without_groups(node: Any, capturing: set[int]) -> Any:
-    """The tree with those groups only that are asked for."""
+    """The tree with only the groups that a back reference uses."""
     asked = {one.number for one in walk(node) if isinstance(one, Back)} & capturing
 
     def plain(node: Any) -> Any:
@@ -73,11 +73,11 @@ def without_groups(node: Any, capturing: set[int]) -> Any:
 
 
 MOST_JOINED, MOST_WAYS = 12, 64
-"""Neighbouring letters of which two or three may be one character ("ss" and "ß"), and ways to read them."""
+"""Limits: letters in a run in which two or three may equal one character ("ss" and "ß"); readings of such a run."""
 
 
 def in_any_case(codes: list[int], single: bool) -> list[Node]:
-    """Letters one behind another, each in any case. ``single``: only character by character, as in a look-behind."""
+    """Nodes for consecutive case-insensitive letters; ``single``: only character by character, as in a look-behind."""
     nodes: list[Node] = []
     at = 0
     while at < len(codes):
@@ -94,7 +94,7 @@ def in_any_case(codes: list[int], single: bool) -> list[Node]:
 
 
 def _end_of_joined(codes: list[int], at: int) -> int:
-    """Behind the letters from ``at`` on that may be part of one character that stands for several."""
+    """The end of the run of letters from ``at`` on that characters with a folding of several letters can connect."""
     stop, end = at, at + 1
     while stop < end:
         end = max([end, *(stop + size for size, _ in _joined(codes, stop))])
@@ -103,7 +103,7 @@ def _end_of_joined(codes: list[int], at: int) -> int:
 
 
 def _joined(codes: list[int], at: int) -> list[tuple[int, Ranges]]:
-    """Characters that stand for several letters from ``at`` on: for how many, and which."""
+    """The characters that equal several letters from ``at`` on: (number of letters, characters)."""
     found: list[tuple[int, Ranges]] = []
     for size in (2, 3):
         letters = tuple(unicode.small(code) for code in codes[at : at + size])

@@ -1,4 +1,4 @@
-"""What Oniguruma refuses in a pattern, or reads in its own way, so that it is refused here."""
+"""Constructs that are refused because Oniguruma refuses them, or matches them in a way that is not implemented."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pellucid.tokenize.patterns.tree import Atomic, Back, Concat, Edge, Either, 
 
 
 def looks_anchored(tree: Node) -> bool:
-    """Whether Oniguruma tries a pattern at the beginning of the text only, as it does ``\\b\\O+``, by a fault."""
+    """Whether Oniguruma, by a bug, tries a pattern only at the start of the text, as it does with ``\\b\\O+``."""
     parts = list(tree.parts) if isinstance(tree, Concat) else [tree]
     rest = list(dropwhile(lambda part: isinstance(part, (Edge, Look)), parts))
     if not rest or len(rest) == len(parts) or not isinstance(rest[0], Repeat):
@@ -19,7 +19,7 @@ def looks_anchored(tree: Node) -> bool:
 
 
 def unfit_behind(node: Any, negative: bool) -> bool:
-    """Whether it must not stand in a look-behind: Oniguruma refuses it, or which way it is read in matters."""
+    """Whether a node is not allowed in a look-behind: Oniguruma refuses it, or the reading direction matters."""
     if isinstance(node, Edge):
         return node.kind in ("text end", "last line end")
     if isinstance(node, Atomic):
@@ -28,7 +28,7 @@ def unfit_behind(node: Any, negative: bool) -> bool:
 
 
 def cannot_repeat(node: Any) -> bool:
-    """Whether Oniguruma refuses to repeat it."""
+    """Whether Oniguruma refuses to repeat a node."""
     if isinstance(node, Either):
         return any(cannot_repeat(branch) for branch in node.branches)
     return isinstance(node, (Look, Edge))

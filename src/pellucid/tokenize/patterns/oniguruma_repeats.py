@@ -1,4 +1,4 @@
-"""Repeats of repeats in Oniguruma's syntax: ``(?:a+)?`` becomes ``a*``, so that no empty part is repeated without need.
+"""Nested repeats in Oniguruma's syntax: ``(?:a+)?`` becomes ``a*``, which avoids repeats of empty parts.
 
 The rules are those of ``regparse.c``, ``onig_reduce_nested_quantifier`` and ``assign_quantifier_body``, 6.9.10.
 """
@@ -14,8 +14,8 @@ from pellucid.tokenize.patterns.tree import Repeat
 MOST_TIMES = 100_000  # Oniguruma's own limit
 
 _SIMPLE = [(0, 1, True), (0, None, True), (1, None, True), (0, 1, False), (0, None, False), (1, None, False)]
-# What a repeat of a repeat becomes, as in Oniguruma: rows for the inner one, columns for the outer, in the order above.
-# A number: that one alone; None: the inner one alone; "both": as it is; "some": the inner + within an outer ??.
+# The reduction of nested repeats, as in Oniguruma: rows for the inner one, columns for the outer, in the order above.
+# A number: that repeat alone; None: the inner one alone; "both": no reduction; "some": the inner + within an outer ??.
 _REDUCED: list[list[int | str | None]] = [
     [None, 1, 1, 3, 4, "both"],
     [None, None, None, "some", "some", None],
@@ -27,7 +27,7 @@ _REDUCED: list[list[int | str | None]] = [
 
 
 def nested(part: Any, outer: Repeat) -> Any:
-    """A repeat, together with the one that it repeats: an empty part is then never repeated without need."""
+    """The reduction of the repeat ``outer`` of ``part``, if ``part`` is a repeat, else ``outer`` itself."""
     if not isinstance(part, Repeat):
         return outer
     inner_kind, outer_kind = ((one.least, one.most, one.greedy) for one in (part, outer))

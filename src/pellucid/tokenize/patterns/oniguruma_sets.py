@@ -1,6 +1,6 @@
-"""Characters in Oniguruma's syntax: escapes, properties, sets in brackets, and which are the same in another case.
+"""Characters in Oniguruma's syntax: escapes, properties, bracketed sets, and their case-insensitive forms.
 
-See ``oniguruma.py``. The functions here follow ``regparse.c`` of Oniguruma 6.9.10, doc/RE its sections 2, 3 and 6.
+See ``oniguruma.py``. The functions follow ``regparse.c`` of Oniguruma 6.9.10 and sections 2, 3 and 6 of its doc/RE.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ CONTROLS = {"n": 10, "t": 9, "r": 13, "f": 12, "v": 11, "a": 7, "e": 27}
 
 
 class PatternError(Exception):
-    """The pattern is wrong, or has something that is not implemented. The message names it, in one line."""
+    """The pattern is invalid, or has a construct that is not implemented. The message names it, in one line."""
 
 
 @dataclass(frozen=True)
 class PatternOptions:
-    """What ``(?...)`` switches: ``i``, ``m``, ``x``; ``W``, ``D``, ``S``, ``P`` as the names in ``ascii``."""
+    """The options of ``(?...)``: ``i``, ``m``, ``x``; and ``W``, ``D``, ``S``, ``P`` as names in ``ascii``."""
 
     any_case: bool = False
     dot_all: bool = False
@@ -43,52 +43,52 @@ class PatternOptions:
 
 
 def literal(name: str) -> str:
-    """The inside of a set in brackets: the characters of one of our own properties (``unicode.txt``)."""
+    """The inside of a bracketed set with the characters of a property in ``unicode.txt``."""
     return "".join(f"\\x{{{low:X}}}-\\x{{{high:X}}}" for low, high in unicode.members(name) or ())
 
 
 def quoted(text: str) -> str:
-    """A pattern that matches a text as it is."""
+    """A pattern that matches a text literally."""
     return "".join(f"\\{c}" if c.isascii() and c.isprintable() and not c.isalnum() else c for c in text)
 
 
 class Scanner:
-    """The pattern, and how far it is read. Escapes and brackets are read here."""
+    """A pattern with the read position; parses escapes and brackets."""
 
     TYPES: ClassVar = {"d": "digit", "s": "space", "h": "xdigit"}
 
     def __init__(self, pattern: str) -> None:
         self.text, self.at, self.options = pattern, 0, PatternOptions()
-        self.codes: list[int | None] = []  # of "\x{41 42-44}", what is still to come; None: a dash
+        self.codes: list[int | None] = []  # the rest of "\x{41 42-44}"; None: a dash
         self.in_set = False
 
     def peek(self, ahead: str) -> bool:
-        """Whether this comes next."""
+        """Whether ``ahead`` comes next."""
         return self.text.startswith(ahead, self.at)
 
     def take(self, wanted: str) -> bool:
-        """Whether this comes next; then it is read."""
+        """Read ``wanted`` if it comes next; returns whether it did."""
         if self.peek(wanted):
             self.at += len(wanted)
             return True
         return False
 
     def next(self, of: str = "the pattern") -> str:
-        """The next character."""
+        """Read the next character. Raises :class:`PatternError` at the end; ``of`` is what then ends too early."""
         if self.at >= len(self.text):
             raise PatternError(f"{of} ends too early")
         self.at += 1
         return self.text[self.at - 1]
 
     def digits(self, of: str, most: int) -> str:
-        """The digits that come next, of these, at most so many."""
+        """Read digits in ``of``, at most ``most``."""
         start = self.at
         while self.at < len(self.text) and self.at - start < most and self.text[self.at] in of:
             self.at += 1
         return self.text[start : self.at]
 
     def until(self, close: str) -> str | None:
-        """What comes before a sign, which is read as well; None, with nothing read, if it does not come."""
+        """Read up to and including ``close``; returns the text before it, or None (nothing read) if it is absent."""
         end = self.text.find(close, self.at)
         if end < 0:
             return None
@@ -98,7 +98,7 @@ class Scanner:
     # ------------------------------------------------------------ escapes
 
     def escaped_set(self, letter: str) -> Ranges | None:
-        """The set that an escape stands for, in brackets and outside, but for ``\\w``; None if it is none."""
+        """The set of an escape, in brackets and outside, except ``\\w``; None if the escape is not a set."""
         if letter.lower() in self.TYPES:
             members = self.named(self.TYPES[letter.lower()])
             return complement(members) if letter.isupper() else members
@@ -112,7 +112,7 @@ class Scanner:
         return complement(members) if negative else members
 
     def named(self, name: str) -> Ranges:
-        """The characters of a property."""
+        """The characters of a property. Raises :class:`PatternError` for an unknown name."""
         plain = unicode.plain_name(name)
         members = unicode.named(plain)
         if members is None:
@@ -120,7 +120,7 @@ class Scanner:
         return intersection(members, ASCII) if self.options.is_ascii(plain.strip("[]")) else members
 
     def escaped_code(self, letter: str) -> int:
-        """The character that an escape stands for; ``letter`` is behind the backslash."""
+        """The code point of an escape; ``letter`` is the character after the backslash."""
         if letter == "u":
             digits = self.digits(hexdigits, 4)
             if len(digits) < 4:
@@ -138,7 +138,7 @@ class Scanner:
         return CONTROLS.get(letter, ord(letter))
 
     def _braced(self, of: str) -> int:
-        """``{41}``, or ``{41 42}``, in brackets also ``{41-43}``: the first; what follows it waits in ``codes``."""
+        """The first code of ``{41}`` or ``{41 42}``, in brackets also ``{41-43}``; the rest is queued in ``codes``."""
         written = self.text[self.at : self.at + 20]
         inside = (self.until("}") or "")[1:]
         words = inside.replace("-", " - ").split() if self.in_set else inside.split()
@@ -151,7 +151,7 @@ class Scanner:
         return codes[0] or 0
 
     def _byte(self, kind: str) -> int:
-        """A byte, whose digits come next."""
+        """Read the digits of a byte."""
         digits = self.digits(hexdigits, 2) if kind == "x" else self.digits(octdigits, 3)
         if not digits:
             raise PatternError("\\x without digits")
@@ -161,7 +161,7 @@ class Scanner:
         return value
 
     def _bytes(self, first: int) -> int:
-        """The character that begins with a byte, of which others are written behind it."""
+        """The character whose UTF-8 begins with byte ``first``; reads its other bytes, which are escapes too."""
         data = bytearray([first])
         size = 1 if first < 0xC2 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
         while len(data) < size:
@@ -174,7 +174,7 @@ class Scanner:
             raise PatternError(f"the bytes {data.hex()} are not a character in UTF-8") from None
 
     def _control(self, letter: str) -> int:
-        """``\\cX``, ``\\C-X``, ``\\M-X``, which may hold one another."""
+        """The code of ``\\cX``, ``\\C-X`` or ``\\M-X``, which may be nested."""
         if letter != "c" and not self.take("-"):
             raise PatternError(f"\\{letter} without a dash")
         following = self.next(f"\\{letter}")
@@ -189,7 +189,7 @@ class Scanner:
     # ------------------------------------------------------------ sets in brackets
 
     def bracket(self) -> Node:
-        """What ``[`` begins, which has been read."""
+        """A bracketed set, after its ``[``."""
         self.in_set = True
         members, negative = self._bracket(0)
         self.in_set = False
@@ -200,7 +200,7 @@ class Scanner:
         return Either((whole, *several)) if several and not negative else whole
 
     def _bracket(self, depth: int) -> tuple[Ranges, bool]:
-        """The set, without a leading ``^``, and whether there was one."""
+        """The members of a set, and whether it has a leading ``^``, which is not applied."""
         if depth > 100:
             raise PatternError("sets are nested more than 100 deep")
         negative, reader = self.take("^"), _Members()
@@ -213,7 +213,7 @@ class Scanner:
                 continue
             if token == "open":
                 members, inverted = self._bracket(depth + 1)
-                if inverted and not complement(members):  # of which Oniguruma makes something else
+                if inverted and not complement(members):  # Oniguruma gives this another meaning
                     raise PatternError("a set in a set excludes every character, which is not implemented")
                 reader.nested(complement(members) if inverted else members)
             elif token == "and":
@@ -229,7 +229,7 @@ class Scanner:
         return reader.members(), negative
 
     def _closes_later(self) -> bool:
-        """Whether a ``]`` comes behind the one that is next, so that this one is a member."""
+        """Whether another ``]`` follows the next one, so that the next one is a member."""
         at = self.at + 1
         while at < len(self.text):
             if self.text[at] == "]":
@@ -238,7 +238,7 @@ class Scanner:
         return False
 
     def _token(self, literal: bool = False) -> _Token:
-        """What comes next in brackets: a character, a set, or a word for a sign."""
+        """The next token in brackets: a code point, a set, or "close", "open", "range" or "and"."""
         if self.codes:
             code = self.codes.pop(0)
             return "range" if code is None else checked(code, most=0xFFFFFFFF)
@@ -263,7 +263,7 @@ class Scanner:
         return 8 if escaped == "b" else checked(self.escaped_code(escaped), most=0xFFFFFFFF)
 
     def _posix(self) -> Ranges | None:
-        """``[:alpha:]`` behind its first bracket; None if it is another set."""
+        """``[:alpha:]`` after its first bracket; None, with nothing read, if it is another set."""
         end = self.text.find(":]", self.at + 1)
         name = self.text[self.at + 1 : end] if end > 0 and self.peek(":") else ""
         if not name or not (name.removeprefix("^") or "a").isalpha():
@@ -279,15 +279,13 @@ _Token = int | Ranges | str
 
 
 class _Members:
-    """Members of a set, as they are read: Oniguruma's rules for what a dash stands for."""
+    """Collects the members of a set, with Oniguruma's rules for dashes."""
 
     def __init__(self) -> None:
         self._sets: list[Ranges] = []
-        self._before: Ranges | None = None  # what stands before the last "&&"
-        self._state = (
-            "start"  # "value": behind a member; "range": behind its dash; "complete": behind a range
-        )
-        self._value: int | None = None  # the member, if it may begin a range
+        self._before: Ranges | None = None  # the set before the last "&&"
+        self._state = "start"  # "value": after a member; "range": after its dash; "complete": after a range
+        self._value: int | None = None  # the last member, if it may begin a range
 
     @property
     def in_range(self) -> bool:
@@ -320,7 +318,7 @@ class _Members:
         self._state = "complete"
 
     def dash(self, following: _Token) -> _Token:
-        """A dash, and what comes behind it: what is to be read next."""
+        """Process a dash before the token ``following``; returns the token to process next."""
         if self._state == "value" and following not in ("close", "and"):
             if self._value is None:
                 raise PatternError("a set has a range that begins with a class of characters")
@@ -339,14 +337,14 @@ class _Members:
         return found if self._before is None else intersection(self._before, found)
 
     def _flush(self) -> None:
-        """A member that began no range stands for itself."""
+        """Add the pending member that did not begin a range."""
         if self._state == "value" and self._value is not None:
             self._sets.append(((self._value, self._value),))
         self._value = None
 
 
 def checked(code: int, most: int = CODES - 1) -> int:
-    """A code point, if it can be that of a character; in a range up to ``most``."""
+    """The code point itself. Raises :class:`PatternError` if it is above ``most`` or a surrogate."""
     if code > most or 0xD800 <= code < 0xE000:
         raise PatternError(f"{code:#x} is not the code point of a character")
     return code
@@ -354,7 +352,7 @@ def checked(code: int, most: int = CODES - 1) -> int:
 
 @lru_cache(maxsize=256)
 def in_other_cases(members: Ranges) -> tuple[Ranges, tuple[Node, ...]]:
-    """A set with what is the same as its members in another case; and what is several letters there, as "ß" is "ss"."""
+    """The case-insensitive form of a set, and the letter sequences that equal a member ("ss" for "ß")."""
     found = unicode.holding(members)
     several = [full for code, full in unicode.full_folds().items() if found(code)]
     chains = tuple(Concat(tuple(Set(unicode.same_case(code)) for code in full)) for full in several)

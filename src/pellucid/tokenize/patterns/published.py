@@ -1,8 +1,8 @@
 """Published patterns that split a text before byte-level BPE, and the names that GGUF files give them.
 
-Data only. A name stands for steps; each step is a pattern whose matches become pieces of their own, as do the
-gaps between them; the next step works inside the pieces. Sources: the ``pre_tokenizer`` of the models'
-``tokenizer.json``, GPT-2's ``encoder.py``, tiktoken's ``openai_public.py``, llama.cpp's ``llama-vocab.cpp``.
+Data only. A name stands for a list of steps; each step is a pattern whose matches become parts of their own, as do the
+gaps between them; the next step splits these parts. Sources: the ``pre_tokenizer`` of the models' ``tokenizer.json``,
+GPT-2's ``encoder.py``, tiktoken's ``openai_public.py``, llama.cpp's ``llama-vocab.cpp``.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ LINEAR = frozenset({GPT2, LLAMA3, QWEN2, QWEN35, O200K, TEKKEN, KIMI, DEEPSEEK3,
 
 @dataclass(frozen=True)
 class Splitting:
-    """How the files of one ``tokenizer.ggml.pre`` name split text.
+    """How files with a given ``tokenizer.ggml.pre`` split text.
 
-    ``ignore_merges``: a pre-token that is a piece as a whole is that piece, whatever the merges say.
-    ``add_bos``: whether a text starts with BOS when the file does not say.
+    ``ignore_merges``: a pre-token that is a piece becomes that piece, whatever the merges give. ``add_bos``: a text
+    starts with BOS if the file does not specify it.
     """
 
     steps: tuple[str, ...]
@@ -88,9 +88,9 @@ GGUF_PRE: dict[str, Splitting] = {
 
 @dataclass(frozen=True)
 class TiktokenRanks:
-    """What belongs to a file of tiktoken's: its pattern, and its special tokens with their ids.
+    """The data that a tiktoken file lacks: its pattern, and its special tokens with their ids.
 
-    ``reserved`` names tokens that have the ids behind the vocabulary, in order.
+    ``reserved`` lists the tokens whose ids follow the vocabulary, in order.
     """
 
     pattern: str
@@ -98,7 +98,7 @@ class TiktokenRanks:
     reserved: tuple[str, ...] = ()
 
     def special(self, size: int) -> dict[str, int]:
-        """The special tokens beside a vocabulary of so many pieces."""
+        """The special tokens of a vocabulary of ``size`` pieces, with their ids."""
         return {**self.named, **{name: size + at for at, name in enumerate(self.reserved)}}
 
 
@@ -135,4 +135,4 @@ TIKTOKEN: dict[str, TiktokenRanks] = {
     "tokenizer": TiktokenRanks(LLAMA3, reserved=_LLAMA3),
     "qwen": TiktokenRanks(QWEN2, reserved=_QWEN),
 }
-"""By the name of the file: OpenAI's (tiktoken, ``openai_public.py``), Llama 3's ``tokenizer.model``, Qwen 1's."""
+"""By file name: OpenAI's (tiktoken, ``openai_public.py``), Llama 3's ``tokenizer.model``, Qwen 1's."""

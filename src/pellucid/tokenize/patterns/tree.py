@@ -1,6 +1,6 @@
-"""A pattern as a tree: what a parser makes (``oniguruma.py``), and what matches it (``matcher.py``, ``automaton.py``).
+"""The syntax tree of a pattern: ``oniguruma.py`` builds it, ``matcher.py`` and ``automaton.py`` match it.
 
-Sets of characters are spelled out, upper and lower case included, so nothing in a tree depends on a library's Unicode.
+Sets of characters are explicit, with upper and lower case, so that a tree does not depend on a library's Unicode data.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from pellucid.tokenize.unicode import CODES, Ranges
 
 @dataclass(frozen=True)
 class Set:
-    """One character of a set."""
+    """Matches one character of a set."""
 
     members: Ranges
 
 
 @dataclass(frozen=True)
 class Concat:
-    """One after the other."""
+    """Matches its parts one after the other."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Either:
-    """The first that leads to a match."""
+    """Matches the first branch that leads to a match."""
 
     branches: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """So many times, at least and at most (None: no limit); as often as possible if ``greedy``, else as seldom."""
+    """Matches ``part`` from ``least`` to ``most`` times (None: no limit); ``greedy`` tries more repeats first."""
 
     part: Node
     least: int
@@ -46,14 +46,17 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Atomic:
-    """The first way in which ``part`` matches; what follows cannot make it try another."""
+    """Matches ``part`` in the first possible way; later nodes cannot backtrack into it."""
 
     part: Node
 
 
 @dataclass(frozen=True)
 class Look:
-    """What follows matches ``part``, or what precedes if not ``ahead``; if ``negative``, it does not. Takes nothing."""
+    """Asserts that ``part`` matches after this position, or before it if not ``ahead``; ``negative`` negates it.
+
+    It consumes no character.
+    """
 
     part: Node
     ahead: bool
@@ -62,10 +65,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Edge:
-    """A place in the text. Takes nothing.
+    """Asserts a kind of position in the text. It consumes no character.
 
     ``last line end``: the end of the text, or before a newline there. ``search start``: where the search began.
-    ``border``: between a character of ``members`` and another or none; ``no border``: anywhere else.
+    ``border``: between a character of ``members`` and another character or none; ``no border``: anywhere else.
     """
 
     kind: Literal[
@@ -83,7 +86,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Group:
-    """A part whose text a :class:`Back` can ask for."""
+    """A capturing group, for :class:`Back`."""
 
     part: Node
     number: int
@@ -91,14 +94,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Back:
-    """The text of a group once more."""
+    """A back reference: matches the text of a group again."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Letter:
-    """A letter in any case. Only while a pattern is read: it becomes sets once it is known what is beside it."""
+    """A case-insensitive letter. It exists only during parsing: it becomes sets once its neighbours are known."""
 
     code: int
 
@@ -110,7 +113,7 @@ NEWLINE: Ranges = ((10, 10),)
 
 
 def inner(node: Node) -> tuple[Node, ...]:
-    """The nodes that a node is made of."""
+    """The direct children of a node."""
     if isinstance(node, Concat):
         return node.parts
     if isinstance(node, Either):
@@ -121,7 +124,7 @@ def inner(node: Node) -> tuple[Node, ...]:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """The node and all that it is made of."""
+    """The node and all nodes in it."""
     waiting = [node]
     while waiting:
         node = waiting.pop()
@@ -130,7 +133,7 @@ def walk(node: Node) -> Iterator[Node]:
 
 
 def depth(node: Node) -> int:
-    """How many nodes lie in one another at most."""
+    """The depth of the tree."""
     deepest, level = 0, [node]
     while level:
         deepest, level = deepest + 1, [part for one in level for part in inner(one)]
@@ -138,13 +141,13 @@ def depth(node: Node) -> int:
 
 
 def size(node: Node) -> int:
-    """How many nodes there are when repeats are written out as often as they count."""
+    """The number of nodes with all repeats expanded."""
     times = max(node.least, node.most or 1, 1) if isinstance(node, Repeat) else 1
     return 1 + times * sum(map(size, inner(node)))
 
 
 def may_be_empty(node: Node | Letter) -> bool:
-    """Whether a match may take no character."""
+    """Whether a match may be empty."""
     if isinstance(node, (Set, Letter)):
         return False
     if isinstance(node, Concat):
@@ -159,7 +162,7 @@ def may_be_empty(node: Node | Letter) -> bool:
 
 
 def sets(node: Node) -> list[Ranges]:
-    """Every set that a tree asks about, once each, in order."""
+    """The distinct sets in a tree, in order."""
     found: dict[Ranges, None] = {}
     for one in walk(node):
         if isinstance(one, Set):
@@ -170,9 +173,9 @@ def sets(node: Node) -> list[Ranges]:
 
 
 class Classes:
-    """Characters that are in the same sets are of one class: what a pattern tells apart.
+    """Groups characters into classes: characters are in one class if they are in the same sets.
 
-    ``of`` gives the class of a code point, from 0 on; ``within`` says for a set which classes it is made of.
+    ``of`` gives the class of a code point, from 0 to ``count`` - 1; ``within`` has the classes of each set.
     """
 
     def __init__(self, sets: list[Ranges]) -> None:
@@ -188,7 +191,7 @@ class Classes:
             held ^= edges[border]
             self.borders.append(border)
             self.classes.append(known.setdefault(held, len(known)))
-        if self.borders[-1] == CODES:  # behind the last character
+        if self.borders[-1] == CODES:  # past the last code point
             del self.borders[-1], self.classes[-1]
         self.count = len(known)
         self.within = {

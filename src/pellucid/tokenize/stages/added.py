@@ -1,12 +1,12 @@
-"""Tokens that are recognised in the raw text, before anything else happens to it.
+"""Added tokens: tokens that are matched in the raw text, before all other stages.
 
-In: the text. Out: the same text cut into parts of plain text and of added tokens, in order. Control
-tokens (``<|im_end|>``) are recognised only when the caller says that this text may contain them
-(``parse_special``); user-defined tokens (Gemma's runs of newlines, ``<table>``) are text and always are.
+In: the text. Out: the text cut into plain parts and added tokens, in order. Control tokens (``<|im_end|>``) are matched
+only if the caller says that the text may contain them (``parse_special``); user-defined tokens (Gemma's runs of
+newlines, ``<table>``) are text and always matched.
 
-The rules are those of Hugging Face ``tokenizers``, ``AddedVocabulary``: of the tokens that match, the leftmost
-and then the longest wins; ``lstrip``/``rstrip`` swallow the white space beside it; ``single_word`` asks for
-word borders; tokens with ``normalized`` are looked for in the normalised text instead, as the normalizer writes them.
+The rules are those of Hugging Face ``tokenizers``, ``AddedVocabulary``: the leftmost match wins, then the longest;
+``lstrip`` and ``rstrip`` include the white space before and after the token; ``single_word`` requires word borders;
+tokens with ``normalized`` are matched in the normalized text instead, as the normalizer writes them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pellucid.tokenize.stages.normalize import compiled
 from pellucid.tokenize.unicode import white_space
 
 Part = tuple[int, int, int | None]
-"""Characters of a text, from and up to, and the id of the added token that they are, or None."""
+"""The first character of a part of a text, the one after its last, and its id if it is an added token, else None."""
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """One token that is matched as a whole."""
+    """A token that is matched as a whole."""
 
     id: int
     text: str
@@ -38,15 +38,15 @@ class AddedToken:
 class AddedTokens:
     """Finds added tokens in text.
 
-    Candidates are found by their first character and then looked up by length, longest first, among the
-    lengths that tokens with the same first two characters have: no pattern is built from file contents.
+    Candidates are found by their first character and then looked up by length, longest first, among the lengths of the
+    tokens with the same first two characters. No pattern is built from file contents.
     """
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
         self._by_text: dict[str, AddedToken] = {}
         for token in tokens:
             if token.text:
-                self._by_text.setdefault(token.text, token)  # of two of the same text the first counts
+                self._by_text.setdefault(token.text, token)  # the first of two equal texts counts
         lengths: dict[str, set[int]] = {}
         for text in self._by_text:
             lengths.setdefault(text[:2], set()).add(len(text))
@@ -58,7 +58,7 @@ class AddedTokens:
         return iter(self._by_text.values())
 
     def split(self, text: str, parse_special: bool) -> list[Part]:
-        """Cut ``text`` into parts, none of them empty."""
+        """Cut ``text`` into nonempty parts."""
         if self._start is None:
             return [(0, len(text), None)] if text else []
         out: list[Part] = []

@@ -1,9 +1,9 @@
-"""Text that remembers where it came from.
+"""Text that tracks its origin in the original text.
 
-A normalizer changes a text, a pre-tokenizer cuts it; :class:`Aligned` carries along, for each character that there is
-now, which characters of the original text it stands for. The rules are those of Hugging Face ``tokenizers``,
-``NormalizedString``: a character that replaces another stands where that one stood, one that was put in stands where
-the one before it does. This is the slow way through a tokenizer, for offsets and explanations.
+A normalizer changes a text, a pre-tokenizer cuts it; :class:`Aligned` records which characters of the original text
+each current character stands for. The rules are those of Hugging Face ``tokenizers``, ``NormalizedString``: a
+replacement has the origin of the character that it replaces, an inserted character that of the character before it.
+This is the slow path through a tokenizer, for offsets and explanations.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pellucid.errors import InvalidRequest
 
 Change = Callable[[str], Iterable[tuple[str, int]]]
-"""What a piece of text becomes: characters, and which character of the piece, by its index, they stand for; -1 for the
-one before the piece."""
+"""Maps a matched text to its replacement: characters, each with the index of the matched character that it stands for;
+-1 is the character before the match."""
 
 TIMES, MORE, MOST = 32, 1_000, 1 << 28
-"""What rules of a file may make of n characters: TIMES * n + MORE of them, and MOST, or n if that is more. The longest
-normalisation form has 18 times as many."""
+"""Limits on the growth of a text by a file's rules: n characters may become min(TIMES * n + MORE, max(n, MOST)). The
+largest growth by a Unicode normalization form is 18 times."""
 
 
 def check_growth(before: int, after: int) -> None:
-    """Refuse a text of ``before`` characters that has become ``after``. Raises :class:`InvalidRequest`."""
+    """Raise :class:`InvalidRequest` if a text of ``before`` characters has grown too much, to ``after``."""
     most = min(TIMES * before + MORE, max(before, MOST))
     if after > most:
         raise InvalidRequest(
@@ -34,9 +34,9 @@ def check_growth(before: int, after: int) -> None:
 
 @dataclass(frozen=True)
 class Aligned:
-    """A text; character i stands for the characters ``starts[i]`` up to, not with, ``ends[i]`` of the original.
+    """A text whose character i stands for the characters ``starts[i]`` up to (excluding) ``ends[i]`` of the original.
 
-    ``origin`` is where the text began in the original when it was cut out: what is put in front stands there.
+    ``origin`` is where the text began in the original when it was cut out: the position of text inserted before it.
     """
 
     text: str
@@ -51,7 +51,7 @@ class Aligned:
 
     @classmethod
     def of_any(cls, text: str) -> Aligned:
-        """The text without surrogates: a pair of them, which is one character, stands for both."""
+        """The text without surrogates: a surrogate pair becomes one character that stands for both."""
         repaired = without_surrogates(text)
         if repaired is text:
             return cls.of(text)
@@ -69,24 +69,25 @@ class Aligned:
         return len(self.text)
 
     def part(self, start: int, stop: int) -> Aligned:
-        """Some of its characters."""
+        """The characters from ``start`` up to ``stop``."""
         origin = self.starts[start] if start < stop else self.origin
         return Aligned(self.text[start:stop], self.starts[start:stop], self.ends[start:stop], origin)
 
     def without(self, letter: str) -> Aligned:
-        """The text without a character."""
+        """The text without any occurrence of a character."""
         places = (at for at, one in enumerate(self.text) if one == letter)
         return self.rewritten(((at, at + 1) for at in places), lambda _: ())
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
-        """Where characters ``start`` up to ``stop`` were in the original; none of them: an empty place there."""
+        """The span in the original of the characters ``start`` up to ``stop``; empty if there are none."""
         begin = self.starts[start] if start < len(self.text) else 0
         return begin, self.ends[stop - 1] if start < stop else begin
 
     def rewritten(self, matches: Iterable[tuple[int, int]], change: Change) -> Aligned:
-        """The text in which each match, from here to there, became what ``change`` makes of it.
+        """The text with each match (start, stop) replaced by ``change``.
 
-        What an empty match becomes stands where the character before does; at the beginning for nothing.
+        The replacement of an empty match has the origin of the character before it; at the start of the text, an empty
+        span.
         """
         text: list[str] = []
         starts: list[int] = []
@@ -113,10 +114,10 @@ class Aligned:
 
 
 def placed(changes: Iterable[tuple[str, int]], dropped: int = 0) -> list[tuple[str, int]]:
-    """Characters with the index that each stands for, from changes in the manner of ``tokenizers``.
+    """Characters with the index that each stands for, from changes as ``tokenizers`` encodes them.
 
-    A change is a character and 0 if it replaces the next of the old ones, 1 if it is put in between, -n if it
-    replaces one and n more are dropped after it. ``dropped`` were left out at the very beginning.
+    A change is a character and a number: 0 if it replaces the next old character, 1 if it is inserted, -n if it
+    replaces one old character and the n after that are dropped. ``dropped`` characters were removed at the start.
     """
     out: list[tuple[str, int]] = []
     at = dropped
@@ -127,7 +128,7 @@ def placed(changes: Iterable[tuple[str, int]], dropped: int = 0) -> list[tuple[s
 
 
 def without_surrogates(text: str) -> str:
-    """The text with unpaired surrogates, which no UTF-8 can hold, replaced by U+FFFD."""
+    """The text with surrogate pairs joined and unpaired surrogates, which UTF-8 cannot encode, replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

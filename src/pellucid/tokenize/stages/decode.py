@@ -1,9 +1,8 @@
-"""From ids back to text, all at once or as they come.
+"""Detokenization: ids to text, all at once or as a stream.
 
-Each kind of vocabulary knows the bytes that an id stands for; text is those bytes read as UTF-8, with U+FFFD
-for what is not UTF-8, as ``bytes.decode("utf-8", errors="replace")`` does it. The stream holds back only the
-bytes of a character that is not complete yet (at most three), so that joining what it gave equals decoding
-everything at once, however the ids are split.
+The decoder of a kind gives the bytes of each id; the text is these bytes decoded as UTF-8, with U+FFFD for invalid
+bytes, as by ``bytes.decode("utf-8", errors="replace")``. The stream holds back only the bytes of an incomplete
+character (at most three), so that its joined output equals the result of decoding all ids at once.
 """
 
 from __future__ import annotations
@@ -15,27 +14,27 @@ from typing import Protocol
 from pellucid.tokenize.vocabulary import checked_id
 
 SPACE = "▁"
-"""How SentencePiece writes a space."""
+"""The character that SentencePiece writes for a space."""
 _BYTES: dict[str, int] = {}
 
 
 class Decoder(Protocol):
-    """What a kind must say about its pieces."""
+    """Gives the bytes of a kind's pieces."""
 
     def piece(self, token_id: int, first: bool) -> bytes:
-        """The UTF-8 bytes of one id; ``first`` when no text came before it."""
+        """The bytes of an id; ``first``: no text comes before it."""
         ...
 
     def begun(self, data: bytes) -> bool:
-        """Whether a piece that gave these bytes is where the text begins, so that those after it are not first."""
+        """Whether the text has begun after a piece with these bytes, so that the next piece is not ``first``."""
         ...
 
 
 def byte_alphabet() -> dict[str, int]:
     """Character → byte of byte-level vocabularies.
 
-    Printable Latin-1 stands for itself, the other bytes for U+0100 and up in order (Radford et al. 2019,
-    GPT-2, ``encoder.py``, ``bytes_to_unicode``).
+    Printable Latin-1 characters stand for themselves; U+0100 and up stand for the other bytes in order (Radford et al.
+    2019, GPT-2, ``encoder.py``, ``bytes_to_unicode``).
     """
     if not _BYTES:
         own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -51,28 +50,28 @@ class _Decoder:
 
 
 class ByteLevelDecoder(_Decoder):
-    """Pieces spelled in the byte alphabet; ids in ``verbatim`` (added tokens) are spelled as they are."""
+    """Pieces in the byte alphabet; the pieces of the ids in ``verbatim`` (added tokens) are plain text."""
 
     def __init__(self, tokens: list[str], verbatim: Collection[int]) -> None:
         self._tokens, self._verbatim = tokens, verbatim
-        self._known: dict[int, bytes] = {}
+        self._cache: dict[int, bytes] = {}
 
     def piece(self, token_id: int, first: bool) -> bytes:
-        found = self._known.get(token_id)
+        found = self._cache.get(token_id)
         if found is None:
             token, alphabet = self._tokens[token_id], byte_alphabet()
             if token_id in self._verbatim or not alphabet.keys() >= set(token):
                 found = token.encode()
             else:
                 found = bytes([alphabet[character] for character in token])
-            self._known[token_id] = found
+            self._cache[token_id] = found
         return found
 
 
 class ByteFallbackDecoder(_Decoder):
     """Pieces in plain text with ``▁`` for the space; ids in ``byte_values`` stand for one byte each.
 
-    ``strip`` drops one leading space of the whole text, the one that the normaliser put there.
+    ``strip`` drops one leading space of the whole text, which the normalizer inserted.
     """
 
     def __init__(
@@ -92,10 +91,10 @@ class ByteFallbackDecoder(_Decoder):
 
 
 class SentencePieceDecoder(ByteFallbackDecoder):
-    """Pieces as SentencePiece puts them together.
+    """Pieces joined as SentencePiece does it.
 
     ``strip`` drops a leading space of the whole text, ``strip_all`` those of all pieces until there is text.
-    ``surfaces`` has ids that are written differently from how they are spelled: the unknown one.
+    ``surfaces`` has the ids whose text differs from their piece: the unknown token.
     """
 
     def __init__(
@@ -118,10 +117,10 @@ class SentencePieceDecoder(ByteFallbackDecoder):
 
 
 class WordPieceDecoder(_Decoder):
-    """Words with spaces between, continuations (``##ing``) joined on; not exact, white space and case are gone.
+    """Words separated by spaces, with continuations (``##ing``) appended; white space and case are lost.
 
-    ``cleanup`` takes the space away before punctuation and English contractions, piece by piece as Hugging
-    Face ``tokenizers`` does it (``decoders/wordpiece.rs``).
+    ``cleanup`` removes the space before punctuation and English contractions, piece by piece as Hugging Face
+    ``tokenizers`` does it (``decoders/wordpiece.rs``).
     """
 
     REPLACED = (
@@ -137,12 +136,12 @@ class WordPieceDecoder(_Decoder):
 
     def __init__(self, tokens: list[str], prefix: str, cleanup: bool) -> None:
         self._tokens, self._prefix, self._cleanup = tokens, prefix, cleanup
-        self._known: dict[tuple[int, bool], bytes] = {}
+        self._cache: dict[tuple[int, bool], bytes] = {}
 
     def piece(self, token_id: int, first: bool) -> bytes:
-        found = self._known.get((token_id, first))
+        found = self._cache.get((token_id, first))
         if found is None:
-            found = self._known[token_id, first] = self._spell(self._tokens[token_id], first).encode()
+            found = self._cache[token_id, first] = self._spell(self._tokens[token_id], first).encode()
         return found
 
     def _spell(self, text: str, first: bool) -> str:
@@ -155,7 +154,7 @@ class WordPieceDecoder(_Decoder):
 
 
 class MetaspaceDecoder(_Decoder):
-    """Pieces with ``space`` for the space; in the first piece it is dropped, where one was put there (``prefixed``)."""
+    """Pieces with ``space`` for the space; ``prefixed``: it is dropped from the first piece, where it was inserted."""
 
     def __init__(self, tokens: list[str], space: str, prefixed: bool) -> None:
         self._tokens, self._space, self._prefixed = tokens, space, prefixed
@@ -166,7 +165,7 @@ class MetaspaceDecoder(_Decoder):
 
 
 class JoinDecoder(_Decoder):
-    """Pieces with ``between`` between them: for vocabularies of words, which do not keep what was there."""
+    """Pieces joined by ``between``: for vocabularies of words, which do not record the text between them."""
 
     def __init__(self, tokens: list[str], between: str) -> None:
         self._tokens, self._between = tokens, between
@@ -176,7 +175,7 @@ class JoinDecoder(_Decoder):
 
 
 class BytesDecoder(_Decoder):
-    """Ids that are bytes, plus ``shift``; what is below or above is spelled as it is."""
+    """Ids that are bytes plus ``shift``; the pieces of ids below and above that range are plain text."""
 
     def __init__(self, tokens: list[str], shift: int) -> None:
         self._tokens, self._shift = tokens, shift
@@ -187,7 +186,7 @@ class BytesDecoder(_Decoder):
 
 
 class StreamDecoder:
-    """Turns ids into text one at a time. Made by ``Tokenizer.stream``; belongs to one sequence."""
+    """Turns ids into text one at a time. Created by ``Tokenizer.stream``, for one sequence."""
 
     def __init__(self, decoder: Decoder, size: int, skip: frozenset[int]) -> None:
         self._decoder, self._size, self._skip = decoder, size, skip
@@ -195,7 +194,7 @@ class StreamDecoder:
         self._first = True
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now. Raises :class:`InvalidRequest` for an id outside the vocabulary."""
+        """The text that the id completes. Raises :class:`InvalidRequest` for an id outside the vocabulary."""
         token_id = checked_id(token_id, self._size)
         if token_id in self._skip:
             return ""
@@ -204,13 +203,13 @@ class StreamDecoder:
         text = self._utf8.decode(data)
         held, _ = self._utf8.getstate()
         if len(held) == 2 and held[0] == 0xED and held[1] >= 0xA0:
-            # Half of UTF-16's pairs: no text can come of it, but Python's decoder would wait for the third byte.
+            # The start of a surrogate: never valid UTF-8, but Python's decoder would wait for the third byte.
             self._utf8.reset()
             text += "\ufffd\ufffd"
         return text
 
     def flush(self) -> str:
-        """What was held back: U+FFFD for a character that never became complete. The stream is as new after it."""
+        """The rest of the text: U+FFFD if the last character is incomplete. It resets the stream."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         self._first = True

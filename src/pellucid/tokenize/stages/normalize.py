@@ -1,8 +1,8 @@
-"""Text → text, before it is split.
+"""Normalizers: text → text, before the pre-tokenizer.
 
-A stage says which places it changes, by a pattern, and what a match becomes; from that follow the plain way,
-``stage(text)``, and the way that keeps the places in the original, ``stage.aligned(text)``. The semantics are those of
-Hugging Face ``tokenizers``, ``normalizers``; BERT's clean-up is that of ``tokenization.py`` in google-research/bert.
+A normalizer is defined by patterns and the replacements of their matches. Both paths follow from these: the plain path,
+``stage(text)``, and the one that keeps offsets, ``stage.aligned(text)``. The semantics are those of Hugging Face
+``tokenizers``, ``normalizers``; BERT's clean-up is that of ``tokenization.py`` in google-research/bert.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What ``find`` finds becomes something else, from the left to the right."""
+    """Replaces the matches that ``find`` yields with the results of ``change``, from left to right."""
 
     find: Callable[[str], Iterable[tuple[int, int]]]
     change: Change
@@ -49,7 +49,7 @@ class Rewrite:
 
 
 class Normalizer(ABC):
-    """A stage: rewrites, one after the other. Stages that know a faster way for plain text have it as ``__call__``."""
+    """A sequence of rewrites. Subclasses with a faster implementation for plain text override ``__call__``."""
 
     @abstractmethod
     def steps(self) -> Sequence[Rewrite | Normalizer]:
@@ -76,7 +76,7 @@ class Normalizer(ABC):
 
 @dataclass(frozen=True)
 class Replace(Normalizer):
-    """Every ``old`` becomes ``new``; ``old`` is plain text, or a pattern in Oniguruma's syntax when ``is_pattern``."""
+    """Every ``old`` becomes ``new``; ``old`` is plain text, or a pattern in Oniguruma's syntax if ``is_pattern``."""
 
     old: str
     new: str
@@ -87,7 +87,7 @@ class Replace(Normalizer):
         return [Rewrite(find, lambda match: [(self.new, len(match) - 1)])]
 
     def __call__(self, text: str) -> str:
-        if self.is_pattern or not self.old:  # of an empty text nothing is replaced, unlike in Python
+        if self.is_pattern or not self.old:  # unlike in Python, nothing is replaced in an empty text
             return super().__call__(text)
         check_growth(len(text), len(text) + text.count(self.old) * (len(self.new) - len(self.old)))
         return text.replace(self.old, self.new)
@@ -95,7 +95,7 @@ class Replace(Normalizer):
 
 @dataclass(frozen=True)
 class Prepend(Normalizer):
-    """``prefix`` before every text that is not empty, and, where ``unless_there``, does not begin with it."""
+    """Prepends ``prefix`` to a text unless it is empty or, with ``unless_there``, already begins with the prefix."""
 
     prefix: str
     unless_there: bool = False
@@ -105,7 +105,7 @@ class Prepend(Normalizer):
         return [Rewrite(matches(rf"\A{there}(?s:.)"), self._change)]
 
     def _change(self, first: str) -> list[tuple[str, int]]:
-        # In ``tokenizers`` the first character of the prefix replaces that of the text; without a prefix, nothing.
+        # In ``tokenizers`` the first character of the prefix replaces that of the text, unless the prefix is empty.
         return [(self.prefix + first, 0 if self.prefix else -1)]
 
     def __call__(self, text: str) -> str:
@@ -117,10 +117,11 @@ class Prepend(Normalizer):
 
 @dataclass(frozen=True)
 class Normalize(Normalizer):
-    """A Unicode normalisation form (UAX #15), of Unicode 9 as in ``tokenizers``.
+    """A Unicode normalization form (UAX #15), of Unicode 9 as in ``tokenizers``.
 
-    Assigned characters never change how they normalise; what was not assigned yet stays as it is and, like a letter
-    that composes with nothing, keeps apart what is on its sides: so runs of what it did know are normalised.
+    The normalization of an assigned character never changes between versions. A character that Unicode 9 had not
+    assigned stays as it is and, like a letter that composes with nothing, separates its neighbours. So runs of the
+    characters that Unicode 9 knew are normalized one by one.
     """
 
     form: Form
@@ -129,26 +130,26 @@ class Normalize(Normalizer):
         return [Rewrite(matches(_normalized()), self._change)]
 
     def __call__(self, text: str) -> str:
-        if not text.isascii() and _many().search(text):
-            text = _many().sub(
-                lambda run: "".join(part for part, _ in _decomposed(run[0], self._apart)), text
+        if not text.isascii() and _long_mark_runs().search(text):
+            text = _long_mark_runs().sub(
+                lambda run: "".join(part for part, _ in _decomposed(run[0], self._decomposed_form)), text
             )
         if text.isascii() or unicodedata.is_normalized(self.form, text):
             return text
-        if _newer().search(text) is None:
+        if _newer_characters().search(text) is None:
             return unicodedata.normalize(self.form, text)
         return compiled(_normalized()).sub(lambda run: unicodedata.normalize(self.form, run[0]), text)  # type: ignore
 
     @property
-    def _apart(self) -> Form:
-        """The form in which characters are in parts."""
+    def _decomposed_form(self) -> Form:
+        """The decomposed form: NFKD or NFD."""
         return "NFKD" if self.form in ("NFKC", "NFKD") else "NFD"
 
     def _change(self, run: str) -> list[tuple[str, int]]:
-        if _many().search(run) is None and unicodedata.is_normalized(self.form, run):
+        if _long_mark_runs().search(run) is None and unicodedata.is_normalized(self.form, run):
             return [(letter, at) for at, letter in enumerate(run)]
-        parts = list(_decomposed(run, self._apart))
-        return placed(_composed(parts) if self._apart != self.form else parts)
+        parts = list(_decomposed(run, self._decomposed_form))
+        return placed(_composed(parts) if self._decomposed_form != self.form else parts)
 
 
 @cache
@@ -157,10 +158,11 @@ def _normalized() -> str:
 
 
 @cache
-def _many() -> re.Pattern[str]:
-    """So many marks in a row that ``unicodedata``, which takes quadratic time to order them, must not have them so.
+def _long_mark_runs() -> re.Pattern[str]:
+    """Matches 64 or more marks in a row: ``unicodedata`` needs quadratic time to order them.
 
-    Of those that are normalised; with what becomes a mark. With ``re``, for which large sets are tables.
+    The marks are those of Unicode 9, and characters that decompose to a mark. It uses ``re``, which turns large sets
+    into tables.
     """
     known = letters(members("text.normalized") or ())
     marks = [letter for letter in known if unicodedata.combining(unicodedata.normalize("NFKD", letter)[0])]
@@ -168,8 +170,8 @@ def _many() -> re.Pattern[str]:
 
 
 @cache
-def _newer() -> Pattern[str]:
-    """The characters that Python normalises and Unicode 9 did not know."""
+def _newer_characters() -> Pattern[str]:
+    """Matches the characters that Python normalizes and Unicode 9 did not know."""
     known = set(letters(members("text.normalized") or ()))
     others = (letter for letter in map(chr, range(0x80, 0x20000)) if letter not in known)
     found = [c for c in others if unicodedata.combining(c) or unicodedata.decomposition(c)]
@@ -177,7 +179,7 @@ def _newer() -> Pattern[str]:
 
 
 def _decomposed(run: str, form: Form) -> Iterator[tuple[str, int]]:
-    """Parts of the characters, marks in canonical order, with their changes (see ``placed``)."""
+    """The decomposition of a run, marks in canonical order, with changes as ``placed`` takes them."""
     waiting: list[tuple[str, int]] = []
     for letter in run:
         for at, part in enumerate(unicodedata.normalize(form, letter)):
@@ -193,10 +195,10 @@ def _decomposed(run: str, form: Form) -> Iterator[tuple[str, int]]:
 
 
 def _composed(parts: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """The canonical composition: a letter takes in every mark that nothing in between keeps from it."""
+    """The canonical composition: a letter composes with every mark that no character in between blocks."""
     out: list[tuple[str, int]] = []
     starter: int | None = None
-    last = 0  # the combining class of what was put out behind the starter
+    last = 0  # the combining class of the last part after the starter
     for part, change in parts:
         kind = unicodedata.combining(part)
         if starter is not None and (starter == len(out) - 1 or last < kind):
@@ -213,7 +215,7 @@ def _composed(parts: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class Strip(Normalizer):
-    """Without white space at the start (``left``) and the end (``right``)."""
+    """Removes white space at the start (``left``) and the end (``right``)."""
 
     left: bool
     right: bool
@@ -225,7 +227,7 @@ class Strip(Normalizer):
 
 @dataclass(frozen=True)
 class Lowercase(Normalizer):
-    """Lower case, character by character: unlike ``str.lower``, a final sigma is like any other."""
+    """Lower case, character by character: unlike ``str.lower``, it does not treat a final sigma differently."""
 
     def steps(self) -> list[Rewrite]:
         small = small_letters()
@@ -237,7 +239,7 @@ class Lowercase(Normalizer):
 
 @dataclass(frozen=True)
 class StripAccents(Normalizer):
-    """Without combining marks. Accents that are part of a character must be split off before (NFD)."""
+    """Removes combining marks. Accented characters must be decomposed (NFD) before it."""
 
     def steps(self) -> list[Rewrite]:
         return [dropping(f"[{bracket('text.marks')}]+")]
@@ -245,7 +247,7 @@ class StripAccents(Normalizer):
 
 @dataclass(frozen=True)
 class Nmt(Normalizer):
-    """The clean-up of neural machine translation in SentencePiece: no control characters, all white space a space."""
+    """SentencePiece's clean-up for machine translation: drops control characters, turns all white space into spaces."""
 
     def steps(self) -> list[Rewrite]:
         space = Rewrite(matches(f"[{bracket(_NMT_SPACE)}]"), lambda _: [(" ", 0)])
@@ -261,8 +263,8 @@ NMT = union((_NMT_DROPPED, _NMT_SPACE))
 class Bert(Normalizer):
     """BERT's clean-up.
 
-    ``clean`` drops control characters and makes all white space a space; ``cjk`` puts spaces around
-    ideographs; ``strip_accents`` drops the marks of accented letters; ``lowercase`` is what it says.
+    ``clean`` drops control characters and turns all white space into spaces; ``cjk`` puts spaces around ideographs;
+    ``strip_accents`` drops the marks of accented letters; ``lowercase`` turns the text to lower case.
     """
 
     clean: bool = True
@@ -287,7 +289,7 @@ class Bert(Normalizer):
     def __call__(self, text: str) -> str:
         if not text.isascii():
             return super().__call__(text)
-        if self.clean:  # what can happen to ASCII
+        if self.clean:  # the other steps, except lower case, do not change ASCII
             text = text.translate(_CLEAN_ASCII)
         return text.lower() if self.lowercase else text
 
@@ -300,7 +302,7 @@ _CLEAN_ASCII = dict.fromkeys([*range(32), 127]) | dict.fromkeys(map(ord, "\t\n\r
 
 @dataclass(frozen=True)
 class Sequential(Normalizer):
-    """One after another."""
+    """Normalizers in sequence."""
 
     stages: tuple[Normalizer, ...]
 
@@ -309,24 +311,24 @@ class Sequential(Normalizer):
 
 
 def sequence(stages: Sequence[Normalizer]) -> Normalizer | None:
-    """The stages as one, or None if there are none."""
+    """The stages as one normalizer, or None if there are none."""
     return None if not stages else stages[0] if len(stages) == 1 else Sequential(tuple(stages))
 
 
 def dropping(pattern: str) -> Rewrite:
-    """A rewrite to nothing."""
+    """A rewrite that removes the matches of a pattern of the ``regex`` package."""
     return Rewrite(matches(pattern), lambda _: [])
 
 
 def matches(pattern: str) -> Callable[[str], Iterable[tuple[int, int]]]:
-    """What finds the matches of a pattern of the ``regex`` package: one of ours, never a file's."""
+    """A function that finds the matches of a pattern of the ``regex`` package. Never pass a pattern from a file."""
     found = compiled(pattern)
     return lambda text: (match.span() for match in found.finditer(text))
 
 
 @cache
 def compiled(pattern: str) -> Pattern[str]:
-    """A pattern of the ``regex`` package: one of ours, never a file's."""
+    """A compiled pattern of the ``regex`` package. Never pass a pattern from a file."""
     import regex
 
     return regex.compile(pattern)

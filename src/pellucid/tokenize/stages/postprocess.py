@@ -1,6 +1,6 @@
-"""The last stage of encoding: put the special tokens around the sequence.
+"""The post-processor, the last stage of encoding: adds the special tokens around the sequence.
 
-In: the ids of one text, or of two. Out: the ids that the model was trained on, e.g. ``[CLS] A [SEP]`` or
+In: the ids of one text or of two. Out: the ids in the form that the model was trained on, e.g. ``[CLS] A [SEP]`` or
 ``<bos> A``, and a segment number per id.
 """
 
@@ -25,37 +25,37 @@ A, B = -1, -2
 
 @dataclass(frozen=True)
 class Template:
-    """What to put around one text (``single``) and two (``pair``): (id or placeholder, segment) in order."""
+    """The template of one text (``single``) and of two (``pair``): (id or placeholder, segment) in order."""
 
     single: tuple[tuple[int, int], ...] = ((A, 0),)
     pair: tuple[tuple[int, int], ...] = ((A, 0), (B, 1))
 
     @classmethod
     def around(cls, before: Sequence[int], after: Sequence[int]) -> Template:
-        """The ids ``before`` and ``after`` every text."""
+        """The template with the ids ``before`` and ``after`` each text."""
         single = (*((i, 0) for i in before), (A, 0), *((i, 0) for i in after))
         second = (*((i, 1) for i in before), (B, 1), *((i, 1) for i in after))
         return cls(single, (*single, *second))
 
     @property
     def plain(self) -> Template:
-        """The texts alone, with the segments that they have here."""
+        """The template without special tokens, with the same segments."""
         single, pair = (tuple(item for item in items if item[0] < 0) for items in (self.single, self.pair))
         return Template(single, pair)
 
     def added(self, pair: bool) -> int:
-        """How many ids are put around one text, or two."""
+        """The number of special tokens added to one text, or to a pair."""
         return sum(item >= 0 for item, _ in (self.pair if pair else self.single))
 
     def ids(self, text: list[int]) -> list[int]:
-        """The ids of one text with what is put around them."""
+        """The ids of one text with the special tokens around them."""
         out: list[int] = []
         for item, _ in self.single:
             out.extend(text if item == A else (item,))
         return out
 
     def array(self, text: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The same of an array."""
+        """``ids`` for an array, (T,)."""
         import numpy as np
 
         items = [item for item, _ in self.single]
@@ -67,8 +67,10 @@ class Template:
     def tokens(
         self, first: Sequence[Token], second: Sequence[Token] | None, names: Sequence[str]
     ) -> tuple[Token, ...]:
-        """The tokens of one text, or of two, which are of segment 0 and sequence 0, with what is put around them;
-        ``names`` spells every id."""
+        """The tokens of one text or of two with the special tokens around them.
+
+        The given tokens have segment 0 and sequence 0. ``names`` has the piece of every id.
+        """
         out: list[Token] = []
         for item, segment in self.single if second is None else self.pair:
             if item >= 0:
@@ -76,7 +78,7 @@ class Template:
             else:
                 part = first if item == A else second
                 assert part is not None
-                if segment == 0 and item == A:  # what they have
+                if segment == 0 and item == A:  # the tokens already have these
                     out.extend(part)
                 else:
                     out.extend(token._replace(segment=segment, sequence=int(item == B)) for token in part)
@@ -85,10 +87,10 @@ class Template:
 
 @dataclass(frozen=True)
 class Trim:
-    """Offsets without the white space at a token's ends.
+    """Trims the white space at a token's ends from its offsets.
 
-    ``keeps_first``: a single space before the very first token stays, for a pre-tokenizer may have put it there.
-    The rules are those of ``tokenizers``, ``processors/byte_level.rs``.
+    ``keeps_first``: a single space before the first token stays, because a pre-tokenizer may have inserted it. The
+    rules are those of ``tokenizers``, ``processors/byte_level.rs``.
     """
 
     keeps_first: bool
@@ -112,5 +114,5 @@ class Trim:
 
 @cache
 def _spaces() -> str:
-    """White space, and a space as byte-level vocabularies spell it."""
+    """All white space, and the space as byte-level vocabularies spell it."""
     return white_space() + next(letter for letter, byte in byte_alphabet().items() if byte == 0x20)

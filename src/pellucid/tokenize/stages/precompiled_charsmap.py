@@ -1,9 +1,9 @@
-"""The character map that SentencePiece compiles into a model, and the normalizers that read it.
+"""The character map that SentencePiece compiles into a model, and the normalizers that apply it.
 
-The map is rules, a few characters → others, stored as a double-array trie (darts-clone) and a text of the targets:
-``<bytes of trie: u32><trie: u32 …><targets, each with a NUL behind it>`` (google/sentencepiece, ``normalizer.cc``).
-SentencePiece takes the longest rule at each place; Hugging Face ``tokenizers`` goes by grapheme clusters
-(``normalizers/precompiled.rs``). Both are here, for files of the one and of the other must give their ids.
+The map is a set of rules, a few characters → others, stored as a double-array trie (darts-clone) and a text of the
+targets: ``<bytes of trie: u32><trie: u32 …><targets, each followed by a NUL>`` (google/sentencepiece,
+``normalizer.cc``). SentencePiece applies the longest rule at each position; Hugging Face ``tokenizers`` goes by
+grapheme clusters (``normalizers/precompiled.rs``). Both are implemented, so that each program's files give its ids.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
 LONGEST_RULE, MOST_RULES = 64, 1 << 18
-"""Bytes of what is replaced; and how many, for rules that begin alike share parts of the trie."""
+"""Bytes that a rule replaces; number of rules. A small trie can hold many rules, as common prefixes share nodes."""
 
 
 class CharsMap:
-    """The rules of a map, by what they replace."""
+    """The rules of a map: replaced text → target."""
 
     def __init__(self, rules: dict[str, str]) -> None:
         self.rules = rules
@@ -43,7 +43,7 @@ class CharsMap:
 
     @classmethod
     def from_base64(cls, text: str, path: Path, field: str) -> CharsMap:
-        """From a field of ``tokenizer.json``. Raises :class:`FileFormatError`."""
+        """The map in a field of ``tokenizer.json``. Raises :class:`FileFormatError`."""
         try:
             blob = base64.b64decode(text, validate=True)
         except binascii.Error as bad:
@@ -52,13 +52,13 @@ class CharsMap:
 
     @classmethod
     def from_bytes(cls, blob: bytes, path: Path, field: str) -> CharsMap:
-        """From the bytes of a model, all of whose rules are read at once. Raises :class:`FileFormatError`."""
+        """The map in the bytes of a model; all rules are read. Raises :class:`FileFormatError`."""
         place = parsed_cache.cache_name(blob) if len(blob) >= parsed_cache.WORTH_CACHING else None
         if place is not None and (known := parsed_cache.read(place)) is not None:
             old, new = (parsed_cache.text_of(known[name]).split("\0") for name in ("old", "new"))
             return cls(dict(zip(old, new)))
         read = cls._read(blob, path, field)
-        if place is not None and read.rules:  # none of which can hold a NUL
+        if place is not None and read.rules:  # no rule can contain a NUL
             parts = {"old": "\0".join(read.rules), "new": "\0".join(read.rules.values())}
             parsed_cache.write(place, {name: parsed_cache.array_of(text) for name, text in parts.items()})
         return read
@@ -78,7 +78,7 @@ class CharsMap:
         units = np.frombuffer(blob, np.uint32, size // 4, 4).astype(np.int64)
         targets = blob[4 + size :]
         offsets = units >> 10 << ((units >> 6) & 8)
-        # A unit with label c at place p belongs to the node whose children begin at p ^ c.
+        # A unit with label c at index p belongs to the node whose children begin at p ^ c.
         labels = units & 0x800000FF
         children = np.flatnonzero((labels > 0) & (labels < 256))
         parents = children ^ labels[children]
@@ -88,8 +88,8 @@ class CharsMap:
         bases = np.array([offsets[0]])
         rules: dict[str, str] = {}
         while len(bases):  # all nodes of one depth at a time
-            first, behind = np.searchsorted(parents, bases, "left"), np.searchsorted(parents, bases, "right")
-            counts = behind - first
+            first, stop = np.searchsorted(parents, bases, "left"), np.searchsorted(parents, bases, "right")
+            counts = stop - first
             rows = np.repeat(np.arange(len(bases)), counts)
             within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
             nodes = children[first[rows] + within]
@@ -114,7 +114,7 @@ class CharsMap:
 
     @cached_property
     def begins(self) -> Pattern[str]:
-        """Where a rule may apply: a character that has one, or begins one whose second character follows."""
+        """Matches where a rule may apply: a character with a rule, or the first two characters of a longer rule."""
         single = {ord(key) for key in self.rules if len(key) == 1}
         firsts = {ord(key[0]) for key in self.rules if len(key) > 1} - single
         seconds = {ord(key[1]) for key in self.rules if len(key) > 1}
@@ -124,21 +124,21 @@ class CharsMap:
 
     @cached_property
     def _lengths(self) -> dict[str, list[int]]:
-        """The lengths of the rules for what begins with a character, longest first."""
+        """First character → the lengths of the rules that begin with it, longest first."""
         found: dict[str, set[int]] = {}
         for key in self.rules:
             found.setdefault(key[0], set()).add(len(key))
         return {first: sorted(lengths, reverse=True) for first, lengths in found.items()}
 
     def longest(self, text: str, at: int) -> str | None:
-        """The longest rule that applies at a place: what it replaces."""
+        """The text replaced by the longest rule that applies at position ``at``, or None."""
         for length in self._lengths.get(text[at], ()):
             if (part := text[at : at + length]) in self.rules:
                 return part
         return None
 
     def shortest(self, text: str) -> str | None:
-        """What the shortest rule that begins a text makes of it."""
+        """The target of the shortest rule that applies at the start of a text, or None."""
         for length in reversed(self._lengths.get(text[0], ())):
             if (target := self.rules.get(text[:length])) is not None:
                 return target
@@ -149,8 +149,9 @@ class CharsMap:
 class Precompiled(Normalizer):
     """The map as ``tokenizers`` applies it.
 
-    A grapheme cluster of less than six bytes becomes what the shortest rule at its beginning says, all of it; of other
-    clusters each character does. What is dropped counts as part of the character before, whatever became of that.
+    The shortest rule at the start of a grapheme cluster of less than six bytes replaces the whole cluster; in other
+    clusters the rules apply to each character. A dropped character counts as part of the character before it, even if
+    that character was replaced.
     """
 
     map: CharsMap
@@ -166,15 +167,17 @@ class Precompiled(Normalizer):
 
     @cached_property
     def _unchanged(self) -> re.Pattern[str]:
-        """Characters that no rule is for, nor for what begins with them, unless a mark follows. With ``re``, for which
-        large sets are tables."""
+        """Matches a run of characters to which no rule applies and after which no joining character follows.
+
+        It uses ``re``, which turns large sets into tables.
+        """
         joins, rules = set(letters(members("text.joins") or ())), self.map.rules
         special = {key[0] for key in rules if len(key) == 1 or key[1] not in joins} | {"\r"}
         stops = bracket(singles(map(ord, special)), "text.joins", "text.prepends")
         return re.compile(rf"(?:[^{stops}](?![{bracket('text.joins')}])){{1,4096}}")
 
     def _clusters(self, text: str) -> Iterator[tuple[str, bool]]:
-        """The clusters of a text; or a run of them, all of which stay as they are."""
+        """The clusters of a text with False, and runs of unchanged clusters with True."""
         at = 0
         while at < len(text):
             run = self._unchanged.match(text, at)
@@ -205,7 +208,7 @@ class Precompiled(Normalizer):
 
 @cache
 def clusters() -> Pattern[str]:
-    """Extended grapheme clusters (UAX #29), but conjuncts of Indic scripts, which have more than six bytes."""
+    """Matches extended grapheme clusters (UAX #29), without Indic conjuncts, which have more than six bytes anyway."""
     control, joins, prepend = bracket("GCB=Control"), bracket("text.joins"), f"[{bracket('text.prepends')}]"
     lead, vowel, tail = (f"[{bracket(f'GCB={name}')}]" for name in ("L", "V", "T"))
     lv, lvt, flag = (f"[{bracket(f'GCB={name}')}]" for name in ("LV", "LVT", "Regional_Indicator"))
@@ -218,11 +221,12 @@ def clusters() -> Pattern[str]:
 
 @dataclass(frozen=True, eq=False)
 class SentencePiece(Normalizer):
-    """A text as SentencePiece normalises it: the map, one space where there were more, none at the ends, a space put
-    in front (or behind, where ``suffix``), and spaces written as ``▁``.
+    """SentencePiece's normalizer.
 
-    ``kept`` are pieces that no rule touches. Each character stands for all of the text from where it was to where the
-    next one was.
+    It applies the map, reduces runs of spaces to one space and strips spaces at the ends (``remove_extra``), inserts a
+    space at the start (``dummy_prefix``; with ``suffix`` at the end), and writes spaces as ``▁`` (``escape``). No rule
+    changes the pieces in ``kept``. Each character stands for the original text from its position up to the position
+    of the next character.
     """
 
     map: CharsMap
@@ -251,7 +255,7 @@ class SentencePiece(Normalizer):
 
     @cached_property
     def rules(self) -> CharsMap:
-        """The map, and that pieces which are kept become themselves, whatever else could begin with them."""
+        """The map, with identity rules for ``kept`` pieces instead of the rules that begin with one of them."""
         kept = tuple(piece for piece in self.kept if piece)
         if not kept:
             return self.map
@@ -259,7 +263,7 @@ class SentencePiece(Normalizer):
         return CharsMap(others | {piece: piece for piece in kept})
 
     def _chunks(self, text: str) -> Iterator[tuple[int, str, int]]:
-        """What stands at each place: its first character, what it becomes, how many characters it was."""
+        """The parts of a text: index of the first character, replacement, number of replaced characters."""
         at = 0
         while at < len(text):
             found = self.rules.begins.search(text, at)
@@ -272,7 +276,7 @@ class SentencePiece(Normalizer):
                 at += len(taken or text[at])
 
     def _placed(self, text: str) -> tuple[list[tuple[str, int]], int]:
-        """The characters with where each was, and where the text ends."""
+        """The normalized characters, each with its position in the text, and the position where the text ends."""
         space = SPACE if self.escape else " "
         out: list[tuple[str, int]] = []
         consumed, after_space, begun = 0, self.remove_extra, False

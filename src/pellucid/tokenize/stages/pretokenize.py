@@ -1,6 +1,6 @@
-"""Splitting normalised text into the pieces that the model sees.
+"""Pre-tokenizers: split normalized text into the pre-tokens that the model stage sees.
 
-In: text. Out: its pieces in order. A stage cuts each piece of the stage before it, or changes it. The semantics are
+In: text. Out: its pre-tokens in order. Each step cuts or changes the parts from the step before it. The semantics are
 those of Hugging Face ``tokenizers``, ``pre_tokenizers``.
 """
 
@@ -20,10 +20,10 @@ Spans = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Split:
-    """Split at the matches of a pattern, in Oniguruma's syntax.
+    """Splits at the matches of a pattern in Oniguruma's syntax.
 
-    ``behavior`` says what becomes of a match: a piece of its own, nothing, or the end or the start of its
-    neighbour; ``Contiguous`` joins matches that touch. ``invert`` swaps matches and gaps.
+    ``behavior`` says what happens to a match: it becomes a part of its own, is removed, or joins the part before or
+    after it; ``Contiguous`` joins adjacent matches. ``invert`` swaps matches and gaps.
     """
 
     pattern: str
@@ -35,17 +35,17 @@ class Split:
         return matcher(self.pattern)
 
     def __call__(self, text: str) -> list[str]:
-        """The pieces."""
+        """The parts of a text."""
         return self.cut(text)
 
     def cut(self, text: str, budget: Budget | None = None) -> list[str]:
-        """The pieces, within a budget. Raises as ``spans`` does."""
+        """The parts of a text, within a budget. Raises what ``spans`` raises."""
         if self.behavior == "Isolated" and (pieces := self._matcher.pieces(text)) is not None:
             return pieces
         return [text[start:stop] for start, stop in self.spans(text, budget)]
 
     def spans(self, text: str, budget: Budget | None = None) -> Spans:
-        """Where the pieces are. Raises :class:`InvalidRequest` for a text that takes the pattern too long."""
+        """The spans of the parts. Raises :class:`InvalidRequest` if matching exceeds the budget."""
         matches = self._matcher.spans(text, budget)
         if self.behavior == "Removed" and self.invert:
             return matches if not self._matcher.may_be_empty else [one for one in matches if one[0] < one[1]]
@@ -62,7 +62,7 @@ class Split:
 
 
 def _arrange(parts: list[tuple[int, int, bool]], behavior: str) -> Spans:
-    """Pieces from (start, stop, is a match) in order."""
+    """The spans of the parts, from (start, stop, is a match) in order."""
     if behavior == "Isolated":
         return [(start, stop) for start, stop, _ in parts]
     if behavior == "Removed":
@@ -82,22 +82,22 @@ def _arrange(parts: list[tuple[int, int, bool]], behavior: str) -> Spans:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Pieces of so many characters, the last of what is left."""
+    """Splits into parts of ``length`` characters; the last part may be shorter."""
 
     length: int
 
     def cut(self, text: str, budget: Budget | None = None) -> list[str]:
-        """The pieces."""
+        """The parts of a text."""
         return [text[start:stop] for start, stop in self.spans(text)]
 
     def spans(self, text: str, budget: Budget | None = None) -> Spans:
-        """Where they are."""
+        """The spans of the parts."""
         return [(at, min(at + self.length, len(text))) for at in range(0, len(text), self.length)]
 
 
 @dataclass(frozen=True)
 class Change:
-    """A normalizer among the stages; if ``only_first`` only for a piece that stands where the whole text begins."""
+    """A normalizer as a step; with ``only_first`` it applies only to a part at the start of the whole text."""
 
     normalizer: Normalizer
     only_first: bool = False
@@ -108,26 +108,26 @@ Stage = Split | Chunks | Change
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """Stages, each inside the pieces of the one before it."""
+    """A sequence of steps (``stages``), each applied to the parts from the step before it."""
 
     stages: tuple[Stage, ...] = ()
 
     @property
     def has_first(self) -> bool:
-        """Whether a change is for what begins the text."""
+        """Whether a step changes only the start of the text."""
         return any(isinstance(stage, Change) and stage.only_first for stage in self.stages)
 
     @cached_property
-    def _asks_for_places(self) -> bool:
-        """Whether a cut before such a change may have dropped the beginning."""
+    def _needs_offsets(self) -> bool:
+        """Whether a cut before an ``only_first`` change may have dropped the start of the text."""
         firsts = [
             at for at, stage in enumerate(self.stages) if isinstance(stage, Change) and stage.only_first
         ]
         return bool(firsts) and not all(isinstance(stage, Change) for stage in self.stages[: firsts[-1]])
 
     def __call__(self, text: str, first: bool) -> Iterable[str]:
-        """The pieces of a text as it came; ``first``: whether the whole text begins with it."""
-        if first and self._asks_for_places:
+        """The pre-tokens of a text; ``first``: the whole text begins with it."""
+        if first and self._needs_offsets:
             return [piece.text for piece in self.aligned(Aligned.of(text))]
         pieces, budget = [text], Budget(len(text))
         for stage in self.stages:
@@ -141,17 +141,17 @@ class PreTokenizer:
             elif not stage.only_first:
                 pieces = list(map(stage.normalizer, pieces))
             elif first:
-                pieces = [stage.normalizer(pieces[0])]  # all stages before are changes
+                pieces = [stage.normalizer(pieces[0])]  # one part: all steps before this one are changes
         return pieces
 
     @cached_property
     def changing(self) -> PreTokenizer:
-        """The stages up to the last that changes a text."""
+        """The steps up to the last one that changes text."""
         changes = [at for at, stage in enumerate(self.stages) if isinstance(stage, Change)]
         return PreTokenizer(self.stages[: changes[-1] + 1 if changes else 0])
 
     def aligned(self, text: Aligned) -> Iterator[Aligned]:
-        """The same, of a text that knows where it comes from, changed or not."""
+        """The pre-tokens of an aligned text."""
         pieces, budget = [text], Budget(len(text))
         for stage in self.stages:
             if not isinstance(stage, Change):
@@ -168,16 +168,16 @@ class PreTokenizer:
 _MARK = literal("bert.punctuation")
 
 PUNCTUATION = Split(f"[{_MARK}]")
-"""Around every punctuation character."""
+"""Splits around every punctuation character."""
 
 BERT = Split(rf"[^\s{_MARK}]+|[{_MARK}]", "Removed", invert=True)
 """BERT's words: split at white space, which is dropped, and around every punctuation character."""
 
 WHITE_SPACE = Split(r"\s+", "Removed")
-"""At white space, which is dropped."""
+"""Splits at white space, which is dropped."""
 
 BEFORE_SPACES = Split("▁", "MergedWithNext")
-"""Before every ``▁``: what Metaspace does."""
+"""Splits before every ``▁``, as Metaspace does."""
 
 WORDS = Split(r"[\w\u200C\u200D]+|[^\w\u200C\u200D\s]+", "Removed", invert=True)
-"""Words, and what is between them but white space; what ``\\w`` means to Rust's ``regex``."""
+"""Splits into words and runs of other characters, without white space; ``\\w`` as in Rust's ``regex``."""
