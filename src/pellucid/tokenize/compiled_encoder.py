@@ -19,7 +19,7 @@ from pellucid.kernels.core.library import shared
 from pellucid.kernels.text.pieces import PART
 from pellucid.tokenize.compiled.form_tables import form_table
 from pellucid.tokenize.compiled.pipeline import Pipeline, Placed
-from pellucid.tokenize.compiled.rewrite_table import CharacterMap, character_maps
+from pellucid.tokenize.compiled.rewrite_table import RewriteTable, character_maps
 from pellucid.tokenize.compiled.stages import Adding, CompiledStage, Cutting, Normalizing, Rewriting
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.model import TokenizerModel
@@ -252,7 +252,7 @@ def _rewriting(stages: Sequence[tuple[Normalizer, bool]]) -> list[CompiledStage]
     maps = character_maps(stages)
     if maps is None:
         return None
-    return [Rewriting(one) if isinstance(one, CharacterMap) else Normalizing(form_table(one)) for one in maps]
+    return [Rewriting(one) if isinstance(one, RewriteTable) else Normalizing(form_table(one)) for one in maps]
 
 
 def _never_cuts(step: Stage, replaced: Normalizer | None) -> bool:

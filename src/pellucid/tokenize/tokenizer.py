@@ -37,7 +37,7 @@ Pair = tuple[str, str]
 """Two texts that form one sequence (BERT's sentence pairs)."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tokenizer(Encoder):
     """Text to ids and back.
 
@@ -53,6 +53,12 @@ class Tokenizer(Encoder):
     named_tokens: Mapping[str, str] = field(default_factory=dict)
     truncation: Truncation | None = None
     padding: Padding | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Tokenizer({type(self.model).__name__}, V={self.vocab_size:,}, bos_id={self.bos_id}, "
+            f"eos_ids={sorted(self.eos_ids)}, chat template: {'yes' if self.chat_template else 'no'})"
+        )
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The ids of a text.

@@ -1,6 +1,6 @@
 """A normalizer as tables: the replacement of each character, for compiled code (``kernels/text/rewrite.py``).
 
-In: a normalizer. Out: a sequence of :class:`CharacterMap` with the same effect, or None if the replacement of a
+In: a normalizer. Out: a sequence of :class:`RewriteTable` with the same effect, or None if the replacement of a
 character depends on more than a table can express. If it does so only next to certain characters, these are marked, and
 a text that contains them there is normalized in Python.
 """
@@ -52,7 +52,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class CharacterMap:
+class RewriteTable:
     """The fields of ``text_rewrite.RewriteRecord``; ``growth``: the most bytes that one byte may become."""
 
     targets: NDArray[np.int32]
@@ -86,7 +86,7 @@ class _Step:
         return replace(self, changes={}) == _Step()
 
 
-def character_maps(stages: Iterable[tuple[Normalizer, bool]]) -> list[CharacterMap | Form] | None:
+def character_maps(stages: Iterable[tuple[Normalizer, bool]]) -> list[RewriteTable | Form] | None:
     """The tables of normalizers, each given with whether it applies to the start of a text only; None if one has none.
 
     A normalization form is returned as it is, because its replacements depend on neighbouring characters
@@ -233,7 +233,7 @@ def _flags(step: _Step) -> NDArray[np.uint8]:
     return flags
 
 
-def _table(step: _Step) -> CharacterMap:
+def _table(step: _Step) -> RewriteTable:
     targets = np.full(CODES, KEPT, np.int32)
     written, places = bytearray(1), dict[str, int]()  # place 0 is KEPT
     growth = 1
@@ -257,7 +257,7 @@ def _table(step: _Step) -> CharacterMap:
         # Python handles a rule whose target is too long, wherever its first character occurs.
         targets[[ord(key[0]) for key, where in longer.items() if where == STRANGE]] = STRANGE
         rules = Rules(step.rules, list(longer), np.array(list(longer.values()), np.int32), _flags(step))
-    return CharacterMap(
+    return RewriteTable(
         targets,
         np.frombuffer(bytes(written) + bytes(text_pieces.PADDING), np.uint8),
         growth,

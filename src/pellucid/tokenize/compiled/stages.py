@@ -22,7 +22,7 @@ from pellucid.kernels.text import split as text_split
 from pellucid.runtime.call import Call
 from pellucid.tokenize.compiled import tables
 from pellucid.tokenize.compiled.form_tables import FormTable
-from pellucid.tokenize.compiled.rewrite_table import CharacterMap
+from pellucid.tokenize.compiled.rewrite_table import RewriteTable
 from pellucid.tokenize.compiled.texts import Room, Texts
 from pellucid.tokenize.patterns.automaton import Automaton
 from pellucid.tokenize.patterns.matcher import too_slow
@@ -169,7 +169,7 @@ class Changing:
 class Rewriting(Changing):
     """Replaces characters."""
 
-    def __init__(self, change: CharacterMap) -> None:
+    def __init__(self, change: RewriteTable) -> None:
         self._growth, self._ahead = change.growth, len(change.prefix)
         rules, rule_fields = change.rules, dict[str, Any]()
         if rules is not None:
