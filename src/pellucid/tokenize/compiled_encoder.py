@@ -19,7 +19,7 @@ from pellucid.kernels.core.library import shared
 from pellucid.kernels.text.pieces import PART
 from pellucid.tokenize.compiled.form_tables import form_table
 from pellucid.tokenize.compiled.pipeline import Pipeline, Placed
-from pellucid.tokenize.compiled.rewrite_table import RewriteTable, character_maps
+from pellucid.tokenize.compiled.rewrite_table import RewriteTable, rewrite_tables
 from pellucid.tokenize.compiled.stages import Adding, CompiledStage, Cutting, Normalizing, Rewriting
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.model import TokenizerModel
@@ -60,7 +60,7 @@ class CompiledEncoder:
         self._encoder = encoder
         early = {special: _early(encoder, special) for special in (False, True)}
         self._lost = encoder.model.lost
-        self._unmoved = _unmoved(encoder) if encoder.asks_for_places else None
+        self._unmoved = _unmoved(encoder) if encoder.needs_alignment else None
         changing = encoder.pre_tokenizer.changing  # Python runs these stages when offsets are needed
         self._cuts = _late(encoder.pre_tokenizer.stages[len(changing.stages) :], encoder.normalizer)
         self._pipeline = Pipeline(early, late, encoder.model.compiled())
@@ -249,7 +249,7 @@ def _adding(tokens: AddedTokens, parse_special: bool) -> list[CompiledStage] | N
 
 
 def _rewriting(stages: Sequence[tuple[Normalizer, bool]]) -> list[CompiledStage] | None:
-    maps = character_maps(stages)
+    maps = rewrite_tables(stages)
     if maps is None:
         return None
     return [Rewriting(one) if isinstance(one, RewriteTable) else Normalizing(form_table(one)) for one in maps]

@@ -68,7 +68,7 @@ class Encoder:
 
         ``mark`` is removed after control tokens have been found.
         """
-        if self.asks_for_places:
+        if self.needs_alignment:
             return self.placed_ids(text, parse_special, mark)
         ids: list[int] = []
         for part, index, first in self.segments(without_surrogates(text), parse_special):
@@ -87,7 +87,7 @@ class Encoder:
         return ids
 
     @property
-    def asks_for_places(self) -> bool:
+    def needs_alignment(self) -> bool:
         """Whether the ids depend on where the first normalized characters were in the text.
 
         They do if there is a normalizer and the pre-tokenizer has a change for the start of the text only: the

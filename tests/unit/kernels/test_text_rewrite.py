@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.tokenize.compiled.rewrite_table import LONGEST, character_maps
+from pellucid.tokenize.compiled.rewrite_table import LONGEST, rewrite_tables
 from pellucid.tokenize.compiled.stages import Rewriting
 from pellucid.tokenize.compiled.texts import Room, Texts
 from pellucid.tokenize.stages.normalize import (
@@ -62,7 +62,7 @@ def named(name: str) -> list[Rewriting]:
 
 
 def compiled(stages: Stages) -> list[Rewriting]:
-    maps = character_maps(stages)
+    maps = rewrite_tables(stages)
     assert maps is not None
     return list(map(Rewriting, maps))
 

@@ -86,7 +86,7 @@ class _Step:
         return replace(self, changes={}) == _Step()
 
 
-def character_maps(stages: Iterable[tuple[Normalizer, bool]]) -> list[RewriteTable | Form] | None:
+def rewrite_tables(stages: Iterable[tuple[Normalizer, bool]]) -> list[RewriteTable | Form] | None:
     """The tables of normalizers, each given with whether it applies to the start of a text only; None if one has none.
 
     A normalization form is returned as it is, because its replacements depend on neighbouring characters

@@ -119,17 +119,17 @@ class GGUFFields:
             after.append(eos)
         return Template.around(before, after)
 
-    def shared(self, vocabulary: Vocabulary, add_bos: bool, told: Sequence[str] = ()) -> dict[str, Any]:
+    def shared(self, vocabulary: Vocabulary, add_bos: bool, handled: Sequence[str] = ()) -> dict[str, Any]:
         """The arguments of :class:`Tokenizer` that every kind reads in the same way.
 
-        ``told`` are the settings that the kind reads itself; others raise :class:`UnsupportedModel` if they are set,
+        ``handled`` are the settings that the kind reads itself; others raise :class:`UnsupportedModel` if they are set,
         because they would be ignored.
         """
         settings = ("add_sep_token", "remove_extra_whitespaces", "precompiled_charsmap")
         for key in settings:
             value = self._metadata.get(f"tokenizer.ggml.{key}")
             unset = value is None or value is False or (hasattr(value, "__len__") and not len(value))
-            if key not in told and not unset:
+            if key not in handled and not unset:
                 raise UnsupportedModel(
                     f"{self.path.name}: tokenizer.ggml.{key} is not implemented for this kind"
                 )

@@ -98,7 +98,7 @@ class ByteBPE(TokenizerModel):
         """The merges in order, each with its rank; or ``whole`` if the pre-token is a piece."""
         if self._whole(piece.encode()) is not None:
             return {"whole": True}
-        return merges_told(self._symbols(piece), self.pairs, self._names)
+        return explain_merges(self._symbols(piece), self.pairs, self._names)
 
     @cached_property
     def _names(self) -> dict[int, str]:
@@ -123,7 +123,7 @@ class ByteBPE(TokenizerModel):
         )
 
 
-def merges_told(
+def explain_merges(
     symbols: Sequence[Span], pairs: Ranks, names: Mapping[int, str] | Sequence[str]
 ) -> dict[str, Any]:
     """The initial symbols and every merge: its rank or score, its parts, and the result."""

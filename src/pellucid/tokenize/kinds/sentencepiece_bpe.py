@@ -20,7 +20,7 @@ from pellucid.tokenize.files.sentencepiece import BPE, SentencePieceParts
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.kinds import byte_bpe
-from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, json_pairs, merges_told
+from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, explain_merges, json_pairs
 from pellucid.tokenize.kinds.char import Chars
 from pellucid.tokenize.merges import Log, Ranks, ScoreRanks, merge, merge_spans
 from pellucid.tokenize.patterns.oniguruma_sets import quoted
@@ -87,7 +87,7 @@ class CharBPE(Chars):
         """The merges in order, each with its rank or score; or ``whole`` if the pre-token is a piece."""
         if self._ignore_merges and piece in self._pieces:
             return {"whole": True}
-        return merges_told(self.symbols(piece), self.pairs, self._names)
+        return explain_merges(self.symbols(piece), self.pairs, self._names)
 
     @property
     def kernel(self) -> KernelKey:

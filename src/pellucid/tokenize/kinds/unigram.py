@@ -236,7 +236,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
         vocabulary.tokens, [*check_scores(fields.path, scores)], vocabulary.types, {3: UNIGRAM}, normalizer
     )
     shared = fields.shared(
-        vocabulary, add_bos=False, told=("remove_extra_whitespaces", "precompiled_charsmap")
+        vocabulary, add_bos=False, handled=("remove_extra_whitespaces", "precompiled_charsmap")
     )
     for ours in ("vocabulary", "added", "normalized_added"):
         del shared[ours]
