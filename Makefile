@@ -1,5 +1,7 @@
 # make run     install, fetch the default model, compile its kernels once, stream an answer
 # make test    everything that CI runs: make check, then all tests
+# make test-fast  make check and the quick tests, in a minute and a half: what to run while working
+# make test-python  the tests alone; PYTHON=python3.13 VENV=.venv-3.13: on another Python
 # make test-tokenizers   ids and offsets beside those of tokenizers, sentencepiece and tiktoken, on 90 MB of text
 # make test-constraints  10,000 texts under schemas and grammars, each valid?
 # make test-templates    texts of seventy published chat templates beside those of transformers
@@ -14,13 +16,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-tokenizers test-constraints test-templates fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
+.PHONY: run test test-python test-fast test-tokenizers test-constraints test-templates fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
 
-test: check
+test: check test-python
+
+test-python: $(VENV)/dev
 	$(BIN)/python -m pytest
+
+test-fast: check
+	$(BIN)/python -m pytest -m "not slow" -x
 
 test-tokenizers: $(VENV)/oracles
 	$(BIN)/python tests/oracles/tokenizers_long.py $(TOKENIZERS)
@@ -71,4 +78,4 @@ $(VENV)/oracles: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
