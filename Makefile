@@ -1,16 +1,16 @@
 # make run     install, fetch the default model, compile its kernels once, stream an answer
 # make test    everything that CI runs: make check, then all tests
-# make test-fast  make check and the quick tests, in a minute and a half: what to run while working
-# make test-python  the tests alone; PYTHON=python3.13 VENV=.venv-3.13: on another Python
-# make test-tokenizers   ids and offsets beside those of tokenizers, sentencepiece and tiktoken, on 90 MB of text
-# make test-constraints  10,000 texts under schemas and grammars, each valid?
-# make test-templates    texts of seventy published chat templates beside those of transformers
-# make fuzz    damaged files, patterns, templates: for an hour; FUZZ='NAME --seed 2 --count 1000': one, for less
-# make check   formatting, lint, types, the order of imports between folders
-# make bench   speed beside that of the peers that are there (make bench-peers sets them up); BENCH=--quick: in short
+# make test-fast   make check and the quick tests, for use while working
+# make test-python   the tests without make check; PYTHON=python3.13 VENV=.venv-3.13 runs them on another Python
+# make test-tokenizers   compare ids and offsets with tokenizers, sentencepiece and tiktoken, on 90 MB of text
+# make test-constraints  generate 10,000 texts under schemas and grammars, and validate each
+# make test-templates    compare the texts of seventy published chat templates with those of transformers
+# make fuzz    damaged files, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
+# make check   formatting, lint, types, import order between folders
+# make bench   speed beside the installed peers (make bench-peers installs them); BENCH=--quick is short
 # make bench-encode   encoding speed beside tokenizers, tiktoken and sentencepiece
-# make bench-sampling  what the sampler chain costs, and constraints
-# make bench-agreement   how far Pellucid and llama.cpp are from the float32 run of the same file
+# make bench-sampling  cost of the sampler chain and of constraints
+# make bench-agreement   divergence of Pellucid and llama.cpp from the float32 run of the same file
 
 PYTHON ?= python3
 VENV ?= .venv

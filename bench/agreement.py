@@ -1,11 +1,11 @@
-"""How far Pellucid and llama.cpp are from the float32 run of the same file: divergence, likeliest token.
+"""Divergence of Pellucid and llama.cpp from the float32 run of the same file, and agreement on the likeliest token.
 
     python bench/agreement.py [--models NAME...] [--windows 4] [--text FILE] [--threads N]
 
-The text is cut into windows of 512 tokens, and the second half of each is scored over the whole vocabulary. The float32
-run is that of transformers (float32.py), llama.cpp's figures are its own tool's (llama-perplexity), Pellucid's are
-taken here, by default and precise, all three from the same file. A model is a name of `compare.py`, one
-of FILES (SmolLM2 in more formats), or anything that `pellucid.load` takes. The last line is JSON.
+The script cuts the text into windows of 512 tokens and scores the second half of each over the whole vocabulary.
+transformers makes the float32 run (float32.py), llama.cpp's own tool (llama-perplexity) its figures, and this script
+those of Pellucid, by default and precise, all from the same file. A model is a name of `compare.py`, one of FILES
+(SmolLM2 in more formats), or anything that `pellucid.load` takes. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from pellucid.weights.open import open_checkpoint
 KINDS = "Q5_0 Q5_1 Q2_K Q3_K_M Q5_K_M Q6_K IQ4_NL IQ4_XS F16 BF16"
 FILES = MODELS | {f"smollm2-{kind.lower()}": Model("smollm2", made=kind) for kind in KINDS.split()}
 LENGTH, STEP = 512, 64  # tokens of a window, of a step
-LEAD = 0.05  # by so much the likeliest token's probability leads where float32 is called sure
+LEAD = 0.05  # float32 is sure where the likeliest token's probability leads by this much
 TEXT = HERE.parent / "tests" / "oracles" / "text.txt"
 
 
 @dataclass(frozen=True)
 class Base:
-    """What float32.py has written: windows (W, N), and log-probabilities of positions N/2 to N - 2, (W, P, V)."""
+    """The file that float32.py writes: windows (W, N), and log-probabilities of positions N/2 to N - 2, (W, P, V)."""
 
     path: Path
     windows: NDArray[np.int32]
-    rows: NDArray[np.uint16]  # (W, P, 4 + V or V + 1): two float32, then the steps
+    rows: NDArray[np.uint16]  # (W, P, 4 + V or V + 1): step and least as float32, then the values in steps
 
     @classmethod
     def read(cls, path: Path) -> Base:
-        """Look at a file; its rows stay there."""
+        """Open a file; the rows are memory-mapped."""
         with open(path, "rb") as file:
             if file.read(8) != b"_logits_":
                 raise PeerError(f"{path}: no log-probabilities")
@@ -63,7 +63,7 @@ class Base:
         return cls(path, windows, np.memmap(path, "<u2", "r", start, shape))
 
     def log_probabilities(self, window: int, index: int, vocabulary: int) -> NDArray[np.float64]:
-        """Of one position, (V,)."""
+        """Log-probabilities of one position, (V,)."""
         row = self.rows[window, index]
         step, least = row[:4].view("<f4").astype(np.float64)
         rounded = row[4 : 4 + vocabulary] * step + least
@@ -81,7 +81,7 @@ class Agreement:
 
 
 def windows_of(path: Path, text: str, count: int) -> NDArray[np.int32]:
-    """The text's first windows, each beginning as the model wants a text to begin."""
+    """The text's first windows, (W, N); each begins with the special tokens that the model begins a text with."""
     checkpoint = open_checkpoint(path)
     try:
         tokenizer = load_tokenizer(checkpoint)
@@ -96,7 +96,7 @@ def windows_of(path: Path, text: str, count: int) -> NDArray[np.int32]:
 
 
 def float32(path: Path, windows: NDArray[np.int32], threads: int, folder: Path) -> Base:
-    """Run float32.py."""
+    """Run float32.py on the windows."""
     ids, out = folder / "ids.npy", folder / "base"
     np.save(ids, windows)
     TRANSFORMERS.run("float32.py", path, ids, out, threads)
@@ -104,7 +104,7 @@ def float32(path: Path, windows: NDArray[np.int32], threads: int, folder: Path) 
 
 
 def pellucid_agreement(path: Path, base: Base, precise: bool, threads: int) -> Agreement:
-    """Pellucid's run of the same windows."""
+    """Pellucid's agreement on the same windows."""
     checkpoint = open_checkpoint(path)
     model = read_model(checkpoint)
     plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits_of(precise))
@@ -129,7 +129,7 @@ def pellucid_agreement(path: Path, base: Base, precise: bool, threads: int) -> A
 
 
 def _rows(runner: ModelRunner, ids: list[int]) -> Any:
-    """(index of the scored position, its logits in float64)."""
+    """Yield (index of the scored position, its logits in float64)."""
     first, sequence = LENGTH // 2, BlockTable()
     for start in range(0, LENGTH, STEP):
         wanted = STEP if start >= first else 0
@@ -141,7 +141,7 @@ def _rows(runner: ModelRunner, ids: list[int]) -> Any:
 
 
 def llamacpp_agreement(path: Path, base: Base, threads: int) -> Agreement:
-    """What llama-perplexity says of itself."""
+    """llama.cpp's agreement, as llama-perplexity prints it."""
     printed = LLAMA_CPP.tool(
         "llama-perplexity", "-m", path, "-t", threads, "-c", LENGTH, "-b", LENGTH,
         "--kl-divergence", "--kl-divergence-base", base.path,
@@ -154,10 +154,10 @@ def llamacpp_agreement(path: Path, base: Base, threads: int) -> Agreement:
 
 
 def compare(name: str, text: str, windows: int, threads: int) -> dict[str, Agreement]:
-    """A model's agreements, by who runs it."""
+    """A model's agreements by engine."""
     path = FILES.get(name, Model(name)).file()
     MADE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=MADE) as folder:  # hundreds of megabytes
+    with tempfile.TemporaryDirectory(dir=MADE) as folder:  # the base has hundreds of megabytes
         progress(f"{name}: float32")
         base = float32(path, windows_of(path, text, windows), threads, Path(folder))
         found = {}
@@ -170,7 +170,7 @@ def compare(name: str, text: str, windows: int, threads: int) -> dict[str, Agree
 
 
 def line(name: str, found: dict[str, Agreement]) -> str:
-    """A model's row."""
+    """A model's row of the table."""
     cells = [f"{name:<18}"]
     for each in found.values():
         wrong = "" if each.wrong is None else f"  {each.wrong:>3} of {each.sure}"
@@ -179,7 +179,7 @@ def line(name: str, found: dict[str, Agreement]) -> str:
 
 
 def main() -> None:
-    """Compare, print."""
+    """Compare the models and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", metavar="NAME", default=list(FILES), help=", ".join(FILES))
     parser.add_argument("--windows", type=int, default=4, help=f"of {LENGTH} tokens; 4 by default")

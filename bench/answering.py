@@ -1,10 +1,10 @@
-"""What the scripts that drive a peer have in common: they hold a model and answer lines of JSON (peers.py asks).
+"""Common part of the scripts that drive a peer: they hold a model and answer requests of peers.py in lines of JSON.
 
-    {"prefill": 512}               a prompt to read
-    {"decode": 128, "depth": 16}   tokens to make after a prompt
+    {"prefill": 512}               prefill a prompt of 512 tokens
+    {"decode": 128, "depth": 16}   decode 128 tokens after a prompt of 16
 
-The answer is {"tokens_per_second": ...} or {"error": ...}. Work that is asked for the first time is done once before
-it is timed.
+The answer is {"tokens_per_second": ...} or {"error": ...}. The first request of each kind runs once untimed before it
+is timed.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any, Protocol
 
 
 class Model(Protocol):
-    """A model in the peer's hands: tokens per second."""
+    """A model in the peer's engine. Methods return tokens per second."""
 
     def prefill(self, tokens: int) -> float:
-        """Reading a prompt."""
+        """Prefill of a prompt."""
 
     def decode(self, depth: int, tokens: int) -> float:
-        """Making tokens after a prompt, whose time does not count."""
+        """Decode after a prompt; the prefill is not timed."""
 
 
 def answer(load: Callable[[Path, int], Model]) -> None:
-    """Load the file that the command line names, with as many threads; answer until the input ends."""
+    """Load the file on the command line with the given number of threads; answer until the input ends."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is not an answer
+    os.dup2(2, 1)  # libraries that print must not mix with answers
 
     def say(make: Callable[[], dict[str, Any]]) -> None:
         try:

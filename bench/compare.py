@@ -1,10 +1,10 @@
-"""Pellucid beside the peers that `make bench-peers` has set up: tokens per second of the same work, and the ratios.
+"""Tokens per second of Pellucid and of the installed peers on the same workloads, and the ratios.
 
     python bench/compare.py [--models NAME...] [--only ROW...] [--rounds 5] [--threads N] [--quick]
 
-Model by model, every round measures each engine once, in turn, on each row, so that a busy moment hits all alike;
-medians are printed, and one JSON line last. A model is a name below, or anything that `pellucid.load` takes.
-docs/measuring.md says what the rows are.
+`make bench-peers` installs the peers. Model by model, every round measures each engine once, in turn, on each row, so
+that a busy moment affects all alike. Output: medians, and one JSON line last. A model is a name of MODELS, or anything
+that `pellucid.load` takes. docs/measuring.md describes the rows.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from pellucid.measure.suite import Decode, Prefill
 from pellucid.runtime.executor import default_threads
 from pellucid.weights.store import resolve
 
-PRECISE = {"default": False, "precise": True}  # the ways in which Pellucid is measured
+PRECISE = {"default": False, "precise": True}  # how Pellucid is loaded: name → precise
 MADE = HERE / ".models"
-BUSY = 0.5  # a load average above which something else runs: engines whose threads wait by spinning lose most
+BUSY = 0.5  # load average of a busy machine, on which engines whose threads wait by spinning lose most
 
 
 @dataclass(frozen=True)
 class Row:
-    """Some work, the peers that are asked to do it too, and in how many rounds at most."""
+    """A workload, the peers that run it too, and its maximum number of rounds."""
 
     workload: Prefill | Decode
     peers: tuple[Peer, ...]
@@ -47,7 +47,7 @@ class Row:
 
 
 START, TOKENS = 16, 128  # a short context; llama-bench's tg128
-LONG = 3  # rounds of the rows that take longest
+LONG = 3  # maximum rounds of the slowest rows
 ROWS = {
     "decode": Row(Decode(START, TOKENS), (LLAMA_CPP, OPENVINO, TRANSFORMERS)),
     "prefill": Row(Prefill(512), (LLAMA_CPP, OPENVINO, TRANSFORMERS)),
@@ -55,19 +55,19 @@ ROWS = {
     "long-decode": Row(Decode(4096, TOKENS), (LLAMA_CPP,), LONG),
     "long-prefill": Row(Prefill(4096), (LLAMA_CPP,), LONG),
 }
-SHORT = ("decode", "prefill", "batch")  # what --quick measures
+SHORT = ("decode", "prefill", "batch")  # the rows of --quick
 
 
 @dataclass(frozen=True)
 class Model:
-    """A file: ``spec`` is what Pellucid calls it, ``made`` the kind of weights that llama-quantize gives it here."""
+    """A model file: ``spec`` is its name in Pellucid, ``made`` the format into which llama-quantize converts it."""
 
     spec: str
     rows: tuple[str, ...] = tuple(ROWS)
     made: str | None = None
 
     def file(self) -> Path:
-        """The path of it, fetched or made first if need be. Raises PeerError if it cannot be made."""
+        """Its path; fetches or converts the file if needed. Raises PeerError if it cannot be converted."""
         path = resolve(self.spec)
         if self.made is None:
             return path
@@ -80,7 +80,7 @@ class Model:
 
     @property
     def peers(self) -> tuple[Peer, ...]:
-        """Those that are asked. Weights in bfloat16 are the same size whatever they were made from: once is enough."""
+        """The peers to measure. transformers uses bfloat16 whatever the format, so converted files omit it."""
         return tuple(peer for peer in PEERS.values() if self.made is None or peer is not TRANSFORMERS)
 
 
@@ -95,24 +95,24 @@ MODELS = {
 
 @dataclass
 class Result:
-    """What came of a row: Pellucid's figures by way and the peers' tokens per second, by round."""
+    """Results of a row, by round: Pellucid's figures by name in PRECISE, and the peers' tokens per second."""
 
     workload: Prefill | Decode
     ours: dict[str, list[Figure]] = field(default_factory=lambda: {way: [] for way in PRECISE})
     theirs: dict[str, list[float]] = field(default_factory=dict)
 
     def figure(self, way: str) -> Figure:
-        """The rounds as one."""
+        """The figures of all rounds in one."""
         figures = self.ours[way]
         speeds = tuple(figure.per_second[0] for figure in figures)
         return Figure(self.workload, figures[0].cost, speeds, tuple(figure.rates[0] for figure in figures))
 
     def ratio(self, way: str, peer: str) -> float:
-        """How many times the peer's speed: the median of the rounds' ratios."""
+        """Pellucid's speed divided by the peer's: the median of the rounds' ratios."""
         return statistics.median(a / b for a, b in zip(self.figure(way).per_second, self.theirs[peer]))
 
     def document(self) -> dict[str, Any]:
-        """For the JSON line."""
+        """The row's part of the JSON line."""
         return {
             "what": self.workload.what,
             "pellucid": {way: self._ours(way) for way in PRECISE},
@@ -140,7 +140,7 @@ class Result:
 
 
 class Bench:
-    """A model in every engine that reads it. ``notes`` gets what is left out, and why."""
+    """A model in every engine that reads it. ``notes`` collects what is left out, and why."""
 
     def __init__(self, path: Path, peers: Sequence[Peer], threads: int, notes: list[str]) -> None:
         self._notes, self._name = notes, path.name
@@ -172,11 +172,11 @@ class Bench:
         self._stack.callback(engine.close)
 
     def close(self) -> None:
-        """Let everything go."""
+        """Release the models and end the peers' processes."""
         self._stack.close()
 
     def run(self, names: Sequence[str], rounds: int) -> dict[str, Result]:
-        """The rows, by name."""
+        """Measure the rows; results by name."""
         llm = self._llms["default"]
         results: dict[str, Result] = {}
         for name in names:
@@ -208,7 +208,7 @@ class Bench:
 
 
 def room(workload: Prefill | Decode) -> int:
-    """Tokens of context that the work needs."""
+    """Tokens of context that a workload needs."""
     if isinstance(workload, Prefill):
         return workload.tokens
     return (workload.depth + workload.tokens) * workload.sequences
@@ -222,12 +222,12 @@ def ask(engine: Engine, workload: Prefill | Decode) -> float:
 
 
 def progress(what: str) -> None:
-    """Tell who waits."""
+    """Print progress to standard error."""
     print(what, file=sys.stderr, flush=True)
 
 
 def table(results: dict[str, dict[str, Result]]) -> str:
-    """All models' rows."""
+    """The table of all models' rows."""
     peers = [n for n in PEERS if any(n in row.theirs for rows in results.values() for row in rows.values())]
     lines = [("", *PRECISE, "share", *peers)]
     for file, rows in results.items():
@@ -263,7 +263,7 @@ def _speed(value: float) -> str:
 def compare(
     name: str, rows: Sequence[str], rounds: int, threads: int, notes: list[str]
 ) -> dict[str, dict[str, Result]]:
-    """A model's results under the name of its file; nothing if no rows are wanted of it."""
+    """A model's results under the name of its file; empty if no rows are selected."""
     if not rows:
         return {}
     model = MODELS.get(name, Model(name))
@@ -277,7 +277,7 @@ def compare(
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure the models and print the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", metavar="NAME", default=list(MODELS), help=", ".join(MODELS))
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=list(ROWS), help=", ".join(ROWS))
@@ -314,7 +314,7 @@ def main() -> None:
 
 
 def report(results: dict[str, dict[str, Result]], rounds: int, threads: int, notes: Sequence[str]) -> None:
-    """The table, what was left out, the JSON line."""
+    """Print the table, the notes and the JSON line."""
     machine = {name: value for name, value in facts().items() if name in ("cpu", "instructions", "pellucid")}
     if results:
         print(f"Tokens per second on {machine['cpu']}, threads {threads}")

@@ -1,12 +1,12 @@
-"""Encoding speed beside tokenizers, tiktoken and sentencepiece: the same texts and vocabularies, one thread, in turn.
+"""Encoding speed beside tokenizers, tiktoken and sentencepiece on the same texts and vocabularies, alternating.
 
     python bench/encode.py [--rounds N] [--only NAME ...]    (make bench-encode; needs pip install pellucid[oracles])
 
-The texts are 16 MB of those that ``tests/oracles/tokenizers_long.py fetch`` brings (manual pages in seven languages,
-translations in twenty more, source code), in pieces of 4,000 characters, mixed. ``tokenizers`` has two figures: its
-``encode``, text by text, as Pellucid's, and ``encode_batch_fast``, all texts at once without offsets, held to one
-thread. Pellucid's other figures are those of ``encode_arrays`` on one thread and two, and of ``encode_batch`` on two.
-Medians of the rounds, in MB of UTF-8 a second; how long opening takes is in seconds. The last line is JSON.
+The texts are 16 MB of those that ``tests/oracles/tokenizers_long.py fetch`` downloads (manual pages in seven languages,
+translations in twenty more, source code), in pieces of 4,000 characters, mixed. All encoders use one thread unless
+noted. ``tokenizers`` has two figures: ``encode``, text by text as Pellucid's, and ``encode_batch_fast``, all texts in
+one call without offsets. Pellucid also has figures of ``encode_arrays`` on one thread and two, and of ``encode_batch``
+on two. Figures are medians of the rounds, in MB of UTF-8 per second, and seconds for opening. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ VOCABULARIES = {
     "gemma3": FOLDER / "npm" / "gemma3" / "tokenizer.json",
 }
 Encode = Callable[[list[str]], Any]
-AT_ONCE = 1024  # texts of a batch: what all of them together come to is not kept
+AT_ONCE = 1024  # texts of a batch, so that the results of all texts are never in memory together
 
 
 def texts() -> list[str]:
-    """About as much of each language as of the others, while there is some."""
+    """Pieces of the texts, about the same amount of each language as far as it lasts."""
     rng, pieces = random.Random(11), []
     languages: dict[str, str] = {}
     for path in sorted((FOLDER / "texts").glob("*.json")):
@@ -64,7 +64,7 @@ def texts() -> list[str]:
 
 
 def each(encode: Callable[[str], Any]) -> Encode:
-    """One text after the other."""
+    """An encoder that takes one text after the other."""
 
     def run(texts: list[str]) -> None:
         for text in texts:
@@ -74,7 +74,7 @@ def each(encode: Callable[[str], Any]) -> Encode:
 
 
 def batches(encode: Encode) -> Encode:
-    """AT_ONCE texts at a time."""
+    """An encoder that takes AT_ONCE texts per call."""
 
     def run(texts: list[str]) -> None:
         for at in range(0, len(texts), AT_ONCE):
@@ -84,7 +84,7 @@ def batches(encode: Encode) -> Encode:
 
 
 def peers(name: str, path: Path) -> dict[str, Encode]:
-    """The other encoders of a vocabulary."""
+    """The peers' encoders of a vocabulary."""
     if path.suffix == ".tiktoken":
         import base64
 
@@ -114,9 +114,9 @@ def peers(name: str, path: Path) -> dict[str, Encode]:
 
 
 def measure(name: str, path: Path, pieces: list[str], rounds: int) -> dict[str, float]:
-    """MB a second of each encoder, and the seconds that opening takes us."""
+    """MB per second of each encoder, and the seconds that Pellucid takes to open the vocabulary."""
     size = sum(len(text.encode()) for text in pieces) / 1e6
-    load_tokenizer(path)  # what is kept of it is there from now on
+    load_tokenizer(path)  # fills the cache of parsed vocabularies
     start = time.perf_counter()
     ours = load_tokenizer(path)
     opened = time.perf_counter() - start
@@ -131,7 +131,7 @@ def measure(name: str, path: Path, pieces: list[str], rounds: int) -> dict[str, 
         },
         **peers(name, path),
     }
-    ours.encode("a text " * 200_000)  # the compiled way has begun
+    ours.encode("a text " * 200_000)  # switches to the compiled encoder
     seconds: dict[str, list[float]] = {which: [] for which in encoders}
     for _ in range(rounds):
         for which, encode in encoders.items():

@@ -1,10 +1,10 @@
-"""The float32 run of a GGUF file's weights, by transformers: what every other run of the file is compared with.
+"""The float32 run of a GGUF file's weights by transformers, the reference for every other run of the file.
 
-    python bench/float32.py FILE IDS.npy OUT THREADS     # by the interpreter of bench/.peers/transformers
+    python bench/float32.py FILE IDS.npy OUT THREADS
 
-IDS are windows of tokens, (W, N) int32. OUT is a file as llama-perplexity writes one for --kl-divergence-base: the
-windows, and of the second half of each the log-probabilities of the whole vocabulary, but for the last token's, in
-65,536 steps between the least and the largest.
+Runs in the interpreter of bench/.peers/transformers. IDS are windows of tokens, (W, N) int32. OUT has the format that
+llama-perplexity writes for --kl-divergence-base: the windows, and the log-probabilities of the whole vocabulary for the
+second half of each window except its last token, in 65,536 steps between the least and the largest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GgufConfig
 
 
 def main() -> None:
-    """Run, write."""
+    """Run the model and write the file."""
     path, windows = Path(sys.argv[1]), np.load(sys.argv[2])
     torch.set_num_threads(int(sys.argv[4]))
     torch.set_grad_enabled(False)

@@ -1,7 +1,7 @@
-"""OpenVINO GenAI reading a GGUF file. Run by the interpreter of bench/.peers/openvino; see answering.py.
+"""OpenVINO GenAI on a GGUF file. Runs in the interpreter of bench/.peers/openvino; see answering.py.
 
-Its pipeline keeps what it has read: a prompt that begins as an earlier one did costs nothing. So every prompt here
-begins with another token.
+Its pipeline has a prefix cache: a prompt with the beginning of an earlier one costs nothing. So every prompt here
+begins with a different token.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class OpenVino:
         self._numbers = count()
 
     def prefill(self, tokens: int) -> float:
-        """By its own clock, until the first token is there."""
+        """Tokens per second by its own metrics, until the first token."""
         metrics = self._generate(tokens, 1)
         return float(tokens / metrics.get_ttft().mean * 1e3)
 
     def decode(self, depth: int, tokens: int) -> float:
-        """By its own clock, for each token after the first."""
+        """Tokens per second by its own metrics, after the first token."""
         metrics = self._generate(depth, tokens + 1)
         return float(1e3 / metrics.get_tpot().mean)
 

@@ -1,11 +1,11 @@
-"""The engines that Pellucid is measured against, each on its own under bench/.peers/.
+"""Installs and drives the engines that Pellucid is compared with, each in a folder of its own under bench/.peers/.
 
-    python bench/peers.py [NAME...]     # set up those that are not there yet; this needs nothing of Pellucid
+    python bench/peers.py [NAME...]     # installs the missing ones; does not need Pellucid
 
-llama.cpp      the source that the llama-cpp-python package on PyPI carries, built for this machine (-march=native); it
-               needs cmake and a C++ compiler. LLAMA_CPP=FOLDER names binaries that are there already.
-openvino       OpenVINO GenAI in an environment of its own, driven by openvino_peer.py
-transformers   transformers with torch in another, weights in bfloat16, driven by transformers_peer.py
+llama.cpp      the source in the llama-cpp-python package on PyPI, built for this machine (-march=native); needs cmake
+               and a C++ compiler. LLAMA_CPP=FOLDER names existing binaries.
+openvino       OpenVINO GenAI in a virtual environment, driven by openvino_peer.py
+transformers   transformers with torch in another one, weights in bfloat16, driven by transformers_peer.py
 """
 
 from __future__ import annotations
@@ -26,50 +26,50 @@ HERE = Path(__file__).parent
 FOLDER = HERE / ".peers"
 LLAMA_CPP_PYTHON = "0.3.36"
 TOOLS = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-perplexity")
-WARM_UP = 64  # tokens that llama-bench reads before a prompt that is timed
-CELLS = 256  # llama.cpp gives a sequence a multiple of so many tokens of context
-PATIENCE = 600  # seconds until a peer that does not answer is given up
+WARM_UP = 64  # tokens of the untimed prompt before the timed one in llama-bench
+CELLS = 256  # llama.cpp rounds the context of a sequence up to a multiple of this
+PATIENCE = 600  # seconds until a peer that does not answer counts as failed
 
 
 class PeerError(Exception):
-    """A peer cannot be set up, does not read a file, or has failed."""
+    """A peer cannot be installed, cannot read a file, or has failed."""
 
 
 class Engine(ABC):
-    """A peer with a model: tokens per second, of the same work that `pellucid.measure.suite` does."""
+    """A peer with a model. Methods return tokens per second of the workloads of `pellucid.measure.suite`."""
 
     @abstractmethod
     def prefill(self, tokens: int) -> float:
-        """Reading a prompt."""
+        """Prefill of a prompt."""
 
     @abstractmethod
     def decode(self, depth: int, tokens: int, sequences: int) -> float:
-        """Making ``tokens`` tokens after ``depth``, of ``sequences`` sequences together."""
+        """Decode of ``tokens`` tokens after ``depth``, in a batch of ``sequences``."""
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
-        """Let the model go."""
+        """Release the model."""
 
 
 class Peer(ABC):
-    """An engine to set up, and to open models with."""
+    """An engine that can be installed and that opens models."""
 
     name: str
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether it is set up."""
+        """Whether it is installed."""
 
     @abstractmethod
     def setup(self) -> None:
-        """Fetch it, build it."""
+        """Download and build it."""
 
     @abstractmethod
     def open(self, model: Path, threads: int) -> Engine:
-        """The engine with a model. Raises PeerError if it does not read it."""
+        """Open a model. Raises PeerError if the peer cannot read it."""
 
 
 class LlamaCpp(Peer):
-    """llama.cpp, through the tools that it measures itself with."""
+    """llama.cpp, measured by its own benchmark tools."""
 
     name = "llama.cpp"
     build = FOLDER / name
@@ -105,26 +105,26 @@ class LlamaCpp(Peer):
         return _LlamaBench(self, model, threads)
 
     def quantize(self, source: Path, target: Path, kind: str) -> None:
-        """Write ``source`` with weights of another kind to ``target``."""
+        """Write ``source`` to ``target`` with weights in the format ``kind``."""
         target.parent.mkdir(exist_ok=True)
         part = target.with_suffix(".part")
         self.tool("llama-quantize", "--allow-requantize", source, part, kind)
         part.replace(target)
 
     def tool(self, name: str, *arguments: object) -> str:
-        """What a tool prints."""
+        """The output of a tool."""
         return _printed(name, self.binaries / name, *arguments, LD_LIBRARY_PATH=str(self.binaries))
 
 
 class _LlamaBench(Engine):
-    """A process for each figure: a model is there in less than a second."""
+    """One process per figure; it loads a model in less than a second."""
 
     def __init__(self, peer: LlamaCpp, model: Path, threads: int) -> None:
         self._peer = peer
         self._model = ("-m", model, "-t", threads)
 
     def prefill(self, tokens: int) -> float:
-        # Its own warm-up reads the whole prompt, which takes as long as what is timed.
+        # The tool's own warm-up reads the whole prompt, which takes as long as the timed run.
         return self._bench("-p", f"{WARM_UP},{tokens}", "-n", 0, "--no-warmup")
 
     def decode(self, depth: int, tokens: int, sequences: int) -> float:
@@ -142,7 +142,7 @@ class _LlamaBench(Engine):
 
 
 class Packages(Peer):
-    """Python packages in an environment of their own, and the script that drives them."""
+    """Python packages in a virtual environment, and the script that drives them."""
 
     def __init__(self, name: str, script: str, *pins: str) -> None:
         self.name, self.script, self.pins = name, HERE / script, pins
@@ -157,7 +157,7 @@ class Packages(Peer):
         return self.python.exists() and all(self._installed(*pin.split("==")) for pin in self.pins)
 
     def _installed(self, package: str, version: str) -> bool:
-        folder = f"{package.replace('-', '_')}-{version}*.dist-info"  # torch-2.13.0+cpu is 2.13.0
+        folder = f"{package.replace('-', '_')}-{version}*.dist-info"  # torch-2.13.0+cpu counts as 2.13.0
         return any(self.venv.glob(f"lib/python*/site-packages/{folder}"))
 
     def setup(self) -> None:
@@ -168,7 +168,7 @@ class Packages(Peer):
         return _Process(self, model, threads)
 
     def run(self, script: str, *arguments: object) -> str:
-        """What another script prints."""
+        """The output of another script."""
         return _printed(script, self.python, HERE / script, *arguments)
 
 
@@ -214,7 +214,7 @@ class _Process(Engine):
             self._process.stdin.write(json.dumps(wish) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # there is no answer then
+            pass  # the process has ended; _answer reports it
         return float(self._answer()["tokens_per_second"])
 
     def _answer(self) -> dict[str, Any]:
@@ -243,7 +243,7 @@ PEERS: dict[str, Peer] = {peer.name: peer for peer in (LLAMA_CPP, OPENVINO, TRAN
 
 
 def _run(*command: object) -> None:
-    """Run it for all to see."""
+    """Run a command with its output visible."""
     try:
         subprocess.run([str(word) for word in command], check=True)
     except FileNotFoundError as error:
@@ -253,7 +253,7 @@ def _run(*command: object) -> None:
 
 
 def _printed(name: str, *command: object, **environment: str) -> str:
-    """What a program that does not wait for anybody prints."""
+    """The output of a program that needs no input."""
     try:
         done = subprocess.run(
             [str(word) for word in command],
@@ -276,7 +276,7 @@ def _last_line(text: str) -> str:
 
 
 def main() -> None:
-    """Set up what is named and not there."""
+    """Install the named peers that are missing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)}; all if none is given"

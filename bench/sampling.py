@@ -1,15 +1,15 @@
-"""What sampling costs: the chain on many logits, beside transformers' and llama.cpp's, and what a constraint costs.
+"""The cost of sampling, beside transformers and llama.cpp, and the cost of constraints.
 
     python bench/sampling.py [--rounds N] [--model NAME]    (make bench-sampling)
 
-First, microseconds for a token on random logits (normal, times 3) of 262,144 and of 49,152 tokens: greedy; the chain
-of temperature 0.8, top-k 40, top-p 0.95, min-p 0.05 and the draw; log-probabilities of the token and of 20 more. All
-in turn, medians. transformers (its processors, softmax and multinomial) and llama.cpp (llama_sampler_apply, with the
-array of candidates that it wants made from the logits first) are measured if they can be imported: pip install
-pellucid[oracles], llama-cpp-python.
+First part: microseconds per token on random logits (normal, times 3) of 262,144 and of 49,152 tokens: greedy; the
+chain of temperature 0.8, top-k 40, top-p 0.95, min-p 0.05 and the draw; log-probabilities of the token and of 20 more.
+Medians of alternating calls. transformers (its processors, softmax and multinomial) and llama.cpp (llama_sampler_apply,
+including its array of candidates) are measured if they can be imported: pip install pellucid[oracles],
+llama-cpp-python.
 
-Then, tokens per second of a model: free, with a JSON schema, with a regular expression; in turn, and what share of the
-free speed the others have: the median over rounds. The last line is JSON.
+Second part: tokens per second of a model for each entry of WAYS, alternating, and their share of the free speed (median
+over rounds). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Call = Callable[[], Any]
 
 
 class Nothing:
-    """A vocabulary of which the default chain asks nothing."""
+    """A stand-in for the tokenizer, which the default chain never calls."""
 
 
 def ours(logits: np.ndarray) -> dict[str, Call]:
@@ -138,7 +138,7 @@ ENGINES = {"Pellucid": ours, "transformers": transformers, "llama.cpp": llama_cp
 
 
 def costs(size: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Microseconds by work and engine."""
+    """Microseconds by workload and engine."""
     logits = np.float32(np.random.default_rng(1).normal(size=size) * 3)
     calls: dict[tuple[str, str], Call] = {}
     for engine, make in ENGINES.items():
@@ -151,7 +151,7 @@ def costs(size: int, rounds: int) -> dict[str, dict[str, float]]:
         for key, call in calls.items():
             start = time.perf_counter()
             call()
-            if at:  # the first warms up
+            if at:  # the first round is the warm-up
                 taken[key].append(time.perf_counter() - start)
     found: dict[str, dict[str, float]] = {}
     for (work, engine), seconds in taken.items():
@@ -160,7 +160,7 @@ def costs(size: int, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def speeds(llm: LLM, rounds: int) -> dict[str, list[float]]:
-    """Tokens per second after the first, by round."""
+    """Tokens per second after the first token, by entry of WAYS and round; an unrecorded round warms up."""
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     for seed in range(rounds + 1):
         for way, options in WAYS.items():

@@ -1,8 +1,8 @@
-"""Write a model of a given size with random weights: for speed only, what it says is noise.
+"""Write a model of a given size with random weights, for measuring speed only.
 
     python bench/synthetic.py OUT.gguf [--format Q4_K] [--width 2048] [--layers 16] [--feed-forward 8192]
 
-The shape is Llama's, 1.1 billion weights by default. The tokenizer is SmolLM2's, taken from its file.
+The architecture is Llama's, with 1.1 billion weights by default. The tokenizer is copied from SmolLM2's file.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from pellucid.weights.store import resolve
 
 HEAD = 64  # K
-SCALE = 0.01  # what the blocks' float16 factors are about: small enough for activations to stay numbers
+SCALE = 0.01  # magnitude of the blocks' float16 scales: small enough for activations to stay finite
 
 
 def random_blocks(rng: np.random.Generator, kind: Any, rows: int, columns: int) -> np.ndarray:
-    """(rows, bytes): every bit random but for the factors, which are the same everywhere."""
+    """(rows, bytes): random bits, with the same float16 scales in every block."""
     values, size = gguf.GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (rows, columns // values, size), np.uint8)
     factor = np.array([SCALE / 32, SCALE / 32], np.float16).view(np.uint8)

@@ -1,6 +1,6 @@
-"""transformers with weights in bfloat16. Run by the interpreter of bench/.peers/transformers; see answering.py.
+"""transformers with weights in bfloat16. Runs in the interpreter of bench/.peers/transformers; see answering.py.
 
-It reads a GGUF file, whose weights it unpacks, or a folder with safetensors.
+It reads a folder with safetensors, or a GGUF file, whose weights it unpacks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GgufConfig
 
 
 class Transformers:
-    """A model and its steps, without what `generate` adds to them."""
+    """A model and its forward steps, without the overhead of `generate`."""
 
     def __init__(self, path: Path, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -29,13 +29,13 @@ class Transformers:
             raise RuntimeError("the weights are not in bfloat16")
 
     def prefill(self, tokens: int) -> float:
-        """Until the logits of the last token are there."""
+        """Tokens per second until the logits of the last token."""
         start = time.perf_counter()
         self._read(tokens)
         return tokens / (time.perf_counter() - start)
 
     def decode(self, depth: int, tokens: int) -> float:
-        """Greedily."""
+        """Tokens per second of greedy decode."""
         out = self._read(depth)
         start = time.perf_counter()
         for _ in range(tokens):

@@ -1,4 +1,4 @@
-"""Random blocks of any format, for tests that must work for formats nobody has thought of yet."""
+"""Random blocks of any format, for tests that also cover future formats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pellucid.weights.quant.format import BlockFields, Format
 
 @functools.cache
 def scale_bytes(form: Format) -> tuple[int, ...]:
-    """Where a block keeps the bytes of its floating point scales: those that change them when they change."""
+    """Positions of the bytes in a block that hold its floating point scales, found by changing each byte."""
     kinds = [count == 1 for count, _ in form.packed.sides]
 
     def scales(raw: NDArray[np.uint8]) -> list[bytes]:
@@ -31,7 +31,7 @@ def scale_bytes(form: Format) -> tuple[int, ...]:
 
 
 def random_blocks(form: Format, seed: int, rows: int, blocks: int, low: int = -10) -> NDArray[np.uint8]:
-    """(rows, blocks, block_bytes): every bit random, but for scales between 2^low and 2^(low + 4), of either sign."""
+    """(rows, blocks, block_bytes): random bits, with scales between 2^low and 2^(low + 4) of either sign."""
     rng = np.random.default_rng(seed)
     if form.packed.is_float:
         values = (rng.standard_normal((rows, blocks)) / 8).astype(np.float32)
@@ -51,7 +51,7 @@ def random_blocks(form: Format, seed: int, rows: int, blocks: int, low: int = -1
 
 
 def integers(packed: PackedLayout, fields: BlockFields) -> NDArray[np.int64]:
-    """What is multiplied by the scales, (N, D)."""
+    """The integers that the scales multiply, (N, D)."""
     values = fields.values.astype(np.int64)
     if packed.table:
         values = np.array(packed.table)[values]
@@ -61,7 +61,7 @@ def integers(packed: PackedLayout, fields: BlockFields) -> NDArray[np.int64]:
 def scales_and_minima(
     packed: PackedLayout, fields: BlockFields
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Of every part, (N, D/sub), float32, rounded as the kernels do. Minima have their sign."""
+    """Scales and minima of every sub-block, (N, D/sub), float32, rounded as in the kernels. Minima are signed."""
     sides = list(fields.sides)
     if packed.scale == "e8m0":
         sides[-1] = np.ldexp(np.float32(1), sides[-1].astype(np.int32) - 128)
@@ -78,7 +78,7 @@ def scales_and_minima(
 
 
 def packed_matrix(form: Format, raw: NDArray[np.uint8], threads: int = 1) -> Matrix:
-    """Stored blocks, (rows, blocks, block_bytes), packed."""
+    """Pack stored blocks, (rows, blocks, block_bytes)."""
     flat = np.ascontiguousarray(raw).reshape(-1)
 
     def read(start: int, out: NDArray[np.uint8]) -> None:
@@ -90,9 +90,7 @@ def packed_matrix(form: Format, raw: NDArray[np.uint8], threads: int = 1) -> Mat
 
 
 def unpack(packed: PackedLayout, data: NDArray[np.uint8], rows: int, columns: int) -> BlockFields:
-    """The packed layout read back as ``kernels/matmul/packed_layout.py`` describes it, one value at a time in plain
-    NumPy.
-    """
+    """Read the packed layout of ``kernels/matmul/packed_layout.py`` back in plain NumPy."""
     groups, blocks, units = -(-rows // ROWS), columns // BLOCK, columns // packed.unit
     plane_bytes = ROWS * BLOCK * packed.bits // 8
     values = np.zeros((groups * ROWS, columns), np.uint8)
@@ -132,5 +130,5 @@ def unpack(packed: PackedLayout, data: NDArray[np.uint8], rows: int, columns: in
 
 
 def quantised(formats: dict[str, Format]) -> list[Format]:
-    """Those that are not plain floats, by name."""
+    """The formats that are not plain floats, sorted by name."""
     return [form for _, form in sorted(formats.items()) if not form.packed.is_float]

@@ -1,4 +1,4 @@
-"""The real program in a process of its own, and what came of it."""
+"""Runs the real program in a subprocess and returns its outcome."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class Outcome:
 
     @property
     def answer(self) -> str:
-        """Standard output of a command that went well."""
+        """Standard output of a command that succeeded."""
         assert self.code == 0, self.err
         return self.out
 
     @property
     def document(self) -> Any:
-        """The JSON document that it printed."""
+        """The JSON document that the command printed."""
         return json.loads(self.answer)
 
     @property
     def refusal(self) -> str:
-        """The one line of a command that was refused."""
+        """The error line of a command that was refused, without its prefix."""
         assert (self.code, self.out) == (2, ""), self
         assert self.err.startswith("pellucid: ")
         assert self.err.endswith("\n")
-        assert self.err[:-1].isprintable(), self.err  # hence one line
+        assert self.err[:-1].isprintable(), self.err  # so it is one line
         return self.err[len("pellucid: ") : -1]
 
 

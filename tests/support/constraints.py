@@ -1,10 +1,11 @@
-"""Constraints to generate with, some that must be refused, and whether a text follows one, by other programs' word.
+"""Constraints for tests, invalid constraints, and independent validators of the texts.
 
-``SCHEMAS`` (40), ``GRAMMARS`` (20) and ``CHOICES`` by name; ``ALL`` has each of the 60 as (option, value). A random
-model comes to an end with most of them: their texts have few characters, lists few elements.
+``SCHEMAS`` (40), ``GRAMMARS`` (20) and ``CHOICES`` by name; ``ALL`` has each of the 60 as (option, value). Texts have
+few characters and lists few elements, so that a random model completes most of them.
 
 ``valid`` asks jsonschema (draft 2020-12), Python's ``re``, or lark's Earley parser, which tries every way to cut a text
-into terminals. ``BAD`` is refused by its looks, ``LATE`` once a text is begun: (option, value, part of the message).
+into terminals. ``BAD`` is refused when the constraint is checked, ``LATE`` when a text is begun: (option, value, part
+of the message).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def several(items: Any, most: int, least: int = 0) -> Schema:
 
 
 def closed(properties: Schema, *optional: str, **more: Any) -> Schema:
-    """An object with these properties and no others, all required but some."""
+    """An object with exactly these properties, all required except ``optional``."""
     required = [name for name in properties if name not in optional]
     kind = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     return {**kind, **more}
@@ -184,7 +185,7 @@ SCHEMAS: dict[str, Schema] = {
 
 @dataclass(frozen=True)
 class Grammar:
-    """``kind`` is "lark", "gbnf" or "regex"; ``oracle`` the same in lark's own form, where that differs."""
+    """A grammar of kind "lark", "gbnf" or "regex"; ``oracle`` is the same in lark's own syntax, if it differs."""
 
     kind: str
     source: str
@@ -444,7 +445,7 @@ ALL: dict[str, tuple[str, Any]] = {
 
 
 def valid(kind: str, value: Any, text: str) -> bool:
-    """Whether a text follows a constraint: the value of the option ``kind``."""
+    """Whether a text satisfies a constraint: ``value`` of the option ``kind``."""
     if kind == "choices":
         return text in value
     if kind == "regex":
@@ -483,7 +484,7 @@ def _parses(grammar: str, text: str) -> bool:
 
 
 FORMATS = FormatChecker(formats=("uuid", "ipv4", "ipv6"))
-"""jsonschema's own, and those for which it would need further packages, from their RFCs."""
+"""jsonschema's own formats, and from their RFCs those for which jsonschema needs further packages."""
 
 
 def _format(name: str, regex: str) -> None:
@@ -510,7 +511,7 @@ _format(
 
 @FORMATS.checks("date", raises=ValueError)
 def _date(value: Any) -> bool:
-    """llguidance knows how long a month is, but no leap years, and has a year 0: so these are let pass here."""
+    """Accepts February 29 of any year and the year 0, as llguidance does."""
     if isinstance(value, str):
         found = re.fullmatch(r"([0-9]{4})-([0-9]{2})-([0-9]{2})", value)
         return found is not None and bool(date(2000, int(found[2]), int(found[3])))
@@ -524,13 +525,13 @@ def _date_time(value: Any) -> bool:
     )
 
 
-# What must be refused
+# Constraints that must be refused
 
 
 def deep(levels: int) -> Any:
-    """Lists in lists."""
+    """A schema of nested lists."""
     schema: Any = {"type": "integer"}
-    for _ in range(levels // 2):  # one for the schema, one for its list of items
+    for _ in range(levels // 2):  # each round nests two: the schema and its list of items
         schema = {"type": "array", "prefixItems": [schema]}
     return schema
 
@@ -542,7 +543,7 @@ def cyclic() -> Any:
 
 
 class Broken:
-    """What has no JSON at all."""
+    """An object without a JSON form."""
 
     def __repr__(self) -> str:
         raise ValueError("no name either")
@@ -687,7 +688,7 @@ LATE: list[Case] = [
 
 
 def chain(rules: int) -> Mapping[str, Any]:
-    """Rules that are each the next one, in every language there is."""
+    """A chain of rules that each refer to the next one, in every constraint language."""
     names = [f"r{i}" for i in range(rules)]
     pairs = list(zip(names, [*names[1:], "last"]))
     return {

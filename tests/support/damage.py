@@ -1,7 +1,7 @@
-"""Changes to the files of a model: any bytes, the tables of GGUF and safetensors, the structure of JSON.
+"""Random damage to model files: arbitrary bytes, the tables of GGUF and safetensors, the structure of JSON.
 
-A change takes random numbers and a file's contents and gives other contents; what it cannot take apart stays as it is.
-``CHANGES`` are all of them, by the ending of a file's name.
+A change takes a random generator and a file's contents and returns new contents; contents that it cannot parse stay
+unchanged. ``CHANGES`` lists all changes by file kind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from support.model_files import safetensors_raw
 from support.tiny import llama_config
 
-VOCABULARY = 320  # tokens of the models that are changed
+VOCABULARY = 320  # tokens of the models to damage
 EXTREMES = [0, 1, 2, 31, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53]
 EXTREMES += [2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1]
 
@@ -28,7 +28,7 @@ def parted(content: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(content[8:end]), content[end:]
 
 
-# Any bytes.
+# Arbitrary bytes.
 
 
 def _bits(random: Random, content: bytes) -> bytes:
@@ -40,7 +40,7 @@ def _bits(random: Random, content: bytes) -> bytes:
 
 
 def _place(random: Random, size: int) -> int:
-    """Mostly in the beginning, where the tables are."""
+    """A position, mostly near the beginning, where the tables are."""
     return (
         random.randrange(size)
         if random.random() < 0.3
@@ -66,7 +66,7 @@ def _number(random: Random, content: bytes) -> bytes:
 
 
 def _moved(random: Random, content: bytes) -> bytes:
-    """A piece that is there twice, gone, or somewhere else."""
+    """Duplicate, remove or move a piece."""
     if len(content) < 64:
         return content
     start, size = _place(random, len(content) - 32), random.choice([1, 4, 8, 24, 32])
@@ -75,11 +75,11 @@ def _moved(random: Random, content: bytes) -> bytes:
     return random.choice([content[:at] + piece + content[at:], without, without[:at] + piece + without[at:]])
 
 
-# GGUF: its tables, taken apart into entries.
+# GGUF: the entries of its tables.
 
 
 def _entries(content: bytes) -> tuple[list[bytes], list[bytes], bytes] | None:
-    """Keys with values, tensor records, and the data; None if the file has been damaged already."""
+    """Key-value entries, tensor records and the data; None if the file is already damaged."""
     try:
         _, n_tensors, n_keys = struct.unpack_from("<IQQ", content, 4)
         at, keys, tensors = 24, list[bytes](), list[bytes]()
@@ -119,7 +119,7 @@ def _value(content: bytes, at: int, kind: int) -> int:
 
 
 def _table(random: Random, content: bytes) -> bytes:
-    """Entries that are doubled, gone, in another order, or of another kind; counts that fit, or do not."""
+    """Duplicate, remove, shuffle or change entries, or make the counts wrong."""
     found = _entries(content)
     if found is None:
         return content
@@ -155,7 +155,7 @@ def _table(random: Random, content: bytes) -> bytes:
 
 
 def _other_value(random: Random) -> bytes:
-    """A metadata value of some type, with the type before it."""
+    """A metadata value of a random type, preceded by the type."""
     kind = random.choice([*SIZES, STRING, ARRAY])
     if kind in SIZES:
         number = random.choice([*EXTREMES, random.getrandbits(64)])
@@ -171,7 +171,7 @@ def _other_value(random: Random) -> bytes:
     return struct.pack("<IIQ", kind, inner, count) + each * count
 
 
-# JSON, alone or as the header of a safetensors file.
+# JSON: a file, or the header of a safetensors file.
 
 
 def _json(random: Random, content: bytes) -> bytes:
@@ -183,7 +183,7 @@ def _json(random: Random, content: bytes) -> bytes:
 
 
 def _digits(random: Random, content: bytes) -> bytes:
-    """A number or a letter of the text becomes a very long number, or half of a surrogate pair."""
+    """Replace a number or a letter of the text by a very long number, or half of a surrogate pair."""
     places = [match.span() for match in re.finditer(rb"\d+|[a-z]", content)]
     if not places:
         return content
@@ -203,7 +203,7 @@ def _header(random: Random, content: bytes) -> bytes:
 
 
 def _overlapping(random: Random, content: bytes) -> bytes:
-    """Tensors that lie where others do, or a little beside themselves."""
+    """Move a tensor onto another one, or slightly off its place."""
     try:
         header, data = parted(content)
         one, other = (header[random.choice(list(header))]["data_offsets"] for _ in range(2))
@@ -215,7 +215,7 @@ def _overlapping(random: Random, content: bytes) -> bytes:
 
 
 def _changed(random: Random, value: Any) -> Any:
-    """A JSON value with one of its parts changed, gone, doubled or exchanged."""
+    """A copy of a JSON value with one part changed, removed, renamed or swapped."""
     value = copy.deepcopy(value)
     parent, key = None, None
     at = value
@@ -282,7 +282,7 @@ def _any_json(random: Random) -> Any:
 
 
 def _config(random: Random, content: bytes) -> bytes:
-    """A setting that a config.json may have, with some value."""
+    """Set a known key of config.json to a random value."""
     try:
         value = json.loads(content)
         value[random.choice([*KNOWN_KEYS, *llama_config()])] = _any_json(random)

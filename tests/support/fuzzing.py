@@ -1,17 +1,17 @@
-"""Runs fuzzers: numbered cases in worker processes that are killed when a case passes its limits.
+"""Runs fuzzers: numbered cases in worker processes, which are killed when a case exceeds its limits.
 
 A fuzzer is a file ``tests/fuzz/fuzz_*.py`` with
 
-    SECONDS   float, the longest that one case may take
-    MEMORY    int, bytes of address space that a worker may have
-    SMALL     int, how many cases ``make test`` runs
-    LONG      int, how many cases ``make fuzz`` runs
+    SECONDS   float, maximum time of one case
+    MEMORY    int, bytes of address space of a worker
+    SMALL     int, number of cases in ``make test``
+    LONG      int, number of cases in ``make fuzz``
     def case(random: Random, folder: Path) -> str | None
-    def prepare(folder: Path) -> None     once in each worker, if there is one: not limited like a case
+    def prepare(folder: Path) -> None     optional: runs once in each worker, without the limits of a case
 
-``case`` makes one input from the random numbers and gives it to Pellucid. It returns None, or one line that says what
-is wrong. An exception that it lets through is a finding as well, and so are a signal and a case past its limits.
-Case ``i`` of a seed has the same random numbers whatever ran before it, so that it can be run alone.
+``case`` makes one input from the random numbers and passes it to Pellucid. It returns None, or one line that describes
+the problem. An uncaught exception, a signal and an exceeded limit are findings too. Case ``i`` of a seed always has the
+same random numbers, so it can be run alone.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from pathlib import Path
 from random import Random
 
 FOLDER = Path(__file__).parents[1] / "fuzz"
-PORTION = 200  # cases that a worker is given at a time
+PORTION = 200  # cases that a worker gets at a time
 STARTUP_SECONDS = 300.0  # imports and ``prepare``, before the first case of a worker
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with one case."""
+    """A problem with one case."""
 
     case: int
     problem: str
@@ -47,9 +47,9 @@ class Finding:
 class _Worker:
     process: multiprocessing.process.BaseProcess
     pipe: Connection
-    left: list[int]  # cases that it has not begun
-    case: int | None = None  # the one that it is at
-    since: float = 0.0  # when that began
+    left: list[int]  # cases that have not started
+    case: int | None = None  # the running case
+    since: float = 0.0  # when it started
 
 
 def known() -> list[str]:
@@ -67,7 +67,7 @@ def load(name: str):  # type: ignore[no-untyped-def]
 def run(
     name: str, seed: int, cases: Iterable[int], processes: int = 2, done: Callable[[int], None] | None = None
 ) -> list[Finding]:
-    """What is wrong with these cases of a fuzzer, in their order; ``done`` is told of each one that ended."""
+    """Run cases of a fuzzer. Returns the findings in order of the cases; calls ``done`` after each case."""
     fuzzer, findings = load(name), list[Finding]()
     portions = _portions(list(cases))
     workers = [worker for _ in range(processes) if (worker := _start(name, seed, portions)) is not None]
@@ -113,7 +113,7 @@ def _start(name: str, seed: int, portions: Iterator[list[int]]) -> _Worker | Non
 
 
 def _heard(worker: _Worker, done: Callable[[int], None] | None, findings: list[Finding]) -> str | None:
-    """Takes a worker's next word. What ended it, "" where that is its last case; None while it goes on."""
+    """Receive a message. Returns why the worker ended, "" after its last case, None while it runs."""
     try:
         case, problem = worker.pipe.recv()
     except EOFError:
@@ -122,7 +122,7 @@ def _heard(worker: _Worker, done: Callable[[int], None] | None, findings: list[F
         if code == 0 and not worker.left:
             return ""
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"the worker ended with code {code}"
-    if problem is None:  # it begins
+    if problem is None:  # the case starts
         worker.case, worker.since = case, time.monotonic()
         worker.left.remove(case)
         return None

@@ -1,7 +1,7 @@
-"""Calls one kernel as the executor would, on arrays with guards around them, and the tools to judge its answer.
+"""Calls one kernel as the executor does, on arrays between guard bytes, and checks its results.
 
-"Threads" are called one after another: what a kernel computes must not depend on who runs first, and a share
-that is forgotten or done twice shows as well this way.
+The threads run one after another: the result of a kernel must not depend on their order, and a share that is computed
+never or twice shows this way too.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pellucid.kernels.core.record import SCRATCH_HEADER, StepRecord
 ULP = 2.0**-24
 """The relative error of one rounding to float32."""
 TINY = 2.0**-149
-"""The absolute error of one rounding where numbers are subnormal."""
+"""The absolute error of one rounding of subnormal numbers."""
 VEXP = 1.3e-7
-"""The relative error of ``simd.vexp``, the one exponential (test_simd.py)."""
+"""The relative error of ``simd.vexp``, the only exponential (test_simd.py)."""
 
-GUARD = 256  # bytes before and after an array that nobody may touch
-FILL = 0xFF  # float16 and float32 full of it are NaN
+GUARD = 256  # bytes before and after an array that no kernel may write
+FILL = 0xFF  # float16 and float32 filled with it are NaN
 COUNTS = {
     "tokens": StepRecord.at.tokens,
     "outputs": StepRecord.at.outputs,
@@ -62,7 +62,7 @@ def numbers(kind: str, seed: int, *shape: int, large: float = 1e30) -> NDArray[n
 
 
 def guarded(shape: Sequence[int] | int, dtype: Any = np.float32) -> NDArray[Any]:
-    """An array at the beginning of a cache line, filled with nonsense, between two guards (see ``call``)."""
+    """An array aligned to a cache line, filled with FILL, between two guards (see ``call``)."""
     nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.full(nbytes + 2 * GUARD + 64, FILL, np.uint8)
     start = GUARD + -(raw.ctypes.data + GUARD) % 64
@@ -70,7 +70,7 @@ def guarded(shape: Sequence[int] | int, dtype: Any = np.float32) -> NDArray[Any]
 
 
 def assert_guards(array: NDArray[Any]) -> None:
-    """Nothing was written outside an array made by ``guarded``."""
+    """Assert that nothing was written outside an array made by ``guarded``."""
     raw = array
     while raw.base is not None:
         raw = raw.base
@@ -81,14 +81,14 @@ def assert_guards(array: NDArray[Any]) -> None:
 
 @dataclass
 class Batch:
-    """A step: sequences that have ``past`` tokens and now get ``counts`` more; pages scattered among ``pool``."""
+    """A step: sequences with ``past`` cached tokens get ``counts`` more; their pages are random ones of ``pool``."""
 
     counts: Sequence[int]
     past: Sequence[int] = ()
     token_ids: Sequence[int] = ()
     output_rows: Sequence[int] = ()
     head_dim: int = 16
-    value_dim: int = 0  # as head_dim
+    value_dim: int = 0  # 0: same as head_dim
     most_threads: int = 4
     seed: int = 0
     keep: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -132,7 +132,10 @@ class Batch:
 
 
 def call(key: KernelKey, batch: Batch, threads: int = 1, **fields: Any) -> None:
-    """Run a kernel, one thread after another in any order. Arrays stand for their addresses, "tokens" for T's place."""
+    """Run a kernel, one thread after another in random order.
+
+    Arrays are passed as their addresses, the names in COUNTS ("tokens") as the offset of that count in the step record.
+    """
     record = definition(key.name).record
     assert record is not None
     words = record.pack({name: _word(value) for name, value in fields.items()})
@@ -161,7 +164,7 @@ def _is_guarded(array: NDArray[Any]) -> bool:
 
 
 def assert_close(got: NDArray[Any], want: NDArray[Any], tolerance: NDArray[Any] | float) -> None:
-    """Every element within its own tolerance; says which is furthest out."""
+    """Assert that every element is within its tolerance; the message names the worst one."""
     assert np.isfinite(got).all()
     excess = np.abs(got.astype(np.float64) - want) - tolerance
     worst = np.unravel_index(np.argmax(excess), excess.shape)

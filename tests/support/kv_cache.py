@@ -1,4 +1,4 @@
-"""Pages of one layer, written and read by kernels, for their tests."""
+"""Cache pages of one layer that the attention kernels write and read, for their tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.kernels import Batch, assert_guards, call, guarded
 
 
 class Cache:
-    """Pages of one layer, full of NaN until written, and the sequences' keys and values as rows."""
+    """Pages of one layer, filled with NaN, then with the keys and values of the sequences' rows."""
 
     def __init__(
         self, batch: Batch, k: np.ndarray, v: np.ndarray, threads: int, kv_dtype: str = "f16"
@@ -31,9 +31,7 @@ class Cache:
         assert_guards(self.memory)
 
     def part(self, which: str) -> np.ndarray:
-        """Keys (P, G, K, S) or values (P, G, S, V) as float32: what ``kernels/attention/kv_layout.py`` says that the
-        bytes are.
-        """
+        """Keys (P, G, K, S) or values (P, G, S, V) as float32, by the layout of ``kernels/attention/kv_layout.py``."""
         K, width = self.widths[0], self.widths[which == "values"]
         size = self.heads * kv_layout.head_bytes(self.kv_dtype, width)
         start = self.heads * kv_layout.head_bytes(self.kv_dtype, K) if which == "values" else 0

@@ -1,4 +1,4 @@
-"""Checkpoints whose metadata and tensor table a test may change, and a tiny GGUF of each family."""
+"""Checkpoints with editable metadata and tensor table, and a tiny GGUF of each architecture."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, opened
 
 
 class Metadata:
-    """A checkpoint whose metadata and tensor table can be changed; nothing is written."""
+    """A checkpoint without data, whose metadata and tensor table can be changed; no file is written."""
 
     def __init__(self, path: Path, kind: str = "", metadata: Any = None, tensors: Any = None) -> None:
         self.kind, self.path, self.metadata, self.tensors = kind, path, metadata, tensors
 
     @classmethod
     def of(cls, path: Path) -> Metadata:
-        """Those of a file or folder."""
+        """The metadata and tensor table of a file or folder."""
         with opened(path) as (checkpoint, _):
             metadata: dict[str, Any] = copy.deepcopy(dict(checkpoint.metadata))
             tensors: dict[str, Tensor] = dict(checkpoint.tensors)
             return cls(checkpoint.path, checkpoint.kind, metadata, tensors)
 
     def changed(self, **changes: Any) -> Metadata:
-        """Another one with other metadata; ``a__b`` is b of the table a."""
+        """A copy with changed metadata; ``a__b`` is the key b of the table a."""
         made = Metadata(self.path, self.kind, copy.deepcopy(self.metadata), dict(self.tensors))
         for name, value in changes.items():
             *tables, key = name.split("__")
@@ -54,7 +54,7 @@ class Metadata:
         return read_model(self)
 
     def lower(self) -> None:
-        """As far as loading goes before memory is taken."""
+        """Run all of loading that precedes the allocation of memory."""
         model = self.read()
         pipeline.forward(model.spec, layouts(self, model))
 
@@ -83,14 +83,14 @@ GEMMA3_GGUF_SHAPES = {
 
 
 def as_gguf(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Metadata:
-    """A GGUF that was never written."""
+    """A GGUF checkpoint that exists only in memory."""
     path = Path("tiny.gguf")
     tensors = {n: Tensor(n, s, "F32", path, 0, 4 * int(np.prod(s))) for n, s in shapes.items()}
     return Metadata(path, "gguf", copy.deepcopy(metadata), tensors)
 
 
 def like_llama(architecture: str) -> Metadata:
-    """A GGUF with Llama's keys under another name, and the tensors that its family wants for them."""
+    """A GGUF with Llama's keys for another architecture, and the tensors that its family needs."""
     metadata = {key.replace("llama.", f"{architecture}."): value for key, value in LLAMA_GGUF.items()}
     metadata["general.architecture"] = architecture
     family = architectures("gguf")[architecture]
@@ -102,4 +102,4 @@ def like_llama(architecture: str) -> Metadata:
 
 GGUF = {name: partial(like_llama, name) for name in sorted(architectures("gguf"))}
 GGUF["gemma3"] = partial(as_gguf, GEMMA3_GGUF, GEMMA3_GGUF_SHAPES)
-"""A tiny GGUF for each architecture that is known; those that need more than Llama's keys have their own."""
+"""Makes a tiny GGUF, by architecture. Gemma 3 needs more than Llama's keys and has its own."""

@@ -1,6 +1,6 @@
-"""Writes small GGUF and safetensors files for tests, straight from the two specifications.
+"""Writes small GGUF and safetensors files for tests, directly from the two specifications.
 
-Nothing of `pellucid` is used here, so that a reader and a writer cannot share a mistake.
+This module imports nothing of `pellucid`, so that reader and writer cannot share a mistake.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def gguf_string(text: str | bytes) -> bytes:
 
 
 def gguf_value(value: Any) -> bytes:
-    """Type and value. bool, int (u32), float (f32), str, NumPy scalar or array, list of str or of lists."""
+    """Type and value of a bool, int (u32), float (f32), str, NumPy scalar or array, list of str or of lists."""
     if isinstance(value, np.generic):
         return struct.pack("<I", _ARRAY_TYPES[value.dtype.str[1:]]) + value.tobytes()
     if isinstance(value, bool):
@@ -42,7 +42,7 @@ def gguf_value(value: Any) -> bytes:
 
 
 def gguf_tensor(name: str | bytes, dims: Sequence[int], code: int, offset: int) -> bytes:
-    """A record of the tensor table; dims fastest-first, as stored."""
+    """A record of the tensor table; ``dims`` are fastest first, as stored."""
     return gguf_string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, code, offset)
 
 
@@ -78,6 +78,6 @@ def safetensors(tensors: Mapping[str, tuple[str, Sequence[int], bytes]], **metad
 
 
 def safetensors_raw(header: Any, data: bytes) -> bytes:
-    """A file with whatever header: an object to be written as JSON, or bytes as they are."""
+    """A file with any header: an object that is written as JSON, or raw bytes."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data

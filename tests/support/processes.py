@@ -1,4 +1,4 @@
-"""Python in a process of its own, which finds the tests' modules: for what is decided once in a process."""
+"""Runs Python subprocesses that can import the tests' modules, for settings that are fixed once per process."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ AT_ONCE = 2
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, with the folder of the tests on the import path."""
+    """This process's environment variables, with the folder of the tests on the import path."""
     folders = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), **more}
 
 
 def python(code: str, *arguments: str) -> list[str]:
-    """The command that runs a piece of code."""
+    """The command line that runs a piece of code."""
     return [sys.executable, "-c", code, *arguments]
 
 
 def run(commands: Sequence[tuple[list[str], dict[str, str]]]) -> list[str]:
-    """What commands say, each with its environment; a few run at a time.
+    """Run commands, each with its environment, AT_ONCE at a time. Returns their standard outputs.
 
     Raises:
-        AssertionError: one of them failed.
+        AssertionError: a command failed.
     """
 
     def one(what: tuple[list[str], dict[str, str]]) -> str:

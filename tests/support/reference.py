@@ -1,6 +1,6 @@
-"""What a spec means, in plain NumPy float64: one sequence, all at once, no cache, nothing fused, nothing rounded.
+"""The reference of a model spec in NumPy float64: one sequence in one pass, no cache, no fusion, no rounding.
 
-``round_kv`` says what becomes of keys and values on their way through the cache (float16 as Pellucid keeps them).
+``round_kv`` rounds keys and values as the cache does (for example to float16).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def as_float16(x: Array) -> Array:
 
 
 def rotate(x: Array, rotary: Rotary) -> Array:
-    """(T, heads, K), turned by each token's position."""
+    """Rotate (T, heads, K) by each token's position."""
     angles = np.arange(len(x))[:, None] * np.array(inverse_frequencies(rotary))
     pairs = angles.shape[1]
     halves = (slice(0, pairs), slice(pairs, 2 * pairs))
@@ -43,7 +43,7 @@ def rotate(x: Array, rotary: Rotary) -> Array:
 
 
 class Reference:
-    """Runs a model. ``rows`` gives the last hidden states (T, D), ``logits`` (T, V)."""
+    """Runs a model. ``rows`` returns the last hidden states (T, D), ``logits`` (T, V)."""
 
     def __init__(
         self, checkpoint: Checkpoint, model: Model, round_kv: Callable[[Array], Array] = lambda x: x

@@ -1,7 +1,7 @@
-"""The steps of the chain as their papers have them: plain NumPy, float64, over the whole vocabulary.
+"""References of the sampler steps, as their papers define them: plain NumPy, float64, over the whole vocabulary.
 
-A reference takes logits (V,) float64, of which minus infinity is a token that is no candidate, the step's options, and
-the ids before; it gives the logits after the step. Nothing here is shared with ``pellucid.sample``.
+A reference takes logits (V,) float64, in which minus infinity marks a token that is no candidate, the step's options
+and the token history; it returns the logits after the step. It shares no code with ``pellucid.sample``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INF = math.inf
 
 
 class Words:
-    """A vocabulary in which each id is a letter, and some texts are two."""
+    """A tokenizer stand-in in which each id is a character; id 2 ends a text."""
 
     def __init__(self, size: int = 600) -> None:
         self.vocab_size = size
@@ -40,7 +40,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Before:
-    """The ids before: ``prompt`` and ``generated``; ``ends`` are the tokens that end a text."""
+    """The token history: ``prompt`` and ``generated``; ``ends`` are the tokens that end a text."""
 
     prompt: tuple[int, ...] = ()
     generated: tuple[int, ...] = ()
@@ -68,7 +68,7 @@ def entropy(p: Floats) -> float:
 
 
 def ranked(values: Floats) -> NDArray[np.int64]:
-    """Places from the highest on, of equal ones the lowest first."""
+    """Indices from the highest value to the lowest; ties in order of the index."""
     return np.asarray(sorted(range(len(values)), key=lambda i: (-values[i], i)), np.int64)
 
 
@@ -79,7 +79,7 @@ def only(logits: Floats, places: Any) -> Floats:
 
 
 def until(order: NDArray[np.int64], p: Floats, mass: float) -> NDArray[np.int64]:
-    """The first places of an order whose probabilities sum to a mass."""
+    """The shortest prefix of an order whose probabilities sum to ``mass``."""
     sums = np.cumsum(p[order])
     reached = np.flatnonzero(sums >= mass)
     return order if not len(reached) else order[: reached[0] + 1]
@@ -113,7 +113,7 @@ def no_repeat_ngram(x: Floats, o: dict[str, Any], before: Before) -> Floats:
 
 
 def dry(x: Floats, o: dict[str, Any], before: Before) -> Floats:
-    """By trying every length at every place. Breakers are single letters here."""
+    """Tries every length at every position. Breakers are single characters here."""
     x = x.copy()
     ids = window(before.ids, o.get("dry_penalty_last_n", -1))
     breakers = {ord(c) for c in o.get("dry_sequence_breakers", '\n:"*')}
@@ -232,7 +232,7 @@ def xtc(x: Floats, o: dict[str, Any], before: Before) -> Floats:
 
 
 def mirostat(x: Floats, o: dict[str, Any], before: Before) -> Floats:
-    """The first turn's cut, at twice the target."""
+    """The cut of the first token, at twice the target."""
     p = softmax(x)
     within = surprise(p) / math.log(2) <= 2 * o["mirostat_tau"]
     return only(x, within if within.any() else [int(x.argmax())])

@@ -1,4 +1,4 @@
-"""Runs a model on sequences cut and mixed in any way, and compares every row of logits with an undisturbed run."""
+"""Runs a model on sequences in arbitrary chunks and batches, and compares all logits with one undisturbed run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from support.model_files import gguf
 from support.tiny import model_runner, opened
 
 LENGTHS = (150, 100, 70, 64, 33, 20, 9, 1, 560, *[16] * 8)
-"""Tokens of the sequences that a schedule plays with; a page holds 64, a piece of attention 512."""
+"""Lengths of the sequences in tokens; a page holds 64, a piece of attention 512."""
 
 
 class Model:
-    """A model on 1 to 4 threads, and what it says about each sequence alone: one step, one thread."""
+    """A model on 1 to 4 threads, and its logits of each sequence alone, in one step on one thread."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Model:
 
 
 class Play:
-    """Sequences growing and shrinking in one runner. Every step checks its logits."""
+    """Sequences that grow and shrink in one runner. Every step checks its logits."""
 
     def __init__(self, model: Model, threads: int = 1) -> None:
         self.model, self.net = model, model.runners[threads]
@@ -75,7 +75,7 @@ class Play:
         assert self.net.cache.free_pages == self.net.cache.pages
 
     def step(self, counts: Mapping[int, int]) -> None:
-        """One step: each sequence grows by so many tokens, or by those that it has left."""
+        """Run one step: each sequence grows by its count, or by the tokens that it has left."""
         chunks, wanted = [], []
         for which, count in counts.items():
             sequence, tokens = self.sequences[which], self.model.tokens[which]
@@ -91,12 +91,12 @@ class Play:
             )
 
     def cut(self, which: int, length: int) -> None:
-        """Forget tokens."""
+        """Truncate a sequence to ``length`` tokens."""
         sequence = self.sequences[which]
         self.net.truncate(sequence, min(length, sequence.length))
 
     def left(self, which: int) -> int:
-        """Tokens that a sequence may still grow by."""
+        """The number of tokens that a sequence has left."""
         return LENGTHS[which] - self.sequences[which].length
 
 
@@ -125,9 +125,9 @@ METADATA = {
 
 
 def write_quantised_llama(path: Path, *names: str, norm: float = 1.0) -> Path:
-    """A random Llama whose matrices are stored in these formats, in turn; all that are known if none is named.
+    """Write a random Llama whose matrices use these formats in turn; all known formats if none is named.
 
-    ``norm`` is what the weights of all norms are.
+    ``norm`` is the value of all norm weights.
     """
     known = formats()
     names = names or tuple(sorted(known))

@@ -1,4 +1,4 @@
-"""Chat templates and conversations for tests, and what transformers makes of them where it is installed."""
+"""Chat templates and conversations for tests, and their rendering by transformers if it is installed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TOOLS = """{%- if not date_string is defined %}{% set date_string = strftime_now
 {%- endfor -%}
 {%- if add_generation_prompt %}<|assistant|>{% endif -%}"""
 TEMPLATES = (CHATML, ALTERNATING, TOOLS)
-"""Like published ones, but short."""
+"""Short versions of published templates."""
 
 
 def chat(
@@ -54,7 +54,7 @@ def chat(
     add_generation_prompt: bool = True,
     **variables: Any,
 ) -> str:
-    """What ``Tokenizer.apply_chat_template`` gives, with limits and without a tokenizer."""
+    """``Tokenizer.apply_chat_template`` with limits and without a tokenizer."""
     given = {**variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
     plain = conversation.variables({**NAMED, "documents": None, **given})
     plain["messages"] = conversation.conversation(messages)
@@ -62,7 +62,7 @@ def chat(
 
 
 def transformers_chat() -> Callable[..., str] | None:
-    """What its ``apply_chat_template`` gives, with the arguments of ``chat``; None where it is not installed."""
+    """transformers' ``apply_chat_template`` with the arguments of ``chat``; None if it is not installed."""
     try:
         from tokenizers import Tokenizer
         from tokenizers.models import WordLevel

@@ -1,4 +1,4 @@
-"""A program in a terminal of its own: what is typed reaches it as from a keyboard, Ctrl-C and Ctrl-D too."""
+"""Runs the program in a pseudo-terminal: input reaches it as from a keyboard, also Ctrl-C and Ctrl-D."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 
 CTRL_C, CTRL_D = "\x03", "\x04"
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>]")
-# Signals from the keyboard go to the session that owns the terminal, so the program takes it first.
+# Signals from the keyboard go to the session that owns the terminal, so the program first takes the terminal.
 START = """
 import fcntl, runpy, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -26,7 +26,7 @@ runpy.run_module("pellucid", run_name="__main__")
 
 
 class Terminal:
-    """``pellucid`` running in a terminal; ``output`` is all that it has written, control codes included."""
+    """``pellucid`` in a terminal; ``output`` is everything that it has written, with control codes."""
 
     def __init__(self, *arguments: str, columns: int = 80, env: Mapping[str, str] | None = None) -> None:
         self._master, slave = pty.openpty()
@@ -55,7 +55,7 @@ class Terminal:
         self.type(f"{text}\n")
 
     def wait(self, expected: str, seconds: float = 60) -> str:
-        """Wait until a text appears that no earlier call has seen. Returns what came until its end."""
+        """Wait until a text appears after the output of earlier calls. Returns the output up to its end."""
         end = time.monotonic() + seconds
         while (at := self.output.find(expected, self._seen)) < 0:
             if not self._read(end - time.monotonic()):
@@ -64,7 +64,7 @@ class Terminal:
         return self.output[start : self._seen]
 
     def interrupt(self, expected: str) -> str:
-        """Press Ctrl-C at a prompt until it is answered: Python misses one that comes just before readline waits."""
+        """Press Ctrl-C at a prompt until it is answered: Python misses one just before readline waits."""
         for _ in range(20):
             self.type(CTRL_C)
             with contextlib.suppress(AssertionError):
@@ -72,14 +72,14 @@ class Terminal:
         raise AssertionError(f"no {expected!r} after many a Ctrl-C")
 
     def more(self, characters: int, seconds: float = 60) -> None:
-        """Wait until this much more has come."""
+        """Wait for this many more characters of output."""
         end, wanted = time.monotonic() + seconds, len(self.output) + characters
         while len(self.output) < wanted:
             assert self._read(end - time.monotonic()), self.output[self._seen :]
 
     @property
     def echoes(self) -> bool:
-        """Whether the terminal shows what is typed."""
+        """Whether the terminal echoes input."""
         return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)
 
     def end(self, seconds: float = 60) -> int:
@@ -91,11 +91,11 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """All that it has written, without control codes."""
+        """The output without control codes."""
         return CONTROL.sub("", self.output)
 
     def _read(self, seconds: float) -> bool:
-        """Read what comes next. False when nothing came in time, or nothing will come any more."""
+        """Read the next output. Returns False after the timeout or at the end of the output."""
         if seconds <= 0 or not select.select([self._master], [], [], seconds)[0]:
             return False
         try:
@@ -106,7 +106,7 @@ class Terminal:
         return bool(data)
 
     def close(self) -> None:
-        """End the program if it still runs."""
+        """Kill the program if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()

@@ -1,4 +1,4 @@
-"""What test_registry.py discovers."""
+"""Classes that test_registry.py discovers."""
 
 from __future__ import annotations
 

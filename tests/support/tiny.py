@@ -1,4 +1,4 @@
-"""Models small enough to run anywhere: those of tests/goldens/model/tiny, and random Llamas made on the spot."""
+"""Tiny models: those of tests/goldens/model/tiny, and random Llamas that tests write."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.model_files import gguf, safetensors
 GOLDENS = Path(__file__).parents[1] / "goldens" / "model"
 TINY = {folder.name: folder for folder in sorted((GOLDENS / "tiny").iterdir())}
 FAMILIES = [name for name in TINY if name in known_families()]
-"""The plain model of each family; others are a family and a peculiarity, "gemma3-softcap"."""
+"""The plain model of each family; other names are a family and a variant, "gemma3-softcap"."""
 
 
 @contextmanager
@@ -48,7 +48,7 @@ for _name in TINY:
 def model_runner(
     path: Path, plan: Plan | None = None, threads: int = 1, activation_bits: int = FINEST, **limits: int
 ) -> Iterator[ModelRunner]:
-    """A model ready to run, precise if not said otherwise, for steps of up to 64 tokens with all of their logits."""
+    """A model ready to run, precise by default, for steps of up to 64 tokens with all of their logits."""
     with opened(path) as (checkpoint, model):
         plan = plan or pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits)
         room = StepLimits(**{"context": 256, "tokens": 64, "outputs": 64, **limits})
@@ -76,7 +76,7 @@ def llama_config(vocabulary: int = 320, context: int = 128, **changes: Any) -> d
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
-    """Standard normal over the square root of the columns; norms around 1."""
+    """Standard normal weights divided by the square root of the columns; norms around 1."""
     random = np.random.default_rng(seed)
     return {
         name: np.float32(random.normal(size=shape) / shape[-1] ** 0.5 + (len(shape) == 1))
@@ -85,7 +85,7 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict
 
 
 def write_llama(folder: Path, vocabulary: int = 320, context: int = 128, seed: int = 0) -> Path:
-    """A random Llama of two layers as config.json and model.safetensors. The weights follow from the seed."""
+    """Write a random Llama of two layers as config.json and model.safetensors."""
     D, F, K = 32, 64, 16
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, D)}
     for i in range(2):
@@ -132,7 +132,7 @@ LLAMA_GGUF_SHAPES: dict[str, tuple[int, ...]] = {
 def write_llama_gguf(
     path: Path, metadata: Mapping[str, Any] | None = None, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> Path:
-    """A random Llama of one layer as GGUF, in F32."""
+    """Write a random Llama of one layer as GGUF, in F32."""
     weights = random_weights(LLAMA_GGUF_SHAPES if shapes is None else shapes)
     tensors = {name: (w.shape, 0, w.tobytes()) for name, w in weights.items()}
     path.write_bytes(gguf(LLAMA_GGUF if metadata is None else metadata, tensors))

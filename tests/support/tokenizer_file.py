@@ -1,4 +1,4 @@
-"""Writes a byte-level tokenizer.json by hand, with a chat template: 256 bytes, pairs of letters, special tokens."""
+"""Writes a byte-level tokenizer.json with a chat template: 256 bytes, pairs of letters, special tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def byte_letters() -> list[str]:
 
 
 def vocabulary(size: int) -> tuple[list[str], list[tuple[str, str]]]:
-    """``size`` tokens and the merges that make the last ones."""
+    """``size`` tokens, and the merges that produce the last ones."""
     letters = "etaoinsr"
     pairs = [(a, b) for a in letters for b in letters][: size - 258]
     tokens = [*SPECIAL, *byte_letters(), *(a + b for a, b in pairs)]
@@ -44,7 +44,7 @@ def gguf_tokenizer(size: int = 320) -> dict[str, Any]:
 
 
 def write_tokenizer(folder: Path, size: int = 320, eos_ids: tuple[int, ...] = (0,)) -> None:
-    """``size`` tokens: <|end|> and <|turn|>, the bytes, and as many merges as are left."""
+    """Write ``size`` tokens: <|end|> and <|turn|>, the bytes, and merges for the rest."""
     tokens, pairs = vocabulary(size)
     spec = {
         "version": "1.0",

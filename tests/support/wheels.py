@@ -1,4 +1,4 @@
-"""Makes small wheels in a folder that ``pip download --find-links`` can take them from."""
+"""Makes small wheels in a folder for ``pip download --find-links``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def wheel(folder: Path, name: str, version: str, files: Mapping[str, bytes]) -> Path:
-    """Write ``name``-``version`` as a pure-Python wheel that carries ``files``, and return its path."""
+    """Write ``name``-``version`` as a pure-Python wheel that contains ``files``. Returns its path."""
     stem = f"{name.replace('-', '_')}-{version}"
     path = folder / f"{stem}-py3-none-any.whl"
     meta = {
