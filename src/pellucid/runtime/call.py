@@ -1,4 +1,4 @@
-"""A compiled kernel that Python calls by itself, outside of a plan: its record, written anew for each call."""
+"""A compiled kernel that Python calls directly, outside a plan, with a new record for each call."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pellucid.runtime.memory import address
 
 
 class Call:
-    """A compiled function of its record's fields, of which some are ``known`` beforehand.
+    """A compiled kernel as a function of its record's fields; the ``known`` fields are fixed.
 
-    Arrays among them are kept, and told by their address.
+    Arrays among the known fields are kept alive; the record holds their addresses.
     """
 
     def __init__(self, key: KernelKey, record: type[Record], **known: Any) -> None:
