@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pellucid.llm import LLM, load
     from pellucid.sample.options import Options
 
-_HOMES = {
+_MODULE_OF = {
     "LLM": "pellucid.llm",
     "Generation": "pellucid.engine.output",
     "load": "pellucid.llm",
@@ -37,8 +37,8 @@ def __getattr__(name: str) -> Any:
 
     if name == "errors":
         return importlib.import_module("pellucid.errors")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,14 +9,14 @@ import os
 import sys
 
 
-def _leave(*_: object) -> None:
+def _exit_on_interrupt(*_: object) -> None:
     os._exit(130)
 
 
 # Leave the signal alone if it is ignored, as in background processes.
 _HANDLED = _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler
 if _HANDLED:
-    _signal.signal(_signal.SIGINT, _leave)
+    _signal.signal(_signal.SIGINT, _exit_on_interrupt)
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
         return 130
     finally:
         if _HANDLED:
-            _signal.signal(_signal.SIGINT, _leave)
+            _signal.signal(_signal.SIGINT, _exit_on_interrupt)
 
 
 if __name__ == "__main__":

@@ -103,19 +103,19 @@ def perplexity(
     Raises:
         InvalidRequest: the text has fewer than two tokens, or window or stride is out of range.
     """
-    asked = _asked(llm, text, window, stride)
-    found: list[float] = []
-    for here, first, stop in asked.parts():
+    windowed = _windowed(llm, text, window, stride)
+    nats: list[float] = []
+    for here, first, stop in windowed.parts():
         sequence = BlockTable()
         try:
             scored = score(llm.runner, sequence, here, 0, llm.inputs.vocabulary, first)
         finally:
             llm.runner.release(sequence)
-        found += (-scored.chosen).tolist()
+        nats += (-scored.chosen).tolist()
         if told:
-            told(stop, len(asked.ids), f"perplexity {math.exp(sum(found) / len(found)):.4f}")
+            told(stop, len(windowed.ids), f"perplexity {math.exp(sum(nats) / len(nats)):.4f}")
     size = len(text.encode())
-    return Perplexity(Estimate.of(np.array(found)), len(found), size, asked.window, asked.stride)
+    return Perplexity(Estimate.of(np.array(nats)), len(nats), size, windowed.window, windowed.stride)
 
 
 def divergence(
@@ -140,20 +140,22 @@ def divergence(
             f"{names} have {rows:,} and {others:,} rows of logits: their distributions are not over the same tokens; "
             "compare files of one conversion"
         )
-    asked = _asked(llm if llm.context < reference.context else reference, text, window, stride)
-    found, same = [], 0
-    for here, first, stop in asked.parts():
+    windowed = _windowed(llm if llm.context < reference.context else reference, text, window, stride)
+    nats, same = [], 0
+    for here, first, stop in windowed.parts():
         for p, q in zip(
             _distributions(reference, here, first), _distributions(llm, here, first), strict=True
         ):
-            found.append(float((np.exp(p) * (p - q))[p > -np.inf].sum()))
+            nats.append(float((np.exp(p) * (p - q))[p > -np.inf].sum()))
             same += int(p.argmax() == q.argmax())
         if told:
-            told(stop, len(asked.ids), f"divergence {sum(found) / len(found):.3g}")
-    values = np.array(found)
+            told(stop, len(windowed.ids), f"divergence {sum(nats) / len(nats):.3g}")
+    values = np.array(nats)
     median, p99 = np.quantile(values, [0.5, 0.99]).tolist()
     most, share = float(values.max()), same / len(values)
-    return Divergence(Estimate.of(values), median, p99, most, share, len(values), asked.window, asked.stride)
+    return Divergence(
+        Estimate.of(values), median, p99, most, share, len(values), windowed.window, windowed.stride
+    )
 
 
 def windows(tokens: int, window: int, stride: int, first: int = 1) -> Iterator[Window]:
@@ -168,7 +170,7 @@ def windows(tokens: int, window: int, stride: int, first: int = 1) -> Iterator[W
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _WindowedText:
     """A text's ``ids``, the ids that go ``before`` each window, and how the text is cut."""
 
     ids: list[int]
@@ -183,7 +185,7 @@ class _Asked:
             yield [*self.before, *self.ids[part.start : part.stop]], part.first - part.start + more, part.stop
 
 
-def _asked(llm: LLM, text: str, window: int | None, stride: int | None) -> _Asked:
+def _windowed(llm: LLM, text: str, window: int | None, stride: int | None) -> _WindowedText:
     ids = llm.inputs.corpus(text)
     before = ids[:1] if llm.tokenizer.bos_id is not None and ids[0] == llm.tokenizer.bos_id else []
     least = 2 + len(before)
@@ -192,7 +194,7 @@ def _asked(llm: LLM, text: str, window: int | None, stride: int | None) -> _Aske
     stride = whole(
         "stride", max(window // 2, 1) if stride is None else stride, 1, most, "less than the window"
     )
-    return _Asked(ids[len(before) :], before, window, stride)
+    return _WindowedText(ids[len(before) :], before, window, stride)
 
 
 def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[NDArray[np.float64]]:

@@ -69,7 +69,7 @@ class LLM:
     def __init__(self, checkpoint: Checkpoint, runner: ModelRunner, tokenizer: Tokenizer) -> None:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
-        self._embedding = threading.Lock()
+        self._embedding_lock = threading.Lock()
         self._prefixes = PrefixCache(runner)
 
     def __repr__(self) -> str:
@@ -106,18 +106,18 @@ class LLM:
             NothingLeft: the options forbid every token.
             CacheFull: other requests occupy the cache.
         """
-        run = self.start(prompt, **options)
-        for _ in run:
+        request = self.start(prompt, **options)
+        for _ in request:
             pass
-        return run.result()
+        return request.result()
 
     def stream(self, prompt: PromptInput, **options: Any) -> Iterator[str]:
         """Continue a prompt as ``generate`` does, and yield each piece of text as soon as it is final.
 
         Errors in the request are raised by this call, not at the first piece.
         """
-        run = self.start(prompt, **options)
-        return (piece.text for piece in run if piece.text)
+        request = self.start(prompt, **options)
+        return (output.text for output in request if output.text)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
         """Answer a conversation: [{"role": "user", "content": "Hi"}, ...].
@@ -131,8 +131,8 @@ class LLM:
 
         Takes the options of ``generate`` and raises the same errors. Errors in the request are raised by this call.
         """
-        made = Options.of(**options)
-        return Request(self._runs(prompt, made, [made.chain()]))
+        parsed = Options.of(**options)
+        return Request(self._request_group(prompt, parsed, [parsed.chain()]))
 
     def samples(
         self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Any
@@ -147,22 +147,22 @@ class LLM:
         """
         n = whole("n", n, 1, MOST_SAMPLES)
         count = n if best_of is None else whole("best_of", best_of, n, MOST_SAMPLES, "at least n")
-        made = Options.of(**options)
-        if best_of is not None and made.logprobs is None:
-            made = replace(made, logprobs=0)
-        chains, found = made.chain().numbered(count), list[Generation]()
+        parsed = Options.of(**options)
+        if best_of is not None and parsed.logprobs is None:
+            parsed = replace(parsed, logprobs=0)
+        chains, generations = parsed.chain().numbered(count), list[Generation]()
         most = self.runner.limits.sequences
-        end = None if made.max_time is None else time.perf_counter() + made.max_time
+        end = None if parsed.max_time is None else time.perf_counter() + parsed.max_time
         for first in range(0, count, most):  # later batches find the prompt in the prefix cache
             if end is not None and first:
-                made = replace(made, max_time=max(end - time.perf_counter(), 1e-9))
-            runs = self._runs(prompt, made, chains[first : first + most])
-            for _ in runs:
+                parsed = replace(parsed, max_time=max(end - time.perf_counter(), 1e-9))
+            group = self._request_group(prompt, parsed, chains[first : first + most])
+            for _ in group:
                 pass
-            found += runs.results()
+            generations += group.results()
         if best_of is not None:
-            found.sort(key=lambda one: -one.mean_logprob)
-        return found[:n]
+            generations.sort(key=lambda one: -one.mean_logprob)
+        return generations[:n]
 
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
         """Find the best whole continuations of a prompt by beam search.
@@ -174,10 +174,10 @@ class LLM:
         """
         known = BeamOptions.__dataclass_fields__
         own = {name: options.pop(name) for name in list(options) if name in known}
-        made, beams = Options.of(known, **options), BeamOptions(**own)
-        return search_beams(self.runner, self.inputs, self._prefixes, prompt, made, beams)
+        parsed, beams = Options.of(known, **options), BeamOptions(**own)
+        return search_beams(self.runner, self.inputs, self._prefixes, prompt, parsed, beams)
 
-    def _runs(self, prompt: PromptInput, options: Options, chains: list[Chain]) -> RequestGroup:
+    def _request_group(self, prompt: PromptInput, options: Options, chains: list[Chain]) -> RequestGroup:
         return RequestGroup(self.runner, self.inputs, self._prefixes, prompt, options, chains)
 
     def score(self, text: PromptInput, *, given: str | None = None, top: int = 0) -> Score:
@@ -191,11 +191,11 @@ class LLM:
             ContextOverflow: the text does not fit into the context.
         """
         top = CHECKS["logprobs"]("top", top)
-        ids, known = self.inputs.scored(text, given)
+        ids, unscored = self.inputs.scored(text, given)
         lease = self._prefixes.acquire([])
         try:
             size = self.inputs.vocabulary
-            logprobs = score(self.runner, lease.table, ids, top, size, max(known, 1))
+            logprobs = score(self.runner, lease.table, ids, top, size, max(unscored, 1))
         finally:
             self._prefixes.release(lease, ids)
         return Score(ids, logprobs)
@@ -213,7 +213,7 @@ class LLM:
         out = np.empty((len(encoded), self.runner.width), np.float32)
         for batch in batches(self.runner, encoded):
             task = EmbeddedTexts(self.runner, [encoded[i] for i in batch])
-            with self._embedding:  # a batch may take every page: other calls wait until these are free
+            with self._embedding_lock:  # a batch may take every page: other calls wait until these are free
                 try:
                     out[batch] = list(pipeline.run(self.runner, task))
                 finally:

@@ -56,7 +56,7 @@ class BeamGroup:
         running = self._beams.step(list(np.concatenate(rows)))
         yield running
         if not self._beams.done:
-            self._tables = _branched(self._runner, self._tables, [beam.parent for beam in running])
+            self._tables = _fork_tables(self._runner, self._tables, [beam.parent for beam in running])
 
     def close(self) -> None:
         """Free all pages."""
@@ -64,7 +64,7 @@ class BeamGroup:
         self._prompt.close(self._prompt.ids)
 
 
-def _branched(runner: ModelRunner, tables: list[BlockTable], parents: list[int]) -> list[BlockTable]:
+def _fork_tables(runner: ModelRunner, tables: list[BlockTable], parents: list[int]) -> list[BlockTable]:
     """A block table for each child: one child takes its parent's, the others fork it.
 
     The tables of beams without children are released.
@@ -91,9 +91,9 @@ def search_beams(
     Raises:
         InvalidRequest: an option does not apply to beam search.
     """
-    usual = Options()
+    defaults = Options()
     for name in MEANINGLESS:
-        if getattr(options, name) != getattr(usual, name):
+        if getattr(options, name) != getattr(defaults, name):
             raise InvalidRequest(
                 f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out"
             )
@@ -110,14 +110,14 @@ def search_beams(
     elif any(step.alone for step in chain.steps):
         raise InvalidRequest("mirostat=2: it follows one text, not beams; leave it out")
     sampler = chain.start(tokenizer, ids, ends, idle=runner.idle_core, vocabulary=size)
-    found = BeamSearch(beams, sampler, ends, limit)
-    reading, times = Prompt(runner, prefixes, ids, None, size), list[float]()
-    group, start = BeamGroup(runner, reading, found), time.perf_counter()
+    search = BeamSearch(beams, sampler, ends, limit)
+    prefill, times = Prompt(runner, prefixes, ids, None, size), list[float]()
+    group, start = BeamGroup(runner, prefill, search), time.perf_counter()
     try:
         for _ in pipeline.run(runner, group):
             times.append(time.perf_counter() - start)
             if options.max_time is not None and times[-1] >= options.max_time:
-                found.stop("time")
+                search.stop("time")
                 break
     finally:
         group.close()
@@ -129,9 +129,9 @@ def search_beams(
             one.finish_reason,
             one.node,
         )
-        for one in found.results()
+        for one in search.results()
     ]
-    usage = Usage(len(ids), reading.cached_tokens, sum(len(one.ids) for one in texts))
-    queue, first, total = reading.queue, times[0], times[-1]
+    usage = Usage(len(ids), prefill.cached_tokens, sum(len(one.ids) for one in texts))
+    queue, first, total = prefill.queue, times[0], times[-1]
     timings = Timings(queue, first - queue, first, total, total - queue)
-    return Beams(texts, found.nodes, usage, timings, chain.seed if beams.do_sample else None, chain.steps)
+    return Beams(texts, search.nodes, usage, timings, chain.seed if beams.do_sample else None, chain.steps)

@@ -60,10 +60,10 @@ class Inputs:
         def refused(length: str) -> ContextOverflow:
             return ContextOverflow(
                 f"a prompt of {length}; the context is {self.context:,} and must hold the answer too: "
-                f"shorten the prompt{self._or_more()}"
+                f"shorten the prompt{self._remedy()}"
             )
 
-        ids = self._checked(prompt, refused)
+        ids = self._checked_ids(prompt, refused)
         if len(ids) >= self.context:
             raise refused(f"{len(ids):,} tokens")
         return ids
@@ -81,7 +81,7 @@ class Inputs:
         """
         if not isinstance(text, str):
             raise InvalidRequest(f"text={brief(text)}: must be a text")
-        ids = self._checked(text)
+        ids = self._checked_ids(text)
         if len(ids) < 2:
             raise InvalidRequest(
                 "the text is a single token, which has nothing before it: give a longer text"
@@ -98,26 +98,26 @@ class Inputs:
 
         def refused(length: str) -> ContextOverflow:
             return ContextOverflow(
-                f"a text of {length}; the context is {self.context:,}: shorten it{self._or_more()}, or "
+                f"a text of {length}; the context is {self.context:,}: shorten it{self._remedy()}, or "
                 "score it in windows (pellucid eval perplexity)"
             )
 
         if given is None:
-            ids, known = self._checked(text, refused), 1
+            ids, unscored = self._checked_ids(text, refused), 1
         elif not isinstance(text, str) or not isinstance(given, str):
             raise InvalidRequest(f"given={brief(given)}: must be a text, before a text")
         else:
-            ids = self._checked(given + text, refused)
+            ids = self._checked_ids(given + text, refused)
             ends = [end for _, end in self.tokenizer.encode_with_offsets(given + text).offsets]
             # A token that spans the border is scored: part of it belongs to the text.
-            known = max(sum(end <= len(given) for end in ends), 1) if text else len(ids)
-        if len(ids) <= known:
+            unscored = max(sum(end <= len(given) for end in ends), 1) if text else len(ids)
+        if len(ids) <= unscored:
             raise InvalidRequest(
                 "there is no token to score: the first has nothing before it; give a longer text"
             )
         if len(ids) > self.context:
             raise refused(f"{len(ids):,} tokens")
-        return ids, known
+        return ids, unscored
 
     def sentences(self, texts: Sequence[str], truncate: bool = False) -> list[list[int]]:
         """The token ids of each text, for a sentence encoder.
@@ -134,7 +134,7 @@ class Inputs:
             raise InvalidRequest("embed takes a list of at least one text")
         return [self._sentence(text, truncate) for text in texts]
 
-    def _checked(self, prompt: PromptInput, refused: Refusal | None = None) -> list[int]:
+    def _checked_ids(self, prompt: PromptInput, refused: Refusal | None = None) -> list[int]:
         if not self.spec.head:
             raise InvalidRequest(
                 f"{shown(self.spec.name)} makes sentence vectors, not text: use embed, or load smollm2"
@@ -171,7 +171,7 @@ class Inputs:
         if not truncate and self._overflows(text, parse_special=True):
             raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
         # "[MASK]" in a sentence is the token, as in transformers: there are no roles that a control token could forge.
-        ids = self._known("text", self.tokenizer.encode(text, parse_special=True))
+        ids = self._in_vocabulary("text", self.tokenizer.encode(text, parse_special=True))
         if len(ids) <= self.context:
             return ids
         if not truncate:
@@ -180,10 +180,10 @@ class Inputs:
 
     def _too_long(self, length: str) -> ContextOverflow:
         return ContextOverflow(
-            f"a text of {length}; the limit is {self.context:,}: shorten it{self._or_more()}, or have it cut (truncate)"
+            f"a text of {length}; the limit is {self.context:,}: shorten it{self._remedy()}, or have it cut (truncate)"
         )
 
-    def _or_more(self) -> str:
+    def _remedy(self) -> str:
         """A second remedy for a text that is too long, if there is one."""
         return ", or load with a larger context" if self.context < self.spec.context else ""
 
@@ -199,9 +199,9 @@ class Inputs:
             ids = list(prompt)  # type: ignore[arg-type]
         if not ids:
             raise InvalidRequest("the prompt is empty: give at least one character")
-        return self._known("prompt", ids)
+        return self._in_vocabulary("prompt", ids)
 
-    def _known(self, name: str, ids: Sequence[Any]) -> list[int]:
+    def _in_vocabulary(self, name: str, ids: Sequence[Any]) -> list[int]:
         """The ids, checked against the vocabulary: a tokenizer may have ids that the model does not have."""
         size = self.vocabulary
         return [i if type(i) is int and 0 <= i < size else token_id(name, i, size) for i in ids]

@@ -166,12 +166,12 @@ class ModelRunner:
             try:
                 self._allocate(chunks)
                 self._step.fill(chunks)
-                nothing = min(self._seconds(records[:0]) for _ in range(9))
+                overhead = min(self._seconds(records[:0]) for _ in range(9))
                 seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])
             finally:
                 for chunk in chunks:
                     self.cache.truncate(chunk.table, chunk.table.length)
-        return np.maximum(seconds - nothing, 0.0)
+        return np.maximum(seconds - overhead, 0.0)
 
     def _seconds(self, records: NDArray[np.int64]) -> float:
         """The seconds that a part of the program takes."""

@@ -31,10 +31,11 @@ class PrefixCache:
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
         self._free: deque[PrefixLease] = deque()
-        me = weakref.ref(self)  # a strong reference in the key/value cache would keep this object alive
+        # A strong reference in the key/value cache would keep this object alive.
+        weak_self = weakref.ref(self)
 
         def reclaim() -> None:
-            if prefixes := me():
+            if prefixes := weak_self():
                 prefixes._runner.drain()
                 prefixes._evict()
 

@@ -36,15 +36,19 @@ class Prompt:
         self.ids, self.cached_tokens = ids, 0
         self.start = self.queue = self.seconds = 0.0
         self._runner, self._prefixes, self._vocabulary = runner, prefixes, vocabulary
-        self._wanted, self._rows = logprobs, list[TokenLogprobs]()
+        self._alternatives, self._logprobs = logprobs, list[TokenLogprobs]()
         self._lease: PrefixLease | None = None
-        self._scored: ScoredSequence | None = None
+        self._scored_sequence: ScoredSequence | None = None
         self._scoring = False
 
     @property
     def logprobs(self) -> Logprobs | None:
         """The log-probabilities of its tokens but the first, once they are known; None if they were not requested."""
-        return None if self._scored is None or self._wanted is None else joined(self._rows, self._wanted)
+        return (
+            None
+            if self._scored_sequence is None or self._alternatives is None
+            else joined(self._logprobs, self._alternatives)
+        )
 
     @property
     def lease(self) -> PrefixLease:
@@ -53,28 +57,28 @@ class Prompt:
             self.start = time.perf_counter()
             self._lease = self._prefixes.acquire(self.ids)
             self.queue = time.perf_counter() - self.start
-            if self._wanted is not None:
+            if self._alternatives is not None:
                 self._runner.truncate(self._lease.table, 0)
-                self._scored = ScoredSequence(self._lease.table, self.ids, 1, self._runner.limits)
+                self._scored_sequence = ScoredSequence(self._lease.table, self.ids, 1, self._runner.limits)
             self.cached_tokens = self._lease.table.length
         return self._lease
 
     def pending(self) -> list[Chunk]:
         """The next chunk of its tokens; the last chunk asks for the logits of the token that follows."""
         table = self.lease.table
-        self._scoring = self._scored is not None and not self._scored.done
-        if self._scored is not None and self._scoring:
-            return self._scored.pending()
+        self._scoring = self._scored_sequence is not None and not self._scored_sequence.done
+        if self._scored_sequence is not None and self._scoring:
+            return self._scored_sequence.pending()
         stop = min(table.length + self._runner.limits.tokens, len(self.ids))
         return [Chunk(table, self.ids[table.length : stop], outputs=int(stop == len(self.ids)))]
 
     def take(self, rows: list[Rows], seconds: float) -> Rows | None:
         """The logits (1, V) of the token that follows the prompt; None until the whole prompt has been read."""
-        if self._scored is not None and self._scoring:
-            assert self._wanted is not None
-            for place, logits in self._scored.take(rows):
-                scored = token_logprobs(logits, place, self.ids[place], self._wanted, self._vocabulary)
-                self._rows.append(scored)
+        if self._scored_sequence is not None and self._scoring:
+            assert self._alternatives is not None
+            for place, logits in self._scored_sequence.take(rows):
+                scored = token_logprobs(logits, place, self.ids[place], self._alternatives, self._vocabulary)
+                self._logprobs.append(scored)
             return None
         self.seconds += seconds
         return rows[0] if self.lease.table.length == len(self.ids) else None

@@ -48,7 +48,7 @@ class OutputBuilder:
             self.trace.append(output.trace)
 
 
-def _collected(
+def _collect(
     outputs: Iterator[tuple[int, TokenOutput]], group: SequenceGroup, builders: list[OutputBuilder]
 ) -> Iterator[tuple[int, TokenOutput]]:
     """Yield the outputs, each after adding it to its builder; free the pages whenever the iteration ends.
@@ -93,7 +93,7 @@ class RequestGroup:
             self.prompt,
             lambda: [TextSequence(tokenizer, options, sampler, ends, limit) for sampler in samplers],
         )
-        self._outputs = _collected(pipeline.run(runner, group), group, self.builders)
+        self._outputs = _collect(pipeline.run(runner, group), group, self.builders)
 
     def __iter__(self) -> Iterator[tuple[int, TokenOutput]]:
         return self._outputs

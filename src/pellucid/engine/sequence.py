@@ -54,7 +54,7 @@ class TextSequence:
         self.sampler, self.table = sampler, BlockTable()
         self.last, self.done = -1, False
         self._watch, self._limit = options.watch, limit
-        self._ends, self._stop = ends, options.stop_criteria()
+        self._end_ids, self._stop = ends, options.stop_criteria()
         self._detokenizer = tokenizer.stream()
 
     def take(self, logits: NDArray[np.float32], seconds: float) -> TokenOutput:
@@ -62,17 +62,17 @@ class TextSequence:
         draw = self.sampler.sample(logits, watch=self._watch)  # softmax → sample
         token, self._limit = draw.token, self._limit - 1
         self.last = token
-        if token in self._ends:
+        if token in self._end_ids:
             self.done = True
-            return TokenOutput(token, self._rest(), draw, seconds, "stop", token)
+            return TokenOutput(token, self._flush(), draw, seconds, "stop", token)
         certain = self._detokenizer.push(token)  # detokenize → text
         text, reason = self._stop.push(certain, last=self._limit == 0)
         if self.sampler.complete and reason != "stop":
-            text, reason = text + self._rest(), "stop"
+            text, reason = text + self._flush(), "stop"
         self.done = reason is not None
         return TokenOutput(token, text, draw, seconds, reason, self._stop.found)
 
-    def _rest(self) -> str:
+    def _flush(self) -> str:
         """The text that the detokenizer and the stop criteria held back, when neither of them ends the sequence."""
         return self._stop.flush(self._detokenizer.flush())
 

@@ -78,11 +78,11 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
         for source in model.sources(slot):
             used.setdefault(source.tensor, []).append(source.rows)
     pattern = re.compile("|".join(family.unused) or r"(?!)")
-    left = sorted(name for name in checkpoint.tensors if name not in used and not pattern.fullmatch(name))
-    if left:
-        more = f" and {len(left) - 1:,} more tensors" if left[1:] else ""
+    unused = sorted(name for name in checkpoint.tensors if name not in used and not pattern.fullmatch(name))
+    if unused:
+        more = f" and {len(unused) - 1:,} more tensors" if unused[1:] else ""
         raise UnsupportedModel(
-            f"{checkpoint.path.name}: tensor {shown(left[0])}{more}: {model.spec.family} as it is implemented does "
+            f"{checkpoint.path.name}: tensor {shown(unused[0])}{more}: {model.spec.family} as it is implemented does "
             "not use it; ignoring it would change the results"
         )
     for name, parts in used.items():
@@ -121,10 +121,12 @@ def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
         for source in model.sources(slot)
     }
     pattern = re.compile(rf"(?:{'|'.join(map(re.escape, prefixes))})\.(\d{{1,9}})\..+")
-    held = max(int(match[1]) + 1 for name in checkpoint.tensors if (match := pattern.fullmatch(name)))
-    if held > len(model.spec.blocks):
+    layers_in_file = max(
+        int(match[1]) + 1 for name in checkpoint.tensors if (match := pattern.fullmatch(name))
+    )
+    if layers_in_file > len(model.spec.blocks):
         raise FileFormatError(
             checkpoint.path,
             model.layer_count,
-            f"is {len(model.spec.blocks)}, but the file has tensors of {held:,} layers",
+            f"is {len(model.spec.blocks)}, but the file has tensors of {layers_in_file:,} layers",
         )

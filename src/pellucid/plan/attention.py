@@ -97,12 +97,12 @@ def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> s
         "quantized": 0,
     }
     shape = f"(T, {kind.heads}, {kind.value_dim})" + (f", window {kind.window}" if kind.window else "")
-    mine = plan.layers[layer]
+    layer_shape = plan.layers[layer]
     kernel = KernelKey(
         "attention",
-        head_dim=mine.head_dim,
-        value_dim=mine.value_dim,
-        kv_dtype=mine.kv_dtype,
+        head_dim=layer_shape.head_dim,
+        value_dim=layer_shape.value_dim,
+        kv_dtype=layer_shape.kv_dtype,
         activation_bits=8,
     )
     plan.emit(Operation(f"{stage}.attend", kernel, fields, (q, f"cache.{layer}"), (attended,), shape))

@@ -122,9 +122,9 @@ def place_barriers(operations: list[Operation]) -> list[Operation]:
     reads: set[tuple[str, str | None]] = set()  # since the last barrier: buffers, and how threads divide them
     writes: set[tuple[str, str | None]] = set()
     for op in operations:
-        mine_read = {(b, op.shares.get(b)) for b in op.reads}
-        mine_written = {(b, op.shares.get(b)) for b in op.writes}
-        conflicts = _conflicts(writes, mine_read) | _conflicts(reads | writes, mine_written)
+        op_reads = {(b, op.shares.get(b)) for b in op.reads}
+        op_writes = {(b, op.shares.get(b)) for b in op.writes}
+        conflicts = _conflicts(writes, op_reads) | _conflicts(reads | writes, op_writes)
         copies = {(b, how) for b, how in conflicts if how == REPLICATED == op.shares.get(b)}
         if conflicts - copies or (copies and out[-1].rows != op.rows):
             out[-1] = replace(out[-1], barrier="always")
@@ -132,8 +132,8 @@ def place_barriers(operations: list[Operation]) -> list[Operation]:
         elif copies:
             out[-1] = replace(out[-1], barrier="rows")
             reads, writes = reads - copies, writes - copies
-        reads |= mine_read
-        writes |= mine_written
+        reads |= op_reads
+        writes |= op_writes
         out.append(op)
     return out
 

@@ -79,7 +79,7 @@ class KVCache:
                 "gives: load with a smaller context"
             ) from None
         self._free = list(range(pages - 1, -1, -1))
-        self._owners = [0] * pages
+        self._reference_counts = [0] * pages
 
     @property
     def free_pages(self) -> int:
@@ -93,7 +93,7 @@ class KVCache:
 
     def allocate(self, table: BlockTable, tokens: int) -> None:
         """Give a block table the pages for ``tokens`` more tokens. The step that fills them sets its length."""
-        shared = bool(table.length % PAGE) and self._owners[table.pages[table.length // PAGE]] > 1
+        shared = bool(table.length % PAGE) and self._reference_counts[table.pages[table.length // PAGE]] > 1
         wanted = -(-(table.length + tokens) // PAGE) - len(table.pages) + shared
         if wanted > len(self._free):
             self.reclaim()
@@ -104,15 +104,15 @@ class KVCache:
                 "end first, ask for fewer or shorter ones, or load with a larger context"
             )
         if shared:
-            self._own(table, table.length // PAGE)
+            self._copy_page(table, table.length // PAGE)
         for _ in range(wanted - shared):
-            table.pages.append(self._take())
+            table.pages.append(self._take_page())
 
     def fork(self, table: BlockTable) -> BlockTable:
         """A copy of a block table that can diverge. It shares the pages as long as possible."""
         pages = table.pages[: -(-table.length // PAGE)]
         for page in pages:
-            self._owners[page] += 1
+            self._reference_counts[page] += 1
         return BlockTable(pages, table.length)
 
     def truncate(self, table: BlockTable, length: int) -> None:
@@ -120,24 +120,24 @@ class KVCache:
         length = min(length, table.length)
         keep = -(-length // PAGE)
         for page in reversed(table.pages[keep:]):
-            self._release(page)
+            self._release_page(page)
         del table.pages[keep:]
         table.length = length
 
-    def _take(self) -> int:
+    def _take_page(self) -> int:
         page = self._free.pop()
-        self._owners[page] = 1
+        self._reference_counts[page] = 1
         return page
 
-    def _release(self, page: int) -> None:
-        self._owners[page] -= 1
-        if not self._owners[page]:
+    def _release_page(self, page: int) -> None:
+        self._reference_counts[page] -= 1
+        if not self._reference_counts[page]:
             self._free.append(page)
 
-    def _own(self, table: BlockTable, index: int) -> None:
+    def _copy_page(self, table: BlockTable, index: int) -> None:
         """Replace one of a block table's pages by a copy of its own."""
-        shared, own = table.pages[index], self._take()
+        shared, own = table.pages[index], self._take_page()
         size = self.page_bytes
         self._memory[own * size : (own + 1) * size] = self._memory[shared * size : (shared + 1) * size]
         table.pages[index] = own
-        self._release(shared)
+        self._release_page(shared)

@@ -21,14 +21,14 @@ class Call:
     def __init__(self, key: KernelKey, record: type[Record], **known: Any) -> None:
         self._run = shared().function(key, 4)
         self._arrays = [value for value in known.values() if isinstance(value, np.ndarray)]
-        told = {name: address(v) if isinstance(v, np.ndarray) else v for name, v in known.items()}
-        fields = dict.fromkeys(record.fields, 0) | told
+        values = {name: address(v) if isinstance(v, np.ndarray) else v for name, v in known.items()}
+        fields = dict.fromkeys(record.fields, 0) | values
         self._words = np.array([0] * record.header + record.pack(fields), np.int64)
-        self._place = {field: offset // 8 for field, offset in record.at._asdict().items()}
+        self._word_index = {field: offset // 8 for field, offset in record.at._asdict().items()}
 
     def __call__(self, **fields: int | float) -> None:
         words = self._words.copy()
         view: Any = words.data
         for name, value in fields.items():
-            view[self._place[name]] = float_word(value) if type(value) is float else value
+            view[self._word_index[name]] = float_word(value) if type(value) is float else value
         self._run(address(words), 0, 0, 0)

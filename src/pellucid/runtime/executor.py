@@ -127,7 +127,7 @@ class _Team:
             pass
         self.control[loop.EPOCH // 8] = epoch
         # A worker enters ``parked`` before its last look at the epoch: it sees this epoch, or is notified here.
-        if self.parked and any(_asked(thread, epoch) for thread in tuple(self.parked)):
+        if self.parked and any(_takes_part(thread, epoch) for thread in tuple(self.parked)):
             with self.condition:
                 self.condition.notify_all()
 
@@ -145,22 +145,22 @@ def _work(team: _Team, thread: int) -> None:
         native(control.ctypes.data, thread, int(control[seen_at]), 0)
         with team.condition:
             team.parked.add(thread)
-            while not control[loop.STOP // 8] and not _news(control, thread, seen_at):
+            while not control[loop.STOP // 8] and not _has_new_step(control, thread, seen_at):
                 team.condition.wait()
             team.parked.discard(thread)
             if control[loop.STOP // 8]:
                 return
 
 
-def _asked(thread: int, epoch: int) -> bool:
+def _takes_part(thread: int, epoch: int) -> bool:
     """Whether a thread takes part in this epoch's step."""
     return thread < epoch & ((1 << loop.ACTIVE_BITS) - 1)
 
 
-def _news(control: NDArray[np.int64], thread: int, seen_at: int) -> bool:
+def _has_new_step(control: NDArray[np.int64], thread: int, seen_at: int) -> bool:
     """Whether there is a step that a thread takes part in and has not run yet."""
     epoch = int(control[loop.EPOCH // 8])
-    return epoch != control[seen_at] and _asked(thread, epoch)
+    return epoch != control[seen_at] and _takes_part(thread, epoch)
 
 
 def table(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:

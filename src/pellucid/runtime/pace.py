@@ -23,35 +23,35 @@ class Pace:
     def __init__(self, most: int) -> None:
         self.threads, self._most = most, most
         self._seconds: dict[int, float] = {}  # recent mean duration of a step, by number of threads
-        self._steps = self._since = 0  # in total, and with this number of threads
-        self._patience = FIRST
-        self._before = 0  # the number of threads before the current attempt; 0: no attempt
+        self._steps = self._steps_since_switch = 0  # in total, and with this number of threads
+        self._attempt_interval = FIRST
+        self._attempt_from = 0  # the number of threads before the current attempt; 0: no attempt
 
     def tell(self, waits: int, seconds: float) -> None:
         """Record how often threads gave up their cores in the last step, and how long the step took."""
-        self._steps, self._since = self._steps + 1, self._since + 1
+        self._steps, self._steps_since_switch = self._steps + 1, self._steps_since_switch + 1
         mean = self._seconds.get(self.threads, seconds)
         self._seconds[self.threads] = mean = mean + (seconds - mean) / FIRST
         if self._steps % FORGOTTEN == 0:
             self._seconds = {self.threads: mean}
         waited, fewer = waits >= WAITS, self.threads // 2
-        if self._before:
-            self._judge(waited, mean)
+        if self._attempt_from:
+            self._judge_attempt(waited, mean)
         elif waited and fewer and self._seconds.get(fewer, 0.0) < mean:
-            self._go(fewer)
-        elif self.threads < self._most and self._since >= self._patience:
-            self._before = self.threads
-            self._go(self.threads + 1)
+            self._switch_to(fewer)
+        elif self.threads < self._most and self._steps_since_switch >= self._attempt_interval:
+            self._attempt_from = self.threads
+            self._switch_to(self.threads + 1)
 
-    def _judge(self, waited: bool, mean: float) -> None:
+    def _judge_attempt(self, waited: bool, mean: float) -> None:
         """Decide whether an attempt with one more thread succeeds."""
-        slower = mean > self._seconds.get(self._before, mean)
-        if slower and (waited or self._since >= FIRST):
-            self.threads, self._before, self._since = self._before, 0, 0
-            self._patience = min(2 * self._patience, LONGEST)
-        elif self._since >= FIRST:
-            self._before, self._patience = 0, FIRST
+        slower = mean > self._seconds.get(self._attempt_from, mean)
+        if slower and (waited or self._steps_since_switch >= FIRST):
+            self.threads, self._attempt_from, self._steps_since_switch = self._attempt_from, 0, 0
+            self._attempt_interval = min(2 * self._attempt_interval, LONGEST)
+        elif self._steps_since_switch >= FIRST:
+            self._attempt_from, self._attempt_interval = 0, FIRST
 
-    def _go(self, threads: int) -> None:
-        self.threads, self._since = threads, 0
+    def _switch_to(self, threads: int) -> None:
+        self.threads, self._steps_since_switch = threads, 0
         self._seconds.pop(threads, None)
