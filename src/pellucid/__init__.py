@@ -6,13 +6,13 @@
     llm.chat([{"role": "user", "content": "Hi"}]).text
     pellucid.load("minilm").embed(["a sentence", "another"])
 
-Importing it is cheap: NumPy and the rest are imported when a model is loaded. It comes before all else when the program
-starts, where Ctrl-C is not yet expected (``__main__.py``): hence not even ``typing``.
+Importing this package is cheap: NumPy and the other dependencies are imported when a model is loaded. Not even
+``typing`` is imported, because this file runs before ``__main__.py`` handles Ctrl-C.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # as typing's, which type checkers take for true
+TYPE_CHECKING = False  # like typing.TYPE_CHECKING, which type checkers take for true
 __version__ = "0.1.0.dev0"
 __all__ = ["LLM", "Generation", "Options", "errors", "load"]
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pellucid.llm import LLM, load
     from pellucid.sample.options import Options
 
-_HOMES = {
+_MODULE_OF = {
     "LLM": "pellucid.llm",
     "Generation": "pellucid.engine.output",
     "load": "pellucid.llm",
@@ -37,8 +37,8 @@ def __getattr__(name: str) -> Any:
 
     if name == "errors":
         return importlib.import_module("pellucid.errors")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,26 +1,26 @@
-"""``python -m pellucid``, and what the command ``pellucid`` calls.
+"""The entry point of ``python -m pellucid`` and of the command ``pellucid``.
 
-Until the command line runs, and after it, Ctrl-C ends the process at once, without a traceback: there is nothing to
-undo. Python's own start, some hundredths of a second before the first line of this file, is out of our hands.
+Before and after the command line runs, Ctrl-C ends the process immediately, without a traceback: there is nothing to
+undo. Python's own start, some hundredths of a second before the first line of this file, is out of our control.
 """
 
-import _signal  # type: ignore[import-not-found]  # ``signal`` takes longer to import than all this
+import _signal  # type: ignore[import-not-found]  # importing ``signal`` takes longer than this whole file
 import os
 import sys
 
 
-def _leave(*_: object) -> None:
+def _exit_on_interrupt(*_: object) -> None:
     os._exit(130)
 
 
-# Not where the system was told to ignore it, as for what runs in the background.
+# Leave the signal alone if it is ignored, as in background processes.
 _HANDLED = _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler
 if _HANDLED:
-    _signal.signal(_signal.SIGINT, _leave)
+    _signal.signal(_signal.SIGINT, _exit_on_interrupt)
 
 
 def main() -> int:
-    """The command line. Returns the exit code."""
+    """Run the command line. Returns the exit code."""
     try:
         from pellucid.cli.main import main as command_line
 
@@ -31,7 +31,7 @@ def main() -> int:
         return 130
     finally:
         if _HANDLED:
-            _signal.signal(_signal.SIGINT, _leave)
+            _signal.signal(_signal.SIGINT, _exit_on_interrupt)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How well a model predicts a text, and how far two models are apart on it: over windows that overlap.
+"""The perplexity of a model on a text, and the divergence of two models on it, over overlapping windows.
 
-A model that begins every text with a token (BOS) has it at the beginning of each window, where it counts as one of its
-tokens; the first token of the text is scored then.
+A text is cut into windows of ``window`` tokens, each of which begins ``stride`` tokens after the one before. A window
+scores only the tokens that no earlier window had, given all tokens of the window before them. So each token has at
+least ``window`` - ``stride`` tokens of context, except the first ones of the text.
 
-A text is cut into windows of so many tokens, each ``stride`` further on than the one before. Of each only the tokens
-that no window before it had are scored, with all others of the window before them: so a token has at least ``window`` -
-``stride`` tokens of context, the first ones of the text apart.
+If a model begins every text with a token (BOS), each window begins with it. It counts as one of the window's tokens,
+and the first token of the text is scored too.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pellucid.util.checks import whole
 
 USUAL_WINDOW = 512
 Told = Callable[[int, int, str], None]
-"""(done, total, what): progress in tokens, and how it stands."""
+"""Progress callback: tokens done, tokens in total, the result so far as text."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens ``start`` to ``stop`` of a text, of which those from ``first`` on are scored."""
+    """Tokens ``start`` to ``stop`` of a text. Those from ``first`` on are scored."""
 
     start: int
     first: int
@@ -41,21 +41,25 @@ class Window:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over tokens, with its standard error as if they were independent; None of a single one."""
+    """A mean over tokens, with its standard error as if they were independent; None if there is only one value."""
 
     mean: float
     error: float | None
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Estimate:
-        """Of some values, of which there is at least one."""
+        """The estimate from values, at least one."""
         spread = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
         return cls(float(values.mean()), spread)
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """``nats`` is the mean surprise of a token; ``tokens`` were scored, of a text of ``text_bytes`` bytes of UTF-8."""
+    """The perplexity of a model on a text.
+
+    ``nats`` is the mean negative log-probability of a token, ``tokens`` the number of scored tokens, ``text_bytes`` the
+    length of the text in bytes of UTF-8.
+    """
 
     nats: Estimate
     tokens: int
@@ -65,19 +69,20 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean surprise."""
+        """exp of the mean negative log-probability."""
         return math.exp(self.nats.mean)
 
     @property
     def bits_per_byte(self) -> float:
-        """What the text would take, whatever tokens it is cut into."""
+        """Bits to encode a byte of the text. Models with different tokenizers can be compared by it."""
         return self.nats.mean * self.tokens / math.log(2) / self.text_bytes
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(reference ‖ model) of next-token distributions in nats: mean, median, 99th percentile, most. ``same_top`` is
-    how often both have the same most likely token.
+    """KL(reference ‖ model) of next-token distributions in nats: mean, median, 99th percentile, maximum.
+
+    ``same_top`` is the share of tokens for which both have the same most likely token.
     """
 
     nats: Estimate
@@ -93,24 +98,24 @@ class Divergence:
 def perplexity(
     llm: LLM, text: str, window: int | None = None, stride: int | None = None, told: Told | None = None
 ) -> Perplexity:
-    """How well a model predicts a text.
+    """Measure how well a model predicts a text.
 
     Raises:
         InvalidRequest: the text has fewer than two tokens, or window or stride is out of range.
     """
-    asked = _asked(llm, text, window, stride)
-    found: list[float] = []
-    for here, first, stop in asked.parts():
+    windowed = _windowed(llm, text, window, stride)
+    nats: list[float] = []
+    for here, first, stop in windowed.parts():
         sequence = BlockTable()
         try:
             scored = score(llm.runner, sequence, here, 0, llm.inputs.vocabulary, first)
         finally:
             llm.runner.release(sequence)
-        found += (-scored.chosen).tolist()
+        nats += (-scored.chosen).tolist()
         if told:
-            told(stop, len(asked.ids), f"perplexity {math.exp(sum(found) / len(found)):.4f}")
+            told(stop, len(windowed.ids), f"perplexity {math.exp(sum(nats) / len(nats)):.4f}")
     size = len(text.encode())
-    return Perplexity(Estimate.of(np.array(found)), len(found), size, asked.window, asked.stride)
+    return Perplexity(Estimate.of(np.array(nats)), len(nats), size, windowed.window, windowed.stride)
 
 
 def divergence(
@@ -121,10 +126,10 @@ def divergence(
     stride: int | None = None,
     told: Told | None = None,
 ) -> Divergence:
-    """How far a model's next-token distributions are from a reference's, over the whole vocabulary, in float64.
+    """Measure how far a model's next-token distributions are from a reference's, over the whole vocabulary, in float64.
 
     Raises:
-        InvalidRequest: as ``perplexity``, or the two have different vocabularies.
+        InvalidRequest: as ``perplexity``, or the models have different vocabularies.
     """
     names = f"{shown(llm.spec.name)} and {shown(reference.spec.name)}"
     if llm.tokenizer.vocabulary.tokens != reference.tokenizer.vocabulary.tokens:
@@ -135,24 +140,26 @@ def divergence(
             f"{names} have {rows:,} and {others:,} rows of logits: their distributions are not over the same tokens; "
             "compare files of one conversion"
         )
-    asked = _asked(llm if llm.context < reference.context else reference, text, window, stride)
-    found, same = [], 0
-    for here, first, stop in asked.parts():
+    windowed = _windowed(llm if llm.context < reference.context else reference, text, window, stride)
+    nats, same = [], 0
+    for here, first, stop in windowed.parts():
         for p, q in zip(
             _distributions(reference, here, first), _distributions(llm, here, first), strict=True
         ):
-            found.append(float((np.exp(p) * (p - q))[p > -np.inf].sum()))
+            nats.append(float((np.exp(p) * (p - q))[p > -np.inf].sum()))
             same += int(p.argmax() == q.argmax())
         if told:
-            told(stop, len(asked.ids), f"divergence {sum(found) / len(found):.3g}")
-    values = np.array(found)
+            told(stop, len(windowed.ids), f"divergence {sum(nats) / len(nats):.3g}")
+    values = np.array(nats)
     median, p99 = np.quantile(values, [0.5, 0.99]).tolist()
     most, share = float(values.max()), same / len(values)
-    return Divergence(Estimate.of(values), median, p99, most, share, len(values), asked.window, asked.stride)
+    return Divergence(
+        Estimate.of(values), median, p99, most, share, len(values), windowed.window, windowed.stride
+    )
 
 
 def windows(tokens: int, window: int, stride: int, first: int = 1) -> Iterator[Window]:
-    """The windows of a text; each token from the ``first`` on is scored once."""
+    """Yield the windows of a text. Each token from ``first`` on is scored once."""
     for start in range(0, tokens, stride):
         stop = min(start + window, tokens)
         if stop > first:
@@ -163,8 +170,8 @@ def windows(tokens: int, window: int, stride: int, first: int = 1) -> Iterator[W
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A text's ``ids``, without what goes ``before`` each window; and how it is cut."""
+class _WindowedText:
+    """A text's ``ids``, the ids that go ``before`` each window, and how the text is cut."""
 
     ids: list[int]
     before: list[int]
@@ -172,13 +179,13 @@ class _Asked:
     stride: int
 
     def parts(self) -> Iterator[tuple[list[int], int, int]]:
-        """The ids of each window, from which of them on they are scored, and where it ends in the text."""
+        """Yield each window's ids, the index of the first id that is scored, and the window's end in the text."""
         more = len(self.before)
         for part in windows(len(self.ids), self.window - more, self.stride, 1 - more):
             yield [*self.before, *self.ids[part.start : part.stop]], part.first - part.start + more, part.stop
 
 
-def _asked(llm: LLM, text: str, window: int | None, stride: int | None) -> _Asked:
+def _windowed(llm: LLM, text: str, window: int | None, stride: int | None) -> _WindowedText:
     ids = llm.inputs.corpus(text)
     before = ids[:1] if llm.tokenizer.bos_id is not None and ids[0] == llm.tokenizer.bos_id else []
     least = 2 + len(before)
@@ -187,11 +194,11 @@ def _asked(llm: LLM, text: str, window: int | None, stride: int | None) -> _Aske
     stride = whole(
         "stride", max(window // 2, 1) if stride is None else stride, 1, most, "less than the window"
     )
-    return _Asked(ids[len(before) :], before, window, stride)
+    return _WindowedText(ids[len(before) :], before, window, stride)
 
 
 def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[NDArray[np.float64]]:
-    """Log-probabilities (V,) of each token from place ``first`` on."""
+    """Yield the log-probabilities (V,) at each position from ``first`` on."""
     sequence = BlockTable()
     try:
         for place, row in teacher_forced_logits(llm.runner, sequence, ids, first):

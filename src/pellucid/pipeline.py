@@ -1,13 +1,13 @@
-"""The whole way from text to text, on one page. This is what runs.
+"""The whole way from text to text, on one page. This is the code that runs.
 
     text → tokenize → embed → +position → blocks ×L → norm → project → softmax → sample → detokenize → text
 
-``forward`` says what a model does with numbers: it is executed once, when a model is loaded, and writes the plan
-that every step runs (``pellucid plan MODEL`` prints it). ``step`` is one turn of the loop: the pending tokens of some
-tasks go through the plan together, and each task takes its rows of logits. ``run`` goes round until a task is done.
+``forward`` defines what a model computes. It runs once, when a model is loaded, and writes the plan that every step
+executes (``pellucid plan MODEL`` prints it). ``step`` runs the pending tokens of some tasks through the plan together,
+and gives each task its rows of logits. ``run`` repeats steps until a task is done.
 
-A task is whatever needs the model: a text that is being generated, beams, a text that is scored, sentences that are
-embedded. ``engine/`` holds them, and the model runner.
+A task is anything that needs the model: generating a text, beam search, scoring a text, embedding sentences.
+``engine/`` holds the tasks and the model runner.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pellucid.runtime.batch import Chunk
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Rows = NDArray[np.float32]
-"""What the model gives for a chunk: logits (R, V) of its last R tokens, or its sentence vector (1, D)."""
+"""The output of the model for a chunk: logits (R, V) of its last R tokens, or its sentence vector (1, D)."""
 
 
 def forward(
@@ -45,12 +45,12 @@ def forward(
 ) -> Plan:
     """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D).
 
-    ``layouts`` says how each matrix is packed, ``activation_bits`` (8 or 16) to how many bits activations are
-    quantised, ``kv_cache`` the type of keys and values (``plan/builder.py``).
+    ``layouts`` states how each matrix is packed, ``activation_bits`` (8 or 16) the bits that activations are quantised
+    to, ``kv_cache`` the type of keys and values (``plan/builder.py``).
     """
     plan = Builder(spec, layouts, activation_bits, kv_cache)
     x = embed(plan)  # each token's row of the embedding matrix           (T, D)
-    x = position(plan, x)  # a vector added, or angles by which queries and keys are rotated
+    x = position(plan, x)  # adds a vector, or computes the angles that rotate queries and keys
     x = embedding_norm(plan, x)
     for layer, kind in enumerate(spec.blocks):
         x = block(plan, layer, kind, x)  # attention and feed-forward, each added to x (T, D)
@@ -60,32 +60,32 @@ def forward(
 
 
 class Runner(Protocol):
-    """What runs a plan: ``engine/model_runner.py``."""
+    """Runs a plan. ``engine/model_runner.py`` implements it."""
 
     def forward_all(self, chunks: Sequence[Chunk]) -> list[Rows]:
-        """The rows of each chunk."""
+        """Run the chunks and return the rows of each."""
         ...
 
 
 class Task(Protocol[T_co]):
-    """What needs the model."""
+    """Something that needs the model. Its results have type T."""
 
     @property
     def done(self) -> bool:
-        """Whether it needs no further step."""
+        """Whether the task needs no further step."""
         ...
 
     def pending(self) -> list[Chunk]:
-        """The tokens that it wants to go through the model next: a chunk for each of its sequences."""
+        """The tokens that the task wants to run next: a chunk for each of its sequences."""
         ...
 
     def take(self, rows: list[Rows], seconds: float) -> Iterator[T_co]:
-        """Go on with the rows of these chunks, which took so many seconds, and give what comes of it."""
+        """Take the rows of these chunks, whose step took ``seconds``, and yield the results."""
         ...
 
 
 def step(runner: Runner, tasks: Sequence[Task[T]]) -> Iterator[T]:
-    """One turn: what each task gives, one task after the other."""
+    """Run one step, and yield the results of each task, one task after the other."""
     start = time.perf_counter()
     chunks = [task.pending() for task in tasks]
     rows = iter(runner.forward_all([chunk for some in chunks for chunk in some]))  # embed → … → project
@@ -95,6 +95,6 @@ def step(runner: Runner, tasks: Sequence[Task[T]]) -> Iterator[T]:
 
 
 def run(runner: Runner, task: Task[T]) -> Iterator[T]:
-    """The loop: turns until a task is done."""
+    """Repeat steps until a task is done, and yield its results."""
     while not task.done:
         yield from step(runner, [task])

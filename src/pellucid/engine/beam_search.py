@@ -1,4 +1,4 @@
-"""Beam search on a model: forks of the prompt in the cache, all beams in one step."""
+"""Beam search on a model: the beams are forks of the prompt in the cache and run in the same steps."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
 from pellucid.sample.options import Options
 
 MEANINGLESS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", "watch")
-"""Options that are about a single text as it is made."""
+"""Options that apply to a single text while it is generated; beam search refuses them."""
 
 
 class BeamGroup:
-    """A task: reads a prompt, then continues it with all beams of a search. Gives the beams after each step.
+    """A task that reads a prompt, then continues it with all beams of a search. Yields the beams after each step.
 
-    A beam that goes on in two ways is forked in the cache.
+    A beam with several continuations is forked in the cache.
     """
 
     def __init__(self, runner: ModelRunner, prompt: Prompt, beams: BeamSearch) -> None:
@@ -47,7 +47,7 @@ class BeamGroup:
         return [Chunk(table, [beam.node.token]) for table, beam in zip(self._tables, self._beams.beams)]
 
     def take(self, rows: list[Rows], seconds: float) -> Iterator[list[Beam]]:
-        """The next beams."""
+        """Advance the search, and yield its beams; nothing until the prompt has been read."""
         if not self._tables:
             logits = self._prompt.take(rows, seconds)
             if logits is None:
@@ -56,16 +56,19 @@ class BeamGroup:
         running = self._beams.step(list(np.concatenate(rows)))
         yield running
         if not self._beams.done:
-            self._tables = _branched(self._runner, self._tables, [beam.parent for beam in running])
+            self._tables = _fork_tables(self._runner, self._tables, [beam.parent for beam in running])
 
     def close(self) -> None:
-        """Give back all pages."""
+        """Free all pages."""
         self._runner.release(*self._tables)
         self._prompt.close(self._prompt.ids)
 
 
-def _branched(runner: ModelRunner, tables: list[BlockTable], parents: list[int]) -> list[BlockTable]:
-    """A table for each child. One takes its parent's, the others fork it; those without children are released."""
+def _fork_tables(runner: ModelRunner, tables: list[BlockTable], parents: list[int]) -> list[BlockTable]:
+    """A block table for each child: one child takes its parent's, the others fork it.
+
+    The tables of beams without children are released.
+    """
     taken: set[int] = set()
     made = []
     for parent in parents:
@@ -83,10 +86,14 @@ def search_beams(
     options: Options,
     beams: BeamOptions,
 ) -> Beams:
-    """The best ways to continue a prompt. Raises InvalidRequest for options that mean nothing to beams."""
-    usual = Options()
+    """Find the best continuations of a prompt.
+
+    Raises:
+        InvalidRequest: an option does not apply to beam search.
+    """
+    defaults = Options()
     for name in MEANINGLESS:
-        if getattr(options, name) != getattr(usual, name):
+        if getattr(options, name) != getattr(defaults, name):
             raise InvalidRequest(
                 f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out"
             )
@@ -103,14 +110,14 @@ def search_beams(
     elif any(step.alone for step in chain.steps):
         raise InvalidRequest("mirostat=2: it follows one text, not beams; leave it out")
     sampler = chain.start(tokenizer, ids, ends, idle=runner.idle_core, vocabulary=size)
-    found = BeamSearch(beams, sampler, ends, limit)
-    reading, times = Prompt(runner, prefixes, ids, None, size), list[float]()
-    group, start = BeamGroup(runner, reading, found), time.perf_counter()
+    search = BeamSearch(beams, sampler, ends, limit)
+    prefill, times = Prompt(runner, prefixes, ids, None, size), list[float]()
+    group, start = BeamGroup(runner, prefill, search), time.perf_counter()
     try:
         for _ in pipeline.run(runner, group):
             times.append(time.perf_counter() - start)
             if options.max_time is not None and times[-1] >= options.max_time:
-                found.stop("time")
+                search.stop("time")
                 break
     finally:
         group.close()
@@ -122,9 +129,9 @@ def search_beams(
             one.finish_reason,
             one.node,
         )
-        for one in found.results()
+        for one in search.results()
     ]
-    usage = Usage(len(ids), reading.cached_tokens, sum(len(one.ids) for one in texts))
-    queue, first, total = reading.queue, times[0], times[-1]
+    usage = Usage(len(ids), prefill.cached_tokens, sum(len(one.ids) for one in texts))
+    queue, first, total = prefill.queue, times[0], times[-1]
     timings = Timings(queue, first - queue, first, total, total - queue)
-    return Beams(texts, found.nodes, usage, timings, chain.seed if beams.do_sample else None, chain.steps)
+    return Beams(texts, search.nodes, usage, timings, chain.seed if beams.do_sample else None, chain.steps)

@@ -1,4 +1,4 @@
-"""Sentence vectors: texts that go through an encoder, each in one step, several in a step where they fit."""
+"""Sentence vectors from an encoder: each text runs in one step, several texts share a step if they fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pellucid.runtime.cache import BlockTable
 
 
 class EmbeddedTexts:
-    """Texts that fit into one step together. Gives the vector (D,) of each, in their order."""
+    """A task that embeds texts that fit into one step together. Yields the vector (D,) of each, in order."""
 
     def __init__(self, runner: ModelRunner, texts: list[list[int]]) -> None:
         self._runner, self._texts = runner, texts
@@ -27,18 +27,18 @@ class EmbeddedTexts:
         return [Chunk(table, ids, outputs=0) for table, ids in zip(self._tables, self._texts)]
 
     def take(self, rows: list[pipeline.Rows], seconds: float) -> Iterator[NDArray[np.float32]]:
-        """The vectors."""
+        """Yield the vectors."""
         self.done = True
         yield from (row[0] for row in rows)
 
     def close(self) -> None:
-        """Give back the pages."""
+        """Free the pages."""
         for table in self._tables:
             self._runner.truncate(table, 0)
 
 
 def batches(runner: ModelRunner, encoded: list[list[int]]) -> Iterator[list[int]]:
-    """Indices of texts that fit into one step together."""
+    """Yield the indices of texts that fit into one step together, batch by batch."""
     batch: list[int] = []
     tokens = pages = 0
     limits = runner.limits

@@ -1,7 +1,7 @@
-"""What users give, a text, a conversation or sentences, checked and turned into token ids.
+"""User input, checked and turned into token ids: a text, a conversation or sentences.
 
-This needs the spec and the tokenizer of a model but no weights and no kernels, so that a request that cannot be
-served is refused before those are made ready.
+This needs a model's spec and tokenizer but no weights and no kernels, so an invalid request is refused before those
+are loaded.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Refusal: TypeAlias = Callable[[str], ContextOverflow]
 Message: TypeAlias = Mapping[str, Any]
 PromptInput: TypeAlias = str | Sequence[Message] | Sequence[int]
 
-# Of a text, this many characters for each token that there is room for are encoded before the rest is looked at.
+# Characters for each token of the context that are encoded first, to refuse a text that is far too long.
 PROBED = 8
-# A token of the whole text may be several of a part that ends within it, or within a word that becomes a single one.
+# A part that ends inside a token or a word has more tokens than the same characters in the whole text.
 SLACK = 1024
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Reads prompts and sentences for one model. ``context`` is how many tokens prompt and answer may have."""
+    """Reads prompts and sentences for one model. ``context`` limits the tokens of prompt and answer together."""
 
     spec: ModelSpec
     tokenizer: Tokenizer
@@ -41,47 +41,47 @@ class Inputs:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are that the tokenizer and the model both have: ids that a request names are below.
+        """Number of tokens that tokenizer and model both have; the ids in a request must be below it.
 
-        A model's matrix may be padded with rows that are no tokens; a tokenizer may know tokens that only other models
-        have.
+        A model's matrix may be padded with rows that stand for no token; a tokenizer may have tokens that only other
+        models use.
         """
         return min(self.spec.embedding.vocabulary, self.tokenizer.vocab_size)
 
     def prompt(self, prompt: PromptInput) -> list[int]:
-        """The ids of a text, of chat messages, or ids as they are, for a model that makes text.
+        """The token ids of a prompt, which is a text, chat messages, or ids, for a model that generates text.
 
         Raises:
-            InvalidRequest: empty, an id outside the vocabulary, or the model does not make text.
-            ContextOverflow: no room is left for an answer.
+            InvalidRequest: the prompt is empty, an id is outside the vocabulary, or the model does not generate text.
+            ContextOverflow: the prompt leaves no room for an answer.
             TemplateError: the chat template is missing or fails.
         """
 
         def refused(length: str) -> ContextOverflow:
             return ContextOverflow(
                 f"a prompt of {length}; the context is {self.context:,} and must hold the answer too: "
-                f"shorten the prompt{self._or_more()}"
+                f"shorten the prompt{self._remedy()}"
             )
 
-        ids = self._checked(prompt, refused)
+        ids = self._checked_ids(prompt, refused)
         if len(ids) >= self.context:
             raise refused(f"{len(ids):,} tokens")
         return ids
 
     def room(self, ids: list[int], wanted: int | None) -> int:
-        """How many tokens an answer may have: ``wanted`` (None: any number), if the context holds them."""
+        """How many tokens an answer may have: the rest of the context, at most ``wanted`` (None: no other limit)."""
         left = self.context - len(ids)
         return left if wanted is None else min(left, wanted)
 
     def corpus(self, text: str) -> list[int]:
-        """The ids of a text of any length, at least two.
+        """The token ids of a text of any length, at least two.
 
         Raises:
-            InvalidRequest: it has fewer, or the model does not make text.
+            InvalidRequest: the text has fewer, or the model does not generate text.
         """
         if not isinstance(text, str):
             raise InvalidRequest(f"text={brief(text)}: must be a text")
-        ids = self._checked(text)
+        ids = self._checked_ids(text)
         if len(ids) < 2:
             raise InvalidRequest(
                 "the text is a single token, which has nothing before it: give a longer text"
@@ -89,41 +89,41 @@ class Inputs:
         return ids
 
     def scored(self, text: PromptInput, given: str | None) -> tuple[list[int], int]:
-        """The ids of a text with a text before it, and how many of them are that one's.
+        """The token ids of ``given`` + ``text``, and how many of the first ids are not scored.
 
         Raises:
-            InvalidRequest: nothing is left to score, or as ``prompt``.
-            ContextOverflow: they do not fit.
+            InvalidRequest: no token is left to score, or as ``prompt``.
+            ContextOverflow: the ids do not fit into the context.
         """
 
         def refused(length: str) -> ContextOverflow:
             return ContextOverflow(
-                f"a text of {length}; the context is {self.context:,}: shorten it{self._or_more()}, or "
+                f"a text of {length}; the context is {self.context:,}: shorten it{self._remedy()}, or "
                 "score it in windows (pellucid eval perplexity)"
             )
 
         if given is None:
-            ids, known = self._checked(text, refused), 1
+            ids, unscored = self._checked_ids(text, refused), 1
         elif not isinstance(text, str) or not isinstance(given, str):
             raise InvalidRequest(f"given={brief(given)}: must be a text, before a text")
         else:
-            ids = self._checked(given + text, refused)
+            ids = self._checked_ids(given + text, refused)
             ends = [end for _, end in self.tokenizer.encode_with_offsets(given + text).offsets]
-            # A token that reaches across the border counts: part of it is the text's.
-            known = max(sum(end <= len(given) for end in ends), 1) if text else len(ids)
-        if len(ids) <= known:
+            # A token that spans the border is scored: part of it belongs to the text.
+            unscored = max(sum(end <= len(given) for end in ends), 1) if text else len(ids)
+        if len(ids) <= unscored:
             raise InvalidRequest(
                 "there is no token to score: the first has nothing before it; give a longer text"
             )
         if len(ids) > self.context:
             raise refused(f"{len(ids):,} tokens")
-        return ids, known
+        return ids, unscored
 
     def sentences(self, texts: Sequence[str], truncate: bool = False) -> list[list[int]]:
-        """The ids of each text, for a model that makes sentence vectors.
+        """The token ids of each text, for a sentence encoder.
 
         Raises:
-            InvalidRequest: no texts, an empty one, or the model is not a sentence encoder.
+            InvalidRequest: there are no texts, one is empty, or the model is not a sentence encoder.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         if not self.spec.pooling:
@@ -134,7 +134,7 @@ class Inputs:
             raise InvalidRequest("embed takes a list of at least one text")
         return [self._sentence(text, truncate) for text in texts]
 
-    def _checked(self, prompt: PromptInput, refused: Refusal | None = None) -> list[int]:
+    def _checked_ids(self, prompt: PromptInput, refused: Refusal | None = None) -> list[int]:
         if not self.spec.head:
             raise InvalidRequest(
                 f"{shown(self.spec.name)} makes sentence vectors, not text: use embed, or load smollm2"
@@ -144,7 +144,7 @@ class Inputs:
         return self._ids(prompt)
 
     def _refuse_early(self, prompt: PromptInput, refused: Refusal) -> None:
-        """Raise what ``refused`` makes of a length, if it takes only a part of a prompt to see that it is too long."""
+        """Raise ``refused(length)`` if a part of the prompt is enough to see that the prompt is too long."""
         texts = [prompt] if isinstance(prompt, str) else []
         if not texts and _is_list(prompt) and (length := _length(prompt)):
             if is_message(prompt[0]):
@@ -157,7 +157,7 @@ class Inputs:
                 raise refused(f"{len(text):,} characters, more than {self.context:,} tokens")
 
     def _overflows(self, text: str, parse_special: bool = False) -> bool:
-        """Whether the beginning of a text alone has too many tokens; False may only mean that all must be encoded."""
+        """Whether the beginning of a text alone has too many tokens. If not, only encoding the whole text tells."""
         part = PROBED * self.context + SLACK
         while 2 * part < len(text):
             found = self.tokenizer.encode(text[:part], add_special=False, parse_special=parse_special)
@@ -170,21 +170,21 @@ class Inputs:
         checks.text("text", text)
         if not truncate and self._overflows(text, parse_special=True):
             raise self._too_long(f"{len(text):,} characters, more than {self.context:,} tokens")
-        # A sentence has no roles that a control token could forge: "[MASK]" in it is the token, as in transformers.
-        ids = self._known("text", self.tokenizer.encode(text, parse_special=True))
+        # "[MASK]" in a sentence is the token, as in transformers: there are no roles that a control token could forge.
+        ids = self._in_vocabulary("text", self.tokenizer.encode(text, parse_special=True))
         if len(ids) <= self.context:
             return ids
         if not truncate:
             raise self._too_long(f"{len(ids):,} tokens")
-        return [*ids[: self.context - 1], ids[-1]]  # the closing token stays
+        return [*ids[: self.context - 1], ids[-1]]  # keeps the closing token
 
     def _too_long(self, length: str) -> ContextOverflow:
         return ContextOverflow(
-            f"a text of {length}; the limit is {self.context:,}: shorten it{self._or_more()}, or have it cut (truncate)"
+            f"a text of {length}; the limit is {self.context:,}: shorten it{self._remedy()}, or have it cut (truncate)"
         )
 
-    def _or_more(self) -> str:
-        """The other way out of too long a text, where there is one."""
+    def _remedy(self) -> str:
+        """A second remedy for a text that is too long, if there is one."""
         return ", or load with a larger context" if self.context < self.spec.context else ""
 
     def _ids(self, prompt: PromptInput) -> list[int]:
@@ -199,16 +199,16 @@ class Inputs:
             ids = list(prompt)  # type: ignore[arg-type]
         if not ids:
             raise InvalidRequest("the prompt is empty: give at least one character")
-        return self._known("prompt", ids)
+        return self._in_vocabulary("prompt", ids)
 
-    def _known(self, name: str, ids: Sequence[Any]) -> list[int]:
-        """The ids, if there are such tokens; those of a tokenizer may be ones that the model does not have."""
+    def _in_vocabulary(self, name: str, ids: Sequence[Any]) -> list[int]:
+        """The ids, checked against the vocabulary: a tokenizer may have ids that the model does not have."""
         size = self.vocabulary
         return [i if type(i) is int and 0 <= i < size else token_id(name, i, size) for i in ids]
 
 
 def _is_list(value: Any) -> bool:
-    """Whether it can hold messages or token ids."""
+    """Whether a value can hold messages or token ids."""
     if isinstance(value, np.ndarray):
         return value.ndim == 1
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
@@ -217,5 +217,5 @@ def _is_list(value: Any) -> bool:
 def _length(value: Any) -> int:
     try:
         return len(value)
-    except OverflowError:  # a range of more than Python counts
+    except OverflowError:  # a range that is too long for len()
         return sys.maxsize

@@ -27,12 +27,12 @@ from pellucid.runtime.executor import Executor, Program, usable_cores
 from pellucid.runtime.memory import address
 from pellucid.weights.checkpoint import Checkpoint
 
-SMALL = 4  # tokens of a step that reads the weights for longer than it multiplies by them
+SMALL = 4  # up to so many tokens, a step takes longer to read the weights than to multiply by them
 
 
 @dataclass(frozen=True)
 class StepLimits:
-    """How much a step may hold: T tokens, R rows of logits, B sequences; and the context, in tokens."""
+    """Limits of a step: T tokens, R rows of logits, B sequences; and the context in tokens."""
 
     context: int
     tokens: int = 256
@@ -41,11 +41,11 @@ class StepLimits:
 
 
 class ModelRunner:
-    """Runs steps. ``forward`` may be called from any thread; steps run one after the other.
+    """Runs the steps of a model. ``forward`` may be called from any thread; steps run one after the other.
 
     Raises:
         KernelError: a kernel did not compile.
-        UnsupportedModel: a format or a shape that is not implemented.
+        UnsupportedModel: a format or a shape is not implemented.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ModelRunner:
             "outputs": limits.outputs,
             "sequences": limits.sequences,
         }
-        # Of a lone row each thread may have a copy.
+        # In a step with one row each thread may have its own copy of that row.
         self._arrays = allocate(plan, {kind: max(count, threads) for kind, count in rows.items()})
         matrices, vectors = load_weights(checkpoint, model, plan, threads)
         self._program = bind(plan, self._arrays, matrices, vectors, self.cache, progress)
@@ -78,7 +78,7 @@ class ModelRunner:
 
     @property
     def threads(self) -> int:
-        """Threads that a step runs on."""
+        """Number of threads that run a step."""
         return self._executor.threads
 
     @property
@@ -92,14 +92,14 @@ class ModelRunner:
         return self.spec.embedding.vocabulary if self.spec.head else self.spec.embedding.width
 
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Run one step. Returns the wanted rows, the caller's to keep: logits (R, V), or sentence vectors (B, D).
+        """Run one step. Returns the wanted rows, which the caller may keep: logits (R, V), or sentence vectors (B, D).
 
-        The chunks' tables grow by their tokens.
+        The chunks' block tables grow by their tokens.
 
         Raises:
-            InvalidRequest: more tokens, rows or sequences than a step may hold, more rows than a chunk has, or the
-                network is closed.
-            CacheFull: no pages left.
+            InvalidRequest: the step exceeds its limit of tokens, rows or sequences, a chunk wants more rows than it has
+                tokens, or the model is closed.
+            CacheFull: no pages are left.
         """
         self._check(chunks)
         with self._lock:
@@ -115,9 +115,9 @@ class ModelRunner:
             return out[:rows, : self.width]
 
     def forward_all(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
-        """``forward`` of any number of chunks, in as many steps as that takes. Returns the rows of each.
+        """Run any number of chunks in as many steps as needed. Returns the rows of each chunk.
 
-        Raises: as ``forward`` does, for a chunk that is too long for a step.
+        Raises: as ``forward``; a chunk must fit into a step.
         """
         found: list[NDArray[np.float32]] = []
         while len(found) < len(chunks):
@@ -137,12 +137,12 @@ class ModelRunner:
         return found
 
     def _allocate(self, chunks: Sequence[Chunk]) -> None:
-        """Give the chunks' sequences the pages that they will need. Raises CacheFull."""
+        """Allocate the pages that the chunks need. Raises CacheFull."""
         for chunk in chunks:
             self.cache.allocate(chunk.table, len(chunk.tokens))
 
     def _fresh_output(self, rows: int) -> NDArray[np.float32]:
-        """An array for the step to write to: the caller keeps it, and nothing is copied."""
+        """A new array that the step writes to, so that the caller can keep it without a copy."""
         width = self.plan.buffers[self.plan.output].width
         out = self._arrays.by_name[self.plan.output] = np.empty((max(rows, 1), width), np.float32)
         for record, word in self._outputs:
@@ -152,12 +152,12 @@ class ModelRunner:
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
         """Run one step operation by operation. Returns the seconds of each, in the order of ``plan.operations``.
 
-        Each is timed in its place, once: one that is run again and again on its own output ends up with denormal
-        numbers, which are slow. The time that it takes to start the threads and to meet is measured as well, with
-        nothing to do in between, and taken off. The step is then forgotten: no sequence grows.
+        Each operation is timed once, in its place in the step: one that runs repeatedly on its own output ends up with
+        denormal numbers, which are slow. The time to start the threads and to let them meet is measured with no
+        operation in between, and subtracted. The step is discarded afterwards: no sequence grows.
 
         Raises:
-            InvalidRequest, CacheFull: as ``forward`` does.
+            InvalidRequest, CacheFull: as ``forward``.
         """
         self._check(chunks)
         records = self._program.records
@@ -166,15 +166,15 @@ class ModelRunner:
             try:
                 self._allocate(chunks)
                 self._step.fill(chunks)
-                nothing = min(self._seconds(records[:0]) for _ in range(9))
+                overhead = min(self._seconds(records[:0]) for _ in range(9))
                 seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])
             finally:
                 for chunk in chunks:
                     self.cache.truncate(chunk.table, chunk.table.length)
-        return np.maximum(seconds - nothing, 0.0)
+        return np.maximum(seconds - overhead, 0.0)
 
     def _seconds(self, records: NDArray[np.int64]) -> float:
-        """The time of a part of the program."""
+        """The seconds that a part of the program takes."""
         part = Program(records, ())
         start = time.perf_counter()
         self._executor.run(part, self._step.record)
@@ -202,22 +202,22 @@ class ModelRunner:
             raise InvalidRequest("the model is closed: load it again")
 
     def fork(self, table: BlockTable) -> BlockTable:
-        """A table with the same tokens, for a sequence that goes on otherwise."""
+        """A copy of a block table that can diverge."""
         with self._lock:
             self.drain()
             return self.cache.fork(table)
 
     def truncate(self, table: BlockTable, length: int) -> None:
-        """Forget the tokens from ``length`` on; 0 gives back all pages."""
+        """Drop the tokens of a block table from ``length`` on; 0 frees all pages."""
         with self._lock:
             self.drain()
             self.cache.truncate(table, length)
 
     def release(self, *tables: BlockTable) -> None:
-        """Give back all pages of tables that nobody uses any more: now, or before the next step.
+        """Free all pages of block tables that are no longer used: now, or before the next step.
 
-        It waits for nothing, so it may be called where a generator is closed; Python does that whenever it collects
-        garbage, within a step too.
+        This never waits for a lock, so it may run when a generator is closed: the garbage collector does that at any
+        time, even during a step.
         """
         self._released.extend(tables)
         if self._lock.acquire(blocking=False):
@@ -227,23 +227,25 @@ class ModelRunner:
                 self._lock.release()
 
     def drain(self) -> None:
-        """Take back what was released. The caller has the lock."""
+        """Free the pages of released block tables. The caller holds the lock."""
         while self._released:
             self.cache.truncate(self._released.popleft(), 0)
 
     def array(self, buffer: str) -> NDArray[Any]:
-        """A view of a buffer after the last step, by its name: float32 (rows, width), or blocks as bytes."""
+        """A view of a buffer as the last step left it: float32 (rows, width), or the bytes of activation blocks."""
         return self._arrays.by_name[buffer]
 
     def close(self) -> None:
-        """Stop the threads, after the step that may be running."""
+        """Stop the threads. Waits for a running step to finish."""
         with self._lock:
             self._executor.close()
 
 
 def room(layers: Iterable[LayerShape], pages: int, sequences: int) -> int:
-    """Pages for ``sequences`` contexts of so many pages: memory is only taken when it is touched. But not for more than
-    a quarter of the machine's, unless that is less than one context and a page for each sequence.
+    """Number of pages for ``sequences`` contexts of ``pages`` pages each. Memory is only taken when it is touched.
+
+    The pages take at most a quarter of the machine's memory, unless that is less than one context and one page for each
+    sequence.
     """
     page_bytes = sum(layer.page_bytes for layer in layers)
     least = pages + sequences

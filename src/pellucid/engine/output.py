@@ -1,4 +1,4 @@
-"""What came of a request: its text, and everything that can be told of how it was made."""
+"""Results of a request: its text, and how the text was generated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pellucid.sample.trace import TokenTrace
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens: of the prompt, of those how many the cache still had, and made."""
+    """Numbers of tokens: of the prompt, of the prompt's part that was cached already, and of the generated text."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -27,8 +27,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds: ``queue`` until the request had its place in the cache, ``prefill`` for the prompt's logits,
-    ``first_token`` and ``total`` from the start to the first and the last token, ``model`` of these in the model.
+    """Durations in seconds.
+
+    ``queue`` is the time until the request had its place in the cache, ``prefill`` the time for the prompt's logits,
+    ``first_token`` and ``total`` the time from the start to the first and to the last token, ``model`` the part of
+    ``total`` that was spent in the model.
     """
 
     queue: float
@@ -40,13 +43,13 @@ class Timings:
 
 @dataclass(frozen=True, repr=False)
 class Generation:
-    """What came of a request.
+    """The result of a request.
 
-    ``finish_reason`` is "stop" (an end token or a stop string, ``stop_reason`` says which), "length"
-    (``max_new_tokens`` or the context's end), "time", "until", or None if nobody waited for the end. ``ids`` are the
-    tokens that were sampled, an end token included. ``seed`` is None if nothing was drawn; ``chain`` are the steps that
-    did something. ``logprobs`` and ``prompt_logprobs`` (of the prompt's tokens but the first) and ``trace`` are None
-    unless they were asked for.
+    ``finish_reason`` is "stop" (an end token or a stop string; ``stop_reason`` says which), "length"
+    (``max_new_tokens`` or the end of the context), "time", "until", or None if the generation has not ended. ``ids``
+    are the sampled tokens, including an end token. ``seed`` is None if nothing was drawn; ``chain`` are the steps that
+    had an effect. ``logprobs``, ``prompt_logprobs`` (of the prompt's tokens but the first) and ``trace`` are None
+    unless the options request them.
     """
 
     text: str
@@ -69,16 +72,16 @@ class Generation:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the tokens after the first."""
+        """The speed after the first token."""
         return (len(self.ids) - 1) / max(self.timings.total - self.timings.first_token, 1e-9)
 
     @property
     def mean_logprob(self) -> float:
-        """Of its tokens, if log-probabilities were asked for; minus infinity if not."""
+        """The mean log-probability of the tokens, in nats; minus infinity if log-probabilities were not requested."""
         return -math.inf if not self.logprobs else self.logprobs.total / len(self.logprobs)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for JSON: lists and numbers."""
+        """The result for JSON: dictionaries, lists and numbers."""
         return {
             "text": self.text,
             "ids": self.ids,
@@ -96,23 +99,23 @@ class Generation:
 
 @dataclass(frozen=True)
 class Score:
-    """How likely a text is: ``ids`` all of its tokens, ``logprobs`` of the last ones, those that count."""
+    """How likely a text is. ``ids`` are all of its tokens; ``logprobs`` belong to the last ones, which are scored."""
 
     ids: list[int]
     logprobs: Logprobs
 
     @property
     def total(self) -> float:
-        """The logarithm of the probability of all tokens that count, in nats."""
+        """The log-probability of all scored tokens together, in nats."""
         return self.logprobs.total
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean surprise of a token."""
+        """exp of the mean negative log-probability of a scored token."""
         return math.exp(-self.total / len(self.logprobs))
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """The score for JSON."""
         logprobs = plain(self.logprobs)
         numbers = {"total": self.total, "perplexity": self.perplexity}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
@@ -121,7 +124,10 @@ class Score:
 
 @dataclass(frozen=True)
 class BeamText:
-    """One of the best texts of a beam search; ``score`` counts its length, ``node`` is its place in the tree."""
+    """One of the best texts of a beam search.
+
+    ``score`` includes the length penalty; ``node`` is the text's place in the tree.
+    """
 
     text: str
     ids: list[int]
@@ -132,7 +138,7 @@ class BeamText:
 
 @dataclass(frozen=True)
 class Beams:
-    """What a beam search found: the best ``texts``, the best first, and the ``tree`` of all that was looked at."""
+    """The result of a beam search: ``texts``, best first, and the ``tree`` of all candidates considered."""
 
     texts: list[BeamText]
     tree: list[Node] = field(repr=False)
@@ -143,11 +149,11 @@ class Beams:
 
     @property
     def text(self) -> str:
-        """The best one."""
+        """The best text."""
         return self.texts[0].text
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """The result for JSON."""
         return {
             "texts": [asdict(one) for one in self.texts],
             "usage": asdict(self.usage),
@@ -164,7 +170,7 @@ def shown(step: SamplerStep) -> dict[str, Any]:
 
 
 def plain(logprobs: Logprobs) -> dict[str, Any]:
-    """Log-probabilities for JSON, which has no infinity: None stands for a token that was not possible."""
+    """Log-probabilities for JSON. JSON has no infinity: None stands for a token that was not possible."""
     return {
         "ids": logprobs.ids.tolist(),
         "chosen": _finite(logprobs.chosen),

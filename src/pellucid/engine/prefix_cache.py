@@ -1,6 +1,6 @@
-"""The prefix cache: blocks of earlier requests, so that a prompt with the same beginning is not read again.
+"""The prefix cache: a prompt that begins like an earlier request reuses the keys and values of that beginning.
 
-It holds the sequence of the last request, until another request or the cache needs its pages.
+It holds the block table of the last request, until another request takes it or the cache needs its pages.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ class PrefixLease:
 
 
 class PrefixCache:
-    """Lends the sequence of the last request to the next one.
+    """Lends the block table of the last request to the next one.
 
-    Nothing here waits for a lock: a request may end whenever Python collects garbage.
+    ``release`` waits for no lock: a request may end whenever the garbage collector runs.
     """
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
         self._free: deque[PrefixLease] = deque()
-        me = weakref.ref(self)  # a cache that held its owner would keep it alive
+        # A strong reference in the key/value cache would keep this object alive.
+        weak_self = weakref.ref(self)
 
         def reclaim() -> None:
-            if prefixes := me():
+            if prefixes := weak_self():
                 prefixes._runner.drain()
                 prefixes._evict()
 
         runner.cache.reclaim = reclaim
 
     def acquire(self, ids: Sequence[int]) -> PrefixLease:
-        """A lease for a prompt: the last request's sequence, cut to the common beginning, or an empty one."""
+        """A lease for a prompt: the last request's block table, truncated to the common beginning, or an empty one."""
         try:
             lease = self._free.pop()
         except IndexError:
@@ -54,7 +55,7 @@ class PrefixCache:
         return lease
 
     def release(self, lease: PrefixLease, tokens: Sequence[int]) -> None:
-        """A request has ended; ``tokens`` begin with those that its table holds."""
+        """Take back a lease at the end of a request; ``tokens`` begin with those that its block table holds."""
         lease.tokens = list(tokens[: lease.table.length])
         self._free.append(lease)
         while len(self._free) > 1:
@@ -64,7 +65,7 @@ class PrefixCache:
                 return
 
     def _evict(self) -> None:
-        """Free the pages that no request holds. Called by the cache, within a step."""
+        """Free the pages that no request holds. The key/value cache calls this within a step."""
         try:
             while True:
                 self._runner.cache.truncate(self._free.pop().table, 0)

@@ -1,4 +1,4 @@
-"""A prompt on its way into the cache, in chunks."""
+"""Prefill: the tokens of a prompt are read into the cache, in chunks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 
 
 class Prompt:
-    """A prompt on its way into the cache: what of it is cached already, and the rest in chunks.
+    """A prompt that is read into the cache: the prefix cache may hold its beginning, the rest is read in chunks.
 
-    ``logprobs`` is how many alternatives are wanted beside the log-probability of each of its tokens (None: no
-    log-probabilities); they need the logits of all rows, so nothing is taken from the prefix cache then. The first
-    ``vocabulary`` rows of logits are of tokens.
+    ``logprobs`` is the number of alternatives to report with the log-probability of each of its tokens (None: no
+    log-probabilities). These need the logits of all rows, so the prefix cache is not used for them. Only the first
+    ``vocabulary`` logits of a row stand for tokens.
 
-    Attributes: ``start`` when its first step was asked for, ``queue`` the seconds that it waited for its place in the
-    cache, ``seconds`` those of the steps that read it, ``cached_tokens`` how many of its tokens were cached already.
+    Attributes: ``start`` is the time of its first step, ``queue`` the seconds that it waited for its place in the
+    cache, ``seconds`` the duration of the steps that read it, ``cached_tokens`` how many of its tokens were cached
+    already.
     """
 
     def __init__(
@@ -35,50 +36,54 @@ class Prompt:
         self.ids, self.cached_tokens = ids, 0
         self.start = self.queue = self.seconds = 0.0
         self._runner, self._prefixes, self._vocabulary = runner, prefixes, vocabulary
-        self._wanted, self._rows = logprobs, list[TokenLogprobs]()
+        self._alternatives, self._logprobs = logprobs, list[TokenLogprobs]()
         self._lease: PrefixLease | None = None
-        self._scored: ScoredSequence | None = None
+        self._scored_sequence: ScoredSequence | None = None
         self._scoring = False
 
     @property
     def logprobs(self) -> Logprobs | None:
-        """Those of its tokens but the first, if they were wanted and it has been read."""
-        return None if self._scored is None or self._wanted is None else joined(self._rows, self._wanted)
+        """The log-probabilities of its tokens but the first, once they are known; None if they were not requested."""
+        return (
+            None
+            if self._scored_sequence is None or self._alternatives is None
+            else joined(self._logprobs, self._alternatives)
+        )
 
     @property
     def lease(self) -> PrefixLease:
-        """Its place in the cache, acquired when it is first asked for."""
+        """Its lease of the prefix cache, acquired on first access."""
         if self._lease is None:
             self.start = time.perf_counter()
             self._lease = self._prefixes.acquire(self.ids)
             self.queue = time.perf_counter() - self.start
-            if self._wanted is not None:
+            if self._alternatives is not None:
                 self._runner.truncate(self._lease.table, 0)
-                self._scored = ScoredSequence(self._lease.table, self.ids, 1, self._runner.limits)
+                self._scored_sequence = ScoredSequence(self._lease.table, self.ids, 1, self._runner.limits)
             self.cached_tokens = self._lease.table.length
         return self._lease
 
     def pending(self) -> list[Chunk]:
-        """The next of its tokens; the last chunk asks for the logits of the token that follows."""
+        """The next chunk of its tokens; the last chunk asks for the logits of the token that follows."""
         table = self.lease.table
-        self._scoring = self._scored is not None and not self._scored.done
-        if self._scored is not None and self._scoring:
-            return self._scored.pending()
+        self._scoring = self._scored_sequence is not None and not self._scored_sequence.done
+        if self._scored_sequence is not None and self._scoring:
+            return self._scored_sequence.pending()
         stop = min(table.length + self._runner.limits.tokens, len(self.ids))
         return [Chunk(table, self.ids[table.length : stop], outputs=int(stop == len(self.ids)))]
 
     def take(self, rows: list[Rows], seconds: float) -> Rows | None:
-        """The logits (1, V) of the token that follows; None while the prompt is not read to its end."""
-        if self._scored is not None and self._scoring:
-            assert self._wanted is not None
-            for place, logits in self._scored.take(rows):
-                scored = token_logprobs(logits, place, self.ids[place], self._wanted, self._vocabulary)
-                self._rows.append(scored)
+        """The logits (1, V) of the token that follows the prompt; None until the whole prompt has been read."""
+        if self._scored_sequence is not None and self._scoring:
+            assert self._alternatives is not None
+            for place, logits in self._scored_sequence.take(rows):
+                scored = token_logprobs(logits, place, self.ids[place], self._alternatives, self._vocabulary)
+                self._logprobs.append(scored)
             return None
         self.seconds += seconds
         return rows[0] if self.lease.table.length == len(self.ids) else None
 
     def close(self, tokens: Sequence[int]) -> None:
-        """Give the lease back; ``tokens`` begin with those that its table holds."""
+        """Give the lease back; ``tokens`` begin with those that its block table holds."""
         if self._lease is not None:
             self._prefixes.release(self._lease, tokens)

@@ -1,4 +1,4 @@
-"""Requests: a prompt with its options, the task that runs it, and what comes of it."""
+"""Requests: a prompt with its options, the task that runs it, and its results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pellucid.sample.trace import TokenTrace
 
 
 class OutputBuilder:
-    """Collects what comes of one sequence."""
+    """Collects the token outputs of one sequence."""
 
     def __init__(self, chain: Chain, options: Options) -> None:
         self.chain, self.options = chain, options
@@ -33,7 +33,7 @@ class OutputBuilder:
         self.prefill = self.first = self.total = self.model = 0.0
 
     def add(self, output: TokenOutput, seconds: float) -> None:
-        """A token, so many seconds after the start."""
+        """Add a token output that came ``seconds`` after the start."""
         self.total, self.model = seconds, self.model + output.model_seconds
         if not self.ids:
             self.first, self.prefill = seconds, output.model_seconds
@@ -48,12 +48,12 @@ class OutputBuilder:
             self.trace.append(output.trace)
 
 
-def _collected(
+def _collect(
     outputs: Iterator[tuple[int, TokenOutput]], group: SequenceGroup, builders: list[OutputBuilder]
 ) -> Iterator[tuple[int, TokenOutput]]:
-    """The outputs, each also given to its builder; at the end, however it comes, the pages are given back.
+    """Yield the outputs, each after adding it to its builder; free the pages whenever the iteration ends.
 
-    It does not refer to the request, so that an iterator that is dropped ends at once.
+    It holds no reference to the request, so that an iterator that is dropped ends immediately.
     """
     start = time.perf_counter()
     try:
@@ -65,10 +65,10 @@ def _collected(
 
 
 class RequestGroup:
-    """A prompt that several sequences continue, one for each chain. Iterate over (number, token output), then ask for
-    the ``results``.
+    """A prompt that several sequences continue, one for each chain.
 
-    What can be wrong with the request is raised when it is made.
+    Iterate over (sequence number, token output), then read the ``results``. Errors in the request are raised by the
+    constructor.
     """
 
     def __init__(
@@ -93,13 +93,13 @@ class RequestGroup:
             self.prompt,
             lambda: [TextSequence(tokenizer, options, sampler, ends, limit) for sampler in samplers],
         )
-        self._outputs = _collected(pipeline.run(runner, group), group, self.builders)
+        self._outputs = _collect(pipeline.run(runner, group), group, self.builders)
 
     def __iter__(self) -> Iterator[tuple[int, TokenOutput]]:
         return self._outputs
 
     def results(self) -> list[Generation]:
-        """What has come of each so far; ``finish_reason`` is None while it could go on."""
+        """The result of each sequence so far; ``finish_reason`` is None for a sequence that has not ended."""
         prompt = self.prompt
         return [
             Generation(
@@ -122,7 +122,7 @@ class RequestGroup:
 
 
 class Request:
-    """A prompt that one sequence continues. Iterate over its token outputs; ``result`` tells how it went."""
+    """A prompt that one sequence continues. Iterate over its token outputs, then read the ``result``."""
 
     def __init__(self, group: RequestGroup) -> None:
         self._group = group
@@ -133,9 +133,9 @@ class Request:
 
     @property
     def ids(self) -> list[int]:
-        """The tokens so far."""
+        """The tokens generated so far."""
         return self._group.builders[0].ids
 
     def result(self) -> Generation:
-        """What has come of it so far; ``finish_reason`` is None while it could go on."""
+        """The result so far; ``finish_reason`` is None if the sequence has not ended."""
         return self._group.results()[0]

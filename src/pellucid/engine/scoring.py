@@ -1,4 +1,4 @@
-"""Scoring by teacher forcing: the logits of each token of a given text, after the tokens before it."""
+"""Scoring by teacher forcing: the logits of each token of a given text, given the tokens before it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 
 
 class ScoredSequence:
-    """A text that goes through the model for the logits of its tokens from place ``first`` on, at least 1.
+    """A task that yields the position and the logits (V,) of each token of a text from position ``first`` on.
 
-    Gives each place and the logits (V,) of the token there. The table is empty at first, and holds all tokens but the
-    last in the end.
+    ``first`` is at least 1. The block table is empty at first, and holds all tokens but the last at the end.
     """
 
     def __init__(self, table: BlockTable, ids: list[int], first: int, limits: StepLimits) -> None:
@@ -32,7 +31,7 @@ class ScoredSequence:
         return self._table.length >= len(self._ids) - 1
 
     def pending(self) -> list[Chunk]:
-        """The next tokens: those before the first place without logits, the others with all of theirs."""
+        """The next chunk: tokens before ``first`` without logits, then tokens with the logits of every row."""
         start, before = self._table.length, self._first - 1
         if start < before:
             return [
@@ -44,7 +43,7 @@ class ScoredSequence:
     def take(
         self, rows: list[pipeline.Rows], seconds: float = 0.0
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Each place with its logits."""
+        """Yield each position and its logits."""
         logits = rows[0]
         yield from enumerate(logits, self._table.length - len(logits) + 1)
 
@@ -52,23 +51,23 @@ class ScoredSequence:
 def teacher_forced_logits(
     runner: ModelRunner, table: BlockTable, ids: list[int], first: int = 1
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """For each place of a text from ``first`` on, the place and the logits (V,) of the token there."""
+    """Yield the position and the logits (V,) of each token of a text from position ``first`` on."""
     return pipeline.run(runner, ScoredSequence(table, ids, first, runner.limits))
 
 
 def token_logprobs(
     logits: NDArray[np.float32], place: int, token: int, alternatives: int, vocabulary: int
 ) -> TokenLogprobs:
-    """The log-probability of a token of a text, from the logits (V,) of its place."""
+    """The log-probability of a token of a text, from the logits (V,) of its position ``place``."""
     return of_token(Candidates.of(logits, f"prompt token {place}"), token, alternatives, vocabulary)
 
 
 def score(
     runner: ModelRunner, table: BlockTable, ids: list[int], alternatives: int, vocabulary: int, first: int = 1
 ) -> Logprobs:
-    """How likely each token of a text is after those before it, from place ``first`` on.
+    """The log-probability of each token of a text given the tokens before it, from position ``first`` on.
 
-    The first ``vocabulary`` rows of logits are of tokens.
+    Only the first ``vocabulary`` logits of a row stand for tokens.
     """
     rows = [
         token_logprobs(logits, place, ids[place], alternatives, vocabulary)

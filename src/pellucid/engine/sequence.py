@@ -16,16 +16,17 @@ from pellucid.sample.trace import TokenTrace, of_draw
 from pellucid.tokenize import Tokenizer
 
 MOST_FORCED = 7
-"""Tokens without a choice that are read with the one before them."""
+"""How many forced tokens (tokens without an alternative) may run in the same step as the sampled token."""
 
 
 @dataclass(frozen=True)
 class TokenOutput:
-    """One turn of the loop: the token that was sampled and how, and the text that became certain.
+    """One sampled token: how it was sampled, and the text that it completes.
 
-    ``finish_reason`` says why it is the last, if it is: "stop" (a token or a string that ends the text, which is
-    ``stop_reason``), "length" (as many tokens as were wanted, or as the context holds), "time", or "until" (the
-    request's own function). ``model_seconds`` is how long the model took for the logits, prompt and all.
+    ``finish_reason`` is None unless the token is the last. Then it is "stop" (a token or a string that ends the text;
+    ``stop_reason`` is that token or string), "length" (the requested number of tokens or the end of the context),
+    "time", or "until" (the request's own function). ``model_seconds`` is the time that the model took for the logits,
+    including the prompt.
     """
 
     id: int
@@ -37,14 +38,14 @@ class TokenOutput:
 
     @cached_property
     def trace(self) -> TokenTrace:
-        """What the chain did for this token, if the request is one to ``watch``."""
+        """What the chain did for this token, if the request has ``watch``."""
         return of_draw(self.draw)
 
 
 class TextSequence:
-    """One continuation of a prompt: its sampler, its detokenizer, its stop criteria, and its block table.
+    """One continuation of a prompt: its sampler, detokenizer, stop criteria and block table.
 
-    Tokens of ``ends`` are its last; ``limit`` is how many it may have; ``table`` is set by who runs the model.
+    A token of ``ends`` ends it; ``limit`` is the greatest number of its tokens. The sequence group sets ``table``.
     """
 
     def __init__(
@@ -53,29 +54,29 @@ class TextSequence:
         self.sampler, self.table = sampler, BlockTable()
         self.last, self.done = -1, False
         self._watch, self._limit = options.watch, limit
-        self._ends, self._stop = ends, options.stop_criteria()
+        self._end_ids, self._stop = ends, options.stop_criteria()
         self._detokenizer = tokenizer.stream()
 
     def take(self, logits: NDArray[np.float32], seconds: float) -> TokenOutput:
-        """The token that these logits (V,) give, and its text."""
+        """Sample a token from logits (V,) and detokenize it."""
         draw = self.sampler.sample(logits, watch=self._watch)  # softmax → sample
         token, self._limit = draw.token, self._limit - 1
         self.last = token
-        if token in self._ends:
+        if token in self._end_ids:
             self.done = True
-            return TokenOutput(token, self._rest(), draw, seconds, "stop", token)
+            return TokenOutput(token, self._flush(), draw, seconds, "stop", token)
         certain = self._detokenizer.push(token)  # detokenize → text
         text, reason = self._stop.push(certain, last=self._limit == 0)
         if self.sampler.complete and reason != "stop":
-            text, reason = text + self._rest(), "stop"
+            text, reason = text + self._flush(), "stop"
         self.done = reason is not None
         return TokenOutput(token, text, draw, seconds, reason, self._stop.found)
 
-    def _rest(self) -> str:
-        """What was held back, at an end that is none of ours."""
+    def _flush(self) -> str:
+        """The text that the detokenizer and the stop criteria held back, when neither of them ends the sequence."""
         return self._stop.flush(self._detokenizer.flush())
 
     def pending(self) -> Chunk:
-        """The token that came, and those that must come after it: they are read together."""
+        """The sampled token and the forced tokens after it, which run in one step."""
         tokens = [self.last, *self.sampler.forced[: min(MOST_FORCED, self._limit - 1)]]
         return Chunk(self.table, tokens, outputs=len(tokens))

@@ -1,4 +1,4 @@
-"""The sequences that continue one prompt: they share its blocks in the cache and run in the same steps."""
+"""The sequences that continue one prompt: they share its pages in the cache and run in the same steps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pellucid.runtime.batch import Chunk
 
 
 class SequenceGroup:
-    """A task: reads a prompt, then continues it with several sequences. Gives (number, token output).
+    """A task that reads a prompt, then continues it with several sequences. Yields (sequence number, token output).
 
-    ``begin`` makes the sequences when the first step is asked for: their time begins then. The first of them goes on in
-    the prompt's own table, which the prefix cache gets back; the others in forks of it.
+    ``begin`` makes the sequences at the first step, when their time limits start. The first sequence continues in the
+    prompt's own block table, which returns to the prefix cache; the others continue in forks of it.
     """
 
     def __init__(self, runner: ModelRunner, prompt: Prompt, begin: Callable[[], list[TextSequence]]) -> None:
@@ -37,7 +37,7 @@ class SequenceGroup:
         return [sequence.pending() for _, sequence in self._running()]
 
     def take(self, rows: list[Rows], seconds: float) -> Iterator[tuple[int, TokenOutput]]:
-        """A token for every sequence, and those that must follow it."""
+        """Yield the sampled token of every sequence, and the forced tokens after it."""
         if not self._prefilled:
             logits = self.prompt.take(rows, seconds)
             if logits is None:
@@ -58,7 +58,7 @@ class SequenceGroup:
         return [(number, one) for number, one in enumerate(self._sequences) if not one.done]
 
     def _fork(self, logits: Rows) -> list[Rows]:
-        """Give each sequence its table, and the logits after the prompt."""
+        """Give each sequence its block table and the logits after the prompt."""
         self._prefilled, table = True, self.prompt.lease.table
         self._sequences[0].table = table
         for sequence in self._sequences[1:]:
@@ -66,6 +66,6 @@ class SequenceGroup:
         return [logits] * len(self._sequences)
 
     def close(self, tokens: Sequence[int]) -> None:
-        """Give back all pages; ``tokens`` are those of the prompt and of the first sequence."""
+        """Free all pages; ``tokens`` are those of the prompt and of the first sequence."""
         self._runner.release(*(sequence.table for sequence in self._sequences[1:]))
         self.prompt.close(tokens)

@@ -1,4 +1,4 @@
-"""Reading a file's metadata with care: every value is checked for type and range, and named when it is wrong."""
+"""A file's metadata: every value is checked for type and range, and an error names the wrong one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pellucid.errors.messages import brief
 
 T = TypeVar("T")
 _MISSING: Any = object()
-LIMIT = 1 << 24  # of any dimension
-MOST = 1e12  # of any other number; rotary bases are the largest, up to 1e9
+LIMIT = 1 << 24  # the largest dimension
+MOST = 1e12  # the largest other number; rotary bases reach 1e9
 
 
 @dataclass(frozen=True)
 class Config:
-    """A table of values, with the path that errors name. ``prefix`` is put before every key.
+    """A table of values, with the path for error messages. ``prefix`` is put before every key.
 
-    ``read`` collects the full names of the keys that were asked for, so that ``model/keys.py`` can tell what a reader
-    has left out. ``parent`` is the name of the table that holds this one, with a dot, or "".
+    ``read`` collects the full names of the keys that were read, so that ``model/keys.py`` can find those that a reader
+    has left out. ``parent`` is the name of the table that contains this one, with a dot, or "".
     """
 
     values: Mapping[str, Any]
@@ -31,24 +31,24 @@ class Config:
     read: set[str] = field(default_factory=set, compare=False)
 
     def under(self, prefix: str) -> Config:
-        """The same table, seen from a prefix."""
+        """The same table with another prefix."""
         return replace(self, prefix=prefix)
 
     def name(self, key: str) -> str:
-        """A key's full name: with its table and its prefix."""
+        """A key's full name, with its table and its prefix."""
         return f"{self.parent}{self.prefix}{key}"
 
     def value(self, key: str) -> Any:
-        """The value as it is, None if there is none. The key counts as read."""
+        """The value as stored, or None if there is none. The key counts as read."""
         self.read.add(self.name(key))
         return self.values.get(self.prefix + key)
 
     def has(self, key: str) -> bool:
-        """Whether there is a value (null counts as absent). The key does not count as read."""
+        """Whether there is a value; null counts as absent. The key does not count as read."""
         return self.values.get(self.prefix + key) is not None
 
     def wrong(self, key: str, problem: str) -> FileFormatError:
-        """The error for a key's value."""
+        """The error about a key's value."""
         return FileFormatError(self.path, self.name(key), problem)
 
     def _get(self, key: str, default: Any, check: Callable[[Any], bool], wanted: str) -> Any:
@@ -76,12 +76,12 @@ class Config:
         return float(self._get(key, default, check, f"a number above {low:g} and at most {most:g}"))
 
     def cap(self, key: str) -> float:
-        """A positive number, or 0, which means the same as none: there is no cap."""
+        """A positive number, or 0 if the value is 0 or absent: there is no cap."""
         value = self.value(key)
         return 0.0 if type(value) in (int, float) and value == 0 else self.number(key, 0.0)
 
     def divisor(self, key: str, of_key: str, default: int = _MISSING) -> int:
-        """A whole number that divides the one of ``of_key``."""
+        """A whole number that divides the value of ``of_key``."""
         value, whole = self.count(key, default), self.count(of_key)
         if whole % value:
             raise self.wrong(key, f"is {value}, which does not divide {self.name(of_key)} = {whole}")
@@ -96,7 +96,7 @@ class Config:
         return str(self._get(key, default, lambda v: isinstance(v, str), "a string"))
 
     def token_ids(self, key: str, vocabulary: int) -> None:
-        """Check that a token id, or each of a list of them, is below ``vocabulary``; there may be none (null, -1)."""
+        """Check that a token id, or each of a list of them, is below ``vocabulary``. Null and -1 stand for no token."""
         value = self.value(key)
         for token in value if isinstance(value, list) else [value]:
             if token is not None and not (type(token) is int and -1 <= token < vocabulary):
@@ -110,7 +110,7 @@ class Config:
         return Config(value, self.path, parent=f"{self.name(key)}.", read=self.read)
 
     def each(self, key: str, choices: Mapping[str, T], count: int) -> list[T] | None:
-        """What each string of a list of ``count`` stands for; None if there is no list."""
+        """The choices that a list of ``count`` strings names; None if there is no list."""
 
         def check(v: Any) -> bool:
             fine = isinstance(v, list) and len(v) == count
@@ -120,7 +120,7 @@ class Config:
         return None if value is None else [choices[one] for one in value]
 
     def agreed(self, key: str, other: Config, other_key: str) -> None:
-        """Check that two keys that say the same thing do not differ, if both are there."""
+        """Check that two keys with the same meaning do not differ, if both are present."""
         mine, its = self.value(key), other.value(other_key)
         if mine is not None and its is not None and mine != its:
             raise self.wrong(
@@ -128,7 +128,7 @@ class Config:
             )
 
     def one_of(self, key: str, choices: Mapping[str, T], default: str = _MISSING) -> T:
-        """What the string stands for; an unknown one is an error that lists the known ones."""
+        """The choice that a string names; an unknown string is an error that lists the known ones."""
         value = self.text(key, default)
         if value not in choices:
             known = ", ".join(sorted(choices))
@@ -138,7 +138,7 @@ class Config:
         return choices[value]
 
     def refuse(self, key: str, *harmless: Any) -> None:
-        """An option that changes the arithmetic and is not implemented: an error unless absent or harmless."""
+        """Refuse an option that changes the arithmetic and is not implemented, unless it is absent or harmless."""
         value = self.value(key)
         if value is not None and not (isinstance(value, (bool, int, str, dict)) and value in harmless):
             raise UnsupportedModel(f"{self.path.name}: {self.name(key)} = {brief(value)} is not supported")

@@ -1,9 +1,10 @@
-"""One reader for decoders like Llama: what their families differ in is data.
+"""One reader for decoders like Llama; the differences between their families are data.
 
     QWEN2 = DecoderReader("qwen2", bias=True).family()
 
-Each block is attention and a gated feed-forward with pre-norms; GGUF names tensors as llama.cpp does, config.json as
-transformers does. A family with more than that has readers of its own, made of ``readers.py`` (Gemma 3, BERT).
+Each block is attention and a gated feed-forward with pre-norms. Tensors have llama.cpp's names in GGUF and
+transformers' names in safetensors. A family that needs more has its own readers, made of the parts in ``readers.py``
+(Gemma 3, BERT).
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from pellucid.weights.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class DecoderReader:
-    """What a family of decoders differs in.
+    """The data of a family of decoders.
 
-    ``name`` is the architecture in GGUF and the ``model_type`` in config.json. ``gguf_pairing`` says how rotary pairs
-    lie in the rows of GGUF's q and k; those of config.json pair halves. ``bias`` is that of q, k and v; ``qk_norm`` an
-    RMS norm of each head's queries and keys; ``tied`` whether the head is the embedding's matrix where config.json does
-    not say; ``unused`` patterns of tensors that no slot needs.
+    ``name`` is the architecture in GGUF and the ``model_type`` in config.json. ``gguf_pairing`` is the order of rotary
+    pairs in the rows of GGUF's q and k; models of config.json pair halves. ``bias`` is whether q, k and v have a bias,
+    ``qk_norm`` whether each head's queries and keys have an RMS norm, ``tied`` whether the head uses the embedding's
+    matrix if config.json does not say. ``unused`` are patterns of tensors that no slot needs.
     """
 
     name: str
@@ -56,7 +57,7 @@ class DecoderReader:
         )
 
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
-        """Read the architecture's metadata."""
+        """Read GGUF metadata."""
         own = config.under(f"{self.name}.")
         norm = Norm("rms", own.number("attention.layer_norm_rms_epsilon"))
         spec = self._spec(

@@ -1,4 +1,4 @@
-"""A family of models: what a file of ``families/`` declares, and how the families are found."""
+"""A family of models: what a file of ``families/`` declares, and the discovery of these files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Reader: TypeAlias = Callable[[Checkpoint, Config], Model]
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models: its name, and what reads one, by the name that files give the architecture.
+    """A family of models: its name, and its readers by the name of the architecture in the file.
 
-    ``gguf``: GGUF's ``general.architecture``; ``safetensors``: ``model_type`` of ``config.json``. ``unused``:
-    patterns of the tensors that a file may hold and that no slot needs.
+    That name is ``general.architecture`` for ``gguf`` and ``model_type`` of ``config.json`` for ``safetensors``.
+    ``unused`` are patterns of tensors that a file may hold and that no slot needs.
     """
 
     name: str
@@ -38,16 +38,16 @@ def known_families() -> Mapping[str, Family]:
     """Every family in the folder, by name.
 
     Raises:
-        TypeError: two files declare one family.
+        TypeError: two files declare the same family.
     """
     return discover("pellucid.model.families", Family, lambda family: (family.name,))
 
 
 @functools.cache
 def architectures(kind: str) -> Mapping[str, Family]:
-    """The family of each architecture that files of a kind, "gguf" or "safetensors", may name.
+    """The family of each architecture, for one kind of file, "gguf" or "safetensors".
 
     Raises:
-        TypeError: two families read one architecture.
+        TypeError: two families read the same architecture.
     """
     return discover("pellucid.model.families", Family, lambda family: tuple(family.readers(kind)))

@@ -1,17 +1,17 @@
-"""What becomes of the keys of a model's metadata that its family does not read.
+"""Checks of the metadata keys that a model's family does not read.
 
 Every key of ``config.json``, and every key of GGUF that begins with the architecture's name, is one of these:
 
-    read        by the family's reader; ``Config`` keeps account
-    harmless    nothing that is computed here depends on it: token ids, dropout, how it was trained and saved
-    neutral     it can change the result, but has the value at which it does not: a soft-cap of null
+    read        by the family's reader; ``Config`` records it
+    harmless    the computation does not depend on it: token ids, dropout, how the model was trained and saved
+    neutral     it can change the result, but has the value that does not: a soft-cap of null
     refused     it can change the result, has another value, and the family does not implement it: UnsupportedModel
     unknown     no table has it: a warning in one line, unless it is off (null, false, 0, empty)
 
-The tables hold what the configurations of transformers 5.24 and the constants of gguf 0.19 have for models like those
-of ``families/``. Unknown keys are not refused: tools that train and convert models add keys of their own, which
-change nothing, and a model that cannot be loaded for such a key is of no use. Inside of a table that a family reads,
-such as ``rope_parameters``, there are no such keys: an unknown one is refused there.
+The tables contain what the configurations of transformers 5.24 and the constants of gguf 0.19 have for models like
+those of ``families/``. Unknown keys are not refused: training and conversion tools add keys of their own that change
+nothing, and a model that cannot be loaded because of such a key is useless. Tables that a family reads, such as
+``rope_parameters``, contain no such keys: an unknown key in them is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
 
 Neutral: TypeAlias = Callable[[Any, Config], bool]
-"""(value, the whole configuration) → whether the value changes nothing."""
+"""(value, the whole configuration) → whether the value has no effect."""
 
 
 def only(*values: Any) -> Neutral:
@@ -35,19 +35,19 @@ def only(*values: Any) -> Neutral:
 
 
 def same_as(*keys: str) -> Neutral:
-    """What another key says as well is neutral."""
+    """A value equal to that of one of the keys is neutral."""
     return lambda value, config: any(
         _plain(value) and value == config.values.get(config.prefix + k) for k in keys
     )
 
 
 def every(kind: Any) -> Neutral:
-    """A list of nothing but this is neutral."""
+    """A list that contains nothing else is neutral."""
     return lambda value, _: isinstance(value, list) and all(one == kind for one in value)
 
 
 def either(*some: Neutral) -> Neutral:
-    """What one of these finds neutral is."""
+    """A value that one of the rules finds neutral is neutral."""
     return lambda value, config: any(one(value, config) for one in some)
 
 
@@ -56,7 +56,7 @@ def _plain(value: Any) -> bool:
 
 
 def _no_window(value: Any, config: Config) -> bool:
-    """A window that is switched off, or as long as the context."""
+    """Whether the window is switched off, or as long as the context."""
     get = config.values.get
     context = get("max_position_embeddings", get(config.prefix + "context_length"))
     wide = type(value) is int and type(context) is int and value >= context > 0
@@ -64,7 +64,7 @@ def _no_window(value: Any, config: Config) -> bool:
 
 
 def _no_pattern(value: Any, config: Config) -> bool:
-    """Which layers have a window matters only where there is one."""
+    """Whether there is no window, so that the layers that would have one do not matter."""
     windows = (
         config.values.get(config.prefix + key) for key in ("sliding_window", "attention.sliding_window")
     )
@@ -72,7 +72,7 @@ def _no_pattern(value: Any, config: Config) -> bool:
 
 
 def _head_dim(value: Any, config: Config) -> bool:
-    """D / H, as it is where nothing else is said."""
+    """Whether the value is D / H, the default."""
     width, heads = (config.values.get(key) for key in ("hidden_size", "num_attention_heads"))
     return type(value) is type(width) is type(heads) is int and value * heads == width
 
@@ -85,30 +85,30 @@ def _table(groups: Mapping[Neutral, str]) -> dict[str, Neutral]:
 
 
 HARMLESS = re.compile(
-    # what it is called, and how it was made and saved
+    # names, and how the model was trained and saved
     r"model_type|architectures|auto_map|torch_dtype|dtype|transformers_version|transformers\.js_config|.*_version|"
     r"unsloth_fixed|is_llama_config|model_name|name_or_path|license|base_model.*|peft_.*|gradient_checkpointing|"
-    r"directionality|pooler_\w+|matryoshka_dimensions|"  # of BERT: of a pooler that is not run, of shorter vectors
+    r"directionality|pooler_\w+|matryoshka_dimensions|"  # BERT: the pooler, which is not run; shorter vectors
     r"initializer_\w+|init_std|task_specific_params|finetuning_task|problem_type|id2label|label2id|num_labels|"
-    r"_.*|"  # what a class keeps for itself
-    # what only matters in training
+    r"_.*|"  # private attributes of a configuration class
+    # training
     r"\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*_coef(ficient)?|rescale_prenorm_residual|"
-    # what a call returns and how it runs, not what it computes; pretraining_tp cuts a product into parts
+    # what a call returns and how it runs, not what it computes; pretraining_tp splits a product into parts
     r"use_cache|cache_implementation|return_dict\w*|use_return_dict|torchscript|"
     r"output_(hidden_states|attentions|past|router_logits)|"
     r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|use_flash_attention_2|attn_implementation|"
     r"use_memory_efficient_attention|unpad_inputs|num_logits_to_keep|classifier_\w+|summary_\w+|"
-    # tokens, and how to generate unless a request says otherwise (the tokenizer reads what it needs)
+    # tokens (the tokenizer reads what it needs), and defaults of generation
     r"\w+_token_ids?|\w+_token_index|tokenizer_class|prefix|suppress_tokens|begin_suppress_tokens|bad_words_ids|"
     r"max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|"
     r"top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|"
     r"num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|max_new_tokens|"
-    # what belongs to options that are refused themselves: experts, windows by depth, other scalings
+    # details of options that are refused themselves: experts, windows by depth, other scalings
     r"num_experts_per_tok|moe_(?!num_experts)\w+|norm_topk_prob|router_\w+|first_k_dense_replace|decoder_sparse_step|"
     r"max_window_layers|max_sequence_length|max_seq_len|model_max_length|original_max_position_embeddings|"
     r"tie_word_embeddings|is_decoder|bos_token_id|eos_token_id"
 )
-"""Of config.json. Families to which it matters whether a head is tied, or whether a model is a decoder, read that."""
+"""Harmless keys of config.json. A family reads the keys about tied heads and decoders itself if they matter to it."""
 
 CHANGING: dict[str, Neutral] = {
     **_table(
@@ -148,22 +148,22 @@ CHANGING: dict[str, Neutral] = {
     "mlp_layer_types": every("dense"),
     "no_rope_layers": every(1),
 }  # fmt: skip
-"""Of config.json: what is neutral. Null always is."""
+"""Keys of config.json that can change the result, and their neutral values. Null is always neutral."""
 
 IN_ROPE: dict[str, Neutral] = {
     "factor": ONE,
     "attention_factor": ONE,
     "partial_rotary_factor": ONE,
-    "original_max_position_embeddings": lambda value, _: True,  # for scalings that read it
+    "original_max_position_embeddings": lambda value, _: True,  # only scalings that read it use it
 }
-"""Of the tables of rotary parameters; what is not here is refused."""
+"""Keys of the tables of rotary parameters, and their neutral values. Keys that are not listed are refused."""
 
 GGUF_HARMLESS = re.compile(
     r"tensor_data_layout|rope\.scaling\.(original_context_length|finetuned|yarn_\w+)|interleave_moe_layer_step|"
     r"expert_(used_count|feed_forward_length|shared_feed_forward_length|weights_scale|weights_norm|gating_func|"
     r"group_count|group_used_count)|decoder_start_token_id|leading_dense_block_count"
 )
-"""Of GGUF, after the architecture's name. The experts' matter only where there are experts."""
+"""Harmless keys of GGUF, after the architecture's name. Those about experts matter only if there are experts."""
 
 GGUF_CHANGING: dict[str, Neutral] = {
     **_table(
@@ -190,14 +190,14 @@ GGUF_CHANGING: dict[str, Neutral] = {
     "rope.dimension_count_swa": same_as("rope.dimension_count"),
     "embedding_length_out": same_as("embedding_length"),
 }
-"""Of GGUF, after the architecture's name: what is neutral."""
+"""Keys of GGUF, after the architecture's name, that can change the result, and their neutral values."""
 
 
 def check_unread(config: Config, prefix: str = "") -> None:
-    """Look at the keys that a reader has left out; of GGUF, those that begin with ``prefix``. Unknown ones: a warning.
+    """Check the keys that a reader has left out; in GGUF, those that begin with ``prefix``. Warns about unknown keys.
 
     Raises:
-        UnsupportedModel: one changes the result.
+        UnsupportedModel: a key changes the result.
     """
     whole, unknown = config.under(prefix), []
     harmless, changing = (GGUF_HARMLESS, GGUF_CHANGING) if prefix else (HARMLESS, CHANGING)

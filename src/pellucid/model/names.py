@@ -43,12 +43,12 @@ SANDWICH_NORM = {"feedforward.norm": "pre_feedforward_layernorm"}
 
 
 def gguf_slots(spec: ModelSpec) -> dict[str, Slot]:
-    """Every slot of the spec, filled from llama.cpp's names."""
+    """Every slot of the spec, filled by tensors with llama.cpp's names."""
     return _slots(spec, GGUF_MODEL, GGUF_BLOCK, "blk", 0.0)
 
 
 def transformers_slots(spec: ModelSpec, norm_plus: float = 0.0) -> dict[str, Slot]:
-    """Every slot of the spec, filled from transformers' names; ``norm_plus`` is added to norms' weights."""
+    """Every slot of the spec, filled by tensors with transformers' names; ``norm_plus`` is added to norms' weights."""
     sandwich = any(block.placement == "sandwich" for block in spec.blocks)
     block = {**TRANSFORMERS_BLOCK, **(SANDWICH_NORM if sandwich else {})}
     return _slots(spec, TRANSFORMERS_MODEL, block, "model.layers", norm_plus)

@@ -1,4 +1,4 @@
-"""From an opened checkpoint to its model: the family that reads it, and checks of all that it holds."""
+"""From an opened checkpoint to its model: the family's reader, then checks of everything in the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_model(checkpoint: Checkpoint) -> Model:
     """The spec of a checkpoint, and which tensor fills which slot.
 
     Raises:
-        UnsupportedModel: the architecture, or something it asks for, is not implemented; lists those known.
+        UnsupportedModel: the architecture, or an option of the file, is not implemented; the message lists what is.
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
     config, gguf = Config(checkpoint.metadata, checkpoint.path), checkpoint.kind == "gguf"
@@ -38,7 +38,7 @@ def read_model(checkpoint: Checkpoint) -> Model:
     _check_tensors(checkpoint, model)
     _check_layers(checkpoint, model)
     _check_unused(checkpoint, model, family)
-    for key in ("bos_token_id", "eos_token_id"):  # of config.json; the tokenizer looks at the others
+    for key in ("bos_token_id", "eos_token_id"):  # of config.json; the tokenizer checks the others
         config.token_ids(key, model.spec.embedding.vocabulary)
     check_unread(config, f"{architecture}." if gguf else "")
     return model
@@ -72,17 +72,17 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
 
 
 def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
-    """A tensor that nobody uses, such as a bias, would have changed the result; so would some of its rows."""
+    """Refuse tensors and rows that no slot uses: a tensor such as a bias would have changed the result."""
     used: dict[str, list[tuple[int, int] | None]] = {}
     for slot in model.slots:
         for source in model.sources(slot):
             used.setdefault(source.tensor, []).append(source.rows)
     pattern = re.compile("|".join(family.unused) or r"(?!)")
-    left = sorted(name for name in checkpoint.tensors if name not in used and not pattern.fullmatch(name))
-    if left:
-        more = f" and {len(left) - 1:,} more tensors" if left[1:] else ""
+    unused = sorted(name for name in checkpoint.tensors if name not in used and not pattern.fullmatch(name))
+    if unused:
+        more = f" and {len(unused) - 1:,} more tensors" if unused[1:] else ""
         raise UnsupportedModel(
-            f"{checkpoint.path.name}: tensor {shown(left[0])}{more}: {model.spec.family} as it is implemented does "
+            f"{checkpoint.path.name}: tensor {shown(unused[0])}{more}: {model.spec.family} as it is implemented does "
             "not use it; ignoring it would change the results"
         )
     for name, parts in used.items():
@@ -96,7 +96,7 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
 def _unused_rows(
     checkpoint: Checkpoint, name: str, model: Model, parts: list[tuple[int, int] | None]
 ) -> tuple[int, int] | None:
-    """The first rows of a tensor that no slot takes; None if all are taken."""
+    """The first range of a tensor's rows that no slot takes; None if all rows are taken."""
     ranges = [part for part in parts if part is not None]
     if len(ranges) < len(parts):  # some slot takes the whole tensor
         return None
@@ -112,8 +112,8 @@ def _unused_rows(
 
 
 def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
-    """A file with more layers than it says would run, without its last ones."""
-    # The names of a block's tensors differ only by its number, in every format.
+    """Refuse a file with more layers than its metadata states: the model would run without its last ones."""
+    # In every format, the tensor names of two blocks differ only by the block's number.
     prefixes = {
         source.tensor.partition(".0.")[0]
         for slot in model.slots
@@ -121,10 +121,12 @@ def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
         for source in model.sources(slot)
     }
     pattern = re.compile(rf"(?:{'|'.join(map(re.escape, prefixes))})\.(\d{{1,9}})\..+")
-    held = max(int(match[1]) + 1 for name in checkpoint.tensors if (match := pattern.fullmatch(name)))
-    if held > len(model.spec.blocks):
+    layers_in_file = max(
+        int(match[1]) + 1 for name in checkpoint.tensors if (match := pattern.fullmatch(name))
+    )
+    if layers_in_file > len(model.spec.blocks):
         raise FileFormatError(
             checkpoint.path,
             model.layer_count,
-            f"is {len(model.spec.blocks)}, but the file has tensors of {held:,} layers",
+            f"is {len(model.spec.blocks)}, but the file has tensors of {layers_in_file:,} layers",
         )

@@ -1,4 +1,4 @@
-"""Pieces of metadata that several families write alike: attention in GGUF, rotary parameters and pooling in JSON."""
+"""Readers of metadata that several families share: attention in GGUF, rotary parameters and pooling in JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> 
     heads, head_dim = heads_of(config, "attention.head_count", "attention.key_length", "embedding_length")
     value_dim = config.count("attention.value_length", head_dim)
     scaling = None
-    # As in llama.cpp: a factor without a type is a linear one, and so is the older key.
+    # As in llama.cpp, a factor without a type is a linear one, and so is the older key.
     kind = config.one_of("rope.scaling.type", {"none": "none", "linear": "linear"}, "linear")
     factor = config.number("rope.scaling.factor", config.number("rope.scale_linear", 1.0))
     config.agreed("rope.scaling.factor", config, "rope.scale_linear")
@@ -35,7 +35,7 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> 
 
 
 def heads_of(config: Config, heads_key: str, head_dim_key: str, width_key: str) -> tuple[int, int]:
-    """H and K. Where the file does not say K, the heads share the model's width D."""
+    """H and K. If the file does not state K, it is D / H."""
     if config.has(head_dim_key):
         return config.count(heads_key), config.count(head_dim_key)
     heads = config.divisor(heads_key, width_key)
@@ -43,7 +43,7 @@ def heads_of(config: Config, heads_key: str, head_dim_key: str, width_key: str) 
 
 
 def gguf_vocabulary(checkpoint: Checkpoint, config: Config) -> int:
-    """V, the rows of the embedding; 1 if there is none, which is reported elsewhere.
+    """V, the number of rows of the embedding; 1 if there is no embedding, which is reported elsewhere.
 
     Raises:
         FileFormatError: the file states another number.
@@ -57,15 +57,15 @@ def gguf_vocabulary(checkpoint: Checkpoint, config: Config) -> int:
 
 
 def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
-    """Whether the embedding is the output projection as well: so the file says, and it brings no other matrix.
+    """Whether the embedding is also the output projection: the file says so and has no other matrix.
 
-    A file that says so and has a matrix of its own is read as transformers 5 and llama.cpp read it: with that one.
+    If the file says so but has a matrix of its own, that matrix is used, as in transformers 5 and llama.cpp.
     """
     return config.flag("tie_word_embeddings", default) and "lm_head.weight" not in checkpoint.tensors
 
 
 def _frequency_factors(checkpoint: Checkpoint) -> tuple[float, ...]:
-    """llama.cpp stores Llama 3's stretched frequencies as a tensor of divisors."""
+    """The tensor of divisors in which llama.cpp stores Llama 3's frequency scaling; empty if there is none."""
     if "rope_freqs.weight" not in checkpoint.tensors:
         return ()
     tensor = checkpoint.tensors["rope_freqs.weight"]
@@ -79,14 +79,14 @@ def _frequency_factors(checkpoint: Checkpoint) -> tuple[float, ...]:
 def rope_parameters(
     config: Config, layer_type: str = "", base_key: str = "rope_theta", default: float = 10_000.0
 ) -> tuple[float, RotaryScaling | None]:
-    """Base and scaling of the rotary positions, perhaps those of one type of layer.
+    """Base and scaling of the rotary positions, optionally of one type of layer.
 
-    transformers 5 has both in ``rope_parameters``, which holds a table for each type of layer where these differ.
-    Before that the base was a key of its own, ``base_key``, and the scaling was in ``rope_scaling``; of several types
-    of layers it was that of "full_attention".
+    transformers 5 has both in ``rope_parameters``, with a table for each type of layer if these differ. Before version
+    5 the base was a separate key, ``base_key``, and the scaling was in ``rope_scaling``; with several types of layers
+    it applied to "full_attention".
 
     Raises:
-        FileFormatError: the two ways to write it contradict each other.
+        FileFormatError: the two forms contradict each other.
     """
     parameters = config.table("rope_parameters")
     if layer_type:
@@ -124,10 +124,10 @@ POOLING = "1_Pooling/config.json"
 
 
 def sentence_pooling(checkpoint: Checkpoint) -> Pooling:
-    """The mean, which is what is implemented; sentence-transformers' file beside the model may ask for another one.
+    """Mean pooling, the only kind that is implemented.
 
     Raises:
-        UnsupportedModel: it does.
+        UnsupportedModel: sentence-transformers' file in the model's folder requires another kind.
     """
     path = checkpoint.path / POOLING
     if path.is_file():

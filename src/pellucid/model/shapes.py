@@ -1,4 +1,4 @@
-"""Which slots a spec has, and the shape of each. The plan and the check of files agree through this table."""
+"""The slots of a spec and the shape of each: the plan and the checks of files agree through this table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Shape = tuple[int, ...]
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
-    """Slot name to shape, row-major: a matrix that maps D inputs to N outputs is (N, D)."""
+    """Slot names and shapes, row-major: a matrix that maps D inputs to N outputs is (N, D)."""
     return dict(_slots(spec))
 
 

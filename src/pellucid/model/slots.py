@@ -1,4 +1,4 @@
-"""The stored values of a slot: whole tensors, rows of them, transposed ones, several joined (``spec.Slot``)."""
+"""The stored values of a slot: whole tensors, rows of tensors, transposed tensors, several joined (``spec.Slot``)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Shape = tuple[int, ...]
 
 
 def shape_of(tensor: Tensor, slot: Slot) -> Shape:
-    """The shape of what a slot takes of a tensor.
+    """The shape of the part of a tensor that a slot takes.
 
     Raises:
-        FileFormatError: the tensor has fewer rows, or cannot be transposed.
+        FileFormatError: the tensor has too few rows, or cannot be transposed.
     """
     shape = tensor.shape
     if slot.transpose:
@@ -49,7 +49,7 @@ def shape_of(tensor: Tensor, slot: Slot) -> Shape:
 
 @dataclass(frozen=True)
 class _SlotPart:
-    """What one tensor gives to a slot."""
+    """The part of a slot that one tensor fills."""
 
     checkpoint: Checkpoint
     slot: Slot
@@ -68,7 +68,7 @@ class _SlotPart:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row; a vector is one row."""
+        """Bytes of a row. A vector is one row."""
         return self.form.row_bytes(self.shape[-1])
 
     @property
@@ -101,10 +101,10 @@ class _SlotPart:
 
 
 class SlotReader:
-    """Reads a slot from a checkpoint. ``form`` is its block format, ``shape`` that of the slot.
+    """Reads a slot from a checkpoint. ``form`` is its block format, ``shape`` its shape.
 
     Raises:
-        UnsupportedModel: the tensors that are joined have different formats or columns; a vector is cut within a block.
+        UnsupportedModel: the joined tensors differ in format or columns, or a vector is cut inside a block.
     """
 
     def __init__(self, checkpoint: Checkpoint, sources: Sequence[Slot]) -> None:
@@ -122,7 +122,7 @@ class SlotReader:
 
     @property
     def blocks_shape(self) -> tuple[int, int, int]:
-        """The shape of the bytes, (rows, blocks, block_bytes); a vector is one row."""
+        """The shape of the bytes: (rows, blocks, block_bytes). A vector is one row."""
         rows = prod(self.shape[:-1])
         return rows, self.shape[-1] // self.form.block, self.form.block_bytes
 
@@ -138,7 +138,7 @@ class SlotReader:
             start -= size
 
     def values(self) -> NDArray[np.float32]:
-        """The values as float32 in the slot's shape, with what is added to them."""
+        """The values as float32 in the slot's shape, with ``Slot.plus`` added."""
         found = []
         for part in self._parts:
             raw = np.empty(part.rows * part.row_bytes, np.uint8)

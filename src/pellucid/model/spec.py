@@ -1,7 +1,6 @@
-"""What a model is: frozen dataclasses, made of parts. Nothing here computes; ``plan/`` turns a spec into work.
+"""What a model is: frozen dataclasses, made of parts. Nothing here computes; ``plan/`` turns a spec into operations.
 
-Dimensions are STYLE's alphabet: D model width, H heads, G key/value heads, K head width, F feed-forward width,
-V vocabulary, L layers.
+Dimensions: D model width, H heads, G key/value heads, K head width, F feed-forward width, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ Pairing = Literal["interleaved", "half"]
 
 @dataclass(frozen=True)
 class Embedding:
-    """Token embeddings (V, D), multiplied by ``scale``; ``types`` and a ``norm`` as BERT has them."""
+    """Token embeddings (V, D), multiplied by ``scale``. BERT also has token ``types`` and a ``norm``."""
 
     vocabulary: int
     width: int
@@ -26,10 +25,10 @@ class Embedding:
 
 @dataclass(frozen=True)
 class RotaryScaling:
-    """How rotary frequencies are stretched for contexts longer than the trained one.
+    """The scaling of rotary frequencies for contexts longer than the trained one.
 
-    ``linear`` divides all by ``factor``. ``llama3`` divides the low frequencies by it, leaves the high ones and
-    goes smoothly between (Llama Team 2024, as in transformers' ``_compute_llama3_parameters``).
+    ``linear`` divides all frequencies by ``factor``. ``llama3`` divides the low ones, leaves the high ones and
+    interpolates in between (Llama Team 2024, as in transformers' ``_compute_llama3_parameters``).
     """
 
     kind: Literal["linear", "llama3"]
@@ -41,14 +40,14 @@ class RotaryScaling:
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary positions: the base of the frequencies, how many of a head's values turn, and how they pair."""
+    """Rotary positions: the base of the frequencies, how many of a head's values are rotated, and how they pair."""
 
     base: float
     dims: int
     pairing: Pairing
     scaling: RotaryScaling | None = None
     factors: tuple[float, ...] = ()
-    """What each of the dims/2 frequencies is divided by, if the file brings its own."""
+    """A divisor for each of the dims/2 frequencies, if the file has its own."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Attention:
     scale: float
     causal: bool = True
     window: int = 0
-    """How many tokens back a token sees, itself included; 0: all."""
+    """How many tokens a token sees, itself and those before it; 0: all."""
     rotary: Rotary | None = None
     qk_norm: Norm | None = None
     softcap: float = 0.0
@@ -85,9 +84,9 @@ class Attention:
     value_dim: int = 0
     """V, the width of a head's values; 0: as wide as its keys, K."""
     alibi: bool = False
-    """Whether scores fall with the distance, by a slope for each head (Press et al. 2022)."""
+    """Whether scores fall with the distance, with a slope for each head (Press et al. 2022)."""
     sinks: bool = False
-    """Whether each head has a learned sink, a score that takes a part of the weight (Xiao et al. 2023)."""
+    """Whether each head has a learned sink, a score that takes part of the attention weight (Xiao et al. 2023)."""
     cross: bool = False
     """Whether queries see the keys and values of the chunk's encoder instead of those of their own sequence."""
 
@@ -122,7 +121,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Head:
-    """Projection to the vocabulary; ``tied`` uses the embedding's matrix. ``softcap`` 0: none."""
+    """Projection to the vocabulary. ``tied`` uses the embedding's matrix; ``softcap`` 0 means none."""
 
     tied: bool
     softcap: float = 0.0
@@ -130,7 +129,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Pooling:
-    """From a sequence's rows to one vector: their mean, perhaps scaled to length 1."""
+    """Pooling of a sequence's rows into one vector: their mean, scaled to length 1 if ``normalize``."""
 
     kind: Literal["mean"] = "mean"
     normalize: bool = True
@@ -138,7 +137,7 @@ class Pooling:
 
 @dataclass(frozen=True, repr=False)
 class ModelSpec:
-    """A whole model. ``head`` for language models, ``pooling`` for sentence encoders."""
+    """A whole model. Language models have a ``head``, sentence encoders ``pooling``."""
 
     family: str
     name: str
@@ -152,7 +151,7 @@ class ModelSpec:
 
     @property
     def causal(self) -> bool:
-        """Whether text can be generated with it."""
+        """Whether the model generates text."""
         return self.head is not None
 
     def __repr__(self) -> str:
@@ -166,12 +165,12 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a slot's values come from: a tensor of the file, or a part of one.
+    """The source of a slot's values: a tensor of the file, or a part of one.
 
-    ``plus`` is added to every value. (Gemma's norms multiply by 1 + w; its GGUF files have the 1 already in w, its
-    safetensors do not.) ``transpose``: the file has the matrix as (inputs, outputs), as GPT-2's Conv1D does.
-    ``rows`` (start, stop) picks rows of the matrix, after it is transposed: the queries of a fused q-k-v tensor, one
-    expert of a tensor (E, N, D), whose rows are counted over all experts; of a vector it picks values.
+    ``plus`` is added to every value. (Gemma's norms multiply by 1 + w; its GGUF files store 1 + w, its safetensors w.)
+    ``transpose``: the file stores the matrix as (inputs, outputs), like GPT-2's Conv1D. ``rows`` (start, stop) selects
+    rows of the matrix after transposition: the queries of a fused q-k-v tensor, or one expert of a tensor (E, N, D),
+    whose rows are counted over all experts. In a vector it selects values.
     """
 
     tensor: str
@@ -184,8 +183,8 @@ class Slot:
 class Model:
     """A spec and the tensors that fill its slots, by slot name ("blocks.3.attention.q.weight").
 
-    A slot that several tensors fill has their rows one after the other. ``layer_count`` is the key of the metadata that
-    says how many layers there are, for error messages.
+    If several tensors fill a slot, their rows are concatenated. ``layer_count`` is the metadata key that states the
+    number of layers, for error messages.
     """
 
     spec: ModelSpec
@@ -193,6 +192,6 @@ class Model:
     layer_count: str
 
     def sources(self, slot: str) -> tuple[Slot, ...]:
-        """What fills a slot; empty if nothing does."""
+        """The sources of a slot; empty if nothing fills it."""
         found = self.slots.get(slot, ())
         return found if isinstance(found, tuple) else (found,)

@@ -1,4 +1,4 @@
-"""Attention: every token gathers what it needs from those it sees. (T, D) → (T, D)."""
+"""Attention: each token gathers values from the tokens that it sees. (T, D) → (T, D)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def attention(plan: Builder, layer: int, kind: Attention, x: str, out: str) -> s
 
 
 def _write_cache(plan: Builder, stage: str, kind: Attention, k: str, v: str) -> int:
-    """Keys and values into the cache's pages. Returns the number of the layer in the cache."""
+    """Write keys and values into the cache's pages. Returns the index of the layer in the cache."""
     shape = LayerShape(kind.kv_heads, kind.head_dim, kind.value_dim, plan.kv_cache or _kv_dtype(plan, stage))
     unit = kv_layout.unit(shape.kv_dtype)
     if kind.head_dim % unit or kind.value_dim % unit or kind.heads % kind.kv_heads:
@@ -64,10 +64,10 @@ def _write_cache(plan: Builder, stage: str, kind: Attention, k: str, v: str) -> 
 
 
 def _kv_dtype(plan: Builder, stage: str) -> str:
-    """The type of keys and values where the caller leaves it open.
+    """The type of keys and values if the caller leaves it open.
 
     float32 with activations of 16 bits, because it rounds nothing; bfloat16 with activations of 8 bits, whose error is
-    larger than that of its products; float16 with weights in floating point.
+    larger than that of bfloat16 products; float16 with floating-point weights.
     """
     if plan.activation_bits == FINEST:
         return "f32"
@@ -97,12 +97,12 @@ def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> s
         "quantized": 0,
     }
     shape = f"(T, {kind.heads}, {kind.value_dim})" + (f", window {kind.window}" if kind.window else "")
-    mine = plan.layers[layer]
+    layer_shape = plan.layers[layer]
     kernel = KernelKey(
         "attention",
-        head_dim=mine.head_dim,
-        value_dim=mine.value_dim,
-        kv_dtype=mine.kv_dtype,
+        head_dim=layer_shape.head_dim,
+        value_dim=layer_shape.value_dim,
+        kv_dtype=layer_shape.kv_dtype,
         activation_bits=8,
     )
     plan.emit(Operation(f"{stage}.attend", kernel, fields, (q, f"cache.{layer}"), (attended,), shape))

@@ -1,4 +1,4 @@
-"""A plan with real addresses: buffers, packed weights and cache pages filled into the records."""
+"""Binds a plan to memory: the addresses of buffers, packed weights and cache pages are filled into the records."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from pellucid.weights.pack import Matrix
 
 @dataclass(frozen=True)
 class Arrays:
-    """A plan's memory: each buffer by name, float32 (rows, width) or bytes of activation blocks."""
+    """The memory of a plan: each buffer by name, float32 (rows, width) or the bytes of activation blocks."""
 
     by_name: dict[str, NDArray[Any]]
 
 
 def allocate(plan: Plan, limits: Mapping[Rows, int]) -> Arrays:
-    """Memory for every buffer, for the largest step."""
+    """Allocate every buffer for the largest step."""
     return Arrays({name: _array(buffer, limits[buffer.rows]) for name, buffer in plan.buffers.items()})
 
 
@@ -61,7 +61,7 @@ def bind(
     cache: KVCache,
     progress: CompileProgress | None = None,
 ) -> Program:
-    """The program of a plan. Kernels that this machine has not compiled yet are compiled.
+    """The program of a plan. Compiles the kernels that this machine has not compiled yet.
 
     Raises:
         KernelError: a kernel did not compile.
@@ -99,7 +99,7 @@ def bind(
 
 
 def places(plan: Plan, value: Value) -> list[tuple[int, int]]:
-    """Where a value stands in the table of records: record and word."""
+    """The places of a value in the table of records: (record, word)."""
     found = []
     for index, op in enumerate(plan.operations):
         record = definition(op.kernel.name).record
@@ -110,5 +110,8 @@ def places(plan: Plan, value: Value) -> list[tuple[int, int]]:
 
 
 def _barrier(op: Operation) -> int:
-    """The record's word for it: 0, 1, or 2 more than where the step says how many rows there are."""
+    """The barrier word of a record: 0 never, 1 always, otherwise unless there is one row.
+
+    The last is 2 + the offset of the number of rows in the step's record.
+    """
     return {"none": 0, "always": 1, "rows": 2 + COUNT[op.rows]}[op.barrier]

@@ -12,7 +12,7 @@ from pellucid.plan.norm import norm
 
 
 def block(plan: Builder, layer: int, kind: Block, x: str) -> str:
-    """x becomes the block's output."""
+    """Update x to the block's output."""
     sublayer(
         plan, f"blocks.{layer}.attention", kind, x, lambda i, o: attention(plan, layer, kind.attention, i, o)
     )
@@ -27,7 +27,7 @@ def block(plan: Builder, layer: int, kind: Block, x: str) -> str:
 
 
 def sublayer(plan: Builder, stage: str, kind: Block, x: str, inside: Callable[[str, str], str]) -> None:
-    """x = x + inside(x), with the norms where the block places them."""
+    """x = x + inside(x), with the norms in the places that the block's ``placement`` states."""
     before = x
     if kind.placement in ("pre", "sandwich"):
         before = norm(plan, f"{stage}.norm", f"{stage}.norm", kind.norm, x, "normed")

@@ -1,7 +1,7 @@
 """What the stages build a plan with: buffers by name, operations in order, and the matrix product.
 
-The stages (``embedding.py`` ... ``project.py``) call it once for each arrow of the pipeline. They write the
-plainest list that is right: every operation by itself. Making it fast is the passes' work.
+The stages (``embedding.py`` ... ``project.py``) call the builder for each arrow of the pipeline. They write the
+simplest correct list, with every operation separate. The passes make it fast.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ COUNT: Mapping[Rows, int] = {
     "outputs": StepRecord.at.outputs,
     "sequences": StepRecord.at.sequences,
 }
-ZEROS = "zeros"  # the constant for what is added, where nothing is; sixteen lanes of it
+ZEROS = "zeros"  # the constant that is added if there is no bias: sixteen lanes
 
 
 def columns(width: int) -> str:
-    """How threads share out a buffer of that width by blocks of columns."""
+    """The division of a buffer of this width among threads, by blocks of columns."""
     return f"columns of {width}"
 
 
 def heads(count: int) -> str:
-    """How threads share out a buffer by the heads of its rows."""
+    """The division of a buffer among threads, by the heads of its rows."""
     return f"{count} heads a row"
 
 
 class Builder:
     """Collects a plan.
 
-    ``layouts`` says how each slot's matrix will be packed; ``activation_bits`` (8 or 16) how finely activations are
-    quantised for those that are integers; ``kv_cache``, one of ``kv_layout.KV_DTYPES``, what keys and values are kept
-    in (None: what suits these).
+    ``layouts`` states how each slot's matrix is packed, ``activation_bits`` (8 or 16) the width to which activations
+    are quantised for integer products, ``kv_cache`` the type of keys and values, one of ``kv_layout.KV_DTYPES`` (None:
+    the type that suits the activations and weights).
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Builder:
         width, rounded up to a whole vector.
 
         Raises:
-            UnsupportedModel: two uses of a name have other rows or types.
+            UnsupportedModel: two uses of a name differ in rows or type.
         """
         width = round_up(width, ROWS)
         known = self.buffers.get(name)
@@ -97,11 +97,11 @@ class Builder:
         self._quantized = {q for q in self._quantized if q.rpartition(".q")[0] not in operation.writes}
 
     def width_of(self, buffer: str) -> int:
-        """Columns of a buffer as it is used now."""
+        """Number of columns of a buffer in its current use."""
         return self._widths[buffer]
 
     def quantized(self, x: str, stage: str, activation_bits: int) -> str:
-        """A buffer as activation blocks; emitted once until the buffer changes."""
+        """The activation blocks of a buffer; quantisation is emitted once until the buffer changes."""
         width, rows = self.width_of(x), self.buffers[x].rows
         blocks = self.buffer(f"{x}.q{activation_bits}", width, rows, activation_bits=activation_bits)
         if blocks not in self._quantized:
@@ -124,10 +124,10 @@ class Builder:
     ) -> str:
         """out = x Wᵀ (+ bias), with the matrix (outputs, width of x) of ``slot``.weight.
 
-        ``activation_bits`` other than the plan's, if it is not 0.
+        ``activation_bits``, if not 0, replaces the plan's.
 
         Raises:
-            UnsupportedModel: the layout needs a width that is a multiple of its blocks.
+            UnsupportedModel: the width is not a multiple of the layout's blocks.
         """
         packed, width, rows = self.layouts[f"{slot}.weight"], self.width_of(x), self.buffers[x].rows
         self.buffer(out, outputs, rows)
@@ -182,7 +182,7 @@ class Builder:
         return a
 
     def finish(self, output: str) -> Plan:
-        """The plan."""
+        """The plan, with ``output`` as the buffer of its result."""
         return Plan(
             tuple(self.operations), self.buffers, self.constants, output, tuple(self.layers), self.tables
         )

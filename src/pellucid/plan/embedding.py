@@ -14,7 +14,10 @@ from pellucid.plan.plan import At, Operation, Value, Weights
 def lookup(
     plan: Builder, stage: str, slot: str, x: str, *, index: int, factor: float = 1.0, add: bool = False
 ) -> str:
-    """Rows of a table: x = factor * table[index], or added to x. ``index`` is a field of the step, -1 for row 0."""
+    """Look up rows of a table: x = factor * table[index], or added to x.
+
+    ``index`` is a field of the step, or -1 for row 0.
+    """
     width, packed = plan.width_of(x), plan.layouts[slot]
     fields: dict[str, Value] = {
         "weights": Weights(slot),
@@ -30,7 +33,7 @@ def lookup(
 
 
 def embed(plan: Builder) -> str:
-    """The residual stream's first value: token embeddings, scaled.
+    """The first value of the residual stream: token embeddings, scaled.
 
     Raises:
         UnsupportedModel: D is not a whole number of vectors.
@@ -46,7 +49,7 @@ def embed(plan: Builder) -> str:
 
 
 def embedding_norm(plan: Builder, x: str) -> str:
-    """BERT normalises the sum of token, type and position vectors."""
+    """Normalise the sum of token, type and position vectors, if the model does so (BERT)."""
     if plan.spec.embedding.norm:
         norm(plan, "embed.norm", "embed.norm", plan.spec.embedding.norm, x, x)
     return x

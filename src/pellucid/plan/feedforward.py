@@ -1,4 +1,7 @@
-"""Feed-forward: every token by itself, wider, through a non-linearity, and back. (T, D) → (T, D)."""
+"""Feed-forward: each token separately is projected up, passed through a non-linearity and projected down.
+
+(T, D) → (T, D).
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pellucid.plan.plan import LETTER, At, Constant, Operation, Value, Vector
 
 
 def norm(plan: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, parts: int = 1) -> str:
-    """out = norm(x), with the weight (and bias) of ``slot``; each of ``parts`` parts of a row by itself."""
+    """out = norm(x), with the weight (and bias) of ``slot``; each of a row's ``parts`` is normalised separately."""
     rows = plan.buffers[x].rows
     plan.buffer(out, plan.width_of(x), rows)
     width = plan.width_of(x) // parts

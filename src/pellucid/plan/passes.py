@@ -1,8 +1,8 @@
-"""Rewrites of a plan: list in, list out. Each keeps the arithmetic, bit for bit.
+"""Rewrites of a plan: each takes a list of operations and returns one with the same results, bit for bit.
 
-fuse_quantize   a producer that can writes its activation blocks itself, instead of a pass over memory of its own
-fuse_residual   a matrix product adds straight onto the residual stream
-lone_norms      of a lone row's norm each thread makes itself a copy, instead of waiting for the one that makes it
+fuse_quantize   an operation writes its output as activation blocks itself, which saves a pass over memory
+fuse_residual   a matrix product adds directly to the residual stream
+lone_norms      steps with one row replicate the norm on each thread, instead of waiting for the thread that computes it
 place_barriers  threads meet only where an operation needs what another thread has written, or may still read
 """
 
@@ -16,7 +16,7 @@ from pellucid.plan.plan import REPLICATED, At, Constant, Operation, Plan, Value
 
 CAN_QUANTIZE: Mapping[
     str, Callable[[Operation], Value]
-] = {  # and how wide the piece of a row is that a thread handles
+] = {  # operation → width of the part of a row that one thread handles
     "norm": lambda op: op.fields["width"],
     "activation": lambda op: op.fields["width"],
     "attention": lambda op: op.kernel["value_dim"],
@@ -24,7 +24,7 @@ CAN_QUANTIZE: Mapping[
 
 
 def optimize(plan: Plan) -> Plan:
-    """All passes, in order."""
+    """Apply all passes, in order."""
     operations = lone_norms(fuse_residual(fuse_quantize(list(plan.operations))))
     used = {name for op in operations for name in (*op.reads, *op.writes)}
     buffers = {name: buffer for name, buffer in plan.buffers.items() if name in used}
@@ -32,7 +32,7 @@ def optimize(plan: Plan) -> Plan:
 
 
 def fuse_quantize(operations: list[Operation]) -> list[Operation]:
-    """norm, activation or attention, then quantize of its output: one operation."""
+    """Fuse norm, activation or attention with the quantisation of its output."""
     out: list[Operation] = []
     for op in operations:
         before = out[-1] if out else None
@@ -48,7 +48,7 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
             shares = dict(before.shares)
             if (
                 before.writes[0] in shares
-            ):  # the blocks are of the row that is written, so they are shared out as it is
+            ):  # the blocks belong to the row that is written, so threads divide them like the row
                 shares[op.writes[0]] = shares[before.writes[0]]
             out[-1] = replace(fused, kernel=kernel, writes=(*before.writes, *op.writes), shares=shares)
         else:
@@ -57,13 +57,13 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
 
 
 def _whole_blocks(op: Operation) -> bool:
-    """Whether the unit that one thread handles is made of whole blocks."""
+    """Whether the part of a row that one thread handles consists of whole blocks."""
     width = CAN_QUANTIZE[op.kernel.name](op)
     return isinstance(width, int) and width % BLOCK == 0
 
 
 def fuse_residual(operations: list[Operation]) -> list[Operation]:
-    """out = x Wᵀ, then a += out: one operation, a = a + x Wᵀ."""
+    """Fuse out = x Wᵀ and a += out into a = a + x Wᵀ."""
     out: list[Operation] = []
     for op in operations:
         before = out[-1] if out else None
@@ -93,7 +93,7 @@ def fuse_residual(operations: list[Operation]) -> list[Operation]:
 
 
 def lone_norms(operations: list[Operation]) -> list[Operation]:
-    """A norm that only matrix products read, and those: of a single row every thread makes and reads its own copy."""
+    """Replicate norms that only matrix products read: in steps with one row each thread makes and reads a copy."""
     out = list(operations)
     for index, op in enumerate(operations):
         if op.kernel.name != "norm" or op.fields["parts"] != 1 or set(op.writes) & set(op.reads):
@@ -108,7 +108,7 @@ def lone_norms(operations: list[Operation]) -> list[Operation]:
 
 
 def _readers(buffers: tuple[str, ...], operations: list[Operation], first: int) -> Iterator[int]:
-    """Who reads buffers before they are written again."""
+    """Yield the indices of the operations that read buffers before these are written again."""
     alive = set(buffers)
     for index in range(first, len(operations)):
         if alive & set(operations[index].reads):
@@ -119,12 +119,12 @@ def _readers(buffers: tuple[str, ...], operations: list[Operation], first: int) 
 def place_barriers(operations: list[Operation]) -> list[Operation]:
     """Mark the operations after which threads must meet: read after write, write after read, write after write."""
     out: list[Operation] = []
-    reads: set[tuple[str, str | None]] = set()  # since the last barrier: buffers, and how they are shared out
+    reads: set[tuple[str, str | None]] = set()  # since the last barrier: buffers, and how threads divide them
     writes: set[tuple[str, str | None]] = set()
     for op in operations:
-        mine_read = {(b, op.shares.get(b)) for b in op.reads}
-        mine_written = {(b, op.shares.get(b)) for b in op.writes}
-        conflicts = _conflicts(writes, mine_read) | _conflicts(reads | writes, mine_written)
+        op_reads = {(b, op.shares.get(b)) for b in op.reads}
+        op_writes = {(b, op.shares.get(b)) for b in op.writes}
+        conflicts = _conflicts(writes, op_reads) | _conflicts(reads | writes, op_writes)
         copies = {(b, how) for b, how in conflicts if how == REPLICATED == op.shares.get(b)}
         if conflicts - copies or (copies and out[-1].rows != op.rows):
             out[-1] = replace(out[-1], barrier="always")
@@ -132,8 +132,8 @@ def place_barriers(operations: list[Operation]) -> list[Operation]:
         elif copies:
             out[-1] = replace(out[-1], barrier="rows")
             reads, writes = reads - copies, writes - copies
-        reads |= mine_read
-        writes |= mine_written
+        reads |= op_reads
+        writes |= op_writes
         out.append(op)
     return out
 
@@ -141,7 +141,7 @@ def place_barriers(operations: list[Operation]) -> list[Operation]:
 def _conflicts(
     before: set[tuple[str, str | None]], now: set[tuple[str, str | None]]
 ) -> set[tuple[str, str | None]]:
-    """Those of ``before`` that touch a buffer of ``now`` and do not share it out in the same way."""
+    """The accesses in ``before`` to a buffer of ``now``, except those that divide it among threads in the same way."""
     return {
         (buffer, how)
         for buffer, how in before

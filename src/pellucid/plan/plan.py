@@ -1,7 +1,7 @@
-"""A plan: the flat list of operations that a model is, over named buffers. Ordinary data.
+"""A plan: a model as a flat list of operations over named buffers. Plain data.
 
 It can be printed, sliced and rewritten; ``passes.py`` holds the rewrites, ``bind.py`` turns it into the table of
-records that the executor runs. Building one touches no weights and compiles nothing.
+records that the executor runs. Building a plan reads no weights and compiles nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class Constant:
-    """The address of a small array that the plan brings along (rotary frequencies, zeros)."""
+    """The address of a small array that the plan contains (rotary frequencies, zeros)."""
 
     name: str
 
@@ -72,7 +72,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class DistanceBias:
-    """The address of what a distance table adds to head 0's score of the token itself."""
+    """The address of a distance table's value for head 0 at distance 0."""
 
     table: str
 
@@ -87,7 +87,7 @@ Value: TypeAlias = int | float | At | Weights | Vector | Constant | Cache | Dist
 
 @dataclass(frozen=True)
 class DistanceTable:
-    """What is added to attention scores by the distance of a key: -slope * |distance|, for each head.
+    """Values that are added to attention scores by the distance of a key: -slope * |distance|, for each head.
 
     It covers ``past`` distances from 0 backwards and ``future`` ones from 1 forwards.
     """
@@ -98,7 +98,7 @@ class DistanceTable:
 
     @property
     def columns(self) -> int:
-        """Numbers of a head; the attention kernel may read 15 behind the last distance."""
+        """Values of a head, including 15 that the attention kernel may read beyond the last distance."""
         return self.past + self.future + 15
 
     def values(self) -> NDArray[np.float32]:
@@ -110,14 +110,14 @@ class DistanceTable:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation: which stage of the model it computes, its kernel and its record.
+    """One operation: the stage of the model that it computes, its kernel and its record.
 
     ``stage`` names the value that it writes, whatever has been fused: "blocks.0.attention.residual" is the residual
-    stream after attention in every plan. ``includes`` are earlier stages that it computes on the way, whose values are
-    not in memory.
+    stream after attention in every plan. ``includes`` are earlier stages that it also computes, whose values are not in
+    memory.
 
     ``reads`` and ``writes`` name buffers, and "cache.3" for a layer's pages; the barriers follow from them.
-    ``weight_bytes`` is what it reads of the weights in a step, ``multiply_adds`` what it computes for a row.
+    ``weight_bytes`` is how much of the weights it reads in a step, ``multiply_adds`` how many it computes for a row.
     """
 
     stage: str
@@ -130,30 +130,31 @@ class Operation:
     multiply_adds: int = 0
     rows: Rows = "tokens"
     shares: Mapping[str, str] = field(default_factory=dict)
-    """How threads divide the buffers of which each touches its own part only: operations that divide a buffer in the
-    same way need not wait for each other. ``REPLICATED``: in a step of one row each thread has a copy, row t is thread
-    t's; it says nothing about steps of several rows."""
+    """How threads divide the buffers of which each thread touches only its own part. Operations that divide a buffer in
+    the same way need no barrier between them. ``REPLICATED``: in a step with one row each thread has a copy, thread t
+    in row t; this says nothing about steps with several rows.
+    """
     includes: tuple[str, ...] = ()
     barrier: Barrier = "none"
     """Whether all threads must meet before the next operation: always, or only if there is more than one row."""
 
     @property
     def label(self) -> str:
-        """The stage with those that it includes, for a person: "blocks.0.attention.output+residual"."""
+        """The stage and the stages that it includes, for display: "blocks.0.attention.output+residual"."""
         *_, last = self.stage.rpartition(".")
         return "+".join([*self.includes, last]) if self.includes else self.stage
 
     def with_fields(self, **fields: Value) -> Operation:
-        """The same operation with some fields of its record changed."""
+        """A copy with some fields of the record changed."""
         return replace(self, fields={**self.fields, **fields})
 
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """Operations in order, the buffers they use, and the constants that come along.
+    """Operations in order, the buffers they use, and the constants they need.
 
-    ``output`` is the buffer that a step is run for: logits (R, V), or sentence vectors (B, D). ``layers`` is what the
-    cache keeps of each layer.
+    ``output`` is the buffer with a step's result: logits (R, V), or sentence vectors (B, D). ``layers`` is the shape of
+    each layer in the cache.
     """
 
     operations: tuple[Operation, ...]
@@ -164,7 +165,7 @@ class Plan:
     tables: Mapping[str, DistanceTable] = field(default_factory=dict)
 
     def kernels(self) -> list[KernelKey]:
-        """The kernels that it needs, each once."""
+        """The kernels that the plan needs, each once."""
         return list(dict.fromkeys(op.kernel for op in self.operations))
 
     def __repr__(self) -> str:

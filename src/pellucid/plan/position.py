@@ -1,4 +1,4 @@
-"""Positions: learned ones are added to the embedding, rotary ones rotate queries and keys, ALiBi lowers scores."""
+"""Positions: learned vectors are added to the embedding, rotary ones rotate queries and keys, ALiBi lowers scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pellucid.plan.plan import At, Constant, DistanceBias, DistanceTable, Operat
 
 
 def position(plan: Builder, x: str) -> str:
-    """Learned vectors added to x; for rotary positions, the step's tables of angles, one for each kind."""
+    """Add learned vectors to x; for rotary positions, compute the step's angles, one table for each kind."""
     if plan.spec.position:
         lookup(plan, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
     for rotary in dict.fromkeys(block.attention.rotary for block in plan.spec.blocks):
@@ -24,10 +24,10 @@ def position(plan: Builder, x: str) -> str:
 
 
 def alibi_slopes(heads: int) -> tuple[float, ...]:
-    """How much the score of each head falls with each token of distance (Press et al. 2022).
+    """How much the score of each head falls per token of distance (Press et al. 2022).
 
-    A geometric sequence from 2^(-8/H) on where H is a power of two; else that of the next lower power of two, and then
-    every second one of the next higher.
+    A geometric sequence that starts at 2^(-8/H) if H is a power of two; otherwise the sequence for the next lower power
+    of two, followed by every second value of the one for the next higher.
     """
     lower = 1 << (heads.bit_length() - 1)
     found = [2.0 ** (-8 * (i + 1) / lower) for i in range(lower)]
@@ -36,7 +36,7 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
 
 
 def alibi_bias(plan: Builder, heads: int, causal: bool) -> DistanceBias:
-    """The table of what is added to the scores of each head, by distance."""
+    """The table of values that are added to the scores of each head, by distance."""
     name = f"alibi.{heads}" + ("" if causal else ".both")
     context = plan.spec.context
     plan.tables[name] = DistanceTable(alibi_slopes(heads), context, 0 if causal else context - 1)
@@ -44,7 +44,7 @@ def alibi_bias(plan: Builder, heads: int, causal: bool) -> DistanceBias:
 
 
 def rotate(plan: Builder, stage: str, rotary: Rotary, x: str, count: int, head_dim: int) -> str:
-    """Turn (T, heads, K) in place by the step's angles."""
+    """Rotate (T, heads, K) in place by the step's angles."""
     angles = _angles_name(plan, rotary)
     fields: dict[str, Value] = {
         "x": At(x),
@@ -60,10 +60,10 @@ def rotate(plan: Builder, stage: str, rotary: Rotary, x: str, count: int, head_d
 
 
 def inverse_frequencies(rotary: Rotary) -> tuple[float, ...]:
-    """Radians per position of each pair: base^(-2j/dims), stretched as the model asks.
+    """Radians per position of each pair: base^(-2j/dims), scaled as the model states.
 
     Raises:
-        UnsupportedModel: the file's divisors are not one for each pair.
+        UnsupportedModel: the file's divisors are not one positive number for each pair.
     """
     plain = [rotary.base ** (-2 * j / rotary.dims) for j in range(rotary.dims // 2)]
     scaling = rotary.scaling

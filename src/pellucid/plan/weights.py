@@ -1,4 +1,4 @@
-"""The weights of a plan: how each slot's matrix is packed, and the packed matrices and float32 vectors themselves."""
+"""The weights of a plan: how each slot's matrix is packed; the packed matrices and the float32 vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
     """How each slot's matrix is packed.
 
     Raises:
-        UnsupportedModel: a tensor's format is not implemented; lists those that are.
+        UnsupportedModel: a tensor's format is not implemented; the message lists those that are.
     """
     found = {}
     for slot in model.slots:

@@ -1,4 +1,4 @@
-"""A step's ragged batch: which tokens of which sequences run now, and whose logits are wanted."""
+"""The ragged batch of a step: which tokens of which sequences run, and whose logits are wanted."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pellucid.runtime.memory import address, aligned
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next tokens of one sequence. ``outputs`` is how many of its last rows' logits are wanted.
+    """The next tokens of one sequence. The logits of its last ``outputs`` rows are wanted.
 
-    ``encoder`` holds the keys and values that its cross attention reads.
+    ``encoder`` holds the keys and values for cross attention.
     """
 
     table: BlockTable
@@ -28,7 +28,8 @@ class Chunk:
 class StepArrays:
     """The arrays that a step's record points to, allocated once for the largest step.
 
-    ``tokens`` T, ``sequences`` B and ``pages`` of a sequence are the most that a step may have.
+    ``tokens`` T, ``outputs`` R, ``sequences`` B and ``pages`` of a sequence are the limits of a step. Each of
+    ``threads`` threads has ``scratch`` bytes of work space.
     """
 
     def __init__(
@@ -65,11 +66,11 @@ class StepArrays:
         )
 
     def fill(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
-        """Write a batch into the arrays; its tables have their pages already. Returns (T, R)."""
+        """Write a batch into the arrays; its block tables have their pages already. Returns (T, R)."""
         row = output = 0
         for index, chunk in enumerate(chunks):
             table, count = chunk.table, len(chunk.tokens)
-            if count == 1:  # much the most often: without the machinery of slices
+            if count == 1:  # the most frequent case, without the overhead of slices
                 self.token_ids[row], self.positions[row] = chunk.tokens[0], table.length
             else:
                 rows = slice(row, row + count)

@@ -1,12 +1,11 @@
-"""The key/value cache: one owner of fixed-size pages, handed to sequences as they grow.
+"""The key/value cache: the owner of fixed-size pages, which it gives to sequences as they grow.
 
 A page holds the keys and values of 64 tokens in every layer, one layer after the other
-(``kernels/attention/kv_layout.py`` has the layout of a layer), so it can be copied, hashed or given back as one run of
-bytes. The memory of a page is given by the system when it is first touched: a large limit costs nothing until it is
-used.
+(``kernels/attention/kv_layout.py`` defines the layout of a layer), so it can be copied, hashed or freed as one run of
+bytes. The system provides the memory of a page when it is first touched: a large limit costs nothing until it is used.
 
-A fork of a sequence has the same pages until one of the two writes to them: only the page that is not full yet is
-written to, and whoever is about to do so, and is not its only owner, gets a copy first.
+A fork of a sequence shares its pages until one of the two writes to them. Of the shared pages, only the last one is
+written to, if it is not full yet; a sequence that is not its only owner gets a copy first.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ from pellucid.runtime.memory import aligned
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer's heads: G key/value heads, keys of width K and values of width V, in a form of
-    ``kv_layout.KV_DTYPES``.
+    """The heads of one layer: G key/value heads, keys of width K and values of width V.
+
+    ``kv_dtype`` is one of ``kv_layout.KV_DTYPES``.
     """
 
     kv_heads: int
@@ -46,17 +46,17 @@ class LayerShape:
 
 @dataclass
 class BlockTable:
-    """What a request owns of the cache: its pages in order, and how many tokens they hold."""
+    """The pages of a sequence in order, and the number of tokens they hold."""
 
     pages: list[int] = field(default_factory=list)
     length: int = 0
 
 
 class KVCache:
-    """``pages`` pages for every layer.
+    """``pages`` pages of keys and values for every layer.
 
     Raises:
-        CacheFull: the machine does not give that much memory; from ``allocate``: a sequence needs more pages than
+        CacheFull: the machine does not have that much memory; from ``allocate``: a sequence needs more pages than
             are free.
     """
 
@@ -64,7 +64,7 @@ class KVCache:
         self.layers = tuple(layers)
         self.pages = pages
         self.reclaim: Callable[[], None] = lambda: None
-        """Called when pages run out, to give back those that nobody is using."""
+        """Called when pages run out, to free those that nobody uses."""
         self._offsets: list[int] = []
         self.page_bytes = 0
         for layer in self.layers:
@@ -79,21 +79,21 @@ class KVCache:
                 "gives: load with a smaller context"
             ) from None
         self._free = list(range(pages - 1, -1, -1))
-        self._owners = [0] * pages
+        self._reference_counts = [0] * pages
 
     @property
     def free_pages(self) -> int:
-        """Pages that nobody owns."""
+        """Number of pages that nobody owns."""
         return len(self._free)
 
     def address(self, layer: int, part: str) -> int:
-        """Where a layer's "keys" or "values" begin in page 0; page p is p * ``page_bytes`` further on."""
+        """The address of a layer's "keys" or "values" in page 0; page p is p * ``page_bytes`` further on."""
         values = self.layers[layer].key_bytes if part == "values" else 0
         return int(self._memory.ctypes.data) + self._offsets[layer] + values
 
     def allocate(self, table: BlockTable, tokens: int) -> None:
-        """Give a table the pages for ``tokens`` more tokens. Its length is set by the step that fills them."""
-        shared = bool(table.length % PAGE) and self._owners[table.pages[table.length // PAGE]] > 1
+        """Give a block table the pages for ``tokens`` more tokens. The step that fills them sets its length."""
+        shared = bool(table.length % PAGE) and self._reference_counts[table.pages[table.length // PAGE]] > 1
         wanted = -(-(table.length + tokens) // PAGE) - len(table.pages) + shared
         if wanted > len(self._free):
             self.reclaim()
@@ -104,43 +104,40 @@ class KVCache:
                 "end first, ask for fewer or shorter ones, or load with a larger context"
             )
         if shared:
-            self._own(table, table.length // PAGE)
+            self._copy_page(table, table.length // PAGE)
         for _ in range(wanted - shared):
-            table.pages.append(self._take())
+            table.pages.append(self._take_page())
 
     def fork(self, table: BlockTable) -> BlockTable:
-        """A table with the same tokens, for a sequence that goes on otherwise.
-
-        It has the same pages for as long as it can.
-        """
+        """A copy of a block table that can diverge. It shares the pages as long as possible."""
         pages = table.pages[: -(-table.length // PAGE)]
         for page in pages:
-            self._owners[page] += 1
+            self._reference_counts[page] += 1
         return BlockTable(pages, table.length)
 
     def truncate(self, table: BlockTable, length: int) -> None:
-        """Forget the tokens from ``length`` on, and give back the pages that held only those (0: all)."""
+        """Drop the tokens from ``length`` on, and free the pages that held only those (0: all pages)."""
         length = min(length, table.length)
         keep = -(-length // PAGE)
         for page in reversed(table.pages[keep:]):
-            self._release(page)
+            self._release_page(page)
         del table.pages[keep:]
         table.length = length
 
-    def _take(self) -> int:
+    def _take_page(self) -> int:
         page = self._free.pop()
-        self._owners[page] = 1
+        self._reference_counts[page] = 1
         return page
 
-    def _release(self, page: int) -> None:
-        self._owners[page] -= 1
-        if not self._owners[page]:
+    def _release_page(self, page: int) -> None:
+        self._reference_counts[page] -= 1
+        if not self._reference_counts[page]:
             self._free.append(page)
 
-    def _own(self, table: BlockTable, index: int) -> None:
-        """Give a table a copy of one of its pages."""
-        shared, own = table.pages[index], self._take()
+    def _copy_page(self, table: BlockTable, index: int) -> None:
+        """Replace one of a block table's pages by a copy of its own."""
+        shared, own = table.pages[index], self._take_page()
         size = self.page_bytes
         self._memory[own * size : (own + 1) * size] = self._memory[shared * size : (shared + 1) * size]
         table.pages[index] = own
-        self._release(shared)
+        self._release_page(shared)

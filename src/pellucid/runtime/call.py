@@ -1,4 +1,4 @@
-"""A compiled kernel that Python calls by itself, outside of a plan: its record, written anew for each call."""
+"""A compiled kernel that Python calls directly, outside a plan, with a new record for each call."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pellucid.runtime.memory import address
 
 
 class Call:
-    """A compiled function of its record's fields, of which some are ``known`` beforehand.
+    """A compiled kernel as a function of its record's fields; the ``known`` fields are fixed.
 
-    Arrays among them are kept, and told by their address.
+    Arrays among the known fields are kept alive; the record holds their addresses.
     """
 
     def __init__(self, key: KernelKey, record: type[Record], **known: Any) -> None:
         self._run = shared().function(key, 4)
         self._arrays = [value for value in known.values() if isinstance(value, np.ndarray)]
-        told = {name: address(v) if isinstance(v, np.ndarray) else v for name, v in known.items()}
-        fields = dict.fromkeys(record.fields, 0) | told
+        values = {name: address(v) if isinstance(v, np.ndarray) else v for name, v in known.items()}
+        fields = dict.fromkeys(record.fields, 0) | values
         self._words = np.array([0] * record.header + record.pack(fields), np.int64)
-        self._place = {field: offset // 8 for field, offset in record.at._asdict().items()}
+        self._word_index = {field: offset // 8 for field, offset in record.at._asdict().items()}
 
     def __call__(self, **fields: int | float) -> None:
         words = self._words.copy()
         view: Any = words.data
         for name, value in fields.items():
-            view[self._place[name]] = float_word(value) if type(value) is float else value
+            view[self._word_index[name]] = float_word(value) if type(value) is float else value
         self._run(address(words), 0, 0, 0)

@@ -1,8 +1,9 @@
-"""Runs programs: threads that are started once, one compiled loop that all of them run, and nothing else.
+"""Runs programs: threads that are started once execute one compiled loop.
 
 A program is a table of records (``kernels/core/record.py``). ``run`` sets an epoch, the workers see it, every thread
-walks the table, and all meet at the end. Between steps a worker spins for half a millisecond, and is then parked on a
-condition until there is a step that it is asked for: beside busy processes not every step asks all (``pace.py``).
+goes through the table, and all threads meet at the end. Between steps a worker spins for half a millisecond, and is
+then parked on a condition until it is needed for a step: while other processes are busy, some steps run on fewer
+threads (``pace.py``).
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ class Program:
 
 
 def usable_cores() -> int:
-    """Processors that this process may run on, hyper-threads counted."""
+    """Number of logical processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_threads() -> int:
-    """Physical cores that this process may use (hyper-threads share what the kernels are limited by)."""
+    """Number of physical cores that this process may use (hyper-threads share the resources that limit the kernels)."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(usable_cores())
     cores = set()
     for cpu in allowed:
@@ -56,7 +57,7 @@ def default_threads() -> int:
 
 
 class Executor:
-    """A team of ``threads`` threads, the caller's among them. One step at a time; not to be shared by callers.
+    """A team of ``threads`` threads, including the caller's. It runs one step at a time; callers must not share it.
 
     Raises:
         KernelError: from ``run``, when a kernel reports failure.
@@ -81,8 +82,8 @@ class Executor:
     def run(self, program: Program, step: NDArray[np.int64], *, small: bool = False) -> None:
         """Run one step: every record of the program. Releases the GIL.
 
-        All threads run it, but a ``small`` step, in which they meet every few microseconds, runs on fewer while other
-        processes keep taking their cores.
+        All threads run it, except that a ``small`` step, in which threads meet every few microseconds, runs on fewer
+        while other processes keep taking their cores.
         """
         if os.getpid() != self._process:
             raise InvalidRequest(
@@ -101,7 +102,7 @@ class Executor:
 
     @property
     def closed(self) -> bool:
-        """Whether the threads have been stopped; ``run`` would wait for them for ever."""
+        """Whether the threads have been stopped; ``run`` would then wait for them forever."""
         return not self._finalizer.alive
 
     def close(self) -> None:
@@ -110,7 +111,7 @@ class Executor:
 
 
 class _Team:
-    """What the workers share with the executor, without holding the executor alive."""
+    """The state that workers share with the executor. It does not keep the executor alive."""
 
     def __init__(self, control: NDArray[np.int64], threads: int) -> None:
         self.control, self.threads = control, threads
@@ -122,11 +123,11 @@ class _Team:
         self.control[loop.PROGRAM // 8] = program
         self.control[loop.RECORDS // 8] = records
         self.control[loop.STEP // 8] = step
-        with self.order:  # of the stores, for a spinning worker: it must not see the epoch first
+        with self.order:  # orders the stores: a spinning worker must not see the epoch first
             pass
         self.control[loop.EPOCH // 8] = epoch
-        # A worker says that it parks before it looks at the epoch for the last time: one of the two sees the other.
-        if self.parked and any(_asked(thread, epoch) for thread in tuple(self.parked)):
+        # A worker enters ``parked`` before its last look at the epoch: it sees this epoch, or is notified here.
+        if self.parked and any(_takes_part(thread, epoch) for thread in tuple(self.parked)):
             with self.condition:
                 self.condition.notify_all()
 
@@ -137,33 +138,33 @@ class _Team:
 
 
 def _work(team: _Team, thread: int) -> None:
-    """A worker's life: run steps in compiled code; when it comes back, park until there is another."""
+    """The body of a worker thread: run steps in compiled code; when that returns, park until there is another step."""
     native = shared().function(LOOP_KERNELS[1], 4)
     control, seen_at = team.control, (loop.PASSED + loop.LINE * thread + 8) // 8
     while True:
         native(control.ctypes.data, thread, int(control[seen_at]), 0)
         with team.condition:
             team.parked.add(thread)
-            while not control[loop.STOP // 8] and not _news(control, thread, seen_at):
+            while not control[loop.STOP // 8] and not _has_new_step(control, thread, seen_at):
                 team.condition.wait()
             team.parked.discard(thread)
             if control[loop.STOP // 8]:
                 return
 
 
-def _asked(thread: int, epoch: int) -> bool:
-    """Whether a thread is one of those that run this epoch's step."""
+def _takes_part(thread: int, epoch: int) -> bool:
+    """Whether a thread takes part in this epoch's step."""
     return thread < epoch & ((1 << loop.ACTIVE_BITS) - 1)
 
 
-def _news(control: NDArray[np.int64], thread: int, seen_at: int) -> bool:
-    """Whether there is a step that a thread has not run and is asked for."""
+def _has_new_step(control: NDArray[np.int64], thread: int, seen_at: int) -> bool:
+    """Whether there is a step that a thread takes part in and has not run yet."""
     epoch = int(control[loop.EPOCH // 8])
-    return epoch != control[seen_at] and _asked(thread, epoch)
+    return epoch != control[seen_at] and _takes_part(thread, epoch)
 
 
 def table(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """Records of words (the header included) as one array, each padded to the same length."""
+    """The records, each a list of words with its header, as one array; each is padded to the same length."""
     out = np.zeros((len(rows), RECORD_WORDS), np.int64)
     for record, words in zip(out, rows):
         record[: len(words)] = words

@@ -1,4 +1,4 @@
-"""Fresh memory that begins at a cache line, as vectors and per-thread records want it."""
+"""Memory that begins at a cache line, as vectors and per-thread records need it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ CACHE_LINE = 64
 
 
 def aligned(nbytes: int) -> NDArray[np.uint8]:
-    """(nbytes,) uint8, not cleared. The system gives the memory when it is first touched."""
+    """(nbytes,) uint8, uninitialised. The system provides the memory when it is first touched."""
     raw = np.empty(nbytes + CACHE_LINE, np.uint8)
     start = -raw.ctypes.data % CACHE_LINE
     return raw[start : start + nbytes]
 
 
 def address(array: NDArray[Any]) -> int:
-    """Where an array's first number is. As ``array.ctypes.data``, but with a third of the work: every token asks."""
+    """The address of an array's first element.
+
+    It takes a third of the time of ``array.ctypes.data``, and is called for every token.
+    """
     return int(array.__array_interface__["data"][0])
 
 
 class Arena:
-    """Hands out parts of large blocks of memory, which the system maps with large pages where it can.
+    """Allocates parts of large blocks of memory, for which the system uses large pages if it can.
 
-    A step that reads all weights of a model would otherwise look up some ten thousand small ones.
+    With small pages, a step that reads all weights of a model would need some ten thousand page lookups.
     """
 
     BLOCK = 64 << 20
@@ -34,7 +37,7 @@ class Arena:
         self._left = np.empty(0, np.uint8)
 
     def take(self, nbytes: int) -> NDArray[np.uint8]:
-        """(nbytes,) uint8 from the beginning of a cache line, not cleared."""
+        """(nbytes,) uint8, uninitialised, beginning at a cache line."""
         whole = -(-nbytes // CACHE_LINE) * CACHE_LINE
         if whole > len(self._left):
             self._left = aligned(max(whole, self.BLOCK))

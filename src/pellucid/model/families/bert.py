@@ -1,5 +1,6 @@
-"""BERT (Devlin et al. 2019), as sentence encoders use it (Reimers and Gurevych 2019): post-norm, bidirectional,
-learned positions, type embeddings, mean pooling.
+"""BERT (Devlin et al. 2019) as a sentence encoder (Reimers and Gurevych 2019).
+
+It has post-norms, bidirectional attention, learned positions, type embeddings and mean pooling.
 """
 
 from __future__ import annotations
@@ -75,6 +76,6 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
 BERT = Family(
     "bert",
     safetensors={"bert": from_config},
-    # A table of 0, 1, 2 ...; and what stands on the last hidden states for other tasks.
+    # A table of 0, 1, 2 ...; and heads for other tasks.
     unused=(r"(bert\.)?embeddings\.position_ids", r"(bert\.)?pooler\..+", r"cls\..+"),
 )

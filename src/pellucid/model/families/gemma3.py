@@ -1,7 +1,7 @@
-"""Gemma 3, text (Gemma Team 2025): sandwich RMS norms, query and key norms, five sliding blocks to a full one.
+"""Gemma 3, text (Gemma Team 2025): sandwich RMS norms, query and key norms, five sliding blocks for each full one.
 
-Sliding blocks turn with base 10,000, full ones with the file's base. The embedding is scaled by sqrt(D).
-GGUF files have 1 added to the norms' weights already; safetensors have not.
+Sliding blocks rotate with base 10,000, full ones with the file's base. The embedding is scaled by sqrt(D). GGUF files
+store the norms' weights with 1 added, safetensors without.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pellucid.model.readers import gguf_attention, gguf_vocabulary, rope_paramet
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Model, ModelSpec, Norm, Rotary
 from pellucid.weights.checkpoint import Checkpoint
 
-PATTERN = 6  # every sixth block is full
+PATTERN = 6  # every sixth block has full attention
 LOCAL_BASE, FULL_BASE = 10_000.0, 1_000_000.0
 
 
@@ -30,7 +30,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     norm = Norm("rms", gemma.number("attention.layer_norm_rms_epsilon"))
     full = gguf_attention(checkpoint, gemma, "half")
     layers, width = gemma.count("block_count", limit=1000), gemma.count("embedding_length")
-    if layers == 62:  # 27B scales by the model's width, as its report says and the GGUF does not
+    if layers == 62:  # 27B scales by D / H instead of K, as its report says; its GGUF does not state it
         full = replace(full, scale=(width / full.heads) ** -0.5)
     full = replace(full, qk_norm=norm, softcap=gemma.cap("attn_logit_softcapping"))
     local = gemma.number(
@@ -42,7 +42,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     base = gemma.number("rope.global.freq_base", full.rotary.base, low=1.0)
     rotary = replace(full.rotary, base=base)
     full = replace(full, rotary=rotary)
-    rotary = Rotary(local, rotary.dims, "half")  # of a scaling, as llama.cpp has it, only full blocks know
+    rotary = Rotary(local, rotary.dims, "half")  # scaling applies to full blocks only, as in llama.cpp
     sliding = replace(full, rotary=rotary, window=gemma.count("attention.sliding_window"))
     feedforward = FeedForward(gemma.count("feed_forward_length"), "gelu_tanh", gated=True)
     pattern = gemma.count("attention.sliding_window_pattern", PATTERN)
@@ -59,7 +59,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 
 def _is_sliding(config: Config, layers: int) -> list[bool]:
-    """Of each layer, by ``layer_types`` or else by the older pattern."""
+    """Whether each layer has a sliding window, from ``layer_types`` or else from the older pattern."""
     pattern = config.count("sliding_window_pattern", PATTERN)
     by_pattern = [(i + 1) % pattern != 0 for i in range(layers)]
     kinds = config.each("layer_types", {"sliding_attention": True, "full_attention": False}, layers)
@@ -105,5 +105,5 @@ GEMMA3 = Family(
     "gemma3",
     gguf={"gemma3": from_gguf},
     safetensors={"gemma3_text": from_config},
-    unused=(r"rope_freqs\.weight",),  # read apart
+    unused=(r"rope_freqs\.weight",),  # read separately
 )

@@ -1,6 +1,6 @@
-"""Llama (Touvron et al. 2023; Llama Team 2024): pre-norm, rotary positions, grouped heads, gated SiLU.
+"""Llama (Touvron et al. 2023; Llama Team 2024): pre-norm, rotary positions, grouped-query attention, gated SiLU.
 
-GGUF files have the rows of q and k permuted so that rotary pairs are neighbours; config.json models pair halves.
+In GGUF files the rows of q and k are permuted so that rotary pairs are neighbours; config.json models pair halves.
 """
 
 from __future__ import annotations
@@ -10,6 +10,6 @@ from pellucid.model.decoder import DecoderReader
 LLAMA = DecoderReader(
     "llama",
     gguf_pairing="interleaved",
-    # The rotary frequencies: read apart in GGUF; in safetensors a copy of what the base says.
+    # The rotary frequencies: read separately in GGUF; in safetensors they only repeat what follows from the base.
     unused=(r"rope_freqs\.weight", r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
 ).family()
