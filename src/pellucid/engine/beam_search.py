@@ -21,7 +21,7 @@ from pellucid.runtime.cache import BlockTable
 from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
 from pellucid.sample.options import Options
 
-MEANINGLESS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", "watch")
+NOT_FOR_BEAMS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", "watch")
 """Options that apply to a single text while it is generated; beam search refuses them."""
 
 
@@ -92,7 +92,7 @@ def search_beams(
         InvalidRequest: an option does not apply to beam search.
     """
     defaults = Options()
-    for name in MEANINGLESS:
+    for name in NOT_FOR_BEAMS:
         if getattr(options, name) != getattr(defaults, name):
             raise InvalidRequest(
                 f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out"

@@ -20,9 +20,8 @@ class Prompt:
     log-probabilities). These need the logits of all rows, so the prefix cache is not used for them. Only the first
     ``vocabulary`` logits of a row stand for tokens.
 
-    Attributes: ``start`` is the time of its first step, ``queue`` the seconds that it waited for its place in the
-    cache, ``seconds`` the duration of the steps that read it, ``cached_tokens`` how many of its tokens were cached
-    already.
+    Attributes: ``queue`` is the seconds that it waited for its lease, ``seconds`` the duration of the steps that read
+    it, ``cached_tokens`` how many of its tokens were cached already.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class Prompt:
         vocabulary: int,
     ) -> None:
         self.ids, self.cached_tokens = ids, 0
-        self.start = self.queue = self.seconds = 0.0
+        self.queue = self.seconds = 0.0
         self._runner, self._prefixes, self._vocabulary = runner, prefixes, vocabulary
         self._alternatives, self._logprobs = logprobs, list[TokenLogprobs]()
         self._lease: PrefixLease | None = None
@@ -54,9 +53,9 @@ class Prompt:
     def lease(self) -> PrefixLease:
         """Its lease of the prefix cache, acquired on first access."""
         if self._lease is None:
-            self.start = time.perf_counter()
+            start = time.perf_counter()
             self._lease = self._prefixes.acquire(self.ids)
-            self.queue = time.perf_counter() - self.start
+            self.queue = time.perf_counter() - start
             if self._alternatives is not None:
                 self._runner.truncate(self._lease.table, 0)
                 self._scored_sequence = ScoredSequence(self._lease.table, self.ids, 1, self._runner.limits)

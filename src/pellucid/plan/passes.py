@@ -2,7 +2,7 @@
 
 fuse_quantize   an operation writes its output as activation blocks itself, which saves a pass over memory
 fuse_residual   a matrix product adds directly to the residual stream
-lone_norms      steps with one row replicate the norm on each thread, instead of waiting for the thread that computes it
+replicate_norms steps with one row replicate the norm on each thread, instead of waiting for the thread that computes it
 place_barriers  threads meet only where an operation needs what another thread has written, or may still read
 """
 
@@ -25,7 +25,7 @@ CAN_QUANTIZE: Mapping[
 
 def optimize(plan: Plan) -> Plan:
     """Apply all passes, in order."""
-    operations = lone_norms(fuse_residual(fuse_quantize(list(plan.operations))))
+    operations = replicate_norms(fuse_residual(fuse_quantize(list(plan.operations))))
     used = {name for op in operations for name in (*op.reads, *op.writes)}
     buffers = {name: buffer for name, buffer in plan.buffers.items() if name in used}
     return replace(plan, operations=tuple(place_barriers(operations)), buffers=buffers)
@@ -92,7 +92,7 @@ def fuse_residual(operations: list[Operation]) -> list[Operation]:
     return out
 
 
-def lone_norms(operations: list[Operation]) -> list[Operation]:
+def replicate_norms(operations: list[Operation]) -> list[Operation]:
     """Replicate norms that only matrix products read: in steps with one row each thread makes and reads a copy."""
     out = list(operations)
     for index, op in enumerate(operations):
