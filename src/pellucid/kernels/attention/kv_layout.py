@@ -88,76 +88,91 @@ def load16(e: Any, simd: Any, kv_dtype: str, address: Any, scale: Any) -> Any:
     return e.widen(e.load(address, simd.vec(simd.STORED[kv_dtype]), SIZE[kv_dtype]), kv_dtype)
 
 
-def writer(simd: Any, kv_dtype: str) -> Any:
-    """Helpers that write a token of one head: (x, its width, the head in the page, the slot, 32 spare bytes)."""
-    load_f32, load_f16, store_f16 = simd.load_f32, simd.load_f16, simd.store_f16
-    vload, splat, vmin, vmax, vabs = simd.vload, simd.splat, simd.vmin, simd.vmax, simd.vabs
+def writer(simd: Any, kv_dtype: str) -> tuple[Any, Any]:
+    """Helpers that write a token of one head's keys, and of its values.
+
+    (x, its width, the head in the page, the slot, 32 spare bytes)
+    """
     largest = np.float32(LARGEST[kv_dtype])
 
     @simd.jit
     def within(x):
-        return vmin(vmax(x, splat(-largest)), splat(largest))
+        return simd.vmin(simd.vmax(x, simd.splat(-largest)), simd.splat(largest))
 
     if kv_dtype == "q8_0":
-
-        @simd.jit
-        def whole(x):
-            return simd.nearest(vmin(vmax(x, splat(-127.0)), splat(127.0)))
-
-        @simd.jit
-        def quantize(x, scale, out):
-            """32 numbers to 32 bytes; the scale goes to its place."""
-            first, second = within(vload(x)), within(vload(x + 64))
-            store_f16(scale, simd.vmax_lane(vmax(vabs(first), vabs(second))) * np.float32(1 / 127))
-            step, inverse = load_f16(scale), np.float32(0)
-            if step > np.float32(0):
-                inverse = np.float32(1) / step
-            simd.vstore_i8(out, whole(first * splat(inverse)))
-            simd.vstore_i8(out + 16, whole(second * splat(inverse)))
-
-        @simd.jit
-        def keys(x, width, to, slot, spare):
-            for block in range(width // SCALED):
-                quantize(x + block * 128, to + width * PAGE + (block * PAGE + slot) * 2, spare)
-                for j in range(SCALED):
-                    simd.store_u8(to + (block * SCALED + j) * PAGE + slot, simd.load_u8(spare + j))
-
-        @simd.jit
-        def values(x, width, to, slot, spare):
-            for block in range(width // SCALED):
-                scale = to + width * PAGE + (slot * (width // SCALED) + block) * 2
-                quantize(x + block * 128, scale, to + slot * width + block * SCALED)
-
-        return keys, values
-
+        return _scaled_writer(simd, within)
     if kv_dtype == "bf16":
-        from pellucid.kernels.simd.bf16_dot import store_halves, store_pairs
+        return _paired_writer(simd, within)
+    return _float_writer(simd, within, kv_dtype)
 
-        @simd.jit
-        def paired_keys(x, width, to, slot, spare):
-            for j in range(0, width, 16):
-                store_pairs(to + (j // 2 * PAGE + slot) * 4, PAGE * 4, within(vload(x + 4 * j)))
 
-        @simd.jit
-        def paired_values(x, width, to, slot, spare):
-            for j in range(0, width, 16):
-                place = to + (slot // 2 * width + j) * 4 + slot % 2 * 2
-                store_halves(place, 4, within(vload(x + 4 * j)))
-
-        return paired_keys, paired_values
-
-    size = SIZE[kv_dtype]
-    store, vstore = (simd.store_f32, simd.vstore) if kv_dtype == "f32" else (store_f16, simd.vstore_f16)
+def _scaled_writer(simd: Any, within: Any) -> tuple[Any, Any]:
+    """For "q8_0"."""
+    vload, splat, vmin, vmax, vabs = simd.vload, simd.splat, simd.vmin, simd.vmax, simd.vabs
 
     @simd.jit
-    def float_keys(x, width, to, slot, spare):
+    def whole(x):
+        return simd.nearest(vmin(vmax(x, splat(-127.0)), splat(127.0)))
+
+    @simd.jit
+    def quantize(x, scale, out):
+        """32 numbers to 32 bytes; the scale goes to its place."""
+        first, second = within(vload(x)), within(vload(x + 64))
+        simd.store_f16(scale, simd.vmax_lane(vmax(vabs(first), vabs(second))) * np.float32(1 / 127))
+        step, inverse = simd.load_f16(scale), np.float32(0)
+        if step > np.float32(0):
+            inverse = np.float32(1) / step
+        simd.vstore_i8(out, whole(first * splat(inverse)))
+        simd.vstore_i8(out + 16, whole(second * splat(inverse)))
+
+    @simd.jit
+    def keys(x, width, to, slot, spare):
+        for block in range(width // SCALED):
+            quantize(x + block * 128, to + width * PAGE + (block * PAGE + slot) * 2, spare)
+            for j in range(SCALED):
+                simd.store_u8(to + (block * SCALED + j) * PAGE + slot, simd.load_u8(spare + j))
+
+    @simd.jit
+    def values(x, width, to, slot, spare):
+        for block in range(width // SCALED):
+            scale = to + width * PAGE + (slot * (width // SCALED) + block) * 2
+            quantize(x + block * 128, scale, to + slot * width + block * SCALED)
+
+    return keys, values
+
+
+def _paired_writer(simd: Any, within: Any) -> tuple[Any, Any]:
+    """For "bf16"."""
+    from pellucid.kernels.simd.bf16_dot import store_halves, store_pairs
+
+    @simd.jit
+    def keys(x, width, to, slot, spare):
+        for j in range(0, width, 16):
+            store_pairs(to + (j // 2 * PAGE + slot) * 4, PAGE * 4, within(simd.vload(x + 4 * j)))
+
+    @simd.jit
+    def values(x, width, to, slot, spare):
+        for j in range(0, width, 16):
+            place = to + (slot // 2 * width + j) * 4 + slot % 2 * 2
+            store_halves(place, 4, within(simd.vload(x + 4 * j)))
+
+    return keys, values
+
+
+def _float_writer(simd: Any, within: Any, kv_dtype: str) -> tuple[Any, Any]:
+    """For "f16" and "f32"."""
+    size, largest = SIZE[kv_dtype], np.float32(LARGEST[kv_dtype])
+    store, vstore = (simd.store_f32, simd.vstore) if kv_dtype == "f32" else (simd.store_f16, simd.vstore_f16)
+
+    @simd.jit
+    def keys(x, width, to, slot, spare):
         for j in range(width):
-            key = min(max(load_f32(x + 4 * j), -largest), largest)
+            key = min(max(simd.load_f32(x + 4 * j), -largest), largest)
             store(to + (j * PAGE + slot) * size, key)
 
     @simd.jit
-    def float_values(x, width, to, slot, spare):
+    def values(x, width, to, slot, spare):
         for j in range(0, width, 16):
-            vstore(to + (slot * width + j) * size, within(vload(x + 4 * j)))
+            vstore(to + (slot * width + j) * size, within(simd.vload(x + 4 * j)))
 
-    return float_keys, float_values
+    return keys, values

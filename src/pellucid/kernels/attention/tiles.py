@@ -14,6 +14,8 @@ import numpy as np
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.ops.elementwise import tanh_vector
 
+ROWS = 8  # rows that a tile takes at once
+SPAN = 32  # tokens whose scores a tile takes at once
 REGISTERS = 16  # vectors of sums that a tile may have
 
 

@@ -208,7 +208,7 @@ def compiled(key: KernelKey) -> tuple[str, Any]:
     from numba.core.errors import NumbaError
 
     body, compiler = build(key), importlib.import_module("pellucid.kernels.core.compiler")
-    arguments = importlib.import_module("pellucid.kernels.simd").KERNEL_SIGNATURE.args
+    arguments = importlib.import_module("pellucid.kernels.simd.types").KERNEL_SIGNATURE.args
     try:
         symbol, library = compiler.compiled(body, arguments)
     except (NumbaError, AttributeError) as error:

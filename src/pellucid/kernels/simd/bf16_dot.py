@@ -17,7 +17,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from pellucid.kernels.simd import LANES, TARGET, F32x16, f32, i16, i32, to_bf16, vec, vector_op
+from pellucid.kernels.simd.emitter import vector_op
+from pellucid.kernels.simd.types import LANES, TARGET, F32x16, f32, i16, i32, vec
 
 NATIVE = TARGET.isa.lanes == LANES and TARGET.has("avx512bf16")
 ROW_BYTES = 2 if NATIVE else 4  # of a number of the rows' operand
@@ -46,12 +47,20 @@ def first_only(e: Any, pairs: Any) -> Any:
     return e.b.and_(pairs, e.fill(i32, 65535))
 
 
+def _to_bf16(e: Any, x: Any) -> Any:
+    """16 float32 to the nearest bfloat16, ties to even: the upper halves of the bits."""
+    bits = e.b.bitcast(x, vec(i32))
+    odd = e.b.and_(e.b.lshr(bits, e.fill(i32, 16)), e.fill(i32, 1))
+    rounded = e.b.add(bits, e.b.add(odd, e.fill(i32, 0x7FFF)))
+    return e.b.trunc(e.b.lshr(rounded, e.fill(i32, 16)), vec(i16))
+
+
 def _keep(e: Any, address: Any, x: Any) -> None:
     if NATIVE:
         kind = ir.FunctionType(vec(i16), [x.type])
         e.store(e.b.call(ir.InlineAsm(kind, "vcvtneps2bf16 $1, $0", "=v,v"), [x]), address, 2)
     else:
-        e.store(e.widen(to_bf16(e.b, x), "bf16"), address)
+        e.store(e.widen(_to_bf16(e, x), "bf16"), address)
 
 
 # 16 numbers of the rows' operand, rounded: (address, numbers).
@@ -69,12 +78,12 @@ store_pairs = vector_op(
     types.void,
     (types.int64, types.int64, F32x16),
     lambda e, address, stride, x: _store_apart(
-        e, address, stride, e.b.bitcast(to_bf16(e.b, x), vec(i32, LANES // 2))
+        e, address, stride, e.b.bitcast(_to_bf16(e, x), vec(i32, LANES // 2))
     ),
 )
 # The same numbers as one half of 16 pairs.
 store_halves = vector_op(
     types.void,
     (types.int64, types.int64, F32x16),
-    lambda e, address, stride, x: _store_apart(e, address, stride, to_bf16(e.b, x)),
+    lambda e, address, stride, x: _store_apart(e, address, stride, _to_bf16(e, x)),
 )

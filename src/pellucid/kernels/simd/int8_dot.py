@@ -20,9 +20,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from pellucid.kernels.simd import LANES, TARGET, i8, i16, i32, vec
+from pellucid.kernels.simd.types import ISA, LANES, TARGET, i8, i16, i32, vec
 
-ISA = TARGET.isa
 SIGNED = 0x80808080  # flips the highest bit of four bytes: takes 128 off, and gives a signed byte
 LARGEST_WORD = 32767
 
