@@ -1,12 +1,13 @@
-"""Vectors and memory for kernels: what their bodies use, under the name ``simd``.
+"""The vector, memory and thread operations that kernel bodies use. Kernels receive this package as ``simd``.
 
-Kernels are Python functions in Numba's dialect that work on addresses (int64) and on vectors of 16 float32 or
-int32 lanes (float64 where a distribution is made of logits).
+Kernels are Python functions that Numba compiles. They work on addresses (int64) and on vectors of 16 float32 or int32
+lanes; kernels that turn logits into probabilities use 16 float64 lanes. Only this package names instructions of a CPU.
 
-Two levels. Most kernels use the functions below as they are (``vload``, ``fma``, ``vsum`` ...). Inner loops
-that must be unrolled by a number known when they are made are emitted whole through ``Emitter``.
+There are two levels. Most kernels call the functions below (``vload``, ``fma``, ``vsum``, ...). Inner loops that are
+unrolled by a parameter of the kernel, such as the number of tokens in a tile, are emitted through ``Emitter`` inside
+one ``@intrinsic``.
 
-Importing this package imports Numba; only a kernel that is about to be compiled does so.
+Importing this package imports Numba, so it is imported only to compile a kernel.
 """
 
 from __future__ import annotations

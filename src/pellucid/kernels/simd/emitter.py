@@ -1,9 +1,4 @@
-"""Instructions, emitted one by one or as operations of Numba's.
-
-With ``int8_dot.py`` and ``bf16_dot.py`` the only file that names any. Inner loops that must be unrolled by a number
-known when they are made (a tile of 8 tokens, say) are emitted whole through ``Emitter``, inside one ``@intrinsic``.
-Operations of one or few instructions are made by ``vector_op``.
-"""
+"""``Emitter`` emits LLVM instructions for kernels; ``vector_op`` wraps one or a few of them as a Numba intrinsic."""
 
 from __future__ import annotations
 
@@ -13,9 +8,9 @@ from numba.extending import intrinsic
 
 from pellucid.kernels.simd.types import ISA, LANES, TARGET, f32, i8, i32, i64, vec
 
-# The registers that hold a vector, as inline assembly calls them.
+# The constraint letters that inline assembly uses for vector registers.
 _REGISTER = {"avx512vnni": "v", "avxvnni": "x", "avx2": "x", "neon": "w"}
-# (table, places) to the entries, a register at a time.
+# Byte lookup in a 16-byte table, one register at a time: (table, indices) -> entries.
 _LOOKUP = {
     "avx512vnni": "llvm.x86.avx512.pshuf.b.512",
     "avxvnni": "llvm.x86.avx2.pshuf.b",
@@ -25,7 +20,7 @@ _LOOKUP = {
 
 
 class Emitter:
-    """Emits the few instructions that kernels are made of. Addresses are i64 values."""
+    """Emits the instructions that kernels are built from. Addresses are i64 values."""
 
     def __init__(self, builder) -> None:
         self.b = builder
@@ -34,7 +29,7 @@ class Emitter:
         return ir.Constant(i64, n)
 
     def at(self, address, offset):
-        """address + offset, where offset may be a Python integer."""
+        """Return address + offset. ``offset`` is an i64 value or a Python integer."""
         if isinstance(offset, int):
             if offset == 0:
                 return address
@@ -67,11 +62,11 @@ class Emitter:
         return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), args)
 
     def fma(self, x, y, z):
-        """x * y + z, rounded once."""
+        """Return x * y + z, rounded once."""
         return self.call("llvm.fma.v16f32", x.type, x, y, z)
 
     def widen(self, value, kind: str):
-        """Stored floats ("f16", "bf16" as i16, "f32") to float32 lanes."""
+        """Convert 16 stored floats of ``kind`` ("f16", "bf16" as i16, "f32") to float32 lanes."""
         if kind == "f16":
             return self.b.fpext(value, vec(f32))
         if kind == "bf16":
@@ -80,29 +75,30 @@ class Emitter:
         return value
 
     def lanes(self, value, which):
-        """Some lanes of a vector as a vector of their own."""
+        """Return the lanes numbered ``which`` as a vector."""
         nothing = ir.Constant(value.type, ir.Undefined)
         return self.b.shuffle_vector(value, nothing, ir.Constant(vec(i32, len(which)), list(which)))
 
     def pieces(self, value):
-        """A vector of integers as vectors that fill a register."""
+        """Split a vector of integers into vectors of one register each."""
         lanes = 32 * ISA.lanes // value.type.element.width
         if value.type.count <= lanes:
             return [value]
         return [self.lanes(value, range(at, at + lanes)) for at in range(0, value.type.count, lanes)]
 
     def joined(self, pieces):
-        """Vectors side by side as one: what ``pieces`` took apart."""
+        """Concatenate vectors: the inverse of ``pieces``."""
         while len(pieces) > 1:
             lanes = ir.Constant(vec(i32, 2 * pieces[0].type.count), list(range(2 * pieces[0].type.count)))
             pieces = [self.b.shuffle_vector(*two, lanes) for two in zip(pieces[::2], pieces[1::2])]
         return pieces[0]
 
     def together(self, values):
-        """The same values, none of which is used before all are there: they are not finished one after the other.
+        """Return the same values, none of which is used before all of them are computed.
 
-        It is no instruction. The compiler, to save registers, would undo the order in which sums take turns. Where
-        registers are few, loads are not moved across it either: what is loaded ahead would push the sums out of them.
+        This emits no instruction. It keeps several sums interleaved: without it, the compiler saves registers by
+        finishing one sum after the other. On sets with 16 registers it also stops loads from moving across it, because
+        values that are loaded early would spill the sums.
         """
         if ISA.name not in _REGISTER:
             return values
@@ -110,7 +106,7 @@ class Emitter:
         flat = [piece for some in pieces for piece in some]
         kinds = [piece.type for piece in flat]
         places = ["=" + _REGISTER[ISA.name]] * len(flat) + [str(i) for i in range(len(flat))]
-        few = ISA.lanes == 8  # and 16 registers
+        few = ISA.lanes == 8  # these sets have 16 registers
         kind = ir.FunctionType(ir.LiteralStructType(kinds), kinds)
         nothing = ir.InlineAsm(kind, "", ",".join(places + ["~{memory}"] * few), side_effect=few)
         result = self.b.call(nothing, flat)
@@ -118,7 +114,7 @@ class Emitter:
         return [self.joined([next(same) for _ in some]) for some in pieces]
 
     def lookup(self, table, index):
-        """Every byte of ``index`` (16 x i32), 0 to 15, replaced by that entry of ``table``: 16 unsigned bytes."""
+        """Replace every byte of ``index`` (16 x i32), 0 to 15, by that entry of ``table`` (16 unsigned bytes)."""
         if ISA.name in _LOOKUP:
             name, found = _LOOKUP[ISA.name], []
             for piece in self.pieces(index):
@@ -127,7 +123,7 @@ class Emitter:
                 found.append(self.b.bitcast(self.call(name, places.type, entries, places), piece.type))
             return self.joined(found)
         entries = [self.fill(i32, entry * 0x01010101) for entry in table]
-        for bit in range(4):  # of each two neighbours the one that this bit of the index tells
+        for bit in range(4):  # this bit of the index selects one of each two neighbouring entries
             chosen = self.b.and_(self.b.lshr(index, self.fill(i32, bit)), self.fill(i32, 0x01010101))
             chosen = self.b.mul(chosen, self.fill(i32, 255))
             entries = [
@@ -137,7 +133,7 @@ class Emitter:
         return entries[0]
 
     def prefetch(self, address, nearest: int = 1) -> None:
-        """Ask for the cache line at ``address``, into a cache as near as this number says; never faults."""
+        """Prefetch the cache line at ``address`` into cache level ``nearest`` (1: L1). Never faults."""
         pointer = self.b.inttoptr(address, i8.as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
         function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
@@ -146,17 +142,17 @@ class Emitter:
         )
 
     def prefetch_stream(self, address) -> None:
-        """Ask for a line of something long that is read once, front to back."""
+        """Prefetch a line of a stream: data that is read once, in ascending order."""
         self.prefetch(address, TARGET.stream[-1][1])
 
     def prefetch_further(self, address) -> None:
-        """Ask for what comes some time after the line at ``address`` in such a stream."""
+        """Prefetch the lines of a stream at the target's distances after ``address``."""
         for ahead, nearest in TARGET.stream:
             self.prefetch(self.at(address, ahead), nearest)
 
 
 def vector_op(result, operands, emit):
-    """An intrinsic over vectors (and scalars) of the given types."""
+    """Make an intrinsic of ``emit(emitter, *operands)``; ``result`` and ``operands`` are Numba types."""
     names = ", ".join(f"a{i}" for i in range(len(operands)))
     scope = {"emit": emit, "result": result, "operands": operands, "Emitter": Emitter}
     source = (
@@ -166,5 +162,5 @@ def vector_op(result, operands, emit):
         "        return context.get_dummy_value() if value is None else value\n"
         "    return result(*operands), codegen\n"
     )
-    exec(source, scope)  # Numba wants as many named parameters as there are operands
+    exec(source, scope)  # Numba requires one named parameter for each operand
     return intrinsic(scope["op"])

@@ -1,4 +1,4 @@
-"""Functions of 16 lanes that are made of the arithmetic: exponentials and the reciprocal."""
+"""The exponential and the reciprocal of 16 lanes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from pellucid.kernels.simd.types import F32x16, f32, i32, vec
 
 @jit
 def vexp(x):
-    """e**x for 16 lanes: Cody and Waite's reduction, then a polynomial of degree 6. Relative error 2e-7.
+    """Return e**x for 16 lanes: Cody and Waite's reduction, then a polynomial of degree 6. Relative error 2e-7.
 
-    The one exponential of every path, so that softmax and activations agree bit for bit everywhere. Zero
-    below -87.3, where the result would no longer be a normal number; infinity is not reached: 88.3 is the cap.
+    All float32 kernels use this exponential, so softmax and activations have the same bits everywhere. The result is 0
+    below -87.3, where it would no longer be a normal number. x is capped at 88.3, so the result is never infinite.
     """
     clamped = vmin(vmax(x, splat(-87.3)), splat(88.3))
     shifted = fma(clamped, splat(1.44269504), splat(ROUNDING))
@@ -45,8 +45,10 @@ def vexp(x):
 
 @jit
 def vexp64(x):
-    """e**x for 16 float64 lanes, -1400 <= x <= 0; 0 below -708. As ``vexp``, with 1 + r + r**2 times a polynomial of
-    degree 8, exp interpolated at Chebyshev's nodes. Relative error 2e-15.
+    """Return e**x for 16 float64 lanes with -1400 <= x <= 0. Relative error 2e-15; the result is 0 below -708.
+
+    The reduction is that of ``vexp``; the polynomial is 1 + r + r**2 times one of degree 8, which interpolates exp at
+    Chebyshev nodes.
     """
     shifted = fma64(x, splat64(1.4426950408889634), splat64(ROUNDING64))
     n = shifted - splat64(ROUNDING64)
@@ -66,7 +68,7 @@ def vexp64(x):
 
 
 def _guess_reciprocal(e, x):
-    """Near 1 / x within an eighth: the exponent negated, by arithmetic on the bits."""
+    """Return 1 / x within an eighth, by negating the exponent with integer arithmetic on the bits."""
     return e.b.bitcast(e.b.sub(e.fill(i32, 0x7EF127EA), e.b.bitcast(x, vec(i32))), vec(f32))
 
 
@@ -75,9 +77,10 @@ guess_reciprocal = vector_op(F32x16, (F32x16,), _guess_reciprocal)
 
 @jit
 def vreciprocal(x):
-    """1 / x for 16 lanes of 1e-37 to 8e37, within 2 units of the last place: a guess, then Newton and Raphson thrice.
+    """Return 1 / x for 16 lanes of 1e-37 to 8e37, within 2 units in the last place.
 
-    A division keeps a pipeline busy for sixteen cycles, this for four; and it is the same on every machine.
+    A guess is refined by three Newton-Raphson steps. A division occupies a pipeline for sixteen cycles, this for four,
+    and it has the same bits on every machine.
     """
     y = guess_reciprocal(x)
     y = fma(fma(splat(0.0) - x, y, splat(1.0)), y, y)

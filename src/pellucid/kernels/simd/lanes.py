@@ -1,4 +1,7 @@
-"""Operations across lanes: picking, reordering, and sums. Sums always pair lane i with i+8, then i+4, i+2, i+1."""
+"""Operations that depend on a lane's number or combine lanes: masks, permutations, reductions.
+
+Reductions always combine lane i with lane i+8, then i+4, i+2, i+1.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ from pellucid.kernels.simd.types import LANES, F32x16, F64x16, I32x16, i16, i32,
 
 
 def _keep(e, x, first, count, other):
-    """Lanes first <= lane < count of x, ``other`` elsewhere."""
+    """Return x in the lanes first <= lane < count, and ``other`` elsewhere."""
     lane = ir.Constant(vec(i64), list(range(LANES)))
     inside = e.b.and_(e.b.icmp_signed(">=", lane, e.splat(first)), e.b.icmp_signed("<", lane, e.splat(count)))
     return e.b.select(inside, x, e.splat(other))
 
 
 keep = vector_op(F32x16, (F32x16, types.int64, types.int64, types.float32), _keep)
-chosen = vector_op(  # x in the lanes whose bit is set, the lowest first, y in the others
+# x in the lanes whose bit is set, y in the others; lane 0 is the lowest bit.
+chosen = vector_op(
     F32x16,
     (types.int64, F32x16, F32x16),
     lambda e, bits, x, y: e.b.select(e.b.bitcast(e.b.trunc(bits, i16), vec(ir.IntType(1))), x, y),
@@ -26,7 +30,7 @@ chosen = vector_op(  # x in the lanes whose bit is set, the lowest first, y in t
 
 
 def _lanes_of_two(order):
-    """Lanes of two vectors side by side, by their numbers from 0 to 31."""
+    """Make an intrinsic that picks 16 lanes of two vectors; lanes 16 to 31 are the second vector's."""
     return vector_op(
         F32x16, (F32x16, F32x16), lambda e, x, y: e.b.shuffle_vector(x, y, ir.Constant(vec(i32), order))
     )
@@ -35,7 +39,7 @@ def _lanes_of_two(order):
 lane0 = vector_op(types.float32, (F32x16,), lambda e, x: e.b.extract_element(x, ir.Constant(i32, 0)))
 evens = _lanes_of_two(list(range(0, 32, 2)))
 odds = _lanes_of_two(list(range(1, 32, 2)))
-zipped_low = _lanes_of_two([lane // 2 + 16 * (lane % 2) for lane in range(16)])  # evens and odds, put back
+zipped_low = _lanes_of_two([lane // 2 + 16 * (lane % 2) for lane in range(16)])  # undoes evens and odds
 zipped_high = _lanes_of_two([8 + lane // 2 + 16 * (lane % 2) for lane in range(16)])
 
 
@@ -57,7 +61,7 @@ vmax_lane = vector_op(types.float32, (F32x16,), _reduce(emit_maximum))
 
 
 def _minus_sums(e, first, second):
-    """Minus the sum of 32 integers, and minus the sum of the second 16, as the halves of an i64."""
+    """Return minus the sum of all 32 integers and minus the sum of the second 16, as the halves of an i64."""
     half = LANES // 2
     nothing, both = ir.Constant(first.type, ir.Undefined), e.b.add(first, second)
 

@@ -1,4 +1,4 @@
-"""Loads, stores and prefetches. Addresses are int64."""
+"""Loads, stores and prefetches, of scalars and vectors. Addresses are int64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a thread's loop is made of: kernels called by address, words that threads share, sleep, and the core."""
+"""What the threads' loop needs: calls of kernels by address, atomics, sleeping and waking, the current core."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pellucid.kernels.simd.types import i8, i32, i64
 
 @intrinsic
 def call_kernel(typingctx, function, record, step, thread, threads):
-    """Call a compiled kernel by its address. Returns its status, 0 if all went well."""
+    """Call a compiled kernel by its address. Returns its status: 0 on success."""
 
     def codegen(context, builder, sig, args):
         pointer = i8.as_pointer()
@@ -48,7 +48,7 @@ def atomic_store(typingctx, address, value):
 
 @intrinsic
 def atomic_add(typingctx, address, value):
-    """Add to the 64 bits at ``address``; returns what was there. Sees what others wrote before they did the same."""
+    """Add to the 64-bit word at ``address`` and return its old value, with acquire and release ordering."""
 
     def codegen(context, builder, sig, args):
         pointer = builder.inttoptr(args[0], i64.as_pointer())
@@ -59,7 +59,7 @@ def atomic_add(typingctx, address, value):
 
 @intrinsic
 def relax(typingctx):
-    """Tell the core that this is a spin loop."""
+    """Hint to the core that this is a spin loop."""
 
     def codegen(context, builder, sig, args):
         triple = str(builder.module.triple)
@@ -77,7 +77,7 @@ def relax(typingctx):
     return types.void(), codegen
 
 
-# Linux lets a thread sleep until a word of memory changes: futex(2). Elsewhere a thread can only give up its core.
+# On Linux a thread can sleep until a word of memory changes: futex(2). Elsewhere it can only yield its core.
 _FUTEX = (
     {"x86_64": 202, "AMD64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
 )
@@ -93,7 +93,7 @@ def _futex(builder, address, operation: int, value, timeout):
 
 @intrinsic
 def sleep_while(typingctx, address, value, nanoseconds):
-    """Sleep while the 32-bit word at ``address`` is ``value``: until ``wake``, or so long; perhaps shorter."""
+    """Sleep while the 32-bit word at ``address`` is ``value``, until ``wake`` or the timeout. May return early."""
 
     def codegen(context, builder, sig, args):
         address, value, nanoseconds = args
@@ -123,7 +123,7 @@ def wake(typingctx, address):
 
 @intrinsic
 def yield_core(typingctx):
-    """Let another thread have the core."""
+    """Yield the core to another thread."""
 
     def codegen(context, builder, sig, args):
         Emitter(builder).call("SwitchToThread" if sys.platform == "win32" else "sched_yield", i32)
@@ -134,7 +134,7 @@ def yield_core(typingctx):
 
 @intrinsic
 def current_core(typingctx):
-    """The number of the core that runs this, or -1 where the system does not tell."""
+    """Return the number of the current core, or -1 if the system does not report it."""
 
     def codegen(context, builder, sig, args):
         if sys.platform != "linux":

@@ -1,7 +1,7 @@
-"""What a vector is: 16 lanes, as LLVM and as Numba know them.
+"""The vector types, for LLVM and for Numba.
 
-Sixteen lanes everywhere, whatever the hardware's width: LLVM splits them where it must, so the order of every sum is
-the same on every machine, and on machines with a fused multiply-add so are the bits.
+A vector has 16 lanes whatever the hardware's width. LLVM splits it where registers are narrower, so every sum has the
+same order on every machine, and the same bits on every machine that has a fused multiply-add.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def vec(element, lanes=LANES):
 
 
 class VectorType(types.Type):
-    """A vector register of ``LANES`` elements."""
+    """Numba's type of a vector of ``LANES`` elements."""
 
     def __init__(self, element: str) -> None:
         self.element = element
