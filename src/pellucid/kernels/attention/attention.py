@@ -2,25 +2,25 @@
 
     out = softmax(mask(softcap(scale * q Kᵀ) + bias)) V
 
-In: queries (T, H, K) float32; the layer's pages of keys (G, K) and values (G, V) a token, as ``attention/kv_layout.py``
-lays them out. Out: (T, H, V) float32, perhaps as activation blocks too.
+In: queries (T, H, K) float32; the layer's pages, with keys (G, K) and values (G, V) for every token, in the layout of
+``attention/kv_layout.py``. Out: (T, H, V) float32, and optionally the same as activation blocks.
 
-``bias`` depends on a head and on how far a token is away (ALiBi: Press et al. 2022; relative positions: Raffel et al.
-2020). A head may have a *sink*, the score of a token that is not there: it takes part of the weight and gives nothing
-(Xiao et al. 2023). The keys may be those of the sequence itself or of its encoder (cross attention).
+``bias`` depends on the head and on the distance between query and key (ALiBi: Press et al. 2022; relative positions:
+Raffel et al. 2020). A head may have a *sink*: a score that takes a share of the softmax and contributes no value (Xiao
+et al. 2023). Keys and values are those of the sequence itself, or those of its encoder (cross attention).
 
-A *row* is one query head of one token. Rows that share a key/value head (heads of its group, or neighbouring tokens)
-walk the pages together in *tiles* (``attention/walk.py``): each key and value is loaded once for eight rows, and
-widened to float32 once for a whole tile.
+A *row* is one query head of one token. Rows that share a key/value head (the heads of its group, and neighbouring
+tokens) walk the pages together in *tiles* (``attention/walk.py``): each key and value is loaded once for eight rows,
+and widened to float32 once for a tile.
 
-The past is cut into *pieces* of 512 tokens, counted from the sequence's first. A piece has a softmax of its own,
-unnormalised, and is then joined to the pieces before it, as in Milakov and Gimelshein (2018):
+The past is cut into *pieces* of 512 tokens, counted from the start of the sequence. Each piece has its own unnormalised
+softmax and is then joined to the pieces before it (Milakov and Gimelshein 2018):
 
     M' = max(M, m)    sum = sum e^(M - M') + s e^(m - M')    out = out e^(M - M') + o e^(m - M')
 
-A row's result depends only on its own position: its pieces and the blocks of a piece are aligned to the cache and
-summed in a fixed order, whatever rows walk beside it, however the step was cut, whoever runs it.
-Threads share the tiles as ``attention/share.py`` says.
+A row's result depends only on its own sequence and position. Pieces and the pages of a piece are aligned to the cache
+and summed in a fixed order, whatever other rows are in the tile, however prompts are split into steps, and whichever
+thread runs the tile. ``attention/share.py`` distributes the tiles over the threads.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ class AttentionRecord(Record):
     q: Address  # (T, H * K) float32
     heads: int  # H
     kv_heads: int  # G
-    keys: Address  # G heads of page 0, see cached.py
+    keys: Address  # G heads of page 0, see kv_layout.py
     values: Address  # G heads of page 0
     page_bytes: int  # from one page to the next
     scale: float
     softcap: float  # 0: none
-    causal: int  # 1: a token sees itself and what is before it; 0: all of its sequence
-    window: int  # a token sees no further back than window - 1 tokens; 0: no limit
-    # Float32, or 0: none. What is added to head 0's score of the token itself; behind it that of the tokens after it,
-    # before it that of those before. 15 numbers behind the last token's may be read, not used.
+    causal: int  # 1: a token sees itself and the tokens before it; 0: all tokens of its sequence
+    window: int  # a token sees at most window - 1 tokens before itself; 0: no limit
+    # Float32, or 0: none. Address of head 0's bias for distance 0 (key minus query); the biases for other distances are
+    # before and after it, in order. The kernel may read, but does not use, 15 numbers after the last token's.
     bias: Address
     bias_stride: int  # bytes from one head to the next
     sinks: Address  # (H,) float32, or 0: none
     cross: int  # 1: keys and values are those of the sequence's encoder (cross attention)
     out: Address  # (T, H * V) float32
-    quantized: Address  # (T, H * V / 32) activation blocks, or 0: not wanted
+    quantized: Address  # (T, H * V / 32) activation blocks, or 0: not written
 
 
 def reference(
@@ -73,9 +73,9 @@ def reference(
     bias: Callable[[NDArray[np.int64]], NDArray[Any]] | None = None,
     sinks: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
-    """The same in float64, for one sequence: q (T, H, K), k (T', G, K), v (T', G, V).
+    """Compute attention of one sequence in float64, from q (T, H, K), k (T', G, K) and v (T', G, V).
 
-    ``bias`` gives for distances, key minus query, (T, T'), what is added: (H, T, T').
+    ``bias`` maps the distances, key minus query, (T, T') to the biases (H, T, T').
     """
     group = q.shape[1] // k.shape[1]
     k, v = (np.repeat(a.astype(np.float64), group, 1) for a in (k, v))
@@ -100,8 +100,9 @@ def reference(
 
 @kernel("attention", AttentionRecord)
 def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bits: int) -> Any:
-    """``head_dim`` is K, ``value_dim`` V; ``kv_dtype`` one of kv_layout.KV_DTYPES; ``activation_bits`` those of the
-    activation blocks.
+    """Attention of a step; ``head_dim`` is K, ``value_dim`` V, ``kv_dtype`` one of ``kv_layout.KV_DTYPES``.
+
+    ``activation_bits`` is the width of the activation blocks.
     """
     at, step_at, load, load_i32 = AttentionRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     rows_of_step = rows_of(simd, at)

@@ -1,7 +1,7 @@
-"""The inner loops of attention for any number of rows: a page's scores and values, by the tiles that there are.
+"""Scores and values of one page for any number of rows, composed of the fixed-size loops of ``attention/tiles.py``.
 
-Many rows meet a page that is widened to float32 once (*opened*), few rows the page as it is stored. In bfloat16 nothing
-is widened.
+Tiles of more than 8 rows first *open* the page: they widen it to float32 once. Smaller tiles read the page as stored,
+and bfloat16 pages are always read as stored.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pellucid.kernels.attention.tiles import ROWS, widen_keys, widen_values
 
 
 class PageLoops(NamedTuple):
-    """Helpers for a page; ``store`` puts 16 numbers of a query, or weights, of ``size`` bytes each, to where the loops
-    read them.
+    """Helpers for one page.
+
+    ``store`` stores 16 numbers of a query, or 16 weights, in the form that the loops read: ``size`` bytes each.
     """
 
     open_keys: Any
@@ -27,14 +28,18 @@ class PageLoops(NamedTuple):
 
 
 def page_loops(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: int) -> PageLoops:
-    """Helpers for a page that ``rows`` rows are about to meet; rows of scores are ``stride`` bytes apart."""
+    """Make the helpers for a page; rows of scores are ``stride`` bytes apart.
+
+    ``open_keys`` and ``open_values`` take (rows of the tile, the head in the page, out). ``scores`` and ``values`` take
+    the number of rows of the tile and ``count``, the number of rows to compute, at most 8.
+    """
     if kv_dtype == "bf16":
         return _paired(simd, head_dim, value_dim, stride)
     return _widened(simd, head_dim, value_dim, kv_dtype, stride)
 
 
 def _paired(simd: Any, head_dim: int, value_dim: int, stride: int) -> PageLoops:
-    """For keys and values in pairs, which are read as they are stored."""
+    """Make the helpers for bfloat16 pages, which are read as stored."""
     from pellucid.kernels.simd import bf16_dot
 
     few_scores = _scores_of_few(simd, bf16_tiles, head_dim, "bf16", head_dim * bf16_dot.ROW_BYTES, stride)
@@ -48,7 +53,7 @@ def _paired(simd: Any, head_dim: int, value_dim: int, stride: int) -> PageLoops:
 
 
 def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: int) -> PageLoops:
-    """For other types: pages that many rows meet are opened."""
+    """Make the helpers for the other types, which are opened for tiles of more than 8 rows."""
     few_scores = _scores_of_few(simd, tiles, head_dim, kv_dtype, head_dim * 4, stride)
     few_values = _values_of_few(simd, tiles, value_dim, kv_dtype, stride)
     wide_scores = tiles.scores_tile(simd, ROWS, head_dim, "f32")
@@ -85,7 +90,7 @@ def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: in
 def _scores_of_few(
     simd: Any, tiles: ModuleType, head_dim: int, kv_dtype: str, query_bytes: int, stride: int
 ) -> Any:
-    """Scores of any number of rows, by tiles of 8, 4, 3, 2 and 1."""
+    """Make the helper for scores of any number of rows, from loops over 8, 4, 3, 2 and 1 rows."""
     scores8, scores4, scores3, scores2, scores1 = (
         tiles.scores_tile(simd, n, head_dim, kv_dtype) for n in (8, 4, 3, 2, 1)
     )
@@ -114,7 +119,7 @@ def _scores_of_few(
 
 
 def _values_of_few(simd: Any, tiles: ModuleType, value_dim: int, kv_dtype: str, stride: int) -> Any:
-    """Weighted values of any number of rows, likewise."""
+    """Make the helper for weighted values of any number of rows, from loops over 8, 4, 3, 2 and 1 rows."""
     out_bytes = value_dim * 4
     values8, values4, values3, values2, values1 = (
         tiles.values_tile(simd, n, value_dim, kv_dtype) for n in (8, 4, 3, 2, 1)

@@ -1,7 +1,7 @@
-"""Rows: where they are among a step's queries, and which tokens they see.
+"""Rows and tiles of attention: which queries they are, and which tokens they see.
 
-A *row* is one query head of one token. Rows that share a key/value head of a sequence (heads of its group, or
-neighbouring tokens) number from 0 up in the order (token, head of the group). Some of them, side by side, are a *tile*.
+A *row* is one query head of one token. The rows of a sequence that share a key/value head are numbered from 0 in the
+order (token, head of the group). A *tile* is a run of consecutive rows.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from pellucid.kernels.core.record import StepRecord
 
 
 class Tile(NamedTuple):
-    """Rows ``first`` to ``first + rows`` of a sequence and a key/value head. Kernels build it and read it."""
+    """Rows ``first`` to ``first + rows - 1`` of a sequence and a key/value head; a value inside kernels."""
 
     record: int
     step: int
     sequence: int
     kv_head: int
-    group: int  # query heads of the key/value head
+    group: int  # query heads that share the key/value head
     first: int
     rows: int
 
 
 class Past(NamedTuple):
-    """What a sequence attends to."""
+    """The tokens that a sequence attends to; a value inside kernels."""
 
-    length: int  # its tokens
-    pages: int  # the address of their pages' numbers
-    position: int  # that of the sequence's first row
+    length: int  # number of tokens
+    pages: int  # address of their block table
+    position: int  # position of the sequence's first row
 
 
 class Rows(NamedTuple):
-    """The helpers of this file; see ``rows_of``."""
+    """The helpers that ``rows_of`` makes."""
 
     past_of: Any
     place_of: Any
@@ -42,12 +42,12 @@ class Rows(NamedTuple):
 
 
 def rows_of(simd: Any, at: Any) -> Rows:
-    """Helpers for rows; ``at`` has the fields of attention's record."""
+    """Make the helpers for rows. ``at`` holds the field offsets of attention's record."""
     past_of, seen = _past_of(simd, at), _seen(simd, at)
 
     @simd.jit
     def seen_by(tile):
-        """Which tokens a tile sees."""
+        """Return the range of tokens that a tile sees."""
         return seen(tile, past_of(tile), tile.first, tile.rows)
 
     return Rows(past_of, _place_of(simd, at), seen, seen_by)
@@ -58,7 +58,7 @@ def _past_of(simd: Any, at: Any) -> Any:
 
     @simd.jit
     def past_of(tile):
-        """What the tile's sequence attends to."""
+        """Return the tokens that the tile's sequence attends to."""
         step, row = tile.step, 4 * tile.sequence
         length = load_i32(load(step + step_at.length) + row)
         position = length - load_i32(load(step + step_at.row_count) + row)
@@ -76,7 +76,7 @@ def _place_of(simd: Any, at: Any) -> Any:
 
     @simd.jit
     def place_of(tile, row):
-        """Which of all tokens' heads a row is."""
+        """Return the row's number among all (token, query head) pairs of the step."""
         first_token = load_i32(load(tile.step + step_at.first_row) + 4 * tile.sequence)
         head = tile.kv_head * tile.group + row % tile.group
         return (first_token + row // tile.group) * load(tile.record + at.heads) + head
@@ -89,7 +89,7 @@ def _seen(simd: Any, at: Any) -> Any:
 
     @simd.jit
     def seen(tile, past, first, rows):
-        """Which tokens any of ``rows`` rows from ``first`` on sees, from a whole span on."""
+        """Return the range of tokens that any of ``rows`` rows from ``first`` on sees; it starts at a whole span."""
         window = load(tile.record + at.window)
         begin, end = 0, past.length
         if load(tile.record + at.causal) != 0:

@@ -1,7 +1,7 @@
-"""How threads share attention: each takes as much of the work as the others, in the order of the tiles.
+"""The distribution of tiles over threads: each thread gets an equal share of the total cost, in the order of the tiles.
 
-Where that cuts a tile of few rows and many pieces in two, each of its threads puts its pieces apart, and the one that
-is done last joins all of them, in their order: no thread waits.
+If a boundary between shares falls inside a tile of few rows and many pieces, each thread stores the results of its
+pieces separately. The thread that finishes last joins all of them in order, so no thread waits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pellucid.kernels.core.record import StepRecord
 
 
 class Share(NamedTuple):
-    """The helpers of this file."""
+    """The helpers that ``share`` makes."""
 
     scratch_of: Any
     extent: Any
@@ -25,7 +25,7 @@ class Share(NamedTuple):
 
 
 def share(simd: Any, rows: Rows, walk: Walk, space: Space) -> Share:
-    """Helpers for the threads' parts of the tiles."""
+    """Make the helpers for the threads' parts of the tiles."""
     scratch_of, part = _scratch_of(simd), _part(simd)
     return Share(
         scratch_of,
@@ -51,9 +51,10 @@ def _extent(simd: Any, rows: Rows) -> Any:
 
     @simd.jit
     def extent(tile):
-        """Of a tile: its first piece, how many there are, how many units can go to different threads, its cost.
+        """Return a tile's first piece, its number of pieces, its number of units, and its cost.
 
-        Its units are its pieces or, if it has more of them and is small, its rows.
+        Units can go to different threads. A tile of at most ROWS rows has its pieces or its rows as units, whichever
+        are more; a larger tile is one unit.
         """
         start, stop = seen_by(tile)
         first_piece = start // PIECE * PIECE
@@ -61,7 +62,7 @@ def _extent(simd: Any, rows: Rows) -> Any:
         units = 1
         if tile.rows <= ROWS:
             units = max(tile.rows, pieces)
-        # Loading a piece takes as long as some rows' arithmetic.
+        # Loading keys and values costs as much as the arithmetic of ROWS rows.
         return first_piece, pieces, units, (max(stop - start, 0) + SPAN) * (tile.rows + ROWS)
 
     return extent
@@ -70,7 +71,7 @@ def _extent(simd: Any, rows: Rows) -> Any:
 def _part(simd: Any) -> Any:
     @simd.jit
     def bound(work, cost, units):
-        """Which of a tile's units comes first for a thread whose share begins at ``work`` of the tile's cost."""
+        """Return the first unit of a thread whose share starts at ``work`` within the tile's cost."""
         if work <= 0:
             return 0
         if work >= cost:
@@ -79,7 +80,7 @@ def _part(simd: Any) -> Any:
 
     @simd.jit
     def part(thread, threads, total, work, cost, units):
-        """A thread's units, first and behind the last, of a tile that begins at ``work`` of the total."""
+        """Return a thread's range of units of a tile that starts at ``work`` within the total."""
         return (
             bound(total * thread // threads - work, cost, units),
             bound(total * (thread + 1) // threads - work, cost, units),
@@ -94,7 +95,7 @@ def _whole(simd: Any, rows: Rows, walk: Walk, space: Space) -> Any:
 
     @simd.jit
     def whole(tile, first_piece, pieces, scratch):
-        """All pieces of a tile."""
+        """Compute a tile on one thread."""
         past, sums = past_of(tile), scratch + in_piece
         begin(tile, scratch)
         for i in range(pieces):
@@ -114,9 +115,10 @@ def _some(simd: Any, rows: Rows, walk: Walk, space: Space, part: Any, scratch_of
 
     @simd.jit
     def apart(thread, low, pieces, number, step):
-        """Where a thread whose pieces of a tile begin with number ``low`` puts piece ``number`` apart.
+        """Return the address for piece ``number`` of a thread whose pieces of the tile start at ``low``.
 
-        It has a place for the tile that it begins, and one for the tile that it goes on with.
+        A thread can share two tiles, so it has two places: one for a tile that it starts, one for a tile that an
+        earlier thread starts.
         """
         which = 0
         if low == 0:
@@ -125,7 +127,7 @@ def _some(simd: Any, rows: Rows, walk: Walk, space: Space, part: Any, scratch_of
 
     @simd.jit
     def some(tile, first_piece, pieces, thread, threads, total, work, cost):
-        """A thread's pieces of a tile; then all of them, if it is the last to be done with its own."""
+        """Compute a thread's pieces of a shared tile; the last thread to finish joins all pieces."""
         past, scratch = past_of(tile), scratch_of(tile.step, thread)
         low, high = part(thread, threads, total, work, cost, pieces)
         begin(tile, scratch)

@@ -1,10 +1,7 @@
-"""A tile of rows on its way through the past: its scores, softmax and values, piece by piece.
+"""The walk of a tile over the past: scores, softmax and weighted values, piece by piece.
 
-A *row* is one query head of one token. The rows of a tile share a key/value head of a sequence (heads of its group, or
-neighbouring tokens), and number from 0 up in the order (token, head of the group).
-
-A tile's work space, in a thread's scratch, is laid out by ``Space``. What a piece comes to, its rows' sums and then
-their states, is written where the caller wants it, and joined to the pieces before it from there.
+``Space`` is the layout of a tile's data in a thread's scratch memory. The result of a piece, the rows' sums followed by
+their states, is written to an address that the caller chooses, and joined to the pieces before it from there.
 """
 
 from __future__ import annotations
@@ -21,17 +18,16 @@ from pellucid.kernels.attention.tiles import ROWS, SPAN, softmax_of_rows
 from pellucid.kernels.core.record import SCRATCH_HEADER
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
-TOGETHER = 64  # rows of a tile at most
+TOGETHER = 64  # most rows of a tile
 PIECE = 512  # tokens that have a softmax of their own
-STATE = 8  # bytes a row: the largest score, and the sum of the weights
-SCORES = (
-    PIECE * 4 + 64
-)  # bytes from one row of scores to the next: no power of two, which would crowd the cache
+STATE = 8  # bytes of a row's state: the largest score and the sum of the weights, float32
+# Bytes between rows of scores. A power of two would map all rows to the same cache sets.
+SCORES = PIECE * 4 + 64
 
 
 @dataclass(frozen=True)
 class Space:
-    """Where things are in a thread's scratch, in bytes from its start, for heads of widths K and V."""
+    """Byte offsets in a thread's scratch memory, for heads of widths K and V."""
 
     head_dim: int
     value_dim: int
@@ -43,45 +39,45 @@ class Space:
 
     @property
     def totals(self) -> int:
-        """(TOGETHER, V): the weighted values of all pieces so far."""
+        """(TOGETHER, V) float32: the weighted values of the pieces so far."""
         return self.queries + TOGETHER * self.head_dim * 4
 
     @property
     def states(self) -> int:
-        """TOGETHER states, of all pieces so far."""
+        """(TOGETHER, 2) float32: the states of the pieces so far."""
         return self.totals + TOGETHER * self.value_dim * 4
 
     @property
     def page(self) -> int:
-        """A page's keys or values, widened."""
+        """A head's keys or values in one page, widened to float32."""
         return self.states + TOGETHER * STATE
 
     @property
     def weights(self) -> int:
-        """(TOGETHER, PIECE): scores, then weights."""
+        """(TOGETHER, PIECE): the scores of a piece, then its weights."""
         return self.page + PAGE * 4 * max(self.head_dim, self.value_dim)
 
     @property
     def piece(self) -> int:
-        """What a piece comes to."""
+        """The result of a piece: sums and states."""
         return self.weights + TOGETHER * SCORES
 
     @property
     def apart(self) -> int:
-        """What pieces come to that are put apart, of tiles of at most ROWS rows."""
+        """The results of pieces that threads share, for tiles of at most ROWS rows."""
         return self.piece + self.piece_bytes(TOGETHER)
 
     def piece_bytes(self, rows: int) -> int:
-        """Bytes of what a piece comes to: the rows' sums, then their states."""
+        """Bytes of a piece's result: the rows' sums, then their states."""
         return rows * (4 * self.value_dim + STATE)
 
     def bytes(self, context: int) -> int:
-        """The whole scratch, if no sequence is longer than ``context`` tokens."""
+        """Bytes of the scratch memory of a thread, for sequences of at most ``context`` tokens."""
         return self.apart + 2 * (-(-context // PIECE) + 1) * self.piece_bytes(ROWS)
 
 
 class Walk(NamedTuple):
-    """Helpers for a tile, in the order in which they are called: three of them for each piece, then ``join``."""
+    """The helpers that ``walk`` makes, in call order; ``write_scores`` to ``join`` are called for each piece."""
 
     begin: Any
     write_scores: Any
@@ -94,9 +90,10 @@ class Walk(NamedTuple):
 def walk(
     simd: Any, at: Any, rows: Rows, head_dim: int, value_dim: int, kv_dtype: str, activation_bits: int
 ) -> Walk:
-    """Helpers for a tile; ``at`` has the record's fields.
+    """Make the helpers for a tile. ``at`` holds the field offsets of attention's record.
 
-    Whoever calls them does so directly: every function on the way to the inner loops compiles these once more.
+    They are meant to be called without another helper in between: Numba optimises all code below a function again for
+    every level of calls, and the inner loops dominate the time to compile.
     """
     space, loops = Space(head_dim, value_dim), page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
     keys_of = _page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
@@ -122,7 +119,7 @@ def _begin(simd: Any, at: Any, rows: Rows, loops: PageLoops, space: Space) -> An
 
     @simd.jit
     def begin(tile, scratch):
-        """The tile's queries, scaled; nothing is seen yet."""
+        """Store the tile's queries, scaled, and clear its totals and states."""
         scale = splat(np.float32(simd.load_f64(tile.record + at.scale)))
         for r in range(tile.rows):
             q = load(tile.record + at.q) + place_of(tile, tile.first + r) * head_dim * 4
@@ -137,12 +134,15 @@ def _begin(simd: Any, at: Any, rows: Rows, loops: PageLoops, space: Space) -> An
 
 
 def _page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
-    """Where a head's keys, or values, of ``each`` bytes, are in a page; the record's fields by their offsets."""
+    """Make the helper that locates a head's keys or values in a page.
+
+    ``in_page_0`` and ``page_bytes`` are offsets of fields of the record, ``each`` is the bytes of one head.
+    """
     load, load_i32 = simd.load_i64, simd.load_i32
 
     @simd.jit
     def page_of(tile, past, token):
-        """Where they begin in the page that has a token."""
+        """Return their address in the page that holds a token."""
         head = load(tile.record + in_page_0) + tile.kv_head * each
         return head + load_i32(past.pages + token // PAGE * 4) * load(tile.record + page_bytes)
 
@@ -156,7 +156,7 @@ def _scores(simd: Any, rows: Rows, loops: PageLoops, space: Space, keys_of: Any,
 
     @simd.jit
     def write_scores(tile, past, scratch, piece):
-        """Scores of a piece's tokens, a page at a time; while one is read the next one is asked for."""
+        """Compute the scores of a piece, page by page, while prefetching the next page's keys or the first values."""
         page, (begin, end) = scratch + in_page, seen(tile, past, tile.first, tile.rows)
         start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
         for t0 in range(start, stop, PAGE):
@@ -182,7 +182,7 @@ def _weights(simd: Any, at: Any, rows: Rows, loops: PageLoops, space: Space) -> 
 
     @simd.jit
     def write_weights(tile, past, scratch, piece, sums):
-        """Scores to weights, and each row's state; the sums of weighted values are 0 as yet."""
+        """Turn the scores of a piece into weights, write the rows' states, and clear the rows' sums."""
         record, states = tile.record, sums + tile.rows * out_bytes
         cap = np.float32(simd.load_f64(record + at.softcap))
         bias, bias_stride = load(record + at.bias), load(record + at.bias_stride)
@@ -217,7 +217,7 @@ def _values(simd: Any, rows: Rows, loops: PageLoops, space: Space, keys_of: Any,
 
     @simd.jit
     def add_values(tile, past, scratch, piece, sums):
-        """A piece's values, weighted, to its rows' sums; the last page asks for the next piece's keys."""
+        """Add a piece's weighted values to the rows' sums, while prefetching the next page or the next piece's keys."""
         page, (begin, end) = scratch + in_page, seen(tile, past, tile.first, tile.rows)
         start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
         for t0 in range(start, stop, PAGE):
@@ -248,7 +248,7 @@ def _join(simd: Any, space: Space) -> Any:
 
     @simd.jit
     def join_row(total, state, sum, told):
-        """A row's piece, joined to those before it; nothing if no token of it is seen."""
+        """Join a row's piece to the pieces before it; a no-op if the row sees no token of the piece."""
         top, largest = load_f32(state), load_f32(told)
         if largest == minus_infinity:
             return
@@ -261,7 +261,7 @@ def _join(simd: Any, space: Space) -> Any:
 
     @simd.jit
     def join(rows, scratch, sums):
-        """What a piece has come to, joined to the pieces before it."""
+        """Join a piece to the pieces before it."""
         totals, states, told = scratch + in_totals, scratch + in_states, sums + rows * out_bytes
         for r in range(rows):
             join_row(totals + r * out_bytes, states + r * STATE, sums + r * out_bytes, told + r * STATE)
@@ -278,7 +278,7 @@ def _finish(simd: Any, at: Any, rows: Rows, space: Space, activation_bits: int) 
 
     @simd.jit
     def share_of(state, sinks, head):
-        """What a row's sums are multiplied by: 1 / the sum of all weights, a sink's included."""
+        """Return the factor of a row's sums: 1 / the sum of all weights, including a sink's."""
         if sinks == 0:
             return np.float32(1) / load_f32(state + 4)
         top, sink = load_f32(state), load_f32(sinks + 4 * head)
@@ -288,7 +288,7 @@ def _finish(simd: Any, at: Any, rows: Rows, space: Space, activation_bits: int) 
 
     @simd.jit
     def finish(tile, scratch):
-        """All pieces are joined: the rows' results."""
+        """Write the rows' results, after all pieces are joined."""
         heads, quantized = load(tile.record + at.heads), load(tile.record + at.quantized)
         for r in range(tile.rows):
             place = place_of(tile, tile.first + r)
