@@ -2,27 +2,25 @@
 
     out = softmax(mask(softcap(scale * q Kᵀ) + bias)) V
 
-In: queries (T, H, K) float32; the layer's pages of keys (G, K) and values (G, V) a token, as ``attention/kv_layout.py``
-lays them out. Out: (T, H, V) float32, perhaps as activation blocks too.
+In: queries (T, H, K) float32; the layer's pages, with keys (G, K) and values (G, V) for every token, in the layout of
+``attention/kv_layout.py``. Out: (T, H, V) float32, and optionally the same as activation blocks.
 
-``bias`` depends on a head and on how far a token is away (ALiBi: Press et al. 2022; relative positions: Raffel et al.
-2020). A head may have a *sink*, the score of a token that is not there: it takes part of the weight and gives nothing
-(Xiao et al. 2023). The keys may be those of the sequence itself or of its encoder (cross attention).
+``bias`` depends on the head and on the distance between query and key (ALiBi: Press et al. 2022; relative positions:
+Raffel et al. 2020). A head may have a *sink*: a score that takes a share of the softmax and contributes no value (Xiao
+et al. 2023). Keys and values are those of the sequence itself, or those of its encoder (cross attention).
 
-A *row* is one query head of one token. Rows that share a key/value head (heads of its group, or neighbouring tokens)
-walk the pages together in *tiles* (``attention/walk.py``): each key and value is loaded once for eight rows, and
-widened to float32 once for a whole tile.
+A *row* is one query head of one token. Rows that share a key/value head (the heads of its group, and neighbouring
+tokens) walk the pages together in *tiles* (``attention/walk.py``): each key and value is loaded once for eight rows,
+and widened to float32 once for a tile.
 
-The past is cut into *pieces* of 512 tokens, counted from the sequence's first. A piece has a softmax of its own,
-unnormalised, and is then joined to the pieces before it, as in Milakov and Gimelshein (2018):
+The past is cut into *pieces* of 512 tokens, counted from the start of the sequence. Each piece has its own unnormalised
+softmax and is then joined to the pieces before it (Milakov and Gimelshein 2018):
 
     M' = max(M, m)    sum = sum e^(M - M') + s e^(m - M')    out = out e^(M - M') + o e^(m - M')
 
-A row's result depends only on its own position: its pieces and the blocks of a piece are aligned to the cache and
-summed in a fixed order, whatever rows walk beside it, however the step was cut, whoever runs it.
-
-Each thread takes as much of the work as the others. Where that cuts a tile of few rows and many pieces in two, each of
-its threads puts its pieces apart, and the one that is done last joins all of them, in their order: no thread waits.
+A row's result depends only on its own sequence and position. Pieces and the pages of a piece are aligned to the cache
+and summed in a fixed order, whatever other rows are in the tile, however prompts are split into steps, and whichever
+thread runs the tile. ``attention/share.py`` distributes the tiles over the threads.
 """
 
 from __future__ import annotations
@@ -33,7 +31,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.attention.walk import PIECE, ROWS, SPAN, TOGETHER, Space, walk
+from pellucid.kernels.attention.rows import Tile, rows_of
+from pellucid.kernels.attention.share import share
+from pellucid.kernels.attention.tiles import ROWS
+from pellucid.kernels.attention.walk import TOGETHER, Space, walk
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record, StepRecord
 
@@ -42,21 +43,21 @@ class AttentionRecord(Record):
     q: Address  # (T, H * K) float32
     heads: int  # H
     kv_heads: int  # G
-    keys: Address  # G heads of page 0, see cached.py
+    keys: Address  # G heads of page 0, see kv_layout.py
     values: Address  # G heads of page 0
     page_bytes: int  # from one page to the next
     scale: float
     softcap: float  # 0: none
-    causal: int  # 1: a token sees itself and what is before it; 0: all of its sequence
-    window: int  # a token sees no further back than window - 1 tokens; 0: no limit
-    # Float32, or 0: none. What is added to head 0's score of the token itself; behind it that of the tokens after it,
-    # before it that of those before. 15 numbers behind the last token's may be read, not used.
+    causal: int  # 1: a token sees itself and the tokens before it; 0: all tokens of its sequence
+    window: int  # a token sees at most window - 1 tokens before itself; 0: no limit
+    # Float32, or 0: none. Address of head 0's bias for distance 0 (key minus query); the biases for other distances are
+    # before and after it, in order. The kernel may read, but does not use, 15 numbers after the last token's.
     bias: Address
     bias_stride: int  # bytes from one head to the next
     sinks: Address  # (H,) float32, or 0: none
     cross: int  # 1: keys and values are those of the sequence's encoder (cross attention)
     out: Address  # (T, H * V) float32
-    quantized: Address  # (T, H * V / 32) activation blocks, or 0: not wanted
+    quantized: Address  # (T, H * V / 32) activation blocks, or 0: not written
 
 
 def reference(
@@ -72,9 +73,9 @@ def reference(
     bias: Callable[[NDArray[np.int64]], NDArray[Any]] | None = None,
     sinks: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
-    """The same in float64, for one sequence: q (T, H, K), k (T', G, K), v (T', G, V).
+    """Compute attention of one sequence in float64, from q (T, H, K), k (T', G, K) and v (T', G, V).
 
-    ``bias`` gives for distances, key minus query, (T, T'), what is added: (H, T, T').
+    ``bias`` maps the distances, key minus query, (T, T') to the biases (H, T, T').
     """
     group = q.shape[1] // k.shape[1]
     k, v = (np.repeat(a.astype(np.float64), group, 1) for a in (k, v))
@@ -99,92 +100,15 @@ def reference(
 
 @kernel("attention", AttentionRecord)
 def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bits: int) -> Any:
-    """``head_dim`` is K, ``value_dim`` V; ``kv_dtype`` one of kv_layout.KV_DTYPES; ``activation_bits`` those of the
-    activation blocks.
+    """Attention of a step; ``head_dim`` is K, ``value_dim`` V, ``kv_dtype`` one of ``kv_layout.KV_DTYPES``.
+
+    ``activation_bits`` is the width of the activation blocks.
     """
     at, step_at, load, load_i32 = AttentionRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
-    seen_by, begin, piece, join, finish = walk(simd, at, head_dim, value_dim, kv_dtype, activation_bits)
+    rows_of_step = rows_of(simd, at)
+    walk_of_tile = walk(simd, at, rows_of_step, head_dim, value_dim, kv_dtype, activation_bits)
     space = Space(head_dim, value_dim)
-    in_piece, in_apart, piece_bytes = space.piece, space.apart, space.piece_bytes(ROWS)
-
-    @simd.jit
-    def scratch_of(step, thread):
-        return load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes)
-
-    @simd.jit
-    def extent(record, step, s, first, rows):
-        """Of a tile: its first piece, how many there are, how many units can go to different threads, its cost.
-
-        Its units are its pieces or, if it has more of them and is small, its rows.
-        """
-        start, stop = seen_by(record, step, s, first, rows)
-        first_piece = start // PIECE * PIECE
-        pieces = (max(stop, start + 1) - first_piece + PIECE - 1) // PIECE
-        units = 1
-        if rows <= ROWS:
-            units = max(rows, pieces)
-        # Loading a piece takes as long as some rows' arithmetic.
-        return first_piece, pieces, units, (max(stop - start, 0) + SPAN) * (rows + ROWS)
-
-    @simd.jit
-    def bound(work, cost, units):
-        """Which of a tile's units comes first for a thread whose share begins at ``work`` of the tile's cost."""
-        if work <= 0:
-            return 0
-        if work >= cost:
-            return units
-        return (work * units + cost // 2) // cost
-
-    @simd.jit
-    def part(thread, threads, total, work, cost, units):
-        """A thread's units, first and behind the last, of a tile that begins at ``work`` of the total."""
-        return (
-            bound(total * thread // threads - work, cost, units),
-            bound(total * (thread + 1) // threads - work, cost, units),
-        )
-
-    @simd.jit
-    def whole(record, step, s, kv_head, first, rows, first_piece, pieces, scratch):
-        begin(record, step, s, kv_head, first, rows, scratch)
-        for i in range(pieces):
-            piece(record, step, s, kv_head, first, rows, scratch, first_piece + i * PIECE, scratch + in_piece)
-            join(rows, scratch, scratch + in_piece)
-        finish(record, step, s, kv_head, first, rows, scratch)
-
-    @simd.jit
-    def apart(thread, low, pieces, number, step):
-        """Where a thread whose pieces of a tile begin with number ``low`` puts piece ``number`` apart.
-
-        It has a place for the tile that it begins, and one for the tile that it goes on with.
-        """
-        which = 0
-        if low == 0:
-            which = pieces
-        return scratch_of(step, thread) + in_apart + (which + number - low) * piece_bytes
-
-    @simd.jit
-    def some(record, step, s, kv_head, first, rows, first_piece, pieces, thread, threads, total, work, cost):
-        """A thread's pieces of a tile; then all of them, if it is the last to be done with its own."""
-        scratch = scratch_of(step, thread)
-        low, high = part(thread, threads, total, work, cost, pieces)
-        begin(record, step, s, kv_head, first, rows, scratch)
-        for i in range(low, high):
-            to = apart(thread, low, pieces, i, step)
-            piece(record, step, s, kv_head, first, rows, scratch, first_piece + i * PIECE, to)
-        starter, involved = 0, 0
-        for t in range(threads - 1, -1, -1):
-            begins, ends = part(t, threads, total, work, cost, pieces)
-            if begins < ends:
-                starter, involved = t, involved + 1
-        counter = scratch_of(step, starter)
-        if simd.atomic_add(counter, 1) + 1 < involved:
-            return
-        simd.atomic_store(counter, 0)
-        for t in range(threads):
-            begins, ends = part(t, threads, total, work, cost, pieces)
-            for i in range(begins, ends):
-                join(rows, scratch, apart(t, begins, pieces, i, step))
-        finish(record, step, s, kv_head, first, rows, scratch)
+    scratch_of, extent, part, whole, some = share(simd, rows_of_step, walk_of_tile, space)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -198,25 +122,23 @@ def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bi
         for s in range(sequences):
             rows = load_i32(load(step + step_at.row_count) + 4 * s) * group
             for first in range(0, rows, together):
-                _, _, _, cost = extent(record, step, s, first, min(together, rows - first))
+                _, _, _, cost = extent(Tile(record, step, s, 0, group, first, min(together, rows - first)))
                 total += kv_heads * cost
         work = 0
         for s in range(sequences):
             rows = load_i32(load(step + step_at.row_count) + 4 * s) * group
             for kv_head in range(kv_heads):
                 for first in range(0, rows, together):
-                    count = min(together, rows - first)
-                    first_piece, pieces, units, cost = extent(record, step, s, first, count)
+                    tile = Tile(record, step, s, kv_head, group, first, min(together, rows - first))
+                    first_piece, pieces, units, cost = extent(tile)
                     low, high = part(thread, threads, total, work, cost, units)
                     if low < high and (units == 1 or high - low == units):
-                        whole(record, step, s, kv_head, first, count, first_piece, pieces, scratch)
+                        whole(tile, first_piece, pieces, scratch)
                     elif low < high and units == pieces:
-                        some(
-                            record, step, s, kv_head, first, count, first_piece, pieces,
-                            thread, threads, total, work, cost,
-                        )  # fmt: skip
+                        some(tile, first_piece, pieces, thread, threads, total, work, cost)
                     elif low < high:
-                        whole(record, step, s, kv_head, first + low, high - low, first_piece, pieces, scratch)
+                        rows_of_it = Tile(record, step, s, kv_head, group, first + low, high - low)
+                        whole(rows_of_it, first_piece, pieces, scratch)
                     work += cost
 
     return body

@@ -1,8 +1,7 @@
-"""The inner loops of attention over keys and values in bfloat16: as in ``attention/tiles.py``, but in pairs.
+"""The inner loops of attention over bfloat16 keys and values: those of ``attention/tiles.py``, in pairs.
 
-Queries and weights are rounded to bfloat16 too, and two columns of a score, or two tokens of a sum, are multiplied and
-added up at a time (``simd/bf16_dot.py``). The cache holds the pairs as the products want them, so that nothing is
-widened, for however many rows.
+Queries and weights are rounded to bfloat16 too. Each step multiplies and adds two columns of a score, or two tokens of
+a sum (``simd/bf16_dot.py``). The cache stores the pairs in the order of the products, so nothing is widened.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from pellucid.kernels.attention.tiles import columns_at_once, store_scores
 
 
 def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
-    """Scores of ``rows`` queries (rows, K) with 32 tokens of a page, from ``token`` on.
+    """Make the loop for the scores of ``rows`` queries (rows, K) with 32 tokens of a page, from ``token`` on.
 
-    (queries, a head's keys in the page, token, ahead, out, bytes between its rows)
+    (queries, a head's keys in the page, token, ahead, out, bytes between rows of out)
     """
     from numba.core import cgutils
     from numba.core import types as t
@@ -51,10 +50,10 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
 
 
 def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
-    """Add ``count`` tokens' values, weighted, to ``rows`` sums (rows, V). The tokens are a page's, from an even one on.
+    """Make the loop that adds ``count`` tokens' weighted values to ``rows`` sums (rows, V), from an even token on.
 
-    What stands behind the last token is not read, but its weight is: it must be a number.
-    (weights, bytes between their rows, a head's values in the page, token, ahead, count, out)
+    If ``count`` is odd, the weight after the last token's is read and must be finite; the value after it is ignored.
+    (weights, bytes between rows of weights, a head's values in the page, token, ahead, count, out)
     """
     from numba.core import cgutils
     from numba.core import types as t

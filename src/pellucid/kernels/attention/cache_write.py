@@ -1,4 +1,4 @@
-"""New keys and values into the pages of their sequences, as ``attention/kv_layout.py`` lays them out.
+"""Writes new keys and values to the pages of their sequences, in the layout of ``attention/kv_layout.py``.
 
 In: keys (T, G, K) and values (T, G, V) float32. Out: the layer's part of the sequences' pages.
 """
@@ -16,23 +16,23 @@ class CacheWriteRecord(Record):
     k: Address  # (T, G * K) float32
     v: Address  # (T, G * V) float32
     kv_heads: int  # G
-    head_dim: int  # K, a multiple of cached.unit
-    value_dim: int  # V, too
-    keys: Address  # G heads of page 0, see cached.py
+    head_dim: int  # K, a multiple of kv_layout.unit
+    value_dim: int  # V, a multiple of kv_layout.unit
+    keys: Address  # G heads of page 0, see kv_layout.py
     values: Address  # G heads of page 0
     page_bytes: int  # from one page to the next
 
 
 @kernel("cache_write", CacheWriteRecord)
 def build(simd: Any, kv_dtype: str) -> Any:
-    """``kv_dtype`` is one of kv_layout.KV_DTYPES."""
+    """Cache write of a step; ``kv_dtype`` is one of ``kv_layout.KV_DTYPES``."""
     at, step_at, load, load_i32 = CacheWriteRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     write_keys, write_values = writer(simd, kv_dtype)
     some = head_bytes(kv_dtype, SCALED)
 
     @simd.jit
     def bytes_of(width):
-        """Of one head, whose width is known only here."""
+        """Return the bytes of one head in a page; its width is a field of the record."""
         return width * some // SCALED
 
     @simd.jit
@@ -42,7 +42,7 @@ def build(simd: Any, kv_dtype: str) -> Any:
         keys, values = load(record + at.keys), load(record + at.values)
         page_bytes = load(record + at.page_bytes)
         spare = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
-        # Split over all tokens' heads, as rotary and norms of heads are: a thread finds what it wrote itself.
+        # Split by (token, head) like rotary and the norms of heads: a thread finds its input in its own cache.
         total = load(step + step_at.tokens) * heads
         begin, end = total * thread // threads, total * (thread + 1) // threads
         for s in range(load(step + step_at.sequences)):

@@ -1,16 +1,16 @@
-"""How a page of the cache holds keys and values: the one place that knows, for the kernels that write and read them.
+"""The layout of keys and values in a page of the cache, and the helpers of kernels that write and read pages.
 
-A page holds ``PAGE`` tokens, S, of every key/value head. A head's keys lie column by column, (K, S), so that 16 tokens'
-scores are one vector and need no horizontal sum; its values row by row, (S, V).
+A page holds S = ``PAGE`` tokens of every key/value head. A head's keys are stored by columns, (K, S), so that the
+scores of 16 tokens are one vector and need no horizontal sum. Its values are stored by tokens, (S, V).
 
     f16, f32    the numbers
-    bf16        the numbers in pairs, as ``simd/bf16_dot.py`` multiplies them: columns of a key, (K/2, S, 2), and
-                tokens' values, (S/2, V, 2)
-    q8_0        int8, 32 columns of a token sharing a scale: a number is scale * q. Behind all numbers of a head the
-                scales, float16: (K/32, S) for keys, (S, V/32) for values. scale = max |x| / 127.
+    bf16        the numbers in pairs, as ``simd/bf16_dot.py`` multiplies them: two columns of a key, (K/2, S, 2), or
+                two tokens' values, (S/2, V, 2)
+    q8_0        int8, with a scale for 32 columns of a token: a number is scale * q. The float16 scales follow all
+                numbers of a head: (K/32, S) for keys, (S, V/32) for values. scale = max |x| / 127.
 
-What a number is as float32 is exact in each of them, so whoever widens it gets the same bits. "f32" is also what a
-page is widened to when many rows meet it.
+Stored numbers convert to float32 exactly, so every kernel that widens them gets the same bits. "f32" is also the form
+of a page that is widened for a tile of many rows.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from numpy.typing import NDArray
 PAGE = 64  # S, tokens of a page
 KV_DTYPES = ("f16", "bf16", "q8_0", "f32")
 SIZE = {"f16": 2, "bf16": 2, "q8_0": 1, "f32": 4}  # bytes of a number
-SCALED = 32  # columns that share a scale, where there are scales
-# Beyond these a number is kept at the largest: infinity times a weight of 0 would be NaN in the rows before it.
+SCALED = 32  # columns that share a scale in q8_0
+# Numbers are clamped to these: infinity times a weight of 0 would be NaN in the rows that do not see the token.
 LARGEST = {
     "f16": 65504.0, "bf16": 3.3895313892515355e38, "q8_0": 127 * 65504.0, "f32": 3.4028234663852886e38,
 }  # fmt: skip
 
 
 def unit(kv_dtype: str) -> int:
-    """What the width of a head must be a multiple of."""
+    """The number that the width of a head must be a multiple of."""
     return SCALED if kv_dtype == "q8_0" else 16
 
 
 def head_bytes(kv_dtype: str, width: int) -> int:
-    """Bytes of one head's keys in a page, or of its values, ``width`` numbers a token."""
+    """Bytes of one head's keys or values in a page, with ``width`` numbers for each token."""
     scales = width // SCALED * 2 if kv_dtype == "q8_0" else 0
     return PAGE * (width * SIZE[kv_dtype] + scales)
 
 
 def rounded(x: NDArray[np.float32], kv_dtype: str) -> NDArray[np.float32]:
-    """What is left of numbers, (..., width), once they are in the cache."""
+    """Round numbers (..., width) as storing them in the cache does."""
     x = np.clip(x, -np.float32(LARGEST[kv_dtype]), np.float32(LARGEST[kv_dtype]))
     if kv_dtype == "f32":
         return x
@@ -60,12 +60,12 @@ def rounded(x: NDArray[np.float32], kv_dtype: str) -> NDArray[np.float32]:
 
 
 def blocks(kv_dtype: str, width: int) -> tuple[int, int]:
-    """How many blocks of columns a head has, and how many columns each: those that share a scale, or all."""
+    """The number of column blocks of a head and the columns of each; columns of a block share a scale, if any."""
     return (width // SCALED, SCALED) if kv_dtype == "q8_0" else (1, width)
 
 
 def key_scales(e: Any, simd: Any, kv_dtype: str, width: int, keys: Any, block: Any, token: Any) -> list[Any]:
-    """Scales of a block of columns for 16 tokens from ``token`` on, and for the next 16; None where there are none."""
+    """Load a column block's scales for 16 tokens from ``token`` on and for the next 16; None for unscaled types."""
     if kv_dtype != "q8_0":
         return [None, None]
     place = e.at(e.at(keys, width * PAGE), e.times(e.at(e.times(block, PAGE), token), 2))
@@ -73,7 +73,7 @@ def key_scales(e: Any, simd: Any, kv_dtype: str, width: int, keys: Any, block: A
 
 
 def value_scale(e: Any, simd: Any, kv_dtype: str, width: int, values: Any, token: Any, column: int) -> Any:
-    """The scale of a token's columns from ``column`` on, in all 16 lanes, or None."""
+    """Broadcast the scale of a token's columns from ``column`` on; None for unscaled types."""
     if kv_dtype != "q8_0":
         return None
     place = e.at(e.at(values, width * PAGE), e.times(token, width // SCALED * 2))
@@ -81,83 +81,98 @@ def value_scale(e: Any, simd: Any, kv_dtype: str, width: int, values: Any, token
 
 
 def load16(e: Any, simd: Any, kv_dtype: str, address: Any, scale: Any) -> Any:
-    """Sixteen numbers of "f16", "q8_0" or "f32" as float32."""
+    """Load sixteen numbers stored as "f16", "q8_0" or "f32" and widen them to float32."""
     if kv_dtype == "q8_0":
         q = e.b.sext(e.load(address, simd.vec(simd.i8), 1), simd.vec(simd.i32))
         return e.b.fmul(e.b.sitofp(q, simd.vec(simd.f32)), scale)
     return e.widen(e.load(address, simd.vec(simd.STORED[kv_dtype]), SIZE[kv_dtype]), kv_dtype)
 
 
-def writer(simd: Any, kv_dtype: str) -> Any:
-    """Helpers that write a token of one head: (x, its width, the head in the page, the slot, 32 spare bytes)."""
-    load_f32, load_f16, store_f16 = simd.load_f32, simd.load_f16, simd.store_f16
-    vload, splat, vmin, vmax, vabs = simd.vload, simd.splat, simd.vmin, simd.vmax, simd.vabs
+def writer(simd: Any, kv_dtype: str) -> tuple[Any, Any]:
+    """Make the helpers (keys, values) that write one token of one head.
+
+    (x, its width, the head in the page, the token's slot in the page, 32 spare bytes)
+    """
     largest = np.float32(LARGEST[kv_dtype])
 
     @simd.jit
     def within(x):
-        return vmin(vmax(x, splat(-largest)), splat(largest))
+        return simd.vmin(simd.vmax(x, simd.splat(-largest)), simd.splat(largest))
 
     if kv_dtype == "q8_0":
-
-        @simd.jit
-        def whole(x):
-            return simd.nearest(vmin(vmax(x, splat(-127.0)), splat(127.0)))
-
-        @simd.jit
-        def quantize(x, scale, out):
-            """32 numbers to 32 bytes; the scale goes to its place."""
-            first, second = within(vload(x)), within(vload(x + 64))
-            store_f16(scale, simd.vmax_lane(vmax(vabs(first), vabs(second))) * np.float32(1 / 127))
-            step, inverse = load_f16(scale), np.float32(0)
-            if step > np.float32(0):
-                inverse = np.float32(1) / step
-            simd.vstore_i8(out, whole(first * splat(inverse)))
-            simd.vstore_i8(out + 16, whole(second * splat(inverse)))
-
-        @simd.jit
-        def keys(x, width, to, slot, spare):
-            for block in range(width // SCALED):
-                quantize(x + block * 128, to + width * PAGE + (block * PAGE + slot) * 2, spare)
-                for j in range(SCALED):
-                    simd.store_u8(to + (block * SCALED + j) * PAGE + slot, simd.load_u8(spare + j))
-
-        @simd.jit
-        def values(x, width, to, slot, spare):
-            for block in range(width // SCALED):
-                scale = to + width * PAGE + (slot * (width // SCALED) + block) * 2
-                quantize(x + block * 128, scale, to + slot * width + block * SCALED)
-
-        return keys, values
-
+        return _scaled_writer(simd, within)
     if kv_dtype == "bf16":
-        from pellucid.kernels.simd.bf16_dot import store_halves, store_pairs
+        return _paired_writer(simd, within)
+    return _float_writer(simd, within, kv_dtype)
 
-        @simd.jit
-        def paired_keys(x, width, to, slot, spare):
-            for j in range(0, width, 16):
-                store_pairs(to + (j // 2 * PAGE + slot) * 4, PAGE * 4, within(vload(x + 4 * j)))
 
-        @simd.jit
-        def paired_values(x, width, to, slot, spare):
-            for j in range(0, width, 16):
-                place = to + (slot // 2 * width + j) * 4 + slot % 2 * 2
-                store_halves(place, 4, within(vload(x + 4 * j)))
-
-        return paired_keys, paired_values
-
-    size = SIZE[kv_dtype]
-    store, vstore = (simd.store_f32, simd.vstore) if kv_dtype == "f32" else (store_f16, simd.vstore_f16)
+def _scaled_writer(simd: Any, within: Any) -> tuple[Any, Any]:
+    """Make the helpers for "q8_0"."""
+    vload, splat, vmin, vmax, vabs = simd.vload, simd.splat, simd.vmin, simd.vmax, simd.vabs
 
     @simd.jit
-    def float_keys(x, width, to, slot, spare):
+    def whole(x):
+        return simd.nearest(vmin(vmax(x, splat(-127.0)), splat(127.0)))
+
+    @simd.jit
+    def quantize(x, scale, out):
+        """Quantize 32 numbers to 32 bytes at ``out``, and store their scale at ``scale``."""
+        first, second = within(vload(x)), within(vload(x + 64))
+        simd.store_f16(scale, simd.vmax_lane(vmax(vabs(first), vabs(second))) * np.float32(1 / 127))
+        step, inverse = simd.load_f16(scale), np.float32(0)
+        if step > np.float32(0):
+            inverse = np.float32(1) / step
+        simd.vstore_i8(out, whole(first * splat(inverse)))
+        simd.vstore_i8(out + 16, whole(second * splat(inverse)))
+
+    @simd.jit
+    def keys(x, width, to, slot, spare):
+        for block in range(width // SCALED):
+            quantize(x + block * 128, to + width * PAGE + (block * PAGE + slot) * 2, spare)
+            for j in range(SCALED):
+                simd.store_u8(to + (block * SCALED + j) * PAGE + slot, simd.load_u8(spare + j))
+
+    @simd.jit
+    def values(x, width, to, slot, spare):
+        for block in range(width // SCALED):
+            scale = to + width * PAGE + (slot * (width // SCALED) + block) * 2
+            quantize(x + block * 128, scale, to + slot * width + block * SCALED)
+
+    return keys, values
+
+
+def _paired_writer(simd: Any, within: Any) -> tuple[Any, Any]:
+    """Make the helpers for "bf16"."""
+    from pellucid.kernels.simd.bf16_dot import store_halves, store_pairs
+
+    @simd.jit
+    def keys(x, width, to, slot, spare):
+        for j in range(0, width, 16):
+            store_pairs(to + (j // 2 * PAGE + slot) * 4, PAGE * 4, within(simd.vload(x + 4 * j)))
+
+    @simd.jit
+    def values(x, width, to, slot, spare):
+        for j in range(0, width, 16):
+            place = to + (slot // 2 * width + j) * 4 + slot % 2 * 2
+            store_halves(place, 4, within(simd.vload(x + 4 * j)))
+
+    return keys, values
+
+
+def _float_writer(simd: Any, within: Any, kv_dtype: str) -> tuple[Any, Any]:
+    """Make the helpers for "f16" and "f32"."""
+    size, largest = SIZE[kv_dtype], np.float32(LARGEST[kv_dtype])
+    store, vstore = (simd.store_f32, simd.vstore) if kv_dtype == "f32" else (simd.store_f16, simd.vstore_f16)
+
+    @simd.jit
+    def keys(x, width, to, slot, spare):
         for j in range(width):
-            key = min(max(load_f32(x + 4 * j), -largest), largest)
+            key = min(max(simd.load_f32(x + 4 * j), -largest), largest)
             store(to + (j * PAGE + slot) * size, key)
 
     @simd.jit
-    def float_values(x, width, to, slot, spare):
+    def values(x, width, to, slot, spare):
         for j in range(0, width, 16):
-            vstore(to + (slot * width + j) * size, within(vload(x + 4 * j)))
+            vstore(to + (slot * width + j) * size, within(simd.vload(x + 4 * j)))
 
-    return float_keys, float_values
+    return keys, values

@@ -1,8 +1,8 @@
-"""The inner loops of attention: scores of a few rows, softmax of one, values of a few.
+"""The inner loops of attention: scores of a few rows, softmax of one row, weighted values of a few rows.
 
-A tile takes keys and values as the cache stores them (``attention/kv_layout.py``), or widened to float32; both give the
-same bits. From the cache they come a page at a time, and pages lie far from each other: no hardware guesses where the
-next one is. So a tile asks, line by line, for what lies ``ahead`` bytes further on.
+They read keys and values as the cache stores them (``attention/kv_layout.py``) or widened to float32, with the same
+bits. Pages are scattered in memory, so hardware prefetchers do not find the next page. The loops therefore prefetch the
+line ``ahead`` bytes after each line that they read.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import numpy as np
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.ops.elementwise import tanh_vector
 
-REGISTERS = 16  # vectors of sums that a tile may have
+ROWS = 8  # most rows of a loop
+SPAN = 32  # tokens whose scores a loop computes
+REGISTERS = 16  # most vectors of sums of a loop
 
 
 def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
-    """Scores of ``rows`` queries (rows, K) with 32 tokens of a page, from ``token`` on.
+    """Make the loop for the scores of ``rows`` queries (rows, K) with 32 tokens of a page, from ``token`` on.
 
-    (queries, a head's keys in the page, token, ahead, out, bytes between its rows)
+    (queries, a head's keys in the page, token, ahead, out, bytes between rows of out)
     """
     from numba.core import cgutils
     from numba.core import types as t
@@ -60,7 +62,7 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
 
 
 def store_scores(e: Any, totals: list[list[Any]], out: Any, stride: Any) -> None:
-    """A tile's sums, two vectors a row, to where its rows of scores are."""
+    """Store the sums, two vectors for each row, in rows of scores that are ``stride`` bytes apart."""
     for r, row in enumerate(totals):
         where = e.at(out, e.b.mul(stride, e.const(r)))
         for h, total in enumerate(row):
@@ -68,9 +70,9 @@ def store_scores(e: Any, totals: list[list[Any]], out: Any, stride: Any) -> None
 
 
 def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
-    """Add ``count`` tokens' values, weighted, to ``rows`` sums (rows, V). The tokens are a page's, from ``token`` on.
+    """Make the loop that adds ``count`` tokens' weighted values to ``rows`` sums (rows, V), from ``token`` on.
 
-    (weights, bytes between their rows, a head's values in the page, token, ahead, count, out)
+    (weights, bytes between rows of weights, a head's values in the page, token, ahead, count, out)
     """
     from numba.core import cgutils
     from numba.core import types as t
@@ -92,7 +94,7 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                 value = e.at(values, e.times(token, width * size))
                 stored16 = [e.at(value, column * size) for column in columns]
                 if kv_dtype != "f32":
-                    for place in stored16[:: 64 // (16 * size)]:  # a line holds several
+                    for place in stored16[:: 64 // (16 * size)]:  # one for each 64-byte line
                         e.prefetch_stream(builder.add(place, ahead))
                 scales = [kv_layout.value_scale(e, simd, kv_dtype, width, values, token, c) for c in columns]
                 loaded = [kv_layout.load16(e, simd, kv_dtype, *each) for each in zip(stored16, scales)]
@@ -113,12 +115,12 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
 
 
 def columns_at_once(rows: int, width: int) -> int:
-    """Vectors of 16 columns that a tile of values takes at once: the sums are in registers, of as many rows."""
+    """The number of 16-column vectors that a loop over values processes at once, so that all sums are in registers."""
     return next(c for c in (4, 3, 2, 1) if width // 16 % c == 0 and c <= REGISTERS // rows)
 
 
 def widen_keys(simd: Any, width: int, kv_dtype: str) -> Any:
-    """A head's keys in a page, all tokens', as (K, S) float32: (keys, out)."""
+    """Make the helper that widens a head's keys in a page to (K, S) float32: (keys, out)."""
     from numba.core import cgutils
 
     blocks, columns = kv_layout.blocks(kv_dtype, width)
@@ -137,7 +139,7 @@ def widen_keys(simd: Any, width: int, kv_dtype: str) -> Any:
 
 
 def widen_values(simd: Any, width: int, kv_dtype: str) -> Any:
-    """A head's values in a page, all tokens', as (S, V) float32: (values, out)."""
+    """Make the helper that widens a head's values in a page to (S, V) float32: (values, out)."""
     from numba.core import cgutils
 
     def emit(e: Any, values: Any, out: Any) -> None:
@@ -157,7 +159,7 @@ def _widen16(e: Any, simd: Any, kv_dtype: str, source: Any, number: Any, scale: 
 
 
 def _copier(simd: Any, emit: Any) -> Any:
-    """(source, out), as a helper that kernels call."""
+    """Make a helper (source, out) of ``emit(emitter, source, out)``."""
     from numba.core import types as t
     from numba.extending import intrinsic
 
@@ -177,9 +179,9 @@ def _copier(simd: Any, emit: Any) -> Any:
 
 
 def softmax_of_rows(simd: Any, store: Any, size: int) -> Any:
-    """Of one row of scores, unnormalised; see the body for what is masked and what it tells.
+    """Make the helper for the unnormalised softmax of one row of scores.
 
-    ``store`` puts 16 weights of ``size`` bytes each to an address.
+    ``store`` stores 16 weights, ``size`` bytes each, at an address.
     """
     vload, vstore, splat, vmax, vmax_lane = simd.vload, simd.vstore, simd.splat, simd.vmax, simd.vmax_lane
     keep, vexp, vsum, tanh = simd.keep, simd.vexp, simd.vsum, tanh_vector(simd)
@@ -187,12 +189,11 @@ def softmax_of_rows(simd: Any, store: Any, size: int) -> Any:
 
     @simd.jit
     def softmax(scores, out, base, end, first, last, cap, bias, told):
-        """Tokens base <= t < end have scores; first <= t < last are seen, the rest gets weight 0.
+        """Turn the scores of tokens base <= t < end into weights; weights are 0 outside first <= t < last.
 
-        The weights go to ``out``, which may be ``scores`` itself or lie before it. ``bias`` is 0 or the address of what
-        is added to token 0's score.
-
-        The largest score and the sum of the weights go to ``told``: minus infinity and 0 if no token is seen.
+        The weights are written to ``out``, which may be equal to ``scores`` or before it. ``bias`` is the address of
+        token 0's bias, or 0. The largest score and the sum of the weights are written to ``told``: minus infinity and 0
+        if no token is seen.
         """
         top = splat(minus_infinity)
         for t in range(base, end, 16):

@@ -1,39 +1,33 @@
-"""A tile of rows on its way through the past: its scores, softmax and values, piece by piece.
+"""The walk of a tile over the past: scores, softmax and weighted values, piece by piece.
 
-A *row* is one query head of one token. The rows of a tile share a key/value head of a sequence (heads of its group, or
-neighbouring tokens), and number from 0 up in the order (token, head of the group).
-
-A tile's work space, in a thread's scratch, is laid out by ``Space``. What a piece comes to, its rows' sums and then
-their states, is written where the caller wants it, and joined to the pieces before it from there.
+``Space`` is the layout of a tile's data in a thread's scratch memory. The result of a piece, the rows' sums followed by
+their states, is written to an address that the caller chooses, and joined to the pieces before it from there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pellucid.kernels.attention import bf16_tiles, tiles
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
-from pellucid.kernels.attention.tiles import softmax_of_rows, widen_keys, widen_values
-from pellucid.kernels.core.record import SCRATCH_HEADER, StepRecord
+from pellucid.kernels.attention.page_loops import PageLoops, page_loops
+from pellucid.kernels.attention.rows import Rows
+from pellucid.kernels.attention.tiles import ROWS, SPAN, softmax_of_rows
+from pellucid.kernels.core.record import SCRATCH_HEADER
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
-ROWS = 8  # rows that the inner loops take at once
-TOGETHER = 64  # rows of a tile at most
-SPAN = 32  # tokens whose scores are taken at once
+TOGETHER = 64  # most rows of a tile
 PIECE = 512  # tokens that have a softmax of their own
-STATE = 8  # bytes a row: the largest score, and the sum of the weights
-SCORES = (
-    PIECE * 4 + 64
-)  # bytes from one row of scores to the next: no power of two, which would crowd the cache
+STATE = 8  # bytes of a row's state: the largest score and the sum of the weights, float32
+# Bytes between rows of scores. A power of two would map all rows to the same cache sets.
+SCORES = PIECE * 4 + 64
 
 
 @dataclass(frozen=True)
 class Space:
-    """Where things are in a thread's scratch, in bytes from its start, for heads of widths K and V."""
+    """Byte offsets in a thread's scratch memory, for heads of widths K and V."""
 
     head_dim: int
     value_dim: int
@@ -45,182 +39,216 @@ class Space:
 
     @property
     def totals(self) -> int:
-        """(TOGETHER, V): the weighted values of all pieces so far."""
+        """(TOGETHER, V) float32: the weighted values of the pieces so far."""
         return self.queries + TOGETHER * self.head_dim * 4
 
     @property
     def states(self) -> int:
-        """TOGETHER states, of all pieces so far."""
+        """(TOGETHER, 2) float32: the states of the pieces so far."""
         return self.totals + TOGETHER * self.value_dim * 4
 
     @property
     def page(self) -> int:
-        """A page's keys or values, widened."""
+        """A head's keys or values in one page, widened to float32."""
         return self.states + TOGETHER * STATE
 
     @property
     def weights(self) -> int:
-        """(TOGETHER, PIECE): scores, then weights."""
+        """(TOGETHER, PIECE): the scores of a piece, then its weights."""
         return self.page + PAGE * 4 * max(self.head_dim, self.value_dim)
 
     @property
     def piece(self) -> int:
-        """What a piece comes to."""
+        """The result of a piece: sums and states."""
         return self.weights + TOGETHER * SCORES
 
     @property
     def apart(self) -> int:
-        """What pieces come to that are put apart, of tiles of at most ROWS rows."""
+        """The results of pieces that threads share, for tiles of at most ROWS rows."""
         return self.piece + self.piece_bytes(TOGETHER)
 
     def piece_bytes(self, rows: int) -> int:
-        """Bytes of what a piece comes to: the rows' sums, then their states."""
+        """Bytes of a piece's result: the rows' sums, then their states."""
         return rows * (4 * self.value_dim + STATE)
 
     def bytes(self, context: int) -> int:
-        """The whole scratch, if no sequence is longer than ``context`` tokens."""
+        """Bytes of the scratch memory of a thread, for sequences of at most ``context`` tokens."""
         return self.apart + 2 * (-(-context // PIECE) + 1) * self.piece_bytes(ROWS)
 
 
-def walk(simd: Any, at: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bits: int) -> Any:
-    """Helpers for a tile: (seen_by, begin, piece, join, finish); ``at`` has the record's fields."""
-    load, load_i32, load_f32, store_f32 = simd.load_i64, simd.load_i32, simd.load_f32, simd.store_f32
-    vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
-    vexp, lane0 = simd.vexp, simd.lane0
-    loops, keep, number = _loops(simd, head_dim, value_dim, kv_dtype)
-    open_keys, scores, open_values, values = loops
-    softmax, quantize = softmax_of_rows(simd, keep, number), quantize_block(simd, activation_bits)
-    step_at, space = StepRecord.at, Space(head_dim, value_dim)
+class Walk(NamedTuple):
+    """The helpers that ``walk`` makes, in call order; ``write_scores`` to ``join`` are called for each piece."""
+
+    begin: Any
+    write_scores: Any
+    write_weights: Any
+    add_values: Any
+    join: Any
+    finish: Any
+
+
+def walk(
+    simd: Any, at: Any, rows: Rows, head_dim: int, value_dim: int, kv_dtype: str, activation_bits: int
+) -> Walk:
+    """Make the helpers for a tile. ``at`` holds the field offsets of attention's record.
+
+    They are meant to be called without another helper in between: Numba optimises all code below a function again for
+    every level of calls, and the inner loops dominate the time to compile.
+    """
+    space, loops = Space(head_dim, value_dim), page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
+    keys_of = _page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
+    values_of = _page_of(simd, at.values, at.page_bytes, head_bytes(kv_dtype, value_dim))
+    return Walk(
+        _begin(simd, at, rows, loops, space),
+        _scores(simd, rows, loops, space, keys_of, values_of),
+        _weights(simd, at, rows, loops, space),
+        _values(simd, rows, loops, space, keys_of, values_of),
+        _join(simd, space),
+        _finish(simd, at, rows, space, activation_bits),
+    )
+
+
+def _begin(simd: Any, at: Any, rows: Rows, loops: PageLoops, space: Space) -> Any:
+    load, splat, vload, vstore, store_f32 = (
+        simd.load_i64, simd.splat, simd.vload, simd.vstore, simd.store_f32,
+    )  # fmt: skip
+    place_of, keep, number = rows.place_of, loops.store, loops.size
     in_queries, in_totals, in_states = space.queries, space.totals, space.states
-    in_page, in_weights = space.page, space.weights
-    row_bytes, out_bytes, q_bytes = head_dim * 4, value_dim * 4, block_bytes(activation_bits)
-    query_bytes = head_dim * number
-    key_head, value_head = head_bytes(kv_dtype, head_dim), head_bytes(kv_dtype, value_dim)
+    head_dim, out_bytes = space.head_dim, space.value_dim * 4
     minus_infinity = np.float32(-np.inf)
 
     @simd.jit
-    def page_of(head, pages, token, page_bytes):
-        """Where a head's keys, or values, begin in the page that has a token."""
-        return head + load_i32(pages + token // PAGE * 4) * page_bytes
-
-    @simd.jit
-    def past_of(record, step, s):
-        """Tokens that sequence s attends to, where their pages are, and the position of its first row."""
-        length = load_i32(load(step + step_at.length) + 4 * s)
-        past = length - load_i32(load(step + step_at.row_count) + 4 * s)
-        pages = load(step + step_at.pages)
-        if load(record + at.cross) != 0:
-            length, pages = (
-                load_i32(load(step + step_at.encoder_length) + 4 * s),
-                load(step + step_at.encoder_pages),
-            )
-        return length, pages + s * load(step + step_at.page_stride) * 4, past
-
-    @simd.jit
-    def seen(record, length, past, group, first, rows):
-        """Which tokens any of ``rows`` rows from ``first`` on sees, from a whole span on."""
-        window = load(record + at.window)
-        begin, end = 0, length
-        if load(record + at.causal) != 0:
-            end = past + (first + rows - 1) // group + 1
-        if window != 0:
-            begin = max(0, past + first // group - window + 1) // SPAN * SPAN
-        return begin, end
-
-    @simd.jit
-    def seen_by(record, step, s, first, rows):
-        """Which tokens a tile sees."""
-        group = load(record + at.heads) // load(record + at.kv_heads)
-        length, _, past = past_of(record, step, s)
-        return seen(record, length, past, group, first, rows)
-
-    @simd.jit
-    def place_of(record, step, s, kv_head, row):
-        """Which of all tokens' heads a row is."""
-        heads, group = load(record + at.heads), load(record + at.heads) // load(record + at.kv_heads)
-        token0 = load_i32(load(step + step_at.first_row) + 4 * s)
-        return (token0 + row // group) * heads + kv_head * group + row % group
-
-    @simd.jit
-    def begin(record, step, s, kv_head, first, rows, scratch):
-        """Rows ``first`` to ``first + rows`` of sequence s and a key/value head: nothing is seen yet."""
-        scale = splat(np.float32(simd.load_f64(record + at.scale)))
-        for r in range(rows):
-            q = load(record + at.q) + place_of(record, step, s, kv_head, first + r) * row_bytes
+    def begin(tile, scratch):
+        """Store the tile's queries, scaled, and clear its totals and states."""
+        scale = splat(np.float32(simd.load_f64(tile.record + at.scale)))
+        for r in range(tile.rows):
+            q = load(tile.record + at.q) + place_of(tile, tile.first + r) * head_dim * 4
             for i in range(0, head_dim, 16):
-                keep(scratch + in_queries + r * query_bytes + i * number, vload(q + i * 4) * scale)
+                keep(scratch + in_queries + (r * head_dim + i) * number, vload(q + i * 4) * scale)
             for i in range(0, out_bytes, 64):
                 vstore(scratch + in_totals + r * out_bytes + i, splat(0.0))
             store_f32(scratch + in_states + r * STATE, minus_infinity)
             store_f32(scratch + in_states + r * STATE + 4, np.float32(0))
 
+    return begin
+
+
+def _page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
+    """Make the helper that locates a head's keys or values in a page.
+
+    ``in_page_0`` and ``page_bytes`` are offsets of fields of the record, ``each`` is the bytes of one head.
+    """
+    load, load_i32 = simd.load_i64, simd.load_i32
+
     @simd.jit
-    def piece(record, step, s, kv_head, first, rows, scratch, piece, sums):
-        """What the tile makes of the tokens from ``piece`` on: its rows' sums, and then their states."""
-        group = load(record + at.heads) // load(record + at.kv_heads)
-        length, pages, past = past_of(record, step, s)
-        queries, page, weights = scratch + in_queries, scratch + in_page, scratch + in_weights
-        states = sums + rows * out_bytes
-        cap = np.float32(simd.load_f64(record + at.softcap))
-        page_bytes = load(record + at.page_bytes)
-        keys, kv_dtype = (
-            load(record + at.keys) + kv_head * key_head,
-            load(record + at.values) + kv_head * value_head,
-        )
-        bias, bias_stride = load(record + at.bias), load(record + at.bias_stride)
-        begin, end = seen(record, length, past, group, first, rows)
+    def page_of(tile, past, token):
+        """Return their address in the page that holds a token."""
+        head = load(tile.record + in_page_0) + tile.kv_head * each
+        return head + load_i32(past.pages + token // PAGE * 4) * load(tile.record + page_bytes)
+
+    return page_of
+
+
+def _scores(simd: Any, rows: Rows, loops: PageLoops, space: Space, keys_of: Any, values_of: Any) -> Any:
+    seen, open_keys, scores = rows.seen, loops.open_keys, loops.scores
+    in_page, in_queries, in_weights = space.page, space.queries, space.weights
+    query_bytes = space.head_dim * loops.size
+
+    @simd.jit
+    def write_scores(tile, past, scratch, piece):
+        """Compute the scores of a piece, page by page, while prefetching the next page's keys or the first values."""
+        page, (begin, end) = scratch + in_page, seen(tile, past, tile.first, tile.rows)
         start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
         for t0 in range(start, stop, PAGE):
-            here, then = page_of(keys, pages, t0, page_bytes), page_of(kv_dtype, pages, start, page_bytes)
+            here, then = keys_of(tile, past, t0), values_of(tile, past, start)
             if t0 + PAGE < stop:
-                then = page_of(keys, pages, t0 + PAGE, page_bytes)
-            open_keys(rows, here, page)
-            for sub in range(0, rows, ROWS):
-                count = min(ROWS, rows - sub)
-                low, high = seen(record, length, past, group, first + sub, count)
+                then = keys_of(tile, past, t0 + PAGE)
+            open_keys(tile.rows, here, page)
+            for sub in range(0, tile.rows, ROWS):
+                count = min(ROWS, tile.rows - sub)
+                low, high = seen(tile, past, tile.first + sub, count)
+                queries, out = scratch + in_queries + sub * query_bytes, scratch + in_weights + sub * SCORES
                 for t in range(max(low, t0), min(high, t0 + PAGE), SPAN):
-                    q, to = queries + sub * query_bytes, weights + sub * SCORES + (t - piece) * 4
-                    scores(rows, count, q, here, page, t - t0, then - here, to)
+                    to = out + (t - piece) * 4
+                    scores(tile.rows, count, queries, here, page, t - t0, then - here, to)
 
-        for sub in range(0, rows, ROWS):
-            count = min(ROWS, rows - sub)
-            low, high = seen(record, length, past, group, first + sub, count)
+    return write_scores
+
+
+def _weights(simd: Any, at: Any, rows: Rows, loops: PageLoops, space: Space) -> Any:
+    load, vstore, splat, seen = simd.load_i64, simd.vstore, simd.splat, rows.seen
+    softmax, number = softmax_of_rows(simd, loops.store, loops.size), loops.size
+    in_weights, out_bytes = space.weights, space.value_dim * 4
+
+    @simd.jit
+    def write_weights(tile, past, scratch, piece, sums):
+        """Turn the scores of a piece into weights, write the rows' states, and clear the rows' sums."""
+        record, states = tile.record, sums + tile.rows * out_bytes
+        cap = np.float32(simd.load_f64(record + at.softcap))
+        bias, bias_stride = load(record + at.bias), load(record + at.bias_stride)
+        for sub in range(0, tile.rows, ROWS):
+            count = min(ROWS, tile.rows - sub)
+            low, high = seen(tile, past, tile.first + sub, count)
             low, high = max(low, piece), min(high, piece + PIECE)
             for r in range(sub, sub + count):
-                position = past + (first + r) // group
-                last, earliest = length, 0
+                position = past.position + (tile.first + r) // tile.group
+                last, earliest = past.length, 0
                 if load(record + at.causal) != 0:
                     last = position + 1
                 if load(record + at.window) != 0:
                     earliest = max(0, position - load(record + at.window) + 1)
-                row_scores = weights + r * SCORES + (low - piece) * 4
-                row_weights, row_bias = weights + r * SCORES + (low - piece) * number, 0
+                row, row_bias = scratch + in_weights + r * SCORES, 0
                 if bias != 0:
-                    row_bias = bias + (kv_head * group + (first + r) % group) * bias_stride - position * 4
+                    head = tile.kv_head * tile.group + (tile.first + r) % tile.group
+                    row_bias = bias + head * bias_stride - position * 4
+                row_scores, row_weights = row + (low - piece) * 4, row + (low - piece) * number
                 state = states + r * STATE
                 softmax(row_scores, row_weights, low, high, earliest, last, cap, row_bias, state)
                 for i in range(0, out_bytes, 64):
                     vstore(sums + r * out_bytes + i, splat(0.0))
 
+    return write_weights
+
+
+def _values(simd: Any, rows: Rows, loops: PageLoops, space: Space, keys_of: Any, values_of: Any) -> Any:
+    seen, open_values, values = rows.seen, loops.open_values, loops.values
+    in_page, in_weights = space.page, space.weights
+    out_bytes, number = space.value_dim * 4, loops.size
+
+    @simd.jit
+    def add_values(tile, past, scratch, piece, sums):
+        """Add a piece's weighted values to the rows' sums, while prefetching the next page or the next piece's keys."""
+        page, (begin, end) = scratch + in_page, seen(tile, past, tile.first, tile.rows)
+        start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
         for t0 in range(start, stop, PAGE):
-            here = page_of(kv_dtype, pages, t0, page_bytes)
+            here = values_of(tile, past, t0)
             then = here
             if t0 + PAGE < stop:
-                then = page_of(kv_dtype, pages, t0 + PAGE, page_bytes)
+                then = values_of(tile, past, t0 + PAGE)
             elif t0 + PAGE < end:
-                then = page_of(keys, pages, t0 + PAGE, page_bytes)
-            open_values(rows, here, page)
-            for sub in range(0, rows, ROWS):
-                count = min(ROWS, rows - sub)
-                low, high = seen(record, length, past, group, first + sub, count)
+                then = keys_of(tile, past, t0 + PAGE)
+            open_values(tile.rows, here, page)
+            for sub in range(0, tile.rows, ROWS):
+                count = min(ROWS, tile.rows - sub)
+                low, high = seen(tile, past, tile.first + sub, count)
                 low, high = max(low, t0), min(high, t0 + PAGE)
                 if low < high:
-                    w, to = weights + sub * SCORES + (low - piece) * number, sums + sub * out_bytes
-                    values(rows, count, w, here, page, low - t0, then - here, high - low, to)
+                    w = scratch + in_weights + sub * SCORES + (low - piece) * number
+                    to = sums + sub * out_bytes
+                    values(tile.rows, count, w, here, page, low - t0, then - here, high - low, to)
+
+    return add_values
+
+
+def _join(simd: Any, space: Space) -> Any:
+    load_f32, store_f32, vload, vstore = simd.load_f32, simd.store_f32, simd.vload, simd.vstore
+    splat, fma, vexp, lane0 = simd.splat, simd.fma, simd.vexp, simd.lane0
+    in_totals, in_states, out_bytes = space.totals, space.states, space.value_dim * 4
+    minus_infinity = np.float32(-np.inf)
 
     @simd.jit
     def join_row(total, state, sum, told):
-        """A row's piece, joined to those before it; nothing if no token of it is seen."""
+        """Join a row's piece to the pieces before it; a no-op if the row sees no token of the piece."""
         top, largest = load_f32(state), load_f32(told)
         if largest == minus_infinity:
             return
@@ -233,14 +261,24 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, kv_dtype: str, activ
 
     @simd.jit
     def join(rows, scratch, sums):
-        """What a piece has come to, joined to the pieces before it."""
+        """Join a piece to the pieces before it."""
         totals, states, told = scratch + in_totals, scratch + in_states, sums + rows * out_bytes
         for r in range(rows):
             join_row(totals + r * out_bytes, states + r * STATE, sums + r * out_bytes, told + r * STATE)
 
+    return join
+
+
+def _finish(simd: Any, at: Any, rows: Rows, space: Space, activation_bits: int) -> Any:
+    load, load_f32, vload, vstore = simd.load_i64, simd.load_f32, simd.vload, simd.vstore
+    splat, vexp, lane0, place_of = simd.splat, simd.vexp, simd.lane0, rows.place_of
+    quantize, q_bytes = quantize_block(simd, activation_bits), block_bytes(activation_bits)
+    in_totals, in_states = space.totals, space.states
+    value_dim, out_bytes = space.value_dim, space.value_dim * 4
+
     @simd.jit
     def share_of(state, sinks, head):
-        """What a row's sums are multiplied by: 1 / the sum of all weights, a sink's included."""
+        """Return the factor of a row's sums: 1 / the sum of all weights, including a sink's."""
         if sinks == 0:
             return np.float32(1) / load_f32(state + 4)
         top, sink = load_f32(state), load_f32(sinks + 4 * head)
@@ -249,131 +287,17 @@ def walk(simd: Any, at: Any, head_dim: int, value_dim: int, kv_dtype: str, activ
         return tokens / (load_f32(state + 4) * tokens + nothing)
 
     @simd.jit
-    def finish(record, step, s, kv_head, first, rows, scratch):
-        """All pieces are joined: the rows' results."""
-        heads, quantized = load(record + at.heads), load(record + at.quantized)
-        for r in range(rows):
-            place = place_of(record, step, s, kv_head, first + r)
-            out, state = load(record + at.out) + place * out_bytes, scratch + in_states + r * STATE
-            share = splat(share_of(state, load(record + at.sinks), place % heads))
+    def finish(tile, scratch):
+        """Write the rows' results, after all pieces are joined."""
+        heads, quantized = load(tile.record + at.heads), load(tile.record + at.quantized)
+        for r in range(tile.rows):
+            place = place_of(tile, tile.first + r)
+            out, state = load(tile.record + at.out) + place * out_bytes, scratch + in_states + r * STATE
+            share = splat(share_of(state, load(tile.record + at.sinks), place % heads))
             for i in range(0, out_bytes, 64):
                 vstore(out + i, vload(scratch + in_totals + r * out_bytes + i) * share)
             if quantized != 0:
                 for block in range(value_dim // 32):
                     quantize(out + block * 128, quantized + (place * (value_dim // 32) + block) * q_bytes)
 
-    return seen_by, begin, piece, join, finish
-
-
-def _loops(simd: Any, head_dim: int, value_dim: int, kv_dtype: str) -> Any:
-    """Helpers for a page, ((open_keys, scores, open_values, values), store, size).
-
-    Opened is a page that ``rows`` rows are about to meet. ``store`` puts 16 numbers of a query, or weights, of ``size``
-    bytes each, to where the loops read them.
-    """
-    if kv_dtype == "bf16":
-        from pellucid.kernels.simd import bf16_dot
-
-        few_scores, few_values = _by_count(
-            simd, head_dim, value_dim, kv_dtype, bf16_tiles, head_dim * bf16_dot.ROW_BYTES
-        )
-
-        @simd.jit
-        def unopened(rows, here, page):
-            pass
-
-        @simd.jit
-        def scores(rows, count, queries, here, page, token, ahead, out):
-            few_scores(count, queries, here, token, ahead, out)
-
-        @simd.jit
-        def values(rows, count, weights, here, page, token, ahead, tokens, out):
-            few_values(count, weights, here, token, ahead, tokens, out)
-
-        return (unopened, scores, unopened, values), bf16_dot.store_row, bf16_dot.ROW_BYTES
-
-    few_scores, few_values = _by_count(simd, head_dim, value_dim, kv_dtype, tiles, head_dim * 4)
-    wide_scores = tiles.scores_tile(simd, ROWS, head_dim, "f32")
-    wide_values = tiles.values_tile(simd, ROWS, value_dim, "f32")
-    wider_keys, wider_values = widen_keys(simd, head_dim, kv_dtype), widen_values(simd, value_dim, kv_dtype)
-
-    @simd.jit
-    def open_keys(rows, here, page):
-        if rows > ROWS:
-            wider_keys(here, page)
-
-    @simd.jit
-    def wide_or_few_scores(rows, count, queries, here, page, token, ahead, out):
-        if rows > ROWS and count == ROWS:
-            wide_scores(queries, page, token, 0, out, SCORES)
-        else:
-            few_scores(count, queries, here, token, ahead, out)
-
-    @simd.jit
-    def open_values(rows, here, page):
-        if rows > ROWS:
-            wider_values(here, page)
-
-    @simd.jit
-    def wide_or_few_values(rows, count, weights, here, page, token, ahead, tokens, out):
-        if rows > ROWS and count == ROWS:
-            wide_values(weights, SCORES, page, token, 0, tokens, out)
-        else:
-            few_values(count, weights, here, token, ahead, tokens, out)
-
-    return (open_keys, wide_or_few_scores, open_values, wide_or_few_values), simd.vstore, 4
-
-
-def _by_count(
-    simd: Any, head_dim: int, value_dim: int, kv_dtype: str, tiles: ModuleType, query_bytes: int
-) -> Any:
-    """The inner loops for any number of rows, of which some take as many at once as there are."""
-    scores_tile, values_tile, out_bytes = tiles.scores_tile, tiles.values_tile, value_dim * 4
-    scores8, scores4, scores3, scores2, scores1 = (
-        scores_tile(simd, n, head_dim, kv_dtype) for n in (8, 4, 3, 2, 1)
-    )
-    values8, values4, values3, values2, values1 = (
-        values_tile(simd, n, value_dim, kv_dtype) for n in (8, 4, 3, 2, 1)
-    )
-
-    @simd.jit
-    def scores(rows, queries, keys, token, ahead, out):
-        while rows > 0:
-            if rows >= 8:
-                scores8(queries, keys, token, ahead, out, SCORES)
-                done = 8
-            elif rows >= 4:
-                scores4(queries, keys, token, ahead, out, SCORES)
-                done = 4
-            elif rows == 3:
-                scores3(queries, keys, token, ahead, out, SCORES)
-                done = 3
-            elif rows == 2:
-                scores2(queries, keys, token, ahead, out, SCORES)
-                done = 2
-            else:
-                scores1(queries, keys, token, ahead, out, SCORES)
-                done = 1
-            rows, queries, out = rows - done, queries + done * query_bytes, out + done * SCORES
-
-    @simd.jit
-    def values(rows, weights, start, token, ahead, count, out):
-        while rows > 0:
-            if rows >= 8:
-                values8(weights, SCORES, start, token, ahead, count, out)
-                done = 8
-            elif rows >= 4:
-                values4(weights, SCORES, start, token, ahead, count, out)
-                done = 4
-            elif rows == 3:
-                values3(weights, SCORES, start, token, ahead, count, out)
-                done = 3
-            elif rows == 2:
-                values2(weights, SCORES, start, token, ahead, count, out)
-                done = 2
-            else:
-                values1(weights, SCORES, start, token, ahead, count, out)
-                done = 1
-            rows, weights, out = rows - done, weights + done * SCORES, out + done * out_bytes
-
-    return scores, values
+    return finish

@@ -1,10 +1,10 @@
-"""Numba, told what to compile for: the only file that knows how it compiles.
+"""Compiles kernels with Numba for a ``Target``. Only this file depends on how Numba compiles.
 
-By itself Numba compiles for the host with all that it has, or for what environment variables say. Kernels are compiled
-for a ``Target``: they are a target of Numba's registry, with dispatchers and contexts that lead to a target machine of
-their own, which optimises and emits them. Nothing is loaded here, so the target may be another machine than this one.
+By default Numba compiles for the host with all its features, or as environment variables say. Kernels are a target of
+their own in Numba's registry, with dispatchers and contexts that lead to an LLVM target machine for ``TARGET``. Nothing
+is loaded here, so the target may be another machine than the host.
 
-Importing this module imports Numba; only a kernel that is about to be compiled does so.
+Importing this module imports Numba, so it is imported only to compile a kernel.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from numba.core.compiler_lock import global_compiler_lock
 from pellucid.kernels.core import isa
 
 NAME = "pellucid"
-TARGET = isa.target()  # a process compiles for one
+TARGET = isa.target()  # a process compiles for one target
 
 
 class KernelLibrary(codegen.AOTCodeLibrary):
-    """A function, optimised and ready to be emitted."""
+    """A compiled function that can be emitted as an object file or as assembly."""
 
     def get_pointer_to_function(self, name):
-        """Optimise, as Numba expects of this; no function has an address, since nothing is loaded."""
+        """Optimise the code, as Numba expects of this method; return no address, because nothing is loaded."""
         self._ensure_finalized()
         return 0
 
 
 class KernelCodegen(codegen.CPUCodegen):
-    """Modules, passes and machine code for one target."""
+    """Creates LLVM modules, optimises them and emits machine code for ``TARGET``."""
 
     _library_class = KernelLibrary
 
     def _init(self, llvm_module):
-        # Code may be loaded anywhere, far from what it calls.
+        # Code may be loaded at any address, far from the functions it calls.
         self._tm = target_machine()
         self._tm_features = TARGET.feature_text
         self._target_data = self._tm.target_data
@@ -50,17 +50,17 @@ class KernelCodegen(codegen.CPUCodegen):
         return module
 
     def _add_module(self, module):
-        """There is no engine to give it to."""
+        """Do nothing: there is no execution engine to add the module to."""
 
     def set_env(self, env_name, env):
-        """Nor Python objects that code would refer to."""
+        """Do nothing: kernels refer to no Python objects."""
 
     def magic_tuple(self):
         return TARGET.triple, TARGET.cpu, TARGET.feature_text
 
 
 class KernelContext(cpu.CPUContext):
-    """How Numba's types and operations become instructions."""
+    """Lowers Numba's types and operations to LLVM IR."""
 
     @global_compiler_lock
     def init(self):
@@ -68,14 +68,14 @@ class KernelContext(cpu.CPUContext):
         self._internal_codegen = KernelCodegen(NAME)
 
     def post_lowering(self, mod, library):
-        """Kernels count no references: Numba's runtime is not linked to them.
+        """Align the stack of functions on sets with 256-bit registers. Numba's runtime is not linked.
 
-        A vector that does not fit into the registers waits on the stack. The compiler finds out too late to align the
-        stack for it, and half of such vectors would lie across two cache lines.
+        Vectors that do not fit into registers are spilled to the stack. LLVM decides that too late to align the stack
+        for them, and half of the spilled vectors would cross a cache line.
         """
         for function in mod.functions if TARGET.isa.lanes == 8 else ():
             if not function.is_declaration:
-                # llvmlite prints no alignment where there is no other attribute.
+                # llvmlite prints the alignment only if there is another attribute.
                 function.attributes.add("nounwind")
                 function.attributes.alignstack = 64
 
@@ -87,7 +87,7 @@ class KernelOptions(cpu.CPUTargetOptions):
 
 
 class KernelTarget(registry.CPUTarget):
-    """The contexts of Numba in which kernels are typed and lowered."""
+    """The Numba contexts that type and lower kernels."""
 
     options = KernelOptions
 
@@ -103,7 +103,7 @@ class KernelDispatcher(dispatcher.Dispatcher):
 
 
 def jit(function: Any) -> Any:
-    """A helper for use inside kernels; it is inlined by LLVM, and never raises."""
+    """Compile a function for use in kernels. It never raises, and LLVM may inline it."""
     options = {
         "nopython": True, "nogil": True, "boundscheck": None, "error_model": "numpy",
         "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
@@ -112,7 +112,7 @@ def jit(function: Any) -> Any:
 
 
 class Kernels(target_extension.CPU):
-    """The target, as Numba's registry knows it: what it brings itself (``min``, say) is then compiled for it too."""
+    """The target in Numba's registry, so that Numba's own functions, such as ``min``, are compiled for it too."""
 
 
 target_extension.target_registry[NAME] = Kernels
@@ -121,7 +121,7 @@ target_extension.jit_registry[Kernels] = lambda *_, **__: jit
 
 
 def target_machine() -> Any:
-    """LLVM's description of ``TARGET``, for code that is loaded into a running process."""
+    """Create LLVM's target machine for ``TARGET``, for code that is loaded into a running process."""
     binding.initialize_native_asmparser()  # for inline assembly
     if TARGET.triple != binding.get_process_triple():
         binding.initialize_all_targets()
@@ -131,14 +131,14 @@ def target_machine() -> Any:
         cpu=TARGET.cpu,
         features=TARGET.feature_text,
         opt=int(config.OPT),  # type: ignore[attr-defined]
-        reloc="static" if x86 else "default",  # as Numba has it for code that it runs
+        reloc="static" if x86 else "default",  # as Numba does for code that it runs
         codemodel="jitdefault",
         jit=True,
     )
 
 
 def compiled(body: Any, arguments: Any) -> tuple[str, Any]:
-    """A kernel's symbol, and its library, which has ``emit_native_object`` and ``get_asm_str``."""
+    """Compile a kernel. Returns its symbol and its library, with ``emit_native_object`` and ``get_asm_str``."""
     body.compile(arguments)
     result = body.overloads[arguments]
     return result.fndesc.llvm_func_name, result.library

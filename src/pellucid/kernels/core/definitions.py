@@ -1,4 +1,4 @@
-"""What a kernel is declared as: a name, a record, and a function that builds its body. Kernels are found by discovery.
+"""Declares kernels by a name, a record and a function that builds the body. Kernels are found by discovery.
 
 @kernel("add", AddRecord)
 def build_add(simd, **parameters):
@@ -22,7 +22,7 @@ from pellucid.util.registry import file_of, modules
 
 @dataclass(frozen=True, init=False, eq=False)
 class KernelKey:
-    """Which kernel: its name, and the parameters that it is generated for, by name (hashable values).
+    """Identifies a kernel: its name and the parameters that it is generated for (hashable values).
 
     KernelKey("norm", kind="rms", activation_bits=8)
     """
@@ -49,7 +49,7 @@ class KernelKey:
         return dict(self.parameters)[parameter]
 
     def replace(self, **parameters: Any) -> KernelKey:
-        """The same kernel with other values of some parameters."""
+        """Return the key with other values of some parameters."""
         return KernelKey(self.name, **(dict(self.parameters) | parameters))
 
     def __repr__(self) -> str:
@@ -68,7 +68,7 @@ class KernelKey:
 
 @dataclass(frozen=True)
 class Definition:
-    """A kernel as its file declares it: its record, and the function that makes its body."""
+    """A declared kernel: its name, its record, and the function that builds its body."""
 
     name: str
     record: type[Record] | None
@@ -86,7 +86,7 @@ _definitions: dict[str, Definition] = {}
 def kernel(
     name: str, record: type[Record] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare ``build(simd, **parameters)``, which returns the kernel's body, under a name of its own."""
+    """Declare a kernel. The decorated function is ``build(simd, **parameters)`` and returns the kernel's body."""
 
     def declare(build: Callable[..., Any]) -> Callable[..., Any]:
         if name in _definitions:
@@ -101,16 +101,16 @@ def kernel(
 
 @functools.cache
 def _discover() -> None:
-    modules("pellucid.kernels", skip=("core", "simd"))  # which declare no kernels, and need Numba
+    modules("pellucid.kernels", skip=("core", "simd"))  # these declare no kernels and import Numba
 
 
 def definitions() -> dict[str, Definition]:
-    """Every kernel in the folder, by name."""
+    """All kernels of the package, by name."""
     _discover()
     return dict(_definitions)
 
 
 def definition(name: str) -> Definition:
-    """The kernel of that name."""
+    """The kernel with this name."""
     _discover()
     return _definitions[name]

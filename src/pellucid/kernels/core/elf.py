@@ -1,8 +1,8 @@
-"""Whether an object file is one that LLVM can link: it ends the process on a damaged one, it does not refuse it.
+"""Checks that LLVM can link an object file. LLVM aborts the process on a damaged file instead of rejecting it.
 
-In: the bytes of an object file. Out: nothing, or `BadObject`. Checked is what LLVM's linker (RuntimeDyld) relies on:
-that it is a little-endian 64-bit ELF object for this machine, that sections, names, symbols and relocations lie within
-it, and that what it asks for from outside is in this process. What the instructions do cannot be checked.
+In: the bytes of an object file. Out: nothing, or `BadObject`. The checks cover what LLVM's linker (RuntimeDyld) relies
+on: the file is a little-endian 64-bit ELF object for this machine; sections, names, symbols and relocations are within
+it; undefined symbols are defined in this process. The instructions themselves cannot be checked.
 
 Source: System V ABI, gABI chapter 4 (https://gabi.xinuos.com/elf/); relocations: the psABI of x86-64 and of AArch64.
 """
@@ -23,14 +23,14 @@ _UNWIND, _ADDRSIG = 0x70000001, 0x6FFF4C03
 _TYPES = {0, _PROGBITS, _SYMTAB, _STRTAB, _RELA, _NOTE, _NOBITS, _GROUP, _UNWIND, _ADDRSIG}
 _WRITE, _ALLOCATED, _EXECINSTR, _MERGE, _STRINGS = 0x1, 0x2, 0x4, 0x10, 0x20  # SHF_WRITE, SHF_ALLOC, …
 _INFO_LINK, _IN_GROUP, _X86_64_LARGE = 0x40, 0x200, 0x10000000  # SHF_INFO_LINK, SHF_GROUP, SHF_X86_64_LARGE
-# Not SHF_COMPRESSED, not SHF_TLS.
+# Without SHF_COMPRESSED and SHF_TLS.
 _FLAGS = _WRITE | _ALLOCATED | _EXECINSTR | _MERGE | _STRINGS | _INFO_LINK | _IN_GROUP | _X86_64_LARGE
 _UNDEFINED, _ABSOLUTE, _COMMON = 0, 0xFFF1, 0xFFF2
-_STT_SECTION = 3  # the last kind of symbol that has a place; then come STT_FILE and others
-_MOST_ZEROS = 1 << 24  # bytes that a section or a symbol without contents may have
+_STT_SECTION = 3  # the last kind of symbol that has an address; STT_FILE and others follow
+_MOST_ZEROS = 1 << 24  # most bytes of a section or symbol without contents
 _MOST_ALIGNMENT = 1 << 12
 
-# By the machine's name: its number in the header, and the relocations that LLVM's code has and its linker knows.
+# For each machine: its number in the header, and the relocations that LLVM emits and its linker supports.
 _MACHINES: dict[str, tuple[int, frozenset[int]]] = {
     "x86_64": (62, frozenset([1, 2, 4, 9, 10, 11, 24, 25, 27, 29, 41, 42])),
     "aarch64": (
@@ -41,17 +41,17 @@ _MACHINES: dict[str, tuple[int, frozenset[int]]] = {
     ),
 }
 
-_WIDE = {1, 24, 25, 27, 29, 257, 260}  # those that fill in 8 bytes
+_WIDE = {1, 24, 25, 27, 29, 257, 260}  # the relocations that fill in 8 bytes
 
 
 class BadObject(ValueError):
-    """LLVM could not link this object file."""
+    """LLVM cannot link this object file."""
 
 
 def check(code: bytes, function: str, outside: Callable[[str], bool]) -> None:
     """Raise `BadObject` unless ``code`` is an object file that can be linked and defines ``function``.
 
-    ``outside`` says whether a name that the file does not define is in this process.
+    ``outside`` tells whether this process defines a name that the file does not.
     """
     try:
         _Object(code).check(function, outside)
@@ -69,9 +69,9 @@ def _aligns(value: int) -> bool:
 
 
 def _check_frames(table: bytes) -> set[int]:
-    """Unwind tables, which are walked when they are loaded: each record within the table, of known forms.
+    """Check that the records of an unwind table, which LLVM walks when it loads it, are within it and of known form.
 
-    Returns where the addresses of functions are, which relocations fill in.
+    Returns the offsets of the function addresses, which relocations fill in.
 
     Source: Linux Standard Base 5.0, Core, chapter 10.6.
     """
@@ -128,11 +128,11 @@ class _Object:
             _require(bool(flags & _ALLOCATED), "unwind tables that are not loaded")
 
     def _unwinds(self, section: tuple[int, ...]) -> bool:
-        """Whether the linker takes a section for unwind tables."""
+        """Whether the linker treats a section as unwind tables."""
         return section[1] == _UNWIND or self._names[section[0] :].startswith(b".eh_frame\0")
 
     def _strings(self, index: int) -> bytes:
-        """The contents of a table of names."""
+        """Return the contents of a string table."""
         _, kind, _, _, offset, size, *_ = self._sections[index]
         found = self._code[offset : offset + size]
         _require(
@@ -141,7 +141,7 @@ class _Object:
         return found
 
     def _check_symbols(self, index: int, outside: Callable[[str], bool]) -> set[str]:
-        """The names that a table of symbols defines."""
+        """Check a symbol table. Returns the names that it defines."""
         _, _, _, _, offset, size, link, _, _, each = self._sections[index]
         _require(each == _SYMBOL.size and size % each == 0, "a table of symbols is cut off")
         names, defined = self._strings(link), set[str]()

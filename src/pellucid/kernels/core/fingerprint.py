@@ -1,8 +1,8 @@
-"""Hashes of everything that compiled code depends on: the names under which object code is kept.
+"""Hashes everything that compiled code depends on. The hashes name the files of the object code cache.
 
 ``environment`` covers what all kernels share: Python, Numba, LLVM, the CPU and its features, the instruction set.
-``sources`` covers the source files that one kernel is made of: the module that declares it, the modules of this package
-that it imports, and the compiler. So a change of a text kernel compiles no attention kernel again.
+``sources`` covers the source files of one kernel: the module that declares it, the modules of this package that it
+imports, and the compiler. A change to a text kernel therefore does not recompile attention.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pellucid.kernels.core import isa
 PACKAGE = "pellucid.kernels"
 ROOT = Path(__file__).parents[1]
 COMPILER = (f"{PACKAGE}.core.compiler", f"{PACKAGE}.simd")
-"""What every kernel is compiled with, whether its module imports it or is handed it."""
+"""The modules that every kernel is compiled with, whether or not its own module imports them."""
 _IMPORT = re.compile(
     rf"^[ \t]*(?:from[ \t]+({re.escape(PACKAGE)}[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)"
     rf"|import[ \t]+({re.escape(PACKAGE)}[\w.]*))",
@@ -32,7 +32,7 @@ _IMPORT = re.compile(
 
 @functools.cache
 def environment() -> str:
-    """The hash of what all kernels depend on besides their sources."""
+    """The hash of what all kernels depend on, except their sources."""
     target = isa.target()
     facts = (
         sys.version, sys.platform, version("numba"), version("llvmlite"),
@@ -44,7 +44,7 @@ def environment() -> str:
 
 @functools.cache
 def sources(module: str) -> str:
-    """The hash of the source files that the kernels of a module are made of."""
+    """The hash of the source files that the kernels of a module depend on."""
     digest = hashlib.sha256()
     for name in sorted(_closure((module, *COMPILER))):
         digest.update(name.encode() + _source(name).digest)
@@ -52,7 +52,7 @@ def sources(module: str) -> str:
 
 
 def _closure(modules: tuple[str, ...]) -> set[str]:
-    """The modules of this package that these import, directly or not, and themselves."""
+    """The given modules and all modules of this package that they import, directly or indirectly."""
     found: set[str] = set()
     waiting = list(modules)
     while waiting:

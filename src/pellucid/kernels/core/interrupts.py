@@ -1,4 +1,4 @@
-"""Ctrl-C while the compiler is at work. LLVM calls back into Python, where an exception is lost or does damage."""
+"""Delays Ctrl-C while the compiler runs. LLVM calls back into Python, where an exception is lost or does damage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """An interrupt that comes within the block takes effect at its end."""
+    """Delay interrupts that arrive within the block until its end."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield

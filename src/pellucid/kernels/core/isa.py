@@ -1,7 +1,7 @@
-"""Which instruction set the kernels are compiled for, and what the compiler is told of the CPU.
+"""The instruction set that kernels are compiled for, and the CPU features that the compiler may use.
 
-``PELLUCID_ISA`` overrides the choice; an unknown or impossible name is an error, never ignored. What is chosen is what
-is compiled: instructions of better sets are taken from the compiler, which would use them on its own.
+``PELLUCID_ISA`` overrides the choice of the set; an unknown or unsupported name is an error. The compiler uses only the
+chosen set: features of better sets are disabled, because LLVM would use them by itself.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pellucid.errors import InvalidRequest
 
 @dataclass(frozen=True)
 class Isa:
-    """An instruction set: its name, what it is, the CPU features it needs, and those that it does without.
+    """An instruction set: its name, a description, the CPU features it needs, and those that are disabled for it.
 
-    The features are LLVM's names. Of ``needs`` any one group is enough. Every feature whose name begins with one of
-    ``without`` is switched off.
+    Features have LLVM's names. A CPU needs all features of one group of ``needs``. Every feature whose name starts with
+    one of ``without`` is disabled.
     """
 
     name: str
@@ -26,28 +26,28 @@ class Isa:
     needs: tuple[frozenset[str], ...]
     without: tuple[str, ...] = ()
     sums: int = 16
-    """Sums of 16 lanes that a matrix product may have at a time: what the registers hold, beside its operands."""
+    """The number of 16-lane sums that a matrix product keeps in registers, besides its operands."""
     lanes: int = 16
-    """32-bit lanes that a register has."""
+    """32-bit lanes of a register."""
 
     terms: int = 1
-    """Products of bytes, the unsigned ones of 4 bits, that it adds up in 16 bits before it widens their sum."""
+    """Dot products of 4-bit weights that are added in 16 bits before their sum is widened; 1 if sums have 32 bits."""
 
     def runs_with(self, features: frozenset[str]) -> bool:
-        """Whether a CPU with these features has it."""
+        """Whether a CPU with these features can run the set."""
         return any(group <= features for group in self.needs)
 
     def compiled_with(self, features: frozenset[str]) -> frozenset[str]:
-        """Those of a CPU's features that the compiler may use."""
+        """The features of a CPU that the compiler may use."""
         return frozenset(name for name in features if not name.startswith(self.without))
 
 
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
 _WIDE = ("avx512", "avx10")
 
-# Best first. A CPU with AVX-512 has the 256-bit vpdpbusd in another encoding, so it can run, and test, ``avxvnni``.
-# ``portable`` leaves the compiler whatever the host has: it names no instruction, so it is for the CPUs that have none
-# of the other sets, and these are best served by what they do have.
+# Best first. A CPU with AVX-512 has the 256-bit vpdpbusd in another encoding, so it can run and test ``avxvnni``.
+# ``portable`` is for CPUs that have none of the other sets. It names no instruction and disables no feature, so the
+# compiler uses whatever the CPU has.
 KNOWN = (
     Isa(
         "avx512vnni",
@@ -70,15 +70,15 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Target:
-    """What kernels are compiled for: a set, and the machine as LLVM calls it."""
+    """What kernels are compiled for: an instruction set, and the machine in LLVM's terms."""
 
     isa: Isa
     triple: str
     cpu: str
     machine: frozenset[str]
-    """All features of the machine, those that the set does without included."""
+    """All features of the machine, including those that are disabled for the set."""
     lacks: frozenset[str] = frozenset()
-    """Features that other machines have and this one does not."""
+    """Features known to LLVM that the machine does not have."""
 
     @property
     def features(self) -> frozenset[str]:
@@ -87,7 +87,7 @@ class Target:
 
     @property
     def feature_text(self) -> str:
-        """The same as LLVM wants it: a CPU's name stands for features too, so what is off is said."""
+        """The features as LLVM expects them. Disabled ones are listed, because the CPU's name implies features."""
         off = (self.machine | self.lacks) - self.features
         return ",".join([*sorted(f"-{name}" for name in off), *sorted(f"+{name}" for name in self.features)])
 
@@ -97,18 +97,18 @@ class Target:
 
     @property
     def stream(self) -> tuple[tuple[int, int], ...]:
-        """How a stream from memory is asked for ahead of its use: so many bytes before, into which cache (1: nearest).
+        """The prefetches of a stream from memory: (bytes ahead of its use, cache level; 1 is L1).
 
-        Zen cores wait for few lines at a time on behalf of the nearer caches, so that a line is asked for twice: from
-        afar into the third, and then, when it is there, into the second. One thread reads 26 GB/s of Q4_1 on Zen 4
-        that way, 21 with one request for the second cache, 16 with one for the first, which is best on Emerald Rapids.
+        Zen cores track few outstanding lines for L1 and L2, so a line is prefetched twice: early into L3, then into L2.
+        With this, one thread on Zen 4 reads 26 GB/s of Q4_1; with one prefetch into L2 21 GB/s, into L1 16 GB/s. One
+        prefetch into L1 is best on Emerald Rapids.
         """
         return ((32768, 3), (8192, 2)) if self.cpu.startswith("znver") else ((16384, 1),)
 
 
 @functools.cache
 def _host() -> tuple[str, str, frozenset[str], frozenset[str]]:
-    """The host's triple, its CPU, the features that it has, and those that it lacks."""
+    """The host's triple, its CPU's name, the features that it has, and those that it lacks."""
     from llvmlite import binding
 
     known = binding.get_host_cpu_features()
@@ -117,17 +117,17 @@ def _host() -> tuple[str, str, frozenset[str], frozenset[str]]:
 
 
 def host_features() -> frozenset[str]:
-    """The names of the host CPU's features, as LLVM calls them."""
+    """LLVM's names of the host CPU's features."""
     return _host()[2]
 
 
 def possible() -> tuple[Isa, ...]:
-    """The sets that the host can run, best first."""
+    """The instruction sets that the host can run, best first."""
     return tuple(isa for isa in KNOWN if isa.runs_with(host_features()))
 
 
 def choose() -> Isa:
-    """The instruction set to use: ``PELLUCID_ISA`` if set, else the best that the host has.
+    """The instruction set to use: ``PELLUCID_ISA`` if it is set, else the best one that the host can run.
 
     Raises:
         InvalidRequest: ``PELLUCID_ISA`` names an unknown set, or one that this CPU does not have.
@@ -143,7 +143,7 @@ def choose() -> Isa:
 
 
 def target() -> Target:
-    """What this process compiles for: the host, with the set that ``choose`` gives.
+    """What this process compiles for: the host, with the set that ``choose`` returns.
 
     Raises:
         InvalidRequest: as for ``choose``.

@@ -1,13 +1,13 @@
-"""Finds, compiles, keeps and loads compiled kernels.
+"""Compiles kernels, caches their object code on disk, and loads it.
 
-A kernel is compiled once for a machine: Numba turns the Python function into an object file, which is kept in
-a folder. The folder's name and the file's are hashes of everything that the code depends on (``fingerprint.py``). A
-later process loads the object with LLVM alone, in about a millisecond, and never imports Numba. No object is ever
-stale: another source is another file.
+A kernel is compiled once for a machine: Numba compiles the Python function to an object file, which is kept in a cache
+folder. The names of the folder and of the file contain hashes of everything that the code depends on
+(``fingerprint.py``), so an object is never stale. Later processes load the object with LLVM alone, in about a
+millisecond, and do not import Numba.
 
-Only object code goes through the folder, never a pickle. A file is loaded if nobody but this user can have written it
-and it is what was written under its name (``pellucid/util/private.py``), and if LLVM, which ends the process when it is
-given a damaged object, can link it (``elf.py``). Any other file is compiled anew.
+The folder holds only object code, no pickles. A file is loaded if only this user can have written it, if its content is
+what was written under its name (``pellucid/util/private.py``), and if LLVM can link it (``elf.py``): LLVM aborts the
+process on a damaged object. Otherwise the kernel is compiled again.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from pellucid.util.private import Folder
 
 
 class CompileProgress(Protocol):
-    """Told while kernels are compiled: how many are done, of how many, and which is next."""
+    """Progress callback: kernels done, total, name of the next one."""
 
     def __call__(self, done: int, total: int, label: str) -> None: ...
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept; where they would be, if there is no folder that can be trusted."""
+    """The cache folder of compiled kernels, or the folder it would be if there is none that can be trusted."""
     return _folder().path or home() / _folder_name()
 
 
@@ -50,23 +50,23 @@ def _folder() -> Folder:
 
 
 def file_name(key: KernelKey) -> str:
-    """The file of a kernel's object code in the folder: another one for other sources."""
+    """The name of a kernel's file in the cache folder; it depends on the kernel's sources."""
     return f"{key.file_stem}-{sources(definition(key.name).module)}.o"
 
 
 @functools.lru_cache(maxsize=1)
 def _looked_at(_: Path) -> Folder:
-    """The folder as it was when it was looked at first, for as long as the home is the same: to see what is there."""
+    """The cache folder as it was on first use. The argument is the home folder, so that a new home has a new entry."""
     return _folder()
 
 
 def are_kept() -> bool:
-    """Whether what is compiled now is there for the next process."""
+    """Whether kernels that are compiled now are cached for later processes."""
     return _looked_at(home()).keeps
 
 
 class Library:
-    """The kernels that this process has loaded. Use the one that ``shared()`` returns."""
+    """The kernels that this process has loaded. Use the instance that ``shared()`` returns."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -76,7 +76,7 @@ class Library:
     def load(
         self, keys: Iterable[KernelKey], progress: CompileProgress | None = None
     ) -> dict[KernelKey, int]:
-        """The addresses of kernels, compiling those that this machine has not compiled yet.
+        """Load kernels and return their addresses. Kernels that are not cached are compiled.
 
         Raises:
             KernelError: a kernel did not compile.
@@ -96,31 +96,31 @@ class Library:
             if progress:
                 progress(done, len(absent), str(key))
             with interrupts.held_back():
-                made = compile_kernel(key)  # by this process: it needs no check
+                made = compile_kernel(key)  # made by this process, so it is linked without a check
                 self._addresses[key] = self._link(made, key)
-                with contextlib.suppress(elf.BadObject):  # the next process would refuse it
+                with contextlib.suppress(elf.BadObject):  # a later process would reject the object
                     _check(made)
                     folder.write(file_name(key), made)
         if absent and progress:
             progress(len(absent), len(absent), "")
 
     def _found(self, folder: Folder, key: KernelKey) -> int | None:
-        """The address of a kernel that is kept; None if it is not, or does not load."""
+        """Load a kernel from the cache and return its address; None if it is absent or does not load."""
         content = folder.read(file_name(key))
         if content is None:
             return None
         try:
             return self._link(content, key, checked=True)
-        except (KernelError, elf.BadObject, RuntimeError):  # RuntimeError: LLVM refuses it
+        except (KernelError, elf.BadObject, RuntimeError):  # RuntimeError: LLVM rejects it
             return None
 
     def kept(self, keys: Iterable[KernelKey]) -> bool:
-        """Whether kernels are there without compiling anything."""
-        folder = _looked_at(home())  # this is asked again and again
+        """Whether all these kernels are loaded or cached, so that none has to be compiled."""
+        folder = _looked_at(home())  # this method is called often
         return all(key in self._addresses or folder.has(file_name(key)) for key in keys)
 
     def function(self, key: KernelKey, arguments: int) -> Callable[..., int]:
-        """A kernel as a Python function of integers. The GIL is released while it runs."""
+        """Return a kernel as a Python function of ``arguments`` integers. The GIL is released while it runs."""
         address = self.load([key])[key]
         kind = ctypes.CFUNCTYPE(
             ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * arguments
@@ -138,8 +138,8 @@ class Library:
     def _link(self, content: bytes, key: KernelKey, *, checked: bool = False) -> int:
         from llvmlite import binding
 
-        # An engine each: Numba's names for helpers are unique in a process, not among object files, and one
-        # engine would take another kernel's helper of the same name.
+        # Each kernel has its own engine. Numba's names of helpers are unique in one process, not among object files:
+        # with a shared engine, a kernel could be linked to another kernel's helper of the same name.
         engine = _execution_engine()
         if checked:
             _check(content)
@@ -155,12 +155,12 @@ class Library:
 
 @functools.cache
 def shared() -> Library:
-    """The process's library. Compiled code cannot be unloaded, so there is one."""
+    """The process's library. There is only one, because compiled code cannot be unloaded."""
     return Library()
 
 
 def _check(content: bytes) -> None:
-    """Raise `elf.BadObject` if LLVM cannot link what `compile_kernel` gave. There must be an execution engine."""
+    """Raise `elf.BadObject` if LLVM cannot link the result of `compile_kernel`. An execution engine must exist."""
     from llvmlite import binding
 
     symbol, _, code = content.partition(b"\0")
@@ -168,7 +168,7 @@ def _check(content: bytes) -> None:
         name = symbol.decode()
     except UnicodeDecodeError as error:
         raise elf.BadObject("the name of the function is not UTF-8") from error
-    if sys.platform == "linux":  # elsewhere objects are of other kinds
+    if sys.platform == "linux":  # other systems have other object formats
         elf.check(code, name, lambda name: binding.address_of_symbol(name) is not None)
 
 
@@ -184,31 +184,35 @@ def _execution_engine() -> Any:
 
 
 def compile_kernel(key: KernelKey) -> bytes:
-    """Compile one kernel: its symbol, a NUL and the object file.
+    """Compile one kernel. Returns its symbol, a NUL byte and the object file.
 
     Raises:
-        KernelError: it did not compile.
+        KernelError: the kernel did not compile.
     """
     symbol, library = compiled(key)
     return symbol.encode() + b"\0" + bytes(library.emit_native_object())
 
 
 def assembly(key: KernelKey) -> str:
-    """What one kernel is compiled to, as text: for a person, and for tests that look for an instruction.
+    """The assembly of one kernel, for reading and for tests that look for an instruction.
 
     Raises:
-        KernelError: it did not compile.
+        KernelError: the kernel did not compile.
     """
     _, library = compiled(key)
     return str(library.get_asm_str())
 
 
 def compiled(key: KernelKey) -> tuple[str, Any]:
-    """A kernel's symbol, and what ``compiler.compiled`` gives for it."""
+    """Compile one kernel. Returns the result of ``compiler.compiled``: its symbol and its library.
+
+    Raises:
+        KernelError: the kernel did not compile.
+    """
     from numba.core.errors import NumbaError
 
     body, compiler = build(key), importlib.import_module("pellucid.kernels.core.compiler")
-    arguments = importlib.import_module("pellucid.kernels.simd").KERNEL_SIGNATURE.args
+    arguments = importlib.import_module("pellucid.kernels.simd.types").KERNEL_SIGNATURE.args
     try:
         symbol, library = compiler.compiled(body, arguments)
     except (NumbaError, AttributeError) as error:
@@ -217,6 +221,6 @@ def compiled(key: KernelKey) -> tuple[str, Any]:
 
 
 def build(key: KernelKey) -> Any:
-    """The kernel's body as a Numba dispatcher, for compiling it or for calling it from a test."""
+    """Build the kernel's body as a Numba dispatcher, to compile it or to call it from a test."""
     simd = importlib.import_module("pellucid.kernels.simd")
     return definition(key.name).build(simd, **dict(key.parameters))

@@ -1,25 +1,26 @@
 """The loop that every thread runs over a program, and the barrier between operations.
 
-A program is a table of records (``record.py``): word 0 of each is the kernel's address, word 1 says whether all threads
-must meet after it: 0 no, 1 yes, otherwise unless the step's word at that offset, less 2, is one. Python is not in the
-loop; one call runs one step.
+A program is a table of records (``record.py``). Word 0 of a record is the kernel's address. Word 1 says whether a
+barrier follows: 0 no; 1 yes; n > 1 yes, unless the step record's word at offset n - 2 is 1. One call runs one step,
+without Python in the loop.
 
-The control block is a row of 64-byte lines, so that no two threads write to the same line:
+The control block consists of 64-byte lines, so that no two threads write to the same line:
 
-    line 0   epoch: which step may run, on how many threads   line 3   address of the program
+    line 0   epoch: the step to run and its threads            line 3   address of the program
     line 1   set to 1 to stop the workers                      line 4   number of records
     line 2   a kernel's non-zero status, 0 if none             line 5   address of the step's record
-    line 8+t the last barrier that thread t has come to        line 6   looks before a thread gives up its core
-    line 7   how often threads gave up their cores in the last step
+    line 8+t the last barrier that thread t has reached        line 6   polls before a thread sleeps or is parked
+    line 7   how often threads yielded or slept in the last step
 
-The epoch is one word, the step's number and behind it how many of the team's threads run it: whoever reads it has both,
-and the others do not touch the step. Barriers are numbered through, step * 2^20 and up, so that a thread that was not
-asked for some steps has not fallen behind.
+The epoch is one word with the step's number in the upper bits and the number of threads that run it in the lower ones,
+so one read gets both. Threads beyond that number do not touch the step. Barriers are numbered from step * 2^20, so a
+thread that skipped steps is not behind.
 
-At a barrier a thread spins: its partner is there in a microsecond. If the partner began the step on this very core it
-cannot be, so the core is given up at once. After half a millisecond another process must have the partner's core, and
-then the thread sleeps until the partner wakes it: whoever slept is served first, so that the two run at the same time
-again instead of in turns. Between steps a worker spins as long, then returns to Python to be parked.
+At a barrier a thread spins, because the other threads usually arrive within a microsecond. If a thread that it waits
+for started the step on the same core, it yields the core immediately. After half a millisecond another process probably
+has the other thread's core. The thread then sleeps until that thread wakes it: the scheduler prefers threads that have
+slept, so both threads run at the same time again and not in turns. Between steps a worker spins for the same time, then
+returns to Python to be parked.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ from pellucid.kernels.core.record import RECORD_WORDS, WORD
 LINE = 64
 EPOCH, STOP, STATUS, PROGRAM, RECORDS, STEP, PATIENCE, WAITS = (LINE * i for i in range(8))
 PASSED = LINE * 8
-CORE = 16  # in a thread's line: the core that it began this step on
-SLEEPERS = 24  # in a thread's line: not 0 if others sleep until it comes to its next barrier
-WAITED = 32  # in a thread's line: how often it gave its core up in this step
+CORE = 16  # in a thread's line: the core on which it started this step
+SLEEPERS = 24  # in a thread's line: not 0 if other threads sleep until it reaches its next barrier
+WAITED = 32  # in a thread's line: how often it yielded or slept in this step
 ACTIVE_BITS, BARRIER_BITS = (
     16,
     20,
-)  # of an epoch, how many threads run; of a barrier's number, those of one step
+)  # low bits of an epoch (the number of threads); low bits of a barrier's number (its number within the step)
 MAX_THREADS = 256
 CONTROL_BYTES = PASSED + LINE * MAX_THREADS
 
-EAGER = 50  # looks at a barrier without a pause: a pause takes as long as the other thread is away
-PATIENT, HASTY = 10_000, 1_000  # looks before a thread sleeps: 500 µs; 50 µs with more threads than cores
-NAP = 1_000_000  # nanoseconds that a thread sleeps at most, before it looks again
+EAGER = 50  # polls at a barrier without a pause instruction: a pause takes as long as a typical wait
+PATIENT, HASTY = 10_000, 1_000  # polls before a thread sleeps: 500 µs; 50 µs with more threads than cores
+NAP = 1_000_000  # most nanoseconds that a thread sleeps before it polls again
 
 
 def _loop(simd: Any) -> Any:
@@ -102,7 +103,7 @@ def _loop(simd: Any) -> Any:
 
 @kernel("loop.lead")
 def lead(simd: Any) -> Any:
-    """(control, threads, number, unused): run step ``number`` as thread 0. The epoch has told the workers."""
+    """(control, threads, number, unused): run step ``number`` as thread 0, after the epoch has started the workers."""
     run, load, store = _loop(simd), simd.atomic_load, simd.atomic_store
 
     @simd.jit
@@ -118,9 +119,10 @@ def lead(simd: Any) -> Any:
 
 @kernel("loop.work")
 def work(simd: Any) -> Any:
-    """(control, thread, seen, unused): run what comes after the epoch ``seen``, until stopped, not asked, or impatient.
+    """(control, thread, seen, unused): run the steps after the epoch ``seen`` as a worker.
 
-    The last epoch that was seen is left in the second word of the thread's line.
+    Returns when the workers are stopped, when a step does not use the thread, or when no step comes for as long as a
+    thread spins. The last epoch seen is stored in the second word of the thread's line.
     """
     run = _loop(simd)
     load, store, relax = simd.atomic_load, simd.atomic_store, simd.relax

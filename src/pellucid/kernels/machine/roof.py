@@ -1,9 +1,9 @@
-"""What the machine can do at most: how fast all threads together read memory, and multiply 8-bit integers.
+"""Measures the machine's limits: the memory bandwidth of all threads, and their rate of 8-bit multiply-adds.
 
-The roof of a step that is bound by its weights is the time to read them once. ``roof.read`` reads a buffer of the
-same size with the same threads and nothing else to do. The roof of a step of many tokens is the time of its products:
-``roof.multiply`` makes them, four to a lane, without reading anything. Their unsigned factors have four bits: sets that
-add up in 16 bits are at their best with those.
+A step that is bound by memory cannot be faster than reading its weights once: ``roof.read`` reads a buffer of the same
+size with the same threads. A step of many tokens cannot be faster than its products: ``roof.multiply`` computes
+products, four for each lane, from registers. The unsigned factors have 4 bits, with which sets that sum in 16 bits are
+fastest.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.isa import choose
 from pellucid.kernels.core.record import Address, Record
 
-STRIP = 512  # bytes that a turn of the loop reads: eight vectors, eight independent sums
-FACTOR = 0x0F010C04  # four bytes of MOST at most, the unsigned factors of every lane
+STRIP = 512  # bytes that an iteration reads: eight vectors for eight independent sums
+FACTOR = 0x0F010C04  # the four unsigned factors of every lane, at most MOST each
 MOST = 15
 
 
 class ReadRecord(Record):
     data: Address
-    strips: int  # of STRIP bytes
-    out: Address  # (threads, 16) float32: the sums, so that no load can be left out
+    strips: int  # number of strips of STRIP bytes
+    out: Address  # (threads, 16) float32: the sums, so that the compiler cannot remove loads
 
 
 @kernel("roof.read", ReadRecord)
@@ -52,23 +52,23 @@ def build(simd: Any) -> Any:
 
 
 class MultiplyRecord(Record):
-    rounds: int  # of ``round_products`` multiply-adds, which every thread makes
-    factor: int  # FACTOR; the compiler does not know it, as it knows no weights
-    out: Address  # (threads, 16) int32: the sums, so that no product can be left out
+    rounds: int  # rounds of ``round_products`` multiply-adds for every thread
+    factor: int  # FACTOR; a field, so that the compiler does not know its value
+    out: Address  # (threads, 16) int32: the sums, so that the compiler cannot remove products
 
 
 def chain_count() -> int:
-    """Sums that do not wait for each other; with the other factor they fit into the registers."""
+    """The number of independent sums; they fit into the registers together with the unsigned factor."""
     return 3 * choose().sums // 2
 
 
 def round_products() -> int:
-    """Multiply-adds of a round: in every chain 16 lanes of four, as often as the set adds up products in 16 bits."""
+    """Multiply-adds of a round: 16 lanes of four products in every chain, ``terms`` of the set times."""
     return chain_count() * 64 * choose().terms
 
 
 def reference(rounds: int) -> NDArray[np.int32]:
-    """What every thread leaves in its row of ``out``: (16,) int32, sums that wrap around."""
+    """Compute what every thread writes to its row of ``out``: (16,) int32 sums that wrap around."""
     count = chain_count()
     unsigned = np.frombuffer(np.int32(FACTOR).tobytes(), np.uint8).astype(np.int64)
     chains = np.array([_first(chain) for chain in range(count)], np.int32)
@@ -83,13 +83,13 @@ def reference(rounds: int) -> NDArray[np.int32]:
 
 
 def _first(chain: int) -> list[int]:
-    """Where a chain's sums begin: 16 numbers unlike those of other chains, in every byte."""
+    """The initial sums of a chain: 16 numbers that differ from those of other chains in every byte."""
     return [(1 + 16 * chain + lane) * 0x01030507 % 2**31 for lane in range(16)]
 
 
 @kernel("roof.multiply", MultiplyRecord)
 def build_multiply(simd: Any) -> Any:
-    """A chain's signed factors are its neighbours' sums: no product is known before its turn, and none is loaded."""
+    """8-bit multiply-adds; a chain's signed factors are other chains' sums, so they are neither loaded nor constant."""
     from llvmlite import ir
     from numba.core import cgutils
     from numba.core import types as t
@@ -103,7 +103,7 @@ def build_multiply(simd: Any) -> Any:
         e = simd.Emitter(builder)
         rounds, factor, out = args
         factor = e.splat(builder.trunc(factor, simd.i32))
-        # Another one for every term, lest chains have products in common.
+        # Each term has another factor, so that chains have no products in common.
         factors = [builder.xor(factor, e.fill(simd.i32, 0x01010101 * term)) for term in range(simd.ISA.terms)]
         chains = [
             cgutils.alloca_once_value(builder, ir.Constant(simd.vec(simd.i32), _first(chain)))

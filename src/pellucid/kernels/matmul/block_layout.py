@@ -1,7 +1,7 @@
-"""How quantised weights lie in files, as data: what a format of blocks is made of.
+"""The block formats of quantized weights in files, described as data.
 
-The kernel that packs is generated from this (``pack.py``), and the plain definition reads it (``weights/quant``). A
-block covers as many columns as a scale unit of the packed layout does.
+The kernel that packs weights is generated from a ``BlockLayout`` (``pack.py``), and the NumPy decoder reads it
+(``weights/quant``). A block covers as many columns as a scale unit of the packed layout.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BitPlane:
-    """Some bits of every value of a block.
+    """Some of the bits of every value of a block.
 
-    From byte ``offset`` on lie runs of ``run`` bytes. The lowest ``bits`` of a run's bytes belong to the first ``run``
-    values, the bits above them to the next ``run`` values, and so on; what is left of the values is in the next run.
+    Runs of ``run`` bytes start at byte ``offset``. The lowest ``bits`` of a run's bytes belong to the first ``run``
+    values, the bits above them to the next ``run`` values, and so on. When the bytes of a run are full, the next run
+    holds the following values.
     """
 
     offset: int
@@ -22,14 +23,14 @@ class BitPlane:
     run: int
 
     def place(self, value: int) -> tuple[int, int]:
-        """Where a value's bits are: the byte of the block, and the lowest bit in it."""
+        """Return where a value's bits are: the byte of the block, and the lowest bit in that byte."""
         run, inside = divmod(value, self.run * 8 // self.bits)
         return self.offset + run * self.run + inside % self.run, inside // self.run * self.bits
 
 
 @dataclass(frozen=True)
 class BitField:
-    """``bits`` bits of a byte of the block, from bit ``shift`` on."""
+    """``bits`` bits of a byte of the block, starting at bit ``shift``."""
 
     byte: int
     shift: int
@@ -38,7 +39,7 @@ class BitField:
 
 @dataclass(frozen=True)
 class ScaleField:
-    """Numbers that go with a block's values, each made of pieces, the lowest bits first; ``minus`` is taken off."""
+    """Scales or minima of a block. Each is concatenated from bit fields, lowest bits first, minus ``minus``."""
 
     numbers: tuple[tuple[BitField, ...], ...]
     minus: int = 0
@@ -48,8 +49,8 @@ class ScaleField:
 class BlockLayout:
     """A block: ``values`` numbers in ``nbytes`` bytes.
 
-    ``planes`` hold the values' bits, the lowest first; ``flip`` are bits that are stored the other way round.
-    ``sides`` are in the order of ``Packed.sides``.
+    ``planes`` hold the values' bits, lowest first. ``flip`` are bits that are stored inverted. ``sides`` are in the
+    order of ``PackedLayout.sides``.
     """
 
     values: int
@@ -63,7 +64,7 @@ class BlockLayout:
 
 
 def whole(byte: int, count: int = 1) -> ScaleField:
-    """``count`` bytes from ``byte`` on, as they are."""
+    """``count`` 8-bit numbers, starting at ``byte``."""
     return ScaleField(tuple((BitField(byte + i, 0, 8),) for i in range(count)))
 
 

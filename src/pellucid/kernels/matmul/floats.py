@@ -1,8 +1,8 @@
-"""Matrix product with weights stored as floats: out = x Wᵀ (+ bias, or + out), all in float32.
+"""Matrix product with weights stored as floats: out = x Wᵀ (+ bias, or + out), computed in float32.
 
 In: (T, D) float32, packed weights (N, D) in F32, F16 or BF16. Out: (T, N) float32.
 
-Columns add up in ascending order, by fused multiply-adds, in every tile shape.
+Every tile shape sums the columns in ascending order with fused multiply-adds.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout
 from pellucid.kernels.matmul.product import MatmulRecord, prefetch_ahead, product
 
-UNROLL = 4  # columns a turn; D is a multiple of it
+UNROLL = 4  # columns of an iteration; D is a multiple of it
 
 
 def reference(
     x: NDArray[Any], weights: NDArray[Any], addend: NDArray[Any] | float = 0.0
 ) -> NDArray[np.float64]:
-    """The same in float64, from (T, D) and (N, D)."""
+    """Compute the product in float64 from (T, D) and (N, D)."""
     return np.asarray(x.astype(np.float64) @ weights.astype(np.float64).T + addend, np.float64)
 
 
 def _sums(
     packed: PackedLayout, e: Any, tokens: int, weights: Any, first_time: Any, width: Any, rows: list[Any]
 ) -> list[Any]:
-    """A group of 16 rows times each token, over all columns."""
+    """Emit the dot products of a group of 16 weight rows with each token over all columns."""
     from numba.core import cgutils
 
     from pellucid.kernels import simd

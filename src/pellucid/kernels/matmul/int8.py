@@ -1,21 +1,21 @@
-"""Matrix product of quantised weights with 8-bit activations: out = x Wᵀ (+ bias, or + out).
+"""Matrix product of quantized weights with activation blocks: out = x Wᵀ (+ bias, or + out).
 
 In: activation blocks (T, D/32; ``quantize.py``), packed weights (N, D). Out: (T, N) float32.
 
-For every block of 32 columns the products are summed exactly in int32; blocks add up in float32 in ascending
-order, by fused multiply-adds:
+The products of a block of 32 columns are summed exactly in int32. Blocks are summed in float32 in ascending order, with
+fused multiply-adds:
 
     total = fma(sum, w_scale * x_scale, total)    then, with a minimum,    total = fma(w_min, x_sum, total)
 
-Where 16 columns share a scale, a block has two sums:
+If 16 columns share a scale, a block has two sums:
 
     scaled = fma(sum1, w_scale1, sum0 * w_scale0)                then    total = fma(scaled, x_scale, total)
 
-and with minima, w_min0 times the whole block's x_sum is added as above, after the difference for the second half:
+With minima, the second half's difference is added first, then w_min0 times the whole block's x_sum as above:
 
     scaled = fma(w_min0 - w_min1, -(q16 + ... + q31), scaled)
 
-Every tile shape does this same sum in this same order, so a token's result never depends on its neighbours.
+Every tile shape computes the same sums in the same order, so a token's result never depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from pellucid.kernels.matmul.quantize import block_bytes, values
 def reference(
     x: NDArray[Any], weights: NDArray[np.float64], addend: NDArray[Any] | float = 0.0
 ) -> NDArray[np.float64]:
-    """The same in float64, from activation blocks (T, D/32) and decoded weights (N, D)."""
+    """Compute the product in float64 from activation blocks (T, D/32) and dequantized weights (N, D)."""
     return np.asarray(values(x) @ weights.T + addend, np.float64)
 
 
-CHAINS = 4  # sums of a block that do not wait for each other; the next block's do not wait for them either
+CHAINS = 4  # independent partial sums of a block; those of the next block are independent too
 
 
 def _exact(e: Any, packed: PackedLayout, planes: int, raw: list[Any], part: int, xs: list[Any]) -> list[Any]:
-    """A part's exact sum for each token, int32, 16 lanes of rows. ``xs`` are the addresses of the tokens' blocks.
+    """Emit a part's exact int32 sum for each token, one lane for each of 16 rows.
 
-    The tokens take turns at every vector of weights, for the sake of the pipelines; integers add up to the same in
-    any order.
+    ``xs`` are the addresses of the tokens' activation blocks. The tokens are interleaved at every vector of weights to
+    hide latency; integer sums do not depend on the order.
     """
     from pellucid.kernels.simd import int8_dot
 
     simd = _simd()
     per_part = 8 * packed.sub // BLOCK
     each = max(1, CHAINS * packed.sub // (BLOCK * len(xs) * planes))
-    # Weights that are better taken as signed bytes have no zero point then.
+    # Weights that are used as signed bytes have no zero point.
     signed = packed.zero_point == 128 and int8_dot.wants_signed(packed.most)
 
     def begin(plane: int, x: Any) -> Any:
-        # Of a token's planes the last is the one whose unit is 1: it takes up the zero point.
+        # The zero point applies to the last plane of a token, whose unit is 1.
         start = e.fill(simd.i32, 0)
         if packed.zero_point and not signed and plane == planes - 1:
             start = _zero_point(e, packed, planes, part, x)
@@ -85,11 +85,11 @@ def _exact(e: Any, packed: PackedLayout, planes: int, raw: list[Any], part: int,
 
 
 def _zero_point(e: Any, packed: PackedLayout, planes: int, part: int, x: Any) -> Any:
-    """Minus the zero point times the sum of a part's activations: where an exact sum begins."""
+    """Emit the initial value of an exact sum: minus the zero point times the sum of the part's activations."""
     simd = _simd()
     sums = e.at(x, BLOCK * planes + 8)
     minus = e.splat(e.load(e.at(sums, 4 * part), simd.i32))
-    if part == 0 and packed.sub < BLOCK:  # the whole block's sum is stored, and its second half's
+    if part == 0 and packed.sub < BLOCK:  # stored are the sums of the whole block and of its second half
         minus = e.b.sub(minus, e.splat(e.load(e.at(sums, 4), simd.i32)))
     return e.b.shl(minus, e.fill(simd.i32, packed.zero_point.bit_length() - 1))
 
@@ -102,7 +102,7 @@ def _simd() -> Any:
 
 
 def _add(e: Any, planes: int, total: Any, sums: Sequence[Any], scales: list[Any], x: Any) -> Any:
-    """A token's total, and a block's exact sums, part by part."""
+    """Emit the sum of a token's total and a block's exact sums, one for each part, scaled."""
     simd = _simd()
 
     def single(integers: Any) -> Any:
@@ -132,7 +132,7 @@ def _sums(
     width: Any,
     rows: list[Any],
 ) -> list[Any]:
-    """A group of 16 rows times each token, over all columns."""
+    """Emit the dot products of a group of 16 weight rows with each token over all columns."""
     from numba.core import cgutils
 
     simd = _simd()
@@ -161,6 +161,6 @@ def _sums(
 
 @kernel("matmul_int8", MatmulRecord)
 def build(simd: Any, packed: PackedLayout, activation_bits: int) -> Any:
-    """``activation_bits`` is 8 or 16: one plane of bytes or two."""
+    """Integer matrix product; ``activation_bits`` is 8 or 16: one or two planes of bytes."""
     planes = activation_bits // 8
     return product(simd, functools.partial(_sums, packed, planes), planes)

@@ -1,8 +1,7 @@
-"""Stored weights into the layout of ``matmul/packed_layout.py``, compiled. Called straight from Python, a range of
-groups a call.
+"""Packs weights from their stored formats into the layout of ``matmul/packed_layout.py``.
 
-``pack_int`` takes rows of blocks as ``matmul/block_layout.py`` describes them, ``pack_float`` rows of numbers of 2 or 4
-bytes. Both take a multiple of 16 rows, one behind the other.
+Python calls these kernels directly, each call for a range of groups. ``pack_int`` reads rows of blocks as described by
+``matmul/block_layout.py``, ``pack_float`` rows of numbers of 2 or 4 bytes. Both read a multiple of 16 consecutive rows.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def _number(n: int, kind: Any = i32) -> Any:
 
 
 def _shifted(e: Any, number: Any, by: int) -> Any:
-    """To the left, or to the right by less than nothing."""
+    """Shift left by ``by`` bits, or right if ``by`` is negative."""
     if by < 0:
         return e.b.lshr(number, _number(-by, number.type))
     return e.b.shl(number, _number(by, number.type)) if by else number
@@ -43,13 +42,13 @@ def _bits(e: Any, address: Any, kind: Any, shift: int, mask: int) -> Any:
 
 
 def _values(e: Any, stored: BlockLayout, block: Any, first: int) -> list[Any]:
-    """32 values of a block from number ``first`` on: eight i32 of four bytes each."""
+    """Emit 32 values of a block, from number ``first`` on, as eight i32 of four bytes each."""
     words = []
     for start in range(first, first + BLOCK, 4):
         word, below = _number(stored.flip * 0x01010101), 0
         for plane in stored.planes:
             mask = (1 << plane.bits) - 1
-            if plane.run % 4 == 0:  # four bytes side by side
+            if plane.run % 4 == 0:  # the four values are in consecutive bytes
                 byte, shift = plane.place(start)
                 four = _bits(e, e.at(block, byte), i32, shift, mask * 0x01010101)
             else:
@@ -64,7 +63,7 @@ def _values(e: Any, stored: BlockLayout, block: Any, first: int) -> list[Any]:
 
 
 def _store_planes(e: Any, packed: PackedLayout, words: list[Any], out: Any) -> None:
-    """One row's 32 values into a block's planes, where its lanes begin at ``out``."""
+    """Store 32 values of one row in a block's planes. ``out`` is the address of the row's lane in the first vector."""
     at, below = 0, 0
     for bits in packed.planes:
         each, mask = 8 // bits, ((1 << bits) - 1) * 0x01010101
@@ -79,7 +78,7 @@ def _store_planes(e: Any, packed: PackedLayout, words: list[Any], out: Any) -> N
 
 
 def _store_sides(e: Any, packed: PackedLayout, stored: BlockLayout, block: Any, out: Any, row: Any) -> None:
-    """One row's scales and minima into the unit at ``out``."""
+    """Store the scales and minima of one row in the scale unit at ``out``."""
     at = 0
     for (count, kind), side in zip(packed.sides, stored.sides, strict=True):
         size = int(kind[-1])

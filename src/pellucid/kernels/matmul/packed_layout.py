@@ -1,30 +1,30 @@
-"""How weights lie in memory: 16 rows interleaved, so that a vector holds the same column of 16 rows.
+"""The layout of packed weights: 16 rows are interleaved, so that a vector holds the same columns of 16 rows.
 
-A matrix of N rows is cut into groups of 16. A group is one run of bytes, so a thread reads it front to back:
+A matrix of N rows is divided into groups of 16. A group is contiguous, so a thread reads it front to back:
 
-    quantised   | planes of block 0 | planes of block 1 | ... | scales of unit 0 | scales of unit 1 | ...
+    quantized   | planes of block 0 | planes of block 1 | ... | scales of unit 0 | scales of unit 1 | ...
     float       | column 0 of the 16 rows | column 1 | ...
 
-A *block* is 32 columns: eight vectors of 16 rows x 4 columns, where a 32-bit lane is one row, and byte c of lane r of
-vector i is row r's column 4i+c. Of values of b bits, a *plane* of b 64-byte vectors holds all eight: vector i is in
-the plane's vector i // (8/b), in the b bits of every byte from bit b * (i mod (8/b)) on. Values of 2, 4 and 8 bits
-have one plane. Those of 3 bits have a plane of the lower 2 and then one of the third, those of 5 and 6 bits a plane of
-the lower 4 and then one of the upper 1 or 2.
+A *block* is 32 columns: eight vectors of 16 rows x 4 columns. A 32-bit lane is one row, and byte c of lane r of vector
+i is column 4i+c of row r. A *plane* stores b bits of all values of a block in b 64-byte vectors: vector i is in the
+plane's vector i // (8/b), in the b bits of every byte starting at bit b * (i mod (8/b)). Values of 2, 4 and 8 bits have
+one plane. Values of 3 bits have a plane of the lower 2 bits, then one of the third. Values of 5 and 6 bits have a plane
+of the lower 4 bits, then one of the upper 1 or 2.
 
-A scale *unit* covers 32 columns or, with "super-scales", 256. It holds for each of its numbers the 16 rows side by
+A scale *unit* covers 32 columns or, with "super-scales", 256. For each of its numbers it holds the 16 rows side by
 side, in this order:
 
-    with super-scales: an 8-bit scale of each ``sub`` columns, then, with minima, an 8-bit minimum of each; or one byte
-                       for both, where they have 4 bits each, the scale in the lower ones
+    with super-scales: an 8-bit scale for each ``sub`` columns, then, with minima, an 8-bit minimum for each; or, if
+                       both have 4 bits, one byte for each pair with the scale in the lower 4 bits
     a scale, then, with minima, a minimum: f16, or a power of two as e8m0
 
     value = scale * (q - zero_point)            or            scale * q + minimum
 
-where, with super-scales, scale and minimum are the products of the small number and the unit's. With a ``table`` q is
-the table's entry of the stored 4 bits. An e8m0 byte e stands for 2^(e - 128): half of what the OCP specification
-gives it, as ggml doubles the values; e = 255, there no number, is infinity.
+With super-scales, scale and minimum are the products of the 8-bit numbers and the unit's numbers. With a ``table``, q
+is the table's entry for the stored 4 bits. An e8m0 byte e stands for 2^(e - 128), half of its value in the OCP
+specification, because ggml doubles the table's values. e = 255, which is NaN in the specification, is infinity.
 
-The zero point costs nothing: it is folded into the integer sum with the activations' own sum.
+The zero point is free: it is folded into the integer sum through the sum of the activations.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def round_up(n: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """One packed layout, as data. Kernels are generated from it.
+    """A packed layout, described as data. Kernels are generated from it.
 
-    ``bits`` is 2 to 6 or 8 for quantised values; 16 and 32 with ``kind`` "f16", "bf16", "f32" for floats.
-    ``zero_point`` is zero or a power of two. ``sub`` is the number of columns that share a scale (32 or 16);
-    ``super_scales`` says that units are 256 columns with 8-bit scales (``signed_scales`` tells their sign,
-    ``joined_scales`` that scale and minimum share a byte); ``minimum`` that there are minima; ``minimum_sign`` is
-    what the stored minimum is multiplied by; ``scale`` is how a unit's own scale is stored, "f16" or "e8m0".
-    ``table`` are the 16 unsigned bytes that values of 4 bits stand for, if they do not stand for themselves.
+    ``kind`` is "int" for quantized values, whose ``bits`` are 2 to 6 or 8, and "f16", "bf16" or "f32" for floats, whose
+    ``bits`` are 16 or 32. ``zero_point`` is zero or a power of two. ``sub`` is the number of columns that share a scale
+    (32 or 16). With ``super_scales``, units are 256 columns with 8-bit scales, which are signed with ``signed_scales``
+    and share a byte with their minimum with ``joined_scales``. ``minimum`` says whether there are minima;
+    ``minimum_sign`` is the factor of a stored minimum. ``scale`` is the type of a unit's own scale, "f16" or "e8m0".
+    ``table`` holds the 16 unsigned bytes that 4-bit values map to; it is empty if they are not mapped.
     """
 
     kind: str
@@ -71,35 +71,35 @@ class PackedLayout:
 
     @property
     def is_float(self) -> bool:
-        """Whether values are stored as floating point, so that activations need not be quantised."""
+        """Whether values are stored as floating point. Activations are then not quantized."""
         return self.kind != "int"
 
     @property
     def unit(self) -> int:
-        """Columns that a scale unit covers; the number of columns must be a multiple of it."""
+        """Columns of a scale unit; the number of columns of a matrix is a multiple of it."""
         if self.is_float:
             return 1
         return SUPER if self.super_scales else BLOCK
 
     @property
     def most(self) -> int:
-        """The largest of the unsigned bytes that stand for quantised values in a product."""
+        """The largest unsigned byte that stands for a quantized value in a product."""
         return max(self.table) if self.table else (1 << self.bits) - 1
 
     @property
     def planes(self) -> tuple[int, ...]:
-        """The bits of a value that each plane holds, the lowest first."""
+        """The number of bits of a value in each plane, the plane of the lowest bits first."""
         low = 1 << (self.bits.bit_length() - 1)
         return (low, self.bits - low) if self.bits > low else (low,)
 
     @property
     def plane_bytes(self) -> int:
-        """Bytes of one block's planes (16 rows x 32 columns)."""
+        """Bytes of the planes of one block (16 rows x 32 columns)."""
         return ROWS * BLOCK * self.bits // 8
 
     @property
     def sides(self) -> tuple[tuple[int, str], ...]:
-        """What a unit holds for a row besides its values: (how many, the type as NumPy calls it)."""
+        """The scales and minima of one row in a unit, in order: (count, NumPy dtype)."""
         if self.is_float:
             return ()
         kinds = 2 if self.minimum else 1
@@ -109,12 +109,12 @@ class PackedLayout:
 
     @property
     def factors_at(self) -> int:
-        """Where in a unit its own scales are, behind the 8-bit ones of 16 rows."""
+        """Byte offset in a unit of its own scales, which follow the 8-bit ones of 16 rows."""
         return ROWS * sum(count for count, _ in self.sides if count > 1)
 
     @property
     def scale_bytes(self) -> int:
-        """Bytes of one unit's scales for 16 rows."""
+        """Bytes of the scales and minima of one unit for 16 rows."""
         return ROWS * sum(count * int(kind[-1]) for count, kind in self.sides)
 
     def group_bytes(self, columns: int) -> int:

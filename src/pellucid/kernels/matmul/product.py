@@ -1,8 +1,8 @@
-"""What all matrix products share: out = x Wᵀ + addend, row group by row group, tile by tile of tokens.
+"""The common part of all matrix products: out = x Wᵀ + addend, by groups of weight rows and tiles of tokens.
 
-The addend is zeros, a bias (N,), or out itself, which adds the product onto the residual stream. How a tile's sums
-are made is the layout's affair (``matmul/int8.py``, ``matmul/floats.py``); every tile size makes them in the same
-order, so a token's result never depends on its neighbours.
+The addend is zeros, a bias (N,), or out itself, which adds the product to the residual stream. The sums of a tile
+depend on the layout of the weights (``matmul/int8.py``, ``matmul/floats.py``). Every tile size computes them in the
+same order, so a token's result never depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul.packed_layout import ROWS, VECTOR
 
 TILES = (8, 4, 2, 1)  # tokens that share each load of the weights
-SHARE = 4  # groups of rows that a tile of tokens meets while it is in the nearest cache
+SHARE = 4  # groups of weight rows that each tile of tokens is multiplied with while they are in the L1 cache
 
 SumsEmitter = Callable[[Any, int, Any, Any, Any, list[Any]], list[Any]]
-"""(emitter, tokens, address of the group, whether it is read for the first time, D, addresses of the tokens' rows) to
-one vector of 16 sums a token."""
+"""(emitter, number of tokens, address of the group, whether this is its first read, D, addresses of the tokens' rows)
+to one vector of 16 sums for each token."""
 
 
 class MatmulRecord(Record):
@@ -33,19 +33,19 @@ class MatmulRecord(Record):
     addend: Address
     addend_group: int  # bytes from one group of 16 to the next
     addend_row: int  # bytes from one token to the next
-    replicated: int  # 1: of a lone row thread t reads the copy in row t of x
+    replicated: int  # 1: if there is one row, thread t reads its copy in row t of x
     rows: Count
 
 
 def prefetch_ahead(e: Any, first_time: Any, address: Any, nbytes: int) -> None:
-    """Ask for what will be read some time after the ``nbytes`` at an address, if that is not cached yet."""
+    """Prefetch the stream behind the ``nbytes`` at an address if the group is read for the first time."""
     with e.b.if_then(first_time):
         for line in range(0, nbytes, VECTOR):
             e.prefetch_further(e.at(address, line))
 
 
 def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int) -> Any:
-    """One group of 16 rows times ``tokens`` tokens."""
+    """Make the helper that multiplies one group of 16 weight rows with ``tokens`` tokens."""
     from numba.core import types as t
     from numba.extending import intrinsic
 
@@ -71,7 +71,7 @@ def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int) -> Any:
 
 
 def tiles(simd: Any, emit_sums: SumsEmitter, most: int) -> Any:
-    """One group of 16 rows times one of ``TILES`` tokens, ``most`` at most, as a helper that kernels call."""
+    """Make the helper that multiplies one group of 16 weight rows with a tile: ``TILES`` tokens, at most ``most``."""
     tile8, tile4, tile2, tile1 = (_tile(simd, emit_sums, min(tokens, most)) for tokens in TILES)
 
     @simd.jit
@@ -89,7 +89,7 @@ def tiles(simd: Any, emit_sums: SumsEmitter, most: int) -> Any:
 
 
 def tile_size(simd: Any, most: int) -> Any:
-    """How many of the tokens that are left make the next tile, ``most`` at most."""
+    """Make the helper that returns the size of the next tile, at most ``most``, for the number of tokens left."""
 
     @simd.jit
     def size(left):
@@ -103,7 +103,7 @@ def tile_size(simd: Any, most: int) -> Any:
 
 
 def product(simd: Any, emit_sums: SumsEmitter, sums: int = 1) -> Any:
-    """The kernel's body. ``sums`` is how many vectors of sums a token needs at a time."""
+    """Make the kernel's body. ``sums`` is the number of vectors of sums that a token needs at a time."""
     at, load = MatmulRecord.at, simd.load_i64
     most = max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // sums))
     tile, size = tiles(simd, emit_sums, most), tile_size(simd, most)
@@ -118,7 +118,8 @@ def product(simd: Any, emit_sums: SumsEmitter, sums: int = 1) -> Any:
         )
         addend_group, addend_row = load(record + at.addend_group), load(record + at.addend_row)
         weights, rows = load(record + at.weights), load(step + load(record + at.rows))
-        # Whole blocks of columns to each thread: what comes next can split a row at the same places (activation.py).
+        # Threads get whole blocks of 32 output columns: the next kernel can split rows at the same columns
+        # (activation.py).
         pairs = (groups + 1) // 2
         begin, end = 2 * (pairs * thread // threads), min(groups, 2 * (pairs * (thread + 1) // threads))
         start = load(record + at.x)

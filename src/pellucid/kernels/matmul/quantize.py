@@ -1,15 +1,16 @@
-"""Activations to integers, 32 at a time: what the integer matrix products multiply by.
+"""Quantizes activations in blocks of 32 for the integer matrix products.
 
-In: (T, D) float32. Out: (T, D/32) blocks, so laid out that one address finds all that a block needs:
+In: (T, D) float32. Out: (T, D/32) activation blocks, each contiguous:
 
-    high     32 x int8     the values, ties to even: round(x / scale) with one plane ...
-    low      32 x int8     ... with two planes they have 14 bits and a sign: 128 * high + low, low from -64 to 63
-    scale    float32       max |x| / 127, or max |x| / 16256 with two planes
+    high     32 x int8     with 8 bits: the values, round(x / scale), ties to even
+    low      32 x int8     with 16 bits only: values are 128 * high + low, 14 bits and a sign, low from -64 to 63
+    scale    float32       max |x| / 127, or max |x| / 16256 with 16 bits
     sum      float32       scale * (q0 + ... + q31), for formats with a minimum
     -sums    2 x int32     minus the sum of the 32 values, and of the second 16: for formats with a zero point
 
-One plane is 48 bytes and costs one integer product a weight. Two planes are 80 bytes and cost two, with a rounding
-error 128 times smaller: free where memory is the limit.
+Blocks with 8 bits are one plane, 48 bytes, and cost one integer product for each weight. Blocks with 16 bits are two
+planes, 80 bytes, and cost two products, with a rounding error 128 times smaller. The second product is free if memory
+bandwidth is the limit.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 
-FINEST = 16  # bits of an activation
+FINEST = 16  # most bits of an activation
 LARGEST = {8: 127, 16: 127 * 128}
-SMALLEST = 1e-30  # a block whose largest value is below this is nearly zero: LARGEST / max must stay finite
+SMALLEST = 1e-30  # lower bound of a block's max |x|, so that LARGEST / max stays finite
 
 
 class QuantizeRecord(Record):
@@ -41,14 +42,14 @@ def block_bytes(activation_bits: int) -> int:
 
 
 def block_dtype(activation_bits: int) -> np.dtype[Any]:
-    """A block as NumPy sees it."""
+    """The NumPy dtype of a block."""
     return np.dtype(
         [("q", "i1", (activation_bits // 8, 32)), ("scale", "f4"), ("sum", "f4"), ("minus_sum", "i4", 2)]
     )
 
 
 def reference(x: NDArray[np.floating[Any]], activation_bits: int) -> NDArray[Any]:
-    """The same in NumPy, from (T, D): (T, D/32) blocks. The scale is float32, as the kernel's is."""
+    """Quantize (T, D) to (T, D/32) blocks in NumPy. The scale is computed in float32, as in the kernel."""
     blocks = np.asarray(x, np.float32).reshape(len(x), -1, 32)
     most = np.float32(LARGEST[activation_bits])
     largest = np.abs(blocks).max(-1)
@@ -66,7 +67,7 @@ def reference(x: NDArray[np.floating[Any]], activation_bits: int) -> NDArray[Any
 
 
 def values(blocks: NDArray[Any]) -> NDArray[np.float64]:
-    """What blocks (T, D/32) stand for, (T, D)."""
+    """Dequantize blocks (T, D/32) to (T, D)."""
     q = blocks["q"].astype(np.float64)
     whole = q[..., 0, :] if q.shape[-2] == 1 else 128 * q[..., 0, :] + q[..., 1, :]
     return np.asarray(whole * blocks["scale"].astype(np.float64)[..., None]).reshape(len(blocks), -1)
@@ -74,7 +75,10 @@ def values(blocks: NDArray[Any]) -> NDArray[np.float64]:
 
 @functools.cache
 def quantize_block(simd: Any, activation_bits: int) -> Any:
-    """The helper that other kernels fuse: (address of 32 float32, address of the block)."""
+    """Make the helper that quantizes one block: (address of 32 float32, address of the block).
+
+    Other kernels use it to write activation blocks themselves.
+    """
     vload, splat, vmax, vabs, vmax_lane = simd.vload, simd.splat, simd.vmax, simd.vabs, simd.vmax_lane
     nearest, high_plane, low_plane, minus_sums = (
         simd.nearest,
@@ -92,7 +96,7 @@ def quantize_block(simd: Any, activation_bits: int) -> Any:
 
     @simd.jit
     def half(values, inverse, out):
-        """16 values; returns them as whole numbers."""
+        """Quantize and store 16 values; returns them as int32."""
         whole = nearest(values * inverse)
         if one_plane:
             vstore_i8(out, whole)

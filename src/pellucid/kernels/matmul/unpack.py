@@ -1,6 +1,6 @@
-"""From packed bytes to operands: the one place that knows the layout of ``matmul/packed_layout.py`` as instructions.
+"""Emits the code that unpacks weights from the layout of ``matmul/packed_layout.py``.
 
-Everything here emits code through an ``Emitter``; it is used by every kernel that reads weights.
+All kernels that read packed weights use it. ``e`` is an ``Emitter``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def vec(kind: Any) -> Any:
 
 
 def stored(e: Any, packed: PackedLayout, address: Any) -> list[Any]:
-    """A block's values as they are stored: vectors of packed bytes."""
+    """Load a block's planes: vectors of packed bytes."""
     return [e.load(e.at(address, VECTOR * j), vec(i32), VECTOR) for j in range(packed.plane_bytes // VECTOR)]
 
 
 def vector(e: Any, packed: PackedLayout, raw: list[Any], i: int) -> Any:
-    """One of a block's eight vectors: lane r holds row r's columns 4i..4i+3 as unsigned bytes."""
+    """Unpack vector i of a block's eight: lane r holds columns 4i to 4i+3 of row r as unsigned bytes."""
     value, first, below = None, 0, 0
     for bits in packed.planes:
         each = 8 // bits
@@ -40,13 +40,13 @@ def vector(e: Any, packed: PackedLayout, raw: list[Any], i: int) -> Any:
 
 
 def planes(e: Any, packed: PackedLayout, address: Any) -> list[Any]:
-    """All eight vectors of a block."""
+    """Unpack all eight vectors of a block."""
     raw = stored(e, packed, address)
     return [vector(e, packed, raw, i) for i in range(8)]
 
 
 def unit_scales(e: Any, packed: PackedLayout, address: Any) -> tuple[Any, Any]:
-    """The own factors of a unit as float32 lanes: (scale, minimum or None), before any 8-bit scales."""
+    """Load a unit's own scale and minimum (or None) as float32 lanes, without any 8-bit scales."""
     factors = e.at(address, packed.factors_at)
     if packed.scale == "e8m0":
         return _power_of_two(e, e.load(factors, vec(i8), 1)), None
@@ -60,7 +60,7 @@ def unit_scales(e: Any, packed: PackedLayout, address: Any) -> tuple[Any, Any]:
 
 
 def _power_of_two(e: Any, exponent: Any) -> Any:
-    """2^(e - 128) of bytes e: a float32's exponent, but for the lowest, which is subnormal; then half of that."""
+    """Compute 2^(e - 128) of bytes e: place e in a float32's exponent, handle the subnormal e = 0, and halve."""
     bits = e.b.shl(e.b.zext(exponent, vec(i32)), e.fill(i32, 23))
     lowest = e.fill(i32, 1 << 22)
     bits = e.b.select(e.b.icmp_signed(">", bits, lowest), bits, lowest)
@@ -70,9 +70,10 @@ def _power_of_two(e: Any, exponent: Any) -> Any:
 def block_scales(
     e: Any, packed: PackedLayout, address: Any, factors: tuple[Any, Any], block: Any
 ) -> list[Any]:
-    """Of block number ``block`` (an i64 value) of the unit at ``address``: (scale, minimum or None) of each part.
+    """Compute (scale, minimum or None) of each part of a block.
 
-    A part is ``sub`` columns, so a block has one or two.
+    ``block`` is its number (an i64 value) in the unit at ``address``, whose ``unit_scales`` are ``factors``. A part is
+    ``sub`` columns, so a block has one or two parts.
     """
     scale, minimum = factors
     if not packed.super_scales:

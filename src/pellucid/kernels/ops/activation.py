@@ -1,4 +1,4 @@
-"""Activations of the feed-forward: y = f(gate) * up, or y = f(x).
+"""Activation functions of the feed-forward: y = f(gate) * up, or y = f(x).
 
     silu        x * sigmoid(x)                                   (Elfwing et al. 2017)
     gelu_tanh   x * sigmoid(2 * sqrt(2/pi) * (x + 0.044715 x^3)) (Hendrycks and Gimpel 2016, the tanh form)
@@ -6,7 +6,7 @@
                                                                   Stegun 7.1.26, absolute error 1.5e-7)
     relu        max(x, 0)
 
-In: (T, F) float32, one or two. Out: (T, F) float32, or activation blocks as well for a matrix product that follows.
+In: one or two (T, F) float32. Out: (T, F) float32, and optionally activation blocks for the next matrix product.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ KINDS = ("silu", "gelu_tanh", "gelu", "relu")
 
 
 class ActivationRecord(Record):
-    x: Address  # (T, F) float32: what goes through the function
-    up: Address  # (T, F) float32: what it is multiplied by, or 0
-    width: int  # F, a multiple of 16; of 32 where blocks are wanted
+    x: Address  # (T, F) float32: the function's argument
+    up: Address  # (T, F) float32: the factor of the result, or 0
+    width: int  # F, a multiple of 16; of 32 if activation blocks are written
     out: Address  # (T, F) float32; may be x
-    quantized: Address  # (T, F/32) activation blocks, or 0: not wanted
+    quantized: Address  # (T, F/32) activation blocks, or 0: not written
     rows: Count
 
 
 def reference(kind: str, x: NDArray[Any], up: NDArray[Any] | float = 1.0) -> NDArray[np.float64]:
-    """The same in float64."""
+    """Compute the activation in float64."""
     x = x.astype(np.float64)
     erf = np.vectorize(math.erf, otypes=[np.float64])
     functions = {
@@ -84,7 +84,7 @@ def _function(simd: Any, kind: str) -> Any:
 
 @kernel("activation", ActivationRecord)
 def build(simd: Any, kind: str, activation_bits: int) -> Any:
-    """``kind`` is one of KINDS; ``activation_bits`` those of the activation blocks."""
+    """Activation function; ``kind`` is one of KINDS, ``activation_bits`` the width of the activation blocks."""
     at, load, vload, vstore = ActivationRecord.at, simd.load_i64, simd.vload, simd.vstore
     function, quantize = _function(simd, kind), quantize_block(simd, activation_bits)
     q_bytes = block_bytes(activation_bits)
@@ -94,7 +94,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
         x, up, out = load(record + at.x), load(record + at.up), load(record + at.out)
         quantized = load(record + at.quantized)
         width, rows = load(record + at.width), load(step + load(record + at.rows))
-        # Split as a matrix product splits its columns: a thread finds what it wrote itself in its own cache.
+        # Split by columns like matrix products: a thread finds its input in its own cache.
         blocks = (width + 31) // 32
         begin, end = blocks * thread // threads * 128, min(width * 4, blocks * (thread + 1) // threads * 128)
         for row in range(rows):

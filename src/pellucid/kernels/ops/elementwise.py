@@ -1,9 +1,9 @@
-"""The small ones: residual addition, picking rows, capping logits, pooling.
+"""Small operations: residual addition, selection of rows, capping of logits, pooling.
 
 add      out = a + b                            (T, D)
 pick     out[r] = x[output_rows[r]]             (T, D) -> (R, D)
 softcap  x = cap * tanh(x / cap)                (T, N), in place  (Gemma Team 2024, Gemma 2)
-pool     the mean of a sequence's rows, perhaps scaled to length 1    (T, D) -> (B, D)
+pool     the mean of a sequence's rows, optionally scaled to length 1    (T, D) -> (B, D)
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ class PoolRecord(Record):
 
 
 def softcap_reference(x: NDArray[Any], cap: float) -> NDArray[np.float64]:
-    """The same in float64."""
+    """Compute softcap in float64."""
     return np.asarray(cap * np.tanh(x.astype(np.float64) / cap), np.float64)
 
 
 def pool_reference(x: NDArray[Any], counts: list[int], normalize: bool) -> NDArray[np.float64]:
-    """The same in float64: the means of consecutive runs of rows."""
+    """Compute pooling in float64: the means of consecutive runs of ``counts`` rows."""
     ends = np.cumsum(counts)
     means = np.stack([x[end - n : end].astype(np.float64).mean(0) for n, end in zip(counts, ends)])
     return means / np.linalg.norm(means, axis=-1, keepdims=True) if normalize else means
 
 
 def tanh_vector(simd: Any) -> Any:
-    """tanh(x) = 1 - 2 / (e^(2x) + 1), 16 lanes."""
+    """Make the helper tanh(x) = 1 - 2 / (e^(2x) + 1) for 16 lanes."""
     splat, vexp = simd.splat, simd.vexp
 
     @simd.jit

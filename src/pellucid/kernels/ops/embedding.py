@@ -1,7 +1,7 @@
 """Rows of a packed matrix as float32: token embeddings, learned positions, token types.
 
-In: indices (T,) int32, a packed matrix (V, D). Out: (T, D) float32, each row ``factor`` times the decoded row,
-perhaps added to what is there.
+In: indices (T,) int32, a packed matrix (V, D). Out: (T, D) float32. Each row is ``factor`` times the dequantized row,
+optionally added to the values of ``out``.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout
 class EmbeddingRecord(Record):
     weights: Address  # packed (V, D)
     width: int  # D
-    index: int  # offset in the step of the address of the indices; -1: row 0 for every token
+    index: int  # offset, in the step's record, of the address of the indices; -1: row 0 for every token
     factor: float
     accumulate: int  # 1: add to out
     out: Address  # (T, D) float32
 
 
 def reference(weights: NDArray[Any], index: NDArray[Any], factor: float = 1.0) -> NDArray[np.float64]:
-    """The same in float64, from decoded weights (V, D)."""
+    """Compute the embedding in float64 from dequantized weights (V, D)."""
     return np.asarray(weights.astype(np.float64)[index] * factor, np.float64)
 
 
 def _row(simd: Any, packed: PackedLayout) -> Any:
-    """Decode one row of a group: (address of the group, lane, D, factor, out, accumulate)."""
+    """Make the helper that dequantizes a row of a group: (address of the group, lane, D, factor, out, accumulate)."""
     from llvmlite import ir
     from numba.core import cgutils
     from numba.core import types as t

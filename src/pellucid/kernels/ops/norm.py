@@ -3,8 +3,9 @@
     rms      y = x / sqrt(mean(x^2) + eps) * weight
     layer    y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
 
-In: (T, ...) float32. Out: the same shape, float32 or, for a matrix product that follows, activation blocks. A row may
-be cut into ``parts`` that are normalised one by one with the same weight (query and key norms: a part a head).
+In: (T, ...) float32. Out: the same shape in float32, and optionally activation blocks for the next matrix product. A
+row may consist of ``parts`` that are normalised separately with the same weight: query and key norms have one part for
+each head.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class NormRecord(Record):
     bias: Address  # (width,) float32; layer norm only
     eps: float
     out: Address  # (T, parts * width) float32; may be x
-    quantized: Address  # (T, parts * width / 32) activation blocks, or 0: not wanted
+    quantized: Address  # (T, parts * width / 32) activation blocks, or 0: not written
     replicated: (
-        int  # 1: a lone row is normalised by every thread, so that none must wait for another; out is not x
+        int  # 1: if there is one row, every thread writes its own copy, so no barrier is needed; out is not x
     )
     rows: Count
 
@@ -37,7 +38,7 @@ class NormRecord(Record):
 def reference(
     x: NDArray[Any], weight: NDArray[Any], eps: float, bias: NDArray[Any] | None = None
 ) -> NDArray[np.float64]:
-    """The same in float64 over the last axis; layer norm if there is a bias, else RMS."""
+    """Compute the norm in float64 over the last axis: layer norm if there is a bias, else RMS."""
     x = x.astype(np.float64)
     if bias is None:
         return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight, np.float64)
@@ -48,7 +49,7 @@ def reference(
 
 @kernel("norm", NormRecord)
 def build(simd: Any, kind: str, activation_bits: int) -> Any:
-    """``kind`` is "rms" or "layer"; ``activation_bits`` those of the activation blocks."""
+    """Norm of rows; ``kind`` is "rms" or "layer", ``activation_bits`` the width of the activation blocks."""
     at, load = NormRecord.at, simd.load_i64
     vload, vstore, vsum, fma, splat = simd.vload, simd.vstore, simd.vsum, simd.fma, simd.splat
     quantize = quantize_block(simd, activation_bits)

@@ -1,10 +1,10 @@
-"""Rotary position embedding (Su et al. 2021, RoFormer): pairs of a head's values turn with the position.
+"""Rotary position embedding (Su et al. 2021, RoFormer): rotates pairs of a head's values by the position.
 
-Pair j turns by position * inverse_frequency[j]. Pairs are (2j, 2j+1), "interleaved", as in the paper and in
+Pair j is rotated by position * inverse_frequency[j]. Pairs are (2j, 2j+1), "interleaved", as in the paper and in
 llama's GGUF files, or (j, j + K/2), "half", as in GPT-NeoX and in transformers.
 
-``rotary_angles`` fills the table of a step, (T, K/2) cosines and sines, in float64; ``rotary`` turns queries or
-keys, (T, heads, K) float32, in place. Only the first 2 * pairs values of a head turn.
+``rotary_angles`` computes a step's cosines and sines, (T, 2, K/2) float32, in float64. ``rotary`` rotates queries or
+keys, (T, heads, K) float32, in place. Only the first 2 * pairs values of a head are rotated.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pellucid.kernels.core.record import Address, Record, StepRecord
 class RotaryAnglesRecord(Record):
     inverse_frequency: Address  # (K/2,) float64, radians per position
     pairs: int  # K/2
-    magnitude: float  # what cosines and sines are multiplied by (1 but for YaRN)
+    magnitude: float  # factor of cosines and sines (1 except for YaRN)
     out: Address  # (T, 2, K/2) float32: cosines, then sines
 
 
 class RotaryRecord(Record):
-    x: Address  # (T, heads * head_dim) float32, turned in place
+    x: Address  # (T, heads * head_dim) float32, rotated in place
     heads: int
     head_dim: int  # K
     pairs: int
@@ -37,7 +37,7 @@ class RotaryRecord(Record):
 def reference(
     x: NDArray[Any], positions: NDArray[Any], inverse_frequency: NDArray[Any], interleaved: bool
 ) -> NDArray[np.float64]:
-    """The same in float64, from (T, heads, K)."""
+    """Compute the rotation in float64 from (T, heads, K)."""
     x = x.astype(np.float64)
     pairs = len(inverse_frequency)
     angle = (positions[:, None] * inverse_frequency)[:, None, :]
@@ -80,7 +80,7 @@ def build_angles(simd: Any) -> Any:
 
 @kernel("rotary", RotaryRecord)
 def build(simd: Any, pairing: str) -> Any:
-    """``pairing`` is "interleaved" or "half"."""
+    """Rotation of queries or keys; ``pairing`` is "interleaved" or "half"."""
     at, step_at, load = RotaryRecord.at, StepRecord.at, simd.load_i64
     load_f32, store_f32, vload, vstore, fma, splat = (
         simd.load_f32,
@@ -96,7 +96,7 @@ def build(simd: Any, pairing: str) -> Any:
 
     @simd.jit
     def turn(head, pairs, cosines, sines):
-        """Sixteen pairs at a time, the rest one by one; both round alike."""
+        """Rotate a head: sixteen pairs at a time, then one by one, with the same rounding."""
         nothing, whole = splat(0.0), pairs // 16 * 16
         for j in range(0, whole, 16):
             first, second = head + 4 * j, head + 4 * (j + pairs)

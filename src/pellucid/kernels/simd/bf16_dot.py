@@ -1,13 +1,13 @@
-"""Products of bfloat16 numbers in pairs, added up in float32.
+"""Products of pairs of bfloat16 numbers, summed in float32.
 
-A lane of a vector holds two numbers, the first in its lower half, and gets both products, the second one's first:
+A 32-bit lane holds two numbers, the first in its lower half. The product of the second numbers is added first:
 
     total = fma(x1, y1, total)    then    total = fma(x0, y0, total)
 
-AVX-512 BF16 does that in one instruction (vdpbf16ps; Intel's manual gives this order, and Zen 4 keeps to it);
-elsewhere it is these two, with the same bits but for numbers so small (below 1.2e-38) that the instruction takes them
-for 0. One of the operands, "the rows'", is broadcast to all lanes: it is stored as pairs where the instruction takes
-them, as float32 where it would only be taken apart again.
+AVX-512 BF16 does this in one instruction (vdpbf16ps; Intel's manual specifies this order, and Zen 4 follows it).
+Elsewhere it is two multiply-adds, with the same bits except for numbers below 1.2e-38, which the instruction treats
+as 0. One operand, that of the rows, is broadcast to all lanes. It is stored as bfloat16 pairs for the instruction, and
+as float32 otherwise, so that it need not be unpacked.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from pellucid.kernels.simd import LANES, TARGET, F32x16, f32, i16, i32, to_bf16, vec, vector_op
+from pellucid.kernels.simd.emitter import vector_op
+from pellucid.kernels.simd.types import LANES, TARGET, F32x16, f32, i16, i32, vec
 
 NATIVE = TARGET.isa.lanes == LANES and TARGET.has("avx512bf16")
-ROW_BYTES = 2 if NATIVE else 4  # of a number of the rows' operand
+ROW_BYTES = 2 if NATIVE else 4  # bytes of a number of the rows' operand
 
 
 def spread(e: Any, row: Any, pair: Any) -> Any:
-    """A pair of the rows' operand, in all lanes, from the address of its numbers and the pair's number."""
+    """Broadcast pair number ``pair`` of the rows' operand, whose numbers are at address ``row``."""
     place = e.at(row, e.times(pair, 2 * ROW_BYTES))
     if NATIVE:
         return e.splat(e.load(place, i32))
@@ -32,7 +33,7 @@ def spread(e: Any, row: Any, pair: Any) -> Any:
 
 
 def add(e: Any, total: Any, row: Any, pairs: Any) -> Any:
-    """total + the products of what ``spread`` gave with the pairs of 16 lanes (16 x i32)."""
+    """Add the products of a pair from ``spread`` with 16 lanes of pairs (16 x i32) to ``total``."""
     if NATIVE:
         kind = ir.FunctionType(total.type, [total.type, pairs.type, pairs.type])
         return e.b.call(ir.InlineAsm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v"), [total, pairs, row])
@@ -42,8 +43,16 @@ def add(e: Any, total: Any, row: Any, pairs: Any) -> Any:
 
 
 def first_only(e: Any, pairs: Any) -> Any:
-    """The pairs with 0 for the second number."""
+    """Return the pairs with their second numbers set to 0."""
     return e.b.and_(pairs, e.fill(i32, 65535))
+
+
+def _to_bf16(e: Any, x: Any) -> Any:
+    """Round 16 float32 to bfloat16, ties to even: the upper halves of the bits, as i16."""
+    bits = e.b.bitcast(x, vec(i32))
+    odd = e.b.and_(e.b.lshr(bits, e.fill(i32, 16)), e.fill(i32, 1))
+    rounded = e.b.add(bits, e.b.add(odd, e.fill(i32, 0x7FFF)))
+    return e.b.trunc(e.b.lshr(rounded, e.fill(i32, 16)), vec(i16))
 
 
 def _keep(e: Any, address: Any, x: Any) -> None:
@@ -51,10 +60,10 @@ def _keep(e: Any, address: Any, x: Any) -> None:
         kind = ir.FunctionType(vec(i16), [x.type])
         e.store(e.b.call(ir.InlineAsm(kind, "vcvtneps2bf16 $1, $0", "=v,v"), [x]), address, 2)
     else:
-        e.store(e.widen(to_bf16(e.b, x), "bf16"), address)
+        e.store(e.widen(_to_bf16(e, x), "bf16"), address)
 
 
-# 16 numbers of the rows' operand, rounded: (address, numbers).
+# Round 16 numbers and store them as the rows' operand: (address, numbers).
 store_row = vector_op(types.void, (types.int64, F32x16), _keep)
 
 
@@ -64,17 +73,17 @@ def _store_apart(e: Any, address: Any, stride: Any, lanes: Any) -> None:
         e.store(value, e.at(address, e.b.mul(stride, e.const(lane))), 2)
 
 
-# 16 neighbouring numbers as 8 pairs, ``stride`` bytes from one to the next: (address, stride, numbers).
+# Store 16 consecutive numbers as 8 pairs, ``stride`` bytes apart: (address, stride, numbers).
 store_pairs = vector_op(
     types.void,
     (types.int64, types.int64, F32x16),
     lambda e, address, stride, x: _store_apart(
-        e, address, stride, e.b.bitcast(to_bf16(e.b, x), vec(i32, LANES // 2))
+        e, address, stride, e.b.bitcast(_to_bf16(e, x), vec(i32, LANES // 2))
     ),
 )
-# The same numbers as one half of 16 pairs.
+# Store 16 numbers as the same half of 16 pairs, ``stride`` bytes apart: (address, stride, numbers).
 store_halves = vector_op(
     types.void,
     (types.int64, types.int64, F32x16),
-    lambda e, address, stride, x: _store_apart(e, address, stride, to_bf16(e.b, x)),
+    lambda e, address, stride, x: _store_apart(e, address, stride, _to_bf16(e, x)),
 )

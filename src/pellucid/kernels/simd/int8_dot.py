@@ -1,17 +1,19 @@
-"""Sums of products of unsigned with signed bytes, exact in int32: how each instruction set makes them.
+"""Dot products of unsigned and signed bytes, exact in int32, for each instruction set.
 
-A lane of a vector holds four bytes of each operand, and gets the sum of their four products. What a set has for it:
+A 32-bit lane holds four bytes of each operand, and the sum of their four products is added to it. Each set does this
+with other instructions:
 
-    avx512vnni, avxvnni   vpdpbusd: all of it
-    neon                  usdot, where there is i8mm; else sdot, whose operands are both signed
-    avx2                  vpmaddubsw: sums of two products in 16 bits, which saturate; vpmaddwd adds two of these
-    portable              what the compiler makes of products of 16-bit numbers
+    avx512vnni, avxvnni   vpdpbusd, which does all of it
+    neon                  usdot if the CPU has i8mm; else sdot, whose operands are both signed
+    avx2                  vpmaddubsw, which sums two products in 16 bits and saturates; vpmaddwd adds two of these sums
+    portable              products of 16-bit numbers, which the compiler lowers
 
-So it matters how large the unsigned bytes get. Up to 127 they are signed bytes as well. And small ones leave room in 16
-bits: 8 sums of two products of 4-bit values add up there before vpmaddwd widens them.
+The method depends on the largest unsigned byte. Bytes up to 127 are signed bytes too. Small bytes leave room in 16
+bits: with 4-bit values, 8 sums of two products are added before vpmaddwd widens them.
 
-Larger ones are 8-bit weights with a zero point of 128. Without the zero point they are signed bytes, which sdot takes
-as they are. vpmaddubsw takes their absolute value, and the other operand with their sign; it must not be -128.
+Bytes above 127 are 8-bit weights with a zero point of 128. With the zero point subtracted they are signed bytes, which
+sdot takes directly. vpmaddubsw takes their absolute values, and the other operand with their signs applied; the other
+operand must not be -128.
 """
 
 from __future__ import annotations
@@ -20,38 +22,39 @@ from typing import Any
 
 from llvmlite import ir
 
-from pellucid.kernels.simd import LANES, TARGET, i8, i16, i32, vec
+from pellucid.kernels.simd.types import ISA, LANES, TARGET, i8, i16, i32, vec
 
-ISA = TARGET.isa
-SIGNED = 0x80808080  # flips the highest bit of four bytes: takes 128 off, and gives a signed byte
+SIGNED = 0x80808080  # XOR with it flips the highest bit of four bytes: subtracts 128 and gives signed bytes
 LARGEST_WORD = 32767
 
 
 def wants_signed(most: int) -> bool:
-    """Whether unsigned bytes up to ``most`` had better come without a zero point of 128, as signed bytes."""
+    """Whether unsigned bytes up to ``most`` are faster as signed bytes, with a zero point of 128 subtracted."""
     return most > 127 and (ISA.name == "avx2" or (ISA.name == "neon" and not TARGET.has("i8mm")))
 
 
 class Sum:
-    """One sum for 16 lanes, from ``start`` on (16 x i32), to which products are added one after the other.
+    """A sum of products in 16 lanes that starts at ``start`` (16 x i32).
 
-    ``most`` is the largest of the unsigned bytes. With ``both_signed`` these are signed bytes, and of the other operand
-    none is -128 (see ``wants_signed``). ``chains`` is how many partial sums take turns, where that is faster.
+    ``most`` is the largest unsigned byte. With ``both_signed`` both operands are signed bytes and no byte of the second
+    is -128 (see ``wants_signed``). ``chains`` is the number of partial sums that products are added to in turn, to hide
+    latency; sets that sum in 16 bits use one.
     """
 
     def __init__(self, e: Any, start: Any, most: int, both_signed: bool = False, chains: int = 1) -> None:
         self.e, self.most, self.both_signed = e, most, both_signed
         zero = e.fill(i32, 0)
-        self._words: list[Any] = []  # avx2: sums of two products that were not widened yet, one a register
-        self._room = 0  # how many more fit
-        # Of a sum of two products, either sign.
+        # On avx2: 16-bit sums that are not widened yet, one vector for each register.
+        self._words: list[Any] = []
+        self._room = 0  # how many more sums of two products fit into them
+        # The largest absolute value of a sum of two products.
         self._largest = 2 * 128 * 127 if both_signed else 2 * most * 128
         self._in_words = ISA.name == "avx2" and self._largest <= LARGEST_WORD
         chains = 1 if self._in_words else chains
         self._chains, self._turn = [start] + [zero] * (chains - 1), 0
 
     def add(self, unsigned: Any, signed: Any) -> None:
-        """Both are 16 x i32."""
+        """Add the products of four bytes in each lane. Both operands are 16 x i32."""
         if self._in_words:
             self._add_words(unsigned, signed)
             return
@@ -60,7 +63,7 @@ class Sum:
         self._turn += 1
 
     def total(self) -> Any:
-        """16 x i32."""
+        """Return the sum of all chains, 16 x i32."""
         self._widen()
         total = self._chains[0]
         for chain in self._chains[1:]:
@@ -93,7 +96,7 @@ class Sum:
 
 
 def take_turns(e: Any, sums: list[Sum]) -> None:
-    """Sums that were added to alike go on together: none is finished before the others."""
+    """Keep sums interleaved that have had equally many products added: no sum is finished before the others."""
     same = iter(e.together([value for one in sums for value in one._words or one._chains]))
     for one in sums:
         if one._words:
@@ -103,7 +106,7 @@ def take_turns(e: Any, sums: list[Sum]) -> None:
 
 
 def _product(e: Any, total: Any, unsigned: Any, signed: Any, most: int, both_signed: bool) -> Any:
-    """total[lane] + the four products; all are 16 x i32."""
+    """Return total[lane] + the four products of the lane; all are 16 x i32."""
     each = _one_of(most, both_signed)
     if each is None:
         return _by_words(e, total, unsigned, signed)
@@ -111,7 +114,7 @@ def _product(e: Any, total: Any, unsigned: Any, signed: Any, most: int, both_sig
 
 
 def _one_of(most: int, both_signed: bool) -> Any:
-    """The function that makes a register's products in one instruction; None if there is none."""
+    """The function that computes a register's products in one instruction; None if the set has none."""
     if ISA.name == "avx512vnni":
         return lambda e, t, u, s: e.call("llvm.x86.avx512.vpdpbusd.512", t.type, t, u, s)
     if ISA.name == "avxvnni":
@@ -126,7 +129,7 @@ def _one_of(most: int, both_signed: bool) -> Any:
 def _vpdpbusd(e: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     if TARGET.has("avxvnni"):
         return e.call("llvm.x86.avx512.vpdpbusd.256", total.type, total, unsigned, signed)
-    # A CPU with AVX-512 has it in AVX-512's encoding, which the compiler is not to use for anything else.
+    # A CPU with AVX-512 has this instruction in AVX-512's encoding. AVX-512 is disabled for the compiler here.
     kind = ir.FunctionType(total.type, [total.type] * 3)
     return e.b.call(ir.InlineAsm(kind, "vpdpbusd $3, $2, $0", "=x,0,x,x"), [total, unsigned, signed])
 
@@ -138,7 +141,7 @@ def _neon(e: Any, name: str, total: Any, first: Any, second: Any) -> Any:
 
 
 def _by_words(e: Any, total: Any, unsigned: Any, signed: Any) -> Any:
-    """Even and odd bytes as 16 bits: their products in pairs are one instruction wherever there are vectors."""
+    """Widen even and odd bytes to 16 bits: most vector sets multiply and add pairs of these in one instruction."""
     lanes = 2 * LANES
     words = vec(i16, lanes)
     u, s = (e.b.bitcast(x, words) for x in (unsigned, signed))
@@ -153,5 +156,5 @@ def _by_words(e: Any, total: Any, unsigned: Any, signed: Any) -> Any:
 
 
 def _with_sign(e: Any, x: Any, of: Any) -> Any:
-    """x, its negative where ``of`` is negative, 0 where it is 0: bytes. Of ``of`` itself this is the absolute value."""
+    """Return bytes x, negated where ``of`` is negative and 0 where it is 0. With x = of: the absolute value."""
     return e.call("llvm.x86.avx2.psign.b", x.type, x, of)

@@ -1,0 +1,101 @@
+"""Rows and tiles of attention: which queries they are, and which tokens they see.
+
+A *row* is one query head of one token. The rows of a sequence that share a key/value head are numbered from 0 in the
+order (token, head of the group). A *tile* is a run of consecutive rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pellucid.kernels.attention.tiles import SPAN
+from pellucid.kernels.core.record import StepRecord
+
+
+class Tile(NamedTuple):
+    """Rows ``first`` to ``first + rows - 1`` of a sequence and a key/value head; a value inside kernels."""
+
+    record: int
+    step: int
+    sequence: int
+    kv_head: int
+    group: int  # query heads that share the key/value head
+    first: int
+    rows: int
+
+
+class Past(NamedTuple):
+    """The tokens that a sequence attends to; a value inside kernels."""
+
+    length: int  # number of tokens
+    pages: int  # address of their block table
+    position: int  # position of the sequence's first row
+
+
+class Rows(NamedTuple):
+    """The helpers that ``rows_of`` makes."""
+
+    past_of: Any
+    place_of: Any
+    seen: Any
+    seen_by: Any
+
+
+def rows_of(simd: Any, at: Any) -> Rows:
+    """Make the helpers for rows. ``at`` holds the field offsets of attention's record."""
+    past_of, seen = _past_of(simd, at), _seen(simd, at)
+
+    @simd.jit
+    def seen_by(tile):
+        """Return the range of tokens that a tile sees."""
+        return seen(tile, past_of(tile), tile.first, tile.rows)
+
+    return Rows(past_of, _place_of(simd, at), seen, seen_by)
+
+
+def _past_of(simd: Any, at: Any) -> Any:
+    step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
+
+    @simd.jit
+    def past_of(tile):
+        """Return the tokens that the tile's sequence attends to."""
+        step, row = tile.step, 4 * tile.sequence
+        length = load_i32(load(step + step_at.length) + row)
+        position = length - load_i32(load(step + step_at.row_count) + row)
+        pages = load(step + step_at.pages)
+        if load(tile.record + at.cross) != 0:
+            length = load_i32(load(step + step_at.encoder_length) + row)
+            pages = load(step + step_at.encoder_pages)
+        return Past(length, pages + load(step + step_at.page_stride) * row, position)
+
+    return past_of
+
+
+def _place_of(simd: Any, at: Any) -> Any:
+    step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
+
+    @simd.jit
+    def place_of(tile, row):
+        """Return the row's number among all (token, query head) pairs of the step."""
+        first_token = load_i32(load(tile.step + step_at.first_row) + 4 * tile.sequence)
+        head = tile.kv_head * tile.group + row % tile.group
+        return (first_token + row // tile.group) * load(tile.record + at.heads) + head
+
+    return place_of
+
+
+def _seen(simd: Any, at: Any) -> Any:
+    load = simd.load_i64
+
+    @simd.jit
+    def seen(tile, past, first, rows):
+        """Return the range of tokens that any of ``rows`` rows from ``first`` on sees; it starts at a whole span."""
+        window = load(tile.record + at.window)
+        begin, end = 0, past.length
+        if load(tile.record + at.causal) != 0:
+            end = past.position + (first + rows - 1) // tile.group + 1
+        if window != 0:
+            begin = max(0, past.position + first // tile.group - window + 1) // SPAN * SPAN
+        return begin, end
+
+    return seen

@@ -1,0 +1,84 @@
+"""Operations that depend on a lane's number or combine lanes: masks, permutations, reductions.
+
+Reductions always combine lane i with lane i+8, then i+4, i+2, i+1.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+
+from pellucid.kernels.simd.arithmetic import emit_maximum
+from pellucid.kernels.simd.emitter import vector_op
+from pellucid.kernels.simd.types import LANES, F32x16, F64x16, I32x16, i16, i32, i64, vec
+
+
+def _keep(e, x, first, count, other):
+    """Return x in the lanes first <= lane < count, and ``other`` elsewhere."""
+    lane = ir.Constant(vec(i64), list(range(LANES)))
+    inside = e.b.and_(e.b.icmp_signed(">=", lane, e.splat(first)), e.b.icmp_signed("<", lane, e.splat(count)))
+    return e.b.select(inside, x, e.splat(other))
+
+
+keep = vector_op(F32x16, (F32x16, types.int64, types.int64, types.float32), _keep)
+# x in the lanes whose bit is set, y in the others; lane 0 is the lowest bit.
+chosen = vector_op(
+    F32x16,
+    (types.int64, F32x16, F32x16),
+    lambda e, bits, x, y: e.b.select(e.b.bitcast(e.b.trunc(bits, i16), vec(ir.IntType(1))), x, y),
+)
+
+
+def _lanes_of_two(order):
+    """Make an intrinsic that picks 16 lanes of two vectors; lanes 16 to 31 are the second vector's."""
+    return vector_op(
+        F32x16, (F32x16, F32x16), lambda e, x, y: e.b.shuffle_vector(x, y, ir.Constant(vec(i32), order))
+    )
+
+
+lane0 = vector_op(types.float32, (F32x16,), lambda e, x: e.b.extract_element(x, ir.Constant(i32, 0)))
+evens = _lanes_of_two(list(range(0, 32, 2)))
+odds = _lanes_of_two(list(range(1, 32, 2)))
+zipped_low = _lanes_of_two([lane // 2 + 16 * (lane % 2) for lane in range(16)])  # undoes evens and odds
+zipped_high = _lanes_of_two([8 + lane // 2 + 16 * (lane % 2) for lane in range(16)])
+
+
+def _reduce(combine):
+    def emit(e, x):
+        half = LANES // 2
+        while half:
+            order = ir.Constant(vec(i32), [(lane + half) % LANES for lane in range(LANES)])
+            x = combine(e, x, e.b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), order))
+            half //= 2
+        return e.b.extract_element(x, ir.Constant(i32, 0))
+
+    return emit
+
+
+vsum = vector_op(types.float32, (F32x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
+vsum64 = vector_op(types.float64, (F64x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
+vmax_lane = vector_op(types.float32, (F32x16,), _reduce(emit_maximum))
+
+
+def _minus_sums(e, first, second):
+    """Return minus the sum of all 32 integers and minus the sum of the second 16, as the halves of an i64."""
+    half = LANES // 2
+    nothing, both = ir.Constant(first.type, ir.Undefined), e.b.add(first, second)
+
+    def folded(x):
+        low, high = (ir.Constant(vec(i32, half), list(range(at, at + half))) for at in (0, half))
+        return e.b.add(e.b.shuffle_vector(x, nothing, low), e.b.shuffle_vector(x, nothing, high))
+
+    joined = ir.Constant(vec(i32), list(range(LANES)))
+    sums = e.b.shuffle_vector(folded(both), folded(second), joined)
+    step = half // 2
+    while step:
+        other = ir.Constant(vec(i32), [lane ^ step for lane in range(LANES)])
+        sums = e.b.add(sums, e.b.shuffle_vector(sums, nothing, other))
+        step //= 2
+    sums = e.b.neg(sums)
+    pair = ir.Constant(vec(i32, 2), [0, half])
+    return e.b.bitcast(e.b.shuffle_vector(sums, nothing, pair), i64)
+
+
+minus_sums = vector_op(types.int64, (I32x16, I32x16), _minus_sums)

@@ -1,0 +1,60 @@
+"""Loads, stores and prefetches, of scalars and vectors. Addresses are int64."""
+
+from __future__ import annotations
+
+from numba import types
+from numba.extending import intrinsic
+
+from pellucid.kernels.simd.emitter import Emitter, vector_op
+from pellucid.kernels.simd.types import F32x16, F64x16, I32x16, f16, f32, f64, i8, i16, i32, i64, vec
+
+
+def _scalar_load(stored, result, convert):
+    @intrinsic
+    def load(typingctx, address):
+        def codegen(context, builder, sig, args):
+            return convert(builder, Emitter(builder).load(args[0], stored, 1))
+
+        return result(types.int64), codegen
+
+    return load
+
+
+load_i64 = _scalar_load(i64, types.int64, lambda b, v: v)
+load_i32 = _scalar_load(i32, types.int64, lambda b, v: b.sext(v, i64))
+load_u32 = _scalar_load(i32, types.uint32, lambda b, v: v)
+load_u8 = _scalar_load(i8, types.int64, lambda b, v: b.zext(v, i64))
+load_u16 = _scalar_load(i16, types.int64, lambda b, v: b.zext(v, i64))
+load_f64 = _scalar_load(f64, types.float64, lambda b, v: v)
+load_f32 = _scalar_load(f32, types.float32, lambda b, v: v)
+load_f16 = _scalar_load(f16, types.float32, lambda b, v: b.fpext(v, f32))
+
+
+def _scalar_store(kind, convert):
+    @intrinsic
+    def store(typingctx, address, value):
+        def codegen(context, builder, sig, args):
+            Emitter(builder).store(convert(builder, args[1]), args[0], 1)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, kind), codegen
+
+    return store
+
+
+store_f32 = _scalar_store(types.float32, lambda b, v: v)
+store_f16 = _scalar_store(types.float32, lambda b, v: b.fptrunc(v, f16))
+store_f64 = _scalar_store(types.float64, lambda b, v: v)
+store_i64 = _scalar_store(types.int64, lambda b, v: v)
+store_u32 = _scalar_store(types.uint32, lambda b, v: v)
+store_i32 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i32))
+store_u8 = _scalar_store(types.int64, lambda b, v: b.trunc(v, i8))
+
+vload = vector_op(F32x16, (types.int64,), lambda e, a: e.load(a, vec(f32), 2))
+vstore = vector_op(types.void, (types.int64, F32x16), lambda e, a, v: e.store(v, a))
+vstore_f16 = vector_op(
+    types.void, (types.int64, F32x16), lambda e, a, v: e.store(e.b.fptrunc(v, vec(f16)), a, 2)
+)
+vstore_i8 = vector_op(types.void, (types.int64, I32x16), lambda e, a, v: e.store(e.b.trunc(v, vec(i8)), a, 1))
+vstore64 = vector_op(types.void, (types.int64, F64x16), lambda e, a, v: e.store(v, a, 8))
+prefetch = vector_op(types.void, (types.int64,), lambda e, address: e.prefetch(address))
