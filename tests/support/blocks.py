@@ -15,10 +15,10 @@ from pellucid.weights.quant.format import BlockFields, Format
 @functools.cache
 def scale_bytes(form: Format) -> tuple[int, ...]:
     """Positions of the bytes in a block that hold its floating point scales, found by changing each byte."""
-    kinds = [count == 1 for count, _ in form.packed.sides]
+    kinds = [count == 1 for count, _ in form.packed.scale_fields]
 
     def scales(raw: NDArray[np.uint8]) -> list[bytes]:
-        return [side.tobytes() for side, own in zip(form.fields(raw).sides, kinds) if own]
+        return [side.tobytes() for side, own in zip(form.fields(raw).scale_fields, kinds) if own]
 
     nothing = np.zeros((1, 1, form.block_bytes), np.uint8)
     found = []
@@ -62,15 +62,15 @@ def scales_and_minima(
     packed: PackedLayout, fields: BlockFields
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """Scales and minima of every sub-block, (N, D/sub), float32, rounded as in the kernels. Minima are signed."""
-    sides = list(fields.sides)
+    scale_fields = list(fields.scale_fields)
     if packed.scale == "e8m0":
-        sides[-1] = np.ldexp(np.float32(1), sides[-1].astype(np.int32) - 128)
-    sides = [side.astype(np.float32) for side in sides]
-    scale, minimum = (sides[-2], sides[-1]) if packed.minimum else (sides[-1], None)
+        scale_fields[-1] = np.ldexp(np.float32(1), scale_fields[-1].astype(np.int32) - 128)
+    scale_fields = [side.astype(np.float32) for side in scale_fields]
+    scale, minimum = (scale_fields[-2], scale_fields[-1]) if packed.minimum else (scale_fields[-1], None)
     if packed.super_scales:
-        small = sides[:2]
+        small = scale_fields[:2]
         if packed.joined_scales:
-            small = [np.float32(fields.sides[0] % 16), np.float32(fields.sides[0] // 16)]
+            small = [np.float32(fields.scale_fields[0] % 16), np.float32(fields.scale_fields[0] // 16)]
         per_unit = packed.unit // packed.sub
         scale = np.repeat(scale, per_unit, 1) * small[0]
         minimum = None if minimum is None else np.repeat(minimum, per_unit, 1) * small[1]
@@ -118,15 +118,15 @@ def unpack(packed: PackedLayout, data: NDArray[np.uint8], rows: int, columns: in
     layout += [(1, "u1" if packed.scale == "e8m0" else "<f2")] * kinds
     at, per_unit = blocks * plane_bytes, sum(ROWS * n * np.dtype(dtype).itemsize for n, dtype in layout)
     stored = data[:, at : at + units * per_unit].reshape(groups, units, per_unit)
-    sides, start = [], 0
+    scale_fields, start = [], 0
     for count, dtype in layout:
         size = count * ROWS * np.dtype(dtype).itemsize
         piece = np.ascontiguousarray(stored[:, :, start : start + size]).view(dtype)
         start += size
         if count:  # (groups, units, count, ROWS) to (rows, units * count)
             piece = piece.reshape(groups, units, count, ROWS).transpose(0, 3, 1, 2)
-            sides.append(np.ascontiguousarray(piece).reshape(groups * ROWS, -1)[:rows])
-    return BlockFields(values[:rows], tuple(sides))
+            scale_fields.append(np.ascontiguousarray(piece).reshape(groups * ROWS, -1)[:rows])
+    return BlockFields(values[:rows], tuple(scale_fields))
 
 
 def quantised(formats: dict[str, Format]) -> list[Format]:

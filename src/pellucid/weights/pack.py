@@ -82,14 +82,14 @@ def _scales(
     packed: PackedLayout, fields: BlockFields
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """The scale of every ``sub`` columns, float32, and the minimum or None."""
-    own = fields.sides[-2:] if packed.minimum else fields.sides[-1:]
+    own = fields.scale_fields[-2:] if packed.minimum else fields.scale_fields[-1:]
     if packed.scale == "e8m0":
         bits = np.maximum(own[0].astype(np.int32) << 23, 1 << 22)  # e = 0 is a subnormal
         factors = [bits.view(np.float32) * np.float32(0.5)]
     else:
         factors = [factor.astype(np.float32) for factor in own]
     if packed.super_scales:
-        small = fields.sides[: -len(own)]
+        small = fields.scale_fields[: -len(own)]
         if packed.joined_scales:
             small = (small[0] & 15, small[0] >> 4)
         factors = [np.repeat(f, packed.unit // packed.sub, axis=1) * s for f, s in zip(factors, small)]

@@ -31,8 +31,8 @@ def test_packed_integers_read_back_as_the_fields_of_the_blocks(
     got = unpack(matrix.packed, matrix.data, rows, columns)
     want = form.fields(raw)
     assert np.array_equal(got.values, want.values)
-    assert len(got.sides) == len(want.sides)
-    for mine, theirs in zip(got.sides, want.sides):
+    assert len(got.scale_fields) == len(want.scale_fields)
+    for mine, theirs in zip(got.scale_fields, want.scale_fields):
         assert mine.tobytes() == np.ascontiguousarray(theirs).tobytes()
 
 

@@ -65,7 +65,9 @@ def test_packing_the_golden_blocks_loses_nothing(form: Format) -> None:
     got = unpack(matrix.packed, matrix.data, len(raw), columns)
     want = form.fields(raw)
     assert np.array_equal(got.values, want.values)
-    assert [side.tobytes() for side in got.sides] == [np.ascontiguousarray(s).tobytes() for s in want.sides]
+    assert [side.tobytes() for side in got.scale_fields] == [
+        np.ascontiguousarray(s).tobytes() for s in want.scale_fields
+    ]
 
 
 @each_integer

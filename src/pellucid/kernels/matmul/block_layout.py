@@ -49,14 +49,14 @@ class ScaleField:
 class BlockLayout:
     """A block: ``values`` numbers in ``nbytes`` bytes.
 
-    ``planes`` hold the values' bits, lowest first. ``flip`` are bits that are stored inverted. ``sides`` are in the
-    order of ``PackedLayout.sides``.
+    ``planes`` hold the values' bits, lowest first. ``flip`` are bits that are stored inverted. ``scale_fields`` are in
+    the order of ``PackedLayout.scale_fields``.
     """
 
     values: int
     nbytes: int
     planes: tuple[BitPlane, ...] = ()
-    sides: tuple[ScaleField, ...] = ()
+    scale_fields: tuple[ScaleField, ...] = ()
     flip: int = 0
 
     def __str__(self) -> str:

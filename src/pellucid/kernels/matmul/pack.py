@@ -77,14 +77,16 @@ def _store_planes(e: Any, packed: PackedLayout, words: list[Any], out: Any) -> N
         below += bits
 
 
-def _store_sides(e: Any, packed: PackedLayout, stored: BlockLayout, block: Any, out: Any, row: Any) -> None:
+def _store_scale_fields(
+    e: Any, packed: PackedLayout, stored: BlockLayout, block: Any, out: Any, row: Any
+) -> None:
     """Store the scales and minima of one row in the scale unit at ``out``."""
     at = 0
-    for (count, kind), side in zip(packed.sides, stored.sides, strict=True):
+    for (count, kind), field in zip(packed.scale_fields, stored.scale_fields, strict=True):
         size = int(kind[-1])
-        assert len(side.numbers) == count
-        for pieces in side.numbers:
-            number, below = _number(-side.minus), 0
+        assert len(field.numbers) == count
+        for pieces in field.numbers:
+            number, below = _number(-field.minus), 0
             for piece in pieces:
                 part = _bits(e, e.at(block, piece.byte), i8, piece.shift, (1 << piece.bits) - 1)
                 number = e.b.add(number, _shifted(e, e.b.zext(part, i32), below))
@@ -115,7 +117,7 @@ def pack_int(simd: Any, packed: PackedLayout, stored: BlockLayout) -> Any:
         lane = e.at(planes, e.times(row, 4))
         for i in range(unit // BLOCK):
             _store_planes(e, packed, _values(e, stored, block, BLOCK * i), e.at(lane, plane_bytes * i))
-        _store_sides(e, packed, stored, block, scales, row)
+        _store_scale_fields(e, packed, stored, block, scales, row)
         return context.get_dummy_value()
 
     @intrinsic

@@ -98,7 +98,7 @@ class PackedLayout:
         return ROWS * BLOCK * self.bits // 8
 
     @property
-    def sides(self) -> tuple[tuple[int, str], ...]:
+    def scale_fields(self) -> tuple[tuple[int, str], ...]:
         """The scales and minima of one row in a unit, in order: (count, NumPy dtype)."""
         if self.is_float:
             return ()
@@ -110,12 +110,12 @@ class PackedLayout:
     @property
     def factors_at(self) -> int:
         """Byte offset in a unit of its own scales, which follow the 8-bit ones of 16 rows."""
-        return ROWS * sum(count for count, _ in self.sides if count > 1)
+        return ROWS * sum(count for count, _ in self.scale_fields if count > 1)
 
     @property
     def scale_bytes(self) -> int:
         """Bytes of the scales and minima of one unit for 16 rows."""
-        return ROWS * sum(count * int(kind[-1]) for count, kind in self.sides)
+        return ROWS * sum(count * int(kind[-1]) for count, kind in self.scale_fields)
 
     def group_bytes(self, columns: int) -> int:
         """Bytes of 16 rows of ``columns`` columns."""

@@ -16,12 +16,12 @@ from pellucid.kernels.matmul.packed_layout import PackedLayout
 class BlockFields:
     """Unpacked blocks: the integer of every value, and the scales and minima.
 
-    ``values`` (N, D) uint8. ``sides`` are (N, count) arrays, in the order and with the dtypes of
-    ``PackedLayout.sides``.
+    ``values`` (N, D) uint8. ``scale_fields`` are (N, count) arrays, in the order and with the dtypes of
+    ``PackedLayout.scale_fields``.
     """
 
     values: NDArray[np.uint8]
-    sides: tuple[NDArray[Any], ...]
+    scale_fields: tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,19 @@ class Format:
             bits = runs >> shifts & ((1 << plane.bits) - 1)
             values ^= bits.reshape(values.shape) << below
             below += plane.bits
-        return BlockFields(values.reshape(len(raw), -1), tuple(self._sides(raw)))
+        return BlockFields(values.reshape(len(raw), -1), tuple(self._scale_fields(raw)))
 
-    def _sides(self, raw: NDArray[np.uint8]) -> list[NDArray[Any]]:
-        sides = []
-        for (_, kind), side in zip(self.packed.sides, self.stored.sides, strict=True):
+    def _scale_fields(self, raw: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        scale_fields = []
+        for (_, kind), field in zip(self.packed.scale_fields, self.stored.scale_fields, strict=True):
             numbers = []
-            for pieces in side.numbers:
-                number, below = np.full(raw.shape[:2], -side.minus, np.int32), 0
+            for pieces in field.numbers:
+                number, below = np.full(raw.shape[:2], -field.minus, np.int32), 0
                 for piece in pieces:
                     bits = raw[..., piece.byte].astype(np.int32) >> piece.shift & ((1 << piece.bits) - 1)
                     number += bits << below
                     below += piece.bits
                 numbers.append(number)
             integers = np.stack(numbers, axis=-1).astype("<u2" if kind == "<f2" else kind)
-            sides.append(integers.view(kind).reshape(len(raw), -1))
-        return sides
+            scale_fields.append(integers.view(kind).reshape(len(raw), -1))
+        return scale_fields

@@ -25,15 +25,15 @@ MINIMA = ScaleField(
     tuple((BitField(S + j + 4, 0, 6),) for j in range(4))
     + tuple((BitField(S + j + 4, 4, 4), BitField(S + j, 6, 2)) for j in range(4, 8))
 )
-SIDES = (SCALES, MINIMA, half(0), half(2))
+SCALE_FIELDS = (SCALES, MINIMA, half(0), half(2))
 
 Q4_K = Format(
     "Q4_K",
     PackedLayout("int", 4, minimum=True, minimum_sign=-1, super_scales=True),
-    BlockLayout(256, 144, (BitPlane(16, 4, 32),), SIDES),
+    BlockLayout(256, 144, (BitPlane(16, 4, 32),), SCALE_FIELDS),
 )
 Q5_K = Format(
     "Q5_K",
     PackedLayout("int", 5, minimum=True, minimum_sign=-1, super_scales=True),
-    BlockLayout(256, 176, (BitPlane(48, 4, 32), BitPlane(16, 1, 32)), SIDES),
+    BlockLayout(256, 176, (BitPlane(48, 4, 32), BitPlane(16, 1, 32)), SCALE_FIELDS),
 )
