@@ -246,3 +246,26 @@ REFERENCES: dict[str, Reference] = {
         typical, top_n_sigma, epsilon, eta, top_h, xtc, mirostat,
     )
 }  # fmt: skip
+
+
+USUAL = {
+    "penalties": {"repetition_penalty": 1.2, "frequency_penalty": 0.3},
+    "no_repeat_ngram": {"no_repeat_ngram_size": 2},
+    "dry": {"dry_multiplier": 0.8},
+    "logit_bias": {"logit_bias": {0: -INF, 1: 3.0}},
+    "banned": {"banned": [0]},
+    "allowed": {"allowed": [0, 1]},
+    "min_new_tokens": {"min_new_tokens": 9},
+    "temperature": {"temperature": 0.7, "dynatemp_range": 0.2},
+    "top_k": {"top_k": 40},
+    "top_p": {"top_p": 0.9},
+    "min_p": {"min_p": 0.05},
+    "typical": {"typical_p": 0.5},
+    "top_n_sigma": {"top_n_sigma": 1.0},
+    "epsilon": {"epsilon_cutoff": 3e-6},
+    "eta": {"eta_cutoff": 2e-4},
+    "top_h": {"top_h": 0.5},
+    "xtc": {"xtc_probability": 1.0, "xtc_threshold": 1e-5},
+    "mirostat": {"mirostat": 2, "mirostat_tau": 5.0},
+}
+"""Options of each step with which it does something."""

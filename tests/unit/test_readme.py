@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from pellucid.cli.command import known_commands
+from pellucid.model.family import known_families
 from pellucid.sample.options import Options
 from pellucid.sample.step import owners, steps
+from pellucid.weights.quant.registry import formats
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +44,17 @@ def test_every_step_and_option_is_in_the_document_of_sampling() -> None:
 
 
 def test_the_commands_exist() -> None:
-    shown = set(re.findall(r"pellucid ([a-z]+) ", (ROOT / "README.md").read_text()))
+    shown = set(re.findall(r"pellucid ([a-z]+)[ ;`]", (ROOT / "README.md").read_text()))
     commands = set(known_commands())
-    assert {"run", "chat", "embed"} <= shown & commands
+    assert commands <= shown
     assert not {name for name in shown if name not in commands} - {"is", "names"}
+
+
+def test_the_families_are_named() -> None:
+    (row,) = re.findall(r"\| families \| (.*) \|", (ROOT / "README.md").read_text())
+    assert {re.sub(r" \(.*\)", "", name) for name in row.split(", ")} == set(known_families())
+
+
+def test_the_block_formats_are_named() -> None:
+    (row,) = re.findall(r"\| weights \| (.*) \|", (ROOT / "README.md").read_text())
+    assert set(row.split(", ")) == set(formats())

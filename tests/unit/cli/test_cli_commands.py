@@ -17,32 +17,22 @@ from support.command import PROGRAM, Command, pellucid
 from support.tiny import LLAMA_GGUF, write_llama_gguf
 
 from pellucid import __version__
+from pellucid.cli.command import Command as CommandDeclared
+from pellucid.cli.command import CommandGroup, known_commands
 
 PROMPT = "to see that it rains"
 GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
 COMPILING = "compiling kernels, once for this machine\n"
-COMMANDS = [
-    "beams",
-    "bench",
-    "chat",
-    "embed",
-    "info",
-    "list",
-    "plan",
-    "pull",
-    "rm",
-    "run",
-    "sample",
-    "tokenize",
-    "verify",
-]
-GROUPS = {"eval": ["perplexity", "kl"]}
+COMMANDS = [name for name, one in known_commands().items() if isinstance(one, CommandDeclared)]
+GROUPS = {name: list(one.parts) for name, one in known_commands().items() if isinstance(one, CommandGroup)}
 
 
 def test_version_and_help(command: Command) -> None:
     assert command("--version").answer == f"pellucid {__version__}\n"
     page = command("--help").answer
-    assert [line.split()[0] for line in page.partition("Commands:\n")[2].splitlines()] == [*COMMANDS, *GROUPS]
+    assert [line.split()[0] for line in page.partition("Commands:\n")[2].splitlines()] == list(
+        known_commands()
+    )
     assert command().answer == command("-h").answer == page
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.sampling import Words
+from support.sampling import USUAL, Words
 
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
@@ -120,14 +120,10 @@ def test_the_chain_holds_what_does_something_in_order() -> None:
     assert usual == ["temperature", "top_k", "top_p", "min_p"]
     assert chain(temperature=1, top_k=0, top_p=1, min_p=0) == ()
     assert chain(temperature=0.5, top_k=3, top_p=0.9, min_p=0) == (Temperature(0.5), TopK(3), TopP(0.9))
-    everything = chain(
-        repetition_penalty=2, no_repeat_ngram_size=3, dry_multiplier=1, logit_bias={1: 1}, banned=[1], allowed=[2],
-        min_new_tokens=3, typical_p=0.5, top_n_sigma=1, epsilon_cutoff=0.1, eta_cutoff=0.1, top_h=0.5,
-        xtc_probability=1,
-    )  # fmt: skip
-    assert [step.name for step in everything] == [
-        name for name in steps() if name not in ("mirostat", "constraint")
-    ]
+    alone = ("mirostat", "constraint")
+    options = {key: value for name, one in USUAL.items() if name not in alone for key, value in one.items()}
+    everything = chain(**{**options, "temperature": 0.7})
+    assert [step.name for step in everything] == [name for name in steps() if name not in alone]
 
 
 def test_greedy_has_only_the_steps_that_matter_to_it() -> None:

@@ -97,6 +97,10 @@ def _stages(found: Explanation) -> None:
             print(f"  {line}")
 
 
+FORMATTED = {"whole", "symbols", "merges", "tries", "lattice", "best", "score"}
+"""Parts of an explanation with a format of their own; any other is its name and its words."""
+
+
 def _explanation_lines(pre_token: PreToken) -> Iterator[str]:
     """How the model stage tokenized a pre-token, a line for each step."""
     if pre_token.how is None:
@@ -115,10 +119,13 @@ def _explanation_lines(pre_token: PreToken) -> Iterator[str]:
         failed = f", not {' '.join(map(common.visible, missed))}" if missed else ""
         yield f"at {attempt['at']}: {common.visible(attempt['found'] or 'nothing')}{failed}"
     yield from _lattice(how)
-    if "bytes" in how:
-        yield f"bytes {how['bytes']}"
-    if "unknown" in how:
-        yield f"unknown: {one_line(how['unknown'])}"
+    for key, value in how.items():
+        if key == "unknown":
+            yield f"unknown: {one_line(value)}"
+        elif key not in FORMATTED:
+            several = isinstance(value, (list, tuple))
+            words = " ".join(common.visible(str(one)) for one in value) if several else one_line(str(value))
+            yield f"{one_line(key)} {words}"
 
 
 def _lattice(how: Mapping[str, Any]) -> Iterator[str]:
