@@ -30,9 +30,8 @@ GROUPS = {name: list(one.parts) for name, one in known_commands().items() if isi
 def test_version_and_help(command: Command) -> None:
     assert command("--version").answer == f"pellucid {__version__}\n"
     page = command("--help").answer
-    assert [line.split()[0] for line in page.partition("Commands:\n")[2].splitlines()] == list(
-        known_commands()
-    )
+    listed = [line.split()[0] for line in page.partition("Commands:\n")[2].splitlines()]
+    assert listed == [*COMMANDS, *GROUPS]
     assert command().answer == command("-h").answer == page
 
 
