@@ -1,4 +1,4 @@
-"""Being here, it puts tests/ on the import path, so that tests can import ``support``."""
+"""Shared fixtures. The file's location puts tests/ on the import path, so that tests can import ``support``."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ FASTEST_FIRST = ("unit", "fuzz", "contract", "accuracy")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first; among them, those that need no real model."""
+    """Run fast tests first and, within a folder, tests without a real model first."""
     items.sort(
         key=lambda item: (
             next((i for i, folder in enumerate(FASTEST_FIRST) if folder in item.path.parts), 0),

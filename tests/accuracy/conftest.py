@@ -1,4 +1,4 @@
-"""Each model under test, precise, loaded once."""
+"""Fixture of the real models: each is loaded once per module, in precise mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real models, with room for the logits of 64 positions at a time, and their goldens."""
+"""The real models, with room for the logits of 64 positions per step, and their goldens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STEP = 64
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under test, and what it is compared with."""
+    """A model under test and its goldens."""
 
     name: str
     llm: LLM
@@ -56,7 +56,7 @@ def load(name: str, *, precise: bool, kv_cache: str | None = None) -> LLM:
 
 
 def logits(runner: ModelRunner, ids: list[int], first: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
-    """Teacher-forced, a step at a time: which positions from the ``first`` on, and the logits after their ids."""
+    """Teacher forcing in steps: yield the positions, counted from ``first``, and the logits after their ids."""
     sequence = BlockTable()
     try:
         for start in range(0, len(ids), STEP):
@@ -70,6 +70,6 @@ def logits(runner: ModelRunner, ids: list[int], first: int = 0) -> Iterator[tupl
 
 
 def log_sum_exp(rows: np.ndarray) -> np.ndarray:
-    """(R, V) → (R,) in float64."""
+    """log Σ exp of each row: (R, V) → (R,) in float64."""
     top = rows.max(-1)
     return top + np.log(np.exp(rows - top[:, None]).sum(-1, dtype=np.float64))

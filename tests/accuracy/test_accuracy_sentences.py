@@ -16,7 +16,7 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
 Record = Callable[[str, object], None]
-LONGEST = 256  # the golden cuts there, as sentence-transformers does
+LONGEST = 256  # the golden truncates to this many ids, as sentence-transformers does
 
 pytestmark = pytest.mark.model
 
@@ -63,7 +63,7 @@ def test_sentences_become_the_golden_ids(minilm: LLM, golden: dict[str, Any]) ->
 
 
 def test_embed_gives_the_golden_vectors_together_and_alone(minilm: LLM, golden: dict[str, Any]) -> None:
-    plain = [i for i, text in enumerate(golden["texts"]) if "[CLS]" not in text]  # embed takes it for text
+    plain = [i for i, text in enumerate(golden["texts"]) if "[CLS]" not in text]  # embed treats it as text
     assert len(plain) >= 49
     texts = [golden["texts"][i] for i in plain]
     vectors = minilm.embed(texts, truncate=True)

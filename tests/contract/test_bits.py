@@ -1,7 +1,7 @@
-"""The same request gives the same bits: whatever else is in the batch, however the prompt is cut, however many threads.
+"""The same request gives the same bits, whatever else is in the batch, however prefill is cut, with any thread count.
 
-For every family's tiny models, and for a Llama in every format that discovery finds, with activations of 8 bits and
-of 16, and for every form of the key/value cache. Whoever adds a family or a format is tested by having added it.
+Covers the tiny models of every family, and a Llama in every format that discovery finds, with activations of 8 and of
+16 bits, for every form of the key/value cache. A new family or format is covered as soon as it is added.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def test_after_any_truncation_and_refill(model: Model, turns: list[tuple[int, in
 
 def test_on_scattered_pages_that_others_have_used(model: Model) -> None:
     with Play(model) as play:
-        for _ in range(5):  # pages in turn
+        for _ in range(5):  # the sequences take pages in turn
             play.step({1: 20, 2: 20, 3: 20})
         play.cut(1, 0)
         play.cut(3, 0)
@@ -162,7 +162,7 @@ def test_a_real_model(activation_bits: int) -> None:
         model.close()
 
 
-# Of four sequences, by a process that uses one instruction set.
+# A process that uses one instruction set writes the logits of four sequences.
 LOGITS = """
 import sys
 import numpy as np
@@ -180,7 +180,7 @@ model.close()
 )
 @pytest.mark.parametrize(("name", "activation_bits"), [("quantised", 8), ("gemma3-softcap", 16)])
 def test_any_instruction_set(name: str, activation_bits: int, tmp_path: Path) -> None:
-    # Minima, scales of 16, a table with powers of two, a zero point: each kernel takes seconds to compile.
+    # Covers minima, scales of 16 values, a table with powers of two and a zero point. Each kernel compiles for seconds.
     few = ("Q2_K", "Q6_K", "MXFP4", "Q8_0", "F16")
     path = TINY.get(name) or write_quantised_llama(tmp_path / "mixed.gguf", *few)
     files = {known.name: tmp_path / f"{known.name}.npy" for known in isa.possible()}

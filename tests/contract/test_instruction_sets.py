@@ -1,7 +1,7 @@
-"""Every set that this machine can run computes what the kernels' own tests want, not only the best one.
+"""Every instruction set that this machine can run passes the kernels' own tests, not only the best set.
 
-Those tests run as they are, in a process for each of the other sets. What the sets do differently are products of
-integers and tables; few formats have all of it: 4 and 8 bits, several planes, scales of 16, minima, zero points.
+The tests run unchanged, in one process per other set. The sets differ in products of integers and in tables; a few
+formats cover all of that: 4 and 8 bits, several planes, scales of 16 values, minima, zero points.
 """
 
 from __future__ import annotations

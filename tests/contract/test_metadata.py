@@ -1,7 +1,7 @@
-"""No key of a model's metadata, no tensor and no field of a spec is dropped in silence, in any family.
+"""No family silently ignores a metadata key, a tensor or a field of a spec.
 
-Each key that is known to change a result either changes the spec or is refused by its name; each key that a reader
-asks for changes something; each field of the spec changes the plan.
+Each key that is known to change results either changes the spec or is refused by name; each key that a reader asks for
+changes something; each field of the spec changes the plan.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, 
 from pellucid.plan.weights import layouts
 
 VALUES: tuple[Any, ...] = (True, False, 7, 3, 0.625, 24, "other", "linear", ["other"], {"a": 1})
-"""Tried one after the other for a key that may want any type."""
+"""Values that are tried in turn for a key of unknown type."""
 
 FOLDERS = {f"folder of {name}": (lambda at=path: Metadata.of(at)) for name, path in TINY.items()}
 FILES = {f"gguf of {name}": make for name, make in GGUF.items()}
@@ -39,7 +39,7 @@ def prefix(checkpoint: Metadata) -> str:
 
 
 def outcome(checkpoint: Metadata) -> Any:
-    """The spec and which tensors it takes, or the error."""
+    """The spec and the tensors that it takes, or the error message."""
     try:
         model = checkpoint.read()
     except PellucidError as error:
@@ -58,7 +58,7 @@ def at(checkpoint: Metadata, path: tuple[str, ...], value: Any) -> Metadata:
 
 
 def noticed(checkpoint: Metadata, path: tuple[str, ...], values: Any) -> bool:
-    """Whether a value changes the spec or is refused."""
+    """Whether one of the values changes the spec or is refused."""
     before = outcome(checkpoint)
     return any(outcome(at(checkpoint, path, value)) != before for value in values)
 
@@ -123,7 +123,7 @@ def test_what_a_reader_asks_for_makes_a_difference(name: str) -> None:
         for part in path:
             current = current.get(part) if isinstance(current, Mapping) else None
         if current == {} or (isinstance(current, Mapping) and current):
-            continue  # a table: its keys are looked at
+            continue  # a table: its keys are tested instead
         others = [value for value in VALUES if value != current]
         assert noticed(checkpoint, path, others), f"{key} is read and makes no difference"
 
@@ -141,7 +141,7 @@ def test_a_key_of_the_rotary_table_is_read_or_refused(name: str, key: str) -> No
         for part in path:
             current = current[part]
         if key == "original_max_position_embeddings" and current["rope_type"] != "llama3":
-            continue  # only that scaling has one
+            continue  # only llama3 scaling has this key
         assert noticed(checkpoint, (*path, key), [0.625 if current.get(key) != 0.625 else 0.5])
 
 
@@ -299,7 +299,7 @@ def test_a_vocabulary_that_is_not_the_embedding() -> None:
     assert message == "tiny.gguf: llama.vocab_size: is 63, but token_embd.weight has 64 rows"
 
 
-# Every number and choice of a spec, and another value for it.
+# Every number and choice of a spec, with another value for it.
 OTHER: dict[tuple[type, str], Any] = {
     (Embedding, "scale"): 3.0,
     (RotaryScaling, "kind"): "llama3",
@@ -328,7 +328,7 @@ OTHER: dict[tuple[type, str], Any] = {
     (Block, "placement"): "post",
 }
 ELSEWHERE = {
-    # Widths and numbers of parts, which tensors must have as well: a mismatch is an error.
+    # Widths and counts that tensor shapes must match: a mismatch is an error.
     (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Rotary, "dims"),
     (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
     (Attention, "output_bias"), (FeedForward, "width"), (FeedForward, "gated"), (FeedForward, "bias"),
@@ -337,7 +337,7 @@ ELSEWHERE = {
 
 
 def parts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """All dataclasses inside of a spec, and where."""
+    """Yield every dataclass inside a spec, with its path."""
     if is_dataclass(value):
         yield path, value
         for one in fields(value):
@@ -376,7 +376,7 @@ def test_each_field_of_a_spec_changes_the_plan(name: str) -> None:
                     and part.kind == "linear"
                     and one.name not in ("kind", "factor")
                 ):
-                    continue  # of the other kind
+                    continue  # a field of llama3 scaling
                 try:
                     after = pipeline.forward(put(model.spec, (*path, one.name), OTHER[key]), packed)
                 except PellucidError:
@@ -388,7 +388,7 @@ def test_each_field_of_a_spec_changes_the_plan(name: str) -> None:
 
 
 def test_a_real_configuration_of_each_kind_needs_no_warning(tmp_path: Path) -> None:
-    """Keys of the published files of SmolLM2, Llama 3.2, Gemma 3 and MiniLM beyond those of the tiny models."""
+    """Keys that the published files of SmolLM2, Llama 3.2, Gemma 3 and MiniLM have beyond those of the tiny models."""
     published: dict[str, dict[str, Any]] = {
         "llama": {
             "_name_or_path": "x",

@@ -1,11 +1,11 @@
 """Damaged model files: GGUF v2 and v3, whole and split, and safetensors with config.json, single and sharded.
 
-Small valid models are made once, and changed: bits, bytes and lengths anywhere, the file cut or made longer, counts and
-offsets overwritten with extreme numbers, values of other types, records that are doubled, gone or in another order,
-tensors that overlap, shards that contradict each other, JSON changed in its structure and in its values. Each is opened
-with its metadata, spec and tokenizer, and, of those that are accepted, every fourth is loaded and runs a token.
+Each case changes a small valid model: bits, bytes and lengths anywhere; truncated or extended files; counts and offsets
+overwritten with extreme numbers; values of other types; duplicated, removed or reordered records; overlapping tensors;
+contradicting shards; JSON with changed structure or values. The case opens the model with its metadata, spec and
+tokenizer; of the accepted models every fourth is loaded and runs one token.
 
-Wrong is all but success or a `PellucidError` of one line of at most 500 characters.
+Any outcome other than success or a `PellucidError` of one line of at most 500 characters is a finding.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pellucid.tokenize import load_tokenizer
 from pellucid.weights.open import open_checkpoint
 
 SECONDS = 5.0
-MEMORY = 6 << 30  # LLVM and threads take address space, not memory
+MEMORY = 6 << 30  # includes address space that LLVM and threads reserve without using it
 SMALL = 1000
 LONG = 100_000
 
@@ -43,12 +43,12 @@ ODDS_OF_RUNNING = 4
 Q8_0 = 8
 
 Files = dict[str, bytes]
-"""What lies in a folder, by name. The first is the one to open, unless there is a config.json: then the folder."""
+"""A folder's files by name. The first file is opened, or the folder if it has a config.json."""
 
 
 @functools.cache
 def models() -> dict[str, Files]:
-    """The valid ones."""
+    """The valid models."""
     shapes = {**LLAMA_GGUF_SHAPES, "token_embd.weight": (VOCABULARY, 32)}
     metadata, weights = LLAMA_GGUF | gguf_tokenizer(VOCABULARY), random_weights(shapes)
     tensors: dict[str, Any] = {name: (w.shape, 0, w.tobytes()) for name, w in weights.items()}
@@ -112,7 +112,7 @@ def _files(folder: Path) -> Files:
 
 
 def prepare(folder: Path) -> None:
-    """Compile what the models need, which takes longer than a case may."""
+    """Compile the kernels of the models, which takes longer than the limit of a case."""
     for files in models().values():
         _write(folder, files)
         _use(_opened(folder, files), True)
@@ -169,7 +169,7 @@ def _use(path: Path, runs: bool) -> None:
 
 
 def _mix(random: Random, files: Files) -> None:
-    """Files that are exchanged, or gone."""
+    """Swap two files or remove one."""
     one, other = random.choice(list(files)), random.choice(list(files))
     if random.random() < 0.5:
         files[one], files[other] = files[other], files[one]

@@ -1,9 +1,9 @@
-"""Patterns in Oniguruma's syntax, and texts: the pieces are those of Hugging Face ``tokenizers`` where it is installed.
+"""Random Oniguruma patterns and texts: the pieces must equal those of Hugging Face ``tokenizers``, if it is installed.
 
-Of 200,000 patterns two are cut otherwise: a group that repeats and holds a place in the text, such as ``^``, misses
-matches in Oniguruma (``docs/decisions/0017``).
+Two of 200,000 patterns give other pieces: in Oniguruma a repeated group that contains an assertion, such as ``^``,
+misses matches (``docs/decisions/0017``).
 
-Without it the two ways of matching are compared, a backtracking engine and the automaton's table.
+Without ``tokenizers`` the two matching engines are compared: the backtracking engine and the automaton's table.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ LETTERS = "aabbccAABSsßſkK\u212a ss SS éÉ漢字1²_-]&\n\r\n\t \x1b\x01{}#\\
 
 def case(random: Random, folder: Path) -> str | None:
     pattern = _either(random, 0)
-    if random.random() < 0.1:  # damaged
+    if random.random() < 0.1:  # damage the pattern
         at = random.randrange(len(pattern) + 1)
         pattern = pattern[:at] + random.choice(["", "\\", "(", "[", "]", ")", "{", "?"]) + pattern[at + 1 :]
     theirs = _theirs(pattern)
@@ -162,7 +162,7 @@ def case(random: Random, folder: Path) -> str | None:
         matcher = Matcher(pattern)
     except PatternError as refused:
         return "a message of more than one line" if "\n" in str(refused) else None
-    # It refuses more look-behinds, and braces with several code points behind bytes in hexadecimal.
+    # Pellucid accepts more look-behinds, and braces with several code points after bytes in hexadecimal.
     refuses_more = "(?<" in pattern or r"\x{61" in pattern
     if tokenizers is not None and theirs is None and not refuses_more:
         return f"{pattern!r} is refused by tokenizers"
@@ -176,7 +176,7 @@ def case(random: Random, folder: Path) -> str | None:
 
 
 def _theirs(pattern: str):  # type: ignore[no-untyped-def]
-    """The two Splits of ``tokenizers``, or None where it refuses the pattern."""
+    """The two Splits of ``tokenizers``, or None if it refuses the pattern."""
     if tokenizers is None:
         return None
     from tokenizers.pre_tokenizers import Split as Theirs
@@ -203,11 +203,11 @@ def _compared(pattern: str, matcher: Matcher, theirs, text: str) -> str | None: 
         ours = [Split(pattern)(text), Split(pattern, "Removed", True)(text)]
     except (InvalidRequest, TimeoutError):
         return None
-    if len(text) > 100:  # what takes them long is for our limits only
+    if len(text) > 100:  # slow searches are subject to our limits only
         return None
     try:
         wanted = [[piece for piece, _ in one.pre_tokenize_str(text)] for one in theirs]
-    except BaseException as refused:  # a panic is no Exception
+    except BaseException as refused:  # a panic is not an Exception
         if isinstance(refused, KeyboardInterrupt):
             raise
         return None

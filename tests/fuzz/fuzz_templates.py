@@ -1,9 +1,9 @@
-"""Chat templates and conversations at random: a text or an error of one line, in time, in little memory.
+"""Random chat templates and conversations: each renders a text or a one-line error, within time and memory limits.
 
-A case is a template (``template_grammar.py``: plain ones, hostile ones, damaged ones, garbage) and a conversation. It
-is wrong if anything but a text or a ``PellucidError`` comes out, if the error is longer than a line or 500 characters,
-if it takes longer than its limit, or if this process grows. What a plain template makes must be what transformers
-makes, where that is installed.
+A case is a template (``template_grammar.py``: plain, hostile, damaged or garbage) and a conversation. These are
+findings: a result other than a text or a ``PellucidError``, an error longer than one line or 500 characters, a case
+that exceeds its time limit, growth of this process. If transformers is installed, a plain template must render the
+same text there.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ SECONDS, MEMORY = 3.0, 3 << 30
 SMALL, LONG = 400, 100_000
 
 HOSTILE = RenderLimits(seconds=0.2, megabytes=128, characters=200_000)
-LATE_SECONDS = 2.0  # past the limit, on a machine that does other things too
+LATE_SECONDS = 2.0  # allowed beyond the limit, as the machine may be busy
 LONGEST_ERROR = 500
-GROWTH = 300 << 20  # bytes that this process may have more than at its first case
+GROWTH = 300 << 20  # bytes by which this process may grow after its first case
 DESCRIPTORS = 60
 
 ADDRESS = re.compile(r"0x[0-9a-f]+")
-"""Python prints it of what is no value; another process has others."""
+"""An address in Python's repr of an object; it differs between processes."""
 
 
 def case(random: Random, folder: Path) -> str | None:
@@ -58,14 +58,14 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def compared(source: str, messages: Any) -> str | None:
-    """A plain template: what is wrong with what becomes of it."""
+    """Problem with the outcome of a plain template, or None; compares with transformers."""
     text, problem = checked(source, messages, RenderLimits())
     theirs_of = theirs()
     if problem is not None or theirs_of is None or SURROGATE.search(json.dumps(messages, ensure_ascii=False)):
-        return problem  # surrogates are refused here
+        return problem  # Pellucid refuses surrogates
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python's, of the code that Jinja makes
+            warnings.simplefilter("ignore")  # Python warns about the code that Jinja generates
             expected = theirs_of(source, messages, [templates.TOOL])
     except Exception as error:
         return (
@@ -79,7 +79,7 @@ def compared(source: str, messages: Any) -> str | None:
 
 
 def is_repeatable(source: str, messages: Any, text: str) -> bool:
-    """Whether other processes render the same: they do not where digits of an address are counted or turned around."""
+    """Whether other processes render the same text; they do not if it counts or reverses an address's digits."""
     for _ in range(4):
         template_process._workers.close()
         if templates.chat(source, messages, [templates.TOOL]) != text:
@@ -88,7 +88,7 @@ def is_repeatable(source: str, messages: Any, text: str) -> bool:
 
 
 def checked(source: str, messages: Any, limits: RenderLimits) -> tuple[str | None, str | None]:
-    """(what comes out, or None where it is refused; what is wrong with that)."""
+    """Render a template. Returns (text or None if refused, problem or None)."""
     base = memory_base()
     began = time.monotonic()
     text, problem = None, None
@@ -110,7 +110,7 @@ def checked(source: str, messages: Any, limits: RenderLimits) -> tuple[str | Non
 
 
 def talk(random: Random) -> list[Any]:
-    """A conversation that templates may get."""
+    """A plausible conversation."""
     messages = copy.deepcopy(random.choice(templates.CONVERSATIONS))
     for message in messages:
         if random.random() < 0.3:
@@ -120,7 +120,7 @@ def talk(random: Random) -> list[Any]:
 
 
 def value(random: Random, depth: int) -> Any:
-    """What JSON can hold."""
+    """A random JSON value."""
     kind = random.randrange(10 if depth else 7)
     if kind < 7:
         texts = (*TEXTS, "<|im_end|>", "\ud800", "\udc00\ud800", "\x00\x1b", "\u2028")
@@ -130,7 +130,7 @@ def value(random: Random, depth: int) -> Any:
 
 
 def wild_talk(random: Random) -> Any:
-    """A conversation that may be anything."""
+    """A conversation that may contain anything."""
     messages: Any = talk(random)
     kind = random.randrange(12)
     if kind == 0:
@@ -166,7 +166,7 @@ def nested(depth: int) -> Any:
 
 
 def memory() -> int:
-    """Bytes of memory of this process."""
+    """Resident memory of this process in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
@@ -187,4 +187,4 @@ def one_line(text: str) -> str:
 
 
 if sys.platform != "linux":
-    SMALL = LONG = 0  # it reads /proc
+    SMALL = LONG = 0  # the fuzzer reads /proc

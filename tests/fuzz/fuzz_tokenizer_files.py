@@ -1,6 +1,6 @@
-"""Files ``tokenizer.json`` with other stages, other values or damage: refused in one line, or with the right ids.
+"""Files ``tokenizer.json`` with other stages, other values or damage: refused in one line, or encoded correctly.
 
-Where Hugging Face ``tokenizers`` is installed and takes the file too, ids and offsets are compared with its own.
+If Hugging Face ``tokenizers`` is installed and accepts the file, its ids and offsets must be equal.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ except ImportError:
 SECONDS, MEMORY, SMALL, LONG = 5.0, 8 << 30, 300, 50_000
 GOLDENS = Path(__file__).parents[1] / "goldens" / "tokenize"
 NAMES = sorted(path.parent.name for path in GOLDENS.glob("*/tokenizer.json"))
-MOST_BYTES = 1_000_000  # of a file that damage made large
-MOST_ENTRIES = 5  # of a long list or object that may be damaged
-TEXTS, COMPILED = 3, 0.03  # for each file; how many files are encoded by compiled code, too
+MOST_BYTES = 1_000_000  # limit for a damaged file
+MOST_ENTRIES = 5  # entries of a long list or object that may be damaged
+TEXTS, COMPILED = 3, 0.03  # texts per file; share of the texts that compiled code encodes too
 
 PATTERNS: list[Any] = [
     *({"String": text} for text in (" ", "a", "ab", "", "é", "\n", "▁", ".", "  ")),
@@ -113,7 +113,7 @@ def _file(name: str) -> Any:
 
 
 def prepare(folder: Path) -> None:
-    """Compile the kernels, which takes longer than a case may."""
+    """Compile the kernels, which takes longer than the limit of a case."""
     for name in NAMES:
         compiled = load_tokenizer(GOLDENS / name / "tokenizer.json")._compiled
         if compiled is not None:
@@ -150,7 +150,7 @@ def case(random: Random, folder: Path) -> str | None:
 
 
 def _restaged(random: Random, spec: Any) -> None:
-    """Other normalizers, and pre-tokenizers before those that are there."""
+    """Replace or extend the normalizers, and put pre-tokenizers before the existing ones."""
     chosen = [random.choice(NORMALIZERS) for _ in range(random.choice([0, 0, 1, 1, 2, 3, 10]))]
     if chosen:
         chosen += [spec["normalizer"]] if spec["normalizer"] and random.random() < 0.5 else []
@@ -162,7 +162,7 @@ def _restaged(random: Random, spec: Any) -> None:
 
 
 def _damaged(random: Random, spec: Any) -> Any:
-    """One to three values replaced, taken out, doubled or repeated many times."""
+    """Change one to three values: replace, remove, rename or repeat them."""
     for _ in range(random.choice([1, 1, 2, 3])):
         found = list(_places(spec))
         if found:
@@ -171,7 +171,7 @@ def _damaged(random: Random, spec: Any) -> Any:
 
 
 def _places(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of the values in a value; of those in a long list or object only the first few."""
+    """Yield the paths of all values inside a value; long lists and objects contribute only their first few entries."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for at, (key, inner) in enumerate(inside):
         if at < MOST_ENTRIES or len(before) < 1:
@@ -180,7 +180,7 @@ def _places(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def _replaced(random: Random, value: Any, place: tuple[Any, ...], others: list[Any]) -> Any:
-    """The value, in which the one at a place is another, is gone, or is there many times."""
+    """Change the value at a path in place: replace, remove, rename or repeat it."""
     owner = value
     for key in place[:-1]:
         owner = owner[key]
@@ -199,12 +199,12 @@ def _replaced(random: Random, value: Any, place: tuple[Any, ...], others: list[A
 
 
 def _theirs(text: str) -> Any:
-    """The tokenizer of ``tokenizers``, or None where it is not installed or refuses the file."""
+    """The tokenizer of ``tokenizers``, or None if it is not installed or refuses the file."""
     if tokenizers is None:
         return None
     try:
         return tokenizers.Tokenizer.from_str(text)
-    except BaseException as refused:  # a panic is no Exception
+    except BaseException as refused:  # a panic is not an Exception
         if isinstance(refused, KeyboardInterrupt):
             raise
         return None
@@ -237,7 +237,7 @@ def _compared(ours: Tokenizer, theirs: Any, text: str, compiled: bool) -> str | 
 
 
 def _goes_wrong(ours: Tokenizer) -> bool:
-    """``tokenizers`` 0.23 doubles what an empty match inserts at the beginning of bytes, or panics."""
+    """Whether ``tokenizers`` 0.23 duplicates what an empty match inserts at the beginning of bytes, or panics."""
     normalizer = ours.normalizer
     stages = normalizer.stages if isinstance(normalizer, Sequential) else [normalizer]
     inserts = any(

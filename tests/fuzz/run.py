@@ -1,8 +1,8 @@
-"""Runs fuzzers for long, or one case again.
+"""Runs fuzzers for many cases, or one case again.
 
     python tests/fuzz/run.py [NAME ...] [--seed N] [--count N] [--case N] [--processes N]
 
-Without a name: all of them, each as many cases as it has for this. Exits with 1 where something was found.
+Without NAME all fuzzers run. The default count is each fuzzer's ``LONG``. The exit code is 1 if there is a finding.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def _run(name: str, seed: int, cases: range, processes: int) -> int:
-    """How many findings there were; they are printed."""
+    """Run the cases, print the findings and return their number."""
     began, ended = time.monotonic(), 0
 
     def done(case: int) -> None:

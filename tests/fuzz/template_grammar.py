@@ -1,7 +1,7 @@
-"""Makes chat templates from random numbers, for ``fuzz_templates.py``.
+"""Generates random chat templates for ``fuzz_templates.py``.
 
-``plain`` templates end soon and make little, whatever runs them. ``hostile`` ones have the same grammar with great
-numbers in it, and constructs that take time, memory or depth.
+``plain`` templates finish soon and produce little text in any engine. ``hostile`` ones use the same grammar with large
+numbers, and constructs that take much time, memory or depth.
 """
 
 from __future__ import annotations
@@ -156,11 +156,11 @@ TOKENS += [
 
 
 HEAD = "{% set ns = namespace(a=1) %}{% set x = 'x' %}{% set y = [1, 'b'] %}{% set m = messages[-1] %}"
-"""Gives the names that expressions use."""
+"""Defines the names that expressions use."""
 
 
 class Grammar:
-    """One template; ``great`` is how likely a great number or a call that makes much takes the place of a small one."""
+    """Generates one template; ``great`` is the probability of an expression with a large number or a large result."""
 
     def __init__(self, random: Random, great: float) -> None:
         self.random, self.great = random, great
@@ -256,7 +256,7 @@ class Grammar:
         def e(depth: int) -> str:
             return self.expression(depth, looping)
 
-        def text(depth: int) -> str:  # mostly, for most of what a template does would fail with anything else
+        def text(depth: int) -> str:  # usually cast to text, since most operations fail on other values
             return f"(({e(depth)}) | string)" if pick(12) else f"({e(depth)})"
 
         def number(depth: int) -> str:
@@ -341,7 +341,7 @@ def hostile(random: Random) -> str:
     if kind < 0.06:
         return random.choice(BOMBS).format(k=random.choice((5, 20, 40)), m=random.choice((10, 1000, 99999)))
     grammar = Grammar(random, random.choice((0.02, 0.1)))
-    if kind < 0.1:  # an error with any text in it
+    if kind < 0.1:  # raise an error whose message has arbitrary text
         ends = random.choice(("", "\\n\\u2028", "\x1b[2J"))
         text = f"({grammar.expression(1, False)}) ~ '{random.choice(TEXTS)}{ends}' * {random.choice((1, 999, 10**6))}"
         return HEAD + "{{ raise_exception(" + text + ") }}"
@@ -349,7 +349,7 @@ def hostile(random: Random) -> str:
 
 
 def damaged(random: Random, source: str) -> str:
-    """A template with a few changes."""
+    """Apply one to four random edits to a template."""
     for _ in range(random.randint(1, 4)):
         start = random.randrange(len(source) + 1)
         stop = min(len(source), start + random.choice((0, 1, 3, 20)))

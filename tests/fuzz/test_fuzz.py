@@ -1,4 +1,4 @@
-"""Every fuzzer for a short while; ``make fuzz`` runs them for long."""
+"""Runs every fuzzer briefly; ``make fuzz`` runs them for longer."""
 
 from __future__ import annotations
 

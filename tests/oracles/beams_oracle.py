@@ -5,36 +5,37 @@
     python tests/oracles/beams_oracle.py --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf \\
         --out tests/goldens/sample/beams.json --only diverse
 
-The committed golden was made with torch 2.13.0 (CPU), gguf 0.19.0, accelerate 1.15.0 on Python 3.11, the first
-command with transformers 5.24.0 and the second, which needs a release that still has diverse groups and leaves
-the other cases as they are, with transformers 4.56.2; "made_with" repeats the versions for each kind of case.
+The committed golden was made with torch 2.13.0 (CPU), gguf 0.19.0, accelerate 1.15.0 on Python 3.11: the first command
+with transformers 5.24.0, the second with transformers 4.56.2, since it needs a release that still has diverse groups;
+it keeps the other cases as they are. "made_with" repeats the versions for each kind of case.
 
 The models: "llama" and "gemma3" of tests/goldens/model/tiny, with random prompts; "smollm2", the GGUF file in
 float32 as transformers_oracle.py loads and checks it, with prompts of tests/goldens/model/smollm2.json. OUT has
-one case a line:
+one case per line:
 
     kind       "plain", "sampled" or "diverse"
     model      its name
     prompt     the ids
     options    of transformers' GenerationConfig, those that are set
-    eos_ids    end ids; for the tiny models up to 8 of the likeliest first tokens or of those that the search would
-               use most without an end, one that it would not use, or none
-    pad_id     diverse only: what the beams of a group that is done go on with while other groups run. The groups
-               after it count these among the tokens to avoid. It is an end id, as where transformers is not told
-               another, or 0, and then the result does not depend on it
-    noise      sampled only: {"seed": S}. In the place of a draw without replacement from p = softmax(scores), the
-               n-th draw (from 0) takes the highest of log(p) + g over the flattened (beam, vocabulary) axis,
+    eos_ids    end ids; for the tiny models up to 8 of the likeliest first tokens or of the tokens that the search uses
+               most without end ids, one that it does not use, or none
+    pad_id     diverse only: the id that the beams of a finished group continue with while other groups run. Later
+               groups count these ids among the tokens to avoid. It is an end id, as by default in transformers, or 0;
+               with 0 the result does not depend on it
+    noise      sampled only: {"seed": S}. Instead of a draw without replacement from p = softmax(scores), the n-th
+               draw (from 0) takes the highest values of log(p) + g over the flattened (beam, vocabulary) axis,
                g = -log(-log(u)), u = Generator(Philox(key=S, counter=n)).random(size) in float64
-    sequences  best first: {"ids": generated ids, with the end id if it ended so, "score": sequences_scores}
+    sequences  best first: {"ids": generated ids, including a final end id, "score": sequences_scores}
 
-transformers 4 shows the first end id for every finished sequence of a diverse search; here it is the one that
-was chosen. With one beam transformers would go its way for greedy decoding; here it is made to search with one
-beam, and the case stays if both agree.
+transformers 4 reports the first end id for every finished sequence of a diverse search; the golden has the end id that
+was chosen. With one beam transformers uses greedy decoding by default; the script makes it run a beam search with one
+beam and keeps the case if both agree.
 
-Cases that hang on rounding are left out: a case stays if the model in float64 gives the same ids and scores
-within 2e-5 (and a millionth), and if logits shaken by about 1e-4 give the same ids, four times. transformers
-takes the logarithms of probabilities in float32 even then: over smollm2's vocabulary they come out too high by up
-to about 1e-5 a token. 2e-5 times the tokens, divided as the score is, is a tolerance for its scores.
+Cases that depend on rounding are left out. A case stays if the model in float64 gives the same ids and scores within
+2e-5 plus a millionth of the score, and if four runs with noise of about 1e-4 on the logits give the same ids.
+transformers computes log-probabilities in float32 even for the float64 model; over smollm2's vocabulary they are too
+high by up to about 1e-5 per token. A tolerance for its scores is 2e-5 times the number of tokens, divided as the score
+is.
 """
 
 import argparse
@@ -59,13 +60,13 @@ PACKAGES = ("transformers", "torch", "gguf", "accelerate", "numpy")
 KINDS = ("plain", "sampled", "diverse")
 SEED, SHAKE, SHAKES = 3, 1e-4, 4
 TINY = ("llama", "gemma3")
-# For a tiny model: draws where early_stopping makes a difference (each gives three cases), and where it makes none.
+# Draws for a tiny model: how many where early_stopping makes a difference (three cases each), and where it makes none.
 COUNTS = {"plain": (6, 10), "sampled": (2, 3), "diverse": (4, 8)}
 PENALTIES, EARLY, LENGTHS = (-1.0, 0.0, 0.5, 1.0, 2.0), (True, False, "never"), (1, 2, 5, 8, 12, 16, 20, 24)
 GROUPS = ((4, 2), (6, 2), (8, 2), (6, 3), (4, 4), (8, 4))
 ENDS = (("none", 0), ("unused", 1), *((how, count) for how in ("first", "used") for count in (1, 2, 4, 8)))
 
-# Prompts of smollm2.json: beams, length penalty, when to stop, new tokens, and what else.
+# Prompt of smollm2.json, beams, length penalty, early stopping, new tokens, further options.
 SMOLLM2 = (
     ("capital", 2, 1.0, False, 40, {}),
     ("chat-hello", 4, 1.0, True, 40, {}),
@@ -84,11 +85,11 @@ SMOLLM2_ENDS = [2, 0]  # <|im_end|>, <|endoftext|>
 
 
 class TooFewToDraw(Exception):
-    """Fewer tokens are possible than are to be drawn."""
+    """Fewer tokens are possible than should be drawn."""
 
 
 class Noise:
-    """A draw without replacement with fixed noise, to stand in for torch.multinomial."""
+    """Replaces torch.multinomial by a draw without replacement with fixed noise."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.draws = seed, 0
@@ -105,7 +106,7 @@ class Noise:
 
 @contextmanager
 def ends_noted(kind: str):
-    """A list that fills with (sequence before, accumulated score, token) of a diverse search's best candidates."""
+    """Collect (sequence before, accumulated score, token) of the best candidates of a diverse search in a list."""
     noted: list[tuple[list[int], float, int]] = []
     if kind != "diverse":
         yield noted
@@ -153,7 +154,7 @@ def search(model, case: dict) -> list[dict]:
 
 
 def greedy(model, case: dict) -> list[int]:
-    """What transformers makes of a case with one beam by itself."""
+    """The ids that transformers generates by default for a case with one beam: greedy decoding."""
     prompt = torch.tensor([case["prompt"]])
     config = GenerationConfig(**case["options"], eos_token_id=case["eos_ids"] or None)
     out = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
@@ -161,7 +162,7 @@ def greedy(model, case: dict) -> list[int]:
 
 
 def in_double(model):
-    """The model with float64 weights; its logits, which transformers scores in float32, are rounded at the end."""
+    """The model with float64 weights; its logits are rounded to float32, in which transformers scores them."""
 
     def rounded(module, args, out):
         out.logits = out.logits.float()
@@ -173,7 +174,7 @@ def in_double(model):
 
 @contextmanager
 def shaken(model, seed: int):
-    """The model with noise on its logits."""
+    """Add noise to the model's logits."""
     generator = torch.Generator().manual_seed(seed)
 
     def shake(module, args, out):
@@ -187,7 +188,7 @@ def shaken(model, seed: int):
 
 
 def settled(single, double, case: dict) -> list[dict] | None:
-    """The case's sequences, or None where rounding decides (or the way of decoding does, with one beam)."""
+    """The case's sequences, or None if they depend on rounding or, with one beam, differ from greedy decoding."""
     found, exact = search(single, case), search(double, case)
     ids = [s["ids"] for s in found]
     if ids != [s["ids"] for s in exact] or (
@@ -205,7 +206,7 @@ def settled(single, double, case: dict) -> list[dict] | None:
 
 
 def ends_for(model, case: dict, how: str, count: int) -> list[int]:
-    """End ids for a case: the likeliest first tokens, those its beams use most, or one that they do not use."""
+    """End ids for a case: the likeliest first tokens, those that its beams use most, or one that they do not use."""
     if how == "first":
         return model(torch.tensor([case["prompt"]])).logits[0, -1].topk(count).indices.tolist()
     everything = {"num_return_sequences": case["options"]["num_beams"]}
@@ -217,7 +218,7 @@ def ends_for(model, case: dict, how: str, count: int) -> list[int]:
 
 
 def drawn(kind: str, rng: np.random.Generator) -> dict:
-    """Options of a search."""
+    """Random options of a search."""
 
     def one(values):
         return values[rng.integers(len(values))]
@@ -242,8 +243,10 @@ def drawn(kind: str, rng: np.random.Generator) -> dict:
 
 
 def tiny_cases(name: str, kind: str):
-    """The cases of a kind for a tiny model: where early_stopping makes a difference, one with each setting.
-    Cases that rounding decides are left out."""
+    """Yield the cases of a kind for a tiny model.
+
+    Where early_stopping makes a difference there is one case per setting. Cases that depend on rounding are left out.
+    """
     folder = GOLDENS / "model" / "tiny" / name
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model.generation_config = GenerationConfig()
@@ -275,10 +278,10 @@ def tiny_cases(name: str, kind: str):
 
 
 def smollm2_cases(path: Path, kind: str):
-    """The cases of a kind for SmolLM2."""
+    """Yield the cases of a kind for SmolLM2."""
     if kind == "sampled":
         return
-    if transformers.__version__ < "5":  # says it in other words
+    if transformers.__version__ < "5":  # transformers 4 has rope_theta instead of rope_parameters
         transformers.LlamaConfig.rope_parameters = property(lambda config: {"rope_theta": config.rope_theta})
     model = load(path)[0]
     model.generation_config = GenerationConfig()

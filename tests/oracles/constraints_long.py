@@ -1,15 +1,15 @@
-"""A long check of constrained generation: thousands of texts by a real model, each beside the word of other programs.
+"""A long check of constrained generation: other programs validate thousands of texts of a real model.
 
     nice python tests/oracles/constraints_long.py [--count 10000] [--seed 0] [--model smollm2]
 
-The 60 constraints of ``tests/support/constraints.py`` (40 JSON schemas, 15 grammars in Lark's form and GBNF, 5 regexes)
-take turns; prompts, temperatures and seeds change. A text that comes to an end must follow its constraint, for
-jsonschema, Python's ``re`` or lark's Earley parser, and a stream of it must join to it; one that does not is cut off at
-``--tokens`` tokens. What is not so is printed whole, with what it takes to make it again; every 100 texts a line says
-how far it got. Exit code 1 if anything was invalid or refused. Nothing is written.
+Cycles through the 60 constraints of ``tests/support/constraints.py`` (40 JSON schemas, 15 grammars in Lark syntax and
+GBNF, 5 regexes) with varying prompts, temperatures and seeds. A text that finishes must satisfy its constraint, as
+checked by jsonschema, Python's ``re`` or lark's Earley parser, and its streamed parts must join to it; other texts are
+cut off after ``--tokens`` tokens. Failures are printed in full, with all that is needed to reproduce them; every 100
+texts a line reports progress. The exit code is 1 if any text was invalid or refused. The script writes no files.
 
-Needs ``pip install pellucid[dev]``; SmolLM2 is fetched if it is not there. 10,000 texts take some twenty minutes on two
-cores. Written for jsonschema 4.26, lark 1.3 and llguidance 1.9.
+Needs ``pip install pellucid[dev]``; SmolLM2 is downloaded if it is not in the store. 10,000 texts take about twenty
+minutes on two cores. Written for jsonschema 4.26, lark 1.3 and llguidance 1.9.
 """
 
 from __future__ import annotations

@@ -1,37 +1,37 @@
-"""How far llama.cpp is from the float32 run of the same GGUF file, on the same windows and prompts.
+"""Divergence of llama.cpp from the float32 run of the same GGUF file, on the same windows and prompts.
 
-It reads what transformers_oracle.py wrote and runs the same ids through llama.cpp on the CPU, with two threads,
-an f16 cache unless the variant says otherwise, and several settings of flash attention and micro-batch. Both
-sides are compared over the whole vocabulary in float64: KL(float32 ‖ llama.cpp) in nats per position, the share
-of positions with the same most likely token, and that share where the float32 run's lead is 0.05 or more.
+Reads the files that transformers_oracle.py wrote and runs the same ids through llama.cpp on the CPU, with two threads,
+an f16 cache unless the variant has another, and several settings of flash attention and micro-batch. The comparison
+covers the whole vocabulary in float64: KL(float32 ‖ llama.cpp) in nats per position, the share of positions with the
+same most likely token, and that share where the float32 run's lead is 0.05 or more.
 
     python tests/oracles/llamacpp_oracle.py --model SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2 \\
         --golden tests/goldens/model/smollm2.json --full smollm2-full.npz \\
         --out tests/goldens/model/llamacpp.json
 
-(and the same for gemma3: an existing OUT keeps the other models' entries). It needs the package llama_cpp;
+(and the same for gemma3: an existing OUT keeps the other models' entries). Needs the package llama_cpp;
 LLAMA_CPP_LIB_PATH names the folder of the llama.cpp libraries. The committed numbers were made with
 llama_cpp_python 0.3.36 on llama.cpp 0.5.0-dev, commit 0c1e570, a native Release build; the golden repeats the
 versions and the processor's features.
 
-OUT.json has per model, under its name: `model` (file, SHA-256), `made_with`, `positions` (how many were scored),
-`prompts` (agreement on the prompts' positions, how many greedy continuations are the same, and each of them),
-`best` (the name of the variant with the lowest mean KL) and `variants`, each with
+OUT.json has for each model, under its name: `model` (file, SHA-256), `made_with`, `positions` (number of scored
+positions), `prompts` (agreement on the prompts' positions, number of equal greedy continuations, and each
+continuation), `best` (the variant with the lowest mean KL) and `variants`, each with
 
     settings            flash_attn, n_ubatch, kv
     kl_mean             over all scored positions
     kl_se               its standard error as if positions were independent
-    kl_se_windows       its standard error from the windows' means, the honest one
+    kl_se_windows       its standard error from the windows' means, which allows for dependent positions
     kl_windows          mean of each window
     kl_first, kl_second mean over positions 64…255 and 256…511 of the windows
     kl_median, kl_p99, kl_max
-    kl_top64            the mean that the committed distributions alone allow: 64 tokens and the rest as one,
+    kl_top64            mean KL computed from the committed distributions alone: 64 tokens and the rest as one,
                         over their positions (never above the KL over the vocabulary at the same positions)
     kl_top64_positions  mean KL over the vocabulary at those positions
     top1, top1_lead     agreement over all positions, and where the lead is 0.05 or more
-    lead_positions      how many those are
+    lead_positions      number of positions with such a lead
     perplexity, perplexity_float32
-    versus_default      mean difference of KL to the default variant's at the same position, its standard errors
+    versus_default      mean difference of KL from the default variant at the same positions, its standard errors
 """
 
 import argparse
@@ -79,9 +79,9 @@ class Run:
         self.used = 0
 
     def feed(self, ids: list[int], first: int = 0) -> np.ndarray:
-        """Append ids to the sequence.
+        """Append ids to the sequence and run them.
 
-        Returns float32 [len(ids) − first, vocabulary] logits, a view that lasts until the next call.
+        Returns float32 [len(ids) − first, vocabulary] logits, a view that is valid until the next call.
         """
         b = self.batch
         b.n_tokens = len(ids)
@@ -106,8 +106,10 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def score_window(run: Run, golden: dict, full: np.lib.npyio.NpzFile, w: int) -> dict[str, np.ndarray]:
-    """Per scored position of window w: KL, KL of the top-64 summary (NaN where not kept), llama.cpp's top-1,
-    and the log-probability of the token that follows under both.
+    """Score window w.
+
+    Returns per scored position: KL, KL of the top-64 summary (NaN where not stored), llama.cpp's most likely token, and
+    the log-probability of the following token under both.
     """
     ids, first = full["windows"][w], int(full["positions"][0])
     run.clear()
@@ -134,7 +136,7 @@ def score_window(run: Run, golden: dict, full: np.lib.npyio.NpzFile, w: int) -> 
 
 
 def summary(parts: list[dict[str, np.ndarray]], golden: dict, default: np.ndarray | None) -> dict:
-    """The numbers of one variant from its windows."""
+    """The numbers of one variant, computed from its windows."""
     kl = np.stack([p["kl"] for p in parts])
     kl64 = np.stack([p["kl64"] for p in parts])
     same = np.stack([p["top"] for p in parts]) == golden["top1_ids"]
@@ -170,7 +172,7 @@ def summary(parts: list[dict[str, np.ndarray]], golden: dict, default: np.ndarra
 
 
 def rounded(value):
-    """Floats to six significant digits, through dictionaries and lists."""
+    """Round floats to six significant digits, recursively in dictionaries and lists."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -207,7 +209,7 @@ def run_prompts(run: Run, prompts: list[dict], limit: int, eos: int) -> dict:
 
 
 def commit() -> str:
-    """The commit that the loaded libraries were built from."""
+    """The commit of the loaded libraries."""
     f = lc.llama_cpp._lib.ggml_commit
     f.restype = ctypes.c_char_p
     return f().decode()

@@ -4,14 +4,14 @@
 
 The committed golden was made with transformers 5.24.0, torch 2.13.0 (CPU), tokenizers 0.23.3 on Python 3.11.
 
-A sentence becomes [CLS] … [SEP] with the folder's own tokenizer. The vector is the mean of the last hidden states
-over those ids ([CLS] and [SEP] included, no padding), divided by its Euclidean length: what the folder's
-modules.json prescribes. Each sentence is run alone.
+The folder's own tokenizer encodes a sentence as [CLS] … [SEP]. The vector is the mean of the last hidden states
+over those ids ([CLS] and [SEP] included, no padding), divided by its Euclidean length, as the folder's modules.json
+prescribes. Each sentence runs alone.
 
-Sentences that are too long: sentence_bert_config.json says `max_seq_length` 256, and sentence-transformers
-therefore cuts to 256 ids in all, [CLS] and the first 254 word pieces and [SEP]. The golden follows this rule.
-(The tokenizer.json of the folder would cut to 128 and pad to 128; sentence-transformers overrides both, and so
-does this script. The model itself has 512 positions.)
+Long sentences are truncated: sentence_bert_config.json says `max_seq_length` 256, so sentence-transformers keeps 256
+ids in all: [CLS], the first 254 word pieces and [SEP]. The golden follows this rule. (The folder's tokenizer.json would
+truncate to 128 and pad to 128; sentence-transformers overrides both, and so does this script. The model itself has 512
+positions.)
 
 OUT.npz:
 
@@ -19,7 +19,7 @@ OUT.npz:
     offsets   int32   [51]         sentence s has ids[offsets[s]:offsets[s + 1]]
     ids       int32   [sum]        after truncation
     vectors   float32 [50, 384]    of unit length
-    lengths   int32   [50]         how many ids there were before truncation
+    lengths   int32   [50]         number of ids before truncation
     made_with str     []           JSON: versions, and the SHA-256 of model.safetensors
 """
 

@@ -1,9 +1,10 @@
-"""Writes tests/goldens/tokenize/patterns.json: what patterns mean to Hugging Face ``tokenizers``.
+"""Writes tests/goldens/tokenize/patterns.json: the matches of patterns in Hugging Face ``tokenizers``.
 
     python tests/oracles/patterns_oracle.py
 
-For each construct of Oniguruma's syntax and each published pattern: what Split makes of texts, as pieces of their own,
-as all that is left, and joined with what is before; what Replace makes of them, with offsets; None for what it refuses.
+For each construct of Oniguruma's syntax and each published pattern, per text: the spans of Split, with matches
+isolated, with only matches kept, and with matches merged into the previous piece; the result of Replace, with offsets
+for some texts. null for a pattern that ``tokenizers`` refuses.
 
 Needs ``pip install tokenizers`` (0.23).
 """
@@ -72,7 +73,7 @@ WITH_OFFSETS = ("baac", "a")
 
 
 def outcome(pattern: str) -> Any:
-    """What the pattern makes of all texts; None if it is refused."""
+    """The pattern's results for all texts; None if ``tokenizers`` refuses it."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from tokenizers.normalizers import Replace
     from tokenizers.pre_tokenizers import Split
@@ -99,7 +100,7 @@ def outcome(pattern: str) -> Any:
 
 
 def flat(spans: Any) -> list[int]:
-    """Starts and stops in one list."""
+    """Starts and ends in one list."""
     return [place for span in spans for place in span]
 
 

@@ -1,17 +1,17 @@
-"""Random blocks of the stored formats, and what the gguf package makes of them.
+"""Random blocks of the stored formats, and their values as the gguf package decodes them.
 
     python tests/oracles/quant_oracle.py --out tests/goldens/quant/blocks.npz
 
-The committed golden was made with gguf 0.19.0 and numpy 2.4.6 on Python 3.11. It holds, for every format that the
-package can take apart (also those that Pellucid does not know yet, so that a new one is tested by existing):
+The committed golden was made with gguf 0.19.0 and numpy 2.4.6 on Python 3.11. It contains every format that the
+package can decode (including formats that Pellucid lacks, so that a new format is tested as soon as it exists):
 
     <NAME>.raw      uint8   [blocks, bytes of a block]
     <NAME>.values   float32 [blocks, values of a block]
     made_with       str     []    JSON: versions
 
 Every byte is random, so scales have any sign and size; every fourth block has subnormal float16 scales, every
-fourth the largest, and one is all zeros, one all ones but for its scales. Blocks whose values are not finite are
-drawn again.
+fourth the largest; one block is all zeros, and one all ones except for its scales. Blocks with values that are not
+finite are drawn again.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 
-# How many blocks, and where their float16 numbers begin.
+# Number of blocks, and the byte offsets of the float16 numbers in a block.
 FORMATS = {
     "Q4_0": (24, [0]),
     "Q4_1": (24, [0, 2]),
@@ -45,7 +45,7 @@ FORMATS = {
 
 
 def values_of(name: str, raw: np.ndarray) -> np.ndarray:
-    """The package's own reading of blocks, float32."""
+    """The blocks' values as the package decodes them, float32."""
     if name == "F32":
         return raw.view("<f4")
     if name == "F16":

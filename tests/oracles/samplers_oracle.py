@@ -1,10 +1,10 @@
-"""What transformers and llama.cpp make of logits, one sampling step at a time.
+"""The results of single sampler steps of transformers and llama.cpp on given logits.
 
     python tests/oracles/samplers_oracle.py --by transformers --out tests/goldens/sample/steps.json
     python tests/oracles/samplers_oracle.py --by llama.cpp --model SmolLM2-135M-Instruct.Q4_1.gguf \\
         --out tests/goldens/sample/steps.json
 
-An existing OUT keeps the other peer's cases; without --by both are made. llama.cpp needs the package llama_cpp,
+An existing OUT keeps the other peer's cases; without --by the script makes both. llama.cpp needs the package llama_cpp,
 and the model for its vocabulary only. The committed golden was made with transformers 5.24.0 and torch 2.13.0 (CPU),
 and with llama_cpp_python 0.3.36 on llama.cpp 0.5.0-dev, commit 0c1e570, a generic Release build; numpy 2.4.6 and
 Python 3.11 for both. The logits come from numpy's PCG64 with the seed below.
@@ -18,17 +18,17 @@ OUT.json has `made_with` (versions per peer), `logits` (by name; float32 written
     random         null: no step depends on a random number
     kept           ids with a finite logit after the step, ascending; null for "dry"
     logits_after   their logits (float32, nine digits)
-    changed        "dry" instead: id → what the step added to its logit
-    turns, chosen  "mirostat": the logits' names turn by turn, and the token that llama.cpp drew; kept and
-                   logits_after are lists with one entry per turn, what was left before the draw
+    changed        "dry" instead: id → the value that the step added to its logit
+    turns, chosen  "mirostat": the logits' names per drawn token, and the tokens that llama.cpp drew; kept and
+                   logits_after are lists with one entry per token, the candidates before the draw
 
-transformers works in float32, as in generate. A case is left out where the peer's answer is not well defined: where
-it depends on the order of equal logits (top_p and top_h with ties at the border, and of llama.cpp also top_k, typical,
-xtc and temperature 0), where float64 (transformers) or a threshold nudged by 1e-5 gives another set (a few borders
-that are exact in floating point stay), and where llama.cpp's typical meets a logit of −∞, which makes its entropy NaN.
-llama.cpp's dynamic temperature counts candidates with a logit of −∞ in the largest possible entropy, transformers'
-top_h looks at the 100 most likely tokens only, and DRY is off in llama.cpp where the window is not longer than the
-allowed length; these are kept as they are.
+transformers computes in float32, as in generate. A case is left out if the peer's result is not well defined: if it
+depends on the order of equal logits (top_p and top_h with ties at the border, and in llama.cpp also top_k, typical, xtc
+and temperature 0), if float64 (transformers) or a threshold nudged by 1e-5 gives another set (except for a few borders
+that are exact in floating point), or if llama.cpp's typical meets a logit of −∞, which makes its entropy NaN.
+Three peculiarities are kept: llama.cpp's dynamic temperature counts candidates with a logit of −∞ in the largest
+possible entropy, transformers' top_h considers only the 100 most likely tokens, and llama.cpp disables DRY if the
+window is not longer than the allowed length.
 """
 
 import argparse
@@ -43,8 +43,8 @@ import numpy as np
 
 SEED, NUDGE, TURNS = 31, 1e-5, 8
 
-# The steps that look at the distribution only, with the options of each peer. Every fourth combination with the
-# logits below is taken.
+# Steps that depend on the distribution only, with the options of each peer. The cases take every fourth combination
+# with the logits below.
 TRANSFORMERS = {
     "temperature": [{"temperature": t} for t in (0.01, 0.3, 0.8, 1.0, 2.5)],
     "top_k": [{"top_k": k} for k in (1, 3, 10, 40, 5000)],
@@ -123,7 +123,7 @@ DRY = {
     "dry_penalty_last_n": 256,
     "dry_sequence_breakers": ["\n", ":", '"', "*"],
 }
-WORDS = " red green blue white black brown pink gray"  # a token each
+WORDS = " red green blue white black brown pink gray"  # each word is one token
 CAT = "The cat sat on the mat and the cat sat on the"
 LINES = "one two three\nfour five six. one two three\nfour five"
 BRANCHES = "a small red box, a small red bag, a very small red box, a small green box; see a small red"
@@ -176,7 +176,7 @@ def case(
 
 
 def mixed(steps: dict[str, list[dict]]) -> Iterator[dict]:
-    """Every fourth of the combinations of options and logits, beginning elsewhere at each step."""
+    """Yield every fourth combination of options and logits, with another start for each step and its options."""
     for s, (step, choices) in enumerate(steps.items()):
         for j, options in enumerate(choices):
             for i, name in enumerate(KINDS):
@@ -194,7 +194,7 @@ def outcome(after: np.ndarray) -> dict:
 
 
 def nudged(options: dict) -> Iterator[dict]:
-    """The options with one threshold a little lower, or higher; 0 and 1 stay what they are."""
+    """Yield the options with one threshold slightly lower or higher; 0 and 1 stay."""
     for key in sorted(THRESHOLDS & options.keys()):
         for factor in (1 - NUDGE, 1 + NUDGE):
             if key == "top_n_sigma" or options[key] < 1:
@@ -286,7 +286,7 @@ class Transformers:
             yield case("chain", CHAIN | options, name, PROMPT, GENERATED)
 
     def processor(self, step: str, o: dict, prompt: int) -> Callable:
-        """The processor of a step; prompt is the prompt's length."""
+        """The processor of a step; ``prompt`` is the prompt's length."""
         make: dict[str, Callable] = {
             "temperature": lambda: self.made.TemperatureLogitsWarper(o["temperature"]),
             "top_k": lambda: self.made.TopKLogitsWarper(o["top_k"]),
@@ -329,7 +329,7 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama.cpp's samplers, and the vocabulary of a model."""
+    """llama.cpp's samplers and the vocabulary of a model."""
 
     def __init__(self, path: Path) -> None:
         import llama_cpp as lc
@@ -427,7 +427,7 @@ class LlamaCpp:
 
     @staticmethod
     def dry() -> Iterator[tuple[str, dict]]:
-        """Histories and what differs from the options above."""
+        """Yield texts as token history, with the options that differ from DRY."""
         for text in (CAT, LINES, BRANCHES, DIALOGUE, QUOTES, ACCENTS):
             for length in (1, 2, 4):
                 yield text, {"dry_allowed_length": length}
@@ -449,7 +449,7 @@ class LlamaCpp:
         yield " red" * 12, {}
         yield " red" * 300, {"dry_penalty_last_n": 512}
         yield " red" * 12 + " green" + " red" * 7, {}
-        # The repetition of eight reaches the border of the window, or it is cut there.
+        # The repetition of eight tokens reaches the border of the window, or is cut there.
         for last in (8, 9, 10, 12, 16, 17, 18):
             yield WORDS + WORDS, {"dry_penalty_last_n": last, "dry_allowed_length": 1}
         yield WORDS + " and" + WORDS, {"dry_penalty_last_n": 13, "dry_allowed_length": 4}
@@ -490,7 +490,7 @@ class LlamaCpp:
         return make[step]()
 
     def candidates(self, x: np.ndarray, order: np.ndarray) -> ctypes.Structure:
-        """The array of candidates, in that order."""
+        """The array of candidates in the given order of ids."""
         kind = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
         items = np.zeros(len(x), kind)
         items["id"], items["logit"] = order, x[order]
@@ -499,14 +499,14 @@ class LlamaCpp:
 
     @staticmethod
     def read(array: ctypes.Structure, V: int) -> np.ndarray:
-        """Logits by id, −∞ for those that are no longer among the candidates."""
+        """Logits by id; −∞ for ids that are no longer candidates."""
         after = np.full(V, -np.inf, np.float32)
         for i in range(array.size):
             after[array.data[i].id] = array.data[i].logit
         return after
 
     def apply(self, c: dict, x: np.ndarray, options: dict, order: np.ndarray) -> np.ndarray | None:
-        """The logits after the step; None if a NaN decides."""
+        """The logits after the step; None if the result depends on a NaN."""
         array = self.candidates(x, order)
         for step in options.get("samplers", [c["step"]]):
             if (
@@ -539,7 +539,7 @@ class LlamaCpp:
         return outcome(after), settled(c, after, others)
 
     def turns(self, c: dict) -> dict:
-        """Mirostat draws inside its step and leaves what it drew from."""
+        """Run mirostat for several tokens: it draws inside its step and leaves the candidates that it drew from."""
         sampler = self.sampler("mirostat", c["options"], 0)
         chosen, sets = [], []
         for name in c["turns"]:
@@ -560,19 +560,19 @@ def orders(V: int) -> list[np.ndarray]:
     ]
 
 
-# Borders that are exact in floating point, so that a nudge tells nothing: (step, option's value, logits).
+# Borders that are exact in floating point, so that nudging them proves nothing: (step, option's value, logits).
 EXACT = [("epsilon", 0.0625, "equal16"), ("top_n_sigma", 2.0, "pair")]
 
 
 def settled(c: dict, after: np.ndarray, others: list[np.ndarray]) -> bool:
-    """Whether all ways to ask keep the same tokens."""
+    """Whether all variants keep the same tokens."""
     if (c["step"], next(iter(c["options"].values())), c["logits"]) in EXACT:
         return True
     return all(np.array_equal(np.isfinite(after), np.isfinite(other)) for other in others)
 
 
 def written(golden: dict) -> str:
-    """JSON with a line for each of the logits and cases."""
+    """JSON with one line for each logits array and each case."""
     logits = ",\n".join(f"  {json.dumps(name)}: {json.dumps(x)}" for name, x in golden["logits"].items())
     cases = ",\n".join("  " + json.dumps(c) for c in golden["cases"])
     made_with = json.dumps(golden["made_with"])

@@ -1,16 +1,16 @@
-"""Compares what published chat templates make of conversations with what transformers makes of them.
+"""Compares the texts of published chat templates in Pellucid and in transformers.
 
     python tests/oracles/templates_long.py [FOLDER ...]    (make test-templates)
 
-Templates   ``*.jinja`` in the folders; without one, the seventy of llama.cpp's source (``models/templates``), out of
+Templates   ``*.jinja`` in the folders; without a folder, the seventy of llama.cpp's source (``models/templates``), from
             the sdist of llama-cpp-python 0.3.36, by ``pip download``
 Chats       ``tests/support/templates.py``: with and without system prompt, tools, calls, contents that are None or
             parts, reasoning, and a generation prompt
-Oracle      transformers' ``apply_chat_template``: the same text, or both refuse
+Oracle      transformers' ``apply_chat_template``: the texts are equal, or both refuse
 
-It prints what differs and how much was compared, and exits with 1 if anything differs. Needs ``pip install
-pellucid[oracles]``. Written for transformers 5.24.0: 1,668 texts are the same, 292 are
-refused by both (a template that knows no tools, a role out of turn).
+Prints the differences and the number of comparisons, and exits with 1 if anything differs. Needs ``pip install
+pellucid[oracles]``. Written for transformers 5.24.0: 1,668 texts are equal, and both refuse 292 (a template without
+tools, a role out of turn).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def sources(folders: list[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def fetched() -> Path:
-    """llama.cpp's folder of templates."""
+    """The folder of llama.cpp's templates; downloads it if it is missing."""
     folder = home() / "oracles" / "templates"
     if not folder.is_dir():
         folder.mkdir(parents=True)

@@ -1,28 +1,28 @@
-"""Tiny models with random weights, one per family and peculiarity, and what transformers makes of them.
+"""Tiny models with random weights, one per family and variant, with the outputs of transformers.
 
     python tests/oracles/tiny_oracle.py --out tests/goldens/model/tiny
 
 The committed goldens were made with transformers 5.24.0, torch 2.13.0 (CPU), safetensors 0.8.0 on Python 3.11, in
 float32 with eager attention. The weights come from numpy's PCG64 with the seed below, drawn in the order of the
-tensors' names, so the script writes the same files again.
+tensors' names, so the script reproduces the same files.
 
-OUT/<name>/ holds config.json and model.safetensors (float32) as transformers saves them, and expected.npz:
+OUT/<name>/ has config.json and model.safetensors (float32) as transformers saves them, and expected.npz:
 
     input_ids  int32   [40]
     logits     float32 [40, 128]   language models
     hidden     float32 [40, 64]    bert: the last hidden states, token types all 0
     made_with  str     []          JSON: versions
 
-    llama           4 heads, 2 for keys, head not tied
-    llama-tied      2 heads, 1 for keys, head tied to the embedding, rotary base 1000
-    llama-rope3     rotary scaling "llama3" so set that it keeps the first frequency, blends the next two and
-                    divides the others by 4
-    gemma3          six layers, five local (window 8) and one global; 4 heads, 1 for keys; no soft-caps
-    gemma3-scalar   query_pre_attn_scalar 24 with heads of 32; queries wider than the model; four layers, global
-                    and local in turn, as layer_types says against the pattern
-    gemma3-softcap  soft-caps: attention scores 2, final logits 3; as many heads for keys as for queries; three
-                    layers, two local and one global. (transformers 5.24 reads the cap on attention scores of a
-                    gemma3 configuration and does not hand it on to its attention; this script hands it on.)
+    llama           4 heads, 2 key/value heads, head not tied
+    llama-tied      2 heads, 1 key/value head, head tied to the embedding, rotary base 1000
+    llama-rope3     rotary scaling "llama3", set to keep the first frequency, blend the next two and divide the
+                    others by 4
+    gemma3          six layers, five local (window 8) and one global; 4 heads, 1 key/value head; no soft-caps
+    gemma3-scalar   query_pre_attn_scalar 24 with heads of 32; queries wider than the model; four layers, alternating
+                    global and local, as layer_types says contrary to the pattern
+    gemma3-softcap  soft-caps: attention scores 2, final logits 3; as many key/value heads as heads; three layers,
+                    two local and one global. (transformers 5.24 reads the cap on attention scores of a gemma3
+                    configuration but does not pass it to its attention; this script passes it.)
     bert            two layers, learned positions, type embeddings, post-norm, exact GELU
     llama-linear    rotary scaling "linear" by 2.5
     qwen2           biases on queries, keys and values
@@ -183,7 +183,7 @@ def hand_on_the_softcap() -> None:
 
 
 def fill(model: torch.nn.Module, rng: np.random.Generator) -> None:
-    """Random weights: matrices that keep the scale of what passes, norms around one, biases around zero."""
+    """Random weights: matrices that preserve the scale of activations, norms around one, biases around zero."""
     tied = model.config.tie_word_embeddings and hasattr(model, "lm_head")
     offset = 0.0 if model.config.model_type == "gemma3_text" else 1.0  # Gemma's norms multiply by 1 + w
     for name, p in sorted(model.named_parameters()):
@@ -218,7 +218,7 @@ def main() -> None:
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
         ids = rng.integers(3, config.vocab_size, LENGTH).astype(np.int32)
-        # What was saved is what is measured: load it again.
+        # Load the saved files again, so that the outputs belong to them.
         again = kind.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", **options
         ).eval()

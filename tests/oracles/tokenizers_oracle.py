@@ -13,24 +13,25 @@ golden file is
 
 for the texts of texts.json, with the tokens that the post-processor adds. ``parse_special=False`` is
 ``encode_special_tokens=True`` of ``tokenizers``. The offsets of a text are, for each id, [start, end] in characters;
-only the end where it begins where the one before ended; 0 where they are those of the one before. A Unigram model of
-``tokenizers`` finds its control tokens, and the names of its bytes, in texts even then: for a text with one, ids and
-offsets are null. For a ``.model`` there is no "special", but "decoded", what SentencePiece makes of the ids.
+only the end if the token begins where the previous one ended; 0 if the offsets equal the previous ones. A Unigram model
+of ``tokenizers`` finds its control tokens, and the names of its bytes, in texts even with ``encode_special_tokens``;
+for a text with one, ids and offsets are null. For a ``.model`` file there is no "special", but "decoded", the texts
+that SentencePiece decodes from the ids.
 
-The tiny tokenizers are trained on these texts. Trainers of ``tokenizers`` may number characters that are equally
-frequent differently each time, so one that is there already is kept: remove its folder to train it again.
-``tokenizers_long.py`` compares more vocabularies with more text.
+The tiny tokenizers are trained on these texts. Trainers of ``tokenizers`` may number equally frequent characters
+differently each time, so an existing tokenizer is kept: remove its folder to train it again.
+``tokenizers_long.py`` compares more vocabularies on more text.
 
-``numbers.json`` has numbers as a file may write them, and the float64 (hexadecimal) that ``tokenizers`` reads.
+``numbers.json`` has numbers in notations that a file may use, and the float64 (hexadecimal) that ``tokenizers`` reads.
 
 For the GGUF files, transformers rebuilds the tokenizer (``from_pretrained(…, gguf_file=…)``), with corrections:
 
-- SmolLM2: the rebuilt one splits like GPT-2 only. The model's own tokenizer.json splits every digit off first.
-- Gemma: the rebuilt one orders the merges of user-defined pieces (runs of spaces) by id. Google's tokenizer.json
-  has them first, longest left part first, which matters for more than 31 spaces in a row, and holds these pieces
-  as added tokens too. With the corrections its merges and ids are equal to that file's.
+- SmolLM2: the rebuilt tokenizer splits like GPT-2 only. The model's own tokenizer.json first splits off every digit.
+- Gemma: the rebuilt tokenizer orders the merges of user-defined pieces (runs of spaces) by id. Google's tokenizer.json
+  has them first, longest left part first, which matters for more than 31 spaces in a row, and has these pieces
+  as added tokens too. With the corrections the merges and ids are equal to those of that file.
 
-Padding and truncation of MiniLM's file are switched off: both are the caller's business.
+Padding and truncation of MiniLM's file are disabled: both are the caller's responsibility.
 """
 
 import argparse
@@ -212,7 +213,7 @@ def tiny_unigram_bytes(texts: list[str]) -> Tokenizer:
 
 
 def tiny_unigram_ties(texts: list[str]) -> Tokenizer:
-    """Many cuts of a text are equally likely, but for the rounding of sums, which hangs on all that stands before."""
+    """Many segmentations are equally likely except for the rounding of sums, which depends on the text before."""
     words = [f"▁{word}" for text in texts for word in text.split()]
     counts = Counter(
         word[at : at + size] for word in words for size in (1, 2, 3) for at in range(len(word) - size + 1)
@@ -239,7 +240,7 @@ SENTENCEPIECE: dict[str, dict[str, Any]] = {
     "char": {"model_type": "char", "vocab_size": 250},
     "word": {"model_type": "word", "vocab_size": 300},
 }
-"""The tiny ``.model`` files, and what they are told."""
+"""The tiny ``.model`` files with their training settings."""
 
 
 def sentencepiece(texts: list[str], **settings: Any) -> bytes:
@@ -258,12 +259,12 @@ def sentencepiece(texts: list[str], **settings: Any) -> bytes:
             sentence_iterator=iter(narrow), model_writer=model, num_threads=1, minloglevel=2, **given
         )
     proto = parsed(model.getvalue())
-    proto.normalizer_spec.ClearField("normalization_rule_tsv")  # where the file was
+    proto.normalizer_spec.ClearField("normalization_rule_tsv")  # a temporary path
     return proto.SerializeToString(deterministic=True)
 
 
 def normalization(texts: list[str]) -> str:
-    """What SentencePiece's nmt_nfkc does to the characters of the texts, and to two or three that compose one."""
+    """The rules of SentencePiece's nmt_nfkc for the texts' characters, and for two or three that compose to one."""
     rules: dict[str, str] = {}
     for text in texts:
         for size in (1, 2, 3):
@@ -276,7 +277,7 @@ def normalization(texts: list[str]) -> str:
                     new = ""
                 if new != part and (size == 1 or len(new) == 1):
                     rules[part] = new
-    rules.pop("\0", None)  # which no rule can hold
+    rules.pop("\0", None)  # rules cannot contain it
     return "".join(f"{_codes(part)}\t{_codes(new)}\n" for part, new in sorted(rules.items()))
 
 
@@ -296,7 +297,7 @@ def ids(oracle: Tokenizer, text: str, parse_special: bool) -> list[int]:
 
 
 def found_in_text(oracle: Tokenizer) -> tuple[list[str], list[str]]:
-    """The control tokens, and the names of bytes, that a Unigram model takes out of any text."""
+    """The control tokens and the names of bytes that a Unigram model finds in any text."""
     spec = json.loads(oracle.to_str())
     if spec["model"]["type"] != "Unigram":
         return [], []
@@ -339,7 +340,7 @@ def golden_of_model(model: bytes, texts: list[str]) -> str:
 
 
 def packed(offsets: Sequence[tuple[int, int]]) -> list[int | list[int]]:
-    """Only the end where a token begins where the one before ended, 0 where it has the same offsets as that."""
+    """Only the end if a token begins where the previous one ended; 0 if it has the same offsets."""
     out: list[int | list[int]] = []
     for before, (start, end) in zip([(0, 0), *offsets], offsets):
         out.append(0 if before == (start, end) else end if start == before[1] else [start, end])
@@ -347,7 +348,7 @@ def packed(offsets: Sequence[tuple[int, int]]) -> list[int | list[int]]:
 
 
 def written(made_with: list[str], **fields: Any) -> str:
-    """A golden file: a line for each text, so that differences can be read."""
+    """A golden file with one line per text, so that diffs are readable."""
     parts = [f'"made_with":{json.dumps(", ".join(made_with))}']
     for name, value in fields.items():
         of_texts = value.items() if isinstance(value, dict) else ((None, one) for one in value)
@@ -369,7 +370,7 @@ def compare(name: str, oracle: Tokenizer, path: Path, folder: Path, limit: int) 
     for file in sorted(folder.rglob("*")):
         if not file.is_file() or characters > limit:
             continue
-        # Code points newer than the oracle's Unicode tables are cut out: they are classified by the version.
+        # Remove unassigned code points: their class depends on the version of the Unicode tables.
         text = "".join(
             c for c in file.read_text(errors="replace")[:100_000] if unicodedata.category(c) != "Cn"
         )
@@ -383,7 +384,7 @@ def compare(name: str, oracle: Tokenizer, path: Path, folder: Path, limit: int) 
 
 
 def numbers() -> str:
-    """Numbers as they may be written in a file, and what ``tokenizers`` reads: it writes them back in full."""
+    """Numbers in notations that a file may use, and the values that ``tokenizers`` reads and writes back in full."""
     draw = random.Random(0)
     written = [
         f"-{draw.randrange(20)}.{draw.randrange(10**size):0{size}d}" for size in range(1, 26) for _ in "12345"
@@ -426,7 +427,7 @@ TINY = (
 
 
 def tiny(texts: list[str]) -> None:
-    """Write the tiny tokenizers that are not there, and the goldens of all."""
+    """Write the missing tiny tokenizers, and the goldens of all of them."""
     (GOLDENS / "numbers.json").write_text(numbers())
     for build in TINY:
         path = GOLDENS / build.__name__ / "tokenizer.json"

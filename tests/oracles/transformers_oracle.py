@@ -1,9 +1,9 @@
 """Golden continuations and next-token distributions of a GGUF model, computed by transformers in float32.
 
-The weights are those of the file, dequantised to float32, so the result is what the file means when nothing
-further is rounded. Before anything is computed, the loaded model is checked against the file: every tensor
-against `gguf.dequantize` (with llama's query and key rows put back in rotate-half order, and one taken off
-Gemma's norms), every hyperparameter that the metadata states, and for gemma3 those it leaves out.
+The weights are the file's, dequantized to float32, so the result is what the file specifies without further rounding.
+The script first checks the loaded model against the file: every tensor against `gguf.dequantize` (with llama's query
+and key rows put back in rotate-half order, and one subtracted from Gemma's norms), every hyperparameter that the
+metadata states, and for gemma3 those that it leaves out.
 
     python tests/oracles/transformers_oracle.py --model SmolLM2-135M-Instruct.Q4_1.gguf \\
         --out tests/goldens/model/smollm2 --full smollm2-full.npz
@@ -13,22 +13,21 @@ Gemma's norms), every hyperparameter that the metadata states, and for gemma3 th
 The committed goldens were made with transformers 5.24.0, torch 2.13.0 (CPU), tokenizers 0.23.3, gguf 0.19.0,
 accelerate 1.15.0 on Python 3.11; each golden repeats its versions under "made_with".
 
-OUT.json, from prompts.json: for each prompt its ids, the greedy continuation (40 tokens, fewer where the
-end-of-sequence token came, which is then the last), and for every position i of ids + continuation the most
-likely token after it (`top[i]`), its probability (`p[i]`) and by how much that probability leads over the
-second (`lead[i]`).
+OUT.json, from prompts.json: for each prompt its ids, the greedy continuation (40 tokens, or fewer that end with the
+end-of-sequence token), and for every position i of ids + continuation the most likely token after it (`top[i]`), its
+probability (`p[i]`) and the lead of that probability over the second (`lead[i]`).
 
-OUT.npz, from text.txt in windows of 512 ids (BOS first where the model wants one). Positions are counted in
-the window, and the distribution at a position is that of the token after it. Positions 64…511 are scored:
+OUT.npz, from text.txt in windows of 512 ids (BOS first if the model uses one). Positions count from the start of the
+window; the distribution at a position is that of the token after it. Positions 64…511 are scored:
 
     windows       int32   [W, 512]     the ids
     positions     int32   [448]        64…511, the same in every window
     top1_ids      int32   [W, 448]     most likely next token
     top1_p        float32 [W, 448]     its probability
     top1_lead     float32 [W, 448]     probability of the first minus that of the second
-    next_logprobs float32 [W, 447]     log-probability of the token that does follow, positions 64…510
+    next_logprobs float32 [W, 447]     log-probability of the token that follows in the text, positions 64…510
     top_positions int32   [112]        each fourth position: 67, 71 … 511
-    top_ids       int32   [W, 112, 64] the 64 most likely tokens, falling
+    top_ids       int32   [W, 112, 64] the 64 most likely tokens, most likely first
     top_logprobs  float32 [W, 112, 64] natural logarithms of their probabilities
     rest_logprob  float32 [W, 112]     logarithm of all other tokens' mass
 
@@ -54,7 +53,7 @@ HERE = Path(__file__).parent
 WINDOW, FIRST, TOP, STRIDE, NEW_TOKENS = 512, 64, 64, 4, 40
 PACKAGES = ("transformers", "torch", "tokenizers", "gguf", "accelerate", "numpy")
 
-# What Gemma-3-270M is, and its GGUF metadata leaves out.
+# Hyperparameters of Gemma-3-270M that its GGUF metadata leaves out.
 GEMMA3_UNSTATED = {
     "query_pre_attn_scalar": 256,
     "tie_word_embeddings": True,
@@ -69,7 +68,7 @@ GEMMA3_UNSTATED = {
     "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
 }
 
-# Where the file's per-block tensors go.
+# transformers' names of the file's per-block tensors.
 BLOCK_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -102,14 +101,14 @@ def hf_name(name: str, family: str) -> str:
 
 
 def unpermute(w: np.ndarray, heads: int) -> np.ndarray:
-    """Query or key rows from GGUF's order (pairs side by side) to rotate-half order, written by row index."""
+    """Reorder query or key rows from GGUF's order (adjacent pairs) to rotate-half order."""
     head = w.shape[0] // heads
     order = np.concatenate([h * head + np.r_[0:head:2, 1:head:2] for h in range(heads)])
     return w[order]
 
 
 def check_weights(model: torch.nn.Module, reader: GGUFReader, family: str) -> int:
-    """Compare every tensor of the file with the loaded model; returns how many there were."""
+    """Compare every tensor of the file with the loaded model; returns the number of tensors."""
     c, state = model.config, model.state_dict()
     for t in reader.tensors:
         want = dequantize(t.data, t.tensor_type)
@@ -160,7 +159,7 @@ def load(path: Path):
     reader = GGUFReader(str(path))
     family = reader.get_field("general.architecture").contents()
     pre = reader.get_field("tokenizer.ggml.pre").contents()
-    if pre == "smollm":  # digits alone, then the GPT-2 rule: the conversion from GGUF forgets the former
+    if pre == "smollm":  # splits off digits, then GPT-2 pieces; transformers drops the former for GGUF
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
@@ -176,7 +175,7 @@ def log_softmax(logits: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def greedy(model, ids: list[int], eos: set[int]) -> list[int]:
-    """The most likely continuation, token by token, of at most NEW_TOKENS tokens."""
+    """The most likely continuation of at most NEW_TOKENS tokens, one token at a time."""
     out, step, cache = [], torch.tensor([ids]), None
     while len(out) < NEW_TOKENS:
         r = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -200,7 +199,7 @@ def leaders(model, ids: list[int]) -> tuple[list[int], list[float], list[float]]
 
 
 def prompts(tokenizer, text: str) -> list[dict]:
-    """The prompts of prompts.json with their ids; chats only where the file has a template."""
+    """The prompts of prompts.json with their ids; chats only if the file has a template."""
     out = []
     for prompt in json.loads((HERE / "prompts.json").read_text(encoding="utf-8")):
         if "messages" in prompt:
@@ -219,7 +218,7 @@ def prompts(tokenizer, text: str) -> list[dict]:
 
 
 def windows(tokenizer, text: str, count: int) -> np.ndarray:
-    """The first `count` windows of the text, each beginning with BOS where the tokenizer adds one."""
+    """The first `count` windows of the text, each beginning with BOS if the tokenizer adds one."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = [i for i in tokenizer("a")["input_ids"][:1] if i == tokenizer.bos_token_id]
     body = WINDOW - len(bos)

@@ -1,13 +1,12 @@
-"""Writes src/pellucid/tokenize/unicode.txt: what tokenizers must know of characters; and unicode_properties.txt.
+"""Writes the tables of characters src/pellucid/tokenize/unicode.txt and unicode_properties.txt.
 
     python tests/oracles/unicode_oracle.py [--compare | --properties DOC]
 
-The truth is what Hugging Face ``tokenizers`` does, asked of every code point (0.23): its ``\\p{...}`` (Oniguruma,
-Unicode 16), its small letters (Rust, Unicode 17), the normalisation forms and marks of a crate that has Unicode 9.
+unicode.txt records what Hugging Face ``tokenizers`` (0.23) does with every code point: its ``\\p{...}`` (Oniguruma,
+Unicode 16), its lowercase letters (Rust, Unicode 17), and the normalization forms and marks of a crate with Unicode 9.
 ``--properties`` writes the other file, the properties that a pattern can name; DOC is doc/UNICODE_PROPERTIES of
-Oniguruma's source.
-``--compare`` writes nothing and shows where ``tokenizers``, ``tiktoken`` and
-``regex`` do not agree on ``\\p{...}``.
+Oniguruma's source. ``--compare`` writes nothing and shows where ``tokenizers``, ``tiktoken`` and ``regex`` disagree on
+``\\p{...}``.
 
 Needs ``pip install tokenizers tiktoken regex sentencepiece protobuf``.
 """
@@ -56,7 +55,7 @@ CATEGORIES = [
     "Co",
 ]
 OTHERS = ["White_Space", "Han", "Hiragana", "Katakana"]
-POSIX = (  # [[:alpha:]], which not all are the same as \\p{alpha}
+POSIX = (  # [[:alpha:]]; some differ from \p{alpha}
     *("alnum", "alpha", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space", "upper"),
     *("xdigit", "word", "ascii"),
 )
@@ -65,7 +64,7 @@ TEXT = "".join(map(chr, CODES))
 
 
 def runs(codes: Iterable[int]) -> str:
-    """Code points as hexadecimal runs."""
+    """Code points as hexadecimal ranges."""
     out = []
     for _, group in itertools.groupby(enumerate(sorted(codes)), lambda pair: pair[1] - pair[0]):
         members = [code for _, code in group]
@@ -74,7 +73,7 @@ def runs(codes: Iterable[int]) -> str:
 
 
 def of_tokenizers(name: str) -> set[int]:
-    """Code points that ``tokenizers`` takes for members."""
+    """Code points that ``tokenizers`` counts as members."""
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Split
 
@@ -84,7 +83,7 @@ def of_tokenizers(name: str) -> set[int]:
 
 
 def matching(pattern: str, text: str = TEXT) -> str:
-    """What a pattern matches in a text, joined."""
+    """The joined matches of a pattern in a text."""
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Split
 
@@ -93,7 +92,7 @@ def matching(pattern: str, text: str = TEXT) -> str:
 
 
 def properties(doc: Path) -> str:
-    """A line for each set that Oniguruma has names for: the names as they are compared, a colon, runs."""
+    """One line per set that Oniguruma has names for: the names as they are compared, a colon, ranges."""
     known: dict[str, list[str]] = {}
     listed = [
         name for line in doc.read_text().splitlines() if re.fullmatch(r"[A-Za-z]\w*", name := line.strip())
@@ -108,9 +107,9 @@ def properties(doc: Path) -> str:
 
 
 def folds() -> dict[str, str]:
-    """What ``(?i:...)`` takes for the same.
+    """The characters that ``(?i:...)`` treats as equal.
 
-    "41-5A+32": a run, and how far off the letter is that all of its kind become; "DF=73.73": one that is several.
+    "41-5A+32": a range, and the distance to the letter that represents its class; "DF=73.73": one that equals several.
     """
     changing = [code for code in CODES if is_cased(chr(code))]
     letters = "".join(map(chr, changing))
@@ -129,7 +128,7 @@ def folds() -> dict[str, str]:
 
 
 def is_cased(letter: str) -> bool:
-    """Whether a letter may have others that are the same in another case."""
+    """Whether a letter may be equal to others that differ in case."""
     from tokenizers.normalizers import Lowercase
 
     return (
@@ -138,20 +137,20 @@ def is_cased(letter: str) -> bool:
 
 
 def representative(same: list[int]) -> int:
-    """The one of its kind that all become: the small letter that Unicode's simple folding names, else the last."""
+    """The letter that represents its class: the one that Unicode's simple folding names, otherwise the last."""
     folded = [code for code in same if all(chr(other).casefold() == chr(code) for other in same)]
     return folded[0] if folded else same[-1]
 
 
 def of_regex(name: str) -> set[int]:
-    """Code points that ``regex`` takes for members."""
+    """Code points that ``regex`` counts as members."""
     import regex
 
     return {ord(letter) for letter in regex.findall(rf"\p{{{name}}}", TEXT)}
 
 
 def of_tiktoken(name: str) -> set[int]:
-    """Code points that ``tiktoken`` takes for members: only those are split off, and bytes are all that is known."""
+    """Code points that ``tiktoken`` counts as members: it returns only matches, and the vocabulary has only bytes."""
     import tiktoken
 
     pattern = r"\s" if name == "White_Space" else rf"\p{{{name}}}"
@@ -161,14 +160,14 @@ def of_tiktoken(name: str) -> set[int]:
 
 
 def marks() -> set[int]:
-    """What StripAccents drops."""
+    """Code points that StripAccents removes."""
     from tokenizers.normalizers import StripAccents
 
     return {code for code in CODES if StripAccents().normalize_str("a" + chr(code)) == "a"}
 
 
 def bert() -> dict[str, str]:
-    """The classes of BERT's clean-up, whose tables stand at Unicode 8: what is dropped, accents, words of their own."""
+    """The classes of BERT's clean-up, with tables of Unicode 8: removed characters, accents, punctuation."""
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
@@ -182,7 +181,7 @@ def bert() -> dict[str, str]:
 
 
 def small_letters() -> str:
-    """Runs of capitals, and how far off, in code points, their small letters are; "130=69.307" where it is two."""
+    """Ranges of capitals, and the distance to their lowercase letters in code points; "130=69.307" if there are two."""
     from tokenizers.normalizers import Lowercase
 
     out, apart = [], {}
@@ -198,9 +197,9 @@ def small_letters() -> str:
 
 
 def normalized() -> set[int]:
-    """Characters that are more than themselves in a normalisation form, or a part of one that is composed.
+    """Characters that take part in normalization.
 
-    Whatever decomposes, what that is made of, and whatever changes places with one of four marks.
+    They decompose, are part of a decomposition, or change places with one of four marks.
     """
     from tokenizers.normalizers import NFD, NFKD
 
@@ -219,10 +218,11 @@ def normalized() -> set[int]:
 
 
 def clusters() -> dict[str, str]:
-    """What grapheme clusters are made of (UAX #29): what joins what is before it, or behind, asked of ``tokenizers``.
+    """The classes of characters in grapheme clusters (UAX #29), as far as possible by experiments with ``tokenizers``.
 
-    It takes a cluster as a whole where a character map has a rule for its beginning. Of what is in clusters of six
-    bytes and more, for which it does not matter, ``regex`` is asked.
+    ``tokenizers`` replaces a whole cluster if a character map has a rule for its beginning, which shows the characters
+    that join the previous or the next one. Classes that occur only in clusters of six bytes and more, for which the
+    replacement does not matter, come from ``regex``.
     """
     import regex
 
@@ -244,7 +244,7 @@ def clusters() -> dict[str, str]:
 
 
 def rewriting(letters: set[str]) -> Any:
-    """A normalizer of ``tokenizers`` whose rules make each letter X. SentencePiece compiles them."""
+    """A normalizer of ``tokenizers`` that replaces each of the letters by X. SentencePiece compiles the rules."""
     from sentencepiece import SentencePieceTrainer
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
     from tokenizers.normalizers import Precompiled

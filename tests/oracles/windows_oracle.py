@@ -2,8 +2,8 @@
 
     python tests/oracles/windows_oracle.py
 
-Made with tokenizers 0.23.3, of the tiny WordPiece tokenizer beside it. Each case has what was asked for and the
-windows that came, the one to keep first: [ids, offsets, segments]; null where ``tokenizers`` refuses. Needs
+Made with tokenizers 0.23.3 and the tiny WordPiece tokenizer in the same folder. Each case has its settings and the
+resulting windows, the one to keep first: [ids, offsets, segments]; null if ``tokenizers`` refuses them. Needs
 ``pip install tokenizers``.
 """
 
@@ -27,7 +27,7 @@ def windows(tokenizer: Tokenizer, pair: bool, **choice):
     try:
         tokenizer.enable_truncation(**choice)
         first = tokenizer.encode(TEXT, SECOND) if pair else tokenizer.encode(TEXT)
-    except BaseException:  # what it does not expect is a panic, no Exception
+    except BaseException:  # tokenizers panics on unexpected settings, which is not an Exception
         return None
     return [[one.ids, one.offsets, one.type_ids] for one in (first, *first.overflowing)]
 

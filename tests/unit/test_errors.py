@@ -1,4 +1,4 @@
-"""Messages are one short line, whatever they quote."""
+"""Error messages are one short line, whatever they quote."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
     }
     for kind in TREE:
         assert isinstance(kind("", "", "") if kind is FileFormatError else kind("short"), PellucidError)
-    assert str(errors.SourceError("short")) == "short"  # an OSError, which has arguments of its own
+    assert str(errors.SourceError("short")) == "short"  # an OSError, which has its own arguments
     assert str(errors.ModelNotFound("short")) == "short"
 
 
@@ -57,7 +57,7 @@ def test_errors_come_through_a_pipe(kind: type[PellucidError]) -> None:
 
 
 class Tokens:
-    """As much of a tokenizer as is asked."""
+    """A tokenizer stand-in."""
 
     vocab_size = 64
 

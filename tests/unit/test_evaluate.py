@@ -1,4 +1,4 @@
-"""Perplexity and divergence: windows, and the numbers against a plain reading of their definitions."""
+"""Perplexity and divergence: the windows, and the numbers against direct implementations of their definitions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 
 
 def logits(llm: LLM, ids: list[int]) -> np.ndarray:
-    """Of every place, float64."""
+    """Logits after every token, float64."""
     sequence = BlockTable()
     rows = [llm.runner.forward([Chunk(sequence, [token])])[0] for token in ids]
     llm.runner.truncate(sequence, 0)
@@ -143,7 +143,7 @@ def test_models_of_different_vocabularies(llm: LLM, tmp_path: Path) -> None:
 
 @pytest.mark.model
 def test_each_window_begins_as_the_model_begins_a_text() -> None:
-    """Gemma 3 without BOS is lost."""
+    """Gemma 3 fails without BOS."""
     llm = pellucid.load("gemma3")
     text = (ROOT / "README.md").read_text()[:3000]
     found = evaluate.perplexity(llm, text, 128, 64)
@@ -157,7 +157,7 @@ def test_each_window_begins_as_the_model_begins_a_text() -> None:
 
 @pytest.mark.model
 def test_scores_are_those_of_the_float32_run() -> None:
-    """Windows of SmolLM2's golden: log-probabilities that transformers gives to the tokens that follow."""
+    """Windows of SmolLM2's golden: transformers' log-probabilities of the tokens that follow."""
     llm = pellucid.load("smollm2", precise=True)
     with np.load(GOLDENS / "smollm2.npz") as file:
         for ids, wanted in zip(file["windows"][:3].tolist(), file["next_logprobs"]):

@@ -1,4 +1,4 @@
-"""Imports are part of how fast a command starts: what is heavy waits until it is needed."""
+"""Imports are part of the startup time of a command: heavy modules load only when they are needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAVY = (
 
 
 def modules_after(code: str) -> set[str]:
-    """The top-level modules that a new process has loaded once it has run ``code``."""
+    """The top-level modules that a new process has loaded after running ``code``."""
     report = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=False
@@ -58,7 +58,7 @@ made = llm.generate("the rain", temperature=0.8, seed=1, max_new_tokens=4)
 assert made.ids
 llm.close()
 """
-    modules_after(code)  # compiles, if need be
+    modules_after(code)  # compiles if necessary
     loaded = modules_after(code)
     assert "llvmlite" in loaded
     assert loaded & {"numba", "jinja2", "huggingface_hub", "typer", "rich", "torch"} == set()

@@ -1,4 +1,4 @@
-"""Prompts that are far too long are refused before they are encoded, those that fit never."""
+"""Prompts that are far too long are refused before they are encoded; prompts that fit are never refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def inputs(tmp_path: Path) -> Inputs:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many characters each call encodes."""
+    """The number of characters that each call encodes."""
     lengths: list[int] = []
     actual = Tokenizer.encode
 
@@ -67,7 +67,7 @@ def test_many_ids_are_refused_before_they_are_looked_at(inputs: Inputs) -> None:
 
 
 class Endless(Sequence[int]):
-    """Ids of which only the first may be looked at."""
+    """Ids of which only the first may be read."""
 
     def __len__(self) -> int:
         return 10**9
@@ -100,7 +100,7 @@ def test_sentences(encoded: list[int]) -> None:
 
 @pytest.mark.parametrize("folder", TOKENIZERS, ids=lambda folder: folder.name)
 def test_what_fits_is_never_refused(inputs: Inputs, folder: Path) -> None:
-    """Texts of which many characters are one token: unknown ones, spaces, long words, what a normalizer removes."""
+    """Texts with many characters per token: unknown ones, spaces, long words, characters that a normalizer removes."""
     tokenizer = load_tokenizer(folder)
     pieces = [
         "\u0378",

@@ -1,4 +1,4 @@
-"""Loaded models, from text to text: a random Llama that takes milliseconds, and SmolLM2 where it is there."""
+"""Loaded models, from text to text: a random Llama that takes milliseconds, and SmolLM2 if it is installed."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_end_token_ends_the_text_and_is_not_part_of_it(llm: LLM, folder: Path, t
     other.close()
     assert (made.finish_reason, made.ids) == ("stop", before.ids[: end + 1])
     assert made.text == llm.tokenizer.decode(before.ids[:end])
-    (tmp_path / "generation_config.json").unlink()  # then config.json says it, as for transformers
+    (tmp_path / "generation_config.json").unlink()  # then config.json has it, as in transformers
     config = json.loads((tmp_path / "config.json").read_text()) | {"eos_token_id": before.ids[end]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     other = pellucid.load(tmp_path, threads=1)
@@ -133,7 +133,7 @@ def test_end_token_ends_the_text_and_is_not_part_of_it(llm: LLM, folder: Path, t
 
 @pytest.fixture(scope="module")
 def padded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    """270 tokens; the matrix has 320 rows."""
+    """A model whose tokenizer has 270 tokens and whose matrix has 320 rows."""
     folder = write_llama(tmp_path_factory.mktemp("models") / "padded", context=CONTEXT)
     write_tokenizer(folder, size=270)
     llm = pellucid.load(folder, threads=1)
@@ -169,7 +169,7 @@ def test_rows_of_the_matrix_that_are_no_tokens_count_in_log_probabilities(padded
     wanted = all_rows(padded, [*prompt, *made.ids[:-1]])
     assert made.logprobs is not None
     np.testing.assert_allclose(made.logprobs.chosen, wanted[2 + np.arange(9), made.ids], atol=1e-5)
-    assert np.exp(made.logprobs.top[:, :270]).sum(1).max() < 0.97  # the others' share
+    assert np.exp(made.logprobs.top[:, :270]).sum(1).max() < 0.97  # the rest is in rows without tokens
     assert made.logprobs.top_ids.max() == 269
     assert (made.logprobs.top_ids[:, 270:] == -1).all()
     assert made.prompt_logprobs is not None
@@ -307,12 +307,12 @@ def test_abandoned_stream_gives_its_pages_back(llm: LLM) -> None:
 
 
 def leave_two_pages(llm: LLM) -> None:
-    """Let somebody have all other pages of the cache."""
+    """Occupy all but two pages of the cache."""
     llm.runner.cache.allocate(BlockTable(), (llm.runner.cache.free_pages - 2) * PAGE)
 
 
 def test_what_is_kept_makes_way_for_what_runs(llm: LLM) -> None:
-    """Two pages: one for the running stream, one for what the second request left."""
+    """Two pages: one for the running stream, one cached from the second request."""
     leave_two_pages(llm)
     wanted = llm.generate([7] * 60, temperature=0, max_new_tokens=20).ids
     run = llm.start([7] * 60, temperature=0, max_new_tokens=20)
@@ -442,7 +442,7 @@ def test_a_model_that_was_loaded_before_a_fork_says_so(llm: LLM) -> None:
     llm.generate(PROMPT, **GREEDY)
     reading, writing = os.pipe()
     child = os.fork()
-    if child == 0:  # nothing of pytest may run in here
+    if child == 0:  # the child must not run pytest code
         try:
             llm.generate(PROMPT, **GREEDY)
         except BaseException as error:
@@ -843,7 +843,7 @@ def test_the_tree_of_beams_does_not_grow_with_the_ends(llm: LLM) -> None:
 
 
 def test_a_stop_token_is_not_the_end_of_a_constraint(llm: LLM) -> None:
-    """It ends the text all the same, and says so."""
+    """The stop token ends the text anyway, and the stop reason says so."""
     token = llm.tokenizer.encode("c")[-1]
     made = llm.generate(
         PROMPT, json_schema={"const": "abc"}, stop_token_ids=[token], seed=1, max_new_tokens=20
@@ -864,7 +864,7 @@ def test_a_token_across_the_border_of_what_is_given_counts(llm: LLM) -> None:
 
 
 def test_weights_that_are_no_numbers_are_loaded_without_a_word(tmp_path: Path) -> None:
-    """Even those that warn of themselves when they are added to something."""
+    """Also signalling NaNs, which cause warnings in arithmetic."""
     folder = write_llama(tmp_path / "tiny")
     write_tokenizer(folder)
     path = folder / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Measuring: roofs, what a step costs, what is chosen to be measured, and that a model runner is left as it was."""
+"""Measuring: roofs, the cost of a step, the choice of workloads, and that the model runner is left unchanged."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_steps_of_a_workload_are_those_that_it_runs(
         assert workload.seconds(net) > 0
         monkeypatch.undo()
         said = [[(c.table.length, len(c.tokens), c.outputs) for c in step] for step in workload.steps(net)]
-        assert ran[-len(said) :] == said  # before them, a context that is not timed
+        assert ran[-len(said) :] == said  # preceded by a context that is not timed
         sequences = getattr(workload, "sequences", 1)
         assert len(ran) == len(said) + (sequences if isinstance(workload, Decode) else 0)
         made = sum(len(step) if isinstance(workload, Embed) else sum(c[1] for c in step) for step in said)

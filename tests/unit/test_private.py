@@ -1,4 +1,4 @@
-"""Files that are run as they are: only what this user wrote, under this name, where nobody else can write."""
+"""Files that are executed: read only if this user wrote them, under this name, where nobody else can write."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STRANGER = 54321
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with a file that is kept in it, and a cache folder for when it is not trusted."""
+    """A home with a file in it, and a cache folder for when the home is not trusted."""
     home = tmp_path / "home"
     monkeypatch.setenv("PELLUCID_HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -34,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kept_elsewhere(home: Path) -> bool:
-    """Whether the home's file is not read, and one is kept in the user's cache folder instead."""
+    """Whether the home's file is ignored, and a file in the user's cache folder is used instead."""
     with pytest.warns(RuntimeWarning, match="what is kept there is not used") as warned:
         before = Folder(NAME).read("file")
     Folder(NAME).write("file", b"mine")
@@ -65,7 +65,7 @@ def test_nothing_is_left_to_others_whatever_the_umask(home: Path) -> None:
 @pytest.mark.parametrize("folder", ["", "kernels", NAME])
 def test_a_folder_that_others_can_write_to(home: Path, folder: str, mode: int) -> None:
     (home / folder).chmod(mode)
-    if mode == 0o1777 and folder == "kernels":  # others can add to it, but replace nothing below
+    if mode == 0o1777 and folder == "kernels":  # others can add files but cannot replace the folder below
         assert Folder(NAME).read("file") == b"content"
     else:
         assert kept_elsewhere(home)
@@ -108,7 +108,7 @@ def test_owners_that_a_container_does_not_know_may_be_above(
     actual = os.lstat
 
     class Given:
-        """As if the folder above the home were a stranger's."""
+        """A status that assigns the folder above the home to another user."""
 
         def __init__(self, status: os.stat_result) -> None:
             self.st_mode, self.st_uid, self.st_gid = status.st_mode, STRANGER, STRANGER
@@ -177,7 +177,7 @@ def test_what_killed_processes_left_is_removed_later(home: Path) -> None:
 
 
 def test_a_home_that_cannot_be_written_to_is_still_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that root has filled for all users, whose key it made readable for them."""
+    """Such as one that root has filled for all users, with a key that they can read."""
     actual = os.access
     monkeypatch.setattr(
         os, "access", lambda path, mode: not str(path).startswith(str(home)) and actual(path, mode)

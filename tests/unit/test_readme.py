@@ -1,4 +1,4 @@
-"""What the README and the documents show runs as it stands, and names everything that there is."""
+"""The examples of the README and the documents run as they stand, and the documents name every option and command."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Discovery: a second file, step, kind or kernel of one name raises, and names both files."""
+"""Discovery: a second file, step, kind or kernel with the same name raises an error that names both files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pellucid.tokenize.kind import Kind
 from pellucid.weights.quant.format import Format
 from pellucid.weights.sources.source import Source
 """
-"""What a file of each folder may declare."""
+"""The imports of files that declare something in these folders."""
 
 
 @pytest.fixture

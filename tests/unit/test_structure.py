@@ -1,6 +1,4 @@
-"""The shape of the source tree: one meaning a class name, files and functions of a readable size, references that
-lead.
-"""
+"""The structure of the source tree: unique class names, files and functions of readable size, valid references."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ SOURCE = ROOT / "src" / "pellucid"
 FILES = sorted(SOURCE.rglob("*.py"))
 MOST_LINES, MOST_FUNCTION_LINES = 400, 80
 REASON = "over 400 lines because"
-OTHERS = {  # files of other projects that a docstring names
+OTHERS = {  # files of other projects that docstrings mention
     *("convert_hf_to_gguf.py", "openai_public.py", "tokenization.py", "utils/chat_template_utils.py"),
     *("tests/unit/kernels/test_scale.py", "encoder.py"),
 }
@@ -57,7 +55,7 @@ def test_every_folder_says_what_it_holds() -> None:
 
 
 def test_files_that_are_named_exist() -> None:
-    """In docstrings, comments and documents: ``plan/block.py``, `sample/chain.py`, or a name that is unique enough."""
+    """Checks docstrings, comments and documents: ``plan/block.py``, `sample/chain.py`, or any unambiguous name."""
     known = {
         str(path.relative_to(folder))
         for folder in (ROOT, SOURCE, ROOT / "src")

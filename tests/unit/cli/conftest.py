@@ -1,4 +1,4 @@
-"""Models of a few kilobytes for the command line: one that chats, one that cannot, one that never ends, an encoder."""
+"""Small models for the command line: one that chats, one without a chat template, one that never ends, an encoder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def mute(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The same without a chat template."""
+    """The same model without a chat template."""
     folder = tmp_path_factory.mktemp("models") / "mute"
     shutil.copytree(tiny, folder)
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
@@ -30,19 +30,19 @@ def mute(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One that goes on for many seconds: no token that it makes ends a text."""
+    """A model that generates for many seconds, since no token ends a text."""
     folder = write_llama(tmp_path_factory.mktemp("models") / "endless", context=1 << 17)
     write_tokenizer(folder, eos_ids=())
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
-    # Its kernels are compiled now, so that Ctrl-C meets an answer and not the compiler.
+    # Compile its kernels, so that Ctrl-C interrupts generation and not the compiler.
     assert pellucid("run", str(folder), "to", "--max-new-tokens", "1").code == 0
     return str(folder)
 
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random BERT and a vocabulary for it."""
+    """A random BERT with a vocabulary."""
     folder = tmp_path_factory.mktemp("models") / "encoder"
     shutil.copytree(TINY["bert"], folder)
     size = json.loads((folder / "config.json").read_text())["vocab_size"]

@@ -1,4 +1,4 @@
-"""What cannot be: one line on standard error, exit code 2, nothing on standard output, nothing loaded or compiled."""
+"""Invalid input: one line on standard error, exit code 2, no standard output, nothing loaded or compiled."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_file_that_cannot_be_read(command: Command, tmp_path: Path) -> None:
 
 
 def offsets() -> list[int]:
-    """50 places to cut a file: through the header, the metadata, the tensor table and the data."""
+    """50 sizes to truncate a file to: within the header, the metadata, the tensor table and the data."""
     head = len(gguf(LLAMA_GGUF, {}))
     table = head + sum(len(gguf_tensor(name, shape, 0, 0)) for name, shape in LLAMA_GGUF_SHAPES.items())
     data = sum(4 * int(np.prod(shape)) for shape in LLAMA_GGUF_SHAPES.values())
@@ -281,7 +281,7 @@ def test_a_home_that_cannot_be_for_a_model_that_lies_elsewhere(
         monkeypatch.setenv("PELLUCID_HOME", chosen)
         assert HOMES[chosen] in command("run", tiny, "hi").refusal
         assert HOMES[chosen] in command("info", "--machine").refusal
-    with monkeypatch.context() as patch:  # the system's environment holds none
+    with monkeypatch.context() as patch:  # the real environment cannot contain a NUL character
         patch.setattr(os, "environ", {**os.environ, "PELLUCID_HOME": "/a\0b"})
         with pytest.raises(InvalidRequest, match=r"PELLUCID_HOME='/a\\x00b': has a NUL character"):
             load("smollm2")

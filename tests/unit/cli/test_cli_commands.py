@@ -1,4 +1,4 @@
-"""Each command as a user gives it, in the real program, with tiny models: what it prints, and nothing besides."""
+"""Each command in the real program with tiny models: what it prints, and that it prints nothing else."""
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ def test_pipes_get_plain_text(tiny: str, encoder: str, env: dict[str, str]) -> N
 
 @contextlib.contextmanager
 def running(*arguments: str, given: str = "") -> Iterator[Any]:
-    """The program while it runs. It is ended with the block, and its pipes closed."""
+    """Run the program; kill it and close its pipes at the end of the block."""
     with subprocess.Popen([*PROGRAM, *arguments], stdin=-1, stdout=-1, stderr=-1) as program:
         try:
             assert program.stdin is not None
@@ -327,7 +327,7 @@ def running(*arguments: str, given: str = "") -> Iterator[Any]:
 def test_the_answer_streams_and_a_closed_pipe_is_silent(endless: str) -> None:
     with running("run", endless, PROMPT) as program:
         assert program.stdout.read(1)
-        assert program.poll() is None  # the first piece is here, and there is more to come
+        assert program.poll() is None  # the first piece has arrived, and more follow
         program.stdout.close()
         assert program.wait(60) == 0
         assert program.stderr.read() in (b"", COMPILING.encode())

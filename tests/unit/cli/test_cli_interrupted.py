@@ -1,4 +1,4 @@
-"""Ctrl-C before the command line runs, while it starts and when it has ended: exit code 130 and not a word."""
+"""Ctrl-C before the command line runs, while it starts and after it has ended: exit code 130 and no output."""
 
 from __future__ import annotations
 

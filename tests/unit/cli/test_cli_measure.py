@@ -1,4 +1,4 @@
-"""bench, plan --measured and info --machine: what they print, what they refuse, how they are stopped."""
+"""bench, plan --measured and info --machine: their output, what they refuse, and their interruption."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEASURING = ["measuring\n", "compiling kernels, once for this machine\nmeasuring
 
 @pytest.fixture(scope="module")
 def integers(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model without a tokenizer: Q8_0 weights, for what only needs the plan."""
+    """A model with Q8_0 weights and without a tokenizer, for commands that only need the plan."""
     return str(write_quantised_llama(tmp_path_factory.mktemp("models") / "model.gguf", "Q8_0"))
 
 

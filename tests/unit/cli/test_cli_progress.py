@@ -1,4 +1,4 @@
-"""Progress of downloads and of compiling: a line each where nobody watches, bars that go away in a terminal."""
+"""Progress of downloads and of compilation: lines if the output is no terminal, temporary bars in a terminal."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_bars_fit_into_a_terminal_and_go_away(
     assert captured.out == ""
     assert "3.0 MB of 3.0 MB" in captured.err
     assert "2 of 2" in captured.err
-    assert captured.err.rfind("\x1b[?25l") < captured.err.rfind("\x1b[?25h")  # the cursor is there again
+    assert captured.err.rfind("\x1b[?25l") < captured.err.rfind("\x1b[?25h")  # the cursor is visible again
 
 
 def test_a_still_bar_is_drawn_only_when_there_is_news(

@@ -1,4 +1,4 @@
-"""The program at a keyboard: a conversation, Ctrl-C and Ctrl-D, what a narrow terminal shows, what it leaves behind."""
+"""The program in a terminal: a conversation, Ctrl-C and Ctrl-D, narrow terminals, the terminal's final state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
 
 
 def left_sane(t: Terminal) -> bool:
-    """The cursor can be seen, what is typed can be seen, and no traceback."""
+    """Whether the cursor is visible, the terminal echoes input, and no traceback was printed."""
     return t.output.rfind(HIDE) <= t.output.rfind(SHOW) and t.echoes and "Traceback" not in t.output
 
 
@@ -105,7 +105,7 @@ def test_80_columns(tiny: str, encoder: str, arguments: tuple[str, ...]) -> None
     with terminal(name, *model, *texts) as t:
         assert t.end() == 0
         lines = [line for line in t.text.splitlines() if name != "bench" or "%" in line]
-        if name != "info":  # a path is as long as it is, and a note of bench's
+        if name != "info":  # paths and the notes of bench may be longer
             assert max(map(len, lines)) <= 80
         assert left_sane(t)
 

@@ -1,4 +1,4 @@
-"""``pellucid tokenize`` in the real program: what it prints for a person and for a program, and what it refuses."""
+"""``pellucid tokenize`` in the real program: its output for people and for programs, and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pellucid verify: what it says of models that are whole, damaged, incomplete or unknown, and how it ends."""
+"""pellucid verify: its reports of intact, damaged, incomplete and unknown models, and its exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DATA = b"the bytes of a model " * 1000
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of two models, one of an older version of Pellucid."""
+    """A store with two models; their manifests are those of an older version of Pellucid."""
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path))
     for name in ("mine", "other"):
         folder = tmp_path / "models" / name
@@ -47,14 +47,14 @@ def test_an_empty_store(command: Command, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_damaged_model(command: Command, store: Path) -> None:
-    assert command("verify").code == 0  # now all hashes are recorded
+    assert command("verify").code == 0  # records all hashes
     damage(store / "mine" / "model.gguf")
     done = command("verify")
     right = hashlib.sha256(DATA).hexdigest()
     wrong = hashlib.sha256((store / "mine" / "model.gguf").read_bytes()).hexdigest()
     what = f"has SHA-256 {wrong[:12]}…, expected {right[:12]}…"
     assert (done.code, done.out) == (2, f"mine  damaged: model.gguf {what}\nother  ok, 0.0 MB\n")
-    mend = "remove it (pellucid rm mine) and pull it again"  # its folder is named as no pull would name it
+    mend = "remove it (pellucid rm mine) and pull it again"  # no pull would give its folder this name
     assert done.err == f"pellucid: model.gguf: file: {what}: the stored copy of mine is damaged; {mend}\n"
 
     done = command("verify", "--json")
@@ -101,7 +101,7 @@ def test_a_damaged_model_is_not_used(command: Command, store: Path, name: str) -
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_while_it_hashes(store: Path) -> None:
     path = store / "mine" / "model.gguf"
-    os.truncate(path, 40 << 30)  # a hole: it takes no room, but time
+    os.truncate(path, 40 << 30)  # sparse: it takes no disk space, but time to hash
     manifest = {"source": "hf:me/mine", "files": {"model.gguf": 40 << 30}}
     (path.parent / ".pellucid.json").write_text(json.dumps(manifest))
     with subprocess.Popen([*PROGRAM, "verify"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

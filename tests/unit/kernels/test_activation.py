@@ -1,4 +1,4 @@
-"""The feed-forward's functions against float64, gated and plain, in place and with their activation blocks."""
+"""The functions of the feed-forward against float64, gated and plain, in place and with their activation blocks."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from pellucid.kernels.ops import activation
 
 BITS = {kind: 8 + 8 * (i % 2) for i, kind in enumerate(activation.KINDS)}
 
-# |error| <= relative |f(x)| + absolute |x|. A sigmoid is a rounding of e^x (VEXP), a sum, a reciprocal (two units);
-# below the cap of its argument, -87, e^-87 is left where nothing should be. gelu_tanh hands the sigmoid an argument
-# with four roundings, and an argument a has a relative effect of a on e^a; its float64 form takes 1 - 1 and so is
-# itself 2^-52 off. gelu: erf's own error, and the same.
+# |error| <= relative |f(x)| + absolute |x|. A sigmoid has the error of e^x (VEXP), a sum, a reciprocal (two units);
+# below the cap of its argument, -87, it leaves e^-87 instead of zero. gelu_tanh passes it an argument with four
+# roundings, and an argument a has a relative effect of a on e^a; its float64 form computes 1 - 1 and so has an error of
+# 2^-52 itself. gelu: the error of erf, and the same.
 ERROR = {
     "silu": lambda x: (VEXP + 6 * ULP, 1.7e-38),
     "gelu_tanh": lambda x: (

@@ -1,4 +1,4 @@
-"""The kernel "attention" and the cache that it reads: near float64, and the same bits however a step is cut."""
+"""The kernel "attention" and its cache: near float64, and the same bits however a step is cut."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pellucid.kernels.core.record import StepRecord
 
 
 def bias_table(kind: str, H: int, most: int, seed: int) -> tuple[np.ndarray, Any]:
-    """What is added for every distance from -most on, (H, 2 * most + 15) with NaN where none is, and as a function."""
+    """The biases for distances from -most on, (H, 2 * most + 15) with NaN where there is none, and as a function."""
     table = np.full((H, 2 * most + 15), np.nan, np.float32)
     if kind == "alibi":
         slopes = np.float32(2.0 ** (-8 * np.arange(1, H + 1) / H))
@@ -86,22 +86,22 @@ def test_attention_is_within_rounding_of_float64(
         how["sinks"] = more["sinks"] = numbers("normal", seed + 3, H) * np.float32(3)
     got = cache.attend(q, batch, threads, activation_bits, **how)
     kept = [kv_layout.rounded(x, kv_dtype).astype(np.float64) for x in (k, v)]
-    if kv_dtype == "bf16":  # queries are rounded too, once they are scaled
+    if kv_dtype == "bf16":  # scaled queries are rounded too
         q, scale = kv_layout.rounded(q * np.float32(scale), kv_dtype), 1.0
     row = token = 0
     for past, new in sequences:
         mine, (keys, values) = q[row : row + new], (x[token : token + past + new] for x in kept)
         said = {"scale": scale, "softcap": softcap, "causal": causal, "window": window, **more}
         want = attention.reference(mine, keys, values, past, **said)
-        # A score: K + 2 roundings of partial sums no larger than the sum of |products|. With a cap, tanh adds its
-        # own, a few roundings of a number up to the cap. Errors of scores are relative errors of weights.
+        # A score has K + 2 roundings of partial sums no larger than the sum of |products|. With a cap, tanh adds a few
+        # roundings of a number up to the cap. Errors of scores are relative errors of weights.
         products = np.einsum("thk,shk->hts", np.abs(mine), np.repeat(np.abs(keys), H // G, 1)) * scale
         score = (K + 3) * ULP * products.max() + 8 * ULP * min(softcap, products.max() + 1)
-        if biased:  # one more sum; a bias is at most this
+        if biased:  # adds one sum; |bias| is at most this
             score += 2 * ULP * (products.max() + np.abs(table[:, : 2 * max(lengths)]).max())
-        # A weight: also its exponential's; then a sum as long as the past, above and below the line.
+        # A weight adds the error of its exponential; numerator and denominator are sums as long as the past.
         relative = 2 * (score + VEXP) + (past + new + 20) * ULP + (2 * VEXP + 8 * ULP) * sink
-        if kv_dtype == "bf16":  # and weights
+        if kv_dtype == "bf16":  # weights are rounded too
             relative += 2.0**-8
         size = attention.reference(mine, keys, np.abs(values), past, **said)
         assert_close(got[row : row + new], want, relative * size + 1e-30)
@@ -147,7 +147,7 @@ def test_a_row_has_the_same_bits_however_steps_are_cut(
 
 
 def test_pieces_far_apart_leave_the_largest_alone() -> None:
-    """The largest score in the first piece of three, in the second, in the last."""
+    """The largest score is in the first of three pieces, in the second, or in the last."""
     T, v = 1100, numbers("normal", 1, 1100, 1, 16)
     for where in (3, 700, 1090):
         q, k = np.full((T, 1, 16), 100, np.float32), np.zeros((T, 1, 16), np.float32)
@@ -182,7 +182,7 @@ def test_numbers_beyond_float16_are_kept_at_its_largest_and_leave_earlier_tokens
 
 
 def test_cross_attention_reads_the_memory_and_not_the_sequence_itself() -> None:
-    """Two sequences, whose memories have 90 and 7 tokens, beside keys and values of their own."""
+    """Two sequences with memories of 90 and 7 tokens, which also have keys and values of their own."""
     K, H, G = 32, 4, 2
     whole = Batch([90, 7, 3, 5], seed=1, head_dim=K)
     k, v = (numbers("normal", seed, 105, G, K) for seed in (1, 2))

@@ -1,4 +1,4 @@
-"""What the kernel "cache_write" leaves in the pages: what ``cached.rounded`` says, where it belongs, nothing else."""
+"""The kernel "cache_write" writes the values of ``kv_layout.rounded`` to their places in the pages and nothing else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_cache_holds_what_was_written_and_nothing_else(
 
 
 def test_what_the_cache_rounds_to() -> None:
-    """``cached.rounded``, the oracle of the test above, against numbers that can be checked by eye."""
+    """Tests ``kv_layout.rounded``, the oracle of the test above, with numbers that are easy to verify."""
     x = np.float32([1.0, 1 / 3, -70000.0, *[0.0] * 29])
     assert kv_layout.rounded(x, "f16")[:3].tolist() == [1.0, 0.333251953125, -65504.0]
     assert kv_layout.rounded(x, "bf16")[:3].tolist() == [1.0, 0.333984375, -70144.0]

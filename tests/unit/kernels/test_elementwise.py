@@ -48,8 +48,8 @@ def test_softcap_is_within_rounding_of_float64(
     x = guarded((T, 16 * vectors))
     x[...] = before = numbers(kind, seed, *x.shape) * np.float32(8)
     call(KernelKey("softcap"), Batch([T]), threads, x=x, width=16 * vectors, cap=cap, rows="tokens")
-    # 1 - 2 / (e^2x + 1): e^2x is VEXP off and one rounding of its argument, whose effect is at most 0.3 of it;
-    # the quotient's derivative by e^2x is at most 1/2. The rest are roundings of numbers up to 2.
+    # 1 - 2 / (e^2x + 1): e^2x has the error VEXP and one rounding of its argument, with an effect of at most 0.3 of it;
+    # the derivative of the quotient by e^2x is at most 1/2. The rest are roundings of numbers up to 2.
     assert_close(x, elementwise.softcap_reference(before, cap), cap * (VEXP / 2 + 5 * ULP))
 
 
@@ -64,7 +64,7 @@ def test_pool_is_within_rounding_of_float64(
     )
     means = elementwise.pool_reference(x, counts, False)
     if normalize and (np.linalg.norm(means, axis=-1) < 1e-11).any():
-        assert np.isfinite(out).all()  # nothing to scale to: the length is kept from being zero
+        assert np.isfinite(out).all()  # a vector of length zero: the kernel prevents a division by zero
         return
     sizes = elementwise.pool_reference(np.abs(x), counts, False)
     tolerance = (np.array(counts)[:, None] + 2) * ULP * sizes + 1e-44

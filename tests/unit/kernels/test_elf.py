@@ -1,4 +1,4 @@
-"""Object files that LLVM would end the process on are refused before it sees them."""
+"""Object files that would make LLVM end the process are refused before LLVM reads them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if sys.platform != "linux":
 
 @pytest.fixture(scope="module")
 def made() -> tuple[str, bytes]:
-    """A kernel's function and its object file; this one has constants, and relocations for them."""
+    """The name of a kernel's function and its object file, which has constants and relocations for them."""
     symbol, _, code = library.compile_kernel(KernelKey("loop.lead")).partition(b"\0")
     return symbol.decode(), code
 
@@ -43,7 +43,7 @@ def put(code: bytes, at: int, form: str, value: int) -> bytes:
 
 
 def section(code: bytes, kind: int) -> int:
-    """Where the record of the first section of a kind is."""
+    """The offset of the record of the first section of a kind."""
     (start,) = struct.unpack_from("<Q", code, 40)
     count = struct.unpack_from("<H", code, 60)[0]
     places = [start + 64 * i for i in range(count)]
@@ -62,8 +62,8 @@ def test_what_the_compiler_makes_passes(made: tuple[str, bytes]) -> None:
         (0, "<I", 0),
         (4, "<B", 1),  # 32 bits
         (5, "<B", 2),  # big-endian
-        (16, "<H", 2),  # a program
-        (18, "<H", 40),  # of another machine
+        (16, "<H", 2),  # an executable
+        (18, "<H", 40),  # for another machine
         (40, "<Q", 1 << 40),
         (40, "<Q", 1 << 63),
         (58, "<H", 32),
@@ -80,15 +80,15 @@ def test_a_damaged_header(made: tuple[str, bytes], at: int, form: str, value: in
 @pytest.mark.parametrize(
     ("kind", "at", "form", "value"),
     [
-        *((kind, 24, "<Q", 1 << 62) for kind in (1, 2, 3, 4)),  # the contents begin past the end
-        *((kind, 32, "<Q", 1 << 62) for kind in (1, 2, 3, 4)),  # they are too long
-        *((kind, 0, "<I", 1 << 30) for kind in (1, 2, 3, 4)),  # their name is past the end
-        (1, 4, "<I", 6),  # a type that does not belong here
-        (1, 48, "<Q", 3),  # no alignment
+        *((kind, 24, "<Q", 1 << 62) for kind in (1, 2, 3, 4)),  # contents begin past the end
+        *((kind, 32, "<Q", 1 << 62) for kind in (1, 2, 3, 4)),  # contents are too long
+        *((kind, 0, "<I", 1 << 30) for kind in (1, 2, 3, 4)),  # name is past the end
+        (1, 4, "<I", 6),  # a type that is not expected here
+        (1, 48, "<Q", 3),  # invalid alignment
         (2, 40, "<I", 0),  # symbols without names
         (2, 56, "<Q", 16),
         (4, 40, "<I", 1),  # relocations without symbols
-        (4, 44, "<I", 0),  # or of no section
+        (4, 44, "<I", 0),  # relocations of no section
         (4, 56, "<Q", 0),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_name_that_is_not_in_this_process(made: tuple[str, bytes]) -> None:
 
 
 def test_whatever_is_accepted_can_be_linked(made: tuple[str, bytes]) -> None:
-    """LLVM in a process of its own links what passed of 3,000 damaged files: it does not end."""
+    """LLVM in a subprocess links those of 3,000 damaged files that are accepted, and the subprocess does not crash."""
     function, code = made
     numbers, damaged = random.Random(0), []
     while len(damaged) < 3000:

@@ -1,4 +1,4 @@
-"""Rows of packed tables: exactly the decoded rows, scaled, perhaps added."""
+"""Rows of packed tables equal the decoded rows exactly, scaled and optionally accumulated."""
 
 from __future__ import annotations
 
@@ -73,4 +73,4 @@ def test_every_power_of_two_is_exact(form: Format) -> None:
     held = np.abs(exact[:255]) < 2.0**128
     assert np.array_equal(rows[:255][held], exact[:255][held])
     assert np.array_equal(out, rows, equal_nan=True)
-    assert not np.isfinite(out[255]).any()  # no number
+    assert not np.isfinite(out[255]).any()  # byte 255 of a scale means NaN

@@ -1,4 +1,4 @@
-"""A kernel that is in the folder has a test module of its file's name, and that module names the kernel."""
+"""Every kernel in the folder has a test module with its file's name that mentions the kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C while the compiler is at work."""
+"""Ctrl-C while kernels are compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is chosen is what is compiled: each instruction set's kernels have its instructions, none of a better one."""
+"""Kernels are compiled for the chosen instruction set: with its instructions and none of a better set."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LACKS = {"avxvnni": ("zmm", "%k1"), "avx2": ("zmm", "%k1", "vpdpbusd")}
 
 @pytest.fixture(scope="module")
 def assembly() -> dict[str, str]:
-    """Of some kernels, for each set that this machine can run."""
+    """Assembly of some kernels for each set that this machine can run."""
     names = [known.name for known in isa.possible()]
     return dict(zip(names, run([(python(KERNELS), environment(PELLUCID_ISA=name)) for name in names])))
 
@@ -67,7 +67,7 @@ def test_vectors_wait_on_a_stack_that_is_aligned_for_them(name: str, assembly: d
     ("features", "word"), [("neon,dotprod,fullfp16", "sdot"), ("neon,dotprod,fullfp16,i8mm", "usdot")]
 )
 def test_arm_machines_get_its_products(features: str, word: str) -> None:
-    """Compiled for them here, where they cannot be run."""
+    """Only compiles for Arm, as this machine cannot run the code."""
     from llvmlite import binding
 
     binding.initialize_all_targets()

@@ -1,4 +1,4 @@
-"""The cache of compiled kernels: never stale, never harmed by another process, never trusted when damaged."""
+"""The cache of compiled kernels is never stale, is safe against other processes, and never trusts damaged files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def adds(shelf: Library) -> bool:
-    """Whether the kernel that a library gives does what it should."""
+    """Whether the kernel from a library computes the right result."""
     x = np.arange(16, dtype=np.float32)
     words = AddRecord.pack(
         {"a": x.ctypes.data, "b": x.ctypes.data, "width": 16, "out": x.ctypes.data, "rows": 0}
@@ -70,7 +70,7 @@ DAMAGES = ["empty", "truncated", "one bit", "another file", "no hash", "plain ha
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_object_is_compiled_again(damage: str, empty_home: Path) -> None:
-    """Also if what is wrong has a hash that fits it: LLVM ends the process when it is given such objects."""
+    """Also if the damaged content has a matching hash: LLVM ends the process when it loads such objects."""
     Library().load([ADD, KernelKey("pick")])
     whole = stored().read_bytes()
     garbage = whole[DIGEST_BYTES : DIGEST_BYTES + 200] + bytes(2000)
@@ -105,7 +105,7 @@ def test_what_llvm_cannot_read_is_compiled_again(content: bytes, empty_home: Pat
 def test_an_object_that_cannot_be_checked_is_used_but_not_kept(
     empty_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one of a newer LLVM, whose relocations are not known."""
+    """Simulates an object of a newer LLVM with unknown relocations."""
     number, _ = elf._MACHINES[os.uname().machine]
     monkeypatch.setitem(elf._MACHINES, os.uname().machine, (number, frozenset()))
     key = KernelKey("pick")  # has relocations
@@ -132,7 +132,7 @@ def test_processes_that_compile_at_once_do_no_harm(empty_home: Path) -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The kernels' sources copied, and the hashes taken of the copy."""
+    """A copy of the kernels' sources; the hashes are computed from the copy."""
     folder = tmp_path / "kernels"
     shutil.copytree(fingerprint.ROOT, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(fingerprint, "ROOT", folder)
@@ -197,7 +197,7 @@ def test_the_hash_of_sources_covers_what_a_kernel_imports_and_nothing_else(
 
 @pytest.mark.parametrize("name", ["attention", "logits.top", "matmul_int8", "norm", "text.merge"])
 def test_the_hash_of_sources_covers_every_module_that_is_loaded_for_a_kernel(name: str) -> None:
-    """What Python imports when it imports the module of a kernel is what the hash reads."""
+    """The hash reads every module that Python loads when it imports a kernel's module."""
     code = f"""
 import importlib, sys
 sys.modules["pellucid.kernels"] = importlib.import_module("pellucid.kernels")

@@ -1,4 +1,4 @@
-"""Logits behind a bit mask, exactly."""
+"""Logits under a bit mask, exactly."""
 
 from __future__ import annotations
 

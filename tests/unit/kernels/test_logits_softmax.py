@@ -1,4 +1,4 @@
-"""Weights of a distribution and their sums, against NumPy's float64."""
+"""Weights of a distribution and their sums, against NumPy in float64."""
 
 from __future__ import annotations
 

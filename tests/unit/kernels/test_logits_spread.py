@@ -1,4 +1,4 @@
-"""Count, sum and sum of squares of finite logits, against NumPy's float64."""
+"""Count, sum and sum of squares of finite logits, against NumPy in float64."""
 
 from __future__ import annotations
 

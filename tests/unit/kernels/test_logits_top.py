@@ -1,4 +1,4 @@
-"""The highest logits, exactly as a stable sort has them."""
+"""The highest logits, exactly in the order of a stable sort."""
 
 from __future__ import annotations
 

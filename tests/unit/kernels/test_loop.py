@@ -1,7 +1,7 @@
-"""The loop and its barrier ("loop.lead", "loop.work"), with more threads than cores: no thread is ever ahead.
+"""The loop and its barrier ("loop.lead", "loop.work") with more threads than cores: no thread runs ahead.
 
-The program picks rows by a permutation from one buffer into another and back. Threads share the rows out, so each
-reads what others have just written, and one that is ahead or behind spoils the permutation.
+The program permutes rows from one buffer into another and back. The threads share the rows, so each thread reads rows
+that others have just written, and a thread that is ahead or behind breaks the permutation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PICK = KernelKey("pick")
 
 
 def permuting(rows: int, width: int, operations: int) -> tuple[Program, np.ndarray, np.ndarray]:
-    """A program of an even number of picks, from ``x`` to another buffer and back; its x; all of its rows."""
+    """A program of picks, alternately from ``x`` to another buffer and back; both buffers."""
     x, y = guarded((rows, width)), guarded((rows, width))
     x[...] = np.arange(rows)[:, None]
     address = shared().load([PICK])[PICK]
@@ -46,7 +46,7 @@ def test_every_operation_sees_all_that_the_one_before_it_wrote(
     batch, want = Batch([rows], output_rows=list(order)), np.arange(rows)
     executor = Executor(threads)
     try:
-        for _ in range(5):  # steps right after one another
+        for _ in range(5):  # steps in immediate succession
             executor.run(program, batch.record)
             for _ in range(2 * pairs):
                 want = want[order]

@@ -35,7 +35,7 @@ matrices = pytest.mark.parametrize("form", FLOATS, ids=lambda form: form.name)
 def product(
     form: Format, raw: np.ndarray, x: np.ndarray, addend: str = "zeros", threads: int = 1, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the kernel makes of x (T, D) and stored weights, (T, N); and what was to be added."""
+    """Run the kernel on x (T, D) and stored weights. Returns the product and the addend, both (T, N)."""
     matrix, T, N = packed_matrix(form, raw), len(x), len(raw)
     width, rng = 16 * matrix.groups, np.random.default_rng(seed)
     out = guarded((T, width))
@@ -87,7 +87,7 @@ def test_product_is_within_rounding_of_float64(
     got, before = product(form, raw, x, addend, threads, seed)
     w = decode_blocks(form, raw)
     size = np.abs(x, dtype=np.float64) @ np.abs(w.T, dtype=np.float64) + np.abs(before)
-    # One rounding a column and one for what is added, each of a number no larger than the sum of |products|.
+    # One rounding per column and one for the addend, each of a number no larger than the sum of |products|.
     assert_close(got, floats.reference(x, w, before), (D + 1) * (ULP * size + TINY))
 
 

@@ -1,4 +1,4 @@
-"""The integer matrix product: near the float64 product, and bit for bit the sum that its contract describes."""
+"""The integer matrix product: near the float64 product, and bit for bit the sum that its contract defines."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ each_activation_bits = pytest.mark.parametrize("activation_bits", [8, 16])
 def product(
     form: Format, raw: np.ndarray, x: np.ndarray, addend: str = "zeros", threads: int = 1, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the kernel makes of activation blocks and stored weights, (T, N); and what was to be added."""
+    """Run the kernel on activation blocks and stored weights. Returns the product and the addend, both (T, N)."""
     matrix = packed_matrix(form, raw)
     T, N, width = len(x), len(raw), 16 * matrix.groups
     activation_bits = 8 * x.dtype["q"].shape[0]
@@ -81,7 +81,7 @@ def product(
 
 
 def parts(form: Format, raw: np.ndarray, x: np.ndarray) -> tuple[Any, Any, Any]:
-    """The terms of the sum, by the layout's definition: sums (T, N, P) of integers, scales (N, P), minima or None."""
+    """The terms of the sum by the layout's definition: sums (T, N, P) of integers, scales (N, P), minima or None."""
     fields, packed = form.fields(raw), form.packed
     scale, minimum = scales_and_minima(packed, fields)
     q = x["q"].astype(np.int64)
@@ -93,7 +93,7 @@ def parts(form: Format, raw: np.ndarray, x: np.ndarray) -> tuple[Any, Any, Any]:
 
 
 def x_sums(form: Format, x: np.ndarray) -> np.ndarray:
-    """The sums of a part's activations, (T, P) float32: of whole blocks they are stored."""
+    """The sums of activations per sub-block, (T, P) float32; those of whole blocks are stored."""
     if form.packed.sub == 32:
         return np.asarray(x["sum"])
     minus = x["minus_sum"].astype(np.int32)
@@ -128,7 +128,7 @@ def test_product_is_within_rounding_of_float64(
     blocks = quantize.reference(numbers(kind, seed, T, units * form.packed.unit), activation_bits)
     got, before = product(form, raw, blocks, addend, threads, seed)
     want = int8.reference(blocks, decode_blocks(form, raw).astype(np.float64), before)
-    # Each term is rounded when its sum becomes a float32 and when scales are multiplied, and the total once a term.
+    # A term is rounded on conversion to float32 and when scales are multiplied; the total is rounded once per term.
     sums, scale, minimum = parts(form, raw, blocks)
     x_scale = np.repeat(blocks["scale"].astype(np.float64), 32 // form.packed.sub, 1)
     size = np.einsum("tnp,np,tp->tn", np.abs(sums), np.abs(scale, dtype=np.float64), x_scale) + np.abs(before)

@@ -1,4 +1,4 @@
-"""Norms against float64, of whole rows and of the parts of a row."""
+"""Norms against float64, of whole rows and of parts of a row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pellucid.kernels.matmul import quantize
 from pellucid.kernels.ops import norm
 
 BITS = {"rms": 16, "layer": 8}
-LARGE = 1e15  # squares of 1e30 are no longer float32
+LARGE = 1e15  # float32 cannot represent the squares of 1e30
 
 
 @pytest.mark.parametrize("kind", BITS)
@@ -76,14 +76,14 @@ def test_norm_is_within_rounding_of_float64(
     )
     want = norm.reference(before, weight, eps, bias if kind == "layer" else None)
     exact = before.astype(np.float64)
-    # Sixteen lanes each add up D/16 numbers, then four times two lanes; each sum rounds once.
+    # Sixteen lanes each sum D/16 numbers, then four steps sum pairs of lanes; each sum rounds once.
     sums = (D / 16 + 4) * ULP
     centre = np.zeros((T, parts, 1))
     if kind == "layer":
         centre = (sums + 2 * ULP) * np.abs(exact).mean(-1, keepdims=True) + ULP * np.abs(exact)
         exact = exact - exact.mean(-1, keepdims=True)
     deviation = np.sqrt((exact * exact).mean(-1, keepdims=True) + eps)
-    # An error of the mean moves every value, and the deviation by no more than itself.
+    # An error of the mean shifts every value, and the deviation by no more than itself.
     relative = sums / 2 + 8 * ULP + np.max(centre, -1, keepdims=True) / deviation
     size = np.abs(exact) / deviation * np.abs(weight)
     tolerance = relative * size + 2 * centre / deviation * np.abs(weight) + TINY

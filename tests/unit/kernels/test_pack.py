@@ -1,4 +1,4 @@
-"""Packing ("pack_int", "pack_float") moves bits and loses none: read back value by value, it is what went in."""
+"""Packing ("pack_int", "pack_float") loses no bits: unpacking value by value returns the input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activations to integers: exactly what the NumPy form says, so there is nothing to tolerate."""
+"""Quantization of activations equals the NumPy reference exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The roofs do all of their work: every byte is read once, and every product is in the sums, to the bit."""
+"""The roof kernels do all of their work: they read every byte once, and the sums contain every product, bit for bit."""
 
 from __future__ import annotations
 

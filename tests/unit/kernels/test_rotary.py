@@ -1,4 +1,4 @@
-"""Rotary positions against float64: angles of far positions, both pairings, heads that turn only in part."""
+"""Rotary positions against float64: angles of large positions, both pairings, heads that rotate only in part."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_angles_are_cosines_and_sines_to_one_rounding(
     batch, frequency = a_batch(lengths), 1e4 ** (-np.arange(pairs) / pairs)
     angle = batch.keep["positions"][:, None] * frequency
     want = np.stack([np.cos(angle), np.sin(angle)], 1) * magnitude
-    # In float64 until the end; the product of position and frequency has one rounding of 2^-53 of up to 10^5.
+    # float64 until the end: the product of position and frequency has one rounding, 2^-53 of up to 10^5.
     assert_close(angles(batch, frequency, threads, magnitude), want, ULP * np.abs(want) + 1e-10)
 
 
@@ -62,7 +62,7 @@ def test_pairs_turn_and_the_rest_of_a_head_stays(
     fields = {"x": x, "heads": heads, "head_dim": K, "pairs": dims // 2, "angles": table}
     call(KernelKey("rotary", pairing=pairing), batch, threads, **fields)
     want = rotary.reference(before, batch.keep["positions"], frequency, pairing == "interleaved")
-    # Each of two products has the angle's rounding and its own, then one for the difference; |pair| bounds all.
+    # Each of two products has the rounding of the angle and its own, then one for the difference; |pair| bounds all.
     size = rotary.reference(np.abs(before), np.zeros(len(x)), frequency, pairing == "interleaved")
     first = slice(0, dims, 2) if pairing == "interleaved" else slice(0, dims // 2)
     second = slice(1, dims, 2) if pairing == "interleaved" else slice(dims // 2, dims)

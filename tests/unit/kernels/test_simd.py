@@ -1,4 +1,4 @@
-"""The one exponential: what the tolerances of every kernel that uses it rest on."""
+"""The exponential that kernels share: its error is the basis of their tolerances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pellucid.kernels.core.definitions import KernelKey
 
 
 def build(simd: Any) -> Any:
-    """A kernel: vexp of ``count`` numbers, which are a multiple of 16, from ``x`` to ``out``."""
+    """A kernel that computes vexp of ``count`` numbers, a multiple of 16, from ``x`` to ``out``."""
     exp, load, store = simd.vexp, simd.vload, simd.vstore
 
     @simd.jit
@@ -27,7 +27,7 @@ def build(simd: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def vexp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """vexp over an array."""
+    """A function that computes vexp of an array."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PELLUCID_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setitem(definitions._definitions, "vexp", definitions.Definition("vexp", None, build))
@@ -41,7 +41,7 @@ def vexp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         return out
 
     yield call
-    del kernels  # and with it the code: not before the last test
+    del kernels  # frees the code, which must live until the last test
 
 
 def test_relative_error_is_below_what_the_kernels_tests_rest_on(vexp: Any) -> None:

@@ -1,4 +1,4 @@
-"""The kernel "text.added" cuts out what ``tokenize/stages/added.py`` does."""
+"""The kernel "text.added" cuts out the same tokens as ``tokenize/stages/added.py``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def cut(
 
 
 def spans(added: AddedTokens, text: str, parse_special: bool, place: int = 0) -> list[Span]:
-    """What Python cuts a text into, of bytes, the first of which is at ``place``."""
+    """The spans that Python cuts a text into, in bytes, the first of which is at ``place``."""
     places = [place + len(text[:at].encode()) for at in range(len(text) + 1)]
     return [
         (places[start], places[stop] if index is None else -1 - index)

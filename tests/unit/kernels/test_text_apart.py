@@ -1,4 +1,4 @@
-"""The kernels "text.neighbours" and "text.apart": parts are encoded like the whole (``tokenize/merges.py``)."""
+"""The kernels "text.neighbours" and "text.apart": encoded parts equal the encoded whole (``tokenize/merges.py``)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ some_texts = st.lists(samples, max_size=4)
 
 
 def merges(sample: Either, choices: Sequence[int]) -> Merges[Either]:
-    """Merges, each of two neighbours of a sample in which the ones before are done."""
+    """Merges that each join two neighbours of a sample after the previous merges."""
     symbols, order = [sample[at : at + 1] for at in range(len(sample))], []
     for choice in choices:
         if len(symbols) > 1:
@@ -40,7 +40,7 @@ def merges(sample: Either, choices: Sequence[int]) -> Merges[Either]:
 
 
 def encoder(order: Merges[Either], letters: Sequence[Either]) -> Callable[[Either], list[int]]:
-    """Encoding by these merges, with ids that are those of no other encoder."""
+    """An encoder with these merges and its own ids."""
     pieces = dict.fromkeys([*letters, *(left + right for left, right in order)])
     ids = {piece: index for index, piece in enumerate(pieces)}
     rows = [(ids[left], ids[right], ids[left + right]) for left, right in order]
@@ -56,7 +56,7 @@ def parts(separating: Separating, texts: Sequence[str], pieces: Sequence[Span] |
 
 
 def check(separating: Separating, text: str, encode: Callable[[bytes], list[int]]) -> list[bytes]:
-    """The parts of a text, which are all of it, and encoded like it."""
+    """The parts of a text; checks that they cover it and encode like it."""
     found, data = parts(separating, [text]), text.encode()
     assert [begin for begin, _ in found] == [0, *(end for _, end in found[:-1])]
     assert found[-1][1] == len(data)

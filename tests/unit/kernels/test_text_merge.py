@@ -31,19 +31,19 @@ DOUBLED = ["a" * 2**n for n in range(6)]
 
 
 def splits(pieces: Sequence[str]) -> list[tuple[str, str]]:
-    """All pairs of pieces that are a piece."""
+    """All pairs of pieces that join to a piece."""
     every = [(piece[:cut], piece[cut:]) for piece in pieces for cut in range(1, len(piece))]
     return [pair for pair in every if set(pair) <= set(pieces)]
 
 
 def merges(pieces: Sequence[str]) -> st.SearchStrategy[Merges]:
-    """Any of the pairs in any order, some of them twice."""
+    """Some of the pairs in any order, with duplicates."""
     pairs = splits(pieces)
     return st.permutations(pairs) | st.lists(st.sampled_from(pairs), min_size=1, max_size=2 * len(pairs))
 
 
 def ranks(order: Merges, pieces: Sequence[str], never: str = "") -> PairRanks:
-    """The table of merges in this order; those to the piece ``never`` do not count."""
+    """The table of merges in this order; merges to the piece ``never`` are excluded."""
     ids = {piece: index for index, piece in enumerate(pieces)}
     rows = [
         (ids[left], ids[right], -1 if left + right == never else ids[left + right]) for left, right in order
@@ -53,7 +53,7 @@ def ranks(order: Merges, pieces: Sequence[str], never: str = "") -> PairRanks:
 
 
 def of_bytes(pieces: Sequence[str], order: Merges, whole: bool = False, never: str = "") -> ByteBPE:
-    """A byte-level model of ASCII pieces, in which bytes that are no printable ASCII have no id."""
+    """A byte-level model of ASCII pieces; bytes that are not printable ASCII have no id."""
     names = [*pieces, *(chr(code) for code in range(0x21, 0x7F) if chr(code) not in pieces), "Ġ"]
     ids = {piece: index for index, piece in enumerate(names) if piece != never}
     return ByteBPE(ranks(order, names, never), ids, whole, Path("model"))
@@ -62,7 +62,7 @@ def of_bytes(pieces: Sequence[str], order: Merges, whole: bool = False, never: s
 def of_characters(
     pairs: Ranks, fallback: range = range(0), unknown: int | None = 0, fuse: bool = True, whole: bool = False
 ) -> CharBPE:
-    """A model of CHARACTERS; the bytes of ``fallback`` have ids behind theirs."""
+    """A model of CHARACTERS; the ids of the bytes in ``fallback`` follow theirs."""
     names = [*CHARACTERS, *(f"<0x{byte:02X}>" for byte in fallback)]
     pieces = {piece: index for index, piece in enumerate(CHARACTERS) if index > 0}
     byte_ids = {byte: len(CHARACTERS) + at for at, byte in enumerate(fallback)}
@@ -71,7 +71,7 @@ def of_characters(
 
 
 def check(model: Model, texts: Sequence[str], apart: bool = True) -> None:
-    """Compiled code has Python's ids, cut ``apart`` and not: of all texts, of each, and when they are met again."""
+    """Compiled code returns Python's ids for all texts, for each, and when repeated, also without cutting ``apart``."""
     compiled, data, expected = model.compiled(), [text.encode() for text in texts], list(map(model, texts))
     for stages in (compiled.stages, ()) if apart else ((),):
         pipeline = Pipeline({False: [], True: []}, [], replace(compiled, stages=stages))

@@ -1,4 +1,4 @@
-"""The kernel "text.normalize" makes of texts what ``tokenize/stages/normalize.py`` does, which asks ``unicodedata``."""
+"""The kernel "text.normalize" equals ``tokenize/stages/normalize.py``, which uses ``unicodedata``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def stage(form: Form) -> Normalizing:
 
 
 def normalized(form: Form, texts: list[str]) -> list[str] | None:
-    """The texts in the form; None if the kernel gave up."""
+    """The normalized texts; None if the kernel left them to Python."""
     on_their_way = Texts.of(ROOM, [text.encode() for text in texts])
     if not stage(form)(on_their_way):
         return None
@@ -93,7 +93,7 @@ def test_many_marks_are_in_the_order_in_which_few_are(form: Form, text: str) -> 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_marks_without_end_take_no_time(form: Form) -> None:
-    start, many = time.monotonic(), 150_000  # which unicodedata would take minutes for
+    start, many = time.monotonic(), 150_000  # unicodedata would take minutes for them
     assert len(Normalize(form)("a" + "\u0301\uff9e" * many)) == 2 * many + (form not in ("NFC", "NFKC"))
     wanted = ("\u1ea1" if form in ("NFC", "NFKC") else "a\u0323") + "\u0323" * (many - 1) + "\u0301" * many
     assert Normalize(form)("a" + "\u0301\u0323" * many) == wanted

@@ -1,6 +1,4 @@
-"""The kernel "text.rewrite" makes of texts what ``tokenize/stages/normalize.py`` and
-``tokenize/stages/precompiled_charsmap.py`` do.
-"""
+"""The kernel "text.rewrite" equals ``tokenize/stages/normalize.py`` and ``tokenize/stages/precompiled_charsmap.py``."""
 
 from __future__ import annotations
 
@@ -70,7 +68,7 @@ def compiled(stages: Stages) -> list[Rewriting]:
 def rewritten(
     stages: Sequence[Rewriting], texts: Sequence[str], pieces: Sequence[Span] | None = None, room: Room = ROOM
 ) -> Pieces | None:
-    """The pieces of each text, but for empty ones, and ids; None if the kernel gave up."""
+    """The non-empty pieces and the ids of each text; None if the kernel left them to Python."""
     on_their_way = Texts.of(room, [text.encode() for text in texts], pieces)
     if not all(stage(on_their_way) for stage in stages):
         return None
@@ -93,7 +91,7 @@ def expected(stages: Stages, text: str, first: bool = True) -> str:
 
 
 def check(stages: Stages, rewriting: Sequence[Rewriting], texts: Sequence[str]) -> None:
-    """Each text, and all of them, become what Python makes of them; only strange ones may be left to Python."""
+    """Texts, alone and together, become the same as in Python; only unusual characters may be left to Python."""
     wanted = [[made] if (made := expected(stages, text)) else [] for text in texts]
     for text, parts in zip(texts, wanted):
         assert rewritten(rewriting, [text]) in ([parts], *([None] if set(text) - PLAIN else []))

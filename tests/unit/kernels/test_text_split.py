@@ -1,6 +1,4 @@
-"""The kernel "text.split" cuts as the stages of ``tokenize/stages/pretokenize.py`` do, by the plain way
-(``matcher.py``).
-"""
+"""The kernel "text.split" equals the stages of ``tokenize/stages/pretokenize.py``, run with ``matcher.py``."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ words = st.text("abc \n", max_size=12)
 def compiled(
     pattern: str, behavior: str, inverted: bool, text: str, pieces: list[tuple[int, int]]
 ) -> list[str]:
-    """The kernel's pieces of the bytes' ``pieces``."""
+    """The kernel's pieces of the given ``pieces`` (spans in bytes)."""
     data = np.frombuffer(text.encode() + bytes(text_pieces.PADDING), np.uint8)
     table, given_, made = automaton(pattern), np.array(pieces, np.int32).reshape(-1, 2), np.zeros(1, np.int64)
     assert table is not None
@@ -83,7 +81,7 @@ def test_texts_are_cut_by_themselves_and_ids_stay(
 
 
 def test_steps_are_counted() -> None:
-    """A start that fails at the end of the text is tried at each character: quadratic, whatever the pattern."""
+    """Each character is tried as a start that fails at the end of the text, which is quadratic for any pattern."""
     table = automaton("a+b")
     assert table is not None
     cutting = Cutting("a+b", table, "Isolated", False)

@@ -32,7 +32,7 @@ def model(
     fallback: range = range(0),
     always: Mapping[str, float] | None = None,
 ) -> Unigram:
-    """A model whose unknown id is 0; behind its pieces are the bytes of ``fallback``."""
+    """A model with the unknown id 0; the ids of the bytes in ``fallback`` follow those of its pieces."""
     ids = {piece: index for index, piece in enumerate(vocabulary, 1)}
     scores = [0.0, *vocabulary.values(), *[0.0] * len(fallback)]
     byte_ids = {byte: len(ids) + 1 + at for at, byte in enumerate(fallback)}
@@ -41,7 +41,7 @@ def model(
 
 
 def check(reference: Unigram, texts: Sequence[str]) -> None:
-    """Compiled code has Python's ids, of all texts, of each, and when they are met again."""
+    """Compiled code returns Python's ids for all texts, for each, and when repeated."""
     pipeline = Pipeline({False: [], True: []}, [], reference.compiled())
     data, expected = [text.encode() for text in texts], list(map(reference, texts))
     assert ids_of(pipeline, data, False) == expected
@@ -64,7 +64,7 @@ def test_of_long_texts_it_hangs_on_where_sums_begin_again(
     exactly: bool, a: float, b: float, wide: float, text: str
 ) -> None:
     assert unigram.RESET == RESET
-    tied = {"ab": rounded(a + b), "ba": rounded(b + a), "bb": rounded(b + b)}  # but for the rounding of sums
+    tied = {"ab": rounded(a + b), "ba": rounded(b + a), "bb": rounded(b + b)}  # but for rounding of sums
     check(model({"a": a, "b": b, "漢": wide, **tied}, exactly), [text * 300, text])
 
 

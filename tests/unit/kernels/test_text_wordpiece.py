@@ -27,14 +27,14 @@ texts = st.lists(
 
 
 def model(vocabulary: Sequence[str], prefix: str = "##", longest: int = 100) -> WordPiece:
-    """With the single characters, but for "#", so that many words can be covered."""
+    """A model that also has the single characters except "#", so that it covers many words."""
     pieces = ["[UNK]", *"abé漢", *(f"{prefix}{letter}" for letter in "abé😀"), *vocabulary]
     ids = {piece: index for index, piece in enumerate(pieces)}
     return WordPiece(ids, 0, prefix, longest)
 
 
 def check(reference: WordPiece, texts: Sequence[str]) -> None:
-    """Compiled code has Python's ids, of all texts, of each, and when they are met again."""
+    """Compiled code returns Python's ids for all texts, for each, and when repeated."""
     pipeline = Pipeline({False: [], True: []}, [], reference.compiled())
     data, expected = [text.encode() for text in texts], list(map(reference, texts))
     assert ids_of(pipeline, data, False) == expected

@@ -1,5 +1,4 @@
-"""The kernels "text.words", "text.splits", "text.tree" and "text.layout": what they make has every piece of a
-vocabulary, and nothing else."""
+"""The tables of "text.words", "text.splits", "text.tree" and "text.layout" contain exactly a vocabulary's pieces."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ vocabularies = st.lists(
 
 
 def hashed(data: bytes) -> int:
-    """``text_pieces.hashing``, as Python says it."""
+    """``text_pieces.hashing`` in Python."""
     h = len(data) * MULTIPLIERS[0] & BITS
     for at in range(0, len(data), 8):
         h = (h ^ int.from_bytes(data[at : at + 8], "little")) * MULTIPLIERS[1] & BITS
@@ -36,7 +35,7 @@ def hashed(data: bytes) -> int:
 
 
 def found(words: WordTable, data: bytes) -> int:
-    """What the table says of some bytes: the piece that they are, or -1."""
+    """The piece that the table finds for some bytes, or -1."""
     h, text, places = hashed(data), words.pieces.text.tobytes(), words.pieces.places
     slot = h & words.mask
     while words.slots[slot, 0] != text_words.EMPTY:
@@ -48,7 +47,7 @@ def found(words: WordTable, data: bytes) -> int:
 
 
 def stepped(tree: PieceTree, data: bytes) -> int:
-    """Where the node behind some bytes lies, or -1."""
+    """The index of the tree's node for some bytes, or -1."""
     base, place = text_words.ROOT, -1
     for byte in data:
         place = base ^ byte
@@ -59,7 +58,7 @@ def stepped(tree: PieceTree, data: bytes) -> int:
 
 
 def near(pieces: list[bytes]) -> set[bytes]:
-    """The pieces, their beginnings, and what differs from them by a byte."""
+    """The pieces, their prefixes, and the pieces with one more byte."""
     beginnings = {piece[:end] for piece in pieces for end in range(len(piece) + 1)}
     return beginnings | {piece + end for piece in pieces for end in (b"\0", b"a", b"\xff")}
 

@@ -1,4 +1,4 @@
-"""Configurations that are wrong: each is one of our errors, in one line, that names the key."""
+"""Invalid configurations: each raises one of Pellucid's errors, in one line that names the key."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ NOT_WHOLE = (
     "query_pre_attn_scalar",
     "attn_logit_softcapping",
     "final_logit_softcapping",
-)  # whole in the tiny files
+)  # integers in the tiny files
 
 
 def keys_read(family: str) -> tuple[list[str], list[str]]:
-    """The keys of a tiny model's configuration that its family reads: whole numbers, and other numbers."""
+    """The keys of a tiny model's configuration that its family reads: integers, and other numbers."""
     checkpoint = Metadata.of(TINY[family])
     config = Config(checkpoint.metadata, checkpoint.path)
     known_families()[family].safetensors[config.text("model_type")](checkpoint, config)

@@ -1,7 +1,7 @@
 """Each family on tiny random models, against transformers in float32 (tests/oracles/tiny_oracle.py).
 
-Two steps: a plain float64 reading of the spec equals transformers to rounding, so the spec is right; what runs
-equals that reading, so the plan and its kernels are.
+Two steps: the float64 reference of the spec equals transformers within rounding, which tests the spec; the model runner
+equals the reference, which tests the plan and its kernels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def golden(name: str) -> tuple[list[int], np.ndarray]:
 
 
 def assert_close(got: np.ndarray, wanted: np.ndarray) -> None:
-    """To float32's rounding: measured 1.2e-5, mean 1.2e-6, of logits to 12."""
+    """Compare to float32's rounding. Measured: 1.2e-5, mean 1.2e-6, for logits up to 12."""
     difference = np.abs(got - wanted)
     assert difference.max() < 5e-5
     assert difference.mean() < 5e-6
@@ -60,7 +60,7 @@ def test_logits_of_every_position(name: str) -> None:
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_logits_with_keys_and_values_in_float16(name: str) -> None:
-    """As they are by default beside weights in floating point. A value may be rounded the other way: 1.6e-3."""
+    """float16 is the default with floating-point weights. A value may be rounded the other way: measured 1.6e-3."""
     ids, wanted = golden(name)
     with opened(TINY[name]) as (checkpoint, model), model_runner(TINY[name], activation_bits=8) as net:
         assert {layer.kv_dtype for layer in net.plan.layers} == {"f16"}
@@ -98,7 +98,7 @@ def test_gguf_llama_pairs_neighbours(tmp_path) -> None:
         assert_close(got, Reference(checkpoint, model).logits(ids))
 
 
-# Activations of 16 bits, float32 keys and values: measured 2.1e-3, mean 1.6e-4, of logits to 7. Then
+# Measured with activations of 16 bits and float32 keys and values: 2.1e-3, mean 1.6e-4, for logits up to 7; with
 # activations of 8 bits and bfloat16: 0.95 and 2.1e-2.
 @pytest.mark.parametrize(("activation_bits", "most", "mean"), [(16, 4e-3, 3e-4), (8, 2.0, 5e-2)])
 @pytest.mark.parametrize("name", QUANTISED)

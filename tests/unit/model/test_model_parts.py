@@ -1,5 +1,4 @@
-"""Parts of a spec that no family has yet, and slots that are filled from parts of tensors: against the plain reading.
-"""
+"""Parts of a spec that no family uses yet, and slots filled from parts of tensors, against the reference."""
 
 from __future__ import annotations
 
@@ -84,7 +83,7 @@ def test_the_slopes_of_alibi_are_those_of_the_paper() -> None:
 
 
 def test_queries_see_the_keys_and_values_of_the_encoder() -> None:
-    """Cross attention: the same model, once with its own keys and once with those of another sequence."""
+    """Compares cross attention with the reference of the same model, computed from the encoder's keys and values."""
     crossing = replace(ATTENTION, rotary=None, causal=False, cross=True)
     checkpoint, model = random_model(spec(crossing, widths=(96,)))
     own = Model(spec(replace(crossing, cross=False), widths=(96,)), model.slots, "layers")
@@ -96,7 +95,7 @@ def test_queries_see_the_keys_and_values_of_the_encoder() -> None:
         runner.forward([Chunk(table, encoder, outputs=0, encoder=table)])
         got = runner.forward([Chunk(BlockTable(), decoder, outputs=len(decoder), encoder=table)])
     reference = Reference(checkpoint, own)
-    both = reference.rows([*encoder, *decoder])  # of one layer: keys and values depend on the token alone
+    both = reference.rows([*encoder, *decoder])  # one layer: keys and values depend on the token alone
     x = reference.weight("embed.weight")[[*encoder, *decoder]]
     normed = reference.norm(x, NORM, "blocks.0.attention.norm")
     q = reference.linear(normed[25:], "blocks.0.attention.q").reshape(15, 4, 32)
@@ -119,7 +118,7 @@ def test_queries_see_the_keys_and_values_of_the_encoder() -> None:
 
 
 def fused(spec: ModelSpec) -> tuple[InMemory, Model, Model]:
-    """The same model twice: each slot by itself; and q, k, v in one tensor, gate and up in one, down transposed."""
+    """The same model twice: a tensor per slot; and q, k, v in one tensor, gate in two, up in half, down transposed."""
     plain, model = random_model(spec)
     arrays = {
         name: plain.data(name).view(np.float32).reshape(one.shape) for name, one in plain.tensors.items()

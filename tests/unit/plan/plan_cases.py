@@ -1,4 +1,4 @@
-"""Plans to test: of every tiny model, and of a random Llama in Q8_0, whose activations are quantised."""
+"""Plans to test: of every tiny model, and of a random Llama in Q8_0, which has quantized activations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALL = [*TINY, "q8_0", "q8_0, 8 bits"]
 
 
 def q8_0(weights: np.ndarray) -> bytes:
-    """Blocks of 32: a float16 scale, then int8."""
+    """Q8_0 blocks of 32 values: a float16 scale, then int8."""
     blocks = weights.reshape(-1, 32)
     scale = np.float16(np.abs(blocks).max(1) / 127)
     values = np.int8(np.round(blocks / np.float32(scale)[:, None]).clip(-127, 127))
@@ -60,7 +60,7 @@ def activation_bits_of(name: str) -> int:
 
 
 def plain(spec: ModelSpec, packed: dict, activation_bits: int = 16) -> Plan:
-    """The plan before any pass, as ``pipeline.forward`` writes it."""
+    """The plan before any pass, built as in ``pipeline.forward``."""
     plan = Builder(spec, packed, activation_bits, None)
     x = embedding_norm(plan, position(plan, embed(plan)))
     for layer, kind in enumerate(spec.blocks):
@@ -69,7 +69,7 @@ def plain(spec: ModelSpec, packed: dict, activation_bits: int = 16) -> Plan:
 
 
 def plans(name: str, folder: Path) -> tuple[Path, Plan, Plan]:
-    """The model's path, its plan without passes, and the plan that runs."""
+    """The model's path, its plan without passes, and the optimized plan that runs."""
     path = path_of(name, folder)
     with opened(path) as (checkpoint, model):
         packed = layouts(checkpoint, model)

@@ -1,4 +1,4 @@
-"""Passes keep the arithmetic, bit for bit, and the barriers that are placed are enough and none too many."""
+"""Passes keep the arithmetic bit for bit; the placed barriers are sufficient, and each is necessary."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 8, 9, 7, 9, 32, 3, 8, 46]
 
 
 def output(path: Path, plan: Plan, threads: int = 2) -> np.ndarray:
-    """A step of two sequences, then a token more for the first."""
+    """The logits of a step with two sequences, then of a step with one more token of the first."""
     with model_runner(path, plan, threads=threads, context=64 * 3) as net:
         first, second = CacheSequence(), CacheSequence()
         rows = net.forward([Chunk(first, IDS, 5), Chunk(second, IDS[4:9], 1)])
@@ -61,9 +61,9 @@ def test_passes_make_plans_shorter(tmp_path: Path) -> None:
 
 
 def hazards(operations: Sequence[Operation], lone: bool) -> list[tuple[str, str]]:
-    """Pairs of operations between which no barrier lies and of which one writes what the other touches.
+    """Pairs of operations without a barrier between them where one writes a buffer that the other reads or writes.
 
-    In a step of a ``lone`` row, or of several.
+    ``lone`` is a step of one row, otherwise a step of several rows.
     """
     found: list[tuple[str, str]] = []
     running: list[Operation] = []
@@ -83,7 +83,7 @@ def hazards(operations: Sequence[Operation], lone: bool) -> list[tuple[str, str]
 
 
 def check_barriers(operations: Sequence[Operation]) -> None:
-    """There is no hazard; without any one of the barriers there is."""
+    """Check that there is no hazard, and that there is one without any single barrier."""
     assert hazards(operations, True) == hazards(operations, False) == []
     for i, op in enumerate(operations):
         if op.barrier != "none":
@@ -109,7 +109,7 @@ def test_barriers_are_enough_and_none_is_too_many(name: str, tmp_path: Path) -> 
 def test_threads_that_wait_at_barriers_only_give_the_same(
     name: str, counts: list[int], order: list[int], tmp_path: Path
 ) -> None:
-    """Between two barriers each thread runs all of its operations before another thread runs its first."""
+    """Between two barriers each thread runs all of its operations before the next thread runs its first."""
     path, _, plan = plans(name, tmp_path)
     with model_runner(path, plan, threads=3, context=64 * 8) as net:
         starts = [CacheSequence() for _ in counts]
@@ -120,7 +120,7 @@ def test_threads_that_wait_at_barriers_only_give_the_same(
         for sequence in starts:
             net.truncate(sequence, 4)
         for buffer in plan.buffers:
-            net.array(buffer).view(np.uint8)[...] = 255  # not a number
+            net.array(buffer).view(np.uint8)[...] = 255  # NaN
         net._allocate(chunks)
         net._step.fill(chunks)
         step = net._step.record.ctypes.data
@@ -157,7 +157,7 @@ def test_barriers_of_any_list_of_operations(
 
 @pytest.mark.parametrize("name", ALL)
 def test_operations_declare_what_their_records_point_to(name: str, tmp_path: Path) -> None:
-    """The barriers follow from reads and writes, so these must name every buffer and page that a kernel touches."""
+    """Barriers follow from reads and writes, so these must name every buffer and page that a kernel touches."""
     _, plain, optimized = plans(name, tmp_path)
     for plan in (plain, optimized):
         for op in plan.operations:

@@ -1,4 +1,4 @@
-"""Rotary frequencies: transformers' numbers, and a float64 reading of its formulas."""
+"""Rotary frequencies against transformers' numbers and a float64 form of its formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan is data whose stages have names that stay: they are what users watch and change."""
+"""A plan is data with stable stage names, which users trace and edit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_names_of_the_stages(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_stage_names_the_value_that_is_written_in_every_plan(name: str, tmp_path: Path) -> None:
-    """Fusing moves no name: what a stage writes, and under which name, is the same with and without passes."""
+    """Fusion moves no name: the value that a stage writes has the same name with and without passes."""
     _, plain, optimized = plans(name, tmp_path)
     written = {op.stage: op.writes[0] for op in plain.operations}
     for op in optimized.operations:
@@ -90,7 +90,7 @@ def test_a_plan_is_plain_data(name: str, tmp_path: Path) -> None:
         assert copy.deepcopy(plan) == plan
         assert pickle.loads(pickle.dumps(plan)) == plan
         for op in plan.operations:
-            ast.parse(repr(op), mode="eval")  # it prints as what makes it: names and numbers, no objects
+            ast.parse(repr(op), mode="eval")  # names and numbers, no objects
             record = definition(op.kernel.name).record
             assert record is not None
             assert set(op.fields) == set(record.fields), op.stage
@@ -98,7 +98,7 @@ def test_a_plan_is_plain_data(name: str, tmp_path: Path) -> None:
 
 
 def test_what_keys_and_values_are_kept_in(tmp_path: Path) -> None:
-    """float32 where precise, unless another form is asked for; else what the layer's weights suit."""
+    """float32 if precise; an explicit form overrides it; otherwise the form that suits the layer's weights."""
     quantised = write_quantised_llama(tmp_path / "tiny.gguf", "Q8_0")
     for path, usual in ((TINY["llama"], "f16"), (quantised, "bf16")):
         with opened(path) as (checkpoint, model):

@@ -1,5 +1,6 @@
-"""Block formats: decoded bit for bit as the gguf package does (tests/oracles/quant_oracle.py), packed without loss,
-multiplied as what they decode to."""
+"""Block formats: decoded bit for bit like the gguf package (tests/oracles/quant_oracle.py), packed without loss,
+multiplied as their decoded values.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ each_integer = pytest.mark.parametrize("form", quantised(dict(formats())), ids=l
 
 
 def golden(form: Format) -> np.ndarray:
-    """Blocks of a format, (blocks, block_bytes)."""
+    """Golden blocks of a format, (blocks, block_bytes)."""
     assert f"{form.name}.raw" in GOLDENS, (
         f"{form.name} has no golden: add it to tests/oracles/quant_oracle.py"
     )
@@ -38,7 +39,7 @@ def test_blocks_decode_bit_for_bit_as_the_gguf_package_does(form: Format) -> Non
     raw, want = golden(form), GOLDENS[f"{form.name}.values"]
     with np.errstate(over="ignore"):
         got = decode_blocks(form, raw[:, None])
-    # Twice: zero may have either sign, as q - zero point is an integer here and a difference of floats there.
+    # Two comparisons: zeros may differ in sign, as q - zero point is an integer here and a difference of floats there.
     assert np.array_equal(got, want)
     assert got[got != 0].tobytes() == want[want != 0].tobytes()
 
@@ -98,7 +99,7 @@ def test_a_product_with_packed_blocks_is_the_product_with_decoded_ones(form: For
     )
     w = decode_blocks(form, raw).astype(np.float64)
     size = np.abs(quantize.values(x)) @ np.abs(w).T
-    # As many roundings as there are terms; a minimum's terms are as large as the format's largest value.
+    # One rounding per term; the terms of a minimum are as large as the format's largest value.
     largest = np.abs(quantize.values(x)).sum(1, keepdims=True) * np.abs(w).max(1)
     terms = 2 * columns // form.packed.sub + 6
     assert (np.abs(out[:, :N] - quantize.values(x) @ w.T) <= terms * ULP * (size + largest)).all()

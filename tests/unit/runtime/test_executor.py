@@ -1,4 +1,4 @@
-"""The team of threads: every thread runs every operation of every step, whenever the step comes."""
+"""The team of threads: every thread runs every operation of every step, at any timing of the steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_STEP = np.zeros(16, np.int64)
 
 
 def program(*kernels: Callable[[int, int], int], barrier: bool = True) -> Program:
-    """Python functions of (thread, threads) as kernels; what they return is their status."""
+    """A program of Python functions of (thread, threads) as kernels; their return values are the status."""
     native: list[Any] = [KERNEL(lambda a, b, record, step, *who, f=f: f(*who)) for f in kernels]
     rows = [[ctypes.cast(f, ctypes.c_void_p).value, int(barrier)] for f in native]
     return Program(table(rows), native)  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ def team(threads: int) -> Iterator[Executor]:
 
 
 def parked(executor: Executor) -> bool:
-    """Wait until all workers sleep."""
+    """Wait until all workers sleep; whether they do."""
     end = time.monotonic() + 5
     while len(executor._team.parked) < executor.threads - 1 and time.monotonic() < end:
         time.sleep(0.002)

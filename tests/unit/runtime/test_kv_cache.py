@@ -1,4 +1,4 @@
-"""The cache's accounts: nobody writes to what others have, and no page is lost, whatever sequences do."""
+"""The pages of the cache: no sequence overwrites another's tokens, and no page is lost, after any operations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ which = st.integers(0, SEQUENCES - 1)
 
 
 class Accounts(RuleBasedStateMachine):
-    """Sequences write a number of their own to each token's place; whatever is done, each finds its own again."""
+    """Sequences write a unique number to each token's place and must find it again after any operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Accounts(RuleBasedStateMachine):
         self.next = 0
 
     def memory(self, sequence: BlockTable, token: int) -> np.ndarray:
-        """Where a token's number is."""
+        """The memory that has a token's number."""
         at = sequence.pages[token // PAGE] * self.cache.page_bytes + token % PAGE * 8
         return self.cache._memory[at : at + 8].view(np.int64)
 
@@ -50,10 +50,10 @@ class Accounts(RuleBasedStateMachine):
             assert sequence.pages == before
             return
         self.cache.allocate(sequence, tokens)
-        for at, page in enumerate(before):  # what is cached stays where it is, unless others have it too
+        for at, page in enumerate(before):  # cached tokens keep their page unless others share it
             assert (sequence.pages[at] == page) != (shared and at == last)
         assert len(sequence.pages) * PAGE >= sequence.length + tokens
-        if run:  # else the step failed, and the tokens are not there
+        if run:  # otherwise the step fails, and its tokens are not cached
             for token in range(sequence.length, sequence.length + tokens):
                 self.next += 1
                 self.memory(sequence, token)[0] = self.next
@@ -77,7 +77,7 @@ class Accounts(RuleBasedStateMachine):
         free = self.cache.free_pages
         self.sequences[to] = self.cache.fork(self.sequences[which])
         self.written[to] = list(self.written[which])
-        assert self.cache.free_pages == free  # it costs nothing yet
+        assert self.cache.free_pages == free  # a fork needs no page yet
 
     @invariant()
     def every_page_is_owned_or_free(self) -> None:

@@ -1,4 +1,4 @@
-"""Memory for kernels: at cache lines, and parts of large blocks that do not overlap."""
+"""Memory for kernels: aligned to cache lines, in separate parts of large blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pellucid.runtime.memory import CACHE_LINE, Arena, aligned
 
 
-@given(st.integers(1, 10_000))  # NumPy gives nothing an address
+@given(st.integers(1, 10_000))  # NumPy arrays without bytes have no address
 def test_aligned_memory_begins_at_a_cache_line(nbytes: int) -> None:
     memory = aligned(nbytes)
     assert memory.shape == (nbytes,)
@@ -19,7 +19,7 @@ def test_aligned_memory_begins_at_a_cache_line(nbytes: int) -> None:
 @given(st.lists(st.integers(1, 5000), max_size=20))
 def test_parts_of_an_arena_are_apart_and_begin_at_cache_lines(sizes: list[int]) -> None:
     arena = Arena()
-    arena.BLOCK = 8192  # so that several blocks are needed
+    arena.BLOCK = 8192  # forces several blocks
     parts = [arena.take(size) for size in sizes]
     for number, part in enumerate(parts):
         part[:] = number

@@ -1,4 +1,4 @@
-"""How many threads run a small step beside busy processes."""
+"""The number of threads of a small step on a busy machine."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from pellucid.runtime.pace import FIRST, LONGEST, WAITS, Pace
 
 Step = Callable[[int], tuple[int, float]]
-"""What a step on so many threads comes to: waits, seconds."""
+"""The waits and the seconds of a step, by its number of threads."""
 
 
 def run(pace: Pace, steps: int, step: Step) -> list[int]:
-    """The team's sizes over so many steps."""
+    """The team's sizes over a number of steps."""
     sizes = []
     for _ in range(steps):
         sizes.append(pace.threads)
@@ -28,7 +28,7 @@ def quiet(threads: int) -> tuple[int, float]:
 
 
 def busy(free: int) -> Step:
-    """More threads than free cores wait for each other."""
+    """Threads that outnumber the free cores wait for each other."""
     return lambda threads: (0, 1 / threads) if threads <= free else (100, 5.0)
 
 
@@ -55,7 +55,7 @@ def test_all_threads_are_back_soon_after_the_others_have_gone(most: int) -> None
 
 
 def test_waiting_that_costs_less_than_a_thread_is_put_up_with() -> None:
-    """Threads wait in every fifth step, and one alone would take longer still."""
+    """Threads wait in every fifth step, but a single thread would take longer."""
     turns = iter(range(10**6))
 
     def step(threads: int) -> tuple[int, float]:
@@ -67,7 +67,7 @@ def test_waiting_that_costs_less_than_a_thread_is_put_up_with() -> None:
 
 
 def test_what_one_thread_took_long_ago_is_measured_again() -> None:
-    """At first one thread is no better; later it is."""
+    """At first a single thread is no better; later it is."""
     pace = Pace(2)
     run(pace, 500, lambda threads: (100, 1.0) if threads == 2 else (0, 3.0))
     sizes = run(pace, 4000, lambda threads: (100, 5.0) if threads == 2 else (0, 3.0))

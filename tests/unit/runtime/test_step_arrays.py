@@ -1,4 +1,4 @@
-"""A batch as arrays: rows, positions, pages and outputs of every sequence; nothing is left of the step before."""
+"""A batch as arrays: rows, positions, pages and outputs of every sequence, without remains of the previous step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_step_says_where_every_token_is(steps: list[list[tuple[int, int, int]]
         row = output = 0
         for s, chunk in enumerate(chunks):
             n, past = len(chunk.tokens), chunk.table.length
-            assert past == step[s][1]  # grows only once the step has run
+            assert past == step[s][1]  # grows only after the step
             assert arrays.token_ids[row : row + n].tolist() == chunk.tokens
             assert arrays.positions[row : row + n].tolist() == list(range(past, past + n))
             assert (arrays.first_row[s], arrays.row_count[s], arrays.length[s]) == (row, n, past + n)

@@ -1,4 +1,4 @@
-"""Beam search beside that of transformers (``tests/oracles/beams_oracle.py``), and what its tree says."""
+"""Beam search against transformers (``tests/oracles/beams_oracle.py``), and the tree that it records."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ OWN = (
 
 
 def fixed(seed: int) -> Callable[[int, int], np.ndarray]:
-    """The noise that the golden was made with."""
+    """The noise of the golden."""
 
     def noise(step: int, count: int) -> np.ndarray:
         u = np.random.Generator(np.random.Philox(key=seed, counter=step)).random(count)
@@ -63,7 +63,7 @@ def fixed(seed: int) -> Callable[[int, int], np.ndarray]:
 
 
 class ByReference:
-    """What beam search needs of a runner, with the reference's logits: float64, without a cache."""
+    """A model runner for beam search with the reference's logits: float64, without a cache."""
 
     limits = StepLimits(1 << 20, tokens=1 << 20)
 
@@ -87,7 +87,7 @@ class ByReference:
 
 
 class Lent:
-    """What a prompt needs of the prefix cache: one table, lent once."""
+    """A prefix cache for a prompt: it lends one table."""
 
     def __init__(self, table: Any) -> None:
         self._table = table
@@ -137,7 +137,7 @@ def test_the_same_logits_give_the_texts_and_scores_of_transformers(case: dict[st
 
 
 class Afresh(ByReference):
-    """A model runner that reads every beam's whole text anew."""
+    """A model runner that runs every beam's whole text again in each step."""
 
     def __init__(self, net: ModelRunner) -> None:
         self._net, self.width = net, net.width
@@ -192,7 +192,7 @@ def test_the_tree_says_what_became_of_each_candidate(case: dict[str, Any]) -> No
 
 
 def test_gumbel_noise_draws_without_replacement_as_one_after_the_other() -> None:
-    """Pairs of 20,000 draws against p(a) p(b) / (1 - p(a)), at 0.1 %."""
+    """Compares pairs from 20,000 draws with p(a) p(b) / (1 - p(a)) at a significance of 0.1 %."""
     p = np.array([0.5, 0.25, 0.15, 0.1])
     counts = np.zeros((4, 4))
     for step in range(20_000):
@@ -236,7 +236,7 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    """SmolLM2 with its file's weights as float32, nothing rounded on the way."""
+    """SmolLM2 with its file's weights in float32 and precise computation."""
     checkpoint = open_checkpoint(resolve("smollm2"))
     tensors = {
         name: (tensor.shape, 0, decode(checkpoint, name).astype(np.float32).tobytes())
@@ -260,7 +260,7 @@ def test_smollm2_has_the_texts_and_scores_of_its_float_weights(smollm2: LLM, cas
     scale = max(
         len(one["ids"]) ** -min(case["options"].get("length_penalty", 1.0), 0.0) for one in case["sequences"]
     )
-    check(found, case, 1e-4 * scale)  # a negative length penalty multiplies scores, and their errors
+    check(found, case, 1e-4 * scale)  # a negative length penalty multiplies scores and their errors
     smollm2.runner.truncate(sequence, 0)
     options = dict(case["options"])
     if not set(options) - {*OWN, "max_new_tokens"} and case.get("pad_id") in (None, min(case["eos_ids"])):

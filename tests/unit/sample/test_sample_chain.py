@@ -1,4 +1,4 @@
-"""The chain at work: the draw against the distribution, its random numbers, what it shows of itself."""
+"""The chain: draws against the distribution, random numbers, and the trace."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_no_number_draws_an_impossible_token(
 
 
 def chi_square(logits: np.ndarray, chain: Chain, draws: int = 100_000) -> tuple[float, int]:
-    """The statistic of so many draws against the exact distribution of what the chain leaves, and the degrees."""
+    """The statistic of the draws against the exact distribution after the chain's steps, and the degrees of freedom."""
     sampler = start(chain, len(logits))
     left, _ = sampler.left(Candidates.of(logits, "test"))
     ids, expected = left.ids_at(np.arange(len(left))), left.probabilities() * draws
@@ -83,7 +83,7 @@ def chi_square(logits: np.ndarray, chain: Chain, draws: int = 100_000) -> tuple[
     assert counts.sum() == counts[ids].sum() == draws
     counts, possible = counts[ids], expected > 0
     assert counts[~possible].sum() == 0
-    many = expected >= 5  # the rest as one
+    many = expected >= 5  # the others are merged
     observed = [*counts[many], counts[~many].sum()] if (expected[~many].sum() >= 5) else [*counts[many]]
     wanted = [*expected[many], expected[~many].sum()] if (expected[~many].sum() >= 5) else [*expected[many]]
     return float(sum((o - w) ** 2 / w for o, w in zip(observed, wanted))), len(wanted) - 1
@@ -98,7 +98,7 @@ def chi_square(logits: np.ndarray, chain: Chain, draws: int = 100_000) -> tuple[
     ],
 )
 def test_drawn_tokens_have_the_distribution(options: dict[str, Any], size: int) -> None:
-    """100,000 draws, at 0.1 %; the seed is fixed, so this passes or fails for good."""
+    """100,000 draws at a significance of 0.1 %; the seed is fixed, so the result is always the same."""
     logits = np.float32(np.random.default_rng(size).normal(size=size) * 2)
     logits[2] = -INF
     statistic, degrees = chi_square(logits, Options.of(seed=20260101, **options).chain())
@@ -123,7 +123,7 @@ def test_numbers_are_uniform_and_unlike_for_neighbouring_seeds_and_tokens() -> N
 
 
 def test_numbers_stay_what_they_are() -> None:
-    """A seed keeps its meaning from one version to the next."""
+    """A seed gives the same numbers in every version."""
     assert [uniform(0, 0), uniform(1, 0), uniform(0, 1), uniform(2**63 - 1, 2**31)] == UNIFORM
 
 
@@ -195,7 +195,7 @@ def test_a_fork_goes_on_by_itself() -> None:
 
 @pytest.mark.parametrize("highest", [3, 299, 300, 399])
 def test_rows_beyond_the_vocabulary_count_and_do_not_come(highest: int) -> None:
-    """400 logits, of which 300 are of tokens."""
+    """400 logits, 300 of them of tokens."""
     logits = np.float32(np.random.default_rng(4).normal(size=400))
     logits[highest] = 9.0
     best = int(logits[:300].argmax())

@@ -1,7 +1,7 @@
-"""Constraints: whatever is generated is of the schema, regex, grammar or list, by the word of other programs.
+"""Constraints: other programs confirm that generated texts satisfy their schema, regex, grammar or list of choices.
 
-A random Llama makes thousands of tokens a second; its tokens are bytes, pairs of letters, and some that go across the
-borders of lexemes. ``support/constraints.py`` has what is asked for, and the oracles.
+A random Llama generates thousands of tokens per second; its tokens are bytes, pairs of letters, and some that cross the
+borders of lexemes. ``support/constraints.py`` has the constraints and the validators.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ ACROSS = [
     ":Ġ", '":Ġ', '",Ġ', "{ĊĠ", '"Ċ', "ĠĠ", "ĠĠĠĠ", "ĊĠ", "true", "null", "00", "10", "19", "-1", "1.", ".0", "0.",
     "Ã©", "Â°", '©"', "<|", "|>", "re(", "\\n", '\\"', "==", "..",
 ]  # fmt: skip
-"""Tokens of several characters, in the letters of byte-level vocabularies."""
+"""Tokens of several characters, in the alphabet of byte-level vocabularies."""
 
 
 def widen(folder: Path) -> None:
-    """Add ``ACROSS`` to the vocabulary."""
+    """Add the tokens of ``ACROSS`` to the vocabulary."""
     spec = json.loads((folder / "tokenizer.json").read_text())
     vocabulary, merges = spec["model"]["vocab"], spec["model"]["merges"]
     for token in ACROSS:
@@ -89,7 +89,7 @@ def llm(folder: Path) -> Iterator[LLM]:
 
 
 def finished(made: Generation, kind: str, value: Any) -> bool:
-    """Whether it came to an end; then it is valid. Else only its length ended it."""
+    """Whether a text finished, checking that it is valid; a text that did not must have the maximum length."""
     if made.finish_reason == "stop":
         assert valid(kind, value, made.text), made.text
         return True
@@ -102,7 +102,7 @@ def random_logits(tokenizer: Tokenizer, seed: int, index: int) -> np.ndarray:
 
 
 def begun(tokenizer: Tokenizer, idle: bool = False, **options: Any) -> Sampler:
-    """``idle``: masks are computed by a thread of their own."""
+    """A sampler at the start of a text. With ``idle`` a separate thread computes masks."""
     made = Options.of(**{"seed": 0, "temperature": 1.0, **FREE, **options})
     return made.chain().start(tokenizer, [1, 2, 3], made.ends(tokenizer, tokenizer.vocab_size), idle=idle)
 
@@ -110,7 +110,7 @@ def begun(tokenizer: Tokenizer, idle: bool = False, **options: Any) -> Sampler:
 def sampled(
     sampler: Sampler, tokenizer: Tokenizer, seed: int = 0, most: int = 400, whole: bool = True
 ) -> list[int]:
-    """What a sampler makes of random logits, until the text ends; ``whole``: it must."""
+    """The ids that a sampler draws from random logits until the text ends; with ``whole`` it must end."""
     ids: list[int] = []
     for _ in range(most):
         ids.append(sampler.sample(random_logits(tokenizer, seed, sampler.history.index)).token)
@@ -120,7 +120,7 @@ def sampled(
     return ids
 
 
-# What comes is valid
+# Generated texts are valid
 
 
 def test_as_many_as_were_promised() -> None:
@@ -183,7 +183,7 @@ def test_special_tokens_do_not_spell_their_names(llm: LLM) -> None:
         assert not any(llm.tokenizer.is_special(token) for token in made.ids[:-1])
 
 
-# The same seed, the same text
+# The same seed gives the same text
 
 
 def test_a_seed_gives_its_text_while_other_threads_generate(llm: LLM) -> None:
@@ -218,7 +218,7 @@ def test_a_stream_joins_to_the_same_text(llm: LLM, name: str) -> None:
     assert llm.tokenizer.decode(made.ids) == made.text
 
 
-# With what else ends or changes a text
+# Together with other options that end or change a text
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -251,7 +251,7 @@ def test_ignore_eos_goes_on_until_nothing_can_follow(llm: LLM) -> None:
 
 
 def test_token_0_may_be_a_word(tmp_path: Path) -> None:
-    """It is "!" for GPT-2, Llama 3 and Qwen."""
+    """It is "!" in GPT-2, Llama 3 and Qwen."""
     write_tokenizer(tmp_path)
     spec = json.loads((tmp_path / "tokenizer.json").read_text())
     pieces = ["!", *(piece for piece in spec["model"]["vocab"] if piece != "!" and piece[:2] != "<|")]
@@ -317,7 +317,7 @@ def test_an_order_of_ones_own_may_leave_nothing_but_nothing_invalid(llm: LLM, sa
 
 def test_any_form_of_a_schema_is_the_same(llm: LLM) -> None:
     class Model:
-        """As pydantic's are."""
+        """Has the interface of pydantic models."""
 
         @classmethod
         def model_json_schema(cls) -> dict[str, Any]:
@@ -345,7 +345,7 @@ def test_the_trace_tells_what_a_constraint_removed(llm: LLM) -> None:
     assert [step.entropy_after for step in steps][-1] == 0
 
 
-# A state of its own
+# State of its own
 
 
 @pytest.mark.parametrize("idle", [False, True])
@@ -438,7 +438,7 @@ def test_samplers_dropped_by_many_threads(llm: LLM, idle: bool) -> None:
 
 
 def apart(code: str, *arguments: str, limit: float = 60) -> str:
-    """What a process of its own prints."""
+    """Run code in a new process and return its output."""
     done = subprocess.run(
         processes.python(code, *arguments),
         env=processes.environment(),
@@ -555,14 +555,14 @@ def test_every_kind_of_vocabulary_spells_what_is_forced(name: str) -> None:
     ],
 )
 def test_a_space_in_front_is_part_of_the_text(name: str) -> None:
-    """Not so where a vocabulary puts one there: its decoder takes the first one away."""
+    """Only for vocabularies without a prepended space, as the decoder of others removes the first space."""
     tokenizer = vocabulary(name)
     for seed in range(8):
         ids = sampled(begun(tokenizer, choices=[" rain", " stone"]), tokenizer, seed)
         assert streamed(tokenizer, ids) in (" rain", " stone")
 
 
-# What is refused
+# Refused constraints
 
 
 def refusal(case: Case, call: Callable[[], Any]) -> str:
@@ -572,7 +572,7 @@ def refusal(case: Case, call: Callable[[], Any]) -> str:
         call()
     message = str(caught.value)
     assert time.perf_counter() - start < 5
-    assert message.isprintable(), message  # hence one line
+    assert message.isprintable(), message  # so it is one line
     assert len(message) < 400
     assert option in message
     assert part in message
@@ -680,7 +680,7 @@ def test_refusals_cost_little_memory(folder: Path) -> None:
     assert int(apart(MONSTERS, str(folder), limit=120)) < 1_000_000  # KiB
 
 
-# What is known to be wrong
+# Known defects of llguidance
 
 
 CRASHES = {
@@ -715,7 +715,7 @@ except InvalidRequest:
 
 
 def follows(tokenizer: Tokenizer, option: str, value: Any, text: str) -> bool:
-    """Whether a text can be made: in the longest tokens that may come."""
+    """Whether a text can be generated, by the longest allowed tokens."""
     sampler, rest = begun(tokenizer, **{option: value}, samplers=["constraint"]), text.encode()
     while True:
         left, _ = sampler.left(Candidates.of(np.zeros(tokenizer.vocab_size, np.float32), ""))
@@ -761,7 +761,7 @@ def test_texts_that_are_not_of_their_schema(llm: LLM, schema: dict[str, Any], te
 
 
 def test_what_can_be_made(llm: LLM) -> None:
-    """That ``follows`` is not only ever false or true."""
+    """Tests that ``follows`` returns both True and False."""
     for text, expected in (("ab", True), ("a", False), ("aba", False), ("b", False), ("abc", True)):
         assert follows(llm.tokenizer, "regex", "abc?", text) is expected
 

@@ -1,4 +1,4 @@
-"""The steps beside those of transformers and llama.cpp (``tests/oracles/samplers_oracle.py``)."""
+"""The sampler steps against those of transformers and llama.cpp (``tests/oracles/samplers_oracle.py``)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_steps_and_chains(case: dict[str, Any]) -> None:
     if case["by"] == "transformers" and case["step"] in ("top_k", "typical"):
         left = Candidates.of(logits, "golden").keep(
             np.flatnonzero(np.isin(logits, left.raw))
-        )  # it keeps equal ones
+        )  # transformers keeps ties
     if case["options"].get("dynatemp_range") and case["by"] == "llama.cpp" and np.isinf(logits).any():
         pytest.skip("it counts tokens that are forbidden")
     check(left, case["kept"], case["logits_after"])
@@ -80,7 +80,7 @@ def test_dry_with_a_real_vocabulary() -> None:
     zeros = np.zeros(tokenizer.vocab_size, np.float32)
     for case in cases:
         if case["options"]["dry_base"] < 1 or case["options"]["dry_multiplier"] < 0:
-            continue  # off, and a reward: refused here
+            continue  # disabled, or a reward: Pellucid refuses both
         left, _ = sampler(case, tokenizer).left(Candidates.of(zeros, "golden"))
         changed = np.flatnonzero(left.raw)
         wanted = {int(token): delta for token, delta in case["changed"].items()}

@@ -1,4 +1,4 @@
-"""Log-probabilities against NumPy's float64."""
+"""Log-probabilities against NumPy in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options: whatever is out of range or of the wrong type is refused, in one line, with value and limit."""
+"""Options: values out of range or of the wrong type are refused, in one line with the value and its limit."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_samplers_are_an_order_of_ones_own() -> None:
 def test_a_step_of_ones_own() -> None:
     @dataclass(frozen=True)
     class EvenOnly(SamplerStep):
-        """Only even ids, whose logits it writes as float64."""
+        """Allows only even ids."""
 
         name, order, kind = "even_only", 0, "forbid"
 

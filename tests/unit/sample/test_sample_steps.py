@@ -1,4 +1,4 @@
-"""Every step that is in the folder, against its definition in NumPy's float64 (``support/sampling.py``)."""
+"""Every sampler step in the folder against its definition in NumPy float64 (``support/sampling.py``)."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "xtc": {"xtc_probability": st.sampled_from([0.5, 1.0]), "xtc_threshold": st.floats(0.001, 0.5)},
     "mirostat": {"mirostat": st.just(2), "mirostat_tau": st.floats(0.1, 8), "mirostat_eta": unit},
 }
-STEPS = sorted(set(steps()) - {"constraint"})  # which has tests of its own
-# Options at whose value a set is cut: rounding may put it on either side, which a value next to it shows.
+STEPS = sorted(set(steps()) - {"constraint"})  # it has tests of its own
+# Options that set the border of a set: rounding may decide at the border, so values next to it are valid too.
 CUTS = (
     "top_p",
     "min_p",
@@ -115,7 +115,7 @@ def dense(candidates: Candidates, size: int) -> np.ndarray:
 def check(
     name: str, logits: np.ndarray, options: dict[str, Any], before: Before, first: Candidates | None = None
 ) -> None:
-    """The same tokens are left, with the same probabilities."""
+    """Check that the same tokens remain, with the same probabilities."""
     first = Candidates(None, logits) if first is None else first
     start = dense(first, len(logits))
     reference = REFERENCES[name]
@@ -215,11 +215,11 @@ def test_mirostat_follows_the_surprise(chosen: list[int], tau: float, eta: float
 @pytest.mark.parametrize(
     ("name", "logits", "options", "left"),
     [
-        # All tokens tie, and each is a greater surprise than is wanted: one stays.
+        # All tokens tie, and each has a greater surprise than wanted: one stays.
         ("mirostat", [0.0] * 64, {"mirostat": 2, "mirostat_tau": 2.0}, [0]),
         ("mirostat", [0.0, 3.0, 3.0, 3.0], {"mirostat": 2, "mirostat_tau": 0.5}, [1]),
         ("mirostat", [0.0] * 64, {"mirostat": 2, "mirostat_tau": 3.1}, list(range(64))),
-        # A token whose probability underflows holds nothing of the entropy.
+        # A token whose probability underflows adds nothing to the entropy.
         ("top_h", [2000.0, 0.0, -5.0, 1.0], {"top_h": 0.5}, [0]),
         ("top_h", [2000.0, 1000.0, 1000.0], {"top_h": 0.999}, [0]),
         ("top_h", [0.0, -INF, -INF, -800.0], {"top_h": 0.9}, [0]),
@@ -244,7 +244,7 @@ def test_comparing_with_the_least_float32_is_comparing_with_the_float64(bound: f
             assert bool(value >= least) == (above or bound == -INF)
 
 
-# Logits of a model, and such that float32 has few values between them.
+# Offsets that models have, and offsets at which float32 has few values.
 OFFSETS = st.sampled_from([0.0, 10.0, 1000.0, 10_000.0, 1e6, -10_000.0])
 EXPONENTS = {
     "min_p": (lambda z, o: math.log(o["min_p"])),
@@ -252,7 +252,7 @@ EXPONENTS = {
     "top_n_sigma": (lambda z, o: -o["top_n_sigma"] * float(z.std())),
     "mirostat": (lambda z, o: -2 * o["mirostat_tau"] * math.log(2) + math.log(np.exp(z).sum())),
 }
-"""The least exponent that a step keeps, by its options and all exponents in float64."""
+"""The least exponent that a step keeps, from its options and all exponents in float64."""
 
 
 @pytest.mark.parametrize("name", EXPONENTS)
@@ -260,12 +260,12 @@ EXPONENTS = {
 def test_a_cut_is_where_float64_has_it(
     name: str, seed: int, offset: float, temperature: float, data: st.DataObject
 ) -> None:
-    """Of logits next to the cut none is on the wrong side, but for those that float64 itself cannot tell apart."""
+    """No logit next to the cut is on the wrong side, except for those that float64 itself cannot distinguish."""
     options = data.draw(st.fixed_dictionaries(OPTIONS[name]))
     logits = np.float32(np.random.default_rng(seed).normal(size=2000) * 3 + offset)
     z = (logits.astype(np.float64) - float(logits.max())) / temperature
     least = min(EXPONENTS[name](z, options), 0.0)
-    # Put some tokens around the cut, where a comparison of float32 goes wrong.
+    # Put some tokens around the cut, where a comparison in float32 goes wrong.
     near = np.float32(least * temperature + float(logits.max()))
     logits[10:13] = near, np.nextafter(near, np.float32(-INF)), np.nextafter(near, np.float32(INF))
     logits[10:13] = np.minimum(logits[10:13], logits.max())

@@ -1,4 +1,4 @@
-"""Stop strings: whatever the pieces, the text ends before the first complete one, and nothing waits for nothing."""
+"""Stop strings: the text ends before the first complete one, however it is split, and no text waits needlessly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pieces_of_text = st.lists(st.text(LETTERS, max_size=6), max_size=12)
 
 
 def cut(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
-    """The definition: at the first character that completes a stop string, without the longest that it completes."""
+    """Reference: the text ends where a stop string completes first, without the longest one that completes there."""
     for end in range(1, len(text) + 1):
         complete = [len(stop) for stop in stops if text[:end].endswith(stop)]
         if complete:
@@ -70,7 +70,7 @@ def test_examples(stops: tuple[str, ...], pieces: list[str], wanted: str) -> Non
 
 
 def endings(texts: list[str], last: int, **options: Any) -> tuple[str, str | None]:
-    """The text that comes out, and why it ended."""
+    """The text that the criteria release, and the reason for its end."""
     ending, out = StopCriteria(**options), ""
     for at, text in enumerate(texts):
         certain, reason = ending.push(text, last=at + 1 == last)

@@ -1,4 +1,4 @@
-"""Automata match where a backtracking engine does, in Python and compiled."""
+"""Automata, in Python and compiled, find the same matches as a backtracking engine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REFUSED = [
     "a*",
     "a|b|",
 ]
-# Letters of every kind, marks, numbers, signs, white space of one to three bytes, quotes and what follows them.
+# Letters of every kind, marks, numbers, symbols, white space of one to three bytes, quotes and their suffixes.
 LETTERS = st.sampled_from(
     "abcskABKſKǅʰªあ漢éß́ः1²Ⅷ٣'’sdtmlrev ,.$+=<>^~|!/\\-_ \t\n\r\u00a0\u3000\u0085\u200b\U0001f600\U00010400"
 )
@@ -47,13 +47,13 @@ words = st.text("abc \n", max_size=12)
 
 
 def spans(pattern: str, text: str) -> list[tuple[int, int]]:
-    """The matches that the ``regex`` package finds."""
+    """The matches of the ``regex`` package."""
     found = matcher(pattern)
     return list(found._searched(text.translate(found._copy), time.thread_time() + 100))
 
 
 def walked(pattern: str, text: str) -> list[tuple[int, int]]:
-    """The matches that the automaton finds."""
+    """The matches of the automaton."""
     table = automaton(pattern)
     assert table is not None, pattern
     return Matcher._walked(table, text, time.thread_time() + 100)

@@ -1,4 +1,4 @@
-"""Chat templates: what they may do, what they may not, and that messages cannot forge control tokens."""
+"""Chat templates: their permissions and limits, and that messages cannot forge control tokens."""
 
 from __future__ import annotations
 

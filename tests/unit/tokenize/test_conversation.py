@@ -1,4 +1,4 @@
-"""What a chat template is given: messages without None, reasoning under all names, and nothing but plain values."""
+"""The variables of a chat template: messages without None, reasoning under all names, and only plain values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Message:
 
 
 class Model:
-    """An object of a pydantic model, as far as it matters."""
+    """The part of a pydantic model that matters here."""
 
     def __init__(self, **fields: Any) -> None:
         self.fields = fields
@@ -187,7 +187,7 @@ def test_the_mark_is_no_character_of_the_messages() -> None:
 
 
 class Broken:
-    """An object of a pydantic model whose fields cannot be had."""
+    """A pydantic model whose fields cannot be read."""
 
     def model_dump(self) -> dict[str, Any]:
         raise AttributeError("no field\nof that name")

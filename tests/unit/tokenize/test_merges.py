@@ -1,4 +1,4 @@
-"""The two ways to merge agree with each other and with the definition."""
+"""The two merge algorithms agree with each other and with the definition."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDS = {piece: index for index, piece in enumerate(PIECES)}
 
 
 def by_definition(ids: list[int], pairs: Ranks) -> list[int]:
-    """Merge the best pair, the leftmost of equals, until there is none."""
+    """Merge the best pair, the leftmost of ties, until no pair merges."""
     ids = list(ids)
     while len(ids) > 1:
         values = [pairs[left * pairs.size + right] for left, right in pairwise(ids)]

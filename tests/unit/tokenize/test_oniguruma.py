@@ -1,4 +1,4 @@
-"""Patterns mean what they mean to Oniguruma, which Hugging Face ``tokenizers`` runs; and they have limits."""
+"""Patterns have Oniguruma's semantics, as in Hugging Face ``tokenizers``; and they have limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes that render templates: they are interrupted, killed, orphaned and forked, and nothing stays behind."""
+"""Worker processes that render templates: after an interrupt, a kill, their parent's end or a fork nothing remains."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[template_process._Workers]:
-    """No workers yet."""
+    """An empty pool of workers."""
     made = template_process._Workers()
     monkeypatch.setattr(template_process, "_workers", made)
     yield made
@@ -43,7 +43,7 @@ def pids(workers: template_process._Workers) -> list[int]:
 
 
 def is_there(pid: int) -> bool:
-    """Whether a process exists; a zombie does."""
+    """Whether a process exists, including zombies."""
     return Path(f"/proc/{pid}").exists()
 
 
@@ -55,7 +55,7 @@ def wait_until(what: Callable[[], bool], seconds: float) -> None:
 
 
 def start(code: str, **options: object) -> subprocess.Popen[str]:
-    """A script that renders."""
+    """Start a script that renders."""
     prelude = (
         "import os, signal, sys, time\n"
         "from pellucid.errors import TemplateError\n"
@@ -72,7 +72,7 @@ def start(code: str, **options: object) -> subprocess.Popen[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> str:
-    """What the script printed; it has no warnings."""
+    """The script's output; checks that it ends without warnings."""
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, "")
     return out
@@ -169,7 +169,7 @@ def test_control_c(source: str) -> None:
     assert script.stdout.readline() == "ready\n"
     time.sleep(0.3)
     began = time.monotonic()
-    os.killpg(script.pid, signal.SIGINT)  # as the terminal does it
+    os.killpg(script.pid, signal.SIGINT)  # as a terminal does
     assert finished(script) == "1 True\n"
     assert time.monotonic() - began < 3
 

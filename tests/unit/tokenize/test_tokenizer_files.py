@@ -1,4 +1,4 @@
-"""A vocabulary in every kind of file that can hold it gives the same ids; what is kept of a file is its contents."""
+"""A vocabulary gives the same ids in every kind of file; the cache of parsed files depends on a file's contents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALPHABET = [*byte_alphabet()]
 
 
 def byte_pairs() -> tuple[list[str], list[str]]:
-    """Pieces, and the merges that lead to them, in the order of their ids."""
+    """Pieces and the merges that make them, in order of their ids."""
     merges = ["t h", "th e", "Ġ the", "e x", "ex t", "Ġ t"]
     return [*ALPHABET, *(merge.replace(" ", "") for merge in merges), "<|endoftext|>"], merges
 
@@ -70,7 +70,7 @@ def test_byte_level_files(tmp_path: Path, read: Any) -> None:
 
 
 def test_ranks_of_tiktoken(tmp_path: Path) -> None:
-    """A pair merges if the vocabulary has what it becomes; a word that it has is that one; the name says how to cut."""
+    """Pairs merge if the vocabulary has the result; words that it has stay whole; the file's name sets the pattern."""
     pieces = [*(bytes([byte]) for byte in range(256)), b"th", b"he", b"the", b"ab", b"abc", b" the"]
     lines = [b"%s %d" % (base64.b64encode(piece), rank) for rank, piece in enumerate(pieces)]
     (tmp_path / "qwen.tiktoken").write_bytes(b"\n".join([*lines, b""]))
@@ -191,7 +191,7 @@ def test_folders_that_are_refused(
 
 @pytest.fixture
 def keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every file is worth keeping, in an empty place; the place."""
+    """Cache every file, in an empty folder; the folder."""
     monkeypatch.setattr(parsed_cache, "WORTH_CACHING", 1)
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "tokenizers"
@@ -212,7 +212,7 @@ def test_what_is_kept_gives_the_same_tokenizer(keeping: Path, name: str) -> None
 def test_a_character_map_that_is_kept_is_the_same(keeping: Path, name: str) -> None:
     first = from_folder(GOLDENS / name).normalizer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CharsMap, "_read", None)  # it is not read again
+        patch.setattr(CharsMap, "_read", None)  # fails if the map is parsed again
         second = from_folder(GOLDENS / name).normalizer
     found = [
         one.map.rules

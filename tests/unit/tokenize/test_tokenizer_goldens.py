@@ -1,6 +1,6 @@
-"""Ids and offsets equal to those of Hugging Face tokenizers and SentencePiece (tests/oracles/tokenizers_oracle.py).
+"""Ids and offsets equal those of Hugging Face tokenizers and SentencePiece (tests/oracles/tokenizers_oracle.py).
 
-Where the oracle finds control tokens or bytes in a text that are text here, the golden has null: nothing is compared.
+The golden has null for texts in which only the oracle finds control tokens or bytes; they are not compared.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_offsets_equal_the_oracle(name: str, texts: list[str]) -> None:
 @pytest.mark.parametrize("name", BOTH)
 def test_compiled_code_has_the_same_ids(name: str, texts: list[str]) -> None:
     expected, ours = golden(name), tokenizer(name)
-    run = compiled_encoder(ours)  # ours._compiled would stay there, and be what later tests test
+    run = compiled_encoder(ours)  # ours._compiled would stay cached and change later tests
     if run is None:
         assert name in ONLY_PYTHON
         return

@@ -1,4 +1,4 @@
-"""Files that lie are refused with a message that names the entry."""
+"""Invalid tokenizer files are refused with a message that names the entry."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_honest_ones_load() -> None:
     assert from_fields(BYTE_LEVEL).eos_ids == {257}
     plain = from_fields(SENTENCEPIECE)
     assert plain.encode("a a") == [1, 5, 5]
-    assert plain.encode("éé") == [1, 3, 0]  # no bytes for é: unknown, fused
+    assert plain.encode("éé") == [1, 3, 0]  # no byte tokens for é: unknown, fused
     assert plain.decode([1, 5, 5, 6]) == "a aA"
 
 
@@ -201,7 +201,7 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 
 def places(inside: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value in a JSON document, but for the long tables' middles."""
+    """The path of every value in a JSON document, limited to the first entries of long tables."""
     items = (
         inside.items() if isinstance(inside, dict) else enumerate(inside) if isinstance(inside, list) else ()
     )
@@ -213,7 +213,7 @@ def places(inside: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("name", TINY)
 def test_any_damage_is_refused_or_harmless(tmp_path: Path, name: str) -> None:
-    """Each value in turn taken out, or replaced by one of another type: our errors, or a tokenizer that works."""
+    """Remove each value, or replace it by another type: either a Pellucid error, or a tokenizer that works."""
     for path in places(spec(name)):
         for wrong in ("gone", None, -1, 10**30, "x", [], {}, [[]], {"type": "Sequence"}):
             content = inside = spec(name)

@@ -1,4 +1,4 @@
-"""What tokenizers refuse: numbers out of range, rules that multiply, values of other types; and where places matter."""
+"""What tokenizers refuse: numbers out of range, rules that multiply text, wrong types; and cases of text positions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def spec(name: str = "tiny_wordpiece") -> dict[str, Any]:
 
 
 def damaged(folder: Path, name: str = "tiny_byte_level", **changes: Any) -> Tokenizer:
-    """A tiny tokenizer with other components."""
+    """A tiny tokenizer with replaced components."""
     (folder / "tokenizer.json").write_text(json.dumps({**spec(name), **changes}))
     return load_tokenizer(folder / "tokenizer.json")
 
@@ -30,7 +30,7 @@ def replacing(pattern: str, content: str) -> dict[str, Any]:
 
 
 def test_what_rules_make_of_a_text_is_bounded(tmp_path: Path) -> None:
-    """Ten rules that double each letter: a thousand letters of one, in whatever way."""
+    """Ten rules that each double a letter turn one into about a thousand; every way of encoding refuses the result."""
     doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     few = damaged(tmp_path, normalizer={"type": "Sequence", "normalizers": [doubling] * 4})
     assert few.encode("a" * 300)
@@ -47,7 +47,7 @@ def test_what_rules_make_of_a_text_is_bounded(tmp_path: Path) -> None:
     assert tokenizer._compiled is not None
     with pytest.raises(InvalidRequest, match="rules make"):
         tokenizer._compiled.lists(["a" * 3_000], False)
-    added = spec("tiny_byte_level")["added_tokens"][:2]  # which are not normalised
+    added = spec("tiny_byte_level")["added_tokens"][:2]  # they are not normalized
     long = damaged(tmp_path, normalizer={"type": "Prepend", "prepend": "x" * 5_000}, added_tokens=added)
     with pytest.raises(InvalidRequest, match="rules make 5,001 characters"):
         long.encode("a")
@@ -151,7 +151,7 @@ def test_offsets_beside_surrogates_count_the_text_as_it_came() -> None:
     found = plain.encode_with_offsets(text).tokens
     stops = [(token.start, token.end) for token in found]
     assert stops[0] == (0, 1)
-    assert set(stops[1:5]) == {(1, 3)}  # four bytes of one character, which was written as two
+    assert set(stops[1:5]) == {(1, 3)}  # four bytes of one character, which is a surrogate pair in the text
     assert stops[5] == (3, 4)
     assert set(stops[6:9]) == {(4, 5)}
     assert set(stops[9:12]) == {(5, 6)}
@@ -170,7 +170,7 @@ def test_added_tokens_are_looked_for_as_the_normalizer_writes_them(tmp_path: Pat
 
 
 def test_a_stage_that_could_cut_within_characters_is_refused(tmp_path: Path) -> None:
-    """After ByteLevel the text is spelled in bytes, of which some are digits: "²" is one of those of "Ⲳ"."""
+    """After ByteLevel the text is spelled in bytes, some of which are digits: "²" is one of the bytes of "Ⲳ"."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     digits = {"type": "Digits", "individual_digits": False}
     three = {"type": "Split", "pattern": {"Regex": "[0-9]{3}"}, "behavior": "Isolated", "invert": False}
@@ -181,7 +181,7 @@ def test_a_stage_that_could_cut_within_characters_is_refused(tmp_path: Path) -> 
 
 
 def test_what_stands_where_the_text_begins_is_prefixed(tmp_path: Path) -> None:
-    """Not what comes to stand there once the normalizer has dropped the beginning."""
+    """A character that only becomes the first because the normalizer drops those before it is not prefixed."""
     space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
     dropping = {"type": "Replace", "pattern": {"String": "x"}, "content": ""}
     made = damaged(tmp_path, "tiny_unigram_bytes", normalizer=dropping, pre_tokenizer=space)

@@ -15,7 +15,7 @@ def test_byte_level_is_exact_up_to_its_normaliser(text: str) -> None:
     import unicodedata
 
     ours = tokenizer("tiny_byte_level")
-    if "user" not in text:  # that added token swallows the spaces after it
+    if "user" not in text:  # that added token removes the spaces after it
         assert ours.decode(ours.encode(text)) == unicodedata.normalize("NFC", text)
 
 
@@ -44,7 +44,7 @@ def test_streaming_equals_batch_and_holds_back_three_bytes_at_most(name: str, da
         got += stream.push(index)
         so_far = ours.decode(ids[: at + 1], skip_special=skip)
         assert so_far.startswith(got)
-        assert len(so_far) - len(got) <= 1  # one character that is not complete yet
+        assert len(so_far) - len(got) <= 1  # one incomplete character
     assert got + stream.flush() == ours.decode(ids, skip_special=skip)
 
 

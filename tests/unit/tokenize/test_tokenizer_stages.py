@@ -1,4 +1,4 @@
-"""Small facts about single stages."""
+"""Small tests of single stages."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_added_tokens_swallow_spaces_and_keep_words_whole() -> None:
     ],
 )
 def test_split_behaviors(behavior: str, expected: list[str]) -> None:
-    """The example of the documentation of ``tokenizers``, ``SplitDelimiterBehavior``."""
+    """The example in the documentation of ``tokenizers``, ``SplitDelimiterBehavior``."""
     assert Split("-", behavior)("the-final--countdown") == expected
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers to test: the real models', and tiny ones that the oracle trained."""
+"""Tokenizers to test: those of the real models, and tiny ones that the oracle trained."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TINY = tuple(
 MODELS = tuple(f"tiny_sentencepiece_{kind}" for kind in ("unigram", "bpe", "char", "word"))
 REAL = ("smollm2", "gemma3", "minilm")
 BOTH = [*TINY, *MODELS, *(pytest.param(name, marks=pytest.mark.model) for name in REAL)]
-"""``TINY`` have a tokenizer.json, ``MODELS`` a SentencePiece model."""
+"""``TINY`` tokenizers have a tokenizer.json, ``MODELS`` a SentencePiece model."""
 
 LETTERS = [*byte_alphabet()]
 BYTE_LEVEL: dict[str, Any] = {
@@ -48,7 +48,7 @@ BYTE_LEVEL: dict[str, Any] = {
 
 @cache
 def tokenizer(name: str) -> Tokenizer:
-    """By the name of its golden."""
+    """The tokenizer with the name of its golden."""
     if name not in REAL:
         return from_folder(GOLDENS / name)
     from pellucid.weights.open import open_checkpoint
@@ -62,14 +62,14 @@ def from_folder(folder: Path) -> Tokenizer:
 
 
 def from_fields(fields: dict[str, Any]) -> Tokenizer:
-    """From GGUF fields, without the "tokenizer.ggml." in front."""
+    """A tokenizer from GGUF fields; their names lack the prefix "tokenizer.ggml."."""
     metadata = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
     return load_tokenizer(SimpleNamespace(kind="gguf", path=Path("m.gguf"), metadata=metadata, tensors={}))  # type: ignore[arg-type]
 
 
 @cache
 def golden(name: str) -> dict[str, Any]:
-    """What the oracle says of each text; offsets as pairs."""
+    """The oracle's results for each text; offsets as pairs."""
     path = GOLDENS / f"{name}.json" if name in REAL else GOLDENS / name / "golden.json"
     said = json.loads(path.read_text())
     said["offsets"] = [packed and list(_unpacked(packed)) for packed in said["offsets"]]
@@ -77,7 +77,7 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def _unpacked(packed: Sequence[int | list[int]]) -> Iterator[tuple[int, int]]:
-    """A pair; or an end, of what begins where the one before ended; or 0, for the pair before."""
+    """Unpack offsets: a pair; an end, if the start is the previous end; or 0, for the previous pair."""
     start = end = 0
     for one in packed:
         if one:

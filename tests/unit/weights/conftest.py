@@ -1,4 +1,4 @@
-"""A store of its own and a package index of its own for each test: no network, nothing of the user's."""
+"""A separate store and package index for each test: no network, no files of the user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def store_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The one folder that pip finds wheels in."""
+    """The only folder in which pip finds wheels."""
     folder = tmp_path / "index"
     folder.mkdir()
     for name in [name for name in os.environ if name.startswith("PIP_")]:

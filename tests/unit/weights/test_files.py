@@ -1,4 +1,4 @@
-"""Files that change while they are read: one line, not a signal, and no model of half the old bytes, half the new."""
+"""Files that change while they are read: a one-line error, no signal, and no model of mixed old and new bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["preadv", "seek"])
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on systems that have positional reads, and as on those that have not."""
+    """Reads with and without the system's positional reads."""
     if request.param == "seek":
         monkeypatch.delattr(os, "preadv", raising=False)
     elif not hasattr(os, "preadv"):
@@ -61,7 +61,7 @@ def test_a_file_that_is_written_to_in_place(path: Path) -> None:
     status = path.stat()
     with open(path, "r+b") as other:
         other.write(b"something else")
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the clock of files may be slow
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the clock of file times may be coarse
     with pytest.raises(FileFormatError, match="changed while it was read: it was written to; try again"):
         file.check_unchanged()
 

@@ -1,4 +1,4 @@
-"""The GGUF reader: what it reads, and that no file whatever makes it do anything but open or refuse."""
+"""The GGUF reader: what it reads, and that it opens or refuses any file without other effects."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ def test_real_model_truncated_at_50_offsets(tmp_path: Path) -> None:
         assert model.metadata["general.architecture"] == "llama"
         assert len(model.metadata["tokenizer.ggml.tokens"]) == 49152
         assert model.tensors["token_embd.weight"].shape == (49152, 576)
-    near, far = np.geomspace(3, size // 2, 25), np.linspace(size // 2 + 1, size - 1, 25)  # of the start
+    near, far = np.geomspace(3, size // 2, 25), np.linspace(size // 2 + 1, size - 1, 25)  # from the start
     offsets = {int(offset) for offset in (*near, *far)}
     assert len(offsets) == 50
     for offset in sorted(offsets, reverse=True):

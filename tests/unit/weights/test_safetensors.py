@@ -1,4 +1,4 @@
-"""The safetensors reader and `open_checkpoint`: what they read, and that anything else is refused."""
+"""The safetensors reader and `open_checkpoint`: what they read, and that they refuse everything else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = safetensors(
 
 
 def folder_with(folder: Path, **files: bytes | str) -> Path:
-    """``folder`` with a config.json and these files; two underscores in a name stand for a dot."""
+    """Write a config.json and these files to ``folder``; two underscores in a name stand for a dot."""
     (folder / "config.json").write_text('{"model_type": "bert"}')
     for name, data in files.items():
         (folder / name.replace("__", ".")).write_bytes(data if isinstance(data, bytes) else data.encode())

@@ -1,4 +1,4 @@
-"""The store and the catalogue: what a name resolves to, and that only whole, right files stay."""
+"""The store and the catalogue: how names resolve, and that only complete files with correct hashes stay."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HALVES = CONTENT[: len(CONTENT) // 2], CONTENT[len(CONTENT) // 2 :]
 
 
 class Labels:
-    """A `Progress` that remembers what it was told."""
+    """A `Progress` that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int | None, str]] = []
@@ -46,7 +46,7 @@ def model_of(*sources: tuple[str, ...], name: str = "tiny.gguf", data: bytes = C
 
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Put one model, and no other, into the catalogue."""
+    """Replace the catalogue by a single model."""
 
     def only(model: CatalogueModel) -> None:
         monkeypatch.setattr(catalogue_module, "catalogue", lambda: {model.name: model})
@@ -55,7 +55,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def nothing_left(home: Path) -> bool:
-    """Whether neither a model nor a piece of one is in the store."""
+    """Whether the store contains neither a model nor a part of one."""
     return not [p for p in home.rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
@@ -109,7 +109,7 @@ def test_local_paths_are_themselves(store_home: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Iterator[Path]:
-    """A folder that may not be read, with a file in it."""
+    """A folder without read permission, with a file in it."""
     folder = tmp_path / "secret"
     folder.mkdir()
     (folder / "m.gguf").write_bytes(b"GGUF")
@@ -126,7 +126,7 @@ def test_what_may_not_be_read_is_not_called_absent(store_home: Path, secret: Pat
             resolve(spec)
     with pytest.raises(FileFormatError, match="secret: folder: cannot be read: Permission denied"):
         open_checkpoint(resolve(secret))
-    secret.chmod(0o600)  # its names may be read
+    secret.chmod(0o600)  # its names can be read
     with pytest.raises(FileFormatError, match="secret: folder: cannot be read: Permission denied"):
         open_checkpoint(resolve(secret))
 
@@ -167,7 +167,7 @@ def test_control_characters_are_escaped_once(store_home: Path, form: str) -> Non
         assert r"\\x1b" not in str(caught.value)
 
 
-@pytest.mark.parametrize("filename", ["t.gguf", "/elsewhere/t.gguf"])  # as rmtree's errors have it
+@pytest.mark.parametrize("filename", ["t.gguf", "/elsewhere/t.gguf"])  # as in the errors of rmtree
 def test_what_cannot_be_removed_is_named(
     store_home: Path, monkeypatch: pytest.MonkeyPatch, filename: str
 ) -> None:
@@ -220,7 +220,7 @@ def test_pull_from_a_wheel(store_home: Path, index: Path, only: Any) -> None:
     assert (entry.name, entry.path, entry.bytes) == ("tiny", path, len(CONTENT))
     assert (entry.source, entry.complete) == ("pypi:tiny-model==1.0", True)
 
-    again = Labels()  # found in the store: pip cannot have been asked, the index is empty
+    again = Labels()  # found in the store: pip cannot have run, as the index is empty
     for file in index.iterdir():
         file.unlink()
     assert resolve("teeny", progress=again) == pull("tiny", progress=again) == path
@@ -235,7 +235,7 @@ def test_damaged_store_is_noticed_and_pulled_again(store_home: Path, index: Path
     wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
     only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
     path = resolve("tiny")
-    path.write_bytes(CONTENT[:-1])  # size: seen at every use
+    path.write_bytes(CONTENT[:-1])  # every use checks the size
     assert not installed()[0].complete
     assert resolve("tiny").read_bytes() == CONTENT
     (path.parent / MANIFEST).write_text('{"source": "x", "files": {"../../../x": 1}}')
@@ -243,7 +243,7 @@ def test_damaged_store_is_noticed_and_pulled_again(store_home: Path, index: Path
 
 
 def damage(path: Path, *, quietly: bool = False) -> None:
-    """Change bytes in place; ``quietly``: so that sizes and times stay."""
+    """Change bytes in place; ``quietly`` keeps size and times."""
     status = path.stat()
     with open(path, "r+b") as file:
         file.seek(1000)
@@ -264,7 +264,7 @@ def test_bytes_that_were_changed_in_place(store_home: Path, index: Path, only: A
         rf"{path.name}: file: has SHA-256 {found}…, expected {hashlib.sha256(CONTENT).hexdigest()[:12]}…: "
         rf"the stored copy of {name} is damaged; pellucid pull {name} mends it"
     )
-    for ask in (resolve, resolve, load):  # and it stays so
+    for ask in (resolve, resolve, load):  # and it stays damaged
         with pytest.raises(FileFormatError, match=message):
             ask(spec)
     with pytest.raises(FileFormatError, match=message):
@@ -323,7 +323,7 @@ def test_a_file_is_hashed_only_if_it_was_written_to(
 
 
 def test_what_was_written_at_once_after_it_was_hashed_is_not_believed(store_home: Path, index: Path) -> None:
-    """Within a tick of the clock of files times are equal, so they do not tell."""
+    """Equal times within a tick of the file clock do not prove that the file is unchanged."""
     wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
     path = resolve("pypi:tiny-model==1.0/t.gguf")
     manifest = read_manifest(path.parent)
@@ -379,7 +379,7 @@ def test_pull_fetches_just_what_is_damaged(store_home: Path, index: Path, tmp_pa
     only(CatalogueModel("tiny", "A test", "CC0", (), tuple(files)))
     folder = resolve("tiny")
     damage(folder / "c.bin")
-    for name in ("a.json", "b.json"):  # which can be had no more
+    for name in ("a.json", "b.json"):  # they cannot be fetched again
         (tmp_path / name).unlink()
     assert pull("tiny") == folder
     assert {name: (folder / name).read_bytes() for name in contents} == contents
@@ -394,7 +394,7 @@ def test_verify(store_home: Path, index: Path, only: Any) -> None:
     assert (file.name, file.bytes, file.problem) == ("tiny.gguf", len(CONTENT), None)
     assert file.sha256 == file.expected == hashlib.sha256(CONTENT).hexdigest()
     damage(path, quietly=True)
-    assert resolve("tiny") == path  # it looks as before
+    assert resolve("tiny") == path  # it looks unchanged
     found = verify("tiny")
     assert not found.ok
     assert "has SHA-256" in str(found.files[0].problem)
@@ -418,7 +418,7 @@ def test_a_manifest_that_was_replaced_meanwhile_stays(
     actual = records.hash_file
 
     def hash_file(path: Path, progress: Any, label: str) -> Any:
-        records.write_manifest(folder, newer)  # as another process that pulls
+        records.write_manifest(folder, newer)  # like another process that pulls
         return actual(path, progress, label)
 
     monkeypatch.setattr(records, "hash_file", hash_file)
@@ -496,7 +496,7 @@ def test_next_source_is_tried(store_home: Path, index: Path, tmp_path: Path, onl
     wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT[:-1]})
     only(model_of(("pypi:tiny-model==1.0/t.gguf",), (f"local:{other}",)))
     assert resolve("tiny").read_bytes() == CONTENT
-    assert other.exists()  # copied: what is not ours is not moved
+    assert other.exists()  # copied: files outside the store are not moved
 
 
 def test_all_sources_failing_lists_each_with_its_reason(
