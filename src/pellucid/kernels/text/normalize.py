@@ -11,7 +11,8 @@ from typing import Any
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address
-from pellucid.kernels.text.merge import NEVER, pairing
+from pellucid.kernels.text.merge import pairing
+from pellucid.kernels.text.merge_loop import NEVER
 from pellucid.kernels.text.rewrite import ChangedRecord, changing
 from pellucid.kernels.text.split import decoding, running
 
@@ -63,27 +64,27 @@ def encoding(simd: Any) -> Any:
     return encode
 
 
-@kernel("text.normalize", NormalizeRecord)
-def build(simd: Any) -> Any:
-    at, load, load_u8, load_u16, load_i32 = (
-        NormalizeRecord.at, simd.load_i64, simd.load_u8, simd.load_u16, simd.load_i32,
-    )  # fmt: skip
-    store_i32, store_i64 = simd.store_i32, simd.store_i64
-    length_of, code_point = decoding(simd)
-    value_of, run_of, encode = pairing(simd), running(simd), encoding(simd)
+def inserting(simd: Any) -> Any:
+    """insert: one more part, before those marks of which the class is greater."""
+    load_i32, store_i32 = simd.load_i32, simd.store_i32
 
     @simd.jit
     def insert(parts, count, code, kind):
-        """One more part, before those marks of which the class is greater."""
         here = count
         while kind > 0 and here > 0 and load_i32(parts + here * 4 - 4) >> PART_BITS > kind:
             store_i32(parts + here * 4, load_i32(parts + here * 4 - 4))
             here -= 1
         store_i32(parts + here * 4, kind << PART_BITS | code)
 
+    return insert
+
+
+def composing(simd: Any) -> Any:
+    """compose: composes parts that are in order. Returns how many are left."""
+    load_i32, store_i32, value_of = simd.load_i32, simd.store_i32, pairing(simd)
+
     @simd.jit
     def compose(parts, count, pairs, mask):
-        """Parts that are in order, composed. Returns how many are left."""
         kept, starter, last = 0, -1, 0
         for i in range(count):
             part = load_i32(parts + i * 4)
@@ -99,10 +100,20 @@ def build(simd: Any) -> Any:
             kept, last = kept + 1, kind
         return kept
 
+    return compose
+
+
+def rebuilding(simd: Any, length_of: Any, code_point: Any) -> Any:
+    """rebuild: the characters from a place on up to the next that nothing joins, taken apart, ordered, composed.
+
+    Returns where they end, and their new end, -1 if they have more than MOST parts.
+    """
+    at, load, load_u8 = NormalizeRecord.at, simd.load_i64, simd.load_u8
+    load_u16, load_i32 = simd.load_u16, simd.load_i32
+    insert, compose, encode = inserting(simd), composing(simd), encoding(simd)
+
     @simd.jit
     def rebuild(record, position, end, made):
-        """The characters from a place on up to the next that nothing joins. Returns where they end, and their new end,
-        -1 if they are too many."""
         text, out, parts = load(record + at.text), load(record + at.out), load(record + at.scratch)
         properties, places = load(record + at.properties), load(record + at.places)
         written, count, first = load(record + at.written), 0, True
@@ -125,6 +136,16 @@ def build(simd: Any) -> Any:
         for i in range(count):
             made += encode(load_i32(parts + i * 4) & ((1 << PART_BITS) - 1), out + made)
         return position, made
+
+    return rebuild
+
+
+@kernel("text.normalize", NormalizeRecord)
+def build(simd: Any) -> Any:
+    at, load, load_u8, load_u16 = NormalizeRecord.at, simd.load_i64, simd.load_u8, simd.load_u16
+    store_i64, run_of = simd.store_i64, running(simd)
+    length_of, code_point = decoding(simd)
+    rebuild = rebuilding(simd, length_of, code_point)
 
     @simd.jit
     def change(record, begin, end, begins_text, made):

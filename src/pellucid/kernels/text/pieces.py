@@ -92,16 +92,41 @@ def appending(simd: Any) -> Any:
     return append
 
 
-def over(simd: Any, at: Any, ids_of: Any) -> Any:
-    """The body of a kernel whose record begins with the fields of Pieces.
+def _memory(simd: Any) -> Any:
+    """(known, keep) of entries."""
+    load, load_u8, load_i32 = simd.load_i64, simd.load_u8, simd.load_i32
+    store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
+    _, same = hashing(simd)
 
-    ``ids_of(record, scratch, place, length, part, out)`` works out the ids of one piece and returns how many they are;
-    ``part`` is 1 for a part of a piece that was cut.
-    """
-    load, load_i32, store_i32, store_i64 = simd.load_i64, simd.load_i32, simd.store_i32, simd.store_i64
-    hashed, _ = hashing(simd)
+    @simd.jit
+    def known(entry, h, place, length, out):
+        """The ids of a piece from an entry; returns how many, -1 if it is not there."""
+        if load(entry) != h or load_u8(entry + 8) != length or not same(place, entry + TEXT, length):
+            return -1
+        count, ids = load_u8(entry + 9), entry + TEXT + length
+        for i in range(0, 4 * FIRST_IDS, 8):
+            store_i64(out + i, load(ids + i))
+        for i in range(FIRST_IDS, count):
+            store_i32(out + i * 4, load_i32(ids + i * 4))
+        return count
+
+    @simd.jit
+    def keep(entry, h, place, length, out, made):
+        store_i64(entry, h)
+        store_u8(entry + 8, length)
+        store_u8(entry + 9, made)
+        for i in range(0, length, 8):
+            store_i64(entry + TEXT + i, load(place + i))
+        for i in range(made):
+            store_i32(entry + TEXT + length + i * 4, load_i32(out + i * 4))
+
+    return known, keep
+
+
+def _short(simd: Any, ids_of: Any) -> Any:
+    """short: the ids of a short piece, from the set of two entries at ``entry``, or worked out and kept there."""
+    load, store_i64 = simd.load_i64, simd.store_i64
     known, keep = _memory(simd)
-    long_known, long_keep = _memory(simd)
 
     @simd.jit
     def moved(entry, other):
@@ -110,7 +135,6 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
 
     @simd.jit
     def short(record, entry, h, scratch, place, length, part, out):
-        """The ids of a short piece, from where they are known or made."""
         made = known(entry, h, place, length, out)
         if made < 0:
             made = known(entry + ENTRY, h, place, length, out)
@@ -121,16 +145,37 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
                 keep(entry, h, place, length, out, made)
         return made
 
+    return short
+
+
+def _longer(simd: Any, at: Any, ids_of: Any, hashed: Any) -> Any:
+    """longer: the ids of a longer piece, from its entry, or worked out and kept there."""
+    load = simd.load_i64
+    known, keep = _memory(simd)
+
     @simd.jit
     def longer(record, scratch, place, length, part, out):
         h = hashed(place, length) ^ part
         entry = load(record + at.long_memory) + (h & load(record + at.long_mask)) * LONG_ENTRY
-        made = long_known(entry, h, place, length, out)
+        made = known(entry, h, place, length, out)
         if made < 0:
             made = ids_of(record, scratch, place, length, part, out)
             if TEXT + length + 4 * made <= LONG_ENTRY:
-                long_keep(entry, h, place, length, out, made)
+                keep(entry, h, place, length, out, made)
         return made
+
+    return longer
+
+
+def over(simd: Any, at: Any, ids_of: Any) -> Any:
+    """The body of a kernel whose record begins with the fields of Pieces.
+
+    ``ids_of(record, scratch, place, length, part, out)`` works out the ids of one piece and returns how many they are;
+    ``part`` is 1 for a part of a piece that was cut.
+    """
+    load, load_i32, store_i32, store_i64 = simd.load_i64, simd.load_i32, simd.store_i32, simd.store_i64
+    hashed, _ = hashing(simd)
+    short, longer = _short(simd, ids_of), _longer(simd, at, ids_of, hashed)
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
@@ -175,34 +220,3 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
             done += 1
 
     return body
-
-
-def _memory(simd: Any) -> Any:
-    """(known, keep) of entries."""
-    load, load_u8, load_i32 = simd.load_i64, simd.load_u8, simd.load_i32
-    store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
-    _, same = hashing(simd)
-
-    @simd.jit
-    def known(entry, h, place, length, out):
-        """The ids of a piece from an entry; returns how many, -1 if it is not there."""
-        if load(entry) != h or load_u8(entry + 8) != length or not same(place, entry + TEXT, length):
-            return -1
-        count, ids = load_u8(entry + 9), entry + TEXT + length
-        for i in range(0, 4 * FIRST_IDS, 8):
-            store_i64(out + i, load(ids + i))
-        for i in range(FIRST_IDS, count):
-            store_i32(out + i * 4, load_i32(ids + i * 4))
-        return count
-
-    @simd.jit
-    def keep(entry, h, place, length, out, made):
-        store_i64(entry, h)
-        store_u8(entry + 8, length)
-        store_u8(entry + 9, made)
-        for i in range(0, length, 8):
-            store_i64(entry + TEXT + i, load(place + i))
-        for i in range(made):
-            store_i32(entry + TEXT + length + i * 4, load_i32(out + i * 4))
-
-    return known, keep

@@ -100,19 +100,21 @@ def changing(simd: Any, at: Any, change: Any) -> Any:
     return body
 
 
-@kernel("text.rewrite", RewriteRecord)
-def build(simd: Any, rules: str) -> Any:
-    """``rules`` for several characters: "none", the "longest", or those of "clusters"."""
-    at, load, load_u8, load_i32 = RewriteRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
-    store_u8, store_i64 = simd.store_u8, simd.store_i64
-    length_of, code_point = decoding(simd)
-    walk, run_of = walking(simd), running(simd)
+def copying(simd: Any) -> Any:
+    """copy: copies bytes front to back, so ``out`` may overlap ``place`` if it lies before it."""
+    load_u8, store_u8 = simd.load_u8, simd.store_u8
 
     @simd.jit
     def copy(place, length, out):
-        """To ``out``, which may lie a little before."""
         for i in range(length):
             store_u8(out + i, load_u8(place + i))
+
+    return copy
+
+
+def comparing(simd: Any) -> Any:
+    """begins_with: whether some bytes begin with a prefix."""
+    load_u8 = simd.load_u8
 
     @simd.jit
     def begins_with(place, length, prefix, prefix_length):
@@ -123,23 +125,61 @@ def build(simd: Any, rules: str) -> Any:
             i += 1
         return i == prefix_length
 
+    return begins_with
+
+
+def spacing(simd: Any) -> Any:
+    """superfluous: whether a space that comes next in the new piece, which begins at ``first``, is left out."""
+    load_u8 = simd.load_u8
+
     @simd.jit
     def superfluous(out, first, made, collapse, trim):
-        """Whether a space is one too many."""
         if made == first:
             return trim
         return collapse and load_u8(out + made - 1) == 32
 
+    return superfluous
+
+
+def emitting(simd: Any, superfluous: Any) -> Any:
+    """emit: writes a target to ``out``. Returns the new end."""
+    load, load_u8, store_u8, store_i64 = simd.load_i64, simd.load_u8, simd.store_u8, simd.store_i64
+
+    @simd.jit
+    def emit(written, target, out, first, made, collapse, trim):
+        length = load_u8(written + target)
+        if length <= 8 and not collapse and not trim:
+            store_i64(out + made, load(written + target + 1))
+            return made + length
+        for i in range(length):
+            byte = load_u8(written + target + 1 + i)
+            if not (byte == 32 and superfluous(out, first, made, collapse, trim)):
+                store_u8(out + made, byte)
+                made += 1
+        return made
+
+    return emit
+
+
+def ruling(simd: Any) -> Any:
+    """rule: the longest or shortest rule that applies at a position: its target, and how many bytes it replaces."""
+    at, load, walk = RewriteRecord.at, simd.load_i64, walking(simd)
+
     @simd.jit
     def rule(record, position, end, longest):
-        """The rule that applies at a place, the longest or the shortest: its target and how many bytes it replaces."""
         text, slots = load(record + at.text), load(record + at.slots)
         found, stop = walk(slots, load(record + at.rules), text + position, text + end, longest)
         return found, stop - text - position
 
+    return rule
+
+
+def clustering(simd: Any, length_of: Any, code_point: Any) -> Any:
+    """cluster: where the grapheme cluster at a position ends, as far as it matters for short ones."""
+    at, load, load_u8 = RewriteRecord.at, simd.load_i64, simd.load_u8
+
     @simd.jit
     def cluster(record, position, end, flags):
-        """Where the cluster that begins at a place ends, as far as it matters for short ones."""
         text = load(record + at.text)
         first = code_point(text + position)
         stop = position + length_of(load_u8(text + position))
@@ -155,23 +195,18 @@ def build(simd: Any, rules: str) -> Any:
             stop += length_of(load_u8(text + stop))
         return stop
 
-    @simd.jit
-    def emit(written, target, out, first, made, collapse, trim):
-        """A target, to ``out``. Returns its end."""
-        length = load_u8(written + target)
-        if length <= 8 and not collapse and not trim:
-            store_i64(out + made, load(written + target + 1))
-            return made + length
-        for i in range(length):
-            byte = load_u8(written + target + 1 + i)
-            if not (byte == 32 and superfluous(out, first, made, collapse, trim)):
-                store_u8(out + made, byte)
-                made += 1
-        return made
+    return cluster
+
+
+def rewriting(simd: Any, rules: str) -> Any:
+    """rewrite: writes one piece to ``out`` from ``first`` on. Returns its end there, or -1 if this gives up."""
+    at, load, load_u8, load_i32 = RewriteRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
+    store_i64, run_of, superfluous = simd.store_i64, running(simd), spacing(simd)
+    length_of, code_point = decoding(simd)
+    rule, cluster, emit = ruling(simd), clustering(simd, length_of, code_point), emitting(simd, superfluous)
 
     @simd.jit
     def rewrite(record, begin, end, first):
-        """One piece, to ``out`` from ``first``. Returns the end of it there, or -1 where it gives up."""
         text, out = load(record + at.text), load(record + at.out)
         targets, written, flags = (
             load(record + at.targets),
@@ -218,6 +253,15 @@ def build(simd: Any, rules: str) -> Any:
         while trim and made > first and load_u8(out + made - 1) == 32:
             made -= 1
         return made
+
+    return rewrite
+
+
+@kernel("text.rewrite", RewriteRecord)
+def build(simd: Any, rules: str) -> Any:
+    """``rules`` for several characters: "none", the "longest", or those of "clusters"."""
+    at, load = RewriteRecord.at, simd.load_i64
+    copy, begins_with, rewrite = copying(simd), comparing(simd), rewriting(simd, rules)
 
     @simd.jit
     def change(record, begin, end, begins_text, start):

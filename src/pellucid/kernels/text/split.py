@@ -97,19 +97,12 @@ def running(simd: Any) -> Any:
     return run_of
 
 
-@kernel("text.split", SplitRecord)
-def build(simd: Any) -> Any:
-    at, load, load_u8, load_u16 = SplitRecord.at, simd.load_i64, simd.load_u8, simd.load_u16
-    load_i32, store_i32, store_i64 = simd.load_i32, simd.store_i32, simd.store_i64
-    append = appending(simd)
-    removed, with_previous, with_next, contiguous = (BEHAVIORS.index(name) for name in BEHAVIORS[1:])
-
-    length, code_point = decoding(simd)
-    skip = skipping(simd)
+def matching(simd: Any, length: Any, code_point: Any) -> Any:
+    """match: where the match that begins at ``position`` ends, there itself if there is none; the bytes read."""
+    load_u8, load_u16 = simd.load_u8, simd.load_u16
 
     @simd.jit
     def match(text, position, end, classes, table, columns):
-        """Where the match that begins at ``position`` ends, there itself if there is none; how many bytes were read."""
         state, found, begin = START, position, position
         while True:
             kind, step = columns - 1, 0
@@ -127,9 +120,19 @@ def build(simd: Any) -> Any:
                 return found, position + step - begin
             position += step
 
+    return match
+
+
+def joining(simd: Any, append: Any) -> Any:
+    """put: one more part of a piece whose parts begin with number ``first``. Returns how many pieces there are now.
+
+    ``matched`` and ``previous`` say whether this part and the one before it are matches.
+    """
+    store_i32 = simd.store_i32
+    removed, with_previous, with_next, contiguous = (BEHAVIORS.index(name) for name in BEHAVIORS[1:])
+
     @simd.jit
     def put(out, made, first, begin, end, matched, previous, behavior):
-        """One more part of a piece whose parts begin with number ``first``. Returns how many pieces there are now."""
         if behavior == removed and matched:
             return made
         joined = False
@@ -144,6 +147,17 @@ def build(simd: Any) -> Any:
             store_i32(out + made * 8 - 4, end)
             return made
         return append(out, made, begin, end)
+
+    return put
+
+
+@kernel("text.split", SplitRecord)
+def build(simd: Any) -> Any:
+    at, load, load_u8 = SplitRecord.at, simd.load_i64, simd.load_u8
+    load_i32, store_i64 = simd.load_i32, simd.store_i64
+    length, code_point = decoding(simd)
+    append, skip, match = appending(simd), skipping(simd), matching(simd, length, code_point)
+    put = joining(simd, append)
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):

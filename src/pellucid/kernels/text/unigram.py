@@ -35,15 +35,8 @@ def scratch_bytes(longest: int) -> int:
     return 8 * BLOCK + NODE * (longest + 2)
 
 
-@kernel("text.unigram", UnigramRecord)
-def build(simd: Any, single: bool) -> Any:
-    """``single``: sums are float32, as in SentencePiece, and unknown characters are bytes one by one."""
-    at, load, load_u8, load_i32, load_f64 = (
-        UnigramRecord.at, simd.load_i64, simd.load_u8, simd.load_i32, simd.load_f64,
-    )  # fmt: skip
-    store_i32, store_f64 = simd.store_i32, simd.store_f64
-    behind = stepping(simd)
-    length_of, _ = decoding(simd)
+def summing(simd: Any, single: bool) -> Any:
+    """sum_of: a sum of scores, rounded to float32 if ``single``."""
 
     @simd.jit
     def sum_of(a, b):
@@ -51,14 +44,31 @@ def build(simd: Any, single: bool) -> Any:
             return np.float64(np.float32(a + b))
         return a + b
 
+    return sum_of
+
+
+def offering(simd: Any) -> Any:
+    """offer: a way to a place, kept if it is the first, before which there was no number, or better."""
+    load_f64, store_i32, store_f64 = simd.load_f64, simd.store_i32, simd.store_f64
+
     @simd.jit
     def offer(nodes, start, stop, score, index):
-        """A way to a place: kept if it is the first, before which there was no number, or better."""
         there = nodes + stop * NODE
         if not score <= load_f64(there):
             store_f64(there, score)
             store_i32(there + 8, start)
             store_i32(there + 12, index)
+
+    return offer
+
+
+def searching(simd: Any, single: bool) -> Any:
+    """best: finds the best way to every place, forwards."""
+    at, load, load_u8, load_i32, load_f64 = (
+        UnigramRecord.at, simd.load_i64, simd.load_u8, simd.load_i32, simd.load_f64,
+    )  # fmt: skip
+    store_f64, sum_of, offer = simd.store_f64, summing(simd, single), offering(simd)
+    behind, (length_of, _) = stepping(simd), decoding(simd)
 
     @simd.jit
     def again(nodes, start, reached, so_far):
@@ -69,7 +79,6 @@ def build(simd: Any, single: bool) -> Any:
 
     @simd.jit
     def best(record, nodes, place, length):
-        """The best way to every place."""
         slots, ids = load(record + at.slots), load(record + at.ids)
         scores, unknown = load(record + at.scores), load(record + at.unknown)
         unknown_score, reached, start = load_f64(record + at.unknown_score), 0, 0
@@ -97,9 +106,32 @@ def build(simd: Any, single: bool) -> Any:
                 reached = max(reached, start + size)
             start += size
 
+    return best
+
+
+def tracing(simd: Any) -> Any:
+    """trace: turns the links of the best way round, from the end. Returns where its first piece ends, or -1."""
+    load_i32, store_i32 = simd.load_i32, simd.store_i32
+
+    @simd.jit
+    def trace(nodes, length):
+        stop, following = length, -1
+        while stop > 0:
+            start = load_i32(nodes + stop * NODE + 8)
+            store_i32(nodes + stop * NODE + 8, following)
+            following, stop = stop, start
+        return following
+
+    return trace
+
+
+def spelling(simd: Any) -> Any:
+    """spell: unknown characters as bytes, if they all have ids, or as one id. Returns how many ids there are now."""
+    at, load, load_u8 = UnigramRecord.at, simd.load_i64, simd.load_u8
+    load_i32, store_i32 = simd.load_i32, simd.store_i32
+
     @simd.jit
     def spell(record, place, begin, end, out, made):
-        """Unknown characters as bytes, if they all have ids, or as one id. Returns how many ids there are now."""
         alphabet, known = load(record + at.bytes), load(record + at.spelled) != 0
         for i in range(begin, end):
             known = known and load_i32(alphabet + load_u8(place + i) * 4) >= 0
@@ -111,18 +143,21 @@ def build(simd: Any, single: bool) -> Any:
             made += 1
         return made
 
+    return spell
+
+
+@kernel("text.unigram", UnigramRecord)
+def build(simd: Any, single: bool) -> Any:
+    """``single``: sums are float32, as in SentencePiece, and unknown characters are bytes one by one."""
+    at, load, load_i32, store_i32 = UnigramRecord.at, simd.load_i64, simd.load_i32, simd.store_i32
+    best, trace, spell = searching(simd, single), tracing(simd), spelling(simd)
+
     @simd.jit
     def ids_of(record, scratch, place, length, part, out):
         nodes, unknown = scratch, load(record + at.unknown)
         apart = single and load(record + at.spelled) != 0
         best(record, nodes, place, length)
-        stop = length  # the way back: turn the links round
-        following = -1
-        while stop > 0:
-            start = load_i32(nodes + stop * NODE + 8)
-            store_i32(nodes + stop * NODE + 8, following)
-            following, stop = stop, start
-        begin, made, open_at, here = 0, 0, -1, following
+        begin, made, open_at, here = 0, 0, -1, trace(nodes, length)
         while here > 0:
             index = load_i32(nodes + here * NODE + 12)
             if index == unknown:
