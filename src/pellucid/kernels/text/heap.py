@@ -1,4 +1,4 @@
-"""A binary heap of (value, position) entries, the smallest first, for use inside kernels.
+"""A binary heap of (value, position) entries, the smallest first, for use in kernels.
 
 An entry is two int64, 16 bytes. Entries are ordered by value, then by position. ``heap`` is the address of the root.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def rising(simd: Any) -> Any:
-    """sift_up: moves the last entry up to where it belongs."""
+    """sift_up: moves an entry at the end up to where it belongs."""
     load, store_i64 = simd.load_i64, simd.store_i64
 
     @simd.jit

@@ -1,11 +1,12 @@
-"""Byte-pair encoding of pieces of texts (``text/pieces.py``).
+"""Byte-pair encoding of pre-tokens (``text/pieces.py``).
 
-A piece is its bytes' ids, or its characters', of which always the two neighbours merge that come first in the order of
-merges, the leftmost of equals (Sennrich et al. 2016, "Neural machine translation of rare words with subword units"),
-until none can. One that the vocabulary has as a whole is looked up, once it is known that it does merge to it.
+The symbols of a pre-token are the ids of its bytes or characters. The neighbouring pair of the lowest rank merges, the
+leftmost of equal ones, until no pair merges (Sennrich et al. 2016, "Neural machine translation of rare words with
+subword units"). A pre-token that is itself a piece of the vocabulary is looked up instead, once it is known that its
+symbols merge to that piece.
 
-Pairs are in a table of open addressing with linear steps, a power of two of slots, of which some are free. A
-pair's value is rank << 32 | id; NEVER stands for none. For two bytes there is a table by their values.
+The table of pairs uses open addressing with linear probing; its size is a power of two and some slots are free. A
+pair's value is rank << 32 | id, or NEVER if it does not merge. Pairs of bytes have a table indexed by their values.
 """
 
 from __future__ import annotations
@@ -14,49 +15,49 @@ from typing import Any
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record
-from pellucid.kernels.text.merge_loop import NEVER as NEVER  # for those who fill tables of pairs
+from pellucid.kernels.text.merge_loop import NEVER as NEVER  # re-exported for code that fills tables of pairs
 from pellucid.kernels.text.merge_loop import SHORT, merging
 from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, hashing, over
 from pellucid.kernels.text.split import decoding
 from pellucid.kernels.text.words import EMPTY, finding, probing
 
-UNKNOWN, MERGES, DIFFERS = 0, 1, 2  # whether a piece of the vocabulary is what its symbols merge to
+UNKNOWN, MERGES, DIFFERS = 0, 1, 2  # whether the symbols of a piece of the vocabulary merge to it
 
 
 class PairsRecord(Record):
-    """Fill a table of pairs, all of whose slots are EMPTY."""
+    """Fills a table of pairs. All slots are EMPTY at first."""
 
     lefts: Address  # (n,) int32
     rights: Address  # (n,) int32
-    merged: Address  # (n,) int32; below 0: not to be merged
-    ranks: Address  # (n,) int32: the pair of the lowest merges first, of equal ones the leftmost
+    merged: Address  # (n,) int32; below 0: the pair does not merge
+    ranks: Address  # (n,) int32: the pair with the lowest rank merges first, the leftmost of equal ones
     count: int  # n
     slots: Address  # (size, 2) int64: left << 32 | right, value
     mask: int  # size - 1
 
 
 class MergeRecord(PiecesRecord):
-    bytes: Address  # (256,) int32: each byte's id, below 0: none
-    characters: Address  # (0x110000,) int32: each character's id, below 0: none; for symbols "characters"
-    unknown: int  # the id of a character that has neither one nor bytes, below 0: none, it vanishes
-    fuse: int  # 1: unknown neighbours are one symbol
-    first: Address  # (256, 256) int64: what two bytes become; for symbols "bytes"
-    pairs: Address  # a table of Pairs
+    bytes: Address  # (256,) int32: each byte's id; below 0: none
+    characters: Address  # (0x110000,) int32: each character's id; below 0: none; for symbols "characters"
+    unknown: int  # the id of a character without an id or bytes; below 0: the character is dropped
+    fuse: int  # 1: adjacent unknown characters are one symbol
+    first: Address  # (256, 256) int64: the value of each pair of bytes; for symbols "bytes"
+    pairs: Address  # the table of pairs (PairsRecord)
     pairs_mask: int
-    words: Address  # a table of Words
+    words: Address  # the table of the vocabulary's pieces (WordsRecord)
     words_mask: int
-    word_text: Address  # what Words was filled with
+    word_text: Address  # the texts and places that table was filled with
     word_places: Address
     word_state: Address  # (V,) uint8: UNKNOWN, MERGES, DIFFERS
 
 
 def scratch_bytes(longest: int) -> int:
-    """What ``PiecesRecord.scratch`` must have for a longest piece of so many bytes."""
+    """The bytes of ``PiecesRecord.scratch`` for pre-tokens of up to ``longest`` bytes."""
     return 8 * BLOCK + 48 * longest + 32 * SHORT + 64
 
 
 def pairing(simd: Any) -> Any:
-    """value_of: what two neighbours become."""
+    """value_of: the value of a pair of symbols."""
     load, slot_for = simd.load_i64, probing(simd, 2)
 
     @simd.jit
@@ -79,7 +80,7 @@ def build_pairs(simd: Any) -> Any:
         for i in range(load(record + at.count)):
             pair = load_i32(lefts + i * 4) << 32 | load_i32(rights + i * 4)
             result, place = load_i32(merged + i * 4), slot_for(slots, mask, pair)
-            if load(place) == EMPTY:  # of a pair that is listed twice the first counts
+            if load(place) == EMPTY:  # the first of duplicates counts
                 store_i64(place, pair)
                 store_i64(place + 8, NEVER if result < 0 else load_i32(ranks + i * 4) << 32 | result)
 
@@ -87,7 +88,7 @@ def build_pairs(simd: Any) -> Any:
 
 
 def byte_symbols(simd: Any) -> Any:
-    """start: the symbols of a piece's bytes, and what each becomes with the next. Returns the number of symbols."""
+    """start: the symbols of a pre-token's bytes, and the values of neighbours. Returns the number of symbols."""
     at, load, load_u8, load_i32 = MergeRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_i32, store_i64 = simd.store_i32, simd.store_i64
 
@@ -110,7 +111,7 @@ def byte_symbols(simd: Any) -> Any:
 
 
 def character_symbols(simd: Any, value_of: Any) -> Any:
-    """start: as in :func:`byte_symbols`, for a piece's characters; an unknown one is its bytes or the unknown id."""
+    """start: as :func:`byte_symbols`, but of characters; an unknown one becomes its bytes or the unknown id."""
     at, load, load_u8, load_i32 = MergeRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_i32, store_i64 = simd.store_i32, simd.store_i64
     length_of, code_point = decoding(simd)
@@ -120,7 +121,7 @@ def character_symbols(simd: Any, value_of: Any) -> Any:
         alphabet, characters = load(record + at.bytes), load(record + at.characters)
         pairs, mask = load(record + at.pairs), load(record + at.pairs_mask)
         unknown, fuse = load(record + at.unknown), load(record + at.fuse)
-        count, done, open_ = 0, 0, False  # whether the last symbol is an unknown one
+        count, done, open_ = 0, 0, False  # open_: the last symbol is an unknown character
         while done < length:
             size = length_of(load_u8(place + done))
             symbol, spelled = load_i32(characters + code_point(place + done) * 4), False
@@ -148,7 +149,7 @@ def character_symbols(simd: Any, value_of: Any) -> Any:
 
 
 def encoding(simd: Any, symbols: str) -> Any:
-    """merged: the ids that a piece's symbols merge to, to ``out``. Returns how many they are."""
+    """merged: writes the ids that a pre-token's symbols merge to. Returns their number."""
     at, load, value_of = MergeRecord.at, simd.load_i64, pairing(simd)
     start = byte_symbols(simd) if symbols == "bytes" else character_symbols(simd, value_of)
     merge = merging(simd, value_of)
@@ -165,8 +166,8 @@ def encoding(simd: Any, symbols: str) -> Any:
 
 @kernel("text.merge", MergeRecord)
 def build(simd: Any, symbols: str, whole: bool) -> Any:
-    """``symbols``: "bytes" or "characters". ``whole``: a piece that the vocabulary has is that one, whatever its
-    symbols merge to."""
+    """``symbols``: "bytes" or "characters". ``whole``: a pre-token that is a piece of the vocabulary gets its id,
+    whatever its symbols merge to."""
     at, load, load_u8, load_i32 = MergeRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_u8, store_i32 = simd.store_u8, simd.store_i32
     hashed, _ = hashing(simd)
@@ -174,7 +175,7 @@ def build(simd: Any, symbols: str, whole: bool) -> Any:
 
     @simd.jit
     def ids_of(record, scratch, place, length, part, out):
-        """The ids of a piece, which may be a word of the vocabulary."""
+        """The ids of a pre-token, which may be a piece of the vocabulary."""
         h = hashed(place, length)
         word = word_of(
             place, length, h, load(record + at.words), load(record + at.words_mask),

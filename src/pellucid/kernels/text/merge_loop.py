@@ -1,8 +1,8 @@
-"""Merges the symbols of one piece until no two neighbours merge, for use inside ``text/merge.py``.
+"""Merges the symbols of one pre-token until no two neighbours merge: the loop of ``text/merge.py``.
 
-``ids`` (count,) int32 are the symbols, ``values`` (count,) int64 what each becomes with its right neighbour: rank << 32
-| id, or NEVER. The pair of the lowest value merges first, the leftmost of equal ones. Short pieces search all values
-for the lowest; long ones keep the values in a heap.
+``ids`` (count,) int32 are the symbols; ``values`` (count,) int64 are the values of each symbol and its right neighbour:
+rank << 32 | id, or NEVER. The pair of the lowest value merges first, the leftmost of equal ones. Few symbols are merged
+by a search through all values, many in the order of a heap.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 from pellucid.kernels.text.heap import heaping
 
 NEVER = (1 << 63) - 1  # the value of a pair that does not merge; greater than all others
-SHORT = 64  # the most symbols for which a search through all pairs is faster than a heap
+SHORT = 64  # up to this many symbols, a search through all values is faster than a heap
 
 
 def gathering(simd: Any) -> Any:
-    """gather: copies the symbols that are left to ``out``. Returns their number."""
+    """gather: copies the remaining symbols to ``out``. Returns their number."""
     load_i32, store_i32 = simd.load_i32, simd.store_i32
 
     @simd.jit
@@ -35,7 +35,7 @@ def gathering(simd: Any) -> Any:
 def searching(simd: Any, value_of: Any, gather: Any) -> Any:
     """few: merges up to SHORT symbols; each step searches all values for the lowest.
 
-    ``links`` holds a doubly linked list of the symbols that are left, in bytes. The values of merged ones are NEVER.
+    ``links`` holds a doubly linked list of the remaining symbols, in bytes. The values of removed symbols are NEVER.
     """
     load, load_i32, load_u8 = simd.load_i64, simd.load_i32, simd.load_u8
     store_i32, store_i64, store_u8 = simd.store_i32, simd.store_i64, simd.store_u8
@@ -77,16 +77,16 @@ def searching(simd: Any, value_of: Any, gather: Any) -> Any:
 
 
 def queueing(simd: Any) -> Any:
-    """(fill, offer, prune, drop): the heap of the values of a long piece's symbols.
+    """(fill, offer, prune, drop): the heap of the values of many symbols.
 
-    An entry is a value and its symbol's place. It is stale once ``values`` has another value for that place.
+    An entry is a value and its index in ``values``. It is stale once ``values`` has another value there.
     """
     load, store_i64 = simd.load_i64, simd.store_i64
     order, push, drop = heaping(simd)
 
     @simd.jit
     def fill(heap, values, count):
-        """Makes a heap of all values but NEVER. Returns its size."""
+        """Makes a heap of all values except NEVER. Returns its size."""
         size = 0
         for i in range(count):
             value = load(values + i * 8)
@@ -120,9 +120,9 @@ def queueing(simd: Any) -> Any:
 def queued(simd: Any, value_of: Any, gather: Any) -> Any:
     """many: merges any number of symbols in the order of a heap.
 
-    ``links`` holds a doubly linked list of the symbols that are left, in int32, and behind it the heap. A symbol has at
-    most one entry that is not stale. Each merge takes one entry and adds up to two, so the heap would grow to
-    3 * count entries; stale ones are removed before it exceeds 1.5 * count.
+    ``links`` holds a doubly linked list of the remaining symbols, in int32, followed by the heap. A symbol has at most
+    one entry that is not stale. Each merge removes one entry and adds up to two, so the heap could grow to 3 * count
+    entries; stale entries are removed before it exceeds 1.5 * count.
     """
     load, load_i32, store_i32, store_i64 = simd.load_i64, simd.load_i32, simd.store_i32, simd.store_i64
     fill, offer, prune, drop = queueing(simd)
@@ -166,7 +166,7 @@ def queued(simd: Any, value_of: Any, gather: Any) -> Any:
 
 
 def merging(simd: Any, value_of: Any) -> Any:
-    """merge: merges symbols and writes the ids that are left to ``out``. Returns their number."""
+    """merge: merges symbols and writes the remaining ids to ``out``. Returns their number."""
     gather = gathering(simd)
     few, many = searching(simd, value_of, gather), queued(simd, value_of, gather)
 

@@ -1,7 +1,8 @@
-"""The likeliest cut of pieces of texts (``text/pieces.py``) into those of a Unigram vocabulary: Viterbi's algorithm.
+"""Segments pre-tokens (``text/pieces.py``) into the likeliest pieces of a Unigram vocabulary: Viterbi's algorithm.
 
-The reference is ``tokenize/kinds/unigram.py``: of the ways to each place the best is kept, of equally good ones the one
-that was found first; an unknown character has a price, and unknown neighbours become one, or their bytes.
+The reference is ``tokenize/kinds/unigram.py``. The best path to each byte position is kept, the first found of equally
+good ones. An unknown character has a score of its own; adjacent unknown characters become one unknown id, or their
+bytes.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, over
 from pellucid.kernels.text.split import decoding
 from pellucid.kernels.text.words import ROOT, stepping
 
-RESET = 100_000.0  # sums of float32 beyond this begin again at 0
-NODE = 16  # bytes of what is known of a place: the score, where the last piece begins, its id
+RESET = 100_000.0  # float32 sums beyond this restart at 0
+NODE = 16  # bytes of a node, one per position: score, begin and id of the last piece
 
 
 class UnigramRecord(PiecesRecord):
-    slots: Address  # a tree of the pieces
+    slots: Address  # a tree of the pieces (text/words.py)
     ids: Address
     scores: Address  # (V,) float64
     unknown: int
     unknown_score: float
-    bytes: Address  # (256,) int32: each byte's id, below 0: none
-    spelled: int  # 1: there are bytes
+    bytes: Address  # (256,) int32: each byte's id; below 0: none
+    spelled: int  # 1: unknown characters become bytes
 
 
 def scratch_bytes(longest: int) -> int:
-    """What ``PiecesRecord.scratch`` must have for a longest piece of so many bytes."""
+    """The bytes of ``PiecesRecord.scratch`` for pre-tokens of up to ``longest`` bytes."""
     return 8 * BLOCK + NODE * (longest + 2)
 
 
@@ -48,7 +49,7 @@ def summing(simd: Any, single: bool) -> Any:
 
 
 def offering(simd: Any) -> Any:
-    """offer: a way to a place, kept if it is the first, before which there was no number, or better."""
+    """offer: keeps a path to a position if it is the first one (the score was NaN) or a better one."""
     load_f64, store_i32, store_f64 = simd.load_f64, simd.store_i32, simd.store_f64
 
     @simd.jit
@@ -63,7 +64,7 @@ def offering(simd: Any) -> Any:
 
 
 def searching(simd: Any, single: bool) -> Any:
-    """best: finds the best way to every place, forwards."""
+    """best: finds the best path to each position."""
     at, load, load_u8, load_i32, load_f64 = (
         UnigramRecord.at, simd.load_i64, simd.load_u8, simd.load_i32, simd.load_f64,
     )  # fmt: skip
@@ -72,7 +73,7 @@ def searching(simd: Any, single: bool) -> Any:
 
     @simd.jit
     def again(nodes, start, reached, so_far):
-        """Scores from a place on, so much greater."""
+        """Subtracts ``so_far`` from the scores of positions ``start`` to ``reached``."""
         for i in range(start, reached + 1):
             there = nodes + i * NODE
             store_f64(there, sum_of(load_f64(there), -so_far))
@@ -110,7 +111,7 @@ def searching(simd: Any, single: bool) -> Any:
 
 
 def tracing(simd: Any) -> Any:
-    """trace: turns the links of the best way round, from the end. Returns where its first piece ends, or -1."""
+    """trace: reverses the links of the best path. Returns the end of its first piece, or -1 if there is none."""
     load_i32, store_i32 = simd.load_i32, simd.store_i32
 
     @simd.jit
@@ -126,7 +127,7 @@ def tracing(simd: Any) -> Any:
 
 
 def spelling(simd: Any) -> Any:
-    """spell: unknown characters as bytes, if they all have ids, or as one id. Returns how many ids there are now."""
+    """spell: writes unknown characters as bytes, if all have ids, or as one id. Returns the new number of ids."""
     at, load, load_u8 = UnigramRecord.at, simd.load_i64, simd.load_u8
     load_i32, store_i32 = simd.load_i32, simd.store_i32
 
@@ -148,7 +149,7 @@ def spelling(simd: Any) -> Any:
 
 @kernel("text.unigram", UnigramRecord)
 def build(simd: Any, single: bool) -> Any:
-    """``single``: sums are float32, as in SentencePiece, and unknown characters are bytes one by one."""
+    """``single``: as in SentencePiece, sums are float32 and unknown characters become bytes one by one."""
     at, load, load_i32, store_i32 = UnigramRecord.at, simd.load_i64, simd.load_i32, simd.store_i32
     best, trace, spell = searching(simd, single), tracing(simd), spelling(simd)
 
