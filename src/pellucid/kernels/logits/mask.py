@@ -1,7 +1,7 @@
-"""Logits of the tokens that a bit mask allows, minus infinity elsewhere.
+"""Replaces the logits of the tokens that a bit mask forbids by minus infinity.
 
-In: logits (n,) float32, n >= 16, and a bit for each, the lowest of a byte first, in whole words of 32. Out: (n,)
-float32. Called straight from Python.
+In: logits (n,) float32, n >= 16, and a bit for each in uint32 words, the lowest bit first. Out: (n,) float32. Called
+directly from Python.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class MaskRecord(Record):
 
 
 def reference(logits: NDArray[Any], mask: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """The same in NumPy."""
+    """The reference in NumPy."""
     bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(logits)]
     return np.where(bits, logits, np.float32(-np.inf)).astype(np.float32)
 

@@ -1,7 +1,7 @@
-"""The places of the k highest logits, from the highest on; of equal ones the lowest place first.
+"""The indices of the k highest logits in descending order; of equal logits the lowest index first.
 
-In: logits (n,) float32 without NaN, n >= k. Out: places (k,) int64. Called straight from Python. One pass: a heap has
-the best so far, its worst at the root, and 128 logits at a time are passed over if none is above that.
+In: logits (n,) float32 without NaN, n >= k. Out: indices (k,) int64. Called directly from Python. In one pass, a heap
+holds the best logits so far, the worst of them at the root; 128 logits at a time are skipped if none exceeds the root.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class TopRecord(Record):
     logits: Address  # (n,) float32
     count: int  # n
     k: int  # 1 to n
-    places: Address  # (k,) int64
+    places: Address  # (k,) int64: indices
     values: Address  # (k,) float32, scratch
 
 
 def reference(logits: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """The same in NumPy."""
+    """The reference in NumPy."""
     return np.lexsort((np.arange(len(logits)), -logits.astype(np.float64)))[:k]
 
 
@@ -37,7 +37,7 @@ def build(simd: Any) -> Any:
 
     @simd.jit
     def sink(values, places, size, hole, value, place):
-        """Put an entry where ``hole`` is, or below: no parent is better than its children."""
+        """Puts an entry at ``hole`` or below it, so that no parent is better than its children."""
         while True:
             child = 2 * hole + 1
             if child >= size:
@@ -57,7 +57,7 @@ def build(simd: Any) -> Any:
 
     @simd.jit
     def consider(logits, first, stop, values, places, k):
-        """Those of a few logits that are better than the worst of the best."""
+        """Replaces the root by each of some logits that exceeds it."""
         for i in range(first, stop):
             x = load_f32(logits + i * 4)
             if x > load_f32(values):
@@ -82,7 +82,7 @@ def build(simd: Any) -> Any:
                 consider(logits, i, i + LOOK, values, places, k)
             i += LOOK
         consider(logits, i, count, values, places, k)
-        for last in range(k - 1, 0, -1):  # the worst goes last, and so on
+        for last in range(k - 1, 0, -1):  # heap sort: the worst goes last
             value, place = load_f32(values + last * 4), load(places + last * 8)
             store_f32(values + last * 4, load_f32(values))
             store_i64(places + last * 8, load(places))

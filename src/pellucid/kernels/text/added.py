@@ -1,8 +1,8 @@
-"""Added tokens cut out of pieces of texts, before anything else happens to them. Called straight from Python, on UTF-8.
+"""Finds added tokens in texts, before any other stage. Called directly from Python, on UTF-8.
 
-Of those that match, the leftmost and then the longest counts (``tokenize/stages/added.py``, which says the same in
-Python). Some are found only to be left as text: control tokens that a user wrote. A token that is cut out is a piece
-whose id is known, as ``text/pieces.py`` has it.
+Of the tokens that match, the leftmost and then the longest is taken (``tokenize/stages/added.py`` is the same in
+Python). Some are matched only to stay text: control tokens that a user wrote. A token that is taken becomes a span that
+stands for its id (``text/pieces.py``).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pellucid.kernels.text.words import walking
 
 class AddedRecord(Record):
     text: Address  # UTF-8
-    pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last
+    pieces: Address  # (n, 2) int32: begin and end of each span, in bytes
     count: int  # n
-    starts: Address  # (256,) uint8: whether a token begins with a byte
-    slots: Address  # a tree of the tokens, by their numbers
-    ids: Address
-    emitted: Address  # (tokens,) int32: the id, or -1 where it is left as text
-    out: Address  # (m, 2) int32, room for one more than there are bytes, and pieces
+    starts: Address  # (256,) uint8: whether a token begins with this byte
+    slots: Address  # a tree of the tokens (text/words.py)
+    ids: Address  # the index of the token that ends at a slot, or -1
+    emitted: Address  # (tokens,) int32: a token's id, or -1 if it stays text
+    out: Address  # (m, 2) int32 spans, room for the number of bytes plus that of spans plus 1
     made: Address  # int64: m
 
 

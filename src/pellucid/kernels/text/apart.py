@@ -1,9 +1,9 @@
-"""Pieces of texts cut between characters that are next to each other in no piece of the vocabulary.
+"""Cuts pre-tokens between characters that are adjacent in no piece of the vocabulary.
 
-Called straight from Python, on UTF-8. No pair across such a place can ever merge, so the parts are encoded like the
-whole: and scripts without spaces, whose sentences are one piece, fall apart into words that are met again. Where a
-pattern has cut at spaces and punctuation before, only places between two characters of three bytes or more are worth
-looking at.
+Called directly from Python, on UTF-8. No pair of symbols across such a cut can merge, so the parts get the same ids as
+the whole. Scripts without spaces gain from it: there a sentence is one pre-token, and its parts are words that recur.
+If a pattern has already split at spaces and punctuation, only places between two characters of three bytes or more are
+checked.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ NONE = 255
 
 class ApartRecord(Record):
     text: Address  # UTF-8
-    pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last (text_pieces.py)
+    pieces: Address  # (n, 2) int32: begin and end of each pre-token, in bytes (text/pieces.py)
     count: int  # n
-    slots: Address  # (size,) int64: the pairs that pieces have, left << 21 | right; or EMPTY
+    slots: Address  # (size,) int64: the adjacent characters of pieces, left << 21 | right; or EMPTY
     mask: int  # size - 1
-    common: Address  # (0x110000,) uint8: a character's row in ``together``, or NONE
-    together: Address  # (256, 256) uint8: 1 where no cut is made between two such, whatever else is said
+    common: Address  # (0x110000,) uint8: row in ``together`` of a character with many neighbours, or NONE
+    together: Address  # (256, 256) uint8: 1: no cut between two such characters, by ``slots`` or ``flags``
     flags: Address  # (0x110000,) uint8: AFTER, BEFORE
-    marked: int  # 1: parts of what is cut are marked as such (text_pieces.py)
-    out: Address  # (m, 2) int32, room for as many as there are bytes, and pieces
+    marked: int  # 1: the parts of a pre-token get the flag PART (text/pieces.py)
+    out: Address  # (m, 2) int32 pre-tokens, room for the number of bytes plus that of pre-tokens
     made: Address  # int64: m
 
 
 class NeighboursRecord(Record):
-    """Fill a table of pairs, all of whose slots are EMPTY."""
+    """Fills a table of pairs of characters. All slots are EMPTY at first."""
 
     pairs: Address  # (n,) int64
     count: int  # n
@@ -61,7 +61,7 @@ def build_neighbours(simd: Any) -> Any:
 
 @kernel("text.apart", ApartRecord)
 def build(simd: Any, everywhere: bool) -> Any:
-    """``everywhere``: also between shorter characters."""
+    """``everywhere``: also cut between characters of fewer than three bytes."""
     at, load, load_u8, load_i32 = ApartRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_i64, append, slot_for = simd.store_i64, appending(simd), probing(simd, 1)
     length_of, code_point = decoding(simd)

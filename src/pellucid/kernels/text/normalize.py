@@ -1,8 +1,9 @@
-"""Pieces of texts in a normalisation form of Unicode (UAX #15). Called straight from Python, on UTF-8.
+"""Brings spans of text into a Unicode normalization form (UAX #15). Called directly from Python, on UTF-8.
 
-Most characters are in the form already, whatever is around them, and so are most marks behind them: they are copied.
-Where one is not, or may join with what is before it, everything from the character before on, up to the next that
-nothing joins, is taken apart, put in order, and composed again. The reference is ``tokenize/stages/normalize.py``.
+Most characters are in the form already, whatever their neighbours are, and so are most marks behind them: they are
+copied. At a character that is not, or that may compose with one before it, the kernel goes back to the last starter if
+it has to, and decomposes, orders and composes everything up to the next character that joins nothing. The reference is
+``tokenize/stages/normalize.py``.
 """
 
 from __future__ import annotations
@@ -11,33 +12,32 @@ from typing import Any
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address
-from pellucid.kernels.text.merge import NEVER, pairing
+from pellucid.kernels.text.merge import pairing
+from pellucid.kernels.text.merge_loop import NEVER
 from pellucid.kernels.text.rewrite import ChangedRecord, changing
 from pellucid.kernels.text.split import decoding, running
 
-# Of a character: its canonical combining class in the low byte, and whether it is not in the form by itself, or may
-# join with one before it.
+# The properties of a character. CLASS: its canonical combining class. CHANGES: it is not in the form by itself. JOINS:
+# it may compose with a character before it.
 CLASS, CHANGES, JOINS = 255, 256, 512
-MOST = 128  # parts of what is put in order at once; more is for Python
-PART_BITS = 21  # of a part's code point; its class is above
+MOST = 128  # the most parts that are ordered together; Python handles longer sequences
+PART_BITS = 21  # bits of a part's code point; its combining class is stored above them
 
 
 class NormalizeRecord(ChangedRecord):
-    """``out`` has room for all parts of every character."""
+    """``out`` has room for the parts, i.e. the full decomposition, of every character."""
 
     properties: Address  # (0x110000,) uint16
-    places: (
-        Address  # (0x110000,) int32: where in ``written`` the parts are, or 0: the character is its only part
-    )
-    written: Address  # int32: how many parts, then their code points
+    places: Address  # (0x110000,) int32: index of the parts in ``written``; 0: the character is its only part
+    written: Address  # int32: the number of parts, then their code points
     composes: int  # 1: the form is composed
-    pairs: Address  # what a part and another one behind it compose (text_merge.py)
+    pairs: Address  # table of pairs: what two parts compose to (text/merge.py)
     pairs_mask: int
     scratch: Address  # (MOST,) int32
 
 
 def encoding(simd: Any) -> Any:
-    """encode: a code point as UTF-8, to ``out``. Returns how many bytes that is."""
+    """encode: writes a code point as UTF-8 to ``out``. Returns the number of bytes."""
     store_u8 = simd.store_u8
 
     @simd.jit
@@ -63,27 +63,27 @@ def encoding(simd: Any) -> Any:
     return encode
 
 
-@kernel("text.normalize", NormalizeRecord)
-def build(simd: Any) -> Any:
-    at, load, load_u8, load_u16, load_i32 = (
-        NormalizeRecord.at, simd.load_i64, simd.load_u8, simd.load_u16, simd.load_i32,
-    )  # fmt: skip
-    store_i32, store_i64 = simd.store_i32, simd.store_i64
-    length_of, code_point = decoding(simd)
-    value_of, run_of, encode = pairing(simd), running(simd), encoding(simd)
+def inserting(simd: Any) -> Any:
+    """insert: adds a part in canonical order, before the marks of a higher combining class."""
+    load_i32, store_i32 = simd.load_i32, simd.store_i32
 
     @simd.jit
     def insert(parts, count, code, kind):
-        """One more part, before those marks of which the class is greater."""
         here = count
         while kind > 0 and here > 0 and load_i32(parts + here * 4 - 4) >> PART_BITS > kind:
             store_i32(parts + here * 4, load_i32(parts + here * 4 - 4))
             here -= 1
         store_i32(parts + here * 4, kind << PART_BITS | code)
 
+    return insert
+
+
+def composing(simd: Any) -> Any:
+    """compose: composes ordered parts in place. Returns the number of the remaining ones."""
+    load_i32, store_i32, value_of = simd.load_i32, simd.store_i32, pairing(simd)
+
     @simd.jit
     def compose(parts, count, pairs, mask):
-        """Parts that are in order, composed. Returns how many are left."""
         kept, starter, last = 0, -1, 0
         for i in range(count):
             part = load_i32(parts + i * 4)
@@ -99,10 +99,20 @@ def build(simd: Any) -> Any:
             kept, last = kept + 1, kind
         return kept
 
+    return compose
+
+
+def rebuilding(simd: Any, length_of: Any, code_point: Any) -> Any:
+    """rebuild: decomposes, orders and composes the characters from ``position`` up to the next that joins nothing.
+
+    Returns where they end in ``text`` and in ``out``; the latter is -1 if they have more than MOST parts.
+    """
+    at, load, load_u8 = NormalizeRecord.at, simd.load_i64, simd.load_u8
+    load_u16, load_i32 = simd.load_u16, simd.load_i32
+    insert, compose, encode = inserting(simd), composing(simd), encoding(simd)
+
     @simd.jit
     def rebuild(record, position, end, made):
-        """The characters from a place on up to the next that nothing joins. Returns where they end, and their new end,
-        -1 if they are too many."""
         text, out, parts = load(record + at.text), load(record + at.out), load(record + at.scratch)
         properties, places = load(record + at.properties), load(record + at.places)
         written, count, first = load(record + at.written), 0, True
@@ -126,6 +136,16 @@ def build(simd: Any) -> Any:
             made += encode(load_i32(parts + i * 4) & ((1 << PART_BITS) - 1), out + made)
         return position, made
 
+    return rebuild
+
+
+@kernel("text.normalize", NormalizeRecord)
+def build(simd: Any) -> Any:
+    at, load, load_u8, load_u16 = NormalizeRecord.at, simd.load_i64, simd.load_u8, simd.load_u16
+    store_i64, run_of = simd.store_i64, running(simd)
+    length_of, code_point = decoding(simd)
+    rebuild = rebuilding(simd, length_of, code_point)
+
     @simd.jit
     def change(record, begin, end, begins_text, made):
         text, out, properties = load(record + at.text), load(record + at.out), load(record + at.properties)
@@ -134,7 +154,7 @@ def build(simd: Any) -> Any:
             place = text + position
             run = min(run_of(place), end - position)
             if run > 0 and load_u8(place + run) >= 0x80:
-                run -= 1  # something may join the last of them
+                run -= 1  # the last one may compose with what follows
             if run > 0:
                 store_i64(out + made, load(place))
                 position, made, last = position + run, made + run, 0

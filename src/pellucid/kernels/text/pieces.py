@@ -1,14 +1,14 @@
-"""Ids of the pieces of texts, one piece after the other: what all kinds of tokenizers share, but for what a piece is.
+"""The frame of the model kernels: from pre-tokens to token ids (``text.merge``, ``text.unigram``, ``text.wordpiece``).
 
-Called straight from Python, on UTF-8. Most pieces are met again and again: their ids are kept in memories of fixed
-size, of which each thread has two to itself, for short pieces and longer ones. Looking up many in a row takes as long
-as the cache misses do, so a block's entries are asked for before the first is looked at. Several texts may lie behind
-one another; how many ids each has is told too.
+Called directly from Python, on UTF-8. Most pre-tokens recur, so their ids are cached in tables of fixed size. Each
+thread has two: one for short pre-tokens, one for longer ones. Many lookups in a row are bound by cache misses, so the
+entries of a block of pre-tokens are prefetched before the first is read. Several texts may be concatenated; the kernel
+also reports how many ids each has.
 
-A piece may also be one id that is known beforehand (an added token): the byte behind its last is then -1 - id. And it
-may be marked as a PART of one that was cut, where that makes a difference.
+A pre-token may stand for an id that is already known (an added token): its end is then -1 - id. The end of a part of a
+pre-token that was cut (``text/apart.py``) has the flag PART if that makes a difference.
 
-A kind's file makes its kernel of :func:`over` and of a function that works out the ids of one piece.
+A kernel's file builds its body with :func:`over` from a function that computes the ids of one pre-token.
 """
 
 from __future__ import annotations
@@ -17,41 +17,43 @@ from typing import Any
 
 from pellucid.kernels.core.record import Address, Record
 
-PADDING = 128  # bytes behind the text that may be read
-PART = 1 << 30  # in the byte behind a piece's last
-BLOCK = 16
+PADDING = 128  # readable bytes behind the text
+PART = 1 << 30  # flag in a pre-token's end
+BLOCK = 16  # pre-tokens whose cache entries are prefetched together
 
-# An entry of a memory: the hash, length and count, then the text, then the ids, if all of that fits in. Of the short
-# pieces' memory two entries that lie beside each other are a set: what is new goes to the first, that to the second.
+# A cache entry: hash (8 bytes), length (1), number of ids (1), text, ids. What does not fit is not cached. In the cache
+# of short pre-tokens two adjacent entries are a set: a new entry goes to the first, whose content moves to the second.
 ENTRY, KEPT_BYTES = 64, 32
 LONG_ENTRY, LONG_BYTES = 256, 160
-TEXT = 10  # bytes before the text
-FIRST_IDS = 6  # what is copied of the ids before it is asked how many there are
+TEXT = 10  # offset of the text in an entry
+FIRST_IDS = 6  # ids that are copied before their number is checked
 
 
 class PiecesRecord(Record):
-    text: Address  # UTF-8, and PADDING
-    pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last
+    """The fields of every kernel built with :func:`over`."""
+
+    text: Address  # UTF-8, then PADDING
+    pieces: Address  # (n, 2) int32: begin and end of each pre-token, in bytes
     count: int  # n
-    ends: Address  # (texts,) int32: the byte behind each text
-    counts: Address  # (texts,) int64: the ids up to the end of each
+    ends: Address  # (texts,) int32: the end of each text
+    counts: Address  # (texts,) int64: the number of ids up to the end of each text
     texts: int
-    memory: Address  # entries, zero at first, of short pieces
+    memory: Address  # the cache of short pre-tokens, zero at first
     memory_mask: int
-    long_memory: Address  # the same of longer ones
+    long_memory: Address  # the cache of longer pre-tokens, zero at first
     long_mask: int
-    scratch: Address  # what the kind wants, and before that BLOCK hashes
-    out: Address  # (m,) int32, room for FIRST_IDS more than there are bytes
-    firsts: Address  # (n,) int32: the ids before each piece; 0 if nobody asks
+    scratch: Address  # BLOCK hashes, then the kernel's own scratch
+    out: Address  # (m,) int32 ids, room for the number of bytes plus FIRST_IDS
+    firsts: Address  # (n,) int32: the number of ids before each pre-token; 0: not wanted
 
 
 def hashing(simd: Any) -> Any:
-    """(hashed, same): a hash of some bytes, and whether two places hold the same ones."""
+    """(hashed, same): the hash of some bytes, and whether two addresses hold the same bytes."""
     load, times = simd.load_i64, simd.times
 
     @simd.jit
     def hashed(place, length):
-        """Of so many bytes, eight at a time; what lies behind them does not count."""
+        """The hash of ``length`` bytes, read eight at a time; the bytes behind them are masked out."""
         h = times(length, -7046029254386353131)
         done = 0
         while done + 8 <= length:
@@ -81,7 +83,7 @@ def hashing(simd: Any) -> Any:
 
 
 def appending(simd: Any) -> Any:
-    """append: one more piece, its first byte and the one behind its last. Returns how many pieces there are now."""
+    """append: adds a span, its begin and end. Returns the new number of spans."""
     store_i64 = simd.store_i64
 
     @simd.jit
@@ -92,16 +94,41 @@ def appending(simd: Any) -> Any:
     return append
 
 
-def over(simd: Any, at: Any, ids_of: Any) -> Any:
-    """The body of a kernel whose record begins with the fields of Pieces.
+def _memory(simd: Any) -> Any:
+    """(known, keep): reads and writes a cache entry."""
+    load, load_u8, load_i32 = simd.load_i64, simd.load_u8, simd.load_i32
+    store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
+    _, same = hashing(simd)
 
-    ``ids_of(record, scratch, place, length, part, out)`` works out the ids of one piece and returns how many they are;
-    ``part`` is 1 for a part of a piece that was cut.
-    """
-    load, load_i32, store_i32, store_i64 = simd.load_i64, simd.load_i32, simd.store_i32, simd.store_i64
-    hashed, _ = hashing(simd)
+    @simd.jit
+    def known(entry, h, place, length, out):
+        """Copies a pre-token's ids from an entry to ``out``. Returns their number, -1 if the entry is another's."""
+        if load(entry) != h or load_u8(entry + 8) != length or not same(place, entry + TEXT, length):
+            return -1
+        count, ids = load_u8(entry + 9), entry + TEXT + length
+        for i in range(0, 4 * FIRST_IDS, 8):
+            store_i64(out + i, load(ids + i))
+        for i in range(FIRST_IDS, count):
+            store_i32(out + i * 4, load_i32(ids + i * 4))
+        return count
+
+    @simd.jit
+    def keep(entry, h, place, length, out, made):
+        store_i64(entry, h)
+        store_u8(entry + 8, length)
+        store_u8(entry + 9, made)
+        for i in range(0, length, 8):
+            store_i64(entry + TEXT + i, load(place + i))
+        for i in range(made):
+            store_i32(entry + TEXT + length + i * 4, load_i32(out + i * 4))
+
+    return known, keep
+
+
+def _short(simd: Any, ids_of: Any) -> Any:
+    """short: the ids of a short pre-token, from the set of two entries at ``entry``, or computed and cached there."""
+    load, store_i64 = simd.load_i64, simd.store_i64
     known, keep = _memory(simd)
-    long_known, long_keep = _memory(simd)
 
     @simd.jit
     def moved(entry, other):
@@ -110,7 +137,6 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
 
     @simd.jit
     def short(record, entry, h, scratch, place, length, part, out):
-        """The ids of a short piece, from where they are known or made."""
         made = known(entry, h, place, length, out)
         if made < 0:
             made = known(entry + ENTRY, h, place, length, out)
@@ -121,16 +147,37 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
                 keep(entry, h, place, length, out, made)
         return made
 
+    return short
+
+
+def _longer(simd: Any, at: Any, ids_of: Any, hashed: Any) -> Any:
+    """longer: the ids of a longer pre-token, from its cache entry, or computed and cached there."""
+    load = simd.load_i64
+    known, keep = _memory(simd)
+
     @simd.jit
     def longer(record, scratch, place, length, part, out):
         h = hashed(place, length) ^ part
         entry = load(record + at.long_memory) + (h & load(record + at.long_mask)) * LONG_ENTRY
-        made = long_known(entry, h, place, length, out)
+        made = known(entry, h, place, length, out)
         if made < 0:
             made = ids_of(record, scratch, place, length, part, out)
             if TEXT + length + 4 * made <= LONG_ENTRY:
-                long_keep(entry, h, place, length, out, made)
+                keep(entry, h, place, length, out, made)
         return made
+
+    return longer
+
+
+def over(simd: Any, at: Any, ids_of: Any) -> Any:
+    """The body of a kernel whose record begins with the fields of :class:`PiecesRecord`.
+
+    ``ids_of(record, scratch, place, length, part, out)`` writes the ids of one pre-token to ``out`` and returns their
+    number; ``part`` is 1 for a part of a pre-token that was cut.
+    """
+    load, load_i32, store_i32, store_i64 = simd.load_i64, simd.load_i32, simd.store_i32, simd.store_i64
+    hashed, _ = hashing(simd)
+    short, longer = _short(simd, ids_of), _longer(simd, at, ids_of, hashed)
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
@@ -175,34 +222,3 @@ def over(simd: Any, at: Any, ids_of: Any) -> Any:
             done += 1
 
     return body
-
-
-def _memory(simd: Any) -> Any:
-    """(known, keep) of entries."""
-    load, load_u8, load_i32 = simd.load_i64, simd.load_u8, simd.load_i32
-    store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
-    _, same = hashing(simd)
-
-    @simd.jit
-    def known(entry, h, place, length, out):
-        """The ids of a piece from an entry; returns how many, -1 if it is not there."""
-        if load(entry) != h or load_u8(entry + 8) != length or not same(place, entry + TEXT, length):
-            return -1
-        count, ids = load_u8(entry + 9), entry + TEXT + length
-        for i in range(0, 4 * FIRST_IDS, 8):
-            store_i64(out + i, load(ids + i))
-        for i in range(FIRST_IDS, count):
-            store_i32(out + i * 4, load_i32(ids + i * 4))
-        return count
-
-    @simd.jit
-    def keep(entry, h, place, length, out, made):
-        store_i64(entry, h)
-        store_u8(entry + 8, length)
-        store_u8(entry + 9, made)
-        for i in range(0, length, 8):
-            store_i64(entry + TEXT + i, load(place + i))
-        for i in range(made):
-            store_i32(entry + TEXT + length + i * 4, load_i32(out + i * 4))
-
-    return known, keep

@@ -1,11 +1,12 @@
-"""Pieces of texts with other characters in them, as a normalizer makes them. Called straight from Python, on UTF-8.
+"""Replaces characters in spans of text, as normalizers do. Called directly from Python, on UTF-8.
 
-A character becomes what a table says, whatever is around it. Sidecar that, spaces in a row may become one, and none at
-a piece's ends; a piece may get something put before it; and there may be rules for several characters, as SentencePiece
-compiles them into a model: the longest counts, or, as in Hugging Face ``tokenizers``, a rule for the beginning of a
-short grapheme cluster is for all of it (``tokenize/stages/precompiled_charsmap.py``). A character that the table does
-not know enough about is where this gives up: Python then does it. A piece that is an id (``text/pieces.py``) takes one
-byte, so that what lies behind another stays there.
+A table maps each character to its target, whatever its neighbours are. Besides, consecutive spaces may become one,
+spaces at the ends of a span may be removed, and a span may get a prefix. There may be rules for several characters,
+which SentencePiece compiles into a model: in SentencePiece the longest rule applies; in Hugging Face ``tokenizers`` a
+rule for the beginning of a short grapheme cluster replaces the whole cluster
+(``tokenize/stages/precompiled_charsmap.py``). At a character that the table does not cover the kernel gives up, and the
+text is normalized in Python. A span that is an id (``text/pieces.py``) takes one byte of the new text, so that spans
+stay in order.
 """
 
 from __future__ import annotations
@@ -17,54 +18,52 @@ from pellucid.kernels.core.record import Address, Record
 from pellucid.kernels.text.split import decoding, running
 from pellucid.kernels.text.words import walking
 
-KEPT, STRANGE = 0, -1  # targets of a character that stays, and of one that is not for this
+KEPT, STRANGE = 0, -1  # targets: the character stays; the table does not cover it
 DONE, GAVE_UP = 0, 1
 NEVER, ALWAYS, FIRST = 0, 1, 2
-# Flags of characters: of a cluster with what is before it; of a longer rule the first, or the second; one that nothing
-# joins; and a picture, which JOINER joins with another.
+# Flags of characters. JOINS: in one cluster with the character before. BEGINS, FOLLOWS: the first or second character
+# of a rule for several. APART: nothing joins it. PICTURE: a pictograph; JOINER joins it to another.
 JOINS, BEGINS, FOLLOWS, APART, PICTURE = 1, 2, 4, 8, 16
 JOINER = 0x200D
-SHORT = 6  # bytes of a cluster for which there are no rules
+SHORT = 6  # clusters of this many bytes or more have no rules
 
 
 class ChangedRecord(Record):
-    """What all kernels have that make other texts of texts (``changing``)."""
+    """The fields of every kernel built with :func:`changing`, which writes new texts."""
 
     text: Address  # UTF-8
-    pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last (text_pieces.py)
+    pieces: Address  # (n, 2) int32: begin and end of each span, in bytes (text/pieces.py)
     count: int  # n
-    ends: Address  # (texts,) int32: the byte behind each text
+    ends: Address  # (texts,) int32: the end of each text
     texts: int
     out: Address  # the new texts
     out_pieces: Address  # (n, 2) int32
     out_ends: Address  # (texts,) int32
-    status: Address  # int64: DONE, or why not
+    status: Address  # int64: DONE or GAVE_UP
 
 
 class RewriteRecord(ChangedRecord):
-    """``out`` has room for the longest target of every byte, and a prefix for every piece."""
+    """``out`` has room for the longest target per byte of text, and a prefix per span."""
 
     targets: Address  # (0x110000,) int32: KEPT, STRANGE, or where in ``written`` the target is
-    written: Address  # targets, each with its length in a byte before it, and PADDING
+    written: Address  # targets, each preceded by its length in one byte; then PADDING
     flags: Address  # (0x110000,) uint8: JOINS, BEGINS, FOLLOWS, APART, PICTURE
-    slots: Address  # a tree of the rules
-    rules: Address  # beside it: where the target of the rule that ends at a node is in ``written``, or -1
-    collapse: int  # 1: of spaces in a row, the first stays
-    trim: int  # 1: none does at the ends of a piece
-    prefix: Address  # what is put before a piece that is not empty
-    prefix_length: int  # bytes of that
-    when: int  # NEVER, ALWAYS, or FIRST: only where a text begins
-    unless_there: int  # 1: not where it begins with that
-    plain: (
-        int  # 1: letters, digits and signs of ASCII stay as they are, but for what is not ASCII behind them
-    )
+    slots: Address  # a tree of the rules (text/words.py)
+    rules: Address  # by slot, int32: index in ``written`` of the target of the rule that ends there, or -1
+    collapse: int  # 1: only the first of consecutive spaces stays
+    trim: int  # 1: spaces at the ends of a span are removed
+    prefix: Address  # written before each span that is not empty
+    prefix_length: int  # in bytes
+    when: int  # the prefix is written NEVER, ALWAYS, or only at the start of a text (FIRST)
+    unless_there: int  # 1: no prefix before a span that begins with it already
+    plain: int  # 1: ASCII "!" to "~" stays; with rules, unless a character that is not ASCII follows
 
 
 def changing(simd: Any, at: Any, change: Any) -> Any:
-    """The body of a kernel whose record begins with the fields of Changed.
+    """The body of a kernel whose record begins with the fields of :class:`ChangedRecord`.
 
-    ``change(record, begin, end, begins_text, made)`` makes something else of one piece, behind what is made already.
-    Returns where that ends, or -1 where it gives up.
+    ``change(record, begin, end, begins_text, made)`` writes the new text of one span at offset ``made`` of ``out``. It
+    returns the new end, or -1 to give up.
     """
     load, load_i32, store_u8, store_i32, store_i64 = (
         simd.load_i64, simd.load_i32, simd.store_u8, simd.store_i32, simd.store_i64,
@@ -100,19 +99,21 @@ def changing(simd: Any, at: Any, change: Any) -> Any:
     return body
 
 
-@kernel("text.rewrite", RewriteRecord)
-def build(simd: Any, rules: str) -> Any:
-    """``rules`` for several characters: "none", the "longest", or those of "clusters"."""
-    at, load, load_u8, load_i32 = RewriteRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
-    store_u8, store_i64 = simd.store_u8, simd.store_i64
-    length_of, code_point = decoding(simd)
-    walk, run_of = walking(simd), running(simd)
+def copying(simd: Any) -> Any:
+    """copy: copies bytes front to back; ``out`` may overlap the source if it is before it."""
+    load_u8, store_u8 = simd.load_u8, simd.store_u8
 
     @simd.jit
     def copy(place, length, out):
-        """To ``out``, which may lie a little before."""
         for i in range(length):
             store_u8(out + i, load_u8(place + i))
+
+    return copy
+
+
+def comparing(simd: Any) -> Any:
+    """begins_with: whether some bytes begin with a prefix."""
+    load_u8 = simd.load_u8
 
     @simd.jit
     def begins_with(place, length, prefix, prefix_length):
@@ -123,23 +124,61 @@ def build(simd: Any, rules: str) -> Any:
             i += 1
         return i == prefix_length
 
+    return begins_with
+
+
+def spacing(simd: Any) -> Any:
+    """superfluous: whether a space at offset ``made`` of the new span, which begins at ``first``, is left out."""
+    load_u8 = simd.load_u8
+
     @simd.jit
     def superfluous(out, first, made, collapse, trim):
-        """Whether a space is one too many."""
         if made == first:
             return trim
         return collapse and load_u8(out + made - 1) == 32
 
+    return superfluous
+
+
+def emitting(simd: Any, superfluous: Any) -> Any:
+    """emit: writes a target to ``out`` at offset ``made``. Returns the new end."""
+    load, load_u8, store_u8, store_i64 = simd.load_i64, simd.load_u8, simd.store_u8, simd.store_i64
+
+    @simd.jit
+    def emit(written, target, out, first, made, collapse, trim):
+        length = load_u8(written + target)
+        if length <= 8 and not collapse and not trim:
+            store_i64(out + made, load(written + target + 1))
+            return made + length
+        for i in range(length):
+            byte = load_u8(written + target + 1 + i)
+            if not (byte == 32 and superfluous(out, first, made, collapse, trim)):
+                store_u8(out + made, byte)
+                made += 1
+        return made
+
+    return emit
+
+
+def ruling(simd: Any) -> Any:
+    """rule: the longest or shortest rule that applies at a position: its target, and how many bytes it replaces."""
+    at, load, walk = RewriteRecord.at, simd.load_i64, walking(simd)
+
     @simd.jit
     def rule(record, position, end, longest):
-        """The rule that applies at a place, the longest or the shortest: its target and how many bytes it replaces."""
         text, slots = load(record + at.text), load(record + at.slots)
         found, stop = walk(slots, load(record + at.rules), text + position, text + end, longest)
         return found, stop - text - position
 
+    return rule
+
+
+def clustering(simd: Any, length_of: Any, code_point: Any) -> Any:
+    """cluster: the end of the grapheme cluster at a position; exact for clusters shorter than SHORT."""
+    at, load, load_u8 = RewriteRecord.at, simd.load_i64, simd.load_u8
+
     @simd.jit
     def cluster(record, position, end, flags):
-        """Where the cluster that begins at a place ends, as far as it matters for short ones."""
         text = load(record + at.text)
         first = code_point(text + position)
         stop = position + length_of(load_u8(text + position))
@@ -155,23 +194,18 @@ def build(simd: Any, rules: str) -> Any:
             stop += length_of(load_u8(text + stop))
         return stop
 
-    @simd.jit
-    def emit(written, target, out, first, made, collapse, trim):
-        """A target, to ``out``. Returns its end."""
-        length = load_u8(written + target)
-        if length <= 8 and not collapse and not trim:
-            store_i64(out + made, load(written + target + 1))
-            return made + length
-        for i in range(length):
-            byte = load_u8(written + target + 1 + i)
-            if not (byte == 32 and superfluous(out, first, made, collapse, trim)):
-                store_u8(out + made, byte)
-                made += 1
-        return made
+    return cluster
+
+
+def rewriting(simd: Any, rules: str) -> Any:
+    """rewrite: writes the new text of one span to ``out`` from ``first`` on. Returns its end, or -1 to give up."""
+    at, load, load_u8, load_i32 = RewriteRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
+    store_i64, run_of, superfluous = simd.store_i64, running(simd), spacing(simd)
+    length_of, code_point = decoding(simd)
+    rule, cluster, emit = ruling(simd), clustering(simd, length_of, code_point), emitting(simd, superfluous)
 
     @simd.jit
     def rewrite(record, begin, end, first):
-        """One piece, to ``out`` from ``first``. Returns the end of it there, or -1 where it gives up."""
         text, out = load(record + at.text), load(record + at.out)
         targets, written, flags = (
             load(record + at.targets),
@@ -219,9 +253,18 @@ def build(simd: Any, rules: str) -> Any:
             made -= 1
         return made
 
+    return rewrite
+
+
+@kernel("text.rewrite", RewriteRecord)
+def build(simd: Any, rules: str) -> Any:
+    """``rules`` for several characters: "none", "longest" (SentencePiece) or "clusters" (Hugging Face)."""
+    at, load = RewriteRecord.at, simd.load_i64
+    copy, begins_with, rewrite = copying(simd), comparing(simd), rewriting(simd, rules)
+
     @simd.jit
     def change(record, begin, end, begins_text, start):
-        """The same with the prefix, where it is wanted."""
+        """Writes one span with its prefix."""
         out, prefix, when = load(record + at.out), load(record + at.prefix), load(record + at.when)
         ahead = load(record + at.prefix_length) if when == ALWAYS or (when == FIRST and begins_text) else 0
         made = rewrite(record, begin, end, start + ahead)

@@ -1,8 +1,8 @@
-"""Pieces of a text cut into smaller ones where a pattern matches. Called straight from Python, on UTF-8.
+"""Splits spans of text where a pattern matches, as pre-tokenizers do. Called directly from Python, on UTF-8.
 
-The pattern is an automaton's table (``tokenize/patterns/automaton.py``; ``Matcher._walked`` is the same in Python).
-What becomes of the matches is one of BEHAVIORS, as in Hugging Face ``tokenizers``: a piece of their own, nothing, or a
-part of the piece before or behind; "Contiguous" joins matches that touch, and what lies between them.
+The pattern is an automaton's table (``tokenize/patterns/automaton.py``; ``Matcher._walked`` runs it in Python). The
+behavior says what becomes of the matches, as in Hugging Face ``tokenizers``: a match becomes a span of its own, is
+removed, or joins the span before or after it; "Contiguous" joins adjacent matches, and adjacent text between matches.
 """
 
 from __future__ import annotations
@@ -14,32 +14,31 @@ from pellucid.kernels.core.record import Address, Record
 from pellucid.kernels.text.pieces import appending
 
 BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
-START = 1  # the automaton's first state; 0 is its end
-ONES, HIGHS = 0x0101010101010101, 0x80808080_80808080 - (1 << 64)  # a bit of each byte, as int64
+START = 1  # the automaton's first state; state 0 ends the run
+ONES, HIGHS = 0x0101010101010101, 0x80808080_80808080 - (1 << 64)  # bit 0, or 7, of each byte; int64
 
 
 class SplitRecord(Record):
     text: Address  # UTF-8
-    pieces: Address  # (n, 2) int32: a piece's first byte, and the one behind its last
+    pieces: Address  # (n, 2) int32: begin and end of each span, in bytes
     count: int  # n
-    classes: Address  # (0x110000,) uint8, of each code point
+    classes: Address  # (0x110000,) uint8: the class of each code point
     table: Address  # (states, columns) uint16: 2 * next state + 1 if a match ends before this character
-    columns: int  # classes, and one for the end of a piece
-    starts: Address  # (256,) uint8: whether a match may begin with a character that begins so
+    columns: int  # one per class, and one for the end of a span
+    starts: Address  # (256,) uint8, by a character's first byte: whether a match may begin with it
     behavior: int  # an index of BEHAVIORS
-    inverted: int  # 1: matches are what lies between them
-    most_steps: int  # of the automaton, in all
-    out: Address  # (m, 2) int32, room for as many as there are bytes
-    made: Address  # int64: m, or -1 where that takes more steps
+    inverted: int  # 1: the text between matches is taken as the matches
+    most_steps: int  # the most bytes that the automaton may read, in total
+    out: Address  # (m, 2) int32 spans, room for one per byte
+    made: Address  # int64: m, or -1 if most_steps was exceeded
 
 
 def decoding(simd: Any) -> Any:
-    """(length, code_point): how many bytes a character has, by its first, and which one is at an address."""
+    """(length, code_point): a character's number of bytes, from its first byte; the character at an address."""
     load_u8 = simd.load_u8
 
     @simd.jit
     def length(first):
-        """Bytes of a character, from its first."""
         if first < 0x80:
             return 1
         if first < 0xE0:
@@ -65,7 +64,7 @@ def decoding(simd: Any) -> Any:
 
 
 def skipping(simd: Any) -> Any:
-    """skip: the first place from one on where a byte is one of ``starts``, (256,) uint8, or the end; all addresses."""
+    """skip: the first address from ``place`` on whose byte is set in ``starts``, (256,) uint8; ``end`` if none is."""
     load_u8 = simd.load_u8
 
     @simd.jit
@@ -84,32 +83,25 @@ def skipping(simd: Any) -> Any:
 
 
 def running(simd: Any) -> Any:
-    """run_of: how many of the eight bytes from a place on are letters, digits or signs of ASCII, "!" to "~"."""
+    """run_of: how many of the eight bytes at an address, up to the first other, are ASCII from "!" to "~"."""
     load = simd.load_i64
 
     @simd.jit
     def run_of(place):
         word = load(place)
-        # The upper bit of a byte that is none; above the first of them borrows and carries may have set others.
+        # The highest bit of each other byte. Borrows and carries may also set bits of the bytes after the first one.
         others = (word | word + ONES | word - 0x21 * ONES & ~word) & HIGHS
         return 8 if others == 0 else simd.lowest_bit(others) >> 3
 
     return run_of
 
 
-@kernel("text.split", SplitRecord)
-def build(simd: Any) -> Any:
-    at, load, load_u8, load_u16 = SplitRecord.at, simd.load_i64, simd.load_u8, simd.load_u16
-    load_i32, store_i32, store_i64 = simd.load_i32, simd.store_i32, simd.store_i64
-    append = appending(simd)
-    removed, with_previous, with_next, contiguous = (BEHAVIORS.index(name) for name in BEHAVIORS[1:])
-
-    length, code_point = decoding(simd)
-    skip = skipping(simd)
+def matching(simd: Any, length: Any, code_point: Any) -> Any:
+    """match: the end of the match that begins at ``position``, or ``position`` if there is none; the bytes read."""
+    load_u8, load_u16 = simd.load_u8, simd.load_u16
 
     @simd.jit
     def match(text, position, end, classes, table, columns):
-        """Where the match that begins at ``position`` ends, there itself if there is none; how many bytes were read."""
         state, found, begin = START, position, position
         while True:
             kind, step = columns - 1, 0
@@ -127,9 +119,20 @@ def build(simd: Any) -> Any:
                 return found, position + step - begin
             position += step
 
+    return match
+
+
+def joining(simd: Any, append: Any) -> Any:
+    """put: adds a part of a span as the behavior says. Returns the new number of spans.
+
+    ``first`` is the index of the first part; ``matched`` and ``previous`` say whether this part and the one before it
+    are matches.
+    """
+    store_i32 = simd.store_i32
+    removed, with_previous, with_next, contiguous = (BEHAVIORS.index(name) for name in BEHAVIORS[1:])
+
     @simd.jit
     def put(out, made, first, begin, end, matched, previous, behavior):
-        """One more part of a piece whose parts begin with number ``first``. Returns how many pieces there are now."""
         if behavior == removed and matched:
             return made
         joined = False
@@ -145,6 +148,17 @@ def build(simd: Any) -> Any:
             return made
         return append(out, made, begin, end)
 
+    return put
+
+
+@kernel("text.split", SplitRecord)
+def build(simd: Any) -> Any:
+    at, load, load_u8 = SplitRecord.at, simd.load_i64, simd.load_u8
+    load_i32, store_i64 = simd.load_i32, simd.store_i64
+    length, code_point = decoding(simd)
+    append, skip, match = appending(simd), skipping(simd), matching(simd, length, code_point)
+    put = joining(simd, append)
+
     @simd.jit
     def body(record, unused, unused_too, unused_three):
         text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
@@ -157,7 +171,7 @@ def build(simd: Any) -> Any:
         starts, made, steps = load(record + at.starts), 0, load(record + at.most_steps)
         for i in range(load(record + at.count)):
             begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
-            if end < 0:  # an id that is known: text_pieces.py
+            if end < 0:  # an id that is already known (text/pieces.py)
                 made = append(out, made, begin, end)
                 continue
             first, previous, position = made, False, begin

@@ -1,7 +1,8 @@
-"""The likeliest cut of pieces of texts (``text/pieces.py``) into those of a Unigram vocabulary: Viterbi's algorithm.
+"""Segments pre-tokens (``text/pieces.py``) into the likeliest pieces of a Unigram vocabulary: Viterbi's algorithm.
 
-The reference is ``tokenize/kinds/unigram.py``: of the ways to each place the best is kept, of equally good ones the one
-that was found first; an unknown character has a price, and unknown neighbours become one, or their bytes.
+The reference is ``tokenize/kinds/unigram.py``. The best path to each byte position is kept, the first found of equally
+good ones. An unknown character has a score of its own; adjacent unknown characters become one unknown id, or their
+bytes.
 """
 
 from __future__ import annotations
@@ -16,34 +17,27 @@ from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, over
 from pellucid.kernels.text.split import decoding
 from pellucid.kernels.text.words import ROOT, stepping
 
-RESET = 100_000.0  # sums of float32 beyond this begin again at 0
-NODE = 16  # bytes of what is known of a place: the score, where the last piece begins, its id
+RESET = 100_000.0  # float32 sums beyond this restart at 0
+NODE = 16  # bytes of a node, one per position: score, begin and id of the last piece
 
 
 class UnigramRecord(PiecesRecord):
-    slots: Address  # a tree of the pieces
+    slots: Address  # a tree of the pieces (text/words.py)
     ids: Address
     scores: Address  # (V,) float64
     unknown: int
     unknown_score: float
-    bytes: Address  # (256,) int32: each byte's id, below 0: none
-    spelled: int  # 1: there are bytes
+    bytes: Address  # (256,) int32: each byte's id; below 0: none
+    spelled: int  # 1: unknown characters become bytes
 
 
 def scratch_bytes(longest: int) -> int:
-    """What ``PiecesRecord.scratch`` must have for a longest piece of so many bytes."""
+    """The bytes of ``PiecesRecord.scratch`` for pre-tokens of up to ``longest`` bytes."""
     return 8 * BLOCK + NODE * (longest + 2)
 
 
-@kernel("text.unigram", UnigramRecord)
-def build(simd: Any, single: bool) -> Any:
-    """``single``: sums are float32, as in SentencePiece, and unknown characters are bytes one by one."""
-    at, load, load_u8, load_i32, load_f64 = (
-        UnigramRecord.at, simd.load_i64, simd.load_u8, simd.load_i32, simd.load_f64,
-    )  # fmt: skip
-    store_i32, store_f64 = simd.store_i32, simd.store_f64
-    behind = stepping(simd)
-    length_of, _ = decoding(simd)
+def summing(simd: Any, single: bool) -> Any:
+    """sum_of: a sum of scores, rounded to float32 if ``single``."""
 
     @simd.jit
     def sum_of(a, b):
@@ -51,25 +45,41 @@ def build(simd: Any, single: bool) -> Any:
             return np.float64(np.float32(a + b))
         return a + b
 
+    return sum_of
+
+
+def offering(simd: Any) -> Any:
+    """offer: keeps a path to a position if it is the first one (the score was NaN) or a better one."""
+    load_f64, store_i32, store_f64 = simd.load_f64, simd.store_i32, simd.store_f64
+
     @simd.jit
     def offer(nodes, start, stop, score, index):
-        """A way to a place: kept if it is the first, before which there was no number, or better."""
         there = nodes + stop * NODE
         if not score <= load_f64(there):
             store_f64(there, score)
             store_i32(there + 8, start)
             store_i32(there + 12, index)
 
+    return offer
+
+
+def searching(simd: Any, single: bool) -> Any:
+    """best: finds the best path to each position."""
+    at, load, load_u8, load_i32, load_f64 = (
+        UnigramRecord.at, simd.load_i64, simd.load_u8, simd.load_i32, simd.load_f64,
+    )  # fmt: skip
+    store_f64, sum_of, offer = simd.store_f64, summing(simd, single), offering(simd)
+    behind, (length_of, _) = stepping(simd), decoding(simd)
+
     @simd.jit
     def again(nodes, start, reached, so_far):
-        """Scores from a place on, so much greater."""
+        """Subtracts ``so_far`` from the scores of positions ``start`` to ``reached``."""
         for i in range(start, reached + 1):
             there = nodes + i * NODE
             store_f64(there, sum_of(load_f64(there), -so_far))
 
     @simd.jit
     def best(record, nodes, place, length):
-        """The best way to every place."""
         slots, ids = load(record + at.slots), load(record + at.ids)
         scores, unknown = load(record + at.scores), load(record + at.unknown)
         unknown_score, reached, start = load_f64(record + at.unknown_score), 0, 0
@@ -97,9 +107,32 @@ def build(simd: Any, single: bool) -> Any:
                 reached = max(reached, start + size)
             start += size
 
+    return best
+
+
+def tracing(simd: Any) -> Any:
+    """trace: reverses the links of the best path. Returns the end of its first piece, or -1 if there is none."""
+    load_i32, store_i32 = simd.load_i32, simd.store_i32
+
+    @simd.jit
+    def trace(nodes, length):
+        stop, following = length, -1
+        while stop > 0:
+            start = load_i32(nodes + stop * NODE + 8)
+            store_i32(nodes + stop * NODE + 8, following)
+            following, stop = stop, start
+        return following
+
+    return trace
+
+
+def spelling(simd: Any) -> Any:
+    """spell: writes unknown characters as bytes, if all have ids, or as one id. Returns the new number of ids."""
+    at, load, load_u8 = UnigramRecord.at, simd.load_i64, simd.load_u8
+    load_i32, store_i32 = simd.load_i32, simd.store_i32
+
     @simd.jit
     def spell(record, place, begin, end, out, made):
-        """Unknown characters as bytes, if they all have ids, or as one id. Returns how many ids there are now."""
         alphabet, known = load(record + at.bytes), load(record + at.spelled) != 0
         for i in range(begin, end):
             known = known and load_i32(alphabet + load_u8(place + i) * 4) >= 0
@@ -111,18 +144,21 @@ def build(simd: Any, single: bool) -> Any:
             made += 1
         return made
 
+    return spell
+
+
+@kernel("text.unigram", UnigramRecord)
+def build(simd: Any, single: bool) -> Any:
+    """``single``: as in SentencePiece, sums are float32 and unknown characters become bytes one by one."""
+    at, load, load_i32, store_i32 = UnigramRecord.at, simd.load_i64, simd.load_i32, simd.store_i32
+    best, trace, spell = searching(simd, single), tracing(simd), spelling(simd)
+
     @simd.jit
     def ids_of(record, scratch, place, length, part, out):
         nodes, unknown = scratch, load(record + at.unknown)
         apart = single and load(record + at.spelled) != 0
         best(record, nodes, place, length)
-        stop = length  # the way back: turn the links round
-        following = -1
-        while stop > 0:
-            start = load_i32(nodes + stop * NODE + 8)
-            store_i32(nodes + stop * NODE + 8, following)
-            following, stop = stop, start
-        begin, made, open_at, here = 0, 0, -1, following
+        begin, made, open_at, here = 0, 0, -1, trace(nodes, length)
         while here > 0:
             index = load_i32(nodes + here * NODE + 12)
             if index == unknown:

@@ -1,6 +1,7 @@
-"""WordPiece of pieces of texts (``text/pieces.py``): a word cut greedily into the longest pieces that there are.
+"""WordPiece of pre-tokens (``text/pieces.py``): greedy segmentation into the longest pieces that match.
 
-The reference is ``tokenize/kinds/wordpiece.py``. A word that cannot be covered, or is too long, is the unknown id.
+The reference is ``tokenize/kinds/wordpiece.py``. A pre-token that cannot be covered, or is too long, becomes the
+unknown id.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from pellucid.kernels.text.words import walking
 
 
 class WordPieceRecord(PiecesRecord):
-    slots: Address  # a tree of the pieces that begin a word
+    slots: Address  # a tree of the pieces that begin a word (text/words.py)
     ids: Address
-    more_slots: Address  # a tree of those that continue one, without what marks them
+    more_slots: Address  # a tree of the pieces that continue a word, without their prefix
     more_ids: Address
     unknown: int
-    longest: int  # characters that a word may have
+    longest: int  # the most characters of a word
 
 
 def scratch_bytes(longest: int) -> int:
-    """What ``PiecesRecord.scratch`` must have for a longest piece of so many bytes."""
+    """The bytes of ``PiecesRecord.scratch`` for pre-tokens of up to ``longest`` bytes."""
     return 8 * BLOCK
 
 

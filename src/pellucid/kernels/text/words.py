@@ -1,9 +1,10 @@
-"""Pieces of a vocabulary by their bytes: a table to look whole ones up, and a tree of all of their beginnings.
+"""Indexes of a vocabulary's pieces by their bytes: a hash table of whole pieces, and a prefix tree (trie) of them.
 
-Both are filled once, straight from Python. The table is open addressing with linear steps, a power of two of slots, of
-which some are free. The tree is a double array (Aoe 1989, "An Efficient Digital Search Algorithm by Using a
-Double-Array Structure"), with exclusive or instead of a sum, as in Yata's darts-clone: the children of a node lie at
-its base ^ byte, and each says whose child it is. A step is one look into memory, and waits only for the step before.
+Both are filled once, directly from Python. The hash table uses open addressing with linear probing; its size is a power
+of two and some slots are free. The tree is a double array (Aoe 1989, "An Efficient Digital Search Algorithm by Using a
+Double-Array Structure"), with exclusive or instead of a sum, as in Yata's darts-clone: the children of a node are at
+its base ^ byte, and each child stores its parent's base. A step is one memory access that depends only on the step
+before it.
 """
 
 from __future__ import annotations
@@ -14,70 +15,70 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record
 from pellucid.kernels.text.pieces import hashing
 
-EMPTY = -1  # a slot that is not taken
+EMPTY = -1  # a free slot
 MOST_NODES = 1 << 24
-ROOT = 1  # the base of the root; 0 is that of nodes without children
-PLACES = 256  # that a base's children may have; as many slots are a block
-TRIES = 512  # slots to look at for a node's children before they get a block that is free
+ROOT = 1  # the base of the root; nodes without children have base 0
+PLACES = 256  # slots that the children of a base may take; also the size of a block
+TRIES = 512  # slots to try for a node's children before they get a new block
 
 
 class WordsRecord(Record):
-    """Fill a table of pieces, all of whose slots are EMPTY."""
+    """Fills a hash table of pieces. All slots are EMPTY at first."""
 
-    text: Address  # the pieces' bytes, one behind the other, and PADDING
+    text: Address  # the bytes of all pieces, concatenated, then PADDING
     places: Address  # (n + 1,) int32: where each piece begins
-    count: int  # n; a piece of no bytes is left out
+    count: int  # n; empty pieces are skipped
     slots: Address  # (size, 2) int64: hash, id
     mask: int  # size - 1
 
 
 class TreeRecord(Record):
-    """Grow a tree of pieces: its nodes in the order in which they are met, the root is node 0."""
+    """Builds the tree of pieces. Nodes are numbered in the order of their creation; the root is node 0."""
 
-    text: Address  # the pieces' bytes, one behind the other
+    text: Address  # the bytes of all pieces, concatenated
     places: Address  # (n + 1,) int32: where each piece begins
-    count: int  # n; a piece of no bytes is left out
-    slots: Address  # (size,) int64, EMPTY: node << 32 | byte << 24 | node behind; needed only here
+    count: int  # n; empty pieces are skipped
+    slots: Address  # (size,) int64, EMPTY at first: node << 32 | byte << 24 | child; scratch
     mask: int  # size - 1
-    first: Address  # (nodes,) int32: a node's youngest child, or -1, which it is at first
-    next: Address  # (nodes,) int32: the child before, or -1
-    bytes: Address  # (nodes,) uint8: what leads to the node
-    ids: Address  # (nodes,) int32: the piece that ends at a node, or -1, which it is at first
-    nodes: Address  # int64: how many there are
+    first: Address  # (nodes,) int32, -1 at first: a node's last created child, or -1
+    next: Address  # (nodes,) int32: the sibling created before, or -1
+    bytes: Address  # (nodes,) uint8: the byte that leads to the node
+    ids: Address  # (nodes,) int32, -1 at first: the piece that ends at a node, or -1
+    nodes: Address  # int64: the number of nodes
 
 
 class LayoutRecord(Record):
-    """Lay a tree out as a double array."""
+    """Lays a tree out as a double array."""
 
     nodes: int
     first: Address
     next: Address
     bytes: Address
     ids: Address
-    bases: Address  # (nodes,) int32, to work with
-    used: Address  # (size,) uint8: whether a base is one; 0 at first
-    slots: Address  # (size,) int64, EMPTY: the base of the parent << 32 | the base of the children
-    out: Address  # (size,) int32: the piece that ends at a slot's node, or -1, which it is at first
+    bases: Address  # (nodes,) int32, scratch
+    used: Address  # (size,) uint8, 0 at first: whether a base is in use
+    slots: Address  # (size,) int64, EMPTY at first: base of the parent << 32 | base of the children
+    out: Address  # (size,) int32, -1 at first: the piece that ends at a slot's node, or -1
     size: int  # a multiple of PLACES
-    made: Address  # int64: slots that may be taken, or -1 if there are too few
+    made: Address  # int64: slots in use, up to the end of a block; -1 if size is too small
 
 
 class SplitsRecord(Record):
-    """Find the pieces that are two others, one behind the other."""
+    """Finds the pieces that are the concatenation of two others."""
 
-    text: Address  # the pieces' bytes, one behind the other, and PADDING
+    text: Address  # the bytes of all pieces, concatenated, then PADDING
     places: Address  # (n + 1,) int32: where each piece begins
     count: int  # n
-    slots: Address  # a table of them
+    slots: Address  # their hash table (WordsRecord)
     mask: int
-    lefts: Address  # (m,) int32, room for as many as there are bytes
+    lefts: Address  # (m,) int32, room for one per byte
     rights: Address  # (m,) int32
     merged: Address  # (m,) int32
     made: Address  # int64: m
 
 
 def finding(simd: Any) -> Any:
-    """word_of: the id of a piece of the vocabulary, by its bytes and their hash, or -1."""
+    """word_of: the id of a piece of the vocabulary, from its bytes and their hash; -1 if there is none."""
     load, load_i32 = simd.load_i64, simd.load_i32
     _, same = hashing(simd)
 
@@ -99,7 +100,7 @@ def finding(simd: Any) -> Any:
 
 
 def keying(simd: Any) -> Any:
-    """slot_of: where in a table a key that is a number is looked for first."""
+    """slot_of: the slot of a table that is probed first for an integer key."""
     times = simd.times
 
     @simd.jit
@@ -111,9 +112,9 @@ def keying(simd: Any) -> Any:
 
 
 def probing(simd: Any, width: int) -> Any:
-    """slot_for: the address of the slot that begins with a key, or of the free one where it would be.
+    """slot_for: the address of a key's slot, or of the free slot where the key would be stored.
 
-    ``width``: int64 of a slot.
+    ``width``: int64 per slot, the first of which is the key.
     """
     load, slot_of = simd.load_i64, keying(simd)
 
@@ -128,7 +129,7 @@ def probing(simd: Any, width: int) -> Any:
 
 
 def stepping(simd: Any) -> Any:
-    """behind: where the child of a base by a byte lies, or -1; and the base of its own children."""
+    """behind: the slot of a base's child by a byte, or -1; and the base of that child's own children."""
     load = simd.load_i64
 
     @simd.jit
@@ -143,9 +144,9 @@ def stepping(simd: Any) -> Any:
 
 
 def walking(simd: Any) -> Any:
-    """walk: of the pieces of a tree that text begins with, the longest, or the shortest; and where it ends.
+    """walk: the longest or shortest piece of a tree that the text begins with, and where that piece ends.
 
-    The piece is -1, and ends where it began, if there is none. ``here`` and ``end`` are addresses.
+    If there is none, the piece is -1 and ends at ``here``. ``here`` and ``end`` are addresses of text.
     """
     load_u8, load_i32 = simd.load_u8, simd.load_i32
     behind = stepping(simd)
@@ -234,7 +235,7 @@ def build_layout(simd: Any) -> Any:
 
     @simd.jit
     def fits(slots, next_, bytes_, child, base):
-        """Whether all children from one on find their places free."""
+        """Whether the slots of a child and of its older siblings are free for this base."""
         while child >= 0:
             if load(slots + (base ^ load_u8(bytes_ + child)) * 8) != EMPTY:
                 return False
@@ -247,7 +248,7 @@ def build_layout(simd: Any) -> Any:
         first, next_, bytes_ = load(record + at.first), load(record + at.next), load(record + at.bytes)
         ids, bases, out = load(record + at.ids), load(record + at.bases), load(record + at.out)
         made = load(record + at.made)
-        low, free = 0, PLACES  # where the search begins; and from where on nothing is taken
+        low, free = 0, PLACES  # the first slot to try; the end of the slots in use
         store_u8(used, 1)
         for node in range(load(record + at.nodes)):
             child = load_i32(first + node * 4)
@@ -258,7 +259,7 @@ def build_layout(simd: Any) -> Any:
             while node > 0:
                 if position >= free or tries == TRIES:
                     if tries == TRIES:
-                        low = position  # hardly anything is free before it
+                        low = position  # few slots before it are free
                     if free == size:
                         store_i64(made, -1)
                         return
@@ -281,7 +282,8 @@ def build_layout(simd: Any) -> Any:
                 child = load_i32(next_ + child * 4)
             while low < free and load(slots + low * 8) != EMPTY:
                 low += 1
-        for node in range(load(record + at.nodes)):  # what was not known yet: the children's own bases
+        # The slots lack the bases of the children's own children, which were not known before.
+        for node in range(load(record + at.nodes)):
             base, child = load_i32(bases + node * 4), load_i32(first + node * 4)
             while child >= 0:
                 position = base ^ load_u8(bytes_ + child)

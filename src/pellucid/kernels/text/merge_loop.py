@@ -1,0 +1,181 @@
+"""Merges the symbols of one pre-token until no two neighbours merge: the loop of ``text/merge.py``.
+
+``ids`` (count,) int32 are the symbols; ``values`` (count,) int64 are the values of each symbol and its right neighbour:
+rank << 32 | id, or NEVER. The pair of the lowest value merges first, the leftmost of equal ones. Few symbols are merged
+by a search through all values, many in the order of a heap.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.text.heap import heaping
+
+NEVER = (1 << 63) - 1  # the value of a pair that does not merge; greater than all others
+SHORT = 64  # up to this many symbols, a search through all values is faster than a heap
+
+
+def gathering(simd: Any) -> Any:
+    """gather: copies the remaining symbols to ``out``. Returns their number."""
+    load_i32, store_i32 = simd.load_i32, simd.store_i32
+
+    @simd.jit
+    def gather(ids, count, out):
+        made = 0
+        for i in range(count):
+            symbol = load_i32(ids + i * 4)
+            if symbol >= 0:
+                store_i32(out + made * 4, symbol)
+                made += 1
+        return made
+
+    return gather
+
+
+def searching(simd: Any, value_of: Any, gather: Any) -> Any:
+    """few: merges up to SHORT symbols; each step searches all values for the lowest.
+
+    ``links`` holds a doubly linked list of the remaining symbols, in bytes. The values of removed symbols are NEVER.
+    """
+    load, load_i32, load_u8 = simd.load_i64, simd.load_i32, simd.load_u8
+    store_i32, store_i64, store_u8 = simd.store_i32, simd.store_i64, simd.store_u8
+
+    @simd.jit
+    def few(ids, count, values, links, pairs, mask, out):
+        following, previous = links, links + SHORT + 8
+        for i in range(count):
+            store_u8(following + i, i + 1)
+            store_u8(previous + i + 1, i)
+        store_i64(values + (count - 1) * 8, NEVER)
+        while True:
+            best = NEVER
+            for i in range(count):
+                best = min(best, load(values + i * 8))
+            if best == NEVER:
+                break
+            here = 0
+            while load(values + here * 8) != best:
+                here += 1
+            gone = load_u8(following + here)
+            after = load_u8(following + gone)
+            store_i32(ids + here * 4, best & 0xFFFFFFFF)
+            store_i32(ids + gone * 4, -1)
+            store_u8(following + here, after)
+            store_i64(values + gone * 8, NEVER)
+            value = NEVER
+            if after < count:
+                store_u8(previous + after, here)
+                value = value_of(best & 0xFFFFFFFF, load_i32(ids + after * 4), pairs, mask)
+            store_i64(values + here * 8, value)
+            if here > 0:
+                before = load_u8(previous + here)
+                value = value_of(load_i32(ids + before * 4), best & 0xFFFFFFFF, pairs, mask)
+                store_i64(values + before * 8, value)
+        return gather(ids, count, out)
+
+    return few
+
+
+def queueing(simd: Any) -> Any:
+    """(fill, offer, prune, drop): the heap of the values of many symbols.
+
+    An entry is a value and its index in ``values``. It is stale once ``values`` has another value there.
+    """
+    load, store_i64 = simd.load_i64, simd.store_i64
+    order, push, drop = heaping(simd)
+
+    @simd.jit
+    def fill(heap, values, count):
+        """Makes a heap of all values except NEVER. Returns its size."""
+        size = 0
+        for i in range(count):
+            value = load(values + i * 8)
+            if value != NEVER:
+                store_i64(heap + size * 16, value)
+                store_i64(heap + size * 16 + 8, i)
+                size += 1
+        order(heap, size)
+        return size
+
+    @simd.jit
+    def offer(heap, size, value, position):
+        """Adds an entry unless its value is NEVER. Returns the new size."""
+        return size if value == NEVER else push(heap, size, value, position)
+
+    @simd.jit
+    def prune(heap, size, values):
+        """Removes the stale entries. Returns the new size."""
+        kept = 0
+        for i in range(size):
+            if load(values + load(heap + i * 16 + 8) * 8) == load(heap + i * 16):
+                store_i64(heap + kept * 16, load(heap + i * 16))
+                store_i64(heap + kept * 16 + 8, load(heap + i * 16 + 8))
+                kept += 1
+        order(heap, kept)
+        return kept
+
+    return fill, offer, prune, drop
+
+
+def queued(simd: Any, value_of: Any, gather: Any) -> Any:
+    """many: merges any number of symbols in the order of a heap.
+
+    ``links`` holds a doubly linked list of the remaining symbols, in int32, followed by the heap. A symbol has at most
+    one entry that is not stale. Each merge removes one entry and adds up to two, so the heap could grow to 3 * count
+    entries; stale entries are removed before it exceeds 1.5 * count.
+    """
+    load, load_i32, store_i32, store_i64 = simd.load_i64, simd.load_i32, simd.store_i32, simd.store_i64
+    fill, offer, prune, drop = queueing(simd)
+
+    @simd.jit
+    def many(ids, count, values, links, pairs, mask, out):
+        following, previous, heap = links, links + count * 4, links + (count + 1) // 2 * 16
+        store_i64(values + (count - 1) * 8, NEVER)
+        for i in range(count):
+            store_i32(following + i * 4, i + 1)
+            store_i32(previous + i * 4, i - 1)
+        size, room = fill(heap, values, count), count + count // 2
+        while size > 0:
+            value, here = load(heap), load(heap + 8)
+            size = drop(heap, size)
+            if load(values + here * 8) != value:
+                continue
+            gone = load_i32(following + here * 4)
+            after = load_i32(following + gone * 4)
+            store_i32(ids + here * 4, value & 0xFFFFFFFF)
+            store_i32(ids + gone * 4, -1)
+            store_i64(values + gone * 8, NEVER)
+            store_i32(following + here * 4, after)
+            if size + 2 > room:
+                size = prune(heap, size, values)
+            if after < count:
+                store_i32(previous + after * 4, here)
+                value = value_of(load_i32(ids + here * 4), load_i32(ids + after * 4), pairs, mask)
+                store_i64(values + here * 8, value)
+                size = offer(heap, size, value, here)
+            else:
+                store_i64(values + here * 8, NEVER)
+            left = load_i32(previous + here * 4)
+            if left >= 0:
+                value = value_of(load_i32(ids + left * 4), load_i32(ids + here * 4), pairs, mask)
+                store_i64(values + left * 8, value)
+                size = offer(heap, size, value, left)
+        return gather(ids, count, out)
+
+    return many
+
+
+def merging(simd: Any, value_of: Any) -> Any:
+    """merge: merges symbols and writes the remaining ids to ``out``. Returns their number."""
+    gather = gathering(simd)
+    few, many = searching(simd, value_of, gather), queued(simd, value_of, gather)
+
+    @simd.jit
+    def merge(ids, count, values, links, pairs, mask, out):
+        if count == 0:
+            return 0
+        if count <= SHORT:
+            return few(ids, count, values, links, pairs, mask, out)
+        return many(ids, count, values, links, pairs, mask, out)
+
+    return merge
