@@ -107,7 +107,7 @@ def pellucid_agreement(path: Path, base: Base, precise: bool, threads: int) -> A
     """Pellucid's agreement on the same windows."""
     checkpoint = open_checkpoint(path)
     model = read_model(checkpoint)
-    plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits_of(precise))
+    plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits_of(precise))
     runner = ModelRunner(checkpoint, model, plan, StepLimits(LENGTH, tokens=STEP, outputs=STEP), threads)
     divergences, same, wrong, sure = [], 0, 0, 0
     try:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pellucid import pipeline
 from pellucid.engine.beam_search import search_beams
-from pellucid.engine.embedding import EmbeddedTexts, batches
+from pellucid.engine.embedding import EmbeddingTask, batches
 from pellucid.engine.inputs import Inputs, Message, PromptInput
 from pellucid.engine.model_runner import ModelRunner, StepLimits
 from pellucid.engine.output import Beams, Generation, Score
@@ -47,9 +47,9 @@ from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources.source import DownloadProgress
 
-MOST_THREADS = 256
-MOST_SAMPLES = 256
-MOST_LOGITS = 1 << 26  # bytes of a step's logits
+MAX_THREADS = 256
+MAX_SAMPLES = 256
+MAX_LOGITS = 1 << 26  # bytes of a step's logits
 
 
 class LLM:
@@ -145,12 +145,12 @@ class LLM:
 
         Raises: as ``generate``, and InvalidRequest if ``n`` or ``best_of`` is out of range.
         """
-        n = whole("n", n, 1, MOST_SAMPLES)
-        count = n if best_of is None else whole("best_of", best_of, n, MOST_SAMPLES, "at least n")
+        n = whole("n", n, 1, MAX_SAMPLES)
+        count = n if best_of is None else whole("best_of", best_of, n, MAX_SAMPLES, "at least n")
         parsed = Options.of(**options)
         if best_of is not None and parsed.logprobs is None:
             parsed = replace(parsed, logprobs=0)
-        chains, generations = parsed.chain().numbered(count), list[Generation]()
+        chains, generations = parsed.chain().with_seeds(count), list[Generation]()
         most = self.runner.limits.sequences
         end = None if parsed.max_time is None else time.perf_counter() + parsed.max_time
         for first in range(0, count, most):  # later batches find the prompt in the prefix cache
@@ -212,7 +212,7 @@ class LLM:
         encoded = self.inputs.sentences(texts, truncate)
         out = np.empty((len(encoded), self.runner.width), np.float32)
         for batch in batches(self.runner, encoded):
-            task = EmbeddedTexts(self.runner, [encoded[i] for i in batch])
+            task = EmbeddingTask(self.runner, [encoded[i] for i in batch])
             with self._embedding_lock:  # a batch may take every page: other calls wait until these are free
                 try:
                     out[batch] = list(pipeline.run(self.runner, task))
@@ -268,7 +268,7 @@ def load(
     from pellucid.weights.store import resolve
 
     if threads is not None:
-        threads = whole("threads", threads, 1, MOST_THREADS)
+        threads = whole("threads", threads, 1, MAX_THREADS)
     activation_bits, kv_cache = activation_bits_of(precise), cache_form(kv_cache)
     checkpoint = open_checkpoint(resolve(spec, progress=progress))
     try:
@@ -279,7 +279,7 @@ def load(
         tokenizer = load_tokenizer(checkpoint)
         if before is not None:
             before(Inputs(model.spec, tokenizer, tokens))
-        plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits, kv_cache)
+        plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits, kv_cache)
         limits = step_limits(model.spec, tokens)
         runner = ModelRunner(checkpoint, model, plan, limits, threads or default_threads(), compiling)
         checkpoint.check_unchanged()
@@ -293,7 +293,7 @@ def step_limits(spec: ModelSpec, context: int) -> StepLimits:
     """The limits of a step: an encoder takes a whole text, a decoder up to 64 MiB of logits."""
     if not spec.causal:
         return StepLimits(context, tokens=max(StepLimits.tokens, context))
-    rows = MOST_LOGITS // (4 * spec.embedding.vocabulary)
+    rows = MAX_LOGITS // (4 * spec.embedding.vocabulary)
     return StepLimits(context, outputs=min(max(rows, StepLimits.outputs), StepLimits.tokens))
 
 

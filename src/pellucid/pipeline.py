@@ -2,7 +2,7 @@
 
     text → tokenize → embed → +position → blocks ×L → norm → project → softmax → sample → detokenize → text
 
-``forward`` defines what a model computes. It runs once, when a model is loaded, and writes the plan that every step
+``build_plan`` defines what a model computes. It runs once, when a model is loaded, and writes the plan that every step
 executes (``pellucid plan MODEL`` prints it). ``step`` runs the pending tokens of some tasks through the plan together,
 and gives each task its rows of logits. ``run`` repeats steps until a task is done.
 
@@ -33,11 +33,11 @@ from pellucid.runtime.batch import Chunk
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-Rows = NDArray[np.float32]
+StepOutput = NDArray[np.float32]
 """The output of the model for a chunk: logits (R, V) of its last R tokens, or its sentence vector (1, D)."""
 
 
-def forward(
+def build_plan(
     spec: ModelSpec,
     layouts: Mapping[str, PackedLayout],
     activation_bits: int = 8,
@@ -62,7 +62,7 @@ def forward(
 class Runner(Protocol):
     """Runs a plan. ``engine/model_runner.py`` implements it."""
 
-    def forward_all(self, chunks: Sequence[Chunk]) -> list[Rows]:
+    def forward_all(self, chunks: Sequence[Chunk]) -> list[StepOutput]:
         """Run the chunks and return the rows of each."""
         ...
 
@@ -79,15 +79,15 @@ class Task(Protocol[T_co]):
         """The tokens that the task wants to run next: a chunk for each of its sequences."""
         ...
 
-    def take(self, rows: list[Rows], seconds: float) -> Iterator[T_co]:
+    def take(self, rows: list[StepOutput], seconds: float) -> Iterator[T_co]:
         """Take the rows of these chunks, whose step took ``seconds``, and yield the results."""
         ...
 
 
 def step(runner: Runner, tasks: Sequence[Task[T]]) -> Iterator[T]:
     """Run one step, and yield the results of each task, one task after the other."""
-    start = time.perf_counter()
     chunks = [task.pending() for task in tasks]
+    start = time.perf_counter()
     rows = iter(runner.forward_all([chunk for some in chunks for chunk in some]))  # embed → … → project
     seconds = time.perf_counter() - start
     for task, some in zip(tasks, chunks):

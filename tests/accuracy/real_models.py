@@ -49,7 +49,7 @@ class Subject:
 def load(name: str, *, precise: bool, kv_cache: str | None = None) -> LLM:
     checkpoint = open_checkpoint(resolve(name))
     model = read_model(checkpoint)
-    plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits_of(precise), kv_cache)
+    plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits_of(precise), kv_cache)
     limits = StepLimits(2048, tokens=STEP, outputs=STEP)
     runner = ModelRunner(checkpoint, model, plan, limits, default_threads())
     return LLM(checkpoint, runner, load_tokenizer(checkpoint))

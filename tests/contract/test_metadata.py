@@ -21,9 +21,9 @@ from pellucid import pipeline
 from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import known_families
-from pellucid.model.keys import CHANGING, GGUF_CHANGING, GGUF_HARMLESS, HARMLESS, IN_ROPE
 from pellucid.model.read import read_model
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Norm, Rotary, RotaryScaling
+from pellucid.model.unread_keys import CHANGING, GGUF_CHANGING, GGUF_HARMLESS, HARMLESS, IN_ROPE
 from pellucid.plan.weights import layouts
 
 VALUES: tuple[Any, ...] = (True, False, 7, 3, 0.625, 24, "other", "linear", ["other"], {"a": 1})
@@ -362,7 +362,7 @@ def test_each_field_of_a_spec_changes_the_plan(name: str) -> None:
         packed = layouts(checkpoint, model)
         vectors = {slot for slot in packed if slot.endswith("norm.weight")}
         packed |= {slot.replace(".weight", ".bias"): packed[slot] for slot in vectors}
-        before, seen = pipeline.forward(model.spec, packed), 0
+        before, seen = pipeline.build_plan(model.spec, packed), 0
         for path, part in parts(model.spec):
             for one in fields(part):
                 key = (type(part), one.name)
@@ -378,7 +378,7 @@ def test_each_field_of_a_spec_changes_the_plan(name: str) -> None:
                 ):
                     continue  # a field of llama3 scaling
                 try:
-                    after = pipeline.forward(put(model.spec, (*path, one.name), OTHER[key]), packed)
+                    after = pipeline.build_plan(put(model.spec, (*path, one.name), OTHER[key]), packed)
                 except PellucidError:
                     seen += 1
                     continue

@@ -30,8 +30,8 @@ except ImportError:
 SECONDS, MEMORY, SMALL, LONG = 5.0, 8 << 30, 300, 50_000
 GOLDENS = Path(__file__).parents[1] / "goldens" / "tokenize"
 NAMES = sorted(path.parent.name for path in GOLDENS.glob("*/tokenizer.json"))
-MOST_BYTES = 1_000_000  # limit for a damaged file
-MOST_ENTRIES = 5  # entries of a long list or object that may be damaged
+MAX_BYTES = 1_000_000  # limit for a damaged file
+MAX_ENTRIES = 5  # entries of a long list or object that may be damaged
 TEXTS, COMPILED = 3, 0.03  # texts per file; share of the texts that compiled code encodes too
 
 PATTERNS: list[Any] = [
@@ -133,7 +133,7 @@ def case(random: Random, folder: Path) -> str | None:
             + random.choice(["", "}", "9" * 5000, '"', "[" * 2000])
             + text[at + random.randrange(3) :]
         )
-    if len(text) > MOST_BYTES:
+    if len(text) > MAX_BYTES:
         return None
     path = folder / "tokenizer.json"
     path.write_text(text)
@@ -174,7 +174,7 @@ def _places(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
     """Yield the paths of all values inside a value; long lists and objects contribute only their first few entries."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for at, (key, inner) in enumerate(inside):
-        if at < MOST_ENTRIES or len(before) < 1:
+        if at < MAX_ENTRIES or len(before) < 1:
             yield (*before, key)
             yield from _places(inner, (*before, key))
 

@@ -55,7 +55,7 @@ def random_model(spec: ModelSpec, seed: int = 0) -> tuple[InMemory, Model]:
 @contextmanager
 def running(checkpoint: InMemory, model: Model, **limits: int) -> Any:
     """The model's runner, with float32 weights, keys and values."""
-    plan = pipeline.forward(model.spec, layouts(checkpoint, model), 16, "f32")  # type: ignore[arg-type]
+    plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), 16, "f32")  # type: ignore[arg-type]
     room = StepLimits(**{"context": model.spec.context, "tokens": 64, "outputs": 64, **limits})
     runner = ModelRunner(checkpoint, model, plan, room, threads=2)  # type: ignore[arg-type]
     try:

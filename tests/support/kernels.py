@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.kernels.attention.walk import Space
+from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.library import shared
 from pellucid.kernels.core.record import SCRATCH_HEADER, StepRecord
@@ -102,7 +102,9 @@ class Batch:
         table = np.full((len(counts), int(pages.max())), self.pool - 1, np.int32)
         for s, n in enumerate(pages):
             table[s, :n], order = order[:n], order[n:]
-        scratch = Space(self.head_dim, self.value_dim or self.head_dim).bytes(int((past + counts).max()))
+        scratch = ScratchLayout(self.head_dim, self.value_dim or self.head_dim).bytes(
+            int((past + counts).max())
+        )
         arrays = {
             "token_ids": np.array(self.token_ids or [0] * total, np.int32),
             "positions": np.concatenate([p + np.arange(n) for p, n in zip(past, counts)]).astype(np.int32),

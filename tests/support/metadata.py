@@ -56,7 +56,7 @@ class Metadata:
     def lower(self) -> None:
         """Run all of loading that precedes the allocation of memory."""
         model = self.read()
-        pipeline.forward(model.spec, layouts(self, model))
+        pipeline.build_plan(model.spec, layouts(self, model))
 
 
 GEMMA3_GGUF: dict[str, Any] = {

@@ -36,7 +36,7 @@ class Model:
         self._stack = ExitStack()
         room = {"context": 64 * 32, "tokens": 600, "outputs": 600, "sequences": len(LENGTHS)}
         with opened(path) as (checkpoint, model):
-            plan = pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits, kv_cache)
+            plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits, kv_cache)
         self.runners = {
             n: self._stack.enter_context(model_runner(path, plan, threads=n, **room)) for n in threads
         }

@@ -50,7 +50,7 @@ def model_runner(
 ) -> Iterator[ModelRunner]:
     """A model ready to run, precise by default, for steps of up to 64 tokens with all of their logits."""
     with opened(path) as (checkpoint, model):
-        plan = plan or pipeline.forward(model.spec, layouts(checkpoint, model), activation_bits)
+        plan = plan or pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits)
         room = StepLimits(**{"context": 256, "tokens": 64, "outputs": 64, **limits})
         net = ModelRunner(checkpoint, model, plan, room, threads)
         try:

@@ -133,9 +133,9 @@ class Bars:
     def compiling(self, done: int, total: int, label: str) -> None:
         """``done`` of ``total`` kernels are compiled; ``label`` is next."""
         if self._compiling is None:
-            from pellucid.kernels.core.library import are_kept
+            from pellucid.kernels.core.library import can_cache
 
-            self._compiling = "compiling kernels" + (", once for this machine" if are_kept() else "")
+            self._compiling = "compiling kernels" + (", once for this machine" if can_cache() else "")
         self._show(self._compiling, done, total, f"{done} of {total}")
 
     def measuring(self, done: int, total: int, label: str) -> None:

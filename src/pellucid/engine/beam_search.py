@@ -11,11 +11,11 @@ from pellucid import pipeline
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
+from pellucid.engine.prefill import Prefill
 from pellucid.engine.prefix_cache import PrefixCache
-from pellucid.engine.prompt import Prompt
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.pipeline import Rows
+from pellucid.pipeline import StepOutput
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
@@ -25,13 +25,13 @@ NOT_FOR_BEAMS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", 
 """Options that apply to a single text while it is generated; beam search refuses them."""
 
 
-class BeamGroup:
+class BeamSearchTask:
     """A task that reads a prompt, then continues it with all beams of a search. Yields the beams after each step.
 
     A beam with several continuations is forked in the cache.
     """
 
-    def __init__(self, runner: ModelRunner, prompt: Prompt, beams: BeamSearch) -> None:
+    def __init__(self, runner: ModelRunner, prompt: Prefill, beams: BeamSearch) -> None:
         self._runner, self._prompt, self._beams = runner, prompt, beams
         self._tables: list[BlockTable] = []
 
@@ -46,7 +46,7 @@ class BeamGroup:
             return self._prompt.pending()
         return [Chunk(table, [beam.node.token]) for table, beam in zip(self._tables, self._beams.beams)]
 
-    def take(self, rows: list[Rows], seconds: float) -> Iterator[list[Beam]]:
+    def take(self, rows: list[StepOutput], seconds: float) -> Iterator[list[Beam]]:
         """Advance the search, and yield its beams; nothing until the prompt has been read."""
         if not self._tables:
             logits = self._prompt.take(rows, seconds)
@@ -102,17 +102,17 @@ def search_beams(
     ends = options.ends(tokenizer, size)
     chain = options.chain()
     if not beams.do_sample:
-        chain = chain.undrawn()
+        chain = chain.without_drawing()
     elif chain.greedy:
         raise InvalidRequest(
             "temperature=0 with do_sample=True: nothing would be drawn; leave one of them out"
         )
     elif any(step.alone for step in chain.steps):
         raise InvalidRequest("mirostat=2: it follows one text, not beams; leave it out")
-    sampler = chain.start(tokenizer, ids, ends, idle=runner.idle_core, vocabulary=size)
+    sampler = chain.start(tokenizer, ids, ends, spare_core=runner.idle_core, vocabulary=size)
     search = BeamSearch(beams, sampler, ends, limit)
-    prefill, times = Prompt(runner, prefixes, ids, None, size), list[float]()
-    group, start = BeamGroup(runner, prefill, search), time.perf_counter()
+    prefill, times = Prefill(runner, prefixes, ids, None, size), list[float]()
+    group, start = BeamSearchTask(runner, prefill, search), time.perf_counter()
     try:
         for _ in pipeline.run(runner, group):
             times.append(time.perf_counter() - start)

@@ -14,7 +14,7 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
 
-class EmbeddedTexts:
+class EmbeddingTask:
     """A task that embeds texts that fit into one step together. Yields the vector (D,) of each, in order."""
 
     def __init__(self, runner: ModelRunner, texts: list[list[int]]) -> None:
@@ -26,7 +26,7 @@ class EmbeddedTexts:
         """All tokens of all texts."""
         return [Chunk(table, ids, outputs=0) for table, ids in zip(self._tables, self._texts)]
 
-    def take(self, rows: list[pipeline.Rows], seconds: float) -> Iterator[NDArray[np.float32]]:
+    def take(self, rows: list[pipeline.StepOutput], seconds: float) -> Iterator[NDArray[np.float32]]:
         """Yield the vectors."""
         self.done = True
         yield from (row[0] for row in rows)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.kernels.attention.walk import Space
+from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.spec import Model
 from pellucid.plan.bind import allocate, bind, places
-from pellucid.plan.plan import At, Plan, Rows
+from pellucid.plan.plan import At, Plan, RowKind
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays
 from pellucid.runtime.cache import BlockTable, KVCache, LayerShape
@@ -59,10 +59,12 @@ class ModelRunner:
     ) -> None:
         self.spec, self.plan, self.limits = model.spec, plan, limits
         pages = -(-limits.context // PAGE)
-        self.cache = KVCache(plan.layers, room(plan.layers, pages, limits.sequences))
-        scratch = max(Space(layer.head_dim, layer.value_dim).bytes(limits.context) for layer in plan.layers)
+        self.cache = KVCache(plan.layers, page_count(plan.layers, pages, limits.sequences))
+        scratch = max(
+            ScratchLayout(layer.head_dim, layer.value_dim).bytes(limits.context) for layer in plan.layers
+        )
         self._step = StepArrays(limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads)
-        rows: dict[Rows, int] = {
+        rows: dict[RowKind, int] = {
             "tokens": limits.tokens,
             "outputs": limits.outputs,
             "sequences": limits.sequences,
@@ -165,7 +167,8 @@ class ModelRunner:
             self._refuse_if_closed()
             try:
                 self._allocate(chunks)
-                self._step.fill(chunks)
+                _, outputs = self._step.fill(chunks)
+                self._fresh_output(outputs if self.spec.head else len(chunks))  # the last one is the caller's
                 overhead = min(self._seconds(records[:0]) for _ in range(9))
                 seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])
             finally:
@@ -241,7 +244,7 @@ class ModelRunner:
             self._executor.close()
 
 
-def room(layers: Iterable[LayerShape], pages: int, sequences: int) -> int:
+def page_count(layers: Iterable[LayerShape], pages: int, sequences: int) -> int:
     """Number of pages for ``sequences`` contexts of ``pages`` pages each. Memory is only taken when it is touched.
 
     The pages take at most a quarter of the machine's memory, unless that is less than one context and one page for each

@@ -90,9 +90,11 @@ class Generation:
             "usage": asdict(self.usage),
             "timings": {**asdict(self.timings), "tokens_per_second": self.tokens_per_second},
             "seed": self.seed,
-            "chain": [{"name": step.name, **shown(step)} for step in self.chain],
-            "logprobs": None if self.logprobs is None else plain(self.logprobs),
-            "prompt_logprobs": None if self.prompt_logprobs is None else plain(self.prompt_logprobs),
+            "chain": [{"name": step.name, **step_options(step)} for step in self.chain],
+            "logprobs": None if self.logprobs is None else logprobs_as_dict(self.logprobs),
+            "prompt_logprobs": None
+            if self.prompt_logprobs is None
+            else logprobs_as_dict(self.prompt_logprobs),
             "trace": None if self.trace is None else [asdict(token) for token in self.trace],
         }
 
@@ -116,7 +118,7 @@ class Score:
 
     def as_dict(self) -> dict[str, Any]:
         """The score for JSON."""
-        logprobs = plain(self.logprobs)
+        logprobs = logprobs_as_dict(self.logprobs)
         numbers = {"total": self.total, "perplexity": self.perplexity}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         return {"ids": self.ids, **finite, "logprobs": logprobs}
@@ -159,17 +161,17 @@ class Beams:
             "usage": asdict(self.usage),
             "timings": asdict(self.timings),
             "seed": self.seed,
-            "chain": [{"name": step.name, **shown(step)} for step in self.chain],
+            "chain": [{"name": step.name, **step_options(step)} for step in self.chain],
             "tree": [asdict(node) for node in self.tree],
         }
 
 
-def shown(step: SamplerStep) -> dict[str, Any]:
+def step_options(step: SamplerStep) -> dict[str, Any]:
     """A step's options and their values."""
-    return {name: _plain(getattr(step, name)) for name in options_of(type(step))}
+    return {name: _to_json(getattr(step, name)) for name in options_of(type(step))}
 
 
-def plain(logprobs: Logprobs) -> dict[str, Any]:
+def logprobs_as_dict(logprobs: Logprobs) -> dict[str, Any]:
     """Log-probabilities for JSON. JSON has no infinity: None stands for a token that was not possible."""
     return {
         "ids": logprobs.ids.tolist(),
@@ -186,11 +188,11 @@ def _finite(values: Any) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _to_json(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_to_json(one) for one in value]
     if value is None or isinstance(value, (bool, int, str)):
         return value
     return brief(value) if not isinstance(value, float) else value if np.isfinite(value) else None

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 
 from pellucid import pipeline
+from pellucid.engine.generation import GenerationTask
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Generation, Timings, Usage
+from pellucid.engine.prefill import Prefill
 from pellucid.engine.prefix_cache import PrefixCache
-from pellucid.engine.prompt import Prompt
 from pellucid.engine.sequence import TextSequence, TokenOutput
-from pellucid.engine.sequence_group import SequenceGroup
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import TokenLogprobs, joined, of_token
 from pellucid.sample.options import Options
@@ -49,7 +49,7 @@ class OutputBuilder:
 
 
 def _collect(
-    outputs: Iterator[tuple[int, TokenOutput]], group: SequenceGroup, builders: list[OutputBuilder]
+    outputs: Iterator[tuple[int, TokenOutput]], group: GenerationTask, builders: list[OutputBuilder]
 ) -> Iterator[tuple[int, TokenOutput]]:
     """Yield the outputs, each after adding it to its builder; free the pages whenever the iteration ends.
 
@@ -83,12 +83,14 @@ class RequestGroup:
         self.options = options
         ids = inputs.prompt(prompt)  # text → tokenize → ids
         tokenizer, limit = inputs.tokenizer, inputs.room(ids, options.max_new_tokens)
-        size, idle = inputs.vocabulary, runner.idle_core
+        size, spare_core = inputs.vocabulary, runner.idle_core
         ends = options.ends(tokenizer, size)
-        samplers = [chain.start(tokenizer, ids, ends, idle=idle, vocabulary=size) for chain in chains]
+        samplers = [
+            chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=size) for chain in chains
+        ]
         self.builders = [OutputBuilder(chain, options) for chain in chains]
-        self.prompt = Prompt(runner, prefixes, ids, options.prompt_logprobs, size)
-        group = SequenceGroup(
+        self.prompt = Prefill(runner, prefixes, ids, options.prompt_logprobs, size)
+        group = GenerationTask(
             runner,
             self.prompt,
             lambda: [TextSequence(tokenizer, options, sampler, ends, limit) for sampler in samplers],

@@ -15,7 +15,7 @@ from pellucid.sample.candidates import Candidates
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 
 
-class ScoredSequence:
+class ScoringTask:
     """A task that yields the position and the logits (V,) of each token of a text from position ``first`` on.
 
     ``first`` is at least 1. The block table is empty at first, and holds all tokens but the last at the end.
@@ -41,7 +41,7 @@ class ScoredSequence:
         return [Chunk(self._table, part, outputs=len(part))]
 
     def take(
-        self, rows: list[pipeline.Rows], seconds: float = 0.0
+        self, rows: list[pipeline.StepOutput], seconds: float = 0.0
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield each position and its logits."""
         logits = rows[0]
@@ -52,7 +52,7 @@ def teacher_forced_logits(
     runner: ModelRunner, table: BlockTable, ids: list[int], first: int = 1
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield the position and the logits (V,) of each token of a text from position ``first`` on."""
-    return pipeline.run(runner, ScoredSequence(table, ids, first, runner.limits))
+    return pipeline.run(runner, ScoringTask(table, ids, first, runner.limits))
 
 
 def token_logprobs(

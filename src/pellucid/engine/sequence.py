@@ -15,7 +15,7 @@ from pellucid.sample.options import Options
 from pellucid.sample.trace import TokenTrace, of_draw
 from pellucid.tokenize import Tokenizer
 
-MOST_FORCED = 7
+MAX_FORCED_TOKENS = 7
 """How many forced tokens (tokens without an alternative) may run in the same step as the sampled token."""
 
 
@@ -78,5 +78,5 @@ class TextSequence:
 
     def pending(self) -> Chunk:
         """The sampled token and the forced tokens after it, which run in one step."""
-        tokens = [self.last, *self.sampler.forced[: min(MOST_FORCED, self._limit - 1)]]
+        tokens = [self.last, *self.sampler.forced[: min(MAX_FORCED_TOKENS, self._limit - 1)]]
         return Chunk(self.table, tokens, outputs=len(tokens))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-LONGEST, MOST_READ = 600, 20_000  # characters of a message; characters of a longer text that are considered
+LONGEST, MAX_READ = 600, 20_000  # characters of a message; characters of a longer text that are considered
 
 
 def shown(text: str) -> str:
@@ -29,7 +29,7 @@ def one_line(text: str) -> str:
 
 def bounded(text: str) -> str:
     """A message as one line of at most 600 characters. A longer one keeps its beginning and its end."""
-    line = one_line(text[: MOST_READ // 2] + text[-MOST_READ // 2 :] if len(text) > MOST_READ else text)
+    line = one_line(text[: MAX_READ // 2] + text[-MAX_READ // 2 :] if len(text) > MAX_READ else text)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 203]}...{line[-200:]}"
 
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.library import CompileProgress, shared
-from pellucid.kernels.machine import roof
+from pellucid.kernels.ops import roof
 from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import aligned
 
-MOST_BYTES = 2 << 30  # more than any cache holds: a larger buffer is read at the same rate
+MAX_BYTES = 2 << 30  # more than any cache holds: a larger buffer is read at the same rate
 WARM, TIMES = 3, 16  # runs that fill the caches; runs that a rate is the mean of
 MULTIPLY_ROUNDS = 100_000  # a quarter of a millisecond
 READ, MULTIPLY = KernelKey("roof.read"), KernelKey("roof.multiply")
@@ -28,7 +28,7 @@ class Roofs:
     def __init__(self, threads: int, nbytes: int, progress: CompileProgress | None = None) -> None:
         self.threads = threads
         self._addresses = shared().load([READ, MULTIPLY], progress)
-        self._strips = max(min(nbytes, MOST_BYTES) // roof.STRIP, threads)
+        self._strips = max(min(nbytes, MAX_BYTES) // roof.STRIP, threads)
         self._data = aligned(self._strips * roof.STRIP)
         self._data[:] = 0
         self._out = np.zeros((threads, 16), np.float32)

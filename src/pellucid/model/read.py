@@ -10,10 +10,10 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures
-from pellucid.model.keys import check_unread
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slots import shape_of
 from pellucid.model.spec import Model
+from pellucid.model.unread_keys import check_unread
 from pellucid.weights.checkpoint import Checkpoint
 
 

@@ -55,10 +55,12 @@ def _write_cache(plan: Builder, stage: str, kind: Attention, k: str, v: str) -> 
         "page_bytes": PageBytes(),
     }
     printed = f"(T, {kind.kv_heads}, {kind.head_dim}) {shape.kv_dtype}"
-    shares = dict.fromkeys((k, v), heads(kind.kv_heads))
+    partitions = dict.fromkeys((k, v), heads(kind.kv_heads))
     kernel = KernelKey("cache_write", kv_dtype=shape.kv_dtype)
     plan.emit(
-        Operation(f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), printed, shares=shares)
+        Operation(
+            f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), printed, partitions=partitions
+        )
     )
     return layer
 

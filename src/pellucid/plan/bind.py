@@ -24,7 +24,7 @@ from pellucid.plan.plan import (
     Operation,
     PageBytes,
     Plan,
-    Rows,
+    RowKind,
     Value,
     Vector,
     Weights,
@@ -42,7 +42,7 @@ class Arrays:
     by_name: dict[str, NDArray[Any]]
 
 
-def allocate(plan: Plan, limits: Mapping[Rows, int]) -> Arrays:
+def allocate(plan: Plan, limits: Mapping[RowKind, int]) -> Arrays:
     """Allocate every buffer for the largest step."""
     return Arrays({name: _array(buffer, limits[buffer.rows]) for name, buffer in plan.buffers.items()})
 

@@ -22,14 +22,14 @@ from pellucid.plan.plan import (
     DistanceTable,
     Operation,
     Plan,
-    Rows,
+    RowKind,
     Value,
     Vector,
     Weights,
 )
 from pellucid.runtime.cache import LayerShape
 
-COUNT: Mapping[Rows, int] = {
+COUNT: Mapping[RowKind, int] = {
     "tokens": StepRecord.at.tokens,
     "outputs": StepRecord.at.outputs,
     "sequences": StepRecord.at.sequences,
@@ -72,7 +72,7 @@ class Builder:
         self._widths: dict[str, int] = {}
         self._quantized: set[str] = set()
 
-    def buffer(self, name: str, width: int, rows: Rows = "tokens", *, activation_bits: int = 0) -> str:
+    def buffer(self, name: str, width: int, rows: RowKind = "tokens", *, activation_bits: int = 0) -> str:
         """Declare a buffer of this width from now on; its memory is shared with earlier uses of the name.
 
         Layers may have different widths: the memory is as wide as the widest use, and each use has rows of its own
@@ -167,7 +167,7 @@ class Builder:
                 weight_bytes=packed.matrix_bytes(outputs, width),
                 multiply_adds=outputs * width,
                 rows=rows,
-                shares={out: columns(self.width_of(out))},
+                partitions={out: columns(self.width_of(out))},
             )
         )
         return out

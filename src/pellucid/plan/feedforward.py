@@ -28,9 +28,11 @@ def feedforward(plan: Builder, layer: int, kind: FeedForward, x: str, out: str) 
         "rows": COUNT["tokens"],
     }
     kernel = KernelKey("activation", kind=kind.activation, activation_bits=8)
-    shares = dict.fromkeys(reads, columns(plan.width_of(inside)))
+    partitions = dict.fromkeys(reads, columns(plan.width_of(inside)))
     shape = f"(T, {kind.width})"
-    plan.emit(Operation(f"{stage}.hidden", kernel, fields, tuple(reads), (inside,), shape, shares=shares))
+    plan.emit(
+        Operation(f"{stage}.hidden", kernel, fields, tuple(reads), (inside,), shape, partitions=partitions)
+    )
     return plan.linear(
         f"{stage}.down", inside, f"{stage}.down", plan.spec.embedding.width, out, bias=kind.bias
     )

@@ -25,8 +25,8 @@ def norm(plan: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, 
         "replicated": 0,
         "rows": COUNT[rows],
     }
-    shares = dict.fromkeys((x, out), heads(parts)) if parts > 1 else {}
+    partitions = dict.fromkeys((x, out), heads(parts)) if parts > 1 else {}
     shape = f"({LETTER[rows]}, {width})" if parts == 1 else f"({LETTER[rows]}, {parts}, {width})"
     kernel = KernelKey("norm", kind=kind.kind, activation_bits=8)
-    plan.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, shares=shares))
+    plan.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, partitions=partitions))
     return out

@@ -45,12 +45,14 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
         ):
             fused = before.with_fields(quantized=op.fields["out"])
             kernel = before.kernel.replace(activation_bits=op.kernel["activation_bits"])
-            shares = dict(before.shares)
+            partitions = dict(before.partitions)
             if (
-                before.writes[0] in shares
+                before.writes[0] in partitions
             ):  # the blocks belong to the row that is written, so threads divide them like the row
-                shares[op.writes[0]] = shares[before.writes[0]]
-            out[-1] = replace(fused, kernel=kernel, writes=(*before.writes, *op.writes), shares=shares)
+                partitions[op.writes[0]] = partitions[before.writes[0]]
+            out[-1] = replace(
+                fused, kernel=kernel, writes=(*before.writes, *op.writes), partitions=partitions
+            )
         else:
             out.append(op)
     return out
@@ -78,14 +80,14 @@ def fuse_residual(operations: list[Operation]) -> list[Operation]:
             fused = before.with_fields(
                 out=op.fields["out"], addend=op.fields["a"], addend_group=4 * ROWS, addend_row=stride
             )
-            shares = {op.writes[0]: before.shares[before.writes[0]]}
+            partitions = {op.writes[0]: before.partitions[before.writes[0]]}
             out[-1] = replace(
                 fused,
                 stage=op.stage,
                 includes=(*before.includes, before.stage),
                 reads=(*before.reads, *op.writes),
                 writes=op.writes,
-                shares=shares,
+                partitions=partitions,
             )
         else:
             out.append(op)
@@ -103,7 +105,7 @@ def replicate_norms(operations: list[Operation]) -> list[Operation]:
             for i in (index, *readers):
                 touched = (*out[i].reads, *out[i].writes)
                 copies = dict.fromkeys((b for b in op.writes if b in touched), REPLICATED)
-                out[i] = replace(out[i].with_fields(replicated=1), shares={**out[i].shares, **copies})
+                out[i] = replace(out[i].with_fields(replicated=1), partitions={**out[i].partitions, **copies})
     return out
 
 
@@ -122,10 +124,10 @@ def place_barriers(operations: list[Operation]) -> list[Operation]:
     reads: set[tuple[str, str | None]] = set()  # since the last barrier: buffers, and how threads divide them
     writes: set[tuple[str, str | None]] = set()
     for op in operations:
-        op_reads = {(b, op.shares.get(b)) for b in op.reads}
-        op_writes = {(b, op.shares.get(b)) for b in op.writes}
+        op_reads = {(b, op.partitions.get(b)) for b in op.reads}
+        op_writes = {(b, op.partitions.get(b)) for b in op.writes}
         conflicts = _conflicts(writes, op_reads) | _conflicts(reads | writes, op_writes)
-        copies = {(b, how) for b, how in conflicts if how == REPLICATED == op.shares.get(b)}
+        copies = {(b, how) for b, how in conflicts if how == REPLICATED == op.partitions.get(b)}
         if conflicts - copies or (copies and out[-1].rows != op.rows):
             out[-1] = replace(out[-1], barrier="always")
             reads, writes = set(), set()

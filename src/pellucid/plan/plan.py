@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.runtime.cache import LayerShape
 
-Rows = Literal["tokens", "outputs", "sequences"]
-LETTER: Mapping[Rows, str] = {"tokens": "T", "outputs": "R", "sequences": "B"}
+RowKind = Literal["tokens", "outputs", "sequences"]
+LETTER: Mapping[RowKind, str] = {"tokens": "T", "outputs": "R", "sequences": "B"}
 
 
 Barrier = Literal["none", "rows", "always"]
@@ -30,7 +30,7 @@ class Buffer:
 
     name: str
     width: int
-    rows: Rows = "tokens"
+    rows: RowKind = "tokens"
     activation_bits: int = 0
 
 
@@ -128,8 +128,8 @@ class Operation:
     shape: str = ""
     weight_bytes: int = 0
     multiply_adds: int = 0
-    rows: Rows = "tokens"
-    shares: Mapping[str, str] = field(default_factory=dict)
+    rows: RowKind = "tokens"
+    partitions: Mapping[str, str] = field(default_factory=dict)
     """How threads divide the buffers of which each thread touches only its own part. Operations that divide a buffer in
     the same way need no barrier between them. ``REPLICATED``: in a step with one row each thread has a copy, thread t
     in row t; this says nothing about steps with several rows.

@@ -55,7 +55,7 @@ def rotate(plan: Builder, stage: str, rotary: Rotary, x: str, count: int, head_d
     }
     kernel = KernelKey("rotary", pairing=rotary.pairing)
     shape = f"(T, {count}, {head_dim})"
-    plan.emit(Operation(stage, kernel, fields, (x, angles), (x,), shape, shares={x: heads(count)}))
+    plan.emit(Operation(stage, kernel, fields, (x, angles), (x,), shape, partitions={x: heads(count)}))
     return x
 
 

@@ -23,9 +23,9 @@ from pellucid.errors import InvalidRequest, KernelError
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import shared
 from pellucid.kernels.core.record import RECORD_WORDS
-from pellucid.kernels.machine import loop
+from pellucid.kernels.program import loop
 from pellucid.runtime.memory import address, aligned
-from pellucid.runtime.pace import Pace
+from pellucid.runtime.thread_tuner import ThreadTuner
 
 LOOP_KERNELS = (KernelKey("loop.lead"), KernelKey("loop.work"))
 
@@ -66,7 +66,7 @@ class Executor:
 
     def __init__(self, threads: int) -> None:
         self.threads, self._process = threads, os.getpid()
-        self._pace, self._steps = Pace(threads), 0
+        self._pace, self._steps = ThreadTuner(threads), 0
         self._control: NDArray[np.int64] = aligned(loop.CONTROL_BYTES).view(np.int64)
         self._control[:] = 0
         self._control[loop.PATIENCE // 8] = loop.PATIENT if threads <= usable_cores() else loop.HASTY

@@ -30,7 +30,7 @@ from pellucid.sample.candidates import Candidates, Floats
 from pellucid.sample.chain import Sampler
 from pellucid.util.checks import real, whole
 
-MOST_BEAMS = 64
+MAX_BEAMS = 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class BeamOptions:
     do_sample: bool = False
 
     def __post_init__(self) -> None:
-        beams = whole("num_beams", self.num_beams, 1, MOST_BEAMS)
+        beams = whole("num_beams", self.num_beams, 1, MAX_BEAMS)
         checked: dict[str, Any] = {
             "num_beams": beams,
             "num_return_sequences": whole(

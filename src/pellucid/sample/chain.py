@@ -48,11 +48,11 @@ class Chain:
     greedy: bool = False
     seed: int = 0
 
-    def undrawn(self) -> Chain:
+    def without_drawing(self) -> Chain:
         """The greedy form of this chain: only the steps that change logits or forbid tokens."""
         return Chain(tuple(step for step in self.steps if step.kind in ("change", "forbid")), greedy=True)
 
-    def numbered(self, count: int) -> list[Chain]:
+    def with_seeds(self, count: int) -> list[Chain]:
         """``count`` chains with independent random numbers; the first is equal to this one."""
         return [replace(self, seed=self.seed + (number << SEED_BITS)) for number in range(count)]
 
@@ -62,19 +62,19 @@ class Chain:
         prompt: Sequence[int],
         ends: frozenset[int] = frozenset(),
         *,
-        idle: bool = False,
+        spare_core: bool = False,
         vocabulary: int | None = None,
     ) -> Sampler:
         """Bind the chain to the continuation of a prompt.
 
-        ``ends`` are the tokens that end the text. ``idle`` says that the model leaves a core idle. Only ids below
+        ``ends`` are the tokens that end the text. ``spare_core`` says that the model leaves a core idle. Only ids below
         ``vocabulary`` may come; by default all of the tokenizer's.
 
         Raises:
             InvalidRequest: a step's value does not fit the vocabulary.
         """
         size = tokenizer.vocab_size if vocabulary is None else vocabulary
-        context = RequestContext(tokenizer, ends, self.seed, idle, size)
+        context = RequestContext(tokenizer, ends, self.seed, spare_core, size)
         steps = tuple(step.bind(context) for step in self.steps)
         return Sampler(steps, self.greedy, TokenHistory(prompt, self.seed), size)
 

@@ -19,17 +19,17 @@ from pellucid.tokenize import Tokenizer
 from pellucid.util.checks import token_id
 
 SEEDS = 1 << 63
-MOST_STOPS, MOST_STOP_IDS, MOST_SAMPLERS = 64, 1024, 64
-MOST_LOGPROBS = 1000
+MAX_STOPS, MAX_STOP_IDS, MAX_SAMPLERS = 64, 1024, 64
+MAX_LOGPROBS = 1000
 
 CHECKS = {
     "seed": whole(0, SEEDS - 1, "leave it out to have one drawn"),
     "max_new_tokens": whole(1, 1 << 31, "leave it out for all that the context holds"),
     "max_time": real(0, 1e9, "seconds; leave it out for no limit", above=True),
     "logprobs": whole(
-        0, MOST_LOGPROBS, "how many alternatives to show; leave it out for no log-probabilities"
+        0, MAX_LOGPROBS, "how many alternatives to show; leave it out for no log-probabilities"
     ),
-    "prompt_logprobs": whole(0, MOST_LOGPROBS, "likewise"),
+    "prompt_logprobs": whole(0, MAX_LOGPROBS, "likewise"),
 }
 LOGPROBS_OF = one_of("logits", "chain")
 
@@ -71,11 +71,9 @@ class Options:
             for name, check in CHECKS.items()
             if getattr(self, name) is not None
         }
-        checked["stop"] = () if self.stop is None else texts(MOST_STOPS)("stop", self.stop)
+        checked["stop"] = () if self.stop is None else texts(MAX_STOPS)("stop", self.stop)
         checked["stop_token_ids"] = (
-            ()
-            if self.stop_token_ids is None
-            else tokens(MOST_STOP_IDS)("stop_token_ids", self.stop_token_ids)
+            () if self.stop_token_ids is None else tokens(MAX_STOP_IDS)("stop_token_ids", self.stop_token_ids)
         )
         LOGPROBS_OF("logprobs_of", self.logprobs_of)
         for name in ("ignore_eos", "watch"):
@@ -106,7 +104,11 @@ class Options:
         """The chain: the steps that have an effect, in order, then a draw; or greedy decoding."""
         chosen: tuple[SamplerStep, ...] = self._steps  # type: ignore[attr-defined]
         made = Chain(chosen, seed=secrets.randbelow(SEEDS) if self.seed is None else self.seed)
-        return made.undrawn() if any(isinstance(one, Temperature) and one.greedy for one in chosen) else made
+        return (
+            made.without_drawing()
+            if any(isinstance(one, Temperature) and one.greedy for one in chosen)
+            else made
+        )
 
     def ends(self, tokenizer: Tokenizer, vocabulary: int) -> frozenset[int]:
         """The tokens that end the text.
@@ -163,8 +165,8 @@ def _ordered(samplers: Any, made: Mapping[str, SamplerStep]) -> list[SamplerStep
         raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names: {', '.join(made)}")
     found: list[SamplerStep] = []
     for one in samplers:
-        if len(found) >= MOST_SAMPLERS:
-            raise InvalidRequest(f"samplers has more than {MOST_SAMPLERS} steps: give fewer")
+        if len(found) >= MAX_SAMPLERS:
+            raise InvalidRequest(f"samplers has more than {MAX_SAMPLERS} steps: give fewer")
         if isinstance(one, SamplerStep):
             found.append(one)
         elif isinstance(one, str) and one in made:

@@ -58,14 +58,14 @@ class TokenizerProtocol(Protocol):
 class RequestContext:
     """What a step knows of its request.
 
-    ``ends`` are the tokens that end the text. ``idle`` says that the model leaves a core idle. ``vocabulary`` is the
-    number of tokens that the tokenizer and the model both have.
+    ``ends`` are the tokens that end the text. ``spare_core`` says that the model leaves a core idle. ``vocabulary`` is
+    the number of tokens that the tokenizer and the model both have.
     """
 
     tokenizer: TokenizerProtocol
     ends: frozenset[int]
     seed: int
-    idle: bool
+    spare_core: bool
     vocabulary: int
 
     @property
@@ -74,7 +74,7 @@ class RequestContext:
         return self.ends & self.tokenizer.eos_ids
 
 
-class Tally:
+class TokenCounts:
     """Counts of tokens. Adding a token takes constant time (amortized), however many are counted."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Tally:
             self._ids[place] = token
             self._counts[place] += 1
 
-    def fork(self) -> Tally:
+    def fork(self) -> TokenCounts:
         """A copy that can diverge."""
         made = copy(self)
         made._ids, made._counts, made._index = self._ids.copy(), self._counts.copy(), dict(self._index)
@@ -114,7 +114,7 @@ class TokenHistory:
 
     def __init__(self, prompt: Sequence[int], seed: int = 0) -> None:
         self.prompt_length, self.seed = len(prompt), seed
-        self._tallies: dict[int, tuple[Tally, int]] = {}
+        self._tallies: dict[int, tuple[TokenCounts, int]] = {}
         self._length = len(prompt)
         self._ids = np.zeros(max(2 * len(prompt), 64), np.int64)
         self._ids[: len(prompt)] = prompt
@@ -136,13 +136,13 @@ class TokenHistory:
         self._ids[self._length] = token
         self._length += 1
 
-    def tally(self, start: int, last: int = -1) -> Tally:
-        """Counts of the tokens from index ``start`` on; only the ``last`` tokens of the history count (-1: all)."""
-        if last >= 0 and self._length - last > start:
-            found = Tally()
-            found.add(self.ids[self._length - last :].tolist())
+    def counts(self, start: int, window: int = -1) -> TokenCounts:
+        """Counts of the tokens from index ``start`` on; only the most recent ``window`` tokens count (-1: all)."""
+        if window >= 0 and self._length - window > start:
+            found = TokenCounts()
+            found.add(self.ids[self._length - window :].tolist())
             return found
-        found, upto = self._tallies.get(start) or (Tally(), start)
+        found, upto = self._tallies.get(start) or (TokenCounts(), start)
         found.add(self.ids[upto:].tolist())
         self._tallies[start] = found, self._length
         return found

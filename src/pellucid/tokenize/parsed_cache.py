@@ -3,7 +3,7 @@
 In: a file's bytes. Out: the arrays parsed from them, if they are cached. The name of an entry is a hash of these bytes
 and of the code that parses them, so entries are never out of date. An entry that is damaged, or that another user may
 have written (``pellucid/util/private.py``), counts as missing; a failed write is only a warning. The cache keeps the
-MOST_FILES entries used last.
+MAX_FILES entries used last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from pellucid.util.private import Folder
 
 FOLDER = "tokenizers"
-MOST_FILES = 16
+MAX_FILES = 16
 WORTH_CACHING = 1 << 17  # bytes to parse
 Arrays = Mapping[str, memoryview]
 """Arrays by name. They are not NumPy arrays, because importing NumPy takes as long as reading an entry."""
@@ -57,7 +57,7 @@ def write(place: str, arrays: Arrays) -> None:
     head = json.dumps(listed).encode()
     head += b" " * (-len(head) % 8)
     whole = b"".join([len(head).to_bytes(8, "little"), head, *parts])
-    Folder(FOLDER).write(place, whole, most=MOST_FILES)
+    Folder(FOLDER).write(place, whole, most=MAX_FILES)
 
 
 def text_of(array: memoryview) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pellucid.tokenize.compiled_encoder import CompiledEncoder
     from pellucid.tokenize.explain import Explanation
 
-BEGINS, COMPILES = 20_000, 1_000_000
+CHARACTERS_BEFORE_CACHED, CHARACTERS_BEFORE_COMPILING = 20_000, 1_000_000
 """Characters encoded before compiled code takes over: if its kernels are cached, and if they must be compiled first."""
 
 Pair = tuple[str, str]
@@ -188,11 +188,11 @@ class Tokenizer(Encoder):
         if "_compiled" in self.__dict__:
             return self._compiled
         seen = self.__dict__["_seen"] = self.__dict__.get("_seen", 0) + length
-        if seen < BEGINS:
+        if seen < CHARACTERS_BEFORE_CACHED:
             return None
         from pellucid.tokenize.compiled_encoder import is_cached
 
-        return self._compiled if seen >= COMPILES or is_cached(self.model) else None
+        return self._compiled if seen >= CHARACTERS_BEFORE_COMPILING or is_cached(self.model) else None
 
     @cached_property
     def _compiled(self) -> CompiledEncoder | None:

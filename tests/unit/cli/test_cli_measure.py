@@ -180,7 +180,7 @@ def test_the_lines_of_a_plan_stand_for_every_operation(command: Command, integer
 
     checkpoint = open_checkpoint(Path(integers))
     read = read_model(checkpoint)
-    operations = pipeline.forward(read.spec, layouts(checkpoint, read)).operations
+    operations = pipeline.build_plan(read.spec, layouts(checkpoint, read)).operations
     checkpoint.close()
     for whole in (False, True):
         lines = shortened(operations, whole)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.kernels import Batch, call, guarded, seeds, threads
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.machine import roof
+from pellucid.kernels.ops import roof
 
 
 @given(seeds, st.integers(1, 40), threads)

@@ -122,4 +122,4 @@ def test_splits_are_all_pairs_of_pieces_that_are_a_piece(pieces: list[bytes]) ->
 
 def test_a_vocabulary_of_more_bytes_than_there_are_nodes_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="the limit is"):
-        PieceTree.of([b"a" * text_words.MOST_NODES])
+        PieceTree.of([b"a" * text_words.MAX_NODES])

@@ -123,6 +123,6 @@ def test_a_quantised_llama_is_the_llama_of_its_decoded_weights(
 @pytest.mark.parametrize("name", TINY)
 def test_plan_uses_every_slot_of_the_spec_and_no_other(name: str) -> None:
     with opened(TINY[name]) as (checkpoint, model):
-        plan = pipeline.forward(model.spec, layouts(checkpoint, model))
+        plan = pipeline.build_plan(model.spec, layouts(checkpoint, model))
     values = [value for op in plan.operations for value in op.fields.values()]
     assert {v.slot for v in values if isinstance(v, (Weights, Vector))} == set(expected_shapes(model.spec))

@@ -9,7 +9,7 @@ from support.model_files import gguf
 from support.tiny import LLAMA_GGUF, TINY, opened, random_weights
 
 from pellucid.model.spec import ModelSpec
-from pellucid.pipeline import forward
+from pellucid.pipeline import build_plan
 from pellucid.plan.block import block
 from pellucid.plan.builder import Builder
 from pellucid.plan.embedding import embed, embedding_norm
@@ -76,5 +76,5 @@ def plans(name: str, folder: Path) -> tuple[Path, Plan, Plan]:
         return (
             path,
             plain(model.spec, packed, activation_bits_of(name)),
-            forward(model.spec, packed, activation_bits_of(name)),
+            build_plan(model.spec, packed, activation_bits_of(name)),
         )

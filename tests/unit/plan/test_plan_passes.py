@@ -72,7 +72,7 @@ def hazards(operations: Sequence[Operation], lone: bool) -> list[tuple[str, str]
             for buffer in {*op.reads, *op.writes} & {*other.reads, *other.writes}:
                 if buffer not in {*op.writes, *other.writes}:
                     continue
-                mine, others = op.shares.get(buffer), other.shares.get(buffer)
+                mine, others = op.partitions.get(buffer), other.partitions.get(buffer)
                 own = mine is not None and mine == others and (lone or mine != REPLICATED)
                 if not own:
                     found.append((other.stage, op.stage))
@@ -149,8 +149,8 @@ def test_barriers_of_any_list_of_operations(
     touched: list[tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]],
 ) -> None:
     operations = [
-        Operation(f"stage.{i}", KernelKey("add"), {}, reads, writes, shares=shares)
-        for i, (reads, writes, shares) in enumerate(touched)
+        Operation(f"stage.{i}", KernelKey("add"), {}, reads, writes, partitions=partitions)
+        for i, (reads, writes, partitions) in enumerate(touched)
     ]
     check_barriers(place_barriers(operations))
 

@@ -109,5 +109,5 @@ def test_what_keys_and_values_are_kept_in(tmp_path: Path) -> None:
                 (8, None, usual),
                 (8, "f32", "f32"),
             ):
-                plan = pipeline.forward(model.spec, packed, activation_bits, asked)
+                plan = pipeline.build_plan(model.spec, packed, activation_bits, asked)
                 assert {layer.kv_dtype for layer in plan.layers} == {stored}

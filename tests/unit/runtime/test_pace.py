@@ -8,13 +8,13 @@ from itertools import pairwise
 
 import pytest
 
-from pellucid.runtime.pace import FIRST, LONGEST, WAITS, Pace
+from pellucid.runtime.thread_tuner import FIRST, LONGEST, WAITS, ThreadTuner
 
 Step = Callable[[int], tuple[int, float]]
 """The waits and the seconds of a step, by its number of threads."""
 
 
-def run(pace: Pace, steps: int, step: Step) -> list[int]:
+def run(pace: ThreadTuner, steps: int, step: Step) -> list[int]:
     """The team's sizes over a number of steps."""
     sizes = []
     for _ in range(steps):
@@ -34,12 +34,12 @@ def busy(free: int) -> Step:
 
 @pytest.mark.parametrize("most", [1, 2, 4, 16])
 def test_a_quiet_machine_keeps_all_threads(most: int) -> None:
-    assert run(Pace(most), 3000, quiet) == [most] * 3000
+    assert run(ThreadTuner(most), 3000, quiet) == [most] * 3000
 
 
 @pytest.mark.parametrize(("most", "free"), [(2, 1), (4, 1), (4, 3), (16, 11)])
 def test_it_settles_at_what_is_free_and_tries_one_more_ever_more_seldom(most: int, free: int) -> None:
-    pace = Pace(most)
+    pace = ThreadTuner(most)
     run(pace, 2000, busy(free))
     sizes = run(pace, 4 * LONGEST, busy(free))
     assert Counter(sizes)[free] >= 0.95 * len(sizes)
@@ -47,7 +47,7 @@ def test_it_settles_at_what_is_free_and_tries_one_more_ever_more_seldom(most: in
 
 @pytest.mark.parametrize("most", [2, 16])
 def test_all_threads_are_back_soon_after_the_others_have_gone(most: int) -> None:
-    pace = Pace(most)
+    pace = ThreadTuner(most)
     run(pace, 2000, busy(1))
     sizes = run(pace, LONGEST + 2 * FIRST * most, quiet)
     assert sizes[-1] == most
@@ -62,13 +62,13 @@ def test_waiting_that_costs_less_than_a_thread_is_put_up_with() -> None:
         waits = 100 * (threads == 2 and next(turns) % 5 == 0)
         return waits, {1: 1.4, 2: 1.2 if waits else 1.0}[threads]
 
-    sizes = run(Pace(2), 3000, step)
+    sizes = run(ThreadTuner(2), 3000, step)
     assert Counter(sizes)[2] > 0.98 * len(sizes)
 
 
 def test_what_one_thread_took_long_ago_is_measured_again() -> None:
     """At first a single thread is no better; later it is."""
-    pace = Pace(2)
+    pace = ThreadTuner(2)
     run(pace, 500, lambda threads: (100, 1.0) if threads == 2 else (0, 3.0))
     sizes = run(pace, 4000, lambda threads: (100, 5.0) if threads == 2 else (0, 3.0))
     assert Counter(sizes[2000:])[1] > 1800

@@ -17,10 +17,10 @@ from support.tiny import TINY, model_runner, opened
 
 import pellucid
 from pellucid import pipeline
-from pellucid.engine.beam_search import BeamGroup
+from pellucid.engine.beam_search import BeamSearchTask
 from pellucid.engine.model_runner import ModelRunner, StepLimits
+from pellucid.engine.prefill import Prefill
 from pellucid.engine.prefix_cache import PrefixLease
-from pellucid.engine.prompt import Prompt
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.measure.suite import prefill
@@ -110,13 +110,13 @@ def searched(net: Any, sequence: Any, case: dict[str, Any]) -> BeamSearch:
     usual = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     chain = Options.of(**{**usual, **options}, seed=0).chain()
     if not beams.do_sample:
-        chain = chain.undrawn()
+        chain = chain.without_drawing()
     ends = frozenset(case["eos_ids"])
     sampler = chain.start(words, case["prompt"], ends)
     noise = fixed(case["noise"]["seed"]) if "noise" in case else None
     search = BeamSearch(beams, sampler, ends, limit, noise, case.get("pad_id"))
-    prompt = Prompt(net, Lent(sequence), case["prompt"], None, net.width)
-    group = BeamGroup(net, prompt, search)
+    prompt = Prefill(net, Lent(sequence), case["prompt"], None, net.width)
+    group = BeamSearchTask(net, prompt, search)
     for _ in pipeline.run(net, group):
         pass
     group.close()

@@ -101,10 +101,12 @@ def random_logits(tokenizer: Tokenizer, seed: int, index: int) -> np.ndarray:
     return np.float32(np.random.default_rng((seed, index)).normal(size=tokenizer.vocab_size) * 3)
 
 
-def begun(tokenizer: Tokenizer, idle: bool = False, **options: Any) -> Sampler:
-    """A sampler at the start of a text. With ``idle`` a separate thread computes masks."""
+def begun(tokenizer: Tokenizer, spare_core: bool = False, **options: Any) -> Sampler:
+    """A sampler at the start of a text. With ``spare_core`` a separate thread computes masks."""
     made = Options.of(**{"seed": 0, "temperature": 1.0, **FREE, **options})
-    return made.chain().start(tokenizer, [1, 2, 3], made.ends(tokenizer, tokenizer.vocab_size), idle=idle)
+    return made.chain().start(
+        tokenizer, [1, 2, 3], made.ends(tokenizer, tokenizer.vocab_size), spare_core=spare_core
+    )
 
 
 def sampled(
@@ -348,13 +350,13 @@ def test_the_trace_tells_what_a_constraint_removed(llm: LLM) -> None:
 # State of its own
 
 
-@pytest.mark.parametrize("idle", [False, True])
+@pytest.mark.parametrize("spare_core", [False, True])
 @pytest.mark.parametrize("name", SOME)
-def test_a_fork_goes_on_by_itself(llm: LLM, name: str, idle: bool) -> None:
+def test_a_fork_goes_on_by_itself(llm: LLM, name: str, spare_core: bool) -> None:
     (kind, value), tokenizer = EVERY[name], llm.tokenizer
     for head in (0, 1, 6):
         for seed in range(3):
-            sampler = begun(tokenizer, idle, **{kind: value})
+            sampler = begun(tokenizer, spare_core, **{kind: value})
             ids = sampled(sampler, tokenizer, seed, head, whole=False)
             if sampler.complete or set(ids) & tokenizer.eos_ids:
                 continue
@@ -366,10 +368,10 @@ def test_a_fork_goes_on_by_itself(llm: LLM, name: str, idle: bool) -> None:
                 assert len(tail) == 400 or valid(kind, value, tokenizer.decode([*ids, *tail]))
 
 
-@pytest.mark.parametrize("idle", [False, True])
-def test_forks_at_work_in_threads_do_not_meet(llm: LLM, idle: bool) -> None:
+@pytest.mark.parametrize("spare_core", [False, True])
+def test_forks_at_work_in_threads_do_not_meet(llm: LLM, spare_core: bool) -> None:
     (kind, value), tokenizer = EVERY["schema: invoice"], llm.tokenizer
-    sampler = begun(tokenizer, idle, **{kind: value})
+    sampler = begun(tokenizer, spare_core, **{kind: value})
     head = sampled(sampler, tokenizer, most=12, whole=False)
     forks = [sampler.fork() for _ in range(12)]
     found: dict[int, list[int]] = {}
@@ -416,14 +418,14 @@ def test_abandoned_generations_leave_nothing_behind(llm: LLM) -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize("idle", [False, True])
-def test_samplers_dropped_by_many_threads(llm: LLM, idle: bool) -> None:
+@pytest.mark.parametrize("spare_core", [False, True])
+def test_samplers_dropped_by_many_threads(llm: LLM, spare_core: bool) -> None:
     tokenizer, problems = llm.tokenizer, []
 
     def work(seed: int) -> None:
         try:
             for number in range(40):
-                sampler = begun(tokenizer, idle, regex="(ab?c{1,9}){400}" if number % 2 else "a{2000}")
+                sampler = begun(tokenizer, spare_core, regex="(ab?c{1,9}){400}" if number % 2 else "a{2000}")
                 sampled(sampler, tokenizer, seed, number % 3, whole=False)
                 del sampler
         except BaseException as problem:
@@ -767,7 +769,7 @@ def test_what_can_be_made(llm: LLM) -> None:
 
 
 def test_as_many_choices_as_the_limit_says(llm: LLM) -> None:
-    choices = [f"w{number}" for number in range(grammar.MOST_CHOICES)]
+    choices = [f"w{number}" for number in range(grammar.MAX_CHOICES)]
     assert llm.generate(PROMPT, choices=choices, seed=1, **FREE).text in choices
 
 

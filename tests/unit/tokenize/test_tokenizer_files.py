@@ -245,7 +245,7 @@ def test_damage_is_as_if_nothing_were_kept(keeping: Path, tmp_path: Path) -> Non
 
 
 def test_the_last_few_are_kept(keeping: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parsed_cache, "MOST_FILES", 3)
+    monkeypatch.setattr(parsed_cache, "MAX_FILES", 3)
     for index in range(6):
         place = parsed_cache.cache_name(b"%d" % index)
         parsed_cache.write(place, {"numbers": memoryview(b"12345678").cast("i")})

@@ -73,7 +73,7 @@ def test_compiled_code_has_the_same_offsets(name: str, texts: list[str]) -> None
 @pytest.mark.parametrize("name", BOTH)
 def test_arrays_and_threads_have_the_same_ids(name: str, texts: list[str]) -> None:
     ours = dataclasses.replace(tokenizer(name))
-    many = texts * (base.COMPILES // sum(map(len, texts)) + 1)
+    many = texts * (base.CHARACTERS_BEFORE_COMPILING // sum(map(len, texts)) + 1)
     arrays, lists = ours.encode_arrays(many, threads=2), ours.encode_batch(many, threads=2)
     assert ours.__dict__["_compiled"] is not None or name in ONLY_PYTHON
     assert (
@@ -101,7 +101,10 @@ def test_decoding_equals_sentencepiece(name: str) -> None:
 
 def test_compiled_code_takes_over_once_it_pays() -> None:
     text, ours = "it's 12 naïve words\n", from_folder(GOLDENS / "tiny_byte_level")
-    before, long = ours.encode(text, add_special=False), text * (base.COMPILES // len(text))
+    before, long = (
+        ours.encode(text, add_special=False),
+        text * (base.CHARACTERS_BEFORE_COMPILING // len(text)),
+    )
     ours.encode(long)
     assert "_compiled" in ours.__dict__
     assert ours.encode(text, add_special=False) == before

@@ -73,7 +73,7 @@ def _plan(model: str, precise: bool, kv_cache: str | None, only_measured: dict[s
     with common.progress() as bars:
         checkpoint = open_checkpoint(resolve(model, progress=bars))
     read = read_model(checkpoint)
-    return pipeline.forward(read.spec, layouts(checkpoint, read), activation_bits, kv_cache)
+    return pipeline.build_plan(read.spec, layouts(checkpoint, read), activation_bits, kv_cache)
 
 
 def _measure(

@@ -32,9 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.attention.rows import Tile, rows_of
-from pellucid.kernels.attention.share import share
 from pellucid.kernels.attention.tiles import ROWS
-from pellucid.kernels.attention.walk import TOGETHER, Space, walk
+from pellucid.kernels.attention.walk import TOGETHER, ScratchLayout, walk
+from pellucid.kernels.attention.work_split import share
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record, StepRecord
 
@@ -107,7 +107,7 @@ def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bi
     at, step_at, load, load_i32 = AttentionRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     rows_of_step = rows_of(simd, at)
     walk_of_tile = walk(simd, at, rows_of_step, head_dim, value_dim, kv_dtype, activation_bits)
-    space = Space(head_dim, value_dim)
+    space = ScratchLayout(head_dim, value_dim)
     scratch_of, extent, part, whole, some = share(simd, rows_of_step, walk_of_tile, space)
 
     @simd.jit

@@ -32,7 +32,7 @@ class Past(NamedTuple):
     position: int  # position of the sequence's first row
 
 
-class Rows(NamedTuple):
+class RowHelpers(NamedTuple):
     """The helpers that ``rows_of`` makes."""
 
     past_of: Any
@@ -41,7 +41,7 @@ class Rows(NamedTuple):
     seen_by: Any
 
 
-def rows_of(simd: Any, at: Any) -> Rows:
+def rows_of(simd: Any, at: Any) -> RowHelpers:
     """Make the helpers for rows. ``at`` holds the field offsets of attention's record."""
     past_of, seen = _past_of(simd, at), _seen(simd, at)
 
@@ -50,7 +50,7 @@ def rows_of(simd: Any, at: Any) -> Rows:
         """Return the range of tokens that a tile sees."""
         return seen(tile, past_of(tile), tile.first, tile.rows)
 
-    return Rows(past_of, _place_of(simd, at), seen, seen_by)
+    return RowHelpers(past_of, _place_of(simd, at), seen, seen_by)
 
 
 def _past_of(simd: Any, at: Any) -> Any:

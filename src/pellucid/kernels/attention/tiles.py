@@ -178,7 +178,7 @@ def _copier(simd: Any, emit: Any) -> Any:
     return run
 
 
-def softmax_of_rows(simd: Any, store: Any, size: int) -> Any:
+def softmax_of_row(simd: Any, store: Any, size: int) -> Any:
     """Make the helper for the unnormalised softmax of one row of scores.
 
     ``store`` stores 16 weights, ``size`` bytes each, at an address.

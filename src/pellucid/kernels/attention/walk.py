@@ -1,7 +1,8 @@
 """The walk of a tile over the past: scores, softmax and weighted values, piece by piece.
 
-``Space`` is the layout of a tile's data in a thread's scratch memory. The result of a piece, the rows' sums followed by
-their states, is written to an address that the caller chooses, and joined to the pieces before it from there.
+``ScratchLayout`` is the layout of a tile's data in a thread's scratch memory. The result of a piece, the rows' sums
+followed by their states, is written to an address that the caller chooses, and joined to the pieces before it from
+there.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy as np
 
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import PageLoops, page_loops
-from pellucid.kernels.attention.rows import Rows
-from pellucid.kernels.attention.tiles import ROWS, SPAN, softmax_of_rows
+from pellucid.kernels.attention.rows import RowHelpers
+from pellucid.kernels.attention.tiles import ROWS, SPAN, softmax_of_row
 from pellucid.kernels.core.record import SCRATCH_HEADER
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
@@ -26,7 +27,7 @@ SCORES = PIECE * 4 + 64
 
 
 @dataclass(frozen=True)
-class Space:
+class ScratchLayout:
     """Byte offsets in a thread's scratch memory, for heads of widths K and V."""
 
     head_dim: int
@@ -88,14 +89,14 @@ class Walk(NamedTuple):
 
 
 def walk(
-    simd: Any, at: Any, rows: Rows, head_dim: int, value_dim: int, kv_dtype: str, activation_bits: int
+    simd: Any, at: Any, rows: RowHelpers, head_dim: int, value_dim: int, kv_dtype: str, activation_bits: int
 ) -> Walk:
     """Make the helpers for a tile. ``at`` holds the field offsets of attention's record.
 
     They are meant to be called without another helper in between: Numba optimises all code below a function again for
     every level of calls, and the inner loops dominate the time to compile.
     """
-    space, loops = Space(head_dim, value_dim), page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
+    space, loops = ScratchLayout(head_dim, value_dim), page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
     keys_of = _page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
     values_of = _page_of(simd, at.values, at.page_bytes, head_bytes(kv_dtype, value_dim))
     return Walk(
@@ -108,7 +109,7 @@ def walk(
     )
 
 
-def _begin(simd: Any, at: Any, rows: Rows, loops: PageLoops, space: Space) -> Any:
+def _begin(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout) -> Any:
     load, splat, vload, vstore, store_f32 = (
         simd.load_i64, simd.splat, simd.vload, simd.vstore, simd.store_f32,
     )  # fmt: skip
@@ -149,7 +150,9 @@ def _page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
     return page_of
 
 
-def _scores(simd: Any, rows: Rows, loops: PageLoops, space: Space, keys_of: Any, values_of: Any) -> Any:
+def _scores(
+    simd: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout, keys_of: Any, values_of: Any
+) -> Any:
     seen, open_keys, scores = rows.seen, loops.open_keys, loops.scores
     in_page, in_queries, in_weights = space.page, space.queries, space.weights
     query_bytes = space.head_dim * loops.size
@@ -175,9 +178,9 @@ def _scores(simd: Any, rows: Rows, loops: PageLoops, space: Space, keys_of: Any,
     return write_scores
 
 
-def _weights(simd: Any, at: Any, rows: Rows, loops: PageLoops, space: Space) -> Any:
+def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout) -> Any:
     load, vstore, splat, seen = simd.load_i64, simd.vstore, simd.splat, rows.seen
-    softmax, number = softmax_of_rows(simd, loops.store, loops.size), loops.size
+    softmax, number = softmax_of_row(simd, loops.store, loops.size), loops.size
     in_weights, out_bytes = space.weights, space.value_dim * 4
 
     @simd.jit
@@ -210,7 +213,9 @@ def _weights(simd: Any, at: Any, rows: Rows, loops: PageLoops, space: Space) -> 
     return write_weights
 
 
-def _values(simd: Any, rows: Rows, loops: PageLoops, space: Space, keys_of: Any, values_of: Any) -> Any:
+def _values(
+    simd: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout, keys_of: Any, values_of: Any
+) -> Any:
     seen, open_values, values = rows.seen, loops.open_values, loops.values
     in_page, in_weights = space.page, space.weights
     out_bytes, number = space.value_dim * 4, loops.size
@@ -240,7 +245,7 @@ def _values(simd: Any, rows: Rows, loops: PageLoops, space: Space, keys_of: Any,
     return add_values
 
 
-def _join(simd: Any, space: Space) -> Any:
+def _join(simd: Any, space: ScratchLayout) -> Any:
     load_f32, store_f32, vload, vstore = simd.load_f32, simd.store_f32, simd.vload, simd.vstore
     splat, fma, vexp, lane0 = simd.splat, simd.fma, simd.vexp, simd.lane0
     in_totals, in_states, out_bytes = space.totals, space.states, space.value_dim * 4
@@ -269,7 +274,7 @@ def _join(simd: Any, space: Space) -> Any:
     return join
 
 
-def _finish(simd: Any, at: Any, rows: Rows, space: Space, activation_bits: int) -> Any:
+def _finish(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, activation_bits: int) -> Any:
     load, load_f32, vload, vstore = simd.load_i64, simd.load_f32, simd.vload, simd.vstore
     splat, vexp, lane0, place_of = simd.splat, simd.vexp, simd.lane0, rows.place_of
     quantize, q_bytes = quantize_block(simd, activation_bits), block_bytes(activation_bits)

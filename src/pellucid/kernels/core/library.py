@@ -60,7 +60,7 @@ def _looked_at(_: Path) -> Folder:
     return _folder()
 
 
-def are_kept() -> bool:
+def can_cache() -> bool:
     """Whether kernels that are compiled now are cached for later processes."""
     return _looked_at(home()).keeps
 

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.matmul import unpack
+from pellucid.kernels.matmul import operands
 from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
 from pellucid.kernels.matmul.product import MatmulRecord, prefetch_ahead, product
 from pellucid.kernels.matmul.quantize import block_bytes, values
@@ -67,7 +67,7 @@ def _exact(e: Any, packed: PackedLayout, planes: int, raw: list[Any], part: int,
 
     sums = [[begin(plane, x) for plane in range(planes)] for x in xs]
     for i in range(part * per_part, (part + 1) * per_part):
-        column = unpack.vector(e, packed, raw, i)
+        column = operands.vector(e, packed, raw, i)
         if signed:
             column = e.b.xor(column, e.fill(simd.i32, int8_dot.SIGNED))
         for token, x in zip(sums, xs):
@@ -143,16 +143,16 @@ def _sums(
     with cgutils.for_range(e.b, e.b.sdiv(blocks, e.const(per_unit))) as units:
         unit = e.at(scales_start, e.times(units.index, packed.scale_bytes))
         prefetch_ahead(e, first_time, unit, packed.scale_bytes)
-        factors = unpack.unit_scales(e, packed, unit)
+        factors = operands.unit_scales(e, packed, unit)
         first = e.times(units.index, per_unit)
         with cgutils.for_range(e.b, e.const(per_unit)) as inner:
             block = e.at(first, inner.index)
             here = e.at(weights, e.times(block, packed.plane_bytes))
             prefetch_ahead(e, first_time, here, packed.plane_bytes)
-            raw = unpack.stored(e, packed, here)
+            raw = operands.stored(e, packed, here)
             offset = e.times(block, block_bytes(8 * planes))
             xs = [e.at(row, offset) for row in rows]
-            scales = unpack.block_scales(e, packed, unit, factors, inner.index)
+            scales = operands.block_scales(e, packed, unit, factors, inner.index)
             parts = [_exact(e, packed, planes, raw, part, xs) for part in range(len(scales))]
             for total, sums, x in zip(totals, zip(*parts), xs):
                 e.b.store(_add(e, planes, e.b.load(total), sums, scales, x), total)

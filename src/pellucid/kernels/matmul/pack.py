@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record
-from pellucid.kernels.matmul.block_layout import BlockLayout
+from pellucid.kernels.matmul.file_layout import FileLayout
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
 
 
@@ -41,7 +41,7 @@ def _bits(e: Any, address: Any, kind: Any, shift: int, mask: int) -> Any:
     return e.b.and_(_shifted(e, e.load(address, kind, 1), -shift), _number(mask, kind))
 
 
-def _values(e: Any, stored: BlockLayout, block: Any, first: int) -> list[Any]:
+def _values(e: Any, stored: FileLayout, block: Any, first: int) -> list[Any]:
     """Emit 32 values of a block, from number ``first`` on, as eight i32 of four bytes each."""
     words = []
     for start in range(first, first + BLOCK, 4):
@@ -78,7 +78,7 @@ def _store_planes(e: Any, packed: PackedLayout, words: list[Any], out: Any) -> N
 
 
 def _store_scale_fields(
-    e: Any, packed: PackedLayout, stored: BlockLayout, block: Any, out: Any, row: Any
+    e: Any, packed: PackedLayout, stored: FileLayout, block: Any, out: Any, row: Any
 ) -> None:
     """Store the scales and minima of one row in the scale unit at ``out``."""
     at = 0
@@ -97,7 +97,7 @@ def _store_scale_fields(
 
 
 @kernel("pack_int", PackRecord)
-def pack_int(simd: Any, packed: PackedLayout, stored: BlockLayout) -> Any:
+def pack_int(simd: Any, packed: PackedLayout, stored: FileLayout) -> Any:
     from numba.core import types as t
     from numba.extending import intrinsic
 

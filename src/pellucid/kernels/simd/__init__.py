@@ -30,6 +30,17 @@ from pellucid.kernels.simd.arithmetic import (
     vmin,
     widen64,
 )
+from pellucid.kernels.simd.atomics import (
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    call_kernel,
+    current_core,
+    relax,
+    sleep_while,
+    wake,
+    yield_core,
+)
 from pellucid.kernels.simd.emitter import Emitter
 from pellucid.kernels.simd.functions import vexp, vexp64, vreciprocal
 from pellucid.kernels.simd.lanes import (
@@ -67,17 +78,6 @@ from pellucid.kernels.simd.memory import (
     vstore64,
     vstore_f16,
     vstore_i8,
-)
-from pellucid.kernels.simd.threads import (
-    atomic_add,
-    atomic_load,
-    atomic_store,
-    call_kernel,
-    current_core,
-    relax,
-    sleep_while,
-    wake,
-    yield_core,
 )
 from pellucid.kernels.simd.types import ISA, STORED, f16, f32, i8, i32, vec
 

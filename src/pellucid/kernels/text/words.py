@@ -16,7 +16,7 @@ from pellucid.kernels.core.record import Address, Record
 from pellucid.kernels.text.pieces import hashing
 
 EMPTY = -1  # a free slot
-MOST_NODES = 1 << 24
+MAX_NODES = 1 << 24
 ROOT = 1  # the base of the root; nodes without children have base 0
 PLACES = 256  # slots that the children of a base may take; also the size of a block
 TRIES = 512  # slots to try for a node's children before they get a new block

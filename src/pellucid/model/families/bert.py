@@ -5,9 +5,9 @@ It has post-norms, bidirectional attention, learned positions, type embeddings a
 
 from __future__ import annotations
 
+from pellucid.model.common_metadata import sentence_pooling
 from pellucid.model.config import Config
 from pellucid.model.family import Family
-from pellucid.model.readers import sentence_pooling
 from pellucid.model.spec import (
     Attention,
     Block,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pellucid.model.common_metadata import gguf_attention, gguf_vocabulary, rope_parameters, tied_head
 from pellucid.model.config import Config
 from pellucid.model.family import Family
-from pellucid.model.names import gguf_slots, transformers_slots
-from pellucid.model.readers import gguf_attention, gguf_vocabulary, rope_parameters, tied_head
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Model, ModelSpec, Norm, Rotary
+from pellucid.model.tensor_names import gguf_slots, transformers_slots
 from pellucid.weights.checkpoint import Checkpoint
 
 PATTERN = 6  # every sixth block has full attention

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pellucid.model.decoder import DecoderReader
+from pellucid.model.llama_like import LlamaLike
 
-QWEN2 = DecoderReader("qwen2", bias=True).family()
+QWEN2 = LlamaLike("qwen2", bias=True).family()

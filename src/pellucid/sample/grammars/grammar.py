@@ -20,8 +20,8 @@ from pellucid.sample.grammars.schema import refused, short
 from pellucid.util import checks
 
 LONGEST = {"regex": 1 << 16, "grammar": 1 << 18}  # characters
-DEEPEST, MOST_RULES = 64, 1000  # nesting of brackets; lines that define a rule
-MOST_CHOICES, LONGEST_CHOICE = 10_000, 4096
+DEEPEST, MAX_RULES = 64, 1000  # nesting of brackets; lines that define a rule
+MAX_CHOICES, LONGEST_CHOICE = 10_000, 4096
 # White space in JSON as in llama.cpp: without a bound, small models generate it forever. Only the escapes that are
 # needed to write a character are allowed: a name with other escapes would be taken for a different name.
 JSON = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}", "json_allowed_escapes": '"\\nrtbf'}
@@ -99,8 +99,8 @@ def _read_text(kind: str, given: Any) -> str:
             f"{kind} has brackets nested {deepest:,} deep; the limit is {DEEPEST}: make it simpler"
         )
     rules = len(re.findall(r"^\s*[?!]?[\w.-]+\s*(?:\[[^\n]*\])?\s*(?:::=|:)", value, re.MULTILINE))
-    if kind == "grammar" and rules > MOST_RULES:
-        raise InvalidRequest(f"{kind} has {rules:,} rules; the limit is {MOST_RULES:,}: make it simpler")
+    if kind == "grammar" and rules > MAX_RULES:
+        raise InvalidRequest(f"{kind} has {rules:,} rules; the limit is {MAX_RULES:,}: make it simpler")
     if kind == "regex" and (len(value) - len(value.rstrip("\\"))) % 2:
         raise refused(kind, "it ends in a backslash, which escapes nothing")
     return value
@@ -109,8 +109,8 @@ def _read_text(kind: str, given: Any) -> str:
 def _read_choices(kind: str, value: Any) -> str:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
         raise InvalidRequest(f"{kind}={brief(value)}: must be a list of at least one text")
-    if len(value) > MOST_CHOICES:
-        raise InvalidRequest(f"{kind} has {len(value):,} texts; the limit is {MOST_CHOICES:,}: give fewer")
+    if len(value) > MAX_CHOICES:
+        raise InvalidRequest(f"{kind} has {len(value):,} texts; the limit is {MAX_CHOICES:,}: give fewer")
     for one in value:
         checks.text(kind, one, LONGEST_CHOICE)
     return json.dumps(list(value))

@@ -27,7 +27,7 @@ PLAINLY = {
     "NoExtensionBias": "there is no text that it allows",
     "NoExtension": "there is no text that it allows",
 }
-MOST_TREES = 4  # cached for one vocabulary
+MAX_TREES = 4  # cached for one vocabulary
 
 
 class _Vocabulary:
@@ -88,7 +88,7 @@ def _tree(tokenizer: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:
 
     known = _trees.setdefault(tokenizer, {})
     if ends not in known:
-        if len(known) >= MOST_TREES:
+        if len(known) >= MAX_TREES:
             known.pop(next(iter(known)))
         pieces = _Vocabulary(tokenizer, ends)
         wrapped = TokenizerWrapper(pieces)
@@ -118,7 +118,7 @@ class Matching:
         from llguidance import LLMatcher, LLParserLimits
 
         tokenizer, self._ends = context.tokenizer, context.eos_ids
-        self._size, self._kind, self._idle = tokenizer.vocab_size, grammar.kind, context.idle
+        self._size, self._kind, self._idle = tokenizer.vocab_size, grammar.kind, context.spare_core
         limits = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
         self._matcher = LLMatcher(_tree(tokenizer, self._ends), grammar.source, log_level=0, limits=limits)
         self.forced: list[int] = []

@@ -17,9 +17,9 @@ from pellucid.errors.messages import brief, shown
 
 LONGEST = 1 << 20  # characters
 DEEPEST, DEEPEST_RESOLVED = 64, 256  # nesting of containers; the same with references followed
-MOST_KEYS, MOST_ITEMS, MOST_PATTERNS = 1000, 2000, 64  # per object, per list, of patternProperties
+MAX_KEYS, MAX_ITEMS, MAX_PATTERNS = 1000, 2000, 64  # per object, per list, of patternProperties
 LARGEST = 1 << 53  # beyond it, not every integer is exact in float64
-MOST_MULTIPLE = 10_000  # multiples are enumerated digit by digit
+MAX_MULTIPLE = 10_000  # multiples are enumerated digit by digit
 
 _SCHEMA_KEYS = (
     "items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if", "then", "else",
@@ -88,10 +88,10 @@ def _check_bounds(kind: str, value: Any) -> None:
         inner: list[Any] = []
         for one in level:
             if isinstance(one, Mapping):
-                _check_count(kind, len(one), MOST_KEYS, "keys in an object")
+                _check_count(kind, len(one), MAX_KEYS, "keys in an object")
                 inner += one.values()
             elif isinstance(one, (list, tuple)):
-                _check_count(kind, len(one), MOST_ITEMS, "entries in a list")
+                _check_count(kind, len(one), MAX_ITEMS, "entries in a list")
                 inner += one
             elif isinstance(one, (int, float)) and LARGEST < abs(one) < math.inf:
                 raise InvalidRequest(
@@ -183,7 +183,7 @@ class _SchemaChecker:
             raise refused(self.kind, f"required is {brief(required)}, not a list of names")
         if isinstance(patterns := node.get("patternProperties"), dict):
             self.patterns += len(patterns)
-            _check_count(self.kind, self.patterns, MOST_PATTERNS, "patternProperties")
+            _check_count(self.kind, self.patterns, MAX_PATTERNS, "patternProperties")
         least, free = node.get("minProperties", 0), node.get("additionalProperties", True) is not False
         if isinstance(least, (int, float)) and least > 1 and (free or node.get("patternProperties")):
             raise refused(
@@ -210,8 +210,8 @@ class _SchemaChecker:
                 part = Fraction(str(of))
                 numerator = math.lcm(common.numerator, part.numerator)
                 common = Fraction(numerator, math.gcd(common.denominator, part.denominator))
-                if max(common.numerator, part.denominator) > MOST_MULTIPLE:
-                    raise refused(self.kind, f"multipleOf comes to more than {MOST_MULTIPLE:,}")
+                if max(common.numerator, part.denominator) > MAX_MULTIPLE:
+                    raise refused(self.kind, f"multipleOf comes to more than {MAX_MULTIPLE:,}")
             stack += one["allOf"] if isinstance(one.get("allOf"), list) else []
             if isinstance(reference := one.get("$ref"), str):
                 stack.append(self._resolve(reference))

@@ -19,8 +19,8 @@ from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real, texts, whole
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol, last, option
 
-MOST_BREAKERS, LONGEST_BREAKER, LONGEST_TAIL = 64, 40, 20
-MOST_KEPT = 16  # lists of breakers that are cached for one vocabulary
+MAX_BREAKERS, LONGEST_BREAKER, LONGEST_TAIL = 64, 40, 20
+MAX_KEPT = 16  # lists of breakers that are cached for one vocabulary
 LARGEST_LOG = 88.7228391  # log of the largest float32: no penalty is greater
 
 Breakers = Mapping[int, Sequence[tuple[int, ...]]]
@@ -41,7 +41,7 @@ class Dry(SamplerStep):
     )
     dry_sequence_breakers: Sequence[str] = option(
         ("\n", ":", '"', "*"),
-        texts(MOST_BREAKERS, LONGEST_BREAKER),
+        texts(MAX_BREAKERS, LONGEST_BREAKER),
         "Texts that end a repetition, separated by commas.",
         lambda text: text.split(","),
     )
@@ -104,7 +104,7 @@ def _breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breake
     """The tokens that contain a breaker, and those that begin one, with the tokens of its rest."""
     known = _breakers_cache.setdefault(tokenizer, {})
     if breakers not in known:
-        if len(known) >= MOST_KEPT:
+        if len(known) >= MAX_KEPT:
             known.clear()
         known[breakers] = _search_breakers(tokenizer, breakers)
     return known[breakers]

@@ -34,7 +34,7 @@ WORKERS = 4
 STARTUP_SECONDS = 60.0  # for a busy machine with a cold disk; usually it takes less than 0.1
 GRACE_SECONDS = 0.1  # a worker that exceeds its time may stop itself and report the template's line
 PORTION = 1 << 20  # bytes of pipe capacity, if the system allows it; with less, both sides wait in turns
-MOST_BYTES = 100_000_000  # of a reply
+MAX_BYTES = 100_000_000  # of a reply
 KEPT = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """Environment variables that a worker inherits: the time zone, for ``strftime_now``, and Python's library path."""
 
@@ -134,7 +134,7 @@ class _Worker:
 
     def _read(self, deadline: float) -> dict[str, Any]:
         size = int.from_bytes(self._read_bytes(4, deadline), "big")
-        if size > MOST_BYTES:
+        if size > MAX_BYTES:
             raise _WorkerEnded
         try:
             reply = json.loads(self._read_bytes(size, deadline).decode("utf-8", "surrogatepass"))

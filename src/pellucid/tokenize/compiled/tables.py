@@ -127,8 +127,8 @@ class PieceTree:
 
     def __init__(self, pieces: SpelledPieces) -> None:
         most = int(pieces.places[-1]) + 1
-        if most > text_words.MOST_NODES:
-            raise InvalidRequest(f"a vocabulary of {most:,} bytes; the limit is {text_words.MOST_NODES:,}")
+        if most > text_words.MAX_NODES:
+            raise InvalidRequest(f"a vocabulary of {most:,} bytes; the limit is {text_words.MAX_NODES:,}")
         table, mask = slots(most, 1)
         of_nodes = {name: np.full(most, -1, np.int32) for name in ("first", "next", "ids")}
         node_fields = {**of_nodes, "bytes": np.zeros(most, np.uint8)}

@@ -16,7 +16,7 @@ from pellucid.kernels.text import pieces as text_pieces
 from pellucid.runtime.memory import Arena, address
 
 ENTRIES, LONG_ENTRIES = 1 << 19, 1 << 14  # of a thread's caches of ids: up to 32 MB and 4 MB of memory
-MOST_BYTES = 1 << 28  # of the texts in a call; positions are 31 bits, also after the texts have grown
+MAX_BYTES = 1 << 28  # of the texts in a call; positions are 31 bits, also after the texts have grown
 ROOM_BYTES = 1 << 22  # bytes of text for which a thread keeps its buffers
 
 
@@ -70,9 +70,9 @@ class Texts:
         """From texts in UTF-8; ``pieces`` if they are already cut, else each text is one span."""
         joined = data[0] if len(data) == 1 else b"".join(data)
         length = len(joined)
-        if length > MOST_BYTES:
+        if length > MAX_BYTES:
             raise InvalidRequest(
-                f"a text of {length:,} bytes; the limit is {MOST_BYTES:,}: encode it in parts"
+                f"a text of {length:,} bytes; the limit is {MAX_BYTES:,}: encode it in parts"
             )
         count = len(data) if pieces is None else len(pieces)
         text = room.array("text", 0, length + text_pieces.PADDING, np.uint8)

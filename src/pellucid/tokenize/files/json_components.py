@@ -13,7 +13,7 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.kernels.text.split import BEHAVIORS
 from pellucid.tokenize.encoding import Padding, Truncation
-from pellucid.tokenize.files.tokenizer_json import MOST_LETTERS, MOST_STAGES, Json, TokenizerJson, flat
+from pellucid.tokenize.files.tokenizer_json import MAX_LETTERS, MAX_STAGES, Json, TokenizerJson, flat
 from pellucid.tokenize.patterns.matcher import matcher
 from pellucid.tokenize.patterns.oniguruma_sets import PatternError, quoted
 from pellucid.tokenize.patterns.published import GPT2
@@ -33,8 +33,8 @@ from pellucid.tokenize.stages.postprocess import A, B, Template, Trim
 from pellucid.tokenize.stages.pretokenize import Change, Split, Stage
 from pellucid.tokenize.unicode import union
 
-MOST_IDS, MOST_SEGMENTS = 1 << 31, (1 << 32) - 1  # ids per text; greatest segment, u32 in ``tokenizers``
-MOST_FILLED = 1 << 20  # ids that a text is padded to
+MAX_IDS, MAX_SEGMENTS = 1 << 31, (1 << 32) - 1  # ids per text; greatest segment, u32 in ``tokenizers``
+MAX_FILLED = 1 << 20  # ids that a text is padded to
 
 
 def normalizers(parts: TokenizerJson, spec: Json | None) -> list[Normalizer]:
@@ -133,7 +133,7 @@ def _pre_tokenizers(parts: TokenizerJson, spec: Json) -> list[Stage]:
     if kind == "CharDelimiterSplit":
         return [Split(quoted(_searchable(parts, parts.text(check("delimiter"), "delimiter"))), "Removed")]
     if kind == "FixedLength":
-        return [pretokenize.Chunks(parts.whole(check("length"), "length", 1, MOST_IDS, 5))]
+        return [pretokenize.Chunks(parts.whole(check("length"), "length", 1, MAX_IDS, 5))]
     if kind in _CUTS:
         check()
         return [_CUTS[kind]]
@@ -173,9 +173,9 @@ def post_processors(parts: TokenizerJson, spec: Json | None) -> tuple[Template, 
         return Template(), _trims(spec)
     if kind == "Sequence":
         parts.component(spec, "post_processor", "processors")
-        if (count := len(spec["processors"])) > MOST_STAGES:
+        if (count := len(spec["processors"])) > MAX_STAGES:
             raise UnsupportedModel(
-                f"{parts.path.name}: post_processor of {count:,} components; {MOST_STAGES} are allowed"
+                f"{parts.path.name}: post_processor of {count:,} components; {MAX_STAGES} are allowed"
             )
         if any(one.get("type") == "Sequence" for one in spec["processors"]):
             raise UnsupportedModel(
@@ -220,7 +220,7 @@ def _template(parts: TokenizerJson, spec: Json, name: str) -> tuple[tuple[int, i
     out: list[tuple[int, int]] = []
     for item in spec[name]:
         if "Sequence" in item:
-            segment = parts.whole(item["Sequence"], "type_id", 0, MOST_SEGMENTS)
+            segment = parts.whole(item["Sequence"], "type_id", 0, MAX_SEGMENTS)
             out.append(({"A": A, "B": B}[item["Sequence"]["id"]], segment))
             continue
         token = spec["special_tokens"].get(item["SpecialToken"]["id"])
@@ -230,7 +230,7 @@ def _template(parts: TokenizerJson, spec: Json, name: str) -> tuple[tuple[int, i
             raise FileFormatError(parts.path, field, "its ids are missing or outside the vocabulary")
         if token is None or len(token["tokens"]) != len(ids):
             raise FileFormatError(parts.path, f"{field}.tokens", f"not one for each of {len(ids)} ids")
-        segment = parts.whole(item["SpecialToken"], "type_id", 0, MOST_SEGMENTS)
+        segment = parts.whole(item["SpecialToken"], "type_id", 0, MAX_SEGMENTS)
         out.extend((index, segment) for index in ids)
     return tuple(out)
 
@@ -283,7 +283,7 @@ def truncation(parts: TokenizerJson, spec: Json | None) -> Truncation | None:
     strategies = {"LongestFirst": "longest_first", "OnlyFirst": "only_first", "OnlySecond": "only_second"}
     strategy: Any = strategies.get(spec["strategy"], spec["strategy"])
     side: Any = spec.get("direction", "Right").lower()
-    longest, stride = (parts.whole(spec, key, 0, MOST_IDS) for key in ("max_length", "stride"))
+    longest, stride = (parts.whole(spec, key, 0, MAX_IDS) for key in ("max_length", "stride"))
     return Truncation(longest, stride, strategy, side)
 
 
@@ -297,21 +297,21 @@ def padding(parts: TokenizerJson, spec: Json | None) -> Padding | None:
         *("strategy", "direction", "pad_to_multiple_of", "pad_id", "pad_type_id", "pad_token"),
     )
     strategy, multiple = spec["strategy"], spec.get("pad_to_multiple_of")
-    length = parts.whole(strategy, "Fixed", 0, MOST_FILLED) if isinstance(strategy, dict) else None
+    length = parts.whole(strategy, "Fixed", 0, MAX_FILLED) if isinstance(strategy, dict) else None
     if multiple is not None:
-        multiple = parts.whole(spec, "pad_to_multiple_of", 0, MOST_FILLED)
+        multiple = parts.whole(spec, "pad_to_multiple_of", 0, MAX_FILLED)
     side: Any = spec["direction"].lower()
-    token, index = parts.text(spec, "pad_token"), parts.whole(spec, "pad_id", 0, MOST_SEGMENTS)
-    segment = parts.whole(spec, "pad_type_id", 0, MOST_SEGMENTS)
+    token, index = parts.text(spec, "pad_token"), parts.whole(spec, "pad_id", 0, MAX_SEGMENTS)
+    segment = parts.whole(spec, "pad_type_id", 0, MAX_SEGMENTS)
     return Padding(index, token, length, multiple, segment, side)
 
 
 def _searchable(parts: TokenizerJson, text: str) -> str:
     """The text itself. Raises :class:`UnsupportedModel` if it is too long to be searched for."""
-    if len(text) > MOST_LETTERS:
+    if len(text) > MAX_LETTERS:
         raise UnsupportedModel(
             f"{parts.path.name}: {brief(text)} of {len(text):,} characters, which is to be looked for; "
-            f"{MOST_LETTERS:,} are allowed"
+            f"{MAX_LETTERS:,} are allowed"
         )
     return text
 

@@ -25,7 +25,7 @@ from pellucid.tokenize.stages.pretokenize import PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
-MOST_PIECES = 1 << 22
+MAX_PIECES = 1 << 22
 UNIGRAM, BPE, WORD, CHAR = 1, 2, 3, 4
 TYPES = {UNIGRAM: "UNIGRAM", BPE: "BPE", WORD: "WORD", CHAR: "CHAR"}
 """The names of the values of ``model_type`` in the trainer's spec."""
@@ -197,8 +197,8 @@ def read(data: bytes, path: Path) -> SentencePieceFile:
 def _piece(spec: SentencePieceFile, data: bytes, path: Path) -> None:
     at = len(spec.pieces)
     where = f"pieces[{at}]"
-    if at >= MOST_PIECES:
-        raise FileFormatError(path, "pieces", f"more than {MOST_PIECES:,}")
+    if at >= MAX_PIECES:
+        raise FileFormatError(path, "pieces", f"more than {MAX_PIECES:,}")
     fields = dict(_message(data, path, where))
     try:
         piece = _bytes(fields.get(1, b""), path, where).decode()

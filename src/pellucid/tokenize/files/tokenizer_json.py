@@ -22,9 +22,9 @@ from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 Json = Mapping[str, Any]
 StageT = TypeVar("StageT")
-MOST_STAGES = 32
+MAX_STAGES = 32
 """Components of a normalizer, a pre-tokenizer or a post-processor: four times as many as in any published file."""
-MOST_LETTERS = 1_000  # characters of a text that a stage searches for
+MAX_LETTERS = 1_000  # characters of a text that a stage searches for
 SEPARATOR = "\ufdd0"  # a noncharacter, which pieces do not contain; ``to_cache`` checks it
 
 
@@ -209,8 +209,8 @@ class TokenizerJson:
             raise FileFormatError(self.path, where, f"{brief(token)} has no id and content")
         flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
         self.component(token, where, "id", "content", *flags)
-        if len(token["content"]) > MOST_LETTERS:
-            problem = f"{len(token['content']):,} characters; {MOST_LETTERS:,} are allowed"
+        if len(token["content"]) > MAX_LETTERS:
+            problem = f"{len(token['content']):,} characters; {MAX_LETTERS:,} are allowed"
             raise FileFormatError(self.path, f"{where}.content", problem)
         if self.vocab.get(token["content"], token["id"]) != token["id"]:
             raise FileFormatError(
@@ -256,9 +256,9 @@ def flat(parts: TokenizerJson, spec: Json | None, name: str, inside: str) -> lis
     while waiting:
         seen += 1
         one = waiting.pop()
-        if seen + len(waiting) > MOST_STAGES:
+        if seen + len(waiting) > MAX_STAGES:
             raise UnsupportedModel(
-                f"{parts.path.name}: {name} of more than {MOST_STAGES} components; {MOST_STAGES} are allowed"
+                f"{parts.path.name}: {name} of more than {MAX_STAGES} components; {MAX_STAGES} are allowed"
             )
         if not isinstance(one, dict):
             raise FileFormatError(parts.path, name, f"expected an object, found {type(one).__name__}")

@@ -19,7 +19,7 @@ from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
-MOST_EXTRA = 1 << 16
+MAX_EXTRA = 1 << 16
 
 
 class Bytes(TokenizerModel):
@@ -47,8 +47,8 @@ class Bytes(TokenizerModel):
 def from_config(folder: Path, sidecar: Sidecar) -> Tokenizer:
     """ByT5's tokenizer; ``tokenizer_config.json`` gives the number of extra ids. Raises :class:`FileFormatError`."""
     extra = sidecar.config.get("extra_ids", 125)
-    if type(extra) is not int or not 0 <= extra <= MOST_EXTRA:
-        problem = f"is {brief(extra)}; it must be a number from 0 to {MOST_EXTRA:,}"
+    if type(extra) is not int or not 0 <= extra <= MAX_EXTRA:
+        problem = f"is {brief(extra)}; it must be a number from 0 to {MAX_EXTRA:,}"
         raise FileFormatError(folder / "tokenizer_config.json", "extra_ids", problem)
     shift = len(SPECIAL)
     tokens = [

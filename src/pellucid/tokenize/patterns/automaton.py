@@ -36,9 +36,9 @@ from pellucid.tokenize.patterns.tree import (
 )
 from pellucid.tokenize.unicode import CODES, Ranges, complement, intersection, union
 
-MOST_PLACES, MOST_STATES = 4_000, 2_000
-MOST_VISITS = 1_000_000  # visits of places while a table is built: half a second
-MOST_CLASSES = 255  # a class is one byte, and the end of the text needs a column too
+MAX_PLACES, MAX_STATES = 4_000, 2_000
+MAX_VISITS = 1_000_000  # visits of places while a table is built: half a second
+MAX_CLASSES = 255  # a class is one byte, and the end of the text needs a column too
 
 
 class NotATable(Exception):
@@ -137,7 +137,7 @@ class _Places:
 
     def add(self, node: Node, then: int) -> int:
         """Add ``node`` with the place ``then`` after it; returns the place before it."""
-        if len(self.steps) > MOST_PLACES:
+        if len(self.steps) > MAX_PLACES:
             raise NotATable
         if isinstance(node, Set):
             return self._new(_Test(node, then))
@@ -222,7 +222,7 @@ def _ahead(node: Node) -> _Lookahead:
 def _table(places: _Places, first: int) -> Automaton:
     found = Classes(list(dict.fromkeys(places.sets())))
     kinds = found.count
-    if kinds > MOST_CLASSES:
+    if kinds > MAX_CLASSES:
         raise NotATable
     within = {one: frozenset(numbers) for one, numbers in found.within.items()}
     states: dict[tuple[int, ...], int] = {(): 0, (first,): START}
@@ -230,12 +230,12 @@ def _table(places: _Places, first: int) -> Automaton:
     waiting: list[tuple[int, ...]] = [(first,)]
     while waiting:
         state, row = waiting.pop(0), []
-        if places.visits > MOST_VISITS:
+        if places.visits > MAX_VISITS:
             raise NotATable
         for kind in range(kinds + 1):
             following, matched = _step(places, state, kind, kind == kinds, within)
             if following not in states:
-                if len(states) >= MOST_STATES:
+                if len(states) >= MAX_STATES:
                     raise NotATable
                 states[following] = len(states)
                 waiting.append(following)

@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 
 RESERVE, SECONDS_A_CHARACTER = 1.0, 20e-6
 # Sets in a pattern that may run without a timeout; patterns with more are written without strings (``_Writer``).
-MOST_SETS = 64
+MAX_SETS = 64
 SEVERAL = 10_000  # table steps between checks of the clock
 FIRST_CLASS = 0x100  # the code point of class 0 in the copy of a text
-MOST_CLASSES = 0xD000
+MAX_CLASSES = 0xD000
 
 
 @cache
@@ -198,7 +198,7 @@ def too_slow(pattern: str, limit: str) -> InvalidRequest:
 
 def _reads_once(tree: Node) -> bool:
     """Whether characters are rarely read twice: branches of a few sets, of which only the last may be repeated."""
-    if size(tree) > 4 * MOST_SETS:
+    if size(tree) > 4 * MAX_SETS:
         return False
     for branch in tree.branches if isinstance(tree, Either) else (tree,):
         *before, last = branch.parts if isinstance(branch, Concat) and branch.parts else (branch,)
@@ -209,7 +209,7 @@ def _reads_once(tree: Node) -> bool:
 
 
 def _is_small(tree: Node) -> bool:
-    return sum(isinstance(one, Set) for one in walk(tree)) <= MOST_SETS
+    return sum(isinstance(one, Set) for one in walk(tree)) <= MAX_SETS
 
 
 def _compares(tree: Node) -> bool:
@@ -219,7 +219,7 @@ def _compares(tree: Node) -> bool:
 
 def _classes(tree: Node) -> Classes | None:
     classes = Classes(sets(tree))
-    return classes if classes.count <= MOST_CLASSES else None
+    return classes if classes.count <= MAX_CLASSES else None
 
 
 class _ClassLetters(dict[int, str]):

@@ -17,7 +17,7 @@ from pellucid.errors.messages import shown
 from pellucid.tokenize import unicode
 from pellucid.tokenize.patterns.oniguruma_case import settled, without_groups
 from pellucid.tokenize.patterns.oniguruma_refused import cannot_repeat, looks_anchored, unfit_behind
-from pellucid.tokenize.patterns.oniguruma_repeats import MOST_TIMES, nested
+from pellucid.tokenize.patterns.oniguruma_repeats import MAX_TIMES, nested
 from pellucid.tokenize.patterns.oniguruma_sets import ANY, ASCII, PatternError, Scanner, checked
 from pellucid.tokenize.patterns.tree import (
     NEWLINE,
@@ -41,10 +41,10 @@ from pellucid.tokenize.unicode import complement, intersection
 
 __all__ = ["PatternError", "parse"]
 
-MOST_CHARACTERS, MOST_ATOMS = 10_000, 2_000  # per pattern; published ones have less than a tenth of that
-MOST_GROUPS, MOST_DEPTH = 50, 100  # nesting depth of groups; depth of a tree
-MOST_NODES = 300_000  # nodes of a tree with its repeats expanded, as matching expands some
-MOST_REFERENCE = 1000  # Oniguruma's own limit
+MAX_CHARACTERS, MAX_ATOMS = 10_000, 2_000  # per pattern; published ones have less than a tenth of that
+MAX_GROUPS, MAX_DEPTH = 50, 100  # nesting depth of groups; depth of a tree
+MAX_NODES = 300_000  # nodes of a tree with its repeats expanded, as matching expands some
+MAX_REFERENCE = 1000  # Oniguruma's own limit
 NO_NEWLINE = complement(NEWLINE)
 REFUSED = {
     "K": "\\K (keep)",
@@ -61,19 +61,19 @@ def parse(pattern: str) -> Node:
     Raises:
         PatternError: Oniguruma refuses the pattern, or it has a construct that is not implemented.
     """
-    if len(pattern) > MOST_CHARACTERS:
-        raise PatternError(f"it has {len(pattern):,} characters; {MOST_CHARACTERS:,} are allowed")
+    if len(pattern) > MAX_CHARACTERS:
+        raise PatternError(f"it has {len(pattern):,} characters; {MAX_CHARACTERS:,} are allowed")
     parser = _Parser(pattern)
     node = parser.pattern()
-    if depth(node) > MOST_DEPTH:
-        raise PatternError(f"it is nested more than {MOST_DEPTH} deep")
+    if depth(node) > MAX_DEPTH:
+        raise PatternError(f"it is nested more than {MAX_DEPTH} deep")
     tree: Node = without_groups(settled(node, single=False), parser.groups())
     if looks_anchored(tree):
         raise PatternError(
             "a place in the text before \\O+ at the beginning of the pattern is not implemented"
         )
-    if size(tree) > MOST_NODES:
-        raise PatternError(f"with its repeats written out it has more than {MOST_NODES:,} parts")
+    if size(tree) > MAX_NODES:
+        raise PatternError(f"with its repeats written out it has more than {MAX_NODES:,} parts")
     return tree
 
 
@@ -138,8 +138,8 @@ class _Parser(Scanner):
 
     def _count(self, atoms: int = 1) -> None:
         self._atoms += atoms
-        if self._atoms > MOST_ATOMS:
-            raise PatternError(f"it has more than {MOST_ATOMS:,} characters, sets and groups")
+        if self._atoms > MAX_ATOMS:
+            raise PatternError(f"it has more than {MAX_ATOMS:,} characters, sets and groups")
 
     def _atom(self) -> Any:
         self._count()
@@ -214,8 +214,8 @@ class _Parser(Scanner):
         start = self.at - 1
         self.digits("0123456789", len(self.text))
         digits = self.text[start : self.at]
-        number = int(digits) if len(digits) <= 4 else MOST_REFERENCE + 1
-        if number <= MOST_REFERENCE and (number <= 9 or number <= len(self._names)):
+        number = int(digits) if len(digits) <= 4 else MAX_REFERENCE + 1
+        if number <= MAX_REFERENCE and (number <= 9 or number <= len(self._names)):
             return number
         self.at = start + 1
         return None
@@ -225,10 +225,10 @@ class _Parser(Scanner):
         if not name:
             raise PatternError("\\k without a name")
         if name.lstrip("+-").isdecimal() and name.isascii():
-            number = int(name) if len(name) <= 4 else MOST_REFERENCE + 1
+            number = int(name) if len(name) <= 4 else MAX_REFERENCE + 1
             count = len(self._names)
             number = number if name[0] not in "+-" else count + 1 + number if number < 0 else count + number
-            if not 0 < number <= MOST_REFERENCE:
+            if not 0 < number <= MAX_REFERENCE:
                 raise PatternError(f"\\k<{shown(name)}> names no group")
             return self._back(number)
         if name not in self._names:
@@ -254,8 +254,8 @@ class _Parser(Scanner):
 
     def _group(self) -> Any:
         self._depth += 1
-        if self._depth > MOST_GROUPS:
-            raise PatternError(f"groups are nested more than {MOST_GROUPS} deep")
+        if self._depth > MAX_GROUPS:
+            raise PatternError(f"groups are nested more than {MAX_GROUPS} deep")
         before = self.options
         node = self._inside()
         self.options = before
@@ -347,7 +347,7 @@ class _Parser(Scanner):
     # ------------------------------------------------------------ repeats
 
     def _repeated(self, node: Any) -> Any:
-        for _ in range(MOST_DEPTH):
+        for _ in range(MAX_DEPTH):
             self._skip()
             found = None if self.codes else self._times()
             if found is None:
@@ -359,7 +359,7 @@ class _Parser(Scanner):
                 node = nested(node, Repeat(node, least, most, greedy))
             if possessive:
                 node = Atomic(node)
-        raise PatternError(f"repeats are nested {MOST_DEPTH} deep")
+        raise PatternError(f"repeats are nested {MAX_DEPTH} deep")
 
     def _times(self) -> tuple[int, int | None, bool, bool] | None:
         """The quantifier that comes next: least, most, greedy, possessive; None if there is none."""
@@ -382,8 +382,8 @@ class _Parser(Scanner):
         low = self.digits("0123456789", len(self.text))
         comma = self.take(",")
         high = self.digits("0123456789", len(self.text)) if comma else low
-        if any(len(number.lstrip("0")) > 6 or int(number or 0) > MOST_TIMES for number in (low, high)):
-            raise PatternError(f"a repeat of more than {MOST_TIMES:,} times")
+        if any(len(number.lstrip("0")) > 6 or int(number or 0) > MAX_TIMES for number in (low, high)):
+            raise PatternError(f"a repeat of more than {MAX_TIMES:,} times")
         if not self.take("}") or not (low or (comma and high)):
             self.at = start
             return None

@@ -72,7 +72,7 @@ def without_groups(node: Any, capturing: set[int]) -> Any:
     return plain(node)
 
 
-MOST_JOINED, MOST_WAYS = 12, 64
+MAX_JOINED, MAX_WAYS = 12, 64
 """Limits: letters in a run in which two or three may equal one character ("ss" and "ß"); readings of such a run."""
 
 
@@ -82,10 +82,10 @@ def in_any_case(codes: list[int], single: bool) -> list[Node]:
     at = 0
     while at < len(codes):
         stop = at + 1 if single else _end_of_joined(codes, at)
-        ways = _ways(codes[at:stop], single) if stop - at <= MOST_JOINED else []
-        if not 0 < len(ways) <= MOST_WAYS:
+        ways = _ways(codes[at:stop], single) if stop - at <= MAX_JOINED else []
+        if not 0 < len(ways) <= MAX_WAYS:
             raise PatternError(
-                f"(?i) with more than {MOST_WAYS} ways to read {shown(''.join(map(chr, codes)))!r}"
+                f"(?i) with more than {MAX_WAYS} ways to read {shown(''.join(map(chr, codes)))!r}"
             )
         chains = [way[0] if len(way) == 1 else Concat(way) for way in ways]
         nodes.append(chains[0] if len(chains) == 1 else Either(tuple(chains)))
@@ -125,6 +125,6 @@ def _ways(codes: list[int], single: bool) -> list[tuple[Node, ...]]:
     ways: list[tuple[Node, ...]] = []
     for size, nodes in first:
         ways += [(*nodes, *rest) for rest in _ways(codes[size:], single)]
-        if len(ways) > MOST_WAYS:
+        if len(ways) > MAX_WAYS:
             break
     return ways

@@ -11,7 +11,7 @@ from typing import Any
 from pellucid.tokenize.patterns.oniguruma_sets import PatternError
 from pellucid.tokenize.patterns.tree import Repeat
 
-MOST_TIMES = 100_000  # Oniguruma's own limit
+MAX_TIMES = 100_000  # Oniguruma's own limit
 
 _SIMPLE = [(0, 1, True), (0, None, True), (1, None, True), (0, 1, False), (0, None, False), (1, None, False)]
 # The reduction of nested repeats, as in Oniguruma: rows for the inner one, columns for the outer, in the order above.
@@ -45,7 +45,7 @@ def nested(part: Any, outer: Repeat) -> Any:
         return replace(outer, most=outer.least or 1)
     if part.least == part.most and outer.least == outer.most and part.most is not None:
         times = part.least * outer.least
-        if times > MOST_TIMES:
-            raise PatternError(f"a repeat of more than {MOST_TIMES:,} times")
+        if times > MAX_TIMES:
+            raise PatternError(f"a repeat of more than {MAX_TIMES:,} times")
         return replace(outer, part=part.part, least=times, most=times)
     return outer

@@ -28,7 +28,7 @@ from pellucid.tokenize.unicode import bracket, letters, members, singles
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
-LONGEST_RULE, MOST_RULES = 64, 1 << 18
+LONGEST_RULE, MAX_RULES = 64, 1 << 18
 """Bytes that a rule replaces; number of rules. A small trie can hold many rules, as common prefixes share nodes."""
 
 
@@ -93,8 +93,8 @@ class CharsMap:
             rows = np.repeat(np.arange(len(bases)), counts)
             within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
             nodes = children[first[rows] + within]
-            if len(nodes) > MOST_RULES:
-                raise wrong(f"more than {MOST_RULES:,} rules")
+            if len(nodes) > MAX_RULES:
+                raise wrong(f"more than {MAX_RULES:,} rules")
             keys = [keys[row] + bytes([label]) for row, label in zip(rows.tolist(), labels[nodes].tolist())]
             bases = nodes ^ offsets[nodes]
             if keys and len(keys[0]) > LONGEST_RULE:

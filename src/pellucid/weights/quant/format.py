@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.matmul.block_layout import BlockLayout
+from pellucid.kernels.matmul.file_layout import FileLayout
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 
 
@@ -30,7 +30,7 @@ class Format:
 
     name: str
     packed: PackedLayout
-    stored: BlockLayout
+    stored: FileLayout
 
     @property
     def block(self) -> int:

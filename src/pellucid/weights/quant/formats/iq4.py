@@ -10,7 +10,7 @@ The table t is denser around zero, as weights are. ``TABLE`` has 128 added, so t
 
 from __future__ import annotations
 
-from pellucid.kernels.matmul.block_layout import BitField, BitPlane, BlockLayout, ScaleField, half
+from pellucid.kernels.matmul.file_layout import BitField, BitPlane, FileLayout, ScaleField, half
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 
@@ -23,10 +23,10 @@ SCALES = ScaleField(
 IQ4_NL = Format(
     "IQ4_NL",
     PackedLayout("int", 4, zero_point=128, table=TABLE),
-    BlockLayout(32, 18, (BitPlane(2, 4, 16),), (half(0),)),
+    FileLayout(32, 18, (BitPlane(2, 4, 16),), (half(0),)),
 )
 IQ4_XS = Format(
     "IQ4_XS",
     PackedLayout("int", 4, zero_point=128, super_scales=True, signed_scales=True, table=TABLE),
-    BlockLayout(256, 136, (BitPlane(8, 4, 16),), (SCALES, half(0))),
+    FileLayout(256, 136, (BitPlane(8, 4, 16),), (SCALES, half(0))),
 )

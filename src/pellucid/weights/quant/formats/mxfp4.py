@@ -9,7 +9,7 @@ it makes all values of its block infinite or NaN.
 
 from __future__ import annotations
 
-from pellucid.kernels.matmul.block_layout import BitPlane, BlockLayout, whole
+from pellucid.kernels.matmul.file_layout import BitPlane, FileLayout, whole
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 
@@ -18,5 +18,5 @@ TABLE = tuple(16 + t for t in (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -
 MXFP4 = Format(
     "MXFP4",
     PackedLayout("int", 4, zero_point=16, scale="e8m0", table=TABLE),
-    BlockLayout(32, 17, (BitPlane(1, 4, 16),), (whole(0),)),
+    FileLayout(32, 17, (BitPlane(1, 4, 16),), (whole(0),)),
 )

@@ -7,12 +7,12 @@
 
 from __future__ import annotations
 
-from pellucid.kernels.matmul.block_layout import BitPlane, BlockLayout, half, whole
+from pellucid.kernels.matmul.file_layout import BitPlane, FileLayout, half, whole
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 
 Q2_K = Format(
     "Q2_K",
     PackedLayout("int", 2, sub=16, minimum=True, minimum_sign=-1, super_scales=True, joined_scales=True),
-    BlockLayout(256, 84, (BitPlane(16, 2, 32),), (whole(0, 16), half(80), half(82))),
+    FileLayout(256, 84, (BitPlane(16, 2, 32),), (whole(0, 16), half(80), half(82))),
 )

@@ -10,7 +10,7 @@ s[8 + j mod 4] at bit 2 (j div 4).
 
 from __future__ import annotations
 
-from pellucid.kernels.matmul.block_layout import BitField, BitPlane, BlockLayout, ScaleField, half
+from pellucid.kernels.matmul.file_layout import BitField, BitPlane, FileLayout, ScaleField, half
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 
@@ -23,5 +23,5 @@ SCALES = ScaleField(
 Q3_K = Format(
     "Q3_K",
     PackedLayout("int", 3, zero_point=4, sub=16, super_scales=True, signed_scales=True),
-    BlockLayout(256, 110, (BitPlane(32, 2, 32), BitPlane(0, 1, 32)), (SCALES, half(108))),
+    FileLayout(256, 110, (BitPlane(32, 2, 32), BitPlane(0, 1, 32)), (SCALES, half(108))),
 )

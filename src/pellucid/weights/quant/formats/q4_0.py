@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from pellucid.kernels.matmul.block_layout import BitPlane, BlockLayout, half
+from pellucid.kernels.matmul.file_layout import BitPlane, FileLayout, half
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 
 Q4_0 = Format(
-    "Q4_0", PackedLayout("int", 4, zero_point=8), BlockLayout(32, 18, (BitPlane(2, 4, 16),), (half(0),))
+    "Q4_0", PackedLayout("int", 4, zero_point=8), FileLayout(32, 18, (BitPlane(2, 4, 16),), (half(0),))
 )

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from pellucid.kernels.matmul.block_layout import BitPlane, BlockLayout, half
+from pellucid.kernels.matmul.file_layout import BitPlane, FileLayout, half
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 
 Q4_1 = Format(
     "Q4_1",
     PackedLayout("int", 4, minimum=True),
-    BlockLayout(32, 20, (BitPlane(4, 4, 16),), (half(0), half(2))),
+    FileLayout(32, 20, (BitPlane(4, 4, 16),), (half(0), half(2))),
 )

@@ -12,7 +12,7 @@ of s[j+4] (sc low, m high), the upper two are bits 6 and 7 of s[j-4] (sc) and s[
 
 from __future__ import annotations
 
-from pellucid.kernels.matmul.block_layout import BitField, BitPlane, BlockLayout, ScaleField, half
+from pellucid.kernels.matmul.file_layout import BitField, BitPlane, FileLayout, ScaleField, half
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 
@@ -30,10 +30,10 @@ SCALE_FIELDS = (SCALES, MINIMA, half(0), half(2))
 Q4_K = Format(
     "Q4_K",
     PackedLayout("int", 4, minimum=True, minimum_sign=-1, super_scales=True),
-    BlockLayout(256, 144, (BitPlane(16, 4, 32),), SCALE_FIELDS),
+    FileLayout(256, 144, (BitPlane(16, 4, 32),), SCALE_FIELDS),
 )
 Q5_K = Format(
     "Q5_K",
     PackedLayout("int", 5, minimum=True, minimum_sign=-1, super_scales=True),
-    BlockLayout(256, 176, (BitPlane(48, 4, 32), BitPlane(16, 1, 32)), SCALE_FIELDS),
+    FileLayout(256, 176, (BitPlane(48, 4, 32), BitPlane(16, 1, 32)), SCALE_FIELDS),
 )

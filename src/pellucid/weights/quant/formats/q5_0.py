@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from pellucid.kernels.matmul.block_layout import BitPlane, BlockLayout, half
+from pellucid.kernels.matmul.file_layout import BitPlane, FileLayout, half
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 
 Q5_0 = Format(
     "Q5_0",
     PackedLayout("int", 5, zero_point=16),
-    BlockLayout(32, 22, (BitPlane(6, 4, 16), BitPlane(2, 1, 1)), (half(0),)),
+    FileLayout(32, 22, (BitPlane(6, 4, 16), BitPlane(2, 1, 1)), (half(0),)),
 )

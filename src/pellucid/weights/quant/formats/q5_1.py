@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from pellucid.kernels.matmul.block_layout import BitPlane, BlockLayout, half
+from pellucid.kernels.matmul.file_layout import BitPlane, FileLayout, half
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 
 Q5_1 = Format(
     "Q5_1",
     PackedLayout("int", 5, minimum=True),
-    BlockLayout(32, 24, (BitPlane(8, 4, 16), BitPlane(4, 1, 1)), (half(0), half(2))),
+    FileLayout(32, 24, (BitPlane(8, 4, 16), BitPlane(4, 1, 1)), (half(0), half(2))),
 )

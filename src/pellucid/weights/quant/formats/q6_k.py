@@ -9,12 +9,12 @@ the low nibble for i < 2, else the high one, and its upper bits in byte 32 half 
 
 from __future__ import annotations
 
-from pellucid.kernels.matmul.block_layout import BitPlane, BlockLayout, half, whole
+from pellucid.kernels.matmul.file_layout import BitPlane, FileLayout, half, whole
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 
 Q6_K = Format(
     "Q6_K",
     PackedLayout("int", 6, zero_point=32, sub=16, super_scales=True, signed_scales=True),
-    BlockLayout(256, 210, (BitPlane(0, 4, 64), BitPlane(128, 2, 32)), (whole(192, 16), half(208))),
+    FileLayout(256, 210, (BitPlane(0, 4, 64), BitPlane(128, 2, 32)), (whole(192, 16), half(208))),
 )

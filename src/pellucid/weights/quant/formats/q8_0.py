@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from pellucid.kernels.matmul.block_layout import BitPlane, BlockLayout, half
+from pellucid.kernels.matmul.file_layout import BitPlane, FileLayout, half
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.weights.quant.format import Format
 
 Q8_0 = Format(
     "Q8_0",
     PackedLayout("int", 8, zero_point=128),
-    BlockLayout(32, 34, (BitPlane(2, 8, 32),), (half(0),), flip=0x80),
+    FileLayout(32, 34, (BitPlane(2, 8, 32),), (half(0),), flip=0x80),
 )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pellucid.kernels.attention.rows import Rows
+from pellucid.kernels.attention.rows import RowHelpers
 from pellucid.kernels.attention.tiles import ROWS, SPAN
-from pellucid.kernels.attention.walk import PIECE, Space, Walk
+from pellucid.kernels.attention.walk import PIECE, ScratchLayout, Walk
 from pellucid.kernels.core.record import StepRecord
 
 
@@ -24,7 +24,7 @@ class Share(NamedTuple):
     some: Any
 
 
-def share(simd: Any, rows: Rows, walk: Walk, space: Space) -> Share:
+def share(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> Share:
     """Make the helpers for the threads' parts of the tiles."""
     scratch_of, part = _scratch_of(simd), _part(simd)
     return Share(
@@ -46,7 +46,7 @@ def _scratch_of(simd: Any) -> Any:
     return scratch_of
 
 
-def _extent(simd: Any, rows: Rows) -> Any:
+def _extent(simd: Any, rows: RowHelpers) -> Any:
     seen_by = rows.seen_by
 
     @simd.jit
@@ -89,7 +89,7 @@ def _part(simd: Any) -> Any:
     return part
 
 
-def _whole(simd: Any, rows: Rows, walk: Walk, space: Space) -> Any:
+def _whole(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> Any:
     begin, write_scores, write_weights, add_values, join, finish = walk
     past_of, in_piece = rows.past_of, space.piece
 
@@ -109,7 +109,7 @@ def _whole(simd: Any, rows: Rows, walk: Walk, space: Space) -> Any:
     return whole
 
 
-def _some(simd: Any, rows: Rows, walk: Walk, space: Space, part: Any, scratch_of: Any) -> Any:
+def _some(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout, part: Any, scratch_of: Any) -> Any:
     begin, write_scores, write_weights, add_values, join, finish = walk
     past_of, in_apart, piece_bytes = rows.past_of, space.apart, space.piece_bytes(ROWS)
 

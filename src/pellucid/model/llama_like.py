@@ -11,10 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pellucid.model.common_metadata import (
+    gguf_attention,
+    gguf_vocabulary,
+    heads_of,
+    rope_parameters,
+    tied_head,
+)
 from pellucid.model.config import Config
 from pellucid.model.family import Family
-from pellucid.model.names import gguf_slots, transformers_slots
-from pellucid.model.readers import gguf_attention, gguf_vocabulary, heads_of, rope_parameters, tied_head
 from pellucid.model.spec import (
     Attention,
     Block,
@@ -27,11 +32,12 @@ from pellucid.model.spec import (
     Pairing,
     Rotary,
 )
+from pellucid.model.tensor_names import gguf_slots, transformers_slots
 from pellucid.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
-class DecoderReader:
+class LlamaLike:
     """The data of a family of decoders.
 
     ``name`` is the architecture in GGUF and the ``model_type`` in config.json. ``gguf_pairing`` is the order of rotary

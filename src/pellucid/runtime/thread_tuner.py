@@ -13,7 +13,7 @@ FIRST, LONGEST = 8, 256  # steps between attempts with one more thread; an attem
 FORGOTTEN = 1024  # steps after which the times of other numbers of threads are discarded
 
 
-class Pace:
+class ThreadTuner:
     """Chooses ``threads``, the number of threads for the next small step, at most ``most``.
 
     A step whose threads had to wait for cores halves the team, unless that is known to be slower. After some steps one

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.engine.prompt import Prompt
+from pellucid.engine.prefill import Prefill
 from pellucid.engine.sequence import TextSequence, TokenOutput
-from pellucid.pipeline import Rows
+from pellucid.pipeline import StepOutput
 from pellucid.runtime.batch import Chunk
 
 
-class SequenceGroup:
+class GenerationTask:
     """A task that reads a prompt, then continues it with several sequences. Yields (sequence number, token output).
 
     ``begin`` makes the sequences at the first step, when their time limits start. The first sequence continues in the
     prompt's own block table, which returns to the prefix cache; the others continue in forks of it.
     """
 
-    def __init__(self, runner: ModelRunner, prompt: Prompt, begin: Callable[[], list[TextSequence]]) -> None:
+    def __init__(self, runner: ModelRunner, prompt: Prefill, begin: Callable[[], list[TextSequence]]) -> None:
         self.prompt, self._runner, self._begin = prompt, runner, begin
         self._sequences: list[TextSequence] = []
         self._prefilled = False
@@ -36,7 +36,7 @@ class SequenceGroup:
             return self.prompt.pending()
         return [sequence.pending() for _, sequence in self._running()]
 
-    def take(self, rows: list[Rows], seconds: float) -> Iterator[tuple[int, TokenOutput]]:
+    def take(self, rows: list[StepOutput], seconds: float) -> Iterator[tuple[int, TokenOutput]]:
         """Yield the sampled token of every sequence, and the forced tokens after it."""
         if not self._prefilled:
             logits = self.prompt.take(rows, seconds)
@@ -57,7 +57,7 @@ class SequenceGroup:
         """The sequences that have not ended, with their numbers."""
         return [(number, one) for number, one in enumerate(self._sequences) if not one.done]
 
-    def _fork(self, logits: Rows) -> list[Rows]:
+    def _fork(self, logits: StepOutput) -> list[StepOutput]:
         """Give each sequence its block table and the logits after the prompt."""
         self._prefilled, table = True, self.prompt.lease.table
         self._sequences[0].table = table

@@ -1,6 +1,6 @@
 """The block formats of quantized weights in files, described as data.
 
-The kernel that packs weights is generated from a ``BlockLayout`` (``pack.py``), and the NumPy decoder reads it
+The kernel that packs weights is generated from a ``FileLayout`` (``pack.py``), and the NumPy decoder reads it
 (``weights/quant``). A block covers as many columns as a scale unit of the packed layout.
 """
 
@@ -46,7 +46,7 @@ class ScaleField:
 
 
 @dataclass(frozen=True)
-class BlockLayout:
+class FileLayout:
     """A block: ``values`` numbers in ``nbytes`` bytes.
 
     ``planes`` hold the values' bits, lowest first. ``flip`` are bits that are stored inverted. ``scale_fields`` are in

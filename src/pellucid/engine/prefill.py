@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.prefix_cache import PrefixCache, PrefixLease
-from pellucid.engine.scoring import ScoredSequence, token_logprobs
-from pellucid.pipeline import Rows
+from pellucid.engine.scoring import ScoringTask, token_logprobs
+from pellucid.pipeline import StepOutput
 from pellucid.runtime.batch import Chunk
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 
 
-class Prompt:
+class Prefill:
     """A prompt that is read into the cache: the prefix cache may hold its beginning, the rest is read in chunks.
 
     ``logprobs`` is the number of alternatives to report with the log-probability of each of its tokens (None: no
@@ -37,7 +37,7 @@ class Prompt:
         self._runner, self._prefixes, self._vocabulary = runner, prefixes, vocabulary
         self._alternatives, self._logprobs = logprobs, list[TokenLogprobs]()
         self._lease: PrefixLease | None = None
-        self._scored_sequence: ScoredSequence | None = None
+        self._scored_sequence: ScoringTask | None = None
         self._scoring = False
 
     @property
@@ -58,7 +58,7 @@ class Prompt:
             self.queue = time.perf_counter() - start
             if self._alternatives is not None:
                 self._runner.truncate(self._lease.table, 0)
-                self._scored_sequence = ScoredSequence(self._lease.table, self.ids, 1, self._runner.limits)
+                self._scored_sequence = ScoringTask(self._lease.table, self.ids, 1, self._runner.limits)
             self.cached_tokens = self._lease.table.length
         return self._lease
 
@@ -71,15 +71,15 @@ class Prompt:
         stop = min(table.length + self._runner.limits.tokens, len(self.ids))
         return [Chunk(table, self.ids[table.length : stop], outputs=int(stop == len(self.ids)))]
 
-    def take(self, rows: list[Rows], seconds: float) -> Rows | None:
+    def take(self, rows: list[StepOutput], seconds: float) -> StepOutput | None:
         """The logits (1, V) of the token that follows the prompt; None until the whole prompt has been read."""
+        self.seconds += seconds
         if self._scored_sequence is not None and self._scoring:
             assert self._alternatives is not None
             for place, logits in self._scored_sequence.take(rows):
                 scored = token_logprobs(logits, place, self.ids[place], self._alternatives, self._vocabulary)
                 self._logprobs.append(scored)
             return None
-        self.seconds += seconds
         return rows[0] if self.lease.table.length == len(self.ids) else None
 
     def close(self, tokens: Sequence[int]) -> None:
