@@ -3,9 +3,9 @@
 inputs.py           texts, chat messages and sentences → checked token ids
 model_runner.py     ``ModelRunner``: a plan bound to weights, memory, cache and threads
 prefix_cache.py     the last request's block table, for a prompt that begins in the same way
-prompt.py           prefill of a prompt, in chunks
+prefill.py          prefill of a prompt, in chunks
 sequence.py         one text: logits → token → text, and whether it ends
-sequence_group.py   the task that continues one prompt with several sequences
+generation.py       the task that continues one prompt with several sequences
 request.py          a prompt with its options, run as a task; collects the token outputs
 output.py           results: ``Generation``, ``Score``, ``Beams``
 beam_search.py      the task of a beam search

@@ -28,12 +28,13 @@ NOT_FOR_BEAMS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", 
 class BeamSearchTask:
     """A task that reads a prompt, then continues it with all beams of a search. Yields the beams after each step.
 
-    A beam with several continuations is forked in the cache.
+    A beam with several continuations is forked in the cache. ``seconds`` is the duration of the steps so far.
     """
 
     def __init__(self, runner: ModelRunner, prompt: Prefill, beams: BeamSearch) -> None:
         self._runner, self._prompt, self._beams = runner, prompt, beams
         self._tables: list[BlockTable] = []
+        self.seconds = 0.0
 
     @property
     def done(self) -> bool:
@@ -48,6 +49,7 @@ class BeamSearchTask:
 
     def take(self, rows: list[StepOutput], seconds: float) -> Iterator[list[Beam]]:
         """Advance the search, and yield its beams; nothing until the prompt has been read."""
+        self.seconds += seconds
         if not self._tables:
             logits = self._prompt.take(rows, seconds)
             if logits is None:
@@ -98,7 +100,7 @@ def search_beams(
                 f"{name}={brief(getattr(options, name))}: beams have no {name}; leave it out"
             )
     tokenizer, ids = inputs.tokenizer, inputs.prompt(prompt)
-    limit, size = inputs.room(ids, options.max_new_tokens), inputs.vocabulary
+    limit, size = inputs.answer_limit(ids, options.max_new_tokens), inputs.vocabulary
     ends = options.ends(tokenizer, size)
     chain = options.chain()
     if not beams.do_sample:
@@ -112,15 +114,15 @@ def search_beams(
     sampler = chain.start(tokenizer, ids, ends, spare_core=runner.idle_core, vocabulary=size)
     search = BeamSearch(beams, sampler, ends, limit)
     prefill, times = Prefill(runner, prefixes, ids, None, size), list[float]()
-    group, start = BeamSearchTask(runner, prefill, search), time.perf_counter()
+    task, start = BeamSearchTask(runner, prefill, search), time.perf_counter()
     try:
-        for _ in pipeline.run(runner, group):
+        for _ in pipeline.run(runner, task):
             times.append(time.perf_counter() - start)
             if options.max_time is not None and times[-1] >= options.max_time:
                 search.stop("time")
                 break
     finally:
-        group.close()
+        task.close()
     texts = [
         BeamText(
             tokenizer.decode(one.ids[:-1] if one.ids[-1] in ends else one.ids),
@@ -132,6 +134,5 @@ def search_beams(
         for one in search.results()
     ]
     usage = Usage(len(ids), prefill.cached_tokens, sum(len(one.ids) for one in texts))
-    queue, first, total = prefill.queue, times[0], times[-1]
-    timings = Timings(queue, first - queue, first, total, total - queue)
+    timings = Timings(prefill.queue, prefill.seconds, times[0], times[-1], task.seconds)
     return Beams(texts, search.nodes, usage, timings, chain.seed if beams.do_sample else None, chain.steps)

@@ -68,7 +68,7 @@ class Inputs:
             raise refused(f"{len(ids):,} tokens")
         return ids
 
-    def room(self, ids: list[int], wanted: int | None) -> int:
+    def answer_limit(self, ids: list[int], wanted: int | None) -> int:
         """How many tokens an answer may have: the rest of the context, at most ``wanted`` (None: no other limit)."""
         left = self.context - len(ids)
         return left if wanted is None else min(left, wanted)

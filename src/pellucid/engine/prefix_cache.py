@@ -30,7 +30,7 @@ class PrefixCache:
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
-        self._free: deque[PrefixLease] = deque()
+        self._idle_leases: deque[PrefixLease] = deque()
         # A strong reference in the key/value cache would keep this object alive.
         weak_self = weakref.ref(self)
 
@@ -42,9 +42,13 @@ class PrefixCache:
         runner.cache.reclaim = reclaim
 
     def acquire(self, ids: Sequence[int]) -> PrefixLease:
-        """A lease for a prompt: the last request's block table, truncated to the common beginning, or an empty one."""
+        """A lease for a prompt: the last request's block table, truncated to the common beginning, or an empty one.
+
+        At least one token of the prompt is left out of the common beginning, because its step computes the logits of
+        the token that follows.
+        """
         try:
-            lease = self._free.pop()
+            lease = self._idle_leases.pop()
         except IndexError:
             return PrefixLease()
         common = 0
@@ -57,10 +61,10 @@ class PrefixCache:
     def release(self, lease: PrefixLease, tokens: Sequence[int]) -> None:
         """Take back a lease at the end of a request; ``tokens`` begin with those that its block table holds."""
         lease.tokens = list(tokens[: lease.table.length])
-        self._free.append(lease)
-        while len(self._free) > 1:
+        self._idle_leases.append(lease)
+        while len(self._idle_leases) > 1:
             try:
-                self._runner.release(self._free.popleft().table)
+                self._runner.release(self._idle_leases.popleft().table)
             except IndexError:  # another thread has acquired it
                 return
 
@@ -68,6 +72,6 @@ class PrefixCache:
         """Free the pages that no request holds. The key/value cache calls this within a step."""
         try:
             while True:
-                self._runner.cache.truncate(self._free.pop().table, 0)
+                self._runner.cache.truncate(self._idle_leases.pop().table, 0)
         except IndexError:
             return

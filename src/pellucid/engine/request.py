@@ -49,7 +49,7 @@ class OutputBuilder:
 
 
 def _collect(
-    outputs: Iterator[tuple[int, TokenOutput]], group: GenerationTask, builders: list[OutputBuilder]
+    outputs: Iterator[tuple[int, TokenOutput]], task: GenerationTask, builders: list[OutputBuilder]
 ) -> Iterator[tuple[int, TokenOutput]]:
     """Yield the outputs, each after adding it to its builder; free the pages whenever the iteration ends.
 
@@ -61,7 +61,7 @@ def _collect(
             builders[number].add(output, time.perf_counter() - start)
             yield number, output
     finally:
-        group.close([*group.prompt.ids, *builders[0].ids])
+        task.close([*task.prompt.ids, *builders[0].ids])
 
 
 class RequestGroup:
@@ -82,7 +82,7 @@ class RequestGroup:
     ) -> None:
         self.options = options
         ids = inputs.prompt(prompt)  # text → tokenize → ids
-        tokenizer, limit = inputs.tokenizer, inputs.room(ids, options.max_new_tokens)
+        tokenizer, limit = inputs.tokenizer, inputs.answer_limit(ids, options.max_new_tokens)
         size, spare_core = inputs.vocabulary, runner.idle_core
         ends = options.ends(tokenizer, size)
         samplers = [
@@ -90,12 +90,12 @@ class RequestGroup:
         ]
         self.builders = [OutputBuilder(chain, options) for chain in chains]
         self.prompt = Prefill(runner, prefixes, ids, options.prompt_logprobs, size)
-        group = GenerationTask(
+        task = GenerationTask(
             runner,
             self.prompt,
             lambda: [TextSequence(tokenizer, options, sampler, ends, limit) for sampler in samplers],
         )
-        self._outputs = _collect(pipeline.run(runner, group), group, self.builders)
+        self._outputs = _collect(pipeline.run(runner, task), task, self.builders)
 
     def __iter__(self) -> Iterator[tuple[int, TokenOutput]]:
         return self._outputs
@@ -124,7 +124,7 @@ class RequestGroup:
 
 
 class Request:
-    """A prompt that one sequence continues. Iterate over its token outputs, then read the ``result``."""
+    """A request group with one sequence. Iterate over its token outputs, then read the ``result``."""
 
     def __init__(self, group: RequestGroup) -> None:
         self._group = group

@@ -20,8 +20,8 @@ MOST = 1e12  # the largest other number; rotary bases reach 1e9
 class Config:
     """A table of values, with the path for error messages. ``prefix`` is put before every key.
 
-    ``read`` collects the full names of the keys that were read, so that ``model/keys.py`` can find those that a reader
-    has left out. ``parent`` is the name of the table that contains this one, with a dot, or "".
+    ``read`` collects the full names of the keys that were read, so that ``model/unread_keys.py`` can find those that a
+    reader has left out. ``parent`` is the name of the table that contains this one, with a dot, or "".
     """
 
     values: Mapping[str, Any]

@@ -1,10 +1,10 @@
 """One reader for decoders like Llama; the differences between their families are data.
 
-    QWEN2 = DecoderReader("qwen2", bias=True).family()
+    QWEN2 = LlamaLike("qwen2", bias=True).family()
 
 Each block is attention and a gated feed-forward with pre-norms. Tensors have llama.cpp's names in GGUF and
-transformers' names in safetensors. A family that needs more has its own readers, made of the parts in ``readers.py``
-(Gemma 3, BERT).
+transformers' names in safetensors. A family that needs more has its own readers, made of the parts in
+``common_metadata.py`` (Gemma 3, BERT).
 """
 
 from __future__ import annotations

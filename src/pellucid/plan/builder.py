@@ -38,12 +38,12 @@ ZEROS = "zeros"  # the constant that is added if there is no bias: sixteen lanes
 
 
 def columns(width: int) -> str:
-    """The division of a buffer of this width among threads, by blocks of columns."""
+    """The name of a partition: each thread has some columns of a buffer of this width."""
     return f"columns of {width}"
 
 
 def heads(count: int) -> str:
-    """The division of a buffer among threads, by the heads of its rows."""
+    """The name of a partition: each thread has some of the ``count`` heads of every row."""
     return f"{count} heads a row"
 
 
@@ -116,13 +116,13 @@ class Builder:
         stage: str,
         x: str,
         slot: str,
-        outputs: int,
+        out_features: int,
         out: str,
         *,
         bias: bool = False,
         activation_bits: int = 0,
     ) -> str:
-        """out = x Wᵀ (+ bias), with the matrix (outputs, width of x) of ``slot``.weight.
+        """out = x Wᵀ (+ bias), with the matrix (out_features, width of x) of ``slot``.weight.
 
         ``activation_bits``, if not 0, replaces the plan's.
 
@@ -130,10 +130,10 @@ class Builder:
             UnsupportedModel: the width is not a multiple of the layout's blocks.
         """
         packed, width, rows = self.layouts[f"{slot}.weight"], self.width_of(x), self.buffers[x].rows
-        self.buffer(out, outputs, rows)
+        self.buffer(out, out_features, rows)
         fields: dict[str, Value] = {
             "weights": Weights(f"{slot}.weight"),
-            "groups": round_up(outputs, ROWS) // ROWS,
+            "groups": round_up(out_features, ROWS) // ROWS,
             "group_bytes": packed.group_bytes(width),
             "columns": width,
             "out": At(out),
@@ -163,9 +163,9 @@ class Builder:
                 fields,
                 (source,),
                 (out,),
-                shape=f"({LETTER[rows]}, {width}) x ({outputs}, {width})ᵀ",
-                weight_bytes=packed.matrix_bytes(outputs, width),
-                multiply_adds=outputs * width,
+                shape=f"({LETTER[rows]}, {width}) x ({out_features}, {width})ᵀ",
+                weight_bytes=packed.matrix_bytes(out_features, width),
+                multiply_adds=out_features * width,
                 rows=rows,
                 partitions={out: columns(self.width_of(out))},
             )

@@ -1,7 +1,7 @@
 """Rewrites of a plan: each takes a list of operations and returns one with the same results, bit for bit.
 
-fuse_quantize   an operation writes its output as activation blocks itself, which saves a pass over memory
-fuse_residual   a matrix product adds directly to the residual stream
+fuse_quantize   an operation writes its output also as activation blocks, which saves a pass over memory
+fuse_residual   a matrix product without a bias adds directly to the residual stream
 replicate_norms steps with one row replicate the norm on each thread, instead of waiting for the thread that computes it
 place_barriers  threads meet only where an operation needs what another thread has written, or may still read
 """

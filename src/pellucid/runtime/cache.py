@@ -4,8 +4,8 @@ A page holds the keys and values of 64 tokens in every layer, one layer after th
 (``kernels/attention/kv_layout.py`` defines the layout of a layer), so it can be copied, hashed or freed as one run of
 bytes. The system provides the memory of a page when it is first touched: a large limit costs nothing until it is used.
 
-A fork of a sequence shares its pages until one of the two writes to them. Of the shared pages, only the last one is
-written to, if it is not full yet; a sequence that is not its only owner gets a copy first.
+Pages are copied on write: a fork of a sequence shares its pages until one of the two writes to them. Of the shared
+pages, only the last one is written to, if it is not full yet; a sequence that is not its only owner gets a copy first.
 """
 
 from __future__ import annotations

@@ -243,7 +243,9 @@ class BeamSearch:
 
     def _log_softmax(self, row: NDArray[np.float32]) -> Candidates:
         where = f"token {self._steps}"
-        return self._sampler.tokens(Candidates.of(Candidates.of(row, where).log_probabilities(), where))
+        return self._sampler.without_padding(
+            Candidates.of(Candidates.of(row, where).log_probabilities(), where)
+        )
 
     def _candidates(
         self, group: _Group, beams: list[int], first: list[Candidates], used: list[int]
@@ -258,16 +260,16 @@ class BeamSearch:
                 tokens, counts = np.unique(used, return_counts=True)
                 start = start.plus(tokens, -self.options.diversity_penalty * counts)
             try:
-                left, _ = beam.sampler.left(start)
+                remaining, _ = beam.sampler.apply_steps(start)
             except NothingLeft as error:  # other beams may go on
                 self._nothing_left = error
                 continue
             if self.options.do_sample:
-                scores.append(beam.node.score + left.logits())
-                places.append(at * len(start) + left.ids_at())
+                scores.append(beam.node.score + remaining.logits())
+                places.append(at * len(start) + remaining.ids_at())
                 continue
-            top = left.top(wanted)
-            logits, ids = left.logits(top).tolist(), left.ids_at(top).tolist()
+            top = remaining.top(wanted)
+            logits, ids = remaining.logits(top).tolist(), remaining.ids_at(top).tolist()
             found += [(beam.node.score + x, at, token) for x, token in zip(logits, ids) if x > -math.inf]
         if scores:
             size = len(first[beams[0]])

@@ -100,43 +100,43 @@ class Sampler:
             NothingLeft: the steps forbid every token.
         """
         first = Candidates.of(logits, f"token {self.history.index}")
-        tokens = self.tokens(first)
-        left, traces = self.left(tokens, watch=watch)
+        tokens = self.without_padding(first)
+        remaining, traces = self.apply_steps(tokens, watch=watch)
         if traces is not None and tokens is not first:
             traces = (compare("vocabulary", first, tokens), *traces)
         if self.greedy:
-            place, number = left.best, None
+            place, number = remaining.best, None
         else:
             number = uniform(self.history.seed, self.history.index)
-            place = left.draw(number)
-        token = left.id_at(place)
-        self.accept(token, left if self._observers else None)
-        return Draw(token, first, left, place, number, self.vocabulary, traces)
+            place = remaining.draw(number)
+        token = remaining.id_at(place)
+        self.accept(token, remaining if self._observers else None)
+        return Draw(token, first, remaining, place, number, self.vocabulary, traces)
 
-    def tokens(self, logits: Candidates) -> Candidates:
+    def without_padding(self, logits: Candidates) -> Candidates:
         """The part of a model's logits that belongs to tokens.
 
         Raises:
             KernelError: all of them are minus infinity.
         """
-        left = logits.first(self.vocabulary)
-        if not left.possible:
+        remaining = logits.first(self.vocabulary)
+        if not remaining.possible:
             raise KernelError(
                 f"token {self.history.index}: no token has a finite logit: the weights are damaged, or a kernel "
                 "is wrong"
             )
-        return left
+        return remaining
 
-    def accept(self, token: int, left: Candidates | None = None) -> None:
-        """Append a token that was drawn from the candidates ``left`` (None: its probability counts as 1)."""
+    def accept(self, token: int, remaining: Candidates | None = None) -> None:
+        """Append a token that was drawn from the candidates ``remaining`` (None: its probability counts as 1)."""
         for step in self._observers:
             probability = 1.0
-            if left is not None:
-                probability = math.exp(left.log_probabilities(left.places(np.array([token])))[0])
+            if remaining is not None:
+                probability = math.exp(remaining.log_probabilities(remaining.places(np.array([token])))[0])
             step.accept(token, probability)
         self.history.append(token)
 
-    def left(
+    def apply_steps(
         self, candidates: Candidates, *, watch: bool = False
     ) -> tuple[Candidates, tuple[StepTrace, ...] | None]:
         """The candidates after all steps, and with ``watch`` what each step did.

@@ -114,7 +114,7 @@ class TokenHistory:
 
     def __init__(self, prompt: Sequence[int], seed: int = 0) -> None:
         self.prompt_length, self.seed = len(prompt), seed
-        self._tallies: dict[int, tuple[TokenCounts, int]] = {}
+        self._counts: dict[int, tuple[TokenCounts, int]] = {}
         self._length = len(prompt)
         self._ids = np.zeros(max(2 * len(prompt), 64), np.int64)
         self._ids[: len(prompt)] = prompt
@@ -142,16 +142,16 @@ class TokenHistory:
             found = TokenCounts()
             found.add(self.ids[self._length - window :].tolist())
             return found
-        found, upto = self._tallies.get(start) or (TokenCounts(), start)
+        found, upto = self._counts.get(start) or (TokenCounts(), start)
         found.add(self.ids[upto:].tolist())
-        self._tallies[start] = found, self._length
+        self._counts[start] = found, self._length
         return found
 
     def fork(self) -> TokenHistory:
         """A copy that can diverge."""
         made = copy(self)
         made._ids = self._ids.copy()
-        made._tallies = {start: (tally.fork(), upto) for start, (tally, upto) in self._tallies.items()}
+        made._counts = {start: (counts.fork(), upto) for start, (counts, upto) in self._counts.items()}
         return made
 
 

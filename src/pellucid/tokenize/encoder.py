@@ -1,7 +1,7 @@
 """The stages from text to ids, run in Python: text → normalize → pre-tokenize → model → ids.
 
-They can be run in two ways: the plain path turns strings into ids, the aligned path also records which characters of
-the text each id covers. ``compiled/`` builds the same pipeline as compiled code from these stages.
+The stages run in three ways, with the same ids: the plain path turns strings into ids; the aligned path also records
+which characters of the text each id covers; ``compiled/`` builds the plain path as compiled code, for much text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ class _Remembered(dict[str, list[int]]):
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """The stages of a tokenizer, in the order in which they run, and the methods that run them."""
+    """The stages of a tokenizer, and the methods that run them.
+
+    A text runs through ``added`` (added tokens are found and cut out), ``normalizer``, ``normalized_added`` (the added
+    tokens that are found in normalised text), ``pre_tokenizer`` and ``model``. Then ``trims``
+    cut white space off the offsets of an ``Encoding``, and ``post_processor`` adds special tokens around the ids.
+    ``decoder`` turns ids back into text.
+    """
 
     vocabulary: Vocabulary
     added: AddedTokens

@@ -3,8 +3,7 @@
 One class serves every kind of vocabulary; only the stages differ. A stage is a small object with a protocol, so that it
 can be read, tested and observed on its own. The files in ``kinds/`` build the stages of each kind.
 
-The stages can be run in two ways: the plain path turns strings into ids, the aligned path also records which characters
-of the text each id covers. Control tokens in a user's text are text: only ``parse_special=True`` turns ``<|im_end|>``
+Control tokens in a user's text are text: only ``parse_special=True`` turns ``<|im_end|>``
 into the control token, and :meth:`Tokenizer.encode_chat` does so only for the chat template's own output.
 """
 
@@ -44,7 +43,7 @@ class Tokenizer(Encoder):
     Attributes: ``vocabulary``; ``bos_id`` the id that starts a text, or None; ``eos_ids`` every id that ends a
     generation; ``chat_template`` the Jinja source from the file, or None; ``named_tokens`` the template's variables
     ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding`` the file's settings, applied only when passed to an
-    encoding method; the rest are the stages in the order in which they run.
+    encoding method; the rest are the stages (``Encoder``).
     """
 
     bos_id: int | None = None
@@ -202,11 +201,12 @@ class Tokenizer(Encoder):
         return compiled_encoder(self)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of the ids: the exact inverse of ``encode`` for byte-level vocabularies.
+        """The text of the ids.
 
-        With byte fallback it is exact except for U+2581, which these vocabularies use as the space. WordPiece
-        vocabularies lose white space and case. ``skip_special`` leaves out control tokens. Bytes that are not UTF-8
-        become U+FFFD. Raises :class:`InvalidRequest` for an id outside the vocabulary.
+        It is the exact inverse of ``encode`` for byte-level vocabularies without a normalizer, as long as no special
+        token is among the ids. With byte fallback it is exact except for U+2581, which these vocabularies use as the
+        space. WordPiece vocabularies lose white space and case. ``skip_special`` leaves out control tokens. Bytes that
+        are not UTF-8 become U+FFFD. Raises :class:`InvalidRequest` for an id outside the vocabulary.
         """
         stream = self.stream(skip_special=skip_special)
         return "".join([*map(stream.push, ids), stream.flush()])

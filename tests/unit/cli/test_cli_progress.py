@@ -33,7 +33,7 @@ def test_a_line_each_where_nobody_watches(capsys: pytest.CaptureFixture[str]) ->
 def test_what_cannot_be_kept_is_not_compiled_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pellucid.kernels.core.library.are_kept", lambda: False)
+    monkeypatch.setattr("pellucid.kernels.core.library.can_cache", lambda: False)
     with common.progress() as bars:
         bars.compiling(0, 2, "norm")
     assert capsys.readouterr().err == "compiling kernels\n"

@@ -165,7 +165,7 @@ def test_the_hash_of_sources_is_the_same_wherever_they_are(copied: Path) -> None
             "attention",
             [
                 "attention/walk.py",
-                "attention/share.py",
+                "attention/work_split.py",
                 "attention/tiles.py",
                 "matmul/quantize.py",
                 "simd/bf16_dot.py",
@@ -173,7 +173,7 @@ def test_the_hash_of_sources_is_the_same_wherever_they_are(copied: Path) -> None
             "text",
         ),
         ("text.merge", ["text/merge.py", "text/words.py", "text/pieces.py"], "attention"),
-        ("matmul_int8", ["matmul/int8.py", "matmul/unpack.py", "simd/int8_dot.py"], "logits"),
+        ("matmul_int8", ["matmul/int8.py", "matmul/operands.py", "simd/int8_dot.py"], "logits"),
     ],
 )
 def test_the_hash_of_sources_covers_what_a_kernel_imports_and_nothing_else(

@@ -60,7 +60,7 @@ def activation_bits_of(name: str) -> int:
 
 
 def plain(spec: ModelSpec, packed: dict, activation_bits: int = 16) -> Plan:
-    """The plan before any pass, built as in ``pipeline.forward``."""
+    """The plan before any pass, built as in ``pipeline.build_plan``."""
     plan = Builder(spec, packed, activation_bits, None)
     x = embedding_norm(plan, position(plan, embed(plan)))
     for layer, kind in enumerate(spec.blocks):

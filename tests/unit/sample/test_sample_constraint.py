@@ -720,7 +720,7 @@ def follows(tokenizer: Tokenizer, option: str, value: Any, text: str) -> bool:
     """Whether a text can be generated, by the longest allowed tokens."""
     sampler, rest = begun(tokenizer, **{option: value}, samplers=["constraint"]), text.encode()
     while True:
-        left, _ = sampler.left(Candidates.of(np.zeros(tokenizer.vocab_size, np.float32), ""))
+        left, _ = sampler.apply_steps(Candidates.of(np.zeros(tokenizer.vocab_size, np.float32), ""))
         allowed = left.ids_at()[left.raw == 0].tolist()
         if not rest:
             return not tokenizer.eos_ids.isdisjoint(allowed)

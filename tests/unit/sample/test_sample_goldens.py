@@ -50,7 +50,7 @@ def check(left: Candidates, kept: list[int], logits_after: list[float]) -> None:
 def test_steps_and_chains(case: dict[str, Any]) -> None:
     logits = LOGITS[case["logits"]]
     made = sampler(case, Words(len(logits)))
-    left, _ = made.left(Candidates.of(logits, "golden"))
+    left, _ = made.apply_steps(Candidates.of(logits, "golden"))
     if made.greedy:
         left = left.keep(np.array([left.best]))
     if case["by"] == "transformers" and case["step"] in ("top_k", "typical"):
@@ -66,7 +66,7 @@ def test_steps_and_chains(case: dict[str, Any]) -> None:
 def test_mirostat_turn_by_turn(case: dict[str, Any]) -> None:
     made = sampler(case, Words(40))
     for turn, token, kept, after in zip(case["turns"], case["chosen"], case["kept"], case["logits_after"]):
-        left, _ = made.left(Candidates.of(LOGITS[turn], "golden"))
+        left, _ = made.apply_steps(Candidates.of(LOGITS[turn], "golden"))
         check(left, kept, after)
         place = left.places(np.array([token]))[0]
         made.steps[0].accept(token, left.probabilities()[place])
@@ -81,7 +81,7 @@ def test_dry_with_a_real_vocabulary() -> None:
     for case in cases:
         if case["options"]["dry_base"] < 1 or case["options"]["dry_multiplier"] < 0:
             continue  # disabled, or a reward: Pellucid refuses both
-        left, _ = sampler(case, tokenizer).left(Candidates.of(zeros, "golden"))
+        left, _ = sampler(case, tokenizer).apply_steps(Candidates.of(zeros, "golden"))
         changed = np.flatnonzero(left.raw)
         wanted = {int(token): delta for token, delta in case["changed"].items()}
         assert set(changed.tolist()) == set(wanted), case

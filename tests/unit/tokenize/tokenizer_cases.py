@@ -17,19 +17,8 @@ from pellucid.tokenize.merges import PairRanks
 from pellucid.tokenize.stages.decode import byte_alphabet
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "tokenize"
-TINY = tuple(
-    f"tiny_{kind}"
-    for kind in (
-        "byte_level",
-        "byte_fallback",
-        "wordpiece",
-        "wordlevel",
-        "unigram_t5",
-        "unigram_bytes",
-        "unigram_ties",
-    )
-)
-MODELS = tuple(f"tiny_sentencepiece_{kind}" for kind in ("unigram", "bpe", "char", "word"))
+TINY = tuple(sorted(path.parent.name for path in GOLDENS.glob("*/tokenizer.json")))
+MODELS = tuple(sorted(path.parent.name for path in GOLDENS.glob("*/tokenizer.model")))
 REAL = ("smollm2", "gemma3", "minilm")
 BOTH = [*TINY, *MODELS, *(pytest.param(name, marks=pytest.mark.model) for name in REAL)]
 """``TINY`` tokenizers have a tokenizer.json, ``MODELS`` a SentencePiece model."""

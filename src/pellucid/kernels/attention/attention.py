@@ -20,7 +20,7 @@ softmax and is then joined to the pieces before it (Milakov and Gimelshein 2018)
 
 A row's result depends only on its own sequence and position. Pieces and the pages of a piece are aligned to the cache
 and summed in a fixed order, whatever other rows are in the tile, however prompts are split into steps, and whichever
-thread runs the tile. ``attention/share.py`` distributes the tiles over the threads.
+thread runs the tile. ``attention/work_split.py`` distributes the tiles over the threads.
 """
 
 from __future__ import annotations

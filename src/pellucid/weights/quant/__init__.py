@@ -5,6 +5,6 @@ registry.py   the known formats, by name
 formats/      the formats, one file per format or family
 
 A format consists of its block layout, the positions of the bits of values and scales in a file
-(``kernels/matmul/block_layout.py``), and of the packed layout that holds them without loss
+(``kernels/matmul/file_layout.py``), and of the packed layout that holds them without loss
 (``kernels/matmul/packed_layout.py``). Decoding, packing and the matrix products follow from these two.
 """
