@@ -4,10 +4,12 @@
 
 ``build_plan`` defines what a model computes. It runs once, when a model is loaded, and writes the plan that every step
 executes (``pellucid plan MODEL`` prints it). ``step`` runs the pending tokens of some tasks through the plan together,
-and gives each task its rows of logits. ``run`` repeats steps until a task is done.
+and gives each task its rows of logits. ``run`` repeats steps until its one task is done.
 
 A task is anything that needs the model: generating a text, beam search, scoring a text, embedding sentences.
-``engine/`` holds the tasks and the model runner.
+``engine/`` holds the tasks and the model runner. A generation's task tokenizes (``engine/inputs.py`` calls
+``tokenize/tokenizer.py``), samples (``sample/chain.py``: softmax is a part of the draw) and detokenizes
+(``tokenize/stages/decode.py``).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pellucid.measure.machine import facts
 from pellucid.measure.profile import Timed, profile_step
 from pellucid.measure.roofs import MULTIPLY_ROUNDS, Roofs
 from pellucid.measure.rounds import Figure, measure
-from pellucid.measure.suite import Decode, Embed, Prefill, Wishes, Workload, suite
+from pellucid.measure.suite import DecodeWorkload, EmbedWorkload, PrefillWorkload, Wishes, Workload, suite
 from pellucid.plan.plan import Weights
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
@@ -34,8 +34,8 @@ def net(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
 
 def workloads(net: ModelRunner) -> list[Workload]:
     if not net.spec.causal:
-        return [Embed(10), Embed(10, 4), Embed(64)]
-    return [Prefill(100), Decode(5, 3), Decode(5, 3, 2)]
+        return [EmbedWorkload(10), EmbedWorkload(10, 4), EmbedWorkload(64)]
+    return [PrefillWorkload(100), DecodeWorkload(5, 3), DecodeWorkload(5, 3, 2)]
 
 
 def test_roofs_are_positive_and_of_any_size() -> None:
@@ -65,8 +65,10 @@ def test_the_steps_of_a_workload_are_those_that_it_runs(
         said = [[(c.table.length, len(c.tokens), c.outputs) for c in step] for step in workload.steps(net)]
         assert ran[-len(said) :] == said  # preceded by a context that is not timed
         sequences = getattr(workload, "sequences", 1)
-        assert len(ran) == len(said) + (sequences if isinstance(workload, Decode) else 0)
-        made = sum(len(step) if isinstance(workload, Embed) else sum(c[1] for c in step) for step in said)
+        assert len(ran) == len(said) + (sequences if isinstance(workload, DecodeWorkload) else 0)
+        made = sum(
+            len(step) if isinstance(workload, EmbedWorkload) else sum(c[1] for c in step) for step in said
+        )
         assert made == workload.count
 
 
@@ -113,13 +115,15 @@ def test_a_step_in_pieces_computes_what_a_whole_one_does(net: ModelRunner) -> No
     sequence, outputs = BlockTable(), int(net.spec.causal)
     chunks = [Chunk(sequence, [1, 2, 3, 4, 5], outputs)]
     whole = net.forward(chunks)
+    before = whole.copy()
     net.truncate(sequence, 0)
-    net.array(net.plan.output)[:] = 0
     seconds = net.profile(chunks)
     assert seconds.shape == (len(net.plan.operations),)
     assert (seconds >= 0).all()
     assert (sequence.length, sequence.pages) == (0, [])
-    assert np.array_equal(net.array(net.plan.output)[: len(whole), : net.width], whole)
+    assert np.array_equal(net.array(net.plan.output)[: len(whole), : net.width], before)
+    assert not np.shares_memory(net.array(net.plan.output), whole)
+    assert np.array_equal(whole, before)
 
 
 def test_a_profile_is_refused_as_a_step_is(net: ModelRunner) -> None:
@@ -183,11 +187,11 @@ def test_the_roof_is_the_longer_of_both_times() -> None:
 
 def test_a_figure_sums_up_its_rounds() -> None:
     rates = tuple(Rates(read, 1.0) for read in (10.0, 20.0, 40.0))
-    figure = Figure(Prefill(5), Cost(10, 0), (1.0, 2.0, 4.0), rates)
+    figure = Figure(PrefillWorkload(5), Cost(10, 0), (1.0, 2.0, 4.0), rates)
     assert (figure.median, figure.roof, figure.bound) == (2, 10, "memory")
     assert figure.spread == 0.375
     assert figure.share == 0.2
-    assert Figure(Prefill(5), Cost(10, 0), (1.0,), rates[:1]).spread == 0
+    assert Figure(PrefillWorkload(5), Cost(10, 0), (1.0,), rates[:1]).spread == 0
 
 
 @pytest.fixture(scope="module")
@@ -202,12 +206,17 @@ def specs() -> dict[str, Any]:
 def test_what_is_measured_by_default(specs: dict[str, Any]) -> None:
     chosen, notes = suite(specs["llama"], 8192, Wishes())
     assert chosen == [
-        *(Prefill(128), Prefill(512), Prefill(2048)),
-        *(Decode(16, 64), Decode(1024, 64), Decode(16, 64, 4), Decode(16, 64, 16)),
+        *(PrefillWorkload(128), PrefillWorkload(512), PrefillWorkload(2048)),
+        *(
+            DecodeWorkload(16, 64),
+            DecodeWorkload(1024, 64),
+            DecodeWorkload(16, 64, 4),
+            DecodeWorkload(16, 64, 16),
+        ),
     ]
     assert notes == []
     chosen, notes = suite(specs["bert"], 512, Wishes())
-    assert chosen == [Embed(32), Embed(32, 16), Embed(512)]
+    assert chosen == [EmbedWorkload(32), EmbedWorkload(32, 16), EmbedWorkload(512)]
     assert notes == []
 
 
@@ -217,7 +226,7 @@ def test_defaults_are_cut_to_the_context(specs: dict[str, Any], name: str, conte
     chosen, notes = suite(specs[name], context, Wishes())
     assert len(set(chosen)) == len(chosen) >= 1
     for workload in chosen:
-        used = workload.tokens + (workload.depth if isinstance(workload, Decode) else 0)
+        used = workload.tokens + (workload.depth if isinstance(workload, DecodeWorkload) else 0)
         assert 1 <= used <= context
     assert bool(notes) == (name != "bert" or context < 32)
 
@@ -226,13 +235,20 @@ def test_wishes(specs: dict[str, Any]) -> None:
     def chosen(name: str, context: int, **wishes: Any) -> list[Workload]:
         return suite(specs[name], context, Wishes(**wishes))[0]
 
-    assert chosen("llama", 256, prompts=[7, 7, 9], depths=[0], batches=[0]) == [Prefill(7), Prefill(9)]
-    assert chosen("llama", 256, prompts=[0], depths=[8], batches=[2], tokens=5) == [
-        Decode(8, 5),
-        Decode(8, 5, 2),
+    assert chosen("llama", 256, prompts=[7, 7, 9], depths=[0], batches=[0]) == [
+        PrefillWorkload(7),
+        PrefillWorkload(9),
     ]
-    assert chosen("llama", 256, prompts=[0], depths=[0], batches=[2], tokens=5) == [Decode(16, 5, 2)]
-    assert chosen("bert", 64, prompts=[8, 9], batches=[2]) == [Embed(8), Embed(32, 2), Embed(9)]
+    assert chosen("llama", 256, prompts=[0], depths=[8], batches=[2], tokens=5) == [
+        DecodeWorkload(8, 5),
+        DecodeWorkload(8, 5, 2),
+    ]
+    assert chosen("llama", 256, prompts=[0], depths=[0], batches=[2], tokens=5) == [DecodeWorkload(16, 5, 2)]
+    assert chosen("bert", 64, prompts=[8, 9], batches=[2]) == [
+        EmbedWorkload(8),
+        EmbedWorkload(32, 2),
+        EmbedWorkload(9),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The workloads: prefill of prompts, decode of one sequence or several together, sentence vectors.
 
-A workload has a description ``what``, the ``unit`` that it counts and the ``count`` of a run. ``steps`` are the chunks
-of the timed steps, with placeholder sequences of which only the lengths are right. ``seconds`` runs it on a runner, and
-leaves the runner's cache as it was.
+A workload has a ``kind`` and a description ``what``, the ``unit`` that it counts and the ``count`` of a run. ``steps``
+are the chunks of the timed steps, with placeholder sequences of which only the lengths are right. ``seconds`` runs it
+on a runner, and leaves the runner's cache as it was.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def some_ids(runner: ModelRunner, count: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Prefill:
+class PrefillWorkload:
     """Prefill of a prompt of ``tokens`` tokens, in steps as long as the runner allows."""
 
     tokens: int
-    unit = "tokens"
+    kind, unit = "prefill", "tokens"
 
     @property
     def what(self) -> str:
@@ -88,13 +88,13 @@ class Prefill:
 
 
 @dataclass(frozen=True)
-class Decode:
+class DecodeWorkload:
     """Greedy decode of ``tokens`` tokens after ``depth`` tokens of context, for ``sequences`` sequences together."""
 
     depth: int
     tokens: int
     sequences: int = 1
-    unit = "tokens"
+    kind, unit = "decode", "tokens"
 
     @property
     def what(self) -> str:
@@ -125,12 +125,12 @@ class Decode:
 
 
 @dataclass(frozen=True)
-class Embed:
+class EmbedWorkload:
     """Sentence vectors of ``sentences`` sentences of ``tokens`` tokens, as many per step as fit."""
 
     tokens: int
     sentences: int = 1
-    unit = "sentences"
+    kind, unit = "embed", "sentences"
 
     @property
     def what(self) -> str:
@@ -163,7 +163,7 @@ class Embed:
         return time.perf_counter() - start
 
 
-Workload: TypeAlias = Prefill | Decode | Embed
+Workload: TypeAlias = PrefillWorkload | DecodeWorkload | EmbedWorkload
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,9 @@ def suite(spec: ModelSpec, context: int, wishes: Wishes) -> tuple[list[Workload]
 
 
 def _text_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[Workload]:
-    chosen: list[Workload] = [Prefill(n) for n in _lengths("prompt", wishes.prompts, PROMPTS, context, notes)]
+    chosen: list[Workload] = [
+        PrefillWorkload(n) for n in _lengths("prompt", wishes.prompts, PROMPTS, context, notes)
+    ]
     if context < 2:
         notes.append("a context of 1 has no room for a token after another: decode is left out")
         return chosen
@@ -212,14 +214,14 @@ def _text_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[Work
     if wishes.tokens is not None:
         tokens = whole("tokens", wishes.tokens, 1, context - 1, f"the context is {context:,}")
     depths = _lengths("depth", wishes.depths, DEPTHS, context - tokens, notes)
-    chosen += [Decode(depth, tokens) for depth in depths]
+    chosen += [DecodeWorkload(depth, tokens) for depth in depths]
     depth = depths[0] if depths else min(DEPTHS[0], context - tokens)
     for batch in BATCHES if wishes.batches is None else wishes.batches:
         needed = batch * -(-(depth + tokens) // PAGE)
         if wishes.batches is not None:
             whole("batch", batch, 0, StepLimits.sequences)
         if needed <= -(-context // PAGE):
-            chosen += [Decode(depth, tokens, batch)] if batch else []
+            chosen += [DecodeWorkload(depth, tokens, batch)] if batch else []
             continue
         least = f"{batch} sequences of {depth + tokens:,} tokens need a context of {needed * PAGE:,}"
         if wishes.batches is not None:
@@ -235,8 +237,8 @@ def _sentence_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[
     lengths = _lengths("prompt", wishes.prompts, (SENTENCE, context), context, notes)
     batches = (SENTENCES,) if wishes.batches is None else wishes.batches
     short = min(SENTENCE, context)
-    together = [Embed(short, whole("batch", n, 0, StepLimits.sequences)) for n in batches if n]
-    return [*(Embed(n) for n in lengths[:1]), *together, *(Embed(n) for n in lengths[1:])]
+    together = [EmbedWorkload(short, whole("batch", n, 0, StepLimits.sequences)) for n in batches if n]
+    return [*(EmbedWorkload(n) for n in lengths[:1]), *together, *(EmbedWorkload(n) for n in lengths[1:])]
 
 
 def _lengths(

@@ -93,20 +93,30 @@ class KVCache:
 
     def allocate(self, table: BlockTable, tokens: int) -> None:
         """Give a block table the pages for ``tokens`` more tokens. The step that fills them sets its length."""
-        shared = bool(table.length % PAGE) and self._reference_counts[table.pages[table.length // PAGE]] > 1
-        wanted = -(-(table.length + tokens) // PAGE) - len(table.pages) + shared
-        if wanted > len(self._free):
+        missing, shared = self._missing(table, tokens), self._writes_to_shared(table)
+        if missing + shared > len(self._free):
             self.reclaim()
-        if wanted > len(self._free):
+            shared = self._writes_to_shared(table)
+        if missing + shared > len(self._free):
             raise CacheFull(
-                f"{table.length + tokens:,} tokens need {wanted:,} more pages of {PAGE} tokens; "
+                f"{table.length + tokens:,} tokens need {missing + shared:,} more pages of {PAGE} tokens; "
                 f"{len(self._free):,} of {self.pages:,} are free, other requests or answers hold the rest: let those "
                 "end first, ask for fewer or shorter ones, or load with a larger context"
             )
         if shared:
             self._copy_page(table, table.length // PAGE)
-        for _ in range(wanted - shared):
+        for _ in range(missing):
             table.pages.append(self._take_page())
+
+    @staticmethod
+    def _missing(table: BlockTable, tokens: int) -> int:
+        """Pages to append for ``tokens`` more tokens; a step that failed may have left some."""
+        return max(0, -(-(table.length + tokens) // PAGE) - len(table.pages))
+
+    def _writes_to_shared(self, table: BlockTable) -> bool:
+        """Whether the next token goes into a page that other block tables have too."""
+        index, used = divmod(table.length, PAGE)
+        return used > 0 and self._reference_counts[table.pages[index]] > 1
 
     def fork(self, table: BlockTable) -> BlockTable:
         """A copy of a block table that can diverge. It shares the pages as long as possible."""

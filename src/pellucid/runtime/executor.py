@@ -1,9 +1,9 @@
 """Runs programs: threads that are started once execute one compiled loop.
 
 A program is a table of records (``kernels/core/record.py``). ``run`` sets an epoch, the workers see it, every thread
-goes through the table, and all threads meet at the end. Between steps a worker spins for half a millisecond, and is
-then parked on a condition until it is needed for a step: while other processes are busy, some steps run on fewer
-threads (``thread_tuner.py``).
+goes through the table, and all threads meet at the end. Between steps a worker spins for half a millisecond (50 µs if
+there are more threads than cores), and is then parked on a condition until it is needed for a step: while other
+processes are busy, some steps run on fewer threads (``thread_tuner.py``).
 """
 
 from __future__ import annotations

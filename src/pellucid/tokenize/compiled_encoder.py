@@ -40,7 +40,7 @@ CHUNK = 1 << 16
 
 def is_cached(model: TokenizerModel) -> bool:
     """Whether the kernel of a model's compiled form is already compiled."""
-    return model.kernel is not None and shared().kept([model.kernel])
+    return model.kernel is not None and shared().is_cached([model.kernel])
 
 
 def compiled_encoder(encoder: Encoder) -> CompiledEncoder | None:

@@ -183,7 +183,7 @@ def test_the_hash_of_sources_covers_what_a_kernel_imports_and_nothing_else(
     compiler = ["core/compiler.py", "core/isa.py", "core/record.py"]
     compiler += [
         f"simd/{name}.py"
-        for name in ("__init__", "arithmetic", "emitter", "functions", "lanes", "memory", "threads", "types")
+        for name in ("__init__", "arithmetic", "emitter", "functions", "lanes", "atomics", "memory", "types")
     ]
     for source in (copied / one for one in (*imported, *compiler)):
         source.write_text(source.read_text() + "\n")

@@ -117,6 +117,19 @@ def test_pages_that_nobody_uses_are_asked_for_before_a_sequence_is_refused() -> 
         cache.allocate(BlockTable(), 1)
 
 
+def test_a_shared_page_is_copied_though_a_failed_step_left_pages() -> None:
+    cache, table = KVCache([LayerShape(1, 16, 16)], 2), BlockTable()
+    cache.allocate(table, 10)
+    table.length = 10
+    cache.allocate(table, 2 * PAGE - 10)  # the step of these tokens fails: no token is added
+    fork = cache.fork(table)
+    assert cache.free_pages == 0
+    with pytest.raises(CacheFull, match="11 tokens need 1 more pages"):
+        cache.allocate(table, 1)
+    cache.truncate(fork, 0)
+    cache.allocate(table, 1)
+
+
 def test_layers_and_parts_share_no_byte_of_a_page() -> None:
     layers = [LayerShape(2, 16, 16), LayerShape(1, 64, 64), LayerShape(3, 32, 32)]
     cache = KVCache(layers, 5)

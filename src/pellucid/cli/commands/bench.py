@@ -178,7 +178,7 @@ def _document(
         "figures": [
             {
                 "what": figure.workload.what,
-                "kind": type(figure.workload).__name__.lower(),
+                "kind": figure.workload.kind,
                 **asdict(figure.workload),
                 "unit": figure.workload.unit,
                 "per_second": figure.median,

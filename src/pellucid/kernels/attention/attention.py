@@ -10,8 +10,8 @@ Raffel et al. 2020). A head may have a *sink*: a score that takes a share of the
 et al. 2023). Keys and values are those of the sequence itself, or those of its encoder (cross attention).
 
 A *row* is one query head of one token. Rows that share a key/value head (the heads of its group, and neighbouring
-tokens) walk the pages together in *tiles* (``attention/walk.py``): each key and value is loaded once for eight rows,
-and widened to float32 once for a tile.
+tokens) walk the pages together in *tiles* (``attention/walk.py``): each key and value is loaded once for eight rows.
+Tiles of more than eight rows widen a page to float32 once; bfloat16 is multiplied as it is.
 
 The past is cut into *pieces* of 512 tokens, counted from the start of the sequence. Each piece has its own unnormalised
 softmax and is then joined to the pieces before it (Milakov and Gimelshein 2018):

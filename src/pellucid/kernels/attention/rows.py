@@ -25,7 +25,10 @@ class Tile(NamedTuple):
 
 
 class Past(NamedTuple):
-    """The tokens that a sequence attends to; a value inside kernels."""
+    """The tokens that a sequence attends to, including those of this step; a value inside kernels.
+
+    In cross attention they are the tokens of its encoder.
+    """
 
     length: int  # number of tokens
     pages: int  # address of their block table

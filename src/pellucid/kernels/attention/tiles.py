@@ -2,7 +2,7 @@
 
 They read keys and values as the cache stores them (``attention/kv_layout.py``) or widened to float32, with the same
 bits. Pages are scattered in memory, so hardware prefetchers do not find the next page. The loops therefore prefetch the
-line ``ahead`` bytes after each line that they read.
+line ``ahead`` bytes after each line that they read as stored; float32 is a widened copy, which is in the cache.
 """
 
 from __future__ import annotations

@@ -113,8 +113,8 @@ def _begin(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: Scratc
     load, splat, vload, vstore, store_f32 = (
         simd.load_i64, simd.splat, simd.vload, simd.vstore, simd.store_f32,
     )  # fmt: skip
-    place_of, keep, number = rows.place_of, loops.store, loops.size
-    in_queries, in_totals, in_states = space.queries, space.totals, space.states
+    place_of, store16, number_bytes = rows.place_of, loops.store, loops.size
+    queries_at, totals_at, states_at = space.queries, space.totals, space.states
     head_dim, out_bytes = space.head_dim, space.value_dim * 4
     minus_infinity = np.float32(-np.inf)
 
@@ -125,11 +125,11 @@ def _begin(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: Scratc
         for r in range(tile.rows):
             q = load(tile.record + at.q) + place_of(tile, tile.first + r) * head_dim * 4
             for i in range(0, head_dim, 16):
-                keep(scratch + in_queries + (r * head_dim + i) * number, vload(q + i * 4) * scale)
+                store16(scratch + queries_at + (r * head_dim + i) * number_bytes, vload(q + i * 4) * scale)
             for i in range(0, out_bytes, 64):
-                vstore(scratch + in_totals + r * out_bytes + i, splat(0.0))
-            store_f32(scratch + in_states + r * STATE, minus_infinity)
-            store_f32(scratch + in_states + r * STATE + 4, np.float32(0))
+                vstore(scratch + totals_at + r * out_bytes + i, splat(0.0))
+            store_f32(scratch + states_at + r * STATE, minus_infinity)
+            store_f32(scratch + states_at + r * STATE + 4, np.float32(0))
 
     return begin
 
@@ -154,13 +154,13 @@ def _scores(
     simd: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout, keys_of: Any, values_of: Any
 ) -> Any:
     seen, open_keys, scores = rows.seen, loops.open_keys, loops.scores
-    in_page, in_queries, in_weights = space.page, space.queries, space.weights
+    page_at, queries_at, weights_at = space.page, space.queries, space.weights
     query_bytes = space.head_dim * loops.size
 
     @simd.jit
     def write_scores(tile, past, scratch, piece):
         """Compute the scores of a piece, page by page, while prefetching the next page's keys or the first values."""
-        page, (begin, end) = scratch + in_page, seen(tile, past, tile.first, tile.rows)
+        page, (begin, end) = scratch + page_at, seen(tile, past, tile.first, tile.rows)
         start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
         for t0 in range(start, stop, PAGE):
             here, then = keys_of(tile, past, t0), values_of(tile, past, start)
@@ -170,7 +170,7 @@ def _scores(
             for sub in range(0, tile.rows, ROWS):
                 count = min(ROWS, tile.rows - sub)
                 low, high = seen(tile, past, tile.first + sub, count)
-                queries, out = scratch + in_queries + sub * query_bytes, scratch + in_weights + sub * SCORES
+                queries, out = scratch + queries_at + sub * query_bytes, scratch + weights_at + sub * SCORES
                 for t in range(max(low, t0), min(high, t0 + PAGE), SPAN):
                     to = out + (t - piece) * 4
                     scores(tile.rows, count, queries, here, page, t - t0, then - here, to)
@@ -180,8 +180,8 @@ def _scores(
 
 def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout) -> Any:
     load, vstore, splat, seen = simd.load_i64, simd.vstore, simd.splat, rows.seen
-    softmax, number = softmax_of_row(simd, loops.store, loops.size), loops.size
-    in_weights, out_bytes = space.weights, space.value_dim * 4
+    softmax, number_bytes = softmax_of_row(simd, loops.store, loops.size), loops.size
+    weights_at, out_bytes = space.weights, space.value_dim * 4
 
     @simd.jit
     def write_weights(tile, past, scratch, piece, sums):
@@ -200,11 +200,11 @@ def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: Scra
                     last = position + 1
                 if load(record + at.window) != 0:
                     earliest = max(0, position - load(record + at.window) + 1)
-                row, row_bias = scratch + in_weights + r * SCORES, 0
+                row, row_bias = scratch + weights_at + r * SCORES, 0
                 if bias != 0:
                     head = tile.kv_head * tile.group + (tile.first + r) % tile.group
                     row_bias = bias + head * bias_stride - position * 4
-                row_scores, row_weights = row + (low - piece) * 4, row + (low - piece) * number
+                row_scores, row_weights = row + (low - piece) * 4, row + (low - piece) * number_bytes
                 state = states + r * STATE
                 softmax(row_scores, row_weights, low, high, earliest, last, cap, row_bias, state)
                 for i in range(0, out_bytes, 64):
@@ -217,13 +217,13 @@ def _values(
     simd: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout, keys_of: Any, values_of: Any
 ) -> Any:
     seen, open_values, values = rows.seen, loops.open_values, loops.values
-    in_page, in_weights = space.page, space.weights
-    out_bytes, number = space.value_dim * 4, loops.size
+    page_at, weights_at = space.page, space.weights
+    out_bytes, number_bytes = space.value_dim * 4, loops.size
 
     @simd.jit
     def add_values(tile, past, scratch, piece, sums):
         """Add a piece's weighted values to the rows' sums, while prefetching the next page or the next piece's keys."""
-        page, (begin, end) = scratch + in_page, seen(tile, past, tile.first, tile.rows)
+        page, (begin, end) = scratch + page_at, seen(tile, past, tile.first, tile.rows)
         start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
         for t0 in range(start, stop, PAGE):
             here = values_of(tile, past, t0)
@@ -238,7 +238,7 @@ def _values(
                 low, high = seen(tile, past, tile.first + sub, count)
                 low, high = max(low, t0), min(high, t0 + PAGE)
                 if low < high:
-                    w = scratch + in_weights + sub * SCORES + (low - piece) * number
+                    w = scratch + weights_at + sub * SCORES + (low - piece) * number_bytes
                     to = sums + sub * out_bytes
                     values(tile.rows, count, w, here, page, low - t0, then - here, high - low, to)
 
@@ -248,28 +248,32 @@ def _values(
 def _join(simd: Any, space: ScratchLayout) -> Any:
     load_f32, store_f32, vload, vstore = simd.load_f32, simd.store_f32, simd.vload, simd.vstore
     splat, fma, vexp, lane0 = simd.splat, simd.fma, simd.vexp, simd.lane0
-    in_totals, in_states, out_bytes = space.totals, space.states, space.value_dim * 4
+    totals_at, states_at, out_bytes = space.totals, space.states, space.value_dim * 4
     minus_infinity = np.float32(-np.inf)
 
     @simd.jit
-    def join_row(total, state, sum, told):
+    def join_row(total, state, piece_sum, piece_state):
         """Join a row's piece to the pieces before it; a no-op if the row sees no token of the piece."""
-        top, largest = load_f32(state), load_f32(told)
+        top, largest = load_f32(state), load_f32(piece_state)
         if largest == minus_infinity:
             return
         highest = max(top, largest)
         old, new = vexp(splat(top - highest)), vexp(splat(largest - highest))
         store_f32(state, highest)
-        store_f32(state + 4, lane0(fma(splat(load_f32(told + 4)), new, splat(load_f32(state + 4)) * old)))
+        store_f32(
+            state + 4, lane0(fma(splat(load_f32(piece_state + 4)), new, splat(load_f32(state + 4)) * old))
+        )
         for i in range(0, out_bytes, 64):
-            vstore(total + i, fma(vload(sum + i), new, vload(total + i) * old))
+            vstore(total + i, fma(vload(piece_sum + i), new, vload(total + i) * old))
 
     @simd.jit
     def join(rows, scratch, sums):
         """Join a piece to the pieces before it."""
-        totals, states, told = scratch + in_totals, scratch + in_states, sums + rows * out_bytes
+        totals, states, piece_states = scratch + totals_at, scratch + states_at, sums + rows * out_bytes
         for r in range(rows):
-            join_row(totals + r * out_bytes, states + r * STATE, sums + r * out_bytes, told + r * STATE)
+            join_row(
+                totals + r * out_bytes, states + r * STATE, sums + r * out_bytes, piece_states + r * STATE
+            )
 
     return join
 
@@ -278,7 +282,7 @@ def _finish(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, activati
     load, load_f32, vload, vstore = simd.load_i64, simd.load_f32, simd.vload, simd.vstore
     splat, vexp, lane0, place_of = simd.splat, simd.vexp, simd.lane0, rows.place_of
     quantize, q_bytes = quantize_block(simd, activation_bits), block_bytes(activation_bits)
-    in_totals, in_states = space.totals, space.states
+    totals_at, states_at = space.totals, space.states
     value_dim, out_bytes = space.value_dim, space.value_dim * 4
 
     @simd.jit
@@ -297,10 +301,10 @@ def _finish(simd: Any, at: Any, rows: RowHelpers, space: ScratchLayout, activati
         heads, quantized = load(tile.record + at.heads), load(tile.record + at.quantized)
         for r in range(tile.rows):
             place = place_of(tile, tile.first + r)
-            out, state = load(tile.record + at.out) + place * out_bytes, scratch + in_states + r * STATE
+            out, state = load(tile.record + at.out) + place * out_bytes, scratch + states_at + r * STATE
             share = splat(share_of(state, load(tile.record + at.sinks), place % heads))
             for i in range(0, out_bytes, 64):
-                vstore(out + i, vload(scratch + in_totals + r * out_bytes + i) * share)
+                vstore(out + i, vload(scratch + totals_at + r * out_bytes + i) * share)
             if quantized != 0:
                 for block in range(value_dim // 32):
                     quantize(out + block * 128, quantized + (place * (value_dim // 32) + block) * q_bytes)

@@ -91,12 +91,12 @@ def _part(simd: Any) -> Any:
 
 def _whole(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> Any:
     begin, write_scores, write_weights, add_values, join, finish = walk
-    past_of, in_piece = rows.past_of, space.piece
+    past_of, piece_at = rows.past_of, space.piece
 
     @simd.jit
     def whole(tile, first_piece, pieces, scratch):
         """Compute a tile on one thread."""
-        past, sums = past_of(tile), scratch + in_piece
+        past, sums = past_of(tile), scratch + piece_at
         begin(tile, scratch)
         for i in range(pieces):
             piece = first_piece + i * PIECE
@@ -111,7 +111,7 @@ def _whole(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> Any
 
 def _some(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout, part: Any, scratch_of: Any) -> Any:
     begin, write_scores, write_weights, add_values, join, finish = walk
-    past_of, in_apart, piece_bytes = rows.past_of, space.apart, space.piece_bytes(ROWS)
+    past_of, apart_at, piece_bytes = rows.past_of, space.apart, space.piece_bytes(ROWS)
 
     @simd.jit
     def apart(thread, low, pieces, number, step):
@@ -123,7 +123,7 @@ def _some(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout, part: A
         which = 0
         if low == 0:
             which = pieces
-        return scratch_of(step, thread) + in_apart + (which + number - low) * piece_bytes
+        return scratch_of(step, thread) + apart_at + (which + number - low) * piece_bytes
 
     @simd.jit
     def some(tile, first_piece, pieces, thread, threads, total, work, cost):

@@ -103,7 +103,10 @@ class KernelDispatcher(dispatcher.Dispatcher):
 
 
 def jit(function: Any) -> Any:
-    """Compile a function for use in kernels. It never raises, and LLVM may inline it."""
+    """Make a function for use in kernels: a dispatcher, which compiles it at its first call from a kernel.
+
+    The compiled function raises nothing, and LLVM may inline it.
+    """
     options = {
         "nopython": True, "nogil": True, "boundscheck": None, "error_model": "numpy",
         "no_cpython_wrapper": True, "no_cfunc_wrapper": True,

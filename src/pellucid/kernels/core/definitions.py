@@ -1,10 +1,18 @@
 """Declares kernels by a name, a record and a function that builds the body. Kernels are found by discovery.
 
-@kernel("add", AddRecord)
-def build_add(simd, **parameters):
-    @simd.jit
-    def body(record, step, thread, threads): ...
-    return body
+    @kernel("add", AddRecord)
+    def build_add(simd, **parameters):
+        @simd.jit
+        def body(record, step, thread, threads): ...
+        return body
+
+The body of an operation takes four integers: the address of its record, the address of the step's record
+(``record.py``), the number of its thread, and how many threads there are. All threads call it; each works on its part.
+It returns nothing, raises nothing and allocates nothing. Kernels that Python calls directly (``kernels/text``,
+``kernels/logits``) also take four integers; most use only the address of their record.
+
+Compiled, it is a C function with Numba's calling convention: it takes the addresses for a return value and for an
+error, then the four integers, and returns an int32 status.
 """
 
 from __future__ import annotations

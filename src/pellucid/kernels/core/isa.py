@@ -1,7 +1,7 @@
 """The instruction set that kernels are compiled for, and the CPU features that the compiler may use.
 
-``PELLUCID_ISA`` overrides the choice of the set; an unknown or unsupported name is an error. The compiler uses only the
-chosen set: features of better sets are disabled, because LLVM would use them by itself.
+``PELLUCID_ISA`` overrides the choice of the set; an unknown or unsupported name is an error. For an x86 set,
+features of better sets are disabled, because LLVM would use them by itself; ``portable`` may use all that the host has.
 """
 
 from __future__ import annotations

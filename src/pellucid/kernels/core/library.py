@@ -55,14 +55,14 @@ def file_name(key: KernelKey) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _looked_at(_: Path) -> Folder:
+def _folder_at_first_use(_: Path) -> Folder:
     """The cache folder as it was on first use. The argument is the home folder, so that a new home has a new entry."""
     return _folder()
 
 
 def can_cache() -> bool:
     """Whether kernels that are compiled now are cached for later processes."""
-    return _looked_at(home()).keeps
+    return _folder_at_first_use(home()).keeps
 
 
 class Library:
@@ -114,9 +114,9 @@ class Library:
         except (KernelError, elf.BadObject, RuntimeError):  # RuntimeError: LLVM rejects it
             return None
 
-    def kept(self, keys: Iterable[KernelKey]) -> bool:
+    def is_cached(self, keys: Iterable[KernelKey]) -> bool:
         """Whether all these kernels are loaded or cached, so that none has to be compiled."""
-        folder = _looked_at(home())  # this method is called often
+        folder = _folder_at_first_use(home())  # this method is called often
         return all(key in self._addresses or folder.has(file_name(key)) for key in keys)
 
     def function(self, key: KernelKey, arguments: int) -> Callable[..., int]:

@@ -10,10 +10,10 @@ layout.
         factor: float
 
     Scale.at.width          # the byte offset of the field, a constant in compiled kernels
-    Scale.pack({"x": 4096, "width": 576, "factor": 0.5})    # the words that the executor writes
+    Scale.pack({"x": 4096, "width": 576, "factor": 0.5})    # the words that plan/bind.py writes
 
 Dimensions in comments: B sequences, T tokens, D model width, H heads, G key/value heads, K head width, F feed-forward
-width, V vocabulary, L layers, P pages, S page size.
+width, V vocabulary (in attention: width of a value head), L layers, P pages, S page size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A block format as data, and what follows from it: its size, and how its blocks are unpacked."""
+"""A block format as data, and what follows from it: its size, and how its blocks are unpacked to integers.
+
+``weights/pack.py`` turns these into floats (``decode_blocks``), or packs the blocks for the matrix products.
+"""
 
 from __future__ import annotations
 
