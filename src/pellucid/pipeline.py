@@ -4,12 +4,12 @@
 
 ``build_plan`` defines what a model computes. It runs once, when a model is loaded, and writes the plan that every step
 executes (``pellucid plan MODEL`` prints it). ``step`` runs the pending tokens of some tasks through the plan together,
-and gives each task its rows of logits. ``run`` repeats steps until its one task is done.
+and gives each task its outputs. ``run`` repeats steps until its one task is done.
 
 A task is anything that needs the model: generating a text, beam search, scoring a text, embedding sentences.
-``engine/`` holds the tasks and the model runner. A generation's task tokenizes (``engine/inputs.py`` calls
-``tokenize/tokenizer.py``), samples (``sample/chain.py``: softmax is a part of the draw) and detokenizes
-(``tokenize/stages/decode.py``).
+``engine/`` holds the tasks and the model runner. ``engine/request.py`` tokenizes the prompt of a generation (in
+``tokenize/tokenizer.py``); its task samples (in ``sample/chain.py``: softmax is a part of the draw) and detokenizes (in
+``tokenize/stages/decode.py``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pellucid.runtime.batch import Chunk
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-StepOutput = NDArray[np.float32]
+ChunkOutput = NDArray[np.float32]
 """The output of the model for a chunk: logits (R, V) of its last R tokens, or its sentence vector (1, D)."""
 
 
@@ -43,29 +43,29 @@ def build_plan(
     spec: ModelSpec,
     layouts: Mapping[str, PackedLayout],
     activation_bits: int = 8,
-    kv_cache: str | None = None,
+    kv_dtype: str | None = None,
 ) -> Plan:
     """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D).
 
     ``layouts`` states how each matrix is packed, ``activation_bits`` (8 or 16) the bits that activations are quantised
-    to, ``kv_cache`` the type of keys and values (``plan/builder.py``).
+    to, ``kv_dtype`` the type of keys and values (``plan/builder.py``).
     """
-    plan = Builder(spec, layouts, activation_bits, kv_cache)
-    x = embed(plan)  # each token's row of the embedding matrix           (T, D)
-    x = position(plan, x)  # adds a vector, or computes the angles that rotate queries and keys
-    x = embedding_norm(plan, x)
-    for layer, kind in enumerate(spec.blocks):
-        x = block(plan, layer, kind, x)  # attention and feed-forward, each added to x (T, D)
-    x = final_norm(plan, x)  # only the rows whose logits are wanted          (R, D)
-    logits = project(plan, x)  # a score for every token of the vocabulary      (R, V)
-    return optimize(plan.finish(logits))
+    builder = Builder(spec, layouts, activation_bits, kv_dtype)
+    x = embed(builder)  # each token's row of the embedding matrix           (T, D)
+    x = position(builder, x)  # adds a vector, or computes the angles that rotate queries and keys
+    x = embedding_norm(builder, x)
+    for layer, block_spec in enumerate(spec.blocks):
+        x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
+    x = final_norm(builder, x)  # only the rows whose logits are wanted          (R, D)
+    logits = project(builder, x)  # a score for every token of the vocabulary      (R, V)
+    return optimize(builder.finish(logits))
 
 
 class Runner(Protocol):
     """Runs a plan. ``engine/model_runner.py`` implements it."""
 
-    def forward_all(self, chunks: Sequence[Chunk]) -> list[StepOutput]:
-        """Run the chunks and return the rows of each."""
+    def forward_all(self, chunks: Sequence[Chunk]) -> list[ChunkOutput]:
+        """Run the chunks and return the output of each."""
         ...
 
 
@@ -81,19 +81,23 @@ class Task(Protocol[T_co]):
         """The tokens that the task wants to run next: a chunk for each of its sequences."""
         ...
 
-    def take(self, rows: list[StepOutput], seconds: float) -> Iterator[T_co]:
-        """Take the rows of these chunks, whose step took ``seconds``, and yield the results."""
+    def take(self, outputs: list[ChunkOutput], seconds: float) -> Iterator[T_co]:
+        """Take the outputs of these chunks, which took ``seconds``, and yield the results."""
         ...
 
 
 def step(runner: Runner, tasks: Sequence[Task[T]]) -> Iterator[T]:
-    """Run one step, and yield the results of each task, one task after the other."""
+    """Run the pending chunks of all tasks together, and yield the results of each, one task after the other.
+
+    The runner makes several steps of them if they exceed the limits of one.
+    """
     chunks = [task.pending() for task in tasks]
     start = time.perf_counter()
-    rows = iter(runner.forward_all([chunk for some in chunks for chunk in some]))  # embed → … → project
+    outputs = iter(runner.forward_all([chunk for some in chunks for chunk in some]))  # embed → … → project
     seconds = time.perf_counter() - start
     for task, some in zip(tasks, chunks):
-        yield from task.take(list(islice(rows, len(some))), seconds)  # softmax → sample → detokenize → text
+        taken = list(islice(outputs, len(some)))
+        yield from task.take(taken, seconds)  # softmax → sample → detokenize → text
 
 
 def run(runner: Runner, task: Task[T]) -> Iterator[T]:

@@ -2,8 +2,8 @@
 
     python tests/oracles/quant_oracle.py --out tests/goldens/quant/blocks.npz
 
-The committed golden was made with gguf 0.19.0 and numpy 2.4.6 on Python 3.11. It contains every format that the
-package can decode (including formats that Pellucid lacks, so that a new format is tested as soon as it exists):
+The committed golden was made with gguf 0.19.0 and numpy 2.4.6 on Python 3.11. It contains every format that
+Pellucid has:
 
     <NAME>.raw      uint8   [blocks, bytes of a block]
     <NAME>.values   float32 [blocks, values of a block]

@@ -141,7 +141,7 @@ def call(key: KernelKey, batch: Batch, threads: int = 1, **fields: Any) -> None:
     record = definition(key.name).record
     assert record is not None
     words = record.pack({name: _word(value) for name, value in fields.items()})
-    native, row = shared().function(key, 4), np.array([0, 0, *words], np.int64)
+    native, row = shared().function(key), np.array([0, 0, *words], np.int64)
     for thread in np.random.default_rng(batch.seed).permutation(threads).tolist():
         assert native(row.ctypes.data, batch.record.ctypes.data, thread, threads) == 0
     for array in (*fields.values(), batch.keep["scratch"]):

@@ -15,11 +15,12 @@ from pellucid.engine.prefill import Prefill
 from pellucid.engine.prefix_cache import PrefixCache
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.pipeline import StepOutput
+from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
 from pellucid.sample.options import Options
+from pellucid.sample.step import options_of
 
 NOT_FOR_BEAMS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", "watch")
 """Options that apply to a single text while it is generated; beam search refuses them."""
@@ -31,8 +32,8 @@ class BeamSearchTask:
     A beam with several continuations is forked in the cache. ``seconds`` is the duration of the steps so far.
     """
 
-    def __init__(self, runner: ModelRunner, prompt: Prefill, beams: BeamSearch) -> None:
-        self._runner, self._prompt, self._beams = runner, prompt, beams
+    def __init__(self, runner: ModelRunner, prefill: Prefill, beams: BeamSearch) -> None:
+        self._runner, self._prefill, self._beams = runner, prefill, beams
         self._tables: list[BlockTable] = []
         self.seconds = 0.0
 
@@ -44,26 +45,26 @@ class BeamSearchTask:
     def pending(self) -> list[Chunk]:
         """The next tokens of the prompt, then the last token of each beam."""
         if not self._tables:
-            return self._prompt.pending()
+            return self._prefill.pending()
         return [Chunk(table, [beam.node.token]) for table, beam in zip(self._tables, self._beams.beams)]
 
-    def take(self, rows: list[StepOutput], seconds: float) -> Iterator[list[Beam]]:
+    def take(self, outputs: list[ChunkOutput], seconds: float) -> Iterator[list[Beam]]:
         """Advance the search, and yield its beams; nothing until the prompt has been read."""
         self.seconds += seconds
         if not self._tables:
-            logits = self._prompt.take(rows, seconds)
+            logits = self._prefill.take(outputs, seconds)
             if logits is None:
                 return
-            rows, self._tables = [logits], [self._runner.fork(self._prompt.lease.table)]
-        running = self._beams.step(list(np.concatenate(rows)))
+            outputs, self._tables = [logits], [self._runner.fork(self._prefill.lease.table)]
+        running = self._beams.step(list(np.concatenate(outputs)))
         yield running
         if not self._beams.done:
             self._tables = _fork_tables(self._runner, self._tables, [beam.parent for beam in running])
 
     def close(self) -> None:
-        """Free all pages."""
+        """Free the beams' pages, and return the prompt's block table to the prefix cache."""
         self._runner.release(*self._tables)
-        self._prompt.close(self._prompt.ids)
+        self._prefill.close(self._prefill.ids)
 
 
 def _fork_tables(runner: ModelRunner, tables: list[BlockTable], parents: list[int]) -> list[BlockTable]:
@@ -109,8 +110,11 @@ def search_beams(
         raise InvalidRequest(
             "temperature=0 with do_sample=True: nothing would be drawn; leave one of them out"
         )
-    elif any(step.alone for step in chain.steps):
-        raise InvalidRequest("mirostat=2: it follows one text, not beams; leave it out")
+    elif lone := next((step for step in chain.steps if step.alone), None):
+        option, *_ = options_of(type(lone))
+        raise InvalidRequest(
+            f"{option}={brief(getattr(lone, option))}: it follows one text, not beams; leave it out"
+        )
     sampler = chain.start(tokenizer, ids, ends, spare_core=runner.idle_core, vocabulary=size)
     search = BeamSearch(beams, sampler, ends, limit)
     prefill, times = Prefill(runner, prefixes, ids, None, size), list[float]()

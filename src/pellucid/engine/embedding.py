@@ -26,10 +26,10 @@ class EmbeddingTask:
         """All tokens of all texts."""
         return [Chunk(table, ids, outputs=0) for table, ids in zip(self._tables, self._texts)]
 
-    def take(self, rows: list[pipeline.StepOutput], seconds: float) -> Iterator[NDArray[np.float32]]:
+    def take(self, outputs: list[pipeline.ChunkOutput], seconds: float) -> Iterator[NDArray[np.float32]]:
         """Yield the vectors."""
         self.done = True
-        yield from (row[0] for row in rows)
+        yield from (vector for (vector,) in outputs)
 
     def close(self) -> None:
         """Free the pages."""

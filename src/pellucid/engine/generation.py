@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.prefill import Prefill
 from pellucid.engine.sequence import TextSequence, TokenOutput
-from pellucid.pipeline import StepOutput
+from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.batch import Chunk
 
 
@@ -18,8 +18,10 @@ class GenerationTask:
     prompt's own block table, which returns to the prefix cache; the others continue in forks of it.
     """
 
-    def __init__(self, runner: ModelRunner, prompt: Prefill, begin: Callable[[], list[TextSequence]]) -> None:
-        self.prompt, self._runner, self._begin = prompt, runner, begin
+    def __init__(
+        self, runner: ModelRunner, prefill: Prefill, begin: Callable[[], list[TextSequence]]
+    ) -> None:
+        self.prefill, self._runner, self._begin = prefill, runner, begin
         self._sequences: list[TextSequence] = []
         self._prefilled = False
 
@@ -33,20 +35,20 @@ class GenerationTask:
         if not self._sequences:
             self._sequences = self._begin()
         if not self._prefilled:
-            return self.prompt.pending()
+            return self.prefill.pending()
         return [sequence.pending() for _, sequence in self._running()]
 
-    def take(self, rows: list[StepOutput], seconds: float) -> Iterator[tuple[int, TokenOutput]]:
-        """Yield the sampled token of every sequence, and the forced tokens after it."""
+    def take(self, outputs: list[ChunkOutput], seconds: float) -> Iterator[tuple[int, TokenOutput]]:
+        """For each sequence, yield the forced tokens that ran in the step, then the token that follows them."""
         if not self._prefilled:
-            logits = self.prompt.take(rows, seconds)
+            logits = self.prefill.take(outputs, seconds)
             if logits is None:
                 return
-            rows, seconds = self._fork(logits), self.prompt.seconds
+            outputs, seconds = self._fork(logits), self.prefill.seconds
         running = self._running()
-        for (number, sequence), several in zip(running, rows):
+        for (number, sequence), rows in zip(running, outputs):
             took = seconds
-            for row in several:
+            for row in rows:
                 output, took = sequence.take(row, took), 0.0
                 yield number, output
                 if sequence.done:
@@ -57,15 +59,18 @@ class GenerationTask:
         """The sequences that have not ended, with their numbers."""
         return [(number, one) for number, one in enumerate(self._sequences) if not one.done]
 
-    def _fork(self, logits: StepOutput) -> list[StepOutput]:
+    def _fork(self, logits: ChunkOutput) -> list[ChunkOutput]:
         """Give each sequence its block table and the logits after the prompt."""
-        self._prefilled, table = True, self.prompt.lease.table
+        self._prefilled, table = True, self.prefill.lease.table
         self._sequences[0].table = table
         for sequence in self._sequences[1:]:
             sequence.table = self._runner.fork(table)
         return [logits] * len(self._sequences)
 
     def close(self, tokens: Sequence[int]) -> None:
-        """Free all pages; ``tokens`` are those of the prompt and of the first sequence."""
+        """Free the pages of all sequences but the first, whose block table returns to the prefix cache.
+
+        ``tokens`` are those of the prompt and of the first sequence.
+        """
         self._runner.release(*(sequence.table for sequence in self._sequences[1:]))
-        self.prompt.close(tokens)
+        self.prefill.close(tokens)

@@ -25,9 +25,9 @@ Refusal: TypeAlias = Callable[[str], ContextOverflow]
 Message: TypeAlias = Mapping[str, Any]
 PromptInput: TypeAlias = str | Sequence[Message] | Sequence[int]
 
-# Characters for each token of the context that are encoded first, to refuse a text that is far too long.
+# A text that may be far too long is probed in parts of at least this many characters for each token of the context.
 PROBED = 8
-# A part that ends inside a token or a word has more tokens than the same characters in the whole text.
+# More characters of a part, and more tokens that it may have: a part that ends inside a word has more tokens.
 SLACK = 1024
 
 

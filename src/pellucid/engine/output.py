@@ -45,11 +45,11 @@ class Timings:
 class Generation:
     """The result of a request.
 
-    ``finish_reason`` is "stop" (an end token or a stop string; ``stop_reason`` says which), "length"
-    (``max_new_tokens`` or the end of the context), "time", "until", or None if the generation has not ended. ``ids``
-    are the sampled tokens, including an end token. ``seed`` is None if nothing was drawn; ``chain`` are the steps that
-    had an effect. ``logprobs``, ``prompt_logprobs`` (of the prompt's tokens but the first) and ``trace`` are None
-    unless the options request them.
+    ``finish_reason`` is "stop" (an end token, a stop string, or a complete constraint; ``stop_reason`` is the token or
+    the string), "length" (``max_new_tokens`` or the end of the context), "time", "until", or None if the generation has
+    not ended. ``ids`` are the sampled tokens, including an end token. ``seed`` is None if nothing was drawn; ``chain``
+    are the steps that had an effect. ``logprobs``, ``prompt_logprobs`` (of the prompt's tokens but the first) and
+    ``trace`` are None unless the options request them.
     """
 
     text: str

@@ -30,13 +30,13 @@ class OutputBuilder:
         self.trace: list[TokenTrace] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
-        self.prefill = self.first = self.total = self.model = 0.0
+        self.prefill_seconds = self.first = self.total = self.model = 0.0
 
     def add(self, output: TokenOutput, seconds: float) -> None:
         """Add a token output that came ``seconds`` after the start."""
         self.total, self.model = seconds, self.model + output.model_seconds
         if not self.ids:
-            self.first, self.prefill = seconds, output.model_seconds
+            self.first, self.prefill_seconds = seconds, output.model_seconds
         self.ids.append(output.id)
         self.texts.append(output.text)
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
@@ -51,7 +51,7 @@ class OutputBuilder:
 def _collect(
     outputs: Iterator[tuple[int, TokenOutput]], task: GenerationTask, builders: list[OutputBuilder]
 ) -> Iterator[tuple[int, TokenOutput]]:
-    """Yield the outputs, each after adding it to its builder; free the pages whenever the iteration ends.
+    """Yield the outputs, each after adding it to its builder; close the task whenever the iteration ends.
 
     It holds no reference to the request, so that an iterator that is dropped ends immediately.
     """
@@ -61,7 +61,7 @@ def _collect(
             builders[number].add(output, time.perf_counter() - start)
             yield number, output
     finally:
-        task.close([*task.prompt.ids, *builders[0].ids])
+        task.close([*task.prefill.ids, *builders[0].ids])
 
 
 class RequestGroup:
@@ -89,10 +89,10 @@ class RequestGroup:
             chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=size) for chain in chains
         ]
         self.builders = [OutputBuilder(chain, options) for chain in chains]
-        self.prompt = Prefill(runner, prefixes, ids, options.prompt_logprobs, size)
+        self.prefill = Prefill(runner, prefixes, ids, options.prompt_logprobs, size)
         task = GenerationTask(
             runner,
-            self.prompt,
+            self.prefill,
             lambda: [TextSequence(tokenizer, options, sampler, ends, limit) for sampler in samplers],
         )
         self._outputs = _collect(pipeline.run(runner, task), task, self.builders)
@@ -102,21 +102,21 @@ class RequestGroup:
 
     def results(self) -> list[Generation]:
         """The result of each sequence so far; ``finish_reason`` is None for a sequence that has not ended."""
-        prompt = self.prompt
+        prefill = self.prefill
         return [
             Generation(
                 text="".join(one.texts),
                 ids=list(one.ids),
                 finish_reason=one.finish_reason,
                 stop_reason=one.stop_reason,
-                usage=Usage(len(prompt.ids), prompt.cached_tokens, len(one.ids)),
-                timings=Timings(prompt.queue, one.prefill, one.first, one.total, one.model),
+                usage=Usage(len(prefill.ids), prefill.cached_tokens, len(one.ids)),
+                timings=Timings(prefill.queue, one.prefill_seconds, one.first, one.total, one.model),
                 seed=None if one.chain.greedy else one.chain.seed & ((1 << SEED_BITS) - 1),
                 chain=one.chain.steps,
                 logprobs=None
                 if self.options.logprobs is None
                 else joined(one.logprobs, self.options.logprobs),
-                prompt_logprobs=prompt.logprobs,
+                prompt_logprobs=prefill.logprobs,
                 trace=one.trace if self.options.watch else None,
             )
             for one in self.builders

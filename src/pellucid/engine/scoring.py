@@ -41,10 +41,10 @@ class ScoringTask:
         return [Chunk(self._table, part, outputs=len(part))]
 
     def take(
-        self, rows: list[pipeline.StepOutput], seconds: float = 0.0
+        self, outputs: list[pipeline.ChunkOutput], seconds: float = 0.0
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield each position and its logits."""
-        logits = rows[0]
+        logits = outputs[0]
         yield from enumerate(logits, self._table.length - len(logits) + 1)
 
 

@@ -23,10 +23,11 @@ MAX_FORCED_TOKENS = 7
 class TokenOutput:
     """One sampled token: how it was sampled, and the text that it completes.
 
-    ``finish_reason`` is None unless the token is the last. Then it is "stop" (a token or a string that ends the text;
-    ``stop_reason`` is that token or string), "length" (the requested number of tokens or the end of the context),
-    "time", or "until" (the request's own function). ``model_seconds`` is the time that the model took for the logits,
-    including the prompt.
+    ``finish_reason`` is None unless the token is the last. Then it is "stop" (an end token, a stop string, or a
+    constraint that is complete; ``stop_reason`` is the token or the string, None for a constraint), "length" (the
+    requested number of tokens or the end of the context), "time", or "until" (the request's own function).
+    ``model_seconds`` is the duration of the steps that computed its logits: of all steps of the prompt for the first
+    token, 0 for a token after the first of the same step.
     """
 
     id: int
@@ -45,7 +46,8 @@ class TokenOutput:
 class TextSequence:
     """One continuation of a prompt: its sampler, detokenizer, stop criteria and block table.
 
-    A token of ``ends`` ends it; ``limit`` is the greatest number of its tokens. The sequence group sets ``table``.
+    A token of ``ends`` ends it; ``limit`` is the greatest number of its tokens. ``GenerationTask`` sets
+    ``table`` once the prompt has been read.
     """
 
     def __init__(

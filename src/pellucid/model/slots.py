@@ -20,22 +20,22 @@ from pellucid.weights.quant.format import Format
 Shape = tuple[int, ...]
 
 
-def shape_of(tensor: Tensor, slot: Slot) -> Shape:
+def shape_of(tensor: Tensor, source: Slot) -> Shape:
     """The shape of the part of a tensor that a slot takes.
 
     Raises:
         FileFormatError: the tensor has too few rows, or cannot be transposed.
     """
     shape = tensor.shape
-    if slot.transpose:
+    if source.transpose:
         if len(shape) != 2:
             raise FileFormatError(
                 tensor.path, tensor.name, f"tensor has shape {shape}; it must be a matrix", tensor.offset
             )
         shape = shape[::-1]
-    if slot.rows is None:
+    if source.rows is None:
         return shape
-    start, stop = slot.rows
+    start, stop = source.rows
     rows = shape[0] if len(shape) == 1 else prod(shape[:-1])
     if not 0 <= start < stop <= rows:
         raise FileFormatError(
@@ -52,11 +52,11 @@ class _SlotPart:
     """The part of a slot that one tensor fills."""
 
     checkpoint: Checkpoint
-    slot: Slot
+    source: Slot
 
     @property
     def tensor(self) -> Tensor:
-        return self.checkpoint.tensors[self.slot.tensor]
+        return self.checkpoint.tensors[self.source.tensor]
 
     @cached_property
     def form(self) -> Format:
@@ -64,7 +64,7 @@ class _SlotPart:
 
     @cached_property
     def shape(self) -> Shape:
-        return shape_of(self.tensor, self.slot)
+        return shape_of(self.tensor, self.source)
 
     @property
     def row_bytes(self) -> int:
@@ -77,12 +77,12 @@ class _SlotPart:
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill ``out`` with the part's bytes from ``start`` on."""
-        if self.slot.transpose:
+        if self.source.transpose:
             out[:] = self._transposed[start : start + len(out)]
             return
         skipped = 0
-        if self.slot.rows is not None:
-            first = self.slot.rows[0]
+        if self.source.rows is not None:
+            first = self.source.rows[0]
             skipped = first * self.row_bytes if len(self.shape) > 1 else self.form.row_bytes(first)
         self.checkpoint.read(self.tensor.name, skipped + start, out)
 
@@ -96,7 +96,7 @@ class _SlotPart:
             )
         size = self.form.block_bytes
         values = self.checkpoint.data(self.tensor.name).view(f"V{size}").reshape(self.tensor.shape)
-        start, stop = self.slot.rows or (0, values.shape[1])
+        start, stop = self.source.rows or (0, values.shape[1])
         return np.ascontiguousarray(values[:, start:stop].T).reshape(-1).view(np.uint8)
 
 
@@ -104,7 +104,9 @@ class SlotReader:
     """Reads a slot from a checkpoint. ``form`` is its block format, ``shape`` its shape.
 
     Raises:
-        UnsupportedModel: the joined tensors differ in format or columns, or a vector is cut inside a block.
+        UnsupportedModel: a tensor's format is not implemented, the joined tensors differ in format or columns, or a
+        vector
+            is cut inside a block; from ``read`` and ``values``: a quantised matrix would have to be transposed.
     """
 
     def __init__(self, checkpoint: Checkpoint, sources: Sequence[Slot]) -> None:
@@ -117,6 +119,12 @@ class SlotReader:
                     f"tensors {shown(first.tensor.name)} ({first.form.name}, {first.shape}) and "
                     f"{shown(part.tensor.name)} ({part.form.name}, {part.shape}) are one matrix of the model: they "
                     "must have one format and as many columns"
+                )
+        for part, source in zip(self._parts, sources):
+            if len(part.shape) == 1 and any(row % self.form.block for row in source.rows or ()):
+                raise UnsupportedModel(
+                    f"tensor {shown(source.tensor)} is stored as {self.form.name}, whose blocks of {self.form.block} "
+                    "values cannot be cut: convert the file with its vectors as F32"
                 )
         self.shape: Shape = (sum(part.shape[0] for part in self._parts), *first.shape[1:])
 
@@ -146,5 +154,5 @@ class SlotReader:
             shape = (part.rows, part.shape[-1] // self.form.block, self.form.block_bytes)
             with np.errstate(all="ignore"):  # a file may hold numbers that are not finite
                 decoded = decode_blocks(self.form, raw.reshape(shape)).reshape(part.shape)
-                found.append(decoded + np.float32(part.slot.plus))
+                found.append(decoded + np.float32(part.source.plus))
         return np.concatenate(found) if len(found) > 1 else found[0]

@@ -1,14 +1,14 @@
 """From a model's spec to a plan, the list of operations that a step runs, and to the program that executes it.
 
 plan.py          ``Plan``, ``Operation``, ``Buffer``: the data
-builder.py       what the stages build a plan with; the matrix product
-embedding.py     stage: token ids → vectors
-position.py      stage: learned, rotary and ALiBi positions
-block.py         stage: a transformer block, made of the next three
+builder.py       what a plan is built with; the matrix product
+embedding.py     token ids → vectors
+position.py      learned, rotary and ALiBi positions
+block.py         a transformer block, made of the next three
 attention.py     attention over the cache
 feedforward.py   feed-forward
 norm.py          normalisation
-project.py       stage: the final norm, then logits or pooled vectors
+project.py       the final norm, then logits or pooled vectors
 passes.py        rewrites of the list: operations are fused, barriers placed
 weights.py       the packed matrices and the vectors of a plan
 bind.py          addresses are filled in

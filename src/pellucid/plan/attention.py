@@ -14,36 +14,43 @@ from pellucid.plan.position import alibi_bias, rotate
 from pellucid.runtime.cache import LayerShape
 
 
-def attention(plan: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
+def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
     """out = attention(x), not yet added to the residual stream."""
     stage = f"blocks.{layer}.attention"
-    q = plan.linear(f"{stage}.q", x, f"{stage}.q", kind.heads * kind.head_dim, "q", bias=kind.bias)
-    k = plan.linear(f"{stage}.k", x, f"{stage}.k", kind.kv_heads * kind.head_dim, "k", bias=kind.bias)
-    v = plan.linear(f"{stage}.v", x, f"{stage}.v", kind.kv_heads * kind.value_dim, "v", bias=kind.bias)
+    q = builder.linear(f"{stage}.q", x, f"{stage}.q", kind.heads * kind.head_dim, "q", bias=kind.bias)
+    k = builder.linear(f"{stage}.k", x, f"{stage}.k", kind.kv_heads * kind.head_dim, "k", bias=kind.bias)
+    v = builder.linear(f"{stage}.v", x, f"{stage}.v", kind.kv_heads * kind.value_dim, "v", bias=kind.bias)
     if kind.qk_norm:
-        norm(plan, f"{stage}.q_norm", f"{stage}.q_norm", kind.qk_norm, q, q, parts=kind.heads)
-        norm(plan, f"{stage}.k_norm", f"{stage}.k_norm", kind.qk_norm, k, k, parts=kind.kv_heads)
+        norm(builder, f"{stage}.q_norm", f"{stage}.q_norm", kind.qk_norm, q, q, parts=kind.heads)
+        norm(builder, f"{stage}.k_norm", f"{stage}.k_norm", kind.qk_norm, k, k, parts=kind.kv_heads)
     if kind.rotary:
-        rotate(plan, f"{stage}.q_rotary", kind.rotary, q, kind.heads, kind.head_dim)
-        rotate(plan, f"{stage}.k_rotary", kind.rotary, k, kind.kv_heads, kind.head_dim)
-    cached = _write_cache(plan, stage, kind, k, v)
-    attended = _attend(plan, stage, cached, kind, q)
-    return plan.linear(
-        f"{stage}.output", attended, f"{stage}.output", plan.spec.embedding.width, out, bias=kind.output_bias
+        rotate(builder, f"{stage}.q_rotary", kind.rotary, q, kind.heads, kind.head_dim)
+        rotate(builder, f"{stage}.k_rotary", kind.rotary, k, kind.kv_heads, kind.head_dim)
+    cached = _write_cache(builder, stage, kind, k, v)
+    attended = _attend(builder, stage, cached, kind, q)
+    return builder.linear(
+        f"{stage}.output",
+        attended,
+        f"{stage}.output",
+        builder.spec.embedding.width,
+        out,
+        bias=kind.output_bias,
     )
 
 
-def _write_cache(plan: Builder, stage: str, kind: Attention, k: str, v: str) -> int:
+def _write_cache(builder: Builder, stage: str, kind: Attention, k: str, v: str) -> int:
     """Write keys and values into the cache's pages. Returns the index of the layer in the cache."""
-    shape = LayerShape(kind.kv_heads, kind.head_dim, kind.value_dim, plan.kv_cache or _kv_dtype(plan, stage))
+    shape = LayerShape(
+        kind.kv_heads, kind.head_dim, kind.value_dim, builder.kv_dtype or _kv_dtype(builder, stage)
+    )
     unit = kv_layout.unit(shape.kv_dtype)
     if kind.head_dim % unit or kind.value_dim % unit or kind.heads % kind.kv_heads:
         raise UnsupportedModel(
             f"{stage}: {kind.heads} heads of width {kind.head_dim} with {kind.kv_heads} key/value heads; the width "
             f"must be a multiple of {unit} ({shape.kv_dtype} keys and values) and the heads of the key/value heads"
         )
-    layer = len(plan.layers)
-    plan.layers.append(shape)
+    layer = len(builder.layers)
+    builder.layers.append(shape)
     fields: dict[str, Value] = {
         "k": At(k),
         "v": At(v),
@@ -57,7 +64,7 @@ def _write_cache(plan: Builder, stage: str, kind: Attention, k: str, v: str) -> 
     printed = f"(T, {kind.kv_heads}, {kind.head_dim}) {shape.kv_dtype}"
     partitions = dict.fromkeys((k, v), heads(kind.kv_heads))
     kernel = KernelKey("cache_write", kv_dtype=shape.kv_dtype)
-    plan.emit(
+    builder.emit(
         Operation(
             f"{stage}.cache", kernel, fields, (k, v), (f"cache.{layer}",), printed, partitions=partitions
         )
@@ -65,21 +72,21 @@ def _write_cache(plan: Builder, stage: str, kind: Attention, k: str, v: str) -> 
     return layer
 
 
-def _kv_dtype(plan: Builder, stage: str) -> str:
+def _kv_dtype(builder: Builder, stage: str) -> str:
     """The type of keys and values if the caller leaves it open.
 
     float32 with activations of 16 bits, because it rounds nothing; bfloat16 with activations of 8 bits, whose error is
     larger than that of bfloat16 products; float16 with floating-point weights.
     """
-    if plan.activation_bits == FINEST:
+    if builder.activation_bits == FINEST:
         return "f32"
-    return "f16" if plan.layouts[f"{stage}.q.weight"].is_float else "bf16"
+    return "f16" if builder.layouts[f"{stage}.q.weight"].is_float else "bf16"
 
 
-def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> str:
+def _attend(builder: Builder, stage: str, layer: int, kind: Attention, q: str) -> str:
     """softmax(q Kᵀ) V."""
-    attended = plan.buffer("attended", kind.heads * kind.value_dim)
-    bias = alibi_bias(plan, kind.heads, kind.causal) if kind.alibi else None
+    attended = builder.buffer("attended", kind.heads * kind.value_dim)
+    bias = alibi_bias(builder, kind.heads, kind.causal) if kind.alibi else None
     fields: dict[str, Value] = {
         "q": At(q),
         "heads": kind.heads,
@@ -92,14 +99,14 @@ def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> s
         "causal": int(kind.causal),
         "window": kind.window,
         "bias": bias or 0,
-        "bias_stride": 4 * plan.tables[bias.table].columns if bias else 0,
+        "bias_stride": 4 * builder.tables[bias.table].columns if bias else 0,
         "sinks": Vector(f"{stage}.sinks.weight") if kind.sinks else 0,
         "cross": int(kind.cross),
         "out": At(attended),
         "quantized": 0,
     }
     shape = f"(T, {kind.heads}, {kind.value_dim})" + (f", window {kind.window}" if kind.window else "")
-    layer_shape = plan.layers[layer]
+    layer_shape = builder.layers[layer]
     kernel = KernelKey(
         "attention",
         head_dim=layer_shape.head_dim,
@@ -107,5 +114,5 @@ def _attend(plan: Builder, stage: str, layer: int, kind: Attention, q: str) -> s
         kv_dtype=layer_shape.kv_dtype,
         activation_bits=8,
     )
-    plan.emit(Operation(f"{stage}.attend", kernel, fields, (q, f"cache.{layer}"), (attended,), shape))
+    builder.emit(Operation(f"{stage}.attend", kernel, fields, (q, f"cache.{layer}"), (attended,), shape))
     return attended

@@ -11,29 +11,33 @@ from pellucid.plan.feedforward import feedforward
 from pellucid.plan.norm import norm
 
 
-def block(plan: Builder, layer: int, kind: Block, x: str) -> str:
+def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
     """Update x to the block's output."""
     sublayer(
-        plan, f"blocks.{layer}.attention", kind, x, lambda i, o: attention(plan, layer, kind.attention, i, o)
+        builder,
+        f"blocks.{layer}.attention",
+        kind,
+        x,
+        lambda i, o: attention(builder, layer, kind.attention, i, o),
     )
     sublayer(
-        plan,
+        builder,
         f"blocks.{layer}.feedforward",
         kind,
         x,
-        lambda i, o: feedforward(plan, layer, kind.feedforward, i, o),
+        lambda i, o: feedforward(builder, layer, kind.feedforward, i, o),
     )
     return x
 
 
-def sublayer(plan: Builder, stage: str, kind: Block, x: str, inside: Callable[[str, str], str]) -> None:
+def sublayer(builder: Builder, stage: str, kind: Block, x: str, inside: Callable[[str, str], str]) -> None:
     """x = x + inside(x), with the norms in the places that the block's ``placement`` states."""
     before = x
     if kind.placement in ("pre", "sandwich"):
-        before = norm(plan, f"{stage}.norm", f"{stage}.norm", kind.norm, x, "normed")
-    out = inside(before, plan.buffer("out", plan.width_of(x)))
+        before = norm(builder, f"{stage}.norm", f"{stage}.norm", kind.norm, x, "normed")
+    out = inside(before, builder.buffer("out", builder.width_of(x)))
     if kind.placement == "sandwich":
-        norm(plan, f"{stage}.post_norm", f"{stage}.post_norm", kind.norm, out, out)
-    plan.add(f"{stage}.residual", x, out)
+        norm(builder, f"{stage}.post_norm", f"{stage}.post_norm", kind.norm, out, out)
+    builder.add(f"{stage}.residual", x, out)
     if kind.placement == "post":
-        norm(plan, f"{stage}.norm", f"{stage}.norm", kind.norm, x, x)
+        norm(builder, f"{stage}.norm", f"{stage}.norm", kind.norm, x, x)

@@ -1,7 +1,7 @@
-"""What the stages build a plan with: buffers by name, operations in order, and the matrix product.
+"""What a plan is built with: buffers by name, operations in order, and the matrix product.
 
-The stages (``embedding.py`` ... ``project.py``) call the builder for each arrow of the pipeline. They write the
-simplest correct list, with every operation separate. The passes make it fast.
+The functions of ``embedding.py`` ... ``project.py`` append their operations with it, unfused; the passes make the list
+fast.
 """
 
 from __future__ import annotations
@@ -43,26 +43,29 @@ def columns(width: int) -> str:
 
 
 def heads(count: int) -> str:
-    """The name of a partition: each thread has some of the ``count`` heads of every row."""
+    """The name of a partition: the (row, head) pairs, row by row, are divided into one run for each thread.
+
+    A row has ``count`` heads.
+    """
     return f"{count} heads a row"
 
 
 class Builder:
     """Collects a plan.
 
-    ``layouts`` states how each slot's matrix is packed, ``activation_bits`` (8 or 16) the width to which activations
-    are quantised for integer products, ``kv_cache`` the type of keys and values, one of ``kv_layout.KV_DTYPES`` (None:
-    the type that suits the activations and weights).
+    ``layouts`` states how each slot's matrix is packed, ``activation_bits`` (8 or 16) the number of bits that
+    activations are quantised to for integer products, ``kv_dtype`` the type of keys and values, one of
+    ``kv_layout.KV_DTYPES`` (None: the type that suits the activations and weights).
     """
 
     def __init__(
-        self, spec: ModelSpec, layouts: Mapping[str, PackedLayout], activation_bits: int, kv_cache: str | None
+        self, spec: ModelSpec, layouts: Mapping[str, PackedLayout], activation_bits: int, kv_dtype: str | None
     ) -> None:
-        self.spec, self.layouts, self.activation_bits, self.kv_cache = (
+        self.spec, self.layouts, self.activation_bits, self.kv_dtype = (
             spec,
             layouts,
             activation_bits,
-            kv_cache,
+            kv_dtype,
         )
         self.layers: list[LayerShape] = []
         self.operations: list[Operation] = []
@@ -127,7 +130,7 @@ class Builder:
         ``activation_bits``, if not 0, replaces the plan's.
 
         Raises:
-            UnsupportedModel: the width is not a multiple of the layout's blocks.
+            UnsupportedModel: the width is not a multiple of the layout's scale unit.
         """
         packed, width, rows = self.layouts[f"{slot}.weight"], self.width_of(x), self.buffers[x].rows
         self.buffer(out, out_features, rows)

@@ -12,13 +12,13 @@ from pellucid.plan.plan import At, Operation, Value, Weights
 
 
 def lookup(
-    plan: Builder, stage: str, slot: str, x: str, *, index: int, factor: float = 1.0, add: bool = False
+    builder: Builder, stage: str, slot: str, x: str, *, index: int, factor: float = 1.0, add: bool = False
 ) -> str:
     """Look up rows of a table: x = factor * table[index], or added to x.
 
     ``index`` is a field of the step, or -1 for row 0.
     """
-    width, packed = plan.width_of(x), plan.layouts[slot]
+    width, packed = builder.width_of(x), builder.layouts[slot]
     fields: dict[str, Value] = {
         "weights": Weights(slot),
         "width": width,
@@ -28,28 +28,28 @@ def lookup(
         "out": At(x),
     }
     kernel = KernelKey("embedding", packed=packed)
-    plan.emit(Operation(stage, kernel, fields, (x,) if add else (), (x,), f"(T,) → (T, {width})"))
+    builder.emit(Operation(stage, kernel, fields, (x,) if add else (), (x,), f"(T,) → (T, {width})"))
     return x
 
 
-def embed(plan: Builder) -> str:
+def embed(builder: Builder) -> str:
     """The first value of the residual stream: token embeddings, scaled.
 
     Raises:
         UnsupportedModel: D is not a whole number of vectors.
     """
-    embedding = plan.spec.embedding
+    embedding = builder.spec.embedding
     if embedding.width % ROWS:
         raise UnsupportedModel(f"a model of width {embedding.width}; it must be a multiple of {ROWS}")
-    x = plan.buffer("x", embedding.width)
-    lookup(plan, "embed", "embed.weight", x, index=StepRecord.at.token_ids, factor=embedding.scale)
+    x = builder.buffer("x", embedding.width)
+    lookup(builder, "embed", "embed.weight", x, index=StepRecord.at.token_ids, factor=embedding.scale)
     if embedding.types:  # one segment: every token is of type 0
-        lookup(plan, "embed.types", "embed.types.weight", x, index=-1, add=True)
+        lookup(builder, "embed.types", "embed.types.weight", x, index=-1, add=True)
     return x
 
 
-def embedding_norm(plan: Builder, x: str) -> str:
+def embedding_norm(builder: Builder, x: str) -> str:
     """Normalise the sum of token, type and position vectors, if the model does so (BERT)."""
-    if plan.spec.embedding.norm:
-        norm(plan, "embed.norm", "embed.norm", plan.spec.embedding.norm, x, x)
+    if builder.spec.embedding.norm:
+        norm(builder, "embed.norm", "embed.norm", builder.spec.embedding.norm, x, x)
     return x

@@ -8,11 +8,11 @@ from pellucid.plan.builder import COUNT, ZEROS, Builder, heads
 from pellucid.plan.plan import LETTER, At, Constant, Operation, Value, Vector
 
 
-def norm(plan: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, parts: int = 1) -> str:
+def norm(builder: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, parts: int = 1) -> str:
     """out = norm(x), with the weight (and bias) of ``slot``; each of a row's ``parts`` is normalised separately."""
-    rows = plan.buffers[x].rows
-    plan.buffer(out, plan.width_of(x), rows)
-    width = plan.width_of(x) // parts
+    rows = builder.buffers[x].rows
+    builder.buffer(out, builder.width_of(x), rows)
+    width = builder.width_of(x) // parts
     fields: dict[str, Value] = {
         "x": At(x),
         "width": width,
@@ -28,5 +28,5 @@ def norm(plan: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, 
     partitions = dict.fromkeys((x, out), heads(parts)) if parts > 1 else {}
     shape = f"({LETTER[rows]}, {width})" if parts == 1 else f"({LETTER[rows]}, {parts}, {width})"
     kernel = KernelKey("norm", kind=kind.kind, activation_bits=8)
-    plan.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, partitions=partitions))
+    builder.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, partitions=partitions))
     return out

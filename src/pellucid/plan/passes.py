@@ -3,7 +3,8 @@
 fuse_quantize   an operation writes its output also as activation blocks, which saves a pass over memory
 fuse_residual   a matrix product without a bias adds directly to the residual stream
 replicate_norms steps with one row replicate the norm on each thread, instead of waiting for the thread that computes it
-place_barriers  threads meet only where an operation needs what another thread has written, or may still read
+place_barriers  threads meet only where an operation reads what another thread has written, or overwrites what another
+                thread may still read or write
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pellucid.plan.plan import REPLICATED, At, Constant, Operation, Plan, Value
 
 CAN_QUANTIZE: Mapping[
     str, Callable[[Operation], Value]
-] = {  # operation → width of the part of a row that one thread handles
+] = {  # kernel → a width that must be whole blocks, so that no two threads write to one block
     "norm": lambda op: op.fields["width"],
     "activation": lambda op: op.fields["width"],
     "attention": lambda op: op.kernel["value_dim"],
@@ -59,7 +60,7 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
 
 
 def _whole_blocks(op: Operation) -> bool:
-    """Whether the part of a row that one thread handles consists of whole blocks."""
+    """Whether no two threads would write to the same block."""
     width = CAN_QUANTIZE[op.kernel.name](op)
     return isinstance(width, int) and width % BLOCK == 0
 
@@ -143,7 +144,10 @@ def place_barriers(operations: list[Operation]) -> list[Operation]:
 def _conflicts(
     before: set[tuple[str, str | None]], now: set[tuple[str, str | None]]
 ) -> set[tuple[str, str | None]]:
-    """The accesses in ``before`` to a buffer of ``now``, except those that divide it among threads in the same way."""
+    """The accesses in ``before`` to a buffer of ``now``, except those that divide it among threads in the same way.
+
+    Accesses to replicated buffers always count, because they agree only in steps with one row.
+    """
     return {
         (buffer, how)
         for buffer, how in before

@@ -57,7 +57,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class Constant:
-    """The address of a small array that the plan contains (rotary frequencies, zeros)."""
+    """The address of a small float64 array that the plan contains (rotary frequencies; zeros of any type)."""
 
     name: str
 

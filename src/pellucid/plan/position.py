@@ -13,13 +13,13 @@ from pellucid.plan.embedding import lookup
 from pellucid.plan.plan import At, Constant, DistanceBias, DistanceTable, Operation, Value
 
 
-def position(plan: Builder, x: str) -> str:
+def position(builder: Builder, x: str) -> str:
     """Add learned vectors to x; for rotary positions, compute the step's angles, one table for each kind."""
-    if plan.spec.position:
-        lookup(plan, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
-    for rotary in dict.fromkeys(block.attention.rotary for block in plan.spec.blocks):
+    if builder.spec.position:
+        lookup(builder, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
+    for rotary in dict.fromkeys(block.attention.rotary for block in builder.spec.blocks):
         if rotary:
-            _angles(plan, rotary)
+            _angles(builder, rotary)
     return x
 
 
@@ -35,17 +35,17 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
     return tuple(found)
 
 
-def alibi_bias(plan: Builder, heads: int, causal: bool) -> DistanceBias:
+def alibi_bias(builder: Builder, heads: int, causal: bool) -> DistanceBias:
     """The table of values that are added to the scores of each head, by distance."""
     name = f"alibi.{heads}" + ("" if causal else ".both")
-    context = plan.spec.context
-    plan.tables[name] = DistanceTable(alibi_slopes(heads), context, 0 if causal else context - 1)
+    context = builder.spec.context
+    builder.tables[name] = DistanceTable(alibi_slopes(heads), context, 0 if causal else context - 1)
     return DistanceBias(name)
 
 
-def rotate(plan: Builder, stage: str, rotary: Rotary, x: str, count: int, head_dim: int) -> str:
+def rotate(builder: Builder, stage: str, rotary: Rotary, x: str, count: int, head_dim: int) -> str:
     """Rotate (T, heads, K) in place by the step's angles."""
-    angles = _angles_name(plan, rotary)
+    angles = _angles_name(builder, rotary)
     fields: dict[str, Value] = {
         "x": At(x),
         "heads": count,
@@ -55,7 +55,7 @@ def rotate(plan: Builder, stage: str, rotary: Rotary, x: str, count: int, head_d
     }
     kernel = KernelKey("rotary", pairing=rotary.pairing)
     shape = f"(T, {count}, {head_dim})"
-    plan.emit(Operation(stage, kernel, fields, (x, angles), (x,), shape, partitions={x: heads(count)}))
+    builder.emit(Operation(stage, kernel, fields, (x, angles), (x,), shape, partitions={x: heads(count)}))
     return x
 
 
@@ -93,25 +93,25 @@ def inverse_frequencies(rotary: Rotary) -> tuple[float, ...]:
     return tuple(out)
 
 
-def _angles_name(plan: Builder, rotary: Rotary) -> str:
-    kinds = list(dict.fromkeys(b.attention.rotary for b in plan.spec.blocks if b.attention.rotary))
+def _angles_name(builder: Builder, rotary: Rotary) -> str:
+    kinds = list(dict.fromkeys(b.attention.rotary for b in builder.spec.blocks if b.attention.rotary))
     return "angles" if len(kinds) == 1 else f"angles.{kinds.index(rotary)}"
 
 
-def _angles(plan: Builder, rotary: Rotary) -> None:
-    name, pairs = _angles_name(plan, rotary), rotary.dims // 2
-    plan.buffer(name, 2 * pairs)
-    if plan.width_of(name) != 2 * pairs:
+def _angles(builder: Builder, rotary: Rotary) -> None:
+    name, pairs = _angles_name(builder, rotary), rotary.dims // 2
+    builder.buffer(name, 2 * pairs)
+    if builder.width_of(name) != 2 * pairs:
         raise UnsupportedModel(
             f"rotary positions over {rotary.dims} values of a head; a multiple of 16 is needed"
         )
-    plan.constants[f"{name}.inverse_frequency"] = inverse_frequencies(rotary)
+    builder.constants[f"{name}.inverse_frequency"] = inverse_frequencies(rotary)
     fields: dict[str, Value] = {
         "inverse_frequency": Constant(f"{name}.inverse_frequency"),
         "pairs": pairs,
         "magnitude": 1.0,
         "out": At(name),
     }
-    plan.emit(
+    builder.emit(
         Operation(f"position.{name}", KernelKey("rotary_angles"), fields, (), (name,), f"(T, 2, {pairs})")
     )

@@ -92,7 +92,9 @@ class KVCache:
         return int(self._memory.ctypes.data) + self._offsets[layer] + values
 
     def allocate(self, table: BlockTable, tokens: int) -> None:
-        """Give a block table the pages for ``tokens`` more tokens. The step that fills them sets its length."""
+        """Give a block table the pages for ``tokens`` more tokens. The caller adds the tokens to its length after
+        the step that writes them.
+        """
         missing, shared = self._missing(table, tokens), self._writes_to_shared(table)
         if missing + shared > len(self._free):
             self.reclaim()

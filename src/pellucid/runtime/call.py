@@ -19,7 +19,7 @@ class Call:
     """
 
     def __init__(self, key: KernelKey, record: type[Record], **known: Any) -> None:
-        self._run = shared().function(key, 4)
+        self._run = shared().function(key)
         self._arrays = [value for value in known.values() if isinstance(value, np.ndarray)]
         values = {name: address(v) if isinstance(v, np.ndarray) else v for name, v in known.items()}
         fields = dict.fromkeys(record.fields, 0) | values

@@ -70,7 +70,7 @@ class Executor:
         self._control: NDArray[np.int64] = aligned(loop.CONTROL_BYTES).view(np.int64)
         self._control[:] = 0
         self._control[loop.PATIENCE // 8] = loop.PATIENT if threads <= usable_cores() else loop.HASTY
-        self._lead, self._address = shared().function(LOOP_KERNELS[0], 4), address(self._control)
+        self._lead, self._address = shared().function(LOOP_KERNELS[0]), address(self._control)
         self._team = _Team(self._control, threads)
         for thread in range(1, threads):
             worker = threading.Thread(
@@ -139,7 +139,7 @@ class _Team:
 
 def _work(team: _Team, thread: int) -> None:
     """The body of a worker thread: run steps in compiled code; when that returns, park until there is another step."""
-    native = shared().function(LOOP_KERNELS[1], 4)
+    native = shared().function(LOOP_KERNELS[1])
     control, seen_at = team.control, (loop.PASSED + loop.LINE * thread + 8) // 8
     while True:
         native(control.ctypes.data, thread, int(control[seen_at]), 0)

@@ -28,7 +28,7 @@ class Draw:
 
     ``logits`` are the model's, of which the first ``vocabulary`` belong to tokens. ``candidates`` are what the chain
     left of them, ``place`` is the token's position among these. ``number`` is the random number drawn, None if greedy.
-    ``steps`` are there if they were asked for.
+    ``traces`` are what each step did, None unless ``watch``.
     """
 
     token: int
@@ -37,7 +37,7 @@ class Draw:
     place: int
     number: float | None
     vocabulary: int
-    steps: tuple[StepTrace, ...] | None = None
+    traces: tuple[StepTrace, ...] | None = None
 
 
 @dataclass(frozen=True)

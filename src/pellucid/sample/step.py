@@ -10,8 +10,9 @@
         def apply(self, candidates, history):
             return candidates.keep_top(self.top_k)
 
-A step is a frozen dataclass. Its fields are options of ``generate``, of the command line and of a request; their names
-are unique among all steps. ``order`` is its default position in the chain.
+A step is a frozen dataclass. Its fields that are declared with ``option`` are options of ``generate``, of the command
+line and of a request; their names are unique among all steps. Other fields are its state. ``order`` is its default
+position in the chain.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class TokenizerProtocol(Protocol):
 class RequestContext:
     """What a step knows of its request.
 
-    ``ends`` are the tokens that end the text. ``spare_core`` says that the model leaves a core idle. ``vocabulary`` is
-    the number of tokens that the tokenizer and the model both have.
+    ``ends`` are the tokens that end the text. ``seed`` is the chain's, in which the sequence's number is above the bits
+    of the request's seed. ``spare_core`` says that the model leaves a core idle. ``vocabulary`` is the number of tokens
+    that the tokenizer and the model both have.
     """
 
     tokenizer: TokenizerProtocol
@@ -172,7 +174,7 @@ class SamplerStep:
     order: ClassVar[int]
     kind: ClassVar[Kind]
     alone: ClassVar[bool] = False
-    """Whether this step replaces every other step of kind "cut"."""
+    """Whether this step, if active, replaces the other steps of kind "cut" in the default chain. Beams refuse it."""
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -208,7 +210,7 @@ class SamplerStep:
 
     @property
     def forced(self) -> Sequence[int]:
-        """Tokens that must come next, whatever the logits are; the model reads them in one step."""
+        """Tokens that must come next, whatever the logits are; several of them run in one step."""
         return ()
 
     def accept(self, token: int, probability: float) -> None:

@@ -37,7 +37,7 @@ def of_draw(draw: Draw) -> TokenTrace:
         draw.logits.sums.entropy,
         math.exp(before.chosen),
         before.rank,
-        draw.steps or (),
+        draw.traces or (),
         math.exp(after.chosen),
         after.rank,
         draw.number,

@@ -74,7 +74,7 @@ class CompiledEncoder:
     def _encode_one(self, text: str, parse_special: bool) -> NDArray[np.int32]:
         """The ids of one text; Python encodes it if the normalizer may move its first character."""
         if text and text[0] not in (self._unmoved or ()):
-            return np.array(self._encoder.placed_ids(text, parse_special), np.int32)
+            return np.array(self._encoder.aligned_ids(text, parse_special), np.int32)
         return self._encode_all([text], parse_special)[0]
 
     def _encode_all(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:

@@ -1,7 +1,7 @@
 """The stages from text to ids, run in Python: text → normalize → pre-tokenize → model → ids.
 
 The stages run in three ways, with the same ids: the plain path turns strings into ids; the aligned path also records
-which characters of the text each id covers; ``compiled/`` builds the plain path as compiled code, for much text.
+which characters of the text each id covers; ``compiled_encoder.py`` does both in compiled code, for much text.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Encoder:
         ``mark`` is removed after control tokens have been found.
         """
         if self.needs_alignment:
-            return self.placed_ids(text, parse_special, mark)
+            return self.aligned_ids(text, parse_special, mark)
         ids: list[int] = []
         for part, index, first in self.segments(without_surrogates(text), parse_special):
             if index is not None:
@@ -85,7 +85,7 @@ class Encoder:
             ids.extend(chain.from_iterable(map(self._id_cache.__getitem__, pieces)))
         return ids
 
-    def placed_ids(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
+    def aligned_ids(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
         """The aligned path from text to ids; ``mark`` is removed after control tokens have been found."""
         ids: list[int] = []
         for piece, index in self.pieces(text, parse_special, mark):
@@ -140,7 +140,7 @@ class Encoder:
                 yield normal.part(low, high), found
 
     def segments(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None, bool]]:
-        """The plain path to the same parts: normalized text or added token, its id or None, whether it is the first."""
+        """``parts`` on the plain path: the text, its id or None, and whether it begins the whole text."""
         for at, (start, stop, index) in enumerate(self.added.split(text, parse_special)):
             part = text[start:stop]
             if index is not None:
@@ -166,5 +166,5 @@ class Encoder:
         return self.vocabulary.ids.get(token)
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the id is a control token. Raises :class:`InvalidRequest` for an unknown id."""
+        """Whether the id is a control token or the unknown token. Raises :class:`InvalidRequest` for an unknown id."""
         return self.vocabulary.check(token_id) in self.vocabulary.special_ids

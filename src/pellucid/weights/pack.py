@@ -154,7 +154,7 @@ def prepare(
     key = KernelKey("pack_int", packed=packed, stored=form.stored)
     if packed.is_float:
         key = KernelKey("pack_float", size=packed.bits // 8)
-    native = shared().function(key, 4)
+    native = shared().function(key)
     groups_per_piece = max(1, PIECE_VALUES // (ROWS * columns))
     row_bytes = blocks * block_bytes
 

@@ -42,7 +42,7 @@ def adds(shelf: Library) -> bool:
         {"a": x.ctypes.data, "b": x.ctypes.data, "width": 16, "out": x.ctypes.data, "rows": 0}
     )
     record, batch = np.array([0, 0, *words], np.int64), Batch([1])
-    shelf.function(ADD, 4)(record.ctypes.data, batch.record.ctypes.data, 0, 1)
+    shelf.function(ADD)(record.ctypes.data, batch.record.ctypes.data, 0, 1)
     return bool((x == 2 * np.arange(16)).all())
 
 

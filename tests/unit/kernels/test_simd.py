@@ -32,7 +32,7 @@ def vexp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setenv("PELLUCID_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setitem(definitions._definitions, "vexp", definitions.Definition("vexp", None, build))
         kernels = library.Library()
-        native = kernels.function(KernelKey("vexp"), 4)
+        native = kernels.function(KernelKey("vexp"))
 
     def call(x: np.ndarray) -> np.ndarray:
         x = np.ascontiguousarray(x, np.float32)

@@ -43,7 +43,7 @@ def compiled(
         "behavior": text_split.BEHAVIORS.index(behavior), "out": address(out), "made": address(made),
     }  # fmt: skip
     record = np.array([0, 0, *text_split.SplitRecord.pack(fields)], np.int64)
-    shared().function(KernelKey("text.split"), 4)(address(record), 0, 0, 0)
+    shared().function(KernelKey("text.split"))(address(record), 0, 0, 0)
     assert (out[made[0] :] == -1).all()
     return [data[begin:end].tobytes().decode() for begin, end in out[: made[0]]]
 

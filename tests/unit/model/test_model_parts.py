@@ -183,3 +183,13 @@ def test_what_is_added_is_added_to_each_part() -> None:
     reader = SlotReader(checkpoint, (Slot("a", plus=1.0), Slot("a", rows=(1, 2))))  # type: ignore[arg-type]
     np.testing.assert_array_equal(reader.values(), [[1, 2, 3], [4, 5, 6], [3, 4, 5]])
     np.testing.assert_array_equal(SlotReader(checkpoint, (Slot("b", rows=(1, 3)),)).values(), [1, 2])  # type: ignore[arg-type]
+
+
+def test_a_vector_is_not_cut_inside_a_block() -> None:
+    checkpoint = InMemory({"b": np.arange(64.0)})
+    checkpoint.tensors["b"] = replace(checkpoint.tensors["b"], format="Q8_0")
+    with pytest.raises(
+        UnsupportedModel, match="tensor b is stored as Q8_0, whose blocks of 32 values cannot be cut"
+    ):
+        SlotReader(checkpoint, (Slot("b", rows=(16, 48)),))  # type: ignore[arg-type]
+    assert SlotReader(checkpoint, (Slot("b", rows=(32, 64)),)).shape == (32,)  # type: ignore[arg-type]

@@ -132,7 +132,7 @@ def test_threads_that_wait_at_barriers_only_give_the_same(
             if last or op.barrier == "always" or (op.barrier == "rows" and rows != 1):
                 for thread in order:
                     for j in segment:
-                        native = shared().function(plan.operations[j].kernel, 4)
+                        native = shared().function(plan.operations[j].kernel)
                         native(net._program.records[j].ctypes.data, step, thread, 3)
                 segment = []
         np.testing.assert_array_equal(net.array(plan.output)[: len(wanted), : net.width], wanted)

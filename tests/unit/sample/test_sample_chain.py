@@ -75,7 +75,7 @@ def test_no_number_draws_an_impossible_token(
 def chi_square(logits: np.ndarray, chain: Chain, draws: int = 100_000) -> tuple[float, int]:
     """The statistic of the draws against the exact distribution after the chain's steps, and the degrees of freedom."""
     sampler = start(chain, len(logits))
-    left, _ = sampler.left(Candidates.of(logits, "test"))
+    left, _ = sampler.apply_steps(Candidates.of(logits, "test"))
     ids, expected = left.ids_at(np.arange(len(left))), left.probabilities() * draws
     counts = np.zeros(len(logits))
     for _ in range(draws):
@@ -143,7 +143,7 @@ def test_logits_without_a_distribution_are_an_error_not_nonsense(bad: list[float
 
 @given(some_logits, st.floats(1e-320, 100))
 def test_temperature_divides_the_logits(logits: np.ndarray, t: float) -> None:
-    left, _ = start(Chain((Temperature(t),))).left(Candidates.of(logits, "test"))
+    left, _ = start(Chain((Temperature(t),))).apply_steps(Candidates.of(logits, "test"))
     with np.errstate(over="ignore"):
         wanted = softmax((logits.astype(np.float64) - logits.max()) / t)
     np.testing.assert_allclose(left.probabilities(), wanted, rtol=1e-12, atol=1e-300)
@@ -153,7 +153,7 @@ def test_temperature_divides_the_logits(logits: np.ndarray, t: float) -> None:
 def test_the_trace_says_what_the_steps_did(logits: np.ndarray, k: int, p: float, seed: int) -> None:
     chain = Chain((Temperature(0.7), TopK(k), TopP(p)), seed=seed)
     watched, plain = start(chain).sample(logits, watch=True), start(chain).sample(logits)
-    assert (watched.token, watched.number, plain.steps) == (plain.token, plain.number, None)
+    assert (watched.token, watched.number, plain.traces) == (plain.token, plain.number, None)
     trace = of_draw(watched)
     before = softmax(logits.astype(np.float64))
     assert trace.entropy == pytest.approx(entropy(before), abs=1e-9)
@@ -166,7 +166,9 @@ def test_the_trace_says_what_the_steps_did(logits: np.ndarray, k: int, p: float,
         after = current
         if at:
             kept = (
-                start(Chain(chain.steps[: at + 1])).left(Candidates.of(logits, "test"))[0].ids_at(slice(None))
+                start(Chain(chain.steps[: at + 1]))
+                .apply_steps(Candidates.of(logits, "test"))[0]
+                .ids_at(slice(None))
             )
             after = np.full(len(logits), -INF)
             after[kept if chain.steps else slice(None)] = current[kept]
@@ -202,9 +204,9 @@ def test_rows_beyond_the_vocabulary_count_and_do_not_come(highest: int) -> None:
     whole = logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64))
     draw = start(Chain(greedy=True), 300).sample(logits, watch=True)
     assert (draw.token, len(draw.candidates), len(draw.logits)) == (best, 300, 400)
-    assert draw.steps is not None
-    assert [(step.name, step.removed, step.left) for step in draw.steps] == [("vocabulary", 100, 300)]
-    assert draw.steps[0].removed_mass == pytest.approx(np.exp(whole[300:]).sum())
+    assert draw.traces is not None
+    assert [(step.name, step.removed, step.left) for step in draw.traces] == [("vocabulary", 100, 300)]
+    assert draw.traces[0].removed_mass == pytest.approx(np.exp(whole[300:]).sum())
     row = of_token(draw.logits, best, 400, 300)
     assert (row.chosen, row.rank) == (pytest.approx(whole[best]), 1)
     assert sorted(row.top_ids[:300].tolist()) == list(range(300))

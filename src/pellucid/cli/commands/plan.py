@@ -60,7 +60,7 @@ def _plan(model: str, precise: bool, kv_cache: str | None, only_measured: dict[s
     """The plan, from the file's header."""
     from pellucid import pipeline
     from pellucid.errors import InvalidRequest
-    from pellucid.llm import activation_bits_of, cache_form
+    from pellucid.llm import activation_bits_of, checked_kv_dtype
     from pellucid.model.read import read_model
     from pellucid.plan.weights import layouts
     from pellucid.weights.open import open_checkpoint
@@ -69,7 +69,7 @@ def _plan(model: str, precise: bool, kv_cache: str | None, only_measured: dict[s
     for name, value in only_measured.items():
         if value is not None:
             raise InvalidRequest(f"--{name} is for what is measured: add --measured")
-    activation_bits, kv_cache = activation_bits_of(precise), cache_form(kv_cache)
+    activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
     with common.progress() as bars:
         checkpoint = open_checkpoint(resolve(model, progress=bars))
     read = read_model(checkpoint)

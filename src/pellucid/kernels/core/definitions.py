@@ -8,8 +8,8 @@
 
 The body of an operation takes four integers: the address of its record, the address of the step's record
 (``record.py``), the number of its thread, and how many threads there are. All threads call it; each works on its part.
-It returns nothing, raises nothing and allocates nothing. Kernels that Python calls directly (``kernels/text``,
-``kernels/logits``) also take four integers; most use only the address of their record.
+It returns nothing, raises nothing and allocates nothing. Kernels that Python calls directly (in ``text``, ``logits``,
+``program`` and ``matmul/pack.py``) also take four integers, of which most use only the address of their record.
 
 Compiled, it is a C function with Numba's calling convention: it takes the addresses for a return value and for an
 error, then the four integers, and returns an int32 status.

@@ -119,19 +119,17 @@ class Library:
         folder = _folder_at_first_use(home())  # this method is called often
         return all(key in self._addresses or folder.has(file_name(key)) for key in keys)
 
-    def function(self, key: KernelKey, arguments: int) -> Callable[..., int]:
-        """Return a kernel as a Python function of ``arguments`` integers. The GIL is released while it runs."""
+    def function(self, key: KernelKey) -> Callable[[int, int, int, int], int]:
+        """Return a kernel as a Python function of four integers. The GIL is released while it runs."""
         address = self.load([key])[key]
-        kind = ctypes.CFUNCTYPE(
-            ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * arguments
-        )
+        kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
         native = kind(address)
         result = (ctypes.c_int64 * 4)()
         where = ctypes.addressof(result)
 
-        def call(*values: int) -> int:
+        def call(first: int, second: int, third: int, fourth: int) -> int:
             nonlocal result  # keeps it alive
-            return int(native(where, where, *values))
+            return int(native(where, where, first, second, third, fourth))
 
         return call
 

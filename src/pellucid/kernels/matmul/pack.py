@@ -101,7 +101,9 @@ def pack_int(simd: Any, packed: PackedLayout, stored: FileLayout) -> Any:
     from numba.core import types as t
     from numba.extending import intrinsic
 
-    assert stored.values == packed.unit
+    assert stored.values == packed.unit, (
+        f"a block has {stored.values} values; the packed layout's unit has {packed.unit}"
+    )
     at, load = PackRecord.at, simd.load_i64
     unit, nbytes, plane_bytes, scale_bytes = (
         packed.unit,
