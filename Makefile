@@ -27,7 +27,7 @@ test-python: $(VENV)/dev
 	$(BIN)/python -m pytest
 
 test-fast: check
-	$(BIN)/python -m pytest -m "not slow" -x
+	$(BIN)/python -m pytest -m "not slow" --hypothesis-profile=quick
 
 test-tokenizers: $(VENV)/oracles
 	$(BIN)/python tests/oracles/tokenizers_long.py $(TOKENIZERS)

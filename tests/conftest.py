@@ -11,13 +11,20 @@ from pellucid.cli.main import main
 from pellucid.llm import LLM
 
 settings.register_profile("pellucid", derandomize=True, deadline=None)
+settings.register_profile("quick", settings.get_profile("pellucid"), max_examples=5)
 settings.load_profile("pellucid")
 
 FASTEST_FIRST = ("unit", "fuzz", "contract", "accuracy")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run fast tests first and, within a folder, tests without a real model first."""
+    """Run fast tests first and, within a folder, tests without a real model first.
+
+    Only tests in ``unit/`` without a real model are quick, unless they are marked as slow.
+    """
+    for item in items:
+        if "unit" not in item.path.parts or item.get_closest_marker("model"):
+            item.add_marker("slow")
     items.sort(
         key=lambda item: (
             next((i for i, folder in enumerate(FASTEST_FIRST) if folder in item.path.parts), 0),

@@ -1,1 +1,12 @@
-"""Attention over the paged key/value cache, and how a page holds keys and values."""
+"""Attention over the paged key/value cache, and how a page holds keys and values.
+
+attention.py     the operation: its formula, its reference, and its tiles
+rows.py          which queries a tile has, and which tokens they see
+walk.py          a tile's way over the pages: scores, softmax, weighted values
+page_loops.py    the loops for one page and any number of rows
+tiles.py         the inner loops, softmax among them
+bf16_tiles.py    the inner loops over bfloat16 pages
+work_split.py    the distribution of tiles over threads
+cache_write.py   writes new keys and values to their pages
+kv_layout.py     the layout of a page
+"""

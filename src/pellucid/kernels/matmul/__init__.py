@@ -1,1 +1,11 @@
-"""Matrix products: packed weights, activation blocks, and the products of both."""
+"""Matrix products: packed weights, activation blocks, and the products of both.
+
+file_layout.py     where the bits of a block are in a file, as data
+pack.py            unpacks the bits of a file's blocks and packs them into the packed layout
+packed_layout.py   the packed layout: 16 rows, interleaved
+operands.py        packed weights → the operands of products
+quantize.py        activations → activation blocks
+product.py         what all products have in common
+int8.py            quantised weights times activation blocks
+floats.py          floating-point weights times floats
+"""

@@ -1,1 +1,1 @@
-"""Operations on rows: norms, activations, rotary positions, embeddings, elementwise ones."""
+"""Operations on rows: norms, activations, rotary positions, embeddings, elementwise ones; the machine's roofs."""

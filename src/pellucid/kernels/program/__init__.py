@@ -1,1 +1,1 @@
-"""The loop that every thread runs over a program, and the barrier between operations."""
+"""The loop that every thread runs over a program, and the barrier where threads wait for each other."""

@@ -1,1 +1,7 @@
-"""Chat templates: checks conversations and renders them to text, in a process of their own."""
+"""Chat templates.
+
+conversation.py       checks messages
+template.py           messages → text; what users call
+template_process.py   starts, watches and kills the worker processes
+template_worker.py    the worker: Jinja, with limits
+"""

@@ -1,1 +1,10 @@
-"""The file formats of tokenizers: tokenizer.json, legacy files, SentencePiece models, GGUF fields, sidecar files."""
+"""The file formats of tokenizers.
+
+tokenizer_json.py    checked access to a ``tokenizer.json``
+json_components.py   its components → stages
+json_tokenizer.py    the whole file → a tokenizer
+sentencepiece.py     SentencePiece ``.model`` files
+gguf_fields.py       the fields of GGUF files
+legacy.py            ``vocab.txt``, ``vocab.json`` with ``merges.txt``, tiktoken's ranks
+sidecar.py           the small files next to a tokenizer
+"""

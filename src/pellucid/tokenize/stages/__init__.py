@@ -1,1 +1,10 @@
-"""The stages in Python, except the model: added tokens, normalizer, pre-tokenizer, post-processor and decoder."""
+"""The stages in Python, except the model (``kinds/``), in the order in which they run.
+
+added.py                  added tokens are found
+normalize.py              text → text
+precompiled_charsmap.py   the normalizers of SentencePiece models
+pretokenize.py            text → pre-tokens
+postprocess.py            ids → ids with special tokens
+decode.py                 ids → text
+aligned.py                text that tracks its origin, for offsets
+"""
