@@ -87,6 +87,7 @@ def test_ids_of_any_sequence_are_refused_before_a_list_is_made(inputs: Inputs, i
         inputs.prompt(ids)
 
 
+@pytest.mark.slow
 def test_sentences(encoded: list[int]) -> None:
     with opened(TINY["bert"]) as (_, model):
         tokenizer = load_tokenizer(GOLDENS.parent / "tokenize" / "tiny_wordpiece")
@@ -98,6 +99,7 @@ def test_sentences(encoded: list[int]) -> None:
     assert len(encoder.sentences(["a fox. " * 10_000], truncate=True)[0]) == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", TOKENIZERS, ids=lambda folder: folder.name)
 def test_what_fits_is_never_refused(inputs: Inputs, folder: Path) -> None:
     """Texts with many characters per token: unknown ones, spaces, long words, characters that a normalizer removes."""

@@ -72,6 +72,7 @@ def test_the_steps_of_a_workload_are_those_that_it_runs(
         assert made == workload.count
 
 
+@pytest.mark.slow
 def test_measuring_leaves_the_cache_empty(net: ModelRunner) -> None:
     told: list[tuple[int, int, str]] = []
     figures = measure(net, workloads(net), 2, lambda done, total, label: told.append((done, total, label)))
@@ -100,6 +101,7 @@ def test_a_failure_leaves_the_cache_empty_too(net: ModelRunner, monkeypatch: pyt
     assert net.cache.free_pages == net.cache.pages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "depth"), [(1, 0), (1, 20), (30, 0)])
 def test_a_profile_has_every_operation_of_the_plan(net: ModelRunner, tokens: int, depth: int) -> None:
     profile = profile_step(net, tokens, depth if net.spec.causal else 0, rounds=1)

@@ -20,6 +20,8 @@ from pellucid import __version__
 from pellucid.cli.command import Command as CommandDeclared
 from pellucid.cli.command import CommandGroup, known_commands
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "to see that it rains"
 GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
 COMPILING = "compiling kernels, once for this machine\n"

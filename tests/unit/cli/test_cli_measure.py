@@ -15,6 +15,8 @@ from support.schedule import write_quantised_llama
 from pellucid.cli.shorten import shortened
 from pellucid.measure.machine import facts
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--prompt", "8", "--depth", "8", "--batch", "2", "--tokens", "4", "--rounds", "2")
 MEASURING = ["measuring\n", "compiling kernels, once for this machine\nmeasuring\n"]
 

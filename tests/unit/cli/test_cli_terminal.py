@@ -11,6 +11,8 @@ if sys.platform == "win32":
 
 from support.terminal import CTRL_C, CTRL_D, Terminal, terminal
 
+pytestmark = pytest.mark.slow
+
 SHOW, HIDE = "\x1b[?25h", "\x1b[?25l"
 GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
 

@@ -110,6 +110,7 @@ def test_a_name_that_is_not_in_this_process(made: tuple[str, bytes]) -> None:
     assert refused(code.replace(b"sched_yield\0", b"sched_wield\0"), function)
 
 
+@pytest.mark.slow
 def test_whatever_is_accepted_can_be_linked(made: tuple[str, bytes]) -> None:
     """LLVM in a subprocess links those of 3,000 damaged files that are accepted, and the subprocess does not crash."""
     function, code = made

@@ -10,6 +10,8 @@ from support.processes import environment, python, run
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.core import isa
 
+pytestmark = pytest.mark.slow
+
 KERNELS = """
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import assembly

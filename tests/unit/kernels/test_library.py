@@ -123,6 +123,7 @@ def test_an_object_without_its_function_is_compiled_again(empty_home: Path) -> N
     assert folder().read(stored().name) != other
 
 
+@pytest.mark.slow
 def test_processes_that_compile_at_once_do_no_harm(empty_home: Path) -> None:
     code = "from unit.kernels import test_library as t; assert t.adds(t.Library())"
     processes = [subprocess.Popen(python(code), env=environment()) for _ in range(2)]

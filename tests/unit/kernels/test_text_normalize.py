@@ -47,6 +47,7 @@ def normalized(form: Form, texts: list[str]) -> list[str] | None:
     return [data[begin:end].decode() for begin, end in on_their_way.spans().tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=300)
 @given(texts)
@@ -91,6 +92,7 @@ def test_many_marks_are_in_the_order_in_which_few_are(form: Form, text: str) -> 
     assert normalized(form, [text]) == [wanted]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_marks_without_end_take_no_time(form: Form) -> None:
     start, many = time.monotonic(), 150_000  # unicodedata would take minutes for them

@@ -91,6 +91,7 @@ def test_a_tree_has_every_piece_and_all_of_their_beginnings(pieces: list[bytes])
     assert (tree.ids >= 0).sum() == len(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("children", [1, 2, 3, 130, 256])
 def test_nodes_of_few_and_of_many_children_find_room(children: int) -> None:
     draw = random.Random(children)

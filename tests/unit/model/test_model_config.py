@@ -288,6 +288,7 @@ def places(table: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place for key, value in items for place in [(*path, key), *places(value, (*path, key))]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())

@@ -89,6 +89,7 @@ def chi_square(logits: np.ndarray, chain: Chain, draws: int = 100_000) -> tuple[
     return float(sum((o - w) ** 2 / w for o, w in zip(observed, wanted))), len(wanted) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "size"),
     [

@@ -37,6 +37,8 @@ from pellucid.sample.grammars import grammar, matching
 from pellucid.sample.options import Options
 from pellucid.tokenize import Tokenizer, load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = 2048
 PROMPT = "to see that it rains in the east"
 EVERY = {**ALL, **{f"choices: {name}": ("choices", texts) for name, texts in CHOICES.items()}}

@@ -177,6 +177,7 @@ def large(kind: str, size: int) -> np.ndarray:
     return np.float32(np.where(np.arange(size) == size - 1, 60, random.normal(size=size)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "ties", "equal", "forbidden", "one huge"])
 @pytest.mark.parametrize("size", [2, GEMMA])
 @pytest.mark.parametrize("name", STEPS)

@@ -66,6 +66,7 @@ def test_published_patterns(pattern: str, text: str) -> None:
     assert walked(pattern, text) == spans(pattern, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["L", "M", "N", "P", "S", "Z", "C", "Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Nd", "Cf"]
 )

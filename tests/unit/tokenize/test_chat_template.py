@@ -108,6 +108,7 @@ def test_memory_is_limited(source: str) -> None:
         render(source, {}, RenderLimits(megabytes=100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [

@@ -143,6 +143,7 @@ def test_threads_do_not_take_time_from_each_other(monkeypatch: pytest.MonkeyPatc
         assert len({tuple(spans) for spans in pool.map(found.spans, texts)}) == 1
 
 
+@pytest.mark.slow
 def test_a_repeat_that_reads_much_at_each_place_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matchers, "RESERVE", 0.1)
     began = time.thread_time()

@@ -20,6 +20,8 @@ from pellucid.tokenize.chat import template_process
 from pellucid.tokenize.chat.template import RenderLimits, render
 from pellucid.tokenize.chat.template_process import WORKERS, start_ahead
 
+pytestmark = pytest.mark.slow
+
 SPIN = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 SPIN_IN_C = "{{ 'x' | slice(10**10) | list }}"
 CRASH = (

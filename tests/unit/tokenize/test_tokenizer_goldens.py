@@ -14,6 +14,8 @@ from tokenizer_cases import BOTH, GOLDENS, MODELS, from_folder, golden, tokenize
 from pellucid.tokenize import tokenizer as base
 from pellucid.tokenize.compiled_encoder import compiled_encoder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", BOTH)
 def test_ids_equal_the_oracle(name: str, texts: list[str]) -> None:

@@ -211,6 +211,7 @@ def places(inside: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_any_damage_is_refused_or_harmless(tmp_path: Path, name: str) -> None:
     """Remove each value, or replace it by another type: either a Pellucid error, or a tokenizer that works."""

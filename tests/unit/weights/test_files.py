@@ -111,6 +111,7 @@ except pellucid.errors.FileFormatError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gguf", "safetensors"])
 @pytest.mark.parametrize("what", ["shorten", "empty", "write"])
 def test_loading_a_file_that_changes_after_it_was_opened(tmp_path: Path, kind: str, what: str) -> None:

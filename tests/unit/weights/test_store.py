@@ -25,6 +25,8 @@ from pellucid.weights.records import MANIFEST, read_manifest
 from pellucid.weights.sources.registry import sources
 from pellucid.weights.store import installed, pull, remove, resolve, verify
 
+pytestmark = pytest.mark.slow
+
 CONTENT = b"first half, " * 999 + b"second half" * 999
 HALVES = CONTENT[: len(CONTENT) // 2], CONTENT[len(CONTENT) // 2 :]
 
