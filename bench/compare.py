@@ -28,7 +28,7 @@ from pellucid.errors import PellucidError
 from pellucid.llm import LLM
 from pellucid.measure.machine import facts
 from pellucid.measure.rounds import REST, Figure, measure
-from pellucid.measure.suite import Decode, Prefill
+from pellucid.measure.suite import DecodeWorkload, PrefillWorkload
 from pellucid.runtime.executor import default_threads
 from pellucid.weights.store import resolve
 
@@ -41,7 +41,7 @@ BUSY = 0.5  # load average of a busy machine, on which engines whose threads wai
 class Row:
     """A workload, the peers that run it too, and its maximum number of rounds."""
 
-    workload: Prefill | Decode
+    workload: PrefillWorkload | DecodeWorkload
     peers: tuple[Peer, ...]
     rounds: int = 1000
 
@@ -49,11 +49,11 @@ class Row:
 START, TOKENS = 16, 128  # a short context; llama-bench's tg128
 LONG = 3  # maximum rounds of the slowest rows
 ROWS = {
-    "decode": Row(Decode(START, TOKENS), (LLAMA_CPP, OPENVINO, TRANSFORMERS)),
-    "prefill": Row(Prefill(512), (LLAMA_CPP, OPENVINO, TRANSFORMERS)),
-    "batch": Row(Decode(START, TOKENS, 16), (LLAMA_CPP,)),
-    "long-decode": Row(Decode(4096, TOKENS), (LLAMA_CPP,), LONG),
-    "long-prefill": Row(Prefill(4096), (LLAMA_CPP,), LONG),
+    "decode": Row(DecodeWorkload(START, TOKENS), (LLAMA_CPP, OPENVINO, TRANSFORMERS)),
+    "prefill": Row(PrefillWorkload(512), (LLAMA_CPP, OPENVINO, TRANSFORMERS)),
+    "batch": Row(DecodeWorkload(START, TOKENS, 16), (LLAMA_CPP,)),
+    "long-decode": Row(DecodeWorkload(4096, TOKENS), (LLAMA_CPP,), LONG),
+    "long-prefill": Row(PrefillWorkload(4096), (LLAMA_CPP,), LONG),
 }
 SHORT = ("decode", "prefill", "batch")  # the rows of --quick
 
@@ -97,7 +97,7 @@ MODELS = {
 class Result:
     """Results of a row, by round: Pellucid's figures by name in PRECISE, and the peers' tokens per second."""
 
-    workload: Prefill | Decode
+    workload: PrefillWorkload | DecodeWorkload
     ours: dict[str, list[Figure]] = field(default_factory=lambda: {way: [] for way in PRECISE})
     theirs: dict[str, list[float]] = field(default_factory=dict)
 
@@ -207,16 +207,16 @@ class Bench:
                 del result.theirs[name]
 
 
-def room(workload: Prefill | Decode) -> int:
+def room(workload: PrefillWorkload | DecodeWorkload) -> int:
     """Tokens of context that a workload needs."""
-    if isinstance(workload, Prefill):
+    if isinstance(workload, PrefillWorkload):
         return workload.tokens
     return (workload.depth + workload.tokens) * workload.sequences
 
 
-def ask(engine: Engine, workload: Prefill | Decode) -> float:
+def ask(engine: Engine, workload: PrefillWorkload | DecodeWorkload) -> float:
     """A peer's tokens per second."""
-    if isinstance(workload, Prefill):
+    if isinstance(workload, PrefillWorkload):
         return engine.prefill(workload.tokens)
     return engine.decode(workload.depth, workload.tokens, workload.sequences)
 

@@ -139,7 +139,7 @@ ENGINES = {"Pellucid": ours, "transformers": transformers, "llama.cpp": llama_cp
 
 def costs(size: int, rounds: int) -> dict[str, dict[str, float]]:
     """Microseconds by workload and engine."""
-    logits = np.float32(np.random.default_rng(1).normal(size=size) * 3)
+    logits = np.asarray(np.random.default_rng(1).normal(size=size) * 3, np.float32)
     calls: dict[tuple[str, str], Call] = {}
     for engine, make in ENGINES.items():
         try:

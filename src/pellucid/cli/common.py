@@ -52,19 +52,22 @@ Prompt = Annotated[
     str | None,
     typer.Argument(help="The text to continue; - or nothing reads it from standard input.", metavar="PROMPT"),
 ]
-Threads = Annotated[int | None, count("Threads; one for each physical core by default.")]
-Context = Annotated[int | None, count("Tokens that prompt and answer may have; the model's by default.")]
+Threads = Annotated[int | None, count("Number of threads; one for each physical core by default.")]
+Context = Annotated[
+    int | None, count("Most tokens of prompt and answer together; the model's limit by default.")
+]
 Precise = Annotated[
     bool,
     typer.Option(
-        "--precise", help="The file's own answers, to rounding; slower on long prompts and after them."
+        "--precise",
+        help="16-bit activations and float32 keys and values: the file's own distribution, slower with long texts.",
     ),
 ]
 KVCache = Annotated[
     str | None,
     typer.Option(
-        help="What keys and values are kept in: f16, bf16, q8_0 (half the memory), or f32 (exact). "
-        "By default f32 with --precise, else bf16, or f16 where weights are floating point.",
+        help="The type of keys and values: f16, bf16, q8_0 (half the memory), or f32 (no rounding). "
+        "By default f32 with --precise; otherwise bf16, or f16 for floating-point weights.",
         metavar="FORM",
         show_default=False,
     ),

@@ -61,7 +61,7 @@ def _without_options(command: Callable[..., None]) -> Callable[[], None]:
 
 def _root(
     context: typer.Context,
-    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
     """Run language models on CPUs, fast, and inspect what they do."""
     if version:

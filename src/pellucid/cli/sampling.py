@@ -53,15 +53,18 @@ def _parameters() -> list[inspect.Parameter]:
         )
     own = {
         "samplers": (
-            "Steps of the chain in order, separated by commas; by default those that do something.",
+            "The chain's steps in order, separated by commas; by default those with an effect.",
             _split_names,
         ),
-        "seed": ("For the random numbers; one is drawn by default.", common.to_int),
-        "stop": ("End the text before this; may be given again.", None),
+        "seed": ("The seed of the random numbers; drawn by default.", common.to_int),
+        "stop": ("End the text before this string; may be repeated.", None),
         "stop_token_ids": ("End the text at these tokens: ids, separated by commas.", _split_ids),
-        "ignore_eos": ("Go on after the model's own end tokens.", bool),
-        "max_new_tokens": ("Tokens to make at most; what the context holds by default.", common.to_int),
-        "max_time": ("Seconds to take at most.", common.to_float),
+        "ignore_eos": ("Continue after the model's own end tokens.", bool),
+        "max_new_tokens": (
+            "Generate at most this many tokens; by default what the context holds.",
+            common.to_int,
+        ),
+        "max_time": ("Generate for at most this many seconds.", common.to_float),
     }
     assert all(hasattr(Options, name) for name in own)
     found += [_parameter(name, help, parse) for name, (help, parse) in own.items()]

@@ -20,20 +20,26 @@ USUAL_TOKENS = 32
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
-    num_beams: Annotated[int, common.count("Texts that are searched at a time.")] = 4,
-    num_return_sequences: Annotated[int, common.count("How many of the best to print.")] = 1,
+    num_beams: Annotated[int, common.count("The number of beams.")] = 4,
+    num_return_sequences: Annotated[int, common.count("How many of the best texts are printed.")] = 1,
     length_penalty: Annotated[
-        float, common.number("Scores are divided by the length to this power: above 0 favours long texts.")
+        float, common.number("Scores are divided by the length to this power; above 0 favours long texts.")
     ] = 1.0,
     early_stopping: Annotated[
-        str, typer.Option(help="When to end: true, false or never.", metavar="WHEN")
+        str, typer.Option(help="When the search ends: true, false or never.", metavar="WHEN")
     ] = "false",
-    num_beam_groups: Annotated[int, common.count("Groups of beams that are to differ.")] = 1,
-    diversity_penalty: Annotated[float, common.number("What a token costs that another group chose.")] = 0.0,
+    num_beam_groups: Annotated[int, common.count("The number of groups of beams that should differ.")] = 1,
+    diversity_penalty: Annotated[
+        float, common.number("Subtracted from the score of a token that another group chose.")
+    ] = 0.0,
     do_sample: Annotated[
-        bool, typer.Option("--do-sample", help="Draw candidates, all steps applied.")
+        bool,
+        typer.Option(
+            "--do-sample",
+            help="Draw the candidates after all steps of the chain, instead of taking the best.",
+        ),
     ] = False,
-    tree: Annotated[bool, typer.Option("--tree", help="Print what was looked at, step by step.")] = False,
+    tree: Annotated[bool, typer.Option("--tree", help="Print the tree of the search, step by step.")] = False,
     threads: common.Threads = None,
     context: common.Context = None,
     precise: common.Precise = False,

@@ -30,20 +30,18 @@ TWO_PRODUCTS = (
 def command(
     model: common.Model,
     prompt: Annotated[
-        list[int] | None, common.count("Tokens of a prompt to read; may be given again, 0: none.")
+        list[int] | None, common.count("Measure prefill of a prompt of N tokens; may be repeated; 0: none.")
     ] = None,
     depth: Annotated[
-        list[int] | None, common.count("Tokens of context to make text after; may be given again, 0: none.")
+        list[int] | None, common.count("Measure decode after N tokens; may be repeated; 0: none.")
     ] = None,
     batch: Annotated[
-        list[int] | None, common.count("Sequences to make text of together; may be given again, 0: none.")
+        list[int] | None, common.count("Measure decode of N sequences together; may be repeated; 0: none.")
     ] = None,
-    tokens: Annotated[
-        int | None, common.count("Tokens of text to make in a measurement; 64 by default.")
-    ] = None,
-    rounds: Annotated[int, common.count("Times to measure each.")] = 5,
+    tokens: Annotated[int | None, common.count("Tokens that a decode generates; 64 by default.")] = None,
+    rounds: Annotated[int, common.count("How often each is measured.")] = 5,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Also the time of each kind of operation.")
+        bool, typer.Option("--profile", help="Show also the time of each kind of operation.")
     ] = False,
     threads: common.Threads = None,
     context: common.Context = None,

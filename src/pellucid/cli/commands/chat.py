@@ -25,9 +25,7 @@ Ctrl-C   stop the answer"""
 
 def command(
     model: common.Model,
-    system: Annotated[
-        str | None, typer.Option(help="What the model is told before the conversation.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     threads: common.Threads = None,
     context: common.Context = None,
     precise: common.Precise = False,

@@ -13,7 +13,7 @@ from pellucid.cli.command import Command
 def command(
     model: common.Model,
     texts: Annotated[list[str], typer.Argument(help="The sentences.", metavar="TEXT", show_default=False)],
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Truncate texts that are too long.")] = False,
     threads: common.Threads = None,
     precise: common.Precise = False,
     json: common.Json = False,

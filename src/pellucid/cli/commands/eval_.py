@@ -15,7 +15,7 @@ File = Annotated[
     str,
     typer.Argument(help="A text file, UTF-8; - reads standard input.", metavar="FILE", show_default=False),
 ]
-Window = Annotated[int | None, common.count("Tokens that are read at a time; 512 by default.")]
+Window = Annotated[int | None, common.count("Tokens of a window; 512 by default.")]
 Stride = Annotated[int | None, common.count("Tokens between two windows; half a window by default.")]
 
 
@@ -51,7 +51,7 @@ def perplexity(
 def kl(
     model: common.Model,
     file: File,
-    against: Annotated[str, typer.Option(help="The model that counts as the truth.", metavar="MODEL")],
+    against: Annotated[str, typer.Option(help="The reference model.", metavar="MODEL")],
     window: Window = None,
     stride: Stride = None,
     threads: common.Threads = None,

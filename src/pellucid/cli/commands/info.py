@@ -14,9 +14,11 @@ from pellucid.errors.messages import one_line
 
 def command(
     model: Annotated[
-        str | None, typer.Argument(help="As for run.", metavar="MODEL", show_default=False)
+        str | None, typer.Argument(help="A model, as for run.", metavar="MODEL", show_default=False)
     ] = None,
-    machine: Annotated[bool, typer.Option("--machine", help="What the kernels run on instead.")] = False,
+    machine: Annotated[
+        bool, typer.Option("--machine", help="Describe the machine that kernels run on.")
+    ] = False,
     json: common.Json = False,
 ) -> None:
     """Show facts about a model: its parts, its file, its tokenizer. No weights are loaded."""

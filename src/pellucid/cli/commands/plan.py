@@ -21,13 +21,13 @@ ROOMY = 120  # columns of a terminal with room for both times and shapes
 def command(
     model: common.Model,
     whole: Annotated[
-        bool, typer.Option("--all", help="Every block, also those that are like the one before.")
+        bool, typer.Option("--all", help="Show every block, also one that equals the block before.")
     ] = False,
     measured: Annotated[
         bool, typer.Option("--measured", help="Load the model and time each operation of a step.")
     ] = False,
     prompt: Annotated[
-        int | None, common.count("Tokens of the step that is measured; else it makes a token.")
+        int | None, common.count("Measure a prefill step of N tokens; by default a decode step.")
     ] = None,
     threads: common.Threads = None,
     context: common.Context = None,

@@ -24,9 +24,10 @@ def command(
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
     logprobs: Annotated[
-        int | None, common.count("With --json: log-probabilities, and of the N likeliest tokens beside each.")
+        int | None,
+        common.count("With --json: log-probabilities of each token and of the N most likely ones."),
     ] = None,
-    prompt_logprobs: Annotated[int | None, common.count("Likewise for the tokens of the prompt.")] = None,
+    prompt_logprobs: Annotated[int | None, common.count("The same for the tokens of the prompt.")] = None,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:

@@ -20,7 +20,7 @@ USUAL_TOKENS = 4
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
-    top: Annotated[int, common.count("The likeliest tokens to show.")] = 8,
+    top: Annotated[int, common.count("How many of the most likely tokens are shown.")] = 8,
     threads: common.Threads = None,
     context: common.Context = None,
     precise: common.Precise = False,

@@ -27,7 +27,7 @@ def command(
     model: Annotated[
         str,
         typer.Argument(
-            help="As for run; or a tokenizer alone: a folder or a file (tokenizer.json, *.model, *.tiktoken ...).",
+            help="A model, as for run; or a tokenizer: a folder or a file (tokenizer.json, *.model, *.tiktoken ...).",
             metavar="MODEL",
             show_default=False,
         ),
@@ -38,10 +38,12 @@ def command(
     ] = None,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="Every stage: normalised text, pre-tokens, merges, tries, lattice."),
+        typer.Option(
+            "--explain", help="Show every stage: normalised text, pre-tokens, merges, tries, lattice."
+        ),
     ] = False,
     parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Control tokens written in the text are control tokens.")
+        bool, typer.Option("--parse-special", help="Recognise control tokens that are written in the text.")
     ] = False,
     json: common.Json = False,
 ) -> None:

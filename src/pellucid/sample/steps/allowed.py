@@ -26,7 +26,10 @@ class Allowed(SamplerStep):
     name, order, kind = "allowed", 60, "forbid"
 
     allowed: Sequence[Any] = option(
-        (), tokens_or_texts(MOST), "Only the tokens of these words, separated by commas, or these ids.", parts
+        (),
+        tokens_or_texts(MOST),
+        "Only the tokens of these words, separated by commas, or these ids, may occur.",
+        parts,
     )
     ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
 

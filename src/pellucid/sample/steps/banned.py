@@ -29,7 +29,7 @@ class Banned(SamplerStep):
     banned: Sequence[Any] = option(
         (),
         tokens_or_texts(MOST, sequences=True),
-        "Words that must not come, separated by commas, or ids.",
+        "Words that must not occur, separated by commas, or ids.",
         parts,
     )
     always: NDArray[np.int64] = field(

@@ -26,12 +26,12 @@ from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, opti
 class Constraint(SamplerStep):
     name, order, kind = "constraint", 80, "forbid"
 
-    json_schema: Any = option(None, anything, "The text is JSON of this schema.", str)
-    regex: Any = option(None, anything, "The text matches this regular expression, all of it.", str)
+    json_schema: Any = option(None, anything, "The text is JSON that this schema accepts.", str)
+    regex: Any = option(None, anything, "The whole text matches this regular expression.", str)
     choices: Any = option(
         None, anything, "The text is one of these, separated by commas.", lambda text: text.split(",")
     )
-    grammar: Any = option(None, anything, "The text is of this grammar: Lark's form or GBNF.", str)
+    grammar: Any = option(None, anything, "The text follows this grammar, in Lark's form or GBNF.", str)
     matching: Matching | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -35,9 +35,11 @@ class Dry(SamplerStep):
         0.0, real(0, 1000, "0 turns it off"), "How much repetitions are penalised (0.8 is usual); 0 is off."
     )
     dry_base: float = option(1.75, real(1, 100), "How the penalty grows with the length of a repetition.")
-    dry_allowed_length: int = option(2, whole(0, 1 << 31), "Longer repetitions than this are penalised.")
+    dry_allowed_length: int = option(2, whole(0, 1 << 31), "Repetitions longer than this are penalised.")
     dry_penalty_last_n: int = option(
-        -1, whole(-1, 1 << 31, "-1 is all"), "How many of the last tokens are searched; -1 is all."
+        -1,
+        whole(-1, 1 << 31, "-1 is all"),
+        "How many of the last tokens are searched for repetitions; -1 is all.",
     )
     dry_sequence_breakers: Sequence[str] = option(
         ("\n", ":", '"', "*"),

@@ -15,7 +15,9 @@ class Epsilon(SamplerStep):
     name, order, kind = "epsilon", 150, "cut"
 
     epsilon_cutoff: float = option(
-        0.0, real(0, 1, "0 turns it off"), "Only tokens at least this likely, and the likeliest; 0 is off."
+        0.0,
+        real(0, 1, "0 turns it off"),
+        "Only tokens of at least this probability, and the most likely one; 0 is off.",
     )
 
     @property

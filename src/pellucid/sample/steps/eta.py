@@ -17,7 +17,7 @@ class Eta(SamplerStep):
     eta_cutoff: float = option(
         0.0,
         real(0, 1, "0 turns it off"),
-        "Only tokens likelier than a bound that falls with the entropy; 0 is off.",
+        "Only tokens above a probability that falls as the entropy rises; 0 is off.",
     )
 
     @property

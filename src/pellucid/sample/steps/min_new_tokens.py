@@ -15,7 +15,9 @@ from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, opti
 class MinNewTokens(SamplerStep):
     name, order, kind = "min_new_tokens", 70, "forbid"
 
-    min_new_tokens: int = option(0, whole(0, 1 << 31, "0 turns it off"), "Tokens to make at least; 0 is off.")
+    min_new_tokens: int = option(
+        0, whole(0, 1 << 31, "0 turns it off"), "Generate at least this many tokens; 0 is off."
+    )
     ends: tuple[int, ...] = field(default=(), repr=False)
 
     @property

@@ -17,7 +17,7 @@ class MinP(SamplerStep):
     min_p: float = option(
         0.05,
         real(0, 1, "0 turns it off"),
-        "Only tokens at least this share as likely as the likeliest; 0 is off.",
+        "Only tokens of at least this share of the highest probability; 0 is off.",
     )
 
     @property

@@ -27,10 +27,12 @@ class Mirostat(SamplerStep):
     name, order, kind, alone = "mirostat", 190, "cut", True
 
     mirostat: int = option(
-        0, whole(0, 2, "0 turns it off, 2 is Mirostat 2"), "2 keeps the surprise near a target; 0 is off."
+        0,
+        whole(0, 2, "0 turns it off, 2 is Mirostat 2"),
+        "2 keeps the surprise of tokens near a target (Mirostat 2); 0 is off.",
     )
-    mirostat_tau: float = option(5.0, real(0, 100, above=True), "The surprise that is aimed at, in bits.")
-    mirostat_eta: float = option(0.1, real(0, 1), "How fast the cut follows.")
+    mirostat_tau: float = option(5.0, real(0, 100, above=True), "The target of the surprise, in bits.")
+    mirostat_eta: float = option(0.1, real(0, 1), "How fast the cut adapts (the learning rate).")
     state: Surprise = field(default_factory=lambda: Surprise(math.inf), compare=False, repr=False)
 
     def __post_init__(self) -> None:

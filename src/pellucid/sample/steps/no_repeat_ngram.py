@@ -16,7 +16,7 @@ class NoRepeatNgram(SamplerStep):
     name, order, kind = "no_repeat_ngram", 20, "forbid"
 
     no_repeat_ngram_size: int = option(
-        0, whole(0, 1 << 31, "0 turns it off"), "No N tokens come twice in a row; 0 is off."
+        0, whole(0, 1 << 31, "0 turns it off"), "No sequence of N tokens occurs twice; 0 is off."
     )
 
     @property

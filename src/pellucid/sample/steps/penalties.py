@@ -26,18 +26,18 @@ class Penalties(SamplerStep):
     repetition_penalty: float = option(
         1.0,
         real(0, 100, "1 turns it off", above=True),
-        "Above 1, tokens that have come are less likely; 1 is off.",
+        "Above 1, tokens that occurred before are less likely; 1 is off.",
     )
     frequency_penalty: float = option(
         0.0,
         real(-100, 100, "0 turns it off"),
-        "Taken off the logit of a token as often as the answer has it.",
+        "Subtracted from a token's logit for each occurrence in the answer.",
     )
     presence_penalty: float = option(
-        0.0, real(-100, 100, "0 turns it off"), "Taken off the logit of each token that the answer has."
+        0.0, real(-100, 100, "0 turns it off"), "Subtracted once from the logit of each token in the answer."
     )
     repeat_last_n: int = option(
-        -1, whole(-1, 1 << 31, "-1 is all"), "How many of the last tokens the penalties look at; -1 is all."
+        -1, whole(-1, 1 << 31, "-1 is all"), "How many of the last tokens count for the penalties; -1 is all."
     )
 
     @property

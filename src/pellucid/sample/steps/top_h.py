@@ -25,7 +25,7 @@ class TopH(SamplerStep):
     top_h: float = option(
         1.0,
         real(0, 1, "1 turns it off", above=True),
-        "Only the likeliest tokens with this share of the entropy; 1 is off.",
+        "Only the most likely tokens that have this share of the entropy; 1 is off.",
     )
 
     @property

@@ -19,7 +19,7 @@ class TopNSigma(SamplerStep):
     top_n_sigma: float = option(
         0.0,
         real(0, 1000, "0 turns it off"),
-        "Only logits within so many standard deviations of the highest; 0 is off.",
+        "Only logits within this many standard deviations of the highest; 0 is off.",
     )
 
     @property

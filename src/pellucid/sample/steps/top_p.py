@@ -20,7 +20,7 @@ class TopP(SamplerStep):
     top_p: float = option(
         0.95,
         real(0, 1, "1 turns it off"),
-        "Only the likeliest tokens that sum to this; 1 is off.",
+        "Only the most likely tokens whose probabilities sum to this; 1 is off.",
     )
 
     @property

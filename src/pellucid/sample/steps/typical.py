@@ -22,7 +22,7 @@ class Typical(SamplerStep):
     typical_p: float = option(
         1.0,
         real(0, 1, "1 turns it off", above=True),
-        "Only the most typical tokens that sum to this; 1 is off.",
+        "Only the most typical tokens whose probabilities sum to this; 1 is off.",
     )
 
     @property

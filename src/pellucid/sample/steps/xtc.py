@@ -21,12 +21,14 @@ class Xtc(SamplerStep):
     name, order, kind = "xtc", 180, "cut"
 
     xtc_probability: float = option(
-        0.0, real(0, 1, "0 turns it off"), "How often the likeliest tokens are left out; 0 is off."
+        0.0,
+        real(0, 1, "0 turns it off"),
+        "The probability with which the most likely tokens are removed; 0 is off.",
     )
     xtc_threshold: float = option(
         0.1,
         real(0, 1, "above 0.5 it does nothing"),
-        "Above it all tokens but the least likely one are left out.",
+        "Of the tokens with at least this probability only the least likely one stays.",
     )
 
     @property
