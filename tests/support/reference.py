@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
     "relu": lambda x: np.maximum(x, 0),
+    "relu2": lambda x: np.maximum(x, 0) ** 2,
 }
 
 
@@ -36,7 +37,8 @@ def rotate(x: Array, rotary: Rotary) -> Array:
     halves = (slice(0, pairs), slice(pairs, 2 * pairs))
     neighbours = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
     first, second = halves if rotary.pairing == "half" else neighbours
-    cos, sin, out = np.cos(angles)[:, None], np.sin(angles)[:, None], x.copy()
+    magnitude, out = rotary.scaling.magnitude if rotary.scaling else 1.0, x.copy()
+    cos, sin = magnitude * np.cos(angles)[:, None], magnitude * np.sin(angles)[:, None]
     out[..., first] = x[..., first] * cos - x[..., second] * sin
     out[..., second] = x[..., second] * cos + x[..., first] * sin
     return out
@@ -56,8 +58,10 @@ class Reference:
     def norm(self, x: Array, kind: Norm, slot: str) -> Array:
         if kind.kind == "layer":
             x = x - x.mean(-1, keepdims=True)
-        scaled = x / np.sqrt((x * x).mean(-1, keepdims=True) + kind.eps) * self.weight(f"{slot}.weight")
-        return scaled + self.weight(f"{slot}.bias") if kind.kind == "layer" else scaled
+        scaled = x / np.sqrt((x * x).mean(-1, keepdims=True) + kind.eps)
+        if kind.weight:
+            scaled = scaled * self.weight(f"{slot}.weight")
+        return scaled + self.weight(f"{slot}.bias") if kind.kind == "layer" and kind.bias else scaled
 
     def linear(self, x: Array, slot: str, bias: bool = False) -> Array:
         out = x @ self.weight(f"{slot}.weight").T
@@ -70,7 +74,11 @@ class Reference:
             for n, width in (("q", kind.head_dim), ("k", kind.head_dim), ("v", kind.value_dim))
         )
         if kind.qk_norm:
-            q, k = self.norm(q, kind.qk_norm, f"{at}.q_norm"), self.norm(k, kind.qk_norm, f"{at}.k_norm")
+            whole = (tokens, 1, -1) if kind.qk_norm_whole else (tokens, -1, kind.head_dim)
+            q, k = (
+                self.norm(x.reshape(whole), kind.qk_norm, f"{at}.{n}_norm").reshape(x.shape)
+                for n, x in (("q", q), ("k", k))
+            )
         if kind.rotary:
             q, k = rotate(q, kind.rotary), rotate(k, kind.rotary)
         k, v = (np.repeat(self.round_kv(x), kind.heads // kind.kv_heads, axis=1) for x in (k, v))
@@ -99,10 +107,11 @@ class Reference:
         return self.linear(hidden, f"{at}.down", ff.bias)
 
     def sublayer(self, x: Array, kind: Block, at: str, inside: Callable[[Array], Array]) -> Array:
-        out = inside(x if kind.placement == "post" else self.norm(x, kind.norm, f"{at}.norm"))
-        if kind.placement == "sandwich":
+        out = inside(x if kind.placement in ("post", "output") else self.norm(x, kind.norm, f"{at}.norm"))
+        if kind.placement in ("sandwich", "output"):
             out = self.norm(out, kind.norm, f"{at}.post_norm")
-        return self.norm(x + out, kind.norm, f"{at}.norm") if kind.placement == "post" else x + out
+        x = x + kind.residual_scale * out
+        return self.norm(x, kind.norm, f"{at}.norm") if kind.placement == "post" else x
 
     def rows(self, ids: Sequence[int]) -> Array:
         embedding = self.spec.embedding
@@ -115,6 +124,12 @@ class Reference:
             x = self.norm(x, embedding.norm, "embed.norm")
         for i, kind in enumerate(self.spec.blocks):
             at, ff = f"blocks.{i}.attention", f"blocks.{i}.feedforward"
+            if kind.placement in ("parallel", "shared"):
+                first = self.norm(x, kind.norm, f"{at}.norm")
+                second = first if kind.placement == "shared" else self.norm(x, kind.norm, f"{ff}.norm")
+                out = self.attention(first, kind.attention, at) + self.feedforward(second, kind, ff)
+                x = x + kind.residual_scale * out
+                continue
             x = self.sublayer(x, kind, at, lambda x, k=kind, a=at: self.attention(x, k.attention, a))
             x = self.sublayer(x, kind, ff, lambda x, k=kind, a=ff: self.feedforward(x, k, a))
         return self.norm(x, self.spec.final_norm, "norm") if self.spec.final_norm else x
@@ -123,4 +138,5 @@ class Reference:
         head = self.spec.head
         assert head is not None
         out = self.linear(self.rows(ids), "embed" if head.tied else "project")
+        out = head.scale * (out + self.weight("project.bias") if head.bias else out)
         return head.softcap * np.tanh(out / head.softcap) if head.softcap else out

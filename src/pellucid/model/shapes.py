@@ -29,11 +29,14 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
         yield from _norm("norm", spec.final_norm, width)
     if spec.head and not spec.head.tied:
         yield "project.weight", (embedding.vocabulary, width)
+    if spec.head and spec.head.bias:
+        yield "project.bias", (embedding.vocabulary,)
 
 
 def _norm(name: str, norm: Norm, width: int) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", (width,)
-    if norm.kind == "layer":
+    if norm.weight:
+        yield f"{name}.weight", (width,)
+    if norm.has_bias:
         yield f"{name}.bias", (width,)
 
 
@@ -54,12 +57,19 @@ def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
         if bias:
             yield f"{name}.{part}.bias", (rows,)
     if attention.qk_norm:
-        yield from _norm(f"{name}.attention.q_norm", attention.qk_norm, attention.head_dim)
-        yield from _norm(f"{name}.attention.k_norm", attention.qk_norm, attention.head_dim)
+        whole = attention.qk_norm_whole
+        yield from _norm(
+            f"{name}.attention.q_norm", attention.qk_norm, heads if whole else attention.head_dim
+        )
+        yield from _norm(
+            f"{name}.attention.k_norm", attention.qk_norm, kv_heads if whole else attention.head_dim
+        )
     if attention.sinks:
         yield f"{name}.attention.sinks.weight", (attention.heads,)
-    yield from _norm(f"{name}.attention.norm", block.norm, width)
-    yield from _norm(f"{name}.feedforward.norm", block.norm, width)
-    if block.placement == "sandwich":
+    if block.placement != "output":
+        yield from _norm(f"{name}.attention.norm", block.norm, width)
+        if block.placement != "shared":
+            yield from _norm(f"{name}.feedforward.norm", block.norm, width)
+    if block.placement in ("sandwich", "output"):
         yield from _norm(f"{name}.attention.post_norm", block.norm, width)
         yield from _norm(f"{name}.feedforward.post_norm", block.norm, width)

@@ -28,14 +28,21 @@ class RotaryScaling:
     """The scaling of rotary frequencies for contexts longer than the trained one.
 
     ``linear`` divides all frequencies by ``factor``. ``llama3`` divides the low ones, leaves the high ones and
-    interpolates in between (Llama Team 2024, as in transformers' ``_compute_llama3_parameters``).
+    interpolates in between (Llama Team 2024, as in transformers' ``_compute_llama3_parameters``). ``yarn`` divides
+    those that turn less than ``slow`` times over the trained context, leaves those that turn more than ``fast`` times,
+    interpolates in between, and multiplies cosines and sines by ``magnitude`` (Peng et al. 2023).
     """
 
-    kind: Literal["linear", "llama3"]
+    kind: Literal["linear", "llama3", "yarn"]
     factor: float
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     trained_context: int = 8192
+    fast: float = 32.0
+    slow: float = 1.0
+    magnitude: float = 1.0
+    whole_pairs: bool = True
+    """Whether ``yarn`` rounds the limits of the interpolation outwards to whole pairs."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,19 @@ class Learned:
 
 @dataclass(frozen=True)
 class Norm:
-    """``rms`` or ``layer`` normalisation; ``layer`` has a bias."""
+    """``rms`` or ``layer`` normalisation. ``layer`` has a bias, unless ``bias`` is False; ``weight`` is whether it has
+    weights.
+    """
 
     kind: Literal["rms", "layer"]
     eps: float
+    weight: bool = True
+    bias: bool = True
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias is added."""
+        return self.kind == "layer" and self.bias
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,9 @@ class Attention:
     """How many tokens a token sees, itself and those before it; 0: all."""
     rotary: Rotary | None = None
     qk_norm: Norm | None = None
+    """The norm of queries and keys, of each head's part."""
+    qk_norm_whole: bool = False
+    """Whether this norm is that of a token's queries of all heads together, and of its keys."""
     softcap: float = 0.0
     bias: bool = False
     output_bias: bool = False
@@ -100,7 +119,7 @@ class FeedForward:
     """``gated``: down(f(gate x) * up x); else down(f(up x))."""
 
     width: int
-    activation: Literal["silu", "gelu_tanh", "gelu", "relu"]
+    activation: Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
     gated: bool
     bias: bool = False
 
@@ -110,21 +129,29 @@ class Block:
     """A transformer block.
 
     ``placement`` of the norms: "pre" before attention and feed-forward; "post" after each residual addition;
-    "sandwich" before, and again on the output before it is added.
+    "sandwich" before, and again on the output before it is added; "output" only on the output before it is added.
+    "parallel": attention and feed-forward read the same residual stream, each through its own norm; "shared": through
+    the same one. Outputs are multiplied by ``residual_scale`` before they are added.
     """
 
     attention: Attention
     feedforward: FeedForward
     norm: Norm
-    placement: Literal["pre", "post", "sandwich"]
+    placement: Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
+    residual_scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Head:
-    """Projection to the vocabulary. ``tied`` uses the embedding's matrix; ``softcap`` 0 means none."""
+    """Projection to the vocabulary. ``tied`` uses the embedding's matrix; ``softcap`` 0 means none.
+
+    Logits are multiplied by ``scale`` before they are capped.
+    """
 
     tied: bool
     softcap: float = 0.0
+    bias: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     k = builder.linear(f"{stage}.k", x, f"{stage}.k", kind.kv_heads * kind.head_dim, "k", bias=kind.bias)
     v = builder.linear(f"{stage}.v", x, f"{stage}.v", kind.kv_heads * kind.value_dim, "v", bias=kind.bias)
     if kind.qk_norm:
-        norm(builder, f"{stage}.q_norm", f"{stage}.q_norm", kind.qk_norm, q, q, parts=kind.heads)
-        norm(builder, f"{stage}.k_norm", f"{stage}.k_norm", kind.qk_norm, k, k, parts=kind.kv_heads)
+        q_parts, k_parts = (1, 1) if kind.qk_norm_whole else (kind.heads, kind.kv_heads)
+        norm(builder, f"{stage}.q_norm", f"{stage}.q_norm", kind.qk_norm, q, q, parts=q_parts)
+        norm(builder, f"{stage}.k_norm", f"{stage}.k_norm", kind.qk_norm, k, k, parts=k_parts)
     if kind.rotary:
         rotate(builder, f"{stage}.q_rotary", kind.rotary, q, kind.heads, kind.head_dim)
         rotate(builder, f"{stage}.k_rotary", kind.rotary, k, kind.kv_heads, kind.head_dim)

@@ -21,6 +21,7 @@ from pellucid.plan.plan import (
     Cache,
     Constant,
     DistanceBias,
+    Fill,
     Operation,
     PageBytes,
     Plan,
@@ -69,6 +70,12 @@ def bind(
     addresses = shared().load([*plan.kernels(), *LOOP_KERNELS], progress)
     constants = {name: np.array(values, np.float64) for name, values in plan.constants.items()}
     tables = {name: table.values() for name, table in plan.tables.items()}
+    fills = {
+        value: np.full(value.count, value.number, np.float32)
+        for op in plan.operations
+        for value in op.fields.values()
+        if isinstance(value, Fill)
+    }
 
     def word(value: Value) -> int | float:
         match value:
@@ -80,6 +87,8 @@ def bind(
                 return int(vectors[slot].ctypes.data)
             case Constant(name):
                 return int(constants[name].ctypes.data)
+            case Fill():
+                return int(fills[value].ctypes.data)
             case DistanceBias(name):
                 return int(tables[name].ctypes.data) + 4 * (plan.tables[name].past - 1)
             case Cache(layer, part):
@@ -95,7 +104,7 @@ def bind(
         assert record is not None
         words = record.pack({name: word(value) for name, value in op.fields.items()})
         rows.append([addresses[op.kernel], _barrier(op), *words])
-    return Program(table(rows), (arrays, matrices, vectors, constants, tables, cache))
+    return Program(table(rows), (arrays, matrices, vectors, constants, fills, tables, cache))
 
 
 def places(plan: Plan, value: Value) -> list[tuple[int, int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from pellucid.model.spec import Block
 from pellucid.plan.attention import attention
@@ -10,34 +11,47 @@ from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import feedforward
 from pellucid.plan.norm import norm
 
+Sublayer: TypeAlias = Callable[[str, str], str]
+"""(input, output buffer) → output: attention or feed-forward."""
+
 
 def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
     """Update x to the block's output."""
-    sublayer(
-        builder,
-        f"blocks.{layer}.attention",
-        kind,
-        x,
-        lambda i, o: attention(builder, layer, kind.attention, i, o),
-    )
-    sublayer(
-        builder,
-        f"blocks.{layer}.feedforward",
-        kind,
-        x,
-        lambda i, o: feedforward(builder, layer, kind.feedforward, i, o),
-    )
+    sublayers: dict[str, Sublayer] = {
+        f"blocks.{layer}.attention": lambda i, o: attention(builder, layer, kind.attention, i, o),
+        f"blocks.{layer}.feedforward": lambda i, o: feedforward(builder, layer, kind.feedforward, i, o),
+    }
+    if kind.placement in ("parallel", "shared"):
+        return _parallel(builder, kind, x, sublayers)
+    for stage, inside in sublayers.items():
+        _sequential(builder, stage, kind, x, inside)
     return x
 
 
-def sublayer(builder: Builder, stage: str, kind: Block, x: str, inside: Callable[[str, str], str]) -> None:
+def _sequential(builder: Builder, stage: str, kind: Block, x: str, inside: Sublayer) -> None:
     """x = x + inside(x), with the norms in the places that the block's ``placement`` states."""
     before = x
     if kind.placement in ("pre", "sandwich"):
         before = norm(builder, f"{stage}.norm", f"{stage}.norm", kind.norm, x, "normed")
     out = inside(before, builder.buffer("out", builder.width_of(x)))
-    if kind.placement == "sandwich":
+    if kind.placement in ("sandwich", "output"):
         norm(builder, f"{stage}.post_norm", f"{stage}.post_norm", kind.norm, out, out)
-    builder.add(f"{stage}.residual", x, out)
+    builder.add(f"{stage}.residual", x, out, kind.residual_scale)
     if kind.placement == "post":
         norm(builder, f"{stage}.norm", f"{stage}.norm", kind.norm, x, x)
+
+
+def _parallel(builder: Builder, kind: Block, x: str, sublayers: Mapping[str, Sublayer]) -> str:
+    """x = x + attention(norm(x)) + feedforward(norm(x)): all norms come before x changes."""
+    inputs: dict[str, str] = {}
+    for number, stage in enumerate(sublayers):
+        shared = kind.placement == "shared" and number
+        inputs[stage] = (
+            inputs[next(iter(sublayers))]
+            if shared
+            else norm(builder, f"{stage}.norm", f"{stage}.norm", kind.norm, x, f"normed{number or ''}")
+        )
+    for stage, inside in sublayers.items():
+        out = inside(inputs[stage], builder.buffer("out", builder.width_of(x)))
+        builder.add(f"{stage}.residual", x, out, kind.residual_scale)
+    return x

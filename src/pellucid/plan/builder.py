@@ -18,8 +18,8 @@ from pellucid.plan.plan import (
     LETTER,
     At,
     Buffer,
-    Constant,
     DistanceTable,
+    Fill,
     Operation,
     Plan,
     RowKind,
@@ -34,7 +34,7 @@ COUNT: Mapping[RowKind, int] = {
     "outputs": StepRecord.at.outputs,
     "sequences": StepRecord.at.sequences,
 }
-ZEROS = "zeros"  # the constant that is added if there is no bias: sixteen lanes
+NO_BIAS = Fill(0.0, ROWS)
 
 
 def columns(width: int) -> str:
@@ -70,7 +70,7 @@ class Builder:
         self.layers: list[LayerShape] = []
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
-        self.constants: dict[str, tuple[float, ...]] = {ZEROS: (0.0,) * ROWS}
+        self.constants: dict[str, tuple[float, ...]] = {}
         self.tables: dict[str, DistanceTable] = {}
         self._widths: dict[str, int] = {}
         self._quantized: set[str] = set()
@@ -122,10 +122,12 @@ class Builder:
         out_features: int,
         out: str,
         *,
-        bias: bool = False,
+        bias: bool | str = False,
         activation_bits: int = 0,
     ) -> str:
         """out = x Wᵀ (+ bias), with the matrix (out_features, width of x) of ``slot``.weight.
+
+        The bias is that of the same slot, or of the slot that ``bias`` names.
 
         ``activation_bits``, if not 0, replaces the plan's.
 
@@ -141,7 +143,7 @@ class Builder:
             "columns": width,
             "out": At(out),
             "out_stride": 4 * self.width_of(out),
-            "addend": Vector(f"{slot}.bias") if bias else Constant(ZEROS),
+            "addend": Vector(f"{bias if isinstance(bias, str) else slot}.bias") if bias else NO_BIAS,
             "addend_group": 4 * ROWS if bias else 0,
             "addend_row": 0,
             "replicated": 0,
@@ -175,10 +177,17 @@ class Builder:
         )
         return out
 
-    def add(self, stage: str, a: str, b: str) -> str:
-        """a += b."""
+    def add(self, stage: str, a: str, b: str, factor: float = 1.0) -> str:
+        """a += factor * b."""
         width, rows = self.width_of(a), self.buffers[a].rows
-        fields: dict[str, Value] = {"a": At(a), "b": At(b), "width": width, "out": At(a), "rows": COUNT[rows]}
+        fields: dict[str, Value] = {
+            "a": At(a),
+            "b": At(b),
+            "factor": factor,
+            "width": width,
+            "out": At(a),
+            "rows": COUNT[rows],
+        }
         self.emit(
             Operation(stage, KernelKey("add"), fields, (a, b), (a,), f"({LETTER[rows]}, {width})", rows=rows)
         )

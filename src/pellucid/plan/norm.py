@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import Norm
-from pellucid.plan.builder import COUNT, ZEROS, Builder, heads
-from pellucid.plan.plan import LETTER, At, Constant, Operation, Value, Vector
+from pellucid.plan.builder import COUNT, NO_BIAS, Builder, heads
+from pellucid.plan.plan import LETTER, At, Fill, Operation, Value, Vector
 
 
 def norm(builder: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, parts: int = 1) -> str:
@@ -17,8 +17,12 @@ def norm(builder: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, 
         "x": At(x),
         "width": width,
         "parts": parts,
-        "weight": Vector(f"{slot}.weight"),
-        "bias": Vector(f"{slot}.bias") if kind.kind == "layer" else Constant(ZEROS),
+        "weight": Vector(f"{slot}.weight") if kind.weight else Fill(1.0, width),
+        "bias": Vector(f"{slot}.bias")
+        if kind.has_bias
+        else Fill(0.0, width)
+        if kind.kind == "layer"
+        else NO_BIAS,
         "eps": kind.eps,
         "out": At(out),
         "quantized": 0,

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS
-from pellucid.plan.plan import REPLICATED, At, Constant, Operation, Plan, Value
+from pellucid.plan.builder import NO_BIAS
+from pellucid.plan.plan import REPLICATED, At, Operation, Plan, Value
 
 CAN_QUANTIZE: Mapping[
     str, Callable[[Operation], Value]
@@ -74,7 +75,8 @@ def fuse_residual(operations: list[Operation]) -> list[Operation]:
             op.kernel.name == "add"
             and before is not None
             and before.kernel.name.startswith("matmul_")
-            and isinstance(before.fields["addend"], Constant)
+            and before.fields["addend"] == NO_BIAS
+            and op.fields["factor"] == 1.0
             and op.fields["b"] == At(before.writes[0])
         ):
             stride = before.fields["out_stride"]

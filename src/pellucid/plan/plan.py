@@ -57,9 +57,17 @@ class Vector:
 
 @dataclass(frozen=True)
 class Constant:
-    """The address of a small float64 array that the plan contains (rotary frequencies; zeros of any type)."""
+    """The address of a small float64 array that the plan contains (rotary frequencies)."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Fill:
+    """The address of ``count`` float32 numbers, all equal to ``number``: what a missing bias or weight amounts to."""
+
+    number: float
+    count: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class PageBytes:
     """Bytes from one page of the cache to the next."""
 
 
-Value: TypeAlias = int | float | At | Weights | Vector | Constant | Cache | DistanceBias | PageBytes
+Value: TypeAlias = int | float | At | Weights | Vector | Constant | Fill | Cache | DistanceBias | PageBytes
 
 
 @dataclass(frozen=True)

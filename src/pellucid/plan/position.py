@@ -7,7 +7,7 @@ import math
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
-from pellucid.model.spec import Rotary
+from pellucid.model.spec import Rotary, RotaryScaling
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.embedding import lookup
 from pellucid.plan.plan import At, Constant, DistanceBias, DistanceTable, Operation, Value
@@ -77,6 +77,8 @@ def inverse_frequencies(rotary: Rotary) -> tuple[float, ...]:
         return tuple(plain)
     if scaling.kind == "linear":
         return tuple(f / scaling.factor for f in plain)
+    if scaling.kind == "yarn":
+        return _yarn(rotary, scaling, plain)
     low = scaling.trained_context / scaling.low_frequency_factor
     high = scaling.trained_context / scaling.high_frequency_factor
     out = []
@@ -90,6 +92,27 @@ def inverse_frequencies(rotary: Rotary) -> tuple[float, ...]:
             span = scaling.high_frequency_factor - scaling.low_frequency_factor
             smooth = (scaling.trained_context / wavelength - scaling.low_frequency_factor) / span
             out.append((1 - smooth) * f / scaling.factor + smooth * f)
+    return tuple(out)
+
+
+def _yarn(rotary: Rotary, scaling: RotaryScaling, plain: list[float]) -> tuple[float, ...]:
+    """Frequencies after YaRN (Peng et al. 2023, section 3.2; transformers' ``_compute_yarn_parameters``)."""
+
+    def pair(turns: float) -> float:
+        """The pair that turns so often over the trained context."""
+        ratio = scaling.trained_context / (turns * 2 * math.pi)
+        return rotary.dims * math.log(ratio) / (2 * math.log(rotary.base))
+
+    low, high = pair(scaling.fast), pair(scaling.slow)
+    if scaling.whole_pairs:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary.dims - 1)
+    if low == high:
+        high += 0.001
+    out = []
+    for j, f in enumerate(plain):
+        kept = 1 - min(max((j - low) / (high - low), 0.0), 1.0)
+        out.append(f / scaling.factor * (1 - kept) + f * kept)
     return tuple(out)
 
 
@@ -109,7 +132,7 @@ def _angles(builder: Builder, rotary: Rotary) -> None:
     fields: dict[str, Value] = {
         "inverse_frequency": Constant(f"{name}.inverse_frequency"),
         "pairs": pairs,
-        "magnitude": 1.0,
+        "magnitude": rotary.scaling.magnitude if rotary.scaling else 1.0,
         "out": At(name),
     }
     builder.emit(

@@ -32,6 +32,14 @@ def final_norm(builder: Builder, x: str) -> str:
     return x
 
 
+def _scale(builder: Builder, logits: str, factor: float) -> None:
+    """Multiply the logits by a number."""
+    width = builder.width_of(logits)
+    fields: dict[str, Value] = {"x": At(logits), "width": width, "factor": factor, "rows": COUNT["outputs"]}
+    shape, kernel = f"(R, {width})", KernelKey("scale")
+    builder.emit(Operation("project.scale", kernel, fields, (logits,), (logits,), shape, rows="outputs"))
+
+
 def project(builder: Builder, x: str) -> str:
     """Logits (R, V), or pooled vectors (B, D)."""
     head, pooling = builder.spec.head, builder.spec.pooling
@@ -40,8 +48,16 @@ def project(builder: Builder, x: str) -> str:
         # Activations of 16 bits cost little for so few rows, and no later layer reduces an error made here:
         # SmolLM2 with 8 bits is 2.7e-3 nats from float32 without this, 1.8e-3 with it.
         logits = builder.linear(
-            "project", x, slot, builder.spec.embedding.vocabulary, "logits", activation_bits=FINEST
+            "project",
+            x,
+            slot,
+            builder.spec.embedding.vocabulary,
+            "logits",
+            bias="project" if head.bias else False,
+            activation_bits=FINEST,
         )
+        if head.scale != 1:
+            _scale(builder, logits, head.scale)
         if head.softcap:
             width = builder.width_of(logits)
             fields: dict[str, Value] = {

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.kernels import (
+    TINY,
     ULP,
     VEXP,
     Batch,
@@ -30,8 +31,31 @@ vectors = st.integers(1, 6)
 def test_add_is_numpys(kind: str, seed: int, T: int, vectors: int, threads: int) -> None:
     a, b = guarded((T, 16 * vectors)), numbers("normal", seed + 1, T, 16 * vectors)
     a[...] = before = numbers(kind, seed, *a.shape)
-    call(KernelKey("add"), Batch([T]), threads, a=a, b=b, width=16 * vectors, out=a, rows="tokens")
+    call(
+        KernelKey("add"), Batch([T]), threads, a=a, b=b, factor=1.0, width=16 * vectors, out=a, rows="tokens"
+    )
     assert np.array_equal(a, before + b)
+
+
+@given(kinds, seeds, tokens, vectors, st.sampled_from([0.22, -3.0]), threads)
+def test_add_rounds_a_scaled_term_once(
+    kind: str, seed: int, T: int, vectors: int, factor: float, threads: int
+) -> None:
+    a, b = numbers("normal", seed, T, 16 * vectors), numbers(kind, seed + 1, T, 16 * vectors)
+    out, exact = guarded(a.shape), a.astype(np.float64) + np.float64(np.float32(factor)) * b
+    call(
+        KernelKey("add"), Batch([T]), threads,
+        a=a, b=b, factor=factor, width=16 * vectors, out=out, rows="tokens",
+    )  # fmt: skip
+    assert_close(out, exact, ULP * np.abs(exact) + TINY)
+
+
+@given(kinds, seeds, tokens, vectors, st.sampled_from([0.22, -3.0]), threads)
+def test_scale_is_numpys(kind: str, seed: int, T: int, vectors: int, factor: float, threads: int) -> None:
+    x = guarded((T, 16 * vectors))
+    x[...] = before = numbers(kind, seed, *x.shape)
+    call(KernelKey("scale"), Batch([T]), threads, x=x, width=16 * vectors, factor=factor, rows="tokens")
+    assert np.array_equal(x, before * np.float32(factor))
 
 
 @given(seeds, st.lists(st.integers(0, 9), min_size=1, max_size=12), vectors, threads)

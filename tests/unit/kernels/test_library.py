@@ -39,7 +39,7 @@ def adds(shelf: Library) -> bool:
     """Whether the kernel from a library computes the right result."""
     x = np.arange(16, dtype=np.float32)
     words = AddRecord.pack(
-        {"a": x.ctypes.data, "b": x.ctypes.data, "width": 16, "out": x.ctypes.data, "rows": 0}
+        {"a": x.ctypes.data, "b": x.ctypes.data, "factor": 1.0, "width": 16, "out": x.ctypes.data, "rows": 0}
     )
     record, batch = np.array([0, 0, *words], np.int64), Batch([1])
     shelf.function(ADD)(record.ctypes.data, batch.record.ctypes.data, 0, 1)

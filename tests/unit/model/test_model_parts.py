@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from pellucid.model.spec import (
     ModelSpec,
     Norm,
     Rotary,
+    RotaryScaling,
     Slot,
 )
 from pellucid.plan.position import alibi_slopes
@@ -42,6 +44,11 @@ def spec(*attentions: Attention, widths: tuple[int, ...] = (96, 96)) -> ModelSpe
     return ModelSpec("test", "test", 128, Embedding(64, 64), blocks, final_norm=NORM, head=Head(tied=True))
 
 
+def with_blocks(**changes: Any) -> ModelSpec:
+    plain = spec(ATTENTION)
+    return replace(plain, blocks=tuple(replace(block, **changes) for block in plain.blocks))
+
+
 PARTS = {
     "values narrower than keys": spec(replace(ATTENTION, value_dim=16)),
     "values wider than keys": spec(replace(ATTENTION, value_dim=64)),
@@ -54,6 +61,33 @@ PARTS = {
         replace(ATTENTION, heads=2, kv_heads=1, head_dim=64, rotary=Rotary(500.0, 64, "half")),
         widths=(96, 160),
     ),
+    **{
+        f"{placement} blocks": with_blocks(placement=placement, residual_scale=scale)
+        for placement, scale in (
+            ("output", 1.0),
+            ("parallel", 1.0),
+            ("shared", 1.0),
+            ("sandwich", 0.22),
+            ("pre", 0.22),
+        )
+    },
+    "shared norms without a bias": with_blocks(placement="shared", norm=Norm("layer", 1e-5, bias=False)),
+    "norms without weights": with_blocks(norm=Norm("layer", 1e-5, weight=False, bias=False)),
+    "RMS norms without weights": with_blocks(norm=Norm("rms", 1e-5, weight=False)),
+    "norms of all queries": spec(replace(ATTENTION, qk_norm=NORM, qk_norm_whole=True)),
+    "yarn": spec(
+        replace(
+            ATTENTION,
+            rotary=Rotary(
+                10_000.0, 32, "half", RotaryScaling("yarn", 4.0, trained_context=32, magnitude=1.139)
+            ),
+        )
+    ),
+    "squares": with_blocks(feedforward=FeedForward(96, "relu2", gated=False, bias=True)),
+    "a head with a scale and a bias": replace(
+        spec(ATTENTION), head=Head(tied=True, softcap=5.0, bias=True, scale=0.3)
+    ),
+    "a head of its own with a bias": replace(spec(ATTENTION), head=Head(tied=False, bias=True)),
     "wide layers first": spec(replace(ATTENTION, heads=8), replace(ATTENTION, heads=2), widths=(256, 32)),
 }
 

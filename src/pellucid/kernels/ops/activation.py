@@ -5,6 +5,7 @@
     gelu        x * (1 + erf(x / sqrt(2))) / 2                   (the exact form; erf after Abramowitz and
                                                                   Stegun 7.1.26, absolute error 1.5e-7)
     relu        max(x, 0)
+    relu2       max(x, 0)^2                                      (So et al. 2021, Primer)
 
 In: one or two (T, F) float32. Out: (T, F) float32, and optionally activation blocks for the next matrix product.
 """
@@ -21,7 +22,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
-KINDS = ("silu", "gelu_tanh", "gelu", "relu")
+KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2")
 
 
 class ActivationRecord(Record):
@@ -42,6 +43,7 @@ def reference(kind: str, x: NDArray[Any], up: NDArray[Any] | float = 1.0) -> NDA
         "gelu_tanh": lambda: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
         "gelu": lambda: 0.5 * x * (1 + erf(x / math.sqrt(2))),
         "relu": lambda: np.maximum(x, 0),
+        "relu2": lambda: np.maximum(x, 0) ** 2,
     }
     return np.asarray(functions[kind]() * up, np.float64)
 
@@ -79,7 +81,12 @@ def _function(simd: Any, kind: str) -> Any:
     def relu(x):
         return vmax(x, splat(0.0))
 
-    return {"silu": silu, "gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu}[kind]
+    @simd.jit
+    def relu2(x):
+        positive = vmax(x, splat(0.0))
+        return positive * positive
+
+    return {"silu": silu, "gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu, "relu2": relu2}[kind]
 
 
 @kernel("activation", ActivationRecord)

@@ -1,6 +1,7 @@
 """Small operations: residual addition, selection of rows, capping of logits, pooling.
 
-add      out = a + b                            (T, D)
+add      out = a + factor * b                   (T, D)
+scale    x = factor * x                         (T, N), in place
 pick     out[r] = x[output_rows[r]]             (T, D) -> (R, D)
 softcap  x = cap * tanh(x / cap)                (T, N), in place  (Gemma Team 2024, Gemma 2)
 pool     the mean of a sequence's rows, optionally scaled to length 1    (T, D) -> (B, D)
@@ -20,8 +21,16 @@ from pellucid.kernels.core.record import Address, Count, Record, StepRecord
 class AddRecord(Record):
     a: Address  # (T, D) float32
     b: Address  # (T, D) float32
+    factor: float
     width: int  # D, a multiple of 16
     out: Address  # (T, D) float32; may be a or b
+    rows: Count
+
+
+class ScaleRecord(Record):
+    x: Address  # (T, N) float32
+    width: int  # N, a multiple of 16
+    factor: float
     rows: Count
 
 
@@ -70,14 +79,29 @@ def tanh_vector(simd: Any) -> Any:
 
 @kernel("add", AddRecord)
 def build_add(simd: Any) -> Any:
-    at, load, vload, vstore = AddRecord.at, simd.load_i64, simd.vload, simd.vstore
+    at, load, vload, vstore, fma = AddRecord.at, simd.load_i64, simd.vload, simd.vstore, simd.fma
 
     @simd.jit
     def body(record, step, thread, threads):
         a, b, out = load(record + at.a), load(record + at.b), load(record + at.out)
+        factor = simd.splat(np.float32(simd.load_f64(record + at.factor)))
         vectors = load(step + load(record + at.rows)) * (load(record + at.width) // 16)
         for i in range(vectors * thread // threads, vectors * (thread + 1) // threads):
-            vstore(out + i * 64, vload(a + i * 64) + vload(b + i * 64))
+            vstore(out + i * 64, fma(vload(b + i * 64), factor, vload(a + i * 64)))
+
+    return body
+
+
+@kernel("scale", ScaleRecord)
+def build_scale(simd: Any) -> Any:
+    at, load, vload, vstore = ScaleRecord.at, simd.load_i64, simd.vload, simd.vstore
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, factor = load(record + at.x), simd.splat(np.float32(simd.load_f64(record + at.factor)))
+        vectors = load(step + load(record + at.rows)) * (load(record + at.width) // 16)
+        for i in range(vectors * thread // threads, vectors * (thread + 1) // threads):
+            vstore(x + i * 64, vload(x + i * 64) * factor)
 
     return body
 
