@@ -40,6 +40,7 @@ ERROR = {
     ),
     "gelu": lambda x: (8 * ULP, 0.75e-7 + 4 * ULP),
     "relu": lambda x: (0, 0),
+    "relu2": lambda x: (ULP, 0),
 }
 
 
@@ -68,6 +69,8 @@ def test_activation_is_within_rounding_of_float64(
     kind: str, values: str, seed: int, T: int, blocks: int, gated: bool, in_place: bool, threads: int
 ) -> None:
     x = numbers(values, seed, T, 32 * blocks) * np.float32(3)
+    if kind == "relu2":  # a square within the range of float32
+        x = np.clip(x, np.float32(-1e15), np.float32(1e15))
     up = numbers("normal", seed + 1, T, 32 * blocks) if gated else None
     factor = np.float64(1) if up is None else up.astype(np.float64)
     got = run(kind, x, up, threads, in_place)
@@ -80,7 +83,8 @@ def test_activation_is_within_rounding_of_float64(
 
 @pytest.mark.parametrize("kind", activation.KINDS)
 def test_activation_over_the_whole_range_is_finite_and_right_at_the_ends(kind: str) -> None:
-    x = np.concatenate([np.linspace(-200, 200, 4096), [-1e30, -1e4, 0, 1e-38, 1e4, 1e30] + [0] * 26])
+    most = 1e15 if kind == "relu2" else 1e30
+    x = np.concatenate([np.linspace(-200, 200, 4096), [-most, -1e4, 0, 1e-38, 1e4, most] + [0] * 26])
     x = x.astype(np.float32).reshape(1, -1)
     got = run(kind, x, None, 1, False)
     with np.errstate(over="ignore"):
@@ -91,4 +95,4 @@ def test_activation_over_the_whole_range_is_finite_and_right_at_the_ends(kind: s
         want,
         relative * np.abs(want) + absolute * np.abs(x, dtype=np.float64) + ULP * np.abs(want) + 1e-44,
     )
-    assert (got[x >= 30] == x[x >= 30]).all()
+    assert (got[x >= 30] == (x[x >= 30] ** 2 if kind == "relu2" else x[x >= 30])).all()
