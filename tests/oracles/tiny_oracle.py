@@ -6,7 +6,8 @@ The committed goldens were made with transformers 5.24.0, torch 2.13.0 (CPU), sa
 float32 with eager attention. The weights come from numpy's PCG64 with the seed below, drawn in the order of the
 tensors' names, so the script reproduces the same files.
 
-OUT/<name>/ has config.json and model.safetensors (float32) as transformers saves them, and expected.npz:
+OUT/<name>/ has config.json and model.safetensors (float32) as transformers saves them, or instead of the weights
+tensors.json, from which tests draw them again (tests/support/drawn.py), and expected.npz:
 
     input_ids  int32   [40]
     logits     float32 [40, 128]   language models
@@ -27,28 +28,60 @@ OUT/<name>/ has config.json and model.safetensors (float32) as transformers save
     llama-linear    rotary scaling "linear" by 2.5
     qwen2           biases on queries, keys and values
     gemma3-linear   rotary scaling "linear" of both kinds of layers, by 4 in local and by 8 in global ones
+    mistral         a window of 8
+    qwen3           norms of each head's queries and keys
+    seed_oss        biases on queries, keys and values
+    granite         factors of embedding, scores, residuals and logits; granite-odd: with YaRN
+    smollm3         no positions in every fourth of five layers; smollm3-odd: in the second of three
+    olmo2           norms of outputs, and of all queries and all keys
+    gemma, gemma2   Gemma 2 with soft-caps and a window of 8 in every second layer
+    *-odd           three heads, as many key/value heads, three layers
 """
 
 import argparse
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
     BertConfig,
     BertModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SeedOssConfig,
+    SeedOssForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
+from safetensors.numpy import load_file, save_file
 from transformers.models.gemma3 import modeling_gemma3
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.drawn import draw
+
 SEED, LENGTH = 20, 40
+COMMITTED = 10  # the first models have their weights in the repository; tests draw those of the others again
+ONE_PLUS = ("gemma", "gemma2", "nemotron")  # model types whose norms multiply by 1 + w
 LLAMA = {
     "vocab_size": 128,
     "hidden_size": 64,
@@ -93,6 +126,33 @@ ROPE3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
+}
+ODD = {
+    "hidden_size": 96,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 32,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+FACTORS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 4.0,
+}
+CAPS = {
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 8,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+    "tie_word_embeddings": True,
 }
 BERT = {
     "vocab_size": 128,
@@ -169,6 +229,25 @@ MODELS = {
         ),
     ),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**LLAMA | SMALLER)),
+    "mistral": (MistralForCausalLM, MistralConfig(**LLAMA | {"sliding_window": 8})),
+    "mistral-odd": (MistralForCausalLM, MistralConfig(**LLAMA | ODD | {"sliding_window": None})),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config(**LLAMA)),
+    "qwen3-odd": (Qwen3ForCausalLM, Qwen3Config(**LLAMA | ODD | {"tie_word_embeddings": True, "attention_bias": True})),
+    "seed_oss": (SeedOssForCausalLM, SeedOssConfig(**LLAMA)),
+    "seed_oss-odd": (SeedOssForCausalLM, SeedOssConfig(**LLAMA | ODD | {"attention_out_bias": True})),
+    "granite": (GraniteForCausalLM, GraniteConfig(**LLAMA | FACTORS)),
+    "granite-odd": (GraniteForCausalLM, GraniteConfig(**LLAMA | ODD | FACTORS | {"rope_parameters": YARN})),
+    "smollm3": (SmolLM3ForCausalLM, SmolLM3Config(**LLAMA | {"num_hidden_layers": 5, "pad_token_id": 0})),
+    "smollm3-odd": (
+        SmolLM3ForCausalLM,
+        SmolLM3Config(**LLAMA | ODD | {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "pad_token_id": 0}),
+    ),
+    "olmo2": (Olmo2ForCausalLM, Olmo2Config(**LLAMA)),
+    "olmo2-odd": (Olmo2ForCausalLM, Olmo2Config(**LLAMA | ODD)),
+    "gemma": (GemmaForCausalLM, GemmaConfig(**LLAMA | {"tie_word_embeddings": True})),
+    "gemma-odd": (GemmaForCausalLM, GemmaConfig(**LLAMA | ODD | {"num_key_value_heads": 1})),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**LLAMA | CAPS | {"num_hidden_layers": 3})),
+    "gemma2-odd": (Gemma2ForCausalLM, Gemma2Config(**LLAMA | ODD | CAPS | {"query_pre_attn_scalar": 24})),
 }
 
 
@@ -201,6 +280,16 @@ def fill(model: torch.nn.Module, rng: np.random.Generator) -> None:
         p.data.copy_(torch.from_numpy(x.astype(np.float32)))
 
 
+def redraw(folder: Path, name: str, config: Any) -> None:
+    """Replace the weights of a saved model by those that the tests draw again, and write what they need for that."""
+    path = folder / "model.safetensors"
+    tensors = {key: list(x.shape) for key, x in load_file(path).items()}
+    offset = 0.0 if config.model_type in ONE_PLUS else 1.0
+    save_file(draw(tensors, name, offset), path, metadata={"format": "pt"})
+    recipe = {"seed": name, "offset": offset, "tensors": tensors}
+    (folder / "tensors.json").write_text(json.dumps(recipe, indent=0) + "\n")
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -213,9 +302,13 @@ def main() -> None:
         config._attn_implementation = "eager"
         options = {"add_pooling_layer": False} if kind is BertModel else {}
         model = kind(config, **options).eval()
-        fill(model, rng)
         folder = args.out / name
-        model.save_pretrained(folder)
+        if number < COMMITTED:
+            fill(model, rng)
+            model.save_pretrained(folder)
+        else:
+            model.save_pretrained(folder)
+            redraw(folder, name, config)
         (folder / "generation_config.json").unlink(missing_ok=True)
         ids = rng.integers(3, config.vocab_size, LENGTH).astype(np.int32)
         # Load the saved files again, so that the outputs belong to them.
@@ -229,6 +322,8 @@ def main() -> None:
             folder / "expected.npz",
             **{"input_ids": ids, key: value, "made_with": np.array(json.dumps(made_with))},
         )
+        if number >= COMMITTED:
+            (folder / "model.safetensors").unlink()  # tensors.json stands for it
         size = sum(f.stat().st_size for f in folder.iterdir())
         print(f"{name}: {key} {value.shape}, standard deviation {value.std():.3f}, {size} bytes")
 

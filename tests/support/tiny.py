@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,29 @@ from pellucid.plan.plan import Plan
 from pellucid.plan.weights import layouts
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
+from support.drawn import draw
 from support.model_files import gguf, safetensors
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "model"
-TINY = {folder.name: folder for folder in sorted((GOLDENS / "tiny").iterdir())}
+_written = TemporaryDirectory(prefix="pellucid-tiny-")
+
+
+def _whole(folder: Path) -> Path:
+    """The folder, or a copy with the weights that ``tensors.json`` stands for."""
+    recipe = folder / "tensors.json"
+    if not recipe.exists():
+        return folder
+    copy = Path(_written.name) / folder.name
+    shutil.copytree(folder, copy)
+    (copy / "tensors.json").unlink()
+    said = json.loads(recipe.read_text())
+    weights = draw(said["tensors"], said["seed"], said["offset"])
+    tensors = {name: ("F32", w.shape, w.tobytes()) for name, w in weights.items()}
+    (copy / "model.safetensors").write_bytes(safetensors(tensors))
+    return copy
+
+
+TINY = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "tiny").iterdir())}
 FAMILIES = [name for name in TINY if name in known_families()]
 """The plain model of each family; other names are a family and a variant, "gemma3-softcap"."""
 

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
-from pellucid.model.spec import Attention, Pairing, Pooling, Rotary, RotaryScaling
+from pellucid.model.spec import Activation, Attention, Block, Pairing, Pooling, Rotary, RotaryScaling
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.safetensors import read_json
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+"""The activation functions by their names in transformers."""
 
 
 def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> Attention:
@@ -15,11 +31,21 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> 
     value_dim = config.count("attention.value_length", head_dim)
     scaling = None
     # As in llama.cpp, a factor without a type is a linear one, and so is the older key.
-    kind = config.one_of("rope.scaling.type", {"none": "none", "linear": "linear"}, "linear")
+    kinds = {"none": "none", "linear": "linear", "yarn": "yarn"}
+    kind = config.one_of("rope.scaling.type", kinds, "linear")
     factor = config.number("rope.scaling.factor", config.number("rope.scale_linear", 1.0))
     config.agreed("rope.scaling.factor", config, "rope.scale_linear")
     if kind == "linear" and factor != 1:
         scaling = RotaryScaling("linear", factor)
+    if kind == "yarn" and factor != 1:
+        scaling = RotaryScaling(
+            "yarn",
+            factor,
+            trained_context=config.count("rope.scaling.original_context_length"),
+            fast=config.number("rope.scaling.yarn_beta_fast", 32.0),
+            slow=config.number("rope.scaling.yarn_beta_slow", 1.0),
+            magnitude=yarn_magnitude(factor) * config.number("rope.scaling.attn_factor", 1.0),
+        )
     dims = config.count("rope.dimension_count", head_dim, limit=head_dim)
     if dims % 2:
         raise config.wrong("rope.dimension_count", f"is {dims}, an odd number")
@@ -32,6 +58,20 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> 
     )
     kv_heads = config.divisor("attention.head_count_kv", "attention.head_count", heads)
     return Attention(heads, kv_heads, head_dim, head_dim**-0.5, rotary=rotary, value_dim=value_dim)
+
+
+def sliding_layers(config: Config, default: list[bool]) -> list[bool]:
+    """Whether each layer has a sliding window: ``layer_types``, or else ``default``."""
+    kinds = {"sliding_attention": True, "full_attention": False}
+    return config.each("layer_types", kinds, len(default)) or default
+
+
+def sliding_blocks(blocks: Sequence[Block], sliding: Sequence[bool], window: int) -> tuple[Block, ...]:
+    """The blocks, of which those that slide see a window of so many tokens (0: all)."""
+    return tuple(
+        replace(block, attention=replace(block.attention, window=window)) if slides else block
+        for block, slides in zip(blocks, sliding)
+    )
 
 
 def heads_of(config: Config, heads_key: str, head_dim_key: str, width_key: str) -> tuple[int, int]:
@@ -103,7 +143,7 @@ def rope_parameters(
 
 
 def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
-    kinds = {"default": "", "linear": "linear", "llama3": "llama3"}
+    kinds = {"default": "", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
     kind = parameters.one_of("rope_type" if parameters.has("rope_type") else "type", kinds, "default")
     parameters.agreed("rope_type", parameters, "type")
     if kind == "linear":
@@ -117,7 +157,51 @@ def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
         trained = parameters.count("original_max_position_embeddings")
         parameters.agreed("original_max_position_embeddings", config, "original_max_position_embeddings")
         return RotaryScaling("llama3", parameters.number("factor"), low, high, trained)
+    if kind == "yarn":
+        return _yarn(parameters)
     return None
+
+
+def _yarn(parameters: Config) -> RotaryScaling:
+    """YaRN's parameters, as transformers reads them."""
+    factor = parameters.number("factor")
+    mscale, mscale_all = parameters.cap("mscale"), parameters.cap("mscale_all_dim")
+    magnitude = yarn_magnitude(factor)
+    if mscale and mscale_all:
+        magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all)
+    return RotaryScaling(
+        "yarn",
+        factor,
+        trained_context=parameters.count("original_max_position_embeddings"),
+        fast=parameters.number("beta_fast", 32.0),
+        slow=parameters.number("beta_slow", 1.0),
+        magnitude=parameters.number("attention_factor", magnitude),
+        whole_pairs=parameters.flag("truncate", True),
+    )
+
+
+def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
+    """The factor of cosines and sines that YaRN recommends (Peng et al. 2023, section 3.4)."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def rotary_dims(
+    config: Config, head_dim: int, default: float = 1.0, key: str = "partial_rotary_factor"
+) -> int:
+    """How many of a head's values are rotated: a fraction, stated in ``rope_parameters`` or before version 5 beside it.
+
+    Raises:
+        FileFormatError: it is no even number.
+    """
+    parameters = config.table("rope_parameters")
+    stated = parameters.number("partial_rotary_factor", config.number(key, default, most=1.0), most=1.0)
+    parameters.agreed("partial_rotary_factor", config, key)
+    dims = int(head_dim * stated)
+    if dims < 2 or dims % 2:
+        raise config.wrong(
+            key, f"is {stated:g}: {dims} of {head_dim} values of a head, which must be an even number"
+        )
+    return dims
 
 
 POOLING = "1_Pooling/config.json"

@@ -119,6 +119,19 @@ class Config:
         value = self._get(key, None, check, f"a list of {count} of {', '.join(sorted(choices))}")
         return None if value is None else [choices[one] for one in value]
 
+    def switches(self, key: str, count: int) -> list[bool] | None:
+        """A list of ``count`` numbers, each 0 or 1; None if there is no list."""
+
+        def check(v: Any) -> bool:
+            return (
+                isinstance(v, list)
+                and len(v) == count
+                and all(type(one) is int and one in (0, 1) for one in v)
+            )
+
+        value = self._get(key, None, check, f"a list of {count} numbers that are 0 or 1")
+        return None if value is None else [bool(one) for one in value]
+
     def agreed(self, key: str, other: Config, other_key: str) -> None:
         """Check that two keys with the same meaning do not differ, if both are present."""
         mine, its = self.value(key), other.value(other_key)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Pairing = Literal["interleaved", "half"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class FeedForward:
     """``gated``: down(f(gate x) * up x); else down(f(up x))."""
 
     width: int
-    activation: Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
+    activation: Activation
     gated: bool
     bias: bool = False
 

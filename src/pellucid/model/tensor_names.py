@@ -2,68 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
-from pellucid.model.shapes import expected_shapes
+from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.spec import ModelSpec, Slot
 
-GGUF_MODEL = {"embed": "token_embd", "norm": "output_norm", "project": "output"}
-GGUF_BLOCK = {
-    "attention.q": "attn_q",
-    "attention.k": "attn_k",
-    "attention.v": "attn_v",
-    "attention.output": "attn_output",
-    "attention.q_norm": "attn_q_norm",
-    "attention.k_norm": "attn_k_norm",
-    "attention.norm": "attn_norm",
-    "attention.post_norm": "post_attention_norm",
-    "feedforward.gate": "ffn_gate",
-    "feedforward.up": "ffn_up",
-    "feedforward.down": "ffn_down",
-    "feedforward.norm": "ffn_norm",
-    "feedforward.post_norm": "post_ffw_norm",
-}
-TRANSFORMERS_MODEL = {"embed": "model.embed_tokens", "norm": "model.norm", "project": "lm_head"}
-TRANSFORMERS_BLOCK = {
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.output": "self_attn.o_proj",
-    "attention.q_norm": "self_attn.q_norm",
-    "attention.k_norm": "self_attn.k_norm",
-    "attention.norm": "input_layernorm",
-    "attention.post_norm": "post_attention_layernorm",
-    "feedforward.gate": "mlp.gate_proj",
-    "feedforward.up": "mlp.up_proj",
-    "feedforward.down": "mlp.down_proj",
-    "feedforward.norm": "post_attention_layernorm",
-    "feedforward.post_norm": "post_feedforward_layernorm",
-}
-SANDWICH_NORM = {"feedforward.norm": "pre_feedforward_layernorm"}
+
+@dataclass(frozen=True)
+class TensorNames:
+    """The names of a format's tensors, without ".weight" and ".bias".
+
+    ``model`` and ``block`` map places, such as "attention.q", to names; those of blocks follow ``prefix`` and the
+    block's number. Places of a block with the same name share its tensor: their rows follow each other in the order of
+    the slots (queries, keys, values; gate, up). ``transposed`` are the places whose matrices are stored as (inputs,
+    outputs). ``norm_plus`` is added to the weights of norms.
+    """
+
+    model: Mapping[str, str]
+    block: Mapping[str, str]
+    prefix: str
+    transposed: frozenset[str] = field(default_factory=frozenset)
+    norm_plus: float = 0.0
+
+    def with_names(self, model: Mapping[str, str] | None = None, **block: str) -> TensorNames:
+        """A copy with other names. In ``block`` a dot in a place is written as "__"."""
+        named = {place.replace("__", "."): name for place, name in block.items()}
+        return replace(self, model={**self.model, **(model or {})}, block={**self.block, **named})
+
+    def slots(self, spec: ModelSpec) -> dict[str, Slot]:
+        """Every slot of the spec, filled by tensors with these names."""
+        slots: dict[str, Slot] = {}
+        groups: dict[str, list[tuple[str, Shape]]] = {}
+        for slot, shape in expected_shapes(spec).items():
+            place, _, part = slot.rpartition(".")
+            plus = self.norm_plus if place.endswith("norm") and part == "weight" else 0.0
+            if place.startswith("blocks."):
+                _, index, inner = place.split(".", 2)
+                name = f"{self.prefix}.{index}.{self.block[inner]}.{part}"
+                groups.setdefault(name, []).append((slot, shape))
+            else:
+                inner, name = place, f"{self.model[place]}.{part}"
+            slots[slot] = Slot(name, plus, transpose=inner in self.transposed and part == "weight")
+        for shared in groups.values():
+            if len(shared) > 1:
+                slots |= _rows(slots, shared)
+        return slots
 
 
-def gguf_slots(spec: ModelSpec) -> dict[str, Slot]:
-    """Every slot of the spec, filled by tensors with llama.cpp's names."""
-    return _slots(spec, GGUF_MODEL, GGUF_BLOCK, "blk", 0.0)
+def _rows(slots: Mapping[str, Slot], shared: Iterable[tuple[str, Shape]]) -> dict[str, Slot]:
+    """The slots that share a tensor, each with its rows."""
+    found, start = {}, 0
+    for slot, shape in shared:
+        found[slot] = replace(slots[slot], rows=(start, start + shape[0]))
+        start += shape[0]
+    return found
 
 
-def transformers_slots(spec: ModelSpec, norm_plus: float = 0.0) -> dict[str, Slot]:
-    """Every slot of the spec, filled by tensors with transformers' names; ``norm_plus`` is added to norms' weights."""
-    sandwich = any(block.placement == "sandwich" for block in spec.blocks)
-    block = {**TRANSFORMERS_BLOCK, **(SANDWICH_NORM if sandwich else {})}
-    return _slots(spec, TRANSFORMERS_MODEL, block, "model.layers", norm_plus)
+GGUF = TensorNames(
+    {"embed": "token_embd", "position": "position_embd", "embed.norm": "token_embd_norm", "norm": "output_norm",
+     "project": "output"},
+    {
+        "attention.q": "attn_q",
+        "attention.k": "attn_k",
+        "attention.v": "attn_v",
+        "attention.output": "attn_output",
+        "attention.q_norm": "attn_q_norm",
+        "attention.k_norm": "attn_k_norm",
+        "attention.norm": "attn_norm",
+        "attention.post_norm": "post_attention_norm",
+        "feedforward.gate": "ffn_gate",
+        "feedforward.up": "ffn_up",
+        "feedforward.down": "ffn_down",
+        "feedforward.norm": "ffn_norm",
+        "feedforward.post_norm": "post_ffw_norm",
+    },
+    "blk",
+)  # fmt: skip
+"""llama.cpp's names."""
 
+GGUF_FUSED = GGUF.with_names(attention__q="attn_qkv", attention__k="attn_qkv", attention__v="attn_qkv")
+"""llama.cpp's names, with queries, keys and values in one tensor."""
 
-def _slots(
-    spec: ModelSpec, model: Mapping[str, str], block: Mapping[str, str], prefix: str, norm_plus: float
-) -> dict[str, Slot]:
-    slots = {}
-    for slot in expected_shapes(spec):
-        place, _, part = slot.rpartition(".")
-        if place.startswith("blocks."):
-            _, index, inner = place.split(".", 2)
-            name = f"{prefix}.{index}.{block[inner]}.{part}"
-        else:
-            name = f"{model[place]}.{part}"
-        slots[slot] = Slot(name, norm_plus if place.endswith("norm") else 0.0)
-    return slots
+TRANSFORMERS = TensorNames(
+    {"embed": "model.embed_tokens", "norm": "model.norm", "project": "lm_head"},
+    {
+        "attention.q": "self_attn.q_proj",
+        "attention.k": "self_attn.k_proj",
+        "attention.v": "self_attn.v_proj",
+        "attention.output": "self_attn.o_proj",
+        "attention.q_norm": "self_attn.q_norm",
+        "attention.k_norm": "self_attn.k_norm",
+        "attention.norm": "input_layernorm",
+        "attention.post_norm": "post_attention_layernorm",
+        "feedforward.gate": "mlp.gate_proj",
+        "feedforward.up": "mlp.up_proj",
+        "feedforward.down": "mlp.down_proj",
+        "feedforward.norm": "post_attention_layernorm",
+        "feedforward.post_norm": "post_feedforward_layernorm",
+    },
+    "model.layers",
+)
+"""The names of most decoders in transformers."""
+
+TRANSFORMERS_SANDWICH = TRANSFORMERS.with_names(feedforward__norm="pre_feedforward_layernorm")
+"""The names of decoders in transformers with norms before and after attention and feed-forward."""

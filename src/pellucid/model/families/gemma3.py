@@ -12,7 +12,7 @@ from pellucid.model.common_metadata import gguf_attention, gguf_vocabulary, rope
 from pellucid.model.config import Config
 from pellucid.model.family import Family
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Model, ModelSpec, Norm, Rotary
-from pellucid.model.tensor_names import gguf_slots, transformers_slots
+from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH
 from pellucid.weights.checkpoint import Checkpoint
 
 PATTERN = 6  # every sixth block has full attention
@@ -55,7 +55,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     spec = _spec(
         config.text("general.name", "gemma3"), gemma.count("context_length"), vocabulary, width, blocks, head
     )
-    return Model(spec, gguf_slots(spec), gemma.name("block_count"))
+    return Model(spec, GGUF.slots(spec), gemma.name("block_count"))
 
 
 def _is_sliding(config: Config, layers: int) -> list[bool]:
@@ -98,7 +98,9 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     head = Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping"))
     context, vocabulary = config.count("max_position_embeddings"), config.count("vocab_size")
     spec = _spec(checkpoint.path.name, context, vocabulary, width, blocks, head)
-    return Model(spec, transformers_slots(spec, norm_plus=1.0), config.name("num_hidden_layers"))
+    return Model(
+        spec, replace(TRANSFORMERS_SANDWICH, norm_plus=1.0).slots(spec), config.name("num_hidden_layers")
+    )
 
 
 GEMMA3 = Family(

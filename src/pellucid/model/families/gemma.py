@@ -1,0 +1,30 @@
+"""Gemma (Gemma Team 2024): like Llama, with a GELU, an embedding scaled by sqrt(D), and norms that store w of 1 + w."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.config import Config
+from pellucid.model.llama_like import LlamaLike
+from pellucid.model.spec import ModelSpec
+from pellucid.model.tensor_names import TRANSFORMERS
+
+
+def _scaled(config: Config, spec: ModelSpec) -> ModelSpec:
+    return replace(spec, embedding=replace(spec.embedding, scale=spec.embedding.width**0.5))
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    """Older files say "gelu" and mean the tanh form, which ``hidden_activation`` states."""
+    config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
+    return _scaled(config, spec)
+
+
+GEMMA = LlamaLike(
+    "gemma",
+    tied=True,
+    activation="gelu_tanh",
+    names=replace(TRANSFORMERS, norm_plus=1.0),
+    gguf_change=_scaled,
+    config_change=_from_config,
+).family()

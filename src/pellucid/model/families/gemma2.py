@@ -1,0 +1,65 @@
+"""Gemma 2 (Gemma Team 2024): sandwich norms, soft-caps, and a sliding window in every second layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.common_metadata import sliding_blocks, sliding_layers
+from pellucid.model.config import Config
+from pellucid.model.llama_like import LlamaLike
+from pellucid.model.spec import ModelSpec
+from pellucid.model.tensor_names import TRANSFORMERS_SANDWICH
+
+
+def _capped(
+    spec: ModelSpec, scores: float, logits: float, scale: float, sliding: list[bool], window: int
+) -> ModelSpec:
+    assert spec.head is not None
+    blocks = tuple(
+        replace(block, attention=replace(block.attention, softcap=scores, scale=scale))
+        for block in spec.blocks
+    )
+    return replace(
+        spec,
+        embedding=replace(spec.embedding, scale=spec.embedding.width**0.5),
+        blocks=sliding_blocks(blocks, sliding, window),
+        head=replace(spec.head, softcap=logits),
+    )
+
+
+def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    attention, layers = spec.blocks[0].attention, len(spec.blocks)
+    # 27B scales by D / H instead of K, as its report says; its GGUF does not state it.
+    scale = (spec.embedding.width / attention.heads) ** -0.5 if layers == 46 else attention.scale
+    return _capped(
+        spec,
+        config.cap("attn_logit_softcapping"),
+        config.cap("final_logit_softcapping"),
+        scale,
+        [i % 2 == 0 for i in range(layers)],
+        config.count("attention.sliding_window"),
+    )
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    layers = len(spec.blocks)
+    config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
+    return _capped(
+        spec,
+        config.cap("attn_logit_softcapping"),
+        config.cap("final_logit_softcapping"),
+        config.number("query_pre_attn_scalar", 256) ** -0.5,
+        sliding_layers(config, [i % 2 == 0 for i in range(layers)]),
+        config.count("sliding_window"),
+    )
+
+
+GEMMA2 = LlamaLike(
+    "gemma2",
+    tied=True,
+    activation="gelu_tanh",
+    placement="sandwich",
+    names=replace(TRANSFORMERS_SANDWICH, norm_plus=1.0),
+    gguf_change=_from_gguf,
+    config_change=_from_config,
+).family()

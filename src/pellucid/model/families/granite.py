@@ -1,0 +1,51 @@
+"""Granite 3 (IBM 2024): like Llama, with factors of the embedding, the scores, the residuals and the logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.config import Config
+from pellucid.model.llama_like import LlamaLike
+from pellucid.model.spec import ModelSpec
+
+
+def _scaled(spec: ModelSpec, embedding: float, scores: float, residual: float, logits: float) -> ModelSpec:
+    assert spec.head is not None
+    return replace(
+        spec,
+        embedding=replace(spec.embedding, scale=embedding),
+        blocks=tuple(
+            replace(block, attention=replace(block.attention, scale=scores), residual_scale=residual)
+            for block in spec.blocks
+        ),
+        head=replace(spec.head, scale=1 / logits),
+    )
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    return _scaled(
+        spec,
+        config.number("embedding_multiplier", 1.0),
+        config.number("attention_multiplier", 1.0),
+        config.number("residual_multiplier", 1.0),
+        config.number("logits_scaling", 1.0),
+    )
+
+
+def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    return _scaled(
+        spec,
+        config.number("embedding_scale", 1.0),
+        config.number("attention.scale", spec.blocks[0].attention.scale),
+        config.number("residual_scale", 1.0),
+        config.number("logit_scale", 1.0),
+    )
+
+
+GRANITE = LlamaLike(
+    "granite",
+    gguf_pairing="interleaved",
+    unused=(r"rope_freqs\.weight",),  # read separately
+    gguf_change=_from_gguf,
+    config_change=_from_config,
+).family()

@@ -1,0 +1,19 @@
+"""Mistral (Jiang et al. 2023): like Llama, with a sliding window in the first version. GGUF files say "llama"."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.common_metadata import sliding_blocks
+from pellucid.model.config import Config
+from pellucid.model.family import Family
+from pellucid.model.llama_like import LlamaLike
+from pellucid.model.spec import ModelSpec
+
+
+def _window(config: Config, spec: ModelSpec) -> ModelSpec:
+    window = config.count("sliding_window") if config.has("sliding_window") else 0
+    return replace(spec, blocks=sliding_blocks(spec.blocks, [True] * len(spec.blocks), window))
+
+
+MISTRAL = Family("mistral", safetensors={"mistral": LlamaLike("mistral", config_change=_window).from_config})

@@ -1,0 +1,7 @@
+"""OLMo 2 (OLMo Team 2025): norms of the outputs instead of the inputs, and of all queries and all keys."""
+
+from __future__ import annotations
+
+from pellucid.model.llama_like import LlamaLike
+
+OLMO2 = LlamaLike("olmo2", whole_norm=True, placement="output").family()
