@@ -5,7 +5,7 @@ shapes.py            the slots of a spec, and their shapes
 read.py              a checkpoint → its ``Model``, checked
 family.py            ``Family``: what a file of ``families/`` declares; discovery
 families/            the families, one file each
-llama_like.py        reads decoders that are built like Llama
+standard_decoder.py        reads decoders that are built like Llama
 common_metadata.py   metadata that several families write alike
 tensor_names.py      tensor names that several families share
 config.py            metadata, checked by type and range

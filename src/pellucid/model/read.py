@@ -86,6 +86,8 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
             "not use it; ignoring it would change the results"
         )
     for name, parts in used.items():
+        if pattern.fullmatch(name):
+            continue
         if name in checkpoint.tensors and (gap := _unused_rows(checkpoint, name, model, parts)):
             raise UnsupportedModel(
                 f"{checkpoint.path.name}: tensor {shown(name)}: rows {gap[0]:,} to {gap[1]:,} are not used; ignoring "

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Pairing = Literal["interleaved", "half"]
+Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 
 
@@ -138,7 +139,7 @@ class Block:
     attention: Attention
     feedforward: FeedForward
     norm: Norm
-    placement: Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
+    placement: Placement
     residual_scale: float = 1.0
 
 

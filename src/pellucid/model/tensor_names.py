@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.spec import ModelSpec, Slot
@@ -16,7 +17,8 @@ class TensorNames:
     ``model`` and ``block`` map places, such as "attention.q", to names; those of blocks follow ``prefix`` and the
     block's number. Places of a block with the same name share its tensor: their rows follow each other in the order of
     the slots (queries, keys, values; gate, up). ``transposed`` are the places whose matrices are stored as (inputs,
-    outputs). ``norm_plus`` is added to the weights of norms.
+    outputs). ``norm_plus`` is added to the weights of norms. With ``by_group``, a shared tensor of queries, keys and
+    values holds, for each key/value head, the rows of its queries, of its key and of its value (GPT-NeoX, Falcon).
     """
 
     model: Mapping[str, str]
@@ -24,15 +26,16 @@ class TensorNames:
     prefix: str
     transposed: frozenset[str] = field(default_factory=frozenset)
     norm_plus: float = 0.0
+    by_group: bool = False
 
     def with_names(self, model: Mapping[str, str] | None = None, **block: str) -> TensorNames:
         """A copy with other names. In ``block`` a dot in a place is written as "__"."""
         named = {place.replace("__", "."): name for place, name in block.items()}
         return replace(self, model={**self.model, **(model or {})}, block={**self.block, **named})
 
-    def slots(self, spec: ModelSpec) -> dict[str, Slot]:
+    def slots(self, spec: ModelSpec) -> dict[str, Slot | tuple[Slot, ...]]:
         """Every slot of the spec, filled by tensors with these names."""
-        slots: dict[str, Slot] = {}
+        slots: dict[str, Slot | tuple[Slot, ...]] = {}
         groups: dict[str, list[tuple[str, Shape]]] = {}
         for slot, shape in expected_shapes(spec).items():
             place, _, part = slot.rpartition(".")
@@ -46,16 +49,38 @@ class TensorNames:
             slots[slot] = Slot(name, plus, transpose=inner in self.transposed and part == "weight")
         for shared in groups.values():
             if len(shared) > 1:
-                slots |= _rows(slots, shared)
+                grouped = self.by_group and len(shared) == 3
+                slots |= _rows_by_group(spec, slots, shared) if grouped else _rows(slots, shared)
         return slots
 
 
-def _rows(slots: Mapping[str, Slot], shared: Iterable[tuple[str, Shape]]) -> dict[str, Slot]:
+Slots: TypeAlias = Mapping[str, "Slot | tuple[Slot, ...]"]
+
+
+def _rows(slots: Slots, shared: Iterable[tuple[str, Shape]]) -> dict[str, Slot]:
     """The slots that share a tensor, each with its rows."""
     found, start = {}, 0
-    for slot, shape in shared:
-        found[slot] = replace(slots[slot], rows=(start, start + shape[0]))
+    for name, shape in shared:
+        slot = slots[name]
+        assert isinstance(slot, Slot)
+        found[name] = replace(slot, rows=(start, start + shape[0]))
         start += shape[0]
+    return found
+
+
+def _rows_by_group(
+    spec: ModelSpec, slots: Slots, shared: Iterable[tuple[str, Shape]]
+) -> dict[str, tuple[Slot, ...]]:
+    """The slots of queries, keys and values that share a tensor, each with its rows in every group of heads."""
+    groups = spec.blocks[0].attention.kv_heads
+    sizes = {name: shape[0] // groups for name, shape in shared}
+    each, found, before = sum(sizes.values()), {}, 0
+    for name, size in sizes.items():
+        slot = slots[name]
+        assert isinstance(slot, Slot)
+        starts = (group * each + before for group in range(groups))
+        found[name] = tuple(replace(slot, rows=(start, start + size)) for start in starts)
+        before += size
     return found
 
 

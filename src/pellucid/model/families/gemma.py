@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pellucid.model.config import Config
-from pellucid.model.llama_like import LlamaLike
 from pellucid.model.spec import ModelSpec
+from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import TRANSFORMERS
 
 
@@ -20,7 +20,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     return _scaled(config, spec)
 
 
-GEMMA = LlamaLike(
+GEMMA = StandardDecoder(
     "gemma",
     tied=True,
     activation="gelu_tanh",

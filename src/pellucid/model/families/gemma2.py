@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from pellucid.model.common_metadata import sliding_blocks, sliding_layers
 from pellucid.model.config import Config
-from pellucid.model.llama_like import LlamaLike
 from pellucid.model.spec import ModelSpec
+from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import TRANSFORMERS_SANDWICH
 
 
@@ -54,7 +54,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     )
 
 
-GEMMA2 = LlamaLike(
+GEMMA2 = StandardDecoder(
     "gemma2",
     tied=True,
     activation="gelu_tanh",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pellucid.model.config import Config
-from pellucid.model.llama_like import LlamaLike
 from pellucid.model.spec import ModelSpec
+from pellucid.model.standard_decoder import StandardDecoder
 
 
 def _scaled(spec: ModelSpec, embedding: float, scores: float, residual: float, logits: float) -> ModelSpec:
@@ -42,7 +42,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     )
 
 
-GRANITE = LlamaLike(
+GRANITE = StandardDecoder(
     "granite",
     gguf_pairing="interleaved",
     unused=(r"rope_freqs\.weight",),  # read separately

@@ -5,9 +5,9 @@ In GGUF files the rows of q and k are permuted so that rotary pairs are neighbou
 
 from __future__ import annotations
 
-from pellucid.model.llama_like import LlamaLike
+from pellucid.model.standard_decoder import StandardDecoder
 
-LLAMA = LlamaLike(
+LLAMA = StandardDecoder(
     "llama",
     gguf_pairing="interleaved",
     # The rotary frequencies: read separately in GGUF; in safetensors they only repeat what follows from the base.

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pellucid.model.common_metadata import sliding_blocks
 from pellucid.model.config import Config
 from pellucid.model.family import Family
-from pellucid.model.llama_like import LlamaLike
 from pellucid.model.spec import ModelSpec
+from pellucid.model.standard_decoder import StandardDecoder
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
@@ -16,4 +16,6 @@ def _window(config: Config, spec: ModelSpec) -> ModelSpec:
     return replace(spec, blocks=sliding_blocks(spec.blocks, [True] * len(spec.blocks), window))
 
 
-MISTRAL = Family("mistral", safetensors={"mistral": LlamaLike("mistral", config_change=_window).from_config})
+MISTRAL = Family(
+    "mistral", safetensors={"mistral": StandardDecoder("mistral", config_change=_window).from_config}
+)

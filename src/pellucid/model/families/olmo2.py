@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pellucid.model.llama_like import LlamaLike
+from pellucid.model.standard_decoder import StandardDecoder
 
-OLMO2 = LlamaLike("olmo2", whole_norm=True, placement="output").family()
+OLMO2 = StandardDecoder("olmo2", whole_norm=True, placement="output").family()

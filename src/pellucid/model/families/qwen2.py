@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pellucid.model.llama_like import LlamaLike
+from pellucid.model.standard_decoder import StandardDecoder
 
-QWEN2 = LlamaLike("qwen2", bias=True).family()
+QWEN2 = StandardDecoder("qwen2", bias=True).family()

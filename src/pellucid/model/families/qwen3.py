@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pellucid.model.llama_like import LlamaLike
+from pellucid.model.standard_decoder import StandardDecoder
 
-QWEN3 = LlamaLike("qwen3", head_norm=True).family()
+QWEN3 = StandardDecoder("qwen3", head_norm=True).family()

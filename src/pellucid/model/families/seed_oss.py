@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pellucid.model.config import Config
-from pellucid.model.llama_like import LlamaLike
 from pellucid.model.spec import ModelSpec
+from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import GGUF
 
 
@@ -22,7 +22,7 @@ def _output_bias(config: Config, spec: ModelSpec) -> ModelSpec:
     )
 
 
-SEED_OSS = LlamaLike(
+SEED_OSS = StandardDecoder(
     "seed_oss",
     gguf_names=GGUF.with_names(feedforward__norm="post_attention_norm"),
     config_change=_output_bias,

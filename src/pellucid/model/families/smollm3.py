@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pellucid.model.config import Config
-from pellucid.model.llama_like import LlamaLike
 from pellucid.model.spec import ModelSpec
+from pellucid.model.standard_decoder import StandardDecoder
 
 INTERVAL = 4
 
@@ -33,6 +33,6 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     return _without_positions(spec, stated or [(i + 1) % interval != 0 for i in range(layers)])
 
 
-SMOLLM3 = LlamaLike(
+SMOLLM3 = StandardDecoder(
     "smollm3", gguf_pairing="interleaved", tied=True, gguf_change=_from_gguf, config_change=_from_config
 ).family()

@@ -1,0 +1,70 @@
+"""BLOOM (BigScience 2022): ALiBi, a norm of the embedding, layer norms, biases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.config import Config
+from pellucid.model.spec import ModelSpec, Norm
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.tensor_names import GGUF_FUSED, TensorNames
+
+NAMES = TensorNames(
+    {
+        "embed": "transformer.word_embeddings",
+        "embed.norm": "transformer.word_embeddings_layernorm",
+        "norm": "transformer.ln_f",
+        "project": "lm_head",
+    },
+    {
+        "attention.q": "self_attention.query_key_value",
+        "attention.k": "self_attention.query_key_value",
+        "attention.v": "self_attention.query_key_value",
+        "attention.output": "self_attention.dense",
+        "attention.norm": "input_layernorm",
+        "feedforward.up": "mlp.dense_h_to_4h",
+        "feedforward.down": "mlp.dense_4h_to_h",
+        "feedforward.norm": "post_attention_layernorm",
+    },
+    "transformer.h",
+    by_group=True,
+)
+
+
+def _embedding_norm(config: Config, spec: ModelSpec) -> ModelSpec:
+    return replace(spec, embedding=replace(spec.embedding, norm=spec.final_norm))
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    config.refuse("apply_residual_connection_post_layernorm", False)
+    return _embedding_norm(config, spec)
+
+
+BLOOM = StandardDecoder(
+    "bloom",
+    positions="alibi",
+    bias=True,
+    output_bias=True,
+    activation="gelu_tanh",
+    gated=False,
+    feedforward_bias=True,
+    widening=4,
+    norm=Norm("layer", 1e-5),
+    tied=True,
+    usual_context=2048,
+    keys={
+        "context": "seq_length",
+        "heads": "n_head",
+        "kv_heads": "",
+        "head_dim": "",
+        "feedforward": "n_inner",
+        "layers": "n_layer",
+        "norm_eps": "layer_norm_epsilon",
+        "bias": "",
+        "feedforward_bias": "",
+    },
+    gguf_names=GGUF_FUSED,
+    names=NAMES,
+    gguf_change=_embedding_norm,
+    config_change=_from_config,
+).family()

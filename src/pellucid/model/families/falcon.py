@@ -1,0 +1,94 @@
+"""Falcon (Almazrouei et al. 2023): attention and feed-forward beside each other, few key/value heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.config import Config
+from pellucid.model.family import Family
+from pellucid.model.spec import Model, ModelSpec, Norm
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.tensor_names import GGUF_FUSED, TensorNames
+from pellucid.weights.checkpoint import Checkpoint
+
+NAMES = TensorNames(
+    {"embed": "transformer.word_embeddings", "norm": "transformer.ln_f", "project": "lm_head"},
+    {
+        "attention.q": "self_attention.query_key_value",
+        "attention.k": "self_attention.query_key_value",
+        "attention.v": "self_attention.query_key_value",
+        "attention.output": "self_attention.dense",
+        "attention.norm": "input_layernorm",
+        "feedforward.up": "mlp.dense_h_to_4h",
+        "feedforward.down": "mlp.dense_4h_to_h",
+        "feedforward.norm": "post_attention_layernorm",
+    },
+    "transformer.h",
+    by_group=True,
+)
+TWO_NORMS = NAMES.with_names(attention__norm="ln_attn", feedforward__norm="ln_mlp")
+DECODER = StandardDecoder(
+    "falcon",
+    activation="gelu",
+    gated=False,
+    widening=4,
+    norm=Norm("layer", 1e-5),
+    tied=True,
+    keys={
+        "kv_heads": "",
+        "head_dim": "",
+        "feedforward": "ffn_hidden_size",
+        "activation": "activation",
+        "norm_eps": "layer_norm_epsilon",
+        "bias": "",
+        "feedforward_bias": "bias",
+    },
+    names=NAMES,
+)
+
+
+def _from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``falcon.*`` metadata. Files of the newer architecture have a second norm."""
+    two = "blk.0.attn_norm_2.weight" in checkpoint.tensors
+    names = (
+        GGUF_FUSED.with_names(attention__norm="attn_norm_2", feedforward__norm="attn_norm")
+        if two
+        else GGUF_FUSED
+    )
+    decoder = replace(DECODER, placement="parallel" if two else "shared", gguf_names=names)
+    return decoder.from_gguf(checkpoint, config)
+
+
+def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``config.json``: three arrangements of the norms, three numbers of key/value heads."""
+    config.refuse("alibi", False)
+    newer = config.flag("new_decoder_architecture", False)
+    parallel = config.flag("parallel_attn", True) or newer
+    norms = config.count("num_ln_in_parallel_attn", 2) if newer else 1
+    multi_query = config.flag("multi_query", True)
+    bias = config.flag("bias", False)
+    heads = config.count("num_attention_heads")
+    stated = config.divisor("num_kv_heads", "num_attention_heads", heads)
+    kv_heads = stated if newer else 1 if multi_query else heads
+
+    def change(config: Config, spec: ModelSpec) -> ModelSpec:
+        return replace(
+            spec,
+            blocks=tuple(
+                replace(
+                    block, attention=replace(block.attention, kv_heads=kv_heads, bias=bias, output_bias=bias)
+                )
+                for block in spec.blocks
+            ),
+        )
+
+    decoder = replace(
+        DECODER,
+        placement=("parallel" if norms == 2 else "shared") if parallel else "pre",
+        names=TWO_NORMS if norms == 2 else NAMES,
+        config_change=change,
+    )
+    return decoder.from_config(checkpoint, config)
+
+
+FALCON = Family("falcon", gguf={"falcon": _from_gguf}, safetensors={"falcon": _from_config})

@@ -1,0 +1,70 @@
+"""GPT-NeoX and Pythia (Black et al. 2022; Biderman et al. 2023): attention and feed-forward beside each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.config import Config
+from pellucid.model.family import Family
+from pellucid.model.spec import ModelSpec, Norm
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.tensor_names import GGUF_FUSED, TensorNames
+
+NAMES = TensorNames(
+    {"embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "project": "embed_out"},
+    {
+        "attention.q": "attention.query_key_value",
+        "attention.k": "attention.query_key_value",
+        "attention.v": "attention.query_key_value",
+        "attention.output": "attention.dense",
+        "attention.norm": "input_layernorm",
+        "feedforward.up": "mlp.dense_h_to_4h",
+        "feedforward.down": "mlp.dense_4h_to_h",
+        "feedforward.norm": "post_attention_layernorm",
+    },
+    "gpt_neox.layers",
+    by_group=True,
+)
+
+
+def _parallel(config: Config, spec: ModelSpec) -> ModelSpec:
+    parallel = config.flag("use_parallel_residual", True)
+    return replace(
+        spec,
+        blocks=tuple(replace(block, placement="parallel" if parallel else "pre") for block in spec.blocks),
+    )
+
+
+def _biased(config: Config, spec: ModelSpec) -> ModelSpec:
+    """``attention_bias`` is about all of attention, and on by default."""
+    bias = config.flag("attention_bias", True)
+    spec = _parallel(config, spec)
+    return replace(
+        spec,
+        blocks=tuple(
+            replace(block, attention=replace(block.attention, bias=bias, output_bias=bias))
+            for block in spec.blocks
+        ),
+    )
+
+
+_DECODER = StandardDecoder(
+    "gptneox",
+    rotated=0.25,
+    activation="gelu",
+    gated=False,
+    feedforward_bias=True,
+    norm=Norm("layer", 1e-5),
+    keys={"kv_heads": "", "head_dim": "", "norm_eps": "layer_norm_eps", "feedforward_bias": ""},
+    unused=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
+    gguf_names=GGUF_FUSED,
+    names=NAMES,
+    gguf_change=_parallel,
+    config_change=_biased,
+)
+GPT_NEOX = Family(
+    "gpt_neox",
+    gguf={"gptneox": _DECODER.from_gguf},
+    safetensors={"gpt_neox": _DECODER.from_config},
+    unused=_DECODER.unused,
+)

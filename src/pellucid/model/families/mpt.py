@@ -1,0 +1,83 @@
+"""MPT (MosaicML 2023): ALiBi, layer norms without biases, a plain feed-forward with a GELU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.config import Config
+from pellucid.model.spec import ModelSpec, Norm
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.tensor_names import GGUF_FUSED, TensorNames
+
+NAMES = TensorNames(
+    {"embed": "transformer.wte", "norm": "transformer.norm_f", "project": "lm_head"},
+    {
+        "attention.q": "attn.Wqkv",
+        "attention.k": "attn.Wqkv",
+        "attention.v": "attn.Wqkv",
+        "attention.output": "attn.out_proj",
+        "attention.norm": "norm_1",
+        "feedforward.up": "ffn.up_proj",
+        "feedforward.down": "ffn.down_proj",
+        "feedforward.norm": "norm_2",
+    },
+    "transformer.blocks",
+)
+
+
+def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
+    """The table ``attn_config``: what transformers reads of it."""
+    config.refuse("no_bias", True)
+    config.refuse("logit_scale")
+    config.refuse("norm_type", "low_precision_layernorm")
+    attention = config.table("attn_config")
+    for key, harmless in (("attn_type", "multihead_attention"), ("alibi", True), ("alibi_bias_max", 8)):
+        attention.refuse(key, harmless)
+    for key in ("qk_ln", "prefix_lm", "attn_uses_sequence_id"):
+        attention.refuse(key, False)
+    for key in (
+        "attn_pdrop",
+        "attn_impl",
+        "model_type",
+    ):  # harmless, and no unknown key of a table is passed over
+        attention.value(key)
+    attention.refuse("clip_qkv")
+    scale = attention.number("softmax_scale", spec.blocks[0].attention.scale)
+    width = config.count("expansion_ratio", 4) * spec.embedding.width
+    return replace(
+        spec,
+        blocks=tuple(
+            replace(
+                block,
+                attention=replace(block.attention, scale=scale),
+                feedforward=replace(block.feedforward, width=width),
+            )
+            for block in spec.blocks
+        ),
+    )
+
+
+MPT = StandardDecoder(
+    "mpt",
+    positions="alibi",
+    activation="gelu",
+    gated=False,
+    widening=4,
+    norm=Norm("layer", 1e-5, bias=False),
+    tied=True,
+    keys={
+        "context": "max_seq_len",
+        "width": "d_model",
+        "heads": "n_heads",
+        "kv_heads": "",
+        "head_dim": "",
+        "feedforward": "ffn_hidden_size",
+        "layers": "n_layers",
+        "norm_eps": "layer_norm_epsilon",
+        "bias": "",
+        "feedforward_bias": "",
+    },
+    gguf_names=GGUF_FUSED,
+    names=NAMES,
+    config_change=_attention,
+).family()

@@ -1,0 +1,84 @@
+"""OPT (Zhang et al. 2022), the published recipe of GPT-3: learned positions, pre-norms, ReLU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.config import Config
+from pellucid.model.family import Family
+from pellucid.model.spec import Model, ModelSpec, Norm, Slot
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.tensor_names import TensorNames
+from pellucid.weights.checkpoint import Checkpoint
+
+OFFSET = 2  # rows of the table of positions before position 0
+NAMES = TensorNames(
+    {
+        "embed": "model.decoder.embed_tokens",
+        "position": "model.decoder.embed_positions",
+        "norm": "model.decoder.final_layer_norm",
+        "project": "lm_head",
+    },
+    {
+        "attention.q": "self_attn.q_proj",
+        "attention.k": "self_attn.k_proj",
+        "attention.v": "self_attn.v_proj",
+        "attention.output": "self_attn.out_proj",
+        "attention.norm": "self_attn_layer_norm",
+        "feedforward.up": "fc1",
+        "feedforward.down": "fc2",
+        "feedforward.norm": "final_layer_norm",
+    },
+    "model.decoder.layers",
+)
+
+
+def _biased(config: Config, spec: ModelSpec) -> ModelSpec:
+    """One key is about all biases. The models of 350M, with norms after the sums and a narrower embedding, differ."""
+    bias = config.flag("enable_bias", True)
+    config.refuse("do_layer_norm_before", True)
+    config.refuse("_remove_final_layer_norm", False)
+    config.refuse("layer_norm_elementwise_affine", True)
+    config.refuse("word_embed_proj_dim", spec.embedding.width)
+    return replace(
+        spec,
+        blocks=tuple(
+            replace(
+                block,
+                attention=replace(block.attention, bias=bias, output_bias=bias),
+                feedforward=replace(block.feedforward, bias=bias),
+            )
+            for block in spec.blocks
+        ),
+    )
+
+
+_DECODER = StandardDecoder(
+    "opt",
+    positions="learned",
+    activation="relu",
+    gated=False,
+    norm=Norm("layer", 1e-5),
+    tied=True,
+    keys={
+        "kv_heads": "",
+        "head_dim": "",
+        "feedforward": "ffn_dim",
+        "activation": "activation_function",
+        "norm_eps": "layer_norm_eps",
+        "bias": "",
+        "feedforward_bias": "",
+    },
+    names=NAMES,
+    config_change=_biased,
+)
+
+
+def from_config(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``config.json``. The table of positions has two rows before position 0."""
+    model = _DECODER.from_config(checkpoint, config)
+    rows = Slot("model.decoder.embed_positions.weight", rows=(OFFSET, model.spec.context + OFFSET))
+    return replace(model, slots={**model.slots, "position.weight": rows})
+
+
+OPT = Family("opt", safetensors={"opt": from_config}, unused=(r"model\.decoder\.embed_positions\.weight",))

@@ -1,0 +1,30 @@
+"""Phi-1, 1.5 and 2 (Microsoft 2023): attention and feed-forward beside each other behind one layer norm."""
+
+from __future__ import annotations
+
+from pellucid.model.family import Family
+from pellucid.model.spec import Norm
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.tensor_names import GGUF_FUSED, TRANSFORMERS
+
+_DECODER = StandardDecoder(
+    "phi2",
+    rotated=0.5,
+    bias=True,
+    output_bias=True,
+    activation="gelu_tanh",
+    gated=False,
+    feedforward_bias=True,
+    norm=Norm("layer", 1e-5),
+    placement="shared",
+    head_bias=True,
+    keys={"norm_eps": "layer_norm_eps", "bias": "", "feedforward_bias": ""},
+    gguf_names=GGUF_FUSED,
+    names=TRANSFORMERS.with_names(
+        {"norm": "model.final_layernorm"},
+        attention__output="self_attn.dense",
+        feedforward__up="mlp.fc1",
+        feedforward__down="mlp.fc2",
+    ),
+)
+PHI = Family("phi", gguf={"phi2": _DECODER.from_gguf}, safetensors={"phi": _DECODER.from_config})

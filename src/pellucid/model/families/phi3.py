@@ -1,0 +1,36 @@
+"""Phi-3 and Phi-4-mini (Abdin et al. 2024): like Llama, with queries, keys and values, and the gates, in one tensor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.common_metadata import sliding_blocks
+from pellucid.model.config import Config
+from pellucid.model.spec import ModelSpec
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.tensor_names import GGUF_FUSED, TRANSFORMERS
+
+
+def _window(config: Config, spec: ModelSpec) -> ModelSpec:
+    window = config.count("sliding_window") if config.has("sliding_window") else 0
+    return replace(spec, blocks=sliding_blocks(spec.blocks, [True] * len(spec.blocks), window))
+
+
+def _gguf_window(config: Config, spec: ModelSpec) -> ModelSpec:
+    window = config.count("attention.sliding_window") if config.has("attention.sliding_window") else 0
+    return replace(spec, blocks=sliding_blocks(spec.blocks, [True] * len(spec.blocks), window))
+
+
+PHI3 = StandardDecoder(
+    "phi3",
+    gguf_names=GGUF_FUSED.with_names(feedforward__gate="ffn_up"),
+    names=TRANSFORMERS.with_names(
+        attention__q="self_attn.qkv_proj",
+        attention__k="self_attn.qkv_proj",
+        attention__v="self_attn.qkv_proj",
+        feedforward__gate="mlp.gate_up_proj",
+        feedforward__up="mlp.gate_up_proj",
+    ),
+    gguf_change=_gguf_window,
+    config_change=_window,
+).family()

@@ -1,0 +1,222 @@
+"""One reader for decoder-only transformers; the differences between their families are data.
+
+    QWEN2 = StandardDecoder("qwen2", bias=True).family()
+
+The defaults are Llama's: attention and a gated feed-forward with RMS norms before them, rotary positions. Tensors have
+llama.cpp's names in GGUF and transformers' names in safetensors. What data cannot say, a family changes in the finished
+spec (``gguf_change``, ``config_change``). A family that differs more has its own readers, made of the parts in
+``common_metadata.py`` (Gemma 3, BERT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from pellucid.model.common_metadata import (
+    ACTIVATIONS,
+    gguf_attention,
+    gguf_vocabulary,
+    heads_of,
+    rope_parameters,
+    rotary_dims,
+    tied_head,
+)
+from pellucid.model.config import Config
+from pellucid.model.family import Family
+from pellucid.model.spec import (
+    Activation,
+    Attention,
+    Block,
+    Embedding,
+    FeedForward,
+    Head,
+    Learned,
+    Model,
+    ModelSpec,
+    Norm,
+    Pairing,
+    Placement,
+    Rotary,
+)
+from pellucid.model.tensor_names import GGUF, TRANSFORMERS, TensorNames
+from pellucid.weights.checkpoint import Checkpoint
+
+Change: TypeAlias = Callable[[Config, ModelSpec], ModelSpec]
+"""(metadata, spec) → the spec with what is peculiar to a family. In GGUF the metadata are those of the architecture."""
+
+KEYS: Mapping[str, str] = {
+    "context": "max_position_embeddings",
+    "vocabulary": "vocab_size",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "feedforward": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "activation": "hidden_act",
+    "norm_eps": "rms_norm_eps",
+    "bias": "attention_bias",
+    "feedforward_bias": "mlp_bias",
+}
+"""The keys of config.json, by what they mean."""
+
+
+@dataclass(frozen=True)
+class StandardDecoder:
+    """The data of a family of decoders.
+
+    ``name`` is the architecture in GGUF and the ``model_type`` in config.json.
+
+    Attention: ``gguf_pairing`` is the order of rotary pairs in the rows of GGUF's q and k, ``pairing`` that of
+    config.json's models, ``rotated`` the fraction of a head's values that are rotated if the file does not say.
+    ``bias`` and ``output_bias`` are whether q, k and v, and the attention's output, have biases if the file does not
+    say; ``head_norm`` and ``whole_norm`` whether each head's queries and keys have a norm, or those of all heads
+    together. Feed-forward: ``activation``, its names in config.json, ``gated``, and ``feedforward_bias`` if the file
+    does not say; ``widening`` is F / D if the file does not say F (0: it must). Norms: ``norm`` (with the usual
+    epsilon), ``placement``, ``final_norm`` whether there is one after the last block. ``usual_context`` is the context
+    if the file does not say (0: it must). Head: ``tied`` is whether it uses the embedding's matrix if the file does not
+    say, ``head_bias`` whether it has a bias.
+
+    ``keys`` are keys of config.json with other names than in ``KEYS``; a key without a name is not read. ``unused`` are
+    patterns of tensors that no slot needs.
+    """
+
+    name: str
+    positions: Literal["rotary", "learned", "alibi"] = "rotary"
+    gguf_pairing: Pairing = "half"
+    pairing: Pairing = "half"
+    rotated: float = 1.0
+    bias: bool = False
+    output_bias: bool = False
+    head_norm: bool = False
+    whole_norm: bool = False
+    activation: Activation = "silu"
+    activations: Mapping[str, Activation] = field(default_factory=lambda: ACTIVATIONS)
+    gated: bool = True
+    feedforward_bias: bool = False
+    widening: int = 0
+    norm: Norm = field(default_factory=lambda: Norm("rms", 1e-6))
+    placement: Placement = "pre"
+    final_norm: bool = True
+    usual_context: int = 0
+    tied: bool = False
+    head_bias: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    gguf_names: TensorNames = GGUF
+    names: TensorNames = TRANSFORMERS
+    gguf_change: Change = lambda config, spec: spec
+    config_change: Change = lambda config, spec: spec
+
+    def family(self) -> Family:
+        """The family, with readers for both kinds of checkpoint."""
+        return Family(
+            self.name,
+            gguf={self.name: self.from_gguf},
+            safetensors={self.name: self.from_config},
+            unused=self.unused,
+        )
+
+    def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
+        """Read GGUF metadata. Whether there are biases is seen from the tensors."""
+        own = config.under(f"{self.name}.")
+        kind = "rms_epsilon" if self.norm.kind == "rms" else "epsilon"
+        width, present = own.count("embedding_length"), checkpoint.tensors.__contains__
+        attention = gguf_attention(checkpoint, own, self.gguf_pairing)
+        if self.positions != "rotary":
+            attention = replace(attention, rotary=None)
+        spec = self._spec(
+            name=config.text("general.name", self.name),
+            context=own.count("context_length"),
+            embedding=Embedding(gguf_vocabulary(checkpoint, own), width),
+            attention=replace(
+                attention,
+                bias=present("blk.0.attn_q.bias") or present("blk.0.attn_qkv.bias"),
+                output_bias=present("blk.0.attn_output.bias"),
+            ),
+            feedforward=FeedForward(
+                own.count("feed_forward_length"), self.activation, self.gated, present("blk.0.ffn_up.bias")
+            ),
+            norm=replace(self.norm, eps=own.number(f"attention.layer_norm_{kind}")),
+            layers=own.count("block_count", limit=1000),
+            head=Head(tied=not present("output.weight"), bias=present("output.bias")),
+        )
+        spec = self.gguf_change(own, spec)
+        return Model(spec, self.gguf_names.slots(spec), own.name("block_count"))
+
+    def from_config(self, checkpoint: Checkpoint, config: Config) -> Model:
+        """Read ``config.json``."""
+        keys = {**KEYS, **self.keys}
+        width = config.count(keys["width"])
+        default = next(name for name, kind in self.activations.items() if kind == self.activation)
+        activation = config.one_of(keys["activation"], self.activations, default)
+        heads, head_dim = heads_of(config, keys["heads"], keys["head_dim"], keys["width"])
+        kv_heads = config.divisor(keys["kv_heads"], keys["heads"], heads) if keys["kv_heads"] else heads
+        rotary = None
+        if self.positions == "rotary":
+            base, scaling = rope_parameters(config)
+            rotary = Rotary(base, rotary_dims(config, head_dim, self.rotated), self.pairing, scaling)
+        spec = self._spec(
+            name=checkpoint.path.name,
+            context=config.count(keys["context"], *([self.usual_context] if self.usual_context else [])),
+            embedding=Embedding(config.count(keys["vocabulary"]), width),
+            attention=Attention(
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                scale=head_dim**-0.5,
+                rotary=rotary,
+                bias=_flag(config, keys["bias"], self.bias),
+                output_bias=_flag(config, keys["bias"], self.output_bias),
+            ),
+            feedforward=FeedForward(
+                self._feedforward_width(config, keys["feedforward"], width),
+                activation,
+                self.gated,
+                bias=_flag(config, keys["feedforward_bias"], self.feedforward_bias),
+            ),
+            norm=replace(self.norm, eps=config.number(keys["norm_eps"], self.norm.eps)),
+            layers=config.count(keys["layers"], limit=1000),
+            head=Head(tied_head(checkpoint, config, default=self.tied), bias=self.head_bias),
+        )
+        spec = self.config_change(config, spec)
+        return Model(spec, self.names.slots(spec), config.name(keys["layers"]))
+
+    def _feedforward_width(self, config: Config, key: str, width: int) -> int:
+        """F, which some families state only if it is not the usual multiple of D."""
+        return int(config.count(key, self.widening * width) if self.widening else config.count(key))
+
+    def _spec(
+        self,
+        name: str,
+        context: int,
+        embedding: Embedding,
+        attention: Attention,
+        feedforward: FeedForward,
+        norm: Norm,
+        layers: int,
+        head: Head,
+    ) -> ModelSpec:
+        attention = replace(
+            attention,
+            qk_norm=norm if self.head_norm or self.whole_norm else None,
+            qk_norm_whole=self.whole_norm,
+            alibi=self.positions == "alibi",
+        )
+        return ModelSpec(
+            self.name,
+            name,
+            context,
+            embedding,
+            (Block(attention, feedforward, norm, self.placement),) * layers,
+            position=Learned(context) if self.positions == "learned" else None,
+            final_norm=norm if self.final_norm else None,
+            head=head,
+        )
+
+
+def _flag(config: Config, key: str, default: bool) -> bool:
+    """A boolean, or the default if the family has no key for it."""
+    return config.flag(key, default) if key else default
