@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pellucid import pipeline
+from pellucid.errors import FileFormatError
 from pellucid.model.config import Config
 from pellucid.model.family import architectures
 from pellucid.model.read import read_model
@@ -90,14 +92,32 @@ def as_gguf(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Met
 
 
 def like_llama(architecture: str) -> Metadata:
-    """A GGUF with Llama's keys for another architecture, and the tensors that its family needs."""
+    """A GGUF with Llama's keys for another architecture, those that its family misses, and its tensors."""
     metadata = {key.replace("llama.", f"{architecture}."): value for key, value in LLAMA_GGUF.items()}
     metadata["general.architecture"] = architecture
     family = architectures("gguf")[architecture]
-    bare = as_gguf(metadata, LLAMA_GGUF_SHAPES)
-    model = family.gguf[architecture](bare, Config(bare.metadata, bare.path))
-    shapes = expected_shapes(model.spec)
-    return as_gguf(metadata, {model.sources(slot)[0].tensor: shape for slot, shape in shapes.items()})
+    while True:
+        bare = as_gguf(metadata, LLAMA_GGUF_SHAPES)
+        config = Config(bare.metadata, bare.path)
+        try:
+            model = family.gguf[architecture](bare, config)
+            break
+        except FileFormatError as error:
+            wanted = re.search(r": (\S+): missing; it must be a (whole )?number", str(error))
+            if not wanted:
+                raise
+            metadata[wanted[1]] = 8 if wanted[2] else 1e-5
+    metadata = {
+        key: value
+        for key, value in metadata.items()
+        if not key.startswith(f"{architecture}.") or key in config.read
+    }
+    tensors: dict[str, tuple[int, ...]] = {}
+    for slot, shape in expected_shapes(model.spec).items():  # slots that share a tensor follow each other
+        name = model.sources(slot)[0].tensor
+        rows = tensors[name][0] if name in tensors else 0
+        tensors[name] = (rows + shape[0], *shape[1:])
+    return as_gguf(metadata, tensors)
 
 
 GGUF = {name: partial(like_llama, name) for name in sorted(architectures("gguf"))}

@@ -25,10 +25,16 @@ ACTIVATIONS: Mapping[str, Activation] = {
 """The activation functions by their names in transformers."""
 
 
-def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> Attention:
-    """Causal attention from ``<architecture>.attention.*`` and ``.rope.*``."""
+def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing | None) -> Attention:
+    """Causal attention from ``<architecture>.attention.*`` and ``.rope.*``; no rotary positions without a pairing."""
     heads, head_dim = heads_of(config, "attention.head_count", "attention.key_length", "embedding_length")
     value_dim = config.count("attention.value_length", head_dim)
+    rotary = None if pairing is None else _gguf_rotary(checkpoint, config, pairing, head_dim)
+    kv_heads = config.divisor("attention.head_count_kv", "attention.head_count", heads)
+    return Attention(heads, kv_heads, head_dim, head_dim**-0.5, rotary=rotary, value_dim=value_dim)
+
+
+def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_dim: int) -> Rotary:
     scaling = None
     # As in llama.cpp, a factor without a type is a linear one, and so is the older key.
     kinds = {"none": "none", "linear": "linear", "yarn": "yarn"}
@@ -49,15 +55,8 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing) -> 
     dims = config.count("rope.dimension_count", head_dim, limit=head_dim)
     if dims % 2:
         raise config.wrong("rope.dimension_count", f"is {dims}, an odd number")
-    rotary = Rotary(
-        config.number("rope.freq_base", 10_000.0, low=1.0),
-        dims,
-        pairing,
-        scaling,
-        _frequency_factors(checkpoint),
-    )
-    kv_heads = config.divisor("attention.head_count_kv", "attention.head_count", heads)
-    return Attention(heads, kv_heads, head_dim, head_dim**-0.5, rotary=rotary, value_dim=value_dim)
+    base = config.number("rope.freq_base", 10_000.0, low=1.0)
+    return Rotary(base, dims, pairing, scaling, _frequency_factors(checkpoint))
 
 
 def sliding_layers(config: Config, default: list[bool]) -> list[bool]:
@@ -167,6 +166,8 @@ def _yarn(parameters: Config) -> RotaryScaling:
     factor = parameters.number("factor")
     mscale, mscale_all = parameters.cap("mscale"), parameters.cap("mscale_all_dim")
     magnitude = yarn_magnitude(factor)
+    if bool(mscale) != bool(mscale_all):
+        raise parameters.wrong("mscale", "and mscale_all_dim go together: one of them is missing")
     if mscale and mscale_all:
         magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all)
     return RotaryScaling(
@@ -199,7 +200,7 @@ def rotary_dims(
     dims = int(head_dim * stated)
     if dims < 2 or dims % 2:
         raise config.wrong(
-            key, f"is {stated:g}: {dims} of {head_dim} values of a head, which must be an even number"
+            key, f"is {stated:g}: {dims} of head_dim = {head_dim} values, which must be an even number"
         )
     return dims
 

@@ -75,6 +75,10 @@ class Config:
 
         return float(self._get(key, default, check, f"a number above {low:g} and at most {most:g}"))
 
+    def window(self, key: str) -> int:
+        """A number of tokens, or 0 if the value is absent or false: there is no window."""
+        return 0 if self.value(key) is False else int(self.count(key, 0))
+
     def cap(self, key: str) -> float:
         """A positive number, or 0 if the value is 0 or absent: there is no cap."""
         value = self.value(key)

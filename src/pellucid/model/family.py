@@ -20,7 +20,7 @@ class Family:
     """A family of models: its name, and its readers by the name of the architecture in the file.
 
     That name is ``general.architecture`` for ``gguf`` and ``model_type`` of ``config.json`` for ``safetensors``.
-    ``unused`` are patterns of tensors that a file may hold and that no slot needs, or only some of their rows.
+    ``unused`` are patterns of tensors that a file may hold and that no slot needs.
     """
 
     name: str

@@ -77,6 +77,8 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
     for slot in model.slots:
         for source in model.sources(slot):
             used.setdefault(source.tensor, []).append(source.rows)
+    for source in model.ignored:
+        used.setdefault(source.tensor, []).append(source.rows)
     pattern = re.compile("|".join(family.unused) or r"(?!)")
     unused = sorted(name for name in checkpoint.tensors if name not in used and not pattern.fullmatch(name))
     if unused:
@@ -86,8 +88,6 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
             "not use it; ignoring it would change the results"
         )
     for name, parts in used.items():
-        if pattern.fullmatch(name):
-            continue
         if name in checkpoint.tensors and (gap := _unused_rows(checkpoint, name, model, parts)):
             raise UnsupportedModel(
                 f"{checkpoint.path.name}: tensor {shown(name)}: rows {gap[0]:,} to {gap[1]:,} are not used; ignoring "

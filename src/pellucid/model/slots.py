@@ -41,7 +41,7 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
         raise FileFormatError(
             tensor.path,
             tensor.name,
-            f"tensor has {rows:,} rows; the model needs rows {start:,} to {stop:,}",
+            f"tensor has {rows:,} rows; the model needs rows {start:,} to {stop:,} (its shape is {tensor.shape})",
             tensor.offset,
         )
     return (stop - start, *shape[-1:]) if len(shape) > 1 else (stop - start,)

@@ -213,12 +213,13 @@ class Model:
     """A spec and the tensors that fill its slots, by slot name ("blocks.3.attention.q.weight").
 
     If several tensors fill a slot, their rows are concatenated. ``layer_count`` is the metadata key that states the
-    number of layers, for error messages.
+    number of layers, for error messages. ``ignored`` are parts of tensors that the model knowingly leaves out.
     """
 
     spec: ModelSpec
     slots: Mapping[str, Slot | tuple[Slot, ...]] = field(repr=False)
     layer_count: str
+    ignored: tuple[Slot, ...] = ()
 
     def sources(self, slot: str) -> tuple[Slot, ...]:
         """The sources of a slot; empty if nothing fills it."""

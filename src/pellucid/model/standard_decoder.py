@@ -124,16 +124,14 @@ class StandardDecoder:
         own = config.under(f"{self.name}.")
         kind = "rms_epsilon" if self.norm.kind == "rms" else "epsilon"
         width, present = own.count("embedding_length"), checkpoint.tensors.__contains__
-        attention = gguf_attention(checkpoint, own, self.gguf_pairing)
-        if self.positions != "rotary":
-            attention = replace(attention, rotary=None)
+        attention = gguf_attention(checkpoint, own, self.gguf_pairing if self.positions == "rotary" else None)
         spec = self._spec(
             name=config.text("general.name", self.name),
             context=own.count("context_length"),
             embedding=Embedding(gguf_vocabulary(checkpoint, own), width),
             attention=replace(
                 attention,
-                bias=present("blk.0.attn_q.bias") or present("blk.0.attn_qkv.bias"),
+                bias=present(f"blk.0.{self.gguf_names.block['attention.q']}.bias"),
                 output_bias=present("blk.0.attn_output.bias"),
             ),
             feedforward=FeedForward(

@@ -52,6 +52,7 @@ def rotate(builder: Builder, stage: str, rotary: Rotary, x: str, count: int, hea
         "head_dim": head_dim,
         "pairs": rotary.dims // 2,
         "angles": At(angles),
+        "stride": 4 * builder.width_of(angles),
     }
     kernel = KernelKey("rotary", pairing=rotary.pairing)
     shape = f"(T, {count}, {head_dim})"
@@ -124,16 +125,13 @@ def _angles_name(builder: Builder, rotary: Rotary) -> str:
 def _angles(builder: Builder, rotary: Rotary) -> None:
     name, pairs = _angles_name(builder, rotary), rotary.dims // 2
     builder.buffer(name, 2 * pairs)
-    if builder.width_of(name) != 2 * pairs:
-        raise UnsupportedModel(
-            f"rotary positions over {rotary.dims} values of a head; a multiple of 16 is needed"
-        )
     builder.constants[f"{name}.inverse_frequency"] = inverse_frequencies(rotary)
     fields: dict[str, Value] = {
         "inverse_frequency": Constant(f"{name}.inverse_frequency"),
         "pairs": pairs,
         "magnitude": rotary.scaling.magnitude if rotary.scaling else 1.0,
         "out": At(name),
+        "stride": 4 * builder.width_of(name),
     }
     builder.emit(
         Operation(f"position.{name}", KernelKey("rotary_angles"), fields, (), (name,), f"(T, 2, {pairs})")

@@ -16,7 +16,13 @@ lengths = st.lists(st.tuples(st.integers(0, 100_000), st.integers(1, 7)), min_si
 
 def angles(batch: Batch, frequency: np.ndarray, threads: int, magnitude: float = 1.0) -> np.ndarray:
     out = guarded((len(batch.keep["positions"]), 2, len(frequency)))
-    fields = {"inverse_frequency": frequency, "pairs": len(frequency), "magnitude": magnitude, "out": out}
+    fields = {
+        "inverse_frequency": frequency,
+        "pairs": len(frequency),
+        "magnitude": magnitude,
+        "out": out,
+        "stride": out.strides[0],
+    }
     call(KernelKey("rotary_angles"), batch, threads, **fields)
     return out
 
@@ -59,7 +65,14 @@ def test_pairs_turn_and_the_rest_of_a_head_stays(
     x = guarded((len(batch.keep["positions"]), heads, K))
     x[...] = before = numbers(kind, seed, *x.shape)
     table = angles(batch, frequency, threads)
-    fields = {"x": x, "heads": heads, "head_dim": K, "pairs": dims // 2, "angles": table}
+    fields = {
+        "x": x,
+        "heads": heads,
+        "head_dim": K,
+        "pairs": dims // 2,
+        "angles": table,
+        "stride": table.strides[0],
+    }
     call(KernelKey("rotary", pairing=pairing), batch, threads, **fields)
     want = rotary.reference(before, batch.keep["positions"], frequency, pairing == "interleaved")
     # Each of two products has the rounding of the angle and its own, then one for the difference; |pair| bounds all.

@@ -46,7 +46,7 @@ def test_spec_means_what_transformers_computes(name: str) -> None:
     with opened(TINY[name]) as (checkpoint, model):
         reference = Reference(checkpoint, model)
         got = reference.logits(ids) if model.spec.head else reference.rows(ids)
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-5)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=max(5e-5, 1e-5 * float(np.abs(wanted).max())))
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -66,9 +66,10 @@ def test_logits_with_keys_and_values_in_float16(name: str) -> None:
         assert {layer.kv_dtype for layer in net.plan.layers} == {"f16"}
         got = net.forward([Chunk(BlockTable(), ids, outputs=len(ids))])
         difference = np.abs(got - Reference(checkpoint, model, as_float16).logits(ids))
-    assert difference.max() < 3e-3
-    assert difference.mean() < 2e-4
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=0.02)
+    scale = max(1.0, float(np.abs(wanted).max()) / 12)  # the difference grows with the logits
+    assert difference.max() < 3e-3 * scale
+    assert difference.mean() < 2e-4 * scale
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=0.02 * scale)
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -24,6 +24,7 @@ class RotaryAnglesRecord(Record):
     pairs: int  # K/2
     magnitude: float  # factor of cosines and sines (1 except for YaRN)
     out: Address  # (T, 2, K/2) float32: cosines, then sines
+    stride: int  # bytes from one token's table to the next
 
 
 class RotaryRecord(Record):
@@ -32,6 +33,7 @@ class RotaryRecord(Record):
     head_dim: int  # K
     pairs: int
     angles: Address  # (T, 2, pairs) float32
+    stride: int  # bytes from one token's table to the next
 
 
 def reference(
@@ -64,16 +66,15 @@ def build_angles(simd: Any) -> Any:
             load(record + at.pairs),
             load(record + at.out),
         )
-        magnitude = simd.load_f64(record + at.magnitude)
+        magnitude, stride = simd.load_f64(record + at.magnitude), load(record + at.stride)
         positions = load(step + step_at.positions)
         for token in range(thread, load(step + step_at.tokens), threads):
             position = np.float64(simd.load_i32(positions + 4 * token))
+            table = out + token * stride
             for j in range(pairs):
                 angle = position * simd.load_f64(frequency + 8 * j)
-                simd.store_f32(out + (token * 2 * pairs + j) * 4, np.float32(math.cos(angle) * magnitude))
-                simd.store_f32(
-                    out + (token * 2 * pairs + pairs + j) * 4, np.float32(math.sin(angle) * magnitude)
-                )
+                simd.store_f32(table + j * 4, np.float32(math.cos(angle) * magnitude))
+                simd.store_f32(table + (pairs + j) * 4, np.float32(math.sin(angle) * magnitude))
 
     return body
 
@@ -123,10 +124,10 @@ def build(simd: Any, pairing: str) -> Any:
     @simd.jit
     def body(record, step, thread, threads):
         x, heads, width = load(record + at.x), load(record + at.heads), load(record + at.head_dim)
-        pairs, angles = load(record + at.pairs), load(record + at.angles)
+        pairs, angles, stride = load(record + at.pairs), load(record + at.angles), load(record + at.stride)
         total = load(step + step_at.tokens) * heads
         for i in range(total * thread // threads, total * (thread + 1) // threads):
-            table = angles + i // heads * 2 * pairs * 4
+            table = angles + i // heads * stride
             turn(x + i * width * 4, pairs, table, table + pairs * 4)
 
     return body

@@ -64,12 +64,13 @@ def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
     config.refuse("alibi", False)
     newer = config.flag("new_decoder_architecture", False)
     parallel = config.flag("parallel_attn", True) or newer
-    norms = config.count("num_ln_in_parallel_attn", 2) if newer else 1
+    stated = config.count("num_ln_in_parallel_attn", 2, limit=2)
+    norms = stated if newer else 1
     multi_query = config.flag("multi_query", True)
     bias = config.flag("bias", False)
     heads = config.count("num_attention_heads")
-    stated = config.divisor("num_kv_heads", "num_attention_heads", heads)
-    kv_heads = stated if newer else 1 if multi_query else heads
+    groups = config.divisor("num_kv_heads", "num_attention_heads", heads)
+    kv_heads = groups if newer else 1 if multi_query else heads
 
     def change(config: Config, spec: ModelSpec) -> ModelSpec:
         return replace(

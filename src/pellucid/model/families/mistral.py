@@ -12,7 +12,7 @@ from pellucid.model.standard_decoder import StandardDecoder
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
-    window = config.count("sliding_window") if config.has("sliding_window") else 0
+    window = config.window("sliding_window")
     return replace(spec, blocks=sliding_blocks(spec.blocks, [True] * len(spec.blocks), window))
 
 

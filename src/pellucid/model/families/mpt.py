@@ -27,6 +27,9 @@ NAMES = TensorNames(
 
 def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     """The table ``attn_config``: what transformers reads of it."""
+    config.value("init_device")
+    config.number("embedding_fraction", 1.0, most=1.0)  # of the gradients
+    config.value("learned_pos_emb")  # ALiBi replaces them; a table of positions in the file would be refused
     config.refuse("no_bias", True)
     config.refuse("logit_scale")
     config.refuse("norm_type", "low_precision_layernorm")
@@ -35,12 +38,8 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
         attention.refuse(key, harmless)
     for key in ("qk_ln", "prefix_lm", "attn_uses_sequence_id"):
         attention.refuse(key, False)
-    for key in (
-        "attn_pdrop",
-        "attn_impl",
-        "model_type",
-    ):  # harmless, and no unknown key of a table is passed over
-        attention.value(key)
+    attention.refuse("is_encoder_decoder", False)
+    attention.value("attn_impl")  # how it is computed
     attention.refuse("clip_qkv")
     scale = attention.number("softmax_scale", spec.blocks[0].attention.scale)
     width = config.count("expansion_ratio", 4) * spec.embedding.width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import Family
 from pellucid.model.spec import Model, ModelSpec, Norm, Slot
@@ -39,7 +40,10 @@ def _biased(config: Config, spec: ModelSpec) -> ModelSpec:
     config.refuse("do_layer_norm_before", True)
     config.refuse("_remove_final_layer_norm", False)
     config.refuse("layer_norm_elementwise_affine", True)
-    config.refuse("word_embed_proj_dim", spec.embedding.width)
+    if (width := config.count("word_embed_proj_dim", spec.embedding.width)) != spec.embedding.width:
+        raise UnsupportedModel(
+            f"{config.path.name}: word_embed_proj_dim = {width} is not supported: it must be hidden_size"
+        )
     return replace(
         spec,
         blocks=tuple(
@@ -77,8 +81,10 @@ _DECODER = StandardDecoder(
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json``. The table of positions has two rows before position 0."""
     model = _DECODER.from_config(checkpoint, config)
-    rows = Slot("model.decoder.embed_positions.weight", rows=(OFFSET, model.spec.context + OFFSET))
-    return replace(model, slots={**model.slots, "position.weight": rows})
+    table = Slot("model.decoder.embed_positions.weight")
+    rows = replace(table, rows=(OFFSET, model.spec.context + OFFSET))
+    before = replace(table, rows=(0, OFFSET))
+    return replace(model, slots={**model.slots, "position.weight": rows}, ignored=(before,))
 
 
-OPT = Family("opt", safetensors={"opt": from_config}, unused=(r"model\.decoder\.embed_positions\.weight",))
+OPT = Family("opt", safetensors={"opt": from_config})

@@ -18,7 +18,7 @@ _DECODER = StandardDecoder(
     norm=Norm("layer", 1e-5),
     placement="shared",
     head_bias=True,
-    keys={"norm_eps": "layer_norm_eps", "bias": "", "feedforward_bias": ""},
+    keys={"head_dim": "", "norm_eps": "layer_norm_eps", "bias": "", "feedforward_bias": ""},
     gguf_names=GGUF_FUSED,
     names=TRANSFORMERS.with_names(
         {"norm": "model.final_layernorm"},

@@ -12,12 +12,12 @@ from pellucid.model.tensor_names import GGUF_FUSED, TRANSFORMERS
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
-    window = config.count("sliding_window") if config.has("sliding_window") else 0
+    window = config.window("sliding_window")
     return replace(spec, blocks=sliding_blocks(spec.blocks, [True] * len(spec.blocks), window))
 
 
 def _gguf_window(config: Config, spec: ModelSpec) -> ModelSpec:
-    window = config.count("attention.sliding_window") if config.has("attention.sliding_window") else 0
+    window = config.window("attention.sliding_window")
     return replace(spec, blocks=sliding_blocks(spec.blocks, [True] * len(spec.blocks), window))
 
 

@@ -13,7 +13,7 @@ from pellucid.model.tensor_names import TRANSFORMERS
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
     """One key says whether there are biases, another may give all layers a window."""
-    window = config.count("sliding_window") if config.has("sliding_window") else 0
+    window = config.window("sliding_window")
     blocks = sliding_blocks(spec.blocks, [True] * len(spec.blocks), window)
     return replace(
         spec,
