@@ -220,7 +220,7 @@ LAYER = {
 }  # fmt: skip
 GPT = {
     "vocab_size": 128,
-    "n_positions": 256,
+    "n_positions": 640,
     "n_embd": 64,
     "n_layer": 2,
     "n_head": 4,
@@ -235,7 +235,7 @@ OPT = {
     "word_embed_proj_dim": 64,
     "num_hidden_layers": 2,
     "ffn_dim": 96,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 640,
     "num_attention_heads": 4,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -346,7 +346,10 @@ MODELS = {
     "olmo2": (Olmo2ForCausalLM, Olmo2Config(**LLAMA)),
     "olmo2-odd": (Olmo2ForCausalLM, Olmo2Config(**LLAMA | ODD)),
     "gemma": (GemmaForCausalLM, GemmaConfig(**LLAMA | {"tie_word_embeddings": True})),
-    "gemma-odd": (GemmaForCausalLM, GemmaConfig(**LLAMA | ODD | {"num_key_value_heads": 1})),
+    "gemma-odd": (
+        GemmaForCausalLM,
+        GemmaConfig(**LLAMA | ODD | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    ),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config(**LLAMA | CAPS | {"num_hidden_layers": 3})),
     "gemma2-odd": (Gemma2ForCausalLM, Gemma2Config(**LLAMA | ODD | CAPS | {"query_pre_attn_scalar": 24})),
     "starcoder2": (
@@ -359,7 +362,7 @@ MODELS = {
         Starcoder2ForCausalLM,
         Starcoder2Config(**without_rms(LLAMA) | ODD | {"use_bias": False, "tie_word_embeddings": True}),
     ),
-    "nemotron": (NemotronForCausalLM, NemotronConfig(**without_rms(HALF))),
+    "nemotron": (NemotronForCausalLM, NemotronConfig(**without_rms(HALF) | {"head_dim": 16})),
     "nemotron-odd": (
         NemotronForCausalLM,
         NemotronConfig(**without_rms(HALF) | ODD | {"attention_bias": True, "mlp_bias": True}),
@@ -380,6 +383,7 @@ MODELS = {
                 "layer_types": ["full_attention", "sliding_attention", "full_attention"],
                 "sliding_window": 5,
                 "logit_scale": 0.5,
+                "tie_word_embeddings": True,
                 "pad_token_id": 0,
             }
         ),
@@ -414,7 +418,7 @@ MODELS = {
     ),
     "phi": (
         PhiForCausalLM,
-        PhiConfig(**LAYER | {"rope_parameters": HALF["rope_parameters"], "intermediate_size": 96}),
+        PhiConfig(**LAYER | {"rope_parameters": HALF["rope_parameters"], "intermediate_size": 256}),
     ),
     "phi-odd": (
         PhiForCausalLM,

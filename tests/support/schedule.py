@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,9 @@ class Model:
         self._stack = ExitStack()
         room = {"context": 64 * 32, "tokens": 600, "outputs": 600, "sequences": len(LENGTHS)}
         with opened(path) as (checkpoint, model):
-            plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits, kv_cache)
+            # Longer than the tiny models' own contexts: only tables of ALiBi depend on it.
+            spec = replace(model.spec, context=room["context"]) if not model.spec.position else model.spec
+            plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
         self.runners = {
             n: self._stack.enter_context(model_runner(path, plan, threads=n, **room)) for n in threads
         }

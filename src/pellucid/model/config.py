@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
 
@@ -75,9 +77,10 @@ class Config:
 
         return float(self._get(key, default, check, f"a number above {low:g} and at most {most:g}"))
 
-    def window(self, key: str) -> int:
-        """A number of tokens, or 0 if the value is absent or false: there is no window."""
-        return 0 if self.value(key) is False else int(self.count(key, 0))
+    def window(self, key: str, off: Any = False) -> int:
+        """A number of tokens, or 0 if the value is absent or ``off``: there is no window."""
+        value = self.value(key)
+        return 0 if type(value) is type(off) and value == off else int(self.count(key, 0))
 
     def cap(self, key: str) -> float:
         """A positive number, or 0 if the value is 0 or absent: there is no cap."""
@@ -124,13 +127,12 @@ class Config:
         return None if value is None else [choices[one] for one in value]
 
     def switches(self, key: str, count: int) -> list[bool] | None:
-        """A list of ``count`` numbers, each 0 or 1; None if there is no list."""
+        """A list of ``count`` truth values, or of numbers that are 0 or 1; None if there is no list."""
 
         def check(v: Any) -> bool:
-            return (
-                isinstance(v, list)
-                and len(v) == count
-                and all(type(one) is int and one in (0, 1) for one in v)
+            fine = isinstance(v, (list, np.ndarray)) and len(v) == count
+            return fine and all(
+                isinstance(one, (bool, int, np.bool_, np.integer)) and one in (0, 1) for one in v
             )
 
         value = self._get(key, None, check, f"a list of {count} numbers that are 0 or 1")

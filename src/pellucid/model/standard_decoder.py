@@ -67,7 +67,8 @@ KEYS: Mapping[str, str] = {
 class StandardDecoder:
     """The data of a family of decoders.
 
-    ``name`` is the architecture in GGUF and the ``model_type`` in config.json.
+    ``name`` is the family's and the ``model_type`` in config.json; ``architecture`` is the name in GGUF if that
+    differs.
 
     Attention: ``gguf_pairing`` is the order of rotary pairs in the rows of GGUF's q and k, ``pairing`` that of
     config.json's models, ``rotated`` the fraction of a head's values that are rotated if the file does not say.
@@ -84,6 +85,7 @@ class StandardDecoder:
     """
 
     name: str
+    architecture: str = ""
     positions: Literal["rotary", "learned", "alibi"] = "rotary"
     gguf_pairing: Pairing = "half"
     pairing: Pairing = "half"
@@ -114,16 +116,17 @@ class StandardDecoder:
         """The family, with readers for both kinds of checkpoint."""
         return Family(
             self.name,
-            gguf={self.name: self.from_gguf},
+            gguf={self.architecture or self.name: self.from_gguf},
             safetensors={self.name: self.from_config},
             unused=self.unused,
         )
 
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read GGUF metadata. Whether there are biases is seen from the tensors."""
-        own = config.under(f"{self.name}.")
+        own = config.under(f"{self.architecture or self.name}.")
         kind = "rms_epsilon" if self.norm.kind == "rms" else "epsilon"
         width, present = own.count("embedding_length"), checkpoint.tensors.__contains__
+        names = self.gguf_names.fused() if present("blk.0.attn_qkv.weight") else self.gguf_names
         attention = gguf_attention(checkpoint, own, self.gguf_pairing if self.positions == "rotary" else None)
         spec = self._spec(
             name=config.text("general.name", self.name),
@@ -131,7 +134,7 @@ class StandardDecoder:
             embedding=Embedding(gguf_vocabulary(checkpoint, own), width),
             attention=replace(
                 attention,
-                bias=present(f"blk.0.{self.gguf_names.block['attention.q']}.bias"),
+                bias=present(f"blk.0.{names.block['attention.q']}.bias"),
                 output_bias=present("blk.0.attn_output.bias"),
             ),
             feedforward=FeedForward(
@@ -142,7 +145,7 @@ class StandardDecoder:
             head=Head(tied=not present("output.weight"), bias=present("output.bias")),
         )
         spec = self.gguf_change(own, spec)
-        return Model(spec, self.gguf_names.slots(spec), own.name("block_count"))
+        return Model(spec, names.slots(spec), own.name("block_count"))
 
     def from_config(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read ``config.json``."""

@@ -33,6 +33,10 @@ class TensorNames:
         named = {place.replace("__", "."): name for place, name in block.items()}
         return replace(self, model={**self.model, **(model or {})}, block={**self.block, **named})
 
+    def fused(self) -> TensorNames:
+        """A copy with llama.cpp's name of one tensor of queries, keys and values."""
+        return self.with_names(attention__q="attn_qkv", attention__k="attn_qkv", attention__v="attn_qkv")
+
     def slots(self, spec: ModelSpec) -> dict[str, Slot | tuple[Slot, ...]]:
         """Every slot of the spec, filled by tensors with these names."""
         slots: dict[str, Slot | tuple[Slot, ...]] = {}
@@ -105,9 +109,6 @@ GGUF = TensorNames(
     "blk",
 )  # fmt: skip
 """llama.cpp's names."""
-
-GGUF_FUSED = GGUF.with_names(attention__q="attn_qkv", attention__k="attn_qkv", attention__v="attn_qkv")
-"""llama.cpp's names, with queries, keys and values in one tensor."""
 
 TRANSFORMERS = TensorNames(
     {"embed": "model.embed_tokens", "norm": "model.norm", "project": "lm_head"},

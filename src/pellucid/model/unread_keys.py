@@ -181,6 +181,7 @@ GGUF_CHANGING: dict[str, Neutral] = {
             "rope.freq_base_swa rope.local.freq_base",
         }
     ),
+    "attention.layer_norm_rms_epsilon": same_as("attention.layer_norm_epsilon"),
     "attention.sliding_window": _no_window,
     "attention.sliding_window_pattern": _no_pattern,
     "attention.key_length_swa": same_as("attention.key_length"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
-from pellucid.model.tensor_names import GGUF_FUSED, TensorNames
+from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
     {
@@ -64,7 +64,6 @@ BLOOM = StandardDecoder(
         "bias": "",
         "feedforward_bias": "",
     },
-    gguf_names=GGUF_FUSED,
     names=NAMES,
     gguf_change=_embedding_norm,
     config_change=_from_config,

@@ -8,7 +8,7 @@ from pellucid.model.config import Config
 from pellucid.model.family import Family
 from pellucid.model.spec import Model, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
-from pellucid.model.tensor_names import GGUF_FUSED, TensorNames
+from pellucid.model.tensor_names import GGUF, TensorNames
 from pellucid.weights.checkpoint import Checkpoint
 
 NAMES = TensorNames(
@@ -50,11 +50,7 @@ DECODER = StandardDecoder(
 def _from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``falcon.*`` metadata. Files of the newer architecture have a second norm."""
     two = "blk.0.attn_norm_2.weight" in checkpoint.tensors
-    names = (
-        GGUF_FUSED.with_names(attention__norm="attn_norm_2", feedforward__norm="attn_norm")
-        if two
-        else GGUF_FUSED
-    )
+    names = GGUF.with_names(attention__norm="attn_norm_2", feedforward__norm="attn_norm") if two else GGUF
     decoder = replace(DECODER, placement="parallel" if two else "shared", gguf_names=names)
     return decoder.from_gguf(checkpoint, config)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
-from pellucid.model.tensor_names import GGUF_FUSED, TensorNames
+from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
     {
@@ -84,7 +84,6 @@ GPT2 = StandardDecoder(
         "feedforward_bias": "",
     },
     unused=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # masks
-    gguf_names=GGUF_FUSED,
     names=NAMES,
     config_change=_scores,
 ).family()

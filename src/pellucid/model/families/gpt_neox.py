@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pellucid.model.config import Config
-from pellucid.model.family import Family
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
-from pellucid.model.tensor_names import GGUF_FUSED, TensorNames
+from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
     {"embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "project": "embed_out"},
@@ -48,8 +47,9 @@ def _biased(config: Config, spec: ModelSpec) -> ModelSpec:
     )
 
 
-_DECODER = StandardDecoder(
-    "gptneox",
+GPT_NEOX = StandardDecoder(
+    "gpt_neox",
+    architecture="gptneox",
     rotated=0.25,
     activation="gelu",
     gated=False,
@@ -57,14 +57,7 @@ _DECODER = StandardDecoder(
     norm=Norm("layer", 1e-5),
     keys={"kv_heads": "", "head_dim": "", "norm_eps": "layer_norm_eps", "feedforward_bias": ""},
     unused=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
-    gguf_names=GGUF_FUSED,
     names=NAMES,
     gguf_change=_parallel,
     config_change=_biased,
-)
-GPT_NEOX = Family(
-    "gpt_neox",
-    gguf={"gptneox": _DECODER.from_gguf},
-    safetensors={"gpt_neox": _DECODER.from_config},
-    unused=_DECODER.unused,
-)
+).family()

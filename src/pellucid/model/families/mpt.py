@@ -7,7 +7,7 @@ from dataclasses import replace
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
-from pellucid.model.tensor_names import GGUF_FUSED, TensorNames
+from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
     {"embed": "transformer.wte", "norm": "transformer.norm_f", "project": "lm_head"},
@@ -76,7 +76,6 @@ MPT = StandardDecoder(
         "bias": "",
         "feedforward_bias": "",
     },
-    gguf_names=GGUF_FUSED,
     names=NAMES,
     config_change=_attention,
 ).family()

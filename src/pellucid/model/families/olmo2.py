@@ -1,7 +1,35 @@
-"""OLMo 2 (OLMo Team 2025): norms of the outputs instead of the inputs, and of all queries and all keys."""
+"""OLMo 2 (OLMo Team 2025): norms of the outputs instead of the inputs, and of all queries and all keys.
+
+GGUF files of OLMo 3 say "olmo2" too: they have a sliding window, whose layers have positions that are not scaled.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from pellucid.model.common_metadata import sliding_blocks
+from pellucid.model.config import Config
+from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 
-OLMO2 = StandardDecoder("olmo2", whole_norm=True, placement="output").family()
+PATTERN = 4  # every fourth layer sees everything
+
+
+def _window(config: Config, spec: ModelSpec) -> ModelSpec:
+    if not config.has("attention.sliding_window"):
+        return spec
+    by_pattern = [(i + 1) % PATTERN != 0 for i in range(len(spec.blocks))]
+    sliding = config.switches("attention.sliding_window_pattern", len(spec.blocks)) or by_pattern
+    blocks = []
+    for block, slides in zip(
+        sliding_blocks(spec.blocks, sliding, config.count("attention.sliding_window")), sliding
+    ):
+        rotary = block.attention.rotary
+        assert rotary is not None
+        local = config.number("rope.freq_base_swa", rotary.base, low=1.0)
+        plain = replace(rotary, base=local, scaling=None) if slides else rotary
+        blocks.append(replace(block, attention=replace(block.attention, rotary=plain)))
+    return replace(spec, blocks=tuple(blocks))
+
+
+OLMO2 = StandardDecoder("olmo2", whole_norm=True, placement="output", gguf_change=_window).family()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pellucid.model.family import Family
 from pellucid.model.spec import Norm
 from pellucid.model.standard_decoder import StandardDecoder
-from pellucid.model.tensor_names import GGUF_FUSED, TRANSFORMERS
+from pellucid.model.tensor_names import TRANSFORMERS
 
-_DECODER = StandardDecoder(
-    "phi2",
+PHI = StandardDecoder(
+    "phi",
+    architecture="phi2",
     rotated=0.5,
     bias=True,
     output_bias=True,
@@ -19,12 +19,10 @@ _DECODER = StandardDecoder(
     placement="shared",
     head_bias=True,
     keys={"head_dim": "", "norm_eps": "layer_norm_eps", "bias": "", "feedforward_bias": ""},
-    gguf_names=GGUF_FUSED,
     names=TRANSFORMERS.with_names(
         {"norm": "model.final_layernorm"},
         attention__output="self_attn.dense",
         feedforward__up="mlp.fc1",
         feedforward__down="mlp.fc2",
     ),
-)
-PHI = Family("phi", gguf={"phi2": _DECODER.from_gguf}, safetensors={"phi": _DECODER.from_config})
+).family()

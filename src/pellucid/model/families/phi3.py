@@ -8,7 +8,7 @@ from pellucid.model.common_metadata import sliding_blocks
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
-from pellucid.model.tensor_names import GGUF_FUSED, TRANSFORMERS
+from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
@@ -17,13 +17,13 @@ def _window(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _gguf_window(config: Config, spec: ModelSpec) -> ModelSpec:
-    window = config.window("attention.sliding_window")
+    window = config.window("attention.sliding_window", off=0)
     return replace(spec, blocks=sliding_blocks(spec.blocks, [True] * len(spec.blocks), window))
 
 
 PHI3 = StandardDecoder(
     "phi3",
-    gguf_names=GGUF_FUSED.with_names(feedforward__gate="ffn_up"),
+    gguf_names=GGUF.with_names(feedforward__gate="ffn_up"),
     names=TRANSFORMERS.with_names(
         attention__q="self_attn.qkv_proj",
         attention__k="self_attn.qkv_proj",

@@ -1,0 +1,124 @@
+"""Tiny models as GGUF, written by llama.cpp's own converter, against the logits of transformers.
+
+    python tests/oracles/gguf_oracle.py --llama-cpp FOLDER [NAME...]
+
+FOLDER is llama.cpp's source (in the llama-cpp-python source package on PyPI: vendor/llama.cpp). For every tiny model of
+tests/goldens/model/tiny whose architecture the converter knows, or those that are named, the script converts the model
+without a vocabulary, reads it as Pellucid does, runs its 40 tokens with 16-bit activations and float32 keys and values,
+and compares the logits with the golden's: the difference must be within 2e-4 of the logits' range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.tiny import DECODERS, GOLDENS, TINY, opened
+
+from pellucid import pipeline
+from pellucid.engine.model_runner import ModelRunner, StepLimits
+from pellucid.errors import PellucidError
+from pellucid.plan.weights import layouts
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import BlockTable
+
+MOST = 2e-4  # of the range of the logits
+WITHOUT_GGUF = ("openai-gpt", "gptj", "opt", "mpt")  # the converter has no architecture for them
+INEXPRESSIBLE = (
+    "mistral",
+    "starcoder2",
+    "gemma2-odd",
+    "smollm3-odd",
+)  # windows, scales, patterns that GGUF lacks
+
+
+def convert(source: Path, target: Path) -> str:
+    """Convert a model folder to GGUF, float32, without a vocabulary. Returns the architecture's name."""
+    import gguf
+    import torch
+    from conversion import ModelType, get_model_architecture, get_model_class
+    from conversion.base import ModelBase
+
+    hparams = ModelBase.load_hparams(source, False)
+    kind: Any = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+    bare = type("Bare", (kind,), {"set_vocab": lambda self: None, "model_arch": kind.model_arch})
+    with torch.inference_mode():
+        bare(source, gguf.LlamaFileType.ALL_F32, target, eager=True).write()
+    return gguf.MODEL_ARCH_NAMES[kind.model_arch]
+
+
+def with_older_keys(source: Path, target: Path) -> Path:
+    """A copy of a model folder whose config.json has also the keys of older versions, which the converter reads."""
+    shutil.copytree(source, target)
+    path = target / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.get("rope_parameters") or {}
+    rope["rotary_pct"] = rope.get("partial_rotary_factor", 1.0)
+    config.setdefault("rotary_pct", rope["rotary_pct"])
+    config.setdefault("n_ctx", config.get("n_positions"))
+    if config["model_type"] == "falcon" and not config["new_decoder_architecture"]:
+        del config["num_kv_heads"]
+        config["n_head_kv"] = 1 if config["multi_query"] else config["num_attention_heads"]
+    path.write_text(json.dumps(config))
+    return target
+
+
+def difference(path: Path, golden: Path) -> float:
+    """The largest difference of the logits, relative to their range."""
+    with np.load(golden / "expected.npz") as file:
+        ids, wanted = file["input_ids"].tolist(), file["logits"]
+    with opened(path) as (checkpoint, model):
+        plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), 16, "f32")
+        runner = ModelRunner(checkpoint, model, plan, StepLimits(64, tokens=64, outputs=64), 1)
+        try:
+            found = runner.forward([Chunk(BlockTable(), ids, outputs=len(ids))])
+        finally:
+            runner.close()
+    return float(np.abs(found - wanted).max() / np.ptp(wanted))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--llama-cpp", type=Path, required=True)
+    parser.add_argument("names", nargs="*")
+    given = parser.parse_args()
+    sys.path[:0] = [str(given.llama_cpp), str(given.llama_cpp / "gguf-py")]
+    logging.disable()
+    bad = 0
+    with TemporaryDirectory() as scratch:
+        for name in given.names or DECODERS:
+            if name.startswith(WITHOUT_GGUF) or name in INEXPRESSIBLE:
+                continue
+            target = Path(scratch) / f"{name}.gguf"
+            try:
+                architecture = convert(with_older_keys(TINY[name], Path(scratch) / name), target)
+            except Exception as error:  # of the converter: anything
+                print(f"{name}: not converted: {type(error).__name__}: {error}")
+                continue
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    said = difference(target, GOLDENS / "tiny" / name)
+            except (PellucidError, UserWarning) as error:
+                bad, said = bad + 1, 1.0
+                print(f"{name} as {architecture}: {error}")
+                continue
+            bad += said > MOST
+            print(f"{name} as {architecture}: {said:.1e} of the range{'' if said <= MOST else '  TOO FAR'}")
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()
