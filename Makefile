@@ -5,6 +5,7 @@
 # make test-tokenizers   compare ids and offsets with tokenizers, sentencepiece and tiktoken, on 90 MB of text
 # make test-constraints  generate 10,000 texts under schemas and grammars, and validate each
 # make test-templates    compare the texts of seventy published chat templates with those of transformers
+# make test-gguf  compare GGUF files of llama.cpp's converter with transformers; LLAMA_CPP=FOLDER is llama.cpp's source
 # make fuzz    damaged files, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make check   formatting, lint, types, import order between folders
 # make bench   speed beside the installed peers (make bench-peers installs them); BENCH=--quick is short
@@ -16,7 +17,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-python test-fast test-tokenizers test-constraints test-templates fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
+.PHONY: run test test-python test-fast test-tokenizers test-constraints test-templates test-gguf fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -37,6 +38,9 @@ test-constraints: $(VENV)/dev
 
 test-templates: $(VENV)/oracles
 	$(BIN)/python tests/oracles/templates_long.py $(TEMPLATES)
+
+test-gguf: $(VENV)/oracles
+	$(BIN)/python tests/oracles/gguf_oracle.py --llama-cpp $(LLAMA_CPP)
 
 fuzz: $(VENV)/dev
 	$(BIN)/python tests/fuzz/run.py $(FUZZ)

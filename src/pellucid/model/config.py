@@ -77,10 +77,10 @@ class Config:
 
         return float(self._get(key, default, check, f"a number above {low:g} and at most {most:g}"))
 
-    def window(self, key: str, off: Any = False) -> int:
-        """A number of tokens, or 0 if the value is absent or ``off``: there is no window."""
+    def window(self, key: str) -> int:
+        """A number of tokens, or 0 if the value is absent, false or 0: there is no window."""
         value = self.value(key)
-        return 0 if type(value) is type(off) and value == off else int(self.count(key, 0))
+        return 0 if value is False or (type(value) is int and value == 0) else int(self.count(key, 0))
 
     def cap(self, key: str) -> float:
         """A positive number, or 0 if the value is 0 or absent: there is no cap."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from difflib import get_close_matches
 from math import prod
 
 from pellucid.errors import FileFormatError, UnsupportedModel
@@ -28,9 +29,11 @@ def read_model(checkpoint: Checkpoint) -> Model:
     architecture = config.text("general.architecture" if gguf else "model_type")
     families = architectures(checkpoint.kind)
     if architecture not in families:
+        nearest = get_close_matches(architecture[:100], families, n=1)
         raise UnsupportedModel(
             f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported "
-            f"(known for {checkpoint.kind}: {', '.join(sorted(families))})"
+            f"({f'the nearest is {nearest[0]}; ' if nearest else ''}known for {checkpoint.kind}: "
+            f"{', '.join(sorted(families))})"
         )
     config.refuse("quantization_config", {})
     family = families[architecture]

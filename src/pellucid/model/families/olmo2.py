@@ -16,14 +16,13 @@ PATTERN = 4  # every fourth layer sees everything
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
-    if not config.has("attention.sliding_window"):
+    window = config.window("attention.sliding_window")
+    if not window:
         return spec
     by_pattern = [(i + 1) % PATTERN != 0 for i in range(len(spec.blocks))]
     sliding = config.switches("attention.sliding_window_pattern", len(spec.blocks)) or by_pattern
     blocks = []
-    for block, slides in zip(
-        sliding_blocks(spec.blocks, sliding, config.count("attention.sliding_window")), sliding
-    ):
+    for block, slides in zip(sliding_blocks(spec.blocks, sliding, window), sliding):
         rotary = block.attention.rotary
         assert rotary is not None
         local = config.number("rope.freq_base_swa", rotary.base, low=1.0)

@@ -17,7 +17,7 @@ def _window(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _gguf_window(config: Config, spec: ModelSpec) -> ModelSpec:
-    window = config.window("attention.sliding_window", off=0)
+    window = config.window("attention.sliding_window")
     return replace(spec, blocks=sliding_blocks(spec.blocks, [True] * len(spec.blocks), window))
 
 
