@@ -183,7 +183,8 @@ class StandardDecoder:
             head=Head(tied_head(checkpoint, config, default=self.tied), bias=self.head_bias),
         )
         spec = self.config_change(config, spec)
-        return Model(spec, self.names.slots(spec), config.name(keys["layers"]))
+        names = self.names.found_in(checkpoint.tensors)
+        return Model(spec, names.slots(spec), config.name(keys["layers"]))
 
     def _feedforward_width(self, config: Config, key: str, width: int) -> int:
         """F, which some families state only if it is not the usual multiple of D."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -32,6 +32,18 @@ class TensorNames:
         """A copy with other names. In ``block`` a dot in a place is written as "__"."""
         named = {place.replace("__", "."): name for place, name in block.items()}
         return replace(self, model={**self.model, **(model or {})}, block={**self.block, **named})
+
+    def found_in(self, tensors: Container[str]) -> TensorNames:
+        """These names, or those of a file that was saved without the head: they lack the first part, "transformer.".
+
+        transformers reads both; the published files of GPT-2 and BLOOM are such.
+        """
+        embed = self.model["embed"]
+        base = embed.partition(".")[0] + "."
+        if f"{embed}.weight" in tensors or f"{embed.removeprefix(base)}.weight" not in tensors:
+            return self
+        model = {place: name.removeprefix(base) for place, name in self.model.items()}
+        return replace(self, model=model, prefix=self.prefix.removeprefix(base))
 
     def fused(self) -> TensorNames:
         """A copy with llama.cpp's name of one tensor of queries, keys and values."""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from support.metadata import Metadata
 from support.model_files import safetensors
 from support.tiny import (
+    DECODERS,
     FAMILIES,
     LLAMA_GGUF,
     LLAMA_GGUF_SHAPES,
@@ -129,6 +130,21 @@ def test_unknown_architecture_lists_the_known(name: str) -> None:
     checkpoint = Metadata.of(TINY["llama"])
     checkpoint.metadata["model_type"] = name
     refused(checkpoint, "llama", "gemma3_text", "bert", kind=UnsupportedModel)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name in DECODERS])
+def test_a_file_that_was_saved_without_its_head(family: str) -> None:
+    """Its tensors lack the first part of their names, as in the published files of GPT-2 and BLOOM."""
+    checkpoint = Metadata.of(TINY[family])
+    model = checkpoint.read()
+    base = model.sources("embed.weight")[0].tensor.partition(".")[0] + "."
+    bare = checkpoint.changed()
+    bare.tensors = {name.removeprefix(base): one for name, one in checkpoint.tensors.items()}
+    again = bare.read()
+    assert again.spec == model.spec
+    for slot in model.slots:
+        wanted = [replace(one, tensor=one.tensor.removeprefix(base)) for one in model.sources(slot)]
+        assert list(again.sources(slot)) == wanted
 
 
 def test_unknown_architecture_names_the_nearest() -> None:

@@ -98,9 +98,8 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     head = Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping"))
     context, vocabulary = config.count("max_position_embeddings"), config.count("vocab_size")
     spec = _spec(checkpoint.path.name, context, vocabulary, width, blocks, head)
-    return Model(
-        spec, replace(TRANSFORMERS_SANDWICH, norm_plus=1.0).slots(spec), config.name("num_hidden_layers")
-    )
+    names = replace(TRANSFORMERS_SANDWICH, norm_plus=1.0).found_in(checkpoint.tensors)
+    return Model(spec, names.slots(spec), config.name("num_hidden_layers"))
 
 
 GEMMA3 = Family(

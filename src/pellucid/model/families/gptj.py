@@ -60,7 +60,7 @@ _DECODER = StandardDecoder(
         "bias": "",
         "feedforward_bias": "",
     },
-    unused=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
+    unused=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
     names=NAMES,
     config_change=_rotated,
 )

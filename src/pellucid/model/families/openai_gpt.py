@@ -58,7 +58,7 @@ _DECODER = StandardDecoder(
         "bias": "",
         "feedforward_bias": "",
     },
-    unused=(r"transformer\.h\.\d+\.attn\.bias",),
+    unused=(r"(transformer\.)?h\.\d+\.attn\.bias",),
     names=NAMES,
 )
 OPENAI_GPT = Family("openai-gpt", safetensors={"openai-gpt": _DECODER.from_config}, unused=_DECODER.unused)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import Family
-from pellucid.model.spec import Model, ModelSpec, Norm, Slot
+from pellucid.model.spec import Model, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 from pellucid.weights.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ _DECODER = StandardDecoder(
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json``. The table of positions has two rows before position 0."""
     model = _DECODER.from_config(checkpoint, config)
-    table = Slot("model.decoder.embed_positions.weight")
+    table = model.sources("position.weight")[0]
     rows = replace(table, rows=(OFFSET, model.spec.context + OFFSET))
     before = replace(table, rows=(0, OFFSET))
     return replace(model, slots={**model.slots, "position.weight": rows}, ignored=(before,))
