@@ -15,7 +15,6 @@ def _scaled(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Older files say "gelu" and mean the tanh form, which ``hidden_activation`` states."""
     config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
     return _scaled(config, spec)
 
@@ -24,6 +23,10 @@ GEMMA = StandardDecoder(
     "gemma",
     tied=True,
     activation="gelu_tanh",
+    activations={
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu": "gelu_tanh",
+    },  # older files say "gelu" and mean this one
     names=replace(TRANSFORMERS, norm_plus=1.0),
     gguf_change=_scaled,
     config_change=_from_config,

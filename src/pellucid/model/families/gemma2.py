@@ -58,6 +58,10 @@ GEMMA2 = StandardDecoder(
     "gemma2",
     tied=True,
     activation="gelu_tanh",
+    activations={
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu": "gelu_tanh",
+    },  # older files say "gelu" and mean this one
     placement="sandwich",
     names=replace(TRANSFORMERS_SANDWICH, norm_plus=1.0),
     gguf_change=_from_gguf,
