@@ -85,6 +85,7 @@ def test_measuring_leaves_the_cache_empty(net: ModelRunner) -> None:
         assert figure.bound in ("memory", "int8")
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_the_cache_empty_too(net: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -162,6 +162,7 @@ def test_architecture_that_is_no_string(value: Any) -> None:
     refused(checkpoint, "model_type")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_tensor_missing_or_of_another_shape(family: str) -> None:
     for name in Metadata.of(TINY[family]).tensors:

@@ -103,6 +103,7 @@ def test_barriers_are_enough_and_none_is_too_many(name: str, tmp_path: Path) -> 
         assert any(op.barrier == "always" for op in operations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("counts", [[1], [5], [1, 1, 3]])
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [2, 1, 0]])
