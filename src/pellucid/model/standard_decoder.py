@@ -161,7 +161,7 @@ class StandardDecoder:
             rotary = Rotary(base, rotary_dims(config, head_dim, self.rotated), self.pairing, scaling)
         spec = self._spec(
             name=checkpoint.path.name,
-            context=config.count(keys["context"], *([self.usual_context] if self.usual_context else [])),
+            context=_count(config, keys["context"], self.usual_context),
             embedding=Embedding(config.count(keys["vocabulary"]), width),
             attention=Attention(
                 heads=heads,
@@ -173,7 +173,7 @@ class StandardDecoder:
                 output_bias=_flag(config, keys["bias"], self.output_bias),
             ),
             feedforward=FeedForward(
-                self._feedforward_width(config, keys["feedforward"], width),
+                _count(config, keys["feedforward"], self.widening * width),
                 activation,
                 self.gated,
                 bias=_flag(config, keys["feedforward_bias"], self.feedforward_bias),
@@ -185,10 +185,6 @@ class StandardDecoder:
         spec = self.config_change(config, spec)
         names = self.names.found_in(checkpoint.tensors)
         return Model(spec, names.slots(spec), config.name(keys["layers"]))
-
-    def _feedforward_width(self, config: Config, key: str, width: int) -> int:
-        """F, which some families state only if it is not the usual multiple of D."""
-        return int(config.count(key, self.widening * width) if self.widening else config.count(key))
 
     def _spec(
         self,
@@ -217,6 +213,11 @@ class StandardDecoder:
             final_norm=norm if self.final_norm else None,
             head=head,
         )
+
+
+def _count(config: Config, key: str, default: int) -> int:
+    """A whole number from 1; without a default the file must state it."""
+    return int(config.count(key, default) if default else config.count(key))
 
 
 def _flag(config: Config, key: str, default: bool) -> bool:
