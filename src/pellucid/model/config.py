@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
 
@@ -128,6 +126,7 @@ class Config:
 
     def switches(self, key: str, count: int) -> list[bool] | None:
         """A list of ``count`` truth values, or of numbers that are 0 or 1; None if there is no list."""
+        import numpy as np
 
         def check(v: Any) -> bool:
             fine = isinstance(v, (list, np.ndarray)) and len(v) == count

@@ -31,9 +31,8 @@ def read_model(checkpoint: Checkpoint) -> Model:
     if architecture not in families:
         nearest = get_close_matches(architecture[:100], families, n=1)
         raise UnsupportedModel(
-            f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported "
-            f"({f'the nearest is {nearest[0]}; ' if nearest else ''}known for {checkpoint.kind}: "
-            f"{', '.join(sorted(families))})"
+            f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported (known for {checkpoint.kind}: "
+            f"{', '.join(sorted(families))}){f'; the nearest is {nearest[0]}' if nearest else ''}"
         )
     config.refuse("quantization_config", {})
     family = families[architecture]
