@@ -31,8 +31,9 @@ def read_model(checkpoint: Checkpoint) -> Model:
     if architecture not in families:
         nearest = get_close_matches(architecture[:100], families, n=1)
         raise UnsupportedModel(
-            f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported (known for {checkpoint.kind}: "
-            f"{', '.join(sorted(families))}){f'; the nearest is {nearest[0]}' if nearest else ''}"
+            f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported "
+            f"(known for {checkpoint.kind}: {', '.join(sorted(families))})"
+            f"{f'; the nearest is {nearest[0]}' if nearest else ''}"
         )
     config.refuse("quantization_config", {})
     family = families[architecture]

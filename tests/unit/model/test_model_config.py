@@ -150,9 +150,7 @@ def test_a_file_that_was_saved_without_its_head(family: str) -> None:
 def test_unknown_architecture_names_the_nearest() -> None:
     checkpoint = Metadata.of(TINY["llama"])
     checkpoint.metadata["model_type"] = "starcoder3"
-    refused(
-        checkpoint, "'starcoder3' is not supported (the nearest is starcoder2; known", kind=UnsupportedModel
-    )
+    refused(checkpoint, "'starcoder3' is not supported", "the nearest is starcoder2", kind=UnsupportedModel)
 
 
 @pytest.mark.parametrize("value", [None, 3, ["llama"]])
