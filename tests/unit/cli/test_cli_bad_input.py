@@ -316,6 +316,7 @@ def test_from_python(tiny: str, mute: str, encoder: str, tmp_path: Path) -> None
         load(mute, before=lambda inputs: inputs.prompt([{"role": "user", "content": "hi"}]))
 
 
+@pytest.mark.slow
 def test_the_real_program_refuses_in_one_line_too(tiny: str, tmp_path: Path) -> None:
     home = {"PELLUCID_HOME": str(tmp_path / "home")}
     assert "Did you mean smollm2?" in pellucid("run", "smolm2", "hi", env=home).refusal

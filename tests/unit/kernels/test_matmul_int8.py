@@ -186,6 +186,7 @@ def test_largest_integers_do_not_overflow(form: Format, activation_bits: int) ->
             assert_close(got, want, 64 * ULP * size)
 
 
+@pytest.mark.slow
 @matrices
 @settings(max_examples=10)
 @given(seeds)

@@ -98,6 +98,7 @@ def check(stages: Stages, rewriting: Sequence[Rewriting], texts: Sequence[str]) 
     assert rewritten(rewriting, texts) in (wanted, *([None] if set("".join(texts)) - PLAIN else []))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 @settings(max_examples=50)
 @given(some_texts)

@@ -82,6 +82,7 @@ def test_stages_of_soft_caps_and_quantised_activations(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_plan_is_plain_data(name: str, tmp_path: Path) -> None:
     path, plain, optimized = plans(name, tmp_path)

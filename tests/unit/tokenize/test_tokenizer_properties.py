@@ -32,6 +32,7 @@ def test_surrogates_become_replacement_characters(text: str) -> None:
     ours.encode(text)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.data())
 @pytest.mark.parametrize("name", TINY)
