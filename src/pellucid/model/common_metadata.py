@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
-from pellucid.model.spec import Activation, Attention, Block, Pairing, Pooling, Rotary, RotaryScaling
+from pellucid.model.spec import Activation, Attention, ModelSpec, Pairing, Pooling, Rotary, RotaryScaling
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.safetensors import read_json
 
@@ -65,12 +66,16 @@ def sliding_layers(config: Config, default: list[bool]) -> list[bool]:
     return config.each("layer_types", kinds, len(default)) or default
 
 
-def sliding_blocks(blocks: Sequence[Block], sliding: Sequence[bool], window: int) -> tuple[Block, ...]:
-    """The blocks, of which those that slide see a window of so many tokens (0: all)."""
-    return tuple(
-        replace(block, attention=replace(block.attention, window=window)) if slides else block
-        for block, slides in zip(blocks, sliding)
+def slide(spec: ModelSpec, sliding: Sequence[bool], window: int, **fields: Any) -> ModelSpec:
+    """The spec whose sliding layers see a window of so many tokens. ``fields`` replace others of their attention."""
+    return spec.change_attention(
+        lambda layer, attention: replace(attention, window=window, **fields) if sliding[layer] else attention
     )
+
+
+def except_every(n: int, layers: int) -> list[bool]:
+    """True for each layer, except for every ``n``-th."""
+    return [(layer + 1) % n != 0 for layer in range(layers)]
 
 
 def heads_of(config: Config, heads_key: str, head_dim_key: str, width_key: str) -> tuple[int, int]:
@@ -186,17 +191,15 @@ def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
-def rotary_dims(
-    config: Config, head_dim: int, default: float = 1.0, key: str = "partial_rotary_factor"
-) -> int:
+def rotary_dims(config: Config, head_dim: int, default: float = 1.0) -> int:
     """How many of a head's values are rotated: a fraction, stated in ``rope_parameters`` or before version 5 beside it.
 
     Raises:
         FileFormatError: it is no even number.
     """
-    parameters = config.table("rope_parameters")
-    stated = parameters.number("partial_rotary_factor", config.number(key, default, most=1.0), most=1.0)
-    parameters.agreed("partial_rotary_factor", config, key)
+    parameters, key = config.table("rope_parameters"), "partial_rotary_factor"
+    stated = parameters.number(key, config.number(key, default, most=1.0), most=1.0)
+    parameters.agreed(key, config, key)
     dims = int(head_dim * stated)
     if dims < 2 or dims % 2:
         raise config.wrong(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from difflib import get_close_matches
 from math import prod
 
 from pellucid.errors import FileFormatError, UnsupportedModel
@@ -29,6 +28,8 @@ def read_model(checkpoint: Checkpoint) -> Model:
     architecture = config.text("general.architecture" if gguf else "model_type")
     families = architectures(checkpoint.kind)
     if architecture not in families:
+        from difflib import get_close_matches
+
         nearest = get_close_matches(architecture[:100], families, n=1)
         raise UnsupportedModel(
             f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported "

@@ -5,9 +5,9 @@ Dimensions: D model width, H heads, G key/value heads, K head width, F feed-forw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 Pairing = Literal["interleaved", "half"]
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
@@ -177,6 +177,24 @@ class ModelSpec:
     final_norm: Norm | None = None
     head: Head | None = None
     pooling: Pooling | None = None
+
+    def change_attention(self, change: Callable[[int, Attention], Attention]) -> ModelSpec:
+        """A copy in which each block's attention is what ``change`` makes of the block's number and its attention."""
+        return replace(
+            self,
+            blocks=tuple(
+                replace(block, attention=change(layer, block.attention))
+                for layer, block in enumerate(self.blocks)
+            ),
+        )
+
+    def with_attention(self, **fields: Any) -> ModelSpec:
+        """A copy with other fields of the attention of every block."""
+        return self.change_attention(lambda _, attention: replace(attention, **fields))
+
+    def with_blocks(self, **fields: Any) -> ModelSpec:
+        """A copy with other fields of every block."""
+        return replace(self, blocks=tuple(replace(block, **fields) for block in self.blocks))
 
     @property
     def causal(self) -> bool:

@@ -59,8 +59,24 @@ KEYS: Mapping[str, str] = {
     "norm_eps": "rms_norm_eps",
     "bias": "attention_bias",
     "feedforward_bias": "mlp_bias",
+    "window": "",
 }
-"""The keys of config.json, by what they mean."""
+"""The keys of config.json, by what they mean. ``output_bias`` is by default the same key as ``bias``."""
+
+UNGROUPED_KEYS: Mapping[str, str] = {"kv_heads": "", "head_dim": "", "bias": "", "feedforward_bias": ""}
+"""The keys of families from before grouped heads, whose biases are not an option either."""
+
+GPT_KEYS: Mapping[str, str] = {
+    **UNGROUPED_KEYS,
+    "context": "n_positions",
+    "width": "n_embd",
+    "heads": "n_head",
+    "feedforward": "n_inner",
+    "layers": "n_layer",
+    "activation": "activation_function",
+    "norm_eps": "layer_norm_epsilon",
+}
+"""The keys of GPT-2, which GPT and GPT-J share."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class StandardDecoder:
     """The data of a family of decoders.
 
     ``name`` is the family's and the ``model_type`` in config.json; ``architecture`` is the name in GGUF if that
-    differs.
+    differs, None if no GGUF file has one of its own.
 
     Attention: ``gguf_pairing`` is the order of rotary pairs in the rows of GGUF's q and k, ``pairing`` that of
     config.json's models, ``rotated`` the fraction of a head's values that are rotated if the file does not say.
@@ -85,7 +101,7 @@ class StandardDecoder:
     """
 
     name: str
-    architecture: str = ""
+    architecture: str | None = ""
     positions: Literal["rotary", "learned", "alibi"] = "rotary"
     gguf_pairing: Pairing = "half"
     pairing: Pairing = "half"
@@ -114,9 +130,10 @@ class StandardDecoder:
 
     def family(self) -> Family:
         """The family, with readers for both kinds of checkpoint."""
+        own = self.architecture is not None
         return Family(
             self.name,
-            gguf={self.architecture or self.name: self.from_gguf},
+            gguf={self.architecture or self.name: self.from_gguf} if own else {},
             safetensors={self.name: self.from_config},
             unused=self.unused,
         )
@@ -150,6 +167,7 @@ class StandardDecoder:
     def from_config(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read ``config.json``."""
         keys = {**KEYS, **self.keys}
+        keys.setdefault("output_bias", keys["bias"])
         width = config.count(keys["width"])
         default = next(name for name, kind in self.activations.items() if kind == self.activation)
         activation = config.one_of(keys["activation"], self.activations, default)
@@ -170,7 +188,8 @@ class StandardDecoder:
                 scale=head_dim**-0.5,
                 rotary=rotary,
                 bias=_flag(config, keys["bias"], self.bias),
-                output_bias=_flag(config, keys["bias"], self.output_bias),
+                output_bias=_flag(config, keys["output_bias"], self.output_bias),
+                window=config.window(keys["window"]) if keys["window"] else 0,
             ),
             feedforward=FeedForward(
                 _count(config, keys["feedforward"], self.widening * width),

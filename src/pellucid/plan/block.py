@@ -43,14 +43,11 @@ def _sequential(builder: Builder, stage: str, kind: Block, x: str, inside: Subla
 
 def _parallel(builder: Builder, kind: Block, x: str, sublayers: Mapping[str, Sublayer]) -> str:
     """x = x + attention(norm(x)) + feedforward(norm(x)): all norms come before x changes."""
-    inputs: dict[str, str] = {}
-    for number, stage in enumerate(sublayers):
-        shared = kind.placement == "shared" and number
-        inputs[stage] = (
-            inputs[next(iter(sublayers))]
-            if shared
-            else norm(builder, f"{stage}.norm", f"{stage}.norm", kind.norm, x, f"normed{number or ''}")
-        )
+    first, second = sublayers
+    normed = norm(builder, f"{first}.norm", f"{first}.norm", kind.norm, x, "normed")
+    inputs = {first: normed, second: normed}
+    if kind.placement == "parallel":
+        inputs[second] = norm(builder, f"{second}.norm", f"{second}.norm", kind.norm, x, "normed1")
     for stage, inside in sublayers.items():
         out = inside(inputs[stage], builder.buffer("out", builder.width_of(x)))
         builder.add(f"{stage}.residual", x, out, kind.residual_scale)

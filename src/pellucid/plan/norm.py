@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import Norm
-from pellucid.plan.builder import COUNT, NO_BIAS, Builder, heads
+from pellucid.plan.builder import COUNT, Builder, heads
 from pellucid.plan.plan import LETTER, At, Fill, Operation, Value, Vector
 
 
@@ -18,11 +18,7 @@ def norm(builder: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, 
         "width": width,
         "parts": parts,
         "weight": Vector(f"{slot}.weight") if kind.weight else Fill(1.0, width),
-        "bias": Vector(f"{slot}.bias")
-        if kind.has_bias
-        else Fill(0.0, width)
-        if kind.kind == "layer"
-        else NO_BIAS,
+        "bias": Vector(f"{slot}.bias") if kind.has_bias else Fill(0.0, width),
         "eps": kind.eps,
         "out": At(out),
         "quantized": 0,

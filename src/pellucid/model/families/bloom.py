@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
-from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
@@ -56,13 +56,10 @@ BLOOM = StandardDecoder(
     keys={
         "context": "seq_length",
         "heads": "n_head",
-        "kv_heads": "",
-        "head_dim": "",
+        **UNGROUPED_KEYS,
         "feedforward": "n_inner",
         "layers": "n_layer",
         "norm_eps": "layer_norm_epsilon",
-        "bias": "",
-        "feedforward_bias": "",
     },
     names=NAMES,
     gguf_change=_embedding_norm,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pellucid.model.common_metadata import sliding_blocks, sliding_layers
+from pellucid.model.common_metadata import except_every, slide, sliding_layers
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
@@ -17,31 +17,23 @@ PATTERN = 4  # every fourth layer sees everything
 
 def _mixed(spec: ModelSpec, sliding: list[bool], window: int, logits: float) -> ModelSpec:
     assert spec.head is not None
-    blocks = sliding_blocks(spec.blocks, sliding, window)
+    rotary = spec.blocks[0].attention.rotary
     return replace(
-        spec,
-        blocks=tuple(
-            block if slides else replace(block, attention=replace(block.attention, rotary=None))
-            for block, slides in zip(blocks, sliding)
-        ),
+        slide(spec.with_attention(rotary=None), sliding, window, rotary=rotary),
         head=replace(spec.head, scale=logits),
     )
 
 
-def _by_pattern(spec: ModelSpec, pattern: int) -> list[bool]:
-    return [(i + 1) % pattern != 0 for i in range(len(spec.blocks))]
-
-
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    pattern = config.count("attention.sliding_window_pattern", PATTERN)
+    sliding = except_every(config.count("attention.sliding_window_pattern", PATTERN), len(spec.blocks))
     window = config.count("attention.sliding_window")
-    return _mixed(spec, _by_pattern(spec, pattern), window, config.number("logit_scale", 1.0))
+    return _mixed(spec, sliding, window, config.number("logit_scale", 1.0))
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    pattern = config.count("sliding_window_pattern", PATTERN)
-    sliding = sliding_layers(config, _by_pattern(spec, pattern))
-    return _mixed(spec, sliding, config.count("sliding_window"), config.number("logit_scale", 0.0625))
+    pattern = except_every(config.count("sliding_window_pattern", PATTERN), len(spec.blocks))
+    window = config.count("sliding_window")
+    return _mixed(spec, sliding_layers(config, pattern), window, config.number("logit_scale", 0.0625))
 
 
 COHERE2 = StandardDecoder(

@@ -5,27 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pellucid.model.config import Config
+from pellucid.model.families.bloom import NAMES
 from pellucid.model.family import Family
-from pellucid.model.spec import Model, ModelSpec, Norm
-from pellucid.model.standard_decoder import StandardDecoder
-from pellucid.model.tensor_names import GGUF, TensorNames
+from pellucid.model.spec import Model, Norm
+from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
+from pellucid.model.tensor_names import GGUF
 from pellucid.weights.checkpoint import Checkpoint
 
-NAMES = TensorNames(
-    {"embed": "transformer.word_embeddings", "norm": "transformer.ln_f", "project": "lm_head"},
-    {
-        "attention.q": "self_attention.query_key_value",
-        "attention.k": "self_attention.query_key_value",
-        "attention.v": "self_attention.query_key_value",
-        "attention.output": "self_attention.dense",
-        "attention.norm": "input_layernorm",
-        "feedforward.up": "mlp.dense_h_to_4h",
-        "feedforward.down": "mlp.dense_4h_to_h",
-        "feedforward.norm": "post_attention_layernorm",
-    },
-    "transformer.h",
-    by_group=True,
-)
 TWO_NORMS = NAMES.with_names(attention__norm="ln_attn", feedforward__norm="ln_mlp")
 DECODER = StandardDecoder(
     "falcon",
@@ -35,12 +21,11 @@ DECODER = StandardDecoder(
     norm=Norm("layer", 1e-5),
     tied=True,
     keys={
-        "kv_heads": "",
-        "head_dim": "",
+        **UNGROUPED_KEYS,
         "feedforward": "ffn_hidden_size",
         "activation": "activation",
         "norm_eps": "layer_norm_epsilon",
-        "bias": "",
+        "bias": "bias",
         "feedforward_bias": "bias",
     },
     names=NAMES,
@@ -63,27 +48,14 @@ def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
     stated = config.count("num_ln_in_parallel_attn", 2, limit=2)
     norms = stated if newer else 1
     multi_query = config.flag("multi_query", True)
-    bias = config.flag("bias", False)
     heads = config.count("num_attention_heads")
     groups = config.divisor("num_kv_heads", "num_attention_heads", heads)
     kv_heads = groups if newer else 1 if multi_query else heads
-
-    def change(config: Config, spec: ModelSpec) -> ModelSpec:
-        return replace(
-            spec,
-            blocks=tuple(
-                replace(
-                    block, attention=replace(block.attention, kv_heads=kv_heads, bias=bias, output_bias=bias)
-                )
-                for block in spec.blocks
-            ),
-        )
-
     decoder = replace(
         DECODER,
         placement=("parallel" if norms == 2 else "shared") if parallel else "pre",
         names=TWO_NORMS if norms == 2 else NAMES,
-        config_change=change,
+        config_change=lambda _, spec: spec.with_attention(kv_heads=kv_heads),
     )
     return decoder.from_config(checkpoint, config)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pellucid.model.config import Config
-from pellucid.model.spec import ModelSpec
+from pellucid.model.spec import Activation, ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import TRANSFORMERS
+
+ACTIVATIONS: Mapping[str, Activation] = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh"}
+"""Older files say "gelu" and mean the tanh form."""
 
 
 def _scaled(config: Config, spec: ModelSpec) -> ModelSpec:
@@ -23,10 +27,7 @@ GEMMA = StandardDecoder(
     "gemma",
     tied=True,
     activation="gelu_tanh",
-    activations={
-        "gelu_pytorch_tanh": "gelu_tanh",
-        "gelu": "gelu_tanh",
-    },  # older files say "gelu" and mean this one
+    activations=ACTIVATIONS,
     names=replace(TRANSFORMERS, norm_plus=1.0),
     gguf_change=_scaled,
     config_change=_from_config,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pellucid.model.common_metadata import sliding_blocks, sliding_layers
+from pellucid.model.common_metadata import slide, sliding_layers
 from pellucid.model.config import Config
+from pellucid.model.families.gemma import ACTIVATIONS
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import TRANSFORMERS_SANDWICH
@@ -15,14 +16,9 @@ def _capped(
     spec: ModelSpec, scores: float, logits: float, scale: float, sliding: list[bool], window: int
 ) -> ModelSpec:
     assert spec.head is not None
-    blocks = tuple(
-        replace(block, attention=replace(block.attention, softcap=scores, scale=scale))
-        for block in spec.blocks
-    )
     return replace(
-        spec,
+        slide(spec.with_attention(softcap=scores, scale=scale), sliding, window),
         embedding=replace(spec.embedding, scale=spec.embedding.width**0.5),
-        blocks=sliding_blocks(blocks, sliding, window),
         head=replace(spec.head, softcap=logits),
     )
 
@@ -58,10 +54,7 @@ GEMMA2 = StandardDecoder(
     "gemma2",
     tied=True,
     activation="gelu_tanh",
-    activations={
-        "gelu_pytorch_tanh": "gelu_tanh",
-        "gelu": "gelu_tanh",
-    },  # older files say "gelu" and mean this one
+    activations=ACTIVATIONS,
     placement="sandwich",
     names=replace(TRANSFORMERS_SANDWICH, norm_plus=1.0),
     gguf_change=_from_gguf,

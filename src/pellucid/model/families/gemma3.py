@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pellucid.model.common_metadata import gguf_attention, gguf_vocabulary, rope_parameters, tied_head
+from pellucid.model.common_metadata import (
+    except_every,
+    gguf_attention,
+    gguf_vocabulary,
+    rope_parameters,
+    tied_head,
+)
 from pellucid.model.config import Config
 from pellucid.model.family import Family
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Model, ModelSpec, Norm, Rotary
@@ -47,8 +53,8 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     feedforward = FeedForward(gemma.count("feed_forward_length"), "gelu_tanh", gated=True)
     pattern = gemma.count("attention.sliding_window_pattern", PATTERN)
     blocks = [
-        Block(full if (i + 1) % pattern == 0 else sliding, feedforward, norm, "sandwich")
-        for i in range(layers)
+        Block(sliding if slides else full, feedforward, norm, "sandwich")
+        for slides in except_every(pattern, layers)
     ]
     vocabulary = gguf_vocabulary(checkpoint, gemma)
     head = Head("output.weight" not in checkpoint.tensors, gemma.cap("final_logit_softcapping"))
@@ -61,7 +67,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 def _is_sliding(config: Config, layers: int) -> list[bool]:
     """Whether each layer has a sliding window, from ``layer_types`` or else from the older pattern."""
     pattern = config.count("sliding_window_pattern", PATTERN)
-    by_pattern = [(i + 1) % pattern != 0 for i in range(layers)]
+    by_pattern = except_every(pattern, layers)
     kinds = config.each("layer_types", {"sliding_attention": True, "full_attention": False}, layers)
     if kinds is None:
         return by_pattern

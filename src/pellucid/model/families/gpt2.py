@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
-from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_decoder import GPT_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
@@ -40,26 +40,7 @@ NAMES = TensorNames(
 )
 
 
-def _scores(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Two switches of the scores' scale."""
-    scaled = config.flag("scale_attn_weights", True)
-    by_layer = config.flag("scale_attn_by_inverse_layer_idx", False)
-    return replace(
-        spec,
-        blocks=tuple(
-            replace(
-                block,
-                attention=replace(
-                    block.attention,
-                    scale=(block.attention.scale if scaled else 1.0) / (layer + 1 if by_layer else 1),
-                ),
-            )
-            for layer, block in enumerate(spec.blocks)
-        ),
-    )
-
-
-GPT2 = StandardDecoder(
+DECODER = StandardDecoder(
     "gpt2",
     positions="learned",
     bias=True,
@@ -70,20 +51,21 @@ GPT2 = StandardDecoder(
     widening=4,
     norm=Norm("layer", 1e-5),
     tied=True,
-    keys={
-        "context": "n_positions",
-        "width": "n_embd",
-        "heads": "n_head",
-        "kv_heads": "",
-        "head_dim": "",
-        "feedforward": "n_inner",
-        "layers": "n_layer",
-        "activation": "activation_function",
-        "norm_eps": "layer_norm_epsilon",
-        "bias": "",
-        "feedforward_bias": "",
-    },
+    keys=GPT_KEYS,
     unused=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # masks
     names=NAMES,
-    config_change=_scores,
-).family()
+)
+
+
+def _scores(config: Config, spec: ModelSpec) -> ModelSpec:
+    """Two switches of the scores' scale."""
+    scaled = config.flag("scale_attn_weights", True)
+    by_layer = config.flag("scale_attn_by_inverse_layer_idx", False)
+    return spec.change_attention(
+        lambda layer, attention: replace(
+            attention, scale=(attention.scale if scaled else 1.0) / (layer + 1 if by_layer else 1)
+        )
+    )
+
+
+GPT2 = replace(DECODER, config_change=_scores).family()

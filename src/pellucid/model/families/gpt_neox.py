@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
@@ -28,29 +26,15 @@ NAMES = TensorNames(
 
 def _parallel(config: Config, spec: ModelSpec) -> ModelSpec:
     parallel = config.flag("use_parallel_residual", True)
-    return replace(
-        spec,
-        blocks=tuple(replace(block, placement="parallel" if parallel else "pre") for block in spec.blocks),
-    )
-
-
-def _biased(config: Config, spec: ModelSpec) -> ModelSpec:
-    """``attention_bias`` is about all of attention, and on by default."""
-    bias = config.flag("attention_bias", True)
-    spec = _parallel(config, spec)
-    return replace(
-        spec,
-        blocks=tuple(
-            replace(block, attention=replace(block.attention, bias=bias, output_bias=bias))
-            for block in spec.blocks
-        ),
-    )
+    return spec.with_blocks(placement="parallel" if parallel else "pre")
 
 
 GPT_NEOX = StandardDecoder(
     "gpt_neox",
     architecture="gptneox",
     rotated=0.25,
+    bias=True,
+    output_bias=True,
     activation="gelu",
     gated=False,
     feedforward_bias=True,
@@ -59,5 +43,5 @@ GPT_NEOX = StandardDecoder(
     unused=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
     names=NAMES,
     gguf_change=_parallel,
-    config_change=_biased,
+    config_change=_parallel,
 ).family()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pellucid.model.config import Config
-from pellucid.model.family import Family
 from pellucid.model.spec import ModelSpec, Norm
-from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_decoder import GPT_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
@@ -27,18 +26,15 @@ NAMES = TensorNames(
 
 def _rotated(config: Config, spec: ModelSpec) -> ModelSpec:
     """``rotary_dim`` is how many of a head's values are rotated."""
-    head_dim = spec.blocks[0].attention.head_dim
-    dims = config.count("rotary_dim", head_dim, limit=head_dim)
-    blocks = []
-    for block in spec.blocks:
-        assert block.attention.rotary is not None
-        rotary = replace(block.attention.rotary, dims=dims)
-        blocks.append(replace(block, attention=replace(block.attention, rotary=rotary)))
-    return replace(spec, blocks=tuple(blocks))
+    attention = spec.blocks[0].attention
+    assert attention.rotary is not None
+    dims = config.count("rotary_dim", attention.head_dim, limit=attention.head_dim)
+    return spec.with_attention(rotary=replace(attention.rotary, dims=dims))
 
 
-_DECODER = StandardDecoder(
+GPTJ = StandardDecoder(
     "gptj",
+    architecture=None,
     pairing="interleaved",
     activation="gelu_tanh",
     gated=False,
@@ -47,21 +43,8 @@ _DECODER = StandardDecoder(
     norm=Norm("layer", 1e-5),
     placement="shared",
     head_bias=True,
-    keys={
-        "context": "n_positions",
-        "width": "n_embd",
-        "heads": "n_head",
-        "kv_heads": "",
-        "head_dim": "",
-        "feedforward": "n_inner",
-        "layers": "n_layer",
-        "activation": "activation_function",
-        "norm_eps": "layer_norm_epsilon",
-        "bias": "",
-        "feedforward_bias": "",
-    },
+    keys=GPT_KEYS,
     unused=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
     names=NAMES,
     config_change=_rotated,
-)
-GPTJ = Family("gptj", safetensors={"gptj": _DECODER.from_config}, unused=_DECODER.unused)
+).family()

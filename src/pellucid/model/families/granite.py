@@ -12,12 +12,8 @@ from pellucid.model.standard_decoder import StandardDecoder
 def _scaled(spec: ModelSpec, embedding: float, scores: float, residual: float, logits: float) -> ModelSpec:
     assert spec.head is not None
     return replace(
-        spec,
+        spec.with_attention(scale=scores).with_blocks(residual_scale=residual),
         embedding=replace(spec.embedding, scale=embedding),
-        blocks=tuple(
-            replace(block, attention=replace(block.attention, scale=scores), residual_scale=residual)
-            for block in spec.blocks
-        ),
         head=replace(spec.head, scale=1 / logits),
     )
 

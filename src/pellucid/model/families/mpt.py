@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
-from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
@@ -43,17 +43,8 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     attention.refuse("clip_qkv")
     scale = attention.number("softmax_scale", spec.blocks[0].attention.scale)
     width = config.count("expansion_ratio", 4) * spec.embedding.width
-    return replace(
-        spec,
-        blocks=tuple(
-            replace(
-                block,
-                attention=replace(block.attention, scale=scale),
-                feedforward=replace(block.feedforward, width=width),
-            )
-            for block in spec.blocks
-        ),
-    )
+    feedforward = replace(spec.blocks[0].feedforward, width=width)
+    return spec.with_attention(scale=scale).with_blocks(feedforward=feedforward)
 
 
 MPT = StandardDecoder(
@@ -68,13 +59,10 @@ MPT = StandardDecoder(
         "context": "max_seq_len",
         "width": "d_model",
         "heads": "n_heads",
-        "kv_heads": "",
-        "head_dim": "",
+        **UNGROUPED_KEYS,
         "feedforward": "ffn_hidden_size",
         "layers": "n_layers",
         "norm_eps": "layer_norm_epsilon",
-        "bias": "",
-        "feedforward_bias": "",
     },
     names=NAMES,
     config_change=_attention,

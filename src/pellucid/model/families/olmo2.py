@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pellucid.model.common_metadata import sliding_blocks
+from pellucid.model.common_metadata import except_every, slide
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
@@ -19,16 +19,11 @@ def _window(config: Config, spec: ModelSpec) -> ModelSpec:
     window = config.window("attention.sliding_window")
     if not window:
         return spec
-    by_pattern = [(i + 1) % PATTERN != 0 for i in range(len(spec.blocks))]
-    sliding = config.switches("attention.sliding_window_pattern", len(spec.blocks)) or by_pattern
-    blocks = []
-    for block, slides in zip(sliding_blocks(spec.blocks, sliding, window), sliding):
-        rotary = block.attention.rotary
-        assert rotary is not None
-        local = config.number("rope.freq_base_swa", rotary.base, low=1.0)
-        plain = replace(rotary, base=local, scaling=None) if slides else rotary
-        blocks.append(replace(block, attention=replace(block.attention, rotary=plain)))
-    return replace(spec, blocks=tuple(blocks))
+    layers, rotary = len(spec.blocks), spec.blocks[0].attention.rotary
+    assert rotary is not None
+    sliding = config.switches("attention.sliding_window_pattern", layers) or except_every(PATTERN, layers)
+    local = config.number("rope.freq_base_swa", rotary.base, low=1.0)
+    return slide(spec, sliding, window, rotary=replace(rotary, base=local, scaling=None))
 
 
 OLMO2 = StandardDecoder("olmo2", whole_norm=True, placement="output", gguf_change=_window).family()

@@ -8,7 +8,7 @@ from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import Family
 from pellucid.model.spec import Model, ModelSpec, Norm
-from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -34,9 +34,8 @@ NAMES = TensorNames(
 )
 
 
-def _biased(config: Config, spec: ModelSpec) -> ModelSpec:
-    """One key is about all biases. The models of 350M, with norms after the sums and a narrower embedding, differ."""
-    bias = config.flag("enable_bias", True)
+def _checked(config: Config, spec: ModelSpec) -> ModelSpec:
+    """The models of 350M, with norms after the sums and a narrower embedding, are refused."""
     config.refuse("do_layer_norm_before", True)
     config.refuse("_remove_final_layer_norm", False)
     config.refuse("layer_norm_elementwise_affine", True)
@@ -44,37 +43,29 @@ def _biased(config: Config, spec: ModelSpec) -> ModelSpec:
         raise UnsupportedModel(
             f"{config.path.name}: word_embed_proj_dim = {width} is not supported: it must be hidden_size"
         )
-    return replace(
-        spec,
-        blocks=tuple(
-            replace(
-                block,
-                attention=replace(block.attention, bias=bias, output_bias=bias),
-                feedforward=replace(block.feedforward, bias=bias),
-            )
-            for block in spec.blocks
-        ),
-    )
+    return spec
 
 
 _DECODER = StandardDecoder(
     "opt",
     positions="learned",
+    bias=True,
+    output_bias=True,
     activation="relu",
     gated=False,
+    feedforward_bias=True,
     norm=Norm("layer", 1e-5),
     tied=True,
     keys={
-        "kv_heads": "",
-        "head_dim": "",
+        **UNGROUPED_KEYS,
         "feedforward": "ffn_dim",
         "activation": "activation_function",
         "norm_eps": "layer_norm_eps",
-        "bias": "",
-        "feedforward_bias": "",
+        "bias": "enable_bias",
+        "feedforward_bias": "enable_bias",
     },
     names=NAMES,
-    config_change=_biased,
+    config_change=_checked,
 )
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from pellucid.model.common_metadata import sliding_blocks
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
@@ -12,17 +9,12 @@ from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
-    window = config.window("sliding_window")
-    return replace(spec, blocks=sliding_blocks(spec.blocks, [True] * len(spec.blocks), window))
-
-
-def _gguf_window(config: Config, spec: ModelSpec) -> ModelSpec:
-    window = config.window("attention.sliding_window")
-    return replace(spec, blocks=sliding_blocks(spec.blocks, [True] * len(spec.blocks), window))
+    return spec.with_attention(window=config.window("attention.sliding_window"))
 
 
 PHI3 = StandardDecoder(
     "phi3",
+    keys={"window": "sliding_window"},
     gguf_names=GGUF.with_names(feedforward__gate="ffn_up"),
     names=TRANSFORMERS.with_names(
         attention__q="self_attn.qkv_proj",
@@ -31,6 +23,5 @@ PHI3 = StandardDecoder(
         feedforward__gate="mlp.gate_up_proj",
         feedforward__up="mlp.gate_up_proj",
     ),
-    gguf_change=_gguf_window,
-    config_change=_window,
+    gguf_change=_window,
 ).family()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pellucid.model.common_metadata import except_every
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
@@ -12,17 +13,13 @@ INTERVAL = 4
 
 
 def _without_positions(spec: ModelSpec, rotated: list[bool]) -> ModelSpec:
-    return replace(
-        spec,
-        blocks=tuple(
-            block if rotates else replace(block, attention=replace(block.attention, rotary=None))
-            for block, rotates in zip(spec.blocks, rotated)
-        ),
+    return spec.change_attention(
+        lambda layer, attention: attention if rotated[layer] else replace(attention, rotary=None)
     )
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    return _without_positions(spec, [(i + 1) % INTERVAL != 0 for i in range(len(spec.blocks))])
+    return _without_positions(spec, except_every(INTERVAL, len(spec.blocks)))
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
@@ -30,7 +27,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     layers = len(spec.blocks)
     interval = config.count("no_rope_layer_interval", INTERVAL)
     stated = config.switches("no_rope_layers", layers)
-    return _without_positions(spec, stated or [(i + 1) % interval != 0 for i in range(layers)])
+    return _without_positions(spec, stated or except_every(interval, layers))
 
 
 SMOLLM3 = StandardDecoder(
