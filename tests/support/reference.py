@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.kernels.ops.mixture import route_reference
+from pellucid.model.shapes import expected_shapes
 from pellucid.model.slots import SlotReader
-from pellucid.model.spec import Attention, Block, Model, Norm, Rotary
+from pellucid.model.spec import Attention, Block, FeedForward, Mixture, Model, Norm, Rotary
 from pellucid.plan.position import alibi_slopes, inverse_frequencies
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -42,6 +44,12 @@ def rotate(x: Array, rotary: Rotary) -> Array:
     out[..., first] = x[..., first] * cos - x[..., second] * sin
     out[..., second] = x[..., second] * cos + x[..., first] * sin
     return out
+
+
+def activated(ff: FeedForward, up: Array, gate: Array | None) -> Array:
+    """f(gate) * up, or f(up)."""
+    f = ACTIVATIONS[ff.activation]
+    return f(up) if gate is None else f(gate) * up
 
 
 class Reference:
@@ -99,12 +107,45 @@ class Reference:
         attended = np.einsum("hts,shk->thk", weights, v).reshape(tokens, -1)
         return self.linear(attended, f"{at}.output", kind.output_bias)
 
-    def feedforward(self, x: Array, kind: Block, at: str) -> Array:
-        ff = kind.feedforward
-        f = ACTIVATIONS[ff.activation]
+    def feedforward(self, x: Array, ff: FeedForward | Mixture, at: str) -> Array:
+        if isinstance(ff, Mixture):
+            return self.mixture(x, ff, at)
         up = self.linear(x, f"{at}.up", ff.bias)
-        hidden = f(self.linear(x, f"{at}.gate", ff.bias)) * up if ff.gated else f(up)
+        hidden = activated(ff, up, self.linear(x, f"{at}.gate", ff.bias) if ff.gated else None)
         return self.linear(hidden, f"{at}.down", ff.bias)
+
+    def mixture(self, x: Array, kind: Mixture, at: str) -> Array:
+        """Token by token, expert by expert."""
+        router, expert = kind.router, kind.expert
+        ids, weights = route_reference(
+            self.linear(x, f"{at}.router", router.bias),
+            router.score,
+            router.chosen,
+            router.normalize,
+            router.scale,
+            self.weight(f"{at}.correction.bias") if router.correction else 0.0,
+            router.groups,
+            router.kept,
+            router.group_best,
+        )
+
+        def project(row: Array, part: str, which: int) -> Array:
+            matrices = self.weight(f"{at}.experts.{part}.weight")
+            shape = expected_shapes(self.spec)[f"{at}.experts.{part}.weight"]
+            out = matrices.reshape(shape)[which] @ row
+            return out + self.weight(f"{at}.experts.{part}.bias")[which] if expert.bias else out
+
+        out = np.zeros_like(x)
+        for token, row in enumerate(x):
+            for which, weight in zip(ids[token], weights[token]):
+                up = project(row, "up", which)
+                gate = project(row, "gate", which) if expert.gated else None
+                out[token] += weight * project(activated(expert, up, gate), "down", which)
+        if kind.shared:
+            shared = self.feedforward(x, kind.shared, f"{at}.shared")
+            gate = self.linear(x, f"{at}.shared_gate") if kind.shared_gate else None
+            out += shared if gate is None else shared / (1 + np.exp(-gate))
+        return out
 
     def sublayer(self, x: Array, kind: Block, at: str, inside: Callable[[Array], Array]) -> Array:
         out = inside(x if kind.placement in ("post", "output") else self.norm(x, kind.norm, f"{at}.norm"))
@@ -127,11 +168,11 @@ class Reference:
             if kind.placement in ("parallel", "shared"):
                 first = self.norm(x, kind.norm, f"{at}.norm")
                 second = first if kind.placement == "shared" else self.norm(x, kind.norm, f"{ff}.norm")
-                out = self.attention(first, kind.attention, at) + self.feedforward(second, kind, ff)
+                out = self.attention(first, kind.attention, at) + self.feedforward(second, kind.feedforward, ff)
                 x = x + kind.residual_scale * out
                 continue
             x = self.sublayer(x, kind, at, lambda x, k=kind, a=at: self.attention(x, k.attention, a))
-            x = self.sublayer(x, kind, ff, lambda x, k=kind, a=ff: self.feedforward(x, k, a))
+            x = self.sublayer(x, kind, ff, lambda x, k=kind, a=ff: self.feedforward(x, k.feedforward, a))
         return self.norm(x, self.spec.final_norm, "norm") if self.spec.final_norm else x
 
     def logits(self, ids: Sequence[int]) -> Array:

@@ -68,6 +68,7 @@ class ModelRunner:
             "tokens": limits.tokens,
             "outputs": limits.outputs,
             "sequences": limits.sequences,
+            "once": 1,
         }
         # In a step with one row each thread may have its own copy of that row.
         self._arrays = allocate(plan, {kind: max(count, threads) for kind, count in rows.items()})

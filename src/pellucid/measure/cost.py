@@ -64,9 +64,22 @@ def operation_cost(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) 
     rows = counts[op.rows]
     integers = any(isinstance(p, PackedLayout) and not p.is_float for _, p in op.kernel.parameters)
     return Cost(
-        (op.weight_bytes if rows else 0) + _cached_bytes(runner, op, chunks),
+        _weight_bytes(op, rows) + _cached_bytes(runner, op, chunks),
         op.multiply_adds * rows if integers else 0,
     )
+
+
+def _weight_bytes(op: Operation, rows: int) -> int:
+    """The bytes of weights that a step of so many rows reads.
+
+    Of a mixture it reads each expert that some token has chosen: as many as can be expected of tokens that choose
+    independently.
+    """
+    if not rows or not op.kernel.name.startswith("matmul_experts"):
+        return op.weight_bytes if rows else 0
+    experts, expert_bytes = int(op.fields["experts"]), int(op.fields["expert_bytes"])  # type: ignore[arg-type]
+    missed = (1 - op.weight_bytes / expert_bytes / experts) ** rows
+    return round(experts * (1 - missed) * expert_bytes)
 
 
 def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -> int:

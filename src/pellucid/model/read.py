@@ -63,7 +63,10 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
         tensors = [checkpoint.tensors[source.tensor] for source in sources]
         found = [shape_of(tensor, source) for tensor, source in zip(tensors, sources)]
         joined = found[0] if len(found) == 1 else (sum(one[0] for one in found), *found[0][1:])
-        if joined != shape or any(one[1:] != shape[1:] for one in found):
+        if len(shape) > len(joined):  # one matrix or vector for each expert, or a matrix of one row as a vector
+            experts = shape[0]
+            joined = (experts, joined[0] // experts, *joined[1:]) if joined[0] % experts == 0 else joined
+        if joined != shape or any(one[1:] != found[0][1:] for one in found):
             whole = len(sources) == 1 and sources[0].rows is None
             has = (
                 f"tensor has shape {tensors[0].shape}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pellucid.model.spec import Block, ModelSpec, Norm
+from pellucid.model.spec import Block, FeedForward, Mixture, ModelSpec, Norm
 
 Shape = tuple[int, ...]
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
-    """Slot names and shapes, row-major: a matrix that maps D inputs to N outputs is (N, D)."""
+    """Slot names and shapes, row-major: a matrix that maps D inputs to N outputs is (N, D), those of E experts (E, N, D)."""
     return dict(_slots(spec))
 
 
@@ -41,7 +41,7 @@ def _norm(name: str, norm: Norm, width: int) -> Iterator[tuple[str, Shape]]:
 
 
 def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
-    attention, feedforward = block.attention, block.feedforward
+    attention = block.attention
     heads, kv_heads = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
     values, attended = attention.kv_heads * attention.value_dim, attention.heads * attention.value_dim
     for part, rows, columns, bias in (
@@ -49,13 +49,14 @@ def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
         ("attention.k", kv_heads, width, attention.bias),
         ("attention.v", values, width, attention.bias),
         ("attention.output", width, attended, attention.output_bias),
-        *((("feedforward.gate", feedforward.width, width, feedforward.bias),) if feedforward.gated else ()),
-        ("feedforward.up", feedforward.width, width, feedforward.bias),
-        ("feedforward.down", width, feedforward.width, feedforward.bias),
     ):
         yield f"{name}.{part}.weight", (rows, columns)
         if bias:
             yield f"{name}.{part}.bias", (rows,)
+    if isinstance(block.feedforward, Mixture):
+        yield from _mixture(f"{name}.feedforward", block.feedforward, width)
+    else:
+        yield from _feedforward(f"{name}.feedforward", block.feedforward, width)
     if attention.qk_norm:
         whole = attention.qk_norm_whole
         yield from _norm(
@@ -73,3 +74,25 @@ def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
     if block.placement in ("sandwich", "output"):
         yield from _norm(f"{name}.attention.post_norm", block.norm, width)
         yield from _norm(f"{name}.feedforward.post_norm", block.norm, width)
+
+
+def _feedforward(name: str, kind: FeedForward, width: int, experts: Shape = ()) -> Iterator[tuple[str, Shape]]:
+    for part in ("gate", "up", "down") if kind.gated else ("up", "down"):
+        rows, columns = (width, kind.width) if part == "down" else (kind.width, width)
+        yield f"{name}.{part}.weight", (*experts, rows, columns)
+        if kind.bias:
+            yield f"{name}.{part}.bias", (*experts, rows)
+
+
+def _mixture(name: str, kind: Mixture, width: int) -> Iterator[tuple[str, Shape]]:
+    experts = kind.router.experts
+    yield f"{name}.router.weight", (experts, width)
+    if kind.router.bias:
+        yield f"{name}.router.bias", (experts,)
+    if kind.router.correction:
+        yield f"{name}.correction.bias", (experts,)
+    yield from _feedforward(f"{name}.experts", kind.expert, width, (experts,))
+    if kind.shared:
+        yield from _feedforward(f"{name}.shared", kind.shared, width)
+    if kind.shared_gate:
+        yield f"{name}.shared_gate.weight", (1, width)

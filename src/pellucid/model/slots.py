@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -28,11 +28,11 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
     """
     shape = tensor.shape
     if source.transpose:
-        if len(shape) != 2:
+        if len(shape) not in (2, 3):
             raise FileFormatError(
                 tensor.path, tensor.name, f"tensor has shape {shape}; it must be a matrix", tensor.offset
             )
-        shape = shape[::-1]
+        shape = (*shape[:-2], shape[-1], shape[-2])
     if source.rows is None:
         return shape
     start, stop = source.rows
@@ -44,7 +44,17 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
             f"tensor has {rows:,} rows; the model needs rows {start:,} to {stop:,} (its shape is {tensor.shape})",
             tensor.offset,
         )
-    return (stop - start, *shape[-1:]) if len(shape) > 1 else (stop - start,)
+    count = len(range(start, stop, source.step))
+    return (count, *shape[-1:]) if len(shape) > 1 else (count,)
+
+
+def by_expert(checkpoint: Checkpoint, sources: Sequence[Slot], experts: int) -> list[tuple[Slot, ...]]:
+    """The sources of each expert's matrix: a tensor of its own, or its rows of one tensor (E, N, D)."""
+    if len(sources) == 1 and experts > 1:
+        rows = prod(shape_of(checkpoint.tensors[sources[0].tensor], sources[0])[:-1]) // experts
+        return [(replace(sources[0], rows=(i * rows, (i + 1) * rows)),) for i in range(experts)]
+    each = len(sources) // experts
+    return [tuple(sources[i * each : (i + 1) * each]) for i in range(experts)]
 
 
 @dataclass(frozen=True)
@@ -77,8 +87,8 @@ class _SlotPart:
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill ``out`` with the part's bytes from ``start`` on."""
-        if self.source.transpose:
-            out[:] = self._transposed[start : start + len(out)]
+        if self.source.transpose or self.source.step > 1:
+            out[:] = self._gathered[start : start + len(out)]
             return
         skipped = 0
         if self.source.rows is not None:
@@ -87,17 +97,27 @@ class _SlotPart:
         self.checkpoint.read(self.tensor.name, skipped + start, out)
 
     @cached_property
-    def _transposed(self) -> NDArray[np.uint8]:
-        """The bytes of the transposed rows."""
+    def _gathered(self) -> NDArray[np.uint8]:
+        """The bytes of rows that do not follow each other in the file."""
+        stored, rows = self.checkpoint.data(self.tensor.name), self.source.rows
+        if not self.source.transpose:
+            of_row = stored.reshape(-1, self.row_bytes if len(self.tensor.shape) > 1 else self.form.block_bytes)
+            start, stop = rows or (0, len(of_row))
+            return np.ascontiguousarray(of_row[start : stop : self.source.step]).reshape(-1)
         if not self.form.packed.is_float:
             raise UnsupportedModel(
                 f"tensor {shown(self.tensor.name)} is stored as {self.form.name}, which cannot be transposed: "
                 "convert the file with its matrices as (outputs, inputs)"
             )
-        size = self.form.block_bytes
-        values = self.checkpoint.data(self.tensor.name).view(f"V{size}").reshape(self.tensor.shape)
-        start, stop = self.source.rows or (0, values.shape[1])
-        return np.ascontiguousarray(values[:, start:stop].T).reshape(-1).view(np.uint8)
+        *_, inputs, outputs = self.tensor.shape
+        values = stored.view(f"V{self.form.block_bytes}").reshape(-1, inputs, outputs)
+        start, stop = rows or (0, len(values) * outputs)
+        found = [
+            matrix[:, max(start - first, 0) : max(stop - first, 0) : self.source.step].T
+            for matrix, first in zip(values, range(0, len(values) * outputs, outputs))
+            if start < first + outputs and stop > first
+        ]
+        return np.ascontiguousarray(np.concatenate(found)).reshape(-1).view(np.uint8)
 
 
 class SlotReader:

@@ -1,6 +1,7 @@
 """What a model is: frozen dataclasses, made of parts. Nothing here computes; ``plan/`` turns a spec into operations.
 
-Dimensions: D model width, H heads, G key/value heads, K head width, F feed-forward width, V vocabulary, L layers.
+Dimensions: D model width, H heads, G key/value heads, K head width, F feed-forward width, E experts, V vocabulary,
+L layers.
 """
 
 from __future__ import annotations
@@ -127,6 +128,43 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
+class Router:
+    """The choice of a token's experts: the ``chosen`` with the highest scores of E ``experts``.
+
+    A score is the softmax of the router's outputs over all experts, or the sigmoid of the expert's own. It is also the
+    weight of the expert's result; ``normalize`` divides a token's weights by their sum, ``scale`` multiplies them.
+    ``correction`` is whether each expert has a number that is added to its score for the choice alone. If there are
+    several ``groups`` of experts, only the best ``kept`` groups take part; a group's rank is the sum of its
+    ``group_best`` best scores (DeepSeek-AI 2024, DeepSeek-V3).
+    """
+
+    experts: int
+    chosen: int
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalize: bool = False
+    scale: float = 1.0
+    bias: bool = False
+    correction: bool = False
+    groups: int = 1
+    kept: int = 1
+    group_best: int = 1
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of experts: the weighted sum of the feed-forwards that a token's router chooses (Shazeer et al. 2017).
+
+    ``expert`` is the feed-forward of each expert. ``shared``, if there is one, is that of an expert that all tokens
+    use; ``shared_gate`` is whether its result is multiplied by the sigmoid of a projection of the token.
+    """
+
+    router: Router
+    expert: FeedForward
+    shared: FeedForward | None = None
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True)
 class Block:
     """A transformer block.
 
@@ -137,7 +175,7 @@ class Block:
     """
 
     attention: Attention
-    feedforward: FeedForward
+    feedforward: FeedForward | Mixture
     norm: Norm
     placement: Placement
     residual_scale: float = 1.0
@@ -202,10 +240,13 @@ class ModelSpec:
         return self.head is not None
 
     def __repr__(self) -> str:
-        attention, embedding = self.blocks[0].attention, self.embedding
+        attention, embedding, ff = self.blocks[0].attention, self.embedding, self.blocks[-1].feedforward
+        router = ff.router if isinstance(ff, Mixture) else None
+        experts = f" E={router.experts} of which {router.chosen}" if router else ""
+        width = ff.expert.width if isinstance(ff, Mixture) else ff.width
         return (
             f"ModelSpec({self.family} {self.name!r}: L={len(self.blocks)} D={embedding.width} H={attention.heads} "
-            f"G={attention.kv_heads} K={attention.head_dim} F={self.blocks[0].feedforward.width} "
+            f"G={attention.kv_heads} K={attention.head_dim} F={width}{experts} "
             f"V={embedding.vocabulary}, context {self.context:,})"
         )
 
@@ -217,13 +258,14 @@ class Slot:
     ``plus`` is added to every value. (Gemma's norms multiply by 1 + w; its GGUF files store 1 + w, its safetensors w.)
     ``transpose``: the file stores the matrix as (inputs, outputs), like GPT-2's Conv1D. ``rows`` (start, stop) selects
     rows of the matrix after transposition: the queries of a fused q-k-v tensor, or one expert of a tensor (E, N, D),
-    whose rows are counted over all experts. In a vector it selects values.
+    whose rows are counted over all experts. In a vector it selects values. ``step``: only every so-many-th of them.
     """
 
     tensor: str
     plus: float = 0.0
     rows: tuple[int, int] | None = None
     transpose: bool = False
+    step: int = 1
 
 
 @dataclass(frozen=True)

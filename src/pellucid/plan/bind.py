@@ -38,7 +38,7 @@ from pellucid.weights.pack import Matrix
 
 @dataclass(frozen=True)
 class Arrays:
-    """The memory of a plan: each buffer by name, float32 (rows, width) or the bytes of activation blocks."""
+    """The memory of a plan: each buffer by name, (rows, width) or the bytes of activation blocks."""
 
     by_name: dict[str, NDArray[Any]]
 
@@ -51,7 +51,8 @@ def allocate(plan: Plan, limits: Mapping[RowKind, int]) -> Arrays:
 def _array(buffer: Buffer, rows: int) -> NDArray[Any]:
     if buffer.activation_bits:
         return aligned(rows * (buffer.width // BLOCK) * block_bytes(buffer.activation_bits))
-    return aligned(rows * buffer.width * 4).view(np.float32).reshape(rows, buffer.width)
+    kind = np.int32 if buffer.whole else np.float32
+    return aligned(rows * buffer.width * 4).view(kind).reshape(rows, buffer.width)
 
 
 def bind(
@@ -81,7 +82,7 @@ def bind(
         match value:
             case At(buffer):
                 return int(arrays.by_name[buffer].ctypes.data)
-            case Weights(slot):
+            case Weights(slot, _):
                 return matrices[slot].address
             case Vector(slot):
                 return int(vectors[slot].ctypes.data)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from pellucid.model.spec import Block
+from pellucid.model.spec import Block, FeedForward, Mixture
 from pellucid.plan.attention import attention
 from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import feedforward
+from pellucid.plan.mixture import mixture
 from pellucid.plan.norm import norm
 
 Sublayer: TypeAlias = Callable[[str, str], str]
@@ -19,13 +20,20 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
     """Update x to the block's output."""
     sublayers: dict[str, Sublayer] = {
         f"blocks.{layer}.attention": lambda i, o: attention(builder, layer, kind.attention, i, o),
-        f"blocks.{layer}.feedforward": lambda i, o: feedforward(builder, layer, kind.feedforward, i, o),
+        f"blocks.{layer}.feedforward": lambda i, o: _feedforward(builder, layer, kind.feedforward, i, o),
     }
     if kind.placement in ("parallel", "shared"):
         return _parallel(builder, kind, x, sublayers)
     for stage, inside in sublayers.items():
         _sequential(builder, stage, kind, x, inside)
     return x
+
+
+def _feedforward(builder: Builder, layer: int, kind: FeedForward | Mixture, x: str, out: str) -> str:
+    stage = f"blocks.{layer}.feedforward"
+    if isinstance(kind, Mixture):
+        return mixture(builder, stage, kind, x, out)
+    return feedforward(builder, stage, kind, x, out)
 
 
 def _sequential(builder: Builder, stage: str, kind: Block, x: str, inside: Sublayer) -> None:

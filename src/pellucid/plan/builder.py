@@ -7,6 +7,7 @@ fast.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
@@ -29,7 +30,7 @@ from pellucid.plan.plan import (
 )
 from pellucid.runtime.cache import LayerShape
 
-COUNT: Mapping[RowKind, int] = {
+COUNT: Mapping[RowKind, int] = {  # buffers of one row have no operation of their own
     "tokens": StepRecord.at.tokens,
     "outputs": StepRecord.at.outputs,
     "sequences": StepRecord.at.sequences,
@@ -75,7 +76,15 @@ class Builder:
         self._widths: dict[str, int] = {}
         self._quantized: set[str] = set()
 
-    def buffer(self, name: str, width: int, rows: RowKind = "tokens", *, activation_bits: int = 0) -> str:
+    def buffer(
+        self,
+        name: str,
+        width: int,
+        rows: RowKind = "tokens",
+        *,
+        activation_bits: int = 0,
+        whole: bool = False,
+    ) -> str:
         """Declare a buffer of this width from now on; its memory is shared with earlier uses of the name.
 
         Layers may have different widths: the memory is as wide as the widest use, and each use has rows of its own
@@ -86,8 +95,8 @@ class Builder:
         """
         width = round_up(width, ROWS)
         known = self.buffers.get(name)
-        new = Buffer(name, max(width, known.width if known else 0), rows, activation_bits)
-        if known and (known.rows, known.activation_bits) != (rows, activation_bits):
+        new = Buffer(name, max(width, known.width if known else 0), rows, activation_bits, whole)
+        if known and replace(known, width=0) != replace(new, width=0):
             raise UnsupportedModel(f"buffer {name} would need two kinds: {known} and {new}")
         if self._widths.get(name) != width:
             self._quantized = {q for q in self._quantized if q != name and q.rpartition(".q")[0] != name}

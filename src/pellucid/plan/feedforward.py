@@ -11,28 +11,33 @@ from pellucid.plan.builder import COUNT, Builder, columns
 from pellucid.plan.plan import At, Operation, Value
 
 
-def feedforward(builder: Builder, layer: int, kind: FeedForward, x: str, out: str) -> str:
-    """out = down(f(gate x) * up x), or down(f(up x)); not yet added to the residual stream."""
-    stage = f"blocks.{layer}.feedforward"
-    inside, reads = builder.buffer("hidden", kind.width), ["hidden"]
+def feedforward(builder: Builder, stage: str, kind: FeedForward, x: str, out: str) -> str:
+    """out = down(f(gate x) * up x), or down(f(up x)); not yet added to the residual stream.
+
+    ``stage`` is also the name of its slots: "blocks.3.feedforward".
+    """
+    hidden, up = builder.buffer("hidden", kind.width), ""
     first = "gate" if kind.gated else "up"
-    builder.linear(f"{stage}.{first}", x, f"{stage}.{first}", kind.width, inside, bias=kind.bias)
+    builder.linear(f"{stage}.{first}", x, f"{stage}.{first}", kind.width, hidden, bias=kind.bias)
     if kind.gated:
-        reads.append(builder.linear(f"{stage}.up", x, f"{stage}.up", kind.width, "up", bias=kind.bias))
+        up = builder.linear(f"{stage}.up", x, f"{stage}.up", kind.width, "up", bias=kind.bias)
+    activate(builder, f"{stage}.hidden", kind, hidden, up, f"(T, {kind.width})")
+    return builder.linear(
+        f"{stage}.down", hidden, f"{stage}.down", builder.spec.embedding.width, out, bias=kind.bias
+    )
+
+
+def activate(builder: Builder, stage: str, kind: FeedForward, x: str, up: str, shape: str) -> None:
+    """x = f(x) * up, or f(x) without ``up``."""
+    width, reads = builder.width_of(x), (x, up) if up else (x,)
     fields: dict[str, Value] = {
-        "x": At(inside),
-        "up": At("up") if kind.gated else 0,
-        "width": builder.width_of(inside),
-        "out": At(inside),
+        "x": At(x),
+        "up": At(up) if up else 0,
+        "width": width,
+        "out": At(x),
         "quantized": 0,
         "rows": COUNT["tokens"],
     }
     kernel = KernelKey("activation", kind=kind.activation, activation_bits=8)
-    partitions = dict.fromkeys(reads, columns(builder.width_of(inside)))
-    shape = f"(T, {kind.width})"
-    builder.emit(
-        Operation(f"{stage}.hidden", kernel, fields, tuple(reads), (inside,), shape, partitions=partitions)
-    )
-    return builder.linear(
-        f"{stage}.down", inside, f"{stage}.down", builder.spec.embedding.width, out, bias=kind.bias
-    )
+    partitions = dict.fromkeys(reads, columns(width))
+    builder.emit(Operation(stage, kernel, fields, reads, (x,), shape, partitions=partitions))

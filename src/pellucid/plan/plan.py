@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.runtime.cache import LayerShape
 
-RowKind = Literal["tokens", "outputs", "sequences"]
-LETTER: Mapping[RowKind, str] = {"tokens": "T", "outputs": "R", "sequences": "B"}
+RowKind = Literal["tokens", "outputs", "sequences", "once"]
+LETTER: Mapping[RowKind, str] = {"tokens": "T", "outputs": "R", "sequences": "B", "once": "1"}
 
 
 Barrier = Literal["none", "rows", "always"]
@@ -26,12 +26,16 @@ REPLICATED = "replicated"
 
 @dataclass(frozen=True)
 class Buffer:
-    """A named array of a step: ``rows`` x ``width``, float32, or activation blocks of ``activation_bits`` 8 or 16."""
+    """A named array of a step: ``rows`` x ``width``.
+
+    Its type is float32, int32 if ``whole``, or activation blocks of ``activation_bits`` 8 or 16.
+    """
 
     name: str
     width: int
     rows: RowKind = "tokens"
     activation_bits: int = 0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ class At:
 
 @dataclass(frozen=True)
 class Weights:
-    """The address of a slot's packed matrix."""
+    """The address of a slot's packed matrix, or of those of ``experts``, each in whole groups of 16 rows."""
 
     slot: str
+    experts: int = 1
 
 
 @dataclass(frozen=True)

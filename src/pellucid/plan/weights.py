@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors.messages import shown
 from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout, round_up
-from pellucid.model.slots import SlotReader
-from pellucid.model.spec import Model
+from pellucid.model.shapes import expected_shapes
+from pellucid.model.slots import SlotReader, by_expert
+from pellucid.model.spec import Model, Slot
 from pellucid.plan.plan import Plan, Vector, Weights
 from pellucid.runtime.memory import Arena
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.pack import Matrix, pack, prepare
+from pellucid.weights.pack import Matrix, Packing, filled, pack, prepare
 from pellucid.weights.quant.registry import lookup
 
 
@@ -35,16 +38,32 @@ def load_weights(
 ) -> tuple[dict[str, Matrix], dict[str, NDArray[np.float32]]]:
     """The packed matrices and the float32 vectors that a plan refers to, by slot."""
     values = [value for op in plan.operations for value in op.fields.values()]
-    packings, arena = {}, Arena()
-    for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Weights)):
-        reader = SlotReader(checkpoint, model.sources(slot))
-        packings[slot] = prepare(reader.form, reader.blocks_shape, reader.read, arena.take)
-    pack(packings.values(), threads)
-    matrices = {slot: packing.matrix for slot, packing in packings.items()}
+    packings: dict[str, list[Packing]] = {}
+    arena = Arena()
+    for needed in dict.fromkeys(value for value in values if isinstance(value, Weights)):
+        packings[needed.slot] = _packings(checkpoint, model.sources(needed.slot), needed.experts, arena)
+    pack((one for all_ in packings.values() for one in all_), threads)
+    matrices = {slot: parts[0].matrix for slot, parts in packings.items()}
     vectors: dict[str, NDArray[np.float32]] = {}
+    shapes = expected_shapes(model.spec)
     for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Vector)):
-        stored = SlotReader(checkpoint, model.sources(slot)).values()
-        vector = np.zeros(round_up(len(stored), ROWS), np.float32)
-        vector[: len(stored)] = stored
+        stored = SlotReader(checkpoint, model.sources(slot)).values().reshape(shapes[slot])
+        vector = np.zeros((*stored.shape[:-1], round_up(stored.shape[-1], ROWS)), np.float32)
+        vector[..., : stored.shape[-1]] = stored
         vectors[slot] = vector
     return matrices, vectors
+
+
+def _packings(
+    checkpoint: Checkpoint, sources: Sequence[Slot], experts: int, arena: Arena
+) -> list[Packing]:
+    """What packs a slot's matrix, or those of its experts: one after the other, each in whole groups of 16 rows."""
+    readers = [SlotReader(checkpoint, part) for part in by_expert(checkpoint, sources, experts)]
+    packed, (rows, blocks, _) = readers[0].form.packed, readers[0].blocks_shape
+    columns = filled(packed, blocks) * readers[0].form.block
+    each = packed.matrix_bytes(rows, columns)
+    whole = arena.take(each * experts)
+    return [
+        prepare(reader.form, reader.blocks_shape, reader.read, whole[i * each : (i + 1) * each])
+        for i, reader in enumerate(readers)
+    ]

@@ -127,30 +127,37 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
+def filled(packed: PackedLayout, blocks: int) -> int:
+    """How many blocks a row has when packed.
+
+    A row of floats is padded with zeros to whole vectors, like the buffers that it is multiplied with.
+    """
+    return round_up(blocks, ROWS) if packed.is_float else blocks
+
+
 def prepare(
     form: Format,
     shape: tuple[int, int, int],
     read: Callable[[int, NDArray[np.uint8]], None],
-    memory: Callable[[int], NDArray[np.uint8]] = aligned,
+    memory: NDArray[np.uint8] | None = None,
 ) -> Packing:
     """The pieces of work that pack a stored matrix of ``shape``, (rows, blocks, block_bytes).
 
     ``read(start, out)`` fills ``out``, (n,) uint8, with the stored bytes from ``start`` on; it is called from several
-    threads. ``memory(nbytes)`` allocates the packed matrix.
-
-    A row of floats is padded with zeros to whole vectors, like the buffers that it is multiplied with.
+    threads. The packed matrix is made in ``memory``, its number of bytes, or in new memory.
 
     Raises:
         UnsupportedModel: the number of columns does not fit the packed layout.
     """
     packed, (rows, blocks, block_bytes) = form.packed, shape
-    filled = round_up(blocks, ROWS) if packed.is_float else blocks
-    columns = filled * form.block
+    padded = filled(packed, blocks)
+    columns = padded * form.block
     if columns % packed.unit:
         raise UnsupportedModel(
             f"a {form.name} matrix of {columns} columns; the number must be a multiple of {packed.unit}"
         )
-    matrix = Matrix(packed, rows, columns, memory(packed.matrix_bytes(rows, columns)))
+    data = aligned(packed.matrix_bytes(rows, columns)) if memory is None else memory
+    matrix = Matrix(packed, rows, columns, data)
     key = KernelKey("pack_int", packed=packed, stored=form.stored)
     if packed.is_float:
         key = KernelKey("pack_float", size=packed.bits // 8)
@@ -164,9 +171,9 @@ def prepare(
         stored = _scratch.take(count * ROWS * row_bytes)
         read(first * ROWS * row_bytes, stored[: stored_rows * row_bytes])
         stored[stored_rows * row_bytes :] = 0
-        if filled > blocks:
+        if padded > blocks:
             by_row = stored.reshape(count * ROWS, row_bytes)
-            stored = np.pad(by_row, ((0, 0), (0, (filled - blocks) * block_bytes)))
+            stored = np.pad(by_row, ((0, 0), (0, (padded - blocks) * block_bytes)))
         to = matrix.address + first * packed.group_bytes(columns)
         where = {"stored": stored.ctypes.data, "columns": columns, "groups": count, "out": to}
         words = np.array([0, 0, *PackRecord.pack(where)], np.int64)

@@ -20,11 +20,13 @@ from pellucid.model.spec import (
     Embedding,
     FeedForward,
     Head,
+    Mixture,
     Model,
     ModelSpec,
     Norm,
     Rotary,
     RotaryScaling,
+    Router,
     Slot,
 )
 from pellucid.plan.position import alibi_slopes
@@ -33,6 +35,7 @@ from pellucid.runtime.cache import BlockTable
 
 NORM = Norm("rms", 1e-5)
 ATTENTION = Attention(4, 2, 32, 32**-0.5, rotary=Rotary(10_000.0, 32, "half"))
+EXPERT = FeedForward(40, "silu", gated=True)
 IDS = [(7 * i + 3) % 64 for i in range(40)]
 
 
@@ -88,6 +91,31 @@ PARTS = {
         spec(ATTENTION), head=Head(tied=True, softcap=5.0, bias=True, scale=0.3)
     ),
     "a head of its own with a bias": replace(spec(ATTENTION), head=Head(tied=False, bias=True)),
+    **{
+        name: with_blocks(feedforward=kind)
+        for name, kind in {
+            "experts": Mixture(Router(8, 2), EXPERT),
+            "experts with normalised weights": Mixture(Router(6, 3, normalize=True, scale=2.5), EXPERT),
+            "experts with biases": Mixture(Router(5, 2, bias=True), replace(EXPERT, bias=True)),
+            "experts without gates": Mixture(Router(4, 1), FeedForward(24, "relu2", gated=False)),
+            "a shared expert": Mixture(Router(4, 2), EXPERT, shared=FeedForward(72, "silu", gated=True)),
+            "a shared expert with a gate": Mixture(
+                Router(4, 2), EXPERT, shared=FeedForward(72, "silu", gated=True), shared_gate=True
+            ),
+            "groups of experts": Mixture(
+                Router(12, 3, "sigmoid", True, 1.5, correction=True, groups=4, kept=2, group_best=2), EXPERT
+            ),
+            "groups by their best expert": Mixture(Router(12, 3, groups=3, kept=2), EXPERT),
+            "all experts": Mixture(Router(3, 3), EXPERT),
+        }.items()
+    },
+    "experts in the second layer": replace(
+        spec(ATTENTION),
+        blocks=(
+            spec(ATTENTION).blocks[0],
+            replace(spec(ATTENTION).blocks[1], feedforward=Mixture(Router(40, 20), EXPERT)),
+        ),
+    ),
     "wide layers first": spec(replace(ATTENTION, heads=8), replace(ATTENTION, heads=2), widths=(256, 32)),
 }
 
@@ -144,7 +172,7 @@ def test_queries_see_the_keys_and_values_of_the_encoder() -> None:
     y = x[25:] + reference.linear(attended, "blocks.0.attention.output")
     block = model.spec.blocks[0]
     y = reference.sublayer(
-        y, block, "blocks.0.feedforward", lambda z: reference.feedforward(z, block, "blocks.0.feedforward")
+        y, block, "blocks.0.feedforward", lambda z: reference.feedforward(z, block.feedforward, "blocks.0.feedforward")
     )
     wanted = reference.linear(reference.norm(y, NORM, "norm"), "embed")
     assert both.shape[0] == 40

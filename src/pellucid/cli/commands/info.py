@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.errors.messages import one_line
+
+if TYPE_CHECKING:
+    from pellucid.model.spec import FeedForward, Mixture
 
 
 def command(
@@ -46,6 +49,15 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def _feedforward(kind: FeedForward | Mixture) -> str:
+    from pellucid.model.spec import FeedForward
+
+    if isinstance(kind, FeedForward):
+        return f"{kind.width}, {'gated ' if kind.gated else ''}{kind.activation}"
+    shared = f", and a shared one of {kind.shared.width}" if kind.shared else ""
+    return f"{kind.router.chosen} of {kind.router.experts} experts of {_feedforward(kind.expert)}{shared}"
+
+
 def _model(name: str) -> dict[str, Any]:
     from pellucid.model.read import read_model
     from pellucid.tokenize import load_tokenizer
@@ -57,7 +69,7 @@ def _model(name: str) -> dict[str, Any]:
     spec = read_model(checkpoint).spec
     tokenizer = load_tokenizer(checkpoint)
     block, formats = spec.blocks[0], Counter(t.format for t in checkpoint.tensors.values())
-    attention, feedforward = block.attention, block.feedforward
+    attention = block.attention
     window = {b.attention.window for b in spec.blocks} - {0}
     ends = " or ".join(tokenizer.token_text(token) for token in sorted(tokenizer.eos_ids))
     parameters = sum(_count(t.shape) for t in checkpoint.tensors.values())
@@ -75,7 +87,7 @@ def _model(name: str) -> dict[str, Any]:
         "attention": f"{attention.heads} heads of {attention.head_dim}, {attention.kv_heads} for keys and values"
         + (f", some see only {max(window)} tokens back" if window else "")
         + ("" if attention.causal else ", bidirectional"),
-        "feed-forward": f"{feedforward.width}, {'gated ' if feedforward.gated else ''}{feedforward.activation}",
+        "feed-forward": _feedforward(spec.blocks[-1].feedforward),
         "norm": f"{block.norm.kind}, {block.placement}",
         "tokenizer": f"{tokenizer.vocab_size:,} tokens" + (f", a text ends with {ends}" if ends else ""),
         "chat template": "yes" if tokenizer.chat_template else "no",

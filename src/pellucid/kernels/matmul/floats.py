@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout
-from pellucid.kernels.matmul.product import MatmulRecord, prefetch_ahead, product
+from pellucid.kernels.matmul.product import MatmulRecord, SumsEmitter, prefetch_ahead, product
 
 UNROLL = 4  # columns of an iteration; D is a multiple of it
 
@@ -52,4 +52,9 @@ def _sums(
 
 @kernel("matmul_float", MatmulRecord)
 def build(simd: Any, packed: PackedLayout) -> Any:
-    return product(simd, functools.partial(_sums, packed))
+    return product(simd, emitter(packed))
+
+
+def emitter(packed: PackedLayout) -> SumsEmitter:
+    """What emits a tile's sums."""
+    return functools.partial(_sums, packed)

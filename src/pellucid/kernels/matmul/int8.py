@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.matmul import operands
 from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
-from pellucid.kernels.matmul.product import MatmulRecord, prefetch_ahead, product
+from pellucid.kernels.matmul.product import MatmulRecord, SumsEmitter, prefetch_ahead, product
 from pellucid.kernels.matmul.quantize import block_bytes, values
 
 
@@ -162,5 +162,10 @@ def _sums(
 @kernel("matmul_int8", MatmulRecord)
 def build(simd: Any, packed: PackedLayout, activation_bits: int) -> Any:
     """Integer matrix product; ``activation_bits`` is 8 or 16: one or two planes of bytes."""
+    return product(simd, *emitter(packed, activation_bits))
+
+
+def emitter(packed: PackedLayout, activation_bits: int) -> tuple[SumsEmitter, int]:
+    """What emits a tile's sums, and how many vectors of them a token needs at a time."""
     planes = activation_bits // 8
-    return product(simd, functools.partial(_sums, packed, planes), planes)
+    return functools.partial(_sums, packed, planes), planes

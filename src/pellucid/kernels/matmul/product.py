@@ -44,46 +44,53 @@ def prefetch_ahead(e: Any, first_time: Any, address: Any, nbytes: int) -> None:
             e.prefetch_further(e.at(address, line))
 
 
-def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int) -> Any:
-    """Make the helper that multiplies one group of 16 weight rows with ``tokens`` tokens."""
+def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int, gathered: bool) -> Any:
+    """Make the helper that multiplies one group of 16 weight rows with ``tokens`` tokens.
+
+    Their rows follow each other from x on; or, if ``gathered``, their numbers (int32) are at ``sources``.
+    """
     from numba.core import types as t
     from numba.extending import intrinsic
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
-        weights, row, columns, x, x_stride, out, out_stride, addend, addend_row = args
+        weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row = args
         first_time = builder.icmp_signed("==", row, e.const(0))
-        rows = [e.at(x, builder.mul(x_stride, e.const(token))) for token in range(tokens)]
+        numbers = [e.const(token) for token in range(tokens)]
+        if gathered:
+            loads = [e.load(e.at(sources, 4 * token), simd.i32) for token in range(tokens)]
+            numbers = [builder.sext(number, x.type) for number in loads]
+        rows = [e.at(x, builder.mul(x_stride, number)) for number in numbers]
         for token, total in enumerate(emit_sums(e, tokens, weights, first_time, columns, rows)):
             more = e.load(e.at(addend, builder.mul(addend_row, e.const(token))), total.type)
             e.store(builder.fadd(total, more), e.at(out, builder.mul(out_stride, e.const(token))))
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typingctx, weights, row, columns, x, x_stride, out, out_stride, addend, addend_row):
-        return t.void(*[t.int64] * 9), emit
+    def tile(typingctx, weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row):
+        return t.void(*[t.int64] * 10), emit
 
     @simd.jit
-    def run(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row):
-        tile(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
+    def run(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row):
+        tile(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
 
     return run
 
 
-def tiles(simd: Any, emit_sums: SumsEmitter, most: int) -> Any:
+def tiles(simd: Any, emit_sums: SumsEmitter, most: int, gathered: bool = False) -> Any:
     """Make the helper that multiplies one group of 16 weight rows with a tile: ``TILES`` tokens, at most ``most``."""
-    tile8, tile4, tile2, tile1 = (_tile(simd, emit_sums, min(tokens, most)) for tokens in TILES)
+    tile8, tile4, tile2, tile1 = (_tile(simd, emit_sums, min(tokens, most), gathered) for tokens in TILES)
 
     @simd.jit
-    def run(tokens, weights, row, columns, x, x_stride, out, out_stride, addend, addend_row):
+    def run(tokens, weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row):
         if most >= 8 and tokens == 8:
-            tile8(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
+            tile8(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
         elif most >= 4 and tokens == 4:
-            tile4(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
+            tile4(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
         elif tokens == 2:
-            tile2(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
+            tile2(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
         else:
-            tile1(weights, row, columns, x, x_stride, out, out_stride, addend, addend_row)
+            tile1(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
 
     return run
 
@@ -102,10 +109,15 @@ def tile_size(simd: Any, most: int) -> Any:
     return size
 
 
+def largest_tile(simd: Any, sums: int) -> int:
+    """The most tokens of a tile if a token needs ``sums`` vectors of sums at a time."""
+    return max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // sums))
+
+
 def product(simd: Any, emit_sums: SumsEmitter, sums: int = 1) -> Any:
     """Make the kernel's body. ``sums`` is the number of vectors of sums that a token needs at a time."""
     at, load = MatmulRecord.at, simd.load_i64
-    most = max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // sums))
+    most = largest_tile(simd, sums)
     tile, size = tiles(simd, emit_sums, most), tile_size(simd, most)
 
     @simd.jit
@@ -140,6 +152,7 @@ def product(simd: Any, emit_sums: SumsEmitter, sums: int = 1) -> Any:
                         columns,
                         x,
                         x_stride,
+                        0,
                         to,
                         out_stride,
                         addend + group * addend_group,

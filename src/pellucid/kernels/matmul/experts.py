@@ -1,0 +1,117 @@
+"""Matrix product of a mixture of experts: every row is multiplied with the matrix of its own expert.
+
+In: rows of floats or activation blocks, packed weights (E, N, D), and the rows' numbers grouped by expert
+(``ops/mixture.py``). Out: (T * chosen, N) float32, in the order of the groups.
+
+The weights of an expert are read once for all of its rows, and not at all if it has none. The sums of a row are those
+of ``int8.py`` and ``floats.py``, in the same order for every tile, so they never depend on the other rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.matmul import floats, int8
+from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout
+from pellucid.kernels.matmul.product import SHARE, SumsEmitter, largest_tile, tile_size, tiles
+
+READING = 4  # reading an expert's weights takes about as long as multiplying them with this many tokens
+
+
+class ExpertsRecord(Record):
+    weights: Address  # packed (E, N, D), each expert in groups of 16 rows
+    experts: int  # E
+    expert_bytes: int  # from one expert to the next
+    groups: int  # N/16, rounded up
+    group_bytes: int
+    columns: int  # D
+    x: Address  # (T, D), or (T * chosen, D) in the order of the groups; float32 or activation blocks
+    x_stride: int  # bytes
+    runs: Address  # (E + 1,) int32: expert e has the rows from runs[e] to runs[e + 1]
+    sources: Address  # (T * chosen,) int32: the token of each row, if they are gathered
+    out: Address  # (T * chosen, N) float32
+    out_stride: int  # bytes
+    addend: Address  # (E, N) float32
+    addend_expert: int  # bytes from one expert to the next
+    addend_group: int  # bytes from one group of 16 to the next
+    replicated: int  # 1: if there is one token, thread t reads its copy in row t of x
+    rows: Count  # T
+
+
+def _product(simd: Any, emit_sums: SumsEmitter, sums: int, gathered: bool) -> Any:
+    at, load, load_i32 = ExpertsRecord.at, simd.load_i64, simd.load_i32
+    most = largest_tile(simd, sums)
+    tile, size = tiles(simd, emit_sums, most, gathered), tile_size(simd, most)
+
+    @simd.jit
+    def multiply(record, expert, first_row, last_row, begin, end, x):
+        """Multiply the rows of an expert with its groups of weight rows from ``begin`` to ``end``."""
+        x_stride, out_stride = load(record + at.x_stride), load(record + at.out_stride)
+        group_bytes, columns = load(record + at.group_bytes), load(record + at.columns)
+        addend_group = load(record + at.addend_group)
+        weights = load(record + at.weights) + expert * load(record + at.expert_bytes)
+        addend = load(record + at.addend) + expert * load(record + at.addend_expert)
+        for first in range(begin, end, SHARE):
+            last, row = min(first + SHARE, end), first_row
+            while row < last_row:
+                tokens = size(last_row - row)
+                here = x if gathered else x + row * x_stride
+                for group in range(first, last):
+                    tile(
+                        tokens,
+                        weights + group * group_bytes,
+                        row - first_row,
+                        columns,
+                        here,
+                        x_stride,
+                        load(record + at.sources) + 4 * row,
+                        load(record + at.out) + row * out_stride + group * ROWS * 4,
+                        out_stride,
+                        addend + group * addend_group,
+                        0,
+                    )
+                row += tokens
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        runs, experts, groups = (
+            load(record + at.runs),
+            load(record + at.experts),
+            load(record + at.groups),
+        )
+        x = load(record + at.x)
+        if load(step + load(record + at.rows)) == 1 and load(record + at.replicated) != 0:
+            x += thread * load(record + at.x_stride)
+        # The work is a line: each expert with rows has one unit for each of its rows, and some for reading, in each of
+        # its pairs of groups. Each thread has an equal part of the line.
+        pairs, total = (groups + 1) // 2, 0
+        for expert in range(experts):
+            rows = load_i32(runs + 4 * expert + 4) - load_i32(runs + 4 * expert)
+            if rows > 0:
+                total += (rows + READING) * pairs
+        start, stop, done = total * thread // threads, total * (thread + 1) // threads, 0
+        for expert in range(experts):
+            first_row, last_row = load_i32(runs + 4 * expert), load_i32(runs + 4 * expert + 4)
+            if last_row > first_row:
+                cost = last_row - first_row + READING
+                begin = (min(max(start - done, 0), cost * pairs) + cost - 1) // cost
+                end = (min(max(stop - done, 0), cost * pairs) + cost - 1) // cost
+                if begin < end:
+                    multiply(record, expert, first_row, last_row, 2 * begin, min(groups, 2 * end), x)
+                done += cost * pairs
+
+    return body
+
+
+@kernel("matmul_experts_int8", ExpertsRecord)
+def build_int8(simd: Any, packed: PackedLayout, activation_bits: int, gathered: bool) -> Any:
+    """Integer products. ``gathered``: the rows of x are those of tokens, found by their numbers."""
+    return _product(simd, *int8.emitter(packed, activation_bits), gathered)
+
+
+@kernel("matmul_experts_float", ExpertsRecord)
+def build_float(simd: Any, packed: PackedLayout, gathered: bool) -> Any:
+    """Products of floats."""
+    return _product(simd, floats.emitter(packed), 1, gathered)

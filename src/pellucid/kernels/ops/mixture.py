@@ -1,0 +1,300 @@
+"""Mixtures of experts: each token's choice of experts, the grouping of tokens by expert, the sum of the results.
+
+route    scores of E experts -> the chosen ones, best first, and their weights           (T, E) -> (T, C), (T, C)
+group    lists the (token, choice) pairs by expert, in the order of the tokens           (T, C) -> (T * C,), (E + 1,)
+combine  the weighted sum of a token's results, in the order of its choices, and the shared expert's
+                                                                                         (T * C, D) -> (T, D)
+
+(Shazeer et al. 2017; groups of experts and the correction of the choice: DeepSeek-AI 2024, DeepSeek-V3.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Count, Record
+
+LOWEST = -3e38  # what a score that is not a number counts as
+TAKEN = -np.inf
+
+
+class RouteRecord(Record):
+    scores: Address  # (T, E) float32; afterwards the probabilities
+    experts: int  # E
+    stride: int  # bytes from one token's scores to the next
+    keys: Address  # (T, E + groups) float32: what the choice compares; work space
+    keys_stride: int  # bytes
+    correction: Address  # (E,) float32, added for the choice alone; or 0
+    groups: int  # groups of experts
+    kept: int  # groups that a token's experts may come from
+    chosen: int  # C
+    normalize: int  # 1: a token's weights are divided by their sum
+    factor: float  # of the weights
+    ids: Address  # (T, C) int32
+    weights: Address  # (T, C) float32
+    choice_stride: int  # bytes from one token's ids or weights to the next
+    rows: Count
+
+
+class GroupRecord(Record):
+    ids: Address  # (T, C) int32
+    choice_stride: int  # bytes
+    experts: int  # E
+    chosen: int  # C
+    runs: Address  # (E + 1,) int32: where each expert's rows begin
+    sources: Address  # (T * C,) int32: the token of each row
+    places: Address  # (T, C) int32: the row of each choice, in rows like the ids
+    rows: Count
+
+
+class CombineRecord(Record):
+    results: Address  # (T * C, D) float32
+    width: int  # D, a multiple of 16
+    chosen: int  # C
+    places: Address  # (T, C) int32
+    weights: Address  # (T, C) float32
+    choice_stride: int  # bytes
+    shared: Address  # (T, D) float32: the result of the shared expert, or 0
+    gate: Address  # (T, 16) float32: its weight is the sigmoid of the first; or 0: 1
+    out: Address  # (T, D) float32
+    rows: Count
+
+
+def route_reference(
+    scores: NDArray[Any],
+    kind: str,
+    chosen: int,
+    normalize: bool = False,
+    factor: float = 1.0,
+    correction: NDArray[Any] | float = 0.0,
+    groups: int = 1,
+    kept: int = 1,
+    group_best: int = 1,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The ids and weights of (T, E) scores, in float64."""
+    x = scores.astype(np.float64)
+    if kind == "softmax":
+        x = np.exp(x - x.max(-1, keepdims=True))
+        x /= x.sum(-1, keepdims=True)
+    else:
+        x = 1 / (1 + np.exp(-x))
+    keys = x + correction
+    if groups > 1:
+        inside = np.sort(keys.reshape(len(x), groups, -1), -1)[..., -group_best:].sum(-1)
+        best = np.argsort(-inside, axis=-1, kind="stable")[:, :kept]
+        keep = np.zeros((len(x), groups), bool)
+        np.put_along_axis(keep, best, True, -1)
+        keys = np.where(np.repeat(keep, x.shape[1] // groups, 1), keys, -np.inf)
+    ids = np.argsort(-keys, axis=-1, kind="stable")[:, :chosen]
+    weights = np.take_along_axis(x, ids, -1)
+    if normalize:
+        weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
+    return ids, weights * factor
+
+
+def _probabilities(simd: Any, kind: str) -> Any:
+    """Make the helper that turns E scores into probabilities, in place."""
+    vload, vstore, splat, vexp, vmin = simd.vload, simd.vstore, simd.splat, simd.vexp, simd.vmin
+    load, store, reciprocal = simd.load_f32, simd.store_f32, simd.vreciprocal
+
+    @simd.jit
+    def softmax(scores, experts):
+        top = np.float32(LOWEST)
+        for i in range(experts):
+            top = max(top, load(scores + 4 * i))
+        for i in range(0, 4 * experts, 64):
+            vstore(scores + i, vexp(vload(scores + i) - splat(top)))
+        total = np.float32(0)
+        for i in range(experts):  # in order; the lanes behind E do not count
+            total += load(scores + 4 * i)
+        inverse = np.float32(1) / total
+        for i in range(experts):
+            store(scores + 4 * i, load(scores + 4 * i) * inverse)
+
+    @simd.jit
+    def sigmoid(scores, experts):
+        for i in range(0, 4 * experts, 64):
+            inside = vmin(splat(0.0) - vload(scores + i), splat(87.0))
+            vstore(scores + i, reciprocal(splat(1.0) + vexp(inside)))
+
+    return {"softmax": softmax, "sigmoid": sigmoid}[kind]
+
+
+def _keep_groups(simd: Any, best: int) -> Any:
+    """Make the helper that excludes the experts of all but the best groups, by their one or two best keys."""
+    load, store = simd.load_f32, simd.store_f32
+
+    @simd.jit
+    def value(keys, size):
+        first = second = np.float32(TAKEN)
+        for i in range(size):
+            key = load(keys + 4 * i)
+            if key > first:
+                first, second = key, first
+            elif key > second:
+                second = key
+        return first + second if best == 2 and size > 1 else first
+
+    @simd.jit
+    def keep(keys, experts, groups, kept):
+        size = experts // groups
+        for group in range(groups):
+            mine, better = value(keys + 4 * size * group, size), 0
+            for other in range(groups):
+                its = value(keys + 4 * size * other, size)
+                if its > mine or (its == mine and other < group):
+                    better += 1
+            if better >= kept:  # marked, because the other groups are still compared with this one
+                store(keys + 4 * (experts + group), np.float32(1))
+            else:
+                store(keys + 4 * (experts + group), np.float32(0))
+        for group in range(groups):
+            if load(keys + 4 * (experts + group)) != 0:
+                for i in range(size * group, size * group + size):
+                    store(keys + 4 * i, np.float32(TAKEN))
+
+    return keep
+
+
+@kernel("route", RouteRecord)
+def build_route(simd: Any, kind: str, group_best: int) -> Any:
+    """``kind`` is "softmax" or "sigmoid"; a group's rank is the sum of its ``group_best`` best keys, 1 or 2.
+
+    The rows of ``keys`` have room for a number for each group behind those of the experts.
+    """
+    at, word, load, store, store_i32 = (
+        RouteRecord.at, simd.load_i64, simd.load_f32, simd.store_f32, simd.store_i32,
+    )  # fmt: skip
+    probabilities, keep = _probabilities(simd, kind), _keep_groups(simd, group_best)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        experts, chosen, groups = (
+            word(record + at.experts),
+            word(record + at.chosen),
+            word(record + at.groups),
+        )
+        stride, choice_stride, correction = (
+            word(record + at.stride),
+            word(record + at.choice_stride),
+            word(record + at.correction),
+        )
+        factor = np.float32(simd.load_f64(record + at.factor))
+        rows = word(step + word(record + at.rows))
+        for row in range(rows * thread // threads, rows * (thread + 1) // threads):
+            scores = word(record + at.scores) + row * stride
+            keys = word(record + at.keys) + row * word(record + at.keys_stride)
+            ids = word(record + at.ids) + row * choice_stride
+            weights = word(record + at.weights) + row * choice_stride
+            probabilities(scores, experts)
+            for i in range(experts):
+                key = load(scores + 4 * i)
+                if correction != 0:
+                    key += load(correction + 4 * i)
+                store(keys + 4 * i, key if key > np.float32(LOWEST) else np.float32(LOWEST))
+            if groups > 1:
+                keep(keys, experts, groups, word(record + at.kept))
+            total = np.float32(0)
+            for choice in range(chosen):
+                best, top = 0, np.float32(TAKEN)
+                for i in range(experts):
+                    key = load(keys + 4 * i)
+                    if key > top:
+                        best, top = i, key
+                store(keys + 4 * best, np.float32(TAKEN))
+                store_i32(ids + 4 * choice, best)
+                weight = load(scores + 4 * best)
+                store(weights + 4 * choice, weight)
+                total += weight
+            if word(record + at.normalize) != 0:
+                factor_here = factor / (total + np.float32(1e-20))
+            else:
+                factor_here = factor
+            for choice in range(chosen):
+                store(weights + 4 * choice, load(weights + 4 * choice) * factor_here)
+
+    return body
+
+
+@kernel("group", GroupRecord)
+def build_group(simd: Any) -> Any:
+    at, load, load_i32, store = GroupRecord.at, simd.load_i64, simd.load_i32, simd.store_i32
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        if thread == 0:
+            ids, places, stride = (
+                load(record + at.ids),
+                load(record + at.places),
+                load(record + at.choice_stride),
+            )
+            runs, sources = load(record + at.runs), load(record + at.sources)
+            experts, chosen = load(record + at.experts), load(record + at.chosen)
+            rows = load(step + load(record + at.rows))
+            for expert in range(experts + 1):
+                store(runs + 4 * expert, 0)
+            for row in range(rows):
+                for choice in range(chosen):
+                    next_run = runs + 4 * load_i32(ids + row * stride + 4 * choice) + 4
+                    store(next_run, load_i32(next_run) + 1)
+            for expert in range(experts):
+                store(runs + 4 * expert + 4, load_i32(runs + 4 * expert + 4) + load_i32(runs + 4 * expert))
+            for row in range(rows):
+                for choice in range(chosen):
+                    run = runs + 4 * load_i32(ids + row * stride + 4 * choice)
+                    place = load_i32(run)
+                    store(run, place + 1)
+                    store(places + row * stride + 4 * choice, place)
+                    store(sources + 4 * place, row)
+            # Every run has moved to where the next one begins.
+            for expert in range(experts, 0, -1):
+                store(runs + 4 * expert, load_i32(runs + 4 * expert - 4))
+            store(runs, 0)
+
+    return body
+
+
+@kernel("combine", CombineRecord)
+def build_combine(simd: Any) -> Any:
+    at, load, load_i32, load_f32 = CombineRecord.at, simd.load_i64, simd.load_i32, simd.load_f32
+    vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
+    vexp, vmin, reciprocal = simd.vexp, simd.vmin, simd.vreciprocal
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        results, shared, gate, out = (
+            load(record + at.results),
+            load(record + at.shared),
+            load(record + at.gate),
+            load(record + at.out),
+        )
+        width, chosen, stride = (
+            4 * load(record + at.width),
+            load(record + at.chosen),
+            load(record + at.choice_stride),
+        )
+        rows, blocks = load(step + load(record + at.rows)), (width + 127) // 128
+        begin, end = blocks * thread // threads * 128, min(width, blocks * (thread + 1) // threads * 128)
+        for row in range(rows):
+            places, weights = (
+                load(record + at.places) + row * stride,
+                load(record + at.weights) + row * stride,
+            )
+            of_shared = splat(1.0)
+            if gate != 0:
+                inside = vmin(splat(0.0) - splat(load_f32(gate + 64 * row)), splat(87.0))
+                of_shared = reciprocal(splat(1.0) + vexp(inside))
+            for i in range(begin, end, 64):
+                total = splat(0.0)
+                if shared != 0:
+                    total = vload(shared + row * width + i) * of_shared
+                for choice in range(chosen):
+                    result = results + load_i32(places + 4 * choice) * width + i
+                    total = fma(vload(result), splat(load_f32(weights + 4 * choice)), total)
+                vstore(out + row * width + i, total)
+
+    return body

@@ -1,0 +1,168 @@
+"""A mixture of experts: a router chooses some experts for each token, whose results are summed. (T, D) → (T, D).
+
+The choices of a step are grouped by expert, so that the weights of an expert are read once for all of its tokens, and
+those of an expert without tokens not at all. With C choices a token, T * C rows go through the experts: in a buffer
+(T, C * F) they follow each other in the order of the groups.
+"""
+
+from __future__ import annotations
+
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, round_up
+from pellucid.kernels.matmul.quantize import block_bytes
+from pellucid.model.spec import Mixture, Router
+from pellucid.plan.builder import COUNT, NO_BIAS, Builder, columns
+from pellucid.plan.feedforward import activate, feedforward
+from pellucid.plan.plan import At, Operation, Value, Vector, Weights
+
+
+def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str) -> str:
+    """out = the sum of the chosen experts' results (and the shared one's), not yet added to the residual stream."""
+    router, expert = kind.router, kind.expert
+    _route(builder, stage, router, x)
+    _group(builder, stage, router)
+    first, shape = "gate" if expert.gated else "up", f"(T, {router.chosen}, {expert.width})"
+    hidden, up = _experts(builder, stage, first, kind, x, "hidden", expert.width, gathered=True), ""
+    if expert.gated:
+        up = _experts(builder, stage, "up", kind, x, "up", expert.width, gathered=True)
+    activate(builder, f"{stage}.experts.hidden", expert, hidden, up, shape)
+    width = builder.spec.embedding.width
+    results = _experts(builder, stage, "down", kind, hidden, "results", width, gathered=False)
+    shared = gate = ""
+    if kind.shared:
+        shared = feedforward(
+            builder, f"{stage}.shared", kind.shared, x, builder.buffer("shared", builder.width_of(x))
+        )
+    if kind.shared_gate:
+        gate = builder.linear(f"{stage}.shared_gate", x, f"{stage}.shared_gate", 1, "shared_gate")
+    return _combine(builder, stage, router, results, shared, gate, out)
+
+
+def _choice_stride(router: Router) -> int:
+    """Bytes from one token's choices to the next, in buffers (T, C)."""
+    return 4 * round_up(router.chosen, ROWS)
+
+
+def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
+    """The experts of each token and their weights."""
+    experts, chosen = router.experts, router.chosen
+    scores = builder.linear(
+        f"{stage}.router", x, f"{stage}.router", experts, builder.buffer("scores", experts), bias=router.bias
+    )
+    keys = builder.buffer("keys", experts + router.groups)
+    ids, weights = builder.buffer("chosen", chosen, whole=True), builder.buffer("weights", chosen)
+    fields: dict[str, Value] = {
+        "scores": At(scores),
+        "experts": experts,
+        "stride": 4 * builder.width_of(scores),
+        "keys": At(keys),
+        "keys_stride": 4 * builder.width_of(keys),
+        "correction": Vector(f"{stage}.correction.bias") if router.correction else 0,
+        "groups": router.groups,
+        "kept": router.kept,
+        "chosen": chosen,
+        "normalize": int(router.normalize),
+        "factor": router.scale,
+        "ids": At(ids),
+        "weights": At(weights),
+        "choice_stride": _choice_stride(router),
+        "rows": COUNT["tokens"],
+    }
+    kernel = KernelKey("route", kind=router.score, group_best=router.group_best)
+    reads, writes, shape = (scores,), (scores, keys, ids, weights), f"(T, {experts}) → (T, {chosen})"
+    builder.emit(Operation(f"{stage}.route", kernel, fields, reads, writes, shape))
+
+
+def _group(builder: Builder, stage: str, router: Router) -> None:
+    """The rows of each expert."""
+    runs = builder.buffer("runs", router.experts + 1, "once", whole=True)
+    sources = builder.buffer("sources", router.chosen, whole=True)
+    places = builder.buffer("places", router.chosen, whole=True)
+    fields: dict[str, Value] = {
+        "ids": At("chosen"),
+        "choice_stride": _choice_stride(router),
+        "experts": router.experts,
+        "chosen": router.chosen,
+        "runs": At(runs),
+        "sources": At(sources),
+        "places": At(places),
+        "rows": COUNT["tokens"],
+    }
+    writes, shape = (runs, sources, places), f"(T, {router.chosen}) → ({router.experts} runs)"
+    builder.emit(Operation(f"{stage}.group", KernelKey("group"), fields, ("chosen",), writes, shape))
+
+
+def _experts(
+    builder: Builder, stage: str, part: str, kind: Mixture, x: str, out: str, features: int, *, gathered: bool
+) -> str:
+    """out (T, C * features): the product of each row with its expert's matrix.
+
+    ``gathered``: x has a row for each token, (T, D); otherwise one for each choice, (T, C * F).
+    """
+    slot, router, bias = f"{stage}.experts.{part}", kind.router, kind.expert.bias
+    packed, rows = builder.layouts[f"{slot}.weight"], round_up(features, ROWS)
+    width = builder.width_of(x) // (1 if gathered else router.chosen)
+    builder.buffer(out, router.chosen * rows)
+    fields: dict[str, Value] = {
+        "weights": Weights(f"{slot}.weight", router.experts),
+        "experts": router.experts,
+        "expert_bytes": packed.matrix_bytes(rows, width),
+        "groups": rows // ROWS,
+        "group_bytes": packed.group_bytes(width),
+        "columns": width,
+        "runs": At("runs"),
+        "sources": At("sources"),
+        "out": At(out),
+        "out_stride": 4 * rows,
+        "addend": Vector(f"{slot}.bias") if bias else NO_BIAS,
+        "addend_expert": 4 * rows if bias else 0,
+        "addend_group": 4 * ROWS if bias else 0,
+        "replicated": 0,
+        "rows": COUNT["tokens"],
+    }
+    if packed.is_float:
+        kernel, source = KernelKey("matmul_experts_float", packed=packed, gathered=gathered), x
+        fields |= {"x": At(x), "x_stride": 4 * width}
+    else:
+        bits = builder.activation_bits
+        kernel = KernelKey("matmul_experts_int8", packed=packed, activation_bits=bits, gathered=gathered)
+        source = builder.quantized(x, f"{slot}", bits)
+        fields |= {"x": At(source), "x_stride": width // BLOCK * block_bytes(bits)}
+    builder.emit(
+        Operation(
+            slot,
+            kernel,
+            fields,
+            (source, "runs", "sources"),
+            (out,),
+            f"(T, {router.chosen} of {router.experts}, {width}) x ({features}, {width})ᵀ",
+            weight_bytes=router.chosen * packed.matrix_bytes(rows, width),
+            multiply_adds=router.chosen * features * width,
+        )
+    )
+    return out
+
+
+def _combine(
+    builder: Builder, stage: str, router: Router, results: str, shared: str, gate: str, out: str
+) -> str:
+    width = builder.width_of(out)
+    fields: dict[str, Value] = {
+        "results": At(results),
+        "width": width,
+        "chosen": router.chosen,
+        "places": At("places"),
+        "weights": At("weights"),
+        "choice_stride": _choice_stride(router),
+        "shared": At(shared) if shared else 0,
+        "gate": At(gate) if gate else 0,
+        "out": At(out),
+        "rows": COUNT["tokens"],
+    }
+    reads = tuple(name for name in (results, "places", "weights", shared, gate) if name)
+    partitions = dict.fromkeys((name for name in (shared, out) if name), columns(width))
+    kernel, shape = KernelKey("combine"), f"(T, {router.chosen}, {width}) → (T, {width})"
+    builder.emit(
+        Operation(f"{stage}.combine", kernel, fields, reads, (out,), shape, partitions=partitions)
+    )
+    return out
