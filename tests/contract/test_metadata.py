@@ -22,7 +22,18 @@ from pellucid.errors import FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import known_families
 from pellucid.model.read import read_model
-from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Norm, Rotary, RotaryScaling
+from pellucid.model.spec import (
+    Attention,
+    Block,
+    Embedding,
+    FeedForward,
+    Head,
+    Mixture,
+    Norm,
+    Rotary,
+    RotaryScaling,
+    Router,
+)
 from pellucid.model.unread_keys import CHANGING, GGUF_CHANGING, GGUF_HARMLESS, HARMLESS, IN_ROPE
 from pellucid.plan.weights import layouts
 
@@ -313,6 +324,15 @@ OTHER: dict[tuple[type, str], Any] = {
     (RotaryScaling, "fast"): 0.05,
     (RotaryScaling, "slow"): 2.0,
     (RotaryScaling, "whole_pairs"): False,
+    (FeedForward, "limit"): 3.0,
+    (FeedForward, "sharpness"): 3.0,
+    (Router, "chosen"): 1,
+    (Router, "score"): "sigmoid",
+    (Router, "normalize"): True,
+    (Router, "scale"): 0.3,
+    (Router, "groups"): 2,
+    (Router, "kept"): 3,
+    (Router, "group_best"): 2,
     (Rotary, "base"): 20_000.0,
     (Rotary, "pairing"): "interleaved",
     (Rotary, "scaling"): RotaryScaling("linear", 7.0),
@@ -343,6 +363,8 @@ ELSEWHERE = {
     (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Rotary, "dims"),
     (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
     (Attention, "output_bias"), (FeedForward, "width"), (FeedForward, "gated"), (FeedForward, "bias"),
+    (Mixture, "router"), (Mixture, "expert"), (Mixture, "shared"), (Mixture, "shared_gate"),
+    (Router, "experts"), (Router, "bias"), (Router, "correction"),
     (Head, "tied"), (Head, "bias"), (Block, "attention"), (Block, "feedforward"), (Block, "norm"),
 }  # fmt: skip
 
@@ -370,6 +392,8 @@ def idle(part: Any, name: str) -> bool:
             return name == "bias"
         case Attention(qk_norm=None):
             return name == "qk_norm_whole"
+        case FeedForward(activation=activation):
+            return name in ("limit", "sharpness") and activation != "clamped_silu"
     return False
 
 

@@ -48,6 +48,10 @@ def rotate(x: Array, rotary: Rotary) -> Array:
 
 def activated(ff: FeedForward, up: Array, gate: Array | None) -> Array:
     """f(gate) * up, or f(up)."""
+    if ff.activation == "clamped_silu":
+        assert gate is not None
+        gate = np.minimum(gate, ff.limit)
+        return gate / (1 + np.exp(-ff.sharpness * gate)) * (np.clip(up, -ff.limit, ff.limit) + 1)
     f = ACTIVATIONS[ff.activation]
     return f(up) if gate is None else f(gate) * up
 
@@ -129,11 +133,12 @@ class Reference:
             router.group_best,
         )
 
+        def shaped(slot: str) -> Array:
+            return self.weight(slot).reshape(expected_shapes(self.spec)[slot])
+
         def project(row: Array, part: str, which: int) -> Array:
-            matrices = self.weight(f"{at}.experts.{part}.weight")
-            shape = expected_shapes(self.spec)[f"{at}.experts.{part}.weight"]
-            out = matrices.reshape(shape)[which] @ row
-            return out + self.weight(f"{at}.experts.{part}.bias")[which] if expert.bias else out
+            matrix = shaped(f"{at}.experts.{part}.weight")[which]
+            return matrix @ row + (shaped(f"{at}.experts.{part}.bias")[which] if expert.bias else 0.0)
 
         out = np.zeros_like(x)
         for token, row in enumerate(x):
@@ -168,7 +173,9 @@ class Reference:
             if kind.placement in ("parallel", "shared"):
                 first = self.norm(x, kind.norm, f"{at}.norm")
                 second = first if kind.placement == "shared" else self.norm(x, kind.norm, f"{ff}.norm")
-                out = self.attention(first, kind.attention, at) + self.feedforward(second, kind.feedforward, ff)
+                out = self.attention(first, kind.attention, at) + self.feedforward(
+                    second, kind.feedforward, ff
+                )
                 x = x + kind.residual_scale * out
                 continue
             x = self.sublayer(x, kind, at, lambda x, k=kind, a=at: self.attention(x, k.attention, a))

@@ -75,8 +75,10 @@ class Config:
 
         return float(self._get(key, default, check, f"a number above {low:g} and at most {most:g}"))
 
-    def window(self, key: str) -> int:
-        """A number of tokens, or 0 if the value is absent, false or 0: there is no window."""
+    def amount(self, key: str, required: bool = False) -> int:
+        """A whole number, or 0 if the value is absent, false or 0: there is no window, there are no experts."""
+        if required and not self.has(key):
+            raise self.wrong(key, f"missing; it must be a whole number from 0 to {LIMIT:,}")
         value = self.value(key)
         return 0 if value is False or (type(value) is int and value == 0) else int(self.count(key, 0))
 
@@ -136,6 +138,24 @@ class Config:
 
         value = self._get(key, None, check, f"a list of {count} numbers that are 0 or 1")
         return None if value is None else [bool(one) for one in value]
+
+    def numbers(self, key: str, limit: int) -> list[int]:
+        """A list of whole numbers from 0 to below ``limit``; empty if absent."""
+
+        def check(v: Any) -> bool:
+            return isinstance(v, list) and all(type(one) is int and 0 <= one < limit for one in v)
+
+        return list(self._get(key, [], check, f"a list of whole numbers from 0 to {limit - 1}"))
+
+    def one_number(self, key: str, choices: Mapping[int, Any]) -> int:
+        """A whole number that is one of the choices; 0 if absent or 0."""
+        value = self.amount(key)
+        if value and value not in choices:
+            known = ", ".join(map(str, sorted(choices)))
+            raise UnsupportedModel(
+                f"{self.path.name}: {self.name(key)} is {value}, which is not supported (known: {known})"
+            )
+        return value
 
     def agreed(self, key: str, other: Config, other_key: str) -> None:
         """Check that two keys with the same meaning do not differ, if both are present."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
@@ -10,7 +11,7 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures
-from pellucid.model.shapes import expected_shapes
+from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.slots import shape_of
 from pellucid.model.spec import Model
 from pellucid.model.unread_keys import check_unread
@@ -62,20 +63,27 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
                 )
         tensors = [checkpoint.tensors[source.tensor] for source in sources]
         found = [shape_of(tensor, source) for tensor, source in zip(tensors, sources)]
-        joined = found[0] if len(found) == 1 else (sum(one[0] for one in found), *found[0][1:])
-        if len(shape) > len(joined):  # one matrix or vector for each expert, or a matrix of one row as a vector
-            experts = shape[0]
-            joined = (experts, joined[0] // experts, *joined[1:]) if joined[0] % experts == 0 else joined
-        if joined != shape or any(one[1:] != found[0][1:] for one in found):
+        joined, needed, wrong = _joined(found), shape, tensors[0]
+        if len(found) == shape[0] and len(shape) > len(found[0]):  # each source is one expert's
+            needed = shape[1:]
+            wrong, joined = next(
+                ((tensor, one) for tensor, one in zip(tensors, found) if one != needed), (wrong, needed)
+            )
+        elif shape == (1, *joined):  # a vector may stand for a matrix of one row
+            joined = shape
+        if joined != needed:
             whole = len(sources) == 1 and sources[0].rows is None
-            has = (
-                f"tensor has shape {tensors[0].shape}"
-                if whole
-                else f"{slot}: its tensors make shape {joined}"
-            )
+            has = f"tensor has shape {wrong.shape}" if whole else f"{slot}: its tensors make shape {joined}"
             raise FileFormatError(
-                checkpoint.path, tensors[0].name, f"{has}; the model needs {shape}", tensors[0].offset
+                checkpoint.path, wrong.name, f"{has}; the model needs {needed}", wrong.offset
             )
+
+
+def _joined(found: Sequence[Shape]) -> Shape:
+    """The shape of tensors whose rows follow each other; that of the first if they do not fit."""
+    if len(found) == 1 or not all(found) or any(one[1:] != found[0][1:] for one in found):
+        return found[0]
+    return (sum(one[0] for one in found), *found[0][1:])
 
 
 def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
@@ -87,7 +95,14 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
     for source in model.ignored:
         used.setdefault(source.tensor, []).append(source.rows)
     pattern = re.compile("|".join(family.unused) or r"(?!)")
-    unused = sorted(name for name in checkpoint.tensors if name not in used and not pattern.fullmatch(name))
+    layers, further = _layer_pattern(model), _further_layers(checkpoint, model)
+
+    def needed(name: str) -> bool:
+        layer = layers.match(name) if further else None
+        skipped = layer is not None and int(layer[1]) in further
+        return not (name in used or skipped or pattern.fullmatch(name))
+
+    unused = sorted(filter(needed, checkpoint.tensors))
     if unused:
         more = f" and {len(unused) - 1:,} more tensors" if unused[1:] else ""
         raise UnsupportedModel(
@@ -122,6 +137,32 @@ def _unused_rows(
 
 def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
     """Refuse a file with more layers than its metadata states: the model would run without its last ones."""
+    layers, pattern = len(model.spec.blocks), _layer_pattern(model)
+    found = {int(match[1]) for name in checkpoint.tensors if (match := pattern.match(name))}
+    layers_in_file = max(found - _further_layers(checkpoint, model)) + 1
+    if layers_in_file > layers:
+        raise FileFormatError(
+            checkpoint.path,
+            model.layer_count,
+            f"is {layers}, but the file has tensors of {layers_in_file:,} layers",
+        )
+
+
+FURTHER = "eh_proj"
+"""The tensor of layers that predict further tokens, which joins the last hidden state and the next token's embedding
+(DeepSeek-AI 2024, DeepSeek-V3, section 2.2).
+"""
+
+
+def _further_layers(checkpoint: Checkpoint, model: Model) -> set[int]:
+    """The numbers of the layers that the model knowingly leaves out."""
+    pattern, layers = _layer_pattern(model), len(model.spec.blocks)
+    found = {int(m[1]) for name in checkpoint.tensors if FURTHER in name and (m := pattern.match(name))}
+    return found & set(range(layers, layers + model.further_layers))
+
+
+def _layer_pattern(model: Model) -> re.Pattern[str]:
+    """Matches the beginning of the names of a block's tensors; its group is the block's number."""
     # In every format, the tensor names of two blocks differ only by the block's number.
     prefixes = {
         source.tensor.partition(".0.")[0]
@@ -129,13 +170,4 @@ def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
         if slot.startswith("blocks.0.")
         for source in model.sources(slot)
     }
-    pattern = re.compile(rf"(?:{'|'.join(map(re.escape, prefixes))})\.(\d{{1,9}})\..+")
-    layers_in_file = max(
-        int(match[1]) + 1 for name in checkpoint.tensors if (match := pattern.fullmatch(name))
-    )
-    if layers_in_file > len(model.spec.blocks):
-        raise FileFormatError(
-            checkpoint.path,
-            model.layer_count,
-            f"is {len(model.spec.blocks)}, but the file has tensors of {layers_in_file:,} layers",
-        )
+    return re.compile(rf"(?:{'|'.join(map(re.escape, prefixes))})\.(\d{{1,9}})\..")

@@ -10,7 +10,7 @@ Shape = tuple[int, ...]
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
-    """Slot names and shapes, row-major: a matrix that maps D inputs to N outputs is (N, D), those of E experts (E, N, D)."""
+    """Slot names and shapes, row-major: a matrix that maps D inputs to N outputs is (N, D); of E experts (E, N, D)."""
     return dict(_slots(spec))
 
 
@@ -76,7 +76,9 @@ def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
         yield from _norm(f"{name}.feedforward.post_norm", block.norm, width)
 
 
-def _feedforward(name: str, kind: FeedForward, width: int, experts: Shape = ()) -> Iterator[tuple[str, Shape]]:
+def _feedforward(
+    name: str, kind: FeedForward, width: int, experts: Shape = ()
+) -> Iterator[tuple[str, Shape]]:
     for part in ("gate", "up", "down") if kind.gated else ("up", "down"):
         rows, columns = (width, kind.width) if part == "down" else (kind.width, width)
         yield f"{name}.{part}.weight", (*experts, rows, columns)

@@ -27,6 +27,15 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
         FileFormatError: the tensor has too few rows, or cannot be transposed.
     """
     shape = tensor.shape
+    if source.flat:
+        if len(shape) != 2:
+            raise FileFormatError(
+                tensor.path,
+                tensor.name,
+                f"tensor has shape {shape}; it must be a vector for each expert",
+                tensor.offset,
+            )
+        shape = (prod(shape),)
     if source.transpose:
         if len(shape) not in (2, 3):
             raise FileFormatError(
@@ -101,7 +110,7 @@ class _SlotPart:
         """The bytes of rows that do not follow each other in the file."""
         stored, rows = self.checkpoint.data(self.tensor.name), self.source.rows
         if not self.source.transpose:
-            of_row = stored.reshape(-1, self.row_bytes if len(self.tensor.shape) > 1 else self.form.block_bytes)
+            of_row = stored.reshape(-1, self.row_bytes if len(self.shape) > 1 else self.form.block_bytes)
             start, stop = rows or (0, len(of_row))
             return np.ascontiguousarray(of_row[start : stop : self.source.step]).reshape(-1)
         if not self.form.packed.is_float:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Pairing = Literal["interleaved", "half"]
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu"]
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """``gated``: down(f(gate x) * up x); else down(f(up x))."""
+    """``gated``: down(f(gate x) * up x); else down(f(up x)).
+
+    ``limit`` and ``sharpness`` are those of ``clamped_silu``.
+    """
 
     width: int
     activation: Activation
     gated: bool
     bias: bool = False
+    limit: float = 0.0
+    sharpness: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -266,6 +271,7 @@ class Slot:
     rows: tuple[int, int] | None = None
     transpose: bool = False
     step: int = 1
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -273,13 +279,15 @@ class Model:
     """A spec and the tensors that fill its slots, by slot name ("blocks.3.attention.q.weight").
 
     If several tensors fill a slot, their rows are concatenated. ``layer_count`` is the metadata key that states the
-    number of layers, for error messages. ``ignored`` are parts of tensors that the model knowingly leaves out.
+    number of layers, for error messages. ``ignored`` are parts of tensors that the model knowingly leaves out, and so
+    are ``further_layers`` layers after the last: they predict further tokens, which generation does not need.
     """
 
     spec: ModelSpec
     slots: Mapping[str, Slot | tuple[Slot, ...]] = field(repr=False)
     layer_count: str
     ignored: tuple[Slot, ...] = ()
+    further_layers: int = 0
 
     def sources(self, slot: str) -> tuple[Slot, ...]:
         """The sources of a slot; empty if nothing fills it."""

@@ -40,6 +40,7 @@ from pellucid.model.spec import (
     Placement,
     Rotary,
 )
+from pellucid.model.standard_mixture import FeedForwards, StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS, TensorNames
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -90,11 +91,14 @@ class StandardDecoder:
     config.json's models, ``rotated`` the fraction of a head's values that are rotated if the file does not say.
     ``bias`` and ``output_bias`` are whether q, k and v, and the attention's output, have biases if the file does not
     say; ``head_norm`` and ``whole_norm`` whether each head's queries and keys have a norm, or those of all heads
-    together. Feed-forward: ``activation``, its names in config.json, ``gated``, and ``feedforward_bias`` if the file
-    does not say; ``widening`` is F / D if the file does not say F (0: it must). Norms: ``norm`` (with the usual
-    epsilon), ``placement``, ``final_norm`` whether there is one after the last block. ``usual_context`` is the context
-    if the file does not say (0: it must). Head: ``tied`` is whether it uses the embedding's matrix if the file does not
-    say, ``head_bias`` whether it has a bias.
+    together; as a string ``head_norm`` is the key of config.json that says so, and GGUF's tensors show it; ``sinks``
+    whether there are attention sinks. Feed-forward: ``activation``, its names in config.json, ``gated``, and
+    ``feedforward_bias`` if the file does not say; ``widening`` is F / D if the file does not say F (0: it must);
+    ``mixture`` are its experts. Norms: ``norm`` (with the usual epsilon), ``placement``, ``final_norm`` whether there
+    is one after the last block. ``usual_context`` is the context if the file does not say (0: it must). Head: ``tied``
+    is whether it uses the embedding's matrix if the file does not say, ``head_bias`` whether it has a bias.
+    ``further_layers`` is config.json's key of how many layers follow that predict further tokens, which generation does
+    not need; in GGUF they are among the layers.
 
     ``keys`` are keys of config.json with other names than in ``KEYS``; a key without a name is not read. ``unused`` are
     patterns of tensors that no slot needs.
@@ -108,13 +112,16 @@ class StandardDecoder:
     rotated: float = 1.0
     bias: bool = False
     output_bias: bool = False
-    head_norm: bool = False
+    head_norm: bool | str = False
     whole_norm: bool = False
+    sinks: bool = False
     activation: Activation = "silu"
     activations: Mapping[str, Activation] = field(default_factory=lambda: ACTIVATIONS)
     gated: bool = True
     feedforward_bias: bool = False
     widening: int = 0
+    mixture: StandardMixture | None = None
+    further_layers: str = ""
     norm: Norm = field(default_factory=lambda: Norm("rms", 1e-6))
     placement: Placement = "pre"
     final_norm: bool = True
@@ -145,6 +152,12 @@ class StandardDecoder:
         width, present = own.count("embedding_length"), checkpoint.tensors.__contains__
         names = self.gguf_names.fused() if present("blk.0.attn_qkv.weight") else self.gguf_names
         attention = gguf_attention(checkpoint, own, self.gguf_pairing if self.positions == "rotary" else None)
+        up = "ffn_up" if present("blk.0.ffn_up.weight") else "ffn_up_exps"
+        dense = FeedForward(
+            own.count("feed_forward_length"), self.activation, self.gated, present(f"blk.0.{up}.bias")
+        )
+        further = own.amount("nextn_predict_layers") if self.further_layers else 0
+        layers = own.count("block_count", limit=1000) - further
         spec = self._spec(
             name=config.text("general.name", self.name),
             context=own.count("context_length"),
@@ -154,15 +167,15 @@ class StandardDecoder:
                 bias=present(f"blk.0.{names.block['attention.q']}.bias"),
                 output_bias=present("blk.0.attn_output.bias"),
             ),
-            feedforward=FeedForward(
-                own.count("feed_forward_length"), self.activation, self.gated, present("blk.0.ffn_up.bias")
-            ),
+            feedforwards=self.mixture.from_gguf(own, dense, layers) if self.mixture else [dense] * layers,
             norm=replace(self.norm, eps=own.number(f"attention.layer_norm_{kind}")),
-            layers=own.count("block_count", limit=1000),
+            head_norm=present("blk.0.attn_q_norm.weight")
+            if isinstance(self.head_norm, str)
+            else self.head_norm,
             head=Head(tied=not present("output.weight"), bias=present("output.bias")),
         )
         spec = self.gguf_change(own, spec)
-        return Model(spec, names.slots(spec), own.name("block_count"))
+        return Model(spec, names.slots(spec), own.name("block_count"), further_layers=further)
 
     def from_config(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read ``config.json``."""
@@ -177,6 +190,13 @@ class StandardDecoder:
         if self.positions == "rotary":
             base, scaling = rope_parameters(config)
             rotary = Rotary(base, rotary_dims(config, head_dim, self.rotated), self.pairing, scaling)
+        dense = FeedForward(
+            _count(config, keys["feedforward"], self.widening * width),
+            activation,
+            self.gated,
+            bias=_flag(config, keys["feedforward_bias"], self.feedforward_bias),
+        )
+        layers = config.count(keys["layers"], limit=1000)
         spec = self._spec(
             name=checkpoint.path.name,
             context=_count(config, keys["context"], self.usual_context),
@@ -189,21 +209,21 @@ class StandardDecoder:
                 rotary=rotary,
                 bias=_flag(config, keys["bias"], self.bias),
                 output_bias=_flag(config, keys["output_bias"], self.output_bias),
-                window=config.window(keys["window"]) if keys["window"] else 0,
+                window=config.amount(keys["window"]) if keys["window"] else 0,
             ),
-            feedforward=FeedForward(
-                _count(config, keys["feedforward"], self.widening * width),
-                activation,
-                self.gated,
-                bias=_flag(config, keys["feedforward_bias"], self.feedforward_bias),
-            ),
+            feedforwards=self.mixture.from_config(config, dense, layers)
+            if self.mixture
+            else [dense] * layers,
             norm=replace(self.norm, eps=config.number(keys["norm_eps"], self.norm.eps)),
-            layers=config.count(keys["layers"], limit=1000),
+            head_norm=config.flag(self.head_norm, False)
+            if isinstance(self.head_norm, str)
+            else self.head_norm,
             head=Head(tied_head(checkpoint, config, default=self.tied), bias=self.head_bias),
         )
         spec = self.config_change(config, spec)
         names = self.names.found_in(checkpoint.tensors)
-        return Model(spec, names.slots(spec), config.name(keys["layers"]))
+        further = config.amount(self.further_layers) if self.further_layers else 0
+        return Model(spec, names.slots(spec), config.name(keys["layers"]), further_layers=further)
 
     def _spec(
         self,
@@ -211,14 +231,15 @@ class StandardDecoder:
         context: int,
         embedding: Embedding,
         attention: Attention,
-        feedforward: FeedForward,
+        feedforwards: FeedForwards,
         norm: Norm,
-        layers: int,
+        head_norm: bool,
         head: Head,
     ) -> ModelSpec:
         attention = replace(
             attention,
-            qk_norm=norm if self.head_norm or self.whole_norm else None,
+            qk_norm=norm if head_norm or self.whole_norm else None,
+            sinks=self.sinks,
             qk_norm_whole=self.whole_norm,
             alibi=self.positions == "alibi",
         )
@@ -227,7 +248,7 @@ class StandardDecoder:
             name,
             context,
             embedding,
-            (Block(attention, feedforward, norm, self.placement),) * layers,
+            tuple(Block(attention, feedforward, norm, self.placement) for feedforward in feedforwards),
             position=Learned(context) if self.positions == "learned" else None,
             final_norm=norm if self.final_norm else None,
             head=head,

@@ -15,10 +15,13 @@ class TensorNames:
     """The names of a format's tensors, without ".weight" and ".bias".
 
     ``model`` and ``block`` map places, such as "attention.q", to names; those of blocks follow ``prefix`` and the
-    block's number. Places of a block with the same name share its tensor: their rows follow each other in the order of
-    the slots (queries, keys, values; gate, up). ``transposed`` are the places whose matrices are stored as (inputs,
-    outputs). ``norm_plus`` is added to the weights of norms. With ``by_group``, a shared tensor of queries, keys and
-    values holds, for each key/value head, the rows of its queries, of its key and of its value (GPT-NeoX, Falcon).
+    block's number. A key with a part, "attention.sinks.weight", stands for the tensor's whole name. Places of a block
+    with the same name share its tensor: their rows follow each other in the order of the slots (queries, keys, values;
+    gate, up). In the name of an expert's tensor "{}" is the expert's number; without it, one tensor holds those of all
+    experts, (E, N, D), and places that share it have their rows within each expert, one after the other or, if
+    ``alternating``, in turn. ``transposed`` are the places whose matrices are stored as (inputs, outputs).
+    ``norm_plus`` is added to the weights of norms. With ``by_group``, a shared tensor of queries, keys and values
+    holds, for each key/value head, the rows of its queries, of its key and of its value (GPT-NeoX, Falcon).
     """
 
     model: Mapping[str, str]
@@ -27,6 +30,7 @@ class TensorNames:
     transposed: frozenset[str] = field(default_factory=frozenset)
     norm_plus: float = 0.0
     by_group: bool = False
+    alternating: bool = False
 
     def with_names(self, model: Mapping[str, str] | None = None, **block: str) -> TensorNames:
         """A copy with other names. In ``block`` a dot in a place is written as "__"."""
@@ -58,13 +62,17 @@ class TensorNames:
             plus = self.norm_plus if place.endswith("norm") and part == "weight" else 0.0
             if place.startswith("blocks."):
                 _, index, inner = place.split(".", 2)
-                name = f"{self.prefix}.{index}.{self.block[inner]}.{part}"
+                own = self.block.get(f"{inner}.{part}") or f"{self.block[inner]}.{part}"
+                name = f"{self.prefix}.{index}.{own}"
                 groups.setdefault(name, []).append((slot, shape))
             else:
                 inner, name = place, f"{self.model[place]}.{part}"
-            slots[slot] = Slot(name, plus, transpose=inner in self.transposed and part == "weight")
-        for shared in groups.values():
-            if len(shared) > 1:
+            source = Slot(name, plus, transpose=inner in self.transposed and part == "weight")
+            slots[slot] = source if "{}" not in name else _of_experts(source, shape[0])
+        for name, shared in groups.items():
+            if len(shared) > 1 and ".experts." in shared[0][0] and "{}" not in name:
+                slots |= _rows_by_expert(slots, shared, self.alternating)
+            elif len(shared) > 1:
                 grouped = self.by_group and len(shared) == 3
                 slots |= _rows_by_group(spec, slots, shared) if grouped else _rows(slots, shared)
         return slots
@@ -100,6 +108,39 @@ def _rows_by_group(
     return found
 
 
+def _of_experts(source: Slot, experts: int) -> tuple[Slot, ...]:
+    """The tensors of the experts, whose names differ in their numbers."""
+    return tuple(
+        replace(source, tensor=source.tensor.replace("{}", str(expert))) for expert in range(experts)
+    )
+
+
+def _rows_by_expert(
+    slots: Slots, shared: Iterable[tuple[str, Shape]], alternating: bool
+) -> dict[str, tuple[Slot, ...]]:
+    """The slots of several parts of all experts that share a tensor, each with its rows in every expert.
+
+    The tensor of biases (E, N) counts as one vector.
+    """
+    sizes = {name: shape[1] for name, shape in shared}
+    each, found, before = sum(sizes.values()), {}, 0
+    for number, (name, shape) in enumerate(shared):
+        slot, size = slots[name], sizes[name]
+        assert isinstance(slot, Slot)
+        first, last = (number, each) if alternating else (before, before + size)
+        found[name] = tuple(
+            replace(
+                slot,
+                rows=(expert * each + first, expert * each + last),
+                step=len(sizes) if alternating else 1,
+                flat=len(shape) == 2,
+            )
+            for expert in range(shape[0])
+        )
+        before += size
+    return found
+
+
 GGUF = TensorNames(
     {"embed": "token_embd", "position": "position_embd", "embed.norm": "token_embd_norm", "norm": "output_norm",
      "project": "output"},
@@ -117,6 +158,15 @@ GGUF = TensorNames(
         "feedforward.down": "ffn_down",
         "feedforward.norm": "ffn_norm",
         "feedforward.post_norm": "post_ffw_norm",
+        "feedforward.router": "ffn_gate_inp",
+        "feedforward.correction": "exp_probs_b",
+        "feedforward.experts.gate": "ffn_gate_exps",
+        "feedforward.experts.up": "ffn_up_exps",
+        "feedforward.experts.down": "ffn_down_exps",
+        "feedforward.shared.gate": "ffn_gate_shexp",
+        "feedforward.shared.up": "ffn_up_shexp",
+        "feedforward.shared.down": "ffn_down_shexp",
+        "feedforward.shared_gate": "ffn_gate_inp_shexp",
     },
     "blk",
 )  # fmt: skip
@@ -138,6 +188,14 @@ TRANSFORMERS = TensorNames(
         "feedforward.down": "mlp.down_proj",
         "feedforward.norm": "post_attention_layernorm",
         "feedforward.post_norm": "post_feedforward_layernorm",
+        "feedforward.router": "mlp.gate",
+        "feedforward.correction.bias": "mlp.gate.e_score_correction_bias",
+        "feedforward.experts.gate": "mlp.experts.{}.gate_proj",
+        "feedforward.experts.up": "mlp.experts.{}.up_proj",
+        "feedforward.experts.down": "mlp.experts.{}.down_proj",
+        "feedforward.shared.gate": "mlp.shared_experts.gate_proj",
+        "feedforward.shared.up": "mlp.shared_experts.up_proj",
+        "feedforward.shared.down": "mlp.shared_experts.down_proj",
     },
     "model.layers",
 )

@@ -33,6 +33,8 @@ def activate(builder: Builder, stage: str, kind: FeedForward, x: str, up: str, s
     fields: dict[str, Value] = {
         "x": At(x),
         "up": At(up) if up else 0,
+        "limit": kind.limit,
+        "sharpness": kind.sharpness,
         "width": width,
         "out": At(x),
         "quantized": 0,

@@ -162,7 +162,5 @@ def _combine(
     reads = tuple(name for name in (results, "places", "weights", shared, gate) if name)
     partitions = dict.fromkeys((name for name in (shared, out) if name), columns(width))
     kernel, shape = KernelKey("combine"), f"(T, {router.chosen}, {width}) → (T, {width})"
-    builder.emit(
-        Operation(f"{stage}.combine", kernel, fields, reads, (out,), shape, partitions=partitions)
-    )
+    builder.emit(Operation(f"{stage}.combine", kernel, fields, reads, (out,), shape, partitions=partitions))
     return out

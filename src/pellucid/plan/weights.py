@@ -54,9 +54,7 @@ def load_weights(
     return matrices, vectors
 
 
-def _packings(
-    checkpoint: Checkpoint, sources: Sequence[Slot], experts: int, arena: Arena
-) -> list[Packing]:
+def _packings(checkpoint: Checkpoint, sources: Sequence[Slot], experts: int, arena: Arena) -> list[Packing]:
     """What packs a slot's matrix, or those of its experts: one after the other, each in whole groups of 16 rows."""
     readers = [SlotReader(checkpoint, part) for part in by_expert(checkpoint, sources, experts)]
     packed, (rows, blocks, _) = readers[0].form.packed, readers[0].blocks_shape

@@ -129,7 +129,15 @@ def test_choices_are_grouped_by_expert(seed: int, T: int, C: int, E: int, thread
     assert np.array_equal(places[:, :chosen].reshape(-1)[order], range(T * chosen))
 
 
-@given(kinds, seeds, tokens, st.integers(1, 6), st.integers(1, 5), st.sampled_from(["no", "yes", "gate"]), threads)
+@given(
+    kinds,
+    seeds,
+    tokens,
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.sampled_from(["no", "yes", "gate"]),
+    threads,
+)
 def test_results_are_summed_with_their_weights(
     kind: str, seed: int, T: int, vectors: int, chosen: int, shared: str, threads: int
 ) -> None:
@@ -137,7 +145,11 @@ def test_results_are_summed_with_their_weights(
     results, own = numbers(kind, seed, T * chosen, width), numbers("normal", seed + 1, T, width)
     places = np.zeros((T, 16), np.int32)
     places[:, :chosen] = rng.permutation(T * chosen).reshape(T, chosen)
-    weights, gate, out = numbers("normal", seed + 2, T, 16), numbers("normal", seed + 3, T, 16), guarded((T, width))
+    weights, gate, out = (
+        numbers("normal", seed + 2, T, 16),
+        numbers("normal", seed + 3, T, 16),
+        guarded((T, width)),
+    )
     call(
         KernelKey("combine"), Batch([T]), threads, results=results, width=width, chosen=chosen, places=places,
         weights=weights, choice_stride=64, shared=own if shared != "no" else 0, gate=gate if shared == "gate" else 0,
@@ -146,6 +158,8 @@ def test_results_are_summed_with_their_weights(
     terms = results.astype(np.float64)[places[:, :chosen]] * weights[:, :chosen, None]
     exact, most = terms.sum(1), np.abs(terms).sum(1)
     if shared != "no":
-        more = own.astype(np.float64) / (1 + np.exp(-gate[:, :1].astype(np.float64)) if shared == "gate" else 1)
+        more = own.astype(np.float64) / (
+            1 + np.exp(-gate[:, :1].astype(np.float64)) if shared == "gate" else 1
+        )
         exact, most = exact + more, most + np.abs(more)
     assert_close(out, exact, 1e-6 * most + 1e-38)

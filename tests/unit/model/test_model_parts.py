@@ -106,6 +106,10 @@ PARTS = {
                 Router(12, 3, "sigmoid", True, 1.5, correction=True, groups=4, kept=2, group_best=2), EXPERT
             ),
             "groups by their best expert": Mixture(Router(12, 3, groups=3, kept=2), EXPERT),
+            "experts with clamped activations": Mixture(
+                Router(4, 2, normalize=True),
+                FeedForward(40, "clamped_silu", gated=True, bias=True, limit=0.5, sharpness=2.0),
+            ),
             "all experts": Mixture(Router(3, 3), EXPERT),
         }.items()
     },
@@ -172,7 +176,10 @@ def test_queries_see_the_keys_and_values_of_the_encoder() -> None:
     y = x[25:] + reference.linear(attended, "blocks.0.attention.output")
     block = model.spec.blocks[0]
     y = reference.sublayer(
-        y, block, "blocks.0.feedforward", lambda z: reference.feedforward(z, block.feedforward, "blocks.0.feedforward")
+        y,
+        block,
+        "blocks.0.feedforward",
+        lambda z: reference.feedforward(z, block.feedforward, "blocks.0.feedforward"),
     )
     wanted = reference.linear(reference.norm(y, NORM, "norm"), "embed")
     assert both.shape[0] == 40

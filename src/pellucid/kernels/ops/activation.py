@@ -1,4 +1,4 @@
-"""Activation functions of the feed-forward: y = f(gate) * up, or y = f(x).
+"""Activation functions of the feed-forward: y = f(gate) * up, or y = f(x). One of them changes ``up`` too.
 
     silu        x * sigmoid(x)                                   (Elfwing et al. 2017)
     gelu_tanh   x * sigmoid(2 * sqrt(2/pi) * (x + 0.044715 x^3)) (Hendrycks and Gimpel 2016, the tanh form)
@@ -6,6 +6,7 @@
                                                                   Stegun 7.1.26, absolute error 1.5e-7)
     relu        max(x, 0)
     relu2       max(x, 0)^2                                      (So et al. 2021, Primer)
+    clamped_silu  x * sigmoid(sharpness * x) of min(x, limit), times 1 + up within +-limit (OpenAI 2025, gpt-oss)
 
 In: one or two (T, F) float32. Out: (T, F) float32, and optionally activation blocks for the next matrix product.
 """
@@ -22,21 +23,28 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
-KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2")
+KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu")
 
 
 class ActivationRecord(Record):
     x: Address  # (T, F) float32: the function's argument
     up: Address  # (T, F) float32: the factor of the result, or 0
+    limit: float  # of clamped_silu
+    sharpness: float  # of clamped_silu
     width: int  # F, a multiple of 16; of 32 if activation blocks are written
     out: Address  # (T, F) float32; may be x
     quantized: Address  # (T, F/32) activation blocks, or 0: not written
     rows: Count
 
 
-def reference(kind: str, x: NDArray[Any], up: NDArray[Any] | float = 1.0) -> NDArray[np.float64]:
+def reference(
+    kind: str, x: NDArray[Any], up: NDArray[Any] | float = 1.0, limit: float = 7.0, sharpness: float = 1.702
+) -> NDArray[np.float64]:
     """Compute the activation in float64."""
     x = x.astype(np.float64)
+    if kind == "clamped_silu":
+        x = np.minimum(x, limit)
+        up = up if isinstance(up, float) else np.clip(up, -limit, limit) + 1.0
     erf = np.vectorize(math.erf, otypes=[np.float64])
     functions = {
         "silu": lambda: x / (1 + np.exp(-x)),
@@ -44,6 +52,7 @@ def reference(kind: str, x: NDArray[Any], up: NDArray[Any] | float = 1.0) -> NDA
         "gelu": lambda: 0.5 * x * (1 + erf(x / math.sqrt(2))),
         "relu": lambda: np.maximum(x, 0),
         "relu2": lambda: np.maximum(x, 0) ** 2,
+        "clamped_silu": lambda: x / (1 + np.exp(-sharpness * x)),
     }
     return np.asarray(functions[kind]() * up, np.float64)
 
@@ -57,16 +66,20 @@ def _function(simd: Any, kind: str) -> Any:
         return vreciprocal(splat(1.0) + vexp(vmin(splat(0.0) - x, splat(87.0))))
 
     @simd.jit
-    def silu(x):
+    def silu(x, sharpness):
         return x * sigmoid(x)
 
     @simd.jit
-    def gelu_tanh(x):
+    def clamped_silu(x, sharpness):
+        return x * sigmoid(x * splat(sharpness))
+
+    @simd.jit
+    def gelu_tanh(x, sharpness):
         inner = fma(x * x * x, splat(0.044715), x)
         return x * sigmoid(inner * splat(1.5957691216057308))
 
     @simd.jit
-    def gelu(x):
+    def gelu(x, sharpness):
         z = vabs(x) * splat(0.7071067811865476)
         t = vreciprocal(fma(z, splat(0.3275911), splat(1.0)))
         p = fma(t, splat(1.061405429), splat(-1.453152027))
@@ -78,15 +91,35 @@ def _function(simd: Any, kind: str) -> Any:
         return select_below(x, splat(0.0), half * tail, half * (splat(2.0) - tail))
 
     @simd.jit
-    def relu(x):
+    def relu(x, sharpness):
         return vmax(x, splat(0.0))
 
     @simd.jit
-    def relu2(x):
+    def relu2(x, sharpness):
         positive = vmax(x, splat(0.0))
         return positive * positive
 
-    return {"silu": silu, "gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu, "relu2": relu2}[kind]
+    functions = {"silu": silu, "gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu, "relu2": relu2}
+    return {**functions, "clamped_silu": clamped_silu}[kind]
+
+
+def _clamp(simd: Any, kind: str) -> Any:
+    """Make the helpers that limit an argument and its factor: (x, limit) -> x."""
+    splat, vmin, vmax = simd.splat, simd.vmin, simd.vmax
+
+    @simd.jit
+    def same(x, limit):
+        return x
+
+    @simd.jit
+    def below(x, limit):
+        return vmin(x, splat(limit))
+
+    @simd.jit
+    def within(up, limit):
+        return vmax(vmin(up, splat(limit)), splat(-limit)) + splat(1.0)
+
+    return (below, within) if kind == "clamped_silu" else (same, same)
 
 
 @kernel("activation", ActivationRecord)
@@ -94,12 +127,13 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
     """Activation function; ``kind`` is one of KINDS, ``activation_bits`` the width of the activation blocks."""
     at, load, vload, vstore = ActivationRecord.at, simd.load_i64, simd.vload, simd.vstore
     function, quantize = _function(simd, kind), quantize_block(simd, activation_bits)
-    q_bytes = block_bytes(activation_bits)
+    (limited, factor), q_bytes = _clamp(simd, kind), block_bytes(activation_bits)
 
     @simd.jit
     def body(record, step, thread, threads):
         x, up, out = load(record + at.x), load(record + at.up), load(record + at.out)
-        quantized = load(record + at.quantized)
+        quantized, limit = load(record + at.quantized), np.float32(simd.load_f64(record + at.limit))
+        sharpness = np.float32(simd.load_f64(record + at.sharpness))
         width, rows = load(record + at.width), load(step + load(record + at.rows))
         # Split by columns like matrix products: a thread finds its input in its own cache.
         blocks = (width + 31) // 32
@@ -107,9 +141,9 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
         for row in range(rows):
             here = row * width * 4
             for i in range(here + begin, here + end, 64):
-                value = function(vload(x + i))
+                value = function(limited(vload(x + i), limit), sharpness)
                 if up != 0:
-                    value = value * vload(up + i)
+                    value = value * factor(vload(up + i), limit)
                 vstore(out + i, value)
             if quantized != 0:
                 for i in range(here + begin, here + end, 128):

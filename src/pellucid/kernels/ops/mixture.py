@@ -210,12 +210,12 @@ def build_route(simd: Any, kind: str, group_best: int) -> Any:
                 weight = load(scores + 4 * best)
                 store(weights + 4 * choice, weight)
                 total += weight
-            if word(record + at.normalize) != 0:
-                factor_here = factor / (total + np.float32(1e-20))
-            else:
-                factor_here = factor
+            if word(record + at.normalize) == 0:
+                total = np.float32(1)
             for choice in range(chosen):
-                store(weights + 4 * choice, load(weights + 4 * choice) * factor_here)
+                store(
+                    weights + 4 * choice, load(weights + 4 * choice) * (factor / (total + np.float32(1e-20)))
+                )
 
     return body
 

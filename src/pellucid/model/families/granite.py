@@ -18,7 +18,8 @@ def _scaled(spec: ModelSpec, embedding: float, scores: float, residual: float, l
     )
 
 
-def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+def scaled_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    """Granite's factors, from config.json."""
     return _scaled(
         spec,
         config.number("embedding_multiplier", 1.0),
@@ -28,7 +29,8 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     )
 
 
-def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+def scaled_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    """Granite's factors, from GGUF."""
     return _scaled(
         spec,
         config.number("embedding_scale", 1.0),
@@ -42,6 +44,6 @@ GRANITE = StandardDecoder(
     "granite",
     gguf_pairing="interleaved",
     unused=(r"rope_freqs\.weight",),  # read separately
-    gguf_change=_from_gguf,
-    config_change=_from_config,
+    gguf_change=scaled_gguf,
+    config_change=scaled_config,
 ).family()

@@ -16,7 +16,7 @@ PATTERN = 4  # every fourth layer sees everything
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
-    window = config.window("attention.sliding_window")
+    window = config.amount("attention.sliding_window")
     if not window:
         return spec
     layers, rotary = len(spec.blocks), spec.blocks[0].attention.rotary

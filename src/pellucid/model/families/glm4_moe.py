@@ -1,0 +1,28 @@
+"""GLM-4.5 and 4.6 (GLM Team 2025): half of each head rotated, sigmoid scores with a correction, a shared expert."""
+
+from __future__ import annotations
+
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_mixture import StandardMixture
+
+GLM4_MOE = StandardDecoder(
+    "glm4_moe",
+    architecture="glm4moe",
+    rotated=0.5,
+    head_norm="use_qk_norm",
+    mixture=StandardMixture(
+        score="sigmoid",
+        normalize=True,
+        correction=True,
+        group_best=2,
+        keys={
+            "shared": "n_shared_experts",
+            "scale": "routed_scaling_factor",
+            "groups": "n_group",
+            "kept": "topk_group",
+            "dense": "first_k_dense_replace",
+        },
+    ),
+    keys={"output_bias": ""},
+    further_layers="num_nextn_predict_layers",
+).family()

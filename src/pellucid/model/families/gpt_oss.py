@@ -1,0 +1,74 @@
+"""gpt-oss (OpenAI 2025): experts with biases and clamped activations, attention sinks, windows in half the layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.common_metadata import except_every, slide, sliding_layers
+from pellucid.model.config import Config
+from pellucid.model.spec import Mixture, ModelSpec
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_mixture import StandardMixture
+from pellucid.model.tensor_names import GGUF, TRANSFORMERS
+
+PATTERN = 2  # every second layer sees everything
+LIMIT, SHARPNESS = 7.0, 1.702  # of the activations
+
+
+def _clamped(spec: ModelSpec, limit: float, sharpness: float) -> ModelSpec:
+    def change(kind: Mixture) -> Mixture:
+        return replace(
+            kind, expert=replace(kind.expert, activation="clamped_silu", limit=limit, sharpness=sharpness)
+        )
+
+    blocks = [
+        replace(block, feedforward=change(block.feedforward))
+        for block in spec.blocks
+        if isinstance(block.feedforward, Mixture)
+    ]
+    return replace(spec, blocks=tuple(blocks))
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    spec = _clamped(spec, config.number("swiglu_limit", LIMIT), config.number("swiglu_alpha", SHARPNESS))
+    sliding = sliding_layers(config, except_every(PATTERN, len(spec.blocks)))
+    window = config.count("sliding_window")
+    return slide(spec, sliding, window)
+
+
+def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    sliding = except_every(PATTERN, len(spec.blocks))
+    return slide(_clamped(spec, LIMIT, SHARPNESS), sliding, config.amount("attention.sliding_window"))
+
+
+GPT_OSS = StandardDecoder(
+    "gpt_oss",
+    architecture="gpt-oss",
+    bias=True,
+    output_bias=True,
+    sinks=True,
+    feedforward_bias=True,
+    mixture=StandardMixture(
+        normalize=True,
+        bias=True,
+        keys={"width": "", "normalize": ""},
+    ),
+    keys={"feedforward_bias": ""},
+    gguf_names=GGUF.with_names(attention__sinks="attn_sinks", feedforward__norm="post_attention_norm"),
+    names=replace(
+        TRANSFORMERS.with_names(
+            attention__sinks__weight="self_attn.sinks",
+            feedforward__router="mlp.router",
+            feedforward__experts__gate__weight="mlp.experts.gate_up_proj",
+            feedforward__experts__up__weight="mlp.experts.gate_up_proj",
+            feedforward__experts__down__weight="mlp.experts.down_proj",
+            feedforward__experts__gate__bias="mlp.experts.gate_up_proj_bias",
+            feedforward__experts__up__bias="mlp.experts.gate_up_proj_bias",
+            feedforward__experts__down__bias="mlp.experts.down_proj_bias",
+        ),
+        transposed=frozenset({f"feedforward.experts.{part}" for part in ("gate", "up", "down")}),
+        alternating=True,
+    ),
+    gguf_change=_from_gguf,
+    config_change=_from_config,
+).family()

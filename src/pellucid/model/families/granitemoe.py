@@ -1,0 +1,40 @@
+"""Granite 3 with experts (IBM 2024): Granite with a mixture; the newer ones ("shared") also have a shared expert.
+
+Gates and projections up are one tensor of all experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.families.granite import scaled_config, scaled_gguf
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_mixture import StandardMixture
+from pellucid.model.tensor_names import TRANSFORMERS
+
+_EXPERTS = StandardMixture(normalize=True, keys={"width": "", "normalize": ""})
+_GRANITE_MOE = StandardDecoder(
+    "granitemoe",
+    gguf_pairing="interleaved",
+    mixture=_EXPERTS,
+    keys={"feedforward_bias": ""},
+    names=TRANSFORMERS.with_names(
+        feedforward__router="block_sparse_moe.router.layer",
+        feedforward__experts__gate="block_sparse_moe.input_linear",
+        feedforward__experts__up="block_sparse_moe.input_linear",
+        feedforward__experts__down="block_sparse_moe.output_linear",
+        feedforward__shared__gate="shared_mlp.input_linear",
+        feedforward__shared__up="shared_mlp.input_linear",
+        feedforward__shared__down="shared_mlp.output_linear",
+    ),
+    unused=(r"rope_freqs\.weight",),  # read separately
+    gguf_change=scaled_gguf,
+    config_change=scaled_config,
+)
+GRANITE_MOE = _GRANITE_MOE.family()
+GRANITE_MOE_SHARED = replace(
+    _GRANITE_MOE,
+    name="granitemoeshared",
+    architecture=None,
+    mixture=replace(_EXPERTS, keys={**_EXPERTS.keys, "shared_width": "shared_intermediate_size"}),
+).family()

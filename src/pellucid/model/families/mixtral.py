@@ -1,0 +1,20 @@
+"""Mixtral (Jiang et al. 2024): Mistral with a mixture of experts. GGUF files say "llama"."""
+
+from __future__ import annotations
+
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_mixture import StandardMixture
+from pellucid.model.tensor_names import TRANSFORMERS
+
+MIXTRAL = StandardDecoder(
+    "mixtral",
+    architecture=None,
+    mixture=StandardMixture(normalize=True, keys={"width": "", "normalize": ""}),
+    keys={"window": "sliding_window"},
+    names=TRANSFORMERS.with_names(
+        feedforward__router="block_sparse_moe.gate",
+        feedforward__experts__gate="block_sparse_moe.experts.{}.w1",
+        feedforward__experts__up="block_sparse_moe.experts.{}.w3",
+        feedforward__experts__down="block_sparse_moe.experts.{}.w2",
+    ),
+).family()

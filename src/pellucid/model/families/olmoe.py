@@ -1,0 +1,10 @@
+"""OLMoE (Muennighoff et al. 2024): Llama with norms of all queries and all keys, and a mixture of experts."""
+
+from __future__ import annotations
+
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_mixture import StandardMixture
+
+OLMOE = StandardDecoder(
+    "olmoe", whole_norm=True, mixture=StandardMixture(keys={"width": ""}), keys={"bias": "attention_bias"}
+).family()

@@ -1,0 +1,23 @@
+"""Qwen 1.5 and 2 with experts (Qwen Team 2024): Qwen 2 with a mixture and a shared expert that has a gate."""
+
+from __future__ import annotations
+
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_mixture import StandardMixture
+from pellucid.model.tensor_names import TRANSFORMERS
+
+QWEN2_MOE = StandardDecoder(
+    "qwen2_moe",
+    architecture="qwen2moe",
+    bias=True,
+    mixture=StandardMixture(
+        shared_gate=True, every=True, keys={"shared_width": "shared_expert_intermediate_size"}
+    ),
+    keys={"bias": "qkv_bias", "output_bias": ""},
+    names=TRANSFORMERS.with_names(
+        feedforward__shared__gate="mlp.shared_expert.gate_proj",
+        feedforward__shared__up="mlp.shared_expert.up_proj",
+        feedforward__shared__down="mlp.shared_expert.down_proj",
+        feedforward__shared_gate="mlp.shared_expert_gate",
+    ),
+).family()

@@ -1,0 +1,13 @@
+"""Qwen 3 with experts (Qwen Team 2025): Qwen 3 with a mixture. GGUF files of it normalise the weights."""
+
+from __future__ import annotations
+
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_mixture import StandardMixture
+
+QWEN3_MOE = StandardDecoder(
+    "qwen3_moe",
+    architecture="qwen3moe",
+    head_norm=True,
+    mixture=StandardMixture(gguf_normalize=True, every=True),
+).family()

@@ -1,0 +1,162 @@
+"""One reader for mixtures of experts; the differences between their families are data.
+
+    StandardDecoder("olmoe", mixture=StandardMixture(keys={"width": "intermediate_size"}))
+
+In GGUF the keys are llama.cpp's. What they leave open, such as whether weights are normalised, is the family's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from pellucid.model.config import Config
+from pellucid.model.spec import FeedForward, Mixture, Router
+
+FeedForwards: TypeAlias = "list[FeedForward | Mixture]"
+Score: TypeAlias = Literal["softmax", "sigmoid"]
+
+KEYS: Mapping[str, str] = {
+    "chosen": "num_experts_per_tok",
+    "width": "moe_intermediate_size",
+    "normalize": "norm_topk_prob",
+    "scale": "",
+    "groups": "",
+    "kept": "",
+    "shared": "",
+    "shared_width": "",
+    "dense": "",
+}
+"""The keys of config.json, by what they mean; a key without a name is not read.
+
+``shared`` is how many times as wide as an expert the shared one is, ``shared_width`` its width; ``dense`` how many of
+the first layers have no experts.
+"""
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""The keys of the number of experts: older versions of transformers wrote others than newer ones, by family."""
+
+GATES: Mapping[int, Score] = {1: "softmax", 2: "sigmoid", 3: "softmax"}
+"""llama.cpp's numbers; 3 is the softmax of the chosen scores, which is that of all scores, normalised."""
+SOFTMAX_OF_CHOSEN = 3
+
+
+@dataclass(frozen=True)
+class StandardMixture:
+    """The data of a family's mixtures.
+
+    ``score``, ``normalize``, ``bias``, ``correction`` and ``group_best`` as in ``spec.Router``, if the file does not
+    say (``gguf_normalize`` for GGUF files if that differs). ``shared_gate`` is whether the shared expert has a gate.
+    ``optional``: GGUF files without experts are of this family too, and no config.json has any. ``every``: config.json
+    states which layers have experts as Qwen's does (``decoder_sparse_step``, ``mlp_only_layers``).
+    """
+
+    score: Score = "softmax"
+    normalize: bool = False
+    gguf_normalize: bool | None = None
+    bias: bool = False
+    correction: bool = False
+    group_best: int = 1
+    shared_gate: bool = False
+    optional: bool = False
+    every: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    def from_gguf(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
+        """Each layer's feed-forward, from the keys of an architecture."""
+        experts = config.amount("expert_count")
+        if not experts:
+            if self.optional:
+                return [dense] * layers
+            config.count("expert_count")
+        width = config.count("expert_feed_forward_length", dense.width)
+        shared_width = config.amount("expert_shared_feed_forward_length")
+        shared_width = shared_width or width * config.amount("expert_shared_count")
+        normalize = self.normalize if self.gguf_normalize is None else self.gguf_normalize
+        gate = config.one_number("expert_gating_func", GATES)
+        router = self._router(
+            config,
+            experts,
+            config.count("expert_used_count", limit=experts),
+            config.number("expert_weights_scale", 1.0),
+            config.amount("expert_group_count") or 1,
+            config.amount("expert_group_used_count") or 1,
+            "expert_group_count",
+        )
+        router = replace(
+            router,
+            score=GATES[gate] if gate else self.score,
+            normalize=config.flag("expert_weights_norm", normalize) or gate == SOFTMAX_OF_CHOSEN,
+        )
+        mixture = self._mixture(router, replace(dense, width=width), shared_width)
+        first = config.amount("leading_dense_block_count")
+        return [dense if layer < first else mixture for layer in range(layers)]
+
+    def from_config(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
+        """Each layer's feed-forward, from ``config.json``."""
+        if self.optional:
+            return [dense] * layers
+        keys = {**KEYS, **self.keys}
+        experts = _experts(config)
+        width = config.count(keys["width"]) if keys["width"] else dense.width
+        shared_width = config.amount(keys["shared_width"], required=True) if keys["shared_width"] else 0
+        if keys["shared"]:
+            shared_width = width * config.amount(keys["shared"], required=True)
+        router = self._router(
+            config,
+            experts,
+            config.count(keys["chosen"], limit=experts),
+            config.number(keys["scale"]) if keys["scale"] else 1.0,
+            config.count(keys["groups"]) if keys["groups"] else 1,
+            config.count(keys["kept"]) if keys["kept"] else 1,
+            keys["groups"],
+        )
+        if keys["normalize"]:
+            router = replace(router, normalize=config.flag(keys["normalize"], self.normalize))
+        mixture = self._mixture(router, replace(dense, width=width), shared_width)
+        first = config.amount(keys["dense"], required=True) if keys["dense"] else 0
+        sparse = [layer >= first for layer in range(layers)]
+        if self.every:
+            step, without = config.count("decoder_sparse_step", 1), config.numbers("mlp_only_layers", layers)
+            sparse = [layer not in without and (layer + 1) % step == 0 for layer in range(layers)]
+        return [mixture if has_experts else dense for has_experts in sparse]
+
+    def _router(
+        self, config: Config, experts: int, chosen: int, scale: float, groups: int, kept: int, key: str
+    ) -> Router:
+        if groups > 1 and (experts % groups or kept > groups or chosen > kept * (experts // groups)):
+            raise config.wrong(
+                key,
+                f"is {groups}, of which {kept} are used: {chosen} of {experts} experts cannot be chosen so",
+            )
+        return Router(
+            experts,
+            chosen,
+            score=self.score,
+            normalize=self.normalize,
+            scale=scale,
+            bias=self.bias,
+            correction=self.correction,
+            groups=groups,
+            kept=kept,
+            group_best=self.group_best,
+        )
+
+    def _mixture(self, router: Router, expert: FeedForward, shared_width: int) -> Mixture:
+        shared = replace(expert, width=shared_width) if shared_width else None
+        return Mixture(router, expert, shared, shared_gate=self.shared_gate and shared is not None)
+
+
+def _experts(config: Config) -> int:
+    """E, under any of its names."""
+    # False is how files say that there is nothing of the kind.
+    said = [key for key in EXPERTS if config.value(key) is not None and config.value(key) is not False]
+    if not said:
+        first, *others = EXPERTS
+        raise config.wrong(
+            first, f"missing, and so are {' and '.join(others)}: one of them must be a whole number"
+        )
+    for key in said[1:]:
+        config.agreed(said[0], config, key)
+    return int(config.count(said[0]))

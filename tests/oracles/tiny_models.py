@@ -1,0 +1,451 @@
+"""The tiny models of tests/goldens/model/tiny, as data: a class of transformers and the options of its configuration.
+
+Two names are the classes of the model and of its configuration; one name stands for ``<name>ForCausalLM`` and
+``<name>Config``. New models come last, because the seed of the first ones is their number.
+"""
+
+from typing import Any
+
+LLAMA = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+GEMMA = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "max_position_embeddings": 256,
+    "sliding_window": 8,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+SMALLER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+ROPE3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+ODD = {
+    "hidden_size": 96,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 32,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+BY_LAYER = {
+    "full_attention": YARN,
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+FACTORS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 4.0,
+}
+CAPS = {
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 8,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+    "tie_word_embeddings": True,
+}
+
+
+def without_rms(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a model with layer norms."""
+    return {key: value for key, value in options.items() if key != "rms_norm_eps"}
+
+
+HALF = LLAMA | {
+    "head_dim": 32,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+}
+LAYER = {
+    key: LLAMA[key]
+    for key in (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
+        "bos_token_id", "eos_token_id", "tie_word_embeddings",
+    )
+}  # fmt: skip
+GPT = {
+    "vocab_size": 128,
+    "n_positions": 640,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_inner": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ODD_GPT = {"n_embd": 96, "n_head": 3, "n_layer": 3}
+OPT = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "word_embed_proj_dim": 64,
+    "num_hidden_layers": 2,
+    "ffn_dim": 96,
+    "max_position_embeddings": 640,
+    "num_attention_heads": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+FALCON = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+BERT = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "layer_norm_eps": 1e-12,
+}
+MOE = LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 48}
+QWEN_MOE = LLAMA | {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+GLM_MOE = HALF | {
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "routed_scaling_factor": 1.5,
+    "num_hidden_layers": 3,
+}
+ODD_MOE = {key: value for key, value in ODD.items() if key != "head_dim"}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", LLAMA),
+    "llama-tied": (
+        "Llama",
+        LLAMA
+        | SMALLER
+        | {
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+    ),
+    "llama-rope3": ("Llama", LLAMA | SMALLER | {"rope_parameters": ROPE3}),
+    "gemma3": ("Gemma3ForCausalLM:Gemma3TextConfig", GEMMA),
+    "gemma3-scalar": (
+        "Gemma3ForCausalLM:Gemma3TextConfig",
+        GEMMA
+        | {
+            "num_hidden_layers": 4,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+            "num_attention_heads": 2,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 24,
+        },
+    ),
+    "gemma3-softcap": (
+        "Gemma3ForCausalLM:Gemma3TextConfig",
+        GEMMA
+        | {
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention"] * 2 + ["full_attention"],
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "bert": ("BertModel:BertConfig", BERT),
+    "llama-linear": (
+        "Llama",
+        LLAMA | SMALLER | {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}},
+    ),
+    "gemma3-linear": (
+        "Gemma3ForCausalLM:Gemma3TextConfig",
+        GEMMA
+        | {
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention"] * 2 + ["full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+                "sliding_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+            },
+        },
+    ),
+    "qwen2": ("Qwen2", LLAMA | SMALLER),
+    "mistral": ("Mistral", LLAMA | {"sliding_window": 8}),
+    "mistral-odd": ("Mistral", LLAMA | ODD | {"sliding_window": None}),
+    "qwen3": ("Qwen3", LLAMA),
+    "qwen3-odd": ("Qwen3", LLAMA | ODD | {"tie_word_embeddings": True, "attention_bias": True}),
+    "seed_oss": ("SeedOss", LLAMA),
+    "seed_oss-odd": ("SeedOss", LLAMA | ODD | {"attention_out_bias": True}),
+    "granite": ("Granite", LLAMA | FACTORS),
+    "granite-odd": ("Granite", LLAMA | ODD | FACTORS | {"rope_parameters": YARN}),
+    "smollm3": ("SmolLM3", LLAMA | {"num_hidden_layers": 5, "pad_token_id": 0}),
+    "smollm3-odd": (
+        "SmolLM3",
+        LLAMA | ODD | {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "pad_token_id": 0},
+    ),
+    "olmo2": ("Olmo2", LLAMA),
+    "olmo2-odd": ("Olmo2", LLAMA | ODD),
+    "gemma": ("Gemma", LLAMA | {"tie_word_embeddings": True}),
+    "gemma-odd": ("Gemma", LLAMA | ODD | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "gemma2": ("Gemma2", LLAMA | CAPS | {"num_hidden_layers": 3}),
+    "gemma2-odd": ("Gemma2", LLAMA | ODD | CAPS | {"query_pre_attn_scalar": 24}),
+    "starcoder2": (
+        "Starcoder2",
+        without_rms(LLAMA) | {"sliding_window": 8, "residual_dropout": 0.0, "embedding_dropout": 0.0},
+    ),
+    "starcoder2-odd": (
+        "Starcoder2",
+        without_rms(LLAMA) | ODD | {"use_bias": False, "tie_word_embeddings": True},
+    ),
+    "nemotron": ("Nemotron", without_rms(HALF) | {"head_dim": 16}),
+    "nemotron-odd": ("Nemotron", without_rms(HALF) | ODD | {"attention_bias": True, "mlp_bias": True}),
+    "cohere2": (
+        "Cohere2",
+        without_rms(LLAMA)
+        | {"num_hidden_layers": 5, "sliding_window": 8, "tie_word_embeddings": True, "pad_token_id": 0},
+    ),
+    "cohere2-odd": (
+        "Cohere2",
+        without_rms(LLAMA)
+        | ODD
+        | {
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 5,
+            "logit_scale": 0.5,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+    ),
+    "glm4": ("Glm4", HALF | {"pad_token_id": 0}),
+    "glm4-odd": ("Glm4", HALF | ODD | {"attention_bias": False, "pad_token_id": 0}),
+    "phi3": ("Phi3", LLAMA | {"pad_token_id": 0, "original_max_position_embeddings": 256}),
+    "phi3-odd": (
+        "Phi3",
+        LLAMA | ODD | {"pad_token_id": 0, "original_max_position_embeddings": 256, "sliding_window": 8},
+    ),
+    "olmo3": ("Olmo3", LLAMA | {"num_hidden_layers": 5, "sliding_window": 8, "rope_parameters": BY_LAYER}),
+    "olmo3-odd": (
+        "Olmo3",
+        LLAMA
+        | ODD
+        | {
+            "sliding_window": 8,
+            "rope_parameters": BY_LAYER,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+    "phi": ("Phi", LAYER | {"rope_parameters": HALF["rope_parameters"], "intermediate_size": 256}),
+    "phi-odd": (
+        "Phi",
+        LAYER
+        | {
+            "hidden_size": 96,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "num_hidden_layers": 3,
+            "intermediate_size": 80,
+            "rope_parameters": HALF["rope_parameters"],
+        },
+    ),
+    "gpt2": ("GPT2LMHeadModel:GPT2Config", GPT),
+    "gpt2-odd": (
+        "GPT2LMHeadModel:GPT2Config",
+        GPT | ODD_GPT | {"n_inner": 80, "scale_attn_by_inverse_layer_idx": True},
+    ),
+    "gptj": ("GPTJ", GPT | {"rotary_dim": 16, "tie_word_embeddings": False, "n_head": 2}),
+    "gptj-odd": ("GPTJ", GPT | ODD_GPT | {"rotary_dim": 16, "tie_word_embeddings": False, "n_inner": 80}),
+    "gpt_neox": (
+        "GPTNeoX",
+        LAYER
+        | {
+            "intermediate_size": 96,
+            "num_attention_heads": 2,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
+    "gpt_neox-odd": (
+        "GPTNeoX",
+        LAYER
+        | {
+            "hidden_size": 96,
+            "num_attention_heads": 3,
+            "num_hidden_layers": 3,
+            "intermediate_size": 80,
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 1.0,
+            },
+        },
+    ),
+    "opt": ("OPT", OPT),
+    "opt-odd": (
+        "OPT",
+        OPT
+        | {
+            "hidden_size": 96,
+            "word_embed_proj_dim": 96,
+            "num_attention_heads": 3,
+            "num_hidden_layers": 3,
+            "ffn_dim": 80,
+            "activation_function": "gelu",
+            "tie_word_embeddings": False,
+        },
+    ),
+    "bloom": (
+        "Bloom",
+        {
+            "vocab_size": 128,
+            "hidden_size": 64,
+            "n_layer": 2,
+            "n_head": 4,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),
+    "bloom-odd": (
+        "Bloom",
+        {
+            "vocab_size": 128,
+            "hidden_size": 96,
+            "n_layer": 3,
+            "n_head": 3,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),
+    "mpt": ("Mpt", {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256, "vocab_size": 128}),
+    "mpt-odd": (
+        "Mpt",
+        {
+            "d_model": 96,
+            "n_heads": 3,
+            "n_layers": 3,
+            "max_seq_len": 256,
+            "vocab_size": 128,
+            "attn_config": {"softmax_scale": 0.3},
+        },
+    ),
+    "openai-gpt": (
+        "OpenAIGPTLMHeadModel:OpenAIGPTConfig",
+        {k: v for k, v in GPT.items() if k not in ("n_inner", "activation_function")},
+    ),
+    "openai-gpt-odd": (
+        "OpenAIGPTLMHeadModel:OpenAIGPTConfig",
+        {k: v for k, v in (GPT | ODD_GPT).items() if k not in ("n_inner", "activation_function")},
+    ),
+    "falcon": ("Falcon", FALCON),
+    "falcon-odd": (
+        "Falcon",
+        FALCON
+        | {
+            "hidden_size": 96,
+            "num_attention_heads": 6,
+            "num_kv_heads": 2,
+            "new_decoder_architecture": True,
+            "num_hidden_layers": 3,
+        },
+    ),
+    "falcon-one": (
+        "Falcon",
+        FALCON | {"num_kv_heads": 2, "new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon-many": ("Falcon", FALCON | {"multi_query": False, "parallel_attn": False, "bias": True}),
+    "mixtral": ("Mixtral", MOE | {"sliding_window": 8}),
+    "mixtral-odd": ("Mixtral", MOE | ODD | {"num_local_experts": 5, "num_experts_per_tok": 3}),
+    "qwen2_moe": ("Qwen2Moe", QWEN_MOE | {"shared_expert_intermediate_size": 40}),
+    "qwen2_moe-odd": (
+        "Qwen2Moe",
+        QWEN_MOE
+        | ODD
+        | {
+            "shared_expert_intermediate_size": 72,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 2,
+            "qkv_bias": False,
+        },
+    ),
+    "qwen3_moe": ("Qwen3Moe", QWEN_MOE | {"norm_topk_prob": True}),
+    "qwen3_moe-odd": (
+        "Qwen3Moe",
+        QWEN_MOE | ODD | {"num_experts": 5, "num_experts_per_tok": 5, "mlp_only_layers": [1]},
+    ),
+    "olmoe": ("Olmoe", MOE | {"num_experts": 8, "pad_token_id": 0}),
+    "olmoe-odd": ("Olmoe", MOE | ODD | {"num_experts": 6, "pad_token_id": 0, "norm_topk_prob": True}),
+    "gpt_oss": (
+        "GptOss",
+        MOE | {"sliding_window": 8, "num_hidden_layers": 3, "rope_parameters": YARN | {"truncate": False}},
+    ),
+    "gpt_oss-odd": (
+        "GptOss",
+        MOE
+        | ODD
+        | {
+            "sliding_window": 5,
+            "swiglu_limit": 0.7,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "glm4_moe": ("Glm4Moe", GLM_MOE | {"use_qk_norm": True, "attention_bias": True}),
+    "glm4_moe-odd": (
+        "Glm4Moe",
+        GLM_MOE
+        | ODD
+        | {
+            "n_routed_experts": 12,
+            "n_group": 4,
+            "topk_group": 2,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 2,
+        },
+    ),
+    "granitemoe": ("GraniteMoe", MOE | FACTORS),
+    "granitemoe-odd": (
+        "GraniteMoe",
+        MOE | ODD_MOE | FACTORS | {"num_local_experts": 5, "num_experts_per_tok": 3},
+    ),
+    "granitemoeshared": ("GraniteMoeShared", MOE | FACTORS | {"shared_intermediate_size": 40}),
+}
