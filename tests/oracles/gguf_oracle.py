@@ -32,8 +32,11 @@ from pellucid.runtime.cache import BlockTable
 
 MOST = 2e-4  # of the range of the logits
 WITHOUT_GGUF = ("openai-gpt", "gptj", "opt", "mpt", "falcon-many")  # the converter does not know them
-INEXPRESSIBLE = ("mistral", "starcoder2", "gemma2-odd", "smollm3-odd", "gpt2-odd", "phi-odd", "cohere2-odd")
-"""Their windows, scales, patterns or widths are not stated in GGUF files of these families."""
+INEXPRESSIBLE = (
+    *("mistral", "mixtral", "starcoder2", "gemma2-odd", "smollm3-odd", "gpt2-odd", "phi-odd", "cohere2-odd"),
+    *("qwen2_moe-odd", "qwen3_moe-odd", "olmoe-odd", "gpt_oss-odd"),
+)
+"""Their windows, scales, patterns, widths or weights of experts are not stated in GGUF files of these families."""
 
 
 def convert(source: Path, target: Path) -> str:

@@ -150,7 +150,6 @@ GLM_MOE = HALF | {
     "routed_scaling_factor": 1.5,
     "num_hidden_layers": 3,
 }
-ODD_MOE = {key: value for key, value in ODD.items() if key != "head_dim"}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", LLAMA),
     "llama-tied": (
@@ -445,7 +444,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoe": ("GraniteMoe", MOE | FACTORS),
     "granitemoe-odd": (
         "GraniteMoe",
-        MOE | ODD_MOE | FACTORS | {"num_local_experts": 5, "num_experts_per_tok": 3},
+        MOE | ODD | FACTORS | {"num_local_experts": 5, "num_experts_per_tok": 3},
     ),
     "granitemoeshared": ("GraniteMoeShared", MOE | FACTORS | {"shared_intermediate_size": 40}),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
+from pellucid.model.tensor_names import GGUF
 
 GLM4_MOE = StandardDecoder(
     "glm4_moe",
@@ -24,5 +25,6 @@ GLM4_MOE = StandardDecoder(
         },
     ),
     keys={"output_bias": ""},
+    gguf_names=GGUF.with_names(feedforward__norm="post_attention_norm"),
     further_layers="num_nextn_predict_layers",
 ).family()

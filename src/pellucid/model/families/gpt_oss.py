@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pellucid.model.common_metadata import except_every, slide, sliding_layers
 from pellucid.model.config import Config
-from pellucid.model.spec import Mixture, ModelSpec
+from pellucid.model.spec import Attention, Mixture, ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
@@ -36,7 +36,17 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     return slide(spec, sliding, window)
 
 
+def _unrounded(attention: Attention) -> Attention:
+    """The model was trained so; GGUF files cannot say it, and llama.cpp rounds."""
+    rotary = attention.rotary
+    if rotary is None or rotary.scaling is None:
+        return attention
+    scaling = replace(rotary.scaling, whole_pairs=False)
+    return replace(attention, rotary=replace(rotary, scaling=scaling))
+
+
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    spec = spec.change_attention(lambda _, attention: _unrounded(attention))
     sliding = except_every(PATTERN, len(spec.blocks))
     return slide(_clamped(spec, LIMIT, SHARPNESS), sliding, config.amount("attention.sliding_window"))
 
