@@ -1,8 +1,9 @@
-"""Write a model of a given size with random weights, for measuring speed only.
+"""Write a model of a given shape with random weights, for measuring speed only.
 
-    python bench/synthetic.py OUT.gguf [--format Q4_K] [--width 2048] [--layers 16] [--feed-forward 8192]
+    python bench/synthetic.py OUT.gguf [--family llama] [--form Q4_K] [--shape width=2048 layers=16 ...]
+    python bench/synthetic.py OUT.gguf --like olmoe
 
-The architecture is Llama's, with 1.1 billion weights by default. The tokenizer is copied from SmolLM2's file.
+The dimensions are those of `pellucid.testing.random_model`; --like names a set of them. The tokenizer is SmolLM2's.
 """
 
 from __future__ import annotations
@@ -11,74 +12,77 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
-
+from pellucid.testing import random_model
+from pellucid.weights.open import open_checkpoint
 from pellucid.weights.store import resolve
 
-HEAD = 64  # K
-SCALE = 0.01  # magnitude of the blocks' float16 scales: small enough for activations to stay finite
-
-
-def random_blocks(rng: np.random.Generator, kind: Any, rows: int, columns: int) -> np.ndarray:
-    """(rows, bytes): random bits, with the same float16 scales in every block."""
-    values, size = gguf.GGML_QUANT_SIZES[kind]
-    raw = rng.integers(0, 256, (rows, columns // values, size), np.uint8)
-    factor = np.array([SCALE / 32, SCALE / 32], np.float16).view(np.uint8)
-    where = {"Q6_K": slice(208, 210), "Q4_K": slice(0, 4), "Q4_1": slice(0, 4)}.get(kind.name, slice(0, 2))
-    raw[..., where] = factor[: where.stop - where.start]
-    return raw.reshape(rows, -1)
+LIKE: dict[str, tuple[str, str, dict[str, int]]] = {
+    "llama-1b": (
+        "llama",
+        "Q4_K",
+        {"width": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "head_dim": 64, "feed_forward": 8192},
+    ),
+    "qwen2.5-1.5b": (
+        "qwen2",
+        "Q4_K",
+        {"width": 1536, "layers": 28, "heads": 12, "kv_heads": 2, "head_dim": 128, "feed_forward": 8960},
+    ),
+    "olmoe": (
+        "olmoe",
+        "Q4_K",
+        {
+            "width": 2048,
+            "layers": 16,
+            "heads": 16,
+            "kv_heads": 16,
+            "head_dim": 128,
+            "feed_forward": 1024,
+            "experts": 64,
+            "chosen": 8,
+            "expert_width": 1024,
+        },
+    ),
+    "gpt-oss-20b": (
+        "gpt-oss",
+        "MXFP4",
+        {
+            "width": 2880,
+            "layers": 24,
+            "heads": 64,
+            "kv_heads": 8,
+            "head_dim": 64,
+            "window": 128,
+            "feed_forward": 2880,
+            "experts": 32,
+            "chosen": 4,
+            "expert_width": 2880,
+        },
+    ),
+}
+"""Family, format and dimensions of models that people have."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--format", default="Q4_K")
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--feed-forward", type=int, default=8192)
-    parser.add_argument("--kv-heads", type=int, default=8)
+    parser.add_argument("--like", choices=LIKE, default="llama-1b")
+    parser.add_argument("--family")
+    parser.add_argument("--form")
+    parser.add_argument("--shape", nargs="*", default=[], metavar="NAME=NUMBER")
     given = parser.parse_args()
-    kind, rng = gguf.GGMLQuantizationType[given.format], np.random.default_rng(0)
-    D, F, G = given.width, given.feed_forward, given.kv_heads * HEAD
-
-    source = gguf.GGUFReader(resolve("smollm2"))
-    V = len(source.fields["tokenizer.ggml.tokens"].data)
-    writer = gguf.GGUFWriter(given.out, "llama")
-    for name, field in source.fields.items():
-        if name.startswith("tokenizer."):
-            of_list = field.types[1] if len(field.types) > 1 else None
-            writer.add_key_value(name, field.contents(), field.types[0], of_list)
-    writer.add_name(f"random {given.format}")
-    writer.add_context_length(8192)
-    writer.add_embedding_length(D)
-    writer.add_feed_forward_length(F)
-    writer.add_block_count(given.layers)
-    writer.add_head_count(D // HEAD)
-    writer.add_head_count_kv(given.kv_heads)
-    writer.add_rope_dimension_count(HEAD)
-    writer.add_rope_freq_base(100_000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-
-    def matrix(name: str, rows: int, columns: int) -> None:
-        data = random_blocks(rng, kind, rows, columns)
-        writer.add_tensor(name, data, raw_dtype=kind)
-
-    matrix("token_embd.weight", V, D)
-    writer.add_tensor("output_norm.weight", np.ones(D, np.float32))
-    for layer in range(given.layers):
-        at = f"blk.{layer}"
-        for name in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"{at}.{name}.weight", np.ones(D, np.float32))
-        for name, rows, columns in (
-            ("attn_q", D, D), ("attn_k", G, D), ("attn_v", G, D), ("attn_output", D, D),
-            ("ffn_gate", F, D), ("ffn_up", F, D), ("ffn_down", D, F),
-        ):  # fmt: skip
-            matrix(f"{at}.{name}.weight", rows, columns)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    family, form, shape = LIKE[given.like]
+    if given.family:
+        family, shape = given.family, {}
+    own = {name: int(number) for name, _, number in (one.partition("=") for one in given.shape)}
+    tokenizer: dict[str, Any] = {
+        key: value
+        for key, value in open_checkpoint(resolve("smollm2")).metadata.items()
+        if key.startswith("tokenizer.")
+    }
+    vocabulary = len(tokenizer["tokenizer.ggml.tokens"])
+    shape = {"vocabulary": vocabulary, "context": 8192, **shape, **own}
+    tied = family == "llama"  # as the models are that these are like
+    random_model(family, given.out, form=given.form or form, tied=tied, metadata=tokenizer, **shape)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,15 @@ class Family:
     """A family of models: its name, and its readers by the name of the architecture in the file.
 
     That name is ``general.architecture`` for ``gguf`` and ``model_type`` of ``config.json`` for ``safetensors``.
-    ``unused`` are patterns of tensors that a file may hold and that no slot needs.
+    ``unused`` are patterns of tensors that a file may hold and that no slot needs. ``keys`` are the keys of config.json
+    by dimension ("width") that are not the usual ones, for `pellucid.testing`.
     """
 
     name: str
     gguf: Mapping[str, Reader] = field(default_factory=dict)
     safetensors: Mapping[str, Reader] = field(default_factory=dict)
     unused: Sequence[str] = ()
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     def readers(self, kind: str) -> Mapping[str, Reader]:
         """The readers for a kind of checkpoint, "gguf" or "safetensors"."""

@@ -54,7 +54,7 @@ KEYS: Mapping[str, str] = {
     "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
     "head_dim": "head_dim",
-    "feedforward": "intermediate_size",
+    "feed_forward": "intermediate_size",
     "layers": "num_hidden_layers",
     "activation": "hidden_act",
     "norm_eps": "rms_norm_eps",
@@ -72,7 +72,7 @@ GPT_KEYS: Mapping[str, str] = {
     "context": "n_positions",
     "width": "n_embd",
     "heads": "n_head",
-    "feedforward": "n_inner",
+    "feed_forward": "n_inner",
     "layers": "n_layer",
     "activation": "activation_function",
     "norm_eps": "layer_norm_epsilon",
@@ -137,12 +137,16 @@ class StandardDecoder:
 
     def family(self) -> Family:
         """The family, with readers for both kinds of checkpoint."""
-        own = self.architecture is not None
+        own, experts = (
+            self.architecture is not None,
+            self.mixture.dimensions if self.mixture and not self.mixture.optional else {},
+        )
         return Family(
             self.name,
             gguf={self.architecture or self.name: self.from_gguf} if own else {},
             safetensors={self.name: self.from_config},
             unused=self.unused,
+            keys={**self.keys, **experts},
         )
 
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
@@ -191,7 +195,7 @@ class StandardDecoder:
             base, scaling = rope_parameters(config)
             rotary = Rotary(base, rotary_dims(config, head_dim, self.rotated), self.pairing, scaling)
         dense = FeedForward(
-            _count(config, keys["feedforward"], self.widening * width),
+            _count(config, keys["feed_forward"], self.widening * width),
             activation,
             self.gated,
             bias=_flag(config, keys["feedforward_bias"], self.feedforward_bias),

@@ -63,6 +63,12 @@ class StandardMixture:
     every: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def dimensions(self) -> dict[str, str]:
+        """The keys of config.json by dimension."""
+        keys = {**KEYS, **self.keys}
+        return {"experts": EXPERTS[0], "chosen": keys["chosen"], "expert_width": keys["width"]}
+
     def from_gguf(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
         """Each layer's feed-forward, from the keys of an architecture."""
         experts = config.amount("expert_count")

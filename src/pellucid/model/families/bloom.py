@@ -57,7 +57,7 @@ BLOOM = StandardDecoder(
         "context": "seq_length",
         "heads": "n_head",
         **UNGROUPED_KEYS,
-        "feedforward": "n_inner",
+        "feed_forward": "n_inner",
         "layers": "n_layer",
         "norm_eps": "layer_norm_epsilon",
     },

@@ -22,7 +22,7 @@ DECODER = StandardDecoder(
     tied=True,
     keys={
         **UNGROUPED_KEYS,
-        "feedforward": "ffn_hidden_size",
+        "feed_forward": "ffn_hidden_size",
         "activation": "activation",
         "norm_eps": "layer_norm_epsilon",
         "bias": "bias",

@@ -60,7 +60,7 @@ MPT = StandardDecoder(
         "width": "d_model",
         "heads": "n_heads",
         **UNGROUPED_KEYS,
-        "feedforward": "ffn_hidden_size",
+        "feed_forward": "ffn_hidden_size",
         "layers": "n_layers",
         "norm_eps": "layer_norm_epsilon",
     },

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
-from pellucid.model.family import Family
 from pellucid.model.spec import Model, ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
@@ -56,9 +55,10 @@ _DECODER = StandardDecoder(
     feedforward_bias=True,
     norm=Norm("layer", 1e-5),
     tied=True,
+    architecture=None,
     keys={
         **UNGROUPED_KEYS,
-        "feedforward": "ffn_dim",
+        "feed_forward": "ffn_dim",
         "activation": "activation_function",
         "norm_eps": "layer_norm_eps",
         "bias": "enable_bias",
@@ -78,4 +78,4 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     return replace(model, slots={**model.slots, "position.weight": rows}, ignored=(before,))
 
 
-OPT = Family("opt", safetensors={"opt": from_config})
+OPT = replace(_DECODER.family(), safetensors={"opt": from_config})

@@ -1,0 +1,10 @@
+"""Random models of any family and shape, for tests, teaching and measurements.
+
+random_model.py   the metadata, the tensors and their values
+written.py        writers of GGUF and safetensors files
+byte_tokens.py    a tokenizer whose tokens are the 256 bytes
+"""
+
+from pellucid.testing.random_model import random_model
+
+__all__ = ["random_model"]

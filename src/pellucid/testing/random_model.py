@@ -1,0 +1,268 @@
+"""Makes a model of any known family with random weights: `random_model`.
+
+The family's own reader says which tensors a configuration needs, so nothing here knows a family.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.model.config import Config
+from pellucid.model.family import Family, architectures, known_families
+from pellucid.model.shapes import Shape, expected_shapes
+from pellucid.model.spec import Model, Slot
+from pellucid.model.standard_decoder import KEYS
+from pellucid.testing.byte_tokens import SMALLEST, gguf_tokenizer, json_tokenizer
+from pellucid.testing.written import Written, write_gguf, write_safetensors
+from pellucid.weights.checkpoint import Tensor
+from pellucid.weights.pack import decode_blocks
+from pellucid.weights.quant.format import Format
+from pellucid.weights.quant.registry import lookup
+
+SHAPE: Mapping[str, int] = {
+    "vocabulary": 320,
+    "context": 256,
+    "width": 64,
+    "layers": 2,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 16,
+    "feed_forward": 96,
+    "experts": 8,
+    "chosen": 2,
+    "expert_width": 32,
+    "window": 64,
+}
+"""The dimensions of a model and their defaults; those of experts and of a window matter to families with such."""
+
+GGUF_KEYS: Mapping[str, str] = {
+    "vocabulary": "vocab_size",
+    "context": "context_length",
+    "width": "embedding_length",
+    "layers": "block_count",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "feed_forward": "feed_forward_length",
+    "experts": "expert_count",
+    "chosen": "expert_used_count",
+    "expert_width": "expert_feed_forward_length",
+    "window": "attention.sliding_window",
+}
+HEAD_KEYS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+USUAL: Mapping[str, float] = {
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "attention.layer_norm_epsilon": 1e-5,
+    "rope.freq_base": 10_000.0,
+}
+
+
+CONFIG_USUAL: Mapping[str, float] = {
+    "rms_norm_eps": 1e-5,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.0,
+    "n_group": 1,
+    "topk_group": 1,
+}
+"""Keys of config.json that no dimension states and that some families need."""
+ALWAYS = ("model_type", "bos_token_id", "eos_token_id")
+"""Keys of config.json that no family's reader reads."""
+
+
+class _Planned:
+    """A checkpoint that has metadata but no data yet."""
+
+    def __init__(self, kind: str, path: Path, metadata: Mapping[str, Any]) -> None:
+        self.kind, self.path, self.metadata = kind, path, metadata
+        self.tensors: Mapping[str, Tensor] = {}
+
+    def data(self, name: str) -> NDArray[np.uint8]:
+        raise KeyError(name)
+
+    def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
+        raise KeyError(name)
+
+    def check_unchanged(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def random_model(
+    family: str,
+    path: str | Path,
+    *,
+    kind: Literal["gguf", "safetensors"] = "gguf",
+    form: str = "F32",
+    seed: int = 0,
+    tied: bool = True,
+    metadata: Mapping[str, Any] | None = None,
+    **shape: int,
+) -> Path:
+    """Write a model with random weights that keep the scale of activations. Returns ``path``.
+
+    ``family`` is a name of ``pellucid list --families``, or an architecture of a kind of file; ``kind`` is "gguf" (one
+    file at ``path``) or "safetensors" (a folder as transformers writes it). ``form`` is the format of the matrices:
+    "F32", "F16", "BF16", or in GGUF any other, "Q4_K". ``tied`` is whether the head uses the embedding's matrix. ``shape`` are the
+    dimensions in ``SHAPE``. ``metadata`` are
+    other keys of the file, without an architecture's name in GGUF; a tokenizer's keys there replace the usual one,
+    which has a token for each byte.
+
+    The same arguments make the same file.
+
+    Raises:
+        InvalidRequest: the family is not known in this kind of file, a dimension is not known, or the vocabulary has
+            less than 258 tokens and no tokenizer is given.
+        FileFormatError, UnsupportedModel: the family's reader refuses the metadata; the message names the key.
+    """
+    path, dims, more = Path(path), {**SHAPE, **shape}, dict(metadata or {})
+    if unknown := sorted(shape.keys() - SHAPE.keys()):
+        raise InvalidRequest(f"dimension {unknown[0]} is not known (known: {', '.join(SHAPE)})")
+    own_tokenizer = any(key.startswith("tokenizer.") for key in more)
+    if dims["vocabulary"] < SMALLEST and not own_tokenizer:
+        raise InvalidRequest(f"vocabulary is {dims['vocabulary']}; it must be at least {SMALLEST}")
+    name, found = _find(family, kind)
+    if "experts" not in found.keys and "experts" not in shape:
+        dims["experts"] = 0
+    if kind == "gguf":
+        made = _gguf_metadata(name, dims, more)
+        if not own_tokenizer:
+            made |= gguf_tokenizer(dims["vocabulary"])
+    else:
+        made = _config(name, found, dims, {"tie_word_embeddings": tied, **more})
+    planned = _Planned(kind, path, made)
+    if kind == "gguf":  # readers see these parts of a model from its tensors
+        matrix = (dims["vocabulary"], dims["width"])
+        names = ["token_embd.weight"] if tied else ["token_embd.weight", "output.weight"]
+        planned.tensors = {one: Tensor(one, matrix, "F32", path, 0, 0) for one in names}
+    config = Config(made, path)
+    model = found.readers(kind)[name](planned, config)
+    tensors = _tensors(model, lookup(form, "the model"), seed)
+    if kind == "gguf":
+        tokens = {key: value for key, value in made.items() if key.startswith(("tokenizer.", "general."))}
+        write_gguf(path, tokens | {key: made[key] for key in made if key in config.read}, tensors)
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    read = {key: value for key, value in made.items() if key in config.read or key in ALWAYS}
+    (path / "config.json").write_text(json.dumps(read, indent=2) + "\n")
+    (path / "tokenizer.json").write_text(json.dumps(json_tokenizer(dims["vocabulary"]), ensure_ascii=False))
+    write_safetensors(path / "model.safetensors", tensors)
+    return path
+
+
+def _find(family: str, kind: str) -> tuple[str, Family]:
+    """The architecture and the family of a name, which is either."""
+    by_architecture = architectures(kind)
+    if family in by_architecture:
+        return family, by_architecture[family]
+    known = known_families().get(family)
+    if known and known.readers(kind):
+        return next(iter(known.readers(kind))), known
+    raise InvalidRequest(
+        f"family {family!r} is not known for {kind} (known: {', '.join(sorted(by_architecture))})"
+    )
+
+
+def _gguf_metadata(name: str, dims: Mapping[str, int], more: Mapping[str, Any]) -> dict[str, Any]:
+    own: dict[str, Any] = {key: dims[dimension] for dimension, key in GGUF_KEYS.items()}
+    own |= {**dict.fromkeys(HEAD_KEYS, dims["head_dim"]), **USUAL}
+    elsewhere = {key: value for key, value in more.items() if key.startswith(("tokenizer.", "general."))}
+    own |= {key: value for key, value in more.items() if key not in elsewhere}
+    return {
+        "general.architecture": name,
+        "general.name": f"random {name}",
+        **{f"{name}.{key}": value for key, value in own.items()},
+        **elsewhere,
+    }
+
+
+def _config(name: str, family: Family, dims: Mapping[str, int], more: Mapping[str, Any]) -> dict[str, Any]:
+    keys = {dimension: key for dimension, key in {**KEYS, **family.keys}.items() if dimension in dims and key}
+    width = dims["expert_width"]
+    return {
+        "model_type": name,
+        "sliding_window": dims["window"],
+        **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), width),
+        **CONFIG_USUAL,
+        **{key: dims[dimension] for dimension, key in keys.items()},
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        **more,
+    }
+
+
+def _tensors(model: Model, form: Format, seed: int) -> dict[str, Written]:
+    """Every tensor that the model's slots take, in the order of the slots."""
+    shapes: dict[str, Shape] = {}
+    plus: dict[str, float] = {}
+    for slot, shape in expected_shapes(model.spec).items():
+        sources = model.sources(slot)
+        one = _stored_shape(shape, sources)
+        for source in sources:
+            known = shapes.get(source.tensor, one)  # slots may share a tensor, of which each takes other rows
+            shapes[source.tensor] = tuple(map(max, known, one))
+            plus[source.tensor] = source.plus
+    made = {}
+    for number, (name, shape) in enumerate(shapes.items()):
+        matrix = len(shape) > 1 and shape[-1] % form.block == 0
+        own = form if matrix else lookup("F32", "the model")
+        centre = 0.0 if name.endswith("bias") else 1.0 - plus[name]
+        made[name] = Written(shape, own, functools.partial(_values, shape, own, (seed, number), centre))
+    return made
+
+
+def _stored_shape(shape: Shape, sources: Sequence[Slot]) -> Shape:
+    """The shape of the tensors that fill a slot, as far as it shows: of a shared one, the rows up to the slot's."""
+    first, rows = sources[0], max(source.rows[1] if source.rows else 0 for source in sources)
+    if len(sources) > 1 and (len(shape) == 3 or first.flat):  # experts
+        alone = len({source.tensor for source in sources}) > 1
+        stored = shape[1:] if alone else (shape[0], rows // shape[0], *shape[2:])
+    else:
+        stored = (rows or shape[0], *shape[1:]) if len(shape) < 3 else shape
+    return (*stored[:-2], stored[-1], stored[-2]) if first.transpose else stored
+
+
+def _values(shape: Shape, form: Format, seed: tuple[int, int], centre: float) -> NDArray[np.uint8]:
+    """The bytes of a tensor: a vector around ``centre``, a matrix whose products keep the scale of their input."""
+    rng = np.random.default_rng(seed)
+    rows, columns = int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]
+    if not form.packed.is_float:
+        return _random_blocks(form, rng, rows, columns)
+    values = rng.standard_normal((rows, columns), np.float32)
+    if len(shape) == 1:
+        values = np.float32(centre) + np.float32(0.1) * values
+    else:
+        values *= np.float32(columns**-0.5)
+    if form.packed.kind == "bf16":
+        return np.ascontiguousarray((values.view(np.uint32) >> 16).astype("<u2")).view(np.uint8).reshape(-1)
+    return values.astype("<f4" if form.packed.kind == "f32" else "<f2").view(np.uint8).reshape(-1)
+
+
+def _random_blocks(form: Format, rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
+    """Random bits, with one scale in all blocks."""
+    raw = np.frombuffer(rng.bytes(rows * form.row_bytes(columns)), np.uint8)
+    blocks = raw.reshape(rows, columns // form.block, form.block_bytes).copy()
+    _set_scales(form, blocks, 1.0)
+    sample = decode_blocks(form, blocks[:64])
+    _set_scales(form, blocks, float(columns**-0.5 / np.sqrt(np.mean(sample.astype(np.float64) ** 2))))
+    return blocks.reshape(-1)
+
+
+def _set_scales(form: Format, blocks: NDArray[np.uint8], scale: float) -> None:
+    """Set every block's own scale, and its own minimum."""
+    if form.packed.scale == "e8m0":
+        number = [128 + round(float(np.log2(scale)))]
+    else:
+        number = list(np.array([scale], "<f2").tobytes())
+    kinds = [count for count, _ in form.packed.scale_fields]
+    for field, count in zip(form.stored.scale_fields, kinds):
+        if count == 1:
+            for piece, byte in zip(field.numbers[0], number):
+                blocks[..., piece.byte] = byte

@@ -1,0 +1,110 @@
+"""Writers of GGUF and safetensors files, tensor by tensor, so that files larger than memory can be made.
+
+Sources: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and
+https://github.com/huggingface/safetensors#format.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.model.shapes import Shape
+from pellucid.weights.gguf_types import ARRAY, BOOL, NUMBER_TYPES, STRING, TENSOR_TYPES
+from pellucid.weights.quant.format import Format
+
+ALIGNMENT = 32
+SAFETENSORS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
+"""The formats of safetensors, by their names in GGUF."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A tensor to be written; ``data`` makes its bytes, (n,) uint8."""
+
+    shape: Shape
+    form: Format
+    data: Callable[[], NDArray[np.uint8]]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of its data."""
+        return int(np.prod(self.shape[:-1], dtype=np.int64)) * self.form.row_bytes(self.shape[-1])
+
+
+def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Written]) -> None:
+    """Write a GGUF file of version 3."""
+    codes = {kind.name: code for code, kind in TENSOR_TYPES.items()}
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
+    head += b"".join(_string(key) + _typed(value) for key, value in metadata.items())
+    offset = 0
+    for name, tensor in tensors.items():
+        dims = tensor.shape[::-1]
+        head += _string(name) + struct.pack(
+            f"<I{len(dims)}QIQ", len(dims), *dims, codes[tensor.form.name], offset
+        )
+        offset += tensor.nbytes + _padding(tensor.nbytes)
+    with open(path, "wb") as file:
+        file.write(head + bytes(_padding(len(head))))
+        for tensor in tensors.values():
+            file.write(tensor.data().data)
+            file.write(bytes(_padding(tensor.nbytes)))
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Written]) -> None:
+    """Write a safetensors file."""
+    header, offset = {}, 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": SAFETENSORS[tensor.form.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        for tensor in tensors.values():
+            file.write(tensor.data().data)
+
+
+def _padding(size: int) -> int:
+    return -size % ALIGNMENT
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _typed(value: Any) -> bytes:
+    """A metadata value after the number of its type."""
+    code, raw = _value(value)
+    return struct.pack("<I", code) + raw
+
+
+def _value(value: Any) -> tuple[int, bytes]:
+    numbers = {kind: code for code, kind in NUMBER_TYPES.items()}
+    if isinstance(value, str):
+        return STRING, _string(value)
+    if isinstance(value, (bool, np.bool_)):
+        return BOOL, bytes([bool(value)])
+    if isinstance(value, (int, float)):
+        kind = "<f4" if isinstance(value, float) else "<u4" if value >= 0 else "<i4"
+        return numbers[kind], np.array(value, kind).tobytes()
+    if isinstance(value, np.ndarray):
+        code = (
+            BOOL if value.dtype == np.bool_ else numbers[value.dtype.newbyteorder("<").str.replace("|", "<")]
+        )
+        return ARRAY, struct.pack("<IQ", code, value.size) + value.tobytes()
+    items = [_value(item) for item in value]
+    code = items[0][0] if items else STRING
+    return ARRAY, struct.pack("<IQ", code, len(items)) + b"".join(raw for _, raw in items)
