@@ -82,7 +82,9 @@ def main() -> None:
     vocabulary = len(tokenizer["tokenizer.ggml.tokens"])
     shape = {"vocabulary": vocabulary, "context": 8192, **shape, **own}
     tied = family == "llama"  # as the models are that these are like
-    random_model(family, given.out, form=given.form or form, tied=tied, metadata=tokenizer, **shape)
+    random_model(
+        family, given.out, kind="gguf", form=given.form or form, tied=tied, metadata=tokenizer, **shape
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from pellucid.runtime.executor import default_threads
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import CHECKS, Options
+from pellucid.sample.recommended import recommended, with_recommended
 from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.util.checks import whole
@@ -64,10 +65,18 @@ class LLM:
         checkpoint: the open model file, with its metadata and tensors.
         inputs: checks prompts and turns them into token ids.
         runner: runs and profiles steps, and gives access to their buffers.
+        recommended: the sampling options that the file recommends; they are the defaults of ``generate`` and ``chat``.
     """
 
-    def __init__(self, checkpoint: Checkpoint, runner: ModelRunner, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        runner: ModelRunner,
+        tokenizer: Tokenizer,
+        recommended: Mapping[str, Any] | None = None,
+    ) -> None:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
+        self.recommended = dict(recommended or {})
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
         self._embedding_lock = threading.Lock()
         self._prefixes = PrefixCache(runner)
@@ -97,6 +106,7 @@ class LLM:
             prompt: a text, chat messages ({"role": ..., "content": ...}), or token ids.
             options: the fields of ``Options``, such as ``max_new_tokens``, ``seed`` and ``stop``, and the options of
                 the sampler steps (``sample/steps/``), such as ``temperature`` and ``top_p``; see docs/sampling.md.
+                Defaults are what the model's file recommends (``recommended``), and otherwise the steps' own.
 
         Raises:
             InvalidRequest: an option is unknown or out of range, the prompt is empty, or the model does not generate
@@ -131,7 +141,7 @@ class LLM:
 
         Takes the options of ``generate`` and raises the same errors. Errors in the request are raised by this call.
         """
-        parsed = Options.of(**options)
+        parsed = self._options(options)
         return Request(self._request_group(prompt, parsed, [parsed.chain()]))
 
     def samples(
@@ -147,7 +157,7 @@ class LLM:
         """
         n = whole("n", n, 1, MAX_SAMPLES)
         count = n if best_of is None else whole("best_of", best_of, n, MAX_SAMPLES, "at least n")
-        parsed = Options.of(**options)
+        parsed = self._options(options)
         if best_of is not None and parsed.logprobs is None:
             parsed = replace(parsed, logprobs=0)
         chains, generations = parsed.chain().with_seeds(count), list[Generation]()
@@ -176,6 +186,10 @@ class LLM:
         own = {name: options.pop(name) for name in list(options) if name in known}
         parsed, beams = Options.of(known, **options), BeamOptions(**own)
         return search_beams(self.runner, self.inputs, self._prefixes, prompt, parsed, beams)
+
+    def _options(self, asked: Mapping[str, Any]) -> Options:
+        """The options of a generation: what is asked for, and beyond that what the file recommends."""
+        return Options.of(**with_recommended(asked, self.recommended))
 
     def _request_group(self, prompt: PromptInput, options: Options, chains: list[Chain]) -> RequestGroup:
         return RequestGroup(self.runner, self.inputs, self._prefixes, prompt, options, chains)
@@ -220,6 +234,12 @@ class LLM:
                 finally:
                     task.close()
         return out
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop the threads and close the file. The model cannot be used afterwards."""
@@ -278,14 +298,14 @@ def load(
         tokens = model.spec.context
         if context is not None:
             tokens = whole("context", context, 1, tokens)
-        tokenizer = load_tokenizer(checkpoint)
+        tokenizer, sampling = load_tokenizer(checkpoint), recommended(checkpoint)
         if before is not None:
             before(Inputs(model.spec, tokenizer, tokens))
         plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits, kv_cache)
         limits = step_limits(model.spec, tokens)
         runner = ModelRunner(checkpoint, model, plan, limits, threads or default_threads(), compiling)
         checkpoint.check_unchanged()
-        return LLM(checkpoint, runner, tokenizer)
+        return LLM(checkpoint, runner, tokenizer, sampling)
     except BaseException:
         checkpoint.close()
         raise

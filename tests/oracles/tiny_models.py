@@ -150,6 +150,14 @@ GLM_MOE = HALF | {
     "routed_scaling_factor": 1.5,
     "num_hidden_layers": 3,
 }
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "image_size": 8,
+    "patch_size": 2,
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", LLAMA),
     "llama-tied": (
@@ -447,4 +455,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         MOE | ODD | FACTORS | {"num_local_experts": 5, "num_experts_per_tok": 3},
     ),
     "granitemoeshared": ("GraniteMoeShared", MOE | FACTORS | {"shared_intermediate_size": 40}),
+    "gemma3-vision": (
+        "Gemma3ForConditionalGeneration:Gemma3Config",
+        {"text_config": GEMMA, "vision_config": VISION, "mm_tokens_per_image": 4},
+    ),
+    "mistral-vision": (
+        "Mistral3ForConditionalGeneration:Mistral3Config",
+        {
+            "text_config": LLAMA | {"model_type": "mistral", "sliding_window": None},
+            "vision_config": VISION | {"model_type": "pixtral", "head_dim": 16},
+        },
+    ),
 }

@@ -62,7 +62,7 @@ from support.drawn import draw
 
 SEED, LENGTH = 20, 40
 COMMITTED = 10  # the first models have their weights in the repository; tests draw those of the others again
-ONE_PLUS = ("gemma", "gemma2", "nemotron")  # model types whose norms multiply by 1 + w
+ONE_PLUS = ("gemma", "gemma2", "gemma3_text", "nemotron")  # model types whose norms multiply by 1 + w
 
 
 def hand_on_the_softcap() -> None:
@@ -106,7 +106,7 @@ def redraw(folder: Path, name: str, config: Any) -> None:
     """Replace the weights of a saved model by those that the tests draw again, and write what they need for that."""
     path = folder / "model.safetensors"
     tensors = {key: list(x.shape) for key, x in load_file(path).items()}
-    offset = 0.0 if config.model_type in ONE_PLUS else 1.0
+    offset = 0.0 if config.get_text_config().model_type in ONE_PLUS else 1.0
     save_file(draw(tensors, name, offset), path, metadata={"format": "pt"})
     recipe = {"seed": name, "offset": offset, "tensors": tensors}
     (folder / "tensors.json").write_text(json.dumps(recipe, indent=0) + "\n")
@@ -136,7 +136,7 @@ def main() -> None:
             model.save_pretrained(folder)
             redraw(folder, name, config)
         (folder / "generation_config.json").unlink(missing_ok=True)
-        ids = rng.integers(3, config.vocab_size, LENGTH).astype(np.int32)
+        ids = rng.integers(3, config.get_text_config().vocab_size, LENGTH).astype(np.int32)
         # Load the saved files again, so that the outputs belong to them.
         again = kind.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", **options

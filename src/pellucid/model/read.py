@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -14,6 +14,7 @@ from pellucid.model.family import Family, architectures
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.slots import shape_of
 from pellucid.model.spec import Model
+from pellucid.model.text_part import TABLE, TextPart
 from pellucid.model.unread_keys import check_unread
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -26,6 +27,15 @@ def read_model(checkpoint: Checkpoint) -> Model:
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
     config, gguf = Config(checkpoint.metadata, checkpoint.path), checkpoint.kind == "gguf"
+    if not gguf and isinstance(config.value(TABLE), Mapping):
+        config.refuse("quantization_config", {})
+        text = TextPart(checkpoint)
+        return text.in_file(_read(text, text.config(config)))
+    return _read(checkpoint, config)
+
+
+def _read(checkpoint: Checkpoint, config: Config) -> Model:
+    gguf = checkpoint.kind == "gguf"
     architecture = config.text("general.architecture" if gguf else "model_type")
     families = architectures(checkpoint.kind)
     if architecture not in families:

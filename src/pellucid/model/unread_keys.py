@@ -206,14 +206,14 @@ def check_unread(config: Config, prefix: str = "") -> None:
         key = full[len(prefix) :]
         if not full.startswith(prefix) or value is None:
             continue
-        if full in config.read:
+        if config.name(full) in config.read:
             if isinstance(value, Mapping):
                 _check_table(config.table(full), whole)
         elif key in changing:
             if not changing[key](value, whole):
                 raise _refused(config, full, value)
         elif not harmless.fullmatch(key) and not OFF(value, whole):
-            unknown.append(full)
+            unknown.append(config.name(full))
     if unknown:
         more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
         warnings.warn(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul.packed_layout import round_up
 from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.model.spec import Attention
-from pellucid.plan.builder import Builder, heads
+from pellucid.plan.builder import COUNT, Builder, heads
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value, Vector
 from pellucid.plan.position import alibi_bias, rotate
@@ -17,18 +18,26 @@ from pellucid.runtime.cache import LayerShape
 def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
     """out = attention(x), not yet added to the residual stream."""
     stage = f"blocks.{layer}.attention"
+    shape = _cached_shape(builder, stage, kind)
     q = builder.linear(f"{stage}.q", x, f"{stage}.q", kind.heads * kind.head_dim, "q", bias=kind.bias)
     k = builder.linear(f"{stage}.k", x, f"{stage}.k", kind.kv_heads * kind.head_dim, "k", bias=kind.bias)
     v = builder.linear(f"{stage}.v", x, f"{stage}.v", kind.kv_heads * kind.value_dim, "v", bias=kind.bias)
-    if kind.qk_norm:
-        q_parts, k_parts = (1, 1) if kind.qk_norm_whole else (kind.heads, kind.kv_heads)
-        norm(builder, f"{stage}.q_norm", f"{stage}.q_norm", kind.qk_norm, q, q, parts=q_parts)
-        norm(builder, f"{stage}.k_norm", f"{stage}.k_norm", kind.qk_norm, k, k, parts=k_parts)
-    if kind.rotary:
-        rotate(builder, f"{stage}.q_rotary", kind.rotary, q, kind.heads, kind.head_dim)
-        rotate(builder, f"{stage}.k_rotary", kind.rotary, k, kind.kv_heads, kind.head_dim)
-    cached = _write_cache(builder, stage, kind, k, v)
+    if kind.qk_norm and kind.qk_norm_whole:
+        q = norm(builder, f"{stage}.q_norm", f"{stage}.q_norm", kind.qk_norm, q, q)
+        k = norm(builder, f"{stage}.k_norm", f"{stage}.k_norm", kind.qk_norm, k, k)
+    q = regroup(builder, f"{stage}.q_heads", q, kind.heads, kind.head_dim, shape.head_dim)
+    k = regroup(builder, f"{stage}.k_heads", k, kind.kv_heads, kind.head_dim, shape.head_dim)
+    v = regroup(builder, f"{stage}.v_heads", v, kind.kv_heads, kind.value_dim, shape.value_dim)
+    for name, of, heads_ in (("q", q, kind.heads), ("k", k, kind.kv_heads)):
+        if kind.qk_norm and not kind.qk_norm_whole:
+            at = f"{stage}.{name}_norm"
+            norm(builder, at, at, kind.qk_norm, of, of, parts=heads_, count=kind.head_dim)
+    for name, of, heads_ in (("q", q, kind.heads), ("k", k, kind.kv_heads)):
+        if kind.rotary:
+            rotate(builder, f"{stage}.{name}_rotary", kind.rotary, of, heads_, shape.head_dim)
+    cached = _write_cache(builder, stage, kind, shape, k, v)
     attended = _attend(builder, stage, cached, kind, q)
+    attended = regroup(builder, f"{stage}.heads", attended, kind.heads, shape.value_dim, kind.value_dim)
     return builder.linear(
         f"{stage}.output",
         attended,
@@ -39,17 +48,40 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     )
 
 
-def _write_cache(builder: Builder, stage: str, kind: Attention, k: str, v: str) -> int:
-    """Write keys and values into the cache's pages. Returns the index of the layer in the cache."""
-    shape = LayerShape(
-        kind.kv_heads, kind.head_dim, kind.value_dim, builder.kv_dtype or _kv_dtype(builder, stage)
-    )
-    unit = kv_layout.unit(shape.kv_dtype)
-    if kind.head_dim % unit or kind.value_dim % unit or kind.heads % kind.kv_heads:
+def _cached_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
+    """The layer's keys and values in the cache, whose heads are whole vectors."""
+    if kind.heads % kind.kv_heads:
         raise UnsupportedModel(
-            f"{stage}: {kind.heads} heads of width {kind.head_dim} with {kind.kv_heads} key/value heads; the width "
-            f"must be a multiple of {unit} ({shape.kv_dtype} keys and values) and the heads of the key/value heads"
+            f"{stage}: {kind.heads} heads with {kind.kv_heads} key/value heads; these must divide them"
         )
+    kv_dtype = builder.kv_dtype or _kv_dtype(builder, stage)
+    unit = kv_layout.unit(kv_dtype)
+    return LayerShape(kind.kv_heads, round_up(kind.head_dim, unit), round_up(kind.value_dim, unit), kv_dtype)
+
+
+def regroup(builder: Builder, stage: str, x: str, count: int, width: int, wanted: int) -> str:
+    """(T, count, width) as (T, count, wanted): with zeros behind each head, or without them."""
+    if width == wanted:
+        return x
+    out = builder.buffer(f"{x}.heads", count * wanted)
+    fields: dict[str, Value] = {
+        "x": At(x),
+        "x_stride": 4 * builder.width_of(x),
+        "width": width,
+        "out": At(out),
+        "out_stride": 4 * builder.width_of(out),
+        "out_width": wanted,
+        "heads": count,
+        "rows": COUNT["tokens"],
+    }
+    shape = f"(T, {count}, {width}) → (T, {count}, {wanted})"
+    partitions = {out: heads(count)}
+    builder.emit(Operation(stage, KernelKey("heads"), fields, (x,), (out,), shape, partitions=partitions))
+    return out
+
+
+def _write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShape, k: str, v: str) -> int:
+    """Write keys and values into the cache's pages. Returns the index of the layer in the cache."""
     layer = len(builder.layers)
     builder.layers.append(shape)
     fields: dict[str, Value] = {
@@ -86,7 +118,8 @@ def _kv_dtype(builder: Builder, stage: str) -> str:
 
 def _attend(builder: Builder, stage: str, layer: int, kind: Attention, q: str) -> str:
     """softmax(q Kᵀ) V."""
-    attended = builder.buffer("attended", kind.heads * kind.value_dim)
+    layer_shape = builder.layers[layer]
+    attended = builder.buffer("attended", kind.heads * layer_shape.value_dim)
     bias = alibi_bias(builder, kind.heads, kind.causal) if kind.alibi else None
     fields: dict[str, Value] = {
         "q": At(q),
@@ -107,7 +140,6 @@ def _attend(builder: Builder, stage: str, layer: int, kind: Attention, q: str) -
         "quantized": 0,
     }
     shape = f"(T, {kind.heads}, {kind.value_dim})" + (f", window {kind.window}" if kind.window else "")
-    layer_shape = builder.layers[layer]
     kernel = KernelKey(
         "attention",
         head_dim=layer_shape.head_dim,

@@ -41,7 +41,7 @@ def _sequential(builder: Builder, stage: str, kind: Block, x: str, inside: Subla
     before = x
     if kind.placement in ("pre", "sandwich"):
         before = norm(builder, f"{stage}.norm", f"{stage}.norm", kind.norm, x, "normed")
-    out = inside(before, builder.buffer("out", builder.width_of(x)))
+    out = inside(before, builder.buffer("out", builder.count_of(x)))
     if kind.placement in ("sandwich", "output"):
         norm(builder, f"{stage}.post_norm", f"{stage}.post_norm", kind.norm, out, out)
     builder.add(f"{stage}.residual", x, out, kind.residual_scale)
@@ -57,6 +57,6 @@ def _parallel(builder: Builder, kind: Block, x: str, sublayers: Mapping[str, Sub
     if kind.placement == "parallel":
         inputs[second] = norm(builder, f"{second}.norm", f"{second}.norm", kind.norm, x, "normed1")
     for stage, inside in sublayers.items():
-        out = inside(inputs[stage], builder.buffer("out", builder.width_of(x)))
+        out = inside(inputs[stage], builder.buffer("out", builder.count_of(x)))
         builder.add(f"{stage}.residual", x, out, kind.residual_scale)
     return x

@@ -73,6 +73,7 @@ class Builder:
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {}
         self.tables: dict[str, DistanceTable] = {}
+        self._counts: dict[str, int] = {}
         self._widths: dict[str, int] = {}
         self._quantized: set[str] = set()
 
@@ -93,14 +94,14 @@ class Builder:
         Raises:
             UnsupportedModel: two uses of a name differ in rows or type.
         """
-        width = round_up(width, ROWS)
+        count, width = width, round_up(width, ROWS)
         known = self.buffers.get(name)
         new = Buffer(name, max(width, known.width if known else 0), rows, activation_bits, whole)
         if known and replace(known, width=0) != replace(new, width=0):
             raise UnsupportedModel(f"buffer {name} would need two kinds: {known} and {new}")
         if self._widths.get(name) != width:
             self._quantized = {q for q in self._quantized if q != name and q.rpartition(".q")[0] != name}
-        self.buffers[name], self._widths[name] = new, width
+        self.buffers[name], self._widths[name], self._counts[name] = new, width, count
         return name
 
     def emit(self, operation: Operation) -> None:
@@ -109,8 +110,12 @@ class Builder:
         self._quantized = {q for q in self._quantized if q.rpartition(".q")[0] not in operation.writes}
 
     def width_of(self, buffer: str) -> int:
-        """Number of columns of a buffer in its current use."""
+        """Number of columns of a buffer in its current use: whole vectors."""
         return self._widths[buffer]
+
+    def count_of(self, buffer: str) -> int:
+        """Number of columns of a buffer that hold values; the others are zeros."""
+        return self._counts[buffer]
 
     def quantized(self, x: str, stage: str, activation_bits: int) -> str:
         """The activation blocks of a buffer; quantisation is emitted once until the buffer changes."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
-from pellucid.kernels.matmul.packed_layout import ROWS
 from pellucid.plan.builder import Builder
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value, Weights
@@ -33,14 +31,8 @@ def lookup(
 
 
 def embed(builder: Builder) -> str:
-    """The first value of the residual stream: token embeddings, scaled.
-
-    Raises:
-        UnsupportedModel: D is not a whole number of vectors.
-    """
+    """The first value of the residual stream: token embeddings, scaled."""
     embedding = builder.spec.embedding
-    if embedding.width % ROWS:
-        raise UnsupportedModel(f"a model of width {embedding.width}; it must be a multiple of {ROWS}")
     x = builder.buffer("x", embedding.width)
     lookup(builder, "embed", "embed.weight", x, index=StepRecord.at.token_ids, factor=embedding.scale)
     if embedding.types:  # one segment: every token is of type 0

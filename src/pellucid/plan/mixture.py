@@ -31,7 +31,7 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str) -> st
     shared = gate = ""
     if kind.shared:
         shared = feedforward(
-            builder, f"{stage}.shared", kind.shared, x, builder.buffer("shared", builder.width_of(x))
+            builder, f"{stage}.shared", kind.shared, x, builder.buffer("shared", builder.count_of(x))
         )
     if kind.shared_gate:
         gate = builder.linear(f"{stage}.shared_gate", x, f"{stage}.shared_gate", 1, "shared_gate")

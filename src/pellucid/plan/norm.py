@@ -8,14 +8,20 @@ from pellucid.plan.builder import COUNT, Builder, heads
 from pellucid.plan.plan import LETTER, At, Fill, Operation, Value, Vector
 
 
-def norm(builder: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, parts: int = 1) -> str:
-    """out = norm(x), with the weight (and bias) of ``slot``; each of a row's ``parts`` is normalised separately."""
-    rows = builder.buffers[x].rows
-    builder.buffer(out, builder.width_of(x), rows)
+def norm(
+    builder: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, parts: int = 1, count: int = 0
+) -> str:
+    """out = norm(x), with the weight (and bias) of ``slot``; each of a row's ``parts`` is normalised separately.
+
+    A part has ``count`` values, 0: as many as the buffer says; zeros may follow up to the next part.
+    """
+    rows, count = builder.buffers[x].rows, count or builder.count_of(x) // parts
+    builder.buffer(out, builder.count_of(x), rows)
     width = builder.width_of(x) // parts
     fields: dict[str, Value] = {
         "x": At(x),
         "width": width,
+        "count": count,
         "parts": parts,
         "weight": Vector(f"{slot}.weight") if kind.weight else Fill(1.0, width),
         "bias": Vector(f"{slot}.bias") if kind.has_bias else Fill(0.0, width),
@@ -26,7 +32,7 @@ def norm(builder: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, 
         "rows": COUNT[rows],
     }
     partitions = dict.fromkeys((x, out), heads(parts)) if parts > 1 else {}
-    shape = f"({LETTER[rows]}, {width})" if parts == 1 else f"({LETTER[rows]}, {parts}, {width})"
+    shape = f"({LETTER[rows]}, {count})" if parts == 1 else f"({LETTER[rows]}, {parts}, {count})"
     kernel = KernelKey("norm", kind=kind.kind, activation_bits=8)
     builder.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, partitions=partitions))
     return out

@@ -13,7 +13,7 @@ def final_norm(builder: Builder, x: str) -> str:
     """Pick the rows whose logits are wanted and normalise them: (T, D) → (R, D). Encoders keep every row."""
     width = builder.width_of(x)
     if builder.spec.head:
-        picked = builder.buffer("picked", width, "outputs")
+        picked = builder.buffer("picked", builder.count_of(x), "outputs")
         fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(picked)}
         builder.emit(
             Operation(
@@ -74,7 +74,7 @@ def project(builder: Builder, x: str) -> str:
             )
         return logits
     width = builder.width_of(x)
-    out = builder.buffer("pooled", width, "sequences")
+    out = builder.buffer("pooled", builder.count_of(x), "sequences")
     fields = {
         "x": At(x),
         "width": width,

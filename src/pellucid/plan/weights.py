@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors.messages import shown
-from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout, round_up
+from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slots import SlotReader, by_expert
 from pellucid.model.spec import Model, Slot
@@ -48,7 +48,9 @@ def load_weights(
     shapes = expected_shapes(model.spec)
     for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Vector)):
         stored = SlotReader(checkpoint, model.sources(slot)).values().reshape(shapes[slot])
-        vector = np.zeros((*stored.shape[:-1], round_up(stored.shape[-1], ROWS)), np.float32)
+        # A head's norm is read up to the width that heads have in the cache.
+        multiple = BLOCK if stored.ndim == 1 else ROWS
+        vector = np.zeros((*stored.shape[:-1], round_up(stored.shape[-1], multiple)), np.float32)
         vector[..., : stored.shape[-1]] = stored
         vectors[slot] = vector
     return matrices, vectors

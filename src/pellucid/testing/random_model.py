@@ -18,7 +18,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures, known_families
 from pellucid.model.shapes import Shape, expected_shapes
-from pellucid.model.spec import Model, Slot
+from pellucid.model.spec import Model, ModelSpec, Slot
 from pellucid.model.standard_decoder import KEYS
 from pellucid.testing.byte_tokens import SMALLEST, gguf_tokenizer, json_tokenizer
 from pellucid.testing.written import Written, write_gguf, write_safetensors
@@ -110,10 +110,9 @@ def random_model(
 
     ``family`` is a name of ``pellucid list --families``, or an architecture of a kind of file; ``kind`` is "gguf" (one
     file at ``path``) or "safetensors" (a folder as transformers writes it). ``form`` is the format of the matrices:
-    "F32", "F16", "BF16", or in GGUF any other, "Q4_K". ``tied`` is whether the head uses the embedding's matrix. ``shape`` are the
-    dimensions in ``SHAPE``. ``metadata`` are
-    other keys of the file, without an architecture's name in GGUF; a tokenizer's keys there replace the usual one,
-    which has a token for each byte.
+    "F32", "F16", "BF16", or in GGUF any other, "Q4_K". ``tied`` is whether the head uses the embedding's matrix.
+    ``shape`` are the dimensions in ``SHAPE``. ``metadata`` are other keys of the file, in GGUF without an
+    architecture's name; a tokenizer's keys there replace the usual one, which has a token for each byte.
 
     The same arguments make the same file.
 
@@ -122,7 +121,38 @@ def random_model(
             less than 258 tokens and no tokenizer is given.
         FileFormatError, UnsupportedModel: the family's reader refuses the metadata; the message names the key.
     """
-    path, dims, more = Path(path), {**SHAPE, **shape}, dict(metadata or {})
+    path, more = Path(path), dict(metadata or {})
+    planned, model, config = _planned(family, path, kind, tied, more, shape)
+    made, tensors = planned.metadata, _tensors(model, lookup(form, "the model"), seed)
+    if kind == "gguf":
+        tokens = {key: value for key, value in made.items() if key.startswith(("tokenizer.", "general."))}
+        write_gguf(path, tokens | {key: made[key] for key in made if key in config.read}, tensors)
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    read = {key: value for key, value in made.items() if key in config.read or key in ALWAYS}
+    (path / "config.json").write_text(json.dumps(read, indent=2) + "\n")
+    tokenizer = json_tokenizer(model.spec.embedding.vocabulary)
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    write_safetensors(path / "model.safetensors", tensors)
+    return path
+
+
+def example(family: str) -> ModelSpec:
+    """The spec of a small model of a family, without weights."""
+    kind: Literal["gguf", "safetensors"] = "safetensors" if known_families()[family].safetensors else "gguf"
+    return _planned(family, Path(family), kind, True, {}, {})[1].spec
+
+
+def _planned(
+    family: str,
+    path: Path,
+    kind: Literal["gguf", "safetensors"],
+    tied: bool,
+    more: Mapping[str, Any],
+    shape: Mapping[str, int],
+) -> tuple[_Planned, Model, Config]:
+    """The metadata of a model, what the family's reader makes of them, and the keys that it has read."""
+    dims = {**SHAPE, **shape}
     if unknown := sorted(shape.keys() - SHAPE.keys()):
         raise InvalidRequest(f"dimension {unknown[0]} is not known (known: {', '.join(SHAPE)})")
     own_tokenizer = any(key.startswith("tokenizer.") for key in more)
@@ -143,18 +173,7 @@ def random_model(
         names = ["token_embd.weight"] if tied else ["token_embd.weight", "output.weight"]
         planned.tensors = {one: Tensor(one, matrix, "F32", path, 0, 0) for one in names}
     config = Config(made, path)
-    model = found.readers(kind)[name](planned, config)
-    tensors = _tensors(model, lookup(form, "the model"), seed)
-    if kind == "gguf":
-        tokens = {key: value for key, value in made.items() if key.startswith(("tokenizer.", "general."))}
-        write_gguf(path, tokens | {key: made[key] for key in made if key in config.read}, tensors)
-        return path
-    path.mkdir(parents=True, exist_ok=True)
-    read = {key: value for key, value in made.items() if key in config.read or key in ALWAYS}
-    (path / "config.json").write_text(json.dumps(read, indent=2) + "\n")
-    (path / "tokenizer.json").write_text(json.dumps(json_tokenizer(dims["vocabulary"]), ensure_ascii=False))
-    write_safetensors(path / "model.safetensors", tensors)
-    return path
+    return planned, found.readers(kind)[name](planned, config), config
 
 
 def _find(family: str, kind: str) -> tuple[str, Family]:

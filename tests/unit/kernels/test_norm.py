@@ -38,6 +38,7 @@ LARGE = 1e15  # float32 cannot represent the squares of 1e30
     st.integers(1, 12),
     st.integers(1, 8),
     st.sampled_from([1e-5, 1e-12]),
+    st.integers(0, 15),
     st.booleans(),
     threads,
 )
@@ -49,22 +50,29 @@ def test_norm_is_within_rounding_of_float64(
     vectors: int,
     parts: int,
     eps: float,
+    zeros: int,
     in_place: bool,
     threads: int,
 ) -> None:
-    D = 16 * vectors
-    x = guarded((T, parts, D))
-    x[...] = numbers(values, seed, T, parts, D, large=LARGE)
-    before, rng = x.copy(), np.random.default_rng(seed)
-    weight, bias = rng.standard_normal(D).astype(np.float32), rng.standard_normal(D).astype(np.float32)
+    width = 16 * vectors
+    D = width - zeros  # values of a part; zeros follow
+    x = guarded((T, parts, width))
+    x[...] = 0
+    x[..., :D] = numbers(values, seed, T, parts, D, large=LARGE)
+    before, rng = x[..., :D].copy(), np.random.default_rng(seed)
+    weight, bias = rng.standard_normal(width).astype(np.float32), np.zeros(width, np.float32)
+    bias[:D] = rng.standard_normal(D)
     out = x if in_place else guarded(x.shape)
-    blocks: Any = guarded((T, parts * D // 32), quantize.block_dtype(BITS[kind])) if D % 32 == 0 else 0
+    blocks: Any = 0
+    if width % 32 == 0:
+        blocks = guarded((T, parts * width // 32), quantize.block_dtype(BITS[kind]))
     call(
         KernelKey("norm", kind=kind, activation_bits=BITS[kind]),
         Batch([T]),
         threads,
         x=x,
-        width=D,
+        width=width,
+        count=D,
         parts=parts,
         weight=weight,
         bias=bias,
@@ -74,10 +82,12 @@ def test_norm_is_within_rounding_of_float64(
         replicated=0,
         rows="tokens",
     )
-    want = norm.reference(before, weight, eps, bias if kind == "layer" else None)
+    assert (out[..., D:] == 0).all()
+    want = norm.reference(before, weight[:D], eps, bias[:D] if kind == "layer" else None)
+    weight, bias = weight[:D], bias[:D]
     exact = before.astype(np.float64)
     # Sixteen lanes each sum D/16 numbers, then four steps sum pairs of lanes; each sum rounds once.
-    sums = (D / 16 + 4) * ULP
+    sums = (width / 16 + 4) * ULP
     centre = np.zeros((T, parts, 1))
     if kind == "layer":
         centre = (sums + 2 * ULP) * np.abs(exact).mean(-1, keepdims=True) + ULP * np.abs(exact)
@@ -89,8 +99,8 @@ def test_norm_is_within_rounding_of_float64(
     tolerance = relative * size + 2 * centre / deviation * np.abs(weight) + TINY
     if kind == "layer":
         tolerance = tolerance + 2 * ULP * (np.abs(bias) + size)
-    assert_close(out, want, tolerance)
-    if D % 32 == 0:
+    assert_close(out[..., :D], want, tolerance)
+    if width % 32 == 0:
         assert blocks.tobytes() == quantize.reference(out.reshape(T, -1), BITS[kind]).tobytes()
 
 
@@ -98,7 +108,16 @@ def test_norm_is_within_rounding_of_float64(
 def test_each_thread_makes_its_copy_of_a_lone_row(threads: int) -> None:
     x, weight = numbers("normal", 0, 1, 32), np.ones(32, np.float32)
     out, blocks = guarded((threads, 32)), guarded((threads, 1), quantize.block_dtype(16))
-    fields = {"x": x, "width": 32, "parts": 1, "weight": weight, "bias": 0, "eps": 1e-5, "rows": "tokens"}
+    fields = {
+        "x": x,
+        "width": 32,
+        "count": 32,
+        "parts": 1,
+        "weight": weight,
+        "bias": 0,
+        "eps": 1e-5,
+        "rows": "tokens",
+    }
     call(
         KernelKey("norm", kind="rms", activation_bits=16),
         Batch([1]),

@@ -52,6 +52,14 @@ def with_blocks(**changes: Any) -> ModelSpec:
     return replace(plain, blocks=tuple(replace(block, **changes) for block in plain.blocks))
 
 
+def odd_widths(width: int, head_dim: int, norm: Norm) -> ModelSpec:
+    """A model whose dimensions are no whole vectors."""
+    attention = Attention(3, 1, head_dim, head_dim**-0.5, rotary=Rotary(500.0, head_dim // 2 * 2, "half"))
+    made = spec(attention, widths=(30, 30))
+    blocks = tuple(replace(block, norm=norm) for block in made.blocks)
+    return replace(made, embedding=Embedding(65, width), blocks=blocks, final_norm=norm)
+
+
 PARTS = {
     "values narrower than keys": spec(replace(ATTENTION, value_dim=16)),
     "values wider than keys": spec(replace(ATTENTION, value_dim=64)),
@@ -119,6 +127,21 @@ PARTS = {
             spec(ATTENTION).blocks[0],
             replace(spec(ATTENTION).blocks[1], feedforward=Mixture(Router(40, 20), EXPERT)),
         ),
+    ),
+    **{
+        f"a model of width {width}, heads of {head_dim}": odd_widths(width, head_dim, norm)
+        for width, head_dim, norm in (
+            (40, 24, NORM),
+            (72, 72, Norm("layer", 1e-5)),
+            (50, 80, Norm("layer", 1e-5, weight=False, bias=False)),
+            (33, 5, NORM),
+        )
+    },
+    "narrow heads with norms": spec(
+        replace(ATTENTION, head_dim=40, value_dim=24, qk_norm=NORM, rotary=Rotary(500.0, 20, "interleaved"))
+    ),
+    "narrow heads with norms of all queries": spec(
+        replace(ATTENTION, head_dim=12, value_dim=7, qk_norm=NORM, qk_norm_whole=True, rotary=None)
     ),
     "wide layers first": spec(replace(ATTENTION, heads=8), replace(ATTENTION, heads=2), widths=(256, 32)),
 }

@@ -50,16 +50,18 @@ def _text(value: Any) -> str:
 
 
 def _feedforward(kind: FeedForward | Mixture) -> str:
+    from pellucid.model.describe import feedforward
     from pellucid.model.spec import FeedForward
 
     if isinstance(kind, FeedForward):
-        return f"{kind.width}, {'gated ' if kind.gated else ''}{kind.activation}"
+        return f"{kind.width}, {feedforward(kind)}"
     shared = f", and a shared one of {kind.shared.width}" if kind.shared else ""
     return f"{kind.router.chosen} of {kind.router.experts} experts of {_feedforward(kind.expert)}{shared}"
 
 
 def _model(name: str) -> dict[str, Any]:
     from pellucid.model.read import read_model
+    from pellucid.sample.recommended import recommended
     from pellucid.tokenize import load_tokenizer
     from pellucid.weights.open import open_checkpoint
     from pellucid.weights.store import resolve
@@ -84,6 +86,8 @@ def _model(name: str) -> dict[str, Any]:
         "width": spec.embedding.width,
         "vocabulary": spec.embedding.vocabulary,
         "blocks": len(spec.blocks),
+        "sampling": ", ".join(f"{name} {value:g}" for name, value in recommended(checkpoint).items())
+        or "the usual defaults",
         "attention": f"{attention.heads} heads of {attention.head_dim}, {attention.kv_heads} for keys and values"
         + (f", some see only {max(window)} tokens back" if window else "")
         + ("" if attention.causal else ", bidirectional"),

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.errors.messages import one_line
 
 
-def command(json: common.Json = False) -> None:
+def command(
+    families: Annotated[
+        bool, typer.Option("--families", help="List the families of models that are known, and their parts.")
+    ] = False,
+    json: common.Json = False,
+) -> None:
     """List the models that are here, and those of the catalogue."""
+    if families:
+        _families(json)
+        return
     from pellucid.weights.catalogue import catalogue
     from pellucid.weights.store import installed
 
@@ -28,6 +40,30 @@ def command(json: common.Json = False) -> None:
     shown = common.table("name", "MB", "here", "licence", "what it is", right=("MB",))
     for name, size, present, licence, description in rows:
         shown.add_row(name, f"{size / 1e6:.0f}", "yes" if present else "", licence, description)
+    common.show(shown)
+
+
+def _families(json: bool) -> None:
+    """The families, the names of their architectures in each kind of file, and the parts that they are made of."""
+    from pellucid.model.describe import parts
+    from pellucid.model.family import known_families
+    from pellucid.testing import example
+
+    rows = [
+        {
+            "family": name,
+            "gguf": [*family.gguf],
+            "safetensors": [*family.safetensors],
+            "parts": parts(example(name)),
+        }
+        for name, family in sorted(known_families().items())
+    ]
+    if json:
+        common.print_json(rows)
+        return
+    shown = common.table("family", "gguf", "safetensors", "parts")
+    for row in rows:
+        shown.add_row(row["family"], *(", ".join(row[key]) for key in ("gguf", "safetensors", "parts")))
     common.show(shown)
 
 

@@ -22,10 +22,11 @@ from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
 class NormRecord(Record):
     x: Address  # (T, parts * width) float32
-    width: int  # a multiple of 16
+    width: int  # from one part to the next, a multiple of 16
+    count: int  # values of a part; those behind them are zeros
     parts: int
     weight: Address  # (width,) float32
-    bias: Address  # (width,) float32; layer norm only
+    bias: Address  # (width,) float32, zeros behind ``count``; layer norm only
     eps: float
     out: Address  # (T, parts * width) float32; may be x
     quantized: Address  # (T, parts * width / 32) activation blocks, or 0: not written
@@ -52,24 +53,28 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
     """Norm of rows; ``kind`` is "rms" or "layer", ``activation_bits`` the width of the activation blocks."""
     at, load = NormRecord.at, simd.load_i64
     vload, vstore, vsum, fma, splat = simd.vload, simd.vstore, simd.vsum, simd.fma, simd.splat
-    quantize = quantize_block(simd, activation_bits)
+    quantize, keep = quantize_block(simd, activation_bits), simd.keep
     layer, q_bytes = kind == "layer", block_bytes(activation_bits)
 
     @simd.jit
-    def row_norm(x, width, weight, bias, eps, out):
+    def row_norm(x, width, count, weight, bias, eps, out):
         mean = np.float32(0)
         if layer:
             total = splat(0.0)
             for i in range(0, width * 4, 64):
                 total = total + vload(x + i)
-            mean = vsum(total) / np.float32(width)
+            mean = vsum(total) / np.float32(count)
         centre, squares = splat(mean), splat(0.0)
         for i in range(0, width * 4, 64):
             value = vload(x + i) - centre
+            if layer and i + 64 > count * 4:
+                value = keep(value, 0, count - i // 4, np.float32(0))
             squares = fma(value, value, squares)
-        scale = np.float32(1) / np.sqrt(vsum(squares) / np.float32(width) + eps)
+        scale = np.float32(1) / np.sqrt(vsum(squares) / np.float32(count) + eps)
         for i in range(0, width * 4, 64):
             value = (vload(x + i) - centre) * splat(scale)
+            if layer and i + 64 > count * 4:
+                value = keep(value, 0, count - i // 4, np.float32(0))
             if layer:
                 vstore(out + i, fma(value, vload(weight + i), vload(bias + i)))
             else:
@@ -78,6 +83,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
     @simd.jit
     def body(record, step, thread, threads):
         x, width, parts = load(record + at.x), load(record + at.width), load(record + at.parts)
+        count = load(record + at.count)
         weight, bias, out = load(record + at.weight), load(record + at.bias), load(record + at.out)
         quantized = load(record + at.quantized)
         eps = np.float32(simd.load_f64(record + at.eps))
@@ -88,7 +94,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
         for i in range(begin, end):
             row = i + moved
             to = out + row * width * 4
-            row_norm(x + i * width * 4, width, weight, bias, eps, to)
+            row_norm(x + i * width * 4, width, count, weight, bias, eps, to)
             if quantized != 0:
                 for block in range(width // 32):
                     quantize(to + block * 128, quantized + (row * (width // 32) + block) * q_bytes)

@@ -23,6 +23,8 @@ from pellucid.weights.checkpoint import Checkpoint
 
 PATTERN = 6  # every sixth block has full attention
 LOCAL_BASE, FULL_BASE = 10_000.0, 1_000_000.0
+# What config.json of the 4B model leaves out, because it is transformers' default.
+HEADS, KV_HEADS, CONTEXT, VOCABULARY = 8, 4, 131_072, 262_208
 
 
 def _spec(name: str, context: int, vocabulary: int, width: int, blocks: list[Block], head: Head) -> ModelSpec:
@@ -78,6 +80,18 @@ def _is_sliding(config: Config, layers: int) -> list[bool]:
     return kinds
 
 
+def _kv_heads(config: Config) -> int:
+    """G; it divides H."""
+    if config.has("num_attention_heads"):
+        return config.divisor("num_key_value_heads", "num_attention_heads", KV_HEADS)
+    value = config.count("num_key_value_heads", KV_HEADS)
+    if HEADS % value:
+        raise config.wrong(
+            "num_key_value_heads", f"is {value}, which does not divide the usual {HEADS} heads"
+        )
+    return int(value)
+
+
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of Gemma3ForCausalLM."""
     for key in ("hidden_activation", "hidden_act"):
@@ -87,8 +101,8 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     base, scaling = rope_parameters(config, "full_attention", default=FULL_BASE)
     local, local_scaling = rope_parameters(config, "sliding_attention", "rope_local_base_freq", LOCAL_BASE)
     full = Attention(
-        heads=config.count("num_attention_heads"),
-        kv_heads=config.divisor("num_key_value_heads", "num_attention_heads"),
+        heads=config.count("num_attention_heads", HEADS),
+        kv_heads=_kv_heads(config),
         head_dim=head_dim,
         scale=config.number("query_pre_attn_scalar", 256) ** -0.5,
         rotary=Rotary(base, head_dim, "half", scaling),
@@ -102,7 +116,10 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         Block(sliding if s else full, feedforward, norm, "sandwich") for s in _is_sliding(config, layers)
     ]
     head = Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping"))
-    context, vocabulary = config.count("max_position_embeddings"), config.count("vocab_size")
+    context, vocabulary = (
+        config.count("max_position_embeddings", CONTEXT),
+        config.count("vocab_size", VOCABULARY),
+    )
     spec = _spec(checkpoint.path.name, context, vocabulary, width, blocks, head)
     names = replace(TRANSFORMERS_SANDWICH, norm_plus=1.0).found_in(checkpoint.tensors)
     return Model(spec, names.slots(spec), config.name("num_hidden_layers"))

@@ -8,6 +8,7 @@ out (templates would print the word None), and the model's reasoning gets each o
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ LISTS = {"tools": "each a JSON schema", "documents": "each with a title and a te
 
 DEPTH = 100  # nesting depth of lists and mappings
 BITS = 8192  # of an integer
+OTHER_THAN_TEXT = re.compile("image|video|audio|file")
+"""What the type of a part of a message's content says if it is not a text: "image_url", "input_audio"."""
 
 Message = dict[str, Any]
 
@@ -37,7 +40,17 @@ def conversation(messages: Any) -> list[Message]:
     made = _mappings("messages", messages, 'such as {"role": "user", "content": "Hi"}')
     if not made:
         raise InvalidRequest("messages is empty: give at least one message")
+    for at, message in enumerate(made):
+        _refuse_other_than_text(message.get("content"), f"messages[{at}].content")
     return [_aliased({key: value for key, value in message.items() if value is not None}) for message in made]
+
+
+def _refuse_other_than_text(content: Any, where: str) -> None:
+    """Refuse parts of a message that a model for text cannot read; a template would leave them out silently."""
+    for at, part in enumerate(content if isinstance(content, list) else []):
+        kind = part.get("type", "") if isinstance(part, dict) else ""
+        if isinstance(kind, str) and (found := OTHER_THAN_TEXT.search(kind)):
+            raise InvalidRequest(f"{where}[{at}] is of type {kind!r}: only text is read, no {found[0]}")
 
 
 def variables(given: Mapping[str, Any]) -> dict[str, Any]:

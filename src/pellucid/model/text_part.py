@@ -1,0 +1,98 @@
+"""The text model of a checkpoint that also has parts for images or sounds (``...ForConditionalGeneration``).
+
+Its configuration is the table ``text_config``, its tensors begin with "language_model." or "model.language_model.". It
+is read as if it were alone; the other parts are passed over, with one line that says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pellucid.model.config import Config
+from pellucid.model.spec import Model, Slot
+from pellucid.weights.checkpoint import Checkpoint, Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+TABLE = "text_config"
+MARK = "language_model."
+ALONE = ("model.", "lm_head.")
+"""The beginnings of names of a text model's own tensors."""
+TIED = "tie_word_embeddings"
+SHARED = (TIED, "bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys that either table may state."""
+
+
+class TextPart:
+    """The `Checkpoint` of the text model alone; ``original`` are the names that its tensors have in the file."""
+
+    kind = "safetensors"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.path: Path = checkpoint.path
+        self._whole = checkpoint
+        table = checkpoint.metadata[TABLE]
+        above = {key: value for key, value in checkpoint.metadata.items() if key in SHARED}
+        self.metadata: Mapping[str, object] = {**above, **table}
+        if (
+            above.get(TIED) is True
+        ):  # the head belongs to the whole model; a matrix of its own is used all the same
+            self.metadata = {**self.metadata, TIED: True}
+        marked = any(MARK in name for name in checkpoint.tensors)
+        named = {name: _alone(name, marked) for name in checkpoint.tensors}
+        self.original = {own: name for name, own in named.items() if own}
+        self.tensors: Mapping[str, Tensor] = {
+            own: checkpoint.tensors[name] for own, name in self.original.items()
+        }
+        self.others = [name for name, own in named.items() if not own]
+
+    def config(self, whole: Config) -> Config:
+        """The configuration of the text model."""
+        return Config(self.metadata, whole.path, parent=f"{TABLE}.", read=whole.read)
+
+    def in_file(self, model: Model) -> Model:
+        """The model with the names of the file's tensors. Warns about the parts that are passed over."""
+
+        def named(source: Slot) -> Slot:
+            return replace(source, tensor=self.original[source.tensor])
+
+        slots = {slot: tuple(map(named, model.sources(slot))) for slot in model.slots}
+        if self.others:
+            parts = sorted({name.removeprefix("model.").partition(".")[0] for name in self.others})
+            warnings.warn(
+                f"{self.path.name}: only the text model is read: {', '.join(parts[:4])} "
+                f"({len(self.others):,} tensors) {'is' if len(parts) == 1 else 'are'} passed over",
+                stacklevel=3,
+            )
+        return replace(model, slots=slots, ignored=tuple(map(named, model.ignored)))
+
+    def data(self, name: str) -> NDArray[np.uint8]:
+        """As in ``Checkpoint``."""
+        return self._whole.data(self.original[name])
+
+    def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
+        """As in ``Checkpoint``."""
+        self._whole.read(self.original[name], start, out)
+
+    def check_unchanged(self) -> None:
+        """As in ``Checkpoint``."""
+        self._whole.check_unchanged()
+
+    def close(self) -> None:
+        """As in ``Checkpoint``."""
+        self._whole.close()
+
+
+def _alone(name: str, marked: bool) -> str:
+    """The name that a tensor has in the text model alone; "" if it is not the text model's."""
+    before, mark, rest = name.partition(MARK)
+    if mark and before in ("", "model."):
+        return f"{before}{rest}"
+    own = ("lm_head.",) if marked else ALONE
+    return name if name.startswith(own) else ""

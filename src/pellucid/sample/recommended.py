@@ -1,0 +1,103 @@
+"""The sampling options that a model's file recommends: ``generation_config.json``, or ``general.sampling.*`` in GGUF.
+
+They replace the usual defaults; what a request asks for comes before both.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.sample.options import Options
+from pellucid.sample.step import owners
+from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.safetensors import read_json
+
+FILE = "generation_config.json"
+JSON_KEYS: Mapping[str, str] = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "typical_p": "typical_p",
+    "epsilon_cutoff": "epsilon_cutoff",
+    "eta_cutoff": "eta_cutoff",
+    "repetition_penalty": "repetition_penalty",
+    "no_repeat_ngram_size": "no_repeat_ngram_size",
+}
+GGUF_KEYS: Mapping[str, str] = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.xtc_probability": "xtc_probability",
+    "general.sampling.xtc_threshold": "xtc_threshold",
+    "general.sampling.penalty_last_n": "repeat_last_n",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+    "general.sampling.mirostat": "mirostat",
+    "general.sampling.mirostat_tau": "mirostat_tau",
+    "general.sampling.mirostat_eta": "mirostat_eta",
+}
+"""The options by the keys of each kind of file."""
+
+
+def recommended(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The options that a file recommends, by name. Warns about a value that no step accepts, and leaves it out.
+
+    A file that states how to cut the distribution, but no ``min_p``, means that there is none.
+
+    Raises:
+        FileFormatError: ``generation_config.json`` is damaged.
+    """
+    keys, values, name = GGUF_KEYS, checkpoint.metadata, checkpoint.path.name
+    if checkpoint.kind != "gguf":
+        folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+        keys, values, name = JSON_KEYS, {}, f"{folder.name}/{FILE}"
+        if (folder / FILE).is_file():
+            values = read_json(folder / FILE)
+    found: dict[str, Any] = {}
+    for key, option in keys.items():
+        value = values.get(key)
+        if value is None:
+            continue
+        try:
+            number = _number(value)
+            Options.of(**{option: number})
+        except InvalidRequest as error:
+            warnings.warn(f"{name}: {key} = {brief(value)} is not used: {error}", stacklevel=2)
+            continue
+        found[option] = number
+    if found.keys() & {"top_k", "top_p"}:
+        found.setdefault("min_p", 0.0)
+    if values.get("do_sample") is False:
+        found["temperature"] = 0.0
+    return found
+
+
+def with_recommended(asked: Mapping[str, Any], recommendation: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request asks for, and beyond that what the model's file recommends.
+
+    A chain that the request states whole (``samplers``), or a step that stands in for others (mirostat), leaves no
+    place for recommended steps.
+    """
+    steps = owners()
+    if asked.get("samplers") is not None:
+        return dict(asked)
+    alone = any(name in steps and steps[name].alone and asked[name] for name in asked)
+    kept = {
+        name: value
+        for name, value in recommendation.items()
+        if not (alone and steps[name].kind == "cut" and not steps[name].alone)
+    }
+    return {**kept, **asked}
+
+
+def _number(value: Any) -> int | float:
+    """A number as Python's; a float32 of GGUF, such as 0.7, as the decimal that was meant."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidRequest("it must be a number")
+    return float(f"{value:.7g}") if isinstance(value, float) and math.isfinite(value) else value
