@@ -466,4 +466,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "vision_config": VISION | {"model_type": "pixtral", "head_dim": 16},
         },
     ),
+    "llama-narrow": (
+        "Llama",
+        LLAMA
+        | {
+            "hidden_size": 72,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 24,
+            "intermediate_size": 40,
+        },
+    ),
+    "gpt2-narrow": ("GPT2LMHeadModel:GPT2Config", GPT | {"n_embd": 40, "n_head": 2, "n_inner": 50}),
 }

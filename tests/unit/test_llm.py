@@ -23,7 +23,6 @@ from pellucid.errors import (
     InvalidRequest,
     KernelError,
     NothingLeft,
-    UnsupportedModel,
 )
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
@@ -407,11 +406,11 @@ def test_forms_of_the_cache_that_are_not_there(folder: Path, form: Any) -> None:
         pellucid.load(folder, kv_cache=form)
 
 
-def test_a_head_too_narrow_for_a_form_of_the_cache(folder: Path) -> None:
-    with pytest.raises(
-        UnsupportedModel, match=r"width 16 .*must be a multiple of 32 \(q8_0 keys and values\)"
-    ):
-        pellucid.load(folder, kv_cache="q8_0")
+def test_a_head_narrower_than_a_scale_of_the_cache_is_padded(folder: Path) -> None:
+    with pellucid.load(folder, kv_cache="q8_0") as llm, pellucid.load(folder, precise=True) as exact:
+        assert {layer.head_dim for layer in llm.plan.layers} == {32}
+        got, wanted = (one.score("Hello, world").logprobs.chosen for one in (llm, exact))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=0.05)
 
 
 def test_numbers_may_be_numpys(folder: Path) -> None:
