@@ -1,6 +1,6 @@
 """Tokens per second of Pellucid and of the installed peers on the same workloads, and the ratios.
 
-    python bench/compare.py [--models NAME...] [--only ROW...] [--rounds 5] [--threads N] [--quick]
+    python bench/compare.py [--models NAME...] [--only ROW...] [--peers NAME...] [--rounds 5] [--threads N] [--quick]
 
 `make bench-peers` installs the peers. Model by model, every round measures each engine once, in turn, on each row, so
 that a busy moment affects all alike. Output: medians, and one JSON line last. A model is a name of MODELS, or anything
@@ -261,14 +261,16 @@ def _speed(value: float) -> str:
 
 
 def compare(
-    name: str, rows: Sequence[str], rounds: int, threads: int, notes: list[str]
+    name: str, rows: Sequence[str], peers: Sequence[str], rounds: int, threads: int, notes: list[str]
 ) -> dict[str, dict[str, Result]]:
     """A model's results under the name of its file; empty if no rows are selected."""
     if not rows:
         return {}
     model = MODELS.get(name, Model(name))
     path = model.file()
-    asked = [peer for peer in model.peers if any(peer in ROWS[row].peers for row in rows)]
+    asked = [
+        peer for peer in model.peers if peer.name in peers and any(peer in ROWS[row].peers for row in rows)
+    ]
     bench = Bench(path, asked, threads, notes)
     try:
         return {path.name: bench.run(rows, rounds)}
@@ -285,9 +287,15 @@ def main() -> None:
         "--rounds", type=int, default=None, help=f"5 by default; long rows have {LONG} at most"
     )
     parser.add_argument("--threads", type=int, default=None, help="one for each physical core by default")
+    parser.add_argument("--peers", nargs="*", metavar="NAME", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument(
+        "--no-precise", action="store_true", help="only Pellucid's default, for a model of half the memory"
+    )
     parser.add_argument("--quick", action="store_true", help="one round of the short rows")
     arguments = parser.parse_args()
     rounds = (1 if arguments.quick else 5) if arguments.rounds is None else arguments.rounds
+    if arguments.no_precise:
+        PRECISE.pop("precise")
     if rounds < 1:
         parser.error("--rounds: 1 at least")
     wanted = arguments.only or (SHORT if arguments.quick else tuple(ROWS))
@@ -304,7 +312,7 @@ def main() -> None:
         for name in arguments.models:
             rows = [row for row in MODELS.get(name, Model(name)).rows if row in wanted]
             try:
-                results.update(compare(name, rows, rounds, threads, notes))
+                results.update(compare(name, rows, arguments.peers, rounds, threads, notes))
             except (PeerError, PellucidError) as error:
                 notes.append(f"{name}: {error}")
     except KeyboardInterrupt:

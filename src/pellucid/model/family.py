@@ -21,7 +21,8 @@ class Family:
 
     That name is ``general.architecture`` for ``gguf`` and ``model_type`` of ``config.json`` for ``safetensors``.
     ``unused`` are patterns of tensors that a file may hold and that no slot needs. ``keys`` are the keys of config.json
-    by dimension ("width") that are not the usual ones, for `pellucid.testing`.
+    by dimension ("width") that are not the usual ones, and ``biases`` the tensors of GGUF
+    files by which a reader sees that there are biases, where that is usual; both are for `pellucid.testing`.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Family:
     safetensors: Mapping[str, Reader] = field(default_factory=dict)
     unused: Sequence[str] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
+    biases: Sequence[str] = ()
 
     def readers(self, kind: str) -> Mapping[str, Reader]:
         """The readers for a kind of checkpoint, "gguf" or "safetensors"."""

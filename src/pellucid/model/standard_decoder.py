@@ -141,12 +141,19 @@ class StandardDecoder:
             self.architecture is not None,
             self.mixture.dimensions if self.mixture and not self.mixture.optional else {},
         )
+        up = "ffn_up_exps" if experts else "ffn_up"
+        biases = {
+            f"{self.gguf_names.block['attention.q']}": self.bias,
+            "attn_output": self.output_bias,
+            up: self.feedforward_bias,
+        }
         return Family(
             self.name,
             gguf={self.architecture or self.name: self.from_gguf} if own else {},
             safetensors={self.name: self.from_config},
             unused=self.unused,
             keys={**self.keys, **experts},
+            biases=[f"blk.0.{name}.bias" for name, usual in biases.items() if usual],
         )
 
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:

@@ -170,7 +170,7 @@ def _planned(
     planned = _Planned(kind, path, made)
     if kind == "gguf":  # readers see these parts of a model from its tensors
         matrix = (dims["vocabulary"], dims["width"])
-        names = ["token_embd.weight"] if tied else ["token_embd.weight", "output.weight"]
+        names = ["token_embd.weight", *([] if tied else ["output.weight"]), *found.biases]
         planned.tensors = {one: Tensor(one, matrix, "F32", path, 0, 0) for one in names}
     config = Config(made, path)
     return planned, found.readers(kind)[name](planned, config), config
@@ -221,6 +221,7 @@ def _tensors(model: Model, form: Format, seed: int) -> dict[str, Written]:
     """Every tensor that the model's slots take, in the order of the slots."""
     shapes: dict[str, Shape] = {}
     plus: dict[str, float] = {}
+    floats: set[str] = set()  # as converters leave them
     for slot, shape in expected_shapes(model.spec).items():
         sources = model.sources(slot)
         one = _stored_shape(shape, sources)
@@ -228,9 +229,11 @@ def _tensors(model: Model, form: Format, seed: int) -> dict[str, Written]:
             known = shapes.get(source.tensor, one)  # slots may share a tensor, of which each takes other rows
             shapes[source.tensor] = tuple(map(max, known, one))
             plus[source.tensor] = source.plus
+            if slot.endswith((".bias", ".router.weight", "norm.weight")):
+                floats.add(source.tensor)
     made = {}
     for number, (name, shape) in enumerate(shapes.items()):
-        matrix = len(shape) > 1 and shape[-1] % form.block == 0
+        matrix = len(shape) > 1 and shape[-1] % form.block == 0 and name not in floats
         own = form if matrix else lookup("F32", "the model")
         centre = 0.0 if name.endswith("bias") else 1.0 - plus[name]
         made[name] = Written(shape, own, functools.partial(_values, shape, own, (seed, number), centre))

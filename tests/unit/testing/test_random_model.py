@@ -45,7 +45,7 @@ def test_a_model_in_every_format_keeps_the_scale_of_activations(form: str, tmp_p
     shape = {"width": 256, "feed_forward": 512, "head_dim": 64}
     path = random_model("llama", tmp_path / "m.gguf", form=form, **shape)  # type: ignore[arg-type]
     with opened(path) as (checkpoint, _), model_runner(path) as net:
-        assert {t.format for t in checkpoint.tensors.values() if len(t.shape) == 2} == {form}
+        assert {tensor.format for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2} == {form}
         got = net.forward([Chunk(BlockTable(), IDS, outputs=len(IDS))])
     assert 0.1 < got.std() < 10
 
