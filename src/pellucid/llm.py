@@ -301,7 +301,8 @@ def load(
         tokenizer, sampling = load_tokenizer(checkpoint), recommended(checkpoint)
         if before is not None:
             before(Inputs(model.spec, tokenizer, tokens))
-        plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits, kv_cache)
+        spec = replace(model.spec, context=tokens)  # of which some rotary frequencies depend
+        plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
         limits = step_limits(model.spec, tokens)
         runner = ModelRunner(checkpoint, model, plan, limits, threads or default_threads(), compiling)
         checkpoint.check_unchanged()

@@ -34,7 +34,15 @@ MOST = 2e-4  # of the range of the logits
 WITHOUT_GGUF = ("openai-gpt", "gptj", "opt", "mpt", "falcon-many")  # the converter does not know them
 INEXPRESSIBLE = (
     *("mistral", "mixtral", "starcoder2", "gemma2-odd", "smollm3-odd", "gpt2-odd", "phi-odd", "cohere2-odd"),
-    *("qwen2_moe-odd", "qwen3_moe-odd", "olmoe-odd", "gpt_oss-odd"),
+    *(
+        "qwen2_moe-odd",
+        "qwen3_moe-odd",
+        "olmoe-odd",
+        "gpt_oss-odd",
+        "gpt2-narrow",
+        "mistral-vision",
+        "gemma3-vision",
+    ),
 )
 """Their windows, scales, patterns, widths or weights of experts are not stated in GGUF files of these families."""
 

@@ -158,6 +158,14 @@ VISION = {
     "image_size": 8,
     "patch_size": 2,
 }
+LONG: dict[str, Any] = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 1.9, 2.1],
+        "long_factor": [1.0, 1.3, 1.9, 3.0, 4.5, 7.0, 9.0, 12.0],
+    }
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", LLAMA),
     "llama-tied": (
@@ -478,4 +486,41 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gpt2-narrow": ("GPT2LMHeadModel:GPT2Config", GPT | {"n_embd": 40, "n_head": 2, "n_inner": 50}),
+    "phi3-long": ("Phi3", LLAMA | LONG | {"original_max_position_embeddings": 32, "pad_token_id": 0}),
+    "phi3-short": (
+        "Phi3",
+        HALF
+        | {
+            **LONG,
+            "rope_parameters": {**LONG["rope_parameters"], "partial_rotary_factor": 0.5},
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "original_max_position_embeddings": 64,
+            "max_position_embeddings": 64,
+            "pad_token_id": 0,
+        },
+    ),
+    "llama-dynamic": (
+        "Llama",
+        LLAMA | {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}},
+    ),
+    "qwen3-vision": (
+        "Qwen3VLForConditionalGeneration:Qwen3VLConfig",
+        {
+            "text_config": LLAMA
+            | {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+            },
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "depth": 1,
+                "num_heads": 1,
+                "patch_size": 2,
+                "out_hidden_size": 64,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0],
+            },
+        },
+    ),
 }

@@ -32,9 +32,9 @@ def as_float16(x: Array) -> Array:
     return x.astype(np.float16).astype(np.float64)
 
 
-def rotate(x: Array, rotary: Rotary) -> Array:
+def rotate(x: Array, rotary: Rotary, context: int) -> Array:
     """Rotate (T, heads, K) by each token's position."""
-    angles = np.arange(len(x))[:, None] * np.array(inverse_frequencies(rotary))
+    angles = np.arange(len(x))[:, None] * np.array(inverse_frequencies(rotary, context))
     pairs = angles.shape[1]
     halves = (slice(0, pairs), slice(pairs, 2 * pairs))
     neighbours = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
@@ -92,7 +92,7 @@ class Reference:
                 for n, x in (("q", q), ("k", k))
             )
         if kind.rotary:
-            q, k = rotate(q, kind.rotary), rotate(k, kind.rotary)
+            q, k = (rotate(x, kind.rotary, self.spec.context) for x in (q, k))
         k, v = (np.repeat(self.round_kv(x), kind.heads // kind.kv_heads, axis=1) for x in (k, v))
         scores = np.einsum("thk,shk->hts", q, k) * kind.scale
         if kind.softcap:

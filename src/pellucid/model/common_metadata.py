@@ -53,11 +53,21 @@ def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_
             slow=config.number("rope.scaling.yarn_beta_slow", 1.0),
             magnitude=yarn_magnitude(factor) * config.number("rope.scaling.attn_factor", 1.0),
         )
+    if LONG in checkpoint.tensors or SHORT in checkpoint.tensors:
+        trained = config.count("rope.scaling.original_context_length")
+        scaling = RotaryScaling(
+            "longrope",
+            config.count("context_length") / trained,
+            trained_context=trained,
+            magnitude=config.number("rope.scaling.attn_factor", 1.0),
+            short=_factors(checkpoint, SHORT),
+            long=_factors(checkpoint, LONG),
+        )
     dims = config.count("rope.dimension_count", head_dim, limit=head_dim)
     if dims % 2:
         raise config.wrong("rope.dimension_count", f"is {dims}, an odd number")
     base = config.number("rope.freq_base", 10_000.0, low=1.0)
-    return Rotary(base, dims, pairing, scaling, _frequency_factors(checkpoint))
+    return Rotary(base, dims, pairing, scaling, _factors(checkpoint))
 
 
 def sliding_layers(config: Config, default: list[bool]) -> list[bool]:
@@ -108,15 +118,21 @@ def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
     return config.flag("tie_word_embeddings", default) and "lm_head.weight" not in checkpoint.tensors
 
 
-def _frequency_factors(checkpoint: Checkpoint) -> tuple[float, ...]:
-    """The tensor of divisors in which llama.cpp stores Llama 3's frequency scaling; empty if there is none."""
-    if "rope_freqs.weight" not in checkpoint.tensors:
+FREQUENCIES, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+ROTARY_TENSORS = (r"rope_freqs\.weight", r"rope_factors_(short|long)\.weight")
+"""Patterns of the tensors in GGUF that are read as metadata."""
+
+
+def _factors(checkpoint: Checkpoint, name: str = FREQUENCIES) -> tuple[float, ...]:
+    """A tensor of divisors of the rotary frequencies; empty if there is none.
+
+    llama.cpp stores Llama 3's frequency scaling so, and LongRoPE's.
+    """
+    if name not in checkpoint.tensors:
         return ()
-    tensor = checkpoint.tensors["rope_freqs.weight"]
+    tensor = checkpoint.tensors[name]
     if tensor.format != "F32":
-        raise UnsupportedModel(
-            f"{checkpoint.path.name}: rope_freqs.weight is {tensor.format}; only F32 is supported"
-        )
+        raise UnsupportedModel(f"{checkpoint.path.name}: {name} is {tensor.format}; only F32 is supported")
     return tuple(float(x) for x in checkpoint.data(tensor.name).view("<f4"))
 
 
@@ -147,9 +163,21 @@ def rope_parameters(
 
 
 def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
-    kinds = {"default": "", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
+    # Up to max_position_embeddings, which is the limit here, "dynamic" scales nothing; "mrope" gives the places of
+    # images three numbers, and those of text one.
+    kinds = {
+        "default": "",
+        "dynamic": "dynamic",
+        "mrope": "",
+        "linear": "linear",
+        "llama3": "llama3",
+        "yarn": "yarn",
+    }
+    kinds |= {"longrope": "longrope", "su": "longrope"}
     kind = parameters.one_of("rope_type" if parameters.has("rope_type") else "type", kinds, "default")
     parameters.agreed("rope_type", parameters, "type")
+    if kind == "dynamic":
+        parameters.number("factor")
     if kind == "linear":
         return RotaryScaling("linear", parameters.number("factor"))
     if kind == "llama3":
@@ -163,7 +191,33 @@ def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
         return RotaryScaling("llama3", parameters.number("factor"), low, high, trained)
     if kind == "yarn":
         return _yarn(parameters)
+    if kind == "longrope":
+        return _longrope(parameters, config)
     return None
+
+
+ORIGINAL = "original_max_position_embeddings"
+
+
+def _longrope(parameters: Config, config: Config) -> RotaryScaling:
+    """LongRoPE's parameters, as transformers reads them."""
+    where = parameters if parameters.has(ORIGINAL) else config
+    trained = where.count(ORIGINAL)
+    parameters.agreed(ORIGINAL, config, ORIGINAL)
+    factor = parameters.number("factor", config.count("max_position_embeddings", trained) / trained)
+    return RotaryScaling(
+        "longrope",
+        factor,
+        trained_context=trained,
+        magnitude=parameters.number("attention_factor", longrope_magnitude(factor, trained)),
+        short=tuple(parameters.positives("short_factor")),
+        long=tuple(parameters.positives("long_factor")),
+    )
+
+
+def longrope_magnitude(factor: float, trained: int) -> float:
+    """The factor of cosines and sines that LongRoPE recommends (Ding et al. 2024; transformers)."""
+    return 1.0 if factor <= 1 or trained < 2 else math.sqrt(1 + math.log(factor) / math.log(trained))
 
 
 def _yarn(parameters: Config) -> RotaryScaling:

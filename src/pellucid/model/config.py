@@ -147,6 +147,14 @@ class Config:
 
         return list(self._get(key, [], check, f"a list of whole numbers from 0 to {limit - 1}"))
 
+    def positives(self, key: str) -> list[float]:
+        """A list of positive numbers."""
+
+        def check(v: Any) -> bool:
+            return isinstance(v, list) and all(type(one) in (int, float) and 0 < one <= MOST for one in v)
+
+        return [float(one) for one in self._get(key, _MISSING, check, "a list of positive numbers")]
+
     def one_number(self, key: str, choices: Mapping[int, Any]) -> int:
         """A whole number that is one of the choices; 0 if absent or 0."""
         value = self.amount(key)

@@ -33,10 +33,12 @@ class RotaryScaling:
     ``linear`` divides all frequencies by ``factor``. ``llama3`` divides the low ones, leaves the high ones and
     interpolates in between (Llama Team 2024, as in transformers' ``_compute_llama3_parameters``). ``yarn`` divides
     those that turn less than ``slow`` times over the trained context, leaves those that turn more than ``fast`` times,
-    interpolates in between, and multiplies cosines and sines by ``magnitude`` (Peng et al. 2023).
+    interpolates in between, and multiplies cosines and sines by ``magnitude`` (Peng et al. 2023). ``longrope`` divides
+    each frequency by its own number, of ``short`` if the model's context is at most ``trained_context``, otherwise of
+    ``long``, and multiplies likewise (Ding et al. 2024).
     """
 
-    kind: Literal["linear", "llama3", "yarn"]
+    kind: Literal["linear", "llama3", "yarn", "longrope"]
     factor: float
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
@@ -46,6 +48,8 @@ class RotaryScaling:
     magnitude: float = 1.0
     whole_pairs: bool = True
     """Whether ``yarn`` rounds the limits of the interpolation outwards to whole pairs."""
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ class StandardDecoder:
     """The data of a family of decoders.
 
     ``name`` is the family's and the ``model_type`` in config.json; ``architecture`` is the name in GGUF if that
-    differs, None if no GGUF file has one of its own.
+    differs, None if no GGUF file has one of its own. ``also`` and ``gguf_also`` are other names of
+    the same models.
 
     Attention: ``gguf_pairing`` is the order of rotary pairs in the rows of GGUF's q and k, ``pairing`` that of
     config.json's models, ``rotated`` the fraction of a head's values that are rotated if the file does not say.
@@ -106,6 +107,8 @@ class StandardDecoder:
 
     name: str
     architecture: str | None = ""
+    also: tuple[str, ...] = ()
+    gguf_also: tuple[str, ...] = ()
     positions: Literal["rotary", "learned", "alibi"] = "rotary"
     gguf_pairing: Pairing = "half"
     pairing: Pairing = "half"
@@ -149,8 +152,10 @@ class StandardDecoder:
         }
         return Family(
             self.name,
-            gguf={self.architecture or self.name: self.from_gguf} if own else {},
-            safetensors={self.name: self.from_config},
+            gguf=dict.fromkeys((self.architecture or self.name, *self.gguf_also), self.from_gguf)
+            if own
+            else {},
+            safetensors=dict.fromkeys((self.name, *self.also), self.from_config),
             unused=self.unused,
             keys={**self.keys, **experts},
             biases=[f"blk.0.{name}.bias" for name, usual in biases.items() if usual],
@@ -158,7 +163,7 @@ class StandardDecoder:
 
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read GGUF metadata. Whether there are biases is seen from the tensors."""
-        own = config.under(f"{self.architecture or self.name}.")
+        own = config.under(f"{config.text('general.architecture')}.")
         kind = "rms_epsilon" if self.norm.kind == "rms" else "epsilon"
         width, present = own.count("embedding_length"), checkpoint.tensors.__contains__
         names = self.gguf_names.fused() if present("blk.0.attn_qkv.weight") else self.gguf_names

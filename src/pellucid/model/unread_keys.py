@@ -155,13 +155,16 @@ IN_ROPE: dict[str, Neutral] = {
     "attention_factor": ONE,
     "partial_rotary_factor": ONE,
     "original_max_position_embeddings": lambda value, _: True,  # only scalings that read it use it
+    # how positions of images are split; the three numbers of a text's position are the same
+    "mrope_section": lambda value, _: True,
+    "mrope_interleaved": lambda value, _: True,
 }
 """Keys of the tables of rotary parameters, and their neutral values. Keys that are not listed are refused."""
 
 GGUF_HARMLESS = re.compile(
     r"tensor_data_layout|rope\.scaling\.(original_context_length|finetuned|yarn_\w+)|interleave_moe_layer_step|"
     r"expert_(used_count|feed_forward_length|shared_feed_forward_length|weights_scale|weights_norm|gating_func|"
-    r"group_count|group_used_count)|decoder_start_token_id|leading_dense_block_count"
+    r"group_count|group_used_count)|decoder_start_token_id|leading_dense_block_count|n_deepstack_layers"
 )
 """Harmless keys of GGUF, after the architecture's name. Those about experts matter only if there are experts."""
 
@@ -186,7 +189,7 @@ GGUF_CHANGING: dict[str, Neutral] = {
     "attention.sliding_window_pattern": _no_pattern,
     "attention.key_length_swa": same_as("attention.key_length"),
     "attention.value_length_swa": same_as("attention.value_length"),
-    "rope.dimension_sections": every(0),
+    "rope.dimension_sections": lambda value, _: True,  # how positions of images are split
     "rope.global.freq_base": same_as("rope.freq_base"),
     "rope.dimension_count_swa": same_as("rope.dimension_count"),
     "embedding_length_out": same_as("embedding_length"),

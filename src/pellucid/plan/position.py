@@ -60,21 +60,26 @@ def rotate(builder: Builder, stage: str, rotary: Rotary, x: str, count: int, hea
     return x
 
 
-def inverse_frequencies(rotary: Rotary) -> tuple[float, ...]:
+def inverse_frequencies(rotary: Rotary, context: int) -> tuple[float, ...]:
     """Radians per position of each pair: base^(-2j/dims), scaled as the model states.
+
+    ``context`` is how many tokens the model is run with.
 
     Raises:
         UnsupportedModel: the file's divisors are not one positive number for each pair.
     """
     plain = [rotary.base ** (-2 * j / rotary.dims) for j in range(rotary.dims // 2)]
     scaling = rotary.scaling
-    if rotary.factors:
-        if len(rotary.factors) != len(plain) or not all(f > 0 and math.isfinite(f) for f in rotary.factors):
+    divisors = rotary.factors
+    if scaling and scaling.kind == "longrope":
+        divisors = scaling.short if context <= scaling.trained_context else scaling.long
+    if divisors:
+        if len(divisors) != len(plain) or not all(f > 0 and math.isfinite(f) for f in divisors):
             raise UnsupportedModel(
-                f"rotary factors: {len(rotary.factors)} given, {len(plain)} positive ones needed"
+                f"rotary factors: {len(divisors)} given, {len(plain)} positive ones needed"
             )
-        plain = [f / divisor for f, divisor in zip(plain, rotary.factors)]
-    if scaling is None:
+        plain = [f / divisor for f, divisor in zip(plain, divisors)]
+    if scaling is None or scaling.kind == "longrope":
         return tuple(plain)
     if scaling.kind == "linear":
         return tuple(f / scaling.factor for f in plain)
@@ -125,7 +130,7 @@ def _angles_name(builder: Builder, rotary: Rotary) -> str:
 def _angles(builder: Builder, rotary: Rotary) -> None:
     name, pairs = _angles_name(builder, rotary), rotary.dims // 2
     builder.buffer(name, 2 * pairs)
-    builder.constants[f"{name}.inverse_frequency"] = inverse_frequencies(rotary)
+    builder.constants[f"{name}.inverse_frequency"] = inverse_frequencies(rotary, builder.spec.context)
     fields: dict[str, Value] = {
         "inverse_frequency": Constant(f"{name}.inverse_frequency"),
         "pairs": pairs,

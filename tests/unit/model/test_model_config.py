@@ -225,7 +225,7 @@ def test_layer_types_that_are_none(value: Any) -> None:
         ("low_freq_factor", float("nan")),
         ("high_freq_factor", 1.0),
         ("original_max_position_embeddings", 0.5),
-        ("rope_type", "longrope"),
+        ("rope_type", "spiral"),
         ("rope_type", 7),
     ],
 )

@@ -43,9 +43,9 @@ TRANSFORMERS_LLAMA3_64 = [
 
 
 def test_transformers_numbers() -> None:
-    linear = inverse_frequencies(Rotary(10_000.0, 16, "half", LINEAR))
+    linear = inverse_frequencies(Rotary(10_000.0, 16, "half", LINEAR), 128)
     np.testing.assert_allclose(linear, TRANSFORMERS_LINEAR_16, rtol=2e-6)
-    llama3 = inverse_frequencies(Rotary(500_000.0, 64, "half", LLAMA3))
+    llama3 = inverse_frequencies(Rotary(500_000.0, 64, "half", LLAMA3), 128)
     np.testing.assert_allclose(llama3, TRANSFORMERS_LLAMA3_64, rtol=2e-6)
 
 
@@ -57,18 +57,18 @@ def test_formulas_in_float64(base: float, dims: int) -> None:
     blended = (1 - smooth) * plain / 8 + smooth * plain
     llama3 = np.where(wavelength < 8192 / 4, plain, np.where(wavelength > 8192, plain / 8, blended))
     for scaling, wanted in ((None, plain), (LINEAR, plain / 4), (LLAMA3, llama3)):
-        got = inverse_frequencies(Rotary(base, dims, "interleaved", scaling))
+        got = inverse_frequencies(Rotary(base, dims, "interleaved", scaling), 128)
         np.testing.assert_allclose(got, wanted, rtol=1e-14)
 
 
 def test_the_files_own_divisors() -> None:
     factors = tuple(float(1 + j) for j in range(8))
-    got = inverse_frequencies(Rotary(10_000.0, 16, "half", factors=factors))
-    plain = inverse_frequencies(Rotary(10_000.0, 16, "half"))
+    got = inverse_frequencies(Rotary(10_000.0, 16, "half", factors=factors), 128)
+    plain = inverse_frequencies(Rotary(10_000.0, 16, "half"), 128)
     np.testing.assert_allclose(got, np.array(plain) / factors, rtol=1e-15)
 
 
 @pytest.mark.parametrize("factors", [(1.0,) * 7, (1.0,) * 7 + (0.0,), (1.0,) * 7 + (math.nan,), (-1.0,) * 8])
 def test_divisors_that_are_none(factors: tuple[float, ...]) -> None:
     with pytest.raises(UnsupportedModel, match="8 positive ones"):
-        inverse_frequencies(Rotary(10_000.0, 16, "half", factors=factors))
+        inverse_frequencies(Rotary(10_000.0, 16, "half", factors=factors), 128)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pellucid.model.common_metadata import (
+    ROTARY_TENSORS,
     except_every,
     gguf_attention,
     gguf_vocabulary,
@@ -129,5 +130,5 @@ GEMMA3 = Family(
     "gemma3",
     gguf={"gemma3": from_gguf},
     safetensors={"gemma3_text": from_config},
-    unused=(r"rope_freqs\.weight",),  # read separately
+    unused=ROTARY_TENSORS,
 )

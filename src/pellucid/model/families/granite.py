@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pellucid.model.common_metadata import ROTARY_TENSORS
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
@@ -43,7 +44,7 @@ def scaled_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
 GRANITE = StandardDecoder(
     "granite",
     gguf_pairing="interleaved",
-    unused=(r"rope_freqs\.weight",),  # read separately
+    unused=ROTARY_TENSORS,
     gguf_change=scaled_gguf,
     config_change=scaled_config,
 ).family()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pellucid.model.common_metadata import ROTARY_TENSORS
 from pellucid.model.families.granite import scaled_config, scaled_gguf
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
@@ -27,7 +28,7 @@ _GRANITE_MOE = StandardDecoder(
         feedforward__shared__up="shared_mlp.input_linear",
         feedforward__shared__down="shared_mlp.output_linear",
     ),
-    unused=(r"rope_freqs\.weight",),  # read separately
+    unused=ROTARY_TENSORS,
     gguf_change=scaled_gguf,
     config_change=scaled_config,
 )

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from pellucid.model.standard_decoder import StandardDecoder
 
-QWEN3 = StandardDecoder("qwen3", head_norm=True).family()
+QWEN3 = StandardDecoder("qwen3", also=("qwen3_vl_text",), gguf_also=("qwen3vl",), head_norm=True).family()
