@@ -5,6 +5,6 @@ written.py        writers of GGUF and safetensors files
 byte_tokens.py    a tokenizer whose tokens are the 256 bytes
 """
 
-from pellucid.testing.random_model import example, random_model
+from pellucid.testing.random_model import planned_model, random_model
 
-__all__ = ["example", "random_model"]
+__all__ = ["planned_model", "random_model"]

@@ -18,7 +18,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures, known_families
 from pellucid.model.shapes import Shape, expected_shapes
-from pellucid.model.spec import Model, ModelSpec, Slot
+from pellucid.model.spec import Model, Slot
 from pellucid.model.standard_decoder import KEYS
 from pellucid.testing.byte_tokens import SMALLEST, gguf_tokenizer, json_tokenizer
 from pellucid.testing.written import Written, write_gguf, write_safetensors
@@ -137,10 +137,17 @@ def random_model(
     return path
 
 
-def example(family: str) -> ModelSpec:
-    """The spec of a small model of a family, without weights."""
-    kind: Literal["gguf", "safetensors"] = "safetensors" if known_families()[family].safetensors else "gguf"
-    return _planned(family, Path(family), kind, True, {}, {})[1].spec
+def planned_model(
+    family: str,
+    *,
+    tied: bool = True,
+    metadata: Mapping[str, Any] | None = None,
+    shape: Mapping[str, int] | None = None,
+) -> Model:
+    """The model that `random_model` would write, without weights. Raises as it does."""
+    known = known_families().get(family)
+    kind: Literal["gguf", "safetensors"] = "safetensors" if known is None or known.safetensors else "gguf"
+    return _planned(family, Path(family), kind, tied, metadata or {}, shape or {})[1]
 
 
 def _planned(

@@ -271,6 +271,27 @@ def test_plan(command: Command, tiny: str) -> None:
     assert f"{len(rows)} operations" in short.splitlines()[-1]
 
 
+def test_plan_of_a_shape_on_paper(command: Command) -> None:
+    document = command("plan", "gpt2", "--json").document
+    assert document["parameters"] == document["active_parameters"] == 124_439_808
+    assert document["file_bytes"]["F16"] > document["file_bytes"]["Q4_K"]
+    assert document["decode_tokens_per_second"] > 0
+    shown = command("plan", "gpt3-175b").answer
+    assert "174.60 billion parameters" in shown
+    assert "blocks.1 ... 95" in shown
+    refused = command("plan", "gpt2", "--measured")
+    assert refused.code == 2
+    assert "gpt2 is a shape on paper" in refused.err
+
+
+def test_list_families(command: Command) -> None:
+    rows = {row["family"]: row for row in command("list", "--families", "--json").document}
+    assert rows["gpt_oss"]["gguf"] == ["gpt-oss"]
+    assert "sinks" in rows["gpt_oss"]["parts"]
+    assert "gated SiLU experts by softmax" in rows["olmoe"]["parts"]
+    assert "ALiBi" in command("list", "--families").answer
+
+
 def test_info(command: Command, tiny: str) -> None:
     document = command("info", tiny, "--json").document
     assert (document["family"], document["context"], document["blocks"]) == ("llama", 128, 2)

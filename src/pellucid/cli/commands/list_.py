@@ -47,14 +47,14 @@ def _families(json: bool) -> None:
     """The families, the names of their architectures in each kind of file, and the parts that they are made of."""
     from pellucid.model.describe import parts
     from pellucid.model.family import known_families
-    from pellucid.testing import example
+    from pellucid.testing import planned_model
 
     rows = [
         {
             "family": name,
             "gguf": [*family.gguf],
             "safetensors": [*family.safetensors],
-            "parts": parts(example(name)),
+            "parts": parts(planned_model(name).spec),
         }
         for name, family in sorted(known_families().items())
     ]

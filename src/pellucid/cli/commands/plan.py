@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pellucid.plan.plan import Operation, Plan
 
 DEPTH, SENTENCE = 16, 32  # measured by default: a token after this many, a sentence of this many
+READ = 1 << 30  # bytes of the buffer whose reading is timed for a shape on paper
 ROOMY = 120  # columns of a terminal with room for both times and shapes
 
 
@@ -37,12 +38,24 @@ def command(
 ) -> None:
     """Show the operations of a model. No weights are loaded without --measured.
 
+    MODEL may also be a shape on paper, such as gpt3-175b, llama-3-70b or qwen3-30b-a3b: then the parameters, the sizes
+    in several formats, and the speed that this machine's memory and integer units allow are shown too.
+
     An operation has a stage, a kernel, shapes (T tokens, R of them with logits, B sequences), the bytes of weights that
     it reads per step, and its multiply-adds per token. A dot marks where the threads wait for each other. --measured
     adds the time of each operation, the bytes or multiply-adds per second that it reaches, and their share of what this
     machine can do at most.
     """
     profile = None
+    if _on_paper(model):
+        from pellucid.errors import InvalidRequest
+
+        given = {"measured": measured or None, "prompt": prompt, "context": context}
+        for name, value in given.items():
+            if value is not None:
+                raise InvalidRequest(f"--{name}: {model} is a shape on paper, without weights: leave it out")
+        _show_paper(model, whole, threads, precise, kv_cache, json)
+        return
     if measured:
         plan, profile = _measure(model, prompt, threads, context, precise, kv_cache)
     else:
@@ -54,6 +67,64 @@ def command(
         common.print_json([_row(op) for op in plan.operations])
     else:
         _show(plan, shortened(plan.operations, whole), profile)
+
+
+def _on_paper(model: str) -> bool:
+    """Whether a name is that of a shape on paper, and of nothing that is here."""
+    from pathlib import Path
+
+    from pellucid.measure.paper import known_papers
+    from pellucid.weights.catalogue import find
+
+    return model in known_papers() and find(model) is None and not Path(model).exists()
+
+
+def _show_paper(
+    name: str, whole: bool, threads: int | None, precise: bool, kv_cache: str | None, json: bool
+) -> None:
+    from rich.filesize import decimal
+
+    from pellucid.llm import activation_bits_of, checked_kv_dtype
+    from pellucid.measure.paper import paper
+    from pellucid.measure.roofs import Roofs
+    from pellucid.measure.rounds import machine_rates
+    from pellucid.runtime.executor import default_threads
+
+    made = paper(name, activation_bits_of(precise), checked_kv_dtype(kv_cache))
+    roofs = Roofs(threads or default_threads(), READ)
+    try:
+        rates = machine_rates(roofs, READ)
+    finally:
+        roofs.close()
+    facts = {
+        "name": made.name,
+        "source": made.source,
+        "parameters": made.parameters,
+        "active_parameters": made.active,
+        "file_bytes": dict(made.file_bytes),
+        "key_value_bytes_per_token": made.token_bytes,
+        "multiply_adds_per_token": made.multiply_adds,
+        "weight_bytes_per_token": made.read_bytes,
+        "decode_tokens_per_second": made.decode(rates),
+        "prefill_tokens_per_second": made.prefill(rates),
+    }
+    if json:
+        common.print_json({**facts, "operations": [_row(op) for op in made.plan.operations]})
+        return
+    _show(made.plan, shortened(made.plan.operations, whole), None)
+    active = (
+        f", of which a token uses {made.active / 1e9:.2f} billion" if made.active < made.parameters else ""
+    )
+    sizes = ", ".join(f"{form} {decimal(size)}" for form, size in made.file_bytes.items())
+    print(
+        f"\n{name} ({made.source}): {made.parameters / 1e9:.2f} billion parameters{active}\n"
+        f"sizes: {sizes}\n"
+        f"keys and values: {decimal(made.token_bytes)} for each token, {decimal(made.token_bytes * made.spec.context)} "
+        f"for the context of {made.spec.context:,}\n"
+        f"in {made.form}, this machine's {rates.read / 1e9:.1f} GB/s and {rates.multiply / 1e9:,.0f} int8 GMAC/s allow "
+        f"{made.decode(rates):.3g} tokens per second of text and {made.prefill(rates):,.3g} of a prompt, if the memory "
+        "holds it"
+    )
 
 
 def _plan(model: str, precise: bool, kv_cache: str | None, only_measured: dict[str, int | None]) -> Plan:

@@ -1,0 +1,129 @@
+"""Models on paper: the plan and the size of a model whose shape is known, without its weights.
+
+The shapes are in ``paper.json``: a family, its dimensions (``pellucid.testing``), and the publication they are from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from pellucid import pipeline
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.measure.cost import Rates
+from pellucid.model.shapes import Shape, expected_shapes
+from pellucid.model.spec import Mixture, ModelSpec
+from pellucid.plan.plan import Plan
+from pellucid.testing import planned_model
+from pellucid.weights.quant.format import Format
+from pellucid.weights.quant.registry import lookup
+
+FORMATS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "MXFP4", "Q2_K")
+"""The formats whose sizes are stated."""
+USUAL = "Q4_K"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A model on paper.
+
+    ``form`` is the format of the plan's matrices, where their columns are whole blocks. ``active`` are the parameters
+    that a token uses, ``file_bytes`` the sizes by format.
+    """
+
+    name: str
+    source: str
+    form: str
+    spec: ModelSpec
+    plan: Plan
+    parameters: int
+    active: int
+    file_bytes: Mapping[str, int]
+
+    @property
+    def token_bytes(self) -> int:
+        """The bytes of keys and values that a token adds to the cache."""
+        return sum(layer.page_bytes for layer in self.plan.layers) // PAGE
+
+    @property
+    def read_bytes(self) -> int:
+        """The bytes of weights that a token reads."""
+        return sum(op.weight_bytes for op in self.plan.operations)
+
+    @property
+    def multiply_adds(self) -> int:
+        """The multiply-adds of a token."""
+        return sum(op.multiply_adds for op in self.plan.operations)
+
+    def decode(self, rates: Rates) -> float:
+        """Tokens per second of one sequence that a machine allows: it reads the weights of a token for each."""
+        return 1 / max(self.read_bytes / rates.read, self.multiply_adds / rates.multiply)
+
+    def prefill(self, rates: Rates) -> float:
+        """Tokens per second of a long prompt that a machine allows: it multiplies."""
+        return rates.multiply / self.multiply_adds
+
+
+@lru_cache(maxsize=1)
+def known_papers() -> Mapping[str, Mapping[str, Any]]:
+    """The shapes by name."""
+    shapes: dict[str, Mapping[str, Any]] = json.loads(
+        Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
+    )
+    return shapes
+
+
+def paper(name: str, activation_bits: int = 8, kv_dtype: str | None = None) -> Paper:
+    """A model of ``known_papers``."""
+    entry = known_papers()[name]
+    model = planned_model(
+        entry["family"],
+        tied=entry.get("tied", True),
+        metadata=entry.get("metadata"),
+        shape=entry["shape"],
+    )
+    shapes, form = expected_shapes(model.spec), entry.get("form", USUAL)
+    layouts = {slot: _format(slot, shape, form).packed for slot, shape in shapes.items() if len(shape) > 1}
+    plan = pipeline.build_plan(model.spec, layouts, activation_bits, kv_dtype)
+    return Paper(
+        name,
+        entry["source"],
+        form,
+        model.spec,
+        plan,
+        parameters=sum(map(prod, shapes.values())),
+        active=sum(_active(model.spec, slot, shape) for slot, shape in shapes.items()),
+        file_bytes={
+            name: sum(_bytes(slot, shape, name) for slot, shape in shapes.items()) for name in FORMATS
+        },
+    )
+
+
+def _format(slot: str, shape: Shape, wanted: str) -> Format:
+    """The format of a slot: F32 for vectors and routers; another one if the columns are no whole blocks."""
+    if len(shape) < 2 or slot.endswith((".bias", ".router.weight", "norm.weight")):
+        return lookup("F32", slot)
+    found = lookup(wanted, slot)
+    if shape[-1] % found.block == 0:
+        return found
+    return lookup("Q8_0" if shape[-1] % 32 == 0 else "F16", slot)
+
+
+def _bytes(slot: str, shape: Shape, wanted: str) -> int:
+    return prod(shape[:-1]) * _format(slot, shape, wanted).row_bytes(shape[-1])
+
+
+def _active(spec: ModelSpec, slot: str, shape: Shape) -> int:
+    """The parameters of a slot that a token uses: of the experts, those that are chosen; of the embedding, a row."""
+    if slot == "embed.weight" and spec.head and not spec.head.tied:
+        return shape[-1]
+    _, _, after = slot.partition("blocks.")
+    kind = spec.blocks[int(after.split(".")[0])].feedforward if after else None
+    if isinstance(kind, Mixture) and ".experts." in slot:
+        return prod(shape) // kind.router.experts * kind.router.chosen
+    return prod(shape)

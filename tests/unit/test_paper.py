@@ -1,0 +1,48 @@
+"""Shapes on paper: as many parameters as their publications say, and a plan for each."""
+
+from __future__ import annotations
+
+import pytest
+
+from pellucid.measure.cost import Rates
+from pellucid.measure.paper import known_papers, paper
+
+PUBLISHED = {  # millions of parameters, and of those that a token uses
+    "gpt2": (124.44, 124.44),
+    "gpt2-medium": (354.82, 354.82),
+    "gpt2-large": (774.03, 774.03),
+    "gpt2-xl": (1557.61, 1557.61),
+    "gpt3-175b": (174_600, 174_600),
+    "llama-3-8b": (8_030.3, 7_504.9),
+    "llama-3-70b": (70_553.7, 69_503),
+    "llama-3-405b": (405_853, 403_752),
+    "qwen2.5-7b": (7_615.6, 7_070.6),
+    "qwen3-8b": (8_190.7, 7_568.4),
+    "qwen3-30b-a3b": (30_532, 3_042),
+    "qwen3-235b-a22b": (235_094, 21_572),
+    "mixtral-8x7b": (46_702.8, 12_748.5),
+    "olmoe-1b-7b": (6_919, 1_180),
+    "gpt-oss-20b": (20_914.8, 3_609),
+    "gpt-oss-120b": (116_829, 5_132),
+    "glm-4.5-air": (106_850, 12_700),
+}
+
+
+@pytest.mark.parametrize("name", known_papers())
+def test_a_shape_has_the_published_parameters(name: str) -> None:
+    made, (every, active) = paper(name), PUBLISHED[name]
+    assert made.parameters / 1e6 == pytest.approx(every, rel=2e-3)
+    assert made.active / 1e6 == pytest.approx(active, rel=2e-2)
+    assert len(made.plan.layers) == len(made.spec.blocks)
+    assert made.file_bytes["F16"] == pytest.approx(2 * made.parameters, rel=1e-2)
+
+
+def test_a_token_reads_and_multiplies_what_it_uses() -> None:
+    made = paper("llama-3-8b")
+    assert made.token_bytes == 32 * 2 * 8 * 128 * 2
+    assert made.multiply_adds == pytest.approx(made.active, rel=1e-3)
+    assert made.read_bytes == pytest.approx(made.active * 4.5 / 8, rel=0.05)
+    fast = Rates(read=made.read_bytes * 100.0, multiply=made.multiply_adds * 1000.0)
+    assert made.decode(fast) == pytest.approx(100)
+    assert made.prefill(fast) == pytest.approx(1000)
+    assert made.decode(Rates(read=1e30, multiply=made.multiply_adds * 7.0)) == pytest.approx(7)
