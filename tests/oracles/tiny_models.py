@@ -166,6 +166,17 @@ LONG: dict[str, Any] = {
         "long_factor": [1.0, 1.3, 1.9, 3.0, 4.5, 7.0, 9.0, 12.0],
     }
 }
+XGLM = {
+    "vocab_size": 128,
+    "max_position_embeddings": 640,
+    "d_model": 64,
+    "ffn_dim": 96,
+    "num_layers": 2,
+    "attention_heads": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", LLAMA),
     "llama-tied": (
@@ -522,5 +533,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
                 "deepstack_visual_indexes": [0],
             },
         },
+    ),
+    "xglm": ("XGLM", XGLM),
+    "xglm-odd": (
+        "XGLM",
+        XGLM
+        | {"d_model": 72, "attention_heads": 3, "num_layers": 3, "ffn_dim": 50, "scale_embedding": False},
     ),
 }

@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from pellucid.kernels.ops.mixture import route_reference
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slots import SlotReader
-from pellucid.model.spec import Attention, Block, FeedForward, Mixture, Model, Norm, Rotary
+from pellucid.model.spec import (
+    Attention,
+    Block,
+    FeedForward,
+    Learned,
+    Mixture,
+    Model,
+    Norm,
+    Rotary,
+    Sinusoidal,
+)
 from pellucid.plan.position import alibi_slopes, inverse_frequencies
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -164,8 +174,13 @@ class Reference:
         x = self.weight("embed.weight")[list(ids)] * embedding.scale
         if embedding.types:
             x = x + self.weight("embed.types.weight")[0]
-        if self.spec.position:
+        if isinstance(self.spec.position, Learned):
             x = x + self.weight("position.weight")[: len(ids)]
+        if isinstance(self.spec.position, Sinusoidal):
+            kind, pairs = self.spec.position, x.shape[1] // 2
+            positions = np.arange(len(ids)) + kind.offset
+            angles = positions[:, None] / kind.base ** (np.arange(pairs) / (pairs - 1))
+            x = x + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
         if embedding.norm:
             x = self.norm(x, embedding.norm, "embed.norm")
         for i, kind in enumerate(self.spec.blocks):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from pellucid.model.spec import Activation, FeedForward, Mixture, ModelSpec, Placement
+from pellucid.model.spec import Activation, FeedForward, Learned, Mixture, ModelSpec, Placement
 
 PLACEMENTS: Mapping[Placement, str] = {
     "pre": "{} norms before",
@@ -37,7 +37,7 @@ def feedforward(kind: FeedForward) -> str:
 def _positions(spec: ModelSpec) -> Iterator[str]:
     kinds = [block.attention.rotary for block in spec.blocks]
     if spec.position:
-        yield "learned positions"
+        yield "learned positions" if isinstance(spec.position, Learned) else "sinusoidal positions"
     if any(block.attention.alibi for block in spec.blocks):
         yield "ALiBi"
     if any(kinds):

@@ -27,7 +27,8 @@ def read_model(checkpoint: Checkpoint) -> Model:
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
     config, gguf = Config(checkpoint.metadata, checkpoint.path), checkpoint.kind == "gguf"
-    if not gguf and isinstance(config.value(TABLE), Mapping):
+    table = checkpoint.metadata.get(TABLE)
+    if not gguf and isinstance(table, Mapping) and table:
         config.refuse("quantization_config", {})
         text = TextPart(checkpoint)
         return text.in_file(_read(text, text.config(config)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pellucid.model.spec import Block, FeedForward, Mixture, ModelSpec, Norm
+from pellucid.model.spec import Block, FeedForward, Learned, Mixture, ModelSpec, Norm
 
 Shape = tuple[int, ...]
 
@@ -17,7 +17,7 @@ def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
 def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
     embedding, width = spec.embedding, spec.embedding.width
     yield "embed.weight", (embedding.vocabulary, width)
-    if spec.position:
+    if isinstance(spec.position, Learned):
         yield "position.weight", (spec.position.count, width)
     if embedding.types:
         yield "embed.types.weight", (embedding.types, width)

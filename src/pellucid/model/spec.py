@@ -72,6 +72,18 @@ class Learned:
 
 
 @dataclass(frozen=True)
+class Sinusoidal:
+    """Fixed vectors of sines and cosines, added to the embedding (Vaswani et al. 2017).
+
+    As in tensor2tensor: pair j of D/2 has the frequency base^(-j / (D/2 - 1)); the first half of the vector holds the
+    sines, the second the cosines. The first token has position ``offset``.
+    """
+
+    base: float
+    offset: int = 0
+
+
+@dataclass(frozen=True)
 class Norm:
     """``rms`` or ``layer`` normalisation. ``layer`` has a bias, unless ``bias`` is False; ``weight`` is whether it has
     weights.
@@ -220,7 +232,7 @@ class ModelSpec:
     context: int
     embedding: Embedding
     blocks: tuple[Block, ...]
-    position: Learned | None = None
+    position: Learned | Sinusoidal | None = None
     final_norm: Norm | None = None
     head: Head | None = None
     pooling: Pooling | None = None

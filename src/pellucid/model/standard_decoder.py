@@ -109,7 +109,7 @@ class StandardDecoder:
     architecture: str | None = ""
     also: tuple[str, ...] = ()
     gguf_also: tuple[str, ...] = ()
-    positions: Literal["rotary", "learned", "alibi"] = "rotary"
+    positions: Literal["rotary", "learned", "alibi", "none"] = "rotary"
     gguf_pairing: Pairing = "half"
     pairing: Pairing = "half"
     rotated: float = 1.0
@@ -230,7 +230,10 @@ class StandardDecoder:
             feedforwards=self.mixture.from_config(config, dense, layers)
             if self.mixture
             else [dense] * layers,
-            norm=replace(self.norm, eps=config.number(keys["norm_eps"], self.norm.eps)),
+            norm=replace(
+                self.norm,
+                eps=config.number(keys["norm_eps"], self.norm.eps) if keys["norm_eps"] else self.norm.eps,
+            ),
             head_norm=config.flag(self.head_norm, False)
             if isinstance(self.head_norm, str)
             else self.head_norm,

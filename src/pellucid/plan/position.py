@@ -1,4 +1,4 @@
-"""Positions: learned vectors are added to the embedding, rotary ones rotate queries and keys, ALiBi lowers scores."""
+"""Positions: vectors are added to the embedding, rotary ones rotate queries and keys, ALiBi lowers scores."""
 
 from __future__ import annotations
 
@@ -7,20 +7,42 @@ import math
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
-from pellucid.model.spec import Rotary, RotaryScaling
+from pellucid.model.spec import Learned, Rotary, RotaryScaling, Sinusoidal
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.embedding import lookup
 from pellucid.plan.plan import At, Constant, DistanceBias, DistanceTable, Operation, Value
 
 
 def position(builder: Builder, x: str) -> str:
-    """Add learned vectors to x; for rotary positions, compute the step's angles, one table for each kind."""
-    if builder.spec.position:
+    """Add learned or sinusoidal vectors to x; for rotary ones, compute the step's angles, one table for each kind."""
+    if isinstance(builder.spec.position, Learned):
         lookup(builder, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
+    if isinstance(builder.spec.position, Sinusoidal):
+        _add_sinusoids(builder, builder.spec.position, x)
     for rotary in dict.fromkeys(block.attention.rotary for block in builder.spec.blocks):
         if rotary:
             _angles(builder, rotary)
     return x
+
+
+def sinusoidal_frequencies(kind: Sinusoidal, width: int) -> tuple[float, ...]:
+    """Radians per position of each of D/2 pairs."""
+    pairs = width // 2
+    return tuple(kind.base ** (-j / (pairs - 1)) for j in range(pairs))
+
+
+def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
+    frequencies = sinusoidal_frequencies(kind, builder.count_of(x))
+    builder.constants["position.frequencies"] = frequencies
+    fields: dict[str, Value] = {
+        "x": At(x),
+        "stride": 4 * builder.width_of(x),
+        "frequencies": Constant("position.frequencies"),
+        "pairs": len(frequencies),
+        "offset": kind.offset,
+    }
+    shape = f"(T, {builder.count_of(x)})"
+    builder.emit(Operation("position", KernelKey("sinusoidal"), fields, (x,), (x,), shape))
 
 
 def alibi_slopes(heads: int) -> tuple[float, ...]:

@@ -1,0 +1,60 @@
+"""XGLM (Lin et al. 2021): sinusoidal positions, layer norms before attention and feed-forward, scaled embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.config import Config
+from pellucid.model.spec import ModelSpec, Norm, Sinusoidal
+from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
+from pellucid.model.tensor_names import TensorNames
+
+OFFSET = 2  # the first position
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    width = spec.embedding.width
+    if width % 2 or width < 4:
+        raise config.wrong("d_model", f"is {width}; it must be an even number from 4")
+    scale = width**0.5 if config.flag("scale_embedding", True) else 1.0
+    return replace(
+        spec, embedding=replace(spec.embedding, scale=scale), position=Sinusoidal(10_000.0, OFFSET)
+    )
+
+
+XGLM = StandardDecoder(
+    "xglm",
+    architecture=None,
+    positions="none",
+    bias=True,
+    output_bias=True,
+    activation="gelu",
+    gated=False,
+    feedforward_bias=True,
+    norm=Norm("layer", 1e-5),
+    tied=True,
+    keys={
+        **UNGROUPED_KEYS,
+        "width": "d_model",
+        "heads": "attention_heads",
+        "feed_forward": "ffn_dim",
+        "layers": "num_layers",
+        "activation": "activation_function",
+        "norm_eps": "",
+    },
+    names=TensorNames(
+        {"embed": "model.embed_tokens", "norm": "model.layer_norm", "project": "lm_head"},
+        {
+            "attention.q": "self_attn.q_proj",
+            "attention.k": "self_attn.k_proj",
+            "attention.v": "self_attn.v_proj",
+            "attention.output": "self_attn.out_proj",
+            "attention.norm": "self_attn_layer_norm",
+            "feedforward.up": "fc1",
+            "feedforward.down": "fc2",
+            "feedforward.norm": "final_layer_norm",
+        },
+        "model.layers",
+    ),
+    config_change=_from_config,
+).family()
