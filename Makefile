@@ -6,6 +6,7 @@
 # make test-constraints  generate 10,000 texts under schemas and grammars, and validate each
 # make test-templates    compare the texts of seventy published chat templates with those of transformers
 # make test-oracles  make the goldens of the tiny models again, with transformers
+# make test-greedy   greedy texts of the two Qwen models, precise, against transformers' float32 run
 # make test-gguf  compare GGUF files of llama.cpp's converter with transformers; LLAMA_CPP=FOLDER is llama.cpp's source
 # make fuzz    damaged files, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make check   formatting, lint, types, import order between folders
@@ -18,7 +19,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-python test-fast test-tokenizers test-constraints test-templates test-oracles test-gguf fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
+.PHONY: run test test-python test-fast test-tokenizers test-constraints test-templates test-oracles test-greedy test-gguf fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -42,6 +43,9 @@ test-templates: $(VENV)/oracles
 
 test-oracles: $(VENV)/oracles
 	$(BIN)/python tests/oracles/tiny_oracle.py --out tests/goldens/model/tiny $(ORACLES)
+
+test-greedy: $(VENV)/oracles
+	$(BIN)/python tests/oracles/greedy_long.py $(GREEDY)
 
 test-gguf: $(VENV)/oracles
 	$(BIN)/python tests/oracles/gguf_oracle.py --llama-cpp $(LLAMA_CPP)

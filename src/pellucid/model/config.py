@@ -75,12 +75,16 @@ class Config:
 
         return float(self._get(key, default, check, f"a number above {low:g} and at most {most:g}"))
 
-    def amount(self, key: str, required: bool = False) -> int:
+    def amount(self, key: str, required: bool = False, *, limit: int = LIMIT) -> int:
         """A whole number, or 0 if the value is absent, false or 0: there is no window, there are no experts."""
         if required and not self.has(key):
-            raise self.wrong(key, f"missing; it must be a whole number from 0 to {LIMIT:,}")
+            raise self.wrong(key, f"missing; it must be a whole number from 0 to {limit:,}")
         value = self.value(key)
-        return 0 if value is False or (type(value) is int and value == 0) else int(self.count(key, 0))
+        return (
+            0
+            if value is False or (type(value) is int and value == 0)
+            else int(self.count(key, 0, limit=limit))
+        )
 
     def cap(self, key: str) -> float:
         """A positive number, or 0 if the value is 0 or absent: there is no cap."""

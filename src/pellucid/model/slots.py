@@ -107,26 +107,33 @@ class _SlotPart:
 
     @cached_property
     def _gathered(self) -> NDArray[np.uint8]:
-        """The bytes of rows that do not follow each other in the file."""
-        stored, rows = self.checkpoint.data(self.tensor.name), self.source.rows
+        """The bytes of rows that do not follow each other in the file. Only what holds them is read."""
+        rows, step = self.source.rows, self.source.step
         if not self.source.transpose:
-            of_row = stored.reshape(-1, self.row_bytes if len(self.shape) > 1 else self.form.block_bytes)
-            start, stop = rows or (0, len(of_row))
-            return np.ascontiguousarray(of_row[start : stop : self.source.step]).reshape(-1)
+            size = self.row_bytes if len(self.shape) > 1 else self.form.block_bytes
+            start, stop = rows or (0, self.tensor.nbytes // size)
+            return np.ascontiguousarray(
+                self._stored(start * size, stop * size).reshape(-1, size)[::step]
+            ).reshape(-1)
         if not self.form.packed.is_float:
             raise UnsupportedModel(
                 f"tensor {shown(self.tensor.name)} is stored as {self.form.name}, which cannot be transposed: "
                 "convert the file with its matrices as (outputs, inputs)"
             )
         *_, inputs, outputs = self.tensor.shape
-        values = stored.view(f"V{self.form.block_bytes}").reshape(-1, inputs, outputs)
-        start, stop = rows or (0, len(values) * outputs)
-        found = [
-            matrix[:, max(start - first, 0) : max(stop - first, 0) : self.source.step].T
-            for matrix, first in zip(values, range(0, len(values) * outputs, outputs))
-            if start < first + outputs and stop > first
-        ]
-        return np.ascontiguousarray(np.concatenate(found)).reshape(-1).view(np.uint8)
+        size = inputs * outputs * self.form.block_bytes
+        start, stop = rows or (0, self.tensor.nbytes // size * outputs)
+        first, last = start // outputs, -(-stop // outputs)  # of the matrices that hold the rows
+        values = self._stored(first * size, last * size).view(f"V{self.form.block_bytes}")
+        by_row = values.reshape(-1, inputs, outputs).transpose(0, 2, 1).reshape(-1, inputs)
+        begin = first * outputs
+        return np.ascontiguousarray(by_row[start - begin : stop - begin : step]).reshape(-1).view(np.uint8)
+
+    def _stored(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Some of the tensor's bytes."""
+        out = np.empty(stop - start, np.uint8)
+        self.checkpoint.read(self.tensor.name, start, out)
+        return out
 
 
 class SlotReader:

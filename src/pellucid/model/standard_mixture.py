@@ -37,6 +37,7 @@ the first layers have no experts.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """The keys of the number of experts: older versions of transformers wrote others than newer ones, by family."""
 
+MOST = 4096  # experts; a file could state any number, and each has tensors
 GATES: Mapping[int, Score] = {1: "softmax", 2: "sigmoid", 3: "softmax"}
 """llama.cpp's numbers; 3 is the softmax of the chosen scores, which is that of all scores, normalised."""
 SOFTMAX_OF_CHOSEN = 3
@@ -71,11 +72,11 @@ class StandardMixture:
 
     def from_gguf(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
         """Each layer's feed-forward, from the keys of an architecture."""
-        experts = config.amount("expert_count")
+        experts = config.amount("expert_count", limit=MOST)
         if not experts:
             if self.optional:
                 return [dense] * layers
-            config.count("expert_count")
+            config.count("expert_count", limit=MOST)
         width = config.count("expert_feed_forward_length", dense.width)
         shared_width = config.amount("expert_shared_feed_forward_length")
         shared_width = shared_width or width * config.amount("expert_shared_count")
@@ -165,4 +166,4 @@ def _experts(config: Config) -> int:
         )
     for key in said[1:]:
         config.agreed(said[0], config, key)
-    return int(config.count(said[0]))
+    return int(config.count(said[0], limit=MOST))
