@@ -38,7 +38,7 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing | No
 def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_dim: int) -> Rotary:
     scaling = None
     # As in llama.cpp, a factor without a type is a linear one, and so is the older key.
-    kinds = {"none": "none", "linear": "linear", "yarn": "yarn"}
+    kinds = {"none": "none", "linear": "linear", "yarn": "yarn", "longrope": "longrope"}
     kind = config.one_of("rope.scaling.type", kinds, "linear")
     factor = config.number("rope.scaling.factor", config.number("rope.scale_linear", 1.0))
     config.agreed("rope.scaling.factor", config, "rope.scale_linear")
@@ -53,7 +53,7 @@ def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_
             slow=config.number("rope.scaling.yarn_beta_slow", 1.0),
             magnitude=yarn_magnitude(factor) * config.number("rope.scaling.attn_factor", 1.0),
         )
-    if LONG in checkpoint.tensors or SHORT in checkpoint.tensors:
+    if kind == "longrope" or LONG in checkpoint.tensors or SHORT in checkpoint.tensors:
         trained = config.count("rope.scaling.original_context_length")
         scaling = RotaryScaling(
             "longrope",

@@ -75,7 +75,8 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
         tensors = [checkpoint.tensors[source.tensor] for source in sources]
         found = [shape_of(tensor, source) for tensor, source in zip(tensors, sources)]
         joined, needed, wrong = _joined(found), shape, tensors[0]
-        if len(found) == shape[0] and len(shape) > len(found[0]):  # each source is one expert's
+        of_experts = len(shape) == 3 or sources[0].flat
+        if of_experts and len(found) == shape[0] and len(found[0]) == len(shape) - 1:  # one source for each
             needed = shape[1:]
             wrong, joined = next(
                 ((tensor, one) for tensor, one in zip(tensors, found) if one != needed), (wrong, needed)

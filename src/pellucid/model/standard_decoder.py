@@ -174,6 +174,10 @@ class StandardDecoder:
         )
         further = own.amount("nextn_predict_layers") if self.further_layers else 0
         layers = own.count("block_count", limit=1000) - further
+        if layers < 1:
+            raise own.wrong(
+                "nextn_predict_layers", f"is {further}, of {layers + further} layers: none is left"
+            )
         spec = self._spec(
             name=config.text("general.name", self.name),
             context=own.count("context_length"),

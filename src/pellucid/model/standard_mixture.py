@@ -37,6 +37,7 @@ the first layers have no experts.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """The keys of the number of experts: older versions of transformers wrote others than newer ones, by family."""
 
+MOST_OF_ALL = 1 << 16  # experts of all layers; DeepSeek V3 has 14,848
 MOST = 4096  # experts; a file could state any number, and each has tensors
 GATES: Mapping[int, Score] = {1: "softmax", 2: "sigmoid", 3: "softmax"}
 """llama.cpp's numbers; 3 is the softmax of the chosen scores, which is that of all scores, normalised."""
@@ -73,6 +74,7 @@ class StandardMixture:
     def from_gguf(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
         """Each layer's feed-forward, from the keys of an architecture."""
         experts = config.amount("expert_count", limit=MOST)
+        _limit(config, "expert_count", experts, layers)
         if not experts:
             if self.optional:
                 return [dense] * layers
@@ -86,7 +88,7 @@ class StandardMixture:
             config,
             experts,
             config.count("expert_used_count", limit=experts),
-            config.number("expert_weights_scale", 1.0),
+            config.cap("expert_weights_scale") or 1.0,
             config.amount("expert_group_count") or 1,
             config.amount("expert_group_used_count") or 1,
             "expert_group_count",
@@ -94,6 +96,7 @@ class StandardMixture:
         router = replace(
             router,
             score=GATES[gate] if gate else self.score,
+            group_best=2,  # llama.cpp's for every architecture
             normalize=config.flag("expert_weights_norm", normalize) or gate == SOFTMAX_OF_CHOSEN,
         )
         mixture = self._mixture(router, replace(dense, width=width), shared_width)
@@ -106,6 +109,7 @@ class StandardMixture:
             return [dense] * layers
         keys = {**KEYS, **self.keys}
         experts = _experts(config)
+        _limit(config, EXPERTS[0], experts, layers)
         width = config.count(keys["width"]) if keys["width"] else dense.width
         shared_width = config.amount(keys["shared_width"], required=True) if keys["shared_width"] else 0
         if keys["shared"]:
@@ -153,6 +157,15 @@ class StandardMixture:
     def _mixture(self, router: Router, expert: FeedForward, shared_width: int) -> Mixture:
         shared = replace(expert, width=shared_width) if shared_width else None
         return Mixture(router, expert, shared, shared_gate=self.shared_gate and shared is not None)
+
+
+def _limit(config: Config, key: str, experts: int, layers: int) -> None:
+    """Refuse more experts in all layers together than any model has: each of them has names and places."""
+    if experts * layers > MOST_OF_ALL:
+        raise config.wrong(
+            key,
+            f"is {experts:,}, in {layers:,} layers: at most {MOST_OF_ALL:,} experts of all layers are read",
+        )
 
 
 def _experts(config: Config) -> int:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pellucid.errors import FileFormatError
+from pellucid.errors.messages import shown
 from pellucid.model.config import Config
 from pellucid.model.spec import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
@@ -46,7 +48,12 @@ class TextPart:
             self.metadata = {**self.metadata, TIED: True}
         marked = any(MARK in name for name in checkpoint.tensors)
         named = {name: _alone(name, marked) for name in checkpoint.tensors}
-        self.original = {own: name for name, own in named.items() if own}
+        self.original: dict[str, str] = {}
+        for name, own in named.items():
+            if own and (other := self.original.setdefault(own, name)) != name:
+                raise FileFormatError(
+                    checkpoint.path, name, f"and {shown(other)} are the same tensor of the text model"
+                )
         self.tensors: Mapping[str, Tensor] = {
             own: checkpoint.tensors[name] for own, name in self.original.items()
         }
@@ -66,8 +73,8 @@ class TextPart:
         if self.others:
             parts = sorted({name.removeprefix("model.").partition(".")[0] for name in self.others})
             warnings.warn(
-                f"{self.path.name}: only the text model is read: {', '.join(parts[:4])} "
-                f"({len(self.others):,} tensors) {'is' if len(parts) == 1 else 'are'} passed over",
+                f"{self.path.name}: only the text model is read: {', '.join(map(shown, parts[:4]))} "
+                f"({len(self.others):,} tensor{'s' * (len(self.others) != 1)}) passed over",
                 stacklevel=3,
             )
         return replace(model, slots=slots, ignored=tuple(map(named, model.ignored)))

@@ -93,13 +93,12 @@ def inverse_frequencies(rotary: Rotary, context: int) -> tuple[float, ...]:
     plain = [rotary.base ** (-2 * j / rotary.dims) for j in range(rotary.dims // 2)]
     scaling = rotary.scaling
     divisors = rotary.factors
-    if scaling and scaling.kind == "longrope":
+    if scaling is not None and scaling.kind == "longrope":
         divisors = scaling.short if context <= scaling.trained_context else scaling.long
+        for given in (scaling.short, scaling.long):  # both, so that a fault does not depend on the context
+            _check_divisors(given, len(plain))
     if divisors:
-        if len(divisors) != len(plain) or not all(f > 0 and math.isfinite(f) for f in divisors):
-            raise UnsupportedModel(
-                f"rotary factors: {len(divisors)} given, {len(plain)} positive ones needed"
-            )
+        _check_divisors(divisors, len(plain))
         plain = [f / divisor for f, divisor in zip(plain, divisors)]
     if scaling is None or scaling.kind == "longrope":
         return tuple(plain)
@@ -121,6 +120,11 @@ def inverse_frequencies(rotary: Rotary, context: int) -> tuple[float, ...]:
             smooth = (scaling.trained_context / wavelength - scaling.low_frequency_factor) / span
             out.append((1 - smooth) * f / scaling.factor + smooth * f)
     return tuple(out)
+
+
+def _check_divisors(divisors: tuple[float, ...], pairs: int) -> None:
+    if len(divisors) != pairs or not all(f > 0 and math.isfinite(f) for f in divisors):
+        raise UnsupportedModel(f"rotary factors: {len(divisors)} given, {pairs} positive ones needed")
 
 
 def _yarn(rotary: Rotary, scaling: RotaryScaling, plain: list[float]) -> tuple[float, ...]:

@@ -71,7 +71,12 @@ def recommended(checkpoint: Checkpoint) -> dict[str, Any]:
             warnings.warn(f"{name}: {key} = {brief(value)} is not used: {error}", stacklevel=2)
             continue
         found[option] = number
-    if found.keys() & {"top_k", "top_p"}:
+    steps = owners()
+    if any(steps[name].alone and found[name] for name in found):  # it stands in for the other cuts
+        found = {
+            name: value for name, value in found.items() if steps[name].alone or steps[name].kind != "cut"
+        }
+    elif found.keys() & {"top_k", "top_p"}:
         found.setdefault("min_p", 0.0)
     if values.get("do_sample") is False:
         found["temperature"] = 0.0
@@ -81,19 +86,19 @@ def recommended(checkpoint: Checkpoint) -> dict[str, Any]:
 def with_recommended(asked: Mapping[str, Any], recommendation: Mapping[str, Any]) -> dict[str, Any]:
     """What a request asks for, and beyond that what the model's file recommends.
 
-    A chain that the request states whole (``samplers``), or a step that stands in for others (mirostat), leaves no
-    place for recommended steps.
+    A chain that the request states whole (``samplers``) leaves no place for recommended steps. A step that stands in
+    for others that cut (mirostat) and these exclude each other: those of the request stay.
     """
     steps = owners()
     if asked.get("samplers") is not None:
         return dict(asked)
-    alone = any(name in steps and steps[name].alone and asked[name] for name in asked)
-    kept = {
-        name: value
-        for name, value in recommendation.items()
-        if not (alone and steps[name].kind == "cut" and not steps[name].alone)
-    }
-    return {**kept, **asked}
+    cuts = [name for name in asked if name in steps and steps[name].kind == "cut" and asked[name]]
+    alone, others = (any(steps[name].alone is kind for name in cuts) for kind in (True, False))
+
+    def fits(name: str) -> bool:
+        return steps[name].kind != "cut" or not (others if steps[name].alone else alone)
+
+    return {**{name: value for name, value in recommendation.items() if fits(name)}, **asked}
 
 
 def _number(value: Any) -> int | float:

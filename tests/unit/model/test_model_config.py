@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.metadata import Metadata
+from support.metadata import GGUF, Metadata
 from support.tiny import (
     DECODERS,
     FAMILIES,
@@ -356,7 +356,7 @@ def test_gguf_metadata_out_of_range(gguf_model: Callable[[], Metadata], key: str
         ("general.architecture", 3, FileFormatError),
         ("llama.rope.dimension_count", 32, FileFormatError),
         ("llama.rope.dimension_count", 15, FileFormatError),
-        ("llama.rope.scaling.type", "longrope", UnsupportedModel),
+        ("llama.rope.scaling.type", "spiral", UnsupportedModel),
         ("llama.expert_count", 8, FileFormatError),
         ("llama.expert_count", "array", FileFormatError),
         ("llama.attention.value_length", 32, FileFormatError),
@@ -413,3 +413,55 @@ def test_another_pooling_than_the_mean_is_refused(pooling: dict[str, Any], word:
         refused(checkpoint, word, kind=UnsupportedModel)
     else:
         checkpoint.lower()
+
+
+@pytest.mark.parametrize("further", [2, 5])
+def test_no_layer_is_left_of_those_that_predict_further_tokens(further: int) -> None:
+    checkpoint = GGUF["glm4moe"]()
+    checkpoint.metadata["glm4moe.block_count"] = 2
+    checkpoint.metadata["glm4moe.nextn_predict_layers"] = further
+    refused(checkpoint, "glm4moe.nextn_predict_layers", str(further))
+
+
+def test_layers_that_predict_further_tokens_are_left_out() -> None:
+    checkpoint, name = Metadata.of(TINY["glm4_moe"]), "model.layers.3"
+    norm = checkpoint.tensors["model.norm.weight"]
+    for part in ("eh_proj.weight", "input_layernorm.weight"):
+        checkpoint.tensors[f"{name}.{part}"] = replace(norm, name=f"{name}.{part}")
+    assert len(checkpoint.read().spec.blocks) == 3
+    checkpoint.metadata["num_nextn_predict_layers"] = 0
+    refused(checkpoint, "num_hidden_layers")
+
+
+def test_a_scalar_is_no_vector_of_one_expert() -> None:
+    checkpoint = Metadata.of(TINY["gpt_oss"])
+    checkpoint.metadata |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 64}
+    name = "model.layers.0.self_attn.sinks"
+    checkpoint.tensors[name] = replace(checkpoint.tensors[name], shape=())
+    refused(checkpoint, "model.layers.0.self_attn")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("mixtral", {"num_local_experts": 4096, "num_hidden_layers": 1000}, ("4,096", "1,000")),
+        ("mixtral", {"num_local_experts": 5000}, ("num_local_experts", "5000")),
+        ("glm4_moe", {"n_group": 4}, ("n_group", "4")),
+        (
+            "phi3-long",
+            {
+                "rope_parameters": {
+                    **Metadata.of(TINY["phi3-long"]).metadata["rope_parameters"],
+                    "short_factor": [],
+                }
+            },
+            ("0 given",),
+        ),
+    ],
+)
+def test_experts_and_factors_out_of_range(
+    family: str, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    checkpoint = Metadata.of(TINY[family])
+    checkpoint.metadata |= changes
+    refused(checkpoint, *words, kind=PellucidError)

@@ -62,9 +62,7 @@ def test_the_text_model_is_what_it_is_alone(name: str, layout: str, tmp_path: Pa
 @pytest.mark.parametrize(("layout", "part"), [("older", "vision_tower"), ("newer", "visual")])
 def test_the_other_parts_are_named(layout: str, part: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(nested(tmp_path / "m", "llama", layout))
-    with pytest.warns(
-        UserWarning, match=rf"m: only the text model is read: {part} \(1 tensors\) is passed over"
-    ):
+    with pytest.warns(UserWarning, match=rf"m: only the text model is read: {part} \(1 tensor\) passed over"):
         read_model(checkpoint)
     checkpoint.close()
 
@@ -84,4 +82,20 @@ def test_errors_name_the_inner_key(changes: dict[str, Any], words: tuple[str, ..
     with pytest.raises(PellucidError) as caught:
         read_model(checkpoint)
     assert all(word in str(caught.value) for word in words)
+    checkpoint.close()
+
+
+def test_a_tensor_that_is_there_in_both_ways_is_refused(tmp_path: Path) -> None:
+    path = nested(tmp_path / "m", "llama", "older")
+    extra = {"model.language_model.norm.weight": ("F32", (64,), bytes(256))}
+    index = {"metadata": {}, "weight_map": {}}
+    (path / "more.safetensors").write_bytes(safetensors(extra))
+    checkpoint = open_checkpoint(path / "model.safetensors")
+    names = dict.fromkeys(checkpoint.tensors, "model.safetensors")
+    checkpoint.close()
+    index["weight_map"] = {**names, **dict.fromkeys(extra, "more.safetensors")}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    checkpoint = open_checkpoint(path / "model.safetensors.index.json")
+    with pytest.raises(PellucidError, match="are the same tensor of the text model"):
+        read_model(checkpoint)
     checkpoint.close()

@@ -12,7 +12,7 @@ import pytest
 import pellucid
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.sample.options import Options
-from pellucid.sample.recommended import recommended, with_recommended
+from pellucid.sample.recommended import JSON_KEYS, recommended, with_recommended
 from pellucid.testing import random_model
 from pellucid.weights.open import open_checkpoint
 
@@ -93,3 +93,16 @@ def test_a_request_comes_first() -> None:
     assert [step.name for step in chain.steps] == ["penalties", "temperature", "mirostat"]
     with pytest.raises(InvalidRequest):
         Options.of(**with_recommended({"top_q": 1}, KNOWN))
+
+
+def test_a_recommended_step_that_stands_in_for_others_excludes_them(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(JSON_KEYS, "mirostat", "mirostat")
+        found = of_json(folder, {"mirostat": 2, "top_k": 40, "temperature": 0.7})
+    assert found == {"mirostat": 2, "temperature": 0.7}
+    assert [step.name for step in Options.of(**with_recommended({}, found)).chain().steps] == [
+        "temperature",
+        "mirostat",
+    ]
+    asked = Options.of(**with_recommended({"top_p": 0.5}, found)).chain()
+    assert "mirostat" not in [step.name for step in asked.steps]

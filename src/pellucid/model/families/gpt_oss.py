@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pellucid.model.common_metadata import except_every, slide, sliding_layers
 from pellucid.model.config import Config
-from pellucid.model.spec import Attention, Mixture, ModelSpec
+from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
@@ -16,16 +16,14 @@ LIMIT, SHARPNESS = 7.0, 1.702  # of the activations
 
 
 def _clamped(spec: ModelSpec, limit: float, sharpness: float) -> ModelSpec:
-    def change(kind: Mixture) -> Mixture:
+    def change(kind: FeedForward | Mixture) -> FeedForward | Mixture:
+        if isinstance(kind, FeedForward):  # never in published files: refused by the names of its tensors
+            return kind
         return replace(
             kind, expert=replace(kind.expert, activation="clamped_silu", limit=limit, sharpness=sharpness)
         )
 
-    blocks = [
-        replace(block, feedforward=change(block.feedforward))
-        for block in spec.blocks
-        if isinstance(block.feedforward, Mixture)
-    ]
+    blocks = (replace(block, feedforward=change(block.feedforward)) for block in spec.blocks)
     return replace(spec, blocks=tuple(blocks))
 
 
@@ -48,7 +46,7 @@ def _unrounded(attention: Attention) -> Attention:
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     spec = spec.change_attention(lambda _, attention: _unrounded(attention))
     sliding = except_every(PATTERN, len(spec.blocks))
-    return slide(_clamped(spec, LIMIT, SHARPNESS), sliding, config.amount("attention.sliding_window"))
+    return slide(_clamped(spec, LIMIT, SHARPNESS), sliding, config.count("attention.sliding_window"))
 
 
 GPT_OSS = StandardDecoder(

@@ -31,7 +31,11 @@ def scaled_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def scaled_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Granite's factors, from GGUF."""
+    """Granite's factors, from GGUF.
+
+    llama.cpp takes ``rope.scaling.finetuned`` = false of these files for a model without rotary positions.
+    """
+    config.refuse("rope.scaling.finetuned", True)
     return _scaled(
         spec,
         config.number("embedding_scale", 1.0),
