@@ -90,6 +90,8 @@ MODELS = {
     "smollm2-q8_0": Model("smollm2", ("decode", "prefill"), "Q8_0"),
     "smollm2-q4_k_m": Model("smollm2", ("decode", "prefill"), "Q4_K_M"),
     "gemma3": Model("gemma3", ("decode", "prefill", "long-decode", "long-prefill")),  # Q4_K_M
+    "qwen2.5-coder-0.5b": Model("qwen2.5-coder-0.5b", ("decode", "prefill")),  # Q4_K_M
+    "qwen2.5-coder-1.5b": Model("qwen2.5-coder-1.5b", ("decode", "prefill")),  # Q4_K_M
 }
 
 
