@@ -172,8 +172,9 @@ def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
         "linear": "linear",
         "llama3": "llama3",
         "yarn": "yarn",
+        "longrope": "longrope",
+        "su": "longrope",
     }
-    kinds |= {"longrope": "longrope", "su": "longrope"}
     kind = parameters.one_of("rope_type" if parameters.has("rope_type") else "type", kinds, "default")
     parameters.agreed("rope_type", parameters, "type")
     if kind == "dynamic":

@@ -57,13 +57,20 @@ def reference(
     return np.asarray(functions[kind]() * up, np.float64)
 
 
-def _function(simd: Any, kind: str) -> Any:
-    splat, fma, vexp, vmax, vabs = simd.splat, simd.fma, simd.vexp, simd.vmax, simd.vabs
-    select_below, vmin, vreciprocal = simd.select_below, simd.vmin, simd.vreciprocal
+def sigmoid_vector(simd: Any) -> Any:
+    """Make the helper sigmoid(x) = 1 / (1 + e^-x) for 16 lanes."""
+    splat, vexp, vmin, vreciprocal = simd.splat, simd.vexp, simd.vmin, simd.vreciprocal
 
     @simd.jit
     def sigmoid(x):
         return vreciprocal(splat(1.0) + vexp(vmin(splat(0.0) - x, splat(87.0))))
+
+    return sigmoid
+
+
+def _function(simd: Any, kind: str) -> Any:
+    splat, fma, vexp, vmax, vabs = simd.splat, simd.fma, simd.vexp, simd.vmax, simd.vabs
+    select_below, vreciprocal, sigmoid = simd.select_below, simd.vreciprocal, sigmoid_vector(simd)
 
     @simd.jit
     def silu(x, sharpness):

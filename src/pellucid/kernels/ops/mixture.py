@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.ops.activation import sigmoid_vector
 
 LOWEST = -3e38  # what a score that is not a number counts as
 TAKEN = -np.inf
@@ -98,8 +99,8 @@ def route_reference(
 
 def _probabilities(simd: Any, kind: str) -> Any:
     """Make the helper that turns E scores into probabilities, in place."""
-    vload, vstore, splat, vexp, vmin = simd.vload, simd.vstore, simd.splat, simd.vexp, simd.vmin
-    load, store, reciprocal = simd.load_f32, simd.store_f32, simd.vreciprocal
+    vload, vstore, splat, vexp = simd.vload, simd.vstore, simd.splat, simd.vexp
+    load, store, of_vector = simd.load_f32, simd.store_f32, sigmoid_vector(simd)
 
     @simd.jit
     def softmax(scores, experts):
@@ -118,8 +119,7 @@ def _probabilities(simd: Any, kind: str) -> Any:
     @simd.jit
     def sigmoid(scores, experts):
         for i in range(0, 4 * experts, 64):
-            inside = vmin(splat(0.0) - vload(scores + i), splat(87.0))
-            vstore(scores + i, reciprocal(splat(1.0) + vexp(inside)))
+            vstore(scores + i, of_vector(vload(scores + i)))
 
     return {"softmax": softmax, "sigmoid": sigmoid}[kind]
 
@@ -262,7 +262,7 @@ def build_group(simd: Any) -> Any:
 def build_combine(simd: Any) -> Any:
     at, load, load_i32, load_f32 = CombineRecord.at, simd.load_i64, simd.load_i32, simd.load_f32
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
-    vexp, vmin, reciprocal = simd.vexp, simd.vmin, simd.vreciprocal
+    sigmoid = sigmoid_vector(simd)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -286,8 +286,7 @@ def build_combine(simd: Any) -> Any:
             )
             of_shared = splat(1.0)
             if gate != 0:
-                inside = vmin(splat(0.0) - splat(load_f32(gate + 64 * row)), splat(87.0))
-                of_shared = reciprocal(splat(1.0) + vexp(inside))
+                of_shared = sigmoid(splat(load_f32(gate + 64 * row)))
             for i in range(begin, end, 64):
                 total = splat(0.0)
                 if shared != 0:

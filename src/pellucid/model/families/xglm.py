@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pellucid.model.config import Config
+from pellucid.model.families.opt import NAMES
 from pellucid.model.spec import ModelSpec, Norm, Sinusoidal
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
-from pellucid.model.tensor_names import TensorNames
 
 OFFSET = 2  # the first position
 
@@ -42,19 +42,10 @@ XGLM = StandardDecoder(
         "activation": "activation_function",
         "norm_eps": "",
     },
-    names=TensorNames(
-        {"embed": "model.embed_tokens", "norm": "model.layer_norm", "project": "lm_head"},
-        {
-            "attention.q": "self_attn.q_proj",
-            "attention.k": "self_attn.k_proj",
-            "attention.v": "self_attn.v_proj",
-            "attention.output": "self_attn.out_proj",
-            "attention.norm": "self_attn_layer_norm",
-            "feedforward.up": "fc1",
-            "feedforward.down": "fc2",
-            "feedforward.norm": "final_layer_norm",
-        },
-        "model.layers",
+    names=replace(
+        NAMES,
+        model={"embed": "model.embed_tokens", "norm": "model.layer_norm", "project": "lm_head"},
+        prefix="model.layers",
     ),
     config_change=_from_config,
 ).family()
