@@ -126,6 +126,9 @@ class Batch:
                 "outputs": len(self.output_rows),
                 "sequences": len(counts),
                 "page_stride": table.shape[1],
+                "group_stride": 0,
+                "states": 0,
+                "next_states": 0,
                 "scratch_bytes": scratch,
                 **{name: array.ctypes.data for name, array in arrays.items()},
             }

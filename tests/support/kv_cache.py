@@ -25,7 +25,7 @@ class Cache:
         sizes = [G * kv_layout.head_bytes(kv_dtype, width) for width in (K, V)]
         self.memory = guarded((batch.pool, sum(sizes)), np.uint8)
         address = self.memory.ctypes.data
-        self.places = {"keys": address, "values": address + sizes[0], "page_bytes": sum(sizes)}
+        self.places = {"keys": address, "values": address + sizes[0], "page_bytes": sum(sizes), "group": 0}
         widths = {"kv_heads": G, "head_dim": K, "value_dim": V}
         call(KernelKey("cache_write", kv_dtype=kv_dtype), batch, threads, k=k, v=v, **widths, **self.places)
         assert_guards(self.memory)

@@ -338,7 +338,7 @@ def test_rows_that_a_chunk_has_not(llm: LLM) -> None:
     for outputs in (3, -1):
         with pytest.raises(InvalidRequest, match=rf"2 tokens .*logits of {outputs}"):
             llm.runner.forward([Chunk(sequence, [5, 6], outputs)])
-    assert (sequence.length, sequence.pages) == (0, [])
+    assert (sequence.length, sequence.blocks) == (0, [])
 
 
 def test_threads_that_generate_at_once_get_what_they_would_alone(llm: LLM) -> None:

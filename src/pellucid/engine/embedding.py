@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from pellucid import pipeline
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
@@ -40,14 +39,12 @@ class EmbeddingTask:
 def batches(runner: ModelRunner, encoded: list[list[int]]) -> Iterator[list[int]]:
     """Yield the indices of texts that fit into one step together, batch by batch."""
     batch: list[int] = []
-    tokens = pages = 0
     limits = runner.limits
     for index, ids in enumerate(encoded):
-        needed = -(-len(ids) // PAGE)
-        full = tokens + len(ids) > limits.tokens or pages + needed > runner.cache.pages
+        lengths = [*(len(encoded[i]) for i in batch), len(ids)]
+        full = sum(lengths) > limits.tokens or not runner.cache.fits(lengths)
         if batch and (full or len(batch) == limits.sequences):
             yield batch
-            batch, tokens, pages = [], 0, 0
+            batch = []
         batch.append(index)
-        tokens, pages = tokens + len(ids), pages + needed
     yield batch

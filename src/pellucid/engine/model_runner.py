@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +21,10 @@ from pellucid.plan.bind import allocate, bind, places
 from pellucid.plan.plan import At, Plan, RowKind
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays
-from pellucid.runtime.cache import BlockTable, KVCache, LayerShape
+from pellucid.runtime.cache import BlockTable, KVCache, page_counts
+from pellucid.runtime.cache_layout import LayerShape
 from pellucid.runtime.executor import Executor, Program, usable_cores
-from pellucid.runtime.memory import address
+from pellucid.runtime.memory import CACHE_LINE, address
 from pellucid.weights.checkpoint import Checkpoint
 
 SMALL = 4  # up to so many tokens, a step takes longer to read the weights than to multiply by them
@@ -59,11 +59,19 @@ class ModelRunner:
     ) -> None:
         self.spec, self.plan, self.limits = model.spec, plan, limits
         pages = -(-limits.context // PAGE)
-        self.cache = KVCache(plan.layers, page_count(plan.layers, pages, limits.sequences))
+        counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
+        self.cache = KVCache(plan.layers, counts)
         scratch = max(
-            ScratchLayout(layer.head_dim, layer.value_dim).bytes(limits.context) for layer in plan.layers
+            (
+                ScratchLayout(layer.head_dim, layer.value_dim).bytes(limits.context)
+                for layer in plan.layers
+                if isinstance(layer, LayerShape)
+            ),
+            default=CACHE_LINE,
         )
-        self._step = StepArrays(limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads)
+        self._step = StepArrays(
+            limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(self.cache.groups)
+        )
         rows: dict[RowKind, int] = {
             "tokens": limits.tokens,
             "outputs": limits.outputs,
@@ -112,9 +120,11 @@ class ModelRunner:
             tokens, outputs = self._step.fill(chunks)
             rows = outputs if self.spec.head else len(chunks)
             out = self._fresh_output(rows)
+            for chunk in chunks:
+                self.cache.begin(chunk.table)
             self._executor.run(self._program, self._step.record, small=tokens <= SMALL)
             for chunk in chunks:
-                chunk.table.length += len(chunk.tokens)
+                self.cache.advance(chunk.table, len(chunk.tokens))
             return out[:rows, : self.width]
 
     def forward_all(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
@@ -139,10 +149,10 @@ class ModelRunner:
             found += np.split(rows, np.cumsum(counts)[:-1])
         return found
 
-    def _allocate(self, chunks: Sequence[Chunk]) -> None:
+    def _allocate(self, chunks: Sequence[Chunk], *, in_place: bool = True) -> None:
         """Allocate the pages that the chunks need. Raises CacheFull."""
         for chunk in chunks:
-            self.cache.allocate(chunk.table, len(chunk.tokens))
+            self.cache.allocate(chunk.table, len(chunk.tokens), in_place=in_place)
 
     def _fresh_output(self, rows: int) -> NDArray[np.float32]:
         """A new array that the step writes to, so that the caller can keep it without a copy."""
@@ -167,7 +177,7 @@ class ModelRunner:
         with self._lock:
             self._refuse_if_closed()
             try:
-                self._allocate(chunks)
+                self._allocate(chunks, in_place=False)
                 _, outputs = self._step.fill(chunks)
                 self._fresh_output(outputs if self.spec.head else len(chunks))  # the last one is the caller's
                 overhead = min(self._seconds(records[:0]) for _ in range(9))
@@ -211,11 +221,14 @@ class ModelRunner:
             self.drain()
             return self.cache.fork(table)
 
-    def truncate(self, table: BlockTable, length: int) -> None:
-        """Drop the tokens of a block table from ``length`` on; 0 frees all pages."""
+    def truncate(self, table: BlockTable, length: int) -> int:
+        """Drop the tokens of a block table from ``length`` on; 0 frees all pages.
+
+        Returns how many tokens it holds: fewer than ``length`` if the cache can only go further back.
+        """
         with self._lock:
             self.drain()
-            self.cache.truncate(table, length)
+            return self.cache.truncate(table, length)
 
     def release(self, *tables: BlockTable) -> None:
         """Free all pages of block tables that are no longer used: now, or before the next step.
@@ -243,18 +256,3 @@ class ModelRunner:
         """Stop the threads. Waits for a running step to finish."""
         with self._lock:
             self._executor.close()
-
-
-def page_count(layers: Iterable[LayerShape], pages: int, sequences: int) -> int:
-    """Number of pages for ``sequences`` contexts of ``pages`` pages each. Memory is only taken when it is touched.
-
-    The pages take at most a quarter of the machine's memory, unless that is less than one context and one page for each
-    sequence.
-    """
-    page_bytes = sum(layer.page_bytes for layer in layers)
-    least = pages + sequences
-    try:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return least
-    return max(least, min(pages * sequences, machine // 4 // max(page_bytes, 1)))

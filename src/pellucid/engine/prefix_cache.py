@@ -45,7 +45,7 @@ class PrefixCache:
         """A lease for a prompt: the last request's block table, truncated to the common beginning, or an empty one.
 
         At least one token of the prompt is left out of the common beginning, because its step computes the logits of
-        the token that follows.
+        the token that follows. More are left out if the cache can only go back to an earlier snapshot.
         """
         try:
             lease = self._idle_leases.pop()
@@ -54,8 +54,8 @@ class PrefixCache:
         common = 0
         while common < min(len(lease.tokens), len(ids) - 1) and lease.tokens[common] == ids[common]:
             common += 1
-        self._runner.truncate(lease.table, common)
-        del lease.tokens[common:]
+        kept = self._runner.truncate(lease.table, common)
+        del lease.tokens[kept:]
         return lease
 
     def release(self, lease: PrefixLease, tokens: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.plan.plan import Operation
 from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache_layout import StateShape
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,14 @@ def _weight_bytes(op: Operation, rows: int) -> int:
 
 
 def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -> int:
-    """The bytes of keys and values that an operation reads for chunks of one token."""
+    """The bytes of keys and values that an operation reads for chunks of one token; of states, read and written."""
     lengths = [chunk.table.length + 1 for chunk in chunks if len(chunk.tokens) == 1]
     nbytes = 0
     for layer in (int(name[6:]) for name in op.reads if name.startswith("cache.")):
-        window = int(op.fields["window"])  # type: ignore[arg-type]
-        per_token = runner.cache.layers[layer].page_bytes // PAGE
-        nbytes += per_token * sum(min(length, window or length) for length in lengths)
+        shape = runner.cache.layers[layer]
+        if isinstance(shape, StateShape):
+            nbytes += 2 * shape.page_bytes * len(chunks)
+        else:
+            window = int(op.fields["window"])  # type: ignore[arg-type]
+            nbytes += shape.page_bytes // PAGE * sum(min(length, window or length) for length in lengths)
     return nbytes

@@ -48,7 +48,12 @@ class Paper:
     @property
     def token_bytes(self) -> int:
         """The bytes of keys and values that a token adds to the cache."""
-        return sum(layer.page_bytes for layer in self.plan.layers) // PAGE
+        return sum(layer.page_bytes for layer in self.plan.layers if not layer.recurrent) // PAGE
+
+    @property
+    def state_bytes(self) -> int:
+        """The bytes of the state that recurrent layers keep for a sequence, whatever its length."""
+        return sum(layer.page_bytes for layer in self.plan.layers if layer.recurrent)
 
     @property
     def read_bytes(self) -> int:

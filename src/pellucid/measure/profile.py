@@ -6,7 +6,7 @@ import re
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,9 +133,10 @@ def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:
     Whole steps run before it: shared caches evict weights that are not read, and a profiled step, which runs in pieces,
     leaves them the time to do so.
     """
-    lengths = [chunk.table.length for chunk in chunks]
     for _ in range(WHOLE):
-        runner.forward(chunks)
-        for chunk, length in zip(chunks, lengths):
-            runner.truncate(chunk.table, length)
+        forks = [replace(chunk, table=runner.fork(chunk.table)) for chunk in chunks]
+        try:
+            runner.forward(forks)
+        finally:
+            runner.release(*(fork.table for fork in forks))
     return runner.profile(chunks)

@@ -77,7 +77,7 @@ class PrefillWorkload:
         """One step for each part of the prompt; the last one has an output."""
         for first in range(0, self.tokens, runner.limits.tokens):
             last = min(first + runner.limits.tokens, self.tokens)
-            yield [Chunk(cache.BlockTable([], first), range(first, last), int(last == self.tokens))]
+            yield [Chunk(cache.BlockTable(first), range(first, last), int(last == self.tokens))]
 
     def seconds(self, runner: ModelRunner) -> float:
         """The time until the first logits."""
@@ -110,7 +110,7 @@ class DecodeWorkload:
     def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
         """One step for each token."""
         for length in range(self.depth, self.depth + self.tokens):
-            yield [Chunk(cache.BlockTable([], length), range(1))] * self.sequences
+            yield [Chunk(cache.BlockTable(length), range(1))] * self.sequences
 
     def seconds(self, runner: ModelRunner) -> float:
         """The time of the decode steps, without the prefill."""
@@ -146,8 +146,9 @@ class EmbedWorkload:
     def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
         """As many sentences per step as the runner's pages, tokens and sequences allow."""
         limits = runner.limits
-        pages = runner.cache.pages // -(-self.tokens // PAGE)
-        together = min(pages, limits.tokens // self.tokens, limits.sequences, self.sentences)
+        together = min(limits.tokens // self.tokens, limits.sequences, self.sentences)
+        while not runner.cache.fits([self.tokens] * together):
+            together -= 1
         for _ in range(self.count // self.sentences):
             for first in range(0, self.sentences, together):
                 rows = min(together, self.sentences - first)

@@ -10,9 +10,9 @@ from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import COUNT, Builder, heads
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value, Vector
+from pellucid.plan.plan import At, Cache, CacheGroup, Operation, PageBytes, Value, Vector
 from pellucid.plan.position import alibi_bias, rotate
-from pellucid.runtime.cache import LayerShape
+from pellucid.runtime.cache_layout import LayerShape
 
 
 def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
@@ -36,7 +36,7 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
         if kind.rotary:
             rotate(builder, f"{stage}.{name}_rotary", kind.rotary, of, heads_, shape.head_dim)
     cached = _write_cache(builder, stage, kind, shape, k, v)
-    attended = _attend(builder, stage, cached, kind, q)
+    attended = _attend(builder, stage, cached, shape, kind, q)
     attended = regroup(builder, f"{stage}.heads", attended, kind.heads, shape.value_dim, kind.value_dim)
     return builder.linear(
         f"{stage}.output",
@@ -56,7 +56,9 @@ def _cached_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
         )
     kv_dtype = builder.kv_dtype or _kv_dtype(builder, stage)
     unit = kv_layout.unit(kv_dtype)
-    return LayerShape(kind.kv_heads, round_up(kind.head_dim, unit), round_up(kind.value_dim, unit), kv_dtype)
+    window = kind.window if kind.causal and not kind.cross else 0
+    head_dim, value_dim = round_up(kind.head_dim, unit), round_up(kind.value_dim, unit)
+    return LayerShape(kind.kv_heads, head_dim, value_dim, kv_dtype, window)
 
 
 def regroup(builder: Builder, stage: str, x: str, count: int, width: int, wanted: int) -> str:
@@ -92,7 +94,8 @@ def _write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShap
         "value_dim": shape.value_dim,
         "keys": Cache(layer, "keys"),
         "values": Cache(layer, "values"),
-        "page_bytes": PageBytes(),
+        "group": CacheGroup(layer),
+        "page_bytes": PageBytes(layer),
     }
     printed = f"(T, {kind.kv_heads}, {kind.head_dim}) {shape.kv_dtype}"
     partitions = dict.fromkeys((k, v), heads(kind.kv_heads))
@@ -116,9 +119,10 @@ def _kv_dtype(builder: Builder, stage: str) -> str:
     return "f16" if builder.layouts[f"{stage}.q.weight"].is_float else "bf16"
 
 
-def _attend(builder: Builder, stage: str, layer: int, kind: Attention, q: str) -> str:
+def _attend(
+    builder: Builder, stage: str, layer: int, layer_shape: LayerShape, kind: Attention, q: str
+) -> str:
     """softmax(q Kᵀ) V."""
-    layer_shape = builder.layers[layer]
     attended = builder.buffer("attended", kind.heads * layer_shape.value_dim)
     bias = alibi_bias(builder, kind.heads, kind.causal) if kind.alibi else None
     fields: dict[str, Value] = {
@@ -127,7 +131,8 @@ def _attend(builder: Builder, stage: str, layer: int, kind: Attention, q: str) -
         "kv_heads": kind.kv_heads,
         "keys": Cache(layer, "keys"),
         "values": Cache(layer, "values"),
-        "page_bytes": PageBytes(),
+        "group": CacheGroup(layer),
+        "page_bytes": PageBytes(layer),
         "scale": kind.scale,
         "softcap": kind.softcap,
         "causal": int(kind.causal),

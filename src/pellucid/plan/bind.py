@@ -19,6 +19,7 @@ from pellucid.plan.plan import (
     At,
     Buffer,
     Cache,
+    CacheGroup,
     Constant,
     DistanceBias,
     Fill,
@@ -94,8 +95,10 @@ def bind(
                 return int(tables[name].ctypes.data) + 4 * (plan.tables[name].past - 1)
             case Cache(layer, part):
                 return cache.address(layer, part)
-            case PageBytes():
-                return cache.page_bytes
+            case CacheGroup(layer):
+                return cache.group(layer)
+            case PageBytes(layer):
+                return cache.page_bytes(layer)
             case _:
                 return value
 

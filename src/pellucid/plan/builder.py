@@ -28,7 +28,7 @@ from pellucid.plan.plan import (
     Vector,
     Weights,
 )
-from pellucid.runtime.cache import LayerShape
+from pellucid.runtime.cache_layout import CachedLayer
 
 COUNT: Mapping[RowKind, int] = {  # buffers of one row have no operation of their own
     "tokens": StepRecord.at.tokens,
@@ -68,7 +68,7 @@ class Builder:
             activation_bits,
             kv_dtype,
         )
-        self.layers: list[LayerShape] = []
+        self.layers: list[CachedLayer] = []
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {}

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.runtime.cache import LayerShape
+from pellucid.runtime.cache_layout import CachedLayer
 
 RowKind = Literal["tokens", "outputs", "sequences", "once"]
 LETTER: Mapping[RowKind, str] = {"tokens": "T", "outputs": "R", "sequences": "B", "once": "1"}
@@ -77,10 +77,10 @@ class Fill:
 
 @dataclass(frozen=True)
 class Cache:
-    """The address of a layer's keys or values in page 0."""
+    """The address of a part of a cached layer in page 0 of its group: "keys", "values", or of a state."""
 
     layer: int
-    part: Literal["keys", "values"]
+    part: str
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,21 @@ class DistanceBias:
 
 @dataclass(frozen=True)
 class PageBytes:
-    """Bytes from one page of the cache to the next."""
+    """Bytes from one page of a cached layer's group to the next."""
+
+    layer: int
 
 
-Value: TypeAlias = int | float | At | Weights | Vector | Constant | Fill | Cache | DistanceBias | PageBytes
+@dataclass(frozen=True)
+class CacheGroup:
+    """The number of a cached layer's group, which has its own block tables."""
+
+    layer: int
+
+
+Value: TypeAlias = (
+    int | float | At | Weights | Vector | Constant | Fill | Cache | CacheGroup | DistanceBias | PageBytes
+)
 
 
 @dataclass(frozen=True)
@@ -174,7 +185,7 @@ class Plan:
     buffers: Mapping[str, Buffer]
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     output: str = ""
-    layers: tuple[LayerShape, ...] = ()
+    layers: tuple[CachedLayer, ...] = ()
     tables: Mapping[str, DistanceTable] = field(default_factory=dict)
 
     def kernels(self) -> list[KernelKey]:

@@ -28,12 +28,19 @@ class Chunk:
 class StepArrays:
     """The arrays that a step's record points to, allocated once for the largest step.
 
-    ``tokens`` T, ``outputs`` R, ``sequences`` B and ``pages`` of a sequence are the limits of a step. Each of
-    ``threads`` threads has ``scratch`` bytes of work space.
+    ``tokens`` T, ``outputs`` R, ``sequences`` B and ``pages`` of a sequence are the limits of a step. ``groups`` is the
+    number of attention groups of the cache. Each of ``threads`` threads has ``scratch`` bytes of work space.
     """
 
     def __init__(
-        self, tokens: int, outputs: int, sequences: int, pages: int, scratch: int, threads: int
+        self,
+        tokens: int,
+        outputs: int,
+        sequences: int,
+        pages: int,
+        scratch: int,
+        threads: int,
+        groups: int = 1,
     ) -> None:
         self.limits = (tokens, outputs, sequences)
         self.token_ids = np.zeros(tokens, np.int32)
@@ -42,9 +49,11 @@ class StepArrays:
         self.first_row = np.zeros(sequences, np.int32)
         self.row_count = np.zeros(sequences, np.int32)
         self.length = np.zeros(sequences, np.int32)
-        self.pages = np.zeros((sequences, pages), np.int32)
+        self.pages = np.zeros((groups, sequences, pages), np.int32)
         self.encoder_length = np.zeros(sequences, np.int32)
-        self.encoder_pages = np.zeros((sequences, pages), np.int32)
+        self.encoder_pages = np.zeros((groups, sequences, pages), np.int32)
+        self.states = np.zeros(sequences, np.int32)
+        self.next_states = np.zeros(sequences, np.int32)
         self._scratch = aligned(scratch * threads)
         self._scratch.reshape(threads, scratch)[:, :SCRATCH_HEADER] = 0
         known = {
@@ -58,6 +67,9 @@ class StepArrays:
             "encoder_length": address(self.encoder_length),
             "encoder_pages": address(self.encoder_pages),
             "page_stride": pages,
+            "group_stride": 4 * sequences * pages,
+            "states": address(self.states),
+            "next_states": address(self.next_states),
             "scratch": address(self._scratch),
             "scratch_bytes": scratch,
         }
@@ -78,11 +90,14 @@ class StepArrays:
                 self.positions[rows] = np.arange(table.length, table.length + count)
             self.first_row[index], self.row_count[index] = row, count
             self.length[index] = table.length + count
-            self.pages[index, : len(table.pages)] = table.pages
+            for pages, blocks in zip(self.pages, table.blocks):
+                pages[index, blocks.first : blocks.end] = blocks.pages
+            self.states[index], self.next_states[index] = table.state, table.next_state
             self.encoder_length[index] = 0
             if chunk.encoder is not None:
                 self.encoder_length[index] = chunk.encoder.length
-                self.encoder_pages[index, : len(chunk.encoder.pages)] = chunk.encoder.pages
+                for pages, blocks in zip(self.encoder_pages, chunk.encoder.blocks):
+                    pages[index, blocks.first : blocks.end] = blocks.pages
             row += count
             for wanted in range(row - chunk.outputs, row):
                 self.output_rows[output] = wanted

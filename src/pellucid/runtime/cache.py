@@ -1,155 +1,353 @@
-"""The key/value cache: the owner of fixed-size pages, which it gives to sequences as they grow.
+"""The cache: the owner of what layers keep of the tokens before, which it gives to sequences as they grow.
 
-A page holds the keys and values of 64 tokens in every layer, one layer after the other
-(``kernels/attention/kv_layout.py`` defines the layout of a layer), so it can be copied, hashed or freed as one run of
-bytes. The system provides the memory of a page when it is first touched: a large limit costs nothing until it is used.
+Each group of layers has a pool of pages (``cache_layout.py``). A sequence's block table lists its pages in each group;
+those that have slid out of a group's window are given back.
 
 Pages are copied on write: a fork of a sequence shares its pages until one of the two writes to them. Of the shared
 pages, only the last one is written to, if it is not full yet; a sequence that is not its only owner gets a copy first.
+A state needs no copy: a step reads it from one page and writes it to another, or to the same one if nobody shares it.
+
+A sequence can be truncated to any length whose keys and values are still there. A state cannot be taken back, nor can a
+page that has slid out of a window; so at some page borders a sequence keeps a *snapshot*, the state and the pages of
+the windows at that length, and is truncated to one of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
+from pellucid.errors import CacheFull, InvalidRequest
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.runtime.cache_layout import CachedLayer, LayerGroup, groups_of
+from pellucid.runtime.pool import Pool
 
-from pellucid.errors import CacheFull
-from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
-from pellucid.runtime.memory import aligned
+NONE = -1
+SLACK = PAGE
+"""Tokens that are kept beyond a window, so that a sequence can be truncated by a few."""
+STATES_KEPT = 4
+"""Snapshots that a sequence keeps if it has a state; with windows alone it keeps one."""
+
+
+@dataclass
+class Blocks:
+    """A sequence's pages in one group, in order, from page ``first`` on: those before it were given back."""
+
+    first: int = 0
+    pages: list[int] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """Number of pages, with those that were given back."""
+        return self.first + len(self.pages)
 
 
 @dataclass(frozen=True)
-class LayerShape:
-    """The heads of one layer: G key/value heads, keys of width K and values of width V.
+class Snapshot:
+    """What brings a sequence back to ``length`` tokens: by group the pages of its window, and the state's page."""
 
-    ``kv_dtype`` is one of ``kv_layout.KV_DTYPES``.
-    """
-
-    kv_heads: int
-    head_dim: int
-    value_dim: int
-    kv_dtype: str = "f16"
-
-    @property
-    def key_bytes(self) -> int:
-        """Bytes of a page's keys in this layer."""
-        return self.kv_heads * head_bytes(self.kv_dtype, self.head_dim)
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of a page's keys and values in this layer."""
-        return self.key_bytes + self.kv_heads * head_bytes(self.kv_dtype, self.value_dim)
+    length: int
+    windows: dict[int, Blocks]
+    state: int
 
 
 @dataclass
 class BlockTable:
-    """The pages of a sequence in order, and the number of tokens they hold."""
+    """What the cache holds for a sequence: its ``length`` in tokens, and its pages in each attention group.
 
-    pages: list[int] = field(default_factory=list)
+    ``state`` is the page of its state, ``next_state`` the one that the running step writes; NONE: no page.
+    """
+
     length: int = 0
+    blocks: list[Blocks] = field(default_factory=list)
+    state: int = NONE
+    next_state: int = NONE
+    snapshots: list[Snapshot] = field(default_factory=list)
 
 
 class KVCache:
-    """``pages`` pages of keys and values for every layer.
+    """Pools of pages for all groups of ``layers``; ``pages`` is how many each has, in the order of the groups.
 
     Raises:
         CacheFull: the machine does not have that much memory; from ``allocate``: a sequence needs more pages than
             are free.
     """
 
-    def __init__(self, layers: Iterable[LayerShape], pages: int) -> None:
+    def __init__(self, layers: Iterable[CachedLayer], pages: Sequence[int]) -> None:
         self.layers = tuple(layers)
-        self.pages = pages
+        self.groups = groups_of(self.layers)
         self.reclaim: Callable[[], None] = lambda: None
         """Called when pages run out, to free those that nobody uses."""
-        self._offsets: list[int] = []
-        self.page_bytes = 0
-        for layer in self.layers:
-            self._offsets.append(self.page_bytes)
-            self.page_bytes += layer.page_bytes
-        total = self.page_bytes * pages
+        total = sum(group.page_bytes * count for group, count in zip(self.groups, pages, strict=True))
         try:
-            self._memory: NDArray[np.uint8] = aligned(total)
+            self.pools = tuple(Pool(group.page_bytes, count) for group, count in zip(self.groups, pages))
         except (MemoryError, ValueError):
             raise CacheFull(
-                f"keys and values of {pages * PAGE:,} tokens take {total / 1e9:,.0f} GB, more than this machine "
+                f"keys and values of {pages[0] * PAGE:,} tokens take {total / 1e9:,.0f} GB, more than this machine "
                 "gives: load with a smaller context"
             ) from None
-        self._free = list(range(pages - 1, -1, -1))
-        self._reference_counts = [0] * pages
+        self._windows = [i for i, group in enumerate(self.groups) if group.window]
+        self._attention = [i for i, group in enumerate(self.groups) if not group.recurrent]
+        self._states = self.pools[-1] if self.groups and self.groups[-1].recurrent else None
+        self._group_of = {layer: i for i, group in enumerate(self.groups) for layer in group.offsets}
+
+    @property
+    def pages(self) -> int:
+        """Number of pages of all groups."""
+        return sum(pool.count for pool in self.pools)
 
     @property
     def free_pages(self) -> int:
-        """Number of pages that nobody owns."""
-        return len(self._free)
+        """Number of pages of all groups that nobody owns."""
+        return sum(pool.free for pool in self.pools)
+
+    def group(self, layer: int) -> int:
+        """The number of a layer's group."""
+        return self._group_of[layer]
+
+    def page_bytes(self, layer: int) -> int:
+        """Bytes from one page of a layer's group to the next."""
+        return self.pools[self._group_of[layer]].page_bytes
 
     def address(self, layer: int, part: str) -> int:
-        """The address of a layer's "keys" or "values" in page 0; page p is p * ``page_bytes`` further on."""
-        values = self.layers[layer].key_bytes if part == "values" else 0
-        return int(self._memory.ctypes.data) + self._offsets[layer] + values
+        """The address of a part of a layer ("keys", "values", or of its state) in page 0 of its group."""
+        group = self._group_of[layer]
+        within = self.groups[group].offsets[layer] + self.layers[layer].offset(part)
+        return self.pools[group].address + within
 
-    def allocate(self, table: BlockTable, tokens: int) -> None:
-        """Give a block table the pages for ``tokens`` more tokens. The caller adds the tokens to its length after
-        the step that writes them.
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """Whether new sequences of these lengths fit into an empty cache together, each read in one step."""
+        needed = sum(-(-length // PAGE) for length in lengths)
+        states = self._states is None or len(lengths) <= self._states.count
+        return states and all(needed <= self.pools[group].count for group in self._attention)
+
+    def allocate(self, table: BlockTable, tokens: int, *, in_place: bool = True) -> None:
+        """Give a block table the pages for ``tokens`` more tokens. ``begin`` and ``advance`` surround the step.
+
+        With ``in_place`` False the step may be discarded: it writes the state to another page.
+
+        Raises:
+            CacheFull: not enough pages are free.
+            InvalidRequest: the last step of a sequence with a state did not end.
         """
-        missing, shared = self._missing(table, tokens), self._writes_to_shared(table)
-        if missing + shared > len(self._free):
-            self.reclaim()
-            shared = self._writes_to_shared(table)
-        if missing + shared > len(self._free):
-            raise CacheFull(
-                f"{table.length + tokens:,} tokens need {missing + shared:,} more pages of {PAGE} tokens; "
-                f"{len(self._free):,} of {self.pages:,} are free, other requests or answers hold the rest: let those "
-                "end first, ask for fewer or shorter ones, or load with a larger context"
+        if not table.blocks:
+            table.blocks = [Blocks() for _ in self._attention]
+        if self._states and table.length and table.state == NONE:
+            raise InvalidRequest(
+                f"the last step of a sequence of {table.length:,} tokens was interrupted, and its state is lost: "
+                "truncate it, and run its tokens again"
             )
-        if shared:
-            self._copy_page(table, table.length // PAGE)
-        for _ in range(missing):
-            table.pages.append(self._take_page())
+        if self._short(table, tokens, in_place):
+            self.reclaim()
+        if self._short(table, tokens, in_place):
+            while table.snapshots:
+                self._forget(table, 0)
+        if short := self._short(table, tokens, in_place):
+            raise CacheFull(short)
+        for group in self._attention:
+            if self._writes_to_shared(table, group):
+                blocks = table.blocks[group]
+                index = table.length // PAGE - blocks.first
+                blocks.pages[index] = self.pools[group].copy(blocks.pages[index])
+            for _ in range(self._missing(table, tokens, group)):
+                table.blocks[group].pages.append(self.pools[group].take())
+        if self._states and self._needs_state(table, in_place):
+            table.next_state = self._states.take()
+        elif table.next_state == NONE:
+            table.next_state = table.state
+
+    def _short(self, table: BlockTable, tokens: int, in_place: bool) -> str:
+        """What is missing for ``tokens`` more tokens; "" if nothing is."""
+        for group in self._attention:
+            pool, needed = self.pools[group], self._missing(table, tokens, group)
+            needed += self._writes_to_shared(table, group)
+            if needed > pool.free:
+                return (
+                    f"{table.length + tokens:,} tokens need {needed:,} more pages of {PAGE} tokens; {pool.free:,} of "
+                    f"{pool.count:,} are free, other requests or answers hold the rest: let those end first, ask for "
+                    "fewer or shorter ones, or load with a larger context"
+                )
+        if self._states and not self._states.free and self._needs_state(table, in_place):
+            return (
+                f"a sequence needs a recurrent state; none of {self._states.count:,} is free, other requests or "
+                "answers hold them: let those end first, or ask for fewer"
+            )
+        return ""
 
     @staticmethod
-    def _missing(table: BlockTable, tokens: int) -> int:
+    def _missing(table: BlockTable, tokens: int, group: int) -> int:
         """Pages to append for ``tokens`` more tokens; a step that failed may have left some."""
-        return max(0, -(-(table.length + tokens) // PAGE) - len(table.pages))
+        return max(0, -(-(table.length + tokens) // PAGE) - table.blocks[group].end)
 
-    def _writes_to_shared(self, table: BlockTable) -> bool:
+    def _writes_to_shared(self, table: BlockTable, group: int) -> bool:
         """Whether the next token goes into a page that other block tables have too."""
         index, used = divmod(table.length, PAGE)
-        return used > 0 and self._reference_counts[table.pages[index]] > 1
+        blocks = table.blocks[group]
+        return used > 0 and self.pools[group].shared(blocks.pages[index - blocks.first])
+
+    def _needs_state(self, table: BlockTable, in_place: bool) -> bool:
+        """Whether the next step needs a new page for a state; a step that failed may have left one."""
+        if self._states is None or table.next_state != NONE:
+            return False
+        return not in_place or table.state == NONE or self._states.shared(table.state)
+
+    def begin(self, table: BlockTable) -> None:
+        """The step begins to write. If it is interrupted, a state that it writes in place is lost."""
+        if table.next_state == table.state:
+            table.state = NONE
+
+    def advance(self, table: BlockTable, tokens: int) -> None:
+        """The step has written ``tokens`` more tokens. Pages that have slid out of a window are given back."""
+        if self._states:
+            if table.state != NONE:
+                self._states.release(table.state)
+            table.state, table.next_state = table.next_state, NONE
+        table.length += tokens
+        if table.length % PAGE == 0 and (self._states or (self._windows and tokens > 1)):
+            self._keep(table)
+        for group in self._windows:
+            blocks = table.blocks[group]
+            gone = self.groups[group].first_needed(table.length - SLACK) - blocks.first
+            if gone > 0:
+                for page in blocks.pages[:gone]:
+                    self.pools[group].release(page)
+                del blocks.pages[:gone]
+                blocks.first += gone
+
+    def _keep(self, table: BlockTable) -> None:
+        """Add a snapshot of a sequence that ends at a page border, and forget one if there are too many."""
+        windows = {}
+        for group in self._windows:
+            first = self.groups[group].first_needed(table.length)
+            windows[group] = self._shared_blocks(table, group, first)
+        state = self._states.share(table.state) if self._states else NONE
+        table.snapshots.append(Snapshot(table.length, windows, state))
+        if len(table.snapshots) > (STATES_KEPT if self._states else 1):
+            self._forget(table, _least_useful([one.length for one in table.snapshots]))
+
+    def _shared_blocks(self, table: BlockTable, group: int, first: int) -> Blocks:
+        """A sequence's pages in a group from page ``first`` to the last token's, each with one more user."""
+        blocks = table.blocks[group]
+        first = max(first, blocks.first)
+        pages = blocks.pages[first - blocks.first : -(-table.length // PAGE) - blocks.first]
+        return Blocks(first, [self.pools[group].share(page) for page in pages])
+
+    def _forget(self, table: BlockTable, index: int) -> None:
+        """Give up a snapshot."""
+        snapshot = table.snapshots.pop(index)
+        for group, blocks in snapshot.windows.items():
+            self._release(group, blocks, 0)
+        if self._states:
+            self._states.release(snapshot.state)
+
+    def _release(self, group: int, blocks: Blocks, keep: int) -> None:
+        """Give up the pages from page ``keep`` on."""
+        index = max(0, keep - blocks.first)
+        for page in reversed(blocks.pages[index:]):
+            self.pools[group].release(page)
+        del blocks.pages[index:]
 
     def fork(self, table: BlockTable) -> BlockTable:
         """A copy of a block table that can diverge. It shares the pages as long as possible."""
-        pages = table.pages[: -(-table.length // PAGE)]
-        for page in pages:
-            self._reference_counts[page] += 1
-        return BlockTable(pages, table.length)
+        states = self._states
+        return BlockTable(
+            table.length,
+            [self._shared_blocks(table, group, 0) for group in range(len(table.blocks))],
+            states.share(table.state) if states and table.state != NONE else NONE,
+            snapshots=[
+                Snapshot(
+                    one.length,
+                    {
+                        group: Blocks(blocks.first, [self.pools[group].share(page) for page in blocks.pages])
+                        for group, blocks in one.windows.items()
+                    },
+                    states.share(one.state) if states else NONE,
+                )
+                for one in table.snapshots
+            ],
+        )
 
-    def truncate(self, table: BlockTable, length: int) -> None:
-        """Drop the tokens from ``length`` on, and free the pages that held only those (0: all pages)."""
+    def truncate(self, table: BlockTable, length: int) -> int:
+        """Drop the tokens from ``length`` on, and free the pages that held only those (0: all pages).
+
+        Returns how many tokens the sequence has afterwards: fewer than ``length`` if only a snapshot of an earlier
+        length is left.
+        """
+        if self._states and table.next_state != NONE:  # of a step that did not end
+            if table.next_state != table.state:
+                self._states.release(table.next_state)
+            table.next_state = NONE
         length = min(length, table.length)
-        keep = -(-length // PAGE)
-        for page in reversed(table.pages[keep:]):
-            self._release_page(page)
-        del table.pages[keep:]
+        while table.snapshots and table.snapshots[-1].length > length:
+            self._forget(table, len(table.snapshots) - 1)
+        if not self._holds(table, length):
+            length = self._restore(table)
+        for group, blocks in enumerate(table.blocks):
+            self._release(group, blocks, -(-length // PAGE))
+            if not length:
+                blocks.first = 0
+        if self._states and not length and table.state != NONE:
+            self._states.release(table.state)
+            table.state = NONE
+        while not length and table.snapshots:
+            self._forget(table, 0)
         table.length = length
+        return length
 
-    def _take_page(self) -> int:
-        page = self._free.pop()
-        self._reference_counts[page] = 1
-        return page
+    def _holds(self, table: BlockTable, length: int) -> bool:
+        """Whether what a sequence of ``length`` tokens needs is still there."""
+        if self._states and length and (length < table.length or table.state == NONE):
+            return False
+        return not length or all(
+            table.blocks[group].first <= self.groups[group].first_needed(length) for group in self._windows
+        )
 
-    def _release_page(self, page: int) -> None:
-        self._reference_counts[page] -= 1
-        if not self._reference_counts[page]:
-            self._free.append(page)
+    def _restore(self, table: BlockTable) -> int:
+        """Bring a sequence back to its last snapshot. Returns the snapshot's length; 0 if there is none."""
+        if not table.snapshots:
+            return 0
+        snapshot = table.snapshots[-1]
+        for group, kept in snapshot.windows.items():
+            self._release(group, table.blocks[group], 0)
+            table.blocks[group] = Blocks(kept.first, [self.pools[group].share(page) for page in kept.pages])
+        if self._states:
+            if table.state != NONE:
+                self._states.release(table.state)
+            table.state = self._states.share(snapshot.state)
+        return snapshot.length
 
-    def _copy_page(self, table: BlockTable, index: int) -> None:
-        """Replace one of a block table's pages by a copy of its own."""
-        shared, own = table.pages[index], self._take_page()
-        size = self.page_bytes
-        self._memory[own * size : (own + 1) * size] = self._memory[shared * size : (shared + 1) * size]
-        table.pages[index] = own
-        self._release_page(shared)
+
+def _least_useful(lengths: Sequence[int]) -> int:
+    """The index of the length that can be missed most easily, of several in ascending order; never the last.
+
+    A sequence that is truncated to below it would go back to the one before: this costs most where lengths are few,
+    and is asked for most often near the end.
+    """
+    end, before = lengths[-1] + PAGE, [0, *lengths]
+    costs = [(after - before[i]) / (end - lengths[i]) for i, after in enumerate(lengths[1:])]
+    return costs.index(min(costs))
+
+
+def page_counts(layers: Iterable[CachedLayer], context: int, step_tokens: int, sequences: int) -> list[int]:
+    """Pages of each group for ``sequences`` contexts of ``context`` tokens. Memory is only taken when it is touched.
+
+    The pages of a group take at most a quarter of the machine's memory, unless that is less than one context and one
+    page for each sequence. A step may bring ``step_tokens`` tokens before a window slides.
+    """
+    pages = -(-context // PAGE)
+    return [_page_count(group, pages, step_tokens, sequences) for group in groups_of(layers)]
+
+
+def _page_count(group: LayerGroup, pages: int, step_tokens: int, sequences: int) -> int:
+    if group.recurrent:
+        pages = STATES_KEPT + 2  # its own, that of the next step, and the snapshots
+    elif group.window:
+        sliding = -(-(group.window + SLACK + step_tokens) // PAGE) + 1
+        pages = min(pages, sliding) + -(-group.window // PAGE) + 1
+    least = pages + sequences
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return least
+    return max(least, min(pages * sequences, machine // 4 // max(group.page_bytes, 1)))

@@ -26,7 +26,8 @@ from support.tiny import (
 from pellucid.errors import CacheFull, FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import known_families
-from pellucid.runtime.cache import KVCache, LayerShape
+from pellucid.runtime.cache import KVCache
+from pellucid.runtime.cache_layout import LayerShape
 from pellucid.weights.open import open_checkpoint
 
 HAS_DEFAULT = {
@@ -382,7 +383,7 @@ def test_gguf_embedding_of_another_shape(tmp_path: Path, shape: tuple[int, ...])
 
 def test_context_that_no_machine_has_is_an_error_not_a_crash() -> None:
     with pytest.raises(CacheFull, match="smaller context"):
-        KVCache([LayerShape(1 << 16, 1 << 12, 1 << 12)] * 1000, 1 << 18)
+        KVCache([LayerShape(1 << 16, 1 << 12, 1 << 12)] * 1000, [1 << 18])
 
 
 def test_folder_without_config(tmp_path: Path) -> None:

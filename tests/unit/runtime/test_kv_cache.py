@@ -2,72 +2,111 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pellucid.errors import CacheFull
+from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.runtime.cache import BlockTable, KVCache, LayerShape
+from pellucid.runtime.cache import SLACK, STATES_KEPT, BlockTable, KVCache, _least_useful, page_counts
+from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape, groups_of
 
-PAGES, SEQUENCES = 7, 4
+SEQUENCES = 4
+FULL, STATE = LayerShape(2, 16, 16), StateShape((("conv", 3), ("memory", 40)))
+WINDOWS = 50, 100
 which = st.integers(0, SEQUENCES - 1)
 
 
+def sliding(window: int) -> LayerShape:
+    return LayerShape(1, 16, 16, window=window)
+
+
 class Accounts(RuleBasedStateMachine):
-    """Sequences write a unique number to each token's place and must find it again after any operations."""
+    """Sequences write a unique number to each token's place in every group, and its number in full to their state.
+
+    They must find all of it again after any operations: the numbers of the tokens that a next token would see, and in
+    the state that of the last token.
+    """
+
+    layers: tuple[CachedLayer, ...] = (FULL,)
+    pages: tuple[int, ...] = (7,)
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = KVCache([LayerShape(2, 16, 16)], PAGES)
+        self.cache = KVCache(self.layers, self.pages)
         self.sequences = [BlockTable() for _ in range(SEQUENCES)]
         self.written: list[list[int]] = [[] for _ in range(SEQUENCES)]
         self.next = 0
+        self.attention = [group for group in self.cache.groups if not group.recurrent]
+        self.states = len(self.attention) < len(self.cache.groups)
 
-    def memory(self, sequence: BlockTable, token: int) -> np.ndarray:
-        """The memory that has a token's number."""
-        at = sequence.pages[token // PAGE] * self.cache.page_bytes + token % PAGE * 8
-        return self.cache._memory[at : at + 8].view(np.int64)
+    def memory(self, sequence: BlockTable, group: int, token: int) -> np.ndarray:
+        """The memory that has a token's number in a group."""
+        blocks = sequence.blocks[group]
+        page = self.cache.pools[group].bytes_of(blocks.pages[token // PAGE - blocks.first])
+        return page[token % PAGE * 8 :][:8].view(np.int64)
 
-    @rule(which=which, tokens=st.integers(1, 3 * PAGE), run=st.booleans())
-    def allocate(self, which: int, tokens: int, run: bool) -> None:
+    def state(self, page: int) -> np.ndarray:
+        return self.cache.pools[-1].bytes_of(page)[:8].view(np.int64)
+
+    @rule(which=which, tokens=st.integers(1, 3 * PAGE), ends=st.sampled_from(["run", "run", "stop", "crash"]))
+    def step(self, which: int, tokens: int, ends: str) -> None:
         sequence = self.sequences[which]
-        before, free = list(sequence.pages), self.cache.free_pages
-        wanted = max(0, -(-(sequence.length + tokens) // PAGE) - len(before))
-        last = sequence.length // PAGE
-        shared = bool(sequence.length % PAGE) and any(
-            before[last] in other.pages for at, other in enumerate(self.sequences) if at != which
-        )
-        wanted += shared
-        if wanted > free:
-            with pytest.raises(
-                CacheFull, match=rf"need {wanted} more pages of {PAGE} tokens; {free} of {PAGES} are free"
-            ):
-                self.cache.allocate(sequence, tokens)
-            assert sequence.pages == before
+        length, had = sequence.length, [list(blocks.pages) for blocks in sequence.blocks]
+        try:
+            self.cache.allocate(sequence, tokens, in_place=ends != "stop")
+        except CacheFull:
+            assert [blocks.pages for blocks in sequence.blocks] == (had or [[] for _ in self.attention])
+            assert sequence.length == length
+            assert not sequence.snapshots
             return
-        self.cache.allocate(sequence, tokens)
-        for at, page in enumerate(before):  # cached tokens keep their page unless others share it
-            assert (sequence.pages[at] == page) != (shared and at == last)
-        assert len(sequence.pages) * PAGE >= sequence.length + tokens
-        if run:  # otherwise the step fails, and its tokens are not cached
-            for token in range(sequence.length, sequence.length + tokens):
-                self.next += 1
-                self.memory(sequence, token)[0] = self.next
-                self.written[which].append(self.next)
-            sequence.length += tokens
+        except InvalidRequest:
+            assert self.states
+            assert sequence.state < 0
+            return
+        if ends == "stop":  # the step is discarded before it writes
+            self.cache.truncate(sequence, length)
+            assert sequence.length == length
+            return
+        before, after = sequence.state, sequence.next_state
+        self.cache.begin(sequence)
+        numbers = list(range(self.next, self.next + tokens))
+        self.next += tokens
+        for group in range(len(self.attention)):
+            for token, number in enumerate(numbers, length):
+                self.memory(sequence, group, token)[0] = number
+        if self.states:
+            assert before < 0 or self.state(before)[0] == self.written[which][-1]
+            self.state(after)[0] = numbers[-1]
+        if ends == "crash":
+            if not self.states:
+                return  # its tokens are not cached
+            cut = self.cache.truncate(sequence, length)
+            assert cut <= length
+            del self.written[which][cut:]
+            return
+        self.cache.advance(sequence, tokens)
+        self.written[which] += numbers
 
-    @rule(which=which, length=st.integers(0, 5 * PAGE))
+    @rule(which=which, length=st.integers(0, 6 * PAGE))
     def truncate(self, which: int, length: int) -> None:
         sequence = self.sequences[which]
-        before, had = list(sequence.pages), sequence.length
-        self.cache.truncate(sequence, length)
-        assert sequence.length == min(had, length)
-        assert sequence.pages == before[: -(-min(had, length) // PAGE)]
-        del self.written[which][length:]
+        had = sequence.length
+        kept = self.cache.truncate(sequence, length)
+        assert kept == sequence.length <= min(had, length)
+        assert all(one.length <= kept for one in sequence.snapshots)
+        if not self.states and length >= had - SLACK:
+            assert kept == min(had, length), "within the slack a window can go back"
+        if self.layers == (FULL,):
+            assert kept == min(had, length)
+        if length >= had:
+            assert kept == had
+        del self.written[which][kept:]
 
     @rule(which=which, to=which)
     def fork(self, which: int, to: int) -> None:
@@ -81,27 +120,86 @@ class Accounts(RuleBasedStateMachine):
 
     @invariant()
     def every_page_is_owned_or_free(self) -> None:
-        owned = {page for sequence in self.sequences for page in sequence.pages}
-        assert owned <= set(range(PAGES))
-        assert self.cache.free_pages == PAGES - len(owned)
+        for group, pool in enumerate(self.cache.pools):
+            users: list[int] = []
+            for sequence in self.sequences:
+                if self.cache.groups[group].recurrent:
+                    users += [page for page in (sequence.state, sequence.next_state) if page >= 0]
+                    users += [one.state for one in sequence.snapshots]
+                elif sequence.blocks:
+                    users += sequence.blocks[group].pages
+                    of_snapshots = [
+                        one.windows[group].pages for one in sequence.snapshots if group in one.windows
+                    ]
+                    users += itertools.chain(*of_snapshots)
+            assert pool.free == pool.count - len(set(users))
+            assert all(pool._users[page] == users.count(page) for page in range(pool.count))
 
     @invariant()
     def every_sequence_has_what_it_wrote(self) -> None:
         for sequence, written in zip(self.sequences, self.written):
-            assert [int(self.memory(sequence, token)[0]) for token in range(sequence.length)] == written
+            assert sequence.length == len(written)
+            for number, group in enumerate(self.attention):
+                first = max(0, sequence.length + 1 - group.window) if group.window else 0
+                seen = [int(self.memory(sequence, number, t)[0]) for t in range(first, sequence.length)]
+                assert seen == written[first:]
+            if self.states and sequence.state >= 0:
+                assert self.state(sequence.state)[0] == written[-1]
+            for one in sequence.snapshots:
+                assert one.length % PAGE == 0
+                assert one.state < 0 or self.state(one.state)[0] == written[one.length - 1]
+
+    @invariant()
+    def windows_hold_no_more_than_they_need(self) -> None:
+        for sequence in self.sequences:
+            for blocks, group in zip(sequence.blocks, self.attention):
+                if group.window:
+                    assert blocks.first >= (sequence.length - SLACK + 1 - group.window) // PAGE
 
     def teardown(self) -> None:
         for sequence in self.sequences:
-            self.cache.truncate(sequence, 0)
-            assert (sequence.pages, sequence.length) == ([], 0)
-        assert self.cache.free_pages == PAGES
+            assert self.cache.truncate(sequence, 0) == 0
+            assert not sequence.snapshots
+        assert self.cache.free_pages == self.cache.pages
 
 
+class WithWindows(Accounts):
+    layers = (FULL, sliding(WINDOWS[0]), sliding(WINDOWS[1]), sliding(WINDOWS[0]))
+    pages = (12, 14, 16)
+
+
+class WithState(Accounts):
+    layers = (STATE, FULL, STATE)
+    pages = (9, 7)
+
+
+class WithAll(Accounts):
+    layers = (STATE, FULL, sliding(WINDOWS[1]), STATE)
+    pages = (14, 20, 9)
+
+
+class StateAlone(Accounts):
+    layers = (STATE,)
+    pages = (6,)
+
+
+for machine in (Accounts, WithWindows, WithState, WithAll, StateAlone):
+    machine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 test_accounts = Accounts.TestCase
+test_accounts_with_windows = WithWindows.TestCase
+test_accounts_with_states = WithState.TestCase
+test_accounts_with_all = WithAll.TestCase
+test_accounts_of_states_alone = StateAlone.TestCase
+
+
+def run(cache: KVCache, table: BlockTable, tokens: int) -> None:
+    cache.allocate(table, tokens)
+    cache.begin(table)
+    cache.advance(table, tokens)
 
 
 def test_pages_that_nobody_uses_are_asked_for_before_a_sequence_is_refused() -> None:
-    cache, idle, sequence, asked = KVCache([LayerShape(1, 16, 16)], 2), BlockTable(), BlockTable(), []
+    cache, idle, sequence, asked = KVCache([FULL], [2]), BlockTable(), BlockTable(), []
 
     def reclaim() -> None:
         asked.append(True)
@@ -118,30 +216,105 @@ def test_pages_that_nobody_uses_are_asked_for_before_a_sequence_is_refused() -> 
 
 
 def test_a_shared_page_is_copied_though_a_failed_step_left_pages() -> None:
-    cache, table = KVCache([LayerShape(1, 16, 16)], 2), BlockTable()
-    cache.allocate(table, 10)
-    table.length = 10
+    cache, table = KVCache([FULL], [2]), BlockTable()
+    run(cache, table, 10)
     cache.allocate(table, 2 * PAGE - 10)  # the step of these tokens fails: no token is added
     fork = cache.fork(table)
     assert cache.free_pages == 0
-    with pytest.raises(CacheFull, match="11 tokens need 1 more pages"):
+    with pytest.raises(CacheFull, match=f"11 tokens need 1 more pages of {PAGE} tokens; 0 of 2 are free"):
         cache.allocate(table, 1)
     cache.truncate(fork, 0)
     cache.allocate(table, 1)
 
 
+def test_a_sequence_without_a_free_state_is_refused() -> None:
+    cache, tables = KVCache([STATE, FULL], [9, 2]), [BlockTable() for _ in range(3)]
+    for table in tables[:2]:
+        run(cache, table, 3)
+    with pytest.raises(CacheFull, match="needs a recurrent state; none of 2 is free"):
+        cache.allocate(tables[2], 1)
+    run(cache, tables[0], 1)  # in place
+    cache.truncate(tables[1], 0)
+    run(cache, tables[2], 1)
+
+
+def test_an_interrupted_step_loses_the_state_and_says_so() -> None:
+    cache, table = KVCache([STATE, FULL], [9, 9]), BlockTable()
+    run(cache, table, PAGE)
+    run(cache, table, 3)
+    cache.allocate(table, 1)
+    cache.begin(table)  # and no end
+    with pytest.raises(InvalidRequest, match="a sequence of 67 tokens was interrupted"):
+        cache.allocate(table, 1)
+    assert cache.truncate(table, 67) == PAGE, "the snapshot at the page border"
+    run(cache, table, 3)
+
+
+def test_snapshots_are_dense_near_the_end_and_reach_back() -> None:
+    cache, table = KVCache([STATE], [9]), BlockTable()
+    for _ in range(64):
+        run(cache, table, PAGE)
+    lengths = [one.length for one in table.snapshots]
+    assert len(lengths) == STATES_KEPT
+    assert lengths[-1] == table.length
+    assert lengths[0] < table.length * 3 / 4
+    gaps = [b - a for a, b in pairwise(lengths)]
+    assert gaps == sorted(gaps, reverse=True)
+
+
+def test_which_snapshot_is_missed_least() -> None:
+    assert _least_useful([64, 128, 192, 256, 320]) == 0
+    assert _least_useful([1024, 2048, 2112, 2176]) == 2
+
+
+@pytest.mark.parametrize(
+    ("layers", "chunk"),
+    [  # the patterns of Gemma 3 270M and of gpt-oss-20b
+        ([LayerShape(1, 256, 256, window=0 if i % 6 == 5 else 512) for i in range(18)], 256),
+        ([LayerShape(8, 64, 64, window=128 if i % 2 == 0 else 0) for i in range(24)], 256),
+    ],
+)
+def test_a_long_context_takes_what_its_windows_and_full_layers_need(
+    layers: list[LayerShape], chunk: int
+) -> None:
+    context = 32768
+    counts = page_counts(layers, context, chunk, 1)
+    cache, table = KVCache(layers, counts), BlockTable()
+    used = [0] * len(counts)
+    for tokens in [chunk] * (context // chunk - 1) + [1] * chunk:
+        run(cache, table, tokens)
+        used = [max(most, pool.count - pool.free) for most, pool in zip(used, cache.pools)]
+    needed = sum(one.page_bytes * min(one.window or context, context) // PAGE for one in layers)
+    taken = sum(most * pool.page_bytes for most, pool in zip(used, cache.pools))
+    assert taken <= 1.1 * needed
+    assert table.length == context
+    assert cache.truncate(table, context - chunk) == context - chunk, "the snapshot at the end of the prompt"
+
+
+def test_layers_that_keep_the_same_tokens_are_a_group() -> None:
+    groups = groups_of([STATE, sliding(50), FULL, STATE, FULL, sliding(50), sliding(100)])
+    assert [(g.window, g.recurrent, list(g.offsets)) for g in groups] == [
+        (50, False, [1, 5]), (0, False, [2, 4]), (100, False, [6]), (0, True, [0, 3]),
+    ]  # fmt: skip
+
+
 def test_layers_and_parts_share_no_byte_of_a_page() -> None:
-    layers = [LayerShape(2, 16, 16), LayerShape(1, 64, 64), LayerShape(3, 32, 32)]
-    cache = KVCache(layers, 5)
-    starts = []
+    layers = [LayerShape(2, 16, 16), sliding(9), STATE, LayerShape(1, 64, 64), LayerShape(3, 32, 32), STATE]
+    cache = KVCache(layers, [5, 5, 5])
+    spans = []
     for i, layer in enumerate(layers):
-        size = layer.kv_heads * layer.head_dim * PAGE * 2
-        starts += [(cache.address(i, part), size) for part in ("keys", "values")]
-    spans = sorted((start + page * cache.page_bytes, size) for start, size in starts for page in range(5))
+        if isinstance(layer, StateShape):
+            sizes = {name: 4 * size for name, size in layer.parts}
+        else:
+            sizes = dict.fromkeys(("keys", "values"), layer.kv_heads * layer.head_dim * PAGE * 2)
+        for part, size in sizes.items():
+            start = cache.address(i, part)
+            spans += [(start + page * cache.page_bytes(i), size) for page in range(5)]
+    spans.sort()
     assert all(start + size <= following for (start, size), (following, _) in pairwise(spans))
     assert all(start % 64 == 0 for start, _ in spans)
 
 
 def test_what_a_large_cache_costs_is_said_when_the_machine_does_not_give_it() -> None:
     with pytest.raises(CacheFull, match="GB, more than this machine gives: load with a smaller context"):
-        KVCache([LayerShape(1 << 20, 1 << 14, 1 << 14)], 1 << 10)
+        KVCache([LayerShape(1 << 20, 1 << 14, 1 << 14)], [1 << 10])

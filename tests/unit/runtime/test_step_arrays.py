@@ -10,7 +10,8 @@ from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.core.record import StepRecord
 from pellucid.runtime.batch import Chunk, StepArrays
-from pellucid.runtime.cache import BlockTable, KVCache, LayerShape
+from pellucid.runtime.cache import BlockTable, KVCache
+from pellucid.runtime.cache_layout import LayerShape, StateShape
 
 counts = st.lists(
     st.tuples(st.integers(1, 30), st.integers(0, 200), st.integers(0, 30)), min_size=1, max_size=6
@@ -23,14 +24,17 @@ def word(arrays: StepArrays, field: str) -> int:
 
 @given(st.lists(counts, min_size=1, max_size=3))
 def test_a_step_says_where_every_token_is(steps: list[list[tuple[int, int, int]]]) -> None:
-    cache = KVCache([LayerShape(1, 16, 16)], 30)
-    arrays = StepArrays(tokens=180, outputs=180, sequences=6, pages=30, scratch=128, threads=2)
+    cache = KVCache(
+        [LayerShape(1, 16, 16), LayerShape(1, 16, 16, window=70), StateShape((("memory", 4),))], [30, 30, 12]
+    )
+    arrays = StepArrays(tokens=180, outputs=180, sequences=6, pages=30, scratch=128, threads=2, groups=2)
     for step in steps:
         chunks = []
         for count, past, outputs in step:
             sequence = BlockTable()
             cache.allocate(sequence, past)
-            sequence.length = past
+            cache.begin(sequence)
+            cache.advance(sequence, past)
             chunks.append(Chunk(sequence, list(range(past, past + count)), min(outputs, count)))
         for chunk in chunks:
             cache.allocate(chunk.table, len(chunk.tokens))
@@ -45,9 +49,10 @@ def test_a_step_says_where_every_token_is(steps: list[list[tuple[int, int, int]]
             assert arrays.token_ids[row : row + n].tolist() == chunk.tokens
             assert arrays.positions[row : row + n].tolist() == list(range(past, past + n))
             assert (arrays.first_row[s], arrays.row_count[s], arrays.length[s]) == (row, n, past + n)
-            pages = chunk.table.pages
-            assert len(pages) == -(-(past + n) // PAGE)
-            assert arrays.pages[s, : len(pages)].tolist() == pages
+            for pages, blocks in zip(arrays.pages, chunk.table.blocks, strict=True):
+                assert blocks.end == -(-(past + n) // PAGE)
+                assert pages[s, blocks.first : blocks.end].tolist() == blocks.pages
+            assert (arrays.states[s], arrays.next_states[s]) == (chunk.table.state, chunk.table.next_state)
             row += n
             wanted = arrays.output_rows[output : output + chunk.outputs].tolist()
             assert wanted == list(range(row - chunk.outputs, row))
@@ -58,14 +63,14 @@ def test_a_step_says_where_every_token_is(steps: list[list[tuple[int, int, int]]
 def test_scratch_begins_at_a_cache_line() -> None:
     arrays = StepArrays(8, 8, 1, 1, scratch=192, threads=3)
     table = BlockTable()
-    KVCache([LayerShape(1, 16, 16)], 1).allocate(table, 1)
+    KVCache([LayerShape(1, 16, 16)], [1]).allocate(table, 1)
     arrays.fill([Chunk(table, [1])])
     assert word(arrays, "scratch") % 64 == 0
     assert word(arrays, "scratch_bytes") == 192
 
 
 def test_a_sequence_that_gets_no_pages_is_refused_and_does_not_grow() -> None:
-    cache = KVCache([LayerShape(1, 16, 16)], 2)
+    cache = KVCache([LayerShape(1, 16, 16)], [2])
     first, second = BlockTable(), BlockTable()
     cache.allocate(first, 1)
     with pytest.raises(CacheFull, match=f"{PAGE + 1} tokens need 2 more pages"):

@@ -45,6 +45,7 @@ class AttentionRecord(Record):
     kv_heads: int  # G
     keys: Address  # G heads of page 0, see kv_layout.py
     values: Address  # G heads of page 0
+    group: int  # the layer's group in the cache, which has its own block tables
     page_bytes: int  # from one page to the next
     scale: float
     softcap: float  # 0: none

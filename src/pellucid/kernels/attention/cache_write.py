@@ -20,6 +20,7 @@ class CacheWriteRecord(Record):
     value_dim: int  # V, a multiple of kv_layout.unit
     keys: Address  # G heads of page 0, see kv_layout.py
     values: Address  # G heads of page 0
+    group: int  # the layer's group in the cache
     page_bytes: int  # from one page to the next
 
 
@@ -41,6 +42,7 @@ def build(simd: Any, kv_dtype: str) -> Any:
         head_dim, value_dim = load(record + at.head_dim), load(record + at.value_dim)
         keys, values = load(record + at.keys), load(record + at.values)
         page_bytes = load(record + at.page_bytes)
+        tables = load(step + step_at.pages) + load(record + at.group) * load(step + step_at.group_stride)
         spare = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
         # Split by (token, head) like rotary and the norms of heads: a thread finds its input in its own cache.
         total = load(step + step_at.tokens) * heads
@@ -51,7 +53,7 @@ def build(simd: Any, kv_dtype: str) -> Any:
                 load_i32(load(step + step_at.row_count) + 4 * s),
             )
             start = load_i32(load(step + step_at.length) + 4 * s) - count
-            pages = load(step + step_at.pages) + s * load(step + step_at.page_stride) * 4
+            pages = tables + s * load(step + step_at.page_stride) * 4
             for i in range(max(begin, first * heads), min(end, (first + count) * heads)):
                 position, head = start + i // heads - first, i % heads
                 page, slot = load_i32(pages + position // PAGE * 4) * page_bytes, position % PAGE

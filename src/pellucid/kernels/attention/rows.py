@@ -69,6 +69,7 @@ def _past_of(simd: Any, at: Any) -> Any:
         if load(tile.record + at.cross) != 0:
             length = load_i32(load(step + step_at.encoder_length) + row)
             pages = load(step + step_at.encoder_pages)
+        pages += load(tile.record + at.group) * load(step + step_at.group_stride)
         return Past(length, pages + load(step + step_at.page_stride) * row, position)
 
     return past_of

@@ -90,9 +90,12 @@ class StepRecord(Record):
     first_row: Address  # (B,) int32, the sequence's first row
     row_count: Address  # (B,) int32, the sequence's number of rows
     length: Address  # (B,) int32, the sequence's tokens after this step
-    pages: Address  # (B, page_stride) int32, the sequence's block table
+    pages: Address  # (groups, B, page_stride) int32, the sequence's pages in each group of cached layers
     encoder_length: Address  # (B,) int32, tokens of the encoder sequence for cross attention; 0: none
-    encoder_pages: Address  # (B, page_stride) int32, the block table of the encoder sequence
+    encoder_pages: Address  # (groups, B, page_stride) int32, the pages of the encoder sequence
     page_stride: int  # entries of a row of the block tables
+    group_stride: int  # bytes from one group's block tables to the next
+    states: Address  # (B,) int32, the page of the sequence's state before this step; -1: zeros
+    next_states: Address  # (B,) int32, the page of its state after this step
     scratch: Address  # scratch memory of all threads
     scratch_bytes: int  # scratch memory of one thread

@@ -1,0 +1,103 @@
+"""What layers keep in the cache, and which of them share pages.
+
+Layers that keep the same tokens are a *group*: all layers with full attention; those with a window of a certain size.
+A page holds the keys and values of 64 tokens in every layer of its group, one layer after the other
+(``kernels/attention/kv_layout.py`` defines the layout of a layer), so it can be copied, hashed or freed as one run of
+bytes. Recurrent layers keep one state for a sequence instead of something for each token: a page of their group holds
+the states of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
+from pellucid.runtime.memory import CACHE_LINE
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """The heads of one layer: G key/value heads, keys of width K and values of width V.
+
+    ``kv_dtype`` is one of ``kv_layout.KV_DTYPES``. ``window`` is how many tokens a token sees, itself among them; 0:
+    all.
+    """
+
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    kv_dtype: str = "f16"
+    window: int = 0
+    recurrent: ClassVar[bool] = False
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of a page's keys in this layer."""
+        return self.kv_heads * head_bytes(self.kv_dtype, self.head_dim)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page's keys and values in this layer."""
+        return self.key_bytes + self.kv_heads * head_bytes(self.kv_dtype, self.value_dim)
+
+    def offset(self, part: str) -> int:
+        """Where the "keys" or "values" begin in the layer's part of a page."""
+        return {"keys": 0, "values": self.key_bytes}[part]
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """The state of one recurrent layer: its parts by name, each a number of float32 values."""
+
+    parts: tuple[tuple[str, int], ...]
+    window: ClassVar[int] = 0
+    recurrent: ClassVar[bool] = True
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of the layer's state; each part begins at a cache line."""
+        return sum(_lines(size) for _, size in self.parts)
+
+    def offset(self, part: str) -> int:
+        """Where a part begins in the layer's state."""
+        names = [name for name, _ in self.parts]
+        return sum(_lines(size) for _, size in self.parts[: names.index(part)])
+
+
+def _lines(values: int) -> int:
+    """Bytes of whole cache lines for float32 values."""
+    return -(-4 * values // CACHE_LINE) * CACHE_LINE
+
+
+CachedLayer: TypeAlias = LayerShape | StateShape
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers that share pages. ``offsets`` is where each of them begins in a page, by its number."""
+
+    window: int
+    recurrent: bool
+    offsets: Mapping[int, int]
+    page_bytes: int
+
+    def first_needed(self, length: int) -> int:
+        """The first page that a sequence of ``length`` tokens still needs."""
+        return max(0, length + 1 - self.window) // PAGE if self.window else 0
+
+
+def groups_of(layers: Iterable[CachedLayer]) -> tuple[LayerGroup, ...]:
+    """The groups, in the order of their first layers; that of the states, if there is one, is the last."""
+    members: dict[tuple[bool, int], dict[int, CachedLayer]] = {}
+    for number, layer in enumerate(layers):
+        members.setdefault((layer.recurrent, layer.window), {})[number] = layer
+    found = []
+    for (recurrent, window), of_group in sorted(members.items(), key=lambda item: item[0][0]):
+        offsets, size = {}, 0
+        for number, layer in of_group.items():
+            offsets[number] = size
+            size += layer.page_bytes
+        found.append(LayerGroup(window, recurrent, offsets, size))
+    return tuple(found)
