@@ -81,12 +81,17 @@ def assert_guards(array: NDArray[Any]) -> None:
 
 @dataclass
 class Batch:
-    """A step: sequences with ``past`` cached tokens get ``counts`` more; their pages are random ones of ``pool``."""
+    """A step: sequences with ``past`` cached tokens get ``counts`` more; their pages are random ones of ``pool``.
+
+    ``states`` and ``next_states`` are the pages of their states; by default they are new.
+    """
 
     counts: Sequence[int]
     past: Sequence[int] = ()
     token_ids: Sequence[int] = ()
     output_rows: Sequence[int] = ()
+    states: Sequence[int] = ()
+    next_states: Sequence[int] = ()
     head_dim: int = 16
     value_dim: int = 0  # 0: same as head_dim
     most_threads: int = 4
@@ -115,6 +120,8 @@ class Batch:
             "pages": table,
             "encoder_length": np.zeros(len(counts), np.int32),
             "encoder_pages": np.zeros_like(table),
+            "states": np.array(self.states or [-1] * len(counts), np.int32),
+            "next_states": np.array(self.next_states or range(len(counts)), np.int32),
             "scratch": guarded(scratch * self.most_threads, np.uint8),
         }
         for thread in range(self.most_threads):
@@ -127,8 +134,6 @@ class Batch:
                 "sequences": len(counts),
                 "page_stride": table.shape[1],
                 "group_stride": 0,
-                "states": 0,
-                "next_states": 0,
                 "scratch_bytes": scratch,
                 **{name: array.ctypes.data for name, array in arrays.items()},
             }

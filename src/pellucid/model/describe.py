@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from pellucid.model.spec import Activation, FeedForward, Learned, Mixture, ModelSpec, Placement
+from pellucid.model.spec import (
+    Activation,
+    DeltaNet,
+    FeedForward,
+    Learned,
+    Mamba,
+    Mixture,
+    ModelSpec,
+    Placement,
+    Recurrent,
+    ShortConvolution,
+)
 
 PLACEMENTS: Mapping[Placement, str] = {
     "pre": "{} norms before",
@@ -23,10 +34,22 @@ ACTIVATIONS: Mapping[Activation, str] = {
     "clamped_silu": "clamped SiLU",
 }
 
+RECURRENT: Mapping[type, str] = {
+    DeltaNet: "Gated DeltaNet",
+    Mamba: "Mamba-2",
+    ShortConvolution: "short convolutions",
+}
+
 
 def parts(spec: ModelSpec) -> list[str]:
     """The parts that a model is made of, in the order of the pipeline."""
-    return [*_positions(spec), *_blocks(spec), *_attention(spec), *_feedforward(spec), *_head(spec)]
+    inside = [*_attention(spec), *_recurrent(spec), *_feedforward(spec)]
+    return [*_positions(spec), *_blocks(spec), *inside, *_head(spec)]
+
+
+def recurrent(kind: Recurrent) -> str:
+    """The kind of a recurrent layer: "Mamba-2"."""
+    return RECURRENT[type(kind)]
 
 
 def feedforward(kind: FeedForward) -> str:
@@ -35,14 +58,14 @@ def feedforward(kind: FeedForward) -> str:
 
 
 def _positions(spec: ModelSpec) -> Iterator[str]:
-    kinds = [block.attention.rotary for block in spec.blocks]
+    kinds = [attention.rotary for attention in spec.attentions]
     if spec.position:
         yield "learned positions" if isinstance(spec.position, Learned) else "sinusoidal positions"
-    if any(block.attention.alibi for block in spec.blocks):
+    if any(attention.alibi for attention in spec.attentions):
         yield "ALiBi"
     if any(kinds):
         first = next(rotary for rotary in kinds if rotary)
-        head_dim = spec.blocks[0].attention.head_dim
+        head_dim = spec.attention.head_dim
         part = f" of {first.dims / head_dim:.0%} of a head" if first.dims < head_dim else ""
         yield f"rotary positions{part}" + ("" if all(kinds) else " in some layers")
 
@@ -55,7 +78,7 @@ def _blocks(spec: ModelSpec) -> Iterator[str]:
 
 
 def _attention(spec: ModelSpec) -> Iterator[str]:
-    kinds = [block.attention for block in spec.blocks]
+    kinds = spec.attentions
     for has, words in (
         (any(kind.bias for kind in kinds), "biases of queries, keys and values"),
         (any(kind.qk_norm and not kind.qk_norm_whole for kind in kinds), "norms of each head"),
@@ -63,23 +86,30 @@ def _attention(spec: ModelSpec) -> Iterator[str]:
         (any(kind.window for kind in kinds), "windows"),
         (any(kind.softcap for kind in kinds), "capped scores"),
         (any(kind.sinks for kind in kinds), "sinks"),
+        (any(kind.gate for kind in kinds), "output gates"),
     ):
         if has:
             yield words
 
 
+def _recurrent(spec: ModelSpec) -> Iterator[str]:
+    kinds = dict.fromkeys(recurrent(block.recurrent) for block in spec.blocks if block.recurrent)
+    beside = any(block.recurrent and block.attention for block in spec.blocks)
+    for kind in kinds:
+        yield f"{kind} beside attention" if beside else f"{kind} in most layers"
+
+
 def _feedforward(spec: ModelSpec) -> Iterator[str]:
-    kinds = [block.feedforward for block in spec.blocks]
+    kinds = [block.feedforward for block in spec.blocks if block.feedforward]
     mixture = next((kind for kind in kinds if isinstance(kind, Mixture)), None)
     if mixture is None:
-        assert isinstance(kinds[0], FeedForward)
-        yield feedforward(kinds[0])
+        yield from dict.fromkeys(feedforward(kind) for kind in kinds if isinstance(kind, FeedForward))
         return
     yield f"{feedforward(mixture.expert)} experts by {mixture.router.score}"
     if mixture.shared:
         yield "a shared expert"
     if not all(isinstance(kind, Mixture) for kind in kinds):
-        yield "first layers without experts"
+        yield "some layers without experts"
 
 
 def _head(spec: ModelSpec) -> Iterator[str]:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pellucid.model.spec import Block, FeedForward, Learned, Mixture, ModelSpec, Norm
+from pellucid.model.spec import (
+    Attention,
+    Block,
+    DeltaNet,
+    FeedForward,
+    Learned,
+    Mamba,
+    Mixture,
+    ModelSpec,
+    Norm,
+    Recurrent,
+    ShortConvolution,
+)
 
 Shape = tuple[int, ...]
 
@@ -41,39 +53,93 @@ def _norm(name: str, norm: Norm, width: int) -> Iterator[tuple[str, Shape]]:
 
 
 def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
-    attention = block.attention
+    if block.attention:
+        yield from _attention(f"{name}.attention", block.attention, width)
+    if block.recurrent:
+        yield from _recurrent(f"{name}.recurrent", block.recurrent, width)
+    if isinstance(block.feedforward, Mixture):
+        yield from _mixture(f"{name}.feedforward", block.feedforward, width)
+    elif block.feedforward:
+        yield from _feedforward(f"{name}.feedforward", block.feedforward, width)
+    for part in sublayers(block):
+        if block.placement != "output" and not (block.placement == "shared" and part == "feedforward"):
+            yield from _norm(f"{name}.{part}.norm", block.norm, width)
+        if block.placement in ("sandwich", "output"):
+            yield from _norm(f"{name}.{part}.post_norm", block.norm, width)
+
+
+def sublayers(block: Block) -> list[str]:
+    """The parts of a block that have norms of their own. A recurrent layer beside attention shares the latter's."""
+    mixer = "attention" if block.attention else "recurrent" if block.recurrent else ""
+    return [part for part in (mixer, "feedforward" if block.feedforward else "") if part]
+
+
+def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[str, Shape]]:
     heads, kv_heads = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
     values, attended = attention.kv_heads * attention.value_dim, attention.heads * attention.value_dim
     for part, rows, columns, bias in (
-        ("attention.q", heads, width, attention.bias),
-        ("attention.k", kv_heads, width, attention.bias),
-        ("attention.v", values, width, attention.bias),
-        ("attention.output", width, attended, attention.output_bias),
+        ("q", heads, width, attention.bias),
+        *([("gate", attended, width, attention.bias)] if attention.gate else []),
+        ("k", kv_heads, width, attention.bias),
+        ("v", values, width, attention.bias),
+        ("output", width, attended, attention.output_bias),
     ):
         yield f"{name}.{part}.weight", (rows, columns)
         if bias:
             yield f"{name}.{part}.bias", (rows,)
-    if isinstance(block.feedforward, Mixture):
-        yield from _mixture(f"{name}.feedforward", block.feedforward, width)
-    else:
-        yield from _feedforward(f"{name}.feedforward", block.feedforward, width)
     if attention.qk_norm:
         whole = attention.qk_norm_whole
-        yield from _norm(
-            f"{name}.attention.q_norm", attention.qk_norm, heads if whole else attention.head_dim
-        )
-        yield from _norm(
-            f"{name}.attention.k_norm", attention.qk_norm, kv_heads if whole else attention.head_dim
-        )
+        yield from _norm(f"{name}.q_norm", attention.qk_norm, heads if whole else attention.head_dim)
+        yield from _norm(f"{name}.k_norm", attention.qk_norm, kv_heads if whole else attention.head_dim)
     if attention.sinks:
-        yield f"{name}.attention.sinks.weight", (attention.heads,)
-    if block.placement != "output":
-        yield from _norm(f"{name}.attention.norm", block.norm, width)
-        if block.placement != "shared":
-            yield from _norm(f"{name}.feedforward.norm", block.norm, width)
-    if block.placement in ("sandwich", "output"):
-        yield from _norm(f"{name}.attention.post_norm", block.norm, width)
-        yield from _norm(f"{name}.feedforward.post_norm", block.norm, width)
+        yield f"{name}.sinks.weight", (attention.heads,)
+
+
+def _recurrent(name: str, kind: Recurrent, width: int) -> Iterator[tuple[str, Shape]]:
+    match kind:
+        case DeltaNet():
+            keys, values = kind.key_heads * kind.key_dim, kind.heads * kind.value_dim
+            for part, rows in (("q", keys), ("k", keys), ("v", values), ("gate", values)):
+                yield f"{name}.{part}.weight", (rows, width)
+            yield f"{name}.beta.weight", (kind.heads, width)
+            yield f"{name}.step.weight", (kind.heads, width)
+            for part, rows in (("q", keys), ("k", keys), ("v", values)):
+                yield f"{name}.{part}_conv.weight", (rows, kind.taps)
+            yield from _rates(name, kind.heads)
+            yield from _norm(f"{name}.head_norm", kind.norm, kind.value_dim)
+            yield f"{name}.output.weight", (width, values)
+        case Mamba():
+            inner, of_groups = kind.heads * kind.head_dim, kind.groups * kind.state
+            parts = (("gate", inner), ("x", inner), ("b", of_groups), ("c", of_groups), ("step", kind.heads))
+            for part, rows in parts:
+                yield f"{name}.{part}.weight", (rows, width)
+                if kind.bias:
+                    yield f"{name}.{part}.bias", (rows,)
+            for part, rows in parts[1:4]:
+                yield f"{name}.{part}_conv.weight", (rows, kind.taps)
+                if kind.conv_bias:
+                    yield f"{name}.{part}_conv.bias", (rows,)
+            yield from _rates(name, kind.heads)
+            yield f"{name}.skip.weight", (kind.heads,)
+            if kind.norm:
+                yield from _norm(f"{name}.output_norm", kind.norm, inner)
+            yield f"{name}.output.weight", (width, inner)
+            if kind.output_bias:
+                yield f"{name}.output.bias", (width,)
+        case ShortConvolution():
+            for part in ("b", "c", "x", "output"):
+                yield f"{name}.{part}.weight", (width, width)
+                if kind.bias:
+                    yield f"{name}.{part}.bias", (width,)
+            yield f"{name}.conv.weight", (width, kind.taps)
+            if kind.bias:
+                yield f"{name}.conv.bias", (width,)
+
+
+def _rates(name: str, heads: int) -> Iterator[tuple[str, Shape]]:
+    """The rate at which each head's state decays, and what is added to its step."""
+    yield f"{name}.rate.weight", (heads,)
+    yield f"{name}.rate.bias", (heads,)
 
 
 def _feedforward(

@@ -28,13 +28,6 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
     """
     shape = tensor.shape
     if source.flat:
-        if len(shape) != 2:
-            raise FileFormatError(
-                tensor.path,
-                tensor.name,
-                f"tensor has shape {shape}; it must be a vector for each expert",
-                tensor.offset,
-            )
         shape = (prod(shape),)
     if source.transpose:
         if len(shape) not in (2, 3):
@@ -182,7 +175,7 @@ class SlotReader:
             start -= size
 
     def values(self) -> NDArray[np.float32]:
-        """The values as float32 in the slot's shape, with ``Slot.plus`` added."""
+        """The values as float32 in the slot's shape, with ``Slot.negative_exp`` and ``Slot.plus`` applied."""
         found = []
         for part in self._parts:
             raw = np.empty(part.rows * part.row_bytes, np.uint8)
@@ -190,5 +183,6 @@ class SlotReader:
             shape = (part.rows, part.shape[-1] // self.form.block, self.form.block_bytes)
             with np.errstate(all="ignore"):  # a file may hold numbers that are not finite
                 decoded = decode_blocks(self.form, raw.reshape(shape)).reshape(part.shape)
+                decoded = -np.exp(decoded) if part.source.negative_exp else decoded
                 found.append(decoded + np.float32(part.source.plus))
         return np.concatenate(found) if len(found) > 1 else found[0]

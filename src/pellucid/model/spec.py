@@ -6,9 +6,12 @@ L layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+from pellucid.errors import UnsupportedModel
 
 Pairing = Literal["interleaved", "half"]
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
@@ -127,6 +130,10 @@ class Attention:
     """Whether each head has a learned sink, a score that takes part of the attention weight (Xiao et al. 2023)."""
     cross: bool = False
     """Whether queries see the keys and values of the chunk's encoder instead of those of their own sequence."""
+    gate: bool = False
+    """Whether what is attended is multiplied by the sigmoid of a projection of the token (Qwen Team 2025)."""
+    output_scale: float = 1.0
+    """A factor of the output."""
 
     def __post_init__(self) -> None:
         if not self.value_dim:
@@ -137,7 +144,8 @@ class Attention:
 class FeedForward:
     """``gated``: down(f(gate x) * up x); else down(f(up x)).
 
-    ``limit`` and ``sharpness`` are those of ``clamped_silu``.
+    ``limit`` and ``sharpness`` are those of ``clamped_silu``. ``gate_scale`` is a factor of f's argument,
+    ``output_scale`` one of the output.
     """
 
     width: int
@@ -146,6 +154,8 @@ class FeedForward:
     bias: bool = False
     limit: float = 0.0
     sharpness: float = 0.0
+    gate_scale: float = 1.0
+    output_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -186,8 +196,64 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class DeltaNet:
+    """Gated DeltaNet (Yang et al. 2024): a recurrent layer whose state is a matrix (K, V) for each of H heads.
+
+    G heads of queries and keys have width ``key_dim`` K, the H ``heads`` of values width ``value_dim`` V. Queries, keys
+    and values go through a convolution over the last ``taps`` tokens. H / G heads use the queries and keys of one head:
+    consecutive ones or, if ``tiled``, every G-th (as llama.cpp orders them). ``norm`` is that of each head's output,
+    which is then gated.
+    """
+
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    norm: Norm
+    tiled: bool = False
+
+
+@dataclass(frozen=True)
+class Mamba:
+    """Mamba-2 (Dao and Gu 2024): a recurrent layer whose state is a matrix (N, P) for each of H heads.
+
+    The values x of the H ``heads`` have width ``head_dim`` P; N is ``state``. B and C are those of ``groups`` groups of
+    heads. x, B and C go through a convolution over the last ``taps`` tokens. The output is gated and then, if there is
+    a ``norm``, normalised, each group by itself. A token's step stays within ``limits``. ``multipliers`` are factors of
+    the gate, x, B, C and the step, ``output_scale`` is one of the output (Falcon-H1).
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    state: int
+    taps: int
+    norm: Norm | None
+    conv_bias: bool = True
+    bias: bool = False
+    output_bias: bool = False
+    limits: tuple[float, float] = (0.0, math.inf)
+    multipliers: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    output_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class ShortConvolution:
+    """A gated short convolution (Liquid AI 2025, LFM2): c * conv(b * x), over the last ``taps`` tokens."""
+
+    taps: int
+    bias: bool = False
+
+
+Recurrent: TypeAlias = "DeltaNet | Mamba | ShortConvolution"
+
+
+@dataclass(frozen=True)
 class Block:
-    """A transformer block.
+    """A transformer block: attention or a recurrent layer, or both of the same input; then a feed-forward.
+
+    Each of the three may be missing.
 
     ``placement`` of the norms: "pre" before attention and feed-forward; "post" after each residual addition;
     "sandwich" before, and again on the output before it is added; "output" only on the output before it is added.
@@ -195,11 +261,12 @@ class Block:
     the same one. Outputs are multiplied by ``residual_scale`` before they are added.
     """
 
-    attention: Attention
-    feedforward: FeedForward | Mixture
+    attention: Attention | None
+    feedforward: FeedForward | Mixture | None
     norm: Norm
     placement: Placement
     residual_scale: float = 1.0
+    recurrent: Recurrent | None = None
 
 
 @dataclass(frozen=True)
@@ -238,11 +305,11 @@ class ModelSpec:
     pooling: Pooling | None = None
 
     def change_attention(self, change: Callable[[int, Attention], Attention]) -> ModelSpec:
-        """A copy in which each block's attention is what ``change`` makes of the block's number and its attention."""
+        """A copy in which each attention is what ``change`` makes of its block's number and of it."""
         return replace(
             self,
             blocks=tuple(
-                replace(block, attention=change(layer, block.attention))
+                replace(block, attention=change(layer, block.attention)) if block.attention else block
                 for layer, block in enumerate(self.blocks)
             ),
         )
@@ -251,9 +318,37 @@ class ModelSpec:
         """A copy with other fields of the attention of every block."""
         return self.change_attention(lambda _, attention: replace(attention, **fields))
 
+    def change_feedforward(
+        self, change: Callable[[FeedForward | Mixture], FeedForward | Mixture]
+    ) -> ModelSpec:
+        """A copy in which each feed-forward is what ``change`` makes of it."""
+        return replace(
+            self,
+            blocks=tuple(
+                replace(block, feedforward=change(block.feedforward)) if block.feedforward else block
+                for block in self.blocks
+            ),
+        )
+
     def with_blocks(self, **fields: Any) -> ModelSpec:
         """A copy with other fields of every block."""
         return replace(self, blocks=tuple(replace(block, **fields) for block in self.blocks))
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """The attention of each block that has one."""
+        return [block.attention for block in self.blocks if block.attention]
+
+    @property
+    def attention(self) -> Attention:
+        """The attention of the first block that has one.
+
+        Raises:
+            UnsupportedModel: no block has attention.
+        """
+        if not self.attentions:
+            raise UnsupportedModel(f"{self.name}: no layer has attention")
+        return self.attentions[0]
 
     @property
     def causal(self) -> bool:
@@ -261,14 +356,22 @@ class ModelSpec:
         return self.head is not None
 
     def __repr__(self) -> str:
-        attention, embedding, ff = self.blocks[0].attention, self.embedding, self.blocks[-1].feedforward
-        router = ff.router if isinstance(ff, Mixture) else None
-        experts = f" E={router.experts} of which {router.chosen}" if router else ""
-        width = ff.expert.width if isinstance(ff, Mixture) else ff.width
+        embedding, sizes = self.embedding, []
+        recurrent = sum(1 for block in self.blocks if block.recurrent)
+        if recurrent:
+            sizes.append(f"of which {recurrent} recurrent")
+        sizes.append(f"D={embedding.width}")
+        if self.attentions:
+            attention = self.attention
+            sizes.append(f"H={attention.heads} G={attention.kv_heads} K={attention.head_dim}")
+        ff = next((block.feedforward for block in reversed(self.blocks) if block.feedforward), None)
+        if isinstance(ff, Mixture):
+            sizes.append(f"F={ff.expert.width} E={ff.router.experts} of which {ff.router.chosen}")
+        elif ff:
+            sizes.append(f"F={ff.width}")
         return (
-            f"ModelSpec({self.family} {self.name!r}: L={len(self.blocks)} D={embedding.width} H={attention.heads} "
-            f"G={attention.kv_heads} K={attention.head_dim} F={width}{experts} "
-            f"V={embedding.vocabulary}, context {self.context:,})"
+            f"ModelSpec({self.family} {self.name!r}: L={len(self.blocks)} {' '.join(sizes)} V={embedding.vocabulary}, "
+            f"context {self.context:,})"
         )
 
 
@@ -280,6 +383,7 @@ class Slot:
     ``transpose``: the file stores the matrix as (inputs, outputs), like GPT-2's Conv1D. ``rows`` (start, stop) selects
     rows of the matrix after transposition: the queries of a fused q-k-v tensor, or one expert of a tensor (E, N, D),
     whose rows are counted over all experts. In a vector it selects values. ``step``: only every so-many-th of them.
+    ``flat``: the tensor is one vector, whatever its dimensions. ``negative_exp``: the value is -e^x of the stored x.
     """
 
     tensor: str
@@ -288,6 +392,7 @@ class Slot:
     transpose: bool = False
     step: int = 1
     flat: bool = False
+    negative_exp: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from pellucid.model.shapes import Shape, expected_shapes
-from pellucid.model.spec import ModelSpec, Slot
+from pellucid.model.spec import DeltaNet, ModelSpec, Slot
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,11 @@ class TensorNames:
     gate, up). In the name of an expert's tensor "{}" is the expert's number; without it, one tensor holds those of all
     experts, (E, N, D), and places that share it have their rows within each expert, one after the other or, if
     ``alternating``, in turn. ``transposed`` are the places whose matrices are stored as (inputs, outputs).
-    ``norm_plus`` is added to the weights of norms. With ``by_group``, a shared tensor of queries, keys and values
-    holds, for each key/value head, the rows of its queries, of its key and of its value (GPT-NeoX, Falcon).
+    ``norm_plus`` is added to the weights of norms, except those of ``plain_norms``. ``by_group`` are shared tensors
+    whose rows are by group: for each key/value head those of its queries, of its key and of its value (GPT-NeoX); for
+    each head those of its queries and of its output gate; for each key head of a recurrent layer those of its parts
+    (Qwen3-Next). ``log_rates``: the rates of recurrent layers are stored as log(-rate). ``flat`` are places whose
+    vectors are stored with several dimensions.
     """
 
     model: Mapping[str, str]
@@ -29,8 +32,11 @@ class TensorNames:
     prefix: str
     transposed: frozenset[str] = field(default_factory=frozenset)
     norm_plus: float = 0.0
-    by_group: bool = False
+    plain_norms: frozenset[str] = field(default_factory=frozenset)
+    by_group: frozenset[str] = field(default_factory=frozenset)
     alternating: bool = False
+    log_rates: bool = False
+    flat: frozenset[str] = field(default_factory=frozenset)
 
     def with_names(self, model: Mapping[str, str] | None = None, **block: str) -> TensorNames:
         """A copy with other names. In ``block`` a dot in a place is written as "__"."""
@@ -59,7 +65,6 @@ class TensorNames:
         groups: dict[str, list[tuple[str, Shape]]] = {}
         for slot, shape in expected_shapes(spec).items():
             place, _, part = slot.rpartition(".")
-            plus = self.norm_plus if place.endswith("norm") and part == "weight" else 0.0
             if place.startswith("blocks."):
                 _, index, inner = place.split(".", 2)
                 own = self.block.get(f"{inner}.{part}") or f"{self.block[inner]}.{part}"
@@ -67,15 +72,29 @@ class TensorNames:
                 groups.setdefault(name, []).append((slot, shape))
             else:
                 inner, name = place, f"{self.model[place]}.{part}"
-            source = Slot(name, plus, transpose=inner in self.transposed and part == "weight")
+            source = self._source(name, inner, part, shape)
             slots[slot] = source if "{}" not in name else _of_experts(source, shape[0])
         for name, shared in groups.items():
             if len(shared) > 1 and ".experts." in shared[0][0] and "{}" not in name:
                 slots |= _rows_by_expert(slots, shared, self.alternating)
             elif len(shared) > 1:
-                grouped = self.by_group and len(shared) == 3
-                slots |= _rows_by_group(spec, slots, shared) if grouped else _rows(slots, shared)
+                own = name.removeprefix(f"{self.prefix}.").partition(".")[2].rpartition(".")[0]
+                rows = _rows_by_group(spec, slots, shared) if own in self.by_group else _rows(slots, shared)
+                slots |= rows
         return slots
+
+    def _source(self, name: str, place: str, part: str, shape: Shape) -> Slot:
+        """The tensor that fills a part ("weight", "bias") of a place."""
+        weight = part == "weight"
+        convolution = weight and place.endswith("conv")  # stored as (N, 1, J)
+        return Slot(
+            name,
+            self.norm_plus if weight and place.endswith("norm") and place not in self.plain_norms else 0.0,
+            rows=(0, shape[0]) if convolution else None,
+            transpose=weight and place in self.transposed,
+            flat=weight and place in self.flat,
+            negative_exp=weight and place == "recurrent.rate" and self.log_rates,
+        )
 
 
 Slots: TypeAlias = Mapping[str, "Slot | tuple[Slot, ...]"]
@@ -95,8 +114,8 @@ def _rows(slots: Slots, shared: Iterable[tuple[str, Shape]]) -> dict[str, Slot]:
 def _rows_by_group(
     spec: ModelSpec, slots: Slots, shared: Iterable[tuple[str, Shape]]
 ) -> dict[str, tuple[Slot, ...]]:
-    """The slots of queries, keys and values that share a tensor, each with its rows in every group of heads."""
-    groups = spec.blocks[0].attention.kv_heads
+    """The slots that share a tensor, each with its rows in every group of heads."""
+    groups = _group_count(spec, [name for name, _ in shared])
     sizes = {name: shape[0] // groups for name, shape in shared}
     each, found, before = sum(sizes.values()), {}, 0
     for name, size in sizes.items():
@@ -106,6 +125,18 @@ def _rows_by_group(
         found[name] = tuple(replace(slot, rows=(start, start + size)) for start in starts)
         before += size
     return found
+
+
+def _group_count(spec: ModelSpec, slots: Sequence[str]) -> int:
+    """The number of groups by which the rows of a block's tensor are ordered."""
+    _, index, kind, _ = slots[0].split(".", 3)
+    block = spec.blocks[int(index)]
+    if kind == "recurrent":
+        assert isinstance(block.recurrent, DeltaNet)
+        return block.recurrent.key_heads
+    assert block.attention
+    keys = any(slot.split(".")[3] == "k" for slot in slots)
+    return block.attention.kv_heads if keys else block.attention.heads
 
 
 def _of_experts(source: Slot, experts: int) -> tuple[Slot, ...]:

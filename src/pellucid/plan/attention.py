@@ -9,6 +9,7 @@ from pellucid.kernels.matmul.packed_layout import round_up
 from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import COUNT, Builder, heads
+from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Cache, CacheGroup, Operation, PageBytes, Value, Vector
 from pellucid.plan.position import alibi_bias, rotate
@@ -38,6 +39,11 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     cached = _write_cache(builder, stage, kind, shape, k, v)
     attended = _attend(builder, stage, cached, shape, kind, q)
     attended = regroup(builder, f"{stage}.heads", attended, kind.heads, shape.value_dim, kind.value_dim)
+    if kind.gate:
+        width = kind.heads * kind.value_dim
+        gate = builder.linear(f"{stage}.gate", x, f"{stage}.gate", width, "gate", bias=kind.bias)
+        apply(builder, f"{stage}.gated", "sigmoid", gate, attended, f"(T, {width})")
+        attended = gate
     return builder.linear(
         f"{stage}.output",
         attended,
@@ -84,8 +90,7 @@ def regroup(builder: Builder, stage: str, x: str, count: int, width: int, wanted
 
 def _write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShape, k: str, v: str) -> int:
     """Write keys and values into the cache's pages. Returns the index of the layer in the cache."""
-    layer = len(builder.layers)
-    builder.layers.append(shape)
+    layer = builder.cached(shape)
     fields: dict[str, Value] = {
         "k": At(k),
         "v": At(v),

@@ -60,7 +60,7 @@ def bind(
     plan: Plan,
     arrays: Arrays,
     matrices: Mapping[str, Matrix],
-    vectors: Mapping[str, NDArray[np.float32]],
+    vectors: Mapping[Vector, NDArray[np.float32]],
     cache: KVCache,
     progress: CompileProgress | None = None,
 ) -> Program:
@@ -85,8 +85,8 @@ def bind(
                 return int(arrays.by_name[buffer].ctypes.data)
             case Weights(slot, _):
                 return matrices[slot].address
-            case Vector(slot):
-                return int(vectors[slot].ctypes.data)
+            case Vector():
+                return int(vectors[value].ctypes.data)
             case Constant(name):
                 return int(constants[name].ctypes.data)
             case Fill():

@@ -1,62 +1,100 @@
-"""A transformer block: attention, then feed-forward, each with its norms and added to the residual stream."""
+"""A transformer block: attention or a recurrent layer, then feed-forward, each with its norms and added to the
+residual stream.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
+from pellucid.errors import UnsupportedModel
 from pellucid.model.spec import Block, FeedForward, Mixture
 from pellucid.plan.attention import attention
 from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import feedforward
 from pellucid.plan.mixture import mixture
 from pellucid.plan.norm import norm
+from pellucid.plan.recurrent.layer import recurrent
 
-Sublayer: TypeAlias = Callable[[str, str], str]
-"""(input, output buffer) → output: attention or feed-forward."""
+Inside: TypeAlias = Callable[[str, str], str]
+"""(input, output buffer) → output."""
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """Attention, a recurrent layer or a feed-forward: its stage, what computes it, and the factor of its output."""
+
+    stage: str
+    inside: Inside
+    scale: float
 
 
 def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
     """Update x to the block's output."""
-    sublayers: dict[str, Sublayer] = {
-        f"blocks.{layer}.attention": lambda i, o: attention(builder, layer, kind.attention, i, o),
-        f"blocks.{layer}.feedforward": lambda i, o: _feedforward(builder, layer, kind.feedforward, i, o),
-    }
+    groups = [
+        group for group in (_mixers(builder, layer, kind), _feedforwards(builder, layer, kind)) if group
+    ]
     if kind.placement in ("parallel", "shared"):
-        return _parallel(builder, kind, x, sublayers)
-    for stage, inside in sublayers.items():
-        _sequential(builder, stage, kind, x, inside)
+        return _parallel(builder, kind, x, groups)
+    for group in groups:
+        _sequential(builder, kind, x, group)
     return x
 
 
-def _feedforward(builder: Builder, layer: int, kind: FeedForward | Mixture, x: str, out: str) -> str:
-    stage = f"blocks.{layer}.feedforward"
-    if isinstance(kind, Mixture):
-        return mixture(builder, stage, kind, x, out)
-    return feedforward(builder, stage, kind, x, out)
+def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
+    """Attention and the recurrent layer: if the block has both, they read the same input."""
+    found, at = [], f"blocks.{layer}"
+    if (attending := kind.attention) is not None:
+        scale = kind.residual_scale * attending.output_scale
+        inside: Inside = lambda i, o: attention(builder, layer, attending, i, o)  # noqa: E731
+        found.append(Sublayer(f"{at}.attention", inside, scale))
+    if (state := kind.recurrent) is not None:
+        scale = kind.residual_scale * getattr(state, "output_scale", 1.0)
+        found.append(Sublayer(f"{at}.recurrent", lambda i, o: recurrent(builder, layer, state, i, o), scale))
+    return found
 
 
-def _sequential(builder: Builder, stage: str, kind: Block, x: str, inside: Sublayer) -> None:
-    """x = x + inside(x), with the norms in the places that the block's ``placement`` states."""
-    before = x
+def _feedforwards(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
+    inner, stage = kind.feedforward, f"blocks.{layer}.feedforward"
+    if isinstance(inner, Mixture):
+        return [Sublayer(stage, lambda i, o: mixture(builder, stage, inner, i, o), kind.residual_scale)]
+    if isinstance(inner, FeedForward):
+        scale = kind.residual_scale * inner.output_scale
+        return [Sublayer(stage, lambda i, o: feedforward(builder, stage, inner, i, o), scale)]
+    return []
+
+
+def _sequential(builder: Builder, kind: Block, x: str, group: list[Sublayer]) -> None:
+    """x = x + inside(x), with the norms in the places that the block's ``placement`` states.
+
+    Sublayers of one group read the same norm of x.
+    """
+    first, before = group[0].stage, x
+    if len(group) > 1 and kind.placement != "pre":
+        raise UnsupportedModel(
+            f"{first}: a recurrent layer beside it needs norms before, not {kind.placement!r}"
+        )
     if kind.placement in ("pre", "sandwich"):
-        before = norm(builder, f"{stage}.norm", f"{stage}.norm", kind.norm, x, "normed")
-    out = inside(before, builder.buffer("out", builder.count_of(x)))
-    if kind.placement in ("sandwich", "output"):
-        norm(builder, f"{stage}.post_norm", f"{stage}.post_norm", kind.norm, out, out)
-    builder.add(f"{stage}.residual", x, out, kind.residual_scale)
+        before = norm(builder, f"{first}.norm", f"{first}.norm", kind.norm, x, "normed")
+    for one in group:
+        out = one.inside(before, builder.buffer("out", builder.count_of(x)))
+        if kind.placement in ("sandwich", "output"):
+            norm(builder, f"{one.stage}.post_norm", f"{one.stage}.post_norm", kind.norm, out, out)
+        builder.add(f"{one.stage}.residual", x, out, one.scale)
     if kind.placement == "post":
-        norm(builder, f"{stage}.norm", f"{stage}.norm", kind.norm, x, x)
+        norm(builder, f"{first}.norm", f"{first}.norm", kind.norm, x, x)
 
 
-def _parallel(builder: Builder, kind: Block, x: str, sublayers: Mapping[str, Sublayer]) -> str:
+def _parallel(builder: Builder, kind: Block, x: str, groups: list[list[Sublayer]]) -> str:
     """x = x + attention(norm(x)) + feedforward(norm(x)): all norms come before x changes."""
-    first, second = sublayers
-    normed = norm(builder, f"{first}.norm", f"{first}.norm", kind.norm, x, "normed")
-    inputs = {first: normed, second: normed}
-    if kind.placement == "parallel":
-        inputs[second] = norm(builder, f"{second}.norm", f"{second}.norm", kind.norm, x, "normed1")
-    for stage, inside in sublayers.items():
-        out = inside(inputs[stage], builder.buffer("out", builder.count_of(x)))
-        builder.add(f"{stage}.residual", x, out, kind.residual_scale)
+    inputs, normed = [], ""
+    for number, group in enumerate(groups):
+        if not normed or kind.placement == "parallel":
+            at, to = f"{group[0].stage}.norm", f"normed{number or ''}"
+            normed = norm(builder, at, at, kind.norm, x, to)
+        inputs += [(one, normed) for one in group]
+    for one, normed in inputs:
+        out = one.inside(normed, builder.buffer("out", builder.count_of(x)))
+        builder.add(f"{one.stage}.residual", x, out, one.scale)
     return x

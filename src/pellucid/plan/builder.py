@@ -207,6 +207,20 @@ class Builder:
         )
         return a
 
+    def scale(self, stage: str, x: str, factor: float) -> str:
+        """x *= factor; nothing if the factor is 1."""
+        if factor != 1:
+            width, rows = self.width_of(x), self.buffers[x].rows
+            fields: dict[str, Value] = {"x": At(x), "width": width, "factor": factor, "rows": COUNT[rows]}
+            shape = f"({LETTER[rows]}, {width})"
+            self.emit(Operation(stage, KernelKey("scale"), fields, (x,), (x,), shape, rows=rows))
+        return x
+
+    def cached(self, shape: CachedLayer) -> int:
+        """Add a layer to the cache. Returns its number there."""
+        self.layers.append(shape)
+        return len(self.layers) - 1
+
     def finish(self, output: str) -> Plan:
         """The plan, with ``output`` as the buffer of its result."""
         return Plan(

@@ -21,6 +21,7 @@ def feedforward(builder: Builder, stage: str, kind: FeedForward, x: str, out: st
     builder.linear(f"{stage}.{first}", x, f"{stage}.{first}", kind.width, hidden, bias=kind.bias)
     if kind.gated:
         up = builder.linear(f"{stage}.up", x, f"{stage}.up", kind.width, "up", bias=kind.bias)
+    builder.scale(f"{stage}.gate_scale", hidden, kind.gate_scale)
     activate(builder, f"{stage}.hidden", kind, hidden, up, f"(T, {kind.width})")
     return builder.linear(
         f"{stage}.down", hidden, f"{stage}.down", builder.spec.embedding.width, out, bias=kind.bias
@@ -28,18 +29,32 @@ def feedforward(builder: Builder, stage: str, kind: FeedForward, x: str, out: st
 
 
 def activate(builder: Builder, stage: str, kind: FeedForward, x: str, up: str, shape: str) -> None:
-    """x = f(x) * up, or f(x) without ``up``."""
+    """x = f(x) * up, or f(x) without ``up``, with a feed-forward's f."""
+    apply(builder, stage, kind.activation, x, up, shape, kind.limit, kind.sharpness)
+
+
+def apply(
+    builder: Builder,
+    stage: str,
+    function: str,
+    x: str,
+    up: str,
+    shape: str,
+    limit: float = 0.0,
+    sharpness: float = 0.0,
+) -> None:
+    """x = f(x) * up, or f(x) without ``up``; ``function`` is one of ``kernels/ops/activation.py``."""
     width, reads = builder.width_of(x), (x, up) if up else (x,)
     fields: dict[str, Value] = {
         "x": At(x),
         "up": At(up) if up else 0,
-        "limit": kind.limit,
-        "sharpness": kind.sharpness,
+        "limit": limit,
+        "sharpness": sharpness,
         "width": width,
         "out": At(x),
         "quantized": 0,
         "rows": COUNT["tokens"],
     }
-    kernel = KernelKey("activation", kind=kind.activation, activation_bits=8)
+    kernel = KernelKey("activation", kind=function, activation_bits=8)
     partitions = dict.fromkeys(reads, columns(width))
     builder.emit(Operation(stage, kernel, fields, reads, (x,), shape, partitions=partitions))

@@ -9,11 +9,22 @@ from pellucid.plan.plan import LETTER, At, Fill, Operation, Value, Vector
 
 
 def norm(
-    builder: Builder, stage: str, slot: str, kind: Norm, x: str, out: str, *, parts: int = 1, count: int = 0
+    builder: Builder,
+    stage: str,
+    slot: str,
+    kind: Norm,
+    x: str,
+    out: str,
+    *,
+    parts: int = 1,
+    count: int = 0,
+    apart: bool = False,
+    factor: float = 1.0,
 ) -> str:
     """out = norm(x), with the weight (and bias) of ``slot``; each of a row's ``parts`` is normalised separately.
 
-    A part has ``count`` values, 0: as many as the buffer says; zeros may follow up to the next part.
+    A part has ``count`` values, 0: as many as the buffer says; zeros may follow up to the next part. ``apart``: each
+    part has weights of its own. A norm without weights multiplies by ``factor``.
     """
     rows, count = builder.buffers[x].rows, count or builder.count_of(x) // parts
     builder.buffer(out, builder.count_of(x), rows)
@@ -23,7 +34,8 @@ def norm(
         "width": width,
         "count": count,
         "parts": parts,
-        "weight": Vector(f"{slot}.weight") if kind.weight else Fill(1.0, width),
+        "weight": Vector(f"{slot}.weight") if kind.weight else Fill(factor, width),
+        "weight_part": 4 * count if apart else 0,
         "bias": Vector(f"{slot}.bias") if kind.has_bias else Fill(0.0, width),
         "eps": kind.eps,
         "out": At(out),

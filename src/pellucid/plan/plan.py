@@ -55,9 +55,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Vector:
-    """The address of a slot's values as float32."""
+    """The address of a slot's values as float32; of a matrix (N, J) as (J, N) if ``by_column``."""
 
     slot: str
+    by_column: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ def position(builder: Builder, x: str) -> str:
         lookup(builder, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
     if isinstance(builder.spec.position, Sinusoidal):
         _add_sinusoids(builder, builder.spec.position, x)
-    for rotary in dict.fromkeys(block.attention.rotary for block in builder.spec.blocks):
-        if rotary:
-            _angles(builder, rotary)
+    for rotary in _rotary_kinds(builder):
+        _angles(builder, rotary)
     return x
 
 
@@ -148,8 +147,13 @@ def _yarn(rotary: Rotary, scaling: RotaryScaling, plain: list[float]) -> tuple[f
     return tuple(out)
 
 
+def _rotary_kinds(builder: Builder) -> list[Rotary]:
+    """The rotary positions of the model's layers, each once."""
+    return list(dict.fromkeys(kind.rotary for kind in builder.spec.attentions if kind.rotary))
+
+
 def _angles_name(builder: Builder, rotary: Rotary) -> str:
-    kinds = list(dict.fromkeys(b.attention.rotary for b in builder.spec.blocks if b.attention.rotary))
+    kinds = _rotary_kinds(builder)
     return "angles" if len(kinds) == 1 else f"angles.{kinds.index(rotary)}"
 
 

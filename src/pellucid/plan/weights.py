@@ -35,8 +35,8 @@ def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
 
 def load_weights(
     checkpoint: Checkpoint, model: Model, plan: Plan, threads: int
-) -> tuple[dict[str, Matrix], dict[str, NDArray[np.float32]]]:
-    """The packed matrices and the float32 vectors that a plan refers to, by slot."""
+) -> tuple[dict[str, Matrix], dict[Vector, NDArray[np.float32]]]:
+    """The packed matrices by slot, and the float32 vectors, that a plan refers to."""
     values = [value for op in plan.operations for value in op.fields.values()]
     packings: dict[str, list[Packing]] = {}
     arena = Arena()
@@ -44,15 +44,18 @@ def load_weights(
         packings[needed.slot] = _packings(checkpoint, model.sources(needed.slot), needed.experts, arena)
     pack((one for all_ in packings.values() for one in all_), threads)
     matrices = {slot: parts[0].matrix for slot, parts in packings.items()}
-    vectors: dict[str, NDArray[np.float32]] = {}
+    vectors: dict[Vector, NDArray[np.float32]] = {}
     shapes = expected_shapes(model.spec)
-    for slot in dict.fromkeys(v.slot for v in values if isinstance(v, Vector)):
-        stored = SlotReader(checkpoint, model.sources(slot)).values().reshape(shapes[slot])
-        # A head's norm is read up to the width that heads have in the cache.
-        multiple = BLOCK if stored.ndim == 1 else ROWS
-        vector = np.zeros((*stored.shape[:-1], round_up(stored.shape[-1], multiple)), np.float32)
+    for wanted in dict.fromkeys(v for v in values if isinstance(v, Vector)):
+        stored = SlotReader(checkpoint, model.sources(wanted.slot)).values().reshape(shapes[wanted.slot])
+        stored = stored.T if wanted.by_column else stored
+        # The norm of a head, or of a part of a row, is read up to a whole vector.
+        width = (
+            round_up(stored.shape[-1], BLOCK) + ROWS if stored.ndim == 1 else round_up(stored.shape[-1], ROWS)
+        )
+        vector = np.zeros((*stored.shape[:-1], width), np.float32)
         vector[..., : stored.shape[-1]] = stored
-        vectors[slot] = vector
+        vectors[wanted] = vector
     return matrices, vectors
 
 

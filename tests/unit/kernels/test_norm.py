@@ -40,6 +40,7 @@ LARGE = 1e15  # float32 cannot represent the squares of 1e30
     st.sampled_from([1e-5, 1e-12]),
     st.integers(0, 15),
     st.booleans(),
+    st.booleans(),
     threads,
 )
 def test_norm_is_within_rounding_of_float64(
@@ -52,6 +53,7 @@ def test_norm_is_within_rounding_of_float64(
     eps: float,
     zeros: int,
     in_place: bool,
+    apart: bool,
     threads: int,
 ) -> None:
     width = 16 * vectors
@@ -60,7 +62,8 @@ def test_norm_is_within_rounding_of_float64(
     x[...] = 0
     x[..., :D] = numbers(values, seed, T, parts, D, large=LARGE)
     before, rng = x[..., :D].copy(), np.random.default_rng(seed)
-    weight, bias = rng.standard_normal(width).astype(np.float32), np.zeros(width, np.float32)
+    weights = rng.standard_normal(parts * D + 16).astype(np.float32)  # of each part, one after the other
+    bias = np.zeros(width, np.float32)
     bias[:D] = rng.standard_normal(D)
     out = x if in_place else guarded(x.shape)
     blocks: Any = 0
@@ -74,7 +77,8 @@ def test_norm_is_within_rounding_of_float64(
         width=width,
         count=D,
         parts=parts,
-        weight=weight,
+        weight=weights,
+        weight_part=4 * D if apart else 0,
         bias=bias,
         eps=eps,
         out=out,
@@ -83,8 +87,9 @@ def test_norm_is_within_rounding_of_float64(
         rows="tokens",
     )
     assert (out[..., D:] == 0).all()
-    want = norm.reference(before, weight[:D], eps, bias[:D] if kind == "layer" else None)
-    weight, bias = weight[:D], bias[:D]
+    weight = weights[: parts * D].reshape(parts, D) if apart else weights[:D]
+    bias = bias[:D]
+    want = norm.reference(before, weight, eps, bias if kind == "layer" else None)
     exact = before.astype(np.float64)
     # Sixteen lanes each sum D/16 numbers, then four steps sum pairs of lanes; each sum rounds once.
     sums = (width / 16 + 4) * ULP
@@ -114,6 +119,7 @@ def test_each_thread_makes_its_copy_of_a_lone_row(threads: int) -> None:
         "count": 32,
         "parts": 1,
         "weight": weight,
+        "weight_part": 0,
         "bias": 0,
         "eps": 1e-5,
         "rows": "tokens",

@@ -10,9 +10,10 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.errors.messages import one_line
+from pellucid.model import describe
 
 if TYPE_CHECKING:
-    from pellucid.model.spec import FeedForward, Mixture
+    from pellucid.model.spec import FeedForward, Mixture, ModelSpec
 
 
 def command(
@@ -59,6 +60,26 @@ def _feedforward(kind: FeedForward | Mixture) -> str:
     return f"{kind.router.chosen} of {kind.router.experts} experts of {_feedforward(kind.expert)}{shared}"
 
 
+def _layers(spec: ModelSpec) -> dict[str, str]:
+    """The attention, the recurrent layers and the feed-forward of a model, as far as it has them."""
+    found = {}
+    recurrent = [block.recurrent for block in spec.blocks if block.recurrent]
+    if spec.attentions:
+        attention, window = spec.attention, max(one.window for one in spec.attentions)
+        found["attention"] = (
+            (f"in {len(spec.attentions)} blocks, " if len(spec.attentions) < len(spec.blocks) else "")
+            + f"{attention.heads} heads of {attention.head_dim}, {attention.kv_heads} for keys and values"
+            + (f", some see only {window} tokens back" if window else "")
+            + ("" if attention.causal else ", bidirectional")
+        )
+    if recurrent:
+        found["recurrent"] = f"in {len(recurrent)} blocks, {describe.recurrent(recurrent[0])}"
+    kinds = [block.feedforward for block in spec.blocks if block.feedforward]
+    if kinds:
+        found["feed-forward"] = _feedforward(kinds[-1])
+    return found
+
+
 def _model(name: str) -> dict[str, Any]:
     from pellucid.model.read import read_model
     from pellucid.sample.recommended import recommended
@@ -71,8 +92,6 @@ def _model(name: str) -> dict[str, Any]:
     spec = read_model(checkpoint).spec
     tokenizer = load_tokenizer(checkpoint)
     block, formats = spec.blocks[0], Counter(t.format for t in checkpoint.tensors.values())
-    attention = block.attention
-    window = {b.attention.window for b in spec.blocks} - {0}
     ends = " or ".join(tokenizer.token_text(token) for token in sorted(tokenizer.eos_ids))
     parameters = sum(_count(t.shape) for t in checkpoint.tensors.values())
     return {
@@ -88,10 +107,7 @@ def _model(name: str) -> dict[str, Any]:
         "blocks": len(spec.blocks),
         "sampling": ", ".join(f"{name} {value:g}" for name, value in recommended(checkpoint).items())
         or "the usual defaults",
-        "attention": f"{attention.heads} heads of {attention.head_dim}, {attention.kv_heads} for keys and values"
-        + (f", some see only {max(window)} tokens back" if window else "")
-        + ("" if attention.causal else ", bidirectional"),
-        "feed-forward": _feedforward(spec.blocks[-1].feedforward),
+        **_layers(spec),
         "norm": f"{block.norm.kind}, {block.placement}",
         "tokenizer": f"{tokenizer.vocab_size:,} tokens" + (f", a text ends with {ends}" if ends else ""),
         "chat template": "yes" if tokenizer.chat_template else "no",

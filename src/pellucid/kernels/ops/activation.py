@@ -7,6 +7,8 @@
     relu        max(x, 0)
     relu2       max(x, 0)^2                                      (So et al. 2021, Primer)
     clamped_silu  x * sigmoid(sharpness * x) of min(x, limit), times 1 + up within +-limit (OpenAI 2025, gpt-oss)
+    sigmoid     1 / (1 + e^-x): a gate
+    none        x: a product with up
 
 In: one or two (T, F) float32. Out: (T, F) float32, and optionally activation blocks for the next matrix product.
 """
@@ -23,7 +25,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
-KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu")
+KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu", "sigmoid", "none")
 
 
 class ActivationRecord(Record):
@@ -53,6 +55,8 @@ def reference(
         "relu": lambda: np.maximum(x, 0),
         "relu2": lambda: np.maximum(x, 0) ** 2,
         "clamped_silu": lambda: x / (1 + np.exp(-sharpness * x)),
+        "sigmoid": lambda: 1 / (1 + np.exp(-x)),
+        "none": lambda: x,
     }
     return np.asarray(functions[kind]() * up, np.float64)
 
@@ -106,8 +110,16 @@ def _function(simd: Any, kind: str) -> Any:
         positive = vmax(x, splat(0.0))
         return positive * positive
 
+    @simd.jit
+    def gate(x, sharpness):
+        return sigmoid(x)
+
+    @simd.jit
+    def none(x, sharpness):
+        return x
+
     functions = {"silu": silu, "gelu_tanh": gelu_tanh, "gelu": gelu, "relu": relu, "relu2": relu2}
-    return {**functions, "clamped_silu": clamped_silu}[kind]
+    return {**functions, "clamped_silu": clamped_silu, "sigmoid": gate, "none": none}[kind]
 
 
 def _clamp(simd: Any, kind: str) -> Any:

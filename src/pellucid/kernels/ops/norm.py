@@ -26,6 +26,7 @@ class NormRecord(Record):
     count: int  # values of a part; those behind them are zeros
     parts: int
     weight: Address  # (width,) float32
+    weight_part: int  # bytes from one part's weights to the next; 0: all parts have the same
     bias: Address  # (width,) float32, zeros behind ``count``; layer norm only
     eps: float
     out: Address  # (T, parts * width) float32; may be x
@@ -85,7 +86,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
         x, width, parts = load(record + at.x), load(record + at.width), load(record + at.parts)
         count = load(record + at.count)
         weight, bias, out = load(record + at.weight), load(record + at.bias), load(record + at.out)
-        quantized = load(record + at.quantized)
+        quantized, apart = load(record + at.quantized), load(record + at.weight_part)
         eps = np.float32(simd.load_f64(record + at.eps))
         total = load(step + load(record + at.rows)) * parts
         begin, end, moved = total * thread // threads, total * (thread + 1) // threads, 0
@@ -94,7 +95,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
         for i in range(begin, end):
             row = i + moved
             to = out + row * width * 4
-            row_norm(x + i * width * 4, width, count, weight, bias, eps, to)
+            row_norm(x + i * width * 4, width, count, weight + i % parts * apart, bias, eps, to)
             if quantized != 0:
                 for block in range(width // 32):
                     quantize(to + block * 128, quantized + (row * (width // 32) + block) * q_bytes)

@@ -27,7 +27,7 @@ NAMES = TensorNames(
         "feedforward.norm": "post_attention_layernorm",
     },
     "transformer.h",
-    by_group=True,
+    by_group=frozenset({"self_attention.query_key_value"}),
 )
 
 

@@ -17,7 +17,7 @@ PATTERN = 4  # every fourth layer sees everything
 
 def _mixed(spec: ModelSpec, sliding: list[bool], window: int, logits: float) -> ModelSpec:
     assert spec.head is not None
-    rotary = spec.blocks[0].attention.rotary
+    rotary = spec.attention.rotary
     return replace(
         slide(spec.with_attention(rotary=None), sliding, window, rotary=rotary),
         head=replace(spec.head, scale=logits),

@@ -24,7 +24,7 @@ def _capped(
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    attention, layers = spec.blocks[0].attention, len(spec.blocks)
+    attention, layers = spec.attention, len(spec.blocks)
     # 27B scales by D / H instead of K, as its report says; its GGUF does not state it.
     scale = (spec.embedding.width / attention.heads) ** -0.5 if layers == 46 else attention.scale
     return _capped(

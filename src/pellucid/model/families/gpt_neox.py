@@ -20,7 +20,7 @@ NAMES = TensorNames(
         "feedforward.norm": "post_attention_layernorm",
     },
     "gpt_neox.layers",
-    by_group=True,
+    by_group=frozenset({"attention.query_key_value"}),
 )
 
 

@@ -23,8 +23,7 @@ def _clamped(spec: ModelSpec, limit: float, sharpness: float) -> ModelSpec:
             kind, expert=replace(kind.expert, activation="clamped_silu", limit=limit, sharpness=sharpness)
         )
 
-    blocks = (replace(block, feedforward=change(block.feedforward)) for block in spec.blocks)
-    return replace(spec, blocks=tuple(blocks))
+    return spec.change_feedforward(change)
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:

@@ -26,7 +26,7 @@ NAMES = TensorNames(
 
 def _rotated(config: Config, spec: ModelSpec) -> ModelSpec:
     """``rotary_dim`` is how many of a head's values are rotated."""
-    attention = spec.blocks[0].attention
+    attention = spec.attention
     assert attention.rotary is not None
     dims = config.count("rotary_dim", attention.head_dim, limit=attention.head_dim)
     return spec.with_attention(rotary=replace(attention.rotary, dims=dims))

@@ -39,7 +39,7 @@ def scaled_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     return _scaled(
         spec,
         config.number("embedding_scale", 1.0),
-        config.number("attention.scale", spec.blocks[0].attention.scale),
+        config.number("attention.scale", spec.attention.scale),
         config.number("residual_scale", 1.0),
         config.number("logit_scale", 1.0),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pellucid.model.config import Config
-from pellucid.model.spec import ModelSpec, Norm
+from pellucid.model.spec import FeedForward, ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
@@ -41,10 +41,11 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     attention.refuse("is_encoder_decoder", False)
     attention.value("attn_impl")  # how it is computed
     attention.refuse("clip_qkv")
-    scale = attention.number("softmax_scale", spec.blocks[0].attention.scale)
+    scale = attention.number("softmax_scale", spec.attention.scale)
     width = config.count("expansion_ratio", 4) * spec.embedding.width
-    feedforward = replace(spec.blocks[0].feedforward, width=width)
-    return spec.with_attention(scale=scale).with_blocks(feedforward=feedforward)
+    return spec.with_attention(scale=scale).change_feedforward(
+        lambda kind: replace(kind, width=width) if isinstance(kind, FeedForward) else kind
+    )
 
 
 MPT = StandardDecoder(

@@ -19,7 +19,7 @@ def _window(config: Config, spec: ModelSpec) -> ModelSpec:
     window = config.amount("attention.sliding_window")
     if not window:
         return spec
-    layers, rotary = len(spec.blocks), spec.blocks[0].attention.rotary
+    layers, rotary = len(spec.blocks), spec.attention.rotary
     assert rotary is not None
     sliding = config.switches("attention.sliding_window_pattern", layers) or except_every(PATTERN, layers)
     local = config.number("rope.freq_base_swa", rotary.base, low=1.0)

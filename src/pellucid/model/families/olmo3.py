@@ -14,7 +14,7 @@ PATTERN = 4  # every fourth layer sees everything
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    rotary = spec.blocks[0].attention.rotary
+    rotary = spec.attention.rotary
     assert rotary is not None
     base, scaling = rope_parameters(config, "full_attention", default=BASE)
     local, local_scaling = rope_parameters(config, "sliding_attention", default=BASE)

@@ -1,0 +1,1 @@
+"""Recurrent layers: what a layer keeps of the tokens before is a state of fixed size."""

@@ -1,0 +1,90 @@
+"""Causal depthwise convolution: each column of a token is a weighted sum of the last few tokens' values of it.
+
+    out[t, c] = f(bias[c] + sum over j < J of weight[j, c] * x[t - (J - 1) + j, c])          (T, C) → (T, C)
+
+f is SiLU (Mamba-2, Gated DeltaNet) or nothing (LFM2). The state is the last J - 1 inputs, (J - 1, C) float32; before
+the first token they are zeros. The sum goes from the oldest token to the newest, so its bits do not depend on how a
+sequence is cut into steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Record, StepRecord
+from pellucid.kernels.ops.activation import sigmoid_vector
+from pellucid.kernels.recurrent.state import places
+
+
+class ConvolveRecord(Record):
+    x: Address  # (T, C) float32
+    width: int  # C, a multiple of 16
+    taps: int  # J
+    weight: Address  # (J, weight_stride / 4) float32
+    weight_stride: int  # bytes
+    bias: Address  # (C,) float32, or 0: none
+    state: Address  # (J - 1, C) float32 in page 0
+    page_bytes: int  # from one page to the next
+    out: Address  # (T, C) float32; not x
+
+
+def reference(
+    x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | float = 0.0, silu: bool = False
+) -> NDArray[np.float64]:
+    """Compute the convolution of one sequence from its first token on in float64: x (T, C), weight (J, C)."""
+    padded = np.concatenate([np.zeros((len(weight) - 1, x.shape[1])), x.astype(np.float64)])
+    out = bias + sum(padded[j : j + len(x)] * row for j, row in enumerate(weight.astype(np.float64)))
+    return np.asarray(out / (1 + np.exp(-out)) if silu else out, np.float64)
+
+
+@kernel("convolve", ConvolveRecord)
+def build(simd: Any, silu: bool) -> Any:
+    """Convolution of a step's sequences; with ``silu`` it is followed by SiLU."""
+    at, step_at, load, load_i32 = ConvolveRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
+    vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
+    places_of, sigmoid = places(simd, at), sigmoid_vector(simd)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, out, bias = load(record + at.x), load(record + at.out), load(record + at.bias)
+        weight, stride = load(record + at.weight), load(record + at.weight_stride)
+        row, kept = 4 * load(record + at.width), load(record + at.taps) - 1
+        # Split by columns like matrix products: a thread finds its input in its own cache.
+        blocks = (row + 127) // 128
+        begin, end = blocks * thread // threads * 128, min(row, blocks * (thread + 1) // threads * 128)
+        for s in range(load(step + step_at.sequences)):
+            before, after = places_of(record, step, s)
+            first = load_i32(load(step + step_at.first_row) + 4 * s)
+            count = load_i32(load(step + step_at.row_count) + 4 * s)
+            for t in range(count):
+                here = x + (first + t) * row
+                for c in range(begin, end, 64):
+                    total = splat(0.0)
+                    if bias != 0:
+                        total = vload(bias + c)
+                    for j in range(kept + 1):
+                        back = kept - j
+                        if back <= t:
+                            total = fma(vload(here - back * row + c), vload(weight + j * stride + c), total)
+                        elif before != 0:
+                            old = before + (kept + t - back) * row + c
+                            total = fma(vload(old), vload(weight + j * stride + c), total)
+                    if silu:
+                        total = total * sigmoid(total)
+                    vstore(out + (first + t) * row + c, total)
+            # The state may be updated in place: each of its rows is read before it is written.
+            for j in range(kept):
+                token = count - kept + j
+                for c in range(begin, end, 64):
+                    value = splat(0.0)
+                    if token >= 0:
+                        value = vload(x + (first + token) * row + c)
+                    elif before != 0:
+                        value = vload(before + (kept + token) * row + c)
+                    vstore(after + j * row + c, value)
+
+    return body

@@ -1,0 +1,220 @@
+"""The recurrence of Mamba-2 and Gated DeltaNet: each head's state is a matrix S that takes in token after token.
+
+    S = a_t S + k_t ⊗ u_t             out_t = Sᵀ q_t + skip v_t                    S (K, V); q, k (K,); u, v (V,)
+
+    Mamba-2            u_t = b_t v_t                              (Dao and Gu 2024: k is B, q is C, b the step, v is x)
+    Gated DeltaNet     u_t = b_t (v_t - (a_t S)ᵀ k_t)             (Yang et al. 2024: what S predicted is taken out)
+
+In: queries and keys (T, G, K), values (T, H, V), a and b (T, H). Several heads have the queries and keys of one group.
+Out: (T, H, V). The state of a sequence is (H, K, V) float32; before the first token it is zeros.
+
+The columns of S do not depend on each other: a thread takes 64 of them, of one head, through all tokens of a sequence.
+One pass over their rows does the work of a token, and in it the next token's (a S)ᵀ k, from the same numbers in the
+same order as a pass of its own would: so the bits do not depend on how a sequence is cut into steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Record, StepRecord
+from pellucid.kernels.recurrent.state import places
+
+COLUMNS = 64  # columns of a head's state that are one piece of work, if it has so many
+
+
+class ScanRecord(Record):
+    q: Address  # (T, G * K) float32
+    k: Address  # (T, G * K) float32
+    v: Address  # (T, H * V) float32
+    decays: Address  # (T, H) float32: a
+    factors: Address  # (T, H) float32: b
+    head_stride: int  # bytes from one token's a or b to the next
+    skip: Address  # (H,) float32, or 0: none
+    heads: int  # H
+    groups: int  # G
+    neighbours: int  # consecutive heads of one group: H / G, or 1 if heads take the groups in turn
+    key_dim: int  # K
+    value_dim: int  # V, a multiple of 16
+    key_stride: int  # bytes from one token's queries or keys to the next
+    group_stride: int  # bytes from one group's queries or keys to the next
+    state: Address  # (H, K, V) float32 in page 0
+    page_bytes: int  # from one page to the next
+    out: Address  # (T, H * V) float32
+
+
+def reference(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    a: NDArray[Any],
+    b: NDArray[Any],
+    skip: NDArray[Any] | None = None,
+    *,
+    delta: bool,
+    neighbours: int = 0,
+) -> NDArray[np.float64]:
+    """Compute one sequence from its first token on in float64: q, k (T, G, K), v (T, H, V), a, b (T, H)."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    T, H, V = v.shape
+    G = q.shape[1]
+    groups = np.arange(H) // (neighbours or H // G) % G
+    q, k = q[:, groups], k[:, groups]
+    state, out = np.zeros((H, k.shape[-1], V)), np.zeros((T, H, V))
+    for t in range(T):
+        state *= a[t].astype(np.float64)[:, None, None]
+        new = v[t] - np.einsum("hkv,hk->hv", state, k[t]) if delta else v[t]
+        state += np.einsum("hk,hv->hkv", k[t], new * b[t].astype(np.float64)[:, None])
+        out[t] = np.einsum("hkv,hk->hv", state, q[t])
+        if skip is not None:
+            out[t] += v[t] * skip.astype(np.float64)[:, None]
+    return out
+
+
+@kernel("scan", ScanRecord)
+def build(simd: Any, delta: bool) -> Any:
+    """The recurrence of a step's sequences; ``delta`` for Gated DeltaNet."""
+    at, step_at, load, load_i32 = ScanRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
+    places_of, wide, narrow = places(simd, at), _columns(simd, delta, 4), _columns(simd, delta, 1)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        heads, value_dim = load(record + at.heads), load(record + at.value_dim)
+        key_dim, pieces = load(record + at.key_dim), (value_dim + COLUMNS - 1) // COLUMNS
+        begin, end = heads * pieces * thread // threads, heads * pieces * (thread + 1) // threads
+        for s in range(load(step + step_at.sequences)):
+            before, after = places_of(record, step, s)
+            first = load_i32(load(step + step_at.first_row) + 4 * s)
+            count = load_i32(load(step + step_at.row_count) + 4 * s)
+            for piece in range(begin, end):
+                head, column = piece // pieces, piece % pieces * COLUMNS
+                columns = min(COLUMNS, value_dim - column)
+                place = 4 * (head * key_dim * value_dim + column)
+                old = before + place
+                if before == 0:
+                    old = 0
+                if columns == COLUMNS:
+                    wide(record, head, column, first, count, old, after + place)
+                else:
+                    for c in range(0, columns, 16):
+                        old_c = old + 4 * c
+                        if old == 0:
+                            old_c = 0
+                        narrow(record, head, column + c, first, count, old_c, after + place + 4 * c)
+
+    return body
+
+
+def _columns(simd: Any, delta: bool, vectors: int) -> Any:
+    """Make the helper that takes some columns of a head's state, 4 or 1 ``vectors`` of 16, through a sequence's tokens.
+
+    (record, head, first column, first row of the tokens, their number, address of the columns before or 0, and after)
+    """
+    at, load, load_f32 = ScanRecord.at, simd.load_i64, simd.load_f32
+    vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
+    four = vectors == 4
+
+    @simd.jit
+    def clear(state, row, rows):
+        for i in range(rows):
+            for c in range(0, 64 * vectors, 64):
+                vstore(state + i * row + c, splat(0.0))
+
+    @simd.jit
+    def predict(k, state, row, rows):
+        """Return Sᵀ k."""
+        p0 = p1 = p2 = p3 = splat(0.0)
+        for i in range(rows):
+            key, here = splat(load_f32(k + 4 * i)), state + i * row
+            p0 = fma(vload(here), key, p0)
+            if four:
+                p1 = fma(vload(here + 64), key, p1)
+                p2 = fma(vload(here + 128), key, p2)
+                p3 = fma(vload(here + 192), key, p3)
+        return p0, p1, p2, p3
+
+    @simd.jit
+    def take_in(source, state, row, rows, a, k, q, u0, u1, u2, u3, following):
+        """S = a S + k ⊗ u; return Sᵀ q, and Sᵀ k of the following token."""
+        o0 = o1 = o2 = o3 = splat(0.0)
+        p0 = p1 = p2 = p3 = splat(0.0)
+        for i in range(rows):
+            key, query = splat(load_f32(k + 4 * i)), splat(load_f32(q + 4 * i))
+            old, new = source + i * row, state + i * row
+            s0 = fma(u0, key, vload(old) * a)
+            vstore(new, s0)
+            o0 = fma(s0, query, o0)
+            if delta:
+                next_key = splat(load_f32(following + 4 * i))
+                p0 = fma(s0, next_key, p0)
+            if four:
+                s1 = fma(u1, key, vload(old + 64) * a)
+                s2 = fma(u2, key, vload(old + 128) * a)
+                s3 = fma(u3, key, vload(old + 192) * a)
+                vstore(new + 64, s1)
+                vstore(new + 128, s2)
+                vstore(new + 192, s3)
+                o1 = fma(s1, query, o1)
+                o2 = fma(s2, query, o2)
+                o3 = fma(s3, query, o3)
+                if delta:
+                    p1 = fma(s1, next_key, p1)
+                    p2 = fma(s2, next_key, p2)
+                    p3 = fma(s3, next_key, p3)
+        return o0, o1, o2, o3, p0, p1, p2, p3
+
+    @simd.jit
+    def through(record, head, column, first, count, before, after):
+        rows, row = load(record + at.key_dim), 4 * load(record + at.value_dim)
+        group = head // load(record + at.neighbours) % load(record + at.groups)
+        key_stride, value_stride = load(record + at.key_stride), load(record + at.heads) * row
+        within = first * key_stride + group * load(record + at.group_stride)
+        skip = load(record + at.skip)
+        q, k = load(record + at.q) + within, load(record + at.k) + within
+        place = first * value_stride + head * row + 4 * column
+        v, out = load(record + at.v) + place, load(record + at.out) + place
+        stride = load(record + at.head_stride)
+        decays = load(record + at.decays) + first * stride + 4 * head
+        factors = load(record + at.factors) + first * stride + 4 * head
+        source = before
+        if before == 0:
+            clear(after, row, rows)
+            source = after
+        p0 = p1 = p2 = p3 = splat(0.0)
+        if delta:
+            p0, p1, p2, p3 = predict(k, source, row, rows)
+        for t in range(count):
+            a, b = splat(load_f32(decays + t * stride)), splat(load_f32(factors + t * stride))
+            here = v + t * value_stride
+            u0 = u1 = u2 = u3 = vload(here)
+            if four:
+                u1, u2, u3 = vload(here + 64), vload(here + 128), vload(here + 192)
+            if delta:
+                u0 = u0 - p0 * a
+                if four:
+                    u1, u2, u3 = u1 - p1 * a, u2 - p2 * a, u3 - p3 * a
+            following = k + min(t + 1, count - 1) * key_stride
+            o0, o1, o2, o3, p0, p1, p2, p3 = take_in(
+                source, after, row, rows, a, k + t * key_stride, q + t * key_stride, u0 * b, u1 * b, u2 * b, u3 * b,
+                following,
+            )  # fmt: skip
+            source = after
+            if skip != 0:
+                d = splat(load_f32(skip + 4 * head))
+                o0 = fma(vload(here), d, o0)
+                if four:
+                    o1 = fma(vload(here + 64), d, o1)
+                    o2 = fma(vload(here + 128), d, o2)
+                    o3 = fma(vload(here + 192), d, o3)
+            to = out + t * value_stride
+            vstore(to, o0)
+            if four:
+                vstore(to + 64, o1)
+                vstore(to + 128, o2)
+                vstore(to + 192, o3)
+
+    return through

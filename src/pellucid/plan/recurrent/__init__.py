@@ -1,0 +1,1 @@
+"""Recurrent layers: one kind a file. (T, D) → (T, D)."""

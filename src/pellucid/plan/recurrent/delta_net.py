@@ -1,0 +1,68 @@
+"""Gated DeltaNet: each head's state predicts a token's value from its key, and learns from the difference.
+
+(T, D) → (T, D). (Yang et al. 2024)
+"""
+
+from __future__ import annotations
+
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.model.spec import DeltaNet, Norm
+from pellucid.plan.attention import regroup
+from pellucid.plan.builder import Builder
+from pellucid.plan.feedforward import apply
+from pellucid.plan.norm import norm
+from pellucid.plan.recurrent.parts import ScanShape, convolution_values, convolve, decays, scan, state
+
+EPS = 1e-6  # added to the sum of a key's squares before it is scaled to length 1
+
+
+def delta_net(builder: Builder, stage: str, kind: DeltaNet, x: str, out: str) -> str:
+    """out = the recurrent layer of x, not yet added to the residual stream."""
+    keys, values = kind.key_heads * kind.key_dim, kind.heads * kind.value_dim
+    shape = ScanShape(
+        kind.heads,
+        kind.key_heads,
+        round_up(kind.key_dim, ROWS),
+        round_up(kind.value_dim, ROWS),
+        1 if kind.tiled else kind.heads // kind.key_heads,
+    )
+    kept = state(
+        builder,
+        q=convolution_values(kind.taps, keys),
+        k=convolution_values(kind.taps, keys),
+        v=convolution_values(kind.taps, values),
+        memory=shape.values,
+    )
+    made = {}
+    for part, width in (("q", keys), ("k", keys), ("v", values)):
+        projected = builder.linear(f"{stage}.{part}", x, f"{stage}.{part}", width, part)
+        made[part] = convolve(
+            builder, f"{stage}.{part}_conv", projected, kind.taps, kept, part, bias=False, silu=True
+        )
+    gate = builder.linear(f"{stage}.gate", x, f"{stage}.gate", values, "gate")
+    beta = builder.linear(f"{stage}.beta", x, f"{stage}.beta", kind.heads, "beta")
+    step = builder.linear(f"{stage}.step", x, f"{stage}.step", kind.heads, "step")
+    apply(builder, f"{stage}.beta_sigmoid", "sigmoid", beta, "", f"(T, {kind.heads})")
+    _, decay = decays(builder, stage, step, (0.0, float("inf")))
+    for part, heads, width, padded in (
+        ("q", kind.key_heads, kind.key_dim, shape.key_dim),
+        ("k", kind.key_heads, kind.key_dim, shape.key_dim),
+        ("v", kind.heads, kind.value_dim, shape.value_dim),
+    ):
+        made[part] = regroup(builder, f"{stage}.{part}_heads", made[part], heads, width, padded)
+    # x / sqrt(sum of squares + eps) is the RMS norm with eps / K, times K^-1/2; queries have this factor again.
+    length = Norm("rms", EPS / kind.key_dim, weight=False)
+    for part, factor in (("q", 1 / kind.key_dim), ("k", kind.key_dim**-0.5)):
+        norm(
+            builder, f"{stage}.{part}_norm", f"{stage}.{part}_norm", length, made[part], made[part],
+            parts=kind.key_heads, count=kind.key_dim, factor=factor,
+        )  # fmt: skip
+    scanned = scan(
+        builder, stage, shape, kept, q=made["q"], k=made["k"], v=made["v"], decays=decay, factors=beta,
+        skip=False, delta=True,
+    )  # fmt: skip
+    at = f"{stage}.head_norm"
+    norm(builder, at, at, kind.norm, scanned, scanned, parts=kind.heads, count=kind.value_dim)
+    scanned = regroup(builder, f"{stage}.heads", scanned, kind.heads, shape.value_dim, kind.value_dim)
+    apply(builder, f"{stage}.gated", "silu", gate, scanned, f"(T, {values})")
+    return builder.linear(f"{stage}.output", gate, f"{stage}.output", builder.spec.embedding.width, out)

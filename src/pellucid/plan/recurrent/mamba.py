@@ -1,0 +1,76 @@
+"""Mamba-2: each head's state decays and takes in a token's value, at places that the token chooses.
+
+(T, D) → (T, D). (Dao and Gu 2024)
+"""
+
+from __future__ import annotations
+
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.model.spec import Mamba
+from pellucid.plan.attention import regroup
+from pellucid.plan.builder import Builder
+from pellucid.plan.feedforward import apply
+from pellucid.plan.norm import norm
+from pellucid.plan.recurrent.parts import ScanShape, convolution_values, convolve, decays, scan, state
+
+
+def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
+    """out = the recurrent layer of x, not yet added to the residual stream."""
+    inner, of_groups = kind.heads * kind.head_dim, kind.groups * kind.state
+    shape = ScanShape(
+        kind.heads,
+        kind.groups,
+        round_up(kind.state, ROWS),
+        round_up(kind.head_dim, ROWS),
+        kind.heads // kind.groups,
+    )
+    kept = state(
+        builder,
+        x=convolution_values(kind.taps, inner),
+        b=convolution_values(kind.taps, of_groups),
+        c=convolution_values(kind.taps, of_groups),
+        memory=shape.values,
+    )
+    widths = {"gate": inner, "x": inner, "b": of_groups, "c": of_groups, "step": kind.heads}
+    made = {}
+    for (part, width), factor in zip(widths.items(), kind.multipliers):
+        to = f"inner.{part}"
+        made[part] = builder.linear(f"{stage}.{part}", x, f"{stage}.{part}", width, to, bias=kind.bias)
+        builder.scale(f"{stage}.{part}_scale", made[part], factor)
+    for part in ("x", "b", "c"):
+        made[part] = convolve(
+            builder, f"{stage}.{part}_conv", made[part], kind.taps, kept, part, bias=kind.conv_bias, silu=True
+        )
+    steps, decay = decays(builder, stage, made["step"], kind.limits)
+    scanned = scan(
+        builder,
+        stage,
+        shape,
+        kept,
+        q=regroup(builder, f"{stage}.c_groups", made["c"], kind.groups, kind.state, shape.key_dim),
+        k=regroup(builder, f"{stage}.b_groups", made["b"], kind.groups, kind.state, shape.key_dim),
+        v=regroup(builder, f"{stage}.x_heads", made["x"], kind.heads, kind.head_dim, shape.value_dim),
+        decays=decay,
+        factors=steps,
+        skip=True,
+        delta=False,
+    )
+    scanned = regroup(builder, f"{stage}.heads", scanned, kind.heads, shape.value_dim, kind.head_dim)
+    gated = made["gate"]
+    apply(builder, f"{stage}.gated", "silu", gated, scanned, f"(T, {inner})")
+    if kind.norm:
+        each, at = inner // kind.groups, f"{stage}.output_norm"
+        padded = round_up(each, ROWS)
+        wide = (
+            regroup(builder, f"{at}.groups", gated, kind.groups, each, padded) if kind.groups > 1 else gated
+        )
+        norm(builder, at, at, kind.norm, wide, wide, parts=kind.groups, count=each, apart=kind.groups > 1)
+        gated = regroup(builder, f"{at}.joined", wide, kind.groups, padded, each) if kind.groups > 1 else wide
+    return builder.linear(
+        f"{stage}.output",
+        gated,
+        f"{stage}.output",
+        builder.spec.embedding.width,
+        out,
+        bias=kind.output_bias,
+    )

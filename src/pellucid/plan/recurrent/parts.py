@@ -1,0 +1,152 @@
+"""What recurrent layers share: the convolution, the decay of states, the scan over tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
+from pellucid.plan.builder import COUNT, Builder, columns
+from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value, Vector
+from pellucid.runtime.cache_layout import StateShape
+
+
+@dataclass(frozen=True)
+class State:
+    """A layer's state in the cache: its number there, by which the parts are addressed."""
+
+    layer: int
+
+    def fields(self, part: str) -> dict[str, Value]:
+        """The fields of a record that has a part of the state."""
+        return {"state": Cache(self.layer, part), "page_bytes": PageBytes(self.layer)}
+
+    def of(self, part: str) -> str:
+        """The name by which operations say that they read and write a part."""
+        return f"cache.{self.layer}.{part}"
+
+
+def state(builder: Builder, **parts: int) -> State:
+    """A new layer in the cache whose state has these parts, each a number of values."""
+    return State(builder.cached(StateShape(tuple((name, size) for name, size in parts.items() if size))))
+
+
+def convolution_values(taps: int, width: int) -> int:
+    """The values that a convolution keeps of earlier tokens."""
+    return (taps - 1) * round_up(width, ROWS)
+
+
+def convolve(
+    builder: Builder, stage: str, x: str, taps: int, kept: State, part: str, *, bias: bool, silu: bool
+) -> str:
+    """The convolution of x with the weights of the slot that is called like the stage. Returns another buffer."""
+    count, width = builder.count_of(x), builder.width_of(x)
+    out = builder.buffer(f"{x}.conv", count)
+    fields: dict[str, Value] = {
+        "x": At(x),
+        "width": width,
+        "taps": taps,
+        "weight": Vector(f"{stage}.weight", by_column=True),
+        "weight_stride": 4 * width,
+        "bias": Vector(f"{stage}.bias") if bias else 0,
+        "out": At(out),
+        **(kept.fields(part) if taps > 1 else {"state": 0, "page_bytes": 0}),
+    }
+    reads, writes = ((x, kept.of(part)), (out, kept.of(part))) if taps > 1 else ((x,), (out,))
+    builder.emit(
+        Operation(
+            stage,
+            KernelKey("convolve", silu=silu),
+            fields,
+            reads,
+            writes,
+            f"(T, {count}), {taps} taps",
+            partitions=dict.fromkeys((x, out), columns(width)),
+        )
+    )
+    return out
+
+
+def decays(builder: Builder, stage: str, x: str, limits: tuple[float, float]) -> tuple[str, str]:
+    """The steps and the decays of each head from the projection x (T, H), which becomes the steps."""
+    heads = builder.count_of(x)
+    out = builder.buffer("decays", heads)
+    fields: dict[str, Value] = {
+        "x": At(x),
+        "width": builder.width_of(x),
+        "bias": Vector(f"{stage}.rate.bias"),
+        "rate": Vector(f"{stage}.rate.weight"),
+        "low": limits[0],
+        "high": limits[1],
+        "decays": At(out),
+        "rows": COUNT["tokens"],
+    }
+    builder.emit(Operation(f"{stage}.decay", KernelKey("decay"), fields, (x,), (x, out), f"(T, {heads})"))
+    return x, out
+
+
+@dataclass(frozen=True)
+class ScanShape:
+    """H heads of values of ``value_dim`` V (whole vectors) and G groups of keys; ``key_dim`` K, with zeros behind it.
+
+    ``neighbours`` consecutive heads use the same group.
+    """
+
+    heads: int
+    groups: int
+    key_dim: int
+    value_dim: int
+    neighbours: int
+
+    @property
+    def values(self) -> int:
+        """The values of a sequence's state."""
+        return self.heads * self.key_dim * self.value_dim
+
+
+def scan(
+    builder: Builder,
+    stage: str,
+    shape: ScanShape,
+    kept: State,
+    *,
+    q: str,
+    k: str,
+    v: str,
+    decays: str,
+    factors: str,
+    skip: bool,
+    delta: bool,
+) -> str:
+    """Take in the tokens one after the other. Returns the buffer of what each head gives out, (T, H, V)."""
+    out = builder.buffer("scanned", shape.heads * shape.value_dim)
+    fields: dict[str, Value] = {
+        "q": At(q),
+        "k": At(k),
+        "v": At(v),
+        "decays": At(decays),
+        "factors": At(factors),
+        "head_stride": 4 * builder.width_of(decays),
+        "skip": Vector(f"{stage}.skip.weight") if skip else 0,
+        "heads": shape.heads,
+        "groups": shape.groups,
+        "neighbours": shape.neighbours,
+        "key_dim": shape.key_dim,
+        "value_dim": shape.value_dim,
+        "key_stride": 4 * builder.width_of(k),
+        "group_stride": 4 * shape.key_dim,
+        "out": At(out),
+        **kept.fields("memory"),
+    }
+    memory = kept.of("memory")
+    builder.emit(
+        Operation(
+            f"{stage}.scan",
+            KernelKey("scan", delta=delta),
+            fields,
+            (q, k, v, decays, factors, memory),
+            (out, memory),
+            f"(T, {shape.heads}, {shape.value_dim}), state ({shape.heads}, {shape.key_dim}, {shape.value_dim})",
+        )
+    )
+    return out
