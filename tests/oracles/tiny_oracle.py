@@ -39,6 +39,12 @@ tensors.json, from which tests draw them again (tests/support/drawn.py), and exp
                     each family's peculiarities; of Falcon all arrangements of norms and key/value heads
     mixtral, qwen2_moe, qwen3_moe, olmoe, gpt_oss, glm4_moe, granitemoe, granitemoeshared
                     mixtures of experts; shared experts, groups of experts, layers without experts in some
+    qwen3_next, qwen3_5, qwen3_5_moe
+                    Gated DeltaNets with two value heads for a key head, gated attention in the last of four layers;
+                    -odd: heads of 24 and 40, two layers with attention
+    granitemoehybrid, falcon_h1, nemotron_h
+                    Mamba-2 instead of attention, beside it, and in layers of its own
+    lfm2, lfm2_moe  gated short convolutions
     *-odd           three heads, as many key/value heads, three layers
 """
 
@@ -62,7 +68,15 @@ from support.drawn import draw
 
 SEED, LENGTH = 20, 40
 COMMITTED = 10  # the first models have their weights in the repository; tests draw those of the others again
-ONE_PLUS = ("gemma", "gemma2", "gemma3_text", "nemotron")  # model types whose norms multiply by 1 + w
+ONE_PLUS = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "nemotron",
+    "qwen3_next",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+)  # model types whose norms multiply by 1 + w
 
 
 def hand_on_the_softcap() -> None:

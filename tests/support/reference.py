@@ -12,16 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.ops.mixture import route_reference
+from pellucid.kernels.recurrent import convolve, decay, scan
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slots import SlotReader
 from pellucid.model.spec import (
     Attention,
     Block,
+    DeltaNet,
     FeedForward,
     Learned,
+    Mamba,
     Mixture,
     Model,
     Norm,
+    Recurrent,
     Rotary,
     Sinusoidal,
 )
@@ -40,6 +44,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def as_float16(x: Array) -> Array:
     return x.astype(np.float16).astype(np.float64)
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
 
 
 def rotate(x: Array, rotary: Rotary, context: int) -> Array:
@@ -119,14 +127,68 @@ class Reference:
         weights = np.exp(scores - top)
         weights /= weights.sum(-1, keepdims=True) + np.exp(sinks[:, None, None] - top)
         attended = np.einsum("hts,shk->thk", weights, v).reshape(tokens, -1)
-        return self.linear(attended, f"{at}.output", kind.output_bias)
+        if kind.gate:
+            attended = attended * sigmoid(self.linear(x, f"{at}.gate", kind.bias))
+        return kind.output_scale * self.linear(attended, f"{at}.output", kind.output_bias)
+
+    def recurrent(self, x: Array, kind: Recurrent, at: str) -> Array:
+        if isinstance(kind, DeltaNet):
+            return self.delta_net(x, kind, at)
+        if isinstance(kind, Mamba):
+            return self.mamba(x, kind, at)
+        b, c, value = (self.linear(x, f"{at}.{part}", kind.bias) for part in ("b", "c", "x"))
+        return self.linear(c * self.convolve(b * value, f"{at}.conv", kind.bias), f"{at}.output", kind.bias)
+
+    def convolve(self, x: Array, slot: str, bias: bool, silu: bool = False) -> Array:
+        weight = self.weight(f"{slot}.weight").reshape(x.shape[1], -1).T
+        return convolve.reference(x, weight, self.weight(f"{slot}.bias") if bias else 0.0, silu)
+
+    def delta_net(self, x: Array, kind: DeltaNet, at: str) -> Array:
+        tokens = len(x)
+        q, k, v = (
+            self.convolve(self.linear(x, f"{at}.{n}"), f"{at}.{n}_conv", False, silu=True).reshape(
+                tokens, heads, -1
+            )
+            for n, heads in (("q", kind.key_heads), ("k", kind.key_heads), ("v", kind.heads))
+        )
+        q, k = (part / np.sqrt((part * part).sum(-1, keepdims=True) + 1e-6) for part in (q, k))
+        step = self.linear(x, f"{at}.step")
+        _, shrunk = decay.reference(step, self.weight(f"{at}.rate.bias"), self.weight(f"{at}.rate.weight"))
+        out = scan.reference(
+            q * kind.key_dim**-0.5, k, v, shrunk, sigmoid(self.linear(x, f"{at}.beta")), delta=True,
+            neighbours=1 if kind.tiled else 0,
+        )  # fmt: skip
+        out = self.norm(out, kind.norm, f"{at}.head_norm").reshape(tokens, -1)
+        return self.linear(out * ACTIVATIONS["silu"](self.linear(x, f"{at}.gate")), f"{at}.output")
+
+    def mamba(self, x: Array, kind: Mamba, at: str) -> Array:
+        tokens, parts = len(x), {}
+        for part, factor in zip(("gate", "x", "b", "c", "step"), kind.multipliers):
+            parts[part] = factor * self.linear(x, f"{at}.{part}", kind.bias)
+        value, b, c = (
+            self.convolve(parts[n], f"{at}.{n}_conv", kind.conv_bias, silu=True).reshape(tokens, heads, -1)
+            for n, heads in (("x", kind.heads), ("b", kind.groups), ("c", kind.groups))
+        )
+        rate, bias = (self.weight(f"{at}.rate.{part}").reshape(-1) for part in ("weight", "bias"))
+        steps, shrunk = decay.reference(parts["step"], bias, rate, *kind.limits)
+        out = scan.reference(
+            c, b, value, shrunk, steps, self.weight(f"{at}.skip.weight").reshape(-1), delta=False
+        )
+        out = out.reshape(tokens, -1) * ACTIVATIONS["silu"](parts["gate"])
+        if kind.norm:
+            groups = out.reshape(tokens, kind.groups, -1)
+            scaled = groups / np.sqrt((groups * groups).mean(-1, keepdims=True) + kind.norm.eps)
+            out = scaled.reshape(tokens, -1) * self.weight(f"{at}.output_norm.weight").reshape(-1)
+        return kind.output_scale * self.linear(out, f"{at}.output", kind.output_bias)
 
     def feedforward(self, x: Array, ff: FeedForward | Mixture, at: str) -> Array:
         if isinstance(ff, Mixture):
             return self.mixture(x, ff, at)
         up = self.linear(x, f"{at}.up", ff.bias)
-        hidden = activated(ff, up, self.linear(x, f"{at}.gate", ff.bias) if ff.gated else None)
-        return self.linear(hidden, f"{at}.down", ff.bias)
+        hidden = activated(
+            ff, up, ff.gate_scale * self.linear(x, f"{at}.gate", ff.bias) if ff.gated else None
+        )
+        return ff.output_scale * self.linear(hidden, f"{at}.down", ff.bias)
 
     def mixture(self, x: Array, kind: Mixture, at: str) -> Array:
         """Token by token, expert by expert."""
@@ -169,6 +231,15 @@ class Reference:
         x = x + kind.residual_scale * out
         return self.norm(x, kind.norm, f"{at}.norm") if kind.placement == "post" else x
 
+    def mixed(self, x: Array, kind: Block, layer: int) -> Array:
+        """Attention, or a recurrent layer, or both."""
+        out, at = np.zeros_like(x), f"blocks.{layer}"
+        if kind.attention:
+            out = out + self.attention(x, kind.attention, f"{at}.attention")
+        if kind.recurrent:
+            out = out + self.recurrent(x, kind.recurrent, f"{at}.recurrent")
+        return out
+
     def rows(self, ids: Sequence[int]) -> Array:
         embedding = self.spec.embedding
         x = self.weight("embed.weight")[list(ids)] * embedding.scale
@@ -193,8 +264,11 @@ class Reference:
                 )
                 x = x + kind.residual_scale * out
                 continue
-            x = self.sublayer(x, kind, at, lambda x, k=kind, a=at: self.attention(x, k.attention, a))
-            x = self.sublayer(x, kind, ff, lambda x, k=kind, a=ff: self.feedforward(x, k.feedforward, a))
+            mixer = at if kind.attention else f"blocks.{i}.recurrent"
+            if kind.attention or kind.recurrent:
+                x = self.sublayer(x, kind, mixer, lambda x, k=kind, i=i: self.mixed(x, k, i))
+            if kind.feedforward:
+                x = self.sublayer(x, kind, ff, lambda x, k=kind, a=ff: self.feedforward(x, k.feedforward, a))
         return self.norm(x, self.spec.final_norm, "norm") if self.spec.final_norm else x
 
     def logits(self, ids: Sequence[int]) -> Array:

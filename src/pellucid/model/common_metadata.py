@@ -31,8 +31,30 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing | No
     heads, head_dim = heads_of(config, "attention.head_count", "attention.key_length", "embedding_length")
     value_dim = config.count("attention.value_length", head_dim)
     rotary = None if pairing is None else _gguf_rotary(checkpoint, config, pairing, head_dim)
-    kv_heads = config.divisor("attention.head_count_kv", "attention.head_count", heads)
+    kv_heads = _gguf_kv_heads(config, heads)
     return Attention(heads, kv_heads, head_dim, head_dim**-0.5, rotary=rotary, value_dim=value_dim)
+
+
+def _gguf_kv_heads(config: Config, heads: int) -> int:
+    """G: a number or, in models with recurrent layers, one for each layer, which is 0 without attention."""
+    key = "attention.head_count_kv"
+    if not config.has(key) or isinstance(config.value(key), int):
+        return int(config.divisor(key, "attention.head_count", heads))
+    kv_heads = gguf_of_layers(config, key)
+    if heads % kv_heads:
+        raise config.wrong(key, f"is {kv_heads}, which does not divide {config.name('attention.head_count')}")
+    return kv_heads
+
+
+def gguf_of_layers(config: Config, key: str) -> int:
+    """A number, or the one that a list of a number for each layer has beside zeros."""
+    value = config.value(key)
+    if value is None or isinstance(value, int):
+        return int(config.count(key))
+    found = set(config.by_layer(key, config.count("block_count", limit=1000))) - {0}
+    if len(found) != 1:
+        raise config.wrong(key, f"has {len(found)} numbers other than 0; it must have one")
+    return found.pop()
 
 
 def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_dim: int) -> Rotary:

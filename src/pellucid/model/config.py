@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pellucid.errors.messages import brief
 T = TypeVar("T")
 _MISSING: Any = object()
 LIMIT = 1 << 24  # the largest dimension
+INFINITY = {"__float__": "Infinity"}  # as transformers 5 writes it, because JSON has none
 MOST = 1e12  # the largest other number; rotary bases reach 1e9
 
 
@@ -150,6 +152,31 @@ class Config:
             return isinstance(v, list) and all(type(one) is int and 0 <= one < limit for one in v)
 
         return list(self._get(key, [], check, f"a list of whole numbers from 0 to {limit - 1}"))
+
+    def by_layer(self, key: str, layers: int) -> list[int]:
+        """A whole number from 0 for each layer: a list of ``layers``, or one number for all."""
+        import numpy as np
+
+        value = self.value(key)
+        if not isinstance(value, (list, np.ndarray)):
+            return [self.amount(key, required=True)] * layers
+
+        def check(v: Any) -> bool:
+            whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in v)
+            return len(v) == layers and whole and all(0 <= one <= LIMIT for one in v)
+
+        wanted = f"a whole number, or a list of {layers}, from 0 to {LIMIT:,}"
+        return [int(one) for one in self._get(key, _MISSING, check, wanted)]
+
+    def several(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        """As many numbers from 0 as the default has. They may be infinite, in Python's way or in transformers'."""
+
+        def check(v: Any) -> bool:
+            fine = isinstance(v, (list, tuple)) and len(v) == len(default)
+            return fine and all(one == INFINITY or (type(one) in (int, float) and one >= 0) for one in v)
+
+        found = self._get(key, default, check, f"a list of {len(default)} numbers from 0")
+        return tuple(math.inf if one == INFINITY else float(one) for one in found)
 
     def positives(self, key: str) -> list[float]:
         """A list of positive numbers."""

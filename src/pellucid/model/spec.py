@@ -234,7 +234,7 @@ class Mamba:
     bias: bool = False
     output_bias: bool = False
     limits: tuple[float, float] = (0.0, math.inf)
-    multipliers: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    multipliers: tuple[float, ...] = (1.0,) * 5
     output_scale: float = 1.0
 
 

@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 from pellucid.model.common_metadata import (
     ACTIVATIONS,
     gguf_attention,
+    gguf_of_layers,
     gguf_vocabulary,
     heads_of,
     rope_parameters,
@@ -101,6 +102,8 @@ class StandardDecoder:
     ``further_layers`` is config.json's key of how many layers follow that predict further tokens, which generation does
     not need; in GGUF they are among the layers.
 
+    ``layer_count`` is how many layers config.json has, if no key has the number itself.
+
     ``keys`` are keys of config.json with other names than in ``KEYS``; a key without a name is not read. ``unused`` are
     patterns of tensors that no slot needs.
     """
@@ -125,6 +128,7 @@ class StandardDecoder:
     widening: int = 0
     mixture: StandardMixture | None = None
     further_layers: str = ""
+    layer_count: Callable[[Config], int] | None = None
     norm: Norm = field(default_factory=lambda: Norm("rms", 1e-6))
     placement: Placement = "pre"
     final_norm: bool = True
@@ -166,11 +170,16 @@ class StandardDecoder:
         own = config.under(f"{config.text('general.architecture')}.")
         kind = "rms_epsilon" if self.norm.kind == "rms" else "epsilon"
         width, present = own.count("embedding_length"), checkpoint.tensors.__contains__
-        names = self.gguf_names.fused() if present("blk.0.attn_qkv.weight") else self.gguf_names
+        hybrid = "recurrent.q" in self.gguf_names.block  # whose recurrent layers have a tensor of this name
+        fused = present("blk.0.attn_qkv.weight") and not hybrid
+        names = self.gguf_names.fused() if fused else self.gguf_names
         attention = gguf_attention(checkpoint, own, self.gguf_pairing if self.positions == "rotary" else None)
         up = "ffn_up" if present("blk.0.ffn_up.weight") else "ffn_up_exps"
         dense = FeedForward(
-            own.count("feed_forward_length"), self.activation, self.gated, present(f"blk.0.{up}.bias")
+            gguf_of_layers(own, "feed_forward_length"),
+            self.activation,
+            self.gated,
+            present(f"blk.0.{up}.bias"),
         )
         further = own.amount("nextn_predict_layers") if self.further_layers else 0
         layers = own.count("block_count", limit=1000) - further
@@ -216,7 +225,7 @@ class StandardDecoder:
             self.gated,
             bias=_flag(config, keys["feedforward_bias"], self.feedforward_bias),
         )
-        layers = config.count(keys["layers"], limit=1000)
+        layers = self.layer_count(config) if self.layer_count else config.count(keys["layers"], limit=1000)
         spec = self._spec(
             name=checkpoint.path.name,
             context=_count(config, keys["context"], self.usual_context),

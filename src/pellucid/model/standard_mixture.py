@@ -50,8 +50,9 @@ class StandardMixture:
 
     ``score``, ``normalize``, ``bias``, ``correction`` and ``group_best`` as in ``spec.Router``, if the file does not
     say (``gguf_normalize`` for GGUF files if that differs). ``shared_gate`` is whether the shared expert has a gate.
-    ``optional``: GGUF files without experts are of this family too, and no config.json has any. ``every``: config.json
-    states which layers have experts as Qwen's does (``decoder_sparse_step``, ``mlp_only_layers``).
+    ``optional``: files without experts are of this family too; without ``in_config`` no config.json has any. ``every``:
+    config.json states which layers have experts as Qwen's does (``decoder_sparse_step``, ``mlp_only_layers``).
+    ``correction_key`` is config.json's key of whether there is a ``correction``.
     """
 
     score: Score = "softmax"
@@ -62,7 +63,9 @@ class StandardMixture:
     group_best: int = 1
     shared_gate: bool = False
     optional: bool = False
+    in_config: bool = True
     every: bool = False
+    correction_key: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -105,10 +108,10 @@ class StandardMixture:
 
     def from_config(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
         """Each layer's feed-forward, from ``config.json``."""
-        if self.optional:
-            return [dense] * layers
         keys = {**KEYS, **self.keys}
-        experts = _experts(config)
+        experts = _experts(config, self.optional) if self.in_config else 0
+        if not experts:
+            return [dense] * layers
         _limit(config, EXPERTS[0], experts, layers)
         width = config.count(keys["width"]) if keys["width"] else dense.width
         shared_width = config.amount(keys["shared_width"], required=True) if keys["shared_width"] else 0
@@ -123,6 +126,8 @@ class StandardMixture:
             config.count(keys["kept"]) if keys["kept"] else 1,
             keys["groups"],
         )
+        if self.correction_key:
+            router = replace(router, correction=config.flag(self.correction_key, self.correction))
         if keys["normalize"]:
             router = replace(router, normalize=config.flag(keys["normalize"], self.normalize))
         mixture = self._mixture(router, replace(dense, width=width), shared_width)
@@ -168,10 +173,12 @@ def _limit(config: Config, key: str, experts: int, layers: int) -> None:
         )
 
 
-def _experts(config: Config) -> int:
-    """E, under any of its names."""
+def _experts(config: Config, optional: bool) -> int:
+    """E, under any of its names; 0 if it is ``optional`` and the file says so."""
     # False is how files say that there is nothing of the kind.
     said = [key for key in EXPERTS if config.value(key) is not None and config.value(key) is not False]
+    if not said and optional:
+        return 0
     if not said:
         first, *others = EXPERTS
         raise config.wrong(
@@ -179,4 +186,4 @@ def _experts(config: Config) -> int:
         )
     for key in said[1:]:
         config.agreed(said[0], config, key)
-    return int(config.count(said[0], limit=MOST))
+    return config.amount(said[0], limit=MOST) if optional else int(config.count(said[0], limit=MOST))

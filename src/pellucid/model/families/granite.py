@@ -36,6 +36,11 @@ def scaled_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     llama.cpp takes ``rope.scaling.finetuned`` = false of these files for a model without rotary positions.
     """
     config.refuse("rope.scaling.finetuned", True)
+    return scaled_gguf_factors(config, spec)
+
+
+def scaled_gguf_factors(config: Config, spec: ModelSpec) -> ModelSpec:
+    """Granite's factors alone, from GGUF."""
     return _scaled(
         spec,
         config.number("embedding_scale", 1.0),

@@ -13,21 +13,22 @@ from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import TRANSFORMERS
 
-_EXPERTS = StandardMixture(normalize=True, keys={"width": "", "normalize": ""})
+GRANITE_EXPERTS = StandardMixture(normalize=True, keys={"width": "", "normalize": ""})
+GRANITE_MOE_NAMES = TRANSFORMERS.with_names(
+    feedforward__router="block_sparse_moe.router.layer",
+    feedforward__experts__gate="block_sparse_moe.input_linear",
+    feedforward__experts__up="block_sparse_moe.input_linear",
+    feedforward__experts__down="block_sparse_moe.output_linear",
+    feedforward__shared__gate="shared_mlp.input_linear",
+    feedforward__shared__up="shared_mlp.input_linear",
+    feedforward__shared__down="shared_mlp.output_linear",
+)
 _GRANITE_MOE = StandardDecoder(
     "granitemoe",
     gguf_pairing="interleaved",
-    mixture=_EXPERTS,
+    mixture=GRANITE_EXPERTS,
     keys={"feedforward_bias": ""},
-    names=TRANSFORMERS.with_names(
-        feedforward__router="block_sparse_moe.router.layer",
-        feedforward__experts__gate="block_sparse_moe.input_linear",
-        feedforward__experts__up="block_sparse_moe.input_linear",
-        feedforward__experts__down="block_sparse_moe.output_linear",
-        feedforward__shared__gate="shared_mlp.input_linear",
-        feedforward__shared__up="shared_mlp.input_linear",
-        feedforward__shared__down="shared_mlp.output_linear",
-    ),
+    names=GRANITE_MOE_NAMES,
     unused=ROTARY_TENSORS,
     gguf_change=scaled_gguf,
     config_change=scaled_config,
@@ -37,5 +38,7 @@ GRANITE_MOE_SHARED = replace(
     _GRANITE_MOE,
     name="granitemoeshared",
     architecture=None,
-    mixture=replace(_EXPERTS, keys={**_EXPERTS.keys, "shared_width": "shared_intermediate_size"}),
+    mixture=replace(
+        GRANITE_EXPERTS, keys={**GRANITE_EXPERTS.keys, "shared_width": "shared_intermediate_size"}
+    ),
 ).family()

@@ -13,7 +13,7 @@ from pellucid.model.standard_mixture import StandardMixture
 LLAMA = StandardDecoder(
     "llama",
     gguf_pairing="interleaved",
-    mixture=StandardMixture(normalize=True, optional=True),
+    mixture=StandardMixture(normalize=True, optional=True, in_config=False),
     # The rotary frequencies: read separately in GGUF; in safetensors they only repeat what follows from the base.
     unused=(*ROTARY_TENSORS, r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
 ).family()

@@ -1,0 +1,72 @@
+"""Granite 4 (IBM 2025): Mamba-2 in most layers, attention in the others, with Granite's factors; with or without
+experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.common_metadata import ROTARY_TENSORS
+from pellucid.model.config import Config
+from pellucid.model.families.granite import scaled_config, scaled_gguf_factors
+from pellucid.model.families.granitemoe import GRANITE_EXPERTS, GRANITE_MOE_NAMES
+from pellucid.model.hybrid import (
+    config_mamba,
+    gguf_mamba,
+    gguf_recurrent,
+    layer_types,
+    mixed,
+    with_gguf_mamba,
+    with_mamba,
+)
+from pellucid.model.spec import FeedForward, ModelSpec
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.tensor_names import GGUF
+
+POSITIONS = {"rope": True, "nope": False, "none": False}
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    layers = len(spec.blocks)
+    spec = scaled_config(config, spec)
+    if not config.one_of("position_embedding_type", POSITIONS, "nope"):
+        spec = spec.with_attention(rotary=None)
+    width = config.count("shared_intermediate_size")
+    spec = spec.change_feedforward(
+        lambda kind: replace(kind, width=width) if isinstance(kind, FeedForward) else kind
+    )
+    where = layer_types(config, "layer_types", layers) or [True] * layers
+    return mixed(spec, config_mamba(config, spec.blocks[0].norm), where)
+
+
+def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    spec = scaled_gguf_factors(config, spec)
+    if not config.flag("rope.scaling.finetuned", False):  # what llama.cpp takes this key for
+        spec = spec.with_attention(rotary=None)
+    return mixed(spec, gguf_mamba(config, spec.blocks[0].norm), gguf_recurrent(config, len(spec.blocks)))
+
+
+GRANITE_MOE_HYBRID = StandardDecoder(
+    "granitemoehybrid",
+    architecture="granitehybrid",
+    gguf_pairing="interleaved",
+    mixture=replace(
+        GRANITE_EXPERTS,
+        optional=True,
+        keys={**GRANITE_EXPERTS.keys, "shared_width": "shared_intermediate_size"},
+    ),
+    keys={"feedforward_bias": ""},
+    unused=ROTARY_TENSORS,
+    names=with_mamba(
+        GRANITE_MOE_NAMES.with_names(
+            recurrent__norm="input_layernorm",
+            feedforward__gate="shared_mlp.input_linear",
+            feedforward__up="shared_mlp.input_linear",
+            feedforward__down="shared_mlp.output_linear",
+        ),
+        "mamba",
+    ),
+    gguf_names=with_gguf_mamba(GGUF),
+    gguf_change=_from_gguf,
+    config_change=_from_config,
+).family()

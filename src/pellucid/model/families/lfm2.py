@@ -1,0 +1,100 @@
+"""LFM2 (Liquid AI 2025): gated short convolutions in most layers, attention in the others; dense or with experts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.config import Config
+from pellucid.model.hybrid import MOST_TAPS, gguf_recurrent, layer_types, mixed
+from pellucid.model.spec import FeedForward, ModelSpec, Norm, ShortConvolution
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_mixture import StandardMixture
+from pellucid.model.tensor_names import GGUF, TRANSFORMERS
+
+
+def _mixed(config: Config, spec: ModelSpec) -> ModelSpec:
+    layers = len(spec.blocks)
+    attention = config.numbers("full_attn_idxs", layers)
+    by_index = [bool(attention) and layer not in attention for layer in range(layers)]
+    where = layer_types(config, "layer_types", layers) or by_index
+    taps = config.count("conv_L_cache", 3, limit=MOST_TAPS)
+    return mixed(spec, ShortConvolution(taps, config.flag("conv_bias", False)), where)
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    width = config.count("block_ff_dim", config.count("intermediate_size"))
+    if config.flag("block_auto_adjust_ff_dim", True):
+        width = int(2 * width / 3)
+        if config.has("block_ffn_dim_multiplier"):
+            multiple = config.count("block_multiple_of", 256)
+            width = int(config.number("block_ffn_dim_multiplier") * width)
+            width = -(-width // multiple) * multiple
+    return _mixed(
+        config,
+        spec.change_feedforward(
+            lambda kind: replace(kind, width=width) if isinstance(kind, FeedForward) else kind
+        ),
+    )
+
+
+def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    taps = config.count("shortconv.l_cache", limit=MOST_TAPS)
+    return mixed(spec, ShortConvolution(taps), gguf_recurrent(config, len(spec.blocks)))
+
+
+_NAMES = TRANSFORMERS.with_names(
+    {"norm": "model.embedding_norm"},
+    attention__output="self_attn.out_proj",
+    attention__q_norm="self_attn.q_layernorm",
+    attention__k_norm="self_attn.k_layernorm",
+    attention__norm="operator_norm",
+    recurrent__norm="operator_norm",
+    recurrent__b="conv.in_proj",
+    recurrent__c="conv.in_proj",
+    recurrent__x="conv.in_proj",
+    recurrent__conv="conv.conv",
+    recurrent__output="conv.out_proj",
+    feedforward__norm="ffn_norm",
+    feedforward__gate="feed_forward.w1",
+    feedforward__up="feed_forward.w3",
+    feedforward__down="feed_forward.w2",
+    feedforward__router="feed_forward.gate",
+    feedforward__correction__bias="feed_forward.expert_bias",
+    feedforward__experts__gate="feed_forward.experts.{}.w1",
+    feedforward__experts__up="feed_forward.experts.{}.w3",
+    feedforward__experts__down="feed_forward.experts.{}.w2",
+)
+_GGUF = GGUF.with_names(
+    {"norm": "token_embd_norm"},  # llama.cpp's name for it
+    recurrent__norm="attn_norm",
+    recurrent__b="shortconv.in_proj",
+    recurrent__c="shortconv.in_proj",
+    recurrent__x="shortconv.in_proj",
+    recurrent__conv="shortconv.conv",
+    recurrent__output="shortconv.out_proj",
+)
+_LFM2 = StandardDecoder(
+    "lfm2",
+    head_norm=True,
+    norm=Norm("rms", 1e-5),
+    tied=True,
+    keys={"norm_eps": "norm_eps", "bias": "", "head_dim": "", "feedforward_bias": ""},
+    names=_NAMES,
+    gguf_names=_GGUF,
+    config_change=_from_config,
+    gguf_change=_from_gguf,
+)
+LFM2 = _LFM2.family()
+LFM2_MOE = replace(
+    _LFM2,
+    name="lfm2_moe",
+    architecture="lfm2moe",
+    mixture=StandardMixture(
+        score="sigmoid",
+        normalize=True,
+        correction=True,
+        correction_key="use_expert_bias",
+        keys={"scale": "routed_scaling_factor", "dense": "num_dense_layers"},
+    ),
+    config_change=_mixed,
+).family()

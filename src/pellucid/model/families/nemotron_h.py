@@ -1,0 +1,154 @@
+"""Nemotron-H (NVIDIA 2025): each layer is Mamba-2, attention without positions, a feed-forward or a mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+from pellucid.model.config import Config
+from pellucid.model.hybrid import config_mamba, gguf_mamba, with_gguf_mamba, with_mamba
+from pellucid.model.spec import Attention, Block, FeedForward, Mamba, Mixture, ModelSpec, Norm
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_mixture import StandardMixture
+from pellucid.model.tensor_names import GGUF, TRANSFORMERS
+
+Kind: TypeAlias = Literal["mamba", "attention", "mlp", "moe"]
+KINDS: Mapping[str, Kind] = {
+    "linear_attention": "mamba",
+    "mamba": "mamba",
+    "full_attention": "attention",
+    "attention": "attention",
+    "mlp": "mlp",
+    "moe": "moe",
+}
+LETTERS: Mapping[str, Kind] = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
+TYPES, PATTERN = "layers_block_type", "hybrid_override_pattern"
+
+
+def _kinds(config: Config) -> list[Kind]:
+    """The kind of each layer: a list of names, or in older files a string of letters."""
+    if not config.has(TYPES):
+        pattern = config.text(PATTERN)
+        if not pattern or len(pattern) > 1000 or set(pattern) - LETTERS.keys():
+            raise config.wrong(PATTERN, f"must be a string of up to 1000 of {', '.join(LETTERS)}")
+        return [LETTERS[letter] for letter in pattern]
+    stated = config.value(TYPES)
+    layers = len(stated) if isinstance(stated, list) else 0
+    if not 1 <= layers <= 1000:
+        raise config.wrong(TYPES, "must be a list of 1 to 1000 kinds of layers")
+    return config.each(TYPES, KINDS, layers) or []
+
+
+def _block(kind: Kind, spec: ModelSpec, mamba: Mamba, dense: FeedForward) -> Block:
+    attention: Attention = spec.attention
+    norm, mixture = spec.blocks[0].norm, spec.blocks[0].feedforward
+    of_kind = {
+        "mamba": Block(None, None, norm, "pre", recurrent=mamba),
+        "attention": Block(replace(attention, rotary=None), None, norm, "pre"),
+        "mlp": Block(None, dense, norm, "pre"),
+        "moe": Block(None, mixture, norm, "pre"),
+    }
+    return of_kind[kind]
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    config.one_of("mamba_hidden_act", {"silu": "silu", "swish": "silu"}, "silu")
+    for key in ("moe_latent_size", "sliding_window"):
+        config.refuse(key)
+    config.refuse("mlp_bias", False)
+    for key in (
+        "expand",
+        "mamba_proj_bias",
+        "n_shared_experts",
+        "num_hidden_layers",
+        "mtp_layers_block_type",
+    ):
+        config.value(key)  # transformers does not use them for the layers
+    mamba = config_mamba(
+        config, spec.blocks[0].norm, heads="mamba_num_heads", head_dim="mamba_head_dim", groups="n_groups",
+        state="ssm_state_size", taps="conv_kernel", conv_bias="use_conv_bias", bias="use_bias",
+        output_bias="use_bias", expand="",
+    )  # fmt: skip
+    kinds = _kinds(config)
+    ff = spec.blocks[0].feedforward
+    if isinstance(ff, FeedForward) and "moe" in kinds:
+        raise config.wrong(TYPES, "has experts, but n_routed_experts is missing")
+    dense = ff.expert if isinstance(ff, Mixture) else ff
+    assert dense is not None
+    dense = replace(dense, width=config.count("intermediate_size"))
+    return replace(spec, blocks=tuple(_block(kind, spec, mamba, dense) for kind in kinds))
+
+
+def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    layers = len(spec.blocks)
+    kv_heads = config.by_layer("attention.head_count_kv", layers)
+    widths = config.by_layer("feed_forward_length", layers)
+    mamba = gguf_mamba(config, spec.blocks[0].norm)
+    blocks = []
+    for heads, width in zip(kv_heads, widths):
+        ff = spec.blocks[0].feedforward
+        kind: Kind = "moe" if isinstance(ff, Mixture) else "mlp"
+        dense = FeedForward(width or 1, "relu2", gated=False)
+        blocks.append(_block("attention" if heads else kind if width else "mamba", spec, mamba, dense))
+    return replace(spec, blocks=tuple(blocks))
+
+
+_PARTS = {
+    "feedforward__up": "up_proj",
+    "feedforward__down": "down_proj",
+    "feedforward__router": "gate",
+    "feedforward__correction__bias": "gate.e_score_correction_bias",
+    "feedforward__experts__up": "experts.{}.up_proj",
+    "feedforward__experts__down": "experts.{}.down_proj",
+    "feedforward__shared__up": "shared_experts.up_proj",
+    "feedforward__shared__down": "shared_experts.down_proj",
+    "attention__q": "q_proj",
+    "attention__k": "k_proj",
+    "attention__v": "v_proj",
+    "attention__output": "o_proj",
+}
+_NAMES = with_mamba(
+    TRANSFORMERS.with_names(
+        {"embed": "backbone.embeddings", "norm": "backbone.norm_f"},
+        recurrent__norm="norm",
+        attention__norm="norm",
+        feedforward__norm="norm",
+        **{place: f"mixer.{name}" for place, name in _PARTS.items()},
+    ),
+    "mixer",
+)
+_NEMOTRON_H = StandardDecoder(
+    "nemotron_h",
+    positions="none",
+    activation="relu2",
+    gated=False,
+    norm=Norm("rms", 1e-5),
+    mixture=StandardMixture(
+        score="sigmoid",
+        normalize=True,
+        correction=True,
+        group_best=2,
+        optional=True,
+        keys={
+            "scale": "routed_scaling_factor",
+            "groups": "n_group",
+            "kept": "topk_group",
+            "shared_width": "moe_shared_expert_intermediate_size",
+        },
+    ),
+    layer_count=lambda config: len(_kinds(config)),
+    keys={
+        "layers": TYPES,
+        "activation": "mlp_hidden_act",
+        "norm_eps": "layer_norm_epsilon",
+        "output_bias": "",
+        "feedforward_bias": "",
+    },
+    unused=(r"mtp\..*",),
+    names=replace(_NAMES, prefix="backbone.layers"),
+    gguf_names=with_gguf_mamba(GGUF.with_names(feedforward__norm="attn_norm")),
+    config_change=_from_config,
+    gguf_change=_from_gguf,
+)
+NEMOTRON_H = _NEMOTRON_H.family()

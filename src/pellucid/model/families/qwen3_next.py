@@ -1,0 +1,164 @@
+"""Qwen 3 Next and Qwen 3.5 (Qwen Team 2025, 2026): three of four layers are Gated DeltaNets, the fourth is attention
+with an output gate; dense or with experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.config import Config
+from pellucid.model.hybrid import MOST_TAPS, layer_types, mixed
+from pellucid.model.spec import DeltaNet, ModelSpec, Norm
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_mixture import StandardMixture
+from pellucid.model.tensor_names import GGUF, TRANSFORMERS
+
+INTERVAL = 4  # of the layers with attention, if the file does not say
+
+
+def _mixed(spec: ModelSpec, net: DeltaNet, where: list[bool]) -> ModelSpec:
+    return mixed(spec.with_attention(gate=True), net, where)
+
+
+def _norm(spec: ModelSpec) -> Norm:
+    return Norm("rms", spec.blocks[0].norm.eps)
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    layers = len(spec.blocks)
+    interval = config.count("full_attention_interval", INTERVAL)
+    every = [(layer + 1) % interval != 0 for layer in range(layers)]
+    key_heads = config.divisor("linear_num_key_heads", "linear_num_value_heads")
+    net = DeltaNet(
+        heads=config.count("linear_num_value_heads"),
+        key_heads=key_heads,
+        key_dim=config.count("linear_key_head_dim"),
+        value_dim=config.count("linear_value_head_dim"),
+        taps=config.count("linear_conv_kernel_dim", limit=MOST_TAPS),
+        norm=_norm(spec),
+    )
+    return _mixed(spec, net, layer_types(config, "layer_types", layers) or every)
+
+
+def _from_gguf(config: Config, spec: ModelSpec, tiled: bool) -> ModelSpec:
+    layers = len(spec.blocks)
+    interval = config.count("full_attention_interval", INTERVAL)
+    every = [(layer + 1) % interval != 0 for layer in range(layers)]
+    further = config.amount("nextn_predict_layers")
+    stated = config.switches("attention.recurrent_layers", layers + further)
+    heads = config.divisor("ssm.time_step_rank", "ssm.inner_size")
+    net = DeltaNet(
+        heads=heads,
+        key_heads=config.divisor("ssm.group_count", "ssm.time_step_rank"),
+        key_dim=config.count("ssm.state_size"),
+        value_dim=config.count("ssm.inner_size") // heads,
+        taps=config.count("ssm.conv_kernel", limit=MOST_TAPS),
+        norm=_norm(spec),
+        tiled=tiled,
+    )
+    return _mixed(spec, net, stated[:layers] if stated else every)
+
+
+_NAMES = replace(
+    TRANSFORMERS.with_names(
+        attention__gate="self_attn.q_proj",
+        recurrent__norm="input_layernorm",
+        recurrent__q_conv="linear_attn.conv1d",
+        recurrent__k_conv="linear_attn.conv1d",
+        recurrent__v_conv="linear_attn.conv1d",
+        recurrent__rate__weight="linear_attn.A_log",
+        recurrent__rate__bias="linear_attn.dt_bias",
+        recurrent__head_norm="linear_attn.norm",
+        recurrent__output="linear_attn.out_proj",
+        feedforward__shared__gate="mlp.shared_expert.gate_proj",
+        feedforward__shared__up="mlp.shared_expert.up_proj",
+        feedforward__shared__down="mlp.shared_expert.down_proj",
+        feedforward__shared_gate="mlp.shared_expert_gate",
+    ),
+    norm_plus=1.0,
+    plain_norms=frozenset({"recurrent.head_norm"}),
+    by_group=frozenset({"self_attn.q_proj", "linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba"}),
+    log_rates=True,
+)
+_NAMES_NEXT = _NAMES.with_names(
+    recurrent__q="linear_attn.in_proj_qkvz",
+    recurrent__k="linear_attn.in_proj_qkvz",
+    recurrent__v="linear_attn.in_proj_qkvz",
+    recurrent__gate="linear_attn.in_proj_qkvz",
+    recurrent__beta="linear_attn.in_proj_ba",
+    recurrent__step="linear_attn.in_proj_ba",
+)
+_NAMES_35 = _NAMES.with_names(
+    recurrent__q="linear_attn.in_proj_qkv",
+    recurrent__k="linear_attn.in_proj_qkv",
+    recurrent__v="linear_attn.in_proj_qkv",
+    recurrent__gate="linear_attn.in_proj_z",
+    recurrent__beta="linear_attn.in_proj_b",
+    recurrent__step="linear_attn.in_proj_a",
+)
+_GGUF = replace(
+    GGUF.with_names(
+        attention__gate="attn_q",
+        recurrent__norm="attn_norm",
+        recurrent__q="attn_qkv",
+        recurrent__k="attn_qkv",
+        recurrent__v="attn_qkv",
+        recurrent__gate="attn_gate",
+        recurrent__beta="ssm_ba",
+        recurrent__step="ssm_ba",
+        recurrent__q_conv="ssm_conv1d",
+        recurrent__k_conv="ssm_conv1d",
+        recurrent__v_conv="ssm_conv1d",
+        recurrent__rate__weight="ssm_a",
+        recurrent__rate__bias="ssm_dt.bias",
+        recurrent__head_norm="ssm_norm",
+        recurrent__output="ssm_out",
+        feedforward__norm="post_attention_norm",
+    ),
+    by_group=frozenset({"attn_q", "ssm_ba"}),
+)
+
+QWEN3_NEXT_DECODER = StandardDecoder(
+    "qwen3_next",
+    architecture="qwen3next",
+    rotated=0.25,
+    head_norm=True,
+    mixture=StandardMixture(
+        normalize=True,
+        shared_gate=True,
+        every=True,
+        keys={"shared_width": "shared_expert_intermediate_size"},
+    ),
+    further_layers="num_nextn_predict_layers",
+    keys={"feedforward_bias": ""},
+    unused=(r"mtp\..*",),
+    names=_NAMES_NEXT,
+    gguf_names=_GGUF,
+    config_change=_from_config,
+    gguf_change=lambda config, spec: _from_gguf(config, spec, tiled=False),
+)
+QWEN3_NEXT = QWEN3_NEXT_DECODER.family()
+_QWEN3_5 = replace(
+    QWEN3_NEXT_DECODER,
+    name="qwen3_5",
+    architecture="qwen35",
+    also=("qwen3_5_text",),
+    mixture=None,
+    names=_NAMES_35,
+    # llama.cpp orders the value heads so that a key head's are not neighbours.
+    gguf_names=_GGUF.with_names(recurrent__beta="ssm_beta", recurrent__step="ssm_alpha"),
+    gguf_change=lambda config, spec: _from_gguf(config, spec, tiled=True),
+)
+QWEN3_5 = _QWEN3_5.family()
+QWEN3_5_MOE = replace(
+    _QWEN3_5,
+    name="qwen3_5_moe",
+    architecture="qwen35moe",
+    also=("qwen3_5_moe_text",),
+    mixture=StandardMixture(
+        normalize=True,
+        shared_gate=True,
+        keys={"shared_width": "shared_expert_intermediate_size", "normalize": ""},
+    ),
+    keys={"feedforward_bias": "", "feed_forward": "moe_intermediate_size"},
+).family()

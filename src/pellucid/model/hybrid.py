@@ -1,0 +1,149 @@
+"""What readers of models with recurrent layers share: which layers are recurrent; Mamba-2's dimensions and names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pellucid.model.config import Config
+from pellucid.model.spec import Mamba, ModelSpec, Norm, Recurrent
+from pellucid.model.tensor_names import TensorNames
+
+KINDS = {
+    "linear_attention": True,
+    "mamba": True,
+    "conv": True,
+    "full_attention": False,
+    "attention": False,
+}
+"""Whether a layer is recurrent, by its name in ``layer_types``; older configurations have other names than newer."""
+
+
+def layer_types(config: Config, key: str, layers: int) -> list[bool] | None:
+    """Whether each layer is recurrent, from a list of names; None if there is no list."""
+    return config.each(key, KINDS, layers)
+
+
+def mixed(spec: ModelSpec, recurrent: Recurrent, where: Sequence[bool]) -> ModelSpec:
+    """The spec with a recurrent layer instead of attention in some blocks."""
+    return replace(
+        spec,
+        blocks=tuple(
+            replace(block, attention=None, recurrent=recurrent) if here else block
+            for block, here in zip(spec.blocks, where, strict=True)
+        ),
+    )
+
+
+def beside(spec: ModelSpec, recurrent: Recurrent) -> ModelSpec:
+    """The spec with a recurrent layer beside the attention of every block."""
+    return spec.with_blocks(recurrent=recurrent)
+
+
+def gguf_recurrent(config: Config, layers: int) -> list[bool]:
+    """Whether each layer is recurrent: those without key/value heads are."""
+    return [not heads for heads in config.by_layer("attention.head_count_kv", layers)]
+
+
+def gguf_mamba(config: Config, norm: Norm | None) -> Mamba:
+    """Mamba-2's dimensions, from the keys of an architecture."""
+    heads = config.divisor("ssm.time_step_rank", "ssm.inner_size")
+    return Mamba(
+        heads=heads,
+        head_dim=config.count("ssm.inner_size") // heads,
+        groups=config.divisor("ssm.group_count", "ssm.time_step_rank"),
+        state=config.count("ssm.state_size"),
+        taps=config.count("ssm.conv_kernel", limit=MOST_TAPS),
+        norm=norm,
+    )
+
+
+MOST_TAPS = 64
+"""The convolution is direct: published models have 3 or 4 taps."""
+
+MAMBA_KEYS = {
+    "heads": "mamba_n_heads",
+    "head_dim": "mamba_d_head",
+    "groups": "mamba_n_groups",
+    "state": "mamba_d_state",
+    "taps": "mamba_d_conv",
+    "conv_bias": "mamba_conv_bias",
+    "bias": "mamba_proj_bias",
+    "output_bias": "mamba_proj_bias",
+    "expand": "mamba_expand",
+}
+"""The keys of config.json that most families have, by what they mean. "expand": the inner width by the model's."""
+
+
+def config_mamba(config: Config, norm: Norm | None, **keys: str) -> Mamba:
+    """Mamba-2's dimensions, from ``config.json``; ``keys`` are other names than those of ``MAMBA_KEYS``."""
+    names = {**MAMBA_KEYS, **keys}
+    heads = config.count(names["heads"])
+    head_dim = 0 if config.value(names["head_dim"]) in (None, "auto") else config.count(names["head_dim"])
+    if names["expand"] and (config.has(names["expand"]) or not head_dim):
+        inner = config.count(names["expand"], 2) * config.count("hidden_size")
+        head_dim = head_dim or inner // heads
+        if head_dim * heads != inner:
+            raise config.wrong(
+                names["heads"],
+                f"is {heads}, of {head_dim} values each; together they must be {names['expand']} * hidden_size, "
+                f"{inner:,}",
+            )
+    return Mamba(
+        heads=heads,
+        head_dim=head_dim,
+        groups=config.divisor(names["groups"], names["heads"], 1),
+        state=config.count(names["state"]),
+        taps=config.count(names["taps"], 4, limit=MOST_TAPS),
+        norm=norm,
+        conv_bias=config.flag(names["conv_bias"], True),
+        bias=config.flag(names["bias"], False),
+        output_bias=config.flag(names["output_bias"], False),
+        limits=_limits(config),
+    )
+
+
+def _limits(config: Config) -> tuple[float, float]:
+    """The limits of a token's step."""
+    low, high = config.several("time_step_limit", (0.0, math.inf))
+    if low > high:
+        raise config.wrong(
+            "time_step_limit", f"is {low:g} to {high:g}: the first must not be above the second"
+        )
+    return low, high
+
+
+_INNER = ("gate", "x", "b", "c", "step")
+"""The parts of Mamba-2's projection, in the order of its rows."""
+_CONVOLVED = ("x_conv", "b_conv", "c_conv")
+
+
+def with_mamba(names: TensorNames, module: str) -> TensorNames:
+    """Names with those of Mamba-2's tensors in transformers; ``module`` is what they begin with."""
+    found = {
+        **dict.fromkeys((f"recurrent.{part}" for part in _INNER), f"{module}.in_proj"),
+        **dict.fromkeys((f"recurrent.{part}" for part in _CONVOLVED), f"{module}.conv1d"),
+        "recurrent.rate.weight": f"{module}.A_log",
+        "recurrent.rate.bias": f"{module}.dt_bias",
+        "recurrent.skip.weight": f"{module}.D",
+        "recurrent.output_norm": f"{module}.norm",
+        "recurrent.output": f"{module}.out_proj",
+    }
+    return replace(names, block={**names.block, **found}, log_rates=True)
+
+
+def with_gguf_mamba(names: TensorNames) -> TensorNames:
+    """Names with those of Mamba-2's tensors in llama.cpp."""
+    found = {
+        **dict.fromkeys((f"recurrent.{part}" for part in _INNER), "ssm_in"),
+        **dict.fromkeys((f"recurrent.{part}" for part in _CONVOLVED), "ssm_conv1d"),
+        "recurrent.rate.weight": "ssm_a",
+        "recurrent.rate.bias": "ssm_dt.bias",
+        "recurrent.skip.weight": "ssm_d",
+        "recurrent.output_norm": "ssm_norm",
+        "recurrent.output": "ssm_out",
+        "recurrent.norm": "attn_norm",
+    }
+    flat = frozenset({"recurrent.rate", "recurrent.skip", "recurrent.output_norm"})
+    return replace(names, block={**names.block, **found}, flat=flat)
