@@ -31,7 +31,7 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
 MOST = 2e-4  # of the range of the logits
-WITHOUT_GGUF = ("openai-gpt", "gptj", "opt", "mpt", "falcon-many")  # the converter does not know them
+WITHOUT_GGUF = ("openai-gpt", "gptj", "opt", "mpt", "falcon-many", "xglm")  # the converter does not know them
 INEXPRESSIBLE = (
     *("mistral", "mixtral", "starcoder2", "gemma2-odd", "smollm3-odd", "gpt2-odd", "phi-odd", "cohere2-odd"),
     *(
@@ -42,9 +42,17 @@ INEXPRESSIBLE = (
         "gpt2-narrow",
         "mistral-vision",
         "gemma3-vision",
+        "lfm2-odd",
+        "falcon_h1-odd",
+        "nemotron_h-odd",
+        "granitemoehybrid-odd",
+        "lfm2_moe-odd",
+        "qwen3_next-odd",
     ),
 )
-"""Their windows, scales, patterns, widths or weights of experts are not stated in GGUF files of these families."""
+"""Their windows, scales, patterns, widths, biases or weights of experts are not stated in GGUF files of these
+families; nor is a layer without experts among those with (nemotron_h-odd).
+"""
 
 
 def convert(source: Path, target: Path) -> str:
@@ -56,12 +64,13 @@ def convert(source: Path, target: Path) -> str:
 
     hparams = ModelBase.load_hparams(source, False)
     kind: Any = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
-    bare = type("Bare", (kind,), {"set_vocab": lambda self: None, "model_arch": kind.model_arch})
+    fields = {"set_vocab": lambda self: None, "model_arch": kind.model_arch, "no_mtp": True}
+    bare = type("Bare", (kind,), fields)
     with torch.inference_mode():
-        model = bare(source, gguf.LlamaFileType.ALL_F32, target, eager=True)
-        model.hparams = with_older_keys(model.hparams)
+        older = with_older_keys(hparams)
+        model = bare(source, gguf.LlamaFileType.ALL_F32, target, eager=True, hparams=older)
         model.write()
-    return gguf.MODEL_ARCH_NAMES[kind.model_arch]
+    return gguf.MODEL_ARCH_NAMES[model.model_arch]
 
 
 def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +83,19 @@ def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
     }
     if config["model_type"] == "falcon" and not config["new_decoder_architecture"]:
         made["num_kv_heads"] = 1 if config["multi_query"] else config["num_attention_heads"]
+    if config["model_type"] == "granitemoehybrid":
+        made["layer_types"] = [OLDER_TYPES[kind] for kind in config["layer_types"]]
+    if config["model_type"] == "nemotron_h":
+        types = made.pop("layers_block_type")
+        made["hybrid_override_pattern"] = "".join(LETTERS[kind] for kind in types)
+        made["num_hidden_layers"] = len(types)
+        if "moe" not in types:
+            del made["num_experts_per_tok"], made["n_routed_experts"]
     return made
+
+
+OLDER_TYPES = {"linear_attention": "mamba", "full_attention": "attention"}
+LETTERS = {"linear_attention": "M", "full_attention": "*", "mlp": "-", "moe": "E"}
 
 
 def difference(path: Path, golden: Path) -> float:

@@ -174,11 +174,13 @@ class Reference:
         out = scan.reference(
             c, b, value, shrunk, steps, self.weight(f"{at}.skip.weight").reshape(-1), delta=False
         )
-        out = out.reshape(tokens, -1) * ACTIVATIONS["silu"](parts["gate"])
+        gate = ACTIVATIONS["silu"](parts["gate"])
+        out = out.reshape(tokens, -1) * (1 if kind.norm_first else gate)
         if kind.norm:
             groups = out.reshape(tokens, kind.groups, -1)
             scaled = groups / np.sqrt((groups * groups).mean(-1, keepdims=True) + kind.norm.eps)
             out = scaled.reshape(tokens, -1) * self.weight(f"{at}.output_norm.weight").reshape(-1)
+        out = out * (gate if kind.norm_first else 1)
         return kind.output_scale * self.linear(out, f"{at}.output", kind.output_bias)
 
     def feedforward(self, x: Array, ff: FeedForward | Mixture, at: str) -> Array:

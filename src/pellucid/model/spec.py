@@ -220,8 +220,9 @@ class Mamba:
 
     The values x of the H ``heads`` have width ``head_dim`` P; N is ``state``. B and C are those of ``groups`` groups of
     heads. x, B and C go through a convolution over the last ``taps`` tokens. The output is gated and then, if there is
-    a ``norm``, normalised, each group by itself. A token's step stays within ``limits``. ``multipliers`` are factors of
-    the gate, x, B, C and the step, ``output_scale`` is one of the output (Falcon-H1).
+    a ``norm``, normalised, each group by itself; with ``norm_first`` in the other order. A token's step stays within
+    ``limits``. ``multipliers`` are factors of the gate, x, B, C and the step, ``output_scale`` is one of the output
+    (Falcon-H1).
     """
 
     heads: int
@@ -236,6 +237,7 @@ class Mamba:
     limits: tuple[float, float] = (0.0, math.inf)
     multipliers: tuple[float, ...] = (1.0,) * 5
     output_scale: float = 1.0
+    norm_first: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@
 
 The defaults are Llama's: attention and a gated feed-forward with RMS norms before them, rotary positions. Tensors have
 llama.cpp's names in GGUF and transformers' names in safetensors. What data cannot say, a family changes in the finished
-spec (``gguf_change``, ``config_change``). A family that differs more has its own readers, made of the parts in
-``common_metadata.py`` (Gemma 3, BERT).
+spec (``gguf_change``, ``config_change``; ``gguf_seen``: what is seen from the tensors). A family that differs more has
+its own readers, made of the parts in ``common_metadata.py`` (Gemma 3, BERT).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -140,6 +140,7 @@ class StandardDecoder:
     gguf_names: TensorNames = GGUF
     names: TensorNames = TRANSFORMERS
     gguf_change: Change = lambda config, spec: spec
+    gguf_seen: Callable[[Container[str], ModelSpec], ModelSpec] = lambda tensors, spec: spec
     config_change: Change = lambda config, spec: spec
 
     def family(self) -> Family:
@@ -168,15 +169,19 @@ class StandardDecoder:
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read GGUF metadata. Whether there are biases is seen from the tensors."""
         own = config.under(f"{config.text('general.architecture')}.")
-        kind = "rms_epsilon" if self.norm.kind == "rms" else "epsilon"
+        rms, layer = (f"attention.layer_norm_{kind}" for kind in ("rms_epsilon", "epsilon"))
+        epsilon = rms if self.norm.kind == "rms" and (own.has(rms) or not own.has(layer)) else layer
         width, present = own.count("embedding_length"), checkpoint.tensors.__contains__
         hybrid = "recurrent.q" in self.gguf_names.block  # whose recurrent layers have a tensor of this name
         fused = present("blk.0.attn_qkv.weight") and not hybrid
         names = self.gguf_names.fused() if fused else self.gguf_names
         attention = gguf_attention(checkpoint, own, self.gguf_pairing if self.positions == "rotary" else None)
         up = "ffn_up" if present("blk.0.ffn_up.weight") else "ffn_up_exps"
+        width_key = "feed_forward_length"
+        if self.mixture and not own.has(width_key):  # all layers have experts
+            width_key = "expert_feed_forward_length"
         dense = FeedForward(
-            gguf_of_layers(own, "feed_forward_length"),
+            gguf_of_layers(own, width_key),
             self.activation,
             self.gated,
             present(f"blk.0.{up}.bias"),
@@ -197,13 +202,13 @@ class StandardDecoder:
                 output_bias=present("blk.0.attn_output.bias"),
             ),
             feedforwards=self.mixture.from_gguf(own, dense, layers) if self.mixture else [dense] * layers,
-            norm=replace(self.norm, eps=own.number(f"attention.layer_norm_{kind}")),
+            norm=replace(self.norm, eps=own.number(epsilon)),
             head_norm=present("blk.0.attn_q_norm.weight")
             if isinstance(self.head_norm, str)
             else self.head_norm,
             head=Head(tied=not present("output.weight"), bias=present("output.bias")),
         )
-        spec = self.gguf_change(own, spec)
+        spec = self.gguf_seen(checkpoint.tensors, self.gguf_change(own, spec))
         return Model(spec, names.slots(spec), own.name("block_count"), further_layers=further)
 
     def from_config(self, checkpoint: Checkpoint, config: Config) -> Model:

@@ -33,9 +33,9 @@ def golden(name: str) -> tuple[list[int], np.ndarray]:
 
 def assert_close(got: np.ndarray, wanted: np.ndarray) -> None:
     """Compare to float32's rounding. Measured: 1.2e-5, mean 1.2e-6, for logits up to 12."""
-    difference = np.abs(got - wanted)
-    assert difference.max() < 5e-5
-    assert difference.mean() < 5e-6
+    difference, scale = np.abs(got - wanted), max(1.0, float(np.abs(wanted).max()) / 10)
+    assert difference.max() < 5e-5 * scale
+    assert difference.mean() < 5e-6 * scale
 
 
 def test_every_family_has_a_tiny_model() -> None:

@@ -5,11 +5,12 @@ llama.cpp's converter multiplies the weights by these factors.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 
 from pellucid.model.config import Config
 from pellucid.model.hybrid import beside, config_mamba, gguf_mamba, with_gguf_mamba, with_mamba
-from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec, Norm
+from pellucid.model.spec import Attention, FeedForward, Mamba, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
@@ -19,19 +20,14 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
         config.number(key, 1.0)
         for key in ("attention_in_multiplier", "attention_out_multiplier", "key_multiplier")
     )
-    if into != 1 and spec.attention.bias:
-        config.refuse(
-            "attention_bias", False
-        )  # the factor is taken out of the products, which a bias forbids
+    first = config.number("ssm_in_multiplier", 1.0)
+    # Factors of inputs are taken out of the products, which a bias forbids.
+    for factor, key in ((into, "attention_bias"), (first, "mamba_proj_bias")):
+        if factor != 1:
+            config.refuse(key, False)
     gate, down = config.several("mlp_multipliers", (1.0, 1.0))
     inner = config.several("ssm_multipliers", (1.0,) * 5)
-    first = config.number("ssm_in_multiplier", 1.0)
-    norm = None
-    if config.flag("mamba_rms_norm", False):
-        config.refuse("mamba_norm_before_gate", False)
-        norm = spec.blocks[0].norm
-    else:
-        config.flag("mamba_norm_before_gate", True)
+    norm = spec.blocks[0].norm if config.flag("mamba_rms_norm", False) else None
     if config.has("mamba_d_ssm"):
         mamba = config_mamba(config, norm, expand="", output_bias="projectors_bias")
         if mamba.heads * mamba.head_dim != config.count("mamba_d_ssm"):
@@ -45,6 +41,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
         mamba,
         multipliers=tuple(first * one for one in inner),
         output_scale=config.number("ssm_out_multiplier", 1.0),
+        norm_first=config.flag("mamba_norm_before_gate", True),
     )
 
     def scaled(_: int, attention: Attention) -> Attention:
@@ -62,7 +59,15 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    return beside(spec, gguf_mamba(config, None))
+    return beside(spec, gguf_mamba(config, spec.blocks[0].norm))
+
+
+def _seen(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
+    """The norm of Mamba-2's output and the bias of its convolution are seen from the tensors."""
+    mamba = spec.blocks[0].recurrent
+    assert isinstance(mamba, Mamba)
+    norm = mamba.norm if "blk.0.ssm_norm.weight" in tensors else None
+    return beside(spec, replace(mamba, norm=norm, conv_bias="blk.0.ssm_conv1d.bias" in tensors))
 
 
 FALCON_H1 = StandardDecoder(
@@ -79,7 +84,8 @@ FALCON_H1 = StandardDecoder(
         ),
         "mamba",
     ),
-    gguf_names=with_gguf_mamba(GGUF),
+    gguf_names=with_gguf_mamba(GGUF.with_names(feedforward__norm__weight="ffn_norm")),
     config_change=_from_config,
     gguf_change=_from_gguf,
+    gguf_seen=_seen,
 ).family()

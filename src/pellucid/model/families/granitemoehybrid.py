@@ -26,23 +26,28 @@ from pellucid.model.tensor_names import GGUF
 POSITIONS = {"rope": True, "nope": False, "none": False}
 
 
+def _dense(spec: ModelSpec, width: int) -> ModelSpec:
+    """Without experts the feed-forward is what would be the shared expert."""
+    return spec.change_feedforward(
+        lambda kind: replace(kind, width=width or kind.width) if isinstance(kind, FeedForward) else kind
+    )
+
+
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     layers = len(spec.blocks)
     spec = scaled_config(config, spec)
     if not config.one_of("position_embedding_type", POSITIONS, "nope"):
         spec = spec.with_attention(rotary=None)
-    width = config.count("shared_intermediate_size")
-    spec = spec.change_feedforward(
-        lambda kind: replace(kind, width=width) if isinstance(kind, FeedForward) else kind
-    )
+    spec = _dense(spec, config.count("shared_intermediate_size"))
     where = layer_types(config, "layer_types", layers) or [True] * layers
     return mixed(spec, config_mamba(config, spec.blocks[0].norm), where)
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     spec = scaled_gguf_factors(config, spec)
-    if not config.flag("rope.scaling.finetuned", False):  # what llama.cpp takes this key for
+    if not config.flag("rope.scaling.finetuned", True):  # what llama.cpp takes this key for
         spec = spec.with_attention(rotary=None)
+    spec = _dense(spec, config.amount("expert_shared_feed_forward_length"))
     return mixed(spec, gguf_mamba(config, spec.blocks[0].norm), gguf_recurrent(config, len(spec.blocks)))
 
 

@@ -82,6 +82,8 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     layers = len(spec.blocks)
+    for key in ("rope.dimension_count", "rope.scaling.finetuned"):  # there are no rotary positions
+        config.value(key)
     kv_heads = config.by_layer("attention.head_count_kv", layers)
     widths = config.by_layer("feed_forward_length", layers)
     mamba = gguf_mamba(config, spec.blocks[0].norm)
@@ -120,6 +122,7 @@ _NAMES = with_mamba(
 )
 _NEMOTRON_H = StandardDecoder(
     "nemotron_h",
+    gguf_also=("nemotron_h_moe",),
     positions="none",
     activation="relu2",
     gated=False,

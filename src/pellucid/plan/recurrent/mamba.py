@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
-from pellucid.model.spec import Mamba
+from pellucid.model.spec import Mamba, Norm
 from pellucid.plan.attention import regroup
 from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import apply
@@ -56,16 +56,12 @@ def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
         delta=False,
     )
     scanned = regroup(builder, f"{stage}.heads", scanned, kind.heads, shape.value_dim, kind.head_dim)
+    if kind.norm and kind.norm_first:
+        scanned = _group_norm(builder, f"{stage}.output_norm", kind, kind.norm, scanned)
     gated = made["gate"]
     apply(builder, f"{stage}.gated", "silu", gated, scanned, f"(T, {inner})")
-    if kind.norm:
-        each, at = inner // kind.groups, f"{stage}.output_norm"
-        padded = round_up(each, ROWS)
-        wide = (
-            regroup(builder, f"{at}.groups", gated, kind.groups, each, padded) if kind.groups > 1 else gated
-        )
-        norm(builder, at, at, kind.norm, wide, wide, parts=kind.groups, count=each, apart=kind.groups > 1)
-        gated = regroup(builder, f"{at}.joined", wide, kind.groups, padded, each) if kind.groups > 1 else wide
+    if kind.norm and not kind.norm_first:
+        gated = _group_norm(builder, f"{stage}.output_norm", kind, kind.norm, gated)
     return builder.linear(
         f"{stage}.output",
         gated,
@@ -74,3 +70,14 @@ def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
         out,
         bias=kind.output_bias,
     )
+
+
+def _group_norm(builder: Builder, stage: str, kind: Mamba, how: Norm, x: str) -> str:
+    """The norm of each group's part of x, with weights of its own."""
+    groups, each = kind.groups, kind.heads * kind.head_dim // kind.groups
+    if groups == 1:
+        return norm(builder, stage, stage, how, x, x)
+    padded = round_up(each, ROWS)
+    wide = regroup(builder, f"{stage}.groups", x, groups, each, padded)
+    norm(builder, stage, stage, how, wide, wide, parts=groups, count=each, apart=True)
+    return regroup(builder, f"{stage}.joined", wide, groups, padded, each)
