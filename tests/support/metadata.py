@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-import re
+import functools
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from pellucid import pipeline
-from pellucid.errors import FileFormatError
-from pellucid.model.config import Config
 from pellucid.model.family import architectures
 from pellucid.model.read import read_model
-from pellucid.model.shapes import expected_shapes
 from pellucid.model.spec import Model
 from pellucid.plan.weights import layouts
+from pellucid.testing import random_model
 from pellucid.weights.checkpoint import Tensor
 from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, opened
 
@@ -91,35 +90,18 @@ def as_gguf(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Met
     return Metadata(path, "gguf", copy.deepcopy(metadata), tensors)
 
 
-def like_llama(architecture: str) -> Metadata:
-    """A GGUF with Llama's keys for another architecture, those that its family misses, and its tensors."""
-    metadata = {key.replace("llama.", f"{architecture}."): value for key, value in LLAMA_GGUF.items()}
-    metadata["general.architecture"] = architecture
-    family = architectures("gguf")[architecture]
-    while True:
-        bare = as_gguf(metadata, LLAMA_GGUF_SHAPES)
-        config = Config(bare.metadata, bare.path)
-        try:
-            model = family.gguf[architecture](bare, config)
-            break
-        except FileFormatError as error:
-            wanted = re.search(r": (\S+): missing; it must be a (whole )?number", str(error))
-            if not wanted:
-                raise
-            metadata[wanted[1]] = 8 if wanted[2] else 1e-5
-    metadata = {
-        key: value
-        for key, value in metadata.items()
-        if not key.startswith(f"{architecture}.") or key in config.read
-    }
-    tensors: dict[str, tuple[int, ...]] = {}
-    for slot, shape in expected_shapes(model.spec).items():  # slots that share a tensor follow each other
-        name = model.sources(slot)[0].tensor
-        rows = tensors[name][0] if name in tensors else 0
-        tensors[name] = (rows + shape[0], *shape[1:])
-    return as_gguf(metadata, tensors)
+@functools.cache
+def _planned(architecture: str) -> Metadata:
+    with TemporaryDirectory() as folder:
+        return Metadata.of(random_model(architecture, Path(folder) / "tiny.gguf", vocabulary=320))
 
 
-GGUF = {name: partial(like_llama, name) for name in sorted(architectures("gguf"))}
+def random_gguf(architecture: str) -> Metadata:
+    """A GGUF of another architecture, as `pellucid.testing` makes it."""
+    return _planned(architecture).changed()
+
+
+GGUF = {name: partial(random_gguf, name) for name in sorted(architectures("gguf"))}
+GGUF["llama"] = partial(as_gguf, LLAMA_GGUF, LLAMA_GGUF_SHAPES)
 GGUF["gemma3"] = partial(as_gguf, GEMMA3_GGUF, GEMMA3_GGUF_SHAPES)
 """Makes a tiny GGUF, by architecture. Gemma 3 needs more than Llama's keys and has its own."""

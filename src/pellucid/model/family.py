@@ -22,7 +22,9 @@ class Family:
     That name is ``general.architecture`` for ``gguf`` and ``model_type`` of ``config.json`` for ``safetensors``.
     ``unused`` are patterns of tensors that a file may hold and that no slot needs. ``keys`` are the keys of config.json
     by dimension ("width") that are not the usual ones, and ``biases`` the tensors of GGUF
-    files by which a reader sees that there are biases, where that is usual; both are for `pellucid.testing`.
+    files by which a reader sees that there are biases, where that is usual. ``pattern`` are the kinds of layers of a
+    usual model, which repeat, under the key "pattern" of config.json; in GGUF layers without attention have no
+    key/value heads. All three are for `pellucid.testing`.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Family:
     unused: Sequence[str] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
     biases: Sequence[str] = ()
+    pattern: Sequence[str] = ()
 
     def readers(self, kind: str) -> Mapping[str, Reader]:
         """The readers for a kind of checkpoint, "gguf" or "safetensors"."""

@@ -62,6 +62,16 @@ def gguf_mamba(config: Config, norm: Norm | None) -> Mamba:
 MOST_TAPS = 64
 """The convolution is direct: published models have 3 or 4 taps."""
 
+SHAPE_KEYS = {
+    "state_heads": "mamba_n_heads",
+    "state_value": "mamba_d_head",
+    "state_groups": "mamba_n_groups",
+    "state_dim": "mamba_d_state",
+    "taps": "mamba_d_conv",
+    "pattern": "layer_types",
+}
+"""The keys of Mamba-2's dimensions, by the names that `pellucid.testing` has for them."""
+
 MAMBA_KEYS = {
     "heads": "mamba_n_heads",
     "head_dim": "mamba_d_head",

@@ -102,7 +102,8 @@ class StandardDecoder:
     ``further_layers`` is config.json's key of how many layers follow that predict further tokens, which generation does
     not need; in GGUF they are among the layers.
 
-    ``layer_count`` is how many layers config.json has, if no key has the number itself.
+    ``layer_count`` is how many layers config.json has, if no key has the number itself; ``pattern`` are the kinds of
+    layers of a usual model (``Family.pattern``).
 
     ``keys`` are keys of config.json with other names than in ``KEYS``; a key without a name is not read. ``unused`` are
     patterns of tensors that no slot needs.
@@ -129,6 +130,7 @@ class StandardDecoder:
     mixture: StandardMixture | None = None
     further_layers: str = ""
     layer_count: Callable[[Config], int] | None = None
+    pattern: tuple[str, ...] = ()
     norm: Norm = field(default_factory=lambda: Norm("rms", 1e-6))
     placement: Placement = "pre"
     final_norm: bool = True
@@ -164,6 +166,7 @@ class StandardDecoder:
             unused=self.unused,
             keys={**self.keys, **experts},
             biases=[f"blk.0.{name}.bias" for name, usual in biases.items() if usual],
+            pattern=self.pattern,
         )
 
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:

@@ -7,6 +7,7 @@ those of an expert without tokens not at all. With C choices a token, T * C rows
 
 from __future__ import annotations
 
+from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, round_up
 from pellucid.kernels.matmul.quantize import block_bytes
@@ -19,6 +20,9 @@ from pellucid.plan.plan import At, Operation, Value, Vector, Weights
 def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str) -> str:
     """out = the sum of the chosen experts' results (and the shared one's), not yet added to the residual stream."""
     router, expert = kind.router, kind.expert
+    for part in (expert, kind.shared or expert):
+        if (part.gate_scale, part.output_scale) != (1.0, 1.0):
+            raise UnsupportedModel(f"{stage}: experts with factors of gates or outputs are not supported")
     _route(builder, stage, router, x)
     _group(builder, stage, router)
     first, shape = "gate" if expert.gated else "up", f"(T, {router.chosen}, {expert.width})"

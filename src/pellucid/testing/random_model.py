@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,8 +41,15 @@ SHAPE: Mapping[str, int] = {
     "chosen": 2,
     "expert_width": 32,
     "window": 64,
+    "state_heads": 8,
+    "state_value": 16,
+    "state_groups": 2,
+    "state_dim": 16,
+    "taps": 4,
 }
-"""The dimensions of a model and their defaults; those of experts and of a window matter to families with such."""
+"""The dimensions of a model and their defaults; those of experts, of a window and of states matter to families with
+such. A recurrent layer's state is (state_dim, state_value) for each of its heads, whose keys are those of a group.
+"""
 
 GGUF_KEYS: Mapping[str, str] = {
     "vocabulary": "vocab_size",
@@ -56,6 +64,12 @@ GGUF_KEYS: Mapping[str, str] = {
     "expert_width": "expert_feed_forward_length",
     "window": "attention.sliding_window",
 }
+STATE_KEYS: Mapping[str, str] = {
+    "state_heads": "ssm.time_step_rank",
+    "state_groups": "ssm.group_count",
+    "state_dim": "ssm.state_size",
+    "taps": "ssm.conv_kernel",
+}
 HEAD_KEYS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 USUAL: Mapping[str, float] = {
     "attention.layer_norm_rms_epsilon": 1e-5,
@@ -68,9 +82,11 @@ CONFIG_USUAL: Mapping[str, float] = {
     "rms_norm_eps": 1e-5,
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
+    "num_dense_layers": 1,
     "routed_scaling_factor": 1.0,
     "n_group": 1,
     "topk_group": 1,
+    "block_auto_adjust_ff_dim": False,
 }
 """Keys of config.json that no dimension states and that some families need."""
 ALWAYS = ("model_type", "bos_token_id", "eos_token_id")
@@ -124,6 +140,8 @@ def random_model(
     path, more = Path(path), dict(metadata or {})
     planned, model, config = _planned(family, path, kind, tied, more, shape)
     made, tensors = planned.metadata, _tensors(model, lookup(form, "the model"), seed)
+    if kind == "safetensors":  # where a convolution has a dimension of one column
+        tensors = {name: _as_convolution(name, tensor) for name, tensor in tensors.items()}
     if kind == "gguf":
         tokens = {key: value for key, value in made.items() if key.startswith(("tokenizer.", "general."))}
         write_gguf(path, tokens | {key: made[key] for key in made if key in config.read}, tensors)
@@ -168,8 +186,10 @@ def _planned(
     name, found = _find(family, kind)
     if "experts" not in found.keys and "experts" not in shape:
         dims["experts"] = 0
+    if found.pattern and "layers" not in shape:
+        dims["layers"] = len(found.pattern)
     if kind == "gguf":
-        made = _gguf_metadata(name, dims, more)
+        made = _gguf_metadata(name, found, dims, more)
         if not own_tokenizer:
             made |= gguf_tokenizer(dims["vocabulary"])
     else:
@@ -196,8 +216,22 @@ def _find(family: str, kind: str) -> tuple[str, Family]:
     )
 
 
-def _gguf_metadata(name: str, dims: Mapping[str, int], more: Mapping[str, Any]) -> dict[str, Any]:
-    own: dict[str, Any] = {key: dims[dimension] for dimension, key in GGUF_KEYS.items()}
+def _kinds(family: Family, layers: int) -> list[str]:
+    """The kind of each layer, if the family has several."""
+    return [family.pattern[layer % len(family.pattern)] for layer in range(layers)] if family.pattern else []
+
+
+def _gguf_metadata(
+    name: str, family: Family, dims: Mapping[str, int], more: Mapping[str, Any]
+) -> dict[str, Any]:
+    own: dict[str, Any] = {key: dims[dimension] for dimension, key in {**GGUF_KEYS, **STATE_KEYS}.items()}
+    own |= {"ssm.inner_size": dims["state_heads"] * dims["state_value"], "shortconv.l_cache": dims["taps"]}
+    if kinds := _kinds(family, dims["layers"]):
+        own["attention.head_count_kv"] = [
+            dims["kv_heads"] if kind == "full_attention" else 0 for kind in kinds
+        ]
+        if "mlp" in kinds:
+            own["feed_forward_length"] = [dims["feed_forward"] if kind == "mlp" else 0 for kind in kinds]
     own |= {**dict.fromkeys(HEAD_KEYS, dims["head_dim"]), **USUAL}
     elsewhere = {key: value for key, value in more.items() if key.startswith(("tokenizer.", "general."))}
     own |= {key: value for key, value in more.items() if key not in elsewhere}
@@ -218,6 +252,7 @@ def _config(name: str, family: Family, dims: Mapping[str, int], more: Mapping[st
         **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), width),
         **CONFIG_USUAL,
         **{key: dims[dimension] for dimension, key in keys.items()},
+        **({family.keys["pattern"]: _kinds(family, dims["layers"])} if family.pattern else {}),
         "bos_token_id": 256,
         "eos_token_id": 257,
         **more,
@@ -227,7 +262,7 @@ def _config(name: str, family: Family, dims: Mapping[str, int], more: Mapping[st
 def _tensors(model: Model, form: Format, seed: int) -> dict[str, Written]:
     """Every tensor that the model's slots take, in the order of the slots."""
     shapes: dict[str, Shape] = {}
-    plus: dict[str, float] = {}
+    centres: dict[str, float] = {}
     floats: set[str] = set()  # as converters leave them
     for slot, shape in expected_shapes(model.spec).items():
         sources = model.sources(slot)
@@ -235,16 +270,28 @@ def _tensors(model: Model, form: Format, seed: int) -> dict[str, Written]:
         for source in sources:
             known = shapes.get(source.tensor, one)  # slots may share a tensor, of which each takes other rows
             shapes[source.tensor] = tuple(map(max, known, one))
-            plus[source.tensor] = source.plus
-            if slot.endswith((".bias", ".router.weight", "norm.weight")):
+            centres[source.tensor] = _centre(slot, source)
+            if slot.endswith((".bias", ".router.weight", "norm.weight", "conv.weight")):
                 floats.add(source.tensor)
     made = {}
     for number, (name, shape) in enumerate(shapes.items()):
         matrix = len(shape) > 1 and shape[-1] % form.block == 0 and name not in floats
         own = form if matrix else lookup("F32", "the model")
-        centre = 0.0 if name.endswith("bias") else 1.0 - plus[name]
-        made[name] = Written(shape, own, functools.partial(_values, shape, own, (seed, number), centre))
+        values = functools.partial(_values, shape, own, (seed, number), centres[name])
+        made[name] = Written(shape, own, values)
     return made
+
+
+def _as_convolution(name: str, tensor: Written) -> Written:
+    of_convolution = name.endswith(("conv1d.weight", "conv.conv.weight"))
+    return replace(tensor, shape=(tensor.shape[0], 1, tensor.shape[1])) if of_convolution else tensor
+
+
+def _centre(slot: str, source: Slot) -> float:
+    """The mean of a vector: rates of decay are negative numbers or their logarithms, weights of norms are near 1."""
+    if slot.endswith("rate.weight"):
+        return 0.0 if source.negative_exp else -1.0
+    return 0.0 if slot.endswith("bias") else 1.0 - source.plus
 
 
 def _stored_shape(shape: Shape, sources: Sequence[Slot]) -> Shape:

@@ -9,7 +9,7 @@ from collections.abc import Container
 from dataclasses import replace
 
 from pellucid.model.config import Config
-from pellucid.model.hybrid import beside, config_mamba, gguf_mamba, with_gguf_mamba, with_mamba
+from pellucid.model.hybrid import SHAPE_KEYS, beside, config_mamba, gguf_mamba, with_gguf_mamba, with_mamba
 from pellucid.model.spec import Attention, FeedForward, Mamba, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
@@ -74,6 +74,7 @@ FALCON_H1 = StandardDecoder(
     "falcon_h1",
     architecture="falcon-h1",
     norm=Norm("rms", 1e-5),
+    keys={**SHAPE_KEYS, "pattern": ""},
     names=with_mamba(
         TRANSFORMERS.with_names(
             {"norm": "model.final_layernorm"},

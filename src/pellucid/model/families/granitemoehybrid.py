@@ -11,6 +11,7 @@ from pellucid.model.config import Config
 from pellucid.model.families.granite import scaled_config, scaled_gguf_factors
 from pellucid.model.families.granitemoe import GRANITE_EXPERTS, GRANITE_MOE_NAMES
 from pellucid.model.hybrid import (
+    SHAPE_KEYS,
     config_mamba,
     gguf_mamba,
     gguf_recurrent,
@@ -60,7 +61,8 @@ GRANITE_MOE_HYBRID = StandardDecoder(
         optional=True,
         keys={**GRANITE_EXPERTS.keys, "shared_width": "shared_intermediate_size"},
     ),
-    keys={"feedforward_bias": ""},
+    pattern=("linear_attention", "linear_attention", "full_attention"),
+    keys={"feedforward_bias": "", **SHAPE_KEYS},
     unused=ROTARY_TENSORS,
     names=with_mamba(
         GRANITE_MOE_NAMES.with_names(

@@ -54,8 +54,7 @@ def _block(kind: Kind, spec: ModelSpec, mamba: Mamba, dense: FeedForward) -> Blo
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     config.one_of("mamba_hidden_act", {"silu": "silu", "swish": "silu"}, "silu")
-    for key in ("moe_latent_size", "sliding_window"):
-        config.refuse(key)
+    config.refuse("moe_latent_size")
     config.refuse("mlp_bias", False)
     for key in (
         "expand",
@@ -147,7 +146,14 @@ _NEMOTRON_H = StandardDecoder(
         "norm_eps": "layer_norm_epsilon",
         "output_bias": "",
         "feedforward_bias": "",
+        "state_heads": "mamba_num_heads",
+        "state_value": "mamba_head_dim",
+        "state_groups": "n_groups",
+        "state_dim": "ssm_state_size",
+        "taps": "conv_kernel",
+        "pattern": TYPES,
     },
+    pattern=("linear_attention", "mlp", "full_attention", "mlp"),
     unused=(r"mtp\..*",),
     names=replace(_NAMES, prefix="backbone.layers"),
     gguf_names=with_gguf_mamba(GGUF.with_names(feedforward__norm="attn_norm")),

@@ -118,6 +118,15 @@ _GGUF = replace(
     by_group=frozenset({"attn_q", "ssm_ba"}),
 )
 
+_DIMENSIONS = {
+    "state_heads": "linear_num_value_heads",
+    "state_value": "linear_value_head_dim",
+    "state_groups": "linear_num_key_heads",
+    "state_dim": "linear_key_head_dim",
+    "taps": "linear_conv_kernel_dim",
+    "pattern": "layer_types",
+}
+
 QWEN3_NEXT_DECODER = StandardDecoder(
     "qwen3_next",
     architecture="qwen3next",
@@ -130,7 +139,8 @@ QWEN3_NEXT_DECODER = StandardDecoder(
         keys={"shared_width": "shared_expert_intermediate_size"},
     ),
     further_layers="num_nextn_predict_layers",
-    keys={"feedforward_bias": ""},
+    pattern=("linear_attention",) * 3 + ("full_attention",),
+    keys={"feedforward_bias": "", **_DIMENSIONS},
     unused=(r"mtp\..*",),
     names=_NAMES_NEXT,
     gguf_names=_GGUF,
@@ -140,9 +150,8 @@ QWEN3_NEXT_DECODER = StandardDecoder(
 QWEN3_NEXT = QWEN3_NEXT_DECODER.family()
 _QWEN3_5 = replace(
     QWEN3_NEXT_DECODER,
-    name="qwen3_5",
+    name="qwen3_5_text",
     architecture="qwen35",
-    also=("qwen3_5_text",),
     mixture=None,
     names=_NAMES_35,
     # llama.cpp orders the value heads so that a key head's are not neighbours.
@@ -152,13 +161,12 @@ _QWEN3_5 = replace(
 QWEN3_5 = _QWEN3_5.family()
 QWEN3_5_MOE = replace(
     _QWEN3_5,
-    name="qwen3_5_moe",
+    name="qwen3_5_moe_text",
     architecture="qwen35moe",
-    also=("qwen3_5_moe_text",),
     mixture=StandardMixture(
         normalize=True,
         shared_gate=True,
         keys={"shared_width": "shared_expert_intermediate_size", "normalize": ""},
     ),
-    keys={"feedforward_bias": "", "feed_forward": "moe_intermediate_size"},
+    keys={"feedforward_bias": "", "feed_forward": "moe_intermediate_size", **_DIMENSIONS},
 ).family()
