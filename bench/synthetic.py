@@ -4,7 +4,8 @@
     python bench/synthetic.py OUT.gguf --like olmoe-1b-7b
 
 The dimensions are those of `pellucid.testing.random_model`; --like names a shape on
-paper (`pellucid/measure/paper.json`). The tokenizer is SmolLM2's.
+paper (`pellucid/measure/paper.json`). The tokenizer is SmolLM2's, with further
+tokens that no text has.
 """
 
 from __future__ import annotations
@@ -13,10 +14,23 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pellucid.measure.paper import USUAL, known_papers
 from pellucid.testing import random_model
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.store import resolve
+
+UNUSED = 5  # llama.cpp's type of tokens that no text has
+
+
+def _extend(tokenizer: dict[str, Any], vocabulary: int) -> None:
+    """Add tokens that no text has, up to the wanted number."""
+    tokens = list(tokenizer["tokenizer.ggml.tokens"])
+    missing = range(vocabulary - len(tokens))
+    types = np.array(tokenizer["tokenizer.ggml.token_type"], np.int32)
+    tokenizer["tokenizer.ggml.tokens"] = tokens + [f"<unused {number}>" for number in missing]
+    tokenizer["tokenizer.ggml.token_type"] = np.concatenate([types, np.full(len(missing), UNUSED, np.int32)])
 
 
 def main() -> None:
@@ -34,15 +48,16 @@ def main() -> None:
         for key, value in open_checkpoint(resolve("smollm2")).metadata.items()
         if key.startswith("tokenizer.")
     }
-    vocabulary = len(tokenizer["tokenizer.ggml.tokens"])
+    vocabulary = max(like["shape"].get("vocabulary", 0), len(tokenizer["tokenizer.ggml.tokens"]))
     shape = {**like["shape"], "vocabulary": vocabulary, "context": 8192, **own}
+    _extend(tokenizer, shape["vocabulary"])
     random_model(
         like["family"],
         given.out,
         kind="gguf",
         form=given.form or like.get("form", USUAL),
         tied=like.get("tied", True),
-        metadata=tokenizer,
+        metadata={**tokenizer, **like.get("gguf_metadata", {})},
         **shape,
     )
 

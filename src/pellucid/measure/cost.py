@@ -87,10 +87,11 @@ def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -
     """The bytes of keys and values that an operation reads for chunks of one token; of states, read and written."""
     lengths = [chunk.table.length + 1 for chunk in chunks if len(chunk.tokens) == 1]
     nbytes = 0
-    for layer in (int(name[6:]) for name in op.reads if name.startswith("cache.")):
-        shape = runner.cache.layers[layer]
+    for name in (name for name in op.reads if name.startswith("cache.")):
+        _, layer, *part = name.split(".")
+        shape = runner.cache.layers[int(layer)]
         if isinstance(shape, StateShape):
-            nbytes += 2 * shape.page_bytes * len(chunks)
+            nbytes += 2 * 4 * dict(shape.parts)[part[0]] * len(chunks)
         else:
             window = int(op.fields["window"])  # type: ignore[arg-type]
             nbytes += shape.page_bytes // PAGE * sum(min(length, window or length) for length in lengths)

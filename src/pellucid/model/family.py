@@ -23,8 +23,8 @@ class Family:
     ``unused`` are patterns of tensors that a file may hold and that no slot needs. ``keys`` are the keys of config.json
     by dimension ("width") that are not the usual ones, and ``biases`` the tensors of GGUF
     files by which a reader sees that there are biases, where that is usual. ``pattern`` are the kinds of layers of a
-    usual model, which repeat, under the key "pattern" of config.json; in GGUF layers without attention have no
-    key/value heads. All three are for `pellucid.testing`.
+    usual model, which repeat, under the key "pattern" of config.json; with ``kv_by_layer`` GGUF states the number of
+    key/value heads of each layer, which is 0 without attention. All of these are for `pellucid.testing`.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Family:
     keys: Mapping[str, str] = field(default_factory=dict)
     biases: Sequence[str] = ()
     pattern: Sequence[str] = ()
+    kv_by_layer: bool = False
 
     def readers(self, kind: str) -> Mapping[str, Reader]:
         """The readers for a kind of checkpoint, "gguf" or "safetensors"."""

@@ -103,7 +103,7 @@ class StandardDecoder:
     not need; in GGUF they are among the layers.
 
     ``layer_count`` is how many layers config.json has, if no key has the number itself; ``pattern`` are the kinds of
-    layers of a usual model (``Family.pattern``).
+    layers of a usual model, and ``kv_by_layer`` is whether GGUF shows them (see ``Family``).
 
     ``keys`` are keys of config.json with other names than in ``KEYS``; a key without a name is not read. ``unused`` are
     patterns of tensors that no slot needs.
@@ -131,6 +131,7 @@ class StandardDecoder:
     further_layers: str = ""
     layer_count: Callable[[Config], int] | None = None
     pattern: tuple[str, ...] = ()
+    kv_by_layer: bool = False
     norm: Norm = field(default_factory=lambda: Norm("rms", 1e-6))
     placement: Placement = "pre"
     final_norm: bool = True
@@ -149,7 +150,7 @@ class StandardDecoder:
         """The family, with readers for both kinds of checkpoint."""
         own, experts = (
             self.architecture is not None,
-            self.mixture.dimensions if self.mixture and not self.mixture.optional else {},
+            self.mixture.dimensions if self.mixture and self.mixture.in_config else {},
         )
         up = "ffn_up_exps" if experts else "ffn_up"
         biases = {
@@ -167,6 +168,7 @@ class StandardDecoder:
             keys={**self.keys, **experts},
             biases=[f"blk.0.{name}.bias" for name, usual in biases.items() if usual],
             pattern=self.pattern,
+            kv_by_layer=self.kv_by_layer,
         )
 
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:

@@ -83,6 +83,7 @@ CONFIG_USUAL: Mapping[str, float] = {
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
     "num_dense_layers": 1,
+    "moe_shared_expert_intermediate_size": 32,
     "routed_scaling_factor": 1.0,
     "n_group": 1,
     "topk_group": 1,
@@ -144,7 +145,9 @@ def random_model(
         tensors = {name: _as_convolution(name, tensor) for name, tensor in tensors.items()}
     if kind == "gguf":
         tokens = {key: value for key, value in made.items() if key.startswith(("tokenizer.", "general."))}
-        write_gguf(path, tokens | {key: made[key] for key in made if key in config.read}, tensors)
+        given = {f"{made['general.architecture']}.{key}" for key in more}
+        kept = {key: made[key] for key in made if key in config.read or key in given}
+        write_gguf(path, tokens | kept, tensors)
         return path
     path.mkdir(parents=True, exist_ok=True)
     read = {key: value for key, value in made.items() if key in config.read or key in ALWAYS}
@@ -226,7 +229,8 @@ def _gguf_metadata(
 ) -> dict[str, Any]:
     own: dict[str, Any] = {key: dims[dimension] for dimension, key in {**GGUF_KEYS, **STATE_KEYS}.items()}
     own |= {"ssm.inner_size": dims["state_heads"] * dims["state_value"], "shortconv.l_cache": dims["taps"]}
-    if kinds := _kinds(family, dims["layers"]):
+    if family.kv_by_layer:
+        kinds = _kinds(family, dims["layers"])
         own["attention.head_count_kv"] = [
             dims["kv_heads"] if kind == "full_attention" else 0 for kind in kinds
         ]

@@ -62,6 +62,7 @@ GRANITE_MOE_HYBRID = StandardDecoder(
         keys={**GRANITE_EXPERTS.keys, "shared_width": "shared_intermediate_size"},
     ),
     pattern=("linear_attention", "linear_attention", "full_attention"),
+    kv_by_layer=True,
     keys={"feedforward_bias": "", **SHAPE_KEYS},
     unused=ROTARY_TENSORS,
     names=with_mamba(

@@ -79,6 +79,7 @@ _LFM2 = StandardDecoder(
     norm=Norm("rms", 1e-5),
     tied=True,
     pattern=("conv", "conv", "full_attention"),
+    kv_by_layer=True,
     keys={
         "norm_eps": "norm_eps",
         "bias": "",

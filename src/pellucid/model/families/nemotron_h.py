@@ -154,6 +154,7 @@ _NEMOTRON_H = StandardDecoder(
         "pattern": TYPES,
     },
     pattern=("linear_attention", "mlp", "full_attention", "mlp"),
+    kv_by_layer=True,
     unused=(r"mtp\..*",),
     names=replace(_NAMES, prefix="backbone.layers"),
     gguf_names=with_gguf_mamba(GGUF.with_names(feedforward__norm="attn_norm")),
