@@ -24,6 +24,7 @@ from pellucid.plan.plan import Weights
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
+from pellucid.runtime.cache_layout import StateShape
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -161,11 +162,13 @@ def test_cost(net: ModelRunner) -> None:
         return found
 
     head = sum(op.weight_bytes for op in net.plan.operations if op.rows == "outputs")
-    assert cost((0, 8, 1), (0, 8, 0)).nbytes == weights + more(16)
-    assert cost((0, 8, 0)).nbytes == weights + more(8) - head
-    per_token = [2 * 4 * block.attention.kv_heads * block.attention.head_dim for block in net.spec.blocks]
-    seen = [min(21, block.attention.window or 21) for block in net.spec.blocks]
-    cached = sum(n * each for n, each in zip(seen, per_token))
+    shapes = [layer for layer in net.plan.layers if isinstance(layer, StateShape)]
+    states = sum(2 * 4 * size for shape in shapes for _, size in shape.parts)  # read and written
+    assert cost((0, 8, 1), (0, 8, 0)).nbytes == weights + more(16) + 2 * states
+    assert cost((0, 8, 0)).nbytes == weights + more(8) - head + states
+    per_token = [2 * 4 * kind.kv_heads * kind.head_dim for kind in net.spec.attentions]
+    seen = [min(21, kind.window or 21) for kind in net.spec.attentions]
+    cached = sum(n * each for n, each in zip(seen, per_token)) + states
     assert cost((20, 1, 1)).nbytes == weights + cached
     assert cost((20, 1, 1), (20, 1, 1)).nbytes == weights + more(2) + 2 * cached
 

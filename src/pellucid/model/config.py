@@ -171,12 +171,17 @@ class Config:
     def several(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
         """As many numbers from 0 as the default has. They may be infinite, in Python's way or in transformers'."""
 
+        def infinite(v: Any) -> bool:
+            return v == INFINITY or (isinstance(v, float) and v == math.inf)
+
         def check(v: Any) -> bool:
             fine = isinstance(v, (list, tuple)) and len(v) == len(default)
-            return fine and all(one == INFINITY or (type(one) in (int, float) and one >= 0) for one in v)
+            return fine and all(
+                infinite(one) or (type(one) in (int, float) and 0 <= one <= MOST) for one in v
+            )
 
         found = self._get(key, default, check, f"a list of {len(default)} numbers from 0")
-        return tuple(math.inf if one == INFINITY else float(one) for one in found)
+        return tuple(math.inf if infinite(one) else float(one) for one in found)
 
     def positives(self, key: str) -> list[float]:
         """A list of positive numbers."""

@@ -86,26 +86,30 @@ MAMBA_KEYS = {
 """The keys of config.json that most families have, by what they mean. "expand": the inner width by the model's."""
 
 
-def config_mamba(config: Config, norm: Norm | None, **keys: str) -> Mamba:
-    """Mamba-2's dimensions, from ``config.json``; ``keys`` are other names than those of ``MAMBA_KEYS``."""
+def config_mamba(config: Config, norm: Norm | None, inner: str = "", **keys: str) -> Mamba:
+    """Mamba-2's dimensions, from ``config.json``; ``keys`` are other names than those of ``MAMBA_KEYS``.
+
+    ``inner`` is the key of the inner width, of all heads together; by default it is ``mamba_expand`` times the model's.
+    """
     names = {**MAMBA_KEYS, **keys}
-    heads = config.count(names["heads"])
-    head_dim = 0 if config.value(names["head_dim"]) in (None, "auto") else config.count(names["head_dim"])
-    if names["expand"] and (config.has(names["expand"]) or not head_dim):
-        inner = config.count(names["expand"], 2) * config.count("hidden_size")
-        head_dim = head_dim or inner // heads
-        if head_dim * heads != inner:
-            raise config.wrong(
-                names["heads"],
-                f"is {heads}, of {head_dim} values each; together they must be {names['expand']} * hidden_size, "
-                f"{inner:,}",
-            )
+    heads, width = config.count(names["heads"]), 0
+    if inner and config.has(inner):
+        width = config.count(inner)
+    elif names["expand"]:
+        width = config.count(names["expand"]) * config.count("hidden_size")
+    automatic = width and config.value(names["head_dim"]) in (None, "auto")
+    head_dim = width // heads if automatic else config.count(names["head_dim"])
+    if width and head_dim * heads != width:
+        raise config.wrong(
+            names["heads"],
+            f"is {heads}, of {head_dim} values each; together they must be the inner width, {width:,}",
+        )
     return Mamba(
         heads=heads,
         head_dim=head_dim,
-        groups=config.divisor(names["groups"], names["heads"], 1),
+        groups=config.divisor(names["groups"], names["heads"]),
         state=config.count(names["state"]),
-        taps=config.count(names["taps"], 4, limit=MOST_TAPS),
+        taps=config.count(names["taps"], limit=MOST_TAPS),
         norm=norm,
         conv_bias=config.flag(names["conv_bias"], True),
         bias=config.flag(names["bias"], False),

@@ -28,6 +28,13 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
     """
     shape = tensor.shape
     if source.flat:
+        if len(shape) not in (1, 2):
+            raise FileFormatError(
+                tensor.path,
+                tensor.name,
+                f"tensor has shape {shape}; it must be one vector, or several of one length",
+                tensor.offset,
+            )
         shape = (prod(shape),)
     if source.transpose:
         if len(shape) not in (2, 3):

@@ -85,8 +85,8 @@ GPT_KEYS: Mapping[str, str] = {
 class StandardDecoder:
     """The data of a family of decoders.
 
-    ``name`` is the family's and the ``model_type`` in config.json; ``architecture`` is the name in GGUF if that
-    differs, None if no GGUF file has one of its own. ``also`` and ``gguf_also`` are other names of
+    ``name`` is the family's; ``model_type`` is the name in config.json if that differs, ``architecture`` the one in
+    GGUF, None if no GGUF file has one of its own. ``also`` and ``gguf_also`` are other names of
     the same models.
 
     Attention: ``gguf_pairing`` is the order of rotary pairs in the rows of GGUF's q and k, ``pairing`` that of
@@ -111,6 +111,7 @@ class StandardDecoder:
 
     name: str
     architecture: str | None = ""
+    model_type: str = ""
     also: tuple[str, ...] = ()
     gguf_also: tuple[str, ...] = ()
     positions: Literal["rotary", "learned", "alibi", "none"] = "rotary"
@@ -163,7 +164,7 @@ class StandardDecoder:
             gguf=dict.fromkeys((self.architecture or self.name, *self.gguf_also), self.from_gguf)
             if own
             else {},
-            safetensors=dict.fromkeys((self.name, *self.also), self.from_config),
+            safetensors=dict.fromkeys((self.model_type or self.name, *self.also), self.from_config),
             unused=self.unused,
             keys={**self.keys, **experts},
             biases=[f"blk.0.{name}.bias" for name, usual in biases.items() if usual],

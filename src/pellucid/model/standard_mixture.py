@@ -50,7 +50,8 @@ class StandardMixture:
 
     ``score``, ``normalize``, ``bias``, ``correction`` and ``group_best`` as in ``spec.Router``, if the file does not
     say (``gguf_normalize`` for GGUF files if that differs). ``shared_gate`` is whether the shared expert has a gate.
-    ``optional``: files without experts are of this family too; without ``in_config`` no config.json has any. ``every``:
+    ``optional``: files without experts are of this family too; with ``unsaid`` config.json then does not state their
+    number, and without ``in_config`` no config.json has any. ``every``:
     config.json states which layers have experts as Qwen's does (``decoder_sparse_step``, ``mlp_only_layers``).
     ``correction_key`` is config.json's key of whether there is a ``correction``.
     """
@@ -64,6 +65,7 @@ class StandardMixture:
     shared_gate: bool = False
     optional: bool = False
     in_config: bool = True
+    unsaid: bool = False
     every: bool = False
     correction_key: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -109,7 +111,7 @@ class StandardMixture:
     def from_config(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
         """Each layer's feed-forward, from ``config.json``."""
         keys = {**KEYS, **self.keys}
-        experts = _experts(config, self.optional) if self.in_config else 0
+        experts = _experts(config, self.optional, self.unsaid) if self.in_config else 0
         if not experts:
             return [dense] * layers
         _limit(config, EXPERTS[0], experts, layers)
@@ -173,11 +175,11 @@ def _limit(config: Config, key: str, experts: int, layers: int) -> None:
         )
 
 
-def _experts(config: Config, optional: bool) -> int:
+def _experts(config: Config, optional: bool, unsaid: bool) -> int:
     """E, under any of its names; 0 if it is ``optional`` and the file says so."""
     # False is how files say that there is nothing of the kind.
     said = [key for key in EXPERTS if config.value(key) is not None and config.value(key) is not False]
-    if not said and optional:
+    if not said and unsaid:
         return 0
     if not said:
         first, *others = EXPERTS

@@ -253,6 +253,7 @@ def _config(name: str, family: Family, dims: Mapping[str, int], more: Mapping[st
     return {
         "model_type": name,
         "sliding_window": dims["window"],
+        "mamba_expand": max(1, dims["state_heads"] * dims["state_value"] // dims["width"]),
         **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), width),
         **CONFIG_USUAL,
         **{key: dims[dimension] for dimension, key in keys.items()},

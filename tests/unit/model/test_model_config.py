@@ -35,7 +35,8 @@ HAS_DEFAULT = {
     *("gptj:rotary_dim", "mistral:sliding_window", "mpt:expansion_ratio", "opt:word_embed_proj_dim"),
     *("smollm3:no_rope_layer_interval", "starcoder2:sliding_window", "mixtral:sliding_window"),
     *(f"gemma3:{key}" for key in ("num_attention_heads", "max_position_embeddings", "vocab_size")),
-    *("decoder_sparse_step", "num_nextn_predict_layers"),
+    *("decoder_sparse_step", "num_nextn_predict_layers", "falcon_h1:mamba_d_ssm", "lfm2:block_multiple_of"),
+    *("mamba_d_head", "n_shared_experts", "nemotron_h:n_routed_experts"),
 }
 MAY_BE_NONE = {
     *(f"{family}:sliding_window" for family in ("mistral", "mixtral", "starcoder2")),
@@ -45,6 +46,12 @@ MAY_BE_NONE = {
         "granitemoeshared:shared_intermediate_size",
         "qwen2_moe:shared_expert_intermediate_size",
         "glm4_moe:num_nextn_predict_layers",
+        "qwen3_next:shared_expert_intermediate_size",
+        "qwen3_5_moe:shared_expert_intermediate_size",
+        "granitemoehybrid:num_local_experts",
+        "lfm2_moe:num_dense_layers",
+        "nemotron_h:n_routed_experts",
+        "nemotron_h:num_nextn_predict_layers",
     ),
 }
 NOT_WHOLE = (
@@ -79,7 +86,7 @@ def refused(checkpoint: Metadata, *words: str, kind: type[PellucidError] = FileF
     message = str(caught.value)
     assert isinstance(caught.value, kind), message
     assert "\n" not in message
-    assert len(message) < 500
+    assert len(message) < 1000
     for word in words:
         assert word in message
 
@@ -258,8 +265,12 @@ def test_more_layers_than_the_configuration_says(name: str) -> None:
     name = checkpoint.read().layer_count
     *table, key = name.split(".")
     metadata = checkpoint.metadata[table[0]] if table else checkpoint.metadata
-    layers = metadata[key]
-    metadata[key] = layers - 1
+    if isinstance(metadata[key], list):  # of the kind of each layer
+        layers = len(metadata[key])
+        metadata[key].pop()
+    else:
+        layers = metadata[key]
+        metadata[key] = layers - 1
     for each in ("layer_types", "no_rope_layers"):
         if metadata.get(each):
             metadata[each].pop()
@@ -330,7 +341,7 @@ def test_any_change_of_a_configuration_loads_or_is_one_of_our_errors(name: str, 
         checkpoint.lower()
     except PellucidError as error:
         assert "\n" not in str(error)  # noqa: PT017
-        assert len(str(error)) < 500  # noqa: PT017
+        assert len(str(error)) < 1000  # noqa: PT017
 
 
 @pytest.fixture(scope="module")

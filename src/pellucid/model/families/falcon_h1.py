@@ -28,15 +28,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     gate, down = config.several("mlp_multipliers", (1.0, 1.0))
     inner = config.several("ssm_multipliers", (1.0,) * 5)
     norm = spec.blocks[0].norm if config.flag("mamba_rms_norm", False) else None
-    if config.has("mamba_d_ssm"):
-        mamba = config_mamba(config, norm, expand="", output_bias="projectors_bias")
-        if mamba.heads * mamba.head_dim != config.count("mamba_d_ssm"):
-            raise config.wrong(
-                "mamba_d_ssm", f"is not mamba_n_heads * mamba_d_head = {mamba.heads * mamba.head_dim:,}"
-            )
-        config.value("mamba_expand")
-    else:
-        mamba = config_mamba(config, norm, output_bias="projectors_bias")
+    mamba = config_mamba(config, norm, inner="mamba_d_ssm", output_bias="projectors_bias")
     mamba = replace(
         mamba,
         multipliers=tuple(first * one for one in inner),

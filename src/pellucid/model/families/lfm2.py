@@ -17,7 +17,7 @@ def _mixed(config: Config, spec: ModelSpec) -> ModelSpec:
     attention = config.numbers("full_attn_idxs", layers)
     by_index = [bool(attention) and layer not in attention for layer in range(layers)]
     where = layer_types(config, "layer_types", layers) or by_index
-    taps = config.count("conv_L_cache", 3, limit=MOST_TAPS)
+    taps = config.count("conv_L_cache", limit=MOST_TAPS)
     return mixed(spec, ShortConvolution(taps, config.flag("conv_bias", False)), where)
 
 

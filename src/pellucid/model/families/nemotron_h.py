@@ -56,13 +56,11 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     config.one_of("mamba_hidden_act", {"silu": "silu", "swish": "silu"}, "silu")
     config.refuse("moe_latent_size")
     config.refuse("mlp_bias", False)
-    for key in (
-        "expand",
-        "mamba_proj_bias",
-        "n_shared_experts",
-        "num_hidden_layers",
-        "mtp_layers_block_type",
-    ):
+    if config.count("n_shared_experts", 1) != 1:
+        raise config.wrong(
+            "n_shared_experts", "must be 1: transformers uses one, of the width that is stated"
+        )
+    for key in ("mamba_proj_bias", "num_hidden_layers", "mtp_layers_block_type"):
         config.value(key)  # transformers does not use them for the layers
     mamba = config_mamba(
         config, spec.blocks[0].norm, heads="mamba_num_heads", head_dim="mamba_head_dim", groups="n_groups",
@@ -132,6 +130,7 @@ _NEMOTRON_H = StandardDecoder(
         correction=True,
         group_best=2,
         optional=True,
+        unsaid=True,
         keys={
             "scale": "routed_scaling_factor",
             "groups": "n_group",
@@ -140,6 +139,7 @@ _NEMOTRON_H = StandardDecoder(
         },
     ),
     layer_count=lambda config: len(_kinds(config)),
+    further_layers="num_nextn_predict_layers",
     keys={
         "layers": TYPES,
         "activation": "mlp_hidden_act",

@@ -150,7 +150,8 @@ QWEN3_NEXT_DECODER = StandardDecoder(
 QWEN3_NEXT = QWEN3_NEXT_DECODER.family()
 _QWEN3_5 = replace(
     QWEN3_NEXT_DECODER,
-    name="qwen3_5_text",
+    name="qwen3_5",
+    model_type="qwen3_5_text",
     architecture="qwen35",
     mixture=None,
     names=_NAMES_35,
@@ -161,7 +162,8 @@ _QWEN3_5 = replace(
 QWEN3_5 = _QWEN3_5.family()
 QWEN3_5_MOE = replace(
     _QWEN3_5,
-    name="qwen3_5_moe_text",
+    name="qwen3_5_moe",
+    model_type="qwen3_5_moe_text",
     architecture="qwen35moe",
     mixture=StandardMixture(
         normalize=True,
