@@ -6,7 +6,8 @@
     Gated DeltaNet     u_t = b_t (v_t - (a_t S)ᵀ k_t)             (Yang et al. 2024: what S predicted is taken out)
 
 In: queries and keys (T, G, K), values (T, H, V), a and b (T, H). Several heads have the queries and keys of one group.
-Out: (T, H, V). The state of a sequence is (H, K, V) float32; before the first token it is zeros.
+Out: (T, H, V). The state of a sequence is (H, K, V) float32; before the first token it is zeros. Its columns are stored
+in blocks of 64, (H, V / 64, K, 64); what is left over of V is in blocks of 16.
 
 The columns of S do not depend on each other: a thread takes 64 of them, of one head, through all tokens of a sequence.
 One pass over their rows does the work of a token, and in it the next token's (a S)ᵀ k, from the same numbers in the
@@ -42,7 +43,7 @@ class ScanRecord(Record):
     value_dim: int  # V, a multiple of 16
     key_stride: int  # bytes from one token's queries or keys to the next
     group_stride: int  # bytes from one group's queries or keys to the next
-    state: Address  # (H, K, V) float32 in page 0
+    state: Address  # (H, V / 64, K, 64) float32 in page 0
     page_bytes: int  # from one page to the next
     out: Address  # (T, H * V) float32
 
@@ -93,18 +94,19 @@ def build(simd: Any, delta: bool) -> Any:
             for piece in range(begin, end):
                 head, column = piece // pieces, piece % pieces * COLUMNS
                 columns = min(COLUMNS, value_dim - column)
-                place = 4 * (head * key_dim * value_dim + column)
-                old = before + place
-                if before == 0:
-                    old = 0
                 if columns == COLUMNS:
+                    place = 4 * key_dim * (head * value_dim + column)
+                    old = before + place
+                    if before == 0:
+                        old = 0
                     wide(record, head, column, first, count, old, after + place)
                 else:
-                    for c in range(0, columns, 16):
-                        old_c = old + 4 * c
-                        if old == 0:
-                            old_c = 0
-                        narrow(record, head, column + c, first, count, old_c, after + place + 4 * c)
+                    for c in range(column, column + columns, 16):
+                        place = 4 * key_dim * (head * value_dim + c)
+                        old = before + place
+                        if before == 0:
+                            old = 0
+                        narrow(record, head, c, first, count, old, after + place)
 
     return body
 
@@ -116,16 +118,15 @@ def _columns(simd: Any, delta: bool, vectors: int) -> Any:
     """
     at, load, load_f32 = ScanRecord.at, simd.load_i64, simd.load_f32
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
-    four = vectors == 4
+    four, row = vectors == 4, 64 * vectors  # a row of the block is so many bytes
 
     @simd.jit
-    def clear(state, row, rows):
-        for i in range(rows):
-            for c in range(0, 64 * vectors, 64):
-                vstore(state + i * row + c, splat(0.0))
+    def clear(state, rows):
+        for i in range(0, rows * row, 64):
+            vstore(state + i, splat(0.0))
 
     @simd.jit
-    def predict(k, state, row, rows):
+    def predict(k, state, rows):
         """Return Sᵀ k."""
         p0 = p1 = p2 = p3 = splat(0.0)
         for i in range(rows):
@@ -138,7 +139,7 @@ def _columns(simd: Any, delta: bool, vectors: int) -> Any:
         return p0, p1, p2, p3
 
     @simd.jit
-    def take_in(source, state, row, rows, a, k, q, u0, u1, u2, u3, following):
+    def take_in(source, state, rows, a, k, q, u0, u1, u2, u3, following):
         """S = a S + k ⊗ u; return Sᵀ q, and Sᵀ k of the following token."""
         o0 = o1 = o2 = o3 = splat(0.0)
         p0 = p1 = p2 = p3 = splat(0.0)
@@ -168,25 +169,52 @@ def _columns(simd: Any, delta: bool, vectors: int) -> Any:
         return o0, o1, o2, o3, p0, p1, p2, p3
 
     @simd.jit
+    def take_in_last(source, state, rows, a, k, q, u0, u1, u2, u3):
+        """S = a S + k ⊗ u; return Sᵀ q. The columns that follow in memory are prefetched: they are next."""
+        o0 = o1 = o2 = o3 = splat(0.0)
+        ahead = source + rows * row
+        for i in range(rows):
+            key, query = splat(load_f32(k + 4 * i)), splat(load_f32(q + 4 * i))
+            old, new = source + i * row, state + i * row
+            s0 = fma(u0, key, vload(old) * a)
+            vstore(new, s0)
+            o0 = fma(s0, query, o0)
+            simd.prefetch(ahead + i * row)
+            if four:
+                s1 = fma(u1, key, vload(old + 64) * a)
+                s2 = fma(u2, key, vload(old + 128) * a)
+                s3 = fma(u3, key, vload(old + 192) * a)
+                vstore(new + 64, s1)
+                vstore(new + 128, s2)
+                vstore(new + 192, s3)
+                o1 = fma(s1, query, o1)
+                o2 = fma(s2, query, o2)
+                o3 = fma(s3, query, o3)
+                simd.prefetch(ahead + i * row + 64)
+                simd.prefetch(ahead + i * row + 128)
+                simd.prefetch(ahead + i * row + 192)
+        return o0, o1, o2, o3
+
+    @simd.jit
     def through(record, head, column, first, count, before, after):
-        rows, row = load(record + at.key_dim), 4 * load(record + at.value_dim)
+        rows, values = load(record + at.key_dim), 4 * load(record + at.value_dim)
         group = head // load(record + at.neighbours) % load(record + at.groups)
-        key_stride, value_stride = load(record + at.key_stride), load(record + at.heads) * row
+        key_stride, value_stride = load(record + at.key_stride), load(record + at.heads) * values
         within = first * key_stride + group * load(record + at.group_stride)
         skip = load(record + at.skip)
         q, k = load(record + at.q) + within, load(record + at.k) + within
-        place = first * value_stride + head * row + 4 * column
+        place = first * value_stride + head * values + 4 * column
         v, out = load(record + at.v) + place, load(record + at.out) + place
         stride = load(record + at.head_stride)
         decays = load(record + at.decays) + first * stride + 4 * head
         factors = load(record + at.factors) + first * stride + 4 * head
         source = before
         if before == 0:
-            clear(after, row, rows)
+            clear(after, rows)
             source = after
         p0 = p1 = p2 = p3 = splat(0.0)
         if delta:
-            p0, p1, p2, p3 = predict(k, source, row, rows)
+            p0, p1, p2, p3 = predict(k, source, rows)
         for t in range(count):
             a, b = splat(load_f32(decays + t * stride)), splat(load_f32(factors + t * stride))
             here = v + t * value_stride
@@ -197,11 +225,15 @@ def _columns(simd: Any, delta: bool, vectors: int) -> Any:
                 u0 = u0 - p0 * a
                 if four:
                     u1, u2, u3 = u1 - p1 * a, u2 - p2 * a, u3 - p3 * a
-            following = k + min(t + 1, count - 1) * key_stride
-            o0, o1, o2, o3, p0, p1, p2, p3 = take_in(
-                source, after, row, rows, a, k + t * key_stride, q + t * key_stride, u0 * b, u1 * b, u2 * b, u3 * b,
-                following,
-            )  # fmt: skip
+            key, query = k + t * key_stride, q + t * key_stride
+            if t + 1 < count:
+                o0, o1, o2, o3, p0, p1, p2, p3 = take_in(
+                    source, after, rows, a, key, query, u0 * b, u1 * b, u2 * b, u3 * b, key + key_stride
+                )
+            else:
+                o0, o1, o2, o3 = take_in_last(
+                    source, after, rows, a, key, query, u0 * b, u1 * b, u2 * b, u3 * b
+                )
             source = after
             if skip != 0:
                 d = splat(load_f32(skip + 4 * head))
