@@ -272,7 +272,7 @@ def load(
             as long again.
         kv_cache: the type in which keys and values are stored: "f16", "bf16" (the fastest products), "q8_0" (half as
             much memory), or "f32" (twice as much, no rounding). By default "f32" if ``precise``, otherwise "f16" for
-            floating-point weights and "bf16" for quantised ones.
+            floating-point weights and keys with biases, and "bf16" for the others.
         progress: observes the download (``DownloadProgress``).
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once for a machine.
         before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. It may raise an

@@ -67,7 +67,7 @@ KVCache = Annotated[
     str | None,
     typer.Option(
         help="The type of keys and values: f16, bf16, q8_0 (half the memory), or f32 (no rounding). "
-        "By default f32 with --precise; otherwise bf16, or f16 for floating-point weights.",
+        "By default f32 with --precise; otherwise bf16, or f16 for floating-point weights and keys with biases.",
         metavar="FORM",
         show_default=False,
     ),

@@ -60,7 +60,7 @@ def _cached_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
         raise UnsupportedModel(
             f"{stage}: {kind.heads} heads with {kind.kv_heads} key/value heads; these must divide them"
         )
-    kv_dtype = builder.kv_dtype or _kv_dtype(builder, stage)
+    kv_dtype = builder.kv_dtype or _kv_dtype(builder, stage, kind)
     unit = kv_layout.unit(kv_dtype)
     window = kind.window if kind.causal and not kind.cross else 0
     head_dim, value_dim = round_up(kind.head_dim, unit), round_up(kind.value_dim, unit)
@@ -113,15 +113,16 @@ def _write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShap
     return layer
 
 
-def _kv_dtype(builder: Builder, stage: str) -> str:
+def _kv_dtype(builder: Builder, stage: str, kind: Attention) -> str:
     """The type of keys and values if the caller leaves it open.
 
     float32 with activations of 16 bits, because it rounds nothing; bfloat16 with activations of 8 bits, whose error is
-    larger than that of bfloat16 products; float16 with floating-point weights.
+    larger than that of bfloat16 products; float16 with floating-point weights, and where keys have biases: these can be
+    so large that the rounding of a key to 8 bits is seen in the scores (Qwen 2.5).
     """
     if builder.activation_bits == FINEST:
         return "f32"
-    return "f16" if builder.layouts[f"{stage}.q.weight"].is_float else "bf16"
+    return "f16" if kind.bias or builder.layouts[f"{stage}.q.weight"].is_float else "bf16"
 
 
 def _attend(

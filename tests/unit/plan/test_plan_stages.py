@@ -16,6 +16,7 @@ from pellucid import pipeline
 from pellucid.kernels.core.definitions import definition
 from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.plan.weights import layouts
+from pellucid.testing import random_model
 
 START = {"llama": "embed position.angles", "gemma3": "embed position.angles.0 position.angles.1"}
 START["bert"] = "embed embed.types position embed.norm"
@@ -101,7 +102,8 @@ def test_a_plan_is_plain_data(name: str, tmp_path: Path) -> None:
 def test_what_keys_and_values_are_kept_in(tmp_path: Path) -> None:
     """float32 if precise; an explicit form overrides it; otherwise the form that suits the layer's weights."""
     quantised = write_quantised_llama(tmp_path / "tiny.gguf", "Q8_0")
-    for path, usual in ((TINY["llama"], "f16"), (quantised, "bf16")):
+    biased = random_model("qwen2", tmp_path / "biased.gguf", form="Q8_0")
+    for path, usual in ((TINY["llama"], "f16"), (quantised, "bf16"), (biased, "f16")):
         with opened(path) as (checkpoint, model):
             packed = layouts(checkpoint, model)
             for activation_bits, asked, stored in (
