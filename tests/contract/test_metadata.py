@@ -30,6 +30,7 @@ from pellucid.model.spec import (
     Embedding,
     FeedForward,
     Head,
+    Latent,
     Mamba,
     Mixture,
     Norm,
@@ -391,6 +392,7 @@ OTHER: dict[tuple[type, str], Any] = {
 RECURRENT = {
     *((DeltaNet, name) for name in ("heads", "key_heads", "key_dim", "value_dim", "taps", "norm")),
     *((Mamba, name) for name in ("heads", "head_dim", "groups", "state", "taps", "norm")),
+    *((Latent, name) for name in ("rank", "query_rank", "plain_dim", "norm")),
     *((Mamba, name) for name in ("conv_bias", "bias", "output_bias")),
     *((ShortConvolution, name) for name in ("taps", "bias")),
 }
@@ -398,7 +400,7 @@ ELSEWHERE = {
     # Widths and counts that tensor shapes must match: a mismatch is an error.
     (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Rotary, "dims"),
     (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
-    *RECURRENT, (Attention, "output_bias"), (Attention, "gate"), (Block, "recurrent"),
+    *RECURRENT, (Attention, "output_bias"), (Attention, "gate"), (Attention, "latent"), (Block, "recurrent"),
     (FeedForward, "width"), (FeedForward, "gated"), (FeedForward, "bias"),
     (Mixture, "router"), (Mixture, "expert"), (Mixture, "shared"), (Mixture, "shared_gate"),
     (Router, "experts"), (Router, "bias"), (Router, "correction"),

@@ -47,11 +47,13 @@ INEXPRESSIBLE = (
         "nemotron_h-odd",
         "granitemoehybrid-odd",
         "lfm2_moe-odd",
+        "deepseek_v2",
         "qwen3_next-odd",
     ),
 )
 """Their windows, scales, patterns, widths, biases or weights of experts are not stated in GGUF files of these
-families; nor is a layer without experts among those with (nemotron_h-odd).
+families; nor is a layer without experts among those with (nemotron_h-odd). llama.cpp ranks all groups of experts as
+DeepSeek V3 does (deepseek_v2).
 """
 
 
@@ -83,6 +85,8 @@ def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
     }
     if config["model_type"] == "falcon" and not config["new_decoder_architecture"]:
         made["num_kv_heads"] = 1 if config["multi_query"] else config["num_attention_heads"]
+    if config["model_type"].startswith("deepseek"):
+        made["scoring_func"] = "sigmoid" if config["model_type"] == "deepseek_v3" else "softmax"
     if config["model_type"] == "granitemoehybrid":
         made["layer_types"] = [OLDER_TYPES[kind] for kind in config["layer_types"]]
     if config["model_type"] == "nemotron_h":

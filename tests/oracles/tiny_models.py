@@ -185,6 +185,29 @@ MAMBA = {
     "mamba_d_conv": 4,
     "mamba_expand": 2,
 }
+LATENT = {key: value for key, value in GLM_MOE.items() if key != "head_dim"} | {
+    "num_key_value_heads": 4,
+    "rope_parameters": LLAMA["rope_parameters"],
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+}
+LATENT_ODD = LATENT | {
+    "hidden_size": 72,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 4,
+    "q_lora_rank": None,
+    "kv_lora_rank": 40,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+}
 LFM = {
     "vocab_size": 128,
     "hidden_size": 64,
@@ -754,5 +777,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_shared_expert_intermediate_size": 56,
             "routed_scaling_factor": 1.5,
         },
+    ),
+    "deepseek_v3": ("DeepseekV3", LATENT),
+    "deepseek_v3-odd": (
+        "DeepseekV3",
+        LATENT_ODD
+        | {
+            "n_routed_experts": 12,
+            "n_group": 4,
+            "topk_group": 2,
+            "n_shared_experts": 2,
+            "rope_parameters": YARN | {"mscale": 0.8, "mscale_all_dim": 0.8},
+        },
+    ),
+    "deepseek_v2": ("DeepseekV2", LATENT | {"topk_method": "group_limited_greedy"}),
+    "deepseek_v2-odd": (
+        "DeepseekV2",
+        LATENT_ODD | {"topk_method": "greedy", "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0},
     ),
 }

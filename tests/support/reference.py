@@ -20,6 +20,7 @@ from pellucid.model.spec import (
     Block,
     DeltaNet,
     FeedForward,
+    Latent,
     Learned,
     Mamba,
     Mixture,
@@ -99,6 +100,8 @@ class Reference:
 
     def attention(self, x: Array, kind: Attention, at: str) -> Array:
         tokens = len(x)
+        if kind.latent:
+            return self.latent(x, kind, kind.latent, at)
         q, k, v = (
             self.linear(x, f"{at}.{n}", kind.bias).reshape(tokens, -1, width)
             for n, width in (("q", kind.head_dim), ("k", kind.head_dim), ("v", kind.value_dim))
@@ -130,6 +133,32 @@ class Reference:
         if kind.gate:
             attended = attended * sigmoid(self.linear(x, f"{at}.gate", kind.bias))
         return kind.output_scale * self.linear(attended, f"{at}.output", kind.output_bias)
+
+    def latent(self, x: Array, kind: Attention, latent: Latent, at: str) -> Array:
+        """With the keys and values of each head, which the plan does not make."""
+        tokens, source = len(x), x
+        if latent.query_rank:
+            source = self.norm(self.linear(x, f"{at}.q_down", kind.bias), latent.norm, f"{at}.q_down_norm")
+        plain, turned = (
+            self.linear(source, f"{at}.{n}").reshape(tokens, kind.heads, -1) for n in ("q", "q_rotary")
+        )
+        memory = self.norm(self.linear(x, f"{at}.latent", kind.bias), latent.norm, f"{at}.latent_norm")
+        memory = self.round_kv(memory)
+        shared = self.linear(x, f"{at}.k_rotary", kind.bias).reshape(tokens, 1, -1)
+        assert kind.rotary
+        turned, shared = (rotate(part, kind.rotary, self.spec.context) for part in (turned, shared))
+        shared = np.repeat(self.round_kv(shared), kind.heads, axis=1)
+        shapes = expected_shapes(self.spec)
+        up = [self.weight(f"{at}.{n}.weight").reshape(shapes[f"{at}.{n}.weight"]) for n in ("k_up", "v_up")]
+        keys, values = np.einsum("tr,hrk->thk", memory, up[0]), np.einsum("tr,hvr->thv", memory, up[1])
+        q, k = np.concatenate([plain, turned], -1), np.concatenate([keys, shared], -1)
+        scores = np.einsum("thk,shk->hts", q, k) * kind.scale
+        back = np.arange(tokens)[:, None] - np.arange(tokens)
+        scores = np.where(back >= 0, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        attended = np.einsum("hts,shv->thv", weights, values).reshape(tokens, -1)
+        return self.linear(attended, f"{at}.output", kind.output_bias)
 
     def recurrent(self, x: Array, kind: Recurrent, at: str) -> Array:
         if isinstance(kind, DeltaNet):

@@ -28,6 +28,8 @@ PUBLISHED = {  # millions of parameters, and of those that a token uses
     "gpt-oss-120b": (116_829, 5_132),
     "glm-4.5-air": (106_850, 12_700),
     "lfm2-1.2b": (1_170.34, 1_170.34),
+    "deepseek-v2-lite": (15_706.5, 2_451),
+    "deepseek-v3": (671_026, 37_000),
 }
 ROUNDED = {"qwen3.5-0.8b": 800, "qwen3-next-80b-a3b": 80_000, "granite-4.0-h-tiny": 7_000}
 """Millions of parameters of models that are only known by a rounded number."""

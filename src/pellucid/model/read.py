@@ -103,7 +103,7 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
     used: dict[str, list[tuple[int, int] | None]] = {}
     for slot in model.slots:
         for source in model.sources(slot):
-            used.setdefault(source.tensor, []).append(source.rows)
+            used.setdefault(source.tensor, []).append(source.columns or source.rows)
     for source in model.ignored:
         used.setdefault(source.tensor, []).append(source.rows)
     pattern = re.compile("|".join(family.unused) or r"(?!)")
@@ -137,7 +137,10 @@ def _unused_rows(
     if len(ranges) < len(parts):  # some slot takes the whole tensor
         return None
     sources = (source for slot in model.slots for source in model.sources(slot) if source.tensor == name)
-    whole = shape_of(checkpoint.tensors[name], replace(next(sources), rows=None))
+    one = next(sources)
+    # Columns of a transposed matrix are rows of the stored one.
+    one = replace(one, rows=None, columns=None, transpose=one.transpose and one.columns is None)
+    whole = shape_of(checkpoint.tensors[name], one)
     rows = whole[0] if len(whole) == 1 else prod(whole[:-1])
     done = 0
     for start, stop in sorted(ranges):

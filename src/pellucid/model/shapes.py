@@ -9,6 +9,7 @@ from pellucid.model.spec import (
     Block,
     DeltaNet,
     FeedForward,
+    Latent,
     Learned,
     Mamba,
     Mixture,
@@ -75,6 +76,9 @@ def sublayers(block: Block) -> list[str]:
 
 
 def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[str, Shape]]:
+    if attention.latent:
+        yield from _latent(name, attention, attention.latent, width)
+        return
     heads, kv_heads = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
     values, attended = attention.kv_heads * attention.value_dim, attention.heads * attention.value_dim
     for part, rows, columns, bias in (
@@ -93,6 +97,28 @@ def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[st
         yield from _norm(f"{name}.k_norm", attention.qk_norm, kv_heads if whole else attention.head_dim)
     if attention.sinks:
         yield f"{name}.sinks.weight", (attention.heads,)
+
+
+def _latent(name: str, attention: Attention, latent: Latent, width: int) -> Iterator[tuple[str, Shape]]:
+    heads, rotated = attention.heads, attention.head_dim - latent.plain_dim
+    if latent.query_rank:
+        yield f"{name}.q_down.weight", (latent.query_rank, width)
+        if attention.bias:
+            yield f"{name}.q_down.bias", (latent.query_rank,)
+        yield from _norm(f"{name}.q_down_norm", latent.norm, latent.query_rank)
+    source = latent.query_rank or width
+    yield f"{name}.q.weight", (heads * latent.plain_dim, source)
+    yield f"{name}.q_rotary.weight", (heads * rotated, source)
+    for part, rows in (("latent", latent.rank), ("k_rotary", rotated)):
+        yield f"{name}.{part}.weight", (rows, width)
+        if attention.bias:
+            yield f"{name}.{part}.bias", (rows,)
+    yield from _norm(f"{name}.latent_norm", latent.norm, latent.rank)
+    yield f"{name}.k_up.weight", (heads, latent.rank, latent.plain_dim)
+    yield f"{name}.v_up.weight", (heads, attention.value_dim, latent.rank)
+    yield f"{name}.output.weight", (width, heads * attention.value_dim)
+    if attention.output_bias:
+        yield f"{name}.output.bias", (width,)
 
 
 def _recurrent(name: str, kind: Recurrent, width: int) -> Iterator[tuple[str, Shape]]:

@@ -41,7 +41,8 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
             raise FileFormatError(
                 tensor.path, tensor.name, f"tensor has shape {shape}; it must be a matrix", tensor.offset
             )
-        shape = (*shape[:-2], shape[-1], shape[-2])
+        stored = shape[-2] if source.columns is None else _columns(tensor, source.columns)
+        shape = (*shape[:-2], shape[-1], stored)
     if source.rows is None:
         return shape
     start, stop = source.rows
@@ -55,6 +56,19 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
         )
     count = len(range(start, stop, source.step))
     return (count, *shape[-1:]) if len(shape) > 1 else (count,)
+
+
+def _columns(tensor: Tensor, columns: tuple[int, int]) -> int:
+    """The number of rows of a tensor that are taken as columns."""
+    start, stop = columns
+    if len(tensor.shape) != 2 or not 0 <= start < stop <= tensor.shape[0]:
+        raise FileFormatError(
+            tensor.path,
+            tensor.name,
+            f"tensor has shape {tensor.shape}; the model needs rows {start:,} to {stop:,} of a matrix",
+            tensor.offset,
+        )
+    return stop - start
 
 
 def by_expert(checkpoint: Checkpoint, sources: Sequence[Slot], experts: int) -> list[tuple[Slot, ...]]:
@@ -121,6 +135,11 @@ class _SlotPart:
                 "convert the file with its matrices as (outputs, inputs)"
             )
         *_, inputs, outputs = self.tensor.shape
+        if self.source.columns is not None:
+            start, stop = self.source.columns
+            row = outputs * self.form.block_bytes
+            stored = self._stored(start * row, stop * row).view(f"V{self.form.block_bytes}")
+            return np.ascontiguousarray(stored.reshape(-1, outputs).T).reshape(-1).view(np.uint8)
         size = inputs * outputs * self.form.block_bytes
         start, stop = rows or (0, self.tensor.nbytes // size * outputs)
         first, last = start // outputs, -(-stop // outputs)  # of the matrices that hold the rows

@@ -104,6 +104,21 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """Latent attention (DeepSeek-AI 2024, DeepSeek-V2): keys and values of all heads are made of one vector.
+
+    ``rank`` is the width of that vector, ``query_rank`` that of the one that queries are made of (0: of the token
+    itself); ``norm`` is the norm of both. The first ``plain_dim`` values of a head's query and key have no position;
+    the others are rotated, and all heads share them in the key.
+    """
+
+    rank: int
+    query_rank: int
+    plain_dim: int
+    norm: Norm
+
+
+@dataclass(frozen=True)
 class Attention:
     """One block's attention: H heads of width K, G key/value heads."""
 
@@ -130,6 +145,7 @@ class Attention:
     """Whether each head has a learned sink, a score that takes part of the attention weight (Xiao et al. 2023)."""
     cross: bool = False
     """Whether queries see the keys and values of the chunk's encoder instead of those of their own sequence."""
+    latent: Latent | None = None
     gate: bool = False
     """Whether what is attended is multiplied by the sigmoid of a projection of the token (Qwen Team 2025)."""
     output_scale: float = 1.0
@@ -385,7 +401,8 @@ class Slot:
     ``transpose``: the file stores the matrix as (inputs, outputs), like GPT-2's Conv1D. ``rows`` (start, stop) selects
     rows of the matrix after transposition: the queries of a fused q-k-v tensor, or one expert of a tensor (E, N, D),
     whose rows are counted over all experts. In a vector it selects values. ``step``: only every so-many-th of them.
-    ``flat``: the tensor is one vector, whatever its dimensions. ``negative_exp``: the value is -e^x of the stored x.
+    ``columns`` (start, stop) selects columns of a transposed matrix. ``flat``: the tensor is one vector, whatever its
+    dimensions. ``negative_exp``: the value is -e^x of the stored x.
     """
 
     tensor: str
@@ -393,6 +410,7 @@ class Slot:
     rows: tuple[int, int] | None = None
     transpose: bool = False
     step: int = 1
+    columns: tuple[int, int] | None = None
     flat: bool = False
     negative_exp: bool = False
 

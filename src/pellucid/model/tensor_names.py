@@ -67,6 +67,9 @@ class TensorNames:
             place, _, part = slot.rpartition(".")
             if place.startswith("blocks."):
                 _, index, inner = place.split(".", 2)
+                attention = spec.blocks[int(index)].attention
+                if attention and attention.latent and not attention.latent.query_rank:
+                    inner = DIRECT.get(inner, inner)
                 own = self.block.get(f"{inner}.{part}") or f"{self.block[inner]}.{part}"
                 name = f"{self.prefix}.{index}.{own}"
                 groups.setdefault(name, []).append((slot, shape))
@@ -75,7 +78,9 @@ class TensorNames:
             source = self._source(name, inner, part, shape)
             slots[slot] = source if "{}" not in name else _of_experts(source, shape[0])
         for name, shared in groups.items():
-            if len(shared) > 1 and ".experts." in shared[0][0] and "{}" not in name:
+            if [slot.rsplit(".", 2)[1] for slot, _ in shared] == ["k_up", "v_up"]:
+                slots |= _up_by_head(slots, shared)
+            elif len(shared) > 1 and ".experts." in shared[0][0] and "{}" not in name:
                 slots |= _rows_by_expert(slots, shared, self.alternating)
             elif len(shared) > 1:
                 own = name.removeprefix(f"{self.prefix}.").partition(".")[2].rpartition(".")[0]
@@ -125,6 +130,26 @@ def _rows_by_group(
         found[name] = tuple(replace(slot, rows=(start, start + size)) for start in starts)
         before += size
     return found
+
+
+DIRECT = {"attention.q": "attention.q_direct", "attention.q_rotary": "attention.q_rotary_direct"}
+"""Places of latent attention whose queries are made of the token itself, not of a narrower vector."""
+
+
+def _up_by_head(slots: Slots, shared: Sequence[tuple[str, Shape]]) -> dict[str, tuple[Slot, ...]]:
+    """The matrices that make keys and values of a latent vector: a tensor has the rows of each head's key, then value.
+
+    Those of keys are transposed, because they are multiplied with queries.
+    """
+    (keys, (heads, _, plain)), (values, (_, value_dim, _)) = shared
+    key, value = slots[keys], slots[values]
+    assert isinstance(key, Slot)
+    assert isinstance(value, Slot)
+    starts = [head * (plain + value_dim) for head in range(heads)]
+    return {
+        keys: tuple(replace(key, transpose=True, columns=(start, start + plain)) for start in starts),
+        values: tuple(replace(value, rows=(start + plain, start + plain + value_dim)) for start in starts),
+    }
 
 
 def _group_count(spec: ModelSpec, slots: Sequence[str]) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul.packed_layout import round_up
-from pellucid.kernels.matmul.quantize import FINEST
-from pellucid.model.spec import Attention
-from pellucid.plan.builder import COUNT, Builder, heads
+from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, round_up
+from pellucid.kernels.matmul.quantize import FINEST, block_bytes
+from pellucid.model.spec import Attention, Latent
+from pellucid.plan.builder import COUNT, NO_BIAS, Builder, heads
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import At, Cache, CacheGroup, Operation, PageBytes, Value, Vector
+from pellucid.plan.plan import At, Cache, CacheGroup, Operation, PageBytes, Value, Vector, Weights
 from pellucid.plan.position import alibi_bias, rotate
 from pellucid.runtime.cache_layout import LayerShape
 
@@ -19,6 +19,8 @@ from pellucid.runtime.cache_layout import LayerShape
 def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
     """out = attention(x), not yet added to the residual stream."""
     stage = f"blocks.{layer}.attention"
+    if kind.latent:
+        return _latent(builder, stage, kind, kind.latent, x, out)
     shape = _cached_shape(builder, stage, kind)
     q = builder.linear(f"{stage}.q", x, f"{stage}.q", kind.heads * kind.head_dim, "q", bias=kind.bias)
     k = builder.linear(f"{stage}.k", x, f"{stage}.k", kind.kv_heads * kind.head_dim, "k", bias=kind.bias)
@@ -54,6 +56,115 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     )
 
 
+def _latent(builder: Builder, stage: str, kind: Attention, latent: Latent, x: str, out: str) -> str:
+    """Latent attention in its absorbed form (DeepSeek-AI 2024, DeepSeek-V2, section 2.1).
+
+    A token's key is its latent vector and a rotated part, the same for all heads; its value is the latent vector. A
+    head's query is multiplied by the matrix that would make its key of the latent vector, and what it gathers by the
+    one that would make its value. So the cache holds one head, and each of its keys is read once for all heads.
+    """
+    heads_, rank, rotated = kind.heads, latent.rank, kind.head_dim - latent.plain_dim
+    if kind.rotary is None or kind.qk_norm or kind.gate:
+        raise UnsupportedModel(
+            f"{stage}: latent attention has rotary positions, and neither norms of heads nor an output gate"
+        )
+    kv_dtype = builder.kv_dtype or _kv_dtype(builder, stage, kind)
+    unit = kv_layout.unit(kv_dtype)
+    key, value = round_up(rank + rotated, unit), round_up(rank, unit)
+    window = kind.window if kind.causal else 0
+    source = x
+    if latent.query_rank:
+        source = builder.linear(
+            f"{stage}.q_down", x, f"{stage}.q_down", latent.query_rank, "q_down", bias=kind.bias
+        )
+        norm(builder, f"{stage}.q_down_norm", f"{stage}.q_down_norm", latent.norm, source, source)
+    plain = builder.linear(f"{stage}.q", source, f"{stage}.q", heads_ * latent.plain_dim, "q")
+    turned = builder.linear(f"{stage}.q_rotary", source, f"{stage}.q_rotary", heads_ * rotated, "q_rotary")
+    memory = builder.linear(f"{stage}.latent", x, f"{stage}.latent", rank, "latent", bias=kind.bias)
+    norm(builder, f"{stage}.latent_norm", f"{stage}.latent_norm", latent.norm, memory, memory)
+    k_turned = builder.linear(
+        f"{stage}.k_rotary", x, f"{stage}.k_rotary", rotated, "k_rotary", bias=kind.bias
+    )
+    turned = regroup(builder, f"{stage}.q_rotary_heads", turned, heads_, rotated, round_up(rotated, ROWS))
+    for part, of, count in (("q", turned, heads_), ("k", k_turned, 1)):
+        rotate(builder, f"{stage}.{part}_rotated", kind.rotary, of, count, round_up(rotated, ROWS))
+    q = _by_head(builder, f"{stage}.k_up", plain, heads_, latent.plain_dim, rank, "q_latent", key)
+    place(builder, f"{stage}.q_joined", turned, heads_, round_up(rotated, ROWS), q, key, offset=rank)
+    k = place(builder, f"{stage}.k_latent", memory, 1, rank, builder.buffer("k", key), key)
+    place(builder, f"{stage}.k_joined", k_turned, 1, rotated, k, key, offset=rank)
+    v = regroup(builder, f"{stage}.v_latent", memory, 1, rank, value)
+    shape = LayerShape(1, key, value, kv_dtype, window)
+    cached = _write_cache(builder, stage, kind, shape, k, v)
+    attended = _attend(builder, stage, cached, shape, kind, q)
+    attended = regroup(builder, f"{stage}.heads", attended, heads_, value, rank)
+    gathered = _by_head(builder, f"{stage}.v_up", attended, heads_, rank, kind.value_dim, "gathered")
+    width = round_up(kind.value_dim, ROWS)
+    gathered = regroup(builder, f"{stage}.v_heads", gathered, heads_, width, kind.value_dim)
+    return builder.linear(
+        f"{stage}.output",
+        gathered,
+        f"{stage}.output",
+        builder.spec.embedding.width,
+        out,
+        bias=kind.output_bias,
+    )
+
+
+def _by_head(
+    builder: Builder, stage: str, x: str, count: int, width: int, features: int, out: str, apart: int = 0
+) -> str:
+    """Multiply each head of x (T, count, width) with its matrix of the slot ``stage``.weight (count, features, width).
+
+    Heads of the result are ``apart`` values apart, by default as many as its whole vectors hold.
+    """
+    packed, slot = builder.layouts[f"{stage}.weight"], f"{stage}.weight"
+    padded = round_up(width, ROWS if packed.is_float else BLOCK)
+    x = regroup(builder, f"{stage}.input", x, count, width, padded)
+    apart = apart or round_up(features, ROWS)
+    builder.buffer(out, count * apart)
+    fields: dict[str, Value] = {
+        "weights": Weights(slot, count),
+        "heads": count,
+        "head_bytes": packed.matrix_bytes(features, padded),
+        "groups": round_up(features, ROWS) // ROWS,
+        "group_bytes": packed.group_bytes(padded),
+        "columns": padded,
+        "out": At(out),
+        "out_stride": 4 * builder.width_of(out),
+        "out_head": 4 * apart,
+        "zeros": NO_BIAS,
+        "rows": COUNT["tokens"],
+    }
+    if packed.is_float:
+        kernel, source = KernelKey("matmul_heads_float", packed=packed), x
+        fields |= {"x": At(x), "x_stride": 4 * builder.width_of(x), "x_head": 4 * padded}
+    else:
+        if padded % packed.unit:
+            raise UnsupportedModel(f"{stage}: width {padded} is not a multiple of the format's {packed.unit}")
+        bits = builder.activation_bits
+        kernel = KernelKey("matmul_heads_int8", packed=packed, activation_bits=bits)
+        source = builder.quantized(x, stage, bits)
+        each = block_bytes(bits)
+        fields |= {
+            "x": At(source),
+            "x_stride": builder.width_of(x) // BLOCK * each,
+            "x_head": padded // BLOCK * each,
+        }
+    builder.emit(
+        Operation(
+            stage,
+            kernel,
+            fields,
+            (source,),
+            (out,),
+            f"(T, {count}, {width}) x ({count}, {features}, {width})ᵀ",
+            weight_bytes=count * packed.matrix_bytes(features, padded),
+            multiply_adds=count * features * width,
+        )
+    )
+    return out
+
+
 def _cached_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
     """The layer's keys and values in the cache, whose heads are whole vectors."""
     if kind.heads % kind.kv_heads:
@@ -71,7 +182,13 @@ def regroup(builder: Builder, stage: str, x: str, count: int, width: int, wanted
     """(T, count, width) as (T, count, wanted): with zeros behind each head, or without them."""
     if width == wanted:
         return x
-    out = builder.buffer(f"{x}.heads", count * wanted)
+    return place(builder, stage, x, count, width, builder.buffer(f"{x}.heads", count * wanted), wanted)
+
+
+def place(
+    builder: Builder, stage: str, x: str, count: int, width: int, out: str, wanted: int, offset: int = 0
+) -> str:
+    """Copy (T, count, width) into out (T, count, wanted), from ``offset`` of each head on; zeros follow."""
     fields: dict[str, Value] = {
         "x": At(x),
         "x_stride": 4 * builder.width_of(x),
@@ -79,6 +196,7 @@ def regroup(builder: Builder, stage: str, x: str, count: int, width: int, wanted
         "out": At(out),
         "out_stride": 4 * builder.width_of(out),
         "out_width": wanted,
+        "offset": offset,
         "heads": count,
         "rows": COUNT["tokens"],
     }

@@ -46,9 +46,15 @@ SHAPE: Mapping[str, int] = {
     "state_groups": 2,
     "state_dim": 16,
     "taps": 4,
+    "rank": 32,
+    "query_rank": 48,
+    "plain_dim": 32,
+    "rotated_dim": 16,
+    "value_dim": 16,
 }
-"""The dimensions of a model and their defaults; those of experts, of a window and of states matter to families with
-such. A recurrent layer's state is (state_dim, state_value) for each of its heads, whose keys are those of a group.
+"""The dimensions of a model and their defaults; those of experts, of a window, of states and of latent attention matter
+to families with such. A recurrent layer's state is (state_dim, state_value) for each of its heads, whose keys are those
+of a group. In latent attention the first ``plain_dim`` values of a head's key have no position, ``rotated_dim`` have.
 """
 
 GGUF_KEYS: Mapping[str, str] = {
@@ -63,6 +69,11 @@ GGUF_KEYS: Mapping[str, str] = {
     "chosen": "expert_used_count",
     "expert_width": "expert_feed_forward_length",
     "window": "attention.sliding_window",
+}
+LATENT_KEYS: Mapping[str, str] = {
+    "rank": "attention.kv_lora_rank",
+    "query_rank": "attention.q_lora_rank",
+    "value_dim": "attention.value_length_mla",
 }
 STATE_KEYS: Mapping[str, str] = {
     "state_heads": "ssm.time_step_rank",
@@ -227,7 +238,9 @@ def _kinds(family: Family, layers: int) -> list[str]:
 def _gguf_metadata(
     name: str, family: Family, dims: Mapping[str, int], more: Mapping[str, Any]
 ) -> dict[str, Any]:
-    own: dict[str, Any] = {key: dims[dimension] for dimension, key in {**GGUF_KEYS, **STATE_KEYS}.items()}
+    own: dict[str, Any] = {
+        key: dims[dimension] for dimension, key in {**GGUF_KEYS, **STATE_KEYS, **LATENT_KEYS}.items()
+    }
     own |= {"ssm.inner_size": dims["state_heads"] * dims["state_value"], "shortconv.l_cache": dims["taps"]}
     if family.kv_by_layer:
         kinds = _kinds(family, dims["layers"])
@@ -237,6 +250,11 @@ def _gguf_metadata(
         if "mlp" in kinds:
             own["feed_forward_length"] = [dims["feed_forward"] if kind == "mlp" else 0 for kind in kinds]
     own |= {**dict.fromkeys(HEAD_KEYS, dims["head_dim"]), **USUAL}
+    if "rank" in family.keys:  # what the cache holds, as llama.cpp states it
+        rank, rotated = dims["rank"], dims["rotated_dim"]
+        lengths = (rank + rotated, rank, rotated)
+        own |= {**dict(zip(HEAD_KEYS, lengths)), "attention.head_count_kv": 1}
+        own["attention.key_length_mla"] = dims["plain_dim"] + rotated
     elsewhere = {key: value for key, value in more.items() if key.startswith(("tokenizer.", "general."))}
     own |= {key: value for key, value in more.items() if key not in elsewhere}
     return {
@@ -272,6 +290,8 @@ def _tensors(model: Model, form: Format, seed: int) -> dict[str, Written]:
     for slot, shape in expected_shapes(model.spec).items():
         sources = model.sources(slot)
         one = _stored_shape(shape, sources)
+        if slot.endswith((".k_up.weight", ".v_up.weight")) and len(sources) > 1:
+            one = (max((source.columns or source.rows or (0, 0))[1] for source in sources), one[-1])
         for source in sources:
             known = shapes.get(source.tensor, one)  # slots may share a tensor, of which each takes other rows
             shapes[source.tensor] = tuple(map(max, known, one))

@@ -36,6 +36,7 @@ HAS_DEFAULT = {
     *("smollm3:no_rope_layer_interval", "starcoder2:sliding_window", "mixtral:sliding_window"),
     *(f"gemma3:{key}" for key in ("num_attention_heads", "max_position_embeddings", "vocab_size")),
     *("decoder_sparse_step", "num_nextn_predict_layers", "falcon_h1:mamba_d_ssm", "lfm2:block_multiple_of"),
+    *("deepseek_v2:q_lora_rank", "deepseek_v3:q_lora_rank"),
     *("mamba_d_head", "n_shared_experts", "nemotron_h:n_routed_experts"),
 }
 MAY_BE_NONE = {
@@ -50,6 +51,9 @@ MAY_BE_NONE = {
         "qwen3_5_moe:shared_expert_intermediate_size",
         "granitemoehybrid:num_local_experts",
         "lfm2_moe:num_dense_layers",
+        *(f"deepseek_v{n}:{key}" for n in (2, 3) for key in ("q_lora_rank", "n_shared_experts")),
+        *(f"deepseek_v{n}:num_nextn_predict_layers" for n in (2, 3)),
+        *(f"deepseek_v{n}:first_k_dense_replace" for n in (2, 3)),
         "nemotron_h:n_routed_experts",
         "nemotron_h:num_nextn_predict_layers",
     ),

@@ -1,6 +1,7 @@
 """Copies heads between rows in which they have different widths: the cache holds heads in whole vectors.
 
-In: (T, heads, K) float32. Out: (T, heads, K') float32, with zeros behind the values of a narrower head.
+In: (T, heads, K) float32. Out: (T, heads, K') float32: the values begin at an offset within each head, zeros follow.
+What is before the offset stays as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class HeadsRecord(Record):
     out: Address  # (T, heads * K') float32
     out_stride: int  # bytes
     out_width: int  # K'
+    offset: int  # values of each head before the copied ones
     heads: int
     rows: Count
 
@@ -36,17 +38,18 @@ def build(simd: Any) -> Any:
             load(record + at.out_stride),
             load(record + at.out_width),
         )
-        heads, copied = load(record + at.heads), min(width, out_width)
+        heads, offset = load(record + at.heads), load(record + at.offset)
+        copied = min(width, out_width - offset)
         total = load(step + load(record + at.rows)) * heads
         for i in range(total * thread // threads, total * (thread + 1) // threads):
             row, head = i // heads, i % heads
             source = x + row * x_stride + head * width * 4
-            to = out + row * out_stride + head * out_width * 4
+            to = out + row * out_stride + (head * out_width + offset) * 4
             for j in range(copied):
                 store_f32(to + 4 * j, load_f32(source + 4 * j))
             # Behind the last head, the row's last vector may hold numbers that nobody else writes.
             end = out_width if head < heads - 1 else out_stride // 4 - head * out_width
-            for j in range(copied, end):
+            for j in range(copied, end - offset):
                 store_f32(to + 4 * j, np.float32(0))
 
     return body

@@ -1,0 +1,94 @@
+"""Matrix product of heads: each head of a row is multiplied with a matrix of its own (latent attention).
+
+In: rows (T, H, D) of floats or activation blocks, packed weights (H, N, D). Out: (T, H, N) float32, in rows in which
+the heads may lie further apart. The sums of a row are those of ``int8.py`` and ``floats.py``, in the same order for
+every tile, so they never depend on the other rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.matmul import floats, int8
+from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout
+from pellucid.kernels.matmul.product import SHARE, SumsEmitter, largest_tile, tile_size, tiles
+
+
+class ByHeadRecord(Record):
+    weights: Address  # packed (H, N, D), each head in groups of 16 rows
+    heads: int  # H
+    head_bytes: int  # from one head's weights to the next
+    groups: int  # N/16, rounded up
+    group_bytes: int
+    columns: int  # D
+    x: Address  # (T, H, D) float32 or activation blocks
+    x_stride: int  # bytes from one row to the next
+    x_head: int  # bytes from one head to the next
+    out: Address  # (T, H, N) float32
+    out_stride: int  # bytes from one row to the next
+    out_head: int  # bytes from one head to the next
+    zeros: Address  # (16,) float32: nothing is added
+    rows: Count  # T
+
+
+def _product(simd: Any, emit_sums: SumsEmitter, sums: int) -> Any:
+    at, load = ByHeadRecord.at, simd.load_i64
+    most = largest_tile(simd, sums)
+    tile, size = tiles(simd, emit_sums, most, False), tile_size(simd, most)
+
+    @simd.jit
+    def multiply(record, head, begin, end, rows):
+        """Multiply one head of all rows with its groups of weight rows from ``begin`` to ``end``."""
+        x_stride, out_stride = load(record + at.x_stride), load(record + at.out_stride)
+        group_bytes, columns = load(record + at.group_bytes), load(record + at.columns)
+        weights = load(record + at.weights) + head * load(record + at.head_bytes)
+        x = load(record + at.x) + head * load(record + at.x_head)
+        out = load(record + at.out) + head * load(record + at.out_head)
+        zeros = load(record + at.zeros)
+        for first in range(begin, end, SHARE):
+            last, row = min(first + SHARE, end), 0
+            while row < rows:
+                tokens = size(rows - row)
+                for group in range(first, last):
+                    tile(
+                        tokens,
+                        weights + group * group_bytes,
+                        row,
+                        columns,
+                        x + row * x_stride,
+                        x_stride,
+                        0,
+                        out + row * out_stride + group * ROWS * 4,
+                        out_stride,
+                        zeros,
+                        0,
+                    )
+                row += tokens
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        heads, groups = load(record + at.heads), load(record + at.groups)
+        rows = load(step + load(record + at.rows))
+        # The work is a line of the heads' pairs of groups; each thread has an equal part of it.
+        pairs = (groups + 1) // 2
+        start, stop = heads * pairs * thread // threads, heads * pairs * (thread + 1) // threads
+        for head in range(heads):
+            begin, end = max(start - head * pairs, 0), min(stop - head * pairs, pairs)
+            if begin < end:
+                multiply(record, head, 2 * begin, min(groups, 2 * end), rows)
+
+    return body
+
+
+@kernel("matmul_heads_int8", ByHeadRecord)
+def build_int8(simd: Any, packed: PackedLayout, activation_bits: int) -> Any:
+    """Integer products."""
+    return _product(simd, *int8.emitter(packed, activation_bits))
+
+
+@kernel("matmul_heads_float", ByHeadRecord)
+def build_float(simd: Any, packed: PackedLayout) -> Any:
+    """Products of floats."""
+    return _product(simd, floats.emitter(packed), 1)

@@ -1,0 +1,213 @@
+"""DeepSeek V2 and V3 (DeepSeek-AI 2024): latent attention, and a mixture with groups of experts and shared ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container
+from dataclasses import replace
+
+from pellucid.model.config import Config
+from pellucid.model.spec import Attention, FeedForward, Latent, Mixture, ModelSpec, Norm, Pairing, Router
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_mixture import StandardMixture
+from pellucid.model.tensor_names import GGUF, TRANSFORMERS
+
+METHODS = {"greedy": False, "group_limited_greedy": True}
+"""Whether V2 chooses groups of experts first, by its ``topk_method``."""
+
+
+def _with_latent(spec: ModelSpec, latent: Latent, rotated: int, value_dim: int, factor: float) -> ModelSpec:
+    head_dim = latent.plain_dim + rotated
+
+    def change(_: int, attention: Attention) -> Attention:
+        rotary = attention.rotary
+        assert rotary is not None
+        return replace(
+            attention,
+            latent=latent,
+            kv_heads=1,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            scale=head_dim**-0.5 * factor,
+            rotary=replace(rotary, dims=rotated),
+        )
+
+    return spec.change_attention(change)
+
+
+def _router(change: Callable[[Router], Router]) -> Callable[[FeedForward | Mixture], FeedForward | Mixture]:
+    """What changes the router of a mixture."""
+    return lambda kind: replace(kind, router=change(kind.router)) if isinstance(kind, Mixture) else kind
+
+
+def _magnitude(factor: float, scale: float) -> float:
+    """The factor of scores in contexts that YaRN makes longer."""
+    return (1 + 0.1 * scale * math.log(factor)) ** 2 if factor > 1 else 1.0
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    heads, key = spec.attention.heads, "num_key_value_heads"
+    if config.divisor(key, "num_attention_heads", heads) != heads:
+        raise config.wrong(key, f"must be {heads}, like num_attention_heads: each head has keys of its own")
+    config.table("rope_parameters").refuse("partial_rotary_factor", 1)
+    rotated = config.count("qk_rope_head_dim")
+    if rotated % 2:
+        raise config.wrong("qk_rope_head_dim", f"is {rotated}, an odd number")
+    if config.count("head_dim", rotated) != rotated:
+        raise config.wrong("head_dim", f"must be {rotated}, like qk_rope_head_dim, whose meaning it has here")
+    latent = Latent(
+        config.count("kv_lora_rank"),
+        config.amount("q_lora_rank"),
+        config.count("qk_nope_head_dim"),
+        Norm("rms", 1e-6),  # transformers does not give it the model's epsilon
+    )
+    rotary = spec.attention.rotary
+    assert rotary is not None
+    factor = 1.0
+    if rotary.scaling and rotary.scaling.kind == "yarn":
+        table = config.table("rope_parameters")
+        table = table if table.values else config.table("rope_scaling")
+        factor = _magnitude(rotary.scaling.factor, table.cap("mscale_all_dim"))
+    return _with_latent(spec, latent, rotated, config.count("v_head_dim"), factor)
+
+
+def _v2(config: Config, spec: ModelSpec) -> ModelSpec:
+    config.flag("norm_topk_prob", False)  # transformers does not use it
+    spec = _from_config(config, spec)
+    if not config.one_of("topk_method", METHODS, "greedy"):
+        for key in ("n_group", "topk_group"):
+            config.amount(key)
+        return spec
+    groups, kept = config.count("n_group"), config.count("topk_group")
+
+    def grouped(router: Router) -> Router:
+        if router.experts % groups or kept > groups or router.chosen > kept * (router.experts // groups):
+            raise config.wrong(
+                "n_group", f"is {groups}, of which {kept} are used: this does not fit the experts"
+            )
+        return replace(router, groups=groups, kept=kept)
+
+    return spec.change_feedforward(_router(grouped))
+
+
+def _v3(config: Config, spec: ModelSpec) -> ModelSpec:
+    config.one_of("topk_method", {"noaux_tc": True}, "noaux_tc")
+    config.one_of("scoring_func", {"sigmoid": True}, "sigmoid")
+    pairing: Pairing = "interleaved" if config.flag("rope_interleave", True) else "half"
+    spec = _from_config(config, spec)
+    return spec.change_attention(
+        lambda _, attention: replace(
+            attention, rotary=attention.rotary and replace(attention.rotary, pairing=pairing)
+        )
+    )
+
+
+def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    rotary = spec.attention.rotary
+    assert rotary is not None
+    key, rotated = config.count("attention.key_length_mla"), rotary.dims
+    if key <= rotated:
+        raise config.wrong(
+            "attention.key_length_mla", f"is {key}, of which {rotated} are rotated: none is left"
+        )
+    latent = Latent(
+        config.count("attention.kv_lora_rank"),
+        config.amount("attention.q_lora_rank"),
+        key - rotated,
+        spec.blocks[0].norm,
+    )
+    factor = 1.0
+    if rotary.scaling and rotary.scaling.kind == "yarn":
+        # The converter writes a tenth of mscale_all_dim; llama.cpp then leaves cosines and sines as they are.
+        factor = _magnitude(rotary.scaling.factor, 10 * config.cap("rope.scaling.yarn_log_multiplier"))
+        plain = replace(rotary, scaling=replace(rotary.scaling, magnitude=1.0))
+        spec = spec.with_attention(rotary=plain)
+    if not config.has("expert_gating_func"):  # files of V2 that are older than the key
+        spec = spec.change_feedforward(_router(lambda router: replace(router, score="softmax")))
+    return _with_latent(spec, latent, rotated, config.count("attention.value_length_mla"), factor)
+
+
+def _seen(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
+    """V3 corrects the choice of experts, V2 does not."""
+    layers = (layer for layer, block in enumerate(spec.blocks) if isinstance(block.feedforward, Mixture))
+    corrected = any(f"blk.{layer}.exp_probs_b.bias" in tensors for layer in layers)
+    return spec.change_feedforward(_router(lambda router: replace(router, correction=corrected)))
+
+
+_PLACES = {
+    "attention.q_down": "self_attn.q_a_proj",
+    "attention.q_down_norm": "self_attn.q_a_layernorm",
+    "attention.q": "self_attn.q_b_proj",
+    "attention.q_rotary": "self_attn.q_b_proj",
+    "attention.q_direct": "self_attn.q_proj",
+    "attention.q_rotary_direct": "self_attn.q_proj",
+    "attention.latent": "self_attn.kv_a_proj_with_mqa",
+    "attention.k_rotary": "self_attn.kv_a_proj_with_mqa",
+    "attention.latent_norm": "self_attn.kv_a_layernorm",
+    "attention.k_up": "self_attn.kv_b_proj",
+    "attention.v_up": "self_attn.kv_b_proj",
+}
+_GGUF_PLACES = {
+    "attention.q_down": "attn_q_a",
+    "attention.q_down_norm": "attn_q_a_norm",
+    "attention.q": "attn_q_b",
+    "attention.q_rotary": "attn_q_b",
+    "attention.q_direct": "attn_q",
+    "attention.q_rotary_direct": "attn_q",
+    "attention.latent": "attn_kv_a_mqa",
+    "attention.k_rotary": "attn_kv_a_mqa",
+    "attention.latent_norm": "attn_kv_a_norm",
+    "attention.k_up": "attn_k_b",
+    "attention.v_up": "attn_v_b",
+}
+_NAMES = replace(
+    TRANSFORMERS,
+    block={**TRANSFORMERS.block, **_PLACES},
+    by_group=frozenset({"self_attn.q_b_proj", "self_attn.q_proj"}),
+)
+_GGUF = replace(GGUF, block={**GGUF.block, **_GGUF_PLACES}, by_group=frozenset({"attn_q_b", "attn_q"}))
+_KEYS = {
+    "kv_heads": "",
+    "head_dim": "",
+    "feedforward_bias": "",
+    "rank": "kv_lora_rank",
+    "query_rank": "q_lora_rank",
+    "plain_dim": "qk_nope_head_dim",
+    "rotated_dim": "qk_rope_head_dim",
+    "value_dim": "v_head_dim",
+}
+_COUNTS = {
+    "scale": "routed_scaling_factor",
+    "shared": "n_shared_experts",
+    "dense": "first_k_dense_replace",
+}
+_DEEPSEEK = StandardDecoder(
+    "deepseek_v3",
+    architecture="deepseek2",
+    pairing="interleaved",
+    gguf_pairing="interleaved",
+    mixture=StandardMixture(
+        score="sigmoid",
+        normalize=True,
+        gguf_normalize=False,
+        correction=True,
+        group_best=2,
+        keys={**_COUNTS, "groups": "n_group", "kept": "topk_group"},
+    ),
+    further_layers="num_nextn_predict_layers",
+    keys=_KEYS,
+    unused=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+    names=_NAMES,
+    gguf_names=_GGUF,
+    config_change=_v3,
+    gguf_change=_from_gguf,
+    gguf_seen=_seen,
+)
+DEEPSEEK_V3 = _DEEPSEEK.family()
+DEEPSEEK_V2 = replace(
+    _DEEPSEEK,
+    name="deepseek_v2",
+    architecture=None,
+    mixture=StandardMixture(keys={**_COUNTS, "normalize": ""}),
+    config_change=_v2,
+).family()
