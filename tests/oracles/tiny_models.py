@@ -795,4 +795,26 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV2",
         LATENT_ODD | {"topk_method": "greedy", "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0},
     ),
+    "ministral3": (
+        "Ministral3",
+        LLAMA
+        | {
+            "rope_parameters": YARN
+            | {
+                "original_max_position_embeddings": 8,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.3,
+            }
+        },
+    ),
+    "ministral3-odd": (
+        "Ministral3",
+        LLAMA
+        | ODD
+        | {
+            "rope_parameters": YARN
+            | {"factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+        },
+    ),
 }

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.ops.mixture import route_reference
 from pellucid.kernels.recurrent import convolve, decay, scan
+from pellucid.model.filled import Model
+from pellucid.model.positions import Learned, Rotary, Sinusoidal
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slots import SlotReader
 from pellucid.model.spec import (
@@ -21,14 +23,10 @@ from pellucid.model.spec import (
     DeltaNet,
     FeedForward,
     Latent,
-    Learned,
     Mamba,
     Mixture,
-    Model,
     Norm,
     Recurrent,
-    Rotary,
-    Sinusoidal,
 )
 from pellucid.plan.position import alibi_slopes, inverse_frequencies
 from pellucid.weights.checkpoint import Checkpoint
@@ -114,6 +112,9 @@ class Reference:
             )
         if kind.rotary:
             q, k = (rotate(x, kind.rotary, self.spec.context) for x in (q, k))
+        if kind.query_scale:
+            parts = np.arange(tokens) // kind.query_scale.length
+            q = q * (1 + kind.query_scale.beta * np.log(1 + parts))[:, None, None]
         k, v = (np.repeat(self.round_kv(x), kind.heads // kind.kv_heads, axis=1) for x in (k, v))
         scores = np.einsum("thk,shk->hts", q, k) * kind.scale
         if kind.softcap:

@@ -16,7 +16,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.kernels.core.library import CompileProgress
-from pellucid.model.spec import Model
+from pellucid.model.filled import Model
 from pellucid.plan.bind import allocate, bind, places
 from pellucid.plan.plan import At, Plan, RowKind
 from pellucid.plan.weights import load_weights

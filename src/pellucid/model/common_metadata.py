@@ -9,7 +9,8 @@ from typing import Any
 
 from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
-from pellucid.model.spec import Activation, Attention, ModelSpec, Pairing, Pooling, Rotary, RotaryScaling
+from pellucid.model.positions import Pairing, Rotary, RotaryScaling
+from pellucid.model.spec import Activation, Attention, ModelSpec, Pooling
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.safetensors import read_json
 
@@ -268,15 +269,18 @@ def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
-def rotary_dims(config: Config, head_dim: int, default: float = 1.0) -> int:
-    """How many of a head's values are rotated: a fraction, stated in ``rope_parameters`` or before version 5 beside it.
+def rotary_dims(
+    config: Config, head_dim: int, default: float = 1.0, older: str = "partial_rotary_factor"
+) -> int:
+    """How many of a head's values are rotated: a fraction, stated in ``rope_parameters`` or before version 5 beside it,
+    as ``older``.
 
     Raises:
         FileFormatError: it is no even number.
     """
     parameters, key = config.table("rope_parameters"), "partial_rotary_factor"
-    stated = parameters.number(key, config.number(key, default, most=1.0), most=1.0)
-    parameters.agreed(key, config, key)
+    stated = parameters.number(key, config.number(older, default, most=1.0), most=1.0)
+    parameters.agreed(key, config, older)
     dims = int(head_dim * stated)
     if dims < 2 or dims % 2:
         raise config.wrong(

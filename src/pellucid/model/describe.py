@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from pellucid.model.positions import Learned
 from pellucid.model.spec import (
     Activation,
     DeltaNet,
     FeedForward,
-    Learned,
     Mamba,
     Mixture,
     ModelSpec,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pellucid.model.config import Config
-from pellucid.model.spec import Model
+from pellucid.model.filled import Model
 from pellucid.util.registry import discover
 from pellucid.weights.checkpoint import Checkpoint
 

@@ -11,9 +11,9 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures
+from pellucid.model.filled import Model
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.slots import shape_of
-from pellucid.model.spec import Model
 from pellucid.model.text_part import TABLE, TextPart
 from pellucid.model.unread_keys import check_unread
 from pellucid.weights.checkpoint import Checkpoint

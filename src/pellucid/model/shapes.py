@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pellucid.model.positions import Learned
 from pellucid.model.spec import (
     Attention,
     Block,
     DeltaNet,
     FeedForward,
     Latent,
-    Learned,
     Mamba,
     Mixture,
     ModelSpec,

@@ -1,4 +1,4 @@
-"""The stored values of a slot: whole tensors, rows of tensors, transposed tensors, several joined (``spec.Slot``)."""
+"""The stored values of a slot: whole tensors, rows of tensors, transposed tensors, several joined (``filled.Slot``)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import shown
-from pellucid.model.spec import Slot
+from pellucid.model.filled import Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.pack import decode_blocks, stored_as
 from pellucid.weights.quant.format import Format

@@ -7,13 +7,13 @@ L layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from pellucid.errors import UnsupportedModel
+from pellucid.model.positions import Learned, QueryScale, Rotary, Sinusoidal
 
-Pairing = Literal["interleaved", "half"]
 Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu"]
 
@@ -27,63 +27,6 @@ class Embedding:
     scale: float = 1.0
     types: int = 0
     norm: Norm | None = None
-
-
-@dataclass(frozen=True)
-class RotaryScaling:
-    """The scaling of rotary frequencies for contexts longer than the trained one.
-
-    ``linear`` divides all frequencies by ``factor``. ``llama3`` divides the low ones, leaves the high ones and
-    interpolates in between (Llama Team 2024, as in transformers' ``_compute_llama3_parameters``). ``yarn`` divides
-    those that turn less than ``slow`` times over the trained context, leaves those that turn more than ``fast`` times,
-    interpolates in between, and multiplies cosines and sines by ``magnitude`` (Peng et al. 2023). ``longrope`` divides
-    each frequency by its own number, of ``short`` if the model's context is at most ``trained_context``, otherwise of
-    ``long``, and multiplies likewise (Ding et al. 2024).
-    """
-
-    kind: Literal["linear", "llama3", "yarn", "longrope"]
-    factor: float
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    trained_context: int = 8192
-    fast: float = 32.0
-    slow: float = 1.0
-    magnitude: float = 1.0
-    whole_pairs: bool = True
-    """Whether ``yarn`` rounds the limits of the interpolation outwards to whole pairs."""
-    short: tuple[float, ...] = ()
-    long: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary positions: the base of the frequencies, how many of a head's values are rotated, and how they pair."""
-
-    base: float
-    dims: int
-    pairing: Pairing
-    scaling: RotaryScaling | None = None
-    factors: tuple[float, ...] = ()
-    """A divisor for each of the dims/2 frequencies, if the file has its own."""
-
-
-@dataclass(frozen=True)
-class Learned:
-    """A learned vector for each of ``count`` positions, added to the embedding."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Sinusoidal:
-    """Fixed vectors of sines and cosines, added to the embedding (Vaswani et al. 2017).
-
-    As in tensor2tensor: pair j of D/2 has the frequency base^(-j / (D/2 - 1)); the first half of the vector holds the
-    sines, the second the cosines. The first token has position ``offset``.
-    """
-
-    base: float
-    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,6 +88,7 @@ class Attention:
     """Whether each head has a learned sink, a score that takes part of the attention weight (Xiao et al. 2023)."""
     cross: bool = False
     """Whether queries see the keys and values of the chunk's encoder instead of those of their own sequence."""
+    query_scale: QueryScale | None = None
     latent: Latent | None = None
     gate: bool = False
     """Whether what is attended is multiplied by the sigmoid of a projection of the token (Qwen Team 2025)."""
@@ -391,46 +335,3 @@ class ModelSpec:
             f"ModelSpec({self.family} {self.name!r}: L={len(self.blocks)} {' '.join(sizes)} V={embedding.vocabulary}, "
             f"context {self.context:,})"
         )
-
-
-@dataclass(frozen=True)
-class Slot:
-    """The source of a slot's values: a tensor of the file, or a part of one.
-
-    ``plus`` is added to every value. (Gemma's norms multiply by 1 + w; its GGUF files store 1 + w, its safetensors w.)
-    ``transpose``: the file stores the matrix as (inputs, outputs), like GPT-2's Conv1D. ``rows`` (start, stop) selects
-    rows of the matrix after transposition: the queries of a fused q-k-v tensor, or one expert of a tensor (E, N, D),
-    whose rows are counted over all experts. In a vector it selects values. ``step``: only every so-many-th of them.
-    ``columns`` (start, stop) selects columns of a transposed matrix. ``flat``: the tensor is one vector, whatever its
-    dimensions. ``negative_exp``: the value is -e^x of the stored x.
-    """
-
-    tensor: str
-    plus: float = 0.0
-    rows: tuple[int, int] | None = None
-    transpose: bool = False
-    step: int = 1
-    columns: tuple[int, int] | None = None
-    flat: bool = False
-    negative_exp: bool = False
-
-
-@dataclass(frozen=True)
-class Model:
-    """A spec and the tensors that fill its slots, by slot name ("blocks.3.attention.q.weight").
-
-    If several tensors fill a slot, their rows are concatenated. ``layer_count`` is the metadata key that states the
-    number of layers, for error messages. ``ignored`` are parts of tensors that the model knowingly leaves out, and so
-    are ``further_layers`` layers after the last: they predict further tokens, which generation does not need.
-    """
-
-    spec: ModelSpec
-    slots: Mapping[str, Slot | tuple[Slot, ...]] = field(repr=False)
-    layer_count: str
-    ignored: tuple[Slot, ...] = ()
-    further_layers: int = 0
-
-    def sources(self, slot: str) -> tuple[Slot, ...]:
-        """The sources of a slot; empty if nothing fills it."""
-        found = self.slots.get(slot, ())
-        return found if isinstance(found, tuple) else (found,)

@@ -26,6 +26,8 @@ from pellucid.model.common_metadata import (
 )
 from pellucid.model.config import Config
 from pellucid.model.family import Family
+from pellucid.model.filled import Model
+from pellucid.model.positions import Learned, Pairing, Rotary
 from pellucid.model.spec import (
     Activation,
     Attention,
@@ -33,13 +35,9 @@ from pellucid.model.spec import (
     Embedding,
     FeedForward,
     Head,
-    Learned,
-    Model,
     ModelSpec,
     Norm,
-    Pairing,
     Placement,
-    Rotary,
 )
 from pellucid.model.standard_mixture import FeedForwards, StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS, TensorNames
@@ -90,7 +88,8 @@ class StandardDecoder:
     the same models.
 
     Attention: ``gguf_pairing`` is the order of rotary pairs in the rows of GGUF's q and k, ``pairing`` that of
-    config.json's models, ``rotated`` the fraction of a head's values that are rotated if the file does not say.
+    config.json's models, ``rotated`` the fraction of a head's values that are rotated if the file does not say;
+    ``rope_keys`` are the keys of the base and of that fraction in files from before transformers 5.
     ``bias`` and ``output_bias`` are whether q, k and v, and the attention's output, have biases if the file does not
     say; ``head_norm`` and ``whole_norm`` whether each head's queries and keys have a norm, or those of all heads
     together; as a string ``head_norm`` is the key of config.json that says so, and GGUF's tensors show it; ``sinks``
@@ -118,6 +117,7 @@ class StandardDecoder:
     gguf_pairing: Pairing = "half"
     pairing: Pairing = "half"
     rotated: float = 1.0
+    rope_keys: tuple[str, str] = ("rope_theta", "partial_rotary_factor")
     bias: bool = False
     output_bias: bool = False
     head_norm: bool | str = False
@@ -228,8 +228,10 @@ class StandardDecoder:
         kv_heads = config.divisor(keys["kv_heads"], keys["heads"], heads) if keys["kv_heads"] else heads
         rotary = None
         if self.positions == "rotary":
-            base, scaling = rope_parameters(config)
-            rotary = Rotary(base, rotary_dims(config, head_dim, self.rotated), self.pairing, scaling)
+            base_key, part_key = self.rope_keys
+            base, scaling = rope_parameters(config, base_key=base_key)
+            dims = rotary_dims(config, head_dim, self.rotated, part_key)
+            rotary = Rotary(base, dims, self.pairing, scaling)
         dense = FeedForward(
             _count(config, keys["feed_forward"], self.widening * width),
             activation,

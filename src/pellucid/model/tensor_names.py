@@ -6,8 +6,9 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from pellucid.model.filled import Slot
 from pellucid.model.shapes import Shape, expected_shapes
-from pellucid.model.spec import DeltaNet, ModelSpec, Slot
+from pellucid.model.spec import DeltaNet, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,22 @@ class TensorNames:
 
         transformers reads both; the published files of GPT-2 and BLOOM are such.
         """
+        fused = self.block.get("feedforward.experts.gate.weight", FUSED)
+        if any(f"{self.prefix}.{layer}.{fused}" in tensors for layer in range(MOST_DENSE)):
+            return self.with_fused_experts()
         embed = self.model["embed"]
         base = embed.partition(".")[0] + "."
         if f"{embed}.weight" in tensors or f"{embed.removeprefix(base)}.weight" not in tensors:
             return self
         model = {place: name.removeprefix(base) for place, name in self.model.items()}
         return replace(self, model=model, prefix=self.prefix.removeprefix(base))
+
+    def with_fused_experts(self) -> TensorNames:
+        """A copy with transformers 5's names of tensors that hold all experts: gates and ups, and downs."""
+        up, down = FUSED, FUSED.replace("gate_up", "down")
+        places = {"gate": up, "up": up, "down": down}
+        named = {f"feedforward.experts.{part}.weight": name for part, name in places.items()}
+        return replace(self, block={**self.block, **named})
 
     def fused(self) -> TensorNames:
         """A copy with llama.cpp's name of one tensor of queries, keys and values."""
@@ -132,6 +143,9 @@ def _rows_by_group(
     return found
 
 
+FUSED = "mlp.experts.gate_up_proj"
+MOST_DENSE = 8
+"""The first layers among which one has experts, in files with fused experts."""
 DIRECT = {"attention.q": "attention.q_direct", "attention.q_rotary": "attention.q_rotary_direct"}
 """Places of latent attention whose queries are made of the token itself, not of a narrower vector."""
 

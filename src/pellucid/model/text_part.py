@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import shown
 from pellucid.model.config import Config
-from pellucid.model.spec import Model, Slot
+from pellucid.model.filled import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pellucid.plan.builder import COUNT, NO_BIAS, Builder, heads
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Cache, CacheGroup, Operation, PageBytes, Value, Vector, Weights
-from pellucid.plan.position import alibi_bias, rotate
+from pellucid.plan.position import alibi_bias, rotate, scale_queries
 from pellucid.runtime.cache_layout import LayerShape
 
 
@@ -38,6 +38,8 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     for name, of, heads_ in (("q", q, kind.heads), ("k", k, kind.kv_heads)):
         if kind.rotary:
             rotate(builder, f"{stage}.{name}_rotary", kind.rotary, of, heads_, shape.head_dim)
+    if kind.query_scale:
+        scale_queries(builder, f"{stage}.q_scale", kind.query_scale, q, kind.heads)
     cached = _write_cache(builder, stage, kind, shape, k, v)
     attended = _attend(builder, stage, cached, shape, kind, q)
     attended = regroup(builder, f"{stage}.heads", attended, kind.heads, shape.value_dim, kind.value_dim)
@@ -64,9 +66,9 @@ def _latent(builder: Builder, stage: str, kind: Attention, latent: Latent, x: st
     one that would make its value. So the cache holds one head, and each of its keys is read once for all heads.
     """
     heads_, rank, rotated = kind.heads, latent.rank, kind.head_dim - latent.plain_dim
-    if kind.rotary is None or kind.qk_norm or kind.gate:
+    if kind.rotary is None or kind.qk_norm or kind.gate or kind.query_scale:
         raise UnsupportedModel(
-            f"{stage}: latent attention has rotary positions, and neither norms of heads nor an output gate"
+            f"{stage}: latent attention has rotary positions, and no norms of heads, output gate or query scale"
         )
     kv_dtype = builder.kv_dtype or _kv_dtype(builder, stage, kind)
     unit = kv_layout.unit(kv_dtype)

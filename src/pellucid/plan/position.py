@@ -7,7 +7,7 @@ import math
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
-from pellucid.model.spec import Learned, Rotary, RotaryScaling, Sinusoidal
+from pellucid.model.positions import Learned, QueryScale, Rotary, RotaryScaling, Sinusoidal
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.embedding import lookup
 from pellucid.plan.plan import At, Constant, DistanceBias, DistanceTable, Operation, Value
@@ -54,6 +54,20 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
     found = [2.0 ** (-8 * (i + 1) / lower) for i in range(lower)]
     found += [2.0 ** (-4 * (2 * i + 1) / lower) for i in range(heads - lower)]
     return tuple(found)
+
+
+def scale_queries(builder: Builder, stage: str, kind: QueryScale, q: str, count: int) -> None:
+    """Multiply the queries of ``count`` heads by the factor of their positions."""
+    width = builder.width_of(q)
+    fields: dict[str, Value] = {
+        "x": At(q),
+        "width": width,
+        "heads": count,
+        "beta": kind.beta,
+        "length": kind.length,
+    }
+    shape, partitions = f"(T, {width})", {q: heads(count)}
+    builder.emit(Operation(stage, KernelKey("query_scale"), fields, (q,), (q,), shape, partitions=partitions))
 
 
 def alibi_bias(builder: Builder, heads: int, causal: bool) -> DistanceBias:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from pellucid.errors.messages import shown
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
+from pellucid.model.filled import Model, Slot
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slots import SlotReader, by_expert
-from pellucid.model.spec import Model, Slot
 from pellucid.plan.plan import Plan, Vector, Weights
 from pellucid.runtime.memory import Arena
 from pellucid.weights.checkpoint import Checkpoint

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures, known_families
+from pellucid.model.filled import Model, Slot
 from pellucid.model.shapes import Shape, expected_shapes
-from pellucid.model.spec import Model, Slot
 from pellucid.model.standard_decoder import KEYS
 from pellucid.testing.byte_tokens import SMALLEST, gguf_tokenizer, json_tokenizer
 from pellucid.testing.written import Written, write_gguf, write_safetensors

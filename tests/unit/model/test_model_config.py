@@ -55,6 +55,7 @@ MAY_BE_NONE = {
         *(f"deepseek_v{n}:num_nextn_predict_layers" for n in (2, 3)),
         *(f"deepseek_v{n}:first_k_dense_replace" for n in (2, 3)),
         "nemotron_h:n_routed_experts",
+        "nemotron_h:moe_shared_expert_intermediate_size",
         "nemotron_h:num_nextn_predict_layers",
     ),
 }
@@ -481,3 +482,34 @@ def test_experts_and_factors_out_of_range(
     checkpoint = Metadata.of(TINY[family])
     checkpoint.metadata |= changes
     refused(checkpoint, *words, kind=PellucidError)
+
+
+def test_the_keys_that_published_files_of_pythia_have() -> None:
+    checkpoint = Metadata.of(TINY["gpt_neox"])
+    before = checkpoint.read().spec
+    part = checkpoint.metadata.pop("rope_parameters").get("partial_rotary_factor", 0.25)
+    checkpoint.metadata |= {"rotary_pct": part, "rotary_emb_base": 10_000}
+    assert checkpoint.read().spec == before
+    checkpoint.metadata["rotary_emb_base"] = 500
+    assert checkpoint.read().spec.attention.rotary != before.attention.rotary
+
+
+def test_fused_experts_are_their_rows() -> None:
+    """Qwen 3.5's published files hold all experts of a layer in two tensors."""
+    checkpoint = Metadata.of(TINY["qwen3_5_moe"])
+    before = checkpoint.read()
+    experts, width, inner = 6, 64, 24
+    for layer in range(len(before.spec.blocks)):
+        at = f"model.layers.{layer}.mlp.experts"
+        some = checkpoint.tensors[f"{at}.0.up_proj.weight"]
+        for name in [name for name in checkpoint.tensors if name.startswith(at)]:
+            del checkpoint.tensors[name]
+        for part, shape in (("gate_up", (experts, 2 * inner, width)), ("down", (experts, width, inner))):
+            name = f"{at}.{part}_proj"
+            checkpoint.tensors[name] = replace(some, name=name, shape=shape)
+    model = checkpoint.read()
+    assert model.spec == before.spec
+    gates = model.sources("blocks.0.feedforward.experts.gate.weight")
+    ups = model.sources("blocks.0.feedforward.experts.up.weight")
+    assert [one.rows for one in gates[:2]] == [(0, inner), (2 * inner, 3 * inner)]
+    assert [one.rows for one in ups[:2]] == [(inner, 2 * inner), (3 * inner, 4 * inner)]

@@ -12,6 +12,8 @@ from support.reference import Reference
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.model.family import Family
+from pellucid.model.filled import Model, Slot
+from pellucid.model.positions import Rotary, RotaryScaling
 from pellucid.model.read import _check_tensors, _check_unused
 from pellucid.model.slots import SlotReader
 from pellucid.model.spec import (
@@ -21,13 +23,9 @@ from pellucid.model.spec import (
     FeedForward,
     Head,
     Mixture,
-    Model,
     ModelSpec,
     Norm,
-    Rotary,
-    RotaryScaling,
     Router,
-    Slot,
 )
 from pellucid.plan.position import alibi_slopes
 from pellucid.runtime.batch import Chunk

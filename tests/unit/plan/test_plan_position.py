@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.spec import Rotary, RotaryScaling
+from pellucid.model.positions import Rotary, RotaryScaling
 from pellucid.plan.position import inverse_frequencies
 
 LINEAR = RotaryScaling("linear", 4.0)

@@ -24,7 +24,7 @@ from pellucid.engine.prefix_cache import PrefixLease
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.measure.suite import prefill
-from pellucid.model.spec import Model
+from pellucid.model.filled import Model
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.sample.beams import BeamOptions, BeamSearch, gumbel

@@ -8,17 +8,9 @@ from __future__ import annotations
 from pellucid.model.common_metadata import sentence_pooling
 from pellucid.model.config import Config
 from pellucid.model.family import Family
-from pellucid.model.spec import (
-    Attention,
-    Block,
-    Embedding,
-    FeedForward,
-    Learned,
-    Model,
-    ModelSpec,
-    Norm,
-    Slot,
-)
+from pellucid.model.filled import Model, Slot
+from pellucid.model.positions import Learned
+from pellucid.model.spec import Attention, Block, Embedding, FeedForward, ModelSpec, Norm
 from pellucid.weights.checkpoint import Checkpoint
 
 BLOCK = {

@@ -7,7 +7,8 @@ from collections.abc import Callable, Container
 from dataclasses import replace
 
 from pellucid.model.config import Config
-from pellucid.model.spec import Attention, FeedForward, Latent, Mixture, ModelSpec, Norm, Pairing, Router
+from pellucid.model.positions import Pairing
+from pellucid.model.spec import Attention, FeedForward, Latent, Mixture, ModelSpec, Norm, Router
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pellucid.model.config import Config
 from pellucid.model.families.bloom import NAMES
 from pellucid.model.family import Family
-from pellucid.model.spec import Model, Norm
+from pellucid.model.filled import Model
+from pellucid.model.spec import Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import GGUF
 from pellucid.weights.checkpoint import Checkpoint

@@ -18,7 +18,9 @@ from pellucid.model.common_metadata import (
 )
 from pellucid.model.config import Config
 from pellucid.model.family import Family
-from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, Model, ModelSpec, Norm, Rotary
+from pellucid.model.filled import Model
+from pellucid.model.positions import Rotary
+from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, ModelSpec, Norm
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH
 from pellucid.weights.checkpoint import Checkpoint
 

@@ -42,6 +42,7 @@ GPT_NEOX = StandardDecoder(
     keys={"kv_heads": "", "head_dim": "", "norm_eps": "layer_norm_eps", "feedforward_bias": ""},
     unused=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
     names=NAMES,
+    rope_keys=("rotary_emb_base", "rotary_pct"),
     gguf_change=_parallel,
     config_change=_parallel,
 ).family()

@@ -1,7 +1,48 @@
-"""Mistral (Jiang et al. 2023): like Llama, with a sliding window in the first version. GGUF files say "llama"."""
+"""Mistral (Jiang et al. 2023): like Llama, with a sliding window in the first version. GGUF files say "llama".
+
+In Ministral 3 (Mistral AI 2025) queries grow with the position.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from pellucid.model.common_metadata import yarn_magnitude
+from pellucid.model.config import Config
+from pellucid.model.positions import QueryScale
+from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 
+
+def _scaled_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    table = config.table("rope_parameters")
+    table.value("max_position_embeddings")  # the context, once more
+    beta = table.cap("llama_4_scaling_beta")
+    if not beta:
+        return spec
+    scale = QueryScale(beta, table.count("original_max_position_embeddings"))
+    return spec.with_attention(query_scale=scale)
+
+
+def _scaled_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    beta = config.cap("attention.temperature_scale")
+    length = config.count("rope.scaling.original_context_length", config.count("context_length"))
+    all_dims, rotary = config.cap("rope.scaling.yarn_log_multiplier"), spec.attention.rotary
+    if all_dims and rotary and rotary.scaling and rotary.scaling.kind == "yarn":
+        factor = rotary.scaling.factor
+        magnitude = yarn_magnitude(factor) / yarn_magnitude(factor, all_dims)
+        spec = spec.with_attention(
+            rotary=replace(rotary, scaling=replace(rotary.scaling, magnitude=magnitude))
+        )
+    return spec.with_attention(query_scale=QueryScale(beta, length)) if beta else spec
+
+
 MISTRAL = StandardDecoder("mistral", architecture=None, keys={"window": "sliding_window"}).family()
+MINISTRAL3 = StandardDecoder(
+    "ministral3",
+    architecture="mistral3",
+    gguf_pairing="interleaved",
+    keys={"window": "sliding_window"},
+    gguf_change=_scaled_gguf,
+    config_change=_scaled_config,
+).family()

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
-from pellucid.model.spec import Model, ModelSpec, Norm
+from pellucid.model.filled import Model
+from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 from pellucid.weights.checkpoint import Checkpoint

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from pellucid.model.config import Config
 from pellucid.model.families.opt import NAMES
-from pellucid.model.spec import ModelSpec, Norm, Sinusoidal
+from pellucid.model.positions import Sinusoidal
+from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 
 OFFSET = 2  # the first position

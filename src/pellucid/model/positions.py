@@ -1,0 +1,73 @@
+"""How a model knows the positions of tokens: parts of a spec (``spec.py``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Pairing = Literal["interleaved", "half"]
+
+
+@dataclass(frozen=True)
+class RotaryScaling:
+    """The scaling of rotary frequencies for contexts longer than the trained one.
+
+    ``linear`` divides all frequencies by ``factor``. ``llama3`` divides the low ones, leaves the high ones and
+    interpolates in between (Llama Team 2024, as in transformers' ``_compute_llama3_parameters``). ``yarn`` divides
+    those that turn less than ``slow`` times over the trained context, leaves those that turn more than ``fast`` times,
+    interpolates in between, and multiplies cosines and sines by ``magnitude`` (Peng et al. 2023). ``longrope`` divides
+    each frequency by its own number, of ``short`` if the model's context is at most ``trained_context``, otherwise of
+    ``long``, and multiplies likewise (Ding et al. 2024).
+    """
+
+    kind: Literal["linear", "llama3", "yarn", "longrope"]
+    factor: float
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    trained_context: int = 8192
+    fast: float = 32.0
+    slow: float = 1.0
+    magnitude: float = 1.0
+    whole_pairs: bool = True
+    """Whether ``yarn`` rounds the limits of the interpolation outwards to whole pairs."""
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions: the base of the frequencies, how many of a head's values are rotated, and how they pair."""
+
+    base: float
+    dims: int
+    pairing: Pairing
+    scaling: RotaryScaling | None = None
+    factors: tuple[float, ...] = ()
+    """A divisor for each of the dims/2 frequencies, if the file has its own."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned vector for each of ``count`` positions, added to the embedding."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Sinusoidal:
+    """Fixed vectors of sines and cosines, added to the embedding (Vaswani et al. 2017).
+
+    As in tensor2tensor: pair j of D/2 has the frequency base^(-j / (D/2 - 1)); the first half of the vector holds the
+    sines, the second the cosines. The first token has position ``offset``.
+    """
+
+    base: float
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class QueryScale:
+    """A factor of queries that grows with the position: 1 + beta log(1 + floor(position / length)) (Meta 2025)."""
+
+    beta: float
+    length: int

@@ -1,0 +1,47 @@
+"""The causal convolution against NumPy; however sequences are cut into steps, the bits are the same."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.kernels import Batch, assert_close, call, guarded, numbers, seeds, threads
+from support.recurrent import cuts, in_steps, lengths
+
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.recurrent import convolve
+
+
+@settings(max_examples=60)
+@given(
+    lengths,
+    cuts,
+    seeds,
+    st.integers(1, 5),
+    st.sampled_from([16, 48, 80]),
+    st.booleans(),
+    st.booleans(),
+    threads,
+)
+def test_convolve(
+    lengths: list[int], cuts: list[int], seed: int, taps: int, C: int, silu: bool, biased: bool, threads: int
+) -> None:
+    x, weight = numbers("normal", seed, sum(lengths), C), numbers("normal", seed + 1, taps, C)
+    bias = numbers("normal", seed + 2, C)
+
+    def step(batch: Batch, rows: np.ndarray, state: int) -> np.ndarray:
+        out = guarded((len(rows), C))
+        call(
+            KernelKey("convolve", silu=silu), batch, threads, x=np.ascontiguousarray(x[rows]), width=C, taps=taps,
+            weight=weight, weight_stride=4 * C, bias=bias if biased else 0, state=state,
+            page_bytes=4 * max(1, taps - 1) * C, out=out,
+        )  # fmt: skip
+        return out
+
+    size = max(1, taps - 1) * C
+    whole = in_steps(step, lengths, [], size)
+    assert whole.tobytes() == in_steps(step, lengths, cuts, size, seed % 1000).tobytes()
+    for first, count in zip(np.cumsum([0, *lengths]), lengths):
+        part = slice(first, first + count)
+        want = convolve.reference(x[part], weight, bias if biased else 0.0, silu)
+        assert_close(whole[part], want, 2e-6 * (1 + np.abs(want).max()))
