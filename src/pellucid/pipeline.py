@@ -28,6 +28,7 @@ from pellucid.plan.block import block
 from pellucid.plan.builder import Builder
 from pellucid.plan.embedding import embed, embedding_norm
 from pellucid.plan.passes import optimize
+from pellucid.plan.per_layer import per_layer_embeddings
 from pellucid.plan.plan import Plan
 from pellucid.plan.position import position
 from pellucid.plan.project import final_norm, project
@@ -54,6 +55,7 @@ def build_plan(
     x = embed(builder)  # each token's row of the embedding matrix           (T, D)
     x = position(builder, x)  # adds a vector, or computes the angles that rotate queries and keys
     x = embedding_norm(builder, x)
+    per_layer_embeddings(builder, x)  # a vector for each block, in models that have them  (T, L P)
     for layer, block_spec in enumerate(spec.blocks):
         x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
     x = final_norm(builder, x)  # only the rows whose logits are wanted          (R, D)

@@ -35,6 +35,7 @@ from pellucid.model.spec import (
     Mamba,
     Mixture,
     Norm,
+    PerLayer,
     Router,
     ShortConvolution,
 )
@@ -63,6 +64,11 @@ def outcome(checkpoint: Metadata) -> Any:
         assert isinstance(error, (UnsupportedModel, FileFormatError))  # noqa: PT017
         return str(error)
     return model.spec, model.slots
+
+
+def listed(value: Any) -> Any:
+    """A value of the metadata; of an array its list."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def at(checkpoint: Metadata, path: tuple[str, ...], value: Any) -> Metadata:
@@ -97,7 +103,7 @@ def test_a_key_that_changes_results_is_read_or_refused(name: str) -> None:
     read = asked(checkpoint, Config(checkpoint.metadata, checkpoint.path))
     for key, neutral in table.items():
         full = start + key
-        values = [v for v in VALUES if v != checkpoint.metadata.get(full) and not neutral(v, whole)]
+        values = [v for v in VALUES if v != listed(checkpoint.metadata.get(full)) and not neutral(v, whole)]
         if full in read:
             assert noticed(checkpoint, (full,), values), f"{key} is read and makes no difference"
             continue
@@ -141,8 +147,7 @@ def test_what_a_reader_asks_for_makes_a_difference(name: str) -> None:
         current: Any = checkpoint.metadata
         for part in path:
             current = current.get(part) if isinstance(current, Mapping) else None
-        if isinstance(current, np.ndarray):
-            current = current.tolist()
+        current = listed(current)
         if current == {} or (isinstance(current, Mapping) and current):
             continue  # a table: its keys are tested instead
         others = [value for value in VALUES if value != current]
@@ -378,6 +383,13 @@ OTHER: dict[tuple[type, str], Any] = {
     (Attention, "cross"): True,
     (Attention, "output_scale"): 0.5,
     (Attention, "query_scale"): QueryScale(0.2, 4),
+    (Attention, "v_norm"): None,
+    (Attention, "keys_as_values"): True,
+    (Attention, "shared"): 0,
+    (PerLayer, "scale"): 3.0,
+    (PerLayer, "projection_scale"): 3.0,
+    (PerLayer, "sum_scale"): 3.0,
+    (PerLayer, "activation"): "relu",
     (QueryScale, "beta"): 0.7,
     (QueryScale, "length"): 3,
     (DeltaNet, "tiled"): True,
@@ -405,6 +417,7 @@ ELSEWHERE = {
     (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Rotary, "dims"),
     (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
     *RECURRENT, (Attention, "output_bias"), (Attention, "gate"), (Attention, "latent"), (Block, "recurrent"),
+    (Block, "scalar"), (PerLayer, "width"),
     (FeedForward, "width"), (FeedForward, "gated"), (FeedForward, "bias"),
     (Mixture, "router"), (Mixture, "expert"), (Mixture, "shared"), (Mixture, "shared_gate"),
     (Router, "experts"), (Router, "bias"), (Router, "correction"),
@@ -434,8 +447,9 @@ def idle(part: Any, name: str) -> bool:
             return name not in SCALING[kind]
         case Norm(kind="rms"):
             return name == "bias"
-        case Attention(qk_norm=None):
-            return name == "qk_norm_whole"
+        case Attention():
+            others = part.shared is not None and name in ("v_norm", "keys_as_values")
+            return others or (name == "qk_norm_whole" and part.qk_norm is None)
         case DeltaNet():
             return name == "tiled" and part.heads == part.key_heads
         case Mamba(norm=None):

@@ -11,6 +11,7 @@ and compares the logits with the golden's: the difference must be within 2e-4 of
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 import warnings
@@ -65,6 +66,10 @@ def convert(source: Path, target: Path) -> str:
     from conversion.base import ModelBase
 
     hparams = ModelBase.load_hparams(source, False)
+    if hparams["model_type"].startswith("gemma"):  # the converter counts the tokens
+        vocabulary = {str(token): token for token in range(hparams["vocab_size"])}
+        tokenizer = {"model": {"vocab": vocabulary}, "added_tokens": []}
+        (source / "tokenizer.json").write_text(json.dumps(tokenizer))
     kind: Any = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
     fields = {"set_vocab": lambda self: None, "model_arch": kind.model_arch, "no_mtp": True}
     bare = type("Bare", (kind,), fields)

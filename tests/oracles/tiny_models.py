@@ -185,6 +185,32 @@ MAMBA = {
     "mamba_d_conv": 4,
     "mamba_expand": 2,
 }
+GEMMA4 = {
+    "vocab_size": 128,
+    "vocab_size_per_layer_input": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 24,
+    "max_position_embeddings": 256,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "final_logit_softcapping": 5.0,
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "proportional",
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 1000000.0,
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
 LATENT = {key: value for key, value in GLM_MOE.items() if key != "head_dim"} | {
     "num_key_value_heads": 4,
     "rope_parameters": LLAMA["rope_parameters"],
@@ -815,6 +841,26 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         | {
             "rope_parameters": YARN
             | {"factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+        },
+    ),
+    "gemma4": ("Gemma4ForCausalLM:Gemma4TextConfig", GEMMA4),
+    "gemma4-odd": (
+        "Gemma4ForCausalLM:Gemma4TextConfig",
+        GEMMA4
+        | {
+            "hidden_size": 72,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "num_global_key_value_heads": 2,
+            "head_dim": 24,
+            "global_head_dim": 40,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "num_kv_shared_layers": 0,
+            "use_double_wide_mlp": False,
+            "final_logit_softcapping": None,
         },
     ),
 }

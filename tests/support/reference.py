@@ -80,6 +80,7 @@ class Reference:
         self, checkpoint: Checkpoint, model: Model, round_kv: Callable[[Array], Array] = lambda x: x
     ) -> None:
         self.checkpoint, self.model, self.spec, self.round_kv = checkpoint, model, model.spec, round_kv
+        self.cached: dict[str, list[Array]] = {}
 
     def weight(self, slot: str) -> Array:
         return SlotReader(self.checkpoint, self.model.sources(slot)).values().astype(np.float64)
@@ -100,22 +101,20 @@ class Reference:
         tokens = len(x)
         if kind.latent:
             return self.latent(x, kind, kind.latent, at)
-        q, k, v = (
-            self.linear(x, f"{at}.{n}", kind.bias).reshape(tokens, -1, width)
-            for n, width in (("q", kind.head_dim), ("k", kind.head_dim), ("v", kind.value_dim))
-        )
-        if kind.qk_norm:
-            whole = (tokens, 1, -1) if kind.qk_norm_whole else (tokens, -1, kind.head_dim)
-            q, k = (
-                self.norm(x.reshape(whole), kind.qk_norm, f"{at}.{n}_norm").reshape(x.shape)
-                for n, x in (("q", q), ("k", k))
-            )
-        if kind.rotary:
-            q, k = (rotate(x, kind.rotary, self.spec.context) for x in (q, k))
+        q = self.positioned(self.linear(x, f"{at}.q", kind.bias), kind, f"{at}.q_norm")
         if kind.query_scale:
             parts = np.arange(tokens) // kind.query_scale.length
             q = q * (1 + kind.query_scale.beta * np.log(1 + parts))[:, None, None]
-        k, v = (np.repeat(self.round_kv(x), kind.heads // kind.kv_heads, axis=1) for x in (k, v))
+        if kind.shared is None:
+            raw = self.linear(x, f"{at}.k", kind.bias)
+            v = raw if kind.keys_as_values else self.linear(x, f"{at}.v", kind.bias)
+            v = v.reshape(tokens, -1, kind.value_dim)
+            v = self.norm(v, kind.v_norm, f"{at}.v_norm") if kind.v_norm else v
+            k = self.positioned(raw, kind, f"{at}.k_norm")
+            self.cached[at] = [
+                np.repeat(self.round_kv(part), kind.heads // kind.kv_heads, axis=1) for part in (k, v)
+            ]
+        k, v = self.cached[at if kind.shared is None else f"blocks.{kind.shared}.attention"]
         scores = np.einsum("thk,shk->hts", q, k) * kind.scale
         if kind.softcap:
             scores = kind.softcap * np.tanh(scores / kind.softcap)
@@ -134,6 +133,15 @@ class Reference:
         if kind.gate:
             attended = attended * sigmoid(self.linear(x, f"{at}.gate", kind.bias))
         return kind.output_scale * self.linear(attended, f"{at}.output", kind.output_bias)
+
+    def positioned(self, x: Array, kind: Attention, norm: str) -> Array:
+        """Queries or keys: normalised, in heads, and rotated."""
+        heads = x.reshape(len(x), -1, kind.head_dim)
+        if kind.qk_norm and kind.qk_norm_whole:
+            heads = self.norm(x, kind.qk_norm, norm).reshape(heads.shape)
+        elif kind.qk_norm:
+            heads = self.norm(heads, kind.qk_norm, norm)
+        return rotate(heads, kind.rotary, self.spec.context) if kind.rotary else heads
 
     def latent(self, x: Array, kind: Attention, latent: Latent, at: str) -> Array:
         """With the keys and values of each head, which the plan does not make."""
@@ -272,6 +280,17 @@ class Reference:
             out = out + self.recurrent(x, kind.recurrent, f"{at}.recurrent")
         return out
 
+    def per_layer_embeddings(self, ids: Sequence[int], x: Array) -> Array:
+        """A vector for each token and block (T, L, P)."""
+        kind, layers = self.spec.per_layer, len(self.spec.blocks)
+        if not kind:
+            return np.empty((len(ids), layers, 0))
+        shape = (len(ids), layers, kind.width)
+        projected = kind.projection_scale * self.linear(x, "per_layer.project").reshape(shape)
+        projected = self.norm(projected, self.spec.blocks[0].norm, "per_layer.norm")
+        table = self.weight("per_layer.embed.weight")[list(ids)].reshape(shape)
+        return kind.sum_scale * (projected + kind.scale * table)
+
     def rows(self, ids: Sequence[int]) -> Array:
         embedding = self.spec.embedding
         x = self.weight("embed.weight")[list(ids)] * embedding.scale
@@ -286,6 +305,7 @@ class Reference:
             x = x + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
         if embedding.norm:
             x = self.norm(x, embedding.norm, "embed.norm")
+        own = self.per_layer_embeddings(ids, x)
         for i, kind in enumerate(self.spec.blocks):
             at, ff = f"blocks.{i}.attention", f"blocks.{i}.feedforward"
             if kind.placement in ("parallel", "shared"):
@@ -301,6 +321,12 @@ class Reference:
                 x = self.sublayer(x, kind, mixer, lambda x, k=kind, i=i: self.mixed(x, k, i))
             if kind.feedforward:
                 x = self.sublayer(x, kind, ff, lambda x, k=kind, a=ff: self.feedforward(x, k.feedforward, a))
+            if self.spec.per_layer:
+                at = f"blocks.{i}.per_layer"
+                hidden = ACTIVATIONS[self.spec.per_layer.activation](self.linear(x, f"{at}.gate")) * own[:, i]
+                x = x + self.norm(self.linear(hidden, f"{at}.project"), kind.norm, f"{at}.norm")
+            if kind.scalar:
+                x = x * self.weight(f"blocks.{i}.scalar.weight")
         return self.norm(x, self.spec.final_norm, "norm") if self.spec.final_norm else x
 
     def logits(self, ids: Sequence[int]) -> Array:

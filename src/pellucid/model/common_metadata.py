@@ -83,14 +83,14 @@ def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_
             config.count("context_length") / trained,
             trained_context=trained,
             magnitude=config.number("rope.scaling.attn_factor", 1.0),
-            short=_factors(checkpoint, SHORT),
-            long=_factors(checkpoint, LONG),
+            short=frequency_factors(checkpoint, SHORT),
+            long=frequency_factors(checkpoint, LONG),
         )
     dims = config.count("rope.dimension_count", head_dim, limit=head_dim)
     if dims % 2:
         raise config.wrong("rope.dimension_count", f"is {dims}, an odd number")
     base = config.number("rope.freq_base", 10_000.0, low=1.0)
-    return Rotary(base, dims, pairing, scaling, _factors(checkpoint))
+    return Rotary(base, dims, pairing, scaling, frequency_factors(checkpoint))
 
 
 def sliding_layers(config: Config, default: list[bool]) -> list[bool]:
@@ -146,7 +146,7 @@ ROTARY_TENSORS = (r"rope_freqs\.weight", r"rope_factors_(short|long)\.weight")
 """Patterns of the tensors in GGUF that are read as metadata."""
 
 
-def _factors(checkpoint: Checkpoint, name: str = FREQUENCIES) -> tuple[float, ...]:
+def frequency_factors(checkpoint: Checkpoint, name: str = FREQUENCIES) -> tuple[float, ...]:
     """A tensor of divisors of the rotary frequencies; empty if there is none.
 
     llama.cpp stores Llama 3's frequency scaling so, and LongRoPE's.

@@ -20,11 +20,12 @@ class Family:
     """A family of models: its name, and its readers by the name of the architecture in the file.
 
     That name is ``general.architecture`` for ``gguf`` and ``model_type`` of ``config.json`` for ``safetensors``.
-    ``unused`` are patterns of tensors that a file may hold and that no slot needs. ``keys`` are the keys of config.json
-    by dimension ("width") that are not the usual ones, and ``biases`` the tensors of GGUF
-    files by which a reader sees that there are biases, where that is usual. ``pattern`` are the kinds of layers of a
-    usual model, which repeat, under the key "pattern" of config.json; with ``kv_by_layer`` GGUF states the number of
-    key/value heads of each layer, which is 0 without attention. All of these are for `pellucid.testing`.
+    ``unused`` are patterns of tensors that a file may hold and that no slot needs.
+
+    The others are for `pellucid.testing`. ``keys`` are the keys of config.json by dimension ("width") that are not the
+    usual ones, and ``biases`` the tensors of GGUF files by which a reader sees that there are biases, where that is
+    usual. ``pattern`` are the kinds of layers of a usual model, which repeat, under the key "pattern" of config.json;
+    with ``kv_by_layer`` GGUF states the number of key/value heads of each layer, which is 0 without attention.
     """
 
     name: str

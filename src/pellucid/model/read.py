@@ -51,8 +51,8 @@ def _read(checkpoint: Checkpoint, config: Config) -> Model:
     config.refuse("quantization_config", {})
     family = families[architecture]
     model = family.readers(checkpoint.kind)[architecture](checkpoint, config)
-    _check_tensors(checkpoint, model)
     _check_layers(checkpoint, model)
+    _check_tensors(checkpoint, model)
     _check_unused(checkpoint, model, family)
     for key in ("bos_token_id", "eos_token_id"):  # of config.json; the tokenizer checks the others
         config.token_ids(key, model.spec.embedding.vocabulary)

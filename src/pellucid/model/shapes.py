@@ -36,8 +36,20 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
         yield "embed.types.weight", (embedding.types, width)
     if embedding.norm:
         yield from _norm("embed.norm", embedding.norm, width)
+    if spec.per_layer:
+        whole = len(spec.blocks) * spec.per_layer.width
+        yield "per_layer.embed.weight", (embedding.vocabulary, whole)
+        yield "per_layer.project.weight", (whole, width)
+        yield from _norm("per_layer.norm", spec.blocks[0].norm, spec.per_layer.width)
     for index, block in enumerate(spec.blocks):
         yield from _block(f"blocks.{index}", block, width)
+        if spec.per_layer:
+            at = f"blocks.{index}.per_layer"
+            yield f"{at}.gate.weight", (spec.per_layer.width, width)
+            yield f"{at}.project.weight", (width, spec.per_layer.width)
+            yield from _norm(f"{at}.norm", block.norm, width)
+        if block.scalar:
+            yield f"blocks.{index}.scalar.weight", (1,)
     if spec.final_norm:
         yield from _norm("norm", spec.final_norm, width)
     if spec.head and not spec.head.tied:
@@ -84,8 +96,12 @@ def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[st
     for part, rows, columns, bias in (
         ("q", heads, width, attention.bias),
         *([("gate", attended, width, attention.bias)] if attention.gate else []),
-        ("k", kv_heads, width, attention.bias),
-        ("v", values, width, attention.bias),
+        *([] if attention.shared is not None else [("k", kv_heads, width, attention.bias)]),
+        *(
+            []
+            if attention.shared is not None or attention.keys_as_values
+            else [("v", values, width, attention.bias)]
+        ),
         ("output", width, attended, attention.output_bias),
     ):
         yield f"{name}.{part}.weight", (rows, columns)
@@ -94,7 +110,10 @@ def _attention(name: str, attention: Attention, width: int) -> Iterator[tuple[st
     if attention.qk_norm:
         whole = attention.qk_norm_whole
         yield from _norm(f"{name}.q_norm", attention.qk_norm, heads if whole else attention.head_dim)
-        yield from _norm(f"{name}.k_norm", attention.qk_norm, kv_heads if whole else attention.head_dim)
+        if attention.shared is None:
+            yield from _norm(f"{name}.k_norm", attention.qk_norm, kv_heads if whole else attention.head_dim)
+    if attention.v_norm and attention.shared is None:
+        yield from _norm(f"{name}.v_norm", attention.v_norm, attention.value_dim)
     if attention.sinks:
         yield f"{name}.sinks.weight", (attention.heads,)
 

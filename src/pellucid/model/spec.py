@@ -88,6 +88,12 @@ class Attention:
     """Whether each head has a learned sink, a score that takes part of the attention weight (Xiao et al. 2023)."""
     cross: bool = False
     """Whether queries see the keys and values of the chunk's encoder instead of those of their own sequence."""
+    v_norm: Norm | None = None
+    """The norm of each head's values."""
+    keys_as_values: bool = False
+    """Whether the values are the projection of the keys, before these are normalised and rotated."""
+    shared: int | None = None
+    """The block whose keys and values are used, instead of keys and values of its own."""
     query_scale: QueryScale | None = None
     latent: Latent | None = None
     gate: bool = False
@@ -229,6 +235,25 @@ class Block:
     placement: Placement
     residual_scale: float = 1.0
     recurrent: Recurrent | None = None
+    scalar: bool = False
+    """Whether the block's output is multiplied by a number that the file has for it."""
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """Embeddings for each layer (Gemma Team 2025, Gemma 3n): a token has a vector of ``width`` P in every block.
+
+    They are the rows of a table (V, L P), times ``scale``, and a projection of the embedding, which is multiplied by
+    ``projection_scale`` and normalised; both are added and multiplied by ``sum_scale``. At the end of its block, P
+    numbers made of the residual stream go through ``activation``, are multiplied by the vector, projected and
+    normalised, and added.
+    """
+
+    width: int
+    scale: float
+    projection_scale: float
+    sum_scale: float
+    activation: Activation
 
 
 @dataclass(frozen=True)
@@ -262,6 +287,7 @@ class ModelSpec:
     embedding: Embedding
     blocks: tuple[Block, ...]
     position: Learned | Sinusoidal | None = None
+    per_layer: PerLayer | None = None
     final_norm: Norm | None = None
     head: Head | None = None
     pooling: Pooling | None = None

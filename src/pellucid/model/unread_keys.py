@@ -104,7 +104,7 @@ HARMLESS = re.compile(
     r"top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|"
     r"num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|max_new_tokens|"
     # details of options that are refused themselves: experts, windows by depth, other scalings
-    r"num_experts_per_tok|moe_(?!num_experts)\w+|norm_topk_prob|router_\w+|first_k_dense_replace|decoder_sparse_step|"
+    r"num_experts_per_tok|top_k_experts|moe_(?!num_experts)\w+|norm_topk_prob|router_\w+|first_k_dense_replace|decoder_sparse_step|"
     r"qk_head_dim|num_mtp_layers|mamba_expand|expand|n_group|topk_group|routed_scaling_factor|mamba_chunk_size|chunk_size|use_mamba_kernels|mamba_ssm_cache_dtype|residual_in_fp32|time_step_(min|max|floor)|"
     r"block_multiple_of|block_ffn_dim_multiplier|max_window_layers|max_sequence_length|max_seq_len|model_max_length|original_max_position_embeddings|"
     r"tie_word_embeddings|is_decoder|bos_token_id|eos_token_id"

@@ -22,25 +22,37 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     if kind.latent:
         return _latent(builder, stage, kind, kind.latent, x, out)
     shape = _cached_shape(builder, stage, kind)
-    q = builder.linear(f"{stage}.q", x, f"{stage}.q", kind.heads * kind.head_dim, "q", bias=kind.bias)
-    k = builder.linear(f"{stage}.k", x, f"{stage}.k", kind.kv_heads * kind.head_dim, "k", bias=kind.bias)
-    v = builder.linear(f"{stage}.v", x, f"{stage}.v", kind.kv_heads * kind.value_dim, "v", bias=kind.bias)
-    if kind.qk_norm and kind.qk_norm_whole:
-        q = norm(builder, f"{stage}.q_norm", f"{stage}.q_norm", kind.qk_norm, q, q)
-        k = norm(builder, f"{stage}.k_norm", f"{stage}.k_norm", kind.qk_norm, k, k)
-    q = regroup(builder, f"{stage}.q_heads", q, kind.heads, kind.head_dim, shape.head_dim)
-    k = regroup(builder, f"{stage}.k_heads", k, kind.kv_heads, kind.head_dim, shape.head_dim)
-    v = regroup(builder, f"{stage}.v_heads", v, kind.kv_heads, kind.value_dim, shape.value_dim)
-    for name, of, heads_ in (("q", q, kind.heads), ("k", k, kind.kv_heads)):
-        if kind.qk_norm and not kind.qk_norm_whole:
+    made = _projected(builder, stage, kind, shape, x)
+    for name in made:
+        if name != "v" and kind.qk_norm and kind.qk_norm_whole:
             at = f"{stage}.{name}_norm"
-            norm(builder, at, at, kind.qk_norm, of, of, parts=heads_, count=kind.head_dim)
-    for name, of, heads_ in (("q", q, kind.heads), ("k", k, kind.kv_heads)):
-        if kind.rotary:
-            rotate(builder, f"{stage}.{name}_rotary", kind.rotary, of, heads_, shape.head_dim)
+            norm(builder, at, at, kind.qk_norm, made[name], made[name])
+    dims = {
+        "q": (kind.heads, kind.head_dim, shape.head_dim),
+        "k": (kind.kv_heads, kind.head_dim, shape.head_dim),
+        "v": (kind.kv_heads, kind.value_dim, shape.value_dim),
+    }
+    for name in made:
+        if not (name == "v" and kind.keys_as_values):  # these are in the cache's heads already
+            made[name] = regroup(builder, f"{stage}.{name}_heads", made[name], *dims[name])
+    norms = {"v": kind.v_norm, **dict.fromkeys("qk", None if kind.qk_norm_whole else kind.qk_norm)}
+    for name, of in made.items():
+        if (how := norms[name]) is not None:
+            (count, width, _), at = dims[name], f"{stage}.{name}_norm"
+            norm(builder, at, at, how, of, of, parts=count, count=width)
+    for name, of in made.items():
+        if kind.rotary and name != "v":
+            rotate(builder, f"{stage}.{name}_rotary", kind.rotary, of, dims[name][0], shape.head_dim)
+    q = made["q"]
+    if kind.shared is None:
+        cached = _write_cache(builder, stage, kind, shape, made["k"], made["v"])
+        builder.cached_attention[layer] = cached
+    elif kind.shared in builder.cached_attention:
+        cached = builder.cached_attention[kind.shared]
+    else:
+        raise UnsupportedModel(f"{stage}: block {kind.shared} has no keys and values to share")
     if kind.query_scale:
         scale_queries(builder, f"{stage}.q_scale", kind.query_scale, q, kind.heads)
-    cached = _write_cache(builder, stage, kind, shape, k, v)
     attended = _attend(builder, stage, cached, shape, kind, q)
     attended = regroup(builder, f"{stage}.heads", attended, kind.heads, shape.value_dim, kind.value_dim)
     if kind.gate:
@@ -56,6 +68,24 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
         out,
         bias=kind.output_bias,
     )
+
+
+def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape, x: str) -> dict[str, str]:
+    """The buffers of queries and, unless those of another block are used, keys and values."""
+    widths = {
+        "q": kind.heads * kind.head_dim,
+        "k": kind.kv_heads * kind.head_dim,
+        "v": kind.kv_heads * kind.value_dim,
+    }
+    names = "q" if kind.shared is not None else "qk" if kind.keys_as_values else "qkv"
+    made = {
+        name: builder.linear(f"{stage}.{name}", x, f"{stage}.{name}", widths[name], name, bias=kind.bias)
+        for name in names
+    }
+    if kind.keys_as_values and kind.shared is None:
+        v, at = builder.buffer("v", kind.kv_heads * shape.value_dim), f"{stage}.v_copy"
+        made["v"] = place(builder, at, made["k"], kind.kv_heads, kind.value_dim, v, shape.value_dim)
+    return made
 
 
 def _latent(builder: Builder, stage: str, kind: Attention, latent: Latent, x: str, out: str) -> str:
@@ -188,11 +218,23 @@ def regroup(builder: Builder, stage: str, x: str, count: int, width: int, wanted
 
 
 def place(
-    builder: Builder, stage: str, x: str, count: int, width: int, out: str, wanted: int, offset: int = 0
+    builder: Builder,
+    stage: str,
+    x: str,
+    count: int,
+    width: int,
+    out: str,
+    wanted: int,
+    *,
+    offset: int = 0,
+    start: int = 0,
 ) -> str:
-    """Copy (T, count, width) into out (T, count, wanted), from ``offset`` of each head on; zeros follow."""
+    """Copy (T, count, width) into out (T, count, wanted), from ``offset`` of each head on; zeros follow.
+
+    The first head begins with the value ``start`` of a row of x.
+    """
     fields: dict[str, Value] = {
-        "x": At(x),
+        "x": At(x, 4 * start),
         "x_stride": 4 * builder.width_of(x),
         "width": width,
         "out": At(out),

@@ -81,8 +81,8 @@ def bind(
 
     def word(value: Value) -> int | float:
         match value:
-            case At(buffer):
-                return int(arrays.by_name[buffer].ctypes.data)
+            case At(buffer, offset):
+                return int(arrays.by_name[buffer].ctypes.data) + offset
             case Weights(slot, _):
                 return matrices[slot].address
             case Vector():

@@ -15,6 +15,7 @@ from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import feedforward
 from pellucid.plan.mixture import mixture
 from pellucid.plan.norm import norm
+from pellucid.plan.per_layer import block_scalar, per_layer_block
 from pellucid.plan.recurrent.layer import recurrent
 
 Inside: TypeAlias = Callable[[str, str], str]
@@ -39,6 +40,10 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
         return _parallel(builder, kind, x, groups)
     for group in groups:
         _sequential(builder, kind, x, group)
+    if builder.spec.per_layer:
+        per_layer_block(builder, layer, builder.spec.per_layer, kind, x)
+    if kind.scalar:
+        block_scalar(builder, layer, x)
     return x
 
 

@@ -69,6 +69,7 @@ class Builder:
             kv_dtype,
         )
         self.layers: list[CachedLayer] = []
+        self.cached_attention: dict[int, int] = {}  # block → the number of its attention's layer in the cache
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {}

@@ -40,9 +40,10 @@ class Buffer:
 
 @dataclass(frozen=True)
 class At:
-    """The address of a buffer."""
+    """The address of a buffer, or of what is ``offset`` bytes behind."""
 
     buffer: str
+    offset: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from pellucid.tokenize.stages.decode import byte_alphabet
 
 SMALLEST = 258
@@ -20,11 +22,12 @@ def _pieces(vocabulary: int) -> list[str]:
 def gguf_tokenizer(vocabulary: int) -> dict[str, Any]:
     """The tokenizer's keys in GGUF. ``vocabulary`` is at least SMALLEST."""
     pieces = _pieces(vocabulary)
+    types = [_NORMAL] * 256 + [_CONTROL] * 2 + [_UNUSED] * (len(pieces) - SMALLEST)
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": pieces,
-        "tokenizer.ggml.token_type": [_NORMAL] * 256 + [_CONTROL] * 2 + [_UNUSED] * (len(pieces) - SMALLEST),
+        "tokenizer.ggml.token_type": np.array(types, np.int32),
         "tokenizer.ggml.merges": [],
         "tokenizer.ggml.bos_token_id": BOS,
         "tokenizer.ggml.eos_token_id": EOS,

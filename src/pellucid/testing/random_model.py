@@ -82,6 +82,7 @@ STATE_KEYS: Mapping[str, str] = {
     "taps": "ssm.conv_kernel",
 }
 HEAD_KEYS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+SLIDING_HEAD_KEYS = tuple(f"{key}_swa" for key in HEAD_KEYS)
 USUAL: Mapping[str, float] = {
     "attention.layer_norm_rms_epsilon": 1e-5,
     "attention.layer_norm_epsilon": 1e-5,
@@ -99,6 +100,8 @@ CONFIG_USUAL: Mapping[str, float] = {
     "n_group": 1,
     "topk_group": 1,
     "block_auto_adjust_ff_dim": False,
+    "hidden_size_per_layer_input": 16,
+    "global_head_dim": 32,
 }
 """Keys of config.json that no dimension states and that some families need."""
 ALWAYS = ("model_type", "bos_token_id", "eos_token_id")
@@ -249,6 +252,11 @@ def _gguf_metadata(
         ]
         if "mlp" in kinds:
             own["feed_forward_length"] = [dims["feed_forward"] if kind == "mlp" else 0 for kind in kinds]
+    if "sliding_attention" in family.pattern:
+        kinds = _kinds(family, dims["layers"])
+        own["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in kinds]
+        own |= dict.fromkeys(SLIDING_HEAD_KEYS, dims["head_dim"])
+        own["embedding_length_per_layer_input"] = CONFIG_USUAL["hidden_size_per_layer_input"]
     own |= {**dict.fromkeys(HEAD_KEYS, dims["head_dim"]), **USUAL}
     if "rank" in family.keys:  # what the cache holds, as llama.cpp states it
         rank, rotated = dims["rank"], dims["rotated_dim"]

@@ -58,6 +58,14 @@ def test_scale_is_numpys(kind: str, seed: int, T: int, vectors: int, factor: flo
     assert np.array_equal(x, before * np.float32(factor))
 
 
+@given(kinds, seeds, tokens, vectors, st.sampled_from([0.22, -3.0]), threads)
+def test_scale_by_is_numpys(kind: str, seed: int, T: int, vectors: int, factor: float, threads: int) -> None:
+    x, in_memory = guarded((T, 16 * vectors)), np.full(1, factor, np.float32)
+    x[...] = before = numbers(kind, seed, *x.shape)
+    call(KernelKey("scale_by"), Batch([T]), threads, x=x, width=16 * vectors, factor=in_memory, rows="tokens")
+    assert np.array_equal(x, before * in_memory)
+
+
 @given(seeds, st.lists(st.integers(0, 9), min_size=1, max_size=12), vectors, threads)
 def test_pick_copies_the_wanted_rows(seed: int, rows: list[int], vectors: int, threads: int) -> None:
     x, out = numbers("normal", seed, 10, 16 * vectors), guarded((len(rows), 16 * vectors))

@@ -126,6 +126,28 @@ def test_wordpiece_of_gguf_is_that_of_json() -> None:
         assert ours.encode(text) == reference.encode(text)
 
 
+def test_merges_of_gemma4_are_those_of_json(tmp_path: Path) -> None:
+    spec = json.loads((GOLDENS / "tiny_byte_fallback" / "tokenizer.json").read_text())
+    spec["normalizer"] = spec["normalizer"]["normalizers"][1]  # Gemma puts no space before the text
+    spec["decoder"]["decoders"].pop()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    reference = load_tokenizer(tmp_path)
+    pieces = reference.vocabulary.tokens
+    ours = from_fields(
+        {
+            "model": "gemma4",
+            "tokens": pieces,
+            "token_type": [3] * 3 + [6 if piece.startswith("<0x") else 1 for piece in pieces[3:]],
+            "merges": [" ".join(pair) for pair in spec["model"]["merges"]],
+            "bos_token_id": 1,
+            "unknown_token_id": 0,
+        }
+    )
+    for text in (*TEXTS, "aaxx ab\n\n  aab", "▁ a"):
+        assert ours.encode(text) == reference.encode(text)
+        assert ours.decode(ours.encode(text)) == reference.decode(reference.encode(text))
+
+
 def test_numbers_are_read_as_tokenizers_reads_them() -> None:
     numbers = json.loads((GOLDENS / "numbers.json").read_text())
     values = parse_json(f'{{"all": [{",".join(numbers)}]}}'.encode(), Path("tokenizer.json"))["all"]

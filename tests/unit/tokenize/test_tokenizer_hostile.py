@@ -37,7 +37,7 @@ def test_the_honest_ones_load() -> None:
     ("change", "error", "message"),
     [
         ({"model": None}, FileFormatError, "tokenizer.ggml.model: missing"),
-        ({"model": "rwkv"}, UnsupportedModel, "'rwkv' is not known; known are bert, gpt2, llama, t5"),
+        ({"model": "rwkv"}, UnsupportedModel, "'rwkv' is not known; known are bert, gemma4, gpt2, llama, t5"),
         ({"model": 7}, FileFormatError, "expected str, found int"),
         ({"pre": "nonsense"}, UnsupportedModel, "'nonsense' is not known; known are .*smollm"),
         ({"tokens": None}, FileFormatError, "tokens: missing"),

@@ -66,14 +66,18 @@ def _layers(spec: ModelSpec) -> dict[str, str]:
     recurrent = [block.recurrent for block in spec.blocks if block.recurrent]
     if spec.attentions:
         attention, window = spec.attention, max(one.window for one in spec.attentions)
+        sharing = sum(one.shared is not None for one in spec.attentions)
         found["attention"] = (
             (f"in {len(spec.attentions)} blocks, " if len(spec.attentions) < len(spec.blocks) else "")
             + f"{attention.heads} heads of {attention.head_dim}, {attention.kv_heads} for keys and values"
             + (f", some see only {window} tokens back" if window else "")
+            + (f", {sharing} blocks use those of earlier ones" if sharing else "")
             + ("" if attention.causal else ", bidirectional")
         )
     if recurrent:
         found["recurrent"] = f"in {len(recurrent)} blocks, {describe.recurrent(recurrent[0])}"
+    if spec.per_layer:
+        found["per layer"] = f"embeddings of {spec.per_layer.width} for each block"
     kinds = [block.feedforward for block in spec.blocks if block.feedforward]
     if kinds:
         found["feed-forward"] = _feedforward(kinds[-1])

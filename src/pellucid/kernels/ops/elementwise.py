@@ -2,6 +2,7 @@
 
 add      out = a + factor * b                   (T, D)
 scale    x = factor * x                         (T, N), in place
+scale_by x = factor[0] * x                      (T, N), in place: the factor is in memory
 pick     out[r] = x[output_rows[r]]             (T, D) -> (R, D)
 softcap  x = cap * tanh(x / cap)                (T, N), in place  (Gemma Team 2024, Gemma 2)
 pool     the mean of a sequence's rows, optionally scaled to length 1    (T, D) -> (B, D)
@@ -31,6 +32,13 @@ class ScaleRecord(Record):
     x: Address  # (T, N) float32
     width: int  # N, a multiple of 16
     factor: float
+    rows: Count
+
+
+class ScaleByRecord(Record):
+    x: Address  # (T, N) float32
+    width: int  # N, a multiple of 16
+    factor: Address  # (1,) float32
     rows: Count
 
 
@@ -99,6 +107,20 @@ def build_scale(simd: Any) -> Any:
     @simd.jit
     def body(record, step, thread, threads):
         x, factor = load(record + at.x), simd.splat(np.float32(simd.load_f64(record + at.factor)))
+        vectors = load(step + load(record + at.rows)) * (load(record + at.width) // 16)
+        for i in range(vectors * thread // threads, vectors * (thread + 1) // threads):
+            vstore(x + i * 64, vload(x + i * 64) * factor)
+
+    return body
+
+
+@kernel("scale_by", ScaleByRecord)
+def build_scale_by(simd: Any) -> Any:
+    at, load, vload, vstore = ScaleByRecord.at, simd.load_i64, simd.vload, simd.vstore
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, factor = load(record + at.x), simd.splat(simd.load_f32(load(record + at.factor)))
         vectors = load(step + load(record + at.rows)) * (load(record + at.width) // 16)
         for i in range(vectors * thread // threads, vectors * (thread + 1) // threads):
             vstore(x + i * 64, vload(x + i * 64) * factor)

@@ -194,16 +194,13 @@ def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str
 def from_gguf(fields: GGUFFields) -> Tokenizer:
     """A tokenizer from the fields of a GGUF file. Raises FileFormatError, UnsupportedModel."""
     vocabulary = fields.vocabulary()
-    merges = fields.strings("merges")
-    if merges is None:
-        raise FileFormatError(fields.path, "tokenizer.ggml.merges", "missing")
+    pairs = gguf_pairs(fields, vocabulary)
     name = fields.get("ggml.pre", str, "default")
     splitting = GGUF_PRE.get(name)
     if splitting is None:
         raise UnsupportedModel(
             f"tokenizer.ggml.pre {brief(name)} is not known; known are {', '.join(sorted(GGUF_PRE))}"
         )
-    pairs = _gguf_pairs(merges, vocabulary, fields.path)
     verbatim = frozenset(vocabulary.of_type(*SPECIAL_TYPES, TokenType.USER_DEFINED))
     return Tokenizer(
         normalizer=None,
@@ -221,11 +218,18 @@ def _pairs(parts: TokenizerJson, merges: Any) -> Ranks:
     return ScoreRanks(parts.vocabulary.tokens, parts.text_ids, ranks, by_score_alone=True)
 
 
-def _gguf_pairs(merges: Sequence[str], vocabulary: Vocabulary, path: Path) -> PairRanks:
-    """The merge table of a GGUF file; a large one is cached, because it takes longer to parse than the rest."""
+def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
+    """The merge table of a GGUF file; a large one is cached, because it takes longer to parse than the rest.
+
+    Raises FileFormatError.
+    """
+    given = fields.strings("merges")
+    if given is None:
+        raise FileFormatError(fields.path, "tokenizer.ggml.merges", "missing")
+    merges = given
 
     def made() -> PairRanks:
-        return pair_ranks(merges, vocabulary.ids, vocabulary, path, "tokenizer.ggml.merges")
+        return pair_ranks(merges, vocabulary.ids, vocabulary, fields.path, "tokenizer.ggml.merges")
 
     if len(merges) < WORTH_CACHING:
         return made()

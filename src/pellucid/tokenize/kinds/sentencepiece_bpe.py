@@ -1,7 +1,8 @@
 """SentencePiece-style BPE with byte fallback: characters merged by score (Kudo & Richardson 2018).
 
 Spaces become ``▁`` and the text is not split into words; a character without a piece becomes its UTF-8 bytes,
-``<0x00>`` … ``<0xFF>``. GGUF calls this kind ``llama``; Gemma, Llama 2 and Mistral use it.
+``<0x00>`` … ``<0xFF>``. GGUF calls this kind ``llama``; Gemma, Llama 2 and Mistral use it. With merges instead of
+scores it is called ``gemma4``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pellucid.tokenize.stages.decode import SPACE, ByteFallbackDecoder
 from pellucid.tokenize.stages.normalize import Normalizer, Prepend, Replace, sequence
 from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split
 from pellucid.tokenize.tokenizer import Tokenizer
-from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType
+from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.model import CompiledModel
@@ -133,13 +134,29 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
     scores = fields.array("scores", vocabulary.size)
     if scores is None:
         raise FileFormatError(fields.path, "tokenizer.ggml.scores", "missing")
-    pieces = vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE)
+    user = frozenset(vocabulary.of_type(TokenType.USER_DEFINED))
+    pairs = ScoreRanks(
+        vocabulary.tokens, _text_pieces(vocabulary), check_scores(fields.path, scores), first=user
+    )
+    return _gguf_tokenizer(fields, vocabulary, pairs, fields.get("ggml.add_space_prefix", bool, True))
+
+
+def from_gguf_with_merges(fields: GGUFFields) -> Tokenizer:
+    """A tokenizer whose pieces have merges instead of scores. Raises FileFormatError."""
+    vocabulary = fields.vocabulary()
+    return _gguf_tokenizer(fields, vocabulary, byte_bpe.gguf_pairs(fields, vocabulary), prefix=False)
+
+
+def _text_pieces(vocabulary: Vocabulary) -> dict[str, int]:
+    return vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE)
+
+
+def _gguf_tokenizer(fields: GGUFFields, vocabulary: Vocabulary, pairs: Ranks, prefix: bool) -> Tokenizer:
+    """``prefix``: whether a space is put before the text."""
+    pieces = _text_pieces(vocabulary)
     values = vocabulary.byte_pieces(fields.path, "tokenizer.ggml.tokens")
     shared = fields.shared(vocabulary, add_bos=True)
     unknown = fields.token_id("unknown", vocabulary.size)
-    user = frozenset(vocabulary.of_type(TokenType.USER_DEFINED))
-    pairs = ScoreRanks(vocabulary.tokens, pieces, check_scores(fields.path, scores), first=user)
-    prefix = fields.get("ggml.add_space_prefix", bool, True)
     steps: list[Normalizer] = [Prepend(SPACE)] if prefix else []
     return Tokenizer(
         normalizer=sequence([*steps, Replace(" ", SPACE)]),
@@ -192,7 +209,7 @@ def from_sentencepiece(parts: SentencePieceParts) -> CharBPE:
 
 KIND = Kind(
     "sentencepiece_bpe",
-    gguf={"llama": from_gguf},
+    gguf={"llama": from_gguf, "gemma4": from_gguf_with_merges},
     json=JsonModelReader("BPE", from_json, claims),
     sentencepiece={BPE: from_sentencepiece},
 )

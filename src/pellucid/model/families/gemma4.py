@@ -1,0 +1,277 @@
+"""Gemma 4, text, without experts (Gemma Team 2026): Gemma 3 with wider heads in full layers, embeddings for each layer,
+keys and values that later layers share, and a number that multiplies each block's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pellucid.model.common_metadata import (
+    ROTARY_TENSORS,
+    except_every,
+    frequency_factors,
+    gguf_vocabulary,
+    tied_head,
+)
+from pellucid.model.config import Config
+from pellucid.model.family import Family
+from pellucid.model.filled import Model
+from pellucid.model.positions import Rotary
+from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, ModelSpec, Norm, PerLayer
+from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH
+from pellucid.weights.checkpoint import Checkpoint
+
+PATTERN, GLOBAL_HEAD_DIM = (
+    6,
+    512,
+)  # if the file does not say: every sixth block has full attention, of this width
+LOCAL_BASE, FULL_BASE, ROTATED = 10_000.0, 1_000_000.0, 0.25
+STILL = 1e30  # what the frequencies of pairs without a position are divided by
+_NAMES = TRANSFORMERS_SANDWICH.with_names(
+    {
+        "per_layer.embed": "model.embed_tokens_per_layer",
+        "per_layer.project": "model.per_layer_model_projection",
+        "per_layer.norm": "model.per_layer_projection_norm",
+    },
+    per_layer__gate="per_layer_input_gate",
+    per_layer__project="per_layer_projection",
+    per_layer__norm="post_per_layer_input_norm",
+    scalar__weight="layer_scalar",
+)
+_GGUF = GGUF.with_names(
+    {
+        "per_layer.embed": "per_layer_token_embd",
+        "per_layer.project": "per_layer_model_proj",
+        "per_layer.norm": "per_layer_proj_norm",
+    },
+    per_layer__gate="inp_gate",
+    per_layer__project="proj",
+    per_layer__norm="post_norm",
+    scalar="layer_output_scale",
+)
+
+
+def _proportional(base: float, head_dim: int, rotated: float) -> Rotary:
+    """The first pairs turn as if all did, the others do not."""
+    pairs = head_dim // 2
+    turning = int(rotated * head_dim // 2)
+    factors = (1.0,) * turning + (STILL,) * (pairs - turning)
+    return Rotary(base, head_dim, "half", factors=factors if turning < pairs else ())
+
+
+def _shared(config: Config, key: str, sliding: list[bool]) -> int:
+    """How many of the last layers use keys and values of earlier ones."""
+    shared, layers = config.amount(key), len(sliding)
+    if shared >= layers or set(sliding[: layers - shared]) != set(sliding):
+        raise config.wrong(key, f"is {shared}, of {layers}: some kind of layer has no keys of its own")
+    return shared
+
+
+def _producers(sliding: list[bool], shared: int) -> list[int | None]:
+    """For each layer the one whose keys and values it uses: the last before of its kind that has its own."""
+    first = len(sliding) - shared
+    last = {kind: layer for layer, kind in enumerate(sliding[:first])}
+    return [None if layer < first else last[kind] for layer, kind in enumerate(sliding)]
+
+
+def _spec(
+    name: str,
+    context: int,
+    vocabulary: int,
+    width: int,
+    blocks: list[Block],
+    per_layer: int,
+    head: Head,
+) -> ModelSpec:
+    layer = PerLayer(per_layer, per_layer**0.5, width**-0.5, 2**-0.5, "gelu_tanh") if per_layer else None
+    return ModelSpec(
+        "gemma4",
+        name,
+        context,
+        Embedding(vocabulary, width, scale=width**0.5),
+        tuple(blocks),
+        per_layer=layer,
+        final_norm=blocks[0].norm,
+        head=head,
+    )
+
+
+def _blocks(
+    full: Attention, local: Attention, sliding: list[bool], shared: int, widths: list[int], norm: Norm
+) -> list[Block]:
+    blocks = []
+    for slides, producer, width in zip(sliding, _producers(sliding, shared), widths):
+        attention = local if slides else full
+        if producer is not None:
+            attention = replace(attention, shared=producer, v_norm=None, keys_as_values=False)
+        blocks.append(
+            Block(attention, FeedForward(width, "gelu_tanh", gated=True), norm, "sandwich", scalar=True)
+        )
+    return blocks
+
+
+def _attention(heads: int, kv_heads: int, head_dim: int, norm: Norm) -> Attention:
+    return Attention(heads, kv_heads, head_dim, 1.0, qk_norm=norm, v_norm=replace(norm, weight=False))
+
+
+def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, Any]:
+    """What ``per_layer_config`` says of the full layers: the same of each."""
+    table, slides = config.table("per_layer_config"), {str(i): one for i, one in enumerate(sliding)}
+    found: dict[str, Any] = {}
+    for layer in table.values:
+        inner = table.table(layer)
+        if slides.get(layer, not layer.isdecimal()):
+            raise config.wrong(
+                "per_layer_config", f"has an entry {layer!r:.20}, which is no layer with full attention"
+            )
+        one = {key: inner.count(key) for key in ("head_dim", "num_key_value_heads") if inner.has(key)}
+        if found and one != found:
+            raise config.wrong("per_layer_config", "differs between layers with full attention")
+        found = one
+    return found
+
+
+def _rope(config: Config, kind: str, base: float, head_dim: int) -> Rotary:
+    table = config.table("rope_parameters").table(kind)
+    proportional = table.one_of(
+        "rope_type",
+        {"default": False, "proportional": True},
+        "proportional" if kind == "full_attention" else "default",
+    )
+    base = table.number("rope_theta", base, low=1.0)
+    if not proportional:
+        return Rotary(base, head_dim, "half")
+    return _proportional(base, head_dim, table.number("partial_rotary_factor", ROTATED, most=1.0))
+
+
+def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attention, Attention]:
+    """That of full layers and that of sliding ones."""
+    heads, head_dim = config.count("num_attention_heads"), config.count("head_dim")
+    kv_heads = config.divisor("num_key_value_heads", "num_attention_heads")
+    overrides = _overrides(config, sliding)
+    full_dim = overrides.get("head_dim", config.count("global_head_dim", GLOBAL_HEAD_DIM))
+    same = config.flag("attention_k_eq_v", False)
+    stated = config.count("num_global_key_value_heads", kv_heads)
+    full_kv = overrides.get("num_key_value_heads", stated if same else kv_heads)
+    if heads % full_kv:
+        raise config.wrong("num_global_key_value_heads", f"is {full_kv}, which does not divide {heads}")
+    bias = config.flag("attention_bias", False)
+    local = replace(
+        _attention(heads, kv_heads, head_dim, norm),
+        rotary=_rope(config, "sliding_attention", LOCAL_BASE, head_dim),
+        window=config.count("sliding_window"),
+        bias=bias,
+        output_bias=bias,
+    )
+    full = replace(
+        _attention(heads, full_kv, full_dim, norm),
+        rotary=_rope(config, "full_attention", FULL_BASE, full_dim),
+        keys_as_values=same,
+        bias=bias,
+        output_bias=bias,
+    )
+    return full, local
+
+
+def from_config(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``config.json`` of Gemma4ForCausalLM."""
+    config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
+    config.refuse("enable_moe_block", False)
+    config.refuse("use_bidirectional_attention", "vision")  # of images alone
+    layers, width = config.count("num_hidden_layers", limit=1000), config.count("hidden_size")
+    norm = Norm("rms", config.number("rms_norm_eps", 1e-6))
+    kinds = {"sliding_attention": True, "full_attention": False}
+    sliding = config.each("layer_types", kinds, layers) or [*except_every(PATTERN, layers - 1), False]
+    full, local = _attentions(config, sliding, norm)
+    shared = _shared(config, "num_kv_shared_layers", sliding)
+    inner, double = config.count("intermediate_size"), config.flag("use_double_wide_mlp", False)
+    widths = [inner * 2 if double and layer >= layers - shared else inner for layer in range(layers)]
+    vocabulary = config.count("vocab_size")
+    per_layer = config.amount("hidden_size_per_layer_input", required=True)
+    if config.count("vocab_size_per_layer_input", vocabulary) != vocabulary and per_layer:
+        raise config.wrong("vocab_size_per_layer_input", f"must be {vocabulary:,}, like vocab_size")
+    spec = _spec(
+        checkpoint.path.name,
+        config.count("max_position_embeddings"),
+        vocabulary,
+        width,
+        _blocks(full, local, sliding, shared, widths, norm),
+        per_layer,
+        Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping")),
+    )
+    return Model(spec, _NAMES.found_in(checkpoint.tensors).slots(spec), config.name("num_hidden_layers"))
+
+
+def _gguf_attentions(
+    checkpoint: Checkpoint, own: Config, sliding: list[bool], norm: Norm
+) -> tuple[Attention, Attention]:
+    layers = len(sliding)
+    heads = own.count("attention.head_count")
+    by_layer = own.by_layer("attention.head_count_kv", layers)
+    kv_heads = dict(zip(sliding, by_layer))
+    if any(
+        kv_heads[slides] != count or not count or heads % count for slides, count in zip(sliding, by_layer)
+    ):
+        raise own.wrong("attention.head_count_kv", f"must be one divisor of {heads} for each kind of layer")
+    full_dim, local_dim = own.count("attention.key_length"), own.count("attention.key_length_swa")
+    for key, dim in (("attention.value_length", full_dim), ("attention.value_length_swa", local_dim)):
+        if own.count(key, dim) != dim:
+            raise own.wrong(key, f"must be {dim}, like that of keys")
+    first_full = sliding.index(False) if False in sliding else 0
+    full = replace(
+        _attention(heads, kv_heads.get(False, 1), full_dim, norm),
+        rotary=Rotary(
+            own.number("rope.freq_base", FULL_BASE, low=1.0),
+            full_dim,
+            "half",
+            factors=frequency_factors(checkpoint),
+        ),
+        keys_as_values=f"blk.{first_full}.attn_v.weight" not in checkpoint.tensors,
+    )
+    rotary = Rotary(own.number("rope.freq_base_swa", LOCAL_BASE, low=1.0), local_dim, "half")
+    local = replace(
+        _attention(heads, kv_heads.get(True, 1), local_dim, norm),
+        rotary=rotary,
+        window=own.count("attention.sliding_window"),
+    )
+    for key, dim in (("rope.dimension_count", full_dim), ("rope.dimension_count_swa", local_dim)):
+        if own.count(key, dim) != dim:
+            raise own.wrong(key, f"must be {dim}: the heads rotate whole")
+    return full, local
+
+
+def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``gemma4.*`` metadata."""
+    own = config.under("gemma4.")
+    own.refuse("expert_count", 0)
+    layers, width = own.count("block_count", limit=1000), own.count("embedding_length")
+    norm = Norm("rms", own.number("attention.layer_norm_rms_epsilon"))
+    sliding = own.switches("attention.sliding_window_pattern", layers)
+    if sliding is None:
+        raise own.wrong(
+            "attention.sliding_window_pattern", f"missing; it must be a list of {layers} truth values"
+        )
+    full, local = _gguf_attentions(checkpoint, own, sliding, norm)
+    shared = _shared(own, "attention.shared_kv_layers", sliding)
+    spec = _spec(
+        config.text("general.name", "gemma4"),
+        own.count("context_length"),
+        gguf_vocabulary(checkpoint, own),
+        width,
+        _blocks(full, local, sliding, shared, own.by_layer("feed_forward_length", layers), norm),
+        own.amount("embedding_length_per_layer_input"),
+        Head("output.weight" not in checkpoint.tensors, own.cap("final_logit_softcapping")),
+    )
+    return Model(spec, _GGUF.slots(spec), own.name("block_count"))
+
+
+GEMMA4 = Family(
+    "gemma4",
+    gguf={"gemma4": from_gguf},
+    safetensors={"gemma4_text": from_config},
+    unused=ROTARY_TENSORS,
+    keys={"pattern": "layer_types"},
+    pattern=("sliding_attention", "full_attention"),
+)

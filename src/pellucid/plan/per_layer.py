@@ -1,0 +1,71 @@
+"""Embeddings for each layer: a token's vectors for all blocks, made once, and what a block does with its own.
+
+(Gemma Team 2025, Gemma 3n)
+"""
+
+from __future__ import annotations
+
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.record import StepRecord
+from pellucid.model.spec import Block, PerLayer
+from pellucid.plan.attention import place
+from pellucid.plan.builder import COUNT, Builder
+from pellucid.plan.embedding import lookup
+from pellucid.plan.feedforward import apply
+from pellucid.plan.norm import norm
+from pellucid.plan.plan import At, Operation, Value, Vector
+
+
+def per_layer_embeddings(builder: Builder, x: str) -> None:
+    """Make the vectors of all blocks from the tokens and from x, the embedding: (T, L P)."""
+    kind, layers = builder.spec.per_layer, len(builder.spec.blocks)
+    if kind is None:
+        return
+    made = builder.buffer("per_layer", layers * kind.width)
+    builder.linear("per_layer.project", x, "per_layer.project", layers * kind.width, made)
+    builder.scale("per_layer.project_scale", made, kind.projection_scale)
+    how = builder.spec.blocks[0].norm
+    parts = "per_layer.parts"
+    # A norm takes parts of whole vectors.
+    padded = -(-kind.width // 16) * 16
+    place(builder, parts, made, layers, kind.width, builder.buffer("per_layer.wide", layers * padded), padded)
+    norm(
+        builder, "per_layer.norm", "per_layer.norm", how, "per_layer.wide", "per_layer.wide", parts=layers,
+        count=kind.width,
+    )  # fmt: skip
+    table = builder.buffer("per_layer.table", layers * kind.width)
+    index = StepRecord.at.token_ids
+    lookup(builder, "per_layer.embed", "per_layer.embed.weight", table, index=index, factor=kind.scale)
+    place(builder, "per_layer.join", "per_layer.wide", layers, padded, made, kind.width)
+    builder.add("per_layer.sum", made, table)
+    builder.scale("per_layer.sum_scale", made, kind.sum_scale)
+
+
+def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, x: str) -> None:
+    """x += norm(project(f(gate x) * the token's vector for this block))."""
+    stage = f"blocks.{layer}.per_layer"
+    gate = builder.linear(f"{stage}.gate", x, f"{stage}.gate", kind.width, "per_layer.gate")
+    own = builder.buffer("per_layer.own", kind.width)
+    place(builder, f"{stage}.vector", "per_layer", 1, kind.width, own, kind.width, start=layer * kind.width)
+    apply(builder, f"{stage}.hidden", kind.activation, gate, own, f"(T, {kind.width})")
+    out = builder.linear(
+        f"{stage}.project",
+        gate,
+        f"{stage}.project",
+        builder.count_of(x),
+        builder.buffer("out", builder.count_of(x)),
+    )
+    norm(builder, f"{stage}.norm", f"{stage}.norm", block.norm, out, out)
+    builder.add(f"{stage}.residual", x, out)
+
+
+def block_scalar(builder: Builder, layer: int, x: str) -> None:
+    """x *= the block's number."""
+    stage, width = f"blocks.{layer}.scalar", builder.width_of(x)
+    fields: dict[str, Value] = {
+        "x": At(x),
+        "width": width,
+        "factor": Vector(f"{stage}.weight"),
+        "rows": COUNT["tokens"],
+    }
+    builder.emit(Operation(stage, KernelKey("scale_by"), fields, (x,), (x,), f"(T, {width})"))
