@@ -166,7 +166,12 @@ def test_cost(net: ModelRunner) -> None:
     states = sum(2 * 4 * size for shape in shapes for _, size in shape.parts)  # read and written
     assert cost((0, 8, 1), (0, 8, 0)).nbytes == weights + more(16) + 2 * states
     assert cost((0, 8, 0)).nbytes == weights + more(8) - head + states
-    per_token = [2 * 4 * kind.kv_heads * kind.head_dim for kind in net.spec.attentions]
+    per_token = [
+        4 * (2 * kind.latent.rank + kind.head_dim - kind.latent.plain_dim)  # the latent is key and value
+        if kind.latent
+        else 2 * 4 * kind.kv_heads * kind.head_dim
+        for kind in net.spec.attentions
+    ]
     seen = [min(21, kind.window or 21) for kind in net.spec.attentions]
     cached = sum(n * each for n, each in zip(seen, per_token)) + states
     assert cost((20, 1, 1)).nbytes == weights + cached
