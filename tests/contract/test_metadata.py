@@ -232,6 +232,8 @@ def test_a_tensor_that_the_family_does_not_use_is_refused(name: str) -> None:
         ("bert", "cls.predictions.bias"),
         ("bert", "embeddings.position_ids"),
         ("llama", "model.layers.1.self_attn.rotary_emb.inv_freq"),
+        ("gemma4", "model.layers.3.self_attn.k_proj.weight"),
+        ("gemma4", "model.layers.2.self_attn.k_norm.weight"),
     ],
 )
 def test_a_tensor_that_says_nothing_new_is_left_alone(name: str, extra: str) -> None:

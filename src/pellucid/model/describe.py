@@ -75,6 +75,8 @@ def _blocks(spec: ModelSpec) -> Iterator[str]:
     yield PLACEMENTS[block.placement].format("RMS" if block.norm.kind == "rms" else "layer")
     if block.residual_scale != 1 or spec.embedding.scale != 1:
         yield "multipliers"
+    if spec.per_layer:
+        yield "embeddings for each layer"
 
 
 def _attention(spec: ModelSpec) -> Iterator[str]:
@@ -87,6 +89,9 @@ def _attention(spec: ModelSpec) -> Iterator[str]:
         (any(kind.softcap for kind in kinds), "capped scores"),
         (any(kind.sinks for kind in kinds), "sinks"),
         (any(kind.gate for kind in kinds), "output gates"),
+        (any(kind.latent for kind in kinds), "latent attention"),
+        (any(kind.keys_as_values for kind in kinds), "keys used as values"),
+        (any(kind.shared is not None for kind in kinds), "keys and values of earlier layers"),
     ):
         if has:
             yield words

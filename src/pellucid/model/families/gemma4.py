@@ -17,10 +17,10 @@ from pellucid.model.common_metadata import (
 )
 from pellucid.model.config import Config
 from pellucid.model.family import Family
-from pellucid.model.filled import Model
+from pellucid.model.filled import Model, Slot
 from pellucid.model.positions import Rotary
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, ModelSpec, Norm, PerLayer
-from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH
+from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH, TensorNames
 from pellucid.weights.checkpoint import Checkpoint
 
 PATTERN, GLOBAL_HEAD_DIM = (
@@ -96,6 +96,13 @@ def _spec(
         final_norm=blocks[0].norm,
         head=head,
     )
+
+
+def _model(spec: ModelSpec, names: TensorNames, layer_count: str) -> Model:
+    """The published files hold keys and values of their own even for blocks that use those of others."""
+    slots, whole = names.slots(spec), names.slots(spec.with_attention(shared=None))
+    ignored = [source for slot, source in whole.items() if slot not in slots and isinstance(source, Slot)]
+    return Model(spec, slots, layer_count, ignored=tuple(ignored))
 
 
 def _blocks(
@@ -201,7 +208,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         per_layer,
         Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping")),
     )
-    return Model(spec, _NAMES.found_in(checkpoint.tensors).slots(spec), config.name("num_hidden_layers"))
+    return _model(spec, _NAMES.found_in(checkpoint.tensors), config.name("num_hidden_layers"))
 
 
 def _gguf_attentions(
@@ -264,7 +271,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
         own.amount("embedding_length_per_layer_input"),
         Head("output.weight" not in checkpoint.tensors, own.cap("final_logit_softcapping")),
     )
-    return Model(spec, _GGUF.slots(spec), own.name("block_count"))
+    return _model(spec, _GGUF, own.name("block_count"))
 
 
 GEMMA4 = Family(
