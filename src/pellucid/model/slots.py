@@ -16,6 +16,7 @@ from pellucid.model.filled import Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.pack import decode_blocks, stored_as
 from pellucid.weights.quant.format import Format
+from pellucid.weights.quant.registry import lookup
 
 Shape = tuple[int, ...]
 
@@ -58,6 +59,16 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
     return (count, *shape[-1:]) if len(shape) > 1 else (count,)
 
 
+def format_of(tensor: Tensor, source: Slot) -> Format:
+    """The format of the part of a tensor that a slot takes: quantised rows that become columns are decoded.
+
+    Raises:
+        UnsupportedModel: the tensor's format is not implemented.
+    """
+    form = lookup(tensor.format, f"tensor {shown(tensor.name)}")
+    return form if source.columns is None or form.packed.is_float else lookup("F32", tensor.name)
+
+
 def _columns(tensor: Tensor, columns: tuple[int, int]) -> int:
     """The number of rows of a tensor that are taken as columns."""
     start, stop = columns
@@ -93,7 +104,7 @@ class _SlotPart:
 
     @cached_property
     def form(self) -> Format:
-        return stored_as(self.tensor)[0]
+        return format_of(self.tensor, self.source)
 
     @cached_property
     def shape(self) -> Shape:
@@ -129,17 +140,14 @@ class _SlotPart:
             return np.ascontiguousarray(
                 self._stored(start * size, stop * size).reshape(-1, size)[::step]
             ).reshape(-1)
+        if self.source.columns is not None:
+            return self._rows_as_columns(*self.source.columns)
         if not self.form.packed.is_float:
             raise UnsupportedModel(
                 f"tensor {shown(self.tensor.name)} is stored as {self.form.name}, which cannot be transposed: "
                 "convert the file with its matrices as (outputs, inputs)"
             )
         *_, inputs, outputs = self.tensor.shape
-        if self.source.columns is not None:
-            start, stop = self.source.columns
-            row = outputs * self.form.block_bytes
-            stored = self._stored(start * row, stop * row).view(f"V{self.form.block_bytes}")
-            return np.ascontiguousarray(stored.reshape(-1, outputs).T).reshape(-1).view(np.uint8)
         size = inputs * outputs * self.form.block_bytes
         start, stop = rows or (0, self.tensor.nbytes // size * outputs)
         first, last = start // outputs, -(-stop // outputs)  # of the matrices that hold the rows
@@ -147,6 +155,15 @@ class _SlotPart:
         by_row = values.reshape(-1, inputs, outputs).transpose(0, 2, 1).reshape(-1, inputs)
         begin = first * outputs
         return np.ascontiguousarray(by_row[start - begin : stop - begin : step]).reshape(-1).view(np.uint8)
+
+    def _rows_as_columns(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of rows of a matrix, transposed."""
+        form, (_, blocks, size) = stored_as(self.tensor)
+        stored = self._stored(start * blocks * size, stop * blocks * size)
+        if form is not self.form:
+            stored = decode_blocks(form, stored.reshape(-1, blocks, size)).reshape(-1).view(np.uint8)
+        values = stored.view(f"V{self.form.block_bytes}").reshape(stop - start, -1)
+        return np.ascontiguousarray(values.T).reshape(-1).view(np.uint8)
 
     def _stored(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Some of the tensor's bytes."""

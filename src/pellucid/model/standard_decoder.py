@@ -178,9 +178,7 @@ class StandardDecoder:
         rms, layer = (f"attention.layer_norm_{kind}" for kind in ("rms_epsilon", "epsilon"))
         epsilon = rms if self.norm.kind == "rms" and (own.has(rms) or not own.has(layer)) else layer
         width, present = own.count("embedding_length"), checkpoint.tensors.__contains__
-        hybrid = "recurrent.q" in self.gguf_names.block  # whose recurrent layers have a tensor of this name
-        fused = present("blk.0.attn_qkv.weight") and not hybrid
-        names = self.gguf_names.fused() if fused else self.gguf_names
+        names = self.gguf_names.found_in_gguf(checkpoint.tensors)
         attention = gguf_attention(checkpoint, own, self.gguf_pairing if self.positions == "rotary" else None)
         up = "ffn_up" if present("blk.0.ffn_up.weight") else "ffn_up_exps"
         width_key = "feed_forward_length"

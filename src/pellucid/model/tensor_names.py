@@ -66,8 +66,16 @@ class TensorNames:
         named = {f"feedforward.experts.{part}.weight": name for part, name in places.items()}
         return replace(self, block={**self.block, **named})
 
-    def fused(self) -> TensorNames:
-        """A copy with llama.cpp's name of one tensor of queries, keys and values."""
+    def found_in_gguf(self, tensors: Container[str]) -> TensorNames:
+        """These names, or those of a file in which one tensor has what these give several.
+
+        It has queries, keys and values; or, in older files of models with latent attention, what makes keys and values.
+        """
+        if "attention.k_up" in self.block and "blk.0.attn_kv_b.weight" in tensors:
+            return self.with_names(attention__k_up="attn_kv_b", attention__v_up="attn_kv_b")
+        hybrid = "recurrent.q" in self.block  # whose recurrent layers have a tensor of this name
+        if "blk.0.attn_qkv.weight" not in tensors or hybrid:
+            return self
         return self.with_names(attention__q="attn_qkv", attention__k="attn_qkv", attention__v="attn_qkv")
 
     def slots(self, spec: ModelSpec) -> dict[str, Slot | tuple[Slot, ...]]:

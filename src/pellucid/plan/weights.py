@@ -7,16 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors.messages import shown
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
 from pellucid.model.filled import Model, Slot
 from pellucid.model.shapes import expected_shapes
-from pellucid.model.slots import SlotReader, by_expert
+from pellucid.model.slots import SlotReader, by_expert, format_of
 from pellucid.plan.plan import Plan, Vector, Weights
 from pellucid.runtime.memory import Arena
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.pack import Matrix, Packing, filled, pack, prepare
-from pellucid.weights.quant.registry import lookup
 
 
 def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
@@ -27,9 +25,9 @@ def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
     """
     found = {}
     for slot in model.slots:
-        name = model.sources(slot)[0].tensor
-        if name in checkpoint.tensors:
-            found[slot] = lookup(checkpoint.tensors[name].format, f"tensor {shown(name)}").packed
+        source = model.sources(slot)[0]
+        if source.tensor in checkpoint.tensors:
+            found[slot] = format_of(checkpoint.tensors[source.tensor], source).packed
     return found
 
 

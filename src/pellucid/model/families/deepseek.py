@@ -106,10 +106,12 @@ def _v3(config: Config, spec: ModelSpec) -> ModelSpec:
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     rotary = spec.attention.rotary
     assert rotary is not None
-    key, rotated = config.count("attention.key_length_mla"), rotary.dims
+    # Older files state the lengths of each head's keys and values where newer ones state those of the cache.
+    newer = "_mla" if config.has("attention.key_length_mla") else ""
+    key, rotated = config.count(f"attention.key_length{newer}"), rotary.dims
     if key <= rotated:
         raise config.wrong(
-            "attention.key_length_mla", f"is {key}, of which {rotated} are rotated: none is left"
+            f"attention.key_length{newer}", f"is {key}, of which {rotated} are rotated: none is left"
         )
     latent = Latent(
         config.count("attention.kv_lora_rank"),
@@ -125,7 +127,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
         spec = spec.with_attention(rotary=plain)
     if not config.has("expert_gating_func"):  # files of V2 that are older than the key
         spec = spec.change_feedforward(_router(lambda router: replace(router, score="softmax")))
-    return _with_latent(spec, latent, rotated, config.count("attention.value_length_mla"), factor)
+    return _with_latent(spec, latent, rotated, config.count(f"attention.value_length{newer}"), factor)
 
 
 def _seen(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
