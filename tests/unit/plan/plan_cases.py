@@ -13,6 +13,7 @@ from pellucid.pipeline import build_plan
 from pellucid.plan.block import block
 from pellucid.plan.builder import Builder
 from pellucid.plan.embedding import embed, embedding_norm
+from pellucid.plan.per_layer import per_layer_embeddings
 from pellucid.plan.plan import Plan
 from pellucid.plan.position import position
 from pellucid.plan.project import final_norm, project
@@ -63,6 +64,7 @@ def plain(spec: ModelSpec, packed: dict, activation_bits: int = 16) -> Plan:
     """The plan before any pass, built as in ``pipeline.build_plan``."""
     plan = Builder(spec, packed, activation_bits, None)
     x = embedding_norm(plan, position(plan, embed(plan)))
+    per_layer_embeddings(plan, x)
     for layer, kind in enumerate(spec.blocks):
         x = block(plan, layer, kind, x)
     return plan.finish(project(plan, final_norm(plan, x)))
