@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from pellucid.errors import UnsupportedModel
 from pellucid.model.filled import Slot
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.spec import DeltaNet, ModelSpec
@@ -79,7 +80,15 @@ class TensorNames:
         return self.with_names(attention__q="attn_qkv", attention__k="attn_qkv", attention__v="attn_qkv")
 
     def slots(self, spec: ModelSpec) -> dict[str, Slot | tuple[Slot, ...]]:
-        """Every slot of the spec, filled by tensors with these names."""
+        """Every slot of the spec, filled by tensors with these names.
+
+        Raises:
+            UnsupportedModel: the layers have more attention heads than any model has; each may have places of its own.
+        """
+        if (heads := sum(attention.heads for attention in spec.attentions)) > MOST_HEADS:
+            raise UnsupportedModel(
+                f"{spec.name}: its layers have {heads:,} attention heads together; at most {MOST_HEADS:,} are read"
+            )
         slots: dict[str, Slot | tuple[Slot, ...]] = {}
         groups: dict[str, list[tuple[str, Shape]]] = {}
         for slot, shape in expected_shapes(spec).items():
@@ -151,6 +160,7 @@ def _rows_by_group(
     return found
 
 
+MOST_HEADS = 1 << 16  # of all layers; Llama 3.1 405B has 16,128
 FUSED = "mlp.experts.gate_up_proj"
 MOST_DENSE = 8
 """The first layers among which one has experts, in files with fused experts."""

@@ -47,10 +47,8 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     if kind.shared is None:
         cached = _write_cache(builder, stage, kind, shape, made["k"], made["v"])
         builder.cached_attention[layer] = cached
-    elif kind.shared in builder.cached_attention:
-        cached = builder.cached_attention[kind.shared]
     else:
-        raise UnsupportedModel(f"{stage}: block {kind.shared} has no keys and values to share")
+        cached = builder.cached_attention[kind.shared]
     if kind.query_scale:
         scale_queries(builder, f"{stage}.q_scale", kind.query_scale, q, kind.heads)
     attended = _attend(builder, stage, cached, shape, kind, q)
@@ -199,6 +197,12 @@ def _by_head(
 
 def _cached_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
     """The layer's keys and values in the cache, whose heads are whole vectors."""
+    if kind.shared is not None:
+        if kind.shared not in builder.cached_attention:
+            raise UnsupportedModel(f"{stage}: block {kind.shared} has no keys and values to share")
+        shared = builder.layers[builder.cached_attention[kind.shared]]
+        assert isinstance(shared, LayerShape)
+        return shared
     if kind.heads % kind.kv_heads:
         raise UnsupportedModel(
             f"{stage}: {kind.heads} heads with {kind.kv_heads} key/value heads; these must divide them"

@@ -15,6 +15,7 @@ from pellucid.model.family import Family
 from pellucid.model.filled import Model, Slot
 from pellucid.model.positions import Rotary, RotaryScaling
 from pellucid.model.read import _check_tensors, _check_unused
+from pellucid.model.shapes import expected_shapes
 from pellucid.model.slots import SlotReader
 from pellucid.model.spec import (
     Attention,
@@ -27,9 +28,11 @@ from pellucid.model.spec import (
     Norm,
     Router,
 )
+from pellucid.pipeline import build_plan
 from pellucid.plan.position import alibi_slopes
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
+from pellucid.weights.quant.registry import lookup
 
 NORM = Norm("rms", 1e-5)
 ATTENTION = Attention(4, 2, 32, 32**-0.5, rotary=Rotary(10_000.0, 32, "half"))
@@ -62,6 +65,8 @@ PARTS = {
     "values narrower than keys": spec(replace(ATTENTION, value_dim=16)),
     "values wider than keys": spec(replace(ATTENTION, value_dim=64)),
     "sinks": spec(replace(ATTENTION, sinks=True)),
+    "shared keys and values": spec(ATTENTION, replace(ATTENTION, shared=0)),
+    "keys used as values": spec(replace(ATTENTION, v_norm=NORM, keys_as_values=True)),
     "alibi": spec(replace(ATTENTION, rotary=None, alibi=True)),
     "alibi of 6 heads": spec(replace(ATTENTION, heads=6, rotary=None, alibi=True)),
     "alibi both ways": spec(replace(ATTENTION, rotary=None, alibi=True, causal=False)),
@@ -283,3 +288,15 @@ def test_a_vector_is_not_cut_inside_a_block() -> None:
     ):
         SlotReader(checkpoint, (Slot("b", rows=(16, 48)),))  # type: ignore[arg-type]
     assert SlotReader(checkpoint, (Slot("b", rows=(32, 64)),)).shape == (32,)  # type: ignore[arg-type]
+
+
+def test_shared_keys_are_read_as_they_are_written() -> None:
+    """Even if the queries of the block that uses them have weights of another kind."""
+    made = spec(ATTENTION, replace(ATTENTION, shared=0))
+    quantised, plain = (lookup(form, "test").packed for form in ("Q8_0", "F16"))
+    packed = {**dict.fromkeys(expected_shapes(made), quantised), "blocks.1.attention.q.weight": plain}
+    plan = build_plan(made, packed)
+    forms = [
+        dict(op.kernel.parameters).get("kv_dtype") for op in plan.operations if op.kernel.name == "attention"
+    ]
+    assert forms == ["bf16", "bf16"]

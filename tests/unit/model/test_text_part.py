@@ -49,7 +49,7 @@ def nested(folder: Path, name: str, layout: str, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["older", "newer", "plain"])
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen3_moe", "gpt_oss", "gemma4"])
 def test_the_text_model_is_what_it_is_alone(name: str, layout: str, tmp_path: Path) -> None:
     path = nested(tmp_path / "m", name, layout)
     found = []

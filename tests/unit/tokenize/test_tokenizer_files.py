@@ -141,6 +141,7 @@ def test_merges_of_gemma4_are_those_of_json(tmp_path: Path) -> None:
             "merges": [" ".join(pair) for pair in spec["model"]["merges"]],
             "bos_token_id": 1,
             "unknown_token_id": 0,
+            "add_bos_token": False,  # the first files said so, and were wrong
         }
     )
     for text in (*TEXTS, "aaxx ab\n\n  aab", "▁ a"):

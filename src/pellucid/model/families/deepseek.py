@@ -122,10 +122,12 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     factor = 1.0
     if rotary.scaling and rotary.scaling.kind == "yarn":
         # The converter writes a tenth of mscale_all_dim; llama.cpp then leaves cosines and sines as they are.
-        factor = _magnitude(rotary.scaling.factor, 10 * config.cap("rope.scaling.yarn_log_multiplier"))
-        plain = replace(rotary, scaling=replace(rotary.scaling, magnitude=1.0))
-        spec = spec.with_attention(rotary=plain)
-    if not config.has("expert_gating_func"):  # files of V2 that are older than the key
+        tenth = config.cap("rope.scaling.yarn_log_multiplier")
+        factor = _magnitude(rotary.scaling.factor, 10 * tenth)
+        if tenth:
+            plain = replace(rotary, scaling=replace(rotary.scaling, magnitude=1.0))
+            spec = spec.with_attention(rotary=plain)
+    if not config.amount("expert_gating_func"):  # files of V2 that are older than the key
         spec = spec.change_feedforward(_router(lambda router: replace(router, score="softmax")))
     return _with_latent(spec, latent, rotated, config.count(f"attention.value_length{newer}"), factor)
 

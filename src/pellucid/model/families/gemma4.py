@@ -4,9 +4,8 @@ keys and values that later layers share, and a number that multiplies each block
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
-from typing import Any
 
 from pellucid.model.common_metadata import (
     ROTARY_TENSORS,
@@ -98,10 +97,11 @@ def _spec(
     )
 
 
-def _model(spec: ModelSpec, names: TensorNames, layer_count: str) -> Model:
+def _model(spec: ModelSpec, names: TensorNames, tensors: Container[str], layer_count: str) -> Model:
     """The published files hold keys and values of their own even for blocks that use those of others."""
     slots, whole = names.slots(spec), names.slots(spec.with_attention(shared=None))
-    ignored = [source for slot, source in whole.items() if slot not in slots and isinstance(source, Slot)]
+    others = [source for slot, source in whole.items() if slot not in slots]
+    ignored = [one for one in others if isinstance(one, Slot) and one.tensor in tensors]
     return Model(spec, slots, layer_count, ignored=tuple(ignored))
 
 
@@ -123,34 +123,36 @@ def _attention(heads: int, kv_heads: int, head_dim: int, norm: Norm) -> Attentio
     return Attention(heads, kv_heads, head_dim, 1.0, qk_norm=norm, v_norm=replace(norm, weight=False))
 
 
-def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, Any]:
+def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
     """What ``per_layer_config`` says of the full layers: the same of each."""
     table, slides = config.table("per_layer_config"), {str(i): one for i, one in enumerate(sliding)}
-    found: dict[str, Any] = {}
     for layer in table.values:
-        inner = table.table(layer)
         if slides.get(layer, not layer.isdecimal()):
             raise config.wrong(
                 "per_layer_config", f"has an entry {layer!r:.20}, which is no layer with full attention"
             )
-        one = {key: inner.count(key) for key in ("head_dim", "num_key_value_heads") if inner.has(key)}
-        if found and one != found:
-            raise config.wrong("per_layer_config", "differs between layers with full attention")
-        found = one
-    return found
+    found = []
+    for inner in (table.table(layer) for layer, one in slides.items() if not one):
+        keys = filter(inner.has, ("head_dim", "num_key_value_heads"))
+        found.append({key: int(inner.count(key)) for key in keys})
+    if any(one != found[0] for one in found):
+        raise config.wrong("per_layer_config", "differs between layers with full attention")
+    return found[0] if found else {}
 
 
-def _rope(config: Config, kind: str, base: float, head_dim: int) -> Rotary:
-    table = config.table("rope_parameters").table(kind)
-    proportional = table.one_of(
-        "rope_type",
-        {"default": False, "proportional": True},
-        "proportional" if kind == "full_attention" else "default",
-    )
-    base = table.number("rope_theta", base, low=1.0)
-    if not proportional:
-        return Rotary(base, head_dim, "half")
-    return _proportional(base, head_dim, table.number("partial_rotary_factor", ROTATED, most=1.0))
+def _rope(config: Config, kind: str, head_dim: int) -> Rotary:
+    """The rotary positions of a kind of layers. Gemma's own values are meant only if there is no table at all."""
+    tables = config.table("rope_parameters")
+    table, absent = tables.table(kind), not tables.values and kind == "full_attention"
+    kinds = {"default": False, "proportional": True}
+    proportional = table.one_of("rope_type", kinds, "proportional" if absent else "default")
+    base = table.number("rope_theta", FULL_BASE if absent else LOCAL_BASE, low=1.0)
+    if proportional:
+        return _proportional(
+            base, head_dim, table.number("partial_rotary_factor", ROTATED if absent else 1.0, most=1.0)
+        )
+    table.refuse("partial_rotary_factor", 1)
+    return Rotary(base, head_dim, "half")
 
 
 def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attention, Attention]:
@@ -158,23 +160,26 @@ def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attent
     heads, head_dim = config.count("num_attention_heads"), config.count("head_dim")
     kv_heads = config.divisor("num_key_value_heads", "num_attention_heads")
     overrides = _overrides(config, sliding)
-    full_dim = overrides.get("head_dim", config.count("global_head_dim", GLOBAL_HEAD_DIM))
     same = config.flag("attention_k_eq_v", False)
-    stated = config.count("num_global_key_value_heads", kv_heads)
-    full_kv = overrides.get("num_key_value_heads", stated if same else kv_heads)
+    full_dim, full_kv = head_dim, kv_heads
+    if not config.has("per_layer_config"):  # older files
+        full_dim = config.count("global_head_dim", GLOBAL_HEAD_DIM)
+        stated = config.count("num_global_key_value_heads", kv_heads)
+        full_kv = stated if same else kv_heads
+    full_dim, full_kv = overrides.get("head_dim", full_dim), overrides.get("num_key_value_heads", full_kv)
     if heads % full_kv:
         raise config.wrong("num_global_key_value_heads", f"is {full_kv}, which does not divide {heads}")
     bias = config.flag("attention_bias", False)
     local = replace(
         _attention(heads, kv_heads, head_dim, norm),
-        rotary=_rope(config, "sliding_attention", LOCAL_BASE, head_dim),
+        rotary=_rope(config, "sliding_attention", head_dim),
         window=config.count("sliding_window"),
         bias=bias,
         output_bias=bias,
     )
     full = replace(
         _attention(heads, full_kv, full_dim, norm),
-        rotary=_rope(config, "full_attention", FULL_BASE, full_dim),
+        rotary=_rope(config, "full_attention", full_dim),
         keys_as_values=same,
         bias=bias,
         output_bias=bias,
@@ -208,7 +213,9 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         per_layer,
         Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping")),
     )
-    return _model(spec, _NAMES.found_in(checkpoint.tensors), config.name("num_hidden_layers"))
+    return _model(
+        spec, _NAMES.found_in(checkpoint.tensors), checkpoint.tensors, config.name("num_hidden_layers")
+    )
 
 
 def _gguf_attentions(
@@ -226,21 +233,16 @@ def _gguf_attentions(
     for key, dim in (("attention.value_length", full_dim), ("attention.value_length_swa", local_dim)):
         if own.count(key, dim) != dim:
             raise own.wrong(key, f"must be {dim}, like that of keys")
+    rotary = _proportional(own.number("rope.freq_base", FULL_BASE, low=1.0), full_dim, ROTATED)
     first_full = sliding.index(False) if False in sliding else 0
     full = replace(
         _attention(heads, kv_heads.get(False, 1), full_dim, norm),
-        rotary=Rotary(
-            own.number("rope.freq_base", FULL_BASE, low=1.0),
-            full_dim,
-            "half",
-            factors=frequency_factors(checkpoint),
-        ),
+        rotary=replace(rotary, factors=frequency_factors(checkpoint) or rotary.factors),
         keys_as_values=f"blk.{first_full}.attn_v.weight" not in checkpoint.tensors,
     )
-    rotary = Rotary(own.number("rope.freq_base_swa", LOCAL_BASE, low=1.0), local_dim, "half")
     local = replace(
         _attention(heads, kv_heads.get(True, 1), local_dim, norm),
-        rotary=rotary,
+        rotary=Rotary(own.number("rope.freq_base_swa", LOCAL_BASE, low=1.0), local_dim, "half"),
         window=own.count("attention.sliding_window"),
     )
     for key, dim in (("rope.dimension_count", full_dim), ("rope.dimension_count_swa", local_dim)):
@@ -271,7 +273,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
         own.amount("embedding_length_per_layer_input"),
         Head("output.weight" not in checkpoint.tensors, own.cap("final_logit_softcapping")),
     )
-    return _model(spec, _GGUF, own.name("block_count"))
+    return _model(spec, _GGUF, checkpoint.tensors, own.name("block_count"))
 
 
 GEMMA4 = Family(

@@ -41,6 +41,10 @@ class GGUFFields:
             raise FileFormatError(self.path, name, f"expected {kind.__name__}, found {type(value).__name__}")
         return value
 
+    def with_value(self, key: str, value: Any) -> GGUFFields:
+        """These fields with another value of ``tokenizer.<key>``."""
+        return GGUFFields(self.path, {**self._metadata, f"tokenizer.{key}": value})
+
     def array(self, key: str, length: int | None = None) -> list[Any] | None:
         """The array ``tokenizer.ggml.<key>``, or None if it is missing; it must have ``length`` entries, if given."""
         name = f"tokenizer.ggml.{key}"

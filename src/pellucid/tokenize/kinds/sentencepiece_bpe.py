@@ -142,20 +142,36 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
 
 
 def from_gguf_with_merges(fields: GGUFFields) -> Tokenizer:
-    """A tokenizer whose pieces have merges instead of scores. Raises FileFormatError."""
+    """A tokenizer whose pieces have merges instead of scores: Gemma 4's. Raises FileFormatError.
+
+    As in llama.cpp, a text begins with BOS even if the file says that it does not, and a text also ends where the model
+    waits for the result of a tool.
+    """
     vocabulary = fields.vocabulary()
-    return _gguf_tokenizer(fields, vocabulary, byte_bpe.gguf_pairs(fields, vocabulary), prefix=False)
+    if fields.token_id("bos", vocabulary.size) is not None:
+        fields = fields.with_value("ggml.add_bos_token", True)
+    pairs = byte_bpe.gguf_pairs(fields, vocabulary)
+    waiting = vocabulary.ids.get(TOOL_RESPONSE)
+    return _gguf_tokenizer(
+        fields, vocabulary, pairs, prefix=False, ends=frozenset() if waiting is None else frozenset({waiting})
+    )
+
+
+TOOL_RESPONSE = "<|tool_response>"
 
 
 def _text_pieces(vocabulary: Vocabulary) -> dict[str, int]:
     return vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE)
 
 
-def _gguf_tokenizer(fields: GGUFFields, vocabulary: Vocabulary, pairs: Ranks, prefix: bool) -> Tokenizer:
-    """``prefix``: whether a space is put before the text."""
+def _gguf_tokenizer(
+    fields: GGUFFields, vocabulary: Vocabulary, pairs: Ranks, prefix: bool, ends: frozenset[int] = frozenset()
+) -> Tokenizer:
+    """``prefix``: whether a space is put before the text; ``ends``: further tokens that end a text."""
     pieces = _text_pieces(vocabulary)
     values = vocabulary.byte_pieces(fields.path, "tokenizer.ggml.tokens")
     shared = fields.shared(vocabulary, add_bos=True)
+    shared["eos_ids"] |= ends
     unknown = fields.token_id("unknown", vocabulary.size)
     steps: list[Normalizer] = [Prepend(SPACE)] if prefix else []
     return Tokenizer(
