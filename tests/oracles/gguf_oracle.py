@@ -43,6 +43,9 @@ INEXPRESSIBLE = (
         "gpt2-narrow",
         "mistral-vision",
         "gemma3-vision",
+        "gemma3-linear",
+        "gemma3-scalar",
+        "gemma3-softcap",
         "lfm2-odd",
         "falcon_h1-odd",
         "nemotron_h-odd",
@@ -52,7 +55,7 @@ INEXPRESSIBLE = (
         "qwen3_next-odd",
     ),
 )
-"""Their windows, scales, patterns, widths, biases or weights of experts are not stated in GGUF files of these
+"""Their windows, scales, caps, patterns, widths, biases or weights of experts are not stated in GGUF files of these
 families; nor is a layer without experts among those with (nemotron_h-odd). llama.cpp ranks all groups of experts as
 DeepSeek V3 does (deepseek_v2).
 """
