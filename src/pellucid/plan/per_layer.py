@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.model.spec import Block, PerLayer
-from pellucid.plan.attention import place
+from pellucid.plan.attention import place, regroup
 from pellucid.plan.builder import COUNT, Builder
 from pellucid.plan.embedding import lookup
 from pellucid.plan.feedforward import apply
@@ -25,18 +26,14 @@ def per_layer_embeddings(builder: Builder, x: str) -> None:
     builder.linear("per_layer.project", x, "per_layer.project", layers * kind.width, made)
     builder.scale("per_layer.project_scale", made, kind.projection_scale)
     how = builder.spec.blocks[0].norm
-    parts = "per_layer.parts"
-    # A norm takes parts of whole vectors.
-    padded = -(-kind.width // 16) * 16
-    place(builder, parts, made, layers, kind.width, builder.buffer("per_layer.wide", layers * padded), padded)
-    norm(
-        builder, "per_layer.norm", "per_layer.norm", how, "per_layer.wide", "per_layer.wide", parts=layers,
-        count=kind.width,
-    )  # fmt: skip
+    padded = round_up(kind.width, ROWS)  # a norm takes parts of whole vectors
+    parts = regroup(builder, "per_layer.parts", made, layers, kind.width, padded)
+    norm(builder, "per_layer.norm", "per_layer.norm", how, parts, parts, parts=layers, count=kind.width)
     table = builder.buffer("per_layer.table", layers * kind.width)
     index = StepRecord.at.token_ids
     lookup(builder, "per_layer.embed", "per_layer.embed.weight", table, index=index, factor=kind.scale)
-    place(builder, "per_layer.join", "per_layer.wide", layers, padded, made, kind.width)
+    if parts != made:
+        place(builder, "per_layer.join", parts, layers, padded, made, kind.width)
     builder.add("per_layer.sum", made, table)
     builder.scale("per_layer.sum_scale", made, kind.sum_scale)
 
