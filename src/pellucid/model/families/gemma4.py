@@ -22,10 +22,8 @@ from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, 
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH, TensorNames
 from pellucid.weights.checkpoint import Checkpoint
 
-PATTERN, GLOBAL_HEAD_DIM = (
-    6,
-    512,
-)  # if the file does not say: every sixth block has full attention, of this width
+# If the file does not say, every sixth block has full attention, with heads of this width.
+PATTERN, GLOBAL_HEAD_DIM = 6, 512
 LOCAL_BASE, FULL_BASE, ROTATED = 10_000.0, 1_000_000.0, 0.25
 STILL = 1e30  # what the frequencies of pairs without a position are divided by
 _NAMES = TRANSFORMERS_SANDWICH.with_names(
