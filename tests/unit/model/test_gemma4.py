@@ -73,6 +73,12 @@ def test_a_table_of_layers_that_does_not_fit(table: Any, words: str) -> None:
         read(per_layer_config=table)
 
 
+@pytest.mark.parametrize("changes", [{"head_dim": 25}, {"per_layer_config": {"2": {"head_dim": 41}}}])
+def test_heads_of_odd_width(changes: dict[str, Any]) -> None:
+    with pytest.raises(FileFormatError, match="head_dim: is .., an odd number"):
+        read(**changes)
+
+
 def test_layers_of_one_kind_that_differ() -> None:
     with pytest.raises(FileFormatError, match="differs between layers"):
         read(layer_types=["full_attention"] * 3, per_layer_config={"0": FULL, "1": FULL})

@@ -58,6 +58,13 @@ def _proportional(base: float, head_dim: int, rotated: float) -> Rotary:
     return Rotary(base, head_dim, "half", factors=factors if turning < pairs else ())
 
 
+def _even(config: Config, key: str, dim: int) -> int:
+    """A width of heads, which rotate in pairs."""
+    if dim % 2:
+        raise config.wrong(key, f"is {dim}, an odd number")
+    return dim
+
+
 def _shared(config: Config, key: str, sliding: list[bool]) -> int:
     """How many of the last layers use keys and values of earlier ones."""
     shared, layers = config.amount(key), len(sliding)
@@ -155,7 +162,7 @@ def _rope(config: Config, kind: str, head_dim: int) -> Rotary:
 
 def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attention, Attention]:
     """That of full layers and that of sliding ones."""
-    heads, head_dim = config.count("num_attention_heads"), config.count("head_dim")
+    heads, head_dim = config.count("num_attention_heads"), _even(config, "head_dim", config.count("head_dim"))
     kv_heads = config.divisor("num_key_value_heads", "num_attention_heads")
     overrides = _overrides(config, sliding)
     same = config.flag("attention_k_eq_v", False)
@@ -164,7 +171,8 @@ def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attent
         full_dim = config.count("global_head_dim", GLOBAL_HEAD_DIM)
         stated = config.count("num_global_key_value_heads", kv_heads)
         full_kv = stated if same else kv_heads
-    full_dim, full_kv = overrides.get("head_dim", full_dim), overrides.get("num_key_value_heads", full_kv)
+    full_dim = _even(config, "global_head_dim", overrides.get("head_dim", full_dim))
+    full_kv = overrides.get("num_key_value_heads", full_kv)
     if heads % full_kv:
         raise config.wrong("num_global_key_value_heads", f"is {full_kv}, which does not divide {heads}")
     bias = config.flag("attention_bias", False)
@@ -227,7 +235,8 @@ def _gguf_attentions(
         kv_heads[slides] != count or not count or heads % count for slides, count in zip(sliding, by_layer)
     ):
         raise own.wrong("attention.head_count_kv", f"must be one divisor of {heads} for each kind of layer")
-    full_dim, local_dim = own.count("attention.key_length"), own.count("attention.key_length_swa")
+    lengths = ("attention.key_length", "attention.key_length_swa")
+    full_dim, local_dim = (_even(own, key, own.count(key)) for key in lengths)
     for key, dim in (("attention.value_length", full_dim), ("attention.value_length_swa", local_dim)):
         if own.count(key, dim) != dim:
             raise own.wrong(key, f"must be {dim}, like that of keys")
