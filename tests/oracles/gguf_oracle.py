@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -72,6 +73,7 @@ def convert(source: Path, target: Path) -> str:
     if hparams["model_type"].startswith("gemma"):  # the converter counts the tokens
         vocabulary = {str(token): token for token in range(hparams["vocab_size"])}
         tokenizer = {"model": {"vocab": vocabulary}, "added_tokens": []}
+        source = Path(shutil.copytree(source, target.with_suffix(".folder")))
         (source / "tokenizer.json").write_text(json.dumps(tokenizer))
     kind: Any = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
     fields = {"set_vocab": lambda self: None, "model_arch": kind.model_arch, "no_mtp": True}
