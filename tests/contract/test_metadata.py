@@ -450,8 +450,9 @@ def idle(part: Any, name: str) -> bool:
         case Norm(kind="rms"):
             return name == "bias"
         case Attention():
+            none = part.latent is not None and name in ("keys_as_values", "shared")
             others = part.shared is not None and name in ("v_norm", "keys_as_values")
-            return others or (name == "qk_norm_whole" and part.qk_norm is None)
+            return none or others or (name == "qk_norm_whole" and part.qk_norm is None)
         case DeltaNet():
             return name == "tiled" and part.heads == part.key_heads
         case Mamba(norm=None):
