@@ -51,6 +51,16 @@ def build_plan(
     ``layouts`` states how each matrix is packed, ``activation_bits`` (8 or 16) the bits that activations are quantised
     to, ``kv_dtype`` the type of keys and values (``plan/builder.py``).
     """
+    return optimize(unoptimized_plan(spec, layouts, activation_bits, kv_dtype))
+
+
+def unoptimized_plan(
+    spec: ModelSpec,
+    layouts: Mapping[str, PackedLayout],
+    activation_bits: int = 8,
+    kv_dtype: str | None = None,
+) -> Plan:
+    """The plan before any pass, stage by stage. Arguments as in :func:`build_plan`."""
     builder = Builder(spec, layouts, activation_bits, kv_dtype)
     x = embed(builder)  # each token's row of the embedding matrix           (T, D)
     x = position(builder, x)  # adds a vector, or computes the angles that rotate queries and keys
@@ -60,7 +70,7 @@ def build_plan(
         x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
     x = final_norm(builder, x)  # only the rows whose logits are wanted          (R, D)
     logits = project(builder, x)  # a score for every token of the vocabulary      (R, V)
-    return optimize(builder.finish(logits))
+    return builder.finish(logits)
 
 
 class Runner(Protocol):

@@ -86,11 +86,22 @@ def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_
             short=frequency_factors(checkpoint, SHORT),
             long=frequency_factors(checkpoint, LONG),
         )
-    dims = config.count("rope.dimension_count", head_dim, limit=head_dim)
-    if dims % 2:
-        raise config.wrong("rope.dimension_count", f"is {dims}, an odd number")
+    dims = even(
+        config, "rope.dimension_count", config.count("rope.dimension_count", head_dim, limit=head_dim)
+    )
     base = config.number("rope.freq_base", 10_000.0, low=1.0)
     return Rotary(base, dims, pairing, scaling, frequency_factors(checkpoint))
+
+
+def even(config: Config, key: str, dims: int) -> int:
+    """How many values rotate, which they do in pairs.
+
+    Raises:
+        FileFormatError: it is an odd number; the message names ``key``.
+    """
+    if dims % 2:
+        raise config.wrong(key, f"is {dims}, an odd number")
+    return dims
 
 
 def sliding_layers(config: Config, default: list[bool]) -> list[bool]:

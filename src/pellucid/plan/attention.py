@@ -58,14 +58,7 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
         gate = builder.linear(f"{stage}.gate", x, f"{stage}.gate", width, "gate", bias=kind.bias)
         apply(builder, f"{stage}.gated", "sigmoid", gate, attended, f"(T, {width})")
         attended = gate
-    return builder.linear(
-        f"{stage}.output",
-        attended,
-        f"{stage}.output",
-        builder.spec.embedding.width,
-        out,
-        bias=kind.output_bias,
-    )
+    return _output(builder, stage, kind, attended, out)
 
 
 def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape, x: str) -> dict[str, str]:
@@ -130,14 +123,12 @@ def _latent(builder: Builder, stage: str, kind: Attention, latent: Latent, x: st
     gathered = _by_head(builder, f"{stage}.v_up", attended, heads_, rank, kind.value_dim, "gathered")
     width = round_up(kind.value_dim, ROWS)
     gathered = regroup(builder, f"{stage}.v_heads", gathered, heads_, width, kind.value_dim)
-    return builder.linear(
-        f"{stage}.output",
-        gathered,
-        f"{stage}.output",
-        builder.spec.embedding.width,
-        out,
-        bias=kind.output_bias,
-    )
+    return _output(builder, stage, kind, gathered, out)
+
+
+def _output(builder: Builder, stage: str, kind: Attention, attended: str, out: str) -> str:
+    width = builder.spec.embedding.width
+    return builder.linear(f"{stage}.output", attended, f"{stage}.output", width, out, bias=kind.output_bias)
 
 
 def _by_head(

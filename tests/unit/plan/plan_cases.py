@@ -8,15 +8,8 @@ import numpy as np
 from support.model_files import gguf
 from support.tiny import LLAMA_GGUF, TINY, opened, random_weights
 
-from pellucid.model.spec import ModelSpec
-from pellucid.pipeline import build_plan
-from pellucid.plan.block import block
-from pellucid.plan.builder import Builder
-from pellucid.plan.embedding import embed, embedding_norm
-from pellucid.plan.per_layer import per_layer_embeddings
+from pellucid.pipeline import build_plan, unoptimized_plan
 from pellucid.plan.plan import Plan
-from pellucid.plan.position import position
-from pellucid.plan.project import final_norm, project
 from pellucid.plan.weights import layouts
 
 ALL = [*TINY, "q8_0", "q8_0, 8 bits"]
@@ -60,16 +53,6 @@ def activation_bits_of(name: str) -> int:
     return 8 if "8 bits" in name else 16
 
 
-def plain(spec: ModelSpec, packed: dict, activation_bits: int = 16) -> Plan:
-    """The plan before any pass, built as in ``pipeline.build_plan``."""
-    plan = Builder(spec, packed, activation_bits, None)
-    x = embedding_norm(plan, position(plan, embed(plan)))
-    per_layer_embeddings(plan, x)
-    for layer, kind in enumerate(spec.blocks):
-        x = block(plan, layer, kind, x)
-    return plan.finish(project(plan, final_norm(plan, x)))
-
-
 def plans(name: str, folder: Path) -> tuple[Path, Plan, Plan]:
     """The model's path, its plan without passes, and the optimized plan that runs."""
     path = path_of(name, folder)
@@ -77,6 +60,6 @@ def plans(name: str, folder: Path) -> tuple[Path, Plan, Plan]:
         packed = layouts(checkpoint, model)
         return (
             path,
-            plain(model.spec, packed, activation_bits_of(name)),
+            unoptimized_plan(model.spec, packed, activation_bits_of(name)),
             build_plan(model.spec, packed, activation_bits_of(name)),
         )

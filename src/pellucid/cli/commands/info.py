@@ -10,7 +10,6 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.errors.messages import one_line
-from pellucid.model import describe
 
 if TYPE_CHECKING:
     from pellucid.model.spec import FeedForward, Mixture, ModelSpec
@@ -62,6 +61,8 @@ def _feedforward(kind: FeedForward | Mixture) -> str:
 
 def _layers(spec: ModelSpec) -> dict[str, str]:
     """The attention, the recurrent layers and the feed-forward of a model, as far as it has them."""
+    from pellucid.model.describe import recurrent as kind_of
+
     found = {}
     recurrent = [block.recurrent for block in spec.blocks if block.recurrent]
     if spec.attentions:
@@ -75,7 +76,7 @@ def _layers(spec: ModelSpec) -> dict[str, str]:
             + ("" if attention.causal else ", bidirectional")
         )
     if recurrent:
-        found["recurrent"] = f"in {len(recurrent)} blocks, {describe.recurrent(recurrent[0])}"
+        found["recurrent"] = f"in {len(recurrent)} blocks, {kind_of(recurrent[0])}"
     if spec.per_layer:
         found["per layer"] = f"embeddings of {spec.per_layer.width} for each block"
     kinds = [block.feedforward for block in spec.blocks if block.feedforward]

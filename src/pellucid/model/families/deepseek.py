@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container
 from dataclasses import replace
 
+from pellucid.model.common_metadata import even, yarn_magnitude
 from pellucid.model.config import Config
 from pellucid.model.positions import Pairing
 from pellucid.model.spec import Attention, FeedForward, Latent, Mixture, ModelSpec, Norm, Router
@@ -41,19 +41,12 @@ def _router(change: Callable[[Router], Router]) -> Callable[[FeedForward | Mixtu
     return lambda kind: replace(kind, router=change(kind.router)) if isinstance(kind, Mixture) else kind
 
 
-def _magnitude(factor: float, scale: float) -> float:
-    """The factor of scores in contexts that YaRN makes longer."""
-    return (1 + 0.1 * scale * math.log(factor)) ** 2 if factor > 1 else 1.0
-
-
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     heads, key = spec.attention.heads, "num_key_value_heads"
     if config.divisor(key, "num_attention_heads", heads) != heads:
         raise config.wrong(key, f"must be {heads}, like num_attention_heads: each head has keys of its own")
     config.table("rope_parameters").refuse("partial_rotary_factor", 1)
-    rotated = config.count("qk_rope_head_dim")
-    if rotated % 2:
-        raise config.wrong("qk_rope_head_dim", f"is {rotated}, an odd number")
+    rotated = even(config, "qk_rope_head_dim", config.count("qk_rope_head_dim"))
     if config.count("head_dim", rotated) != rotated:
         raise config.wrong("head_dim", f"must be {rotated}, like qk_rope_head_dim, whose meaning it has here")
     latent = Latent(
@@ -68,7 +61,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     if rotary.scaling and rotary.scaling.kind == "yarn":
         table = config.table("rope_parameters")
         table = table if table.values else config.table("rope_scaling")
-        factor = _magnitude(rotary.scaling.factor, table.cap("mscale_all_dim"))
+        factor = yarn_magnitude(rotary.scaling.factor, table.cap("mscale_all_dim")) ** 2  # of scores
     return _with_latent(spec, latent, rotated, config.count("v_head_dim"), factor)
 
 
@@ -123,7 +116,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     if rotary.scaling and rotary.scaling.kind == "yarn":
         # The converter writes a tenth of mscale_all_dim; llama.cpp then leaves cosines and sines as they are.
         tenth = config.cap("rope.scaling.yarn_log_multiplier")
-        factor = _magnitude(rotary.scaling.factor, 10 * tenth)
+        factor = yarn_magnitude(rotary.scaling.factor, 10 * tenth) ** 2
         if tenth:
             plain = replace(rotary, scaling=replace(rotary.scaling, magnitude=1.0))
             spec = spec.with_attention(rotary=plain)

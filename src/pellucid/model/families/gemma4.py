@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from pellucid.model.common_metadata import (
     ROTARY_TENSORS,
+    even,
     except_every,
     frequency_factors,
     gguf_vocabulary,
@@ -56,13 +57,6 @@ def _proportional(base: float, head_dim: int, rotated: float) -> Rotary:
     turning = int(rotated * head_dim // 2)
     factors = (1.0,) * turning + (STILL,) * (pairs - turning)
     return Rotary(base, head_dim, "half", factors=factors if turning < pairs else ())
-
-
-def _even(config: Config, key: str, dim: int) -> int:
-    """A width of heads, which rotate in pairs."""
-    if dim % 2:
-        raise config.wrong(key, f"is {dim}, an odd number")
-    return dim
 
 
 def _shared(config: Config, key: str, sliding: list[bool]) -> int:
@@ -162,7 +156,7 @@ def _rope(config: Config, kind: str, head_dim: int) -> Rotary:
 
 def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attention, Attention]:
     """That of full layers and that of sliding ones."""
-    heads, head_dim = config.count("num_attention_heads"), _even(config, "head_dim", config.count("head_dim"))
+    heads, head_dim = config.count("num_attention_heads"), even(config, "head_dim", config.count("head_dim"))
     kv_heads = config.divisor("num_key_value_heads", "num_attention_heads")
     overrides = _overrides(config, sliding)
     same = config.flag("attention_k_eq_v", False)
@@ -171,7 +165,7 @@ def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attent
         full_dim = config.count("global_head_dim", GLOBAL_HEAD_DIM)
         stated = config.count("num_global_key_value_heads", kv_heads)
         full_kv = stated if same else kv_heads
-    full_dim = _even(config, "global_head_dim", overrides.get("head_dim", full_dim))
+    full_dim = even(config, "global_head_dim", overrides.get("head_dim", full_dim))
     full_kv = overrides.get("num_key_value_heads", full_kv)
     if heads % full_kv:
         raise config.wrong("num_global_key_value_heads", f"is {full_kv}, which does not divide {heads}")
@@ -236,7 +230,7 @@ def _gguf_attentions(
     ):
         raise own.wrong("attention.head_count_kv", f"must be one divisor of {heads} for each kind of layer")
     lengths = ("attention.key_length", "attention.key_length_swa")
-    full_dim, local_dim = (_even(own, key, own.count(key)) for key in lengths)
+    full_dim, local_dim = (even(own, key, own.count(key)) for key in lengths)
     for key, dim in (("attention.value_length", full_dim), ("attention.value_length_swa", local_dim)):
         if own.count(key, dim) != dim:
             raise own.wrong(key, f"must be {dim}, like that of keys")

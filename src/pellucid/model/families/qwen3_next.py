@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pellucid.model.common_metadata import except_every
 from pellucid.model.config import Config
 from pellucid.model.hybrid import MOST_TAPS, layer_types, mixed
 from pellucid.model.spec import DeltaNet, ModelSpec, Norm
@@ -26,8 +27,7 @@ def _norm(spec: ModelSpec) -> Norm:
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     layers = len(spec.blocks)
-    interval = config.count("full_attention_interval", INTERVAL)
-    every = [(layer + 1) % interval != 0 for layer in range(layers)]
+    every = except_every(config.count("full_attention_interval", INTERVAL), layers)
     key_heads = config.divisor("linear_num_key_heads", "linear_num_value_heads")
     net = DeltaNet(
         heads=config.count("linear_num_value_heads"),
@@ -42,8 +42,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 def _from_gguf(config: Config, spec: ModelSpec, tiled: bool) -> ModelSpec:
     layers = len(spec.blocks)
-    interval = config.count("full_attention_interval", INTERVAL)
-    every = [(layer + 1) % interval != 0 for layer in range(layers)]
+    every = except_every(config.count("full_attention_interval", INTERVAL), layers)
     further = config.amount("nextn_predict_layers")
     stated = config.switches("attention.recurrent_layers", layers + further)
     heads = config.divisor("ssm.time_step_rank", "ssm.inner_size")
