@@ -4,9 +4,12 @@ plan.py          ``Plan``, ``Operation``, ``Buffer``: the data
 builder.py       what a plan is built with; the matrix product
 embedding.py     token ids → vectors
 position.py      learned, rotary and ALiBi positions
-block.py         a transformer block, made of the next three
+per_layer.py     embeddings for each layer, and what a block does with its own
+block.py         a transformer block, made of the next five
 attention.py     attention over the cache
+recurrent/       recurrent layers, by kind
 feedforward.py   feed-forward
+mixture.py       mixtures of experts
 norm.py          normalisation
 project.py       the final norm, then logits or pooled vectors
 passes.py        rewrites of the list: operations are fused, barriers placed

@@ -3,7 +3,9 @@
 executor.py       threads that run programs
 thread_tuner.py   how many of the threads run a small step while other processes are busy
 batch.py          the arrays of a step: which tokens of which sequences run
-cache.py          pages of keys and values, and block tables
+cache.py          the key/value cache: block tables, forks, snapshots
+cache_layout.py   what layers keep in the cache, and which of them share pages
+pool.py           pages of one size, and who uses them
 memory.py         aligned memory
 call.py           one compiled kernel, called from Python
 """

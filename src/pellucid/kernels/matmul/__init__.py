@@ -8,4 +8,6 @@ quantize.py        activations → activation blocks
 product.py         what all products have in common
 int8.py            quantised weights times activation blocks
 floats.py          floating-point weights times floats
+experts.py         products of experts, each with the rows that chose it
+by_head.py         products of heads, each with a matrix of its own
 """
