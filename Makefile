@@ -7,7 +7,8 @@
 # make test-templates    compare the texts of seventy published chat templates with those of transformers
 # make test-oracles  make the goldens of the tiny models again, with transformers
 # make test-greedy   greedy texts of the two Qwen models, precise, against transformers' float32 run
-# make test-gguf  compare GGUF files of llama.cpp's converter with transformers; LLAMA_CPP=FOLDER is llama.cpp's source
+# make test-gguf  compare GGUF files of llama.cpp's converter with transformers; LLAMA_CPP=FOLDER is llama.cpp's source.
+#                 GGUF='--library FOLDER' compares with llama.cpp too: the folder of libllama.so, built from that source
 # make fuzz    damaged files, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make check   formatting, lint, types, import order between folders
 # make bench   speed beside the installed peers (make bench-peers installs them); BENCH=--quick is short
@@ -48,7 +49,7 @@ test-greedy: $(VENV)/oracles
 	$(BIN)/python tests/oracles/greedy_long.py $(GREEDY)
 
 test-gguf: $(VENV)/oracles
-	$(BIN)/python tests/oracles/gguf_oracle.py --llama-cpp $(LLAMA_CPP)
+	$(BIN)/python tests/oracles/gguf_oracle.py --llama-cpp $(LLAMA_CPP) $(GGUF)
 
 fuzz: $(VENV)/dev
 	$(BIN)/python tests/fuzz/run.py $(FUZZ)

@@ -381,6 +381,8 @@ OTHER: dict[tuple[type, str], Any] = {
     (Attention, "qk_norm_whole"): True,
     (Attention, "value_dim"): 32,
     (Attention, "alibi"): True,
+    (Attention, "alibi_scale"): 0.5,
+    (Router, "output_scale"): 0.5,
     (Attention, "sinks"): True,
     (Attention, "cross"): True,
     (Attention, "output_scale"): 0.5,
@@ -416,12 +418,14 @@ RECURRENT = {
 }
 ELSEWHERE = {
     # Widths and counts that tensor shapes must match: a mismatch is an error.
-    (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Rotary, "dims"),
+    (Embedding, "vocabulary"), (Embedding, "width"), (Embedding, "types"), (Embedding, "norm"), (Embedding, "narrow"),
+    (Rotary, "dims"),
     (Attention, "heads"), (Attention, "kv_heads"), (Attention, "head_dim"), (Attention, "bias"),
     *RECURRENT, (Attention, "output_bias"), (Attention, "gate"), (Attention, "latent"), (Block, "recurrent"),
     (Block, "scalar"), (PerLayer, "width"),
     (FeedForward, "width"), (FeedForward, "gated"), (FeedForward, "bias"),
     (Mixture, "router"), (Mixture, "expert"), (Mixture, "shared"), (Mixture, "shared_gate"),
+    (Mixture, "norms"), (Router, "expert_scale"),
     (Router, "experts"), (Router, "bias"), (Router, "correction"),
     (Head, "tied"), (Head, "bias"), (Block, "attention"), (Block, "feedforward"), (Block, "norm"),
 }  # fmt: skip
@@ -452,7 +456,8 @@ def idle(part: Any, name: str) -> bool:
         case Attention():
             none = part.latent is not None and name in ("keys_as_values", "shared")
             others = part.shared is not None and name in ("v_norm", "keys_as_values")
-            return none or others or (name == "qk_norm_whole" and part.qk_norm is None)
+            slopes = name == "alibi_scale" and not part.alibi
+            return none or others or slopes or (name == "qk_norm_whole" and part.qk_norm is None)
         case DeltaNet():
             return name == "tiled" and part.heads == part.key_heads
         case Mamba(norm=None):

@@ -863,4 +863,77 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": None,
         },
     ),
+    "gemma4_moe": (
+        "Gemma4ForCausalLM:Gemma4TextConfig",
+        GEMMA4
+        | {
+            "enable_moe_block": True,
+            "num_experts": 8,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 24,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "use_double_wide_mlp": False,
+        },
+    ),
+    "gemma4_moe-odd": (
+        "Gemma4ForCausalLM:Gemma4TextConfig",
+        GEMMA4
+        | {
+            "hidden_size": 72,
+            "num_hidden_layers": 7,
+            "layer_types": [
+                *["sliding_attention", "sliding_attention", "full_attention"] * 2,
+                "full_attention",
+            ],
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "enable_moe_block": True,
+            "num_experts": 5,
+            "top_k_experts": 3,
+            "moe_intermediate_size": 40,
+        },
+    ),
+    "opt-post": ("OPT", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 48}),
+    "opt-narrow": (
+        "OPT",
+        OPT
+        | {
+            "hidden_size": 96,
+            "word_embed_proj_dim": 40,
+            "num_attention_heads": 3,
+            "num_hidden_layers": 3,
+            "layer_norm_elementwise_affine": False,
+            "enable_bias": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gpt_oss-mxfp4": (
+        "GptOss",
+        MOE
+        | {
+            "sliding_window": 8,
+            "num_hidden_layers": 3,
+            "intermediate_size": 96,
+            "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
+        },
+    ),
+    "falcon-alibi": (
+        "Falcon",
+        FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+    ),
+    "falcon-alibi-odd": (
+        "Falcon",
+        FALCON
+        | {
+            "alibi": True,
+            "hidden_size": 96,
+            "num_attention_heads": 8,
+            "num_kv_heads": 2,
+            "num_hidden_layers": 3,
+            "new_decoder_architecture": True,
+        },
+    ),
 }

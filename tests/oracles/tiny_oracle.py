@@ -45,6 +45,9 @@ tensors.json, from which tests draw them again (tests/support/drawn.py), and exp
     granitemoehybrid, falcon_h1, nemotron_h
                     Mamba-2 instead of attention, beside it, and in layers of its own
     lfm2, lfm2_moe  gated short convolutions
+    gpt_oss-mxfp4   experts as in the published files, decoded by transformers
+    opt-post, opt-narrow
+                    norms after the sums, a narrower embedding, norms without weights
     *-odd           three heads, as many key/value heads, three layers
 """
 
@@ -61,6 +64,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 from tiny_models import MODELS
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.gemma3 import modeling_gemma3
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -116,10 +120,31 @@ def fill(model: torch.nn.Module, rng: np.random.Generator) -> None:
         p.data.copy_(torch.from_numpy(x.astype(np.float32)))
 
 
+def packed(name: str, shape: list[int]) -> list[tuple[str, list[int]]]:
+    """The names and shapes of a tensor in MXFP4, if it is one of experts, which are stored as (outputs, inputs)."""
+    if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+        return [(name, shape)]
+    experts, inputs, outputs = shape
+    scales = [experts, outputs, inputs // 32]
+    return [(f"{name}_blocks", [*scales, 16]), (f"{name}_scales", scales)]
+
+
+def decode(model: torch.nn.Module, path: Path) -> None:
+    """Load weights of which some are MXFP4."""
+    stored = {name: torch.from_numpy(x) for name, x in load_file(path).items()}
+    for blocks in [name for name in stored if name.endswith("_blocks")]:
+        name = blocks.removesuffix("_blocks")
+        scales = stored.pop(f"{name}_scales")
+        stored[name] = convert_moe_packed_tensors(stored.pop(blocks), scales, dtype=torch.float32)
+    model.load_state_dict(stored)
+
+
 def redraw(folder: Path, name: str, config: Any) -> None:
     """Replace the weights of a saved model by those that the tests draw again, and write what they need for that."""
     path = folder / "model.safetensors"
     tensors = {key: list(x.shape) for key, x in load_file(path).items()}
+    if hasattr(config, "quantization_config"):
+        tensors = dict(entry for key, shape in tensors.items() for entry in packed(key, shape))
     offset = 0.0 if config.get_text_config().model_type in ONE_PLUS else 1.0
     save_file(draw(tensors, name, offset), path, metadata={"format": "pt"})
     recipe = {"seed": name, "offset": offset, "tensors": tensors}
@@ -139,7 +164,9 @@ def main() -> None:
             continue
         kind, config = made(classes, options_)
         rng = np.random.default_rng([SEED, number])
-        config._attn_implementation = "eager"
+        # Falcon's eager attention adds ALiBi twice, to the mask and to the scores.
+        attention = "sdpa" if getattr(config, "alibi", False) else "eager"
+        config._attn_implementation = attention
         options = {"add_pooling_layer": False} if kind is transformers.BertModel else {}
         model = kind(config, **options).eval()
         folder = args.out / name
@@ -152,9 +179,12 @@ def main() -> None:
         (folder / "generation_config.json").unlink(missing_ok=True)
         ids = rng.integers(3, config.get_text_config().vocab_size, LENGTH).astype(np.int32)
         # Load the saved files again, so that the outputs belong to them.
-        again = kind.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", **options
-        ).eval()
+        if hasattr(config, "quantization_config"):
+            decode(again := model, folder / "model.safetensors")
+        else:
+            again = kind.from_pretrained(
+                folder, dtype=torch.float32, attn_implementation=attention, **options
+            ).eval()
         out = again(input_ids=torch.from_numpy(ids[None].astype(np.int64)))
         key, value = (
             ("hidden", out.last_hidden_state) if kind is transformers.BertModel else ("logits", out.logits)

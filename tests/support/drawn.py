@@ -3,7 +3,7 @@
     tensors.json    {"seed": "name", "offset": 1.0, "tensors": {name: shape}}
 
 The oracle (tests/oracles/tiny_oracle.py) and the tests draw the same numbers, from NumPy's PCG64 in the order of the
-names. This module imports NumPy alone.
+names. Names that end in "_blocks" and "_scales" are those of MXFP4: bytes. This module imports NumPy alone.
 """
 
 from __future__ import annotations
@@ -15,9 +15,16 @@ import numpy as np
 
 
 def draw(tensors: Mapping[str, Sequence[int]], seed: str, offset: float = 1.0) -> dict[str, np.ndarray]:
-    """Draw matrices that preserve the scale of activations, norms around ``offset``, biases around zero; float32."""
+    """Draw matrices that preserve the scale of activations, norms around ``offset``, biases around zero; float32.
+
+    The exponents of MXFP4 are those of matrices of about 64 columns.
+    """
     rng, found = np.random.default_rng([20, crc32(seed.encode())]), {}
     for name in sorted(tensors):
+        if name.endswith(("_blocks", "_scales")):
+            low, high = (0, 256) if name.endswith("_blocks") else (121, 125)
+            found[name] = rng.integers(low, high, tuple(tensors[name]), np.uint8)
+            continue
         x = rng.standard_normal(tuple(tensors[name]))
         if name.endswith("bias"):
             x *= 0.2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,9 @@ class Reference:
             scores = kind.softcap * np.tanh(scores / kind.softcap)
         back = np.arange(tokens)[:, None] - np.arange(tokens)
         if kind.alibi:
-            scores = scores - np.array(alibi_slopes(kind.heads))[:, None, None] * np.abs(back)
+            scores = scores - kind.alibi_scale * np.array(alibi_slopes(kind.heads))[:, None, None] * np.abs(
+                back
+            )
         seen = (back >= 0) | (not kind.causal)
         if kind.window:
             seen &= back < kind.window
@@ -221,20 +224,24 @@ class Reference:
         out = out * (gate if kind.norm_first else 1)
         return kind.output_scale * self.linear(out, f"{at}.output", kind.output_bias)
 
-    def feedforward(self, x: Array, ff: FeedForward | Mixture, at: str) -> Array:
+    def feedforward(
+        self, x: Array, ff: FeedForward | Mixture, at: str, residual: Array | None = None
+    ) -> Array:
         if isinstance(ff, Mixture):
-            return self.mixture(x, ff, at)
+            return self.mixture(x, ff, at, residual)
         up = self.linear(x, f"{at}.up", ff.bias)
         hidden = activated(
             ff, up, ff.gate_scale * self.linear(x, f"{at}.gate", ff.bias) if ff.gated else None
         )
         return ff.output_scale * self.linear(hidden, f"{at}.down", ff.bias)
 
-    def mixture(self, x: Array, kind: Mixture, at: str) -> Array:
-        """Token by token, expert by expert."""
+    def mixture(self, x: Array, kind: Mixture, at: str, residual: Array | None) -> Array:
+        """Token by token, expert by expert. Norms of its own are those of the residual stream."""
         router, expert = kind.router, kind.expert
+        routed = self.norm(residual, kind.norms, f"{at}.router_norm") if kind.norms else x
+        seen = self.norm(residual, kind.norms, f"{at}.experts_norm") if kind.norms else x
         ids, weights = route_reference(
-            self.linear(x, f"{at}.router", router.bias),
+            router.output_scale * self.linear(routed, f"{at}.router", router.bias),
             router.score,
             router.chosen,
             router.normalize,
@@ -243,6 +250,7 @@ class Reference:
             router.groups,
             router.kept,
             router.group_best,
+            self.weight(f"{at}.expert_scale.weight") if router.expert_scale else None,
         )
 
         def shaped(slot: str) -> Array:
@@ -253,13 +261,17 @@ class Reference:
             return matrix @ row + (shaped(f"{at}.experts.{part}.bias")[which] if expert.bias else 0.0)
 
         out = np.zeros_like(x)
-        for token, row in enumerate(x):
+        for token, row in enumerate(seen):
             for which, weight in zip(ids[token], weights[token]):
                 up = project(row, "up", which)
                 gate = project(row, "gate", which) if expert.gated else None
                 out[token] += weight * project(activated(expert, up, gate), "down", which)
+        if kind.norms:
+            out = self.norm(out, kind.norms, f"{at}.experts_post_norm")
         if kind.shared:
             shared = self.feedforward(x, kind.shared, f"{at}.shared")
+            if kind.norms:
+                shared = self.norm(shared, kind.norms, f"{at}.shared_post_norm")
             gate = self.linear(x, f"{at}.shared_gate") if kind.shared_gate else None
             out += shared if gate is None else shared / (1 + np.exp(-gate))
         return out
@@ -294,6 +306,8 @@ class Reference:
     def rows(self, ids: Sequence[int]) -> Array:
         embedding = self.spec.embedding
         x = self.weight("embed.weight")[list(ids)] * embedding.scale
+        if embedding.narrow:
+            x = self.linear(x, "embed.widen")
         if embedding.types:
             x = x + self.weight("embed.types.weight")[0]
         if isinstance(self.spec.position, Learned):
@@ -320,7 +334,8 @@ class Reference:
             if kind.attention or kind.recurrent:
                 x = self.sublayer(x, kind, mixer, lambda x, k=kind, i=i: self.mixed(x, k, i))
             if kind.feedforward:
-                x = self.sublayer(x, kind, ff, lambda x, k=kind, a=ff: self.feedforward(x, k.feedforward, a))
+                inside = partial(self.feedforward, ff=kind.feedforward, at=ff, residual=x)
+                x = self.sublayer(x, kind, ff, inside)
             if self.spec.per_layer:
                 at = f"blocks.{i}.per_layer"
                 hidden = ACTIVATIONS[self.spec.per_layer.activation](self.linear(x, f"{at}.gate")) * own[:, i]
@@ -332,6 +347,8 @@ class Reference:
     def logits(self, ids: Sequence[int]) -> Array:
         head = self.spec.head
         assert head is not None
-        out = self.linear(self.rows(ids), "embed" if head.tied else "project")
+        rows = self.rows(ids)
+        rows = self.linear(rows, "project.narrow") if self.spec.embedding.narrow else rows
+        out = self.linear(rows, "embed" if head.tied else "project")
         out = head.scale * (out + self.weight("project.bias") if head.bias else out)
         return head.softcap * np.tanh(out / head.softcap) if head.softcap else out

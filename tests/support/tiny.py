@@ -39,7 +39,8 @@ def _whole(folder: Path) -> Path:
     (copy / "tensors.json").unlink()
     said = json.loads(recipe.read_text())
     weights = draw(said["tensors"], said["seed"], said["offset"])
-    tensors = {name: ("F32", w.shape, w.tobytes()) for name, w in weights.items()}
+    kinds = {name: "U8" if w.dtype == np.uint8 else "F32" for name, w in weights.items()}
+    tensors = {name: (kinds[name], w.shape, w.tobytes()) for name, w in weights.items()}
     (copy / "model.safetensors").write_bytes(safetensors(tensors))
     return copy
 

@@ -17,6 +17,7 @@ from pellucid.model.slots import shape_of
 from pellucid.model.text_part import TABLE, TextPart
 from pellucid.model.unread_keys import check_unread
 from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.joined import METHOD
 
 
 def read_model(checkpoint: Checkpoint) -> Model:
@@ -29,10 +30,20 @@ def read_model(checkpoint: Checkpoint) -> Model:
     config, gguf = Config(checkpoint.metadata, checkpoint.path), checkpoint.kind == "gguf"
     table = checkpoint.metadata.get(TABLE)
     if not gguf and isinstance(table, Mapping) and table:
-        config.refuse("quantization_config", {})
+        _check_quantization(config)
         text = TextPart(checkpoint)
         return text.in_file(_read(text, text.config(config)))
     return _read(checkpoint, config)
+
+
+def _check_quantization(config: Config) -> None:
+    """Refuse weights that are quantised in a way that is not implemented (``weights/joined.py``)."""
+    stated = config.value("quantization_config")
+    if isinstance(stated, Mapping) and stated.get("quant_method") == METHOD:
+        for key in ("quant_method", "modules_to_not_convert", "dequantize"):  # the tensors show it
+            config.table("quantization_config").value(key)
+    else:
+        config.refuse("quantization_config", {})
 
 
 def _read(checkpoint: Checkpoint, config: Config) -> Model:
@@ -48,7 +59,7 @@ def _read(checkpoint: Checkpoint, config: Config) -> Model:
             f"(known for {checkpoint.kind}: {', '.join(sorted(families))})"
             f"{f'; the nearest is {nearest[0]}' if nearest else ''}"
         )
-    config.refuse("quantization_config", {})
+    _check_quantization(config)
     family = families[architecture]
     model = family.readers(checkpoint.kind)[architecture](checkpoint, config)
     _check_layers(checkpoint, model)

@@ -29,7 +29,9 @@ def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
 
 def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
     embedding, width = spec.embedding, spec.embedding.width
-    yield "embed.weight", (embedding.vocabulary, width)
+    yield "embed.weight", (embedding.vocabulary, embedding.narrow or width)
+    if embedding.narrow:
+        yield "embed.widen.weight", (width, embedding.narrow)
     if isinstance(spec.position, Learned):
         yield "position.weight", (spec.position.count, width)
     if embedding.types:
@@ -52,8 +54,10 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
             yield f"blocks.{index}.scalar.weight", (1,)
     if spec.final_norm:
         yield from _norm("norm", spec.final_norm, width)
+    if spec.head and embedding.narrow:
+        yield "project.narrow.weight", (embedding.narrow, width)
     if spec.head and not spec.head.tied:
-        yield "project.weight", (embedding.vocabulary, width)
+        yield "project.weight", (embedding.vocabulary, embedding.narrow or width)
     if spec.head and spec.head.bias:
         yield "project.bias", (embedding.vocabulary,)
 
@@ -199,13 +203,23 @@ def _feedforward(
 
 def _mixture(name: str, kind: Mixture, width: int) -> Iterator[tuple[str, Shape]]:
     experts = kind.router.experts
+    if kind.norms:
+        yield from _norm(f"{name}.router_norm", kind.norms, width)
     yield f"{name}.router.weight", (experts, width)
     if kind.router.bias:
         yield f"{name}.router.bias", (experts,)
     if kind.router.correction:
         yield f"{name}.correction.bias", (experts,)
+    if kind.router.expert_scale:
+        yield f"{name}.expert_scale.weight", (experts,)
+    if kind.norms:
+        yield from _norm(f"{name}.experts_norm", kind.norms, width)
     yield from _feedforward(f"{name}.experts", kind.expert, width, (experts,))
+    if kind.norms:
+        yield from _norm(f"{name}.experts_post_norm", kind.norms, width)
     if kind.shared:
         yield from _feedforward(f"{name}.shared", kind.shared, width)
+        if kind.norms:
+            yield from _norm(f"{name}.shared_post_norm", kind.norms, width)
     if kind.shared_gate:
         yield f"{name}.shared_gate.weight", (1, width)

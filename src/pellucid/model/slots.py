@@ -121,8 +121,11 @@ class _SlotPart:
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill ``out`` with the part's bytes from ``start`` on."""
-        if self.source.transpose or self.source.step > 1:
+        if self.source.transpose:
             out[:] = self._gathered[start : start + len(out)]
+            return
+        if self.source.step > 1:
+            out[:] = self._every(start, len(out))
             return
         skipped = 0
         if self.source.rows is not None:
@@ -130,16 +133,20 @@ class _SlotPart:
             skipped = first * self.row_bytes if len(self.shape) > 1 else self.form.row_bytes(first)
         self.checkpoint.read(self.tensor.name, skipped + start, out)
 
+    def _every(self, start: int, count: int) -> NDArray[np.uint8]:
+        """``count`` bytes from ``start`` on of every ``step``-th row, or of every such value of a vector."""
+        step, size = self.source.step, self.row_bytes if len(self.shape) > 1 else self.form.block_bytes
+        begin, end = start // size, -(-(start + count) // size)  # of the rows that are taken
+        first = (self.source.rows or (0, 0))[0] + begin * step
+        last = first + (end - begin - 1) * step + 1
+        rows = self._stored(first * size, last * size).reshape(-1, size)[::step].reshape(-1)
+        skipped = start - begin * size
+        return rows[skipped : skipped + count]
+
     @cached_property
     def _gathered(self) -> NDArray[np.uint8]:
-        """The bytes of rows that do not follow each other in the file. Only what holds them is read."""
+        """The bytes of transposed rows, which do not follow each other in the file. Only what holds them is read."""
         rows, step = self.source.rows, self.source.step
-        if not self.source.transpose:
-            size = self.row_bytes if len(self.shape) > 1 else self.form.block_bytes
-            start, stop = rows or (0, self.tensor.nbytes // size)
-            return np.ascontiguousarray(
-                self._stored(start * size, stop * size).reshape(-1, size)[::step]
-            ).reshape(-1)
         if self.source.columns is not None:
             return self._rows_as_columns(*self.source.columns)
         if not self.form.packed.is_float:

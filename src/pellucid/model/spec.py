@@ -20,13 +20,18 @@ Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu
 
 @dataclass(frozen=True)
 class Embedding:
-    """Token embeddings (V, D), multiplied by ``scale``. BERT also has token ``types`` and a ``norm``."""
+    """Token embeddings (V, D), multiplied by ``scale``. BERT also has token ``types`` and a ``norm``.
+
+    If ``narrow`` is not 0, embeddings are (V, ``narrow``); a matrix widens them to D, and another one narrows the final
+    vectors before the head (OPT-350M).
+    """
 
     vocabulary: int
     width: int
     scale: float = 1.0
     types: int = 0
     norm: Norm | None = None
+    narrow: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class Attention:
     """V, the width of a head's values; 0: as wide as its keys, K."""
     alibi: bool = False
     """Whether scores fall with the distance, with a slope for each head (Press et al. 2022)."""
+    alibi_scale: float = 1.0
+    """A factor of these slopes."""
     sinks: bool = False
     """Whether each head has a learned sink, a score that takes part of the attention weight (Xiao et al. 2023)."""
     cross: bool = False
@@ -145,6 +152,10 @@ class Router:
     groups: int = 1
     kept: int = 1
     group_best: int = 1
+    output_scale: float = 1.0
+    """A factor of the router's outputs, before they become scores."""
+    expert_scale: bool = False
+    """Whether each expert has a number that multiplies its weight, after the weights are normalised."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +170,10 @@ class Mixture:
     expert: FeedForward
     shared: FeedForward | None = None
     shared_gate: bool = False
+    norms: Norm | None = None
+    """If there is one, router and experts read the residual stream, each through a norm of its own, and the sum of the
+    experts' results and the shared expert's result each have a norm before they are added (Gemma Team 2026, Gemma 4).
+    """
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class StandardMixture:
     def from_gguf(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
         """Each layer's feed-forward, from the keys of an architecture."""
         experts = config.amount("expert_count", limit=MOST)
-        _limit(config, "expert_count", experts, layers)
+        limit_experts(config, "expert_count", experts, layers)
         if not experts:
             if self.optional:
                 return [dense] * layers
@@ -114,7 +114,7 @@ class StandardMixture:
         experts = _experts(config, self.optional, self.unsaid) if self.in_config else 0
         if not experts:
             return [dense] * layers
-        _limit(config, EXPERTS[0], experts, layers)
+        limit_experts(config, EXPERTS[0], experts, layers)
         width = config.count(keys["width"]) if keys["width"] else dense.width
         shared_width = config.amount(keys["shared_width"], required=True) if keys["shared_width"] else 0
         if keys["shared"]:
@@ -166,7 +166,7 @@ class StandardMixture:
         return Mixture(router, expert, shared, shared_gate=self.shared_gate and shared is not None)
 
 
-def _limit(config: Config, key: str, experts: int, layers: int) -> None:
+def limit_experts(config: Config, key: str, experts: int, layers: int) -> None:
     """Refuse more experts in all layers together than any model has: each of them has names and places."""
     if experts * layers > MOST_OF_ALL:
         raise config.wrong(

@@ -50,8 +50,8 @@ class TensorNames:
 
         transformers reads both; the published files of GPT-2 and BLOOM are such.
         """
-        fused = self.block.get("feedforward.experts.gate.weight", FUSED)
-        if any(f"{self.prefix}.{layer}.{fused}" in tensors for layer in range(MOST_DENSE)):
+        fused = (f"{self.prefix}.{layer}.{FUSED}" for layer in range(MOST_DENSE))
+        if "feedforward.experts.gate.weight" not in self.block and any(name in tensors for name in fused):
             return self.with_fused_experts()
         embed = self.model["embed"]
         base = embed.partition(".")[0] + "."

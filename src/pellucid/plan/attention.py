@@ -287,7 +287,7 @@ def _attend(
 ) -> str:
     """softmax(q Kᵀ) V."""
     attended = builder.buffer("attended", kind.heads * layer_shape.value_dim)
-    bias = alibi_bias(builder, kind.heads, kind.causal) if kind.alibi else None
+    bias = alibi_bias(builder, kind.heads, kind.causal, kind.alibi_scale) if kind.alibi else None
     fields: dict[str, Value] = {
         "q": At(q),
         "heads": kind.heads,

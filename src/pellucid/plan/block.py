@@ -34,7 +34,7 @@ class Sublayer:
 def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
     """Update x to the block's output."""
     groups = [
-        group for group in (_mixers(builder, layer, kind), _feedforwards(builder, layer, kind)) if group
+        group for group in (_mixers(builder, layer, kind), _feedforwards(builder, layer, kind, x)) if group
     ]
     if kind.placement in ("parallel", "shared"):
         return _parallel(builder, kind, x, groups)
@@ -60,10 +60,10 @@ def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
     return found
 
 
-def _feedforwards(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
+def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sublayer]:
     inner, stage = kind.feedforward, f"blocks.{layer}.feedforward"
     if isinstance(inner, Mixture):
-        return [Sublayer(stage, lambda i, o: mixture(builder, stage, inner, i, o), kind.residual_scale)]
+        return [Sublayer(stage, lambda i, o: mixture(builder, stage, inner, i, o, x), kind.residual_scale)]
     if isinstance(inner, FeedForward):
         scale = kind.residual_scale * inner.output_scale
         return [Sublayer(stage, lambda i, o: feedforward(builder, stage, inner, i, o), scale)]

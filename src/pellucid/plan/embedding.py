@@ -34,7 +34,10 @@ def embed(builder: Builder) -> str:
     """The first value of the residual stream: token embeddings, scaled."""
     embedding = builder.spec.embedding
     x = builder.buffer("x", embedding.width)
-    lookup(builder, "embed", "embed.weight", x, index=StepRecord.at.token_ids, factor=embedding.scale)
+    row = builder.buffer("narrow", embedding.narrow) if embedding.narrow else x
+    lookup(builder, "embed", "embed.weight", row, index=StepRecord.at.token_ids, factor=embedding.scale)
+    if embedding.narrow:
+        builder.linear("embed.widen", row, "embed.widen", embedding.width, x)
     if embedding.types:  # one segment: every token is of type 0
         lookup(builder, "embed.types", "embed.types.weight", x, index=-1, add=True)
     return x

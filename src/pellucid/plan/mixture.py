@@ -14,21 +14,27 @@ from pellucid.kernels.matmul.quantize import block_bytes
 from pellucid.model.spec import Mixture, Router
 from pellucid.plan.builder import COUNT, NO_BIAS, Builder, columns
 from pellucid.plan.feedforward import activate, feedforward
+from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value, Vector, Weights
 
 
-def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str) -> str:
-    """out = the sum of the chosen experts' results (and the shared one's), not yet added to the residual stream."""
+def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, residual: str) -> str:
+    """out = the sum of the chosen experts' results (and the shared one's), not yet added to the residual stream.
+
+    Router and experts read x, or ``residual`` through norms of their own.
+    """
     router, expert = kind.router, kind.expert
     for part in (expert, kind.shared or expert):
         if (part.gate_scale, part.output_scale) != (1.0, 1.0):
             raise UnsupportedModel(f"{stage}: experts with factors of gates or outputs are not supported")
-    _route(builder, stage, router, x)
+    seen = _own_norm(builder, f"{stage}.router_norm", kind, residual, "routed") or x
+    _route(builder, stage, router, seen)
     _group(builder, stage, router)
+    seen = _own_norm(builder, f"{stage}.experts_norm", kind, residual, "routed") or x
     first, shape = "gate" if expert.gated else "up", f"(T, {router.chosen}, {expert.width})"
-    hidden, up = _experts(builder, stage, first, kind, x, "hidden", expert.width, gathered=True), ""
+    hidden, up = _experts(builder, stage, first, kind, seen, "hidden", expert.width, gathered=True), ""
     if expert.gated:
-        up = _experts(builder, stage, "up", kind, x, "up", expert.width, gathered=True)
+        up = _experts(builder, stage, "up", kind, seen, "up", expert.width, gathered=True)
     activate(builder, f"{stage}.experts.hidden", expert, hidden, up, shape)
     width = builder.spec.embedding.width
     results = _experts(builder, stage, "down", kind, hidden, "results", width, gathered=False)
@@ -39,7 +45,21 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str) -> st
         )
     if kind.shared_gate:
         gate = builder.linear(f"{stage}.shared_gate", x, f"{stage}.shared_gate", 1, "shared_gate")
-    return _combine(builder, stage, router, results, shared, gate, out)
+    if kind.norms is None:
+        return _combine(builder, stage, router, results, shared, gate, out)
+    if gate:
+        raise UnsupportedModel(f"{stage}: a shared expert with a gate and a norm is not supported")
+    _combine(builder, stage, router, results, "", "", out)
+    _own_norm(builder, f"{stage}.experts_post_norm", kind, out, out)
+    if shared:
+        _own_norm(builder, f"{stage}.shared_post_norm", kind, shared, shared)
+        builder.add(f"{stage}.sum", out, shared)
+    return out
+
+
+def _own_norm(builder: Builder, stage: str, kind: Mixture, x: str, out: str) -> str:
+    """out = norm(x), if the mixture has norms of its own; "" if not."""
+    return norm(builder, stage, stage, kind.norms, x, out) if kind.norms else ""
 
 
 def _choice_stride(router: Router) -> int:
@@ -53,6 +73,7 @@ def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
     scores = builder.linear(
         f"{stage}.router", x, f"{stage}.router", experts, builder.buffer("scores", experts), bias=router.bias
     )
+    builder.scale(f"{stage}.router_scale", scores, router.output_scale)
     keys = builder.buffer("keys", experts + router.groups)
     ids, weights = builder.buffer("chosen", chosen, whole=True), builder.buffer("weights", chosen)
     fields: dict[str, Value] = {
@@ -67,6 +88,7 @@ def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
         "chosen": chosen,
         "normalize": int(router.normalize),
         "factor": router.scale,
+        "factors": Vector(f"{stage}.expert_scale.weight") if router.expert_scale else 0,
         "ids": At(ids),
         "weights": At(weights),
         "choice_stride": _choice_stride(router),

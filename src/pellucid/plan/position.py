@@ -70,11 +70,11 @@ def scale_queries(builder: Builder, stage: str, kind: QueryScale, q: str, count:
     builder.emit(Operation(stage, KernelKey("query_scale"), fields, (q,), (q,), shape, partitions=partitions))
 
 
-def alibi_bias(builder: Builder, heads: int, causal: bool) -> DistanceBias:
-    """The table of values that are added to the scores of each head, by distance."""
-    name = f"alibi.{heads}" + ("" if causal else ".both")
-    context = builder.spec.context
-    builder.tables[name] = DistanceTable(alibi_slopes(heads), context, 0 if causal else context - 1)
+def alibi_bias(builder: Builder, heads: int, causal: bool, factor: float) -> DistanceBias:
+    """The table of values that are added to the scores of each head, by distance; ``factor`` is one of the slopes."""
+    name = f"alibi.{heads}" + ("" if factor == 1 else f".{factor:g}") + ("" if causal else ".both")
+    context, slopes = builder.spec.context, tuple(factor * slope for slope in alibi_slopes(heads))
+    builder.tables[name] = DistanceTable(slopes, context, 0 if causal else context - 1)
     return DistanceBias(name)
 
 

@@ -44,14 +44,16 @@ def project(builder: Builder, x: str) -> str:
     """Logits (R, V), or pooled vectors (B, D)."""
     head, pooling = builder.spec.head, builder.spec.pooling
     if head:
-        slot = "embed" if head.tied else "project"
+        slot, embedding = "embed" if head.tied else "project", builder.spec.embedding
+        if embedding.narrow:
+            x = builder.linear("project.narrow", x, "project.narrow", embedding.narrow, "narrowed")
         # Activations of 16 bits cost little for so few rows, and no later layer reduces an error made here:
         # SmolLM2 with 8 bits is 2.7e-3 nats from float32 without this, 1.8e-3 with it.
         logits = builder.linear(
             "project",
             x,
             slot,
-            builder.spec.embedding.vocabulary,
+            embedding.vocabulary,
             "logits",
             bias="project" if head.bias else False,
             activation_bits=FINEST,

@@ -10,6 +10,7 @@ from pellucid.errors.messages import reason
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.files import ModelFile
 from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf
+from pellucid.weights.joined import joined
 from pellucid.weights.safetensors import INDEX_NAME, open_safetensors
 
 
@@ -34,7 +35,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return open_gguf(path)
     # A safetensors file begins with the length of a JSON object, then that object.
     if path.name == INDEX_NAME or (size > 9 and head[8:9] == b"{"):
-        return open_safetensors(path)
+        return joined(open_safetensors(path))
     if head[:2] == b"PK" or head[:1] == b"\x80":
         raise FileFormatError(
             path, "file", "is a PyTorch (pickle) or zip file; convert it to safetensors or GGUF"
@@ -60,7 +61,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     if ggufs:
         return open_gguf(ggufs[0])
     if others or os.path.isfile(folder / INDEX_NAME):
-        return open_safetensors(folder)
+        return joined(open_safetensors(folder))
     problem = "holds no model: expected one .gguf file, or .safetensors files with a config.json"
     raise FileFormatError(folder, "folder", problem)
 

@@ -21,6 +21,7 @@ def route(
     normalize: bool = False,
     factor: float = 1.0,
     correction: np.ndarray | None = None,
+    factors: np.ndarray | None = None,
     groups: int = 1,
     kept: int = 1,
     group_best: int = 1,
@@ -41,6 +42,7 @@ def route(
         keys=keys,
         keys_stride=keys.shape[1] * 4,
         correction=0 if correction is None else correction,
+        factors=0 if factors is None else factors,
         groups=groups,
         kept=kept,
         chosen=chosen,
@@ -103,6 +105,15 @@ def test_only_experts_of_the_best_groups_are_chosen(
         wanted, best_weights = mixture.route_reference(scores, "sigmoid", chosen, True, **options)  # type: ignore[arg-type]
         assert np.array_equal(ids, wanted)
         assert_close(weights, best_weights, 2e-6)
+
+
+@given(seeds, tokens, st.integers(2, 40), threads)
+def test_experts_have_factors_of_their_own(seed: int, T: int, E: int, threads: int) -> None:
+    scores, factors = numbers("normal", seed, T, E), numbers("normal", seed + 1, E)
+    ids, weights = route(scores, "softmax", 2, threads, normalize=True, factor=0.5, factors=factors)
+    wanted, best = mixture.route_reference(scores, "softmax", 2, True, 0.5, factors=factors)
+    assert np.array_equal(ids, wanted)
+    assert_close(weights, best, 2e-6 * np.abs(best) + 1e-6)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])

@@ -257,7 +257,6 @@ def test_rotary_scaling_that_is_wrong(key: str, value: Any) -> None:
     ("family", "key", "value"),
     [
         ("llama", "attention_multiplier", 0.5),
-        ("opt", "do_layer_norm_before", False),
         ("gemma3", "use_bidirectional_attention", True),
         ("bert", "position_embedding_type", "relative_key\n" * 99),
         ("bert", "is_decoder", True),

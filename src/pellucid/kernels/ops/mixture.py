@@ -35,6 +35,7 @@ class RouteRecord(Record):
     chosen: int  # C
     normalize: int  # 1: a token's weights are divided by their sum
     factor: float  # of the weights
+    factors: Address  # (E,) float32, of each expert's weight; or 0
     ids: Address  # (T, C) int32
     weights: Address  # (T, C) float32
     choice_stride: int  # bytes from one token's ids or weights to the next
@@ -75,6 +76,7 @@ def route_reference(
     groups: int = 1,
     kept: int = 1,
     group_best: int = 1,
+    factors: NDArray[Any] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The ids and weights of (T, E) scores, in float64."""
     x = scores.astype(np.float64)
@@ -94,7 +96,7 @@ def route_reference(
     weights = np.take_along_axis(x, ids, -1)
     if normalize:
         weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
-    return ids, weights * factor
+    return ids, weights * (factor if factors is None else factor * factors.astype(np.float64)[ids])
 
 
 def _probabilities(simd: Any, kind: str) -> Any:
@@ -166,9 +168,8 @@ def build_route(simd: Any, kind: str, group_best: int) -> Any:
 
     The rows of ``keys`` have room for a number for each group behind those of the experts.
     """
-    at, word, load, store, store_i32 = (
-        RouteRecord.at, simd.load_i64, simd.load_f32, simd.store_f32, simd.store_i32,
-    )  # fmt: skip
+    at, word, load, store = RouteRecord.at, simd.load_i64, simd.load_f32, simd.store_f32
+    load_i32, store_i32 = simd.load_i32, simd.store_i32
     probabilities, keep = _probabilities(simd, kind), _keep_groups(simd, group_best)
 
     @simd.jit
@@ -178,10 +179,11 @@ def build_route(simd: Any, kind: str, group_best: int) -> Any:
             word(record + at.chosen),
             word(record + at.groups),
         )
-        stride, choice_stride, correction = (
+        stride, choice_stride, correction, factors = (
             word(record + at.stride),
             word(record + at.choice_stride),
             word(record + at.correction),
+            word(record + at.factors),
         )
         factor = np.float32(simd.load_f64(record + at.factor))
         rows = word(step + word(record + at.rows))
@@ -216,6 +218,9 @@ def build_route(simd: Any, kind: str, group_best: int) -> Any:
                 store(
                     weights + 4 * choice, load(weights + 4 * choice) * (factor / (total + np.float32(1e-20)))
                 )
+                if factors != 0:
+                    its = load(factors + 4 * load_i32(ids + 4 * choice))
+                    store(weights + 4 * choice, load(weights + 4 * choice) * its)
 
     return body
 

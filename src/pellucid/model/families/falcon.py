@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pellucid.model.common_metadata import rope_parameters
 from pellucid.model.config import Config
 from pellucid.model.families.bloom import NAMES
 from pellucid.model.family import Family
 from pellucid.model.filled import Model
-from pellucid.model.spec import Norm
+from pellucid.model.spec import Attention, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import GGUF
 from pellucid.weights.checkpoint import Checkpoint
@@ -43,7 +44,9 @@ def _from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json``: three arrangements of the norms, three numbers of key/value heads."""
-    config.refuse("alibi", False)
+    alibi = config.flag("alibi", False)  # whose values are scaled with the scores
+    if alibi:
+        rope_parameters(config)  # stated all the same
     newer = config.flag("new_decoder_architecture", False)
     parallel = config.flag("parallel_attn", True) or newer
     stated = config.count("num_ln_in_parallel_attn", 2, limit=2)
@@ -52,11 +55,17 @@ def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
     heads = config.count("num_attention_heads")
     groups = config.divisor("num_kv_heads", "num_attention_heads", heads)
     kv_heads = groups if newer else 1 if multi_query else heads
+
+    def changed(_: int, attention: Attention) -> Attention:
+        scale = attention.scale if alibi else 1.0
+        return replace(attention, kv_heads=kv_heads, alibi_scale=scale)
+
     decoder = replace(
         DECODER,
+        positions="alibi" if alibi else "rotary",
         placement=("parallel" if norms == 2 else "shared") if parallel else "pre",
         names=TWO_NORMS if norms == 2 else NAMES,
-        config_change=lambda _, spec: spec.with_attention(kv_heads=kv_heads),
+        config_change=lambda _, spec: spec.change_attention(changed),
     )
     return decoder.from_config(checkpoint, config)
 

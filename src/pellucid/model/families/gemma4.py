@@ -1,5 +1,6 @@
-"""Gemma 4, text, without experts (Gemma Team 2026): Gemma 3 with wider heads in full layers, embeddings for each layer,
-keys and values that later layers share, and a number that multiplies each block's output.
+"""Gemma 4, text (Gemma Team 2026): Gemma 3 with wider heads in full layers, embeddings for each layer, keys and values
+that later layers share, a number that multiplies each block's output, and in some models experts beside the dense
+feed-forward, with norms of their own.
 """
 
 from __future__ import annotations
@@ -19,13 +20,27 @@ from pellucid.model.config import Config
 from pellucid.model.family import Family
 from pellucid.model.filled import Model, Slot
 from pellucid.model.positions import Rotary
-from pellucid.model.spec import Attention, Block, Embedding, FeedForward, Head, ModelSpec, Norm, PerLayer
+from pellucid.model.spec import (
+    Attention,
+    Block,
+    Embedding,
+    FeedForward,
+    Head,
+    Mixture,
+    ModelSpec,
+    Norm,
+    PerLayer,
+    Router,
+)
+from pellucid.model.standard_mixture import MOST, FeedForwards, limit_experts
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH, TensorNames
 from pellucid.weights.checkpoint import Checkpoint
 
 # If the file does not say, every sixth block has full attention, with heads of this width.
 PATTERN, GLOBAL_HEAD_DIM = 6, 512
 LOCAL_BASE, FULL_BASE, ROTATED = 10_000.0, 1_000_000.0, 0.25
+EXPERT_KEYS = ("num_experts", "top_k_experts", "moe_intermediate_size")
+GGUF_EXPERT_KEYS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
 STILL = 1e30  # what the frequencies of pairs without a position are divided by
 _NAMES = TRANSFORMERS_SANDWICH.with_names(
     {
@@ -37,6 +52,18 @@ _NAMES = TRANSFORMERS_SANDWICH.with_names(
     per_layer__project="per_layer_projection",
     per_layer__norm="post_per_layer_input_norm",
     scalar__weight="layer_scalar",
+    feedforward__router="router.proj",
+    feedforward__router_norm__weight="router.scale",
+    feedforward__expert_scale__weight="router.per_expert_scale",
+    feedforward__experts_norm="pre_feedforward_layernorm_2",
+    feedforward__experts__gate__weight="experts.gate_up_proj",
+    feedforward__experts__up__weight="experts.gate_up_proj",
+    feedforward__experts__down__weight="experts.down_proj",
+    feedforward__experts_post_norm="post_feedforward_layernorm_2",
+    feedforward__shared__gate="mlp.gate_proj",
+    feedforward__shared__up="mlp.up_proj",
+    feedforward__shared__down="mlp.down_proj",
+    feedforward__shared_post_norm="post_feedforward_layernorm_1",
 )
 _GGUF = GGUF.with_names(
     {
@@ -48,6 +75,19 @@ _GGUF = GGUF.with_names(
     per_layer__project="proj",
     per_layer__norm="post_norm",
     scalar="layer_output_scale",
+    feedforward__router_norm__weight="ffn_gate_inp.scale",
+    feedforward__expert_scale__weight="ffn_down_exps.scale",
+    feedforward__experts_norm="pre_ffw_norm_2",
+    feedforward__experts__gate="ffn_gate_up_exps",
+    feedforward__experts__up="ffn_gate_up_exps",
+    feedforward__experts_post_norm="post_ffw_norm_2",
+    feedforward__shared__gate="ffn_gate",
+    feedforward__shared__up="ffn_up",
+    feedforward__shared__down="ffn_down",
+    feedforward__shared_post_norm="post_ffw_norm_1",
+)
+_GGUF_APART = _GGUF.with_names(
+    feedforward__experts__gate="ffn_gate_exps", feedforward__experts__up="ffn_up_exps"
 )
 
 
@@ -104,17 +144,35 @@ def _model(spec: ModelSpec, names: TensorNames, tensors: Container[str], layer_c
     return Model(spec, slots, layer_count, ignored=tuple(ignored))
 
 
+def _feedforwards(widths: list[int], experts: Mixture | None) -> FeedForwards:
+    """That of each layer: gated, or experts with the gated one as the expert that all tokens use."""
+    dense = [FeedForward(width, "gelu_tanh", gated=True) for width in widths]
+    return [replace(experts, shared=one) for one in dense] if experts else [*dense]
+
+
+def _experts(config: Config, keys: tuple[str, str, str], layers: int, width: int, norm: Norm) -> Mixture:
+    """The experts of all layers; ``keys`` are those of their number, of a token's choices and of their width."""
+    count = config.count(keys[0], limit=MOST)
+    limit_experts(config, keys[0], count, layers)
+    chosen, expert_width = config.count(keys[1], limit=count), config.count(keys[2])
+    router = Router(count, chosen, normalize=True, output_scale=width**-0.5, expert_scale=True)
+    return Mixture(router, FeedForward(expert_width, "gelu_tanh", gated=True), norms=norm)
+
+
 def _blocks(
-    full: Attention, local: Attention, sliding: list[bool], shared: int, widths: list[int], norm: Norm
+    full: Attention,
+    local: Attention,
+    sliding: list[bool],
+    shared: int,
+    feedforwards: FeedForwards,
+    norm: Norm,
 ) -> list[Block]:
     blocks = []
-    for slides, producer, width in zip(sliding, _producers(sliding, shared), widths):
+    for slides, producer, feedforward in zip(sliding, _producers(sliding, shared), feedforwards):
         attention = local if slides else full
         if producer is not None:
             attention = replace(attention, shared=producer, v_norm=None, keys_as_values=False)
-        blocks.append(
-            Block(attention, FeedForward(width, "gelu_tanh", gated=True), norm, "sandwich", scalar=True)
-        )
+        blocks.append(Block(attention, feedforward, norm, "sandwich", scalar=True))
     return blocks
 
 
@@ -190,7 +248,6 @@ def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attent
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of Gemma4ForCausalLM."""
     config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
-    config.refuse("enable_moe_block", False)
     config.refuse("use_bidirectional_attention", "vision")  # of images alone
     layers, width = config.count("num_hidden_layers", limit=1000), config.count("hidden_size")
     norm = Norm("rms", config.number("rms_norm_eps", 1e-6))
@@ -200,6 +257,9 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     shared = _shared(config, "num_kv_shared_layers", sliding)
     inner, double = config.count("intermediate_size"), config.flag("use_double_wide_mlp", False)
     widths = [inner * 2 if double and layer >= layers - shared else inner for layer in range(layers)]
+    experts = None
+    if config.flag("enable_moe_block", False):
+        experts = _experts(config, EXPERT_KEYS, layers, width, norm)
     vocabulary = config.count("vocab_size")
     per_layer = config.amount("hidden_size_per_layer_input", required=True)
     if config.count("vocab_size_per_layer_input", vocabulary) != vocabulary and per_layer:
@@ -209,7 +269,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         config.count("max_position_embeddings"),
         vocabulary,
         width,
-        _blocks(full, local, sliding, shared, widths, norm),
+        _blocks(full, local, sliding, shared, _feedforwards(widths, experts), norm),
         per_layer,
         Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping")),
     )
@@ -255,7 +315,6 @@ def _gguf_attentions(
 def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``gemma4.*`` metadata."""
     own = config.under("gemma4.")
-    own.refuse("expert_count", 0)
     layers, width = own.count("block_count", limit=1000), own.count("embedding_length")
     norm = Norm("rms", own.number("attention.layer_norm_rms_epsilon"))
     sliding = own.switches("attention.sliding_window_pattern", layers)
@@ -265,16 +324,20 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
         )
     full, local = _gguf_attentions(checkpoint, own, sliding, norm)
     shared = _shared(own, "attention.shared_kv_layers", sliding)
+    widths, experts = own.by_layer("feed_forward_length", layers), None
+    if own.amount("expert_count", limit=MOST):
+        experts = _experts(own, GGUF_EXPERT_KEYS, layers, width, norm)
+    names = _GGUF_APART if "blk.0.ffn_gate_exps.weight" in checkpoint.tensors else _GGUF
     spec = _spec(
         config.text("general.name", "gemma4"),
         own.count("context_length"),
         gguf_vocabulary(checkpoint, own),
         width,
-        _blocks(full, local, sliding, shared, own.by_layer("feed_forward_length", layers), norm),
+        _blocks(full, local, sliding, shared, _feedforwards(widths, experts), norm),
         own.amount("embedding_length_per_layer_input"),
         Head("output.weight" not in checkpoint.tensors, own.cap("final_logit_softcapping")),
     )
-    return _model(spec, _GGUF, checkpoint.tensors, own.name("block_count"))
+    return _model(spec, names, checkpoint.tensors, own.name("block_count"))
 
 
 GEMMA4 = Family(

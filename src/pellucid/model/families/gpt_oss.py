@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from pellucid.model.common_metadata import except_every, slide, sliding_layers
 from pellucid.model.config import Config
+from pellucid.model.filled import Model
 from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
+from pellucid.weights.checkpoint import Checkpoint
 
 PATTERN = 2  # every second layer sees everything
 LIMIT, SHARPNESS = 7.0, 1.702  # of the activations
@@ -48,7 +50,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     return slide(_clamped(spec, LIMIT, SHARPNESS), sliding, config.count("attention.sliding_window"))
 
 
-GPT_OSS = StandardDecoder(
+_DECODER = StandardDecoder(
     "gpt_oss",
     architecture="gpt-oss",
     bias=True,
@@ -78,4 +80,21 @@ GPT_OSS = StandardDecoder(
     ),
     gguf_change=_from_gguf,
     config_change=_from_config,
-).family()
+)
+_PACKED = "mlp.experts.{}_proj_blocks"
+
+
+def from_config(checkpoint: Checkpoint, config: Config) -> Model:
+    """Read ``config.json``. The experts of the published files are MXFP4, as (outputs, inputs)."""
+    decoder = _DECODER
+    if f"model.layers.0.{_PACKED.format('down')}" in checkpoint.tensors:
+        names = decoder.names.with_names(
+            feedforward__experts__gate__weight=_PACKED.format("gate_up"),
+            feedforward__experts__up__weight=_PACKED.format("gate_up"),
+            feedforward__experts__down__weight=_PACKED.format("down"),
+        )
+        decoder = replace(decoder, names=replace(names, transposed=frozenset()))
+    return decoder.from_config(checkpoint, config)
+
+
+GPT_OSS = replace(_DECODER.family(), safetensors={"gpt_oss": from_config})

@@ -9,6 +9,7 @@ from pellucid.model.spec import FeedForward, ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
+SLOPES = 8  # of ALiBi: the largest exponent
 NAMES = TensorNames(
     {"embed": "transformer.wte", "norm": "transformer.norm_f", "project": "lm_head"},
     {
@@ -34,7 +35,7 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     config.refuse("logit_scale")
     config.refuse("norm_type", "low_precision_layernorm")
     attention = config.table("attn_config")
-    for key, harmless in (("attn_type", "multihead_attention"), ("alibi", True), ("alibi_bias_max", 8)):
+    for key, harmless in (("attn_type", "multihead_attention"), ("alibi", True), ("alibi_bias_max", SLOPES)):
         attention.refuse(key, harmless)
     for key in ("qk_ln", "prefix_lm", "attn_uses_sequence_id"):
         attention.refuse(key, False)
@@ -46,6 +47,15 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     return spec.with_attention(scale=scale).change_feedforward(
         lambda kind: replace(kind, width=width) if isinstance(kind, FeedForward) else kind
     )
+
+
+def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    """The slopes' largest exponent is stated; 0 would mean learned positions."""
+    if (most := config.number("attention.max_alibi_bias", SLOPES)) != SLOPES:
+        raise config.wrong(
+            "attention.max_alibi_bias", f"is {most:g}; only slopes of at most 2^-{SLOPES} are read"
+        )
+    return spec
 
 
 MPT = StandardDecoder(
@@ -66,5 +76,6 @@ MPT = StandardDecoder(
         "norm_eps": "layer_norm_epsilon",
     },
     names=NAMES,
+    gguf_change=_from_gguf,
     config_change=_attention,
 ).family()

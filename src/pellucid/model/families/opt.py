@@ -1,10 +1,12 @@
-"""OPT (Zhang et al. 2022), the published recipe of GPT-3: learned positions, pre-norms, ReLU."""
+"""OPT (Zhang et al. 2022), the published recipe of GPT-3: learned positions, pre-norms, ReLU.
+
+The model of 350M has norms after the sums, none at the end, and a narrower embedding.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.filled import Model
 from pellucid.model.spec import ModelSpec, Norm
@@ -19,6 +21,8 @@ NAMES = TensorNames(
         "position": "model.decoder.embed_positions",
         "norm": "model.decoder.final_layer_norm",
         "project": "lm_head",
+        "embed.widen": "model.decoder.project_in",
+        "project.narrow": "model.decoder.project_out",
     },
     {
         "attention.q": "self_attn.q_proj",
@@ -34,16 +38,15 @@ NAMES = TensorNames(
 )
 
 
-def _checked(config: Config, spec: ModelSpec) -> ModelSpec:
-    """The models of 350M, with norms after the sums and a narrower embedding, are refused."""
-    config.refuse("do_layer_norm_before", True)
-    config.refuse("_remove_final_layer_norm", False)
-    config.refuse("layer_norm_elementwise_affine", True)
-    if (width := config.count("word_embed_proj_dim", spec.embedding.width)) != spec.embedding.width:
-        raise UnsupportedModel(
-            f"{config.path.name}: word_embed_proj_dim = {width} is not supported: it must be hidden_size"
-        )
-    return spec
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    affine = config.flag("layer_norm_elementwise_affine", True)
+    norm = replace(spec.blocks[0].norm, weight=affine, bias=affine)
+    before = config.flag("do_layer_norm_before", True)
+    final = before and not config.flag("_remove_final_layer_norm", False)
+    width = config.count("word_embed_proj_dim", spec.embedding.width)
+    narrow = width if width != spec.embedding.width else 0
+    spec = spec.with_blocks(norm=norm, placement="pre" if before else "post")
+    return replace(spec, embedding=replace(spec.embedding, narrow=narrow), final_norm=norm if final else None)
 
 
 _DECODER = StandardDecoder(
@@ -66,7 +69,7 @@ _DECODER = StandardDecoder(
         "feedforward_bias": "enable_bias",
     },
     names=NAMES,
-    config_change=_checked,
+    config_change=_from_config,
 )
 
 
