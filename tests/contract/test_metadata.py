@@ -375,6 +375,9 @@ OTHER: dict[tuple[type, str], Any] = {
     (Attention, "scale"): 0.5,
     (Attention, "causal"): False,
     (Attention, "window"): 5,
+    (Attention, "chunked"): True,
+    (Mixture, "input_weights"): True,
+    (QueryScale, "offset"): 1,
     (Attention, "rotary"): None,
     (Attention, "qk_norm"): None,
     (Attention, "softcap"): 9.0,
@@ -457,7 +460,8 @@ def idle(part: Any, name: str) -> bool:
             none = part.latent is not None and name in ("keys_as_values", "shared")
             others = part.shared is not None and name in ("v_norm", "keys_as_values")
             slopes = name == "alibi_scale" and not part.alibi
-            return none or others or slopes or (name == "qk_norm_whole" and part.qk_norm is None)
+            chunks = name == "chunked" and not part.window
+            return none or others or slopes or chunks or (name == "qk_norm_whole" and part.qk_norm is None)
         case DeltaNet():
             return name == "tiled" and part.heads == part.key_heads
         case Mamba(norm=None):

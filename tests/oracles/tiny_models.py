@@ -211,6 +211,7 @@ GEMMA4 = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     },
 }
+LLAMA4 = LLAMA | {"intermediate_size": 48, "intermediate_size_mlp": 72, "num_local_experts": 4}
 LATENT = {key: value for key, value in GLM_MOE.items() if key != "head_dim"} | {
     "num_key_value_heads": 4,
     "rope_parameters": LLAMA["rope_parameters"],
@@ -894,6 +895,35 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts": 5,
             "top_k_experts": 3,
             "moe_intermediate_size": 40,
+        },
+    ),
+    "llama4": (
+        "Llama4ForCausalLM:Llama4TextConfig",
+        LLAMA4 | {"num_hidden_layers": 5, "attention_chunk_size": 12, "floor_scale": 8, "use_qk_norm": True},
+    ),
+    "llama4-odd": (
+        "Llama4ForCausalLM:Llama4TextConfig",
+        LLAMA4
+        | ODD
+        | {
+            "attention_chunk_size": 7,
+            "interleave_moe_layer_step": 2,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "use_qk_norm": False,
+            "no_rope_layers": [1, 0, 1],
+            "floor_scale": 5,
+        },
+    ),
+    "llama4-dense": (
+        "Llama4ForCausalLM:Llama4TextConfig",
+        LLAMA4
+        | {
+            "num_hidden_layers": 4,
+            "attention_chunk_size": 16,
+            "moe_layers": [],
+            "attn_temperature_tuning": False,
+            "tie_word_embeddings": True,
         },
     ),
     "opt-post": ("OPT", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 48}),

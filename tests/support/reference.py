@@ -104,7 +104,7 @@ class Reference:
             return self.latent(x, kind, kind.latent, at)
         q = self.positioned(self.linear(x, f"{at}.q", kind.bias), kind, f"{at}.q_norm")
         if kind.query_scale:
-            parts = np.arange(tokens) // kind.query_scale.length
+            parts = (np.arange(tokens) + kind.query_scale.offset) // kind.query_scale.length
             q = q * (1 + kind.query_scale.beta * np.log(1 + parts))[:, None, None]
         if kind.shared is None:
             raw = self.linear(x, f"{at}.k", kind.bias)
@@ -126,7 +126,8 @@ class Reference:
             )
         seen = (back >= 0) | (not kind.causal)
         if kind.window:
-            seen &= back < kind.window
+            ago = np.arange(tokens)[:, None] % kind.window  # where the token's chunk begins
+            seen &= back <= ago if kind.chunked else back < kind.window
         scores = np.where(seen, scores, -np.inf)
         sinks = self.weight(f"{at}.sinks.weight") if kind.sinks else np.full(kind.heads, -np.inf)
         top = np.maximum(scores.max(-1, keepdims=True), sinks[:, None, None])
@@ -263,9 +264,10 @@ class Reference:
         out = np.zeros_like(x)
         for token, row in enumerate(seen):
             for which, weight in zip(ids[token], weights[token]):
-                up = project(row, "up", which)
-                gate = project(row, "gate", which) if expert.gated else None
-                out[token] += weight * project(activated(expert, up, gate), "down", which)
+                first, last = (weight, 1.0) if kind.input_weights else (1.0, weight)
+                up = first * project(row, "up", which)
+                gate = first * project(row, "gate", which) if expert.gated else None
+                out[token] += last * project(activated(expert, up, gate), "down", which)
         if kind.norms:
             out = self.norm(out, kind.norms, f"{at}.experts_post_norm")
         if kind.shared:

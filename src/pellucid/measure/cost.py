@@ -94,5 +94,9 @@ def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -
             nbytes += 2 * 4 * dict(shape.parts)[part[0]] * len(chunks)
         else:
             window = int(op.fields["window"])  # type: ignore[arg-type]
-            nbytes += shape.page_bytes // PAGE * sum(min(length, window or length) for length in lengths)
+            if window and op.fields["chunked"]:
+                seen = sum((length - 1) % window + 1 for length in lengths)
+            else:
+                seen = sum(min(length, window or length) for length in lengths)
+            nbytes += shape.page_bytes // PAGE * seen
     return nbytes

@@ -67,7 +67,10 @@ class Sinusoidal:
 
 @dataclass(frozen=True)
 class QueryScale:
-    """A factor of queries that grows with the position: 1 + beta log(1 + floor(position / length)) (Meta 2025)."""
+    """A factor of queries that grows with the position: 1 + beta log(1 + floor((position + offset) / length))
+    (Meta 2025, Llama 4).
+    """
 
     beta: float
     length: int
+    offset: int = 0

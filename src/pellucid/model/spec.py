@@ -77,6 +77,8 @@ class Attention:
     causal: bool = True
     window: int = 0
     """How many tokens a token sees, itself and those before it; 0: all."""
+    chunked: bool = False
+    """Whether windows do not slide: a token sees those of its own chunk of ``window`` tokens (Meta 2025, Llama 4)."""
     rotary: Rotary | None = None
     qk_norm: Norm | None = None
     """The norm of queries and keys, of each head's part."""
@@ -170,6 +172,10 @@ class Mixture:
     expert: FeedForward
     shared: FeedForward | None = None
     shared_gate: bool = False
+    input_weights: bool = False
+    """Whether weights multiply what an expert's first matrices make of the token, instead of its result (Meta 2025,
+    Llama 4).
+    """
     norms: Norm | None = None
     """If there is one, router and experts read the residual stream, each through a norm of its own, and the sum of the
     experts' results and the shared expert's result each have a norm before they are added (Gemma Team 2026, Gemma 4).

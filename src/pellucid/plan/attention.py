@@ -116,7 +116,7 @@ def _latent(builder: Builder, stage: str, kind: Attention, latent: Latent, x: st
     k = place(builder, f"{stage}.k_latent", memory, 1, rank, builder.buffer("k", key), key)
     place(builder, f"{stage}.k_joined", k_turned, 1, rotated, k, key, offset=rank)
     v = regroup(builder, f"{stage}.v_latent", memory, 1, rank, value)
-    shape = LayerShape(1, key, value, kv_dtype, window)
+    shape = LayerShape(1, key, value, kv_dtype, window, kind.chunked and window > 0)
     cached = _write_cache(builder, stage, kind, shape, k, v)
     attended = _attend(builder, stage, cached, shape, kind, q)
     attended = regroup(builder, f"{stage}.heads", attended, heads_, value, rank)
@@ -202,7 +202,7 @@ def _cached_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
     unit = kv_layout.unit(kv_dtype)
     window = kind.window if kind.causal and not kind.cross else 0
     head_dim, value_dim = round_up(kind.head_dim, unit), round_up(kind.value_dim, unit)
-    return LayerShape(kind.kv_heads, head_dim, value_dim, kv_dtype, window)
+    return LayerShape(kind.kv_heads, head_dim, value_dim, kv_dtype, window, kind.chunked and window > 0)
 
 
 def regroup(builder: Builder, stage: str, x: str, count: int, width: int, wanted: int) -> str:
@@ -300,6 +300,7 @@ def _attend(
         "softcap": kind.softcap,
         "causal": int(kind.causal),
         "window": kind.window,
+        "chunked": int(kind.chunked),
         "bias": bias or 0,
         "bias_stride": 4 * builder.tables[bias.table].columns if bias else 0,
         "sinks": Vector(f"{stage}.sinks.weight") if kind.sinks else 0,

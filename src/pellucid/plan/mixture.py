@@ -35,6 +35,9 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
     hidden, up = _experts(builder, stage, first, kind, seen, "hidden", expert.width, gathered=True), ""
     if expert.gated:
         up = _experts(builder, stage, "up", kind, seen, "up", expert.width, gathered=True)
+    if kind.input_weights:
+        for rows in (hidden, up) if up else (hidden,):
+            _weigh(builder, f"{stage}.experts.{rows}_weighed", router, rows, expert.width)
     activate(builder, f"{stage}.experts.hidden", expert, hidden, up, shape)
     width = builder.spec.embedding.width
     results = _experts(builder, stage, "down", kind, hidden, "results", width, gathered=False)
@@ -46,10 +49,10 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
     if kind.shared_gate:
         gate = builder.linear(f"{stage}.shared_gate", x, f"{stage}.shared_gate", 1, "shared_gate")
     if kind.norms is None:
-        return _combine(builder, stage, router, results, shared, gate, out)
+        return _combine(builder, stage, kind, results, shared, gate, out)
     if gate:
         raise UnsupportedModel(f"{stage}: a shared expert with a gate and a norm is not supported")
-    _combine(builder, stage, router, results, "", "", out)
+    _combine(builder, stage, kind, results, "", "", out)
     _own_norm(builder, f"{stage}.experts_post_norm", kind, out, out)
     if shared:
         _own_norm(builder, f"{stage}.shared_post_norm", kind, shared, shared)
@@ -169,23 +172,40 @@ def _experts(
     return out
 
 
+def _weigh(builder: Builder, stage: str, router: Router, x: str, features: int) -> None:
+    """x (T, C, features) *= the weight of each choice."""
+    width = builder.width_of(x) // router.chosen
+    fields: dict[str, Value] = {
+        "x": At(x),
+        "width": width,
+        "chosen": router.chosen,
+        "places": At("places"),
+        "weights": At("weights"),
+        "choice_stride": _choice_stride(router),
+        "rows": COUNT["tokens"],
+    }
+    shape = f"(T, {router.chosen}, {features})"
+    builder.emit(Operation(stage, KernelKey("weigh"), fields, (x, "places", "weights"), (x,), shape))
+
+
 def _combine(
-    builder: Builder, stage: str, router: Router, results: str, shared: str, gate: str, out: str
+    builder: Builder, stage: str, kind: Mixture, results: str, shared: str, gate: str, out: str
 ) -> str:
-    width = builder.width_of(out)
+    width, router = builder.width_of(out), kind.router
+    weights = "" if kind.input_weights else "weights"
     fields: dict[str, Value] = {
         "results": At(results),
         "width": width,
         "chosen": router.chosen,
         "places": At("places"),
-        "weights": At("weights"),
+        "weights": At(weights) if weights else 0,
         "choice_stride": _choice_stride(router),
         "shared": At(shared) if shared else 0,
         "gate": At(gate) if gate else 0,
         "out": At(out),
         "rows": COUNT["tokens"],
     }
-    reads = tuple(name for name in (results, "places", "weights", shared, gate) if name)
+    reads = tuple(name for name in (results, "places", weights, shared, gate) if name)
     partitions = dict.fromkeys((name for name in (shared, out) if name), columns(width))
     kernel, shape = KernelKey("combine"), f"(T, {router.chosen}, {width}) → (T, {width})"
     builder.emit(Operation(f"{stage}.combine", kernel, fields, reads, (out,), shape, partitions=partitions))

@@ -65,6 +65,7 @@ def scale_queries(builder: Builder, stage: str, kind: QueryScale, q: str, count:
         "heads": count,
         "beta": kind.beta,
         "length": kind.length,
+        "offset": kind.offset,
     }
     shape, partitions = f"(T, {width})", {q: heads(count)}
     builder.emit(Operation(stage, KernelKey("query_scale"), fields, (q,), (q,), shape, partitions=partitions))

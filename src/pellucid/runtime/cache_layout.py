@@ -1,6 +1,7 @@
 """What layers keep in the cache, and which of them share pages.
 
-Layers that keep the same tokens are a *group*: all layers with full attention; those with a window of a certain size.
+Layers that keep the same tokens are a *group*: all layers with full attention; those with a window of a certain size;
+those with chunks of a certain size.
 A page holds the keys and values of 64 tokens in every layer of its group, one layer after the other
 (``kernels/attention/kv_layout.py`` defines the layout of a layer), so it can be copied, hashed or freed as one run of
 bytes. Recurrent layers keep one state for a sequence instead of something for each token: a page of their group holds
@@ -22,7 +23,7 @@ class LayerShape:
     """The heads of one layer: G key/value heads, keys of width K and values of width V.
 
     ``kv_dtype`` is one of ``kv_layout.KV_DTYPES``. ``window`` is how many tokens a token sees, itself among them; 0:
-    all.
+    all. ``chunked``: of those only the tokens of its own chunk of ``window`` tokens.
     """
 
     kv_heads: int
@@ -30,6 +31,7 @@ class LayerShape:
     value_dim: int
     kv_dtype: str = "f16"
     window: int = 0
+    chunked: bool = False
     recurrent: ClassVar[bool] = False
 
     @property
@@ -53,6 +55,7 @@ class StateShape:
 
     parts: tuple[tuple[str, int], ...]
     window: ClassVar[int] = 0
+    chunked: ClassVar[bool] = False
     recurrent: ClassVar[bool] = True
 
     @property
@@ -79,25 +82,30 @@ class LayerGroup:
     """Layers that share pages. ``offsets`` is where each of them begins in a page, by its number."""
 
     window: int
+    chunked: bool
     recurrent: bool
     offsets: Mapping[int, int]
     page_bytes: int
 
     def first_needed(self, length: int) -> int:
         """The first page that a sequence of ``length`` tokens still needs."""
-        return max(0, length + 1 - self.window) // PAGE if self.window else 0
+        if not self.window:
+            return 0
+        return (
+            max(0, length // self.window * self.window if self.chunked else length + 1 - self.window) // PAGE
+        )
 
 
 def groups_of(layers: Iterable[CachedLayer]) -> tuple[LayerGroup, ...]:
     """The groups, in the order of their first layers; that of the states, if there is one, is the last."""
-    members: dict[tuple[bool, int], dict[int, CachedLayer]] = {}
+    members: dict[tuple[bool, int, bool], dict[int, CachedLayer]] = {}
     for number, layer in enumerate(layers):
-        members.setdefault((layer.recurrent, layer.window), {})[number] = layer
+        members.setdefault((layer.recurrent, layer.window, layer.chunked), {})[number] = layer
     found = []
-    for (recurrent, window), of_group in sorted(members.items(), key=lambda item: item[0][0]):
+    for (recurrent, window, chunked), of_group in sorted(members.items(), key=lambda item: item[0][0]):
         offsets, size = {}, 0
         for number, layer in of_group.items():
             offsets[number] = size
             size += layer.page_bytes
-        found.append(LayerGroup(window, recurrent, offsets, size))
+        found.append(LayerGroup(window, chunked, recurrent, offsets, size))
     return tuple(found)

@@ -50,6 +50,7 @@ FORMS = [
     st.sampled_from([("normal", "normal"), ("outlier", "normal"), ("equal", "wide"), ("zeros", "normal")]),
     st.sampled_from(["", "", "alibi", "any"]),
     st.booleans(),
+    st.booleans(),
     st.integers(1, 4),
 )
 def test_attention_is_within_rounding_of_float64(
@@ -66,6 +67,7 @@ def test_attention_is_within_rounding_of_float64(
     kinds: tuple[str, str],
     biased: str,
     sink: bool,
+    chunked: bool,
     threads: int,
 ) -> None:
     (H, G), scale = heads, K**-0.5
@@ -78,6 +80,8 @@ def test_attention_is_within_rounding_of_float64(
     cache = Cache(whole, k, v, threads, kv_dtype)
     batch = Batch([n for _, n in sequences], [p for p, _ in sequences], seed=seed, head_dim=K, value_dim=V)
     how: dict[str, Any] = {"scale": scale, "softcap": softcap, "causal": int(causal), "window": window}
+    chunked = chunked and window > 0
+    how["chunked"] = int(chunked)
     more: dict[str, Any] = {}
     if biased:
         table, more["bias"] = bias_table(biased, H, max(lengths), seed)
@@ -91,7 +95,14 @@ def test_attention_is_within_rounding_of_float64(
     row = token = 0
     for past, new in sequences:
         mine, (keys, values) = q[row : row + new], (x[token : token + past + new] for x in kept)
-        said = {"scale": scale, "softcap": softcap, "causal": causal, "window": window, **more}
+        said = {
+            "scale": scale,
+            "softcap": softcap,
+            "causal": causal,
+            "window": window,
+            "chunked": chunked,
+            **more,
+        }
         want = attention.reference(mine, keys, values, past, **said)
         # A score has K + 2 roundings of partial sums no larger than the sum of |products|. With a cap, tanh adds a few
         # roundings of a number up to the cap. Errors of scores are relative errors of weights.
@@ -115,6 +126,7 @@ def test_attention_is_within_rounding_of_float64(
     st.lists(st.integers(1, 90) | st.sampled_from([520, 1100]), min_size=1, max_size=3),
     heads,
     st.sampled_from([0, 5, 40, 530]),
+    st.integers(0, 1),
     st.lists(st.integers(1, 40) | st.just(300), min_size=4, max_size=12),
     st.integers(1, 4),
 )
@@ -124,6 +136,7 @@ def test_a_row_has_the_same_bits_however_steps_are_cut(
     lengths: list[int],
     heads: tuple[int, int],
     window: int,
+    chunked: int,
     cuts: list[int],
     threads: int,
 ) -> None:
@@ -132,7 +145,8 @@ def test_a_row_has_the_same_bits_however_steps_are_cut(
     k, v = (numbers("normal", seed + i, sum(lengths), G, K) for i in range(2))
     q = numbers("normal", seed + 2, sum(lengths), H, K)
     cache = Cache(whole, k, v, 1, kv_dtype)
-    together = cache.attend(q, whole, threads, window=window)
+    how = {"window": window, "chunked": chunked}
+    together = cache.attend(q, whole, threads, **how)
     for s, first in enumerate(whole.keep["first_row"]):
         done = 0
         while done < lengths[s]:
@@ -141,7 +155,7 @@ def test_a_row_has_the_same_bits_however_steps_are_cut(
             pages = np.ascontiguousarray(whole.keep["pages"][s : s + 1])
             part.keep["pages"], part.record[StepRecord.at.pages // 8] = pages, pages.ctypes.data
             rows = slice(first + done, first + done + n)
-            alone = cache.attend(np.ascontiguousarray(q[rows]), part, 1, window=window)
+            alone = cache.attend(np.ascontiguousarray(q[rows]), part, 1, **how)
             assert np.array_equal(alone, together[rows])
             done += n
 

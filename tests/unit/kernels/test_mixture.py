@@ -140,6 +140,20 @@ def test_choices_are_grouped_by_expert(seed: int, T: int, C: int, E: int, thread
     assert np.array_equal(places[:, :chosen].reshape(-1)[order], range(T * chosen))
 
 
+@given(kinds, seeds, tokens, st.integers(1, 6), st.integers(1, 5), threads)
+def test_rows_are_weighed(kind: str, seed: int, T: int, vectors: int, chosen: int, threads: int) -> None:
+    width, places = 16 * vectors, np.zeros((T, 16), np.int32)
+    rows = np.random.default_rng(seed).permutation(T * chosen).reshape(T, chosen)
+    places[:, :chosen], weights = rows, numbers("normal", seed + 1, T, 16)
+    x = guarded((T * chosen, width))
+    x[...] = numbers(kind, seed, T * chosen, width)
+    wanted = x.copy()
+    wanted[rows] *= weights[:, :chosen, None]
+    how = {"width": width, "chosen": chosen, "places": places, "weights": weights, "choice_stride": 64}
+    call(KernelKey("weigh"), Batch([T]), threads, x=x, **how, rows="tokens")
+    assert np.array_equal(x, wanted, equal_nan=True)
+
+
 @given(
     kinds,
     seeds,
@@ -147,10 +161,11 @@ def test_choices_are_grouped_by_expert(seed: int, T: int, C: int, E: int, thread
     st.integers(1, 6),
     st.integers(1, 5),
     st.sampled_from(["no", "yes", "gate"]),
+    st.booleans(),
     threads,
 )
 def test_results_are_summed_with_their_weights(
-    kind: str, seed: int, T: int, vectors: int, chosen: int, shared: str, threads: int
+    kind: str, seed: int, T: int, vectors: int, chosen: int, shared: str, weighed: bool, threads: int
 ) -> None:
     rng, width = np.random.default_rng(seed), 16 * vectors
     results, own = numbers(kind, seed, T * chosen, width), numbers("normal", seed + 1, T, width)
@@ -163,10 +178,12 @@ def test_results_are_summed_with_their_weights(
     )
     call(
         KernelKey("combine"), Batch([T]), threads, results=results, width=width, chosen=chosen, places=places,
-        weights=weights, choice_stride=64, shared=own if shared != "no" else 0, gate=gate if shared == "gate" else 0,
+        weights=0 if weighed else weights, choice_stride=64, shared=own if shared != "no" else 0,
+        gate=gate if shared == "gate" else 0,
         out=out, rows="tokens",
     )  # fmt: skip
-    terms = results.astype(np.float64)[places[:, :chosen]] * weights[:, :chosen, None]
+    factors = 1.0 if weighed else weights[:, :chosen, None]
+    terms = results.astype(np.float64)[places[:, :chosen]] * factors
     exact, most = terms.sum(1), np.abs(terms).sum(1)
     if shared != "no":
         more = own.astype(np.float64) / (

@@ -17,15 +17,23 @@ from pellucid.kernels.ops import query_scale
     st.integers(1, 4),
     st.sampled_from([0.1, 2.5]),
     st.sampled_from([1, 7, 512]),
+    st.integers(0, 1),
     threads,
 )
 def test_queries_are_scaled(
-    seed: int, sequences: list[tuple[int, int]], heads: int, beta: float, length: int, threads: int
+    seed: int,
+    sequences: list[tuple[int, int]],
+    heads: int,
+    beta: float,
+    length: int,
+    offset: int,
+    threads: int,
 ) -> None:
     counts, past = zip(*sequences)
     batch, width = Batch(counts, past), 16 * heads
     x = guarded((sum(counts), width))
     x[...] = numbers("normal", seed, sum(counts), width)
-    want = query_scale.reference(x, batch.keep["positions"], beta, length)
-    call(KernelKey("query_scale"), batch, threads, x=x, width=width, heads=heads, beta=beta, length=length)
+    want = query_scale.reference(x, batch.keep["positions"], beta, length, offset)
+    how = {"width": width, "heads": heads, "beta": beta, "length": length, "offset": offset}
+    call(KernelKey("query_scale"), batch, threads, x=x, **how)
     assert_close(x, want, 3 * ULP * np.abs(want))

@@ -38,7 +38,8 @@ HAS_DEFAULT = {
     *("decoder_sparse_step", "num_nextn_predict_layers", "falcon_h1:mamba_d_ssm", "lfm2:block_multiple_of"),
     *("deepseek_v2:q_lora_rank", "deepseek_v3:q_lora_rank"),
     *("gemma4:num_kv_shared_layers", "gemma4:vocab_size_per_layer_input"),
-    *("mamba_d_head", "n_shared_experts", "nemotron_h:n_routed_experts"),
+    *("llama4:attention_chunk_size", "llama4:floor_scale", "llama4:interleave_moe_layer_step"),
+    *("llama4:no_rope_layer_interval", "mamba_d_head", "n_shared_experts", "nemotron_h:n_routed_experts"),
 }
 MAY_BE_NONE = {
     *(f"{family}:sliding_window" for family in ("mistral", "mixtral", "starcoder2")),
@@ -53,6 +54,8 @@ MAY_BE_NONE = {
         "granitemoehybrid:num_local_experts",
         "lfm2_moe:num_dense_layers",
         "gemma4:hidden_size_per_layer_input",
+        "llama4:num_local_experts",
+        "llama4:interleave_moe_layer_step",
         "gemma4:num_kv_shared_layers",
         *(f"deepseek_v{n}:{key}" for n in (2, 3) for key in ("q_lora_rank", "n_shared_experts")),
         *(f"deepseek_v{n}:num_nextn_predict_layers" for n in (2, 3)),

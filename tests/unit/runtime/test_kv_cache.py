@@ -22,8 +22,8 @@ WINDOWS = 50, 100
 which = st.integers(0, SEQUENCES - 1)
 
 
-def sliding(window: int) -> LayerShape:
-    return LayerShape(1, 16, 16, window=window)
+def sliding(window: int, chunked: bool = False) -> LayerShape:
+    return LayerShape(1, 16, 16, window=window, chunked=chunked)
 
 
 class Accounts(RuleBasedStateMachine):
@@ -141,6 +141,8 @@ class Accounts(RuleBasedStateMachine):
             assert sequence.length == len(written)
             for number, group in enumerate(self.attention):
                 first = max(0, sequence.length + 1 - group.window) if group.window else 0
+                if group.chunked:  # the next token's chunk
+                    first = sequence.length // group.window * group.window
                 seen = [int(self.memory(sequence, number, t)[0]) for t in range(first, sequence.length)]
                 assert seen == written[first:]
             if self.states and sequence.state >= 0:
@@ -153,7 +155,10 @@ class Accounts(RuleBasedStateMachine):
     def windows_hold_no_more_than_they_need(self) -> None:
         for sequence in self.sequences:
             for blocks, group in zip(sequence.blocks, self.attention):
-                if group.window:
+                if group.chunked:
+                    before = max(0, sequence.length - SLACK)
+                    assert blocks.first >= before // group.window * group.window // PAGE
+                elif group.window:
                     assert blocks.first >= (sequence.length - SLACK + 1 - group.window) // PAGE
 
     def teardown(self) -> None:
@@ -166,6 +171,11 @@ class Accounts(RuleBasedStateMachine):
 class WithWindows(Accounts):
     layers = (FULL, sliding(WINDOWS[0]), sliding(WINDOWS[1]), sliding(WINDOWS[0]))
     pages = (12, 14, 16)
+
+
+class WithChunks(Accounts):
+    layers = (FULL, sliding(WINDOWS[1], chunked=True), sliding(WINDOWS[1]))
+    pages = (12, 16, 16)
 
 
 class WithState(Accounts):
@@ -183,10 +193,11 @@ class StateAlone(Accounts):
     pages = (6,)
 
 
-for machine in (Accounts, WithWindows, WithState, WithAll, StateAlone):
+for machine in (Accounts, WithWindows, WithChunks, WithState, WithAll, StateAlone):
     machine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 test_accounts = Accounts.TestCase
 test_accounts_with_windows = WithWindows.TestCase
+test_accounts_with_chunks = WithChunks.TestCase
 test_accounts_with_states = WithState.TestCase
 test_accounts_with_all = WithAll.TestCase
 test_accounts_of_states_alone = StateAlone.TestCase
@@ -292,9 +303,12 @@ def test_a_long_context_takes_what_its_windows_and_full_layers_need(
 
 
 def test_layers_that_keep_the_same_tokens_are_a_group() -> None:
-    groups = groups_of([STATE, sliding(50), FULL, STATE, FULL, sliding(50), sliding(100)])
-    assert [(g.window, g.recurrent, list(g.offsets)) for g in groups] == [
-        (50, False, [1, 5]), (0, False, [2, 4]), (100, False, [6]), (0, True, [0, 3]),
+    groups = groups_of(
+        [STATE, sliding(50), FULL, STATE, FULL, sliding(50), sliding(100), sliding(50, chunked=True)]
+    )
+    assert [(g.window, g.chunked, g.recurrent, list(g.offsets)) for g in groups] == [
+        (50, False, False, [1, 5]), (0, False, False, [2, 4]), (100, False, False, [6]), (50, True, False, [7]),
+        (0, False, True, [0, 3]),
     ]  # fmt: skip
 
 

@@ -51,6 +51,7 @@ class AttentionRecord(Record):
     softcap: float  # 0: none
     causal: int  # 1: a token sees itself and the tokens before it; 0: all tokens of its sequence
     window: int  # a token sees at most window - 1 tokens before itself; 0: no limit
+    chunked: int  # 1: and of those only the tokens of its own chunk of ``window`` tokens
     # Float32, or 0: none. Address of head 0's bias for distance 0 (key minus query); the biases for other distances are
     # before and after it, in order. The kernel may read, but does not use, 15 numbers after the last token's.
     bias: Address
@@ -71,6 +72,7 @@ def reference(
     softcap: float = 0.0,
     causal: bool = True,
     window: int = 0,
+    chunked: bool = False,
     bias: Callable[[NDArray[np.int64]], NDArray[Any]] | None = None,
     sinks: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
@@ -90,7 +92,7 @@ def reference(
     if causal:
         seen &= key <= query
     if window:
-        seen &= key > query - window
+        seen &= key >= query // window * window if chunked else key > query - window
     scores = np.where(seen, scores, -np.inf)
     sink = np.full((q.shape[1], 1, 1), -np.inf) if sinks is None else sinks.astype(np.float64)[:, None, None]
     top = np.maximum(scores.max(-1, keepdims=True), sink)

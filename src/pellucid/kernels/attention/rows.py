@@ -40,20 +40,22 @@ class RowHelpers(NamedTuple):
 
     past_of: Any
     place_of: Any
+    earliest: Any
     seen: Any
     seen_by: Any
 
 
 def rows_of(simd: Any, at: Any) -> RowHelpers:
     """Make the helpers for rows. ``at`` holds the field offsets of attention's record."""
-    past_of, seen = _past_of(simd, at), _seen(simd, at)
+    past_of, earliest = _past_of(simd, at), _earliest(simd, at)
+    seen = _seen(simd, at, earliest)
 
     @simd.jit
     def seen_by(tile):
         """Return the range of tokens that a tile sees."""
         return seen(tile, past_of(tile), tile.first, tile.rows)
 
-    return RowHelpers(past_of, _place_of(simd, at), seen, seen_by)
+    return RowHelpers(past_of, _place_of(simd, at), earliest, seen, seen_by)
 
 
 def _past_of(simd: Any, at: Any) -> Any:
@@ -88,7 +90,23 @@ def _place_of(simd: Any, at: Any) -> Any:
     return place_of
 
 
-def _seen(simd: Any, at: Any) -> Any:
+def _earliest(simd: Any, at: Any) -> Any:
+    load = simd.load_i64
+
+    @simd.jit
+    def earliest(tile, position):
+        """Return the first token that the one at a position sees."""
+        window, first = load(tile.record + at.window), 0
+        if window != 0 and load(tile.record + at.chunked) != 0:
+            first = position // window * window
+        elif window != 0:
+            first = max(0, position - window + 1)
+        return first
+
+    return earliest
+
+
+def _seen(simd: Any, at: Any, earliest: Any) -> Any:
     load = simd.load_i64
 
     @simd.jit
@@ -99,7 +117,7 @@ def _seen(simd: Any, at: Any) -> Any:
         if load(tile.record + at.causal) != 0:
             end = past.position + (first + rows - 1) // tile.group + 1
         if window != 0:
-            begin = max(0, past.position + first // tile.group - window + 1) // SPAN * SPAN
+            begin = earliest(tile, past.position + first // tile.group) // SPAN * SPAN
         return begin, end
 
     return seen

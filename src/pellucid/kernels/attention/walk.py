@@ -179,7 +179,7 @@ def _scores(
 
 
 def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout) -> Any:
-    load, vstore, splat, seen = simd.load_i64, simd.vstore, simd.splat, rows.seen
+    load, vstore, splat, seen, earliest = simd.load_i64, simd.vstore, simd.splat, rows.seen, rows.earliest
     softmax, number_bytes = softmax_of_row(simd, loops.store, loops.size), loops.size
     weights_at, out_bytes = space.weights, space.value_dim * 4
 
@@ -195,18 +195,16 @@ def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: Scra
             low, high = max(low, piece), min(high, piece + PIECE)
             for r in range(sub, sub + count):
                 position = past.position + (tile.first + r) // tile.group
-                last, earliest = past.length, 0
+                last, first = past.length, earliest(tile, position)
                 if load(record + at.causal) != 0:
                     last = position + 1
-                if load(record + at.window) != 0:
-                    earliest = max(0, position - load(record + at.window) + 1)
                 row, row_bias = scratch + weights_at + r * SCORES, 0
                 if bias != 0:
                     head = tile.kv_head * tile.group + (tile.first + r) % tile.group
                     row_bias = bias + head * bias_stride - position * 4
                 row_scores, row_weights = row + (low - piece) * 4, row + (low - piece) * number_bytes
                 state = states + r * STATE
-                softmax(row_scores, row_weights, low, high, earliest, last, cap, row_bias, state)
+                softmax(row_scores, row_weights, low, high, first, last, cap, row_bias, state)
                 for i in range(0, out_bytes, 64):
                     vstore(sums + r * out_bytes + i, splat(0.0))
 

@@ -2,6 +2,7 @@
 
 route    scores of E experts -> the chosen ones, best first, and their weights           (T, E) -> (T, C), (T, C)
 group    lists the (token, choice) pairs by expert, in the order of the tokens           (T, C) -> (T * C,), (E + 1,)
+weigh    multiplies each row of a buffer by its choice's weight                          (T * C, N), in place
 combine  the weighted sum of a token's results, in the order of its choices, and the shared expert's
                                                                                          (T * C, D) -> (T, D)
 
@@ -53,12 +54,22 @@ class GroupRecord(Record):
     rows: Count
 
 
+class WeighRecord(Record):
+    x: Address  # (T * C, N) float32
+    width: int  # N, a multiple of 16
+    chosen: int  # C
+    places: Address  # (T, C) int32
+    weights: Address  # (T, C) float32
+    choice_stride: int  # bytes
+    rows: Count
+
+
 class CombineRecord(Record):
     results: Address  # (T * C, D) float32
     width: int  # D, a multiple of 16
     chosen: int  # C
     places: Address  # (T, C) int32
-    weights: Address  # (T, C) float32
+    weights: Address  # (T, C) float32; or 0: all are 1
     choice_stride: int  # bytes
     shared: Address  # (T, D) float32: the result of the shared expert, or 0
     gate: Address  # (T, 16) float32: its weight is the sigmoid of the first; or 0: 1
@@ -263,6 +274,29 @@ def build_group(simd: Any) -> Any:
     return body
 
 
+@kernel("weigh", WeighRecord)
+def build_weigh(simd: Any) -> Any:
+    at, load, load_i32, load_f32 = WeighRecord.at, simd.load_i64, simd.load_i32, simd.load_f32
+    vload, vstore, splat = simd.vload, simd.vstore, simd.splat
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        width, chosen, stride = (
+            4 * load(record + at.width),
+            load(record + at.chosen),
+            load(record + at.choice_stride),
+        )
+        pairs = load(step + load(record + at.rows)) * chosen
+        for pair in range(pairs * thread // threads, pairs * (thread + 1) // threads):
+            choice = pair // chosen * stride + 4 * (pair % chosen)
+            row = load(record + at.x) + load_i32(load(record + at.places) + choice) * width
+            weight = splat(load_f32(load(record + at.weights) + choice))
+            for i in range(0, width, 64):
+                vstore(row + i, vload(row + i) * weight)
+
+    return body
+
+
 @kernel("combine", CombineRecord)
 def build_combine(simd: Any) -> Any:
     at, load, load_i32, load_f32 = CombineRecord.at, simd.load_i64, simd.load_i32, simd.load_f32
@@ -285,10 +319,9 @@ def build_combine(simd: Any) -> Any:
         rows, blocks = load(step + load(record + at.rows)), (width + 127) // 128
         begin, end = blocks * thread // threads * 128, min(width, blocks * (thread + 1) // threads * 128)
         for row in range(rows):
-            places, weights = (
-                load(record + at.places) + row * stride,
-                load(record + at.weights) + row * stride,
-            )
+            places, weights = load(record + at.places) + row * stride, load(record + at.weights)
+            weighted = weights != 0
+            weights += row * stride
             of_shared = splat(1.0)
             if gate != 0:
                 of_shared = sigmoid(splat(load_f32(gate + 64 * row)))
@@ -298,7 +331,10 @@ def build_combine(simd: Any) -> Any:
                     total = vload(shared + row * width + i) * of_shared
                 for choice in range(chosen):
                     result = results + load_i32(places + 4 * choice) * width + i
-                    total = fma(vload(result), splat(load_f32(weights + 4 * choice)), total)
+                    weight = np.float32(1)
+                    if weighted:
+                        weight = load_f32(weights + 4 * choice)
+                    total = fma(vload(result), splat(weight), total)
                 vstore(out + row * width + i, total)
 
     return body

@@ -1,6 +1,6 @@
 """Multiplies queries by a factor that grows with the position, so that attention stays sharp in long contexts.
 
-q *= 1 + beta log(1 + floor(position / length))          (T, H * K), in place          (Meta 2025, Llama 4)
+q *= 1 + beta log(1 + floor((position + offset) / length))       (T, H * K), in place       (Meta 2025, Llama 4)
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ class QueryScaleRecord(Record):
     heads: int  # H: threads divide the (row, head) pairs
     beta: float
     length: int  # positions with the same factor
+    offset: int  # added to positions
 
 
-def reference(x: NDArray[Any], positions: NDArray[Any], beta: float, length: int) -> NDArray[np.float64]:
+def reference(
+    x: NDArray[Any], positions: NDArray[Any], beta: float, length: int, offset: int = 0
+) -> NDArray[np.float64]:
     """Scale (T, N) in float64."""
-    factors = 1 + beta * np.log(1 + np.floor(positions / length))
+    factors = 1 + beta * np.log(1 + np.floor((positions + offset) / length))
     return np.asarray(x.astype(np.float64) * factors[:, None], np.float64)
 
 
@@ -43,10 +46,10 @@ def build(simd: Any) -> Any:
     def body(record, step, thread, threads):
         x, heads, width = load(record + at.x), load(record + at.heads), load(record + at.width)
         beta, length, each = simd.load_f64(record + at.beta), load(record + at.length), width // heads
-        positions = load(step + step_at.positions)
+        positions, offset = load(step + step_at.positions), load(record + at.offset)
         total = load(step + step_at.tokens) * heads
         for i in range(total * thread // threads, total * (thread + 1) // threads):
-            part = simd.load_i32(positions + 4 * (i // heads)) // length
+            part = (simd.load_i32(positions + 4 * (i // heads)) + offset) // length
             factor = simd.splat(np.float32(1 + beta * math.log(np.float64(1 + part))))
             for j in range(i * each * 4, (i + 1) * each * 4, 64):
                 vstore(x + j, vload(x + j) * factor)

@@ -1,0 +1,116 @@
+"""Llama 4 (Meta 2025): attention within chunks, layers without positions, experts that read weighted tokens.
+
+Without experts it is MobileLLM-Pro.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pellucid.model.common_metadata import except_every, slide
+from pellucid.model.config import Config
+from pellucid.model.positions import QueryScale
+from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec, Norm
+from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.standard_mixture import StandardMixture
+from pellucid.model.tensor_names import TRANSFORMERS
+
+INTERVAL, CHUNK = 4, 8192  # every fourth layer has no positions; the others see a chunk
+FLOOR, GROWTH = 8192, 0.1  # of the queries without positions
+MOST_LAYERS = 1000
+WITHOUT_NORMS = 128  # experts: the number by which llama.cpp knows the model whose heads have no norms
+EXPERTS = "feed_forward.experts"
+
+
+def _mixtures(spec: ModelSpec, sparse: list[bool], dense: FeedForward) -> ModelSpec:
+    """The spec with experts in some layers, and a shared one as wide as they are."""
+
+    def change(kind: FeedForward | Mixture | None, has_experts: bool) -> FeedForward | Mixture | None:
+        if isinstance(kind, Mixture) and has_experts:
+            return replace(kind, shared=kind.expert, input_weights=True)
+        return dense
+
+    blocks = zip(spec.blocks, sparse)
+    return replace(
+        spec,
+        blocks=tuple(replace(block, feedforward=change(block.feedforward, has)) for block, has in blocks),
+    )
+
+
+def _positions(spec: ModelSpec, rotated: list[bool], normed: bool, scale: QueryScale | None) -> ModelSpec:
+    """Layers with positions may have norms of heads, the others queries that grow."""
+    norm = replace(spec.blocks[0].norm, weight=False)
+
+    def change(layer: int, attention: Attention) -> Attention:
+        if rotated[layer]:
+            return replace(attention, qk_norm=norm if normed else None)
+        return replace(attention, rotary=None, query_scale=scale)
+
+    return spec.change_attention(change)
+
+
+def _every(step: int, layers: int) -> list[bool]:
+    """Whether each layer is a ``step``-th one; 0: none is."""
+    return [step > 0 and (layer + 1) % step == 0 for layer in range(layers)]
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    layers = len(spec.blocks)
+    interval = config.count("no_rope_layer_interval", INTERVAL)
+    rotated = config.switches("no_rope_layers", layers) or except_every(interval, layers)
+    chunk = config.amount("attention_chunk_size") if "attention_chunk_size" in config.values else CHUNK
+    kinds = {"chunked_attention": True, "full_attention": False}
+    chunked = config.each("layer_types", kinds, layers) or [chunk > 0 and one for one in rotated]
+    if any(chunked) and not chunk:
+        raise config.wrong("attention_chunk_size", "missing; layer_types has chunked_attention")
+    scale = QueryScale(config.number("attn_scale", GROWTH), config.count("floor_scale", FLOOR), offset=1)
+    tuned = config.value("attn_temperature_tuning") not in (False, 0)  # older files have a number
+    spec = slide(spec, chunked, chunk, chunked=True)
+    spec = _positions(spec, rotated, config.flag("use_qk_norm", True), scale if tuned else None)
+    step = config.amount("interleave_moe_layer_step") if config.has("interleave_moe_layer_step") else 1
+    sparse = _every(step, layers)
+    if config.has("moe_layers"):
+        sparse = [layer in config.numbers("moe_layers", MOST_LAYERS) for layer in range(layers)]
+    return _mixtures(spec, sparse, FeedForward(config.count("intermediate_size_mlp"), "silu", gated=True))
+
+
+def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
+    layers, experts = len(spec.blocks), config.amount("expert_count")
+    chunk = not config.has("attention.sliding_window") or config.amount("attention.sliding_window") > 0
+    rotated = except_every(INTERVAL, layers) if chunk else [True] * layers
+    scale = QueryScale(GROWTH, FLOOR, offset=1) if chunk else None
+    if chunk:
+        spec = slide(spec, rotated, CHUNK, chunked=True)
+    spec = _positions(spec, rotated, experts != WITHOUT_NORMS, scale)
+    sparse = _every(config.amount("interleave_moe_layer_step"), layers)
+    return _mixtures(spec, sparse, FeedForward(config.count("feed_forward_length"), "silu", gated=True))
+
+
+LLAMA4 = StandardDecoder(
+    "llama4",
+    model_type="llama4_text",
+    gguf_pairing="interleaved",
+    pairing="interleaved",
+    norm=Norm("rms", 1e-5),
+    mixture=StandardMixture(
+        score="sigmoid", optional=True, keys={"width": "intermediate_size", "normalize": ""}
+    ),
+    keys={"feedforward_bias": "", "feed_forward": "intermediate_size_mlp"},
+    names=replace(
+        TRANSFORMERS.with_names(
+            feedforward__gate="feed_forward.gate_proj",
+            feedforward__up="feed_forward.up_proj",
+            feedforward__down="feed_forward.down_proj",
+            feedforward__router="feed_forward.router",
+            feedforward__experts__gate__weight=f"{EXPERTS}.gate_up_proj",
+            feedforward__experts__up__weight=f"{EXPERTS}.gate_up_proj",
+            feedforward__experts__down__weight=f"{EXPERTS}.down_proj",
+            feedforward__shared__gate="feed_forward.shared_expert.gate_proj",
+            feedforward__shared__up="feed_forward.shared_expert.up_proj",
+            feedforward__shared__down="feed_forward.shared_expert.down_proj",
+        ),
+        transposed=frozenset({f"feedforward.experts.{part}" for part in ("gate", "up", "down")}),
+    ),
+    gguf_change=_from_gguf,
+    config_change=_from_config,
+).family()
