@@ -1,7 +1,8 @@
 # make run     install, fetch the default model, compile its kernels once, stream an answer
 # make test    everything that CI runs: make check, then all tests
 # make test-fast   make check and the quick tests, for use while working
-# make test-python   the tests without make check; PYTHON=python3.13 VENV=.venv-3.13 runs them on another Python
+# make test-python   all tests, without make check; test-quick: the quick ones. PYTHON=python3.13 VENV=.venv-3.13 runs
+#                    them on another Python
 # make test-tokenizers   compare ids and offsets with tokenizers, sentencepiece and tiktoken, on 90 MB of text
 # make test-constraints  generate 10,000 texts under schemas and grammars, and validate each
 # make test-templates    compare the texts of seventy published chat templates with those of transformers
@@ -19,8 +20,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+QUICK := -m "not slow" --hypothesis-profile=quick
 
-.PHONY: run test test-python test-fast test-tokenizers test-constraints test-templates test-oracles test-greedy test-gguf fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-greedy test-gguf fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -30,8 +32,10 @@ test: check test-python
 test-python: $(VENV)/dev
 	$(BIN)/python -m pytest
 
-test-fast: check
-	$(BIN)/python -m pytest -m "not slow" --hypothesis-profile=quick
+test-quick: $(VENV)/dev
+	$(BIN)/python -m pytest $(QUICK)
+
+test-fast: check test-quick
 
 test-tokenizers: $(VENV)/oracles
 	$(BIN)/python tests/oracles/tokenizers_long.py $(TOKENIZERS)

@@ -32,6 +32,7 @@ from pellucid.plan.per_layer import per_layer_embeddings
 from pellucid.plan.plan import Plan
 from pellucid.plan.position import position
 from pellucid.plan.project import final_norm, project
+from pellucid.plan.streams import spread_streams
 from pellucid.runtime.batch import Chunk
 
 T = TypeVar("T")
@@ -66,6 +67,7 @@ def unoptimized_plan(
     x = position(builder, x)  # adds a vector, or computes the angles that rotate queries and keys
     x = embedding_norm(builder, x)
     per_layer_embeddings(builder, x)  # a vector for each block, in models that have them  (T, L P)
+    spread_streams(builder, x)  # several residual streams, in models that keep them     (T, S D)
     for layer, block_spec in enumerate(spec.blocks):
         x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
     x = final_norm(builder, x)  # only the rows whose logits are wanted          (R, D)

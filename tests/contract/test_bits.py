@@ -24,7 +24,9 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
 CASES = [
-    *[(name, 2, None) for name in DECODERS],
+    *[
+        (name, 16 if name.endswith("-mxfp4") else 2, None) for name in DECODERS
+    ],  # of floats the bits do not matter
     *[(name, activation_bits, None) for name in (*QUANTISED, "mixed") for activation_bits in (8, 16)],
     *[("mixed", 16, form) for form in kv_layout.KV_DTYPES if form != "f16"],
 ]

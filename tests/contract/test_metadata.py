@@ -25,6 +25,7 @@ from pellucid.model.family import known_families
 from pellucid.model.positions import QueryScale, Rotary, RotaryScaling
 from pellucid.model.read import read_model
 from pellucid.model.spec import (
+    AltUp,
     Attention,
     Block,
     DeltaNet,
@@ -385,6 +386,10 @@ OTHER: dict[tuple[type, str], Any] = {
     (Attention, "value_dim"): 32,
     (Attention, "alibi"): True,
     (Attention, "alibi_scale"): 0.5,
+    (Attention, "alibi_most"): 4.0,
+    (Attention, "clip"): 1.0,
+    (FeedForward, "sparsity"): 0.5,
+    (AltUp, "active"): 1,
     (Router, "output_scale"): 0.5,
     (Attention, "sinks"): True,
     (Attention, "cross"): True,
@@ -428,7 +433,8 @@ ELSEWHERE = {
     (Block, "scalar"), (PerLayer, "width"),
     (FeedForward, "width"), (FeedForward, "gated"), (FeedForward, "bias"),
     (Mixture, "router"), (Mixture, "expert"), (Mixture, "shared"), (Mixture, "shared_gate"),
-    (Mixture, "norms"), (Router, "expert_scale"),
+    (Mixture, "norms"), (Router, "expert_scale"), (AltUp, "streams"), (AltUp, "scaled"),
+    (Block, "laurel"), (PerLayer, "vocabulary"),
     (Router, "experts"), (Router, "bias"), (Router, "correction"),
     (Head, "tied"), (Head, "bias"), (Block, "attention"), (Block, "feedforward"), (Block, "norm"),
 }  # fmt: skip
@@ -459,7 +465,7 @@ def idle(part: Any, name: str) -> bool:
         case Attention():
             none = part.latent is not None and name in ("keys_as_values", "shared")
             others = part.shared is not None and name in ("v_norm", "keys_as_values")
-            slopes = name == "alibi_scale" and not part.alibi
+            slopes = name in ("alibi_scale", "alibi_most") and not part.alibi
             chunks = name == "chunked" and not part.window
             return none or others or slopes or chunks or (name == "qk_norm_whole" and part.qk_norm is None)
         case DeltaNet():

@@ -50,7 +50,7 @@ INEXPRESSIBLE = (
     *("qwen2_moe-odd", "qwen3_moe-odd", "olmoe-odd", "gpt_oss-odd", "gpt2-narrow", "gemma3-linear"),
     *("gemma3-scalar", "gemma3-softcap", "lfm2-odd", "falcon_h1-odd", "nemotron_h-odd", "lfm2_moe-odd"),
     *("granitemoehybrid-odd", "deepseek_v2", "qwen3_next-odd", "falcon-alibi", "falcon-alibi-odd", "mpt-odd"),
-    *("llama4", "llama4-odd", "llama4-dense"),
+    *("llama4", "llama4-odd", "llama4-dense", "qwen2-window", "smollm3-window"),
 )
 """Their windows, scales, caps, patterns, positions, widths, biases or weights of experts are not stated in GGUF files
 of these families; nor is a layer without experts among those with (nemotron_h-odd). llama.cpp ranks all groups of
@@ -59,11 +59,12 @@ experts as DeepSeek V3 does (deepseek_v2).
 REFUSED = (
     *("deepseek_v2-odd", "deepseek_v3-odd", "falcon_h1-odd", "gemma4_moe-odd", "gpt2-narrow", "gpt2-odd"),
     *("gpt_neox-odd", "lfm2_moe-odd", "olmoe", "phi-odd", "qwen3-odd", "qwen3_5-odd", "qwen3_5_moe-odd"),
-    *("seed_oss-odd", "starcoder2-odd", "llama4-odd", "llama4-dense"),
+    *("seed_oss-odd", "starcoder2-odd", "llama4-odd", "llama4-dense", "gemma3n"),
 )
 """llama.cpp refuses queries without a low rank unless there are 26 or 27 layers (deepseek), some biases or their
 absence, fewer heads of keys than of queries, other widths than it derives, keys shared with other layers than the last
-two that have their own (gemma4_moe-odd), and Llama 4 without experts or without a fourth layer. Pellucid reads those that do state the model.
+two that have their own (gemma4_moe-odd), Llama 4 without experts or without a fourth layer, and Gemma 3n with other
+embeddings of layers than 256 wide. Pellucid reads those that do state the model.
 """
 
 GELU = (

@@ -211,6 +211,25 @@ GEMMA4 = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     },
 }
+GEMMA3N = {
+    "vocab_size": 128,
+    "vocab_size_per_layer_input": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "hidden_size_per_layer_input": 24,
+    "max_position_embeddings": 256,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "final_logit_softcapping": 30.0,
+    "altup_num_inputs": 4,
+    "laurel_rank": 12,
+    "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0, 0.0, 0.0],
+}
 LLAMA4 = LLAMA | {"intermediate_size": 48, "intermediate_size_mlp": 72, "num_local_experts": 4}
 LATENT = {key: value for key, value in GLM_MOE.items() if key != "head_dim"} | {
     "num_key_value_heads": 4,
@@ -926,6 +945,50 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "gemma3n": ("Gemma3nForCausalLM:Gemma3nTextConfig", GEMMA3N),
+    "gemma3n-odd": (
+        "Gemma3nForCausalLM:Gemma3nTextConfig",
+        GEMMA3N
+        | {
+            "hidden_size": 72,
+            "intermediate_size": [40, 72, 40],
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 24,
+            "hidden_size_per_layer_input": 20,
+            "vocab_size_per_layer_input": 120,
+            "final_logit_softcapping": 5.0,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "num_kv_shared_layers": 0,
+            "altup_num_inputs": 3,
+            "altup_active_idx": 1,
+            "altup_correct_scale": False,
+            "laurel_rank": 10,
+            "activation_sparsity_pattern": [0.0, 0.8, 0.5],
+        },
+    ),
+    "qwen2-window": (
+        "Qwen2",
+        LLAMA
+        | {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+    ),
+    "smollm3-window": (
+        "SmolLM3",
+        LLAMA | {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 8, "pad_token_id": 0},
+    ),
+    "mpt-clip": (
+        "Mpt",
+        {
+            "vocab_size": 128,
+            "d_model": 96,
+            "n_heads": 6,
+            "n_layers": 2,
+            "max_seq_len": 256,
+            "attn_config": {"clip_qkv": 1.0, "alibi_bias_max": 16},
+        },
+    ),
+    "phi-norms": ("Phi", without_rms(LLAMA) | {"qk_layernorm": True, "partial_rotary_factor": 0.5}),
     "opt-post": ("OPT", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 48}),
     "opt-narrow": (
         "OPT",

@@ -46,6 +46,11 @@ tensors.json, from which tests draw them again (tests/support/drawn.py), and exp
                     Mamba-2 instead of attention, beside it, and in layers of its own
     lfm2, lfm2_moe  gated short convolutions
     gpt_oss-mxfp4   experts as in the published files, decoded by transformers
+    qwen2-window, smollm3-window
+                    windows that use_sliding_window switches on
+    mpt-clip        queries, keys and values kept within 1, slopes to 2^-16 (transformers 5.24 does not hand them on to
+                    its attention; this script does)
+    gemma3n         four residual streams, the first active; -odd: three, the second
     opt-post, opt-narrow
                     norms after the sums, a narrower embedding, norms without weights
     *-odd           three heads, as many key/value heads, three layers
@@ -66,6 +71,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import MODELS
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.gemma3 import modeling_gemma3
+from transformers.models.mpt import modeling_mpt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.drawn import draw
@@ -91,6 +97,17 @@ def hand_on_the_softcap() -> None:
         return eager(module, *args, **kwargs | {"softcap": module.attn_logit_softcapping})
 
     modeling_gemma3.eager_attention_forward = capped
+
+
+def hand_on_the_slopes() -> None:
+    """Make MPT use the configured largest exponent of ALiBi's slopes; transformers 5.24 always takes 8."""
+    model = modeling_mpt.MptModel
+    build = modeling_mpt.build_mpt_alibi_tensor
+
+    def stated(self, num_heads, sequence_length, alibi_bias_max=8, device=None):
+        return build(num_heads, sequence_length, self.config.attn_config.alibi_bias_max, device)
+
+    model.build_mpt_alibi_tensor = stated
 
 
 def made(classes: str, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -158,6 +175,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="only these models")
     args = parser.parse_args()
     hand_on_the_softcap()
+    hand_on_the_slopes()
     made_with = {name: version(name) for name in ("transformers", "torch", "safetensors", "numpy")}
     for number, (name, (classes, options_)) in enumerate(MODELS.items()):
         if args.names and name not in args.names:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.kernels.ops import streams
 from pellucid.kernels.ops.mixture import route_reference
 from pellucid.kernels.recurrent import convolve, decay, scan
 from pellucid.model.filled import Model
@@ -19,6 +21,7 @@ from pellucid.model.positions import Learned, Rotary, Sinusoidal
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slots import SlotReader
 from pellucid.model.spec import (
+    AltUp,
     Attention,
     Block,
     DeltaNet,
@@ -102,13 +105,14 @@ class Reference:
         tokens = len(x)
         if kind.latent:
             return self.latent(x, kind, kind.latent, at)
-        q = self.positioned(self.linear(x, f"{at}.q", kind.bias), kind, f"{at}.q_norm")
+        most = kind.clip or np.inf
+        q = self.positioned(np.clip(self.linear(x, f"{at}.q", kind.bias), -most, most), kind, f"{at}.q_norm")
         if kind.query_scale:
             parts = (np.arange(tokens) + kind.query_scale.offset) // kind.query_scale.length
             q = q * (1 + kind.query_scale.beta * np.log(1 + parts))[:, None, None]
         if kind.shared is None:
-            raw = self.linear(x, f"{at}.k", kind.bias)
-            v = raw if kind.keys_as_values else self.linear(x, f"{at}.v", kind.bias)
+            raw = np.clip(self.linear(x, f"{at}.k", kind.bias), -most, most)
+            v = raw if kind.keys_as_values else np.clip(self.linear(x, f"{at}.v", kind.bias), -most, most)
             v = v.reshape(tokens, -1, kind.value_dim)
             v = self.norm(v, kind.v_norm, f"{at}.v_norm") if kind.v_norm else v
             k = self.positioned(raw, kind, f"{at}.k_norm")
@@ -121,9 +125,9 @@ class Reference:
             scores = kind.softcap * np.tanh(scores / kind.softcap)
         back = np.arange(tokens)[:, None] - np.arange(tokens)
         if kind.alibi:
-            scores = scores - kind.alibi_scale * np.array(alibi_slopes(kind.heads))[:, None, None] * np.abs(
-                back
-            )
+            scores = scores - kind.alibi_scale * np.array(alibi_slopes(kind.heads, kind.alibi_most))[
+                :, None, None
+            ] * np.abs(back)
         seen = (back >= 0) | (not kind.causal)
         if kind.window:
             ago = np.arange(tokens)[:, None] % kind.window  # where the token's chunk begins
@@ -231,9 +235,10 @@ class Reference:
         if isinstance(ff, Mixture):
             return self.mixture(x, ff, at, residual)
         up = self.linear(x, f"{at}.up", ff.bias)
-        hidden = activated(
-            ff, up, ff.gate_scale * self.linear(x, f"{at}.gate", ff.bias) if ff.gated else None
-        )
+        gate = ff.gate_scale * self.linear(x, f"{at}.gate", ff.bias) if ff.gated else None
+        if gate is not None and ff.sparsity:
+            gate = streams.sparsify_reference(gate, NormalDist().inv_cdf(ff.sparsity))
+        hidden = activated(ff, up, gate)
         return ff.output_scale * self.linear(hidden, f"{at}.down", ff.bias)
 
     def mixture(self, x: Array, kind: Mixture, at: str, residual: Array | None) -> Array:
@@ -302,8 +307,25 @@ class Reference:
         shape = (len(ids), layers, kind.width)
         projected = kind.projection_scale * self.linear(x, "per_layer.project").reshape(shape)
         projected = self.norm(projected, self.spec.blocks[0].norm, "per_layer.norm")
-        table = self.weight("per_layer.embed.weight")[list(ids)].reshape(shape)
+        rows = [0 if kind.vocabulary and token >= kind.vocabulary else token for token in ids]
+        table = self.weight("per_layer.embed.weight")[rows].reshape(shape)
         return kind.sum_scale * (projected + kind.scale * table)
+
+    def spread(self, x: Array, kind: AltUp) -> Array:
+        """The streams (T, S, D) of embeddings."""
+        others = [self.linear(x, f"altup.{i}.project") for i in range(1, kind.streams)]
+        return np.stack([x, *(streams.match_reference(one, x) for one in others)], axis=1)
+
+    def coefficients(self, x: Array, kind: AltUp, layer: int, what: str) -> Array:
+        at = f"blocks.{layer}.altup"
+        routed = self.norm(x, self.spec.blocks[0].norm, f"{at}.router_norm") / x.shape[1]
+        return self.linear(np.tanh(self.linear(routed, f"{at}.router")), f"{at}.{what}")
+
+    def join(self, lanes: Array, kind: AltUp) -> Array:
+        """The mean of the first stream and of the others, projected."""
+        first = lanes[:, 0]
+        others = [self.linear(lanes[:, i], f"altup.{i}.unembed") for i in range(1, kind.streams)]
+        return np.mean([first, *(streams.match_reference(one, first) for one in others)], axis=0)
 
     def rows(self, ids: Sequence[int]) -> Array:
         embedding = self.spec.embedding
@@ -322,6 +344,8 @@ class Reference:
         if embedding.norm:
             x = self.norm(x, embedding.norm, "embed.norm")
         own = self.per_layer_embeddings(ids, x)
+        altup = self.spec.altup
+        lanes = self.spread(x, altup) if altup else x[:, None]
         for i, kind in enumerate(self.spec.blocks):
             at, ff = f"blocks.{i}.attention", f"blocks.{i}.feedforward"
             if kind.placement in ("parallel", "shared"):
@@ -332,18 +356,36 @@ class Reference:
                 )
                 x = x + kind.residual_scale * out
                 continue
+            if altup:
+                coefs = self.coefficients(lanes[:, altup.active], altup, i, "predict")
+                lanes = streams.predict_reference(lanes, coefs.reshape(len(x), altup.streams, -1))
+                x = lanes[:, altup.active]
             mixer = at if kind.attention else f"blocks.{i}.recurrent"
+            normed = self.norm(x, kind.norm, f"{mixer}.norm") if kind.laurel else x
             if kind.attention or kind.recurrent:
                 x = self.sublayer(x, kind, mixer, lambda x, k=kind, i=i: self.mixed(x, k, i))
+            if kind.laurel:
+                low = self.linear(self.linear(normed, f"blocks.{i}.laurel.left"), f"blocks.{i}.laurel.right")
+                x = (x + normed + self.norm(low, kind.norm, f"blocks.{i}.laurel.norm")) / np.sqrt(2)
             if kind.feedforward:
                 inside = partial(self.feedforward, ff=kind.feedforward, at=ff, residual=x)
                 x = self.sublayer(x, kind, ff, inside)
+            if altup:
+                coefs = self.coefficients(x, altup, i, "correct")
+                lanes = streams.correct_reference(lanes, coefs, x, altup.active)
+                seen = lanes[:, altup.active]
+                seen = seen * self.weight(f"blocks.{i}.altup.scale.weight") if altup.scaled else seen
             if self.spec.per_layer:
-                at = f"blocks.{i}.per_layer"
-                hidden = ACTIVATIONS[self.spec.per_layer.activation](self.linear(x, f"{at}.gate")) * own[:, i]
-                x = x + self.norm(self.linear(hidden, f"{at}.project"), kind.norm, f"{at}.norm")
+                at, seen = f"blocks.{i}.per_layer", seen if altup else x
+                hidden = (
+                    ACTIVATIONS[self.spec.per_layer.activation](self.linear(seen, f"{at}.gate")) * own[:, i]
+                )
+                more = self.norm(self.linear(hidden, f"{at}.project"), kind.norm, f"{at}.norm")
+                lanes[:, 1:] += more[:, None]
+                x = x if altup else x + more
             if kind.scalar:
                 x = x * self.weight(f"blocks.{i}.scalar.weight")
+        x = self.join(lanes, altup) if altup else x
         return self.norm(x, self.spec.final_norm, "norm") if self.spec.final_norm else x
 
     def logits(self, ids: Sequence[int]) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -108,6 +108,18 @@ def sliding_layers(config: Config, default: list[bool]) -> list[bool]:
     """Whether each layer has a sliding window: ``layer_types``, or else ``default``."""
     kinds = {"sliding_attention": True, "full_attention": False}
     return config.each("layer_types", kinds, len(default)) or default
+
+
+def switched_windows(config: Config, spec: ModelSpec, by_default: Callable[[int], bool]) -> ModelSpec:
+    """The spec with the windows that ``use_sliding_window`` switches on, in the layers that ``layer_types`` says, or
+    else in those that ``by_default`` says.
+    """
+    window = config.amount("sliding_window") if config.flag("use_sliding_window", False) else 0
+    default = [window > 0 and by_default(layer) for layer in range(len(spec.blocks))]
+    sliding = sliding_layers(config, default)
+    if any(sliding) and not window:
+        raise config.wrong("layer_types", "has sliding_attention, but use_sliding_window is off")
+    return slide(spec, sliding, window) if any(sliding) else spec
 
 
 def slide(spec: ModelSpec, sliding: Sequence[bool], window: int, **fields: Any) -> ModelSpec:
@@ -225,7 +237,7 @@ def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
         parameters.agreed("original_max_position_embeddings", config, "original_max_position_embeddings")
         return RotaryScaling("llama3", parameters.number("factor"), low, high, trained)
     if kind == "yarn":
-        return _yarn(parameters)
+        return _yarn(parameters, config)
     if kind == "longrope":
         return _longrope(parameters, config)
     return None
@@ -255,7 +267,7 @@ def longrope_magnitude(factor: float, trained: int) -> float:
     return 1.0 if factor <= 1 or trained < 2 else math.sqrt(1 + math.log(factor) / math.log(trained))
 
 
-def _yarn(parameters: Config) -> RotaryScaling:
+def _yarn(parameters: Config, config: Config) -> RotaryScaling:
     """YaRN's parameters, as transformers reads them."""
     factor = parameters.number("factor")
     mscale, mscale_all = parameters.cap("mscale"), parameters.cap("mscale_all_dim")
@@ -267,12 +279,17 @@ def _yarn(parameters: Config) -> RotaryScaling:
     return RotaryScaling(
         "yarn",
         factor,
-        trained_context=parameters.count("original_max_position_embeddings"),
+        trained_context=parameters.count(ORIGINAL) if parameters.has(ORIGINAL) else _context(config),
         fast=parameters.number("beta_fast", 32.0),
         slow=parameters.number("beta_slow", 1.0),
         magnitude=parameters.number("attention_factor", magnitude),
         whole_pairs=parameters.flag("truncate", True),
     )
+
+
+def _context(config: Config) -> int:
+    """The context that YaRN extends if the file does not say: transformers takes that of the whole model."""
+    return int(config.count("max_position_embeddings"))
 
 
 def yarn_magnitude(factor: float, scale: float = 1.0) -> float:

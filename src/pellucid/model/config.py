@@ -36,6 +36,19 @@ class Config:
         """The same table with another prefix."""
         return replace(self, prefix=prefix)
 
+    def known_as(self, aliases: Mapping[str, str]) -> Config:
+        """The same table, in which a key that is absent has the value of its alias.
+
+        Raises:
+            FileFormatError: both are there and differ.
+        """
+        values = dict(self.values)
+        for key, alias in aliases.items():
+            self.agreed(key, self, alias)
+            if not self.has(key) and self.has(alias):
+                values[self.prefix + key] = self.values[self.prefix + alias]
+        return replace(self, values=values)
+
     def name(self, key: str) -> str:
         """A key's full name, with its table and its prefix."""
         return f"{self.parent}{self.prefix}{key}"
@@ -182,6 +195,18 @@ class Config:
 
         found = self._get(key, default, check, f"a list of {len(default)} numbers from 0")
         return tuple(math.inf if infinite(one) else float(one) for one in found)
+
+    def deviations(self, key: str, count: int) -> list[float]:
+        """``count`` numbers of standard deviations, or minus infinity; empty if absent."""
+        import numpy as np
+
+        def fine(one: Any) -> bool:
+            return isinstance(one, (int, float, np.number)) and (one == -math.inf or abs(float(one)) < 40)
+
+        def check(v: Any) -> bool:
+            return isinstance(v, (list, np.ndarray)) and len(v) == count and all(map(fine, v))
+
+        return [float(one) for one in self._get(key, [], check, f"a list of {count} numbers below 40")]
 
     def positives(self, key: str) -> list[float]:
         """A list of positive numbers."""

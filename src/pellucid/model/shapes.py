@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pellucid.model.positions import Learned
 from pellucid.model.spec import (
+    AltUp,
     Attention,
     Block,
     DeltaNet,
@@ -40,11 +41,17 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
         yield from _norm("embed.norm", embedding.norm, width)
     if spec.per_layer:
         whole = len(spec.blocks) * spec.per_layer.width
-        yield "per_layer.embed.weight", (embedding.vocabulary, whole)
+        yield "per_layer.embed.weight", (spec.per_layer.vocabulary or embedding.vocabulary, whole)
         yield "per_layer.project.weight", (whole, width)
         yield from _norm("per_layer.norm", spec.blocks[0].norm, spec.per_layer.width)
+    if spec.altup:
+        for stream in range(1, spec.altup.streams):
+            yield f"altup.{stream}.project.weight", (width, width)
+            yield f"altup.{stream}.unembed.weight", (width, width)
     for index, block in enumerate(spec.blocks):
         yield from _block(f"blocks.{index}", block, width)
+        if spec.altup:
+            yield from _altup(f"blocks.{index}.altup", spec.altup, block.norm, width)
         if spec.per_layer:
             at = f"blocks.{index}.per_layer"
             yield f"{at}.gate.weight", (spec.per_layer.width, width)
@@ -62,6 +69,16 @@ def _slots(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
         yield "project.bias", (embedding.vocabulary,)
 
 
+def _altup(name: str, kind: AltUp, norm: Norm, width: int) -> Iterator[tuple[str, Shape]]:
+    streams = kind.streams
+    yield from _norm(f"{name}.router_norm", norm, width)
+    yield f"{name}.router.weight", (streams, width)
+    yield f"{name}.predict.weight", (streams**2, streams)
+    yield f"{name}.correct.weight", (streams, streams)
+    if kind.scaled:
+        yield f"{name}.scale.weight", (width,)
+
+
 def _norm(name: str, norm: Norm, width: int) -> Iterator[tuple[str, Shape]]:
     if norm.weight:
         yield f"{name}.weight", (width,)
@@ -74,6 +91,10 @@ def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
         yield from _attention(f"{name}.attention", block.attention, width)
     if block.recurrent:
         yield from _recurrent(f"{name}.recurrent", block.recurrent, width)
+    if block.laurel:
+        yield f"{name}.laurel.left.weight", (block.laurel, width)
+        yield f"{name}.laurel.right.weight", (width, block.laurel)
+        yield from _norm(f"{name}.laurel.norm", block.norm, width)
     if isinstance(block.feedforward, Mixture):
         yield from _mixture(f"{name}.feedforward", block.feedforward, width)
     elif block.feedforward:

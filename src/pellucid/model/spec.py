@@ -1,5 +1,7 @@
 """What a model is: frozen dataclasses, made of parts. Nothing here computes; ``plan/`` turns a spec into operations.
 
+The file is over 400 lines because every part of a model is defined here, each in a few lines.
+
 Dimensions: D model width, H heads, G key/value heads, K head width, F feed-forward width, E experts, V vocabulary,
 L layers.
 """
@@ -91,8 +93,12 @@ class Attention:
     """V, the width of a head's values; 0: as wide as its keys, K."""
     alibi: bool = False
     """Whether scores fall with the distance, with a slope for each head (Press et al. 2022)."""
+    alibi_most: float = 8.0
+    """The exponent of the smallest slope, 2^-8."""
     alibi_scale: float = 1.0
     """A factor of these slopes."""
+    clip: float = 0.0
+    """If not 0, queries, keys and values are kept between -clip and clip, before norms and positions."""
     sinks: bool = False
     """Whether each head has a learned sink, a score that takes part of the attention weight (Xiao et al. 2023)."""
     cross: bool = False
@@ -131,6 +137,10 @@ class FeedForward:
     sharpness: float = 0.0
     gate_scale: float = 1.0
     output_scale: float = 1.0
+    sparsity: float = 0.0
+    """The part of the gate's values that f does not see: of a normal distribution, those below a quantile count as 0
+    (Gemma Team 2025, Gemma 3n).
+    """
 
 
 @dataclass(frozen=True)
@@ -258,6 +268,8 @@ class Block:
     recurrent: Recurrent | None = None
     scalar: bool = False
     """Whether the block's output is multiplied by a number that the file has for it."""
+    laurel: int = 0
+    """The rank of a learned residual beside attention's (Gemma Team 2025, Gemma 3n: LAuReL); 0: none."""
 
 
 @dataclass(frozen=True)
@@ -275,6 +287,22 @@ class PerLayer:
     projection_scale: float
     sum_scale: float
     activation: Activation
+    vocabulary: int = 0
+    """The table's rows, if it has fewer than the vocabulary; the tokens beyond have its first row."""
+
+
+@dataclass(frozen=True)
+class AltUp:
+    """Alternating updates (Baykal et al. 2023): S ``streams`` of the residual, of which blocks read and change one.
+
+    A block predicts all streams from all of them, works on the ``active`` one, and adds what it has changed to all.
+    The factors of both are made of the active stream.
+    """
+
+    streams: int
+    active: int = 0
+    scaled: bool = True
+    """Whether the active stream has a weight for each of its values before it meets embeddings of the layer."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +337,7 @@ class ModelSpec:
     blocks: tuple[Block, ...]
     position: Learned | Sinusoidal | None = None
     per_layer: PerLayer | None = None
+    altup: AltUp | None = None
     final_norm: Norm | None = None
     head: Head | None = None
     pooling: Pooling | None = None

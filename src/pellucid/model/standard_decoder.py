@@ -78,6 +78,14 @@ GPT_KEYS: Mapping[str, str] = {
 }
 """The keys of GPT-2, which GPT and GPT-J share."""
 
+GPT_ALIASES: Mapping[str, str] = {
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+}
+"""Their newer names."""
+
 
 @dataclass(frozen=True)
 class StandardDecoder:
@@ -88,8 +96,9 @@ class StandardDecoder:
     the same models.
 
     Attention: ``gguf_pairing`` is the order of rotary pairs in the rows of GGUF's q and k, ``pairing`` that of
-    config.json's models, ``rotated`` the fraction of a head's values that are rotated if the file does not say;
-    ``rope_keys`` are the keys of the base and of that fraction in files from before transformers 5.
+    config.json's models, ``base`` the rotary base if config.json does not say, ``rotated`` the fraction of a head's
+    values that are rotated if it does not say, ``partial`` whether it may say so if all are by default; ``rope_keys``
+    are the keys of the base and of that fraction in files from before transformers 5.
     ``bias`` and ``output_bias`` are whether q, k and v, and the attention's output, have biases if the file does not
     say; ``head_norm`` and ``whole_norm`` whether each head's queries and keys have a norm, or those of all heads
     together; as a string ``head_norm`` is the key of config.json that says so, and GGUF's tensors show it; ``sinks``
@@ -104,7 +113,8 @@ class StandardDecoder:
     ``layer_count`` is how many layers config.json has, if no key has the number itself; ``pattern`` are the kinds of
     layers of a usual model, and ``kv_by_layer`` is whether GGUF shows them (see ``Family``).
 
-    ``keys`` are keys of config.json with other names than in ``KEYS``; a key without a name is not read. ``unused`` are
+    ``keys`` are keys of config.json with other names than in ``KEYS``; a key without a name is not read. ``aliases``
+    are further names of some of them, by key, as transformers reads them or older files have them. ``unused`` are
     patterns of tensors that no slot needs.
     """
 
@@ -116,7 +126,9 @@ class StandardDecoder:
     positions: Literal["rotary", "learned", "alibi", "none"] = "rotary"
     gguf_pairing: Pairing = "half"
     pairing: Pairing = "half"
+    base: float = 10_000.0
     rotated: float = 1.0
+    partial: bool = False
     rope_keys: tuple[str, str] = ("rope_theta", "partial_rotary_factor")
     bias: bool = False
     output_bias: bool = False
@@ -140,6 +152,7 @@ class StandardDecoder:
     tied: bool = False
     head_bias: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     gguf_names: TensorNames = GGUF
     names: TensorNames = TRANSFORMERS
@@ -217,7 +230,7 @@ class StandardDecoder:
 
     def from_config(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read ``config.json``."""
-        keys = {**KEYS, **self.keys}
+        config, keys = config.known_as(self.aliases), {**KEYS, **self.keys}
         keys.setdefault("output_bias", keys["bias"])
         width = config.count(keys["width"])
         default = next(name for name, kind in self.activations.items() if kind == self.activation)
@@ -227,8 +240,10 @@ class StandardDecoder:
         rotary = None
         if self.positions == "rotary":
             base_key, part_key = self.rope_keys
-            base, scaling = rope_parameters(config, base_key=base_key)
-            dims = rotary_dims(config, head_dim, self.rotated, part_key)
+            base, scaling = rope_parameters(config, base_key=base_key, default=self.base)
+            dims = head_dim
+            if self.partial or self.rotated != 1:
+                dims = rotary_dims(config, head_dim, self.rotated, part_key)
             rotary = Rotary(base, dims, self.pairing, scaling)
         dense = FeedForward(
             _count(config, keys["feed_forward"], self.widening * width),

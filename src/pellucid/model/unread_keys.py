@@ -92,7 +92,7 @@ HARMLESS = re.compile(
     r"initializer_\w+|init_std|task_specific_params|finetuning_task|problem_type|id2label|label2id|num_labels|"
     r"_.*|"  # private attributes of a configuration class
     # training
-    r"\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*_coef(ficient)?|rescale_prenorm_residual|"
+    r"altup_coef_clip|\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*_coef(ficient)?|rescale_prenorm_residual|"
     # what a call returns and how it runs, not what it computes; pretraining_tp splits a product into parts
     r"reorder_and_upcast_attn|use_cache|cache_implementation|return_dict\w*|use_return_dict|torchscript|"
     r"output_(hidden_states|attentions|past|router_logits)|"
@@ -134,14 +134,14 @@ CHANGING: dict[str, Neutral] = {
         }
     ),
     "hidden_act": same_as("hidden_activation"),
-    "rms_norm_eps": same_as("layer_norm_eps"),
+    "rms_norm_eps": same_as("layer_norm_eps", "layer_norm_epsilon"),
     "layer_norm_eps": same_as("rms_norm_eps"),
     **dict.fromkeys(("layer_norm_epsilon", "norm_eps"), same_as("rms_norm_eps", "layer_norm_eps")),
     "embedding_size": same_as("hidden_size"),
     "num_key_value_heads": same_as("num_attention_heads"),
     "head_dim": _head_dim,
     "v_head_dim": either(same_as("head_dim"), _head_dim),
-    "position_embedding_type": only("rope", "rotary"),
+    "position_embedding_type": only("rope", "rotary", "rope_gptj"),
     "attention_type": only("original_full"),
     "sliding_window": _no_window,
     "sliding_window_pattern": _no_pattern,

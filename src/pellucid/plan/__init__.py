@@ -5,6 +5,7 @@ builder.py       what a plan is built with; the matrix product
 embedding.py     token ids → vectors
 position.py      learned, rotary and ALiBi positions
 per_layer.py     embeddings for each layer, and what a block does with its own
+streams.py       several residual streams, and a learned residual beside attention
 block.py         a transformer block, made of the next five
 attention.py     attention over the cache
 recurrent/       recurrent layers, by kind

@@ -11,7 +11,7 @@ from pellucid.model.spec import Attention, Latent
 from pellucid.plan.builder import COUNT, NO_BIAS, Builder, heads
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import At, Cache, CacheGroup, Operation, PageBytes, Value, Vector, Weights
+from pellucid.plan.plan import LETTER, At, Cache, CacheGroup, Operation, PageBytes, Value, Vector, Weights
 from pellucid.plan.position import alibi_bias, rotate, scale_queries
 from pellucid.runtime.cache_layout import LayerShape
 
@@ -23,6 +23,9 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
         return _latent(builder, stage, kind, kind.latent, x, out)
     shape = _cached_shape(builder, stage, kind)
     made = _projected(builder, stage, kind, shape, x)
+    if kind.clip:
+        for name in made:
+            builder.clip(f"{stage}.{name}_clip", made[name], kind.clip)
     for name in made:
         if name != "v" and kind.qk_norm and kind.qk_norm_whole:
             at = f"{stage}.{name}_norm"
@@ -87,9 +90,9 @@ def _latent(builder: Builder, stage: str, kind: Attention, latent: Latent, x: st
     one that would make its value. So the cache holds one head, and each of its keys is read once for all heads.
     """
     heads_, rank, rotated = kind.heads, latent.rank, kind.head_dim - latent.plain_dim
-    if kind.rotary is None or kind.qk_norm or kind.gate or kind.query_scale:
+    if kind.rotary is None or kind.qk_norm or kind.gate or kind.query_scale or kind.clip:
         raise UnsupportedModel(
-            f"{stage}: latent attention has rotary positions, and no norms of heads, output gate or query scale"
+            f"{stage}: latent attention has rotary positions, and no norms of heads, output gate, query scale or clip"
         )
     kv_dtype = builder.kv_dtype or _kv_dtype(builder, stage, kind)
     unit = kv_layout.unit(kv_dtype)
@@ -228,6 +231,7 @@ def place(
 
     The first head begins with the value ``start`` of a row of x.
     """
+    rows = builder.buffers[x].rows
     fields: dict[str, Value] = {
         "x": At(x, 4 * start),
         "x_stride": 4 * builder.width_of(x),
@@ -237,11 +241,11 @@ def place(
         "out_width": wanted,
         "offset": offset,
         "heads": count,
-        "rows": COUNT["tokens"],
+        "rows": COUNT[rows],
     }
-    shape = f"(T, {count}, {width}) → (T, {count}, {wanted})"
+    shape, kernel = f"({LETTER[rows]}, {count}, {width}) → (T, {count}, {wanted})", KernelKey("heads")
     partitions = {out: heads(count)}
-    builder.emit(Operation(stage, KernelKey("heads"), fields, (x,), (out,), shape, partitions=partitions))
+    builder.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, partitions=partitions))
     return out
 
 
@@ -287,7 +291,7 @@ def _attend(
 ) -> str:
     """softmax(q Kᵀ) V."""
     attended = builder.buffer("attended", kind.heads * layer_shape.value_dim)
-    bias = alibi_bias(builder, kind.heads, kind.causal, kind.alibi_scale) if kind.alibi else None
+    bias = alibi_bias(builder, kind) if kind.alibi else None
     fields: dict[str, Value] = {
         "q": At(q),
         "heads": kind.heads,

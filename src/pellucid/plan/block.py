@@ -17,6 +17,7 @@ from pellucid.plan.mixture import mixture
 from pellucid.plan.norm import norm
 from pellucid.plan.per_layer import block_scalar, per_layer_block
 from pellucid.plan.recurrent.layer import recurrent
+from pellucid.plan.streams import correct, laurel, predict, spread
 
 Inside: TypeAlias = Callable[[str, str], str]
 """(input, output buffer) → output."""
@@ -38,10 +39,21 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
     ]
     if kind.placement in ("parallel", "shared"):
         return _parallel(builder, kind, x, groups)
-    for group in groups:
-        _sequential(builder, kind, x, group)
-    if builder.spec.per_layer:
-        per_layer_block(builder, layer, builder.spec.per_layer, kind, x)
+    altup, per_layer, seen = builder.spec.altup, builder.spec.per_layer, x
+    if altup:
+        predict(builder, layer, altup, x)
+    for number, group in enumerate(groups):
+        before = _sequential(builder, kind, x, group)
+        if kind.laurel and number == 0:
+            laurel(builder, layer, kind, before, x)
+    if altup:
+        seen = correct(builder, layer, altup, x)
+    if per_layer:
+        out = per_layer_block(builder, layer, per_layer, kind, seen)
+        if altup:
+            spread(builder, layer, altup, out)
+        else:
+            builder.add(f"blocks.{layer}.per_layer.residual", x, out)
     if kind.scalar:
         block_scalar(builder, layer, x)
     return x
@@ -70,10 +82,10 @@ def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sub
     return []
 
 
-def _sequential(builder: Builder, kind: Block, x: str, group: list[Sublayer]) -> None:
+def _sequential(builder: Builder, kind: Block, x: str, group: list[Sublayer]) -> str:
     """x = x + inside(x), with the norms in the places that the block's ``placement`` states.
 
-    Sublayers of one group read the same norm of x.
+    Sublayers of one group read the same norm of x. Returns what they have read.
     """
     first, before = group[0].stage, x
     if len(group) > 1 and kind.placement != "pre":
@@ -89,6 +101,7 @@ def _sequential(builder: Builder, kind: Block, x: str, group: list[Sublayer]) ->
         builder.add(f"{one.stage}.residual", x, out, one.scale)
     if kind.placement == "post":
         norm(builder, f"{first}.norm", f"{first}.norm", kind.norm, x, x)
+    return before
 
 
 def _parallel(builder: Builder, kind: Block, x: str, groups: list[list[Sublayer]]) -> str:

@@ -217,6 +217,22 @@ class Builder:
             self.emit(Operation(stage, KernelKey("scale"), fields, (x,), (x,), shape, rows=rows))
         return x
 
+    def softcap(self, stage: str, x: str, cap: float) -> str:
+        """x = cap * tanh(x / cap)."""
+        width, rows = self.width_of(x), self.buffers[x].rows
+        fields: dict[str, Value] = {"x": At(x), "width": width, "cap": cap, "rows": COUNT[rows]}
+        shape = f"({LETTER[rows]}, {width})"
+        self.emit(Operation(stage, KernelKey("softcap"), fields, (x,), (x,), shape, rows=rows))
+        return x
+
+    def clip(self, stage: str, x: str, most: float) -> str:
+        """x = min(max(x, -most), most)."""
+        width, rows = self.width_of(x), self.buffers[x].rows
+        fields: dict[str, Value] = {"x": At(x), "width": width, "most": most, "rows": COUNT[rows]}
+        shape = f"({LETTER[rows]}, {width})"
+        self.emit(Operation(stage, KernelKey("clip"), fields, (x,), (x,), shape, rows=rows))
+        return x
+
     def cached(self, shape: CachedLayer) -> int:
         """Add a layer to the cache. Returns its number there."""
         self.layers.append(shape)

@@ -10,11 +10,19 @@ from pellucid.plan.plan import At, Operation, Value, Weights
 
 
 def lookup(
-    builder: Builder, stage: str, slot: str, x: str, *, index: int, factor: float = 1.0, add: bool = False
+    builder: Builder,
+    stage: str,
+    slot: str,
+    x: str,
+    *,
+    index: int,
+    factor: float = 1.0,
+    add: bool = False,
+    limit: int = 0,
 ) -> str:
     """Look up rows of a table: x = factor * table[index], or added to x.
 
-    ``index`` is a field of the step, or -1 for row 0.
+    ``index`` is a field of the step, or -1 for row 0. If there is a ``limit``, larger indices stand for row 0.
     """
     width, packed = builder.width_of(x), builder.layouts[slot]
     fields: dict[str, Value] = {
@@ -23,6 +31,7 @@ def lookup(
         "index": index,
         "factor": factor,
         "accumulate": int(add),
+        "limit": limit,
         "out": At(x),
     }
     kernel = KernelKey("embedding", packed=packed)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import FeedForward
 from pellucid.plan.builder import COUNT, Builder, columns
@@ -22,10 +24,24 @@ def feedforward(builder: Builder, stage: str, kind: FeedForward, x: str, out: st
     if kind.gated:
         up = builder.linear(f"{stage}.up", x, f"{stage}.up", kind.width, "up", bias=kind.bias)
     builder.scale(f"{stage}.gate_scale", hidden, kind.gate_scale)
+    if kind.sparsity:
+        _sparsify(builder, f"{stage}.sparsify", hidden, kind.sparsity)
     activate(builder, f"{stage}.hidden", kind, hidden, up, f"(T, {kind.width})")
     return builder.linear(
         f"{stage}.down", hidden, f"{stage}.down", builder.spec.embedding.width, out, bias=kind.bias
     )
+
+
+def _sparsify(builder: Builder, stage: str, x: str, part: float) -> None:
+    """x = what is above a quantile of each row, as if its values were of a normal distribution."""
+    fields: dict[str, Value] = {
+        "x": At(x),
+        "width": builder.width_of(x),
+        "count": builder.count_of(x),
+        "deviations": NormalDist().inv_cdf(part),
+        "rows": COUNT["tokens"],
+    }
+    builder.emit(Operation(stage, KernelKey("sparsify"), fields, (x,), (x,), f"(T, {builder.count_of(x)})"))
 
 
 def activate(builder: Builder, stage: str, kind: FeedForward, x: str, up: str, shape: str) -> None:

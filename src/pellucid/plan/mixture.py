@@ -25,8 +25,10 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
     """
     router, expert = kind.router, kind.expert
     for part in (expert, kind.shared or expert):
-        if (part.gate_scale, part.output_scale) != (1.0, 1.0):
-            raise UnsupportedModel(f"{stage}: experts with factors of gates or outputs are not supported")
+        if (part.gate_scale, part.output_scale) != (1.0, 1.0) or part.sparsity:
+            raise UnsupportedModel(
+                f"{stage}: experts with factors of gates or outputs, or sparse gates, are not supported"
+            )
     seen = _own_norm(builder, f"{stage}.router_norm", kind, residual, "routed") or x
     _route(builder, stage, router, seen)
     _group(builder, stage, router)

@@ -31,15 +31,24 @@ def per_layer_embeddings(builder: Builder, x: str) -> None:
     norm(builder, "per_layer.norm", "per_layer.norm", how, parts, parts, parts=layers, count=kind.width)
     table = builder.buffer("per_layer.table", layers * kind.width)
     index = StepRecord.at.token_ids
-    lookup(builder, "per_layer.embed", "per_layer.embed.weight", table, index=index, factor=kind.scale)
+    limit = kind.vocabulary
+    lookup(
+        builder,
+        "per_layer.embed",
+        "per_layer.embed.weight",
+        table,
+        index=index,
+        factor=kind.scale,
+        limit=limit,
+    )
     if parts != made:
         place(builder, "per_layer.join", parts, layers, padded, made, kind.width)
     builder.add("per_layer.sum", made, table)
     builder.scale("per_layer.sum_scale", made, kind.sum_scale)
 
 
-def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, x: str) -> None:
-    """x += norm(project(f(gate x) * the token's vector for this block))."""
+def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, x: str) -> str:
+    """out = norm(project(f(gate x) * the token's vector for this block)), not yet added to the residual stream."""
     stage = f"blocks.{layer}.per_layer"
     gate = builder.linear(f"{stage}.gate", x, f"{stage}.gate", kind.width, "per_layer.gate")
     own = builder.buffer("per_layer.own", kind.width)
@@ -52,8 +61,7 @@ def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, 
         builder.count_of(x),
         builder.buffer("out", builder.count_of(x)),
     )
-    norm(builder, f"{stage}.norm", f"{stage}.norm", block.norm, out, out)
-    builder.add(f"{stage}.residual", x, out)
+    return norm(builder, f"{stage}.norm", f"{stage}.norm", block.norm, out, out)
 
 
 def block_scalar(builder: Builder, layer: int, x: str) -> None:

@@ -8,6 +8,7 @@ from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.model.positions import Learned, QueryScale, Rotary, RotaryScaling, Sinusoidal
+from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.embedding import lookup
 from pellucid.plan.plan import At, Constant, DistanceBias, DistanceTable, Operation, Value
@@ -44,15 +45,15 @@ def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
     builder.emit(Operation("position", KernelKey("sinusoidal"), fields, (x,), (x,), shape))
 
 
-def alibi_slopes(heads: int) -> tuple[float, ...]:
+def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
     """How much the score of each head falls per token of distance (Press et al. 2022).
 
-    A geometric sequence that starts at 2^(-8/H) if H is a power of two; otherwise the sequence for the next lower power
-    of two, followed by every second value of the one for the next higher.
+    A geometric sequence from 2^(-most/H) to 2^-most if H is a power of two; otherwise the sequence for the next lower
+    power of two, followed by every second value of the one for the next higher.
     """
     lower = 1 << (heads.bit_length() - 1)
-    found = [2.0 ** (-8 * (i + 1) / lower) for i in range(lower)]
-    found += [2.0 ** (-4 * (2 * i + 1) / lower) for i in range(heads - lower)]
+    found = [2.0 ** (-most * (i + 1) / lower) for i in range(lower)]
+    found += [2.0 ** (-most / 2 * (2 * i + 1) / lower) for i in range(heads - lower)]
     return tuple(found)
 
 
@@ -71,11 +72,12 @@ def scale_queries(builder: Builder, stage: str, kind: QueryScale, q: str, count:
     builder.emit(Operation(stage, KernelKey("query_scale"), fields, (q,), (q,), shape, partitions=partitions))
 
 
-def alibi_bias(builder: Builder, heads: int, causal: bool, factor: float) -> DistanceBias:
-    """The table of values that are added to the scores of each head, by distance; ``factor`` is one of the slopes."""
-    name = f"alibi.{heads}" + ("" if factor == 1 else f".{factor:g}") + ("" if causal else ".both")
-    context, slopes = builder.spec.context, tuple(factor * slope for slope in alibi_slopes(heads))
-    builder.tables[name] = DistanceTable(slopes, context, 0 if causal else context - 1)
+def alibi_bias(builder: Builder, kind: Attention) -> DistanceBias:
+    """The table of values that are added to the scores of each head, by distance."""
+    name = f"alibi.{kind.heads}.{kind.alibi_most:g}.{kind.alibi_scale:g}" + ("" if kind.causal else ".both")
+    slopes = tuple(kind.alibi_scale * slope for slope in alibi_slopes(kind.heads, kind.alibi_most))
+    context = builder.spec.context
+    builder.tables[name] = DistanceTable(slopes, context, 0 if kind.causal else context - 1)
     return DistanceBias(name)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.quantize import FINEST
-from pellucid.plan.builder import COUNT, Builder
+from pellucid.plan.builder import Builder
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value
+from pellucid.plan.streams import STREAMS, join_streams
 
 
 def final_norm(builder: Builder, x: str) -> str:
     """Pick the rows whose logits are wanted and normalise them: (T, D) → (R, D). Encoders keep every row."""
+    altup = builder.spec.altup
+    x = STREAMS if altup else x
     width = builder.width_of(x)
     if builder.spec.head:
         picked = builder.buffer("picked", builder.count_of(x), "outputs")
@@ -27,17 +30,11 @@ def final_norm(builder: Builder, x: str) -> str:
             )
         )
         x = picked
+    if altup:
+        x = join_streams(builder, x)
     if builder.spec.final_norm:
         return norm(builder, "norm", "norm", builder.spec.final_norm, x, f"{x}.normed")
     return x
-
-
-def _scale(builder: Builder, logits: str, factor: float) -> None:
-    """Multiply the logits by a number."""
-    width = builder.width_of(logits)
-    fields: dict[str, Value] = {"x": At(logits), "width": width, "factor": factor, "rows": COUNT["outputs"]}
-    shape, kernel = f"(R, {width})", KernelKey("scale")
-    builder.emit(Operation("project.scale", kernel, fields, (logits,), (logits,), shape, rows="outputs"))
 
 
 def project(builder: Builder, x: str) -> str:
@@ -58,26 +55,11 @@ def project(builder: Builder, x: str) -> str:
             bias="project" if head.bias else False,
             activation_bits=FINEST,
         )
-        if head.scale != 1:
-            _scale(builder, logits, head.scale)
-        if head.softcap:
-            width = builder.width_of(logits)
-            fields: dict[str, Value] = {
-                "x": At(logits),
-                "width": width,
-                "cap": head.softcap,
-                "rows": COUNT["outputs"],
-            }
-            kernel = KernelKey("softcap")
-            builder.emit(
-                Operation(
-                    "project.softcap", kernel, fields, (logits,), (logits,), f"(R, {width})", rows="outputs"
-                )
-            )
-        return logits
+        builder.scale("project.scale", logits, head.scale)
+        return builder.softcap("project.softcap", logits, head.softcap) if head.softcap else logits
     width = builder.width_of(x)
     out = builder.buffer("pooled", builder.count_of(x), "sequences")
-    fields = {
+    fields: dict[str, Value] = {
         "x": At(x),
         "width": width,
         "normalize": int(bool(pooling and pooling.normalize)),

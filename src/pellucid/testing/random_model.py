@@ -102,6 +102,7 @@ CONFIG_USUAL: Mapping[str, float] = {
     "block_auto_adjust_ff_dim": False,
     "hidden_size_per_layer_input": 16,
     "global_head_dim": 32,
+    "laurel_rank": 16,
 }
 """Keys of config.json that no dimension states and that some families need."""
 ALWAYS = ("model_type", "bos_token_id", "eos_token_id")

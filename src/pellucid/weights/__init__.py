@@ -4,6 +4,7 @@ open.py          opens a checkpoint of any format
 checkpoint.py    the interface of a checkpoint
 gguf.py          reader of GGUF files; their type numbers are in ``gguf_types.py``
 safetensors.py   reader of safetensors files
+joined.py        blocks and scales that are two tensors, as one
 files.py         files open for reading, and the checkpoint over them that both readers return
 quant/           block formats of stored weights
 pack.py          stored tensors → packed weights or float32

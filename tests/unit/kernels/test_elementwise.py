@@ -50,6 +50,14 @@ def test_add_rounds_a_scaled_term_once(
     assert_close(out, exact, ULP * np.abs(exact) + TINY)
 
 
+@given(seeds, tokens, vectors, st.sampled_from([0.5, 8.0]), threads)
+def test_clip_is_numpys(seed: int, T: int, vectors: int, most: float, threads: int) -> None:
+    x = guarded((T, 16 * vectors))
+    x[...] = before = numbers("outlier", seed, *x.shape)
+    call(KernelKey("clip"), Batch([T]), threads, x=x, width=16 * vectors, most=most, rows="tokens")
+    assert np.array_equal(x, np.clip(before, -np.float32(most), np.float32(most)))
+
+
 @given(kinds, seeds, tokens, vectors, st.sampled_from([0.22, -3.0]), threads)
 def test_scale_is_numpys(kind: str, seed: int, T: int, vectors: int, factor: float, threads: int) -> None:
     x = guarded((T, 16 * vectors))

@@ -28,10 +28,19 @@ POWERS = [form for form in formats().values() if form.packed.scale == "e8m0"]
     st.sampled_from([1.0, 0.3]),
     st.booleans(),
     st.sampled_from(["token_ids", "positions", "first row"]),
+    st.sampled_from([0, 0, 7]),
     threads,
 )
 def test_rows_are_the_decoded_rows(
-    form: Format, seed: int, ids: list[int], units: int, factor: float, add: bool, by: str, threads: int
+    form: Format,
+    seed: int,
+    ids: list[int],
+    units: int,
+    factor: float,
+    add: bool,
+    by: str,
+    limit: int,
+    threads: int,
 ) -> None:
     D = units * max(form.packed.unit, 16)
     raw = random_blocks(form, seed, 41, D // form.block)
@@ -41,8 +50,10 @@ def test_rows_are_the_decoded_rows(
     at = -1 if by == "first row" else getattr(StepRecord.at, by)
     matrix = packed_matrix(form, raw)
     fields = {"weights": matrix.data, "width": D, "index": at, "factor": factor, "accumulate": int(add)}
+    fields["limit"] = limit
     call(KernelKey("embedding", packed=matrix.packed), batch, threads, out=out, **fields)
     index = np.zeros(len(ids), int) if by == "first row" else batch.keep[by]
+    index = np.where(index >= limit, 0, index) if limit else index
     rows = decode_blocks(form, raw)
     scaled = rows[index] * np.float32(factor)
     assert np.array_equal(out, before + scaled if add else scaled)
@@ -57,7 +68,7 @@ def test_every_power_of_two_is_exact(form: Format) -> None:
     raw = random_blocks(form, 3, 256, D // form.block)
     raw[..., scale_bytes(form)] = np.arange(256, dtype=np.uint8)[:, None, None]
     out = guarded((256, D))
-    fields = {"width": D, "index": StepRecord.at.token_ids, "factor": 1.0, "accumulate": 0}
+    fields = {"width": D, "index": StepRecord.at.token_ids, "factor": 1.0, "accumulate": 0, "limit": 0}
     batch = Batch([256], token_ids=range(256))
     call(
         KernelKey("embedding", packed=form.packed),

@@ -39,6 +39,8 @@ HAS_DEFAULT = {
     *("deepseek_v2:q_lora_rank", "deepseek_v3:q_lora_rank"),
     *("gemma4:num_kv_shared_layers", "gemma4:vocab_size_per_layer_input"),
     *("llama4:attention_chunk_size", "llama4:floor_scale", "llama4:interleave_moe_layer_step"),
+    *("max_window_layers", "falcon:max_position_embeddings", "gemma3n:altup_active_idx"),
+    *("gemma3n:altup_num_inputs", "gemma3n:num_kv_shared_layers", "gemma3n:vocab_size_per_layer_input"),
     *("llama4:no_rope_layer_interval", "mamba_d_head", "n_shared_experts", "nemotron_h:n_routed_experts"),
 }
 MAY_BE_NONE = {
@@ -54,6 +56,9 @@ MAY_BE_NONE = {
         "granitemoehybrid:num_local_experts",
         "lfm2_moe:num_dense_layers",
         "gemma4:hidden_size_per_layer_input",
+        "gemma3n:altup_active_idx",
+        "gemma3n:num_kv_shared_layers",
+        *(f"{family}:max_window_layers" for family in ("qwen2", "qwen2_moe", "qwen3")),
         "llama4:num_local_experts",
         "llama4:interleave_moe_layer_step",
         "gemma4:num_kv_shared_layers",
@@ -283,8 +288,9 @@ def test_more_layers_than_the_configuration_says(name: str) -> None:
     else:
         layers = metadata[key]
         metadata[key] = layers - 1
-    for each in ("layer_types", "no_rope_layers"):
-        if metadata.get(each):
+    lists = ("layer_types", "no_rope_layers", "intermediate_size", "activation_sparsity_pattern")
+    for each in lists:
+        if isinstance(metadata.get(each), list):
             metadata[each].pop()
     if metadata.get("num_kv_shared_layers"):
         metadata["num_kv_shared_layers"] -= 1

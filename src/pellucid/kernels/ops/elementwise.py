@@ -3,6 +3,7 @@
 add      out = a + factor * b                   (T, D)
 scale    x = factor * x                         (T, N), in place
 scale_by x = factor[0] * x                      (T, N), in place: the factor is in memory
+clip     x = min(max(x, -most), most)            (T, N), in place
 pick     out[r] = x[output_rows[r]]             (T, D) -> (R, D)
 softcap  x = cap * tanh(x / cap)                (T, N), in place  (Gemma Team 2024, Gemma 2)
 pool     the mean of a sequence's rows, optionally scaled to length 1    (T, D) -> (B, D)
@@ -39,6 +40,13 @@ class ScaleByRecord(Record):
     x: Address  # (T, N) float32
     width: int  # N, a multiple of 16
     factor: Address  # (1,) float32
+    rows: Count
+
+
+class ClipRecord(Record):
+    x: Address  # (T, N) float32
+    width: int  # N, a multiple of 16
+    most: float
     rows: Count
 
 
@@ -124,6 +132,27 @@ def build_scale_by(simd: Any) -> Any:
         vectors = load(step + load(record + at.rows)) * (load(record + at.width) // 16)
         for i in range(vectors * thread // threads, vectors * (thread + 1) // threads):
             vstore(x + i * 64, vload(x + i * 64) * factor)
+
+    return body
+
+
+@kernel("clip", ClipRecord)
+def build_clip(simd: Any) -> Any:
+    at, load, vload, vstore, vmin, vmax = (
+        ClipRecord.at,
+        simd.load_i64,
+        simd.vload,
+        simd.vstore,
+        simd.vmin,
+        simd.vmax,
+    )
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, most = load(record + at.x), np.float32(simd.load_f64(record + at.most))
+        vectors = load(step + load(record + at.rows)) * (load(record + at.width) // 16)
+        for i in range(vectors * thread // threads, vectors * (thread + 1) // threads):
+            vstore(x + i * 64, vmin(vmax(vload(x + i * 64), simd.splat(-most)), simd.splat(most)))
 
     return body
 

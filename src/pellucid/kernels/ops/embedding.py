@@ -22,6 +22,7 @@ class EmbeddingRecord(Record):
     index: int  # offset, in the step's record, of the address of the indices; -1: row 0 for every token
     factor: float
     accumulate: int  # 1: add to out
+    limit: int  # indices from here on stand for row 0; 0: none do
     out: Address  # (T, D) float32
 
 
@@ -109,7 +110,7 @@ def build(simd: Any, packed: PackedLayout) -> Any:
         weights, width, out = load(record + at.weights), load(record + at.width), load(record + at.out)
         factor = simd.load_f64(record + at.factor)
         accumulate, index_at = load(record + at.accumulate), load(record + at.index)
-        tokens = load(step + step_at.tokens)
+        tokens, limit = load(step + step_at.tokens), load(record + at.limit)
         if is_float:
             group_bytes = ROWS * width * size
         else:
@@ -118,6 +119,8 @@ def build(simd: Any, packed: PackedLayout) -> Any:
             index = 0
             if index_at >= 0:
                 index = load_i32(load(step + index_at) + 4 * token)
+            if limit > 0 and index >= limit:
+                index = 0
             row(weights + index // ROWS * group_bytes, index % ROWS, width, factor,
                 out + token * width * 4, accumulate)  # fmt: skip
 

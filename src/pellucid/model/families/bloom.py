@@ -61,6 +61,7 @@ BLOOM = StandardDecoder(
         "layers": "n_layer",
         "norm_eps": "layer_norm_epsilon",
     },
+    aliases={"hidden_size": "n_embed", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"},
     names=NAMES,
     gguf_change=_embedding_norm,
     config_change=_from_config,

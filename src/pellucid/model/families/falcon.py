@@ -22,6 +22,7 @@ DECODER = StandardDecoder(
     widening=4,
     norm=Norm("layer", 1e-5),
     tied=True,
+    usual_context=2048,
     keys={
         **UNGROUPED_KEYS,
         "feed_forward": "ffn_hidden_size",
@@ -30,6 +31,7 @@ DECODER = StandardDecoder(
         "bias": "bias",
         "feedforward_bias": "bias",
     },
+    aliases={"hidden_size": "n_embed"},
     names=NAMES,
 )
 

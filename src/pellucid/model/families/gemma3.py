@@ -101,6 +101,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         config.one_of(key, {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
     layers, width = config.count("num_hidden_layers", limit=1000), config.count("hidden_size")
     norm, head_dim = Norm("rms", config.number("rms_norm_eps", 1e-6)), config.count("head_dim", 256)
+    bias = config.flag("attention_bias", False)
     base, scaling = rope_parameters(config, "full_attention", default=FULL_BASE)
     local, local_scaling = rope_parameters(config, "sliding_attention", "rope_local_base_freq", LOCAL_BASE)
     full = Attention(
@@ -111,6 +112,8 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         rotary=Rotary(base, head_dim, "half", scaling),
         qk_norm=norm,
         softcap=config.cap("attn_logit_softcapping"),
+        bias=bias,
+        output_bias=bias,
     )
     rotary = Rotary(local, head_dim, "half", local_scaling)
     sliding = replace(full, rotary=rotary, window=config.count("sliding_window"))

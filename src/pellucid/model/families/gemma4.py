@@ -42,7 +42,7 @@ LOCAL_BASE, FULL_BASE, ROTATED = 10_000.0, 1_000_000.0, 0.25
 EXPERT_KEYS = ("num_experts", "top_k_experts", "moe_intermediate_size")
 GGUF_EXPERT_KEYS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
 STILL = 1e30  # what the frequencies of pairs without a position are divided by
-_NAMES = TRANSFORMERS_SANDWICH.with_names(
+NAMES = TRANSFORMERS_SANDWICH.with_names(
     {
         "per_layer.embed": "model.embed_tokens_per_layer",
         "per_layer.project": "model.per_layer_model_projection",
@@ -65,7 +65,7 @@ _NAMES = TRANSFORMERS_SANDWICH.with_names(
     feedforward__shared__down="mlp.down_proj",
     feedforward__shared_post_norm="post_feedforward_layernorm_1",
 )
-_GGUF = GGUF.with_names(
+GGUF_NAMES = GGUF.with_names(
     {
         "per_layer.embed": "per_layer_token_embd",
         "per_layer.project": "per_layer_model_proj",
@@ -86,7 +86,7 @@ _GGUF = GGUF.with_names(
     feedforward__shared__down="ffn_down",
     feedforward__shared_post_norm="post_ffw_norm_1",
 )
-_GGUF_APART = _GGUF.with_names(
+_GGUF_APART = GGUF_NAMES.with_names(
     feedforward__experts__gate="ffn_gate_exps", feedforward__experts__up="ffn_up_exps"
 )
 
@@ -99,7 +99,7 @@ def _proportional(base: float, head_dim: int, rotated: float) -> Rotary:
     return Rotary(base, head_dim, "half", factors=factors if turning < pairs else ())
 
 
-def _shared(config: Config, key: str, sliding: list[bool]) -> int:
+def shared_layers(config: Config, key: str, sliding: list[bool]) -> int:
     """How many of the last layers use keys and values of earlier ones."""
     shared, layers = config.amount(key), len(sliding)
     if shared >= layers or set(sliding[: layers - shared]) != set(sliding):
@@ -107,7 +107,7 @@ def _shared(config: Config, key: str, sliding: list[bool]) -> int:
     return shared
 
 
-def _producers(sliding: list[bool], shared: int) -> list[int | None]:
+def producers(sliding: list[bool], shared: int) -> list[int | None]:
     """For each layer the one whose keys and values it uses: the last before of its kind that has its own."""
     first = len(sliding) - shared
     last = {kind: layer for layer, kind in enumerate(sliding[:first])}
@@ -136,7 +136,7 @@ def _spec(
     )
 
 
-def _model(spec: ModelSpec, names: TensorNames, tensors: Container[str], layer_count: str) -> Model:
+def with_unused_keys(spec: ModelSpec, names: TensorNames, tensors: Container[str], layer_count: str) -> Model:
     """The published files hold keys and values of their own even for blocks that use those of others."""
     slots, whole = names.slots(spec), names.slots(spec.with_attention(shared=None))
     others = [source for slot, source in whole.items() if slot not in slots]
@@ -159,6 +159,13 @@ def _experts(config: Config, keys: tuple[str, str, str], layers: int, width: int
     return Mixture(router, FeedForward(expert_width, "gelu_tanh", gated=True), norms=norm)
 
 
+def with_shared(attention: Attention, producer: int | None) -> Attention:
+    """The attention, with the keys and values of an earlier block if there is one that makes them."""
+    if producer is None:
+        return attention
+    return replace(attention, shared=producer, v_norm=None, keys_as_values=False)
+
+
 def _blocks(
     full: Attention,
     local: Attention,
@@ -167,13 +174,10 @@ def _blocks(
     feedforwards: FeedForwards,
     norm: Norm,
 ) -> list[Block]:
-    blocks = []
-    for slides, producer, feedforward in zip(sliding, _producers(sliding, shared), feedforwards):
-        attention = local if slides else full
-        if producer is not None:
-            attention = replace(attention, shared=producer, v_norm=None, keys_as_values=False)
-        blocks.append(Block(attention, feedforward, norm, "sandwich", scalar=True))
-    return blocks
+    return [
+        Block(with_shared(local if slides else full, producer), feedforward, norm, "sandwich", scalar=True)
+        for slides, producer, feedforward in zip(sliding, producers(sliding, shared), feedforwards)
+    ]
 
 
 def _attention(heads: int, kv_heads: int, head_dim: int, norm: Norm) -> Attention:
@@ -183,13 +187,17 @@ def _attention(heads: int, kv_heads: int, head_dim: int, norm: Norm) -> Attentio
 def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
     """What ``per_layer_config`` says of the full layers: the same of each."""
     table, slides = config.table("per_layer_config"), {str(i): one for i, one in enumerate(sliding)}
-    for layer in table.values:
-        if slides.get(layer, not layer.isdecimal()):
+    named = {layer: layer.lstrip("0") or layer[:1] for layer in table.values}  # transformers writes "05"
+    for layer, number in named.items():
+        if slides.get(number, not number.isdecimal()):
             raise config.wrong(
                 "per_layer_config", f"has an entry {layer!r:.20}, which is no layer with full attention"
             )
+    if len(set(named.values())) != len(named):
+        raise config.wrong("per_layer_config", "has a layer twice")
+    keys_of = {number: layer for layer, number in named.items()}
     found = []
-    for inner in (table.table(layer) for layer, one in slides.items() if not one):
+    for inner in (table.table(keys_of.get(layer, layer)) for layer, one in slides.items() if not one):
         keys = filter(inner.has, ("head_dim", "num_key_value_heads"))
         found.append({key: int(inner.count(key)) for key in keys})
     if any(one != found[0] for one in found):
@@ -254,7 +262,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     kinds = {"sliding_attention": True, "full_attention": False}
     sliding = config.each("layer_types", kinds, layers) or [*except_every(PATTERN, layers - 1), False]
     full, local = _attentions(config, sliding, norm)
-    shared = _shared(config, "num_kv_shared_layers", sliding)
+    shared = shared_layers(config, "num_kv_shared_layers", sliding)
     inner, double = config.count("intermediate_size"), config.flag("use_double_wide_mlp", False)
     widths = [inner * 2 if double and layer >= layers - shared else inner for layer in range(layers)]
     experts = None
@@ -273,8 +281,8 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         per_layer,
         Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping")),
     )
-    return _model(
-        spec, _NAMES.found_in(checkpoint.tensors), checkpoint.tensors, config.name("num_hidden_layers")
+    return with_unused_keys(
+        spec, NAMES.found_in(checkpoint.tensors), checkpoint.tensors, config.name("num_hidden_layers")
     )
 
 
@@ -323,11 +331,11 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
             "attention.sliding_window_pattern", f"missing; it must be a list of {layers} truth values"
         )
     full, local = _gguf_attentions(checkpoint, own, sliding, norm)
-    shared = _shared(own, "attention.shared_kv_layers", sliding)
+    shared = shared_layers(own, "attention.shared_kv_layers", sliding)
     widths, experts = own.by_layer("feed_forward_length", layers), None
     if own.amount("expert_count", limit=MOST):
         experts = _experts(own, GGUF_EXPERT_KEYS, layers, width, norm)
-    names = _GGUF_APART if "blk.0.ffn_gate_exps.weight" in checkpoint.tensors else _GGUF
+    names = _GGUF_APART if "blk.0.ffn_gate_exps.weight" in checkpoint.tensors else GGUF_NAMES
     spec = _spec(
         config.text("general.name", "gemma4"),
         own.count("context_length"),
@@ -337,7 +345,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
         own.amount("embedding_length_per_layer_input"),
         Head("output.weight" not in checkpoint.tensors, own.cap("final_logit_softcapping")),
     )
-    return _model(spec, names, checkpoint.tensors, own.name("block_count"))
+    return with_unused_keys(spec, names, checkpoint.tensors, own.name("block_count"))
 
 
 GEMMA4 = Family(

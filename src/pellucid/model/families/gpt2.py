@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
-from pellucid.model.standard_decoder import GPT_KEYS, StandardDecoder
+from pellucid.model.standard_decoder import GPT_ALIASES, GPT_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
@@ -52,6 +52,7 @@ DECODER = StandardDecoder(
     norm=Norm("layer", 1e-5),
     tied=True,
     keys=GPT_KEYS,
+    aliases=GPT_ALIASES,
     unused=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # masks
     names=NAMES,
 )

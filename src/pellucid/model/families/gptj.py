@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
-from pellucid.model.standard_decoder import GPT_KEYS, StandardDecoder
+from pellucid.model.standard_decoder import GPT_ALIASES, GPT_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
@@ -44,6 +44,7 @@ GPTJ = StandardDecoder(
     placement="shared",
     head_bias=True,
     keys=GPT_KEYS,
+    aliases=GPT_ALIASES,
     unused=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
     names=NAMES,
     config_change=_rotated,

@@ -22,7 +22,7 @@ def _mixed(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    width = config.count("block_ff_dim", config.count("intermediate_size"))
+    width = config.count("intermediate_size")
     if config.flag("block_auto_adjust_ff_dim", True):
         width = int(2 * width / 3)
         if config.has("block_ffn_dim_multiplier"):
@@ -76,6 +76,7 @@ _GGUF = GGUF.with_names(
 _LFM2 = StandardDecoder(
     "lfm2",
     head_norm=True,
+    base=1_000_000.0,
     norm=Norm("rms", 1e-5),
     tied=True,
     pattern=("conv", "conv", "full_attention"),
@@ -88,6 +89,7 @@ _LFM2 = StandardDecoder(
         "taps": "conv_L_cache",
         "pattern": "layer_types",
     },
+    aliases={"intermediate_size": "block_ff_dim"},
     names=_NAMES,
     gguf_names=_GGUF,
     config_change=_from_config,

@@ -91,6 +91,7 @@ LLAMA4 = StandardDecoder(
     model_type="llama4_text",
     gguf_pairing="interleaved",
     pairing="interleaved",
+    base=500_000.0,
     norm=Norm("rms", 1e-5),
     mixture=StandardMixture(
         score="sigmoid", optional=True, keys={"width": "intermediate_size", "normalize": ""}

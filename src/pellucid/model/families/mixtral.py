@@ -9,6 +9,7 @@ from pellucid.model.tensor_names import TRANSFORMERS
 MIXTRAL = StandardDecoder(
     "mixtral",
     architecture=None,
+    base=1_000_000.0,
     mixture=StandardMixture(normalize=True, keys={"width": "", "normalize": ""}),
     keys={"window": "sliding_window"},
     names=TRANSFORMERS.with_names(

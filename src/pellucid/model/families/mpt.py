@@ -35,27 +35,24 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     config.refuse("logit_scale")
     config.refuse("norm_type", "low_precision_layernorm")
     attention = config.table("attn_config")
-    for key, harmless in (("attn_type", "multihead_attention"), ("alibi", True), ("alibi_bias_max", SLOPES)):
+    for key, harmless in (("attn_type", "multihead_attention"), ("alibi", True)):
         attention.refuse(key, harmless)
     for key in ("qk_ln", "prefix_lm", "attn_uses_sequence_id"):
         attention.refuse(key, False)
     attention.refuse("is_encoder_decoder", False)
     attention.value("attn_impl")  # how it is computed
-    attention.refuse("clip_qkv")
     scale = attention.number("softmax_scale", spec.attention.scale)
     width = config.count("expansion_ratio", 4) * spec.embedding.width
-    return spec.with_attention(scale=scale).change_feedforward(
+    most, clip = attention.number("alibi_bias_max", SLOPES), attention.cap("clip_qkv")
+    return spec.with_attention(scale=scale, alibi_most=most, clip=clip).change_feedforward(
         lambda kind: replace(kind, width=width) if isinstance(kind, FeedForward) else kind
     )
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     """The slopes' largest exponent is stated; 0 would mean learned positions."""
-    if (most := config.number("attention.max_alibi_bias", SLOPES)) != SLOPES:
-        raise config.wrong(
-            "attention.max_alibi_bias", f"is {most:g}; only slopes of at most 2^-{SLOPES} are read"
-        )
-    return spec
+    most, clip = config.number("attention.max_alibi_bias", SLOPES), config.cap("attention.clamp_kqv")
+    return spec.with_attention(alibi_most=most, clip=clip)
 
 
 MPT = StandardDecoder(
@@ -75,6 +72,7 @@ MPT = StandardDecoder(
         "layers": "n_layers",
         "norm_eps": "layer_norm_epsilon",
     },
+    aliases={"d_model": "hidden_size", "n_heads": "num_attention_heads", "n_layers": "num_hidden_layers"},
     names=NAMES,
     gguf_change=_from_gguf,
     config_change=_attention,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
+from pellucid.errors import UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.hybrid import config_mamba, gguf_mamba, with_gguf_mamba, with_mamba
 from pellucid.model.spec import Attention, Block, FeedForward, Mamba, Mixture, ModelSpec, Norm
@@ -23,6 +25,7 @@ KINDS: Mapping[str, Kind] = {
     "moe": "moe",
 }
 LETTERS: Mapping[str, Kind] = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
+STEP = 0.001  # the shortest of a token, if the file does not say
 TYPES, PATTERN = "layers_block_type", "hybrid_override_pattern"
 
 
@@ -56,6 +59,10 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     config.one_of("mamba_hidden_act", {"silu": "silu", "swish": "silu"}, "silu")
     config.refuse("moe_latent_size")
     config.refuse("mlp_bias", False)
+    if config.several("time_step_limit", (0.0, math.inf)) != (0.0, math.inf):
+        raise UnsupportedModel(
+            f"{config.path.name}: time_step_limit is not supported: transformers ignores it"
+        )
     if config.count("n_shared_experts", 1) != 1:
         raise config.wrong(
             "n_shared_experts", "must be 1: transformers uses one, of the width that is stated"
@@ -67,6 +74,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
         state="ssm_state_size", taps="conv_kernel", conv_bias="use_conv_bias", bias="use_bias",
         output_bias="use_bias", expand="",
     )  # fmt: skip
+    mamba = replace(mamba, limits=(config.number("time_step_min", STEP), math.inf))
     kinds = _kinds(config)
     ff = spec.blocks[0].feedforward
     if isinstance(ff, FeedForward) and "moe" in kinds:

@@ -18,10 +18,13 @@ PHI = StandardDecoder(
     norm=Norm("layer", 1e-5),
     placement="shared",
     head_bias=True,
+    head_norm="qk_layernorm",
     keys={"head_dim": "", "norm_eps": "layer_norm_eps", "bias": "", "feedforward_bias": ""},
     names=TRANSFORMERS.with_names(
         {"norm": "model.final_layernorm"},
         attention__output="self_attn.dense",
+        attention__q_norm="self_attn.q_layernorm",
+        attention__k_norm="self_attn.k_layernorm",
         feedforward__up="mlp.fc1",
         feedforward__down="mlp.fc2",
     ),

@@ -15,6 +15,7 @@ def _window(config: Config, spec: ModelSpec) -> ModelSpec:
 
 PHI3 = StandardDecoder(
     "phi3",
+    partial=True,
     keys={"window": "sliding_window"},
     gguf_names=GGUF.with_names(feedforward__gate="ffn_up"),
     names=TRANSFORMERS.with_names(

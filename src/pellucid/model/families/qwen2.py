@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from pellucid.model.common_metadata import switched_windows
+from pellucid.model.config import Config
+from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 
+WITHOUT_WINDOW = 28  # the first layers, if the file does not say how many
+
+
+def windows(config: Config, spec: ModelSpec) -> ModelSpec:
+    """The last layers may have windows."""
+    first = config.amount("max_window_layers") if config.has("max_window_layers") else WITHOUT_WINDOW
+    return switched_windows(config, spec, lambda layer: layer >= first)
+
+
 QWEN2 = StandardDecoder(
-    "qwen2", also=("qwen2_vl_text", "qwen2_5_vl_text"), gguf_also=("qwen2vl",), bias=True
+    "qwen2",
+    also=("qwen2_vl_text", "qwen2_5_vl_text"),
+    gguf_also=("qwen2vl",),
+    bias=True,
+    config_change=windows,
 ).family()

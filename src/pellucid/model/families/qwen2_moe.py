@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pellucid.model.families.qwen2 import windows
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import TRANSFORMERS
@@ -14,6 +15,7 @@ QWEN2_MOE = StandardDecoder(
         shared_gate=True, every=True, keys={"shared_width": "shared_expert_intermediate_size"}
     ),
     keys={"bias": "qkv_bias", "output_bias": ""},
+    config_change=windows,
     names=TRANSFORMERS.with_names(
         feedforward__shared__gate="mlp.shared_expert.gate_proj",
         feedforward__shared__up="mlp.shared_expert.up_proj",

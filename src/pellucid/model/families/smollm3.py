@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pellucid.model.common_metadata import except_every
+from pellucid.model.common_metadata import except_every, switched_windows
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
@@ -26,10 +26,15 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     """``no_rope_layers`` holds 1 for each layer with positions, 0 for each without."""
     layers = len(spec.blocks)
     interval = config.count("no_rope_layer_interval", INTERVAL)
-    stated = config.switches("no_rope_layers", layers)
-    return _without_positions(spec, stated or except_every(interval, layers))
+    rotated = config.switches("no_rope_layers", layers) or except_every(interval, layers)
+    return switched_windows(config, _without_positions(spec, rotated), lambda layer: not rotated[layer])
 
 
 SMOLLM3 = StandardDecoder(
-    "smollm3", gguf_pairing="interleaved", tied=True, gguf_change=_from_gguf, config_change=_from_config
+    "smollm3",
+    gguf_pairing="interleaved",
+    base=2_000_000.0,
+    tied=True,
+    gguf_change=_from_gguf,
+    config_change=_from_config,
 ).family()

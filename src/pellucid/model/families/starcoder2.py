@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from pellucid.model.spec import Norm
+from pellucid.model.config import Config
+from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import TRANSFORMERS
+
+
+def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    for key in (
+        "activation_function",
+        "layer_norm_epsilon",
+    ):  # of older files; transformers does not use them
+        config.value(key)
+    return spec
+
 
 STARCODER2 = StandardDecoder(
     "starcoder2",
@@ -21,5 +32,6 @@ STARCODER2 = StandardDecoder(
         "feedforward_bias": "use_bias",
         "window": "sliding_window",
     },
+    config_change=_from_config,
     names=TRANSFORMERS.with_names(feedforward__up="mlp.c_fc", feedforward__down="mlp.c_proj"),
 ).family()

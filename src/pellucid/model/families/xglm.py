@@ -43,6 +43,11 @@ XGLM = StandardDecoder(
         "activation": "activation_function",
         "norm_eps": "",
     },
+    aliases={
+        "d_model": "hidden_size",
+        "attention_heads": "num_attention_heads",
+        "num_layers": "num_hidden_layers",
+    },
     names=replace(
         NAMES,
         model={"embed": "model.embed_tokens", "norm": "model.layer_norm", "project": "lm_head"},

@@ -1,0 +1,151 @@
+"""Several residual streams, of which each block changes one, and the learned residual beside attention.
+
+(Baykal et al. 2023, AltUp; Gemma Team 2025, Gemma 3n)
+"""
+
+from __future__ import annotations
+
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.model.spec import AltUp, Block
+from pellucid.plan.attention import place
+from pellucid.plan.builder import COUNT, Builder
+from pellucid.plan.norm import norm
+from pellucid.plan.plan import LETTER, At, Operation, Value, Vector
+
+STREAMS, PREDICTED = "streams", "predicted"
+
+
+def spread_streams(builder: Builder, x: str) -> None:
+    """Make the streams (T, S, D) from the embedding: itself, and projections of it that are as large."""
+    kind = builder.spec.altup
+    if kind is None:
+        return
+    width, whole = builder.count_of(x), kind.streams * builder.width_of(x)
+    streams = builder.buffer(STREAMS, whole)
+    place(builder, "altup.0.place", x, 1, width, streams, whole)
+    for stream in range(1, kind.streams):
+        at = f"altup.{stream}"
+        made = builder.linear(f"{at}.project", x, f"{at}.project", width, "projected")
+        _match(builder, f"{at}.match", made, x)
+        place(builder, f"{at}.place", made, 1, width, streams, whole, offset=stream * builder.width_of(x))
+
+
+def join_streams(builder: Builder, streams: str) -> str:
+    """One vector (R, D) of the picked streams (R, S, D): the mean of the first and of the others, projected."""
+    kind, width = builder.spec.altup, builder.spec.embedding.width
+    assert kind is not None
+    rows, apart = builder.buffers[streams].rows, builder.width_of(streams) // kind.streams
+    first, total = builder.buffer("first", width, rows), builder.buffer("joined", width, rows)
+    for to in (first, total):
+        place(builder, f"altup.0.{to}", streams, 1, width, to, width)
+    for stream in range(1, kind.streams):
+        at, one = f"altup.{stream}", builder.buffer("stream", width, rows)
+        place(builder, f"{at}.take", streams, 1, width, one, width, start=stream * apart)
+        made = builder.linear(f"{at}.unembed", one, f"{at}.unembed", width, "unembedded")
+        _match(builder, f"{at}.unembed_match", made, first)
+        builder.add(f"{at}.join", total, made)
+    return builder.scale("altup.mean", total, 1 / kind.streams)
+
+
+def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
+    """Before a block: its prediction of the streams, of which the active one becomes x."""
+    stage, width = f"blocks.{layer}.altup", builder.count_of(x)
+    apart = builder.width_of(x)
+    place(builder, f"{stage}.active", STREAMS, 1, width, x, width, start=kind.active * apart)
+    coefs = _coefficients(builder, f"{stage}.predict", stage, kind, x, kind.streams**2)
+    builder.buffer(PREDICTED, kind.streams * apart)
+    fields: dict[str, Value] = {
+        **_fields(builder, kind, x, coefs),
+        "streams": At(STREAMS),
+        "predicted": At(PREDICTED),
+        "active": kind.active,
+        "x": At(x),
+    }
+    _emit(builder, f"{stage}.predicted", "streams_predict", fields, (STREAMS, coefs), (PREDICTED, x))
+
+
+def correct(builder: Builder, layer: int, kind: AltUp, x: str) -> str:
+    """After a block: what it has changed is added to all streams. Returns the active stream, scaled."""
+    stage, width = f"blocks.{layer}.altup", builder.count_of(x)
+    coefs = _coefficients(builder, f"{stage}.correct", stage, kind, x, kind.streams)
+    out = builder.buffer("corrected", width)
+    fields: dict[str, Value] = {
+        **_fields(builder, kind, x, coefs),
+        "predicted": At(PREDICTED),
+        "streams": At(STREAMS),
+        "active": kind.active,
+        "x": At(x),
+        "scale": Vector(f"{stage}.scale.weight") if kind.scaled else 0,
+        "out": At(out),
+    }
+    _emit(builder, f"{stage}.corrected", "streams_correct", fields, (PREDICTED, coefs, x), (STREAMS, out))
+    return out
+
+
+def spread(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
+    """Add x to all streams but the first."""
+    fields: dict[str, Value] = {
+        "streams": At(STREAMS),
+        "width": builder.width_of(x),
+        "count": kind.streams,
+        "x": At(x),
+        "rows": COUNT["tokens"],
+    }
+    _emit(builder, f"blocks.{layer}.altup.spread", "streams_spread", fields, (STREAMS, x), (STREAMS,))
+
+
+def laurel(builder: Builder, layer: int, kind: Block, normed: str, x: str) -> None:
+    """x = (x + normed + norm(right(left(normed)))) / sqrt(2): a learned residual of low rank beside attention's."""
+    stage, width = f"blocks.{layer}.laurel", builder.count_of(x)
+    low = builder.linear(f"{stage}.left", normed, f"{stage}.left", kind.laurel, "laurel.low")
+    made = builder.linear(f"{stage}.right", low, f"{stage}.right", width, "laurel")
+    norm(builder, f"{stage}.norm", f"{stage}.norm", kind.norm, made, made)
+    builder.add(f"{stage}.sum", made, normed)
+    builder.add(f"{stage}.residual", x, made)
+    builder.scale(f"{stage}.scale", x, 2**-0.5)
+
+
+def _coefficients(builder: Builder, slot: str, stage: str, kind: AltUp, x: str, count: int) -> str:
+    """The factors (T, ``count``) of a prediction or a correction, made of the active stream."""
+    how, at = builder.spec.blocks[0].norm, f"{stage}.router"
+    routed = norm(builder, f"{slot}_norm", f"{at}_norm", how, x, "altup.normed")
+    made = builder.linear(f"{slot}_router", routed, at, kind.streams, "modalities")
+    builder.scale(f"{slot}_scale", made, 1 / builder.spec.embedding.width)
+    builder.softcap(f"{slot}_tanh", made, 1.0)
+    return builder.linear(slot, made, slot, count, "coefs")
+
+
+def _fields(builder: Builder, kind: AltUp, x: str, coefs: str) -> dict[str, Value]:
+    return {
+        "width": builder.width_of(x),
+        "count": kind.streams,
+        "coefs": At(coefs),
+        "coefs_stride": 4 * builder.width_of(coefs),
+        "rows": COUNT["tokens"],
+    }
+
+
+def _match(builder: Builder, stage: str, x: str, like: str) -> None:
+    """Make each row of x as large as that of ``like``."""
+    rows, width = builder.buffers[x].rows, builder.width_of(x)
+    fields: dict[str, Value] = {
+        "x": At(x),
+        "like": At(like),
+        "width": width,
+        "count": builder.count_of(x),
+        "rows": COUNT[rows],
+    }
+    shape = f"({LETTER[rows]}, {width})"
+    builder.emit(Operation(stage, KernelKey("streams_match"), fields, (x, like), (x,), shape, rows=rows))
+
+
+def _emit(
+    builder: Builder,
+    stage: str,
+    kernel: str,
+    fields: dict[str, Value],
+    reads: tuple[str, ...],
+    writes: tuple[str, ...],
+) -> None:
+    shape = f"(T, {fields['count']}, {fields['width']})"
+    builder.emit(Operation(stage, KernelKey(kernel), fields, reads, writes, shape))
