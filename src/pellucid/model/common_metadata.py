@@ -229,9 +229,9 @@ def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
         return RotaryScaling("linear", parameters.number("factor"))
     if kind == "llama3":
         low, high = parameters.number("low_freq_factor"), parameters.number("high_freq_factor")
-        if low >= high:
+        if low > high:
             raise parameters.wrong(
-                "high_freq_factor", f"is {high:g}; it must be above low_freq_factor = {low:g}"
+                "high_freq_factor", f"is {high:g}; it must not be below low_freq_factor = {low:g}"
             )
         trained = parameters.count("original_max_position_embeddings")
         parameters.agreed("original_max_position_embeddings", config, "original_max_position_embeddings")

@@ -129,7 +129,7 @@ def inverse_frequencies(rotary: Rotary, context: int) -> tuple[float, ...]:
         wavelength = 2 * math.pi / f
         if wavelength < high:
             out.append(f)
-        elif wavelength > low:
+        elif wavelength > low or low == high:  # Llama 4 Scout has one border
             out.append(f / scaling.factor)
         else:
             span = scaling.high_frequency_factor - scaling.low_frequency_factor

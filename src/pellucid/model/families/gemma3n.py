@@ -140,6 +140,8 @@ def _sparsities(config: Config, layers: int) -> list[float]:
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of Gemma3nForCausalLM."""
     config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
+    for key in ("query_pre_attn_scalar", "altup_lr_multiplier"):  # transformers does not use them
+        config.value(key)
     layers, width = config.count("num_hidden_layers", limit=1000), config.count("hidden_size")
     norm, head_dim = Norm("rms", config.number("rms_norm_eps", 1e-6)), config.count("head_dim", 256)
     base, scaling = rope_parameters(config, "full_attention", default=FULL_BASE)

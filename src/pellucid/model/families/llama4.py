@@ -57,7 +57,9 @@ def _every(step: int, layers: int) -> list[bool]:
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     layers = len(spec.blocks)
     interval = config.count("no_rope_layer_interval", INTERVAL)
-    rotated = config.switches("no_rope_layers", layers) or except_every(interval, layers)
+    rotated = except_every(interval, layers)
+    if config.value("no_rope_layers"):  # the published list is empty
+        rotated = config.switches("no_rope_layers", layers) or rotated
     chunk = config.amount("attention_chunk_size") if "attention_chunk_size" in config.values else CHUNK
     kinds = {"chunked_attention": True, "full_attention": False}
     chunked = config.each("layer_types", kinds, layers) or [chunk > 0 and one for one in rotated]
