@@ -31,7 +31,12 @@ PUBLISHED = {  # millions of parameters, and of those that a token uses
     "deepseek-v2-lite": (15_706.5, 2_451),
     "deepseek-v3": (671_026, 37_000),
 }
-ROUNDED = {"qwen3.5-0.8b": 800, "qwen3-next-80b-a3b": 80_000, "granite-4.0-h-tiny": 7_000}
+ROUNDED = {
+    "qwen3.5-0.8b": 800,
+    "qwen3-next-80b-a3b": 80_000,
+    "granite-4.0-h-tiny": 7_000,
+    "llama-4-scout": 109_000,
+}
 """Millions of parameters of models that are only known by a rounded number."""
 
 
@@ -54,6 +59,14 @@ def test_a_recurrent_layer_keeps_a_state_instead_of_tokens() -> None:
     assert made.state_bytes == 18 * 4 * (memory + convolution)
     assert made.token_bytes == 6 * 2 * 2 * 256 * 2
     assert paper("llama-3-8b").state_bytes == 0
+
+
+def test_a_layer_with_a_window_keeps_no_more_than_its_window() -> None:
+    made, layer = paper("llama-4-scout"), 2 * 8 * 128 * 2
+    assert made.token_bytes == 48 * layer
+    assert made.context_bytes == 12 * layer * made.spec.context + 36 * layer * 8192
+    full = paper("llama-3-8b")
+    assert full.context_bytes == full.token_bytes * full.spec.context
 
 
 def test_a_token_reads_and_multiplies_what_it_uses() -> None:

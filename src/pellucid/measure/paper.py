@@ -51,6 +51,17 @@ class Paper:
         return sum(layer.page_bytes for layer in self.plan.layers if not layer.recurrent) // PAGE
 
     @property
+    def context_bytes(self) -> int:
+        """The bytes of keys and values for a whole context: layers with a window keep those of the window."""
+        context = self.spec.context
+        kept = (
+            (layer.page_bytes // PAGE, min(layer.window or context, context))
+            for layer in self.plan.layers
+            if not layer.recurrent
+        )
+        return sum(size * tokens for size, tokens in kept)
+
+    @property
     def state_bytes(self) -> int:
         """The bytes of the state that recurrent layers keep for a sequence, whatever its length."""
         return sum(layer.page_bytes for layer in self.plan.layers if layer.recurrent)

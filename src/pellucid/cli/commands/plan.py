@@ -103,6 +103,7 @@ def _show_paper(
         "active_parameters": made.active,
         "file_bytes": dict(made.file_bytes),
         "key_value_bytes_per_token": made.token_bytes,
+        "key_value_bytes_for_context": made.context_bytes,
         "state_bytes": made.state_bytes,
         "multiply_adds_per_token": made.multiply_adds,
         "weight_bytes_per_token": made.read_bytes,
@@ -121,7 +122,7 @@ def _show_paper(
     print(
         f"\n{name} ({made.source}): {made.parameters / 1e9:.2f} billion parameters{active}\n"
         f"sizes: {sizes}\n"
-        f"keys and values: {decimal(made.token_bytes)} for each token, {decimal(made.token_bytes * made.spec.context)} "
+        f"keys and values: {decimal(made.token_bytes)} for each token, {decimal(made.context_bytes)} "
         f"for the context of {made.spec.context:,}{state}\n"
         f"in {made.form}, this machine's {rates.read / 1e9:.1f} GB/s and {rates.multiply / 1e9:,.0f} int8 GMAC/s allow "
         f"{made.decode(rates):.3g} tokens per second of text and {made.prefill(rates):,.3g} of a prompt, if the memory "

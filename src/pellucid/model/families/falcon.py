@@ -46,7 +46,8 @@ def _from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json``: three arrangements of the norms, three numbers of key/value heads."""
-    alibi = config.flag("alibi", False)  # whose values are scaled with the scores
+    # ALiBi's values are scaled with the scores. transformers rounds each slope times a position to bfloat16 before.
+    alibi = config.flag("alibi", False)
     if alibi:
         rope_parameters(config)  # stated all the same
     newer = config.flag("new_decoder_architecture", False)
