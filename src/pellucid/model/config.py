@@ -101,9 +101,11 @@ class Config:
             else int(self.count(key, 0, limit=limit))
         )
 
-    def cap(self, key: str) -> float:
-        """A positive number, or 0 if the value is 0 or absent: there is no cap."""
+    def cap(self, key: str, default: float = 0.0) -> float:
+        """A positive number, or 0 if the value is 0 or null: there is no cap. ``default``, if there is no such key."""
         value = self.value(key)
+        if self.prefix + key not in self.values:
+            return default
         return 0.0 if type(value) in (int, float) and value == 0 else self.number(key, 0.0)
 
     def divisor(self, key: str, of_key: str, default: int = _MISSING) -> int:

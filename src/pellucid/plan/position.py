@@ -140,7 +140,10 @@ def inverse_frequencies(rotary: Rotary, context: int) -> tuple[float, ...]:
 
 def _check_divisors(divisors: tuple[float, ...], pairs: int) -> None:
     if len(divisors) != pairs or not all(f > 0 and math.isfinite(f) for f in divisors):
-        raise UnsupportedModel(f"rotary factors: {len(divisors)} given, {pairs} positive ones needed")
+        raise UnsupportedModel(
+            f"rotary factors (short_factor, long_factor, rope_freqs): {len(divisors)} given, {pairs} positive ones "
+            "needed"
+        )
 
 
 def _yarn(rotary: Rotary, scaling: RotaryScaling, plain: list[float]) -> tuple[float, ...]:

@@ -46,6 +46,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     if config.divisor(key, "num_attention_heads", heads) != heads:
         raise config.wrong(key, f"must be {heads}, like num_attention_heads: each head has keys of its own")
     config.table("rope_parameters").refuse("partial_rotary_factor", 1)
+    config.refuse("mlp_bias", False)
     rotated = even(config, "qk_rope_head_dim", config.count("qk_rope_head_dim"))
     if config.count("head_dim", rotated) != rotated:
         raise config.wrong("head_dim", f"must be {rotated}, like qk_rope_head_dim, whose meaning it has here")

@@ -11,6 +11,8 @@ from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import TRANSFORMERS_SANDWICH
 
+SCORES_CAP, LOGITS_CAP = 50.0, 30.0  # if config.json does not say
+
 
 def _capped(
     spec: ModelSpec, scores: float, logits: float, scale: float, sliding: list[bool], window: int
@@ -42,8 +44,8 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
     return _capped(
         spec,
-        config.cap("attn_logit_softcapping"),
-        config.cap("final_logit_softcapping"),
+        config.cap("attn_logit_softcapping", SCORES_CAP),
+        config.cap("final_logit_softcapping", LOGITS_CAP),
         config.number("query_pre_attn_scalar", 256) ** -0.5,
         sliding_layers(config, [i % 2 == 0 for i in range(layers)]),
         config.count("sliding_window"),

@@ -141,7 +141,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of Gemma3nForCausalLM."""
     config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
     for key in ("query_pre_attn_scalar", "altup_lr_multiplier"):  # transformers does not use them
-        config.value(key)
+        config.number(key, 1.0)
     layers, width = config.count("num_hidden_layers", limit=1000), config.count("hidden_size")
     norm, head_dim = Norm("rms", config.number("rms_norm_eps", 1e-6)), config.count("head_dim", 256)
     base, scaling = rope_parameters(config, "full_attention", default=FULL_BASE)
@@ -183,7 +183,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         (config.count("hidden_size_per_layer_input"), config.count("laurel_rank")),
         altup,
         norm,
-        Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping")),
+        Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping", CAP)),
     )
     names = _NAMES.with_names(
         _of_streams(altup.streams, "model.altup_projections.{}", "model.altup_unembed_projections.{}")

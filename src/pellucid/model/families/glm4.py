@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pellucid.model.spec import Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
@@ -10,6 +11,7 @@ GLM4 = StandardDecoder(
     gguf_pairing="interleaved",
     pairing="interleaved",
     rotated=0.5,
+    norm=Norm("rms", 1.5625e-7),
     bias=True,
     placement="sandwich",
     keys={"output_bias": ""},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pellucid.model.spec import Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF
@@ -10,6 +11,7 @@ GLM4_MOE = StandardDecoder(
     "glm4_moe",
     architecture="glm4moe",
     rotated=0.5,
+    norm=Norm("rms", 1e-5),
     head_norm="use_qk_norm",
     mixture=StandardMixture(
         score="sigmoid",

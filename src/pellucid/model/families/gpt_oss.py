@@ -8,7 +8,7 @@ from pellucid.model.common_metadata import except_every, slide, sliding_layers, 
 from pellucid.model.config import Config
 from pellucid.model.filled import Model
 from pellucid.model.positions import RotaryScaling
-from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec
+from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
@@ -67,6 +67,7 @@ _DECODER = StandardDecoder(
     "gpt_oss",
     architecture="gpt-oss",
     base=150_000.0,
+    norm=Norm("rms", 1e-5),
     bias=True,
     output_bias=True,
     sinks=True,

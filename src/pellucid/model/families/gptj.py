@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pellucid.model.common_metadata import even
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import GPT_ALIASES, GPT_KEYS, StandardDecoder
@@ -24,11 +25,15 @@ NAMES = TensorNames(
 )
 
 
+ROTATED = 64  # values of a head, if the file does not say
+
+
 def _rotated(config: Config, spec: ModelSpec) -> ModelSpec:
     """``rotary_dim`` is how many of a head's values are rotated."""
     attention = spec.attention
     assert attention.rotary is not None
-    dims = config.count("rotary_dim", attention.head_dim, limit=attention.head_dim)
+    usual = attention.head_dim if "rotary_dim" in config.values else min(ROTATED, attention.head_dim)
+    dims = even(config, "rotary_dim", config.count("rotary_dim", usual, limit=attention.head_dim))
     return spec.with_attention(rotary=replace(attention.rotary, dims=dims))
 
 

@@ -10,11 +10,20 @@ from dataclasses import replace
 from pellucid.model.common_metadata import yarn_magnitude
 from pellucid.model.config import Config
 from pellucid.model.positions import QueryScale
-from pellucid.model.spec import ModelSpec
+from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
+
+WINDOW = 4096  # if the file does not say
+
+
+def _window(config: Config, spec: ModelSpec) -> ModelSpec:
+    """A null is no window."""
+    return spec if "sliding_window" in config.values else spec.with_attention(window=WINDOW)
 
 
 def _scaled_config(config: Config, spec: ModelSpec) -> ModelSpec:
+    if not config.has("rope_parameters") and not config.has("rope_scaling"):
+        raise config.wrong("rope_parameters", "missing; it must be a table, because the usual one scales")
     table = config.table("rope_parameters")
     table.value("max_position_embeddings")  # the context, once more
     beta = table.cap("llama_4_scaling_beta")
@@ -37,10 +46,13 @@ def _scaled_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     return spec.with_attention(query_scale=QueryScale(beta, length)) if beta else spec
 
 
-MISTRAL = StandardDecoder("mistral", architecture=None, keys={"window": "sliding_window"}).family()
+MISTRAL = StandardDecoder(
+    "mistral", architecture=None, keys={"window": "sliding_window"}, config_change=_window
+).family()
 MINISTRAL3 = StandardDecoder(
     "ministral3",
     architecture="mistral3",
+    norm=Norm("rms", 1e-5),
     gguf_pairing="interleaved",
     keys={"window": "sliding_window"},
     gguf_change=_scaled_gguf,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pellucid.model.spec import Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import TRANSFORMERS
@@ -10,6 +11,7 @@ MIXTRAL = StandardDecoder(
     "mixtral",
     architecture=None,
     base=1_000_000.0,
+    norm=Norm("rms", 1e-5),
     mixture=StandardMixture(normalize=True, keys={"width": "", "normalize": ""}),
     keys={"window": "sliding_window"},
     names=TRANSFORMERS.with_names(

@@ -9,6 +9,7 @@ from pellucid.model.spec import FeedForward, ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
+WIDENING = 4  # of the feed-forward
 SLOPES = 8  # of ALiBi: the largest exponent
 NAMES = TensorNames(
     {"embed": "transformer.wte", "norm": "transformer.norm_f", "project": "lm_head"},
@@ -42,7 +43,11 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     attention.refuse("is_encoder_decoder", False)
     attention.value("attn_impl")  # how it is computed
     scale = attention.number("softmax_scale", spec.attention.scale)
-    width = config.count("expansion_ratio", 4) * spec.embedding.width
+    if (ratio := config.count("expansion_ratio", WIDENING)) != WIDENING:
+        raise config.wrong(
+            "expansion_ratio", f"is {ratio}; it must be {WIDENING}, as transformers always has it"
+        )
+    width = WIDENING * spec.embedding.width
     most, clip = attention.number("alibi_bias_max", SLOPES), attention.cap("clip_qkv")
     return spec.with_attention(scale=scale, alibi_most=most, clip=clip).change_feedforward(
         lambda kind: replace(kind, width=width) if isinstance(kind, FeedForward) else kind
@@ -60,7 +65,7 @@ MPT = StandardDecoder(
     positions="alibi",
     activation="gelu",
     gated=False,
-    widening=4,
+    widening=WIDENING,
     norm=Norm("layer", 1e-5, bias=False),
     tied=True,
     keys={

@@ -58,7 +58,8 @@ def _block(kind: Kind, spec: ModelSpec, mamba: Mamba, dense: FeedForward) -> Blo
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     config.one_of("mamba_hidden_act", {"silu": "silu", "swish": "silu"}, "silu")
     config.refuse("moe_latent_size")
-    config.refuse("mlp_bias", False)
+    for key in ("mlp_bias", "attention_bias"):  # transformers has no such biases
+        config.refuse(key, False)
     if config.several("time_step_limit", (0.0, math.inf)) != (0.0, math.inf):
         raise UnsupportedModel(
             f"{config.path.name}: time_step_limit is not supported: transformers ignores it"

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from pellucid.model.common_metadata import except_every, slide
 from pellucid.model.config import Config
-from pellucid.model.spec import ModelSpec
+from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 
 PATTERN = 4  # every fourth layer sees everything
@@ -26,4 +26,10 @@ def _window(config: Config, spec: ModelSpec) -> ModelSpec:
     return slide(spec, sliding, window, rotary=replace(rotary, base=local, scaling=None))
 
 
-OLMO2 = StandardDecoder("olmo2", whole_norm=True, placement="output", gguf_change=_window).family()
+OLMO2 = StandardDecoder(
+    "olmo2",
+    whole_norm=True,
+    placement="output",
+    norm=Norm("rms", 1e-5),
+    gguf_change=_window,
+).family()

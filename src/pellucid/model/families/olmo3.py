@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pellucid.model.common_metadata import except_every, rope_parameters, slide, sliding_layers
 from pellucid.model.config import Config
-from pellucid.model.spec import ModelSpec
+from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 
 BASE = 500_000.0
@@ -31,5 +31,6 @@ OLMO3 = StandardDecoder(
     architecture=None,  # GGUF files say "olmo2"
     whole_norm=True,
     placement="output",
+    norm=Norm("rms", 1e-5),
     config_change=_from_config,
 ).family()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pellucid.model.spec import Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 
 OLMOE = StandardDecoder(
-    "olmoe", whole_norm=True, mixture=StandardMixture(keys={"width": ""}), keys={"bias": "attention_bias"}
+    "olmoe",
+    whole_norm=True,
+    norm=Norm("rms", 1e-5),
+    mixture=StandardMixture(keys={"width": ""}),
+    keys={"bias": "attention_bias"},
 ).family()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pellucid.model.common_metadata import ROTARY_TENSORS
 from pellucid.model.config import Config
-from pellucid.model.spec import ModelSpec
+from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
@@ -16,6 +16,7 @@ def _window(config: Config, spec: ModelSpec) -> ModelSpec:
 PHI3 = StandardDecoder(
     "phi3",
     partial=True,
+    norm=Norm("rms", 1e-5),
     keys={"window": "sliding_window"},
     gguf_names=GGUF.with_names(feedforward__gate="ffn_up"),
     names=TRANSFORMERS.with_names(
