@@ -75,8 +75,14 @@ def _blocks(spec: ModelSpec) -> Iterator[str]:
     yield PLACEMENTS[block.placement].format("RMS" if block.norm.kind == "rms" else "layer")
     if block.residual_scale != 1 or spec.embedding.scale != 1:
         yield "multipliers"
+    if spec.embedding.narrow:
+        yield "narrow embeddings"
     if spec.per_layer:
         yield "embeddings for each layer"
+    if spec.altup:
+        yield "several residual streams"
+    if block.laurel:
+        yield "learned residuals"
 
 
 def _attention(spec: ModelSpec) -> Iterator[str]:
@@ -85,7 +91,10 @@ def _attention(spec: ModelSpec) -> Iterator[str]:
         (any(kind.bias for kind in kinds), "biases of queries, keys and values"),
         (any(kind.qk_norm and not kind.qk_norm_whole for kind in kinds), "norms of each head"),
         (any(kind.qk_norm and kind.qk_norm_whole for kind in kinds), "norms of all heads"),
-        (any(kind.window for kind in kinds), "windows"),
+        (any(kind.window and not kind.chunked for kind in kinds), "windows"),
+        (any(kind.chunked for kind in kinds), "chunks"),
+        (any(kind.query_scale for kind in kinds), "queries that grow with the position"),
+        (any(kind.clip for kind in kinds), "clipped queries, keys and values"),
         (any(kind.softcap for kind in kinds), "capped scores"),
         (any(kind.sinks for kind in kinds), "sinks"),
         (any(kind.gate for kind in kinds), "output gates"),
@@ -109,6 +118,8 @@ def _feedforward(spec: ModelSpec) -> Iterator[str]:
     mixture = next((kind for kind in kinds if isinstance(kind, Mixture)), None)
     if mixture is None:
         yield from dict.fromkeys(feedforward(kind) for kind in kinds if isinstance(kind, FeedForward))
+        if any(isinstance(kind, FeedForward) and kind.sparsity for kind in kinds):
+            yield "sparse gates"
         return
     yield f"{feedforward(mixture.expert)} experts by {mixture.router.score}"
     if mixture.shared:
