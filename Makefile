@@ -7,6 +7,7 @@
 # make test-constraints  generate 10,000 texts under schemas and grammars, and validate each
 # make test-templates    compare the texts of seventy published chat templates with those of transformers
 # make test-oracles  make the goldens of the tiny models again, with transformers
+# make test-defaults  what a config.json does not state, against the defaults of transformers
 # make test-greedy   greedy texts of the two Qwen models, precise, against transformers' float32 run
 # make test-gguf  compare GGUF files of llama.cpp's converter with transformers; LLAMA_CPP=FOLDER is llama.cpp's source.
 #                 GGUF='--library FOLDER' compares with llama.cpp too: the folder of libllama.so, built from that source
@@ -22,7 +23,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 QUICK := -m "not slow" --hypothesis-profile=quick
 
-.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-greedy test-gguf fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-gguf fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -48,6 +49,9 @@ test-templates: $(VENV)/oracles
 
 test-oracles: $(VENV)/oracles
 	$(BIN)/python tests/oracles/tiny_oracle.py --out tests/goldens/model/tiny $(ORACLES)
+
+test-defaults: $(VENV)/oracles
+	$(BIN)/python tests/oracles/defaults_oracle.py
 
 test-greedy: $(VENV)/oracles
 	$(BIN)/python tests/oracles/greedy_long.py $(GREEDY)

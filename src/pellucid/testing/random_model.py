@@ -109,7 +109,7 @@ ALWAYS = ("model_type", "bos_token_id", "eos_token_id")
 """Keys of config.json that no family's reader reads."""
 
 
-class _Planned:
+class WithoutData:
     """A checkpoint that has metadata but no data yet."""
 
     def __init__(self, kind: str, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -193,7 +193,7 @@ def _planned(
     tied: bool,
     more: Mapping[str, Any],
     shape: Mapping[str, int],
-) -> tuple[_Planned, Model, Config]:
+) -> tuple[WithoutData, Model, Config]:
     """The metadata of a model, what the family's reader makes of them, and the keys that it has read."""
     dims = {**SHAPE, **shape}
     if unknown := sorted(shape.keys() - SHAPE.keys()):
@@ -212,7 +212,7 @@ def _planned(
             made |= gguf_tokenizer(dims["vocabulary"])
     else:
         made = _config(name, found, dims, {"tie_word_embeddings": tied, **more})
-    planned = _Planned(kind, path, made)
+    planned = WithoutData(kind, path, made)
     if kind == "gguf":  # readers see these parts of a model from its tensors
         matrix = (dims["vocabulary"], dims["width"])
         names = ["token_embd.weight", *([] if tied else ["output.weight"]), *found.biases]

@@ -1,0 +1,75 @@
+"""What a config.json does not state means what transformers takes, for every family of the tiny models.
+
+    python tests/oracles/defaults_oracle.py
+
+The configuration class of each model type, with its defaults, is read as a config.json with all keys, and once more
+without each of them. The two specs must be equal, or the second is refused. TENSORS are keys whose wrong default the
+shapes of tensors contradict, so that such a file is refused too, later.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tiny_models import MODELS
+
+from pellucid.errors import PellucidError
+from pellucid.model.config import Config
+from pellucid.model.family import architectures
+from pellucid.model.spec import ModelSpec
+from pellucid.testing.random_model import WithoutData
+
+TENSORS = {
+    *("num_key_value_heads", "head_dim", "q_lora_rank", "num_kv_shared_layers"),
+    *("vocab_size_per_layer_input", "intermediate_size", "hidden_size", "vocab_size"),
+}
+
+
+def spec_of(model_type: str, metadata: dict[str, Any]) -> ModelSpec:
+    path = Path("config.json")
+    read = architectures("safetensors")[model_type].readers("safetensors")[model_type]
+    return read(WithoutData("safetensors", path, metadata), Config(metadata, path)).spec
+
+
+def differing(model_type: str, whole: dict[str, Any]) -> list[str]:
+    """The keys without which the spec is another, as "key = default"."""
+    wanted, found = spec_of(model_type, whole), []
+    for key in whole.keys() - TENSORS - {"model_type"}:
+        try:
+            if (
+                spec_of(model_type, {other: value for other, value in whole.items() if other != key})
+                != wanted
+            ):
+                found.append(f"{key} = {json.dumps(whole[key])}")
+        except PellucidError:
+            continue
+    return sorted(found)
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    seen, bad = set(), 0
+    for classes, _ in MODELS.values():
+        model, _, config = classes.partition(":")
+        kind = getattr(transformers, config or f"{model}Config")
+        if kind.model_type in seen or kind.model_type not in architectures("safetensors"):
+            continue
+        seen.add(kind.model_type)
+        whole = json.loads(kind().to_json_string(use_diff=False))
+        try:
+            found = differing(kind.model_type, whole)
+        except PellucidError as error:  # a class whose own defaults are no model
+            print(f"{kind.model_type}: refused: {error}")
+            continue
+        bad += bool(found)
+        print(f"{kind.model_type}: {', '.join(found) or 'equal'}")
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()
