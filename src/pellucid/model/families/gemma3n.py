@@ -226,7 +226,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
                 own.by_layer("feed_forward_length", layers), _gguf_sparsities(own, layers)
             )
         ],
-        (own.count("embedding_length_per_layer_input"), laurel.shape[0] if laurel else RANK),
+        (own.count("embedding_length_per_layer_input"), laurel.shape[0] if laurel and laurel.shape else RANK),
         altup,
         norm,
         Head("output.weight" not in checkpoint.tensors, own.number("final_logit_softcapping", CAP)),

@@ -58,7 +58,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     layers = len(spec.blocks)
     interval = config.count("no_rope_layer_interval", INTERVAL)
     rotated = except_every(interval, layers)
-    if config.value("no_rope_layers"):  # the published list is empty
+    if config.value("no_rope_layers") not in (None, []):  # the published list is empty
         rotated = config.switches("no_rope_layers", layers) or rotated
     chunk = config.amount("attention_chunk_size") if "attention_chunk_size" in config.values else CHUNK
     kinds = {"chunked_attention": True, "full_attention": False}
@@ -66,9 +66,11 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     if any(chunked) and not chunk:
         raise config.wrong("attention_chunk_size", "missing; layer_types has chunked_attention")
     scale = QueryScale(config.number("attn_scale", GROWTH), config.count("floor_scale", FLOOR), offset=1)
-    tuned = config.value("attn_temperature_tuning") not in (False, 0)  # older files have a number
+    tuned = config.value("attn_temperature_tuning")  # older files have a number
+    if not isinstance(tuned, (bool, int, type(None))):
+        raise config.wrong("attn_temperature_tuning", "must be true, false or a whole number")
     spec = slide(spec, chunked, chunk, chunked=True)
-    spec = _positions(spec, rotated, config.flag("use_qk_norm", True), scale if tuned else None)
+    spec = _positions(spec, rotated, config.flag("use_qk_norm", True), None if tuned in (False, 0) else scale)
     step = config.amount("interleave_moe_layer_step") if config.has("interleave_moe_layer_step") else 1
     sparse = _every(step, layers)
     if config.has("moe_layers"):
