@@ -67,11 +67,13 @@ def _layers(spec: ModelSpec) -> dict[str, str]:
     recurrent = [block.recurrent for block in spec.blocks if block.recurrent]
     if spec.attentions:
         attention, window = spec.attention, max(one.window for one in spec.attentions)
+        of_chunk = any(one.chunked for one in spec.attentions)
+        seen = f"their chunk of {window} tokens" if of_chunk else f"{window} tokens back"
         sharing = sum(one.shared is not None for one in spec.attentions)
         found["attention"] = (
             (f"in {len(spec.attentions)} blocks, " if len(spec.attentions) < len(spec.blocks) else "")
             + f"{attention.heads} heads of {attention.head_dim}, {attention.kv_heads} for keys and values"
-            + (f", some see only {window} tokens back" if window else "")
+            + (f", some see only {seen}" if window else "")
             + (f", {sharing} blocks use those of earlier ones" if sharing else "")
             + ("" if attention.causal else ", bidirectional")
         )

@@ -49,8 +49,9 @@ def _positions(spec: ModelSpec, rotated: list[bool], normed: bool, scale: QueryS
     return spec.change_attention(change)
 
 
-def _every(step: int, layers: int) -> list[bool]:
-    """Whether each layer is a ``step``-th one; 0: none is."""
+def _every(config: Config, layers: int) -> list[bool]:
+    """Whether each layer has experts: every ``interleave_moe_layer_step``-th one; 0: none has."""
+    step = config.amount("interleave_moe_layer_step") if config.has("interleave_moe_layer_step") else 1
     return [step > 0 and (layer + 1) % step == 0 for layer in range(layers)]
 
 
@@ -71,8 +72,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
         raise config.wrong("attn_temperature_tuning", "must be true, false or a whole number")
     spec = slide(spec, chunked, chunk, chunked=True)
     spec = _positions(spec, rotated, config.flag("use_qk_norm", True), None if tuned in (False, 0) else scale)
-    step = config.amount("interleave_moe_layer_step") if config.has("interleave_moe_layer_step") else 1
-    sparse = _every(step, layers)
+    sparse = _every(config, layers)
     if config.has("moe_layers"):
         sparse = [layer in config.numbers("moe_layers", MOST_LAYERS) for layer in range(layers)]
     return _mixtures(spec, sparse, FeedForward(config.count("intermediate_size_mlp"), "silu", gated=True))
@@ -86,7 +86,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     if chunk:
         spec = slide(spec, rotated, CHUNK, chunked=True)
     spec = _positions(spec, rotated, experts != WITHOUT_NORMS, scale)
-    sparse = _every(config.amount("interleave_moe_layer_step"), layers)
+    sparse = _every(config, layers)
     return _mixtures(spec, sparse, FeedForward(config.count("feed_forward_length"), "silu", gated=True))
 
 
