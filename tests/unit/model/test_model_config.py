@@ -249,7 +249,7 @@ def test_layer_types_that_are_none(value: Any) -> None:
         ("factor", 0),
         ("factor", "2"),
         ("low_freq_factor", float("nan")),
-        ("high_freq_factor", 1.0),
+        ("high_freq_factor", 0.5),
         ("original_max_position_embeddings", 0.5),
         ("rope_type", "spiral"),
         ("rope_type", 7),
