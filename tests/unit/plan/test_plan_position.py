@@ -61,6 +61,18 @@ def test_formulas_in_float64(base: float, dims: int) -> None:
         np.testing.assert_allclose(got, wanted, rtol=1e-14)
 
 
+def test_one_border_divides_what_is_beyond_it() -> None:
+    """Llama 4 Scout has the same number for both borders; a wavelength on it counts as beyond."""
+    plain = inverse_frequencies(Rotary(500_000.0, 128, "half"), 128)
+    trained = round(2 * math.pi / plain[20])
+    scaled = inverse_frequencies(
+        Rotary(500_000.0, 128, "half", RotaryScaling("llama3", 16.0, 1.0, 1.0, trained)), 128
+    )
+    wanted = [f if 2 * math.pi / f < trained else f / 16 for f in plain]
+    assert list(scaled) == wanted
+    assert 0 < sum(a == b for a, b in zip(scaled, plain)) < 64
+
+
 def test_the_files_own_divisors() -> None:
     factors = tuple(float(1 + j) for j in range(8))
     got = inverse_frequencies(Rotary(10_000.0, 16, "half", factors=factors), 128)
