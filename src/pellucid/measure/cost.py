@@ -93,10 +93,5 @@ def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -
         if isinstance(shape, StateShape):
             nbytes += 2 * 4 * dict(shape.parts)[part[0]] * len(chunks)
         else:
-            window = int(op.fields["window"])  # type: ignore[arg-type]
-            if window and op.fields["chunked"]:
-                seen = sum((length - 1) % window + 1 for length in lengths)
-            else:
-                seen = sum(min(length, window or length) for length in lengths)
-            nbytes += shape.page_bytes // PAGE * seen
+            nbytes += shape.page_bytes // PAGE * sum(map(shape.seen, lengths))
     return nbytes

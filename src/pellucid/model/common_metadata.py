@@ -182,6 +182,9 @@ def frequency_factors(checkpoint: Checkpoint, name: str = FREQUENCIES) -> tuple[
     return tuple(float(x) for x in checkpoint.data(tensor.name).view("<f4"))
 
 
+ORIGINAL = "original_max_position_embeddings"
+
+
 def rope_parameters(
     config: Config, layer_type: str = "", base_key: str = "rope_theta", default: float = 10_000.0
 ) -> tuple[float, RotaryScaling | None]:
@@ -233,17 +236,14 @@ def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
             raise parameters.wrong(
                 "high_freq_factor", f"is {high:g}; it must not be below low_freq_factor = {low:g}"
             )
-        trained = parameters.count("original_max_position_embeddings")
-        parameters.agreed("original_max_position_embeddings", config, "original_max_position_embeddings")
+        trained = parameters.count(ORIGINAL)
+        parameters.agreed(ORIGINAL, config, ORIGINAL)
         return RotaryScaling("llama3", parameters.number("factor"), low, high, trained)
     if kind == "yarn":
         return _yarn(parameters, config)
     if kind == "longrope":
         return _longrope(parameters, config)
     return None
-
-
-ORIGINAL = "original_max_position_embeddings"
 
 
 def _longrope(parameters: Config, config: Config) -> RotaryScaling:
@@ -276,20 +276,16 @@ def _yarn(parameters: Config, config: Config) -> RotaryScaling:
         raise parameters.wrong("mscale", "and mscale_all_dim go together: one of them is missing")
     if mscale and mscale_all:
         magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all)
+    stated = parameters.has(ORIGINAL)  # if not, transformers extends the context of the whole model
     return RotaryScaling(
         "yarn",
         factor,
-        trained_context=parameters.count(ORIGINAL) if parameters.has(ORIGINAL) else _context(config),
+        trained_context=parameters.count(ORIGINAL) if stated else config.count("max_position_embeddings"),
         fast=parameters.number("beta_fast", 32.0),
         slow=parameters.number("beta_slow", 1.0),
         magnitude=parameters.number("attention_factor", magnitude),
         whole_pairs=parameters.flag("truncate", True),
     )
-
-
-def _context(config: Config) -> int:
-    """The context that YaRN extends if the file does not say: transformers takes that of the whole model."""
-    return int(config.count("max_position_embeddings"))
 
 
 def yarn_magnitude(factor: float, scale: float = 1.0) -> float:

@@ -61,11 +61,15 @@ class TensorNames:
         return replace(self, model=model, prefix=self.prefix.removeprefix(base))
 
     def with_fused_experts(self) -> TensorNames:
-        """A copy with transformers 5's names of tensors that hold all experts: gates and ups, and downs."""
-        up, down = FUSED, FUSED.replace("gate_up", "down")
-        places = {"gate": up, "up": up, "down": down}
-        named = {f"feedforward.experts.{part}.weight": name for part, name in places.items()}
-        return replace(self, block={**self.block, **named})
+        """A copy with transformers 5's names of tensors that hold all experts."""
+        return self.with_experts(FUSED, FUSED.replace("gate_up", "down"))
+
+    def with_experts(self, gate_up: str, down: str, *, transposed: bool = False) -> TensorNames:
+        """A copy in which one tensor has the gates and ups of all experts, and another one their downs."""
+        named = {"gate": gate_up, "up": gate_up, "down": down}
+        block = {f"feedforward.experts.{part}.weight": name for part, name in named.items()}
+        places = {f"feedforward.experts.{part}" for part in named} if transposed else ()
+        return replace(self, block={**self.block, **block}, transposed=self.transposed.union(places))
 
     def found_in_gguf(self, tensors: Container[str]) -> TensorNames:
         """These names, or those of a file in which one tensor has what these give several.

@@ -210,27 +210,22 @@ class Builder:
 
     def scale(self, stage: str, x: str, factor: float) -> str:
         """x *= factor; nothing if the factor is 1."""
-        if factor != 1:
-            width, rows = self.width_of(x), self.buffers[x].rows
-            fields: dict[str, Value] = {"x": At(x), "width": width, "factor": factor, "rows": COUNT[rows]}
-            shape = f"({LETTER[rows]}, {width})"
-            self.emit(Operation(stage, KernelKey("scale"), fields, (x,), (x,), shape, rows=rows))
-        return x
+        return self.in_place(stage, "scale", x, factor=factor) if factor != 1 else x
 
     def softcap(self, stage: str, x: str, cap: float) -> str:
         """x = cap * tanh(x / cap)."""
-        width, rows = self.width_of(x), self.buffers[x].rows
-        fields: dict[str, Value] = {"x": At(x), "width": width, "cap": cap, "rows": COUNT[rows]}
-        shape = f"({LETTER[rows]}, {width})"
-        self.emit(Operation(stage, KernelKey("softcap"), fields, (x,), (x,), shape, rows=rows))
-        return x
+        return self.in_place(stage, "softcap", x, cap=cap)
 
     def clip(self, stage: str, x: str, most: float) -> str:
         """x = min(max(x, -most), most)."""
+        return self.in_place(stage, "clip", x, most=most)
+
+    def in_place(self, stage: str, kernel: str, x: str, *others: str, **fields: Value) -> str:
+        """Change x by a kernel whose record has x, its width, its rows and ``fields``, and that reads ``others``."""
         width, rows = self.width_of(x), self.buffers[x].rows
-        fields: dict[str, Value] = {"x": At(x), "width": width, "most": most, "rows": COUNT[rows]}
+        fields |= {"x": At(x), "width": width, "rows": COUNT[rows]}
         shape = f"({LETTER[rows]}, {width})"
-        self.emit(Operation(stage, KernelKey("clip"), fields, (x,), (x,), shape, rows=rows))
+        self.emit(Operation(stage, KernelKey(kernel), fields, (x, *others), (x,), shape, rows=rows))
         return x
 
     def cached(self, shape: CachedLayer) -> int:

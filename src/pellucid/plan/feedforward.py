@@ -34,14 +34,8 @@ def feedforward(builder: Builder, stage: str, kind: FeedForward, x: str, out: st
 
 def _sparsify(builder: Builder, stage: str, x: str, part: float) -> None:
     """x = what is above a quantile of each row, as if its values were of a normal distribution."""
-    fields: dict[str, Value] = {
-        "x": At(x),
-        "width": builder.width_of(x),
-        "count": builder.count_of(x),
-        "deviations": NormalDist().inv_cdf(part),
-        "rows": COUNT["tokens"],
-    }
-    builder.emit(Operation(stage, KernelKey("sparsify"), fields, (x,), (x,), f"(T, {builder.count_of(x)})"))
+    deviations = NormalDist().inv_cdf(part)
+    builder.in_place(stage, "sparsify", x, count=builder.count_of(x), deviations=deviations)
 
 
 def activate(builder: Builder, stage: str, kind: FeedForward, x: str, up: str, shape: str) -> None:

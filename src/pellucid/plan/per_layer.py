@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import StepRecord
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.model.spec import Block, PerLayer
 from pellucid.plan.attention import place, regroup
-from pellucid.plan.builder import COUNT, Builder
+from pellucid.plan.builder import Builder
 from pellucid.plan.embedding import lookup
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import At, Operation, Value, Vector
+from pellucid.plan.plan import Vector
 
 
 def per_layer_embeddings(builder: Builder, x: str) -> None:
@@ -30,17 +29,8 @@ def per_layer_embeddings(builder: Builder, x: str) -> None:
     parts = regroup(builder, "per_layer.parts", made, layers, kind.width, padded)
     norm(builder, "per_layer.norm", "per_layer.norm", how, parts, parts, parts=layers, count=kind.width)
     table = builder.buffer("per_layer.table", layers * kind.width)
-    index = StepRecord.at.token_ids
-    limit = kind.vocabulary
-    lookup(
-        builder,
-        "per_layer.embed",
-        "per_layer.embed.weight",
-        table,
-        index=index,
-        factor=kind.scale,
-        limit=limit,
-    )
+    at, index = "per_layer.embed", StepRecord.at.token_ids
+    lookup(builder, at, f"{at}.weight", table, index=index, factor=kind.scale, limit=kind.vocabulary)
     if parts != made:
         place(builder, "per_layer.join", parts, layers, padded, made, kind.width)
     builder.add("per_layer.sum", made, table)
@@ -54,23 +44,11 @@ def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, 
     own = builder.buffer("per_layer.own", kind.width)
     place(builder, f"{stage}.vector", "per_layer", 1, kind.width, own, kind.width, start=layer * kind.width)
     apply(builder, f"{stage}.hidden", kind.activation, gate, own, f"(T, {kind.width})")
-    out = builder.linear(
-        f"{stage}.project",
-        gate,
-        f"{stage}.project",
-        builder.count_of(x),
-        builder.buffer("out", builder.count_of(x)),
-    )
+    out = builder.linear(f"{stage}.project", gate, f"{stage}.project", builder.count_of(x), "out")
     return norm(builder, f"{stage}.norm", f"{stage}.norm", block.norm, out, out)
 
 
 def block_scalar(builder: Builder, layer: int, x: str) -> None:
     """x *= the block's number."""
-    stage, width = f"blocks.{layer}.scalar", builder.width_of(x)
-    fields: dict[str, Value] = {
-        "x": At(x),
-        "width": width,
-        "factor": Vector(f"{stage}.weight"),
-        "rows": COUNT["tokens"],
-    }
-    builder.emit(Operation(stage, KernelKey("scale_by"), fields, (x,), (x,), f"(T, {width})"))
+    stage = f"blocks.{layer}.scalar"
+    builder.in_place(stage, "scale_by", x, factor=Vector(f"{stage}.weight"))

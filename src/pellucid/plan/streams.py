@@ -10,7 +10,7 @@ from pellucid.model.spec import AltUp, Block
 from pellucid.plan.attention import place
 from pellucid.plan.builder import COUNT, Builder
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import LETTER, At, Operation, Value, Vector
+from pellucid.plan.plan import At, Operation, Value, Vector
 
 STREAMS, PREDICTED = "streams", "predicted"
 
@@ -127,16 +127,7 @@ def _fields(builder: Builder, kind: AltUp, x: str, coefs: str) -> dict[str, Valu
 
 def _match(builder: Builder, stage: str, x: str, like: str) -> None:
     """Make each row of x as large as that of ``like``."""
-    rows, width = builder.buffers[x].rows, builder.width_of(x)
-    fields: dict[str, Value] = {
-        "x": At(x),
-        "like": At(like),
-        "width": width,
-        "count": builder.count_of(x),
-        "rows": COUNT[rows],
-    }
-    shape = f"({LETTER[rows]}, {width})"
-    builder.emit(Operation(stage, KernelKey("streams_match"), fields, (x, like), (x,), shape, rows=rows))
+    builder.in_place(stage, "streams_match", x, like, like=At(like), count=builder.count_of(x))
 
 
 def _emit(

@@ -44,6 +44,10 @@ class LayerShape:
         """Bytes of a page's keys and values in this layer."""
         return self.key_bytes + self.kv_heads * head_bytes(self.kv_dtype, self.value_dim)
 
+    def seen(self, length: int) -> int:
+        """How many tokens the last one of a sequence of ``length`` tokens sees, itself among them."""
+        return length - _first_seen(length, self.window, self.chunked)
+
     def offset(self, part: str) -> int:
         """Where the "keys" or "values" begin in the layer's part of a page."""
         return {"keys": 0, "values": self.key_bytes}[part]
@@ -89,11 +93,14 @@ class LayerGroup:
 
     def first_needed(self, length: int) -> int:
         """The first page that a sequence of ``length`` tokens still needs."""
-        if not self.window:
-            return 0
-        return (
-            max(0, length // self.window * self.window if self.chunked else length + 1 - self.window) // PAGE
-        )
+        return _first_seen(length + 1, self.window, self.chunked) // PAGE
+
+
+def _first_seen(length: int, window: int, chunked: bool) -> int:
+    """The first token that the last one of a sequence of ``length`` tokens sees."""
+    if not window:
+        return 0
+    return max(0, (length - 1) // window * window if chunked else length - window)
 
 
 def groups_of(layers: Iterable[CachedLayer]) -> tuple[LayerGroup, ...]:

@@ -63,6 +63,17 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     return slide(_clamped(spec, LIMIT, SHARPNESS), sliding, config.count("attention.sliding_window"))
 
 
+GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+_NAMES = replace(
+    TRANSFORMERS.with_names(
+        attention__sinks__weight="self_attn.sinks",
+        feedforward__router="mlp.router",
+        feedforward__experts__gate__bias=f"{GATE_UP}_bias",
+        feedforward__experts__up__bias=f"{GATE_UP}_bias",
+        feedforward__experts__down__bias=f"{DOWN}_bias",
+    ),
+    alternating=True,
+)
 _DECODER = StandardDecoder(
     "gpt_oss",
     architecture="gpt-oss",
@@ -79,36 +90,17 @@ _DECODER = StandardDecoder(
     ),
     keys={"feedforward_bias": ""},
     gguf_names=GGUF.with_names(attention__sinks="attn_sinks", feedforward__norm="post_attention_norm"),
-    names=replace(
-        TRANSFORMERS.with_names(
-            attention__sinks__weight="self_attn.sinks",
-            feedforward__router="mlp.router",
-            feedforward__experts__gate__weight="mlp.experts.gate_up_proj",
-            feedforward__experts__up__weight="mlp.experts.gate_up_proj",
-            feedforward__experts__down__weight="mlp.experts.down_proj",
-            feedforward__experts__gate__bias="mlp.experts.gate_up_proj_bias",
-            feedforward__experts__up__bias="mlp.experts.gate_up_proj_bias",
-            feedforward__experts__down__bias="mlp.experts.down_proj_bias",
-        ),
-        transposed=frozenset({f"feedforward.experts.{part}" for part in ("gate", "up", "down")}),
-        alternating=True,
-    ),
+    names=_NAMES.with_experts(GATE_UP, DOWN, transposed=True),
     gguf_change=_from_gguf,
     config_change=_from_config,
 )
-_PACKED = "mlp.experts.{}_proj_blocks"
 
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json``. The experts of the published files are MXFP4, as (outputs, inputs)."""
     decoder = _DECODER
-    if f"model.layers.0.{_PACKED.format('down')}" in checkpoint.tensors:
-        names = decoder.names.with_names(
-            feedforward__experts__gate__weight=_PACKED.format("gate_up"),
-            feedforward__experts__up__weight=_PACKED.format("gate_up"),
-            feedforward__experts__down__weight=_PACKED.format("down"),
-        )
-        decoder = replace(decoder, names=replace(names, transposed=frozenset()))
+    if f"model.layers.0.{DOWN}_blocks" in checkpoint.tensors:
+        decoder = replace(decoder, names=_NAMES.with_experts(f"{GATE_UP}_blocks", f"{DOWN}_blocks"))
     return decoder.from_config(checkpoint, config)
 
 
