@@ -96,7 +96,8 @@ class StandardDecoder:
     the same models.
 
     Attention: ``gguf_pairing`` is the order of rotary pairs in the rows of GGUF's q and k, ``pairing`` that of
-    config.json's models, ``base`` the rotary base if config.json does not say, ``rotated`` the fraction of a head's
+    config.json's models, ``base`` the rotary base if config.json does not say,
+    ``usual_positions`` the table ``rope_parameters`` if it has none, ``rotated`` the fraction of a head's
     values that are rotated if it does not say, ``partial`` whether it may say so if all are by default; ``rope_keys``
     are the keys of the base and of that fraction in files from before transformers 5.
     ``bias`` and ``output_bias`` are whether q, k and v, and the attention's output, have biases if the file does not
@@ -127,6 +128,7 @@ class StandardDecoder:
     gguf_pairing: Pairing = "half"
     pairing: Pairing = "half"
     base: float = 10_000.0
+    usual_positions: Mapping[str, object] = field(default_factory=dict)
     rotated: float = 1.0
     partial: bool = False
     rope_keys: tuple[str, str] = ("rope_theta", "partial_rotary_factor")
@@ -231,6 +233,8 @@ class StandardDecoder:
     def from_config(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read ``config.json``."""
         config, keys = config.known_as(self.aliases), {**KEYS, **self.keys}
+        if self.usual_positions and not (config.has("rope_parameters") or config.has("rope_scaling")):
+            config = replace(config, values={**config.values, "rope_parameters": self.usual_positions})
         keys.setdefault("output_bias", keys["bias"])
         width = config.count(keys["width"])
         default = next(name for name, kind in self.activations.items() if kind == self.activation)

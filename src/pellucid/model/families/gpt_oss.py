@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pellucid.model.common_metadata import except_every, slide, sliding_layers, yarn_magnitude
+from pellucid.model.common_metadata import except_every, slide, sliding_layers
 from pellucid.model.config import Config
 from pellucid.model.filled import Model
-from pellucid.model.positions import RotaryScaling
 from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
@@ -15,9 +14,7 @@ from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 from pellucid.weights.checkpoint import Checkpoint
 
 PATTERN = 2  # every second layer sees everything
-USUAL = RotaryScaling(
-    "yarn", 32.0, trained_context=4096, magnitude=yarn_magnitude(32.0), fast=32.0, slow=1.0, whole_pairs=False
-)
+POSITIONS = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
 LIMIT, SHARPNESS = 7.0, 1.702  # of the activations
 
 
@@ -33,19 +30,10 @@ def _clamped(spec: ModelSpec, limit: float, sharpness: float) -> ModelSpec:
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    if not config.has("rope_parameters") and not config.has("rope_scaling"):
-        spec = spec.change_attention(lambda _, attention: _usual_positions(attention))
     spec = _clamped(spec, config.number("swiglu_limit", LIMIT), config.number("swiglu_alpha", SHARPNESS))
     sliding = sliding_layers(config, except_every(PATTERN, len(spec.blocks)))
     window = config.count("sliding_window")
     return slide(spec, sliding, window)
-
-
-def _usual_positions(attention: Attention) -> Attention:
-    """The positions that transformers takes where the file states none."""
-    if attention.rotary is None:
-        return attention
-    return replace(attention, rotary=replace(attention.rotary, scaling=USUAL))
 
 
 def _unrounded(attention: Attention) -> Attention:
@@ -78,6 +66,7 @@ _DECODER = StandardDecoder(
     "gpt_oss",
     architecture="gpt-oss",
     base=150_000.0,
+    usual_positions=POSITIONS,
     norm=Norm("rms", 1e-5),
     bias=True,
     output_bias=True,

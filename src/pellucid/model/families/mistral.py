@@ -9,12 +9,19 @@ from dataclasses import replace
 
 from pellucid.model.common_metadata import yarn_magnitude
 from pellucid.model.config import Config
-from pellucid.model.positions import QueryScale, RotaryScaling
+from pellucid.model.positions import QueryScale
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 
 WINDOW = 4096  # if the file does not say
-USUAL = RotaryScaling("yarn", 16.0, trained_context=16_384, fast=32.0, slow=1.0)
+POSITIONS = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16_384,
+    "attention_factor": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
@@ -22,18 +29,7 @@ def _window(config: Config, spec: ModelSpec) -> ModelSpec:
     return spec if "sliding_window" in config.values else spec.with_attention(window=WINDOW)
 
 
-def _usual_positions(spec: ModelSpec) -> ModelSpec:
-    """The positions that transformers takes where the file of a Ministral states none."""
-    rotary = spec.attention.rotary
-    assert rotary is not None
-    return spec.with_attention(
-        rotary=replace(rotary, base=1e6, scaling=USUAL), query_scale=QueryScale(0.1, 16_384)
-    )
-
-
 def _scaled_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    if not config.has("rope_parameters") and not config.has("rope_scaling"):
-        return _usual_positions(spec)
     table = config.table("rope_parameters")
     table.value("max_position_embeddings")  # the context, once more
     beta = table.cap("llama_4_scaling_beta")
@@ -63,6 +59,7 @@ MINISTRAL3 = StandardDecoder(
     "ministral3",
     architecture="mistral3",
     norm=Norm("rms", 1e-5),
+    usual_positions=POSITIONS,
     gguf_pairing="interleaved",
     keys={"window": "sliding_window"},
     gguf_change=_scaled_gguf,
