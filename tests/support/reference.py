@@ -13,7 +13,6 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.ops import streams
 from pellucid.kernels.ops.mixture import route_reference
 from pellucid.kernels.recurrent import convolve, decay, scan
 from pellucid.model.filled import Model
@@ -75,6 +74,12 @@ def activated(ff: FeedForward, up: Array, gate: Array | None) -> Array:
         return gate / (1 + np.exp(-ff.sharpness * gate)) * (np.clip(up, -ff.limit, ff.limit) + 1)
     f = ACTIVATIONS[ff.activation]
     return f(up) if gate is None else f(gate) * up
+
+
+def as_large(x: Array, like: Array) -> Array:
+    """x (T, D) with the length of each row of ``like``; 1e-5 is the least mean square that is divided by."""
+    mine, wanted = ((one * one).mean(-1, keepdims=True) for one in (x, like))
+    return x * np.sqrt(wanted / np.maximum(mine, 1e-5))
 
 
 class Reference:
@@ -237,7 +242,8 @@ class Reference:
         up = self.linear(x, f"{at}.up", ff.bias)
         gate = ff.gate_scale * self.linear(x, f"{at}.gate", ff.bias) if ff.gated else None
         if gate is not None and ff.sparsity:
-            gate = streams.sparsify_reference(gate, NormalDist().inv_cdf(ff.sparsity))
+            cut = gate.mean(-1) + gate.std(-1) * NormalDist().inv_cdf(ff.sparsity)
+            gate = np.maximum(gate - cut[:, None], 0)
         hidden = activated(ff, up, gate)
         return ff.output_scale * self.linear(hidden, f"{at}.down", ff.bias)
 
@@ -314,7 +320,7 @@ class Reference:
     def spread(self, x: Array, kind: AltUp) -> Array:
         """The streams (T, S, D) of embeddings."""
         others = [self.linear(x, f"altup.{i}.project") for i in range(1, kind.streams)]
-        return np.stack([x, *(streams.match_reference(one, x) for one in others)], axis=1)
+        return np.stack([x, *(as_large(one, x) for one in others)], axis=1)
 
     def coefficients(self, x: Array, kind: AltUp, layer: int, what: str) -> Array:
         at = f"blocks.{layer}.altup"
@@ -325,7 +331,7 @@ class Reference:
         """The mean of the first stream and of the others, projected."""
         first = lanes[:, 0]
         others = [self.linear(lanes[:, i], f"altup.{i}.unembed") for i in range(1, kind.streams)]
-        return np.mean([first, *(streams.match_reference(one, first) for one in others)], axis=0)
+        return np.mean([first, *(as_large(one, first) for one in others)], axis=0)
 
     def rows(self, ids: Sequence[int]) -> Array:
         embedding = self.spec.embedding
@@ -358,7 +364,7 @@ class Reference:
                 continue
             if altup:
                 coefs = self.coefficients(lanes[:, altup.active], altup, i, "predict")
-                lanes = streams.predict_reference(lanes, coefs.reshape(len(x), altup.streams, -1))
+                lanes = lanes + coefs.reshape(len(x), altup.streams, -1) @ lanes
                 x = lanes[:, altup.active]
             mixer = at if kind.attention else f"blocks.{i}.recurrent"
             normed = self.norm(x, kind.norm, f"{mixer}.norm") if kind.laurel else x
@@ -372,7 +378,7 @@ class Reference:
                 x = self.sublayer(x, kind, ff, inside)
             if altup:
                 coefs = self.coefficients(x, altup, i, "correct")
-                lanes = streams.correct_reference(lanes, coefs, x, altup.active)
+                lanes = lanes + (1 + coefs)[:, :, None] * (x - lanes[:, altup.active])[:, None]
                 seen = lanes[:, altup.active]
                 seen = seen * self.weight(f"blocks.{i}.altup.scale.weight") if altup.scaled else seen
             if self.spec.per_layer:

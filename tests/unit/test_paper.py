@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pellucid.measure.cost import Rates
-from pellucid.measure.paper import known_papers, paper
+from pellucid.measure.paper import _active, known_papers, paper
+from pellucid.model.shapes import expected_shapes
+from pellucid.testing import planned_model
 
 PUBLISHED = {  # millions of parameters, and of those that a token uses
     "gpt2": (124.44, 124.44),
@@ -78,3 +80,10 @@ def test_a_token_reads_and_multiplies_what_it_uses() -> None:
     assert made.decode(fast) == pytest.approx(100)
     assert made.prefill(fast) == pytest.approx(1000)
     assert made.decode(Rates(read=1e30, multiply=made.multiply_adds * 7.0)) == pytest.approx(7)
+
+
+def test_of_a_table_of_layers_a_token_uses_a_row() -> None:
+    spec = planned_model("gemma3n").spec
+    shape = expected_shapes(spec)["per_layer.embed.weight"]
+    assert _active(spec, "per_layer.embed.weight", shape) == shape[1]
+    assert _active(spec, "embed.weight", (1000, 64)) == 64_000  # it is the output projection too

@@ -135,8 +135,9 @@ def _bytes(slot: str, shape: Shape, wanted: str) -> int:
 
 
 def _active(spec: ModelSpec, slot: str, shape: Shape) -> int:
-    """The parameters of a slot that a token uses: of the experts, those that are chosen; of the embedding, a row."""
-    if slot == "embed.weight" and spec.head and not spec.head.tied:
+    """The parameters of a slot that a token uses: of the experts, those that are chosen; of a table, a row."""
+    tied = spec.head is not None and spec.head.tied
+    if slot == "per_layer.embed.weight" or (slot == "embed.weight" and spec.head and not tied):
         return shape[-1]
     _, _, after = slot.partition("blocks.")
     kind = spec.blocks[int(after.split(".")[0])].feedforward if after else None

@@ -118,7 +118,11 @@ def switched_windows(config: Config, spec: ModelSpec, by_default: Callable[[int]
     default = [window > 0 and by_default(layer) for layer in range(len(spec.blocks))]
     sliding = sliding_layers(config, default)
     if any(sliding) and not window:
-        raise config.wrong("layer_types", "has sliding_attention, but use_sliding_window is off")
+        raise config.wrong(
+            "layer_types",
+            "has sliding_attention, but there is no window: set use_sliding_window to true and sliding_window to a "
+            "number",
+        )
     return slide(spec, sliding, window) if any(sliding) else spec
 
 

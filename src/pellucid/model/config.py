@@ -23,7 +23,8 @@ class Config:
     """A table of values, with the path for error messages. ``prefix`` is put before every key.
 
     ``read`` collects the full names of the keys that were read, so that ``model/unread_keys.py`` can find those that a
-    reader has left out. ``parent`` is the name of the table that contains this one, with a dot, or "".
+    reader has left out. ``parent`` is the name of the table that contains this one, with a dot, or "". ``aliases`` are
+    the names that the file has for keys, where these differ (``known_as``).
     """
 
     values: Mapping[str, Any]
@@ -31,6 +32,7 @@ class Config:
     prefix: str = ""
     parent: str = ""
     read: set[str] = field(default_factory=set, compare=False)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def under(self, prefix: str) -> Config:
         """The same table with another prefix."""
@@ -42,25 +44,31 @@ class Config:
         Raises:
             FileFormatError: both are there and differ.
         """
-        values = dict(self.values)
         for key, alias in aliases.items():
             self.agreed(key, self, alias)
-            if not self.has(key) and self.has(alias):
-                values[self.prefix + key] = self.values[self.prefix + alias]
-        return replace(self, values=values)
+        used = {key: alias for key, alias in aliases.items() if not self.has(key) and self.has(alias)}
+        return replace(self, aliases=used)
+
+    def _stored(self, key: str) -> str:
+        """A key's name in the table."""
+        return self.prefix + self.aliases.get(key, key)
 
     def name(self, key: str) -> str:
-        """A key's full name, with its table and its prefix."""
-        return f"{self.parent}{self.prefix}{key}"
+        """A key's full name, with its table and its prefix, as the file has it."""
+        return self.parent + self._stored(key)
 
     def value(self, key: str) -> Any:
         """The value as stored, or None if there is none. The key counts as read."""
         self.read.add(self.name(key))
-        return self.values.get(self.prefix + key)
+        return self.values.get(self._stored(key))
 
     def has(self, key: str) -> bool:
         """Whether there is a value; null counts as absent. The key does not count as read."""
-        return self.values.get(self.prefix + key) is not None
+        return self.values.get(self._stored(key)) is not None
+
+    def states(self, key: str) -> bool:
+        """Whether there is such a key, be its value null. The key does not count as read."""
+        return self._stored(key) in self.values
 
     def wrong(self, key: str, problem: str) -> FileFormatError:
         """The error about a key's value."""
@@ -104,7 +112,7 @@ class Config:
     def cap(self, key: str, default: float = 0.0) -> float:
         """A positive number, or 0 if the value is 0 or null: there is no cap. ``default``, if there is no such key."""
         value = self.value(key)
-        if self.prefix + key not in self.values:
+        if not self.states(key):
             return default
         return 0.0 if type(value) in (int, float) and value == 0 else self.number(key, 0.0)
 
@@ -160,13 +168,13 @@ class Config:
         value = self._get(key, None, check, f"a list of {count} numbers that are 0 or 1")
         return None if value is None else [bool(one) for one in value]
 
-    def numbers(self, key: str, limit: int) -> list[int]:
-        """A list of whole numbers from 0 to below ``limit``; empty if absent."""
+    def numbers(self, key: str, limit: int) -> set[int]:
+        """The whole numbers of a list, from 0 to below ``limit``; none if absent."""
 
         def check(v: Any) -> bool:
             return isinstance(v, list) and all(type(one) is int and 0 <= one < limit for one in v)
 
-        return list(self._get(key, [], check, f"a list of whole numbers from 0 to {limit - 1}"))
+        return set(self._get(key, [], check, f"a list of whole numbers from 0 to {limit - 1}"))
 
     def by_layer(self, key: str, layers: int) -> list[int]:
         """A whole number from 0 for each layer: a list of ``layers``, or one number for all."""
@@ -199,16 +207,21 @@ class Config:
         return tuple(math.inf if infinite(one) else float(one) for one in found)
 
     def deviations(self, key: str, count: int) -> list[float]:
-        """``count`` numbers of standard deviations, or minus infinity; empty if absent."""
+        """``count`` numbers of standard deviations, from -8 to 8 or minus infinity; empty if absent.
+
+        Within them, the normal distribution's quantiles are above 0 and below 1 in float64.
+        """
         import numpy as np
 
         def fine(one: Any) -> bool:
-            return isinstance(one, (int, float, np.number)) and (one == -math.inf or abs(float(one)) < 40)
+            number = isinstance(one, (int, float, np.number)) and not isinstance(one, bool)
+            return number and (one == -math.inf or -8 <= one <= 8)
 
         def check(v: Any) -> bool:
             return isinstance(v, (list, np.ndarray)) and len(v) == count and all(map(fine, v))
 
-        return [float(one) for one in self._get(key, [], check, f"a list of {count} numbers below 40")]
+        wanted = f"a list of {count} numbers from -8 to 8, or minus infinity"
+        return [float(one) for one in self._get(key, [], check, wanted)]
 
     def positives(self, key: str) -> list[float]:
         """A list of positive numbers."""

@@ -83,6 +83,8 @@ def _blocks(spec: ModelSpec) -> Iterator[str]:
         yield "several residual streams"
     if block.laurel:
         yield "learned residuals"
+    if block.scalar:
+        yield "a factor of each block's output"
 
 
 def _attention(spec: ModelSpec) -> Iterator[str]:
@@ -92,7 +94,7 @@ def _attention(spec: ModelSpec) -> Iterator[str]:
         (any(kind.qk_norm and not kind.qk_norm_whole for kind in kinds), "norms of each head"),
         (any(kind.qk_norm and kind.qk_norm_whole for kind in kinds), "norms of all heads"),
         (any(kind.window and not kind.chunked for kind in kinds), "windows"),
-        (any(kind.chunked for kind in kinds), "chunks"),
+        (any(kind.chunked for kind in kinds), "attention within chunks"),
         (any(kind.query_scale for kind in kinds), "queries that grow with the position"),
         (any(kind.clip for kind in kinds), "clipped queries, keys and values"),
         (any(kind.softcap for kind in kinds), "capped scores"),
@@ -124,6 +126,10 @@ def _feedforward(spec: ModelSpec) -> Iterator[str]:
     yield f"{feedforward(mixture.expert)} experts by {mixture.router.score}"
     if mixture.shared:
         yield "a shared expert"
+    if mixture.input_weights:
+        yield "weights on what experts read"
+    if mixture.norms:
+        yield "norms of router and experts"
     if not all(isinstance(kind, Mixture) for kind in kinds):
         yield "some layers without experts"
 

@@ -26,6 +26,7 @@ class Family:
     usual ones, and ``biases`` the tensors of GGUF files by which a reader sees that there are biases, where that is
     usual. ``pattern`` are the kinds of layers of a usual model, which repeat, under the key "pattern" of config.json;
     with ``kv_by_layer`` GGUF states the number of key/value heads of each layer, which is 0 without attention.
+    ``gguf_usual`` are metadata of GGUF that the reader takes with this value alone.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Family:
     biases: Sequence[str] = ()
     pattern: Sequence[str] = ()
     kv_by_layer: bool = False
+    gguf_usual: Mapping[str, int] = field(default_factory=dict)
 
     def readers(self, kind: str) -> Mapping[str, Reader]:
         """The readers for a kind of checkpoint, "gguf" or "safetensors"."""

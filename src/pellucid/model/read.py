@@ -165,7 +165,7 @@ def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
     """Refuse a file with more layers than its metadata states: the model would run without its last ones."""
     layers, pattern = len(model.spec.blocks), _layer_pattern(model)
     found = {int(match[1]) for name in checkpoint.tensors if (match := pattern.match(name))}
-    layers_in_file = max(found - _further_layers(checkpoint, model)) + 1
+    layers_in_file = max(found - _further_layers(checkpoint, model), default=-1) + 1
     if layers_in_file > layers:
         raise FileFormatError(
             checkpoint.path,

@@ -184,8 +184,7 @@ class SlotReader:
 
     Raises:
         UnsupportedModel: a tensor's format is not implemented, the joined tensors differ in format or columns, or a
-        vector
-            is cut inside a block; from ``read`` and ``values``: a quantised matrix would have to be transposed.
+            vector is cut inside a block; from ``read`` and ``values``: a quantised matrix would have to be transposed.
     """
 
     def __init__(self, checkpoint: Checkpoint, sources: Sequence[Slot]) -> None:
@@ -200,7 +199,8 @@ class SlotReader:
                     "must have one format and as many columns"
                 )
         for part, source in zip(self._parts, sources):
-            if len(part.shape) == 1 and any(row % self.form.block for row in source.rows or ()):
+            cut = source.step > 1 or any(row % self.form.block for row in source.rows or ())
+            if len(part.shape) == 1 and self.form.block > 1 and cut:
                 raise UnsupportedModel(
                     f"tensor {shown(source.tensor)} is stored as {self.form.name}, whose blocks of {self.form.block} "
                     "values cannot be cut: convert the file with its vectors as F32"

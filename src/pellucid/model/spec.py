@@ -94,9 +94,9 @@ class Attention:
     alibi: bool = False
     """Whether scores fall with the distance, with a slope for each head (Press et al. 2022)."""
     alibi_most: float = 8.0
-    """The exponent of the smallest slope, 2^-8."""
+    """The smallest slope is 2^-alibi_most (for a number of heads that is a power of two)."""
     alibi_scale: float = 1.0
-    """A factor of these slopes."""
+    """A factor of the slopes."""
     clip: float = 0.0
     """If not 0, queries, keys and values are kept between -clip and clip, before norms and positions."""
     sinks: bool = False
@@ -138,7 +138,8 @@ class FeedForward:
     gate_scale: float = 1.0
     output_scale: float = 1.0
     sparsity: float = 0.0
-    """The part of the gate's values that f does not see: of a normal distribution, those below a quantile count as 0
+    """A part p of the gate's values that is cut off: f sees max(0, gate - cut), where ``cut`` is the p-quantile of a
+    normal distribution with the mean and the deviation of the token's gate values; 0: f sees the gate
     (Gemma Team 2025, Gemma 3n).
     """
 
@@ -288,7 +289,7 @@ class PerLayer:
     sum_scale: float
     activation: Activation
     vocabulary: int = 0
-    """The table's rows, if it has fewer than the vocabulary; the tokens beyond have its first row."""
+    """The table's rows, if it has fewer than the vocabulary: tokens from there on take row 0. 0: as many rows."""
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ CHANGING: dict[str, Neutral] = {
     "num_key_value_heads": same_as("num_attention_heads"),
     "head_dim": _head_dim,
     "v_head_dim": either(same_as("head_dim"), _head_dim),
-    "position_embedding_type": only("rope", "rotary", "rope_gptj"),
+    "position_embedding_type": only("rope", "rotary"),
     "attention_type": only("original_full"),
     "sliding_window": _no_window,
     "sliding_window_pattern": _no_pattern,

@@ -19,6 +19,8 @@ from pellucid.runtime.cache_layout import LayerShape
 def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
     """out = attention(x), not yet added to the residual stream."""
     stage = f"blocks.{layer}.attention"
+    if kind.chunked and not (kind.causal and kind.window):
+        raise UnsupportedModel(f"{stage}: chunks are of causal attention, and have a number of tokens")
     if kind.latent:
         return _latent(builder, stage, kind, kind.latent, x, out)
     shape = _cached_shape(builder, stage, kind)
@@ -243,8 +245,8 @@ def place(
         "heads": count,
         "rows": COUNT[rows],
     }
-    shape, kernel = f"({LETTER[rows]}, {count}, {width}) → (T, {count}, {wanted})", KernelKey("heads")
-    partitions = {out: heads(count)}
+    shape = f"({LETTER[rows]}, {count}, {width}) → ({LETTER[rows]}, {count}, {wanted})"
+    kernel, partitions = KernelKey("heads"), {out: heads(count)}
     builder.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, partitions=partitions))
     return out
 

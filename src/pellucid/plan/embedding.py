@@ -22,7 +22,7 @@ def lookup(
 ) -> str:
     """Look up rows of a table: x = factor * table[index], or added to x.
 
-    ``index`` is a field of the step, or -1 for row 0. If there is a ``limit``, larger indices stand for row 0.
+    ``index`` is a field of the step, or -1 for row 0. If ``limit`` is not 0, indices from there on stand for row 0.
     """
     width, packed = builder.width_of(x), builder.layouts[slot]
     fields: dict[str, Value] = {

@@ -33,7 +33,7 @@ def feedforward(builder: Builder, stage: str, kind: FeedForward, x: str, out: st
 
 
 def _sparsify(builder: Builder, stage: str, x: str, part: float) -> None:
-    """x = what is above a quantile of each row, as if its values were of a normal distribution."""
+    """x = max(0, x - cut): ``cut`` is a row's quantile ``part``, if its values are normally distributed."""
     deviations = NormalDist().inv_cdf(part)
     builder.in_place(stage, "sparsify", x, count=builder.count_of(x), deviations=deviations)
 

@@ -258,7 +258,7 @@ def _gguf_metadata(
         own["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in kinds]
         own |= dict.fromkeys(SLIDING_HEAD_KEYS, dims["head_dim"])
         own["embedding_length_per_layer_input"] = CONFIG_USUAL["hidden_size_per_layer_input"]
-    own |= {**dict.fromkeys(HEAD_KEYS, dims["head_dim"]), **USUAL}
+    own |= {**dict.fromkeys(HEAD_KEYS, dims["head_dim"]), **USUAL, **family.gguf_usual}
     if "rank" in family.keys:  # what the cache holds, as llama.cpp states it
         rank, rotated = dims["rank"], dims["rotated_dim"]
         lengths = (rank + rotated, rank, rotated)

@@ -3,8 +3,8 @@
     {name}_blocks   (..., N, 16) uint8   32 values of 4 bits in each block; a byte holds two that follow each other
     {name}_scales   (..., N)     uint8   the exponent of each block
 
-In gpt-oss (OpenAI 2025) they are MXFP4. ``JoinedCheckpoint`` has "{name}_blocks" with the format MXFP4 and the shape
-(..., 32 N), whose bytes are in the order of GGUF's blocks; it puts them together as they are read.
+The published files of gpt-oss (OpenAI 2025) are such: MXFP4. ``JoinedCheckpoint`` has one tensor "{name}_blocks" of
+format MXFP4 and shape (..., 32 N). Its bytes are GGUF's blocks; they are made as they are read.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ def joined(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint, or a `JoinedCheckpoint` over it if ``config.json`` says that its weights are MXFP4.
 
     Raises:
-        FileFormatError: blocks and scales do not belong together.
+        FileFormatError: blocks and scales do not belong together. The checkpoint is closed.
     """
     stated = checkpoint.metadata.get("quantization_config")
     if not isinstance(stated, Mapping) or stated.get("quant_method") != METHOD:
         return checkpoint
-    return JoinedCheckpoint(checkpoint)
+    try:
+        return JoinedCheckpoint(checkpoint)
+    except FileFormatError:
+        checkpoint.close()
+        raise
 
 
 class JoinedCheckpoint:

@@ -26,6 +26,7 @@ from support.tiny import (
 from pellucid.errors import CacheFull, FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import known_families
+from pellucid.model.slots import SlotReader
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.weights.open import open_checkpoint
@@ -528,3 +529,70 @@ def test_fused_experts_are_their_rows() -> None:
     ups = model.sources("blocks.0.feedforward.experts.up.weight")
     assert [one.rows for one in gates[:2]] == [(0, inner), (2 * inner, 3 * inner)]
     assert [one.rows for one in ups[:2]] == [(inner, 2 * inner), (3 * inner, 4 * inner)]
+
+
+def test_sparsities_of_a_gguf_are_quantiles() -> None:
+    checkpoint = GGUF["gemma3n"]()
+    layers, key = checkpoint.metadata["gemma3n.block_count"], "gemma3n.activation_sparsity_scale"
+    assert layers == 2
+    for stated, wanted in (([-np.inf, 1.6448536], [0.0, 0.95]), ([8.0, -8.0], [1.0, 0.0])):
+        checkpoint.metadata[key] = stated
+        found = [block.feedforward.sparsity for block in checkpoint.read().spec.blocks]
+        assert found == pytest.approx(wanted, abs=1e-6)
+        checkpoint.lower()
+    for value in (8.4, 39.0, -9.0, np.nan, np.inf, True, "1"):
+        checkpoint.metadata[key] = [value] * layers
+        refused(checkpoint, key, "from -8 to 8")
+
+
+def test_a_file_without_any_block() -> None:
+    checkpoint = Metadata.of(TINY["llama"])
+    checkpoint.tensors = {name: one for name, one in checkpoint.tensors.items() if ".layers." not in name}
+    refused(checkpoint, "model.layers.0.", "missing")
+
+
+def test_pairs_of_rotary_positions_that_only_cohere_has() -> None:
+    for family in ("llama", "mistral"):
+        checkpoint = Metadata.of(TINY[family]).changed(position_embedding_type="rope_gptj")
+        refused(checkpoint, "position_embedding_type", kind=UnsupportedModel)
+    Metadata.of(TINY["cohere2"]).changed(position_embedding_type="rope_gptj").lower()
+    refused(
+        Metadata.of(TINY["cohere2"]).changed(position_embedding_type="alibi"), "alibi", kind=UnsupportedModel
+    )
+
+
+def test_chunks_of_a_gguf_are_8192_tokens() -> None:
+    checkpoint, key = GGUF["llama4"](), "llama4.attention.sliding_window"
+    for value, wanted in ((8192, {0, 8192}), (0, {0})):
+        checkpoint.metadata[key] = value
+        assert {one.window for one in checkpoint.read().spec.attentions} <= wanted
+    checkpoint.metadata[key] = 4096
+    refused(checkpoint, key, "4,096", "8,192")
+
+
+def test_an_error_has_the_name_that_the_file_has() -> None:
+    checkpoint = Metadata.of(TINY["gpt2"])
+    width = checkpoint.metadata.pop("n_embd")
+    assert checkpoint.changed(hidden_size=width).read().spec.embedding.width == width
+    refused(checkpoint.changed(hidden_size="wide"), "hidden_size: is 'wide'")
+    refused(checkpoint.changed(hidden_size=width, n_embd=width + 1), "hidden_size", "n_embd")
+
+
+def test_windows_that_nothing_switches_on() -> None:
+    checkpoint = Metadata.of(TINY["qwen2-window"]).changed(use_sliding_window=False)
+    refused(checkpoint, "layer_types", "set use_sliding_window to true")
+
+
+def test_limits_of_a_step_are_shown() -> None:
+    checkpoint = Metadata.of(TINY["nemotron_h"]).changed(time_step_limit=[0.0, 0.5])
+    refused(checkpoint, "time_step_limit is [0.0, 0.5]", kind=UnsupportedModel)
+
+
+def test_biases_in_blocks_cannot_alternate() -> None:
+    """gpt-oss's biases of gates and ups are every second value."""
+    checkpoint = Metadata.of(TINY["gpt_oss"])
+    at = "model.layers.0.mlp.experts.gate_up_proj_bias"
+    checkpoint.tensors[at] = replace(checkpoint.tensors[at], format="Q8_0")
+    sources = checkpoint.read().sources("blocks.0.feedforward.experts.gate.bias")
+    with pytest.raises(UnsupportedModel, match="cannot be cut"):
+        SlotReader(checkpoint, sources)

@@ -71,17 +71,22 @@ def test_logits_of_published_mxfp4() -> None:
     np.testing.assert_allclose(got, wanted, rtol=0, atol=3e-4 * np.ptp(wanted))
 
 
+ROUNDED_MORE = {"falcon-alibi-odd": (3e-3, 3e-4), "gemma4_moe-odd": (4e-3, 4e-4)}
+"""Models in which more is rounded the other way: the largest and the mean difference."""
+
+
 @pytest.mark.parametrize("name", FLOATS)
 def test_logits_with_keys_and_values_in_float16(name: str) -> None:
-    """float16 is the default with floating-point weights. A value may be rounded the other way: measured 3.1e-3."""
+    """float16 is the default with floating-point weights. A value may be rounded the other way: measured 2.2e-3."""
     ids, wanted = golden(name)
     with opened(TINY[name]) as (checkpoint, model), model_runner(TINY[name], activation_bits=8) as net:
         assert {layer.kv_dtype for layer in net.plan.layers if isinstance(layer, LayerShape)} == {"f16"}
         got = net.forward([Chunk(BlockTable(), ids, outputs=len(ids))])
         difference = np.abs(got - Reference(checkpoint, model, as_float16).logits(ids))
     scale = max(1.0, float(np.abs(wanted).max()) / 12)  # the difference grows with the logits
-    assert difference.max() < 4e-3 * scale
-    assert difference.mean() < 4e-4 * scale
+    most, mean = ROUNDED_MORE.get(name, (3e-3, 2e-4))
+    assert difference.max() < most * scale
+    assert difference.mean() < mean * scale
     # Rounding may decide a tie of a router's scores: the token then has other experts.
     other_experts = 2 if any(isinstance(block.feedforward, Mixture) for block in model.spec.blocks) else 0
     if model.spec.attention.latent and other_experts:  # one number of the cache is that of all heads

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,16 @@ def written(folder: Path, **tensors: tuple[str, np.ndarray]) -> Path:
 def random_pair() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(3)
     return rng.integers(0, 256, (*SHAPE, 16), np.uint8), rng.integers(100, 150, SHAPE, np.uint8)
+
+
+def opened_files() -> list[str]:
+    """The paths of this process's open files."""
+    links = Path("/proc/self/fd").glob("*") if Path("/proc/self/fd").exists() else []
+    found = []
+    for link in links:
+        with suppress(OSError):  # the folder itself
+            found.append(os.readlink(link))
+    return found
 
 
 def decoded(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -87,5 +99,42 @@ def test_pairs_that_do_not_fit(tmp_path: Path, blocks: Any, scales: Any, said: s
         name: (kind, np.zeros(shape, sizes[kind]))
         for name, (kind, shape) in (("w_blocks", blocks), ("w_scales", scales))
     }
+    folder = written(tmp_path, **made)
     with pytest.raises(FileFormatError, match=said):
-        open_checkpoint(written(tmp_path, **made))
+        open_checkpoint(folder)
+    assert not [one for one in opened_files() if one.startswith(str(folder))]
+
+
+def test_blocks_without_scales_are_a_tensor_of_bytes(tmp_path: Path) -> None:
+    blocks, scales = random_pair()
+    with_one = open_checkpoint(written(tmp_path, w_blocks=("U8", blocks), v_scales=("U8", scales)))
+    assert with_one.tensors["w_blocks"].format == "U8"
+    assert with_one.tensors["w_blocks"].shape == blocks.shape
+    assert bytes(with_one.data("w_blocks")) == blocks.tobytes()
+    with_one.close()
+
+
+def test_pairs_without_experts(tmp_path: Path) -> None:
+    made = {
+        "w_blocks": ("U8", np.zeros((0, 5, 2, 16), np.uint8)),
+        "w_scales": ("U8", np.zeros((0, 5, 2), np.uint8)),
+    }
+    empty = open_checkpoint(written(tmp_path, **made))
+    assert empty.tensors["w_blocks"].shape == (0, 5, 64)
+    assert empty.data("w_blocks").size == 0
+    empty.close()
+
+
+def test_a_pair_in_two_files(tmp_path: Path) -> None:
+    """Blocks and scales of the published files may be in different shards."""
+    blocks, scales = random_pair()
+    written(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    files = {"one.safetensors": ("w_blocks", blocks), "two.safetensors": ("w_scales", scales)}
+    for file, (name, array) in files.items():
+        (tmp_path / file).write_bytes(safetensors({name: ("U8", array.shape, array.tobytes())}))
+    index = {"weight_map": {name: file for file, (name, _) in files.items()}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    sharded = open_checkpoint(tmp_path)
+    assert np.array_equal(decode(sharded, "w_blocks"), decoded(blocks, scales))
+    sharded.close()

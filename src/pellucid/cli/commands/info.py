@@ -62,13 +62,14 @@ def _feedforward(kind: FeedForward | Mixture) -> str:
 def _layers(spec: ModelSpec) -> dict[str, str]:
     """The attention, the recurrent layers and the feed-forward of a model, as far as it has them."""
     from pellucid.model.describe import recurrent as kind_of
+    from pellucid.model.spec import Mixture
 
     found = {}
     recurrent = [block.recurrent for block in spec.blocks if block.recurrent]
     if spec.attentions:
         attention, window = spec.attention, max(one.window for one in spec.attentions)
         of_chunk = any(one.chunked for one in spec.attentions)
-        seen = f"their chunk of {window} tokens" if of_chunk else f"{window} tokens back"
+        seen = f"their own chunk of {window} tokens" if of_chunk else f"{window} tokens back"
         sharing = sum(one.shared is not None for one in spec.attentions)
         found["attention"] = (
             (f"in {len(spec.attentions)} blocks, " if len(spec.attentions) < len(spec.blocks) else "")
@@ -79,11 +80,16 @@ def _layers(spec: ModelSpec) -> dict[str, str]:
         )
     if recurrent:
         found["recurrent"] = f"in {len(recurrent)} blocks, {kind_of(recurrent[0])}"
+    if spec.altup:
+        found["residual"] = f"{spec.altup.streams} streams, of which each block changes one"
     if spec.per_layer:
         found["per layer"] = f"embeddings of {spec.per_layer.width} for each block"
     kinds = [block.feedforward for block in spec.blocks if block.feedforward]
+    mixtures = [kind for kind in kinds if isinstance(kind, Mixture)]
     if kinds:
-        found["feed-forward"] = _feedforward(kinds[-1])
+        found["feed-forward"] = _feedforward((mixtures or kinds)[-1])
+        if mixtures and len(mixtures) < len(kinds):
+            found["feed-forward"] += f", in {len(mixtures)} of {len(spec.blocks)} blocks"
     return found
 
 
@@ -110,6 +116,7 @@ def _model(name: str) -> dict[str, Any]:
         "parameters": f"{parameters / 1e6:.1f} million",
         "context": spec.context,
         "width": spec.embedding.width,
+        **({"embedding": f"{spec.embedding.narrow}, widened"} if spec.embedding.narrow else {}),
         "vocabulary": spec.embedding.vocabulary,
         "blocks": len(spec.blocks),
         "sampling": ", ".join(f"{name} {value:g}" for name, value in recommended(checkpoint).items())

@@ -1,4 +1,6 @@
-"""Alternating updates (Baykal et al. 2023, AltUp): a model keeps S residual streams, of which its blocks change one.
+"""What Gemma 3n computes beside attention and feed-forward: alternating updates, and sparse gates.
+
+Alternating updates (Baykal et al. 2023, AltUp): the model keeps S residual streams, of which a block changes one.
 
 predict      predicted[i] = streams[i] + sum over j of coefs[i, j] streams[j]    (T, S, D) -> (T, S, D)
              x = predicted[active]                                                         -> (T, D)
@@ -6,9 +8,10 @@ correct      streams[i] = predicted[i] + (1 + coefs[i]) (x - predicted[active]) 
              out = scale * streams[active]                                                 -> (T, D)
 spread       streams[i] += x, of all but the first                               (T, S, D), in place
 match        x *= rms(like) / rms(x)                                             (R, D), in place
-sparsify     x = max(0, x - mean - deviations * standard deviation of the row)   (T, N), in place
 
-The last is no part of AltUp; it leaves the largest values of a feed-forward (Gemma Team 2025, Gemma 3n).
+Sparse gates (Gemma Team 2025, Gemma 3n): only the largest gate values of a token stay.
+
+sparsify     x = max(0, x - mean - deviations * standard deviation of the row)   (T, N), in place
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     pattern = except_every(config.count("sliding_window_pattern", PATTERN), len(spec.blocks))
     window = config.count("sliding_window")
+    config.refuse("position_embedding_type", "rope_gptj", "rope", "rotary")
     return _mixed(spec, sliding_layers(config, pattern), window, config.number("logit_scale", 0.0625))
 
 

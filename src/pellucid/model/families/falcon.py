@@ -46,7 +46,8 @@ def _from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json``: three arrangements of the norms, three numbers of key/value heads."""
-    # ALiBi's values are scaled with the scores. transformers rounds each slope times a position to bfloat16 before.
+    # The biases of ALiBi are multiplied by the scale of the scores. Before that, transformers rounds slope times
+    # position to bfloat16; this is not done here.
     alibi = config.flag("alibi", False)
     if alibi:
         rope_parameters(config)  # stated all the same

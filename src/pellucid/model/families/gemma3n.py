@@ -1,5 +1,5 @@
 """Gemma 3n, text (Gemma Team 2025): several residual streams, a learned residual beside attention, embeddings for each
-layer, keys and values that later layers share, and gates of which few values are used.
+layer, keys and values that later layers share, sparse gates.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ def _spec(
 
 
 def _altup(config: Config, count: str, active: str, *, scaled: bool) -> AltUp:
+    """The streams, from the keys of their number and of the active one."""
     streams = config.count(count, STREAMS, limit=MOST_STREAMS)
     which = config.amount(active)
     if which >= streams:
@@ -121,6 +122,7 @@ def _altup(config: Config, count: str, active: str, *, scaled: bool) -> AltUp:
 
 
 def _widths(config: Config, layers: int) -> list[int]:
+    """The width of each layer's feed-forward."""
     widths = config.by_layer("intermediate_size", layers)
     if not all(widths):
         raise config.wrong("intermediate_size", "must be above 0 in each layer")

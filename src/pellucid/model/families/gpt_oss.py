@@ -37,7 +37,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _unrounded(attention: Attention) -> Attention:
-    """The model was trained so; GGUF files cannot say it, and llama.cpp rounds."""
+    """YaRN interpolates from a fraction of a rotary pair on, as in training. GGUF cannot say so; llama.cpp rounds."""
     rotary = attention.rotary
     if rotary is None or rotary.scaling is None:
         return attention

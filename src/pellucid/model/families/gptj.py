@@ -32,7 +32,7 @@ def _rotated(config: Config, spec: ModelSpec) -> ModelSpec:
     """``rotary_dim`` is how many of a head's values are rotated."""
     attention = spec.attention
     assert attention.rotary is not None
-    usual = attention.head_dim if "rotary_dim" in config.values else min(ROTATED, attention.head_dim)
+    usual = attention.head_dim if config.states("rotary_dim") else min(ROTATED, attention.head_dim)
     dims = even(config, "rotary_dim", config.count("rotary_dim", usual, limit=attention.head_dim))
     return spec.with_attention(rotary=replace(attention.rotary, dims=dims))
 

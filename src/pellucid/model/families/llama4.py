@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pellucid.errors.messages import brief
 from pellucid.model.common_metadata import except_every, slide
 from pellucid.model.config import Config
 from pellucid.model.positions import QueryScale
@@ -16,6 +17,7 @@ from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import TRANSFORMERS
 
 INTERVAL, CHUNK = 4, 8192  # every fourth layer has no positions; the others see a chunk
+WINDOW = "attention.sliding_window"
 FLOOR, GROWTH = 8192, 0.1  # of the queries without positions
 MOST_LAYERS = 1000
 WITHOUT_NORMS = 128  # experts: the number by which llama.cpp knows the model whose heads have no norms
@@ -61,7 +63,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     rotated = except_every(interval, layers)
     if config.value("no_rope_layers") not in (None, []):  # the published list is empty
         rotated = config.switches("no_rope_layers", layers) or rotated
-    chunk = config.amount("attention_chunk_size") if "attention_chunk_size" in config.values else CHUNK
+    chunk = config.amount("attention_chunk_size") if config.states("attention_chunk_size") else CHUNK
     kinds = {"chunked_attention": True, "full_attention": False}
     chunked = config.each("layer_types", kinds, layers) or [chunk > 0 and one for one in rotated]
     if any(chunked) and not chunk:
@@ -69,18 +71,23 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     scale = QueryScale(config.number("attn_scale", GROWTH), config.count("floor_scale", FLOOR), offset=1)
     tuned = config.value("attn_temperature_tuning")  # older files have a number
     if not isinstance(tuned, (bool, int, type(None))):
-        raise config.wrong("attn_temperature_tuning", "must be true, false or a whole number")
+        raise config.wrong(
+            "attn_temperature_tuning", f"is {brief(tuned)}; it must be true, false or a whole number"
+        )
     spec = slide(spec, chunked, chunk, chunked=True)
     spec = _positions(spec, rotated, config.flag("use_qk_norm", True), None if tuned in (False, 0) else scale)
     sparse = _every(config, layers)
     if config.has("moe_layers"):
-        sparse = [layer in config.numbers("moe_layers", MOST_LAYERS) for layer in range(layers)]
+        with_experts = config.numbers("moe_layers", MOST_LAYERS)
+        sparse = [layer in with_experts for layer in range(layers)]
     return _mixtures(spec, sparse, FeedForward(config.count("intermediate_size_mlp"), "silu", gated=True))
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     layers, experts = len(spec.blocks), config.amount("expert_count")
-    chunk = not config.has("attention.sliding_window") or config.amount("attention.sliding_window") > 0
+    chunk = config.amount(WINDOW) if config.has(WINDOW) else CHUNK
+    if chunk not in (0, CHUNK):  # llama.cpp takes any other number as this one
+        raise config.wrong(WINDOW, f"is {chunk:,}; it must be 0 or {CHUNK:,}")
     rotated = except_every(INTERVAL, layers) if chunk else [True] * layers
     scale = QueryScale(GROWTH, FLOOR, offset=1) if chunk else None
     if chunk:
@@ -90,7 +97,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     return _mixtures(spec, sparse, FeedForward(config.count("feed_forward_length"), "silu", gated=True))
 
 
-LLAMA4 = StandardDecoder(
+_DECODER = StandardDecoder(
     "llama4",
     model_type="llama4_text",
     gguf_pairing="interleaved",
@@ -114,4 +121,5 @@ LLAMA4 = StandardDecoder(
     ),
     gguf_change=_from_gguf,
     config_change=_from_config,
-).family()
+)
+LLAMA4 = replace(_DECODER.family(), gguf_usual={WINDOW: CHUNK})

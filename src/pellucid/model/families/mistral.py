@@ -25,8 +25,8 @@ POSITIONS = {
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
-    """A null is no window."""
-    return spec if "sliding_window" in config.values else spec.with_attention(window=WINDOW)
+    """A window if the file does not say; a null is none."""
+    return spec if config.states("sliding_window") else spec.with_attention(window=WINDOW)
 
 
 def _scaled_config(config: Config, spec: ModelSpec) -> ModelSpec:

@@ -60,9 +60,11 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     config.refuse("moe_latent_size")
     for key in ("mlp_bias", "attention_bias"):  # transformers has no such biases
         config.refuse(key, False)
-    if config.several("time_step_limit", (0.0, math.inf)) != (0.0, math.inf):
+    limit = config.several("time_step_limit", (0.0, math.inf))
+    if limit != (0.0, math.inf):
         raise UnsupportedModel(
-            f"{config.path.name}: time_step_limit is not supported: transformers ignores it"
+            f"{config.path.name}: {config.name('time_step_limit')} is {list(limit)}; it must be [0, Infinity] or left "
+            "out: transformers ignores it"
         )
     if config.count("n_shared_experts", 1) != 1:
         raise config.wrong(
