@@ -24,7 +24,6 @@ from pellucid.engine.embedding import EmbeddingTask, batches
 from pellucid.engine.inputs import Inputs, Message, PromptInput
 from pellucid.engine.model_runner import ModelRunner, StepLimits
 from pellucid.engine.output import Beams, Generation, Score
-from pellucid.engine.prefix_cache import PrefixCache
 from pellucid.engine.request import Request, RequestGroup
 from pellucid.engine.scoring import score
 from pellucid.errors import InvalidRequest
@@ -79,7 +78,6 @@ class LLM:
         self.recommended = dict(recommended or {})
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
         self._embedding_lock = threading.Lock()
-        self._prefixes = PrefixCache(runner)
 
     def __repr__(self) -> str:
         return f"LLM({self.spec!r}, threads {self.runner.threads}, from {shown(str(self.checkpoint.path))})"
@@ -185,14 +183,14 @@ class LLM:
         known = BeamOptions.__dataclass_fields__
         own = {name: options.pop(name) for name in list(options) if name in known}
         parsed, beams = Options.of(known, **options), BeamOptions(**own)
-        return search_beams(self.runner, self.inputs, self._prefixes, prompt, parsed, beams)
+        return search_beams(self.runner, self.inputs, prompt, parsed, beams)
 
     def _options(self, asked: Mapping[str, Any]) -> Options:
         """The options of a generation: what is asked for, and beyond that what the file recommends."""
         return Options.of(**with_recommended(asked, self.recommended))
 
     def _request_group(self, prompt: PromptInput, options: Options, chains: list[Chain]) -> RequestGroup:
-        return RequestGroup(self.runner, self.inputs, self._prefixes, prompt, options, chains)
+        return RequestGroup(self.runner, self.inputs, prompt, options, chains)
 
     def score(self, text: PromptInput, *, given: str | None = None, top: int = 0) -> Score:
         """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at its position.
@@ -207,12 +205,12 @@ class LLM:
         """
         top = CHECKS["logprobs"]("top", top)
         ids, unscored = self.inputs.scored(text, given)
-        lease = self._prefixes.acquire([])
+        first = max(unscored, 1)
+        table = self.runner.find_prefix(ids, first - 1)
         try:
-            size = self.inputs.vocabulary
-            logprobs = score(self.runner, lease.table, ids, top, size, max(unscored, 1))
+            logprobs = score(self.runner, table, ids, top, self.inputs.vocabulary, first)
         finally:
-            self._prefixes.release(lease, ids)
+            self.runner.release(table, tokens=ids)
         return Score(ids, logprobs)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:

@@ -113,6 +113,17 @@ def test_after_any_truncation_and_refill(model: Model, turns: list[tuple[int, in
         play.step({0: play.left(0)})
 
 
+@pytest.mark.parametrize("counts", [(128, 15), (64, 64, 1), (100,), (7,) * 13])
+def test_after_what_an_earlier_text_has_left(model: Model, counts: tuple[int, ...]) -> None:
+    with Play(model, 2) as play:
+        for count in counts:
+            play.step({0: count, 3: 1})
+        assert play.begin_again(0) == sum(counts)
+        play.step({0: 5, 3: 1})
+        assert play.begin_again(0) == sum(counts) + 5
+        play.step({0: play.left(0)})
+
+
 def test_on_scattered_pages_that_others_have_used(model: Model) -> None:
     with Play(model) as play:
         for _ in range(5):  # the sequences take pages in turn

@@ -75,6 +75,7 @@ class Play:
     def __exit__(self, *_: object) -> None:
         for which in range(len(LENGTHS)):
             self.cut(which, 0)
+        self.net.empty_prefix_cache()
         assert self.net.cache.free_pages == self.net.cache.pages
 
     def step(self, counts: Mapping[int, int]) -> None:
@@ -97,6 +98,13 @@ class Play:
         """Truncate a sequence to ``length`` tokens."""
         sequence = self.sequences[which]
         self.net.truncate(sequence, min(length, sequence.length))
+
+    def begin_again(self, which: int) -> int:
+        """End a sequence, and begin it with what the prefix cache has of it. Returns how many tokens these are."""
+        tokens = self.model.tokens[which]
+        self.net.release(self.sequences[which], tokens=tokens)
+        self.sequences[which] = self.net.find_prefix(tokens, len(tokens) - 1)
+        return self.sequences[which].length
 
     def left(self, which: int) -> int:
         """The number of tokens that a sequence has left."""

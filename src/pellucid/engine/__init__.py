@@ -1,8 +1,7 @@
-"""Tasks that need the model, the model runner that executes their steps, and the prefix cache.
+"""Tasks that need the model, and the model runner that executes their steps.
 
 inputs.py           texts, chat messages and sentences → checked token ids
 model_runner.py     ``ModelRunner``: a plan bound to weights, memory, cache and threads
-prefix_cache.py     the last request's block table, for a prompt that begins in the same way
 prefill.py          prefill of a prompt, in chunks
 sequence.py         one text: logits → token → text, and whether it ends
 generation.py       the task that continues one prompt with several sequences

@@ -12,7 +12,6 @@ from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
 from pellucid.engine.prefill import Prefill
-from pellucid.engine.prefix_cache import PrefixCache
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.pipeline import ChunkOutput
@@ -55,14 +54,14 @@ class BeamSearchTask:
             logits = self._prefill.take(outputs, seconds)
             if logits is None:
                 return
-            outputs, self._tables = [logits], [self._runner.fork(self._prefill.lease.table)]
+            outputs, self._tables = [logits], [self._runner.fork(self._prefill.table)]
         running = self._beams.step(list(np.concatenate(outputs)))
         yield running
         if not self._beams.done:
             self._tables = _fork_tables(self._runner, self._tables, [beam.parent for beam in running])
 
     def close(self) -> None:
-        """Free the beams' pages, and return the prompt's block table to the prefix cache."""
+        """Free the beams' pages, and leave the prompt's block table to the prefix cache."""
         self._runner.release(*self._tables)
         self._prefill.close(self._prefill.ids)
 
@@ -84,7 +83,6 @@ def _fork_tables(runner: ModelRunner, tables: list[BlockTable], parents: list[in
 def search_beams(
     runner: ModelRunner,
     inputs: Inputs,
-    prefixes: PrefixCache,
     prompt: PromptInput,
     options: Options,
     beams: BeamOptions,
@@ -117,7 +115,7 @@ def search_beams(
         )
     sampler = chain.start(tokenizer, ids, ends, spare_core=runner.idle_core, vocabulary=size)
     search = BeamSearch(beams, sampler, ends, limit)
-    prefill, times = Prefill(runner, prefixes, ids, None, size), list[float]()
+    prefill, times = Prefill(runner, ids, None, size), list[float]()
     task, start = BeamSearchTask(runner, prefill, search), time.perf_counter()
     try:
         for _ in pipeline.run(runner, task):

@@ -15,7 +15,7 @@ class GenerationTask:
     """A task that reads a prompt, then continues it with several sequences. Yields (sequence number, token output).
 
     ``begin`` makes the sequences at the first step, when their time limits start. The first sequence continues in the
-    prompt's own block table, which returns to the prefix cache; the others continue in forks of it.
+    prompt's own block table, which is left to the prefix cache; the others continue in forks of it.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class GenerationTask:
 
     def _fork(self, logits: ChunkOutput) -> list[ChunkOutput]:
         """Give each sequence its block table and the logits after the prompt."""
-        self._prefilled, table = True, self.prefill.lease.table
+        self._prefilled, table = True, self.prefill.table
         self._sequences[0].table = table
         for sequence in self._sequences[1:]:
             sequence.table = self._runner.fork(table)
         return [logits] * len(self._sequences)
 
     def close(self, tokens: Sequence[int]) -> None:
-        """Free the pages of all sequences but the first, whose block table returns to the prefix cache.
+        """Free the pages of all sequences but the first, whose block table is left to the prefix cache.
 
         ``tokens`` are those of the prompt and of the first sequence.
         """

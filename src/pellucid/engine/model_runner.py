@@ -24,9 +24,13 @@ from pellucid.runtime.batch import Chunk, StepArrays
 from pellucid.runtime.cache import BlockTable, KVCache, page_counts
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.runtime.executor import Executor, Program, usable_cores
-from pellucid.runtime.memory import CACHE_LINE, address
+from pellucid.runtime.memory import CACHE_LINE, address, machine_bytes
+from pellucid.runtime.prefix_cache import PrefixCache
 from pellucid.weights.checkpoint import Checkpoint
 
+KEPT = 16
+"""The part of the machine's memory, one in so many, that the prefix cache may take."""
+LEAST_KEPT = 256 << 20  # bytes, if the machine's memory is unknown
 SMALL = 4  # up to so many tokens, a step takes longer to read the weights than to multiply by them
 
 
@@ -61,6 +65,7 @@ class ModelRunner:
         pages = -(-limits.context // PAGE)
         counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
         self.cache = KVCache(plan.layers, counts)
+        self._prefixes = PrefixCache(self.cache, machine_bytes() // KEPT or LEAST_KEPT)
         scratch = max(
             (
                 ScratchLayout(layer.head_dim, layer.value_dim).bytes(limits.context)
@@ -85,7 +90,7 @@ class ModelRunner:
         self._outputs = places(plan, At(plan.output))
         self._executor = Executor(threads)
         self._lock = threading.Lock()
-        self._released: deque[BlockTable] = deque()
+        self._released: deque[tuple[BlockTable, Sequence[int]]] = deque()
 
     @property
     def threads(self) -> int:
@@ -230,13 +235,34 @@ class ModelRunner:
             self.drain()
             return self.cache.truncate(table, length)
 
-    def release(self, *tables: BlockTable) -> None:
+    def find_prefix(self, ids: Sequence[int], most: int) -> BlockTable:
+        """A block table of the longest beginning of ``ids``, of at most ``most`` tokens, that the cache holds."""
+        with self._lock:
+            self.drain()
+            return self._prefixes.find(ids, most)
+
+    def keep_prefix(self, table: BlockTable, tokens: Sequence[int]) -> None:
+        """Let other texts use the whole pages of a block table that grows; ``tokens`` begin with its own."""
+        with self._lock:
+            self.drain()
+            self._prefixes.insert(table, tokens, grows=True)
+
+    def empty_prefix_cache(self) -> None:
+        """Free all pages that no running sequence uses."""
+        with self._lock:
+            self.drain()
+            self._prefixes.clear()
+
+    def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
         """Free all pages of block tables that are no longer used: now, or before the next step.
+
+        With ``tokens``, which begin with those of a block table, its pages stay in the prefix cache until they are
+        needed.
 
         This never waits for a lock, so it may run when a generator is closed: the garbage collector does that at any
         time, even during a step.
         """
-        self._released.extend(tables)
+        self._released.extend((table, tokens) for table in tables)
         if self._lock.acquire(blocking=False):
             try:
                 self.drain()
@@ -246,7 +272,10 @@ class ModelRunner:
     def drain(self) -> None:
         """Free the pages of released block tables. The caller holds the lock."""
         while self._released:
-            self.cache.truncate(self._released.popleft(), 0)
+            table, tokens = self._released.popleft()
+            if tokens:
+                self._prefixes.insert(table, tokens)
+            self.cache.truncate(table, 0)
 
     def array(self, buffer: str) -> NDArray[Any]:
         """A view of a buffer as the last step left it: float32 (rows, width), or the bytes of activation blocks."""

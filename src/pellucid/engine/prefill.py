@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.engine.prefix_cache import PrefixCache, PrefixLease
 from pellucid.engine.scoring import ScoringTask, token_logprobs
+from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import BlockTable
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 
 
@@ -20,23 +21,22 @@ class Prefill:
     These need the logits of all rows, so the prefix cache is not used for them. Only the first ``vocabulary`` logits of
     a row stand for tokens.
 
-    Attributes: ``queue`` is the seconds that it waited for its lease, ``seconds`` the duration of the steps that read
-    it, ``cached_tokens`` how many of its tokens were cached already.
+    Attributes: ``queue`` is the seconds that it waited for the running step, ``seconds`` the duration of the steps that
+    read it, ``cached_tokens`` how many of its tokens were cached already.
     """
 
     def __init__(
         self,
         runner: ModelRunner,
-        prefixes: PrefixCache,
         ids: list[int],
         alternatives: int | None,
         vocabulary: int,
     ) -> None:
         self.ids, self.cached_tokens = ids, 0
         self.queue = self.seconds = 0.0
-        self._runner, self._prefixes, self._vocabulary = runner, prefixes, vocabulary
+        self._runner, self._vocabulary = runner, vocabulary
         self._alternatives, self._logprobs = alternatives, list[TokenLogprobs]()
-        self._lease: PrefixLease | None = None
+        self._table: BlockTable | None = None
         self._scoring_task: ScoringTask | None = None
         self._scoring = False
 
@@ -50,25 +50,31 @@ class Prefill:
         )
 
     @property
-    def lease(self) -> PrefixLease:
-        """Its lease of the prefix cache, acquired on first access."""
-        if self._lease is None:
+    def table(self) -> BlockTable:
+        """Its block table, which begins with what the prefix cache has at first access.
+
+        At least one token is left out, because its step computes the logits of the token that follows.
+        """
+        if self._table is None:
             start = time.perf_counter()
-            self._lease = self._prefixes.acquire(self.ids)
+            most = 0 if self._alternatives is not None else len(self.ids) - 1
+            self._table = self._runner.find_prefix(self.ids, most)
             self.queue = time.perf_counter() - start
             if self._alternatives is not None:
-                self._runner.truncate(self._lease.table, 0)
-                self._scoring_task = ScoringTask(self._lease.table, self.ids, 1, self._runner.limits)
-            self.cached_tokens = self._lease.table.length
-        return self._lease
+                self._scoring_task = ScoringTask(self._table, self.ids, 1, self._runner.limits)
+            self.cached_tokens = self._table.length
+        return self._table
 
     def pending(self) -> list[Chunk]:
         """The next chunk of its tokens; the last chunk asks for the logits of the token that follows."""
-        table = self.lease.table
+        table = self.table
         self._scoring = self._scoring_task is not None and not self._scoring_task.done
         if self._scoring_task is not None and self._scoring:
             return self._scoring_task.pending()
         stop = min(table.length + self._runner.limits.tokens, len(self.ids))
+        border = stop // PAGE * PAGE  # where a window or a state can be shared
+        if table.length < border and stop < len(self.ids):
+            stop = border
         return [Chunk(table, self.ids[table.length : stop], outputs=int(stop == len(self.ids)))]
 
     def take(self, outputs: list[ChunkOutput], seconds: float) -> ChunkOutput | None:
@@ -80,9 +86,10 @@ class Prefill:
                 scored = token_logprobs(logits, place, self.ids[place], self._alternatives, self._vocabulary)
                 self._logprobs.append(scored)
             return None
-        return outputs[0] if self.lease.table.length == len(self.ids) else None
+        self._runner.keep_prefix(self.table, self.ids)
+        return outputs[0] if self.table.length == len(self.ids) else None
 
     def close(self, tokens: Sequence[int]) -> None:
-        """Give the lease back; ``tokens`` begin with those that its block table holds."""
-        if self._lease is not None:
-            self._prefixes.release(self._lease, tokens)
+        """Leave the block table to the prefix cache; ``tokens`` begin with those that it holds."""
+        if self._table is not None:
+            self._runner.release(self._table, tokens=tokens)

@@ -11,7 +11,6 @@ from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Generation, Timings, Usage
 from pellucid.engine.prefill import Prefill
-from pellucid.engine.prefix_cache import PrefixCache
 from pellucid.engine.sequence import TextSequence, TokenOutput
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import TokenLogprobs, joined, of_token
@@ -75,7 +74,6 @@ class RequestGroup:
         self,
         runner: ModelRunner,
         inputs: Inputs,
-        prefixes: PrefixCache,
         prompt: PromptInput,
         options: Options,
         chains: list[Chain],
@@ -89,7 +87,7 @@ class RequestGroup:
             chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=size) for chain in chains
         ]
         self.builders = [OutputBuilder(chain, options) for chain in chains]
-        self.prefill = Prefill(runner, prefixes, ids, options.prompt_logprobs, size)
+        self.prefill = Prefill(runner, ids, options.prompt_logprobs, size)
         task = GenerationTask(
             runner,
             self.prefill,

@@ -18,7 +18,7 @@ from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 class ScoringTask:
     """A task that yields the position and the logits (V,) of each token of a text from position ``first`` on.
 
-    ``first`` is at least 1. The block table is empty at first, and holds all tokens but the last at the end.
+    ``first`` is at least 1. The block table may hold tokens before ``first - 1``; at the end it holds all but the last.
     """
 
     def __init__(self, table: BlockTable, ids: list[int], first: int, limits: StepLimits) -> None:

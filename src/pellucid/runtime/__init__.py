@@ -4,6 +4,7 @@ executor.py       threads that run programs
 thread_tuner.py   how many of the threads run a small step while other processes are busy
 batch.py          the arrays of a step: which tokens of which sequences run
 cache.py          the key/value cache: block tables, forks, snapshots
+prefix_cache.py   what the cache holds of ended texts, found by their tokens
 cache_layout.py   what layers keep in the cache, and which of them share pages
 pool.py           pages of one size, and who uses them
 memory.py         aligned memory

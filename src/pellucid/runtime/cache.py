@@ -14,13 +14,13 @@ the windows at that length, and is truncated to one of these.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache_layout import CachedLayer, LayerGroup, groups_of
+from pellucid.runtime.memory import machine_bytes
 from pellucid.runtime.pool import Pool
 
 NONE = -1
@@ -77,8 +77,8 @@ class KVCache:
     def __init__(self, layers: Iterable[CachedLayer], pages: Sequence[int]) -> None:
         self.layers = tuple(layers)
         self.groups = groups_of(self.layers)
-        self.reclaim: Callable[[], None] = lambda: None
-        """Called when pages run out, to free those that nobody uses."""
+        self.reclaim: Callable[[Mapping[int, int]], None] = lambda needed: None
+        """Called when pages run out, with the number that is needed in each group, to free those of ended texts."""
         total = sum(group.page_bytes * count for group, count in zip(self.groups, pages, strict=True))
         try:
             self.pools = tuple(Pool(group.page_bytes, count) for group, count in zip(self.groups, pages))
@@ -87,8 +87,8 @@ class KVCache:
                 f"keys and values of {pages[0] * PAGE:,} tokens take {total / 1e9:,.0f} GB, more than this machine "
                 "gives: load with a smaller context"
             ) from None
-        self._windows = [i for i, group in enumerate(self.groups) if group.window]
-        self._attention = [i for i, group in enumerate(self.groups) if not group.recurrent]
+        self.windows = [i for i, group in enumerate(self.groups) if group.window]
+        self.attention = [i for i, group in enumerate(self.groups) if not group.recurrent]
         self._states = self.pools[-1] if self.groups and self.groups[-1].recurrent else None
         self._group_of = {layer: i for i, group in enumerate(self.groups) for layer in group.offsets}
 
@@ -101,6 +101,11 @@ class KVCache:
     def free_pages(self) -> int:
         """Number of pages of all groups that nobody owns."""
         return sum(pool.free for pool in self.pools)
+
+    @property
+    def has_states(self) -> bool:
+        """Whether a sequence has a state; its pages are those of the last pool."""
+        return self._states is not None
 
     def group(self, layer: int) -> int:
         """The number of a layer's group."""
@@ -120,7 +125,7 @@ class KVCache:
         """Whether new sequences of these lengths fit into an empty cache together, each read in one step."""
         needed = sum(-(-length // PAGE) for length in lengths)
         states = self._states is None or len(lengths) <= self._states.count
-        return states and all(needed <= self.pools[group].count for group in self._attention)
+        return states and all(needed <= self.pools[group].count for group in self.attention)
 
     def allocate(self, table: BlockTable, tokens: int, *, in_place: bool = True) -> None:
         """Give a block table the pages for ``tokens`` more tokens. ``begin`` and ``advance`` surround the step.
@@ -132,20 +137,20 @@ class KVCache:
             InvalidRequest: the last step of a sequence with a state did not end.
         """
         if not table.blocks:
-            table.blocks = [Blocks() for _ in self._attention]
+            table.blocks = [Blocks() for _ in self.attention]
         if self._states and table.length and table.state == NONE:
             raise InvalidRequest(
                 f"the last step of a sequence of {table.length:,} tokens was interrupted, and its state is lost: "
                 "truncate it, and run its tokens again"
             )
         if self._short(table, tokens, in_place):
-            self.reclaim()
+            self.reclaim(self._needed(table, tokens, in_place))
         if self._short(table, tokens, in_place):
             while table.snapshots:
                 self._forget(table, 0)
         if short := self._short(table, tokens, in_place):
             raise CacheFull(short)
-        for group in self._attention:
+        for group in self.attention:
             if self._writes_to_shared(table, group):
                 blocks = table.blocks[group]
                 index = table.length // PAGE - blocks.first
@@ -159,21 +164,31 @@ class KVCache:
 
     def _short(self, table: BlockTable, tokens: int, in_place: bool) -> str:
         """What is missing for ``tokens`` more tokens; "" if nothing is."""
-        for group in self._attention:
-            pool, needed = self.pools[group], self._missing(table, tokens, group)
-            needed += self._writes_to_shared(table, group)
-            if needed > pool.free:
+        for group, needed in self._needed(table, tokens, in_place).items():
+            pool = self.pools[group]
+            if needed <= pool.free:
+                continue
+            if self.groups[group].recurrent:
                 return (
-                    f"{table.length + tokens:,} tokens need {needed:,} more pages of {PAGE} tokens; {pool.free:,} of "
-                    f"{pool.count:,} are free, other requests or answers hold the rest: let those end first, ask for "
-                    "fewer or shorter ones, or load with a larger context"
+                    f"a sequence needs a recurrent state; none of {pool.count:,} is free, other requests or "
+                    "answers hold them: let those end first, or ask for fewer"
                 )
-        if self._states and not self._states.free and self._needs_state(table, in_place):
             return (
-                f"a sequence needs a recurrent state; none of {self._states.count:,} is free, other requests or "
-                "answers hold them: let those end first, or ask for fewer"
+                f"{table.length + tokens:,} tokens need {needed:,} more pages of {PAGE} tokens; {pool.free:,} of "
+                f"{pool.count:,} are free, other requests or answers hold the rest: let those end first, ask for "
+                "fewer or shorter ones, or load with a larger context"
             )
         return ""
+
+    def _needed(self, table: BlockTable, tokens: int, in_place: bool) -> dict[int, int]:
+        """The number of pages that ``tokens`` more tokens need in each group."""
+        needed = {
+            group: self._missing(table, tokens, group) + self._writes_to_shared(table, group)
+            for group in self.attention
+        }
+        if self._states:
+            needed[len(self.groups) - 1] = int(self._needs_state(table, in_place))
+        return needed
 
     @staticmethod
     def _missing(table: BlockTable, tokens: int, group: int) -> int:
@@ -204,9 +219,9 @@ class KVCache:
                 self._states.release(table.state)
             table.state, table.next_state = table.next_state, NONE
         table.length += tokens
-        if table.length % PAGE == 0 and (self._states or (self._windows and tokens > 1)):
+        if table.length % PAGE == 0 and (self._states or (self.windows and tokens > 1)):
             self._keep(table)
-        for group in self._windows:
+        for group in self.windows:
             blocks = table.blocks[group]
             gone = self.groups[group].first_needed(table.length - SLACK) - blocks.first
             if gone > 0:
@@ -218,7 +233,7 @@ class KVCache:
     def _keep(self, table: BlockTable) -> None:
         """Add a snapshot of a sequence that ends at a page border, and forget one if there are too many."""
         windows = {}
-        for group in self._windows:
+        for group in self.windows:
             first = self.groups[group].first_needed(table.length)
             windows[group] = self._shared_blocks(table, group, first)
         state = self._states.share(table.state) if self._states else NONE
@@ -300,7 +315,7 @@ class KVCache:
         if self._states and length and (length < table.length or table.state == NONE):
             return False
         return not length or all(
-            table.blocks[group].first <= self.groups[group].first_needed(length) for group in self._windows
+            table.blocks[group].first <= self.groups[group].first_needed(length) for group in self.windows
         )
 
     def _restore(self, table: BlockTable) -> int:
@@ -345,9 +360,5 @@ def _page_count(group: LayerGroup, pages: int, step_tokens: int, sequences: int)
     elif group.window:
         sliding = -(-(group.window + SLACK + step_tokens) // PAGE) + 1
         pages = min(pages, sliding) + -(-group.window // PAGE) + 1
-    least = pages + sequences
-    try:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return least
-    return max(least, min(pages * sequences, machine // 4 // max(group.page_bytes, 1)))
+    allowed = machine_bytes() // 4 // max(group.page_bytes, 1)
+    return max(pages + sequences, min(pages * sequences, allowed))

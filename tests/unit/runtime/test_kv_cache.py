@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -212,8 +213,8 @@ def run(cache: KVCache, table: BlockTable, tokens: int) -> None:
 def test_pages_that_nobody_uses_are_asked_for_before_a_sequence_is_refused() -> None:
     cache, idle, sequence, asked = KVCache([FULL], [2]), BlockTable(), BlockTable(), []
 
-    def reclaim() -> None:
-        asked.append(True)
+    def reclaim(needed: Mapping[int, int]) -> None:
+        asked.append(needed)
         cache.truncate(idle, 0)
 
     cache.reclaim = reclaim
@@ -221,7 +222,7 @@ def test_pages_that_nobody_uses_are_asked_for_before_a_sequence_is_refused() -> 
     cache.allocate(sequence, 1)
     assert not asked
     cache.allocate(sequence, 2 * PAGE)
-    assert len(asked) == 1
+    assert asked == [{0: 1}]
     with pytest.raises(CacheFull):
         cache.allocate(BlockTable(), 1)
 

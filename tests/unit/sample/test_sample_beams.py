@@ -20,7 +20,6 @@ from pellucid import pipeline
 from pellucid.engine.beam_search import BeamSearchTask
 from pellucid.engine.model_runner import ModelRunner, StepLimits
 from pellucid.engine.prefill import Prefill
-from pellucid.engine.prefix_cache import PrefixLease
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.measure.suite import prefill
@@ -83,29 +82,22 @@ class ByReference:
     def fork(self, sequence: list[int]) -> list[int]:
         return Tokens(sequence)
 
-    def release(self, *sequences: list[int]) -> None:
+    def find_prefix(self, ids: list[int], most: int) -> list[int]:
+        return Tokens()
+
+    def keep_prefix(self, sequence: list[int], ids: list[int]) -> None:
+        pass
+
+    def release(self, *sequences: list[int], tokens: list[int] = ()) -> None:
         for sequence in sequences:
             sequence.clear()
-
-
-class Lent:
-    """A prefix cache for a prompt: it lends one table."""
-
-    def __init__(self, table: Any) -> None:
-        self._table = table
-
-    def acquire(self, ids: list[int]) -> PrefixLease:
-        return PrefixLease(self._table)
-
-    def release(self, lease: PrefixLease, tokens: list[int]) -> None:
-        pass
 
 
 class Tokens(list[int]):
     length = property(len)
 
 
-def searched(net: Any, sequence: Any, case: dict[str, Any]) -> BeamSearch:
+def searched(net: Any, case: dict[str, Any]) -> BeamSearch:
     options, words = dict(case["options"]), Words(net.width)
     limit = options.pop("max_new_tokens")
     beams = BeamOptions(**{name: options.pop(name) for name in OWN if name in options})
@@ -117,7 +109,7 @@ def searched(net: Any, sequence: Any, case: dict[str, Any]) -> BeamSearch:
     sampler = chain.start(words, case["prompt"], ends)
     noise = fixed(case["noise"]["seed"]) if "noise" in case else None
     search = BeamSearch(beams, sampler, ends, limit, noise, case.get("pad_id"))
-    prompt = Prefill(net, Lent(sequence), case["prompt"], None, net.width)
+    prompt = Prefill(net, case["prompt"], None, net.width)
     group = BeamSearchTask(net, prompt, search)
     for _ in pipeline.run(net, group):
         pass
@@ -135,7 +127,7 @@ def check(found: BeamSearch, case: dict[str, Any], tolerance: float) -> None:
 @pytest.mark.parametrize("case", SMALL)
 def test_the_same_logits_give_the_texts_and_scores_of_transformers(case: dict[str, Any]) -> None:
     with opened(TINY[case["model"]]) as (checkpoint, model):
-        check(searched(ByReference(checkpoint, model), Tokens(), case), case, 2e-5)
+        check(searched(ByReference(checkpoint, model), case), case, 2e-5)
 
 
 class Afresh(ByReference):
@@ -155,17 +147,16 @@ class Afresh(ByReference):
 @pytest.mark.parametrize("case", SMALL[::2])
 def test_forks_of_the_cache_have_the_bits_of_whole_texts(case: dict[str, Any]) -> None:
     with model_runner(TINY[case["model"]]) as net:
-        sequence = BlockTable()
-        forked, afresh = searched(net, sequence, case), searched(Afresh(net), Tokens(), case)
+        forked, afresh = searched(net, case), searched(Afresh(net), case)
         assert forked.nodes == afresh.nodes
-        net.truncate(sequence, 0)
+        net.empty_prefix_cache()
         assert net.cache.free_pages == net.cache.pages
 
 
 @pytest.mark.parametrize("case", SMALL[::9])
 def test_the_tree_says_what_became_of_each_candidate(case: dict[str, Any]) -> None:
     with model_runner(TINY[case["model"]]) as net:
-        found = searched(net, BlockTable(), case)
+        found = searched(net, case)
     nodes, size = found.nodes, case["options"]["num_beams"] // case["options"].get("num_beam_groups", 1)
     assert [node.id for node in nodes] == list(range(len(nodes)))
     for node in nodes[1:]:
@@ -257,13 +248,11 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 @pytest.mark.model
 @pytest.mark.parametrize("case", [case for case in CASES if case["model"] == "smollm2"])
 def test_smollm2_has_the_texts_and_scores_of_its_float_weights(smollm2: LLM, case: dict[str, Any]) -> None:
-    sequence = BlockTable()
-    found = searched(smollm2.runner, sequence, case)
+    found = searched(smollm2.runner, case)
     scale = max(
         len(one["ids"]) ** -min(case["options"].get("length_penalty", 1.0), 0.0) for one in case["sequences"]
     )
     check(found, case, 1e-4 * scale)  # a negative length penalty multiplies scores and their errors
-    smollm2.runner.truncate(sequence, 0)
     options = dict(case["options"])
     if not set(options) - {*OWN, "max_new_tokens"} and case.get("pad_id") in (None, min(case["eos_ids"])):
         made = smollm2.beam_search(case["prompt"], **options)

@@ -1,0 +1,266 @@
+"""The prefix cache: what the cache holds of earlier texts, for texts that begin in the same way.
+
+It is a tree of pages. A node has the tokens of one page, and the path from the root to it all tokens before: pages are
+found by their content. A node is one more user of its page in each attention group; in groups with a window the page
+may be gone. A node may have the state at the end of its tokens. The last node of a path may have fewer tokens than a
+page.
+
+The least recently used nodes leave first: when their pages are needed, or when all together take more memory than they
+may.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, count
+
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.runtime.cache import NONE, Blocks, BlockTable, KVCache
+
+SPARE = 64  # one page in so many is freed beyond those that are needed, so that the tree is seldom searched
+
+
+@dataclass(eq=False)
+class _Node:
+    """``pages`` by attention group, NONE if the page is gone; ``used`` grows with each use.
+
+    ``whole`` are the children with a whole page, by their tokens, ``parts`` those with fewer tokens.
+    """
+
+    tokens: tuple[int, ...] = ()
+    parent: _Node | None = None
+    pages: list[int] = field(default_factory=list)
+    state: int = NONE
+    used: int = 0
+    whole: dict[tuple[int, ...], _Node] = field(default_factory=dict)
+    parts: list[_Node] = field(default_factory=list)
+
+    @property
+    def is_leaf(self) -> bool:
+        return not self.whole and not self.parts
+
+    def children(self) -> Iterator[_Node]:
+        return chain(self.whole.values(), self.parts)
+
+    def below(self) -> Iterator[_Node]:
+        """All nodes below this one."""
+        left = list(self.children())
+        while left:
+            node = left.pop()
+            yield node
+            left.extend(node.children())
+
+
+class PrefixCache:
+    """The prefix cache of a `KVCache`, which asks it for pages when they run out. It takes ``limit`` bytes at most.
+
+    Callers hold the lock under which the cache is used.
+    """
+
+    def __init__(self, cache: KVCache, limit: int) -> None:
+        self._cache, self._limit = cache, limit
+        self._root, self._clock = _Node(), count(1)
+        self.nbytes = 0
+        """Bytes of its pages, whether or not a running sequence uses them too."""
+        cache.reclaim = self._reclaim
+
+    def find(self, ids: Sequence[int], most: int) -> BlockTable:
+        """A new block table of the longest beginning of ``ids``, of at most ``most`` tokens, that is there.
+
+        A window or a state may make it shorter than what the tree has of the tokens.
+        """
+        path = self._path(ids, most)
+        for index in range(len(path) - 1, -1, -1):
+            node, common = path[index]
+            length = index * PAGE + common
+            if self._cache.has_states and (node.state == NONE or common < len(node.tokens)):
+                continue
+            if all(self._windows_at(path, group, length) for group in self._cache.windows):
+                self._touch(node)
+                return self._table(path, length, node.state)
+        return BlockTable()
+
+    def insert(self, table: BlockTable, tokens: Sequence[int], *, grows: bool = False) -> None:
+        """Keep what a block table holds, whose tokens ``tokens`` begin with. The table itself does not change.
+
+        If it ``grows``, only its whole pages: a page that is kept would be copied before the next token.
+        """
+        cache, node, path = self._cache, self._root, list[_Node]()
+        pages, end = dict(enumerate(table.blocks)), table.length // PAGE * PAGE if grows else table.length
+        for start in range(0, end, PAGE):
+            part = tuple(tokens[start : min(start + PAGE, end)])
+            child = self._child(node, part)
+            if child is None:
+                break
+            self._fill(child, len(path), pages)
+            path.append(child)
+            node = child
+        if cache.has_states and end == table.length > 0:
+            self._give_state(node, table.state)
+        for snapshot in table.snapshots:
+            last = snapshot.length // PAGE
+            for index in range(
+                min((blocks.first for blocks in snapshot.windows.values()), default=last), last
+            ):
+                self._fill(path[index], index, snapshot.windows)
+            self._give_state(path[last - 1], snapshot.state)
+        self._touch(node)
+        if self.nbytes > self._limit:
+            self._remove_leaves(lambda: self.nbytes <= self._limit)
+
+    def clear(self) -> None:
+        """Give up all pages."""
+        for node in list(self._root.below()):
+            self._release(node)
+        self._root = _Node()
+
+    def _path(self, ids: Sequence[int], most: int) -> list[tuple[_Node, int]]:
+        """The nodes of the beginning of ``ids``, each with the number of its tokens that are in it."""
+        path, node, done = list[tuple[_Node, int]](), self._root, 0
+        while done < most:
+            part = tuple(ids[done : done + PAGE])
+            found, common = node.whole.get(part), PAGE
+            if found is None:
+                found, common = self._most_common(node, part)
+            common = min(common, most - done)
+            if found is None or not common:
+                break
+            path.append((found, common))
+            done, node = done + common, found
+            if common < PAGE:
+                break
+        return path
+
+    def _most_common(self, node: _Node, part: tuple[int, ...]) -> tuple[_Node | None, int]:
+        """The child that begins most like ``part``, and in how many tokens. With states, all of its."""
+        best: tuple[_Node | None, int] = (None, 0)
+        for child in node.children():
+            common = _common(child.tokens, part)
+            if common > best[1] and not (
+                self._cache.has_states and (common < len(child.tokens) or child.state == NONE)
+            ):
+                best = child, common
+        return best
+
+    def _windows_at(self, path: list[tuple[_Node, int]], group: int, length: int) -> bool:
+        """Whether the pages that a sequence of ``length`` tokens needs in a group with a window are there."""
+        first = self._cache.groups[group].first_needed(length)
+        return all(node.pages[group] != NONE for node, _ in path[first : -(-length // PAGE)])
+
+    def _table(self, path: list[tuple[_Node, int]], length: int, state: int) -> BlockTable:
+        """A block table of the first ``length`` tokens of a path."""
+        cache, blocks = self._cache, list[Blocks]()
+        for group in cache.attention:
+            first = cache.groups[group].first_needed(length)
+            nodes = (node for node, _ in path[first : -(-length // PAGE)])
+            blocks.append(Blocks(first, [cache.pools[group].share(node.pages[group]) for node in nodes]))
+        return BlockTable(length, blocks, cache.pools[-1].share(state) if cache.has_states else NONE)
+
+    def _child(self, node: _Node, part: tuple[int, ...]) -> _Node | None:
+        """The child with these tokens, a new one if there is none; None if another child has them and more."""
+        if found := node.whole.get(part):
+            return found
+        whole = len(part) == PAGE
+        if not whole:
+            for child in node.children():
+                more = child.tokens[: len(part)] == part
+                if more and (child.tokens == part or not self._cache.has_states):
+                    return child if child.tokens == part else None
+        for child in [] if self._cache.has_states else list(node.parts):
+            if part[: len(child.tokens)] == child.tokens:
+                self._remove(child)
+        child = _Node(part, node, [NONE] * len(self._cache.attention))
+        if whole:
+            node.whole[part] = child
+        else:
+            node.parts.append(child)
+        return child
+
+    def _fill(self, node: _Node, index: int, pages: Mapping[int, Blocks]) -> None:
+        """Give a node, whose page is the ``index``-th of its text, the pages that it lacks."""
+        for group, blocks in pages.items():
+            if node.pages[group] == NONE and blocks.first <= index < blocks.end:
+                pool = self._cache.pools[group]
+                node.pages[group] = pool.share(blocks.pages[index - blocks.first])
+                self.nbytes += pool.page_bytes
+
+    def _give_state(self, node: _Node, state: int) -> None:
+        if node.state == NONE and state != NONE:
+            node.state = self._cache.pools[-1].share(state)
+            self.nbytes += self._cache.pools[-1].page_bytes
+
+    def _touch(self, node: _Node | None) -> None:
+        """A node and those before it have been used."""
+        now = next(self._clock)
+        while node:
+            node.used, node = now, node.parent
+
+    def _reclaim(self, needed: Mapping[int, int]) -> None:
+        """Free pages of groups: as many as are needed, as far as there are such that no sequence uses."""
+        for group, pages in needed.items():
+            pool = self._cache.pools[group]
+            if pool.free >= pages:
+                continue
+            enough = min(pages + pool.count // SPARE, pool.count)
+            if self._cache.groups[group].recurrent or self._cache.groups[group].window:
+                self._drop(group, enough)
+            else:
+                self._remove_leaves(lambda pool=pool, enough=enough: pool.free >= enough)  # type: ignore[misc]
+
+    def _drop(self, group: int, enough: int) -> None:
+        """Free states or pages of a group with a window; their nodes stay."""
+        pool, recurrent = self._cache.pools[group], self._cache.groups[group].recurrent
+        for node in sorted(self._root.below(), key=lambda node: node.used):
+            page = node.state if recurrent else node.pages[group]
+            if page == NONE or pool.shared(page):
+                continue
+            pool.release(page)
+            self.nbytes -= pool.page_bytes
+            if recurrent:
+                node.state = NONE
+            else:
+                node.pages[group] = NONE
+            if pool.free >= enough:
+                return
+
+    def _remove_leaves(self, enough: Callable[[], bool]) -> None:
+        """Remove the least recently used nodes whose pages no sequence uses, from the ends of texts on."""
+        number = count()
+        leaves = [(node.used, next(number), node) for node in self._root.below() if node.is_leaf]
+        heapq.heapify(leaves)
+        while leaves and not enough():
+            _, _, node = heapq.heappop(leaves)
+            if any(
+                page != NONE and self._cache.pools[group].shared(page)
+                for group, page in enumerate(node.pages)
+            ):
+                continue
+            parent = node.parent
+            self._remove(node)
+            if parent and parent.parent and parent.is_leaf:
+                heapq.heappush(leaves, (parent.used, next(number), parent))
+
+    def _remove(self, node: _Node) -> None:
+        self._release(node)
+        assert node.parent
+        if len(node.tokens) == PAGE:
+            del node.parent.whole[node.tokens]
+        else:
+            node.parent.parts.remove(node)
+
+    def _release(self, node: _Node) -> None:
+        """Give up a node's pages."""
+        for group, page in enumerate(node.pages):
+            if page != NONE:
+                self._cache.pools[group].release(page)
+                self.nbytes -= self._cache.pools[group].page_bytes
+        if node.state != NONE:
+            self._cache.pools[-1].release(node.state)
+            self.nbytes -= self._cache.pools[-1].page_bytes
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """The length of the common beginning."""
+    return next((i for i, (one, other) in enumerate(zip(a, b)) if one != other), min(len(a), len(b)))
