@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from peers import HERE, LLAMA_CPP, TRANSFORMERS, PeerError
 
 from pellucid import pipeline
-from pellucid.engine.model_runner import ModelRunner, StepLimits
+from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import PellucidError
 from pellucid.llm import activation_bits_of
 from pellucid.model.read import read_model
 from pellucid.plan.weights import layouts
-from pellucid.runtime.batch import Chunk
+from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.executor import default_threads
 from pellucid.tokenize import load_tokenizer

@@ -21,7 +21,6 @@ from pellucid.engine.scoring import score, teacher_forced_logits
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.llm import LLM
-from pellucid.runtime.cache import BlockTable
 from pellucid.sample.candidates import Candidates
 from pellucid.util.checks import whole
 
@@ -106,11 +105,7 @@ def perplexity(
     windowed = _windowed(llm, text, window, stride)
     nats: list[float] = []
     for here, first, stop in windowed.parts():
-        sequence = BlockTable()
-        try:
-            scored = score(llm.runner, sequence, here, 0, llm.inputs.vocabulary, first)
-        finally:
-            llm.runner.release(sequence)
+        scored = score(llm.engine, here, 0, llm.inputs.vocabulary, first)
         nats += (-scored.chosen).tolist()
         if told:
             told(stop, len(windowed.ids), f"perplexity {math.exp(sum(nats) / len(nats)):.4f}")
@@ -199,9 +194,5 @@ def _windowed(llm: LLM, text: str, window: int | None, stride: int | None) -> _W
 
 def _distributions(llm: LLM, ids: list[int], first: int) -> Iterator[NDArray[np.float64]]:
     """Yield the log-probabilities (V,) at each position from ``first`` on."""
-    sequence = BlockTable()
-    try:
-        for place, row in teacher_forced_logits(llm.runner, sequence, ids, first):
-            yield Candidates.of(row, f"token {place}").log_probabilities()
-    finally:
-        llm.runner.release(sequence)
+    for place, row in teacher_forced_logits(llm.engine, ids, first):
+        yield Candidates.of(row, f"token {place}").log_probabilities()

@@ -8,21 +8,22 @@ Example:
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, aclosing, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import pipeline
 from pellucid.engine.beam_search import search_beams
-from pellucid.engine.embedding import EmbeddingTask, batches
-from pellucid.engine.inputs import Inputs, Message, PromptInput
-from pellucid.engine.model_runner import ModelRunner, StepLimits
+from pellucid.engine.embedding import EmbeddingTask
+from pellucid.engine.engine import Engine
+from pellucid.engine.inputs import Inputs, Message, PromptInput, several
+from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, Generation, Score
 from pellucid.engine.request import Request, RequestGroup
 from pellucid.engine.scoring import score
@@ -35,6 +36,7 @@ from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.plan.weights import layouts
+from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.executor import default_threads
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.chain import Chain
@@ -57,13 +59,14 @@ class LLM:
 
     A language model has ``generate``, ``stream``, ``chat``, ``start``, ``samples``, ``beam_search`` and ``score``; a
     sentence encoder has ``embed``. A method that the model does not support raises InvalidRequest. Methods may be
-    called from several threads; the steps of their requests run one after the other.
+    called from several threads; their requests run in the same steps.
 
     Attributes:
         tokenizer: text → token ids and back.
         checkpoint: the open model file, with its metadata and tensors.
         inputs: checks prompts and turns them into token ids.
-        runner: runs and profiles steps, and gives access to their buffers.
+        engine: runs the steps of all requests.
+        runner: runs and profiles single steps, and gives access to their buffers.
         recommended: the sampling options that the file recommends; they are the defaults of ``generate`` and ``chat``.
     """
 
@@ -77,7 +80,7 @@ class LLM:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
         self.recommended = dict(recommended or {})
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
-        self._embedding_lock = threading.Lock()
+        self.engine = Engine(runner)
 
     def __repr__(self) -> str:
         return f"LLM({self.spec!r}, threads {self.runner.threads}, from {shown(str(self.checkpoint.path))})"
@@ -97,11 +100,20 @@ class LLM:
         """The limit on the tokens of prompt and answer together."""
         return self.runner.limits.context
 
-    def generate(self, prompt: PromptInput, **options: Any) -> Generation:
+    @overload
+    def generate(self, prompt: PromptInput, **options: Any) -> Generation: ...
+
+    @overload
+    def generate(self, prompt: Sequence[PromptInput], **options: Any) -> list[Generation]: ...
+
+    def generate(
+        self, prompt: PromptInput | Sequence[PromptInput], **options: Any
+    ) -> Generation | list[Generation]:
         """Continue a prompt, and return the text with its tokens, its finish reason and its timings.
 
         Args:
-            prompt: a text, chat messages ({"role": ..., "content": ...}), or token ids.
+            prompt: a text, chat messages ({"role": ..., "content": ...}), or token ids; or a list of these, which run
+                together. Each of them gets the bits that it would get alone.
             options: the fields of ``Options``, such as ``max_new_tokens``, ``seed`` and ``stop``, and the options of
                 the sampler steps (``sample/steps/``), such as ``temperature`` and ``top_p``; see docs/sampling.md.
                 Defaults are what the model's file recommends (``recommended``), and otherwise the steps' own.
@@ -114,10 +126,31 @@ class LLM:
             NothingLeft: the options forbid every token.
             CacheFull: other requests occupy the cache.
         """
-        request = self.start(prompt, **options)
-        for _ in request:
-            pass
-        return request.result()
+        parsed, prompts = self._options(options), several(prompt)
+        asked = [prompt] if prompts is None else prompts
+        groups = [self._request_group(one, parsed, [parsed.chain()]) for one in asked]  # type: ignore[arg-type]
+        with ExitStack() as stack:
+            for group in groups:
+                stack.enter_context(closing(group)).start()
+            for group in groups:
+                group.wait()
+        made = [group.results()[0] for group in groups]
+        return made[0] if prompts is None else made
+
+    async def agenerate(self, prompt: PromptInput, **options: Any) -> Generation:
+        """As ``generate``, for an event loop: many of them run together."""
+        group = self._single(prompt, options)
+        async with aclosing(group.stream()) as outputs:
+            async for _ in outputs:
+                pass
+        return group.results()[0]
+
+    async def astream(self, prompt: PromptInput, **options: Any) -> AsyncGenerator[str, None]:
+        """As ``stream``, for an event loop: ``async for text in llm.astream(...)``."""
+        async with aclosing(self._single(prompt, options).stream()) as outputs:
+            async for _, output in outputs:
+                if output.text:
+                    yield output.text
 
     def stream(self, prompt: PromptInput, **options: Any) -> Iterator[str]:
         """Continue a prompt as ``generate`` does, and yield each piece of text as soon as it is final.
@@ -139,8 +172,7 @@ class LLM:
 
         Takes the options of ``generate`` and raises the same errors. Errors in the request are raised by this call.
         """
-        parsed = self._options(options)
-        return Request(self._request_group(prompt, parsed, [parsed.chain()]))
+        return Request(self._single(prompt, options))
 
     def samples(
         self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Any
@@ -165,8 +197,9 @@ class LLM:
             if end is not None and first:
                 parsed = replace(parsed, max_time=max(end - time.perf_counter(), 1e-9))
             group = self._request_group(prompt, parsed, chains[first : first + most])
-            for _ in group:
-                pass
+            with closing(group):
+                group.start()
+                group.wait()
             generations += group.results()
         if best_of is not None:
             generations.sort(key=lambda one: -one.mean_logprob)
@@ -183,14 +216,18 @@ class LLM:
         known = BeamOptions.__dataclass_fields__
         own = {name: options.pop(name) for name in list(options) if name in known}
         parsed, beams = Options.of(known, **options), BeamOptions(**own)
-        return search_beams(self.runner, self.inputs, prompt, parsed, beams)
+        return search_beams(self.engine, self.inputs, prompt, parsed, beams)
 
     def _options(self, asked: Mapping[str, Any]) -> Options:
         """The options of a generation: what is asked for, and beyond that what the file recommends."""
         return Options.of(**with_recommended(asked, self.recommended))
 
+    def _single(self, prompt: PromptInput, options: Mapping[str, Any]) -> RequestGroup:
+        parsed = self._options(options)
+        return self._request_group(prompt, parsed, [parsed.chain()])
+
     def _request_group(self, prompt: PromptInput, options: Options, chains: list[Chain]) -> RequestGroup:
-        return RequestGroup(self.runner, self.inputs, prompt, options, chains)
+        return RequestGroup(self.engine, self.inputs, prompt, options, chains)
 
     def score(self, text: PromptInput, *, given: str | None = None, top: int = 0) -> Score:
         """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at its position.
@@ -205,13 +242,7 @@ class LLM:
         """
         top = CHECKS["logprobs"]("top", top)
         ids, unscored = self.inputs.scored(text, given)
-        first = max(unscored, 1)
-        table = self.runner.find_prefix(ids, first - 1)
-        try:
-            logprobs = score(self.runner, table, ids, top, self.inputs.vocabulary, first)
-        finally:
-            self.runner.release(table, tokens=ids)
-        return Score(ids, logprobs)
+        return Score(ids, score(self.engine, ids, top, self.inputs.vocabulary, max(unscored, 1)))
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
         """Compute the sentence vectors of texts: float32 (len(texts), D), of length 1 if the model normalises them.
@@ -224,13 +255,8 @@ class LLM:
         """
         encoded = self.inputs.sentences(texts, truncate)
         out = np.empty((len(encoded), self.runner.width), np.float32)
-        for batch in batches(self.runner, encoded):
-            task = EmbeddingTask(self.runner, [encoded[i] for i in batch])
-            with self._embedding_lock:  # a batch may take every page: other calls wait until these are free
-                try:
-                    out[batch] = list(pipeline.run(self.runner, task))
-                finally:
-                    task.close()
+        for number, vector in self.engine.run(EmbeddingTask(self.runner, encoded)):
+            out[number] = vector
         return out
 
     def __enter__(self) -> LLM:
@@ -240,7 +266,8 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Stop the threads and close the file. The model cannot be used afterwards."""
+        """End all requests, stop the threads and close the file. The model cannot be used afterwards."""
+        self.engine.close()
         self.runner.close()
         self.checkpoint.close()
 

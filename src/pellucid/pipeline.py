@@ -3,12 +3,13 @@
     text → tokenize → embed → +position → blocks ×L → norm → project → softmax → sample → detokenize → text
 
 ``build_plan`` defines what a model computes. It runs once, when a model is loaded, and writes the plan that every step
-executes (``pellucid plan MODEL`` prints it). ``step`` runs the pending tokens of some tasks through the plan together,
-and gives each task its outputs. ``run`` repeats steps until its one task is done.
+executes (``pellucid plan MODEL`` prints it). ``step`` runs the next tokens of some texts through the plan together, and
+gives the tasks that these belong to their outputs.
 
 A task is anything that needs the model: generating a text, beam search, scoring a text, embedding sentences.
-``engine/`` holds the tasks and the model runner. ``engine/request.py`` tokenizes the prompt of a generation (in
-``tokenize/tokenizer.py``); its task samples (in ``sample/chain.py``: softmax is a part of the draw) and detokenizes (in
+``engine/`` holds the tasks, the model runner, the scheduler, which says what runs in a step, and the engine, which
+repeats steps. ``engine/request.py`` tokenizes the prompt of a generation (in ``tokenize/tokenizer.py``); its task
+samples (in ``sample/chain.py``: softmax is a part of the draw) and detokenizes (in
 ``tokenize/stages/decode.py``).
 """
 
@@ -16,8 +17,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,8 @@ from pellucid.plan.position import position
 from pellucid.plan.project import final_norm, project
 from pellucid.plan.streams import spread_streams
 from pellucid.runtime.batch import Chunk
+from pellucid.runtime.sequence import CachedSequence
 
-T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 ChunkOutput = NDArray[np.float32]
 """The output of the model for a chunk: logits (R, V) of its last R tokens, or its sentence vector (1, D)."""
@@ -91,30 +92,42 @@ class Task(Protocol[T_co]):
         """Whether the task needs no further step."""
         ...
 
-    def pending(self) -> list[Chunk]:
-        """The tokens that the task wants to run next: a chunk for each of its sequences."""
+    def begin(self) -> None:
+        """Its first step comes."""
         ...
 
-    def take(self, outputs: list[ChunkOutput], seconds: float) -> Iterator[T_co]:
-        """Take the outputs of these chunks, which took ``seconds``, and yield the results."""
+    def sequences(self) -> Sequence[CachedSequence]:
+        """The texts with tokens that have to be read. They keep their order."""
+        ...
+
+    def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[T_co]:
+        """Take the outputs of a text's next tokens, of a step of ``seconds``, and yield the results.
+
+        Outputs may be without rows: none was wanted.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the pages of all texts back. May be called at any time between steps."""
         ...
 
 
-def step(runner: Runner, tasks: Sequence[Task[T]]) -> Iterator[T]:
-    """Run the pending chunks of all tasks together, and yield the results of each, one task after the other.
+@dataclass(frozen=True)
+class Scheduled:
+    """The next tokens of a task's text."""
+
+    task: Task[Any]
+    sequence: CachedSequence
+    chunk: Chunk
+
+
+def step(runner: Runner, scheduled: Sequence[Scheduled]) -> Iterator[tuple[Scheduled, Iterator[Any]]]:
+    """Run the next tokens of some texts together, and yield what each makes of its outputs, when it is iterated over.
 
     The runner makes several steps of them if they exceed the limits of one.
     """
-    chunks = [task.pending() for task in tasks]
     start = time.perf_counter()
-    outputs = iter(runner.forward_all([chunk for some in chunks for chunk in some]))  # embed → … → project
+    outputs = runner.forward_all([one.chunk for one in scheduled])  # embed → … → project
     seconds = time.perf_counter() - start
-    for task, some in zip(tasks, chunks):
-        taken = list(islice(outputs, len(some)))
-        yield from task.take(taken, seconds)  # softmax → sample → detokenize → text
-
-
-def run(runner: Runner, task: Task[T]) -> Iterator[T]:
-    """Repeat steps until a task is done, and yield its results."""
-    while not task.done:
-        yield from step(runner, [task])
+    for one, rows in zip(scheduled, outputs):
+        yield one, one.task.take(one.sequence, rows, seconds)  # softmax → sample → detokenize → text

@@ -11,11 +11,11 @@ import numpy as np
 from support.tiny import GOLDENS
 
 from pellucid import pipeline
-from pellucid.engine.model_runner import ModelRunner, StepLimits
+from pellucid.engine.model_runner import ModelRunner
 from pellucid.llm import LLM, activation_bits_of
 from pellucid.model.read import read_model
 from pellucid.plan.weights import layouts
-from pellucid.runtime.batch import Chunk
+from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.executor import default_threads
 from pellucid.tokenize import load_tokenizer

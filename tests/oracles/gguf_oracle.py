@@ -36,10 +36,10 @@ from llama_logits import ROOM, LlamaCppError, llama_logits
 from support.tiny import DECODERS, GOLDENS, TINY, opened
 
 from pellucid import pipeline
-from pellucid.engine.model_runner import ModelRunner, StepLimits
+from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import PellucidError
 from pellucid.plan.weights import layouts
-from pellucid.runtime.batch import Chunk
+from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.runtime.cache import BlockTable
 
 MOST = 2e-4  # of the range of the logits

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from pellucid import pipeline
-from pellucid.engine.model_runner import ModelRunner, StepLimits
+from pellucid.engine.model_runner import ModelRunner
 from pellucid.model.filled import Model, Slot
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.weights import layouts
+from pellucid.runtime.batch import StepLimits
 from pellucid.weights.checkpoint import Tensor
 from support.tiny import random_weights
 

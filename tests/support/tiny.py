@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from pellucid import pipeline
-from pellucid.engine.model_runner import ModelRunner, StepLimits
+from pellucid.engine.model_runner import ModelRunner
 from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.model.family import known_families
 from pellucid.model.filled import Model
 from pellucid.model.read import read_model
 from pellucid.plan.plan import Plan
 from pellucid.plan.weights import layouts
+from pellucid.runtime.batch import StepLimits
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from support.drawn import draw

@@ -288,7 +288,7 @@ def test_wishes(specs: dict[str, Any]) -> None:
         ),
         ("llama", {"depths": [250]}, "depth=250: must be a whole number from 0 to 192"),
         ("llama", {"tokens": 256}, "tokens=256: must be a whole number from 1 to 255; the context is 256"),
-        ("llama", {"batches": [17]}, "batch=17: must be a whole number from 0 to 16"),
+        ("llama", {"batches": [65]}, "batch=65: must be a whole number from 0 to 64"),
         ("llama", {"batches": [8]}, "batch=8: 8 sequences of 80 tokens need a context of 1,024; it is 256"),
         ("llama", {"prompts": [-1]}, "prompt=-1"),
         ("llama", {"depths": ["x"]}, "depth='x'"),

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-
-from pellucid import pipeline
+from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
-from pellucid.engine.prefill import Prefill
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.pipeline import ChunkOutput
-from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import BlockTable
+from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
 from pellucid.sample.options import Options
 from pellucid.sample.step import options_of
@@ -28,60 +24,85 @@ NOT_FOR_BEAMS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", 
 class BeamSearchTask:
     """A task that reads a prompt, then continues it with all beams of a search. Yields the beams after each step.
 
-    A beam with several continuations is forked in the cache. ``seconds`` is the duration of the steps so far.
+    A beam with several continuations is forked in the cache. The search ends ``max_time`` seconds after its first step.
+    ``seconds`` is the duration of the steps so far, ``prefill_seconds`` of those that read the prompt.
     """
 
-    def __init__(self, runner: ModelRunner, prefill: Prefill, beams: BeamSearch) -> None:
-        self._runner, self._prefill, self._beams = runner, prefill, beams
-        self._tables: list[BlockTable] = []
-        self.seconds = 0.0
+    def __init__(
+        self, runner: ModelRunner, ids: list[int], beams: BeamSearch, max_time: float | None = None
+    ) -> None:
+        self._runner, self._beams, self._max_time = runner, beams, max_time
+        self.prompt = CachedSequence(ids)
+        self._created = self._begun = time.perf_counter()
+        self._sequences: list[CachedSequence] = []
+        self._rows: dict[CachedSequence, ChunkOutput] = {}
+        self.seconds = self.prefill_seconds = 0.0
+
+    @property
+    def queue(self) -> float:
+        """How many seconds the first step came after the construction."""
+        return self._begun - self._created
 
     @property
     def done(self) -> bool:
         """Whether the search is over."""
         return self._beams.done
 
-    def pending(self) -> list[Chunk]:
-        """The next tokens of the prompt, then the last token of each beam."""
-        if not self._tables:
-            return self._prefill.pending()
-        return [Chunk(table, [beam.node.token]) for table, beam in zip(self._tables, self._beams.beams)]
+    def begin(self) -> None:
+        """The time limit starts."""
+        self._begun = time.perf_counter()
 
-    def take(self, outputs: list[ChunkOutput], seconds: float) -> Iterator[list[Beam]]:
-        """Advance the search, and yield its beams; nothing until the prompt has been read."""
-        self.seconds += seconds
-        if not self._tables:
-            logits = self._prefill.take(outputs, seconds)
-            if logits is None:
+    def sequences(self) -> Sequence[CachedSequence]:
+        """The prompt until it has been read, then the beams whose logits are missing."""
+        return [one for one in self._sequences if one not in self._rows] if self._sequences else [self.prompt]
+
+    def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[list[Beam]]:
+        """Advance the search when the logits of all beams are there, and yield its beams."""
+        if sequence is self.prompt:
+            self.seconds += seconds
+            self._runner.keep_prefix(sequence.table, sequence.tokens)
+            if sequence.left:
                 return
-            outputs, self._tables = [logits], [self._runner.fork(self._prefill.table)]
-        running = self._beams.step(list(np.concatenate(outputs)))
+            self.prefill_seconds = self.seconds
+            self._sequences = [CachedSequence(sequence.tokens, table=self._runner.fork(sequence.table))]
+            sequence, seconds = self._sequences[0], 0.0
+        self._rows[sequence] = outputs
+        if len(self._rows) < len(self._sequences):
+            return
+        rows = [self._rows[one][-1] for one in self._sequences]
+        self.seconds += seconds
+        running, self._rows = self._beams.step(rows), {}
+        if self._max_time is not None and time.perf_counter() - self._begun >= self._max_time:
+            self._beams.stop("time")
         yield running
         if not self._beams.done:
-            self._tables = _fork_tables(self._runner, self._tables, [beam.parent for beam in running])
+            self._fork(running)
+
+    def _fork(self, running: list[Beam]) -> None:
+        """A sequence for each child: one child takes its parent's block table, the others fork it.
+
+        The tables of beams without children are released.
+        """
+        taken: set[int] = set()
+        made = []
+        for beam in running:
+            parent = self._sequences[beam.parent]
+            table = self._runner.fork(parent.table) if beam.parent in taken else parent.table
+            made.append(CachedSequence([*parent.tokens, beam.node.token], table=table))
+            taken.add(beam.parent)
+        self._runner.release(
+            *(one.table for number, one in enumerate(self._sequences) if number not in taken)
+        )
+        self._sequences = made
 
     def close(self) -> None:
-        """Free the beams' pages, and leave the prompt's block table to the prefix cache."""
-        self._runner.release(*self._tables)
-        self._prefill.close(self._prefill.ids)
-
-
-def _fork_tables(runner: ModelRunner, tables: list[BlockTable], parents: list[int]) -> list[BlockTable]:
-    """A block table for each child: one child takes its parent's, the others fork it.
-
-    The tables of beams without children are released.
-    """
-    taken: set[int] = set()
-    made = []
-    for parent in parents:
-        made.append(runner.fork(tables[parent]) if parent in taken else tables[parent])
-        taken.add(parent)
-    runner.release(*(table for number, table in enumerate(tables) if number not in taken))
-    return made
+        """Free the beams' pages, and leave the prompt's to the prefix cache."""
+        self._runner.release(*(one.table for one in self._sequences))
+        self._runner.release(self.prompt.table, tokens=self.prompt.tokens)
 
 
 def search_beams(
-    runner: ModelRunner,
+    engine: Engine,
     inputs: Inputs,
     prompt: PromptInput,
     options: Options,
@@ -113,18 +134,10 @@ def search_beams(
         raise InvalidRequest(
             f"{option}={brief(getattr(lone, option))}: it follows one text, not beams; leave it out"
         )
-    sampler = chain.start(tokenizer, ids, ends, spare_core=runner.idle_core, vocabulary=size)
+    sampler = chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=size)
     search = BeamSearch(beams, sampler, ends, limit)
-    prefill, times = Prefill(runner, ids, None, size), list[float]()
-    task, start = BeamSearchTask(runner, prefill, search), time.perf_counter()
-    try:
-        for _ in pipeline.run(runner, task):
-            times.append(time.perf_counter() - start)
-            if options.max_time is not None and times[-1] >= options.max_time:
-                search.stop("time")
-                break
-    finally:
-        task.close()
+    task, start = BeamSearchTask(engine.runner, ids, search, options.max_time), time.perf_counter()
+    times = [time.perf_counter() - start for _ in engine.run(task)]
     texts = [
         BeamText(
             tokenizer.decode(one.ids[:-1] if one.ids[-1] in ends else one.ids),
@@ -135,6 +148,6 @@ def search_beams(
         )
         for one in search.results()
     ]
-    usage = Usage(len(ids), prefill.cached_tokens, sum(len(one.ids) for one in texts))
-    timings = Timings(prefill.queue, prefill.seconds, times[0], times[-1], task.seconds)
+    usage = Usage(len(ids), task.prompt.cached, sum(len(one.ids) for one in texts))
+    timings = Timings(task.queue, task.prefill_seconds, times[0], times[-1], task.seconds)
     return Beams(texts, search.nodes, usage, timings, chain.seed if beams.do_sample else None, chain.steps)

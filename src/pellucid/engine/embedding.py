@@ -2,49 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid import pipeline
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import BlockTable
+from pellucid.pipeline import ChunkOutput
+from pellucid.runtime.sequence import CachedSequence
 
 
 class EmbeddingTask:
-    """A task that embeds texts that fit into one step together. Yields the vector (D,) of each, in order."""
+    """A task that yields the number and the vector (D,) of each text, in the order of the steps."""
 
-    def __init__(self, runner: ModelRunner, texts: list[list[int]]) -> None:
-        self._runner, self._texts = runner, texts
-        self._tables = [BlockTable() for _ in texts]
-        self.done = False
+    def __init__(self, runner: ModelRunner, texts: Sequence[list[int]]) -> None:
+        self._runner = runner
+        self._left = {CachedSequence(ids, len(ids), whole=True): number for number, ids in enumerate(texts)}
 
-    def pending(self) -> list[Chunk]:
-        """All tokens of all texts."""
-        return [Chunk(table, ids, outputs=0) for table, ids in zip(self._tables, self._texts)]
+    @property
+    def done(self) -> bool:
+        """Whether every text has its vector."""
+        return not self._left
 
-    def take(self, outputs: list[pipeline.ChunkOutput], seconds: float) -> Iterator[NDArray[np.float32]]:
-        """Yield the vectors."""
-        self.done = True
-        yield from (vector for (vector,) in outputs)
+    def begin(self) -> None:
+        """As in ``Task``."""
+
+    def sequences(self) -> Sequence[CachedSequence]:
+        """The texts without a vector."""
+        return list(self._left)
+
+    def take(
+        self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield a text's vector, and free its pages: nothing follows it."""
+        self._runner.release(sequence.table)
+        yield self._left.pop(sequence), outputs[0]
 
     def close(self) -> None:
-        """Free the pages."""
-        for table in self._tables:
-            self._runner.truncate(table, 0)
-
-
-def batches(runner: ModelRunner, encoded: list[list[int]]) -> Iterator[list[int]]:
-    """Yield the indices of texts that fit into one step together, batch by batch."""
-    batch: list[int] = []
-    limits = runner.limits
-    for index, ids in enumerate(encoded):
-        lengths = [*(len(encoded[i]) for i in batch), len(ids)]
-        full = sum(lengths) > limits.tokens or not runner.cache.fits(lengths)
-        if batch and (full or len(batch) == limits.sequences):
-            yield batch
-            batch = []
-        batch.append(index)
-    yield batch
+        """As in ``Task``."""
+        self._runner.release(*(sequence.table for sequence in self._left))

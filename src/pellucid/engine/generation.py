@@ -1,76 +1,126 @@
-"""The sequences that continue one prompt: they share its pages in the cache and run in the same steps."""
+"""The task that generates text: it reads a prompt, which several sequences continue in the same steps."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.engine.prefill import Prefill
+from pellucid.engine.pace import Pace
+from pellucid.engine.scoring import token_logprobs
 from pellucid.engine.sequence import TextSequence, TokenOutput
+from pellucid.engine.speculation import Gain
 from pellucid.pipeline import ChunkOutput
-from pellucid.runtime.batch import Chunk
+from pellucid.runtime.sequence import CachedSequence
+from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
+
+
+class Prompt(CachedSequence):
+    """A prompt that is read.
+
+    ``alternatives`` is how many to report with the log-probability of each of its tokens (None: no log-probabilities).
+    These need the logits of all rows, so the prefix cache is not used for them. Only the first ``vocabulary`` logits of
+    a row stand for tokens. ``seconds`` is the duration of the steps that read it.
+    """
+
+    def __init__(self, ids: list[int], alternatives: int | None, vocabulary: int) -> None:
+        super().__init__(ids, None if alternatives is None else 0)
+        self.seconds = 0.0
+        self._alternatives, self._vocabulary = alternatives, vocabulary
+        self._logprobs = list[TokenLogprobs]()
+
+    def take(self, outputs: ChunkOutput, seconds: float) -> ChunkOutput | None:
+        """The logits (1, V) of the token that follows the prompt; None until the whole prompt has been read."""
+        self.seconds += seconds
+        if self._alternatives is not None:
+            for place, row in enumerate(outputs, self.table.length - len(outputs) + 1):
+                if place < len(self.tokens):
+                    token = self.tokens[place]
+                    self._logprobs.append(
+                        token_logprobs(row, place, token, self._alternatives, self._vocabulary)
+                    )
+        return None if self.left else outputs[-1:]
+
+    @property
+    def logprobs(self) -> Logprobs | None:
+        """The log-probabilities of its tokens but the first; None if they were not requested."""
+        return None if self._alternatives is None else joined(self._logprobs, self._alternatives)
 
 
 class GenerationTask:
     """A task that reads a prompt, then continues it with several sequences. Yields (sequence number, token output).
 
     ``begin`` makes the sequences at the first step, when their time limits start. The first sequence continues in the
-    prompt's own block table, which is left to the prefix cache; the others continue in forks of it.
+    prompt's own block table, the others in forks of it. ``queue`` is how many seconds the first step came after the
+    construction.
     """
 
     def __init__(
-        self, runner: ModelRunner, prefill: Prefill, begin: Callable[[], list[TextSequence]]
+        self, runner: ModelRunner, pace: Pace, prompt: Prompt, begin: Callable[[], list[TextSequence]]
     ) -> None:
-        self.prefill, self._runner, self._begin = prefill, runner, begin
-        self._sequences: list[TextSequence] = []
+        self.prompt, self._runner, self._pace, self._begin = prompt, runner, pace, begin
+        self._created, self.queue = time.perf_counter(), 0.0
+        self._texts: list[TextSequence] = []
         self._prefilled = False
 
     @property
     def done(self) -> bool:
         """Whether every sequence has ended."""
-        return bool(self._sequences) and all(one.done for one in self._sequences)
+        return bool(self._texts) and all(one.done for one in self._texts)
 
-    def pending(self) -> list[Chunk]:
-        """The next tokens of the prompt, then those of each running sequence."""
-        if not self._sequences:
-            self._sequences = self._begin()
-        if not self._prefilled:
-            return self.prefill.pending()
-        return [sequence.pending() for _, sequence in self._running()]
+    def begin(self) -> None:
+        """Make the sequences."""
+        self.queue = time.perf_counter() - self._created
+        self._texts = self._begin()
 
-    def take(self, outputs: list[ChunkOutput], seconds: float) -> Iterator[tuple[int, TokenOutput]]:
-        """For each sequence, yield the forced tokens that ran in the step, then the token that follows them."""
-        if not self._prefilled:
-            logits = self.prefill.take(outputs, seconds)
-            if logits is None:
+    def sequences(self) -> Sequence[CachedSequence]:
+        """The prompt until it has been read, then the sequences that have not ended."""
+        return [one for one in self._texts if not one.done] if self._prefilled else [self.prompt]
+
+    def take(
+        self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
+    ) -> Iterator[tuple[int, TokenOutput]]:
+        """Yield the tokens that follow: one after the prompt, one after each row of a sequence."""
+        if isinstance(sequence, TextSequence):
+            yield from self._advance(sequence, outputs, seconds)
+            return
+        self._runner.keep_prefix(sequence.table, sequence.tokens)
+        logits = self.prompt.take(outputs, seconds)
+        if logits is None:
+            return
+        self._prefilled, table = True, self.prompt.table
+        for number, text in enumerate(self._texts):
+            text.begin(self.prompt.tokens, self._runner.fork(table) if number else table)
+        for text in self._texts:
+            yield from self._advance(text, logits, self.prompt.seconds)
+
+    def _advance(
+        self, text: TextSequence, outputs: ChunkOutput, seconds: float
+    ) -> Iterator[tuple[int, TokenOutput]]:
+        number = self._texts.index(text)
+        for row in outputs:
+            output, seconds = text.sample(row, seconds), 0.0
+            yield number, output
+            if text.done:
+                self._runner.release(text.table, tokens=text.tokens)
                 return
-            outputs, seconds = self._fork(logits), self.prefill.seconds
-        running = self._running()
-        for (number, sequence), rows in zip(running, outputs):
-            took = seconds
-            for row in rows:
-                output, took = sequence.take(row, took), 0.0
-                yield number, output
-                if sequence.done:
-                    break
-        self._runner.release(*(sequence.table for number, sequence in running if sequence.done and number))
+            if (length := text.read_wrong) is not None:
+                self._runner.truncate(text.table, length)
+                text.extend(self._pace)
+                return
+        if not text.left:
+            text.extend(self._pace)
 
-    def _running(self) -> list[tuple[int, TextSequence]]:
-        """The sequences that have not ended, with their numbers."""
-        return [(number, one) for number, one in enumerate(self._sequences) if not one.done]
+    @property
+    def speculation(self) -> list[Gain]:
+        """Of each sequence, how many tokens were proposed and kept."""
+        return [one.gain for one in self._texts]
 
-    def _fork(self, logits: ChunkOutput) -> list[ChunkOutput]:
-        """Give each sequence its block table and the logits after the prompt."""
-        self._prefilled, table = True, self.prefill.table
-        self._sequences[0].table = table
-        for sequence in self._sequences[1:]:
-            sequence.table = self._runner.fork(table)
-        return [logits] * len(self._sequences)
+    def stop(self, number: int) -> None:
+        """End a sequence. The task does not take part in a step now: it waits for its reader."""
+        self._texts[number].done = True
 
-    def close(self, tokens: Sequence[int]) -> None:
-        """Free the pages of all sequences but the first, whose block table is left to the prefix cache.
-
-        ``tokens`` are those of the prompt and of the first sequence.
-        """
-        self._runner.release(*(sequence.table for sequence in self._sequences[1:]))
-        self.prefill.close(tokens)
+    def close(self) -> None:
+        """Leave the pages of all sequences to the prefix cache."""
+        for one in self._texts if self._prefilled else [self.prompt]:
+            self._runner.release(one.table, tokens=one.tokens)

@@ -207,6 +207,15 @@ class Inputs:
         return [i if type(i) is int and 0 <= i < size else token_id(name, i, size) for i in ids]
 
 
+def several(prompt: PromptInput | Sequence[PromptInput]) -> Sequence[PromptInput] | None:
+    """The prompts of a list of them; None if it is one prompt."""
+    if not _is_list(prompt) or not len(prompt):
+        return None
+    first = prompt[0]
+    of_one = is_message(first) or not (isinstance(first, str) or _is_list(first))
+    return None if of_one else prompt  # type: ignore[return-value]
+
+
 def _is_list(value: Any) -> bool:
     """Whether a value can hold messages or token ids."""
     if isinstance(value, np.ndarray):

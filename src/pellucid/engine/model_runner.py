@@ -6,7 +6,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from pellucid.model.filled import Model
 from pellucid.plan.bind import allocate, bind, places
 from pellucid.plan.plan import At, Plan, RowKind
 from pellucid.plan.weights import load_weights
-from pellucid.runtime.batch import Chunk, StepArrays
+from pellucid.runtime.batch import Chunk, StepArrays, StepLimits
 from pellucid.runtime.cache import BlockTable, KVCache, page_counts
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.runtime.executor import Executor, Program, usable_cores
@@ -32,16 +31,6 @@ KEPT = 16
 """The part of the machine's memory, one in so many, that the prefix cache may take."""
 LEAST_KEPT = 256 << 20  # bytes, if the machine's memory is unknown
 SMALL = 4  # up to so many tokens, a step takes longer to read the weights than to multiply by them
-
-
-@dataclass(frozen=True)
-class StepLimits:
-    """Limits of a step: T tokens, R rows of logits, B sequences; and the context in tokens."""
-
-    context: int
-    tokens: int = 256
-    outputs: int = 16
-    sequences: int = 16
 
 
 class ModelRunner:
@@ -153,6 +142,17 @@ class ModelRunner:
             counts = [chunk.outputs if self.spec.head else 1 for chunk in part]
             found += np.split(rows, np.cumsum(counts)[:-1])
         return found
+
+    @property
+    def has_states(self) -> bool:
+        """Whether sequences have a recurrent state."""
+        return self.cache.has_states
+
+    def reserve(self, table: BlockTable, tokens: int) -> None:
+        """Allocate the pages of ``tokens`` more tokens before the step that runs them. Raises CacheFull."""
+        with self._lock:
+            self.drain()
+            self.cache.allocate(table, tokens)
 
     def _allocate(self, chunks: Sequence[Chunk], *, in_place: bool = True) -> None:
         """Allocate the pages that the chunks need. Raises CacheFull."""

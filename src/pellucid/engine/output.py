@@ -18,11 +18,15 @@ from pellucid.sample.trace import TokenTrace
 
 @dataclass(frozen=True)
 class Usage:
-    """Numbers of tokens: of the prompt, of the prompt's part that was cached already, and of the generated text."""
+    """Numbers of tokens: of the prompt, of the prompt's part that was cached already, and of the generated text; of
+    those that were proposed to be read together (``engine/speculation.py``), and of those of them that were kept.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

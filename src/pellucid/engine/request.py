@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import replace
 
-from pellucid import pipeline
-from pellucid.engine.generation import GenerationTask
+from pellucid.engine.engine import AHEAD, Engine, Run
+from pellucid.engine.generation import GenerationTask, Prompt
 from pellucid.engine.inputs import Inputs, PromptInput
-from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Generation, Timings, Usage
-from pellucid.engine.prefill import Prefill
 from pellucid.engine.sequence import TextSequence, TokenOutput
+from pellucid.engine.speculation import Gain
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import TokenLogprobs, joined, of_token
 from pellucid.sample.options import Options
@@ -31,8 +32,20 @@ class OutputBuilder:
         self.stop_reason: int | str | None = None
         self.prefill_seconds = self.first = self.total = self.model = 0.0
 
-    def add(self, output: TokenOutput, seconds: float) -> None:
-        """Add a token output that came ``seconds`` after the start."""
+    @property
+    def ended(self) -> bool:
+        """Whether the last output has come."""
+        return self.finish_reason is not None
+
+    def add(self, output: TokenOutput, seconds: float) -> TokenOutput:
+        """Add a token output that came ``seconds`` after the start. The request's own function may make it the last."""
+        until = self.options.until
+        if (
+            until
+            and output.finish_reason != "stop"
+            and until("".join(self.texts) + output.text + output.held)
+        ):
+            output = replace(output, text=output.text + output.held, finish_reason="until", held="")
         self.total, self.model = seconds, self.model + output.model_seconds
         if not self.ids:
             self.first, self.prefill_seconds = seconds, output.model_seconds
@@ -45,34 +58,41 @@ class OutputBuilder:
             self.logprobs.append(of_token(of, draw.token, options.logprobs, draw.vocabulary))
         if options.watch:
             self.trace.append(output.trace)
+        return output
 
 
 def _collect(
-    outputs: Iterator[tuple[int, TokenOutput]], task: GenerationTask, builders: list[OutputBuilder]
+    engine: Engine, task: GenerationTask, builders: list[OutputBuilder]
 ) -> Iterator[tuple[int, TokenOutput]]:
-    """Yield the outputs, each after adding it to its builder; close the task whenever the iteration ends.
+    """Run the task and yield its outputs, each after adding it to its builder.
 
-    It holds no reference to the request, so that an iterator that is dropped ends immediately.
+    The user's function is called here, in the reader's thread; the task waits for each of its answers. It holds no
+    reference to the request, so that an iterator that is dropped ends immediately.
     """
     start = time.perf_counter()
-    try:
-        for number, output in outputs:
-            builders[number].add(output, time.perf_counter() - start)
+    for number, output in engine.run(task, ahead=_ahead(builders)):
+        if not builders[number].ended:
+            output = builders[number].add(output, time.perf_counter() - start)
+            if output.finish_reason == "until":
+                task.stop(number)
             yield number, output
-    finally:
-        task.close([*task.prefill.ids, *builders[0].ids])
+
+
+def _ahead(builders: list[OutputBuilder]) -> int:
+    """How many results the task may be ahead of its reader."""
+    return 1 if builders[0].options.until else AHEAD
 
 
 class RequestGroup:
     """A prompt that several sequences continue, one for each chain.
 
-    Iterate over (sequence number, token output), then read the ``results``. Errors in the request are raised by the
-    constructor.
+    Iterate over (sequence number, token output), or ``start`` it and ``wait``; then read the ``results``. Errors in the
+    request are raised by the constructor.
     """
 
     def __init__(
         self,
-        runner: ModelRunner,
+        engine: Engine,
         inputs: Inputs,
         prompt: PromptInput,
         options: Options,
@@ -81,43 +101,84 @@ class RequestGroup:
         self.options = options
         ids = inputs.prompt(prompt)  # text → tokenize → ids
         tokenizer, limit = inputs.tokenizer, inputs.answer_limit(ids, options.max_new_tokens)
-        size, spare_core = inputs.vocabulary, runner.idle_core
+        size, spare_core = inputs.vocabulary, engine.runner.idle_core
         ends = options.ends(tokenizer, size)
         samplers = [
             chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=size) for chain in chains
         ]
         self.builders = [OutputBuilder(chain, options) for chain in chains]
-        self.prefill = Prefill(runner, ids, options.prompt_logprobs, size)
-        task = GenerationTask(
-            runner,
-            self.prefill,
-            lambda: [TextSequence(tokenizer, options, sampler, ends, limit) for sampler in samplers],
+        # A state cannot be taken back by a few tokens.
+        speculates = options.prompt_lookup and not engine.runner.has_states
+        self._task = GenerationTask(
+            engine.runner,
+            engine.pace,
+            Prompt(ids, options.prompt_logprobs, size),
+            lambda: [
+                TextSequence(tokenizer, options, sampler, ends, limit, speculates=speculates)
+                for sampler in samplers
+            ],
         )
-        self._outputs = _collect(pipeline.run(runner, task), task, self.builders)
+        self._engine = engine
+        self._run: Run[tuple[int, TokenOutput]] | None = None
+        self._outputs = _collect(engine, self._task, self.builders)
 
     def __iter__(self) -> Iterator[tuple[int, TokenOutput]]:
         return self._outputs
 
+    def start(self) -> None:
+        """Start it, unless a function of the user has to be asked: the engine's thread collects the outputs."""
+        start, builders = time.perf_counter(), self.builders
+        if self.options.until:
+            return
+
+        def collect(found: tuple[int, TokenOutput]) -> None:
+            number, output = found
+            builders[number].add(output, time.perf_counter() - start)
+
+        self._run = self._engine.submit(self._task, deliver=collect)
+
+    def wait(self) -> None:
+        """Wait until it has ended, or let it run if it has not been started."""
+        for _ in self._run or self:
+            pass
+
+    def close(self) -> None:
+        """End it."""
+        if self._run:
+            self._run.close()
+
+    async def stream(self) -> AsyncGenerator[tuple[int, TokenOutput], None]:
+        """As the iteration, for an event loop."""
+        start, run = time.perf_counter(), self._engine.submit(self._task, ahead=_ahead(self.builders))
+        async with aclosing(run.stream()) as outputs:
+            async for number, output in outputs:
+                if not self.builders[number].ended:
+                    output = self.builders[number].add(output, time.perf_counter() - start)
+                    if output.finish_reason == "until":
+                        self._task.stop(number)
+                    yield number, output
+
     def results(self) -> list[Generation]:
         """The result of each sequence so far; ``finish_reason`` is None for a sequence that has not ended."""
-        prefill = self.prefill
+        prompt = self._task.prompt
+        gains = self._task.speculation or [Gain()] * len(self.builders)
         return [
             Generation(
                 text="".join(one.texts),
                 ids=list(one.ids),
                 finish_reason=one.finish_reason,
                 stop_reason=one.stop_reason,
-                usage=Usage(len(prefill.ids), prefill.cached_tokens, len(one.ids)),
-                timings=Timings(prefill.queue, one.prefill_seconds, one.first, one.total, one.model),
+                usage=Usage(len(prompt.tokens), prompt.cached, len(one.ids), gain.proposed, gain.accepted),
+                timings=Timings(self._task.queue, one.prefill_seconds, one.first, one.total, one.model),
                 seed=None if one.chain.greedy else one.chain.seed & ((1 << SEED_BITS) - 1),
                 chain=one.chain.steps,
                 logprobs=None
                 if self.options.logprobs is None
                 else joined(one.logprobs, self.options.logprobs),
-                prompt_logprobs=prefill.logprobs,
+                prompt_logprobs=prompt.logprobs,
                 trace=one.trace if self.options.watch else None,
             )
-            for one in self.builders
+            for one, gain in zip(self.builders, gains)
         ]
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid import pipeline
-from pellucid.engine.model_runner import ModelRunner, StepLimits
-from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache import BlockTable
+from pellucid.engine.engine import Engine
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.pipeline import ChunkOutput
+from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 
@@ -18,41 +18,37 @@ from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 class ScoringTask:
     """A task that yields the position and the logits (V,) of each token of a text from position ``first`` on.
 
-    ``first`` is at least 1. The block table may hold tokens before ``first - 1``; at the end it holds all but the last.
+    ``first`` is at least 1.
     """
 
-    def __init__(self, table: BlockTable, ids: list[int], first: int, limits: StepLimits) -> None:
-        self._table, self._ids, self._first = table, ids, first
-        self._limits, self._scored_at_once = limits, min(limits.outputs, limits.tokens)
+    def __init__(self, runner: ModelRunner, ids: list[int], first: int) -> None:
+        self._runner, self._text = runner, CachedSequence(ids[:-1], first - 1)
+        self.done = False
 
-    @property
-    def done(self) -> bool:
-        """Whether every token has been scored."""
-        return self._table.length >= len(self._ids) - 1
+    def begin(self) -> None:
+        """As in ``Task``."""
 
-    def pending(self) -> list[Chunk]:
-        """The next chunk: tokens before ``first`` without logits, then tokens with the logits of every row."""
-        start, before = self._table.length, self._first - 1
-        if start < before:
-            return [
-                Chunk(self._table, self._ids[start : min(start + self._limits.tokens, before)], outputs=0)
-            ]
-        part = self._ids[start : min(start + self._scored_at_once, len(self._ids) - 1)]
-        return [Chunk(self._table, part, outputs=len(part))]
+    def sequences(self) -> Sequence[CachedSequence]:
+        """The text, without its last token."""
+        return [] if self.done else [self._text]
 
     def take(
-        self, outputs: list[pipeline.ChunkOutput], seconds: float = 0.0
+        self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield each position and its logits."""
-        logits = outputs[0]
-        yield from enumerate(logits, self._table.length - len(logits) + 1)
+        self.done = not sequence.left
+        yield from enumerate(outputs, sequence.table.length - len(outputs) + 1)
+
+    def close(self) -> None:
+        """Leave the pages to the prefix cache."""
+        self._runner.release(self._text.table, tokens=self._text.tokens)
 
 
 def teacher_forced_logits(
-    runner: ModelRunner, table: BlockTable, ids: list[int], first: int = 1
+    engine: Engine, ids: list[int], first: int = 1
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield the position and the logits (V,) of each token of a text from position ``first`` on."""
-    return pipeline.run(runner, ScoringTask(table, ids, first, runner.limits))
+    return engine.run(ScoringTask(engine.runner, ids, first))
 
 
 def token_logprobs(
@@ -62,15 +58,13 @@ def token_logprobs(
     return of_token(Candidates.of(logits, f"prompt token {place}"), token, alternatives, vocabulary)
 
 
-def score(
-    runner: ModelRunner, table: BlockTable, ids: list[int], alternatives: int, vocabulary: int, first: int = 1
-) -> Logprobs:
+def score(engine: Engine, ids: list[int], alternatives: int, vocabulary: int, first: int = 1) -> Logprobs:
     """The log-probability of each token of a text given the tokens before it, from position ``first`` on.
 
     Only the first ``vocabulary`` logits of a row stand for tokens.
     """
     rows = [
         token_logprobs(logits, place, ids[place], alternatives, vocabulary)
-        for place, logits in teacher_forced_logits(runner, table, ids, first)
+        for place, logits in teacher_forced_logits(engine, ids, first)
     ]
     return joined(rows, alternatives)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.runtime.batch import Chunk
+from pellucid.engine.pace import Pace
+from pellucid.engine.speculation import MOST, Gain, PromptLookup
 from pellucid.runtime.cache import BlockTable
+from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.chain import Draw, Sampler
 from pellucid.sample.options import Options
 from pellucid.sample.trace import TokenTrace, of_draw
@@ -21,7 +24,7 @@ MAX_FORCED_TOKENS = 7
 
 @dataclass(frozen=True)
 class TokenOutput:
-    """One sampled token: how it was sampled, and the text that it completes.
+    """One sampled token: how it was sampled, and the text that it completes; ``held`` is the text that is held back.
 
     ``finish_reason`` is None unless the token is the last. Then it is "stop" (an end token, a stop string, or a
     constraint that is complete; ``stop_reason`` is the token or the string, None for a constraint), "length" (the
@@ -36,6 +39,7 @@ class TokenOutput:
     model_seconds: float
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    held: str = ""
 
     @cached_property
     def trace(self) -> TokenTrace:
@@ -43,42 +47,79 @@ class TokenOutput:
         return of_draw(self.draw)
 
 
-class TextSequence:
-    """One continuation of a prompt: its sampler, detokenizer, stop criteria and block table.
+class TextSequence(CachedSequence):
+    """One continuation of a prompt: its tokens in the cache, sampler, detokenizer and stop criteria.
 
-    A token of ``ends`` ends it; ``limit`` is the greatest number of its tokens. ``GenerationTask`` sets
+    A token of ``ends`` ends it; ``limit`` is the greatest number of its tokens. ``GenerationTask`` sets ``tokens`` and
     ``table`` once the prompt has been read.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, options: Options, sampler: Sampler, ends: frozenset[int], limit: int
+        self,
+        tokenizer: Tokenizer,
+        options: Options,
+        sampler: Sampler,
+        ends: frozenset[int],
+        limit: int,
+        *,
+        speculates: bool = False,
     ) -> None:
-        self.sampler, self.table = sampler, BlockTable()
-        self.last, self.done = -1, False
+        super().__init__([])
+        self.sampler, self.done = sampler, False
+        self.gain, self._lookup = Gain(), PromptLookup() if speculates else None
+        self._place = self._start = self._rows = self._proposed = 0
         self._watch, self._limit = options.watch, limit
         self._end_ids, self._stop = ends, options.stop_criteria()
         self._detokenizer = tokenizer.stream()
 
-    def take(self, logits: NDArray[np.float32], seconds: float) -> TokenOutput:
+    def sample(self, logits: NDArray[np.float32], seconds: float) -> TokenOutput:
         """Sample a token from logits (V,) and detokenize it."""
         draw = self.sampler.sample(logits, watch=self._watch)  # softmax → sample
         token, self._limit = draw.token, self._limit - 1
-        self.last = token
+        self._token, self._place = token, self._place + 1
         if token in self._end_ids:
             self.done = True
+            self._tell_gain()
             return TokenOutput(token, self._flush(), draw, seconds, "stop", token)
         certain = self._detokenizer.push(token)  # detokenize → text
         text, reason = self._stop.push(certain, last=self._limit == 0)
         if self.sampler.complete and reason != "stop":
             text, reason = text + self._flush(), "stop"
         self.done = reason is not None
-        return TokenOutput(token, text, draw, seconds, reason, self._stop.found)
+        if self.done:
+            self._tell_gain()
+        return TokenOutput(token, text, draw, seconds, reason, self._stop.found, self._stop.held)
+
+    def _tell_gain(self) -> None:
+        """Count what was proposed for the last step, and what of it was kept: a token for each row but the first."""
+        if self._proposed:
+            self.gain.tell(self._proposed, self._place - self._start - 1)
+            self._proposed = 0
 
     def _flush(self) -> str:
         """The text that the detokenizer and the stop criteria held back, when neither of them ends the sequence."""
         return self._stop.flush(self._detokenizer.flush())
 
-    def pending(self) -> Chunk:
-        """The sampled token and the forced tokens after it, which run in one step."""
-        tokens = [self.last, *self.sampler.forced[: min(MAX_FORCED_TOKENS, self._limit - 1)]]
-        return Chunk(self.table, tokens, outputs=len(tokens))
+    def begin(self, prompt: Sequence[int], table: BlockTable) -> None:
+        """The prompt has been read: the next token follows it."""
+        self.tokens, self.table, self._place = list(prompt), table, len(prompt) - 1
+
+    @property
+    def read_wrong(self) -> int | None:
+        """The length of the text before the sampled token, if another one was read in its place; else None."""
+        here = self._place
+        return here if here < len(self.tokens) and self.tokens[here] != self._token else None
+
+    def extend(self, pace: Pace) -> None:
+        """Add the sampled token and those after it that are forced or proposed, which are read in one step."""
+        self._tell_gain()
+        del self.tokens[self._place :]
+        self.tokens.append(self._token)
+        self.wanted = self._start = self._place
+        ahead = self.sampler.forced[: min(MAX_FORCED_TOKENS, self._limit - 1)]
+        if not ahead and self._lookup:
+            most = self.gain.length(pace.costs(self._rows, min(MOST, self._limit - 1)))
+            ahead = self._lookup.propose(self.tokens, most) if most else []
+            self._proposed = len(ahead)
+        self.tokens += ahead
+        self._rows = 1 + len(ahead)

@@ -16,12 +16,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.engine.model_runner import ModelRunner, StepLimits
+from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.model.spec import ModelSpec
 from pellucid.runtime import cache
-from pellucid.runtime.batch import Chunk
+from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.util.checks import whole
 
 PROMPTS, DEPTHS, BATCHES, TOKENS = (128, 512, 2048), (16, 1024), (4, 16), 64

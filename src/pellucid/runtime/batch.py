@@ -25,6 +25,16 @@ class Chunk:
     encoder: BlockTable | None = None
 
 
+@dataclass(frozen=True)
+class StepLimits:
+    """Limits of a step: T tokens, R rows of logits, B sequences; and the context in tokens."""
+
+    context: int
+    tokens: int = 256
+    outputs: int = 64
+    sequences: int = 64
+
+
 class StepArrays:
     """The arrays that a step's record points to, allocated once for the largest step.
 

@@ -42,10 +42,11 @@ class Options:
     order. ``seed`` None draws a seed, which the result reports. ``stop`` strings end the text and are not part of it.
     ``stop_token_ids`` end it like the model's own end tokens, which ``ignore_eos`` disables. ``max_new_tokens`` None
     means as many as the context has room for. ``max_time`` is in seconds and is checked after each token. ``until`` is
-    called with the text so far and ends it by returning True. ``logprobs`` N records the log-probability of each token
-    and of the N most likely ones; ``prompt_logprobs`` N does so for the tokens of the prompt. ``logprobs_of`` "logits"
-    uses the model's distribution, "chain" what the chain left of it. ``watch`` records what each step of the chain did,
-    for each token.
+    called with the text so far, by the thread that reads it, and ends it by returning True. ``logprobs`` N records the
+    log-probability of each token and of the N most likely ones; ``prompt_logprobs`` N does so for the tokens of the
+    prompt. ``logprobs_of`` "logits" uses the model's distribution, "chain" what the chain left of it. ``watch`` records
+    what each step of the chain did, for each token. ``prompt_lookup`` reads tokens together that have followed the same
+    tokens before, where that is faster; the text does not change.
 
     Raises:
         InvalidRequest: a value has the wrong type or is out of range.
@@ -59,6 +60,7 @@ class Options:
     max_new_tokens: int | None = None
     max_time: float | None = None
     until: Callable[[str], bool] | None = None
+    prompt_lookup: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logprobs_of: str = "logits"
@@ -76,7 +78,7 @@ class Options:
             () if self.stop_token_ids is None else tokens(MAX_STOP_IDS)("stop_token_ids", self.stop_token_ids)
         )
         LOGPROBS_OF("logprobs_of", self.logprobs_of)
-        for name in ("ignore_eos", "watch"):
+        for name in ("ignore_eos", "watch", "prompt_lookup"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequest(f"{name}={brief(getattr(self, name))}: must be True or False")
         if self.until is not None and not callable(self.until):
@@ -121,7 +123,7 @@ class Options:
 
     def stop_criteria(self) -> StopCriteria:
         """The criteria that end the text besides end tokens. The time limit starts now."""
-        return StopCriteria(tuple(self.stop or ()), self.max_time, self.until)
+        return StopCriteria(tuple(self.stop or ()), self.max_time)
 
 
 def _own_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Stop criteria besides the model's end tokens: stop strings, a time limit, a function, a token limit.
+"""Stop criteria besides the model's end tokens: stop strings, a time limit, a token limit.
 
 Stop strings are found across token boundaries. The text ends before the stop string that is complete first. Text that
 may be the beginning of a stop string is held back until this is certain, so the result does not depend on how the text
@@ -8,7 +8,6 @@ is split into pieces.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 
 class StopStrings:
@@ -21,6 +20,11 @@ class StopStrings:
         self.stops = stops
         self.found: str | None = None
         self._held = ""
+
+    @property
+    def held(self) -> str:
+        """The text that is held back."""
+        return self._held
 
     @property
     def stopped(self) -> bool:
@@ -61,16 +65,11 @@ class StopStrings:
 class StopCriteria:
     """Decides after each piece of text whether it is the last one, and why.
 
-    ``until`` is called with the text so far; ``max_time`` is in seconds from construction.
+    ``max_time`` is in seconds from construction.
     """
 
-    def __init__(
-        self,
-        stops: tuple[str, ...] = (),
-        max_time: float | None = None,
-        until: Callable[[str], bool] | None = None,
-    ) -> None:
-        self._stop_strings, self._until, self._text = StopStrings(stops), until, ""
+    def __init__(self, stops: tuple[str, ...] = (), max_time: float | None = None) -> None:
+        self._stop_strings = StopStrings(stops)
         self._deadline = None if max_time is None else time.perf_counter() + max_time
 
     @property
@@ -78,17 +77,19 @@ class StopCriteria:
         """The stop string that was found, or None."""
         return self._stop_strings.found
 
+    @property
+    def held(self) -> str:
+        """The end of the text so far, which may begin a stop string."""
+        return self._stop_strings.held
+
     def push(self, text: str, last: bool) -> tuple[str, str | None]:
         """Add text. Returns the part that is now certain, and the reason if the text ends (always if ``last``)."""
         certain, reason = self._stop_strings.push(text), None
         if self._stop_strings.stopped:
             return certain, "stop"
-        if self._until is not None:
-            self._text += text
-            reason = "until" if self._until(self._text) else None
-        if reason is None and last:
+        if last:
             reason = "length"
-        if reason is None and self._deadline is not None and time.perf_counter() >= self._deadline:
+        elif self._deadline is not None and time.perf_counter() >= self._deadline:
             reason = "time"
         return (certain + self._stop_strings.flush() if reason else certain), reason
 

@@ -16,10 +16,8 @@ from support.sampling import Words
 from support.tiny import TINY, model_runner, opened
 
 import pellucid
-from pellucid import pipeline
 from pellucid.engine.beam_search import BeamSearchTask
-from pellucid.engine.model_runner import ModelRunner, StepLimits
-from pellucid.engine.prefill import Prefill
+from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.measure.suite import prefill
@@ -66,35 +64,26 @@ def fixed(seed: int) -> Callable[[int, int], np.ndarray]:
 class ByReference:
     """A model runner for beam search with the reference's logits: float64, without a cache."""
 
-    limits = StepLimits(1 << 20, tokens=1 << 20)
-
     def __init__(self, checkpoint: Checkpoint, model: Model) -> None:
         self._reference = Reference(checkpoint, model)
         self.width = model.spec.embedding.vocabulary
 
-    def prefill(self, sequence: list[int], tokens: list[int]) -> np.ndarray:
-        sequence += tokens
-        return np.float32(self._reference.logits(sequence)[-1])
+    def forward(self, chunks: list[Chunk]) -> np.ndarray:
+        (chunk,) = chunks  # the whole text: a fork of a table begins with nothing
+        chunk.table.length = len(chunk.tokens)
+        return self.logits(list(chunk.tokens))[np.newaxis]
 
-    def forward_all(self, chunks: list[Chunk]) -> list[np.ndarray]:
-        return [self.prefill(chunk.table, chunk.tokens)[np.newaxis] for chunk in chunks]
+    def logits(self, tokens: list[int]) -> np.ndarray:
+        return np.float32(self._reference.logits(tokens)[-1])
 
-    def fork(self, sequence: list[int]) -> list[int]:
-        return Tokens(sequence)
+    def fork(self, table: BlockTable) -> BlockTable:
+        return BlockTable()
 
-    def find_prefix(self, ids: list[int], most: int) -> list[int]:
-        return Tokens()
-
-    def keep_prefix(self, sequence: list[int], ids: list[int]) -> None:
+    def keep_prefix(self, table: BlockTable, tokens: list[int]) -> None:
         pass
 
-    def release(self, *sequences: list[int], tokens: list[int] = ()) -> None:
-        for sequence in sequences:
-            sequence.clear()
-
-
-class Tokens(list[int]):
-    length = property(len)
+    def release(self, *tables: BlockTable, tokens: list[int] = ()) -> None:
+        pass
 
 
 def searched(net: Any, case: dict[str, Any]) -> BeamSearch:
@@ -109,11 +98,15 @@ def searched(net: Any, case: dict[str, Any]) -> BeamSearch:
     sampler = chain.start(words, case["prompt"], ends)
     noise = fixed(case["noise"]["seed"]) if "noise" in case else None
     search = BeamSearch(beams, sampler, ends, limit, noise, case.get("pad_id"))
-    prompt = Prefill(net, case["prompt"], None, net.width)
-    group = BeamSearchTask(net, prompt, search)
-    for _ in pipeline.run(net, group):
-        pass
-    group.close()
+    task = BeamSearchTask(net, case["prompt"], search)
+    task.begin()
+    while not task.done:
+        for sequence in task.sequences():
+            if isinstance(net, ByReference):
+                sequence.table = BlockTable()
+            rows = net.forward([sequence.chunk(len(sequence.tokens), 1)])
+            list(task.take(sequence, rows, 0.0))
+    task.close()
     return search
 
 
@@ -136,10 +129,9 @@ class Afresh(ByReference):
     def __init__(self, net: ModelRunner) -> None:
         self._net, self.width = net, net.width
 
-    def prefill(self, sequence: list[int], tokens: list[int]) -> np.ndarray:
-        sequence += tokens
+    def logits(self, tokens: list[int]) -> np.ndarray:
         fresh = BlockTable()
-        logits = prefill(self._net, fresh, sequence)
+        logits = prefill(self._net, fresh, tokens)
         self._net.truncate(fresh, 0)
         return logits
 

@@ -86,23 +86,12 @@ def test_each_way_to_end() -> None:
     assert endings(texts, 2) == ("abcd", "length")
     assert endings(texts, 99, stops=("de",)) == ("abc", "stop")
     assert endings(texts, 3, stops=("de",)) == ("abc", "stop")
-    assert endings(texts, 99, until=lambda text: len(text) >= 4) == ("abcd", "until")
     assert endings(texts, 99, max_time=1e-9) == ("ab", "time")
     assert endings(texts, 99, max_time=1000.0) == ("abcdefgh", None)
 
 
 def test_what_was_held_back_comes_out_at_every_end_but_a_stop_string() -> None:
     assert endings(["ab", "cX"], 2, stops=("XYZ",)) == ("abcX", "length")
-    assert endings(["ab", "cX"], 9, stops=("XYZ",), until=lambda text: text.endswith("X")) == (
-        "abcX",
-        "until",
-    )
     assert endings(["aX"], 9, stops=("XYZ",), max_time=1e-9) == ("aX", "time")
     ending = StopCriteria(("XYZ",))
-    assert (ending.push("aX", last=False), ending.flush("Y")) == (("a", None), "XY")
-
-
-def test_the_function_sees_the_text_with_what_is_held_back() -> None:
-    seen: list[str] = []
-    endings(["aX", "Yb"], 9, stops=("XYZ",), until=lambda text: bool(seen.append(text)))
-    assert seen == ["aX", "aXYb"]
+    assert (ending.push("aX", last=False), ending.held, ending.flush("Y")) == (("a", None), "X", "XY")

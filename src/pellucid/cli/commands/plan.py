@@ -160,8 +160,8 @@ def _measure(
 ) -> tuple[Plan, Profile]:
     """The plan of a loaded model, and the profile of a step."""
     from pellucid.engine.inputs import Inputs
-    from pellucid.engine.model_runner import StepLimits
     from pellucid.measure.profile import profile_step
+    from pellucid.runtime.batch import StepLimits
     from pellucid.util.checks import whole
 
     def check(inputs: Inputs) -> None:

@@ -1,0 +1,328 @@
+"""The engine: requests run together, each as if it were alone, and none takes another with it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pellucid
+from pellucid.engine.engine import AHEAD
+from pellucid.errors import InvalidRequest
+from pellucid.llm import LLM
+from pellucid.testing import random_model
+
+PROMPTS = [[number + 3] * (5 + 11 * number) for number in range(9)]
+OPTIONS: dict[str, Any] = {"max_new_tokens": 30, "temperature": 0.9, "ignore_eos": True}
+NAMES = ["llama", "gemma3", "qwen3_next", "olmoe"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("engine")
+    for name in NAMES:
+        random_model(name, made / name, vocabulary=320, context=2048, layers=4)
+    return made
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with pellucid.load(folder / "llama", threads=2) as made:
+        yield made
+
+
+def in_threads(work: Any, count: int) -> None:
+    errors: list[BaseException] = []
+
+    def guarded(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def pages_in_use(llm: LLM) -> int:
+    llm.engine.settle()
+    llm.runner.empty_prefix_cache()
+    return llm.runner.cache.pages - llm.runner.cache.free_pages
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_together_each_gets_what_it_gets_alone(folder: Path, name: str) -> None:
+    with pellucid.load(folder / name, threads=2) as llm:
+        alone = [llm.generate(prompt, seed=7, **OPTIONS).ids for prompt in PROMPTS]
+        llm.runner.empty_prefix_cache()
+        together: dict[int, list[int]] = {}
+
+        def work(number: int) -> None:
+            together[number] = llm.generate(PROMPTS[number], seed=7, **OPTIONS).ids
+
+        in_threads(work, len(PROMPTS))
+        assert [together[number] for number in range(len(PROMPTS))] == alone
+        assert pages_in_use(llm) == 0
+
+
+def test_requests_share_steps(llm: LLM) -> None:
+    steps = list[int]()
+    forward = llm.runner.forward_all
+
+    def counted(chunks: Any) -> Any:
+        steps.append(len(chunks))
+        return forward(chunks)
+
+    llm.runner.forward_all = counted  # type: ignore[method-assign]
+    try:
+        in_threads(lambda number: llm.generate(PROMPTS[number], **OPTIONS), 8)
+    finally:
+        del llm.runner.forward_all  # type: ignore[method-assign]
+    assert max(steps) >= 4
+    assert sum(steps) > len(steps) * 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_too_few_pages_all_come_to_their_end(folder: Path, name: str) -> None:
+    """Requests lose their pages and read their tokens again: the bits do not change."""
+    with pellucid.load(folder / name, threads=2) as llm:
+        options = {**OPTIONS, "max_new_tokens": 90}
+        alone = [llm.generate(prompt, seed=3, **options).ids for prompt in PROMPTS]
+        llm.runner.empty_prefix_cache()
+        for pool, group in zip(llm.runner.cache.pools, llm.runner.cache.groups):
+            for _ in range(pool.free - (8 if group.recurrent else 9)):
+                pool.take()
+        together: dict[int, list[int]] = {}
+
+        def work(number: int) -> None:
+            together[number] = llm.generate(PROMPTS[number], seed=3, **options).ids
+
+        in_threads(work, len(PROMPTS))
+        assert [together[number] for number in range(len(PROMPTS))] == alone
+
+
+def test_an_error_ends_its_own_request_only(llm: LLM) -> None:
+    alone = llm.generate(PROMPTS[3], seed=1, **OPTIONS).ids
+    found: dict[int, Any] = {}
+
+    def fails(text: str) -> bool:
+        if len(text) > 3:
+            raise ZeroDivisionError("mine")
+        return False
+
+    def work(number: int) -> None:
+        try:
+            until = fails if number % 2 else None
+            found[number] = llm.generate(PROMPTS[3], seed=1, until=until, **OPTIONS).ids
+        except ZeroDivisionError as error:
+            found[number] = str(error)
+
+    in_threads(work, 6)
+    assert [found[number] for number in range(6)] == [alone, "mine"] * 3
+    assert pages_in_use(llm) == 0
+
+
+def test_a_reader_that_waits_does_not_let_its_request_run_away(llm: LLM) -> None:
+    run = llm.start(PROMPTS[0], seed=5, **{**OPTIONS, "max_new_tokens": 300})
+    outputs = iter(run)
+    next(outputs)
+    llm.engine.settle()
+    (job,) = llm.engine._jobs.values()
+    assert AHEAD <= job.sent <= AHEAD + 2
+    assert len(llm.generate(PROMPTS[1], **OPTIONS).ids) == 30, "others go on"
+    assert len(list(outputs)) == 299
+    assert run.ids == llm.generate(PROMPTS[0], seed=5, **{**OPTIONS, "max_new_tokens": 300}).ids
+
+
+def test_closing_a_request_frees_its_pages_within_a_step(llm: LLM) -> None:
+    for count in (0, 1, 20):
+        outputs = iter(llm.start([9] * 500, **{**OPTIONS, "max_new_tokens": 1000}))
+        for _ in range(count):
+            next(outputs)
+        outputs.close()  # type: ignore[attr-defined]
+        assert pages_in_use(llm) == 0
+
+
+def test_dropping_a_request_frees_its_pages_too(llm: LLM) -> None:
+    outputs = iter(llm.start([9] * 500, **OPTIONS))
+    next(outputs)
+    del outputs
+    gc.collect()
+    assert pages_in_use(llm) == 0
+    assert llm.engine._thread is None or not llm.engine._thread.is_alive() or not llm.engine._jobs
+
+
+def test_closing_the_model_ends_what_runs(folder: Path) -> None:
+    llm = pellucid.load(folder / "llama", threads=2)
+    outputs = iter(llm.start(PROMPTS[0], **{**OPTIONS, "max_new_tokens": 1500}))
+    next(outputs)
+    llm.close()
+    with pytest.raises(InvalidRequest, match="closed"):
+        for _ in outputs:
+            pass
+    with pytest.raises(InvalidRequest, match="closed"):
+        llm.generate(PROMPTS[0])
+
+
+def test_there_is_no_thread_without_work(llm: LLM) -> None:
+    llm.generate(PROMPTS[0], **OPTIONS)
+    end = time.perf_counter() + 5
+    while any(thread.name == "pellucid-engine" for thread in threading.enumerate()):
+        assert time.perf_counter() < end
+        time.sleep(0.01)
+
+
+def test_a_conversation_and_scores_and_beams_at_once(llm: LLM) -> None:
+    text = "to see that it rains"
+    wanted = (
+        llm.generate(PROMPTS[2], seed=2, **OPTIONS).ids,
+        llm.score(text).total,
+        llm.beam_search(PROMPTS[1], num_beams=3, max_new_tokens=9).texts[0].ids,
+        [one.ids for one in llm.samples(PROMPTS[4], 3, seed=2, **OPTIONS)],
+    )
+    llm.runner.empty_prefix_cache()
+    found: dict[int, Any] = {}
+    work = (
+        lambda: llm.generate(PROMPTS[2], seed=2, **OPTIONS).ids,
+        lambda: llm.score(text).total,
+        lambda: llm.beam_search(PROMPTS[1], num_beams=3, max_new_tokens=9).texts[0].ids,
+        lambda: [one.ids for one in llm.samples(PROMPTS[4], 3, seed=2, **OPTIONS)],
+    )
+    for _ in range(5):
+        in_threads(lambda number: found.__setitem__(number, work[number]()), 4)
+        assert tuple(found[number] for number in range(4)) == wanted
+    assert pages_in_use(llm) == 0
+
+
+def test_sentences_from_several_threads() -> None:
+    with pellucid.load("minilm", threads=2) as llm:
+        texts = ["a stone", "rain in the east " * 20, "to see that it rains", "one"] * 8
+        wanted = llm.embed(texts)
+        found: dict[int, Any] = {}
+        in_threads(lambda number: found.__setitem__(number, llm.embed(texts)), 3)
+        assert all((found[number] == wanted).all() for number in range(3))
+
+
+def test_log_probabilities_of_a_prompt_are_those_that_it_has_alone(llm: LLM) -> None:
+    wanted = llm.generate(PROMPTS[8], prompt_logprobs=2, seed=1, **OPTIONS).prompt_logprobs
+    found: dict[int, Any] = {}
+
+    def work(number: int) -> None:
+        found[number] = llm.generate(PROMPTS[8], prompt_logprobs=2, seed=1, **OPTIONS).prompt_logprobs
+
+    in_threads(work, 3)
+    assert wanted is not None
+    assert all((found[number].chosen == wanted.chosen).all() for number in range(3))
+
+
+def test_a_list_of_prompts_is_each_of_them(llm: LLM) -> None:
+    texts = ["to see", "that it rains", "a"]
+    made = llm.generate(texts, seed=4, **OPTIONS)
+    assert [one.text for one in made] == [llm.generate(text, seed=4, **OPTIONS).text for text in texts]
+    made = llm.generate(PROMPTS, seed=4, **OPTIONS)
+    assert [one.ids for one in made] == [llm.generate(ids, seed=4, **OPTIONS).ids for ids in PROMPTS]
+    assert [len(one.ids) for one in llm.generate(["one"], max_new_tokens=3, ignore_eos=True)] == [3]
+    with pytest.raises(InvalidRequest, match="at least 1 character"):
+        llm.generate(["one", ""], **OPTIONS)
+    assert pages_in_use(llm) == 0
+
+
+def test_more_requests_than_a_step_has_room_for(llm: LLM) -> None:
+    prompts = [[number + 2, 7, number + 5] for number in range(150)]
+    made = llm.generate(prompts, temperature=0, max_new_tokens=12, ignore_eos=True)
+    for number in (0, 63, 64, 149):
+        alone = llm.generate(prompts[number], temperature=0, max_new_tokens=12, ignore_eos=True)
+        assert made[number].ids == alone.ids
+
+
+def test_an_event_loop_runs_requests_together(llm: LLM) -> None:
+    wanted = [llm.generate(prompt, seed=6, **OPTIONS) for prompt in PROMPTS]
+
+    async def streamed(number: int) -> str:
+        return "".join([text async for text in llm.astream(PROMPTS[number], seed=6, **OPTIONS)])
+
+    async def main() -> tuple[list[str], list[Any]]:
+        texts = asyncio.gather(*(streamed(number) for number in range(len(PROMPTS))))
+        whole = asyncio.gather(*(llm.agenerate(prompt, seed=6, **OPTIONS) for prompt in PROMPTS))
+        return list(await texts), list(await whole)
+
+    texts, whole = asyncio.run(main())
+    assert texts == [one.text for one in wanted]
+    assert [one.ids for one in whole] == [one.ids for one in wanted]
+    assert pages_in_use(llm) == 0
+
+
+def test_a_task_of_an_event_loop_that_is_cancelled_frees_its_pages(llm: LLM) -> None:
+    async def main() -> None:
+        long = asyncio.create_task(llm.agenerate([9] * 300, **{**OPTIONS, "max_new_tokens": 1500}))
+        stream = llm.astream([8] * 300, **{**OPTIONS, "max_new_tokens": 1500})
+        async for _ in stream:
+            break
+        await stream.aclose()
+        long.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await long
+
+    asyncio.run(main())
+    assert pages_in_use(llm) == 0
+
+
+def test_an_error_in_an_event_loop_is_raised_there(llm: LLM) -> None:
+    async def main() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await llm.agenerate(PROMPTS[0], until=lambda text: bool(1 // 0), **OPTIONS)
+
+    asyncio.run(main())
+    assert pages_in_use(llm) == 0
+
+
+def test_a_slow_function_of_one_request_stalls_no_other(llm: LLM) -> None:
+    """It is called in its reader's thread, and its request waits for it."""
+    greedy = {**OPTIONS, "temperature": 0, "max_new_tokens": 200}
+    done, main = threading.Event(), list[str]()
+
+    def slow(text: str) -> bool:
+        main.append(threading.current_thread().name)
+        return not done.wait(20)
+
+    waiting = threading.Thread(
+        target=llm.generate, args=(PROMPTS[0],), kwargs={**greedy, "until": slow}, name="mine"
+    )
+    waiting.start()
+    while not main:
+        time.sleep(0.001)
+    assert len(llm.generate(PROMPTS[1], **greedy).ids) == 200
+    assert len(main) == 1
+    done.set()
+    waiting.join()
+    assert set(main) == {"mine"}
+    assert len(main) == 200
+
+
+def test_the_function_sees_the_text_with_what_is_held_back_and_ends_it(llm: LLM) -> None:
+    greedy = {**OPTIONS, "temperature": 0, "max_new_tokens": 30}
+    whole = llm.generate(PROMPTS[2], **greedy).text
+    stop = whole[4:7] + "\x00"  # begins in the text, and never comes
+    seen = list[str]()
+
+    def until(text: str) -> bool:
+        seen.append(text)
+        return len(text) >= 6
+
+    made = llm.generate(PROMPTS[2], stop=stop, until=until, **greedy)
+    assert made.text == seen[-1] == whole[: len(seen[-1])]
+    assert (made.finish_reason, made.stop_reason) == ("until", None)
+    assert [len(text) for text in seen] == sorted(len(text) for text in seen)
+    several = llm.samples(PROMPTS[2], 3, until=lambda text: len(text) >= 3, **{**greedy, "temperature": 1.0})
+    assert {one.finish_reason for one in several} <= {"until", "length"}
+    assert pages_in_use(llm) == 0

@@ -1,0 +1,278 @@
+"""The scheduler on a fake model: every token is read once and in order, within the limits, whatever runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pellucid.engine.pace import LEAST, Pace
+from pellucid.engine.scheduler import Job, JobTooLarge, Scheduler
+from pellucid.errors import CacheFull
+from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.pipeline import Scheduled
+from pellucid.runtime.batch import StepLimits
+from pellucid.runtime.cache import BlockTable, KVCache
+from pellucid.runtime.cache_layout import LayerShape
+from pellucid.runtime.prefix_cache import PrefixCache
+from pellucid.runtime.sequence import CachedSequence
+
+LIMITS = StepLimits(4096, tokens=256, outputs=16, sequences=8)
+
+
+class FakeMemory:
+    """A cache of so many pages, without a model."""
+
+    has_states = False
+
+    def __init__(self, pages: int) -> None:
+        self.cache = KVCache([LayerShape(1, 16, 16)], [pages])
+        self.prefixes = PrefixCache(self.cache, 1 << 40)
+
+    def reserve(self, table: BlockTable, tokens: int) -> None:
+        self.cache.allocate(table, tokens)
+
+    def find_prefix(self, ids: Sequence[int], most: int) -> BlockTable:
+        return self.prefixes.find(ids, most)
+
+    def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
+        for table in tables:
+            if tokens:
+                self.prefixes.insert(table, tokens)
+            self.cache.truncate(table, 0)
+
+    def advance(self, table: BlockTable, tokens: int) -> None:
+        self.cache.begin(table)
+        self.cache.advance(table, tokens)
+
+
+class Fake:
+    """A task that reads a prompt, then makes ``answer`` tokens, each of which depends on all tokens before."""
+
+    def __init__(self, memory: FakeMemory, prompt: Sequence[int], answer: int) -> None:
+        self.memory, self.text = memory, CachedSequence(prompt)
+        self.prompt, self.answer, self.made = list(prompt), answer, list[int]()
+        self.begun = False
+
+    @property
+    def done(self) -> bool:
+        return len(self.made) == self.answer
+
+    def begin(self) -> None:
+        assert not self.begun
+        self.begun = True
+
+    def sequences(self) -> list[CachedSequence]:
+        return [self.text]
+
+    def take(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[Any]:
+        assert self.begun
+        assert outputs == 1
+        self.made.append(hash(tuple(sequence.tokens)) % 1000)
+        sequence.tokens.append(self.made[-1])
+        sequence.wanted = len(sequence.tokens) - 1
+        yield self.made[-1]
+
+    def close(self) -> None:
+        self.memory.release(self.text.table, tokens=self.text.tokens)
+
+
+def alone(prompt: Sequence[int], answer: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(answer):
+        tokens.append(hash(tuple(tokens)) % 1000)
+    return tokens[len(prompt) :]
+
+
+def run_step(scheduler: Scheduler, memory: FakeMemory) -> list[Scheduled]:
+    step = scheduler.schedule()
+    assert sum(len(one.chunk.tokens) for one in step) <= LIMITS.tokens
+    assert sum(one.chunk.outputs for one in step) <= LIMITS.outputs
+    assert len(step) <= LIMITS.sequences
+    assert len({id(one.sequence) for one in step}) == len(step)
+    for one in step:
+        length = one.sequence.table.length
+        assert one.chunk.table is one.sequence.table
+        assert list(one.chunk.tokens) == one.sequence.tokens[length : length + len(one.chunk.tokens)]
+        memory.advance(one.sequence.table, len(one.chunk.tokens))
+        if len(one.chunk.tokens) > 1:
+            memory.prefixes.insert(one.sequence.table, one.sequence.tokens, grows=True)
+        if one.chunk.outputs:
+            list(one.task.take(one.sequence, one.chunk.outputs, 0.1))
+    for job in [job for job in scheduler if job.task.done]:
+        scheduler.remove(job)
+        job.task.close()
+    return step
+
+
+def run_all(scheduler: Scheduler, memory: FakeMemory) -> None:
+    while len(scheduler):
+        run_step(scheduler, memory)
+
+
+requests = st.lists(
+    st.tuples(st.integers(1, 400), st.integers(1, 90), st.integers(-1, 1), st.integers(0, 12)),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(requests, st.integers(8, 40), st.lists(st.integers(0, 11), max_size=20))
+def test_every_request_gets_what_it_would_alone(
+    asked: list[tuple[int, int, int, int]], pages: int, pauses: list[int]
+) -> None:
+    """They come at different steps, some begin alike, memory is short, readers are slow: the answers do not change."""
+    memory = FakeMemory(pages)
+    scheduler = Scheduler(memory, LIMITS, Pace(0.15))
+    prompts = [
+        [number % 2] * (length // 2) + [number] * (length - length // 2)
+        for number, (length, *_) in enumerate(asked)
+    ]
+    tasks = [Fake(memory, prompt, answer) for prompt, (_, answer, *_) in zip(prompts, asked)]
+    jobs = [Job(task, priority) for task, (_, _, priority, _) in zip(tasks, asked)]
+    steps = 0
+    while any(not task.done for task in tasks):
+        for job, (*_, comes) in zip(jobs, asked):
+            if comes == steps:
+                scheduler.add(job)
+        if len(scheduler):
+            if steps < len(pauses) and pauses[steps] < len(jobs):
+                jobs[pauses[steps]].paused = not jobs[pauses[steps]].paused
+            elif steps >= len(pauses):
+                for job in jobs:
+                    job.paused = False
+            if any(not job.paused for job in scheduler):
+                assert run_step(scheduler, memory), "a step in which nothing runs"
+        steps += 1
+        assert steps < 5000
+    assert [task.made for task in tasks] == [
+        alone(prompt, answer) for prompt, (_, answer, *_) in zip(prompts, asked)
+    ]
+    memory.prefixes.clear()
+    assert memory.cache.free_pages == pages
+
+
+def scheduler_of(pages: int = 200, target: float = 0.15) -> tuple[Scheduler, FakeMemory]:
+    memory = FakeMemory(pages)
+    return Scheduler(memory, LIMITS, Pace(target)), memory
+
+
+def test_a_long_prompt_does_not_stall_a_text() -> None:
+    pace = Pace(0.15)
+    memory = FakeMemory(200)
+    scheduler = Scheduler(memory, LIMITS, pace)
+    text, long = Fake(memory, [1] * 10, 500), Fake(memory, [2] * 4000, 1)
+    scheduler.add(Job(text))
+    run_step(scheduler, memory)
+    for _ in range(20):
+        run_step(scheduler, memory)
+        pace.tell(1, 0, 0.030)
+    scheduler.add(Job(long))
+    while not long.done:
+        step = run_step(scheduler, memory)
+        assert text.text in [one.sequence for one in step], "the text has a token in every step"
+        prompt = sum(len(one.chunk.tokens) for one in step if one.sequence is long.text)
+        seconds = 0.030 + 0.001 * prompt
+        assert seconds < 0.151
+        pace.tell(1, prompt, seconds)
+    assert len(text.made) < 70, "the prompt is read in parts that use the time"
+
+
+def test_higher_priority_comes_first_then_who_came_first() -> None:
+    scheduler, memory = scheduler_of()
+    tasks = [Fake(memory, [number] * 250, 1) for number in range(4)]
+    for task, priority in zip(tasks, (0, 0, 5, 0)):
+        scheduler.add(Job(task, priority))
+    order = list[int]()
+    while len(scheduler):
+        run_step(scheduler, memory)
+        order += [n for n, task in enumerate(tasks) if task.done and n not in order]
+    assert order == [2, 0, 1, 3]
+
+
+def test_texts_that_begin_alike_are_read_once_though_they_come_together() -> None:
+    scheduler, memory = scheduler_of()
+    tasks = [Fake(memory, [7] * (3 * PAGE) + [number] * 10, 2) for number in range(4)]
+    for task in tasks:
+        scheduler.add(Job(task))
+    read = 0
+    while len(scheduler):
+        read += sum(len(one.chunk.tokens) for one in run_step(scheduler, memory))
+    assert read == 3 * PAGE + 4 * (10 + 1)
+    assert sorted(task.text.cached for task in tasks) == [0] + [3 * PAGE] * 3
+
+
+def test_texts_that_go_on_alike_after_what_is_cached_are_read_once_too() -> None:
+    scheduler, memory = scheduler_of()
+    first = Fake(memory, [7] * (2 * PAGE) + [1], 1)
+    scheduler.add(Job(first))
+    run_all(scheduler, memory)
+    tasks = [Fake(memory, [7] * (2 * PAGE) + [8] * (2 * PAGE) + [number] * 5, 1) for number in range(3)]
+    for task in tasks:
+        scheduler.add(Job(task))
+    read = 0
+    while len(scheduler):
+        read += sum(len(one.chunk.tokens) for one in run_step(scheduler, memory))
+    assert read == 2 * PAGE + 3 * 5
+
+
+def test_who_waits_for_room_costs_nothing() -> None:
+    scheduler, memory = scheduler_of()
+    for number in range(40):
+        scheduler.add(Job(Fake(memory, [number] * 3, 50)))
+    run_step(scheduler, memory)
+    found = list[int]()
+    find = memory.find_prefix
+    memory.find_prefix = lambda ids, most: found.append(ids[0]) or find(ids, most)  # type: ignore[func-returns-value,method-assign]
+    run_step(scheduler, memory)
+    assert not found
+    run_all(scheduler, memory)
+
+
+def test_the_last_one_makes_way_when_pages_run_out_and_comes_back() -> None:
+    scheduler, memory = scheduler_of(pages=8)
+    first, second = Fake(memory, [1] * 200, 150), Fake(memory, [2] * 200, 150)
+    jobs = Job(first), Job(second)
+    for job in jobs:
+        scheduler.add(job)
+    while not first.done:
+        run_step(scheduler, memory)
+        assert not jobs[0].parked
+    assert jobs[1].parked is False
+    assert not second.done
+    run_all(scheduler, memory)
+    assert (first.made, second.made) == (alone([1] * 200, 150), alone([2] * 200, 150))
+
+
+def test_what_does_not_fit_by_itself_is_an_error_of_its_job() -> None:
+    scheduler, memory = scheduler_of(pages=4)
+    small, large = Job(Fake(memory, [1] * 100, 3)), Job(Fake(memory, [2] * 300, 3))
+    scheduler.add(large)
+    scheduler.add(small)
+    with pytest.raises(JobTooLarge) as caught:
+        run_all(scheduler, memory)
+    assert caught.value.job is large
+    assert isinstance(caught.value.error, CacheFull)
+    scheduler.remove(large)
+    large.task.close()
+    run_all(scheduler, memory)
+    assert small.task.made == alone([1] * 100, 3)
+
+
+def test_the_pace_follows_what_steps_cost() -> None:
+    pace = Pace(0.1)
+    assert pace.prompt_tokens(0, 256) == 256
+    assert LEAST <= pace.prompt_tokens(1, 256) < 256
+    for _ in range(9):
+        pace.tell(1, 0, 0.02)
+        pace.tell(1, 40, 0.02 + 0.04)
+    assert pace.prompt_tokens(1, 256) == pytest.approx(0.85 * 100 - 20, abs=1)
+    pace.tell(1, 40, 0.02 + 0.4)
+    assert pace.prompt_tokens(1, 256) == LEAST, "a slow step counts at once"
+    for _ in range(90):
+        pace.tell(1, 16, 0.02 + 0.016)
+    assert pace.prompt_tokens(1, 256) > 55
