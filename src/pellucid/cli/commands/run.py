@@ -54,11 +54,13 @@ def command(
 
 
 def summary(result: Generation) -> str:
-    """One line about a generation: tokens, times, finish reason, seed."""
-    seed = "" if result.seed is None else f", seed {result.seed}"
+    """One line about a generation: tokens, times, finish reason, seed, tokens that were read ahead."""
+    seed, usage = "" if result.seed is None else f", seed {result.seed}", result.usage
+    ahead = f", {usage.accepted_tokens} of {usage.proposed_tokens} tokens read ahead were kept"
     return (
         f"[{result.usage.prompt_tokens} + {len(result.ids)} tokens, first after {result.timings.first_token:.2f} s, "
-        f"then {result.tokens_per_second:.0f} per second, {result.finish_reason}{seed}]"
+        f"then {result.tokens_per_second:.0f} per second, {result.finish_reason}{seed}"
+        f"{ahead if usage.proposed_tokens else ''}]"
     )
 
 
