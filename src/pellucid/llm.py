@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pellucid import pipeline
 from pellucid.engine.beam_search import search_beams
 from pellucid.engine.embedding import EmbeddingTask
-from pellucid.engine.engine import Engine
+from pellucid.engine.engine import Admission, Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, Generation, Score
@@ -117,6 +117,8 @@ class LLM:
             options: the fields of ``Options``, such as ``max_new_tokens``, ``seed`` and ``stop``, and the options of
                 the sampler steps (``sample/steps/``), such as ``temperature`` and ``top_p``; see docs/sampling.md.
                 Defaults are what the model's file recommends (``recommended``), and otherwise the steps' own.
+                ``priority`` (a whole number, 0) and ``deadline`` (seconds) say when it runs beside others
+                (``engine.Admission``).
 
         Raises:
             InvalidRequest: an option is unknown or out of range, the prompt is empty, or the model does not generate
@@ -124,11 +126,12 @@ class LLM:
             ContextOverflow: the prompt leaves no room for an answer in the context.
             TemplateError: messages were given, and the chat template is missing or fails.
             NothingLeft: the options forbid every token.
-            CacheFull: other requests occupy the cache.
+            CacheFull: the request does not fit into the cache by itself.
+            DeadlinePassed: it did not end in time.
         """
-        parsed, prompts = self._options(options), several(prompt)
-        asked = [prompt] if prompts is None else prompts
-        groups = [self._request_group(one, parsed, [parsed.chain()]) for one in asked]  # type: ignore[arg-type]
+        how, prompts = _admission(options), several(prompt)
+        asked, parsed = [prompt] if prompts is None else prompts, self._options(options)
+        groups = [self._request_group(one, parsed, [parsed.chain()], how) for one in asked]  # type: ignore[arg-type]
         with ExitStack() as stack:
             for group in groups:
                 stack.enter_context(closing(group)).start()
@@ -187,6 +190,7 @@ class LLM:
         """
         n = whole("n", n, 1, MAX_SAMPLES)
         count = n if best_of is None else whole("best_of", best_of, n, MAX_SAMPLES, "at least n")
+        how = _admission(options)
         parsed = self._options(options)
         if best_of is not None and parsed.logprobs is None:
             parsed = replace(parsed, logprobs=0)
@@ -196,7 +200,7 @@ class LLM:
         for first in range(0, count, most):  # later batches find the prompt in the prefix cache
             if end is not None and first:
                 parsed = replace(parsed, max_time=max(end - time.perf_counter(), 1e-9))
-            group = self._request_group(prompt, parsed, chains[first : first + most])
+            group = self._request_group(prompt, parsed, chains[first : first + most], how)
             with closing(group):
                 group.start()
                 group.wait()
@@ -215,19 +219,22 @@ class LLM:
         """
         known = BeamOptions.__dataclass_fields__
         own = {name: options.pop(name) for name in list(options) if name in known}
+        how = _admission(options)
         parsed, beams = Options.of(known, **options), BeamOptions(**own)
-        return search_beams(self.engine, self.inputs, prompt, parsed, beams)
+        return search_beams(self.engine, self.inputs, prompt, parsed, beams, how)
 
     def _options(self, asked: Mapping[str, Any]) -> Options:
         """The options of a generation: what is asked for, and beyond that what the file recommends."""
         return Options.of(**with_recommended(asked, self.recommended))
 
-    def _single(self, prompt: PromptInput, options: Mapping[str, Any]) -> RequestGroup:
-        parsed = self._options(options)
-        return self._request_group(prompt, parsed, [parsed.chain()])
+    def _single(self, prompt: PromptInput, options: dict[str, Any]) -> RequestGroup:
+        how, parsed = _admission(options), self._options(options)
+        return self._request_group(prompt, parsed, [parsed.chain()], how)
 
-    def _request_group(self, prompt: PromptInput, options: Options, chains: list[Chain]) -> RequestGroup:
-        return RequestGroup(self.engine, self.inputs, prompt, options, chains)
+    def _request_group(
+        self, prompt: PromptInput, options: Options, chains: list[Chain], how: Admission
+    ) -> RequestGroup:
+        return RequestGroup(self.engine, self.inputs, prompt, options, chains, how)
 
     def score(self, text: PromptInput, *, given: str | None = None, top: int = 0) -> Score:
         """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at its position.
@@ -270,6 +277,11 @@ class LLM:
         self.engine.close()
         self.runner.close()
         self.checkpoint.close()
+
+
+def _admission(options: dict[str, Any]) -> Admission:
+    """When a request runs: taken out of its options."""
+    return Admission(**{name: options.pop(name) for name in ("priority", "deadline") if name in options})
 
 
 def load(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from pellucid.engine.engine import Engine
+from pellucid.engine.engine import USUAL, Admission, Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
@@ -107,6 +107,7 @@ def search_beams(
     prompt: PromptInput,
     options: Options,
     beams: BeamOptions,
+    how: Admission = USUAL,
 ) -> Beams:
     """Find the best continuations of a prompt.
 
@@ -137,7 +138,7 @@ def search_beams(
     sampler = chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=size)
     search = BeamSearch(beams, sampler, ends, limit)
     task, start = BeamSearchTask(engine.runner, ids, search, options.max_time), time.perf_counter()
-    times = [time.perf_counter() - start for _ in engine.run(task)]
+    times = [time.perf_counter() - start for _ in engine.run(task, how)]
     texts = [
         BeamText(
             tokenizer.decode(one.ids[:-1] if one.ids[-1] in ends else one.ids),

@@ -11,11 +11,13 @@ pauses after a few of them. An error in a task ends it and no other.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -24,15 +26,39 @@ from pellucid import pipeline
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.pace import Pace
 from pellucid.engine.scheduler import SHORT, Job, JobTooLarge, Scheduler
-from pellucid.errors import InvalidRequest
+from pellucid.errors import DeadlinePassed, InvalidRequest, QueueFull
 from pellucid.pipeline import Scheduled, Task
 from pellucid.runtime.sequence import CachedSequence
+from pellucid.util.checks import real, whole
 
 T = TypeVar("T")
 AHEAD = 16
 """Results that a task may be ahead of its reader. They hold the logits of their tokens."""
+MOST_PRIORITY, LONGEST = 100, 1e9
 TARGET = 0.15
 """Seconds that a step takes at most, if it can be helped, while it reads prompts beside sequences that make text."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """When a task runs: those of higher ``priority`` come first, among equals those that came first.
+
+    A task that has not ended ``deadline`` seconds after it came fails, whether it has waited or run.
+
+    Raises:
+        InvalidRequest: a value is out of range.
+    """
+
+    priority: int = 0
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "priority", whole("priority", self.priority, -MOST_PRIORITY, MOST_PRIORITY))
+        if self.deadline is not None:
+            object.__setattr__(self, "deadline", real("deadline", self.deadline, 0.0, LONGEST, above=True))
+
+
+USUAL = Admission()
 
 
 class _End:
@@ -49,10 +75,11 @@ class _Run(Job):
     """
 
     def __init__(
-        self, task: Task[Any], priority: int, ahead: int, deliver: Callable[[Any], object] | None
+        self, task: Task[Any], how: Admission, ahead: int, deliver: Callable[[Any], object] | None
     ) -> None:
-        super().__init__(task, priority)
-        self.ahead = ahead
+        super().__init__(task, how.priority)
+        self.how, self.ahead, self.came = how, ahead, time.monotonic()
+        self.waits = True
         self.results: SimpleQueue[Any] = SimpleQueue()
         self.deliver = deliver
         self.notify: Callable[[], object] = _nobody
@@ -62,6 +89,11 @@ class _Run(Job):
     @property
     def is_ahead(self) -> bool:
         return self.sent - self.read >= self.ahead
+
+    @property
+    def seconds_left(self) -> float:
+        """Until its deadline."""
+        return math.inf if self.how.deadline is None else self.came + self.how.deadline - time.monotonic()
 
     def put(self, result: Any) -> None:
         """Give the reader a result."""
@@ -133,10 +165,11 @@ class Run(Generic[T]):
 class Engine:
     """Runs tasks on a `ModelRunner`, in the same steps.
 
-    ``target`` is how many seconds a step may take while it reads prompts beside sequences that make text.
+    ``target`` is how many seconds a step may take while it reads prompts beside sequences that make text. At most
+    ``queue`` tasks may wait for their first step (None: any number).
     """
 
-    def __init__(self, runner: ModelRunner, target: float = TARGET) -> None:
+    def __init__(self, runner: ModelRunner, target: float = TARGET, queue: int | None = None) -> None:
         self.runner, self.pace = runner, Pace(target)
         self._scheduler = Scheduler(runner, runner.limits, self.pace)
         self._inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
@@ -144,36 +177,41 @@ class Engine:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._queue, self._waiting = queue, 0
 
     def submit(
         self,
         task: Task[T],
+        how: Admission = USUAL,
         *,
-        priority: int = 0,
         ahead: int = AHEAD,
         deliver: Callable[[T], object] | None = None,
     ) -> Run[T]:
-        """Start a task. Those of higher priority come first. It pauses if its reader has ``ahead`` results to read.
+        """Start a task. It pauses if its reader has ``ahead`` results to read.
 
         ``deliver`` is called with each result in the engine's thread, and must be quick; the `Run` then has no results
         and the task never pauses.
 
         Raises:
             InvalidRequest: the engine is closed.
+            QueueFull: too many tasks wait.
         """
-        job = _Run(task, priority, ahead, deliver)
+        job = _Run(task, how, ahead, deliver)
         with self._lock:
             if self._closed:
                 raise InvalidRequest("the model is closed: load it again")
+            if self._queue is not None and self._waiting >= self._queue:
+                raise QueueFull(f"{self._waiting:,} requests wait, as many as may: ask again later")
+            self._waiting += 1
             self._inbox.put(("submit", job))
             if self._thread is None or not self._thread.is_alive():  # a fork leaves a dead one behind
                 self._thread = threading.Thread(target=self._work, name="pellucid-engine", daemon=True)
                 self._thread.start()
         return Run(job, self._inbox)
 
-    def run(self, task: Task[T], *, priority: int = 0, ahead: int = AHEAD) -> Iterator[T]:
+    def run(self, task: Task[T], how: Admission = USUAL, *, ahead: int = AHEAD) -> Iterator[T]:
         """Start a task at the first iteration, and yield its results. It ends with the iteration."""
-        with closing(self.submit(task, priority=priority, ahead=ahead)) as results:
+        with closing(self.submit(task, how, ahead=ahead)) as results:
             yield from results
 
     def settle(self) -> None:
@@ -193,10 +231,26 @@ class Engine:
         if thread is not None:
             thread.join()
 
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for their first step."""
+        return self._waiting
+
     def _work(self) -> None:
-        """The thread's loop."""
+        """The thread's life. An error that belongs to no task is a bug: it ends all of them, and no reader waits."""
+        while True:
+            try:
+                self._loop()
+                return
+            except BaseException as error:
+                for job in list(self._jobs.values()):
+                    self._end(job, error)
+
+    def _loop(self) -> None:
+        """Hear messages and run steps until there is nothing left to do."""
         settled: list[threading.Event] = []
         while True:
+            self._expire()
             idle = all(job.paused for job in self._scheduler)
             if idle:
                 for event in settled:
@@ -208,14 +262,27 @@ class Engine:
                         self._thread = None
                         return
             try:
-                kind, about = self._inbox.get(block=idle)
+                left = min((job.seconds_left for job in self._jobs.values()), default=math.inf)
+                kind, about = self._inbox.get(block=idle, timeout=max(left, 0.0) if left < math.inf else None)
                 if kind == "settle":
                     settled.append(about)
                 else:
                     self._hear(kind, about)
-                continue
             except Empty:
-                self._step()
+                if not idle:
+                    self._step()
+
+    def _expire(self) -> None:
+        """End the tasks whose deadline has passed."""
+        for job in [job for job in self._jobs.values() if job.seconds_left <= 0]:
+            waited = "it waited for others" if job.waits else "it was running"
+            self._end(job, DeadlinePassed(f"the request did not end within {job.how.deadline:g} s: {waited}"))
+
+    def _no_longer_waits(self, job: _Run) -> None:
+        if job.waits:
+            job.waits = False
+            with self._lock:
+                self._waiting -= 1
 
     def _hear(self, kind: str, job: Any) -> None:
         """Act on a message."""
@@ -239,6 +306,8 @@ class Engine:
         except JobTooLarge as large:
             self._end(self._jobs[large.job.task], large.error)
             return
+        for one in scheduled:
+            self._no_longer_waits(self._jobs[one.task])
         start = time.perf_counter()
         try:
             for one, results in pipeline.step(self.runner, scheduled):
@@ -264,9 +333,8 @@ class Engine:
                     continue
                 job.sent += 1
                 job.put(result)
-            sequence.wanted = max(
-                sequence.wanted, sequence.table.length
-            )  # not again, should it lose its pages
+            # Not again, should it lose its pages.
+            sequence.wanted = max(sequence.wanted, sequence.table.length)
         except BaseException as error:
             self._end(job, error)
             return
@@ -277,12 +345,15 @@ class Engine:
 
     def _end(self, job: _Run, error: BaseException | None = None) -> None:
         """Take a job out, give its pages back, and tell its reader."""
-        self._scheduler.remove(job)
-        del self._jobs[job.task]
-        job.task.close()
-        job.ended = True
-        with suppress(RuntimeError):  # of an event loop that is closed
-            job.put(_End(error))
+        try:
+            del self._jobs[job.task]
+            self._no_longer_waits(job)
+            self._scheduler.remove(job)
+            job.task.close()
+        finally:
+            job.ended = True
+            with suppress(RuntimeError):  # of an event loop that is closed
+                job.put(_End(error))
 
 
 def _counts(scheduled: list[Scheduled]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 
-from pellucid.engine.engine import AHEAD, Engine, Run
+from pellucid.engine.engine import AHEAD, USUAL, Admission, Engine, Run
 from pellucid.engine.generation import GenerationTask, Prompt
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Generation, Timings, Usage
@@ -62,7 +62,7 @@ class OutputBuilder:
 
 
 def _collect(
-    engine: Engine, task: GenerationTask, builders: list[OutputBuilder]
+    engine: Engine, task: GenerationTask, how: Admission, builders: list[OutputBuilder]
 ) -> Iterator[tuple[int, TokenOutput]]:
     """Run the task and yield its outputs, each after adding it to its builder.
 
@@ -70,7 +70,7 @@ def _collect(
     reference to the request, so that an iterator that is dropped ends immediately.
     """
     start = time.perf_counter()
-    for number, output in engine.run(task, ahead=_ahead(builders)):
+    for number, output in engine.run(task, how, ahead=_ahead(builders)):
         if not builders[number].ended:
             output = builders[number].add(output, time.perf_counter() - start)
             if output.finish_reason == "until":
@@ -97,6 +97,7 @@ class RequestGroup:
         prompt: PromptInput,
         options: Options,
         chains: list[Chain],
+        how: Admission = USUAL,
     ) -> None:
         self.options = options
         ids = inputs.prompt(prompt)  # text → tokenize → ids
@@ -118,9 +119,9 @@ class RequestGroup:
                 for sampler in samplers
             ],
         )
-        self._engine = engine
+        self._engine, self._how = engine, how
         self._run: Run[tuple[int, TokenOutput]] | None = None
-        self._outputs = _collect(engine, self._task, self.builders)
+        self._outputs = _collect(engine, self._task, how, self.builders)
 
     def __iter__(self) -> Iterator[tuple[int, TokenOutput]]:
         return self._outputs
@@ -135,7 +136,7 @@ class RequestGroup:
             number, output = found
             builders[number].add(output, time.perf_counter() - start)
 
-        self._run = self._engine.submit(self._task, deliver=collect)
+        self._run = self._engine.submit(self._task, self._how, deliver=collect)
 
     def wait(self) -> None:
         """Wait until it has ended, or let it run if it has not been started."""
@@ -149,7 +150,10 @@ class RequestGroup:
 
     async def stream(self) -> AsyncGenerator[tuple[int, TokenOutput], None]:
         """As the iteration, for an event loop."""
-        start, run = time.perf_counter(), self._engine.submit(self._task, ahead=_ahead(self.builders))
+        start, run = (
+            time.perf_counter(),
+            self._engine.submit(self._task, self._how, ahead=_ahead(self.builders)),
+        )
         async with aclosing(run.stream()) as outputs:
             async for number, output in outputs:
                 if not self.builders[number].ended:

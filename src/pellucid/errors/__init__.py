@@ -10,6 +10,8 @@
     ├── UnsupportedModel              a well-formed file needs what is not implemented: lists what is
     ├── TemplateError (ValueError)    the chat template failed: names its line
     ├── CacheFull (MemoryError)       no key/value pages left: names how many are needed and how many exist
+    ├── QueueFull                     too many requests wait: names how many may
+    ├── DeadlinePassed (TimeoutError) a request did not end in the time that it had
     └── KernelError (RuntimeError)    a kernel did not compile or reported a failure: a bug in Pellucid
 
 Errors also derive from the built-in that a Python programmer expects, so ``except ValueError`` works. The functions in
@@ -79,6 +81,14 @@ class TemplateError(PellucidError, ValueError):
 
 class CacheFull(PellucidError, MemoryError):
     """No key/value pages are left for this request."""
+
+
+class QueueFull(PellucidError):
+    """As many requests wait as may. Ask again later."""
+
+
+class DeadlinePassed(PellucidError, TimeoutError):
+    """A request did not end in the time that its caller gave it, with the time that it waited for others."""
 
 
 class KernelError(PellucidError, RuntimeError):

@@ -7,15 +7,18 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pellucid
-from pellucid.engine.engine import AHEAD
-from pellucid.errors import InvalidRequest
+from pellucid.engine.engine import AHEAD, Admission, Engine
+from pellucid.engine.scheduler import Scheduler
+from pellucid.errors import DeadlinePassed, InvalidRequest, QueueFull
 from pellucid.llm import LLM
+from pellucid.runtime.sequence import CachedSequence
 from pellucid.testing import random_model
 
 PROMPTS = [[number + 3] * (5 + 11 * number) for number in range(9)]
@@ -326,3 +329,90 @@ def test_the_function_sees_the_text_with_what_is_held_back_and_ends_it(llm: LLM)
     several = llm.samples(PROMPTS[2], 3, until=lambda text: len(text) >= 3, **{**greedy, "temperature": 1.0})
     assert {one.finish_reason for one in several} <= {"until", "length"}
     assert pages_in_use(llm) == 0
+
+
+def test_a_deadline_counts_the_time_of_waiting_and_of_running(llm: LLM) -> None:
+    with pytest.raises(DeadlinePassed, match=r"within 0.05 s: it was running"):
+        llm.generate(PROMPTS[0], deadline=0.05, **{**OPTIONS, "max_new_tokens": 1900})
+    paused = iter(llm.start(PROMPTS[0], deadline=0.05, **{**OPTIONS, "max_new_tokens": 1900}))
+    next(paused)
+    time.sleep(0.1)
+    with pytest.raises(DeadlinePassed):
+        list(paused)
+    assert len(llm.generate(PROMPTS[0], deadline=60, priority=3, **OPTIONS).ids) == 30
+    assert isinstance(DeadlinePassed("x"), TimeoutError)
+    assert pages_in_use(llm) == 0
+    assert llm.engine.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"priority": 1.5}, "priority=1.5: must be a whole number from -100 to 100"),
+        ({"priority": 101}, "priority=101"),
+        ({"deadline": 0}, "deadline=0: must be a number above 0"),
+        ({"deadline": "soon"}, "deadline='soon'"),
+    ],
+)
+def test_admissions_that_cannot_be(llm: LLM, options: dict[str, Any], message: str) -> None:
+    for call in (llm.generate, llm.start, lambda prompt, **more: llm.samples(prompt, 2, **more)):
+        with pytest.raises(InvalidRequest) as caught:
+            call(PROMPTS[0], **options)
+        assert message in str(caught.value)
+
+
+class Waits:
+    """A task that holds the engine's thread until it is told to go on."""
+
+    def __init__(self, llm: LLM, go: threading.Event, order: list[str], name: str) -> None:
+        self.llm, self.go, self.order, self.name, self.done = llm, go, order, name, False
+
+    def begin(self) -> None:
+        pass
+
+    def sequences(self) -> list[CachedSequence]:
+        return [] if self.done else [self.text]
+
+    @cached_property
+    def text(self) -> CachedSequence:
+        return CachedSequence([5] * 200)
+
+    def take(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[str]:
+        self.go.wait(20)
+        self.done = True
+        self.order.append(self.name)
+        yield self.name
+
+    def close(self) -> None:
+        self.llm.runner.release(self.text.table)
+
+
+def test_a_queue_has_an_end_and_an_order(llm: LLM) -> None:
+    engine, go, order = Engine(llm.runner, queue=3), threading.Event(), list[str]()
+    first = engine.submit(Waits(llm, go, order, "first"))
+    while engine.waiting:
+        time.sleep(0.001)
+    others = [
+        engine.submit(Waits(llm, go, order, name), Admission(priority))
+        for name, priority in (("low", -1), ("usual", 0), ("high", 1))
+    ]
+    with pytest.raises(QueueFull, match="3 requests wait"):
+        engine.submit(Waits(llm, go, order, "one too many"))
+    go.set()
+    assert list(first) == ["first"]
+    assert [list(run) for run in others] == [["low"], ["usual"], ["high"]]
+    assert order == ["first", "high", "usual", "low"]
+    assert engine.waiting == 0
+    engine.close()
+    assert pages_in_use(llm) == 0
+
+
+def test_a_bug_of_the_engine_leaves_no_reader_waiting(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Scheduler) -> Any:
+        raise AssertionError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, "schedule", broken)
+        with pytest.raises(AssertionError, match="a bug"):
+            llm.generate(PROMPTS[0], **OPTIONS)
+    assert len(llm.generate(PROMPTS[0], **OPTIONS).ids) == 30
