@@ -141,6 +141,10 @@ class Bars:
             self._compiling = "compiling kernels" + (", once for this machine" if can_cache() else "")
         self._show(self._compiling, done, total, f"{done} of {total}")
 
+    def answering(self, done: int, total: int) -> None:
+        """``done`` of ``total`` requests are answered."""
+        self._show("answering requests", done, total, f"{done:,} of {total:,}")
+
     def measuring(self, done: int, total: int, label: str) -> None:
         """``done`` of ``total`` measurements are made; ``label`` is next."""
         self._show("measuring", done, total, label)

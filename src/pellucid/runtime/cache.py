@@ -143,6 +143,8 @@ class KVCache:
                 f"the last step of a sequence of {table.length:,} tokens was interrupted, and its state is lost: "
                 "truncate it, and run its tokens again"
             )
+        if self._states is None and self._has_room(table, tokens):  # of most tokens
+            return
         if self._short(table, tokens, in_place):
             self.reclaim(self._needed(table, tokens, in_place))
         if self._short(table, tokens, in_place):
@@ -161,6 +163,14 @@ class KVCache:
             table.next_state = self._states.take()
         elif table.next_state == NONE:
             table.next_state = table.state
+
+    def _has_room(self, table: BlockTable, tokens: int) -> bool:
+        """Whether the pages that a sequence has take ``tokens`` more tokens."""
+        end = table.length + tokens
+        return all(
+            blocks.end * PAGE >= end and not self._writes_to_shared(table, group)
+            for group, blocks in enumerate(table.blocks)
+        )
 
     def _short(self, table: BlockTable, tokens: int, in_place: bool) -> str:
         """What is missing for ``tokens`` more tokens; "" if nothing is."""

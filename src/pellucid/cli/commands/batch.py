@@ -1,0 +1,50 @@
+"""pellucid batch IN OUT: files of requests in OpenAI's batch format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+
+
+def command(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A file with a request in each line.", show_default=False)
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="The file of the answers; a batch that was interrupted goes on in it.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="The model for all requests; by default the one that they name.")
+    ] = None,
+    together: Annotated[Any, common.count("How many requests run at a time.")] = 64,
+    context: common.Context = None,
+    threads: common.Threads = None,
+    precise: common.Precise = False,
+    kv_cache: common.KVCache = None,
+) -> None:
+    """Answer the requests of a file (chat and text completions, embeddings), several at a time."""
+    from pellucid.serve.batch import Batch
+    from pellucid.util.checks import whole
+
+    batch = Batch(source, target, model, whole("together", together, 1, 1024))
+    if batch.lines:
+        llm = common.load(
+            model or batch.model, threads, context, precise, kv_cache, before=lambda inputs: None
+        )
+        with common.progress() as bars:
+            batch.run(llm, bars.answering)
+    failed = f", {batch.failed:,} of them with an error" if batch.failed else ""
+    print(f"{batch.answered:,} of {batch.total:,} requests answered{failed}: {target}")
+
+
+COMMAND = Command("batch", command)

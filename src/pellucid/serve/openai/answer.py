@@ -1,0 +1,82 @@
+"""What OpenAI's answers have in common: usage, reasons, log-probabilities, errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pellucid.engine.output import Generation
+from pellucid.errors import CacheFull, DeadlinePassed, InvalidRequest, ModelNotFound, PellucidError, QueueFull
+from pellucid.sample.logprobs import Logprobs
+from pellucid.tokenize import Tokenizer
+
+REASONS = {"stop": "stop", "length": "length", "time": "length", "until": "stop", None: "stop"}
+STATUS: Sequence[tuple[type[PellucidError], int, str]] = (
+    (InvalidRequest, 400, "invalid_request_error"),
+    (ModelNotFound, 404, "not_found_error"),
+    (QueueFull, 503, "overloaded_error"),
+    (CacheFull, 503, "overloaded_error"),
+    (DeadlinePassed, 504, "timeout_error"),
+    (PellucidError, 500, "server_error"),
+)
+"""The HTTP status and OpenAI's type of each error, the first that fits."""
+
+
+def usage(made: Sequence[Generation]) -> dict[str, Any]:
+    """The numbers of tokens of all choices of one prompt."""
+    first, generated = made[0].usage, sum(one.usage.generated_tokens for one in made)
+    return {
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": generated,
+        "total_tokens": first.prompt_tokens + generated,
+        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": sum(one.usage.accepted_tokens for one in made),
+            "rejected_prediction_tokens": sum(
+                one.usage.proposed_tokens - one.usage.accepted_tokens for one in made
+            ),
+        },
+    }
+
+
+def added(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of usages."""
+    return {
+        name: added([part[name] for part in parts])
+        if isinstance(value, dict)
+        else sum(part[name] for part in parts)
+        for name, value in parts[0].items()
+    }
+
+
+def chat_logprobs(logprobs: Logprobs, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Log-probabilities as /v1/chat/completions has them."""
+    content = []
+    for row, token in enumerate(logprobs.ids):
+        alternatives = [
+            _of_token(int(other), float(value), tokenizer)
+            for other, value in zip(logprobs.top_ids[row], logprobs.top[row])
+            if other >= 0
+        ]
+        one = _of_token(int(token), float(logprobs.chosen[row]), tokenizer)
+        content.append({**one, "top_logprobs": alternatives})
+    return {"content": content, "refusal": None}
+
+
+def _of_token(token: int, value: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    text = tokenizer.token_text(token)
+    return {"token": text, "logprob": finite(value), "bytes": list(text.encode("utf-8", "surrogateescape"))}
+
+
+def finite(value: float) -> float:
+    """A log-probability as JSON can have it; OpenAI's for an impossible token is -9999."""
+    return value if math.isfinite(value) else -9999.0
+
+
+def failure(error: Exception) -> tuple[int, dict[str, Any]]:
+    """The status of an error, and its body."""
+    for kind, status, name in STATUS:
+        if isinstance(error, kind):
+            return status, {"error": {"message": str(error), "type": name, "param": None, "code": None}}
+    raise error

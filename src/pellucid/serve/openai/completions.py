@@ -1,0 +1,126 @@
+"""/v1/completions: a prompt in, what follows it out; and evaluation by the log-probabilities of a given text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pellucid.engine.inputs import PromptInput, several
+from pellucid.engine.output import Generation
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.llm import LLM
+from pellucid.sample.logprobs import Logprobs
+from pellucid.serve.openai.answer import REASONS, added, finite, usage
+from pellucid.serve.openai.body import MOST_CHOICES, Body
+from pellucid.tokenize import Tokenizer
+
+MOST_PROMPTS = 1024
+MOST_LOGPROBS = 20
+USUAL_TOKENS = 16  # OpenAI's default of max_tokens
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """What a body asks for: ``choices`` texts of each prompt, the best of ``best_of``.
+
+    With ``echo`` a text begins with its prompt; ``logprobs`` is how many alternatives of each token are reported, None
+    for no log-probabilities.
+    """
+
+    prompts: Sequence[PromptInput]
+    choices: int
+    best_of: int | None
+    echo: bool
+    logprobs: int | None
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, body: Body, llm: LLM) -> CompletionRequest:
+        """Read a body.
+
+        Raises:
+            InvalidRequest: a field is wrong; the message names it.
+        """
+        prompt = body.required("prompt")
+        if not isinstance(prompt, (str, list)) or not prompt:
+            raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, token ids, or a list of these")
+        prompts = several(prompt) or [prompt]
+        if len(prompts) > MOST_PROMPTS:
+            raise InvalidRequest(f"prompt has {len(prompts):,} prompts; the limit is {MOST_PROMPTS:,}")
+        choices = body.count("n", 1, MOST_CHOICES) or 1
+        best_of, echo = body.count("best_of", choices, MOST_CHOICES), body.flag("echo")
+        logprobs = body.count("logprobs", 0, MOST_LOGPROBS)
+        if (suffix := body.take("suffix")) is not None:
+            raise InvalidRequest(f"suffix={brief(suffix)}: not supported yet; leave it out")
+        options = {"max_new_tokens": USUAL_TOKENS, **body.options(llm.recommended)}
+        if logprobs is not None:
+            options |= {"logprobs": logprobs} | ({"prompt_logprobs": logprobs} if echo else {})
+        return cls(prompts, choices, best_of, echo, logprobs, options)
+
+    def run(self, llm: LLM, name: str, number: str) -> dict[str, Any]:
+        """Make the texts, and return the body ``number`` of a response of the model ``name``."""
+        choices, used = list[dict[str, Any]](), list[dict[str, Any]]()
+        alone = self.choices == 1 and self.best_of in (None, 1)
+        together = llm.generate(list(self.prompts), **self.options) if alone else None
+        for at, prompt in enumerate(self.prompts):
+            made = (
+                [together[at]]
+                if together is not None
+                else llm.samples(prompt, self.choices, best_of=self.best_of, **self.options)
+            )
+            ids = llm.inputs.prompt(prompt)
+            choices += [self._choice(len(choices) + i, ids, one, llm.tokenizer) for i, one in enumerate(made)]
+            used.append(usage(made))
+        return {
+            "id": f"cmpl-{number}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": name,
+            "choices": choices,
+            "usage": added(used),
+        }
+
+    def _choice(self, number: int, ids: list[int], made: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
+        before = tokenizer.decode(ids) if self.echo else ""
+        return {
+            "index": number,
+            "text": before + made.text,
+            "logprobs": None if made.logprobs is None else self._logprobs(ids, made, tokenizer),
+            "finish_reason": REASONS[made.finish_reason],
+        }
+
+    def _logprobs(self, ids: list[int], made: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
+        """OpenAI's older form: parallel lists. With ``echo`` the first token has nothing before it: null."""
+        assert made.logprobs is not None
+        parts = [made.logprobs]
+        tokens, values, tops = list[str](), list[float | None](), list[dict[str, float] | None]()
+        if self.echo and made.prompt_logprobs is not None:
+            tokens, values, tops = [tokenizer.token_text(ids[0])], [None], [None]
+            parts.insert(0, made.prompt_logprobs)
+        for part in parts:
+            tokens += [tokenizer.token_text(int(token)) for token in part.ids]
+            values += [finite(float(value)) for value in part.chosen]
+            tops += _tops(part, tokenizer)
+        starts = np.cumsum([0, *(len(token) for token in tokens)])[:-1]
+        return {
+            "tokens": tokens,
+            "token_logprobs": values,
+            "top_logprobs": tops,
+            "text_offset": starts.tolist(),
+        }
+
+
+def _tops(part: Logprobs, tokenizer: Tokenizer) -> list[dict[str, float] | None]:
+    return [
+        {
+            tokenizer.token_text(int(token)): finite(float(value))
+            for token, value in zip(ids, row)
+            if token >= 0
+        }
+        for ids, row in zip(part.top_ids, part.top)
+    ]

@@ -1,0 +1,65 @@
+"""/v1/embeddings: texts in, sentence vectors out."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.llm import LLM
+from pellucid.serve.openai.body import Body
+
+MOST_TEXTS = 2048
+
+
+@dataclass(frozen=True)
+class EmbeddingRequest:
+    """What a body asks for: the vectors of ``texts``, as numbers or as the ``base64`` form of their bytes."""
+
+    texts: list[str]
+    base64: bool
+
+    @classmethod
+    def of(cls, body: Body, llm: LLM) -> EmbeddingRequest:
+        """Read a body.
+
+        Raises:
+            InvalidRequest: a field is wrong; the message names it.
+        """
+        asked = body.required("input")
+        texts = [asked] if isinstance(asked, str) else asked
+        if not isinstance(texts, list) or not texts or not all(isinstance(one, str) for one in texts):
+            raise InvalidRequest(f"input={brief(asked)}: must be a text or a list of texts")
+        if len(texts) > MOST_TEXTS:
+            raise InvalidRequest(f"input has {len(texts):,} texts; the limit is {MOST_TEXTS:,}")
+        form = body.take("encoding_format", "float")
+        if form not in ("float", "base64"):
+            raise InvalidRequest(f"encoding_format={brief(form)}: must be float or base64")
+        if (width := body.count("dimensions", 1, 1 << 24)) not in (None, llm.runner.width):
+            raise InvalidRequest(f"dimensions={width}: the model's vectors have {llm.runner.width}")
+        if left := body.rest():
+            raise InvalidRequest(
+                f"unknown field {brief(min(left))}: an embedding has input and encoding_format"
+            )
+        return cls(texts, form == "base64")
+
+    def run(self, llm: LLM, name: str, number: str) -> dict[str, Any]:
+        """Compute the vectors, and return the body of a response of the model ``name``."""
+        vectors, tokens = llm.embed(self.texts), sum(map(len, llm.inputs.sentences(self.texts)))
+        return {
+            "object": "list",
+            "model": name,
+            "data": [
+                {
+                    "object": "embedding",
+                    "index": at,
+                    "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode()
+                    if self.base64
+                    else vector.tolist(),
+                }
+                for at, vector in enumerate(vectors)
+            ],
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
