@@ -48,7 +48,7 @@ ROUTES: Mapping[str, Callable[[Body, LLM], Asked]] = {
 
 
 @dataclass(frozen=True)
-class Line:
+class RequestLine:
     """A request of a batch: ``number`` is its line's, from 1."""
 
     number: int
@@ -57,7 +57,7 @@ class Line:
     body: Any
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: Path) -> Iterator[RequestLine]:
     """The requests of a file. Empty lines are passed over.
 
     Raises:
@@ -90,7 +90,7 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InvalidRequest(f"{path}: cannot be read: {reason(error)}") from error
 
 
-def _line(path: Path, number: int, raw: bytes) -> Line:
+def _line(path: Path, number: int, raw: bytes) -> RequestLine:
     where = f"{path.name}, line {number:,}"
     try:
         found = json.loads(raw)
@@ -107,7 +107,7 @@ def _line(path: Path, number: int, raw: bytes) -> Line:
         raise InvalidRequest(
             f"{where}: is {brief(found.get('method'))} {brief(url)}; known is POST to {', '.join(ROUTES)}"
         )
-    return Line(number, custom, url, found.get("body"))
+    return RequestLine(number, custom, url, found.get("body"))
 
 
 def answered(path: Path) -> set[str]:
@@ -198,7 +198,7 @@ class Batch:
                 llm.engine.close()  # ends what runs; its answers are made again next time
                 raise
 
-    def _answer(self, llm: LLM, line: Line) -> dict[str, Any]:
+    def _answer(self, llm: LLM, line: RequestLine) -> dict[str, Any]:
         number = str(line.number)
         try:
             body = Body(line.body)
