@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from pellucid import pipeline
 from pellucid.engine.beam_search import search_beams
 from pellucid.engine.embedding import EmbeddingTask
-from pellucid.engine.engine import Admission, Engine
+from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, Generation, Score
 from pellucid.engine.request import Request, RequestGroup
+from pellucid.engine.run import Admission
 from pellucid.engine.scoring import score
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
@@ -118,7 +119,7 @@ class LLM:
                 the sampler steps (``sample/steps/``), such as ``temperature`` and ``top_p``; see docs/sampling.md.
                 Defaults are what the model's file recommends (``recommended``), and otherwise the steps' own.
                 ``priority`` (a whole number, 0) and ``deadline`` (seconds) say when it runs beside others
-                (``engine.Admission``).
+                (``engine/run.py``).
 
         Raises:
             InvalidRequest: an option is unknown or out of range, the prompt is empty, or the model does not generate

@@ -100,6 +100,10 @@ class Task(Protocol[T_co]):
         """The texts with tokens that have to be read. They keep their order."""
         ...
 
+    def texts(self) -> Sequence[CachedSequence]:
+        """All texts that may have pages."""
+        ...
+
     def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[T_co]:
         """Take the outputs of a text's next tokens, of a step of ``seconds``, and yield the results.
 

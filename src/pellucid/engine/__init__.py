@@ -2,6 +2,7 @@
 
 inputs.py           texts, chat messages and sentences → checked token ids
 engine.py           the thread that repeats steps for all requests
+run.py              a task on its way: when it runs, its results, and who reads them
 scheduler.py        which tokens of which sequences run in a step
 pace.py             how many tokens of prompts a step may read
 speculation.py      tokens that may follow are read together with the last one

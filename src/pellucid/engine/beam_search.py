@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from pellucid.engine.engine import USUAL, Admission, Engine
+from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
+from pellucid.engine.run import USUAL, Admission
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.pipeline import ChunkOutput
@@ -54,23 +55,23 @@ class BeamSearchTask:
 
     def sequences(self) -> Sequence[CachedSequence]:
         """The prompt until it has been read, then the beams whose logits are missing."""
-        return [one for one in self._sequences if one not in self._rows] if self._sequences else [self.prompt]
+        return [one for one in self.texts() if one not in self._rows]
+
+    def texts(self) -> Sequence[CachedSequence]:
+        """The prompt until it has been read, then all beams."""
+        return self._sequences or [self.prompt]
 
     def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[list[Beam]]:
         """Advance the search when the logits of all beams are there, and yield its beams."""
-        if sequence is self.prompt:
-            self.seconds += seconds
-            self._runner.keep_prefix(sequence.table, sequence.tokens)
-            if sequence.left:
-                return
-            self.prefill_seconds = self.seconds
-            self._sequences = [CachedSequence(sequence.tokens, table=self._runner.fork(sequence.table))]
-            sequence, seconds = self._sequences[0], 0.0
+        self.seconds += 0.0 if self._rows else seconds  # once for a step that has all beams
+        if sequence.left:
+            return
+        if sequence is self.prompt and not self._sequences:
+            self.prefill_seconds, self._sequences = self.seconds, [self.prompt]
         self._rows[sequence] = outputs
         if len(self._rows) < len(self._sequences):
             return
         rows = [self._rows[one][-1] for one in self._sequences]
-        self.seconds += seconds
         running, self._rows = self._beams.step(rows), {}
         if self._max_time is not None and time.perf_counter() - self._begun >= self._max_time:
             self._beams.stop("time")
@@ -96,9 +97,9 @@ class BeamSearchTask:
         self._sequences = made
 
     def close(self) -> None:
-        """Free the beams' pages, and leave the prompt's to the prefix cache."""
-        self._runner.release(*(one.table for one in self._sequences))
-        self._runner.release(self.prompt.table, tokens=self.prompt.tokens)
+        """Leave the pages to the prefix cache."""
+        for one in self.texts():
+            self._runner.release(one.table, tokens=one.tokens)
 
 
 def search_beams(
@@ -149,6 +150,6 @@ def search_beams(
         )
         for one in search.results()
     ]
-    usage = Usage(len(ids), task.prompt.cached, sum(len(one.ids) for one in texts))
+    usage = Usage(len(ids), task.prompt.cached or 0, sum(len(one.ids) for one in texts))
     timings = Timings(task.queue, task.prefill_seconds, times[0], times[-1], task.seconds)
     return Beams(texts, search.nodes, usage, timings, chain.seed if beams.do_sample else None, chain.steps)

@@ -31,6 +31,10 @@ class EmbeddingTask:
         """The texts without a vector."""
         return list(self._left)
 
+    def texts(self) -> Sequence[CachedSequence]:
+        """The texts without a vector."""
+        return list(self._left)
+
     def take(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:

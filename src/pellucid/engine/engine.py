@@ -10,156 +10,31 @@ pauses after a few of them. An error in a task ends it and no other.
 
 from __future__ import annotations
 
-import asyncio
+import copy
 import math
+import os
 import threading
 import time
-import weakref
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import closing, suppress
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from pellucid import pipeline
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.pace import Pace
-from pellucid.engine.scheduler import SHORT, Job, JobTooLarge, Scheduler
-from pellucid.errors import DeadlinePassed, InvalidRequest, QueueFull
+from pellucid.engine.run import USUAL, Admission, Run, RunningJob
+from pellucid.engine.scheduler import SHORT, JobTooLarge, Scheduler
+from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
 from pellucid.pipeline import Scheduled, Task
+from pellucid.runtime.executor import FORKED
 from pellucid.runtime.sequence import CachedSequence
-from pellucid.util.checks import real, whole
 
 T = TypeVar("T")
 AHEAD = 16
 """Results that a task may be ahead of its reader. They hold the logits of their tokens."""
-MOST_PRIORITY, LONGEST = 100, 1e9
 TARGET = 0.15
 """Seconds that a step takes at most, if it can be helped, while it reads prompts beside sequences that make text."""
-
-
-@dataclass(frozen=True)
-class Admission:
-    """When a task runs: those of higher ``priority`` come first, among equals those that came first.
-
-    A task that has not ended ``deadline`` seconds after it came fails, whether it has waited or run.
-
-    Raises:
-        InvalidRequest: a value is out of range.
-    """
-
-    priority: int = 0
-    deadline: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "priority", whole("priority", self.priority, -MOST_PRIORITY, MOST_PRIORITY))
-        if self.deadline is not None:
-            object.__setattr__(self, "deadline", real("deadline", self.deadline, 0.0, LONGEST, above=True))
-
-
-USUAL = Admission()
-
-
-class _End:
-    """The last message to a reader: the task is done, or it has failed."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
-
-
-class _Run(Job):
-    """A job with its results on the way to the reader. ``sent`` and ``read`` count them.
-
-    There may be ``ahead`` of them on the way. ``deliver`` gets them at once instead; ``notify`` is called after each.
-    """
-
-    def __init__(
-        self, task: Task[Any], how: Admission, ahead: int, deliver: Callable[[Any], object] | None
-    ) -> None:
-        super().__init__(task, how.priority)
-        self.how, self.ahead, self.came = how, ahead, time.monotonic()
-        self.waits = True
-        self.results: SimpleQueue[Any] = SimpleQueue()
-        self.deliver = deliver
-        self.notify: Callable[[], object] = _nobody
-        self.sent = self.read = 0
-        self.ended = False
-
-    @property
-    def is_ahead(self) -> bool:
-        return self.sent - self.read >= self.ahead
-
-    @property
-    def seconds_left(self) -> float:
-        """Until its deadline."""
-        return math.inf if self.how.deadline is None else self.came + self.how.deadline - time.monotonic()
-
-    def put(self, result: Any) -> None:
-        """Give the reader a result."""
-        self.results.put(result)
-        self.notify()
-
-
-def _nobody() -> None:
-    """Nobody waits."""
-
-
-class Run(Generic[T]):
-    """The results of a task, in order, as they come. ``close`` ends the task; so does dropping this object.
-
-    Raises: what the task raises.
-    """
-
-    def __init__(self, job: _Run, inbox: SimpleQueue[Any]) -> None:
-        self._job, self._inbox, self._reading = job, inbox, False
-        self.close = weakref.finalize(self, inbox.put, ("close", job))
-
-    def __iter__(self) -> Run[T]:
-        return self
-
-    def __next__(self) -> T:
-        self._acknowledge()
-        return self._received(self._job.results.get())
-
-    async def stream(self) -> AsyncGenerator[T, None]:
-        """The results for an event loop, which has other things to do. The task ends with the iteration."""
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        self._job.notify = partial(loop.call_soon_threadsafe, ready.set)
-        try:
-            while True:
-                ready.clear()
-                self._acknowledge()
-                while not self._job.results.empty():
-                    try:
-                        result = self._received(self._job.results.get())
-                    except StopIteration:
-                        return
-                    yield result
-                    self._acknowledge()
-                await ready.wait()
-        finally:
-            self._job.notify = _nobody
-            self.close()
-
-    def _received(self, result: Any) -> T:
-        """A result that has been read. Raises StopIteration at the end, or what the task has raised."""
-        if isinstance(result, _End):
-            self._job.results.put(_End(None))
-            self.close.detach()
-            if result.error is not None:
-                raise result.error
-            raise StopIteration
-        self._reading = True
-        return result  # type: ignore[no-any-return]
-
-    def _acknowledge(self) -> None:
-        """The reader has done what it does with the last result."""
-        if self._reading:
-            self._reading = False
-            self._job.read += 1
-            if self._job.paused and not self._job.is_ahead:
-                self._inbox.put(("read", self._job))
 
 
 class Engine:
@@ -173,11 +48,13 @@ class Engine:
         self.runner, self.pace = runner, Pace(target)
         self._scheduler = Scheduler(runner, runner.limits, self.pace)
         self._inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-        self._jobs: dict[Task[Any], _Run] = {}
+        self._jobs: dict[Task[Any], RunningJob] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._queue, self._waiting = queue, 0
+        self._settled: list[threading.Event] = []
+        self._process = os.getpid()
 
     def submit(
         self,
@@ -196,18 +73,30 @@ class Engine:
             InvalidRequest: the engine is closed.
             QueueFull: too many tasks wait.
         """
-        job = _Run(task, how, ahead, deliver)
+        job = RunningJob(task, how, ahead, deliver)
+        run: Run[T] = Run(job, self._inbox)
+        self._refuse_here()
         with self._lock:
             if self._closed:
                 raise InvalidRequest("the model is closed: load it again")
             if self._queue is not None and self._waiting >= self._queue:
                 raise QueueFull(f"{self._waiting:,} requests wait, as many as may: ask again later")
+            if self._thread is None:
+                thread = threading.Thread(target=self._work, name="pellucid-engine", daemon=True)
+                thread.start()
+                self._thread = thread
             self._waiting += 1
             self._inbox.put(("submit", job))
-            if self._thread is None or not self._thread.is_alive():  # a fork leaves a dead one behind
-                self._thread = threading.Thread(target=self._work, name="pellucid-engine", daemon=True)
-                self._thread.start()
-        return Run(job, self._inbox)
+        return run
+
+    def _refuse_here(self) -> None:
+        """Refuse a call where it would wait for itself, or for a thread that is not there."""
+        if os.getpid() != self._process:
+            raise InvalidRequest(FORKED)
+        if threading.current_thread() is self._thread:
+            raise InvalidRequest(
+                "a sampler step asks the model that runs it, which would wait for itself: use a second model"
+            )
 
     def run(self, task: Task[T], how: Admission = USUAL, *, ahead: int = AHEAD) -> Iterator[T]:
         """Start a task at the first iteration, and yield its results. It ends with the iteration."""
@@ -216,15 +105,19 @@ class Engine:
 
     def settle(self) -> None:
         """Wait until everything has run that can: what is left waits for its readers."""
+        self._refuse_here()
         done = threading.Event()
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
+            if self._thread is None:
                 return
             self._inbox.put(("settle", done))
         done.wait()
 
     def close(self) -> None:
-        """End all tasks, each with an error, and the thread."""
+        """End all tasks, each with an error, and the thread. In the child of a fork there is nothing to end."""
+        if os.getpid() != self._process:
+            return
+        self._refuse_here()
         with self._lock:
             self._closed, thread = True, self._thread
             self._inbox.put(("stop", None))
@@ -244,33 +137,37 @@ class Engine:
                 return
             except BaseException as error:
                 for job in list(self._jobs.values()):
-                    self._end(job, error)
+                    self._end(job, copied(error))
 
     def _loop(self) -> None:
         """Hear messages and run steps until there is nothing left to do."""
-        settled: list[threading.Event] = []
         while True:
             self._expire()
             idle = all(job.paused for job in self._scheduler)
             if idle:
-                for event in settled:
+                for event in self._settled:
                     event.set()
-                settled.clear()
+                self._settled.clear()
             if not len(self._scheduler):
                 with self._lock:
                     if self._inbox.empty():
                         self._thread = None
                         return
-            try:
-                left = min((job.seconds_left for job in self._jobs.values()), default=math.inf)
-                kind, about = self._inbox.get(block=idle, timeout=max(left, 0.0) if left < math.inf else None)
-                if kind == "settle":
-                    settled.append(about)
-                else:
-                    self._hear(kind, about)
-            except Empty:
-                if not idle:
-                    self._step()
+            if not self._heard(idle) and not idle:
+                self._step()
+
+    def _heard(self, idle: bool) -> bool:
+        """Act on the next message, if there is one; if ``idle``, wait for it until the next deadline."""
+        left = min((job.seconds_left for job in self._jobs.values()), default=math.inf)
+        try:
+            kind, about = self._inbox.get(block=idle, timeout=max(left, 0.0) if left < math.inf else None)
+        except Empty:
+            return False
+        if kind == "settle":
+            self._settled.append(about)
+        else:
+            self._hear(kind, about)
+        return True
 
     def _expire(self) -> None:
         """End the tasks whose deadline has passed."""
@@ -278,7 +175,7 @@ class Engine:
             waited = "it waited for others" if job.waits else "it was running"
             self._end(job, DeadlinePassed(f"the request did not end within {job.how.deadline:g} s: {waited}"))
 
-    def _no_longer_waits(self, job: _Run) -> None:
+    def _no_longer_waits(self, job: RunningJob) -> None:
         if job.waits:
             job.waits = False
             with self._lock:
@@ -289,9 +186,14 @@ class Engine:
         if kind == "stop":
             for one in list(self._jobs.values()):
                 self._end(one, InvalidRequest("the model was closed while the request ran"))
+        elif kind == "submit" and job.task in self._jobs:
+            self._no_longer_waits(job)
+            job.end(InvalidRequest("this task runs already: make another"))
         elif kind == "submit":
             self._jobs[job.task] = job
             self._scheduler.add(job)
+            if job.task.done:
+                self._end(job)
         elif job.ended:
             return
         elif kind == "close" or job.task.done:
@@ -306,17 +208,23 @@ class Engine:
         except JobTooLarge as large:
             self._end(self._jobs[large.job.task], large.error)
             return
+        if not scheduled:
+            stuck = next(job for job in self._jobs.values() if not job.paused)
+            self._end(stuck, KernelError("a task is not done, but has nothing to read: a bug of the task"))
+            return
         for one in scheduled:
             self._no_longer_waits(self._jobs[one.task])
         start = time.perf_counter()
         try:
             for one, results in pipeline.step(self.runner, scheduled):
+                if len(one.chunk.tokens) > one.chunk.outputs and not one.sequence.whole:
+                    self.runner.keep_prefix(one.sequence.table, one.sequence.tokens)
                 if job := self._jobs.get(one.task):  # else another of its sequences has failed in this step
                     self._deliver(job, one.sequence, results)
         except BaseException as error:
             for task in {one.task for one in scheduled}:
                 if job := self._jobs.get(task):
-                    self._end(job, error)
+                    self._end(job, copied(error))
             return
         self.pace.tell(*_counts(scheduled), time.perf_counter() - start)
         for task in dict.fromkeys(one.task for one in scheduled):
@@ -324,7 +232,7 @@ class Engine:
             if job is not None and task.done:
                 self._end(job)
 
-    def _deliver(self, job: _Run, sequence: CachedSequence, results: Iterator[Any]) -> None:
+    def _deliver(self, job: RunningJob, sequence: CachedSequence, results: Iterator[Any]) -> None:
         """Compute the results of a task's sequence and hand them to the reader."""
         try:
             for result in results:
@@ -343,17 +251,26 @@ class Engine:
             if not job.is_ahead:  # the reader has looked before
                 self._inbox.put(("read", job))
 
-    def _end(self, job: _Run, error: BaseException | None = None) -> None:
+    def _end(self, job: RunningJob, error: BaseException | None = None) -> None:
         """Take a job out, give its pages back, and tell its reader."""
         try:
             del self._jobs[job.task]
             self._no_longer_waits(job)
             self._scheduler.remove(job)
             job.task.close()
-        finally:
-            job.ended = True
-            with suppress(RuntimeError):  # of an event loop that is closed
-                job.put(_End(error))
+        except BaseException as failure:  # whatever it is, the reader hears that the task has ended
+            error = error or failure
+        job.end(error)
+
+
+def copied(error: BaseException) -> BaseException:
+    """An error for one of several readers: each raises its own, because raising adds to it."""
+    try:
+        made = copy.copy(error)
+    except Exception:
+        return error
+    made.__cause__ = error
+    return made
 
 
 def _counts(scheduled: list[Scheduled]) -> tuple[int, int]:

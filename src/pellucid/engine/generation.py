@@ -66,7 +66,7 @@ class GenerationTask:
     @property
     def done(self) -> bool:
         """Whether every sequence has ended."""
-        return bool(self._texts) and all(one.done for one in self._texts)
+        return bool(self._texts) and all(one.done or one.stopped for one in self._texts)
 
     def begin(self) -> None:
         """Make the sequences."""
@@ -75,7 +75,14 @@ class GenerationTask:
 
     def sequences(self) -> Sequence[CachedSequence]:
         """The prompt until it has been read, then the sequences that have not ended."""
-        return [one for one in self._texts if not one.done] if self._prefilled else [self.prompt]
+        self._release_stopped()
+        return [
+            one for one in self.texts() if not (isinstance(one, TextSequence) and (one.done or one.stopped))
+        ]
+
+    def texts(self) -> Sequence[CachedSequence]:
+        """The prompt until it has been read, then all sequences."""
+        return self._texts if self._prefilled else [self.prompt]
 
     def take(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
@@ -84,7 +91,6 @@ class GenerationTask:
         if isinstance(sequence, TextSequence):
             yield from self._advance(sequence, outputs, seconds)
             return
-        self._runner.keep_prefix(sequence.table, sequence.tokens)
         logits = self.prompt.take(outputs, seconds)
         if logits is None:
             return
@@ -99,6 +105,8 @@ class GenerationTask:
     ) -> Iterator[tuple[int, TokenOutput]]:
         number = self._texts.index(text)
         for row in outputs:
+            if text.stopped:
+                break
             output, seconds = text.sample(row, seconds), 0.0
             yield number, output
             if text.done:
@@ -117,10 +125,16 @@ class GenerationTask:
         return [one.gain for one in self._texts]
 
     def stop(self, number: int) -> None:
-        """End a sequence. The task does not take part in a step now: it waits for its reader."""
-        self._texts[number].done = True
+        """End a sequence, from any thread: it has no further token, and the engine gives its pages back."""
+        self._texts[number].stopped = True
+
+    def _release_stopped(self) -> None:
+        """Leave the pages of the sequences that were stopped to the prefix cache."""
+        for one in self._texts:
+            if one.stopped and one.table.length:
+                self._runner.release(one.table, tokens=one.tokens)
 
     def close(self) -> None:
         """Leave the pages of all sequences to the prefix cache."""
-        for one in self._texts if self._prefilled else [self.prompt]:
+        for one in self.texts():
             self._runner.release(one.table, tokens=one.tokens)

@@ -140,7 +140,8 @@ class ModelRunner:
                 found.append(rows)
                 continue
             counts = [chunk.outputs if self.spec.head else 1 for chunk in part]
-            found += np.split(rows, np.cumsum(counts)[:-1])
+            # Copies, so that whoever keeps a row does not keep those of all others.
+            found += [part.copy() for part in np.split(rows, np.cumsum(counts)[:-1])]
         return found
 
     @property
@@ -283,5 +284,7 @@ class ModelRunner:
 
     def close(self) -> None:
         """Stop the threads. Waits for a running step to finish."""
+        if self._executor.forked:  # their locks may be held by threads that are not here
+            return
         with self._lock:
             self._executor.close()

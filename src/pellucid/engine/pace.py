@@ -19,12 +19,13 @@ class Pace:
     def __init__(self, target: float) -> None:
         self.target = target
         self._decode: dict[int, float] = {}
+        self._expected: dict[int, float] = {}  # since the last step
         self._token = 0.0
         self.rows = 1  # of the last step
 
     def tell(self, rows: int, prompt_tokens: int, seconds: float) -> None:
         """A step with so many rows of texts that are made, and tokens of prompts, took ``seconds``."""
-        self.rows = rows
+        self.rows, self._expected = rows, {}
         if not prompt_tokens:
             known = self._decode.get(rows, seconds)
             self._decode[rows] = known + NEW * (seconds - known)
@@ -43,12 +44,17 @@ class Pace:
 
     def costs(self, own: int, most: int) -> list[float]:
         """The times of the next step with 0 to ``most`` more rows, for a text that had ``own`` rows in the last one."""
-        others = max(self.rows - own, 0)
-        return [self._decode_seconds(others + 1 + more) for more in range(most + 1)]
+        first = max(self.rows - own, 0) + 1
+        for rows in range(first, first + most + 1):
+            if rows not in self._expected:
+                self._expected[rows] = self._decode_seconds(rows)
+        return [self._expected[rows] for rows in range(first, first + most + 1)]
 
     def _decode_seconds(self, rows: int) -> float:
         """The time of a step without prompts: what was measured, or what the nearest numbers of rows let expect."""
         if not self._decode or not rows:
             return 0.0
+        if rows in self._decode:
+            return self._decode[rows]
         nearest = min(self._decode, key=lambda known: abs(known - rows))
         return self._decode[nearest] * (1 + ROW * (rows - 1)) / (1 + ROW * (nearest - 1))

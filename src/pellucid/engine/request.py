@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 
-from pellucid.engine.engine import AHEAD, USUAL, Admission, Engine, Run
+from pellucid.engine.engine import AHEAD, Engine
 from pellucid.engine.generation import GenerationTask, Prompt
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Generation, Timings, Usage
+from pellucid.engine.run import USUAL, Admission, Run
 from pellucid.engine.sequence import TextSequence, TokenOutput
 from pellucid.engine.speculation import Gain
 from pellucid.sample.chain import SEED_BITS, Chain
@@ -172,7 +173,9 @@ class RequestGroup:
                 ids=list(one.ids),
                 finish_reason=one.finish_reason,
                 stop_reason=one.stop_reason,
-                usage=Usage(len(prompt.tokens), prompt.cached, len(one.ids), gain.proposed, gain.accepted),
+                usage=Usage(
+                    len(prompt.tokens), prompt.cached or 0, len(one.ids), gain.proposed, gain.accepted
+                ),
                 timings=Timings(self._task.queue, one.prefill_seconds, one.first, one.total, one.model),
                 seed=None if one.chain.greedy else one.chain.seed & ((1 << SEED_BITS) - 1),
                 chain=one.chain.steps,

@@ -66,7 +66,7 @@ class Job:
 
     @property
     def has_pages(self) -> bool:
-        return any(one.table.length for one in self.task.sequences())
+        return any(one.table.length for one in self.task.texts())
 
 
 class Scheduler:
@@ -134,15 +134,14 @@ class Scheduler:
             if took and page is not None:
                 reading.add(page)
         if not step.chunks and short:
-            job, error = next(iter(short.items()))
-            raise JobTooLarge(job, error)
+            job = min(short, key=lambda job: job.place)
+            raise JobTooLarge(job, short[job])
         return [one for _, one in step.chunks]
 
     def _find(self, sequence: CachedSequence) -> None:
         """Give a sequence what the prefix cache has of it."""
         if sequence.wanted > 0 and not sequence.whole:
             sequence.table = self._memory.find_prefix(sequence.tokens, sequence.wanted)
-            sequence.cached = sequence.cached or sequence.table.length
 
     def _take(
         self, step: _Room, job: Job, sequence: CachedSequence, most: int, short: dict[Job, CacheFull]
@@ -165,9 +164,12 @@ class Scheduler:
                     return 0
                 self._preempt(victim)
                 step.drop(victim)
+                short.pop(victim, None)
         if not job.begun:
             job.begun = True
             job.task.begin()
+        if sequence.cached is None:  # not what it finds of its own, should it lose its pages
+            sequence.cached = sequence.table.length
         step.add(job, Scheduled(job.task, sequence, chunk))
         return len(chunk.tokens)
 
@@ -180,7 +182,7 @@ class Scheduler:
 
     def _preempt(self, job: Job) -> None:
         """Take a job's pages; the prefix cache keeps them while nobody needs them."""
-        for sequence in job.task.sequences():
+        for sequence in job.task.texts():
             self._give_back(sequence)
         job.parked = True
 
@@ -232,6 +234,6 @@ def _to_border(sequence: CachedSequence, most: int) -> int:
 def _next_page(sequence: CachedSequence) -> int | None:
     """A number that stands for the whole page that is read next, and all tokens before it; None if it is not whole."""
     end = (sequence.table.length // PAGE + 1) * PAGE
-    if sequence.table.length % PAGE or end > sequence.wanted:
+    if sequence.whole or sequence.table.length % PAGE or end > sequence.wanted:
         return None
     return hash(tuple(sequence.tokens[:end]))

@@ -23,7 +23,7 @@ class ScoringTask:
 
     def __init__(self, runner: ModelRunner, ids: list[int], first: int) -> None:
         self._runner, self._text = runner, CachedSequence(ids[:-1], first - 1)
-        self.done = False
+        self.done = not self._text.tokens
 
     def begin(self) -> None:
         """As in ``Task``."""
@@ -31,6 +31,10 @@ class ScoringTask:
     def sequences(self) -> Sequence[CachedSequence]:
         """The text, without its last token."""
         return [] if self.done else [self._text]
+
+    def texts(self) -> Sequence[CachedSequence]:
+        """The text."""
+        return [self._text]
 
     def take(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float

@@ -65,7 +65,7 @@ class TextSequence(CachedSequence):
         speculates: bool = False,
     ) -> None:
         super().__init__([])
-        self.sampler, self.done = sampler, False
+        self.sampler, self.done, self.stopped = sampler, False, False
         self.gain, self._lookup = Gain(), PromptLookup() if speculates else None
         self._place = self._start = self._rows = self._proposed = 0
         self._watch, self._limit = options.watch, limit
@@ -92,6 +92,8 @@ class TextSequence(CachedSequence):
 
     def _tell_gain(self) -> None:
         """Count what was proposed for the last step, and what of it was kept: a token for each row but the first."""
+        if self.done:
+            self._lookup = None  # which knows the whole text
         if self._proposed:
             self.gain.tell(self._proposed, self._place - self._start - 1)
             self._proposed = 0

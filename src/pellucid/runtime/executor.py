@@ -27,6 +27,7 @@ from pellucid.kernels.program import loop
 from pellucid.runtime.memory import address, aligned
 from pellucid.runtime.thread_tuner import ThreadTuner
 
+FORKED = "this model was loaded before a fork, which leaves its threads behind: load it in the child"
 LOOP_KERNELS = (KernelKey("loop.lead"), KernelKey("loop.work"))
 
 
@@ -85,10 +86,8 @@ class Executor:
         All threads run it, except that a ``small`` step, in which threads meet every few microseconds, runs on fewer
         while other processes keep taking their cores.
         """
-        if os.getpid() != self._process:
-            raise InvalidRequest(
-                "this model was loaded before a fork, which leaves its threads behind: load it in the child"
-            )
+        if self.forked:
+            raise InvalidRequest(FORKED)
         control, threads = self._control, self._pace.threads if small else self.threads
         self._steps, start = self._steps + 1, time.perf_counter()
         epoch = self._steps << loop.ACTIVE_BITS | threads
@@ -99,6 +98,11 @@ class Executor:
         if control[loop.STATUS // 8]:
             status, control[loop.STATUS // 8] = int(control[loop.STATUS // 8]), 0
             raise KernelError(f"a kernel reported status {status}")
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that started the threads."""
+        return os.getpid() != self._process
 
     @property
     def closed(self) -> bool:

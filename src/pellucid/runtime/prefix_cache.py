@@ -62,6 +62,7 @@ class PrefixCache:
     def __init__(self, cache: KVCache, limit: int) -> None:
         self._cache, self._limit = cache, limit
         self._root, self._clock = _Node(), count(1)
+        self._stuck = 0
         self.nbytes = 0
         """Bytes of its pages, whether or not a running sequence uses them too."""
         cache.reclaim = self._reclaim
@@ -107,8 +108,10 @@ class PrefixCache:
                 self._fill(path[index], index, snapshot.windows)
             self._give_state(path[last - 1], snapshot.state)
         self._touch(node)
-        if self.nbytes > self._limit:
-            self._remove_leaves(lambda: self.nbytes <= self._limit)
+        if self.nbytes > max(self._limit, self._stuck):
+            self._remove_leaves(lambda: self.nbytes <= self._limit - self._limit // SPARE)
+            # If running texts hold what is left, it is not looked for again at once.
+            self._stuck = self.nbytes + self._limit // SPARE if self.nbytes > self._limit else 0
 
     def clear(self) -> None:
         """Give up all pages."""
@@ -222,8 +225,16 @@ class PrefixCache:
                 node.state = NONE
             else:
                 node.pages[group] = NONE
+            self._prune(node)
             if pool.free >= enough:
                 return
+
+    def _prune(self, node: _Node | None) -> None:
+        """Remove a node that has nothing left and that leads nowhere, and those before it."""
+        while node and node.parent and node.is_leaf and node.state == NONE and set(node.pages) <= {NONE}:
+            parent = node.parent
+            self._remove(node)
+            node = parent
 
     def _remove_leaves(self, enough: Callable[[], bool]) -> None:
         """Remove the least recently used nodes whose pages no sequence uses, from the ends of texts on."""

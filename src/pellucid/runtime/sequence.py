@@ -12,7 +12,8 @@ class CachedSequence:
     """``tokens``, of which the block table ``table`` holds the first ones. The others are read in the next steps.
 
     The outputs of the tokens from ``wanted`` on are needed (by default the last token's), so that only tokens before it
-    may come from the prefix cache; ``cached`` is how many did. With ``whole`` all tokens are read in one step.
+    may come from the prefix cache; ``cached`` is how many did (None: it has not been read). With ``whole`` all tokens
+    are read in one step.
 
     A sequence that loses its pages reads its tokens again: nothing else depends on how far it has been read.
     """
@@ -25,7 +26,8 @@ class CachedSequence:
         whole: bool = False,
         table: BlockTable | None = None,
     ) -> None:
-        self.tokens, self.whole, self.cached = list(tokens), whole, 0
+        self.tokens, self.whole = list(tokens), whole
+        self.cached: int | None = None
         self.table = table or BlockTable()
         self.wanted = len(self.tokens) - 1 if wanted is None else wanted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,11 +15,18 @@ from typing import Any
 import pytest
 
 import pellucid
-from pellucid.engine.engine import AHEAD, Admission, Engine
+from pellucid.engine.beam_search import BeamSearchTask
+from pellucid.engine.engine import AHEAD, Engine
+from pellucid.engine.run import Admission
 from pellucid.engine.scheduler import Scheduler
-from pellucid.errors import DeadlinePassed, InvalidRequest, QueueFull
+from pellucid.engine.scoring import ScoringTask
+from pellucid.engine.speculation import Gain
+from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
 from pellucid.llm import LLM
 from pellucid.runtime.sequence import CachedSequence
+from pellucid.sample.beams import BeamOptions, BeamSearch
+from pellucid.sample.options import Options
+from pellucid.sample.steps.temperature import Temperature
 from pellucid.testing import random_model
 
 PROMPTS = [[number + 3] * (5 + 11 * number) for number in range(9)]
@@ -373,6 +381,8 @@ class Waits:
     def sequences(self) -> list[CachedSequence]:
         return [] if self.done else [self.text]
 
+    texts = sequences
+
     @cached_property
     def text(self) -> CachedSequence:
         return CachedSequence([5] * 200)
@@ -416,3 +426,200 @@ def test_a_bug_of_the_engine_leaves_no_reader_waiting(llm: LLM, monkeypatch: pyt
         with pytest.raises(AssertionError, match="a bug"):
             llm.generate(PROMPTS[0], **OPTIONS)
     assert len(llm.generate(PROMPTS[0], **OPTIONS).ids) == 30
+
+
+def lose_pages(llm: LLM) -> None:
+    """Take the pages of all paused requests, and those of the prefix cache."""
+    llm.engine.settle()
+    for job in llm.engine._scheduler:
+        llm.engine._scheduler._preempt(job)
+    llm.runner.empty_prefix_cache()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_beams_that_lose_their_pages_read_their_texts_again(folder: Path, name: str) -> None:
+    with pellucid.load(folder / name, threads=2) as llm:
+        prompt, options = [9] * 500, {"num_beams": 3, "max_new_tokens": 40}
+        wanted = llm.beam_search(prompt, **options)
+        search = BeamSearch(
+            BeamOptions(num_beams=3),
+            Options().chain().without_drawing().start(llm.tokenizer, prompt, llm.tokenizer.eos_ids),
+            llm.tokenizer.eos_ids,
+            40,
+        )
+        task = BeamSearchTask(llm.runner, prompt, search)
+        steps = llm.engine.run(task, ahead=2)
+        for number, _ in enumerate(steps):
+            if number in (3, 11):
+                lose_pages(llm)
+        assert search.results()[0].ids == wanted.texts[0].ids
+        assert pages_in_use(llm) == 0
+
+
+def test_samples_that_lose_their_pages_share_them_again(llm: LLM) -> None:
+    prompt = [5, 6, 7, 8] * 160
+    wanted = [one.ids for one in llm.samples(prompt, 6, seed=1, **{**OPTIONS, "max_new_tokens": 60})]
+    chains = llm._options({"seed": 1, **OPTIONS}).chain().with_seeds(6)
+    group = llm._request_group(
+        prompt, llm._options({"seed": 1, **OPTIONS, "max_new_tokens": 60}), chains, Admission()
+    )
+    outputs = iter(group)
+    for _ in range(30):
+        next(outputs)
+    lose_pages(llm)
+    for _ in range(60):
+        next(outputs)
+    used = llm.runner.cache.pages - llm.runner.cache.free_pages
+    for _ in outputs:
+        pass
+    assert [one.ids for one in group.results()] == wanted
+    assert used < 30, "the prompt has ten pages, each text another one or two"
+    assert pages_in_use(llm) == 0
+
+
+def test_a_step_of_the_chain_that_asks_its_own_model_is_refused(llm: LLM) -> None:
+    class Asks(Temperature):
+        def apply(self, candidates: Any, history: Any) -> Any:
+            llm.score([3, 4, 5])
+
+    with pytest.raises(InvalidRequest, match="wait for itself"):
+        llm.generate(PROMPTS[0], samplers=[Asks()], max_new_tokens=3)
+    assert len(llm.generate(PROMPTS[0], **OPTIONS).ids) == 30
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_during_a_step_does_not_hang(llm: LLM) -> None:
+    running = threading.Thread(
+        target=llm.generate, args=(PROMPTS[0],), kwargs={**OPTIONS, "max_new_tokens": 1500}
+    )
+    running.start()
+    for _ in range(6):
+        time.sleep(0.02)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                llm.generate(PROMPTS[1])
+            except InvalidRequest as error:
+                llm.engine.close()
+                llm.runner.close()
+                code = 0 if "before a fork" in str(error) else 2
+            finally:
+                os._exit(code)
+        end = time.monotonic() + 20
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            if time.monotonic() > end:
+                os.kill(child, 9)
+                os.waitpid(child, 0)
+                pytest.fail("the child hangs")
+            time.sleep(0.01)
+    running.join()
+
+
+def test_until_ends_a_text_within_a_step_whatever_was_read_ahead(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Gain, "length", lambda self, costs: len(costs) - 1)
+    steps = list[int]()
+    forward = llm.runner.forward_all
+
+    def counted(chunks: Any) -> Any:
+        steps.append(1)
+        return forward(chunks)
+
+    monkeypatch.setattr(llm.runner, "forward_all", counted)
+    for length in range(12, 24):
+        made = llm.generate(
+            [7] * 40,
+            temperature=0,
+            max_new_tokens=400,
+            ignore_eos=True,
+            until=lambda text: len(text) >= length,  # noqa: B023
+        )
+        assert made.finish_reason == "until"
+    assert len(steps) < 12 * 30
+    assert pages_in_use(llm) == 0
+
+
+def test_texts_that_a_function_has_ended_give_their_pages_back(llm: LLM) -> None:
+    seen = list[str]()
+
+    def until(text: str) -> bool:
+        seen.append(text)
+        return len(seen) == 8  # of one of the texts
+
+    options = {**OPTIONS, "max_new_tokens": 200, "seed": 2}
+    group = llm._request_group(
+        [5] * 200,
+        llm._options({**options, "until": until}),
+        llm._options(options).chain().with_seeds(3),
+        Admission(),
+    )
+    outputs = iter(group)
+    while sum(one.ended for one in group.builders) == 0:
+        next(outputs)
+    for _ in range(9):
+        next(outputs)
+    llm.engine.settle()
+    lengths = sorted(one.table.length for one in group._task.texts())
+    assert lengths[0] == 0
+    assert lengths[1] > 200
+    del outputs, group
+    gc.collect()
+    assert pages_in_use(llm) == 0
+
+
+class Nothing(Waits):
+    """A task that is never done and has nothing to read."""
+
+    def sequences(self) -> list[CachedSequence]:
+        return []
+
+    texts = sequences
+
+    def close(self) -> None:
+        raise OSError("mine")
+
+
+def test_tasks_that_are_wrong_end_with_an_error(llm: LLM) -> None:
+    go, order = threading.Event(), list[str]()
+    with pytest.raises(KernelError, match="nothing to read"):
+        list(llm.engine.submit(Nothing(llm, go, order, "x")))
+    busy, twice = llm.engine.submit(Waits(llm, go, order, "busy")), Waits(llm, go, order, "twice")
+    while llm.engine.waiting:
+        time.sleep(0.001)
+    runs = [llm.engine.submit(twice), llm.engine.submit(twice)]
+    go.set()
+    assert list(busy) == ["busy"]
+    assert list(runs[0]) == ["twice"]
+    with pytest.raises(InvalidRequest, match="runs already"):
+        list(runs[1])
+    assert list(llm.engine.run(ScoringTask(llm.runner, [5], 1))) == []
+    assert len(llm.generate(PROMPTS[0], **OPTIONS).ids) == 30
+    assert llm.engine.waiting == 0
+    assert pages_in_use(llm) == 0
+
+
+def test_nothing_is_left_of_a_request_that_has_ended(llm: LLM) -> None:
+    outputs = iter(llm.start(PROMPTS[0], **{**OPTIONS, "max_new_tokens": 3}))
+    next(outputs)
+    llm.engine.settle()
+    end = time.monotonic() + 5
+    while llm.engine._thread is not None and time.monotonic() < end:
+        time.sleep(0.001)
+    del outputs
+    gc.collect()
+    assert llm.engine._inbox.empty()
+    with pytest.raises(ZeroDivisionError) as caught:
+        llm.generate(PROMPTS[0], until=lambda text: bool(1 // 0), **OPTIONS)
+    assert caught.value.__context__ is None
+
+
+def test_a_result_keeps_its_own_logits_only(llm: LLM) -> None:
+    kept: dict[int, Any] = {}
+    in_threads(lambda number: kept.__setitem__(number, next(iter(llm.start(PROMPTS[number], **OPTIONS)))), 6)
+    for output in kept.values():
+        raw = output.draw.logits.raw
+        base = raw if raw.base is None else raw.base
+        assert base.nbytes <= 2 * raw.nbytes

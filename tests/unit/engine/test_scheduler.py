@@ -68,6 +68,9 @@ class Fake:
     def sequences(self) -> list[CachedSequence]:
         return [self.text]
 
+    def texts(self) -> list[CachedSequence]:
+        return [self.text]
+
     def take(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[Any]:
         assert self.begun
         assert outputs == 1
@@ -218,6 +221,19 @@ def test_texts_that_go_on_alike_after_what_is_cached_are_read_once_too() -> None
     while len(scheduler):
         read += sum(len(one.chunk.tokens) for one in run_step(scheduler, memory))
     assert read == 2 * PAGE + 3 * 5
+
+
+def test_sentences_that_begin_alike_share_a_step() -> None:
+    """They are read whole, so that none finds anything of another."""
+    scheduler, memory = scheduler_of()
+    texts = [CachedSequence([7] * PAGE + [number], PAGE + 1, whole=True) for number in range(3)]
+
+    class Sentences(Fake):
+        def sequences(self) -> list[CachedSequence]:
+            return texts
+
+    scheduler.add(Job(Sentences(memory, [1], 1)))
+    assert len(scheduler.schedule()) == 3
 
 
 def test_who_waits_for_room_costs_nothing() -> None:

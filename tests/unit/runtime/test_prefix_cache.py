@@ -250,3 +250,12 @@ def test_texts_take_no_more_than_they_may() -> None:
         keep(cache, prefixes, [number] * (3 * PAGE))
         assert prefixes.nbytes <= 8 * cache.groups[0].page_bytes
     assert prefixes.find([8] * (3 * PAGE), 3 * PAGE).length == 3 * PAGE
+
+
+@pytest.mark.parametrize("layer", [LayerShape(1, 16, 16, window=100), STATE], ids=["window", "state"])
+def test_a_tree_without_full_attention_does_not_grow_for_ever(layer: CachedLayer) -> None:
+    cache = KVCache([layer], [40])
+    prefixes = PrefixCache(cache, 1 << 40)
+    for number in range(300):
+        keep(cache, prefixes, [number] * (4 * PAGE))
+    assert sum(1 for _ in prefixes._root.below()) <= 4 * 40
