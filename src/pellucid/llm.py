@@ -224,6 +224,15 @@ class LLM:
         parsed, beams = Options.of(known, **options), BeamOptions(**own)
         return search_beams(self.engine, self.inputs, prompt, parsed, beams, how)
 
+    def request(self, prompt: PromptInput, n: int = 1, **options: Any) -> RequestGroup:
+        """A request for ``n`` answers, checked but not started: for programs that run many of them.
+
+        Takes the options of ``generate`` and raises the same errors.
+        """
+        how, parsed = _admission(options), self._options(options)
+        n = whole("n", n, 1, self.runner.limits.sequences)
+        return self._request_group(prompt, parsed, parsed.chain().with_seeds(n), how)
+
     def _options(self, asked: Mapping[str, Any]) -> Options:
         """The options of a generation: what is asked for, and beyond that what the file recommends."""
         return Options.of(**with_recommended(asked, self.recommended))

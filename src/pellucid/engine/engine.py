@@ -103,6 +103,10 @@ class Engine:
         with closing(self.submit(task, how, ahead=ahead)) as results:
             yield from results
 
+    def limit_queue(self, queue: int | None) -> None:
+        """At most so many tasks may wait from now on."""
+        self._queue = queue
+
     def settle(self) -> None:
         """Wait until everything has run that can: what is left waits for its readers."""
         self._refuse_here()

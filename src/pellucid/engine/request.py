@@ -127,6 +127,11 @@ class RequestGroup:
     def __iter__(self) -> Iterator[tuple[int, TokenOutput]]:
         return self._outputs
 
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens of the prompt."""
+        return self._task.prompt.tokens
+
     def start(self) -> None:
         """Start it, unless a function of the user has to be asked: the engine's thread collects the outputs."""
         start, builders = time.perf_counter(), self.builders
@@ -143,6 +148,13 @@ class RequestGroup:
         """Wait until it has ended, or let it run if it has not been started."""
         for _ in self._run or self:
             pass
+
+    async def finished(self) -> None:
+        """Wait in an event loop until it has ended; it must have been started. Cancelling this ends it."""
+        assert self._run is not None
+        async with aclosing(self._run.stream()) as nothing:
+            async for _ in nothing:
+                pass
 
     def close(self) -> None:
         """End it."""

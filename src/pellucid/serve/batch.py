@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
 from pellucid.llm import LLM
@@ -35,8 +37,12 @@ LONGEST_ID = 512
 class Asked(Protocol):
     """A request that has been read."""
 
-    def run(self, llm: LLM, name: str, number: str) -> dict[str, Any]:
-        """The body of its answer."""
+    def groups(self, llm: LLM) -> list[RequestGroup]:
+        """What it asks of the engine."""
+        ...
+
+    def answer(self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str) -> dict[str, Any]:
+        """The body of its answer, when the groups have ended."""
         ...
 
 
@@ -138,6 +144,17 @@ def answered(path: Path) -> set[str]:
     return found
 
 
+def _run(asked: Asked, llm: LLM, name: str, number: str) -> dict[str, Any]:
+    """Run a request, and return the body of its answer."""
+    groups = asked.groups(llm)
+    with ExitStack() as stack:
+        for group in groups:
+            stack.enter_context(closing(group)).start()
+        for group in groups:
+            group.wait()
+    return asked.answer(groups, llm, name, number)
+
+
 class Batch:
     """Runs the requests of ``source`` on a model, and appends their answers to ``target``.
 
@@ -207,7 +224,7 @@ class Batch:
                 body.take("model")
             if body.flag("stream"):
                 raise InvalidRequest("stream=true: the answers of a batch are whole; leave it out")
-            status, content = 200, ROUTES[line.url](body, llm).run(llm, name, number)
+            status, content = 200, _run(ROUTES[line.url](body, llm), llm, name, number)
         except PellucidError as error:
             status, content = failure(error)
         return {

@@ -166,7 +166,7 @@ def test_chat(path: Path, tmp_path: Path) -> None:
         ("/v1/completions", {}, "prompt is missing"),
         ("/v1/completions", {"prompt": 5}, "prompt=5"),
         ("/v1/completions", {"prompt": ["a", 3]}, "prompt=3"),
-        ("/v1/completions", {"prompt": "a", "n": 0}, "n=0: must be a whole number from 1 to 128"),
+        ("/v1/completions", {"prompt": "a", "n": 0}, "n=0: must be a whole number from 1 to 64"),
         ("/v1/completions", {"prompt": "a", "logprobs": True}, "logprobs=True"),
         ("/v1/completions", {"prompt": "a", "temprature": 1}, "did you mean temperature"),
         ("/v1/completions", {"prompt": "a", "max_tokens": -1}, "max_new_tokens=-1"),

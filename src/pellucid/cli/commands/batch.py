@@ -24,7 +24,8 @@ def command(
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="The model for all requests; by default the one that they name.")
+        str | None,
+        typer.Option(help="The model for all requests; by default the one that they name.", metavar="MODEL"),
     ] = None,
     together: Annotated[Any, common.count("How many requests run at a time.")] = 64,
     context: common.Context = None,

@@ -31,7 +31,7 @@ NOT_HERE = {
 RENAMED = {"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens"}
 PLAIN: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 """OpenAI's defaults, where a model's file recommends none."""
-MOST_CHOICES = 128
+MOST_CHOICES = 64
 MOST_BIAS = 100.0
 
 
@@ -72,6 +72,13 @@ class Body:
         if not isinstance(name, str):
             raise InvalidRequest(f"model={brief(name)}: must be the name of a model")
         return name
+
+    def stream_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        options = self.take("stream_options", {})
+        if not isinstance(options, Mapping) or not isinstance(options.get("include_usage", False), bool):
+            raise InvalidRequest(f"stream_options={brief(options)}: must be an object with include_usage")
+        return bool(options.get("include_usage", False))
 
     def rest(self) -> dict[str, Any]:
         """The fields that nobody has taken, without those that change nothing."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from pellucid.engine.output import Generation
+from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
+from pellucid.sample.logprobs import joined
 from pellucid.serve.openai.answer import REASONS, chat_logprobs, usage
 from pellucid.serve.openai.body import MOST_CHOICES, Body
 from pellucid.tokenize.chat.conversation import conversation
@@ -42,17 +46,47 @@ class ChatRequest:
             options["logprobs"] = top or 0
         return cls(messages, choices, options)
 
-    def run(self, llm: LLM, name: str, number: str) -> dict[str, Any]:
-        """Make the answers, and return the body ``number`` of a response of the model ``name``."""
-        made = llm.samples(self.messages, self.choices, **self.options)
+    def groups(self, llm: LLM) -> list[RequestGroup]:
+        """The request to the engine, checked."""
+        return [llm.request(self.messages, self.choices, **self.options)]
+
+    def answer(self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str) -> dict[str, Any]:
+        """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
+        made = groups[0].results()
         return {
-            "id": f"chatcmpl-{number}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": name,
+            **_head(name, number, "chat.completion"),
             "choices": [_choice(at, one, llm) for at, one in enumerate(made)],
             "usage": usage(made),
         }
+
+    async def stream(
+        self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str, with_usage: bool
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The answer in pieces: each has the text that a token has completed."""
+        (group,), head = groups, _head(name, number, "chat.completion.chunk")
+        for at in range(self.choices):
+            yield {**head, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
+        async with aclosing(group.stream()) as outputs:
+            async for at, output in outputs:
+                logprobs = None
+                if "logprobs" in self.options:
+                    one = joined(group.builders[at].logprobs[-1:], self.options["logprobs"])
+                    logprobs = chat_logprobs(one, llm.tokenizer)
+                if output.text or logprobs:
+                    yield {**head, "choices": [_delta(at, {"content": output.text}, logprobs)]}
+                if output.finish_reason:
+                    ended = {**_delta(at, {}, None), "finish_reason": REASONS[output.finish_reason]}
+                    yield {**head, "choices": [ended]}
+        if with_usage:
+            yield {**head, "choices": [], "usage": usage(group.results())}
+
+
+def _head(name: str, number: str, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{number}", "object": kind, "created": int(time.time()), "model": name}
+
+
+def _delta(number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
 
 def _choice(number: int, made: Generation, llm: LLM) -> dict[str, Any]:

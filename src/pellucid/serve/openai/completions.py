@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from pellucid.engine.inputs import PromptInput, several
 from pellucid.engine.output import Generation
+from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -62,35 +64,53 @@ class CompletionRequest:
             options |= {"logprobs": logprobs} | ({"prompt_logprobs": logprobs} if echo else {})
         return cls(prompts, choices, best_of, echo, logprobs, options)
 
-    def run(self, llm: LLM, name: str, number: str) -> dict[str, Any]:
-        """Make the texts, and return the body ``number`` of a response of the model ``name``."""
+    def groups(self, llm: LLM) -> list[RequestGroup]:
+        """A request to the engine for each prompt, checked."""
+        options = dict(self.options)
+        if self.best_of is not None:
+            options.setdefault("logprobs", 0)
+        return [llm.request(prompt, self.best_of or self.choices, **options) for prompt in self.prompts]
+
+    def answer(self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str) -> dict[str, Any]:
+        """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
         choices, used = list[dict[str, Any]](), list[dict[str, Any]]()
-        alone = self.choices == 1 and self.best_of in (None, 1)
-        together = llm.generate(list(self.prompts), **self.options) if alone else None
-        for at, prompt in enumerate(self.prompts):
-            made = (
-                [together[at]]
-                if together is not None
-                else llm.samples(prompt, self.choices, best_of=self.best_of, **self.options)
-            )
-            ids = llm.inputs.prompt(prompt)
-            choices += [self._choice(len(choices) + i, ids, one, llm.tokenizer) for i, one in enumerate(made)]
+        for group in groups:
+            made = group.results()
             used.append(usage(made))
-        return {
-            "id": f"cmpl-{number}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": name,
-            "choices": choices,
-            "usage": added(used),
-        }
+            if self.best_of is not None:
+                made.sort(key=lambda one: -one.mean_logprob)
+            for one in made[: self.choices]:
+                choices.append(self._choice(len(choices), group.prompt, one, llm.tokenizer))
+        return {**_head(name, number), "choices": choices, "usage": added(used)}
+
+    async def stream(
+        self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str, with_usage: bool
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The texts in pieces, prompt by prompt."""
+        if self.best_of is not None or self.echo or self.logprobs is not None:
+            raise InvalidRequest("stream=true goes with none of best_of, echo and logprobs: leave them out")
+        head = _head(name, number)
+        for place, group in enumerate(groups):
+            async with aclosing(group.stream()) as outputs:
+                async for at, output in outputs:
+                    reason = output.finish_reason
+                    if output.text or reason:
+                        choice = {
+                            "index": place * self.choices + at,
+                            "text": output.text,
+                            "logprobs": None,
+                            "finish_reason": REASONS[reason] if reason else None,
+                        }
+                        yield {**head, "choices": [choice]}
+        if with_usage:
+            yield {**head, "choices": [], "usage": added([usage(group.results()) for group in groups])}
 
     def _choice(self, number: int, ids: list[int], made: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
         before = tokenizer.decode(ids) if self.echo else ""
         return {
             "index": number,
             "text": before + made.text,
-            "logprobs": None if made.logprobs is None else self._logprobs(ids, made, tokenizer),
+            "logprobs": None if self.logprobs is None else self._logprobs(ids, made, tokenizer),
             "finish_reason": REASONS[made.finish_reason],
         }
 
@@ -113,6 +133,10 @@ class CompletionRequest:
             "top_logprobs": tops,
             "text_offset": starts.tolist(),
         }
+
+
+def _head(name: str, number: str) -> dict[str, Any]:
+    return {"id": f"cmpl-{number}", "object": "text_completion", "created": int(time.time()), "model": name}
 
 
 def _tops(part: Logprobs, tokenizer: Tokenizer) -> list[dict[str, float] | None]:

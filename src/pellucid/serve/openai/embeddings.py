@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -45,8 +47,12 @@ class EmbeddingRequest:
             )
         return cls(texts, form == "base64")
 
-    def run(self, llm: LLM, name: str, number: str) -> dict[str, Any]:
-        """Compute the vectors, and return the body of a response of the model ``name``."""
+    def groups(self, llm: LLM) -> list[RequestGroup]:
+        """No text is made."""
+        return []
+
+    def answer(self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str) -> dict[str, Any]:
+        """Compute the vectors, and return the body of an answer of the model ``name``."""
         vectors, tokens = llm.embed(self.texts), sum(map(len, llm.inputs.sentences(self.texts)))
         return {
             "object": "list",

@@ -1,0 +1,71 @@
+"""pellucid serve MODEL...: an HTTP server with OpenAI's API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+
+
+def command(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="The models, by the names that requests use; as for run.",
+            metavar="MODEL...",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[Any, common.count("The port to listen at.")] = 8000,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A key that requests must have; may be repeated. Also PELLUCID_KEY.", show_default=False
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name of this server, as in its address; may be repeated.", show_default=False),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A web page's origin that may ask; may be repeated.", show_default=False),
+    ] = None,
+    memory: Annotated[Any, common.number("Gigabytes that the models' files may take together.")] = None,
+    queue: Annotated[Any, common.count("How many requests may wait for each model.")] = 256,
+    grace: Annotated[Any, common.number("Seconds that running requests have to end after SIGTERM.")] = 30.0,
+    context: common.Context = None,
+    threads: common.Threads = None,
+    precise: common.Precise = False,
+    kv_cache: common.KVCache = None,
+) -> None:
+    """Serve models over HTTP with OpenAI's API. The first one is loaded now, the others when they are asked for."""
+    import os
+
+    from pellucid.runtime.memory import machine_bytes
+    from pellucid.serve.guard import LOOPBACK, AccessRules
+    from pellucid.serve.run import Settings, serve
+    from pellucid.util.checks import real, whole
+
+    whole("port", port, 0, 65535)
+    limit = 0.75 * machine_bytes() if memory is None else real("memory", memory, 0.0, 1e6, above=True) * 1e9
+    keys = [*(key or []), *filter(None, [os.environ.get("PELLUCID_KEY")])]
+    hosts = [*LOOPBACK, *(allow_host or [])] if host in LOOPBACK else list(allow_host or [])
+    waiting = whole("queue", queue, 1, 1 << 20)
+
+    def load(name: str) -> Any:
+        llm = common.load(name, threads, context, precise, kv_cache, before=lambda inputs: None)
+        llm.engine.limit_queue(waiting)
+        return llm
+
+    settings = Settings(host, port, real("grace", grace, 0.0, 3600.0))
+    serve(
+        list(dict.fromkeys(models)), load, int(limit), AccessRules(keys, hosts, allow_origin or []), settings
+    )
+
+
+COMMAND = Command("serve", command)

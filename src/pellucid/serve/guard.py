@@ -1,0 +1,74 @@
+"""Who may ask: keys, and the hosts and origins from which a browser may come.
+
+A page that a user visits can make their browser send requests to a server on the same machine, under a name of its own
+that leads there (DNS rebinding). So a server on the loopback address answers only to the machine's own names, and a
+request with another origin is refused unless that origin was allowed.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+OPEN = ("/health",)
+"""Paths that need no key."""
+
+
+@dataclass(frozen=True)
+class AccessRules:
+    """Requests must have one of the ``keys`` (none: all may ask), and name one of the ``hosts`` (none: any).
+
+    ``origins`` are those of web pages of other servers that may ask.
+    """
+
+    keys: Sequence[str] = ()
+    hosts: Sequence[str] = ()
+    origins: Sequence[str] = ()
+
+
+class Guard:
+    """Refuses requests that break the rules, before anything of them is read."""
+
+    def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
+        self._app, self._rules = app, rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI asks."""
+        if scope["type"] == "http":
+            refused = self._refused(scope["path"], Headers(scope=scope))
+            if refused is not None:
+                status, message = refused
+                error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+                await JSONResponse({"error": error}, status)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _refused(self, path: str, headers: Headers) -> tuple[int, str] | None:
+        rules, host = self._rules, headers.get("host", "")
+        name = urlsplit(f"//{host}").hostname or ""
+        if rules.hosts and name not in rules.hosts:
+            return (
+                403,
+                f"host {host[:100]!r} is not one of this server: start it with --allow-host {name[:100]}",
+            )
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host and origin not in rules.origins:
+            return 403, f"origin {origin[:100]!r} may not ask: start the server with --allow-origin"
+        if rules.keys and path not in OPEN and not self._has_key(headers):
+            return 401, "a key is needed: send it as Authorization: Bearer KEY"
+        return None
+
+    def _has_key(self, headers: Headers) -> bool:
+        given = headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get(
+            "x-api-key", ""
+        )
+        # Every key is compared, in a time that does not depend on where it differs.
+        found = [hmac.compare_digest(given.encode(), key.encode()) for key in self._rules.keys]
+        return any(found)

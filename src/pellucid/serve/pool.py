@@ -1,0 +1,100 @@
+"""The models of a server: loaded at first use, the least recently used given up when they take too much memory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from starlette.concurrency import run_in_threadpool
+
+from pellucid.errors import CacheFull, ModelNotFound
+from pellucid.errors.messages import brief
+from pellucid.llm import LLM
+
+
+@dataclass
+class Served:
+    """A model that is loaded: how many requests use it, and when one did last."""
+
+    llm: LLM
+    nbytes: int
+    users: int = 0
+    used: float = field(default_factory=time.monotonic)
+
+
+class ModelPool:
+    """The models ``names``, of which some are loaded. Their files may take ``limit`` bytes together.
+
+    ``load`` loads a model by its name.
+    """
+
+    def __init__(self, names: Sequence[str], load: Callable[[str], LLM], limit: int) -> None:
+        self.names, self._load, self._limit = list(names), load, limit
+        self.created = int(time.time())
+        self._loaded: dict[str, Served] = {}
+        self._lock = asyncio.Lock()
+
+    def put(self, name: str, llm: LLM) -> None:
+        """Have a model that is loaded already."""
+        self._loaded[name] = Served(llm, _bytes(llm))
+
+    @property
+    def loaded(self) -> list[str]:
+        """The names of the models in memory."""
+        return list(self._loaded)
+
+    def known(self, name: str) -> str:
+        """The name. Raises ModelNotFound if the server has no such model."""
+        if name not in self.names:
+            raise ModelNotFound(f"model={brief(name)}: this server has {', '.join(self.names)}")
+        return name
+
+    @asynccontextmanager
+    async def use(self, name: str) -> AsyncGenerator[LLM, None]:
+        """A model, which stays loaded meanwhile.
+
+        Raises:
+            ModelNotFound: the server has no model of that name.
+            CacheFull: it does not fit beside the models that are in use.
+        """
+        self.known(name)
+        async with self._lock:  # one model is loaded at a time
+            if name not in self._loaded:
+                self._loaded[name] = await self._opened(name)
+            served = self._loaded[name]
+            served.users += 1
+        try:
+            yield served.llm
+        finally:
+            served.users -= 1
+            served.used = time.monotonic()
+
+    async def _opened(self, name: str) -> Served:
+        llm = await run_in_threadpool(self._load, name)
+        size = _bytes(llm)
+        while self._loaded and size + sum(one.nbytes for one in self._loaded.values()) > self._limit:
+            idle = [other for other, one in self._loaded.items() if not one.users]
+            if not idle:
+                await run_in_threadpool(llm.close)
+                raise CacheFull(
+                    f"model {brief(name)} takes {size / 1e9:.1f} GB; with those that are in use it would be more than "
+                    f"{self._limit / 1e9:.1f} GB: ask again later, or start the server with a larger --memory"
+                )
+            oldest = min(idle, key=lambda other: self._loaded[other].used)
+            await run_in_threadpool(self._loaded.pop(oldest).llm.close)
+        return Served(llm, size)
+
+    async def close(self) -> None:
+        """Give up all models."""
+        async with self._lock:
+            for served in self._loaded.values():
+                await run_in_threadpool(served.llm.close)
+            self._loaded.clear()
+
+
+def _bytes(llm: LLM) -> int:
+    """Bytes of a model's weights."""
+    return sum(tensor.nbytes for tensor in llm.checkpoint.tensors.values())

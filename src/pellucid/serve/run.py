@@ -1,0 +1,67 @@
+"""Runs the server until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import uvicorn
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import reason
+from pellucid.llm import LLM
+from pellucid.serve.app import create_app
+from pellucid.serve.guard import AccessRules
+from pellucid.serve.pool import ModelPool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where it listens, and how many seconds (``grace``) running requests have after SIGTERM."""
+
+    host: str
+    port: int
+    grace: float
+
+
+def serve(
+    names: Sequence[str], load: Callable[[str], LLM], limit: int, rules: AccessRules, settings: Settings
+) -> None:
+    """Serve the models ``names`` until SIGTERM or Ctrl-C. The first is loaded before anybody is answered.
+
+    Raises:
+        InvalidRequest: the address is taken or not of this machine.
+        PellucidError: the first model cannot be loaded.
+    """
+    listening = _listening(settings)
+    host, port = listening.getsockname()[:2]
+    models = ModelPool(names, load, limit)
+    models.put(names[0], load(names[0]))
+    app = create_app(models, rules)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(settings.grace)),
+        server_header=False,
+    )
+    print(f"serving {', '.join(names)} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
+    asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+
+
+def _listening(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((settings.host, settings.port))
+        made.listen(1024)
+    except OSError as error:
+        made.close()
+        raise InvalidRequest(
+            f"cannot listen at {settings.host}, port {settings.port}: {reason(error)}: choose another --host or --port"
+        ) from error
+    return made

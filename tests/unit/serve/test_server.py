@@ -1,0 +1,328 @@
+"""The server: OpenAI's own client gets what the Python API gives, who may not ask is refused, and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+import pellucid
+from pellucid.llm import LLM
+from pellucid.serve.app import create_app
+from pellucid.serve.guard import AccessRules
+from pellucid.serve.pool import ModelPool
+from pellucid.testing import random_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+CHAT = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+MESSAGES: list[Any] = [{"role": "user", "content": "Hi"}]
+PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+LONG = {"max_tokens": 900, "extra_body": {"ignore_eos": True}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("server")
+    for name in ("one", "two"):
+        path = random_model("llama", made / name, kind="safetensors", vocabulary=320, context=1024)
+        (path / "chat_template.jinja").write_text(CHAT)
+    return made
+
+
+class Served:
+    """A server in a thread."""
+
+    def __init__(self, folder: Path, rules: AccessRules, limit: int = 1 << 40) -> None:
+        self.loads = list[str]()
+
+        def load(name: str) -> LLM:
+            self.loads.append(name)
+            return pellucid.load(folder / name, threads=2)
+
+        self.models = ModelPool(["one", "two"], load, limit)
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        config = uvicorn.Config(
+            create_app(self.models, rules), log_level="warning", timeout_graceful_shutdown=5
+        )
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]})
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+
+    def llm(self, name: str = "one") -> LLM:
+        return self.models._loaded[name].llm
+
+    def pages_in_use(self) -> int:
+        llm = self.llm()
+        llm.engine.settle()
+        llm.runner.empty_prefix_cache()
+        return llm.runner.cache.pages - llm.runner.cache.free_pages
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[Served]:
+    made = Served(folder, AccessRules(hosts=["127.0.0.1", "localhost"]))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with pellucid.load(folder / "one", threads=2) as made:
+        yield made
+
+
+def test_chat(client: openai.OpenAI, llm: LLM) -> None:
+    made = client.chat.completions.create(
+        model="one", messages=MESSAGES, seed=3, n=2, max_completion_tokens=9, logprobs=True, top_logprobs=2,
+        extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    wanted = llm.samples(MESSAGES, 2, seed=3, max_new_tokens=9, logprobs=2, ignore_eos=True, **PLAIN)
+    assert [one.message.content for one in made.choices] == [one.text for one in wanted]
+    assert made.choices[0].finish_reason == "length"
+    assert made.choices[0].logprobs is not None
+    assert made.choices[0].logprobs.content is not None
+    assert wanted[0].logprobs is not None
+    assert [one.logprob for one in made.choices[0].logprobs.content] == wanted[0].logprobs.chosen.tolist()
+    assert made.usage is not None
+    assert (made.usage.prompt_tokens, made.usage.completion_tokens) == (wanted[0].usage.prompt_tokens, 18)
+
+
+def test_a_stream_joins_to_the_answer(client: openai.OpenAI, llm: LLM) -> None:
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "extra_body": {"ignore_eos": True}}
+    pieces, reasons, usage = ["", ""], list[Any](), None
+    with client.chat.completions.create(
+        model="one", messages=MESSAGES, n=2, stream=True, stream_options={"include_usage": True}, **options
+    ) as stream:
+        for event in stream:
+            for choice in event.choices:
+                pieces[choice.index] += choice.delta.content or ""
+                reasons += [choice.finish_reason] if choice.finish_reason else []
+            usage = event.usage or usage
+    wanted = llm.chat(MESSAGES, temperature=0, max_new_tokens=40, ignore_eos=True)
+    assert pieces == [wanted.text] * 2
+    assert reasons == ["length"] * 2
+    assert usage is not None
+    assert usage.completion_tokens == 80
+    text = "".join(
+        event.choices[0].text
+        for event in client.completions.create(model="one", prompt="to see", stream=True, **options)
+    )
+    assert text == llm.generate("to see", temperature=0, max_new_tokens=40, ignore_eos=True).text
+
+
+def test_completions_and_models(client: openai.OpenAI, llm: LLM) -> None:
+    made = client.completions.create(
+        model="one", prompt=["to see", "rain"], temperature=0, echo=True, logprobs=1, max_tokens=1
+    )
+    for choice, text in zip(made.choices, ("to see", "rain")):
+        scores = llm.score(text).logprobs.chosen.tolist()
+        assert choice.logprobs is not None
+        assert choice.logprobs.token_logprobs is not None
+        assert choice.logprobs.token_logprobs[0] is None
+        assert choice.logprobs.token_logprobs[1 : 1 + len(scores)] == scores
+    assert [model.id for model in client.models.list()] == ["one", "two"]
+    assert client.models.retrieve("two").id == "two"
+
+
+def test_a_constraint(client: openai.OpenAI) -> None:
+    made = client.chat.completions.create(
+        model="one", messages=MESSAGES, max_tokens=60,
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["abc"]}}},
+    )  # fmt: skip
+    assert json.loads(made.choices[0].message.content or "") == "abc"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "word"),
+    [
+        ("/v1/chat/completions", b"{", 400, "no JSON"),
+        ("/v1/chat/completions", b"[]", 400, "must be an object"),
+        ("/v1/chat/completions", b"[" * 99_999, 400, "no JSON"),
+        ("/v1/chat/completions", {"messages": MESSAGES}, 400, "model is missing"),
+        ("/v1/chat/completions", {"model": "three", "messages": MESSAGES}, 404, "this server has one, two"),
+        (
+            "/v1/chat/completions",
+            {"model": "one", "messages": MESSAGES, "temperature": -1},
+            400,
+            "temperature=-1",
+        ),
+        ("/v1/chat/completions", {"model": "one", "messages": MESSAGES, "stream": 1}, 400, "stream=1"),
+        (
+            "/v1/chat/completions",
+            {"model": "one", "messages": MESSAGES, "stream": True, "n": 99},
+            400,
+            "n=99",
+        ),
+        ("/v1/completions", {"model": "one", "prompt": "a " * 3000}, 400, "the context is 1,024"),
+        ("/v1/completions", {"model": "one", "prompt": "a", "stream": True, "echo": True}, 400, "echo"),
+        (
+            "/v1/completions",
+            {"model": "one", "prompt": "a", "stream_options": 5, "stream": True},
+            400,
+            "stream_opt",
+        ),
+        ("/v1/embeddings", {"model": "one", "input": "a"}, 400, "not sentence vectors"),
+        ("/tokenize", {"model": "one", "prompt": 5}, 400, "prompt=5"),
+        ("/detokenize", {"model": "one", "tokens": [320]}, 400, "below 320"),
+        ("/v1/completions", b" " * (17 << 20), 400, "longer than 16 MiB"),
+    ],
+)
+def test_a_wrong_request_has_openais_form_of_an_error(
+    served: Served, path: str, body: Any, status: int, word: str
+) -> None:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = httpx.post(served.url + path, content=raw)
+    assert answer.status_code == status
+    assert word in answer.json()["error"]["message"]
+
+
+def test_tokens_and_health(served: Served, llm: LLM) -> None:
+    made = httpx.post(served.url + "/tokenize", json={"model": "one", "prompt": "to see"}).json()
+    assert made["tokens"] == llm.tokenizer.encode("to see")
+    back = httpx.post(served.url + "/detokenize", json={"model": "one", "tokens": made["tokens"]}).json()
+    assert back == {"prompt": "to see"}
+    assert httpx.get(served.url + "/health").json()["status"] == "ok"
+
+
+def test_a_client_that_goes_costs_nothing_more(served: Served, client: openai.OpenAI) -> None:
+    client.completions.create(model="one", prompt="a", max_tokens=1)
+    stream = client.completions.create(model="one", prompt="a", stream=True, **LONG)
+    next(iter(stream))
+    stream.close()
+    with pytest.raises(openai.APITimeoutError):
+        client.completions.create(model="one", prompt="a", n=32, timeout=0.1, **LONG)
+    end = time.monotonic() + 10
+    while served.llm().engine._jobs and time.monotonic() < end:
+        time.sleep(0.01)
+    assert served.pages_in_use() == 0
+    assert served.models._loaded["one"].users == 0
+
+
+def test_many_clients_at_once_get_what_each_would_alone(served: Served, llm: LLM) -> None:
+    prompts = [[number + 2] * (3 + number * 7) for number in range(40)]
+    wanted = [llm.generate(ids, seed=1, max_new_tokens=12, ignore_eos=True, **PLAIN).text for ids in prompts]
+
+    async def main() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as many:
+            made = await asyncio.gather(
+                *(
+                    many.completions.create(
+                        model="one", prompt=ids, seed=1, max_tokens=12, extra_body={"ignore_eos": True}
+                    )
+                    for ids in prompts
+                )
+            )
+            return [one.choices[0].text for one in made]
+
+    assert asyncio.run(main()) == wanted
+    assert served.pages_in_use() == 0
+
+
+def test_keys_hosts_and_origins(folder: Path) -> None:
+    served = Served(folder, AccessRules(["secret", "other"], ["127.0.0.1"], ["http://page.example"]))
+    try:
+        ask, body = served.url + "/tokenize", {"model": "one", "prompt": "a"}
+        good = {"Authorization": "Bearer other"}
+        assert httpx.post(ask, json=body, headers=good).status_code == 200
+        assert httpx.post(ask, json=body, headers={"x-api-key": "secret"}).status_code == 200
+        for wrong in (
+            {},
+            {"Authorization": "Bearer secre"},
+            {"Authorization": "Bearer séc".encode("latin1")},
+        ):
+            assert httpx.post(ask, json=body, headers=wrong).status_code == 401  # type: ignore[arg-type]
+        assert httpx.get(served.url + "/health").status_code == 200
+        assert httpx.post(ask, json=body, headers={**good, "Host": "evil.example"}).status_code == 403
+        assert (
+            httpx.post(ask, json=body, headers={**good, "Origin": "http://evil.example"}).status_code == 403
+        )
+        assert httpx.post(ask, json=body, headers={**good, "Origin": served.url}).status_code == 200
+        allowed = httpx.post(ask, json=body, headers={**good, "Origin": "http://page.example"})
+        assert allowed.headers["access-control-allow-origin"] == "http://page.example"
+    finally:
+        served.close()
+
+
+def test_models_are_loaded_when_they_are_asked_for_and_make_way(folder: Path) -> None:
+    served = Served(folder, AccessRules(), limit=1)
+    try:
+        for name in ("one", "two", "one"):
+            body = {"model": name, "prompt": "a", "max_tokens": 1}
+            assert httpx.post(served.url + "/v1/completions", json=body).status_code == 200
+            assert served.models.loaded == [name]
+        assert served.loads == ["one", "two", "one"]
+    finally:
+        served.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_the_command_ends_when_it_is_told_to(folder: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pellucid",
+        "serve",
+        str(folder / "one"),
+        "--port",
+        "0",
+        "--threads",
+        "1",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    line = next(line for line in process.stderr if line.startswith("serving"))
+    url = line.split()[-1].removesuffix("/v1")
+    body = {"model": str(folder / "one"), "prompt": "a", "max_tokens": 1000, "ignore_eos": True}
+    found: list[Any] = []
+    running = threading.Thread(
+        target=lambda: found.append(httpx.post(url + "/v1/completions", json=body, timeout=60).json())
+    )
+    running.start()
+    while not httpx.get(url + "/health").json()["loaded"]:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    running.join()
+    assert found[0]["usage"]["completion_tokens"] == 1000, "a running request has its time"
+    assert process.wait(20) in (0, -signal.SIGTERM)
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_an_address_that_is_taken(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "pellucid", "serve", str(folder / "one"), "--port", port],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert f"port {port}" in done.stderr
+    assert "Traceback" not in done.stderr
