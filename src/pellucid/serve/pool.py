@@ -61,11 +61,12 @@ class ModelPool:
             CacheFull: it does not fit beside the models that are in use.
         """
         self.known(name)
-        async with self._lock:  # one model is loaded at a time
-            if name not in self._loaded:
-                self._loaded[name] = await self._opened(name)
-            served = self._loaded[name]
-            served.users += 1
+        if name not in self._loaded:
+            async with self._lock:  # one model is loaded at a time, and nobody waits for it who wants another
+                if name not in self._loaded:
+                    self._loaded[name] = await self._opened(name)
+        served = self._loaded[name]
+        served.users += 1
         try:
             yield served.llm
         finally:

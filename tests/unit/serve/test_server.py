@@ -282,6 +282,34 @@ def test_models_are_loaded_when_they_are_asked_for_and_make_way(folder: Path) ->
         served.close()
 
 
+def test_nobody_waits_for_a_model_of_others(folder: Path) -> None:
+    served = Served(folder, AccessRules())
+    load, go = served.models._load, threading.Event()
+
+    def slow(name: str) -> LLM:
+        assert name == "one" or go.wait(20)
+        return load(name)
+
+    served.models._load = slow
+    ask = {"prompt": "a", "max_tokens": 1}
+    try:
+        other = threading.Thread(
+            target=httpx.post,
+            args=(served.url + "/v1/completions",),
+            kwargs={"json": {"model": "two", **ask}},
+        )
+        httpx.post(served.url + "/v1/completions", json={"model": "one", **ask})
+        other.start()
+        time.sleep(0.05)
+        assert httpx.post(served.url + "/v1/completions", json={"model": "one", **ask}).status_code == 200
+        go.set()
+        other.join()
+        assert served.models.loaded == ["one", "two"]
+    finally:
+        go.set()
+        served.close()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_the_command_ends_when_it_is_told_to(folder: Path) -> None:
