@@ -224,7 +224,7 @@ class LLM:
         parsed, beams = Options.of(known, **options), BeamOptions(**own)
         return search_beams(self.engine, self.inputs, prompt, parsed, beams, how)
 
-    def request(self, prompt: PromptInput, n: int = 1, **options: Any) -> RequestGroup:
+    def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RequestGroup:
         """A request for ``n`` answers, checked but not started: for programs that run many of them.
 
         Takes the options of ``generate`` and raises the same errors.

@@ -19,6 +19,8 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import pellucid
 from pellucid.llm import LLM
@@ -189,6 +191,12 @@ def test_a_constraint(client: openai.OpenAI) -> None:
             "stream_opt",
         ),
         ("/v1/embeddings", {"model": "one", "input": "a"}, 400, "not sentence vectors"),
+        (
+            "/v1/chat/completions",
+            {"model": "one", "messages": MESSAGES, "prompt": "a"},
+            400,
+            "unknown option 'prompt'",
+        ),
         ("/tokenize", {"model": "one", "prompt": 5}, 400, "prompt=5"),
         ("/detokenize", {"model": "one", "tokens": [320]}, 400, "below 320"),
         ("/v1/completions", b" " * (17 << 20), 400, "longer than 16 MiB"),
@@ -201,6 +209,103 @@ def test_a_wrong_request_has_openais_form_of_an_error(
     answer = httpx.post(served.url + path, content=raw)
     assert answer.status_code == status
     assert word in answer.json()["error"]["message"]
+
+
+JUNK: list[Any] = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        1 << 70,
+        1.5,
+        1e308,
+        "",
+        "x",
+        "a" * 5000,
+        "\x00",
+        "\ud800",
+        [],
+        [[]],
+        {},
+        {"a": 1},
+    ),
+    *(
+        [1, 2],
+        [-1],
+        ["a"],
+        [None],
+        [{"role": 5}],
+        [{"role": "user", "content": [{"type": "image_url"}]}],
+        {"5": 1},
+    ),
+    *(
+        {"x": []},
+        {"type": "json_schema"},
+        {"type": "json_schema", "json_schema": {"schema": {"type": "foo"}}},
+    ),
+]
+FIELDS = [
+    *(
+        "model",
+        "messages",
+        "prompt",
+        "n",
+        "best_of",
+        "echo",
+        "logprobs",
+        "top_logprobs",
+        "max_tokens",
+        "stop",
+    ),
+    *("temperature", "top_p", "top_k", "seed", "presence_penalty", "logit_bias", "response_format", "stream"),
+    *(
+        "stream_options",
+        "tools",
+        "priority",
+        "deadline",
+        "regex",
+        "grammar",
+        "json_schema",
+        "choices",
+        "samplers",
+    ),
+    *(
+        "until",
+        "watch",
+        "prompt_lookup",
+        "prompt_logprobs",
+        "max_time",
+        "input",
+        "tokens",
+        "banned",
+        "suffix",
+        "self",
+    ),
+]
+VALID: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 3},
+    "/v1/completions": {"prompt": "to see", "max_tokens": 3},
+    "/v1/embeddings": {"input": "a"},
+    "/tokenize": {"prompt": "a"},
+    "/detokenize": {"tokens": [5]},
+}
+
+
+@pytest.mark.slow
+@given(
+    st.lists(st.tuples(st.sampled_from(FIELDS), st.sampled_from(JUNK)), max_size=3),
+    st.sampled_from(list(VALID)),
+)
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_field_breaks_the_server(served: Served, changes: list[tuple[str, Any]], path: str) -> None:
+    body = json.dumps({"model": "one", **VALID[path], **dict(changes)})
+    answer = httpx.post(served.url + path, content=body.encode(), timeout=60)
+    assert answer.status_code in (200, 400, 404), answer.text
+    if answer.status_code != 200:
+        assert answer.json()["error"]["message"]
 
 
 def test_tokens_and_health(served: Served, llm: LLM) -> None:
