@@ -92,8 +92,8 @@ class Task(Protocol[T_co]):
         """Whether the task needs no further step."""
         ...
 
-    def begin(self) -> None:
-        """Its first step comes."""
+    def begin(self, waited: float) -> None:
+        """Its first step comes, after it has ``waited`` so many seconds."""
         ...
 
     def sequences(self) -> Sequence[CachedSequence]:

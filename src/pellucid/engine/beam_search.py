@@ -26,7 +26,8 @@ class BeamSearchTask:
     """A task that reads a prompt, then continues it with all beams of a search. Yields the beams after each step.
 
     A beam with several continuations is forked in the cache. The search ends ``max_time`` seconds after its first step.
-    ``seconds`` is the duration of the steps so far, ``prefill_seconds`` of those that read the prompt.
+    ``seconds`` is the duration of the steps so far, ``prefill_seconds`` of those that read the prompt, ``queue`` how many
+    seconds it waited for its first step.
     """
 
     def __init__(
@@ -34,24 +35,19 @@ class BeamSearchTask:
     ) -> None:
         self._runner, self._beams, self._max_time = runner, beams, max_time
         self.prompt = CachedSequence(ids)
-        self._created = self._begun = time.perf_counter()
+        self.queue, self._begun = 0.0, time.perf_counter()
         self._sequences: list[CachedSequence] = []
         self._rows: dict[CachedSequence, ChunkOutput] = {}
         self.seconds = self.prefill_seconds = 0.0
-
-    @property
-    def queue(self) -> float:
-        """How many seconds the first step came after the construction."""
-        return self._begun - self._created
 
     @property
     def done(self) -> bool:
         """Whether the search is over."""
         return self._beams.done
 
-    def begin(self) -> None:
+    def begin(self, waited: float) -> None:
         """The time limit starts."""
-        self._begun = time.perf_counter()
+        self.queue, self._begun = waited, time.perf_counter()
 
     def sequences(self) -> Sequence[CachedSequence]:
         """The prompt until it has been read, then the beams whose logits are missing."""

@@ -24,7 +24,7 @@ class EmbeddingTask:
         """Whether every text has its vector."""
         return not self._left
 
-    def begin(self) -> None:
+    def begin(self, waited: float) -> None:
         """As in ``Task``."""
 
     def sequences(self) -> Sequence[CachedSequence]:

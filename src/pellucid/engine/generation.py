@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 from pellucid.engine.model_runner import ModelRunner
@@ -51,15 +50,15 @@ class GenerationTask:
     """A task that reads a prompt, then continues it with several sequences. Yields (sequence number, token output).
 
     ``begin`` makes the sequences at the first step, when their time limits start. The first sequence continues in the
-    prompt's own block table, the others in forks of it. ``queue`` is how many seconds the first step came after the
-    construction.
+    prompt's own block table, the others in forks of it. ``queue`` is how many seconds it waited for its
+    first step.
     """
 
     def __init__(
         self, runner: ModelRunner, pace: Pace, prompt: Prompt, begin: Callable[[], list[TextSequence]]
     ) -> None:
         self.prompt, self._runner, self._pace, self._begin = prompt, runner, pace, begin
-        self._created, self.queue = time.perf_counter(), 0.0
+        self.queue = 0.0
         self._texts: list[TextSequence] = []
         self._prefilled = False
 
@@ -68,9 +67,9 @@ class GenerationTask:
         """Whether every sequence has ended."""
         return bool(self._texts) and all(one.done or one.stopped for one in self._texts)
 
-    def begin(self) -> None:
+    def begin(self, waited: float) -> None:
         """Make the sequences."""
-        self.queue = time.perf_counter() - self._created
+        self.queue = waited
         self._texts = self._begin()
 
     def sequences(self) -> Sequence[CachedSequence]:

@@ -33,7 +33,7 @@ class Usage:
 class Timings:
     """Durations in seconds.
 
-    ``queue`` is the time that the request waited for the running step, ``prefill`` the time of the steps that
+    ``queue`` is the time that the request waited for its first step, ``prefill`` the time of the steps that
     read the prompt, ``first_token`` and ``total`` the time from the start to the first and to the last token, ``model``
     the part of ``total`` that was spent in steps. A step's time includes its wait for the steps of other requests.
     """

@@ -73,9 +73,14 @@ class RunningJob(Job):
         return self.sent - self.read >= self.ahead
 
     @property
+    def waited(self) -> float:
+        """Seconds since it came."""
+        return time.monotonic() - self.came
+
+    @property
     def seconds_left(self) -> float:
         """Until its deadline."""
-        return math.inf if self.how.deadline is None else self.came + self.how.deadline - time.monotonic()
+        return math.inf if self.how.deadline is None else self.how.deadline - self.waited
 
     def end(self, error: BaseException | None) -> None:
         """Tell the reader that there is nothing more."""

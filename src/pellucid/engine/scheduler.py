@@ -65,6 +65,11 @@ class Job:
         return -self.priority, self.number
 
     @property
+    def waited(self) -> float:
+        """Seconds since it came."""
+        return 0.0
+
+    @property
     def has_pages(self) -> bool:
         return any(one.table.length for one in self.task.texts())
 
@@ -167,7 +172,7 @@ class Scheduler:
                 short.pop(victim, None)
         if not job.begun:
             job.begun = True
-            job.task.begin()
+            job.task.begin(job.waited)
         if sequence.cached is None:  # not what it finds of its own, should it lose its pages
             sequence.cached = sequence.table.length
         step.add(job, Scheduled(job.task, sequence, chunk))

@@ -25,7 +25,7 @@ class ScoringTask:
         self._runner, self._text = runner, CachedSequence(ids[:-1], first - 1)
         self.done = not self._text.tokens
 
-    def begin(self) -> None:
+    def begin(self, waited: float) -> None:
         """As in ``Task``."""
 
     def sequences(self) -> Sequence[CachedSequence]:

@@ -375,7 +375,7 @@ class Waits:
     def __init__(self, llm: LLM, go: threading.Event, order: list[str], name: str) -> None:
         self.llm, self.go, self.order, self.name, self.done = llm, go, order, name, False
 
-    def begin(self) -> None:
+    def begin(self, waited: float) -> None:
         pass
 
     def sequences(self) -> list[CachedSequence]:

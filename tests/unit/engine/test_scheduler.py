@@ -61,7 +61,7 @@ class Fake:
     def done(self) -> bool:
         return len(self.made) == self.answer
 
-    def begin(self) -> None:
+    def begin(self, waited: float) -> None:
         assert not self.begun
         self.begun = True
 

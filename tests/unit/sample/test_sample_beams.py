@@ -99,7 +99,7 @@ def searched(net: Any, case: dict[str, Any]) -> BeamSearch:
     noise = fixed(case["noise"]["seed"]) if "noise" in case else None
     search = BeamSearch(beams, sampler, ends, limit, noise, case.get("pad_id"))
     task = BeamSearchTask(net, case["prompt"], search)
-    task.begin()
+    task.begin(0.0)
     while not task.done:
         for sequence in task.sequences():
             if isinstance(net, ByReference):
