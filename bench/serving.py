@@ -1,6 +1,7 @@
 """The load of several clients on a server with OpenAI's API: throughput, time to the first token, gaps.
 
     python bench/serving.py URL --model NAME [--clients 16] [--requests 64] [--prompt 256] [--shared 128] [--tokens 128]
+                            [--body '{"prompt_lookup": false}']
 
 Each client sends one request after the other, as a stream. A prompt has so many words, of which the first are the same
 in all. Works on any such server, so that peers are measured alike: llama-server, vLLM, pellucid serve. The last line is
@@ -69,6 +70,7 @@ async def load(asked: argparse.Namespace) -> dict[str, Any]:
                 "ignore_eos": True,
                 "stream": True,
                 "stream_options": {"include_usage": True},
+                **asked.body,
             }
             found.append(await request(http, asked.url, body))
 
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     for name, usual in (("clients", 16), ("requests", 64), ("prompt", 256), ("shared", 128), ("tokens", 128)):
         parser.add_argument(f"--{name}", type=int, default=usual)
+    parser.add_argument("--body", type=json.loads, default={}, help="more fields of each request, as JSON")
     asked = parser.parse_args()
     warm = argparse.Namespace(**{**vars(asked), "clients": 2, "requests": 2, "tokens": 8})
     asyncio.run(load(warm))
