@@ -26,8 +26,8 @@ class BeamSearchTask:
     """A task that reads a prompt, then continues it with all beams of a search. Yields the beams after each step.
 
     A beam with several continuations is forked in the cache. The search ends ``max_time`` seconds after its first step.
-    ``seconds`` is the duration of the steps so far, ``prefill_seconds`` of those that read the prompt, ``queue`` the wait
-    for the first one.
+    ``seconds`` is the duration of the steps so far, ``prefill_seconds`` of those that read the prompt, ``queue`` the
+    time before the first one.
     """
 
     def __init__(
