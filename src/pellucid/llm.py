@@ -143,7 +143,7 @@ class LLM:
 
     async def agenerate(self, prompt: PromptInput, **options: Any) -> Generation:
         """As ``generate``, for an event loop: many of them run together."""
-        group = self._single(prompt, options)
+        group = self.request(prompt, **options)
         async with aclosing(group.stream()) as outputs:
             async for _ in outputs:
                 pass
@@ -151,7 +151,7 @@ class LLM:
 
     async def astream(self, prompt: PromptInput, **options: Any) -> AsyncGenerator[str, None]:
         """As ``stream``, for an event loop: ``async for text in llm.astream(...)``."""
-        async with aclosing(self._single(prompt, options).stream()) as outputs:
+        async with aclosing(self.request(prompt, **options).stream()) as outputs:
             async for _, output in outputs:
                 if output.text:
                     yield output.text
@@ -176,7 +176,7 @@ class LLM:
 
         Takes the options of ``generate`` and raises the same errors. Errors in the request are raised by this call.
         """
-        return Request(self._single(prompt, options))
+        return Request(self.request(prompt, **options))
 
     def samples(
         self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Any
@@ -236,10 +236,6 @@ class LLM:
     def _options(self, asked: Mapping[str, Any]) -> Options:
         """The options of a generation: what is asked for, and beyond that what the file recommends."""
         return Options.of(**with_recommended(asked, self.recommended))
-
-    def _single(self, prompt: PromptInput, options: dict[str, Any]) -> RequestGroup:
-        how, parsed = _admission(options), self._options(options)
-        return self._request_group(prompt, parsed, [parsed.chain()], how)
 
     def _request_group(
         self, prompt: PromptInput, options: Options, chains: list[Chain], how: Admission

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.pages import in_use
 from support.tiny import write_llama
 from support.tokenizer_file import write_tokenizer
 
@@ -47,13 +48,6 @@ def llm(folder: Path) -> Iterator[LLM]:
     llm = pellucid.load(folder, threads=2)
     yield llm
     llm.close()
-
-
-def in_use(llm: LLM) -> int:
-    """Pages that requests have, beside the prefix cache, when all has run that can."""
-    llm.engine.settle()
-    llm.runner.empty_prefix_cache()
-    return llm.runner.cache.pages - llm.runner.cache.free_pages
 
 
 @pytest.mark.parametrize("options", [GREEDY, DRAWN])

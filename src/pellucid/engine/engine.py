@@ -40,11 +40,10 @@ TARGET = 0.15
 class Engine:
     """Runs tasks on a `ModelRunner`, in the same steps.
 
-    ``target`` is how many seconds a step may take while it reads prompts beside sequences that make text. At most
-    ``queue`` tasks may wait for their first step (None: any number).
+    ``target`` is how many seconds a step may take while it reads prompts beside sequences that make text.
     """
 
-    def __init__(self, runner: ModelRunner, target: float = TARGET, queue: int | None = None) -> None:
+    def __init__(self, runner: ModelRunner, target: float = TARGET) -> None:
         self.runner, self.pace = runner, Pace(target)
         self._scheduler = Scheduler(runner, runner.limits, self.pace)
         self._inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
@@ -52,7 +51,8 @@ class Engine:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._queue, self._waiting = queue, 0
+        self._queue: int | None = None
+        self._waiting = 0
         self._settled: list[threading.Event] = []
         self._process = os.getpid()
 
@@ -104,7 +104,7 @@ class Engine:
             yield from results
 
     def limit_queue(self, queue: int | None) -> None:
-        """At most so many tasks may wait from now on."""
+        """At most so many tasks may wait for their first step from now on (None, as at first: any number)."""
         self._queue = queue
 
     def settle(self) -> None:

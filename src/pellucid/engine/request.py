@@ -73,10 +73,17 @@ def _collect(
     start = time.perf_counter()
     for number, output in engine.run(task, how, ahead=_ahead(builders)):
         if not builders[number].ended:
-            output = builders[number].add(output, time.perf_counter() - start)
-            if output.finish_reason == "until":
-                task.stop(number)
-            yield number, output
+            yield number, _added(task, builders, number, output, start)
+
+
+def _added(
+    task: GenerationTask, builders: list[OutputBuilder], number: int, output: TokenOutput, start: float
+) -> TokenOutput:
+    """The output of a sequence, added to its builder; the sequence stops if the user's function says so."""
+    output = builders[number].add(output, time.perf_counter() - start)
+    if output.finish_reason == "until":
+        task.stop(number)
+    return output
 
 
 def _ahead(builders: list[OutputBuilder]) -> int:
@@ -163,17 +170,12 @@ class RequestGroup:
 
     async def stream(self) -> AsyncGenerator[tuple[int, TokenOutput], None]:
         """As the iteration, for an event loop."""
-        start, run = (
-            time.perf_counter(),
-            self._engine.submit(self._task, self._how, ahead=_ahead(self.builders)),
-        )
+        task, builders, start = self._task, self.builders, time.perf_counter()
+        run = self._engine.submit(task, self._how, ahead=_ahead(builders))
         async with aclosing(run.stream()) as outputs:
             async for number, output in outputs:
-                if not self.builders[number].ended:
-                    output = self.builders[number].add(output, time.perf_counter() - start)
-                    if output.finish_reason == "until":
-                        self._task.stop(number)
-                    yield number, output
+                if not builders[number].ended:
+                    yield number, _added(task, builders, number, output, start)
 
     def results(self) -> list[Generation]:
         """The result of each sequence so far; ``finish_reason`` is None for a sequence that has not ended."""

@@ -23,9 +23,9 @@ from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.pipeline import Scheduled, Task
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache import BlockTable
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.sequence import MOST_AHEAD, CachedSequence
 
-SHORT = 8
+SHORT = 1 + MOST_AHEAD
 """A sequence with so few tokens left makes text: they are the last one, and those that are forced or proposed."""
 
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pellucid.engine.pace import Pace
 from pellucid.engine.speculation import MOST, Gain, PromptLookup
 from pellucid.runtime.cache import BlockTable
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.sequence import MOST_AHEAD, CachedSequence
 from pellucid.sample.chain import Draw, Sampler
 from pellucid.sample.options import Options
 from pellucid.sample.trace import TokenTrace, of_draw
 from pellucid.tokenize import Tokenizer
 
-MAX_FORCED_TOKENS = 7
+MAX_FORCED_TOKENS = MOST_AHEAD
 """How many forced tokens (tokens without an alternative) may run in the same step as the sampled token."""
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MOST = 7  # tokens in a step beside the last one
+from pellucid.runtime.sequence import MOST_AHEAD
+
+MOST = MOST_AHEAD  # tokens in a step beside the last one
 LONGEST, SHORTEST = 4, 2  # tokens of the end that must have occurred; longer ones are tried first
 WORTH = 1.03  # what a proposal must be expected to bring: neither costs nor acceptance are known exactly
 AT_ONCE = 1024  # tokens that are indexed in a step: 2 ms

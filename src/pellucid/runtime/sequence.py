@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
+MOST_AHEAD = 7
+"""Tokens that a text which is made may read in the same step as its last one: those that are forced or proposed."""
+
 
 class CachedSequence:
     """``tokens``, of which the block table ``table`` holds the first ones. The others are read in the next steps.

@@ -89,6 +89,10 @@ def answer(content: Mapping[str, Any], status: int = 200) -> Response:
     return JSONResponse(dict(content), status)
 
 
+def _event(content: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
 async def event_stream(
     events: Events, failure: Callable[[Exception], tuple[int, dict[str, Any]]]
 ) -> Response:
@@ -106,12 +110,11 @@ async def event_stream(
         async with aclosing(events):
             event = first
             while event is not None:
-                yield b"data: " + json.dumps(event).encode() + b"\n\n"
+                yield _event(event)
                 try:
                     event = await anext(events, None)
                 except Exception as error:
-                    event = failure(error)[1]
-                    yield b"data: " + json.dumps(event).encode() + b"\n\n"
+                    yield _event(failure(error)[1])
                     return
             yield b"data: [DONE]\n\n"
 

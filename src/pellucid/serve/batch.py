@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
-from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
 from pellucid.llm import LLM
 from pellucid.serve.openai.answer import failure
+from pellucid.serve.openai.asked import Asked
 from pellucid.serve.openai.body import Body
 from pellucid.serve.openai.chat import ChatRequest
 from pellucid.serve.openai.completions import CompletionRequest
@@ -32,18 +32,6 @@ from pellucid.serve.openai.embeddings import EmbeddingRequest
 
 LONGEST_LINE = 64 << 20  # bytes
 LONGEST_ID = 512
-
-
-class Asked(Protocol):
-    """A request that has been read."""
-
-    def groups(self, llm: LLM) -> list[RequestGroup]:
-        """What it asks of the engine."""
-        ...
-
-    def answer(self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str) -> dict[str, Any]:
-        """The body of its answer, when the groups have ended."""
-        ...
 
 
 ROUTES: Mapping[str, Callable[[Body, LLM], Asked]] = {

@@ -16,6 +16,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pellucid.serve.openai.answer import error_body
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = ("/health",)
 """Paths that need no key."""
@@ -45,8 +47,7 @@ class Guard:
             refused = self._refused(scope["path"], Headers(scope=scope))
             if refused is not None:
                 status, message = refused
-                error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-                await JSONResponse({"error": error}, status)(scope, receive, send)
+                await JSONResponse(error_body(message), status)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

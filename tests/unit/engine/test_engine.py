@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.pages import in_use
 
 import pellucid
 from pellucid.engine.beam_search import BeamSearchTask
@@ -65,12 +66,6 @@ def in_threads(work: Any, count: int) -> None:
     assert not errors
 
 
-def pages_in_use(llm: LLM) -> int:
-    llm.engine.settle()
-    llm.runner.empty_prefix_cache()
-    return llm.runner.cache.pages - llm.runner.cache.free_pages
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_together_each_gets_what_it_gets_alone(folder: Path, name: str) -> None:
     with pellucid.load(folder / name, threads=2) as llm:
@@ -83,7 +78,7 @@ def test_together_each_gets_what_it_gets_alone(folder: Path, name: str) -> None:
 
         in_threads(work, len(PROMPTS))
         assert [together[number] for number in range(len(PROMPTS))] == alone
-        assert pages_in_use(llm) == 0
+        assert in_use(llm) == 0
 
 
 def test_requests_share_steps(llm: LLM) -> None:
@@ -140,7 +135,7 @@ def test_an_error_ends_its_own_request_only(llm: LLM) -> None:
 
     in_threads(work, 6)
     assert [found[number] for number in range(6)] == [alone, "mine"] * 3
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
 
 
 def test_a_reader_that_waits_does_not_let_its_request_run_away(llm: LLM) -> None:
@@ -161,7 +156,7 @@ def test_closing_a_request_frees_its_pages_within_a_step(llm: LLM) -> None:
         for _ in range(count):
             next(outputs)
         outputs.close()  # type: ignore[attr-defined]
-        assert pages_in_use(llm) == 0
+        assert in_use(llm) == 0
 
 
 def test_dropping_a_request_frees_its_pages_too(llm: LLM) -> None:
@@ -169,7 +164,7 @@ def test_dropping_a_request_frees_its_pages_too(llm: LLM) -> None:
     next(outputs)
     del outputs
     gc.collect()
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
     assert llm.engine._thread is None or not llm.engine._thread.is_alive() or not llm.engine._jobs
 
 
@@ -212,7 +207,7 @@ def test_a_conversation_and_scores_and_beams_at_once(llm: LLM) -> None:
     for _ in range(5):
         in_threads(lambda number: found.__setitem__(number, work[number]()), 4)
         assert tuple(found[number] for number in range(4)) == wanted
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
 
 
 def test_sentences_from_several_threads() -> None:
@@ -245,7 +240,7 @@ def test_a_list_of_prompts_is_each_of_them(llm: LLM) -> None:
     assert [len(one.ids) for one in llm.generate(["one"], max_new_tokens=3, ignore_eos=True)] == [3]
     with pytest.raises(InvalidRequest, match="at least 1 character"):
         llm.generate(["one", ""], **OPTIONS)
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
 
 
 def test_more_requests_than_a_step_has_room_for(llm: LLM) -> None:
@@ -270,7 +265,7 @@ def test_an_event_loop_runs_requests_together(llm: LLM) -> None:
     texts, whole = asyncio.run(main())
     assert texts == [one.text for one in wanted]
     assert [one.ids for one in whole] == [one.ids for one in wanted]
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
 
 
 def test_a_task_of_an_event_loop_that_is_cancelled_frees_its_pages(llm: LLM) -> None:
@@ -285,7 +280,7 @@ def test_a_task_of_an_event_loop_that_is_cancelled_frees_its_pages(llm: LLM) -> 
             await long
 
     asyncio.run(main())
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
 
 
 def test_an_error_in_an_event_loop_is_raised_there(llm: LLM) -> None:
@@ -294,7 +289,7 @@ def test_an_error_in_an_event_loop_is_raised_there(llm: LLM) -> None:
             await llm.agenerate(PROMPTS[0], until=lambda text: bool(1 // 0), **OPTIONS)
 
     asyncio.run(main())
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
 
 
 def test_a_slow_function_of_one_request_stalls_no_other(llm: LLM) -> None:
@@ -336,7 +331,7 @@ def test_the_function_sees_the_text_with_what_is_held_back_and_ends_it(llm: LLM)
     assert [len(text) for text in seen] == sorted(len(text) for text in seen)
     several = llm.samples(PROMPTS[2], 3, until=lambda text: len(text) >= 3, **{**greedy, "temperature": 1.0})
     assert {one.finish_reason for one in several} <= {"until", "length"}
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
 
 
 def test_a_deadline_counts_the_time_of_waiting_and_of_running(llm: LLM) -> None:
@@ -349,7 +344,7 @@ def test_a_deadline_counts_the_time_of_waiting_and_of_running(llm: LLM) -> None:
         list(paused)
     assert len(llm.generate(PROMPTS[0], deadline=60, priority=3, **OPTIONS).ids) == 30
     assert isinstance(DeadlinePassed("x"), TimeoutError)
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
     assert llm.engine.waiting == 0
 
 
@@ -398,7 +393,8 @@ class Waits:
 
 
 def test_a_queue_has_an_end_and_an_order(llm: LLM) -> None:
-    engine, go, order = Engine(llm.runner, queue=3), threading.Event(), list[str]()
+    engine, go, order = Engine(llm.runner), threading.Event(), list[str]()
+    engine.limit_queue(3)
     first = engine.submit(Waits(llm, go, order, "first"))
     while engine.waiting:
         time.sleep(0.001)
@@ -414,7 +410,7 @@ def test_a_queue_has_an_end_and_an_order(llm: LLM) -> None:
     assert order == ["first", "high", "usual", "low"]
     assert engine.waiting == 0
     engine.close()
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
 
 
 def test_a_bug_of_the_engine_leaves_no_reader_waiting(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,7 +449,7 @@ def test_beams_that_lose_their_pages_read_their_texts_again(folder: Path, name: 
             if number in (3, 11):
                 lose_pages(llm)
         assert search.results()[0].ids == wanted.texts[0].ids
-        assert pages_in_use(llm) == 0
+        assert in_use(llm) == 0
 
 
 def test_samples_that_lose_their_pages_share_them_again(llm: LLM) -> None:
@@ -474,7 +470,7 @@ def test_samples_that_lose_their_pages_share_them_again(llm: LLM) -> None:
         pass
     assert [one.ids for one in group.results()] == wanted
     assert used < 30, "the prompt has ten pages, each text another one or two"
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
 
 
 def test_a_step_of_the_chain_that_asks_its_own_model_is_refused(llm: LLM) -> None:
@@ -539,7 +535,7 @@ def test_until_ends_a_text_within_a_step_whatever_was_read_ahead(
         )
         assert made.finish_reason == "until"
     assert len(steps) < 12 * 30
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
 
 
 def test_texts_that_a_function_has_ended_give_their_pages_back(llm: LLM) -> None:
@@ -567,7 +563,7 @@ def test_texts_that_a_function_has_ended_give_their_pages_back(llm: LLM) -> None
     assert lengths[1] > 200
     del outputs, group
     gc.collect()
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
 
 
 class Nothing(Waits):
@@ -598,7 +594,7 @@ def test_tasks_that_are_wrong_end_with_an_error(llm: LLM) -> None:
     assert list(llm.engine.run(ScoringTask(llm.runner, [5], 1))) == []
     assert len(llm.generate(PROMPTS[0], **OPTIONS).ids) == 30
     assert llm.engine.waiting == 0
-    assert pages_in_use(llm) == 0
+    assert in_use(llm) == 0
 
 
 def test_nothing_is_left_of_a_request_that_has_ended(llm: LLM) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from support import pages
 
 from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
@@ -46,14 +47,11 @@ class Accounts(RuleBasedStateMachine):
         self.attention = [group for group in self.cache.groups if not group.recurrent]
         self.states = len(self.attention) < len(self.cache.groups)
 
-    def memory(self, sequence: BlockTable, group: int, token: int) -> np.ndarray:
-        """The memory that has a token's number in a group."""
-        blocks = sequence.blocks[group]
-        page = self.cache.pools[group].bytes_of(blocks.pages[token // PAGE - blocks.first])
-        return page[token % PAGE * 8 :][:8].view(np.int64)
+    def memory(self, table: BlockTable, group: int, token: int) -> np.ndarray:
+        return pages.of_token(self.cache, table, group, token)
 
     def state(self, page: int) -> np.ndarray:
-        return self.cache.pools[-1].bytes_of(page)[:8].view(np.int64)
+        return pages.of_state(self.cache, page)
 
     @rule(which=which, tokens=st.integers(1, 3 * PAGE), ends=st.sampled_from(["run", "run", "stop", "crash"]))
     def step(self, which: int, tokens: int, ends: str) -> None:

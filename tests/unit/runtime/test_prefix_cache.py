@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from support import pages
 
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
@@ -51,12 +52,10 @@ class Prefixes(RuleBasedStateMachine):
         self.tokens: list[list[int]] = [[] for _ in range(SEQUENCES)]
 
     def memory(self, table: BlockTable, group: int, token: int) -> np.ndarray:
-        blocks = table.blocks[group]
-        page = self.cache.pools[group].bytes_of(blocks.pages[token // PAGE - blocks.first])
-        return page[token % PAGE * 8 :][:8].view(np.int64)
+        return pages.of_token(self.cache, table, group, token)
 
     def state(self, page: int) -> np.ndarray:
-        return self.cache.pools[-1].bytes_of(page)[:8].view(np.int64)
+        return pages.of_state(self.cache, page)
 
     @rule(which=which, runs=texts)
     def begin(self, which: int, runs: list[tuple[int, int]]) -> None:

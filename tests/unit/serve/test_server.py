@@ -21,6 +21,7 @@ import pytest
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.pages import in_use
 
 import pellucid
 from pellucid.llm import LLM
@@ -71,10 +72,7 @@ class Served:
         return self.models._loaded[name].llm
 
     def pages_in_use(self) -> int:
-        llm = self.llm()
-        llm.engine.settle()
-        llm.runner.empty_prefix_cache()
-        return llm.runner.cache.pages - llm.runner.cache.free_pages
+        return in_use(self.llm())
 
     def close(self) -> None:
         self.server.should_exit = True

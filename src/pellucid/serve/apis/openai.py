@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -13,22 +13,11 @@ from pellucid.engine.request import RequestGroup
 from pellucid.llm import LLM
 from pellucid.serve.api import Api, ClientCall, answer, event_stream
 from pellucid.serve.openai.answer import failure
+from pellucid.serve.openai.asked import Streamed
 from pellucid.serve.openai.body import Body
 from pellucid.serve.openai.chat import ChatRequest
 from pellucid.serve.openai.completions import CompletionRequest
 from pellucid.serve.openai.embeddings import EmbeddingRequest
-
-
-class Streamed(Protocol):
-    """A request that can be answered in pieces."""
-
-    def groups(self, llm: LLM) -> list[RequestGroup]: ...
-
-    def answer(self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str) -> dict[str, Any]: ...
-
-    def stream(
-        self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str, with_usage: bool
-    ) -> AsyncGenerator[dict[str, Any], None]: ...
 
 
 def _generates(read: Callable[[Body, LLM], Streamed]) -> Callable[[ClientCall], Awaitable[Response]]:

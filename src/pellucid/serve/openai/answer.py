@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,5 +79,15 @@ def failure(error: Exception) -> tuple[int, dict[str, Any]]:
     """The status of an error, and its body."""
     for kind, status, name in STATUS:
         if isinstance(error, kind):
-            return status, {"error": {"message": str(error), "type": name, "param": None, "code": None}}
+            return status, error_body(str(error), name)
     raise error
+
+
+def error_body(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
+    """The body of an error."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+
+
+def head(number: str, kind: str, model: str) -> dict[str, Any]:
+    """What every answer that has text begins with."""
+    return {"id": number, "object": kind, "created": int(time.time()), "model": model}

@@ -32,6 +32,7 @@ RENAMED = {"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tok
 PLAIN: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 """OpenAI's defaults, where a model's file recommends none."""
 MOST_CHOICES = 64
+MOST_LOGPROBS = 20
 MOST_BIAS = 100.0
 
 

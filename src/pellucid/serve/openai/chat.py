@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -14,11 +13,9 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import joined
-from pellucid.serve.openai.answer import REASONS, chat_logprobs, usage
-from pellucid.serve.openai.body import MOST_CHOICES, Body
+from pellucid.serve.openai.answer import REASONS, chat_logprobs, head, usage
+from pellucid.serve.openai.body import MOST_CHOICES, MOST_LOGPROBS, Body
 from pellucid.tokenize.chat.conversation import conversation
-
-MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class ChatRequest:
         """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
         made = groups[0].results()
         return {
-            **_head(name, number, "chat.completion"),
+            **head(f"chatcmpl-{number}", "chat.completion", name),
             "choices": [_choice(at, one, llm) for at, one in enumerate(made)],
             "usage": usage(made),
         }
@@ -63,9 +60,9 @@ class ChatRequest:
         self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str, with_usage: bool
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The answer in pieces: each has the text that a token has completed."""
-        (group,), head = groups, _head(name, number, "chat.completion.chunk")
+        (group,), begin = groups, head(f"chatcmpl-{number}", "chat.completion.chunk", name)
         for at in range(self.choices):
-            yield {**head, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
+            yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
         async with aclosing(group.stream()) as outputs:
             async for at, output in outputs:
                 logprobs = None
@@ -73,16 +70,12 @@ class ChatRequest:
                     one = joined(group.builders[at].logprobs[-1:], self.options["logprobs"])
                     logprobs = chat_logprobs(one, llm.tokenizer)
                 if output.text or logprobs:
-                    yield {**head, "choices": [_delta(at, {"content": output.text}, logprobs)]}
+                    yield {**begin, "choices": [_delta(at, {"content": output.text}, logprobs)]}
                 if output.finish_reason:
                     ended = {**_delta(at, {}, None), "finish_reason": REASONS[output.finish_reason]}
-                    yield {**head, "choices": [ended]}
+                    yield {**begin, "choices": [ended]}
         if with_usage:
-            yield {**head, "choices": [], "usage": usage(group.results())}
-
-
-def _head(name: str, number: str, kind: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{number}", "object": kind, "created": int(time.time()), "model": name}
+            yield {**begin, "choices": [], "usage": usage(group.results())}
 
 
 def _delta(number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:

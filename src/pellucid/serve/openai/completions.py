@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import Logprobs
-from pellucid.serve.openai.answer import REASONS, added, finite, usage
-from pellucid.serve.openai.body import MOST_CHOICES, Body
+from pellucid.serve.openai.answer import REASONS, added, finite, head, usage
+from pellucid.serve.openai.body import MOST_CHOICES, MOST_LOGPROBS, Body
 from pellucid.tokenize import Tokenizer
 
 MOST_PROMPTS = 1024
-MOST_LOGPROBS = 20
+KIND = "text_completion"
 USUAL_TOKENS = 16  # OpenAI's default of max_tokens
 
 
@@ -81,7 +80,7 @@ class CompletionRequest:
                 made.sort(key=lambda one: -one.mean_logprob)
             for one in made[: self.choices]:
                 choices.append(self._choice(len(choices), group.prompt, one, llm.tokenizer))
-        return {**_head(name, number), "choices": choices, "usage": added(used)}
+        return {**head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": added(used)}
 
     async def stream(
         self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str, with_usage: bool
@@ -89,7 +88,7 @@ class CompletionRequest:
         """The texts in pieces, prompt by prompt."""
         if self.best_of is not None or self.echo or self.logprobs is not None:
             raise InvalidRequest("stream=true goes with none of best_of, echo and logprobs: leave them out")
-        head = _head(name, number)
+        begin = head(f"cmpl-{number}", KIND, name)
         for place, group in enumerate(groups):
             async with aclosing(group.stream()) as outputs:
                 async for at, output in outputs:
@@ -101,9 +100,9 @@ class CompletionRequest:
                             "logprobs": None,
                             "finish_reason": REASONS[reason] if reason else None,
                         }
-                        yield {**head, "choices": [choice]}
+                        yield {**begin, "choices": [choice]}
         if with_usage:
-            yield {**head, "choices": [], "usage": added([usage(group.results()) for group in groups])}
+            yield {**begin, "choices": [], "usage": added([usage(group.results()) for group in groups])}
 
     def _choice(self, number: int, ids: list[int], made: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
         before = tokenizer.decode(ids) if self.echo else ""
@@ -133,10 +132,6 @@ class CompletionRequest:
             "top_logprobs": tops,
             "text_offset": starts.tolist(),
         }
-
-
-def _head(name: str, number: str) -> dict[str, Any]:
-    return {"id": f"cmpl-{number}", "object": "text_completion", "created": int(time.time()), "model": name}
 
 
 def _tops(part: Logprobs, tokenizer: Tokenizer) -> list[dict[str, float] | None]:
