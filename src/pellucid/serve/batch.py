@@ -112,9 +112,10 @@ def answered(path: Path) -> set[str]:
     """
     if not path.exists():
         return set()
-    found, good = set[str](), 0
+    found = set[str]()
     for number, raw in _raw_lines(path):
-        if not raw.endswith(b"\n"):
+        if not raw.endswith(b"\n"):  # only the last one can be so
+            _cut_off(path, len(raw))
             break
         try:
             custom = json.loads(raw)["custom_id"]
@@ -125,11 +126,16 @@ def answered(path: Path) -> set[str]:
                 f"{path.name}, line {number:,}: is no answer of a batch: name a new file, or that of the same batch"
             )
         found.add(custom)
-        good += len(raw)
-    if path.stat().st_size > good and path.read_bytes()[good:].strip():
-        with open(path, "r+b") as file:
-            file.truncate(good)
     return found
+
+
+def _cut_off(path: Path, length: int) -> None:
+    """Shorten a file by ``length`` bytes."""
+    try:
+        with open(path, "r+b") as file:
+            file.truncate(path.stat().st_size - length)
+    except OSError as error:
+        raise InvalidRequest(f"{path}: cannot be written: {reason(error)}") from error
 
 
 def _run(asked: Asked, llm: LLM, name: str, number: str) -> dict[str, Any]:

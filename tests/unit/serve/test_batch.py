@@ -251,6 +251,16 @@ def test_an_interrupted_batch_goes_on(llm: LLM, tmp_path: Path) -> None:
     assert again.lines == []
 
 
+@pytest.mark.parametrize("unfinished", [b"", b'{"id": "ba'])
+def test_empty_lines_between_answers_cost_none_of_them(tmp_path: Path, unfinished: bytes) -> None:
+    source = written(tmp_path, *(request(f"r{n}", prompt="a") for n in range(3)))
+    target = tmp_path / "out.jsonl"
+    kept = b'{"custom_id": "r0"}\n\n\n \n{"custom_id": "r1"}\n'
+    target.write_bytes(kept + unfinished)
+    assert [line.custom_id for line in Batch(source, target).lines] == ["r2"]
+    assert target.read_bytes() == kept
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
