@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Mapping
 from itertools import pairwise
 
-import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -47,12 +46,6 @@ class Accounts(RuleBasedStateMachine):
         self.attention = [group for group in self.cache.groups if not group.recurrent]
         self.states = len(self.attention) < len(self.cache.groups)
 
-    def memory(self, table: BlockTable, group: int, token: int) -> np.ndarray:
-        return pages.of_token(self.cache, table, group, token)
-
-    def state(self, page: int) -> np.ndarray:
-        return pages.of_state(self.cache, page)
-
     @rule(which=which, tokens=st.integers(1, 3 * PAGE), ends=st.sampled_from(["run", "run", "stop", "crash"]))
     def step(self, which: int, tokens: int, ends: str) -> None:
         sequence = self.sequences[which]
@@ -78,10 +71,10 @@ class Accounts(RuleBasedStateMachine):
         self.next += tokens
         for group in range(len(self.attention)):
             for token, number in enumerate(numbers, length):
-                self.memory(sequence, group, token)[0] = number
+                pages.of_token(self.cache, sequence, group, token)[0] = number
         if self.states:
-            assert before < 0 or self.state(before)[0] == self.written[which][-1]
-            self.state(after)[0] = numbers[-1]
+            assert before < 0 or pages.of_state(self.cache, before)[0] == self.written[which][-1]
+            pages.of_state(self.cache, after)[0] = numbers[-1]
         if ends == "crash":
             if not self.states:
                 return  # its tokens are not cached
@@ -142,13 +135,16 @@ class Accounts(RuleBasedStateMachine):
                 first = max(0, sequence.length + 1 - group.window) if group.window else 0
                 if group.chunked:  # the next token's chunk
                     first = sequence.length // group.window * group.window
-                seen = [int(self.memory(sequence, number, t)[0]) for t in range(first, sequence.length)]
+                seen = [
+                    int(pages.of_token(self.cache, sequence, number, t)[0])
+                    for t in range(first, sequence.length)
+                ]
                 assert seen == written[first:]
             if self.states and sequence.state >= 0:
-                assert self.state(sequence.state)[0] == written[-1]
+                assert pages.of_state(self.cache, sequence.state)[0] == written[-1]
             for one in sequence.snapshots:
                 assert one.length % PAGE == 0
-                assert one.state < 0 or self.state(one.state)[0] == written[one.length - 1]
+                assert one.state < 0 or pages.of_state(self.cache, one.state)[0] == written[one.length - 1]
 
     @invariant()
     def windows_hold_no_more_than_they_need(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -51,12 +50,6 @@ class Prefixes(RuleBasedStateMachine):
         self.tables = [BlockTable() for _ in range(SEQUENCES)]
         self.tokens: list[list[int]] = [[] for _ in range(SEQUENCES)]
 
-    def memory(self, table: BlockTable, group: int, token: int) -> np.ndarray:
-        return pages.of_token(self.cache, table, group, token)
-
-    def state(self, page: int) -> np.ndarray:
-        return pages.of_state(self.cache, page)
-
     @rule(which=which, runs=texts)
     def begin(self, which: int, runs: list[tuple[int, int]]) -> None:
         """Another text begins with what the cache has of it."""
@@ -79,9 +72,9 @@ class Prefixes(RuleBasedStateMachine):
         whole = self.tokens[which] + more
         for group in self.cache.attention:
             for token, mark in list(enumerate(marks(whole)))[table.length :]:
-                self.memory(table, group, token)[:] = mark
+                pages.of_token(self.cache, table, group, token)[:] = mark
         if self.cache.has_states:
-            self.state(table.next_state)[:] = marks(whole)[-1]
+            pages.of_state(self.cache, table.next_state)[:] = marks(whole)[-1]
         self.cache.advance(table, len(more))
         self.tokens[which] = whole
 
@@ -111,9 +104,9 @@ class Prefixes(RuleBasedStateMachine):
                 if kind.chunked:
                     first = len(tokens) // kind.window * kind.window
                 for token in range(first, len(tokens)):
-                    assert self.memory(table, group, token) == wanted[token]
+                    assert pages.of_token(self.cache, table, group, token) == wanted[token]
             if self.cache.has_states and tokens and table.state >= 0:
-                assert self.state(table.state) == wanted[-1]
+                assert pages.of_state(self.cache, table.state) == wanted[-1]
 
     @invariant()
     def every_page_is_owned_or_free(self) -> None:
