@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, aclosing, closing
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -25,7 +25,7 @@ from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, Generation, Score
-from pellucid.engine.request import Request, RequestGroup
+from pellucid.engine.request import Request, RequestGroup, run_together
 from pellucid.engine.run import Admission
 from pellucid.engine.scoring import score
 from pellucid.errors import InvalidRequest
@@ -133,11 +133,7 @@ class LLM:
         how, prompts = _admission(options), several(prompt)
         asked, parsed = [prompt] if prompts is None else prompts, self._options(options)
         groups = [self._request_group(one, parsed, [parsed.chain()], how) for one in asked]  # type: ignore[arg-type]
-        with ExitStack() as stack:
-            for group in groups:
-                stack.enter_context(closing(group)).start()
-            for group in groups:
-                group.wait()
+        run_together(groups)
         made = [group.results()[0] for group in groups]
         return made[0] if prompts is None else made
 
@@ -202,9 +198,7 @@ class LLM:
             if end is not None and first:
                 parsed = replace(parsed, max_time=max(end - time.perf_counter(), 1e-9))
             group = self._request_group(prompt, parsed, chains[first : first + most], how)
-            with closing(group):
-                group.start()
-                group.wait()
+            run_together([group])
             generations += group.results()
         if best_of is not None:
             generations.sort(key=lambda one: -one.mean_logprob)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import ExitStack, aclosing, closing
 from dataclasses import replace
 
 from pellucid.engine.engine import AHEAD, Engine
@@ -201,6 +201,15 @@ class RequestGroup:
             )
             for one, gain in zip(self.builders, gains)
         ]
+
+
+def run_together(groups: Sequence[RequestGroup]) -> None:
+    """Run request groups in the same steps, to their ends. An error of one, which is raised, ends the others."""
+    with ExitStack() as stack:
+        for group in groups:
+            stack.enter_context(closing(group)).start()
+        for group in groups:
+            group.wait()
 
 
 class Request:

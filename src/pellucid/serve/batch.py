@@ -15,11 +15,11 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
 from pellucid.llm import LLM
@@ -141,11 +141,7 @@ def _cut_off(path: Path, length: int) -> None:
 def _run(asked: Asked, llm: LLM, name: str, number: str) -> dict[str, Any]:
     """Run a request, and return the body of its answer."""
     groups = asked.groups(llm)
-    with ExitStack() as stack:
-        for group in groups:
-            stack.enter_context(closing(group)).start()
-        for group in groups:
-            group.wait()
+    run_together(groups)
     return asked.answer(groups, llm, name, number)
 
 
