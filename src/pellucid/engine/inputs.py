@@ -48,8 +48,10 @@ class Inputs:
         """
         return min(self.spec.embedding.vocabulary, self.tokenizer.vocab_size)
 
-    def prompt(self, prompt: PromptInput) -> list[int]:
+    def prompt(self, prompt: PromptInput, variables: Mapping[str, Any] | None = None) -> list[int]:
         """The token ids of a prompt, which is a text, chat messages, or ids, for a model that generates text.
+
+        ``variables`` are variables of the chat template beside the messages, such as ``tools``.
 
         Raises:
             InvalidRequest: the prompt is empty, an id is outside the vocabulary, or the model does not generate text.
@@ -63,7 +65,7 @@ class Inputs:
                 f"shorten the prompt{self._remedy()}"
             )
 
-        ids = self._checked_ids(prompt, refused)
+        ids = self._checked_ids(prompt, refused, variables)
         if len(ids) >= self.context:
             raise refused(f"{len(ids):,} tokens")
         return ids
@@ -134,14 +136,16 @@ class Inputs:
             raise InvalidRequest("embed takes a list of at least one text")
         return [self._sentence(text, truncate) for text in texts]
 
-    def _checked_ids(self, prompt: PromptInput, refused: Refusal | None = None) -> list[int]:
+    def _checked_ids(
+        self, prompt: PromptInput, refused: Refusal | None = None, variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         if not self.spec.head:
             raise InvalidRequest(
                 f"{shown(self.spec.name)} makes sentence vectors, not text: use embed, or load smollm2"
             )
         if refused is not None:
             self._refuse_early(prompt, refused)
-        return self._ids(prompt)
+        return self._ids(prompt, variables or {})
 
     def _refuse_early(self, prompt: PromptInput, refused: Refusal) -> None:
         """Raise ``refused(length)`` if a part of the prompt is enough to see that the prompt is too long."""
@@ -187,14 +191,14 @@ class Inputs:
         """A second remedy for a text that is too long, if there is one."""
         return ", or load with a larger context" if self.context < self.spec.context else ""
 
-    def _ids(self, prompt: PromptInput) -> list[int]:
+    def _ids(self, prompt: PromptInput, variables: Mapping[str, Any]) -> list[int]:
         if isinstance(prompt, str):
             checks.text("text", prompt)
             ids = self.tokenizer.encode(prompt)
         elif not _is_list(prompt):
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, chat messages or token ids")
         elif len(prompt) and is_message(prompt[0]):
-            ids = self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
+            ids = self.tokenizer.encode_chat(prompt, **variables)  # type: ignore[arg-type]
         else:
             ids = list(prompt)  # type: ignore[arg-type]
         if not ids:

@@ -70,7 +70,7 @@ class TextSequence(CachedSequence):
         self._place = self._start = self._rows = self._proposed = 0
         self._watch, self._limit = options.watch, limit
         self._end_ids, self._stop = ends, options.stop_criteria()
-        self._detokenizer = tokenizer.stream()
+        self._detokenizer = tokenizer.stream(skip=options.skipped(tokenizer))
 
     def sample(self, logits: NDArray[np.float32], seconds: float) -> TokenOutput:
         """Sample a token from logits (V,) and detokenize it."""

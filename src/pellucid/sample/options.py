@@ -46,7 +46,8 @@ class Options:
     log-probability of each token and of the N most likely ones; ``prompt_logprobs`` N does so for the tokens of the
     prompt. ``logprobs_of`` "logits" uses the model's distribution, "chain" what the chain left of it. ``watch`` records
     what each step of the chain did, for each token. ``prompt_lookup`` reads tokens together that have followed the same
-    tokens before, where that is faster; the text does not change.
+    tokens before, where that is faster; the text does not change. ``keep_special``: control tokens that stand in
+    the text, by id, or True for all.
 
     Raises:
         InvalidRequest: a value has the wrong type or is out of range.
@@ -61,6 +62,7 @@ class Options:
     max_time: float | None = None
     until: Callable[[str], bool] | None = None
     prompt_lookup: bool = True
+    keep_special: bool | Sequence[int] = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logprobs_of: str = "logits"
@@ -77,6 +79,8 @@ class Options:
         checked["stop_token_ids"] = (
             () if self.stop_token_ids is None else tokens(MAX_STOP_IDS)("stop_token_ids", self.stop_token_ids)
         )
+        if not isinstance(self.keep_special, bool):
+            checked["keep_special"] = tokens(MAX_STOP_IDS)("keep_special", self.keep_special)
         LOGPROBS_OF("logprobs_of", self.logprobs_of)
         for name in ("ignore_eos", "watch", "prompt_lookup"):
             if not isinstance(getattr(self, name), bool):
@@ -120,6 +124,11 @@ class Options:
         """
         own = frozenset(token_id("stop_token_ids", one, vocabulary) for one in self.stop_token_ids or ())
         return own if self.ignore_eos else own | tokenizer.eos_ids
+
+    def skipped(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """The control tokens that do not stand in the text."""
+        special = tokenizer.vocabulary.special_ids
+        return frozenset() if self.keep_special is True else special.difference(self.keep_special or ())
 
     def stop_criteria(self) -> StopCriteria:
         """The criteria that end the text besides end tokens. The time limit starts now."""

@@ -211,9 +211,10 @@ class Tokenizer(Encoder):
         stream = self.stream(skip_special=skip_special)
         return "".join([*map(stream.push, ids), stream.flush()])
 
-    def stream(self, *, skip_special: bool = True) -> StreamDecoder:
-        """A decoder for ids that arrive one at a time."""
-        skip = self.vocabulary.special_ids if skip_special else frozenset()
+    def stream(self, *, skip_special: bool = True, skip: frozenset[int] | None = None) -> StreamDecoder:
+        """A decoder for ids that arrive one at a time. ``skip``: those that are left out, if given."""
+        if skip is None:
+            skip = self.vocabulary.special_ids if skip_special else frozenset()
         return StreamDecoder(self.decoder, self.vocab_size, skip)
 
     def apply_chat_template(

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,140 @@ def test_a_constraint(client: openai.OpenAI) -> None:
     assert json.loads(made.choices[0].message.content or "") == "abc"
 
 
+CALLS = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for call in m.tool_calls or [] %}"
+    '<tool_call>\n{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}\n{% endfor %}{% if enable_thinking %}<think>{% else %}<think></think>{% endif %}"
+)
+LIGHTS: Any = {
+    "type": "function",
+    "function": {
+        "name": "lights",
+        "parameters": {
+            "type": "object",
+            "properties": {"room": {"enum": ["hall", "attic"]}, "on": {"type": "boolean"}},
+            "required": ["room", "on"],
+            "additionalProperties": False,
+        },
+    },
+}
+OTHER: Any = {"type": "function", "function": {"name": "other"}}
+
+
+@pytest.fixture(scope="module")
+def caller(folder: Path) -> Iterator[openai.OpenAI]:
+    """A client of a server whose model has tools."""
+    made = Served(folder, AccessRules())
+    load = made.models._load
+
+    def with_tools(name: str) -> LLM:
+        llm = load(name)
+        llm.tokenizer = replace(llm.tokenizer, chat_template=CALLS)
+        llm.inputs = replace(llm.inputs, tokenizer=llm.tokenizer)
+        return llm
+
+    made.models._load = with_tools
+    with openai.OpenAI(base_url=f"{made.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+    made.close()
+
+
+def test_tools(caller: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "one", "tools": [LIGHTS, OTHER], "max_tokens": 300}
+    made = caller.chat.completions.create(messages=MESSAGES, tool_choice="required", n=3, seed=1, **asked)
+    for choice in made.choices:
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
+        for call in choice.message.tool_calls or pytest.fail("no call"):
+            arguments = json.loads(call.function.arguments)
+            if call.function.name == "other":
+                assert arguments == {}
+            else:
+                assert arguments["room"] in ("hall", "attic")
+                assert isinstance(arguments["on"], bool)
+    only = {"type": "function", "function": {"name": "lights"}}
+    made = caller.chat.completions.create(
+        messages=MESSAGES, tool_choice=only, parallel_tool_calls=False, seed=2, **asked
+    )
+    (call,) = made.choices[0].message.tool_calls or []
+    assert call.function.name == "lights"
+    answered = [
+        *MESSAGES, made.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "done"},
+    ]  # fmt: skip
+    again = caller.chat.completions.create(messages=answered, tool_choice="none", **asked)
+    assert again.choices[0].message.tool_calls is None
+
+
+def test_a_stream_of_calls_joins_to_the_answer(caller: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "one", "messages": MESSAGES, "tools": [LIGHTS, OTHER], "tool_choice": "required", "seed": 5,
+    }  # fmt: skip
+    wanted = caller.chat.completions.create(**asked).choices[0].message.tool_calls or []
+    found, reasons = list[list[str]](), list[str]()
+    for event in caller.chat.completions.create(stream=True, **asked):
+        for call in event.choices[0].delta.tool_calls or []:
+            assert call.function is not None
+            if call.id:
+                assert call.index == len(found)
+                found.append([call.function.name or "", ""])
+            found[call.index][1] += call.function.arguments or ""
+        reasons += [event.choices[0].finish_reason] if event.choices[0].finish_reason else []
+    assert found == [[one.function.name, one.function.arguments] for one in wanted]
+    assert reasons == ["tool_calls"]
+
+
+def test_reasoning_is_apart_from_the_answer(caller: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "one", "messages": MESSAGES, "max_tokens": 200, "temperature": 0,
+        "extra_body": {"enable_thinking": True, "logit_bias": {"60": 100}},
+    }  # fmt: skip
+    made: Any = caller.chat.completions.create(**asked).choices[0].message
+    assert made.reasoning_content.strip()
+    assert made.content == ""
+    pieces = [event.choices[0].delta for event in caller.chat.completions.create(stream=True, **asked)]
+    assert "".join(getattr(one, "reasoning_content", "") for one in pieces) == made.reasoning_content
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["abc"]}}}
+    plain = caller.chat.completions.create(
+        model="one", messages=MESSAGES, response_format=shape, extra_body={"reasoning_effort": "none"}
+    )  # type: ignore[call-overload]
+    assert json.loads(plain.choices[0].message.content) == "abc"
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({"tools": [LIGHTS]}, "this model's chat template has none"),
+        ({"tools": [{}]}, "tools[0]={}"),
+        ({"tools": 5}, "tools=5"),
+        ({"tool_choice": "some"}, "tool_choice='some'"),
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls=1"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs has tools"),
+        ({"messages": [{"role": "user", "content": [{"type": "odd"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"content": "a"}]}, "messages[0].role=None"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0]={}"),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}
+                ]
+            },
+            "tool_calls[0].function.arguments='{': is no JSON",
+        ),
+        (
+            {"grammar": 'start: "a"', "response_format": {"type": "json_object"}},
+            "grammar does not go with response_format",
+        ),
+    ],
+)
+def test_wrong_chats(served: Served, body: Any, word: str) -> None:
+    asked = {"model": "one", "messages": MESSAGES, **body}
+    answer = httpx.post(served.url + "/v1/chat/completions", json=asked)
+    assert answer.status_code == 400
+    assert word in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "word"),
     [
@@ -262,6 +397,10 @@ FIELDS = [
     *(
         "stream_options",
         "tools",
+        "tool_choice",
+        "chat_template_kwargs",
+        "parallel_tool_calls",
+        "keep_special",
         "priority",
         "deadline",
         "regex",

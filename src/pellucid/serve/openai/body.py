@@ -15,16 +15,14 @@ from pellucid.util.checks import real, whole
 
 HARMLESS = frozenset(
     {
-        *("user", "store", "metadata", "service_tier", "parallel_tool_calls", "stream_options"),
+        *("user", "store", "metadata", "service_tier", "stream_options", "verbosity"),
         *("prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
     }
 )
 """Fields about accounts, storage, caching and streams, which do not change an answer."""
 NOT_HERE = {
     "modalities": ["text"],
-    "tools": [],
     "functions": [],
-    "tool_choice": "none",
     "function_call": "none",
 }
 """Fields of what is not implemented, with the only value that they may have."""

@@ -1,8 +1,8 @@
-"""/v1/chat/completions: messages in, an answer out."""
+"""/v1/chat/completions: messages in, an answer out: text, reasoning, calls of tools."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -13,18 +13,22 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import joined
+from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallArguments, CallStart, Part
+from pellucid.serve.chat.request import ChatRun, Conversation
+from pellucid.serve.chat.tools import Tool, ToolChoice, chosen, tool
 from pellucid.serve.openai.answer import REASONS, chat_logprobs, head, usage
 from pellucid.serve.openai.body import MOST_CHOICES, MOST_LOGPROBS, Body
-from pellucid.tokenize.chat.conversation import conversation
+
+VARIABLES = ("reasoning_effort", "enable_thinking")
+"""Fields that are variables of chat templates."""
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What a body asks for: ``choices`` answers to ``messages``, with these ``options`` of a generation."""
+    """A conversation that runs, and how many alternatives of each token are reported (None: no log-probabilities)."""
 
-    messages: list[dict[str, Any]]
-    choices: int
-    options: dict[str, Any]
+    run: ChatRun
+    logprobs: int | None
 
     @classmethod
     def of(cls, body: Body, llm: LLM) -> ChatRequest:
@@ -33,26 +37,28 @@ class ChatRequest:
         Raises:
             InvalidRequest: a field is wrong; the message names it.
         """
-        messages, choices = conversation(body.required("messages")), body.count("n", 1, MOST_CHOICES) or 1
+        messages, count = body.required("messages"), body.count("n", 1, MOST_CHOICES) or 1
         logprobs, top = body.flag("logprobs"), body.count("top_logprobs", 0, MOST_LOGPROBS)
         if top is not None and not logprobs:
             raise InvalidRequest(f"top_logprobs={top}: needs logprobs=true")
-        shape = _shape(body.take("response_format"))
-        options = {**body.options(llm.recommended), **shape}
+        tools, choice = _tools(body)
+        shape, variables = response_shape(body.take("response_format")), template_variables(body)
+        options = body.options(llm.recommended)
         if logprobs:
             options["logprobs"] = top or 0
-        return cls(messages, choices, options)
+        asked = Conversation(messages, options, count, tools, choice, shape, variables=variables)
+        return cls(ChatRun(llm, asked), options["logprobs"] if logprobs else None)
 
     def groups(self, llm: LLM) -> list[RequestGroup]:
         """The request to the engine, checked."""
-        return [llm.request(self.messages, self.choices, **self.options)]
+        return self.run.groups
 
     def answer(self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str) -> dict[str, Any]:
         """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
-        made = groups[0].results()
+        made = self.run.group.results()
         return {
             **head(f"chatcmpl-{number}", "chat.completion", name),
-            "choices": [_choice(at, one, llm) for at, one in enumerate(made)],
+            "choices": [self._choice(at, one, llm) for at, one in enumerate(made)],
             "usage": usage(made),
         }
 
@@ -60,50 +66,153 @@ class ChatRequest:
         self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str, with_usage: bool
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The answer in pieces: each has the text that a token has completed."""
-        (group,), begin = groups, head(f"chatcmpl-{number}", "chat.completion.chunk", name)
-        for at in range(self.choices):
+        group, begin = self.run.group, head(f"chatcmpl-{number}", "chat.completion.chunk", name)
+        called = set[int]()
+        for at in range(self.run.count):
             yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
-        async with aclosing(group.stream()) as outputs:
-            async for at, output in outputs:
+        async with aclosing(self.run.stream()) as outputs:
+            async for at, output, parts in outputs:
                 logprobs = None
-                if "logprobs" in self.options:
-                    one = joined(group.builders[at].logprobs[-1:], self.options["logprobs"])
+                if self.logprobs is not None:
+                    one = joined(group.builders[at].logprobs[-1:], self.logprobs)
                     logprobs = chat_logprobs(one, llm.tokenizer)
-                if output.text or logprobs:
-                    yield {**begin, "choices": [_delta(at, {"content": output.text}, logprobs)]}
+                deltas = [_part_delta(part) for part in parts]
+                if logprobs and not deltas:
+                    deltas = [{"content": ""}]
+                for number_of_delta, delta in enumerate(deltas):
+                    shown = None if number_of_delta else logprobs
+                    yield {**begin, "choices": [_delta(at, delta, shown)]}
+                called |= {at} if any(isinstance(part, CallStart) for part in parts) else set()
                 if output.finish_reason:
-                    ended = {**_delta(at, {}, None), "finish_reason": REASONS[output.finish_reason]}
-                    yield {**begin, "choices": [ended]}
+                    reason = finish_reason(output.finish_reason, at in called)
+                    yield {**begin, "choices": [{**_delta(at, {}, None), "finish_reason": reason}]}
         if with_usage:
             yield {**begin, "choices": [], "usage": usage(group.results())}
+
+    def _choice(self, at: int, made: Generation, llm: LLM) -> dict[str, Any]:
+        answer = self.run.answer(made)
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        if answer.calls:
+            message["content"] = answer.text or None
+            message["tool_calls"] = [
+                {"id": one.id, "type": "function", "function": {"name": one.name, "arguments": one.arguments}}
+                for one in answer.calls
+            ]
+        return {
+            "index": at,
+            "message": message,
+            "logprobs": None if made.logprobs is None else chat_logprobs(made.logprobs, llm.tokenizer),
+            "finish_reason": finish_reason(made.finish_reason, bool(answer.calls)),
+        }
+
+
+def finish_reason(reason: str | None, called: bool) -> str:
+    """OpenAI's reason for an end."""
+    found = REASONS[reason]
+    return "tool_calls" if called and found == "stop" else found
 
 
 def _delta(number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:
     return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
 
-def _choice(number: int, made: Generation, llm: LLM) -> dict[str, Any]:
-    return {
-        "index": number,
-        "message": {"role": "assistant", "content": made.text, "refusal": None},
-        "logprobs": None if made.logprobs is None else chat_logprobs(made.logprobs, llm.tokenizer),
-        "finish_reason": REASONS[made.finish_reason],
-    }
+def _part_delta(part: Part) -> dict[str, Any]:
+    """A part of an answer in a stream."""
+    if isinstance(part, AnswerText):
+        return {"content": part.text}
+    if isinstance(part, AnswerReasoning):
+        return {"reasoning_content": part.text}
+    if isinstance(part, CallStart):
+        function = {"name": part.name, "arguments": ""}
+        return {
+            "tool_calls": [{"index": part.number, "id": part.id, "type": "function", "function": function}]
+        }
+    assert isinstance(part, CallArguments)
+    return {"tool_calls": [{"index": part.number, "function": {"arguments": part.text}}]}
 
 
-def _shape(wanted: Any) -> dict[str, Any]:
-    """The constraint that ``response_format`` asks for."""
+def _tools(body: Body) -> tuple[list[Tool], ToolChoice]:
+    """The tools that the model sees, and those that it may call."""
+    tools, choice, parallel = (
+        body.take("tools", []),
+        body.take("tool_choice"),
+        body.take("parallel_tool_calls", True),
+    )
+    if not isinstance(tools, list):
+        raise InvalidRequest(f"tools={brief(tools)}: must be a list of tools")
+    if not isinstance(parallel, bool):
+        raise InvalidRequest(f"parallel_tool_calls={brief(parallel)}: must be true or false")
+    made = [_tool(one, f"tools[{at}]") for at, one in enumerate(tools)]
+    if choice == "none":
+        return [], ToolChoice()
+    names, required = _choice(choice)
+    return made, chosen(made, names, required, parallel)
+
+
+def _tool(value: Any, where: str) -> Tool:
+    function = value.get("function") if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping) or value.get("type") != "function" or not isinstance(function, Mapping):
+        raise InvalidRequest(f"{where}={brief(value)}: must be an object of type function, with a function")
+    fields = (function.get(name) for name in ("name", "description", "parameters", "strict"))
+    return tool(f"{where}.function", *fields)
+
+
+def _choice(value: Any) -> tuple[list[str] | None, bool]:
+    """The names of the tools that may be called (None: all), and whether one must be."""
+    if value is None or value == "auto":
+        return None, False
+    if value == "required":
+        return None, True
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind == "function" and isinstance(name := _name(value), str):
+        return [name], True
+    allowed = value.get("allowed_tools") if kind == "allowed_tools" else None
+    if isinstance(allowed, Mapping) and isinstance(allowed.get("tools"), list):
+        names = [_name(one) for one in allowed["tools"]]
+        if all(isinstance(one, str) for one in names) and allowed.get("mode") in ("auto", "required"):
+            return names, allowed["mode"] == "required"
+    raise InvalidRequest(
+        f"tool_choice={brief(value)}: must be none, auto, required, or an object that names a function"
+    )
+
+
+def _name(value: Any) -> Any:
+    function = value.get("function") if isinstance(value, Mapping) else None
+    return function.get("name") if isinstance(function, Mapping) else None
+
+
+def template_variables(body: Body) -> dict[str, Any]:
+    """The variables that a request gives to the chat template."""
+    found = body.take("chat_template_kwargs", {})
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise InvalidRequest(f"chat_template_kwargs={brief(found)}: must be an object of variables")
+    for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"):
+        if name in found:
+            raise InvalidRequest(f"chat_template_kwargs has {name}: the server gives it; leave it out")
+    made = dict(found)
+    for name in VARIABLES:
+        if (value := body.take(name)) is not None:
+            made[name] = value
+    if made.get("reasoning_effort") == "none":
+        made.setdefault("enable_thinking", False)
+    return made
+
+
+def response_shape(wanted: Any) -> Any:
+    """The JSON schema that ``response_format`` asks for; None for any text."""
     if wanted is None:
-        return {}
+        return None
     kind = wanted.get("type") if isinstance(wanted, dict) else None
     if kind == "text":
-        return {}
+        return None
     if kind == "json_object":
-        return {"json_schema": {"type": "object"}}
+        return {"type": "object"}
     if kind == "json_schema":
         schema = wanted.get("json_schema")
         if isinstance(schema, dict) and isinstance(schema.get("schema"), dict):
-            return {"json_schema": schema["schema"]}
+            return schema["schema"]
         raise InvalidRequest(
             f"response_format.json_schema={brief(schema)}: must be an object whose field schema is a JSON schema"
         )

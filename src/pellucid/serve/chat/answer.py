@@ -1,0 +1,160 @@
+"""A model's text as parts: reasoning, text for the user, calls of tools."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from pellucid.serve.chat.call_format import CallFormat
+from pellucid.serve.chat.reasoning import ReasoningMarks
+from pellucid.serve.chat.text_parser import Parse, TextParser
+from pellucid.serve.chat.tools import Tool
+
+
+@dataclass(frozen=True)
+class AnswerText:
+    """Text for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerReasoning:
+    """Reasoning of the model."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallStart:
+    """The beginning of call ``number`` of the tool ``name``."""
+
+    number: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class CallArguments:
+    """More of the arguments of call ``number``, as JSON."""
+
+    number: int
+    text: str
+
+
+Part: TypeAlias = "AnswerText | AnswerReasoning | CallStart | CallArguments"
+
+
+class AnswerParser(TextParser):
+    """Reads an answer. ``begun``: the prompt has begun its reasoning. No ``calls``: everything after it is text."""
+
+    def __init__(
+        self,
+        reasoning: ReasoningMarks | None,
+        begun: bool,
+        calls: CallFormat | None,
+        tools: Mapping[str, Tool],
+    ) -> None:
+        self.tools = tools
+        self._reasoning, self._begun, self._calls = reasoning, begun, calls
+        self._parts, self._space, self._stripped, self._count = list[Part](), "", False, 0
+        super().__init__()
+
+    def push(self, text: str, *, last: bool = False) -> list[Part]:
+        """Add text. Returns the parts that are now certain."""
+        self.feed(text, last=last)
+        if last:
+            self._flush()
+        found, self._parts = self._parts, []
+        return found
+
+    def parse(self) -> Parse[None]:
+        marks = self._reasoning
+        if marks is not None and (self._begun or (yield from self._opened(marks))):
+            self._stripped = True
+            yield from self.until(marks.close, self.reasoning)
+            self._space, self._stripped = "", True
+        if self._calls is not None:
+            yield from self._calls.read(self)
+        else:
+            yield from self.rest(self.text)
+
+    def _opened(self, marks: ReasoningMarks) -> Parse[bool]:
+        """Whether the answer begins with reasoning."""
+        while not self._text.strip() and (yield from self.more()):
+            pass
+        spaces = self._text[: len(self._text) - len(self._text.lstrip())]
+        self._text = self._text[len(spaces) :]
+        found = yield from self.expect(marks.open)
+        if not found:
+            self._text = spaces + self._text
+        return found
+
+    def text(self, text: str) -> None:
+        """White space at the end is held back: it is dropped before a call, and after reasoning."""
+        self._add(AnswerText, text)
+
+    def reasoning(self, text: str) -> None:
+        self._add(AnswerReasoning, text)
+
+    def call(self, name: str) -> None:
+        self._space = ""
+        id_length = self._calls.id_length if self._calls else None
+        made = (
+            f"call_{secrets.token_hex(12)}" if id_length is None else secrets.token_hex(id_length)[:id_length]
+        )
+        self._parts.append(CallStart(self._count, made, name))
+        self._count += 1
+
+    def arguments(self, text: str) -> None:
+        self._parts.append(CallArguments(self._count - 1, text))
+
+    def _add(self, kind: type[AnswerText] | type[AnswerReasoning], text: str) -> None:
+        whole = self._space + text
+        if self._stripped:
+            whole = whole.lstrip()
+        kept = whole.rstrip()
+        self._space = whole[len(kept) :]
+        if kept:
+            self._stripped = False
+            self._parts.append(kind(kept))
+
+    def _flush(self) -> None:
+        if self._space and not self._count:
+            self._parts.append(AnswerText(self._space))
+        self._space = ""
+
+
+@dataclass
+class AssembledCall:
+    """A whole call."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass
+class ChatAnswer:
+    """A whole answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[AssembledCall] = field(default_factory=list)
+
+
+def assembled(parts: Iterable[Part]) -> ChatAnswer:
+    """The answer that parts make up."""
+    made = ChatAnswer()
+    for part in parts:
+        if isinstance(part, AnswerText):
+            made.text += part.text
+        elif isinstance(part, AnswerReasoning):
+            made.reasoning += part.text
+        elif isinstance(part, CallStart):
+            made.calls.append(AssembledCall(part.id, part.name))
+        else:
+            made.calls[part.number].arguments += part.text
+    return made

@@ -1,0 +1,23 @@
+"""DeepSeek: R1 and V3 with the arguments in a block of Markdown, V3.1 without."""
+
+from pellucid.serve.chat.call_format import JsonCalls
+
+DEEPSEEK = JsonCalls(
+    "deepseek",
+    trigger="<｜tool▁calls▁begin｜>",
+    begin="<｜tool▁calls▁begin｜>",
+    before="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+    middle="\n```json\n",
+    after="\n```<｜tool▁call▁end｜>",
+    between="\n",
+    end="<｜tool▁calls▁end｜>",
+)
+DEEPSEEK_V31 = JsonCalls(
+    "deepseek-v3.1",
+    trigger="<｜tool▁calls▁begin｜>",
+    begin="<｜tool▁calls▁begin｜>",
+    before="<｜tool▁call▁begin｜>",
+    middle="<｜tool▁sep｜>",
+    after="<｜tool▁call▁end｜>",
+    end="<｜tool▁calls▁end｜>",
+)

@@ -1,0 +1,16 @@
+"""MiniMax M2: functions and parameters in tags that have their names as attributes."""
+
+from pellucid.serve.chat.call_format import TaggedCalls
+
+MINIMAX = TaggedCalls(
+    "minimax",
+    trigger="<minimax:tool_call>",
+    begin="<minimax:tool_call>\n",
+    before='<invoke name="',
+    middle='">\n',
+    before_key='<parameter name="',
+    after_key='">',
+    after_value="</parameter>\n",
+    after="</invoke>\n",
+    end="</minimax:tool_call>",
+)

@@ -1,0 +1,20 @@
+"""Mistral: a token, then a list of objects with ids; later models name and arguments after a token each."""
+
+from pellucid.serve.chat.call_format import JsonCalls
+
+MISTRAL_LIST = JsonCalls(
+    "mistral-list",
+    marks=("[TOOL_CALLS] [{",),
+    id_length=9,
+    trigger="[TOOL_CALLS]",
+    begin="[TOOL_CALLS][",
+    before='{"name": "',
+    middle='", "arguments": ',
+    after=', "id": "{id}"}',
+    between=", ",
+    end="]",
+)
+MISTRAL = JsonCalls("mistral", id_length=9, trigger="[TOOL_CALLS]", before="[TOOL_CALLS]", middle="[ARGS]")
+MISTRAL_IDS = JsonCalls(
+    "mistral-ids", id_length=9, trigger="[TOOL_CALLS]", before="[TOOL_CALLS]", middle="[CALL_ID]{id}[ARGS]"
+)

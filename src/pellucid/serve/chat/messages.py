@@ -1,0 +1,85 @@
+"""Messages as APIs have them, in the form that chat templates expect.
+
+Parts of text are joined, a call's arguments become an object, a tool's answer gets the name of the tool, and the role
+"developer" is "system" for templates that do not know it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.tokenize.chat.conversation import conversation
+
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+
+
+def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, Any]]:
+    """The messages of a request.
+
+    Raises:
+        InvalidRequest: something in them cannot be read; the message names the place.
+    """
+    names = dict[str, str]()
+    made = list[dict[str, Any]]()
+    for at, message in enumerate(conversation(messages)):
+        where = f"messages[{at}]"
+        if not isinstance(role := message.get("role"), str):
+            raise InvalidRequest(f"{where}.role={brief(role)}: must be a text, such as user")
+        if role == "developer" and not has_developer:
+            message["role"] = "system"
+        message["content"] = _joined(message.get("content", ""), f"{where}.content")
+        if "tool_calls" in message:
+            message["tool_calls"] = _calls(message["tool_calls"], f"{where}.tool_calls", names)
+        if role == "tool" and "name" not in message and message.get("tool_call_id") in names:
+            message["name"] = names[message["tool_call_id"]]
+        made.append(message)
+    return made
+
+
+def _joined(content: Any, where: str) -> str:
+    """The texts of a message's parts as one."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{where}={brief(content)}: must be a text or a list of parts")
+    texts = list[str]()
+    for at, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else part
+        if kind not in (None, *TEXT_PARTS) or not isinstance(text, str):
+            raise InvalidRequest(f"{where}[{at}]={brief(part)}: must be a part of type text, with a text")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _calls(calls: Any, where: str, names: dict[str, str]) -> list[dict[str, Any]]:
+    """The calls of a message. Their ``names`` are noted by id."""
+    if not isinstance(calls, Sequence) or isinstance(calls, str):
+        raise InvalidRequest(f"{where}={brief(calls)}: must be a list of calls")
+    made = list[dict[str, Any]]()
+    for at, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(function, dict) or not isinstance(name, str):
+            raise InvalidRequest(f"{where}[{at}]={brief(call)}: must be an object whose function has a name")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            arguments = _object(arguments or "{}", f"{where}[{at}].function.arguments")
+        if isinstance(call.get("id"), str):
+            names[call["id"]] = name
+        made.append({"type": "function", **call, "function": {**function, "arguments": arguments}})
+    return made
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{where}={brief(text)}: is no JSON") from error
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"{where}={brief(text)}: must be the JSON of an object")
+    return found

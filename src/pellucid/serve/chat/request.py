@@ -1,0 +1,125 @@
+"""A conversation as a request to the engine, for every API: its prompt, its grammar, and how its answers are read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from pellucid.engine.output import Generation
+from pellucid.engine.request import RequestGroup
+from pellucid.engine.sequence import TokenOutput
+from pellucid.errors import InvalidRequest
+from pellucid.llm import LLM
+from pellucid.sample.grammars.grammar import KINDS
+from pellucid.serve.chat.answer import AnswerParser, ChatAnswer, Part, assembled
+from pellucid.serve.chat.call_format import CallFormat
+from pellucid.serve.chat.lark import LarkBuilder
+from pellucid.serve.chat.messages import template_messages
+from pellucid.serve.chat.reasoning import ReasoningMarks, is_closed, is_open
+from pellucid.serve.chat.template import ChatStyle, chat_style
+from pellucid.serve.chat.tools import Tool, ToolChoice
+
+SPACE = r"/[ \n]{0,4}/"
+PROMPT_END = 32  # tokens that show whether the prompt has begun the reasoning
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What an API's request asks for, whatever its form.
+
+    ``tools`` are shown to the model, those of ``choice`` may be called. The text follows the JSON schema ``shape``, if
+    there is one. ``variables`` are further variables of the template. ``options`` are those of a generation.
+    """
+
+    messages: Any
+    options: Mapping[str, Any]
+    count: int = 1
+    tools: Sequence[Tool] = ()
+    choice: ToolChoice = field(default_factory=ToolChoice)
+    shape: Any = None
+    shape_name: str = "response_format"
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ChatRun:
+    """A conversation that a model continues ``count`` times. Errors in it are raised by the constructor."""
+
+    def __init__(self, llm: LLM, asked: Conversation) -> None:
+        style = chat_style(llm.tokenizer)
+        if asked.tools and style.calls is None:
+            raise InvalidRequest(
+                "tools: this model's chat template has none, or calls them in a form that is not known: leave them out"
+            )
+        messages = template_messages(asked.messages, has_developer=style.has_developer)
+        shown = [dict(one.shown) for one in asked.tools]
+        variables = {**asked.variables, **({"tools": shown} if shown else {})}
+        ids = llm.inputs.prompt(messages, variables)
+        end = llm.tokenizer.decode(ids[-PROMPT_END:], skip_special=False)
+        self._marks = _marks(style, end)
+        self._begun = self._marks is not None and is_open(end, self._marks)
+        self._tools = {one.name: one for one in asked.choice.tools}
+        reads_calls = style.calls is not None and (bool(self._tools) or style.calls.always)
+        self._calls: CallFormat | None = style.calls if reads_calls else None
+        self.count = asked.count
+        self.group = llm.request(ids, asked.count, **self._options(llm, style, asked))
+
+    def _options(self, llm: LLM, style: ChatStyle, asked: Conversation) -> dict[str, Any]:
+        options = dict(asked.options)
+        given = [name for name in KINDS if options.get(name) is not None]
+        constrained = [
+            *(["tools"] if asked.choice.tools else []),
+            *([asked.shape_name] if asked.shape is not None else []),
+        ]
+        if given and constrained:
+            raise InvalidRequest(f"{given[0]} does not go with {constrained[0]}: leave one of them out")
+        if self._marks or self._calls:
+            options.setdefault("keep_special", style.kept)
+        if self._calls and style.ends:
+            options["stop_token_ids"] = [*(options.get("stop_token_ids") or ()), *style.ends]
+        if constrained:
+            build = LarkBuilder(llm.tokenizer)
+            shape = None if asked.shape is None else build.json(asked.shape_name, asked.shape)
+            options["grammar"] = build.grammar(self._reasoned(build, self._body(build, asked, shape)))
+        return options
+
+    def _body(self, build: LarkBuilder, asked: Conversation, shape: str | None) -> str:
+        """The expression for an answer after its reasoning."""
+        if self._calls:
+            return self._calls.grammar(build, asked.choice, shape)
+        assert shape is not None
+        return shape
+
+    def _reasoned(self, build: LarkBuilder, body: str) -> str:
+        """The expression for an answer with its reasoning."""
+        if self._marks is None:
+            return body
+        thought = f"{build.up_to(self._marks.close)} {SPACE}"
+        return f"{thought} {body}" if self._begun else f"({build.text(self._marks.open)} {thought})? {body}"
+
+    def parser(self) -> AnswerParser:
+        """A parser for one of the answers."""
+        return AnswerParser(self._marks, self._begun, self._calls, self._tools)
+
+    def answer(self, made: Generation) -> ChatAnswer:
+        """An answer that has ended."""
+        return assembled(self.parser().push(made.text, last=True))
+
+    async def stream(self) -> AsyncGenerator[tuple[int, TokenOutput, list[Part]], None]:
+        """Run it: (answer number, token output, the parts that it completes)."""
+        parsers = [self.parser() for _ in range(self.count)]
+        async with aclosing(self.group.stream()) as outputs:
+            async for at, output in outputs:
+                yield at, output, parsers[at].push(output.text, last=output.finish_reason is not None)
+
+    @property
+    def groups(self) -> list[RequestGroup]:
+        """The request to the engine, checked."""
+        return [self.group]
+
+
+def _marks(style: ChatStyle, prompt_end: str) -> ReasoningMarks | None:
+    """The marks around the reasoning of an answer; None if it cannot have any."""
+    marks = style.reasoning
+    return None if marks is None or is_closed(prompt_end, marks) else marks

@@ -1,0 +1,94 @@
+"""How a model writes calls and reasoning, found by what its chat template writes."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import regex  # type: ignore[import-untyped]
+
+from pellucid.errors import TemplateError
+from pellucid.serve.chat.call_format import SLOTS, CallFormat, known_formats
+from pellucid.serve.chat.reasoning import ReasoningMarks, reasoning_marks
+from pellucid.tokenize import Tokenizer
+
+NAME, ARGUMENTS = "lookup", {"city": "Paris", "days": 1}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": NAME,
+        "description": "Looks it up.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": list(ARGUMENTS),
+        },
+    },
+}
+CALL = {"id": "abcdefgh1", "type": "function", "function": {"name": NAME, "arguments": ARGUMENTS}}
+PROBE: list[dict[str, Any]] = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+]
+"""A conversation in which a tool is called."""
+
+
+@dataclass(frozen=True)
+class ChatStyle:
+    """How a model writes calls (``calls``, None: its template has no tools that are known) and reasoning.
+
+    ``kept`` are the control tokens that stand in the text for these to be read, ``ends`` those that end an answer.
+    ``has_developer``: the template knows the role.
+    """
+
+    calls: CallFormat | None
+    reasoning: ReasoningMarks | None
+    kept: tuple[int, ...]
+    ends: tuple[int, ...]
+    has_developer: bool
+
+
+_styles: weakref.WeakKeyDictionary[Tokenizer, ChatStyle] = weakref.WeakKeyDictionary()
+
+
+def chat_style(tokenizer: Tokenizer) -> ChatStyle:
+    """The style of a tokenizer's chat template."""
+    if tokenizer not in _styles:
+        _styles[tokenizer] = _found(tokenizer)
+    return _styles[tokenizer]
+
+
+def _found(tokenizer: Tokenizer) -> ChatStyle:
+    source = tokenizer.chat_template or ""
+    calls = _call_format(tokenizer, source)
+    reasoning = None if calls and calls.always else reasoning_marks(source)
+    literals = [*(calls.literals if calls else ()), *((reasoning.open, reasoning.close) if reasoning else ())]
+    special = {tokenizer.token_text(one): one for one in tokenizer.vocabulary.special_ids}
+    kept = [token for text, token in special.items() if text and any(text in literal for literal in literals)]
+    ends = [special[text] for text in (calls.ends if calls else ()) if text in special]
+    return ChatStyle(calls, reasoning, tuple(kept), tuple(ends), "developer" in source)
+
+
+def _call_format(tokenizer: Tokenizer, source: str) -> CallFormat | None:
+    if "tools" not in source:
+        return None
+    formats = known_formats().values()
+    try:
+        text = tokenizer.apply_chat_template(PROBE, tools=[TOOL], add_generation_prompt=False)
+    except TemplateError:
+        text = ""
+    written = [(pattern, one) for one in formats if (pattern := _pattern(one)).search(text)]
+    if written:  # one format may write the end of what another writes
+        return max(written, key=lambda found: len(found[0].pattern))[1]
+    return next((one for one in formats if one.marks and all(mark in source for mark in one.marks)), None)
+
+
+@functools.cache
+def _pattern(calls: CallFormat) -> regex.Pattern[str]:
+    """A pattern for the probe's call as the format writes it."""
+    pattern = regex.escape(calls.written_call(NAME, ARGUMENTS), literal_spaces=True)
+    for slot, one in SLOTS.items():
+        pattern = pattern.replace(regex.escape(slot), one)
+    return regex.compile(pattern)

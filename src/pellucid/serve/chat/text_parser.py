@@ -1,0 +1,131 @@
+"""A parser for text that comes in pieces, written as if the whole text was there.
+
+Its methods are generators that yield where they need more text, as in ``yield from self.until("</think>", out)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TypeAlias, TypeVar
+
+import regex  # type: ignore[import-untyped]
+
+T = TypeVar("T")
+Parse: TypeAlias = Generator[None, None, T]
+
+
+class TextParser:
+    """Runs ``parse``, which a subclass implements."""
+
+    def __init__(self) -> None:
+        self._text, self._closed = "", False
+        self._running: Parse[None] | None = self.parse()
+
+    def parse(self) -> Parse[None]:
+        """Read the text from its beginning to its end."""
+        raise NotImplementedError
+
+    def feed(self, text: str, *, last: bool = False) -> None:
+        """Read on, with more text; ``last``: no more comes."""
+        self._text, self._closed = self._text + text, last
+        if self._running is not None:
+            try:
+                next(self._running)
+            except StopIteration:
+                self._running, self._text = None, ""
+
+    def more(self) -> Parse[bool]:
+        """Wait for more text. False if none comes."""
+        if self._closed:
+            return False
+        yield
+        return True
+
+    def match(self, pattern: regex.Pattern[str]) -> Parse[regex.Match[str] | None]:
+        """The match at this place, which is passed; None if there is none.
+
+        A match that more text could change is waited for.
+        """
+        while True:
+            found = pattern.match(self._text, partial=True)
+            undecided = found and (found.partial or found.end() == len(self._text))
+            if undecided and (yield from self.more()):
+                continue
+            if not found or found.partial:
+                return None
+            self._text = self._text[found.end() :]
+            return found
+
+    def expect(self, literal: str) -> Parse[bool]:
+        """Whether this literal comes, which is passed then."""
+        while len(self._text) < len(literal) and literal.startswith(self._text):
+            if not (yield from self.more()):
+                return False
+        if not self._text.startswith(literal):
+            return False
+        self._text = self._text[len(literal) :]
+        return True
+
+    def until(self, literal: str, out: Callable[[str], object]) -> Parse[bool]:
+        """Hand text on to ``out``, up to the literal, which is passed. False if the text ends without it."""
+        while True:
+            if (at := self._text.find(literal)) >= 0:
+                self._hand_on(at, out)
+                self._text = self._text[len(literal) :]
+                return True
+            held = next(
+                length
+                for length in range(min(len(literal) - 1, len(self._text)), -1, -1)
+                if self._text.endswith(literal[:length])
+            )
+            self._hand_on(len(self._text) - held, out)
+            if not (yield from self.more()):
+                self._hand_on(len(self._text), out)
+                return False
+
+    def search(
+        self, pattern: regex.Pattern[str], out: Callable[[str], object]
+    ) -> Parse[regex.Match[str] | None]:
+        """Hand text on to ``out``, up to the first match, which is passed. None if the text ends without one."""
+        while True:
+            found = pattern.search(self._text, partial=True)
+            if found and not found.partial:
+                self._hand_on(found.start(), out)
+                self._text = self._text[len(found[0]) :]
+                return found
+            self._hand_on(found.start() if found else len(self._text), out)
+            if not (yield from self.more()):
+                self._hand_on(len(self._text), out)
+                return None
+
+    def rest(self, out: Callable[[str], object]) -> Parse[None]:
+        """Hand on all text that still comes."""
+        while True:
+            self._hand_on(len(self._text), out)
+            if not (yield from self.more()):
+                return
+
+    def json_object(self, out: Callable[[str], object]) -> Parse[None]:
+        """Hand on a JSON object that begins here, as it is written."""
+        depth, quoted, escaped = 0, False, False
+        while True:
+            for at, character in enumerate(self._text):
+                if escaped:
+                    escaped = False
+                elif quoted:
+                    quoted, escaped = character != '"', character == "\\"
+                elif character == '"':
+                    quoted = True
+                else:
+                    depth += (character in "{[") - (character in "}]")
+                    if depth == 0 and not character.isspace():
+                        self._hand_on(at + 1, out)
+                        return
+            self._hand_on(len(self._text), out)
+            if not (yield from self.more()):
+                return
+
+    def _hand_on(self, length: int, out: Callable[[str], object]) -> None:
+        if length:
+            out(self._text[:length])
+            self._text = self._text[length:]

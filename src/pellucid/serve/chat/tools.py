@@ -1,0 +1,89 @@
+"""What a request says about tools: functions that the model may call, and whether it must."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+
+MOST_TOOLS = 128
+NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+"""The schema of a function without parameters."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function: its ``name``, the JSON schema of its ``parameters``, and how a template gets it (``shown``).
+
+    ``strict`` False: its arguments are any JSON object.
+    """
+
+    name: str
+    parameters: Mapping[str, Any] | bool
+    shown: Mapping[str, Any]
+    strict: bool = True
+
+    @property
+    def schema(self) -> Any:
+        """The schema that a call's arguments follow."""
+        return self.parameters if self.strict else {"type": "object"}
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """The tools that may be called. ``required``: one must be; ``parallel``: more than one may be."""
+
+    tools: Sequence[Tool] = field(default=())
+    required: bool = False
+    parallel: bool = True
+
+
+def tool(where: str, name: Any, description: Any, parameters: Any, strict: Any = None) -> Tool:
+    """A function, checked. ``where`` is its place in the request.
+
+    Raises:
+        InvalidRequest: a field is wrong.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"{where}.name={brief(name)}: must be 1 to 64 letters, digits, dots, dashes and underscores"
+        )
+    if description is not None and not isinstance(description, str):
+        raise InvalidRequest(f"{where}.description={brief(description)}: must be a text")
+    if parameters is None:
+        parameters = NOTHING
+    if not isinstance(parameters, Mapping):
+        raise InvalidRequest(f"{where}.parameters={brief(parameters)}: must be a JSON schema of an object")
+    if parameters.get("type", "object") != "object":
+        raise InvalidRequest(f"{where}.parameters.type={brief(parameters['type'])}: must be object")
+    if strict is not None and not isinstance(strict, bool):
+        raise InvalidRequest(f"{where}.strict={brief(strict)}: must be true or false")
+    function = {"name": name, "description": description or "", "parameters": dict(parameters)}
+    shown = {"type": "function", "function": function}
+    return Tool(name, {"type": "object", **parameters}, shown, strict is not False)
+
+
+def chosen(tools: Sequence[Tool], names: Sequence[str] | None, required: bool, parallel: bool) -> ToolChoice:
+    """A choice among tools; ``names`` are those that may be called, None for all.
+
+    Raises:
+        InvalidRequest: there are too many tools, two of a name, or none of a name.
+    """
+    known = {one.name: one for one in tools}
+    if len(tools) > MOST_TOOLS:
+        raise InvalidRequest(f"tools has {len(tools):,} tools; the limit is {MOST_TOOLS}: send fewer")
+    if len(known) < len(tools):
+        twice = next(one.name for one in tools if sum(other.name == one.name for other in tools) > 1)
+        raise InvalidRequest(f"tools has {brief(twice)} twice: leave one out")
+    for name in names or ():
+        if name not in known:
+            raise InvalidRequest(f"tool_choice names {brief(name)}; tools has {', '.join(known) or 'none'}")
+    if required and not tools:
+        raise InvalidRequest("tool_choice requires a call, but there are no tools: send tools")
+    allowed = [known[name] for name in dict.fromkeys(names)] if names is not None else list(tools)
+    return ToolChoice(allowed, required, parallel)
