@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -13,28 +13,58 @@ from typing import Any, TypeAlias, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from pellucid.errors import InvalidRequest
+from pellucid.errors import CacheFull, DeadlinePassed, InvalidRequest, ModelNotFound, PellucidError, QueueFull
 from pellucid.errors.messages import reason
 from pellucid.serve.pool import ModelPool
 from pellucid.util.registry import discover
 
 T = TypeVar("T")
 Events: TypeAlias = "AsyncGenerator[dict[str, Any], None]"
+ErrorForm: TypeAlias = "Callable[[int, str], dict[str, Any]]"
 MOST_BODY = 16 << 20  # bytes of a request's body
+STATUS: Sequence[tuple[type[PellucidError], int]] = (
+    (InvalidRequest, 400),
+    (ModelNotFound, 404),
+    (QueueFull, 503),
+    (CacheFull, 503),
+    (DeadlinePassed, 504),
+    (PellucidError, 500),
+)
+"""The HTTP status of each error, the first that fits."""
 
 
 @dataclass(frozen=True)
 class Api:
-    """An API: its ``routes``, "POST /v1/completions" → function; ``failure`` makes its form of an error."""
+    """An API: its ``routes``, "POST /v1/completions" → function; ``error`` makes its form of an error of a status.
+
+    ``prefixes`` are beginnings of its paths: an error before a route is found has the form of the longest that fits.
+    """
 
     name: str
     routes: Mapping[str, Callable[[ClientCall], Awaitable[Response]]]
-    failure: Callable[[Exception], tuple[int, dict[str, Any]]]
+    error: ErrorForm
+    prefixes: Sequence[str] = ()
 
 
 def known_apis() -> Mapping[str, Api]:
     """Every API in the folder, by name."""
     return discover("pellucid.serve.apis", Api, lambda api: (api.name,))
+
+
+def error_form(path: str) -> ErrorForm:
+    """The form of an error for a path."""
+    found = (
+        (prefix, api) for api in known_apis().values() for prefix in api.prefixes if path.startswith(prefix)
+    )
+    return max(found, key=lambda one: len(one[0]))[1].error
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of an error. What is not the user's mistake is raised."""
+    for kind, status in STATUS:
+        if isinstance(error, kind):
+            return status
+    raise error
 
 
 @dataclass
@@ -43,6 +73,7 @@ class ClientCall:
 
     request: Request
     models: ModelPool
+    error: ErrorForm
     number: str = field(default_factory=lambda: secrets.token_hex(12))
 
     async def json(self) -> Any:
@@ -89,14 +120,33 @@ def answer(content: Mapping[str, Any], status: int = 200) -> Response:
     return JSONResponse(dict(content), status)
 
 
-def _event(content: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(content).encode() + b"\n\n"
+@dataclass(frozen=True)
+class StreamForm:
+    """How events are written: each by ``encode``, and ``end`` after the last."""
+
+    media_type: str
+    encode: Callable[[dict[str, Any]], bytes]
+    end: bytes = b""
 
 
-async def event_stream(
-    events: Events, failure: Callable[[Exception], tuple[int, dict[str, Any]]]
-) -> Response:
-    """Server-sent events, ended by "[DONE]".
+def _data(event: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+def _named(event: Mapping[str, Any]) -> bytes:
+    return f"event: {event['type']}\n".encode() + _data(event)
+
+
+DATA = StreamForm("text/event-stream", _data, b"data: [DONE]\n\n")
+"""Server-sent events as in OpenAI's older APIs."""
+NAMED = StreamForm("text/event-stream", _named)
+"""Server-sent events that have their ``type`` as a name."""
+LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encode() + b"\n")
+"""A line of JSON for each event."""
+
+
+async def event_stream(events: Events, form: StreamForm, error: ErrorForm) -> Response:
+    """A response of events.
 
     The first event is awaited here, so that an error before it has its own status; a later one is an event.
     """
@@ -106,16 +156,16 @@ async def event_stream(
         await events.aclose()
         raise
 
-    async def lines() -> AsyncGenerator[bytes, None]:
+    async def encoded() -> AsyncGenerator[bytes, None]:
         async with aclosing(events):
             event = first
             while event is not None:
-                yield _event(event)
+                yield form.encode(event)
                 try:
                     event = await anext(events, None)
-                except Exception as error:
-                    yield _event(failure(error)[1])
+                except Exception as failed:
+                    yield form.encode(error(status_of(failed), str(failed)))
                     return
-            yield b"data: [DONE]\n\n"
+            yield form.end
 
-    return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    return StreamingResponse(encoded(), media_type=form.media_type, headers={"Cache-Control": "no-cache"})

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pellucid.errors import PellucidError
-from pellucid.serve.api import Api, ClientCall, answer, known_apis
+from pellucid.serve.api import Api, ClientCall, answer, error_form, known_apis, status_of
 from pellucid.serve.guard import AccessRules, Guard
 from pellucid.serve.pool import ModelPool
 
@@ -41,7 +43,21 @@ def create_app(models: ModelPool, rules: AccessRules) -> Starlette:
             CORSMiddleware, allow_origins=list(rules.origins), allow_methods=["*"], allow_headers=allowed
         )
         middleware.insert(0, cors)
-    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
+    handlers: dict[Any, Any] = {HTTPException: _no_route, Exception: _failed}
+    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=handlers)
+
+
+async def _no_route(request: Request, error: HTTPException) -> Response:
+    """The answer to a path or a method that no API has."""
+    path = request.url.path
+    message = f"{request.method} {path[:200]}: {error.detail.lower()}"
+    return JSONResponse(error_form(path)(error.status_code, message), error.status_code, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """The answer where a bug is; its traceback goes to the server's log."""
+    message = f"a bug of the server: {type(error).__name__}; its log has more"
+    return JSONResponse(error_form(request.url.path)(500, message), 500)
 
 
 def _served(
@@ -51,12 +67,12 @@ def _served(
 
     async def endpoint(request: Request) -> Response:
         try:
-            return await run(ClientCall(request, models))
+            return await run(ClientCall(request, models, api.error))
         except ClientDisconnect:
             return Response(status_code=GONE)
         except PellucidError as error:
-            status, content = api.failure(error)
-            response = answer(content, status)
+            status = status_of(error)
+            response = answer(api.error(status, str(error)), status)
             if status == 503:
                 response.headers.update(RETRY)
             return response

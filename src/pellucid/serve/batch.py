@@ -23,18 +23,20 @@ from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
 from pellucid.llm import LLM
-from pellucid.serve.openai.answer import failure
-from pellucid.serve.openai.asked import Asked
-from pellucid.serve.openai.body import Body
+from pellucid.serve.api import status_of
+from pellucid.serve.body import Body
+from pellucid.serve.generate import Generating
+from pellucid.serve.openai.answer import error_body
 from pellucid.serve.openai.chat import ChatRequest
 from pellucid.serve.openai.completions import CompletionRequest
 from pellucid.serve.openai.embeddings import EmbeddingRequest
+from pellucid.serve.openai.fields import OPENAI_BODY
 
 LONGEST_LINE = 64 << 20  # bytes
 LONGEST_ID = 512
 
 
-ROUTES: Mapping[str, Callable[[Body, LLM], Asked]] = {
+ROUTES: Mapping[str, Callable[[Body, LLM], Generating]] = {
     "/v1/chat/completions": ChatRequest.of,
     "/v1/completions": CompletionRequest.of,
     "/v1/embeddings": EmbeddingRequest.of,
@@ -138,11 +140,10 @@ def _cut_off(path: Path, length: int) -> None:
         raise InvalidRequest(f"{path}: cannot be written: {reason(error)}") from error
 
 
-def _run(asked: Asked, llm: LLM, name: str, number: str) -> dict[str, Any]:
+def _run(asked: Generating, name: str, number: str) -> dict[str, Any]:
     """Run a request, and return the body of its answer."""
-    groups = asked.groups(llm)
-    run_together(groups)
-    return asked.answer(groups, llm, name, number)
+    run_together(asked.groups)
+    return asked.answer(name, number)
 
 
 class Batch:
@@ -208,15 +209,16 @@ class Batch:
     def _answer(self, llm: LLM, line: RequestLine) -> dict[str, Any]:
         number = str(line.number)
         try:
-            body = Body(line.body)
+            body = Body(line.body, OPENAI_BODY)
             name = body.model() if self._name is None else self._name
             if self._name is not None:
                 body.take("model")
             if body.flag("stream"):
                 raise InvalidRequest("stream=true: the answers of a batch are whole; leave it out")
-            status, content = 200, _run(ROUTES[line.url](body, llm), llm, name, number)
+            status, content = 200, _run(ROUTES[line.url](body, llm), name, number)
         except PellucidError as error:
-            status, content = failure(error)
+            status = status_of(error)
+            content = error_body(status, str(error))
         return {
             "id": f"batch_req_{number}",
             "custom_id": line.custom_id,

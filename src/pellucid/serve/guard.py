@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pellucid.serve.openai.answer import error_body
+from pellucid.serve.api import error_form
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = ("/health",)
@@ -47,7 +47,7 @@ class Guard:
             refused = self._refused(scope["path"], Headers(scope=scope))
             if refused is not None:
                 status, message = refused
-                await JSONResponse(error_body(message), status)(scope, receive, send)
+                await JSONResponse(error_form(scope["path"])(status, message), status)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

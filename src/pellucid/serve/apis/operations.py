@@ -8,8 +8,9 @@ from starlette.responses import Response
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import Api, ClientCall, answer
-from pellucid.serve.openai.answer import failure
-from pellucid.serve.openai.body import Body
+from pellucid.serve.body import Body
+from pellucid.serve.openai.answer import error_body
+from pellucid.serve.openai.fields import OPENAI_BODY
 
 MOST_TEXT = 1 << 20  # characters
 
@@ -19,7 +20,7 @@ async def _health(call: ClientCall) -> Response:
 
 
 async def _tokenize(call: ClientCall) -> Response:
-    body = Body(await call.json())
+    body = Body(await call.json(), OPENAI_BODY)
     name, text = body.model(), body.required("prompt")
     special = body.take("add_special_tokens", True)
     if not isinstance(text, str) or len(text) > MOST_TEXT:
@@ -32,7 +33,7 @@ async def _tokenize(call: ClientCall) -> Response:
 
 
 async def _detokenize(call: ClientCall) -> Response:
-    body = Body(await call.json())
+    body = Body(await call.json(), OPENAI_BODY)
     name, tokens = body.model(), body.required("tokens")
     async with call.models.use(name) as llm:
         size = llm.inputs.vocabulary
@@ -44,5 +45,5 @@ async def _detokenize(call: ClientCall) -> Response:
 OPERATIONS = Api(
     "operations",
     {"GET /health": _health, "POST /tokenize": _tokenize, "POST /detokenize": _detokenize},
-    failure,
+    error_body,
 )

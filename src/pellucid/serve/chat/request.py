@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.engine.request import RequestGroup
 from pellucid.engine.sequence import TokenOutput
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
@@ -62,7 +61,7 @@ class ChatRun:
         self._tools = {one.name: one for one in asked.choice.tools}
         reads_calls = style.calls is not None and (bool(self._tools) or style.calls.always)
         self._calls: CallFormat | None = style.calls if reads_calls else None
-        self.count = asked.count
+        self.count, self.tokenizer = asked.count, llm.tokenizer
         self.group = llm.request(ids, asked.count, **self._options(llm, style, asked))
 
     def _options(self, llm: LLM, style: ChatStyle, asked: Conversation) -> dict[str, Any]:
@@ -112,11 +111,6 @@ class ChatRun:
         async with aclosing(self.group.stream()) as outputs:
             async for at, output in outputs:
                 yield at, output, parsers[at].push(output.text, last=output.finish_reason is not None)
-
-    @property
-    def groups(self) -> list[RequestGroup]:
-        """The request to the engine, checked."""
-        return [self.group]
 
 
 def _marks(style: ChatStyle, prompt_end: str) -> ReasoningMarks | None:

@@ -8,20 +8,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.errors import CacheFull, DeadlinePassed, InvalidRequest, ModelNotFound, PellucidError, QueueFull
 from pellucid.sample.logprobs import Logprobs
 from pellucid.tokenize import Tokenizer
 
 REASONS = {"stop": "stop", "length": "length", "time": "length", "until": "stop", None: "stop"}
-STATUS: Sequence[tuple[type[PellucidError], int, str]] = (
-    (InvalidRequest, 400, "invalid_request_error"),
-    (ModelNotFound, 404, "not_found_error"),
-    (QueueFull, 503, "overloaded_error"),
-    (CacheFull, 503, "overloaded_error"),
-    (DeadlinePassed, 504, "timeout_error"),
-    (PellucidError, 500, "server_error"),
-)
-"""The HTTP status and OpenAI's type of each error, the first that fits."""
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""OpenAI's type of an error of each status."""
 
 
 def usage(made: Sequence[Generation]) -> dict[str, Any]:
@@ -75,17 +74,11 @@ def finite(value: float) -> float:
     return value if math.isfinite(value) else -9999.0
 
 
-def failure(error: Exception) -> tuple[int, dict[str, Any]]:
-    """The status of an error, and its body."""
-    for kind, status, name in STATUS:
-        if isinstance(error, kind):
-            return status, error_body(str(error), name)
-    raise error
-
-
-def error_body(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
+def error_body(status: int, message: str) -> dict[str, Any]:
     """The body of an error."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+    return {
+        "error": {"message": message, "type": TYPES.get(status, "server_error"), "param": None, "code": None}
+    }
 
 
 def head(number: str, kind: str, model: str) -> dict[str, Any]:

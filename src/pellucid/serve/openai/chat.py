@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,12 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import joined
+from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallArguments, CallStart, Part
 from pellucid.serve.chat.request import ChatRun, Conversation
 from pellucid.serve.chat.tools import Tool, ToolChoice, chosen, tool
 from pellucid.serve.openai.answer import REASONS, chat_logprobs, head, usage
-from pellucid.serve.openai.body import MOST_CHOICES, MOST_LOGPROBS, Body
+from pellucid.serve.openai.fields import stream_usage
 
 VARIABLES = ("reasoning_effort", "enable_thinking")
 """Fields that are variables of chat templates."""
@@ -25,10 +26,14 @@ VARIABLES = ("reasoning_effort", "enable_thinking")
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A conversation that runs, and how many alternatives of each token are reported (None: no log-probabilities)."""
+    """A conversation that runs, and how many alternatives of each token are reported (None: no log-probabilities).
+
+    ``with_usage``: a stream ends with its usage.
+    """
 
     run: ChatRun
     logprobs: int | None
+    with_usage: bool
 
     @classmethod
     def of(cls, body: Body, llm: LLM) -> ChatRequest:
@@ -43,28 +48,27 @@ class ChatRequest:
             raise InvalidRequest(f"top_logprobs={top}: needs logprobs=true")
         tools, choice = _tools(body)
         shape, variables = response_shape(body.take("response_format")), template_variables(body)
-        options = body.options(llm.recommended)
+        with_usage, options = stream_usage(body), body.options(llm.recommended)
         if logprobs:
             options["logprobs"] = top or 0
         asked = Conversation(messages, options, count, tools, choice, shape, variables=variables)
-        return cls(ChatRun(llm, asked), options["logprobs"] if logprobs else None)
+        return cls(ChatRun(llm, asked), options["logprobs"] if logprobs else None, with_usage)
 
-    def groups(self, llm: LLM) -> list[RequestGroup]:
+    @property
+    def groups(self) -> list[RequestGroup]:
         """The request to the engine, checked."""
-        return self.run.groups
+        return [self.run.group]
 
-    def answer(self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str) -> dict[str, Any]:
+    def answer(self, name: str, number: str) -> dict[str, Any]:
         """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
         made = self.run.group.results()
         return {
             **head(f"chatcmpl-{number}", "chat.completion", name),
-            "choices": [self._choice(at, one, llm) for at, one in enumerate(made)],
+            "choices": [self._choice(at, one) for at, one in enumerate(made)],
             "usage": usage(made),
         }
 
-    async def stream(
-        self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str, with_usage: bool
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """The answer in pieces: each has the text that a token has completed."""
         group, begin = self.run.group, head(f"chatcmpl-{number}", "chat.completion.chunk", name)
         called = set[int]()
@@ -75,7 +79,7 @@ class ChatRequest:
                 logprobs = None
                 if self.logprobs is not None:
                     one = joined(group.builders[at].logprobs[-1:], self.logprobs)
-                    logprobs = chat_logprobs(one, llm.tokenizer)
+                    logprobs = chat_logprobs(one, self.run.tokenizer)
                 deltas = [_part_delta(part) for part in parts]
                 if logprobs and not deltas:
                     deltas = [{"content": ""}]
@@ -86,10 +90,10 @@ class ChatRequest:
                 if output.finish_reason:
                     reason = finish_reason(output.finish_reason, at in called)
                     yield {**begin, "choices": [{**_delta(at, {}, None), "finish_reason": reason}]}
-        if with_usage:
+        if self.with_usage:
             yield {**begin, "choices": [], "usage": usage(group.results())}
 
-    def _choice(self, at: int, made: Generation, llm: LLM) -> dict[str, Any]:
+    def _choice(self, at: int, made: Generation) -> dict[str, Any]:
         answer = self.run.answer(made)
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
         if answer.reasoning:
@@ -103,7 +107,7 @@ class ChatRequest:
         return {
             "index": at,
             "message": message,
-            "logprobs": None if made.logprobs is None else chat_logprobs(made.logprobs, llm.tokenizer),
+            "logprobs": None if made.logprobs is None else chat_logprobs(made.logprobs, self.run.tokenizer),
             "finish_reason": finish_reason(made.finish_reason, bool(answer.calls)),
         }
 

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.engine.inputs import PromptInput, several
+from pellucid.engine.inputs import several
 from pellucid.engine.output import Generation
 from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import Logprobs
+from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
 from pellucid.serve.openai.answer import REASONS, added, finite, head, usage
-from pellucid.serve.openai.body import MOST_CHOICES, MOST_LOGPROBS, Body
+from pellucid.serve.openai.fields import stream_usage
 from pellucid.tokenize import Tokenizer
 
 MOST_PROMPTS = 1024
@@ -27,18 +28,19 @@ USUAL_TOKENS = 16  # OpenAI's default of max_tokens
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """What a body asks for: ``choices`` texts of each prompt, the best of ``best_of``.
+    """What a body asks for: ``choices`` texts of each prompt, a group, the best of ``best_of``.
 
     With ``echo`` a text begins with its prompt; ``logprobs`` is how many alternatives of each token are reported, None
-    for no log-probabilities.
+    for no log-probabilities. ``with_usage``: a stream ends with its usage.
     """
 
-    prompts: Sequence[PromptInput]
+    groups: Sequence[RequestGroup]
     choices: int
     best_of: int | None
     echo: bool
     logprobs: int | None
-    options: dict[str, Any]
+    tokenizer: Tokenizer
+    with_usage: bool
 
     @classmethod
     def of(cls, body: Body, llm: LLM) -> CompletionRequest:
@@ -58,38 +60,33 @@ class CompletionRequest:
         logprobs = body.count("logprobs", 0, MOST_LOGPROBS)
         if (suffix := body.take("suffix")) is not None:
             raise InvalidRequest(f"suffix={brief(suffix)}: not supported yet; leave it out")
+        with_usage = stream_usage(body)
         options = {"max_new_tokens": USUAL_TOKENS, **body.options(llm.recommended)}
         if logprobs is not None:
             options |= {"logprobs": logprobs} | ({"prompt_logprobs": logprobs} if echo else {})
-        return cls(prompts, choices, best_of, echo, logprobs, options)
-
-    def groups(self, llm: LLM) -> list[RequestGroup]:
-        """A request to the engine for each prompt, checked."""
-        options = dict(self.options)
-        if self.best_of is not None:
+        if best_of is not None:
             options.setdefault("logprobs", 0)
-        return [llm.request(prompt, self.best_of or self.choices, **options) for prompt in self.prompts]
+        groups = [llm.request(prompt, best_of or choices, **options) for prompt in prompts]
+        return cls(groups, choices, best_of, echo, logprobs, llm.tokenizer, with_usage)
 
-    def answer(self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str) -> dict[str, Any]:
+    def answer(self, name: str, number: str) -> dict[str, Any]:
         """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
         choices, used = list[dict[str, Any]](), list[dict[str, Any]]()
-        for group in groups:
+        for group in self.groups:
             made = group.results()
             used.append(usage(made))
             if self.best_of is not None:
                 made.sort(key=lambda one: -one.mean_logprob)
             for one in made[: self.choices]:
-                choices.append(self._choice(len(choices), group.prompt, one, llm.tokenizer))
+                choices.append(self._choice(len(choices), group.prompt, one, self.tokenizer))
         return {**head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": added(used)}
 
-    async def stream(
-        self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str, with_usage: bool
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """The texts in pieces, prompt by prompt."""
         if self.best_of is not None or self.echo or self.logprobs is not None:
             raise InvalidRequest("stream=true goes with none of best_of, echo and logprobs: leave them out")
         begin = head(f"cmpl-{number}", KIND, name)
-        for place, group in enumerate(groups):
+        for place, group in enumerate(self.groups):
             async with aclosing(group.stream()) as outputs:
                 async for at, output in outputs:
                     reason = output.finish_reason
@@ -101,8 +98,8 @@ class CompletionRequest:
                             "finish_reason": REASONS[reason] if reason else None,
                         }
                         yield {**begin, "choices": [choice]}
-        if with_usage:
-            yield {**begin, "choices": [], "usage": added([usage(group.results()) for group in groups])}
+        if self.with_usage:
+            yield {**begin, "choices": [], "usage": added([usage(group.results()) for group in self.groups])}
 
     def _choice(self, number: int, ids: list[int], made: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
         before = tokenizer.decode(ids) if self.echo else ""

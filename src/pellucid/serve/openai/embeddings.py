@@ -11,7 +11,7 @@ from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
-from pellucid.serve.openai.body import Body
+from pellucid.serve.body import Body
 
 MOST_TEXTS = 2048
 
@@ -22,6 +22,8 @@ class EmbeddingRequest:
 
     texts: list[str]
     base64: bool
+    llm: LLM
+    groups: Sequence[RequestGroup] = ()  # no text is made
 
     @classmethod
     def of(cls, body: Body, llm: LLM) -> EmbeddingRequest:
@@ -45,14 +47,11 @@ class EmbeddingRequest:
             raise InvalidRequest(
                 f"unknown field {brief(min(left))}: an embedding has input and encoding_format"
             )
-        return cls(texts, form == "base64")
+        return cls(texts, form == "base64", llm)
 
-    def groups(self, llm: LLM) -> list[RequestGroup]:
-        """No text is made."""
-        return []
-
-    def answer(self, groups: Sequence[RequestGroup], llm: LLM, name: str, number: str) -> dict[str, Any]:
+    def answer(self, name: str, number: str) -> dict[str, Any]:
         """Compute the vectors, and return the body of an answer of the model ``name``."""
+        llm = self.llm
         vectors, tokens = llm.embed(self.texts), sum(map(len, llm.inputs.sentences(self.texts)))
         return {
             "object": "list",

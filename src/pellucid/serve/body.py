@@ -1,47 +1,48 @@
-"""A body of a request in OpenAI's form, whose fields are checked as they are read.
+"""A body of a request, whose fields are checked as they are read.
 
 Fields that change nothing here are passed over. Any other field that nobody reads is an option of a generation, such as
-``top_k``, or an error that names it.
+``top_k``, or an error that names it. So the options of a generation are accepted by every API.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.util.checks import real, whole
 
-HARMLESS = frozenset(
-    {
-        *("user", "store", "metadata", "service_tier", "stream_options", "verbosity"),
-        *("prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
-    }
-)
-"""Fields about accounts, storage, caching and streams, which do not change an answer."""
-NOT_HERE = {
-    "modalities": ["text"],
-    "functions": [],
-    "function_call": "none",
-}
-"""Fields of what is not implemented, with the only value that they may have."""
-RENAMED = {"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens"}
-PLAIN: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-"""OpenAI's defaults, where a model's file recommends none."""
 MOST_CHOICES = 64
 MOST_LOGPROBS = 20
 MOST_BIAS = 100.0
 
 
+@dataclass(frozen=True)
+class BodyForm:
+    """What an API's bodies have in common.
+
+    ``harmless`` are fields that do not change an answer; ``only`` are fields of what is not implemented, with the only
+    value that they may have; ``renamed`` are the API's names of options; ``defaults`` are its options where a model's
+    file recommends none.
+    """
+
+    harmless: Set[str] = frozenset()
+    only: Mapping[str, Any] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Body:
     """The fields of a request. ``take`` reads one; ``options`` is what is left."""
 
-    def __init__(self, fields: Any) -> None:
+    def __init__(self, fields: Any, form: BodyForm) -> None:
         if not isinstance(fields, Mapping) or not all(isinstance(name, str) for name in fields):
             raise InvalidRequest(f"the body is {brief(fields)}: it must be an object with named fields")
-        # In OpenAI's requests null is the same as nothing.
+        # In the requests of all APIs null is the same as nothing.
         self._fields = {name: value for name, value in fields.items() if value is not None}
+        self._form = form
 
     def take(self, name: str, default: Any = None) -> Any:
         """A field's value."""
@@ -53,9 +54,9 @@ class Body:
             raise InvalidRequest(f"{name} is missing: the request must have it")
         return self._fields.pop(name)
 
-    def flag(self, name: str) -> bool:
-        """A field that is true or false; false if absent."""
-        value = self.take(name, False)
+    def flag(self, name: str, default: bool = False) -> bool:
+        """A field that is true or false."""
+        value = self.take(name, default)
         if not isinstance(value, bool):
             raise InvalidRequest(f"{name}={brief(value)}: must be true or false")
         return value
@@ -65,6 +66,30 @@ class Body:
         value = self.take(name)
         return None if value is None else whole(name, value, low, high)
 
+    def text(self, name: str) -> str | None:
+        """A text; None if absent."""
+        value = self.take(name)
+        if value is not None and not isinstance(value, str):
+            raise InvalidRequest(f"{name}={brief(value)}: must be a text")
+        return value
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        """An object; an empty one if absent."""
+        value = self.take(name, {})
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise InvalidRequest(f"{name}={brief(value)}: must be an object")
+        return value
+
+    def objects(self, name: str) -> list[Mapping[str, Any]]:
+        """A list of objects; an empty one if absent."""
+        value = self.take(name, [])
+        if not isinstance(value, list):
+            raise InvalidRequest(f"{name}={brief(value)}: must be a list")
+        for at, one in enumerate(value):
+            if not isinstance(one, Mapping):
+                raise InvalidRequest(f"{name}[{at}]={brief(one)}: must be an object")
+        return value
+
     def model(self) -> str:
         """The name of the model."""
         name = self.required("model")
@@ -72,26 +97,19 @@ class Body:
             raise InvalidRequest(f"model={brief(name)}: must be the name of a model")
         return name
 
-    def stream_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
-        options = self.take("stream_options", {})
-        if not isinstance(options, Mapping) or not isinstance(options.get("include_usage", False), bool):
-            raise InvalidRequest(f"stream_options={brief(options)}: must be an object with include_usage")
-        return bool(options.get("include_usage", False))
-
     def rest(self) -> dict[str, Any]:
         """The fields that nobody has taken, without those that change nothing."""
-        for name, only in NOT_HERE.items():
+        for name, only in self._form.only.items():
             if (value := self.take(name)) is not None and value != only:
-                raise InvalidRequest(f"{name}={brief(value)}: not supported yet; leave it out")
-        return {name: value for name, value in self._fields.items() if name not in HARMLESS}
+                raise InvalidRequest(f"{name}={brief(value)}: not supported; leave it out")
+        return {name: value for name, value in self._fields.items() if name not in self._form.harmless}
 
     def options(self, recommended: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of a generation, over what the model's file recommends or OpenAI's defaults."""
+        """The options of a generation, over what the model's file recommends or the API's defaults."""
         if (bias := self.take("logit_bias")) is not None:
             self._fields["logit_bias"] = _bias(bias)
-        asked = {RENAMED.get(name, name): value for name, value in self.rest().items()}
-        return {**(recommended or PLAIN), **asked}
+        asked = {self._form.renamed.get(name, name): value for name, value in self.rest().items()}
+        return {**(recommended or self._form.defaults), **asked}
 
 
 def _bias(value: Any) -> dict[int, float]:

@@ -1,0 +1,67 @@
+"""Answers a request that generates text, whole or as a stream, for any API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from pellucid.engine.request import RequestGroup
+from pellucid.llm import LLM
+from pellucid.serve.api import ClientCall, Events, StreamForm, answer, event_stream
+
+
+class Generating(Protocol):
+    """A request that has been read: HTTP and files of requests run it alike."""
+
+    @property
+    def groups(self) -> Sequence[RequestGroup]:
+        """What it asks of the engine."""
+        ...
+
+    def answer(self, name: str, number: str) -> dict[str, Any]:
+        """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
+        ...
+
+
+class Streaming(Generating, Protocol):
+    """A request that can be answered in events."""
+
+    def stream(self, name: str, number: str) -> Events:
+        """The events."""
+        ...
+
+
+async def generated(
+    call: ClientCall, name: str, read: Callable[[LLM], Streaming], stream: StreamForm | None
+) -> Response:
+    """Answer what ``read`` makes of a body for the model ``name``, as a ``stream`` or whole (None)."""
+    async with AsyncExitStack() as stack:
+        llm = await stack.enter_async_context(call.models.use(name))
+        asked = await run_in_threadpool(read, llm)
+        if stream is None:
+            await call.unless_gone(_finished(asked.groups))
+            return answer(await run_in_threadpool(asked.answer, name, call.number))
+        kept = stack.pop_all()
+
+        async def events() -> AsyncGenerator[dict[str, Any], None]:
+            async with kept:
+                async for event in asked.stream(name, call.number):
+                    yield event
+
+        return await event_stream(events(), stream, call.error)
+
+
+async def _finished(groups: Sequence[RequestGroup]) -> None:
+    """Start all groups and wait for their ends."""
+    try:
+        for group in groups:
+            group.start()
+        for group in groups:
+            await group.finished()
+    finally:
+        for group in groups:
+            group.close()

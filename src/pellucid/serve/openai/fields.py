@@ -1,0 +1,29 @@
+"""Fields that OpenAI's requests have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.serve.body import Body, BodyForm
+
+OPENAI_BODY = BodyForm(
+    harmless=frozenset(
+        {
+            *("user", "store", "metadata", "service_tier", "stream_options", "verbosity"),
+            *("prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
+        }
+    ),
+    only={"modalities": ["text"], "functions": [], "function_call": "none"},
+    renamed={"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens"},
+    defaults={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
+)
+
+
+def stream_usage(body: Body) -> bool:
+    """Whether a stream ends with its usage."""
+    options = body.take("stream_options", {})
+    if not isinstance(options, Mapping) or not isinstance(options.get("include_usage", False), bool):
+        raise InvalidRequest(f"stream_options={brief(options)}: must be an object with include_usage")
+    return bool(options.get("include_usage", False))
