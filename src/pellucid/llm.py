@@ -52,6 +52,7 @@ from pellucid.weights.sources.source import DownloadProgress
 
 MAX_THREADS = 256
 MAX_SAMPLES = 256
+MAX_CONTEXT = 1 << 31
 MAX_LOGITS = 1 << 26  # bytes of a step's logits
 
 
@@ -291,6 +292,7 @@ def load(
     threads: int | None = None,
     precise: bool = False,
     kv_cache: str | None = None,
+    cap_context: bool = False,
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
@@ -301,6 +303,7 @@ def load(
         source: a name in the catalogue, such as "smollm2", or of an installed model; the path of a file or folder;
             "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
         context: how many tokens prompt and answer may have together. By default, as many as the model was made for.
+        cap_context: a ``context`` beyond what the model was made for is as much as that, instead of an error.
         threads: how many threads run a step. By default, one for each physical core.
         precise: quantise activations to 16 bits, and store keys and values in float32. The results are then those of
             the file's weights, up to the rounding of activations. By default, activations that meet quantised weights
@@ -334,7 +337,8 @@ def load(
         model = read_model(checkpoint)
         tokens = model.spec.context
         if context is not None:
-            tokens = whole("context", context, 1, tokens)
+            tokens = whole("context", context, 1, MAX_CONTEXT if cap_context else tokens)
+            tokens = min(tokens, model.spec.context)
         tokenizer, sampling = load_tokenizer(checkpoint), recommended(checkpoint)
         if before is not None:
             before(Inputs(model.spec, tokenizer, tokens))

@@ -193,6 +193,7 @@ def load(
     precise: bool = False,
     kv_cache: str | None = None,
     *,
+    cap_context: bool = False,
     before: Callable[[Inputs], object],
 ) -> LLM:
     """Load a model with progress bars. ``before`` rejects what the model cannot do, before kernels are compiled."""
@@ -205,6 +206,7 @@ def load(
             context=context,
             precise=precise,
             kv_cache=kv_cache,
+            cap_context=cap_context,
             progress=bars,
             compiling=bars.compiling,
             before=before,

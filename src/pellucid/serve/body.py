@@ -48,6 +48,10 @@ class Body:
         """A field's value."""
         return self._fields.pop(name, default)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a field that nobody has taken, and it is not empty."""
+        return bool(self._fields.get(name))
+
     def required(self, name: str) -> Any:
         """A field's value. Raises InvalidRequest if there is none."""
         if name not in self._fields:

@@ -46,6 +46,11 @@ class ModelPool:
         """The names of the models in memory."""
         return list(self._loaded)
 
+    def llm(self, name: str) -> LLM | None:
+        """A model if it is in memory."""
+        served = self._loaded.get(name)
+        return served.llm if served else None
+
     def known(self, name: str) -> str:
         """The name. Raises ModelNotFound if the server has no such model."""
         if name not in self.names:

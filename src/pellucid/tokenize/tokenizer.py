@@ -244,21 +244,28 @@ class Tokenizer(Encoder):
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Any] | None = None,
         **variables: Any,
     ) -> list[int]:
         """The ids of a conversation: control tokens come from the template, never from what a user wrote.
 
         Nothing is added around the rendered text, so BOS is not doubled. Control tokens written inside a message stay
-        text, except in the assistant's messages, which the model itself wrote. Arguments and errors are those of
-        ``apply_chat_template``.
+        text, except in the assistant's messages, which the model itself wrote. With ``continue_final_message`` the ids
+        end where the last message's content ends, so that the model goes on with it. Other arguments and errors are
+        those of ``apply_chat_template``.
         """
-        from pellucid.tokenize.chat.conversation import conversation, guard
+        from pellucid.tokenize.chat.conversation import conversation, ended_by, guard, up_to
 
         control_tokens = [self.token_text(index) for index in self.vocabulary.special_ids]
         guarded, mark = guard(conversation(messages), control_tokens)
         given = {**variables, "add_generation_prompt": add_generation_prompt, "tools": tools}
-        return self._encode_text(self._rendered(guarded, **given), True, mark)
+        if continue_final_message:
+            guarded, end = ended_by(guarded)
+            text = up_to(end, self._rendered(guarded, **{**given, "add_generation_prompt": False}))
+        else:
+            text = self._rendered(guarded, **given)
+        return self._encode_text(text, True, mark)
 
     def _rendered(self, messages: list[dict[str, Any]], **given: Any) -> str:
         from pellucid.tokenize.chat.conversation import variables

@@ -58,7 +58,9 @@ def command(
     waiting = whole("queue", queue, 1, 1 << 20)
 
     def load(name: str) -> Any:
-        llm = common.load(name, threads, context, precise, kv_cache, before=lambda inputs: None)
+        llm = common.load(
+            name, threads, context, precise, kv_cache, cap_context=True, before=lambda inputs: None
+        )
         llm.engine.limit_queue(waiting)
         return llm
 

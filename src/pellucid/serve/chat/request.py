@@ -29,7 +29,8 @@ class Conversation:
     """What an API's request asks for, whatever its form.
 
     ``tools`` are shown to the model, those of ``choice`` may be called. The text follows the JSON schema ``shape``, if
-    there is one. ``variables`` are further variables of the template. ``options`` are those of a generation.
+    there is one. ``variables`` are further variables of the template. ``goes_on``: the answer
+    goes on with the last message. ``options`` are those of a generation.
     """
 
     messages: Any
@@ -40,23 +41,36 @@ class Conversation:
     shape: Any = None
     shape_name: str = "response_format"
     variables: Mapping[str, Any] = field(default_factory=dict)
+    goes_on: bool = False
+
+
+def prompt_of(llm: LLM, asked: Conversation) -> list[int]:
+    """The tokens of a conversation.
+
+    Raises:
+        InvalidRequest: a message is wrong, or the model has no tools; the message names the field.
+    """
+    style = chat_style(llm.tokenizer)
+    if asked.tools and style.calls is None:
+        raise InvalidRequest(
+            "tools: this model's chat template has none, or calls them in a form that is not known: leave them out"
+        )
+    messages = template_messages(asked.messages, has_developer=style.has_developer)
+    variables = dict(asked.variables)
+    if asked.tools:
+        variables["tools"] = [dict(one.shown) for one in asked.tools]
+    if asked.goes_on:
+        variables["continue_final_message"] = True
+    return llm.inputs.prompt(messages, variables)
 
 
 class ChatRun:
     """A conversation that a model continues ``count`` times. Errors in it are raised by the constructor."""
 
     def __init__(self, llm: LLM, asked: Conversation) -> None:
-        style = chat_style(llm.tokenizer)
-        if asked.tools and style.calls is None:
-            raise InvalidRequest(
-                "tools: this model's chat template has none, or calls them in a form that is not known: leave them out"
-            )
-        messages = template_messages(asked.messages, has_developer=style.has_developer)
-        shown = [dict(one.shown) for one in asked.tools]
-        variables = {**asked.variables, **({"tools": shown} if shown else {})}
-        ids = llm.inputs.prompt(messages, variables)
+        style, ids = chat_style(llm.tokenizer), prompt_of(llm, asked)
         end = llm.tokenizer.decode(ids[-PROMPT_END:], skip_special=False)
-        self._marks = _marks(style, end)
+        self._marks = None if asked.goes_on else _marks(style, end)
         self._begun = self._marks is not None and is_open(end, self._marks)
         self._tools = {one.name: one for one in asked.choice.tools}
         reads_calls = style.calls is not None and (bool(self._tools) or style.calls.always)

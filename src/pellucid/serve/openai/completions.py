@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.engine.inputs import several
+from pellucid.engine.inputs import PromptInput, several
 from pellucid.engine.output import Generation
 from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
@@ -20,6 +20,7 @@ from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
 from pellucid.serve.openai.answer import REASONS, added, finite, head, usage
 from pellucid.serve.openai.fields import stream_usage
 from pellucid.tokenize import Tokenizer
+from pellucid.tokenize.infill import infill_prompt
 
 MOST_PROMPTS = 1024
 KIND = "text_completion"
@@ -58,14 +59,16 @@ class CompletionRequest:
         choices = body.count("n", 1, MOST_CHOICES) or 1
         best_of, echo = body.count("best_of", choices, MOST_CHOICES), body.flag("echo")
         logprobs = body.count("logprobs", 0, MOST_LOGPROBS)
-        if (suffix := body.take("suffix")) is not None:
-            raise InvalidRequest(f"suffix={brief(suffix)}: not supported yet; leave it out")
+        suffix = body.text("suffix")
         with_usage = stream_usage(body)
         options = {"max_new_tokens": USUAL_TOKENS, **body.options(llm.recommended)}
         if logprobs is not None:
             options |= {"logprobs": logprobs} | ({"prompt_logprobs": logprobs} if echo else {})
         if best_of is not None:
             options.setdefault("logprobs", 0)
+        if suffix is not None:
+            prompts, ends = _infill(prompts, suffix, llm.tokenizer)
+            options["stop_token_ids"] = [*(options.get("stop_token_ids") or ()), *ends]
         groups = [llm.request(prompt, best_of or choices, **options) for prompt in prompts]
         return cls(groups, choices, best_of, echo, logprobs, llm.tokenizer, with_usage)
 
@@ -129,6 +132,17 @@ class CompletionRequest:
             "top_logprobs": tops,
             "text_offset": starts.tolist(),
         }
+
+
+def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[list[PromptInput], list[int]]:
+    """The prompts with the text after the gap, and the tokens that end what fills it."""
+    made, ends = list[PromptInput](), list[int]()
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise InvalidRequest(f"prompt={brief(prompt)}: must be a text where suffix is given")
+        ids, ends = infill_prompt(tokenizer, prompt, suffix)
+        made.append(ids)
+    return made, ends
 
 
 def _tops(part: Logprobs, tokenizer: Tokenizer) -> list[dict[str, float] | None]:

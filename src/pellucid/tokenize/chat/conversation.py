@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pellucid.errors import InvalidRequest
+from pellucid.errors import InvalidRequest, TemplateError
 from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.checks import characters
 
@@ -82,9 +82,7 @@ def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[l
         InvalidRequest: the messages contain all noncharacters that can be a mark.
     """
     found = set[str]().union(*_texts(messages))
-    mark = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in found), None)
-    if mark is None:
-        raise InvalidRequest("the messages hold all of the noncharacters U+FDD0 to U+FDEF: take them out")
+    mark = _unused(found)
     present = sorted(
         (token for token in control_tokens if token and token[0] in found), key=len, reverse=True
     )
@@ -100,6 +98,38 @@ def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[l
         return [broken(item) for item in value] if isinstance(value, list) else value
 
     return [message if message.get("role") == "assistant" else broken(message) for message in messages], mark
+
+
+def ended_by(messages: Sequence[Message]) -> tuple[list[Message], str]:
+    """The messages with a mark at the end of the last one's content, and the mark.
+
+    Raises:
+        InvalidRequest: that content is not a text, or as ``guard``.
+    """
+    last = messages[-1]
+    if not isinstance(content := last.get("content"), str):
+        raise InvalidRequest(f"messages[{len(messages) - 1}].content={brief(content)}: only a text can go on")
+    end = _unused(set[str]().union(*_texts(list(messages))) | set(last.get("content", "")))
+    return [*messages[:-1], {**last, "content": content + end}], end
+
+
+def up_to(end: str, text: str) -> str:
+    """The text before the mark ``end``.
+
+    Raises:
+        TemplateError: the mark is not in it.
+    """
+    before, found, _ = text.rpartition(end)
+    if not found:
+        raise TemplateError("the chat template leaves out the last message, which therefore cannot go on")
+    return before
+
+
+def _unused(found: set[str]) -> str:
+    mark = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in found), None)
+    if mark is None:
+        raise InvalidRequest("the messages hold all of the noncharacters U+FDD0 to U+FDEF: take them out")
+    return mark
 
 
 def _mappings(name: str, given: Any, example: str) -> list[Message]:

@@ -1,0 +1,158 @@
+"""/v1/messages: an answer in blocks of text, thinking and calls, whole or in events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.engine.output import Generation
+from pellucid.engine.request import RequestGroup
+from pellucid.llm import LLM
+from pellucid.serve.anthropic.request import conversation_of
+from pellucid.serve.body import Body
+from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallStart, Part
+from pellucid.serve.chat.request import ChatRun
+
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Anthropic's type of an error of each status."""
+
+
+def error_body(status: int, message: str) -> dict[str, Any]:
+    """The body of an error."""
+    return {"type": "error", "error": {"type": TYPES.get(status, "api_error"), "message": message}}
+
+
+@dataclass(frozen=True)
+class MessageRequest:
+    """A conversation that runs."""
+
+    run: ChatRun
+
+    @classmethod
+    def of(cls, body: Body, llm: LLM) -> MessageRequest:
+        """Read a body.
+
+        Raises:
+            InvalidRequest: a field is wrong; the message names it.
+        """
+        return cls(ChatRun(llm, conversation_of(body, llm.recommended)))
+
+    @property
+    def groups(self) -> list[RequestGroup]:
+        """The request to the engine, checked."""
+        return [self.run.group]
+
+    def answer(self, name: str, number: str) -> dict[str, Any]:
+        """The body of the answer ``number`` of the model ``name``."""
+        (made,) = self.run.group.results()
+        found = self.run.answer(made)
+        content: list[dict[str, Any]] = []
+        if found.reasoning:
+            content.append({"type": "thinking", "thinking": found.reasoning, "signature": ""})
+        if found.text:
+            content.append({"type": "text", "text": found.text})
+        for one in found.calls:
+            block = {"type": "tool_use", "id": one.id, "name": one.name}
+            content.append({**block, "input": _object(one.arguments)})
+        reason = _reason(made.finish_reason, made.stop_reason, bool(found.calls))
+        return {**_message(name, number), "content": content, **reason, "usage": _usage(made)}
+
+    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
+        """The answer in events."""
+        blocks = BlockEvents()
+        (made,) = self.run.group.results()
+        start = {**_message(name, number), "content": [], **_reason(None, None, False), "usage": _usage(made)}
+        yield {"type": "message_start", "message": start}
+        async with aclosing(self.run.stream()) as outputs:
+            async for _, _, parts in outputs:
+                for part in parts:
+                    for event in blocks.of(part):
+                        yield event
+        for event in blocks.end():
+            yield event
+        (made,) = self.run.group.results()
+        delta = _reason(made.finish_reason, made.stop_reason, blocks.called)
+        yield {"type": "message_delta", "delta": delta, "usage": _usage(made)}
+        yield {"type": "message_stop"}
+
+
+class BlockEvents:
+    """Turns the parts of an answer into the events of blocks, one after another."""
+
+    def __init__(self) -> None:
+        self.called = False
+        self._number, self._kind = -1, ""
+
+    def of(self, part: Part) -> list[dict[str, Any]]:
+        """The events of a part."""
+        if isinstance(part, CallStart):
+            self.called = True
+            return self._begin("tool_use", {"id": part.id, "name": part.name, "input": {}})
+        if isinstance(part, AnswerText):
+            begin = [] if self._kind == "text" else self._begin("text", {"text": ""})
+            return [*begin, self._delta({"type": "text_delta", "text": part.text})]
+        if isinstance(part, AnswerReasoning):
+            begin = (
+                [] if self._kind == "thinking" else self._begin("thinking", {"thinking": "", "signature": ""})
+            )
+            return [*begin, self._delta({"type": "thinking_delta", "thinking": part.text})]
+        return [self._delta({"type": "input_json_delta", "partial_json": part.text})]
+
+    def end(self) -> list[dict[str, Any]]:
+        """The end of the last block."""
+        if not self._kind:
+            return []
+        self._kind = ""
+        return [{"type": "content_block_stop", "index": self._number}]
+
+    def _begin(self, kind: str, block: dict[str, Any]) -> list[dict[str, Any]]:
+        ended = self.end()
+        self._number, self._kind = self._number + 1, kind
+        start = {"type": "content_block_start", "index": self._number}
+        return [*ended, {**start, "content_block": {"type": kind, **block}}]
+
+    def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "content_block_delta", "index": self._number, "delta": delta}
+
+
+def _message(name: str, number: str) -> dict[str, Any]:
+    return {"id": f"msg_{number}", "type": "message", "role": "assistant", "model": name}
+
+
+def _reason(reason: str | None, stop: int | str | None, called: bool) -> dict[str, Any]:
+    """Why the answer has ended, in Anthropic's words."""
+    if reason is None:
+        return {"stop_reason": None, "stop_sequence": None}
+    if reason == "stop" and isinstance(stop, str):
+        return {"stop_reason": "stop_sequence", "stop_sequence": stop}
+    ended = "tool_use" if called else "end_turn"
+    return {"stop_reason": ended if reason in ("stop", "until") else "max_tokens", "stop_sequence": None}
+
+
+def _usage(made: Generation) -> dict[str, Any]:
+    """Numbers of tokens; those of the prompt that were cached are apart."""
+    usage = made.usage
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.generated_tokens,
+    }
+
+
+def _object(text: str) -> Any:
+    """A call's arguments; an answer that was cut off may have incomplete ones."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}

@@ -1,0 +1,147 @@
+"""Bodies of Anthropic's Messages API as conversations.
+
+Source: https://docs.anthropic.com/en/api/messages
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.serve.body import Body, BodyForm
+from pellucid.serve.chat.request import Conversation
+from pellucid.serve.chat.tools import Tool, ToolChoice, chosen, tool
+
+ANTHROPIC_BODY = BodyForm(
+    harmless=frozenset({"metadata", "service_tier", "cache_control", "context_management"}),
+    only={"container": "", "mcp_servers": []},
+    renamed={"max_tokens": "max_new_tokens", "stop_sequences": "stop"},
+    defaults={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
+)
+
+
+def conversation_of(body: Body, recommended: Mapping[str, Any], *, counts: bool = False) -> Conversation:
+    """The conversation that a body asks for; ``counts``: only its tokens are counted, and ``max_tokens`` may be absent.
+
+    Raises:
+        InvalidRequest: a field is wrong; the message names it.
+    """
+    system, messages = body.take("system", ""), body.required("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest(f"messages={brief(messages)}: must be a list of at least one message")
+    made = [{"role": "system", "content": _texts(system, "system")}] if system else []
+    for at, message in enumerate(messages):
+        made += _messages(message, f"messages[{at}]")
+    tools, choice = _tools(body)
+    variables, shape = _thinking(body.take("thinking")), _shape(body)
+    most = body.count("max_tokens", 1, 1 << 31)
+    if most is None and not counts:
+        raise InvalidRequest("max_tokens is missing: the request must have it")
+    options = body.options(recommended) | ({} if most is None else {"max_new_tokens": most})
+    goes_on = made[-1]["role"] == "assistant" and not made[-1].get("tool_calls")
+    return Conversation(made, options, 1, tools, choice, shape, "output_format", variables, goes_on)
+
+
+def _messages(message: Any, where: str) -> list[dict[str, Any]]:
+    """A message as the templates' messages: an answer of a tool is one of its own."""
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if role not in ("user", "assistant", "system"):
+        raise InvalidRequest(f"{where}={brief(message)}: must be an object whose role is user or assistant")
+    content = message.get("content", "")
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{where}.content={brief(content)}: must be a text or a list of blocks")
+    texts, thoughts, calls, results = list[str](), list[str](), list[Any](), list[dict[str, Any]]()
+    for at, block in enumerate(content):
+        here, kind = f"{where}.content[{at}]", block.get("type") if isinstance(block, Mapping) else None
+        if kind == "text":
+            texts.append(_text(block, "text", here))
+        elif kind == "thinking":
+            thoughts.append(_text(block, "thinking", here))
+        elif kind == "redacted_thinking":
+            continue
+        elif kind == "tool_use":
+            function = {"name": block.get("name"), "arguments": block.get("input", {})}
+            calls.append({"id": _text(block, "id", here), "type": "function", "function": function})
+        elif kind == "tool_result":
+            result = _texts(block.get("content", ""), f"{here}.content")
+            results.append(
+                {"role": "tool", "tool_call_id": _text(block, "tool_use_id", here), "content": result}
+            )
+        else:
+            raise InvalidRequest(
+                f"{here}={brief(block)}: must be a block of type text, thinking, tool_use or tool_result"
+            )
+    made = {"role": role, "content": "\n".join(texts)}
+    if thoughts:
+        made["reasoning_content"] = "\n".join(thoughts)
+    if calls:
+        made["tool_calls"] = calls
+    return results if results and not texts else [*results, made]
+
+
+def _text(block: Mapping[str, Any], name: str, where: str) -> str:
+    text = block.get(name)
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{where}.{name}={brief(text)}: must be a text")
+    return text
+
+
+def _texts(content: Any, where: str) -> str:
+    """A text, or the texts of blocks as one."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidRequest(f"{where}={brief(content)}: must be a text or a list of blocks")
+    for at, block in enumerate(content):
+        if not isinstance(block, Mapping) or block.get("type") != "text":
+            raise InvalidRequest(f"{where}[{at}]={brief(block)}: must be a block of type text")
+    return "\n".join(_text(block, "text", f"{where}[{at}]") for at, block in enumerate(content))
+
+
+def _tools(body: Body) -> tuple[list[Tool], ToolChoice]:
+    tools = []
+    for at, one in enumerate(body.objects("tools")):
+        if one.get("type", "custom") != "custom":
+            raise InvalidRequest(
+                f"tools[{at}].type={brief(one['type'])}: this server runs no tools; only custom ones are known"
+            )
+        fields = (one.get(name) for name in ("name", "description", "input_schema", "strict"))
+        tools.append(tool(f"tools[{at}]", *fields))
+    choice = body.mapping("tool_choice")
+    kind, parallel = choice.get("type", "auto"), not choice.get("disable_parallel_tool_use", False)
+    if kind == "none":
+        return [], ToolChoice()
+    if kind not in ("auto", "any", "tool") or (kind == "tool" and not isinstance(choice.get("name"), str)):
+        raise InvalidRequest(
+            f"tool_choice={brief(choice)}: its type must be auto, any, none, or tool with a name"
+        )
+    names = [choice["name"]] if kind == "tool" else None
+    return tools, chosen(tools, names, kind != "auto", parallel)
+
+
+def _thinking(value: Any) -> dict[str, Any]:
+    """The template's variable for reasoning."""
+    if value is None:
+        return {}
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind not in ("enabled", "adaptive", "disabled"):
+        raise InvalidRequest(
+            f"thinking={brief(value)}: must be an object of type enabled, adaptive or disabled"
+        )
+    return {"enable_thinking": kind != "disabled"}
+
+
+def _shape(body: Body) -> Any:
+    """The JSON schema of the answer; None for any text."""
+    wanted = body.mapping("output_config").get("format") or body.take("output_format")
+    if wanted is None:
+        return None
+    if not isinstance(wanted, Mapping) or wanted.get("type") != "json_schema" or "schema" not in wanted:
+        raise InvalidRequest(
+            f"output_format={brief(wanted)}: must be an object of type json_schema, with a schema"
+        )
+    return wanted["schema"]

@@ -1,0 +1,125 @@
+"""Ollama's API: chats, texts, vectors, models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.llm import LLM
+from pellucid.serve.api import LINES, Api, ClientCall, answer
+from pellucid.serve.body import Body
+from pellucid.serve.generate import Streaming, generated
+from pellucid.serve.ollama import models
+from pellucid.serve.ollama.chat import OllamaChat
+from pellucid.serve.ollama.fields import OLLAMA_BODY, error_body, piece
+from pellucid.serve.ollama.generate import OllamaGenerate
+
+SPOKEN = "0.12.0"
+"""The version of Ollama whose API this is; clients ask for it."""
+MOST_TEXTS = 2048
+
+
+async def _body(call: ClientCall) -> tuple[Body, str]:
+    """The body of a request, and the name of its model without Ollama's tag for the latest one."""
+    body = Body(await call.json(), OLLAMA_BODY)
+    name = body.model() if (old := body.take("name")) is None else old
+    if not isinstance(name, str):
+        raise InvalidRequest(f"name={brief(name)}: must be the name of a model")
+    return body, call.models.known(name if name in call.models.names else name.removesuffix(":latest"))
+
+
+def _generates(
+    read: Callable[[Body, LLM], Streaming], field: str
+) -> Callable[[ClientCall], Awaitable[Response]]:
+    """A route that generates; a request without ``field`` only loads the model."""
+
+    async def run(call: ClientCall) -> Response:
+        body, name = await _body(call)
+        streams = body.flag("stream", True)
+        if not body.has(field):
+            async with call.models.use(name):
+                pass
+            message = {"role": "assistant", "content": ""}
+            done = piece(name, **({"message": message} if field == "messages" else {"response": ""}))
+            return answer({**done, "done": True, "done_reason": "load"})
+        return await generated(call, name, lambda llm: read(body, llm), LINES if streams else None)
+
+    return run
+
+
+async def _embed(call: ClientCall) -> Response:
+    start = time.perf_counter()
+    body, name = await _body(call)
+    asked, truncate = body.required("input"), body.flag("truncate", True)
+    texts = [asked] if isinstance(asked, str) else asked
+    if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+        raise InvalidRequest(f"input={brief(asked)}: must be a text or a list of texts")
+    if len(texts) > MOST_TEXTS:
+        raise InvalidRequest(f"input has {len(texts):,} texts; the limit is {MOST_TEXTS:,}")
+    body.mapping("options")
+    async with call.models.use(name) as llm:
+        dimensions = body.count("dimensions", 1, 1 << 24)
+        if dimensions not in (None, llm.runner.width):
+            raise InvalidRequest(f"dimensions={dimensions}: the model's vectors have {llm.runner.width}")
+        if left := body.rest():
+            raise InvalidRequest(f"unknown field {brief(min(left))}: an embedding has input and truncate")
+
+        def run() -> dict[str, Any]:
+            vectors = llm.embed(texts, truncate=truncate).tolist() if texts else []
+            tokens = sum(map(len, llm.inputs.sentences(texts, truncate))) if texts else 0
+            total = round(1e9 * (time.perf_counter() - start))
+            times = {"total_duration": total, "load_duration": 0, "prompt_eval_count": tokens}
+            return {"model": name, "embeddings": vectors, **times}
+
+        return answer(await run_in_threadpool(run))
+
+
+async def _embeddings(call: ClientCall) -> Response:
+    """The older form: one prompt."""
+    body, name = await _body(call)
+    prompt = body.text("prompt") or ""
+    async with call.models.use(name) as llm:
+        return answer({"embedding": (await run_in_threadpool(llm.embed, [prompt]))[0].tolist()})
+
+
+async def _show(call: ClientCall) -> Response:
+    _, name = await _body(call)
+    async with call.models.use(name) as llm:
+        return answer(await run_in_threadpool(models.shown, llm))
+
+
+async def _tags(call: ClientCall) -> Response:
+    found = [models.listed(name, call.models.llm(name)) for name in call.models.names]
+    return answer({"models": found})
+
+
+async def _running(call: ClientCall) -> Response:
+    loaded = [(name, call.models.llm(name)) for name in call.models.loaded]
+    return answer({"models": [models.running(name, llm) for name, llm in loaded if llm]})
+
+
+async def _version(call: ClientCall) -> Response:
+    return answer({"version": SPOKEN})
+
+
+OLLAMA = Api(
+    "ollama",
+    {
+        "GET /api/version": _version,
+        "GET /api/tags": _tags,
+        "GET /api/ps": _running,
+        "POST /api/show": _show,
+        "POST /api/generate": _generates(OllamaGenerate.of, "prompt"),
+        "POST /api/chat": _generates(OllamaChat.of, "messages"),
+        "POST /api/embed": _embed,
+        "POST /api/embeddings": _embeddings,
+    },
+    error_body,
+    prefixes=("/api/",),
+)

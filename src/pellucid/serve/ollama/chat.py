@@ -1,0 +1,102 @@
+"""/api/chat: messages in, an answer out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.engine.request import RequestGroup
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.llm import LLM
+from pellucid.serve.body import Body
+from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, AssembledCall, ChatAnswer, assembled
+from pellucid.serve.chat.request import ChatRun, Conversation
+from pellucid.serve.chat.tools import chosen, tool
+from pellucid.serve.ollama.fields import ended, options_of, piece, shape_of, thinking_of
+from pellucid.tokenize.chat.conversation import conversation
+
+
+@dataclass(frozen=True)
+class OllamaChat:
+    """A conversation that runs."""
+
+    run: ChatRun
+
+    @classmethod
+    def of(cls, body: Body, llm: LLM) -> OllamaChat:
+        """Read a body.
+
+        Raises:
+            InvalidRequest: a field is wrong; the message names it.
+        """
+        messages, tools = _messages(body.take("messages", [])), []
+        for at, one in enumerate(body.objects("tools")):
+            function = one.get("function")
+            if not isinstance(function, dict):
+                raise InvalidRequest(f"tools[{at}]={brief(one)}: must be an object with a function")
+            fields = (function.get(name) for name in ("name", "description", "parameters"))
+            tools.append(tool(f"tools[{at}].function", *fields))
+        shape, variables = shape_of(body), thinking_of(body)
+        options = options_of(body, llm.recommended)
+        choice = chosen(tools, None, False, True)
+        return cls(
+            ChatRun(llm, Conversation(messages, options, 1, tools, choice, shape, "format", variables))
+        )
+
+    @property
+    def groups(self) -> list[RequestGroup]:
+        """The request to the engine, checked."""
+        return [self.run.group]
+
+    def answer(self, name: str, number: str) -> dict[str, Any]:
+        """The body of the answer of the model ``name``."""
+        (made,) = self.run.group.results()
+        return ended(name, made, message=_message(self.run.answer(made)))
+
+    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
+        """The answer in pieces. A call is in one piece, when the answer has ended."""
+        parts = []
+        async with aclosing(self.run.stream()) as outputs:
+            async for _, _, found in outputs:
+                parts += found
+                new = assembled(one for one in found if isinstance(one, (AnswerText, AnswerReasoning)))
+                if new.text or new.reasoning:
+                    yield piece(name, message=_message(new))
+        if calls := assembled(parts).calls:
+            yield piece(name, message=_message(ChatAnswer(calls=calls)))
+        (made,) = self.run.group.results()
+        yield ended(name, made, message=_message(ChatAnswer()))
+
+
+def _message(answer: ChatAnswer) -> dict[str, Any]:
+    made: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    if answer.reasoning:
+        made["thinking"] = answer.reasoning
+    if answer.calls:
+        made["tool_calls"] = [_call(at, one) for at, one in enumerate(answer.calls)]
+    return made
+
+
+def _call(at: int, call: AssembledCall) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.arguments)
+    except ValueError:  # it was cut off
+        arguments = {}
+    return {"id": call.id, "function": {"index": at, "name": call.name, "arguments": arguments}}
+
+
+def _messages(given: Any) -> list[dict[str, Any]]:
+    """The messages, with an answer of a tool named as elsewhere."""
+    made = []
+    for at, message in enumerate(conversation(given)):
+        if message.get("images"):
+            raise InvalidRequest(f"messages[{at}].images: only text is read, no image")
+        message.pop("images", None)
+        if "tool_name" in message:
+            message.setdefault("name", message.pop("tool_name"))
+        made.append(message)
+    return made

@@ -1,0 +1,87 @@
+"""Descriptions of models, as Ollama's API has them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from typing import Any
+
+from pellucid.llm import LLM
+from pellucid.serve.chat.template import chat_style
+from pellucid.serve.ollama.fields import stamp
+from pellucid.tokenize.infill import infill_tokens
+
+FOREVER = "9999-12-31T00:00:00Z"
+
+
+def listed(name: str, llm: LLM | None) -> dict[str, Any]:
+    """A model in a list; what is in its file is known once it has been loaded."""
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": stamp(),
+        "size": 0 if llm is None else size(llm),
+        "digest": hashlib.sha256(name.encode()).hexdigest(),
+        "details": _details(llm),
+    }
+
+
+def running(name: str, llm: LLM) -> dict[str, Any]:
+    """A model that is loaded."""
+    return {**listed(name, llm), "expires_at": FOREVER, "size_vram": 0, "context_length": llm.context}
+
+
+def shown(llm: LLM) -> dict[str, Any]:
+    """All about a model."""
+    return {
+        "modelfile": "",
+        "parameters": "\n".join(f"{name} {value}" for name, value in llm.recommended.items()),
+        "template": llm.tokenizer.chat_template or "",
+        "details": _details(llm),
+        "model_info": {
+            "general.architecture": llm.spec.family,
+            "general.parameter_count": _parameters(llm),
+            f"{llm.spec.family}.context_length": llm.context,
+            f"{llm.spec.family}.embedding_length": llm.spec.embedding.width,
+            f"{llm.spec.family}.block_count": len(llm.spec.blocks),
+        },
+        "capabilities": capabilities(llm),
+        "modified_at": stamp(),
+    }
+
+
+def capabilities(llm: LLM) -> list[str]:
+    """What a model can do, in Ollama's words."""
+    if llm.spec.pooling:
+        return ["embedding"]
+    style, found = chat_style(llm.tokenizer), ["completion"]
+    found += ["tools"] if style.calls else []
+    found += ["thinking"] if style.reasoning or (style.calls and style.calls.always) else []
+    return found + (["insert"] if infill_tokens(llm.tokenizer) else [])
+
+
+def size(llm: LLM) -> int:
+    """Bytes of a model's tensors."""
+    return sum(tensor.nbytes for tensor in llm.checkpoint.tensors.values())
+
+
+def _parameters(llm: LLM) -> int:
+    return sum(math.prod(tensor.shape) for tensor in llm.checkpoint.tensors.values())
+
+
+def _details(llm: LLM | None) -> dict[str, Any]:
+    if llm is None:
+        return {"parent_model": "", "format": "", "family": "", "families": []}
+    formats = Counter[str]()
+    for tensor in llm.checkpoint.tensors.values():
+        formats[tensor.format] += tensor.nbytes
+    family, count = llm.spec.family, _parameters(llm)
+    return {
+        "parent_model": "",
+        "format": llm.checkpoint.kind,
+        "family": family,
+        "families": [family],
+        "parameter_size": f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M",
+        "quantization_level": formats.most_common(1)[0][0] if formats else "",
+    }

@@ -1,0 +1,137 @@
+"""Bodies of OpenAI's Responses API as conversations.
+
+Source: https://platform.openai.com/docs/api-reference/responses/create
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.serve.body import Body, BodyForm
+from pellucid.serve.chat.request import Conversation
+from pellucid.serve.chat.tools import Tool, ToolChoice, chosen, tool
+
+RESPONSES_BODY = BodyForm(
+    harmless=frozenset(
+        {
+            *("user", "store", "service_tier", "stream_options", "include", "prompt_cache_key"),
+            *("prompt_cache_retention", "safety_identifier", "max_tool_calls"),
+        }
+    ),
+    only={
+        "previous_response_id": "",
+        "conversation": "",
+        "background": False,
+        "truncation": "disabled",
+        "prompt": {},
+        "top_logprobs": 0,
+    },
+    renamed={"max_output_tokens": "max_new_tokens"},
+    defaults={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
+)
+"""Nothing is stored: a request sends the whole conversation."""
+SHOWN = ("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature", "top_p")
+"""Fields of a request that its answer repeats, beside tools, text and reasoning."""
+
+
+def conversation_of(body: Body, recommended: Mapping[str, Any]) -> Conversation:
+    """The conversation that a body asks for.
+
+    Raises:
+        InvalidRequest: a field is wrong; the message names it.
+    """
+    instructions, given = body.text("instructions"), body.required("input")
+    messages = [{"role": "developer", "content": instructions}] if instructions else []
+    if isinstance(given, str):
+        messages.append({"role": "user", "content": given})
+    elif isinstance(given, list) and given:
+        for at, item in enumerate(given):
+            _add(item, messages, f"input[{at}]")
+    else:
+        raise InvalidRequest(f"input={brief(given)}: must be a text or a list of items")
+    body.mapping("metadata")
+    tools, choice = _tools(body)
+    shape, effort = _shape(body.mapping("text").get("format")), body.mapping("reasoning").get("effort")
+    variables = {} if effort is None else {"reasoning_effort": effort}
+    if effort == "none":
+        variables["enable_thinking"] = False
+    options = body.options(recommended)
+    return Conversation(messages, options, 1, tools, choice, shape, "text.format", variables)
+
+
+def _add(item: Any, messages: list[dict[str, Any]], where: str) -> None:
+    """Add an item of the input to the messages: calls and reasoning belong to the assistant's."""
+    kind = item.get("type", "message") if isinstance(item, Mapping) else None
+    if kind == "message":
+        messages.append({"role": item.get("role"), "content": item.get("content", "")})
+    elif kind == "function_call":
+        function = {"name": item.get("name"), "arguments": item.get("arguments", "")}
+        call = {"id": item.get("call_id"), "type": "function", "function": function}
+        _assistant(messages).setdefault("tool_calls", []).append(call)
+    elif kind == "function_call_output":
+        output = item.get("output", "")
+        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
+    elif kind == "reasoning":
+        parts = item.get("content") or item.get("summary") or []
+        texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+        if not isinstance(parts, list) or not all(isinstance(text, str) for text in texts):
+            raise InvalidRequest(f"{where}.content={brief(parts)}: must be a list of parts with a text")
+        if texts:
+            messages.append(
+                {"role": "assistant", "content": "", "reasoning_content": "\n".join(map(str, texts))}
+            )
+    else:
+        raise InvalidRequest(
+            f"{where}={brief(item)}: must be an item of type message, function_call, function_call_output or reasoning"
+        )
+
+
+def _assistant(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """The assistant's last message, to which a call belongs."""
+    if not messages or messages[-1].get("role") != "assistant":
+        messages.append({"role": "assistant", "content": ""})
+    return messages[-1]
+
+
+def _tools(body: Body) -> tuple[list[Tool], ToolChoice]:
+    tools = []
+    for at, one in enumerate(body.objects("tools")):
+        if one.get("type") != "function":
+            raise InvalidRequest(
+                f"tools[{at}].type={brief(one.get('type'))}: this server runs no tools; only function is known"
+            )
+        fields = (one.get(name) for name in ("name", "description", "parameters", "strict"))
+        tools.append(tool(f"tools[{at}]", *fields))
+    choice, parallel = body.take("tool_choice", "auto"), body.flag("parallel_tool_calls", True)
+    if choice == "none":
+        return [], ToolChoice()
+    if choice in ("auto", "required"):
+        return tools, chosen(tools, None, choice == "required", parallel)
+    kind = choice.get("type") if isinstance(choice, Mapping) else None
+    if kind == "function" and isinstance(choice.get("name"), str):
+        return tools, chosen(tools, [choice["name"]], True, parallel)
+    if kind == "allowed_tools" and isinstance(choice.get("tools"), list):
+        names = [str(one.get("name")) for one in choice["tools"] if isinstance(one, Mapping)]
+        return tools, chosen(tools, names, choice.get("mode") == "required", parallel)
+    raise InvalidRequest(
+        f"tool_choice={brief(choice)}: must be none, auto, required, or an object of type function with a name"
+    )
+
+
+def _shape(wanted: Any) -> Any:
+    """The JSON schema that ``text.format`` asks for; None for any text."""
+    if wanted is None:
+        return None
+    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind == "json_schema" and isinstance(wanted.get("schema"), Mapping):
+        return wanted["schema"]
+    raise InvalidRequest(
+        f"text.format={brief(wanted)}: must be an object whose type is text, json_object, or json_schema with a schema"
+    )

@@ -1,0 +1,93 @@
+"""Fill in the middle: a prompt from the text before a gap and the text after it, for models trained to fill it.
+
+Source: Bavarian et al. 2022, "Efficient Training of Language Models to Fill in the Middle". The prompt is prefix,
+suffix, middle ("PSM"), each after its control token; Codestral has the suffix first and no token for the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pellucid.errors import InvalidRequest
+from pellucid.tokenize.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class InfillTokens:
+    """The control tokens of a vocabulary, by text. No ``middle``: the suffix comes first.
+
+    ``ends`` end the text that fills the gap; ``repository`` and ``file`` come before the names of a repository and of a
+    file in it.
+    """
+
+    prefix: str
+    suffix: str
+    middle: str = ""
+    ends: tuple[str, ...] = ()
+    repository: str = ""
+    file: str = ""
+
+
+KNOWN = (
+    InfillTokens(  # Qwen2.5-Coder, Granite
+        "<|fim_prefix|>",
+        "<|fim_suffix|>",
+        "<|fim_middle|>",
+        ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|endoftext|>"),
+        "<|repo_name|>",
+        "<|file_sep|>",
+    ),
+    InfillTokens(  # StarCoder
+        "<fim_prefix>",
+        "<fim_suffix>",
+        "<fim_middle>",
+        ("<fim_pad>", "<file_sep>", "<|endoftext|>"),
+        "<repo_name>",
+        "<file_sep>",
+    ),
+    InfillTokens(
+        "<fim-prefix>", "<fim-suffix>", "<fim-middle>", ("<fim-pad>", "<|endoftext|>")
+    ),  # SantaCoder
+    InfillTokens("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder
+    InfillTokens("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),  # GLM
+    InfillTokens("▁<PRE>", "▁<SUF>", "▁<MID>", ("▁<EOT>",)),  # Code Llama
+    InfillTokens("[PREFIX]", "[SUFFIX]"),  # Codestral
+)
+
+
+def infill_tokens(tokenizer: Tokenizer) -> InfillTokens | None:
+    """The control tokens for filling in that a vocabulary has; None if it has none."""
+    tokens = set(tokenizer.vocabulary.tokens)
+    return next((one for one in KNOWN if {one.prefix, one.suffix, one.middle or one.prefix} <= tokens), None)
+
+
+def infill_prompt(
+    tokenizer: Tokenizer, before: str, after: str, files: Sequence[tuple[str, str]] = ()
+) -> tuple[list[int], list[int]]:
+    """The ids of a prompt for the text between ``before`` and ``after``, and the further tokens that end that text.
+
+    ``files`` are the names and contents of other files of the same repository.
+
+    Raises:
+        InvalidRequest: the vocabulary has no tokens for it.
+    """
+    known = infill_tokens(tokenizer)
+    if known is None:
+        raise InvalidRequest(
+            "this model cannot fill in: its vocabulary has no tokens for it; leave suffix out"
+        )
+    ids = {text: index for index, text in enumerate(tokenizer.vocabulary.tokens)}
+
+    def part(token: str, text: str) -> list[int]:
+        return [*([ids[token]] if token in ids else []), *tokenizer.encode(text, add_special=False)]
+
+    made = [one for one in tokenizer.encode("") if one not in tokenizer.eos_ids]  # BOS, if the model has it
+    if files:
+        made += part(known.repository, "repository\n")
+        for name, text in files:
+            made += part(known.file, f"{name}\n{text}\n")
+        made += part(known.file, "current\n")
+    first, second = part(known.prefix, before), part(known.suffix, after)
+    made += [*first, *second, ids[known.middle]] if known.middle else [*second, *first]
+    return made, [ids[one] for one in known.ends if one in ids]
