@@ -293,6 +293,7 @@ def load(
     precise: bool = False,
     kv_cache: str | None = None,
     cap_context: bool = False,
+    pulls: bool = True,
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
@@ -304,6 +305,7 @@ def load(
             "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
         context: how many tokens prompt and answer may have together. By default, as many as the model was made for.
         cap_context: a ``context`` beyond what the model was made for is as much as that, instead of an error.
+        pulls: whether a model that is not on this machine is downloaded.
         threads: how many threads run a step. By default, one for each physical core.
         precise: quantise activations to 16 bits, and store keys and values in float32. The results are then those of
             the file's weights, up to the rounding of activations. By default, activations that meet quantised weights
@@ -332,7 +334,7 @@ def load(
     if threads is not None:
         threads = whole("threads", threads, 1, MAX_THREADS)
     activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
-    checkpoint = open_checkpoint(resolve(source, progress=progress))
+    checkpoint = open_checkpoint(resolve(source, progress=progress, pulls=pulls))
     try:
         model = read_model(checkpoint)
         tokens = model.spec.context

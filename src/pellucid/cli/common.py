@@ -194,6 +194,7 @@ def load(
     kv_cache: str | None = None,
     *,
     cap_context: bool = False,
+    pulls: bool = True,
     before: Callable[[Inputs], object],
 ) -> LLM:
     """Load a model with progress bars. ``before`` rejects what the model cannot do, before kernels are compiled."""
@@ -207,6 +208,7 @@ def load(
             precise=precise,
             kv_cache=kv_cache,
             cap_context=cap_context,
+            pulls=pulls,
             progress=bars,
             compiling=bars.compiling,
             before=before,

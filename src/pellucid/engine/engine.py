@@ -53,6 +53,8 @@ class Engine:
         self._closed = False
         self._queue: int | None = None
         self._waiting = 0
+        self.steps, self.step_seconds = 0, 0.0
+        """Steps so far, and their time."""
         self._settled: list[threading.Event] = []
         self._process = os.getpid()
 
@@ -132,6 +134,26 @@ class Engine:
     def waiting(self) -> int:
         """How many tasks wait for their first step."""
         return self._waiting
+
+    @property
+    def running(self) -> int:
+        """How many tasks have had their first step."""
+        return max(len(self._jobs) - self._waiting, 0)
+
+    @property
+    def preemptions(self) -> int:
+        """How often a task has lost its pages to another."""
+        return self._scheduler.preemptions
+
+    @property
+    def pages_in_use(self) -> int:
+        """Pages that tasks have; those that only the prefix cache has are free for them."""
+        found = set[tuple[int, int]]()
+        for job in list(self._jobs.values()):
+            for sequence in list(job.task.texts()):
+                for group, blocks in enumerate(list(sequence.table.blocks)):
+                    found.update((group, page) for page in list(blocks.pages))
+        return len(found)
 
     def _work(self) -> None:
         """The thread's life. An error that belongs to no task is a bug: it ends all of them, and no reader waits."""
@@ -230,7 +252,9 @@ class Engine:
                 if job := self._jobs.get(task):
                     self._end(job, copied(error))
             return
-        self.pace.tell(*_counts(scheduled), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self.steps, self.step_seconds = self.steps + 1, self.step_seconds + seconds
+        self.pace.tell(*_counts(scheduled), seconds)
         for task in dict.fromkeys(one.task for one in scheduled):
             job = self._jobs.get(task)
             if job is not None and task.done:

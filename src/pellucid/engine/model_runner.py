@@ -248,6 +248,11 @@ class ModelRunner:
             self.drain()
             self._prefixes.insert(table, tokens, grows=True)
 
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes of the pages of the prefix cache, whether or not a running sequence uses them too."""
+        return self._prefixes.nbytes
+
     def empty_prefix_cache(self) -> None:
         """Free all pages that no running sequence uses."""
         with self._lock:

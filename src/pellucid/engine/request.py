@@ -26,6 +26,7 @@ class OutputBuilder:
     def __init__(self, chain: Chain, options: Options) -> None:
         self.chain, self.options = chain, options
         self.ids: list[int] = []
+        self.times: list[float] = []  # seconds from the start to each token
         self.texts: list[str] = []
         self.logprobs: list[TokenLogprobs] = []
         self.trace: list[TokenTrace] = []
@@ -51,6 +52,7 @@ class OutputBuilder:
         if not self.ids:
             self.first, self.prefill_seconds = seconds, output.model_seconds
         self.ids.append(output.id)
+        self.times.append(seconds)
         self.texts.append(output.text)
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
         options, draw = self.options, output.draw

@@ -81,6 +81,8 @@ class Scheduler:
         self._memory, self._limits, self._pace = memory, limits, pace
         self._jobs: list[Job] = []
         self._count = 0
+        self.preemptions = 0
+        """How often a job has lost its pages to another."""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -189,6 +191,7 @@ class Scheduler:
         """Take a job's pages; the prefix cache keeps them while nobody needs them."""
         for sequence in job.task.texts():
             self._give_back(sequence)
+        self.preemptions += 1
         job.parked = True
 
     def _give_back(self, sequence: CachedSequence) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,31 @@ from pellucid.util import checks
 LONGEST = 4096  # characters of a text
 
 
-def whole(low: int, high: int, hint: str = "") -> Check:
+@dataclass(frozen=True)
+class whole:  # noqa: N801 - it is used as the functions beside it are
     """An integer from ``low`` to ``high``."""
-    return lambda name, value: checks.whole(name, value, low, high, hint)
+
+    low: int
+    high: int
+    hint: str = ""
+
+    def __call__(self, name: str, value: Any) -> int:
+        """The value, checked."""
+        return checks.whole(name, value, self.low, self.high, self.hint)
 
 
-def real(low: float, high: float, hint: str = "", *, above: bool = False) -> Check:
+@dataclass(frozen=True)
+class real:  # noqa: N801
     """A number from ``low`` to ``high``; with ``above`` it must be greater than ``low``."""
-    return lambda name, value: checks.real(name, value, low, high, hint, above=above)
+
+    low: float
+    high: float
+    hint: str = ""
+    above: bool = field(default=False, kw_only=True)
+
+    def __call__(self, name: str, value: Any) -> float:
+        """The value, checked."""
+        return checks.real(name, value, self.low, self.high, self.hint, above=self.above)
 
 
 def one_of(*choices: str) -> Check:

@@ -12,7 +12,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.chain import Chain
 from pellucid.sample.checking import one_of, real, texts, tokens, whole
-from pellucid.sample.step import SamplerStep, options_of, owners, steps
+from pellucid.sample.step import Check, SamplerStep, options_of, owners, steps
 from pellucid.sample.steps.temperature import Temperature
 from pellucid.sample.stop import StopCriteria
 from pellucid.tokenize import Tokenizer
@@ -22,7 +22,7 @@ SEEDS = 1 << 63
 MAX_STOPS, MAX_STOP_IDS, MAX_SAMPLERS = 64, 1024, 64
 MAX_LOGPROBS = 1000
 
-CHECKS = {
+CHECKS: Mapping[str, Check] = {
     "seed": whole(0, SEEDS - 1, "leave it out to have one drawn"),
     "max_new_tokens": whole(1, 1 << 31, "leave it out for all that the context holds"),
     "max_time": real(0, 1e9, "seconds; leave it out for no limit", above=True),

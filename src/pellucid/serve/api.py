@@ -15,7 +15,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from pellucid.errors import CacheFull, DeadlinePassed, InvalidRequest, ModelNotFound, PellucidError, QueueFull
 from pellucid.errors.messages import reason
+from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
+from pellucid.serve.schema import Schema
 from pellucid.util.registry import discover
 
 T = TypeVar("T")
@@ -27,21 +29,35 @@ STATUS: Sequence[tuple[type[PellucidError], int]] = (
     (ModelNotFound, 404),
     (QueueFull, 503),
     (CacheFull, 503),
-    (DeadlinePassed, 504),
+    (DeadlinePassed, 408),
     (PellucidError, 500),
 )
 """The HTTP status of each error, the first that fits."""
 
 
 @dataclass(frozen=True)
+class Route:
+    """What a path does: ``run`` answers, ``summary`` says what, ``body`` is the schema of a request's body.
+
+    ``media`` is the media type of its answers, ``stream`` that of its streams, if it has any.
+    """
+
+    run: Callable[[ClientCall], Awaitable[Response]]
+    summary: str
+    body: Schema | None = None
+    stream: str | None = None
+    media: str = "application/json"
+
+
+@dataclass(frozen=True)
 class Api:
-    """An API: its ``routes``, "POST /v1/completions" → function; ``error`` makes its form of an error of a status.
+    """An API: its ``routes``, such as "POST /v1/completions"; ``error`` makes its form of an error of a status.
 
     ``prefixes`` are beginnings of its paths: an error before a route is found has the form of the longest that fits.
     """
 
     name: str
-    routes: Mapping[str, Callable[[ClientCall], Awaitable[Response]]]
+    routes: Mapping[str, Route]
     error: ErrorForm
     prefixes: Sequence[str] = ()
 
@@ -73,6 +89,7 @@ class ClientCall:
 
     request: Request
     models: ModelPool
+    metrics: Metrics
     error: ErrorForm
     number: str = field(default_factory=lambda: secrets.token_hex(12))
 

@@ -6,17 +6,18 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import starlette.routing
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from pellucid.errors import PellucidError
-from pellucid.serve.api import Api, ClientCall, answer, error_form, known_apis, status_of
+from pellucid.serve.api import Api, ClientCall, Route, answer, error_form, known_apis, status_of
 from pellucid.serve.guard import AccessRules, Guard
+from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
 
 GONE = 499  # nobody reads it
@@ -31,10 +32,13 @@ def create_app(models: ModelPool, rules: AccessRules) -> Starlette:
         yield
         await models.close()
 
+    metrics = Metrics(models)
     routes = [
-        Route(name.split(" ")[1], _served(api, run, models), methods=[name.split(" ")[0]])
+        starlette.routing.Route(
+            name.split(" ")[1], _served(api, one, models, metrics, name), methods=[name.split(" ")[0]]
+        )
         for api in known_apis().values()
-        for name, run in api.routes.items()
+        for name, one in api.routes.items()
     ]
     middleware = [Middleware(Guard, rules)]
     if rules.origins:
@@ -61,13 +65,22 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def _served(
-    api: Api, run: Callable[[ClientCall], Awaitable[Response]], models: ModelPool
+    api: Api,
+    route: Route,
+    models: ModelPool,
+    metrics: Metrics,
+    name: str,
 ) -> Callable[[Request], Awaitable[Response]]:
     """The function of a route: errors have the API's own form."""
 
     async def endpoint(request: Request) -> Response:
+        response = await answered(request)
+        metrics.answered(name, response.status_code)
+        return response
+
+    async def answered(request: Request) -> Response:
         try:
-            return await run(ClientCall(request, models, api.error))
+            return await route.run(ClientCall(request, models, metrics, api.error))
         except ClientDisconnect:
             return Response(status_code=GONE)
         except PellucidError as error:

@@ -6,7 +6,7 @@ Fields that change nothing here are passed over. Any other field that nobody rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,6 +114,13 @@ class Body:
             self._fields["logit_bias"] = _bias(bias)
         asked = {self._form.renamed.get(name, name): value for name, value in self.rest().items()}
         return {**(recommended or self._form.defaults), **asked}
+
+
+def add_ends(options: dict[str, Any], ends: Sequence[int]) -> None:
+    """Let further tokens end a generation. What is no list is left as it is, and refused as an option."""
+    given = options.get("stop_token_ids") or []
+    if ends and isinstance(given, list):
+        options["stop_token_ids"] = [*given, *ends]
 
 
 def _bias(value: Any) -> dict[int, float]:

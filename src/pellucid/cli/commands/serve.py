@@ -1,4 +1,4 @@
-"""pellucid serve MODEL...: an HTTP server with OpenAI's API."""
+"""pellucid serve [MODEL]...: an HTTP server with the APIs of OpenAI, Anthropic and Ollama."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pellucid.cli.command import Command
 
 def command(
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            help="The models, by the names that requests use; as for run.",
-            metavar="MODEL...",
+            help="The models, by the names that requests use; as for run. By default, all on this machine.",
+            metavar="[MODEL]...",
             show_default=False,
         ),
-    ],
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[Any, common.count("The port to listen at.")] = 8000,
     key: Annotated[
@@ -36,6 +36,9 @@ def command(
         typer.Option(help="A web page's origin that may ask; may be repeated.", show_default=False),
     ] = None,
     memory: Annotated[Any, common.number("Gigabytes that the models' files may take together.")] = None,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Download models that are not on this machine.")
+    ] = False,
     queue: Annotated[Any, common.count("How many requests may wait for each model.")] = 256,
     grace: Annotated[Any, common.number("Seconds that running requests have to end after SIGTERM.")] = 30.0,
     context: common.Context = None,
@@ -43,7 +46,10 @@ def command(
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
 ) -> None:
-    """Serve models over HTTP with OpenAI's API. The first one is loaded now, the others when they are asked for."""
+    """Serve models over HTTP, with the APIs of OpenAI, Anthropic and Ollama.
+
+    The first named model is loaded now, others when they are asked for.
+    """
     import os
 
     from pellucid.runtime.memory import machine_bytes
@@ -59,15 +65,33 @@ def command(
 
     def load(name: str) -> Any:
         llm = common.load(
-            name, threads, context, precise, kv_cache, cap_context=True, before=lambda inputs: None
+            name,
+            threads,
+            context,
+            precise,
+            kv_cache,
+            cap_context=True,
+            pulls=pull,
+            before=lambda inputs: None,
         )
         llm.engine.limit_queue(waiting)
         return llm
 
-    settings = Settings(host, port, real("grace", grace, 0.0, 3600.0))
-    serve(
-        list(dict.fromkeys(models)), load, int(limit), AccessRules(keys, hosts, allow_origin or []), settings
-    )
+    names = list(dict.fromkeys(models or _all(pull)))
+    settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
+    serve(names, load, int(limit), AccessRules(keys, hosts, allow_origin or []), settings)
+
+
+def _all(pull: bool) -> list[str]:
+    """The names of the models that are here; with ``pull``, of those of the catalogue too."""
+    from pellucid.errors import InvalidRequest
+    from pellucid.weights.catalogue import catalogue
+    from pellucid.weights.store import installed
+
+    found = [model.name for model in installed() if model.complete] + (list(catalogue()) if pull else [])
+    if not found:
+        raise InvalidRequest("there is no model on this machine: name one, or give --pull")
+    return found
 
 
 COMMAND = Command("serve", command)

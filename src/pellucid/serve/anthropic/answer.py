@@ -21,15 +21,16 @@ TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    408: "timeout_error",
     503: "overloaded_error",
-    504: "timeout_error",
 }
 """Anthropic's type of an error of each status."""
 
 
 def error_body(status: int, message: str) -> dict[str, Any]:
     """The body of an error."""
-    return {"type": "error", "error": {"type": TYPES.get(status, "api_error"), "message": message}}
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
-from pellucid.serve.api import DATA, Api, ClientCall, StreamForm, answer
-from pellucid.serve.body import Body, BodyForm
+from pellucid.serve.api import DATA, Api, ClientCall, Route, StreamForm, answer
+from pellucid.serve.body import Body, BodyForm, add_ends
 from pellucid.serve.generate import generated
 from pellucid.serve.openai.answer import error_body
+from pellucid.serve.schema import COUNT, FLAG, OBJECT, TEXT, body, generation_options, listed
 from pellucid.tokenize.infill import infill_prompt
 
 INFILL = BodyForm(
@@ -35,6 +36,20 @@ MOST_FILES = 256
 EVENTS = StreamForm(DATA.media_type, DATA.encode)
 
 
+FILL = body(
+    {"input_prefix": TEXT, "input_suffix": TEXT},
+    {
+        **generation_options(),
+        "model": TEXT,
+        "prompt": TEXT,
+        "input_extra": {"type": "array", "items": OBJECT, "maxItems": MOST_FILES},
+        "n_predict": {"type": "integer", "minimum": -1},
+        "stream": FLAG,
+    },
+)
+RANK = body({"query": TEXT, "documents": listed(TEXT)}, {"model": TEXT, "top_n": COUNT})
+
+
 @dataclass(frozen=True)
 class InfillRequest:
     """A gap that is filled."""
@@ -42,15 +57,15 @@ class InfillRequest:
     group: RequestGroup
 
     @classmethod
-    def of(cls, body: Body, llm: LLM) -> InfillRequest:
-        """Read a body.
+    def of(cls, fields: Body, llm: LLM) -> InfillRequest:
+        """Read a fields.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
         """
-        before = (body.text("input_prefix") or "") + (body.text("prompt") or "")
-        after, files = body.text("input_suffix") or "", list[tuple[str, str]]()
-        extra = body.objects("input_extra")
+        before = (fields.text("input_prefix") or "") + (fields.text("prompt") or "")
+        after, files = fields.text("input_suffix") or "", list[tuple[str, str]]()
+        extra = fields.objects("input_extra")
         if len(extra) > MOST_FILES:
             raise InvalidRequest(f"input_extra has {len(extra):,} files; the limit is {MOST_FILES}")
         for at, one in enumerate(extra):
@@ -61,10 +76,10 @@ class InfillRequest:
                 )
             files.append((name, text))
         ids, ends = infill_prompt(llm.tokenizer, before, after, files)
-        options = body.options(llm.recommended)
+        options = fields.options(llm.recommended)
         if options.get("max_new_tokens") == -1:
             del options["max_new_tokens"]
-        options["stop_token_ids"] = [*(options.get("stop_token_ids") or ()), *ends]
+        add_ends(options, ends)
         return cls(llm.request(ids, **options))
 
     @property
@@ -73,7 +88,7 @@ class InfillRequest:
         return [self.group]
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """The body of the answer of the model ``name``."""
+        """The fields of the answer of the model ``name``."""
         (made,) = self.group.results()
         return {**self._end(name), "content": made.text}
 
@@ -112,29 +127,29 @@ class InfillRequest:
         }
 
 
-def _named(body: Body, call: ClientCall) -> str:
+def _named(fields: Body, call: ClientCall) -> str:
     """The name of the model; llama.cpp's server has one, so that its clients may leave it out."""
-    return body.model() if body.has("model") else call.models.names[0]
+    return fields.model() if fields.has("model") else call.models.names[0]
 
 
 async def _infill(call: ClientCall) -> Response:
-    body = Body(await call.json(), INFILL)
-    name, streams = _named(body, call), body.flag("stream")
-    return await generated(call, name, lambda llm: InfillRequest.of(body, llm), EVENTS if streams else None)
+    fields = Body(await call.json(), INFILL)
+    name, streams = _named(fields, call), fields.flag("stream")
+    return await generated(call, name, lambda llm: InfillRequest.of(fields, llm), EVENTS if streams else None)
 
 
 async def _rerank(call: ClientCall) -> Response:
-    body = Body(await call.json(), RERANK)
-    name, query = _named(body, call), body.required("query")
-    documents = body.take("documents") or body.take("texts")
+    fields = Body(await call.json(), RERANK)
+    name, query = _named(fields, call), fields.required("query")
+    documents = fields.take("documents") or fields.take("texts")
     if not isinstance(query, str) or not query:
         raise InvalidRequest(f"query={brief(query)}: must be a text")
     if not isinstance(documents, list) or not documents or not all(isinstance(one, str) for one in documents):
         raise InvalidRequest(f"documents={brief(documents)}: must be a list of at least one text")
     if len(documents) > MOST_DOCUMENTS:
         raise InvalidRequest(f"documents has {len(documents):,} texts; the limit is {MOST_DOCUMENTS:,}")
-    top = body.count("top_n", 1, 1 << 31) or len(documents)
-    if left := body.rest():
+    top = fields.count("top_n", 1, 1 << 31) or len(documents)
+    if left := fields.rest():
         raise InvalidRequest(f"unknown field {brief(min(left))}: a ranking has query, documents and top_n")
     async with call.models.use(name) as llm:
         return answer(await run_in_threadpool(_ranked, llm, name, query, documents, top))
@@ -156,14 +171,12 @@ def _ranked(llm: LLM, name: str, query: str, documents: list[str], top: int) -> 
     }
 
 
+RANKING = Route(_rerank, "Rank documents by a query.", RANK)
 LLAMACPP = Api(
     "llama.cpp",
     {
-        "POST /infill": _infill,
-        "POST /rerank": _rerank,
-        "POST /reranking": _rerank,
-        "POST /v1/rerank": _rerank,
-        "POST /v1/reranking": _rerank,
+        "POST /infill": Route(_infill, "Fill a gap in a text.", FILL, EVENTS.media_type),
+        **{f"POST {path}": RANKING for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")},
     },
     error_body,
 )

@@ -12,26 +12,42 @@ from starlette.responses import Response
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
-from pellucid.serve.api import LINES, Api, ClientCall, answer
+from pellucid.serve.api import LINES, Api, ClientCall, Route, answer
 from pellucid.serve.body import Body
 from pellucid.serve.generate import Streaming, generated
 from pellucid.serve.ollama import models
 from pellucid.serve.ollama.chat import OllamaChat
 from pellucid.serve.ollama.fields import OLLAMA_BODY, error_body, piece
 from pellucid.serve.ollama.generate import OllamaGenerate
+from pellucid.serve.schema import COUNT, FLAG, OBJECT, TEXT, TEXTS, TOOLS, body, message, one_of
 
 SPOKEN = "0.12.0"
 """The version of Ollama whose API this is; clients ask for it."""
 MOST_TEXTS = 2048
 
 
+SHARED = {
+    "stream": FLAG,
+    "format": {"anyOf": [one_of("json", ""), OBJECT]},
+    "options": OBJECT,
+    "keep_alive": {"anyOf": [TEXT, {"type": "number"}]},
+    "think": {"anyOf": [FLAG, one_of("low", "medium", "high")]},
+}
+CHAT = body(
+    {"model": TEXT, "messages": {"type": "array", "items": message("system", "user", "assistant")}},
+    {**SHARED, "tools": TOOLS},
+)
+GENERATE = body({"model": TEXT, "prompt": TEXT}, {**SHARED, "suffix": TEXT, "system": TEXT, "raw": FLAG})
+EMBED = body({"model": TEXT, "input": TEXTS}, {"truncate": FLAG, "options": OBJECT, "dimensions": COUNT})
+
+
 async def _body(call: ClientCall) -> tuple[Body, str]:
-    """The body of a request, and the name of its model without Ollama's tag for the latest one."""
-    body = Body(await call.json(), OLLAMA_BODY)
-    name = body.model() if (old := body.take("name")) is None else old
+    """The fields of a request, and the name of its model without Ollama's tag for the latest one."""
+    fields = Body(await call.json(), OLLAMA_BODY)
+    name = fields.model() if (old := fields.take("name")) is None else old
     if not isinstance(name, str):
         raise InvalidRequest(f"name={brief(name)}: must be the name of a model")
-    return body, call.models.known(name if name in call.models.names else name.removesuffix(":latest"))
+    return fields, call.models.known(name if name in call.models.names else name.removesuffix(":latest"))
 
 
 def _generates(
@@ -40,34 +56,34 @@ def _generates(
     """A route that generates; a request without ``field`` only loads the model."""
 
     async def run(call: ClientCall) -> Response:
-        body, name = await _body(call)
-        streams = body.flag("stream", True)
-        if not body.has(field):
+        fields, name = await _body(call)
+        streams = fields.flag("stream", True)
+        if not fields.has(field):
             async with call.models.use(name):
                 pass
             message = {"role": "assistant", "content": ""}
             done = piece(name, **({"message": message} if field == "messages" else {"response": ""}))
             return answer({**done, "done": True, "done_reason": "load"})
-        return await generated(call, name, lambda llm: read(body, llm), LINES if streams else None)
+        return await generated(call, name, lambda llm: read(fields, llm), LINES if streams else None)
 
     return run
 
 
 async def _embed(call: ClientCall) -> Response:
     start = time.perf_counter()
-    body, name = await _body(call)
-    asked, truncate = body.required("input"), body.flag("truncate", True)
+    fields, name = await _body(call)
+    asked, truncate = fields.required("input"), fields.flag("truncate", True)
     texts = [asked] if isinstance(asked, str) else asked
     if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
         raise InvalidRequest(f"input={brief(asked)}: must be a text or a list of texts")
     if len(texts) > MOST_TEXTS:
         raise InvalidRequest(f"input has {len(texts):,} texts; the limit is {MOST_TEXTS:,}")
-    body.mapping("options")
+    fields.mapping("options")
     async with call.models.use(name) as llm:
-        dimensions = body.count("dimensions", 1, 1 << 24)
+        dimensions = fields.count("dimensions", 1, 1 << 24)
         if dimensions not in (None, llm.runner.width):
             raise InvalidRequest(f"dimensions={dimensions}: the model's vectors have {llm.runner.width}")
-        if left := body.rest():
+        if left := fields.rest():
             raise InvalidRequest(f"unknown field {brief(min(left))}: an embedding has input and truncate")
 
         def run() -> dict[str, Any]:
@@ -82,8 +98,8 @@ async def _embed(call: ClientCall) -> Response:
 
 async def _embeddings(call: ClientCall) -> Response:
     """The older form: one prompt."""
-    body, name = await _body(call)
-    prompt = body.text("prompt") or ""
+    fields, name = await _body(call)
+    prompt = fields.text("prompt") or ""
     async with call.models.use(name) as llm:
         return answer({"embedding": (await run_in_threadpool(llm.embed, [prompt]))[0].tolist()})
 
@@ -111,14 +127,20 @@ async def _version(call: ClientCall) -> Response:
 OLLAMA = Api(
     "ollama",
     {
-        "GET /api/version": _version,
-        "GET /api/tags": _tags,
-        "GET /api/ps": _running,
-        "POST /api/show": _show,
-        "POST /api/generate": _generates(OllamaGenerate.of, "prompt"),
-        "POST /api/chat": _generates(OllamaChat.of, "messages"),
-        "POST /api/embed": _embed,
-        "POST /api/embeddings": _embeddings,
+        "GET /api/version": Route(_version, "The version of this API."),
+        "GET /api/tags": Route(_tags, "The models of this server."),
+        "GET /api/ps": Route(_running, "The models in memory."),
+        "POST /api/show": Route(_show, "All about a model.", body({"model": TEXT}, {"verbose": FLAG})),
+        "POST /api/generate": Route(
+            _generates(OllamaGenerate.of, "prompt"), "Answer a prompt.", GENERATE, LINES.media_type
+        ),
+        "POST /api/chat": Route(
+            _generates(OllamaChat.of, "messages"), "Answer a conversation.", CHAT, LINES.media_type
+        ),
+        "POST /api/embed": Route(_embed, "Vectors of texts.", EMBED),
+        "POST /api/embeddings": Route(
+            _embeddings, "The vector of a text.", body({"model": TEXT, "prompt": TEXT}, {})
+        ),
     },
     error_body,
     prefixes=("/api/",),

@@ -2,38 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.llm import LLM
-from pellucid.serve.api import DATA, Api, ClientCall, answer
-from pellucid.serve.body import Body
+from pellucid.serve.api import DATA, Api, ClientCall, Route, answer
+from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
 from pellucid.serve.generate import Streaming, generated
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.openai.chat import ChatRequest
 from pellucid.serve.openai.completions import CompletionRequest
 from pellucid.serve.openai.embeddings import EmbeddingRequest
 from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.serve.schema import (
+    COUNT,
+    FLAG,
+    OBJECT,
+    PROMPT,
+    TEXT,
+    TEXTS,
+    TOOLS,
+    Schema,
+    body,
+    generation_options,
+    listed,
+    message,
+    one_of,
+    whole,
+)  # fmt: skip
+
+GENERATION: Mapping[str, Schema] = {
+    **generation_options(),
+    "n": whole(1, MOST_CHOICES),
+    "max_tokens": COUNT,
+    "stop": TEXTS,
+    "stream": FLAG,
+    "stream_options": {"type": "object", "properties": {"include_usage": FLAG}},
+    "logit_bias": {"type": "object", "additionalProperties": {"type": "number"}},
+    "user": TEXT,
+}
+CHAT = body(
+    {"model": TEXT, "messages": listed(message("system", "developer", "user", "assistant"))},
+    {
+        **GENERATION,
+        "max_completion_tokens": COUNT,
+        "logprobs": FLAG,
+        "top_logprobs": whole(0, MOST_LOGPROBS),
+        "tools": TOOLS,
+        "tool_choice": {"anyOf": [one_of("none", "auto", "required"), OBJECT]},
+        "parallel_tool_calls": FLAG,
+        "response_format": {
+            "type": "object",
+            "properties": {"type": one_of("text", "json_object", "json_schema"), "json_schema": OBJECT},
+            "required": ["type"],
+        },
+        "reasoning_effort": TEXT,
+        "chat_template_kwargs": OBJECT,
+        "continue_final_message": FLAG,
+    },
+)
+COMPLETION = body(
+    {"model": TEXT, "prompt": PROMPT},
+    {
+        **GENERATION,
+        "best_of": whole(1, MOST_CHOICES),
+        "echo": FLAG,
+        "logprobs": whole(0, MOST_LOGPROBS),
+        "suffix": TEXT,
+    },
+)
+EMBEDDING = body(
+    {"model": TEXT, "input": TEXTS}, {"encoding_format": one_of("float", "base64"), "dimensions": COUNT}
+)
 
 
 def _generates(read: Callable[[Body, LLM], Streaming]) -> Callable[[ClientCall], Awaitable[Response]]:
     async def run(call: ClientCall) -> Response:
-        body = Body(await call.json(), OPENAI_BODY)
-        name, streams = body.model(), body.flag("stream")
-        return await generated(call, name, lambda llm: read(body, llm), DATA if streams else None)
+        fields = Body(await call.json(), OPENAI_BODY)
+        name, streams = fields.model(), fields.flag("stream")
+        return await generated(call, name, lambda llm: read(fields, llm), DATA if streams else None)
 
     return run
 
 
 async def _embeddings(call: ClientCall) -> Response:
-    body = Body(await call.json(), OPENAI_BODY)
-    name = body.model()
+    fields = Body(await call.json(), OPENAI_BODY)
+    name = fields.model()
     async with call.models.use(name) as llm:
         return answer(
-            await run_in_threadpool(lambda: EmbeddingRequest.of(body, llm).answer(name, call.number))
+            await run_in_threadpool(lambda: EmbeddingRequest.of(fields, llm).answer(name, call.number))
         )
 
 
@@ -52,11 +112,15 @@ async def _one_model(call: ClientCall) -> Response:
 OPENAI = Api(
     "openai",
     {
-        "GET /v1/models": _models,
-        "GET /v1/models/{name:path}": _one_model,
-        "POST /v1/chat/completions": _generates(ChatRequest.of),
-        "POST /v1/completions": _generates(CompletionRequest.of),
-        "POST /v1/embeddings": _embeddings,
+        "GET /v1/models": Route(_models, "The models of this server."),
+        "GET /v1/models/{name:path}": Route(_one_model, "A model of this server."),
+        "POST /v1/chat/completions": Route(
+            _generates(ChatRequest.of), "Answer a conversation.", CHAT, DATA.media_type
+        ),
+        "POST /v1/completions": Route(
+            _generates(CompletionRequest.of), "Continue a text.", COMPLETION, DATA.media_type
+        ),
+        "POST /v1/embeddings": Route(_embeddings, "Vectors of texts.", EMBEDDING),
     },
     error_body,
     prefixes=("/",),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import Api, ClientCall, answer
+from pellucid.serve.api import Api, ClientCall, Route, answer
 from pellucid.serve.body import Body
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.serve.openapi import document
+from pellucid.serve.schema import FLAG, IDS, TEXT, body
 
 MOST_TEXT = 1 << 20  # characters
 
@@ -20,9 +23,9 @@ async def _health(call: ClientCall) -> Response:
 
 
 async def _tokenize(call: ClientCall) -> Response:
-    body = Body(await call.json(), OPENAI_BODY)
-    name, text = body.model(), body.required("prompt")
-    special = body.take("add_special_tokens", True)
+    fields = Body(await call.json(), OPENAI_BODY)
+    name, text = fields.model(), fields.required("prompt")
+    special = fields.take("add_special_tokens", True)
     if not isinstance(text, str) or len(text) > MOST_TEXT:
         raise InvalidRequest(f"prompt={brief(text)}: must be a text of at most {MOST_TEXT:,} characters")
     if not isinstance(special, bool):
@@ -33,8 +36,8 @@ async def _tokenize(call: ClientCall) -> Response:
 
 
 async def _detokenize(call: ClientCall) -> Response:
-    body = Body(await call.json(), OPENAI_BODY)
-    name, tokens = body.model(), body.required("tokens")
+    fields = Body(await call.json(), OPENAI_BODY)
+    name, tokens = fields.model(), fields.required("tokens")
     async with call.models.use(name) as llm:
         size = llm.inputs.vocabulary
         if not isinstance(tokens, list) or not all(type(one) is int and 0 <= one < size for one in tokens):
@@ -42,8 +45,46 @@ async def _detokenize(call: ClientCall) -> Response:
         return answer({"prompt": await run_in_threadpool(llm.tokenizer.decode, tokens)})
 
 
+async def _metrics(call: ClientCall) -> Response:
+    return Response(await run_in_threadpool(call.metrics.text), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _tokenizer_info(call: ClientCall) -> Response:
+    """As vLLM has it. ``model`` may be in the query; else it is the first."""
+    name = call.models.known(call.request.query_params.get("model", call.models.names[0]))
+    async with call.models.use(name) as llm:
+        tokenizer = llm.tokenizer
+        named = {key: tokenizer.named_tokens.get(key) for key in ("bos_token", "eos_token", "pad_token")}
+        return answer(
+            {
+                "tokenizer_class": type(tokenizer.model).__name__,
+                "vocab_size": tokenizer.vocab_size,
+                "model_max_length": llm.context,
+                "chat_template": tokenizer.chat_template,
+                **named,
+            }
+        )
+
+
+async def _openapi(call: ClientCall) -> Response:
+    return answer(document(call.models.names))
+
+
 OPERATIONS = Api(
     "operations",
-    {"GET /health": _health, "POST /tokenize": _tokenize, "POST /detokenize": _detokenize},
+    {
+        "GET /health": Route(_health, "Whether the server is well."),
+        "GET /metrics": Route(_metrics, "Numbers for Prometheus.", media="text/plain"),
+        "GET /openapi.json": Route(_openapi, "This document."),
+        "GET /tokenizer_info": Route(_tokenizer_info, "What clients must know of a model's tokenizer."),
+        "POST /tokenize": Route(
+            _tokenize,
+            "The tokens of a text.",
+            body({"model": TEXT, "prompt": TEXT}, {"add_special_tokens": FLAG}),
+        ),
+        "POST /detokenize": Route(
+            _detokenize, "The text of tokens.", body({"model": TEXT, "tokens": IDS}, {})
+        ),
+    },
     error_body,
 )

@@ -12,6 +12,7 @@ from pellucid.engine.sequence import TokenOutput
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.grammars.grammar import KINDS
+from pellucid.serve.body import add_ends
 from pellucid.serve.chat.answer import AnswerParser, ChatAnswer, Part, assembled
 from pellucid.serve.chat.call_format import CallFormat
 from pellucid.serve.chat.lark import LarkBuilder
@@ -89,8 +90,8 @@ class ChatRun:
             raise InvalidRequest(f"{given[0]} does not go with {constrained[0]}: leave one of them out")
         if self._marks or self._calls:
             options.setdefault("keep_special", style.kept)
-        if self._calls and style.ends:
-            options["stop_token_ids"] = [*(options.get("stop_token_ids") or ()), *style.ends]
+        if self._calls:
+            add_ends(options, style.ends)
         if constrained:
             build = LarkBuilder(llm.tokenizer)
             shape = None if asked.shape is None else build.json(asked.shape_name, asked.shape)

@@ -11,7 +11,7 @@ from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
-from pellucid.serve.body import Body
+from pellucid.serve.body import Body, add_ends
 from pellucid.serve.chat.answer import ChatAnswer, assembled
 from pellucid.serve.chat.request import ChatRun, Conversation
 from pellucid.serve.ollama.fields import ended, options_of, piece, shape_of, thinking_of
@@ -41,7 +41,7 @@ class OllamaGenerate:
         options = options_of(body, llm.recommended)
         if suffix:
             ids, ends = infill_prompt(llm.tokenizer, prompt, suffix)
-            options["stop_token_ids"] = [*(options.get("stop_token_ids") or ()), *ends]
+            add_ends(options, ends)
             return cls(llm.request(ids, **options), None)
         if raw or not llm.tokenizer.chat_template:
             if shape is not None:

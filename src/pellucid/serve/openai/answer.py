@@ -17,8 +17,8 @@ TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    408: "timeout_error",
     503: "overloaded_error",
-    504: "timeout_error",
 }
 """OpenAI's type of an error of each status."""
 
@@ -76,9 +76,8 @@ def finite(value: float) -> float:
 
 def error_body(status: int, message: str) -> dict[str, Any]:
     """The body of an error."""
-    return {
-        "error": {"message": message, "type": TYPES.get(status, "server_error"), "param": None, "code": None}
-    }
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
 def head(number: str, kind: str, model: str) -> dict[str, Any]:

@@ -48,10 +48,13 @@ class ChatRequest:
             raise InvalidRequest(f"top_logprobs={top}: needs logprobs=true")
         tools, choice = _tools(body)
         shape, variables = response_shape(body.take("response_format")), template_variables(body)
+        goes_on = _goes_on(body)
         with_usage, options = stream_usage(body), body.options(llm.recommended)
         if logprobs:
             options["logprobs"] = top or 0
-        asked = Conversation(messages, options, count, tools, choice, shape, variables=variables)
+        asked = Conversation(
+            messages, options, count, tools, choice, shape, variables=variables, goes_on=goes_on
+        )
         return cls(ChatRun(llm, asked), options["logprobs"] if logprobs else None, with_usage)
 
     @property
@@ -185,6 +188,16 @@ def _choice(value: Any) -> tuple[list[str] | None, bool]:
 def _name(value: Any) -> Any:
     function = value.get("function") if isinstance(value, Mapping) else None
     return function.get("name") if isinstance(function, Mapping) else None
+
+
+def _goes_on(body: Body) -> bool:
+    """Whether the answer goes on with the last message, as vLLM's fields say."""
+    goes_on = body.flag("continue_final_message")
+    if body.flag("add_generation_prompt", not goes_on) is goes_on:
+        raise InvalidRequest(
+            "add_generation_prompt and continue_final_message must be different: leave the first one out"
+        )
+    return goes_on
 
 
 def template_variables(body: Body) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import Logprobs
-from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
+from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body, add_ends
 from pellucid.serve.openai.answer import REASONS, added, finite, head, usage
 from pellucid.serve.openai.fields import stream_usage
 from pellucid.tokenize import Tokenizer
@@ -68,7 +68,7 @@ class CompletionRequest:
             options.setdefault("logprobs", 0)
         if suffix is not None:
             prompts, ends = _infill(prompts, suffix, llm.tokenizer)
-            options["stop_token_ids"] = [*(options.get("stop_token_ids") or ()), *ends]
+            add_ends(options, ends)
         groups = [llm.request(prompt, best_of or choices, **options) for prompt in prompts]
         return cls(groups, choices, best_of, echo, logprobs, llm.tokenizer, with_usage)
 

@@ -1,0 +1,197 @@
+"""Numbers for Prometheus, under the names that dashboards for vLLM read, and our own beside them.
+
+Sources: https://docs.vllm.ai/en/latest/design/metrics.html, and Prometheus' conventions for names and units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pellucid.engine.request import RequestGroup
+from pellucid.serve.pool import ModelPool
+
+SHORT = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10.0,
+    20.0,
+    40.0,
+)
+GAPS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+WHOLE = (
+    0.3,
+    0.5,
+    0.8,
+    1.0,
+    1.5,
+    2.0,
+    2.5,
+    5.0,
+    10.0,
+    15.0,
+    20.0,
+    30.0,
+    40.0,
+    50.0,
+    60.0,
+    120.0,
+    240.0,
+    480.0,
+)
+TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+HISTOGRAMS = (
+    ("vllm:time_to_first_token_seconds", "Time from a request to its first token.", SHORT),
+    ("vllm:inter_token_latency_seconds", "Time between two tokens.", GAPS),
+    ("vllm:request_time_per_output_token_seconds", "Mean time of a token after the first.", GAPS),
+    ("vllm:e2e_request_latency_seconds", "Time from a request to its last token.", WHOLE),
+    ("vllm:request_queue_time_seconds", "Time until a request's first step.", WHOLE),
+    ("vllm:request_prefill_time_seconds", "Time of the steps that read a prompt.", WHOLE),
+    ("vllm:request_decode_time_seconds", "Time from the first to the last token.", WHOLE),
+    ("vllm:request_prompt_tokens", "Tokens of a prompt.", TOKENS),
+    ("vllm:request_generation_tokens", "Tokens of an answer.", TOKENS),
+)
+COUNTERS = (
+    ("vllm:prompt_tokens", "Tokens of prompts."),
+    ("vllm:generation_tokens", "Generated tokens."),
+    ("vllm:prefix_cache_queries", "Tokens of prompts that were looked up in the prefix cache."),
+    ("vllm:prefix_cache_hits", "Tokens of prompts that the prefix cache had."),
+    ("vllm:spec_decode_num_draft_tokens", "Tokens that speculation has proposed."),
+    ("vllm:spec_decode_num_accepted_tokens", "Proposed tokens that were kept."),
+)
+REASONS = {"stop": "stop", "until": "stop", "length": "length", "time": "length", None: "abort"}
+
+
+class Metrics:
+    """What has happened in a server, and how its models are now."""
+
+    def __init__(self, models: ModelPool) -> None:
+        self._registry = CollectorRegistry()
+        labels = ["model_name"]
+        self._histograms = {
+            name: Histogram(name, text, labels, buckets=buckets, registry=self._registry)
+            for name, text, buckets in HISTOGRAMS
+        }
+        self._counters = {
+            name: Counter(name, text, labels, registry=self._registry) for name, text in COUNTERS
+        }
+        self._ended = Counter(
+            "vllm:request_success",
+            "Requests that have ended.",
+            [*labels, "finished_reason"],
+            registry=self._registry,
+        )
+        self._http = Counter(
+            "pellucid:http_requests",
+            "Responses by route and status.",
+            ["route", "status"],
+            registry=self._registry,
+        )
+        self._registry.register(_Engines(models))
+
+    def answered(self, route: str, status: int) -> None:
+        """A response has begun."""
+        self._http.labels(route, str(status)).inc()
+
+    def observe(self, model: str, groups: Sequence[RequestGroup]) -> None:
+        """Requests of a model have ended, or were given up."""
+        for group in groups:
+            for number, (made, builder) in enumerate(zip(group.results(), group.builders)):
+                usage, times = made.usage, made.timings
+                self._ended.labels(model, REASONS[made.finish_reason]).inc()
+                counts = {
+                    "vllm:generation_tokens": usage.generated_tokens,
+                    "vllm:spec_decode_num_draft_tokens": usage.proposed_tokens,
+                    "vllm:spec_decode_num_accepted_tokens": usage.accepted_tokens,
+                }
+                if number == 0:  # the prompt was read once
+                    counts |= {
+                        "vllm:prompt_tokens": usage.prompt_tokens,
+                        "vllm:prefix_cache_queries": usage.prompt_tokens,
+                        "vllm:prefix_cache_hits": usage.cached_tokens,
+                    }
+                for name, count in counts.items():
+                    self._counters[name].labels(model).inc(count)
+                if not made.ids:
+                    continue
+                decode, gaps = times.total - times.first_token, usage.generated_tokens - 1
+                seconds = {
+                    "vllm:time_to_first_token_seconds": times.first_token,
+                    "vllm:e2e_request_latency_seconds": times.total,
+                    "vllm:request_queue_time_seconds": times.queue,
+                    "vllm:request_prefill_time_seconds": times.prefill,
+                    "vllm:request_decode_time_seconds": decode,
+                    "vllm:request_prompt_tokens": usage.prompt_tokens,
+                    "vllm:request_generation_tokens": usage.generated_tokens,
+                }
+                if gaps:
+                    seconds["vllm:request_time_per_output_token_seconds"] = decode / gaps
+                for name, value in seconds.items():
+                    self._histograms[name].labels(model).observe(value)
+                between = self._histograms["vllm:inter_token_latency_seconds"].labels(model)
+                for before, after in pairwise(builder.times):
+                    between.observe(after - before)
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _Engines(Collector):
+    """How the engines of the loaded models are."""
+
+    def __init__(self, models: ModelPool) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        gauges = {
+            "vllm:num_requests_running": "Requests that run.",
+            "vllm:num_requests_waiting": "Requests that wait for their first step.",
+            "vllm:kv_cache_usage_perc": "Part of the cache's pages that are in use, from 0 to 1.",
+            "pellucid:prefix_cache_bytes": "Bytes of the pages that the prefix cache has.",
+        }
+        counters = {
+            "vllm:num_preemptions": "Times that a request has lost its pages to another.",
+            "pellucid:steps": "Steps of the model.",
+            "pellucid:step_seconds": "Time of all steps, in seconds.",
+        }
+        families: dict[str, Metric] = {
+            **{name: GaugeMetricFamily(name, text, labels=["model_name"]) for name, text in gauges.items()},
+            **{
+                name: CounterMetricFamily(name, text, labels=["model_name"])
+                for name, text in counters.items()
+            },
+        }
+        for model in self._models.loaded:
+            if (llm := self._models.llm(model)) is None:
+                continue
+            engine, cache = llm.engine, llm.runner.cache
+            values = {
+                "vllm:num_requests_running": engine.running,
+                "vllm:num_requests_waiting": engine.waiting,
+                "vllm:kv_cache_usage_perc": engine.pages_in_use / max(cache.pages, 1),
+                "pellucid:prefix_cache_bytes": llm.runner.prefix_bytes,
+                "vllm:num_preemptions": engine.preemptions,
+                "pellucid:steps": engine.steps,
+                "pellucid:step_seconds": engine.step_seconds,
+            }
+            for name, value in values.items():
+                families[name].add_metric([model], value)  # type: ignore[attr-defined]
+        yield from families.values()

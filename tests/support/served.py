@@ -1,0 +1,104 @@
+"""A server in a thread, with two small models of random weights and a sentence encoder."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import uvicorn
+
+import pellucid
+from pellucid.llm import LLM
+from pellucid.serve.app import create_app
+from pellucid.serve.guard import AccessRules
+from pellucid.serve.pool import ModelPool
+from pellucid.testing import random_model
+from support.pages import in_use
+
+CHAT = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+CALLS = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for call in m.tool_calls or [] %}"
+    '<tool_call>\n{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}\n{% endfor %}{% if enable_thinking %}<think>{% else %}<think></think>{% endif %}"
+)
+"""A template with tools, and with reasoning if ``enable_thinking`` is set."""
+INFILL = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+NAMES = ("one", "two", "encoder")
+
+
+def models_folder(folder: Path) -> Path:
+    """The folder with the models in it."""
+    for name in NAMES[:2]:
+        path = Path(random_model("llama", folder / name, kind="safetensors", vocabulary=320, context=1024))
+        (path / "chat_template.jinja").write_text(CHAT)
+        with_control_tokens(path, INFILL)
+    random_model("bert", folder / "encoder", kind="safetensors")
+    return folder
+
+
+def with_control_tokens(path: Path, texts: tuple[str, ...] | list[str]) -> None:
+    """Name the tokens of a random model's tokenizer that no text has."""
+    file = path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    like = tokenizer["added_tokens"][0]
+    for number, text in enumerate(texts):
+        index = tokenizer["model"]["vocab"].pop(f"<unused{number}>")
+        tokenizer["model"]["vocab"][text] = index
+        tokenizer["added_tokens"].append({**like, "id": index, "content": text})
+    file.write_text(json.dumps(tokenizer))
+
+
+class Served:
+    """A server in a thread."""
+
+    def __init__(
+        self, folder: Path, rules: AccessRules, limit: int = 1 << 40, *, tools: bool = False
+    ) -> None:
+        self.loads = list[str]()
+
+        def load(name: str) -> LLM:
+            self.loads.append(name)
+            llm = pellucid.load(folder / name, threads=2)
+            if tools:
+                llm.tokenizer = replace(llm.tokenizer, chat_template=CALLS)
+                llm.inputs = replace(llm.inputs, tokenizer=llm.tokenizer)
+            return llm
+
+        self.models = ModelPool(NAMES, load, limit)
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        config = uvicorn.Config(
+            create_app(self.models, rules), log_level="warning", timeout_graceful_shutdown=5
+        )
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]})
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+
+    def llm(self, name: str = "one") -> LLM:
+        return self.models._loaded[name].llm
+
+    def pages_in_use(self) -> int:
+        return in_use(self.llm())
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+
+
+@contextmanager
+def serving(folder: Path, rules: AccessRules | None = None, *, tools: bool = False) -> Iterator[Served]:
+    """A server, for a while."""
+    made = Served(folder, rules or AccessRules(), tools=tools)
+    try:
+        yield made
+    finally:
+        made.close()
