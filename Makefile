@@ -11,6 +11,7 @@
 # make test-greedy   greedy texts of the two Qwen models, precise, against transformers' float32 run
 # make test-gguf  compare GGUF files of llama.cpp's converter with transformers; LLAMA_CPP=FOLDER is llama.cpp's source.
 #                 GGUF='--library FOLDER' compares with llama.cpp too: the folder of libllama.so, built from that source
+# make test-clients  real clients of all APIs against a server: Python's, and JavaScript's where npm is; CLIENTS='agent_client'
 # make fuzz    damaged files, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make check   formatting, lint, types, import order between folders
 # make bench   speed beside the installed peers (make bench-peers installs them); BENCH=--quick is short
@@ -23,7 +24,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 QUICK := -m "not slow" --hypothesis-profile=quick
 
-.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-gguf fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-gguf test-clients fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -58,6 +59,11 @@ test-greedy: $(VENV)/oracles
 
 test-gguf: $(VENV)/oracles
 	$(BIN)/python tests/oracles/gguf_oracle.py --llama-cpp $(LLAMA_CPP) $(GGUF)
+
+test-clients: $(VENV)/dev
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
+	$(BIN)/python tests/clients/run.py $(VENV)-clients/bin/python $(CLIENTS)
 
 fuzz: $(VENV)/dev
 	$(BIN)/python tests/fuzz/run.py $(FUZZ)

@@ -396,7 +396,11 @@ def test_tokens_and_health(served: Served, llm: LLM) -> None:
     made = httpx.post(served.url + "/tokenize", json={"model": "one", "prompt": "to see"}).json()
     assert made["tokens"] == llm.tokenizer.encode("to see")
     back = httpx.post(served.url + "/detokenize", json={"model": "one", "tokens": made["tokens"]}).json()
-    assert back == {"prompt": "to see"}
+    assert back["prompt"] == "to see"
+    chat = httpx.post(served.url + "/tokenize", json={"messages": MESSAGES}).json()
+    assert chat["tokens"] == llm.tokenizer.encode_chat(MESSAGES)
+    (end,) = httpx.post(served.url + "/tokenize", json={"prompt": "</s>"}).json()["tokens"]
+    assert httpx.post(served.url + "/detokenize", json={"tokens": [end]}).json()["prompt"] == "</s>"
     assert httpx.get(served.url + "/health").json()["status"] == "ok"
 
 

@@ -10,6 +10,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import Api, ClientCall, Route, answer
 from pellucid.serve.body import Body
+from pellucid.serve.chat.request import Conversation, prompt_of
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.openai.fields import OPENAI_BODY
 from pellucid.serve.openapi import document
@@ -22,27 +23,40 @@ async def _health(call: ClientCall) -> Response:
     return answer({"status": "ok", "loaded": call.models.loaded})
 
 
+def _named(fields: Body, call: ClientCall) -> str:
+    """The name of the model; clients of servers with one model leave it out."""
+    return fields.model() if fields.has("model") else call.models.names[0]
+
+
 async def _tokenize(call: ClientCall) -> Response:
+    """The names of fields are those of vLLM and of llama.cpp. Control tokens in a text are parsed, as there."""
     fields = Body(await call.json(), OPENAI_BODY)
-    name, text = fields.model(), fields.required("prompt")
-    special = fields.take("add_special_tokens", True)
+    name, messages, content = _named(fields, call), fields.take("messages"), fields.text("content")
+    special = fields.flag("add_special_tokens", fields.flag("add_special", messages is None))
+    parses = fields.flag("parse_special", True)
+    text = "" if messages is not None else fields.required("prompt") if content is None else content
     if not isinstance(text, str) or len(text) > MOST_TEXT:
         raise InvalidRequest(f"prompt={brief(text)}: must be a text of at most {MOST_TEXT:,} characters")
-    if not isinstance(special, bool):
-        raise InvalidRequest(f"add_special_tokens={brief(special)}: must be true or false")
     async with call.models.use(name) as llm:
-        ids = await run_in_threadpool(lambda: llm.tokenizer.encode(text, add_special=special))
+
+        def run() -> list[int]:
+            if messages is not None:
+                return prompt_of(llm, Conversation(messages, {}))
+            return llm.tokenizer.encode(text, add_special=special, parse_special=parses)
+
+        ids = await run_in_threadpool(run)
         return answer({"tokens": ids, "count": len(ids), "max_model_len": llm.context})
 
 
 async def _detokenize(call: ClientCall) -> Response:
     fields = Body(await call.json(), OPENAI_BODY)
-    name, tokens = fields.model(), fields.required("tokens")
+    name, tokens = _named(fields, call), fields.required("tokens")
     async with call.models.use(name) as llm:
         size = llm.inputs.vocabulary
         if not isinstance(tokens, list) or not all(type(one) is int and 0 <= one < size for one in tokens):
             raise InvalidRequest(f"tokens={brief(tokens)}: must be a list of token ids below {size:,}")
-        return answer({"prompt": await run_in_threadpool(llm.tokenizer.decode, tokens)})
+        text = await run_in_threadpool(lambda: llm.tokenizer.decode(tokens, skip_special=False))
+        return answer({"prompt": text, "content": text})
 
 
 async def _metrics(call: ClientCall) -> Response:
@@ -80,11 +94,9 @@ OPERATIONS = Api(
         "POST /tokenize": Route(
             _tokenize,
             "The tokens of a text.",
-            body({"model": TEXT, "prompt": TEXT}, {"add_special_tokens": FLAG}),
+            body({"prompt": TEXT}, {"model": TEXT, "add_special_tokens": FLAG, "parse_special": FLAG}),
         ),
-        "POST /detokenize": Route(
-            _detokenize, "The text of tokens.", body({"model": TEXT, "tokens": IDS}, {})
-        ),
+        "POST /detokenize": Route(_detokenize, "The text of tokens.", body({"tokens": IDS}, {"model": TEXT})),
     },
     error_body,
 )

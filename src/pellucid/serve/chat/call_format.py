@@ -25,7 +25,7 @@ SLOTS = {"{id}": r"[a-zA-Z0-9]{9}", "{index}": r"[0-9]+"}
 """What may stand in a literal for something that differs from call to call."""
 
 
-FENCE, BARE_END = r"```(json|xml)?\s{0,2}", r"\s{0,4}\}(\s{0,2}```)?"
+FENCE, BARE_END = r"```(json|xml)?\s{0,2}", r"\s{0,4}\}{1,2}(\s{0,2}```)?"
 """What surrounds calls without marks."""
 
 

@@ -1,0 +1,81 @@
+"""Runs real clients, unmodified, against a server: make test-clients.
+
+    .venv/bin/python tests/clients/run.py PYTHON [NAME ...]
+
+PYTHON is the interpreter of an environment that has the clients (``requirements.txt``); NAMES choose among the programs
+in this folder. The server runs in this environment, with real models. Each program gets its address, and fails loudly.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+HERE = Path(__file__).parent
+MODELS = ["smollm2", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
+"""Clients that ask for a tokenizer and name no model get the first one's."""
+
+
+def main() -> int:
+    python, names = sys.argv[1], sys.argv[2:]
+    programs = {path.stem: [python, str(path)] for path in sorted(HERE.glob("*_client.py"))}
+    if shutil.which("npm"):
+        programs["javascript"] = ["node", str(installed_javascript() / "clients.mjs")]
+    else:
+        print("javascript: skipped, there is no npm")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "pellucid", "serve", *MODELS, "--port", "0", "--context", "4096", "--pull"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    failed = []
+    try:
+        url = address(server)
+        for name, command in programs.items():
+            if names and name not in names:
+                continue
+            start = time.monotonic()
+            done = subprocess.run([*command, url], env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
+            print(
+                f"{name}: {'failed' if done.returncode else 'ok'}, {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
+            failed += [name] if done.returncode else []
+    finally:
+        server.terminate()
+        server.wait()
+    return 1 if failed else 0
+
+
+def address(server: subprocess.Popen[str]) -> str:
+    """The server's address, when it answers."""
+    assert server.stderr is not None
+    for line in server.stderr:
+        if " at http" in line:
+            url = line.split()[-1]
+            break
+    else:
+        raise SystemExit("the server did not start")
+    httpx.get(url + "/health").raise_for_status()
+    return url
+
+
+def installed_javascript() -> Path:
+    """A folder with the JavaScript clients and their packages."""
+    folder = Path(tempfile.gettempdir()) / "pellucid-clients"
+    folder.mkdir(exist_ok=True)
+    for name in ("package.json", "clients.mjs"):
+        shutil.copy(HERE / name, folder / name)
+    subprocess.run(["npm", "install", "--silent", "--no-fund", "--no-audit"], cwd=folder, check=True)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())
