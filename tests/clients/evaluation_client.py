@@ -1,6 +1,6 @@
 """lm-eval with ``local-completions``: a multiple-choice task and rolling perplexity, equal to the server's own scores.
 
-Its contract: prompts of token ids in batches, ``echo``, ``logprobs`` 1, ``max_tokens`` 1; the first entry is null; a token
+Its contract: prompts of token ids in batches, ``echo``, ``logprobs`` 1, ``max_tokens`` 1; the first is null; a token
 is the greedy choice if its log-probability is the greatest of ``top_logprobs``.
 """
 

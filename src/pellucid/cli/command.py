@@ -26,10 +26,11 @@ class Command(CommandEntry):
 
 @dataclass(frozen=True)
 class CommandGroup(CommandEntry):
-    """``pellucid NAME PART``: several functions under one name."""
+    """``pellucid NAME PART``: several functions under one name. ``default`` is the part that may be left out."""
 
     help: str
     parts: Mapping[str, Callable[..., None]] = field(default_factory=dict)
+    default: str | None = None
 
 
 def known_commands() -> Mapping[str, CommandEntry]:

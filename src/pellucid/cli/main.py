@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from pellucid.cli.command import Command, CommandGroup, known_commands
 from pellucid.cli.sampling import with_options
@@ -43,11 +44,24 @@ def application(wanted: str | None = None) -> typer.Typer:
                 run = with_options(command.run)
             app.command(command.name)(run)
         elif isinstance(command, CommandGroup):
-            group = typer.Typer(help=command.help)
+            kind = _with_default(command.default) if command.default else TyperGroup
+            group = typer.Typer(help=command.help, cls=kind)
             for part, inner in command.parts.items():
                 group.command(part)(inner)
             app.add_typer(group, name=command.name)
     return app
+
+
+def _with_default(name: str) -> type[TyperGroup]:
+    """A group of commands of which one is meant where none is named."""
+
+    class WithDefault(TyperGroup):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+                args = [name, *args]
+            return super().parse_args(ctx, args)
+
+    return WithDefault
 
 
 def _without_options(command: Callable[..., None]) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""pellucid bench MODEL: the speed of a model on this machine, relative to the machine's limits."""
+"""pellucid bench MODEL: the speed of a model on this machine, relative to the machine's limits; bench serve URL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli import common
-from pellucid.cli.command import Command
+from pellucid.cli.command import CommandGroup
+from pellucid.cli.server_load import server_load
 from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ TWO_PRODUCTS = (
 )
 
 
-def command(
+def model_speed(
     model: common.Model,
     prompt: Annotated[
         list[int] | None, common.count("Measure prefill of a prompt of N tokens; may be repeated; 0: none.")
@@ -212,4 +213,9 @@ def _document(
     }
 
 
-COMMAND = Command("bench", command)
+COMMAND = CommandGroup(
+    "bench",
+    "The speed of a model on this machine (bench MODEL), and of a server under load (bench serve URL).",
+    {"model": model_speed, "serve": server_load},
+    default="model",
+)

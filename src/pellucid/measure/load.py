@@ -1,0 +1,269 @@
+"""The load of clients on a server with OpenAI's API, as the clients see it.
+
+Works on any such server, so that peers are measured alike: llama-server, vLLM, pellucid serve. Either so many clients
+send one request after the other (a closed loop), or requests come at a rate, at random times (an open loop: a Poisson
+process). A prompt has about one token for each word; its first words are the same in all requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, shown
+from pellucid.util.checks import real, whole
+
+WORDS = (
+    *("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child"),
+    *("world", "school", "state", "family", "student", "group", "country"),
+)
+LONGEST, MOST = 1 << 20, 1 << 20  # words or tokens; requests
+MOST_CLIENTS = 10_000
+LENGTH = re.compile(r"(\d+)(?:([-~])(\d+))?")
+PERCENTILES = (50, 95, 99)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths from ``low`` to ``high``, or, if ``normal``, around ``low`` with a standard deviation of ``high``."""
+
+    low: int
+    high: int
+    normal: bool = False
+
+    @classmethod
+    def of(cls, name: str, text: str) -> Lengths:
+        """Read "128", "64-256" or "128~32".
+
+        Raises:
+            InvalidRequest: it is none of these.
+        """
+        found = LENGTH.fullmatch(str(text))
+        if not found:
+            raise InvalidRequest(
+                f"{name}={brief(text)}: must be a length (128), a range (64-256), or a mean and a deviation (128~32)"
+            )
+        low, high = int(found[1][:12]), int((found[3] or found[1])[:12])
+        normal = found[2] == "~"
+        whole(name, low, 1, LONGEST)
+        whole(name, high, 0 if normal else low, LONGEST)
+        return cls(low, high, normal)
+
+    def drawn(self, by: random.Random) -> int:
+        """A length."""
+        if self.normal:
+            return max(1, round(by.gauss(self.low, self.high)))
+        return by.randint(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is sent: ``requests`` to the ``model`` at ``url``, in the ``api`` "completions" or "chat".
+
+    ``prompt`` and ``tokens`` are the lengths of prompts and answers; all prompts begin with the same ``shared`` words.
+    ``body`` has more fields of each request. Requests of the same ``seed`` are the same.
+    """
+
+    url: str
+    model: str
+    api: str = "completions"
+    key: str | None = None
+    requests: int = 64
+    prompt: Lengths = Lengths(256, 256)
+    shared: int = 128
+    tokens: Lengths = Lengths(128, 128)
+    seed: int = 0
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+    def bodies(self) -> Iterator[dict[str, Any]]:
+        """The bodies of the requests."""
+        alike = random.Random(self.seed)
+        same = [alike.choice(WORDS) for _ in range(self.shared)]
+        for number in range(self.requests):
+            own = random.Random(f"{self.seed} {number}")
+            words = max(self.prompt.drawn(own), 1)
+            text = " ".join([*same[:words], *(own.choice(WORDS) for _ in range(words - self.shared))])
+            content = (
+                {"prompt": text}
+                if self.api == "completions"
+                else {"messages": [{"role": "user", "content": text}]}
+            )
+            yield {
+                "model": self.model,
+                **content,
+                "max_tokens": self.tokens.drawn(own),
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                **self.body,
+            }
+
+
+@dataclass
+class Sample:
+    """What came of a request: when it was sent, the times of events that have text, tokens, or an ``error``."""
+
+    sent: float
+    times: list[float] = field(default_factory=list)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    tokens: int = 0
+    error: str = ""
+
+    @property
+    def first(self) -> float:
+        """Seconds to the first token."""
+        return self.times[0] - self.sent
+
+    @property
+    def per_token(self) -> float:
+        """Mean seconds of a token after the first."""
+        return (self.times[-1] - self.times[0]) / max(self.tokens - 1, 1)
+
+
+def loaded(
+    work: Workload,
+    *,
+    clients: int | None = None,
+    rate: float | None = None,
+    told: Callable[[int, int], object] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Send the requests of ``clients`` that wait for their answers, or at a ``rate`` in requests per second.
+
+    Returns the figures: tokens and requests per second, and percentiles of seconds. ``told`` hears how many are
+    answered.
+
+    Raises:
+        InvalidRequest: a number is out of range, or the server cannot be reached.
+    """
+    whole("requests", work.requests, 1, MOST)
+    if clients is not None:
+        whole("clients", clients, 1, MOST_CLIENTS)
+    if rate is not None:
+        real("rate", rate, 0.0, 1e6, above=True)
+    return asyncio.run(_loaded(work, clients, rate, told))
+
+
+async def _loaded(
+    work: Workload, clients: int | None, rate: float | None, told: Callable[[int, int], object]
+) -> dict[str, Any]:
+    found, bodies = list[Sample](), work.bodies()
+    headers = {"Authorization": f"Bearer {work.key}"} if work.key else {}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(timeout=None, limits=limits, headers=headers) as http:
+        start = time.perf_counter()
+
+        async def send(body: Mapping[str, Any]) -> None:
+            found.append(await _sent(http, work, body))
+            told(len(found), work.requests)
+
+        async def client() -> None:
+            for body in bodies:
+                await send(body)
+
+        if rate is None:
+            await asyncio.gather(*(client() for _ in range(clients or 1)))
+        else:
+            arrivals, due = random.Random(work.seed), start
+            tasks = []
+            for body in bodies:
+                due += arrivals.expovariate(rate)
+                await asyncio.sleep(max(due - time.perf_counter(), 0.0))
+                tasks.append(asyncio.create_task(send(body)))
+            await asyncio.gather(*tasks)
+        seconds = time.perf_counter() - start
+    level = {"clients": clients or 1} if rate is None else {"rate": rate}
+    return {**level, **figures(found, seconds)}
+
+
+async def _sent(http: httpx.AsyncClient, work: Workload, body: Mapping[str, Any]) -> Sample:
+    """Send a request, and take the times of its events."""
+    made = Sample(time.perf_counter())
+    path = "completions" if work.api == "completions" else "chat/completions"
+    try:
+        async with http.stream("POST", f"{work.url}/v1/{path}", json=body) as answer:
+            if answer.status_code != 200:
+                text = (await answer.aread()).decode("utf-8", "replace")
+                made.error = f"status {answer.status_code}: {shown(text)}"
+                return made
+            async for line in answer.aiter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    _take(made, json.loads(line[6:]))
+    except (httpx.HTTPError, ValueError) as error:
+        made.error = f"{type(error).__name__}: {shown(str(error))}"
+    made.tokens = made.tokens or len(made.times)
+    if not made.error and not made.times:
+        made.error = "an answer without text"
+    return made
+
+
+def _take(made: Sample, event: Mapping[str, Any]) -> None:
+    """Take an event of a stream."""
+    if event.get("error"):
+        made.error = shown(str(event["error"]))
+    if usage := event.get("usage"):
+        made.tokens, made.prompt_tokens = usage.get("completion_tokens", 0), usage.get("prompt_tokens", 0)
+        made.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    for choice in event.get("choices") or ():
+        delta = choice.get("delta") or {}
+        if choice.get("text") or delta.get("content") or delta.get("reasoning_content"):
+            made.times.append(time.perf_counter())
+
+
+def figures(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
+    """The figures of requests that took ``seconds`` together."""
+    good = [one for one in samples if not one.error]
+    gaps = [after - before for one in good for before, after in itertools.pairwise(one.times)]
+    errors = sorted({one.error for one in samples if one.error})
+    return {
+        "requests": len(samples),
+        "failed": len(samples) - len(good),
+        "errors": errors[:3],
+        "seconds": seconds,
+        "requests_per_second": len(good) / seconds,
+        "tokens_per_second": sum(one.tokens for one in good) / seconds,
+        "prompt_tokens": statistics.mean([one.prompt_tokens for one in good]) if good else 0,
+        "cached_tokens": statistics.mean([one.cached_tokens for one in good]) if good else 0,
+        "first_token": percentiles([one.first for one in good]),
+        "per_token": percentiles([one.per_token for one in good if one.tokens > 1]),
+        "gap": {**percentiles(gaps), "longest": max(gaps, default=0.0)},
+        "whole": percentiles([one.times[-1] - one.sent for one in good]),
+    }
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """The percentiles of seconds, by the nearest rank."""
+    ordered = sorted(values)
+    if not ordered:
+        return {f"p{part}": 0.0 for part in PERCENTILES}
+    return {f"p{part}": ordered[max(0, -(-part * len(ordered) // 100) - 1)] for part in PERCENTILES}
+
+
+def models_of(url: str, key: str | None) -> list[str]:
+    """The models of a server.
+
+    Raises:
+        InvalidRequest: there is no server with OpenAI's API.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        answer = httpx.get(f"{url}/v1/models", headers=headers, timeout=10)
+        answer.raise_for_status()
+        return [one["id"] for one in answer.json()["data"]]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        problem = f"{type(error).__name__}: {shown(str(error))}"
+        raise InvalidRequest(
+            f"{shown(url)} has no server with OpenAI's API ({problem}): start one there"
+        ) from error
