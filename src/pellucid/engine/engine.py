@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from pellucid import pipeline
+from pellucid.engine.draft import DraftModel
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.pace import Pace
 from pellucid.engine.run import USUAL, Admission, Run, RunningJob
@@ -40,11 +41,12 @@ TARGET = 0.15
 class Engine:
     """Runs tasks on a `ModelRunner`, in the same steps.
 
-    ``target`` is how many seconds a step may take while it reads prompts beside sequences that make text.
+    ``target`` is how many seconds a step may take while it reads prompts beside sequences that make text. ``draft``
+    proposes tokens for texts.
     """
 
-    def __init__(self, runner: ModelRunner, target: float = TARGET) -> None:
-        self.runner, self.pace = runner, Pace(target)
+    def __init__(self, runner: ModelRunner, target: float = TARGET, draft: DraftModel | None = None) -> None:
+        self.runner, self.pace, self.draft = runner, Pace(target), draft
         self._scheduler = Scheduler(runner, runner.limits, self.pace)
         self._inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self._jobs: dict[Task[Any], RunningJob] = {}
@@ -134,6 +136,11 @@ class Engine:
     def waiting(self) -> int:
         """How many tasks wait for their first step."""
         return self._waiting
+
+    @property
+    def _draft_seconds(self) -> float:
+        """What the draft model has taken: it works while a step's results are delivered, but is no part of the step."""
+        return self.draft.seconds if self.draft else 0.0
 
     @property
     def running(self) -> int:
@@ -240,7 +247,7 @@ class Engine:
             return
         for one in scheduled:
             self._no_longer_waits(self._jobs[one.task])
-        start = time.perf_counter()
+        start, drafted = time.perf_counter(), self._draft_seconds
         try:
             for one, results in pipeline.step(self.runner, scheduled):
                 if len(one.chunk.tokens) > one.chunk.outputs and not one.sequence.whole:
@@ -252,7 +259,7 @@ class Engine:
                 if job := self._jobs.get(task):
                     self._end(job, copied(error))
             return
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start - (self._draft_seconds - drafted)
         self.steps, self.step_seconds = self.steps + 1, self.step_seconds + seconds
         self.pace.tell(*_counts(scheduled), seconds)
         for task in dict.fromkeys(one.task for one in scheduled):

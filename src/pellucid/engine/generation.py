@@ -8,7 +8,6 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.pace import Pace
 from pellucid.engine.scoring import token_logprobs
 from pellucid.engine.sequence import TextSequence, TokenOutput
-from pellucid.engine.speculation import Gain
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
@@ -119,9 +118,9 @@ class GenerationTask:
             text.extend(self._pace)
 
     @property
-    def speculation(self) -> list[Gain]:
-        """Of each sequence, how many tokens were proposed and kept."""
-        return [one.gain for one in self._texts]
+    def speculation(self) -> list[tuple[int, int]]:
+        """Of each sequence, how many tokens were proposed, and how many of them were kept."""
+        return [one.speculation for one in self._texts]
 
     def stop(self, number: int) -> None:
         """End a sequence, from any thread: it has no further token, and the engine gives its pages back."""
@@ -135,5 +134,7 @@ class GenerationTask:
 
     def close(self) -> None:
         """Leave the pages of all sequences to the prefix cache."""
+        for text in self._texts:
+            text.end()
         for one in self.texts():
             self._runner.release(one.table, tokens=one.tokens)

@@ -36,6 +36,8 @@ SMALL = 4  # up to so many tokens, a step takes longer to read the weights than 
 class ModelRunner:
     """Runs the steps of a model. ``forward`` may be called from any thread; steps run one after the other.
 
+    ``executor`` is that of another model, whose threads this one uses too.
+
     Raises:
         KernelError: a kernel did not compile.
         UnsupportedModel: a format or a shape is not implemented.
@@ -49,6 +51,7 @@ class ModelRunner:
         limits: StepLimits,
         threads: int,
         progress: CompileProgress | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self.spec, self.plan, self.limits = model.spec, plan, limits
         pages = -(-limits.context // PAGE)
@@ -77,14 +80,14 @@ class ModelRunner:
         matrices, vectors = load_weights(checkpoint, model, plan, threads)
         self._program = bind(plan, self._arrays, matrices, vectors, self.cache, progress)
         self._outputs = places(plan, At(plan.output))
-        self._executor = Executor(threads)
+        self.executor, self._owns_executor = executor or Executor(threads), executor is None
         self._lock = threading.Lock()
         self._released: deque[tuple[BlockTable, Sequence[int]]] = deque()
 
     @property
     def threads(self) -> int:
         """Number of threads that run a step."""
-        return self._executor.threads
+        return self.executor.threads
 
     @property
     def idle_core(self) -> bool:
@@ -116,7 +119,7 @@ class ModelRunner:
             out = self._fresh_output(rows)
             for chunk in chunks:
                 self.cache.begin(chunk.table)
-            self._executor.run(self._program, self._step.record, small=tokens <= SMALL)
+            self.executor.run(self._program, self._step.record, small=tokens <= SMALL)
             for chunk in chunks:
                 self.cache.advance(chunk.table, len(chunk.tokens))
             return out[:rows, : self.width]
@@ -197,7 +200,7 @@ class ModelRunner:
         """The seconds that a part of the program takes."""
         part = Program(records, ())
         start = time.perf_counter()
-        self._executor.run(part, self._step.record)
+        self.executor.run(part, self._step.record)
         return time.perf_counter() - start
 
     def _check(self, chunks: Sequence[Chunk]) -> None:
@@ -218,7 +221,7 @@ class ModelRunner:
                 raise InvalidRequest(f"a step of {value} {what}; the limit is {limit}: use smaller steps")
 
     def _refuse_if_closed(self) -> None:
-        if self._executor.closed:
+        if self.executor.closed:
             raise InvalidRequest("the model is closed: load it again")
 
     def fork(self, table: BlockTable) -> BlockTable:
@@ -289,7 +292,8 @@ class ModelRunner:
 
     def close(self) -> None:
         """Stop the threads. Waits for a running step to finish."""
-        if self._executor.forked:  # their locks may be held by threads that are not here
+        if self.executor.forked:  # their locks may be held by threads that are not here
             return
         with self._lock:
-            self._executor.close()
+            if self._owns_executor:
+                self.executor.close()

@@ -5,20 +5,24 @@ from __future__ import annotations
 ROW = 0.06  # what a row adds to the time of the first, until it is measured
 LEAST = 16  # tokens of a prompt in a step, however slow it is: a prompt must come to an end
 NEW = 0.2  # the weight of the last step in the averages
+SLOW = 0.02  # the same, of a step with more rows in the time of one row
 EASED = 0.05  # the same, for a prompt's tokens that took less time: the slowest of the last steps count
 MARGIN = 0.85  # the part of the target that is planned: the context grows, and the machine has other work
+UNUSUAL = 2.0  # a step that takes so many times as long as expected, or as short, counts as this
 
 
 class Pace:
     """Learns the time of steps. ``target`` is how many seconds a step beside others may take.
 
     The time of a step is that of its rows, whose logits are sampled, by their number, and a time for each token of a
-    prompt.
+    prompt. Rows are counted in the time of a step with one: a machine that has other work becomes slower for all of
+    them at once, and what was measured at another time still holds.
     """
 
     def __init__(self, target: float) -> None:
         self.target = target
-        self._decode: dict[int, float] = {}
+        self._row = 0.0  # seconds of a step with one row
+        self._times: dict[int, float] = {1: 1.0}  # so many times as long takes a step, by its rows
         self._expected: dict[int, float] = {}  # since the last step
         self._token = 0.0
         self.rows = 1  # of the last step
@@ -26,12 +30,18 @@ class Pace:
     def tell(self, rows: int, prompt_tokens: int, seconds: float) -> None:
         """A step with so many rows of texts that are made, and tokens of prompts, took ``seconds``."""
         self.rows, self._expected = rows, {}
-        if not prompt_tokens:
-            known = self._decode.get(rows, seconds)
-            self._decode[rows] = known + NEW * (seconds - known)
+        if prompt_tokens:
+            token = max(seconds - self._decode_seconds(rows), 0.1 * seconds) / prompt_tokens
+            self._token = max(token, self._token + EASED * (token - self._token)) if self._token else token
             return
-        token = max(seconds - self._decode_seconds(rows), 0.1 * seconds) / prompt_tokens
-        self._token = max(token, self._token + EASED * (token - self._token)) if self._token else token
+        times = self._rows_take(rows)
+        if not self._row:
+            self._row = seconds / times
+            return
+        measured = min(max(seconds / self._row, times / UNUSUAL), times * UNUSUAL)
+        if rows > 1:
+            self._times[rows] = times + NEW * (measured - times)
+        self._row *= 1 + (SLOW if rows > 1 else NEW) * (measured / times - 1)
 
     def prompt_tokens(self, rows: int, most: int) -> int:
         """How many tokens of prompts the next step may have beside so many rows."""
@@ -51,10 +61,16 @@ class Pace:
         return [self._expected[rows] for rows in range(first, first + most + 1)]
 
     def _decode_seconds(self, rows: int) -> float:
-        """The time of a step without prompts: what was measured, or what the nearest numbers of rows let expect."""
-        if not self._decode or not rows:
-            return 0.0
-        if rows in self._decode:
-            return self._decode[rows]
-        nearest = min(self._decode, key=lambda known: abs(known - rows))
-        return self._decode[nearest] * (1 + ROW * (rows - 1)) / (1 + ROW * (nearest - 1))
+        """The time of a step without prompts; 0 as long as none has been measured."""
+        return self._row * self._rows_take(rows) if rows else 0.0
+
+    def _rows_take(self, rows: int) -> float:
+        """How many times as long as one row so many take: as measured, or what the nearest numbers let expect.
+
+        One that was slow for another reason would be avoided and never be measured again. So others bound it: fewer
+        rows take no longer than more, and a row no longer than it takes beside fewer.
+        """
+        nearest = min(self._times, key=lambda known: abs(known - rows))
+        times = self._times[nearest] * (1 + ROW * (rows - 1)) / (1 + ROW * (nearest - 1))
+        bounds = (taken * max(1.0, rows / known) for known, taken in self._times.items())
+        return max(min(times, *bounds), 1.0) if rows else 0.0

@@ -13,7 +13,6 @@ from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Generation, Timings, Usage
 from pellucid.engine.run import USUAL, Admission, Run
 from pellucid.engine.sequence import TextSequence, TokenOutput
-from pellucid.engine.speculation import Gain
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import TokenLogprobs, joined, of_token
 from pellucid.sample.options import Options
@@ -119,13 +118,15 @@ class RequestGroup:
         ]
         self.builders = [OutputBuilder(chain, options) for chain in chains]
         # A state cannot be taken back by a few tokens.
-        speculates = options.prompt_lookup and not engine.runner.has_states
+        can_go_back = not engine.runner.has_states
+        speculates = options.prompt_lookup and can_go_back
+        draft = engine.draft if options.draft and can_go_back else None
         self._task = GenerationTask(
             engine.runner,
             engine.pace,
             Prompt(ids, options.prompt_logprobs, size),
             lambda: [
-                TextSequence(tokenizer, options, sampler, ends, limit, speculates=speculates)
+                TextSequence(tokenizer, options, sampler, ends, limit, speculates=speculates, draft=draft)
                 for sampler in samplers
             ],
         )
@@ -182,16 +183,14 @@ class RequestGroup:
     def results(self) -> list[Generation]:
         """The result of each sequence so far; ``finish_reason`` is None for a sequence that has not ended."""
         prompt = self._task.prompt
-        gains = self._task.speculation or [Gain()] * len(self.builders)
+        speculation = self._task.speculation or [(0, 0)] * len(self.builders)
         return [
             Generation(
                 text="".join(one.texts),
                 ids=list(one.ids),
                 finish_reason=one.finish_reason,
                 stop_reason=one.stop_reason,
-                usage=Usage(
-                    len(prompt.tokens), prompt.cached or 0, len(one.ids), gain.proposed, gain.accepted
-                ),
+                usage=Usage(len(prompt.tokens), prompt.cached or 0, len(one.ids), proposed, accepted),
                 timings=Timings(self._task.queue, one.prefill_seconds, one.first, one.total, one.model),
                 seed=None if one.chain.greedy else one.chain.seed & ((1 << SEED_BITS) - 1),
                 chain=one.chain.steps,
@@ -201,7 +200,7 @@ class RequestGroup:
                 prompt_logprobs=prompt.logprobs,
                 trace=one.trace if self.options.watch else None,
             )
-            for one, gain in zip(self.builders, gains)
+            for one, (proposed, accepted) in zip(self.builders, speculation)
         ]
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.engine.draft import DraftGain, DraftModel, DraftText
 from pellucid.engine.pace import Pace
 from pellucid.engine.speculation import MOST, Gain, PromptLookup
 from pellucid.runtime.cache import BlockTable
@@ -63,10 +64,14 @@ class TextSequence(CachedSequence):
         limit: int,
         *,
         speculates: bool = False,
+        draft: DraftModel | None = None,
     ) -> None:
         super().__init__([])
         self.sampler, self.done, self.stopped = sampler, False, False
-        self.gain, self._lookup = Gain(), PromptLookup() if speculates else None
+        self._gain, self._lookup = Gain(), PromptLookup() if speculates else None
+        self._drafted = DraftText(draft) if draft else None
+        self._draft_gain = DraftGain(draft) if draft else None
+        self._asked = 0  # tokens that the draft has made for the last step
         self._place = self._start = self._rows = self._proposed = 0
         self._watch, self._limit = options.watch, limit
         self._end_ids, self._stop = ends, options.stop_criteria()
@@ -94,9 +99,28 @@ class TextSequence(CachedSequence):
         """Count what was proposed for the last step, and what of it was kept: a token for each row but the first."""
         if self.done:
             self._lookup = None  # which knows the whole text
-        if self._proposed:
-            self.gain.tell(self._proposed, self._place - self._start - 1)
-            self._proposed = 0
+            self.end()
+        kept = self._place - self._start - 1
+        if self._asked and self._draft_gain:
+            self._draft_gain.tell(self._asked, self._proposed, kept)
+            self._asked = 0
+        elif self._proposed:
+            self._gain.tell(self._proposed, kept)
+        self._proposed = 0
+
+    @property
+    def speculation(self) -> tuple[int, int]:
+        """How many tokens were proposed, and how many of them were kept."""
+        lookup, draft = self._gain, self._draft_gain
+        if draft is None:
+            return lookup.proposed, lookup.accepted
+        return lookup.proposed + draft.proposed, lookup.accepted + draft.accepted
+
+    def end(self) -> None:
+        """It goes on no more: the draft model gives up what it has of it."""
+        if self._drafted:
+            self._drafted.close()
+            self._drafted = None
 
     def _flush(self) -> str:
         """The text that the detokenizer and the stop criteria held back, when neither of them ends the sequence."""
@@ -119,9 +143,21 @@ class TextSequence(CachedSequence):
         self.tokens.append(self._token)
         self.wanted = self._start = self._place
         ahead = self.sampler.forced[: min(MAX_FORCED_TOKENS, self._limit - 1)]
-        if not ahead and self._lookup:
-            most = self.gain.length(pace.costs(self._rows, min(MOST, self._limit - 1)))
-            ahead = self._lookup.propose(self.tokens, most) if most else []
+        if not ahead and (self._lookup or self._drafted):
+            ahead = self._propose(pace)
             self._proposed = len(ahead)
         self.tokens += ahead
         self._rows = 1 + len(ahead)
+
+    def _propose(self, pace: Pace) -> list[int]:
+        """Tokens that may come next: those that have followed before, else those of the draft model."""
+        costs, found = pace.costs(self._rows, min(MOST, self._limit - 1)), list[int]()
+        if self._lookup and (most := self._gain.length(costs)):
+            found = self._lookup.propose(self.tokens, most)
+        if found or not self._drafted or not self._draft_gain:
+            return found
+        if most := self._draft_gain.most(costs, max(pace.rows - self._rows, 0)):
+            proposed = self._drafted.propose(self.tokens, most, self._draft_gain.least(costs), costs[0])
+            if proposed is not None:
+                found, self._asked = proposed, self._drafted.asked
+        return found

@@ -58,7 +58,7 @@ def default_threads() -> int:
 
 
 class Executor:
-    """A team of ``threads`` threads, including the caller's. It runs one step at a time; callers must not share it.
+    """A team of ``threads`` threads, including the caller's. It runs one step at a time; others wait.
 
     Raises:
         KernelError: from ``run``, when a kernel reports failure.
@@ -67,7 +67,7 @@ class Executor:
 
     def __init__(self, threads: int) -> None:
         self.threads, self._process = threads, os.getpid()
-        self._pace, self._steps = ThreadTuner(threads), 0
+        self._pace, self._steps, self._lock = ThreadTuner(threads), 0, threading.Lock()
         self._control: NDArray[np.int64] = aligned(loop.CONTROL_BYTES).view(np.int64)
         self._control[:] = 0
         self._control[loop.PATIENCE // 8] = loop.PATIENT if threads <= usable_cores() else loop.HASTY
@@ -88,6 +88,10 @@ class Executor:
         """
         if self.forked:
             raise InvalidRequest(FORKED)
+        with self._lock:
+            self._run(program, step, small)
+
+    def _run(self, program: Program, step: NDArray[np.int64], small: bool) -> None:
         control, threads = self._control, self._pace.threads if small else self.threads
         self._steps, start = self._steps + 1, time.perf_counter()
         epoch = self._steps << loop.ACTIVE_BITS | threads

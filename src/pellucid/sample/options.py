@@ -46,8 +46,8 @@ class Options:
     log-probability of each token and of the N most likely ones; ``prompt_logprobs`` N does so for the tokens of the
     prompt. ``logprobs_of`` "logits" uses the model's distribution, "chain" what the chain left of it. ``watch`` records
     what each step of the chain did, for each token. ``prompt_lookup`` reads tokens together that have followed the same
-    tokens before, where that is faster; the text does not change. ``keep_special``: control tokens that stand in
-    the text, by id, or True for all.
+    tokens before, where that is faster, and ``draft`` those that the model's draft proposes; the text does not change.
+    ``keep_special`` are control tokens that stand in the text, by id, or True for all.
 
     Raises:
         InvalidRequest: a value has the wrong type or is out of range.
@@ -62,6 +62,7 @@ class Options:
     max_time: float | None = None
     until: Callable[[str], bool] | None = None
     prompt_lookup: bool = True
+    draft: bool = True
     keep_special: bool | Sequence[int] = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -82,7 +83,7 @@ class Options:
         if not isinstance(self.keep_special, bool):
             checked["keep_special"] = tokens(MAX_STOP_IDS)("keep_special", self.keep_special)
         LOGPROBS_OF("logprobs_of", self.logprobs_of)
-        for name in ("ignore_eos", "watch", "prompt_lookup"):
+        for name in ("ignore_eos", "watch", "prompt_lookup", "draft"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequest(f"{name}={brief(getattr(self, name))}: must be True or False")
         if self.until is not None and not callable(self.until):

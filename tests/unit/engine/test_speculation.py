@@ -60,8 +60,31 @@ def test_costs_of_rows_that_were_not_measured_are_expected() -> None:
     assert costs[0] == pytest.approx(0.010)
     assert costs == sorted(costs)
     assert costs[7] == pytest.approx(0.0142)
-    pace.tell(8, 0, 0.030)
-    assert pace.costs(8, 7)[7] == pytest.approx(0.030)
+    for _ in range(40):
+        pace.tell(8, 0, 0.020)
+    assert pace.costs(8, 7)[7] == pytest.approx(0.020, rel=0.02)
+
+
+def test_a_machine_that_becomes_slower_is_so_for_all_steps() -> None:
+    pace = Pace(0.15)
+    for rows, seconds in ((1, 0.010), (4, 0.012)) * 40:
+        pace.tell(rows, 0, seconds)
+    before = pace.costs(4, 7)
+    for _ in range(40):
+        pace.tell(1, 0, 0.020)
+    after = pace.costs(1, 7)
+    assert [after[at] / after[0] for at in (3, 7)] == pytest.approx([before[at] / before[0] for at in (3, 7)])
+
+
+def test_a_step_that_was_slow_once_is_not_avoided_for_ever() -> None:
+    pace = Pace(0.15)
+    pace.tell(1, 0, 0.010)
+    for _ in range(20):
+        pace.tell(2, 0, 0.100)  # something else took the machine
+        pace.tell(4, 0, 0.012)
+    costs = pace.costs(4, 7)
+    assert costs == sorted(costs)
+    assert costs[1] <= costs[3]
 
 
 PROMPTS = [[5, 6, 7, 8, 9] * 8, [3, 4] * 30, list(range(2, 60)), [7] * 40]

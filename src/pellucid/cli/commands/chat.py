@@ -30,6 +30,7 @@ def command(
     context: common.Context = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
+    draft: common.Draft = None,
     **sampling: Any,
 ) -> None:
     """Chat with a model. It remembers the conversation; /help lists the commands."""
@@ -39,7 +40,9 @@ def command(
     start_ahead()  # the template process starts while the model is loaded
     start = [{"role": "system", "content": system}] if system else []
     first = [*start, {"role": "user", "content": "Hi"}]  # a model without a chat template is rejected first
-    llm = common.load(model, threads, context, precise, kv_cache, before=lambda inputs: inputs.prompt(first))
+    llm = common.load(
+        model, threads, context, precise, kv_cache, draft=draft, before=lambda inputs: inputs.prompt(first)
+    )
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # input lines get editing and a history

@@ -23,6 +23,7 @@ def command(
     context: common.Context = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
+    draft: common.Draft = None,
     logprobs: Annotated[
         int | None,
         common.count("With --json: log-probabilities of each token and of the N most likely ones."),
@@ -39,7 +40,9 @@ def command(
             )
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
     given = common.text_or_stdin(prompt, "no prompt")
-    llm = common.load(model, threads, context, precise, kv_cache, before=lambda inputs: inputs.prompt(given))
+    llm = common.load(
+        model, threads, context, precise, kv_cache, draft=draft, before=lambda inputs: inputs.prompt(given)
+    )
     run = llm.start(given, **options)
     for piece in run:
         if not json:

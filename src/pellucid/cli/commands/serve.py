@@ -45,6 +45,13 @@ def command(
     threads: common.Threads = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="A smaller model that proposes tokens for the first one; texts stay the same.",
+            metavar="MODEL",
+        ),
+    ] = None,
 ) -> None:
     """Serve models over HTTP, with the APIs of OpenAI, Anthropic and Ollama.
 
@@ -70,6 +77,7 @@ def command(
             context,
             precise,
             kv_cache,
+            draft=draft if name == names[0] else None,
             cap_context=True,
             pulls=pull,
             before=lambda inputs: None,
