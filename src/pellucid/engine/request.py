@@ -171,10 +171,14 @@ class RequestGroup:
         if self._run:
             self._run.close()
 
-    async def stream(self) -> AsyncGenerator[tuple[int, TokenOutput], None]:
-        """As the iteration, for an event loop."""
+    def stream(self) -> AsyncGenerator[tuple[int, TokenOutput], None]:
+        """As the iteration, for an event loop. It begins now: a full queue is reported by this call."""
+        return self._streamed(self._engine.submit(self._task, self._how, ahead=_ahead(self.builders)))
+
+    async def _streamed(
+        self, run: Run[tuple[int, TokenOutput]]
+    ) -> AsyncGenerator[tuple[int, TokenOutput], None]:
         task, builders, start = self._task, self.builders, time.perf_counter()
-        run = self._engine.submit(task, self._how, ahead=_ahead(builders))
         async with aclosing(run.stream()) as outputs:
             async for number, output in outputs:
                 if not builders[number].ended:

@@ -73,8 +73,8 @@ class MessageRequest:
         blocks = BlockEvents()
         (made,) = self.run.group.results()
         start = {**_message(name, number), "content": [], **_reason(None, None, False), "usage": _usage(made)}
-        yield {"type": "message_start", "message": start}
-        async with aclosing(self.run.stream()) as outputs:
+        async with aclosing(self.run.stream()) as outputs:  # before the first event: the queue may be full
+            yield {"type": "message_start", "message": start}
             async for _, _, parts in outputs:
                 for part in parts:
                     for event in blocks.of(part):

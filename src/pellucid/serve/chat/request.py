@@ -120,10 +120,15 @@ class ChatRun:
         """An answer that has ended."""
         return assembled(self.parser().push(made.text, last=True))
 
-    async def stream(self) -> AsyncGenerator[tuple[int, TokenOutput, list[Part]], None]:
-        """Run it: (answer number, token output, the parts that it completes)."""
+    def stream(self) -> AsyncGenerator[tuple[int, TokenOutput, list[Part]], None]:
+        """Run it: (answer number, token output, the parts that it completes). A full queue is reported by this call."""
+        return self._streamed(self.group.stream())
+
+    async def _streamed(
+        self, running: AsyncGenerator[tuple[int, TokenOutput], None]
+    ) -> AsyncGenerator[tuple[int, TokenOutput, list[Part]], None]:
         parsers = [self.parser() for _ in range(self.count)]
-        async with aclosing(self.group.stream()) as outputs:
+        async with aclosing(running) as outputs:
             async for at, output in outputs:
                 yield at, output, parsers[at].push(output.text, last=output.finish_reason is not None)
 

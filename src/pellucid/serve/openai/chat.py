@@ -75,9 +75,9 @@ class ChatRequest:
         """The answer in pieces: each has the text that a token has completed."""
         group, begin = self.run.group, head(f"chatcmpl-{number}", "chat.completion.chunk", name)
         called = set[int]()
-        for at in range(self.run.count):
-            yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
-        async with aclosing(self.run.stream()) as outputs:
+        async with aclosing(self.run.stream()) as outputs:  # before the first event: the queue may be full
+            for at in range(self.run.count):
+                yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
             async for at, output, parts in outputs:
                 logprobs = None
                 if self.logprobs is not None:

@@ -57,10 +57,10 @@ class ResponseRequest:
         """The answer in events."""
         items, count = ItemEvents(number), 0
         begun = self._response(name, number, None, items)
-        for kind in ("response.created", "response.in_progress"):
-            yield {"type": kind, "sequence_number": count, "response": begun}
-            count += 1
-        async with aclosing(self.run.stream()) as outputs:
+        async with aclosing(self.run.stream()) as outputs:  # before the first event: the queue may be full
+            for kind in ("response.created", "response.in_progress"):
+                yield {"type": kind, "sequence_number": count, "response": begun}
+                count += 1
             async for _, _, parts in outputs:
                 for part in parts:
                     for event in items.of(part):
