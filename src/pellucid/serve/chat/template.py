@@ -62,7 +62,11 @@ def chat_style(tokenizer: Tokenizer) -> ChatStyle:
 
 def _found(tokenizer: Tokenizer) -> ChatStyle:
     source = tokenizer.chat_template or ""
-    calls = _call_format(tokenizer, source)
+    try:
+        written = tokenizer.apply_chat_template(PROBE, tools=[TOOL], add_generation_prompt=False)
+    except TemplateError:
+        written = ""
+    calls = call_format(source, written)
     reasoning = None if calls and calls.always else reasoning_marks(source)
     literals = [*(calls.literals if calls else ()), *((reasoning.open, reasoning.close) if reasoning else ())]
     special = {tokenizer.token_text(one): one for one in tokenizer.vocabulary.special_ids}
@@ -71,22 +75,19 @@ def _found(tokenizer: Tokenizer) -> ChatStyle:
     return ChatStyle(calls, reasoning, tuple(kept), tuple(ends), "developer" in source)
 
 
-def _call_format(tokenizer: Tokenizer, source: str) -> CallFormat | None:
+def call_format(source: str, written: str) -> CallFormat | None:
+    """The format of calls of a chat template, which writes ``written`` for the conversation `PROBE`."""
     if "tools" not in source:
         return None
     formats = known_formats().values()
-    try:
-        text = tokenizer.apply_chat_template(PROBE, tools=[TOOL], add_generation_prompt=False)
-    except TemplateError:
-        text = ""
-    written = [(pattern, one) for one in formats if (pattern := _pattern(one)).search(text)]
-    if written:  # one format may write the end of what another writes
-        return max(written, key=lambda found: len(found[0].pattern))[1]
+    found = [(pattern, one) for one in formats if (pattern := call_pattern(one)).search(written)]
+    if found:  # one format may write the end of what another writes
+        return max(found, key=lambda one: len(one[0].pattern))[1]
     return next((one for one in formats if one.marks and all(mark in source for mark in one.marks)), None)
 
 
 @functools.cache
-def _pattern(calls: CallFormat) -> regex.Pattern[str]:
+def call_pattern(calls: CallFormat) -> regex.Pattern[str]:
     """A pattern for the probe's call as the format writes it."""
     pattern = regex.escape(calls.written_call(NAME, ARGUMENTS), literal_spaces=True)
     for slot, one in SLOTS.items():

@@ -4,6 +4,7 @@ from pellucid.serve.chat.call_format import JsonCalls
 
 DEEPSEEK = JsonCalls(
     "deepseek",
+    marks=("<｜tool▁calls▁begin｜>", "```json"),
     trigger="<｜tool▁calls▁begin｜>",
     begin="<｜tool▁calls▁begin｜>",
     before="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",

@@ -19,5 +19,5 @@ def _list(name: str, begin: str, end: str, *marks: str) -> JsonCalls:
 
 NEMOTRON = _list("nemotron", "<TOOLCALL>", "</TOOLCALL>")
 APRIEL = _list("apriel", "<tool_calls>", "</tool_calls>")
-GRANITE3 = _list("granite3", "<|tool_call|>", "", "<|tool_call|>", "granite")
+GRANITE3 = _list("granite3", "<|tool_call|>", "", "<|tool_call|> followed by a JSON list")
 PHI4 = _list("phi4", "<|tool_call|>", "<|/tool_call|>", "<|tool_call|>", "<|/tool_call|>")
