@@ -120,6 +120,10 @@ class ChatRun:
         """An answer that has ended."""
         return assembled(self.parser().push(made.text, last=True))
 
+    def tokens(self, reasoning: str) -> int:
+        """How many tokens a text of reasoning has."""
+        return len(self.tokenizer.encode(reasoning, add_special=False)) if reasoning else 0
+
     def stream(self) -> AsyncGenerator[tuple[int, TokenOutput, list[Part]], None]:
         """Run it: (answer number, token output, the parts that it completes). A full queue is reported by this call."""
         return self._streamed(self.group.stream())

@@ -23,8 +23,8 @@ TYPES = {
 """OpenAI's type of an error of each status."""
 
 
-def usage(made: Sequence[Generation]) -> dict[str, Any]:
-    """The numbers of tokens of all choices of one prompt."""
+def usage(made: Sequence[Generation], reasoning: int = 0) -> dict[str, Any]:
+    """The numbers of tokens of all choices of one prompt, of which ``reasoning`` are the model's reasoning."""
     first, generated = made[0].usage, sum(one.usage.generated_tokens for one in made)
     return {
         "prompt_tokens": first.prompt_tokens,
@@ -32,6 +32,7 @@ def usage(made: Sequence[Generation]) -> dict[str, Any]:
         "total_tokens": first.prompt_tokens + generated,
         "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
         "completion_tokens_details": {
+            "reasoning_tokens": reasoning,
             "accepted_prediction_tokens": sum(one.usage.accepted_tokens for one in made),
             "rejected_prediction_tokens": sum(
                 one.usage.proposed_tokens - one.usage.accepted_tokens for one in made

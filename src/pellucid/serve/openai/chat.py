@@ -14,7 +14,7 @@ from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import joined
 from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
-from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallArguments, CallStart, Part
+from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallArguments, CallStart, ChatAnswer, Part
 from pellucid.serve.chat.request import ChatRun, Conversation
 from pellucid.serve.chat.tools import Tool, ToolChoice, chosen, tool
 from pellucid.serve.openai.answer import REASONS, chat_logprobs, head, usage
@@ -65,16 +65,17 @@ class ChatRequest:
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
         made = self.run.group.results()
+        answers = [self.run.answer(one) for one in made]
         return {
             **head(f"chatcmpl-{number}", "chat.completion", name),
-            "choices": [self._choice(at, one) for at, one in enumerate(made)],
-            "usage": usage(made),
+            "choices": [self._choice(at, one, found) for at, (one, found) in enumerate(zip(made, answers))],
+            "usage": usage(made, sum(self.run.tokens(one.reasoning) for one in answers)),
         }
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """The answer in pieces: each has the text that a token has completed."""
         group, begin = self.run.group, head(f"chatcmpl-{number}", "chat.completion.chunk", name)
-        called = set[int]()
+        called, reasoning = set[int](), [""] * self.run.count
         async with aclosing(self.run.stream()) as outputs:  # before the first event: the queue may be full
             for at in range(self.run.count):
                 yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
@@ -89,15 +90,16 @@ class ChatRequest:
                 for number_of_delta, delta in enumerate(deltas):
                     shown = None if number_of_delta else logprobs
                     yield {**begin, "choices": [_delta(at, delta, shown)]}
+                reasoning[at] += "".join(part.text for part in parts if isinstance(part, AnswerReasoning))
                 called |= {at} if any(isinstance(part, CallStart) for part in parts) else set()
                 if output.finish_reason:
                     reason = finish_reason(output.finish_reason, at in called)
                     yield {**begin, "choices": [{**_delta(at, {}, None), "finish_reason": reason}]}
         if self.with_usage:
-            yield {**begin, "choices": [], "usage": usage(group.results())}
+            used = usage(group.results(), sum(map(self.run.tokens, reasoning)))
+            yield {**begin, "choices": [], "usage": used}
 
-    def _choice(self, at: int, made: Generation) -> dict[str, Any]:
-        answer = self.run.answer(made)
+    def _choice(self, at: int, made: Generation, answer: ChatAnswer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning

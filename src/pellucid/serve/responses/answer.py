@@ -89,17 +89,17 @@ class ResponseRequest:
             "previous_response_id": None,
             "store": False,
             "truncation": "disabled",
-            "usage": None if made is None else _usage(made),
+            "usage": None if made is None else _usage(made, self.run.tokens(items.reasoning)),
             **self.shown,
         }
 
 
-def _usage(made: Generation) -> dict[str, Any]:
+def _usage(made: Generation, reasoning: int) -> dict[str, Any]:
     usage = made.usage
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens},
         "output_tokens": usage.generated_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": usage.prompt_tokens + usage.generated_tokens,
     }

@@ -16,6 +16,12 @@ class ItemEvents:
         self.items: list[dict[str, Any]] = []
         self._number, self._kind, self._text = number, "", ""
 
+    @property
+    def reasoning(self) -> str:
+        """All reasoning in the items that are done."""
+        parts = (part for item in self.items if item["type"] == "reasoning" for part in item["content"])
+        return "".join(part["text"] for part in parts)
+
     def of(self, part: Part) -> list[Event]:
         """The events of a part."""
         if isinstance(part, CallStart):
