@@ -26,7 +26,7 @@ from peers import HERE, LLAMA_CPP, TRANSFORMERS, PeerError
 from pellucid import pipeline
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import PellucidError
-from pellucid.llm import activation_bits_of
+from pellucid.loading import activation_bits_of
 from pellucid.model.read import read_model
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk, StepLimits

@@ -89,13 +89,14 @@ class Soak:
             self.hang_up,
             self.wrong,
         )
-        async with httpx.AsyncClient(base_url=self.url, timeout=120) as http:
+        async with httpx.AsyncClient(base_url=self.url, timeout=60) as http:
             while time.monotonic() < until:
                 way, (path, body) = by.choice(ways), by.choice(known)
                 try:
                     await way(http, path, body, by)
                 except httpx.HTTPError as error:
                     self.happened[f"error {type(error).__name__}"] += 1
+                    self.different.append((way.__name__, path, body, repr(error)))
 
     async def whole(
         self, http: httpx.AsyncClient, path: str, body: dict[str, Any], by: random.Random
@@ -201,6 +202,11 @@ def facts(process: int) -> dict[str, int]:
     }
 
 
+def own_memory(url: str, process: int) -> int:
+    """The memory of a process without the pages of its prefix cache, which may fill as far as it is allowed to."""
+    return facts(process)["memory"] - int(gauge(url, "pellucid:prefix_cache_bytes"))
+
+
 def gauge(url: str, name: str) -> float:
     text = httpx.get(f"{url}/metrics").text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name}{{"))
@@ -209,18 +215,18 @@ def gauge(url: str, name: str) -> float:
 async def run(asked: argparse.Namespace, url: str, process: int) -> int:
     first = facts(process)
     soak = Soak(url, asked.model, random.Random(asked.seed))
-    async with httpx.AsyncClient(base_url=url, timeout=120) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
         await soak.alone(http)
     # The caches of connections and of the allocator are filled first.
     await asyncio.gather(
         *(soak.client(time.monotonic() + 20, random.Random(f"warm {n}")) for n in range(asked.clients))
     )
     await settled(url)
-    before = facts(process)
+    before = {**facts(process), "memory": own_memory(url, process)}
     print(f"at the start: {before}", flush=True)
     await soak.clients(asked.clients, 60 * asked.minutes, str(asked.seed))
     await settled(url)
-    after = facts(process)
+    after = {**facts(process), "memory": own_memory(url, process)}
     print(f"at the end: {after}")
     print(dict(sorted(soak.happened.items())))
     problems = [f"different: {one}" for one in soak.different[:5]]

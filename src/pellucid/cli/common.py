@@ -207,7 +207,7 @@ def load(
     before: Callable[[Inputs], object],
 ) -> LLM:
     """Load a model with progress bars. ``before`` rejects what the model cannot do, before kernels are compiled."""
-    from pellucid.llm import load
+    from pellucid.loading import load
 
     with progress() as bars:
         return load(

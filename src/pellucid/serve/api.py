@@ -11,9 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
-from pellucid.errors import CacheFull, DeadlinePassed, InvalidRequest, ModelNotFound, PellucidError, QueueFull
+from pellucid.errors import (
+    CacheFull,
+    DeadlinePassed,
+    InvalidRequest,
+    ModelNotFound,
+    PellucidError,
+    QueueFull,
+    TemplateError,
+)
 from pellucid.errors.messages import reason
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
@@ -26,6 +34,7 @@ ErrorForm: TypeAlias = "Callable[[int, str], dict[str, Any]]"
 MOST_BODY = 16 << 20  # bytes of a request's body
 STATUS: Sequence[tuple[type[PellucidError], int]] = (
     (InvalidRequest, 400),
+    (TemplateError, 400),
     (ModelNotFound, 404),
     (QueueFull, 503),
     (CacheFull, 503),
@@ -33,6 +42,15 @@ STATUS: Sequence[tuple[type[PellucidError], int]] = (
     (PellucidError, 500),
 )
 """The HTTP status of each error, the first that fits."""
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    503: "overloaded_error",
+}
+"""The type of an error of each status, in the words of OpenAI and Anthropic."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +124,7 @@ class ClientCall:
                 raise InvalidRequest(f"the body is longer than {MOST_BODY >> 20} MiB: send less")
             parts.append(part)
         try:
-            return json.loads(b"".join(parts))
+            return json.loads(b"".join(parts), parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"the body is no JSON: {reason(error)}") from error
 
@@ -132,9 +150,14 @@ class ClientCall:
             pass
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no value of JSON")
+
+
 def answer(content: Mapping[str, Any], status: int = 200) -> Response:
     """A JSON response."""
-    return JSONResponse(dict(content), status)
+    # ASCII alone: a text may have half of a character that JSON can escape and UTF-8 cannot have.
+    return Response(json.dumps(dict(content)), status, media_type="application/json")
 
 
 @dataclass(frozen=True)
@@ -151,6 +174,7 @@ def _data(event: Mapping[str, Any]) -> bytes:
 
 
 def _named(event: Mapping[str, Any]) -> bytes:
+    event = {"type": "error", **event}  # an error of an API whose errors have no type
     return f"event: {event['type']}\n".encode() + _data(event)
 
 
@@ -162,13 +186,17 @@ LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encod
 """A line of JSON for each event."""
 
 
-async def event_stream(events: Events, form: StreamForm, error: ErrorForm) -> Response:
+async def event_stream(call: ClientCall, events: Events, form: StreamForm) -> Response:
     """A response of events.
 
     The first event is awaited here, so that an error before it has its own status; a later one is an event.
     """
+
+    async def begun() -> dict[str, Any] | None:
+        return await anext(events, None)
+
     try:
-        first = await anext(events, None)
+        first = await call.unless_gone(begun())
     except BaseException:
         await events.aclose()
         raise
@@ -181,7 +209,7 @@ async def event_stream(events: Events, form: StreamForm, error: ErrorForm) -> Re
                 try:
                     event = await anext(events, None)
                 except Exception as failed:
-                    yield form.encode(error(status_of(failed), str(failed)))
+                    yield form.encode(call.error(status_of(failed), str(failed)))
                     return
             yield form.end
 

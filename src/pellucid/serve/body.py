@@ -17,6 +17,7 @@ from pellucid.util.checks import real, whole
 MOST_CHOICES = 64
 MOST_LOGPROBS = 20
 MOST_BIAS = 100.0
+MOST_TEXTS = 2048
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,20 @@ class Body:
         if not isinstance(name, str):
             raise InvalidRequest(f"model={brief(name)}: must be the name of a model")
         return name
+
+    def model_or(self, usual: str) -> str:
+        """The name of the model; clients of servers with one model leave it out."""
+        return self.model() if self.has("model") else usual
+
+    def texts(self, name: str) -> list[str]:
+        """A text, or a list of texts. Raises InvalidRequest if there are too many."""
+        asked = self.required(name)
+        found = [asked] if isinstance(asked, str) else asked
+        if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+            raise InvalidRequest(f"{name}={brief(asked)}: must be a text or a list of texts")
+        if len(found) > MOST_TEXTS:
+            raise InvalidRequest(f"{name} has {len(found):,} texts; the limit is {MOST_TEXTS:,}")
+        return found
 
     def rest(self) -> dict[str, Any]:
         """The fields that nobody has taken, without those that change nothing."""

@@ -58,7 +58,7 @@ async def generated(
                 finally:
                     call.metrics.observe(name, asked.groups)
 
-        return await event_stream(events(), stream, call.error)
+        return await event_stream(call, events(), stream)
 
 
 async def _finished(groups: Sequence[RequestGroup]) -> None:

@@ -53,14 +53,20 @@ class Guard:
 
     def _refused(self, path: str, headers: Headers) -> tuple[int, str] | None:
         rules, host = self._rules, headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name, origin_host = (
+                urlsplit(f"//{host}").hostname or "",
+                urlsplit(headers.get("origin", "")).netloc,
+            )
+        except ValueError:
+            return 403, f"host {host[:100]!r} or the origin is no address"
         if rules.hosts and name not in rules.hosts:
             return (
                 403,
                 f"host {host[:100]!r} is not one of this server: start it with --allow-host {name[:100]}",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host and origin not in rules.origins:
+        if origin is not None and origin_host != host and origin not in rules.origins:
             return 403, f"origin {origin[:100]!r} may not ask: start the server with --allow-origin"
         if rules.keys and path not in OPEN and not self._has_key(headers):
             return 401, "a key is needed: send it as Authorization: Bearer KEY"

@@ -121,7 +121,7 @@ class Metrics:
                     "vllm:spec_decode_num_draft_tokens": usage.proposed_tokens,
                     "vllm:spec_decode_num_accepted_tokens": usage.accepted_tokens,
                 }
-                if number == 0:  # the prompt was read once
+                if number == 0 and made.ids:  # the prompt was read, once
                     counts |= {
                         "vllm:prompt_tokens": usage.prompt_tokens,
                         "vllm:prefix_cache_queries": usage.prompt_tokens,

@@ -103,4 +103,5 @@ class ModelPool:
 
 def _bytes(llm: LLM) -> int:
     """Bytes of a model's weights."""
-    return sum(tensor.nbytes for tensor in llm.checkpoint.tensors.values())
+    own = sum(tensor.nbytes for tensor in llm.checkpoint.tensors.values())
+    return own + (_bytes(llm.draft) if llm.draft else 0)

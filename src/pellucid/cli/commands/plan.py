@@ -84,7 +84,7 @@ def _show_paper(
 ) -> None:
     from rich.filesize import decimal
 
-    from pellucid.llm import activation_bits_of, checked_kv_dtype
+    from pellucid.loading import activation_bits_of, checked_kv_dtype
     from pellucid.measure.paper import paper
     from pellucid.measure.roofs import Roofs
     from pellucid.measure.rounds import machine_rates
@@ -134,7 +134,7 @@ def _plan(model: str, precise: bool, kv_cache: str | None, only_measured: dict[s
     """The plan, from the file's header."""
     from pellucid import pipeline
     from pellucid.errors import InvalidRequest
-    from pellucid.llm import activation_bits_of, checked_kv_dtype
+    from pellucid.loading import activation_bits_of, checked_kv_dtype
     from pellucid.model.read import read_model
     from pellucid.plan.weights import layouts
     from pellucid.weights.open import open_checkpoint

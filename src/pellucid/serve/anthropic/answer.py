@@ -12,24 +12,15 @@ from pellucid.engine.output import Generation
 from pellucid.engine.request import RequestGroup
 from pellucid.llm import LLM
 from pellucid.serve.anthropic.request import conversation_of
+from pellucid.serve.api import ERROR_TYPES
 from pellucid.serve.body import Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.request import ChatRun
 
-TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    503: "overloaded_error",
-}
-"""Anthropic's type of an error of each status."""
-
 
 def error_body(status: int, message: str) -> dict[str, Any]:
     """The body of an error."""
-    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 

@@ -23,7 +23,6 @@ from pellucid.serve.schema import COUNT, FLAG, OBJECT, TEXT, TEXTS, TOOLS, body,
 
 SPOKEN = "0.12.0"
 """The version of Ollama whose API this is; clients ask for it."""
-MOST_TEXTS = 2048
 
 
 SHARED = {
@@ -37,14 +36,15 @@ CHAT = body(
     {"model": TEXT, "messages": {"type": "array", "items": message("system", "user", "assistant")}},
     {**SHARED, "tools": TOOLS},
 )
-GENERATE = body({"model": TEXT, "prompt": TEXT}, {**SHARED, "suffix": TEXT, "system": TEXT, "raw": FLAG})
+GENERATE = body({"model": TEXT}, {**SHARED, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "raw": FLAG})
 EMBED = body({"model": TEXT, "input": TEXTS}, {"truncate": FLAG, "options": OBJECT, "dimensions": COUNT})
 
 
 async def _body(call: ClientCall) -> tuple[Body, str]:
     """The fields of a request, and the name of its model without Ollama's tag for the latest one."""
     fields = Body(await call.json(), OLLAMA_BODY)
-    name = fields.model() if (old := fields.take("name")) is None else old
+    old = fields.take("name")
+    name = fields.model() if old is None or fields.has("model") else old
     if not isinstance(name, str):
         raise InvalidRequest(f"name={brief(name)}: must be the name of a model")
     return fields, call.models.known(name if name in call.models.names else name.removesuffix(":latest"))
@@ -72,12 +72,7 @@ def _generates(
 async def _embed(call: ClientCall) -> Response:
     start = time.perf_counter()
     fields, name = await _body(call)
-    asked, truncate = fields.required("input"), fields.flag("truncate", True)
-    texts = [asked] if isinstance(asked, str) else asked
-    if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
-        raise InvalidRequest(f"input={brief(asked)}: must be a text or a list of texts")
-    if len(texts) > MOST_TEXTS:
-        raise InvalidRequest(f"input has {len(texts):,} texts; the limit is {MOST_TEXTS:,}")
+    texts, truncate = fields.texts("input"), fields.flag("truncate", True)
     fields.mapping("options")
     async with call.models.use(name) as llm:
         dimensions = fields.count("dimensions", 1, 1 << 24)

@@ -23,15 +23,14 @@ async def _health(call: ClientCall) -> Response:
     return answer({"status": "ok", "loaded": call.models.loaded})
 
 
-def _named(fields: Body, call: ClientCall) -> str:
-    """The name of the model; clients of servers with one model leave it out."""
-    return fields.model() if fields.has("model") else call.models.names[0]
-
-
 async def _tokenize(call: ClientCall) -> Response:
     """The names of fields are those of vLLM and of llama.cpp. Control tokens in a text are parsed, as there."""
     fields = Body(await call.json(), OPENAI_BODY)
-    name, messages, content = _named(fields, call), fields.take("messages"), fields.text("content")
+    name, messages, content = (
+        fields.model_or(call.models.names[0]),
+        fields.take("messages"),
+        fields.text("content"),
+    )
     special = fields.flag("add_special_tokens", fields.flag("add_special", messages is None))
     parses = fields.flag("parse_special", True)
     text = "" if messages is not None else fields.required("prompt") if content is None else content
@@ -50,7 +49,7 @@ async def _tokenize(call: ClientCall) -> Response:
 
 async def _detokenize(call: ClientCall) -> Response:
     fields = Body(await call.json(), OPENAI_BODY)
-    name, tokens = _named(fields, call), fields.required("tokens")
+    name, tokens = fields.model_or(call.models.names[0]), fields.required("tokens")
     async with call.models.use(name) as llm:
         size = llm.inputs.vocabulary
         if not isinstance(tokens, list) or not all(type(one) is int and 0 <= one < size for one in tokens):
@@ -84,9 +83,14 @@ async def _openapi(call: ClientCall) -> Response:
     return answer(document(call.models.names))
 
 
+async def _root(call: ClientCall) -> Response:
+    return Response("Pellucid is running", media_type="text/plain")
+
+
 OPERATIONS = Api(
     "operations",
     {
+        "GET /": Route(_root, "Whether anything is here; Ollama's clients ask so.", media="text/plain"),
         "GET /health": Route(_health, "Whether the server is well."),
         "GET /metrics": Route(_metrics, "Numbers for Prometheus.", media="text/plain"),
         "GET /openapi.json": Route(_openapi, "This document."),

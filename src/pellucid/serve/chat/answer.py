@@ -60,6 +60,7 @@ class AnswerParser(TextParser):
         self.tools = tools
         self._reasoning, self._begun, self._calls = reasoning, begun, calls
         self._parts, self._space, self._stripped, self._count = list[Part](), "", False, 0
+        self._kind: type[Part] | None = None
         super().__init__()
 
     def push(self, text: str, *, last: bool = False) -> list[Part]:
@@ -112,6 +113,8 @@ class AnswerParser(TextParser):
         self._parts.append(CallArguments(self._count - 1, text))
 
     def _add(self, kind: type[AnswerText] | type[AnswerReasoning], text: str) -> None:
+        if kind is not self._kind:
+            self._space, self._kind = "", kind
         whole = self._space + text
         if self._stripped:
             whole = whole.lstrip()
@@ -122,7 +125,7 @@ class AnswerParser(TextParser):
             self._parts.append(kind(kept))
 
     def _flush(self) -> None:
-        if self._space and not self._count:
+        if self._space and not self._count and self._kind is AnswerText:
             self._parts.append(AnswerText(self._space))
         self._space = ""
 

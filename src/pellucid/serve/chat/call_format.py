@@ -15,11 +15,13 @@ from typing import Any, ClassVar, Protocol
 
 import regex  # type: ignore[import-untyped]
 
-from pellucid.serve.chat.lark import ANYTHING, LarkBuilder, either
+from pellucid.errors import InvalidRequest
+from pellucid.serve.chat.lark import ANYTHING, LarkBuilder, checked_schema, either
 from pellucid.serve.chat.text_parser import Parse
 from pellucid.serve.chat.tools import Tool, ToolChoice
 from pellucid.util.registry import discover
 
+SPACE = regex.compile(" ?")
 NAME = regex.compile(r"[\w.-]+")
 SLOTS = {"{id}": r"[a-zA-Z0-9]{9}", "{index}": r"[0-9]+"}
 """What may stand in a literal for something that differs from call to call."""
@@ -171,14 +173,14 @@ class _Calls(CallFormat):
                 head = build.rule(
                     "bare", f"/{begin}{self.bare.replace('{name}', regex.escape(tool.name))}/", "[lazy]"
                 )
-                calls.append(f"{head} {self.arguments_grammar(build, tool)}")
+                calls.append(f'{head} (" ")? {self.arguments_grammar(build, tool)}')
             made.append(f"{either(*calls)} /{BARE_END}/")
         return made
 
     def read(self, answer: Answer) -> Parse[None]:
         if self.bare:
             bare = self.bare.replace("{name}", f"(?P<name>{'|'.join(map(regex.escape, answer.tools))})")
-            found = yield from answer.match(regex.compile(rf"\s*{bare}"))
+            found = yield from answer.match(regex.compile(rf"\s{{0,2}}{bare}"))
             block = rf"|{FENCE}{bare}"
         else:
             found, block = None, ""
@@ -188,9 +190,12 @@ class _Calls(CallFormat):
             found = yield from answer.match(regex.compile(regex.escape(self.trigger)))
         if found and (name := found.groupdict().get("name")):
             answer.call(name)
+            yield from answer.match(SPACE)
             yield from self.read_arguments(answer, answer.tools[name])
             return
         if not found or (yield from answer.match(_pattern(self.first))) is None:
+            if found:  # no call follows: it was cut off, or is about such marks
+                answer.text(self.trigger)
             yield from answer.rest(answer.text)
             return
         while name := (yield from answer.match(NAME)):
@@ -240,6 +245,7 @@ class TaggedCalls(_Calls):
         )
 
     def arguments_grammar(self, build: LarkBuilder, tool: Tool) -> str:
+        checked_schema(f"tool {tool.name}: parameters", tool.schema)
         properties = _properties(tool)
         if not tool.strict or (not properties and _is_open(tool)):
             key = f"{build.text(self.before_key)} /[^<>\\n=]+/ {build.text(self.after_key)}"
@@ -258,8 +264,12 @@ class TaggedCalls(_Calls):
             name = f"tool {tool.name}: parameters.properties.{key}"
             return f"{build.json(name, whole)} {build.text(self.after_value)}"
         if isinstance(known := value.get("enum", [value["const"]] if "const" in value else None), list):
-            texts = either(*(build.text(one) for one in known if isinstance(one, str) and one))
-            return f"{texts} {build.text(self.after_value)}"
+            texts = [one for one in known if isinstance(one, str)]
+            if not texts:
+                raise InvalidRequest(
+                    f"tool {tool.name}: parameters.properties.{key} allows no text: mend it, or leave it out"
+                )
+            return f"{either(*map(build.text, texts))} {build.text(self.after_value)}"
         return build.up_to(self.after_value)
 
     def read_arguments(self, answer: Answer, tool: Tool) -> Parse[None]:
@@ -271,6 +281,11 @@ class TaggedCalls(_Calls):
             name = "".join(key)
             answer.arguments(f"{before}{json.dumps(name, ensure_ascii=False)}: ")
             before = ", "
+            if not tool.strict:  # whatever the model writes
+                value = list[str]()
+                yield from answer.until(self.after_value, value.append)
+                answer.arguments(_as_json("".join(value)))
+                continue
             if name in properties and not _is_text(properties[name]):
                 yield from answer.until(self.after_value, answer.arguments)
                 continue
@@ -280,6 +295,15 @@ class TaggedCalls(_Calls):
             )
             answer.arguments('"')
         answer.arguments("{}" if before == "{" else "}")
+
+
+def _as_json(value: str) -> str:
+    """A value that stands without quotes, as JSON."""
+    try:
+        json.loads(value)
+    except ValueError:
+        return json.dumps(value, ensure_ascii=False)
+    return value
 
 
 def _properties(tool: Tool) -> Mapping[str, Any]:

@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import regex  # type: ignore[import-untyped]
+
 from pellucid.errors import InvalidRequest
 from pellucid.sample.grammars import schema
 from pellucid.sample.grammars.grammar import JSON, compiled
@@ -21,22 +23,20 @@ class LarkBuilder:
     """Collects the rules of a grammar for one vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._rules = tokenizer, dict[str, str]()
+        self._rules = dict[str, str]()
+        texts = ((tokenizer.token_text(one), one) for one in tokenizer.vocabulary.special_ids)
+        self._ids = {text: one for text, one in texts if text}
+        self._special = regex.compile(r"\L<special>", special=list(self._ids))
 
     def text(self, literal: str) -> str:
         """An expression for a literal text."""
-        if not literal:
-            return '""'
-        parts, plain = list[str](), ""
-        special = {self._tokenizer.token_text(one): one for one in self._tokenizer.vocabulary.special_ids}
-        while literal:
-            found = next((one for one in special if one and literal.startswith(one)), None)
-            if found is None:
-                plain, literal = plain + literal[0], literal[1:]
-                continue
-            parts += [json.dumps(plain)] * bool(plain) + [f"<[{special[found]}]>"]
-            plain, literal = "", literal[len(found) :]
-        return " ".join([*parts, *([json.dumps(plain)] * bool(plain))])
+        parts, end = list[str](), 0
+        for found in self._special.finditer(literal) if self._ids else ():
+            plain = literal[end : found.start()]
+            parts += [json.dumps(plain)] * bool(plain) + [f"<[{self._ids[found[0]]}]>"]
+            end = found.end()
+        plain = literal[end:]
+        return " ".join([*parts, *([json.dumps(plain)] * (bool(plain) or not parts))])
 
     def is_special(self, literal: str) -> bool:
         """Whether a literal is a control token."""
@@ -55,13 +55,10 @@ class LarkBuilder:
         Raises:
             InvalidRequest: it is no schema that can be enforced; the message begins with ``name``.
         """
-        checked = json.loads(schema.read(name, value))
-        try:
-            compiled("json_schema", value)
-        except InvalidRequest as error:
-            raise InvalidRequest(str(error).replace("json_schema", name, 1)) from None
+        checked = checked_schema(name, value)
         if isinstance(checked, Mapping):
-            checked = {**checked, "x-guidance": {**checked.get("x-guidance", {}), **JSON}}
+            given = checked.get("x-guidance")
+            checked = {**checked, "x-guidance": {**(given if isinstance(given, Mapping) else {}), **JSON}}
         return self.rule("json", f"%json {json.dumps(checked)}")
 
     def rule(self, name: str, expression: str, options: str = "") -> str:
@@ -74,6 +71,20 @@ class LarkBuilder:
     def grammar(self, start: str) -> str:
         """The whole grammar."""
         return "\n".join([f"start: {start}", *(name + rule for rule, name in self._rules.items()), ""])
+
+
+def checked_schema(name: str, value: Any) -> Any:
+    """A JSON schema, checked.
+
+    Raises:
+        InvalidRequest: it is none that can be enforced; the message begins with ``name``.
+    """
+    checked = json.loads(schema.read(name, value))
+    try:
+        compiled("json_schema", value)
+    except InvalidRequest as error:
+        raise InvalidRequest(str(error).replace("json_schema", name, 1)) from None
+    return checked
 
 
 def either(*expressions: str) -> str:

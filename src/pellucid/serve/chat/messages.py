@@ -34,8 +34,9 @@ def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, A
         message["content"] = _joined(message.get("content", ""), f"{where}.content")
         if "tool_calls" in message:
             message["tool_calls"] = _calls(message["tool_calls"], f"{where}.tool_calls", names)
-        if role == "tool" and "name" not in message and message.get("tool_call_id") in names:
-            message["name"] = names[message["tool_call_id"]]
+        called = message.get("tool_call_id")
+        if role == "tool" and "name" not in message and isinstance(called, str) and called in names:
+            message["name"] = names[called]
         made.append(message)
     return made
 

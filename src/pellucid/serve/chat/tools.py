@@ -83,7 +83,7 @@ def chosen(tools: Sequence[Tool], names: Sequence[str] | None, required: bool, p
     for name in names or ():
         if name not in known:
             raise InvalidRequest(f"tool_choice names {brief(name)}; tools has {', '.join(known) or 'none'}")
-    if required and not tools:
-        raise InvalidRequest("tool_choice requires a call, but there are no tools: send tools")
     allowed = [known[name] for name in dict.fromkeys(names)] if names is not None else list(tools)
+    if required and not allowed:
+        raise InvalidRequest("tool_choice requires a call, but there are no tools: send tools")
     return ToolChoice(allowed, required, parallel)

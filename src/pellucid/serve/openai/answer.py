@@ -9,18 +9,10 @@ from typing import Any
 
 from pellucid.engine.output import Generation
 from pellucid.sample.logprobs import Logprobs
+from pellucid.serve.api import ERROR_TYPES
 from pellucid.tokenize import Tokenizer
 
 REASONS = {"stop": "stop", "length": "length", "time": "length", "until": "stop", None: "stop"}
-TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    503: "overloaded_error",
-}
-"""OpenAI's type of an error of each status."""
 
 
 def usage(made: Sequence[Generation], reasoning: int = 0) -> dict[str, Any]:
@@ -66,8 +58,20 @@ def chat_logprobs(logprobs: Logprobs, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _of_token(token: int, value: float, tokenizer: Tokenizer) -> dict[str, Any]:
-    text = tokenizer.token_text(token)
-    return {"token": text, "logprob": finite(value), "bytes": list(text.encode("utf-8", "surrogateescape"))}
+    return {
+        "token": token_text(token, tokenizer),
+        "logprob": finite(value),
+        "bytes": list(tokenizer.token_bytes(token)),
+    }
+
+
+def token_text(token: int, tokenizer: Tokenizer) -> str:
+    """What a token adds to a text; a part of a character as OpenAI writes it, "bytes:\\xe2\\x82"."""
+    data = tokenizer.token_bytes(token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def finite(value: float) -> float:
@@ -77,7 +81,7 @@ def finite(value: float) -> float:
 
 def error_body(status: int, message: str) -> dict[str, Any]:
     """The body of an error."""
-    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 

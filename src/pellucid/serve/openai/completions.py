@@ -17,7 +17,7 @@ from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import Logprobs
 from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body, add_ends
-from pellucid.serve.openai.answer import REASONS, added, finite, head, usage
+from pellucid.serve.openai.answer import REASONS, added, finite, head, token_text, usage
 from pellucid.serve.openai.fields import stream_usage
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.infill import infill_prompt
@@ -119,10 +119,10 @@ class CompletionRequest:
         parts = [made.logprobs]
         tokens, values, tops = list[str](), list[float | None](), list[dict[str, float] | None]()
         if self.echo and made.prompt_logprobs is not None:
-            tokens, values, tops = [tokenizer.token_text(ids[0])], [None], [None]
+            tokens, values, tops = [token_text(ids[0], tokenizer)], [None], [None]
             parts.insert(0, made.prompt_logprobs)
         for part in parts:
-            tokens += [tokenizer.token_text(int(token)) for token in part.ids]
+            tokens += [token_text(int(token), tokenizer) for token in part.ids]
             values += [finite(float(value)) for value in part.chosen]
             tops += _tops(part, tokenizer)
         starts = np.cumsum([0, *(len(token) for token in tokens)])[:-1]
@@ -148,7 +148,7 @@ def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[
 def _tops(part: Logprobs, tokenizer: Tokenizer) -> list[dict[str, float] | None]:
     return [
         {
-            tokenizer.token_text(int(token)): finite(float(value))
+            token_text(int(token), tokenizer): finite(float(value))
             for token, value in zip(ids, row)
             if token >= 0
         }

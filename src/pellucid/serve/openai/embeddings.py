@@ -13,8 +13,6 @@ from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.body import Body
 
-MOST_TEXTS = 2048
-
 
 @dataclass(frozen=True)
 class EmbeddingRequest:
@@ -32,12 +30,9 @@ class EmbeddingRequest:
         Raises:
             InvalidRequest: a field is wrong; the message names it.
         """
-        asked = body.required("input")
-        texts = [asked] if isinstance(asked, str) else asked
-        if not isinstance(texts, list) or not texts or not all(isinstance(one, str) for one in texts):
-            raise InvalidRequest(f"input={brief(asked)}: must be a text or a list of texts")
-        if len(texts) > MOST_TEXTS:
-            raise InvalidRequest(f"input has {len(texts):,} texts; the limit is {MOST_TEXTS:,}")
+        texts = body.texts("input")
+        if not texts:
+            raise InvalidRequest("input=[]: must have at least one text")
         form = body.take("encoding_format", "float")
         if form not in ("float", "base64"):
             raise InvalidRequest(f"encoding_format={brief(form)}: must be float or base64")

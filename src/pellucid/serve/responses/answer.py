@@ -50,7 +50,7 @@ class ResponseRequest:
         items = ItemEvents(number)
         for part in self.run.parser().push(made.text, last=True):
             items.of(part)
-        items.end()
+        items.end(cut=_is_cut(made))
         return self._response(name, number, made, items)
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
@@ -66,17 +66,17 @@ class ResponseRequest:
                     for event in items.of(part):
                         yield {**event, "sequence_number": count}
                         count += 1
-        for event in items.end():
+        (made,) = self.run.group.results()
+        for event in items.end(cut=_is_cut(made)):
             yield {**event, "sequence_number": count}
             count += 1
-        (made,) = self.run.group.results()
         response = self._response(name, number, made, items)
         kind = f"response.{response['status']}"
         yield {"type": kind, "sequence_number": count, "response": response}
 
     def _response(self, name: str, number: str, made: Generation | None, items: ItemEvents) -> dict[str, Any]:
         """The answer so far; ``made`` is None before it has ended."""
-        cut = made is not None and made.finish_reason in ("length", "time")
+        cut = made is not None and _is_cut(made)
         return {
             "id": f"resp_{number}",
             "object": "response",
@@ -92,6 +92,10 @@ class ResponseRequest:
             "usage": None if made is None else _usage(made, self.run.tokens(items.reasoning)),
             **self.shown,
         }
+
+
+def _is_cut(made: Generation) -> bool:
+    return made.finish_reason in ("length", "time")
 
 
 def _usage(made: Generation, reasoning: int) -> dict[str, Any]:

@@ -42,8 +42,8 @@ class ItemEvents:
             return [*begin, self._grown("response.reasoning_text.delta", part.text, content_index=0)]
         return [self._grown("response.function_call_arguments.delta", part.text)]
 
-    def end(self) -> list[Event]:
-        """The events that end the last item."""
+    def end(self, *, cut: bool = False) -> list[Event]:
+        """The events that end the last item; ``cut``: it is not whole."""
         if not self._kind:
             return []
         kind, text, events = self._kind, self._text, list[Event]()
@@ -62,7 +62,7 @@ class ItemEvents:
         else:
             events = [self._event("response.function_call_arguments.done", arguments=text, name=item["name"])]
             item["arguments"] = text
-        item["status"] = "completed"
+        item["status"] = "incomplete" if cut else "completed"
         return [*events, self._item_event("response.output_item.done")]
 
     def _begin(self, kind: str, letters: str, item: dict[str, Any]) -> list[Event]:

@@ -33,6 +33,8 @@ RESPONSES_BODY = BodyForm(
     defaults={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
 )
 """Nothing is stored: a request sends the whole conversation."""
+REASONING = {"role", "content", "reasoning_content"}
+"""What a message has that is only reasoning so far."""
 SHOWN = ("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature", "top_p")
 """Fields of a request that its answer repeats, beside tools, text and reasoning."""
 
@@ -66,7 +68,11 @@ def _add(item: Any, messages: list[dict[str, Any]], where: str) -> None:
     """Add an item of the input to the messages: calls and reasoning belong to the assistant's."""
     kind = item.get("type", "message") if isinstance(item, Mapping) else None
     if kind == "message":
-        messages.append({"role": item.get("role"), "content": item.get("content", "")})
+        message = {"role": item.get("role"), "content": item.get("content", "")}
+        if message["role"] == "assistant" and messages and set(messages[-1]) == REASONING:
+            messages[-1].update(message)  # the reasoning before it belongs to it
+        else:
+            messages.append(message)
     elif kind == "function_call":
         function = {"name": item.get("name"), "arguments": item.get("arguments", "")}
         call = {"id": item.get("call_id"), "type": "function", "function": function}
@@ -76,8 +82,9 @@ def _add(item: Any, messages: list[dict[str, Any]], where: str) -> None:
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
     elif kind == "reasoning":
         parts = item.get("content") or item.get("summary") or []
-        texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-        if not isinstance(parts, list) or not all(isinstance(text, str) for text in texts):
+        found = parts if isinstance(parts, list) else [parts]
+        texts = [part.get("text") if isinstance(part, Mapping) else None for part in found]
+        if not all(isinstance(text, str) for text in texts):
             raise InvalidRequest(f"{where}.content={brief(parts)}: must be a list of parts with a text")
         if texts:
             messages.append(

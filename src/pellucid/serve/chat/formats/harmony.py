@@ -55,7 +55,8 @@ class Harmony(CallFormat):
         while True:
             header = list[str]()
             if not (yield from answer.until("<|message|>", header.append)):
-                answer.text("".join(header))  # no message: the model did not keep to its format
+                if not "".join(header).startswith(("<|", " to=")):  # else a header that was cut off
+                    answer.text("".join(header))
                 return
             head = "".join(header)
             channel, recipient = CHANNEL.search(head), RECIPIENT.search(head)

@@ -10,5 +10,5 @@ HERMES = JsonCalls(
     middle='", "arguments": ',
     after="}\n</tool_call>",
     between="\n",
-    bare=r'\{{1,2}\s{0,8}"name":\s?"{name}",\s{0,8}"arguments":\s?',
+    bare=r'\{{1,2}\s{0,8}"name":\s?"{name}",\s{0,8}"arguments":',
 )

@@ -12,5 +12,5 @@ LLAMA3 = JsonCalls(
     after="}",
     between="; ",
     at_start=True,
-    bare=r'\{\s{0,8}("type":\s?"function",\s{0,8}"name"|"function"):\s?"{name}",\s{0,8}"parameters":\s?',
+    bare=r'\{\s{0,8}("type":\s?"function",\s{0,8}"name"|"function"):\s?"{name}",\s{0,8}"parameters":',
 )
