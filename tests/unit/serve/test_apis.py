@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from support.served import Served, models_folder, serving
 import pellucid
 from pellucid.llm import LLM
 from pellucid.serve.api import known_apis
+from pellucid.serve.body import Body
+from pellucid.serve.responses.request import RESPONSES_BODY, conversation_of
 from pellucid.tokenize.infill import infill_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -350,6 +353,8 @@ def test_ranking(served: Served, folder: Path) -> None:
         ("/v1/responses", {"input": [{"type": "odd"}]}, "input[0]"),
         ("/v1/responses", {"input": "a", "previous_response_id": "resp_1"}, "previous_response_id='resp_1'"),
         ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type='web_search'"),
+        ("/v1/responses", {"input": [{"type": "reasoning", "content": 5}]}, "input[0].content=5"),
+        ("/v1/chat/completions", {"messages": []}, "messages is empty"),
         ("/infill", {"input_extra": [5]}, "input_extra[0]=5"),
         ("/v1/rerank", {"query": "a", "documents": []}, "documents="),
     ],
@@ -359,6 +364,63 @@ def test_wrong_requests(served: Served, path: str, body: Any, word: str) -> None
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert word in (error if isinstance(error, str) else error["message"])
+
+
+def test_bodies_that_json_does_not_have(served: Served) -> None:
+    for raw, status in (
+        (b'{"model": "one", "input": "a", "metadata": {"a": NaN}}', 400),
+        (b'{"model": NaN}', 400),
+    ):
+        assert httpx.post(served.url + "/v1/responses", content=raw).status_code == status
+    half = b'{"model": "one", "input": "a", "max_output_tokens": 2, "metadata": {"a": "\\ud800"}}'
+    assert httpx.post(served.url + "/v1/responses", content=half).status_code == 200
+    for name in ([], {}, 5):
+        body = {
+            "model": "one",
+            "messages": [*USER, {"role": "tool", "tool_call_id": name, "content": "x"}],
+            "max_tokens": 2,
+        }
+        assert httpx.post(served.url + "/v1/chat/completions", json=body).status_code == 200
+
+
+def test_reasoning_belongs_to_the_message_after_it() -> None:
+    given_ = [
+        {"role": "user", "content": "a"},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "b"}]},
+        {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "1", "output": "c"},
+    ]
+    made = conversation_of(Body({"input": given_}, RESPONSES_BODY), {}).messages
+    assert [one["role"] for one in made] == ["user", "assistant", "tool"]
+    assert made[1]["reasoning_content"] == "Hm."
+    assert made[1]["tool_calls"][0]["function"]["name"] == "f"
+
+
+def test_a_template_that_refuses_is_the_clients_mistake(folder: Path) -> None:
+    with serving(folder) as made:
+        httpx.post(made.url + "/v1/completions", json={"model": "one", "prompt": "a", "max_tokens": 1})
+        llm = made.llm()
+        llm.tokenizer = replace(llm.tokenizer, chat_template="{{ raise_exception('No such role') }}")
+        llm.inputs = replace(llm.inputs, tokenizer=llm.tokenizer)
+        answer = httpx.post(
+            made.url + "/v1/chat/completions", json={"model": "one", "messages": USER, "max_tokens": 1}
+        )
+    assert answer.status_code == 400
+    assert "No such role" in answer.json()["error"]["message"]
+
+
+def test_an_error_in_a_stream_has_the_apis_form(served: Served) -> None:
+    late = {"model": "one", "ignore_eos": True, "deadline": 0.15, "stream": True}
+    for path, body in (
+        ("/v1/responses", {"input": "a"}),
+        ("/v1/messages", {"messages": USER, "max_tokens": 900}),
+        ("/v1/chat/completions", {"messages": USER}),
+        ("/api/chat", {"messages": USER}),
+    ):
+        made = httpx.post(served.url + path, json={**late, **body}, timeout=60)
+        assert made.status_code in (200, 408), made.text
+        assert "error" in made.text, (path, made.text[-300:])
 
 
 @pytest.mark.parametrize(

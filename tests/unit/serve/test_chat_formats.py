@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -258,3 +259,73 @@ def test_wrong_choices(llm: LLM) -> None:
     build, wrong = LarkBuilder(llm.tokenizer), tool("a", "add", None, {"properties": {"x": {"type": "odd"}}})
     with pytest.raises(InvalidRequest, match="tool add"):
         llm.request("x", grammar=build.grammar(HERMES.grammar(build, ToolChoice([wrong]), None)))
+
+
+@pytest.mark.parametrize("name", ["qwen3-coder", "hermes"])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": {"x": {"type": "string", "enum": []}}},
+        {"properties": {"x": {"type": "string", "enum": [1]}}},
+        {"properties": {"x": {"type": "string"}}, "required": 5},
+        {"properties": 5},
+        {"properties": {"x": {"type": "string", "pattern": "("}}},
+    ],
+)
+def test_schemas_that_are_none_are_refused(name: str, parameters: dict[str, Any], llm: LLM) -> None:
+    build, wrong = LarkBuilder(llm.tokenizer), tool("a", "add", None, parameters)
+    if name == "hermes" and "enum" in str(parameters):
+        pytest.skip("an object without x follows it")
+    with pytest.raises(InvalidRequest, match="tool add: parameters"):
+        FORMATS[name].grammar(build, ToolChoice([wrong]), None)
+
+
+def test_arguments_that_follow_no_schema_are_json() -> None:
+    calls, free = (
+        FORMATS["qwen3-coder"],
+        tool("a", "add", None, {"properties": {"a": {"type": "integer"}}}, False),
+    )
+    text = calls.written_call("add", {"a": "two", "b": 3})
+    found = read(calls, text, tools={"add": free})
+    assert json.loads(found.calls[0].arguments) == {"a": "two", "b": 3}
+
+
+def test_a_long_enumeration_takes_no_time(llm: LLM) -> None:
+    long = tool("a", "add", None, {"properties": {"x": {"enum": ["a" * 100_000, *map(str, range(900))]}}})
+    start = time.perf_counter()
+    FORMATS["qwen3-coder"].grammar(LarkBuilder(llm.tokenizer), ToolChoice([long]), None)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_call_without_marks_has_its_space(llm: LLM) -> None:
+    build = LarkBuilder(llm.tokenizer)
+    grammar = build.grammar(HERMES.grammar(build, ToolChoice([LOOK]), None))
+    for text in (
+        '{"name": "look-up.2", "arguments": {"city": "Rome", "days": 2}}',
+        '{"name":"look-up.2","arguments":{"city": "Rome", "days": 2}}',
+    ):
+        assert accepted(llm, grammar, llm.tokenizer.encode(text)), text
+        assert read(HERMES, text).calls[0].arguments == '{"city": "Rome", "days": 2}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("harmony", "<|channel|>analysis", ChatAnswer()),
+        ("harmony", "<|channel|>analysis<|message|>Hm.\n<|end|><|start|>assistant", ChatAnswer("", "Hm.")),
+        ("harmony", "<|channel|>analysis<|message|>Hm.\n", ChatAnswer("", "Hm.")),
+        ("harmony", "Hi", ChatAnswer("Hi")),
+        ("hermes", 'A <tool_call>\n{"na', ChatAnswer('A <tool_call>\n{"na')),
+        ("hermes", "Use <tool_call> so.", ChatAnswer("Use <tool_call> so.")),
+    ],
+)
+@given(cuts=CUTS)
+@settings(deadline=None)
+def test_answers_that_are_cut_off(name: str, text: str, wanted: ChatAnswer, cuts: list[int]) -> None:
+    found = read(FORMATS[name], text, cuts)
+    assert (found.text, found.reasoning) == (wanted.text, wanted.reasoning)
+
+
+def test_a_choice_of_nothing() -> None:
+    with pytest.raises(InvalidRequest, match="there are no tools"):
+        chosen([ADD], [], True, True)

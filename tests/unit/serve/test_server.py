@@ -67,6 +67,8 @@ def test_chat(client: openai.OpenAI, llm: LLM) -> None:
     assert made.choices[0].logprobs.content is not None
     assert wanted[0].logprobs is not None
     assert [one.logprob for one in made.choices[0].logprobs.content] == wanted[0].logprobs.chosen.tolist()
+    spelt = [bytes(one.bytes or []) for one in made.choices[0].logprobs.content]
+    assert spelt == [llm.tokenizer.token_bytes(token) for token in wanted[0].ids]
     assert made.usage is not None
     assert (made.usage.prompt_tokens, made.usage.completion_tokens) == (wanted[0].usage.prompt_tokens, 18)
 
@@ -459,6 +461,10 @@ def test_keys_hosts_and_origins(folder: Path) -> None:
         assert httpx.post(ask, json=body, headers={**good, "Origin": served.url}).status_code == 200
         allowed = httpx.post(ask, json=body, headers={**good, "Origin": "http://page.example"})
         assert allowed.headers["access-control-allow-origin"] == "http://page.example"
+        asks = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST"}
+        before = httpx.options(ask, headers={**asks, "Access-Control-Request-Headers": "x-stainless-lang"})
+        assert before.status_code == 200
+        assert httpx.post(ask, json=body, headers={**good, "Host": "["}).status_code in (400, 403)
     finally:
         served.close()
 
