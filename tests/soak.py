@@ -27,7 +27,7 @@ MORE_MEMORY = 64 << 20  # bytes: the allocator's own, after minutes of other req
 POOL = 40  # threads that anyio keeps for calls that may take a while
 TOPICS = ("the sea", "a river", "the moon", "bread", "a clock", "winter", "a song", "the road")
 WRONG: tuple[Any, ...] = (
-    b"{", b"[]", b"\xff\xfe", b"[" * 50_000, {}, {"model": "none"}, {"messages": 5}, {"messages": [{"role": "user"}]},
+    b"{", b"[]", b"\xff\xfe", b"[" * 50_000, {}, {"model": "none"}, {"messages": 5}, {"messages": [{"role": 5}]},
     {"prompt": "a", "n": 10_000}, {"prompt": "a", "temperature": "hot"}, {"prompt": "a", "regex": "("},
     {"prompt": "a" * 100_000}, {"prompt": "a", "stop": [""] * 99}, {"prompt": [-1]}, {"input": {}},
 )  # fmt: skip
