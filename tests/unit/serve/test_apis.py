@@ -522,13 +522,13 @@ def test_the_document_names_every_route(served: Served) -> None:
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_nothing(caller: Served) -> None:
+def test_schemathesis_finds_nothing(caller: Served, tmp_path: Path) -> None:
     checks = "not_a_server_error,content_type_conformance,response_schema_conformance,unsupported_method"
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", caller.url + "/openapi.json", "-n", "15"),
             *("--max-time", "40", "-c", checks, "--seed", "1", "--generation-database", ":memory:"),
         ],
-        capture_output=True, text=True, timeout=240, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-500:]

@@ -15,7 +15,7 @@ def command(
         list[str] | None,
         typer.Argument(
             help="The models, by the names that requests use; as for run. By default, all on this machine.",
-            metavar="[MODEL]...",
+            metavar="MODEL",
             show_default=False,
         ),
     ] = None,
