@@ -7,7 +7,7 @@ LEAST = 16  # tokens of a prompt in a step, however slow it is: a prompt must co
 NEW = 0.2  # the weight of the last step in the averages
 SLOW = 0.02  # the same, of a step with more rows in the time of one row
 EASED = 0.05  # the same, for a prompt's tokens that took less time: the slowest of the last steps count
-MARGIN = 0.78  # the part of the target that is planned: the context grows, and the machine has other work
+MARGIN = 0.85  # the part of the target that is planned: the context grows, and the machine has other work
 UNUSUAL = 2.0  # a step that takes so many times as long as expected, or as short, counts as this
 
 
