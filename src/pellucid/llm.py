@@ -251,7 +251,10 @@ class LLM:
             InvalidRequest: there are no texts, one is empty, or the model is not a sentence encoder.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
-        encoded = self.inputs.sentences(texts, truncate)
+        return self.embed_tokens(self.inputs.sentences(texts, truncate))
+
+    def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]:
+        """The vectors of sentences whose token ids are known (``inputs.sentences``), as ``embed``."""
         out = np.empty((len(encoded), self.runner.width), np.float32)
         for number, vector in self.engine.run(EmbeddingTask(self.runner, encoded)):
             out[number] = vector

@@ -21,7 +21,7 @@ from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import StepLimits
-from pellucid.runtime.executor import default_threads
+from pellucid.runtime.executor import Executor, default_threads
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
 from pellucid.util.checks import whole
@@ -80,6 +80,33 @@ def load(
         CacheFull: the machine does not have the memory that the context needs.
         KernelError: a kernel did not compile.
     """
+    made = _loaded(
+        source, context, threads, precise, kv_cache, cap_context, pulls, progress, compiling, before=before
+    )
+    if draft is None:
+        return made
+    try:
+        return _with_draft(made, draft, pulls, progress, compiling)
+    except BaseException:
+        made.close()
+        raise
+
+
+def _loaded(
+    source: str | Path,
+    context: int | None,
+    threads: int | None,
+    precise: bool,
+    kv_cache: str | None,
+    cap_context: bool,
+    pulls: bool,
+    progress: DownloadProgress | None,
+    compiling: CompileProgress | None,
+    *,
+    before: Callable[[Inputs], object] | None,
+    executor: Executor | None = None,
+) -> LLM:
+    """A model without a draft; ``executor`` is that of another model, whose threads it uses too."""
     from pellucid.weights.store import resolve
 
     if threads is not None:
@@ -98,18 +125,13 @@ def load(
         spec = replace(model.spec, context=tokens)  # of which some rotary frequencies depend
         plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
         limits = step_limits(model.spec, tokens)
-        runner = ModelRunner(checkpoint, model, plan, limits, threads or default_threads(), compiling)
+        runner = ModelRunner(
+            checkpoint, model, plan, limits, threads or default_threads(), compiling, executor
+        )
         checkpoint.check_unchanged()
-        made = LLM(checkpoint, runner, tokenizer, sampling)
+        return LLM(checkpoint, runner, tokenizer, sampling)
     except BaseException:
         checkpoint.close()
-        raise
-    if draft is None:
-        return made
-    try:
-        return _with_draft(made, draft, pulls, progress, compiling)
-    except BaseException:
-        made.close()
         raise
 
 
@@ -124,37 +146,30 @@ def _with_draft(
 
     Raises: as ``load``, and InvalidRequest if the draft cannot propose tokens for the model.
     """
-    from pellucid.weights.store import resolve
+    name = brief(str(source))
 
-    checkpoint = open_checkpoint(resolve(source, progress=progress, pulls=pulls))
-    try:
-        model, tokenizer = read_model(checkpoint), load_tokenizer(checkpoint)
-        name = brief(str(source))
-        if not llm.spec.head or not model.spec.head:
+    def refuse_others(inputs: Inputs) -> None:
+        if not llm.spec.head or not inputs.spec.head:
             raise InvalidRequest(f"draft={name}: both models must generate text")
         if llm.runner.has_states:
             raise InvalidRequest(
                 f"draft={name}: the state of {shown(llm.spec.name)} cannot be taken back by tokens"
             )
-        size = min(len(tokenizer.vocabulary.tokens), len(llm.tokenizer.vocabulary.tokens))
-        if tokenizer.vocabulary.tokens[:size] != llm.tokenizer.vocabulary.tokens[:size]:
+        theirs, ours = inputs.tokenizer.vocabulary.tokens, llm.tokenizer.vocabulary.tokens
+        size = min(len(theirs), len(ours))
+        if theirs[:size] != ours[:size]:
             raise InvalidRequest(
                 f"draft={name}: its vocabulary is not that of {shown(llm.spec.name)}: take one of the same family"
             )
-        context = min(llm.context, model.spec.context)
-        plan = pipeline.build_plan(replace(model.spec, context=context), layouts(checkpoint, model), 8, None)
-        limits = step_limits(model.spec, context)
-        runner = ModelRunner(
-            checkpoint, model, plan, limits, llm.runner.threads, compiling, llm.runner.executor
-        )
-        if runner.has_states:
-            runner.close()
-            raise InvalidRequest(f"draft={name}: its state cannot be taken back by tokens")
-        checkpoint.check_unchanged()
-    except BaseException:
-        checkpoint.close()
-        raise
-    return LLM(llm.checkpoint, llm.runner, llm.tokenizer, llm.recommended, LLM(checkpoint, runner, tokenizer))
+
+    draft = _loaded(
+        source, llm.context, llm.runner.threads, False, None, True, pulls, progress, compiling,
+        before=refuse_others, executor=llm.runner.executor,
+    )  # fmt: skip
+    if draft.runner.has_states:
+        draft.close()
+        raise InvalidRequest(f"draft={name}: its state cannot be taken back by tokens")
+    return LLM(llm.checkpoint, llm.runner, llm.tokenizer, llm.recommended, draft)
 
 
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:

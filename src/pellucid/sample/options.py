@@ -129,7 +129,9 @@ class Options:
     def skipped(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The control tokens that do not stand in the text."""
         special = tokenizer.vocabulary.special_ids
-        return frozenset() if self.keep_special is True else special.difference(self.keep_special or ())
+        if not self.keep_special:
+            return special
+        return frozenset() if self.keep_special is True else special.difference(self.keep_special)
 
     def stop_criteria(self) -> StopCriteria:
         """The criteria that end the text besides end tokens. The time limit starts now."""

@@ -154,10 +154,12 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no value of JSON")
 
 
-def answer(content: Mapping[str, Any], status: int = 200) -> Response:
+def answer(
+    content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
     """A JSON response."""
     # ASCII alone: a text may have half of a character that JSON can escape and UTF-8 cannot have.
-    return Response(json.dumps(dict(content)), status, media_type="application/json")
+    return Response(json.dumps(dict(content)), status, headers, media_type="application/json")
 
 
 @dataclass(frozen=True)

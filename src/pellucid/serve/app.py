@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from pellucid.errors import PellucidError
 from pellucid.serve.api import Api, ClientCall, Route, answer, error_form, known_apis, status_of
@@ -54,13 +54,13 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
     """The answer to a path or a method that no API has."""
     path = request.url.path
     message = f"{request.method} {path[:200]}: {error.detail.lower()}"
-    return JSONResponse(error_form(path)(error.status_code, message), error.status_code, error.headers)
+    return answer(error_form(path)(error.status_code, message), error.status_code, error.headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     """The answer where a bug is; its traceback goes to the server's log."""
     message = f"a bug of the server: {type(error).__name__}; its log has more"
-    return JSONResponse(error_form(request.url.path)(500, message), 500)
+    return answer(error_form(request.url.path)(500, message), 500)
 
 
 def _served(
@@ -84,9 +84,6 @@ def _served(
             return Response(status_code=GONE)
         except PellucidError as error:
             status = status_of(error)
-            response = answer(api.error(status, str(error)), status)
-            if status == 503:
-                response.headers.update(RETRY)
-            return response
+            return answer(api.error(status, str(error)), status, RETRY if status == 503 else None)
 
     return endpoint

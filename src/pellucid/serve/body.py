@@ -14,6 +14,8 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.util.checks import real, whole
 
+PLAIN: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+"""The defaults of OpenAI and Anthropic: the model's own distribution."""
 MOST_CHOICES = 64
 MOST_LOGPROBS = 20
 MOST_BIAS = 100.0

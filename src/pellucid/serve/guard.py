@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pellucid.serve.api import error_form
+from pellucid.serve.api import answer, error_form
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = ("/health",)
@@ -47,17 +46,14 @@ class Guard:
             refused = self._refused(scope["path"], Headers(scope=scope))
             if refused is not None:
                 status, message = refused
-                await JSONResponse(error_form(scope["path"])(status, message), status)(scope, receive, send)
+                await answer(error_form(scope["path"])(status, message), status)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     def _refused(self, path: str, headers: Headers) -> tuple[int, str] | None:
-        rules, host = self._rules, headers.get("host", "")
+        rules, host, origin = self._rules, headers.get("host", ""), headers.get("origin")
         try:
-            name, origin_host = (
-                urlsplit(f"//{host}").hostname or "",
-                urlsplit(headers.get("origin", "")).netloc,
-            )
+            name, origin_host = urlsplit(f"//{host}").hostname or "", urlsplit(origin or "").netloc
         except ValueError:
             return 403, f"host {host[:100]!r} or the origin is no address"
         if rules.hosts and name not in rules.hosts:
@@ -65,7 +61,6 @@ class Guard:
                 403,
                 f"host {host[:100]!r} is not one of this server: start it with --allow-host {name[:100]}",
             )
-        origin = headers.get("origin")
         if origin is not None and origin_host != host and origin not in rules.origins:
             return 403, f"origin {origin[:100]!r} may not ask: start the server with --allow-origin"
         if rules.keys and path not in OPEN and not self._has_key(headers):

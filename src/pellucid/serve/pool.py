@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from pellucid.errors import CacheFull, ModelNotFound
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
+from pellucid.weights.checkpoint import stored_bytes
 
 
 @dataclass
@@ -103,5 +104,4 @@ class ModelPool:
 
 def _bytes(llm: LLM) -> int:
     """Bytes of a model's weights."""
-    own = sum(tensor.nbytes for tensor in llm.checkpoint.tensors.values())
-    return own + (_bytes(llm.draft) if llm.draft else 0)
+    return stored_bytes(llm.checkpoint) + (_bytes(llm.draft) if llm.draft else 0)

@@ -58,8 +58,15 @@ KNOWN = (
 
 def infill_tokens(tokenizer: Tokenizer) -> InfillTokens | None:
     """The control tokens for filling in that a vocabulary has; None if it has none."""
-    tokens = set(tokenizer.vocabulary.tokens)
-    return next((one for one in KNOWN if {one.prefix, one.suffix, one.middle or one.prefix} <= tokens), None)
+    ids = tokenizer.vocabulary.ids
+    return next(
+        (
+            one
+            for one in KNOWN
+            if all(token in ids for token in (one.prefix, one.suffix, one.middle or one.prefix))
+        ),
+        None,
+    )
 
 
 def infill_prompt(
@@ -77,7 +84,7 @@ def infill_prompt(
         raise InvalidRequest(
             "this model cannot fill in: its vocabulary has no tokens for it; leave suffix out"
         )
-    ids = {text: index for index, text in enumerate(tokenizer.vocabulary.tokens)}
+    ids = tokenizer.vocabulary.ids
 
     def part(token: str, text: str) -> list[int]:
         return [*([ids[token]] if token in ids else []), *tokenizer.encode(text, add_special=False)]

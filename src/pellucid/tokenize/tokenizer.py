@@ -257,8 +257,7 @@ class Tokenizer(Encoder):
         """
         from pellucid.tokenize.chat.conversation import conversation, ended_by, guard, up_to
 
-        control_tokens = [self.token_text(index) for index in self.vocabulary.special_ids]
-        guarded, mark = guard(conversation(messages), control_tokens)
+        guarded, mark = guard(conversation(messages), self.vocabulary.special_tokens)
         given = {**variables, "add_generation_prompt": add_generation_prompt, "tools": tools}
         if continue_final_message:
             guarded, end = ended_by(guarded)

@@ -78,6 +78,11 @@ class Vocabulary:
         return frozenset(self.of_type(*SPECIAL_TYPES))
 
     @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Text → id of control and unknown tokens."""
+        return {self.tokens[index]: index for index in sorted(self.special_ids)}
+
+    @cached_property
     def _by_type(self) -> dict[int, list[int]]:
         """The ids of the few tokens that are not normal, by type."""
         found: dict[int, list[int]] = {}

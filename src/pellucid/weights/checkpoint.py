@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,3 +57,13 @@ class Checkpoint(Protocol):
     def close(self) -> None:
         """Close the files."""
         ...
+
+
+def stored_bytes(checkpoint: Checkpoint) -> int:
+    """The bytes of all tensors."""
+    return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+
+
+def parameter_count(checkpoint: Checkpoint) -> int:
+    """The number of all values."""
+    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())

@@ -97,6 +97,7 @@ def _model(name: str) -> dict[str, Any]:
     from pellucid.model.read import read_model
     from pellucid.sample.recommended import recommended
     from pellucid.tokenize import load_tokenizer
+    from pellucid.weights.checkpoint import parameter_count, stored_bytes
     from pellucid.weights.open import open_checkpoint
     from pellucid.weights.store import resolve
 
@@ -106,12 +107,12 @@ def _model(name: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(checkpoint)
     block, formats = spec.blocks[0], Counter(t.format for t in checkpoint.tensors.values())
     ends = " or ".join(tokenizer.token_text(token) for token in sorted(tokenizer.eos_ids))
-    parameters = sum(_count(t.shape) for t in checkpoint.tensors.values())
+    parameters = parameter_count(checkpoint)
     return {
         "name": spec.name,
         "family": spec.family,
         "path": str(checkpoint.path),
-        "file": f"{checkpoint.kind}, {sum(t.nbytes for t in checkpoint.tensors.values()) / 1e6:.0f} MB, "
+        "file": f"{checkpoint.kind}, {stored_bytes(checkpoint) / 1e6:.0f} MB, "
         + ", ".join(f"{count} {form}" for form, count in formats.most_common()),
         "parameters": f"{parameters / 1e6:.1f} million",
         "context": spec.context,
@@ -126,13 +127,6 @@ def _model(name: str) -> dict[str, Any]:
         "tokenizer": f"{tokenizer.vocab_size:,} tokens" + (f", a text ends with {ends}" if ends else ""),
         "chat template": "yes" if tokenizer.chat_template else "no",
     }
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for dimension in shape:
-        total *= dimension
-    return total
 
 
 COMMAND = Command("info", command)

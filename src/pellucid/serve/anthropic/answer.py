@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.engine.request import RequestGroup
 from pellucid.llm import LLM
 from pellucid.serve.anthropic.request import conversation_of
 from pellucid.serve.api import ERROR_TYPES
 from pellucid.serve.body import Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallStart, Part
-from pellucid.serve.chat.request import ChatRun
+from pellucid.serve.chat.request import ChatRun, ChatRunRequest
 
 
 def error_body(status: int, message: str) -> dict[str, Any]:
@@ -25,10 +23,8 @@ def error_body(status: int, message: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class MessageRequest:
+class MessageRequest(ChatRunRequest):
     """A conversation that runs."""
-
-    run: ChatRun
 
     @classmethod
     def of(cls, body: Body, llm: LLM) -> MessageRequest:
@@ -38,11 +34,6 @@ class MessageRequest:
             InvalidRequest: a field is wrong; the message names it.
         """
         return cls(ChatRun(llm, conversation_of(body, llm.recommended)))
-
-    @property
-    def groups(self) -> list[RequestGroup]:
-        """The request to the engine, checked."""
-        return [self.run.group]
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The body of the answer ``number`` of the model ``name``."""
@@ -55,7 +46,7 @@ class MessageRequest:
             content.append({"type": "text", "text": found.text})
         for one in found.calls:
             block = {"type": "tool_use", "id": one.id, "name": one.name}
-            content.append({**block, "input": _object(one.arguments)})
+            content.append({**block, "input": one.as_object})
         reason = _reason(made.finish_reason, made.stop_reason, bool(found.calls))
         return {**_message(name, number), "content": content, **reason, "usage": _usage(made)}
 
@@ -140,11 +131,3 @@ def _usage(made: Generation) -> dict[str, Any]:
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.generated_tokens,
     }
-
-
-def _object(text: str) -> Any:
-    """A call's arguments; an answer that was cut off may have incomplete ones."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return {}

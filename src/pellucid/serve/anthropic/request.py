@@ -10,16 +10,19 @@ from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.body import Body, BodyForm
+from pellucid.serve.body import PLAIN, Body, BodyForm
+from pellucid.serve.chat.messages import joined_texts
 from pellucid.serve.chat.request import Conversation
-from pellucid.serve.chat.tools import Tool, ToolChoice, chosen, tool
+from pellucid.serve.chat.tools import Tool, ToolChoice, chosen, tool_of
 
 ANTHROPIC_BODY = BodyForm(
     harmless=frozenset({"metadata", "service_tier", "cache_control", "context_management"}),
     only={"container": "", "mcp_servers": []},
     renamed={"max_tokens": "max_new_tokens", "stop_sequences": "stop"},
-    defaults={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
+    defaults=PLAIN,
 )
+BLOCKS = ("text",)
+"""Kinds of blocks that are texts."""
 
 
 def conversation_of(body: Body, recommended: Mapping[str, Any], *, counts: bool = False) -> Conversation:
@@ -31,7 +34,7 @@ def conversation_of(body: Body, recommended: Mapping[str, Any], *, counts: bool 
     system, messages = body.take("system", ""), body.required("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest(f"messages={brief(messages)}: must be a list of at least one message")
-    made = [{"role": "system", "content": _texts(system, "system")}] if system else []
+    made = [{"role": "system", "content": joined_texts(system, "system", BLOCKS)}] if system else []
     for at, message in enumerate(messages):
         made += _messages(message, f"messages[{at}]")
     tools, choice = _tools(body)
@@ -67,7 +70,7 @@ def _messages(message: Any, where: str) -> list[dict[str, Any]]:
             function = {"name": block.get("name"), "arguments": block.get("input", {})}
             calls.append({"id": _text(block, "id", here), "type": "function", "function": function})
         elif kind == "tool_result":
-            result = _texts(block.get("content", ""), f"{here}.content")
+            result = joined_texts(block.get("content", ""), f"{here}.content", BLOCKS)
             results.append(
                 {"role": "tool", "tool_call_id": _text(block, "tool_use_id", here), "content": result}
             )
@@ -90,18 +93,6 @@ def _text(block: Mapping[str, Any], name: str, where: str) -> str:
     return text
 
 
-def _texts(content: Any, where: str) -> str:
-    """A text, or the texts of blocks as one."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidRequest(f"{where}={brief(content)}: must be a text or a list of blocks")
-    for at, block in enumerate(content):
-        if not isinstance(block, Mapping) or block.get("type") != "text":
-            raise InvalidRequest(f"{where}[{at}]={brief(block)}: must be a block of type text")
-    return "\n".join(_text(block, "text", f"{where}[{at}]") for at, block in enumerate(content))
-
-
 def _tools(body: Body) -> tuple[list[Tool], ToolChoice]:
     tools = []
     for at, one in enumerate(body.objects("tools")):
@@ -109,8 +100,7 @@ def _tools(body: Body) -> tuple[list[Tool], ToolChoice]:
             raise InvalidRequest(
                 f"tools[{at}].type={brief(one['type'])}: this server runs no tools; only custom ones are known"
             )
-        fields = (one.get(name) for name in ("name", "description", "input_schema", "strict"))
-        tools.append(tool(f"tools[{at}]", *fields))
+        tools.append(tool_of(f"tools[{at}]", one, "input_schema"))
     choice = body.mapping("tool_choice")
     kind, parallel = choice.get("type", "auto"), not choice.get("disable_parallel_tool_use", False)
     if kind == "none":

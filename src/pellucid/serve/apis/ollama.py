@@ -82,8 +82,9 @@ async def _embed(call: ClientCall) -> Response:
             raise InvalidRequest(f"unknown field {brief(min(left))}: an embedding has input and truncate")
 
         def run() -> dict[str, Any]:
-            vectors = llm.embed(texts, truncate=truncate).tolist() if texts else []
-            tokens = sum(map(len, llm.inputs.sentences(texts, truncate))) if texts else 0
+            encoded = llm.inputs.sentences(texts, truncate) if texts else []
+            vectors = llm.embed_tokens(encoded).tolist() if texts else []
+            tokens = sum(map(len, encoded))
             total = round(1e9 * (time.perf_counter() - start))
             times = {"total_duration": total, "load_duration": 0, "prompt_eval_count": tokens}
             return {"model": name, "embeddings": vectors, **times}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from pellucid.serve.chat.call_format import CallFormat
+from pellucid.serve.chat.call_format import Answer, CallFormat
 from pellucid.serve.chat.reasoning import ReasoningMarks
-from pellucid.serve.chat.text_parser import Parse, TextParser
+from pellucid.serve.chat.text_parser import Parse
 from pellucid.serve.chat.tools import Tool
 
 
@@ -47,7 +48,7 @@ class CallArguments:
 Part: TypeAlias = "AnswerText | AnswerReasoning | CallStart | CallArguments"
 
 
-class AnswerParser(TextParser):
+class AnswerParser(Answer):
     """Reads an answer. ``begun``: the prompt has begun its reasoning. No ``calls``: everything after it is text."""
 
     def __init__(
@@ -137,6 +138,14 @@ class AssembledCall:
     id: str
     name: str
     arguments: str = ""
+
+    @property
+    def as_object(self) -> Any:
+        """Its arguments; those of an answer that was cut off may be incomplete, and are left out then."""
+        try:
+            return json.loads(self.arguments)
+        except ValueError:
+            return {}
 
 
 @dataclass

@@ -11,13 +11,13 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import regex  # type: ignore[import-untyped]
 
 from pellucid.errors import InvalidRequest
 from pellucid.serve.chat.lark import ANYTHING, LarkBuilder, checked_schema, either
-from pellucid.serve.chat.text_parser import Parse
+from pellucid.serve.chat.text_parser import Parse, TextParser
 from pellucid.serve.chat.tools import Tool, ToolChoice
 from pellucid.util.registry import discover
 
@@ -31,29 +31,26 @@ FENCE, BARE_END = r"```(json|xml)?\s{0,2}", r"\s{0,4}\}{1,2}(\s{0,2}```)?"
 """What surrounds calls without marks."""
 
 
-class Answer(Protocol):
-    """Where a format puts the parts of an answer that it reads, and the text that it reads."""
+class Answer(TextParser):
+    """The text of an answer, and where a format puts the parts of it."""
 
     tools: Mapping[str, Tool]
 
+    @abstractmethod
     def text(self, text: str) -> object:
         """Text for the user."""
 
+    @abstractmethod
     def reasoning(self, text: str) -> object:
         """Reasoning before it."""
 
+    @abstractmethod
     def call(self, name: str) -> object:
         """A call of a tool begins."""
 
+    @abstractmethod
     def arguments(self, text: str) -> object:
         """More of its arguments, as JSON."""
-
-    def rest(self, out: Any) -> Parse[None]: ...
-    def search(self, pattern: regex.Pattern[str], out: Any) -> Parse[regex.Match[str] | None]: ...
-    def expect(self, literal: str) -> Parse[bool]: ...
-    def until(self, literal: str, out: Any) -> Parse[bool]: ...
-    def match(self, pattern: regex.Pattern[str]) -> Parse[regex.Match[str] | None]: ...
-    def json_object(self, out: Any) -> Parse[None]: ...
 
 
 @dataclass(frozen=True)
@@ -250,7 +247,7 @@ class TaggedCalls(_Calls):
         if not tool.strict or (not properties and _is_open(tool)):
             key = f"{build.text(self.before_key)} /[^<>\\n=]+/ {build.text(self.after_key)}"
             return f"({key} {build.up_to(self.after_value)})*"
-        required, made = tool.parameters.get("required", []), list[str]()  # type: ignore[union-attr]
+        required, made = tool.parameters.get("required", []), list[str]()
         for key, value in properties.items():
             one = (
                 f"{build.text(self.before_key + key + self.after_key)} {self._value(build, tool, key, value)}"
@@ -307,21 +304,17 @@ def _as_json(value: str) -> str:
 
 
 def _properties(tool: Tool) -> Mapping[str, Any]:
-    found = tool.parameters.get("properties", {}) if isinstance(tool.parameters, Mapping) else {}
+    found = tool.parameters.get("properties", {})
     return found if isinstance(found, Mapping) else {}
 
 
 def _definitions(tool: Tool) -> dict[str, Any]:
-    parameters = tool.parameters if isinstance(tool.parameters, Mapping) else {}
-    return {name: parameters[name] for name in ("$defs", "definitions") if name in parameters}
+    return {name: tool.parameters[name] for name in ("$defs", "definitions") if name in tool.parameters}
 
 
 def _is_open(tool: Tool) -> bool:
     """Whether names that the schema does not have are allowed."""
-    return (
-        isinstance(tool.parameters, Mapping)
-        and tool.parameters.get("additionalProperties", True) is not False
-    )
+    return tool.parameters.get("additionalProperties", True) is not False
 
 
 def _is_text(value: Any) -> bool:

@@ -5,6 +5,7 @@ A grammar's regular expressions match no control token, so these are named by th
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -24,14 +25,13 @@ class LarkBuilder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._rules = dict[str, str]()
-        texts = ((tokenizer.token_text(one), one) for one in tokenizer.vocabulary.special_ids)
-        self._ids = {text: one for text, one in texts if text}
-        self._special = regex.compile(r"\L<special>", special=list(self._ids))
+        self._ids = tokenizer.vocabulary.special_tokens
+        self._special = _any_of(tuple(filter(None, self._ids))) if self._ids else None
 
     def text(self, literal: str) -> str:
         """An expression for a literal text."""
         parts, end = list[str](), 0
-        for found in self._special.finditer(literal) if self._ids else ():
+        for found in self._special.finditer(literal) if self._special else ():
             plain = literal[end : found.start()]
             parts += [json.dumps(plain)] * bool(plain) + [f"<[{self._ids[found[0]]}]>"]
             end = found.end()
@@ -71,6 +71,12 @@ class LarkBuilder:
     def grammar(self, start: str) -> str:
         """The whole grammar."""
         return "\n".join([f"start: {start}", *(name + rule for rule, name in self._rules.items()), ""])
+
+
+@functools.lru_cache(maxsize=8)
+def _any_of(texts: tuple[str, ...]) -> regex.Pattern[str]:
+    """A pattern for one of several texts, the longest that fits."""
+    return regex.compile(r"\L<texts>", texts=texts)
 
 
 def checked_schema(name: str, value: Any) -> Any:

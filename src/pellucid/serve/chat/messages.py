@@ -14,7 +14,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.tokenize.chat.conversation import conversation
 
-TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+TEXT_PARTS = (None, "text", "input_text", "output_text", "refusal")
 
 
 def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, A
             raise InvalidRequest(f"{where}.role={brief(role)}: must be a text, such as user")
         if role == "developer" and not has_developer:
             message["role"] = "system"
-        message["content"] = _joined(message.get("content", ""), f"{where}.content")
+        message["content"] = joined_texts(message.get("content", ""), f"{where}.content")
         if "tool_calls" in message:
             message["tool_calls"] = _calls(message["tool_calls"], f"{where}.tool_calls", names)
         called = message.get("tool_call_id")
@@ -41,8 +41,12 @@ def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, A
     return made
 
 
-def _joined(content: Any, where: str) -> str:
-    """The texts of a message's parts as one."""
+def joined_texts(content: Any, where: str, kinds: Sequence[str | None] = TEXT_PARTS) -> str:
+    """A text, or the texts of parts of these ``kinds`` as one; a part of kind None is a text or has no type.
+
+    Raises:
+        InvalidRequest: there is something else; the message names the place.
+    """
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -51,7 +55,7 @@ def _joined(content: Any, where: str) -> str:
     for at, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else part
-        if kind not in (None, *TEXT_PARTS) or not isinstance(text, str):
+        if kind not in kinds or not isinstance(text, str):
             raise InvalidRequest(f"{where}[{at}]={brief(part)}: must be a part of type text, with a text")
         texts.append(text)
     return "\n".join(texts)

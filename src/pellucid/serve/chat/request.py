@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.engine.output import Generation
+from pellucid.engine.request import RequestGroup
 from pellucid.engine.sequence import TokenOutput
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
@@ -30,8 +31,8 @@ class Conversation:
     """What an API's request asks for, whatever its form.
 
     ``tools`` are shown to the model, those of ``choice`` may be called. The text follows the JSON schema ``shape``, if
-    there is one. ``variables`` are further variables of the template. ``goes_on``: the answer
-    goes on with the last message. ``options`` are those of a generation.
+    there is one. ``variables`` are further variables of the template. ``goes_on``: the answer goes on with the last
+    message. ``options`` are those of a generation.
     """
 
     messages: Any
@@ -135,6 +136,18 @@ class ChatRun:
         async with aclosing(running) as outputs:
             async for at, output in outputs:
                 yield at, output, parsers[at].push(output.text, last=output.finish_reason is not None)
+
+
+@dataclass(frozen=True)
+class ChatRunRequest:
+    """A request that is one conversation, in any API."""
+
+    run: ChatRun
+
+    @property
+    def groups(self) -> list[RequestGroup]:
+        """The request to the engine, checked."""
+        return [self.run.group]
 
 
 def _marks(style: ChatStyle, prompt_end: str) -> ReasoningMarks | None:

@@ -69,7 +69,7 @@ def _found(tokenizer: Tokenizer) -> ChatStyle:
     calls = call_format(source, written)
     reasoning = None if calls and calls.always else reasoning_marks(source)
     literals = [*(calls.literals if calls else ()), *((reasoning.open, reasoning.close) if reasoning else ())]
-    special = {tokenizer.token_text(one): one for one in tokenizer.vocabulary.special_ids}
+    special = tokenizer.vocabulary.special_tokens
     kept = [token for text, token in special.items() if text and any(text in literal for literal in literals)]
     ends = [special[text] for text in (calls.ends if calls else ()) if text in special]
     return ChatStyle(calls, reasoning, tuple(kept), tuple(ends), "developer" in source)

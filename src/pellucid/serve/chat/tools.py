@@ -24,7 +24,7 @@ class Tool:
     """
 
     name: str
-    parameters: Mapping[str, Any] | bool
+    parameters: Mapping[str, Any]
     shown: Mapping[str, Any]
     strict: bool = True
 
@@ -66,6 +66,15 @@ def tool(where: str, name: Any, description: Any, parameters: Any, strict: Any =
     function = {"name": name, "description": description or "", "parameters": dict(parameters)}
     shown = {"type": "function", "function": function}
     return Tool(name, {"type": "object", **parameters}, shown, strict is not False)
+
+
+def tool_of(where: str, fields: Mapping[str, Any], schema: str = "parameters") -> Tool:
+    """A function from an object; ``schema`` is the name that its parameters have there.
+
+    Raises:
+        InvalidRequest: a field is wrong.
+    """
+    return tool(where, *(fields.get(name) for name in ("name", "description", schema, "strict")))
 
 
 def chosen(tools: Sequence[Tool], names: Sequence[str] | None, required: bool, parallel: bool) -> ToolChoice:

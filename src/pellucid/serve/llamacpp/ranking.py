@@ -47,12 +47,12 @@ class RankingRequest:
 
     def answer(self, llm: LLM, name: str) -> dict[str, Any]:
         """Compute the vectors, and return the body of an answer of the model ``name``: scores are cosines."""
-        texts = [self.query, *self.documents]
-        vectors = llm.embed(texts, truncate=True)
+        encoded = llm.inputs.sentences([self.query, *self.documents], truncate=True)
+        vectors = llm.embed_tokens(encoded)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         scores = vectors[1:] @ vectors[0]
         order = np.argsort(-scores, kind="stable")[: self.top]
-        tokens = sum(map(len, llm.inputs.sentences(texts, True)))
+        tokens = sum(map(len, encoded))
         return {
             "model": name,
             "object": "list",

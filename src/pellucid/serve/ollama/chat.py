@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.body import Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, AssembledCall, ChatAnswer, assembled
-from pellucid.serve.chat.request import ChatRun, Conversation
+from pellucid.serve.chat.request import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.tools import chosen, tool
 from pellucid.serve.ollama.fields import ended, options_of, piece, shape_of, thinking_of
 from pellucid.tokenize.chat.conversation import conversation
 
 
 @dataclass(frozen=True)
-class OllamaChat:
+class OllamaChat(ChatRunRequest):
     """A conversation that runs."""
-
-    run: ChatRun
 
     @classmethod
     def of(cls, body: Body, llm: LLM) -> OllamaChat:
@@ -46,11 +42,6 @@ class OllamaChat:
         return cls(
             ChatRun(llm, Conversation(messages, options, 1, tools, choice, shape, "format", variables))
         )
-
-    @property
-    def groups(self) -> list[RequestGroup]:
-        """The request to the engine, checked."""
-        return [self.run.group]
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The body of the answer of the model ``name``."""
@@ -82,11 +73,7 @@ def _message(answer: ChatAnswer) -> dict[str, Any]:
 
 
 def _call(at: int, call: AssembledCall) -> dict[str, Any]:
-    try:
-        arguments = json.loads(call.arguments)
-    except ValueError:  # it was cut off
-        arguments = {}
-    return {"id": call.id, "function": {"index": at, "name": call.name, "arguments": arguments}}
+    return {"id": call.id, "function": {"index": at, "name": call.name, "arguments": call.as_object}}
 
 
 def _messages(given: Any) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from typing import Any
 
@@ -11,6 +10,7 @@ from pellucid.llm import LLM
 from pellucid.serve.chat.template import chat_style
 from pellucid.serve.ollama.fields import stamp
 from pellucid.tokenize.infill import infill_tokens
+from pellucid.weights.checkpoint import parameter_count, stored_bytes
 
 FOREVER = "9999-12-31T00:00:00Z"
 
@@ -21,7 +21,7 @@ def listed(name: str, llm: LLM | None) -> dict[str, Any]:
         "name": name,
         "model": name,
         "modified_at": stamp(),
-        "size": 0 if llm is None else size(llm),
+        "size": 0 if llm is None else stored_bytes(llm.checkpoint),
         "digest": hashlib.sha256(name.encode()).hexdigest(),
         "details": _details(llm),
     }
@@ -41,7 +41,7 @@ def shown(llm: LLM) -> dict[str, Any]:
         "details": _details(llm),
         "model_info": {
             "general.architecture": llm.spec.family,
-            "general.parameter_count": _parameters(llm),
+            "general.parameter_count": parameter_count(llm.checkpoint),
             f"{llm.spec.family}.context_length": llm.context,
             f"{llm.spec.family}.embedding_length": llm.spec.embedding.width,
             f"{llm.spec.family}.block_count": len(llm.spec.blocks),
@@ -61,22 +61,13 @@ def capabilities(llm: LLM) -> list[str]:
     return found + (["insert"] if infill_tokens(llm.tokenizer) else [])
 
 
-def size(llm: LLM) -> int:
-    """Bytes of a model's tensors."""
-    return sum(tensor.nbytes for tensor in llm.checkpoint.tensors.values())
-
-
-def _parameters(llm: LLM) -> int:
-    return sum(math.prod(tensor.shape) for tensor in llm.checkpoint.tensors.values())
-
-
 def _details(llm: LLM | None) -> dict[str, Any]:
     if llm is None:
         return {"parent_model": "", "format": "", "family": "", "families": []}
     formats = Counter[str]()
     for tensor in llm.checkpoint.tensors.values():
         formats[tensor.format] += tensor.nbytes
-    family, count = llm.spec.family, _parameters(llm)
+    family, count = llm.spec.family, parameter_count(llm.checkpoint)
     return {
         "parent_model": "",
         "format": llm.checkpoint.kind,

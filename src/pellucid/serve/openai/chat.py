@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import joined
 from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallArguments, CallStart, ChatAnswer, Part
-from pellucid.serve.chat.request import ChatRun, Conversation
-from pellucid.serve.chat.tools import Tool, ToolChoice, chosen, tool
+from pellucid.serve.chat.request import ChatRun, ChatRunRequest, Conversation
+from pellucid.serve.chat.tools import Tool, ToolChoice, tool_of
 from pellucid.serve.openai.answer import REASONS, chat_logprobs, head, usage
+from pellucid.serve.openai.choice import choice_of, shape_of
 from pellucid.serve.openai.fields import stream_usage
 
 VARIABLES = ("reasoning_effort", "enable_thinking")
@@ -25,13 +25,12 @@ VARIABLES = ("reasoning_effort", "enable_thinking")
 
 
 @dataclass(frozen=True)
-class ChatRequest:
+class ChatRequest(ChatRunRequest):
     """A conversation that runs, and how many alternatives of each token are reported (None: no log-probabilities).
 
     ``with_usage``: a stream ends with its usage.
     """
 
-    run: ChatRun
     logprobs: int | None
     with_usage: bool
 
@@ -47,7 +46,10 @@ class ChatRequest:
         if top is not None and not logprobs:
             raise InvalidRequest(f"top_logprobs={top}: needs logprobs=true")
         tools, choice = _tools(body)
-        shape, variables = response_shape(body.take("response_format")), template_variables(body)
+        shape, variables = (
+            shape_of("response_format", body.take("response_format"), _inside),
+            template_variables(body),
+        )
         goes_on = _goes_on(body)
         with_usage, options = stream_usage(body), body.options(llm.recommended)
         if logprobs:
@@ -56,11 +58,6 @@ class ChatRequest:
             messages, options, count, tools, choice, shape, variables=variables, goes_on=goes_on
         )
         return cls(ChatRun(llm, asked), options["logprobs"] if logprobs else None, with_usage)
-
-    @property
-    def groups(self) -> list[RequestGroup]:
-        """The request to the engine, checked."""
-        return [self.run.group]
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
@@ -142,54 +139,22 @@ def _part_delta(part: Part) -> dict[str, Any]:
     return {"tool_calls": [{"index": part.number, "function": {"arguments": part.text}}]}
 
 
-def _tools(body: Body) -> tuple[list[Tool], ToolChoice]:
+def _inside(value: Mapping[str, Any], kind: str) -> Any:
+    return value.get(kind)
+
+
+def _tools(body: Body) -> tuple[Sequence[Tool], ToolChoice]:
     """The tools that the model sees, and those that it may call."""
-    tools, choice, parallel = (
-        body.take("tools", []),
-        body.take("tool_choice"),
-        body.take("parallel_tool_calls", True),
-    )
-    if not isinstance(tools, list):
-        raise InvalidRequest(f"tools={brief(tools)}: must be a list of tools")
-    if not isinstance(parallel, bool):
-        raise InvalidRequest(f"parallel_tool_calls={brief(parallel)}: must be true or false")
-    made = [_tool(one, f"tools[{at}]") for at, one in enumerate(tools)]
-    if choice == "none":
-        return [], ToolChoice()
-    names, required = _choice(choice)
-    return made, chosen(made, names, required, parallel)
+    tools = [_tool(one, f"tools[{at}]") for at, one in enumerate(body.objects("tools"))]
+    choice, parallel = body.take("tool_choice"), body.flag("parallel_tool_calls", True)
+    return choice_of(tools, choice, parallel, _inside)
 
 
-def _tool(value: Any, where: str) -> Tool:
-    function = value.get("function") if isinstance(value, Mapping) else None
-    if not isinstance(value, Mapping) or value.get("type") != "function" or not isinstance(function, Mapping):
+def _tool(value: Mapping[str, Any], where: str) -> Tool:
+    function = value.get("function")
+    if value.get("type") != "function" or not isinstance(function, Mapping):
         raise InvalidRequest(f"{where}={brief(value)}: must be an object of type function, with a function")
-    fields = (function.get(name) for name in ("name", "description", "parameters", "strict"))
-    return tool(f"{where}.function", *fields)
-
-
-def _choice(value: Any) -> tuple[list[str] | None, bool]:
-    """The names of the tools that may be called (None: all), and whether one must be."""
-    if value is None or value == "auto":
-        return None, False
-    if value == "required":
-        return None, True
-    kind = value.get("type") if isinstance(value, Mapping) else None
-    if kind == "function" and isinstance(name := _name(value), str):
-        return [name], True
-    allowed = value.get("allowed_tools") if kind == "allowed_tools" else None
-    if isinstance(allowed, Mapping) and isinstance(allowed.get("tools"), list):
-        names = [_name(one) for one in allowed["tools"]]
-        if all(isinstance(one, str) for one in names) and allowed.get("mode") in ("auto", "required"):
-            return names, allowed["mode"] == "required"
-    raise InvalidRequest(
-        f"tool_choice={brief(value)}: must be none, auto, required, or an object that names a function"
-    )
-
-
-def _name(value: Any) -> Any:
-    function = value.get("function") if isinstance(value, Mapping) else None
-    return function.get("name") if isinstance(function, Mapping) else None
+    return tool_of(f"{where}.function", function)
 
 
 def _goes_on(body: Body) -> bool:
@@ -217,24 +182,3 @@ def template_variables(body: Body) -> dict[str, Any]:
     if made.get("reasoning_effort") == "none":
         made.setdefault("enable_thinking", False)
     return made
-
-
-def response_shape(wanted: Any) -> Any:
-    """The JSON schema that ``response_format`` asks for; None for any text."""
-    if wanted is None:
-        return None
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return {"type": "object"}
-    if kind == "json_schema":
-        schema = wanted.get("json_schema")
-        if isinstance(schema, dict) and isinstance(schema.get("schema"), dict):
-            return schema["schema"]
-        raise InvalidRequest(
-            f"response_format.json_schema={brief(schema)}: must be an object whose field schema is a JSON schema"
-        )
-    raise InvalidRequest(
-        f"response_format={brief(wanted)}: must be an object whose type is text, json_object or json_schema"
-    )

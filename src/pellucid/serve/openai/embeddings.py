@@ -47,7 +47,8 @@ class EmbeddingRequest:
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Compute the vectors, and return the body of an answer of the model ``name``."""
         llm = self.llm
-        vectors, tokens = llm.embed(self.texts), sum(map(len, llm.inputs.sentences(self.texts)))
+        encoded = llm.inputs.sentences(self.texts)
+        vectors, tokens = llm.embed_tokens(encoded), sum(map(len, encoded))
         return {
             "object": "list",
             "model": name,

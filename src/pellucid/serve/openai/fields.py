@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.body import Body, BodyForm
+from pellucid.serve.body import PLAIN, Body, BodyForm
 
 OPENAI_BODY = BodyForm(
     harmless=frozenset(
@@ -17,7 +17,7 @@ OPENAI_BODY = BodyForm(
     ),
     only={"modalities": ["text"], "functions": [], "function_call": "none"},
     renamed={"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens"},
-    defaults={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
+    defaults=PLAIN,
 )
 
 

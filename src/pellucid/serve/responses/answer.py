@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.engine.request import RequestGroup
 from pellucid.llm import LLM
 from pellucid.serve.body import Body
-from pellucid.serve.chat.request import ChatRun
+from pellucid.serve.chat.request import ChatRun, ChatRunRequest
 from pellucid.serve.responses.events import ItemEvents
 from pellucid.serve.responses.request import SHOWN, conversation_of
 
 
 @dataclass(frozen=True)
-class ResponseRequest:
+class ResponseRequest(ChatRunRequest):
     """A conversation that runs, and the fields of the request that the answer repeats."""
 
-    run: ChatRun
     shown: Mapping[str, Any]
 
     @classmethod
@@ -38,11 +36,6 @@ class ResponseRequest:
         shown["text"] = fields.get("text") or {"format": {"type": "text"}}
         shown["reasoning"] = fields.get("reasoning") or {"effort": None, "summary": None}
         return cls(run, shown)
-
-    @property
-    def groups(self) -> list[RequestGroup]:
-        """The request to the engine, checked."""
-        return [self.run.group]
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The body of the answer ``number`` of the model ``name``."""

@@ -5,14 +5,15 @@ Source: https://platform.openai.com/docs/api-reference/responses/create
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.body import Body, BodyForm
+from pellucid.serve.body import PLAIN, Body, BodyForm
 from pellucid.serve.chat.request import Conversation
-from pellucid.serve.chat.tools import Tool, ToolChoice, chosen, tool
+from pellucid.serve.chat.tools import Tool, ToolChoice, tool_of
+from pellucid.serve.openai.choice import choice_of, shape_of
 
 RESPONSES_BODY = BodyForm(
     harmless=frozenset(
@@ -30,7 +31,7 @@ RESPONSES_BODY = BodyForm(
         "top_logprobs": 0,
     },
     renamed={"max_output_tokens": "max_new_tokens"},
-    defaults={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
+    defaults=PLAIN,
 )
 """Nothing is stored: a request sends the whole conversation."""
 REASONING = {"role", "content", "reasoning_content"}
@@ -56,7 +57,8 @@ def conversation_of(body: Body, recommended: Mapping[str, Any]) -> Conversation:
         raise InvalidRequest(f"input={brief(given)}: must be a text or a list of items")
     body.mapping("metadata")
     tools, choice = _tools(body)
-    shape, effort = _shape(body.mapping("text").get("format")), body.mapping("reasoning").get("effort")
+    shape = shape_of("text.format", body.mapping("text").get("format"), _inside)
+    effort = body.mapping("reasoning").get("effort")
     variables = {} if effort is None else {"reasoning_effort": effort}
     if effort == "none":
         variables["enable_thinking"] = False
@@ -103,42 +105,18 @@ def _assistant(messages: list[dict[str, Any]]) -> dict[str, Any]:
     return messages[-1]
 
 
-def _tools(body: Body) -> tuple[list[Tool], ToolChoice]:
+def _inside(value: Mapping[str, Any], kind: str) -> Any:
+    return value
+
+
+def _tools(body: Body) -> tuple[Sequence[Tool], ToolChoice]:
+    """The tools that the model sees, and those that it may call."""
     tools = []
     for at, one in enumerate(body.objects("tools")):
         if one.get("type") != "function":
             raise InvalidRequest(
                 f"tools[{at}].type={brief(one.get('type'))}: this server runs no tools; only function is known"
             )
-        fields = (one.get(name) for name in ("name", "description", "parameters", "strict"))
-        tools.append(tool(f"tools[{at}]", *fields))
-    choice, parallel = body.take("tool_choice", "auto"), body.flag("parallel_tool_calls", True)
-    if choice == "none":
-        return [], ToolChoice()
-    if choice in ("auto", "required"):
-        return tools, chosen(tools, None, choice == "required", parallel)
-    kind = choice.get("type") if isinstance(choice, Mapping) else None
-    if kind == "function" and isinstance(choice.get("name"), str):
-        return tools, chosen(tools, [choice["name"]], True, parallel)
-    if kind == "allowed_tools" and isinstance(choice.get("tools"), list):
-        names = [str(one.get("name")) for one in choice["tools"] if isinstance(one, Mapping)]
-        return tools, chosen(tools, names, choice.get("mode") == "required", parallel)
-    raise InvalidRequest(
-        f"tool_choice={brief(choice)}: must be none, auto, required, or an object of type function with a name"
-    )
-
-
-def _shape(wanted: Any) -> Any:
-    """The JSON schema that ``text.format`` asks for; None for any text."""
-    if wanted is None:
-        return None
-    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return {"type": "object"}
-    if kind == "json_schema" and isinstance(wanted.get("schema"), Mapping):
-        return wanted["schema"]
-    raise InvalidRequest(
-        f"text.format={brief(wanted)}: must be an object whose type is text, json_object, or json_schema with a schema"
-    )
+        tools.append(tool_of(f"tools[{at}]", one))
+    choice, parallel = body.take("tool_choice"), body.flag("parallel_tool_calls", True)
+    return choice_of(tools, choice, parallel, _inside)
