@@ -24,7 +24,7 @@ from pellucid import pipeline
 from pellucid.engine.draft import DraftModel
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.pace import Pace
-from pellucid.engine.run import USUAL, Admission, Run, RunningJob
+from pellucid.engine.run import USUAL, Admission, End, Run, RunningJob, hand_over
 from pellucid.engine.scheduler import SHORT, JobTooLarge, Scheduler
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
 from pellucid.pipeline import Scheduled, Task
@@ -50,6 +50,10 @@ class Engine:
         self._scheduler = Scheduler(runner, runner.limits, self.pace)
         self._inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self._jobs: dict[Task[Any], RunningJob] = {}
+        self._timed: set[RunningJob] = set()
+        """Those of them that have a deadline."""
+        self._results: list[tuple[RunningJob, Any]] = []
+        """What readers get when the next step begins, which leaves the interpreter to them."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -178,6 +182,7 @@ class Engine:
             self._expire()
             idle = all(job.paused for job in self._scheduler)
             if idle:
+                self._hand_over()
                 for event in self._settled:
                     event.set()
                 self._settled.clear()
@@ -191,7 +196,9 @@ class Engine:
 
     def _heard(self, idle: bool) -> bool:
         """Act on the next message, if there is one; if ``idle``, wait for it until the next deadline."""
-        left = min((job.seconds_left for job in self._jobs.values()), default=math.inf)
+        if not idle and self._inbox.empty():
+            return False
+        left = min((job.seconds_left for job in self._timed), default=math.inf)
         try:
             kind, about = self._inbox.get(block=idle, timeout=max(left, 0.0) if left < math.inf else None)
         except Empty:
@@ -204,7 +211,7 @@ class Engine:
 
     def _expire(self) -> None:
         """End the tasks whose deadline has passed."""
-        for job in [job for job in self._jobs.values() if job.seconds_left <= 0]:
+        for job in [job for job in self._timed if job.seconds_left <= 0]:
             waited = "it waited for others" if job.waits else "it was running"
             self._end(job, DeadlinePassed(f"the request did not end within {job.how.deadline:g} s: {waited}"))
 
@@ -221,9 +228,11 @@ class Engine:
                 self._end(one, InvalidRequest("the model was closed while the request ran"))
         elif kind == "submit" and job.task in self._jobs:
             self._no_longer_waits(job)
-            job.end(InvalidRequest("this task runs already: make another"))
+            self._tell_end(job, InvalidRequest("this task runs already: make another"))
         elif kind == "submit":
             self._jobs[job.task] = job
+            if job.how.deadline is not None:
+                self._timed.add(job)
             self._scheduler.add(job)
             if job.task.done:
                 self._end(job)
@@ -247,6 +256,7 @@ class Engine:
             return
         for one in scheduled:
             self._no_longer_waits(self._jobs[one.task])
+        self._hand_over()
         start, drafted = time.perf_counter(), self._draft_seconds
         try:
             for one, results in pipeline.step(self.runner, scheduled):
@@ -275,7 +285,7 @@ class Engine:
                     job.deliver(result)
                     continue
                 job.sent += 1
-                job.put(result)
+                self._results.append((job, result))
             # Not again, should it lose its pages.
             sequence.wanted = max(sequence.wanted, sequence.table.length)
         except BaseException as error:
@@ -288,6 +298,7 @@ class Engine:
 
     def _end(self, job: RunningJob, error: BaseException | None = None) -> None:
         """Take a job out, give its pages back, and tell its reader."""
+        self._timed.discard(job)
         try:
             del self._jobs[job.task]
             self._no_longer_waits(job)
@@ -295,7 +306,23 @@ class Engine:
             job.task.close()
         except BaseException as failure:  # whatever it is, the reader hears that the task has ended
             error = error or failure
-        job.end(error)
+        self._tell_end(job, error)
+
+    def _tell_end(self, job: RunningJob, error: BaseException | None) -> None:
+        """Tell a reader that there is nothing more."""
+        job.ended = True
+        self._results.append((job, End(error)))
+
+    def _hand_over(self) -> None:
+        """Give the readers their results.
+
+        They run as soon as the interpreter is free: while the next step computes, or while the engine waits. Earlier
+        they would only wait for it.
+        """
+        results, self._results = self._results, []
+        for job in hand_over(results):
+            if not job.ended:
+                self._inbox.put(("close", job))
 
 
 def copied(error: BaseException) -> BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ROW = 0.06  # what a row adds to the time of the first, until it is measured
-LEAST = 16  # tokens of a prompt in a step, however slow it is: a prompt must come to an end
+LEAST = 8  # tokens of a prompt in a step, however slow it is: with fewer, each takes much longer
 NEW = 0.2  # the weight of the last step in the averages
 SLOW = 0.02  # the same, of a step with more rows in the time of one row
 EASED = 0.05  # the same, for a prompt's tokens that took less time: the slowest of the last steps count

@@ -6,10 +6,8 @@ import asyncio
 import math
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -43,7 +41,7 @@ class Admission:
 USUAL = Admission()
 
 
-class _End:
+class End:
     """The last message to a reader: the task is done, or it has failed."""
 
     def __init__(self, error: BaseException | None) -> None:
@@ -53,7 +51,8 @@ class _End:
 class RunningJob(Job):
     """A job with its results on the way to the reader. ``sent`` and ``read`` count them.
 
-    There may be ``ahead`` of them on the way. ``deliver`` gets them at once instead; ``notify`` is called after each.
+    There may be ``ahead`` of them on the way. ``deliver`` gets them at once instead. A reader in an event loop waits for
+    ``reader``.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class RunningJob(Job):
         self.waits = True
         self.results: SimpleQueue[Any] = SimpleQueue()
         self.deliver = deliver
-        self.notify: Callable[[], object] = _nobody
+        self.reader: asyncio.Future[None] | None = None
         self.sent = self.read = 0
         self.ended = False
 
@@ -82,20 +81,30 @@ class RunningJob(Job):
         """Until its deadline."""
         return math.inf if self.how.deadline is None else self.how.deadline - self.waited
 
-    def end(self, error: BaseException | None) -> None:
-        """Tell the reader that there is nothing more."""
-        self.ended = True
-        with suppress(RuntimeError):  # of an event loop that is closed
-            self.put(_End(error))
 
-    def put(self, result: Any) -> None:
-        """Give the reader a result."""
-        self.results.put(result)
-        self.notify()
+def hand_over(results: Sequence[tuple[RunningJob, Any]]) -> list[RunningJob]:
+    """Give readers their results, and wake those in event loops, each loop once.
+
+    Returns the jobs whose readers are gone with their loops.
+    """
+    waiting: dict[asyncio.AbstractEventLoop, dict[RunningJob, asyncio.Future[None]]] = {}
+    for job, result in results:
+        job.results.put(result)
+        if reader := job.reader:
+            waiting.setdefault(reader.get_loop(), {})[job] = reader
+    gone = list[RunningJob]()
+    for loop, readers in waiting.items():
+        try:
+            loop.call_soon_threadsafe(_wake, list(readers.values()))
+        except RuntimeError:  # the loop is closed
+            gone += readers
+    return gone
 
 
-def _nobody() -> None:
-    """Nobody waits."""
+def _wake(readers: Sequence[asyncio.Future[None]]) -> None:
+    for reader in readers:
+        if not reader.done():
+            reader.set_result(None)
 
 
 class Run(Generic[T]):
@@ -117,28 +126,28 @@ class Run(Generic[T]):
 
     async def stream(self) -> AsyncGenerator[T, None]:
         """The results for an event loop, which has other things to do. The task ends with the iteration."""
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        self._job.notify = partial(loop.call_soon_threadsafe, ready.set)
+        loop, job = asyncio.get_running_loop(), self._job
         try:
             while True:
-                ready.clear()
+                # Before the look at the results: what comes after it wakes this reader.
+                job.reader = ready = loop.create_future()
                 self._acknowledge()
-                while not self._job.results.empty():
+                while not job.results.empty():
                     try:
-                        result = self._received(self._job.results.get())
+                        result = self._received(job.results.get())
                     except StopIteration:
                         return
                     yield result
                     self._acknowledge()
-                await ready.wait()
+                await ready
         finally:
-            self._job.notify = _nobody
+            job.reader = None
             self.close()
 
     def _received(self, result: Any) -> T:
         """A result that has been read. Raises StopIteration at the end, or what the task has raised."""
-        if isinstance(result, _End):
-            self._job.results.put(_End(None))
+        if isinstance(result, End):
+            self._job.results.put(End(None))
             self.close.detach()
             if result.error is not None:
                 raise result.error

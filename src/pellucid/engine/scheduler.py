@@ -122,6 +122,17 @@ class Scheduler:
                     self._take(step, job, sequence, sequence.left, short)
                 else:
                     prompts.append((job, sequence))
+        if prompts:
+            self._read_prompts(step, prompts, short)
+        if not step.chunks and short:
+            job = min(short, key=lambda job: job.place)
+            raise JobTooLarge(job, short[job])
+        return [one for _, one in step.chunks]
+
+    def _read_prompts(
+        self, step: _Room, prompts: list[tuple[Job, CachedSequence]], short: dict[Job, CacheFull]
+    ) -> None:
+        """Add the next tokens of prompts to a step, as many as its time allows."""
         room = self._pace.prompt_tokens(self._limits.tokens - step.tokens, self._limits.tokens)
         reading = set[int]()
         for job, sequence in prompts:
@@ -140,10 +151,6 @@ class Scheduler:
             room -= took
             if took and page is not None:
                 reading.add(page)
-        if not step.chunks and short:
-            job = min(short, key=lambda job: job.place)
-            raise JobTooLarge(job, short[job])
-        return [one for _, one in step.chunks]
 
     def _find(self, sequence: CachedSequence) -> None:
         """Give a sequence what the prefix cache has of it."""

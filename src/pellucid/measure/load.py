@@ -160,7 +160,9 @@ async def _loaded(
     work: Workload, clients: int | None, rate: float | None, told: Callable[[int, int], object]
 ) -> dict[str, Any]:
     found, bodies = list[Sample](), work.bodies()
-    headers = {"Authorization": f"Bearer {work.key}"} if work.key else {}
+    headers = {"Accept-Encoding": "identity"}  # the parts are read as they come
+    if work.key:
+        headers["Authorization"] = f"Bearer {work.key}"
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
     async with httpx.AsyncClient(timeout=None, limits=limits, headers=headers) as http:
         start = time.perf_counter()
@@ -198,9 +200,8 @@ async def _sent(http: httpx.AsyncClient, work: Workload, body: Mapping[str, Any]
                 text = (await answer.aread()).decode("utf-8", "replace")
                 made.error = f"status {answer.status_code}: {shown(text)}"
                 return made
-            async for line in answer.aiter_lines():
-                if line.startswith("data: ") and line != "data: [DONE]":
-                    _take(made, json.loads(line[6:]))
+            came = [(time.perf_counter(), part) async for part in answer.aiter_raw()]
+        _read(made, came)
     except (httpx.HTTPError, ValueError) as error:
         made.error = f"{type(error).__name__}: {shown(str(error))}"
     made.tokens = made.tokens or len(made.times)
@@ -209,8 +210,21 @@ async def _sent(http: httpx.AsyncClient, work: Workload, body: Mapping[str, Any]
     return made
 
 
-def _take(made: Sample, event: Mapping[str, Any]) -> None:
-    """Take an event of a stream."""
+def _read(made: Sample, came: Sequence[tuple[float, bytes]]) -> None:
+    """Read the events of a stream, of which parts ``came`` at some times.
+
+    They are read when all are there: a tool that reads them as they come takes time from the server that it measures.
+    """
+    unfinished = b""
+    for at, part in came:
+        *lines, unfinished = (unfinished + part).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
+                _take(made, json.loads(line[6:]), at)
+
+
+def _take(made: Sample, event: Mapping[str, Any], at: float) -> None:
+    """Take an event that came at a time."""
     if event.get("error"):
         made.error = shown(str(event["error"]))
     if usage := event.get("usage"):
@@ -219,7 +233,7 @@ def _take(made: Sample, event: Mapping[str, Any]) -> None:
     for choice in event.get("choices") or ():
         delta = choice.get("delta") or {}
         if choice.get("text") or delta.get("content") or delta.get("reasoning_content"):
-            made.times.append(time.perf_counter())
+            made.times.append(at)
 
 
 def figures(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:

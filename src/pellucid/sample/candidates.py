@@ -75,7 +75,10 @@ class Candidates:
             KernelError: a logit is NaN or plus infinity, or all are minus infinity: there is no distribution. The
                 message names ``where``.
         """
-        made = cls(None, np.ascontiguousarray(logits, np.float32))
+        raw = np.ascontiguousarray(logits, np.float32)
+        made, best = cls(None, raw), int(raw.argmax())
+        # Every token needs both: the lock of a cached property would be taken twice for each.
+        made.__dict__.update(best=best, highest=float(raw[best]))
         if not math.isfinite(made.highest):  # argmax returns a NaN if there is one
             raise KernelError(
                 f"{where}: the logit of id {made.best} is {made.highest}: the weights are damaged, or a kernel is wrong"

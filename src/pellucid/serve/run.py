@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -54,7 +53,7 @@ def serve(
         server_header=False,
     )
     print(f"serving {', '.join(names)} at http://{host}:{port}", file=sys.stderr, flush=True)
-    asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def _listening(settings: Settings) -> socket.socket:
