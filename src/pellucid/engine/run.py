@@ -51,8 +51,8 @@ class End:
 class RunningJob(Job):
     """A job with its results on the way to the reader. ``sent`` and ``read`` count them.
 
-    There may be ``ahead`` of them on the way. ``deliver`` gets them at once instead. A reader in an event loop waits for
-    ``reader``.
+    There may be ``ahead`` of them on the way. ``deliver`` gets them at once instead. A reader in an event loop waits
+    for ``reader``.
     """
 
     def __init__(
