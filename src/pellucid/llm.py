@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -24,10 +26,12 @@ from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, Generation, Score
+from pellucid.engine.probe import Watching
 from pellucid.engine.request import Request, RequestGroup, run_together
 from pellucid.engine.run import Admission
 from pellucid.engine.scoring import score
-from pellucid.errors.messages import shown
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
@@ -37,6 +41,9 @@ from pellucid.sample.options import CHECKS, Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
+from pellucid.trace.edits import EditOf
+from pellucid.trace.points import Point, points_of
+from pellucid.trace.trace import BUDGET, Trace
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -73,6 +80,7 @@ class LLM:
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
         self.draft = draft
         self.engine = Engine(runner, draft=_draft_model(self.inputs, draft))
+        self._traced: ContextVar[Trace | None] = ContextVar("traced", default=None)
 
     def __repr__(self) -> str:
         return f"LLM({self.spec!r}, threads {self.runner.threads}, from {shown(str(self.checkpoint.path))})"
@@ -121,9 +129,12 @@ class LLM:
             CacheFull: the request does not fit into the cache by itself.
             DeadlinePassed: it did not end in time.
         """
-        how, prompts = _admission(options), several(prompt)
+        how, watching, prompts = _admission(options), self._watching(options), several(prompt)
         asked, parsed = [prompt] if prompts is None else prompts, self._options(options)
-        groups = [self._request_group(one, parsed, [parsed.chain()], how) for one in asked]  # type: ignore[arg-type]
+        groups = [
+            self._request_group(one, parsed, [parsed.chain()], how, watching)  # type: ignore[arg-type]
+            for one in asked
+        ]
         run_together(groups)
         made = [group.results()[0] for group in groups]
         return made[0] if prompts is None else made
@@ -178,7 +189,7 @@ class LLM:
         """
         n = whole("n", n, 1, MAX_SAMPLES)
         count = n if best_of is None else whole("best_of", best_of, n, MAX_SAMPLES, "at least n")
-        how = _admission(options)
+        how, watching = _admission(options), self._watching(options)
         parsed = self._options(options)
         if best_of is not None and parsed.logprobs is None:
             parsed = replace(parsed, logprobs=0)
@@ -188,7 +199,7 @@ class LLM:
         for first in range(0, count, most):  # later batches find the prompt in the prefix cache
             if end is not None and first:
                 parsed = replace(parsed, max_time=max(end - time.perf_counter(), 1e-9))
-            group = self._request_group(prompt, parsed, chains[first : first + most], how)
+            group = self._request_group(prompt, parsed, chains[first : first + most], how, watching)
             run_together([group])
             generations += group.results()
         if best_of is not None:
@@ -214,20 +225,71 @@ class LLM:
 
         Takes the options of ``generate`` and raises the same errors.
         """
-        how, parsed = _admission(options), self._options(options)
+        how, watching = _admission(options), self._watching(options)
+        parsed = self._options(options)
         n = whole("n", n, 1, self.runner.limits.sequences)
-        return self._request_group(prompt, parsed, parsed.chain().with_seeds(n), how)
+        return self._request_group(prompt, parsed, parsed.chain().with_seeds(n), how, watching)
 
     def _options(self, asked: Mapping[str, Any]) -> Options:
         """The options of a generation: what is asked for, and beyond that what the file recommends."""
         return Options.of(**with_recommended(asked, self.recommended))
 
     def _request_group(
-        self, prompt: PromptInput, options: Options, chains: list[Chain], how: Admission
+        self,
+        prompt: PromptInput,
+        options: Options,
+        chains: list[Chain],
+        how: Admission,
+        watching: Watching | None,
     ) -> RequestGroup:
-        return RequestGroup(self.engine, self.inputs, prompt, options, chains, how)
+        return RequestGroup(self.engine, self.inputs, prompt, options, chains, how, watching)
 
-    def score(self, text: PromptInput, *, given: str | None = None, top: int = 0) -> Score:
+    @property
+    def points(self) -> Mapping[str, Point]:
+        """The values of a run that can be traced and edited, by name, in the order of the pipeline."""
+        return points_of(self.plan)
+
+    @contextmanager
+    def trace(self, *points: str, edits: Sequence[EditOf] = (), budget: int = BUDGET) -> Iterator[Trace]:
+        """Record values of all that runs inside a ``with`` statement, in the same thread or asyncio task.
+
+            with llm.trace("blocks.*.residual", "blocks.5.attention.pattern[heads=0,3]") as t:
+                llm.generate("The capital of France is", max_new_tokens=8)
+            t["blocks.5.attention.pattern"]  # (B, H, T, T')
+
+        Args:
+            points: names of points, with ``*`` for a part of a name, and parts of them (``trace/selection.py``).
+            edits: what becomes of values (``trace/edits.py``); ``generate(..., edits=[...])`` is for one request.
+            budget: the bytes that the trace may take.
+
+        Raises:
+            InvalidRequest: a name stands for no point, or an edit does not fit its point; later, a request whose prompt
+                does not fit into the budget.
+        """
+        made = Trace(self.points, points, edits, budget, partial(_piece, self.tokenizer))
+        before = self._traced.set(made)
+        try:
+            yield made
+        finally:
+            self._traced.reset(before)
+
+    def _watching(self, options: dict[str, Any]) -> Watching | None:
+        """What is watched and changed in a request; its own edits are taken out of its options."""
+        trace, edits = self._traced.get(), options.pop("edits", None)
+        if not edits:
+            return trace
+        if not isinstance(edits, (list, tuple)):
+            raise InvalidRequest(f"edits={brief(edits)}: must be a list of edits")
+        return (trace or Trace(self.points, ())).edited(edits)
+
+    def score(
+        self,
+        text: PromptInput,
+        *,
+        given: str | None = None,
+        top: int = 0,
+        edits: Sequence[EditOf] | None = None,
+    ) -> Score:
         """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at its position.
 
         ``given`` is a text before it whose own tokens are not scored, so that answers to the same question can be
@@ -240,9 +302,12 @@ class LLM:
         """
         top = CHECKS["logprobs"]("top", top)
         ids, unscored = self.inputs.scored(text, given)
-        return Score(ids, score(self.engine, ids, top, self.inputs.vocabulary, max(unscored, 1)))
+        watching = self._watching({"edits": edits})
+        return Score(ids, score(self.engine, ids, top, self.inputs.vocabulary, max(unscored, 1), watching))
 
-    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
+    def embed(
+        self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[EditOf] | None = None
+    ) -> NDArray[np.float32]:
         """Compute the sentence vectors of texts: float32 (len(texts), D), of length 1 if the model normalises them.
 
         ``truncate`` shortens texts that are longer than the context, instead of raising ContextOverflow.
@@ -251,12 +316,15 @@ class LLM:
             InvalidRequest: there are no texts, one is empty, or the model is not a sentence encoder.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
-        return self.embed_tokens(self.inputs.sentences(texts, truncate))
+        return self.embed_tokens(self.inputs.sentences(texts, truncate), edits)
 
-    def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]:
+    def embed_tokens(
+        self, encoded: Sequence[list[int]], edits: Sequence[EditOf] | None = None
+    ) -> NDArray[np.float32]:
         """The vectors of sentences whose token ids are known (``inputs.sentences``), as ``embed``."""
         out = np.empty((len(encoded), self.runner.width), np.float32)
-        for number, vector in self.engine.run(EmbeddingTask(self.runner, encoded)):
+        watching = self._watching({"edits": edits})
+        for number, vector in self.engine.run(EmbeddingTask(self.runner, encoded, watching)):
             out[number] = vector
         return out
 
@@ -273,6 +341,11 @@ class LLM:
             self.draft.close()
         self.runner.close()
         self.checkpoint.close()
+
+
+def _piece(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token."""
+    return tokenizer.decode([token], skip_special=False)
 
 
 def _draft_model(inputs: Inputs, draft: LLM | None) -> DraftModel | None:

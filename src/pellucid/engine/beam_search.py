@@ -95,7 +95,7 @@ class BeamSearchTask:
     def close(self) -> None:
         """Leave the pages to the prefix cache."""
         for one in self.texts():
-            self._runner.release(one.table, tokens=one.tokens)
+            self._runner.release(one.table, tokens=one.shared_tokens)
 
 
 def search_beams(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.probe import Watching, raise_of
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
 
@@ -15,9 +17,17 @@ from pellucid.runtime.sequence import CachedSequence
 class EmbeddingTask:
     """A task that yields the number and the vector (D,) of each text, in the order of the steps."""
 
-    def __init__(self, runner: ModelRunner, texts: Sequence[list[int]]) -> None:
+    def __init__(
+        self, runner: ModelRunner, texts: Sequence[list[int]], watching: Watching | None = None
+    ) -> None:
         self._runner = runner
-        self._left = {CachedSequence(ids, len(ids), whole=True): number for number, ids in enumerate(texts)}
+        self._left = dict[CachedSequence, int]()
+        for number, ids in enumerate(texts):
+            probe = None
+            if watching is not None:
+                (probe,) = watching.begin(len(ids))
+                probe.tokens = partial(list, ids)
+            self._left[CachedSequence(ids, len(ids), whole=True, probe=probe)] = number
 
     @property
     def done(self) -> bool:
@@ -39,6 +49,7 @@ class EmbeddingTask:
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield a text's vector, and free its pages: nothing follows it."""
+        raise_of(sequence.probe)
         self._runner.release(sequence.table)
         yield self._left.pop(sequence), outputs[0]
 

@@ -260,7 +260,9 @@ class Engine:
         start, drafted = time.perf_counter(), self._draft_seconds
         try:
             for one, results in pipeline.step(self.runner, scheduled):
-                if len(one.chunk.tokens) > one.chunk.outputs and not one.sequence.whole:
+                if len(one.chunk.tokens) > one.chunk.outputs and not (
+                    one.sequence.whole or one.sequence.private
+                ):
                     self.runner.keep_prefix(one.sequence.table, one.sequence.tokens)
                 if job := self._jobs.get(one.task):  # else another of its sequences has failed in this step
                     self._deliver(job, one.sequence, results)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.pace import Pace
+from pellucid.engine.probe import SequenceWatch, raise_of
 from pellucid.engine.scoring import token_logprobs
 from pellucid.engine.sequence import TextSequence, TokenOutput
 from pellucid.pipeline import ChunkOutput
@@ -18,11 +19,21 @@ class Prompt(CachedSequence):
 
     ``alternatives`` is how many to report with the log-probability of each of its tokens (None: no log-probabilities).
     These need the logits of all rows, so the prefix cache is not used for them. Only the first ``vocabulary`` logits of
-    a row stand for tokens. ``seconds`` is the duration of the steps that read it.
+    a row stand for tokens. ``seconds`` is the duration of the steps that read it. ``first_output`` is a position from
+    which on logits are recorded.
     """
 
-    def __init__(self, ids: list[int], alternatives: int | None, vocabulary: int) -> None:
-        super().__init__(ids, None if alternatives is None else 0)
+    def __init__(
+        self,
+        ids: list[int],
+        alternatives: int | None,
+        vocabulary: int,
+        *,
+        probe: SequenceWatch | None = None,
+        first_output: int | None = None,
+    ) -> None:
+        wanted = 0 if alternatives is not None else first_output
+        super().__init__(ids, None if wanted is None else min(wanted, len(ids) - 1), probe=probe)
         self.seconds = 0.0
         self._alternatives, self._vocabulary = alternatives, vocabulary
         self._logprobs = list[TokenLogprobs]()
@@ -50,13 +61,19 @@ class GenerationTask:
 
     ``begin`` makes the sequences at the first step, when their time limits start. The first sequence continues in the
     prompt's own block table, the others in forks of it. ``queue`` is how many seconds it waited for its
-    first step.
+    first step. ``probes`` watch the sequences; the first watches the prompt.
     """
 
     def __init__(
-        self, runner: ModelRunner, pace: Pace, prompt: Prompt, begin: Callable[[], list[TextSequence]]
+        self,
+        runner: ModelRunner,
+        pace: Pace,
+        prompt: Prompt,
+        begin: Callable[[], list[TextSequence]],
+        probes: Sequence[SequenceWatch] = (),
     ) -> None:
         self.prompt, self._runner, self._pace, self._begin = prompt, runner, pace, begin
+        self._probes = probes
         self.queue = 0.0
         self._texts: list[TextSequence] = []
         self._prefilled = False
@@ -86,6 +103,7 @@ class GenerationTask:
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, TokenOutput]]:
         """Yield the tokens that follow: one after the prompt, one after each row of a sequence."""
+        raise_of(sequence.probe)
         if isinstance(sequence, TextSequence):
             yield from self._advance(sequence, outputs, seconds)
             return
@@ -93,6 +111,10 @@ class GenerationTask:
         if logits is None:
             return
         self._prefilled, table = True, self.prompt.table
+        for text, probe in zip(self._texts, self._probes):
+            text.probe = probe
+            if probe is not self._probes[0]:
+                probe.follow(self._probes[0])
         for number, text in enumerate(self._texts):
             text.begin(self.prompt.tokens, self._runner.fork(table) if number else table)
         for text in self._texts:
@@ -108,7 +130,7 @@ class GenerationTask:
             output, seconds = text.sample(row, seconds), 0.0
             yield number, output
             if text.done:
-                self._runner.release(text.table, tokens=text.tokens)
+                self._runner.release(text.table, tokens=text.shared_tokens)
                 return
             if (length := text.read_wrong) is not None:
                 self._runner.truncate(text.table, length)
@@ -130,11 +152,11 @@ class GenerationTask:
         """Leave the pages of the sequences that were stopped to the prefix cache."""
         for one in self._texts:
             if one.stopped and one.table.length:
-                self._runner.release(one.table, tokens=one.tokens)
+                self._runner.release(one.table, tokens=one.shared_tokens)
 
     def close(self) -> None:
         """Leave the pages of all sequences to the prefix cache."""
         for text in self._texts:
             text.end()
         for one in self.texts():
-            self._runner.release(one.table, tokens=one.tokens)
+            self._runner.release(one.table, tokens=one.shared_tokens)

@@ -6,17 +6,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.engine.watching import BoundProgram, WatchedPrograms
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.filled import Model
-from pellucid.plan.bind import allocate, bind, places
+from pellucid.plan.bind import allocate, allocate_missing, bind, places
 from pellucid.plan.plan import At, Plan, RowKind
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits
@@ -76,10 +78,16 @@ class ModelRunner:
             "once": 1,
         }
         # In a step with one row each thread may have its own copy of that row.
-        self._arrays = allocate(plan, {kind: max(count, threads) for kind, count in rows.items()})
+        room: dict[RowKind, int] = {kind: max(count, threads) for kind, count in rows.items()}
+        self._arrays = allocate(plan, room)
         matrices, vectors = load_weights(checkpoint, model, plan, threads)
-        self._program = bind(plan, self._arrays, matrices, vectors, self.cache, progress)
-        self._outputs = places(plan, At(plan.output))
+
+        def bound(plan: Plan) -> Program:
+            allocate_missing(plan, room, self._arrays)
+            return bind(plan, self._arrays, matrices, vectors, self.cache, progress)
+
+        self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
+        self._watched = WatchedPrograms(plan.source or plan, bound)
         self.executor, self._owns_executor = executor or Executor(threads), executor is None
         self._lock = threading.Lock()
         self._released: deque[tuple[BlockTable, Sequence[int]]] = deque()
@@ -116,10 +124,16 @@ class ModelRunner:
             self._allocate(chunks)
             tokens, outputs = self._step.fill(chunks)
             rows = outputs if self.spec.head else len(chunks)
-            out = self._fresh_output(rows)
+            watched = self._watched.of(chunks) if any(chunk.probe for chunk in chunks) else None
+            bound = watched.bound if watched else self._base
+            out = self._fresh_output(bound, rows)
             for chunk in chunks:
                 self.cache.begin(chunk.table)
-            self.executor.run(self._program, self._step.record, small=tokens <= SMALL)
+            run = partial(self.executor.run, step=self._step.record, small=tokens <= SMALL)
+            if watched:
+                watched.run(chunks, run, self._arrays.by_name)
+            else:
+                run(bound.program)
             for chunk in chunks:
                 self.cache.advance(chunk.table, len(chunk.tokens))
             return out[:rows, : self.width]
@@ -163,12 +177,12 @@ class ModelRunner:
         for chunk in chunks:
             self.cache.allocate(chunk.table, len(chunk.tokens), in_place=in_place)
 
-    def _fresh_output(self, rows: int) -> NDArray[np.float32]:
+    def _fresh_output(self, bound: BoundProgram, rows: int) -> NDArray[np.float32]:
         """A new array that the step writes to, so that the caller can keep it without a copy."""
         width = self.plan.buffers[self.plan.output].width
         out = self._arrays.by_name[self.plan.output] = np.empty((max(rows, 1), width), np.float32)
-        for record, word in self._outputs:
-            self._program.records[record, word] = address(out)
+        for record, word in bound.outputs:
+            bound.program.records[record, word] = address(out)
         return out
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
@@ -182,13 +196,15 @@ class ModelRunner:
             InvalidRequest, CacheFull: as ``forward``.
         """
         self._check(chunks)
-        records = self._program.records
+        records = self._base.program.records
         with self._lock:
             self._refuse_if_closed()
             try:
                 self._allocate(chunks, in_place=False)
                 _, outputs = self._step.fill(chunks)
-                self._fresh_output(outputs if self.spec.head else len(chunks))  # the last one is the caller's
+                self._fresh_output(
+                    self._base, outputs if self.spec.head else len(chunks)
+                )  # the last one is the caller's
                 overhead = min(self._seconds(records[:0]) for _ in range(9))
                 seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])
             finally:

@@ -6,11 +6,13 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, closing
 from dataclasses import replace
+from functools import partial
 
 from pellucid.engine.engine import AHEAD, Engine
 from pellucid.engine.generation import GenerationTask, Prompt
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Generation, Timings, Usage
+from pellucid.engine.probe import Watching
 from pellucid.engine.run import USUAL, Admission, Run
 from pellucid.engine.sequence import TextSequence, TokenOutput
 from pellucid.sample.chain import SEED_BITS, Chain
@@ -87,6 +89,11 @@ def _added(
     return output
 
 
+def _read(prompt: list[int], builder: OutputBuilder) -> list[int]:
+    """The tokens that a sequence has read: all but the last one."""
+    return [*prompt, *builder.ids[:-1]]
+
+
 def _ahead(builders: list[OutputBuilder]) -> int:
     """How many results the task may be ahead of its reader."""
     return 1 if builders[0].options.until else AHEAD
@@ -107,6 +114,7 @@ class RequestGroup:
         options: Options,
         chains: list[Chain],
         how: Admission = USUAL,
+        watching: Watching | None = None,
     ) -> None:
         self.options = options
         ids = inputs.prompt(prompt)  # text → tokenize → ids
@@ -117,6 +125,9 @@ class RequestGroup:
             chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=size) for chain in chains
         ]
         self.builders = [OutputBuilder(chain, options) for chain in chains]
+        probes = watching.begin(len(ids), len(chains)) if watching else []
+        for probe, builder in zip(probes, self.builders):
+            probe.tokens = partial(_read, ids, builder)
         # A state cannot be taken back by a few tokens.
         can_go_back = not engine.runner.has_states
         speculates = options.prompt_lookup and can_go_back
@@ -124,11 +135,18 @@ class RequestGroup:
         self._task = GenerationTask(
             engine.runner,
             engine.pace,
-            Prompt(ids, options.prompt_logprobs, size),
+            Prompt(
+                ids,
+                options.prompt_logprobs,
+                size,
+                probe=probes[0] if probes else None,
+                first_output=watching.first_output if watching else None,
+            ),
             lambda: [
                 TextSequence(tokenizer, options, sampler, ends, limit, speculates=speculates, draft=draft)
                 for sampler in samplers
             ],
+            probes,
         )
         self._engine, self._how = engine, how
         self._run: Run[tuple[int, TokenOutput]] | None = None

@@ -154,8 +154,8 @@ class Scheduler:
 
     def _find(self, sequence: CachedSequence) -> None:
         """Give a sequence what the prefix cache has of it."""
-        if sequence.wanted > 0 and not sequence.whole:
-            sequence.table = self._memory.find_prefix(sequence.tokens, sequence.wanted)
+        if (most := sequence.findable) > 0:
+            sequence.table = self._memory.find_prefix(sequence.tokens, most)
 
     def _take(
         self, step: _Room, job: Job, sequence: CachedSequence, most: int, short: dict[Job, CacheFull]
@@ -204,7 +204,7 @@ class Scheduler:
     def _give_back(self, sequence: CachedSequence) -> None:
         """Leave a sequence's pages to the prefix cache."""
         table, sequence.table = sequence.table, BlockTable()
-        self._memory.release(table, tokens=sequence.tokens)
+        self._memory.release(table, tokens=sequence.shared_tokens)
 
 
 class JobTooLarge(Exception):
@@ -249,6 +249,6 @@ def _to_border(sequence: CachedSequence, most: int) -> int:
 def _next_page(sequence: CachedSequence) -> int | None:
     """A number that stands for the whole page that is read next, and all tokens before it; None if it is not whole."""
     end = (sequence.table.length // PAGE + 1) * PAGE
-    if sequence.whole or sequence.table.length % PAGE or end > sequence.wanted:
+    if sequence.table.length % PAGE or end > sequence.findable:
         return None
     return hash(tuple(sequence.tokens[:end]))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pellucid.engine.engine import Engine
 from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.probe import Watching, raise_of
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.candidates import Candidates
@@ -21,8 +22,16 @@ class ScoringTask:
     ``first`` is at least 1.
     """
 
-    def __init__(self, runner: ModelRunner, ids: list[int], first: int) -> None:
-        self._runner, self._text = runner, CachedSequence(ids[:-1], first - 1)
+    def __init__(
+        self, runner: ModelRunner, ids: list[int], first: int, watching: Watching | None = None
+    ) -> None:
+        read, probe, wanted = ids[:-1], None, first - 1
+        if watching is not None:
+            (probe,) = watching.begin(len(read))
+            probe.tokens = lambda: read
+            wanted = wanted if watching.first_output is None else min(wanted, watching.first_output)
+        self._first = first
+        self._runner, self._text = runner, CachedSequence(read, wanted, probe=probe)
         self.done = not self._text.tokens
 
     def begin(self, waited: float) -> None:
@@ -40,19 +49,22 @@ class ScoringTask:
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield each position and its logits."""
+        raise_of(sequence.probe)
         self.done = not sequence.left
-        yield from enumerate(outputs, sequence.table.length - len(outputs) + 1)
+        for position, logits in enumerate(outputs, sequence.table.length - len(outputs) + 1):
+            if position >= self._first:  # those before are recorded alone
+                yield position, logits
 
     def close(self) -> None:
         """Leave the pages to the prefix cache."""
-        self._runner.release(self._text.table, tokens=self._text.tokens)
+        self._runner.release(self._text.table, tokens=self._text.shared_tokens)
 
 
 def teacher_forced_logits(
-    engine: Engine, ids: list[int], first: int = 1
+    engine: Engine, ids: list[int], first: int = 1, watching: Watching | None = None
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield the position and the logits (V,) of each token of a text from position ``first`` on."""
-    return engine.run(ScoringTask(engine.runner, ids, first))
+    return engine.run(ScoringTask(engine.runner, ids, first, watching))
 
 
 def token_logprobs(
@@ -62,13 +74,20 @@ def token_logprobs(
     return of_token(Candidates.of(logits, f"prompt token {place}"), token, alternatives, vocabulary)
 
 
-def score(engine: Engine, ids: list[int], alternatives: int, vocabulary: int, first: int = 1) -> Logprobs:
+def score(
+    engine: Engine,
+    ids: list[int],
+    alternatives: int,
+    vocabulary: int,
+    first: int = 1,
+    watching: Watching | None = None,
+) -> Logprobs:
     """The log-probability of each token of a text given the tokens before it, from position ``first`` on.
 
     Only the first ``vocabulary`` logits of a row stand for tokens.
     """
     rows = [
         token_logprobs(logits, place, ids[place], alternatives, vocabulary)
-        for place, logits in teacher_forced_logits(engine, ids, first)
+        for place, logits in teacher_forced_logits(engine, ids, first, watching)
     ]
     return joined(rows, alternatives)

@@ -75,7 +75,15 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
     }
     names = "q" if kind.shared is not None else "qk" if kind.keys_as_values else "qkv"
     made = {
-        name: builder.linear(f"{stage}.{name}", x, f"{stage}.{name}", widths[name], name, bias=kind.bias)
+        name: builder.linear(
+            f"{stage}.{name}",
+            x,
+            f"{stage}.{name}",
+            widths[name],
+            name,
+            bias=kind.bias,
+            parts=kind.heads if name == "q" else kind.kv_heads,
+        )  # fmt: skip
         for name in names
     }
     if kind.keys_as_values and kind.shared is None:
@@ -123,7 +131,7 @@ def _latent(builder: Builder, stage: str, kind: Attention, latent: Latent, x: st
     v = regroup(builder, f"{stage}.v_latent", memory, 1, rank, value)
     shape = LayerShape(1, key, value, kv_dtype, window, kind.chunked and window > 0)
     cached = _write_cache(builder, stage, kind, shape, k, v)
-    attended = _attend(builder, stage, cached, shape, kind, q)
+    attended = _attend(builder, stage, cached, shape, kind, q, rank)
     attended = regroup(builder, f"{stage}.heads", attended, heads_, value, rank)
     gathered = _by_head(builder, f"{stage}.v_up", attended, heads_, rank, kind.value_dim, "gathered")
     width = round_up(kind.value_dim, ROWS)
@@ -148,6 +156,7 @@ def _by_head(
     x = regroup(builder, f"{stage}.input", x, count, width, padded)
     apart = apart or round_up(features, ROWS)
     builder.buffer(out, count * apart)
+    builder.divide(out, count, features, apart)
     fields: dict[str, Value] = {
         "weights": Weights(slot, count),
         "heads": count,
@@ -245,6 +254,7 @@ def place(
         "heads": count,
         "rows": COUNT[rows],
     }
+    builder.divide(out, count, min(offset + width, wanted), wanted)
     shape = f"({LETTER[rows]}, {count}, {width}) → ({LETTER[rows]}, {count}, {wanted})"
     kernel, partitions = KernelKey("heads"), {out: heads(count)}
     builder.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, partitions=partitions))
@@ -289,10 +299,11 @@ def _kv_dtype(builder: Builder, stage: str, kind: Attention) -> str:
 
 
 def _attend(
-    builder: Builder, stage: str, layer: int, layer_shape: LayerShape, kind: Attention, q: str
+    builder: Builder, stage: str, layer: int, layer_shape: LayerShape, kind: Attention, q: str, width: int = 0
 ) -> str:
-    """softmax(q Kᵀ) V."""
+    """softmax(q Kᵀ) V. A head's result has ``width`` values, by default those of a value head."""
     attended = builder.buffer("attended", kind.heads * layer_shape.value_dim)
+    builder.divide(attended, kind.heads, width or kind.value_dim, layer_shape.value_dim)
     bias = alibi_bias(builder, kind) if kind.alibi else None
     fields: dict[str, Value] = {
         "q": At(q),

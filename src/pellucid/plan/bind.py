@@ -49,6 +49,13 @@ def allocate(plan: Plan, limits: Mapping[RowKind, int]) -> Arrays:
     return Arrays({name: _array(buffer, limits[buffer.rows]) for name, buffer in plan.buffers.items()})
 
 
+def allocate_missing(plan: Plan, limits: Mapping[RowKind, int], arrays: Arrays) -> None:
+    """Allocate the buffers of a plan that are not among the ``arrays`` yet."""
+    for name, buffer in plan.buffers.items():
+        if name not in arrays.by_name:
+            arrays.by_name[name] = _array(buffer, limits[buffer.rows])
+
+
 def _array(buffer: Buffer, rows: int) -> NDArray[Any]:
     if buffer.activation_bits:
         return aligned(rows * (buffer.width // BLOCK) * block_bytes(buffer.activation_bits))

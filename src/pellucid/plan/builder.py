@@ -26,6 +26,7 @@ from pellucid.plan.plan import (
     RowKind,
     Value,
     Vector,
+    View,
     Weights,
 )
 from pellucid.runtime.cache_layout import CachedLayer
@@ -77,6 +78,7 @@ class Builder:
         self._counts: dict[str, int] = {}
         self._widths: dict[str, int] = {}
         self._quantized: set[str] = set()
+        self._views: dict[str, View | None] = {}
 
     def buffer(
         self,
@@ -103,11 +105,21 @@ class Builder:
         if self._widths.get(name) != width:
             self._quantized = {q for q in self._quantized if q != name and q.rpartition(".q")[0] != name}
         self.buffers[name], self._widths[name], self._counts[name] = new, width, count
+        self._views[name] = None if activation_bits else View(1, count, count, width)
         return name
 
+    def divide(self, name: str, parts: int, count: int, apart: int = 0) -> None:
+        """A buffer's rows hold ``parts`` of ``count`` values, ``apart`` columns from one to the next (0: no padding)."""
+        self._views[name] = View(parts, count, apart or count, self._widths[name])
+
+    def conceal(self, name: str) -> None:
+        """A buffer's rows are not those of the tokens: what is written to it is no value that can be watched."""
+        self._views[name] = None
+
     def emit(self, operation: Operation) -> None:
-        """Append an operation."""
-        self.operations.append(operation)
+        """Append an operation. What it writes is divided as its buffer is at this time."""
+        views = tuple(self._views.get(buffer) for buffer in operation.writes)
+        self.operations.append(replace(operation, views=views))
         self._quantized = {q for q in self._quantized if q.rpartition(".q")[0] not in operation.writes}
 
     def width_of(self, buffer: str) -> int:
@@ -139,8 +151,11 @@ class Builder:
         *,
         bias: bool | str = False,
         activation_bits: int = 0,
+        parts: int = 1,
     ) -> str:
         """out = x Wᵀ (+ bias), with the matrix (out_features, width of x) of ``slot``.weight.
+
+        ``parts`` says how many heads the result has.
 
         The bias is that of the same slot, or of the slot that ``bias`` names.
 
@@ -151,6 +166,7 @@ class Builder:
         """
         packed, width, rows = self.layouts[f"{slot}.weight"], self.width_of(x), self.buffers[x].rows
         self.buffer(out, out_features, rows)
+        self.divide(out, parts, out_features // parts)
         fields: dict[str, Value] = {
             "weights": Weights(f"{slot}.weight"),
             "groups": round_up(out_features, ROWS) // ROWS,

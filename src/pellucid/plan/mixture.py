@@ -100,7 +100,7 @@ def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
         "rows": COUNT["tokens"],
     }
     kernel = KernelKey("route", kind=router.score, group_best=router.group_best)
-    reads, writes, shape = (scores,), (scores, keys, ids, weights), f"(T, {experts}) → (T, {chosen})"
+    reads, writes, shape = (scores,), (ids, weights, scores, keys), f"(T, {experts}) → (T, {chosen})"
     builder.emit(Operation(f"{stage}.route", kernel, fields, reads, writes, shape))
 
 
@@ -109,6 +109,7 @@ def _group(builder: Builder, stage: str, router: Router) -> None:
     runs = builder.buffer("runs", router.experts + 1, "once", whole=True)
     sources = builder.buffer("sources", router.chosen, whole=True)
     places = builder.buffer("places", router.chosen, whole=True)
+    builder.conceal(runs)
     fields: dict[str, Value] = {
         "ids": At("chosen"),
         "choice_stride": _choice_stride(router),
@@ -134,6 +135,7 @@ def _experts(
     packed, rows = builder.layouts[f"{slot}.weight"], round_up(features, ROWS)
     width = builder.width_of(x) // (1 if gathered else router.chosen)
     builder.buffer(out, router.chosen * rows)
+    builder.conceal(out)  # in the order of the experts
     fields: dict[str, Value] = {
         "weights": Weights(f"{slot}.weight", router.experts),
         "experts": router.experts,

@@ -29,6 +29,8 @@ def norm(
     rows, count = builder.buffers[x].rows, count or builder.count_of(x) // parts
     builder.buffer(out, builder.count_of(x), rows)
     width = builder.width_of(x) // parts
+    if parts > 1:
+        builder.divide(out, parts, count, width)
     fields: dict[str, Value] = {
         "x": At(x),
         "width": width,

@@ -30,7 +30,7 @@ def optimize(plan: Plan) -> Plan:
     operations = replicate_norms(fuse_residual(fuse_quantize(list(plan.operations))))
     used = {name for op in operations for name in (*op.reads, *op.writes)}
     buffers = {name: buffer for name, buffer in plan.buffers.items() if name in used}
-    return replace(plan, operations=tuple(place_barriers(operations)), buffers=buffers)
+    return replace(plan, operations=tuple(place_barriers(operations)), buffers=buffers, source=plan)
 
 
 def fuse_quantize(operations: list[Operation]) -> list[Operation]:

@@ -39,6 +39,19 @@ class Buffer:
 
 
 @dataclass(frozen=True)
+class View:
+    """What a row of a buffer holds: ``parts`` (heads, say) of ``count`` values, each ``apart`` columns from the last.
+
+    A row has ``width`` columns in all; those between the parts are padding.
+    """
+
+    parts: int
+    count: int
+    apart: int
+    width: int
+
+
+@dataclass(frozen=True)
 class At:
     """The address of a buffer, or of what is ``offset`` bytes behind."""
 
@@ -161,6 +174,8 @@ class Operation:
     in row t; this says nothing about steps with several rows.
     """
     includes: tuple[str, ...] = ()
+    views: tuple[View | None, ...] = ()
+    """What the buffers that it writes hold; None: no value of the model, or none in the order of the tokens."""
     barrier: Barrier = "none"
     """Whether all threads must meet before the next operation: always, or only if there is more than one row."""
 
@@ -189,6 +204,8 @@ class Plan:
     output: str = ""
     layers: tuple[CachedLayer, ...] = ()
     tables: Mapping[str, DistanceTable] = field(default_factory=dict)
+    source: Plan | None = None
+    """The plan before the passes; None for a plan that none has changed."""
 
     def kernels(self) -> list[KernelKey]:
         """The kernels that the plan needs, each once."""

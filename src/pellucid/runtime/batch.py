@@ -2,27 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.kernels.core.record import SCRATCH_HEADER, StepRecord
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.memory import address, aligned
 
 
+class EditEntry(NamedTuple):
+    """What becomes of a value x at a position: ``factor`` * x + ``values`` (None: nothing is added).
+
+    ``values`` are float32, as many as the edit has columns.
+    """
+
+    position: int
+    factor: float
+    values: NDArray[np.float32] | None
+
+
+class Probe(Protocol):
+    """What is watched and changed in one sequence. It is used in the thread that runs the step.
+
+    ``watch`` says which values (a ``plan.watched.Watch``); sequences with equal ones are watched by the same operations.
+    """
+
+    @property
+    def watch(self) -> Hashable: ...
+
+    @property
+    def private(self) -> bool:
+        """Whether the sequence's keys and values are not those of its tokens, so that no other may use them."""
+        ...
+
+    @property
+    def first_recorded(self) -> int | None:
+        """The first position whose values are recorded, so that it has to be computed; None: no position is."""
+        ...
+
+    def positions(self, start: int, stop: int) -> range:
+        """The positions from ``start`` to ``stop`` - 1 whose values are recorded."""
+        ...
+
+    def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
+        """Take the columns of all taps of values with such ``rows`` (a ``RowKind``), (n, columns), in order."""
+        ...
+
+    def take_pattern(self, number: int, positions: range, rows: NDArray[np.float32]) -> None:
+        """Take the rows of pattern tap ``number``, (n, heads, tokens)."""
+        ...
+
+    def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
+        """The entries of edit ``number`` for the positions from ``start`` to ``stop`` - 1."""
+        ...
+
+    def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
+        """The entries of a paused edit whose columns are ``values`` (n, columns), at positions from ``start`` on."""
+        ...
+
+
 @dataclass(frozen=True)
 class Chunk:
     """The next tokens of one sequence. The logits of its last ``outputs`` rows are wanted.
 
-    ``encoder`` holds the keys and values for cross attention.
+    ``encoder`` holds the keys and values for cross attention; ``probe`` watches and changes values.
     """
 
     table: BlockTable
     tokens: Sequence[int]
     outputs: int = 1
     encoder: BlockTable | None = None
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pellucid.runtime.batch import Chunk
+from pellucid.runtime.batch import Chunk, Probe
 from pellucid.runtime.cache import BlockTable
 
 MOST_AHEAD = 7
@@ -18,6 +18,9 @@ class CachedSequence:
     may come from the prefix cache; ``cached`` is how many did (None: it has not been read). With ``whole`` all tokens
     are read in one step.
 
+    ``probe`` watches and changes its values. What a prefix cache has were computed without it, so a sequence whose
+    values are changed neither finds nor leaves anything there, and what is recorded is computed.
+
     A sequence that loses its pages reads its tokens again: nothing else depends on how far it has been read.
     """
 
@@ -28,8 +31,9 @@ class CachedSequence:
         *,
         whole: bool = False,
         table: BlockTable | None = None,
+        probe: Probe | None = None,
     ) -> None:
-        self.tokens, self.whole = list(tokens), whole
+        self.tokens, self.whole, self.probe = list(tokens), whole, probe
         self.cached: int | None = None
         self.table = table or BlockTable()
         self.wanted = len(self.tokens) - 1 if wanted is None else wanted
@@ -43,4 +47,23 @@ class CachedSequence:
         """The next tokens: ``most`` of them, with ``rows`` outputs, or fewer."""
         start = self.table.length
         stop = min(start + most, len(self.tokens), max(self.wanted, start) + rows)
-        return Chunk(self.table, self.tokens[start:stop], outputs=max(0, stop - max(self.wanted, start)))
+        outputs = max(0, stop - max(self.wanted, start))
+        return Chunk(self.table, self.tokens[start:stop], outputs=outputs, probe=self.probe)
+
+    @property
+    def findable(self) -> int:
+        """How many of its first tokens may come from the prefix cache."""
+        if self.whole or self.private:
+            return 0
+        recorded = self.probe.first_recorded if self.probe else None
+        return self.wanted if recorded is None else min(self.wanted, recorded)
+
+    @property
+    def private(self) -> bool:
+        """Whether no other sequence may use its keys and values."""
+        return self.probe is not None and self.probe.private
+
+    @property
+    def shared_tokens(self) -> Sequence[int]:
+        """The tokens by which others may find its pages: none if it is private."""
+        return () if self.private else self.tokens

@@ -1,0 +1,290 @@
+"""Runs watched plans: fills in which rows are copied or changed in a step, and hands out what was copied.
+
+A program is bound once for each set of watches, and is used again by all requests that watch the same values. The
+memory that a step's values are copied to is new in each step and goes to the probes, so nothing is copied twice.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.kernels.attention.tiles import SPAN
+from pellucid.kernels.core.definitions import definition
+from pellucid.kernels.core.record import WORD, float_word
+from pellucid.plan.bind import places
+from pellucid.plan.plan import At, Plan, RowKind
+from pellucid.plan.watched import Site, Watch, watched_plan
+from pellucid.runtime.batch import Chunk, EditEntry, Probe
+from pellucid.runtime.executor import Program
+from pellucid.runtime.memory import address
+
+KEPT = 16
+"""Programs that are kept for sets of watches: the least recently used goes first."""
+
+RunProgram = Callable[[Program], None]
+
+
+class BoundProgram(NamedTuple):
+    """A program, and the places of the address of its output."""
+
+    program: Program
+    outputs: list[tuple[int, int]]
+
+
+class _Part(NamedTuple):
+    """A probe's rows of a step: positions ``start`` to ``stop`` - 1 of sequence ``number`` are rows from ``row`` on.
+
+    The last ``outputs`` of them are rows from ``output`` on of what is made for outputs alone.
+    """
+
+    probe: Probe
+    number: int
+    row: int
+    start: int
+    stop: int
+    output: int
+    outputs: int
+
+    def recorded(self, kind: RowKind) -> tuple[range, int]:
+        """The positions that are recorded, and the row of the first of them."""
+        if kind == "sequences":
+            return range(1), self.number
+        start, row = (self.start, self.row) if kind == "tokens" else (self.stop - self.outputs, self.output)
+        found = self.probe.positions(start, self.stop)
+        return found, row + found.start - start
+
+
+@dataclass(frozen=True)
+class _TapGroup:
+    """The taps of a watch whose values have the same rows: their sites, the column of each in a block, and its width."""
+
+    rows: RowKind
+    sites: tuple[Site, ...]
+    columns: tuple[int, ...]
+    width: int
+
+
+class WatchedProgram:
+    """The program of a set of watches. ``source`` is the plan without passes that the watches refer to."""
+
+    def __init__(self, source: Plan, watches: Sequence[Watch], bind: Callable[[Plan], Program]) -> None:
+        self.plan, sites = watched_plan(source, watches)
+        self.bound = BoundProgram(bind(self.plan), places(self.plan, At(self.plan.output)))
+        self._source, self._watches = source, list(watches)
+        of = [[site for site in sites if site.watch == number] for number in range(len(watches))]
+        self._taps = [list(self._tap_groups(watch, own)) for watch, own in zip(watches, of)]
+        self._patterns = [[site for site in own if site.kind == "pattern"] for own in of]
+        self._edits = [[site for site in own if site.kind == "edit"] for own in of]
+        self._words = {
+            kernel: {name: offset // WORD for name, offset in record.at._asdict().items()}
+            for kernel in ("trace_copy", "trace_edit", "trace_pattern")
+            if (record := definition(kernel).record) is not None
+        }
+
+    def _tap_groups(self, watch: Watch, sites: Sequence[Site]) -> Iterator[_TapGroup]:
+        for rows in ("tokens", "outputs", "sequences"):
+            own = [
+                site
+                for site in sites
+                if site.kind == "tap"
+                and self._source.operations[watch.taps[site.number].operation].rows == rows
+            ]
+            own.sort(key=lambda site: site.number)
+            widths = [watch.taps[site.number].count for site in own]
+            starts = tuple(int(n) for n in np.cumsum([0, *widths])[:-1])
+            if own:
+                yield _TapGroup(rows, tuple(own), starts, sum(widths))
+
+    def run(self, chunks: Sequence[Chunk], run: RunProgram, arrays: dict[str, NDArray[Any]]) -> None:
+        """Run a step, give the probes what they record, and do their edits. ``arrays`` are the buffers by name."""
+        keep: list[Any] = []
+        parts = list(self._parts(chunks))
+        blocks = [self._begin_taps(number, own, keep) for number, own in enumerate(parts)]
+        rows = [self._begin_patterns(number, own, keep) for number, own in enumerate(parts)]
+        pauses = [pause for number, own in enumerate(parts) for pause in self._begin_edits(number, own, keep)]
+        records, done = self.bound.program.records, 0
+        for site, own in sorted(pauses, key=lambda pause: pause[0].record):
+            run(Program(records[done : site.record], ()))
+            done = site.record
+            self._pause(site, own, arrays, keep)
+        run(Program(records[done:], ()))
+        for own, groups in zip(parts, blocks):
+            _hand_out(own, groups)
+        for own, patterns in zip(parts, rows):
+            _hand_out_patterns(own, patterns)
+
+    def _parts(self, chunks: Sequence[Chunk]) -> list[list[_Part]]:
+        """The rows of the probes, by their watches."""
+        parts: list[list[_Part]] = [[] for _ in self._watches]
+        row = output = 0
+        for number, chunk in enumerate(chunks):
+            start, count = chunk.table.length, len(chunk.tokens)
+            if chunk.probe is not None:
+                own = parts[self._watches.index(chunk.probe.watch)]  # type: ignore[arg-type]
+                own.append(_Part(chunk.probe, number, row, start, start + count, output, chunk.outputs))
+            row, output = row + count, output + chunk.outputs
+        return parts
+
+    def _set(self, site: Site, **fields: int) -> None:
+        """Fill in fields of a site's record."""
+        words = self._words[self.plan.operations[site.record].kernel.name]
+        for name, value in fields.items():
+            self.bound.program.records[site.record, words[name]] = value
+
+    def _begin_taps(
+        self, number: int, parts: Sequence[_Part], keep: list[Any]
+    ) -> list[tuple[RowKind, NDArray[np.float32]]]:
+        """Point the taps of a watch to the rows that they copy, and to new memory."""
+        made = []
+        for group in self._taps[number]:
+            listed = [
+                n for part in parts for found, row in [part.recorded(group.rows)] for n in _run(found, row)
+            ]
+            rows, block = (
+                np.array([len(listed), *listed], np.int64),
+                np.empty((len(listed), group.width), np.float32),
+            )
+            keep.append(rows)
+            made.append((group.rows, block))
+            rows_at, out = address(rows), address(block)
+            for site, column in zip(group.sites, group.columns):
+                self._set(site, rows=rows_at, out=out + 4 * column, out_stride=4 * group.width)
+        return made
+
+    def _begin_patterns(
+        self, number: int, parts: Sequence[_Part], keep: list[Any]
+    ) -> list[tuple[Site, NDArray[np.float32]]]:
+        """Point the pattern taps of a watch to their rows and to new memory."""
+        sites = self._patterns[number]
+        if not sites:
+            return []
+        listed, longest = list[int](), 1
+        for part in parts:
+            found, row = part.recorded("tokens")
+            listed += [word for n in _run(found, row) for word in (n, part.number)]
+            longest = max(longest, part.stop)
+        rows = np.array([len(listed) // 2, *listed], np.int64)
+        keep.append(rows)
+        length, made = -(-longest // SPAN) * SPAN, []
+        for site in sites:
+            heads = self._watches[number].patterns[site.number].count
+            block = np.empty((len(listed) // 2, heads, length), np.float32)
+            self._set(
+                site,
+                rows=address(rows),
+                out=address(block),
+                out_stride=4 * heads * length,
+                out_head=4 * length,
+            )
+            made.append((site, block))
+        return made
+
+    def _begin_edits(
+        self, number: int, parts: Sequence[_Part], keep: list[Any]
+    ) -> Iterator[tuple[Site, Sequence[_Part]]]:
+        """Fill in the entries of a watch's edits. Yields those that the step must stop for."""
+        for site in self._edits[number]:
+            if self._watches[number].edits[site.number].paused:
+                self._set_entries(site, [], keep)
+                yield site, parts
+                continue
+            kind = self._source.operations[self._watches[number].edits[site.number].operation].rows
+            entries = []
+            for part in parts:
+                start, stop, row = _extent(part, kind)
+                entries += [
+                    (row + one.position - start, one) for one in part.probe.entries(site.number, start, stop)
+                ]
+            self._set_entries(site, entries, keep)
+
+    def _set_entries(self, site: Site, entries: Sequence[tuple[int, EditEntry]], keep: list[Any]) -> None:
+        words = [len(entries)]
+        for row, one in entries:
+            keep.append(one.values)
+            words += [row, float_word(one.factor), 0 if one.values is None else address(one.values)]
+        table = np.array(words, np.int64)
+        keep.append(table)
+        self._set(site, entries=address(table))
+
+    def _pause(
+        self, site: Site, parts: Sequence[_Part], arrays: dict[str, NDArray[Any]], keep: list[Any]
+    ) -> None:
+        """Ask the probes what becomes of a value."""
+        edit = self._watches[site.watch].edits[site.number]
+        op = self._source.operations[edit.operation]
+        view = op.views[edit.write]
+        assert view is not None
+        flat, entries = arrays[op.writes[edit.write]].reshape(-1), list[tuple[int, EditEntry]]()
+        for part in parts:
+            start, stop, row = _extent(part, op.rows)
+            values = flat[row * view.width : (row + stop - start) * view.width].reshape(-1, view.width)
+            own = values[:, edit.first : edit.first + edit.count].copy()
+            entries += [
+                (row + one.position - start, one) for one in part.probe.changed(site.number, start, own)
+            ]
+        self._set_entries(site, entries, keep)
+
+
+def _extent(part: _Part, kind: RowKind) -> tuple[int, int, int]:
+    """The positions of a probe's rows in a buffer of a kind, from start to stop - 1, and the row of the first."""
+    if kind == "tokens":
+        return part.start, part.stop, part.row
+    if kind == "outputs":
+        return part.stop - part.outputs, part.stop, part.output
+    return 0, 1, part.number
+
+
+def _run(positions: range, row: int) -> range:
+    return range(row, row + len(positions))
+
+
+def _hand_out(parts: Sequence[_Part], groups: Sequence[tuple[RowKind, NDArray[np.float32]]]) -> None:
+    for kind, block in groups:
+        first = 0
+        for part in parts:
+            found, _ = part.recorded(kind)
+            own = block[first : first + len(found)]
+            first += len(found)
+            if len(
+                found
+            ):  # of a block that others share, a copy, so that one probe does not keep those of all
+                part.probe.take(kind, found, own if len(own) == len(block) else own.copy())
+
+
+def _hand_out_patterns(parts: Sequence[_Part], patterns: Sequence[tuple[Site, NDArray[np.float32]]]) -> None:
+    for site, block in patterns:
+        first = 0
+        for part in parts:
+            found, _ = part.recorded("tokens")
+            own = block[first : first + len(found), :, : part.stop]
+            first += len(found)
+            if len(found):
+                part.probe.take_pattern(site.number, found, own if len(own) == len(block) else own.copy())
+
+
+class WatchedPrograms:
+    """The programs of the sets of watches that were last used."""
+
+    def __init__(self, source: Plan, bind: Callable[[Plan], Program]) -> None:
+        self._source, self._bind = source, bind
+        self._programs: OrderedDict[tuple[Watch, ...], WatchedProgram] = OrderedDict()
+
+    def of(self, chunks: Sequence[Chunk]) -> WatchedProgram:
+        """The program for a step.
+
+        Raises:
+            KernelError: a kernel did not compile.
+        """
+        watches: tuple[Any, ...] = tuple(dict.fromkeys(c.probe.watch for c in chunks if c.probe is not None))
+        if watches not in self._programs:
+            self._programs[watches] = WatchedProgram(self._source, watches, self._bind)
+            if len(self._programs) > KEPT:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(watches)
+        return self._programs[watches]

@@ -1,0 +1,101 @@
+"""Copies and changes columns of some rows of a buffer: what a trace records, and what an edit does.
+
+trace_copy   out[i] = x[rows[i], first : first + count]
+trace_edit   x[row, first : first + count] = values + factor * x[row, first : first + count]   for each entry
+
+Threads divide the columns of x as a matrix product divides its output, so neither needs a barrier after one. A factor of
+0 leaves nothing of x, whatever it was, and a factor of 1 without values changes no bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import WORD, Address, Record
+
+ENTRY_WORDS = 3  # of an edit's entry: the row, the factor as a float64, the address of the values or 0
+BLOCK = 32  # columns of x that one thread has
+
+
+class TraceCopyRecord(Record):
+    x: Address  # (T, width) of 4 bytes each
+    width: int  # of a row of x, a multiple of 16
+    first: int  # the first column that is copied
+    count: int  # how many are
+    rows: Address  # (1 + n,) int64: n, then the rows
+    out: Address  # (n, count), of the same type
+    out_stride: int  # bytes from one row to the next
+
+
+class TraceEditRecord(Record):
+    x: Address  # (T, width) float32
+    width: int  # of a row of x, a multiple of 16
+    first: int  # the first column that is changed
+    count: int  # how many are
+    entries: Address  # (1 + 3 n,) int64: n, then the entries; values of an entry: (count,) float32
+
+
+def _own(simd: Any) -> Any:
+    """Make the helper for a thread's part of the columns first <= j < first + count."""
+
+    @simd.jit
+    def own(width, first, count, thread, threads):
+        blocks = (width + BLOCK - 1) // BLOCK
+        low, high = BLOCK * (blocks * thread // threads), BLOCK * (blocks * (thread + 1) // threads)
+        return max(first, low), min(first + count, high)
+
+    return own
+
+
+@kernel("trace_copy", TraceCopyRecord)
+def build_copy(simd: Any) -> Any:
+    at, load, vload, vstore = TraceCopyRecord.at, simd.load_i64, simd.vload, simd.vstore
+    load_i32, store_i32, own = simd.load_i32, simd.store_i32, _own(simd)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, width, first = load(record + at.x), load(record + at.width), load(record + at.first)
+        rows, out, stride = load(record + at.rows), load(record + at.out), load(record + at.out_stride)
+        begin, end = own(width, first, load(record + at.count), thread, threads)
+        for i in range(load(rows)):
+            source = x + load(rows + WORD * (i + 1)) * width * 4
+            to = out + i * stride - first * 4
+            whole = begin + max(end - begin, 0) // 16 * 16
+            for j in range(begin, whole, 16):
+                vstore(to + j * 4, vload(source + j * 4))
+            for j in range(whole, end):
+                store_i32(to + j * 4, load_i32(source + j * 4))
+
+    return body
+
+
+@kernel("trace_edit", TraceEditRecord)
+def build_edit(simd: Any) -> Any:
+    at, load, load_f32, store_f32 = TraceEditRecord.at, simd.load_i64, simd.load_f32, simd.store_f32
+    own, zero, one = _own(simd), np.float32(0), np.float32(1)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        x, width, first = load(record + at.x), load(record + at.width), load(record + at.first)
+        begin, end = own(width, first, load(record + at.count), thread, threads)
+        entries = load(record + at.entries)
+        for i in range(load(entries)):
+            entry = entries + WORD * (1 + ENTRY_WORDS * i)
+            row, values = x + load(entry) * width * 4, load(entry + 2 * WORD)
+            factor = np.float32(simd.load_f64(entry + WORD))
+            for j in range(begin, end):
+                new = zero
+                if factor == one:
+                    new = load_f32(row + j * 4)
+                elif factor != zero:
+                    new = factor * load_f32(row + j * 4)
+                if values != 0 and factor == zero:
+                    new = load_f32(values + (j - first) * 4)
+                elif values != 0:
+                    new += load_f32(values + (j - first) * 4)
+                store_f32(row + j * 4, new)
+
+    return body

@@ -1,0 +1,151 @@
+"""Attention scores and patterns of some rows and heads, computed again from the queries and the cached keys.
+
+    pattern = softmax(mask(softcap(scale * q Kᵀ) + bias))
+
+The attention kernel never has a whole row of them in memory. This one makes the rows that are asked for, beside it, so a
+trace costs what it looks at. Keys are read as the attention kernel reads them. With a sink a row sums to less than 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pellucid.kernels.attention import bf16_tiles, tiles
+from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
+from pellucid.kernels.attention.page_loops import page_loops
+from pellucid.kernels.attention.rows import Tile, rows_of
+from pellucid.kernels.attention.tiles import SPAN
+from pellucid.kernels.attention.walk import SCORES
+from pellucid.kernels.core.definitions import kernel
+from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, Record, StepRecord
+from pellucid.kernels.ops.elementwise import tanh_vector
+
+ROW_WORDS = 2  # of a listed row: its number in the step, and the number of its sequence
+
+
+class TracePatternRecord(Record):
+    q: Address  # (T, H * K) float32
+    heads: int  # H
+    kv_heads: int  # G
+    keys: Address  # as in attention's record, like the fields that follow
+    group: int
+    page_bytes: int
+    scale: float
+    softcap: float
+    causal: int
+    window: int
+    chunked: int
+    bias: Address
+    bias_stride: int
+    sinks: Address
+    cross: int
+    raw: int  # 1: the scores, minus infinity where nothing is seen; 0: the pattern
+    first: int  # the first head
+    count: int  # how many heads
+    rows: Address  # (1 + 2 n,) int64: n, then for each row its number and its sequence's
+    out: Address  # (n, count, ...) float32, each row of tokens with room for whole spans
+    out_stride: int  # bytes from one row to the next
+    out_head: int  # bytes from one head to the next: the tokens, rounded up to SPAN
+
+
+@kernel("trace_pattern", TracePatternRecord)
+def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
+    at, step_at, load, load_i32 = TracePatternRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
+    rows, loops = rows_of(simd, at), page_loops(simd, head_dim, head_dim, kv_dtype, SCORES)
+    past_of, place_of, earliest, seen = rows.past_of, rows.place_of, rows.earliest, rows.seen
+    scores = (bf16_tiles if kv_dtype == "bf16" else tiles).scores_tile(simd, 1, head_dim, kv_dtype)
+    store16, number_bytes = loops.store, loops.size
+    key_bytes, finish = head_bytes(kv_dtype, head_dim), _finish(simd, at)
+    vload, vstore, splat = simd.vload, simd.vstore, simd.splat
+    minus_infinity = np.float32(-np.inf)
+
+    @simd.jit
+    def row_of(tile, queries, out, end):
+        """Write a head's row of scores or of the pattern, of ``end`` tokens."""
+        past = past_of(tile)
+        scale = splat(np.float32(simd.load_f64(tile.record + at.scale)))
+        q = load(tile.record + at.q) + place_of(tile, tile.first) * head_dim * 4
+        for i in range(0, head_dim, 16):
+            store16(queries + i * number_bytes, vload(q + i * 4) * scale)
+        low, high = seen(tile, past, tile.first, 1)
+        keys = load(tile.record + at.keys) + tile.kv_head * key_bytes
+        for page in range(low // PAGE * PAGE, high, PAGE):
+            here = keys + load_i32(past.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
+            for t in range(max(low, page), min(high, page + PAGE), SPAN):
+                scores(queries, here, t - page, 0, out + t * 4, 0)
+        nothing = splat(np.float32(0))
+        if load(tile.record + at.raw) != 0:
+            nothing = splat(minus_infinity)
+        for t in range(0, low, 16):
+            vstore(out + t * 4, nothing)
+        for t in range((high + 15) // 16 * 16, end, 16):
+            vstore(out + t * 4, nothing)
+        position = past.position + tile.first // tile.group
+        last = past.length
+        if load(tile.record + at.causal) != 0:
+            last = position + 1
+        finish(tile, out, low, high, earliest(tile, position), last, position)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        listed, count, heads = load(record + at.rows), load(record + at.count), load(record + at.heads)
+        group, each = heads // load(record + at.kv_heads), load(record + at.out_head)
+        queries = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
+        total = load(listed) * count
+        for i in range(total * thread // threads, total * (thread + 1) // threads):
+            entry, head = listed + WORD * (1 + ROW_WORDS * (i // count)), load(record + at.first) + i % count
+            row, sequence = load(entry), load(entry + WORD)
+            inside = row - load_i32(load(step + step_at.first_row) + 4 * sequence)
+            first = inside * group + head % group
+            tile = Tile(record, step, sequence, head // group, group, first, 1)
+            out = load(record + at.out) + i // count * load(record + at.out_stride) + i % count * each
+            row_of(tile, queries, out, each // 4)
+
+    return body
+
+
+def _finish(simd: Any, at: Any) -> Any:
+    load, load_f32, vload, vstore, splat = simd.load_i64, simd.load_f32, simd.vload, simd.vstore, simd.splat
+    keep, vexp, vmax, vmax_lane, vsum = simd.keep, simd.vexp, simd.vmax, simd.vmax_lane, simd.vsum
+    tanh, lane0, minus_infinity = tanh_vector(simd), simd.lane0, np.float32(-np.inf)
+
+    @simd.jit
+    def finish(tile, out, low, high, first, last, position):
+        """Cap, bias and mask the scores of a row, and turn them into its pattern unless they are asked for."""
+        record, head = tile.record, tile.kv_head * tile.group + tile.first % tile.group
+        cap = np.float32(simd.load_f64(record + at.softcap))
+        bias = load(record + at.bias)
+        if bias != 0:
+            bias += head * load(record + at.bias_stride) - position * 4
+        top = splat(minus_infinity)
+        for t in range(low, high, 16):
+            x = vload(out + t * 4)
+            if cap != np.float32(0):
+                x = splat(cap) * tanh(x / splat(cap))
+            if bias != 0:
+                x = x + vload(bias + t * 4)
+            if t < first or t + 16 > last:
+                x = keep(x, first - t, last - t, minus_infinity)
+            vstore(out + t * 4, x)
+            top = vmax(top, x)
+        if load(record + at.raw) != 0:
+            return
+        largest, sinks = vmax_lane(top), load(record + at.sinks)
+        if sinks != 0:
+            largest = max(largest, load_f32(sinks + 4 * head))
+        if largest == minus_infinity:
+            largest = np.float32(0)
+        total = splat(np.float32(0))
+        for t in range(low, high, 16):
+            weight = vexp(vload(out + t * 4) - splat(largest))
+            vstore(out + t * 4, weight)
+            total = total + weight
+        share = vsum(total)
+        if sinks != 0:
+            share += lane0(vexp(splat(load_f32(sinks + 4 * head) - largest)))
+        for t in range(low, high, 16):
+            vstore(out + t * 4, vload(out + t * 4) / splat(share))
+
+    return finish

@@ -1,0 +1,133 @@
+"""Edits: what becomes of a value of a run. Each is for a part of a point, at some positions.
+
+    ablate("blocks.3.attention.heads[heads=2]")                     zeros, or ``values`` such as a mean
+    scale("blocks.3.feedforward.hidden[dims=17]", 2.0)              x * factor
+    add("blocks.10.residual[tokens=5:]", vector, factor=4.0)        x + factor * vector
+    replace("blocks.3.residual", values)                            the values of another run
+    call("blocks.3.residual", function)                             function(values) in place of the values
+
+Values have the shape of the selected part, (T, ...) with a row for each selected position from the first on, or (...)
+for all positions alike. A row that is missing leaves its position unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.trace.selection import Selected
+from pellucid.util.checks import real
+
+LARGEST = 1e30
+
+Function = Callable[[NDArray[np.float32]], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class EditOf:
+    """What becomes of the part of a point that ``where`` selects: ``factor`` * x + ``values``, or ``function`` of x.
+
+    ``values`` are float32, (rows, columns), with one row for all positions alike if ``alike``.
+    """
+
+    where: str
+    factor: float = 1.0
+    values: ArrayLike | None = None
+    function: Function | None = None
+
+    def __repr__(self) -> str:
+        if self.function is not None:
+            return f"call({self.where!r}, {brief(self.function)})"
+        added = "" if self.values is None else f" + values {np.shape(self.values)}"
+        return f"EditOf({self.where!r}: {self.factor:g} x{added})"
+
+
+def ablate(where: str, values: ArrayLike = 0.0) -> EditOf:
+    """Replace a part of a point by zeros, or by ``values``, such as its mean over other texts."""
+    return EditOf(where, 0.0, None if np.ndim(values) == 0 and not np.any(values) else values)
+
+
+def scale(where: str, factor: float) -> EditOf:
+    """Multiply a part of a point."""
+    return EditOf(where, real("factor", factor, -LARGEST, LARGEST))
+
+
+def add(where: str, vector: ArrayLike, factor: float = 1.0) -> EditOf:
+    """Add ``factor`` times a vector to a part of a point: steering."""
+    number = np.float32(real("factor", factor, -LARGEST, LARGEST))
+    return EditOf(where, 1.0, np.multiply(_numbers(where, vector), number))
+
+
+def replace(where: str, values: ArrayLike) -> EditOf:
+    """Put values in place of those of a part of a point: those of another run, say (activation patching)."""
+    return EditOf(where, 0.0, values)
+
+
+def call(where: str, function: Function) -> EditOf:
+    """Put ``function(values)`` in place of the values, float32 (n, ...), of the positions of a step.
+
+    It is called in the thread that runs the steps of all requests, which wait for it; None leaves the values as they are.
+    """
+    if not callable(function):
+        raise InvalidRequest(f"function={brief(function)}: must be a function of an array")
+    return EditOf(where, function=function)
+
+
+def _numbers(where: str, values: Any) -> NDArray[np.float32]:
+    try:
+        made = np.asarray(values, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidRequest(f"edit of {brief(where)}: its values are no numbers") from None
+    if np.isnan(made).any():
+        raise InvalidRequest(f"edit of {brief(where)}: a value is no number (NaN)")
+    return made
+
+
+def rows_of(selected: Selected, edit: EditOf, values: Any) -> tuple[NDArray[np.float32], bool]:
+    """Values as rows of the selected columns, (n, heads * dims) float32, and whether one row is for all positions.
+
+    Raises:
+        InvalidRequest: they have another shape than the selected part.
+    """
+    made = _numbers(edit.where, values)
+    own = shape_of(selected)
+    if made.ndim == 0:
+        return np.full((1, int(np.prod(own))), made, np.float32), True
+    if made.shape == own or made.shape == (int(np.prod(own)),):
+        return np.ascontiguousarray(made.reshape(1, -1)), True
+    if made.ndim == len(own) + 2 and len(made) == 1:  # as a trace gives them: (B, T, ...)
+        made = made[0]
+    if made.ndim == len(own) + 1 and made.shape[1:] == own:
+        return np.ascontiguousarray(made.reshape(len(made), -1)), False
+    raise InvalidRequest(
+        f"edit of {brief(edit.where)}: values of shape {made.shape}; it takes {own} or {('T', *own)}".replace(
+            "'", ""
+        )
+    )
+
+
+def shape_of(selected: Selected) -> tuple[int, ...]:
+    """The shape of a selected part at one position."""
+    dims = selected.point.view.count if selected.dims is None else len(selected.dims)
+    return (len(selected.heads), dims) if selected.point.heads else (dims,)
+
+
+def columns_of(selected: Selected) -> list[tuple[int, int]]:
+    """The runs of buffer columns of a selected part, without padding: (first, count), in the order of its values."""
+    view = selected.point.view
+    dims: Sequence[int] = range(view.count) if selected.dims is None else selected.dims
+    runs: list[tuple[int, int]] = []
+    for head in selected.heads:
+        for dim in dims:
+            column = head * view.apart + dim
+            if runs and sum(runs[-1]) == column:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((column, 1))
+    return runs

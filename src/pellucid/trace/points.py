@@ -1,0 +1,207 @@
+"""Points: the named values of a run that can be watched and changed.
+
+A point is what an operation of the plan without passes writes, under the name of its stage: "blocks.3.attention.q". Some
+stages have names that say more of the value than of the operation (``RENAMED``). Scores and patterns of attention, which
+no operation has in memory, are computed beside it. "blocks.3.residual" is what block 3 leaves in the residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pellucid.plan.plan import LETTER, Operation, Plan, RowKind, View
+
+PointKind = Literal["value", "pattern", "scores"]
+RESIDUAL = "x"
+"""The buffer of the residual stream."""
+HIDDEN_KERNELS = ("quantize", "pick", "heads")
+"""Kernels that copy a value, or write it in another form."""
+RENAMED = {
+    "attention.attend": "attention.heads",
+    "feedforward.down": "feedforward.output",
+    "feedforward.combine": "feedforward.output",
+    "feedforward.route": "feedforward.experts",
+}
+SECOND = {"feedforward.experts": "feedforward.expert_weights"}
+"""Names of what an operation writes beside its first value."""
+ABOUT: Mapping[str, str] = {
+    "embed": "the token's row of the embedding matrix",
+    "embed.norm": "the normalised sum of the token's vectors",
+    "position": "the embedding and the vector of the position",
+    "position.angles": "cosines and sines of the angles by which queries and keys are rotated",
+    "attention.norm": "the input of attention, normalised",
+    "attention.q": "queries, before the rotary position",
+    "attention.k": "keys, before the rotary position",
+    "attention.v": "values",
+    "attention.q_norm": "queries, normalised by head",
+    "attention.k_norm": "keys, normalised by head",
+    "attention.q_rotary": "queries, rotated by their position",
+    "attention.k_rotary": "keys, rotated by their position",
+    "attention.scores": "scores of the tokens that a head sees, before the softmax",
+    "attention.pattern": "how much of a head's attention each token gets",
+    "attention.heads": "what each head has gathered, before the output projection",
+    "attention.output": "what attention adds to the residual stream, before factors and norms after it",
+    "attention.post_norm": "the same, normalised",
+    "attention.residual": "the residual stream after attention",
+    "feedforward.norm": "the input of the feed-forward, normalised",
+    "feedforward.gate": "the gate of each neuron, before the activation",
+    "feedforward.up": "the neurons that the gates multiply",
+    "feedforward.hidden": "the neurons after the activation",
+    "feedforward.output": "what the feed-forward adds to the residual stream, before factors and norms after it",
+    "feedforward.post_norm": "the same, normalised",
+    "feedforward.residual": "the residual stream after the feed-forward",
+    "feedforward.router": "the router's score of each expert",
+    "feedforward.experts": "the experts that the token's router has chosen",
+    "feedforward.expert_weights": "the weights of the chosen experts",
+    "residual": "the residual stream after the block",
+    "norm": "the last vectors, normalised",
+    "project.logits": "the score of each token of the vocabulary",
+    "pool": "the sentence vector",
+}
+UNITS = {
+    "attention.pattern": "probability",
+    "feedforward.experts": "expert",
+    "project.logits": "nats, up to a constant",
+}
+LETTERS: Mapping[str, tuple[str, ...]] = {
+    "q": ("H", "K"), "k": ("G", "K"), "v": ("G", "V"), "q_norm": ("H", "K"), "k_norm": ("G", "K"),
+    "q_rotary": ("H", "K"), "k_rotary": ("G", "K"), "heads": ("H", "V"), "gate": ("F",), "up": ("F",),
+    "hidden": ("F",), "router": ("E",), "experts": ("C",), "expert_weights": ("C",), "logits": ("V",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value: its ``name``, the ``sizes`` of its last dimensions with their ``letters``, what it is, and its unit.
+
+    ``operation`` is the number of the operation that makes it in the plan without passes, ``write`` which of that
+    operation's buffers it is in, as ``view`` says. Patterns and scores have a row for each head and token. Only the
+    ``rows`` of this kind have it: values behind the last block are computed where logits are wanted.
+    """
+
+    name: str
+    kind: PointKind
+    operation: int
+    write: int
+    view: View
+    rows: RowKind
+    dtype: str
+    letters: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"Point({self.name}, {self.shape} {self.dtype}: {self.about})"
+
+    @property
+    def shape(self) -> str:
+        """The shape with its sizes: "(B, T, H 9, K 64)"; of a pattern "(B, H 9, T, T')", from query to key."""
+        if self.kind != "value":
+            return f"(B, H {self.sizes[0]}, T, T')"
+        rows = {"tokens": "T", "outputs": "T", "sequences": ""}.get(self.rows, LETTER[self.rows])
+        sized = [f"{letter} {size}" if size else letter for letter, size in zip(self.letters, self.sizes)]
+        return f"({', '.join(part for part in ('B', rows, *sized) if part)})"
+
+    @property
+    def about(self) -> str:
+        """What it is, in a few words."""
+        kind = _kind(self.name)
+        return (
+            ABOUT.get(kind)
+            or ABOUT.get(kind.rstrip(".0123456789"))
+            or "what the operation of this name makes"
+        )
+
+    @property
+    def unit(self) -> str:
+        """The unit of its numbers, "" for those of the model's own space."""
+        return UNITS.get(_kind(self.name), "")
+
+    @property
+    def heads(self) -> int:
+        """The number of heads, or other parts, that can be selected; 0 if it has none."""
+        return self.view.parts if len(self.sizes) == 2 else 0
+
+
+def _kind(name: str) -> str:
+    """The name without its block: "attention.q"."""
+    parts = name.split(".")
+    return ".".join(parts[2:]) if parts[0] == "blocks" else name
+
+
+def points_of(plan: Plan) -> dict[str, Point]:
+    """The points of a plan by name, in the order of the pipeline."""
+    source = plan.source or plan
+    found: dict[str, Point] = {}
+    for point in _points(source):
+        found.setdefault(point.name, point)
+    return found
+
+
+def _points(plan: Plan) -> Iterator[Point]:
+    last_logits = max((i for i, op in enumerate(plan.operations) if plan.output in op.writes), default=-1)
+    for number, op in enumerate(plan.operations):
+        if op.kernel.name in HIDDEN_KERNELS or (plan.output in op.writes and number != last_logits):
+            continue
+        name = _renamed(op.stage)
+        if op.kernel.name == "attention":
+            yield from _patterns(number, op, name)
+        if number == last_logits and op.rows == "outputs":
+            name = "project.logits"
+        for write, view in enumerate(op.views):
+            if view is None or (write and _kind(name) not in SECOND):
+                continue
+            own = name if not write else f"{name.rpartition('.')[0]}.{SECOND[_kind(name)].rpartition('.')[2]}"
+            whole = plan.buffers[op.writes[write]].whole
+            yield _value(own, number, write, view, op.rows, "int32" if whole else "float32")
+            if write == 1:
+                break
+        if _ends_block(plan, number):
+            at = ".".join(op.stage.split(".")[:2])
+            (view,) = op.views[:1]
+            if view is not None:
+                yield _value(f"{at}.residual", number, 0, view, op.rows, "float32")
+
+
+def _renamed(stage: str) -> str:
+    parts = stage.split(".")
+    if parts[0] != "blocks":
+        return stage
+    return ".".join([*parts[:2], RENAMED.get(".".join(parts[2:]), ".".join(parts[2:]))])
+
+
+def _value(name: str, number: int, write: int, view: View, rows: RowKind, dtype: str) -> Point:
+    letters = LETTERS.get(name.rpartition(".")[2], ("D",))
+    if view.parts > 1 and len(letters) < 2:
+        letters = ("H", "K")
+    sizes = (view.parts, view.count) if len(letters) == 2 else (view.count,)
+    return Point(name, "value", number, write, view, rows, dtype, letters, sizes)
+
+
+def _patterns(number: int, op: Operation, name: str) -> Iterator[Point]:
+    at, heads = name.rpartition(".")[0], op.fields["heads"]
+    assert isinstance(heads, int)
+    view = View(heads, 0, 0, 0)
+    for kind in ("scores", "pattern"):
+        yield Point(
+            f"{at}.{kind}",
+            kind,
+            number,
+            0,
+            view,
+            "tokens",
+            "float32",
+            ("H", "T"),
+            (heads, 0),
+        )
+
+
+def _ends_block(plan: Plan, number: int) -> bool:
+    """Whether an operation is the last of its block that writes the residual stream."""
+    op = plan.operations[number]
+    if not op.stage.startswith("blocks.") or RESIDUAL not in op.writes:
+        return False
+    block = ".".join(op.stage.split(".")[:2]) + "."
+    later = plan.operations[number + 1 :]
+    return not any(one.stage.startswith(block) and RESIDUAL in one.writes for one in later)

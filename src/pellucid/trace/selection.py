@@ -1,0 +1,156 @@
+"""Selections of points: "blocks.*.residual", "blocks.5.attention.pattern[heads=0,3; tokens=2:9]".
+
+``*`` stands for a part of a name between two dots, ``**`` for any number of parts; a negative number of a block counts
+from the last one. ``heads``, ``dims`` (of each head, or of a vector) and ``tokens`` (positions) are numbers and ranges:
+"0,3", "2:9", "5:".
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.trace.points import Point
+
+MOST_NAME, MOST_NUMBER = 1000, 1 << 31
+NUMBERS = re.compile(r"(\d{0,10})(:?)(\d{0,10})")
+KEYS = ("heads", "dims", "tokens")
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A part of a point: some ``heads`` and ``dims`` (all of the point's by default), at positions of ``tokens``."""
+
+    point: Point
+    heads: tuple[int, ...]
+    dims: tuple[int, ...] | None
+    tokens: range
+
+    @property
+    def name(self) -> str:
+        """The point's name."""
+        return self.point.name
+
+    @property
+    def columns(self) -> int:
+        """How many values of a row are selected (of a pattern: how many heads)."""
+        if self.point.kind != "value":
+            return len(self.heads)
+        return len(self.heads) * (self.point.view.count if self.dims is None else len(self.dims))
+
+    def runs(self) -> list[tuple[int, int]]:
+        """The selected heads as runs: (first head, how many)."""
+        found: list[tuple[int, int]] = []
+        for head in self.heads:
+            if found and sum(found[-1]) == head:
+                found[-1] = (found[-1][0], found[-1][1] + 1)
+            else:
+                found.append((head, 1))
+        return found
+
+
+def select(points: Mapping[str, Point], wanted: Sequence[str]) -> list[Selected]:
+    """The parts of points that texts select, in the order of the pipeline for each text.
+
+    Raises:
+        InvalidRequest: a text selects nothing, or what a point does not have.
+    """
+    return [one for text in wanted for one in _selected(points, text)]
+
+
+def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selected]:
+    if not isinstance(text, str) or not text or len(text) > MOST_NAME:
+        raise InvalidRequest(f"point={brief(text)}: must be a name, such as blocks.*.residual")
+    name, bracket, rest = text.partition("[")
+    if bracket and not rest.endswith("]"):
+        raise InvalidRequest(f"point={brief(text)}: the bracket does not end")
+    given = _given(text, rest[:-1]) if bracket else {}
+    found = [point for point in points.values() if _pattern(points, name).fullmatch(point.name)]
+    if not found:
+        raise InvalidRequest(f"point={brief(name)}: there is none of this name{_nearest(points, name)}")
+    for point in found:
+        if "heads" in given and not point.heads:
+            raise InvalidRequest(f"point={brief(text)}: {point.name} has no heads: leave them out")
+        heads = _numbers(text, "heads", given.get("heads"), point.view.parts)
+        dims = None
+        if "dims" in given:
+            if point.kind != "value":
+                raise InvalidRequest(f"point={brief(text)}: {point.name} has no dims: its rows are tokens")
+            dims = _numbers(text, "dims", given["dims"], point.view.count)
+        yield Selected(point, heads, dims, _tokens(text, given.get("tokens")))
+
+
+def _pattern(points: Mapping[str, Point], name: str) -> re.Pattern[str]:
+    """The regular expression of a name with stars."""
+    parts = name.split(".")
+    if parts[0] == "blocks" and len(parts) > 1 and re.fullmatch(r"-\d{1,9}", parts[1]):
+        blocks = {int(one.split(".")[1]) for one in points if one.startswith("blocks.")}
+        parts[1] = str(max(blocks, default=-1) + 1 + int(parts[1]))
+    escaped = [
+        ".*" if part == "**" else "[^.]*".join(re.escape(piece) for piece in part.split("*"))
+        for part in parts
+    ]
+    return re.compile(r"\.".join(escaped))
+
+
+def _nearest(points: Mapping[str, Point], name: str) -> str:
+    near = difflib.get_close_matches(name, points, 3, 0.5)
+    return f"; the nearest are {', '.join(near)}" if near else "; pellucid points lists all"
+
+
+def _given(text: str, inside: str) -> dict[str, str]:
+    """The keys of a bracket: a part without one belongs to the key before it."""
+    found: dict[str, str] = {}
+    last = ""
+    for part in re.split("[,;]", inside):
+        key, equals, value = part.strip().partition("=")
+        if equals:
+            last = key.strip()
+            if last not in KEYS or last in found:
+                raise InvalidRequest(
+                    f"point={brief(text)}: {brief(last)} is none of {', '.join(KEYS)}, or given twice"
+                )
+            found[last] = value.strip()
+        elif last:
+            found[last] += f",{key}"
+        else:
+            raise InvalidRequest(f"point={brief(text)}: write [heads=0,3] or [tokens=2:9]")
+    return found
+
+
+def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ...]:
+    """The numbers that a value lists, below ``size``, in order."""
+    if value is None:
+        return tuple(range(size))
+    found = set[int]()
+    for part in value.split(","):
+        one = _range(text, key, part, size)
+        if not len(one) or one.stop > size:
+            raise InvalidRequest(
+                f"point={brief(text)}: {key}={brief(part)}: there are {size:,}, numbered from 0"
+            )
+        found.update(one)
+    return tuple(sorted(found))
+
+
+def _tokens(text: str, value: str | None) -> range:
+    if value is None:
+        return range(MOST_NUMBER)
+    found = _range(text, "tokens", value, MOST_NUMBER)
+    if not len(found):
+        raise InvalidRequest(f"point={brief(text)}: tokens={brief(value)}: none is between these")
+    return found
+
+
+def _range(text: str, key: str, part: str, size: int) -> range:
+    found = NUMBERS.fullmatch(part.strip())
+    if not found or not (found[1] or found[2]):
+        raise InvalidRequest(
+            f"point={brief(text)}: {key}={brief(part)}: must be a number or a range, such as 2:9"
+        )
+    start = int(found[1] or 0)
+    return range(start, int(found[3]) if found[3] else size) if found[2] else range(start, start + 1)
