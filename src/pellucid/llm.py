@@ -244,8 +244,20 @@ class LLM:
     ) -> RequestGroup:
         return RequestGroup(self.engine, self.inputs, prompt, options, chains, how, watching)
 
+    def generate_edited(
+        self, prompt: PromptInput, edits: Sequence[Sequence[EditOf]], **options: Any
+    ) -> list[Generation]:
+        """Run a prompt several times together, each time with other edits. Takes the options of ``generate``.
+
+        By default one token is made of each, greedily.
+        """
+        options = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True, **options}
+        groups = [self.request(prompt, edits=list(own), **options) for own in edits]
+        run_together(groups)
+        return [group.results()[0] for group in groups]
+
     @property
-    def points(self) -> Mapping[str, Point]:
+    def points(self) -> dict[str, Point]:
         """The values of a run that can be traced and edited, by name, in the order of the pipeline."""
         return points_of(self.plan)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.engine.head import HeadProgram
 from pellucid.engine.watching import BoundProgram, WatchedPrograms
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
@@ -88,6 +89,8 @@ class ModelRunner:
 
         self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
         self._watched = WatchedPrograms(plan.source or plan, bound)
+        self._bind = bound
+        self._head: HeadProgram | None = None
         self.executor, self._owns_executor = executor or Executor(threads), executor is None
         self._lock = threading.Lock()
         self._released: deque[tuple[BlockTable, Sequence[int]]] = deque()
@@ -183,6 +186,33 @@ class ModelRunner:
         out = self._arrays.by_name[self.plan.output] = np.empty((max(rows, 1), width), np.float32)
         for record, word in bound.outputs:
             bound.program.records[record, word] = address(out)
+        return out
+
+    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits (n, V) of vectors (n, D) in place of the residual stream after the last block.
+
+        Raises:
+            InvalidRequest: the model has no head or several residual streams, or the vectors have another width.
+        """
+        spec, vectors = self.spec, np.atleast_2d(np.asarray(vectors, np.float32))
+        if not spec.head or spec.altup:
+            raise InvalidRequest("the model has no logits of one residual stream")
+        if vectors.ndim != 2 or vectors.shape[1] != spec.embedding.width:
+            raise InvalidRequest(
+                f"vectors of shape {vectors.shape}; they must be (n, {spec.embedding.width:,})"
+            )
+        out = np.empty((len(vectors), self.width), np.float32)
+        most = min(self.limits.tokens, self.limits.outputs)
+        for first in range(0, len(vectors), most):
+            part = vectors[first : first + most]
+            with self._lock:
+                self._refuse_if_closed()
+                self._head = self._head or HeadProgram(self.plan.source or self.plan, self._bind)
+                self._head.fill(part, self._arrays.by_name)
+                self._step.fill_outputs(len(part))
+                made = self._fresh_output(self._head.bound, len(part))
+                self.executor.run(self._head.bound.program, self._step.record)
+            out[first : first + len(part)] = made[: len(part), : self.width]
         return out
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:

@@ -62,7 +62,7 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _TapGroup:
-    """The taps of a watch whose values have the same rows: their sites, the column of each in a block, and its width."""
+    """The taps of a watch whose values have the same rows: their sites, their columns in a block, and its width."""
 
     rows: RowKind
     sites: tuple[Site, ...]

@@ -83,7 +83,7 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
             name,
             bias=kind.bias,
             parts=kind.heads if name == "q" else kind.kv_heads,
-        )  # fmt: skip
+        )
         for name in names
     }
     if kind.keys_as_values and kind.shared is None:

@@ -109,7 +109,7 @@ class Builder:
         return name
 
     def divide(self, name: str, parts: int, count: int, apart: int = 0) -> None:
-        """A buffer's rows hold ``parts`` of ``count`` values, ``apart`` columns from one to the next (0: no padding)."""
+        """A buffer's rows hold ``parts`` of ``count`` values, ``apart`` columns apart (0: without padding)."""
         self._views[name] = View(parts, count, apart or count, self._widths[name])
 
     def conceal(self, name: str) -> None:

@@ -28,7 +28,7 @@ class EditEntry(NamedTuple):
 class Probe(Protocol):
     """What is watched and changed in one sequence. It is used in the thread that runs the step.
 
-    ``watch`` says which values (a ``plan.watched.Watch``); sequences with equal ones are watched by the same operations.
+    ``watch`` says which values (a ``plan.watched.Watch``); the same operations watch sequences with equal ones.
     """
 
     @property
@@ -140,6 +140,11 @@ class StepArrays:
         self.record = np.array(
             StepRecord.pack({"tokens": 0, "outputs": 0, "sequences": 0, **known}), np.int64
         )
+
+    def fill_outputs(self, count: int) -> None:
+        """Write a step without sequences, of ``count`` rows that are all outputs."""
+        self.output_rows[:count] = np.arange(count)
+        self.record[:3] = count, count, 0
 
     def fill(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
         """Write a batch into the arrays; its block tables have their pages already. Returns (T, R)."""

@@ -72,7 +72,8 @@ def replace(where: str, values: ArrayLike) -> EditOf:
 def call(where: str, function: Function) -> EditOf:
     """Put ``function(values)`` in place of the values, float32 (n, ...), of the positions of a step.
 
-    It is called in the thread that runs the steps of all requests, which wait for it; None leaves the values as they are.
+    It is called in the thread that runs the steps of all requests, which wait for it. None leaves the values as they
+    are.
     """
     if not callable(function):
         raise InvalidRequest(f"function={brief(function)}: must be a function of an array")

@@ -1,8 +1,9 @@
 """Points: the named values of a run that can be watched and changed.
 
-A point is what an operation of the plan without passes writes, under the name of its stage: "blocks.3.attention.q". Some
-stages have names that say more of the value than of the operation (``RENAMED``). Scores and patterns of attention, which
-no operation has in memory, are computed beside it. "blocks.3.residual" is what block 3 leaves in the residual stream.
+A point is what an operation of the plan without passes writes, under the name of its stage: "blocks.3.attention.q".
+Some stages have names that say more of the value than of the operation (``RENAMED``). Scores and patterns of attention,
+which no operation has in memory, are computed beside it. "blocks.3.residual" is what block 3 leaves in the residual
+stream.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ MOST_RUNS = 4096
 
 @dataclass(frozen=True)
 class _Placed:
-    """Where a selected part is in the blocks: of each run of heads, the column of its values or the pattern's number."""
+    """Where a selected part is in the blocks: of each run of heads, the column of its values or its pattern."""
 
     selected: Selected
     places: tuple[int, ...]

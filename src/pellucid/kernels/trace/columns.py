@@ -3,8 +3,8 @@
 trace_copy   out[i] = x[rows[i], first : first + count]
 trace_edit   x[row, first : first + count] = values + factor * x[row, first : first + count]   for each entry
 
-Threads divide the columns of x as a matrix product divides its output, so neither needs a barrier after one. A factor of
-0 leaves nothing of x, whatever it was, and a factor of 1 without values changes no bit.
+Threads divide the columns of x as a matrix product divides its output, so neither needs a barrier after one. A factor
+of 0 leaves nothing of x, whatever it was, and a factor of 1 without values changes no bit.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     pattern = softmax(mask(softcap(scale * q Kᵀ) + bias))
 
-The attention kernel never has a whole row of them in memory. This one makes the rows that are asked for, beside it, so a
-trace costs what it looks at. Keys are read as the attention kernel reads them. With a sink a row sums to less than 1.
+The attention kernel never has a whole row of them in memory. This one makes the rows that are asked for, beside it, so
+a trace costs what it looks at. Keys are read as the attention kernel reads them. With a sink a row sums to less than 1.
 """
 
 from __future__ import annotations

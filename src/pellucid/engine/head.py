@@ -1,0 +1,37 @@
+"""The end of a plan by itself: logits of any vectors, as if they were the residual stream after the last block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.engine.watching import BoundProgram
+from pellucid.plan.bind import places
+from pellucid.plan.passes import optimize
+from pellucid.plan.plan import At, Plan
+from pellucid.runtime.executor import Program
+
+FIRST = "pick"
+"""The first stage after the blocks: it picks the rows whose logits are wanted."""
+
+
+class HeadProgram:
+    """The operations after the last block of ``source``, a plan without passes, which must have a head."""
+
+    def __init__(self, source: Plan, bind: Callable[[Plan], Program]) -> None:
+        first = next(i for i, op in enumerate(source.operations) if op.stage == FIRST)
+        self._buffer, view = source.operations[first].reads[0], source.operations[first].views[0]
+        assert view is not None
+        self._width, self._count = view.width, view.count
+        plan = optimize(replace(source, operations=source.operations[first:]))
+        self.bound = BoundProgram(bind(plan), places(plan, At(plan.output)))
+
+    def fill(self, vectors: NDArray[np.float32], arrays: dict[str, NDArray[Any]]) -> None:
+        """Put the vectors, (n, D), where the residual stream is."""
+        rows = arrays[self._buffer].reshape(-1)[: len(vectors) * self._width].reshape(-1, self._width)
+        rows[:, self._count :] = 0
+        rows[:, : self._count] = vectors

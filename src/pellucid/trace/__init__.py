@@ -1,0 +1,35 @@
+"""Watching and changing a run: points, edits, and lenses on what was recorded.
+
+    from pellucid.trace import ablate, logit_lens
+
+    with llm.trace("blocks.*.residual") as t:
+        llm.generate("The capital of France is", edits=[ablate("blocks.23.attention.heads[heads=4]")])
+    logit_lens(llm, t.sequences[0])
+"""
+
+from pellucid.trace.edits import ablate, add, call, replace, scale
+from pellucid.trace.lenses.attribution import attribute
+from pellucid.trace.lenses.difference import difference
+from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
+from pellucid.trace.lenses.logit_lens import logit_lens
+from pellucid.trace.lenses.neighbours import neighbours, similarity, word_map
+from pellucid.trace.lenses.patching import patch_sweep
+
+__all__ = [
+    "ablate",
+    "add",
+    "attribute",
+    "call",
+    "difference",
+    "head_scores",
+    "heads_between",
+    "logit_lens",
+    "neighbours",
+    "patch_sweep",
+    "position_of",
+    "replace",
+    "rollout",
+    "scale",
+    "similarity",
+    "word_map",
+]

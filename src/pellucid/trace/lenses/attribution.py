@@ -1,0 +1,229 @@
+"""Direct logit attribution: what each part of the model adds to the logit of a token.
+
+The last vector is a sum of what the embedding, every head and every feed-forward have added to the residual stream,
+and with the scale of the last norm held fixed the logit is linear in that sum (Elhage et al. 2021, "A mathematical
+framework for transformer circuits"). So the contributions of the parts, and constants, sum to the logit. Parts of kind
+"rounding" are what quantised activations make of a sum: of the heads before an output projection, and of the last
+vector before the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.model.spec import Block
+from pellucid.trace.model import (
+    ModelWeights,
+    TracedModel,
+    backward_of_norm,
+    read,
+    stream_points,
+    token_of,
+    unembedding,
+)
+from pellucid.trace.trace import SequenceTrace
+
+GATHERED = ("attention.gated", "attention.v_up", "attention.heads")
+"""What the output projection of attention reads: the first of these that a model has."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a part adds to the logit: ``kind`` "embedding", "head", "attention" (its biases), "rounding", "recurrent",
+    "feedforward", "per_layer" or "constant"; its ``layer`` and ``head`` if it has them.
+    """
+
+    name: str
+    kind: str
+    value: float
+    layer: int | None = None
+    head: int | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Attribution:
+    """The contributions to the logit of ``token`` after a position, minus that of ``against`` if there is one.
+
+    ``logit`` is the model's own, before a cap; the contributions sum to it.
+    """
+
+    token: str
+    against: str | None
+    position: int
+    logit: float
+    contributions: Sequence[Contribution]
+
+    def __repr__(self) -> str:
+        first = max(self.contributions, key=lambda one: one.value)
+        versus = "" if self.against is None else f" against {self.against!r}"
+        return (
+            f"Attribution({self.token!r}{versus}: {self.logit:.3f}, most by {first.name} {first.value:+.3f})"
+        )
+
+    @property
+    def total(self) -> float:
+        """The sum of the contributions."""
+        return sum(one.value for one in self.contributions)
+
+    def ranked(self, kind: str | None = None) -> list[Contribution]:
+        """The contributions, of one kind if asked for, the largest in size first."""
+        found = [one for one in self.contributions if kind in (None, one.kind)]
+        return sorted(found, key=lambda one: -abs(one.value))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "token": self.token,
+            "against": self.against,
+            "position": self.position,
+            "logit": self.logit,
+            "total": self.total,
+            "contributions": [vars(one) for one in self.contributions],
+        }
+
+
+def needed(model: TracedModel) -> list[str]:
+    """The points that the lens reads. Raises InvalidRequest for a model whose residual stream is no sum."""
+    return [*stream_points(model), *_gathered(model).values(), *_outputs(model), "project.logits"]
+
+
+def _gathered(model: TracedModel) -> dict[int, str]:
+    """What the heads of each block have gathered, by block."""
+    found = {}
+    for layer in range(len(model.spec.blocks)):
+        names = [f"blocks.{layer}.{name}" for name in GATHERED]
+        if name := next((name for name in names if name in model.points), None):
+            found[layer] = name
+    return found
+
+
+def _outputs(model: TracedModel) -> list[str]:
+    return [f"blocks.{layer}.attention.output" for layer in _gathered(model)]
+
+
+def attribute(
+    model: TracedModel,
+    of: Any,
+    token: int | str | None = None,
+    *,
+    against: int | str | None = None,
+    position: int = -1,
+) -> Attribution:
+    """The contributions to the logit of ``token`` after a position of a prompt, or of a sequence of a trace.
+
+    ``token`` is by default the most likely one. With ``against`` the difference of two logits is looked at.
+
+    Raises:
+        InvalidRequest: the model's residual stream is no sum, a text is not one token, or the trace lacks a point.
+    """
+    if not model.spec.head:
+        raise InvalidRequest("the model has no logits")
+    stream = stream_points(model)
+    sequence = of if isinstance(of, SequenceTrace) else read(model, of, needed(model))
+    at = range(len(sequence))[position]
+    logits = sequence["project.logits"][at].astype(np.float64)
+    chosen = int(np.nanargmax(logits)) if token is None else token_of(model, token)
+    other = None if against is None else token_of(model, against)
+    weights = ModelWeights(model.checkpoint)
+    looked = _Looked(model, sequence, at, stream, weights)
+    direction, constant = looked.direction(chosen, other)
+    made = list(looked.contributions(direction))
+    if constant:
+        made.append(Contribution("constant", "constant", constant))
+    logit = looked.uncapped(logits[chosen]) - (looked.uncapped(logits[other]) if other is not None else 0.0)
+    explained = sum(one.value for one in made)
+    made.append(Contribution("project.rounding", "rounding", float(logit) - explained))
+    text = model.tokenizer.decode([chosen], skip_special=False)
+    versus = None if other is None else model.tokenizer.decode([other], skip_special=False)
+    return Attribution(text, versus, at, float(logit), made)
+
+
+class _Looked:
+    """One position of a sequence: the residual stream, and what is linear in it."""
+
+    def __init__(
+        self, model: TracedModel, sequence: SequenceTrace, at: int, stream: list[str], weights: ModelWeights
+    ) -> None:
+        self.model, self.sequence, self.at, self.stream, self.weights = model, sequence, at, stream, weights
+        self.last = self._row(stream[-1])
+
+    def _row(self, name: str) -> NDArray[np.float64]:
+        row: NDArray[np.float64] = self.sequence[name][self.at].astype(np.float64)
+        return row
+
+    def uncapped(self, logit: float) -> float:
+        """A logit before the soft-cap."""
+        cap = self.model.spec.head.softcap if self.model.spec.head else 0.0
+        return float(cap * np.arctanh(logit / cap)) if cap else float(logit)
+
+    def direction(self, token: int, against: int | None) -> tuple[NDArray[np.float64], float]:
+        """The vector g and the constant c with logit = g·x + c, for the last vector x."""
+        spec, width = self.model.spec, self.model.spec.embedding.width
+        row = unembedding(spec, self.weights, token)
+        if against is not None:
+            row = row - unembedding(spec, self.weights, against)
+        assert spec.head is not None
+        constant = 0.0
+        if spec.head.bias:
+            bias = self.weights.values("project.bias").astype(np.float64) * spec.head.scale
+            constant += float(bias[token] - (bias[against] if against is not None else 0.0))
+        norm = spec.final_norm
+        weight = self.weights.vector("norm.weight", width, 1.0)
+        if norm is not None and norm.has_bias:
+            constant += float(row @ self.weights.vector("norm.bias", width, 0.0))
+        return backward_of_norm(norm, weight, self.last, row), constant
+
+    def contributions(self, direction: NDArray[np.float64]) -> Any:
+        """What each part has added, along a direction."""
+        before = np.zeros_like(self.last)
+        gathered = _gathered(self.model)
+        for name in self.stream:
+            after = self._row(name)
+            value = float(direction @ (after - before))
+            parts = name.split(".")
+            if parts[0] != "blocks":
+                yield Contribution(name, "embedding", value)
+            elif parts[2] == "attention" and int(parts[1]) in gathered:
+                yield from self._heads(int(parts[1]), gathered[int(parts[1])], direction, value)
+            else:
+                yield Contribution(".".join(parts[:3]), parts[2], value, int(parts[1]))
+            before = after
+
+    def _heads(self, layer: int, gathered: str, direction: NDArray[np.float64], value: float) -> Any:
+        """The contributions of a block's heads, of its biases, and what rounding adds."""
+        at, block = f"blocks.{layer}.attention", self.model.spec.blocks[layer]
+        attention = block.attention
+        assert attention is not None
+        through = direction * block.residual_scale * attention.output_scale
+        constant = 0.0
+        output = self._row(f"{at}.output")
+        if block.placement in ("sandwich", "output"):
+            through, constant = self._before_post_norm(f"{at}.post_norm", block, output, through)
+        by_column = self.weights.values(f"{at}.output.weight").astype(np.float64).T @ through
+        heads = self._row(gathered)
+        columns = by_column.reshape(attention.heads, -1)
+        each = (columns * heads.reshape(attention.heads, -1)).sum(-1)
+        for head, one in enumerate(each):
+            yield Contribution(f"blocks.{layer}.attention.heads.{head}", "head", float(one), layer, head)
+        if self.weights.has(f"{at}.output.bias"):
+            constant += float(through @ self.weights.vector(f"{at}.output.bias", len(through), 0.0))
+        if constant:
+            yield Contribution(f"{at}.bias", "attention", constant, layer)
+        yield Contribution(f"{at}.rounding", "rounding", value - float(each.sum()) - constant, layer)
+
+    def _before_post_norm(
+        self, slot: str, block: Block, output: NDArray[np.float64], through: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], float]:
+        """The direction before a norm of the output, and the constant that the norm adds."""
+        width = len(through)
+        constant = 0.0
+        if block.norm.has_bias:
+            constant = float(through @ self.weights.vector(f"{slot}.bias", width, 0.0))
+        weight = self.weights.vector(f"{slot}.weight", width, 1.0)
+        return backward_of_norm(block.norm, weight, output, through), constant

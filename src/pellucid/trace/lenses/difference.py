@@ -1,0 +1,90 @@
+"""Where two runs begin to differ: two prompts of equal length, or one prompt on two models of one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.trace.model import TracedModel, read, residual_points
+from pellucid.trace.trace import SequenceTrace
+
+
+@dataclass(frozen=True)
+class PointDifference:
+    """A point in two runs: |a - b| / |b| over all positions, the cosine, and the position that differs most."""
+
+    name: str
+    relative: float
+    cosine: float
+    position: int
+    by_position: NDArray[np.float64]
+
+
+@dataclass(frozen=True, repr=False)
+class RunDifference:
+    """Points in the order of the pipeline."""
+
+    points: Sequence[PointDifference]
+    pieces: list[str]
+
+    def __repr__(self) -> str:
+        first = self.begins()
+        begins = f"begins at {first.name}" if first else "no difference"
+        return f"RunDifference({len(self.points)} points, {begins}, ends at {self.points[-1].relative:.2%})"
+
+    def begins(self, least: float = 0.0) -> PointDifference | None:
+        """The first point whose relative difference is above ``least``."""
+        return next((one for one in self.points if one.relative > least), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "pieces": self.pieces,
+            "points": [{**vars(one), "by_position": one.by_position.tolist()} for one in self.points],
+        }
+
+
+def difference(
+    model: TracedModel,
+    a: Any,
+    b: Any,
+    *,
+    other: TracedModel | None = None,
+    points: Sequence[str] | None = None,
+) -> RunDifference:
+    """Compare run ``a`` with run ``b``, both of this model, or ``b`` of an ``other`` of one shape.
+
+    ``a`` and ``b`` are prompts, or sequences of traces; ``points`` are by default the residual stream after each block.
+
+    Raises:
+        InvalidRequest: the runs differ in length, or the models in shape.
+    """
+    names = list(points) if points is not None else residual_points(model)
+    second = other or model
+    if second.spec.embedding.width != model.spec.embedding.width or len(second.spec.blocks) != len(
+        model.spec.blocks
+    ):
+        raise InvalidRequest("the two models have different shapes: their values cannot be compared")
+    left = a if isinstance(a, SequenceTrace) else read(model, a, names)
+    right = b if isinstance(b, SequenceTrace) else read(second, b, names)
+    if len(left) != len(right):
+        raise InvalidRequest(
+            f"the runs have {len(left)} and {len(right)} tokens: compare runs of equal length"
+        )
+    return RunDifference([_compared(name, left[name], right[name]) for name in names], left.pieces)
+
+
+def _compared(name: str, a: NDArray[Any], b: NDArray[Any]) -> PointDifference:
+    if a.shape != b.shape:
+        raise InvalidRequest(f"point={name!r}: shapes {a.shape} and {b.shape} cannot be compared")
+    x, y = (one.astype(np.float64).reshape(len(one), -1) for one in (a, b))
+    off, size = np.linalg.norm(x - y, axis=1), np.linalg.norm(y, axis=1)
+    each = off / np.maximum(size, 1e-30)
+    cosine = float((x * y).sum() / max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-30))
+    relative = float(np.linalg.norm(x - y) / max(float(np.linalg.norm(y)), 1e-30))
+    return PointDifference(name, relative, cosine, int(each.argmax()), each)

@@ -1,0 +1,161 @@
+"""What the heads of a model look at: scores of known kinds of heads, the heads between two tokens, attention roll-up.
+
+A *previous-token head* attends to the token before; an *induction head* to the token that followed the last time that
+the present token came; a *duplicate-token head* to that last time itself (Olsson et al. 2022, "In-context learning and
+induction heads"). They are found on random tokens that are repeated once, where nothing else could be looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.trace.model import TracedModel, read
+from pellucid.trace.trace import SequenceTrace
+from pellucid.util.checks import whole
+
+LONGEST = 1024
+
+
+@dataclass(frozen=True, repr=False)
+class HeadScores:
+    """Mean attention of every head, (L, H) with NaN where a block has no such head: ``previous``, ``induction``, and
+    ``duplicate``. ``length`` random tokens came twice.
+    """
+
+    previous: NDArray[np.float64]
+    induction: NDArray[np.float64]
+    duplicate: NDArray[np.float64]
+    length: int
+
+    def __repr__(self) -> str:
+        found = [
+            f"{kind} {layer}.{head} ({score:.2f})"
+            for kind in KINDS
+            for layer, head, score in self.top(kind, 1)
+        ]
+        return f"HeadScores(best heads: {', '.join(found)})"
+
+    def top(self, kind: str, count: int = 5) -> list[tuple[int, int, float]]:
+        """The heads with the highest scores of a kind: (layer, head, score)."""
+        if kind not in KINDS:
+            raise InvalidRequest(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
+        scores: NDArray[np.float64] = getattr(self, kind)
+        order = np.argsort(np.where(np.isnan(scores), -1.0, scores), axis=None)[::-1][:count]
+        return [(*map(int, np.unravel_index(at, scores.shape)), float(scores.flat[at])) for at in order]  # type: ignore[misc]
+
+
+KINDS = ("previous", "induction", "duplicate")
+
+
+def pattern_points(model: TracedModel) -> list[str]:
+    """The attention patterns of all blocks that have one.
+
+    Raises:
+        InvalidRequest: no block has.
+    """
+    found = [point.name for point in model.points.values() if point.kind == "pattern"]
+    if not found:
+        raise InvalidRequest("the model has no attention")
+    return found
+
+
+def head_scores(model: TracedModel, *, length: int = 50, seed: int = 0) -> HeadScores:
+    """Score every head on ``length`` random tokens that are repeated once.
+
+    Raises:
+        InvalidRequest: the model makes no text, or ``length`` is out of range.
+    """
+    if not model.spec.head:
+        raise InvalidRequest("heads are scored in models that make text")
+    length = whole("length", length, 2, min(LONGEST, (model.spec.context - 2) // 2))
+    random = np.random.default_rng(whole("seed", seed, 0, 1 << 63))
+    special = model.tokenizer.vocabulary.special_ids
+    drawn: list[int] = []
+    while len(drawn) < length:
+        token = int(random.integers(min(model.spec.embedding.vocabulary, model.tokenizer.vocab_size)))
+        if token not in special:
+            drawn.append(token)
+    names = pattern_points(model)
+    sequence = read(model, [*drawn, *drawn], names)
+    layers = len(model.spec.blocks)
+    heads = max(model.points[name].heads for name in names)
+    made = {kind: np.full((layers, heads), np.nan) for kind in KINDS}
+    for name in names:
+        layer, pattern = int(name.split(".")[1]), sequence[name].astype(np.float64)
+        offsets = {"previous": 1, "induction": length - 1, "duplicate": length}
+        for kind, offset in offsets.items():
+            diagonal = np.diagonal(pattern, -offset, 1, 2)
+            seen = diagonal if kind == "previous" else diagonal[:, -length:]
+            made[kind][layer, : len(pattern)] = seen.mean(-1)
+    return HeadScores(made["previous"], made["induction"], made["duplicate"], length)
+
+
+@dataclass(frozen=True)
+class HeadLook:
+    """How much a head's ``weight`` is between two positions, and that of its largest other position."""
+
+    layer: int
+    head: int
+    weight: float
+    other: str
+    other_weight: float
+
+
+def heads_between(model: TracedModel, of: Any, query: int, key: int) -> list[HeadLook]:
+    """The heads by how much of their attention goes from position ``query`` to ``key``, the most first.
+
+    ``of`` is a prompt, or a sequence of a trace that has all patterns.
+
+    Raises:
+        InvalidRequest: a position is out of range, or the trace lacks a point.
+    """
+    names = pattern_points(model)
+    sequence = of if isinstance(of, SequenceTrace) else read(model, of, names)
+    pieces = sequence.pieces
+    query = whole("query", query, 0, len(pieces) - 1)
+    key = whole("key", key, 0, len(pieces) - 1)
+    found = []
+    for name in names:
+        layer = int(name.split(".")[1])
+        for head, row in enumerate(sequence[name][:, query]):
+            others = row.copy()
+            others[key] = -1
+            other = int(others.argmax())
+            found.append(HeadLook(layer, head, float(row[key]), pieces[other], float(others[other])))
+    return sorted(found, key=lambda one: -one.weight)
+
+
+def position_of(pieces: list[str], word: str, *, last: bool = False) -> int:
+    """The position of the first (or last) token whose text is a word, without spaces around it.
+
+    Raises:
+        InvalidRequest: no token is.
+    """
+    found = [at for at, piece in enumerate(pieces) if piece.strip() == word]
+    if not found:
+        raise InvalidRequest(f"word={word!r}: no token of the text is that word; its tokens are {pieces}")
+    return found[-1 if last else 0]
+
+
+def rollout(model: TracedModel, of: Any, *, residual: float = 0.5) -> NDArray[np.float64]:
+    """Attention roll-up (Abnar and Zuidema 2020): how much of each position reaches each other one, (L, T, T).
+
+    The heads of a block are averaged, the residual stream counts as ``residual`` of each row, and the matrices of the
+    blocks are multiplied; row l has the product up to block l. ``of`` is a prompt, or a sequence of a trace that has
+    all patterns.
+    """
+    names = pattern_points(model)
+    sequence = of if isinstance(of, SequenceTrace) else read(model, of, names)
+    T = len(sequence)
+    whole_, found = np.eye(T), []
+    for name in names:
+        pattern = sequence[name].astype(np.float64).mean(0)
+        pattern = pattern / np.maximum(pattern.sum(-1, keepdims=True), 1e-30)  # a sink takes its part
+        whole_ = (residual * np.eye(T) + (1 - residual) * pattern) @ whole_
+        found.append(whole_)
+    return np.stack(found)

@@ -1,0 +1,101 @@
+"""Similar words, similar vectors: the tokens nearest to a vector, similarities of words, and a map of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.trace.model import ROWS, ModelWeights, TracedModel
+from pellucid.util.checks import whole
+
+MOST = 10_000
+MOST_WORDS = 2000
+
+
+def neighbours(
+    model: TracedModel, of: Any, n: int = 10, *, head: bool = False
+) -> list[tuple[str, int, float]]:
+    """The ``n`` tokens whose embeddings are nearest to a word, a token id, or a vector (D,): (text, id, cosine).
+
+    With ``head`` the rows of the output projection are looked at instead of the embeddings.
+
+    Raises:
+        InvalidRequest: the vector has another width, the text is empty, or ``n`` is out of range.
+    """
+    n = whole("n", n, 1, min(MOST, model.spec.embedding.vocabulary))
+    spec, weights = model.spec, ModelWeights(model.checkpoint)
+    slot = "project.weight" if head and spec.head and not spec.head.tied else "embed.weight"
+    vector = vector_of(model, of, slot)
+    length = float(np.linalg.norm(vector))
+    if not length:
+        raise InvalidRequest(f"vector={brief(of)}: it is zero, and has no direction")
+    cosines = np.concatenate(
+        [
+            rows @ vector / np.maximum(np.linalg.norm(rows, axis=1) * length, 1e-30)
+            for rows in _embedding(weights, slot, spec.embedding.vocabulary)
+        ]
+    )
+    cosines = cosines[: min(len(cosines), model.tokenizer.vocab_size)]
+    order = np.argsort(-cosines, kind="stable")[:n]
+    return [(model.tokenizer.decode([int(i)], skip_special=False), int(i), float(cosines[i])) for i in order]
+
+
+def _embedding(weights: ModelWeights, slot: str, count: int) -> Any:
+    for start in range(0, count, ROWS):
+        yield weights.rows(slot, start, min(start + ROWS, count)).astype(np.float64)
+
+
+def vector_of(model: TracedModel, of: Any, slot: str = "embed.weight") -> NDArray[np.float64]:
+    """The vector of a word (the mean of its tokens' rows), a token id, or a vector itself; (D,) float64."""
+    spec, weights = model.spec, ModelWeights(model.checkpoint)
+    if isinstance(of, str):
+        ids = model.tokenizer.encode(of, add_special=False)
+        if not ids:
+            raise InvalidRequest(f"word={brief(of)}: it has no tokens")
+        return np.asarray(np.mean([weights.rows(slot, one, one + 1)[0] for one in ids], axis=0), np.float64)
+    if np.ndim(of) == 0:
+        token = whole("token", of, 0, spec.embedding.vocabulary - 1)
+        return np.asarray(weights.rows(slot, token, token + 1)[0], np.float64)
+    made = np.asarray(of, np.float64).reshape(-1)
+    width = spec.embedding.narrow or spec.embedding.width
+    if len(made) != width:
+        raise InvalidRequest(f"vector of {len(made):,} values; the model's have {width:,}")
+    return made
+
+
+def similarity(model: TracedModel, words: Sequence[Any]) -> NDArray[np.float64]:
+    """The cosines of the embeddings of words, each with each other, (n, n)."""
+    rows = _normalised(_vectors(model, words))
+    return np.asarray(rows @ rows.T, np.float64)
+
+
+def word_map(model: TracedModel, words: Sequence[Any]) -> NDArray[np.float64]:
+    """Places of words in the plane, (n, 2): the first two principal components of their normalised embeddings.
+
+    Signs are such that the largest value of each component is positive.
+    """
+    rows = _normalised(_vectors(model, words))
+    centred = rows - rows.mean(0)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    made = np.zeros((len(rows), 2))
+    count = min(2, len(sizes))
+    made[:, :count] = left[:, :count] * sizes[:count]
+    for column in range(count):
+        if made[np.abs(made[:, column]).argmax(), column] < 0:
+            made[:, column] *= -1
+    return made
+
+
+def _vectors(model: TracedModel, words: Sequence[Any]) -> NDArray[np.float64]:
+    if isinstance(words, str) or not 1 <= len(words) <= MOST_WORDS:
+        raise InvalidRequest(f"words={brief(words)}: must be a list of 1 to {MOST_WORDS:,} words")
+    return np.stack([vector_of(model, word) for word in words])
+
+
+def _normalised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30), np.float64)

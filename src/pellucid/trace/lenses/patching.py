@@ -1,0 +1,133 @@
+"""Activation patching: which values carry what makes two prompts differ (Vig et al. 2020; Meng et al. 2022).
+
+A corrupted prompt is run again and again, each time with one value of the clean run in its place. How far that moves
+the difference of two logits from the corrupted run's to the clean run's is the effect: 0 nothing, 1 all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.trace.edits import EditOf, replace
+from pellucid.trace.model import TracedModel, read, token_of
+from pellucid.trace.selection import select
+
+KINDS = ("residual", "attention.output", "feedforward.output", "attention.heads")
+
+
+@dataclass(frozen=True, repr=False)
+class Patching:
+    """``effects`` (L, T) by block and position, or (L, H) by block and head; ``clean`` and ``corrupted`` are the
+    differences of the two logits in the runs without patches.
+    """
+
+    kind: str
+    effects: NDArray[np.float64]
+    clean: float
+    corrupted: float
+    pieces: list[str]
+    by_head: bool
+
+    def __repr__(self) -> str:
+        layer, at = np.unravel_index(np.nanargmax(self.effects), self.effects.shape)
+        where = f"head {at}" if self.by_head else f"{self.pieces[at]!r}"
+        return (
+            f"Patching({self.kind}: {self.effects.shape[0]} layers x {self.effects.shape[1]}, most "
+            f"{self.effects[layer, at]:.2f} in block {layer} at {where})"
+        )
+
+    def top(self, count: int = 5) -> list[tuple[int, int, float]]:
+        """The largest effects: (layer, position or head, effect)."""
+        order = np.argsort(np.where(np.isnan(self.effects), -np.inf, self.effects), axis=None)[::-1][:count]
+        return [
+            (*map(int, np.unravel_index(at, self.effects.shape)), float(self.effects.flat[at]))  # type: ignore[misc]
+            for at in order
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "effects": [[_finite(one) for one in row] for row in self.effects.tolist()]}
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def patch_sweep(
+    model: TracedModel,
+    clean: Any,
+    corrupted: Any,
+    token: int | str,
+    against: int | str,
+    *,
+    kind: str = "residual",
+    by_head: bool = False,
+    told: Callable[[int, int], object] = lambda done, total: None,
+) -> Patching:
+    """Patch every block at every position (or every head, at all positions) of a corrupted prompt with the clean run.
+
+    Args:
+        clean, corrupted: prompts of as many tokens.
+        token, against: the two tokens whose logits after the last token are compared.
+        kind: the value that is patched, in each block: "residual", "attention.output", "feedforward.output", or with
+            ``by_head`` "attention.heads".
+        told: hears how many runs are done.
+
+    Raises:
+        InvalidRequest: the prompts differ in length, the runs do not differ, or no block has the value.
+    """
+    if by_head:
+        kind = "attention.heads"
+    names = {layer: f"blocks.{layer}.{kind}" for layer in range(len(model.spec.blocks))}
+    names = {layer: name for layer, name in names.items() if name in model.points}
+    if not names:
+        select(model.points, [f"blocks.0.{kind}"])  # says what is near
+    wanted, other = token_of(model, token), token_of(model, against)
+    source = read(model, clean, [*names.values(), "project.logits"])
+    broken = read(model, corrupted, ["project.logits"])
+    if len(source) != len(broken):
+        raise InvalidRequest(
+            f"clean has {len(source)} tokens, corrupted {len(broken)}: patching needs prompts of equal length"
+        )
+    last = f"project.logits[tokens={len(source) - 1}]"
+
+    def difference(logits: NDArray[np.float32]) -> float:
+        return float(logits[-1][wanted]) - float(logits[-1][other])
+
+    good, bad = difference(source["project.logits"]), difference(broken["project.logits"])
+    if good == bad:
+        raise InvalidRequest(
+            f"both prompts give {brief(token)} and {brief(against)} the same difference of logits"
+        )
+    columns = max(model.points[name].heads for name in names.values()) if by_head else len(source)
+    effects, done = np.full((len(model.spec.blocks), columns), np.nan), 0
+    total = sum(model.points[name].heads if by_head else columns for name in names.values())
+    for layer, name in names.items():
+        values, count = source[name], model.points[name].heads if by_head else columns
+        edits: list[EditOf] = []
+        for at in range(count):
+            if by_head:
+                edits.append(replace(f"{name}[heads={at}]", values[:, at : at + 1]))
+            else:
+                edits.append(replace(f"{name}[tokens={at}]", values[at]))
+        for at, logits in enumerate(_run_all(model, corrupted, last, edits)):
+            effects[layer, at] = (difference(logits) - bad) / (good - bad)
+        done += count
+        told(done, total)
+    return Patching(kind, effects, good, bad, source.pieces, by_head)
+
+
+def _run_all(
+    model: TracedModel, prompt: Any, wanted: str, edits: Sequence[EditOf]
+) -> Sequence[NDArray[np.float32]]:
+    """What is recorded of a prompt with each of the edits, which run in the same steps."""
+    with model.trace(wanted) as trace:
+        model.generate_edited(prompt, [[edit] for edit in edits])
+    return [sequence["project.logits"] for sequence in trace.sequences]

@@ -1,0 +1,176 @@
+"""What lenses need of a model: to run it and trace it, its weights as float32, and the order of its residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.model.filled import Model
+from pellucid.model.read import read_model
+from pellucid.model.slots import SlotReader
+from pellucid.model.spec import Block, ModelSpec, Norm
+from pellucid.plan.plan import Plan
+from pellucid.tokenize import Tokenizer
+from pellucid.trace.points import RESIDUAL, Point
+from pellucid.trace.trace import SequenceTrace, Trace
+from pellucid.util.checks import token_id
+from pellucid.weights.checkpoint import Checkpoint
+
+ROWS = 4096  # rows of the embedding matrix that are decoded at once
+
+
+class Projects(Protocol):
+    """Computes logits of vectors; ``engine/model_runner.py`` implements it."""
+
+    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+class TracedModel(Protocol):
+    """A loaded model; ``llm.LLM`` implements it."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def runner(self) -> Projects: ...
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def points(self) -> dict[str, Point]: ...
+    def trace(
+        self, *points: str, edits: Sequence[Any] = (), budget: int = ...
+    ) -> AbstractContextManager[Trace]: ...
+    def generate(self, prompt: Any, **options: Any) -> Any: ...
+    def generate_edited(self, prompt: Any, edits: Sequence[Sequence[Any]], **options: Any) -> Any: ...
+
+
+class ModelWeights:
+    """A model's weights as float32, read from its file when they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    @cached_property
+    def _model(self) -> Model:
+        return read_model(self._checkpoint)
+
+    def has(self, slot: str) -> bool:
+        """Whether the model has a slot: "blocks.3.attention.output.weight"."""
+        return bool(self._model.sources(slot))
+
+    def values(self, slot: str) -> NDArray[np.float32]:
+        """The values of a slot: a matrix (N, D) that maps D inputs to N outputs, or a vector."""
+        return SlotReader(self._checkpoint, self._model.sources(slot)).values()
+
+    def rows(self, slot: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Some rows of a slot's matrix."""
+        (source, *others) = self._model.sources(slot)
+        if others or source.transpose or source.rows is not None or source.step > 1:
+            return self.values(slot)[start:stop]
+        return SlotReader(self._checkpoint, (replace(source, rows=(start, stop)),)).values()
+
+    def vector(self, slot: str, size: int, missing: float) -> NDArray[np.float64]:
+        """The values of a vector as float64; all ``missing`` if the model does not have it."""
+        if not self.has(slot):
+            return np.full(size, missing)
+        return self.values(slot).astype(np.float64).reshape(-1)
+
+
+def unembedding(spec: ModelSpec, weights: ModelWeights, token: int) -> NDArray[np.float64]:
+    """The row of the head's matrix that makes a token's logit of the normalised vector, (D,) float64."""
+    assert spec.head is not None
+    slot = "embed.weight" if spec.head.tied else "project.weight"
+    row: NDArray[np.float64] = weights.rows(slot, token, token + 1)[0].astype(np.float64)
+    if spec.embedding.narrow:
+        row = row @ weights.values("project.narrow.weight").astype(np.float64)
+    return np.asarray(row * spec.head.scale, np.float64)
+
+
+def backward_of_norm(
+    norm: Norm | None, weight: NDArray[np.float64], x: NDArray[np.float64], gradient: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The vector g with g·x = gradient·(norm(x) - bias). The scale of x is held fixed: the norm is linear then."""
+    if norm is None:
+        return gradient
+    centred = x - x.mean() if norm.kind == "layer" else x
+    scaled = weight * gradient / np.sqrt(np.mean(centred**2) + norm.eps)
+    return np.asarray(scaled - scaled.mean() if norm.kind == "layer" else scaled, np.float64)
+
+
+def stream_points(model: TracedModel) -> list[str]:
+    """The points that write the residual stream, in order: "embed", "blocks.0.attention.residual", ...
+
+    Raises:
+        InvalidRequest: the model has several streams, or normalises or scales the sum, so that it is no sum of parts.
+    """
+    spec = model.spec
+    if spec.altup or any(block.scalar or block.laurel or block.placement == "post" for block in spec.blocks):
+        raise InvalidRequest(
+            "the model's residual stream is no sum of what its blocks add: it is normalised or scaled, or there are "
+            "several"
+        )
+    source = model.plan.source or model.plan
+    return [
+        point.name
+        for point in model.points.values()
+        if source.operations[point.operation].writes[0] == RESIDUAL and not _is_alias(point.name)
+    ]
+
+
+def _is_alias(name: str) -> bool:
+    parts = name.split(".")
+    return parts[0] == "blocks" and len(parts) == 3 and parts[2] == "residual"
+
+
+def residual_points(model: TracedModel) -> list[str]:
+    """The residual stream before the first block and after each, by name: "embed", "blocks.0.residual", ..."""
+    source = model.plan.source or model.plan
+    before = [
+        point.name
+        for point in model.points.values()
+        if source.operations[point.operation].writes[0] == RESIDUAL and not point.name.startswith("blocks.")
+    ]
+    blocks = [f"blocks.{layer}.residual" for layer in range(len(model.spec.blocks))]
+    return [*before[-1:], *(name for name in blocks if name in model.points)]
+
+
+def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence[Any] = ()) -> SequenceTrace:
+    """Run a prompt, and return what was recorded of its tokens.
+
+    Raises: as ``LLM.generate`` and ``LLM.trace``.
+    """
+    with model.trace(*dict.fromkeys(points)) as trace:
+        model.generate(prompt, max_new_tokens=1, temperature=0, ignore_eos=True, edits=list(edits))
+    return trace.sequences[0]
+
+
+def token_of(model: TracedModel, token: int | str) -> int:
+    """A token's id: of an id, or of a text that is one token.
+
+    Raises:
+        InvalidRequest: the text is several tokens, or the id is outside the vocabulary.
+    """
+    if not isinstance(token, str):
+        return token_id("token", token, model.spec.embedding.vocabulary)
+    ids = model.tokenizer.encode(token, add_special=False)
+    if len(ids) != 1:
+        pieces = [model.tokenizer.decode([one], skip_special=False) for one in ids]
+        raise InvalidRequest(
+            f"token={token!r}: it is {len(ids)} tokens, {pieces}: give one of them, or an id"
+        )
+    return ids[0]
+
+
+def block_of(model: TracedModel, layer: int) -> Block:
+    """A block's parts."""
+    return model.spec.blocks[layer]

@@ -1,0 +1,176 @@
+"""A trace changes no bit of a model's output, records the same bits however a text is cut, and what it has recorded
+changes no bit when it is put back. For the tiny models of every family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support.tiny import TINY, model_runner
+
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import BlockTable
+from pellucid.trace.edits import EditOf, ablate, call, replace
+from pellucid.trace.points import Point, points_of
+from pellucid.trace.recorder import SequenceProbe
+from pellucid.trace.trace import Trace
+
+LENGTH = 37
+CASES = [(name, 16) for name in sorted(TINY)] + [
+    (name, 8) for name in ("llama", "qwen2_moe", "gemma2", "qwen3_next")
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
+def runner(request: pytest.FixtureRequest):
+    name, activation_bits = request.param
+    with model_runner(TINY[name], threads=2, activation_bits=activation_bits) as found:
+        yield found
+
+
+def ids_of(runner: ModelRunner, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, runner.spec.embedding.vocabulary, LENGTH).tolist()
+
+
+def run(
+    runner: ModelRunner,
+    ids: Sequence[int],
+    probe: SequenceProbe | None = None,
+    chunks: Sequence[int] = (LENGTH,),
+) -> NDArray[np.float32]:
+    """The outputs of all tokens of a text that is read in chunks."""
+    table, outputs, first = BlockTable(), [], 0
+    for count in chunks:
+        part = ids[first : first + count]
+        wanted = count if runner.spec.head else 0
+        outputs.append(runner.forward([Chunk(table, part, wanted, probe=probe)]))
+        first += count
+    runner.truncate(table, 0)
+    return np.concatenate(outputs)
+
+
+def traced(runner: ModelRunner, *wanted: str, edits: Sequence[EditOf] = ()) -> tuple[Trace, SequenceProbe]:
+    trace = Trace(points_of(runner.plan), wanted, edits)
+    (probe,) = trace.begin(LENGTH)
+    probe.tokens = lambda: range(LENGTH)
+    return trace, probe
+
+
+def values_of(runner: ModelRunner) -> dict[str, Point]:
+    return {
+        name: point
+        for name, point in points_of(runner.plan).items()
+        if point.kind == "value" and point.dtype == "float32"
+    }
+
+
+def test_a_trace_changes_no_bit_and_neither_do_its_values(runner: ModelRunner) -> None:
+    ids = ids_of(runner)
+    plain = run(runner, ids)
+    trace, probe = traced(runner, "**")
+    assert run(runner, ids, probe).tobytes() == plain.tobytes()
+    assert not trace.dropped
+    whole = {name: trace[name] for name in trace}
+    for name, values in whole.items():
+        assert not np.isnan(values).any(), name
+    values = values_of(runner)
+    _, probe = traced(runner, edits=[replace(name, whole[name]) for name in values])
+    assert run(runner, ids, probe).tobytes() == plain.tobytes()
+    if runner.spec.head:
+        last = whole["project.logits"][0]
+        assert last.tobytes() == plain.tobytes()
+    else:
+        assert np.array_equal(whole["pool"].reshape(plain.shape), plain)
+
+
+def test_every_point_alone_can_be_put_back(runner: ModelRunner) -> None:
+    ids, (_, block) = ids_of(runner), (0, len(runner.spec.blocks) - 1)
+    plain = run(runner, ids)
+    own = [
+        name
+        for name in values_of(runner)
+        if not name.startswith("blocks.") or name.startswith(f"blocks.{block}.")
+    ]
+    trace, probe = traced(runner, *own)
+    run(runner, ids, probe)
+    for name in own:
+        _, probe = traced(runner, edits=[replace(name, trace[name])])
+        assert run(runner, ids, probe).tobytes() == plain.tobytes(), name
+
+
+def test_the_same_is_recorded_however_a_text_is_cut(runner: ModelRunner) -> None:
+    if not runner.spec.causal:
+        pytest.skip("an encoder reads a text in one step")
+    ids = ids_of(runner)
+    whole, probe = traced(runner, "**")
+    run(runner, ids, probe)
+    for chunks in ([1] * LENGTH, [20, 1, 1, 15], [7, 30]):
+        parts, probe = traced(runner, "**")
+        run(runner, ids, probe, chunks)
+        for name in whole:
+            assert parts[name].tobytes() == whole[name].tobytes(), (name, chunks)
+
+
+def together(
+    runner: ModelRunner, texts: Sequence[Sequence[int]], probes: Sequence[SequenceProbe | None]
+) -> list[bytes]:
+    """The outputs of texts that are read in one step."""
+    tables, head = [BlockTable() for _ in texts], runner.spec.head
+    chunks = [
+        Chunk(table, ids, len(ids) if head else 0, probe=probe)
+        for table, ids, probe in zip(tables, texts, probes)
+    ]
+    outputs = runner.forward(chunks)
+    for table in tables:
+        runner.truncate(table, 0)
+    sizes = [len(ids) if head else 1 for ids in texts]
+    return [part.tobytes() for part in np.split(outputs, np.cumsum(sizes)[:-1])]
+
+
+def test_an_edit_changes_its_own_sequence_alone(runner: ModelRunner) -> None:
+    name = next(name for name in values_of(runner) if name.endswith("0.residual"))
+    texts = [ids_of(runner, seed)[: 9 + 3 * seed] for seed in range(4)]
+    plain = [run(runner, ids, chunks=[len(ids)]).tobytes() for ids in texts]
+    edit = ablate(f"{name}[tokens=5:]", 0.25)
+    _, probe = traced(runner, edits=[edit])
+    alone = run(runner, texts[1], probe, [len(texts[1])]).tobytes()
+    assert alone != plain[1]
+    _, probe = traced(runner, edits=[edit])
+    assert together(runner, texts, [None, probe, None, None]) == [plain[0], alone, *plain[2:]]
+
+
+def test_texts_of_one_step_are_recorded_each_by_itself(runner: ModelRunner) -> None:
+    texts = [ids_of(runner, seed)[: 9 + 3 * seed] for seed in range(4)]
+    wanted = ["**", "**", "blocks.0.residual[tokens=2:7]"]
+    expected, probes, plain = [], [], [run(runner, ids, chunks=[len(ids)]).tobytes() for ids in texts]
+    for ids, one in zip(texts, wanted):
+        trace, probe = traced(runner, one)
+        probe.tokens = lambda ids=ids: ids
+        run(runner, ids, probe, [len(ids)])
+        expected.append({name: trace[name].tobytes() for name in trace})
+    for ids, one in zip(texts, wanted):
+        trace, probe = traced(runner, one)
+        probe.tokens = lambda ids=ids: ids
+        probes.append((trace, probe))
+    assert together(runner, texts, [*(probe for _, probe in probes), None]) == plain
+    for (trace, _), own in zip(probes, expected):
+        assert {name: trace[name].tobytes() for name in trace} == own
+
+
+def test_a_function_does_what_an_edit_does(runner: ModelRunner) -> None:
+    ids, name = ids_of(runner), next(name for name in values_of(runner) if name.endswith("0.residual"))
+    _, probe = traced(runner, edits=[ablate(f"{name}[tokens=3:9]")])
+    expected = run(runner, ids, probe)
+    _, probe = traced(runner, edits=[call(f"{name}[tokens=3:9]", lambda values: 0 * values)])
+    assert run(runner, ids, probe).tobytes() == expected.tobytes()
+    _, probe = traced(runner, edits=[call(name, lambda values: None)])
+    assert run(runner, ids, probe).tobytes() == run(runner, ids).tobytes()
+
+
+def test_every_block_has_a_residual(runner: ModelRunner) -> None:
+    points = points_of(runner.plan)
+    assert all(f"blocks.{layer}.residual" in points for layer in range(len(runner.spec.blocks)))

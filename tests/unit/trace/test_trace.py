@@ -1,0 +1,296 @@
+"""Traces and edits of requests: what is recorded, that nothing else changes, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pellucid
+from pellucid.engine.request import run_together
+from pellucid.errors import InvalidRequest, PellucidError
+from pellucid.llm import LLM
+from pellucid.testing import random_model
+from pellucid.trace import ablate, add, call, replace, scale
+
+PROMPT = "to see that it rains in the east, in the east"
+HOW: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True, "logprobs": 0}
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    path = tmp_path_factory.mktemp("trace") / "llama.gguf"
+    random_model("llama", path, layers=3, width=64, heads=4, kv_heads=2, context=256)
+    llm = pellucid.load(path, threads=2)
+    yield llm
+    llm.close()
+
+
+def chosen(made: Any) -> bytes:
+    return bytes(made.logprobs.chosen.tobytes())
+
+
+def test_a_generation_is_recorded_and_does_not_change(llm: LLM) -> None:
+    plain = llm.generate(PROMPT, **HOW)
+    with llm.trace("blocks.*.residual", "blocks.1.attention.pattern[heads=0,3]", "project.logits") as trace:
+        made = llm.generate(PROMPT, **HOW)
+    assert (made.ids, chosen(made)) == (plain.ids, chosen(plain))
+    (sequence,) = trace.sequences
+    prompt = llm.inputs.prompt(PROMPT)
+    assert sequence.ids == [*prompt, *made.ids[:-1]]
+    assert "".join(sequence.pieces) == llm.tokenizer.decode(sequence.ids, skip_special=False)
+    T = len(sequence)
+    assert trace["blocks.0.residual"].shape == (1, T, 64)
+    assert trace["blocks.1.attention.pattern"].shape == (1, 2, T, T)
+    assert trace["project.logits"].shape == (1, T, llm.runner.width)
+    assert np.allclose(trace["blocks.1.attention.pattern"].sum(-1), 1, atol=1e-5)
+    assert np.array_equal(np.triu(trace["blocks.1.attention.pattern"][0, 0], 1), np.zeros((T, T)))
+    best = trace["project.logits"][0, len(prompt) - 1 :].argmax(-1)
+    assert best.tolist() == made.ids
+    assert len(repr(trace).splitlines()) == len(repr(sequence).splitlines()) == 1
+
+
+def test_speculation_and_the_prefix_cache_change_no_recorded_bit(llm: LLM) -> None:
+    found = []
+    for lookup in (True, False, True):
+        with llm.trace("**") as trace:
+            llm.generate(PROMPT * 3, prompt_lookup=lookup, **{**HOW, "max_new_tokens": 40})
+        found.append({name: trace[name].tobytes() for name in trace})
+    assert found[0] == found[1] == found[2]
+
+
+def test_positions_that_are_not_recorded_may_come_from_the_prefix_cache(llm: LLM) -> None:
+    long = PROMPT * 4
+    llm.generate(long, **HOW)
+    last = len(llm.inputs.prompt(long)) - 1
+    with llm.trace(f"blocks.0.residual[tokens={last}:]") as trace:
+        made = llm.generate(long, **HOW)
+    assert made.usage.cached_tokens >= 64
+    with llm.trace("blocks.0.residual") as whole:
+        again = llm.generate(long, **HOW)
+    assert again.usage.cached_tokens == 0
+    assert np.array_equal(trace["blocks.0.residual"], whole["blocks.0.residual"][:, last:])
+
+
+def test_nothing_of_an_edited_request_is_found_by_another(llm: LLM) -> None:
+    long = "Not what others have read. " + PROMPT * 3
+    edit = scale("blocks.0.residual", 0.5)
+    edited = llm.generate(long, edits=[edit], **HOW)
+    plain = llm.generate(long, **HOW)
+    assert plain.usage.cached_tokens == 0
+    assert chosen(edited) != chosen(plain)
+    again = llm.generate(long, edits=[edit], **HOW)
+    assert again.usage.cached_tokens == 0
+    assert chosen(again) == chosen(edited)
+
+
+def test_one_edited_request_beside_fifteen_plain_ones(llm: LLM) -> None:
+    edit = add("blocks.1.residual[tokens=3:]", np.linspace(-1, 1, 64), 3.0)
+    prompts = [PROMPT + "!" * n for n in range(16)]
+    plain = [chosen(llm.generate(one, **HOW)) for one in prompts]
+    alone = chosen(llm.generate(prompts[7], edits=[edit], **HOW))
+    groups = [llm.request(one, edits=[edit] if n == 7 else [], **HOW) for n, one in enumerate(prompts)]
+    run_together(groups)
+    found = [chosen(group.results()[0]) for group in groups]
+    assert found == [*plain[:7], alone, *plain[8:]]
+    assert alone != plain[7]
+
+
+def test_a_clean_run_restores_a_corrupted_one(llm: LLM) -> None:
+    clean, corrupted = "the cat sat on the mat", "the dog sat on the mat"
+    with llm.trace("blocks.0.residual", "project.logits") as trace:
+        llm.generate(clean, **HOW)
+    wanted = f"project.logits[tokens={len(llm.inputs.prompt(clean)) - 1}]"
+    patch = replace("blocks.0.residual", trace["blocks.0.residual"][:, : len(llm.inputs.prompt(clean))])
+    with llm.trace(wanted) as restored:
+        llm.generate(corrupted, edits=[patch], **{**HOW, "max_new_tokens": 1})
+    with llm.trace(wanted) as broken:
+        llm.generate(corrupted, **{**HOW, "max_new_tokens": 1})
+    at = len(llm.inputs.prompt(clean)) - 1
+    good = trace["project.logits"][0, at].tobytes()
+    assert restored["project.logits"][0, 0].tobytes() == good
+    assert broken["project.logits"][0, 0].tobytes() != good
+
+
+def test_answers_to_one_prompt_are_sequences_of_their_own(llm: LLM) -> None:
+    with llm.trace("blocks.2.residual") as trace:
+        made = llm.samples(PROMPT, 3, temperature=1.0, seed=5, max_new_tokens=6, ignore_eos=True)
+    assert len(trace.sequences) == 3
+    for sequence, one in zip(trace.sequences, made):
+        with llm.trace("blocks.2.residual") as alone:
+            llm.score(sequence.ids + one.ids[-1:])
+        assert np.array_equal(sequence["blocks.2.residual"], alone["blocks.2.residual"][0])
+
+
+def test_texts_that_are_scored_are_recorded(llm: LLM) -> None:
+    with llm.trace("project.logits", "blocks.0.attention.q") as trace:
+        score = llm.score(PROMPT)
+    logits = trace["project.logits"][0].astype(np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    expected = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    own = expected[np.arange(len(logits)), score.ids[1:]]
+    assert np.allclose(own, score.logprobs.chosen, atol=1e-5)
+
+
+def test_sequences_of_other_lengths_are_filled_up(llm: LLM) -> None:
+    with llm.trace("blocks.0.residual") as trace:
+        llm.generate([PROMPT, PROMPT + " again and again"], **HOW)
+    short, long = (len(one) for one in trace.sequences)
+    values = trace["blocks.0.residual"]
+    assert values.shape == (2, long, 64)
+    assert np.isnan(values[0, short:]).all()
+    assert not np.isnan(values[0, :short]).any()
+
+
+def test_only_what_runs_inside_is_recorded(llm: LLM) -> None:
+    with llm.trace("blocks.0.residual") as trace:
+        other = threading.Thread(target=llm.generate, args=(PROMPT,), kwargs=HOW)
+        other.start()
+        other.join()
+    llm.generate(PROMPT, **HOW)
+    assert not trace.sequences
+    with pytest.raises(InvalidRequest, match="nothing has run"):
+        trace["blocks.0.residual"]
+
+
+def test_edits_of_a_trace_and_of_a_request_both_count(llm: LLM) -> None:
+    first, second = ablate("blocks.0.attention.heads[heads=1]"), scale("blocks.2.feedforward.output", 0.0)
+    both = chosen(llm.generate(PROMPT, edits=[first, second], **HOW))
+    with llm.trace("blocks.2.residual", edits=[first]) as trace:
+        found = chosen(llm.generate(PROMPT, edits=[second], **HOW))
+        alone = chosen(llm.generate(PROMPT, **HOW))
+    assert found == both != alone
+    assert len(trace.sequences) == 2
+
+
+def test_an_error_of_a_function_ends_its_request_alone(llm: LLM) -> None:
+    def fails(values: np.ndarray) -> np.ndarray:
+        raise ValueError("no")
+
+    groups = [
+        llm.request(PROMPT, **HOW),
+        llm.request(PROMPT, edits=[call("blocks.1.residual", fails)], **HOW),
+    ]
+    with pytest.raises(InvalidRequest, match=r"blocks\.1\.residual.*the function fails.*no"):
+        run_together(groups[1:])
+    run_together(groups[:1])
+    assert chosen(groups[0].results()[0]) == chosen(llm.generate(PROMPT, **HOW))
+    with pytest.raises(InvalidRequest, match=r"values of shape \(3,\); it takes \(64,\)"):
+        llm.generate(PROMPT, edits=[call("blocks.1.residual", lambda values: values[0, :3])], **HOW)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("blocks.0.atention.q", "nearest are blocks.0.attention.q"),
+        ("", "must be a name"),
+        ("blocks.7.residual", "there is none"),
+        ("blocks.0.residual[heads=0]", "has no heads"),
+        ("blocks.0.attention.q[heads=4]", "there are 4, numbered from 0"),
+        ("blocks.0.attention.q[heads=x]", "must be a number or a range"),
+        ("blocks.0.attention.q[head=1]", "none of heads, dims, tokens"),
+        ("blocks.0.attention.q[heads=1", "does not end"),
+        ("blocks.0.attention.q[1]", "write"),
+        ("blocks.0.attention.pattern[dims=1]", "has no dims"),
+        ("blocks.0.residual[dims=60:70]", "there are 64"),
+        ("blocks.0.residual[tokens=5:5]", "none is between"),
+        (7, "must be a name"),
+    ],
+)
+def test_names_that_stand_for_nothing(llm: LLM, name: Any, problem: str) -> None:
+    with pytest.raises(InvalidRequest, match=problem) as raised, llm.trace(name):
+        pass
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (replace("blocks.0.residual", np.zeros(63)), r"shape \(63,\); it takes \(64,\) or \(T, 64\)"),
+        (replace("blocks.0.residual", np.zeros((2, 3, 64))), "shape"),
+        (replace("blocks.0.residual", "text"), "no numbers"),
+        (replace("blocks.0.residual", [float("nan")] * 64), "NaN"),
+        (ablate("blocks.0.attention.pattern"), "cannot be changed"),
+        (ablate("blocks.9.residual"), "there is none"),
+        ("blocks.0.residual", "must be made by"),
+    ],
+)
+def test_edits_that_do_not_fit(llm: LLM, edit: Any, problem: str) -> None:
+    with pytest.raises(InvalidRequest, match=problem):
+        llm.generate(PROMPT, edits=[edit], **HOW)
+    assert llm.generate(PROMPT, **HOW).ids
+
+
+def test_a_budget_that_is_too_small_is_refused_before_anything_runs(llm: LLM) -> None:
+    with (
+        pytest.raises(InvalidRequest, match=r"budget=1,000: a trace of \d+ tokens takes"),
+        llm.trace("**", budget=1000),
+    ):
+        llm.generate(PROMPT, **HOW)
+
+
+def test_what_does_not_fit_is_counted_and_the_text_goes_on(llm: LLM) -> None:
+    prompt = len(llm.inputs.prompt(PROMPT))
+    with llm.trace("blocks.0.residual", budget=(prompt + 5) * 64 * 4) as trace:
+        made = llm.generate(PROMPT, prompt_lookup=False, **HOW)
+    assert len(made.ids) == 12
+    assert trace.dropped == 6
+    assert "6 blocks dropped" in repr(trace)
+    values = trace["blocks.0.residual"][0]
+    assert np.isnan(values[prompt + 5 :]).all()
+    assert not np.isnan(values[: prompt + 5]).any()
+
+
+@pytest.mark.parametrize(
+    "wanted", ["dims=3", "dims=0:5,9", "tokens=4:9", "heads=1", "heads=0,2:4; dims=1:3; tokens=2:"]
+)
+def test_a_part_of_a_point_is_that_part(llm: LLM, wanted: str) -> None:
+    name = "blocks.1.attention.q" if "heads" in wanted else "blocks.1.residual"
+    with llm.trace(name) as whole, pytest.raises(PellucidError):
+        llm.generate(PROMPT, edits=["none"], **HOW)
+    with llm.trace(name) as whole:
+        llm.generate(PROMPT, **HOW)
+    with llm.trace(f"{name}[{wanted}]") as part:
+        llm.generate(PROMPT, **HOW)
+    keys = dict(one.strip().split("=") for one in wanted.split(";"))
+    values = whole[name][0]
+    first, _, last = keys.get("tokens", "0:").partition(":")
+    values = values[int(first) : int(last) if last else None]
+
+    def numbers(text: str) -> list[int]:
+        found: list[int] = []
+        for one in text.split(","):
+            low, colon, high = one.partition(":")
+            found += range(int(low), int(high) if colon else int(low) + 1)
+        return found
+
+    if "heads" in keys:
+        values = values[:, numbers(keys["heads"])]
+    if "dims" in keys:
+        values = values[..., numbers(keys["dims"])]
+    assert np.array_equal(part[name][0], values)
+
+
+def test_points_say_what_they_are(llm: LLM) -> None:
+    points = llm.points
+    assert next(iter(points)) == "embed"
+    assert list(points)[-1] == "project.logits"
+    assert points["blocks.0.attention.q"].shape == "(B, T, H 4, K 16)"
+    assert points["blocks.0.attention.pattern"].shape == "(B, H 4, T, T')"
+    assert all(len(repr(point).splitlines()) == 1 for point in points.values())
+
+
+def test_a_trace_of_an_encoder(tmp_path: Path) -> None:
+    path = random_model("bert", tmp_path / "bert", kind="safetensors", layers=2, width=32, heads=2)
+    with pellucid.load(path, threads=2) as encoder:
+        plain = encoder.embed(["one text", "and another one"])
+        with encoder.trace("**") as trace:
+            made = encoder.embed(["one text", "and another one"])
+        assert np.array_equal(made, plain)
+        assert np.array_equal(trace["pool"].reshape(2, -1), plain)
+        edited = encoder.embed(["one text", "and another one"], edits=[ablate("blocks.0.attention.output")])
+        assert not np.array_equal(edited, plain)
