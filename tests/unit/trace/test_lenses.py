@@ -1,0 +1,218 @@
+"""What lenses say of random models of several families: sums are the logits, the last layer is the model's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import pellucid
+from pellucid.errors import InvalidRequest
+from pellucid.llm import LLM
+from pellucid.testing import random_model
+from pellucid.trace import (
+    ablate,
+    attribute,
+    difference,
+    head_scores,
+    heads_between,
+    logit_lens,
+    neighbours,
+    patch_sweep,
+    position_of,
+    rollout,
+    similarity,
+    word_map,
+)
+from pellucid.trace.model import ModelWeights
+
+PROMPT = "the cat sat on the mat"
+FAMILIES = (
+    "llama",
+    "gemma2",
+    "gpt2",
+    "olmo2",
+    "falcon",
+    "bloom",
+    "qwen2moe",
+    "qwen3next",
+    "granite",
+    "gptneox",
+)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    path = tmp_path_factory.mktemp("lens") / f"{request.param}.gguf"
+    random_model(request.param, path, context=256)
+    found = pellucid.load(path, threads=2, precise=True, kv_cache="f32")
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    path = tmp_path_factory.mktemp("lens") / "llama.gguf"
+    random_model("llama", path, layers=3, width=64, heads=4, kv_heads=2, context=256, form="Q4_0")
+    found = pellucid.load(path, threads=2)
+    yield found
+    found.close()
+
+
+def test_contributions_sum_to_the_logit(llm: LLM) -> None:
+    with llm.trace("project.logits") as trace:
+        llm.generate(PROMPT, max_new_tokens=1, temperature=0)
+    logits = trace["project.logits"][0].astype(np.float64)
+    for position, token, against in ((-1, None, None), (2, 100, None), (-1, 65, 66)):
+        found = attribute(llm, PROMPT, token, against=against, position=position)
+        row, spread = logits[position], np.ptp(logits[position])
+        wanted = int(row.argmax()) if token is None else token
+        cap = llm.spec.head.softcap if llm.spec.head else 0.0
+        own = cap * np.arctanh(row / cap) if cap else row
+        assert found.logit == pytest.approx(own[wanted] - (own[against] if against else 0.0), abs=1e-9)
+        assert found.total == pytest.approx(found.logit, abs=1e-9)
+        unexplained = sum(abs(one.value) for one in found.ranked("rounding"))
+        assert unexplained <= 1e-4 * spread, found.ranked("rounding")[:3]
+        assert len(repr(found).splitlines()) == 1
+
+
+def test_a_head_that_is_ablated_loses_its_contribution(llama: LLM) -> None:
+    before = attribute(llama, PROMPT, 65)
+    last = max(one.layer for one in before.contributions if one.layer is not None)
+    heads = [one for one in before.ranked("head") if one.layer == last]
+    for one in heads:
+        from pellucid.trace.lenses.attribution import needed
+        from pellucid.trace.model import read
+
+        run = read(llama, PROMPT, needed(llama), [ablate(f"blocks.{last}.attention.heads[heads={one.head}]")])
+        after = {part.name: part.value for part in attribute(llama, run, 65).contributions}
+        assert after[one.name] == 0.0
+
+
+def test_the_last_layer_of_the_lens_is_the_model(llm: LLM) -> None:
+    lens = logit_lens(llm, PROMPT, top=3, tokens=[100, 101])
+    with llm.trace("project.logits") as trace:
+        llm.generate(PROMPT, max_new_tokens=1, temperature=0)
+    logits = trace["project.logits"][0].astype(np.float64)
+    expected = np.exp(logits - logits.max(-1, keepdims=True))
+    expected /= expected.sum(-1, keepdims=True)
+    assert np.array_equal(lens.ids[-1], np.argsort(-logits, axis=-1, kind="stable")[:, :3])
+    assert np.allclose(lens.probabilities[-1], np.take_along_axis(expected, lens.ids[-1], -1), rtol=1e-9)
+    assert np.allclose(lens.wanted[-1], expected[:, [100, 101]], rtol=1e-9)
+    assert np.allclose(lens.entropy[-1], -(expected * np.log(expected)).sum(-1), rtol=1e-6)
+    assert np.array_equal(lens.agreement[-1], lens.probabilities[-1][:, 0])
+    assert lens.ids.shape == (len(llm.spec.blocks) + 1, len(lens.pieces), 3)
+    assert len(repr(lens).splitlines()) == 1
+    assert (
+        logit_lens(llm, PROMPT, positions=[-1]).ids[:, 0].tolist()
+        == logit_lens(llm, PROMPT).ids[:, -1].tolist()
+    )
+
+
+def test_vectors_through_the_head_are_the_logits_bit_for_bit(llm: LLM) -> None:
+    last = f"blocks.{len(llm.spec.blocks) - 1}.residual"
+    with llm.trace(last, "project.logits") as trace:
+        llm.generate(PROMPT * 10, max_new_tokens=1, temperature=0)
+    assert np.array_equal(llm.runner.project(trace[last][0]), trace["project.logits"][0])
+
+
+def test_patching_every_position_restores_the_clean_run(llama: LLM) -> None:
+    clean, corrupted = "the cat sat on the mat", "the dog sat on the mat"
+    told: list[tuple[int, int]] = []
+    found = patch_sweep(llama, clean, corrupted, 65, 66, told=lambda *now: told.append(now))
+    assert found.effects.shape == (3, len(llama.inputs.prompt(clean)))
+    same = [a == b for a, b in zip(llama.inputs.prompt(clean), llama.inputs.prompt(corrupted))]
+    assert np.allclose(found.effects[0, same][: same.index(False)], 0, atol=1e-9)
+    assert found.effects[2, -1] == 1.0
+    assert (found.effects[2, :-1] == 0.0).all()
+    assert told[-1][0] == told[-1][1] == 3 * len(same)
+    heads = patch_sweep(llama, clean, corrupted, 65, 66, by_head=True)
+    assert heads.effects.shape == (3, 4)
+    with pytest.raises(InvalidRequest, match="equal length"):
+        patch_sweep(llama, clean, clean + "!", 65, 66)
+    with pytest.raises(InvalidRequest, match="same difference"):
+        patch_sweep(llama, clean, clean, 65, 66)
+    with pytest.raises(InvalidRequest, match="there is none of this name"):
+        patch_sweep(llama, clean, corrupted, 65, 66, kind="atention.output")
+
+
+def test_scores_of_heads_are_means_of_diagonals(llama: LLM) -> None:
+    found = head_scores(llama, length=20, seed=3)
+    assert found.previous.shape == (3, 4)
+    assert ((found.induction >= 0) & (found.induction <= 1)).all()
+    layer, head, score = found.top("previous", 1)[0]
+    assert score == found.previous[layer, head] == found.previous.max()
+    with pytest.raises(InvalidRequest, match="must be one of"):
+        found.top("other")
+
+
+def test_an_induction_head_is_found(llama: LLM) -> None:
+    """A pattern that is what an induction head's would be gives a score of 1."""
+    with llama.trace("blocks.0.attention.pattern") as trace:
+        llama.generate([*range(60, 80)] * 2, max_new_tokens=1, temperature=0)
+    T = len(trace.sequences[0])
+    made = np.zeros((1, T, T))
+    made[0, np.arange(19, T), np.arange(T - 19)] = 1
+    assert np.diagonal(made, -19, 1, 2)[:, -20:].mean() == 1.0
+
+
+def test_heads_between_two_words_are_in_order(llama: LLM) -> None:
+    pieces = [llama.tokenizer.decode([one]) for one in llama.inputs.prompt("a cat, it")]
+    query, key = len(pieces) - 1, 1
+    found = heads_between(llama, "a cat, it", query, key)
+    with llama.trace("blocks.*.attention.pattern") as trace:
+        llama.generate("a cat, it", max_new_tokens=1, temperature=0)
+    weights = [
+        float(trace[f"blocks.{one.layer}.attention.pattern"][0, one.head, query, key]) for one in found
+    ]
+    assert weights == [one.weight for one in found] == sorted(weights, reverse=True)
+    assert len(found) == 12
+    assert position_of(["a", " cat", " a"], "a", last=True) == 2
+    with pytest.raises(InvalidRequest, match="no token of the text"):
+        position_of(pieces, "dog")
+
+
+def test_rollout_rows_sum_to_one(llama: LLM) -> None:
+    found = rollout(llama, PROMPT)
+    assert np.allclose(found.sum(-1), 1)
+    assert (np.triu(found[-1], 1) == 0).all()
+
+
+def test_the_nearest_token_of_a_token_is_itself(llm: LLM) -> None:
+    for token in (65, 100, 200):
+        (text, found, cosine), *others = neighbours(llm, token, 3)
+        assert (found, text) == (token, llm.tokenizer.decode([token], skip_special=False))
+        assert cosine == pytest.approx(1, abs=1e-9)
+        assert len(others) == 2
+    matrix = ModelWeights(llm.checkpoint).values("embed.weight").astype(np.float64)
+    vector = np.random.default_rng(0).standard_normal(matrix.shape[1])
+    cosines = matrix @ vector / np.linalg.norm(matrix, axis=1) / np.linalg.norm(vector)
+    cosines = cosines[: llm.tokenizer.vocab_size]
+    assert neighbours(llm, vector, 1)[0][1] == int(cosines.argmax())
+    with pytest.raises(InvalidRequest, match="vector of 3 values"):
+        neighbours(llm, [1.0, 2.0, 3.0])
+    with pytest.raises(InvalidRequest, match="it is zero"):
+        neighbours(llm, np.zeros(matrix.shape[1]))
+
+
+def test_a_map_keeps_the_distances_that_two_dimensions_can_have(llama: LLM) -> None:
+    words = ["a", "b", "c"]
+    found, cosines = word_map(llama, words), similarity(llama, words)
+    distances = np.linalg.norm(found[:, None] - found[None], axis=-1)
+    assert np.allclose(
+        distances, np.sqrt(np.maximum(2 - 2 * cosines, 0)), atol=1e-6
+    )  # three points lie in a plane
+
+
+def test_where_two_runs_begin_to_differ(llama: LLM) -> None:
+    assert difference(llama, PROMPT, PROMPT).begins() is None
+    changed = difference(llama, PROMPT, PROMPT[:-1] + "p")
+    assert changed.begins() is changed.points[0]
+    assert changed.points[0].position == len(changed.pieces) - 1
+    with pellucid.load(llama.checkpoint.path, threads=2, precise=True) as other:
+        found = difference(llama, PROMPT, PROMPT, other=other)
+    assert found.points[0].relative == 0.0
+    assert 0 < found.points[-1].relative < 0.1
+    assert found.begins() is found.points[1]
+    assert len(repr(found).splitlines()) == 1
