@@ -1,10 +1,10 @@
 """Watching and changing a run: points, edits, and lenses on what was recorded.
 
-    from pellucid.trace import ablate, logit_lens
+from pellucid.trace import ablate, logit_lens
 
-    with llm.trace("blocks.*.residual") as t:
-        llm.generate("The capital of France is", edits=[ablate("blocks.23.attention.heads[heads=4]")])
-    logit_lens(llm, t.sequences[0])
+with llm.trace("blocks.*.residual") as t:
+    llm.generate("The capital of France is", edits=[ablate("blocks.23.attention.heads[heads=4]")])
+logit_lens(llm, t.sequences[0])
 """
 
 from pellucid.trace.edits import ablate, add, call, replace, scale

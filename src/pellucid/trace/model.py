@@ -26,23 +26,28 @@ from pellucid.weights.checkpoint import Checkpoint
 ROWS = 4096  # rows of the embedding matrix that are decoded at once
 
 
-class Projects(Protocol):
-    """Computes logits of vectors; ``engine/model_runner.py`` implements it."""
-
-    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]: ...
-
-
-class TracedModel(Protocol):
-    """A loaded model; ``llm.LLM`` implements it."""
+class OpenedModel(Protocol):
+    """A model's file and tokenizer, which need not be loaded to run."""
 
     @property
     def checkpoint(self) -> Checkpoint: ...
     @property
     def tokenizer(self) -> Tokenizer: ...
     @property
-    def runner(self) -> Projects: ...
-    @property
     def spec(self) -> ModelSpec: ...
+
+
+class Projects(Protocol):
+    """Computes logits of vectors; ``engine/model_runner.py`` implements it."""
+
+    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+class TracedModel(OpenedModel, Protocol):
+    """A loaded model; ``llm.LLM`` implements it."""
+
+    @property
+    def runner(self) -> Projects: ...
     @property
     def plan(self) -> Plan: ...
     @property

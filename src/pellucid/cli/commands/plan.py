@@ -131,23 +131,13 @@ def _show_paper(
 
 
 def _plan(model: str, precise: bool, kv_cache: str | None, only_measured: dict[str, int | None]) -> Plan:
-    """The plan, from the file's header."""
-    from pellucid import pipeline
+    """The plan, without what is only for a measured one."""
     from pellucid.errors import InvalidRequest
-    from pellucid.loading import activation_bits_of, checked_kv_dtype
-    from pellucid.model.read import read_model
-    from pellucid.plan.weights import layouts
-    from pellucid.weights.open import open_checkpoint
-    from pellucid.weights.store import resolve
 
     for name, value in only_measured.items():
         if value is not None:
             raise InvalidRequest(f"--{name} is for what is measured: add --measured")
-    activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
-    with common.progress() as bars:
-        checkpoint = open_checkpoint(resolve(model, progress=bars))
-    read = read_model(checkpoint)
-    return pipeline.build_plan(read.spec, layouts(checkpoint, read), activation_bits, kv_cache)
+    return common.plan(model, precise, kv_cache)
 
 
 def _measure(

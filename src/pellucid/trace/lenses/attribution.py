@@ -90,7 +90,7 @@ class Attribution:
 
 def needed(model: TracedModel) -> list[str]:
     """The points that the lens reads. Raises InvalidRequest for a model whose residual stream is no sum."""
-    return [*stream_points(model), *_gathered(model).values(), *_outputs(model), "project.logits"]
+    return [*stream_points(model), *_gathered(model).values(), *_outputs(model)]
 
 
 def _gathered(model: TracedModel) -> dict[int, str]:
@@ -127,7 +127,7 @@ def attribute(
     stream = stream_points(model)
     sequence = of if isinstance(of, SequenceTrace) else read(model, of, needed(model))
     at = range(len(sequence))[position]
-    logits = sequence["project.logits"][at].astype(np.float64)
+    logits = model.runner.project(sequence[stream[-1]][at])[0].astype(np.float64)
     chosen = int(np.nanargmax(logits)) if token is None else token_of(model, token)
     other = None if against is None else token_of(model, against)
     weights = ModelWeights(model.checkpoint)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.model import ROWS, ModelWeights, TracedModel
+from pellucid.trace.model import ROWS, ModelWeights, OpenedModel
 from pellucid.util.checks import whole
 
 MOST = 10_000
@@ -18,7 +18,7 @@ MOST_WORDS = 2000
 
 
 def neighbours(
-    model: TracedModel, of: Any, n: int = 10, *, head: bool = False
+    model: OpenedModel, of: Any, n: int = 10, *, head: bool = False
 ) -> list[tuple[str, int, float]]:
     """The ``n`` tokens whose embeddings are nearest to a word, a token id, or a vector (D,): (text, id, cosine).
 
@@ -50,7 +50,7 @@ def _embedding(weights: ModelWeights, slot: str, count: int) -> Any:
         yield weights.rows(slot, start, min(start + ROWS, count)).astype(np.float64)
 
 
-def vector_of(model: TracedModel, of: Any, slot: str = "embed.weight") -> NDArray[np.float64]:
+def vector_of(model: OpenedModel, of: Any, slot: str = "embed.weight") -> NDArray[np.float64]:
     """The vector of a word (the mean of its tokens' rows), a token id, or a vector itself; (D,) float64."""
     spec, weights = model.spec, ModelWeights(model.checkpoint)
     if isinstance(of, str):
@@ -68,13 +68,13 @@ def vector_of(model: TracedModel, of: Any, slot: str = "embed.weight") -> NDArra
     return made
 
 
-def similarity(model: TracedModel, words: Sequence[Any]) -> NDArray[np.float64]:
+def similarity(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
     """The cosines of the embeddings of words, each with each other, (n, n)."""
     rows = _normalised(_vectors(model, words))
     return np.asarray(rows @ rows.T, np.float64)
 
 
-def word_map(model: TracedModel, words: Sequence[Any]) -> NDArray[np.float64]:
+def word_map(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
     """Places of words in the plane, (n, 2): the first two principal components of their normalised embeddings.
 
     Signs are such that the largest value of each component is positive.
@@ -91,7 +91,7 @@ def word_map(model: TracedModel, words: Sequence[Any]) -> NDArray[np.float64]:
     return made
 
 
-def _vectors(model: TracedModel, words: Sequence[Any]) -> NDArray[np.float64]:
+def _vectors(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
     if isinstance(words, str) or not 1 <= len(words) <= MOST_WORDS:
         raise InvalidRequest(f"words={brief(words)}: must be a list of 1 to {MOST_WORDS:,} words")
     return np.stack([vector_of(model, word) for word in words])

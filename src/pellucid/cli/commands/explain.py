@@ -1,0 +1,142 @@
+"""pellucid explain MODEL PROMPT: the whole pipeline for one prompt, stage by stage with real numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.cli.sampling import checked
+
+if TYPE_CHECKING:
+    from pellucid.trace.explanation import Explanation
+
+BAR = 20  # characters of the bar of probability 1
+SHOWN_LAYERS = 16
+
+
+def command(
+    model: common.Model,
+    prompt: common.Prompt = None,
+    top: Annotated[int, common.count("How many tokens of each distribution are shown.")] = 5,
+    heads: Annotated[int, common.count("How many heads are shown.")] = 8,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a report that needs nothing else: one HTML page.", metavar="FILE", show_default=False
+        ),
+    ] = None,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    precise: common.Precise = False,
+    json: common.Json = False,
+    **sampling: Any,
+) -> None:
+    """Show how a text goes on, from its tokens to the one that was drawn.
+
+    The pieces and their vectors, what positions do, what each layer would have said, the parts of the model that made
+    the token likely, the heads among them and where they looked, the probabilities, and what the chain did with them.
+    Explains 1 token unless --max-new-tokens is given.
+    """
+    from pellucid.trace.explanation import explain
+
+    options = checked(sampling, max_new_tokens=1, watch=True)
+    given = common.text_or_stdin(prompt, "no prompt")
+    llm = common.load(model, threads, context, precise, before=lambda inputs: inputs.prompt(given))
+    found = explain(llm, given, top=top, heads=heads, **options)
+    if html is not None:
+        _write(html, found.html())
+    if json:
+        common.print_json(found.as_dict())
+    elif html is None:
+        _show(found)
+
+
+def _write(path: Path, text: str) -> None:
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import reason
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"html={str(path)!r}: cannot be written: {reason(error)}") from error
+
+
+def _show(found: Explanation) -> None:
+    print("tokens and embeddings")
+    table = common.table(
+        "", "piece", "id", "first components", "length", right=("", "id", "length"), whole=("piece",)
+    )
+    for at, piece in enumerate(found.pieces):
+        first = " ".join(f"{x:+.3f}" for x in piece.first)
+        table.add_row(str(at), common.visible(piece.text), str(piece.id), first, f"{piece.length:.3f}")
+    common.show(table)
+    print("\npositions")
+    for said in found.position:
+        print(f"  {said}")
+    _show_layers(found)
+    if found.attribution is not None:
+        print(
+            f"\nwhat made {common.visible(found.attribution.token)} likely (its logit is {found.attribution.logit:.3f})"
+        )
+        table = common.table("adds", "part", right=("adds",))
+        for one in found.attribution.ranked()[:10]:
+            table.add_row(f"{one.value:+.3f}", one.name)
+        common.show(table)
+    print("\nthe most telling heads")
+    table = common.table("head", "adds", "looks at", right=("adds",))
+    for head in found.heads:
+        looked = ", ".join(f"{common.visible(text)} {weight:.2f}" for text, weight in head.looked_at)
+        table.add_row(
+            f"{head.layer}.{head.head}",
+            "" if head.contribution is None else f"{head.contribution:+.3f}",
+            looked,
+        )
+    common.show(table)
+    _show_draw(found)
+    for note in found.notes:
+        print(f"\n{note}")
+
+
+def _show_layers(found: Explanation) -> None:
+    lens = found.layers
+    print("\nwhat each layer would have said after the last token")
+    table = common.table("after", "entropy", "tokens and their probabilities", right=("entropy",))
+    shown = range(len(lens.layers))
+    if len(shown) > SHOWN_LAYERS:
+        step = -(-len(shown) // SHOWN_LAYERS)
+        shown = range((len(shown) - 1) % step, len(shown), step)
+    for layer in shown:
+        said = "  ".join(f"{common.visible(text)} {p:.2f}" for text, p in lens.top(layer, 0))
+        table.add_row(lens.layers[layer].removesuffix(".residual"), f"{lens.entropy[layer, 0]:.2f}", said)
+    common.show(table)
+
+
+def _show_draw(found: Explanation) -> None:
+    print("\nlogits and probabilities")
+    table = common.table(
+        "token", "logit", "model", "", "chain", "", right=("logit", "model", "chain"), whole=("token",)
+    )
+    for one in found.alternatives:
+        table.add_row(
+            common.visible(one.text), f"{one.logit:.2f}", f"{100 * one.probability:.2f} %", _bar(one.probability),
+            f"{100 * one.final_probability:.2f} %", _bar(one.final_probability),
+        )  # fmt: skip
+    common.show(table)
+    for text, trace in found.tokens:
+        steps = ", ".join(
+            f"{step.name} leaves {step.left:,} and moves {step.moved:.2f}" for step in trace.steps
+        )
+        how = "the likeliest" if trace.number is None else f"drawn with {trace.number:.6f}"
+        print(f"\n{common.visible(text)}  {how}" + (f"; {steps}" if steps else ""))
+    print(f"\n{common.visible(found.prompt)} → {common.visible(found.text)}")
+
+
+def _bar(probability: float) -> str:
+    return "█" * round(probability * BAR)
+
+
+COMMAND = Command("explain", command, sampling=True)

@@ -1,0 +1,83 @@
+"""pellucid neighbours MODEL WORD...: the tokens whose embeddings are nearest, and how similar words are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+
+if TYPE_CHECKING:
+    from pellucid.model.spec import ModelSpec
+    from pellucid.tokenize import Tokenizer
+    from pellucid.weights.checkpoint import Checkpoint
+
+
+class _Opened(NamedTuple):
+    """A model's file and tokenizer."""
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    spec: ModelSpec
+
+
+def command(
+    model: common.Model,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help="Words; a space before a word belongs to it: ' king'.", metavar="WORD...", show_default=False
+        ),
+    ],
+    n: Annotated[int, common.count("How many neighbours of each word are shown.")] = 10,
+    head: Annotated[
+        bool, typer.Option("--head", help="Look at the rows of the output projection, not at the embeddings.")
+    ] = False,
+    json: common.Json = False,
+) -> None:
+    """Show the tokens whose embeddings are nearest to a word's. The model is not loaded: only its embeddings are read.
+
+    A word of several tokens stands for the mean of theirs. With several words the cosines between them are shown too,
+    and their places on a map: the first two principal components.
+    """
+    from pellucid.model.read import read_model
+    from pellucid.tokenize import load_tokenizer
+    from pellucid.trace.lenses.neighbours import neighbours, similarity, word_map
+    from pellucid.weights.open import open_checkpoint
+    from pellucid.weights.store import resolve
+
+    with common.progress() as bars:
+        checkpoint = open_checkpoint(resolve(model, progress=bars))
+    opened = _Opened(checkpoint, load_tokenizer(checkpoint), read_model(checkpoint).spec)
+    near = {word: neighbours(opened, word, n, head=head) for word in words}
+    cosines, places = similarity(opened, words), word_map(opened, words)
+    if json:
+        common.print_json(
+            {
+                "neighbours": {
+                    word: [{"text": text, "id": token, "cosine": cosine} for text, token, cosine in found]
+                    for word, found in near.items()
+                },
+                "similarity": cosines.tolist(),
+                "map": places.tolist(),
+            }
+        )
+        return
+    for word, found in near.items():
+        print(common.visible(word))
+        table = common.table("cosine", "token", "id", right=("cosine", "id"), whole=("token",))
+        for text, token, cosine in found:
+            table.add_row(f"{cosine:.3f}", common.visible(text), str(token))
+        common.show(table)
+        print()
+    if len(words) > 1:
+        names = [common.visible(word) for word in words]
+        table = common.table("", *names, "x", "y", right=(*names, "x", "y"))
+        for name, row, place in zip(names, cosines, places):
+            table.add_row(name, *(f"{one:.2f}" for one in row), *(f"{one:+.2f}" for one in place))
+        common.show(table)
+
+
+COMMAND = Command("neighbours", command)

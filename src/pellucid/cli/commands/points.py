@@ -1,0 +1,85 @@
+"""pellucid points MODEL: the values of a run that can be watched and changed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+
+
+def command(
+    model: common.Model,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Only points of this name; * stands for a part of it.", metavar="NAME", show_default=False
+        ),
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--all", help="Show every block, not the first of its kind alone.")
+    ] = False,
+    precise: common.Precise = False,
+    json: common.Json = False,
+) -> None:
+    """Show the values of a run that can be traced and edited, in the order of the pipeline. No weights are loaded.
+
+    A shape has B sequences, T tokens and the model's own dimensions: D its width, H heads, G key/value heads, K and V
+    the widths of their vectors, F neurons, E experts of which C are chosen.
+    """
+    from pellucid.trace.points import points_of
+    from pellucid.trace.selection import select
+
+    points = points_of(common.plan(model, precise, None))
+    wanted = [one.point for one in select(points, [name])] if name is not None else list(points.values())
+    rows = [
+        {"name": one.name, "shape": one.shape, "dtype": one.dtype, "unit": one.unit, "about": one.about}
+        for one in wanted
+    ]
+    if json:
+        common.print_json(rows)
+        return
+    table = common.table("point", "shape", "type", "unit", "what it is", whole=("point", "shape"))
+    for row in rows if whole or name is not None else _first_of_each(rows):
+        table.add_row(row["name"], row["shape"], row["dtype"], row["unit"], row["about"])
+    common.show(table)
+
+
+def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without those of blocks that are like an earlier one; the first of a kind stands for all of them."""
+    blocks: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        parts = row["name"].split(".")
+        if parts[0] == "blocks":
+            blocks.setdefault(parts[1], []).append(row)
+    first: dict[Any, str] = {}
+    alike: dict[str, list[int]] = {}
+    for block, own in blocks.items():
+        key = tuple((row["name"].partition(".")[2].partition(".")[2], row["shape"]) for row in own)
+        alike.setdefault(first.setdefault(key, block), []).append(int(block))
+    found = []
+    for row in rows:
+        parts = row["name"].split(".")
+        if parts[0] != "blocks":
+            found.append(row)
+        elif parts[1] in alike:
+            numbers = alike[parts[1]]
+            which = f"{{{_ranges(numbers)}}}" if len(numbers) > 1 else parts[1]
+            found.append({**row, "name": f"blocks.{which}.{'.'.join(parts[2:])}"})
+    return found
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Numbers with a span for those that follow each other: "0-3,5"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
+
+
+COMMAND = Command("points", command)

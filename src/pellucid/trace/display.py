@@ -1,0 +1,102 @@
+"""Marks of HTML that show values: tables, heat maps, attention between words. No scripts, nothing from a network.
+
+All texts are escaped: what a model or a user has written is never HTML. Colours are one hue whose strength is the
+value, over the page's own background, so they work on light and dark pages.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+POSITIVE, NEGATIVE = "32,110,190", "200,80,40"
+MOST_CELLS = 20_000
+STYLE = "border-collapse:collapse;font:13px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums;margin:.4em 0"
+CELL = "padding:1px 6px;text-align:{align};white-space:pre"
+
+
+def escaped(text: Any) -> str:
+    """A text as HTML; spaces at its ends and control characters are visible."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    lead, trail = len(shown) - len(shown.lstrip(" ")), len(shown) - len(shown.rstrip(" "))
+    inside = shown.strip(" ")
+    return html.escape("·" * lead + inside + "·" * trail if inside else "·" * len(shown))
+
+
+def shade(value: float, most: float) -> str:
+    """A background whose strength is a value: blue above zero, red below."""
+    if not np.isfinite(value) or not most:
+        return ""
+    strength = min(abs(value) / most, 1.0)
+    return f"background:rgba({POSITIVE if value >= 0 else NEGATIVE},{strength:.3f})"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> str:
+    """A table; numbers are aligned to the right. A cell may be a pair (text, style)."""
+    head = "".join(
+        f'<th scope="col" style="{CELL.format(align="left")}">{escaped(one)}</th>' for one in columns
+    )
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    told = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return f'<table style="{STYLE}">{told}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _cell(value: Any) -> str:
+    text, style = value if isinstance(value, tuple) else (value, "")
+    align = "right" if isinstance(text, (int, float)) else "left"
+    shown = f"{text:.4g}" if isinstance(text, float) else escaped(text)
+    return f'<td style="{CELL.format(align=align)};{style}">{shown}</td>'
+
+
+def heat(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], label: str) -> str:
+    """A heat map (n, m) with the names of its rows and columns; each cell's title is its number."""
+    if values.size > MOST_CELLS:
+        return f"<p>{html.escape(label)}: {values.shape[0]:,} x {values.shape[1]:,} values are too many to draw</p>"
+    finite = np.abs(values[np.isfinite(values)])
+    most = float(finite.max(initial=0.0))
+    head = "".join(
+        f'<th scope="col" style="writing-mode:vertical-rl;padding:2px 0">{escaped(one)}</th>'
+        for one in columns
+    )
+    body = "".join(
+        f'<tr><th scope="row" style="text-align:right;padding-right:6px">{escaped(name)}</th>'
+        + "".join(
+            f'<td title="{escaped(name)} → {escaped(column)}: {float(value):.4g}" '
+            f'style="min-width:14px;height:14px;{shade(float(value), most)}"></td>'
+            for column, value in zip(columns, row)
+        )
+        + "</tr>"
+        for name, row in zip(rows, values)
+    )
+    return (
+        f'<table style="{STYLE}" aria-label="{html.escape(label)}"><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def bar(share: float) -> str:
+    """A bar of a share of 1, as a style of a cell."""
+    width = 100 * min(max(share, 0.0), 1.0)
+    return f"background:linear-gradient(90deg,rgba({POSITIVE},.35) {width:.1f}%,transparent {width:.1f}%)"
+
+
+def section(title: str, about: str, *parts: str) -> str:
+    """A heading, a sentence that says what it is, and its marks."""
+    return f"<section><h2>{html.escape(title)}</h2><p>{html.escape(about)}</p>{''.join(parts)}</section>"
+
+
+def page(title: str, body: str) -> str:
+    """A page that needs nothing else."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>{html.escape(title)}</title><style>:root{{color-scheme:light dark}}"
+        "body{font:15px/1.6 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+        "section{overflow-x:auto}h2{font-size:1.1rem;margin:1.6rem 0 .2rem}p{margin:.2rem 0}</style></head>"
+        f"<body><h1>{html.escape(title)}</h1>{body}</body></html>\n"
+    )

@@ -1,0 +1,289 @@
+"""The whole pipeline for one prompt, stage by stage with real numbers: what ``pellucid explain`` shows.
+
+    tokenize → embed → +position → blocks → project → softmax → sample → detokenize
+
+It runs the prompt once, traced, and looks at the last position: what each layer would have said, which heads and
+feed-forwards made the chosen token likely and where those heads looked, and how the chain chose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.model.positions import Learned, Rotary, Sinusoidal
+from pellucid.sample.candidates import Candidates
+from pellucid.sample.trace import TokenTrace
+from pellucid.trace.lenses import attribution
+from pellucid.trace.lenses.attribution import Attribution
+from pellucid.trace.lenses.logit_lens import LogitLens, logit_lens
+from pellucid.trace.model import TracedModel, residual_points
+from pellucid.trace.trace import SequenceTrace
+from pellucid.util.checks import whole
+
+FIRST_COMPONENTS = 4
+MOST_TOP = 50
+SHOWN_PATTERNS = 6
+
+
+class ExplainedModel(TracedModel, Protocol):
+    """A loaded model that starts requests; ``llm.LLM`` implements it."""
+
+    def start(self, prompt: Any, **options: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class ExplainedPiece:
+    """A token of the prompt: its text, the first components of its embedding, and that vector's length."""
+
+    id: int
+    text: str
+    first: list[float]
+    length: float
+
+
+@dataclass(frozen=True)
+class ExplainedHead:
+    """A head that counts: what it adds to the chosen token's logit, and the tokens it looked at most, with weights."""
+
+    layer: int
+    head: int
+    contribution: float | None
+    looked_at: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A token that might have come, and its probabilities in the model and after the chain."""
+
+    text: str
+    id: int
+    logit: float
+    probability: float
+    final_probability: float
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """What happened to a prompt on its way to the next token.
+
+    ``position`` says in words what the positions do. ``layers`` is the lens at the last position; ``attribution`` is
+    None where a model's residual stream is no sum (``notes`` say so). ``patterns`` are the attention of the heads in
+    ``heads``, (n, T, T). ``tokens`` are the tokens that were generated, each with what the chain did for it.
+    """
+
+    prompt: str
+    pieces: list[ExplainedPiece]
+    tokenization: dict[str, Any]
+    position: list[str]
+    layers: LogitLens
+    attribution: Attribution | None
+    heads: list[ExplainedHead]
+    patterns: NDArray[np.float32]
+    alternatives: list[Alternative]
+    tokens: list[tuple[str, TokenTrace]]
+    text: str
+    notes: list[str]
+
+    def __repr__(self) -> str:
+        size = f"{len(self.pieces)} tokens, {len(self.layers.layers)} layers"
+        return f"Explanation({self.prompt!r} → {self.text!r}, {size})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "prompt": self.prompt,
+            "pieces": [asdict(piece) for piece in self.pieces],
+            "tokenization": self.tokenization,
+            "position": self.position,
+            "layers": self.layers.as_dict(),
+            "attribution": None if self.attribution is None else self.attribution.as_dict(),
+            "heads": [asdict(head) for head in self.heads],
+            "patterns": self.patterns.tolist(),
+            "alternatives": [asdict(one) for one in self.alternatives],
+            "tokens": [{"text": text, **asdict(trace)} for text, trace in self.tokens],
+            "text": self.text,
+            "notes": self.notes,
+        }
+
+    def html(self) -> str:
+        """A report that needs nothing else: one HTML page without scripts."""
+        from pellucid.trace.report import report
+
+        return report(self)
+
+    def _repr_html_(self) -> str:
+        from pellucid.trace.report import sections
+
+        return sections(self)
+
+
+def explain(
+    model: ExplainedModel, prompt: str, *, top: int = 5, heads: int = 8, **options: Any
+) -> Explanation:
+    """Explain how a model continues a text.
+
+    Args:
+        top: how many tokens are shown of each distribution.
+        heads: how many heads are shown.
+        options: as for ``generate``; one token is made unless ``max_new_tokens`` says otherwise.
+
+    Raises:
+        InvalidRequest: the model makes no text, or an argument is out of range; otherwise as ``generate``.
+    """
+    if not model.spec.head:
+        raise InvalidRequest(
+            "an encoder makes no text that could be explained: see pellucid points, and embed"
+        )
+    top, heads = whole("top", top, 1, MOST_TOP), whole("heads", heads, 0, 1000)
+    ids = model.tokenizer.encode(prompt)
+    last, notes = len(ids) - 1, list[str]()
+    names = dict.fromkeys(residual_points(model))
+    patterns = [point.name for point in model.points.values() if point.kind == "pattern"]
+    try:
+        names |= dict.fromkeys(attribution.needed(model))
+    except InvalidRequest as refused:
+        notes.append(f"no attribution: {refused}")
+    names |= dict.fromkeys([*patterns, *_position_points(model)])
+    made = dict[str, Any](max_new_tokens=1, watch=True) | options
+    with model.trace(*(f"{name}[tokens=:{last + 1}]" for name in names)) as trace:
+        request = model.start(prompt, **made)
+        outputs = list(request)
+    sequence = trace.sequences[0]
+    draw = outputs[0].draw
+    lens = logit_lens(model, sequence, top=top, tokens=[draw.token], positions=[last])
+    found = None if notes else _attributed(model, sequence, draw.token, last)
+    ranked = _heads(sequence, patterns, found, heads, last)
+    return Explanation(
+        prompt,
+        _pieces(sequence, residual_points(model)[0] if "embed" not in names else "embed"),
+        model.tokenizer.explain(prompt).as_dict(),
+        _position(model, sequence, last),
+        lens,
+        found,
+        ranked,
+        np.stack(
+            [sequence[f"blocks.{one.layer}.attention.pattern"][one.head] for one in ranked[:SHOWN_PATTERNS]]
+        )
+        if ranked
+        else np.empty((0, last + 1, last + 1), np.float32),
+        _alternatives(model, draw.logits.first(draw.vocabulary), draw.candidates, top, draw.token),
+        [(one.text, one.trace) for one in outputs],
+        request.result().text,
+        notes,
+    )
+
+
+def _pieces(sequence: SequenceTrace, name: str) -> list[ExplainedPiece]:
+    rows = sequence[name].astype(np.float64)
+    return [
+        ExplainedPiece(token, piece, row[:FIRST_COMPONENTS].tolist(), float(np.linalg.norm(row)))
+        for token, piece, row in zip(sequence.ids, sequence.pieces, rows)
+    ]
+
+
+def _attributed(model: TracedModel, sequence: SequenceTrace, token: int, last: int) -> Attribution:
+    return attribution.attribute(model, sequence, token, position=last)
+
+
+def _heads(
+    sequence: SequenceTrace, patterns: Sequence[str], found: Attribution | None, count: int, last: int
+) -> list[ExplainedHead]:
+    """The heads that add most to the chosen token's logit; without an attribution those that look at one token most."""
+    made = []
+    if found is not None:
+        chosen: list[tuple[int, int, float | None]] = [
+            (one.layer, one.head, one.value)
+            for one in found.ranked("head")[:count]
+            if one.layer is not None and one.head is not None
+        ]
+    else:
+        sharp = [
+            (float(row.max()), int(name.split(".")[1]), head)
+            for name in patterns
+            for head, row in enumerate(sequence[name][:, last])
+        ]
+        chosen = [(layer, head, None) for _, layer, head in sorted(sharp, reverse=True)[:count]]
+    for layer, head, value in chosen:
+        row = sequence[f"blocks.{layer}.attention.pattern"][head, last]
+        order = np.argsort(-row, kind="stable")[:3]
+        looked = [(sequence.pieces[at], float(row[at])) for at in order]
+        made.append(ExplainedHead(layer, head, value, looked))
+    return made
+
+
+def _alternatives(
+    model: TracedModel, logits: Candidates, left: Candidates, top: int, chosen: int
+) -> list[Alternative]:
+    ids = logits.top(top).tolist()
+    ids = np.array(ids if chosen in ids else [*ids, chosen])
+    before, after = np.exp(logits.log_probabilities(ids)), np.zeros(len(ids))
+    kept = np.isin(ids, left.ids_at())
+    after[kept] = np.exp(left.log_probabilities(left.places(ids[kept])))
+    raw = logits.logits(ids)
+    return [
+        Alternative(
+            model.tokenizer.decode([int(token)], skip_special=False), int(token), float(z), float(p), float(q)
+        )
+        for token, z, p, q in zip(ids, raw, before, after)
+    ]
+
+
+def _position_points(model: TracedModel) -> list[str]:
+    wanted = ("embed", "position", "blocks.0.attention.q", "blocks.0.attention.q_norm", "blocks.0.attention.q_rotary",
+              "blocks.0.attention.k", "blocks.0.attention.k_norm", "blocks.0.attention.k_rotary")  # fmt: skip
+    return [name for name in wanted if name in model.points]
+
+
+def _position(model: TracedModel, sequence: SequenceTrace, last: int) -> list[str]:
+    """What positions do to this prompt, in sentences with numbers."""
+    spec, said = model.spec, list[str]()
+    if isinstance(spec.position, (Learned, Sinusoidal)):
+        kind = "learned" if isinstance(spec.position, Learned) else "sinusoidal"
+        added = sequence["position"].astype(np.float64) - sequence["embed"].astype(np.float64)
+        sizes = np.linalg.norm(added, axis=1) / np.maximum(np.linalg.norm(sequence["embed"], axis=1), 1e-30)
+        said.append(
+            f"a {kind} vector is added to each embedding; the last is {sizes[last]:.2f} times as long as it"
+        )
+    first = next((one for one in spec.attentions), None)
+    if first is None:
+        return [*said, "no attention: the order of the tokens is in the recurrent states"]
+    if isinstance(first.rotary, Rotary):
+        said.append(
+            f"queries and keys are rotated: {first.rotary.dims // 2} pairs of each head, the first by 1 radian per "
+            f"position, base {first.rotary.base:,.0f}"
+        )
+        moved = _moved_by_rotation(model, sequence, last)
+        if moved is not None:
+            said.append(
+                f"without the rotation {moved:.0%} of the last token's attention in block 0 would go elsewhere"
+            )
+    if first.alibi:
+        said.append("scores fall with the distance (ALiBi), in each head at another rate")
+    return said or ["no positions: only the causal mask tells the order"]
+
+
+def _moved_by_rotation(model: TracedModel, sequence: SequenceTrace, last: int) -> float | None:
+    """The total variation distance between block 0's attention at the last position with and without rotation."""
+    at, attention = "blocks.0.attention", model.spec.blocks[0].attention
+    if attention is None or attention.latent or f"{at}.pattern" not in model.points or attention.softcap:
+        return None
+    found = {}
+    for name in ("q", "k"):
+        kind = f"{at}.{name}_norm" if f"{at}.{name}_norm" in model.points else f"{at}.{name}"
+        found[name] = sequence[kind].astype(np.float64)
+    q, k = found["q"][last], found["k"]
+    if q.ndim != 2 or k.ndim != 3:
+        return None
+    keys = np.repeat(k, len(q) // k.shape[1], 1)
+    scores = np.einsum("hk,thk->ht", q, keys) * attention.scale
+    if attention.window:
+        scores[:, : max(0, last - attention.window + 1)] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    plain = weights / weights.sum(-1, keepdims=True)
+    return float(np.abs(plain - sequence[f"{at}.pattern"][:, last]).sum(-1).mean() / 2)
