@@ -102,6 +102,33 @@ def test_every_point_alone_can_be_put_back(runner: ModelRunner) -> None:
         assert run(runner, ids, probe).tobytes() == plain.tobytes(), name
 
 
+def test_patterns_can_be_put_back_and_pinned(runner: ModelRunner) -> None:
+    names = [name for name, point in points_of(runner.plan).items() if point.kind == "pattern"]
+    if not names:
+        pytest.skip("no attention")
+    ids = ids_of(runner)
+    plain = run(runner, ids)
+    trace, probe = traced(runner, *names)
+    run(runner, ids, probe)
+    _, probe = traced(runner, *names, edits=[replace(name, trace[name]) for name in names])
+    assert run(runner, ids, probe).tobytes() == plain.tobytes()
+    name = names[-1]
+    pinned = np.zeros(LENGTH, np.float32)
+    pinned[0] = 1.0
+    before, probe = traced(runner, name)
+    changed = run(runner, ids, probe)
+    after, probe = traced(runner, name, edits=[replace(f"{name}[heads=0; tokens=3:6]", pinned)])
+    changed = run(runner, ids, probe)
+    assert changed.tobytes() != plain.tobytes()
+    seen = after[name][0, 0, 3:6] > 0
+    assert np.array_equal(seen.argmax(-1), [0, 0, 0])
+    assert np.array_equal(after[name][0, :, 6:], before[name][0, :, 6:])
+    for chunks in ([1] * LENGTH, [4, 33]):
+        if runner.spec.causal:
+            _, probe = traced(runner, edits=[replace(f"{name}[heads=0; tokens=3:6]", pinned)])
+            assert run(runner, ids, probe, chunks).tobytes() == changed.tobytes()
+
+
 def test_the_same_is_recorded_however_a_text_is_cut(runner: ModelRunner) -> None:
     if not runner.spec.causal:
         pytest.skip("an encoder reads a text in one step")

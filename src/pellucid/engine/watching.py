@@ -81,9 +81,13 @@ class WatchedProgram:
         self._taps = [list(self._tap_groups(watch, own)) for watch, own in zip(watches, of)]
         self._patterns = [[site for site in own if site.kind == "pattern"] for own in of]
         self._edits = [[site for site in own if site.kind == "edit"] for own in of]
+        self._remade = [
+            list(zip(*([site for site in own if site.kind == kind] for kind in ("remade", "mix"))))
+            for own in of
+        ]
         self._words = {
             kernel: {name: offset // WORD for name, offset in record.at._asdict().items()}
-            for kernel in ("trace_copy", "trace_edit", "trace_pattern")
+            for kernel in ("trace_copy", "trace_edit", "trace_pattern", "trace_mix")
             if (record := definition(kernel).record) is not None
         }
 
@@ -107,6 +111,8 @@ class WatchedProgram:
         parts = list(self._parts(chunks))
         blocks = [self._begin_taps(number, own, keep) for number, own in enumerate(parts)]
         rows = [self._begin_patterns(number, own, keep) for number, own in enumerate(parts)]
+        for number, probes in enumerate(parts):
+            self._begin_mixes(number, probes, keep)
         pauses = [pause for number, own in enumerate(parts) for pause in self._begin_edits(number, own, keep)]
         records, done = self.bound.program.records, 0
         for site, own in sorted(pauses, key=lambda pause: pause[0].record):
@@ -184,6 +190,34 @@ class WatchedProgram:
             )
             made.append((site, block))
         return made
+
+    def _begin_mixes(self, number: int, parts: Sequence[_Part], keep: list[Any]) -> None:
+        """Point the changed patterns of a watch to their rows, to memory, and to what becomes of them."""
+        for remade, mix in self._remade[number]:
+            edit, listed, words = self._watches[number].pattern_edits[remade.number], list[int](), list[int]()
+            longest = 1
+            for part in parts:
+                for one in part.probe.pattern_entries(remade.number, part.start, part.stop):
+                    row = part.row + one.position - part.start
+                    if [row, part.number] != listed[-2:]:
+                        listed += [row, part.number]
+                    keep.append(one.values)
+                    given = 0 if one.values is None else address(one.values)
+                    words += [len(listed) // 2 - 1, one.head, float_word(one.factor), given]
+                longest = max(longest, part.stop)
+            length = -(-longest // SPAN) * SPAN
+            rows, entries = (
+                np.array([len(listed) // 2, *listed], np.int64),
+                np.array([len(words) // 4, *words], np.int64),
+            )
+            block = np.empty((len(listed) // 2, edit.count, length), np.float32)
+            keep += [rows, entries, block]
+            stride, head = 4 * edit.count * length, 4 * length
+            self._set(remade, rows=address(rows), out=address(block), out_stride=stride, out_head=head)
+            self._set(
+                mix, rows=address(rows), entries=address(entries), pattern=address(block), pattern_stride=stride,
+                pattern_head=head,
+            )  # fmt: skip
 
     def _begin_edits(
         self, number: int, parts: Sequence[_Part], keep: list[Any]

@@ -7,11 +7,13 @@ and no bit of its results.
     tap       columns of a value are copied                    kernels/trace/columns.py
     edit      columns of a value are changed
     pattern   scores or patterns of heads are computed again   kernels/trace/pattern.py
+    remade    the same, to be changed by the operation after it: mix, which changes what the heads gather
+                                                               kernels/trace/mix.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,8 +22,8 @@ from pellucid.plan.builder import columns
 from pellucid.plan.passes import optimize
 from pellucid.plan.plan import At, Operation, Plan, Value
 
-OUT = "trace"
-"""What stands for the memory that traces are written to, among the things that operations write."""
+OUT, REMADE = "trace", "trace.remade"
+"""What stand for the memory of traces, and for patterns that are changed, among the things that operations write."""
 PATTERN_FIELDS = (
     *(
         "q",
@@ -38,7 +40,21 @@ PATTERN_FIELDS = (
     ),
     *("bias", "bias_stride", "sinks", "cross"),
 )
-Kind = Literal["tap", "edit", "pattern"]
+MIX_FIELDS = (
+    "heads",
+    "kv_heads",
+    "values",
+    "group",
+    "page_bytes",
+    "causal",
+    "window",
+    "chunked",
+    "cross",
+    "out",
+)
+Kind = Literal["tap", "edit", "pattern", "remade", "mix"]
+ORDER: Mapping[Kind, int] = {"remade": 0, "mix": 1, "edit": 2, "tap": 3, "pattern": 3}
+"""What follows an operation, in order: what changes its value comes before what records it."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +92,22 @@ class PatternTap:
 
 
 @dataclass(frozen=True)
+class PatternEdit:
+    """The patterns of heads ``first`` to ``first + count - 1`` of an attention operation, changed."""
+
+    operation: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Watch:
-    """What is done to the values of some rows: ``taps`` that record together, ``patterns``, and ``edits`` in order."""
+    """What is done to the values of some rows: ``taps`` that record together, ``patterns``, and edits in order."""
 
     taps: tuple[Tap, ...] = ()
     patterns: tuple[PatternTap, ...] = ()
     edits: tuple[Edit, ...] = ()
+    pattern_edits: tuple[PatternEdit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,21 +125,27 @@ def watched_plan(plan: Plan, watches: Sequence[Watch]) -> tuple[Plan, list[Site]
 
     Edits of a value come before its taps, which record what the edits leave.
     """
-    after: dict[int, list[tuple[bool, Operation]]] = {}
+    after: dict[int, list[tuple[int, Operation]]] = {}
     for number, watch in enumerate(watches):
-        parts: dict[Kind, Sequence[Tap | Edit | PatternTap]]
-        parts = {"edit": watch.edits, "tap": watch.taps, "pattern": watch.patterns}
+        parts: dict[Kind, Sequence[Tap | Edit | PatternTap | PatternEdit]] = {
+            "edit": watch.edits,
+            "tap": watch.taps,
+            "pattern": watch.patterns,
+            "remade": [PatternTap(one.operation, one.first, one.count) for one in watch.pattern_edits],
+            "mix": watch.pattern_edits,
+        }
         for kind, own in parts.items():
             for at, part in enumerate(own):
-                follows = replace(
-                    _operation(plan.operations[part.operation], part), stage=f"{OUT}/{number}/{kind}/{at}"
-                )
-                after.setdefault(part.operation, []).append((kind != "edit", follows))
+                made = _operation(plan.operations[part.operation], part)
+                # What a mix reads is ready when all threads have made it.
+                writes = (*made.writes, REMADE) if kind == "remade" else made.writes
+                follows = replace(made, stage=f"{OUT}/{number}/{kind}/{at}", writes=writes)
+                after.setdefault(part.operation, []).append((ORDER[kind], follows))
     operations: list[Operation] = []
     for number, op in enumerate(plan.operations):
         operations += [op, *(one for _, one in sorted(after.get(number, ()), key=lambda one: one[0]))]
-    made = optimize(replace(plan, operations=tuple(operations)))
-    return made, list(_sites(made))
+    optimized = optimize(replace(plan, operations=tuple(operations)))
+    return optimized, list(_sites(optimized))
 
 
 def _sites(plan: Plan) -> Iterator[Site]:
@@ -123,10 +155,16 @@ def _sites(plan: Plan) -> Iterator[Site]:
             yield Site(int(watch), kind, int(number), record)  # type: ignore[arg-type]
 
 
-def _operation(op: Operation, part: Tap | Edit | PatternTap) -> Operation:
+def _operation(op: Operation, part: Tap | Edit | PatternTap | PatternEdit) -> Operation:
     """The operation that follows ``op``; the addresses that change from step to step are 0."""
+    if isinstance(part, PatternEdit):
+        fields: dict[str, Value] = {name: op.fields[name] for name in MIX_FIELDS} | {"first": part.first}
+        fields |= dict.fromkeys(("rows", "pattern", "pattern_stride", "pattern_head", "entries"), 0)
+        key = KernelKey("trace_mix", value_dim=op.kernel["value_dim"], kv_dtype=op.kernel["kv_dtype"])
+        reads = (REMADE, op.writes[0], *(name for name in op.reads if name.startswith("cache.")))
+        return Operation("", key, fields, reads, op.writes[:1])
     if isinstance(part, PatternTap):
-        fields: dict[str, Value] = {name: op.fields[name] for name in PATTERN_FIELDS}
+        fields = {name: op.fields[name] for name in PATTERN_FIELDS}
         fields |= {"raw": int(part.raw), "first": part.first, "count": part.count}
         fields |= dict.fromkeys(("rows", "out", "out_stride", "out_head"), 0)
         key = KernelKey("trace_pattern", head_dim=op.kernel["head_dim"], kv_dtype=op.kernel["kv_dtype"])

@@ -25,10 +25,23 @@ class EditEntry(NamedTuple):
     values: NDArray[np.float32] | None
 
 
+class PatternEntry(NamedTuple):
+    """What becomes of the pattern p of a position, and of the head with this number in its edit.
+
+    ``factor`` * p + ``values`` (None: nothing is added): float32, one for each token up to the last of the step, and
+    zeros up to a multiple of 32.
+    """
+
+    position: int
+    head: int
+    factor: float
+    values: NDArray[np.float32] | None
+
+
 class Probe(Protocol):
     """What is watched and changed in one sequence. It is used in the thread that runs the step.
 
-    ``watch`` says which values (a ``plan.watched.Watch``); the same operations watch sequences with equal ones.
+    ``watch`` says which values (a ``plan.watched.Watch``); sequences with equal ones share operations.
     """
 
     @property
@@ -58,6 +71,10 @@ class Probe(Protocol):
 
     def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
         """The entries of edit ``number`` for the positions from ``start`` to ``stop`` - 1."""
+        ...
+
+    def pattern_entries(self, number: int, start: int, stop: int) -> Sequence[PatternEntry]:
+        """The entries of pattern edit ``number`` for the positions from ``start`` to ``stop`` - 1."""
         ...
 
     def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:

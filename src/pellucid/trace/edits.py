@@ -5,6 +5,7 @@
     add("blocks.10.residual[tokens=5:]", vector, factor=4.0)        x + factor * vector
     replace("blocks.3.residual", values)                            the values of another run
     call("blocks.3.residual", function)                             function(values) in place of the values
+    replace("blocks.3.attention.pattern[heads=0]", pattern)         a pattern: (keys,), (H, keys) or (H, T, keys)
 
 Values have the shape of the selected part, (T, ...) with a row for each selected position from the first on, or (...)
 for all positions alike. A row that is missing leaves its position unchanged.
@@ -111,6 +112,27 @@ def rows_of(selected: Selected, edit: EditOf, values: Any) -> tuple[NDArray[np.f
             "'", ""
         )
     )
+
+
+def pattern_rows(selected: Selected, edit: EditOf) -> NDArray[np.float32]:
+    """Values of a pattern as (heads, rows, keys) float32; one row is for all positions alike.
+
+    Raises:
+        InvalidRequest: they are no (keys,), (heads, keys) or (heads, rows, keys).
+    """
+    made, heads = _numbers(edit.where, edit.values), len(selected.heads)
+    if made.ndim == 4 and len(made) == 1:  # as a trace gives them: (B, H, T, T')
+        made = made[0]
+    if made.ndim == 1:
+        made = np.broadcast_to(made, (heads, len(made)))
+    if made.ndim == 2 and len(made) == heads:
+        made = made[:, None]
+    if made.ndim != 3 or len(made) != heads:
+        raise InvalidRequest(
+            f"edit of {brief(edit.where)}: values of shape {made.shape}; a pattern takes (keys,), "
+            f"({heads}, keys) or ({heads}, T, keys)"
+        )
+    return np.ascontiguousarray(made)
 
 
 def shape_of(selected: Selected) -> tuple[int, ...]:

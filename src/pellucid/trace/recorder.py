@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
+from pellucid.kernels.attention.tiles import SPAN
 from pellucid.plan.plan import RowKind
-from pellucid.plan.watched import Edit, PatternTap, Tap, Watch
-from pellucid.runtime.batch import EditEntry
-from pellucid.trace.edits import EditOf, columns_of, rows_of, shape_of
+from pellucid.plan.watched import Edit, PatternEdit, PatternTap, Tap, Watch
+from pellucid.runtime.batch import EditEntry, PatternEntry
+from pellucid.trace.edits import EditOf, columns_of, pattern_rows, rows_of, shape_of
 from pellucid.trace.selection import Selected
 
 MOST_RUNS = 4096
@@ -44,11 +45,48 @@ class _BoundEdit:
     count: int
 
 
+@dataclass(frozen=True)
+class _BoundPatternEdit:
+    """A run of heads of a pattern's edit: ``values`` (heads, rows, keys) for the positions of ``tokens`` in order.
+
+    One row is for all positions alike, None for nothing that is added. ``first`` is the run's first head.
+    """
+
+    factor: float
+    values: NDArray[np.float32] | None
+    tokens: range
+    operation: int
+    first: int
+    count: int
+
+    def entries(self, start: int, stop: int) -> list[PatternEntry]:
+        """The entries of the positions from start to stop - 1."""
+        found = []
+        for position in range(max(start, self.tokens.start), min(stop, self.tokens.stop)):
+            for head in range(self.count):
+                values = self._row(head, position, stop)
+                if values is not None or self.values is None:
+                    found.append(PatternEntry(position, head, self.factor, values))
+        return found
+
+    def _row(self, head: int, position: int, tokens: int) -> NDArray[np.float32] | None:
+        """What is added to a head's row of a position, for so many tokens; None if nothing is."""
+        if self.values is None:
+            return None
+        at = 0 if self.values.shape[1] == 1 else position - self.tokens.start
+        if at >= self.values.shape[1]:
+            return None
+        made = np.zeros(-(-tokens // SPAN) * SPAN, np.float32)
+        given = self.values[head, at, :tokens]
+        made[: len(given)] = given
+        return made
+
+
 class Recording:
     """What is recorded (``selected``) and changed (``edits``, each with the part that it changes).
 
     Raises:
-        InvalidRequest: an edit's values do not fit its part, or a pattern is to be changed.
+        InvalidRequest: an edit's values do not fit its part, or scores are to be changed.
     """
 
     def __init__(self, selected: Sequence[Selected], edits: Sequence[tuple[Selected, EditOf]]) -> None:
@@ -56,7 +94,13 @@ class Recording:
         self._columns: dict[RowKind, int] = {}
         taps, patterns = list[Tap](), list[PatternTap]()
         self.placed = {one: self._place(one, taps, patterns) for one in dict.fromkeys(selected)}
-        self.edits = [bound for one, edit in edits for bound in _bound(one, edit)]
+        self.edits = [
+            bound for one, edit in edits if one.point.kind == "value" for bound in _bound(one, edit)
+        ]
+        self.pattern_edits = [
+            bound for one, edit in edits if one.point.kind != "value" for bound in _bound_pattern(one, edit)
+        ]
+        _refuse_twice(self.pattern_edits)
         changes = tuple(
             Edit(
                 one.selected.point.operation,
@@ -67,7 +111,10 @@ class Recording:
             )
             for one in self.edits
         )
-        self.watch = Watch(tuple(taps), tuple(patterns), changes)
+        pattern_changes = tuple(
+            PatternEdit(one.operation, one.first, one.count) for one in self.pattern_edits
+        )
+        self.watch = Watch(tuple(taps), tuple(patterns), changes, pattern_changes)
         self.tokens = _spanned(selected)
         needs_all = [one for one in selected if one.point.rows == "outputs"]
         self.first_output = min((one.tokens.start for one in needs_all), default=None)
@@ -102,12 +149,36 @@ def _spanned(selected: Sequence[Selected]) -> range:
     return range(min(one.tokens.start for one in selected), max(one.tokens.stop for one in selected))
 
 
-def _bound(selected: Selected, edit: EditOf) -> list[_BoundEdit]:
-    if selected.point.kind != "value":
+def _bound_pattern(selected: Selected, edit: EditOf) -> list[_BoundPatternEdit]:
+    where = f"edit of {brief(edit.where)}"
+    if selected.point.kind == "scores":
         raise InvalidRequest(
-            f"edit of {brief(edit.where)}: patterns and scores cannot be changed; change what makes them "
-            "(q_rotary), or what the heads gather (heads)"
+            f"{where}: scores cannot be changed; change the pattern, or the queries (q_rotary)"
         )
+    if edit.function is not None:
+        raise InvalidRequest(f"{where}: a function cannot change a pattern; give it as values")
+    values = None if edit.values is None else pattern_rows(selected, edit)
+    made, place = [], 0
+    for first, count in selected.runs():
+        own = None if values is None else values[place : place + count]
+        made.append(
+            _BoundPatternEdit(edit.factor, own, selected.tokens, selected.point.operation, first, count)
+        )
+        place += count
+    return made
+
+
+def _refuse_twice(edits: Sequence[_BoundPatternEdit]) -> None:
+    """Refuse edits of one head's pattern that would not know of each other."""
+    seen = set[tuple[int, int]]()
+    for one in edits:
+        heads = {(one.operation, head) for head in range(one.first, one.first + one.count)}
+        if heads & seen:
+            raise InvalidRequest("two edits change the pattern of one head: make one of them")
+        seen |= heads
+
+
+def _bound(selected: Selected, edit: EditOf) -> list[_BoundEdit]:
     if selected.point.dtype != "float32":
         raise InvalidRequest(
             f"edit of {brief(edit.where)}: these are numbers of experts; change the router's scores"
@@ -152,7 +223,7 @@ class SequenceProbe:
     @property
     def private(self) -> bool:
         """As in ``Probe``."""
-        return bool(self.recording.edits)
+        return bool(self.recording.edits or self.recording.pattern_edits)
 
     @property
     def first_recorded(self) -> int | None:
@@ -176,9 +247,23 @@ class SequenceProbe:
             self._blocks.setdefault(rows, []).append((positions, values))
 
     def take_pattern(self, number: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """As in ``Probe``."""
+        """As in ``Probe``. What edits make of the pattern is recorded."""
         if self._room(rows.nbytes):
+            self._change(self.recording.watch.patterns[number], positions, rows)
             self._patterns.setdefault(number, []).append((positions, rows))
+
+    def _change(self, tap: PatternTap, positions: range, rows: NDArray[np.float32]) -> None:
+        for one in self.recording.pattern_edits:
+            if tap.raw or one.operation != tap.operation:
+                continue
+            for head in range(max(one.first, tap.first), min(one.first + one.count, tap.first + tap.count)):
+                for entry in one.entries(positions.start, positions.stop):
+                    if entry.head == head - one.first:
+                        row = rows[entry.position - positions.start, head - tap.first]
+                        seen = row > 0
+                        row *= np.float32(entry.factor)
+                        if entry.values is not None:
+                            row[seen] += entry.values[: len(row)][seen]
 
     def _room(self, nbytes: int) -> bool:
         if self._took(nbytes):
@@ -190,6 +275,10 @@ class SequenceProbe:
         """As in ``Probe``."""
         one = self.recording.edits[number]
         return _entries(one, one.values, one.alike, one.edit.factor, start, stop)
+
+    def pattern_entries(self, number: int, start: int, stop: int) -> Sequence[PatternEntry]:
+        """As in ``Probe``."""
+        return self.recording.pattern_edits[number].entries(start, stop)
 
     def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
         """As in ``Probe``. An error of the function is kept for the sequence's task, and changes nothing."""

@@ -167,6 +167,24 @@ def test_edits_of_a_trace_and_of_a_request_both_count(llm: LLM) -> None:
     assert len(trace.sequences) == 2
 
 
+def test_a_pinned_pattern_decides_what_a_head_gathers(llm: LLM) -> None:
+    name, T = "blocks.1.attention", len(llm.inputs.prompt(PROMPT))
+    random = np.random.default_rng(4)
+    pattern = np.tril(random.random((2, T, T))).astype(np.float32)
+    pattern /= pattern.sum(-1, keepdims=True)
+    edit = replace(f"{name}.pattern[heads=1,3]", pattern)
+    how = {**HOW, "max_new_tokens": 1}
+    with llm.trace(f"{name}.heads", f"{name}.v", f"{name}.pattern") as trace:
+        llm.generate(PROMPT, edits=[edit], **how)
+    values = np.repeat(trace[f"{name}.v"][0].astype(np.float64), 2, 1)
+    for which, head in enumerate((1, 3)):
+        expected = pattern[which].astype(np.float64) @ values[:, head]
+        assert np.allclose(trace[f"{name}.heads"][0, :, head], expected, atol=2e-3)
+        assert np.allclose(trace[f"{name}.pattern"][0, head], pattern[which], atol=1e-6)
+    with pytest.raises(InvalidRequest, match="two edits change the pattern of one head"):
+        llm.generate(PROMPT, edits=[edit, edit], **how)
+
+
 def test_an_error_of_a_function_ends_its_request_alone(llm: LLM) -> None:
     def fails(values: np.ndarray) -> np.ndarray:
         raise ValueError("no")
@@ -214,7 +232,9 @@ def test_names_that_stand_for_nothing(llm: LLM, name: Any, problem: str) -> None
         (replace("blocks.0.residual", np.zeros((2, 3, 64))), "shape"),
         (replace("blocks.0.residual", "text"), "no numbers"),
         (replace("blocks.0.residual", [float("nan")] * 64), "NaN"),
-        (ablate("blocks.0.attention.pattern"), "cannot be changed"),
+        (ablate("blocks.0.attention.scores"), "scores cannot be changed"),
+        (replace("blocks.0.attention.pattern", np.zeros((3, 5))), r"a pattern takes \(keys,\), \(4, keys\)"),
+        (call("blocks.0.attention.pattern", lambda values: values), "a function cannot change a pattern"),
         (ablate("blocks.9.residual"), "there is none"),
         ("blocks.0.residual", "must be made by"),
     ],
