@@ -37,7 +37,7 @@ class BoundProgram(NamedTuple):
     outputs: list[tuple[int, int]]
 
 
-class _Part(NamedTuple):
+class _ProbeRows(NamedTuple):
     """A probe's rows of a step: positions ``start`` to ``stop`` - 1 of sequence ``number`` are rows from ``row`` on.
 
     The last ``outputs`` of them are rows from ``output`` on of what is made for outputs alone.
@@ -125,15 +125,15 @@ class WatchedProgram:
         for own, patterns in zip(parts, rows):
             _hand_out_patterns(own, patterns)
 
-    def _parts(self, chunks: Sequence[Chunk]) -> list[list[_Part]]:
+    def _parts(self, chunks: Sequence[Chunk]) -> list[list[_ProbeRows]]:
         """The rows of the probes, by their watches."""
-        parts: list[list[_Part]] = [[] for _ in self._watches]
+        parts: list[list[_ProbeRows]] = [[] for _ in self._watches]
         row = output = 0
         for number, chunk in enumerate(chunks):
             start, count = chunk.table.length, len(chunk.tokens)
             if chunk.probe is not None:
                 own = parts[self._watches.index(chunk.probe.watch)]  # type: ignore[arg-type]
-                own.append(_Part(chunk.probe, number, row, start, start + count, output, chunk.outputs))
+                own.append(_ProbeRows(chunk.probe, number, row, start, start + count, output, chunk.outputs))
             row, output = row + count, output + chunk.outputs
         return parts
 
@@ -144,7 +144,7 @@ class WatchedProgram:
             self.bound.program.records[site.record, words[name]] = value
 
     def _begin_taps(
-        self, number: int, parts: Sequence[_Part], keep: list[Any]
+        self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]
     ) -> list[tuple[RowKind, NDArray[np.float32]]]:
         """Point the taps of a watch to the rows that they copy, and to new memory."""
         made = []
@@ -164,7 +164,7 @@ class WatchedProgram:
         return made
 
     def _begin_patterns(
-        self, number: int, parts: Sequence[_Part], keep: list[Any]
+        self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]
     ) -> list[tuple[Site, NDArray[np.float32]]]:
         """Point the pattern taps of a watch to their rows and to new memory."""
         sites = self._patterns[number]
@@ -191,7 +191,7 @@ class WatchedProgram:
             made.append((site, block))
         return made
 
-    def _begin_mixes(self, number: int, parts: Sequence[_Part], keep: list[Any]) -> None:
+    def _begin_mixes(self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]) -> None:
         """Point the changed patterns of a watch to their rows, to memory, and to what becomes of them."""
         for remade, mix in self._remade[number]:
             edit, listed, words = self._watches[number].pattern_edits[remade.number], list[int](), list[int]()
@@ -220,8 +220,8 @@ class WatchedProgram:
             )  # fmt: skip
 
     def _begin_edits(
-        self, number: int, parts: Sequence[_Part], keep: list[Any]
-    ) -> Iterator[tuple[Site, Sequence[_Part]]]:
+        self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]
+    ) -> Iterator[tuple[Site, Sequence[_ProbeRows]]]:
         """Fill in the entries of a watch's edits. Yields those that the step must stop for."""
         for site in self._edits[number]:
             if self._watches[number].edits[site.number].paused:
@@ -247,7 +247,7 @@ class WatchedProgram:
         self._set(site, entries=address(table))
 
     def _pause(
-        self, site: Site, parts: Sequence[_Part], arrays: dict[str, NDArray[Any]], keep: list[Any]
+        self, site: Site, parts: Sequence[_ProbeRows], arrays: dict[str, NDArray[Any]], keep: list[Any]
     ) -> None:
         """Ask the probes what becomes of a value."""
         edit = self._watches[site.watch].edits[site.number]
@@ -265,7 +265,7 @@ class WatchedProgram:
         self._set_entries(site, entries, keep)
 
 
-def _extent(part: _Part, kind: RowKind) -> tuple[int, int, int]:
+def _extent(part: _ProbeRows, kind: RowKind) -> tuple[int, int, int]:
     """The positions of a probe's rows in a buffer of a kind, from start to stop - 1, and the row of the first."""
     if kind == "tokens":
         return part.start, part.stop, part.row
@@ -278,7 +278,7 @@ def _run(positions: range, row: int) -> range:
     return range(row, row + len(positions))
 
 
-def _hand_out(parts: Sequence[_Part], groups: Sequence[tuple[RowKind, NDArray[np.float32]]]) -> None:
+def _hand_out(parts: Sequence[_ProbeRows], groups: Sequence[tuple[RowKind, NDArray[np.float32]]]) -> None:
     for kind, block in groups:
         first = 0
         for part in parts:
@@ -291,7 +291,9 @@ def _hand_out(parts: Sequence[_Part], groups: Sequence[tuple[RowKind, NDArray[np
                 part.probe.take(kind, found, own if len(own) == len(block) else own.copy())
 
 
-def _hand_out_patterns(parts: Sequence[_Part], patterns: Sequence[tuple[Site, NDArray[np.float32]]]) -> None:
+def _hand_out_patterns(
+    parts: Sequence[_ProbeRows], patterns: Sequence[tuple[Site, NDArray[np.float32]]]
+) -> None:
     for site, block in patterns:
         first = 0
         for part in parts:

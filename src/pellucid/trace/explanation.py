@@ -69,7 +69,7 @@ class Alternative:
 
 
 @dataclass(frozen=True, repr=False)
-class Explanation:
+class PromptExplanation:
     """What happened to a prompt on its way to the next token.
 
     ``position`` says in words what the positions do. ``layers`` is the lens at the last position; ``attribution`` is
@@ -92,7 +92,7 @@ class Explanation:
 
     def __repr__(self) -> str:
         size = f"{len(self.pieces)} tokens, {len(self.layers.layers)} layers"
-        return f"Explanation({self.prompt!r} → {self.text!r}, {size})"
+        return f"PromptExplanation({self.prompt!r} → {self.text!r}, {size})"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -125,7 +125,7 @@ class Explanation:
 
 def explain(
     model: ExplainedModel, prompt: str, *, top: int = 5, heads: int = 8, **options: Any
-) -> Explanation:
+) -> PromptExplanation:
     """Explain how a model continues a text.
 
     Args:
@@ -159,7 +159,7 @@ def explain(
     lens = logit_lens(model, sequence, top=top, tokens=[draw.token], positions=[last])
     found = None if notes else _attributed(model, sequence, draw.token, last)
     ranked = _heads(sequence, patterns, found, heads, last)
-    return Explanation(
+    return PromptExplanation(
         prompt,
         _pieces(sequence, residual_points(model)[0] if "embed" not in names else "embed"),
         model.tokenizer.explain(prompt).as_dict(),

@@ -9,16 +9,16 @@ import numpy as np
 from pellucid.trace.display import bar, escaped, heat, page, section, shade, table
 
 if TYPE_CHECKING:
-    from pellucid.trace.explanation import Explanation
+    from pellucid.trace.explanation import PromptExplanation
     from pellucid.trace.lenses.attribution import Attribution
 
 
-def report(found: Explanation) -> str:
+def report(found: PromptExplanation) -> str:
     """The page."""
     return page(f"How {found.prompt[:80]!r} goes on", sections(found))
 
 
-def sections(found: Explanation) -> str:
+def sections(found: PromptExplanation) -> str:
     """All stages, in the order of the pipeline."""
     parts = [_tokens(found), _positions(found), _layers(found)]
     if found.attribution is not None:
@@ -29,7 +29,7 @@ def sections(found: Explanation) -> str:
     return "".join(parts)
 
 
-def _tokens(found: Explanation) -> str:
+def _tokens(found: PromptExplanation) -> str:
     rows = [
         [
             at,
@@ -47,11 +47,11 @@ def _tokens(found: Explanation) -> str:
     )
 
 
-def _positions(found: Explanation) -> str:
+def _positions(found: PromptExplanation) -> str:
     return section("Positions", ". ".join(one[:1].upper() + one[1:] for one in found.position) + ".")
 
 
-def _layers(found: Explanation) -> str:
+def _layers(found: PromptExplanation) -> str:
     lens, rows = found.layers, list[list[Any]]()
     for layer, name in enumerate(lens.layers):
         top = lens.top(layer, 0)
@@ -76,7 +76,7 @@ def _attribution(found: Attribution) -> str:
     )
 
 
-def _heads(found: Explanation) -> str:
+def _heads(found: PromptExplanation) -> str:
     rows = [
         [
             f"{one.layer}.{one.head}",
@@ -102,7 +102,7 @@ def _map(name: str, pattern: Any, pieces: list[str]) -> str:
     return f"<h3>{name}</h3>{heat(pattern, pieces, pieces, f'attention of {name}')}"
 
 
-def _logits(found: Explanation) -> str:
+def _logits(found: PromptExplanation) -> str:
     rows = [
         [one.text, one.id, round(one.logit, 3), (f"{one.probability:.4f}", bar(one.probability)),
          (f"{one.final_probability:.4f}", bar(one.final_probability))]
@@ -115,7 +115,7 @@ def _logits(found: Explanation) -> str:
     )
 
 
-def _chain(found: Explanation) -> str:
+def _chain(found: PromptExplanation) -> str:
     parts = []
     for text, trace in found.tokens:
         rows = [

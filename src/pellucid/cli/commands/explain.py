@@ -12,7 +12,7 @@ from pellucid.cli.command import Command
 from pellucid.cli.sampling import checked
 
 if TYPE_CHECKING:
-    from pellucid.trace.explanation import Explanation
+    from pellucid.trace.explanation import PromptExplanation
 
 BAR = 20  # characters of the bar of probability 1
 SHOWN_LAYERS = 16
@@ -65,7 +65,7 @@ def _write(path: Path, text: str) -> None:
         raise InvalidRequest(f"html={str(path)!r}: cannot be written: {reason(error)}") from error
 
 
-def _show(found: Explanation) -> None:
+def _show(found: PromptExplanation) -> None:
     print("tokens and embeddings")
     table = common.table(
         "", "piece", "id", "first components", "length", right=("", "id", "length"), whole=("piece",)
@@ -101,7 +101,7 @@ def _show(found: Explanation) -> None:
         print(f"\n{note}")
 
 
-def _show_layers(found: Explanation) -> None:
+def _show_layers(found: PromptExplanation) -> None:
     lens = found.layers
     print("\nwhat each layer would have said after the last token")
     table = common.table("after", "entropy", "tokens and their probabilities", right=("entropy",))
@@ -115,7 +115,7 @@ def _show_layers(found: Explanation) -> None:
     common.show(table)
 
 
-def _show_draw(found: Explanation) -> None:
+def _show_draw(found: PromptExplanation) -> None:
     print("\nlogits and probabilities")
     table = common.table(
         "token", "logit", "model", "", "chain", "", right=("logit", "model", "chain"), whole=("token",)
