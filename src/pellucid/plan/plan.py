@@ -211,6 +211,17 @@ class Plan:
         """The kernels that the plan needs, each once."""
         return list(dict.fromkeys(op.kernel for op in self.operations))
 
+    def _repr_html_(self) -> str:
+        """The operations as a table, of the first two blocks alone."""
+        from pellucid.util.display import table
+
+        rows = []
+        for op in self.operations:
+            kind, _, rest = op.label.partition(".")
+            if kind != "blocks" or int(rest.partition(".")[0]) < 2:
+                rows.append([op.label, str(op.kernel), op.shape, op.weight_bytes])
+        return table(["stage", "operation", "shape", "bytes"], rows, f"{self!r}: the first two blocks")
+
     def __repr__(self) -> str:
         return (
             f"Plan({len(self.operations)} operations, {len(self.buffers)} buffers, {len(self.layers)} cached layers, "

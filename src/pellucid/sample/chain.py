@@ -48,6 +48,19 @@ class Chain:
     greedy: bool = False
     seed: int = 0
 
+    def _repr_html_(self) -> str:
+        """The steps as a table, in order."""
+        from dataclasses import fields
+
+        from pellucid.util.display import table
+
+        rows = [
+            [step.name, step.kind, ", ".join(f"{one.name}={getattr(step, one.name)}" for one in fields(step))]
+            for step in self.steps
+        ]
+        draw = "the likeliest" if self.greedy else f"a draw with seed {self.seed}"
+        return table(["step", "kind", "options"], [*rows, [draw, "", ""]], "the chain")
+
     def without_drawing(self) -> Chain:
         """The greedy form of this chain: only the steps that change logits or forbid tokens."""
         return Chain(tuple(step for step in self.steps if step.kind in ("change", "forbid")), greedy=True)

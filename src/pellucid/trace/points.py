@@ -8,7 +8,7 @@ stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,8 +24,27 @@ RENAMED = {
     "feedforward.down": "feedforward.output",
     "feedforward.combine": "feedforward.output",
     "feedforward.route": "feedforward.experts",
+    "recurrent.decay": "recurrent.step_softplus",
 }
-SECOND = {"feedforward.experts": "feedforward.expert_weights"}
+RENAMED_BESIDE: Mapping[str, Mapping[str, str]] = {
+    "attention.latent": {
+        "attention.q_rotary": "attention.q_rotary_input",
+        "attention.k_rotary": "attention.k_rotary_input",
+        "attention.q_rotated": "attention.q_rotary",
+        "attention.k_rotated": "attention.k_rotary",
+        "attention.attend": "attention.latent_heads",
+        "attention.v_up": "attention.heads",
+    },
+    "feedforward.sum": {
+        "feedforward.combine": "feedforward.experts_output",
+        "feedforward.sum": "feedforward.output",
+    },
+}
+"""Names in blocks that have a stage beside them: there, another stage makes the value that a name stands for."""
+SECOND = {
+    "feedforward.experts": "feedforward.expert_weights",
+    "recurrent.step_softplus": "recurrent.decay",
+}
 """Names of what an operation writes beside its first value."""
 ABOUT: Mapping[str, str] = {
     "embed": "the token's row of the embedding matrix",
@@ -40,6 +59,12 @@ ABOUT: Mapping[str, str] = {
     "attention.k_norm": "keys, normalised by head",
     "attention.q_rotary": "queries, rotated by their position",
     "attention.k_rotary": "keys, rotated by their position",
+    "attention.q_rotary_input": "the part of the queries that is rotated, before the rotary position",
+    "attention.k_rotary_input": "the part of the keys that is rotated, before the rotary position",
+    "attention.latent": "the vector that keys and values of all heads are made of",
+    "attention.latent_norm": "the same, normalised",
+    "attention.k_up": "queries in the space of the latent vectors",
+    "attention.latent_heads": "what each head has gathered of the latent vectors",
     "attention.scores": "scores of the tokens that a head sees, before the softmax",
     "attention.pattern": "how much of a head's attention each token gets",
     "attention.heads": "what each head has gathered, before the output projection",
@@ -50,9 +75,16 @@ ABOUT: Mapping[str, str] = {
     "feedforward.gate": "the gate of each neuron, before the activation",
     "feedforward.up": "the neurons that the gates multiply",
     "feedforward.hidden": "the neurons after the activation",
+    "feedforward.experts_output": "the sum of the chosen experts' results, before the norm after it",
     "feedforward.output": "what the feed-forward adds to the residual stream, before factors and norms after it",
     "feedforward.post_norm": "the same, normalised",
     "feedforward.residual": "the residual stream after the feed-forward",
+    "recurrent.step": "the step of each head, as the projection gives it",
+    "recurrent.step_softplus": "the size of each head's step",
+    "recurrent.decay": "what each head's state is multiplied by",
+    "recurrent.scan": "what each head has read from its state",
+    "recurrent.output": "what the recurrent layer adds to the residual stream, before factors and norms after it",
+    "recurrent.residual": "the residual stream after the recurrent layer",
     "feedforward.router": "the router's score of each expert",
     "feedforward.experts": "the experts that the token's router has chosen",
     "feedforward.expert_weights": "the weights of the chosen experts",
@@ -68,8 +100,9 @@ UNITS = {
 }
 LETTERS: Mapping[str, tuple[str, ...]] = {
     "q": ("H", "K"), "k": ("G", "K"), "v": ("G", "V"), "q_norm": ("H", "K"), "k_norm": ("G", "K"),
-    "q_rotary": ("H", "K"), "k_rotary": ("G", "K"), "heads": ("H", "V"), "gate": ("F",), "up": ("F",),
-    "hidden": ("F",), "router": ("E",), "experts": ("C",), "expert_weights": ("C",), "logits": ("V",),
+    "v_norm": ("G", "V"), "q_rotary": ("H", "K"), "k_rotary": ("G", "K"), "heads": ("H", "V"), "scan": ("H", "V"),
+    "gate": ("F",), "up": ("F",), "hidden": ("F",), "router": ("E",), "experts": ("C",),
+    "expert_weights": ("C",), "logits": ("V",),
 }  # fmt: skip
 
 
@@ -141,11 +174,12 @@ def points_of(plan: Plan) -> dict[str, Point]:
 
 
 def _points(plan: Plan) -> Iterator[Point]:
+    stages = {op.stage for op in plan.operations}
     last_logits = max((i for i, op in enumerate(plan.operations) if plan.output in op.writes), default=-1)
     for number, op in enumerate(plan.operations):
         if op.kernel.name in HIDDEN_KERNELS or (plan.output in op.writes and number != last_logits):
             continue
-        name = _renamed(op.stage)
+        name = _renamed(op.stage, stages)
         if op.kernel.name == "attention":
             yield from _patterns(number, op, name)
         if number == last_logits and op.rows == "outputs":
@@ -165,11 +199,16 @@ def _points(plan: Plan) -> Iterator[Point]:
                 yield _value(f"{at}.residual", number, 0, view, op.rows, "float32")
 
 
-def _renamed(stage: str) -> str:
+def _renamed(stage: str, stages: Container[str]) -> str:
+    """The name of a stage's value, in a plan with ``stages``."""
     parts = stage.split(".")
     if parts[0] != "blocks":
         return stage
-    return ".".join([*parts[:2], RENAMED.get(".".join(parts[2:]), ".".join(parts[2:]))])
+    block, kind = ".".join(parts[:2]), ".".join(parts[2:])
+    for beside, names in RENAMED_BESIDE.items():
+        if kind in names and f"{block}.{beside}" in stages:
+            return f"{block}.{names[kind]}"
+    return f"{block}.{RENAMED.get(kind, kind)}"
 
 
 def _value(name: str, number: int, write: int, view: View, rows: RowKind, dtype: str) -> Point:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from pellucid.trace.display import bar, escaped, heat, page, section, shade, table
+from pellucid.util.display import bar, escaped, heat, page, section, shade, table
 
-if TYPE_CHECKING:
-    from pellucid.trace.explanation import PromptExplanation
-    from pellucid.trace.lenses.attribution import Attribution
+Explained: TypeAlias = Any
+"""A ``PromptExplanation``, whose module imports this one."""
 
 
-def report(found: PromptExplanation) -> str:
+def report(found: Explained) -> str:
     """The page."""
     return page(f"How {found.prompt[:80]!r} goes on", sections(found))
 
 
-def sections(found: PromptExplanation) -> str:
+def sections(found: Explained) -> str:
     """All stages, in the order of the pipeline."""
     parts = [_tokens(found), _positions(found), _layers(found)]
     if found.attribution is not None:
@@ -29,7 +28,7 @@ def sections(found: PromptExplanation) -> str:
     return "".join(parts)
 
 
-def _tokens(found: PromptExplanation) -> str:
+def _tokens(found: Explained) -> str:
     rows = [
         [
             at,
@@ -47,11 +46,11 @@ def _tokens(found: PromptExplanation) -> str:
     )
 
 
-def _positions(found: PromptExplanation) -> str:
+def _positions(found: Explained) -> str:
     return section("Positions", ". ".join(one[:1].upper() + one[1:] for one in found.position) + ".")
 
 
-def _layers(found: PromptExplanation) -> str:
+def _layers(found: Explained) -> str:
     lens, rows = found.layers, list[list[Any]]()
     for layer, name in enumerate(lens.layers):
         top = lens.top(layer, 0)
@@ -65,7 +64,7 @@ def _layers(found: PromptExplanation) -> str:
     )
 
 
-def _attribution(found: Attribution) -> str:
+def _attribution(found: Any) -> str:
     most = max(abs(one.value) for one in found.contributions)
     rows = [[one.name, (round(one.value, 3), shade(one.value, most))] for one in found.ranked()[:15]]
     total = round(found.total, 3)
@@ -76,7 +75,7 @@ def _attribution(found: Attribution) -> str:
     )
 
 
-def _heads(found: PromptExplanation) -> str:
+def _heads(found: Explained) -> str:
     rows = [
         [
             f"{one.layer}.{one.head}",
@@ -102,7 +101,7 @@ def _map(name: str, pattern: Any, pieces: list[str]) -> str:
     return f"<h3>{name}</h3>{heat(pattern, pieces, pieces, f'attention of {name}')}"
 
 
-def _logits(found: PromptExplanation) -> str:
+def _logits(found: Explained) -> str:
     rows = [
         [one.text, one.id, round(one.logit, 3), (f"{one.probability:.4f}", bar(one.probability)),
          (f"{one.final_probability:.4f}", bar(one.final_probability))]
@@ -115,7 +114,7 @@ def _logits(found: PromptExplanation) -> str:
     )
 
 
-def _chain(found: PromptExplanation) -> str:
+def _chain(found: Explained) -> str:
     parts = []
     for text, trace in found.tokens:
         rows = [

@@ -24,6 +24,7 @@ from pellucid.util.checks import whole
 
 BUDGET = 1 << 30  # bytes
 MOST_BUDGET = 1 << 50
+MOST_SHOWN, MOST_ROWS = 8, 40  # patterns or sequences, and rows, of a display
 
 
 class SequenceTrace:
@@ -38,6 +39,25 @@ class SequenceTrace:
 
     def __repr__(self) -> str:
         return f"SequenceTrace({len(self):,} tokens, {len(self._trace.selected):,} points)"
+
+    def _repr_html_(self) -> str:
+        """The attention patterns as heat maps, and the sizes of what else was recorded."""
+        import html
+
+        from pellucid.util.display import heat, table
+
+        parts, rows = [f"<p>{html.escape(repr(self))}</p>"], []
+        for one in self._trace.selected:
+            values = self[one.name]
+            if one.point.kind == "pattern" and len(parts) <= MOST_SHOWN:
+                for head, pattern in zip(one.heads, values):
+                    label, queries = f"{one.name}, head {head}", self.pieces[-pattern.shape[0] :]
+                    parts.append(
+                        f"<h4>{label}</h4>{heat(pattern, queries, self.pieces[: pattern.shape[1]], label)}"
+                    )
+            else:
+                rows.append([one.name, str(values.shape), one.point.about])
+        return "".join([*parts, table(["point", "shape", "what it is"], rows[:MOST_ROWS])])
 
     def __len__(self) -> int:
         """How many tokens were read while it was recorded."""
@@ -98,6 +118,9 @@ class Trace(Mapping[str, NDArray[Any]]):
             f"Trace({len(self.selected):,} points, {len(self.sequences):,} sequences, {self.nbytes / 1e6:,.1f} of "
             f"{self.budget / 1e6:,.1f} MB{missing})"
         )
+
+    def _repr_html_(self) -> str:
+        return "".join(sequence._repr_html_() for sequence in self.sequences[:MOST_SHOWN])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)

@@ -76,6 +76,14 @@ class Attribution:
         found = [one for one in self.contributions if kind in (None, one.kind)]
         return sorted(found, key=lambda one: -abs(one.value))
 
+    def _repr_html_(self) -> str:
+        """The contributions as a table, the largest first."""
+        from pellucid.util.display import shade, table
+
+        most = max(abs(one.value) for one in self.contributions)
+        rows = [[one.name, (round(one.value, 3), shade(one.value, most))] for one in self.ranked()[:20]]
+        return table(["part", "adds"], rows, f"{self!r}")
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {

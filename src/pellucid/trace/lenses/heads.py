@@ -40,6 +40,16 @@ class HeadScores:
         ]
         return f"HeadScores(best heads: {', '.join(found)})"
 
+    def _repr_html_(self) -> str:
+        """The scores as heat maps."""
+        from pellucid.util.display import heat
+
+        layers, heads = self.previous.shape
+        names = [str(layer) for layer in range(layers)], [str(head) for head in range(heads)]
+        return "".join(
+            f"<h4>{kind}</h4>{heat(getattr(self, kind), *names, f'{kind} heads')}" for kind in KINDS
+        )
+
     def top(self, kind: str, count: int = 5) -> list[tuple[int, int, float]]:
         """The heads with the highest scores of a kind: (layer, head, score)."""
         if kind not in KINDS:

@@ -50,6 +50,17 @@ class LogitLens:
         ids, found = self.ids[layer, position], self.probabilities[layer, position]
         return [(self.texts[int(token)], float(p)) for token, p in zip(ids, found)]
 
+    def _repr_html_(self) -> str:
+        """The likeliest token of each layer and position, as strong as its probability."""
+        from pellucid.util.display import shade, table
+
+        rows = [
+            [name.removesuffix(".residual"), *((self.top(layer, at)[0][0], shade(self.top(layer, at)[0][1], 1.0))
+             for at in range(len(self.pieces)))]
+            for layer, name in enumerate(self.layers)
+        ]  # fmt: skip
+        return table(["after", *self.pieces], rows, "the logit lens: the likeliest next token")
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {

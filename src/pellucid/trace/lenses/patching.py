@@ -43,6 +43,14 @@ class Patching:
             f"{self.effects[layer, at]:.2f} in block {layer} at {where})"
         )
 
+    def _repr_html_(self) -> str:
+        """The effects as a heat map."""
+        from pellucid.util.display import heat
+
+        columns = [str(head) for head in range(self.effects.shape[1])] if self.by_head else self.pieces
+        rows = [str(layer) for layer in range(len(self.effects))]
+        return heat(self.effects, rows, columns, f"effect of patching {self.kind}")
+
     def top(self, count: int = 5) -> list[tuple[int, int, float]]:
         """The largest effects: (layer, position or head, effect)."""
         order = np.argsort(np.where(np.isnan(self.effects), -np.inf, self.effects), axis=None)[::-1][:count]
