@@ -216,9 +216,9 @@ class LLM:
         """
         known = BeamOptions.__dataclass_fields__
         own = {name: options.pop(name) for name in list(options) if name in known}
-        how = _admission(options)
+        how, watching = _admission(options), self._watching(options)
         parsed, beams = Options.of(known, **options), BeamOptions(**own)
-        return search_beams(self.engine, self.inputs, prompt, parsed, beams, how)
+        return search_beams(self.engine, self.inputs, prompt, parsed, beams, how, watching)
 
     def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RequestGroup:
         """A request for ``n`` answers, checked but not started: for programs that run many of them.

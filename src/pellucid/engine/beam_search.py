@@ -9,6 +9,7 @@ from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
+from pellucid.engine.probe import SequenceWatch, Watching, raise_of
 from pellucid.engine.run import USUAL, Admission
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
@@ -31,10 +32,24 @@ class BeamSearchTask:
     """
 
     def __init__(
-        self, runner: ModelRunner, ids: list[int], beams: BeamSearch, max_time: float | None = None
+        self,
+        runner: ModelRunner,
+        ids: list[int],
+        beams: BeamSearch,
+        max_time: float | None = None,
+        watching: Watching | None = None,
     ) -> None:
-        self._runner, self._beams, self._max_time = runner, beams, max_time
-        self.prompt = CachedSequence(ids)
+        self._runner, self._beams, self._max_time, self._watching = runner, beams, max_time, watching
+        self._probes: dict[
+            int, SequenceWatch
+        ] = {}  # of the prompt (0) and of each beam, by its node in the tree
+        wanted = None
+        if watching is not None:
+            self._probes[0] = watching.fork(len(ids))
+            wanted = watching.first_output
+        self.prompt = CachedSequence(
+            ids, None if wanted is None else min(wanted, len(ids) - 1), probe=self._probes.get(0)
+        )
         self.queue, self._begun = 0.0, time.perf_counter()
         self._sequences: list[CachedSequence] = []
         self._rows: dict[CachedSequence, ChunkOutput] = {}
@@ -59,6 +74,7 @@ class BeamSearchTask:
 
     def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[list[Beam]]:
         """Advance the search when the logits of all beams are there, and yield its beams."""
+        raise_of(sequence.probe)
         self.seconds += 0.0 if self._rows else seconds  # once for a step that has all beams
         if sequence.left:
             return
@@ -85,12 +101,25 @@ class BeamSearchTask:
         for beam in running:
             parent = self._sequences[beam.parent]
             table = self._runner.fork(parent.table) if beam.parent in taken else parent.table
-            made.append(CachedSequence([*parent.tokens, beam.node.token], table=table))
+            probe = None
+            if self._watching is not None:
+                probe = self._probes[beam.node.id] = self._watching.fork(0, parent.probe)
+            made.append(CachedSequence([*parent.tokens, beam.node.token], table=table, probe=probe))
             taken.add(beam.parent)
         self._runner.release(
             *(one.table for number, one in enumerate(self._sequences) if number not in taken)
         )
         self._sequences = made
+
+    def record(self) -> None:
+        """Leave what was recorded of the texts that were found to the trace, best first."""
+        if self._watching is None:
+            return
+        for found in self._beams.results():
+            probe = self._probes[self._beams.nodes[found.node].parent]
+            tokens = [*self.prompt.tokens, *found.ids[:-1]]
+            probe.tokens = lambda tokens=tokens: tokens  # type: ignore[misc]
+            self._watching.keep(probe)
 
     def close(self) -> None:
         """Leave the pages to the prefix cache."""
@@ -105,6 +134,7 @@ def search_beams(
     options: Options,
     beams: BeamOptions,
     how: Admission = USUAL,
+    watching: Watching | None = None,
 ) -> Beams:
     """Find the best continuations of a prompt.
 
@@ -134,8 +164,9 @@ def search_beams(
         )
     sampler = chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=size)
     search = BeamSearch(beams, sampler, ends, limit)
-    task, start = BeamSearchTask(engine.runner, ids, search, options.max_time), time.perf_counter()
+    task, start = BeamSearchTask(engine.runner, ids, search, options.max_time, watching), time.perf_counter()
     times = [time.perf_counter() - start for _ in engine.run(task, how)]
+    task.record()
     texts = [
         BeamText(
             tokenizer.decode(one.ids[:-1] if one.ids[-1] in ends else one.ids),

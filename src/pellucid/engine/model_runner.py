@@ -19,7 +19,7 @@ from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.filled import Model
-from pellucid.plan.bind import allocate, allocate_missing, bind, places
+from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
 from pellucid.plan.plan import At, Plan, RowKind
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits
@@ -83,9 +83,9 @@ class ModelRunner:
         self._arrays = allocate(plan, room)
         matrices, vectors = load_weights(checkpoint, model, plan, threads)
 
-        def bound(plan: Plan) -> Program:
-            allocate_missing(plan, room, self._arrays)
-            return bind(plan, self._arrays, matrices, vectors, self.cache, progress)
+        def bound(plan: Plan, arrays: Arrays = self._arrays, cache: KVCache = self.cache) -> Program:
+            allocate_missing(plan, room, arrays)  # this function knows no runner, which would be a circle
+            return bind(plan, arrays, matrices, vectors, cache, progress)
 
         self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
         self._watched = WatchedPrograms(plan.source or plan, bound)

@@ -40,6 +40,18 @@ class Watching(Protocol):
         """
         ...
 
+    def fork(self, tokens: int, parent: Any = None) -> SequenceWatch:
+        """A probe for a sequence that goes on after what the probe ``parent`` has recorded, or that begins with so many
+        tokens. It is no part of the trace until it is kept.
+
+        Raises: as ``begin``.
+        """
+        ...
+
+    def keep(self, probe: Any) -> None:
+        """A forked probe is of a sequence that has ended, and becomes a part of the trace."""
+        ...
+
 
 def raise_of(probe: Probe | None) -> None:
     """Raise what went wrong in a sequence's edits."""

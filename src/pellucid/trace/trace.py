@@ -155,22 +155,41 @@ class Trace(Mapping[str, NDArray[Any]]):
         """
         return self._begin(self._recording, tokens, count)
 
+    def fork(self, tokens: int, parent: SequenceProbe | None = None) -> SequenceProbe:
+        """As in ``Watching``."""
+        return self._fork(self._recording, tokens, parent)
+
+    def keep(self, probe: SequenceProbe) -> None:
+        """As in ``Watching``."""
+        with self._lock:
+            self.sequences.append(SequenceTrace(self, probe))
+
     def edited(self, edits: Sequence[EditOf]) -> EditedTrace:
         """This trace for a request that has ``edits`` too. Raises InvalidRequest if one does not fit its point."""
         bound = bound_edits(self._points, [*self.edits, *edits])
         return EditedTrace(self, Recording(self.selected, bound))
 
     def _begin(self, recording: Recording, tokens: int, count: int) -> list[SequenceProbe]:
+        self._refuse_large(recording, tokens)
+        made = [SequenceProbe(recording, self._took) for _ in range(count)]
+        with self._lock:
+            self.sequences += [SequenceTrace(self, probe) for probe in made]
+        return made
+
+    def _fork(self, recording: Recording, tokens: int, parent: SequenceProbe | None) -> SequenceProbe:
+        self._refuse_large(recording, tokens)
+        made = SequenceProbe(recording, self._took)
+        if parent is not None:
+            made.follow(parent)
+        return made
+
+    def _refuse_large(self, recording: Recording, tokens: int) -> None:
         needed, free = recording.bytes_for(tokens), self.budget - self.nbytes
         if needed > free:
             raise InvalidRequest(
                 f"budget={self.budget:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, and {free:,} are left: "
                 "trace fewer points, heads or tokens, or give a larger budget"
             )
-        made = [SequenceProbe(recording, self._took) for _ in range(count)]
-        with self._lock:
-            self.sequences += [SequenceTrace(self, probe) for probe in made]
-        return made
 
     @property
     def first_output(self) -> int | None:
@@ -199,6 +218,14 @@ class EditedTrace:
     def begin(self, tokens: int, count: int = 1) -> list[SequenceProbe]:
         """As in ``Trace``."""
         return self._trace._begin(self._recording, tokens, count)
+
+    def fork(self, tokens: int, parent: SequenceProbe | None = None) -> SequenceProbe:
+        """As in ``Trace``."""
+        return self._trace._fork(self._recording, tokens, parent)
+
+    def keep(self, probe: SequenceProbe) -> None:
+        """As in ``Trace``."""
+        self._trace.keep(probe)
 
 
 def bound_edits(points: Mapping[str, Point], edits: Sequence[EditOf]) -> list[tuple[Selected, EditOf]]:

@@ -126,6 +126,23 @@ def test_answers_to_one_prompt_are_sequences_of_their_own(llm: LLM) -> None:
         assert np.array_equal(sequence["blocks.2.residual"], alone["blocks.2.residual"][0])
 
 
+def test_the_texts_of_a_beam_search_are_recorded(llm: LLM) -> None:
+    how: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 3, "max_new_tokens": 6, "ignore_eos": True}
+    plain = llm.beam_search(PROMPT, **how)
+    with llm.trace("blocks.*.residual", "blocks.1.attention.pattern") as trace:
+        beams = llm.beam_search(PROMPT, **how)
+    assert [one.ids for one in beams.texts] == [one.ids for one in plain.texts]
+    prompt = llm.inputs.prompt(PROMPT)
+    assert [one.ids for one in trace.sequences[:3]] == [[*prompt, *text.ids[:-1]] for text in beams.texts]
+    for sequence, text in zip(trace.sequences, beams.texts):
+        with llm.trace("blocks.*.residual", "blocks.1.attention.pattern") as alone:
+            llm.score([*prompt, *text.ids])
+        for name in alone:
+            assert np.array_equal(sequence[name], alone[name][0]), name
+    edit = ablate("blocks.0.attention.output")
+    assert llm.beam_search(PROMPT, edits=[edit], **how).texts[0].score != plain.texts[0].score
+
+
 def test_texts_that_are_scored_are_recorded(llm: LLM) -> None:
     with llm.trace("project.logits", "blocks.0.attention.q") as trace:
         score = llm.score(PROMPT)
