@@ -6,7 +6,7 @@
 # make test-tokenizers   compare ids and offsets with tokenizers, sentencepiece and tiktoken, on 90 MB of text
 # make test-constraints  generate 10,000 texts under schemas and grammars, and validate each
 # make test-templates    compare the texts of seventy published chat templates with those of transformers
-# make test-oracles  make the goldens of the tiny models again, with transformers
+# make test-oracles  make the goldens of the tiny models and of their points again, with transformers
 # make test-defaults  what a config.json does not state, against the defaults of transformers
 # make test-greedy   greedy texts of the two Qwen models, precise, against transformers' float32 run
 # make test-gguf  compare GGUF files of llama.cpp's converter with transformers; LLAMA_CPP=FOLDER is llama.cpp's source.
@@ -51,6 +51,7 @@ test-templates: $(VENV)/oracles
 
 test-oracles: $(VENV)/oracles
 	$(BIN)/python tests/oracles/tiny_oracle.py --out tests/goldens/model/tiny $(ORACLES)
+	$(BIN)/python tests/oracles/trace_oracle.py --out tests/goldens/trace $(ORACLES)
 
 test-defaults: $(VENV)/oracles
 	$(BIN)/python tests/oracles/defaults_oracle.py

@@ -240,7 +240,7 @@ class LLM:
         options: Options,
         chains: list[Chain],
         how: Admission,
-        watching: Watching | None,
+        watching: Watching | None = None,
     ) -> RequestGroup:
         return RequestGroup(self.engine, self.inputs, prompt, options, chains, how, watching)
 

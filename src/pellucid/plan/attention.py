@@ -114,8 +114,10 @@ def _latent(builder: Builder, stage: str, kind: Attention, latent: Latent, x: st
             f"{stage}.q_down", x, f"{stage}.q_down", latent.query_rank, "q_down", bias=kind.bias
         )
         norm(builder, f"{stage}.q_down_norm", f"{stage}.q_down_norm", latent.norm, source, source)
-    plain = builder.linear(f"{stage}.q", source, f"{stage}.q", heads_ * latent.plain_dim, "q")
-    turned = builder.linear(f"{stage}.q_rotary", source, f"{stage}.q_rotary", heads_ * rotated, "q_rotary")
+    plain = builder.linear(f"{stage}.q", source, f"{stage}.q", heads_ * latent.plain_dim, "q", parts=heads_)
+    turned = builder.linear(
+        f"{stage}.q_rotary", source, f"{stage}.q_rotary", heads_ * rotated, "q_rotary", parts=heads_
+    )
     memory = builder.linear(f"{stage}.latent", x, f"{stage}.latent", rank, "latent", bias=kind.bias)
     norm(builder, f"{stage}.latent_norm", f"{stage}.latent_norm", latent.norm, memory, memory)
     k_turned = builder.linear(

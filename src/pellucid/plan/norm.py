@@ -27,7 +27,8 @@ def norm(
     part has weights of its own. A norm without weights multiplies by ``factor``.
     """
     rows, count = builder.buffers[x].rows, count or builder.count_of(x) // parts
-    builder.buffer(out, builder.count_of(x), rows)
+    if out != x:  # in place, rows stay divided as they are
+        builder.buffer(out, builder.count_of(x), rows)
     width = builder.width_of(x) // parts
     if parts > 1:
         builder.divide(out, parts, count, width)

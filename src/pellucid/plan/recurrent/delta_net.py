@@ -34,11 +34,16 @@ def delta_net(builder: Builder, stage: str, kind: DeltaNet, x: str, out: str) ->
         memory=shape.values,
     )
     made = {}
-    for part, width in (("q", keys), ("k", keys), ("v", values)):
-        projected = builder.linear(f"{stage}.{part}", x, f"{stage}.{part}", width, part)
+    for part, width, heads in (
+        ("q", keys, kind.key_heads),
+        ("k", keys, kind.key_heads),
+        ("v", values, kind.heads),
+    ):
+        projected = builder.linear(f"{stage}.{part}", x, f"{stage}.{part}", width, part, parts=heads)
         made[part] = convolve(
-            builder, f"{stage}.{part}_conv", projected, kind.taps, kept, part, bias=False, silu=True
-        )
+            builder, f"{stage}.{part}_conv", projected, kind.taps, kept, part,
+            bias=False, silu=True, parts=heads,
+        )  # fmt: skip
     gate = builder.linear(f"{stage}.gate", x, f"{stage}.gate", values, "gate")
     beta = builder.linear(f"{stage}.beta", x, f"{stage}.beta", kind.heads, "beta")
     step = builder.linear(f"{stage}.step", x, f"{stage}.step", kind.heads, "step")
@@ -59,7 +64,7 @@ def delta_net(builder: Builder, stage: str, kind: DeltaNet, x: str, out: str) ->
         )  # fmt: skip
     scanned = scan(
         builder, stage, shape, kept, q=made["q"], k=made["k"], v=made["v"], decays=decay, factors=beta,
-        skip=False, delta=True,
+        skip=False, delta=True, width=kind.value_dim,
     )  # fmt: skip
     at = f"{stage}.head_norm"
     norm(builder, at, at, kind.norm, scanned, scanned, parts=kind.heads, count=kind.value_dim)

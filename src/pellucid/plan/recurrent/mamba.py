@@ -54,6 +54,7 @@ def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
         factors=steps,
         skip=True,
         delta=False,
+        width=kind.head_dim,
     )
     scanned = regroup(builder, f"{stage}.heads", scanned, kind.heads, shape.value_dim, kind.head_dim)
     if kind.norm and kind.norm_first:

@@ -37,11 +37,24 @@ def convolution_values(taps: int, width: int) -> int:
 
 
 def convolve(
-    builder: Builder, stage: str, x: str, taps: int, kept: State, part: str, *, bias: bool, silu: bool
+    builder: Builder,
+    stage: str,
+    x: str,
+    taps: int,
+    kept: State,
+    part: str,
+    *,
+    bias: bool,
+    silu: bool,
+    parts: int = 1,
 ) -> str:
-    """The convolution of x with the weights of the slot that is called like the stage. Returns another buffer."""
+    """The convolution of x with the weights of the slot that is called like the stage. Returns another buffer.
+
+    ``parts`` says how many heads a row has.
+    """
     count, width = builder.count_of(x), builder.width_of(x)
     out = builder.buffer(f"{x}.conv", count)
+    builder.divide(out, parts, count // parts)
     fields: dict[str, Value] = {
         "x": At(x),
         "width": width,
@@ -117,9 +130,14 @@ def scan(
     factors: str,
     skip: bool,
     delta: bool,
+    width: int,
 ) -> str:
-    """Take in the tokens one after the other. Returns the buffer of what each head gives out, (T, H, V)."""
+    """Take in the tokens one after the other. Returns the buffer of what each head gives out, (T, H, V).
+
+    ``width`` of a head's V values are not zeros behind them.
+    """
     out = builder.buffer("scanned", shape.heads * shape.value_dim)
+    builder.divide(out, shape.heads, width, shape.value_dim)
     fields: dict[str, Value] = {
         "q": At(q),
         "k": At(k),
