@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
-from contextvars import ContextVar
+from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -30,27 +28,22 @@ from pellucid.engine.probe import Watching
 from pellucid.engine.request import Request, RequestGroup, run_together
 from pellucid.engine.run import Admission
 from pellucid.engine.scoring import score
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors.messages import shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
-from pellucid.model.spec import ModelSpec
-from pellucid.plan.plan import Plan
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import CHECKS, Options
-from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.trace.edits import EditOf
-from pellucid.trace.points import Point, points_of
-from pellucid.trace.trace import BUDGET, Trace
+from pellucid.tracing import TracingModel
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
 MAX_SAMPLES = 256
 
 
-class LLM:
+class LLM(TracingModel):
     """A loaded model with its tokenizer, as returned by ``pellucid.load``.
 
     A language model has ``generate``, ``stream``, ``chat``, ``start``, ``samples``, ``beam_search`` and ``score``; a
@@ -80,20 +73,10 @@ class LLM:
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
         self.draft = draft
         self.engine = Engine(runner, draft=_draft_model(self.inputs, draft))
-        self._traced: ContextVar[Trace | None] = ContextVar("traced", default=None)
+        super().__init__()
 
     def __repr__(self) -> str:
         return f"LLM({self.spec!r}, threads {self.runner.threads}, from {shown(str(self.checkpoint.path))})"
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The architecture: family, dimensions, blocks."""
-        return self.runner.spec
-
-    @property
-    def plan(self) -> Plan:
-        """The operations that each step of the model runs, in order."""
-        return self.runner.plan
 
     @property
     def context(self) -> int:
@@ -230,10 +213,6 @@ class LLM:
         n = whole("n", n, 1, self.runner.limits.sequences)
         return self._request_group(prompt, parsed, parsed.chain().with_seeds(n), how, watching)
 
-    def _options(self, asked: Mapping[str, Any]) -> Options:
-        """The options of a generation: what is asked for, and beyond that what the file recommends."""
-        return Options.of(**with_recommended(asked, self.recommended))
-
     def _request_group(
         self,
         prompt: PromptInput,
@@ -243,56 +222,6 @@ class LLM:
         watching: Watching | None = None,
     ) -> RequestGroup:
         return RequestGroup(self.engine, self.inputs, prompt, options, chains, how, watching)
-
-    def generate_edited(
-        self, prompt: PromptInput, edits: Sequence[Sequence[EditOf]], **options: Any
-    ) -> list[Generation]:
-        """Run a prompt several times together, each time with other edits. Takes the options of ``generate``.
-
-        By default one token is made of each, greedily.
-        """
-        options = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True, **options}
-        groups = [self.request(prompt, edits=list(own), **options) for own in edits]
-        run_together(groups)
-        return [group.results()[0] for group in groups]
-
-    @property
-    def points(self) -> dict[str, Point]:
-        """The values of a run that can be traced and edited, by name, in the order of the pipeline."""
-        return points_of(self.plan)
-
-    @contextmanager
-    def trace(self, *points: str, edits: Sequence[EditOf] = (), budget: int = BUDGET) -> Iterator[Trace]:
-        """Record values of all that runs inside a ``with`` statement, in the same thread or asyncio task.
-
-            with llm.trace("blocks.*.residual", "blocks.5.attention.pattern[heads=0,3]") as t:
-                llm.generate("The capital of France is", max_new_tokens=8)
-            t["blocks.5.attention.pattern"]  # (B, H, T, T')
-
-        Args:
-            points: names of points, with ``*`` for a part of a name, and parts of them (``trace/selection.py``).
-            edits: what becomes of values (``trace/edits.py``); ``generate(..., edits=[...])`` is for one request.
-            budget: the bytes that the trace may take.
-
-        Raises:
-            InvalidRequest: a name stands for no point, or an edit does not fit its point; later, a request whose prompt
-                does not fit into the budget.
-        """
-        made = Trace(self.points, points, edits, budget, partial(_piece, self.tokenizer))
-        before = self._traced.set(made)
-        try:
-            yield made
-        finally:
-            self._traced.reset(before)
-
-    def _watching(self, options: dict[str, Any]) -> Watching | None:
-        """What is watched and changed in a request; its own edits are taken out of its options."""
-        trace, edits = self._traced.get(), options.pop("edits", None)
-        if not edits:
-            return trace
-        if not isinstance(edits, (list, tuple)):
-            raise InvalidRequest(f"edits={brief(edits)}: must be a list of edits")
-        return (trace or Trace(self.points, ())).edited(edits)
 
     def score(
         self,
@@ -353,11 +282,6 @@ class LLM:
             self.draft.close()
         self.runner.close()
         self.checkpoint.close()
-
-
-def _piece(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token."""
-    return tokenizer.decode([token], skip_special=False)
 
 
 def _draft_model(inputs: Inputs, draft: LLM | None) -> DraftModel | None:

@@ -104,6 +104,9 @@ class RequestGroup:
 
     Iterate over (sequence number, token output), or ``start`` it and ``wait``; then read the ``results``. Errors in the
     request are raised by the constructor.
+
+    ``begun`` are tokens of the answer that were made before: it goes on after them with the same random numbers, and
+    the results have what follows.
     """
 
     def __init__(
@@ -115,15 +118,22 @@ class RequestGroup:
         chains: list[Chain],
         how: Admission = USUAL,
         watching: Watching | None = None,
+        begun: Sequence[int] = (),
     ) -> None:
         self.options = options
         ids = inputs.prompt(prompt)  # text → tokenize → ids
-        tokenizer, limit = inputs.tokenizer, inputs.answer_limit(ids, options.max_new_tokens)
+        tokenizer = inputs.tokenizer
         size, spare_core = inputs.vocabulary, engine.runner.idle_core
         ends = options.ends(tokenizer, size)
         samplers = [
             chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=size) for chain in chains
         ]
+        if begun:
+            ids = inputs.prompt([*ids, *begun])
+            for sampler in samplers:
+                for token in begun:
+                    sampler.accept(token)
+        limit = inputs.answer_limit(ids, options.max_new_tokens)
         self.builders = [OutputBuilder(chain, options) for chain in chains]
         probes = watching.begin(len(ids), len(chains)) if watching else []
         for probe, builder in zip(probes, self.builders):
@@ -143,7 +153,9 @@ class RequestGroup:
                 first_output=watching.first_output if watching else None,
             ),
             lambda: [
-                TextSequence(tokenizer, options, sampler, ends, limit, speculates=speculates, draft=draft)
+                TextSequence(
+                    tokenizer, options, sampler, ends, limit, speculates=speculates, draft=draft, begun=begun
+                )
                 for sampler in samplers
             ],
             probes,

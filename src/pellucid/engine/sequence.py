@@ -51,8 +51,8 @@ class TokenOutput:
 class TextSequence(CachedSequence):
     """One continuation of a prompt: its tokens in the cache, sampler, detokenizer and stop criteria.
 
-    A token of ``ends`` ends it; ``limit`` is the greatest number of its tokens. ``GenerationTask`` sets ``tokens`` and
-    ``table`` once the prompt has been read.
+    A token of ``ends`` ends it; ``limit`` is the greatest number of its tokens. Its text goes on after that of the
+    tokens ``begun``. ``GenerationTask`` sets ``tokens`` and ``table`` once the prompt has been read.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class TextSequence(CachedSequence):
         *,
         speculates: bool = False,
         draft: DraftModel | None = None,
+        begun: Sequence[int] = (),
     ) -> None:
         super().__init__([])
         self.sampler, self.done, self.stopped = sampler, False, False
@@ -76,6 +77,8 @@ class TextSequence(CachedSequence):
         self._watch, self._limit = options.watch, limit
         self._end_ids, self._stop = ends, options.stop_criteria()
         self._detokenizer = tokenizer.stream(skip=options.skipped(tokenizer))
+        for token in begun:
+            self._stop.push(self._detokenizer.push(token), last=False)
 
     def sample(self, logits: NDArray[np.float32], seconds: float) -> TokenOutput:
         """Sample a token from logits (V,) and detokenize it."""

@@ -14,8 +14,10 @@ from pellucid.trace.lenses.heads import head_scores, heads_between, position_of,
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.neighbours import neighbours, similarity, word_map
 from pellucid.trace.lenses.patching import patch_sweep
+from pellucid.trace.recorded import RecordedRun
 
 __all__ = [
+    "RecordedRun",
     "ablate",
     "add",
     "attribute",

@@ -159,7 +159,7 @@ def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence
     return trace.sequences[0]
 
 
-def token_of(model: TracedModel, token: int | str) -> int:
+def token_of(model: OpenedModel, token: int | str) -> int:
     """A token's id: of an id, or of a text that is one token.
 
     Raises:

@@ -103,6 +103,16 @@ def _weights_of(folder: Path) -> Path:
 def _single(path: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
     """The tensor table of one file. Opens the file and adds it to ``files``."""
     file = files[path] = ModelFile(path)
+    table, _ = read_table(path, file)
+    return table
+
+
+def read_table(path: Path, file: ModelFile) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of one open file, and what its header has as ``__metadata__`` (None: nothing).
+
+    Raises:
+        FileFormatError: the file is damaged.
+    """
     if file.size < 8:
         raise FileFormatError(path, "header length", f"needs 8 bytes but the file has {file.size}", 0)
     length = int.from_bytes(file.read(0, 8), "little")
@@ -115,14 +125,14 @@ def _single(path: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
         raise FileFormatError(path, "header length", problem, 0)
     start = 8 + length
     header = parse_json(path, "header", file.read(8, length), 8)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise FileFormatError(
             path, "header", f"{len(header):,} tensors are above the limit of {MAX_TENSORS:,}", 8
         )
     table = {name: _tensor(path, name, record, start) for name, record in header.items()}
     _check_contiguous(path, table, start, file.size)
-    return table
+    return table, metadata
 
 
 def _tensor(path: Path, name: str, record: Any, start: int) -> Tensor:

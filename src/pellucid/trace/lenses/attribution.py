@@ -29,7 +29,7 @@ from pellucid.trace.model import (
 )
 from pellucid.trace.trace import SequenceTrace
 
-GATHERED = ("attention.gated", "attention.v_up", "attention.heads")
+GATHERED = ("attention.gated", "attention.heads")
 """What the output projection of attention reads: the first of these that a model has."""
 
 

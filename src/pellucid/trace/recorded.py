@@ -1,0 +1,172 @@
+"""A recorded run in one file: what was asked, the tokens that came, and arrays of a trace.
+
+    run = llm.record("The capital of France is", "blocks.*.residual", max_new_tokens=8)
+    run.save("paris.run")
+    run = RecordedRun.open("paris.run")         # needs no model
+    llm.resume(run, 0, token=" Lyon").text      # what if it had said Lyon?
+
+The file is a safetensors file whose metadata has one JSON document, "pellucid.run". Nothing in it is trusted: lengths,
+types and shapes are checked, and it holds no code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import FileFormatError, InvalidRequest
+from pellucid.errors.messages import brief, reason
+from pellucid.weights.files import ModelFile
+from pellucid.weights.safetensors import parse_json, read_table
+
+KEY, VERSION = "pellucid.run", 1
+TYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
+NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}
+MOST_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True, repr=False)
+class RecordedRun(Mapping[str, NDArray[Any]]):
+    """A run: ``prompt`` and generated ``ids``, their ``pieces`` (texts), the whole ``text`` that was generated.
+
+    ``options`` are those of the request, with the ``seed`` that was drawn; ``chain`` are the steps that had an effect.
+    ``model`` says which model it was. As a mapping it has the recorded arrays by the names of their points: (T, ...), a
+    row for each token that was read, or for those that were selected.
+    """
+
+    model: dict[str, Any]
+    prompt: list[int]
+    ids: list[int]
+    pieces: list[str]
+    text: str
+    finish_reason: str | None
+    seed: int | None
+    options: dict[str, Any]
+    chain: list[dict[str, Any]]
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"RecordedRun({self.model.get('name')!r}, {len(self.prompt):,} + {len(self.ids):,} tokens, "
+            f"{len(self.arrays):,} arrays, {brief(self.text)})"
+        )
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """A recorded array. Raises InvalidRequest if there is none of this name."""
+        if name not in self.arrays:
+            raise InvalidRequest(
+                f"point={brief(name)}: the run has no such array; it has {', '.join(list(self)[:5])}"
+            )
+        return self.arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def save(self, path: str | Path) -> None:
+        """Write the run to a file.
+
+        Raises:
+            InvalidRequest: it cannot be written.
+        """
+        facts = {name: getattr(self, name) for name in FACTS}
+        metadata = {KEY: json.dumps({"version": VERSION, **facts})}
+        header: dict[str, Any] = {"__metadata__": metadata}
+        offset = 0
+        for name, values in self.arrays.items():
+            span = [offset, offset + values.nbytes]
+            header[name] = {"dtype": NAMES[values.dtype], "shape": list(values.shape), "data_offsets": span}
+            offset = span[1]
+        head = json.dumps(header).encode()
+        head += b" " * (-len(head) % 8)
+        try:
+            with open(path, "wb") as file:
+                file.write(len(head).to_bytes(8, "little") + head)
+                for values in self.arrays.values():
+                    file.write(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
+        except OSError as error:
+            raise InvalidRequest(f"path={str(path)!r}: the run cannot be written: {reason(error)}") from error
+
+    @classmethod
+    def open(cls, path: str | Path) -> RecordedRun:
+        """Read a run.
+
+        Raises:
+            FileFormatError: the file is no recorded run, or damaged.
+        """
+        path = Path(path)
+        file = ModelFile(path)
+        try:
+            table, metadata = read_table(path, file)
+            text = metadata.get(KEY) if isinstance(metadata, dict) else None
+            if not isinstance(text, str):
+                raise FileFormatError(path, "__metadata__", f"has no {KEY}: the file is no recorded run")
+            facts = parse_json(path, KEY, text.encode("utf-8", "surrogatepass"), 8)
+            _check(path, facts)
+            arrays = {}
+            for name, tensor in table.items():
+                if tensor.format not in TYPES:
+                    raise FileFormatError(
+                        path, f"tensor {brief(name)}", f"is {tensor.format}, not F32 or I32"
+                    )
+                raw = file.read(tensor.offset, tensor.nbytes)
+                arrays[name] = np.frombuffer(raw, TYPES[tensor.format]).reshape(tensor.shape)
+        finally:
+            file.close()
+        return cls(**{name: facts[name] for name in FACTS}, arrays=arrays)
+
+
+FACTS: Mapping[str, type | tuple[type, ...]] = {
+    "model": dict,
+    "prompt": list,
+    "ids": list,
+    "pieces": list,
+    "text": str,
+    "finish_reason": (str, type(None)),
+    "seed": (int, type(None)),
+    "options": dict,
+    "chain": list,
+}
+"""The names and types of what the document has."""
+
+
+def _check(path: Path, facts: dict[str, Any]) -> None:
+    """Check a document that was read. Raises FileFormatError."""
+    if facts.get("version") != VERSION:
+        raise FileFormatError(path, KEY, f"version {brief(facts.get('version'))} is not known; {VERSION} is")
+    for name, kind in FACTS.items():
+        if name not in facts or not isinstance(facts[name], kind):
+            raise FileFormatError(path, f"{KEY} {name}", "is missing or of another type")
+    for name in ("prompt", "ids"):
+        own = facts[name]
+        if len(own) > MOST_TOKENS or not all(type(one) is int and 0 <= one < 1 << 31 for one in own):
+            raise FileFormatError(path, f"{KEY} {name}", "must be a list of token ids")
+    if len(facts["pieces"]) != len(facts["prompt"]) + len(facts["ids"]):
+        raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
+    if not all(isinstance(one, str) for one in facts["pieces"]):
+        raise FileFormatError(path, f"{KEY} pieces", "must be texts")
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a file can hold.
+
+    Raises:
+        InvalidRequest: one is a function or another object.
+    """
+    made = {}
+    for name, value in options.items():
+        try:
+            made[name] = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError):
+            raise InvalidRequest(
+                f"{name}={brief(value)}: a recorded run holds plain values: leave it out"
+            ) from None
+    return made

@@ -1,0 +1,208 @@
+"""The part of a loaded model that watches and changes its runs: traces, edits, recorded runs (docs/tracing.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+from pellucid.engine.engine import Engine
+from pellucid.engine.inputs import Inputs, PromptInput
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.output import Generation
+from pellucid.engine.probe import Watching
+from pellucid.engine.request import RequestGroup, run_together
+from pellucid.engine.run import Admission
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.model.spec import ModelSpec
+from pellucid.plan.plan import Plan
+from pellucid.sample.options import Options
+from pellucid.sample.recommended import with_recommended
+from pellucid.tokenize import Tokenizer
+from pellucid.trace.edits import EditOf
+from pellucid.trace.model import token_of
+from pellucid.trace.points import Point, points_of
+from pellucid.trace.recorded import RecordedRun, plain_options
+from pellucid.trace.trace import BUDGET, Trace
+from pellucid.util.checks import whole
+from pellucid.weights.checkpoint import Checkpoint
+
+
+class TracingModel:
+    """A base of ``LLM``, which sets the attributes."""
+
+    checkpoint: Checkpoint
+    engine: Engine
+    inputs: Inputs
+    runner: ModelRunner
+    tokenizer: Tokenizer
+    recommended: dict[str, Any]
+
+    def __init__(self) -> None:
+        self._traced: ContextVar[Trace | None] = ContextVar("traced", default=None)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The architecture: family, dimensions, blocks."""
+        return self.runner.spec
+
+    @property
+    def plan(self) -> Plan:
+        """The operations that each step of the model runs, in order."""
+        return self.runner.plan
+
+    def generate_edited(
+        self, prompt: PromptInput, edits: Sequence[Sequence[EditOf]], **options: Any
+    ) -> list[Generation]:
+        """Run a prompt several times together, each time with other edits. Takes the options of ``generate``.
+
+        By default one token is made of each, greedily.
+        """
+        parsed = self._options({"max_new_tokens": 1, "temperature": 0, "ignore_eos": True, **options})
+        groups = [self._watched_group(prompt, parsed, self._watching({"edits": list(own)})) for own in edits]
+        run_together(groups)
+        return [group.results()[0] for group in groups]
+
+    def _options(self, asked: Mapping[str, Any]) -> Options:
+        """The options of a generation: what is asked for, and beyond that what the file recommends."""
+        return Options.of(**with_recommended(asked, self.recommended))
+
+    def _watched_group(
+        self, prompt: PromptInput, options: Options, watching: Watching | None, begun: Sequence[int] = ()
+    ) -> RequestGroup:
+        chains = [options.chain()]
+        return RequestGroup(self.engine, self.inputs, prompt, options, chains, Admission(), watching, begun)
+
+    @property
+    def points(self) -> dict[str, Point]:
+        """The values of a run that can be traced and edited, by name, in the order of the pipeline."""
+        return points_of(self.plan)
+
+    @contextmanager
+    def trace(self, *points: str, edits: Sequence[EditOf] = (), budget: int = BUDGET) -> Iterator[Trace]:
+        """Record values of all that runs inside a ``with`` statement, in the same thread or asyncio task.
+
+            with llm.trace("blocks.*.residual", "blocks.5.attention.pattern[heads=0,3]") as t:
+                llm.generate("The capital of France is", max_new_tokens=8)
+            t["blocks.5.attention.pattern"]  # (B, H, T, T')
+
+        Args:
+            points: names of points, with ``*`` for a part of a name, and parts of them (``trace/selection.py``).
+            edits: what becomes of values (``trace/edits.py``); ``generate(..., edits=[...])`` is for one request.
+            budget: the bytes that the trace may take.
+
+        Raises:
+            InvalidRequest: a name stands for no point, or an edit does not fit its point; later, a request whose prompt
+                does not fit into the budget.
+        """
+        made = Trace(self.points, points, edits, budget, partial(_piece, self.tokenizer))
+        before = self._traced.set(made)
+        try:
+            yield made
+        finally:
+            self._traced.reset(before)
+
+    def record(
+        self,
+        prompt: PromptInput,
+        *points: str,
+        edits: Sequence[EditOf] = (),
+        budget: int = BUDGET,
+        **options: Any,
+    ) -> RecordedRun:
+        """Generate, and keep all that happened: it can be saved, opened without the model, and resumed.
+
+        Takes the points and edits of ``trace`` and the options of ``generate``, as far as a file can hold them.
+
+        Raises: as ``generate`` and ``trace``.
+        """
+        kept = plain_options(with_recommended(options, self.recommended))
+        with self.trace(*points, edits=edits, budget=budget) as trace:
+            group = self._watched_group(prompt, self._options(options), trace)
+            run_together([group])
+        made, ids = group.results()[0], self.inputs.prompt(prompt)
+        arrays = {name: trace.sequences[0][name] for name in trace}
+        return self._recorded(ids, made.ids, made, kept, arrays)
+
+    def resume(
+        self,
+        run: RecordedRun,
+        step: int,
+        *points: str,
+        token: int | str | None = None,
+        edits: Sequence[EditOf] = (),
+        budget: int = BUDGET,
+        **changes: Any,
+    ) -> RecordedRun:
+        """Go on from a step of a recorded run: after its first ``step`` tokens, and with ``token`` as the next one.
+
+        Its tokens up to there come from the cache, if that still has them. Random numbers are those of the run: without
+        a change the rest is the same, bit for bit. ``changes`` are options that replace those of the run.
+
+        Raises:
+            InvalidRequest: the run is of another model, ``step`` is out of range, or the token is none.
+            NothingLeft: the run's constraint does not allow the token.
+        """
+        _check_run(self.spec, run)
+        step = whole("step", step, 0, len(run.ids), "the run has no more tokens")
+        begun = [*run.ids[:step], *([] if token is None else [token_of(self, token)])]
+        options = {**run.options, **({} if run.seed is None else {"seed": run.seed}), **changes}
+        if "max_new_tokens" in run.options and "max_new_tokens" not in changes:
+            options["max_new_tokens"] = max(run.options["max_new_tokens"] - len(begun), 1)
+        with self.trace(*points, edits=edits, budget=budget) as trace:
+            group = self._watched_group(run.prompt, self._options(options), trace, begun)
+            run_together([group])
+        made = group.results()[0]
+        arrays = {name: trace.sequences[0][name] for name in trace}
+        if options.get("max_new_tokens") is not None:
+            options["max_new_tokens"] += len(begun)  # of the whole answer, as in a run that was not resumed
+        return self._recorded(run.prompt, [*begun, *made.ids], made, plain_options(options), arrays)
+
+    def _recorded(
+        self,
+        prompt: list[int],
+        ids: list[int],
+        made: Generation,
+        options: dict[str, Any],
+        arrays: dict[str, Any],
+    ) -> RecordedRun:
+        spec, ends = self.spec, self.tokenizer.eos_ids
+        shown = ids[:-1] if ids and ids[-1] in ends and not options.get("ignore_eos") else ids
+        return RecordedRun(
+            model={"name": spec.name, "family": spec.family, "vocabulary": spec.embedding.vocabulary},
+            prompt=prompt,
+            ids=ids,
+            pieces=[_piece(self.tokenizer, token) for token in [*prompt, *ids]],
+            text=self.tokenizer.decode(shown),
+            finish_reason=made.finish_reason,
+            seed=made.seed,
+            options=options,
+            chain=made.as_dict()["chain"],
+            arrays=arrays,
+        )
+
+    def _watching(self, options: dict[str, Any]) -> Watching | None:
+        """What is watched and changed in a request; its own edits are taken out of its options."""
+        trace, edits = self._traced.get(), options.pop("edits", None)
+        if not edits:
+            return trace
+        if not isinstance(edits, (list, tuple)):
+            raise InvalidRequest(f"edits={brief(edits)}: must be a list of edits")
+        return (trace or Trace(self.points, ())).edited(edits)
+
+
+def _check_run(spec: ModelSpec, run: RecordedRun) -> None:
+    """Refuse a run of another model."""
+    ours = {"name": spec.name, "family": spec.family, "vocabulary": spec.embedding.vocabulary}
+    if run.model != ours:
+        raise InvalidRequest(
+            f"the run is of {brief(run.model)}, and this model is {brief(ours)}: load that one"
+        )
+
+
+def _piece(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token."""
+    return tokenizer.decode([token], skip_special=False)

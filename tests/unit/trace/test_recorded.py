@@ -1,0 +1,142 @@
+"""Recorded runs: saved, opened without the model, resumed from any step; files that are damaged are refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pellucid
+from pellucid.errors import FileFormatError, InvalidRequest, PellucidError
+from pellucid.llm import LLM
+from pellucid.testing import random_model
+from pellucid.trace import RecordedRun
+
+PROMPT = "to see that it rains"
+OPTIONS: dict[str, Any] = {
+    "max_new_tokens": 12,
+    "temperature": 1.0,
+    "top_p": 0.95,
+    "seed": 7,
+    "ignore_eos": True,
+}
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    path = tmp_path_factory.mktemp("recorded") / "llama.gguf"
+    random_model("llama", path, layers=2, context=256)
+    llm = pellucid.load(path, threads=2)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture(scope="module")
+def run(llm: LLM) -> RecordedRun:
+    return llm.record(PROMPT, "blocks.*.residual", "blocks.0.attention.pattern", **OPTIONS)
+
+
+def test_a_run_has_what_happened(llm: LLM, run: RecordedRun) -> None:
+    plain = llm.generate(PROMPT, **OPTIONS)
+    assert (run.ids, run.text, run.seed) == (plain.ids, plain.text, 7)
+    assert run["blocks.0.residual"].shape[0] == len(run.prompt) + len(run.ids) - 1
+    assert len(run.pieces) == len(run.prompt) + len(run.ids)
+    assert [step["name"] for step in run.chain] == [step.name for step in plain.chain]
+    assert len(repr(run).splitlines()) == 1
+
+
+def test_a_run_is_the_same_after_it_was_saved(run: RecordedRun, tmp_path: Path) -> None:
+    run.save(tmp_path / "one.run")
+    found = RecordedRun.open(tmp_path / "one.run")
+    assert {
+        name: getattr(found, name)
+        for name in ("model", "prompt", "ids", "pieces", "text", "seed", "options", "chain")
+    } == {
+        name: getattr(run, name)
+        for name in ("model", "prompt", "ids", "pieces", "text", "seed", "options", "chain")
+    }
+    assert list(found) == list(run)
+    for name in run:
+        assert np.array_equal(found[name], run[name])
+    with pytest.raises(InvalidRequest, match="has no such array"):
+        found["blocks.9.residual"]
+
+
+@pytest.mark.parametrize("step", [0, 1, 5, 11])
+def test_without_a_change_the_rest_is_the_same(llm: LLM, run: RecordedRun, tmp_path: Path, step: int) -> None:
+    run.save(tmp_path / "one.run")
+    opened = RecordedRun.open(tmp_path / "one.run")
+    again = llm.resume(opened, step, "blocks.*.residual")
+    assert (again.ids, again.text, again.seed) == (run.ids, run.text, run.seed)
+    assert again["blocks.1.residual"].tobytes() == run["blocks.1.residual"].tobytes()
+
+
+def test_another_token_changes_what_follows(llm: LLM, run: RecordedRun) -> None:
+    other = llm.resume(run, 4, token=65)
+    assert other.ids[:5] == [*run.ids[:4], 65]
+    assert len(other.ids) == 12
+    by_text = llm.resume(run, 4, token="A")
+    assert by_text.ids[4] == llm.tokenizer.encode("A", add_special=False)[0]
+    greedy = llm.resume(run, 4, temperature=0)
+    expected = llm.generate([*run.prompt, *run.ids[:4]], max_new_tokens=8, temperature=0, ignore_eos=True)
+    assert greedy.ids[4:] == expected.ids
+    assert llm.resume(other, 5).ids == other.ids
+
+
+def test_what_cannot_be_resumed(llm: LLM, run: RecordedRun, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="step=13"):
+        llm.resume(run, 13)
+    with pytest.raises(InvalidRequest, match="it is 2 tokens"):
+        llm.resume(run, 3, token="ab")
+    with pytest.raises(InvalidRequest, match="a recorded run holds plain values"):
+        llm.record(PROMPT, until=lambda text: True)
+    random_model("llama", tmp_path / "other.gguf", layers=2, vocabulary=400)
+    with (
+        pellucid.load(tmp_path / "other.gguf") as other,
+        pytest.raises(InvalidRequest, match="load that one"),
+    ):
+        other.resume(run, 3)
+    with pytest.raises(InvalidRequest, match="cannot be written"):
+        run.save(tmp_path / "no" / "folder.run")
+
+
+def test_damaged_files_are_refused(run: RecordedRun, tmp_path: Path) -> None:
+    path = tmp_path / "one.run"
+    run.save(path)
+    whole, rng = path.read_bytes(), random.Random(5)
+    length = int.from_bytes(whole[:8], "little")
+    for _ in range(300):
+        data = bytearray(whole)
+        kind = rng.randrange(3)
+        if kind == 0:
+            data = data[: rng.randrange(len(data))]
+        else:
+            for _ in range(rng.randrange(1, 4)):
+                data[rng.randrange(8 + length)] = rng.randrange(256)
+        path.write_bytes(data)
+        with contextlib.suppress(PellucidError):  # any other error is a bug
+            RecordedRun.open(path)
+    header = json.loads(whole[8 : 8 + length])
+    document = json.loads(header["__metadata__"]["pellucid.run"])
+    for name, value in (
+        ("version", 2),
+        ("ids", ["a"]),
+        ("prompt", [-1]),
+        ("pieces", []),
+        ("options", []),
+        ("text", 5),
+    ):
+        changed = {**header, "__metadata__": {"pellucid.run": json.dumps({**document, name: value})}}
+        head = json.dumps(changed).encode()
+        path.write_bytes(len(head).to_bytes(8, "little") + head + whole[8 + length :])
+        with pytest.raises(FileFormatError, match=name):
+            RecordedRun.open(path)
+    (tmp_path / "empty.run").write_bytes(b"")
+    with pytest.raises(FileFormatError, match="is empty"):
+        RecordedRun.open(tmp_path / "empty.run")
