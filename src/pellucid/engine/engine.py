@@ -115,6 +115,12 @@ class Engine:
         """At most so many tasks may wait for their first step from now on (None, as at first: any number)."""
         self._queue = queue
 
+    def between_steps(self, function: Callable[[], object]) -> None:
+        """Call a function in the engine's thread, before its next step. It must not raise."""
+        with self._lock:
+            if not self._closed:
+                self._inbox.put(("call", function))
+
     def settle(self) -> None:
         """Wait until everything has run that can: what is left waits for its readers."""
         self._refuse_here()
@@ -226,6 +232,8 @@ class Engine:
         if kind == "stop":
             for one in list(self._jobs.values()):
                 self._end(one, InvalidRequest("the model was closed while the request ran"))
+        elif kind == "call":
+            job()
         elif kind == "submit" and job.task in self._jobs:
             self._no_longer_waits(job)
             self._tell_end(job, InvalidRequest("this task runs already: make another"))

@@ -139,6 +139,17 @@ class GenerationTask:
         if not text.left:
             text.extend(self._pace)
 
+    def watch(self, probes: Sequence[SequenceWatch]) -> None:
+        """Watch the sequences from the next step on, unless they are watched already. Called between steps."""
+        if self._probes:
+            return
+        self._probes = probes
+        if not self._prefilled:
+            self.prompt.probe = probes[0]
+            return
+        for text, probe in zip(self._texts, probes):
+            text.probe = probe
+
     @property
     def speculation(self) -> list[tuple[int, int]]:
         """Of each sequence, how many tokens were proposed, and how many of them were kept."""

@@ -12,7 +12,7 @@ from pellucid.engine.engine import AHEAD, Engine
 from pellucid.engine.generation import GenerationTask, Prompt
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Generation, Timings, Usage
-from pellucid.engine.probe import Watching
+from pellucid.engine.probe import SequenceWatch, Watching
 from pellucid.engine.run import USUAL, Admission, Run
 from pellucid.engine.sequence import TextSequence, TokenOutput
 from pellucid.sample.chain import SEED_BITS, Chain
@@ -195,6 +195,12 @@ class RequestGroup:
         async with aclosing(self._run.stream()) as nothing:
             async for _ in nothing:
                 pass
+
+    def attach(self, probes: Sequence[SequenceWatch]) -> None:
+        """Watch its sequences from the next step on, one probe for each, unless they are watched already."""
+        for probe, builder in zip(probes, self.builders):
+            probe.tokens = partial(_read, self.prompt, builder)
+        self._engine.between_steps(partial(self._task.watch, probes))
 
     def close(self) -> None:
         """End it."""

@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -23,6 +23,7 @@ from pellucid.errors import (
     TemplateError,
 )
 from pellucid.errors.messages import reason
+from pellucid.serve.live import LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.schema import Schema
@@ -103,13 +104,21 @@ def status_of(error: Exception) -> int:
 
 @dataclass
 class ClientCall:
-    """A request of a client: its ``body``, the ``models``, and a ``number`` that no other request has."""
+    """A request of a client: its ``body``, the ``models``, and a ``number`` that no other request has.
+
+    ``viewer`` says which of the ``live`` requests the client may see.
+    """
 
     request: Request
     models: ModelPool
     metrics: Metrics
     error: ErrorForm
-    number: str = field(default_factory=lambda: secrets.token_hex(12))
+    live: LiveRequests
+    viewer: Viewer
+    number: str = ""
+
+    def __post_init__(self) -> None:
+        self.number = number_of(self.request, secrets.token_hex(12))
 
     async def json(self) -> Any:
         """The body.
@@ -188,7 +197,9 @@ LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encod
 """A line of JSON for each event."""
 
 
-async def event_stream(call: ClientCall, events: Events, form: StreamForm) -> Response:
+async def event_stream(
+    call: ClientCall, events: Events, form: StreamForm, headers: Mapping[str, str] | None = None
+) -> Response:
     """A response of events.
 
     The first event is awaited here, so that an error before it has its own status; a later one is an event.
@@ -215,4 +226,5 @@ async def event_stream(call: ClientCall, events: Events, form: StreamForm) -> Re
                     return
             yield form.end
 
-    return StreamingResponse(encoded(), media_type=form.media_type, headers={"Cache-Control": "no-cache"})
+    headers = {"Cache-Control": "no-cache", **(headers or {})}
+    return StreamingResponse(encoded(), media_type=form.media_type, headers=headers)

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from pellucid.errors import PellucidError
 from pellucid.serve.api import Api, ClientCall, Route, answer, error_form, known_apis, status_of
 from pellucid.serve.guard import AccessRules, Guard
+from pellucid.serve.live import LiveRequests
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
 
@@ -32,10 +33,12 @@ def create_app(models: ModelPool, rules: AccessRules) -> Starlette:
         yield
         await models.close()
 
-    metrics = Metrics(models)
+    metrics, live = Metrics(models), LiveRequests()
     routes = [
         starlette.routing.Route(
-            name.split(" ")[1], _served(api, one, models, metrics, name), methods=[name.split(" ")[0]]
+            name.split(" ")[1],
+            _served(api, one, models, metrics, live, rules, name),
+            methods=[name.split(" ")[0]],
         )
         for api in known_apis().values()
         for name, one in api.routes.items()
@@ -68,6 +71,8 @@ def _served(
     route: Route,
     models: ModelPool,
     metrics: Metrics,
+    live: LiveRequests,
+    rules: AccessRules,
     name: str,
 ) -> Callable[[Request], Awaitable[Response]]:
     """The function of a route: errors have the API's own form."""
@@ -79,7 +84,8 @@ def _served(
 
     async def answered(request: Request) -> Response:
         try:
-            return await route.run(ClientCall(request, models, metrics, api.error))
+            viewer = rules.viewer(request.headers)
+            return await route.run(ClientCall(request, models, metrics, api.error, live, viewer))
         except ClientDisconnect:
             return Response(status_code=GONE)
         except PellucidError as error:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from pellucid.engine.request import RequestGroup
 from pellucid.llm import LLM
 from pellucid.serve.api import ClientCall, Events, StreamForm, answer, event_stream
+from pellucid.serve.live import HEADER, LiveRequest
 
 
 class Generating(Protocol):
@@ -42,12 +43,16 @@ async def generated(
     async with AsyncExitStack() as stack:
         llm = await stack.enter_async_context(call.models.use(name))
         asked = await run_in_threadpool(read, llm)
+        route = call.request.url.path
+        live = LiveRequest(call.number, call.viewer.key, route, name, llm, asked.groups)
+        stack.enter_context(call.live.running(live))
+        headers = {HEADER: call.number}
         if stream is None:
             try:
                 await call.unless_gone(_finished(asked.groups))
             finally:
                 call.metrics.observe(name, asked.groups)
-            return answer(await run_in_threadpool(asked.answer, name, call.number))
+            return answer(await run_in_threadpool(asked.answer, name, call.number), headers=headers)
         kept = stack.pop_all()
 
         async def events() -> AsyncGenerator[dict[str, Any], None]:
@@ -58,7 +63,7 @@ async def generated(
                 finally:
                     call.metrics.observe(name, asked.groups)
 
-        return await event_stream(call, events(), stream)
+        return await event_stream(call, events(), stream, headers)
 
 
 async def _finished(groups: Sequence[RequestGroup]) -> None:

@@ -8,6 +8,7 @@ request with another origin is refused unless that origin was allowed.
 from __future__ import annotations
 
 import hmac
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pellucid.serve.api import answer, error_form
+from pellucid.serve.live import Viewer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = ("/health",)
@@ -26,12 +28,38 @@ OPEN = ("/health",)
 class AccessRules:
     """Requests must have one of the ``keys`` (none: all may ask), and name one of the ``hosts`` (none: any).
 
-    ``origins`` are those of web pages of other servers that may ask.
+    ``origins`` are those of web pages of other servers that may ask. Who has one of the ``admins``, which are keys too,
+    may look at all requests.
     """
 
     keys: Sequence[str] = ()
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
+    admins: Sequence[str] = ()
+
+    def has_key(self, headers: Headers) -> bool:
+        """Whether the request has a key."""
+        return _is_one_of(given_key(headers), [*self.keys, *self.admins])
+
+    def viewer(self, headers: Headers) -> Viewer:
+        """Whose requests the sender of this one may look at."""
+        key = given_key(headers)
+        if self.has_key(headers):
+            return Viewer(key, _is_one_of(key, self.admins))
+        # No key is needed here. If some may look at all requests, others see none but their own, which nobody can tell.
+        return Viewer(secrets.token_hex(8) if self.admins else "")
+
+
+def given_key(headers: Headers) -> str:
+    """The key that a request has, "" if none."""
+    given = headers.get("authorization", "").removeprefix("Bearer ").strip()
+    return given or headers.get("x-api-key", "")
+
+
+def _is_one_of(given: str, keys: Sequence[str]) -> bool:
+    # Every key is compared, in a time that does not depend on where it differs.
+    found = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
+    return any(found)
 
 
 class Guard:
@@ -63,14 +91,6 @@ class Guard:
             )
         if origin is not None and origin_host != host and origin not in rules.origins:
             return 403, f"origin {origin[:100]!r} may not ask: start the server with --allow-origin"
-        if rules.keys and path not in OPEN and not self._has_key(headers):
+        if rules.keys and path not in OPEN and not rules.has_key(headers):
             return 401, "a key is needed: send it as Authorization: Bearer KEY"
         return None
-
-    def _has_key(self, headers: Headers) -> bool:
-        given = headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get(
-            "x-api-key", ""
-        )
-        # Every key is compared, in a time that does not depend on where it differs.
-        found = [hmac.compare_digest(given.encode(), key.encode()) for key in self._rules.keys]
-        return any(found)

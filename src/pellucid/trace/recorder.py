@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -330,11 +330,8 @@ class SequenceProbe:
             low, high = max(positions.start, tokens.start), min(positions.stop, tokens.stop)
             if low >= high:
                 continue
-            rows, head = block[low - positions.start : high - positions.start], 0
-            for column, (_, count) in zip(placed.places, selected.runs()):
-                run = rows[:, column : column + count * parts.apart].reshape(len(rows), count, parts.apart)
-                made[low - tokens.start : high - tokens.start, head : head + count] = run[:, :, : parts.count]
-                head += count
+            rows = block[low - positions.start : high - positions.start]
+            made[low - tokens.start : high - tokens.start] = _heads_of(placed, rows)
         whole = made if dims is None else made[:, :, list(dims)]
         if selected.point.dtype == "int32":
             whole = whole.view(np.int32)
@@ -357,6 +354,44 @@ class SequenceProbe:
                 ].swapaxes(0, 1)
             head += count
         return made
+
+
+def _heads_of(placed: _Placed, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The selected heads of rows of a block, (n, heads, values)."""
+    view, found = placed.selected.point.view, []
+    for column, (_, count) in zip(placed.places, placed.selected.runs()):
+        run = rows[:, column : column + count * view.apart].reshape(len(rows), count, view.apart)
+        found.append(run[:, :, : view.count])
+    return np.concatenate(found, 1) if len(found) > 1 else found[0]
+
+
+def values_of(
+    recording: Recording, rows: str, positions: range, block: NDArray[np.float32]
+) -> Iterator[tuple[Selected, range, NDArray[Any]]]:
+    """The parts of a block that a step has handed over: each with its positions and its values, (n, ...)."""
+    for selected, placed in recording.placed.items():
+        point, tokens = selected.point, selected.tokens
+        if point.kind != "value" or point.rows != rows:
+            continue
+        low, high = max(positions.start, tokens.start), min(positions.stop, tokens.stop)
+        if low < high:
+            made = _heads_of(placed, block[low - positions.start : high - positions.start])
+            made = made if selected.dims is None else made[:, :, list(selected.dims)]
+            whole = made.view(np.int32) if point.dtype == "int32" else made
+            yield selected, range(low, high), whole if point.heads else whole.reshape(high - low, -1)
+
+
+def patterns_of(
+    recording: Recording, number: int, positions: range, rows: NDArray[np.float32]
+) -> Iterator[tuple[Selected, range, NDArray[np.float32]]]:
+    """The patterns that a step has handed over for pattern tap ``number``, (n, heads, tokens)."""
+    for selected, placed in recording.placed.items():
+        if selected.point.kind == "value" or number not in placed.places:
+            continue
+        low = max(positions.start, selected.tokens.start)
+        high = min(positions.stop, selected.tokens.stop)
+        if low < high:
+            yield selected, range(low, high), rows[low - positions.start : high - positions.start]
 
 
 def _entries(

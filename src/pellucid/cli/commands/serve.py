@@ -27,6 +27,13 @@ def command(
             help="A key that requests must have; may be repeated. Also PELLUCID_KEY.", show_default=False
         ),
     ] = None,
+    admin_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A key that may look at all requests that run; may be repeated. Also PELLUCID_ADMIN_KEY.",
+            show_default=False,
+        ),
+    ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="A name of this server, as in its address; may be repeated.", show_default=False),
@@ -67,6 +74,7 @@ def command(
     whole("port", port, 0, 65535)
     limit = 0.75 * machine_bytes() if memory is None else real("memory", memory, 0.0, 1e6, above=True) * 1e9
     keys = [*(key or []), *filter(None, [os.environ.get("PELLUCID_KEY")])]
+    admins = [*(admin_key or []), *filter(None, [os.environ.get("PELLUCID_ADMIN_KEY")])]
     hosts = [*LOOPBACK, *(allow_host or [])] if host in LOOPBACK else list(allow_host or [])
     waiting = whole("queue", queue, 1, 1 << 20)
 
@@ -87,7 +95,7 @@ def command(
 
     names = list(dict.fromkeys(models or _all(pull)))
     settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
-    serve(names, load, int(limit), AccessRules(keys, hosts, allow_origin or []), settings)
+    serve(names, load, int(limit), AccessRules(keys, hosts, allow_origin or [], admins), settings)
 
 
 def _all(pull: bool) -> list[str]:

@@ -1,0 +1,174 @@
+"""The requests that run, and the values of one as they are computed: an event stream (docs/serving.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.serve.api import Api, ClientCall, Route, answer
+from pellucid.serve.live import LiveRequest
+from pellucid.serve.openai.answer import error_body
+from pellucid.trace.stream import LIMIT, TraceFrame, TraceStream
+from pellucid.util.checks import real, whole
+
+VERSION = 1
+"""Of the events: it changes when a client would have to."""
+MOST_POINTS, MOST_WAIT = 64, 300.0
+BEAT = 15.0  # seconds after which a comment keeps a quiet stream open
+
+
+async def _requests(call: ClientCall) -> Response:
+    now = time.monotonic()
+    return answer(
+        {
+            "object": "list",
+            "data": [
+                {
+                    "id": one.number,
+                    "object": "request",
+                    "model": one.model,
+                    "route": one.route,
+                    "seconds": round(now - one.began, 3),
+                    "prompt_tokens": sum(len(group.prompt) for group in one.groups),
+                    "completion_tokens": sum(len(b.ids) for group in one.groups for b in group.builders),
+                }
+                for one in call.live.seen_by(call.viewer)
+            ],
+        }
+    )
+
+
+async def _trace(call: ClientCall) -> Response:
+    query = call.request.query_params
+    names = query.getlist("points")
+    if not 1 <= len(names) <= MOST_POINTS:
+        raise InvalidRequest(
+            f"points={brief(names)}: name 1 to {MOST_POINTS} points, such as blocks.*.residual"
+        )
+    limit = whole("limit", _number("limit", query.get("limit", str(LIMIT)), int), 1, 1 << 16)
+    wait = real("wait", _number("wait", query.get("wait", "0"), float), 0.0, MOST_WAIT)
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+
+    def notify() -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(ready.set)
+
+    def begin(found: LiveRequest) -> tuple[LiveRequest, list[TraceStream]]:
+        streams = [TraceStream(found.llm.points, names, limit, notify) for _ in found.groups]
+        for group, stream in zip(found.groups, streams):
+            group.attach(stream.probes(len(group.builders)))
+        return found, streams
+
+    number = call.request.path_params["number"]
+    found, streams = await call.live.meet(number, call.viewer, wait, begin)
+    headers = {"Cache-Control": "no-cache"}
+    return StreamingResponse(_events(found, streams, ready), media_type="text/event-stream", headers=headers)
+
+
+def _number(name: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise InvalidRequest(f"{name}={brief(text)}: must be a number") from None
+
+
+async def _events(
+    found: LiveRequest, streams: list[TraceStream], ready: asyncio.Event
+) -> AsyncGenerator[bytes, None]:
+    ended = asyncio.ensure_future(found.ended.wait())
+    try:
+        points = [
+            {"name": one.name, "shape": one.point.shape, "dtype": one.point.dtype, "heads": list(one.heads)}
+            for one in streams[0].selected
+        ]
+        yield _event(
+            "begin", {"version": VERSION, "request": found.number, "model": found.model, "points": points}
+        )
+        told = [[0] * len(group.builders) for group in found.groups]
+        dropped = 0
+        while True:
+            over = found.ended.is_set()
+            ready.clear()
+            for number, stream in enumerate(streams):
+                for frame in stream.frames():
+                    yield _event(
+                        "values", {"choice": _choice(found, number, frame.sequence), **_values(frame)}
+                    )
+            for event in _tokens(found, told):
+                yield event
+            if (lost := sum(stream.dropped for stream in streams)) > dropped:
+                yield _event("dropped", {"frames": lost - dropped})
+                dropped = lost
+            if over:
+                break
+            waiter = asyncio.ensure_future(ready.wait())
+            done, _ = await asyncio.wait({ended, waiter}, timeout=BEAT, return_when=asyncio.FIRST_COMPLETED)
+            waiter.cancel()
+            if not done:
+                yield b": quiet\n\n"
+        yield _event("end", {"frames_dropped": dropped})
+    finally:
+        ended.cancel()
+        for stream in streams:
+            stream.close()
+
+
+def _choice(found: LiveRequest, group: int, sequence: int) -> int:
+    """The number of a sequence among those of all groups, as the answer's choices are numbered."""
+    return sum(len(one.builders) for one in found.groups[:group]) + sequence
+
+
+def _tokens(found: LiveRequest, told: list[list[int]]) -> list[bytes]:
+    """Events of the tokens that have come since the last time."""
+    events = []
+    for number, group in enumerate(found.groups):
+        for sequence, builder in enumerate(group.builders):
+            for at in range(told[number][sequence], len(builder.ids)):
+                token = builder.ids[at]
+                body = {
+                    "choice": _choice(found, number, sequence),
+                    "position": len(group.prompt) + at,
+                    "id": token,
+                    "text": found.llm.tokenizer.decode([token], skip_special=False),
+                }
+                events.append(_event("token", body))
+            told[number][sequence] = len(builder.ids)
+    return events
+
+
+def _values(frame: TraceFrame) -> dict[str, Any]:
+    return {
+        "point": frame.selected.name,
+        "first": frame.positions.start,
+        "shape": list(frame.values.shape),
+        "dtype": frame.selected.point.dtype,
+        "data": base64.b64encode(
+            frame.values.astype(frame.values.dtype.newbyteorder("<")).tobytes()
+        ).decode(),
+    }
+
+
+def _event(kind: str, body: dict[str, Any]) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps(body)}\n\n".encode()
+
+
+LIVE = Api(
+    "live",
+    {
+        "GET /v1/requests": Route(_requests, "The requests that run, of the caller's key."),
+        "GET /v1/requests/{number}/trace": Route(
+            _trace, "The values of a request that runs, as it computes them.", stream="text/event-stream"
+        ),
+    },
+    error_body,
+    prefixes=("/v1/requests",),
+)

@@ -1,0 +1,116 @@
+"""A trace that is read while the request runs: frames of values, of which a slow reader loses some.
+
+A frame is what a step has recorded of a point in one sequence. At most ``limit`` frames wait; further ones are dropped
+and counted, so that a reader never holds up a step or fills memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.trace.points import Point
+from pellucid.trace.recorder import Recording, SequenceProbe, patterns_of, values_of
+from pellucid.trace.selection import Selected, select
+from pellucid.util.checks import whole
+
+LIMIT, MOST_LIMIT = 256, 1 << 16
+
+
+@dataclass(frozen=True)
+class TraceFrame:
+    """Values of a point at ``positions`` of sequence number ``sequence``: (n, ...); of a pattern (n, heads, tokens)."""
+
+    sequence: int
+    selected: Selected
+    positions: range
+    values: NDArray[Any]
+
+
+class TraceStream:
+    """What is recorded of a request while it runs. Iterate over ``frames``; ``close`` ends it for both sides.
+
+    ``notify`` is called, in the engine's thread, when frames are there or the stream has ended.
+
+    Raises:
+        InvalidRequest: a name stands for no point.
+    """
+
+    def __init__(
+        self,
+        points: Mapping[str, Point],
+        wanted: Sequence[str],
+        limit: int = LIMIT,
+        notify: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.limit = whole("limit", limit, 1, MOST_LIMIT)
+        self.selected = select(points, wanted)
+        self._recording = Recording(self.selected, [])
+        self._notify, self._lock = notify, threading.Lock()
+        self._waiting: deque[tuple[int, str | int, range, NDArray[np.float32]]] = deque()
+        self.dropped = 0
+        """Frames that nobody has read in time."""
+        self.closed = False
+
+    def probes(self, count: int) -> list[SequenceProbe]:
+        """Probes for the sequences of a request."""
+        return [_StreamedProbe(self._recording, self, number) for number in range(count)]
+
+    def put(self, sequence: int, what: str | int, positions: range, block: NDArray[np.float32]) -> None:
+        """A step has recorded a block: of a kind of rows, or of a pattern tap by its number."""
+        with self._lock:
+            if self.closed or len(self._waiting) >= self.limit:
+                self.dropped += not self.closed
+                return
+            self._waiting.append((sequence, what, positions, block))
+        self._notify()
+
+    def frames(self) -> Iterator[TraceFrame]:
+        """The frames that wait."""
+        while self._waiting:
+            with self._lock:
+                sequence, what, positions, block = self._waiting.popleft()
+            parts: Iterator[tuple[Selected, range, NDArray[Any]]]
+            if isinstance(what, int):
+                parts = patterns_of(self._recording, what, positions, block)
+            else:
+                parts = values_of(self._recording, what, positions, block)
+            for selected, own, values in parts:
+                yield TraceFrame(sequence, selected, own, values)
+
+    def close(self) -> None:
+        """Nobody reads it any more."""
+        with self._lock:
+            self.closed = True
+            self._waiting.clear()
+
+
+class _StreamedProbe(SequenceProbe):
+    """Records one sequence into a stream. What the prefix cache has is not computed for it, and not recorded."""
+
+    def __init__(self, recording: Recording, stream: TraceStream, number: int) -> None:
+        super().__init__(recording, lambda nbytes: False)
+        self._stream, self._number = stream, number
+
+    @property
+    def first_recorded(self) -> int | None:
+        """As in ``Probe``: a request that somebody looks at costs no more than it would."""
+        return None
+
+    def positions(self, start: int, stop: int) -> range:
+        """As in ``Probe``: none when nobody reads any more."""
+        return range(start, start) if self._stream.closed else super().positions(start, stop)
+
+    def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
+        """As in ``Probe``."""
+        self._stream.put(self._number, rows, positions, values)
+
+    def take_pattern(self, number: int, positions: range, rows: NDArray[np.float32]) -> None:
+        """As in ``Probe``."""
+        self._stream.put(self._number, number, positions, rows)

@@ -1,0 +1,231 @@
+"""Requests that run can be looked at by their number: their values, as they are computed, by those who may."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from support.served import Served, models_folder, serving
+
+from pellucid.serve.guard import AccessRules
+from pellucid.trace.stream import TraceStream
+
+PROMPT = "to see that it rains in the east"
+BODY = {"model": "one", "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models_folder(tmp_path_factory.mktemp("live"))
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[Served]:
+    with serving(folder) as made:
+        httpx.post(f"{made.url}/v1/completions", json=BODY, timeout=60)  # loads the model
+        yield made
+
+
+def events_of(
+    url: str, number: str, headers: dict[str, str] | None = None, **query: Any
+) -> list[tuple[str, Any]]:
+    """All events of a request's trace."""
+    found, kind = list[tuple[str, Any]](), ""
+    asked = httpx.stream(
+        "GET", f"{url}/v1/requests/{number}/trace", params={"wait": 20, **query}, headers=headers, timeout=60
+    )
+    with asked as answer:
+        assert answer.status_code == 200, answer.read()
+        for line in answer.iter_lines():
+            name, _, value = line.partition(": ")
+            if name == "event":
+                kind = value
+            elif name == "data":
+                found.append((kind, json.loads(value)))
+    return found
+
+
+def watched(
+    served: Served, number: str, body: dict[str, Any], **query: Any
+) -> tuple[list[tuple[str, Any]], Any]:
+    """A request, and the events of its trace, which is waited for before the request comes."""
+    events: list[tuple[str, Any]] = []
+    viewer = threading.Thread(target=lambda: events.extend(events_of(served.url, number, **query)))
+    viewer.start()
+    answer = httpx.post(
+        f"{served.url}/v1/completions", json=body, headers={"X-Request-Id": number}, timeout=60
+    )
+    viewer.join(60)
+    return events, answer
+
+
+def arrays_of(events: list[tuple[str, Any]], point: str, choice: int = 0) -> dict[int, np.ndarray]:
+    """The rows of a point by position."""
+    rows = {}
+    for kind, body in events:
+        if kind == "values" and (body["point"], body["choice"]) == (point, choice):
+            raw = np.frombuffer(base64.b64decode(body["data"]), "<f4").reshape(body["shape"])
+            rows.update({body["first"] + i: row for i, row in enumerate(raw)})
+    return rows
+
+
+def test_a_request_is_watched_and_its_answer_does_not_change(served: Served) -> None:
+    plain = httpx.post(f"{served.url}/v1/completions", json=BODY).json()
+    served.llm().runner.empty_prefix_cache()
+    points = ["blocks.0.residual", "blocks.1.attention.pattern[heads=1]"]
+    events, answer = watched(served, "mine-1", BODY, points=points, limit=4096)
+    assert answer.headers["X-Request-Id"] == "mine-1"
+    assert answer.json()["choices"] == plain["choices"]
+    kinds = [kind for kind, _ in events]
+    assert kinds[0] == "begin"
+    assert kinds[-1] == "end"
+    assert events[0][1]["version"] == 1
+    assert [one["name"] for one in events[0][1]["points"]] == [points[0], "blocks.1.attention.pattern"]
+    with served.llm().trace(*points) as trace:
+        made = served.llm().generate(PROMPT, temperature=0, ignore_eos=True, max_new_tokens=24, top_p=1.0)
+    tokens = [body for kind, body in events if kind == "token"]
+    assert [one["id"] for one in tokens] == made.ids
+    assert "".join(one["text"] for one in tokens) or made.text == ""
+    assert tokens[0]["position"] == len(served.llm().inputs.prompt(PROMPT))
+    rows = arrays_of(events, "blocks.0.residual")
+    expected = trace["blocks.0.residual"][0]
+    assert len(rows) > 10
+    for position, row in rows.items():
+        if position < len(expected):  # what was proposed and not taken is computed too
+            assert np.array_equal(row, expected[position])
+    patterns = arrays_of(events, "blocks.1.attention.pattern")
+    for position, row in patterns.items():
+        if position < len(expected):
+            own = trace["blocks.1.attention.pattern"][0, 0, position]
+            assert np.array_equal(row[0][: position + 1], own[: position + 1])
+    assert events[-1][1] == {"frames_dropped": 0}
+
+
+def test_the_openai_client_makes_requests_that_can_be_watched(served: Served) -> None:
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none")
+    events: list[tuple[str, Any]] = []
+    viewer = threading.Thread(
+        target=lambda: events.extend(events_of(served.url, "chat-7", points="blocks.*.residual", limit=4096))
+    )
+    viewer.start()
+    stream = client.chat.completions.create(
+        model="one", messages=[{"role": "user", "content": "Hi"}], max_tokens=12, n=2, stream=True, seed=3,
+        extra_headers={"X-Request-Id": "chat-7"}, extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    for _ in stream:
+        pass
+    viewer.join(60)
+    assert {body["choice"] for kind, body in events if kind == "token"} == {0, 1}
+    assert arrays_of(events, "blocks.1.residual", 0)
+    assert arrays_of(events, "blocks.1.residual", 1)
+    assert served.pages_in_use() == 0
+
+
+def test_a_slow_viewer_loses_frames_and_is_told(served: Served) -> None:
+    points = served.llm().points
+    stream = TraceStream(points, ["blocks.0.residual"], limit=3)
+    (probe,) = stream.probes(1)
+    for position in range(10):
+        probe.take("tokens", range(position, position + 1), np.zeros((1, 64), np.float32))
+    assert stream.dropped == 7
+    assert [frame.positions.start for frame in stream.frames()] == [0, 1, 2]
+    stream.close()
+    assert probe.positions(0, 5) == range(0)
+    assert list(stream.frames()) == []
+
+
+def test_what_is_refused(served: Served) -> None:
+    url = f"{served.url}/v1/requests"
+    for path, status, problem in (
+        ("none/trace?points=embed", 404, "none with this number runs"),
+        ("none/trace", 400, "name 1 to 64 points"),
+        ("none/trace?points=embed&limit=x", 400, "limit='x'"),
+        ("none/trace?points=embed&wait=1e9", 400, "wait="),
+    ):
+        answer = httpx.get(f"{url}/{path}")
+        assert answer.status_code == status, answer.text
+        assert problem in answer.json()["error"]["message"]
+    bad = httpx.post(f"{served.url}/v1/completions", json=BODY, headers={"X-Request-Id": "a b"})
+    assert bad.status_code == 400
+    assert "X-Request-Id" in bad.json()["error"]["message"]
+    events, answer = watched(served, "ok", BODY, points="embed")
+    assert answer.status_code == 200
+    assert events[-1][0] == "end"
+
+
+def test_a_name_that_stands_for_nothing_is_an_error_with_the_nearest(served: Served) -> None:
+    answers: list[httpx.Response] = []
+
+    def look() -> None:
+        asked = f"{served.url}/v1/requests/wrong/trace?points=blocks.0.residul&wait=20"
+        answers.append(httpx.get(asked, timeout=60))
+
+    viewer = threading.Thread(target=look)
+    viewer.start()
+    httpx.post(f"{served.url}/v1/completions", json=BODY, headers={"X-Request-Id": "wrong"}, timeout=60)
+    viewer.join(60)
+    assert answers[0].status_code == 400
+    assert "blocks.0.residual" in answers[0].json()["error"]["message"]
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_only_those_who_may_see_a_request(folder: Path) -> None:
+    with serving(folder, AccessRules(["one", "two"], admins=["root"])) as served:
+
+        def seen(key: str) -> list[str]:
+            answer = httpx.get(f"{served.url}/v1/requests", headers={"x-api-key": key})
+            assert answer.status_code == 200
+            return [one["id"] for one in answer.json()["data"]]
+
+        # Its events fill the connection, so that it waits for its reader.
+        body = {
+            "model": "one",
+            "messages": [{"role": "user", "content": "Hi"}],
+            "max_tokens": 900,
+            "n": 8,
+            "stream": True,
+            "logprobs": True,
+            "top_logprobs": 20,
+            "ignore_eos": True,
+        }
+        headers = {"x-api-key": "one", "X-Request-Id": "secret-1"}
+        with httpx.stream(
+            "POST", f"{served.url}/v1/chat/completions", json=body, headers=headers, timeout=60
+        ) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            assert seen("one") == ["secret-1"]
+            assert seen("two") == []
+            assert seen("root") == ["secret-1"]
+            assert httpx.get(f"{served.url}/v1/requests").status_code == 401
+            asked = f"{served.url}/v1/requests/secret-1/trace?points=embed"
+            assert httpx.get(asked, headers={"x-api-key": "two"}).status_code == 404
+            with httpx.stream("GET", asked, headers={"x-api-key": "root"}) as looked:
+                assert looked.status_code == 200
+            again = httpx.post(f"{served.url}/v1/completions", json=BODY, headers=headers)
+            assert again.status_code == 400
+            assert "runs already" in again.json()["error"]["message"]
+        wait_until(lambda: seen("root") == [])
+    with serving(folder, AccessRules(admins=["root"])) as served:
+        assert httpx.post(f"{served.url}/v1/completions", json=BODY, timeout=60).status_code == 200
+        with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            assert httpx.get(f"{served.url}/v1/requests").json()["data"] == []
+            seen_by_root = httpx.get(f"{served.url}/v1/requests", headers={"x-api-key": "root"})
+            assert len(seen_by_root.json()["data"]) == 1
