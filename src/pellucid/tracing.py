@@ -24,7 +24,8 @@ from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import EditOf
 from pellucid.trace.model import token_of
-from pellucid.trace.points import Point, points_of
+from pellucid.trace.outputs import all_points
+from pellucid.trace.points import Point
 from pellucid.trace.recorded import RecordedRun, plain_options
 from pellucid.trace.trace import BUDGET, Trace
 from pellucid.util.checks import whole
@@ -79,7 +80,7 @@ class TracingModel:
     @property
     def points(self) -> dict[str, Point]:
         """The values of a run that can be traced and edited, by name, in the order of the pipeline."""
-        return points_of(self.plan)
+        return all_points(self.plan)
 
     @contextmanager
     def trace(self, *points: str, edits: Sequence[EditOf] = (), budget: int = BUDGET) -> Iterator[Trace]:

@@ -74,9 +74,8 @@ class Served:
         self.models = ModelPool(NAMES, load, limit)
         listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        config = uvicorn.Config(
-            create_app(self.models, rules), log_level="warning", timeout_graceful_shutdown=5
-        )
+        self.app = create_app(self.models, rules)
+        config = uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=5)
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]})
         self.thread.start()

@@ -31,9 +31,28 @@ def test_the_python_block_runs() -> None:
 @pytest.mark.model
 @pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "docs").glob("*.md"))])
 def test_the_python_blocks_of_a_document_run_one_after_the_other(name: str) -> None:
+    run_blocks(ROOT / "docs" / name)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "docs" / "guides").glob("see-*.md"))])
+def test_the_python_blocks_of_a_worked_example_run_one_after_the_other(name: str) -> None:
+    assert run_blocks(ROOT / "docs" / "guides" / name)
+
+
+def run_blocks(path: Path) -> int:
+    """Run the python blocks of a document in one scope, and return how many there are."""
     scope: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL):
-        exec(compile(block, name, "exec"), scope)
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    for block in blocks:
+        exec(compile(block, path.name, "exec"), scope)
+    return len(blocks)
+
+
+def test_the_worked_examples_are_linked() -> None:
+    text = (ROOT / "docs" / "tracing.md").read_text(encoding="utf-8")
+    for path in (ROOT / "docs" / "guides").glob("see-*.md"):
+        assert f"(guides/{path.name})" in text, path.name
 
 
 def test_every_step_and_option_is_in_the_document_of_sampling() -> None:

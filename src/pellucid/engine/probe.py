@@ -12,9 +12,10 @@ class SequenceWatch(Probe, Protocol):
     """The probe of one sequence.
 
     ``tokens`` returns the tokens that the sequence has read. ``error`` is what went wrong in an edit; the request fails
-    with it.
+    with it. ``outputs`` is set to what collects the tokens that the sequence generates.
     """
 
+    outputs: Any
     tokens: Callable[[], Sequence[int]]
     error: BaseException | None
 
@@ -27,7 +28,11 @@ class Watching(Protocol):
     """What is watched and changed in the sequences of a request.
 
     ``first_output`` is the first position whose logits are recorded, or what leads to them (None: of none).
+    ``watches_chain``: what the sampler's chain does for each token is recorded.
     """
+
+    @property
+    def watches_chain(self) -> bool: ...
 
     @property
     def first_output(self) -> int | None: ...

@@ -134,10 +134,12 @@ class RequestGroup:
                 for token in begun:
                     sampler.accept(token)
         limit = inputs.answer_limit(ids, options.max_new_tokens)
+        if watching is not None and watching.watches_chain:
+            options = replace(options, watch=True)
         self.builders = [OutputBuilder(chain, options) for chain in chains]
         probes = watching.begin(len(ids), len(chains)) if watching else []
         for probe, builder in zip(probes, self.builders):
-            probe.tokens = partial(_read, ids, builder)
+            probe.tokens, probe.outputs = partial(_read, ids, builder), builder
         # A state cannot be taken back by a few tokens.
         can_go_back = not engine.runner.has_states
         speculates = options.prompt_lookup and can_go_back

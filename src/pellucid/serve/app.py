@@ -50,7 +50,9 @@ def create_app(models: ModelPool, rules: AccessRules) -> Starlette:
         )
         middleware.insert(0, cors)
     handlers: dict[Any, Any] = {HTTPException: _no_route, Exception: _failed}
-    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=handlers)
+    app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=handlers)
+    app.state.live = live
+    return app
 
 
 async def _no_route(request: Request, error: HTTPException) -> Response:

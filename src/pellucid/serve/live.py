@@ -71,6 +71,10 @@ class LiveRequests:
             del self._running[number]
             request.ended.set()
 
+    def expects(self, number: str) -> bool:
+        """Whether somebody waits for a request."""
+        return number in self._expected
+
     def seen_by(self, viewer: Viewer) -> list[LiveRequest]:
         """The requests that somebody may see."""
         return [one for one in self._running.values() if viewer.may_see(one)]

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pellucid.plan.plan import LETTER, Operation, Plan, RowKind, View
 
-PointKind = Literal["value", "pattern", "scores"]
+PointKind = Literal["value", "pattern", "scores", "output"]
 RESIDUAL = "x"
 """The buffer of the residual stream."""
 HIDDEN_KERNELS = ("quantize", "pick", "heads")
@@ -112,7 +112,8 @@ class Point:
 
     ``operation`` is the number of the operation that makes it in the plan without passes, ``write`` which of that
     operation's buffers it is in, as ``view`` says. Patterns and scores have a row for each head and token. Only the
-    ``rows`` of this kind have it: values behind the last block are computed where logits are wanted.
+    ``rows`` of this kind have it: values behind the last block are computed where logits are wanted. Points of kind
+    "output" are not the plan's, and say by ``said`` and ``measured`` what they are (``trace/outputs.py``).
     """
 
     name: str
@@ -124,6 +125,8 @@ class Point:
     dtype: str
     letters: tuple[str, ...]
     sizes: tuple[int, ...]
+    said: str = ""
+    measured: str = ""
 
     def __repr__(self) -> str:
         return f"Point({self.name}, {self.shape} {self.dtype}: {self.about})"
@@ -131,8 +134,10 @@ class Point:
     @property
     def shape(self) -> str:
         """The shape with its sizes: "(B, T, H 9, K 64)"; of a pattern "(B, H 9, T, T')", from query to key."""
-        if self.kind != "value":
+        if self.kind in ("pattern", "scores"):
             return f"(B, H {self.sizes[0]}, T, T')"
+        if self.kind == "output":
+            return f"(B, N{''.join(f', {size}' for size in self.sizes)})"
         rows = {"tokens": "T", "outputs": "T", "sequences": ""}.get(self.rows, LETTER[self.rows])
         sized = [f"{letter} {size}" if size else letter for letter, size in zip(self.letters, self.sizes)]
         return f"({', '.join(part for part in ('B', rows, *sized) if part)})"
@@ -142,7 +147,8 @@ class Point:
         """What it is, in a few words."""
         kind = _kind(self.name)
         return (
-            ABOUT.get(kind)
+            self.said
+            or ABOUT.get(kind)
             or ABOUT.get(kind.rstrip(".0123456789"))
             or "what the operation of this name makes"
         )
@@ -150,7 +156,7 @@ class Point:
     @property
     def unit(self) -> str:
         """The unit of its numbers, "" for those of the model's own space."""
-        return UNITS.get(_kind(self.name), "")
+        return self.measured or UNITS.get(_kind(self.name), "")
 
     @property
     def heads(self) -> int:

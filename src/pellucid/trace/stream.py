@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.trace.points import Point
-from pellucid.trace.recorder import Recording, SequenceProbe, patterns_of, values_of
+from pellucid.trace.recorder import SequenceProbe
+from pellucid.trace.recording import Recording, patterns_of, values_of
 from pellucid.trace.selection import Selected, select
 from pellucid.util.checks import whole
 

@@ -18,7 +18,8 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.edits import EditOf
 from pellucid.trace.points import Point
-from pellucid.trace.recorder import Recording, SequenceProbe
+from pellucid.trace.recorder import SequenceProbe
+from pellucid.trace.recording import Recording
 from pellucid.trace.selection import Selected, select
 from pellucid.util.checks import whole
 
@@ -192,6 +193,11 @@ class Trace(Mapping[str, NDArray[Any]]):
             )
 
     @property
+    def watches_chain(self) -> bool:
+        """Whether it records what the sampler's chain does."""
+        return self._recording.watches_chain
+
+    @property
     def first_output(self) -> int | None:
         """The first position whose logits are recorded, or what leads to them; None: of none."""
         return self._recording.first_output
@@ -209,6 +215,11 @@ class EditedTrace:
 
     def __init__(self, trace: Trace, recording: Recording) -> None:
         self._trace, self._recording = trace, recording
+
+    @property
+    def watches_chain(self) -> bool:
+        """As in ``Trace``."""
+        return self._recording.watches_chain
 
     @property
     def first_output(self) -> int | None:

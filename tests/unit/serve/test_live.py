@@ -35,6 +35,18 @@ def served(folder: Path) -> Iterator[Served]:
         yield made
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def expected(served: Served, number: str) -> None:
+    """Wait until somebody waits for a request."""
+    wait_until(lambda: served.app.state.live.expects(number))
+
+
 def events_of(
     url: str, number: str, headers: dict[str, str] | None = None, **query: Any
 ) -> list[tuple[str, Any]]:
@@ -61,6 +73,7 @@ def watched(
     events: list[tuple[str, Any]] = []
     viewer = threading.Thread(target=lambda: events.extend(events_of(served.url, number, **query)))
     viewer.start()
+    expected(served, number)
     answer = httpx.post(
         f"{served.url}/v1/completions", json=body, headers={"X-Request-Id": number}, timeout=60
     )
@@ -97,14 +110,14 @@ def test_a_request_is_watched_and_its_answer_does_not_change(served: Served) -> 
     assert "".join(one["text"] for one in tokens) or made.text == ""
     assert tokens[0]["position"] == len(served.llm().inputs.prompt(PROMPT))
     rows = arrays_of(events, "blocks.0.residual")
-    expected = trace["blocks.0.residual"][0]
+    recorded = trace["blocks.0.residual"][0]
     assert len(rows) > 10
     for position, row in rows.items():
-        if position < len(expected):  # what was proposed and not taken is computed too
-            assert np.array_equal(row, expected[position])
+        if position < len(recorded):  # what was proposed and not taken is computed too
+            assert np.array_equal(row, recorded[position])
     patterns = arrays_of(events, "blocks.1.attention.pattern")
     for position, row in patterns.items():
-        if position < len(expected):
+        if position < len(recorded):
             own = trace["blocks.1.attention.pattern"][0, 0, position]
             assert np.array_equal(row[0][: position + 1], own[: position + 1])
     assert events[-1][1] == {"frames_dropped": 0}
@@ -117,6 +130,7 @@ def test_the_openai_client_makes_requests_that_can_be_watched(served: Served) ->
         target=lambda: events.extend(events_of(served.url, "chat-7", points="blocks.*.residual", limit=4096))
     )
     viewer.start()
+    expected(served, "chat-7")
     stream = client.chat.completions.create(
         model="one", messages=[{"role": "user", "content": "Hi"}], max_tokens=12, n=2, stream=True, seed=3,
         extra_headers={"X-Request-Id": "chat-7"}, extra_body={"ignore_eos": True},
@@ -171,17 +185,11 @@ def test_a_name_that_stands_for_nothing_is_an_error_with_the_nearest(served: Ser
 
     viewer = threading.Thread(target=look)
     viewer.start()
+    expected(served, "wrong")
     httpx.post(f"{served.url}/v1/completions", json=BODY, headers={"X-Request-Id": "wrong"}, timeout=60)
     viewer.join(60)
     assert answers[0].status_code == 400
     assert "blocks.0.residual" in answers[0].json()["error"]["message"]
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_only_those_who_may_see_a_request(folder: Path) -> None:

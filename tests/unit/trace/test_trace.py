@@ -59,7 +59,7 @@ def test_speculation_and_the_prefix_cache_change_no_recorded_bit(llm: LLM) -> No
     for lookup in (True, False, True):
         with llm.trace("**") as trace:
             llm.generate(PROMPT * 3, prompt_lookup=lookup, **{**HOW, "max_new_tokens": 40})
-        found.append({name: trace[name].tobytes() for name in trace})
+        found.append({name: trace[name].tobytes() for name in trace if name != "timings.tokens"})
     assert found[0] == found[1] == found[2]
 
 
@@ -312,10 +312,40 @@ def test_a_part_of_a_point_is_that_part(llm: LLM, wanted: str) -> None:
     assert np.array_equal(part[name][0], values)
 
 
+def test_what_the_chain_does_is_recorded(llm: LLM) -> None:
+    how: dict[str, Any] = {
+        **HOW,
+        "max_new_tokens": 9,
+        "temperature": 0.7,
+        "top_k": 20,
+        "top_p": 0.9,
+        "seed": 4,
+    }
+    watched = llm.generate(PROMPT, watch=True, **how)
+    with llm.trace("sample.*", "detokenize.ids", "timings.tokens") as trace:
+        made = llm.generate(PROMPT, **how)
+    assert (made.ids, made.trace) == (watched.ids, None)
+    assert trace["detokenize.ids"].tolist() == [made.ids]
+    assert watched.trace is not None
+    for name in ("entropy", "probability", "rank", "final_probability", "number"):
+        expected = [getattr(one, name) for one in watched.trace]
+        assert np.allclose(trace[f"sample.{name}"][0], expected)
+    kept = [next(step.left for step in one.steps if step.name == "top_k") for one in watched.trace]
+    assert trace["sample.top_k"].shape == (1, 9, 6)
+    assert trace["sample.top_k"][0, :, 1].tolist() == kept
+    assert np.isnan(trace["sample.dry"]).all()
+    times = trace["timings.tokens"][0]
+    assert (np.diff(times) >= 0).all()
+    with pytest.raises(InvalidRequest, match="has no parts"), llm.trace("sample.top_k[dims=1]"):
+        pass
+    with pytest.raises(InvalidRequest, match="changed by its options"):
+        llm.generate(PROMPT, edits=[ablate("sample.top_k")], **HOW)
+
+
 def test_points_say_what_they_are(llm: LLM) -> None:
     points = llm.points
     assert next(iter(points)) == "embed"
-    assert list(points)[-1] == "project.logits"
+    assert list(points)[-1] == "timings.tokens"
     assert points["blocks.0.attention.q"].shape == "(B, T, H 4, K 16)"
     assert points["blocks.0.attention.pattern"].shape == "(B, H 4, T, T')"
     assert all(len(repr(point).splitlines()) == 1 for point in points.values())

@@ -29,10 +29,10 @@ def command(
     A shape has B sequences, T tokens and the model's own dimensions: D its width, H heads, G key/value heads, K and V
     the widths of their vectors, F neurons, E experts of which C are chosen.
     """
-    from pellucid.trace.points import points_of
+    from pellucid.trace.outputs import all_points
     from pellucid.trace.selection import select
 
-    points = points_of(common.plan(model, precise, None))
+    points = all_points(common.plan(model, precise, None))
     wanted = [one.point for one in select(points, [name])] if name is not None else list(points.values())
     rows = [
         {"name": one.name, "shape": one.shape, "dtype": one.dtype, "unit": one.unit, "about": one.about}

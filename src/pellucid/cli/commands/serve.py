@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+
+if TYPE_CHECKING:
+    from pellucid.serve.guard import AccessRules
 
 
 def command(
@@ -64,19 +67,13 @@ def command(
 
     The first named model is loaded now, others when they are asked for.
     """
-    import os
-
     from pellucid.runtime.memory import machine_bytes
-    from pellucid.serve.guard import LOOPBACK, AccessRules
     from pellucid.serve.run import Settings, serve
     from pellucid.util.checks import real, whole
 
     whole("port", port, 0, 65535)
     limit = 0.75 * machine_bytes() if memory is None else real("memory", memory, 0.0, 1e6, above=True) * 1e9
-    keys = [*(key or []), *filter(None, [os.environ.get("PELLUCID_KEY")])]
-    admins = [*(admin_key or []), *filter(None, [os.environ.get("PELLUCID_ADMIN_KEY")])]
-    hosts = [*LOOPBACK, *(allow_host or [])] if host in LOOPBACK else list(allow_host or [])
-    waiting = whole("queue", queue, 1, 1 << 20)
+    rules, waiting = _rules(host, key, admin_key, allow_host, allow_origin), whole("queue", queue, 1, 1 << 20)
 
     def load(name: str) -> Any:
         llm = common.load(
@@ -95,7 +92,25 @@ def command(
 
     names = list(dict.fromkeys(models or _all(pull)))
     settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
-    serve(names, load, int(limit), AccessRules(keys, hosts, allow_origin or [], admins), settings)
+    serve(names, load, int(limit), rules, settings)
+
+
+def _rules(
+    host: str,
+    keys: list[str] | None,
+    admins: list[str] | None,
+    hosts: list[str] | None,
+    origins: list[str] | None,
+) -> AccessRules:
+    """Who may ask; keys are in the environment too."""
+    import os
+
+    from pellucid.serve.guard import LOOPBACK, AccessRules
+
+    own = [*(keys or []), *filter(None, [os.environ.get("PELLUCID_KEY")])]
+    all_seeing = [*(admins or []), *filter(None, [os.environ.get("PELLUCID_ADMIN_KEY")])]
+    allowed = [*LOOPBACK, *(hosts or [])] if host in LOOPBACK else list(hosts or [])
+    return AccessRules(own, allowed, origins or [], all_seeing)
 
 
 def _all(pull: bool) -> list[str]:
