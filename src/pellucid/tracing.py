@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -27,6 +27,7 @@ from pellucid.trace.model import token_of
 from pellucid.trace.outputs import all_points
 from pellucid.trace.points import Point
 from pellucid.trace.recorded import RecordedRun, plain_options
+from pellucid.trace.stream import FrameReader, TraceFrame, TraceStream
 from pellucid.trace.trace import BUDGET, Trace
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
@@ -83,7 +84,13 @@ class TracingModel:
         return all_points(self.plan)
 
     @contextmanager
-    def trace(self, *points: str, edits: Sequence[EditOf] = (), budget: int = BUDGET) -> Iterator[Trace]:
+    def trace(
+        self,
+        *points: str,
+        edits: Sequence[EditOf] = (),
+        budget: int = BUDGET,
+        on: Callable[[TraceFrame], object] | None = None,
+    ) -> Iterator[Trace]:
         """Record values of all that runs inside a ``with`` statement, in the same thread or asyncio task.
 
             with llm.trace("blocks.*.residual", "blocks.5.attention.pattern[heads=0,3]") as t:
@@ -94,17 +101,26 @@ class TracingModel:
             points: names of points, with ``*`` for a part of a name, and parts of them (``trace/selection.py``).
             edits: what becomes of values (``trace/edits.py``); ``generate(..., edits=[...])`` is for one request.
             budget: the bytes that the trace may take.
+            on: is called with each ``TraceFrame`` soon after its step, in a thread of its own; frames that it is too
+                slow for are dropped (``t.stream.dropped``), and what it raises is raised at the end.
 
         Raises:
             InvalidRequest: a name stands for no point, or an edit does not fit its point; later, a request whose prompt
                 does not fit into the budget.
         """
         made = Trace(self.points, points, edits, budget, partial(_piece, self.tokenizer))
+        reader = None
+        if on is not None:
+            made.stream = TraceStream(self.points, points)
+            reader = FrameReader(made.stream, on)
+            made.stream.notify = reader.notify
         before = self._traced.set(made)
         try:
             yield made
         finally:
             self._traced.reset(before)
+            if reader is not None:
+                reader.close()
 
     def record(
         self,

@@ -22,11 +22,13 @@ class SequenceProbe:
     """Records one sequence and changes its values. ``took`` is told the bytes of each block, and may refuse it.
 
     ``error`` is what an edit's function has raised; ``tokens`` returns the tokens that the sequence has read, and
-    ``outputs`` has those that it has generated.
+    ``outputs`` has those that it has generated. ``told`` hears of every block, whether it is kept or not.
     """
 
-    def __init__(self, recording: Recording, took: Callable[[int], bool]) -> None:
-        self.recording, self._took = recording, took
+    def __init__(
+        self, recording: Recording, took: Callable[[int], bool], told: Callable[..., object] | None = None
+    ) -> None:
+        self.recording, self._took, self._told = recording, took, told
         self.error: BaseException | None = None
         self.dropped = 0
         self.tokens: Callable[[], Sequence[int]] = tuple
@@ -62,13 +64,17 @@ class SequenceProbe:
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
+        if self._told is not None:
+            self._told(rows, positions, values)
         if self._room(values.nbytes):
             self._blocks.setdefault(rows, []).append((positions, values))
 
     def take_pattern(self, number: int, positions: range, rows: NDArray[np.float32]) -> None:
         """As in ``Probe``. What edits make of the pattern is recorded."""
+        self._change(self.recording.watch.patterns[number], positions, rows)
+        if self._told is not None:
+            self._told(number, positions, rows)
         if self._room(rows.nbytes):
-            self._change(self.recording.watch.patterns[number], positions, rows)
             self._patterns.setdefault(number, []).append((positions, rows))
 
     def _change(self, tap: PatternTap, positions: range, rows: NDArray[np.float32]) -> None:

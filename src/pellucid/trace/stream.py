@@ -34,6 +34,48 @@ class TraceFrame:
     values: NDArray[Any]
 
 
+class FrameReader:
+    """Calls a function with every frame of a stream, in a thread of its own, until it is closed.
+
+    ``close`` waits until all frames that are there have been read, and raises what the function has raised.
+    """
+
+    def __init__(self, stream: TraceStream, function: Callable[[TraceFrame], object]) -> None:
+        self._stream, self._function = stream, function
+        self._ready, self._over = threading.Event(), False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="pellucid-frames", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Frames are there."""
+        self._ready.set()
+
+    def _work(self) -> None:
+        while True:
+            self._ready.wait()
+            self._ready.clear()
+            over = self._over
+            try:
+                for frame in self._stream.frames():
+                    self._function(frame)
+            except BaseException as error:
+                self._error = error
+                self._stream.close()
+                return
+            if over:
+                return
+
+    def close(self) -> None:
+        """No frame comes any more."""
+        self._over = True
+        self._ready.set()
+        self._thread.join()
+        self._stream.close()
+        if self._error is not None:
+            raise self._error
+
+
 class TraceStream:
     """What is recorded of a request while it runs. Iterate over ``frames``; ``close`` ends it for both sides.
 
@@ -53,7 +95,7 @@ class TraceStream:
         self.limit = whole("limit", limit, 1, MOST_LIMIT)
         self.selected = select(points, wanted)
         self._recording = Recording(self.selected, [])
-        self._notify, self._lock = notify, threading.Lock()
+        self.notify, self._lock = notify, threading.Lock()
         self._waiting: deque[tuple[int, str | int, range, NDArray[np.float32]]] = deque()
         self.dropped = 0
         """Frames that nobody has read in time."""
@@ -70,7 +112,7 @@ class TraceStream:
                 self.dropped += not self.closed
                 return
             self._waiting.append((sequence, what, positions, block))
-        self._notify()
+        self.notify()
 
     def frames(self) -> Iterator[TraceFrame]:
         """The frames that wait."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from pellucid.trace.points import Point
 from pellucid.trace.recorder import SequenceProbe
 from pellucid.trace.recording import Recording
 from pellucid.trace.selection import Selected, select
+from pellucid.trace.stream import TraceStream
 from pellucid.util.checks import whole
 
 BUDGET = 1 << 30  # bytes
@@ -110,6 +112,9 @@ class Trace(Mapping[str, NDArray[Any]]):
                     f"point={brief(one.name)}: two parts of it are selected: select one that has both"
                 )
         self.sequences: list[SequenceTrace] = []
+        self.stream: TraceStream | None = None
+        """Where what is recorded is told while it runs."""
+        self._begun = 0
         self.nbytes = 0
         self._lock, self.piece = threading.Lock(), piece
 
@@ -172,7 +177,7 @@ class Trace(Mapping[str, NDArray[Any]]):
 
     def _begin(self, recording: Recording, tokens: int, count: int) -> list[SequenceProbe]:
         self._refuse_large(recording, tokens)
-        made = [SequenceProbe(recording, self._took) for _ in range(count)]
+        made = [SequenceProbe(recording, self._took, self._teller()) for _ in range(count)]
         with self._lock:
             self.sequences += [SequenceTrace(self, probe) for probe in made]
         return made
@@ -183,6 +188,13 @@ class Trace(Mapping[str, NDArray[Any]]):
         if parent is not None:
             made.follow(parent)
         return made
+
+    def _teller(self) -> Callable[..., object] | None:
+        """What a sequence's probe tells of its blocks; None if nobody listens."""
+        if self.stream is None:
+            return None
+        self._begun += 1
+        return partial(self.stream.put, self._begun - 1)
 
     def _refuse_large(self, recording: Recording, tokens: int) -> None:
         needed, free = recording.bytes_for(tokens), self.budget - self.nbytes

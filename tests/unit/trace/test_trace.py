@@ -342,6 +342,30 @@ def test_what_the_chain_does_is_recorded(llm: LLM) -> None:
         llm.generate(PROMPT, edits=[ablate("sample.top_k")], **HOW)
 
 
+def test_a_function_hears_of_values_while_they_are_computed(llm: LLM) -> None:
+    heard: list[Any] = []
+    with llm.trace("blocks.1.residual", "blocks.0.attention.pattern[heads=2]", on=heard.append) as trace:
+        llm.generate(PROMPT, prompt_lookup=False, **HOW)
+    assert trace.stream is not None
+    assert trace.stream.dropped == 0
+    for frame in heard:
+        expected = trace[frame.selected.name][0]
+        where = slice(frame.positions.start, frame.positions.stop)
+        if frame.selected.point.kind == "pattern":
+            length = frame.values.shape[-1]
+            assert np.array_equal(frame.values[:, 0], expected[0, where, :length])
+        else:
+            assert np.array_equal(frame.values, expected[where])
+    seen = sum(len(frame.positions) for frame in heard if frame.selected.name == "blocks.1.residual")
+    assert seen == len(trace.sequences[0])
+
+    def fails(frame: Any) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"), llm.trace("blocks.1.residual", on=fails):
+        llm.generate(PROMPT, **HOW)
+
+
 def test_points_say_what_they_are(llm: LLM) -> None:
     points = llm.points
     assert next(iter(points)) == "embed"
