@@ -7,7 +7,17 @@ with llm.trace("blocks.*.residual") as t:
 logit_lens(llm, t.sequences[0])
 """
 
-from pellucid.trace.edits import ablate, add, call, replace, scale
+from pellucid.trace.edits import (
+    ablate,
+    add,
+    call,
+    forbid_expert,
+    forbid_token,
+    force_expert,
+    force_token,
+    replace,
+    scale,
+)
 from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.difference import difference
 from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
@@ -23,6 +33,10 @@ __all__ = [
     "attribute",
     "call",
     "difference",
+    "forbid_expert",
+    "forbid_token",
+    "force_expert",
+    "force_token",
     "head_scores",
     "heads_between",
     "logit_lens",

@@ -6,6 +6,8 @@
     replace("blocks.3.residual", values)                            the values of another run
     call("blocks.3.residual", function)                             function(values) in place of the values
     replace("blocks.3.attention.pattern[heads=0]", pattern)         a pattern: (keys,), (H, keys) or (H, T, keys)
+    forbid_expert(3, 17), force_expert(3, 17)                       what a mixture's router chooses in block 3
+    forbid_token(42), force_token(42, tokens="5")                   what comes, or comes after position 5
 
 Values have the shape of the selected part, (T, ...) with a row for each selected position from the first on, or (...)
 for all positions alike. A row that is missing leaves its position unchanged.
@@ -23,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.selection import Selected
-from pellucid.util.checks import real
+from pellucid.util.checks import real, whole
 
 LARGEST = 1e30
 
@@ -79,6 +81,41 @@ def call(where: str, function: Function) -> EditOf:
     if not callable(function):
         raise InvalidRequest(f"function={brief(function)}: must be a function of an array")
     return EditOf(where, function=function)
+
+
+def forbid_expert(block: int, expert: int, tokens: str = ":") -> EditOf:
+    """A mixture's router does not choose an expert, at positions of ``tokens``, such as "3:9"."""
+    return ablate(f"blocks.{block}.feedforward.router[dims={expert}; tokens={tokens}]", -LARGEST)
+
+
+def force_expert(block: int, expert: int, tokens: str = ":") -> EditOf:
+    """A mixture's router chooses an expert: its score becomes that of the best one, and a little more."""
+
+    def best(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        made = scores.copy()
+        most = made.max(-1)
+        made[:, expert] = most + np.maximum(np.abs(most), 1) * np.float32(1e-3)
+        return made
+
+    whole("expert", expert, 0, 1 << 20)
+    return call(f"blocks.{block}.feedforward.router[tokens={tokens}]", best)
+
+
+def forbid_token(token: int, tokens: str = ":") -> EditOf:
+    """A token does not come after the positions ``tokens``."""
+    return ablate(f"project.logits[dims={token}; tokens={tokens}]", -LARGEST)
+
+
+def force_token(token: int, tokens: str) -> EditOf:
+    """A token comes after each of the positions ``tokens``."""
+
+    def only(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        made = np.full_like(logits, -LARGEST)
+        made[:, token] = 0.0
+        return made
+
+    whole("token", token, 0, 1 << 31)
+    return call(f"project.logits[tokens={tokens}]", only)
 
 
 def _numbers(where: str, values: Any) -> NDArray[np.float32]:

@@ -15,7 +15,17 @@ from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 from pellucid.testing import random_model
-from pellucid.trace import ablate, add, call, replace, scale
+from pellucid.trace import (
+    ablate,
+    add,
+    call,
+    forbid_expert,
+    forbid_token,
+    force_expert,
+    force_token,
+    replace,
+    scale,
+)
 
 PROMPT = "to see that it rains in the east, in the east"
 HOW: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True, "logprobs": 0}
@@ -373,6 +383,29 @@ def test_points_say_what_they_are(llm: LLM) -> None:
     assert points["blocks.0.attention.q"].shape == "(B, T, H 4, K 16)"
     assert points["blocks.0.attention.pattern"].shape == "(B, H 4, T, T')"
     assert all(len(repr(point).splitlines()) == 1 for point in points.values())
+
+
+def test_experts_and_tokens_are_forced_and_forbidden(tmp_path: Path) -> None:
+    path = random_model("qwen2moe", tmp_path / "moe.gguf", layers=2, context=256)
+    with pellucid.load(path, threads=2) as mixture:
+        name, how = "blocks.1.feedforward.experts", {**HOW, "max_new_tokens": 4}
+        with mixture.trace(name) as trace:
+            mixture.generate(PROMPT, **how)
+        often = int(np.bincount(trace[name][0].ravel()).argmax())
+        rare = int(np.bincount(trace[name][0].ravel(), minlength=8).argmin())
+        with mixture.trace(name) as trace:
+            mixture.generate(PROMPT, edits=[forbid_expert(1, often)], **how)
+        assert not (trace[name] == often).any()
+        with mixture.trace(name, name.replace("experts", "expert_weights")) as trace:
+            mixture.generate(PROMPT, edits=[force_expert(1, rare, "3:9")], **how)
+        chosen_here = (trace[name][0] == rare).any(-1)
+        assert chosen_here[3:9].all()
+        last = len(mixture.inputs.prompt(PROMPT)) - 1
+        made = mixture.generate(PROMPT, edits=[force_token(70, str(last))], **how)
+        assert made.ids[0] == 70
+        plain = mixture.generate(PROMPT, **how)
+        other = mixture.generate(PROMPT, edits=[forbid_token(plain.ids[0])], **how)
+        assert plain.ids[0] not in other.ids
 
 
 def test_a_trace_of_an_encoder(tmp_path: Path) -> None:
