@@ -76,7 +76,10 @@ def test_a_trace_changes_no_bit_and_neither_do_its_values(runner: ModelRunner) -
     assert not trace.dropped
     whole = {name: trace[name] for name in trace}
     for name, values in whole.items():
-        assert not np.isnan(values).any(), name
+        if points_of(runner.plan)[name].kind == "state":  # after the only step
+            assert not np.isnan(values[:, -1]).any(), name
+        else:
+            assert not np.isnan(values).any(), name
     values = values_of(runner)
     _, probe = traced(runner, edits=[replace(name, whole[name]) for name in values])
     assert run(runner, ids, probe).tobytes() == plain.tobytes()
@@ -139,7 +142,8 @@ def test_the_same_is_recorded_however_a_text_is_cut(runner: ModelRunner) -> None
         parts, probe = traced(runner, "**")
         run(runner, ids, probe, chunks)
         for name in whole:
-            assert parts[name].tobytes() == whole[name].tobytes(), (name, chunks)
+            last = -1 if points_of(runner.plan)[name].kind == "state" else slice(None)
+            assert parts[name][:, last].tobytes() == whole[name][:, last].tobytes(), (name, chunks)
 
 
 def together(

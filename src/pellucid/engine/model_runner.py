@@ -134,7 +134,7 @@ class ModelRunner:
                 self.cache.begin(chunk.table)
             run = partial(self.executor.run, step=self._step.record, small=tokens <= SMALL)
             if watched:
-                watched.run(chunks, run, self._arrays.by_name)
+                watched.run(chunks, run, self._arrays.by_name, self.cache)
             else:
                 run(bound.program)
             for chunk in chunks:

@@ -21,6 +21,7 @@ from pellucid.plan.bind import places
 from pellucid.plan.plan import At, Plan, RowKind
 from pellucid.plan.watched import Site, Watch, watched_plan
 from pellucid.runtime.batch import Chunk, EditEntry, Probe
+from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import Program
 from pellucid.runtime.memory import address
 
@@ -105,7 +106,9 @@ class WatchedProgram:
             if own:
                 yield _TapGroup(rows, tuple(own), starts, sum(widths))
 
-    def run(self, chunks: Sequence[Chunk], run: RunProgram, arrays: dict[str, NDArray[Any]]) -> None:
+    def run(
+        self, chunks: Sequence[Chunk], run: RunProgram, arrays: dict[str, NDArray[Any]], cache: KVCache
+    ) -> None:
         """Run a step, give the probes what they record, and do their edits. ``arrays`` are the buffers by name."""
         keep: list[Any] = []
         parts = list(self._parts(chunks))
@@ -124,6 +127,13 @@ class WatchedProgram:
             _hand_out(own, groups)
         for own, patterns in zip(parts, rows):
             _hand_out_patterns(own, patterns)
+        for own, watch in zip(parts, self._watches):
+            for part in own:
+                last = part.probe.positions(part.stop - 1, part.stop)
+                for number, tap in enumerate(watch.states if len(last) else ()):
+                    table = chunks[part.number].table
+                    state = cache.next_state(table, tap.layer, tap.part, tap.size)
+                    part.probe.take_state(number, last.start, state)
 
     def _parts(self, chunks: Sequence[Chunk]) -> list[list[_ProbeRows]]:
         """The rows of the probes, by their watches."""

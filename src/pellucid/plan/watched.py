@@ -101,13 +101,26 @@ class PatternEdit:
 
 
 @dataclass(frozen=True)
+class StateTap:
+    """A part of the recurrent state of a cached layer, after the last token of a step: ``size`` values."""
+
+    layer: int
+    part: str
+    size: int
+
+
+@dataclass(frozen=True)
 class Watch:
-    """What is done to the values of some rows: ``taps`` that record together, ``patterns``, and edits in order."""
+    """What is done to the values of some rows: ``taps`` that record together, ``patterns``, and edits in order.
+
+    ``states`` are read from the cache after the step, without an operation.
+    """
 
     taps: tuple[Tap, ...] = ()
     patterns: tuple[PatternTap, ...] = ()
     edits: tuple[Edit, ...] = ()
     pattern_edits: tuple[PatternEdit, ...] = ()
+    states: tuple[StateTap, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,10 @@ class Probe(Protocol):
         """Take the rows of pattern tap ``number``, (n, heads, tokens)."""
         ...
 
+    def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
+        """Take the state of state tap ``number`` after a position: values that are still the cache's own."""
+        ...
+
     def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
         """The entries of edit ``number`` for the positions from ``start`` to ``stop`` - 1."""
         ...

@@ -17,6 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache_layout import CachedLayer, LayerGroup, groups_of
@@ -216,6 +219,13 @@ class KVCache:
         if self._states is None or table.next_state != NONE:
             return False
         return not in_place or table.state == NONE or self._states.shared(table.state)
+
+    def next_state(self, table: BlockTable, layer: int, part: str, size: int) -> NDArray[np.float32]:
+        """A view of a part of a layer's state that the running step has written, (size,) float32."""
+        assert self._states is not None
+        group = self.groups[self._group_of[layer]]
+        start = group.offsets[layer] + self.layers[layer].offset(part)
+        return self._states.bytes_of(table.next_state)[start : start + 4 * size].view(np.float32)
 
     def begin(self, table: BlockTable) -> None:
         """The step begins to write. If it is interrupted, a state that it writes in place is lost."""

@@ -12,9 +12,10 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pellucid.plan.plan import LETTER, Operation, Plan, RowKind, View
+from pellucid.plan.plan import LETTER, Cache, Operation, Plan, RowKind, View
+from pellucid.runtime.cache_layout import StateShape
 
-PointKind = Literal["value", "pattern", "scores", "output"]
+PointKind = Literal["value", "pattern", "scores", "state", "output"]
 RESIDUAL = "x"
 """The buffer of the residual stream."""
 HIDDEN_KERNELS = ("quantize", "pick", "heads")
@@ -113,7 +114,8 @@ class Point:
     ``operation`` is the number of the operation that makes it in the plan without passes, ``write`` which of that
     operation's buffers it is in, as ``view`` says. Patterns and scores have a row for each head and token. Only the
     ``rows`` of this kind have it: values behind the last block are computed where logits are wanted. Points of kind
-    "output" are not the plan's, and say by ``said`` and ``measured`` what they are (``trace/outputs.py``).
+    "output" are not the plan's, and say by ``said`` and ``measured`` what they are (``trace/outputs.py``). Of kind
+    "state" is a ``part`` of the recurrent state of layer ``write`` of the cache, after the last token of each step.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Point:
     sizes: tuple[int, ...]
     said: str = ""
     measured: str = ""
+    part: str = ""
 
     def __repr__(self) -> str:
         return f"Point({self.name}, {self.shape} {self.dtype}: {self.about})"
@@ -188,6 +191,7 @@ def _points(plan: Plan) -> Iterator[Point]:
         name = _renamed(op.stage, stages)
         if op.kernel.name == "attention":
             yield from _patterns(number, op, name)
+        yield from _states(plan, number, op)
         if number == last_logits and op.rows == "outputs":
             name = "project.logits"
         for write, view in enumerate(op.views):
@@ -241,6 +245,21 @@ def _patterns(number: int, op: Operation, name: str) -> Iterator[Point]:
             ("H", "T"),
             (heads, 0),
         )
+
+
+def _states(plan: Plan, number: int, op: Operation) -> Iterator[Point]:
+    """The parts of a recurrent state that an operation writes."""
+    for value in op.fields.values():
+        shape = plan.layers[value.layer] if isinstance(value, Cache) else None
+        if isinstance(value, Cache) and isinstance(shape, StateShape):
+            size, block = dict(shape.parts)[value.part], ".".join(op.stage.split(".")[:2])
+            said = "the recurrent state after the last token of a step" if value.part == "memory" else (
+                "what a convolution keeps of the last tokens of a step"
+            )  # fmt: skip
+            yield Point(
+                f"{block}.recurrent.state.{value.part}", "state", number, value.layer, View(1, size, size, size),
+                "tokens", "float32", ("S",), (size,), said, part=value.part,
+            )  # fmt: skip
 
 
 def _ends_block(plan: Plan, number: int) -> bool:

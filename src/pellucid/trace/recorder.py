@@ -35,6 +35,7 @@ class SequenceProbe:
         self.outputs: Any = None
         self._blocks: dict[str, list[tuple[range, NDArray[np.float32]]]] = {}
         self._patterns: dict[int, list[tuple[range, NDArray[np.float32]]]] = {}
+        self._states: dict[int, dict[int, NDArray[np.float32]]] = {}
 
     @property
     def watch(self) -> Watch:
@@ -55,6 +56,7 @@ class SequenceProbe:
         """The sequence goes on after the tokens that ``other`` has recorded."""
         self._blocks = {rows: list(blocks) for rows, blocks in other._blocks.items()}
         self._patterns = {number: list(blocks) for number, blocks in other._patterns.items()}
+        self._states = {number: dict(states) for number, states in other._states.items()}
 
     def positions(self, start: int, stop: int) -> range:
         """As in ``Probe``."""
@@ -89,6 +91,11 @@ class SequenceProbe:
                         row *= np.float32(entry.factor)
                         if entry.values is not None:
                             row[seen] += entry.values[: len(row)][seen]
+
+    def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
+        """As in ``Probe``."""
+        if self._room(values.nbytes):
+            self._states.setdefault(number, {})[position] = values.copy()
 
     def _room(self, nbytes: int) -> bool:
         if self._took(nbytes):
@@ -149,8 +156,12 @@ class SequenceProbe:
         tokens = range(min(selected.tokens.start, self.count), min(selected.tokens.stop, self.count))
         if selected.point.rows == "sequences":
             tokens = range(1)
-        if selected.point.kind != "value":
+        if selected.point.kind in ("pattern", "scores"):
             return self._pattern(placed, tokens)
+        if selected.point.kind == "state":
+            found = self._states.get(placed.places[0], {})
+            nothing = np.full(selected.point.view.count, np.nan, np.float32)
+            return np.stack([found.get(position, nothing) for position in tokens] or [nothing])[: len(tokens)]
         parts, dims = selected.point.view, selected.dims
         made = np.full((len(tokens), len(selected.heads), parts.count), np.nan, np.float32)
         for positions, block in self._blocks.get(selected.point.rows, ()):

@@ -13,7 +13,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.kernels.attention.tiles import SPAN
 from pellucid.plan.plan import RowKind
-from pellucid.plan.watched import Edit, PatternEdit, PatternTap, Tap, Watch
+from pellucid.plan.watched import Edit, PatternEdit, PatternTap, StateTap, Tap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.edits import EditOf, columns_of, pattern_rows, rows_of
 from pellucid.trace.selection import Selected
@@ -89,14 +89,18 @@ class Recording:
     def __init__(self, selected: Sequence[Selected], edits: Sequence[tuple[Selected, EditOf]]) -> None:
         self.selected = tuple(selected)
         self._columns: dict[RowKind, int] = {}
-        taps, patterns = list[Tap](), list[PatternTap]()
+        taps, patterns, states = list[Tap](), list[PatternTap](), list[StateTap]()
         own = [one for one in dict.fromkeys(selected) if one.point.kind != "output"]
-        self.placed = {one: self._place(one, taps, patterns) for one in own}
+        self.placed = {one: self._place(one, taps, patterns, states) for one in own}
         self.watches_chain = len(own) < len(set(selected))
         for one, edit in edits:
             if one.point.kind == "output":
                 raise InvalidRequest(
                     f"edit of {brief(edit.where)}: the chain is changed by its options, or by the logits"
+                )
+            if one.point.kind == "state":
+                raise InvalidRequest(
+                    f"edit of {brief(edit.where)}: a state cannot be changed; change what goes into it, or comes out"
                 )
         self.edits = [
             bound for one, edit in edits if one.point.kind == "value" for bound in _bound(one, edit)
@@ -118,13 +122,18 @@ class Recording:
         pattern_changes = tuple(
             PatternEdit(one.operation, one.first, one.count) for one in self.pattern_edits
         )
-        self.watch = Watch(tuple(taps), tuple(patterns), changes, pattern_changes)
+        self.watch = Watch(tuple(taps), tuple(patterns), changes, pattern_changes, tuple(states))
         self.tokens = _spanned(own)
         needs_all = [one for one in own if one.point.rows == "outputs"]
         self.first_output = min((one.tokens.start for one in needs_all), default=None)
 
-    def _place(self, selected: Selected, taps: list[Tap], patterns: list[PatternTap]) -> PlacedPart:
+    def _place(
+        self, selected: Selected, taps: list[Tap], patterns: list[PatternTap], states: list[StateTap]
+    ) -> PlacedPart:
         point, places = selected.point, list[int]()
+        if point.kind == "state":
+            states.append(StateTap(point.write, point.part, point.view.count))
+            return PlacedPart(selected, (len(states) - 1,))
         for head, count in selected.runs():
             if point.kind != "value":
                 places.append(len(patterns))
@@ -143,6 +152,7 @@ class Recording:
         heads = sum(one.count for one in self.watch.patterns)
         each = 4 * sum(self._columns.values())
         first = min(self.tokens.start, tokens)
+        each += 4 * sum(one.size for one in self.watch.states)
         return rows * each + 4 * heads * rows * (first + tokens) // 2
 
 
@@ -235,7 +245,7 @@ def patterns_of(
 ) -> Iterator[tuple[Selected, range, NDArray[np.float32]]]:
     """The patterns that a step has handed over for pattern tap ``number``, (n, heads, tokens)."""
     for selected, placed in recording.placed.items():
-        if selected.point.kind == "value" or number not in placed.places:
+        if selected.point.kind not in ("pattern", "scores") or number not in placed.places:
             continue
         low = max(positions.start, selected.tokens.start)
         high = min(positions.stop, selected.tokens.stop)

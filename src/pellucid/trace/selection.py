@@ -75,7 +75,7 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selected]:
     for point in found:
         if "heads" in given and not point.heads:
             raise InvalidRequest(f"point={brief(text)}: {point.name} has no heads: leave them out")
-        if given and point.kind == "output":
+        if given and point.kind in ("output", "state"):
             raise InvalidRequest(f"point={brief(text)}: {point.name} has no parts: leave the bracket out")
         heads = _numbers(text, "heads", given.get("heads"), point.view.parts)
         dims = None
