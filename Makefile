@@ -18,6 +18,8 @@
 # make bench   speed beside the installed peers (make bench-peers installs them); BENCH=--quick is short
 # make bench-encode   encoding speed beside tokenizers, tiktoken and sentencepiece
 # make bench-sampling  cost of the sampler chain and of constraints
+# make bench-tracing   cost of recording and editing a run; BENCH='--peers PYTHON' measures nnsight and TransformerLens
+#                too, with an interpreter that has them
 # make bench-agreement   divergence of Pellucid and llama.cpp from the float32 run of the same file
 
 PYTHON ?= python3
@@ -25,7 +27,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 QUICK := -m "not slow" --hypothesis-profile=quick
 
-.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-gguf test-clients test-soak fuzz check bench bench-encode bench-sampling bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-gguf test-clients test-soak fuzz check bench bench-encode bench-sampling bench-tracing bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -89,6 +91,9 @@ bench-encode: $(VENV)/oracles
 
 bench-sampling: $(VENV)/dev
 	$(BIN)/python bench/sampling.py $(BENCH)
+
+bench-tracing: $(VENV)/dev
+	$(BIN)/python bench/tracing.py $(BENCH)
 
 bench-agreement: $(VENV)/dev
 	$(BIN)/python bench/agreement.py $(BENCH)

@@ -116,6 +116,8 @@ def test_points_are_what_transformers_computes(name: str) -> None:
         point.split(".")[1] for point in expected if point.startswith("blocks.") and kind(point) != "residual"
     }
     for point in found.keys() - expected.keys():
+        if kind(point).startswith("recurrent.state."):  # in what the scan makes of them, which is compared
+            continue
         if not point.startswith("blocks.") or point.split(".")[1] in blocks:
             assert kind(point) == "feedforward.residual", f"{point}: nothing to compare it with"
             assert np.array_equal(found[point], found[point.replace("feedforward.", "")]), point
