@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from pellucid.engine.engine import Engine
@@ -78,7 +78,7 @@ class TracingModel:
         chains = [options.chain()]
         return RequestGroup(self.engine, self.inputs, prompt, options, chains, Admission(), watching, begun)
 
-    @property
+    @cached_property
     def points(self) -> dict[str, Point]:
         """The values of a run that can be traced and edited, by name, in the order of the pipeline."""
         return all_points(self.plan)
@@ -104,11 +104,15 @@ class TracingModel:
             on: is called with each ``TraceFrame`` soon after its step, in a thread of its own; frames that it is too
                 slow for are dropped (``t.stream.dropped``), and what it raises is raised at the end.
 
+        Of two traces, one inside the other, the inner one records; the edits of both count.
+
         Raises:
             InvalidRequest: a name stands for no point, or an edit does not fit its point; later, a request whose prompt
                 does not fit into the budget.
         """
-        made = Trace(self.points, points, edits, budget, partial(_piece, self.tokenizer))
+        outer = self._traced.get()
+        own = [*outer.edits, *edits] if outer is not None else edits
+        made = Trace(self.points, points, own, budget, partial(_piece, self.tokenizer))
         reader = None
         if on is not None:
             made.stream = TraceStream(self.points, points)

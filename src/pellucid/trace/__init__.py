@@ -22,7 +22,7 @@ from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.difference import difference
 from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
 from pellucid.trace.lenses.logit_lens import logit_lens
-from pellucid.trace.lenses.neighbours import neighbours, similarity, word_map
+from pellucid.trace.lenses.neighbours import neighbours, similarity, vector_of, word_map
 from pellucid.trace.lenses.patching import patch_sweep
 from pellucid.trace.recorded import RecordedRun
 
@@ -47,5 +47,6 @@ __all__ = [
     "rollout",
     "scale",
     "similarity",
+    "vector_of",
     "word_map",
 ]

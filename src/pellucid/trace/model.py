@@ -55,6 +55,7 @@ class TracedModel(OpenedModel, Protocol):
     def trace(
         self, *points: str, edits: Sequence[Any] = (), budget: int = ...
     ) -> AbstractContextManager[Trace]: ...
+    def embed(self, texts: Sequence[str], *, edits: Sequence[Any] | None = None) -> Any: ...
     def generate(self, prompt: Any, **options: Any) -> Any: ...
     def generate_edited(self, prompt: Any, edits: Sequence[Sequence[Any]], **options: Any) -> Any: ...
 
@@ -155,6 +156,9 @@ def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence
     Raises: as ``LLM.generate`` and ``LLM.trace``.
     """
     with model.trace(*dict.fromkeys(points)) as trace:
+        if not model.spec.head:  # an encoder
+            model.embed([prompt], edits=list(edits))
+            return trace.sequences[0]
         model.generate(prompt, max_new_tokens=1, temperature=0, ignore_eos=True, edits=list(edits))
     return trace.sequences[0]
 

@@ -69,7 +69,8 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selected]:
     if bracket and not rest.endswith("]"):
         raise InvalidRequest(f"point={brief(text)}: the bracket does not end")
     given = _given(text, rest[:-1]) if bracket else {}
-    found = [point for point in points.values() if _pattern(points, name).fullmatch(point.name)]
+    pattern = _pattern(points, name)
+    found = [point for point in points.values() if pattern.fullmatch(point.name)]
     if not found:
         raise InvalidRequest(f"point={brief(name)}: there is none of this name{_nearest(points, name)}")
     for point in found:

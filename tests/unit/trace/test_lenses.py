@@ -117,6 +117,17 @@ def test_vectors_through_the_head_are_the_logits_bit_for_bit(llm: LLM) -> None:
     assert np.array_equal(llm.runner.project(trace[last][0]), trace["project.logits"][0])
 
 
+def test_a_lens_inside_of_a_trace_has_its_edits(llama: LLM) -> None:
+    edit = ablate("blocks.1.feedforward.output")
+    with llama.trace("project.logits", edits=[edit]) as outer:
+        inside = logit_lens(llama, PROMPT)
+        llama.generate(PROMPT, max_new_tokens=1, temperature=0)
+    outside = logit_lens(llama, PROMPT)
+    assert inside.ids[-1, -1, 0] == outer["project.logits"][0, -1].argmax()
+    assert not np.array_equal(inside.probabilities[-1], outside.probabilities[-1])
+    assert len(outer.sequences) == 1
+
+
 def test_patching_every_position_restores_the_clean_run(llama: LLM) -> None:
     clean, corrupted = "the cat sat on the mat", "the dog sat on the mat"
     told: list[tuple[int, int]] = []

@@ -103,10 +103,10 @@ def needed(model: TracedModel) -> list[str]:
 
 def _gathered(model: TracedModel) -> dict[int, str]:
     """What the heads of each block have gathered, by block."""
-    found = {}
+    found, points = {}, model.points
     for layer in range(len(model.spec.blocks)):
         names = [f"blocks.{layer}.{name}" for name in GATHERED]
-        if name := next((name for name in names if name in model.points), None):
+        if name := next((name for name in names if name in points), None):
             found[layer] = name
     return found
 
