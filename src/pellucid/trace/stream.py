@@ -24,7 +24,7 @@ from pellucid.util.checks import whole
 LIMIT, MOST_LIMIT = 256, 1 << 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TraceFrame:
     """Values of a point at ``positions`` of sequence number ``sequence``: (n, ...); of a pattern (n, heads, tokens)."""
 
@@ -32,6 +32,11 @@ class TraceFrame:
     selected: Selected
     positions: range
     values: NDArray[Any]
+
+    def __repr__(self) -> str:
+        last = self.positions.stop - 1
+        where = f"{self.positions.start}" if len(self.positions) == 1 else f"{self.positions.start} to {last}"
+        return f"TraceFrame({self.selected.name}, sequence {self.sequence}, position {where}, {self.values.shape})"
 
 
 class FrameReader:

@@ -359,6 +359,7 @@ def test_a_function_hears_of_values_while_they_are_computed(llm: LLM) -> None:
     assert trace.stream is not None
     assert trace.stream.dropped == 0
     for frame in heard:
+        assert len(repr(frame).splitlines()) == 1
         expected = trace[frame.selected.name][0]
         where = slice(frame.positions.start, frame.positions.stop)
         if frame.selected.point.kind == "pattern":

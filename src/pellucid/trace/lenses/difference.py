@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ class PointDifference:
     relative: float
     cosine: float
     position: int
-    by_position: NDArray[np.float64]
+    by_position: NDArray[np.float64] = field(repr=False)
 
 
 @dataclass(frozen=True, repr=False)
