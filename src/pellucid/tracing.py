@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cached_property, partial
 from typing import Any
@@ -111,7 +111,9 @@ class TracingModel:
                 does not fit into the budget.
         """
         outer = self._traced.get()
-        own = [*outer.edits, *edits] if outer is not None else edits
+        own = [*(outer.edits if outer is not None else ()), *_listed(edits)]
+        if on is not None and not callable(on):
+            raise InvalidRequest(f"on={brief(on)}: must be a function of a frame")
         made = Trace(self.points, points, own, budget, partial(_piece, self.tokenizer))
         reader = None
         if on is not None:
@@ -121,10 +123,15 @@ class TracingModel:
         before = self._traced.set(made)
         try:
             yield made
-        finally:
-            self._traced.reset(before)
+        except BaseException:
             if reader is not None:
-                reader.close()
+                reader.stop()
+            raise
+        finally:
+            with suppress(ValueError):  # it ends in another task than it began in, where it is not set
+                self._traced.reset(before)
+        if reader is not None:
+            reader.close()
 
     def record(
         self,
@@ -146,7 +153,7 @@ class TracingModel:
             run_together([group])
         made, ids = group.results()[0], self.inputs.prompt(prompt)
         arrays = {name: trace.sequences[0][name] for name in trace}
-        return self._recorded(ids, made.ids, made, kept, arrays)
+        return self._recorded(ids, made.ids, made.text, made, kept, trace, arrays)
 
     def resume(
         self,
@@ -168,11 +175,25 @@ class TracingModel:
             NothingLeft: the run's constraint does not allow the token.
         """
         _check_run(self.spec, run)
+        outer = self._traced.get()
+        if run.edits and not edits and not (outer is not None and outer.edits):
+            raise InvalidRequest(
+                f"edits: the run was made with {brief(run.edits[0])}, which a file cannot hold: give them again"
+            )
         step = whole("step", step, 0, len(run.ids), "the run has no more tokens")
         begun = [*run.ids[:step], *([] if token is None else [token_of(self, token)])]
-        options = {**run.options, **({} if run.seed is None else {"seed": run.seed}), **changes}
-        if "max_new_tokens" in run.options and "max_new_tokens" not in changes:
-            options["max_new_tokens"] = max(run.options["max_new_tokens"] - len(begun), 1)
+        options = {
+            **_with_numbers(run.options),
+            **({} if run.seed is None else {"seed": run.seed}),
+            **changes,
+        }
+        most = self._options(options).max_new_tokens
+        if most is not None and "max_new_tokens" not in changes:
+            if most <= len(begun):
+                raise InvalidRequest(
+                    f"step={step}: the run ends there: take an earlier one, or give max_new_tokens"
+                )
+            options["max_new_tokens"] = most - len(begun)
         with self.trace(*points, edits=edits, budget=budget) as trace:
             group = self._watched_group(run.prompt, self._options(options), trace, begun)
             run_together([group])
@@ -180,39 +201,65 @@ class TracingModel:
         arrays = {name: trace.sequences[0][name] for name in trace}
         if options.get("max_new_tokens") is not None:
             options["max_new_tokens"] += len(begun)  # of the whole answer, as in a run that was not resumed
-        return self._recorded(run.prompt, [*begun, *made.ids], made, plain_options(options), arrays)
+        kept, text = plain_options(options), _text_of(self.tokenizer, group.options, begun) + made.text
+        return self._recorded(run.prompt, [*begun, *made.ids], text, made, kept, trace, arrays)
 
     def _recorded(
         self,
         prompt: list[int],
         ids: list[int],
+        text: str,
         made: Generation,
         options: dict[str, Any],
+        trace: Trace,
         arrays: dict[str, Any],
     ) -> RecordedRun:
-        spec, ends = self.spec, self.tokenizer.eos_ids
-        shown = ids[:-1] if ids and ids[-1] in ends and not options.get("ignore_eos") else ids
+        spec = self.spec
         return RecordedRun(
             model={"name": spec.name, "family": spec.family, "vocabulary": spec.embedding.vocabulary},
             prompt=prompt,
             ids=ids,
             pieces=[_piece(self.tokenizer, token) for token in [*prompt, *ids]],
-            text=self.tokenizer.decode(shown),
+            text=text,
             finish_reason=made.finish_reason,
             seed=made.seed,
             options=options,
             chain=made.as_dict()["chain"],
+            edits=[repr(edit) for edit in trace.edits],
             arrays=arrays,
         )
 
     def _watching(self, options: dict[str, Any]) -> Watching | None:
         """What is watched and changed in a request; its own edits are taken out of its options."""
         trace, edits = self._traced.get(), options.pop("edits", None)
-        if not edits:
+        own = [] if edits is None else _listed(edits)
+        if not own:
             return trace
-        if not isinstance(edits, (list, tuple)):
-            raise InvalidRequest(f"edits={brief(edits)}: must be a list of edits")
-        return (trace or Trace(self.points, ())).edited(edits)
+        return (Trace(self.points, ()) if trace is None else trace).edited(own)
+
+
+def _listed(edits: Any) -> list[EditOf]:
+    """A request's edits, as a list."""
+    if not isinstance(edits, (list, tuple)):
+        raise InvalidRequest(f"edits={brief(edits)}: must be a list of edits")
+    return list(edits)
+
+
+def _with_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options from a file: JSON has the token ids of ``logit_bias`` as texts."""
+    bias = options.get("logit_bias")
+    if not isinstance(bias, Mapping):
+        return dict(options)
+    return {
+        **options,
+        "logit_bias": {int(k) if k.isdecimal() and len(k) < 19 else k: v for k, v in bias.items()},
+    }
+
+
+def _text_of(tokenizer: Tokenizer, options: Options, ids: Sequence[int]) -> str:
+    """The text of the first tokens of an answer, without what might be the beginning of a stop string."""
+    stream, stop = tokenizer.stream(skip=options.skipped(tokenizer)), options.stop_criteria()
+    return "".join(stop.push(stream.push(token), last=False)[0] for token in ids)
 
 
 def _check_run(spec: ModelSpec, run: RecordedRun) -> None:

@@ -140,15 +140,18 @@ class GenerationTask:
             text.extend(self._pace)
 
     def watch(self, probes: Sequence[SequenceWatch]) -> None:
-        """Watch the sequences from the next step on, unless they are watched already. Called between steps."""
-        if self._probes:
+        """Watch the sequences from the next step on, unless they are watched already. Called between steps.
+
+        Without ``probes`` those that are closed are taken away.
+        """
+        if self._probes and not self._probes[0].closed:
             return
         self._probes = probes
         if not self._prefilled:
-            self.prompt.probe = probes[0]
+            self.prompt.probe = probes[0] if probes else None
             return
-        for text, probe in zip(self._texts, probes):
-            text.probe = probe
+        for number, text in enumerate(self._texts):
+            text.probe = probes[number] if probes else None
 
     @property
     def speculation(self) -> list[tuple[int, int]]:

@@ -15,6 +15,11 @@ class SequenceWatch(Probe, Protocol):
     with it. ``outputs`` is set to what collects the tokens that the sequence generates.
     """
 
+    @property
+    def closed(self) -> bool:
+        """Whether nobody reads what it records any more, so that another may take its place."""
+        ...
+
     outputs: Any
     tokens: Callable[[], Sequence[int]]
     error: BaseException | None

@@ -137,7 +137,7 @@ class RequestGroup:
         if watching is not None and watching.watches_chain:
             options = replace(options, watch=True)
         self.builders = [OutputBuilder(chain, options) for chain in chains]
-        probes = watching.begin(len(ids), len(chains)) if watching else []
+        probes = [] if watching is None else watching.begin(len(ids), len(chains))
         for probe, builder in zip(probes, self.builders):
             probe.tokens, probe.outputs = partial(_read, ids, builder), builder
         # A state cannot be taken back by a few tokens.
@@ -152,7 +152,7 @@ class RequestGroup:
                 options.prompt_logprobs,
                 size,
                 probe=probes[0] if probes else None,
-                first_output=watching.first_output if watching else None,
+                first_output=None if watching is None else watching.first_output,
             ),
             lambda: [
                 TextSequence(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -118,7 +117,7 @@ class ClientCall:
     number: str = ""
 
     def __post_init__(self) -> None:
-        self.number = number_of(self.request, secrets.token_hex(12))
+        self.number = number_of(self.request)
 
     async def json(self) -> Any:
         """The body.

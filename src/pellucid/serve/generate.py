@@ -46,6 +46,7 @@ async def generated(
         route = call.request.url.path
         live = LiveRequest(call.number, call.viewer.key, route, name, llm, asked.groups)
         stack.enter_context(call.live.running(live))
+        call.number = live.number
         headers = {HEADER: call.number}
         if stream is None:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest, ModelNotFound
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
+from pellucid.trace.stream import TraceStream
 
 T = TypeVar("T")
 HEADER = "X-Request-Id"
@@ -24,7 +26,10 @@ NUMBER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 @dataclass(eq=False)
 class LiveRequest:
-    """A request that runs: its ``number``, the ``key`` it came with, its ``route`` and model, and what it asks."""
+    """A request that runs: its ``number``, the ``key`` it came with, its ``route`` and model, and what it asks.
+
+    ``streams`` are those of the one who looks at it.
+    """
 
     number: str
     key: str
@@ -32,8 +37,31 @@ class LiveRequest:
     model: str
     llm: LLM
     groups: Sequence[RequestGroup]
+    streams: list[TraceStream] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def attach(self, names: Sequence[str], limit: int, notify: Callable[[], object]) -> None:
+        """Somebody looks at it from the next step on.
+
+        Raises:
+            InvalidRequest: a name stands for no point, or somebody else looks at it.
+        """
+        if any(not stream.closed for stream in self.streams):
+            raise InvalidRequest(
+                f"request {brief(self.number)}: somebody watches it already, and one can at a time"
+            )
+        streams = [TraceStream(self.llm.points, names, limit, notify) for _ in self.groups]
+        for group, stream in zip(self.groups, streams):
+            group.attach(stream.probes(len(group.builders)))
+        self.streams = streams
+
+    def detach(self, streams: Sequence[TraceStream]) -> None:
+        """Nobody reads these any more."""
+        for stream in streams:
+            stream.close()
+        for group in self.groups:
+            group.attach([])
 
 
 @dataclass(frozen=True)
@@ -52,24 +80,31 @@ class LiveRequests:
     """The requests that run, by number, and those who wait for one. It belongs to the event loop."""
 
     def __init__(self) -> None:
-        self._running: dict[str, LiveRequest] = {}
+        self._running: dict[tuple[str, str], LiveRequest] = {}
         self._expected: dict[str, list[_Expected]] = {}
 
     @contextmanager
     def running(self, request: LiveRequest) -> Iterator[None]:
-        """A request runs as long as the context. Those who wait for it meet it before it starts."""
-        number = request.number
-        if number in self._running:
-            raise InvalidRequest(f"{HEADER}={brief(number)}: a request with it runs already: send another")
-        self._running[number] = request
-        for one in list(self._expected.get(number, ())):
+        """A request runs as long as the context. Those who wait for it meet it before it starts.
+
+        If one of the same key has its number, it gets another.
+        """
+        while (request.key, request.number) in self._running:
+            request.number = secrets.token_hex(12)
+        self._running[request.key, request.number] = request
+        for one in list(self._expected.get(request.number, ())):
             if one.viewer.may_see(request) and not one.met.done():
                 one.meet(request)
         try:
             yield
         finally:
-            del self._running[number]
+            del self._running[request.key, request.number]
             request.ended.set()
+
+    def _find(self, number: str, viewer: Viewer) -> LiveRequest | None:
+        """A request that runs and that somebody may see."""
+        found = (one for one in self._running.values() if one.number == number and viewer.may_see(one))
+        return next(found, None)
 
     def expects(self, number: str) -> bool:
         """Whether somebody waits for a request."""
@@ -85,8 +120,8 @@ class LiveRequests:
         Raises:
             ModelNotFound: it has not come within ``wait`` seconds, or is not theirs; the answer does not say which.
         """
-        found = self._running.get(number)
-        if found is not None and viewer.may_see(found):
+        found = self._find(number, viewer)
+        if found is not None:
             return begin(found)
         expected = _Expected(viewer, begin, asyncio.get_running_loop().create_future())
         self._expected.setdefault(number, []).append(expected)
@@ -119,15 +154,7 @@ class _Expected:
             self.met.set_exception(error)
 
 
-def number_of(request: Request, drawn: str) -> str:
-    """The number that a client gives its request, or the one that was ``drawn``.
-
-    Raises:
-        InvalidRequest: it is no number.
-    """
-    given = request.headers.get(HEADER)
-    if given is None:
-        return drawn
-    if not NUMBER.fullmatch(given):
-        raise InvalidRequest(f"{HEADER}={brief(given)}: must be 1 to 128 letters, digits, or . _ : -")
-    return given
+def number_of(request: Request) -> str:
+    """The number that a client gives its request, or a drawn one if it gives none that can be used."""
+    given = request.headers.get(HEADER, "")
+    return given if NUMBER.fullmatch(given) else secrets.token_hex(12)

@@ -44,6 +44,11 @@ class EditOf:
     values: ArrayLike | None = None
     function: Function | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factor", real("factor", self.factor, -LARGEST, LARGEST))
+        if self.function is not None and not callable(self.function):
+            raise InvalidRequest(f"function={brief(self.function)}: must be a function of an array")
+
     def __repr__(self) -> str:
         if self.function is not None:
             return f"call({self.where!r}, {brief(self.function)})"
@@ -64,7 +69,8 @@ def scale(where: str, factor: float) -> EditOf:
 def add(where: str, vector: ArrayLike, factor: float = 1.0) -> EditOf:
     """Add ``factor`` times a vector to a part of a point: steering."""
     number = np.float32(real("factor", factor, -LARGEST, LARGEST))
-    return EditOf(where, 1.0, np.multiply(_numbers(where, vector), number))
+    with np.errstate(over="ignore"):
+        return EditOf(where, 1.0, _numbers(where, np.multiply(_numbers(where, vector), number)))
 
 
 def replace(where: str, values: ArrayLike) -> EditOf:
@@ -120,11 +126,17 @@ def force_token(token: int, tokens: str) -> EditOf:
 
 def _numbers(where: str, values: Any) -> NDArray[np.float32]:
     try:
-        made = np.asarray(values, np.float32)
+        given = np.asarray(values)
+        if np.iscomplexobj(given):
+            raise TypeError
+        with np.errstate(over="ignore"):
+            made = given.astype(np.float32)
     except (TypeError, ValueError, OverflowError):
         raise InvalidRequest(f"edit of {brief(where)}: its values are no numbers") from None
-    if np.isnan(made).any():
-        raise InvalidRequest(f"edit of {brief(where)}: a value is no number (NaN)")
+    if not np.isfinite(made).all():
+        raise InvalidRequest(f"edit of {brief(where)}: a value is not finite (NaN, or too large for float32)")
+    if not made.size:
+        raise InvalidRequest(f"edit of {brief(where)}: there are no values")
     return made
 
 

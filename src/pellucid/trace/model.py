@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.model.filled import Model
 from pellucid.model.read import read_model
 from pellucid.model.slots import SlotReader
-from pellucid.model.spec import Block, ModelSpec, Norm
+from pellucid.model.spec import ModelSpec, Norm
 from pellucid.plan.plan import Plan
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.points import RESIDUAL, Point
@@ -153,13 +154,20 @@ def residual_points(model: TracedModel) -> list[str]:
 def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence[Any] = ()) -> SequenceTrace:
     """Run a prompt, and return what was recorded of its tokens.
 
-    Raises: as ``LLM.generate`` and ``LLM.trace``.
+    Raises: as ``LLM.generate`` and ``LLM.trace``, and InvalidRequest if there are several prompts, or if not all of it
+    fits into the trace's budget.
     """
+    if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple)):
+        raise InvalidRequest(f"prompt={brief(prompt)}: a lens looks at one prompt: give one of them")
     with model.trace(*dict.fromkeys(points)) as trace:
         if not model.spec.head:  # an encoder
             model.embed([prompt], edits=list(edits))
-            return trace.sequences[0]
-        model.generate(prompt, max_new_tokens=1, temperature=0, ignore_eos=True, edits=list(edits))
+        else:
+            model.generate(prompt, max_new_tokens=1, temperature=0, ignore_eos=True, edits=list(edits))
+    if trace.dropped:
+        raise InvalidRequest(
+            f"budget={trace.budget:,}: the values of the prompt do not fit: look at a shorter one"
+        )
     return trace.sequences[0]
 
 
@@ -178,8 +186,3 @@ def token_of(model: OpenedModel, token: int | str) -> int:
             f"token={token!r}: it is {len(ids)} tokens, {pieces}: give one of them, or an id"
         )
     return ids[0]
-
-
-def block_of(model: TracedModel, layer: int) -> Block:
-    """A block's parts."""
-    return model.spec.blocks[layer]

@@ -31,11 +31,12 @@ NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}
 MOST_TOKENS = 1 << 24
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class RecordedRun(Mapping[str, NDArray[Any]]):
     """A run: ``prompt`` and generated ``ids``, their ``pieces`` (texts), the whole ``text`` that was generated.
 
-    ``options`` are those of the request, with the ``seed`` that was drawn; ``chain`` are the steps that had an effect.
+    ``options`` are those of the request, with the ``seed`` that was drawn; ``chain`` are the steps that had an effect,
+    ``edits`` describe what was changed.
     ``model`` says which model it was. As a mapping it has the recorded arrays by the names of their points: (T, ...), a
     row for each token that was read, or for those that were selected.
     """
@@ -49,6 +50,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     seed: int | None
     options: dict[str, Any]
     chain: list[dict[str, Any]]
+    edits: list[str] = field(default_factory=list)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -64,6 +66,16 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
                 f"point={brief(name)}: the run has no such array; it has {', '.join(list(self)[:5])}"
             )
         return self.arrays[name]
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.arrays
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A recorded array, or the default if there is none of this name."""
+        return self.arrays.get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.arrays)
@@ -134,6 +146,7 @@ FACTS: Mapping[str, type | tuple[type, ...]] = {
     "seed": (int, type(None)),
     "options": dict,
     "chain": list,
+    "edits": list,
 }
 """The names and types of what the document has."""
 
@@ -151,8 +164,9 @@ def _check(path: Path, facts: dict[str, Any]) -> None:
             raise FileFormatError(path, f"{KEY} {name}", "must be a list of token ids")
     if len(facts["pieces"]) != len(facts["prompt"]) + len(facts["ids"]):
         raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
-    if not all(isinstance(one, str) for one in facts["pieces"]):
-        raise FileFormatError(path, f"{KEY} pieces", "must be texts")
+    for name in ("pieces", "edits"):
+        if not all(isinstance(one, str) for one in facts[name]):
+            raise FileFormatError(path, f"{KEY} {name}", "must be texts")
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:

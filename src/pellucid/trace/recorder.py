@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest, PellucidError
-from pellucid.errors.messages import brief, reason
+from pellucid.errors.messages import brief, shown
 from pellucid.plan.watched import PatternTap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.edits import rows_of, shape_of
@@ -48,6 +48,11 @@ class SequenceProbe:
         return bool(self.recording.edits or self.recording.pattern_edits)
 
     @property
+    def closed(self) -> bool:
+        """As in ``SequenceWatch``."""
+        return False
+
+    @property
     def first_recorded(self) -> int | None:
         """As in ``Probe``."""
         return self.recording.tokens.start if self.recording.placed else None
@@ -83,14 +88,14 @@ class SequenceProbe:
         for one in self.recording.pattern_edits:
             if tap.raw or one.operation != tap.operation:
                 continue
-            for head in range(max(one.first, tap.first), min(one.first + one.count, tap.first + tap.count)):
-                for entry in one.entries(positions.start, positions.stop):
-                    if entry.head == head - one.first:
-                        row = rows[entry.position - positions.start, head - tap.first]
-                        seen = row > 0
-                        row *= np.float32(entry.factor)
-                        if entry.values is not None:
-                            row[seen] += entry.values[: len(row)][seen]
+            for entry in one.entries(positions.start, positions.stop):
+                head = one.first + entry.head
+                if tap.first <= head < tap.first + tap.count:
+                    row = rows[entry.position - positions.start, head - tap.first]
+                    seen = row > 0
+                    row *= np.float32(entry.factor)
+                    if entry.values is not None:
+                        row[seen] += entry.values[: len(row)][seen]
 
     def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
@@ -120,6 +125,7 @@ class SequenceProbe:
         if low >= high or self.error is not None or one.edit.function is None:
             return []
         part = values[low - start : high - start].reshape(high - low, *shape_of(one.selected))
+        part.flags.writeable = False  # what becomes of it is what the function returns
         try:
             given = one.edit.function(part)
             if given is None:
@@ -132,10 +138,9 @@ class SequenceProbe:
         except PellucidError as error:
             self.error = error
             return []
-        except Exception as error:
-            self.error = InvalidRequest(
-                f"edit of {brief(one.edit.where)}: the function fails: {reason(error)}"
-            )
+        except BaseException as error:  # whatever it is, it ends this request alone
+            told = f"{type(error).__name__}: {shown(str(error))}"
+            self.error = InvalidRequest(f"edit of {brief(one.edit.where)}: the function fails: {told}")
             self.error.__cause__ = error
             return []
         return [EditEntry(low + i, 0.0, made[0 if alike else i]) for i in range(high - low)]
@@ -173,12 +178,12 @@ class SequenceProbe:
         whole = made if dims is None else made[:, :, list(dims)]
         if selected.point.dtype == "int32":
             whole = whole.view(np.int32)
-        return whole if selected.point.heads else whole.reshape(len(tokens), -1)
+        return whole if selected.point.heads else whole[:, 0]
 
     def _pattern(self, placed: PlacedPart, tokens: range) -> NDArray[np.float32]:
         selected = placed.selected
         nothing = 0.0 if selected.point.kind == "pattern" else -np.inf
-        made = np.full((len(selected.heads), len(tokens), tokens.stop), nothing, np.float32)
+        made = np.full((len(selected.heads), len(tokens), tokens.stop), np.nan, np.float32)
         head = 0
         for number, (_, count) in zip(placed.places, selected.runs()):
             for positions, block in self._patterns.get(number, ()):
@@ -187,8 +192,8 @@ class SequenceProbe:
                     continue
                 rows = block[low - positions.start : high - positions.start]
                 length = min(rows.shape[-1], tokens.stop)
-                made[head : head + count, low - tokens.start : high - tokens.start, :length] = rows[
-                    :, :, :length
-                ].swapaxes(0, 1)
+                own = made[head : head + count, low - tokens.start : high - tokens.start]
+                own[...] = nothing
+                own[:, :, :length] = rows[:, :, :length].swapaxes(0, 1)
             head += count
         return made

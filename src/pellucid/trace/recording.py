@@ -151,9 +151,9 @@ class Recording:
         rows = len(range(max(self.tokens.start, 0), min(self.tokens.stop, tokens)))
         heads = sum(one.count for one in self.watch.patterns)
         each = 4 * sum(self._columns.values())
-        first = min(self.tokens.start, tokens)
         each += 4 * sum(one.size for one in self.watch.states)
-        return rows * each + 4 * heads * rows * (first + tokens) // 2
+        # A pattern's row is stored with as many tokens as its step has seen: all, if it is the only step.
+        return rows * (each + 4 * heads * tokens)
 
 
 def _spanned(selected: Sequence[Selected]) -> range:

@@ -69,8 +69,8 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selected]:
     if bracket and not rest.endswith("]"):
         raise InvalidRequest(f"point={brief(text)}: the bracket does not end")
     given = _given(text, rest[:-1]) if bracket else {}
-    pattern = _pattern(points, name)
-    found = [point for point in points.values() if pattern.fullmatch(point.name)]
+    parts = _parts_of(points, name)
+    found = [point for point in points.values() if _fits(parts, point.name.split("."))]
     if not found:
         raise InvalidRequest(f"point={brief(name)}: there is none of this name{_nearest(points, name)}")
     for point in found:
@@ -87,17 +87,41 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selected]:
         yield Selected(point, heads, dims, _tokens(text, given.get("tokens")))
 
 
-def _pattern(points: Mapping[str, Point], name: str) -> re.Pattern[str]:
-    """The regular expression of a name with stars."""
+def _parts_of(points: Mapping[str, Point], name: str) -> list[str]:
+    """The parts of a name; a negative number of a block is that of the block."""
     parts = name.split(".")
     if parts[0] == "blocks" and len(parts) > 1 and re.fullmatch(r"-\d{1,9}", parts[1]):
         blocks = {int(one.split(".")[1]) for one in points if one.startswith("blocks.")}
         parts[1] = str(max(blocks, default=-1) + 1 + int(parts[1]))
-    escaped = [
-        ".*" if part == "**" else "[^.]*".join(re.escape(piece) for piece in part.split("*"))
-        for part in parts
-    ]
-    return re.compile(r"\.".join(escaped))
+    return parts
+
+
+def _fits(wanted: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether the parts of a name are those that are wanted, of which ``**`` is any number."""
+    ends = {0}  # how many parts the wanted ones so far can have taken
+    for one in wanted:
+        if one == "**":
+            ends = set(range(min(ends, default=len(parts) + 1), len(parts) + 1))
+        else:
+            ends = {end + 1 for end in ends if end < len(parts) and _fits_part(one, parts[end])}
+    return len(parts) in ends
+
+
+def _fits_part(wanted: str, part: str) -> bool:
+    """Whether a part has the pieces between the stars of the wanted one, in order."""
+    first, *others = wanted.split("*")
+    if not others:
+        return part == first
+    *middle, last = others
+    if not part.startswith(first) or not part.endswith(last) or len(part) < len(first) + len(last):
+        return False
+    at, end = len(first), len(part) - len(last)
+    for piece in middle:
+        at = part.find(piece, at, end)
+        if at < 0:
+            return False
+        at += len(piece)
+    return True
 
 
 def _nearest(points: Mapping[str, Point], name: str) -> str:

@@ -1,7 +1,7 @@
 """A trace that is read while the request runs: frames of values, of which a slow reader loses some.
 
-A frame is what a step has recorded of a point in one sequence. At most ``limit`` frames wait; further ones are dropped
-and counted, so that a reader never holds up a step or fills memory.
+A frame is what a step has recorded of a point in one sequence. At most ``limit`` blocks of frames wait, and 64 MiB;
+further ones are dropped and counted, so that a reader never holds up a step or fills memory.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.trace.points import Point
 from pellucid.trace.recorder import SequenceProbe
 from pellucid.trace.recording import Recording, patterns_of, values_of
 from pellucid.trace.selection import Selected, select
 from pellucid.util.checks import whole
 
-LIMIT, MOST_LIMIT = 256, 1 << 16
+LIMIT, MOST_LIMIT, MOST_BYTES = 256, 1 << 16, 64 << 20
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,6 +73,13 @@ class FrameReader:
             if over:
                 return
 
+    def stop(self) -> None:
+        """End without reading what is left."""
+        self._stream.close()
+        self._over = True
+        self._ready.set()
+        self._thread.join()
+
     def close(self) -> None:
         """No frame comes any more."""
         self._over = True
@@ -99,10 +108,15 @@ class TraceStream:
     ) -> None:
         self.limit = whole("limit", limit, 1, MOST_LIMIT)
         self.selected = select(points, wanted)
+        for one in self.selected:
+            if one.point.kind in ("output", "state"):
+                raise InvalidRequest(
+                    f"point={brief(one.name)}: it is no value of a step, and cannot be heard of while the request runs"
+                )
         self._recording = Recording(self.selected, [])
         self.notify, self._lock = notify, threading.Lock()
         self._waiting: deque[tuple[int, str | int, range, NDArray[np.float32]]] = deque()
-        self.dropped = 0
+        self.dropped = self._bytes = 0
         """Frames that nobody has read in time."""
         self.closed = False
 
@@ -113,10 +127,12 @@ class TraceStream:
     def put(self, sequence: int, what: str | int, positions: range, block: NDArray[np.float32]) -> None:
         """A step has recorded a block: of a kind of rows, or of a pattern tap by its number."""
         with self._lock:
-            if self.closed or len(self._waiting) >= self.limit:
+            full = len(self._waiting) >= self.limit or self._bytes + block.nbytes > MOST_BYTES
+            if self.closed or full:
                 self.dropped += not self.closed
                 return
             self._waiting.append((sequence, what, positions, block))
+            self._bytes += block.nbytes
         self.notify()
 
     def frames(self) -> Iterator[TraceFrame]:
@@ -124,6 +140,7 @@ class TraceStream:
         while self._waiting:
             with self._lock:
                 sequence, what, positions, block = self._waiting.popleft()
+                self._bytes -= block.nbytes
             parts: Iterator[tuple[Selected, range, NDArray[Any]]]
             if isinstance(what, int):
                 parts = patterns_of(self._recording, what, positions, block)
@@ -137,6 +154,7 @@ class TraceStream:
         with self._lock:
             self.closed = True
             self._waiting.clear()
+            self._bytes = 0
 
 
 class _StreamedProbe(SequenceProbe):
@@ -145,6 +163,11 @@ class _StreamedProbe(SequenceProbe):
     def __init__(self, recording: Recording, stream: TraceStream, number: int) -> None:
         super().__init__(recording, lambda nbytes: False)
         self._stream, self._number = stream, number
+
+    @property
+    def closed(self) -> bool:
+        """As in ``SequenceWatch``."""
+        return self._stream.closed
 
     @property
     def first_recorded(self) -> int | None:

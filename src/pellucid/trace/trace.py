@@ -54,7 +54,8 @@ class SequenceTrace:
             values = self[one.name]
             if one.point.kind == "pattern" and len(parts) <= MOST_SHOWN:
                 for head, pattern in zip(one.heads, values):
-                    label, queries = f"{one.name}, head {head}", self.pieces[-pattern.shape[0] :]
+                    first = min(one.tokens.start, len(self))
+                    label, queries = f"{one.name}, head {head}", self.pieces[first : first + len(pattern)]
                     parts.append(
                         f"<h4>{label}</h4>{heat(pattern, queries, self.pieces[: pattern.shape[1]], label)}"
                     )
@@ -115,7 +116,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         self.stream: TraceStream | None = None
         """Where what is recorded is told while it runs."""
         self._begun = 0
-        self.nbytes = 0
+        self.nbytes = self._reserved = 0
         self._lock, self.piece = threading.Lock(), piece
 
     def __repr__(self) -> str:
@@ -127,6 +128,21 @@ class Trace(Mapping[str, NDArray[Any]]):
 
     def _repr_html_(self) -> str:
         return "".join(sequence._repr_html_() for sequence in self.sequences[:MOST_SHOWN])
+
+    def __bool__(self) -> bool:
+        return True  # one with edits alone, and no points, is a trace
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The values of a point, or the default for one that was not selected."""
+        if name not in self._by_name:
+            return default
+        return self[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)
@@ -148,10 +164,17 @@ class Trace(Mapping[str, NDArray[Any]]):
 
     def one(self, name: str) -> Selected:
         """The part of a point that was selected. Raises InvalidRequest."""
+        if isinstance(name, str) and name not in self._by_name:
+            name = self._selected_as(name)
         if name not in self._by_name:
             some = ", ".join(list(self._by_name)[:5])
             raise InvalidRequest(f"point={brief(name)}: it is not in this trace, which has {some} ...")
         return self._by_name[name]
+
+    def _selected_as(self, name: str) -> str:
+        """The point that a name with a bracket or a negative number stands for, if it stands for one."""
+        found = select(self._points, [name])
+        return found[0].name if len(found) == 1 else name
 
     def begin(self, tokens: int, count: int = 1) -> list[SequenceProbe]:
         """Probes for ``count`` sequences that go on after the same ``tokens`` tokens.
@@ -197,7 +220,11 @@ class Trace(Mapping[str, NDArray[Any]]):
         return partial(self.stream.put, self._begun - 1)
 
     def _refuse_large(self, recording: Recording, tokens: int) -> None:
-        needed, free = recording.bytes_for(tokens), self.budget - self.nbytes
+        needed = recording.bytes_for(tokens)
+        with self._lock:
+            free = self.budget - max(self.nbytes, self._reserved)
+            if needed <= free:
+                self._reserved += needed
         if needed > free:
             raise InvalidRequest(
                 f"budget={self.budget:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, and {free:,} are left: "

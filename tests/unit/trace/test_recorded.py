@@ -16,7 +16,7 @@ import pellucid
 from pellucid.errors import FileFormatError, InvalidRequest, PellucidError
 from pellucid.llm import LLM
 from pellucid.testing import random_model
-from pellucid.trace import RecordedRun
+from pellucid.trace import RecordedRun, scale
 
 PROMPT = "to see that it rains"
 OPTIONS: dict[str, Any] = {
@@ -106,6 +106,40 @@ def test_what_cannot_be_resumed(llm: LLM, run: RecordedRun, tmp_path: Path) -> N
         run.save(tmp_path / "no" / "folder.run")
 
 
+def test_the_text_is_that_of_a_generation(llm: LLM) -> None:
+    plain = llm.generate(PROMPT, **OPTIONS)
+    stop = plain.text[5:7]
+    made = llm.generate(PROMPT, stop=[stop], **OPTIONS)
+    run = llm.record(PROMPT, stop=[stop], **OPTIONS)
+    assert run.text == made.text
+    again = llm.resume(run, 2)
+    assert (again.text, again.ids) == (made.text, made.ids)
+
+
+def test_a_run_with_edits_is_resumed_with_them(llm: LLM) -> None:
+    edit = scale("blocks.0.residual", 0.3)
+    run = llm.record(PROMPT, edits=[edit], **OPTIONS)
+    assert len(run.edits) == 1
+    with pytest.raises(InvalidRequest, match="the run was made with"):
+        llm.resume(run, 3)
+    assert llm.resume(run, 3, edits=[edit]).ids == run.ids
+
+
+def test_options_come_through_a_file(llm: LLM, tmp_path: Path) -> None:
+    bias = {65: 3.0, 70: -100.0}
+    run = llm.record(
+        PROMPT, logit_bias=bias, max_new_tokens=None, max_time=0.05, temperature=0, ignore_eos=True
+    )
+    run.save(tmp_path / "one.run")
+    opened = RecordedRun.open(tmp_path / "one.run")
+    assert llm.resume(opened, 2, max_new_tokens=3).ids == run.ids[:5]
+    ended = llm.record(PROMPT, **OPTIONS)
+    with pytest.raises(InvalidRequest, match="the run ends there"):
+        llm.resume(ended, len(ended.ids))
+    assert ended == ended
+    assert "nope" not in ended
+
+
 def test_damaged_files_are_refused(run: RecordedRun, tmp_path: Path) -> None:
     path = tmp_path / "one.run"
     run.save(path)
@@ -131,6 +165,7 @@ def test_damaged_files_are_refused(run: RecordedRun, tmp_path: Path) -> None:
         ("pieces", []),
         ("options", []),
         ("text", 5),
+        ("edits", [1]),
     ):
         changed = {**header, "__metadata__": {"pellucid.run": json.dumps({**document, name: value})}}
         head = json.dumps(changed).encode()

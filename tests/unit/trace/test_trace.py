@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,63 @@ def test_a_pinned_pattern_decides_what_a_head_gathers(llm: LLM) -> None:
         llm.generate(PROMPT, edits=[edit, edit], **how)
 
 
+def test_edits_without_points_count(llm: LLM) -> None:
+    edit = scale("blocks.0.residual", 0.1)
+    edited = chosen(llm.generate(PROMPT, edits=[edit], **HOW))
+    with llm.trace(edits=[edit]) as outer:
+        assert chosen(llm.generate(PROMPT, **HOW)) == edited
+        with llm.trace() as inner:
+            assert chosen(llm.generate(PROMPT, **HOW)) == edited
+        other = ablate("blocks.1.feedforward.output")
+        both = chosen(llm.generate(PROMPT, edits=[other], **HOW))
+    assert both == chosen(llm.generate(PROMPT, edits=[edit, other], **HOW)) != edited
+    assert outer
+    assert inner.edits == [edit]
+    assert chosen(llm.generate(PROMPT, **HOW)) != edited
+
+
+def test_a_trace_is_a_mapping_of_its_names(llm: LLM) -> None:
+    with llm.trace("blocks.-1.residual", "blocks.0.attention.q[heads=1]") as trace:
+        llm.generate(PROMPT, **HOW)
+    assert "blocks.2.residual" in trace
+    assert "nope" not in trace
+    assert trace.get("nope") is None
+    assert trace == trace
+    assert np.array_equal(trace["blocks.-1.residual"], trace["blocks.2.residual"])
+    assert trace["blocks.0.attention.q[heads=1]"].shape == trace["blocks.0.attention.q"].shape
+    with llm.trace("blocks.0.residual[tokens=500:]") as late:
+        llm.generate(PROMPT, **HOW)
+    assert late["blocks.0.residual"].shape == (1, 0, 64)
+
+
+def test_names_with_many_stars_take_no_time(llm: LLM) -> None:
+    start = time.perf_counter()
+    for name in ("blocks.*.attention." + "*" * 900 + "!", "**." * 300 + "x", "*a" * 400):
+        with pytest.raises(InvalidRequest, match="there is none"), llm.trace(name):
+            pass
+    assert time.perf_counter() - start < 20
+    with llm.trace("bl*ks.*.at*n.*_r*y") as trace:
+        pass
+    assert len(trace) == 6
+
+
+def test_what_does_not_fit_of_a_pattern_is_no_number(llm: LLM) -> None:
+    prompt = len(llm.inputs.prompt(PROMPT))
+    budget = 4 * 4 * prompt * prompt + 2000
+    with llm.trace("blocks.0.attention.pattern", budget=budget) as trace:
+        llm.generate(PROMPT, prompt_lookup=False, **HOW)
+    pattern = trace["blocks.0.attention.pattern"][0]
+    assert trace.dropped
+    assert np.allclose(pattern[:, :prompt].sum(-1), 1, atol=1e-5)
+    assert np.isnan(pattern[:, -1]).all()
+
+
+def test_a_budget_is_for_all_prompts_together(llm: LLM) -> None:
+    needed = 4 * 64 * len(llm.inputs.prompt(PROMPT))
+    with pytest.raises(InvalidRequest, match="budget="), llm.trace("blocks.0.residual", budget=2 * needed):
+        llm.generate([PROMPT] * 3, **HOW)
+
+
 def test_an_error_of_a_function_ends_its_request_alone(llm: LLM) -> None:
     def fails(values: np.ndarray) -> np.ndarray:
         raise ValueError("no")
@@ -224,6 +282,24 @@ def test_an_error_of_a_function_ends_its_request_alone(llm: LLM) -> None:
         run_together(groups[1:])
     run_together(groups[:1])
     assert chosen(groups[0].results()[0]) == chosen(llm.generate(PROMPT, **HOW))
+
+    def exits(values: np.ndarray) -> np.ndarray:
+        raise SystemExit(3)
+
+    def changes_in_place(values: np.ndarray) -> None:
+        values *= 2
+
+    for function, problem in ((exits, "SystemExit: 3"), (changes_in_place, "read-only")):
+        groups = [
+            llm.request(PROMPT, **HOW),
+            llm.request(PROMPT, edits=[call("blocks.1.residual", function)], **HOW),
+        ]
+        for group in groups:
+            group.start()
+        with pytest.raises(InvalidRequest, match=problem):
+            groups[1].wait()
+        groups[0].wait()
+        assert chosen(groups[0].results()[0]) == chosen(llm.generate(PROMPT, **HOW))
     with pytest.raises(InvalidRequest, match=r"values of shape \(3,\); it takes \(64,\)"):
         llm.generate(PROMPT, edits=[call("blocks.1.residual", lambda values: values[0, :3])], **HOW)
 
@@ -258,7 +334,10 @@ def test_names_that_stand_for_nothing(llm: LLM, name: Any, problem: str) -> None
         (replace("blocks.0.residual", np.zeros(63)), r"shape \(63,\); it takes \(64,\) or \(T, 64\)"),
         (replace("blocks.0.residual", np.zeros((2, 3, 64))), "shape"),
         (replace("blocks.0.residual", "text"), "no numbers"),
-        (replace("blocks.0.residual", [float("nan")] * 64), "NaN"),
+        (replace("blocks.0.residual", [float("nan")] * 64), "not finite"),
+        (replace("blocks.0.residual", [float("inf")] * 64), "not finite"),
+        (replace("blocks.0.residual", np.zeros((0, 64))), "there are no values"),
+        (replace("blocks.0.residual", np.zeros(64, complex)), "no numbers"),
         (ablate("blocks.0.attention.scores"), "scores cannot be changed"),
         (replace("blocks.0.attention.pattern", np.zeros((3, 5))), r"a pattern takes \(keys,\), \(4, keys\)"),
         (call("blocks.0.attention.pattern", lambda values: values), "a function cannot change a pattern"),
@@ -375,6 +454,22 @@ def test_a_function_hears_of_values_while_they_are_computed(llm: LLM) -> None:
 
     with pytest.raises(ValueError, match="no"), llm.trace("blocks.1.residual", on=fails):
         llm.generate(PROMPT, **HOW)
+
+    def both_fail() -> None:
+        with llm.trace("blocks.1.residual", on=fails):
+            llm.generate(PROMPT, **HOW)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        both_fail()
+    with (
+        pytest.raises(InvalidRequest, match="cannot be heard of"),
+        llm.trace("sample.entropy", on=heard.append),
+    ):
+        pass
+    with pytest.raises(InvalidRequest, match="on=3"), llm.trace("embed", on=3):  # type: ignore[arg-type]
+        pass
+    assert not [thread for thread in threading.enumerate() if thread.name == "pellucid-frames"]
 
 
 def test_points_say_what_they_are(llm: LLM) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
@@ -62,16 +64,30 @@ async def _trace(call: ClientCall) -> Response:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(ready.set)
 
-    def begin(found: LiveRequest) -> tuple[LiveRequest, list[TraceStream]]:
-        streams = [TraceStream(found.llm.points, names, limit, notify) for _ in found.groups]
-        for group, stream in zip(found.groups, streams):
-            group.attach(stream.probes(len(group.builders)))
-        return found, streams
+    def begin(found: LiveRequest) -> LiveRequest:
+        found.attach(names, limit, notify)
+        return found
 
     number = call.request.path_params["number"]
-    found, streams = await call.live.meet(number, call.viewer, wait, begin)
-    headers = {"Cache-Control": "no-cache"}
-    return StreamingResponse(_events(found, streams, ready), media_type="text/event-stream", headers=headers)
+    found = await call.unless_gone(call.live.meet(number, call.viewer, wait, begin))
+    return _TraceResponse(found, ready)
+
+
+class _TraceResponse(StreamingResponse):
+    """The events of a request. When it is over, or has never begun, nobody reads its streams any more."""
+
+    def __init__(self, found: LiveRequest, ready: asyncio.Event) -> None:
+        self._found, self._streams = found, found.streams
+        headers = {"Cache-Control": "no-cache"}
+        events = _events(found, self._streams, ready)
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI asks."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._found.detach(self._streams)
 
 
 def _number(name: str, text: str, kind: type) -> Any:
@@ -82,7 +98,7 @@ def _number(name: str, text: str, kind: type) -> Any:
 
 
 async def _events(
-    found: LiveRequest, streams: list[TraceStream], ready: asyncio.Event
+    found: LiveRequest, streams: Sequence[TraceStream], ready: asyncio.Event
 ) -> AsyncGenerator[bytes, None]:
     ended = asyncio.ensure_future(found.ended.wait())
     try:
@@ -100,9 +116,8 @@ async def _events(
             ready.clear()
             for number, stream in enumerate(streams):
                 for frame in stream.frames():
-                    yield _event(
-                        "values", {"choice": _choice(found, number, frame.sequence), **_values(frame)}
-                    )
+                    choice = _choice(found, number, frame.sequence)
+                    yield await run_in_threadpool(_values_event, choice, frame)
             for event in _tokens(found, told):
                 yield event
             if (lost := sum(stream.dropped for stream in streams)) > dropped:
@@ -118,8 +133,6 @@ async def _events(
         yield _event("end", {"frames_dropped": dropped})
     finally:
         ended.cancel()
-        for stream in streams:
-            stream.close()
 
 
 def _choice(found: LiveRequest, group: int, sequence: int) -> int:
@@ -145,16 +158,17 @@ def _tokens(found: LiveRequest, told: list[list[int]]) -> list[bytes]:
     return events
 
 
-def _values(frame: TraceFrame) -> dict[str, Any]:
-    return {
+def _values_event(choice: int, frame: TraceFrame) -> bytes:
+    numbers = frame.values.astype(frame.values.dtype.newbyteorder("<"))
+    body = {
+        "choice": choice,
         "point": frame.selected.name,
         "first": frame.positions.start,
         "shape": list(frame.values.shape),
         "dtype": frame.selected.point.dtype,
-        "data": base64.b64encode(
-            frame.values.astype(frame.values.dtype.newbyteorder("<")).tobytes()
-        ).decode(),
+        "data": base64.b64encode(numbers.tobytes()).decode(),
     }
+    return _event("values", body)
 
 
 def _event(kind: str, body: dict[str, Any]) -> bytes:

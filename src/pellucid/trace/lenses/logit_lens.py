@@ -106,6 +106,8 @@ def logit_lens(
     sequence = of if isinstance(of, SequenceTrace) else read(model, of, names)
     every = range(len(sequence))
     chosen = list(every) if positions is None else [_position(one, len(every)) for one in positions]
+    if not chosen:
+        raise InvalidRequest("positions=[]: name one at least, or leave it out for all")
     pieces = [sequence.pieces[at] for at in chosen]
     rows = np.concatenate([sequence[name][chosen] for name in names])
     T, found = len(chosen), list[tuple[Any, ...]]()
