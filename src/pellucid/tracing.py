@@ -152,8 +152,7 @@ class TracingModel:
             group = self._watched_group(prompt, self._options(options), trace)
             run_together([group])
         made, ids = group.results()[0], self.inputs.prompt(prompt)
-        arrays = {name: trace.sequences[0][name] for name in trace}
-        return self._recorded(ids, made.ids, made.text, made, kept, trace, arrays)
+        return self._recorded(ids, made.ids, made.text, made, kept, trace)
 
     def resume(
         self,
@@ -198,11 +197,10 @@ class TracingModel:
             group = self._watched_group(run.prompt, self._options(options), trace, begun)
             run_together([group])
         made = group.results()[0]
-        arrays = {name: trace.sequences[0][name] for name in trace}
         if options.get("max_new_tokens") is not None:
             options["max_new_tokens"] += len(begun)  # of the whole answer, as in a run that was not resumed
         kept, text = plain_options(options), _text_of(self.tokenizer, group.options, begun) + made.text
-        return self._recorded(run.prompt, [*begun, *made.ids], text, made, kept, trace, arrays)
+        return self._recorded(run.prompt, [*begun, *made.ids], text, made, kept, trace)
 
     def _recorded(
         self,
@@ -212,11 +210,9 @@ class TracingModel:
         made: Generation,
         options: dict[str, Any],
         trace: Trace,
-        arrays: dict[str, Any],
     ) -> RecordedRun:
-        spec = self.spec
         return RecordedRun(
-            model={"name": spec.name, "family": spec.family, "vocabulary": spec.embedding.vocabulary},
+            model=_identity(self.spec),
             prompt=prompt,
             ids=ids,
             pieces=[_piece(self.tokenizer, token) for token in [*prompt, *ids]],
@@ -226,7 +222,7 @@ class TracingModel:
             options=options,
             chain=made.as_dict()["chain"],
             edits=[repr(edit) for edit in trace.edits],
-            arrays=arrays,
+            arrays={name: trace.sequences[0][name] for name in trace},
         )
 
     def _watching(self, options: dict[str, Any]) -> Watching | None:
@@ -262,9 +258,14 @@ def _text_of(tokenizer: Tokenizer, options: Options, ids: Sequence[int]) -> str:
     return "".join(stop.push(stream.push(token), last=False)[0] for token in ids)
 
 
+def _identity(spec: ModelSpec) -> dict[str, Any]:
+    """What a recorded run says about its model, and what must fit when it is resumed."""
+    return {"name": spec.name, "family": spec.family, "vocabulary": spec.embedding.vocabulary}
+
+
 def _check_run(spec: ModelSpec, run: RecordedRun) -> None:
     """Refuse a run of another model."""
-    ours = {"name": spec.name, "family": spec.family, "vocabulary": spec.embedding.vocabulary}
+    ours = _identity(spec)
     if run.model != ours:
         raise InvalidRequest(
             f"the run is of {brief(run.model)}, and this model is {brief(ours)}: load that one"

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.selection import Selected
+from pellucid.trace.selection import Selected, runs_of
 from pellucid.util.checks import real, whole
 
 LARGEST = 1e30
@@ -36,7 +36,7 @@ Function = Callable[[NDArray[np.float32]], Any]
 class EditOf:
     """What becomes of the part of a point that ``where`` selects: ``factor`` * x + ``values``, or ``function`` of x.
 
-    ``values`` are float32, (rows, columns), with one row for all positions alike if ``alike``.
+    ``values`` have a row for each selected position, or are those of all positions alike.
     """
 
     where: str
@@ -63,7 +63,7 @@ def ablate(where: str, values: ArrayLike = 0.0) -> EditOf:
 
 def scale(where: str, factor: float) -> EditOf:
     """Multiply a part of a point."""
-    return EditOf(where, real("factor", factor, -LARGEST, LARGEST))
+    return EditOf(where, factor)
 
 
 def add(where: str, vector: ArrayLike, factor: float = 1.0) -> EditOf:
@@ -194,12 +194,4 @@ def columns_of(selected: Selected) -> list[tuple[int, int]]:
     """The runs of buffer columns of a selected part, without padding: (first, count), in the order of its values."""
     view = selected.point.view
     dims: Sequence[int] = range(view.count) if selected.dims is None else selected.dims
-    runs: list[tuple[int, int]] = []
-    for head in selected.heads:
-        for dim in dims:
-            column = head * view.apart + dim
-            if runs and sum(runs[-1]) == column:
-                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-            else:
-                runs.append((column, 1))
-    return runs
+    return runs_of(head * view.apart + dim for head in selected.heads for dim in dims)

@@ -157,7 +157,7 @@ def explain(
     sequence = trace.sequences[0]
     draw = outputs[0].draw
     lens = logit_lens(model, sequence, top=top, tokens=[draw.token], positions=[last])
-    found = None if notes else _attributed(model, sequence, draw.token, last)
+    found = None if notes else attribution.attribute(model, sequence, draw.token, position=last)
     ranked = _heads(sequence, patterns, found, heads, last)
     return PromptExplanation(
         prompt,
@@ -185,10 +185,6 @@ def _pieces(sequence: SequenceTrace, name: str) -> list[ExplainedPiece]:
         ExplainedPiece(token, piece, row[:FIRST_COMPONENTS].tolist(), float(np.linalg.norm(row)))
         for token, piece, row in zip(sequence.ids, sequence.pieces, rows)
     ]
-
-
-def _attributed(model: TracedModel, sequence: SequenceTrace, token: int, last: int) -> Attribution:
-    return attribution.attribute(model, sequence, token, position=last)
 
 
 def _heads(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pellucid.errors import InvalidRequest
@@ -35,22 +35,20 @@ class Selected:
         """The point's name."""
         return self.point.name
 
-    @property
-    def columns(self) -> int:
-        """How many values of a row are selected (of a pattern: how many heads)."""
-        if self.point.kind != "value":
-            return len(self.heads)
-        return len(self.heads) * (self.point.view.count if self.dims is None else len(self.dims))
-
     def runs(self) -> list[tuple[int, int]]:
         """The selected heads as runs: (first head, how many)."""
-        found: list[tuple[int, int]] = []
-        for head in self.heads:
-            if found and sum(found[-1]) == head:
-                found[-1] = (found[-1][0], found[-1][1] + 1)
-            else:
-                found.append((head, 1))
-        return found
+        return runs_of(self.heads)
+
+
+def runs_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Numbers as runs of those that follow each other: (first, how many)."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and sum(found[-1]) == number:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((number, 1))
+    return found
 
 
 def select(points: Mapping[str, Point], wanted: Sequence[str]) -> list[Selected]:

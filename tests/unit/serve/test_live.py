@@ -22,6 +22,17 @@ from pellucid.trace.stream import TraceStream
 
 PROMPT = "to see that it rains in the east"
 BODY = {"model": "one", "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+# Its events fill the connection, so that it waits for its reader.
+LONG_CHAT = {
+    "model": "one",
+    "messages": [{"role": "user", "content": "Hi"}],
+    "max_tokens": 900,
+    "n": 8,
+    "stream": True,
+    "logprobs": True,
+    "top_logprobs": 20,
+    "ignore_eos": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -178,22 +189,12 @@ def test_what_is_refused(served: Served) -> None:
 
 
 def test_viewers_come_and_go_and_the_last_one_sees(served: Served) -> None:
-    body = {
-        "model": "one",
-        "messages": [{"role": "user", "content": "Hi"}],
-        "max_tokens": 900,
-        "n": 8,
-        "stream": True,
-        "logprobs": True,
-        "top_logprobs": 20,
-        "ignore_eos": True,
-    }
     asked = f"{served.url}/v1/requests/gone/trace?points=blocks.0.residual&wait=20"
     with pytest.raises(httpx.ReadTimeout):
         httpx.get(asked, timeout=0.3)  # who waits and leaves
     wait_until(lambda: not served.app.state.live.expects("gone"))
     headers, url = {"X-Request-Id": "gone"}, f"{served.url}/v1/chat/completions"
-    with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
+    with httpx.stream("POST", url, json=LONG_CHAT, headers=headers, timeout=60) as answer:
         lines = answer.iter_lines()
         next(lines)
         (request,) = served.app.state.live.seen_by(Viewer(""))
@@ -234,20 +235,9 @@ def test_only_those_who_may_see_a_request(folder: Path) -> None:
             assert answer.status_code == 200
             return [one["id"] for one in answer.json()["data"]]
 
-        # Its events fill the connection, so that it waits for its reader.
-        body = {
-            "model": "one",
-            "messages": [{"role": "user", "content": "Hi"}],
-            "max_tokens": 900,
-            "n": 8,
-            "stream": True,
-            "logprobs": True,
-            "top_logprobs": 20,
-            "ignore_eos": True,
-        }
         headers = {"x-api-key": "one", "X-Request-Id": "secret-1"}
         with httpx.stream(
-            "POST", f"{served.url}/v1/chat/completions", json=body, headers=headers, timeout=60
+            "POST", f"{served.url}/v1/chat/completions", json=LONG_CHAT, headers=headers, timeout=60
         ) as answer:
             lines = answer.iter_lines()
             next(lines)
@@ -265,7 +255,7 @@ def test_only_those_who_may_see_a_request(folder: Path) -> None:
         wait_until(lambda: seen("root") == [])
     with serving(folder, AccessRules(admins=["root"])) as served:
         assert httpx.post(f"{served.url}/v1/completions", json=BODY, timeout=60).status_code == 200
-        with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=60) as answer:
+        with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=LONG_CHAT, timeout=60) as answer:
             lines = answer.iter_lines()
             next(lines)
             assert httpx.get(f"{served.url}/v1/requests").json()["data"] == []

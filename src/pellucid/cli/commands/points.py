@@ -73,13 +73,11 @@ def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _ranges(numbers: list[int]) -> str:
     """Numbers with a span for those that follow each other: "0-3,5"."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and spans[-1][1] == number - 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
+    from pellucid.trace.selection import runs_of
+
+    return ",".join(
+        str(first) if count == 1 else f"{first}-{first + count - 1}" for first, count in runs_of(numbers)
+    )
 
 
 COMMAND = Command("points", command)
