@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pellucid.sample.chain import Draw
 from pellucid.sample.comparison import StepTrace
 from pellucid.sample.logprobs import of_token
@@ -42,3 +45,14 @@ def of_draw(draw: Draw) -> TokenTrace:
         after.rank,
         draw.number,
     )
+
+
+def likeliest(draw: Draw, top: int) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """The ``top`` most likely tokens and the chosen one: ids, and probabilities in the model and after the chain."""
+    ids = draw.logits.first(draw.vocabulary).top(top).tolist()
+    ids = np.array(ids if draw.token in ids else [*ids, draw.token])
+    before, after = np.exp(draw.logits.log_probabilities(ids)), np.zeros(len(ids))
+    left = draw.candidates
+    kept = np.isin(ids, left.ids_at(np.arange(len(left))))
+    after[kept] = np.exp(left.log_probabilities(left.places(ids[kept])))
+    return ids, before, after

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.positions import Learned, Rotary, Sinusoidal
-from pellucid.sample.candidates import Candidates
-from pellucid.sample.trace import TokenTrace
+from pellucid.sample.chain import Draw
+from pellucid.sample.trace import TokenTrace, likeliest
 from pellucid.trace.lenses import attribution
 from pellucid.trace.lenses.attribution import Attribution
 from pellucid.trace.lenses.logit_lens import LogitLens, logit_lens
@@ -172,7 +172,7 @@ def explain(
         )
         if ranked
         else np.empty((0, last + 1, last + 1), np.float32),
-        _alternatives(model, draw.logits.first(draw.vocabulary), draw.candidates, top, draw.token),
+        _alternatives(model, draw, top),
         [(one.text, one.trace) for one in outputs],
         request.result().text,
         notes,
@@ -213,15 +213,9 @@ def _heads(
     return made
 
 
-def _alternatives(
-    model: TracedModel, logits: Candidates, left: Candidates, top: int, chosen: int
-) -> list[Alternative]:
-    ids = logits.top(top).tolist()
-    ids = np.array(ids if chosen in ids else [*ids, chosen])
-    before, after = np.exp(logits.log_probabilities(ids)), np.zeros(len(ids))
-    kept = np.isin(ids, left.ids_at())
-    after[kept] = np.exp(left.log_probabilities(left.places(ids[kept])))
-    raw = logits.logits(ids)
+def _alternatives(model: TracedModel, draw: Draw, top: int) -> list[Alternative]:
+    ids, before, after = likeliest(draw, top)
+    raw = draw.logits.logits(ids)
     return [
         Alternative(
             model.tokenizer.decode([int(token)], skip_special=False), int(token), float(z), float(p), float(q)

@@ -63,16 +63,9 @@ def as_dict(piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: in
 
 def candidates(piece: TokenOutput, tokenizer: Tokenizer, top: int) -> list[dict[str, Any]]:
     """The most likely tokens and the chosen one, with their probabilities in the model and after the chain."""
-    import numpy as np
+    from pellucid.sample.trace import likeliest
 
-    draw = piece.draw
-    ids = draw.logits.first(draw.vocabulary).top(top).tolist()
-    ids = np.array(ids if draw.token in ids else [*ids, draw.token])
-    before = np.exp(draw.logits.log_probabilities(ids))
-    after = np.zeros(len(ids))
-    left = draw.candidates
-    kept = np.isin(ids, left.ids_at(np.arange(len(left))))
-    after[kept] = np.exp(left.log_probabilities(left.places(ids[kept])))
+    ids, before, after = likeliest(piece.draw, top)
     return [
         {"id": token, "text": _text(tokenizer, token), "probability": float(p), "final_probability": float(q)}
         for token, p, q in zip(ids.tolist(), before, after)
