@@ -200,6 +200,7 @@ class LLM(TracingModel):
         known = BeamOptions.__dataclass_fields__
         own = {name: options.pop(name) for name in list(options) if name in known}
         how, watching = _admission(options), self._watching(options)
+        self._refuse_frames("a search knows its texts when it has ended")
         parsed, beams = Options.of(known, **options), BeamOptions(**own)
         return search_beams(self.engine, self.inputs, prompt, parsed, beams, how, watching)
 

@@ -149,7 +149,7 @@ class TracingModel:
         """
         kept = plain_options(with_recommended(options, self.recommended))
         with self.trace(*points, edits=edits, budget=budget) as trace:
-            group = self._watched_group(prompt, self._options(options), trace)
+            group = self._watched_group(prompt, self._options(options), trace.watching())
             run_together([group])
         made, ids = group.results()[0], self.inputs.prompt(prompt)
         return self._recorded(ids, made.ids, made.text, made, kept, trace)
@@ -194,7 +194,7 @@ class TracingModel:
                 )
             options["max_new_tokens"] = most - len(begun)
         with self.trace(*points, edits=edits, budget=budget) as trace:
-            group = self._watched_group(run.prompt, self._options(options), trace, begun)
+            group = self._watched_group(run.prompt, self._options(options), trace.watching(), begun)
             run_together([group])
         made = group.results()[0]
         if options.get("max_new_tokens") is not None:
@@ -225,13 +225,19 @@ class TracingModel:
             arrays={name: trace.sequences[0][name] for name in trace},
         )
 
+    def _refuse_frames(self, why: str) -> None:
+        """Refuse what cannot be heard of while it runs."""
+        trace = self._traced.get()
+        if trace is not None and trace.stream is not None:
+            raise InvalidRequest(f"on: {why}: leave it out, and read the trace afterwards")
+
     def _watching(self, options: dict[str, Any]) -> Watching | None:
         """What is watched and changed in a request; its own edits are taken out of its options."""
         trace, edits = self._traced.get(), options.pop("edits", None)
         own = [] if edits is None else _listed(edits)
-        if not own:
-            return trace
-        return (Trace(self.points, ()) if trace is None else trace).edited(own)
+        if trace is None:
+            return Trace(self.points, ()).watching(own) if own else None
+        return trace.watching(own)
 
 
 def _listed(edits: Any) -> list[EditOf]:

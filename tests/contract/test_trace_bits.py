@@ -55,7 +55,9 @@ def run(
 
 def traced(runner: ModelRunner, *wanted: str, edits: Sequence[EditOf] = ()) -> tuple[Trace, SequenceProbe]:
     trace = Trace(points_of(runner.plan), wanted, edits)
-    (probe,) = trace.begin(LENGTH)
+    watching = trace.watching()
+    (probe,) = watching.begin(LENGTH)
+    watching.keep(probe)
     probe.tokens = lambda: range(LENGTH)
     return trace, probe
 

@@ -17,7 +17,7 @@ that transformers computes at once. Where Pellucid's form of a value is another 
 Points without a counterpart: feedforward.residual is the block's residual, unless a norm follows (BERT); where it is
 not in a golden, tests compare the two. Clipped values (MPT), query scales (Llama 4, Ministral 3), sparse gates, AltUp,
 Laurel, per-layer vectors and scalars (Gemma 3n and 4), and the norms around Gemma 4's experts are of families that are
-not here. What single experts compute is no point. The file is long because it is a table.
+not here. The file is long because it is a table.
 """
 
 from __future__ import annotations
@@ -139,8 +139,21 @@ def mixture(at: str = "mlp", router: str = "gate") -> dict[str, Source]:
     return {
         "feedforward.norm": "post_attention_layernorm",
         **each("router expert_weights experts", lambda i: f"{at}.{router}#{i}", "feedforward."),
+        "feedforward.experts.output": experts_apart(f"{at}.experts"),
         "feedforward.output": at,
     }
+
+
+def experts_apart(at: str) -> Source:
+    """The result of each chosen expert, (T, C, D): the experts run again with one choice of each token, of weight 1."""
+
+    def source(seen: Seen, block: str) -> Tensor:
+        run = seen.module(f"{block}.{at}")
+        (x, chosen, weights), _ = seen.arguments[f"{block}.{at}"][-1]
+        alone = torch.ones_like(weights[:, :1])
+        return torch.stack([run(x, chosen[:, i : i + 1], alone) for i in range(chosen.shape[1])], 1)
+
+    return source
 
 
 AFTER: Sources = {"residual": ""}

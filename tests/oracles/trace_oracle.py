@@ -90,7 +90,7 @@ def shaped(point: str, x: Tensor, config: Any) -> Tensor:
     """A value as its point has it: (T, ...), or (H, T, T') of patterns."""
     if point.endswith((".scores", ".pattern")):
         return x.reshape(-1, LENGTH, LENGTH)
-    if point == "pool":
+    if point == "pool" or point.endswith("experts.output"):
         return x
     if x.ndim == 4 and x.shape[2] == LENGTH:  # (B, H, T, K)
         x = x.transpose(1, 2)
@@ -124,11 +124,12 @@ def points_of(seen: Seen, family: str, blocks: tuple[int, ...]) -> dict[str, Ten
 
 
 def sorted_by_expert(points: dict[str, Tensor]) -> None:
-    """The chosen experts of a token in ascending order, and their weights likewise."""
+    """The chosen experts of a token in ascending order, and their weights and results likewise."""
     for name in [name for name in points if name.endswith("feedforward.experts")]:
         points[name], order = points[name].sort(-1)
-        weights = name.replace("experts", "expert_weights")
+        weights, results = name.replace("experts", "expert_weights"), f"{name}.output"
         points[weights] = points[weights].gather(-1, order)
+        points[results] = torch.take_along_dim(points[results], order[:, :, None], 1)
 
 
 def check(name: str, arrays: dict[str, np.ndarray], logits: np.ndarray) -> None:

@@ -40,12 +40,11 @@ class BeamSearchTask:
         watching: Watching | None = None,
     ) -> None:
         self._runner, self._beams, self._max_time, self._watching = runner, beams, max_time, watching
-        self._probes: dict[
-            int, SequenceWatch
-        ] = {}  # of the prompt (0) and of each beam, by its node in the tree
+        # Of the prompt (0) and of each beam that runs or has ended, by its node in the tree.
+        self._probes: dict[int, SequenceWatch] = {}
         wanted = None
         if watching is not None:
-            self._probes[0] = watching.fork(len(ids))
+            (self._probes[0],) = watching.begin(len(ids))
             wanted = watching.first_output
         self.prompt = CachedSequence(
             ids, None if wanted is None else min(wanted, len(ids) - 1), probe=self._probes.get(0)
@@ -103,13 +102,17 @@ class BeamSearchTask:
             table = self._runner.fork(parent.table) if beam.parent in taken else parent.table
             probe = None
             if self._watching is not None:
-                probe = self._probes[beam.node.id] = self._watching.fork(0, parent.probe)
+                (probe,) = self._watching.begin(0, parent=parent.probe)
+                self._probes[beam.node.id] = probe
             made.append(CachedSequence([*parent.tokens, beam.node.token], table=table, probe=probe))
             taken.add(beam.parent)
         self._runner.release(
             *(one.table for number, one in enumerate(self._sequences) if number not in taken)
         )
         self._sequences = made
+        ended = {node.parent for node in self._beams.finished}
+        alive = ended | {beam.node.id for beam in running}
+        self._probes = {node: probe for node, probe in self._probes.items() if node in alive}
 
     def record(self) -> None:
         """Leave what was recorded of the texts that were found to the trace, best first."""

@@ -21,12 +21,12 @@ class EmbeddingTask:
         self, runner: ModelRunner, texts: Sequence[list[int]], watching: Watching | None = None
     ) -> None:
         self._runner = runner
+        probes = [None if watching is None else watching.begin(len(ids))[0] for ids in texts]
         self._left = dict[CachedSequence, int]()
-        for number, ids in enumerate(texts):
-            probe = None
-            if watching is not None:
-                (probe,) = watching.begin(len(ids))
+        for number, (ids, probe) in enumerate(zip(texts, probes)):
+            if watching is not None and probe is not None:
                 probe.tokens = partial(list, ids)
+                watching.keep(probe)
             self._left[CachedSequence(ids, len(ids), whole=True, probe=probe)] = number
 
     @property

@@ -42,24 +42,17 @@ class Watching(Protocol):
     @property
     def first_output(self) -> int | None: ...
 
-    def begin(self, tokens: int, count: int = 1) -> Sequence[SequenceWatch]:
-        """Probes for ``count`` sequences that go on after the same ``tokens`` tokens.
+    def begin(self, tokens: int, count: int = 1, parent: Any = None) -> Sequence[SequenceWatch]:
+        """Probes for ``count`` sequences that go on after the same ``tokens`` tokens, or after what the probe
+        ``parent`` has recorded. They are no part of the trace until they are kept.
 
         Raises:
             InvalidRequest: what is recorded of them does not fit into the trace's budget.
         """
         ...
 
-    def fork(self, tokens: int, parent: Any = None) -> SequenceWatch:
-        """A probe for a sequence that goes on after what the probe ``parent`` has recorded, or that begins with so many
-        tokens. It is no part of the trace until it is kept.
-
-        Raises: as ``begin``.
-        """
-        ...
-
-    def keep(self, probe: Any) -> None:
-        """A forked probe is of a sequence that has ended, and becomes a part of the trace."""
+    def keep(self, probe: Any, /) -> None:
+        """The sequence of a probe runs now, or has run: it becomes the next one of the trace."""
         ...
 
 

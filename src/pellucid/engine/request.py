@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, closing
 from dataclasses import replace
 from functools import partial
@@ -31,9 +31,17 @@ class OutputBuilder:
         self.texts: list[str] = []
         self.logprobs: list[TokenLogprobs] = []
         self.trace: list[TokenTrace] = []
+        self.held: list[str] = []
+        self.pages: list[int] = []
+        self.prompt: Prompt | None = None
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self.prefill_seconds = self.first = self.total = self.model = 0.0
+
+    @property
+    def cached(self) -> int:
+        """How many tokens of the prompt came from the prefix cache."""
+        return (self.prompt.cached or 0) if self.prompt else 0
 
     @property
     def ended(self) -> bool:
@@ -62,17 +70,24 @@ class OutputBuilder:
             self.logprobs.append(of_token(of, draw.token, options.logprobs, draw.vocabulary))
         if options.watch:
             self.trace.append(output.trace)
+            self.held.append(output.held)
+            self.pages.append(output.pages)
         return output
 
 
 def _collect(
-    engine: Engine, task: GenerationTask, how: Admission, builders: list[OutputBuilder]
+    engine: Engine,
+    task: GenerationTask,
+    how: Admission,
+    builders: list[OutputBuilder],
+    begin: Callable[[], object],
 ) -> Iterator[tuple[int, TokenOutput]]:
     """Run the task and yield its outputs, each after adding it to its builder.
 
     The user's function is called here, in the reader's thread; the task waits for each of its answers. It holds no
     reference to the request, so that an iterator that is dropped ends immediately.
     """
+    begin()
     start = time.perf_counter()
     for number, output in engine.run(task, how, ahead=_ahead(builders)):
         if not builders[number].ended:
@@ -87,6 +102,13 @@ def _added(
     if output.finish_reason == "until":
         task.stop(number)
     return output
+
+
+def _keep(watching: Watching | None, probes: Sequence[SequenceWatch]) -> None:
+    """The sequences of a request begin: they become parts of the trace."""
+    if watching is not None:
+        for probe in probes:
+            watching.keep(probe)
 
 
 def _read(prompt: list[int], builder: OutputBuilder) -> list[int]:
@@ -162,9 +184,12 @@ class RequestGroup:
             ],
             probes,
         )
+        for builder in self.builders:
+            builder.prompt = self._task.prompt
         self._engine, self._how = engine, how
         self._run: Run[tuple[int, TokenOutput]] | None = None
-        self._outputs = _collect(engine, self._task, how, self.builders)
+        self._begin = partial(_keep, watching, probes)
+        self._outputs = _collect(engine, self._task, how, self.builders, self._begin)
 
     def __iter__(self) -> Iterator[tuple[int, TokenOutput]]:
         return self._outputs
@@ -184,6 +209,7 @@ class RequestGroup:
             number, output = found
             builders[number].add(output, time.perf_counter() - start)
 
+        self._begin()
         self._run = self._engine.submit(self._task, self._how, deliver=collect)
 
     def wait(self) -> None:
@@ -211,6 +237,7 @@ class RequestGroup:
 
     def stream(self) -> AsyncGenerator[tuple[int, TokenOutput], None]:
         """As the iteration, for an event loop. It begins now: a full queue is reported by this call."""
+        self._begin()
         return self._streamed(self._engine.submit(self._task, self._how, ahead=_ahead(self.builders)))
 
     async def _streamed(

@@ -29,6 +29,7 @@ class ScoringTask:
         if watching is not None:
             (probe,) = watching.begin(len(read))
             probe.tokens = lambda: read
+            watching.keep(probe)
             wanted = wanted if watching.first_output is None else min(wanted, watching.first_output)
         self._first = first
         self._runner, self._text = runner, CachedSequence(read, wanted, probe=probe)

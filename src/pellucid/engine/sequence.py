@@ -31,7 +31,8 @@ class TokenOutput:
     constraint that is complete; ``stop_reason`` is the token or the string, None for a constraint), "length" (the
     requested number of tokens or the end of the context), "time", or "until" (the request's own function).
     ``model_seconds`` is the duration of the steps that computed its logits: of all steps of the prompt for the first
-    token, 0 for a token after the first of the same step.
+    token, 0 for a token after the first of the same step. ``pages`` are those of the cache that the sequence has, if
+    the request has ``watch``.
     """
 
     id: int
@@ -41,6 +42,7 @@ class TokenOutput:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     held: str = ""
+    pages: int = 0
 
     @cached_property
     def trace(self) -> TokenTrace:
@@ -88,7 +90,7 @@ class TextSequence(CachedSequence):
         if token in self._end_ids:
             self.done = True
             self._tell_gain()
-            return TokenOutput(token, self._flush(), draw, seconds, "stop", token)
+            return TokenOutput(token, self._flush(), draw, seconds, "stop", token, pages=self._pages)
         certain = self._detokenizer.push(token)  # detokenize → text
         text, reason = self._stop.push(certain, last=self._limit == 0)
         if self.sampler.complete and reason != "stop":
@@ -96,7 +98,12 @@ class TextSequence(CachedSequence):
         self.done = reason is not None
         if self.done:
             self._tell_gain()
-        return TokenOutput(token, text, draw, seconds, reason, self._stop.found, self._stop.held)
+        return TokenOutput(token, text, draw, seconds, reason, self._stop.found, self._stop.held, self._pages)
+
+    @property
+    def _pages(self) -> int:
+        """The pages that it has, if the request has ``watch``."""
+        return sum(blocks.end - blocks.first for blocks in self.table.blocks) if self._watch else 0
 
     def _tell_gain(self) -> None:
         """Count what was proposed for the last step, and what of it was kept: a token for each row but the first."""

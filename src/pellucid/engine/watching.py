@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.attention.tiles import SPAN
 from pellucid.kernels.core.definitions import definition
 from pellucid.kernels.core.record import WORD, float_word
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.plan.bind import places
 from pellucid.plan.plan import At, Plan, RowKind
 from pellucid.plan.watched import Site, Watch, watched_plan
@@ -52,13 +53,21 @@ class _ProbeRows(NamedTuple):
     output: int
     outputs: int
 
+    def extent(self, kind: RowKind) -> tuple[range, int]:
+        """The positions of the rows of a kind, and the row of the first of them."""
+        if kind == "tokens":
+            return range(self.start, self.stop), self.row
+        if kind == "outputs":
+            return range(self.stop - self.outputs, self.stop), self.output
+        return range(1), self.number
+
     def recorded(self, kind: RowKind) -> tuple[range, int]:
-        """The positions that are recorded, and the row of the first of them."""
+        """As ``extent``, of the positions that are recorded."""
+        all_of, row = self.extent(kind)
         if kind == "sequences":
-            return range(1), self.number
-        start, row = (self.start, self.row) if kind == "tokens" else (self.stop - self.outputs, self.output)
-        found = self.probe.positions(start, self.stop)
-        return found, row + found.start - start
+            return all_of, row
+        found = self.probe.positions(all_of.start, all_of.stop)
+        return found, row + found.start - all_of.start
 
 
 @dataclass(frozen=True)
@@ -241,10 +250,9 @@ class WatchedProgram:
             kind = self._source.operations[self._watches[number].edits[site.number].operation].rows
             entries = []
             for part in parts:
-                start, stop, row = _extent(part, kind)
-                entries += [
-                    (row + one.position - start, one) for one in part.probe.entries(site.number, start, stop)
-                ]
+                found, row = part.extent(kind)
+                made = part.probe.entries(site.number, found.start, found.stop)
+                entries += [(row + one.position - found.start, one) for one in made]
             self._set_entries(site, entries, keep)
 
     def _set_entries(self, site: Site, entries: Sequence[tuple[int, EditEntry]], keep: list[Any]) -> None:
@@ -264,24 +272,22 @@ class WatchedProgram:
         op = self._source.operations[edit.operation]
         view = op.views[edit.write]
         assert view is not None
-        flat, entries = arrays[op.writes[edit.write]].reshape(-1), list[tuple[int, EditEntry]]()
+        buffer, entries = arrays[op.writes[edit.write]], list[tuple[int, EditEntry]]()
         for part in parts:
-            start, stop, row = _extent(part, op.rows)
-            values = flat[row * view.width : (row + stop - start) * view.width].reshape(-1, view.width)
-            own = values[:, edit.first : edit.first + edit.count].copy()
-            entries += [
-                (row + one.position - start, one) for one in part.probe.changed(site.number, start, own)
-            ]
+            found, row = part.extent(op.rows)
+            rows = np.arange(row, row + len(found))
+            if view.places:
+                rows = _rows_of(arrays[view.places], round_up(view.parts, ROWS))[rows, edit.part]
+            own = _rows_of(buffer, view.width)[rows, edit.first : edit.first + edit.count]
+            made = part.probe.changed(site.number, found.start, own)
+            entries += [(row + one.position - found.start, one) for one in made]
         self._set_entries(site, entries, keep)
 
 
-def _extent(part: _ProbeRows, kind: RowKind) -> tuple[int, int, int]:
-    """The positions of a probe's rows in a buffer of a kind, from start to stop - 1, and the row of the first."""
-    if kind == "tokens":
-        return part.start, part.stop, part.row
-    if kind == "outputs":
-        return part.stop - part.outputs, part.stop, part.output
-    return 0, 1, part.number
+def _rows_of(buffer: NDArray[Any], width: int) -> NDArray[Any]:
+    """A buffer's rows as they are in a use of ``width`` columns, which may be fewer than the buffer has."""
+    flat = buffer.reshape(-1)
+    return flat[: len(flat) // width * width].reshape(-1, width)
 
 
 def _run(positions: range, row: int) -> range:

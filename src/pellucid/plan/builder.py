@@ -112,6 +112,11 @@ class Builder:
         """A buffer's rows hold ``parts`` of ``count`` values, ``apart`` columns apart (0: without padding)."""
         self._views[name] = View(parts, count, apart or count, self._widths[name])
 
+    def spread(self, name: str, parts: int, count: int, places: str) -> None:
+        """A token's ``parts`` of ``count`` values are rows of a buffer, whose numbers are in the buffer ``places``."""
+        width = self._widths[name] // parts
+        self._views[name] = View(parts, count, width, width, places)
+
     def conceal(self, name: str) -> None:
         """A buffer's rows are not those of the tokens: what is written to it is no value that can be watched."""
         self._views[name] = None

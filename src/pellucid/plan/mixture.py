@@ -135,7 +135,7 @@ def _experts(
     packed, rows = builder.layouts[f"{slot}.weight"], round_up(features, ROWS)
     width = builder.width_of(x) // (1 if gathered else router.chosen)
     builder.buffer(out, router.chosen * rows)
-    builder.conceal(out)  # in the order of the experts
+    builder.spread(out, router.chosen, features, "places")
     fields: dict[str, Value] = {
         "weights": Weights(f"{slot}.weight", router.experts),
         "experts": router.experts,

@@ -42,13 +42,15 @@ class Buffer:
 class View:
     """What a row of a buffer holds: ``parts`` (heads, say) of ``count`` values, each ``apart`` columns from the last.
 
-    A row has ``width`` columns in all; those between the parts are padding.
+    A row has ``width`` columns in all; those between the parts are padding. With ``places`` each part has a row of its
+    own, whose number is in that buffer, (T, parts) int32.
     """
 
     parts: int
     count: int
     apart: int
     width: int
+    places: str = ""
 
 
 @dataclass(frozen=True)

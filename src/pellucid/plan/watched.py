@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.plan.builder import columns
 from pellucid.plan.passes import optimize
 from pellucid.plan.plan import At, Operation, Plan, Value
@@ -59,17 +60,21 @@ ORDER: Mapping[Kind, int] = {"remade": 0, "mix": 1, "edit": 2, "tap": 3, "patter
 
 @dataclass(frozen=True)
 class Tap:
-    """Columns ``first`` to ``first + count - 1`` of what an operation writes to its buffer ``write``, copied out."""
+    """Columns ``first`` to ``first + count - 1`` of what an operation writes to its buffer ``write``, copied out.
+
+    They are those of the rows of ``part``, if the parts have rows of their own.
+    """
 
     operation: int
     first: int
     count: int
     write: int = 0
+    part: int = 0
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Columns of what an operation writes to its buffer ``write``, changed.
+    """Columns of what an operation writes, as in ``Tap``, that are changed.
 
     ``paused``: the step stops before it, so that a function can say what becomes of the value.
     """
@@ -78,6 +83,7 @@ class Edit:
     first: int
     count: int
     write: int = 0
+    part: int = 0
     paused: bool = False
 
 
@@ -185,9 +191,13 @@ def _operation(op: Operation, part: Tap | Edit | PatternTap | PatternEdit) -> Op
     buffer, view = op.writes[part.write], op.views[part.write]
     assert view is not None
     own: dict[str, Value] = {"x": At(buffer), "width": view.width, "first": part.first, "count": part.count}
-    partitions = {buffer: columns(view.width), OUT: OUT}
+    own |= {"places": 0, "place_stride": 0, "part": 0}
+    reads, partitions = (buffer,), {buffer: columns(view.width), OUT: OUT}
+    if view.places:
+        own |= {"places": At(view.places), "place_stride": 4 * round_up(view.parts, ROWS), "part": part.part}
+        reads, partitions = (buffer, view.places), {OUT: OUT}
     if isinstance(part, Edit):
         fields = {**own, "entries": 0}
-        return Operation("", KernelKey("trace_edit"), fields, (buffer,), (buffer,), partitions=partitions)
+        return Operation("", KernelKey("trace_edit"), fields, reads, (buffer,), partitions=partitions)
     fields = {**own, **dict.fromkeys(("rows", "out", "out_stride"), 0)}
-    return Operation("", KernelKey("trace_copy"), fields, (buffer,), (OUT,), partitions=partitions)
+    return Operation("", KernelKey("trace_copy"), fields, reads, (OUT,), partitions=partitions)

@@ -214,15 +214,18 @@ class BeamSearch:
         Raises:
             NothingLeft: there is none, because the steps of the chain forbade every token.
         """
-        if self._nothing_left is not None and not any(group.finished for group in self._groups):
+        if self._nothing_left is not None and not self.finished:
             raise self._nothing_left
-        best = sorted(
-            (node for group in self._groups for node in group.finished), key=lambda node: -_final_score(node)
-        )
+        best = sorted(self.finished, key=lambda node: -_final_score(node))
         return [
             Found(self.ids(node.id), _final_score(node), node.finish_reason or "", node.id)
             for node in best[: self.options.num_return_sequences]
         ]
+
+    @property
+    def finished(self) -> list[Node]:
+        """The last tokens of the finished texts that may become results."""
+        return [node for group in self._groups for node in group.finished]
 
     def ids(self, node: int) -> list[int]:
         """The tokens from the end of the prompt to a node."""

@@ -190,8 +190,19 @@ def shape_of(selected: Selected) -> tuple[int, ...]:
     return (len(selected.heads), dims) if selected.point.heads else (dims,)
 
 
-def columns_of(selected: Selected) -> list[tuple[int, int]]:
-    """The runs of buffer columns of a selected part, without padding: (first, count), in the order of its values."""
+@dataclass(frozen=True)
+class ColumnRun:
+    """Columns of a buffer that follow each other, in the rows of ``part`` if parts have rows of their own."""
+
+    part: int
+    first: int
+    count: int
+
+
+def columns_of(selected: Selected) -> list[ColumnRun]:
+    """The columns of a selected part, without padding, in the order of its values."""
     view = selected.point.view
     dims: Sequence[int] = range(view.count) if selected.dims is None else selected.dims
-    return runs_of(head * view.apart + dim for head in selected.heads for dim in dims)
+    if view.places:
+        return [ColumnRun(part, *run) for part in selected.heads for run in runs_of(dims)]
+    return [ColumnRun(0, *run) for run in runs_of(h * view.apart + d for h in selected.heads for d in dims)]

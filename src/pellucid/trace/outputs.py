@@ -27,6 +27,11 @@ class Outputs(Protocol):
     ids: list[int]
     times: list[float]
     trace: list[TokenTrace]
+    held: list[str]
+    pages: list[int]
+
+    @property
+    def cached(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,18 @@ def _points() -> Iterator[OutputPoint]:
     yield OutputPoint(
         "detokenize.ids", "the tokens that were generated", lambda made: made.ids, "token", "int32"
     )
+    yield OutputPoint(
+        "detokenize.held", "how much text was held back after each, because a stop string may begin with it",
+        lambda made: [len(text) for text in made.held], "characters", "int32", sampled=True,
+    )  # fmt: skip
+    yield OutputPoint(
+        "cache.prefix_hit", "how many tokens of the prompt came from the prefix cache", lambda made: [made.cached],
+        "tokens", "int32",
+    )  # fmt: skip
+    yield OutputPoint(
+        "cache.pages", "how many pages of keys and values the sequence had when each was drawn",
+        lambda made: made.pages, "pages", "int32", sampled=True,
+    )  # fmt: skip
     yield OutputPoint(
         "timings.tokens", "when each token came, from the start", lambda made: made.times, "seconds"
     )

@@ -9,13 +9,13 @@ stream.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pellucid.plan.plan import LETTER, Cache, Operation, Plan, RowKind, View
 from pellucid.runtime.cache_layout import StateShape
 
-PointKind = Literal["value", "pattern", "scores", "state", "output"]
+PointKind = Literal["value", "probabilities", "pattern", "scores", "state", "output"]
 RESIDUAL = "x"
 """The buffer of the residual stream."""
 HIDDEN_KERNELS = ("quantize", "pick", "heads")
@@ -25,6 +25,7 @@ RENAMED = {
     "feedforward.down": "feedforward.output",
     "feedforward.combine": "feedforward.output",
     "feedforward.route": "feedforward.experts",
+    "feedforward.experts.down": "feedforward.experts.output",
     "recurrent.decay": "recurrent.step_softplus",
 }
 RENAMED_BESIDE: Mapping[str, Mapping[str, str]] = {
@@ -90,21 +91,29 @@ ABOUT: Mapping[str, str] = {
     "feedforward.router": "the router's score of each expert",
     "feedforward.experts": "the experts that the token's router has chosen",
     "feedforward.expert_weights": "the weights of the chosen experts",
+    "feedforward.experts.gate": "the gate of each neuron of the chosen experts",
+    "feedforward.experts.up": "the projection up of the chosen experts",
+    "feedforward.experts.hidden_weighed": "the first projection of the chosen experts, times their weights",
+    "feedforward.experts.up_weighed": "the projection up of the chosen experts, times their weights",
+    "feedforward.experts.hidden": "the neurons of the chosen experts after the activation",
+    "feedforward.experts.output": "the result of each chosen expert, before its weight",
     "residual": "the residual stream after the block",
     "norm": "the last vectors, normalised",
     "project.logits": "the score of each token of the vocabulary",
+    "project.probabilities": "the probability of each token of the vocabulary, before the sampler's chain",
     "pool": "the sentence vector",
 }
 UNITS = {
     "attention.pattern": "probability",
     "feedforward.experts": "expert",
     "project.logits": "nats, up to a constant",
+    "project.probabilities": "probability",
 }
 LETTERS: Mapping[str, tuple[str, ...]] = {
     "q": ("H", "K"), "k": ("G", "K"), "v": ("G", "V"), "q_norm": ("H", "K"), "k_norm": ("G", "K"),
     "v_norm": ("G", "V"), "q_rotary": ("H", "K"), "k_rotary": ("G", "K"), "heads": ("H", "V"), "scan": ("H", "V"),
     "gate": ("F",), "up": ("F",), "hidden": ("F",), "router": ("E",), "experts": ("C",),
-    "expert_weights": ("C",), "logits": ("V",),
+    "expert_weights": ("C",), "logits": ("V",), "probabilities": ("V",),
 }  # fmt: skip
 
 
@@ -115,8 +124,9 @@ class Point:
     ``operation`` is the number of the operation that makes it in the plan without passes, ``write`` which of that
     operation's buffers it is in, as ``view`` says. Patterns and scores have a row for each head and token. Only the
     ``rows`` of this kind have it: values behind the last block are computed where logits are wanted. Points of kind
-    "output" are not the plan's, and say by ``said`` and ``measured`` what they are (``trace/outputs.py``). Of kind
-    "state" is a ``part`` of the recurrent state of layer ``write`` of the cache, after the last token of each step.
+    "output" are not the plan's, and say by ``said`` and ``measured`` what they are (``trace/outputs.py``).
+    "probabilities" are the softmax of a value. Of kind "state" is a ``part`` of the recurrent state of layer ``write``
+    of the cache, after the last token of each step.
     """
 
     name: str
@@ -201,6 +211,11 @@ def _points(plan: Plan) -> Iterator[Point]:
             own = name if not write else f"{name.rpartition('.')[0]}.{SECOND[_kind(name)].rpartition('.')[2]}"
             whole = plan.buffers[op.writes[write]].whole
             yield _value(own, number, write, view, op.rows, "int32" if whole else "float32")
+            if name == "project.logits":
+                yield replace(
+                    _value("project.probabilities", number, write, view, op.rows, "float32"),
+                    kind="probabilities",
+                )
             if write == 1:
                 break
         if _ends_block(plan, number):
@@ -224,6 +239,8 @@ def _renamed(stage: str, stages: Container[str]) -> str:
 
 def _value(name: str, number: int, write: int, view: View, rows: RowKind, dtype: str) -> Point:
     letters = LETTERS.get(name.rpartition(".")[2], ("D",))
+    if view.places:
+        letters = ("C", *letters)
     if view.parts > 1 and len(letters) < 2:
         letters = ("H", "K")
     sizes = (view.parts, view.count) if len(letters) == 2 else (view.count,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,30 +12,41 @@ from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, shown
 from pellucid.plan.watched import PatternTap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
+from pellucid.trace.budget import Room
 from pellucid.trace.edits import rows_of, shape_of
 from pellucid.trace.outputs import array_of
-from pellucid.trace.recording import PlacedPart, Recording, entries_of, heads_of
+from pellucid.trace.recording import PlacedPart, Recording, entries_of, part_of
 from pellucid.trace.selection import Selected
 
 
-class SequenceProbe:
-    """Records one sequence and changes its values. ``took`` is told the bytes of each block, and may refuse it.
+class Block(NamedTuple):
+    """Values that a step has recorded at ``positions``, (n, ...), and the room that they take."""
 
-    ``error`` is what an edit's function has raised; ``tokens`` returns the tokens that the sequence has read, and
-    ``outputs`` has those that it has generated. ``told`` hears of every block, whether it is kept or not.
+    positions: range
+    values: NDArray[np.float32]
+    room: Room
+
+
+class SequenceProbe:
+    """Records one sequence and changes its values. ``take_room`` gives room for each block, or none.
+
+    ``reserved`` is room that the sequence has before it runs. ``error`` is what an edit's function has raised;
+    ``tokens`` returns the tokens that the sequence has read, and ``outputs`` has those that it has generated. ``told``
+    hears of every block, whether it is kept or not.
     """
 
     def __init__(
-        self, recording: Recording, took: Callable[[int], bool], told: Callable[..., object] | None = None
+        self, recording: Recording, take_room: Callable[[int], Room | None], reserved: Room | None = None
     ) -> None:
-        self.recording, self._took, self._told = recording, took, told
+        self.recording, self._take_room, self._reserved = recording, take_room, reserved
+        self.told: Callable[..., object] | None = None
         self.error: BaseException | None = None
         self.dropped = 0
         self.tokens: Callable[[], Sequence[int]] = tuple
         self.outputs: Any = None
-        self._blocks: dict[str, list[tuple[range, NDArray[np.float32]]]] = {}
-        self._patterns: dict[int, list[tuple[range, NDArray[np.float32]]]] = {}
-        self._states: dict[int, dict[int, NDArray[np.float32]]] = {}
+        self._blocks: dict[str, list[Block]] = {}
+        self._patterns: dict[int, list[Block]] = {}
+        self._states: dict[int, dict[int, Block]] = {}
 
     @property
     def watch(self) -> Watch:
@@ -71,18 +82,16 @@ class SequenceProbe:
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
-        if self._told is not None:
-            self._told(rows, positions, values)
-        if self._room(values.nbytes):
-            self._blocks.setdefault(rows, []).append((positions, values))
+        if self.told is not None:
+            self.told(rows, positions, values)
+        self._put(self._blocks.setdefault(rows, []), positions, values)
 
     def take_pattern(self, number: int, positions: range, rows: NDArray[np.float32]) -> None:
         """As in ``Probe``. What edits make of the pattern is recorded."""
         self._change(self.recording.watch.patterns[number], positions, rows)
-        if self._told is not None:
-            self._told(number, positions, rows)
-        if self._room(rows.nbytes):
-            self._patterns.setdefault(number, []).append((positions, rows))
+        if self.told is not None:
+            self.told(number, positions, rows)
+        self._put(self._patterns.setdefault(number, []), positions, rows)
 
     def _change(self, tap: PatternTap, positions: range, rows: NDArray[np.float32]) -> None:
         for one in self.recording.pattern_edits:
@@ -99,14 +108,38 @@ class SequenceProbe:
 
     def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
-        if self._room(values.nbytes):
-            self._states.setdefault(number, {})[position] = values.copy()
+        states, one = self._states.setdefault(number, {}), range(position, position + 1)
+        states.pop(position, None)
+        if room := self._room(values.nbytes):
+            states[position] = Block(one, values.copy(), room)
 
-    def _room(self, nbytes: int) -> bool:
-        if self._took(nbytes):
-            return True
-        self.dropped += 1
-        return False
+    def _put(self, blocks: list[Block], positions: range, values: NDArray[np.float32]) -> None:
+        """Add a block. Positions that were read before, by a sequence that lost its pages, say, have its values now."""
+        if blocks and blocks[-1].positions.stop > positions.start:
+            self._make_way(blocks, positions)
+        if room := self._room(values.nbytes):
+            blocks.append(Block(positions, values, room))
+
+    def _make_way(self, blocks: list[Block], positions: range) -> None:
+        """Take some positions out of blocks."""
+        before = blocks[:]
+        blocks.clear()
+        while before:
+            own, values, _ = block = before.pop(0)
+            if own.stop <= positions.start or own.start >= positions.stop:
+                blocks.append(block)
+                continue
+            rest = [range(own.start, positions.start), range(positions.stop, own.stop)]
+            copies = [(part, values[part.start - own.start : part.stop - own.start].copy()) for part in rest]
+            del block, _, values  # and with it their room
+            for part, copy in copies:
+                if len(part) and (room := self._room(copy.nbytes)):
+                    blocks.append(Block(part, copy, room))
+
+    def _room(self, nbytes: int) -> Room | None:
+        room = self._take_room(nbytes)
+        self.dropped += room is None
+        return room
 
     def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
         """As in ``Probe``."""
@@ -164,20 +197,20 @@ class SequenceProbe:
         if selected.point.kind in ("pattern", "scores"):
             return self._pattern(placed, tokens)
         if selected.point.kind == "state":
-            found = self._states.get(placed.places[0], {})
-            nothing = np.full(selected.point.view.count, np.nan, np.float32)
-            return np.stack([found.get(position, nothing) for position in tokens] or [nothing])[: len(tokens)]
-        parts, dims = selected.point.view, selected.dims
-        made = np.full((len(tokens), len(selected.heads), parts.count), np.nan, np.float32)
-        for positions, block in self._blocks.get(selected.point.rows, ()):
+            made = np.full((len(tokens), selected.point.view.count), np.nan, np.float32)
+            for position, state in self._states.get(placed.places[0], {}).items():
+                if position in tokens:
+                    made[position - tokens.start] = state.values
+            return made
+        size = selected.point.view.count if selected.dims is None else len(selected.dims)
+        made = np.full((len(tokens), len(selected.heads), size), np.nan, np.float32)
+        for positions, block, _ in self._blocks.get(selected.point.rows, ()):
             low, high = max(positions.start, tokens.start), min(positions.stop, tokens.stop)
             if low >= high:
                 continue
             rows = block[low - positions.start : high - positions.start]
-            made[low - tokens.start : high - tokens.start] = heads_of(placed, rows)
-        whole = made if dims is None else made[:, :, list(dims)]
-        if selected.point.dtype == "int32":
-            whole = whole.view(np.int32)
+            made[low - tokens.start : high - tokens.start] = part_of(placed, rows)
+        whole: NDArray[Any] = made.view(np.int32) if selected.point.dtype == "int32" else made
         return whole if selected.point.heads else whole[:, 0]
 
     def _pattern(self, placed: PlacedPart, tokens: range) -> NDArray[np.float32]:
@@ -186,7 +219,7 @@ class SequenceProbe:
         made = np.full((len(selected.heads), len(tokens), tokens.stop), np.nan, np.float32)
         head = 0
         for number, (_, count) in zip(placed.places, selected.runs()):
-            for positions, block in self._patterns.get(number, ()):
+            for positions, block, _ in self._patterns.get(number, ()):
                 low, high = max(positions.start, tokens.start), min(positions.stop, tokens.stop)
                 if low >= high:
                     continue

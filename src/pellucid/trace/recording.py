@@ -15,7 +15,7 @@ from pellucid.kernels.attention.tiles import SPAN
 from pellucid.plan.plan import RowKind
 from pellucid.plan.watched import Edit, PatternEdit, PatternTap, StateTap, Tap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
-from pellucid.trace.edits import EditOf, columns_of, pattern_rows, rows_of
+from pellucid.trace.edits import ColumnRun, EditOf, columns_of, pattern_rows, rows_of
 from pellucid.trace.selection import Selected
 
 MOST_RUNS = 4096
@@ -32,14 +32,13 @@ class PlacedPart:
 
 @dataclass(frozen=True)
 class BoundEdit:
-    """A run of an edit's columns: which selected part and edit it is of, and its values' columns there."""
+    """A run of an edit's columns: which selected part and edit it is of, and the columns that it changes."""
 
     selected: Selected
     edit: EditOf
     values: NDArray[np.float32] | None
     alike: bool
-    first: int
-    count: int
+    columns: ColumnRun
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,8 @@ class Recording:
                 raise InvalidRequest(
                     f"edit of {brief(edit.where)}: a state cannot be changed; change what goes into it, or comes out"
                 )
+            if one.point.kind == "probabilities":
+                raise InvalidRequest(f"edit of {brief(edit.where)}: change the logits (project.logits)")
         self.edits = [
             bound for one, edit in edits if one.point.kind == "value" for bound in _bound(one, edit)
         ]
@@ -112,9 +113,10 @@ class Recording:
         changes = tuple(
             Edit(
                 one.selected.point.operation,
-                one.first,
-                one.count,
+                one.columns.first,
+                one.columns.count,
                 one.selected.point.write,
+                one.columns.part,
                 one.edit.function is not None,
             )
             for one in self.edits
@@ -135,15 +137,20 @@ class Recording:
             states.append(StateTap(point.write, point.part, point.view.count))
             return PlacedPart(selected, (len(states) - 1,))
         for head, count in selected.runs():
-            if point.kind != "value":
+            if point.kind in ("pattern", "scores"):
                 places.append(len(patterns))
                 patterns.append(PatternTap(point.operation, head, count, point.kind == "scores"))
                 continue
             column = self._columns.get(point.rows, 0)
             places.append(column)
-            columns = count * point.view.apart
-            taps.append(Tap(point.operation, head * point.view.apart, columns, point.write))
-            self._columns[point.rows] = column + columns
+            apart = point.view.apart
+            if point.view.places:
+                taps += [
+                    Tap(point.operation, 0, apart, point.write, part) for part in range(head, head + count)
+                ]
+            else:
+                taps.append(Tap(point.operation, head * apart, count * apart, point.write))
+            self._columns[point.rows] = column + count * apart
         return PlacedPart(selected, tuple(places))
 
     def bytes_for(self, tokens: int) -> int:
@@ -208,15 +215,23 @@ def _bound(selected: Selected, edit: EditOf) -> list[BoundEdit]:
         raise InvalidRequest(
             f"edit of {brief(edit.where)}: a function changes neighbouring columns; select all, or those of one head"
         )
-    for first, count in runs:
-        own = None if values is None else np.ascontiguousarray(values[:, place : place + count])
-        made.append(BoundEdit(selected, edit, own, alike, first, count))
-        place += count
+    for run in runs:
+        own = None if values is None else np.ascontiguousarray(values[:, place : place + run.count])
+        made.append(BoundEdit(selected, edit, own, alike, run))
+        place += run.count
     return made
 
 
-def heads_of(placed: PlacedPart, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The selected heads of rows of a block, (n, heads, values)."""
+def part_of(placed: PlacedPart, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The selected part of rows of a block, (n, heads, values)."""
+    made, dims = _heads_of(placed, rows), placed.selected.dims
+    if placed.selected.point.kind == "probabilities":
+        raised = np.exp(made - made.max(-1, keepdims=True))
+        made = raised / raised.sum(-1, keepdims=True)
+    return made if dims is None else made[:, :, list(dims)]
+
+
+def _heads_of(placed: PlacedPart, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     view, found = placed.selected.point.view, []
     for column, (_, count) in zip(placed.places, placed.selected.runs()):
         run = rows[:, column : column + count * view.apart].reshape(len(rows), count, view.apart)
@@ -230,12 +245,11 @@ def values_of(
     """The parts of a block that a step has handed over: each with its positions and its values, (n, ...)."""
     for selected, placed in recording.placed.items():
         point, tokens = selected.point, selected.tokens
-        if point.kind != "value" or point.rows != rows:
+        if point.kind not in ("value", "probabilities") or point.rows != rows:
             continue
         low, high = max(positions.start, tokens.start), min(positions.stop, tokens.stop)
         if low < high:
-            made = heads_of(placed, block[low - positions.start : high - positions.start])
-            made = made if selected.dims is None else made[:, :, list(selected.dims)]
+            made = part_of(placed, block[low - positions.start : high - positions.start])
             whole = made.view(np.int32) if point.dtype == "int32" else made
             yield selected, range(low, high), whole if point.heads else whole.reshape(high - low, -1)
 

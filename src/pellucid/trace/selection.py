@@ -79,7 +79,7 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selected]:
         heads = _numbers(text, "heads", given.get("heads"), point.view.parts)
         dims = None
         if "dims" in given:
-            if point.kind != "value":
+            if point.kind not in ("value", "probabilities"):
                 raise InvalidRequest(f"point={brief(text)}: {point.name} has no dims: its rows are tokens")
             dims = _numbers(text, "dims", given["dims"], point.view.count)
         yield Selected(point, heads, dims, _tokens(text, given.get("tokens")))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.trace.budget import Budget
 from pellucid.trace.edits import EditOf
 from pellucid.trace.points import Point
 from pellucid.trace.recorder import SequenceProbe
@@ -102,10 +103,10 @@ class Trace(Mapping[str, NDArray[Any]]):
         budget: int = BUDGET,
         piece: Callable[[int], str] = str,
     ) -> None:
-        self.budget = whole("budget", budget, 1, MOST_BUDGET)
+        self._budget = Budget(whole("budget", budget, 1, MOST_BUDGET))
         self.selected = select(points, wanted)
         self.edits, self._points = list(edits), points
-        self._recording = Recording(self.selected, bound_edits(points, edits))
+        self._plain = self._watching_with(self.edits)
         self._by_name: dict[str, Selected] = {}
         for one in self.selected:
             if self._by_name.setdefault(one.name, one) != one:
@@ -115,8 +116,6 @@ class Trace(Mapping[str, NDArray[Any]]):
         self.sequences: list[SequenceTrace] = []
         self.stream: TraceStream | None = None
         """Where what is recorded is told while it runs."""
-        self._begun = 0
-        self.nbytes = self._reserved = 0
         self._lock, self.piece = threading.Lock(), piece
 
     def __repr__(self) -> str:
@@ -176,106 +175,65 @@ class Trace(Mapping[str, NDArray[Any]]):
         found = select(self._points, [name])
         return found[0].name if len(found) == 1 else name
 
-    def begin(self, tokens: int, count: int = 1) -> list[SequenceProbe]:
-        """Probes for ``count`` sequences that go on after the same ``tokens`` tokens.
+    @property
+    def budget(self) -> int:
+        """The bytes that it may take."""
+        return self._budget.most
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it has taken."""
+        return self._budget.taken
+
+    def watching(self, edits: Sequence[EditOf] = ()) -> RequestTrace:
+        """This trace for a request, which has ``edits`` of its own too.
 
         Raises:
-            InvalidRequest: these do not fit into the budget.
+            InvalidRequest: an edit does not fit its point.
         """
-        return self._begin(self._recording, tokens, count)
+        return self._watching_with([*self.edits, *edits]) if edits else self._plain
 
-    def fork(self, tokens: int, parent: SequenceProbe | None = None) -> SequenceProbe:
-        """As in ``Watching``."""
-        return self._fork(self._recording, tokens, parent)
+    def _watching_with(self, edits: Sequence[EditOf]) -> RequestTrace:
+        recording = Recording(self.selected, bound_edits(self._points, edits))
+        return RequestTrace(recording, self._budget, self._keep)
 
-    def keep(self, probe: SequenceProbe) -> None:
-        """As in ``Watching``."""
+    def _keep(self, probe: SequenceProbe) -> None:
         with self._lock:
+            if self.stream is not None:
+                probe.told = partial(self.stream.put, len(self.sequences))
             self.sequences.append(SequenceTrace(self, probe))
 
-    def edited(self, edits: Sequence[EditOf]) -> EditedTrace:
-        """This trace for a request that has ``edits`` too. Raises InvalidRequest if one does not fit its point."""
-        bound = bound_edits(self._points, [*self.edits, *edits])
-        return EditedTrace(self, Recording(self.selected, bound))
 
-    def _begin(self, recording: Recording, tokens: int, count: int) -> list[SequenceProbe]:
-        self._refuse_large(recording, tokens)
-        made = [SequenceProbe(recording, self._took, self._teller()) for _ in range(count)]
-        with self._lock:
-            self.sequences += [SequenceTrace(self, probe) for probe in made]
-        return made
+class RequestTrace:
+    """What is recorded and changed in the sequences of a request: the ``Watching`` of the engine."""
 
-    def _fork(self, recording: Recording, tokens: int, parent: SequenceProbe | None) -> SequenceProbe:
-        self._refuse_large(recording, tokens)
-        made = SequenceProbe(recording, self._took)
-        if parent is not None:
-            made.follow(parent)
-        return made
+    def __init__(self, recording: Recording, budget: Budget, keep: Callable[[SequenceProbe], None]) -> None:
+        self._recording, self._budget, self.keep = recording, budget, keep
 
-    def _teller(self) -> Callable[..., object] | None:
-        """What a sequence's probe tells of its blocks; None if nobody listens."""
-        if self.stream is None:
-            return None
-        self._begun += 1
-        return partial(self.stream.put, self._begun - 1)
+    @property
+    def watches_chain(self) -> bool:
+        """As in ``Watching``."""
+        return self._recording.watches_chain
 
-    def _refuse_large(self, recording: Recording, tokens: int) -> None:
-        needed = recording.bytes_for(tokens)
-        with self._lock:
-            free = self.budget - max(self.nbytes, self._reserved)
-            if needed <= free:
-                self._reserved += needed
-        if needed > free:
+    @property
+    def first_output(self) -> int | None:
+        """As in ``Watching``."""
+        return self._recording.first_output
+
+    def begin(self, tokens: int, count: int = 1, parent: SequenceProbe | None = None) -> list[SequenceProbe]:
+        """As in ``Watching``."""
+        needed = self._recording.bytes_for(tokens)
+        reserved = self._budget.reserve(needed)
+        if isinstance(reserved, int):
             raise InvalidRequest(
-                f"budget={self.budget:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, and {free:,} are left: "
-                "trace fewer points, heads or tokens, or give a larger budget"
+                f"budget={self._budget.most:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, and {reserved:,} "
+                "are left: trace fewer points, heads or tokens, or give a larger budget"
             )
-
-    @property
-    def watches_chain(self) -> bool:
-        """Whether it records what the sampler's chain does."""
-        return self._recording.watches_chain
-
-    @property
-    def first_output(self) -> int | None:
-        """The first position whose logits are recorded, or what leads to them; None: of none."""
-        return self._recording.first_output
-
-    def _took(self, nbytes: int) -> bool:
-        with self._lock:
-            if self.nbytes + nbytes > self.budget:
-                return False
-            self.nbytes += nbytes
-            return True
-
-
-class EditedTrace:
-    """A trace for a request with edits of its own."""
-
-    def __init__(self, trace: Trace, recording: Recording) -> None:
-        self._trace, self._recording = trace, recording
-
-    @property
-    def watches_chain(self) -> bool:
-        """As in ``Trace``."""
-        return self._recording.watches_chain
-
-    @property
-    def first_output(self) -> int | None:
-        """As in ``Trace``."""
-        return self._recording.first_output
-
-    def begin(self, tokens: int, count: int = 1) -> list[SequenceProbe]:
-        """As in ``Trace``."""
-        return self._trace._begin(self._recording, tokens, count)
-
-    def fork(self, tokens: int, parent: SequenceProbe | None = None) -> SequenceProbe:
-        """As in ``Trace``."""
-        return self._trace._fork(self._recording, tokens, parent)
-
-    def keep(self, probe: SequenceProbe) -> None:
-        """As in ``Trace``."""
-        self._trace.keep(probe)
+        made = [SequenceProbe(self._recording, self._budget.take, reserved) for _ in range(count)]
+        if parent is not None:
+            for probe in made:
+                probe.follow(parent)
+        return made
 
 
 def bound_edits(points: Mapping[str, Point], edits: Sequence[EditOf]) -> list[tuple[Selected, EditOf]]:

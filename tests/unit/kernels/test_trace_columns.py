@@ -10,6 +10,7 @@ from support.kernels import ULP, Batch, assert_close, call, guarded, kinds, numb
 from pellucid.kernels.core.definitions import KernelKey
 
 vectors = st.integers(1, 9)
+some_parts = st.sampled_from([0, 1, 3])  # 0: rows are those of the tokens
 
 
 def some_columns(rng: np.random.Generator, width: int) -> tuple[int, int]:
@@ -21,31 +22,44 @@ def some_rows(rng: np.random.Generator, T: int) -> np.ndarray:
     return rng.permutation(T)[: rng.integers(T + 1)]
 
 
-@given(kinds, seeds, tokens, vectors, threads)
-def test_copy_takes_columns_of_rows(kind: str, seed: int, T: int, vectors: int, threads: int) -> None:
+def some_places(rng: np.random.Generator, T: int, parts: int) -> tuple[np.ndarray, int, dict]:
+    """The row of x that each token's row means, the number of rows of x, and a kernel's fields."""
+    if not parts:
+        return np.arange(T), T, {"places": 0, "place_stride": 0, "part": 0}
+    places, part = np.zeros((T, 16), np.int32), int(rng.integers(parts))
+    places[:, :parts] = rng.permutation(T * parts).reshape(T, parts)
+    return places[:, part], T * parts, {"places": places, "place_stride": 64, "part": part}
+
+
+@given(kinds, seeds, tokens, vectors, threads, some_parts)
+def test_copy_takes_columns_of_rows(
+    kind: str, seed: int, T: int, vectors: int, threads: int, parts: int
+) -> None:
     rng, width = np.random.default_rng(seed), 16 * vectors
     first, count = some_columns(rng, width)
-    x, rows = guarded((T, width)), some_rows(rng, T)
-    x[...] = numbers(kind, seed, T, width)
+    place, total, fields = some_places(rng, T, parts)
+    x, rows = guarded((total, width)), some_rows(rng, T)
+    x[...] = numbers(kind, seed, total, width)
     out = guarded((len(rows), count))
     call(
         KernelKey("trace_copy"), Batch([T]), threads,
         x=x, width=width, first=first, count=count, rows=np.array([len(rows), *rows], np.int64), out=out,
-        out_stride=4 * count,
+        out_stride=4 * count, **fields,
     )  # fmt: skip
-    assert out.tobytes() == np.ascontiguousarray(x[rows, first : first + count]).tobytes()
+    assert out.tobytes() == np.ascontiguousarray(x[place[rows], first : first + count]).tobytes()
 
 
-@given(kinds, seeds, tokens, vectors, threads)
-def test_edit_is_numpys(kind: str, seed: int, T: int, vectors: int, threads: int) -> None:
+@given(kinds, seeds, tokens, vectors, threads, some_parts)
+def test_edit_is_numpys(kind: str, seed: int, T: int, vectors: int, threads: int, parts: int) -> None:
     rng, width = np.random.default_rng(seed), 16 * vectors
     first, count = some_columns(rng, width)
-    x, rows = guarded((T, width)), some_rows(rng, T)
-    x[...] = before = numbers(kind, seed, T, width)
+    place, total, fields = some_places(rng, T, parts)
+    x, rows = guarded((total, width)), some_rows(rng, T)
+    x[...] = before = numbers(kind, seed, total, width)
     values = numbers("normal", seed + 1, len(rows), count)
     factors, given_values = rng.choice([0.0, 1.0, -0.5], len(rows)), rng.random(len(rows)) < 0.5
     if kind == "large" and len(rows):
-        x[rows[0]] = before[rows[0]] = np.inf  # of which a factor of 0 leaves nothing
+        x[place[rows[0]]] = before[place[rows[0]]] = np.inf  # of which a factor of 0 leaves nothing
         factors[0] = 0.0
     entries = [
         [row, np.float64(factor).view(np.int64), values[i].ctypes.data if given_values[i] else 0]
@@ -53,10 +67,10 @@ def test_edit_is_numpys(kind: str, seed: int, T: int, vectors: int, threads: int
     ]
     call(
         KernelKey("trace_edit"), Batch([T]), threads,
-        x=x, width=width, first=first, count=count,
+        x=x, width=width, first=first, count=count, **fields,
         entries=np.array([len(rows), *(int(word) for entry in entries for word in entry)], np.int64),
     )  # fmt: skip
-    for i, row in enumerate(rows):
+    for i, row in enumerate(place[rows]):
         part = before[row, first : first + count]
         added = values[i] if given_values[i] else np.zeros(count, np.float32)
         if factors[i] == 0.0:

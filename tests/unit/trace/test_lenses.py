@@ -10,6 +10,7 @@ import pytest
 import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
+from pellucid.model.spec import Mixture
 from pellucid.testing import random_model
 from pellucid.trace import (
     ablate,
@@ -36,6 +37,8 @@ FAMILIES = (
     "falcon",
     "bloom",
     "qwen2moe",
+    "gpt-oss",
+    "llama4",
     "qwen3next",
     "granite",
     "gptneox",
@@ -75,6 +78,21 @@ def test_contributions_sum_to_the_logit(llm: LLM) -> None:
         unexplained = sum(abs(one.value) for one in found.ranked("rounding"))
         assert unexplained <= 1e-4 * spread, found.ranked("rounding")[:3]
         assert len(repr(found).splitlines()) == 1
+
+
+def test_experts_contribute_what_they_add(llm: LLM) -> None:
+    mixtures = [
+        layer for layer, block in enumerate(llm.spec.blocks) if isinstance(block.feedforward, Mixture)
+    ]
+    if not mixtures:
+        pytest.skip("no mixture")
+    found = attribute(llm, PROMPT)
+    with llm.trace("blocks.*.feedforward.experts") as trace:
+        llm.generate(PROMPT, max_new_tokens=1, temperature=0)
+    for layer in mixtures:
+        own = [one.expert for one in found.contributions if one.kind == "expert" and one.layer == layer]
+        assert own == trace[f"blocks.{layer}.feedforward.experts"][0, -1].tolist()
+    assert found.ranked("expert")[0].value
 
 
 def test_a_head_that_is_ablated_loses_its_contribution(llama: LLM) -> None:

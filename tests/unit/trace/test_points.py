@@ -34,6 +34,7 @@ LEAST = {
     "attention.post_norm": 3, "attention.gated": 1, "attention.latent": 2, "feedforward.norm": 15,
     "feedforward.gate": 7, "feedforward.up": 10, "feedforward.hidden": 10, "feedforward.output": 18,
     "feedforward.post_norm": 3, "feedforward.router": 7, "feedforward.experts": 7, "feedforward.expert_weights": 7,
+    "feedforward.experts.output": 7,
     "feedforward.shared.down": 6, "recurrent.norm": 4, "recurrent.gated": 5, "recurrent.scan": 4, "recurrent.decay": 4,
     "recurrent.conv": 1, "recurrent.output": 5, "recurrent.residual": 5,
 }  # fmt: skip
@@ -57,18 +58,22 @@ def traced(name: str, activation_bits: int, kv_dtype: str | None) -> Arrays:
         plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits, kv_dtype)
     with model_runner(TINY[name], plan) as runner:
         trace = Trace(points_of(runner.plan), ["**"])
-        (probe,) = trace.begin(len(ids))
+        watching = trace.watching()
+        (probe,) = watching.begin(len(ids))
+        watching.keep(probe)
         probe.tokens = lambda: ids
         runner.forward([Chunk(BlockTable(), ids, len(ids) if runner.spec.head else 0, probe=probe)])
         return sorted_by_expert({point: trace[point][0] for point in trace})
 
 
 def sorted_by_expert(points: dict[str, NDArray[Any]]) -> Arrays:
-    """The chosen experts in ascending order and their weights likewise, as in the goldens."""
+    """The chosen experts in ascending order, and what is theirs likewise, as in the goldens."""
     for experts in [point for point in points if point.endswith("feedforward.experts")]:
         order = points[experts].argsort(-1)
         for point in (experts, experts.replace("experts", "expert_weights")):
             points[point] = np.take_along_axis(points[point], order, -1)
+        for point in [point for point in points if point.startswith(f"{experts}.")]:
+            points[point] = np.take_along_axis(points[point], order[:, :, None], 1)
     return points
 
 
@@ -116,7 +121,12 @@ def test_points_are_what_transformers_computes(name: str) -> None:
         point.split(".")[1] for point in expected if point.startswith("blocks.") and kind(point) != "residual"
     }
     for point in found.keys() - expected.keys():
-        if kind(point).startswith("recurrent.state."):  # in what the scan makes of them, which is compared
+        # Compared with what is made of them: the scan's result, the result of each expert.
+        if kind(point).startswith(("recurrent.state.", "feedforward.experts.")):
+            continue
+        if point == "project.probabilities":
+            raised = np.exp(expected["project.logits"].astype(np.float64))
+            assert np.allclose(found[point], raised / raised.sum(-1, keepdims=True), rtol=1e-3), point
             continue
         if not point.startswith("blocks.") or point.split(".")[1] in blocks:
             assert kind(point) == "feedforward.residual", f"{point}: nothing to compare it with"

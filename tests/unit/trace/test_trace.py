@@ -27,6 +27,7 @@ from pellucid.trace import (
     replace,
     scale,
 )
+from pellucid.trace.model import ModelWeights
 
 PROMPT = "to see that it rains in the east, in the east"
 HOW: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True, "logprobs": 0}
@@ -502,6 +503,46 @@ def test_experts_and_tokens_are_forced_and_forbidden(tmp_path: Path) -> None:
         plain = mixture.generate(PROMPT, **how)
         other = mixture.generate(PROMPT, edits=[forbid_token(plain.ids[0])], **how)
         assert plain.ids[0] not in other.ids
+
+
+def test_each_chosen_expert_is_recorded_and_changed(tmp_path: Path) -> None:
+    path = random_model("qwen2moe", tmp_path / "moe.gguf", layers=2, context=256)
+    with pellucid.load(path, threads=2, precise=True, kv_cache="f32") as mixture:
+        weights, how, at = (
+            ModelWeights(mixture.checkpoint),
+            {**HOW, "max_new_tokens": 4},
+            "blocks.1.feedforward",
+        )
+        with mixture.trace(f"{at}.**") as trace:
+            plain = mixture.generate(PROMPT, **how)
+        x, chosen_experts = trace[f"{at}.norm"][0], trace[f"{at}.experts"][0]
+        gate, up, down = (weights.values(f"{at}.experts.{part}.weight") for part in ("gate", "up", "down"))
+        for part, matrix in (("up", up), ("gate", gate)):
+            wanted = np.einsum("td,tcfd->tcf", x, matrix[chosen_experts])
+            assert np.allclose(trace[f"{at}.experts.{part}"][0], wanted, atol=1e-4)
+        hidden = wanted / (1 + np.exp(-wanted)) * np.einsum("td,tcfd->tcf", x, up[chosen_experts])
+        assert np.allclose(trace[f"{at}.experts.hidden"][0], hidden, atol=1e-4)
+        results = np.einsum("tcf,tcdf->tcd", hidden, down[chosen_experts])
+        assert np.allclose(trace[f"{at}.experts.output"][0], results, atol=1e-4)
+        summed = (results * trace[f"{at}.expert_weights"][0][:, :, None]).sum(1)
+        assert np.allclose(trace[f"{at}.output"][0], summed, atol=1e-4)
+
+        first = f"{at}.experts.output[heads=0]"  # of a token's choices, the first
+        with mixture.trace(f"{at}.output") as ablated:
+            mixture.generate(PROMPT, edits=[ablate(first)], **how)
+        weight = trace[f"{at}.expert_weights"][0]
+        prompt = len(mixture.inputs.prompt(PROMPT))
+        rest = (results[:prompt] * weight[:prompt, :, None])[:, 1]
+        assert np.allclose(ablated[f"{at}.output"][0, :prompt], rest, atol=1e-4)
+        neurons = f"{at}.experts.hidden[heads=1; dims=3,5:7; tokens=2:9]"
+        with mixture.trace(neurons) as part:
+            assert mixture.generate(PROMPT, **how).ids == plain.ids
+        same = trace[f"{at}.experts.hidden"][0, 2:9, 1:2][:, :, [3, 5, 6]]
+        assert part[f"{at}.experts.hidden"][0].tobytes() == np.ascontiguousarray(same).tobytes()
+        with mixture.trace(first) as doubled:
+            mixture.generate(PROMPT, edits=[call(first, lambda values: 2 * values)], **how)
+        again = doubled[f"{at}.experts.output"][0, :prompt]
+        assert np.array_equal(again, 2 * trace[f"{at}.experts.output"][0, :prompt, :1])
 
 
 def test_a_trace_of_an_encoder(tmp_path: Path) -> None:

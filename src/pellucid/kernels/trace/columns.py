@@ -4,7 +4,8 @@ trace_copy   out[i] = x[rows[i], first : first + count]
 trace_edit   x[row, first : first + count] = values + factor * x[row, first : first + count]   for each entry
 
 Threads divide the columns of x as a matrix product divides its output, so neither needs a barrier after one. A factor
-of 0 leaves nothing of x, whatever it was, and a factor of 1 without values changes no bit.
+of 0 leaves nothing of x, whatever it was, and a factor of 1 without values changes no bit. If x has rows in another
+order, those of the experts, places[row, part] is the row that is meant.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ class TraceCopyRecord(Record):
     width: int  # of a row of x, a multiple of 16
     first: int  # the first column that is copied
     count: int  # how many are
+    places: Address  # (T, parts) int32, or 0
+    place_stride: int  # bytes from one row of places to the next
+    part: int
     rows: Address  # (1 + n,) int64: n, then the rows
     out: Address  # (n, count), of the same type
     out_stride: int  # bytes from one row to the next
@@ -35,6 +39,9 @@ class TraceEditRecord(Record):
     width: int  # of a row of x, a multiple of 16
     first: int  # the first column that is changed
     count: int  # how many are
+    places: Address  # (T, parts) int32, or 0
+    place_stride: int  # bytes from one row of places to the next
+    part: int
     entries: Address  # (1 + 3 n,) int64: n, then the entries; values of an entry: (count,) float32
 
 
@@ -50,18 +57,30 @@ def _own(simd: Any) -> Any:
     return own
 
 
+def _place(simd: Any) -> Any:
+    """Make the helper for the row of x that is meant by a row: (record's places, its stride, the part, the row)."""
+    load_i32 = simd.load_i32
+
+    @simd.jit
+    def place(places, stride, part, row):
+        return row if places == 0 else load_i32(places + row * stride + 4 * part)
+
+    return place
+
+
 @kernel("trace_copy", TraceCopyRecord)
 def build_copy(simd: Any) -> Any:
     at, load, vload, vstore = TraceCopyRecord.at, simd.load_i64, simd.vload, simd.vstore
-    load_i32, store_i32, own = simd.load_i32, simd.store_i32, _own(simd)
+    load_i32, store_i32, own, place = simd.load_i32, simd.store_i32, _own(simd), _place(simd)
 
     @simd.jit
     def body(record, step, thread, threads):
         x, width, first = load(record + at.x), load(record + at.width), load(record + at.first)
         rows, out, stride = load(record + at.rows), load(record + at.out), load(record + at.out_stride)
+        places, apart, part = load(record + at.places), load(record + at.place_stride), load(record + at.part)
         begin, end = own(width, first, load(record + at.count), thread, threads)
         for i in range(load(rows)):
-            source = x + load(rows + WORD * (i + 1)) * width * 4
+            source = x + place(places, apart, part, load(rows + WORD * (i + 1))) * width * 4
             to = out + i * stride - first * 4
             whole = begin + max(end - begin, 0) // 16 * 16
             for j in range(begin, whole, 16):
@@ -75,16 +94,17 @@ def build_copy(simd: Any) -> Any:
 @kernel("trace_edit", TraceEditRecord)
 def build_edit(simd: Any) -> Any:
     at, load, load_f32, store_f32 = TraceEditRecord.at, simd.load_i64, simd.load_f32, simd.store_f32
-    own, zero, one = _own(simd), np.float32(0), np.float32(1)
+    own, place, zero, one = _own(simd), _place(simd), np.float32(0), np.float32(1)
 
     @simd.jit
     def body(record, step, thread, threads):
         x, width, first = load(record + at.x), load(record + at.width), load(record + at.first)
+        places, apart, part = load(record + at.places), load(record + at.place_stride), load(record + at.part)
         begin, end = own(width, first, load(record + at.count), thread, threads)
         entries = load(record + at.entries)
         for i in range(load(entries)):
             entry = entries + WORD * (1 + ENTRY_WORDS * i)
-            row, values = x + load(entry) * width * 4, load(entry + 2 * WORD)
+            row, values = x + place(places, apart, part, load(entry)) * width * 4, load(entry + 2 * WORD)
             factor = np.float32(simd.load_f64(entry + WORD))
             for j in range(begin, end):
                 new = zero

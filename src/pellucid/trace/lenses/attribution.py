@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.model.spec import Block
+from pellucid.model.spec import Mixture
 from pellucid.trace.model import (
     ModelWeights,
     TracedModel,
@@ -36,7 +36,9 @@ GATHERED = ("attention.gated", "attention.heads")
 @dataclass(frozen=True)
 class Contribution:
     """What a part adds to the logit: ``kind`` "embedding", "head", "attention" (its biases), "rounding", "recurrent",
-    "feedforward", "per_layer" or "constant"; its ``layer`` and ``head`` if it has them.
+    "feedforward", "expert", "per_layer" or "constant"; its ``layer``, ``head`` and ``expert`` if it has them.
+
+    In a mixture "feedforward" is what the experts that every token has add.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Contribution:
     value: float
     layer: int | None = None
     head: int | None = None
+    expert: int | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,7 +101,7 @@ class Attribution:
 
 def needed(model: TracedModel) -> list[str]:
     """The points that the lens reads. Raises InvalidRequest for a model whose residual stream is no sum."""
-    return [*stream_points(model), *_gathered(model).values(), *_outputs(model)]
+    return [*stream_points(model), *_gathered(model).values(), *_outputs(model), *_of_experts(model)]
 
 
 def _gathered(model: TracedModel) -> dict[int, str]:
@@ -113,6 +116,17 @@ def _gathered(model: TracedModel) -> dict[int, str]:
 
 def _outputs(model: TracedModel) -> list[str]:
     return [f"blocks.{layer}.attention.output" for layer in _gathered(model)]
+
+
+def _mixtures(model: TracedModel) -> dict[int, Mixture]:
+    """The mixtures whose results are summed without norms of their own, by block."""
+    inner = {layer: block.feedforward for layer, block in enumerate(model.spec.blocks)}
+    return {layer: kind for layer, kind in inner.items() if isinstance(kind, Mixture) and not kind.norms}
+
+
+def _of_experts(model: TracedModel) -> list[str]:
+    names = ("experts", "expert_weights", "experts.output", "output")
+    return [f"blocks.{layer}.feedforward.{name}" for layer in _mixtures(model) for name in names]
 
 
 def attribute(
@@ -190,7 +204,7 @@ class _Looked:
     def contributions(self, direction: NDArray[np.float64]) -> Any:
         """What each part has added, along a direction."""
         before = np.zeros_like(self.last)
-        gathered = _gathered(self.model)
+        gathered, mixtures = _gathered(self.model), _mixtures(self.model)
         for name in self.stream:
             after = self._row(name)
             value = float(direction @ (after - before))
@@ -199,20 +213,17 @@ class _Looked:
                 yield Contribution(name, "embedding", value)
             elif parts[2] == "attention" and int(parts[1]) in gathered:
                 yield from self._heads(int(parts[1]), gathered[int(parts[1])], direction, value)
+            elif parts[2] == "feedforward" and int(parts[1]) in mixtures:
+                yield from self._experts(int(parts[1]), mixtures[int(parts[1])], direction, value)
             else:
                 yield Contribution(".".join(parts[:3]), parts[2], value, int(parts[1]))
             before = after
 
     def _heads(self, layer: int, gathered: str, direction: NDArray[np.float64], value: float) -> Any:
         """The contributions of a block's heads, of its biases, and what rounding adds."""
-        at, block = f"blocks.{layer}.attention", self.model.spec.blocks[layer]
-        attention = block.attention
+        at, attention = f"blocks.{layer}.attention", self.model.spec.blocks[layer].attention
         assert attention is not None
-        through = direction * block.residual_scale * attention.output_scale
-        constant = 0.0
-        output = self._row(f"{at}.output")
-        if block.placement in ("sandwich", "output"):
-            through, constant = self._before_post_norm(f"{at}.post_norm", block, output, through)
+        through, constant = self._through(at, layer, direction * attention.output_scale)
         by_column = self.weights.values(f"{at}.output.weight").astype(np.float64).T @ through
         heads = self._row(gathered)
         columns = by_column.reshape(attention.heads, -1)
@@ -225,13 +236,34 @@ class _Looked:
             yield Contribution(f"{at}.bias", "attention", constant, layer)
         yield Contribution(f"{at}.rounding", "rounding", value - float(each.sum()) - constant, layer)
 
-    def _before_post_norm(
-        self, slot: str, block: Block, output: NDArray[np.float64], through: NDArray[np.float64]
+    def _experts(self, layer: int, kind: Mixture, direction: NDArray[np.float64], value: float) -> Any:
+        """The contributions of the token's experts, and of the shared one; without one, what rounding adds."""
+        at = f"blocks.{layer}.feedforward"
+        through, constant = self._through(at, layer, direction)
+        results, chosen = self._row(f"{at}.experts.output"), self.sequence[f"{at}.experts"][self.at]
+        each = results @ through
+        if not kind.input_weights:
+            each = each * self._row(f"{at}.expert_weights")
+        for expert, one in zip(chosen.tolist(), each.tolist()):
+            yield Contribution(f"{at}.experts.{expert}", "expert", one, layer, expert=expert)
+        rest = value - float(each.sum())
+        if kind.shared:
+            yield Contribution(f"{at}.shared", "feedforward", rest, layer)
+        else:
+            if constant:
+                yield Contribution(f"{at}.bias", "feedforward", constant, layer)
+            yield Contribution(f"{at}.rounding", "rounding", rest - constant, layer)
+
+    def _through(
+        self, at: str, layer: int, direction: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], float]:
-        """The direction before a norm of the output, and the constant that the norm adds."""
-        width = len(through)
-        constant = 0.0
+        """The direction at the output of a part of a block, and the constant that a norm after it adds."""
+        block, width = self.model.spec.blocks[layer], len(direction)
+        through = direction * block.residual_scale
+        if block.placement not in ("sandwich", "output"):
+            return through, 0.0
+        slot, constant = f"{at}.post_norm", 0.0
         if block.norm.has_bias:
             constant = float(through @ self.weights.vector(f"{slot}.bias", width, 0.0))
         weight = self.weights.vector(f"{slot}.weight", width, 1.0)
-        return backward_of_norm(block.norm, weight, output, through), constant
+        return backward_of_norm(block.norm, weight, self._row(f"{at}.output"), through), constant
