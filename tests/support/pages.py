@@ -26,3 +26,11 @@ def in_use(llm: LLM) -> int:
     llm.engine.settle()
     llm.runner.empty_prefix_cache()
     return llm.runner.cache.pages - llm.runner.cache.free_pages
+
+
+def lose_pages(llm: LLM) -> None:
+    """Take the pages of all paused requests, and those of the prefix cache."""
+    llm.engine.settle()
+    for job in llm.engine._scheduler:
+        llm.engine._scheduler._preempt(job)
+    llm.runner.empty_prefix_cache()

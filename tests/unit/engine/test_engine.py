@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.pages import in_use
+from support.pages import in_use, lose_pages
 
 import pellucid
 from pellucid.engine.beam_search import BeamSearchTask
@@ -422,14 +422,6 @@ def test_a_bug_of_the_engine_leaves_no_reader_waiting(llm: LLM, monkeypatch: pyt
         with pytest.raises(AssertionError, match="a bug"):
             llm.generate(PROMPTS[0], **OPTIONS)
     assert len(llm.generate(PROMPTS[0], **OPTIONS).ids) == 30
-
-
-def lose_pages(llm: LLM) -> None:
-    """Take the pages of all paused requests, and those of the prefix cache."""
-    llm.engine.settle()
-    for job in llm.engine._scheduler:
-        llm.engine._scheduler._preempt(job)
-    llm.runner.empty_prefix_cache()
 
 
 @pytest.mark.parametrize("name", NAMES)

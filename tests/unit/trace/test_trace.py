@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.pages import lose_pages
 
 import pellucid
 from pellucid.engine.request import run_together
@@ -269,6 +270,75 @@ def test_a_budget_is_for_all_prompts_together(llm: LLM) -> None:
     needed = 4 * 64 * len(llm.inputs.prompt(PROMPT))
     with pytest.raises(InvalidRequest, match="budget="), llm.trace("blocks.0.residual", budget=2 * needed):
         llm.generate([PROMPT] * 3, **HOW)
+
+
+def test_a_list_with_a_prompt_that_is_refused_leaves_nothing(llm: LLM) -> None:
+    with llm.trace("blocks.0.residual") as trace:
+        with pytest.raises(PellucidError):
+            llm.generate([PROMPT, "x" * 10_000], **HOW)
+        llm.request(PROMPT, **HOW)  # which never starts
+        made = llm.generate(PROMPT, **HOW)
+    (sequence,) = trace.sequences
+    assert sequence.ids[-11:] == made.ids[:-1]
+
+
+def test_what_is_recorded_again_takes_its_room_once(llm: LLM) -> None:
+    long, how = PROMPT * 3, {**HOW, "max_new_tokens": 40}
+    names = ("blocks.*.residual", "blocks.1.attention.pattern")
+    with llm.trace(*names) as whole:
+        llm.generate(long, prompt_lookup=False, **how)
+    with llm.trace(*names) as trace:
+        request = llm.start(long, prompt_lookup=False, until=lambda text: False, **how)
+        outputs = iter(request)
+        for _ in range(10):
+            next(outputs)
+        lose_pages(llm)
+        for _ in outputs:
+            pass
+    assert len(trace.sequences[0]) == len(whole.sequences[0])
+    for name in whole:
+        assert np.array_equal(trace[name], whole[name]), name
+    rows = 4 * (3 * 64 + 4 * 32 * -(-len(trace.sequences[0]) // 32)) * len(trace.sequences[0])
+    assert trace.nbytes <= rows + 4096
+    with llm.trace(*names) as guessed:  # rejected guesses are recorded too, until the right tokens come
+        llm.generate(long, **how)
+    assert guessed.nbytes <= rows + 4096 * 4
+
+
+def test_beams_that_end_give_their_room_back(llm: LLM) -> None:
+    how: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 20, "ignore_eos": True}
+    with llm.trace("blocks.*.residual") as trace:
+        llm.beam_search(PROMPT, **how)
+    tokens = len(llm.inputs.prompt(PROMPT)) + 4 * 20
+    assert trace.nbytes <= 4 * 64 * 3 * tokens
+    assert len(trace.sequences) == 1
+    with pytest.raises(InvalidRequest, match="on: a search"), llm.trace("embed", on=print):
+        llm.beam_search(PROMPT, **how)
+
+
+def test_probabilities_pages_and_prefix_hits(llm: LLM) -> None:
+    names = ("project.probabilities", "project.logits", "cache.pages", "cache.prefix_hit", "detokenize.held")
+    long = PROMPT * 4
+    llm.generate(long, **HOW)
+    first = len(llm.inputs.prompt(long)) - 1
+    with llm.trace(*(f"{name}[tokens={first}:]" for name in names[:2]), *names[2:]) as trace:
+        made = llm.generate(long, stop=["never said"], **HOW)
+    logits = trace["project.logits"][0].astype(np.float64)
+    raised = np.exp(logits - logits.max(-1, keepdims=True))
+    assert np.allclose(trace["project.probabilities"][0], raised / raised.sum(-1, keepdims=True), rtol=1e-5)
+    assert trace["cache.prefix_hit"].tolist() == [[made.usage.cached_tokens]]
+    assert made.usage.cached_tokens > 0
+    page = 64
+    wanted = [-(-(first + 1 + step) // page) for step in range(12)]
+    assert trace["cache.pages"][0].tolist() == wanted
+    assert trace["detokenize.held"].shape == (1, 12)
+    with llm.trace("project.probabilities[dims=3,5]", on=(frames := []).append) as part:
+        llm.generate(PROMPT, **HOW)
+    assert part["project.probabilities"].shape[-1] == 2
+    assert frames
+    assert all(frame.values.shape[-1] == 2 for frame in frames)
+    with pytest.raises(InvalidRequest, match="change the logits"):
+        llm.generate(PROMPT, edits=[scale("project.probabilities", 2)], **HOW)
 
 
 def test_an_error_of_a_function_ends_its_request_alone(llm: LLM) -> None:
