@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pellucid.engine.inputs import Inputs
     from pellucid.llm import LLM
     from pellucid.plan.plan import Plan
+    from pellucid.weights.checkpoint import Checkpoint
 
 
 def to_float(text: str) -> Any:
@@ -226,18 +227,24 @@ def load(
         )
 
 
+def opened(model: str) -> Checkpoint:
+    """The file of a model, with progress bars while it is fetched. Its weights are not read."""
+    from pellucid.weights.open import open_checkpoint
+    from pellucid.weights.store import resolve
+
+    with progress() as bars:
+        return open_checkpoint(resolve(model, progress=bars))
+
+
 def plan(model: str, precise: bool, kv_cache: str | None) -> Plan:
     """The plan of a model, from the file's header: no weights are loaded."""
     from pellucid import pipeline
     from pellucid.loading import activation_bits_of, checked_kv_dtype
     from pellucid.model.read import read_model
     from pellucid.plan.weights import layouts
-    from pellucid.weights.open import open_checkpoint
-    from pellucid.weights.store import resolve
 
     activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
-    with progress() as bars:
-        checkpoint = open_checkpoint(resolve(model, progress=bars))
+    checkpoint = opened(model)
     read = read_model(checkpoint)
     return pipeline.build_plan(read.spec, layouts(checkpoint, read), activation_bits, kv_cache)
 

@@ -168,13 +168,9 @@ class WatchedProgram:
         """Point the taps of a watch to the rows that they copy, and to new memory."""
         made = []
         for group in self._taps[number]:
-            listed = [
-                n for part in parts for found, row in [part.recorded(group.rows)] for n in _run(found, row)
-            ]
-            rows, block = (
-                np.array([len(listed), *listed], np.int64),
-                np.empty((len(listed), group.width), np.float32),
-            )
+            places = [part.recorded(group.rows) for part in parts]
+            rows = _table([n for found, row in places for n in range(row, row + len(found))])
+            block = np.empty((rows[0], group.width), np.float32)
             keep.append(rows)
             made.append((group.rows, block))
             rows_at, out = address(rows), address(block)
@@ -189,49 +185,34 @@ class WatchedProgram:
         sites = self._patterns[number]
         if not sites:
             return []
-        listed, longest = list[int](), 1
+        listed = list[int]()
         for part in parts:
             found, row = part.recorded("tokens")
-            listed += [word for n in _run(found, row) for word in (n, part.number)]
-            longest = max(longest, part.stop)
-        rows = np.array([len(listed) // 2, *listed], np.int64)
+            listed += [word for n in range(row, row + len(found)) for word in (n, part.number)]
+        rows, made = _table(listed, 2), []
         keep.append(rows)
-        length, made = -(-longest // SPAN) * SPAN, []
         for site in sites:
             heads = self._watches[number].patterns[site.number].count
-            block = np.empty((len(listed) // 2, heads, length), np.float32)
-            self._set(
-                site,
-                rows=address(rows),
-                out=address(block),
-                out_stride=4 * heads * length,
-                out_head=4 * length,
-            )
+            block, stride, head = _rows_of_patterns(rows[0], heads, parts)
+            self._set(site, rows=address(rows), out=address(block), out_stride=stride, out_head=head)
             made.append((site, block))
         return made
 
     def _begin_mixes(self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]) -> None:
         """Point the changed patterns of a watch to their rows, to memory, and to what becomes of them."""
         for remade, mix in self._remade[number]:
-            edit, listed, words = self._watches[number].pattern_edits[remade.number], list[int](), list[int]()
-            longest = 1
+            listed, words = list[int](), list[int]()
             for part in parts:
                 for one in part.probe.pattern_entries(remade.number, part.start, part.stop):
                     row = part.row + one.position - part.start
                     if [row, part.number] != listed[-2:]:
                         listed += [row, part.number]
                     keep.append(one.values)
-                    given = 0 if one.values is None else address(one.values)
-                    words += [len(listed) // 2 - 1, one.head, float_word(one.factor), given]
-                longest = max(longest, part.stop)
-            length = -(-longest // SPAN) * SPAN
-            rows, entries = (
-                np.array([len(listed) // 2, *listed], np.int64),
-                np.array([len(words) // 4, *words], np.int64),
-            )
-            block = np.empty((len(listed) // 2, edit.count, length), np.float32)
+                    words += [len(listed) // 2 - 1, one.head, float_word(one.factor), _address_of(one.values)]
+            rows, entries = _table(listed, 2), _table(words, 4)
+            heads = self._watches[number].pattern_edits[remade.number].count
+            block, stride, head = _rows_of_patterns(rows[0], heads, parts)
             keep += [rows, entries, block]
-            stride, head = 4 * edit.count * length, 4 * length
             self._set(remade, rows=address(rows), out=address(block), out_stride=stride, out_head=head)
             self._set(
                 mix, rows=address(rows), entries=address(entries), pattern=address(block), pattern_stride=stride,
@@ -256,11 +237,11 @@ class WatchedProgram:
             self._set_entries(site, entries, keep)
 
     def _set_entries(self, site: Site, entries: Sequence[tuple[int, EditEntry]], keep: list[Any]) -> None:
-        words = [len(entries)]
+        words = list[int]()
         for row, one in entries:
             keep.append(one.values)
-            words += [row, float_word(one.factor), 0 if one.values is None else address(one.values)]
-        table = np.array(words, np.int64)
+            words += [row, float_word(one.factor), _address_of(one.values)]
+        table = _table(words, 3)
         keep.append(table)
         self._set(site, entries=address(table))
 
@@ -290,8 +271,21 @@ def _rows_of(buffer: NDArray[Any], width: int) -> NDArray[Any]:
     return flat[: len(flat) // width * width].reshape(-1, width)
 
 
-def _run(positions: range, row: int) -> range:
-    return range(row, row + len(positions))
+def _table(words: Sequence[int], each: int = 1) -> NDArray[np.int64]:
+    """How many entries of ``each`` words there are, and the words."""
+    return np.array([len(words) // each, *words], np.int64)
+
+
+def _address_of(values: NDArray[np.float32] | None) -> int:
+    return 0 if values is None else address(values)
+
+
+def _rows_of_patterns(
+    rows: int, heads: int, parts: Sequence[_ProbeRows]
+) -> tuple[NDArray[np.float32], int, int]:
+    """Memory for rows of patterns (rows, heads, tokens), and the bytes from a row to the next, and from a head."""
+    length = -(-max((part.stop for part in parts), default=1) // SPAN) * SPAN
+    return np.empty((rows, heads, length), np.float32), 4 * heads * length, 4 * length
 
 
 def _hand_out(parts: Sequence[_ProbeRows], groups: Sequence[tuple[RowKind, NDArray[np.float32]]]) -> None:
@@ -301,9 +295,7 @@ def _hand_out(parts: Sequence[_ProbeRows], groups: Sequence[tuple[RowKind, NDArr
             found, _ = part.recorded(kind)
             own = block[first : first + len(found)]
             first += len(found)
-            if len(
-                found
-            ):  # of a block that others share, a copy, so that one probe does not keep those of all
+            if len(found):  # of a block that others share, a copy: no probe keeps the values of all
                 part.probe.take(kind, found, own if len(own) == len(block) else own.copy())
 
 

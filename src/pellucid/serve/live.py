@@ -106,10 +106,6 @@ class LiveRequests:
         found = (one for one in self._running.values() if one.number == number and viewer.may_see(one))
         return next(found, None)
 
-    def expects(self, number: str) -> bool:
-        """Whether somebody waits for a request."""
-        return number in self._expected
-
     def seen_by(self, viewer: Viewer) -> list[LiveRequest]:
         """The requests that somebody may see."""
         return [one for one in self._running.values() if viewer.may_see(one)]

@@ -56,7 +56,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 def expected(served: Served, number: str) -> None:
     """Wait until somebody waits for a request."""
-    wait_until(lambda: served.app.state.live.expects(number))
+    wait_until(lambda: number in served.app.state.live._expected)
 
 
 def events_of(
@@ -192,7 +192,7 @@ def test_viewers_come_and_go_and_the_last_one_sees(served: Served) -> None:
     asked = f"{served.url}/v1/requests/gone/trace?points=blocks.0.residual&wait=20"
     with pytest.raises(httpx.ReadTimeout):
         httpx.get(asked, timeout=0.3)  # who waits and leaves
-    wait_until(lambda: not served.app.state.live.expects("gone"))
+    wait_until(lambda: "gone" not in served.app.state.live._expected)
     headers, url = {"X-Request-Id": "gone"}, f"{served.url}/v1/chat/completions"
     with httpx.stream("POST", url, json=LONG_CHAT, headers=headers, timeout=60) as answer:
         lines = answer.iter_lines()

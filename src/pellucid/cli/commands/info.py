@@ -98,11 +98,8 @@ def _model(name: str) -> dict[str, Any]:
     from pellucid.sample.recommended import recommended
     from pellucid.tokenize import load_tokenizer
     from pellucid.weights.checkpoint import parameter_count, stored_bytes
-    from pellucid.weights.open import open_checkpoint
-    from pellucid.weights.store import resolve
 
-    with common.progress() as bars:
-        checkpoint = open_checkpoint(resolve(name, progress=bars))
+    checkpoint = common.opened(name)
     spec = read_model(checkpoint).spec
     tokenizer = load_tokenizer(checkpoint)
     block, formats = spec.blocks[0], Counter(t.format for t in checkpoint.tensors.values())

@@ -45,11 +45,8 @@ def command(
     from pellucid.model.read import read_model
     from pellucid.tokenize import load_tokenizer
     from pellucid.trace.lenses.neighbours import neighbours, similarity, word_map
-    from pellucid.weights.open import open_checkpoint
-    from pellucid.weights.store import resolve
 
-    with common.progress() as bars:
-        checkpoint = open_checkpoint(resolve(model, progress=bars))
+    checkpoint = common.opened(model)
     opened = _Opened(checkpoint, load_tokenizer(checkpoint), read_model(checkpoint).spec)
     near = {word: neighbours(opened, word, n, head=head) for word in words}
     cosines, places = similarity(opened, words), word_map(opened, words)
