@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 
-class Budget:
+class TraceBudget:
     """A number of bytes that is shared by all that a trace records. ``taken`` are those of values that are there.
 
     Before a request runs, room for its prompt is reserved; that is not taken twice, because what is free is ``most``
@@ -15,25 +15,25 @@ class Budget:
     def __init__(self, most: int) -> None:
         self.most = most
         self.taken = self._reserved = 0
-        # Room may be given back while this thread holds the lock: by a garbage collection.
+        # They may be given back while this thread holds the lock: by a garbage collection.
         self._lock = threading.RLock()
 
-    def take(self, nbytes: int) -> Room | None:
+    def take(self, nbytes: int) -> TakenBytes | None:
         """Room for values; None if there is none."""
         with self._lock:
             if self.taken + nbytes > self.most:
                 return None
             self.taken += nbytes
-        return Room(self, nbytes, reserved=False)
+        return TakenBytes(self, nbytes, reserved=False)
 
-    def reserve(self, nbytes: int) -> Room | int:
+    def reserve(self, nbytes: int) -> TakenBytes | int:
         """Room for the values of a prompt, or if there is none, how many bytes are free."""
         with self._lock:
             free = self.most - max(self.taken, self._reserved)
             if nbytes > free:
                 return free
             self._reserved += nbytes
-        return Room(self, nbytes, reserved=True)
+        return TakenBytes(self, nbytes, reserved=True)
 
     def give_back(self, nbytes: int, *, reserved: bool) -> None:
         """As if they had not been taken or reserved."""
@@ -44,12 +44,12 @@ class Budget:
                 self.taken -= nbytes
 
 
-class Room:
+class TakenBytes:
     """Bytes of a budget, which it has again when this object is gone."""
 
     __slots__ = ("_budget", "_nbytes", "_reserved")
 
-    def __init__(self, budget: Budget, nbytes: int, *, reserved: bool) -> None:
+    def __init__(self, budget: TraceBudget, nbytes: int, *, reserved: bool) -> None:
         self._budget, self._nbytes, self._reserved = budget, nbytes, reserved
 
     def __del__(self) -> None:

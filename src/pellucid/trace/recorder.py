@@ -12,19 +12,19 @@ from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, shown
 from pellucid.plan.watched import PatternTap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
-from pellucid.trace.budget import Room
+from pellucid.trace.budget import TakenBytes
 from pellucid.trace.edits import rows_of, shape_of
 from pellucid.trace.outputs import array_of
 from pellucid.trace.recording import PlacedPart, Recording, entries_of, part_of
 from pellucid.trace.selection import Selected
 
 
-class Block(NamedTuple):
+class RecordedBlock(NamedTuple):
     """Values that a step has recorded at ``positions``, (n, ...), and the room that they take."""
 
     positions: range
     values: NDArray[np.float32]
-    room: Room
+    room: TakenBytes
 
 
 class SequenceProbe:
@@ -36,7 +36,10 @@ class SequenceProbe:
     """
 
     def __init__(
-        self, recording: Recording, take_room: Callable[[int], Room | None], reserved: Room | None = None
+        self,
+        recording: Recording,
+        take_room: Callable[[int], TakenBytes | None],
+        reserved: TakenBytes | None = None,
     ) -> None:
         self.recording, self._take_room, self._reserved = recording, take_room, reserved
         self.told: Callable[..., object] | None = None
@@ -44,9 +47,9 @@ class SequenceProbe:
         self.dropped = 0
         self.tokens: Callable[[], Sequence[int]] = tuple
         self.outputs: Any = None
-        self._blocks: dict[str, list[Block]] = {}
-        self._patterns: dict[int, list[Block]] = {}
-        self._states: dict[int, dict[int, Block]] = {}
+        self._blocks: dict[str, list[RecordedBlock]] = {}
+        self._patterns: dict[int, list[RecordedBlock]] = {}
+        self._states: dict[int, dict[int, RecordedBlock]] = {}
 
     @property
     def watch(self) -> Watch:
@@ -111,16 +114,16 @@ class SequenceProbe:
         states, one = self._states.setdefault(number, {}), range(position, position + 1)
         states.pop(position, None)
         if room := self._room(values.nbytes):
-            states[position] = Block(one, values.copy(), room)
+            states[position] = RecordedBlock(one, values.copy(), room)
 
-    def _put(self, blocks: list[Block], positions: range, values: NDArray[np.float32]) -> None:
+    def _put(self, blocks: list[RecordedBlock], positions: range, values: NDArray[np.float32]) -> None:
         """Add a block. Positions that were read before, by a sequence that lost its pages, say, have its values now."""
         if blocks and blocks[-1].positions.stop > positions.start:
             self._make_way(blocks, positions)
         if room := self._room(values.nbytes):
-            blocks.append(Block(positions, values, room))
+            blocks.append(RecordedBlock(positions, values, room))
 
-    def _make_way(self, blocks: list[Block], positions: range) -> None:
+    def _make_way(self, blocks: list[RecordedBlock], positions: range) -> None:
         """Take some positions out of blocks."""
         before = blocks[:]
         blocks.clear()
@@ -134,9 +137,9 @@ class SequenceProbe:
             del block, _, values  # and with it their room
             for part, copy in copies:
                 if len(part) and (room := self._room(copy.nbytes)):
-                    blocks.append(Block(part, copy, room))
+                    blocks.append(RecordedBlock(part, copy, room))
 
-    def _room(self, nbytes: int) -> Room | None:
+    def _room(self, nbytes: int) -> TakenBytes | None:
         room = self._take_room(nbytes)
         self.dropped += room is None
         return room

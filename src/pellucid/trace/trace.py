@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.budget import Budget
+from pellucid.trace.budget import TraceBudget
 from pellucid.trace.edits import EditOf
 from pellucid.trace.points import Point
 from pellucid.trace.recorder import SequenceProbe
@@ -103,7 +103,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         budget: int = BUDGET,
         piece: Callable[[int], str] = str,
     ) -> None:
-        self._budget = Budget(whole("budget", budget, 1, MOST_BUDGET))
+        self._budget = TraceBudget(whole("budget", budget, 1, MOST_BUDGET))
         self.selected = select(points, wanted)
         self.edits, self._points = list(edits), points
         self._plain = self._watching_with(self.edits)
@@ -207,7 +207,9 @@ class Trace(Mapping[str, NDArray[Any]]):
 class RequestTrace:
     """What is recorded and changed in the sequences of a request: the ``Watching`` of the engine."""
 
-    def __init__(self, recording: Recording, budget: Budget, keep: Callable[[SequenceProbe], None]) -> None:
+    def __init__(
+        self, recording: Recording, budget: TraceBudget, keep: Callable[[SequenceProbe], None]
+    ) -> None:
         self._recording, self._budget, self.keep = recording, budget, keep
 
     @property
