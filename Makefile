@@ -9,6 +9,8 @@
 # make test-oracles  make the goldens of the tiny models and of their points again, with transformers
 # make test-defaults  what a config.json does not state, against the defaults of transformers
 # make test-greedy   greedy texts of the two Qwen models, precise, against transformers' float32 run
+# make test-trace  the points of four real models, against transformers' float32 run; TRACE=--float32 adds a run of the
+#                  weights in float32, without rounded activations
 # make test-gguf  compare GGUF files of llama.cpp's converter with transformers; LLAMA_CPP=FOLDER is llama.cpp's source.
 #                 GGUF='--library FOLDER' compares with llama.cpp too: the folder of libllama.so, built from that source
 # make test-clients  real clients of all APIs against a server: Python's, and JavaScript's where npm is; CLIENTS='agent_client'
@@ -27,7 +29,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 QUICK := -m "not slow" --hypothesis-profile=quick
 
-.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-gguf test-clients test-soak fuzz check bench bench-encode bench-sampling bench-tracing bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-soak fuzz check bench bench-encode bench-sampling bench-tracing bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -60,6 +62,9 @@ test-defaults: $(VENV)/oracles
 
 test-greedy: $(VENV)/oracles
 	$(BIN)/python tests/oracles/greedy_long.py $(GREEDY)
+
+test-trace: $(VENV)/oracles
+	$(BIN)/python tests/oracles/trace_real.py $(TRACE)
 
 test-gguf: $(VENV)/oracles
 	$(BIN)/python tests/oracles/gguf_oracle.py --llama-cpp $(LLAMA_CPP) $(GGUF)

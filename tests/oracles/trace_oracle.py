@@ -24,6 +24,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Container
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,25 +87,27 @@ def heads_of(point: str, config: Any) -> int:
     return 0
 
 
-def shaped(point: str, x: Tensor, config: Any) -> Tensor:
-    """A value as its point has it: (T, ...), or (H, T, T') of patterns."""
+def shaped(point: str, x: Tensor, config: Any, length: int) -> Tensor:
+    """A value of ``length`` tokens as its point has it: (T, ...), or (H, T, T') of patterns."""
     if point.endswith((".scores", ".pattern")):
-        return x.reshape(-1, LENGTH, LENGTH)
+        return x.reshape(-1, length, length)
     if point == "pool" or point.endswith("experts.output"):
         return x
-    if x.ndim == 4 and x.shape[2] == LENGTH:  # (B, H, T, K)
+    if x.ndim == 4 and x.shape[2] == length:  # (B, H, T, K)
         x = x.transpose(1, 2)
     heads = heads_of(point, config)
-    return x.reshape(LENGTH, heads, -1) if heads else x.reshape(LENGTH, -1)
+    return x.reshape(length, heads, -1) if heads else x.reshape(length, -1)
 
 
-def points_of(seen: Seen, family: str, blocks: tuple[int, ...]) -> dict[str, Tensor]:
-    """The values of a model's points by name, all of some blocks."""
+def points_of(
+    seen: Seen, family: str, length: int, blocks: Container[int] | None = None
+) -> dict[str, Tensor]:
+    """The values of a model's points by name, of ``length`` tokens; of some blocks all, by default of all blocks."""
     places, found = FAMILIES[family], dict[str, Tensor]()
 
     def take(point: str, source: Source, at: str = "") -> None:
         value = seen(source, at) if isinstance(source, str) else source(seen, at)
-        found[point] = shaped(point, value, seen.config)
+        found[point] = shaped(point, value, seen.config, length)
 
     for point, source in places.outside.items():
         take(point, source)
@@ -118,7 +121,7 @@ def points_of(seen: Seen, family: str, blocks: tuple[int, ...]) -> dict[str, Ten
             for point, source in of.items()
         }
         for point, source in own.items():
-            if layer in blocks or point == "residual":
+            if blocks is None or layer in blocks or point == "residual":
                 take(f"{name}.{point}", source, at)
     return found
 
@@ -170,7 +173,7 @@ def main() -> None:
             seen = Seen(load(name, Path(folder)))
             with seen.wrapped():
                 seen.model(torch.from_numpy(ids[None].astype(np.int64)))
-            points = points_of(seen, name.partition("-")[0], blocks)
+            points = points_of(seen, name.partition("-")[0], LENGTH, blocks)
             sorted_by_expert(points)
             arrays = {
                 key: x.numpy().astype(np.int32 if x.dtype == torch.int64 else np.float32)
