@@ -58,11 +58,11 @@ def load(
         cap_context: a ``context`` beyond what the model was made for is as much as that, instead of an error.
         pulls: whether a model that is not on this machine is downloaded.
         threads: how many threads run a step. By default, one for each physical core.
-        precise: quantise activations to 16 bits, and store keys and values in float32. The results are then those of
-            the file's weights, up to the rounding of activations. By default, activations that meet quantised weights
-            have 8 bits, and 16 in the output projection. With ``precise``, generating a token takes
-            hardly longer after a short context, and twice as long after 4,096 tokens; reading a long prompt takes half
-            as long again.
+        precise: quantise activations to 24 bits, and store keys and values in float32. The results are then those of
+            a float32 run of the file's weights, up to float32's own rounding. By default, activations that meet
+            quantised weights have 8 bits, and 16 in the output projection. With ``precise``, generating a token takes
+            hardly longer after a short context, and twice as long after 4,096 tokens; reading a long prompt takes
+            twice as long.
         kv_cache: the type in which keys and values are stored: "f16", "bf16" (the fastest products), "q8_0" (half as
             much memory), or "f32" (twice as much, no rounding). By default "f32" if ``precise``, otherwise "f16" for
             floating-point weights and keys with biases, and "bf16" for the others.
@@ -188,7 +188,7 @@ def checked_kv_dtype(name: str | None) -> str | None:
 
 
 def activation_bits_of(precise: bool) -> int:
-    """The bits that activations are quantised to: 16 if ``precise``, otherwise 8.
+    """The bits that activations are quantised to: 24 if ``precise``, otherwise 8.
 
     Raises:
         InvalidRequest: ``precise`` is not True or False.

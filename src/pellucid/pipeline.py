@@ -50,8 +50,8 @@ def build_plan(
 ) -> Plan:
     """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D).
 
-    ``layouts`` states how each matrix is packed, ``activation_bits`` (8 or 16) the bits that activations are quantised
-    to, ``kv_dtype`` the type of keys and values (``plan/builder.py``).
+    ``layouts`` states how each matrix is packed, ``activation_bits`` (8, 16 or 24) the bits that activations are
+    quantised to, ``kv_dtype`` the type of keys and values (``plan/builder.py``).
     """
     return optimize(unoptimized_plan(spec, layouts, activation_bits, kv_dtype))
 

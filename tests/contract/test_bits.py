@@ -1,7 +1,7 @@
 """The same request gives the same bits, whatever else is in the batch, however prefill is cut, with any thread count.
 
 Covers the tiny models of every family, and a Llama in every format that discovery finds, with activations of 8 and of
-16 bits, for every form of the key/value cache. A new family or format is covered as soon as it is added.
+24 bits, for every form of the key/value cache. A new family or format is covered as soon as it is added.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pellucid.runtime.cache import BlockTable
 
 CASES = [
     *[
-        (name, 16 if name.endswith("-mxfp4") else 2, None) for name in DECODERS
+        (name, 24 if name.endswith("-mxfp4") else 2, None) for name in DECODERS
     ],  # of floats the bits do not matter
-    *[(name, activation_bits, None) for name in (*QUANTISED, "mixed") for activation_bits in (8, 16)],
-    *[("mixed", 16, form) for form in kv_layout.KV_DTYPES if form != "f16"],
+    *[(name, activation_bits, None) for name in (*QUANTISED, "mixed") for activation_bits in (8, 24)],
+    *[("mixed", 24, form) for form in kv_layout.KV_DTYPES if form != "f16"],
 ]
 few = settings(max_examples=6)
 threads = st.integers(1, 4)
@@ -157,7 +157,7 @@ def test_a_sentence_beside_any_others(name: str, lengths: list[int], threads: in
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("activation_bits", [8, 16])
+@pytest.mark.parametrize("activation_bits", [8, 24])
 def test_a_real_model(activation_bits: int) -> None:
     from pellucid.weights.store import resolve
 
@@ -191,7 +191,7 @@ model.close()
 @pytest.mark.skipif(
     not isa.host_features() & {"fma", "neon"}, reason="without fused multiply-adds sums round differently"
 )
-@pytest.mark.parametrize(("name", "activation_bits"), [("quantised", 8), ("gemma3-softcap", 16)])
+@pytest.mark.parametrize(("name", "activation_bits"), [("quantised", 8), ("gemma3-softcap", 24)])
 def test_any_instruction_set(name: str, activation_bits: int, tmp_path: Path) -> None:
     # Covers minima, scales of 16 values, a table with powers of two and a zero point. Each kernel compiles for seconds.
     few = ("Q2_K", "Q6_K", "MXFP4", "Q8_0", "F16")

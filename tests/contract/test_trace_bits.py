@@ -20,7 +20,7 @@ from pellucid.trace.recorder import SequenceProbe
 from pellucid.trace.trace import Trace
 
 LENGTH = 37
-CASES = [(name, 16) for name in sorted(TINY)] + [
+CASES = [(name, 24) for name in sorted(TINY)] + [
     (name, 8) for name in ("llama", "qwen2_moe", "gemma2", "qwen3_next")
 ]
 

@@ -30,7 +30,7 @@ class Model:
     def __init__(
         self,
         path: Path,
-        activation_bits: int = 16,
+        activation_bits: int = 24,
         threads: tuple[int, ...] = (1, 2, 3, 4),
         kv_cache: str | None = None,
     ) -> None:

@@ -62,7 +62,7 @@ Precise = Annotated[
     bool,
     typer.Option(
         "--precise",
-        help="16-bit activations and float32 keys and values: the file's own distribution, slower with long texts.",
+        help="24-bit activations and float32 keys and values: what float32 makes of the file, slower with long texts.",
     ),
 ]
 Draft = Annotated[

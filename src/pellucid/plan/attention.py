@@ -291,7 +291,7 @@ def _write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShap
 def _kv_dtype(builder: Builder, stage: str, kind: Attention) -> str:
     """The type of keys and values if the caller leaves it open.
 
-    float32 with activations of 16 bits, because it rounds nothing; bfloat16 with activations of 8 bits, whose error is
+    float32 with the finest activations, because it rounds nothing; bfloat16 with activations of 8 bits, whose error is
     larger than that of bfloat16 products; float16 with floating-point weights, and where keys have biases: these can be
     so large that the rounding of a key to 8 bits is seen in the scores (Qwen 2.5).
     """

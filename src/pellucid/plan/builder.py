@@ -55,7 +55,7 @@ def heads(count: int) -> str:
 class Builder:
     """Collects a plan.
 
-    ``layouts`` states how each slot's matrix is packed, ``activation_bits`` (8 or 16) the number of bits that
+    ``layouts`` states how each slot's matrix is packed, ``activation_bits`` (8, 16 or 24) the number of bits that
     activations are quantised to for integer products, ``kv_dtype`` the type of keys and values, one of
     ``kv_layout.KV_DTYPES`` (None: the type that suits the activations and weights).
     """

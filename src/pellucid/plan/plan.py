@@ -28,7 +28,7 @@ REPLICATED = "replicated"
 class Buffer:
     """A named array of a step: ``rows`` x ``width``.
 
-    Its type is float32, int32 if ``whole``, or activation blocks of ``activation_bits`` 8 or 16.
+    Its type is float32, int32 if ``whole``, or activation blocks of ``activation_bits`` 8, 16 or 24.
     """
 
     name: str

@@ -20,7 +20,13 @@ ZEROS = np.zeros(16, np.float32)
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=15)
 @given(
-    seeds, tokens, st.integers(1, 5), st.integers(1, 40), st.integers(0, 2), st.sampled_from([8, 16]), threads
+    seeds,
+    tokens,
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.integers(0, 2),
+    st.sampled_from([8, 16, 24]),
+    threads,
 )
 def test_every_head_meets_its_own_matrix(
     name: str, seed: int, T: int, heads: int, rows: int, apart: int, activation_bits: int, threads: int

@@ -21,7 +21,7 @@ choices = st.lists(st.integers(0, 4), min_size=1, max_size=40)
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("gathered", [False, True])
 @settings(max_examples=15)
-@given(seeds, choices, st.integers(1, 40), st.booleans(), st.sampled_from([8, 16]), threads)
+@given(seeds, choices, st.integers(1, 40), st.booleans(), st.sampled_from([8, 16, 24]), threads)
 def test_every_row_meets_its_own_expert(
     name: str,
     gathered: bool,

@@ -39,7 +39,7 @@ from pellucid.weights.quant.registry import formats
 
 FORMATS = quantised(dict(formats()))
 matrices = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-each_activation_bits = pytest.mark.parametrize("activation_bits", [8, 16])
+each_activation_bits = pytest.mark.parametrize("activation_bits", [8, 16, 24])
 
 
 def product(
@@ -81,24 +81,41 @@ def product(
 
 
 def parts(form: Format, raw: np.ndarray, x: np.ndarray) -> tuple[Any, Any, Any]:
-    """The terms of the sum by the layout's definition: sums (T, N, P) of integers, scales (N, P), minima or None."""
+    """The terms of the sum by the layout's definition: sums (T, N, P) of integers, scales (N, P), minima or None.
+
+    The sums of 24 bits are those of the top plane and of the others, as ``single`` adds them.
+    """
     fields, packed = form.fields(raw), form.packed
     scale, minimum = scales_and_minima(packed, fields)
-    q = x["q"].astype(np.int64)
-    whole = q[:, :, 0] if q.shape[2] == 1 else 128 * q[:, :, 0] + q[:, :, 1]
+    whole, tops = quantize.whole_values(x), x["q"][:, :, 0].astype(np.int64)
     w = integers(packed, fields)
     P = w.shape[1] // packed.sub
-    sums = np.einsum("tps,nps->tnp", whole.reshape(len(x), P, -1), w.reshape(len(w), P, -1))
-    return sums, scale, minimum
+    summed = [
+        np.einsum("tps,nps->tnp", q.reshape(len(x), P, -1), w.reshape(len(w), P, -1)) for q in (whole, tops)
+    ]
+    return (single(*summed) if x["q"].shape[2] == 3 else summed[0].astype(np.float32)), scale, minimum
+
+
+def single(whole: Any, top: Any) -> np.ndarray:
+    """The float32 that the kernel has of a sum of 24 bits."""
+    others = (whole - quantize.TOP * top).astype(np.float32)
+    return fma32(top.astype(np.float32), np.float32(quantize.TOP), others)
 
 
 def x_sums(form: Format, x: np.ndarray) -> np.ndarray:
     """The sums of activations per sub-block, (T, P) float32; those of whole blocks are stored."""
     if form.packed.sub == 32:
         return np.asarray(x["sum"])
-    minus = x["minus_sum"].astype(np.int32)
-    halves = np.stack([minus[..., 1] - minus[..., 0], -minus[..., 1]], -1).astype(np.float32)
+    halves = quantize.whole_values(x).reshape(*x.shape, 2, 16).sum(-1).astype(np.float32)
     return np.asarray(x["scale"][..., None] * halves).reshape(len(x), -1)
+
+
+def minus_second_half(x: np.ndarray) -> np.ndarray:
+    """Minus the sum of the second 16 activations of a block, as the kernel has it."""
+    if x["q"].shape[-2] < 3:
+        return np.asarray(x["minus_sum"][..., 1].astype(np.float32))
+    top, others = x["minus_top"][..., 1], x["minus_sum"][..., 1]
+    return fma32(top.astype(np.float32), np.float32(quantize.TOP), others.astype(np.float32))
 
 
 @matrices
@@ -156,12 +173,12 @@ def test_blocks_add_up_in_ascending_order_by_fused_multiply_adds(
     for b in range(blocks.shape[1]):
         x, p = blocks[:, b, None], per_block * b
         if per_block == 1:
-            total = fma32(sums[..., p].astype(np.float32), scale[:, p] * x["scale"], total)
+            total = fma32(sums[..., p], scale[:, p] * x["scale"], total)
         else:
-            first = sums[..., p].astype(np.float32) * scale[:, p]
-            scaled = fma32(sums[..., p + 1].astype(np.float32), scale[:, p + 1], first)
+            first = sums[..., p] * scale[:, p]
+            scaled = fma32(sums[..., p + 1], scale[:, p + 1], first)
             if minimum is not None:
-                minus = x["minus_sum"][..., 1].astype(np.float32)
+                minus = minus_second_half(x)
                 scaled = fma32(minimum[:, p] - minimum[:, p + 1], minus, scaled)
             total = fma32(scaled, x["scale"], total)
         if minimum is not None:
@@ -192,7 +209,7 @@ def test_largest_integers_do_not_overflow(form: Format, activation_bits: int) ->
 @given(seeds)
 def test_a_token_has_the_same_bits_whatever_stands_beside_it(form: Format, seed: int) -> None:
     raw = random_blocks(form, seed, 32, 2 * form.packed.unit // form.block)
-    blocks = quantize.reference(numbers("normal", seed, 15, 2 * form.packed.unit), 16)
+    blocks = quantize.reference(numbers("normal", seed, 15, 2 * form.packed.unit), quantize.FINEST)
     alone = np.concatenate([product(form, raw, blocks[t : t + 1])[0] for t in range(15)])
     for T in range(1, 16):  # every tile shape: 8, 4, 2, 1
         assert np.array_equal(product(form, raw, blocks[:T], threads=T % 4 + 1)[0], alone[:T])

@@ -19,7 +19,7 @@ def run(x: np.ndarray, activation_bits: int, threads: int = 1) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("activation_bits", [8, 16])
+@pytest.mark.parametrize("activation_bits", [8, 16, 24])
 @given(kinds, seeds, tokens, st.integers(1, 9), threads)
 def test_blocks_equal_the_reference_exactly(
     activation_bits: int, kind: str, seed: int, T: int, blocks: int, threads: int
@@ -28,7 +28,7 @@ def test_blocks_equal_the_reference_exactly(
     assert run(x, activation_bits, threads).tobytes() == quantize.reference(x, activation_bits).tobytes()
 
 
-@pytest.mark.parametrize("activation_bits", [8, 16])
+@pytest.mark.parametrize("activation_bits", [8, 16, 24])
 def test_halves_are_rounded_to_even(activation_bits: int) -> None:
     most = quantize.LARGEST[activation_bits]
     x = np.full((1, 32), most, np.float32)  # so the scale is 1
@@ -36,7 +36,7 @@ def test_halves_are_rounded_to_even(activation_bits: int) -> None:
     assert quantize.values(run(x, activation_bits))[0, :9].tolist() == [most, 0, 2, 2, 0, -2, 4, 64, -64]
 
 
-@pytest.mark.parametrize("activation_bits", [8, 16])
+@pytest.mark.parametrize("activation_bits", [8, 16, 24])
 @given(kinds, seeds)
 def test_no_value_is_further_off_than_half_a_step(activation_bits: int, kind: str, seed: int) -> None:
     x = numbers(kind, seed, 3, 64)

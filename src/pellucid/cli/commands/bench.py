@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 FLOAT_WEIGHTS = (
     "products with floating point weights have no roof here: for prompts and sentences memory is a loose one"
 )
-TWO_PRODUCTS = (
-    "16-bit activations take two int8 products for each multiply-add: 50 % of an int8 roof is their most"
+THREE_PRODUCTS = (
+    "24-bit activations take three int8 products for each multiply-add: 33 % of an int8 roof is their most"
 )
 
 
@@ -75,7 +75,7 @@ def model_speed(
         figures = measure(llm.runner, workloads, rounds, bars.measuring)
         profiles = _profiles(llm, rounds, bars) if profile else []
     if precise and any(figure.bound == "int8" for figure in figures):
-        notes.append(TWO_PRODUCTS)
+        notes.append(THREE_PRODUCTS)
     if not all(figure.cost.multiply_adds for figure in figures):
         notes.append(FLOAT_WEIGHTS)
     if json:
@@ -100,9 +100,11 @@ def _profiles(llm: LLM, rounds: int, bars: common.Bars) -> list[Profile]:
 
 
 def _show(llm: LLM, precise: bool, figures: Sequence[Figure]) -> None:
+    from pellucid.loading import activation_bits_of
+
     runner, unit = llm.runner, figures[0].workload.unit
     print(
-        f"{one_line(llm.spec.name)}, threads {runner.threads}, activations of {16 if precise else 8} bits, "
+        f"{one_line(llm.spec.name)}, threads {runner.threads}, activations of {activation_bits_of(precise)} bits, "
         f"context {llm.context:,}, medians of {len(figures[0].rates)}\n"
     )
     shown = common.table(

@@ -2,8 +2,9 @@
 
 In: activation blocks (T, D/32; ``quantize.py``), packed weights (N, D). Out: (T, N) float32.
 
-The products of a block of 32 columns are summed exactly in int32. Blocks are summed in float32 in ascending order, with
-fused multiply-adds:
+The products of a block of 32 columns are summed exactly in int32: with activations of 24 bits those of the top plane,
+and those of the other planes, so that sum = fma(2^14, sum of the top plane, sum of the others). Blocks are summed in
+float32 in ascending order, with fused multiply-adds:
 
     total = fma(sum, w_scale * x_scale, total)    then, with a minimum,    total = fma(w_min, x_sum, total)
 
@@ -31,7 +32,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.matmul import operands
 from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
 from pellucid.kernels.matmul.product import MatmulRecord, SumsEmitter, prefetch_ahead, product
-from pellucid.kernels.matmul.quantize import block_bytes, values
+from pellucid.kernels.matmul.quantize import TOP, block_bytes, values
 
 
 def reference(
@@ -41,11 +42,14 @@ def reference(
     return np.asarray(values(x) @ weights.T + addend, np.float64)
 
 
+SUMS, TOPS = 8, 16  # where a block's sums are behind its planes
 CHAINS = 4  # independent partial sums of a block; those of the next block are independent too
 
 
-def _exact(e: Any, packed: PackedLayout, planes: int, raw: list[Any], part: int, xs: list[Any]) -> list[Any]:
-    """Emit a part's exact int32 sum for each token, one lane for each of 16 rows.
+def _exact(
+    e: Any, packed: PackedLayout, planes: int, raw: list[Any], part: int, xs: list[Any]
+) -> list[list[Any]]:
+    """Emit a part's exact int32 sum for each token, one lane for each of 16 rows: as one number, or of 24 bits as two.
 
     ``xs`` are the addresses of the tokens' activation blocks. The tokens are interleaved at every vector of weights to
     hide latency; integer sums do not depend on the order.
@@ -59,10 +63,10 @@ def _exact(e: Any, packed: PackedLayout, planes: int, raw: list[Any], part: int,
     signed = packed.zero_point == 128 and int8_dot.wants_signed(packed.most)
 
     def begin(plane: int, x: Any) -> Any:
-        # The zero point applies to the last plane of a token, whose unit is 1.
+        # The zero point applies to the top plane, and to the last plane, whose unit is 1.
         start = e.fill(simd.i32, 0)
-        if packed.zero_point and not signed and plane == planes - 1:
-            start = _zero_point(e, packed, planes, part, x)
+        if packed.zero_point and not signed and plane in (planes - 1, planes - 3):
+            start = _zero_point(e, packed, planes, part, x, SUMS if plane == planes - 1 else TOPS)
         return int8_dot.Sum(e, start, packed.most, signed, each)
 
     sums = [[begin(plane, x) for plane in range(planes)] for x in xs]
@@ -77,17 +81,17 @@ def _exact(e: Any, packed: PackedLayout, planes: int, raw: list[Any], part: int,
             int8_dot.take_turns(e, [one for token in sums for one in token])
     totals = []
     for token in sums:
-        total = token[0].total()
-        for one in token[1:]:
-            total = e.b.add(e.b.shl(total, e.fill(simd.i32, 7)), one.total())
-        totals.append(total)
+        *tops, total = [one.total() for one in token]
+        if tops:
+            total = e.b.add(e.b.shl(tops.pop(), e.fill(simd.i32, 7)), total)
+        totals.append([*tops, total])
     return totals
 
 
-def _zero_point(e: Any, packed: PackedLayout, planes: int, part: int, x: Any) -> Any:
+def _zero_point(e: Any, packed: PackedLayout, planes: int, part: int, x: Any, offset: int) -> Any:
     """Emit the initial value of an exact sum: minus the zero point times the sum of the part's activations."""
     simd = _simd()
-    sums = e.at(x, BLOCK * planes + 8)
+    sums = e.at(x, BLOCK * planes + offset)
     minus = e.splat(e.load(e.at(sums, 4 * part), simd.i32))
     if part == 0 and packed.sub < BLOCK:  # stored are the sums of the whole block and of its second half
         minus = e.b.sub(minus, e.splat(e.load(e.at(sums, 4), simd.i32)))
@@ -105,17 +109,21 @@ def _add(e: Any, planes: int, total: Any, sums: Sequence[Any], scales: list[Any]
     """Emit the sum of a token's total and a block's exact sums, one for each part, scaled."""
     simd = _simd()
 
-    def single(integers: Any) -> Any:
-        return e.b.sitofp(integers, simd.vec(simd.f32))
+    def single(integers: list[Any]) -> Any:
+        *tops, total = [e.b.sitofp(one, simd.vec(simd.f32)) for one in integers]
+        return e.fma(tops[0], e.fill(simd.f32, TOP), total) if tops else total
 
     def of_block(offset: int, kind: Any) -> Any:
         return e.splat(e.load(e.at(x, BLOCK * planes + offset), kind))
+
+    def second_half() -> list[Any]:
+        return [of_block(offset + 4, simd.i32) for offset in ((TOPS, SUMS) if planes == 3 else (SUMS,))]
 
     (scale, minimum), second = scales[0], scales[1:]
     if second:
         scaled = e.fma(single(sums[1]), second[0][0], e.b.fmul(single(sums[0]), scale))
         if minimum is not None:
-            scaled = e.fma(e.b.fsub(minimum, second[0][1]), single(of_block(12, simd.i32)), scaled)
+            scaled = e.fma(e.b.fsub(minimum, second[0][1]), single(second_half()), scaled)
         total = e.fma(scaled, of_block(0, simd.f32), total)
     else:
         total = e.fma(single(sums[0]), e.b.fmul(scale, of_block(0, simd.f32)), total)
@@ -161,7 +169,7 @@ def _sums(
 
 @kernel("matmul_int8", MatmulRecord)
 def build(simd: Any, packed: PackedLayout, activation_bits: int) -> Any:
-    """Integer matrix product; ``activation_bits`` is 8 or 16: one or two planes of bytes."""
+    """Integer matrix product; ``activation_bits`` is 8, 16 or 24: one to three planes of bytes."""
     return product(simd, *emitter(packed, activation_bits))
 
 

@@ -2,15 +2,18 @@
 
 In: (T, D) float32. Out: (T, D/32) activation blocks, each contiguous:
 
-    high     32 x int8     with 8 bits: the values, round(x / scale), ties to even
-    low      32 x int8     with 16 bits only: values are 128 * high + low, 14 bits and a sign, low from -64 to 63
-    scale    float32       max |x| / 127, or max |x| / 16256 with 16 bits
-    sum      float32       scale * (q0 + ... + q31), for formats with a minimum
-    -sums    2 x int32     minus the sum of the 32 values, and of the second 16: for formats with a zero point
+    planes     32 x int8 each    the values: round(x / scale), ties to even, in one, two or three planes
+    scale      float32           max |x| / 127; with 16 bits / (127 * 2^7), with 24 bits / (127 * 2^14)
+    sum        float32           scale * (q0 + ... + q31), for formats with a minimum
+    -sums      2 x int32         minus the sum of the 32 values, and of the second 16: for formats with a zero point
+    -tops      2 x int32         with 24 bits only: the same of the top plane; -sums are those of the other two
 
-Blocks with 8 bits are one plane, 48 bytes, and cost one integer product for each weight. Blocks with 16 bits are two
-planes, 80 bytes, and cost two products, with a rounding error 128 times smaller. The second product is free if memory
-bandwidth is the limit.
+    8 bits     high                               48 bytes
+    16 bits    high, low                          80 bytes    128 * high + low: 14 bits and a sign, low from -64 to 63
+    24 bits    top, middle, low, 8 bytes unused   128 bytes   2^14 * top + 128 * middle + low: 21 bits and a sign
+
+Each plane costs an integer product for each weight and makes the rounding error 128 times smaller. With 24 bits it is
+about that of float32. More planes are free if memory bandwidth is the limit.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 
-FINEST = 16  # most bits of an activation
-LARGEST = {8: 127, 16: 127 * 128}
+FINEST = 24  # most bits of an activation
+LARGEST = {8: 127, 16: 127 << 7, 24: 127 << 14}
+TOP = 1 << 14  # the unit of the top plane of 24 bits
 SMALLEST = 1e-30  # lower bound of a block's max |x|, so that LARGEST / max stays finite
 
 
@@ -37,15 +41,17 @@ class QuantizeRecord(Record):
 
 
 def block_bytes(activation_bits: int) -> int:
-    """Bytes of a block of 32 values of 8 or 16 bits."""
-    return 32 * activation_bits // 8 + 16
+    """Bytes of a block of 32 values."""
+    return block_dtype(activation_bits).itemsize
 
 
 def block_dtype(activation_bits: int) -> np.dtype[Any]:
     """The NumPy dtype of a block."""
-    return np.dtype(
-        [("q", "i1", (activation_bits // 8, 32)), ("scale", "f4"), ("sum", "f4"), ("minus_sum", "i4", 2)]
-    )
+    fields: list[Any] = [("q", "i1", (activation_bits // 8, 32)), ("scale", "f4"), ("sum", "f4")]
+    fields.append(("minus_sum", "i4", 2))
+    if activation_bits == 24:
+        fields += [("minus_top", "i4", 2), ("unused", "i4", 2)]
+    return np.dtype(fields)
 
 
 def reference(x: NDArray[np.floating[Any]], activation_bits: int) -> NDArray[Any]:
@@ -56,21 +62,32 @@ def reference(x: NDArray[np.floating[Any]], activation_bits: int) -> NDArray[Any
     inverse = (most / np.maximum(largest, np.float32(SMALLEST))).astype(np.float32)
     values = np.rint(blocks * inverse[..., None]).astype(np.int32)
     out = np.zeros(blocks.shape[:2], block_dtype(activation_bits))
-    high = values if activation_bits == 8 else (values + 64) // 128
-    out["q"][..., 0, :] = high
-    if activation_bits == 16:
-        out["q"][..., 1, :] = values - 128 * high
     out["scale"] = largest * np.float32(1 / most)
     out["sum"] = out["scale"] * values.sum(-1).astype(np.float32)
+    if activation_bits == 24:
+        top = (values + TOP // 2) // TOP
+        out["q"][..., 0, :], values = top, values - TOP * top
+        out["minus_top"][..., 0], out["minus_top"][..., 1] = -top.sum(-1), -top[..., 16:].sum(-1)
+    high = values if activation_bits == 8 else (values + 64) // 128
+    planes = [high] if activation_bits == 8 else [high, values - 128 * high]
+    for plane, value in enumerate(planes, activation_bits // 8 - len(planes)):
+        out["q"][..., plane, :] = value
     out["minus_sum"][..., 0], out["minus_sum"][..., 1] = -values.sum(-1), -values[..., 16:].sum(-1)
     return out
 
 
 def values(blocks: NDArray[Any]) -> NDArray[np.float64]:
     """Dequantize blocks (T, D/32) to (T, D)."""
-    q = blocks["q"].astype(np.float64)
-    whole = q[..., 0, :] if q.shape[-2] == 1 else 128 * q[..., 0, :] + q[..., 1, :]
+    whole = whole_values(blocks)
     return np.asarray(whole * blocks["scale"].astype(np.float64)[..., None]).reshape(len(blocks), -1)
+
+
+def whole_values(blocks: NDArray[Any]) -> NDArray[np.int64]:
+    """The integers of blocks (T, D/32) that the planes stand for, (T, D/32, 32)."""
+    whole = np.zeros((*blocks.shape, 32), np.int64)
+    for plane in range(blocks["q"].shape[-2]):
+        whole = 128 * whole + blocks["q"][..., plane, :]
+    return whole
 
 
 @functools.cache
@@ -80,41 +97,46 @@ def quantize_block(simd: Any, activation_bits: int) -> Any:
     Other kernels use it to write activation blocks themselves.
     """
     vload, splat, vmax, vabs, vmax_lane = simd.vload, simd.splat, simd.vmax, simd.vabs, simd.vmax_lane
-    nearest, high_plane, low_plane, minus_sums = (
-        simd.nearest,
-        simd.high_plane,
-        simd.low_plane,
-        simd.minus_sums,
-    )
+    nearest, minus_sums, top_plane, below_top = simd.nearest, simd.minus_sums, simd.top_plane, simd.below_top
+    high_plane, low_plane = simd.high_plane, simd.low_plane
     vstore_i8, store_f32, store_i64 = simd.vstore_i8, simd.store_f32, simd.store_i64
     smallest, most, scaled = (
         np.float32(SMALLEST),
         np.float32(LARGEST[activation_bits]),
         np.float32(1 / LARGEST[activation_bits]),
     )
-    tail, one_plane = 4 * activation_bits, activation_bits == 8
+    tail, one_plane, three_planes = 4 * activation_bits, activation_bits == 8, activation_bits == 24
 
     @simd.jit
-    def half(values, inverse, out):
-        """Quantize and store 16 values; returns them as int32."""
-        whole = nearest(values * inverse)
+    def store(whole, out):
+        """Store the planes of 16 values, without a top plane."""
         if one_plane:
             vstore_i8(out, whole)
         else:
             high = high_plane(whole)
             vstore_i8(out, high)
             vstore_i8(out + 32, low_plane(whole, high))
-        return whole
 
     @simd.jit
     def quantize(x, out):
         first, second = vload(x), vload(x + 64)
         largest = vmax_lane(vmax(vabs(first), vabs(second)))
         times, scale = splat(most / max(largest, smallest)), largest * scaled
-        sums = minus_sums(half(first, times, out), half(second, times, out + 16))
+        low, high = nearest(first * times), nearest(second * times)
+        sums = minus_sums(low, high)
         store_f32(out + tail, scale)
         store_f32(out + tail + 4, scale * np.float32(-np.int32(sums)))
-        store_i64(out + tail + 8, sums)
+        if three_planes:
+            top, next_top = top_plane(low), top_plane(high)
+            vstore_i8(out, top)
+            vstore_i8(out + 16, next_top)
+            low, high, out = below_top(low, top), below_top(high, next_top), out + 32
+            store_i64(out + tail - 32 + 16, minus_sums(top, next_top))
+            store_i64(out + tail - 32 + 24, 0)
+            sums = minus_sums(low, high)
+        store(low, out)
+        store(high, out + 16)
+        store_i64(out + tail - 32 * three_planes + 8, sums)
 
     return quantize
 

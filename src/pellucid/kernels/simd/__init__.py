@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from pellucid.kernels.core.compiler import jit
 from pellucid.kernels.simd.arithmetic import (
+    below_top,
     fma,
     fma64,
     high_plane,
@@ -25,6 +26,7 @@ from pellucid.kernels.simd.arithmetic import (
     splat,
     splat64,
     times,
+    top_plane,
     vabs,
     vmax,
     vmin,
@@ -88,6 +90,7 @@ __all__ = [
     "atomic_add",
     "atomic_load",
     "atomic_store",
+    "below_top",
     "call_kernel",
     "chosen",
     "current_core",
@@ -130,6 +133,7 @@ __all__ = [
     "store_u8",
     "store_u32",
     "times",
+    "top_plane",
     "vabs",
     "vec",
     "vexp",

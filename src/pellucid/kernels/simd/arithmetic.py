@@ -48,6 +48,13 @@ high_plane = vector_op(I32x16, (I32x16,), lambda e, w: e.b.ashr(e.b.add(w, e.fil
 low_plane = vector_op(  # w - 128 * high
     I32x16, (I32x16, I32x16), lambda e, w, high: e.b.sub(w, e.b.shl(high, e.fill(i32, 7)))
 )
+# (w + 2**13) // 2**14 of an integer w, so that the rest is in -2**13 to 2**13 - 1.
+top_plane = vector_op(
+    I32x16, (I32x16,), lambda e, w: e.b.ashr(e.b.add(w, e.fill(i32, 1 << 13)), e.fill(i32, 14))
+)
+below_top = vector_op(  # w - 2**14 * top
+    I32x16, (I32x16, I32x16), lambda e, w, top: e.b.sub(w, e.b.shl(top, e.fill(i32, 14)))
+)
 select_below = vector_op(  # a where x < limit, else b
     F32x16,
     (F32x16, F32x16, F32x16, F32x16),
