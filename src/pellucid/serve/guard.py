@@ -20,7 +20,8 @@ from pellucid.serve.api import answer, error_form
 from pellucid.serve.live import Viewer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-OPEN = ("/health",)
+OPEN = ("/", "/health")
+OPEN_FOLDER = "/web/"  # the page's files, which have nothing of a model
 """Paths that need no key."""
 
 
@@ -62,6 +63,11 @@ def _is_one_of(given: str, keys: Sequence[str]) -> bool:
     return any(found)
 
 
+def _is_open(path: str) -> bool:
+    """Whether a path needs no key."""
+    return path in OPEN or path.startswith(OPEN_FOLDER)
+
+
 class Guard:
     """Refuses requests that break the rules, before anything of them is read."""
 
@@ -91,6 +97,6 @@ class Guard:
             )
         if origin is not None and origin_host != host and origin not in rules.origins:
             return 403, f"origin {origin[:100]!r} may not ask: start the server with --allow-origin"
-        if rules.keys and path not in OPEN and not rules.has_key(headers):
+        if rules.keys and not _is_open(path) and not rules.has_key(headers):
             return 401, "a key is needed: send it as Authorization: Bearer KEY"
         return None

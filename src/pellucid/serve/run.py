@@ -31,9 +31,14 @@ class Settings:
 
 
 def serve(
-    names: Sequence[str], load: Callable[[str], LLM], limit: int, rules: AccessRules, settings: Settings
+    names: Sequence[str],
+    load: Callable[[str], LLM],
+    limit: int,
+    rules: AccessRules,
+    settings: Settings,
+    ready: Callable[[str], object] = lambda url: None,
 ) -> None:
-    """Serve the models ``names`` until SIGTERM or Ctrl-C.
+    """Serve the models ``names`` until SIGTERM or Ctrl-C. ``ready`` is called with the address once it can be asked.
 
     Raises:
         InvalidRequest: the address is taken or not of this machine.
@@ -52,7 +57,9 @@ def serve(
         timeout_graceful_shutdown=max(1, round(settings.grace)),
         server_header=False,
     )
-    print(f"serving {', '.join(names)} at http://{host}:{port}", file=sys.stderr, flush=True)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"serving {', '.join(names)} at {url}", file=sys.stderr, flush=True)
+    ready(url)  # it listens already: who asks now waits for the loop
     uvicorn.Server(config).run(sockets=[listening])
 
 

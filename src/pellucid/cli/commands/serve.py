@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -11,6 +11,14 @@ from pellucid.cli.command import Command
 
 if TYPE_CHECKING:
     from pellucid.serve.guard import AccessRules
+
+
+Texts: TypeAlias = list[str] | None
+
+
+def _repeated(help: str, more: str = "") -> Any:
+    """An option that may be given several times."""
+    return typer.Option(help=f"{help}; may be repeated. {more}".strip(), show_default=False)
 
 
 def command(
@@ -24,27 +32,12 @@ def command(
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[Any, common.count("The port to listen at.")] = 8000,
-    key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A key that requests must have; may be repeated. Also PELLUCID_KEY.", show_default=False
-        ),
-    ] = None,
+    key: Annotated[Texts, _repeated("A key that requests must have", "Also PELLUCID_KEY.")] = None,
     admin_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A key that may look at all requests that run; may be repeated. Also PELLUCID_ADMIN_KEY.",
-            show_default=False,
-        ),
+        Texts, _repeated("A key that may look at all requests that run", "Also PELLUCID_ADMIN_KEY.")
     ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(help="A name of this server, as in its address; may be repeated.", show_default=False),
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(help="A web page's origin that may ask; may be repeated.", show_default=False),
-    ] = None,
+    allow_host: Annotated[Texts, _repeated("A name of this server, as in its address")] = None,
+    allow_origin: Annotated[Texts, _repeated("A web page's origin that may ask")] = None,
     memory: Annotated[Any, common.number("Gigabytes that the models' files may take together.")] = None,
     pull: Annotated[
         bool, typer.Option("--pull", help="Download models that are not on this machine.")
@@ -67,13 +60,15 @@ def command(
 
     The first named model is loaded now, others when they are asked for.
     """
-    from pellucid.runtime.memory import machine_bytes
     from pellucid.serve.run import Settings, serve
     from pellucid.util.checks import real, whole
 
     whole("port", port, 0, 65535)
-    limit = 0.75 * machine_bytes() if memory is None else real("memory", memory, 0.0, 1e6, above=True) * 1e9
-    rules, waiting = _rules(host, key, admin_key, allow_host, allow_origin), whole("queue", queue, 1, 1 << 20)
+    limit = usual_memory() if memory is None else real("memory", memory, 0.0, 1e6, above=True) * 1e9
+    rules, waiting = (
+        access_rules(host, key, admin_key, allow_host, allow_origin),
+        whole("queue", queue, 1, 1 << 20),
+    )
 
     def load(name: str) -> Any:
         llm = common.load(
@@ -90,12 +85,19 @@ def command(
         llm.engine.limit_queue(waiting)
         return llm
 
-    names = list(dict.fromkeys(models or _all(pull)))
+    names = list(dict.fromkeys(models or all_models(pull)))
     settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
     serve(names, load, int(limit), rules, settings)
 
 
-def _rules(
+def usual_memory() -> float:
+    """Bytes that the models' files may take together."""
+    from pellucid.runtime.memory import machine_bytes
+
+    return 0.75 * machine_bytes()
+
+
+def access_rules(
     host: str,
     keys: list[str] | None,
     admins: list[str] | None,
@@ -113,7 +115,7 @@ def _rules(
     return AccessRules(own, allowed, origins or [], all_seeing)
 
 
-def _all(pull: bool) -> list[str]:
+def all_models(pull: bool) -> list[str]:
     """The names of the models that are here; with ``pull``, of those of the catalogue too."""
     from pellucid.errors import InvalidRequest
     from pellucid.weights.catalogue import catalogue

@@ -83,14 +83,9 @@ async def _openapi(call: ClientCall) -> Response:
     return answer(document(call.models.names))
 
 
-async def _root(call: ClientCall) -> Response:
-    return Response("Pellucid is running", media_type="text/plain")
-
-
 OPERATIONS = Api(
     "operations",
     {
-        "GET /": Route(_root, "Whether anything is here; Ollama's clients ask so.", media="text/plain"),
         "GET /health": Route(_health, "Whether the server is well."),
         "GET /metrics": Route(_metrics, "Numbers for Prometheus.", media="text/plain"),
         "GET /openapi.json": Route(_openapi, "This document."),

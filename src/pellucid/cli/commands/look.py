@@ -1,0 +1,57 @@
+"""pellucid look [MODEL]...: the page that looks into a model, in the browser."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.cli.commands.serve import access_rules, all_models, usual_memory
+
+HOST, GRACE = "127.0.0.1", 1.0
+
+
+def command(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The models; as for run. By default, all on this machine.",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[Any, common.count("The port to listen at; 0 for a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    context: common.Context = None,
+    threads: common.Threads = None,
+    precise: common.Precise = False,
+    kv_cache: common.KVCache = None,
+) -> None:
+    """Open a page that looks into a running model: tokens, attention, neurons, layers, sampling.
+
+    It starts a server for this machine alone, which ends with Ctrl-C. pellucid serve has the same page.
+    """
+    import webbrowser
+
+    from pellucid.serve.run import Settings, serve
+    from pellucid.util.checks import whole
+
+    whole("port", port, 0, 65535)
+    names = list(dict.fromkeys(models or all_models(pull=False)))
+
+    def load(name: str) -> Any:
+        return common.load(
+            name, threads, context, precise, kv_cache, cap_context=True, before=lambda inputs: None
+        )
+
+    def ready(url: str) -> None:
+        if browser and not webbrowser.open(url):
+            typer.echo(f"no browser can be opened here: open {url}", err=True)
+
+    rules = access_rules(HOST, None, None, None, None)
+    serve(names, load, int(usual_memory()), rules, Settings(HOST, port, GRACE, first=bool(models)), ready)
+
+
+COMMAND = Command("look", command)

@@ -1,0 +1,104 @@
+"""What the page asks for: texts with the probabilities of their tokens, and what is inside (docs/serving.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from pellucid.llm import LLM
+from pellucid.serve.api import NAMED, Api, ClientCall, Route, answer
+from pellucid.serve.body import Body
+from pellucid.serve.generate import generated
+from pellucid.serve.look.fields import LOOK_BODY
+from pellucid.serve.look.generation import LookGeneration
+from pellucid.serve.look.models import described
+from pellucid.serve.look.reading import attribution, lens, near, pieces, tokenization, traced
+from pellucid.serve.openai.answer import error_body
+from pellucid.serve.schema import (
+    COUNT,
+    FLAG,
+    IDS,
+    OBJECT,
+    PROMPT,
+    TEXT,
+    TEXTS,
+    body,
+    generation_options,
+    listed,
+)
+
+NAMES = {"type": "array", "items": TEXT}
+READ = {"prompt": PROMPT, "messages": listed(OBJECT)}
+
+
+async def _models(call: ClientCall) -> Response:
+    loaded = call.models.loaded
+    return answer({"models": [{"name": name, "loaded": name in loaded} for name in call.models.names]})
+
+
+async def _model(call: ClientCall) -> Response:
+    name = call.models.known(call.request.path_params["name"])
+    async with call.models.use(name) as llm:
+        return answer(await run_in_threadpool(described, name, llm))
+
+
+async def _generate(call: ClientCall) -> Response:
+    fields = Body(await call.json(), LOOK_BODY)
+    stream = NAMED if fields.flag("stream", True) else None
+    name = fields.model_or(call.models.names[0])
+    return await generated(call, name, lambda llm: LookGeneration.of(fields, llm), stream)
+
+
+def _asked(read: Callable[[Body, LLM], dict[str, Any]]) -> Callable[[ClientCall], Any]:
+    """A route that answers what ``read`` makes of a body, in a thread."""
+
+    async def run(call: ClientCall) -> Response:
+        fields = Body(await call.json(), LOOK_BODY)
+        async with call.models.use(fields.model_or(call.models.names[0])) as llm:
+            return answer(await call.unless_gone(run_in_threadpool(read, fields, llm)))
+
+    return run
+
+
+LOOK = Api(
+    "look",
+    {
+        "GET /look/models": Route(_models, "The models that can be looked at."),
+        "GET /look/models/{name}": Route(_model, "The shape of a model, and its points."),
+        "POST /look/generate": Route(
+            _generate,
+            "A text, token by token, with the probabilities of the likeliest others.",
+            body({}, {**generation_options(), "model": TEXT, **READ, "alternatives": COUNT, "stream": FLAG}),
+            stream="text/event-stream",
+        ),
+        "POST /look/trace": Route(
+            _asked(traced),
+            "Recorded values of a prompt and what follows it.",
+            body({}, {**generation_options(), "model": TEXT, **READ, "points": NAMES, "norms": NAMES}),
+        ),
+        "POST /look/lens": Route(
+            _asked(lens),
+            "What the model would say after each block.",
+            body({}, {"model": TEXT, **READ, "top": COUNT}),
+        ),
+        "POST /look/attribution": Route(
+            _asked(attribution),
+            "What each part adds to the logit of a token.",
+            body({}, {"model": TEXT, **READ, "token": {}, "against": {}, "position": {"type": "integer"}}),
+        ),
+        "POST /look/neighbours": Route(
+            _asked(near), "The nearest tokens of words.", body({"words": TEXTS}, {"model": TEXT, "n": COUNT})
+        ),
+        "POST /look/pieces": Route(
+            _asked(pieces), "The texts of tokens.", body({"ids": IDS}, {"model": TEXT})
+        ),
+        "POST /look/tokenize": Route(
+            _asked(tokenization), "How a text becomes tokens.", body({}, {"model": TEXT, "text": TEXT})
+        ),
+    },
+    error_body,
+    prefixes=("/look",),
+)

@@ -1,0 +1,73 @@
+"""The page and its files. A key is needed for what it asks for, and not for the page itself."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from starlette.responses import Response
+
+from pellucid.errors import ModelNotFound
+from pellucid.errors.messages import brief
+from pellucid.serve.api import Api, ClientCall, Route
+from pellucid.serve.openai.answer import error_body
+
+TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+HEADERS = {
+    # Scripts and styles are files of this server: a text of a model or a user can be neither.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+@cache
+def web_files() -> dict[str, bytes]:
+    """The files of the page by their paths below ``web/``."""
+    found = dict[str, bytes]()
+
+    def walk(folder: Any, prefix: str) -> None:
+        for one in folder.iterdir():
+            if one.is_dir():
+                walk(one, f"{prefix}{one.name}/")
+            elif one.name.endswith(tuple(TYPES)):
+                found[prefix + one.name] = one.read_bytes()
+
+    walk(files("pellucid.web"), "")
+    return found
+
+
+def _file(path: str) -> Response:
+    content = web_files().get(path)
+    if content is None:
+        raise ModelNotFound(f"web/{brief(path)}: the page has no such file")
+    kind = TYPES[path[path.rindex(".") :]]
+    return Response(content, media_type=kind, headers=HEADERS)
+
+
+async def _root(call: ClientCall) -> Response:
+    if "text/html" in call.request.headers.get("accept", ""):
+        return _file("index.html")
+    return Response("Pellucid is running", media_type="text/plain")
+
+
+async def _web(call: ClientCall) -> Response:
+    return _file(call.request.path_params["path"])
+
+
+PAGE = Api(
+    "page",
+    {
+        "GET /": Route(
+            _root,
+            "The page, for browsers; Ollama's clients ask whether anything is here.",
+            media="text/plain",
+        ),
+        "GET /web/{path:path}": Route(_web, "A file of the page.", media="text/javascript"),
+    },
+    error_body,
+    prefixes=("/web",),
+)

@@ -1,0 +1,1 @@
+"""What the page asks of a model: texts with the probabilities of their tokens, recorded values, lenses."""

@@ -1,0 +1,112 @@
+"""Fields that requests of the page have in common: a prompt, and edits of values."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.llm import LLM
+from pellucid.serve.body import PLAIN, Body, BodyForm
+from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.trace.edits import EditOf, ablate, add, replace, scale
+from pellucid.util.checks import token_id
+
+LOOK_BODY = BodyForm(OPENAI_BODY.harmless, renamed=OPENAI_BODY.renamed, defaults=PLAIN)
+MOST_EDITS = 256
+KINDS: Mapping[str, Callable[..., EditOf]] = {
+    "ablate": ablate,
+    "scale": scale,
+    "add": add,
+    "replace": replace,
+}
+
+
+def prompt_of(body: Body, llm: LLM) -> list[int]:
+    """The tokens of the body's ``prompt`` (a text, or ids) or ``messages``.
+
+    Raises:
+        InvalidRequest: it has neither, or both.
+    """
+    messages, prompt = body.take("messages"), body.take("prompt")
+    if (messages is None) == (prompt is None):
+        raise InvalidRequest("prompt: give either a prompt (a text, or token ids) or messages")
+    if messages is None and not isinstance(prompt, (str, list)):
+        raise InvalidRequest(f"prompt={brief(prompt)}: must be a text or token ids")
+    if llm.spec.head is None:
+        return _sentence(prompt, llm)
+    return llm.inputs.prompt(prompt if messages is None else messages)
+
+
+def _sentence(prompt: Any, llm: LLM) -> list[int]:
+    """The tokens of a sentence for an encoder."""
+    if isinstance(prompt, str):
+        return llm.inputs.sentences([prompt])[0]
+    if not isinstance(prompt, list) or not 1 <= len(prompt) <= llm.context:
+        raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, or 1 to {llm.context:,} token ids")
+    return [token_id("prompt", token, llm.spec.embedding.vocabulary) for token in prompt]
+
+
+def edits_of(body: Body, llm: LLM) -> list[EditOf]:
+    """The body's ``edits``: {"edit": "ablate", "point": NAME}, "scale" with ``factor``, "add" or "replace" with values.
+
+    Values are numbers, or the base64 form of little-endian float32 with their ``shape``.
+
+    Raises:
+        InvalidRequest: an edit is wrong; the message names it.
+    """
+    given = body.objects("edits")
+    if len(given) > MOST_EDITS:
+        raise InvalidRequest(f"edits has {len(given):,} edits; the limit is {MOST_EDITS:,}")
+    return [_edit(f"edits[{at}]", dict(one)) for at, one in enumerate(given)]
+
+
+def _edit(name: str, given: dict[str, Any]) -> EditOf:
+    kind, point = given.pop("edit", None), given.pop("point", None)
+    if kind not in KINDS:
+        raise InvalidRequest(f"{name}.edit={brief(kind)}: must be one of {', '.join(KINDS)}")
+    if not isinstance(point, str):
+        raise InvalidRequest(f"{name}.point={brief(point)}: must be the name of a point")
+    known: dict[str, Any] = {}
+    if kind in ("scale", "add") and ("factor" in given or kind == "scale"):
+        known["factor"] = given.pop("factor", None)
+    if kind in ("add", "replace") or (kind == "ablate" and "values" in given):
+        known["vector" if kind == "add" else "values"] = _values(name, given)
+    if given:
+        raise InvalidRequest(f"{name} has {brief(min(given))}, which {kind} does not take")
+    return KINDS[kind](point, **known)
+
+
+def _values(name: str, given: dict[str, Any]) -> NDArray[np.float32]:
+    values, shape = given.pop("values", None), given.pop("shape", None)
+    try:
+        if isinstance(values, str):
+            made = np.frombuffer(base64.b64decode(values, validate=True), "<f4").astype(np.float32)
+            return made if shape is None else made.reshape(shape)
+        return np.asarray(values, np.float32)
+    except (ValueError, TypeError, binascii.Error):
+        raise InvalidRequest(
+            f"{name}.values={brief(values)}: must be numbers, or base64 of float32 that fills the shape"
+        ) from None
+
+
+def piece(llm: LLM, token: int) -> str:
+    """The text of a token, with a mark in place of bytes that are no whole characters."""
+    return llm.tokenizer.decode([token], skip_special=False)
+
+
+def array(values: NDArray[Any]) -> dict[str, Any]:
+    """An array for JSON: little-endian bytes in base64, with the shape."""
+    whole = values.dtype.kind == "i"
+    numbers = np.ascontiguousarray(values, "<i4" if whole else "<f4")
+    return {
+        "shape": list(values.shape),
+        "dtype": "int32" if whole else "float32",
+        "data": base64.b64encode(numbers.tobytes()).decode(),
+    }

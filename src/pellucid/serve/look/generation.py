@@ -1,0 +1,92 @@
+"""POST /look/generate: a text token by token, each with its probability and those of the likeliest others."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pellucid.engine.output import Generation
+from pellucid.engine.request import RequestGroup
+from pellucid.llm import LLM
+from pellucid.sample.logprobs import TokenLogprobs
+from pellucid.serve.body import Body
+from pellucid.serve.look.fields import edits_of, piece, prompt_of
+from pellucid.serve.openai.answer import usage
+
+USUAL_TOKENS, USUAL_ALTERNATIVES = 64, 8
+MOST_ALTERNATIVES = 40
+
+
+@dataclass(frozen=True)
+class LookGeneration:
+    """What a body asks for: one text, in events "prompt", "token" and "end"."""
+
+    llm: LLM
+    groups: Sequence[RequestGroup]
+
+    @classmethod
+    def of(cls, body: Body, llm: LLM) -> LookGeneration:
+        """Read a body.
+
+        Raises:
+            InvalidRequest: a field is wrong; the message names it.
+        """
+        prompt, edits = prompt_of(body, llm), edits_of(body, llm)
+        count = body.count("alternatives", 0, MOST_ALTERNATIVES)
+        options = {"max_new_tokens": USUAL_TOKENS, **body.options(llm.recommended)}
+        options["logprobs"] = USUAL_ALTERNATIVES if count is None else count
+        if edits:
+            options["edits"] = edits
+        return cls(llm, [llm.request(prompt, **options)])
+
+    def answer(self, name: str, number: str) -> dict[str, Any]:
+        """The events as one list."""
+        (group,) = self.groups
+        (made,) = group.results()
+        tokens = [self._token(at) for at in range(len(made.ids))]
+        return {"id": number, "model": name, "events": [self._prompt(), *tokens, self._end(made)]}
+
+    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
+        """The events as they come."""
+        (group,) = self.groups
+        yield {**self._prompt(), "id": number, "model": name}
+        at = 0
+        async with aclosing(group.stream()) as outputs:
+            async for _ in outputs:
+                yield self._token(at)
+                at += 1
+        yield self._end(group.results()[0])
+
+    def _prompt(self) -> dict[str, Any]:
+        ids = self.groups[0].prompt
+        return {"type": "prompt", "ids": ids, "pieces": [piece(self.llm, token) for token in ids]}
+
+    def _token(self, at: int) -> dict[str, Any]:
+        builder = self.groups[0].builders[0]
+        found: TokenLogprobs = builder.logprobs[at]
+        others = zip(found.top_ids.tolist(), np.exp(found.top).tolist())
+        return {
+            "type": "token",
+            "token": found.id,
+            "piece": piece(self.llm, found.id),
+            "text": builder.texts[at],
+            "probability": float(np.exp(found.chosen)),
+            "rank": found.rank,
+            "seconds": builder.times[at],
+            "alternatives": [
+                {"token": token, "piece": piece(self.llm, token), "probability": p} for token, p in others
+            ],
+        }
+
+    def _end(self, made: Generation) -> dict[str, Any]:
+        return {
+            "type": "end",
+            "finish_reason": made.finish_reason,
+            "seed": None if made.seed is None else str(made.seed),  # which JavaScript's numbers may not hold
+            "usage": usage([made]),
+            "seconds": made.timings.total,
+        }

@@ -1,0 +1,138 @@
+"""What is inside while a text is read and continued: recorded values, lenses, the way from a text to its tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.llm import LLM
+from pellucid.serve.body import Body
+from pellucid.serve.look.fields import array, edits_of, piece, prompt_of
+from pellucid.trace.explanation import MOST_TOP
+from pellucid.trace.lenses.attribution import attribute
+from pellucid.trace.lenses.logit_lens import logit_lens
+from pellucid.trace.lenses.neighbours import neighbours, similarity, word_map
+from pellucid.trace.selection import select
+
+MOST_POINTS, MOST_ANSWER, MOST_TEXT, MOST_IDS = 256, 64 << 20, 100_000, 4096
+MOST_WORDS, MOST_NEIGHBOURS = 32, 50
+
+
+def traced(body: Body, llm: LLM) -> dict[str, Any]:
+    """The values of ``points``, and of ``norms`` the lengths of their rows, for a prompt and what follows it.
+
+    Raises:
+        InvalidRequest: a field is wrong, or the answer would be too large.
+    """
+    prompt, edits = prompt_of(body, llm), edits_of(body, llm)
+    points, norms = _names(body, "points"), _names(body, "norms")
+    options: dict[str, Any] = {"max_new_tokens": 1, "temperature": 0, **body.options({})}
+    with llm.trace(*dict.fromkeys([*points, *norms]), budget=4 * MOST_ANSWER) as trace:
+        if llm.spec.head:
+            made = llm.generate(prompt, edits=edits, **options)
+            ids, text = made.ids, made.text
+        else:
+            llm.embed_tokens([prompt], edits)
+            ids, text = [], ""
+    (sequence,) = trace.sequences
+    lengths = {one.name for one in select(llm.points, norms)} - {
+        one.name for one in select(llm.points, points)
+    }
+    arrays, size = dict[str, Any](), 0
+    for name in trace:
+        values = sequence[name]
+        if name in lengths:
+            flat = values.reshape(len(values), -1).astype(np.float64)
+            values = np.sqrt((flat * flat).sum(-1)).astype(np.float32)
+        size += values.nbytes
+        if size > MOST_ANSWER:
+            raise InvalidRequest(
+                f"points={brief(name)}: the answer is larger than {MOST_ANSWER >> 20} MiB: name fewer points"
+            )
+        arrays[name] = array(values)
+    return {
+        "prompt": prompt,
+        "ids": ids,
+        "pieces": [piece(llm, token) for token in [*prompt, *ids]],
+        "text": text,
+        "dropped": trace.dropped,
+        "arrays": arrays,
+    }
+
+
+def _names(body: Body, field: str) -> list[str]:
+    found = body.take(field, [])
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise InvalidRequest(f"{field}={brief(found)}: must be a list of names, such as blocks.*.residual")
+    if len(found) > MOST_POINTS:
+        raise InvalidRequest(f"{field} has {len(found):,} names; the limit is {MOST_POINTS:,}")
+    return found
+
+
+def tokenization(body: Body, llm: LLM) -> dict[str, Any]:
+    """How a ``text`` becomes tokens, stage by stage: ``tokenize/explain.py``."""
+    text = body.text("text") or ""
+    if len(text) > MOST_TEXT:
+        raise InvalidRequest(f"text has {len(text):,} characters; the limit is {MOST_TEXT:,}")
+    _no_more(body, "a tokenization has text")
+    return llm.tokenizer.explain(text).as_dict()
+
+
+def pieces(body: Body, llm: LLM) -> dict[str, Any]:
+    """The texts of tokens."""
+    ids, size = body.required("ids"), llm.inputs.vocabulary
+    if (
+        not isinstance(ids, list)
+        or len(ids) > MOST_IDS
+        or not all(type(one) is int and 0 <= one < size for one in ids)
+    ):
+        raise InvalidRequest(f"ids={brief(ids)}: must be at most {MOST_IDS:,} token ids below {size:,}")
+    _no_more(body, "it has ids")
+    return {"pieces": [piece(llm, token) for token in ids]}
+
+
+def attribution(body: Body, llm: LLM) -> dict[str, Any]:
+    """What each part adds to the logit of ``token``, after ``position``: ``trace/lenses/attribution.py``."""
+    prompt, token, against = prompt_of(body, llm), body.take("token"), body.take("against")
+    position = body.count("position", -len(prompt), len(prompt) - 1)
+    _no_more(body, "an attribution has prompt, token, against and position")
+    at = -1 if position is None else position
+    return attribute(llm, prompt, token, against=against, position=at).as_dict()
+
+
+def lens(body: Body, llm: LLM) -> dict[str, Any]:
+    """What the model would say after each block, at every position: ``trace/lenses/logit_lens.py``."""
+    prompt, top = prompt_of(body, llm), body.count("top", 1, MOST_TOP) or 5
+    _no_more(body, "a lens has prompt and top")
+    return logit_lens(llm, prompt, top=top).as_dict()
+
+
+def near(body: Body, llm: LLM) -> dict[str, Any]:
+    """The nearest tokens of ``words``, the cosines between them, and a map."""
+    words, asked = body.texts("words"), body.count("n", 0, MOST_NEIGHBOURS)
+    count = 8 if asked is None else asked
+    if not 1 <= len(words) <= MOST_WORDS:
+        raise InvalidRequest(f"words has {len(words):,} words; the limit is {MOST_WORDS}, and one at least")
+    _no_more(body, "neighbours have words and n")
+    found = {
+        word: [
+            {"piece": text, "token": token, "cosine": cosine}
+            for text, token, cosine in neighbours(llm, word, count)
+        ]
+        for word in (words if count else ())
+    }
+    several = len(words) > 1
+    return {
+        "neighbours": found,
+        "similarity": similarity(llm, words).tolist() if several else [],
+        "map": word_map(llm, words).tolist() if several else [],
+    }
+
+
+def _no_more(body: Body, what: str) -> None:
+    """Refuse fields that nobody reads."""
+    if left := body.rest():
+        raise InvalidRequest(f"unknown field {brief(min(left))}: {what}")

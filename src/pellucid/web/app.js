@@ -1,0 +1,185 @@
+// The page: a text on one side, the stages that it went through on the other.
+
+import { html, render, useCallback, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { events, get, hasKey, setKey } from "/web/api.js";
+import { Changes } from "/web/change.js";
+import { Live } from "/web/live.js";
+import { STAGES } from "/web/stages.js";
+import { Tree } from "/web/tree.js";
+import { Branches, Write } from "/web/write.js";
+
+const FORM = { text: "The capital of France is", chat: false, max_tokens: 40, temperature: 0.7, top_k: 40, top_p: 0.95, seed: 1 };
+const EMPTY = { prompt: [], pieces: [], tree: new Tree(), leaf: 0, text: "" };
+
+/** What the address says: the model, the form, the open stage, the place in it, the changes, the branch. */
+function fromAddress() {
+  try {
+    const found = JSON.parse(decodeURIComponent(location.hash.slice(1)));
+    return found && typeof found === "object" ? found : {};
+  } catch {
+    return {};
+  }
+}
+
+function App() {
+  const said = useMemo(fromAddress, []);
+  const [models, setModels] = useState(null), [model, setModel] = useState(null), [info, setInfo] = useState(null), [error, setError] = useState(null);
+  const [form, setForm] = useState({ ...FORM, ...said.form }), [run, setRun] = useState(EMPTY), [running, setRunning] = useState(false), [failed, setFailed] = useState(null);
+  const [chosen, setChosen] = useState(null), [stage, setStage] = useState(said.stage ?? ""), [at, setAt] = useState({ block: 0, head: 0, token: -1, ...said.at }), [edits, setEdits] = useState(said.edits ?? []);
+  const [main, width] = useWidth(), stopper = useRef(null), [turn, setTurn] = useState(0);
+
+  useEffect(() => {
+    get("/look/models").then((found) => {
+      setModels(found.models);
+      setError(null);
+      const names = found.models.map((one) => one.name);
+      setModel((before) => before ?? (names.includes(said.model) ? said.model : names[0]));
+    }, setError);
+  }, [turn]);
+
+  useEffect(() => {
+    if (!model) return undefined;
+    const stop = new AbortController();
+    setInfo(null);
+    setRun(EMPTY);
+    get(`/look/models/${encodeURIComponent(model)}`, stop.signal).then(setInfo, (one) => one.name !== "AbortError" && setError(one));
+    return () => stop.abort();
+  }, [model]);
+
+  useEffect(() => {
+    const address = { model, form, stage, at, edits, ids: run.tree.path(run.leaf).map((one) => one.token) };
+    if (model) history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(address))}`);
+  }, [model, form, stage, at, edits, run.leaf]);
+
+  const path = run.tree.path(run.leaf), ids = [...run.prompt, ...path.map((one) => one.token)], pieces = [...run.pieces, ...path.map((one) => one.piece)];
+
+  const ask = (more) => ({
+    model, edits, temperature: form.temperature, top_k: form.top_k, top_p: form.top_p, seed: form.seed, max_tokens: form.max_tokens, alternatives: 12, ...more,
+  });
+  const promptOf = () => (form.chat && info?.chat ? { messages: [{ role: "user", content: form.text }] } : { prompt: form.text });
+
+  /** Ask for tokens after what is there, and add them as they come. */
+  const generate = useCallback(async (body, begin) => {
+    stopper.current?.abort();
+    const stop = (stopper.current = new AbortController());
+    setRunning(true);
+    setFailed(null);
+    setChosen(null);
+    let state = begin, planned = 0;
+    const draw = () => {
+      planned ||= requestAnimationFrame(() => {
+        planned = 0;
+        setRun({ ...state });
+      });
+    };
+    try {
+      for await (const event of events("POST", "/look/generate", body, stop.signal)) {
+        if (event.type === "prompt" && !state.prompt.length) state = { ...state, prompt: event.ids, pieces: event.pieces };
+        if (event.type === "token") state = { ...state, leaf: state.tree.add(state.leaf, event).id };
+        if (event.type === "error" || event.error) throw new Error(event.error?.message ?? event.message);
+        draw();
+      }
+    } catch (one) {
+      if (one.name !== "AbortError") setFailed(one);
+    }
+    cancelAnimationFrame(planned);
+    if (stopper.current === stop) setRunning(false);
+    setRun({ ...state });
+  }, []);
+
+  const read = async () => {
+    const tree = new Tree();
+    if (info.generates) return generate(ask(promptOf()), { ...EMPTY, tree, text: form.text });
+    setFailed(null);
+    setRunning(true);
+    try {
+      const found = await (await import("/web/api.js")).post("/look/trace", { model, prompt: form.text, points: ["embed[tokens=0; dims=0]"] });
+      setRun({ ...EMPTY, tree, prompt: found.prompt, pieces: found.pieces, text: form.text });
+    } catch (one) {
+      setFailed(one);
+    }
+    return setRunning(false);
+  };
+
+  // What the address says is made again: the same seed and options give the same tokens.
+  useEffect(() => {
+    if (info && said.ids && !run.prompt.length && !running && form.text) {
+      said.ids = null;
+      read();
+    }
+  }, [info]);
+
+  const branch = (node, other) => {
+    const { tree } = run, made = tree.add(node.parent, { ...other, text: other.piece, alternatives: node.alternatives });
+    const before = [...run.prompt, ...tree.path(made.id).map((one) => one.token)];
+    generate(ask({ prompt: before }), { ...run, leaf: made.id });
+  };
+  const follow = (leaf) => {
+    setChosen(null);
+    setRun({ ...run, leaf: run.tree.end(leaf).id });
+  };
+  const edit = (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]);
+  const choose = (part) => setAt((before) => ({ ...before, ...part }));
+  const names = useMemo(() => {
+    const found = {};
+    pieces.forEach((piece, i) => (found[ids[i]] = piece));
+    for (const node of path) for (const one of node.alternatives ?? []) found[one.token] = one.piece;
+    return found;
+  }, [run]);
+
+  if (error) return html`<${Header} models=${models} /><main><p class="error" role="alert">${error.message}</p>${error.status === 401 && html`<${Key} onKey=${() => { setError(null); setTurn((n) => n + 1); }} />`}
+    ${error.status !== 401 && html`<button type="button" onClick=${() => { setError(null); setTurn((n) => n + 1); }}>Try again</button>`}</main>`;
+  if (!info) return html`<${Header} models=${models} model=${model} onModel=${setModel} /><main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
+  const token = Math.max(0, Math.min(at.token < 0 ? ids.length - 1 : at.token, ids.length - 1));
+  const look = { model, info, ids, pieces, promptLength: run.prompt.length, text: run.text, path, edits };
+  const place = { ...at, token, block: Math.min(at.block, info.blocks.length - 1) };
+  const canEdit = info.generates ? edit : null;
+  const panels = [
+    ...STAGES.filter((one) => one.has(info)).map((one) => ({ ...one, body: () => (ids.length
+      ? html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${canEdit} open=${setStage} names=${names} />`
+      : html`<p class="empty">${info.generates ? "Generate a text" : "Read a sentence"} first.</p>`) })),
+    ...(canEdit ? [{ id: "changes", title: edits.length ? `Changes (${edits.length})` : "Changes", about: "Values that are changed while the model runs. Other requests on the server keep every bit of theirs.",
+      body: () => html`<${Changes} edits=${edits} onEdit=${edit} ask=${ask(promptOf())} look=${{ ...look, text: form.text }} />` }] : []),
+    { id: "live", title: "Requests that run", about: "What other clients of the server ask for right now, as far as your key may see it.", body: () => html`<${Live} />` },
+  ];
+  return html`<${Header} models=${models} model=${model} onModel=${setModel} info=${info} />
+    <main class="columns">
+      <div class="side"><${Write} info=${info} form=${form} setForm=${setForm} run=${read} stop=${() => stopper.current?.abort()} running=${running} error=${failed}
+        promptPieces=${run.pieces} path=${path} chosen=${chosen} onChoose=${setChosen} onBranch=${branch} siblings=${(node) => run.tree.siblings(node)} onFollow=${follow} />
+        <${Branches} leaves=${run.tree.leaves()} current=${run.leaf} onFollow=${follow} /></div>
+      <div class="stages" ref=${main}><h2>Inside ${info.model}</h2>${panels.map((one) => html`<${Panel} key=${one.id} panel=${one} open=${stage === one.id} onOpen=${() => setStage(stage === one.id ? "" : one.id)} />`)}</div>
+    </main>`;
+}
+
+function Panel({ panel, open, onOpen }) {
+  return html`<section class="panel" id=${`stage-${panel.id}`}><h3><button type="button" aria-expanded=${open} aria-controls=${`body-${panel.id}`} onClick=${onOpen}>${panel.title}</button></h3>
+    ${open && html`<div id=${`body-${panel.id}`} class="body"><p class="about">${panel.about}</p>${panel.body()}</div>`}</section>`;
+}
+
+function Header({ models, model, onModel, info }) {
+  return html`<header><h1>Pellucid</h1>
+    ${models && html`<label class="model">Model <select value=${model} onChange=${(event) => onModel?.(event.target.value)}>${models.map((one) => html`<option key=${one.name} value=${one.name}>${one.name}</option>`)}</select></label>`}
+    ${info && html`<span class="facts">${info.family}, ${info.blocks.length} blocks, width ${info.width.toLocaleString()}, ${info.vocabulary.toLocaleString()} tokens</span>`}
+    ${hasKey() && html`<button type="button" class="quiet" onClick=${() => { setKey(""); location.reload(); }}>forget the key</button>`}</header>`;
+}
+
+function Key({ onKey }) {
+  const [value, setValue] = useState("");
+  return html`<form class="key" onSubmit=${(event) => { event.preventDefault(); setKey(value.trim()); onKey(); }}>
+    <label>Key <input type="password" autocomplete="off" value=${value} onInput=${(event) => setValue(event.target.value)} /></label><button type="submit" class="main">Use this key</button></form>`;
+}
+
+/** The width of an element in whole pixels. */
+function useWidth() {
+  const [width, setWidth] = useState(600), seen = useRef(null);
+  const attach = useCallback((element) => {
+    seen.current?.disconnect();
+    if (!element) return;
+    seen.current = new ResizeObserver(([one]) => setWidth(Math.max(200, Math.floor(one.contentRect.width) - 34)));
+    seen.current.observe(element);
+  }, []);
+  return [attach, width];
+}
+
+render(html`<${App} />`, document.getElementById("app"));
+document.querySelector("#app > p.empty")?.remove();

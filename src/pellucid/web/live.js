@@ -1,0 +1,92 @@
+// The requests that run on the server, whatever client made them, and the values of one as it computes them.
+
+import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { array, events, get } from "/web/api.js";
+import { Picture, shade } from "/web/draw.js";
+import { number, shown } from "/web/text.js";
+
+const EVERY = 1000, MOST_TOKENS = 2000;
+
+export function Live() {
+  const [list, setList] = useState([]), [error, setError] = useState(null), [watched, setWatched] = useState(null);
+  useEffect(() => {
+    let over = false, timer;
+    const turn = async () => {
+      try {
+        const found = await get("/v1/requests");
+        if (!over) {
+          setList(found.data);
+          setError(null);
+        }
+      } catch (failed) {
+        if (!over) setError(failed);
+      }
+      if (!over) timer = setTimeout(turn, EVERY);
+    };
+    turn();
+    return () => {
+      over = true;
+      clearTimeout(timer);
+    };
+  }, []);
+  return html`<div>${error && html`<p class="error" role="alert">${error.message}</p>`}
+    ${list.length === 0 && !watched && html`<p class="empty" role="status">No request runs that this key may see. Requests of other clients appear here while they run.</p>`}
+    ${list.length > 0 && html`<div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><table class="plain"><caption>requests that run</caption><thead><tr><th>id</th><th>model</th><th>route</th><th>prompt</th><th>tokens</th><th>seconds</th><th></th></tr></thead>
+      <tbody>${list.map((one) => html`<tr key=${one.id}><td>${one.id}</td><td>${one.model}</td><td>${one.route}</td><td class="num">${one.prompt_tokens}</td><td class="num">${one.completion_tokens}</td><td class="num">${one.seconds.toFixed(1)}</td>
+        <td><button type="button" class="quiet" onClick=${() => setWatched(one.id)}>attach</button></td></tr>`)}</tbody></table></div>`}
+    ${watched && html`<${Watched} key=${watched} id=${watched} onClose=${() => setWatched(null)} />`}</div>`;
+}
+
+function Watched({ id, onClose }) {
+  const state = useRef({ tokens: [], norms: [], dropped: 0, status: "waiting" }), [, draw] = useState(0);
+  useEffect(() => {
+    const stop = new AbortController(), one = state.current;
+    let planned = 0;
+    const redraw = () => {
+      planned ||= requestAnimationFrame(() => {
+        planned = 0;
+        draw((n) => n + 1);
+      });
+    };
+    (async () => {
+      try {
+        for await (const event of events("GET", `/v1/requests/${encodeURIComponent(id)}/trace?points=${encodeURIComponent("blocks.*.residual")}`, undefined, stop.signal)) {
+          if (event.type === "begin") one.points = event.points.map((point) => point.name);
+          if (event.type === "token" && one.tokens.length < MOST_TOKENS) one.tokens.push(event);
+          if (event.type === "values") keep(one, event);
+          if (event.type === "dropped") one.dropped += event.frames;
+          one.status = event.type === "end" ? "has ended" : "runs";
+          redraw();
+        }
+      } catch (error) {
+        if (error.name !== "AbortError") one.error = error;
+        redraw();
+      }
+    })();
+    return () => stop.abort();
+  }, []);
+  const { tokens, norms, points, dropped, status, error } = state.current, last = norms.at(-1);
+  return html`<section class="watched" aria-label=${`request ${id}`}><div class="bar"><h4>Request ${id} ${status}</h4><button type="button" onClick=${onClose}>close</button></div>
+    ${error && html`<p class="error" role="alert">${error.message}</p>`}
+    <p class="text">${tokens.map((one) => shown(one.text)).join("")}</p>
+    ${dropped > 0 && html`<p class="note">${dropped} frames were dropped: the page was slower than the request.</p>`}
+    ${last && html`<p class="note">Length of the residual stream after the last block: ${number(last.at(-1) ?? NaN)}</p>
+      <${Picture} width=${300} height=${Math.min(240, points.length * 8)} of=${[norms.length]} label=${`lengths of the residual stream after ${points.length} blocks, for the last tokens`}
+        paint=${(context, w, h) => {
+          const some = norms.slice(-60), of = shade("paper", "accent"), most = Math.max(...some.flat().filter(Number.isFinite), 1e-9);
+          some.forEach((column, t) => column.forEach((value, l) => {
+            context.fillStyle = of(value / most);
+            context.fillRect((t * w) / 60, (l * h) / points.length, w / 60 + 1, h / points.length + 1);
+          }));
+        }} />`}</section>`;
+}
+
+function keep(one, event) {
+  const layer = one.points.indexOf(event.point), found = array(event);
+  for (let n = 0; n < found.shape[0]; n++) {
+    const position = event.first + n - (one.first ??= event.first);
+    if (position < 0) continue;
+    const column = (one.norms[position] ??= []);
+    column[layer] = Math.sqrt(found.row(n).reduce((sum, x) => sum + x * x, 0));
+  }
+}

@@ -1,0 +1,45 @@
+// Small parts that several stages have.
+
+import { html, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { shown } from "/web/text.js";
+
+/** What a stage shows until its values are there, and when they do not come. */
+export function State({ state, children }) {
+  const there = state.arrays || state.value;
+  return html`<div class="state" aria-busy=${!!state.waiting}>${state.error
+    ? html`<p class="error" role="alert">${state.error.message}</p>`
+    : there ? children : html`<p class="empty" role="status">Reading the values …</p>`}</div>`;
+}
+
+/** A number to choose, with buttons for its neighbours. */
+export function Choose({ label, value, most, onChange }) {
+  const step = (by) => onChange(Math.max(0, Math.min(most, value + by)));
+  return html`<span class="choose">
+    <button type="button" aria-label=${`${label} before`} disabled=${value <= 0} onClick=${() => step(-1)}>‹</button>
+    <label>${label} <input type="number" min="0" max=${most} value=${value}
+      onInput=${(event) => event.target.value !== "" && onChange(Math.max(0, Math.min(most, Math.round(+event.target.value) || 0)))} /></label>
+    <span class="of">of ${most + 1}</span>
+    <button type="button" aria-label=${`${label} after`} disabled=${value >= most} onClick=${() => step(1)}>›</button>
+  </span>`;
+}
+
+/** A slider with its number. */
+export function Slider({ label, value, low, high, step, onChange, shown: written }) {
+  return html`<label class="slider"><span>${label}</span>
+    <input type="range" min=${low} max=${high} step=${step} value=${value} onInput=${(event) => onChange(+event.target.value)} />
+    <output>${written ?? value}</output></label>`;
+}
+
+/** Tokens as a row to choose from. */
+export function Tokens({ pieces, chosen, onChoose, label }) {
+  return html`<div class="tokens" role="group" aria-label=${label}>${pieces.map((piece, at) => html`
+    <button type="button" class="token" key=${at} aria-pressed=${at === chosen} onClick=${() => onChoose(at)}>${shown(piece)}</button>`)}</div>`;
+}
+
+/** A long list of which the first are shown. */
+export function More({ items, first = 60, render, name }) {
+  const [all, setAll] = useState(false);
+  const some = all ? items : items.slice(0, first);
+  return html`${some.map(render)}${items.length > some.length && html`
+    <button type="button" class="quiet" onClick=${() => setAll(true)}>all ${items.length.toLocaleString()} ${name}</button>`}`;
+}

@@ -1,0 +1,28 @@
+// lens: what the model would say if it ended after each block.
+
+import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useAnswer } from "/web/data.js";
+import { State } from "/web/show.js";
+import { percent, shown } from "/web/text.js";
+
+const MOST = 160;
+
+export const lens = {
+  id: "lens",
+  title: "Logit lens",
+  about: "The residual stream after each block, read through the last norm and the output matrix: how the answer takes shape from layer to layer.",
+  has: (info) => info.generates,
+  View,
+};
+
+function View({ look, at, choose }) {
+  const ids = look.ids.slice(0, MOST), state = useAnswer("/look/lens", { model: look.model, prompt: ids, top: 3 });
+  const found = state.value;
+  return html`<div>${look.ids.length > MOST && html`<p class="note">The first ${MOST} tokens of ${look.ids.length}.</p>`}
+    ${look.edits.length > 0 && html`<p class="note">The lens is of the run without changes.</p>`}
+    <${State} state=${state}>${found && html`<div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><table class="lens"><caption>likeliest next token after each block (rows) at each token (columns)</caption>
+      <thead><tr><th></th>${found.pieces.map((piece, t) => html`<th key=${t} scope="col">${shown(piece)}</th>`)}</tr></thead>
+      <tbody>${found.layers.map((layer, l) => html`<tr key=${l}><th scope="row">${layer.replace("blocks.", "").replace(".residual", "")}</th>
+        ${found.top[l].map((top, t) => html`<td key=${t} class=${`p${Math.min(9, Math.floor(top[0][1] * 10))} ${t === at.token ? "here" : ""}`}
+          title=${top.map(([text, p]) => `${shown(text)} ${percent(p)}`).join("\n")} onClick=${() => choose({ token: t, block: Math.max(0, l - 1) })}>${shown(top[0][0])}</td>`)}</tr>`)}</tbody></table></div>`}<//></div>`;
+}

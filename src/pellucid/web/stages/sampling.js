@@ -1,0 +1,58 @@
+// logits → temperature → top-k → top-p → draw, computed here from the recorded logits.
+
+import { html, useMemo, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useAnswer, useTrace } from "/web/data.js";
+import { Slider, State, Tokens } from "/web/show.js";
+import { number, percent, shown } from "/web/text.js";
+
+const MOST = 20;
+
+export const sampling = {
+  id: "sampling",
+  title: "Logits and sampling",
+  about: "The last vector becomes a score for every token; the softmax makes probabilities of them, and the chain decides which may be drawn.",
+  has: (info) => info.generates,
+  View,
+};
+
+/** Probabilities after temperature, top-k and top-p, by token, the likeliest first. */
+export function chain(logits, { temperature, topK, topP }) {
+  const order = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a]), top = logits[order[0]];
+  const plain = softmax(order.map((one) => logits[one] - top));
+  const warm = temperature > 0 ? softmax(order.map((one) => (logits[one] - top) / temperature)) : order.map((_, i) => (i ? 0 : 1));
+  let kept = topK > 0 ? Math.min(topK, order.length) : order.length, mass = 0;
+  const within = warm.slice(0, kept).reduce((sum, p) => sum + p, 0);
+  if (topP < 1) {
+    let count = 0;
+    while (count < kept && mass < topP * within) mass += warm[count++];
+    kept = Math.max(count, 1);
+  }
+  const left = warm.slice(0, kept).reduce((sum, p) => sum + p, 0);
+  return order.map((token, i) => ({ token, logit: logits[token], plain: plain[i], warm: warm[i], last: i < kept ? warm[i] / left : 0 }));
+}
+
+function softmax(scores) {
+  const raised = scores.map(Math.exp), sum = raised.reduce((a, b) => a + b, 0);
+  return raised.map((one) => one / sum);
+}
+
+function View({ look, at, choose, names }) {
+  const [how, setHow] = useState({ temperature: 0.8, topK: 40, topP: 0.95 });
+  const name = "project.logits", state = useTrace(look, { points: [`${name}[tokens=${at.token}]`] });
+  const logits = state.arrays?.[name]?.values.subarray(0, look.info.vocabulary);
+  const rows = useMemo(() => (logits ? chain(logits, how) : []), [state.arrays, how]);
+  const shownRows = rows.slice(0, MOST), named = useAnswer("/look/pieces", rows.length ? { model: look.model, ids: shownRows.map((one) => one.token) } : null);
+  const nameOf = (token, i) => names[token] ?? named.value?.pieces[i];
+  const kept = rows.filter((one) => one.last > 0).length, set = (part) => setHow((before) => ({ ...before, ...part }));
+  return html`<div><p class="note">Logits after one token. The sliders change only what is shown here.</p>
+    <${Tokens} pieces=${look.pieces} chosen=${at.token} onChoose=${(token) => choose({ token })} label="token whose next token is drawn" />
+    <div class="sliders">
+      <${Slider} label="temperature" value=${how.temperature} low=${0} high=${2} step=${0.05} onChange=${(temperature) => set({ temperature })} shown=${how.temperature.toFixed(2)} />
+      <${Slider} label="top-k" value=${how.topK} low=${0} high=${100} step=${1} onChange=${(topK) => set({ topK })} shown=${how.topK || "all"} />
+      <${Slider} label="top-p" value=${how.topP} low=${0.05} high=${1} step=${0.01} onChange=${(topP) => set({ topP })} shown=${how.topP.toFixed(2)} />
+    </div>
+    <${State} state=${state}>${rows.length > 0 && html`<p role="status" class="note">${kept.toLocaleString()} of ${rows.length.toLocaleString()} tokens can be drawn.</p>
+      <table class="bars"><thead><tr><th>token</th><th>logit</th><th>model</th><th>temperature</th><th>can be drawn</th></tr></thead>
+      <tbody>${shownRows.map((one, i) => html`<tr key=${one.token} class=${one.last > 0 ? "" : "out"}><th scope="row"><span class="piece">${nameOf(one.token, i) === undefined ? `#${one.token}` : shown(nameOf(one.token, i))}</span></th><td class="num">${number(one.logit)}</td>
+        ${[one.plain, one.warm, one.last].map((p, stepAt) => html`<td key=${stepAt}><span class="filled" style=${{ width: `${Math.max(p * 100, 0.5).toFixed(1)}%` }}></span><span class="num">${percent(p)}</span></td>`)}</tr>`)}</tbody></table>`}<//></div>`;
+}

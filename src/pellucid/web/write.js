@@ -1,0 +1,69 @@
+// Write and watch: a prompt, the tokens that come, what else might have come, and branches.
+
+import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { percent, shown } from "/web/text.js";
+
+/** The step of a token's colour: 0 is sure, 4 is a surprise. */
+function surprise(p) {
+  return p >= 0.8 ? 0 : p >= 0.4 ? 1 : p >= 0.15 ? 2 : p >= 0.03 ? 3 : 4;
+}
+
+export function Write({ info, form, setForm, run, stop, running, error, promptPieces, path, chosen, onChoose, onBranch, siblings, onFollow }) {
+  const set = (part) => setForm({ ...form, ...part });
+  const submit = (event) => {
+    event.preventDefault();
+    if (!running) run();
+  };
+  return html`<section class="write" aria-labelledby="write-title"><h2 id="write-title">Write and watch</h2>
+    <form onSubmit=${submit}>
+      <label for="prompt">${info.generates ? (form.chat ? "Message" : "Text to continue") : "Sentence"}</label>
+      <textarea id="prompt" rows="4" value=${form.text} spellcheck="false" onInput=${(event) => set({ text: event.target.value })}
+        onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && submit(event)}></textarea>
+      ${info.generates && html`<details><summary>How the text is made</summary><div class="options">
+        ${info.chat && html`<label><input type="checkbox" checked=${form.chat} onChange=${(event) => set({ chat: event.target.checked })} /> as a chat message</label>`}
+        ${[["tokens", "max_tokens", 1, 2000, 1], ["temperature", "temperature", 0, 2, 0.05], ["top-k (0: all)", "top_k", 0, 1000, 1], ["top-p", "top_p", 0.01, 1, 0.01], ["seed", "seed", 0, 4294967295, 1]].map(([label, key, low, high, step]) => html`
+          <label key=${key}>${label} <input type="number" min=${low} max=${high} step=${step} value=${form[key]} onInput=${(event) => event.target.value !== "" && set({ [key]: +event.target.value })} /></label>`)}
+      </div></details>`}
+      <div class="bar"><button type="submit" class="main" disabled=${running || !form.text}>${info.generates ? "Generate" : "Read"}</button>
+        ${running && html`<button type="button" onClick=${stop}>Stop</button>`}</div>
+    </form>
+    ${error && html`<p class="error" role="alert">${error.message}</p>`}
+    ${promptPieces.length > 0 && html`<${Text} promptPieces=${promptPieces} path=${path} chosen=${chosen} onChoose=${onChoose} running=${running} />`}
+    ${chosen !== null && path[chosen] && html`<${Alternatives} node=${path[chosen]} siblings=${siblings(path[chosen])} onBranch=${onBranch} onFollow=${onFollow} running=${running} />`}
+    ${info.generates && path.length > 0 && html`<p class="legend-line" aria-hidden="true">${["sure", "likely", "open", "unlikely", "a surprise"].map((text, i) => html`<span key=${i} class=${`token s${i}`}>${text}</span>`)}</p>`}
+  </section>`;
+}
+
+function Text({ promptPieces, path, chosen, onChoose, running }) {
+  return html`<div class="text" aria-live="off"><span class="prompt">${promptPieces.map(shownText).join("")}</span>${path.map((node, at) => html`<${Token} key=${node.id} node=${node} at=${at} chosen=${at === chosen} onChoose=${onChoose} />`)}${running && html`<span class="cursor" aria-hidden="true"></span>`}</div>`;
+}
+
+// Signs for what cannot be seen; spaces and line ends stay what they are.
+function shownText(piece) {
+  return piece.split(/([ \n])/).map((part) => (part === " " || part === "\n" || part === "" ? part : shown(part))).join("");
+}
+
+/** A token; it is drawn once, unless it is chosen. */
+function Token({ node, at, chosen, onChoose }) {
+  const choose = () => onChoose(chosen ? null : at);
+  return html`<span role="button" tabindex="0" class=${`token s${surprise(node.probability)}`} aria-pressed=${chosen} title=${`${shown(node.piece)}  ${percent(node.probability)}`}
+    onClick=${choose} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), choose())}>${shownText(node.piece)}</span>`;
+}
+
+function Alternatives({ node, siblings, onBranch, onFollow, running }) {
+  return html`<div class="alternatives"><h3>In place of ${shown(node.piece)}</h3>
+    <ul>${node.alternatives.map((one) => {
+      const taken = siblings.find((other) => other.token === one.token);
+      return html`<li key=${one.token}><span class="filled" style=${{ width: `${(one.probability * 100).toFixed(1)}%` }}></span>
+        <span class="piece">${shown(one.piece)}</span><span class="num">${percent(one.probability)}</span>
+        ${one.token === node.token ? html`<span class="here">here</span>` : html`
+          <button type="button" class="quiet" disabled=${running} onClick=${() => (taken ? onFollow(taken) : onBranch(node, one))}>${taken ? "go there" : "branch"}</button>`}</li>`;
+    })}</ul></div>`;
+}
+
+/** The branches as a tree of texts; the one that is shown is marked. */
+export function Branches({ leaves, current, onFollow }) {
+  if (leaves.length < 2) return null;
+  return html`<section class="branches" aria-labelledby="branches-title"><h3 id="branches-title">Branches</h3><ul>${leaves.map(({ leaf, depth, text }) => html`
+    <li key=${leaf.id} style=${{ marginLeft: `${Math.min(depth, 8) * 10}px` }}><button type="button" class="quiet" aria-current=${leaf.id === current} onClick=${() => onFollow(leaf)}>${shown(text)}</button></li>`)}</ul></section>`;
+}

@@ -1,0 +1,190 @@
+"""What the page asks for: tokens with probabilities, recorded values, edits, lenses; and the page's own files."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from support.served import Served, models_folder, serving
+
+from pellucid.llm import LLM
+from pellucid.serve.apis.page import web_files
+from pellucid.serve.guard import AccessRules
+from pellucid.trace import ablate, attribute, logit_lens
+
+PROMPT = "the cat sat on the mat"
+HOW = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+MOST_COMPRESSED = 150_000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models_folder(tmp_path_factory.mktemp("look"))
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[Served]:
+    with serving(folder) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def llm(served: Served) -> LLM:
+    assert asked(served, "generate", prompt=PROMPT, stream=False, **HOW)
+    return served.llm()
+
+
+def asked(served: Served, what: str, **fields: Any) -> Any:
+    answer = httpx.post(f"{served.url}/look/{what}", json={"model": "one", **fields}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(served: Served, what: str, **fields: Any) -> str:
+    answer = httpx.post(f"{served.url}/look/{what}", json={"model": "one", **fields}, timeout=60)
+    assert answer.status_code == 400, answer.text
+    return str(answer.json()["error"]["message"])
+
+
+def numbers(array: dict[str, Any]) -> np.ndarray:
+    kind = {"int32": "<i4", "float32": "<f4"}[array["dtype"]]
+    return np.frombuffer(base64.b64decode(array["data"]), kind).reshape(array["shape"])
+
+
+def test_tokens_come_with_their_probabilities_and_others(served: Served, llm: LLM) -> None:
+    body = {"model": "one", "prompt": PROMPT, "alternatives": 3, **HOW}
+    with httpx.stream("POST", f"{served.url}/look/generate", json=body) as answer:
+        events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+    made = llm.generate(PROMPT, temperature=0, max_new_tokens=6, ignore_eos=True, logprobs=3)
+    assert [one["type"] for one in events] == ["prompt", *["token"] * 6, "end"]
+    assert events[0]["ids"] == llm.inputs.prompt(PROMPT)
+    tokens = events[1:-1]
+    assert [one["token"] for one in tokens] == made.ids
+    assert made.logprobs is not None
+    assert np.allclose([one["probability"] for one in tokens], np.exp(made.logprobs.chosen))
+    assert all(len(one["alternatives"]) == 3 for one in tokens)
+    assert tokens[0]["alternatives"][0]["token"] == made.ids[0]
+    assert (
+        asked(served, "generate", prompt=PROMPT, alternatives=3, stream=False, **HOW)["events"][1]["token"]
+        == made.ids[0]
+    )
+
+
+def test_values_are_those_that_python_records(served: Served, llm: LLM) -> None:
+    points = ["blocks.0.attention.pattern", "blocks.*.residual[tokens=2:5]"]
+    answer = asked(served, "trace", prompt=PROMPT, points=points, norms=["blocks.*.attention.output"], **HOW)
+    with llm.trace(*points, "blocks.*.attention.output") as trace:
+        made = llm.generate(PROMPT, temperature=0, max_new_tokens=6, ignore_eos=True)
+    assert answer["ids"] == made.ids
+    assert answer["pieces"] == [
+        *trace.sequences[0].pieces,
+        llm.tokenizer.decode([made.ids[-1]], skip_special=False),
+    ]
+    for name in ("blocks.0.attention.pattern", "blocks.1.residual"):
+        assert np.array_equal(numbers(answer["arrays"][name]), trace.sequences[0][name])
+    lengths = np.linalg.norm(trace.sequences[0]["blocks.1.attention.output"].astype(np.float64), axis=-1)
+    assert np.allclose(numbers(answer["arrays"]["blocks.1.attention.output"]), lengths, rtol=1e-6)
+
+
+def test_edits_change_one_request(served: Served, llm: LLM) -> None:
+    where = "blocks.0.attention.heads[heads=1]"
+    values = np.arange(llm.spec.embedding.width, dtype="<f4") / 100
+    packed = base64.b64encode(values.tobytes()).decode()
+    edits: list[dict[str, Any]] = [
+        {"edit": "ablate", "point": where},
+        {"edit": "scale", "point": "blocks.1.feedforward.output", "factor": 2.0},
+        {"edit": "add", "point": "blocks.1.residual[tokens=1]", "values": packed, "factor": 0.5},
+        {"edit": "replace", "point": "blocks.0.residual[tokens=0]", "values": values.tolist()},
+    ]
+    for some in (edits[:1], edits):
+        answer = asked(served, "generate", prompt=PROMPT, edits=some, stream=False, **HOW)
+        assert answer["events"][-1]["finish_reason"] == "length"
+    answer = asked(served, "generate", prompt=PROMPT, edits=edits[:1], stream=False, **HOW)
+    made = llm.generate(PROMPT, edits=[ablate(where)], temperature=0, max_new_tokens=6, ignore_eos=True)
+    assert [one["token"] for one in answer["events"][1:-1]] == made.ids
+    for edit, said in (
+        ({"edit": "call", "point": where}, "must be one of ablate"),
+        ({"edit": "ablate"}, "point=None"),
+        ({"edit": "ablate", "point": "blocks.0.nothing"}, "none of this name"),
+        ({"edit": "add", "point": where, "values": "%%"}, "values="),
+        ({"edit": "add", "point": where, "values": [1, 2, 3]}, "shape"),
+        ({"edit": "scale", "point": where, "factor": "x"}, "factor="),
+        ({"edit": "ablate", "point": where, "more": 1}, "does not take"),
+    ):
+        assert said in refused(served, "generate", prompt=PROMPT, edits=[edit], stream=False, **HOW)
+
+
+def test_lenses_and_pieces(served: Served, llm: LLM) -> None:
+    ids = llm.inputs.prompt(PROMPT)
+    assert asked(served, "lens", prompt=ids, top=2) == json.loads(
+        json.dumps(logit_lens(llm, ids, top=2).as_dict())
+    )
+    found = asked(served, "attribution", prompt=ids, token=65, position=2)
+    assert found["total"] == pytest.approx(attribute(llm, ids, 65, position=2).total)
+    near = asked(served, "neighbours", words=["t", "h"], n=4)
+    assert [len(one) for one in near["neighbours"].values()] == [4, 4]
+    assert np.allclose(np.diag(near["similarity"]), 1)
+    assert asked(served, "neighbours", words=["t", "h"], n=0)["neighbours"] == {}
+    assert asked(served, "tokenize", text=PROMPT)["tokens"][0]["id"] == ids[0]
+    assert asked(served, "pieces", ids=ids)["pieces"] == [
+        llm.tokenizer.decode([one], skip_special=False) for one in ids
+    ]
+    shape = httpx.get(f"{served.url}/look/models/one").json()
+    assert list(shape["points"]) == list(llm.points)
+    assert len(shape["blocks"]) == len(llm.spec.blocks)
+    assert [one["name"] for one in httpx.get(f"{served.url}/look/models").json()["models"]] == list(
+        served.models.names
+    )
+
+
+def test_an_encoder_is_looked_into(served: Served) -> None:
+    answer = asked(
+        served, "trace", model="encoder", prompt="a sentence", points=["pool"], norms=["blocks.*.residual"]
+    )
+    again = asked(served, "trace", model="encoder", prompt=answer["prompt"], points=["pool"])
+    assert answer["arrays"]["pool"] == again["arrays"]["pool"]
+    assert "must be a text" in refused(served, "trace", model="encoder", prompt=[], points=["pool"])
+
+
+def test_what_is_wrong_is_named(served: Served, llm: LLM) -> None:
+    assert "give either" in refused(served, "trace", points=["embed"])
+    assert "points=" in refused(served, "trace", prompt=PROMPT, points="embed")
+    assert "the nearest are" in refused(served, "trace", prompt=PROMPT, points=["blocks.0.residul"])
+    assert "ids=" in refused(served, "pieces", ids=[10**9])
+    assert "unknown field" in refused(served, "lens", prompt=PROMPT, points=[])
+    assert "position=" in refused(served, "attribution", prompt=PROMPT, position=10_000)
+    assert "words" in refused(served, "neighbours", words=[])
+    assert httpx.get(f"{served.url}/look/models/nothing").status_code == 404
+
+
+def test_the_page_is_small_and_strict(folder: Path) -> None:
+    files = web_files()
+    assert {"index.html", "app.js", "style.css"} <= set(files)
+    assert sum(len(gzip.compress(content)) for content in files.values()) <= MOST_COMPRESSED
+    for name, content in files.items():
+        if not name.startswith("vendor/"):
+            text = content.decode()
+            assert "http://" not in text.replace("http://www.w3.org/2000/svg", ""), name
+            assert "https://" not in text, name
+            assert not any(
+                word in text for word in ("innerHTML", "dangerouslySet", "eval(", "document.write")
+            ), name
+    with serving(folder, AccessRules(keys=["secret"])) as served:
+        page = httpx.get(served.url, headers={"accept": "text/html"})
+        assert page.status_code == 200
+        assert page.headers["content-type"].startswith("text/html")
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert "unsafe" not in page.headers["content-security-policy"]
+        assert httpx.get(served.url).text == "Pellucid is running"
+        script = httpx.get(f"{served.url}/web/app.js")
+        assert script.headers["content-type"].startswith("text/javascript")
+        assert httpx.get(f"{served.url}/web/nothing.js").status_code == 404
+        assert httpx.get(f"{served.url}/web/..%2f__init__.py").status_code == 404
+        assert httpx.get(f"{served.url}/look/models").status_code == 401
