@@ -279,3 +279,55 @@ def test_a_key_is_asked_for(browser: Any, folder: Path) -> None:
     visit.page.locator("form button.main").click()
     visit.page.get_by_text("The server does not answer").wait_for(timeout=SECONDS)
     visit.close()
+
+
+def test_a_recorded_run_opens_without_a_model(browser: Any, server: PageServer, tmp_path: Path) -> None:
+    points = (
+        *(
+            "embed",
+            "position.angles",
+            "blocks.*.residual",
+            "blocks.*.attention.output",
+            "blocks.*.attention.pattern",
+        ),
+        *("blocks.*.feedforward.hidden", "project.logits", "sample.probability"),
+    )
+    with pellucid.load("smollm2", threads=2) as llm:
+        run = llm.record("The capital of France is", *points, max_new_tokens=5, temperature=0)
+    run.save(tmp_path / "paris.run")
+    visit = Visit(browser, server.url)
+    visit.page.locator("input[type=file]").set_input_files(tmp_path / "paris.run")
+    visit.page.get_by_role("heading", name="A recorded run").wait_for()
+    assert "".join(run.pieces) in visit.page.locator(".text").first.inner_text()
+    for stage in visit.stages():
+        section = visit.open(stage)
+        assert section.locator(".error").all_text_contents() == [], stage
+        assert serious(visit.page) == [], stage
+    assert {"tokens", "embeddings", "positions", "blocks", "attention", "feedforward", "sampling"} <= set(
+        visit.stages()
+    )
+    logits = run["project.logits"][-1]
+    best = visit.open("sampling").locator(".bars tbody tr").first.locator(".num").first.inner_text()
+    assert abs(float(best) - float(logits.max())) < 0.01
+    (tmp_path / "no.run").write_bytes(b"nothing of a run")
+    visit.page.locator("input[type=file]").set_input_files(tmp_path / "no.run")
+    visit.page.get_by_text("no recorded run").wait_for()
+    visit.page.get_by_role("button", name="close the file").click()
+    visit.page.locator("textarea").wait_for(timeout=SECONDS)
+    assert visit.said == []
+    visit.close()
+
+
+def test_a_vector_of_two_prompts_steers(browser: Any, server: PageServer) -> None:
+    visit = Visit(browser, server.url)
+    visit.choose("smollm2")
+    visit.write("I think that", tokens=6, temperature=0)
+    changes = visit.open("changes")
+    changes.locator("summary").click()
+    changes.get_by_role("button", name="Add this vector").click()
+    changes.get_by_role("button", name="Compare with and without").click(timeout=SECONDS)
+    changes.locator(".two").wait_for(timeout=SECONDS)
+    plain, changed = (one.locator(".num").first.inner_text() for one in changes.locator(".two > div").all())
+    assert plain != changed
+    assert visit.said == []
+    visit.close()

@@ -4,9 +4,10 @@ import { html, render, useCallback, useEffect, useMemo, useRef, useState } from 
 import { events, get, hasKey, setKey } from "/web/api.js";
 import { Changes } from "/web/change.js";
 import { Live } from "/web/live.js";
+import { infoOf, openRun, textOf } from "/web/recorded.js";
 import { STAGES } from "/web/stages.js";
 import { Tree } from "/web/tree.js";
-import { Branches, Write } from "/web/write.js";
+import { Branches, Text, Write } from "/web/write.js";
 
 const FORM = { text: "The capital of France is", chat: false, max_tokens: 40, temperature: 0.7, top_k: 40, top_p: 0.95, seed: 1 };
 const EMPTY = { prompt: [], pieces: [], tree: new Tree(), leaf: 0, text: "" };
@@ -26,6 +27,7 @@ function App() {
   const [models, setModels] = useState(null), [model, setModel] = useState(null), [info, setInfo] = useState(null), [error, setError] = useState(null);
   const [form, setForm] = useState({ ...FORM, ...said.form }), [run, setRun] = useState(EMPTY), [running, setRunning] = useState(false), [failed, setFailed] = useState(null);
   const [chosen, setChosen] = useState(null), [stage, setStage] = useState(said.stage ?? ""), [at, setAt] = useState({ block: 0, head: 0, token: -1, ...said.at }), [edits, setEdits] = useState(said.edits ?? []);
+  const [recorded, setRecorded] = useState(null);
   const [main, width] = useWidth(), stopper = useRef(null), [turn, setTurn] = useState(0);
 
   useEffect(() => {
@@ -51,7 +53,8 @@ function App() {
     if (model) history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(address))}`);
   }, [model, form, stage, at, edits, run.leaf]);
 
-  const path = run.tree.path(run.leaf), ids = [...run.prompt, ...path.map((one) => one.token)], pieces = [...run.pieces, ...path.map((one) => one.piece)];
+  const { prompt, pieces: promptPieces, tree, leaf, text } = recorded?.run ?? run;
+  const path = tree.path(leaf), ids = [...prompt, ...path.map((one) => one.token)], pieces = [...promptPieces, ...path.map((one) => one.piece)];
 
   const ask = (more) => ({
     model, edits, temperature: form.temperature, top_k: form.top_k, top_p: form.top_p, seed: form.seed, max_tokens: form.max_tokens, alternatives: 12, ...more,
@@ -118,16 +121,37 @@ function App() {
     setChosen(null);
     setRun({ ...run, leaf: run.tree.end(leaf).id });
   };
+  const openFile = async (file) => {
+    setFailed(null);
+    try {
+      const found = await openRun(file);
+      stopper.current?.abort();
+      setRecorded({ ...found, run: textOf(found), info: infoOf(found) });
+      setChosen(null);
+      setError(null);
+    } catch (one) {
+      setFailed(one);
+    }
+  };
   const edit = (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]);
   const choose = (part) => setAt((before) => ({ ...before, ...part }));
+  const replayed = () => {
+    const { info: shape } = recorded, last = Math.max(0, ids.length - 2); // the last token was not read
+    const look = { model: "", info: shape, ids, pieces, promptLength: prompt.length, text, path, edits: [], recorded };
+    const place = { ...at, token: Math.max(0, Math.min(at.token < 0 ? last : at.token, last)), block: Math.min(at.block, Math.max(0, shape.blocks.length - 1)) };
+    return STAGES.filter((one) => !one.needsModel && one.has(shape)).map((one) => ({ ...one, body: () => html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${null} open=${setStage} names=${names} />` }));
+  };
   const names = useMemo(() => {
     const found = {};
     pieces.forEach((piece, i) => (found[ids[i]] = piece));
     for (const node of path) for (const one of node.alternatives ?? []) found[one.token] = one.piece;
     return found;
-  }, [run]);
+  }, [run, recorded]);
 
-  if (error) return html`<${Header} models=${models} /><main><p class="error" role="alert">${error.message}</p>${error.status === 401 && html`<${Key} onKey=${() => { setError(null); setTurn((n) => n + 1); }} />`}
+  if (recorded) return html`<${Header} models=${models} info=${recorded.info} file=${recorded.name} onFile=${openFile} onClose=${() => setRecorded(null)} />
+    <main class="columns"><div class="side"><${Replay} recorded=${recorded} path=${path} pieces=${promptPieces} chosen=${chosen} onChoose=${setChosen} error=${failed} /></div>
+      <div class="stages" ref=${main}><h2>Inside ${recorded.info.model}</h2>${replayed().map((one) => html`<${Panel} key=${one.id} panel=${one} open=${stage === one.id} onOpen=${() => setStage(stage === one.id ? "" : one.id)} />`)}</div></main>`;
+  if (error) return html`<${Header} models=${models} onFile=${openFile} /><main><p class="error" role="alert">${error.message}</p>${error.status === 401 && html`<${Key} onKey=${() => { setError(null); setTurn((n) => n + 1); }} />`}
     ${error.status !== 401 && html`<button type="button" onClick=${() => { setError(null); setTurn((n) => n + 1); }}>Try again</button>`}</main>`;
   if (!info) return html`<${Header} models=${models} model=${model} onModel=${setModel} /><main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
   const token = Math.max(0, Math.min(at.token < 0 ? ids.length - 1 : at.token, ids.length - 1));
@@ -140,9 +164,9 @@ function App() {
       : html`<p class="empty">${info.generates ? "Generate a text" : "Read a sentence"} first.</p>`) })),
     ...(canEdit ? [{ id: "changes", title: edits.length ? `Changes (${edits.length})` : "Changes", about: "Values that are changed while the model runs. Other requests on the server keep every bit of theirs.",
       body: () => html`<${Changes} edits=${edits} onEdit=${edit} ask=${ask(promptOf())} look=${{ ...look, text: form.text }} />` }] : []),
-    { id: "live", title: "Requests that run", about: "What other clients of the server ask for right now, as far as your key may see it.", body: () => html`<${Live} />` },
+    { id: "live", title: "Requests that run", about: "What other clients of the server ask for right now, as far as your key may see it.", body: () => html`<${Live} model=${model} width=${width} />` },
   ];
-  return html`<${Header} models=${models} model=${model} onModel=${setModel} info=${info} />
+  return html`<${Header} models=${models} model=${model} onModel=${setModel} info=${info} onFile=${openFile} />
     <main class="columns">
       <div class="side"><${Write} info=${info} form=${form} setForm=${setForm} run=${read} stop=${() => stopper.current?.abort()} running=${running} error=${failed}
         promptPieces=${run.pieces} path=${path} chosen=${chosen} onChoose=${setChosen} onBranch=${branch} siblings=${(node) => run.tree.siblings(node)} onFollow=${follow} />
@@ -151,15 +175,26 @@ function App() {
     </main>`;
 }
 
+/** The text of a recorded run. */
+function Replay({ recorded, path, pieces, chosen, onChoose, error }) {
+  const { facts, arrays } = recorded;
+  return html`<section class="write" aria-labelledby="replay-title"><h2 id="replay-title">A recorded run</h2>
+    <p class="note">${Object.keys(arrays).length.toLocaleString()} arrays of ${facts.model.name}; it has ended: ${facts.finish_reason ?? "not yet"}.${facts.edits.length > 0 && ` Changed: ${facts.edits.join(", ")}`}</p>
+    ${error && html`<p class="error" role="alert">${error.message}</p>`}
+    <${Text} promptPieces=${pieces} path=${path} chosen=${chosen} onChoose=${onChoose} running=${false} /></section>`;
+}
+
 function Panel({ panel, open, onOpen }) {
   return html`<section class="panel" id=${`stage-${panel.id}`}><h3><button type="button" aria-expanded=${open} aria-controls=${`body-${panel.id}`} onClick=${onOpen}>${panel.title}</button></h3>
     ${open && html`<div id=${`body-${panel.id}`} class="body"><p class="about">${panel.about}</p>${panel.body()}</div>`}</section>`;
 }
 
-function Header({ models, model, onModel, info }) {
+function Header({ models, model, onModel, info, file, onFile, onClose }) {
   return html`<header><h1>Pellucid</h1>
-    ${models && html`<label class="model">Model <select value=${model} onChange=${(event) => onModel?.(event.target.value)}>${models.map((one) => html`<option key=${one.name} value=${one.name}>${one.name}</option>`)}</select></label>`}
+    ${file && html`<span class="facts">${file}</span><button type="button" onClick=${onClose}>close the file</button>`}
+    ${models && !file && html`<label class="model">Model <select value=${model} onChange=${(event) => onModel?.(event.target.value)}>${models.map((one) => html`<option key=${one.name} value=${one.name}>${one.name}</option>`)}</select></label>`}
     ${info && html`<span class="facts">${info.family}, ${info.blocks.length} blocks, width ${info.width.toLocaleString()}, ${info.vocabulary.toLocaleString()} tokens</span>`}
+    ${onFile && html`<label class="file">open a recorded run <input type="file" accept=".run,.safetensors" onChange=${(event) => event.target.files[0] && onFile(event.target.files[0])} /></label>`}
     ${hasKey() && html`<button type="button" class="quiet" onClick=${() => { setKey(""); location.reload(); }}>forget the key</button>`}</header>`;
 }
 

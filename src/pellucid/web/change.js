@@ -1,12 +1,45 @@
 // Changes of values, and the text with and without them.
 
 import { html, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { post } from "/web/api.js";
+import { array, packed, post } from "/web/api.js";
+import { Choose } from "/web/show.js";
 import { percent, shown } from "/web/text.js";
 
-export function Changes({ edits, onEdit, ask, look }) {
+export function Changes(props) {
+  return html`<div><${Steer} ...${props} />${props.edits.length
+    ? html`<${Compare} ...${props} />`
+    : html`<p class="empty">Nothing is changed. Ablate a head in Attention or a neuron in Feed-forward, or steer.</p>`}</div>`;
+}
+
+/** Add the difference of two prompts' last vectors to the residual stream, at all tokens. */
+function Steer({ look, onEdit }) {
+  const [form, setForm] = useState({ to: "I love this.", from: "I hate this.", block: Math.floor(look.info.blocks.length / 2), factor: 1 }), [state, setState] = useState({});
+  const set = (part) => setForm({ ...form, ...part }), point = `blocks.${form.block}.residual`;
+  const make = async (event) => {
+    event.preventDefault();
+    setState({ waiting: true });
+    try {
+      const [to, from] = await Promise.all([form.to, form.from].map(async (prompt) => {
+        const found = array((await post("/look/trace", { model: look.model, prompt, points: [point], max_tokens: 1 })).arrays[point]);
+        return found.row(found.shape[0] - 1);
+      }));
+      onEdit(point, { edit: "add", ...packed(to.map((x, i) => x - from[i]), [to.length]), factor: form.factor });
+      setState({});
+    } catch (error) {
+      setState({ error });
+    }
+  };
+  return html`<details><summary>Steer with the difference of two prompts</summary><form class="steer" onSubmit=${make}>
+    <label>towards <input value=${form.to} onInput=${(event) => set({ to: event.target.value })} /></label>
+    <label>away from <input value=${form.from} onInput=${(event) => set({ from: event.target.value })} /></label>
+    <${Choose} label="block" value=${form.block} most=${look.info.blocks.length - 1} onChange=${(block) => set({ block })} />
+    <label>times <input type="number" step="0.25" min="-20" max="20" value=${form.factor} onInput=${(event) => event.target.value !== "" && set({ factor: +event.target.value })} /></label>
+    <button type="submit" disabled=${state.waiting || !form.to || !form.from}>Add this vector</button></form>
+    ${state.error && html`<p class="error" role="alert">${state.error.message}</p>`}</details>`;
+}
+
+function Compare({ edits, onEdit, ask, look }) {
   const [state, setState] = useState({});
-  if (!edits.length) return html`<p class="empty">Nothing is changed. Ablate a head in Attention, or a neuron in Feed-forward.</p>`;
   const compare = async () => {
     setState({ waiting: true });
     try {

@@ -1,7 +1,8 @@
 // Values that a stage shows: asked for when it is opened, kept for the texts that were looked at last.
 
-import { useEffect, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useEffect, useMemo, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { array, post } from "/web/api.js";
+import { lengths, selected } from "/web/recorded.js";
 
 const KEPT = 24;
 const known = new Map();
@@ -33,14 +34,28 @@ export function useAnswer(path, body) {
 
 /** Recorded values by their points: `points` as they are, `norms` as the lengths of their rows. */
 export function useTrace(look, { points = [], norms = [] }) {
-  const body = look.ids.length && (points.length || norms.length)
+  const body = look.ids.length && !look.recorded && (points.length || norms.length)
     ? { model: look.model, prompt: look.ids, points, norms, edits: look.edits, max_tokens: 1 }
     : null;
   const { value, error, waiting } = useAnswer("/look/trace", body);
+  const key = look.recorded && JSON.stringify([points, norms]);
+  const kept = useMemo(() => (key ? fromFile(look.recorded, points, norms) : null), [look.recorded, key]);
+  if (kept) return kept;
   if (!value || !body) return { error, waiting: waiting || !!body };
   const arrays = {};
   for (const [name, one] of Object.entries(value.arrays)) arrays[name] = array(one);
   return { arrays, pieces: value.pieces, error, waiting };
+}
+
+function fromFile({ arrays }, points, norms) {
+  try {
+    const found = {};
+    for (const one of points) Object.assign(found, selected(arrays, one));
+    for (const one of norms) for (const [name, values] of Object.entries(selected(arrays, one))) found[name] ??= lengths(values);
+    return { arrays: found };
+  } catch (error) {
+    return { error };
+  }
 }
 
 // For the curious, in the browser's console: what the server has answered.

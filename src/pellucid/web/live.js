@@ -2,12 +2,52 @@
 
 import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { array, events, get } from "/web/api.js";
-import { Picture, shade } from "/web/draw.js";
+import { Picture, colour, lines, shade } from "/web/draw.js";
 import { number, shown } from "/web/text.js";
 
-const EVERY = 1000, MOST_TOKENS = 2000;
+const EVERY = 1000, MOST_TOKENS = 2000, MOST_PAST = 120;
 
-export function Live() {
+/** Curves of what the model does, from one second to the next. */
+function Curves({ model, width }) {
+  const past = useRef([]), [, draw] = useState(0);
+  useEffect(() => {
+    let over = false, timer, last = null;
+    const turn = async () => {
+      try {
+        const now = await get(`/look/models/${encodeURIComponent(model)}/state`);
+        if (over) return;
+        if (now.loaded) {
+          const seconds = last && now.step_seconds - last.step_seconds, steps = last && now.steps - last.steps;
+          past.current = [...past.current, { ...now, busy: last ? Math.min(1, seconds / (EVERY / 1000)) : 0, rate: last ? steps / (EVERY / 1000) : 0 }].slice(-MOST_PAST);
+          last = now;
+          draw((n) => n + 1);
+        }
+      } catch {
+        // The list of requests says what is wrong.
+      }
+      if (!over) timer = setTimeout(turn, EVERY);
+    };
+    turn();
+    return () => {
+      over = true;
+      clearTimeout(timer);
+    };
+  }, [model]);
+  const all = past.current, now = all.at(-1);
+  if (!now) return null;
+  const series = [["steps per second", "rate", "accent"], ["requests that run", "running", "warm"], ["requests that wait", "waiting", "minus"]];
+  return html`<div><dl class="facts-list"><dt>pages of the cache in use</dt><dd>${now.pages_in_use.toLocaleString()} of ${now.pages.toLocaleString()}</dd>
+      <dt>pages kept for shared beginnings</dt><dd>${(now.prefix_cache_bytes / 1e6).toFixed(1)} MB</dd>
+      <dt>time spent in steps</dt><dd>${(100 * now.busy).toFixed(0)} %</dd><dt>threads</dt><dd>${now.threads}</dd></dl>
+    <${Picture} width=${width} height=${90} of=${[all, width]} label=${`the last ${all.length} seconds: ${now.rate.toFixed(0)} steps per second, ${now.running} requests run, ${now.waiting} wait`}
+      paint=${(context, w, h) => series.forEach(([, key, name]) => {
+        const most = Math.max(1, ...all.map((one) => one[key]));
+        lines(context, [{ values: all.map((one) => one[key]), colour: colour(name) }], [0, 4, (w * all.length) / MOST_PAST, h - 8], 0, most);
+      })} />
+    <ul class="legend">${series.map(([text, key, name]) => html`<li key=${key}><span class=${`mark ${name}`}></span>${text}: ${now[key].toFixed(0)}, at most ${Math.max(...all.map((one) => one[key])).toFixed(0)}</li>`)}</ul></div>`;
+}
+
+export function Live({ model, width }) {
   const [list, setList] = useState([]), [error, setError] = useState(null), [watched, setWatched] = useState(null);
   useEffect(() => {
     let over = false, timer;
@@ -29,7 +69,7 @@ export function Live() {
       clearTimeout(timer);
     };
   }, []);
-  return html`<div>${error && html`<p class="error" role="alert">${error.message}</p>`}
+  return html`<div><${Curves} model=${model} width=${width} />${error && html`<p class="error" role="alert">${error.message}</p>`}
     ${list.length === 0 && !watched && html`<p class="empty" role="status">No request runs that this key may see. Requests of other clients appear here while they run.</p>`}
     ${list.length > 0 && html`<div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><table class="plain"><caption>requests that run</caption><thead><tr><th>id</th><th>model</th><th>route</th><th>prompt</th><th>tokens</th><th>seconds</th><th></th></tr></thead>
       <tbody>${list.map((one) => html`<tr key=${one.id}><td>${one.id}</td><td>${one.model}</td><td>${one.route}</td><td class="num">${one.prompt_tokens}</td><td class="num">${one.completion_tokens}</td><td class="num">${one.seconds.toFixed(1)}</td>

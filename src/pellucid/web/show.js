@@ -12,13 +12,13 @@ export function State({ state, children }) {
 }
 
 /** A number to choose, with buttons for its neighbours. */
-export function Choose({ label, value, most, onChange }) {
-  const step = (by) => onChange(Math.max(0, Math.min(most, value + by)));
+export function Choose({ label, value, most, onChange, low = 0 }) {
+  const step = (by) => onChange(Math.max(low, Math.min(most, value + by)));
   return html`<span class="choose">
-    <button type="button" aria-label=${`${label} before`} disabled=${value <= 0} onClick=${() => step(-1)}>‹</button>
-    <label>${label} <input type="number" min="0" max=${most} value=${value}
-      onInput=${(event) => event.target.value !== "" && onChange(Math.max(0, Math.min(most, Math.round(+event.target.value) || 0)))} /></label>
-    <span class="of">of ${most + 1}</span>
+    <button type="button" aria-label=${`${label} before`} disabled=${value <= low} onClick=${() => step(-1)}>‹</button>
+    <label>${label} <input type="number" min=${low} max=${most} value=${value}
+      onInput=${(event) => event.target.value !== "" && onChange(Math.max(low, Math.min(most, Math.round(+event.target.value) || low)))} /></label>
+    ${low === 0 && html`<span class="of">of ${most + 1}</span>`}
     <button type="button" aria-label=${`${label} after`} disabled=${value >= most} onClick=${() => step(1)}>›</button>
   </span>`;
 }

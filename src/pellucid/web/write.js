@@ -5,7 +5,7 @@ import { percent, shown } from "/web/text.js";
 
 /** The step of a token's colour: 0 is sure, 4 is a surprise. */
 function surprise(p) {
-  return p >= 0.8 ? 0 : p >= 0.4 ? 1 : p >= 0.15 ? 2 : p >= 0.03 ? 3 : 4;
+  return Number.isNaN(p) || p >= 0.8 ? 0 : p >= 0.4 ? 1 : p >= 0.15 ? 2 : p >= 0.03 ? 3 : 4;
 }
 
 export function Write({ info, form, setForm, run, stop, running, error, promptPieces, path, chosen, onChoose, onBranch, siblings, onFollow }) {
@@ -34,7 +34,7 @@ export function Write({ info, form, setForm, run, stop, running, error, promptPi
   </section>`;
 }
 
-function Text({ promptPieces, path, chosen, onChoose, running }) {
+export function Text({ promptPieces, path, chosen, onChoose, running }) {
   return html`<div class="text" aria-live="off"><span class="prompt">${promptPieces.map(shownText).join("")}</span>${path.map((node, at) => html`<${Token} key=${node.id} node=${node} at=${at} chosen=${at === chosen} onChoose=${onChoose} />`)}${running && html`<span class="cursor" aria-hidden="true"></span>`}</div>`;
 }
 
@@ -46,7 +46,7 @@ function shownText(piece) {
 /** A token; it is drawn once, unless it is chosen. */
 function Token({ node, at, chosen, onChoose }) {
   const choose = () => onChoose(chosen ? null : at);
-  return html`<span role="button" tabindex="0" class=${`token s${surprise(node.probability)}`} aria-pressed=${chosen} title=${`${shown(node.piece)}  ${percent(node.probability)}`}
+  return html`<span role="button" tabindex="0" class=${`token s${surprise(node.probability)}`} aria-pressed=${chosen} title=${`${shown(node.piece)}  ${Number.isNaN(node.probability) ? "" : percent(node.probability)}`}
     onClick=${choose} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), choose())}>${shownText(node.piece)}</span>`;
 }
 

@@ -16,6 +16,8 @@ from pellucid.serve.look.fields import LOOK_BODY
 from pellucid.serve.look.generation import LookGeneration
 from pellucid.serve.look.models import described
 from pellucid.serve.look.reading import attribution, lens, near, pieces, tokenization, traced
+from pellucid.serve.look.running import state
+from pellucid.serve.look.searching import beams
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.schema import (
     COUNT,
@@ -45,6 +47,12 @@ async def _model(call: ClientCall) -> Response:
         return answer(await run_in_threadpool(described, name, llm))
 
 
+async def _state(call: ClientCall) -> Response:
+    name = call.models.known(call.request.path_params["name"])
+    llm = call.models.llm(name)
+    return answer({"loaded": llm is not None, **({} if llm is None else state(llm))})
+
+
 async def _generate(call: ClientCall) -> Response:
     fields = Body(await call.json(), LOOK_BODY)
     stream = NAMED if fields.flag("stream", True) else None
@@ -68,6 +76,7 @@ LOOK = Api(
     {
         "GET /look/models": Route(_models, "The models that can be looked at."),
         "GET /look/models/{name}": Route(_model, "The shape of a model, and its points."),
+        "GET /look/models/{name}/state": Route(_state, "How a model runs right now."),
         "POST /look/generate": Route(
             _generate,
             "A text, token by token, with the probabilities of the likeliest others.",
@@ -83,6 +92,11 @@ LOOK = Api(
             _asked(lens),
             "What the model would say after each block.",
             body({}, {"model": TEXT, **READ, "top": COUNT}),
+        ),
+        "POST /look/beams": Route(
+            _asked(beams),
+            "A beam search, with the tree of all candidates.",
+            body({}, {"model": TEXT, **READ, "num_beams": COUNT, "max_tokens": COUNT}),
         ),
         "POST /look/attribution": Route(
             _asked(attribution),

@@ -96,6 +96,12 @@ def _values(name: str, given: dict[str, Any]) -> NDArray[np.float32]:
         ) from None
 
 
+def no_more(body: Body, what: str) -> None:
+    """Refuse fields that nobody reads."""
+    if left := body.rest():
+        raise InvalidRequest(f"unknown field {brief(min(left))}: {what}")
+
+
 def piece(llm: LLM, token: int) -> str:
     """The text of a token, with a mark in place of bytes that are no whole characters."""
     return llm.tokenizer.decode([token], skip_special=False)

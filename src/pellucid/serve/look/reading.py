@@ -10,7 +10,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.body import Body
-from pellucid.serve.look.fields import array, edits_of, piece, prompt_of
+from pellucid.serve.look.fields import array, edits_of, no_more, piece, prompt_of
 from pellucid.trace.explanation import MOST_TOP
 from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.logit_lens import logit_lens
@@ -77,7 +77,7 @@ def tokenization(body: Body, llm: LLM) -> dict[str, Any]:
     text = body.text("text") or ""
     if len(text) > MOST_TEXT:
         raise InvalidRequest(f"text has {len(text):,} characters; the limit is {MOST_TEXT:,}")
-    _no_more(body, "a tokenization has text")
+    no_more(body, "a tokenization has text")
     return llm.tokenizer.explain(text).as_dict()
 
 
@@ -90,7 +90,7 @@ def pieces(body: Body, llm: LLM) -> dict[str, Any]:
         or not all(type(one) is int and 0 <= one < size for one in ids)
     ):
         raise InvalidRequest(f"ids={brief(ids)}: must be at most {MOST_IDS:,} token ids below {size:,}")
-    _no_more(body, "it has ids")
+    no_more(body, "it has ids")
     return {"pieces": [piece(llm, token) for token in ids]}
 
 
@@ -98,7 +98,7 @@ def attribution(body: Body, llm: LLM) -> dict[str, Any]:
     """What each part adds to the logit of ``token``, after ``position``: ``trace/lenses/attribution.py``."""
     prompt, token, against = prompt_of(body, llm), body.take("token"), body.take("against")
     position = body.count("position", -len(prompt), len(prompt) - 1)
-    _no_more(body, "an attribution has prompt, token, against and position")
+    no_more(body, "an attribution has prompt, token, against and position")
     at = -1 if position is None else position
     return attribute(llm, prompt, token, against=against, position=at).as_dict()
 
@@ -106,7 +106,7 @@ def attribution(body: Body, llm: LLM) -> dict[str, Any]:
 def lens(body: Body, llm: LLM) -> dict[str, Any]:
     """What the model would say after each block, at every position: ``trace/lenses/logit_lens.py``."""
     prompt, top = prompt_of(body, llm), body.count("top", 1, MOST_TOP) or 5
-    _no_more(body, "a lens has prompt and top")
+    no_more(body, "a lens has prompt and top")
     return logit_lens(llm, prompt, top=top).as_dict()
 
 
@@ -116,7 +116,7 @@ def near(body: Body, llm: LLM) -> dict[str, Any]:
     count = 8 if asked is None else asked
     if not 1 <= len(words) <= MOST_WORDS:
         raise InvalidRequest(f"words has {len(words):,} words; the limit is {MOST_WORDS}, and one at least")
-    _no_more(body, "neighbours have words and n")
+    no_more(body, "neighbours have words and n")
     found = {
         word: [
             {"piece": text, "token": token, "cosine": cosine}
@@ -130,9 +130,3 @@ def near(body: Body, llm: LLM) -> dict[str, Any]:
         "similarity": similarity(llm, words).tolist() if several else [],
         "map": word_map(llm, words).tolist() if several else [],
     }
-
-
-def _no_more(body: Body, what: str) -> None:
-    """Refuse fields that nobody reads."""
-    if left := body.rest():
-        raise InvalidRequest(f"unknown field {brief(min(left))}: {what}")

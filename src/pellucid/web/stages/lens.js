@@ -12,6 +12,7 @@ export const lens = {
   title: "Logit lens",
   about: "The residual stream after each block, read through the last norm and the output matrix: how the answer takes shape from layer to layer.",
   has: (info) => info.generates,
+  needsModel: true,
   View,
 };
 

@@ -41,7 +41,7 @@ function View({ look, at, choose, names }) {
   const name = "project.logits", state = useTrace(look, { points: [`${name}[tokens=${at.token}]`] });
   const logits = state.arrays?.[name]?.values.subarray(0, look.info.vocabulary);
   const rows = useMemo(() => (logits ? chain(logits, how) : []), [state.arrays, how]);
-  const shownRows = rows.slice(0, MOST), named = useAnswer("/look/pieces", rows.length ? { model: look.model, ids: shownRows.map((one) => one.token) } : null);
+  const shownRows = rows.slice(0, MOST), named = useAnswer("/look/pieces", rows.length && !look.recorded ? { model: look.model, ids: shownRows.map((one) => one.token) } : null);
   const nameOf = (token, i) => names[token] ?? named.value?.pieces[i];
   const kept = rows.filter((one) => one.last > 0).length, set = (part) => setHow((before) => ({ ...before, ...part }));
   return html`<div><p class="note">Logits after one token. The sliders change only what is shown here.</p>
