@@ -1,6 +1,6 @@
 // Write and watch: a prompt, the tokens that come, what else might have come, and branches.
 
-import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { Component, html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { percent, shown } from "/web/text.js";
 
 /** The step of a token's colour: 0 is sure, 4 is a surprise. */
@@ -34,8 +34,28 @@ export function Write({ info, form, setForm, run, stop, running, error, promptPi
   </section>`;
 }
 
+const CHUNK = 40; // tokens that are drawn again together
+
 export function Text({ promptPieces, path, chosen, onChoose, running }) {
-  return html`<div class="text" aria-live="off"><span class="prompt">${promptPieces.map(shownText).join("")}</span>${path.map((node, at) => html`<${Token} key=${node.id} node=${node} at=${at} chosen=${at === chosen} onChoose=${onChoose} />`)}${running && html`<span class="cursor" aria-hidden="true"></span>`}</div>`;
+  const chunks = [];
+  for (let first = 0; first < path.length; first += CHUNK) chunks.push(first);
+  return html`<div class="text" aria-live="off"><${Chunk} key="prompt" prompt=${promptPieces} nodes=${EMPTY} first=${0} chosen=${null} />${chunks.map((first) => html`<${Chunk} key=${first}
+    nodes=${path.slice(first, first + CHUNK)} first=${first} chosen=${chosen !== null && chosen >= first && chosen < first + CHUNK ? chosen : null} onChoose=${onChoose} />`)}${running && html`<span class="cursor" aria-hidden="true"></span>`}</div>`;
+}
+
+const EMPTY = [];
+
+/** Tokens that follow each other. They are drawn again only if they are others, or another one is chosen. */
+class Chunk extends Component {
+  shouldComponentUpdate({ prompt, nodes, chosen }) {
+    const mine = this.props;
+    return prompt !== mine.prompt || chosen !== mine.chosen || nodes.length !== mine.nodes.length || nodes.some((node, at) => node !== mine.nodes[at]);
+  }
+
+  render({ prompt, nodes, first, chosen, onChoose }) {
+    if (prompt) return html`<span class="prompt">${prompt.map(shownText).join("")}</span>`;
+    return html`<span>${nodes.map((node, at) => html`<${Token} key=${node.id} node=${node} at=${first + at} chosen=${first + at === chosen} onChoose=${onChoose} />`)}</span>`;
+  }
 }
 
 // Signs for what cannot be seen; spaces and line ends stay what they are.

@@ -1,0 +1,130 @@
+"""What the page costs: its first paint, the time to paint a new token, and decode while it is open.
+
+    python bench/page.py [--model smollm2] [--tokens 1000]
+
+Needs what `make test-web` installs. The first paint is the browser's own figure, with the model loaded. A token's paint
+is the time from the frame in which it comes until the page's styles and layout are done, with --tokens tokens on the
+screen. Decode is measured by a client of the server without the page, with the page open, and with its list of requests
+open, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import socket
+import statistics
+import threading
+import time
+from typing import Any
+
+import httpx
+import uvicorn
+from playwright.sync_api import Page, sync_playwright
+
+import pellucid
+from pellucid.serve.app import create_app
+from pellucid.serve.guard import AccessRules
+from pellucid.serve.pool import ModelPool
+
+ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+TURNS, ANSWER = 7, 128
+# Every frame's work is timed from its callback to the end of what it makes the page lay out.
+TIMED = """
+globalThis.paints = [];
+const frame = globalThis.requestAnimationFrame.bind(globalThis);
+globalThis.requestAnimationFrame = (call) => frame((time) => {
+  const start = performance.now();
+  call(time);
+  const settled = () => { document.body.offsetHeight; globalThis.paints.push(performance.now() - start); };
+  Promise.resolve().then(() => Promise.resolve()).then(settled);
+});
+"""
+
+
+def server(model: str) -> str:
+    models = ModelPool([model], lambda name: pellucid.load(name), 1 << 40)
+    models.put(model, pellucid.load(model))
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_app(models, AccessRules()), log_level="warning")
+    run = uvicorn.Server(config).run
+    threading.Thread(target=run, kwargs={"sockets": [listening]}, daemon=True).start()
+    return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def first_paint(page: Page, url: str) -> float:
+    page.goto(url)
+    page.locator("textarea").wait_for()
+    found = page.evaluate("() => performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    return float(found) / 1000
+
+
+def paints(page: Page, tokens: int) -> list[float]:
+    """Milliseconds of each frame that had new tokens, for the last quarter of the tokens."""
+    page.locator("details").first.evaluate("(one) => { one.open = true; }")
+    page.get_by_label("tokens", exact=True).fill(str(tokens))
+    page.locator("#prompt").fill("Once upon a time there was a")
+    page.locator("form button.main").click()
+    page.locator(".text .token").nth(tokens * 3 // 4).wait_for(timeout=300_000)
+    before = page.evaluate("() => globalThis.paints.length")
+    page.locator("form button.main:not([disabled])").wait_for(timeout=300_000)
+    found: list[float] = page.evaluate("(from) => globalThis.paints.slice(from)", before)
+    return found
+
+
+def decode(url: str, model: str) -> float:
+    body = {
+        "model": model,
+        "prompt": "Once upon a time",
+        "max_tokens": ANSWER,
+        "ignore_eos": True,
+        "prompt_lookup": False,
+    }
+    start = time.perf_counter()
+    httpx.post(url + "/v1/completions", json=body, timeout=300).raise_for_status()
+    return ANSWER / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--tokens", type=int, default=1000)
+    given = parser.parse_args()
+    url, found = server(given.model), dict[str, Any]()
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
+
+        def opened() -> Page:
+            page = browser.new_page()
+            page.add_init_script(TIMED)
+            return page
+
+        page = opened()
+        found["first_paint_seconds"] = statistics.median(first_paint(page, url) for _ in range(5))
+        times = sorted(paints(page, given.tokens))
+        found["paints"] = len(times)
+        found["paint_median_ms"] = statistics.median(times)
+        found["paint_p95_ms"] = times[int(0.95 * (len(times) - 1))]
+        page.close()
+        rates: dict[str, list[float]] = {"closed": [], "open": [], "list of requests": []}
+        for _ in range(TURNS):
+            rates["closed"].append(decode(url, given.model))
+            page = opened()
+            first_paint(page, url)
+            time.sleep(1)
+            rates["open"].append(decode(url, given.model))
+            page.locator("#stage-live h3 button").click()
+            rates["list of requests"].append(decode(url, given.model))
+            page.close()
+        browser.close()
+    for name, values in rates.items():
+        found[f"decode, page {name}"] = statistics.median(values)
+    for name, value in found.items():
+        print(f"{name:32} {value:,.3f}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
