@@ -79,6 +79,7 @@ test-web: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,web]'
 	command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
 	$(BIN)/python -m pytest tests/web
+	$(BIN)/python tests/web/screenshots.py .screenshots
 
 test-soak: $(VENV)/dev
 	$(BIN)/python tests/soak.py $(SOAK)
@@ -126,4 +127,4 @@ $(VENV)/oracles: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-* .screenshots .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

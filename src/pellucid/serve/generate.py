@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -36,8 +36,20 @@ class Streaming(Generating, Protocol):
         ...
 
 
+@overload
 async def generated(
     call: ClientCall, name: str, read: Callable[[LLM], Streaming], stream: StreamForm | None
+) -> Response: ...
+
+
+@overload
+async def generated(
+    call: ClientCall, name: str, read: Callable[[LLM], Generating], stream: None
+) -> Response: ...
+
+
+async def generated(
+    call: ClientCall, name: str, read: Callable[[LLM], Any], stream: StreamForm | None
 ) -> Response:
     """Answer what ``read`` makes of a body for the model ``name``, as a ``stream`` or whole (None)."""
     async with AsyncExitStack() as stack:

@@ -97,6 +97,13 @@ class Guard:
             )
         if origin is not None and origin_host != host and origin not in rules.origins:
             return 403, f"origin {origin[:100]!r} may not ask: start the server with --allow-origin"
+        if (
+            headers.get("sec-fetch-site") == "cross-site"
+            and origin not in rules.origins
+            and not _is_open(path)
+        ):
+            # A picture or a link of another page: its requests have no origin.
+            return 403, "another site may not ask: start the server with --allow-origin"
         if rules.keys and not _is_open(path) and not rules.has_key(headers):
             return 401, "a key is needed: send it as Authorization: Bearer KEY"
         return None

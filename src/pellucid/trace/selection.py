@@ -16,7 +16,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.points import Point
 
-MOST_NAME, MOST_NUMBER = 1000, 1 << 31
+MOST_NAME, MOST_NUMBER, MOST_RANGES = 1000, 1 << 31, 64
 NUMBERS = re.compile(r"(\d{0,10})(:?)(\d{0,10})")
 KEYS = ("heads", "dims", "tokens")
 
@@ -151,8 +151,10 @@ def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ..
     """The numbers that a value lists, below ``size``, in order."""
     if value is None:
         return tuple(range(size))
-    found = set[int]()
-    for part in value.split(","):
+    found, parts = set[int](), value.split(",")
+    if len(parts) > MOST_RANGES:
+        raise InvalidRequest(f"point={brief(text)}: {len(parts)} ranges; the limit is {MOST_RANGES}")
+    for part in parts:
         one = _range(text, key, part, size)
         if not len(one) or one.stop > size:
             raise InvalidRequest(

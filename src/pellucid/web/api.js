@@ -4,6 +4,7 @@ let key = sessionStorage.getItem("pellucid.key") || "";
 
 /** The key that requests have; it is kept for this tab alone. */
 export function setKey(value) {
+  if (/[^\x20-\x7e]/.test(value)) throw new Error("A key has letters, digits and signs of ASCII alone.");
   key = value;
   if (value) sessionStorage.setItem("pellucid.key", value);
   else sessionStorage.removeItem("pellucid.key");
@@ -86,18 +87,23 @@ function parsed(part) {
 
 /** An array of the server, {shape, dtype, data}: its numbers in a row, with the shape. */
 export function array({ shape, dtype, data }) {
-  const bytes = Uint8Array.from(atob(data), (one) => one.charCodeAt(0));
+  const text = atob(data), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   const values = dtype === "int32" ? new Int32Array(bytes.buffer) : new Float32Array(bytes.buffer);
-  return { shape, values, row: (...at) => row(shape, values, at) };
+  return shaped(values, shape);
 }
 
-function row(shape, values, at) {
-  let size = values.length, start = 0;
-  for (const [axis, index] of at.entries()) {
-    size /= shape[axis];
-    start += index * size;
-  }
-  return values.subarray(start, start + size);
+/** Numbers in a row with their shape; `row(i, j)` are those at the first indices. */
+export function shaped(values, shape) {
+  const row = (...at) => {
+    let size = values.length, start = 0;
+    at.forEach((index, axis) => {
+      size /= shape[axis];
+      start += index * size;
+    });
+    return values.subarray(start, start + size);
+  };
+  return { shape, values, row };
 }
 
 /** Numbers as the server takes them. */

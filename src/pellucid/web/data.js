@@ -4,32 +4,49 @@ import { useEffect, useMemo, useState } from "/web/vendor/htm-preact-3.1.1.modul
 import { array, post } from "/web/api.js";
 import { lengths, selected } from "/web/recorded.js";
 
-const KEPT = 24;
+const KEPT = 24, MOST_BYTES = 128 << 20, QUIET = 120; // milliseconds before a question that may change again
 const known = new Map();
 
-/** An answer of the server for a body; the same question is asked once. */
+function remember(key, value, size) {
+  known.set(key, { value, size });
+  let sum = [...known.values()].reduce((all, one) => all + one.size, 0);
+  for (const [old, one] of known) {
+    if (known.size <= KEPT && sum <= MOST_BYTES) break;
+    if (old === key) continue;
+    known.delete(old);
+    sum -= one.size;
+  }
+}
+
+function decoded(answer) {
+  if (!answer.arrays) return { ...answer, size: 0 };
+  const arrays = Object.fromEntries(Object.entries(answer.arrays).map(([name, one]) => [name, array(one)]));
+  return { ...answer, arrays, size: Object.values(arrays).reduce((sum, one) => sum + 4 * one.values.length, 0) };
+}
+
+/** An answer of the server for a body; the same question is asked once. While it is awaited there is none. */
 export function useAnswer(path, body) {
   const [state, setState] = useState({});
   const key = body && path + JSON.stringify(body);
   useEffect(() => {
-    if (!key) return undefined;
-    if (known.has(key)) {
-      setState({ value: known.get(key) });
-      return undefined;
-    }
+    if (!key || known.has(key)) return undefined;
     const stop = new AbortController();
-    setState((before) => ({ value: before.value, waiting: true }));
-    post(path, body, stop.signal).then(
-      (value) => {
-        known.set(key, value);
-        if (known.size > KEPT) known.delete(known.keys().next().value);
-        setState({ value, of: key });
+    const timer = setTimeout(() => post(path, body, stop.signal).then(
+      (answer) => {
+        const value = decoded(answer);
+        remember(key, value, value.size);
+        setState({ key });
       },
-      (error) => error.name !== "AbortError" && setState({ error }),
-    );
-    return () => stop.abort();
+      (error) => error.name !== "AbortError" && setState({ key, error }),
+    ), QUIET);
+    return () => {
+      clearTimeout(timer);
+      stop.abort();
+    };
   }, [key]);
-  return state;
+  if (!key) return {};
+  if (known.has(key)) return { value: known.get(key).value };
+  return state.key === key ? { error: state.error } : { waiting: true };
 }
 
 /** Recorded values by their points: `points` as they are, `norms` as the lengths of their rows. */
@@ -40,11 +57,7 @@ export function useTrace(look, { points = [], norms = [] }) {
   const { value, error, waiting } = useAnswer("/look/trace", body);
   const key = look.recorded && JSON.stringify([points, norms]);
   const kept = useMemo(() => (key ? fromFile(look.recorded, points, norms) : null), [look.recorded, key]);
-  if (kept) return kept;
-  if (!value || !body) return { error, waiting: waiting || !!body };
-  const arrays = {};
-  for (const [name, one] of Object.entries(value.arrays)) arrays[name] = array(one);
-  return { arrays, pieces: value.pieces, error, waiting };
+  return kept ?? { arrays: value?.arrays, error, waiting };
 }
 
 function fromFile({ arrays }, points, norms) {
@@ -59,4 +72,4 @@ function fromFile({ arrays }, points, norms) {
 }
 
 // For the curious, in the browser's console: what the server has answered.
-globalThis.pellucid = { answers: known };
+globalThis.pellucid = { get answers() { return new Map([...known].map(([key, one]) => [key, one.value])); } };

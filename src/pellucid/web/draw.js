@@ -51,13 +51,13 @@ function channels(text) {
   return [value >> 16, (value >> 8) & 255, value & 255];
 }
 
+const SHADES = 255;
+
 /** A shade between two colours of the page: 0 is the first. */
 export function shade(from, to) {
   const low = channels(colour(from)), high = channels(colour(to));
-  return (part) => {
-    const at = Math.max(0, Math.min(1, part)), mix = low.map((one, i) => Math.round(one + at * (high[i] - one)));
-    return `rgb(${mix.join(",")})`;
-  };
+  const all = Array.from({ length: SHADES + 1 }, (_, n) => `rgb(${low.map((one, i) => Math.round(one + (n / SHADES) * (high[i] - one))).join(",")})`);
+  return (part) => all[Math.max(0, Math.min(SHADES, Math.round(part * SHADES))) || 0];
 }
 
 /** A shade of numbers of either sign, `most` in size. */
@@ -72,7 +72,7 @@ export function heat(context, values, rows, columns, box, of) {
   for (let r = 0; r < rows; r++) {
     for (let c = 0; c < columns; c++) {
       const value = values[r * columns + c];
-      if (Number.isNaN(value)) continue;
+      if (Number.isNaN(value) || value === 0) continue; // nothing is the ground
       context.fillStyle = of(value);
       context.fillRect(left + c * w, top + r * h, Math.ceil(w), Math.ceil(h));
     }

@@ -14,7 +14,7 @@ function Curves({ model, width }) {
     let over = false, timer, last = null;
     const turn = async () => {
       try {
-        const now = await get(`/look/models/${encodeURIComponent(model)}/state`);
+        const now = await get(`/look/state/${encodeURIComponent(model)}`);
         if (over) return;
         if (now.loaded) {
           const seconds = last && now.step_seconds - last.step_seconds, steps = last && now.steps - last.steps;

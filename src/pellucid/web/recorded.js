@@ -1,5 +1,6 @@
 // A recorded run: a safetensors file that pellucid wrote (trace/recorded.py), read here without a server's help.
 
+import { shaped } from "/web/api.js";
 import { Tree } from "/web/tree.js";
 
 const KEY = "pellucid.run", VERSION = 1, MOST_HEADER = 100 << 20;
@@ -27,18 +28,6 @@ export async function openRun(file) {
     arrays[name] = shaped(new Kind(bytes.slice(8 + size + start, 8 + size + stop)), one.shape);
   }
   return { name: file.name, facts, arrays };
-}
-
-function shaped(values, shape) {
-  const row = (...at) => {
-    let size = values.length, start = 0;
-    at.forEach((index, axis) => {
-      size /= shape[axis];
-      start += index * size;
-    });
-    return values.subarray(start, start + size);
-  };
-  return { shape, values, row };
 }
 
 /** The text of a run as the page has texts: its prompt, and its tokens as a tree with one branch. */
@@ -89,9 +78,12 @@ function range(text, size) {
 function part(one, [first, last], [low, high]) {
   const width = one.shape.at(-1);
   if (first === 0 && last === one.shape[0] && low === 0 && high === width) return one;
-  const rows = [];
-  for (let t = first; t < last; t++) rows.push(...one.row(t).subarray(low, high));
-  return shaped(one.values.constructor.from(rows), [last - first, ...one.shape.slice(1, -1), high - low]);
+  const parts = one.shape.slice(1, -1).reduce((a, b) => a * b, 1), size = high - low, made = new one.values.constructor((last - first) * parts * size);
+  for (let t = first; t < last; t++) {
+    const row = one.row(t);
+    for (let p = 0; p < parts; p++) made.set(row.subarray(p * width + low, p * width + high), ((t - first) * parts + p) * size);
+  }
+  return shaped(made, [last - first, ...one.shape.slice(1, -1), size]);
 }
 
 /** The lengths of an array's rows. */

@@ -5,6 +5,7 @@ export class Tree {
     this.nodes = new Map(); // by id; 0 is the prompt
     this.nodes.set(0, { id: 0, parent: null, children: [] });
     this.next = 1;
+    this.forks = 0; // nodes with more than one child
   }
 
   /** A token after another one; the same token is not added twice. */
@@ -14,6 +15,7 @@ export class Tree {
     const made = { ...token, id: this.next++, parent, children: [] };
     this.nodes.set(made.id, made);
     this.nodes.get(parent).children.push(made.id);
+    this.forks += this.nodes.get(parent).children.length === 2;
     return made;
   }
 
@@ -37,16 +39,15 @@ export class Tree {
 
   /** All ends, each with the text from where its branch begins, and how many branches are before it. */
   leaves() {
-    const found = [];
-    const walk = (id, depth, from) => {
-      const node = this.nodes.get(id);
+    const found = [], open = [{ id: 0, depth: 0, from: 0 }];
+    while (open.length) {
+      const { id, depth, from } = open.pop(), node = this.nodes.get(id);
       if (!node.children.length && id) {
         const path = this.path(id), start = path.findIndex((one) => one.id === from);
-        found.push({ leaf: node, depth, text: path.slice(Math.max(start, 0)).map((one) => one.piece).join("").slice(0, 48) });
+        found.push({ leaf: node, depth, text: path.slice(Math.max(start, 0), Math.max(start, 0) + 24).map((one) => one.piece).join("").slice(0, 48) });
       }
-      node.children.forEach((child, at) => walk(child, depth + (at ? 1 : 0), at ? child : from));
-    };
-    walk(0, 0, 0);
+      node.children.map((child, at) => ({ id: child, depth: depth + (at ? 1 : 0), from: at ? child : from })).reverse().forEach((one) => open.push(one));
+    }
     return found;
   }
 }

@@ -1,6 +1,6 @@
 // Write and watch: a prompt, the tokens that come, what else might have come, and branches.
 
-import { Component, html } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { Component, html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { percent, shown } from "/web/text.js";
 
 /** The step of a token's colour: 0 is sure, 4 is a surprise. */
@@ -8,26 +8,29 @@ function surprise(p) {
   return Number.isNaN(p) || p >= 0.8 ? 0 : p >= 0.4 ? 1 : p >= 0.15 ? 2 : p >= 0.03 ? 3 : 4;
 }
 
-export function Write({ info, form, setForm, run, stop, running, error, promptPieces, path, chosen, onChoose, onBranch, siblings, onFollow }) {
+const ENDS = { stop: "The model has ended the text.", length: "As long as was asked for, or as the context is.", time: "The time is over." };
+
+export function Write({ info, form, setForm, run, stop, running, error, promptPieces, path, chosen, onChoose, onBranch, siblings, onFollow, finish }) {
   const set = (part) => setForm({ ...form, ...part });
   const submit = (event) => {
     event.preventDefault();
     if (!running) run();
   };
   return html`<section class="write" aria-labelledby="write-title"><h2 id="write-title">Write and watch</h2>
-    <form onSubmit=${submit}>
+    <form onSubmit=${submit} noValidate>
       <label for="prompt">${info.generates ? (form.chat ? "Message" : "Text to continue") : "Sentence"}</label>
       <textarea id="prompt" rows="4" value=${form.text} spellcheck="false" onInput=${(event) => set({ text: event.target.value })}
         onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && submit(event)}></textarea>
       ${info.generates && html`<details><summary>How the text is made</summary><div class="options">
         ${info.chat && html`<label><input type="checkbox" checked=${form.chat} onChange=${(event) => set({ chat: event.target.checked })} /> as a chat message</label>`}
         ${[["tokens", "max_tokens", 1, 2000, 1], ["temperature", "temperature", 0, 2, 0.05], ["top-k (0: all)", "top_k", 0, 1000, 1], ["top-p", "top_p", 0.01, 1, 0.01], ["seed", "seed", 0, 4294967295, 1]].map(([label, key, low, high, step]) => html`
-          <label key=${key}>${label} <input type="number" min=${low} max=${high} step=${step} value=${form[key]} onInput=${(event) => event.target.value !== "" && set({ [key]: +event.target.value })} /></label>`)}
+          <label key=${key}>${label} <input type="number" min=${low} max=${high} step=${step} value=${form[key]} onChange=${(event) => { event.target.value = Math.max(low, Math.min(high, +event.target.value || low)); set({ [key]: +event.target.value }); }} /></label>`)}
       </div></details>`}
       <div class="bar"><button type="submit" class="main" disabled=${running || !form.text}>${info.generates ? "Generate" : "Read"}</button>
         ${running && html`<button type="button" onClick=${stop}>Stop</button>`}</div>
     </form>
     ${error && html`<p class="error" role="alert">${error.message}</p>`}
+    <p class="note" role="status">${running ? "" : ENDS[finish] ?? ""}</p>
     ${promptPieces.length > 0 && html`<${Text} promptPieces=${promptPieces} path=${path} chosen=${chosen} onChoose=${onChoose} running=${running} />`}
     ${chosen !== null && path[chosen] && html`<${Alternatives} node=${path[chosen]} siblings=${siblings(path[chosen])} onBranch=${onBranch} onFollow=${onFollow} running=${running} />`}
     ${info.generates && path.length > 0 && html`<p class="legend-line" aria-hidden="true">${["sure", "likely", "open", "unlikely", "a surprise"].map((text, i) => html`<span key=${i} class=${`token s${i}`}>${text}</span>`)}</p>`}
@@ -63,7 +66,7 @@ function shownText(piece) {
   return piece.split(/([ \n])/).map((part) => (part === " " || part === "\n" || part === "" ? part : shown(part))).join("");
 }
 
-/** A token; it is drawn once, unless it is chosen. */
+/** A token. */
 function Token({ node, at, chosen, onChoose }) {
   const choose = () => onChoose(chosen ? null : at);
   return html`<span role="button" tabindex="0" class=${`token s${surprise(node.probability)}`} aria-pressed=${chosen} title=${`${shown(node.piece)}  ${Number.isNaN(node.probability) ? "" : percent(node.probability)}`}
@@ -82,8 +85,9 @@ function Alternatives({ node, siblings, onBranch, onFollow, running }) {
 }
 
 /** The branches as a tree of texts; the one that is shown is marked. */
-export function Branches({ leaves, current, onFollow }) {
+export function Branches({ tree, running, current, onFollow }) {
+  const leaves = useMemo(() => (tree.forks ? tree.leaves() : []), [tree, tree.nodes.size]);
   if (leaves.length < 2) return null;
   return html`<section class="branches" aria-labelledby="branches-title"><h3 id="branches-title">Branches</h3><ul>${leaves.map(({ leaf, depth, text }) => html`
-    <li key=${leaf.id} style=${{ marginLeft: `${Math.min(depth, 8) * 10}px` }}><button type="button" class="quiet" aria-current=${leaf.id === current} onClick=${() => onFollow(leaf)}>${shown(text)}</button></li>`)}</ul></section>`;
+    <li key=${leaf.id} style=${{ marginLeft: `${Math.min(depth, 8) * 10}px` }}><button type="button" class="quiet" disabled=${running} aria-pressed=${leaf.id === current} onClick=${() => onFollow(leaf)}>${shown(text)}</button></li>`)}</ul></section>`;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,45 @@ def test_the_page_is_small_and_strict(folder: Path) -> None:
         assert httpx.get(f"{served.url}/web/nothing.js").status_code == 404
         assert httpx.get(f"{served.url}/web/..%2f__init__.py").status_code == 404
         assert httpx.get(f"{served.url}/look/models").status_code == 401
+
+
+def test_a_trace_is_greedy_unless_told_otherwise(served: Served, llm: LLM) -> None:
+    made = llm.generate(PROMPT, temperature=0, max_new_tokens=5, ignore_eos=True)
+    for _ in range(3):
+        answer = asked(served, "trace", prompt=PROMPT, points=["embed"], max_tokens=5, ignore_eos=True)
+        assert answer["ids"] == made.ids
+
+
+def test_work_ends_when_its_client_goes(served: Served, llm: LLM) -> None:
+    body = {"model": "one", "prompt": PROMPT, "points": ["embed"], "max_tokens": 900, "ignore_eos": True}
+    for _ in range(8):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{served.url}/look/trace", json=body, timeout=0.05)
+    end = time.monotonic() + 20
+    while llm.engine.running and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not llm.engine.running
+    assert not served.models._loaded["one"].users
+
+
+def test_what_costs_too_much_is_refused(served: Served, llm: LLM) -> None:
+    long = [65] * 600
+    assert "limit is 512" in refused(served, "lens", prompt=long)
+    assert "limit is 4,000" in refused(served, "tokenize", text="x" * 5000)
+    assert "characters each" in refused(served, "neighbours", words=["x" * 300])
+    assert "of 8 at a time" in refused(served, "neighbours", words=list("abcdefghij"), n=2)
+    assert "the limit is 64" in refused(served, "trace", prompt=PROMPT, points=["embed"] * 65)
+    many = ",".join(["0:"] * 65)
+    assert "ranges" in refused(served, "trace", prompt=PROMPT, points=[f"embed[dims={many}]"])
+    huge = [{"edit": "add", "point": "embed", "values": [10**400]}]
+    assert "values=" in refused(served, "trace", prompt=PROMPT, points=["embed"], edits=huge)
+    assert "missing" in refused(
+        served, "trace", prompt=PROMPT, points=["embed"], edits=[{"edit": "add", "point": "embed"}]
+    )
+
+
+def test_another_site_can_make_the_server_load_nothing(served: Served) -> None:
+    answer = httpx.get(f"{served.url}/look/models/two", headers={"sec-fetch-site": "cross-site"})
+    assert answer.status_code == 403
+    assert "two" not in served.models.loaded
+    assert httpx.get(f"{served.url}/health", headers={"sec-fetch-site": "cross-site"}).status_code == 200

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -15,7 +18,7 @@ from pellucid.serve.generate import generated
 from pellucid.serve.look.fields import LOOK_BODY
 from pellucid.serve.look.generation import LookGeneration
 from pellucid.serve.look.models import described
-from pellucid.serve.look.reading import attribution, lens, near, pieces, tokenization, traced
+from pellucid.serve.look.reading import TraceReading, attribution, lens, near, pieces, tokenization
 from pellucid.serve.look.running import state
 from pellucid.serve.look.searching import beams
 from pellucid.serve.openai.answer import error_body
@@ -32,6 +35,7 @@ from pellucid.serve.schema import (
     listed,
 )
 
+MOST_THREADS = 4
 NAMES = {"type": "array", "items": TEXT}
 READ = {"prompt": PROMPT, "messages": listed(OBJECT)}
 
@@ -60,23 +64,62 @@ async def _generate(call: ClientCall) -> Response:
     return await generated(call, name, lambda llm: LookGeneration.of(fields, llm), stream)
 
 
+async def _trace(call: ClientCall) -> Response:
+    fields = Body(await call.json(), LOOK_BODY)
+    name = fields.model_or(call.models.names[0])
+    return await generated(call, name, lambda llm: TraceReading.of(fields, llm), None)
+
+
+_working = set[asyncio.Task[dict[str, Any]]]()
+
+
 def _asked(read: Callable[[Body, LLM], dict[str, Any]]) -> Callable[[ClientCall], Any]:
-    """A route that answers what ``read`` makes of a body, in a thread."""
+    """A route that answers what ``read`` makes of a body, in a thread.
+
+    A thread cannot be ended: if the client goes, the model is in use, and the thread counts, until it has ended.
+    """
 
     async def run(call: ClientCall) -> Response:
         fields = Body(await call.json(), LOOK_BODY)
-        async with call.models.use(fields.model_or(call.models.names[0])) as llm:
-            return answer(await call.unless_gone(run_in_threadpool(read, fields, llm)))
+
+        async def work() -> dict[str, Any]:
+            async with call.models.use(fields.model_or(call.models.names[0])) as llm:
+                return await to_thread.run_sync(read, fields, llm, limiter=_limiter())
+
+        task = asyncio.ensure_future(work())
+        _working.add(task)
+        task.add_done_callback(_ended)
+
+        async def shielded() -> dict[str, Any]:
+            return await asyncio.shield(task)
+
+        return answer(await call.unless_gone(shielded()))
 
     return run
+
+
+def _ended(task: asyncio.Task[dict[str, Any]]) -> None:
+    _working.discard(task)
+    if not task.cancelled():
+        task.exception()  # it is the client's, who may have gone
+
+
+@cache
+def _limit_of(loop: Any) -> CapacityLimiter:
+    return CapacityLimiter(MOST_THREADS)
+
+
+def _limiter() -> CapacityLimiter:
+    """How many of these run at a time in this event loop."""
+    return _limit_of(asyncio.get_running_loop())
 
 
 LOOK = Api(
     "look",
     {
         "GET /look/models": Route(_models, "The models that can be looked at."),
-        "GET /look/models/{name}": Route(_model, "The shape of a model, and its points."),
-        "GET /look/models/{name}/state": Route(_state, "How a model runs right now."),
+        "GET /look/models/{name:path}": Route(_model, "The shape of a model, and its points."),
+        "GET /look/state/{name:path}": Route(_state, "How a model runs right now."),
         "POST /look/generate": Route(
             _generate,
             "A text, token by token, with the probabilities of the likeliest others.",
@@ -84,7 +127,7 @@ LOOK = Api(
             stream="text/event-stream",
         ),
         "POST /look/trace": Route(
-            _asked(traced),
+            _trace,
             "Recorded values of a prompt and what follows it.",
             body({}, {**generation_options(), "model": TEXT, **READ, "points": NAMES, "norms": NAMES}),
         ),

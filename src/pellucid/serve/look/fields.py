@@ -85,12 +85,14 @@ def _edit(name: str, given: dict[str, Any]) -> EditOf:
 
 def _values(name: str, given: dict[str, Any]) -> NDArray[np.float32]:
     values, shape = given.pop("values", None), given.pop("shape", None)
+    if values is None:
+        raise InvalidRequest(f"{name}.values is missing: numbers, or base64 of float32")
     try:
         if isinstance(values, str):
             made = np.frombuffer(base64.b64decode(values, validate=True), "<f4").astype(np.float32)
             return made if shape is None else made.reshape(shape)
         return np.asarray(values, np.float32)
-    except (ValueError, TypeError, binascii.Error):
+    except (ValueError, TypeError, OverflowError, binascii.Error):
         raise InvalidRequest(
             f"{name}.values={brief(values)}: must be numbers, or base64 of float32 that fills the shape"
         ) from None

@@ -2,65 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.body import Body
 from pellucid.serve.look.fields import array, edits_of, no_more, piece, prompt_of
+from pellucid.trace.edits import EditOf
 from pellucid.trace.explanation import MOST_TOP
 from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.neighbours import neighbours, similarity, word_map
 from pellucid.trace.selection import select
+from pellucid.trace.trace import Trace
 
-MOST_POINTS, MOST_ANSWER, MOST_TEXT, MOST_IDS = 256, 64 << 20, 100_000, 4096
+MOST_POINTS, MOST_ANSWER, MOST_TEXT, MOST_IDS = 64, 64 << 20, 4000, 4096
+MOST_LENS, MOST_SCORES, MOST_ATTRIBUTED = 512, 1 << 26, 2048  # tokens; tokens times the vocabulary; tokens
+MOST_SEARCHED, MOST_WORD = 8, 200  # words whose neighbours are looked for; characters of a word
 MOST_WORDS, MOST_NEIGHBOURS = 32, 50
 
 
-def traced(body: Body, llm: LLM) -> dict[str, Any]:
-    """The values of ``points``, and of ``norms`` the lengths of their rows, for a prompt and what follows it.
+@dataclass(frozen=True)
+class TraceReading:
+    """The values of ``points``, and of ``norms`` the lengths of their rows, for a prompt and what follows it."""
 
-    Raises:
-        InvalidRequest: a field is wrong, or the answer would be too large.
-    """
-    prompt, edits = prompt_of(body, llm), edits_of(body, llm)
-    points, norms = _names(body, "points"), _names(body, "norms")
-    options: dict[str, Any] = {"max_new_tokens": 1, "temperature": 0, **body.options({})}
-    with llm.trace(*dict.fromkeys([*points, *norms]), budget=4 * MOST_ANSWER) as trace:
-        if llm.spec.head:
-            made = llm.generate(prompt, edits=edits, **options)
-            ids, text = made.ids, made.text
+    llm: LLM
+    prompt: list[int]
+    trace: Trace
+    lengths: Set[str]
+    edits: Sequence[EditOf]
+    groups: Sequence[RequestGroup]
+
+    @classmethod
+    def of(cls, body: Body, llm: LLM) -> TraceReading:
+        """Read a body.
+
+        Raises:
+            InvalidRequest: a field is wrong; the message names it.
+        """
+        prompt, edits = prompt_of(body, llm), edits_of(body, llm)
+        points, norms = _names(body, "points"), _names(body, "norms")
+        options = body.options({"temperature": 0, "max_new_tokens": 1})
+        lengths = {one.name for one in select(llm.points, norms)} - {
+            one.name for one in select(llm.points, points)
+        }
+        with llm.trace(*dict.fromkeys([*points, *norms]), budget=4 * MOST_ANSWER) as trace:
+            groups = [llm.request(prompt, edits=edits, **options)] if llm.spec.head else []
+        return cls(llm, prompt, trace, lengths, edits, groups)
+
+    def answer(self, name: str, number: str) -> dict[str, Any]:
+        """The arrays; the sentence of an encoder is read now.
+
+        Raises:
+            InvalidRequest: they are too large.
+        """
+        llm = self.llm
+        if not self.groups:
+            with llm.trace(*(one.name for one in self.trace.selected), budget=4 * MOST_ANSWER) as trace:
+                llm.embed_tokens([self.prompt], list(self.edits))
         else:
-            llm.embed_tokens([prompt], edits)
-            ids, text = [], ""
-    (sequence,) = trace.sequences
-    lengths = {one.name for one in select(llm.points, norms)} - {
-        one.name for one in select(llm.points, points)
-    }
-    arrays, size = dict[str, Any](), 0
-    for name in trace:
-        values = sequence[name]
-        if name in lengths:
-            flat = values.reshape(len(values), -1).astype(np.float64)
-            values = np.sqrt((flat * flat).sum(-1)).astype(np.float32)
-        size += values.nbytes
-        if size > MOST_ANSWER:
-            raise InvalidRequest(
-                f"points={brief(name)}: the answer is larger than {MOST_ANSWER >> 20} MiB: name fewer points"
-            )
-        arrays[name] = array(values)
-    return {
-        "prompt": prompt,
-        "ids": ids,
-        "pieces": [piece(llm, token) for token in [*prompt, *ids]],
-        "text": text,
-        "dropped": trace.dropped,
-        "arrays": arrays,
-    }
+            trace = self.trace
+        made = self.groups[0].results()[0] if self.groups else None
+        ids, (sequence,) = made.ids if made else [], trace.sequences
+        arrays, size = dict[str, Any](), 0
+        for point in trace:
+            values = sequence[point]
+            if point in self.lengths:
+                flat = values.reshape(len(values), -1).astype(np.float64)
+                values = np.sqrt((flat * flat).sum(-1)).astype(np.float32)
+            size += values.nbytes
+            if size > MOST_ANSWER:
+                raise InvalidRequest(
+                    f"points={brief(point)}: the answer is larger than {MOST_ANSWER >> 20} MiB: name fewer points"
+                )
+            arrays[point] = array(values)
+        return {
+            "model": name,
+            "prompt": self.prompt,
+            "ids": ids,
+            "pieces": [piece(llm, token) for token in [*self.prompt, *ids]],
+            "text": made.text if made else "",
+            "dropped": trace.dropped,
+            "arrays": arrays,
+        }
 
 
 def _names(body: Body, field: str) -> list[str]:
@@ -99,14 +129,21 @@ def attribution(body: Body, llm: LLM) -> dict[str, Any]:
     prompt, token, against = prompt_of(body, llm), body.take("token"), body.take("against")
     position = body.count("position", -len(prompt), len(prompt) - 1)
     no_more(body, "an attribution has prompt, token, against and position")
+    _refuse_long(prompt, MOST_ATTRIBUTED)
     at = -1 if position is None else position
     return attribute(llm, prompt, token, against=against, position=at).as_dict()
+
+
+def _refuse_long(prompt: list[int], most: int) -> None:
+    if len(prompt) > most:
+        raise InvalidRequest(f"prompt has {len(prompt):,} tokens; the limit is {most:,} here")
 
 
 def lens(body: Body, llm: LLM) -> dict[str, Any]:
     """What the model would say after each block, at every position: ``trace/lenses/logit_lens.py``."""
     prompt, top = prompt_of(body, llm), body.count("top", 1, MOST_TOP) or 5
     no_more(body, "a lens has prompt and top")
+    _refuse_long(prompt, min(MOST_LENS, MOST_SCORES // llm.spec.embedding.vocabulary))
     return logit_lens(llm, prompt, top=top).as_dict()
 
 
@@ -117,6 +154,10 @@ def near(body: Body, llm: LLM) -> dict[str, Any]:
     if not 1 <= len(words) <= MOST_WORDS:
         raise InvalidRequest(f"words has {len(words):,} words; the limit is {MOST_WORDS}, and one at least")
     no_more(body, "neighbours have words and n")
+    if any(len(word) > MOST_WORD for word in words) or (count and len(words) > MOST_SEARCHED):
+        raise InvalidRequest(
+            f"words={brief(words)}: at most {MOST_WORD} characters each, and neighbours of {MOST_SEARCHED} at a time"
+        )
     found = {
         word: [
             {"piece": text, "token": token, "cosine": cosine}

@@ -3,7 +3,7 @@
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useTrace } from "/web/data.js";
 import { Picture, colour, fitted, heat, shade } from "/web/draw.js";
-import { Choose, State } from "/web/show.js";
+import { Choose, ChooseBlock, State, nearest } from "/web/show.js";
 import { percent, shown } from "/web/text.js";
 
 const SMALL = 84, LABEL = 74, MOST_LABELS = 60, MOST_ARCS = 200;
@@ -18,13 +18,13 @@ export const attention = {
 
 function View({ look, width, at, choose, edit }) {
   const layers = look.info.blocks.map((one, layer) => (one.heads ? layer : -1)).filter((layer) => layer >= 0);
-  const nearest = layers.reduce((best, layer) => (Math.abs(layer - at.block) < Math.abs(best - at.block) ? layer : best), layers[0]);
-  const heads = look.info.blocks[nearest].heads, head = Math.min(at.head, heads - 1), name = `blocks.${nearest}.attention.pattern`;
+  const layer = nearest(layers, at.block);
+  const heads = look.info.blocks[layer].heads, head = Math.min(at.head, heads - 1), name = `blocks.${layer}.attention.pattern`;
   const state = useTrace(look, { points: [name] }), pattern = state.arrays?.[name];
-  const changed = look.edits.find((one) => one.point === `blocks.${nearest}.attention.heads[heads=${head}]`);
-  const change = (made) => edit(`blocks.${nearest}.attention.heads[heads=${head}]`, made);
+  const changed = look.edits.find((one) => one.point === `blocks.${layer}.attention.heads[heads=${head}]`);
+  const change = (made) => edit(`blocks.${layer}.attention.heads[heads=${head}]`, made);
   return html`<div><div class="bar">
-      <${Choose} label="block" value=${nearest} most=${look.info.blocks.length - 1} onChange=${(block) => choose({ block: layers.includes(block) ? block : (block > nearest ? layers.find((one) => one > nearest) : layers.findLast((one) => one < nearest)) ?? nearest })} />
+      <${ChooseBlock} layers=${layers} value=${at.block} onChange=${(block) => choose({ block })} />
       <${Choose} label="head" value=${head} most=${heads - 1} onChange=${(one) => choose({ head: one })} />
       ${edit && html`<span class="choose">
         <button type="button" aria-pressed=${changed?.edit === "ablate"} onClick=${() => change(changed?.edit === "ablate" ? null : { edit: "ablate" })}>ablate this head</button>
@@ -32,8 +32,8 @@ function View({ look, width, at, choose, edit }) {
       </span>`}
     </div>
     <${State} state=${state}>${pattern && html`
-      <${Heads} pattern=${pattern} chosen=${head} onChoose=${(one) => choose({ head: one })} block=${nearest} />
-      <${Matrix} values=${pattern.row(head)} pieces=${look.pieces} width=${width} token=${at.token} onPick=${(token) => choose({ token })} label=${`block ${nearest}, head ${head}`} />
+      <${Heads} pattern=${pattern} chosen=${head} onChoose=${(one) => choose({ head: one })} block=${layer} />
+      <${Matrix} values=${pattern.row(head)} pieces=${look.pieces} width=${width} token=${at.token} onPick=${(token) => choose({ token })} label=${`block ${layer}, head ${head}`} />
       <${Arcs} values=${pattern.row(head)} pieces=${look.pieces} token=${Math.min(at.token, pattern.shape[1] - 1)} onPick=${(token) => choose({ token })} />`}<//></div>`;
 }
 
@@ -47,15 +47,15 @@ function Heads({ pattern, chosen, onChoose, block }) {
 }
 
 function Matrix({ values, pieces, width, token, onPick, label }) {
-  const rows = Math.sqrt(values.length) | 0, room = Math.min(width - LABEL, 560), named = rows <= MOST_LABELS;
-  const left = named ? LABEL : 0, side = Math.max(room, 120), height = side * (rows > 1 ? 1 : 0.2), cell = side / rows;
+  const rows = Math.sqrt(values.length) | 0, room = Math.min(width - LABEL, 560), named = rows <= MOST_LABELS && Math.max(room, 120) / rows > 9;
+  const left = named ? LABEL : 0, side = Math.max(named ? room : Math.min(width, 560), 120), height = side * (rows > 1 ? 1 : 0.2), cell = side / rows;
   const paint = (context) => {
     heat(context, values, rows, rows, [left, 0, side, height], shade("paper", "accent"));
     context.strokeStyle = colour("warm");
     context.strokeRect(left + 0.5, token * cell + 0.5, side - 1, Math.max(cell, 2) - 1);
     if (!named) return;
     context.fillStyle = colour("ink");
-    for (let r = 0; r < rows; r++) if (cell > 9) context.fillText(fitted(context, shown(pieces[r] ?? ""), LABEL - 6), 0, r * cell + cell / 2 + 4);
+    for (let r = 0; r < rows; r++) context.fillText(fitted(context, shown(pieces[r] ?? ""), LABEL - 6), 0, r * cell + cell / 2 + 4);
   };
   const place = (x, y) => [Math.floor(y / cell), Math.floor((x - left) / cell)];
   const at = (x, y) => {

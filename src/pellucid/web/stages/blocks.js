@@ -3,10 +3,10 @@
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useTrace } from "/web/data.js";
 import { Picture, colour } from "/web/draw.js";
-import { State, Tokens } from "/web/show.js";
+import { Choose, State, Tokens } from "/web/show.js";
 import { number } from "/web/text.js";
 
-const PARTS = [["attention", "attention.output"], ["feedforward", "feedforward.output"], ["recurrent", "recurrent.output"]];
+const PARTS = ["attention", "feedforward", "recurrent"];
 const SERIES = { residual: ["soft", "residual stream"], attention: ["accent", "attention adds"], feedforward: ["warm", "feed-forward adds"], recurrent: ["cool", "recurrent layer adds"] };
 const ROW = 15, LABEL = 34, VALUE = 58;
 
@@ -20,9 +20,12 @@ export const blocks = {
 
 function View({ look, width, at, choose, open }) {
   const { info } = look, norms = ["blocks.*.residual"];
-  for (const [, name] of PARTS) if (Object.keys(info.points).some((one) => one.endsWith(`.${name}`))) norms.push(`blocks.*.${name}`);
+  const names = Object.keys(info.points), has = (name) => names.some((one) => one.endsWith(`.${name}`));
+  // A norm after a part makes what is added; before it, the output is.
+  for (const part of PARTS) for (const name of [`${part}.output`, `${part}.post_norm`]) if (has(name)) norms.push(`blocks.*.${name}`);
   const state = useTrace(look, { norms });
   return html`<div><p class="note">Lengths of the vectors at one token. Choose a block to look into it.</p>
+    <div class="bar"><${Choose} label="block" value=${at.block} most=${info.blocks.length - 1} onChange=${(block) => choose({ block })} /></div>
     <${Tokens} pieces=${look.pieces} chosen=${at.token} onChoose=${(token) => choose({ token })} label="token whose vectors are measured" />
     <${State} state=${state}>${state.arrays && html`<${Flow} arrays=${state.arrays} look=${look} token=${at.token} block=${at.block} width=${width}
       onPick=${(block) => { choose({ block }); open("attention"); }} />`}<//>
@@ -33,7 +36,7 @@ function View({ look, width, at, choose, open }) {
 function Flow({ arrays, look, token, block, width, onPick }) {
   const rows = look.info.blocks.map((_, layer) => {
     const of = (name) => arrays[`blocks.${layer}.${name}`]?.values[token];
-    return { residual: of("residual"), ...Object.fromEntries(PARTS.map(([key, name]) => [key, of(name)])) };
+    return { residual: of("residual"), ...Object.fromEntries(PARTS.map((part) => [part, of(`${part}.post_norm`) ?? of(`${part}.output`)])) };
   });
   const most = Math.max(...rows.flatMap((one) => Object.values(one).filter(Number.isFinite)), 1e-9), room = width - LABEL - VALUE;
   const paint = (context, w) => rows.forEach((one, layer) => {
@@ -47,7 +50,7 @@ function Flow({ arrays, look, token, block, width, onPick }) {
     context.fillStyle = colour("soft");
     context.fillRect(LABEL, y + 1, (one.residual / most) * room, 12);
     let top = y + 3;
-    for (const [key] of PARTS) {
+    for (const key of PARTS) {
       if (!Number.isFinite(one[key])) continue;
       context.fillStyle = colour(SERIES[key][0]);
       context.fillRect(LABEL, top, (one[key] / most) * room, 4);

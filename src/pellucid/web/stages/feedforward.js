@@ -3,7 +3,7 @@
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useTrace } from "/web/data.js";
 import { Picture, colour, heat, shade } from "/web/draw.js";
-import { Choose, State, Tokens } from "/web/show.js";
+import { ChooseBlock, State, Tokens, nearest } from "/web/show.js";
 import { number, percent, shown } from "/web/text.js";
 
 const MOST = 24;
@@ -12,16 +12,15 @@ export const feedforward = {
   id: "feedforward",
   title: "Feed-forward",
   about: "Each token's vector is widened to many neurons, passed through an activation, and narrowed again; no token sees another here.",
-  has: (info) => Object.keys(info.points).some((one) => one.endsWith(".feedforward.hidden") || one.endsWith(".feedforward.up")),
+  has: (info) => Object.keys(info.points).some((one) => one.endsWith(".feedforward.hidden")),
   View,
 };
 
 function View({ look, width, at, choose, edit }) {
   const layers = look.info.blocks.map((_, layer) => layer).filter((layer) => `blocks.${layer}.feedforward.hidden` in look.info.points);
-  if (!layers.length) return html`<p class="empty">The feed-forwards of this model are mixtures: see Experts.</p>`;
-  const layer = layers.includes(at.block) ? at.block : layers[0], name = `blocks.${layer}.feedforward.hidden`;
+  const layer = nearest(layers, at.block), name = `blocks.${layer}.feedforward.hidden`;
   const state = useTrace(look, { points: [`${name}[tokens=${at.token}]`] });
-  return html`<div><div class="bar"><${Choose} label="block" value=${layer} most=${look.info.blocks.length - 1} onChange=${(block) => choose({ block })} /></div>
+  return html`<div><div class="bar"><${ChooseBlock} layers=${layers} value=${layer} onChange=${(block) => choose({ block })} /></div>
     <${Tokens} pieces=${look.pieces} chosen=${at.token} onChoose=${(token) => choose({ token })} label="token whose neurons are shown" />
     <${State} state=${state}>${state.arrays?.[name] && html`<${Neurons} values=${state.arrays[name].values} width=${width} layer=${layer} look=${look} edit=${edit} />`}<//></div>`;
 }
@@ -54,14 +53,14 @@ export const experts = {
 
 function Experts({ look, width, at, choose }) {
   const layers = look.info.blocks.map((one, layer) => (one.mixture ? layer : -1)).filter((layer) => layer >= 0);
-  const layer = layers.includes(at.block) ? at.block : layers[0], name = `blocks.${layer}.feedforward`;
+  const layer = nearest(layers, at.block), name = `blocks.${layer}.feedforward`;
   const state = useTrace(look, { points: [`${name}.experts`, `${name}.expert_weights`, `${name}.router`] });
   const { arrays } = state, scores = arrays?.[`${name}.router`];
-  return html`<div><div class="bar"><${Choose} label="block" value=${layer} most=${look.info.blocks.length - 1} onChange=${(block) => choose({ block })} /></div>
+  return html`<div><div class="bar"><${ChooseBlock} layers=${layers} value=${layer} onChange=${(block) => choose({ block })} /></div>
     <${State} state=${state}>${scores && html`
       <${Picture} width=${width} height=${Math.min(400, scores.shape[0] * 12)} of=${[scores, width]} label=${`the router's scores of ${scores.shape[1]} experts for ${scores.shape[0]} tokens`}
         paint=${(context, w, h) => {
-          const low = Math.min(...scores.values), high = Math.max(...scores.values), of = shade("paper", "accent");
+          const low = scores.values.reduce((a, b) => Math.min(a, b)), high = scores.values.reduce((a, b) => Math.max(a, b)), of = shade("paper", "accent");
           heat(context, scores.values, scores.shape[0], scores.shape[1], [0, 0, w, h], (x) => of((x - low) / (high - low || 1)));
         }} />
       <table class="plain"><caption>the experts that were chosen in block ${layer}, with their weights</caption><tbody>${look.pieces.slice(0, scores.shape[0]).map((piece, t) => html`
@@ -82,7 +81,7 @@ function Recurrent({ look, width }) {
     <${State} state=${state}>${names.length > 0 && html`<${Picture} width=${width} height=${names.length * 14} of=${[state.arrays, width]}
       label=${`lengths of what ${names.length} recurrent layers add to ${look.pieces.length} tokens`}
       paint=${(context, w) => {
-        const most = Math.max(...names.flatMap((name) => Array.from(state.arrays[name].values))), of = shade("paper", "cool");
+        const most = names.reduce((top, name) => state.arrays[name].values.reduce((a, b) => Math.max(a, b), top), 1e-9), of = shade("paper", "cool");
         names.forEach((name, r) => heat(context, state.arrays[name].values, 1, state.arrays[name].shape[0], [0, r * 14, w, 12], (x) => of(x / most)));
       }} />`}<//></div>`;
 }

@@ -37,14 +37,14 @@ function softmax(scores) {
 }
 
 function View({ look, at, choose, names }) {
-  const [how, setHow] = useState({ temperature: 0.8, topK: 40, topP: 0.95 });
+  const [how, setHow] = useState({ temperature: look.form?.temperature ?? 0.8, topK: look.form?.top_k ?? 40, topP: look.form?.top_p ?? 0.95 });
   const name = "project.logits", state = useTrace(look, { points: [`${name}[tokens=${at.token}]`] });
   const logits = state.arrays?.[name]?.values.subarray(0, look.info.vocabulary);
   const rows = useMemo(() => (logits ? chain(logits, how) : []), [state.arrays, how]);
   const shownRows = rows.slice(0, MOST), named = useAnswer("/look/pieces", rows.length && !look.recorded ? { model: look.model, ids: shownRows.map((one) => one.token) } : null);
   const nameOf = (token, i) => names[token] ?? named.value?.pieces[i];
   const kept = rows.filter((one) => one.last > 0).length, set = (part) => setHow((before) => ({ ...before, ...part }));
-  return html`<div><p class="note">Logits after one token. The sliders change only what is shown here.</p>
+  return html`<div><p class="note">Logits after one token. The sliders change only what is shown here; penalties and other steps of the chain are left out.</p>
     <${Tokens} pieces=${look.pieces} chosen=${at.token} onChoose=${(token) => choose({ token })} label="token whose next token is drawn" />
     <div class="sliders">
       <${Slider} label="temperature" value=${how.temperature} low=${0} high=${2} step=${0.05} onChange=${(temperature) => set({ temperature })} shown=${how.temperature.toFixed(2)} />

@@ -5,6 +5,8 @@ import { useAnswer } from "/web/data.js";
 import { More, State } from "/web/show.js";
 import { number, shown } from "/web/text.js";
 
+const MOST_TEXT = 4000; // characters whose merges are shown
+
 export const tokens = {
   id: "tokens",
   title: "Tokens",
@@ -15,7 +17,7 @@ export const tokens = {
 
 function View({ look }) {
   const [open, setOpen] = useState(0);
-  const state = useAnswer("/look/tokenize", look.text && !look.recorded ? { model: look.model, text: look.text } : null);
+  const state = useAnswer("/look/tokenize", look.text && !look.recorded ? { model: look.model, text: look.text.slice(0, MOST_TEXT) } : null);
   const found = state.value, before = found?.pre_tokens ?? [], one = before[Math.min(open, before.length - 1)];
   return html`<div>
     <ol class="pieces" aria-label="tokens of the text that is read">

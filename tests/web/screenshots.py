@@ -1,0 +1,64 @@
+"""Takes the README's pictures of the page: python tests/web/screenshots.py docs/images
+
+Needs what `make test-web` installs. SmolLM2 continues a text greedily, so that the pictures are the same each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import socket
+import threading
+from pathlib import Path
+
+import uvicorn
+from playwright.sync_api import sync_playwright
+
+import pellucid
+from pellucid.serve.app import create_app
+from pellucid.serve.guard import AccessRules
+from pellucid.serve.pool import ModelPool
+
+TEXT = "The animal didn't cross the street because it was too tired. It"
+SHOTS = (("page", 1280, 900, "light"), ("page-narrow", 390, 844, "dark"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("out", type=Path)
+    out: Path = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    models = ModelPool(["smollm2"], lambda name: pellucid.load(name), 1 << 40)
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_app(models, AccessRules()), log_level="warning")
+    threading.Thread(target=uvicorn.Server(config).run, kwargs={"sockets": [listening]}, daemon=True).start()
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for name, width, height, scheme in SHOTS:
+            page = browser.new_page(
+                viewport={"width": width, "height": height}, color_scheme=scheme, device_scale_factor=1.5
+            )
+            page.goto(f"http://127.0.0.1:{listening.getsockname()[1]}")
+            page.locator("#prompt").fill(TEXT)
+            page.locator("details").first.evaluate("(one) => { one.open = true; }")
+            page.get_by_label("tokens", exact=True).fill("24")
+            page.get_by_label("temperature", exact=True).fill("0")
+            page.locator("details").first.evaluate("(one) => { one.open = false; }")
+            page.locator("form button.main").click()
+            page.locator("form button.main:not([disabled])").wait_for(timeout=120_000)
+            page.locator("#stage-attention h3 button").click()
+            page.get_by_label("block", exact=True).select_option("13")
+            page.get_by_label("head", exact=True).fill("8")
+            page.locator("#stage-attention canvas").first.wait_for()
+            page.wait_for_timeout(1500)
+            if width > 800:
+                page.locator(".text .token").nth(1).click()
+            else:
+                page.locator("#stage-attention").scroll_into_view_if_needed()
+            page.screenshot(path=out / f"{name}.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
