@@ -29,7 +29,7 @@ export function ChooseBlock({ layers, value, onChange }) {
   const to = (by) => onChange(layers[Math.max(0, Math.min(layers.length - 1, at + by))]);
   return html`<span class="choose">
     <button type="button" aria-label="block before" disabled=${at <= 0} onClick=${() => to(-1)}>‹</button>
-    <label>block <select value=${layers[at]} onChange=${(event) => onChange(+event.target.value)}>${layers.map((layer) => html`<option key=${layer} value=${layer}>${layer}</option>`)}</select></label>
+    <label>block <select aria-label="block" value=${layers[at]} onChange=${(event) => onChange(+event.target.value)}>${layers.map((layer) => html`<option key=${layer} value=${layer}>${layer}</option>`)}</select></label>
     <button type="button" aria-label="block after" disabled=${at >= layers.length - 1} onClick=${() => to(1)}>›</button></span>`;
 }
 
