@@ -6,51 +6,64 @@ import threading
 
 
 class TraceBudget:
-    """A number of bytes that is shared by all that a trace records. ``taken`` are those of values that are there.
+    """``most`` bytes that are shared by all that a trace records. ``taken`` are those of values that are there.
 
-    Before a request runs, room for its prompt is reserved; that is not taken twice, because what is free is ``most``
-    without the larger of both.
+    Before a request runs, room for its prompt is reserved; its values take that room first.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.taken = self._reserved = 0
-        # They may be given back while this thread holds the lock: by a garbage collection.
+        # Bytes may be given back while this thread holds the lock: by a garbage collection.
         self._lock = threading.RLock()
 
-    def take(self, nbytes: int) -> TakenBytes | None:
-        """Room for values; None if there is none."""
+    def take(self, nbytes: int, reserve: ReservedBytes | None = None) -> TakenBytes | None:
+        """Room for values, as far as possible from what is reserved for them; None if there is none."""
         with self._lock:
-            if self.taken + nbytes > self.most:
+            kept = min(nbytes, reserve.left) if reserve is not None else 0
+            if self.taken + self._reserved + nbytes - kept > self.most:
                 return None
+            if reserve is not None:
+                reserve.left -= kept
+            self._reserved -= kept
             self.taken += nbytes
-        return TakenBytes(self, nbytes, reserved=False)
+        return TakenBytes(self, nbytes)
 
-    def reserve(self, nbytes: int) -> TakenBytes | int:
+    def reserve(self, nbytes: int) -> ReservedBytes | int:
         """Room for the values of a prompt, or if there is none, how many bytes are free."""
         with self._lock:
-            free = self.most - max(self.taken, self._reserved)
+            free = self.most - self.taken - self._reserved
             if nbytes > free:
                 return free
             self._reserved += nbytes
-        return TakenBytes(self, nbytes, reserved=True)
+        return ReservedBytes(self, nbytes)
 
-    def give_back(self, nbytes: int, *, reserved: bool) -> None:
+    def give_back(self, taken: int, reserved: int) -> None:
         """As if they had not been taken or reserved."""
         with self._lock:
-            if reserved:
-                self._reserved -= nbytes
-            else:
-                self.taken -= nbytes
+            self.taken -= taken
+            self._reserved -= reserved
 
 
 class TakenBytes:
-    """Bytes of a budget, which it has again when this object is gone."""
+    """Bytes that values take; the budget has them again when this object is gone."""
 
-    __slots__ = ("_budget", "_nbytes", "_reserved")
+    __slots__ = ("_budget", "_nbytes")
 
-    def __init__(self, budget: TraceBudget, nbytes: int, *, reserved: bool) -> None:
-        self._budget, self._nbytes, self._reserved = budget, nbytes, reserved
+    def __init__(self, budget: TraceBudget, nbytes: int) -> None:
+        self._budget, self._nbytes = budget, nbytes
 
     def __del__(self) -> None:
-        self._budget.give_back(self._nbytes, reserved=self._reserved)
+        self._budget.give_back(self._nbytes, 0)
+
+
+class ReservedBytes:
+    """Bytes that are reserved; ``left`` have not been taken yet, and the budget has these again when it is gone."""
+
+    __slots__ = ("_budget", "left")
+
+    def __init__(self, budget: TraceBudget, nbytes: int) -> None:
+        self._budget, self.left = budget, nbytes
+
+    def __del__(self) -> None:
+        self._budget.give_back(0, self.left)

@@ -12,7 +12,7 @@ from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, shown
 from pellucid.plan.watched import PatternTap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
-from pellucid.trace.budget import TakenBytes
+from pellucid.trace.budget import ReservedBytes, TakenBytes, TraceBudget
 from pellucid.trace.edits import rows_of, shape_of
 from pellucid.trace.outputs import array_of
 from pellucid.trace.recording import PlacedPart, Recording, entries_of, part_of
@@ -28,20 +28,17 @@ class RecordedBlock(NamedTuple):
 
 
 class SequenceProbe:
-    """Records one sequence and changes its values. ``take_room`` gives room for each block, or none.
+    """Records one sequence and changes its values. ``budget`` gives room for each block (None: none is kept).
 
-    ``reserved`` is room that the sequence has before it runs. ``error`` is what an edit's function has raised;
+    ``reserve`` is room that the sequence has before it runs. ``error`` is what an edit's function has raised;
     ``tokens`` returns the tokens that the sequence has read, and ``outputs`` has those that it has generated. ``told``
     hears of every block, whether it is kept or not.
     """
 
     def __init__(
-        self,
-        recording: Recording,
-        take_room: Callable[[int], TakenBytes | None],
-        reserved: TakenBytes | None = None,
+        self, recording: Recording, budget: TraceBudget | None, reserve: ReservedBytes | None = None
     ) -> None:
-        self.recording, self._take_room, self._reserved = recording, take_room, reserved
+        self.recording, self._budget, self._reserve = recording, budget, reserve
         self.told: Callable[..., object] | None = None
         self.error: BaseException | None = None
         self.dropped = 0
@@ -140,7 +137,7 @@ class SequenceProbe:
                     blocks.append(RecordedBlock(part, copy, room))
 
     def _room(self, nbytes: int) -> TakenBytes | None:
-        room = self._take_room(nbytes)
+        room = self._budget.take(nbytes, self._reserve) if self._budget is not None else None
         self.dropped += room is None
         return room
 

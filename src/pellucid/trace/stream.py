@@ -161,7 +161,7 @@ class _StreamedProbe(SequenceProbe):
     """Records one sequence into a stream. What the prefix cache has is not computed for it, and not recorded."""
 
     def __init__(self, recording: Recording, stream: TraceStream, number: int) -> None:
-        super().__init__(recording, lambda nbytes: None)
+        super().__init__(recording, None)
         self._stream, self._number = stream, number
 
     @property

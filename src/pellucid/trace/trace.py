@@ -231,7 +231,7 @@ class RequestTrace:
                 f"budget={self._budget.most:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, and {reserved:,} "
                 "are left: trace fewer points, heads or tokens, or give a larger budget"
             )
-        made = [SequenceProbe(self._recording, self._budget.take, reserved) for _ in range(count)]
+        made = [SequenceProbe(self._recording, self._budget, reserved) for _ in range(count)]
         if parent is not None:
             for probe in made:
                 probe.follow(parent)

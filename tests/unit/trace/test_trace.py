@@ -28,6 +28,7 @@ from pellucid.trace import (
     replace,
     scale,
 )
+from pellucid.trace.budget import ReservedBytes, TraceBudget
 from pellucid.trace.model import ModelWeights
 
 PROMPT = "to see that it rains in the east, in the east"
@@ -625,3 +626,20 @@ def test_a_trace_of_an_encoder(tmp_path: Path) -> None:
         assert np.array_equal(trace["pool"].reshape(2, -1), plain)
         edited = encoder.embed(["one text", "and another one"], edits=[ablate("blocks.0.attention.output")])
         assert not np.array_equal(edited, plain)
+
+
+def test_room_is_taken_from_what_is_reserved_and_given_back() -> None:
+    budget = TraceBudget(100)
+    first, second = budget.reserve(40), budget.reserve(40)
+    assert isinstance(first, ReservedBytes)
+    assert isinstance(second, ReservedBytes)
+    assert budget.reserve(30) == 20
+    values = [budget.take(10, first) for _ in range(6)]
+    assert all(values)
+    assert (budget.taken, first.left) == (60, 0)
+    assert budget.take(1, first) is None, "the rest is the second's"
+    assert budget.take(40, second)
+    del values[:]
+    assert budget.taken == 0
+    del first, second
+    assert isinstance(budget.reserve(100), ReservedBytes)
