@@ -208,7 +208,7 @@ function Replay({ recorded, path, pieces, chosen, onChoose, error }) {
 }
 
 function Panel({ panel, open, onOpen }) {
-  return html`<section class="panel" id=${`stage-${panel.id}`}><h3><button type="button" aria-expanded=${open} aria-controls=${`body-${panel.id}`} onClick=${onOpen}>${panel.title}</button></h3>
+  return html`<section class="panel" id=${`stage-${panel.id}`}><h3><button type="button" aria-expanded=${open} aria-controls=${open ? `body-${panel.id}` : null} onClick=${onOpen}>${panel.title}</button></h3>
     ${open && html`<div id=${`body-${panel.id}`} class="body"><p class="about">${panel.about}</p>${panel.body()}</div>`}</section>`;
 }
 

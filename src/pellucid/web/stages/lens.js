@@ -2,7 +2,7 @@
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useAnswer } from "/web/data.js";
-import { State } from "/web/show.js";
+import { State, Tokens } from "/web/show.js";
 import { percent, shown } from "/web/text.js";
 
 const MOST = 160;
@@ -21,9 +21,17 @@ function View({ look, at, choose }) {
   const found = state.value;
   return html`<div>${look.ids.length > MOST && html`<p class="note">The first ${MOST} tokens of ${look.ids.length}.</p>`}
     ${look.edits.length > 0 && html`<p class="note">The lens is of the run without changes.</p>`}
-    <${State} state=${state}>${found && html`<div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><table class="lens"><caption>likeliest next token after each block (rows) at each token (columns)</caption>
+    <${State} state=${state}>${found && html`<div><div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><table class="lens"><caption>likeliest next token after each block (rows) at each token (columns)</caption>
       <thead><tr><th></th>${found.pieces.map((piece, t) => html`<th key=${t} scope="col">${shown(piece)}</th>`)}</tr></thead>
-      <tbody>${found.layers.map((layer, l) => html`<tr key=${l}><th scope="row">${layer.replace("blocks.", "").replace(".residual", "")}</th>
+      <tbody>${found.layers.map((layer, l) => html`<tr key=${l}><th scope="row">${named(layer)}</th>
         ${found.top[l].map((top, t) => html`<td key=${t} class=${`p${Math.min(9, Math.floor(top[0][1] * 10))} ${t === at.token ? "here" : ""}`}
-          title=${top.map(([text, p]) => `${shown(text)} ${percent(p)}`).join("\n")} onClick=${() => choose({ token: t, block: Math.max(0, l - 1) })}>${shown(top[0][0])}</td>`)}</tr>`)}</tbody></table></div>`}<//></div>`;
+          title=${top.map(([text, p]) => `${shown(text)} ${percent(p)}`).join("\n")} onClick=${() => choose({ token: t, block: Math.max(0, l - 1) })}>${shown(top[0][0])}</td>`)}</tr>`)}</tbody></table></div>
+    <h4>Layer by layer, after one token</h4>
+    <${Tokens} pieces=${found.pieces} chosen=${Math.min(at.token, found.pieces.length - 1)} onChoose=${(token) => choose({ token })} label="token after which the layers are shown" />
+    <table class="plain"><caption>the likeliest next tokens after each block</caption><tbody>${found.layers.map((layer, l) => html`<tr key=${l}><th scope="row">${named(layer)}</th>
+      ${found.top[l][Math.min(at.token, found.pieces.length - 1)].map(([text, p], i) => html`<td key=${i}><span class="piece">${shown(text)}</span> ${percent(p)}</td>`)}</tr>`)}</tbody></table></div>`}<//></div>`;
+}
+
+function named(layer) {
+  return layer.replace("blocks.", "").replace(".residual", "");
 }
