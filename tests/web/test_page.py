@@ -334,3 +334,16 @@ def test_a_vector_of_two_prompts_steers(browser: Any, server: PageServer) -> Non
     assert plain != changed
     assert visit.said == []
     visit.close()
+
+
+def test_a_step_is_measured(browser: Any, server: PageServer) -> None:
+    visit = Visit(browser, server.url)
+    visit.choose("smollm2")
+    section = visit.open("timings")
+    section.get_by_role("button", name="Measure one token").click()
+    section.locator("tbody tr").first.wait_for(timeout=SECONDS)
+    assert "a step of 1 token" in section.inner_text()
+    assert any("project" in one for one in section.locator("tbody th").all_inner_texts())
+    assert serious(visit.page) == []
+    assert visit.said == []
+    visit.close()

@@ -89,13 +89,17 @@ class Engine:
                 raise InvalidRequest("the model is closed: load it again")
             if self._queue is not None and self._waiting >= self._queue:
                 raise QueueFull(f"{self._waiting:,} requests wait, as many as may: ask again later")
-            if self._thread is None:
-                thread = threading.Thread(target=self._work, name="pellucid-engine", daemon=True)
-                thread.start()
-                self._thread = thread
+            self._start()
             self._waiting += 1
             self._inbox.put(("submit", job))
         return run
+
+    def _start(self) -> None:
+        """Start the thread, if it does not run. The caller holds the lock."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name="pellucid-engine", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _refuse_here(self) -> None:
         """Refuse a call where it would wait for itself, or for a thread that is not there."""
@@ -115,11 +119,14 @@ class Engine:
         """At most so many tasks may wait for their first step from now on (None, as at first: any number)."""
         self._queue = queue
 
-    def between_steps(self, function: Callable[[], object]) -> None:
-        """Call a function in the engine's thread, before its next step. It must not raise."""
+    def between_steps(self, function: Callable[[], object]) -> bool:
+        """Call a function in the engine's thread, before its next step; False if it is closed. It must not raise."""
         with self._lock:
-            if not self._closed:
-                self._inbox.put(("call", function))
+            if self._closed:
+                return False
+            self._start()
+            self._inbox.put(("call", function))
+        return True
 
     def settle(self) -> None:
         """Wait until everything has run that can: what is left waits for its readers."""

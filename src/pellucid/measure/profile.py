@@ -84,23 +84,30 @@ def profile_step(
     depth: int = 0,
     rounds: int = 5,
     progress: CompileProgress | None = None,
+    roof_bytes: int | None = None,
 ) -> Profile:
     """Profile a step of ``tokens`` tokens of a sequence with ``depth`` tokens of context: medians of ``rounds`` rounds.
 
-    A round repeats the step for some milliseconds. The cache is left as it was.
+    A round repeats the step for some milliseconds. The cache is left as it was. The memory's rate is measured with a
+    buffer of ``roof_bytes``, by default as many as the step reads.
     """
     what = f"a step of {tokens:,} token{'s' if tokens > 1 else ''}" + (f" after {depth:,}" if depth else "")
     with held(runner, 1) as (sequence,):
         if depth:
             prefill(runner, sequence, some_ids(runner, depth))
         chunks = [Chunk(sequence, some_ids(runner, tokens), int(runner.spec.causal))]
-        return _profile(runner, what, chunks, rounds, progress)
+        return _profile(runner, what, chunks, rounds, progress, roof_bytes)
 
 
 def _profile(
-    runner: ModelRunner, what: str, chunks: list[Chunk], rounds: int, progress: CompileProgress | None
+    runner: ModelRunner,
+    what: str,
+    chunks: list[Chunk],
+    rounds: int,
+    progress: CompileProgress | None,
+    roof_bytes: int | None = None,
 ) -> Profile:
-    nbytes = step_cost(runner, chunks).nbytes
+    nbytes = roof_bytes or step_cost(runner, chunks).nbytes
     rates: list[Rates] = []
     seconds = []
     roofs = Roofs(runner.threads, nbytes)

@@ -6,6 +6,7 @@ import { Changes } from "/web/change.js";
 import { Live } from "/web/live.js";
 import { infoOf, openRun, textOf } from "/web/recorded.js";
 import { STAGES } from "/web/stages.js";
+import { Timings } from "/web/timings.js";
 import { Tree } from "/web/tree.js";
 import { Branches, Text, Write } from "/web/write.js";
 
@@ -187,6 +188,8 @@ function App() {
       : html`<p class="empty">${info.generates ? "Generate a text" : "Read a sentence"} first.</p>`) })),
     ...(canEdit ? [{ id: "changes", title: edits.length ? `Changes (${edits.length})` : "Changes", about: "Values that are changed while the model runs. Other requests on the server keep every bit of theirs.",
       body: () => html`<${Changes} edits=${edits} onEdit=${edit} ask=${ask(promptOf())} look=${{ ...look, text: form.text }} />` }] : []),
+    { id: "timings", title: "Timings", about: "A step is a list of operations. Most read weights: then the memory's rate is the limit; for many tokens at once it is the integer units'.",
+      body: () => html`<${Timings} model=${model} info=${info} />` },
     { id: "live", title: "Requests that run", about: "What other clients of the server ask for right now, as far as your key may see it.", body: () => html`<${Live} model=${model} width=${width} />` },
   ];
   return html`<${Header} models=${models} model=${model} onModel=${setModel} info=${info} onFile=${openFile} />

@@ -231,3 +231,21 @@ def test_another_site_can_make_the_server_load_nothing(served: Served) -> None:
     assert answer.status_code == 403
     assert "two" not in served.models.loaded
     assert httpx.get(f"{served.url}/health", headers={"sec-fetch-site": "cross-site"}).status_code == 200
+
+
+def test_a_step_is_profiled_beside_requests(served: Served, llm: LLM) -> None:
+    request = llm.request(PROMPT, temperature=0, max_new_tokens=200, ignore_eos=True)
+    plain = llm.generate(PROMPT, temperature=0, max_new_tokens=200, ignore_eos=True)
+    request.start()
+    found = asked(served, "profile", tokens=3, depth=5)
+    request.wait()
+    assert request.results()[0].ids == plain.ids
+    assert {one["stage"] for one in found["operations"]} >= {"embed", "attention.q", "project"}
+    assert 0 < found["seconds"] < 10
+    assert found["seconds"] == pytest.approx(sum(one["seconds"] for one in found["operations"]))
+    llm.engine.settle()
+    assert asked(served, "profile", model="encoder")["operations"]
+    state = httpx.get(f"{served.url}/look/state/one").json()
+    assert state["loaded"]
+    assert state["steps"] > 0
+    assert "tokens=" in refused(served, "profile", tokens=10_000)

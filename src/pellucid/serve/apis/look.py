@@ -19,7 +19,7 @@ from pellucid.serve.look.fields import LOOK_BODY
 from pellucid.serve.look.generation import LookGeneration
 from pellucid.serve.look.models import described
 from pellucid.serve.look.reading import TraceReading, attribution, lens, near, pieces, tokenization
-from pellucid.serve.look.running import state
+from pellucid.serve.look.running import profile, state
 from pellucid.serve.look.searching import beams
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.schema import (
@@ -140,6 +140,11 @@ LOOK = Api(
             _asked(beams),
             "A beam search, with the tree of all candidates.",
             body({}, {"model": TEXT, **READ, "num_beams": COUNT, "max_tokens": COUNT}),
+        ),
+        "POST /look/profile": Route(
+            _asked(profile),
+            "The times of a step's operations beside what the machine can do.",
+            body({}, {"model": TEXT, "tokens": COUNT, "depth": {"type": "integer", "minimum": 0}}),
         ),
         "POST /look/attribution": Route(
             _asked(attribution),

@@ -1,10 +1,18 @@
-"""GET /look/models/NAME/state: how a model runs right now."""
+"""GET /look/state/NAME and POST /look/profile: how a model runs right now, and where the time of a step goes."""
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import Any
 
+from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
+from pellucid.measure.profile import Profile, profile_step
+from pellucid.serve.body import Body
+from pellucid.serve.look.fields import no_more
+
+ROUNDS, MOST_DEPTH = 3, 1024
+ROOF_BYTES = 64 << 20  # more than most caches hold, and little beside a model
 
 
 def state(llm: LLM) -> dict[str, Any]:
@@ -20,4 +28,45 @@ def state(llm: LLM) -> dict[str, Any]:
         "pages_in_use": engine.pages_in_use,
         "prefix_cache_bytes": runner.prefix_bytes,
         "threads": runner.threads,
+    }
+
+
+def profile(body: Body, llm: LLM) -> dict[str, Any]:
+    """The times of the operations of a step of ``tokens`` after ``depth``. Requests that run wait for it.
+
+    Raises:
+        InvalidRequest: a field is out of range, or the model is closed.
+        CacheFull: there are no pages for the step.
+    """
+    tokens = body.count("tokens", 1, min(llm.runner.limits.tokens, llm.context - 1)) or 1
+    depth = body.count("depth", 0, min(MOST_DEPTH, llm.context - 1 - tokens)) or 0
+    no_more(body, "a profile has tokens and depth")
+    done: Future[Profile] = Future()
+
+    def measure() -> None:
+        try:
+            done.set_result(profile_step(llm.runner, tokens, depth, ROUNDS, roof_bytes=ROOF_BYTES))
+        except BaseException as error:  # it is the asker's, not the engine's
+            done.set_exception(error)
+
+    if not llm.engine.between_steps(measure):
+        raise InvalidRequest("the model is closed: ask again")
+    found = done.result()
+    kinds = sorted(found.kinds().items(), key=lambda one: -one[1].seconds)
+    return {
+        "what": found.what,
+        "seconds": found.total.seconds,
+        "read_bytes_per_second": found.rates.read,
+        "multiply_adds_per_second": found.rates.multiply,
+        "operations": [
+            {
+                "stage": stage,
+                "kernel": kernel,
+                "count": timed.count,
+                "seconds": timed.seconds,
+                "rate": timed.rate(found.rates),
+                "share": timed.share(found.rates),
+            }
+            for (stage, kernel), timed in kinds
+        ],
     }
