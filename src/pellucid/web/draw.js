@@ -69,6 +69,8 @@ export function signedShade(most) {
 /** A matrix of values as a heat map in a box; `of(value)` is a colour. */
 export function heat(context, values, rows, columns, box, of) {
   const [left, top, width, height] = box, w = width / columns, h = height / rows;
+  context.fillStyle = colour("paper");
+  context.fillRect(left, top, width, height);
   for (let r = 0; r < rows; r++) {
     for (let c = 0; c < columns; c++) {
       const value = values[r * columns + c];

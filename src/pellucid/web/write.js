@@ -8,7 +8,7 @@ function surprise(p) {
   return Number.isNaN(p) || p >= 0.8 ? 0 : p >= 0.4 ? 1 : p >= 0.15 ? 2 : p >= 0.03 ? 3 : 4;
 }
 
-const ENDS = { stop: "The model has ended the text.", length: "As long as was asked for, or as the context is.", time: "The time is over." };
+const ENDS = { stop: "The model has ended the text.", length: "As many tokens as were asked for, or as the context holds.", time: "The time is over." };
 
 export function Write({ info, form, setForm, run, stop, running, error, promptPieces, path, chosen, onChoose, onBranch, siblings, onFollow, finish }) {
   const set = (part) => setForm({ ...form, ...part });
