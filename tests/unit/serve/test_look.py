@@ -199,7 +199,8 @@ def test_a_trace_is_greedy_unless_told_otherwise(served: Served, llm: LLM) -> No
 
 
 def test_work_ends_when_its_client_goes(served: Served, llm: LLM) -> None:
-    body = {"model": "one", "prompt": PROMPT, "points": ["embed"], "max_tokens": 900, "ignore_eos": True}
+    body = {"model": "one", "prompt": PROMPT, "points": ["**"], "max_tokens": 900, "ignore_eos": True}
+    body |= {"temperature": 1, "prompt_lookup": False}
     for _ in range(8):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{served.url}/look/trace", json=body, timeout=0.05)
