@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from pellucid.engine.engine import Engine
@@ -114,7 +114,7 @@ class TracingModel:
         own = [*(outer.edits if outer is not None else ()), *_listed(edits)]
         if on is not None and not callable(on):
             raise InvalidRequest(f"on={brief(on)}: must be a function of a frame")
-        made = Trace(self.points, points, own, budget, partial(_piece, self.tokenizer))
+        made = Trace(self.points, points, own, budget, self.tokenizer.piece)
         reader = None
         if on is not None:
             made.stream = TraceStream(self.points, points)
@@ -215,7 +215,7 @@ class TracingModel:
             model=_identity(self.spec),
             prompt=prompt,
             ids=ids,
-            pieces=[_piece(self.tokenizer, token) for token in [*prompt, *ids]],
+            pieces=[self.tokenizer.piece(token) for token in [*prompt, *ids]],
             text=text,
             finish_reason=made.finish_reason,
             seed=made.seed,
@@ -276,8 +276,3 @@ def _check_run(spec: ModelSpec, run: RecordedRun) -> None:
         raise InvalidRequest(
             f"the run is of {brief(run.model)}, and this model is {brief(ours)}: load that one"
         )
-
-
-def _piece(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token."""
-    return tokenizer.decode([token], skip_special=False)

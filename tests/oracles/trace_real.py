@@ -29,6 +29,9 @@ from trace_capture import Seen
 from trace_oracle import points_of
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.points import cosine, distance
+
 import pellucid
 from pellucid.model.spec import ModelSpec
 from pellucid.weights.store import resolve
@@ -195,28 +198,6 @@ def kind(point: str) -> str:
     """The name without its block."""
     parts = point.split(".")
     return ".".join(parts[2:]) if parts[0] == "blocks" else point
-
-
-def comparable(found: NDArray[Any], expected: NDArray[Any]) -> bool:
-    """Whether the shapes agree, and of scores the tokens that are seen."""
-    return found.shape == expected.shape and np.array_equal(np.isfinite(found), np.isfinite(expected))
-
-
-def distance(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest difference as a part of the range."""
-    if not comparable(found, expected):
-        return np.inf
-    seen = np.isfinite(expected)
-    return float(np.abs(found[seen] - expected[seen]).max() / (np.ptp(expected[seen]) or 1.0))
-
-
-def cosine(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The cosine of the angle between two values."""
-    if not comparable(found, expected):
-        return -1.0
-    seen = np.isfinite(expected)
-    a, b = found[seen].astype(np.float64), expected[seen].astype(np.float64)
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
 if __name__ == "__main__":

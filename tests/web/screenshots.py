@@ -6,8 +6,8 @@ Needs what `make test-web` installs. SmolLM2 continues a text greedily, so that 
 from __future__ import annotations
 
 import argparse
-import shutil
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -18,6 +18,9 @@ import pellucid
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.browser import ARGUMENTS, CHROMIUM
 
 TEXT = "The animal didn't cross the street because it was too tired. It"
 SHOTS = (("page", 1280, 900, "light"), ("page-narrow", 390, 844, "dark"))
@@ -32,9 +35,8 @@ def main() -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(create_app(models, AccessRules()), log_level="warning")
     threading.Thread(target=uvicorn.Server(config).run, kwargs={"sockets": [listening]}, daemon=True).start()
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         for name, width, height, scheme in SHOTS:
             page = browser.new_page(
                 viewport={"width": width, "height": height}, color_scheme=scheme, device_scale_factor=1.5

@@ -6,7 +6,6 @@ Runs where Playwright and a Chromium are (`make test-web` installs both).
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 sync_api = pytest.importorskip("playwright.sync_api", reason="make test-web installs Playwright")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-web installs axe")
 
+from support.browser import ARGUMENTS, CHROMIUM  # noqa: E402
 from support.served import Served  # noqa: E402
 
 import pellucid  # noqa: E402
@@ -26,13 +26,8 @@ from pellucid.serve.guard import AccessRules  # noqa: E402
 from pellucid.testing import random_model  # noqa: E402
 
 pytestmark = pytest.mark.model
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
     pytest.skip("no Chromium", allow_module_level=True)
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run",
-)  # fmt: skip
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 MODELS = ("smollm2", "minilm", "mixture", "hybrid")
 HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> \u202e\x07\x1b[31m & &amp; {{7*7}} `${1}`"
@@ -68,7 +63,7 @@ def server(folder: Path) -> Iterator[PageServer]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        made = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield made
         made.close()
 
@@ -134,6 +129,13 @@ def serious(page: Any) -> list[str]:
         for one in found
         if one["impact"] in ("serious", "critical")
     ]
+
+
+def compared(changes: Any) -> list[str]:
+    """The likeliest first token's probability without and with the changes, as the page compares them."""
+    changes.get_by_role("button", name="Compare with and without").click(timeout=SECONDS)
+    changes.locator(".two").wait_for(timeout=SECONDS)
+    return [one.locator(".num").first.inner_text() for one in changes.locator(".two > div").all()]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -205,9 +207,7 @@ def test_a_head_is_ablated_and_the_texts_compared(browser: Any, server: PageServ
     section = visit.open("attention")
     section.get_by_role("button", name="ablate this head").click()
     changes = visit.open("changes")
-    changes.get_by_role("button", name="Compare with and without").click()
-    changes.locator(".two").wait_for(timeout=SECONDS)
-    plain, changed = (one.locator(".num").first.inner_text() for one in changes.locator(".two > div").all())
+    plain, changed = compared(changes)
     assert plain != changed
     changes.get_by_role("button", name="take back").click()
     assert "Nothing is changed" in changes.inner_text()
@@ -328,9 +328,7 @@ def test_a_vector_of_two_prompts_steers(browser: Any, server: PageServer) -> Non
     changes = visit.open("changes")
     changes.locator("summary").click()
     changes.get_by_role("button", name="Add this vector").click()
-    changes.get_by_role("button", name="Compare with and without").click(timeout=SECONDS)
-    changes.locator(".two").wait_for(timeout=SECONDS)
-    plain, changed = (one.locator(".num").first.inner_text() for one in changes.locator(".two > div").all())
+    plain, changed = compared(changes)
     assert plain != changed
     assert visit.said == []
     visit.close()

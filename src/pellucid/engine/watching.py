@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pellucid.kernels.attention.tiles import SPAN
 from pellucid.kernels.core.definitions import definition
 from pellucid.kernels.core.record import WORD, float_word
-from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.plan.bind import places
 from pellucid.plan.plan import At, Plan, RowKind
 from pellucid.plan.watched import Site, Watch, watched_plan
@@ -258,7 +257,7 @@ class WatchedProgram:
             found, row = part.extent(op.rows)
             rows = np.arange(row, row + len(found))
             if view.places:
-                rows = _rows_of(arrays[view.places], round_up(view.parts, ROWS))[rows, edit.part]
+                rows = _rows_of(arrays[view.places], view.place_width)[rows, edit.part]
             own = _rows_of(buffer, view.width)[rows, edit.first : edit.first + edit.count]
             made = part.probe.changed(site.number, found.start, own)
             entries += [(row + one.position - found.start, one) for one in made]

@@ -105,7 +105,7 @@ def _profile(
     chunks: list[Chunk],
     rounds: int,
     progress: CompileProgress | None,
-    roof_bytes: int | None = None,
+    roof_bytes: int | None,
 ) -> Profile:
     nbytes = roof_bytes or step_cost(runner, chunks).nbytes
     rates: list[Rates] = []

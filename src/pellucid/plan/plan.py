@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.runtime.cache_layout import CachedLayer
 
 RowKind = Literal["tokens", "outputs", "sequences", "once"]
@@ -51,6 +52,11 @@ class View:
     apart: int
     width: int
     places: str = ""
+
+    @property
+    def place_width(self) -> int:
+        """Columns of a row of ``places``, whole vectors."""
+        return round_up(self.parts, ROWS)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.plan.builder import columns
 from pellucid.plan.passes import optimize
 from pellucid.plan.plan import At, Operation, Plan, Value
@@ -194,7 +193,7 @@ def _operation(op: Operation, part: Tap | Edit | PatternTap | PatternEdit) -> Op
     own |= {"places": 0, "place_stride": 0, "part": 0}
     reads, partitions = (buffer,), {buffer: columns(view.width), OUT: OUT}
     if view.places:
-        own |= {"places": At(view.places), "place_stride": 4 * round_up(view.parts, ROWS), "part": part.part}
+        own |= {"places": At(view.places), "place_stride": 4 * view.place_width, "part": part.part}
         reads, partitions = (buffer, view.places), {OUT: OUT}
     if isinstance(part, Edit):
         fields = {**own, "entries": 0}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
@@ -168,6 +171,17 @@ def answer(
     """A JSON response."""
     # ASCII alone: a text may have half of a character that JSON can escape and UTF-8 cannot have.
     return Response(json.dumps(dict(content)), status, headers, media_type="application/json")
+
+
+def array_body(values: NDArray[Any]) -> dict[str, Any]:
+    """An array for JSON: little-endian bytes in base64, with the shape and the type."""
+    whole = values.dtype.kind == "i"
+    numbers = np.ascontiguousarray(values, "<i4" if whole else "<f4")
+    return {
+        "shape": list(values.shape),
+        "dtype": "int32" if whole else "float32",
+        "data": base64.b64encode(numbers.tobytes()).decode(),
+    }
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,18 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
 from pellucid.errors import CacheFull, ModelNotFound
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.weights.checkpoint import stored_bytes
+
+T = TypeVar("T")
+MOST_WORK = 4  # functions of ``work`` that run at a time
 
 
 @dataclass
@@ -37,6 +42,8 @@ class ModelPool:
         self.created = int(time.time())
         self._loaded: dict[str, Served] = {}
         self._lock = asyncio.Lock()
+        self._limiter: CapacityLimiter | None = None  # which an event loop makes
+        self._working = set[asyncio.Future[Any]]()
 
     def put(self, name: str, llm: LLM) -> None:
         """Have a model that is loaded already."""
@@ -78,6 +85,31 @@ class ModelPool:
         finally:
             served.users -= 1
             served.used = time.monotonic()
+
+    async def work(self, name: str, function: Callable[[LLM], T]) -> T:
+        """What a function makes of a model, in a thread; at most ``MOST_WORK`` of these run at a time.
+
+        A thread cannot be ended: if the caller is cancelled, it goes on, counts, and keeps the model in use.
+
+        Raises: as ``use``, and what the function raises.
+        """
+        if self._limiter is None:
+            self._limiter = CapacityLimiter(MOST_WORK)
+        limiter = self._limiter
+
+        async def run() -> T:
+            async with self.use(name) as llm:
+                return await to_thread.run_sync(function, llm, limiter=limiter)
+
+        task = asyncio.ensure_future(run())
+        self._working.add(task)
+        task.add_done_callback(self._worked)
+        return await asyncio.shield(task)
+
+    def _worked(self, task: asyncio.Future[Any]) -> None:
+        self._working.discard(task)
+        if not task.cancelled():
+            task.exception()  # it is the caller's, who may have gone
 
     async def _opened(self, name: str) -> Served:
         llm = await run_in_threadpool(self._load, name)

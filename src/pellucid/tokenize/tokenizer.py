@@ -200,6 +200,10 @@ class Tokenizer(Encoder):
 
         return compiled_encoder(self)
 
+    def piece(self, token: int) -> str:
+        """The text of one token by itself, also of a control token, as ``decode`` has it."""
+        return self.decode([token], skip_special=False)
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of the ids.
 

@@ -217,9 +217,7 @@ def _alternatives(model: TracedModel, draw: Draw, top: int) -> list[Alternative]
     ids, before, after = likeliest(draw, top)
     raw = draw.logits.logits(ids)
     return [
-        Alternative(
-            model.tokenizer.decode([int(token)], skip_special=False), int(token), float(z), float(p), float(q)
-        )
+        Alternative(model.tokenizer.piece(int(token)), int(token), float(z), float(p), float(q))
         for token, z, p, q in zip(ids, raw, before, after)
     ]
 

@@ -181,7 +181,7 @@ def token_of(model: OpenedModel, token: int | str) -> int:
         return token_id("token", token, model.spec.embedding.vocabulary)
     ids = model.tokenizer.encode(token, add_special=False)
     if len(ids) != 1:
-        pieces = [model.tokenizer.decode([one], skip_special=False) for one in ids]
+        pieces = [model.tokenizer.piece(one) for one in ids]
         raise InvalidRequest(
             f"token={token!r}: it is {len(ids)} tokens, {pieces}: give one of them, or an id"
         )

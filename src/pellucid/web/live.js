@@ -3,6 +3,7 @@
 import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { array, events, get } from "/web/api.js";
 import { Picture, colour, lines, shade } from "/web/draw.js";
+import { lengths } from "/web/recorded.js";
 import { number, shown } from "/web/text.js";
 
 const EVERY = 1000, MOST_TOKENS = 2000, MOST_PAST = 120;
@@ -122,11 +123,11 @@ function Watched({ id, onClose }) {
 }
 
 function keep(one, event) {
-  const layer = one.points.indexOf(event.point), found = array(event);
+  const layer = one.points.indexOf(event.point), found = array(event), sizes = lengths(found);
   for (let n = 0; n < found.shape[0]; n++) {
     const position = event.first + n - (one.first ??= event.first);
     if (position < 0) continue;
     const column = (one.norms[position] ??= []);
-    column[layer] = Math.sqrt(found.row(n).reduce((sum, x) => sum + x * x, 0));
+    column[layer] = sizes.values[n];
   }
 }

@@ -151,6 +151,10 @@ def test_an_encoder_is_looked_into(served: Served) -> None:
     )
     again = asked(served, "trace", model="encoder", prompt=answer["prompt"], points=["pool"])
     assert answer["arrays"]["pool"] == again["arrays"]["pool"]
+    part = asked(
+        served, "trace", model="encoder", prompt="a sentence", points=["embed[tokens=0:2; dims=1,3]"]
+    )
+    assert part["arrays"]["embed"]["shape"] == [2, 2]
     assert "must be a text" in refused(served, "trace", model="encoder", prompt=[], points=["pool"])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.points import cosine, distance
 from support.tiny import GOLDENS, TINY, model_runner, opened
 
 from pellucid import pipeline
@@ -81,28 +82,6 @@ def kind(point: str) -> str:
     """The name without its block, or the number of its table."""
     parts = point.split(".")
     return ".".join(parts[2:]) if parts[0] == "blocks" else point.rstrip(".0123456789")
-
-
-def same_tokens(found: NDArray[Any], expected: NDArray[Any]) -> bool:
-    """Whether the shapes agree, and of scores the tokens that are seen."""
-    return found.shape == expected.shape and np.array_equal(np.isfinite(found), np.isfinite(expected))
-
-
-def distance(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest difference as a part of the range."""
-    if not same_tokens(found, expected):
-        return np.inf
-    seen = np.isfinite(expected)
-    return float(np.abs(found[seen] - expected[seen]).max() / (np.ptp(expected[seen]) or 1.0))
-
-
-def cosine(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The cosine of the angle between two values."""
-    if not same_tokens(found, expected):
-        return -1.0
-    seen = np.isfinite(expected)
-    a, b = np.float64(found[seen]), np.float64(expected[seen])
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -86,7 +86,7 @@ def _tree(found: Beams, tokenizer: Tokenizer) -> None:
         said = {"extended": "goes on", "finished": f"finished, {node.final_score or 0:.4f}"}.get(
             node.state, node.why
         )
-        token = common.visible(tokenizer.decode([node.token], skip_special=False))
+        token = common.visible(tokenizer.piece(node.token))
         table.add_row(str(node.step), str(node.id), str(node.parent), token, f"{node.score:.4f}", said)
     common.show(table)
     print()

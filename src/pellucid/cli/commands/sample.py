@@ -56,7 +56,7 @@ def as_dict(piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: in
 
     return {
         **asdict(trace),
-        "text": _text(tokenizer, trace.token),
+        "text": tokenizer.piece(trace.token),
         "candidates": candidates(piece, tokenizer, top),
     }
 
@@ -67,7 +67,7 @@ def candidates(piece: TokenOutput, tokenizer: Tokenizer, top: int) -> list[dict[
 
     ids, before, after = likeliest(piece.draw, top)
     return [
-        {"id": token, "text": _text(tokenizer, token), "probability": float(p), "final_probability": float(q)}
+        {"id": token, "text": tokenizer.piece(token), "probability": float(p), "final_probability": float(q)}
         for token, p, q in zip(ids.tolist(), before, after)
     ]
 
@@ -75,7 +75,7 @@ def candidates(piece: TokenOutput, tokenizer: Tokenizer, top: int) -> list[dict[
 def _show(index: int, piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: int) -> None:
     how = "the likeliest" if trace.number is None else f"drawn with {trace.number:.6f}"
     print(
-        f"token {index}: {common.visible(_text(tokenizer, trace.token))}  id {trace.token}, rank {trace.rank}, "
+        f"token {index}: {common.visible(tokenizer.piece(trace.token))}  id {trace.token}, rank {trace.rank}, "
         f"probability {_share(trace.probability)}, after the chain {_share(trace.final_probability)}, {how}"
     )
     table = common.table(
@@ -108,10 +108,6 @@ def _show(index: int, piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenize
         )
     common.show(bars)
     print()
-
-
-def _text(tokenizer: Tokenizer, token: int) -> str:
-    return tokenizer.decode([token], skip_special=False)
 
 
 def _share(probability: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -16,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import Api, ClientCall, Route, answer
+from pellucid.serve.api import Api, ClientCall, Route, answer, array_body
 from pellucid.serve.live import LiveRequest
 from pellucid.serve.openai.answer import error_body
 from pellucid.trace.stream import LIMIT, TraceFrame, TraceStream
@@ -151,7 +150,7 @@ def _tokens(found: LiveRequest, told: list[list[int]]) -> list[bytes]:
                     "choice": _choice(found, number, sequence),
                     "position": len(group.prompt) + at,
                     "id": token,
-                    "text": found.llm.tokenizer.decode([token], skip_special=False),
+                    "text": found.llm.tokenizer.piece(token),
                 }
                 events.append(_event("token", body))
             told[number][sequence] = len(builder.ids)
@@ -159,14 +158,11 @@ def _tokens(found: LiveRequest, told: list[list[int]]) -> list[bytes]:
 
 
 def _values_event(choice: int, frame: TraceFrame) -> bytes:
-    numbers = frame.values.astype(frame.values.dtype.newbyteorder("<"))
     body = {
         "choice": choice,
         "point": frame.selected.name,
         "first": frame.positions.start,
-        "shape": list(frame.values.shape),
-        "dtype": frame.selected.point.dtype,
-        "data": base64.b64encode(numbers.tobytes()).decode(),
+        **array_body(frame.values),
     }
     return _event("values", body)
 

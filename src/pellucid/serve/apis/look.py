@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from typing import Any
 
-from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -35,7 +33,6 @@ from pellucid.serve.schema import (
     listed,
 )
 
-MOST_THREADS = 4
 NAMES = {"type": "array", "items": TEXT}
 READ = {"prompt": PROMPT, "messages": listed(OBJECT)}
 
@@ -70,48 +67,15 @@ async def _trace(call: ClientCall) -> Response:
     return await generated(call, name, lambda llm: TraceReading.of(fields, llm), None)
 
 
-_working = set[asyncio.Task[dict[str, Any]]]()
-
-
 def _asked(read: Callable[[Body, LLM], dict[str, Any]]) -> Callable[[ClientCall], Any]:
-    """A route that answers what ``read`` makes of a body, in a thread.
-
-    A thread cannot be ended: if the client goes, the model is in use, and the thread counts, until it has ended.
-    """
+    """A route that answers what ``read`` makes of a body, in a thread."""
 
     async def run(call: ClientCall) -> Response:
         fields = Body(await call.json(), LOOK_BODY)
-
-        async def work() -> dict[str, Any]:
-            async with call.models.use(fields.model_or(call.models.names[0])) as llm:
-                return await to_thread.run_sync(read, fields, llm, limiter=_limiter())
-
-        task = asyncio.ensure_future(work())
-        _working.add(task)
-        task.add_done_callback(_ended)
-
-        async def shielded() -> dict[str, Any]:
-            return await asyncio.shield(task)
-
-        return answer(await call.unless_gone(shielded()))
+        name = fields.model_or(call.models.names[0])
+        return answer(await call.unless_gone(call.models.work(name, partial(read, fields))))
 
     return run
-
-
-def _ended(task: asyncio.Task[dict[str, Any]]) -> None:
-    _working.discard(task)
-    if not task.cancelled():
-        task.exception()  # it is the client's, who may have gone
-
-
-@cache
-def _limit_of(loop: Any) -> CapacityLimiter:
-    return CapacityLimiter(MOST_THREADS)
-
-
-def _limiter() -> CapacityLimiter:
-    """How many of these run at a time in this event loop."""
-    return _limit_of(asyncio.get_running_loop())
 
 
 LOOK = Api(

@@ -102,19 +102,3 @@ def no_more(body: Body, what: str) -> None:
     """Refuse fields that nobody reads."""
     if left := body.rest():
         raise InvalidRequest(f"unknown field {brief(min(left))}: {what}")
-
-
-def piece(llm: LLM, token: int) -> str:
-    """The text of a token, with a mark in place of bytes that are no whole characters."""
-    return llm.tokenizer.decode([token], skip_special=False)
-
-
-def array(values: NDArray[Any]) -> dict[str, Any]:
-    """An array for JSON: little-endian bytes in base64, with the shape."""
-    whole = values.dtype.kind == "i"
-    numbers = np.ascontiguousarray(values, "<i4" if whole else "<f4")
-    return {
-        "shape": list(values.shape),
-        "dtype": "int32" if whole else "float32",
-        "data": base64.b64encode(numbers.tobytes()).decode(),
-    }

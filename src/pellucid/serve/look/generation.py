@@ -14,7 +14,7 @@ from pellucid.engine.request import RequestGroup
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.body import Body
-from pellucid.serve.look.fields import edits_of, piece, prompt_of
+from pellucid.serve.look.fields import edits_of, prompt_of
 from pellucid.serve.openai.answer import usage
 
 USUAL_TOKENS, USUAL_ALTERNATIVES = 64, 8
@@ -39,9 +39,7 @@ class LookGeneration:
         count = body.count("alternatives", 0, MOST_ALTERNATIVES)
         options = {"max_new_tokens": USUAL_TOKENS, **body.options(llm.recommended)}
         options["logprobs"] = USUAL_ALTERNATIVES if count is None else count
-        if edits:
-            options["edits"] = edits
-        return cls(llm, [llm.request(prompt, **options)])
+        return cls(llm, [llm.request(prompt, edits=edits, **options)])
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The events as one list."""
@@ -63,7 +61,7 @@ class LookGeneration:
 
     def _prompt(self) -> dict[str, Any]:
         ids = self.groups[0].prompt
-        return {"type": "prompt", "ids": ids, "pieces": [piece(self.llm, token) for token in ids]}
+        return {"type": "prompt", "ids": ids, "pieces": [self.llm.tokenizer.piece(token) for token in ids]}
 
     def _token(self, at: int) -> dict[str, Any]:
         builder = self.groups[0].builders[0]
@@ -72,13 +70,14 @@ class LookGeneration:
         return {
             "type": "token",
             "token": found.id,
-            "piece": piece(self.llm, found.id),
+            "piece": self.llm.tokenizer.piece(found.id),
             "text": builder.texts[at],
             "probability": float(np.exp(found.chosen)),
             "rank": found.rank,
             "seconds": builder.times[at],
             "alternatives": [
-                {"token": token, "piece": piece(self.llm, token), "probability": p} for token, p in others
+                {"token": token, "piece": self.llm.tokenizer.piece(token), "probability": p}
+                for token, p in others
             ],
         }
 

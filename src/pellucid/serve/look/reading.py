@@ -12,8 +12,9 @@ from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
+from pellucid.serve.api import array_body
 from pellucid.serve.body import Body
-from pellucid.serve.look.fields import array, edits_of, no_more, piece, prompt_of
+from pellucid.serve.look.fields import edits_of, no_more, prompt_of
 from pellucid.trace.edits import EditOf
 from pellucid.trace.explanation import MOST_TOP
 from pellucid.trace.lenses.attribution import attribute
@@ -34,9 +35,10 @@ class TraceReading:
 
     llm: LLM
     prompt: list[int]
-    trace: Trace
+    wanted: Sequence[str]
     lengths: Set[str]
     edits: Sequence[EditOf]
+    trace: Trace | None
     groups: Sequence[RequestGroup]
 
     @classmethod
@@ -52,9 +54,12 @@ class TraceReading:
         lengths = {one.name for one in select(llm.points, norms)} - {
             one.name for one in select(llm.points, points)
         }
-        with llm.trace(*dict.fromkeys([*points, *norms]), budget=4 * MOST_ANSWER) as trace:
-            groups = [llm.request(prompt, edits=edits, **options)] if llm.spec.head else []
-        return cls(llm, prompt, trace, lengths, edits, groups)
+        wanted = list(dict.fromkeys([*points, *norms]))
+        if not llm.spec.head:
+            return cls(llm, prompt, wanted, lengths, edits, None, [])
+        with llm.trace(*wanted, budget=4 * MOST_ANSWER) as trace:
+            groups = [llm.request(prompt, edits=edits, **options)]
+        return cls(llm, prompt, wanted, lengths, edits, trace, groups)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The arrays; the sentence of an encoder is read now.
@@ -62,12 +67,10 @@ class TraceReading:
         Raises:
             InvalidRequest: they are too large.
         """
-        llm = self.llm
-        if not self.groups:
-            with llm.trace(*(one.name for one in self.trace.selected), budget=4 * MOST_ANSWER) as trace:
+        llm, trace = self.llm, self.trace
+        if trace is None:
+            with llm.trace(*self.wanted, budget=4 * MOST_ANSWER) as trace:
                 llm.embed_tokens([self.prompt], list(self.edits))
-        else:
-            trace = self.trace
         made = self.groups[0].results()[0] if self.groups else None
         ids, (sequence,) = made.ids if made else [], trace.sequences
         arrays, size = dict[str, Any](), 0
@@ -81,12 +84,12 @@ class TraceReading:
                 raise InvalidRequest(
                     f"points={brief(point)}: the answer is larger than {MOST_ANSWER >> 20} MiB: name fewer points"
                 )
-            arrays[point] = array(values)
+            arrays[point] = array_body(values)
         return {
             "model": name,
             "prompt": self.prompt,
             "ids": ids,
-            "pieces": [piece(llm, token) for token in [*self.prompt, *ids]],
+            "pieces": [llm.tokenizer.piece(token) for token in [*self.prompt, *ids]],
             "text": made.text if made else "",
             "dropped": trace.dropped,
             "arrays": arrays,
@@ -121,7 +124,7 @@ def pieces(body: Body, llm: LLM) -> dict[str, Any]:
     ):
         raise InvalidRequest(f"ids={brief(ids)}: must be at most {MOST_IDS:,} token ids below {size:,}")
     no_more(body, "it has ids")
-    return {"pieces": [piece(llm, token) for token in ids]}
+    return {"pieces": [llm.tokenizer.piece(token) for token in ids]}
 
 
 def attribution(body: Body, llm: LLM) -> dict[str, Any]:

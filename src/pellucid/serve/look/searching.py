@@ -7,7 +7,7 @@ from typing import Any
 
 from pellucid.llm import LLM
 from pellucid.serve.body import Body
-from pellucid.serve.look.fields import no_more, piece, prompt_of
+from pellucid.serve.look.fields import no_more, prompt_of
 
 USUAL_BEAMS, MOST_BEAMS = 4, 16
 USUAL_TOKENS, MOST_TOKENS = 12, 200
@@ -30,5 +30,8 @@ def beams(body: Body, llm: LLM) -> dict[str, Any]:
             {"text": one.text, "score": one.score, "node": one.node, "finish_reason": one.finish_reason}
             for one in found.texts
         ],
-        "tree": [{**asdict(node), "piece": piece(llm, node.token) if node.id else ""} for node in found.tree],
+        "tree": [
+            {**asdict(node), "piece": llm.tokenizer.piece(node.token) if node.id else ""}
+            for node in found.tree
+        ],
     }

@@ -161,8 +161,8 @@ def attribute(
     logit = looked.uncapped(logits[chosen]) - (looked.uncapped(logits[other]) if other is not None else 0.0)
     explained = sum(one.value for one in made)
     made.append(Contribution("project.rounding", "rounding", float(logit) - explained))
-    text = model.tokenizer.decode([chosen], skip_special=False)
-    versus = None if other is None else model.tokenizer.decode([other], skip_special=False)
+    text = model.tokenizer.piece(chosen)
+    versus = None if other is None else model.tokenizer.piece(other)
     return Attribution(text, versus, at, float(logit), made)
 
 

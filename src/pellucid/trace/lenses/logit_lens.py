@@ -120,7 +120,7 @@ def logit_lens(
     ids, probabilities, entropy, agreement, of_wanted = (
         np.concatenate(parts).reshape(len(names), T, *parts[0].shape[1:]) for parts in zip(*found)
     )
-    texts = {int(token): model.tokenizer.decode([int(token)], skip_special=False) for token in np.unique(ids)}
+    texts = {int(token): model.tokenizer.piece(int(token)) for token in np.unique(ids)}
     return LogitLens(names, pieces, ids, probabilities, entropy, agreement, of_wanted, texts)
 
 

@@ -42,7 +42,7 @@ def neighbours(
     )
     cosines = cosines[: min(len(cosines), model.tokenizer.vocab_size)]
     order = np.argsort(-cosines, kind="stable")[:n]
-    return [(model.tokenizer.decode([int(i)], skip_special=False), int(i), float(cosines[i])) for i in order]
+    return [(model.tokenizer.piece(int(i)), int(i), float(cosines[i])) for i in order]
 
 
 def _embedding(weights: ModelWeights, slot: str, count: int) -> Any:

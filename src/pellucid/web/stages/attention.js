@@ -1,4 +1,4 @@
-// attention: which tokens each head looks at, as a matrix, as arcs, and all heads beside each other.
+// attention: which tokens each head looks at, as a matrix, over the words, and all heads beside each other.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useTrace } from "/web/data.js";
@@ -6,7 +6,7 @@ import { Picture, colour, fitted, heat, shade } from "/web/draw.js";
 import { Choose, ChooseBlock, State, nearest } from "/web/show.js";
 import { percent, shown } from "/web/text.js";
 
-const SMALL = 84, LABEL = 74, MOST_LABELS = 60, MOST_ARCS = 200;
+const SMALL = 84, LABEL = 74, MOST_LABELS = 60, MOST_LOOKS = 200;
 
 export const attention = {
   id: "attention",
@@ -34,7 +34,7 @@ function View({ look, width, at, choose, edit }) {
     <${State} state=${state}>${pattern && html`
       <${Heads} pattern=${pattern} chosen=${head} onChoose=${(one) => choose({ head: one })} block=${layer} />
       <${Matrix} values=${pattern.row(head)} pieces=${look.pieces} width=${width} token=${at.token} onPick=${(token) => choose({ token })} label=${`block ${layer}, head ${head}`} />
-      <${Arcs} values=${pattern.row(head)} pieces=${look.pieces} token=${Math.min(at.token, pattern.shape[1] - 1)} onPick=${(token) => choose({ token })} />`}<//></div>`;
+      <${Looks} values=${pattern.row(head)} pieces=${look.pieces} token=${Math.min(at.token, pattern.shape[1] - 1)} onPick=${(token) => choose({ token })} />`}<//></div>`;
 }
 
 function Heads({ pattern, chosen, onChoose, block }) {
@@ -67,9 +67,9 @@ function Matrix({ values, pieces, width, token, onPick, label }) {
     label=${`attention pattern of ${label}: ${rows} tokens look at those before them`} />`;
 }
 
-function Arcs({ values, pieces, token, onPick }) {
+function Looks({ values, pieces, token, onPick }) {
   const rows = Math.sqrt(values.length) | 0, row = values.subarray(token * rows, (token + 1) * rows);
-  const most = Math.max(...row, 1e-9), all = pieces.slice(0, Math.min(rows, MOST_ARCS));
+  const most = Math.max(...row, 1e-9), all = pieces.slice(0, Math.min(rows, MOST_LOOKS));
   return html`<div><h4>What ${shown(pieces[token] ?? "")} looks at</h4>
     <div class="tokens looks" role="group" aria-label="token that looks">${all.map((piece, at) => html`
       <button type="button" class="token" key=${at} aria-pressed=${at === token} title=${percent(row[at])} onClick=${() => onPick(at)}>
