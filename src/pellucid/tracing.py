@@ -26,7 +26,7 @@ from pellucid.trace.edits import EditOf
 from pellucid.trace.model import token_of
 from pellucid.trace.outputs import all_points
 from pellucid.trace.points import Point
-from pellucid.trace.recorded import RecordedRun, plain_options
+from pellucid.trace.recorded import RecordedRun, identity, plain_options
 from pellucid.trace.stream import FrameReader, TraceFrame, TraceStream
 from pellucid.trace.trace import BUDGET, Trace
 from pellucid.util.checks import whole
@@ -212,7 +212,7 @@ class TracingModel:
         trace: Trace,
     ) -> RecordedRun:
         return RecordedRun(
-            model=_identity(self.spec),
+            model=identity(self.spec),
             prompt=prompt,
             ids=ids,
             pieces=[self.tokenizer.piece(token) for token in [*prompt, *ids]],
@@ -222,6 +222,7 @@ class TracingModel:
             options=options,
             chain=made.as_dict()["chain"],
             edits=[repr(edit) for edit in trace.edits],
+            first={one.name: one.tokens.start for one in trace.selected if one.tokens.start},
             arrays={name: trace.sequences[0][name] for name in trace},
         )
 
@@ -264,14 +265,9 @@ def _text_of(tokenizer: Tokenizer, options: Options, ids: Sequence[int]) -> str:
     return "".join(stop.push(stream.push(token), last=False)[0] for token in ids)
 
 
-def _identity(spec: ModelSpec) -> dict[str, Any]:
-    """What a recorded run says about its model, and what must fit when it is resumed."""
-    return {"name": spec.name, "family": spec.family, "vocabulary": spec.embedding.vocabulary}
-
-
 def _check_run(spec: ModelSpec, run: RecordedRun) -> None:
     """Refuse a run of another model."""
-    ours = _identity(spec)
+    ours = identity(spec)
     if run.model != ours:
         raise InvalidRequest(
             f"the run is of {brief(run.model)}, and this model is {brief(ours)}: load that one"

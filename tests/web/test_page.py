@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import openai
@@ -24,12 +25,15 @@ from support.served import Served  # noqa: E402
 import pellucid  # noqa: E402
 from pellucid.serve.guard import AccessRules  # noqa: E402
 from pellucid.testing import random_model  # noqa: E402
+from pellucid.trace.explanation import explain  # noqa: E402
 
 pytestmark = pytest.mark.model
 if CHROMIUM is None:
     pytest.skip("no Chromium", allow_module_level=True)
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 MODELS = ("smollm2", "minilm", "mixture", "hybrid")
+OTHERS = ("learned", "alibi")  # positions of other kinds
+SCREENS = [("wide", "light"), ("narrow", "dark"), ("wide", "dark"), ("narrow", "light")]
 HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> \u202e\x07\x1b[31m & &amp; {{7*7}} `${1}`"
 SECONDS = 60_000
 
@@ -39,7 +43,7 @@ class PageServer(Served):
 
     def __init__(self, folder: Path, rules: AccessRules | None = None) -> None:
         super().__init__(folder, rules or AccessRules())
-        self.models.names[:] = MODELS
+        self.models.names[:] = (*MODELS, *OTHERS)
         self.models._load = lambda name: pellucid.load(
             folder / f"{name}.gguf" if (folder / f"{name}.gguf").exists() else name, threads=2
         )
@@ -50,6 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("page")
     random_model("qwen2moe", made / "mixture.gguf", layers=3, context=512)
     random_model("qwen3next", made / "hybrid.gguf", context=512)
+    random_model("gpt2", made / "learned.gguf", context=512)
+    random_model("bloom", made / "alibi.gguf", context=512)
     return made
 
 
@@ -71,7 +77,14 @@ def browser() -> Iterator[Any]:
 class Visit:
     """A page that is open; what its console says is collected."""
 
-    def __init__(self, browser: Any, url: str, size: str = "wide", scheme: str = "light") -> None:
+    def __init__(
+        self,
+        browser: Any,
+        url: str,
+        size: str = "wide",
+        scheme: str = "light",
+        wait: str = "textarea, .error",
+    ) -> None:
         width, height = SIZES[size]
         self.context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
@@ -82,7 +95,7 @@ class Visit:
         )
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.goto(url)
-        self.page.locator("textarea, .error").first.wait_for(timeout=SECONDS)
+        self.page.locator(wait).first.wait_for(timeout=SECONDS)
 
     def choose(self, model: str) -> None:
         self.page.locator("header select").select_option(model)
@@ -138,8 +151,10 @@ def compared(changes: Any) -> list[str]:
     return [one.locator(".num").first.inner_text() for one in changes.locator(".two > div").all()]
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("size", "scheme"), [("wide", "light"), ("narrow", "dark")])
+@pytest.mark.parametrize(
+    ("model", "size", "scheme"),
+    [(model, *screen) for model in MODELS for screen in SCREENS[: 4 if model == "smollm2" else 2]],
+)
 def test_every_stage_opens(browser: Any, server: PageServer, model: str, size: str, scheme: str) -> None:
     visit = Visit(browser, server.url, size, scheme)
     visit.choose(model)
@@ -189,15 +204,181 @@ def test_branches_and_alternatives(browser: Any, server: PageServer) -> None:
     visit.page.locator(".branches").wait_for(timeout=SECONDS)
     assert visit.page.locator(".branches li").count() == 2
     assert visit.page.locator(".text").first.inner_text() != before
+    branched = visit.page.locator(".text").first.inner_text()
+    visit.page.locator(".text .token").nth(5).click()  # a branch of the branch
+    visit.page.locator(".alternatives button:has-text('branch')").nth(1).click()
+    visit.page.locator("form button.main:not([disabled])").wait_for(timeout=SECONDS)
+    twice = visit.page.locator(".text").first.inner_text()
     visit.page.locator(".branches button").first.click()
     assert visit.page.locator(".text").first.inner_text() == before
+    visit.open("sampling").get_by_label("top-k").fill("7")
+    visit.page.locator(".text .token").nth(3).click()
     visit.page.wait_for_timeout(800)
-    address = visit.page.url
+    address, branches = visit.page.url, visit.page.locator(".branches li").all_inner_texts()
+    assert len(branches) == 3
     visit.close()
     again = Visit(browser, address)
-    again.page.locator(".text .token").nth(9).wait_for(timeout=SECONDS)
+    again.page.locator(".branches li").nth(2).wait_for(timeout=SECONDS)
+    again.page.locator("form button.main:not([disabled])").wait_for(timeout=SECONDS)
+    assert again.page.locator(".branches li").all_inner_texts() == branches
     assert again.page.locator(".text").first.inner_text() == before, "the address makes the same view"
+    assert again.page.locator(".text .token").nth(3).get_attribute("aria-pressed") == "true"
+    assert again.page.locator("#stage-sampling").get_by_label("top-k").input_value() == "7"
+    for button, text in zip(again.page.locator(".branches button").all(), (before, branched, twice)):
+        button.click()
+        assert again.page.locator(".text").first.inner_text() == text
+    assert again.said == []
     again.close()
+
+
+def test_an_address_of_another_text_says_so(browser: Any, server: PageServer) -> None:
+    made = [
+        {"from": 0, "token": None, "count": 3},
+        {"from": 1, "token": 49151, "count": 2},
+        {"from": 1 << 40, "token": -7, "count": "x"},
+    ]
+    address = {
+        "model": "smollm2",
+        "stage": "<b>",
+        "at": {"block": -9, "head": 1e99},
+        "made": made,
+        "leaf": 99,
+    }
+    visit = Visit(browser, f"{server.url}/#{quote(json.dumps(address))}")
+    visit.page.get_by_text("The address is of another text").wait_for(timeout=SECONDS)
+    assert visit.page.locator(".text .token").count() == 3
+    visit.open("attention")
+    assert visit.said == []
+    visit.close()
+    for hash in ("#%", "#null", "#[]", f"#{quote(json.dumps({'model': 'nobody', 'made': 7, 'edits': 'x'}))}"):
+        other = Visit(browser, f"{server.url}/{hash}")
+        assert other.page.locator("#prompt").input_value() != ""
+        other.close()
+
+
+def test_the_keyboard_reaches_everything(browser: Any, server: PageServer) -> None:
+    visit = Visit(browser, server.url)
+    visit.choose("smollm2")
+    visit.write("The capital of France is", tokens=12, temperature=0)
+    page = visit.page
+    tokens = page.locator(".text .token")
+    assert tokens.count() == 12
+    assert page.locator(".text .token[tabindex='0']").count() == 1
+    tokens.first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowLeft")
+    assert tokens.nth(10).evaluate("(one) => one === document.activeElement && one.tabIndex === 0")
+    page.keyboard.press("Enter")
+    assert tokens.nth(10).get_attribute("aria-pressed") == "true"
+    section = visit.open("attention")
+    matrix = section.get_by_role("slider", name="attention pattern of block 0, head 0")
+    matrix.focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowDown")
+    assert matrix.get_attribute("aria-valuenow") == "1"
+    assert "capital" in (matrix.get_attribute("aria-valuetext") or "")
+    assert section.locator(".arcs .token[aria-pressed='true']").inner_text() == "·capital"
+    assert section.locator(".arcs .token[tabindex='0']").count() == 1
+    flow = visit.open("blocks").get_by_role("slider")
+    flow.focus()
+    page.keyboard.press("End")
+    assert flow.get_attribute("aria-valuenow") == "29"
+    assert serious(page) == []
+    assert visit.said == []
+    visit.close()
+
+
+@pytest.mark.parametrize("model", OTHERS)
+def test_other_positions_have_curves(browser: Any, server: PageServer, model: str) -> None:
+    visit = Visit(browser, server.url)
+    visit.choose(model)
+    visit.write("a text of some words", tokens=3)
+    section = visit.open("positions")
+    named = section.locator(".legend li").all_inner_texts()
+    said = {"learned": "component", "alibi": "per token"}[model]
+    assert len(named) >= 2
+    assert all(said in one for one in named)
+    assert visit.said == []
+    visit.close()
+
+
+def test_what_a_head_looks_at(browser: Any, server: PageServer) -> None:
+    text = "The animal didn't cross the street because it was too tired"
+    visit = Visit(browser, server.url)
+    visit.choose("smollm2")
+    visit.write(text, tokens=2, temperature=0)
+    section = visit.open("attention")
+    section.get_by_label("block", exact=True).select_option("13")
+    section.get_by_label("head", exact=True).fill("8")
+    section.locator(".arcs .token", has_text="·it").click()
+    section.get_by_text("What ·it looks at").wait_for()
+    listed = [one.split() for one in section.locator("ol.near li").all_inner_texts()]
+    drawn = section.locator(".arcs canvas").evaluate(
+        "(one) => one.getContext('2d').getImageData(0, 0, one.width, one.height).data.some((x) => x)"
+    )
+    assert drawn
+    visit.close()
+    with pellucid.load("smollm2", threads=2) as llm:
+        with llm.trace("blocks.13.attention.pattern[heads=8]") as trace:
+            made = llm.generate(text, max_new_tokens=3, temperature=0)
+        assert made.ids
+        at = trace.sequences[0].pieces.index(" it")
+        row = trace.sequences[0]["blocks.13.attention.pattern"][0, at]
+    assert [int(one[0]) for one in listed[:3]] == np.argsort(-row, kind="stable")[:3].tolist()
+    assert abs(float(listed[0][2]) - 100 * float(row.max())) < 0.06
+
+
+def test_a_long_text_is_pooled(browser: Any, server: PageServer) -> None:
+    visit = Visit(browser, server.url)
+    visit.choose("mixture")
+    visit.write("a long text " * 30, tokens=2)
+    section = visit.open("attention")
+    section.get_by_text("looks at", exact=False).first.wait_for(timeout=SECONDS)
+    section.locator("ol.near li").first.wait_for(timeout=SECONDS)
+    (pooled,) = (one for key, one in visit.answers().items() if '"pool":168' in key)
+    (exact,) = (one for key, one in visit.answers().items() if "tokens=" in key and "pattern" in key)
+    count = len(pooled["prompt"])
+    assert count > 256
+    shape = pooled["arrays"]["blocks.0.attention.pattern"]["shape"]
+    assert shape[1] == shape[2] == -(-count // (-(-count // 168)))
+    assert exact["arrays"]["blocks.0.attention.pattern"]["shape"] == [1, 1, count]
+    for stage in visit.stages():
+        assert visit.open(stage).locator(".error").all_text_contents() == [], stage
+    assert visit.said == []
+    visit.close()
+
+
+def test_a_report_is_the_page_without_a_server(browser: Any, tmp_path: Path) -> None:
+    with pellucid.load("smollm2", threads=2) as llm:
+        found = explain(llm, HOSTILE, max_new_tokens=3, temperature=0)
+        (tmp_path / "report.html").write_text(found.html(), encoding="utf-8")
+    visit, asked = Visit(browser, "about:blank", wait="html"), list[str]()
+    visit.page.on("request", lambda one: asked.append(one.url) if not one.url.startswith("data:") else None)
+    visit.page.on("dialog", lambda dialog: pytest.fail("a script of a text ran"))
+    visit.page.goto((tmp_path / "report.html").as_uri())
+    visit.page.locator(".text").first.wait_for(timeout=SECONDS)
+    wanted = {
+        "tokens",
+        "embeddings",
+        "positions",
+        "blocks",
+        "attention",
+        "feedforward",
+        "lens",
+        "attribution",
+    }
+    assert wanted | {"sampling", "detokenizer"} == set(visit.stages())
+    for stage in visit.stages():
+        section = visit.open(stage)
+        assert section.locator(".error").all_text_contents() == [], stage
+        assert len(section.locator(".body").inner_text()) > 40
+        assert serious(visit.page) == [], stage
+    assert [one.removeprefix("file://") for one in asked] == [str(tmp_path / "report.html")]
+    best = visit.open("sampling").locator(".bars tbody tr").first
+    assert "#" not in best.locator("th").inner_text()
+    assert visit.said == []
+    visit.close()
 
 
 def test_a_head_is_ablated_and_the_texts_compared(browser: Any, server: PageServer) -> None:
@@ -301,7 +482,7 @@ def test_a_recorded_run_opens_without_a_model(browser: Any, server: PageServer, 
     visit = Visit(browser, server.url)
     visit.page.locator("input[type=file]").set_input_files(tmp_path / "paris.run")
     visit.page.get_by_role("heading", name="A recorded run").wait_for()
-    assert "".join(run.pieces) in visit.page.locator(".text").first.inner_text()
+    assert "".join(run.pieces) in visit.page.locator(".text").first.inner_text().replace("⏎", "")
     for stage in visit.stages():
         section = visit.open(stage)
         assert section.locator(".error").all_text_contents() == [], stage

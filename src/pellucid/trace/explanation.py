@@ -9,7 +9,7 @@ feed-forwards made the chosen token likely and where those heads looked, and how
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from pellucid.trace.lenses import attribution
 from pellucid.trace.lenses.attribution import Attribution
 from pellucid.trace.lenses.logit_lens import LogitLens, logit_lens
 from pellucid.trace.model import TracedModel, residual_points
+from pellucid.trace.report import ReportSource, needed, recorded
 from pellucid.trace.trace import SequenceTrace
 from pellucid.util.checks import whole
 
@@ -89,6 +90,7 @@ class PromptExplanation:
     tokens: list[tuple[str, TokenTrace]]
     text: str
     notes: list[str]
+    source: ReportSource = field(repr=False)
 
     def __repr__(self) -> str:
         size = f"{len(self.pieces)} tokens, {len(self.layers.layers)} layers"
@@ -112,13 +114,16 @@ class PromptExplanation:
         }
 
     def html(self) -> str:
-        """A report that needs nothing else: one HTML page without scripts."""
-        from pellucid.trace.report import report
+        """A report: the page of ``pellucid look`` with this run in it, one HTML file that needs nothing else.
 
-        return report(self)
+        Raises:
+            InvalidRequest: the model was closed.
+        """
+        run = recorded(self.source, self.prompt, self.tokenization)
+        return replace(run, notes=[*self.notes, *run.notes]).html()
 
     def _repr_html_(self) -> str:
-        from pellucid.trace.report import sections
+        from pellucid.trace.sections import sections
 
         return sections(self)
 
@@ -151,7 +156,8 @@ def explain(
         notes.append(f"no attribution: {refused}")
     names |= dict.fromkeys([*patterns, *_position_points(model)])
     made = dict[str, Any](max_new_tokens=1, watch=True) | options
-    with model.trace(*(f"{name}[tokens=:{last + 1}]" for name in names)) as trace:
+    shown = needed(model, last)
+    with model.trace(*shown, *(name for name in names if name not in shown)) as trace:
         request = model.start(prompt, **made)
         outputs = list(request)
     sequence = trace.sequences[0]
@@ -159,28 +165,33 @@ def explain(
     lens = logit_lens(model, sequence, top=top, tokens=[draw.token], positions=[last])
     found = None if notes else attribution.attribute(model, sequence, draw.token, position=last)
     ranked = _heads(sequence, patterns, found, heads, last)
+    answer = request.result()
     return PromptExplanation(
         prompt,
-        _pieces(sequence, residual_points(model)[0] if "embed" not in names else "embed"),
+        _pieces(sequence, residual_points(model)[0] if "embed" not in names else "embed", last + 1),
         model.tokenizer.explain(prompt).as_dict(),
         _position(model, sequence, last),
         lens,
         found,
         ranked,
         np.stack(
-            [sequence[f"blocks.{one.layer}.attention.pattern"][one.head] for one in ranked[:SHOWN_PATTERNS]]
+            [
+                sequence[f"blocks.{one.layer}.attention.pattern"][one.head, : last + 1, : last + 1]
+                for one in ranked[:SHOWN_PATTERNS]
+            ]
         )
         if ranked
         else np.empty((0, last + 1, last + 1), np.float32),
         _alternatives(model, draw, top),
         [(one.text, one.trace) for one in outputs],
-        request.result().text,
+        answer.text,
         notes,
+        ReportSource(model, sequence, answer, last, [one.layer for one in ranked], found is not None),
     )
 
 
-def _pieces(sequence: SequenceTrace, name: str) -> list[ExplainedPiece]:
-    rows = sequence[name].astype(np.float64)
+def _pieces(sequence: SequenceTrace, name: str, count: int) -> list[ExplainedPiece]:
+    rows = sequence[name][:count].astype(np.float64)
     return [
         ExplainedPiece(token, piece, row[:FIRST_COMPONENTS].tolist(), float(np.linalg.norm(row)))
         for token, piece, row in zip(sequence.ids, sequence.pieces, rows)
@@ -206,7 +217,7 @@ def _heads(
         ]
         chosen = [(layer, head, None) for _, layer, head in sorted(sharp, reverse=True)[:count]]
     for layer, head, value in chosen:
-        row = sequence[f"blocks.{layer}.attention.pattern"][head, last]
+        row = sequence[f"blocks.{layer}.attention.pattern"][head, last, : last + 1]
         order = np.argsort(-row, kind="stable")[:3]
         looked = [(sequence.pieces[at], float(row[at])) for at in order]
         made.append(ExplainedHead(layer, head, value, looked))
@@ -233,11 +244,10 @@ def _position(model: TracedModel, sequence: SequenceTrace, last: int) -> list[st
     spec, said = model.spec, list[str]()
     if isinstance(spec.position, (Learned, Sinusoidal)):
         kind = "learned" if isinstance(spec.position, Learned) else "sinusoidal"
-        added = sequence["position"].astype(np.float64) - sequence["embed"].astype(np.float64)
-        sizes = np.linalg.norm(added, axis=1) / np.maximum(np.linalg.norm(sequence["embed"], axis=1), 1e-30)
-        said.append(
-            f"a {kind} vector is added to each embedding; the last is {sizes[last]:.2f} times as long as it"
-        )
+        plain = sequence["embed"][last].astype(np.float64)
+        added = np.linalg.norm(sequence["position"][last].astype(np.float64) - plain)
+        size = added / max(float(np.linalg.norm(plain)), 1e-30)
+        said.append(f"a {kind} vector is added to each embedding; the last is {size:.2f} times as long as it")
     first = next((one for one in spec.attentions), None)
     if first is None:
         return [*said, "no attention: the order of the tokens is in the recurrent states"]
@@ -264,7 +274,7 @@ def _moved_by_rotation(model: TracedModel, sequence: SequenceTrace, last: int) -
     found = {}
     for name in ("q", "k"):
         kind = f"{at}.{name}_norm" if f"{at}.{name}_norm" in model.points else f"{at}.{name}"
-        found[name] = sequence[kind].astype(np.float64)
+        found[name] = sequence[kind][: last + 1].astype(np.float64)
     q, k = found["q"][last], found["k"]
     if q.ndim != 2 or k.ndim != 3:
         return None
@@ -274,4 +284,4 @@ def _moved_by_rotation(model: TracedModel, sequence: SequenceTrace, last: int) -
         scores[:, : max(0, last - attention.window + 1)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     plain = weights / weights.sum(-1, keepdims=True)
-    return float(np.abs(plain - sequence[f"{at}.pattern"][:, last]).sum(-1).mean() / 2)
+    return float(np.abs(plain - sequence[f"{at}.pattern"][:, last, : last + 1]).sum(-1).mean() / 2)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, reason
+from pellucid.model.spec import ModelSpec
 from pellucid.weights.files import ModelFile
 from pellucid.weights.safetensors import parse_json, read_table
 
@@ -37,8 +38,10 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
 
     ``options`` are those of the request, with the ``seed`` that was drawn; ``chain`` are the steps that had an effect,
     ``edits`` describe what was changed.
-    ``model`` says which model it was. As a mapping it has the recorded arrays by the names of their points: (T, ...), a
-    row for each token that was read, or for those that were selected.
+    ``model`` says which model it was; ``first`` is the position of an array's first row, where that is not 0.
+    ``question`` is the prompt as a text, ``answers`` are what the model was asked beside: [path, body, answer] of the
+    server's interface for the page; ``notes`` are for readers. As a mapping it has the recorded arrays by the names of
+    their points: (T, ...), a row for each token that was read, or for those that were selected.
     """
 
     model: dict[str, Any]
@@ -51,6 +54,10 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     options: dict[str, Any]
     chain: list[dict[str, Any]]
     edits: list[str] = field(default_factory=list)
+    first: dict[str, int] = field(default_factory=dict)
+    question: str = ""
+    answers: list[list[Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -89,7 +96,14 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
         Raises:
             InvalidRequest: it cannot be written.
         """
-        facts = {name: getattr(self, name) for name in FACTS}
+        try:
+            Path(path).write_bytes(self.to_bytes())
+        except OSError as error:
+            raise InvalidRequest(f"path={str(path)!r}: the run cannot be written: {reason(error)}") from error
+
+    def to_bytes(self) -> bytes:
+        """What a file of the run holds."""
+        facts = {name: getattr(self, name) for name in (*FACTS, *MORE)}
         metadata = {KEY: json.dumps({"version": VERSION, **facts})}
         header: dict[str, Any] = {"__metadata__": metadata}
         offset = 0
@@ -99,13 +113,16 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
             offset = span[1]
         head = json.dumps(header).encode()
         head += b" " * (-len(head) % 8)
-        try:
-            with open(path, "wb") as file:
-                file.write(len(head).to_bytes(8, "little") + head)
-                for values in self.arrays.values():
-                    file.write(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
-        except OSError as error:
-            raise InvalidRequest(f"path={str(path)!r}: the run cannot be written: {reason(error)}") from error
+        body = (
+            np.ascontiguousarray(one, one.dtype.newbyteorder("<")).tobytes() for one in self.arrays.values()
+        )
+        return b"".join([len(head).to_bytes(8, "little"), head, *body])
+
+    def html(self) -> str:
+        """The page of ``pellucid look`` with this run in it: one HTML file that needs nothing else."""
+        from pellucid.web.bundle import page_of_run
+
+        return page_of_run(f"{self.model.get('name')}: {brief(self.text)}", "this report", self.to_bytes())
 
     @classmethod
     def open(cls, path: str | Path) -> RecordedRun:
@@ -133,7 +150,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
                 arrays[name] = np.frombuffer(raw, TYPES[tensor.format]).reshape(tensor.shape)
         finally:
             file.close()
-        return cls(**{name: facts[name] for name in FACTS}, arrays=arrays)
+        return cls(**{name: facts[name] for name in (*FACTS, *MORE) if name in facts}, arrays=arrays)
 
 
 FACTS: Mapping[str, type | tuple[type, ...]] = {
@@ -149,6 +166,8 @@ FACTS: Mapping[str, type | tuple[type, ...]] = {
     "edits": list,
 }
 """The names and types of what the document has."""
+MORE: Mapping[str, type] = {"first": dict, "question": str, "answers": list, "notes": list}
+"""Those of what it may have."""
 
 
 def _check(path: Path, facts: dict[str, Any]) -> None:
@@ -158,15 +177,23 @@ def _check(path: Path, facts: dict[str, Any]) -> None:
     for name, kind in FACTS.items():
         if name not in facts or not isinstance(facts[name], kind):
             raise FileFormatError(path, f"{KEY} {name}", "is missing or of another type")
+    for name, kind in MORE.items():
+        if not isinstance(facts.get(name, kind()), kind):
+            raise FileFormatError(path, f"{KEY} {name}", "is of another type")
     for name in ("prompt", "ids"):
         own = facts[name]
         if len(own) > MOST_TOKENS or not all(type(one) is int and 0 <= one < 1 << 31 for one in own):
             raise FileFormatError(path, f"{KEY} {name}", "must be a list of token ids")
     if len(facts["pieces"]) != len(facts["prompt"]) + len(facts["ids"]):
         raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
-    for name in ("pieces", "edits"):
-        if not all(isinstance(one, str) for one in facts[name]):
+    for name in ("pieces", "edits", "notes"):
+        if not all(isinstance(one, str) for one in facts.get(name, [])):
             raise FileFormatError(path, f"{KEY} {name}", "must be texts")
+
+
+def identity(spec: ModelSpec) -> dict[str, Any]:
+    """What a recorded run says about its model, and what must fit when it is resumed."""
+    return {"name": spec.name, "family": spec.family, "vocabulary": spec.embedding.vocabulary}
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:

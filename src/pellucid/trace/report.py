@@ -1,136 +1,164 @@
-"""An explanation as HTML: a page for ``pellucid explain --html``, and the same sections in a notebook."""
+"""The report of an explanation: a recorded run for the page (``web/bundle.py``), and what the model was asked beside.
+
+It holds what the stages of the page read: of vectors their lengths alone, where the page shows no more.
+"""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pellucid.util.display import bar, escaped, heat, page, section, shade, table
+from pellucid.trace.lenses.attribution import attribute
+from pellucid.trace.lenses.logit_lens import logit_lens
+from pellucid.trace.lenses.neighbours import around
+from pellucid.trace.model import TracedModel, residual_points
+from pellucid.trace.recorded import RecordedRun, identity
+from pellucid.trace.trace import SequenceTrace
 
-Explained: TypeAlias = Any
-"""A ``PromptExplanation``, whose module imports this one."""
-
-
-def report(found: Explained) -> str:
-    """The page."""
-    return page(f"How {found.prompt[:80]!r} goes on", sections(found))
-
-
-def sections(found: Explained) -> str:
-    """All stages, in the order of the pipeline."""
-    parts = [_tokens(found), _positions(found), _layers(found)]
-    if found.attribution is not None:
-        parts.append(_attribution(found.attribution))
-    parts += [_heads(found), _logits(found), _chain(found)]
-    if found.notes:
-        parts.append(section("Notes", " ".join(found.notes)))
-    return "".join(parts)
-
-
-def _tokens(found: Explained) -> str:
-    rows = [
-        [
-            at,
-            piece.text,
-            piece.id,
-            ", ".join(f"{x:+.3f}" for x in piece.first) + " ...",
-            round(piece.length, 3),
-        ]
-        for at, piece in enumerate(found.pieces)
-    ]
-    return section(
-        "Tokens and embeddings",
-        "The text is cut into tokens, and each has a vector: its first components, and its length.",
-        table(["", "piece", "id", "embedding", "length"], rows),
-    )
+MOST_BYTES = 48 << 20  # of arrays
+MOST_ATTRIBUTED, MOST_LIKELY = 8, 20  # tokens that were generated; likeliest tokens after each
+MOST_LENS, TOP, MOST_WORDS, MOST_SEARCHED, NEAR = 160, 3, 24, 8, 10
+"""What the page asks for: tokens of the lens, likeliest ones, words of the map, words with neighbours, how many."""
+WHOLE = ("embed", "position")
+CHOICE = ("feedforward.router", "feedforward.experts", "feedforward.expert_weights")
+LENGTHS = tuple(
+    f"{part}.{kind}" for part in ("attention", "feedforward", "recurrent") for kind in ("output", "post_norm")
+)
+ENDS = ("feedforward.hidden", "project.logits")
+"""Read where a token is drawn, and nowhere else."""
 
 
-def _positions(found: Explained) -> str:
-    return section("Positions", ". ".join(one[:1].upper() + one[1:] for one in found.position) + ".")
+@dataclass(frozen=True)
+class ReportSource:
+    """What a report is made of: the run that was explained, from token ``last`` on which it made text."""
+
+    model: TracedModel
+    sequence: SequenceTrace
+    generation: Any
+    """An ``engine.output.Generation``."""
+    last: int
+    layers: Sequence[int]
+    """The blocks that count most: their patterns come first."""
+    attributes: bool
+    """Whether the model's residual stream is a sum, which can be attributed."""
 
 
-def _layers(found: Explained) -> str:
-    lens, rows = found.layers, list[list[Any]]()
-    for layer, name in enumerate(lens.layers):
-        top = lens.top(layer, 0)
-        cells: list[Any] = [(f"{text} {p:.2f}", bar(p)) for text, p in top]
-        rows.append([name.removesuffix(".residual"), *cells, round(float(lens.entropy[layer, 0]), 3)])
-    names = ["after", *(f"{rank + 1}" for rank in range(lens.ids.shape[-1])), "entropy"]
-    return section(
-        "What each layer would have said",
-        "The residual stream after each block, through the last norm and the head (the logit lens).",
-        table(names, rows),
-    )
+def _kind(name: str) -> str:
+    """A point's name without its block."""
+    return name.split(".", 2)[2] if name.startswith("blocks.") else name
 
 
-def _attribution(found: Any) -> str:
-    most = max(abs(one.value) for one in found.contributions)
-    rows = [[one.name, (round(one.value, 3), shade(one.value, most))] for one in found.ranked()[:15]]
-    total = round(found.total, 3)
-    return section(
-        "What made it likely",
-        f"Contributions to the logit of {found.token!r}, which is {found.logit:.3f}; all of them sum to {total}.",
-        table(["part", "adds"], rows),
-    )
+def needed(model: TracedModel, last: int) -> list[str]:
+    """The points that a report of a prompt reads, whose last token is ``last``."""
+    found = list[str]()
+    for name, point in model.points.items():
+        kind = _kind(name)
+        if kind in ENDS:
+            found.append(f"{name}[tokens={last}:]")
+        elif (
+            kind in (*WHOLE, *CHOICE, *LENGTHS)
+            or kind.startswith("position.angles")
+            or point.kind == "pattern"
+        ):
+            found.append(name)
+    return [*found, "sample.probability"]
 
 
-def _heads(found: Explained) -> str:
-    rows = [
-        [
-            f"{one.layer}.{one.head}",
-            "" if one.contribution is None else round(one.contribution, 3),
-            *[(f"{text} {weight:.2f}", bar(weight)) for text, weight in one.looked_at],
-        ]
-        for one in found.heads
-    ]
-    pieces = [piece.text for piece in found.pieces]
-    maps = [
-        _map(f"head {one.layer}.{one.head}", pattern, pieces)
-        for one, pattern in zip(found.heads, np.asarray(found.patterns))
-    ]
-    return section(
-        "The most telling heads",
-        "What each adds to the logit, and the tokens that the last one looks at most. Rows of a map look at columns.",
-        table(["head", "adds", "looks at", "", ""], rows),
-        *maps,
-    )
+def recorded(source: ReportSource, question: str, tokenization: dict[str, Any]) -> RecordedRun:
+    """The run with its arrays, as many as a report holds, and the answers to what the page asks of a model.
 
-
-def _map(name: str, pattern: Any, pieces: list[str]) -> str:
-    return f"<h3>{name}</h3>{heat(pattern, pieces, pieces, f'attention of {name}')}"
-
-
-def _logits(found: Explained) -> str:
-    rows = [
-        [one.text, one.id, round(one.logit, 3), (f"{one.probability:.4f}", bar(one.probability)),
-         (f"{one.final_probability:.4f}", bar(one.final_probability))]
-        for one in found.alternatives
-    ]  # fmt: skip
-    return section(
-        "Logits and probabilities",
-        "The most likely tokens: in the model's distribution, and after the chain.",
-        table(["token", "id", "logit", "model", "chain"], rows),
-    )
-
-
-def _chain(found: Explained) -> str:
-    parts = []
-    for text, trace in found.tokens:
-        rows = [
-            [
-                step.name,
-                step.removed,
-                step.left,
-                f"{step.removed_mass:.4f}",
-                f"{step.moved:.4f}",
-                f"{step.entropy_after:.3f}",
-            ]
-            for step in trace.steps
-        ]
-        how = "the likeliest" if trace.number is None else f"drawn with {trace.number:.6f}"
-        parts.append(
-            f"<p>{escaped(text)}: probability {trace.probability:.4f}, rank {trace.rank}, {how}</p>"
-            + (table(["step", "removed", "left", "mass", "moved", "entropy"], rows) if rows else "")
+    Raises: as the lenses.
+    """
+    model, made, sequence = source.model, source.generation, source.sequence
+    ids, read = [*sequence.ids[: source.last + 1], *made.ids], sequence.ids
+    arrays, left, size = dict[str, NDArray[Any]](), list[str](), 0
+    for name, values in _arrays(source):
+        if size + values.nbytes > MOST_BYTES:
+            left.append(name)
+            continue
+        size += values.nbytes
+        arrays[name] = values
+    notes = list[str]()
+    if left:
+        more = "" if len(left) == 1 else f" and {len(left) - 1:,} more"
+        notes.append(
+            f"A report holds {MOST_BYTES >> 20} MiB of values: {left[0]}{more} did not fit. "
+            "A file of llm.record has no such limit."
         )
-    return section("The draw", "What each step of the chain did, and the token that came.", *parts)
+    return RecordedRun(
+        model=identity(model.spec),
+        prompt=ids[: source.last + 1],
+        ids=list(made.ids),
+        pieces=[model.tokenizer.piece(token) for token in ids],
+        text=made.text,
+        finish_reason=made.finish_reason,
+        seed=made.seed,
+        options={},
+        chain=made.as_dict()["chain"],
+        first={name: source.last for name in arrays if _kind(name) in ENDS and source.last},
+        question=question,
+        answers=[
+            ["/look/tokenize", {"text": question}, tokenization],
+            *_lens(source, ids, read),
+            *(_attributed(source, ids) if source.attributes else ()),
+            *_pieces(source),
+            *_near(model, [model.tokenizer.piece(token) for token in ids]),
+        ],
+        notes=notes,
+        arrays=arrays,
+    )
+
+
+def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The arrays of a report, those first that count most."""
+    sequence, points = source.sequence, source.model.points
+    blocks = {f"blocks.{layer}.attention.pattern" for layer in source.layers}
+    patterns = [name for name, point in points.items() if point.kind == "pattern"]
+    residual = set(residual_points(source.model))
+    for name in points:
+        kind = _kind(name)
+        if kind in (*WHOLE, *CHOICE) or kind.startswith("position.angles"):
+            yield name, sequence[name]
+        elif kind in LENGTHS or name in residual:
+            rows = sequence[name].astype(np.float64).reshape(len(sequence), -1)
+            yield name, np.linalg.norm(rows, axis=1).astype(np.float32)
+    yield "sample.probability", sequence["sample.probability"]
+    yield from ((name, sequence[name]) for name in ("project.logits",) if name in points)
+    for name in sorted(patterns, key=lambda one: one not in blocks):
+        yield name, sequence[name]
+    yield from ((name, sequence[name]) for name in points if name.endswith(".feedforward.hidden"))
+
+
+def _lens(source: ReportSource, ids: list[int], read: list[int]) -> Iterator[list[Any]]:
+    positions = range(min(MOST_LENS, len(read)))
+    found = logit_lens(source.model, source.sequence, top=TOP, positions=positions)
+    yield ["/look/lens", {"prompt": ids[:MOST_LENS], "top": TOP}, found.as_dict()]
+
+
+def _attributed(source: ReportSource, ids: list[int]) -> Iterator[list[Any]]:
+    for position in range(
+        source.last, min(source.last + MOST_ATTRIBUTED, len(source.sequence), len(ids) - 1)
+    ):
+        token = ids[position + 1]
+        found = attribute(source.model, source.sequence, token, position=position)
+        yield ["/look/attribution", {"prompt": ids[: position + 1], "token": token}, found.as_dict()]
+
+
+def _pieces(source: ReportSource) -> Iterator[list[Any]]:
+    """The texts of the likeliest tokens, where tokens were drawn."""
+    piece = source.model.tokenizer.piece
+    for row in source.sequence["project.logits"][:MOST_ATTRIBUTED, : source.model.tokenizer.vocab_size]:
+        ids = np.argsort(-row, kind="stable")[:MOST_LIKELY].tolist()
+        yield ["/look/pieces", {"ids": ids}, {"pieces": [piece(token) for token in ids]}]
+
+
+def _near(model: TracedModel, pieces: list[str]) -> Iterator[list[Any]]:
+    words = list(dict.fromkeys(one for one in pieces[:MOST_WORDS] if one.strip()))
+    if len(words) > 1:
+        yield ["/look/neighbours", {"words": words, "n": 0}, around(model, words, 0)]
+    for piece in words[:MOST_SEARCHED]:
+        yield ["/look/neighbours", {"words": [piece], "n": NEAR}, around(model, [piece], NEAR)]

@@ -87,16 +87,3 @@ def bar(share: float) -> str:
 def section(title: str, about: str, *parts: str) -> str:
     """A heading, a sentence that says what it is, and its marks."""
     return f"<section><h2>{html.escape(title)}</h2><p>{html.escape(about)}</p>{''.join(parts)}</section>"
-
-
-def page(title: str, body: str) -> str:
-    """A page that needs nothing else."""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{html.escape(title)}</title><style>:root{{color-scheme:light dark}}"
-        "body{font:15px/1.6 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
-        "section{overflow-x:auto}h2{font-size:1.1rem;margin:1.6rem 0 .2rem}p{margin:.2rem 0}</style></head>"
-        f"<body><h1>{html.escape(title)}</h1>{body}</body></html>\n"
-    )

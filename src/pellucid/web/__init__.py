@@ -1,1 +1,1 @@
-"""The page: plain modules that the server sends as they are (``serve/apis/page.py``)."""
+"""The page: plain modules that the server sends as they are, or that a report holds (``bundle.py``)."""

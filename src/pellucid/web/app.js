@@ -1,46 +1,79 @@
 // The page: a text on one side, the stages that it went through on the other.
 
-import { html, render, useCallback, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { events, get, hasKey, post, setKey } from "/web/api.js";
+import { Component, html, render, useCallback, useEffect, useMemo, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { FORM, PLACE, fromAddress, toAddress } from "/web/address.js";
+import { get, hasKey, setKey } from "/web/api.js";
 import { Changes } from "/web/change.js";
 import { Live } from "/web/live.js";
-import { infoOf, openRun, textOf } from "/web/recorded.js";
+import { openRun, readRun } from "/web/recorded.js";
 import { STAGES } from "/web/stages.js";
 import { Timings } from "/web/timings.js";
-import { Tree } from "/web/tree.js";
 import { Branches, Text, Write } from "/web/write.js";
+import { asked, promptOf, useWriting } from "/web/writing.js";
 
-const FORM = { text: "The capital of France is", chat: false, max_tokens: 40, temperature: 0.7, top_k: 40, top_p: 0.95, seed: 1 };
-const PLACE = { block: 0, head: 0, token: -1 }, QUIET = 400;
-const EMPTY = { prompt: [], pieces: [], tree: new Tree(), leaf: 0, text: "" };
+const QUIET = 400; // milliseconds before the address follows
 
-/** What the address says: the model, the form, the open stage, the place in it, the changes. Others may have written it. */
-function fromAddress() {
-  try {
-    const { model, form, stage, at, edits, made } = JSON.parse(decodeURIComponent(location.hash.slice(1)));
-    const like = (given, usual) => Object.fromEntries(Object.entries(usual).filter(([key, value]) => typeof given?.[key] === typeof value).map(([key]) => [key, given[key]]));
-    const place = Object.fromEntries(Object.entries(like(at, PLACE)).map(([key, n]) => [key, Number.isSafeInteger(n) ? Math.max(key === "token" ? -1 : 0, n) : PLACE[key]]));
-    const changes = (Array.isArray(edits) ? edits : []).filter((one) => typeof one?.point === "string" && typeof one.edit === "string");
-    return { model: String(model), form: like(form, FORM), stage: String(stage ?? ""), at: place, edits: changes, made: made === true };
-  } catch {
-    return {};
-  }
+/** What both kinds of page have: where one is, and a file that is open. */
+function useView(said) {
+  const [stage, setStage] = useState(said.stage ?? ""), [at, setAt] = useState({ ...PLACE, ...said.at });
+  const choose = useCallback((part) => setAt((before) => ({ ...before, ...part })), []);
+  const [main, width] = useWidth();
+  return { stage, setStage, at, choose, main, width };
 }
 
-function App() {
-  const said = useMemo(fromAddress, []);
-  const [models, setModels] = useState(null), [model, setModel] = useState(null), [info, setInfo] = useState(null), [error, setError] = useState(null);
-  const [form, setForm] = useState({ ...FORM, ...said.form }), [run, setRun] = useState(EMPTY), [running, setRunning] = useState(false), [failed, setFailed] = useState(null);
-  const [chosen, setChosen] = useState(null), [stage, setStage] = useState(said.stage ?? ""), [at, setAt] = useState({ ...PLACE, ...said.at }), [edits, setEdits] = useState(said.edits ?? []);
-  const [recorded, setRecorded] = useState(null);
-  const [main, width] = useWidth(), stopper = useRef(null), [turn, setTurn] = useState(0);
+function App({ report }) {
+  const said = useMemo(() => fromAddress(location.hash), []), view = useView(said);
+  const [recorded, setRecorded] = useState(report), [failed, setFailed] = useState(null);
+  const openFile = async (file) => {
+    setFailed(null);
+    try {
+      setRecorded(await openRun(file));
+      view.choose({ chosen: -1 });
+    } catch (error) {
+      setFailed(error);
+    }
+  };
+  const onFile = { onFile: openFile, fileError: failed };
+  if (recorded) return html`<${Recorded} recorded=${recorded} view=${view} ...${onFile} onClose=${report ? null : () => setRecorded(null)} />`;
+  return html`<${Served} said=${said} view=${view} ...${onFile} />`;
+}
+
+/** A run of a file: what it holds is all there is to see. */
+function Recorded({ recorded, view, onFile, fileError, onClose }) {
+  const { facts, arrays, info, text } = recorded, { stage, setStage, at, choose, main, width } = view;
+  const path = text.tree.path(text.leaf), ids = [...text.prompt, ...path.map((one) => one.token)], pieces = [...text.pieces, ...path.map((one) => one.piece)];
+  const last = Math.max(0, ids.length - 2); // the last token was not read
+  const look = { model: "", info, ids, pieces, promptLength: text.prompt.length, text: facts.question ?? "", path, edits: [], recorded, names: namesOf(ids, pieces, path) };
+  const place = { ...at, token: Math.min(at.token < 0 ? last : at.token, last), block: Math.min(at.block, Math.max(0, info.blocks.length - 1)) };
+  const panels = STAGES.filter((one) => one.has(info) && (!one.asks || recorded.answers.has(one.asks)))
+    .map((one) => ({ ...one, body: () => html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${null} open=${setStage} />` }));
+  return html`<${Header} info=${info} file=${recorded.name} onFile=${onFile} onClose=${onClose} />
+    <main class="columns"><div class="side"><section class="write" aria-labelledby="replay-title"><h2 id="replay-title">A recorded run</h2>
+      <p class="note">${Object.keys(arrays).length.toLocaleString()} arrays of ${facts.model.name}; it has ended: ${facts.finish_reason ?? "not yet"}.${facts.edits.length > 0 && ` Changed: ${facts.edits.join(", ")}`}</p>
+      ${(facts.notes ?? []).map((note, i) => html`<p class="note" key=${i}>${note}</p>`)}
+      ${fileError && html`<p class="error" role="alert">${fileError.message}</p>`}
+      <${Text} promptPieces=${text.pieces} path=${path} chosen=${at.chosen < 0 ? null : at.chosen} onChoose=${(chosen) => choose({ chosen: chosen ?? -1 })} running=${false} /></section></div>
+      <${Panels} main=${main} info=${info} panels=${panels} stage=${stage} setStage=${setStage} /></main>`;
+}
+
+/** The models of a server. */
+function Served({ said, view, onFile, fileError }) {
+  const [models, setModels] = useState(null), [model, setModel] = useState(null), [info, setInfo] = useState(null), [error, setError] = useState(null), [turn, setTurn] = useState(0);
+  const [form, setForm] = useState({ ...FORM, ...said.form }), [edits, setEdits] = useState(said.edits ?? []), { stage, setStage, at, choose, main, width } = view;
+  // Without a key that counts nothing can be asked: the page asks for one.
+  const onError = (one) => one.status === 401 && (setError(one), true);
+  const writing = useWriting({ model, info, onError }), { run, running } = writing;
+  const retry = () => {
+    setError(null);
+    setTurn((n) => n + 1);
+  };
 
   useEffect(() => {
     get("/look/models").then((found) => {
       setModels(found.models);
       setError(null);
       const names = found.models.map((one) => one.name);
-      if (said.model && !names.includes(said.model)) setFailed(new Error(`The server does not have the model of this address, ${said.model}.`));
+      if (said.model && !names.includes(said.model)) writing.setFailed(new Error(`The server does not have the model of this address, ${said.model}.`));
       setModel((before) => before ?? (names.includes(said.model) ? said.model : names[0]));
     }, setError);
   }, [turn]);
@@ -48,179 +81,108 @@ function App() {
   useEffect(() => {
     if (!model) return undefined;
     const stop = new AbortController();
-    stopper.current?.abort();
-    setRunning(false);
+    writing.clear();
     setInfo(null);
-    setRun(EMPTY);
     get(`/look/models/${encodeURIComponent(model)}`, stop.signal).then(setInfo, (one) => one.name !== "AbortError" && setError(one));
     return () => stop.abort();
   }, [model, turn]);
 
+  // What the address says is made again, once.
   useEffect(() => {
-    if (!model || recorded) return undefined;
-    const plain = edits.filter((one) => one.values === undefined); // vectors are too long for an address
-    const address = { model, form, stage, at, edits: plain, made: run.prompt.length > 0 };
-    const timer = setTimeout(() => history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(address))}`), QUIET);
-    return () => clearTimeout(timer);
-  }, [model, form, stage, at, edits, run.prompt.length, recorded]);
-
-  const { prompt, pieces: promptPieces, tree, leaf, text } = recorded?.run ?? run;
-  const path = tree.path(leaf), ids = [...prompt, ...path.map((one) => one.token)], pieces = [...promptPieces, ...path.map((one) => one.piece)];
-
-  const ask = (more) => ({
-    model, edits, temperature: form.temperature, top_k: form.top_k, top_p: form.top_p, seed: form.seed, max_tokens: form.max_tokens, alternatives: 12, ...more,
-  });
-  const promptOf = () => (form.chat && info?.chat ? { messages: [{ role: "user", content: form.text }] } : { prompt: form.text });
-
-  // Without a key that counts nothing can be asked: the page asks for one.
-  const failing = (one) => (one.status === 401 ? setError(one) : setFailed(one));
-
-  /** Ask for tokens after what is there, and add them as they come. */
-  const generate = useCallback(async (body, begin) => {
-    stopper.current?.abort();
-    const stop = (stopper.current = new AbortController());
-    setRunning(true);
-    setFailed(null);
-    setChosen(null);
-    let state = begin, planned = 0;
-    const draw = () => {
-      planned ||= requestAnimationFrame(() => {
-        planned = 0;
-        if (stopper.current === stop) setRun({ ...state });
-      });
-    };
-    let ended = false;
-    try {
-      for await (const event of events("POST", "/look/generate", body, stop.signal)) {
-        if (event.type === "prompt" && !state.prompt.length) state = { ...state, prompt: event.ids, pieces: event.pieces };
-        if (event.type === "token") state = { ...state, leaf: state.tree.add(state.leaf, event).id };
-        if (event.type === "end") {
-          ended = true;
-          state = { ...state, finish: event.finish_reason };
-        }
-        if (event.type === "error" || event.error) throw new Error(event.error?.message ?? event.message);
-        draw();
-      }
-      if (!ended) throw new Error("The server has ended the answer before its end.");
-    } catch (one) {
-      if (one.name !== "AbortError" && stopper.current === stop) failing(one);
-    }
-    cancelAnimationFrame(planned);
-    if (stopper.current !== stop) return; // another text has taken its place
-    setRunning(false);
-    setRun({ ...state });
-  }, []);
-
-  const read = async () => {
-    const tree = new Tree();
-    if (info.generates) return generate(ask(promptOf()), { ...EMPTY, tree, text: form.text });
-    stopper.current?.abort();
-    const stop = (stopper.current = new AbortController());
-    setFailed(null);
-    setRunning(true);
-    try {
-      const found = await post("/look/trace", { model, prompt: form.text, points: ["embed[tokens=0; dims=0]"] }, stop.signal);
-      setRun({ ...EMPTY, tree, prompt: found.prompt, pieces: found.pieces, text: form.text });
-    } catch (one) {
-      if (one.name !== "AbortError") failing(one);
-    }
-    return stopper.current === stop && setRunning(false);
-  };
-
-  // What the address says is made again: the same seed and options give the same tokens.
-  useEffect(() => {
-    if (info && said.made && said.model === model && form.text) {
-      said.made = false;
-      read();
-    }
+    if (!info || said.model !== model || !said.made?.length || !said.made[0].form.text) return;
+    const { made, leaf } = said;
+    said.made = null;
+    if (info.generates) writing.again(made, leaf);
+    else writing.write(made[0].form, edits);
   }, [info]);
 
-  const branch = (node, other) => {
-    const { tree } = run, made = tree.add(node.parent, { ...other, text: other.piece, alternatives: node.alternatives });
-    const before = [...run.prompt, ...tree.path(made.id).map((one) => one.token)];
-    generate(ask({ prompt: before }), { ...run, leaf: made.id });
-  };
-  const follow = (leaf) => {
-    setChosen(null);
-    setRun({ ...run, leaf: run.tree.end(leaf).id });
-  };
-  const openFile = async (file) => {
-    setFailed(null);
-    try {
-      const found = await openRun(file);
-      stopper.current?.abort();
-      setRecorded({ ...found, run: textOf(found), info: infoOf(found) });
-      setChosen(null);
-      setError(null);
-    } catch (one) {
-      setFailed(one);
-    }
-  };
-  const edit = (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]);
-  const choose = (part) => setAt((before) => ({ ...before, ...part }));
-  const replayed = () => {
-    const { info: shape } = recorded, last = Math.max(0, ids.length - 2); // the last token was not read
-    const look = { model: "", info: shape, ids, pieces, promptLength: prompt.length, text, path, edits: [], recorded };
-    const place = { ...at, token: Math.max(0, Math.min(at.token < 0 ? last : at.token, last)), block: Math.min(at.block, Math.max(0, shape.blocks.length - 1)) };
-    return STAGES.filter((one) => !one.needsModel && one.has(shape)).map((one) => ({ ...one, body: () => html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${null} open=${setStage} names=${names} />` }));
-  };
-  const names = useMemo(() => {
-    const found = {};
-    pieces.forEach((piece, i) => (found[ids[i]] = piece));
-    for (const node of path) for (const one of node.alternatives ?? []) found[one.token] = one.piece;
-    return found;
-  }, [run, recorded]);
+  const address = () => toAddress({ model, form, stage, at, edits, made: run.made, leaf: run.leaf });
+  useEffect(() => {
+    if (!model || running || said.made?.length) return undefined;
+    const timer = setTimeout(() => history.replaceState(null, "", address()), QUIET);
+    return () => clearTimeout(timer);
+  }, [model, form, stage, at, edits, run.made, run.leaf, running]);
 
-  const whole = useRefOf(running, { ids, pieces, promptLength: run.prompt.length, text: run.text, path });
-  if (recorded) return html`<${Header} models=${models} info=${recorded.info} file=${recorded.name} onFile=${openFile} onClose=${() => setRecorded(null)} />
-    <main class="columns"><div class="side"><${Replay} recorded=${recorded} path=${path} pieces=${promptPieces} chosen=${chosen} onChoose=${setChosen} error=${failed} /></div>
-      <div class="stages" ref=${main}><h2>Inside ${recorded.info.model}</h2>${replayed().map((one) => html`<${Panel} key=${one.id} panel=${one} open=${stage === one.id} onOpen=${() => setStage(stage === one.id ? "" : one.id)} />`)}</div></main>`;
-  if (error) return html`<${Header} models=${models} model=${model} onModel=${(name) => { setError(null); setModel(name); }} onFile=${openFile} /><main><p class="error" role="alert">${error.message}</p>${error.status === 401 && html`<${Key} onKey=${() => { setError(null); setTurn((n) => n + 1); }} />`}
-    ${error.status !== 401 && html`<button type="button" onClick=${() => { setError(null); setTurn((n) => n + 1); }}>Try again</button>`}</main>`;
-  if (!info) return html`<${Header} models=${models} model=${model} onModel=${setModel} /><main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
-  const token = Math.max(0, Math.min(at.token < 0 ? ids.length - 1 : at.token, ids.length - 1));
-  const look = { model, info, edits, form, ...whole };
-  const place = { ...at, token: Math.min(token, Math.max(0, whole.ids.length - 1)), block: Math.min(at.block, info.blocks.length - 1) };
-  const canEdit = info.generates ? edit : null;
+  const { tree, leaf } = run, path = tree.path(leaf), ids = [...run.prompt, ...path.map((one) => one.token)], pieces = [...run.pieces, ...path.map((one) => one.piece)];
+  const text = useWhile(running, useMemo(() => ({ ids, pieces, promptLength: run.prompt.length, text: run.text, path, names: namesOf(ids, pieces, path) }), [run]));
+  const edit = info?.generates ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]) : null;
+  const header = (more) => html`<${Header} models=${models} model=${model} onModel=${(name) => { setError(null); setModel(name); }} onFile=${onFile} ...${more} />`;
+  if (error) return html`${header()}<main><p class="error" role="alert">${error.message}</p>
+    ${error.status === 401 ? html`<${Key} onKey=${retry} />` : html`<button type="button" onClick=${retry}>Try again</button>`}</main>`;
+  if (!info) return html`${header()}<main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
+  const look = { model, info, edits, form, ...text };
+  const last = Math.max(0, text.ids.length - 1), place = { ...at, token: Math.min(at.token < 0 ? last : at.token, last), block: Math.min(at.block, info.blocks.length - 1) };
+  const clicked = (chosen) => choose({ chosen: chosen ?? -1 }), chosen = at.chosen >= 0 && path[at.chosen] ? at.chosen : null;
+  const write = () => {
+    choose({ chosen: -1 });
+    writing.write(form, edits);
+  };
+  const follow = (node) => {
+    choose({ chosen: -1 });
+    writing.follow(node);
+  };
+  const branch = (node, other) => {
+    choose({ chosen: -1 });
+    writing.branch(node.parent, other.token, form, edits);
+  };
   const panels = [
-    ...STAGES.filter((one) => one.has(info)).map((one) => ({ ...one, body: () => (whole.ids.length
-      ? html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${canEdit} open=${setStage} names=${names} />`
+    ...STAGES.filter((one) => one.has(info)).map((one) => ({ ...one, body: () => (text.ids.length
+      ? html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${edit} open=${setStage} />`
       : html`<p class="empty">${info.generates ? "Generate a text" : "Read a sentence"} first.</p>`) })),
-    ...(canEdit ? [{ id: "changes", title: edits.length ? `Changes (${edits.length})` : "Changes", about: "Values that are changed while the model runs. Other requests on the server keep every bit of theirs.",
-      body: () => html`<${Changes} edits=${edits} onEdit=${edit} ask=${ask(promptOf())} look=${{ ...look, text: form.text }} />` }] : []),
+    ...(edit ? [{ id: "changes", title: edits.length ? `Changes (${edits.length})` : "Changes", about: "Values that are changed while the model runs. Other requests on the server keep every bit of theirs.",
+      body: () => html`<${Changes} edits=${edits} onEdit=${edit} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
     { id: "timings", title: "Timings", about: "A step is a list of operations. Most read weights: then the memory's rate is the limit; for many tokens at once it is the integer units'.",
       body: () => html`<${Timings} model=${model} info=${info} />` },
     { id: "live", title: "Requests that run", about: "What other clients of the server ask for right now, as far as your key may see it.", body: () => html`<${Live} model=${model} width=${width} />` },
   ];
-  return html`<${Header} models=${models} model=${model} onModel=${setModel} info=${info} onFile=${openFile} />
+  return html`${header({ info })}
     <main class="columns">
-      <div class="side"><${Write} info=${info} form=${form} setForm=${setForm} run=${read} stop=${() => stopper.current?.abort()} running=${running} error=${failed}
-        promptPieces=${run.pieces} path=${path} chosen=${chosen} onChoose=${setChosen} onBranch=${branch} finish=${run.finish} siblings=${(node) => run.tree.siblings(node)} onFollow=${follow} />
-        <${Branches} tree=${run.tree} running=${running} current=${run.leaf} onFollow=${follow} /></div>
-      <div class="stages" ref=${main}><h2>Inside ${info.model}</h2>${panels.map((one) => html`<${Panel} key=${one.id} panel=${one} open=${stage === one.id} onOpen=${() => setStage(stage === one.id ? "" : one.id)} />`)}</div>
+      <div class="side"><${Write} info=${info} form=${form} setForm=${setForm} run=${write} stop=${writing.stop} running=${running} error=${writing.failed ?? fileError}
+        promptPieces=${run.pieces} path=${path} chosen=${chosen} onChoose=${clicked} onBranch=${branch} finish=${run.finish} siblings=${(node) => tree.siblings(node)} onFollow=${follow}
+        link=${run.made.length > 0 && (() => `${location.origin}/${address()}`)} />
+        <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${follow} /></div>
+      <${Panels} main=${main} info=${info} panels=${panels} stage=${stage} setStage=${setStage} />
     </main>`;
 }
 
-/** The text of a recorded run. */
-function Replay({ recorded, path, pieces, chosen, onChoose, error }) {
-  const { facts, arrays } = recorded;
-  return html`<section class="write" aria-labelledby="replay-title"><h2 id="replay-title">A recorded run</h2>
-    <p class="note">${Object.keys(arrays).length.toLocaleString()} arrays of ${facts.model.name}; it has ended: ${facts.finish_reason ?? "not yet"}.${facts.edits.length > 0 && ` Changed: ${facts.edits.join(", ")}`}</p>
-    ${error && html`<p class="error" role="alert">${error.message}</p>`}
-    <${Text} promptPieces=${pieces} path=${path} chosen=${chosen} onChoose=${onChoose} running=${false} /></section>`;
+/** The texts of tokens that are known already, by their numbers. */
+function namesOf(ids, pieces, path) {
+  const found = {};
+  pieces.forEach((piece, i) => (found[ids[i]] = piece));
+  for (const node of path) for (const one of node.alternatives ?? []) found[one.token] = one.piece;
+  return found;
+}
+
+function Panels({ main, info, panels, stage, setStage }) {
+  return html`<div class="stages" ref=${main}><h2>Inside ${info.model}</h2>${panels.map((one) => html`<${Panel} key=${one.id} panel=${one} open=${stage === one.id} onOpen=${() => setStage(stage === one.id ? "" : one.id)} />`)}</div>`;
+}
+
+/** Draws its children, or says that they cannot be drawn: a file may hold anything. */
+class Guarded extends Component {
+  componentDidCatch(error) {
+    this.setState({ error });
+  }
+
+  render({ body }, { error }) {
+    return error ? html`<p class="error" role="alert">This cannot be shown: ${error.message}</p>` : html`<${Body} body=${body} />`;
+  }
+}
+
+function Body({ body }) {
+  return body();
 }
 
 function Panel({ panel, open, onOpen }) {
   return html`<section class="panel" id=${`stage-${panel.id}`}><h3><button type="button" aria-expanded=${open} aria-controls=${open ? `body-${panel.id}` : null} onClick=${onOpen}>${panel.title}</button></h3>
-    ${open && html`<div id=${`body-${panel.id}`} class="body"><p class="about">${panel.about}</p>${panel.body()}</div>`}</section>`;
+    ${open && html`<div id=${`body-${panel.id}`} class="body"><p class="about">${panel.about}</p><${Guarded} body=${panel.body} /></div>`}</section>`;
 }
 
 function Header({ models, model, onModel, info, file, onFile, onClose }) {
   return html`<header><h1>Pellucid</h1>
-    ${file && html`<span class="facts">${file}</span><button type="button" onClick=${onClose}>close the file</button>`}
-    ${models && !file && html`<label class="model">Model <select value=${model} onChange=${(event) => onModel?.(event.target.value)}>${models.map((one) => html`<option key=${one.name} value=${one.name}>${one.name}</option>`)}</select></label>`}
+    ${file && html`<span class="facts">${file}</span>`}${onClose && html`<button type="button" onClick=${onClose}>close the file</button>`}
+    ${models && !file && html`<label class="model">Model <select value=${model} onChange=${(event) => onModel(event.target.value)}>${models.map((one) => html`<option key=${one.name} value=${one.name}>${one.name}</option>`)}</select></label>`}
     ${info && html`<span class="facts">${info.family}, ${info.blocks.length} blocks, width ${info.width.toLocaleString()}, ${info.vocabulary.toLocaleString()} tokens</span>`}
-    ${onFile && html`<label class="file">open a recorded run <input type="file" accept=".run,.safetensors" onChange=${(event) => { const [one] = event.target.files; event.target.value = ""; if (one) onFile(one); }} /></label>`}
+    <label class="file">open a recorded run <input type="file" accept=".run,.safetensors" onChange=${(event) => { const [one] = event.target.files; event.target.value = ""; if (one) onFile(one); }} /></label>
     ${hasKey() && html`<button type="button" class="quiet" onClick=${() => { setKey(""); location.reload(); }}>forget the key</button>`}</header>`;
 }
 
@@ -231,7 +193,7 @@ function Key({ onKey }) {
 }
 
 /** What was true before something began, for as long as it lasts. */
-function useRefOf(lasts, now) {
+function useWhile(lasts, now) {
   const kept = useRef(now);
   if (!lasts) kept.current = now;
   return kept.current;
@@ -249,5 +211,9 @@ function useWidth() {
   return [attach, width];
 }
 
-render(html`<${App} />`, document.getElementById("app"));
-document.querySelector("#app > p.empty")?.remove();
+// A report is this page with a run in it (trace/report.py).
+const held = document.getElementById("run"), app = document.getElementById("app");
+(held ? readRun(held) : Promise.resolve(null)).then((report) => {
+  render(html`<${App} report=${report} />`, app);
+  document.querySelector("#app > p.empty")?.remove();
+});

@@ -2,7 +2,7 @@
 
 import { useEffect, useMemo, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { array, post } from "/web/api.js";
-import { lengths, selected } from "/web/recorded.js";
+import { answerOf, lengths, selected } from "/web/recorded.js";
 
 const KEPT = 24, MOST_BYTES = 128 << 20, QUIET = 120; // milliseconds before a question that may change again
 const known = new Map();
@@ -24,12 +24,12 @@ function decoded(answer) {
   return { ...answer, arrays, size: Object.values(arrays).reduce((sum, one) => sum + 4 * one.values.length, 0) };
 }
 
-/** An answer of the server for a body; the same question is asked once. While it is awaited there is none. */
-export function useAnswer(path, body) {
-  const [state, setState] = useState({});
+/** An answer of the server for a body, or what a recorded run holds of it; the same question is asked once. While it is awaited there is none. */
+export function useAnswer(look, path, body) {
+  const [state, setState] = useState({}), asks = body && !look.recorded;
   const key = body && path + JSON.stringify(body);
   useEffect(() => {
-    if (!key || known.has(key)) return undefined;
+    if (!asks || known.has(key)) return undefined;
     const stop = new AbortController();
     const timer = setTimeout(() => post(path, body, stop.signal).then(
       (answer) => {
@@ -43,28 +43,32 @@ export function useAnswer(path, body) {
       clearTimeout(timer);
       stop.abort();
     };
-  }, [key]);
+  }, [asks && key]);
   if (!key) return {};
+  if (!asks) return answerOf(look.recorded, path, body);
   if (known.has(key)) return { value: known.get(key).value };
   return state.key === key ? { error: state.error } : { waiting: true };
 }
 
-/** Recorded values by their points: `points` as they are, `norms` as the lengths of their rows. */
-export function useTrace(look, { points = [], norms = [] }) {
+/**
+ * Recorded values by their points: `points` as they are, `norms` as the lengths of their rows. Patterns of a server have at
+ * most `pool` rows and columns: the maxima of squares of tokens.
+ */
+export function useTrace(look, { points = [], norms = [], pool }) {
   const body = look.ids.length && !look.recorded && (points.length || norms.length)
-    ? { model: look.model, prompt: look.ids, points, norms, edits: look.edits, max_tokens: 1 }
+    ? { model: look.model, prompt: look.ids, points, norms, edits: look.edits, max_tokens: 1, ...(pool && { pool }) }
     : null;
-  const { value, error, waiting } = useAnswer("/look/trace", body);
+  const { value, error, waiting } = useAnswer(look, "/look/trace", body);
   const key = look.recorded && JSON.stringify([points, norms]);
   const kept = useMemo(() => (key ? fromFile(look.recorded, points, norms) : null), [look.recorded, key]);
   return kept ?? { arrays: value?.arrays, error, waiting };
 }
 
-function fromFile({ arrays }, points, norms) {
+function fromFile(recorded, points, norms) {
   try {
     const found = {};
-    for (const one of points) Object.assign(found, selected(arrays, one));
-    for (const one of norms) for (const [name, values] of Object.entries(selected(arrays, one))) found[name] ??= lengths(values);
+    for (const one of points) Object.assign(found, selected(recorded, one));
+    for (const one of norms) for (const [name, values] of Object.entries(selected(recorded, one))) found[name] ??= lengths(values);
     return { arrays: found };
   } catch (error) {
     return { error };

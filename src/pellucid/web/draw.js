@@ -1,6 +1,7 @@
 // Pictures on canvases: sharp on every screen, in the colours of the page, redrawn when either changes.
 
 import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { stepped } from "/web/keys.js";
 
 /** The value of a colour of style.css. */
 export function colour(name) {
@@ -20,8 +21,10 @@ export function useScheme() {
 
 /**
  * A canvas that `paint(context, width, height)` draws. `label` says what is to be seen, `at(x, y)` what is at a place.
+ *
+ * With `slider`, {value, most, text, onChange}, the arrow keys choose what a click at a place chooses.
  */
-export function Picture({ width, height, label, paint, at, onPick, of }) {
+export function Picture({ width, height, label, paint, at, onPick, slider, of }) {
   const canvas = useRef(null), [tip, setTip] = useState(""), scheme = useScheme();
   useEffect(() => {
     const one = canvas.current, scale = devicePixelRatio || 1;
@@ -37,9 +40,16 @@ export function Picture({ width, height, label, paint, at, onPick, of }) {
     const box = canvas.current.getBoundingClientRect();
     return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
   };
+  const onKeyDown = slider && ((event) => {
+    const to = stepped(event.key, slider.value, slider.most);
+    if (to === null) return;
+    event.preventDefault();
+    slider.onChange(to);
+  });
+  const role = slider ? { role: "slider", tabindex: 0, "aria-valuemin": 0, "aria-valuemax": slider.most, "aria-valuenow": slider.value, "aria-valuetext": slider.text } : { role: label ? "img" : null };
   return html`<figure class="picture">
-    <canvas ref=${canvas} role=${label ? "img" : null} aria-label=${label || null} aria-hidden=${label ? null : "true"} style=${{ width: `${width}px`, height: `${height}px` }}
-      onMouseMove=${at && ((event) => setTip(at(...place(event)) ?? ""))} onMouseLeave=${() => setTip("")}
+    <canvas ref=${canvas} ...${role} aria-label=${label || null} aria-hidden=${label ? null : "true"} style=${{ width: `${width}px`, height: `${height}px` }}
+      onMouseMove=${at && ((event) => setTip(at(...place(event)) ?? ""))} onMouseLeave=${() => setTip("")} onKeyDown=${onKeyDown}
       onClick=${onPick && ((event) => onPick(...place(event)))}></canvas>
     ${at && html`<figcaption class="tip" aria-hidden="true">${tip || "\u00a0"}</figcaption>`}
   </figure>`;
@@ -53,32 +63,46 @@ function channels(text) {
 
 const SHADES = 255;
 
-/** A shade between two colours of the page: 0 is the first. */
-export function shade(from, to) {
-  const low = channels(colour(from)), high = channels(colour(to));
-  const all = Array.from({ length: SHADES + 1 }, (_, n) => `rgb(${low.map((one, i) => Math.round(one + (n / SHADES) * (high[i] - one))).join(",")})`);
-  return (part) => all[Math.max(0, Math.min(SHADES, Math.round(part * SHADES))) || 0];
+/** Shades between two colours of the page, for numbers from `low` to `high`, as pixels of a canvas. */
+export function shade(from, to, low = 0, high = 1) {
+  const start = channels(colour(from)), end = channels(colour(to)), all = new Uint32Array(SHADES + 1);
+  for (let n = 0; n <= SHADES; n++) {
+    const [r, g, b] = start.map((one, i) => Math.round(one + (n / SHADES) * (end[i] - one)));
+    all[n] = (255 << 24) | (b << 16) | (g << 8) | r;
+  }
+  const factor = SHADES / (high - low || 1);
+  return (x) => all[Math.max(0, Math.min(SHADES, Math.round((x - low) * factor))) || 0];
 }
 
-/** A shade of numbers of either sign, `most` in size. */
+/** Shades of numbers of either sign, `most` in size. */
 export function signedShade(most) {
-  const up = shade("paper", "plus"), down = shade("paper", "minus");
-  return (x) => (x >= 0 ? up(x / most) : down(-x / most));
+  const up = shade("paper", "plus", 0, most), down = shade("paper", "minus", 0, most);
+  return (x) => (x >= 0 ? up(x) : down(-x));
 }
 
-/** A matrix of values as a heat map in a box; `of(value)` is a colour. */
+/** A matrix of values as a heat map in a box; `of(value)` is a pixel. Of several values in one pixel the largest is seen. */
 export function heat(context, values, rows, columns, box, of) {
-  const [left, top, width, height] = box, w = width / columns, h = height / rows;
-  context.fillStyle = colour("paper");
-  context.fillRect(left, top, width, height);
+  const [left, top, width, height] = box, scale = context.getTransform().a;
+  const tall = Math.min(rows, Math.max(1, Math.round(height * scale))), wide = Math.min(columns, Math.max(1, Math.round(width * scale)));
+  const cells = tall === rows && wide === columns ? values : largest(values, rows, columns, tall, wide);
+  const image = new ImageData(wide, tall), pixels = new Uint32Array(image.data.buffer);
+  for (let i = 0; i < pixels.length; i++) pixels[i] = of(cells[i]);
+  const small = new OffscreenCanvas(wide, tall);
+  small.getContext("2d").putImageData(image, 0, 0);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(small, left, top, width, height);
+}
+
+function largest(values, rows, columns, tall, wide) {
+  const found = new Float32Array(tall * wide);
   for (let r = 0; r < rows; r++) {
+    const to = Math.floor((r * tall) / rows) * wide;
     for (let c = 0; c < columns; c++) {
-      const value = values[r * columns + c];
-      if (Number.isNaN(value) || value === 0) continue; // nothing is the ground
-      context.fillStyle = of(value);
-      context.fillRect(left + c * w, top + r * h, Math.ceil(w), Math.ceil(h));
+      const at = to + Math.floor((c * wide) / columns), value = values[r * columns + c];
+      if (Math.abs(value) > Math.abs(found[at])) found[at] = value;
     }
   }
+  return found;
 }
 
 /** Lines over positions. `series` are {values, colour}; all have one scale. */

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { array, events, get } from "/web/api.js";
-import { Picture, colour, lines, shade } from "/web/draw.js";
+import { Picture, colour, heat, lines, shade } from "/web/draw.js";
 import { lengths } from "/web/recorded.js";
 import { number, shown } from "/web/text.js";
 
@@ -114,11 +114,9 @@ function Watched({ id, onClose }) {
     ${last && html`<p class="note">Length of the residual stream after the last block: ${number(last.at(-1) ?? NaN)}</p>
       <${Picture} width=${300} height=${Math.min(240, points.length * 8)} of=${[norms.length]} label=${`lengths of the residual stream after ${points.length} blocks, for the last tokens`}
         paint=${(context, w, h) => {
-          const some = norms.slice(-60), of = shade("paper", "accent"), most = Math.max(...some.flat().filter(Number.isFinite), 1e-9);
-          some.forEach((column, t) => column.forEach((value, l) => {
-            context.fillStyle = of(value / most);
-            context.fillRect((t * w) / 60, (l * h) / points.length, w / 60 + 1, h / points.length + 1);
-          }));
+          const some = norms.slice(-60), cells = new Float32Array(60 * points.length).fill(NaN);
+          some.forEach((column, t) => column.forEach((value, l) => (cells[l * 60 + t] = value)));
+          heat(context, cells, points.length, 60, [0, 0, w, h], shade("paper", "accent", 0, Math.max(...some.flat().filter(Number.isFinite), 1e-9)));
         }} />`}</section>`;
 }
 

@@ -4,49 +4,83 @@ import { shaped } from "/web/api.js";
 import { Tree } from "/web/tree.js";
 
 const KEY = "pellucid.run", VERSION = 1, MOST_HEADER = 100 << 20;
+const MOST_LAYERS = 4096;
 const KINDS = { F32: Float32Array, I32: Int32Array };
 
 /** Read a file. Throws an Error whose message says what is wrong. */
 export async function openRun(file) {
-  const bytes = await file.arrayBuffer();
-  if (bytes.byteLength < 8) throw new Error(`${file.name} is no recorded run: it is too short`);
+  return read(await file.arrayBuffer(), file.name);
+}
+
+/** Read the run that an element of the page holds: base64 of a file that gzip has compressed. */
+export async function readRun(element) {
+  const packed = Uint8Array.from(atob(element.textContent.trim()), (one) => one.charCodeAt(0));
+  const bytes = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+  return read(bytes, element.dataset.name);
+}
+
+/** {name, facts, arrays, answers} of a file's bytes, with its text and what the page must know of the model. */
+function read(bytes, name) {
+  const arrays = {}, { facts, header, start } = factsOf(bytes, name);
+  for (const [point, one] of Object.entries(header)) {
+    if (point === "__metadata__") continue;
+    const [from, to] = one?.data_offsets ?? [], Kind = KINDS[one?.dtype], count = Array.isArray(one?.shape) ? one.shape.reduce((a, b) => a * b, 1) : -1;
+    if (!Kind || !(from >= 0) || to - from !== 4 * count || start + to > bytes.byteLength) throw new Error(`${name}: the array ${point} is damaged`);
+    arrays[point] = shaped(new Kind(bytes.slice(start + from, start + to)), one.shape);
+  }
+  const answers = new Map();
+  for (const [path, body, value] of facts.answers ?? []) answers.set(path, (answers.get(path) ?? new Map()).set(question(body), value));
+  return { name, facts, arrays, answers, info: infoOf(facts, arrays), text: textOf(facts, arrays) };
+}
+
+function factsOf(bytes, name) {
+  if (bytes.byteLength < 8) throw new Error(`${name} is no recorded run: it is too short`);
   const size = Number(new DataView(bytes).getBigUint64(0, true));
-  if (size > MOST_HEADER || 8 + size > bytes.byteLength) throw new Error(`${file.name} is no recorded run: its header does not fit`);
+  if (size > MOST_HEADER || 8 + size > bytes.byteLength) throw new Error(`${name} is no recorded run: its header does not fit`);
   let header, facts;
   try {
     header = JSON.parse(new TextDecoder().decode(bytes.slice(8, 8 + size)));
     facts = JSON.parse(header.__metadata__[KEY]);
   } catch {
-    throw new Error(`${file.name} is no recorded run of Pellucid`);
+    throw new Error(`${name} is no recorded run of Pellucid`);
   }
-  if (facts.version !== VERSION) throw new Error(`${file.name} has version ${facts.version}; this page reads ${VERSION}`);
-  const arrays = {};
-  for (const [name, one] of Object.entries(header)) {
-    if (name === "__metadata__") continue;
-    const [start, stop] = one.data_offsets, Kind = KINDS[one.dtype], count = one.shape.reduce((a, b) => a * b, 1);
-    if (!Kind || stop - start !== 4 * count || 8 + size + stop > bytes.byteLength) throw new Error(`${file.name}: the array ${name} is damaged`);
-    arrays[name] = shaped(new Kind(bytes.slice(8 + size + start, 8 + size + stop)), one.shape);
-  }
-  return { name: file.name, facts, arrays };
+  if (facts?.version !== VERSION) throw new Error(`${name} has version ${facts?.version}; this page reads ${VERSION}`);
+  const all = (list, fits) => Array.isArray(list) && list.every(fits), isText = (one) => typeof one === "string", isToken = (one) => Number.isSafeInteger(one) && one >= 0;
+  const fits = all(facts.prompt, isToken) && all(facts.ids, isToken) && all(facts.pieces, isText) && facts.pieces.length === facts.prompt.length + facts.ids.length
+    && all(facts.edits, isText) && all(facts.notes ?? [], isText) && all(facts.answers ?? [], (one) => Array.isArray(one) && isText(one[0])) && typeof facts.model === "object";
+  if (!fits) throw new Error(`${name}: what it says of the run is damaged`);
+  return { facts, header, start: 8 + size };
+}
+
+/** What is asked, whatever the order of its fields and the name of the model. */
+function question(body) {
+  const { model, ...rest } = body ?? {};
+  return JSON.stringify(Object.entries(rest).sort());
+}
+
+/** What a run holds of an answer of the server: {value}, or an error that says that it holds none. */
+export function answerOf(recorded, path, body) {
+  const value = recorded.answers.get(path)?.get(question(body));
+  return value === undefined ? { error: new Error("The file does not hold this.") } : { value };
 }
 
 /** The text of a run as the page has texts: its prompt, and its tokens as a tree with one branch. */
-export function textOf({ facts, arrays }) {
+function textOf(facts, arrays) {
   const tree = new Tree(), count = facts.prompt.length;
   let leaf = 0;
   facts.ids.forEach((token, i) => {
     const probability = arrays["sample.probability"]?.values[i] ?? NaN, piece = facts.pieces[count + i];
     leaf = tree.add(leaf, { token, piece, text: piece, probability, alternatives: [] }).id;
   });
-  return { prompt: facts.prompt, pieces: facts.pieces.slice(0, count), tree, leaf, text: "" };
+  return { prompt: facts.prompt, pieces: facts.pieces.slice(0, count), tree, leaf };
 }
 
 /** What the page must know of the model, as far as the file tells. */
-export function infoOf({ facts, arrays }) {
+function infoOf(facts, arrays) {
   const names = Object.keys(arrays), blocks = [];
   for (const name of names) {
     const [, layer] = name.match(/^blocks\.(\d+)\./) ?? [];
-    if (layer === undefined) continue;
+    if (layer === undefined || layer >= MOST_LAYERS) continue;
     while (blocks.length <= +layer) blocks.push({ heads: 0, mixture: false, recurrent: false });
     if (name.endsWith(".attention.pattern")) blocks[layer].heads = arrays[name].shape[0];
     blocks[layer].mixture ||= name.endsWith(".feedforward.router");
@@ -61,12 +95,19 @@ export function infoOf({ facts, arrays }) {
 }
 
 /** The arrays of a file that a selection names: "blocks.*.residual", "embed[dims=0:9; tokens=3]". */
-export function selected(arrays, text) {
+export function selected({ arrays, facts }, text) {
   const [, wanted, inside] = text.match(/^([^[]+)(?:\[(.*)\])?$/), pattern = new RegExp(`^${wanted.replace(/\./g, "\\.").replace(/\*/g, "[^.]*")}$`);
   const found = Object.keys(arrays).filter((name) => pattern.test(name));
   if (!found.length) throw new Error(`The file has not recorded ${wanted}.`);
   const parts = Object.fromEntries((inside ?? "").split(";").filter(Boolean).map((one) => one.trim().split("=")));
-  return Object.fromEntries(found.map((name) => [name, part(arrays[name], range(parts.tokens, arrays[name].shape[0]), range(parts.dims, arrays[name].shape.at(-1)))]));
+  return Object.fromEntries(found.map((name) => [name, part(arrays[name], rowsOf(parts.tokens, arrays[name].shape[0], Number(facts.first?.[name]) || 0, name), range(parts.dims, arrays[name].shape.at(-1)))]));
+}
+
+/** The rows of an array that a range of tokens selects; its first row is that of token `first`. */
+function rowsOf(tokens, rows, first, name) {
+  const [start, stop] = range(tokens, rows + first);
+  if (start < first || start >= Math.max(stop, 1)) throw new Error(`The file has ${name} of tokens ${first} to ${first + rows - 1}: choose one of them.`);
+  return [start - first, stop - first];
 }
 
 function range(text, size) {
@@ -76,6 +117,7 @@ function range(text, size) {
 }
 
 function part(one, [first, last], [low, high]) {
+  if (one.shape.length < 2) return one;
   const width = one.shape.at(-1);
   if (first === 0 && last === one.shape[0] && low === 0 && high === width) return one;
   const parts = one.shape.slice(1, -1).reduce((a, b) => a * b, 1), size = high - low, made = new one.values.constructor((last - first) * parts * size);
@@ -86,8 +128,9 @@ function part(one, [first, last], [low, high]) {
   return shaped(made, [last - first, ...one.shape.slice(1, -1), size]);
 }
 
-/** The lengths of an array's rows. */
+/** The lengths of an array's rows; a file may hold the lengths themselves. */
 export function lengths(one) {
+  if (one.shape.length === 1) return one;
   const rows = one.shape[0], size = one.values.length / rows;
   return shaped(Float32Array.from({ length: rows }, (_, t) => Math.sqrt(one.values.subarray(t * size, (t + 1) * size).reduce((sum, x) => sum + x * x, 0))), [rows]);
 }

@@ -1,6 +1,7 @@
 // Small parts that several stages have.
 
-import { html, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { Component, html, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useStop } from "/web/keys.js";
 import { shown } from "/web/text.js";
 
 /** What a stage shows until its values are there, and when they do not come. */
@@ -45,10 +46,29 @@ export function Slider({ label, value, low, high, step, onChange, shown: written
     <output>${written ?? value}</output></label>`;
 }
 
-/** Tokens as a row to choose from. */
-export function Tokens({ pieces, chosen, onChoose, label }) {
-  return html`<div class="tokens" role="group" aria-label=${label}>${pieces.map((piece, at) => html`
-    <button type="button" class="token" key=${at} aria-pressed=${at === chosen} onClick=${() => onChoose(at)}>${shown(piece)}</button>`)}</div>`;
+const TOKENS = 100; // tokens that are drawn again together
+
+/** Tokens as a row to choose from. `first` is the number of the first of them. */
+export function Tokens({ pieces, chosen, onChoose, label, first = 0 }) {
+  const stop = useStop("button", pieces.length), chunks = [], within = (at, from) => (at >= from && at < from + TOKENS ? at : -1);
+  for (let from = 0; from < pieces.length; from += TOKENS) chunks.push(from);
+  return html`<div class="tokens" role="group" aria-label=${label} ...${stop.on}>${chunks.map((from) => html`<${TokenChunk} key=${from} pieces=${pieces} from=${from}
+    to=${Math.min(from + TOKENS, pieces.length)} number=${first} chosen=${within(chosen - first, from)} stop=${within(stop.at, from)} onChoose=${onChoose} />`)}</div>`;
+}
+
+class TokenChunk extends Component {
+  shouldComponentUpdate(next) {
+    const mine = this.props;
+    if (["from", "to", "number", "chosen", "stop"].some((name) => next[name] !== mine[name])) return true;
+    if (next.pieces === mine.pieces) return false;
+    for (let at = next.from; at < next.to; at++) if (next.pieces[at] !== mine.pieces[at]) return true;
+    return false;
+  }
+
+  render({ pieces, from, to, number, chosen, stop }) {
+    return html`<span class="chunk">${pieces.slice(from, to).map((piece, i) => html`
+      <button type="button" class="token" key=${i} tabindex=${from + i === stop ? 0 : -1} aria-pressed=${from + i === chosen} onClick=${() => this.props.onChoose(number + from + i)}>${shown(piece)}</button>`)}</span>`;
+  }
 }
 
 /** A long list of which the first are shown. */

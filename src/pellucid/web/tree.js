@@ -19,6 +19,15 @@ export class Tree {
     return made;
   }
 
+  /** A token that might have come after a node, as the alternatives there describe it. */
+  alternative(parent, token) {
+    for (const id of this.nodes.get(parent)?.children ?? []) {
+      const { alternatives } = this.nodes.get(id), found = alternatives?.find((one) => one.token === token);
+      if (found) return { ...found, text: found.piece, alternatives };
+    }
+    return undefined;
+  }
+
   /** The tokens from the prompt to a node. */
   path(id) {
     const found = [];

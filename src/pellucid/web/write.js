@@ -1,6 +1,7 @@
 // Write and watch: a prompt, the tokens that come, what else might have come, and branches.
 
-import { Component, html, useMemo } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { Component, html, useMemo, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useStop } from "/web/keys.js";
 import { percent, shown } from "/web/text.js";
 
 /** The step of a token's colour: 0 is sure, 4 is a surprise. */
@@ -10,7 +11,7 @@ function surprise(p) {
 
 const ENDS = { stop: "The model has ended the text.", length: "As many tokens as were asked for, or as the context holds.", time: "The time is over." };
 
-export function Write({ info, form, setForm, run, stop, running, error, promptPieces, path, chosen, onChoose, onBranch, siblings, onFollow, finish }) {
+export function Write({ info, form, setForm, run, stop, running, error, promptPieces, path, chosen, onChoose, onBranch, siblings, onFollow, finish, link }) {
   const set = (part) => setForm({ ...form, ...part });
   const submit = (event) => {
     event.preventDefault();
@@ -27,7 +28,7 @@ export function Write({ info, form, setForm, run, stop, running, error, promptPi
           <label key=${key}>${label} <input type="number" min=${low} max=${high} step=${step} value=${form[key]} onChange=${(event) => { event.target.value = Math.max(low, Math.min(high, +event.target.value || low)); set({ [key]: +event.target.value }); }} /></label>`)}
       </div></details>`}
       <div class="bar"><button type="submit" class="main" disabled=${running || !form.text}>${info.generates ? "Generate" : "Read"}</button>
-        ${running && html`<button type="button" onClick=${stop}>Stop</button>`}</div>
+        ${running && html`<button type="button" onClick=${stop}>Stop</button>`}${link && !running && html`<${CopyLink} link=${link} />`}</div>
     </form>
     ${error && html`<p class="error" role="alert">${error.message}</p>`}
     <p class="note" role="status">${running ? "" : ENDS[finish] ?? ""}</p>
@@ -37,27 +38,34 @@ export function Write({ info, form, setForm, run, stop, running, error, promptPi
   </section>`;
 }
 
+/** The address of what is seen, to be sent to others. */
+function CopyLink({ link }) {
+  const [said, setSaid] = useState("");
+  const copy = () => navigator.clipboard.writeText(link()).then(() => setSaid("The link is in the clipboard."), () => setSaid("The browser does not let the page copy: copy its address."));
+  return html`<button type="button" class="quiet" onClick=${copy}>copy a link to this view</button><span class="note" role="status">${said}</span>`;
+}
+
 const CHUNK = 40; // tokens that are drawn again together
 
 export function Text({ promptPieces, path, chosen, onChoose, running }) {
-  const chunks = [];
+  const stop = useStop(".token", path.length), chunks = [], within = (at, first) => (at !== null && at >= first && at < first + CHUNK ? at : null);
   for (let first = 0; first < path.length; first += CHUNK) chunks.push(first);
-  return html`<div class="text" aria-live="off"><${Chunk} key="prompt" prompt=${promptPieces} nodes=${EMPTY} first=${0} chosen=${null} />${chunks.map((first) => html`<${Chunk} key=${first}
-    nodes=${path.slice(first, first + CHUNK)} first=${first} chosen=${chosen !== null && chosen >= first && chosen < first + CHUNK ? chosen : null} onChoose=${onChoose} />`)}${running && html`<span class="cursor" aria-hidden="true"></span>`}</div>`;
+  return html`<div class="text" role="group" aria-label="the text, token by token" aria-live="off" ...${stop.on}><${Chunk} key="prompt" prompt=${promptPieces} nodes=${EMPTY} first=${0} chosen=${null} />${chunks.map((first) => html`<${Chunk} key=${first}
+    nodes=${path.slice(first, first + CHUNK)} first=${first} chosen=${within(chosen, first)} stop=${within(stop.at, first)} onChoose=${onChoose} />`)}${running && html`<span class="cursor" aria-hidden="true"></span>`}</div>`;
 }
 
 const EMPTY = [];
 
 /** Tokens that follow each other. They are drawn again only if they are others, or another one is chosen. */
 class Chunk extends Component {
-  shouldComponentUpdate({ prompt, nodes, chosen }) {
+  shouldComponentUpdate({ prompt, nodes, chosen, stop }) {
     const mine = this.props;
-    return prompt !== mine.prompt || chosen !== mine.chosen || nodes.length !== mine.nodes.length || nodes.some((node, at) => node !== mine.nodes[at]);
+    return prompt !== mine.prompt || chosen !== mine.chosen || stop !== mine.stop || nodes.length !== mine.nodes.length || nodes.some((node, at) => node !== mine.nodes[at]);
   }
 
-  render({ prompt, nodes, first, chosen, onChoose }) {
+  render({ prompt, nodes, first, chosen, stop, onChoose }) {
     if (prompt) return html`<span class="prompt">${prompt.map(shownText).join("")}</span>`;
-    return html`<span>${nodes.map((node, at) => html`<${Token} key=${node.id} node=${node} at=${first + at} chosen=${first + at === chosen} onChoose=${onChoose} />`)}</span>`;
+    return html`<span>${nodes.map((node, at) => html`<${Token} key=${node.id} node=${node} at=${first + at} chosen=${first + at === chosen} stop=${first + at === stop} onChoose=${onChoose} />`)}</span>`;
   }
 }
 
@@ -66,11 +74,11 @@ function shownText(piece) {
   return piece.split(/([ \n])/).map((part) => (part === " " || part === "\n" || part === "" ? part : shown(part))).join("");
 }
 
-/** A token. */
-function Token({ node, at, chosen, onChoose }) {
+/** A token. A line end has a sign too: there would be nothing to click. */
+function Token({ node, at, chosen, stop, onChoose }) {
   const choose = () => onChoose(chosen ? null : at);
-  return html`<span role="button" tabindex="0" class=${`token s${surprise(node.probability)}`} aria-pressed=${chosen} title=${`${shown(node.piece)}  ${Number.isNaN(node.probability) ? "" : percent(node.probability)}`}
-    onClick=${choose} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), choose())}>${shownText(node.piece)}</span>`;
+  return html`<span role="button" tabindex=${stop ? 0 : -1} class=${`token s${surprise(node.probability)}`} aria-pressed=${chosen} title=${`${shown(node.piece)}  ${Number.isNaN(node.probability) ? "" : percent(node.probability)}`}
+    onClick=${choose} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), choose())}>${shownText(node.piece).replaceAll("\n", "⏎\n")}</span>`;
 }
 
 function Alternatives({ node, siblings, onBranch, onFollow, running }) {

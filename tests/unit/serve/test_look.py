@@ -16,9 +16,9 @@ import pytest
 from support.served import Served, models_folder, serving
 
 from pellucid.llm import LLM
-from pellucid.serve.apis.page import web_files
 from pellucid.serve.guard import AccessRules
 from pellucid.trace import ablate, attribute, logit_lens
+from pellucid.web.bundle import web_files
 
 PROMPT = "the cat sat on the mat"
 HOW = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
@@ -92,6 +92,26 @@ def test_values_are_those_that_python_records(served: Served, llm: LLM) -> None:
         assert np.array_equal(numbers(answer["arrays"][name]), trace.sequences[0][name])
     lengths = np.linalg.norm(trace.sequences[0]["blocks.1.attention.output"].astype(np.float64), axis=-1)
     assert np.allclose(numbers(answer["arrays"]["blocks.1.attention.output"]), lengths, rtol=1e-6)
+
+
+def test_patterns_of_long_texts_are_pooled(served: Served, llm: LLM) -> None:
+    name, text = "blocks.0.attention.pattern", PROMPT * 3
+    with llm.trace(name) as trace:
+        llm.generate(text, temperature=0, max_new_tokens=1)
+    whole = trace.sequences[0][name]
+    count = whole.shape[1]
+    for pool in (1, 7, count - 1, count, 4096):
+        answer = asked(served, "trace", prompt=text, points=[name], pool=pool, max_tokens=1)
+        side = -(-count // pool)
+        rows = [
+            [
+                whole[:, r : r + side, c : c + side].max((1, 2)) if side > 1 else whole[:, r, c]
+                for c in range(0, count, side)
+            ]
+            for r in range(0, count, side)
+        ]
+        assert np.array_equal(numbers(answer["arrays"][name]), np.moveaxis(np.array(rows), 2, 0))
+    assert "pool=0" in refused(served, "trace", prompt=text, points=[name], pool=0)
 
 
 def test_edits_change_one_request(served: Served, llm: LLM) -> None:

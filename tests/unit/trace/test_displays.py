@@ -1,11 +1,17 @@
-"""Displays in notebooks and reports: one page without scripts, in which no text of a model or a user is HTML."""
+"""Displays in notebooks have no scripts, reports none but the page's own; no text of a model or a user is HTML."""
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pellucid
@@ -13,6 +19,8 @@ from pellucid.llm import LLM
 from pellucid.testing import random_model
 from pellucid.trace import attribute, head_scores, logit_lens, patch_sweep
 from pellucid.trace.explanation import explain
+from pellucid.trace.recorded import RecordedRun
+from pellucid.trace.report import recorded
 
 HOSTILE = "<script>alert('x')</script> & \"q\" \x1b[31m"
 VOID = {"meta", "br"}
@@ -56,14 +64,77 @@ def checked(page: str) -> Checked:
     return found
 
 
-def test_the_report_of_a_hostile_prompt_is_a_page(llm: LLM) -> None:
+class Scripts(HTMLParser):
+    """Collects the scripts of a report by their types, its styles, and its policy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = self.policy = ""
+        self.found = dict[str, str]()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        had = {name: value or "" for name, value in attrs}
+        assert not any(name.startswith("on") or name in ("src", "href") for name in had)
+        assert tag not in ("img", "iframe", "object", "link", "base")
+        if had.get("http-equiv") == "Content-Security-Policy":
+            self.policy = had["content"]
+        self.inside = {"script": had.get("type", "text/javascript"), "style": "style"}.get(tag, "")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.found[self.inside] = self.found.get(self.inside, "") + data
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+
+def test_the_report_of_a_hostile_prompt_is_the_page_with_a_run(llm: LLM, tmp_path: Path) -> None:
     found = explain(llm, HOSTILE, max_new_tokens=2, seed=1)
-    page = checked(found.html())
-    assert {"html", "body", "table", "section"} <= page.tags
+    page = Scripts()
+    page.feed(found.html())
+    assert set(page.found) == {"importmap", "module", "application/gzip", "style"}
+    for kind in ("importmap", "module", "style"):  # nothing else may run
+        digest = hashlib.sha256(page.found[kind].encode()).digest()
+        assert f"'sha256-{base64.b64encode(digest).decode()}'" in page.policy
+    assert "default-src 'none'" in page.policy
+    assert "unsafe" not in page.policy
+    modules = json.loads(page.found["importmap"])["imports"]
+    for name, url in modules.items():
+        source = base64.b64decode(url.removeprefix("data:text/javascript;base64,")).decode()
+        assert '"/web/' not in source, name
+        assert set(re.findall(r'from "([^"]+)"', source)) <= set(modules), name
+    (tmp_path / "it.run").write_bytes(gzip.decompress(base64.b64decode(page.found["application/gzip"])))
+    run = RecordedRun.open(tmp_path / "it.run")
+    assert run.question == HOSTILE
+    assert [*run.prompt, *run.ids][: len(run.prompt)] == llm.tokenizer.encode(HOSTILE)
+    assert run.text == found.text
+    assert HOSTILE not in found.html()
     checked(found._repr_html_())
     assert found.as_dict()["text"] == found.text
     assert len(found.pieces) == len(llm.tokenizer.encode(HOSTILE))
     assert len(repr(found).splitlines()) == 1
+
+
+def test_a_report_holds_what_the_run_had(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = explain(llm, "to see", max_new_tokens=3, temperature=0)
+    run = recorded(found.source, found.prompt, found.tokenization)
+    last = len(run.prompt) - 1
+    with llm.trace("**") as trace:
+        llm.generate("to see", max_new_tokens=3, temperature=0)
+    whole = trace.sequences[0]
+    assert np.array_equal(run["blocks.1.attention.pattern"], whole["blocks.1.attention.pattern"])
+    assert np.array_equal(run["project.logits"], whole["project.logits"][last:])
+    assert run.first["project.logits"] == last
+    lengths = np.linalg.norm(whole["blocks.0.residual"].astype(np.float64), axis=1)
+    assert np.allclose(run["blocks.0.residual"], lengths, rtol=1e-6)
+    asked = {path for path, _, _ in run.answers}
+    assert {"/look/tokenize", "/look/lens", "/look/attribution", "/look/neighbours", "/look/pieces"} <= asked
+    monkeypatch.setattr("pellucid.trace.report.MOST_BYTES", 2000)
+    short = recorded(found.source, found.prompt, found.tokenization)
+    assert sum(one.nbytes for one in short.values()) <= 2000
+    assert "did not fit" in short.notes[0]
+    short.save(tmp_path / "short.run")
+    assert RecordedRun.open(tmp_path / "short.run").notes == short.notes
 
 
 def test_displays_are_html(llm: LLM) -> None:

@@ -93,7 +93,17 @@ LOOK = Api(
         "POST /look/trace": Route(
             _trace,
             "Recorded values of a prompt and what follows it.",
-            body({}, {**generation_options(), "model": TEXT, **READ, "points": NAMES, "norms": NAMES}),
+            body(
+                {},
+                {
+                    **generation_options(),
+                    "model": TEXT,
+                    **READ,
+                    "points": NAMES,
+                    "norms": NAMES,
+                    "pool": COUNT,
+                },
+            ),
         ),
         "POST /look/lens": Route(
             _asked(lens),

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.resources import files
-from typing import Any
-
 from starlette.responses import Response
 
 from pellucid.errors import ModelNotFound
 from pellucid.errors.messages import brief
 from pellucid.serve.api import Api, ClientCall, Route
 from pellucid.serve.openai.answer import error_body
+from pellucid.web.bundle import web_files
 
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 HEADERS = {
     # Scripts and styles are files of this server: a text of a model or a user can be neither.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -25,27 +22,11 @@ HEADERS = {
 }
 
 
-@cache
-def web_files() -> dict[str, bytes]:
-    """The files of the page by their paths below ``web/``."""
-    found = dict[str, bytes]()
-
-    def walk(folder: Any, prefix: str) -> None:
-        for one in folder.iterdir():
-            if one.is_dir():
-                walk(one, f"{prefix}{one.name}/")
-            elif one.name.endswith(tuple(TYPES)):
-                found[prefix + one.name] = one.read_bytes()
-
-    walk(files("pellucid.web"), "")
-    return found
-
-
 def _file(path: str) -> Response:
     content = web_files().get(path)
     if content is None:
         raise ModelNotFound(f"web/{brief(path)}: the page has no such file")
-    kind = TYPES[path[path.rindex(".") :]]
+    kind = KINDS[path[path.rindex(".") :]]
     return Response(content, media_type=kind, headers=HEADERS)
 
 

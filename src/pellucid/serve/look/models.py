@@ -7,6 +7,7 @@ from typing import Any
 from pellucid.llm import LLM
 from pellucid.model.positions import Rotary
 from pellucid.model.spec import Mixture
+from pellucid.plan.plan import DistanceTable
 from pellucid.sample.step import steps
 
 
@@ -24,6 +25,7 @@ def described(name: str, llm: LLM) -> dict[str, Any]:
         "width": spec.embedding.width,
         "threads": llm.runner.threads,
         "position": _position(llm),
+        "slopes": _slopes(llm),
         "blocks": [
             {
                 "heads": block.attention.heads if block.attention else 0,
@@ -55,3 +57,9 @@ def _position(llm: LLM) -> str:
     if spec.position is not None:
         return "added"
     return "alibi" if any(one.alibi for one in spec.attentions) else "none"
+
+
+def _slopes(llm: LLM) -> list[float]:
+    """How much the score of each head falls per token of distance (ALiBi); empty where scores do not fall."""
+    tables = llm.runner.plan.tables.values()
+    return next((list(one.slopes) for one in tables if isinstance(one, DistanceTable)), [])

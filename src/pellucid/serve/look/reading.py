@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.engine.request import RequestGroup
 from pellucid.errors import InvalidRequest
@@ -19,11 +20,13 @@ from pellucid.trace.edits import EditOf
 from pellucid.trace.explanation import MOST_TOP
 from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.logit_lens import logit_lens
-from pellucid.trace.lenses.neighbours import neighbours, similarity, word_map
+from pellucid.trace.lenses.neighbours import around
 from pellucid.trace.selection import select
 from pellucid.trace.trace import Trace
 
 MOST_POINTS, MOST_ANSWER, MOST_TEXT, MOST_IDS = 64, 64 << 20, 4000, 4096
+RECORDED = 8 * MOST_ANSWER  # bytes that a reading records before norms and pooled patterns are made of them
+MOST_POOLED = 4096  # rows and columns
 MOST_LENS, MOST_SCORES, MOST_ATTRIBUTED = 512, 1 << 26, 2048  # tokens; tokens times the vocabulary; tokens
 MOST_SEARCHED, MOST_WORD = 8, 200  # words whose neighbours are looked for; characters of a word
 MOST_WORDS, MOST_NEIGHBOURS = 32, 50
@@ -31,13 +34,17 @@ MOST_WORDS, MOST_NEIGHBOURS = 32, 50
 
 @dataclass(frozen=True)
 class TraceReading:
-    """The values of ``points``, and of ``norms`` the lengths of their rows, for a prompt and what follows it."""
+    """The values of ``points``, and of ``norms`` the lengths of their rows, for a prompt and what follows it.
+
+    A pattern with more than ``pool`` rows or columns is reduced to the maxima of squares of tokens.
+    """
 
     llm: LLM
     prompt: list[int]
     wanted: Sequence[str]
     lengths: Set[str]
     edits: Sequence[EditOf]
+    pool: int | None
     trace: Trace | None
     groups: Sequence[RequestGroup]
 
@@ -50,16 +57,17 @@ class TraceReading:
         """
         prompt, edits = prompt_of(body, llm), edits_of(body, llm)
         points, norms = _names(body, "points"), _names(body, "norms")
+        pool = body.count("pool", 1, MOST_POOLED)
         options = body.options({"temperature": 0, "max_new_tokens": 1})
         lengths = {one.name for one in select(llm.points, norms)} - {
             one.name for one in select(llm.points, points)
         }
         wanted = list(dict.fromkeys([*points, *norms]))
         if not llm.spec.head:
-            return cls(llm, prompt, wanted, lengths, edits, None, [])
-        with llm.trace(*wanted, budget=4 * MOST_ANSWER) as trace:
+            return cls(llm, prompt, wanted, lengths, edits, pool, None, [])
+        with llm.trace(*wanted, budget=RECORDED) as trace:
             groups = [llm.request(prompt, edits=edits, **options)]
-        return cls(llm, prompt, wanted, lengths, edits, trace, groups)
+        return cls(llm, prompt, wanted, lengths, edits, pool, trace, groups)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The arrays; the sentence of an encoder is read now.
@@ -69,7 +77,7 @@ class TraceReading:
         """
         llm, trace = self.llm, self.trace
         if trace is None:
-            with llm.trace(*self.wanted, budget=4 * MOST_ANSWER) as trace:
+            with llm.trace(*self.wanted, budget=RECORDED) as trace:
                 llm.embed_tokens([self.prompt], list(self.edits))
         made = self.groups[0].results()[0] if self.groups else None
         ids, (sequence,) = made.ids if made else [], trace.sequences
@@ -79,6 +87,8 @@ class TraceReading:
             if point in self.lengths:
                 flat = values.reshape(len(values), -1).astype(np.float64)
                 values = np.sqrt((flat * flat).sum(-1)).astype(np.float32)
+            elif self.pool is not None and llm.points[point].kind == "pattern":
+                values = pooled(values, self.pool)
             size += values.nbytes
             if size > MOST_ANSWER:
                 raise InvalidRequest(
@@ -94,6 +104,17 @@ class TraceReading:
             "dropped": trace.dropped,
             "arrays": arrays,
         }
+
+
+def pooled(patterns: NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    """Patterns (H, T, S) with at most ``most`` rows and columns: the maxima of squares of tokens."""
+    _, rows, columns = patterns.shape
+    side = -(-max(rows, columns) // most)
+    if side == 1:
+        return patterns
+    for axis, count in ((1, rows), (2, columns)):
+        patterns = np.maximum.reduceat(patterns, np.arange(0, count, side), axis)
+    return patterns
 
 
 def _names(body: Body, field: str) -> list[str]:
@@ -161,16 +182,4 @@ def near(body: Body, llm: LLM) -> dict[str, Any]:
         raise InvalidRequest(
             f"words={brief(words)}: at most {MOST_WORD} characters each, and neighbours of {MOST_SEARCHED} at a time"
         )
-    found = {
-        word: [
-            {"piece": text, "token": token, "cosine": cosine}
-            for text, token, cosine in neighbours(llm, word, count)
-        ]
-        for word in (words if count else ())
-    }
-    several = len(words) > 1
-    return {
-        "neighbours": found,
-        "similarity": similarity(llm, words).tolist() if several else [],
-        "map": word_map(llm, words).tolist() if several else [],
-    }
+    return around(llm, words, count)

@@ -91,6 +91,23 @@ def word_map(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
     return made
 
 
+def around(model: OpenedModel, words: Sequence[str], n: int) -> dict[str, Any]:
+    """For JSON: the ``n`` nearest tokens of each word; of several words the cosines between them, and their map."""
+    found = {
+        word: [
+            {"piece": text, "token": token, "cosine": cosine}
+            for text, token, cosine in neighbours(model, word, n)
+        ]
+        for word in (words if n else ())
+    }
+    several = len(words) > 1
+    return {
+        "neighbours": found,
+        "similarity": similarity(model, words).tolist() if several else [],
+        "map": word_map(model, words).tolist() if several else [],
+    }
+
+
 def _vectors(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
     if isinstance(words, str) or not 1 <= len(words) <= MOST_WORDS:
         raise InvalidRequest(f"words={brief(words)}: must be a list of 1 to {MOST_WORDS:,} words")

@@ -1,12 +1,14 @@
-// attention: which tokens each head looks at, as a matrix, over the words, and all heads beside each other.
+// attention: which tokens each head looks at, as a matrix, as arcs over the words, and all heads beside each other.
 
-import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { html, useLayoutEffect, useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useTrace } from "/web/data.js";
-import { Picture, colour, fitted, heat, shade } from "/web/draw.js";
-import { Choose, ChooseBlock, State, nearest } from "/web/show.js";
+import { Picture, colour, fitted, heat, shade, useScheme } from "/web/draw.js";
+import { Choose, ChooseBlock, State, Tokens, nearest } from "/web/show.js";
 import { percent, shown } from "/web/text.js";
 
-const SMALL = 84, LABEL = 74, MOST_LABELS = 60, MOST_LOOKS = 200;
+const SMALL = 84, LABEL = 74, MOST_LABELS = 60, MOST_SIDE = 560;
+const LONG = 256; // tokens from which on whole patterns are too large to be sent
+const MOST_WORDS = 160, WORDS_AFTER = 20, MOST_ARCS = 64, LEAST = 0.01, MOST_FAINT = 300, LEAST_FAINT = 0.25, MOST_LISTED = 8;
 
 export const attention = {
   id: "attention",
@@ -20,9 +22,15 @@ function View({ look, width, at, choose, edit }) {
   const layers = look.info.blocks.map((one, layer) => (one.heads ? layer : -1)).filter((layer) => layer >= 0);
   const layer = nearest(layers, at.block);
   const heads = look.info.blocks[layer].heads, head = Math.min(at.head, heads - 1), name = `blocks.${layer}.attention.pattern`;
-  const state = useTrace(look, { points: [name] }), pattern = state.arrays?.[name];
+  const isLong = !look.recorded && look.ids.length > LONG;
+  const state = useTrace(look, { points: [name], ...(isLong && { pool: 2 * SMALL }) }), all = state.arrays?.[name];
+  const whole = useTrace(look, { points: isLong ? [`${name}[heads=${head}]`] : [], pool: MOST_SIDE });
+  const one = useTrace(look, { points: isLong ? [`${name}[heads=${head}; tokens=${at.token}]`] : [] });
+  const count = look.recorded && all ? all.shape[1] : look.ids.length, token = Math.min(at.token, count - 1);
+  const matrix = isLong ? whole.arrays?.[name] : all && { ...all, shape: [1, ...all.shape.slice(1)], values: all.row(head) };
+  const row = isLong ? one.arrays?.[name]?.values : matrix?.values.subarray(token * count, (token + 1) * count);
   const changed = look.edits.find((one) => one.point === `blocks.${layer}.attention.heads[heads=${head}]`);
-  const change = (made) => edit(`blocks.${layer}.attention.heads[heads=${head}]`, made);
+  const change = (made) => edit(`blocks.${layer}.attention.heads[heads=${head}]`, made), pick = (token) => choose({ token });
   return html`<div><div class="bar">
       <${ChooseBlock} layers=${layers} value=${at.block} onChange=${(block) => choose({ block })} />
       <${Choose} label="head" value=${head} most=${heads - 1} onChange=${(one) => choose({ head: one })} />
@@ -31,10 +39,9 @@ function View({ look, width, at, choose, edit }) {
         <button type="button" aria-pressed=${changed?.edit === "scale"} onClick=${() => change(changed?.edit === "scale" ? null : { edit: "scale", factor: 3 })}>times 3</button>
       </span>`}
     </div>
-    <${State} state=${state}>${pattern && html`
-      <${Heads} pattern=${pattern} chosen=${head} onChoose=${(one) => choose({ head: one })} block=${layer} />
-      <${Matrix} values=${pattern.row(head)} pieces=${look.pieces} width=${width} token=${at.token} onPick=${(token) => choose({ token })} label=${`block ${layer}, head ${head}`} />
-      <${Looks} values=${pattern.row(head)} pieces=${look.pieces} token=${Math.min(at.token, pattern.shape[1] - 1)} onPick=${(token) => choose({ token })} />`}<//></div>`;
+    <${State} state=${state}>${all && html`<${Heads} pattern=${all} chosen=${head} onChoose=${(head) => choose({ head })} block=${layer} />`}<//>
+    <${State} state=${isLong ? whole : state}>${matrix && html`<${Matrix} pattern=${matrix} count=${count} pieces=${look.pieces} width=${width} token=${token} onPick=${pick} label=${`block ${layer}, head ${head}`} />`}<//>
+    <${State} state=${isLong ? one : state}>${row && html`<${Looks} row=${row} faint=${matrix && matrix.shape[1] === count && count <= MOST_WORDS ? matrix.values : null} pieces=${look.pieces} token=${token} width=${width} onPick=${pick} />`}<//></div>`;
 }
 
 function Heads({ pattern, chosen, onChoose, block }) {
@@ -46,32 +53,81 @@ function Heads({ pattern, chosen, onChoose, block }) {
       <span>${head}</span></button>`)}</div>`;
 }
 
-function Matrix({ values, pieces, width, token, onPick, label }) {
-  const rows = Math.sqrt(values.length) | 0, room = Math.min(width - LABEL, 560), named = rows <= MOST_LABELS && Math.max(room, 120) / rows > 9;
-  const left = named ? LABEL : 0, side = Math.max(named ? room : Math.min(width, 560), 120), height = side * (rows > 1 ? 1 : 0.2), cell = side / rows;
+/** A pattern of `count` tokens. It may have fewer rows: then each is the maximum of several tokens. */
+function Matrix({ pattern, count, pieces, width, token, onPick, label }) {
+  const [, rows, columns] = pattern.shape, { values } = pattern, each = Math.ceil(count / rows);
+  const room = Math.min(width - LABEL, MOST_SIDE), named = count <= MOST_LABELS && Math.max(room, 120) / count > 9;
+  const left = named ? LABEL : 0, side = Math.max(named ? room : Math.min(width, MOST_SIDE), 120), height = side * (rows > 1 ? 1 : 0.2), cell = height / rows;
   const paint = (context) => {
-    heat(context, values, rows, rows, [left, 0, side, height], shade("paper", "accent"));
+    heat(context, values, rows, columns, [left, 0, side, height], shade("paper", "accent"));
     context.strokeStyle = colour("warm");
-    context.strokeRect(left + 0.5, token * cell + 0.5, side - 1, Math.max(cell, 2) - 1);
+    context.strokeRect(left + 0.5, Math.floor(token / each) * cell + 0.5, side - 1, Math.max(cell, 2) - 1);
     if (!named) return;
     context.fillStyle = colour("ink");
     for (let r = 0; r < rows; r++) context.fillText(fitted(context, shown(pieces[r] ?? ""), LABEL - 6), 0, r * cell + cell / 2 + 4);
   };
-  const place = (x, y) => [Math.floor(y / cell), Math.floor((x - left) / cell)];
+  const spoken = (at) => {
+    const first = at * each, last = Math.min(first + each, count) - 1;
+    return each === 1 ? shown(pieces[first] ?? "") : `tokens ${first} to ${last}`;
+  };
   const at = (x, y) => {
-    const [r, c] = place(x, y);
-    return r >= 0 && r < rows && c >= 0 && c < rows ? `${shown(pieces[r] ?? "")} looks at ${shown(pieces[c] ?? "")}: ${percent(values[r * rows + c])}` : "";
+    const r = Math.floor(y / cell), c = Math.floor((x - left) / (side / columns));
+    return r >= 0 && r < rows && c >= 0 && c < columns ? `${spoken(r)} looks at ${spoken(c)}: ${each > 1 ? "at most " : ""}${percent(values[r * columns + c])}` : "";
   };
   return html`<${Picture} width=${left + side} height=${height} paint=${paint} at=${at} of=${[values, token, width]}
-    onPick=${(x, y) => { const [r] = place(x, y); if (r >= 0 && r < rows) onPick(r); }}
-    label=${`attention pattern of ${label}: ${rows} tokens look at those before them`} />`;
+    onPick=${(x, y) => { const r = Math.floor(y / cell); if (r >= 0 && r < rows) onPick(Math.min(r * each, count - 1)); }}
+    slider=${{ value: token, most: count - 1, text: `token ${token}, ${shown(pieces[token] ?? "")}`, onChange: onPick }}
+    label=${`attention pattern of ${label}: ${count} tokens look at those before them`} />`;
 }
 
-function Looks({ values, pieces, token, onPick }) {
-  const rows = Math.sqrt(values.length) | 0, row = values.subarray(token * rows, (token + 1) * rows);
-  const most = Math.max(...row, 1e-9), all = pieces.slice(0, Math.min(rows, MOST_LOOKS));
+/** What a token looks at: arcs over the words, and the strongest as a list. `faint` is the pattern of all tokens. */
+function Looks({ row, faint, pieces, token, width, onPick }) {
+  const first = row.length <= MOST_WORDS ? 0 : Math.max(0, Math.min(token - MOST_WORDS + WORDS_AFTER, row.length - MOST_WORDS));
+  const some = pieces.slice(first, Math.min(row.length, first + MOST_WORDS)), box = useRef(null), canvas = useRef(null), scheme = useScheme();
+  useLayoutEffect(() => {
+    const words = [...box.current.querySelectorAll(".token")].map((one) => ({ x: one.offsetLeft + one.offsetWidth / 2, top: one.offsetTop, bottom: one.offsetTop + one.offsetHeight }));
+    const scale = devicePixelRatio || 1, one = canvas.current, high = box.current.scrollHeight, wide = box.current.clientWidth;
+    Object.assign(one, { width: Math.round(wide * scale), height: Math.round(high * scale) });
+    Object.assign(one.style, { width: `${wide}px`, height: `${high}px` });
+    const context = one.getContext("2d");
+    context.scale(scale, scale);
+    context.strokeStyle = colour("soft");
+    if (faint) arcs(context, words, strongest(faint, MOST_FAINT, LEAST_FAINT).map(([at, p]) => [Math.floor(at / row.length), at % row.length, p]), 0.35);
+    context.strokeStyle = colour("accent");
+    arcs(context, words, strongest(row.subarray(first, first + MOST_WORDS), MOST_ARCS, LEAST).map(([at, p]) => [token - first, at, p]), 1);
+  }, [row, faint, token, width, scheme, first]);
   return html`<div><h4>What ${shown(pieces[token] ?? "")} looks at</h4>
-    <div class="tokens looks" role="group" aria-label="token that looks">${all.map((piece, at) => html`
-      <button type="button" class="token" key=${at} aria-pressed=${at === token} title=${percent(row[at])} onClick=${() => onPick(at)}>
-        <span class="level" style=${{ height: `${Math.round((24 * row[at]) / most)}px` }}></span>${shown(piece)}</button>`)}</div></div>`;
+    ${row.length > MOST_WORDS && html`<p class="note">Tokens ${first} to ${first + some.length - 1} of ${row.length.toLocaleString()}.</p>`}
+    <div class="arcs" ref=${box}><canvas ref=${canvas} aria-hidden="true"></canvas><${Tokens} pieces=${some} first=${first} chosen=${token} onChoose=${onPick} label="token that looks" /></div>
+    <ol class="near">${strongest(row, MOST_LISTED, 0).map(([at, p]) => html`<li key=${at}><span class="id">${at}</span> <span class="piece">${shown(pieces[at] ?? "")}</span> <span class="num">${percent(p)}</span></li>`)}</ol></div>`;
+}
+
+/** The largest of some numbers above `least`: [place, number], the largest first. */
+function strongest(values, most, least) {
+  const found = [];
+  values.forEach((value, at) => value > least && found.push([at, value]));
+  return found.sort((a, b) => b[1] - a[1]).slice(0, most);
+}
+
+/** Arcs from words to words, [from, to, weight]; those on one line rise above it, others lead from line to line. */
+function arcs(context, words, all, strength) {
+  for (const [from, to, weight] of all) {
+    const a = words[from], b = words[to];
+    if (!a || !b) continue;
+    context.globalAlpha = strength * (0.2 + 0.8 * weight);
+    context.lineWidth = 1 + 4 * weight;
+    context.beginPath();
+    if (from === to) context.arc(a.x, a.top - 4, 4, 0, 7);
+    else if (a.top === b.top) {
+      const rise = Math.min(26, 8 + Math.abs(a.x - b.x) / 12);
+      context.moveTo(a.x, a.top);
+      context.bezierCurveTo(a.x, a.top - rise, b.x, b.top - rise, b.x, b.top);
+    } else {
+      const [upper, lower] = a.top < b.top ? [a, b] : [b, a], bend = Math.min(40, (lower.top - upper.bottom) / 2 + 6);
+      context.moveTo(lower.x, lower.top);
+      context.bezierCurveTo(lower.x, lower.top - bend, upper.x, upper.bottom + bend, upper.x, upper.bottom);
+    }
+    context.stroke();
+  }
+  context.globalAlpha = 1;
 }

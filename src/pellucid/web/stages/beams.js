@@ -1,10 +1,11 @@
 // beams: a search that keeps several texts, and the tree of what it considered.
 
-import { html, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useAnswer } from "/web/data.js";
 import { Choose, State } from "/web/show.js";
 import { number, shown } from "/web/text.js";
 
+const MOST = 8;
 const STATES = { running: "goes on", finished: "has ended", extended: "was continued", pruned: "was left" };
 
 export const beams = {
@@ -12,14 +13,14 @@ export const beams = {
   title: "Beams",
   about: "A beam search follows several texts at once and keeps those whose tokens are the likeliest together.",
   has: (info) => info.generates,
-  needsModel: true,
+  asks: "/look/beams",
   View,
 };
 
-function View({ look }) {
-  const [count, setCount] = useState(3), state = useAnswer("/look/beams", { model: look.model, prompt: look.ids.slice(0, look.promptLength), num_beams: count, max_tokens: 8 });
+function View({ look, at, choose }) {
+  const count = Math.max(1, Math.min(at.beams, MOST)), state = useAnswer(look, "/look/beams", { model: look.model, prompt: look.ids.slice(0, look.promptLength), num_beams: count, max_tokens: 8 });
   const found = state.value;
-  return html`<div><div class="bar"><${Choose} label="beams" value=${count} low=${1} most=${8} onChange=${setCount} /></div>
+  return html`<div><div class="bar"><${Choose} label="beams" value=${count} low=${1} most=${MOST} onChange=${(beams) => choose({ beams })} /></div>
     <${State} state=${state}>${found && html`<div>
       <ol class="found">${found.texts.map((one) => html`<li key=${one.node}><span class="piece">${shown(one.text)}</span> <span class="num">${number(one.score)}</span></li>`)}</ol>
       <h4>The tree: each step's candidates, with the sums of their log-probabilities</h4>

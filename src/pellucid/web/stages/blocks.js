@@ -28,12 +28,12 @@ function View({ look, width, at, choose, open }) {
     <div class="bar"><${Choose} label="block" value=${at.block} most=${info.blocks.length - 1} onChange=${(block) => choose({ block })} /></div>
     <${Tokens} pieces=${look.pieces} chosen=${at.token} onChoose=${(token) => choose({ token })} label="token whose vectors are measured" />
     <${State} state=${state}>${state.arrays && html`<${Flow} arrays=${state.arrays} look=${look} token=${at.token} block=${at.block} width=${width}
-      onPick=${(block) => { choose({ block }); open("attention"); }} />`}<//>
+      onPick=${(block) => { choose({ block }); open("attention"); }} onStep=${(block) => choose({ block })} />`}<//>
     <ul class="legend">${Object.entries(SERIES).filter(([key]) => key === "residual" || norms.some((one) => one.includes(`.${key}.`))).map(([key, [name, text]]) => html`
       <li key=${key}><span class=${`mark ${name}`}></span>${text}</li>`)}</ul></div>`;
 }
 
-function Flow({ arrays, look, token, block, width, onPick }) {
+function Flow({ arrays, look, token, block, width, onPick, onStep }) {
   const rows = look.info.blocks.map((_, layer) => {
     const of = (name) => arrays[`blocks.${layer}.${name}`]?.values[token];
     return { residual: of("residual"), ...Object.fromEntries(PARTS.map((part) => [part, of(`${part}.post_norm`) ?? of(`${part}.output`)])) };
@@ -65,6 +65,6 @@ function Flow({ arrays, look, token, block, width, onPick }) {
     return `block ${layer}: ${Object.entries(one).filter(([, value]) => Number.isFinite(value)).map(([key, value]) => `${SERIES[key][1]} ${number(value)}`).join(", ")}`;
   };
   return html`<${Picture} width=${width} height=${rows.length * ROW} paint=${paint} at=${at} of=${[arrays, token, block, width]}
-    onPick=${(x, y) => onPick(Math.max(0, Math.min(rows.length - 1, Math.floor(y / ROW))))}
+    onPick=${(x, y) => onPick(Math.max(0, Math.min(rows.length - 1, Math.floor(y / ROW))))} slider=${{ value: block, most: rows.length - 1, text: at(0, block * ROW), onChange: onStep }}
     label=${`lengths of the residual stream after ${rows.length} blocks, from ${number(rows[0].residual)} to ${number(rows.at(-1).residual)}`} />`;
 }

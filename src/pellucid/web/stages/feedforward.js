@@ -60,8 +60,8 @@ function Experts({ look, width, at, choose }) {
     <${State} state=${state}>${scores && html`
       <${Picture} width=${width} height=${Math.min(400, scores.shape[0] * 12)} of=${[scores, width]} label=${`the router's scores of ${scores.shape[1]} experts for ${scores.shape[0]} tokens`}
         paint=${(context, w, h) => {
-          const low = scores.values.reduce((a, b) => Math.min(a, b)), high = scores.values.reduce((a, b) => Math.max(a, b)), of = shade("paper", "accent");
-          heat(context, scores.values, scores.shape[0], scores.shape[1], [0, 0, w, h], (x) => of((x - low) / (high - low || 1)));
+          const low = scores.values.reduce((a, b) => Math.min(a, b)), high = scores.values.reduce((a, b) => Math.max(a, b));
+          heat(context, scores.values, scores.shape[0], scores.shape[1], [0, 0, w, h], shade("paper", "accent", low, high));
         }} />
       <table class="plain"><caption>the experts that were chosen in block ${layer}, with their weights</caption><tbody>${look.pieces.slice(0, scores.shape[0]).map((piece, t) => html`
         <tr key=${t}><th scope="row">${shown(piece)}</th><td>${Array.from(arrays[`${name}.experts`].row(t), (expert, i) => `${expert} (${percent(arrays[`${name}.expert_weights`].row(t)[i])})`).join(", ")}</td></tr>`)}</tbody></table>`}<//></div>`;
@@ -81,7 +81,7 @@ function Recurrent({ look, width }) {
     <${State} state=${state}>${names.length > 0 && html`<${Picture} width=${width} height=${names.length * 14} of=${[state.arrays, width]}
       label=${`lengths of what ${names.length} recurrent layers add to ${look.pieces.length} tokens`}
       paint=${(context, w) => {
-        const most = names.reduce((top, name) => state.arrays[name].values.reduce((a, b) => Math.max(a, b), top), 1e-9), of = shade("paper", "cool");
-        names.forEach((name, r) => heat(context, state.arrays[name].values, 1, state.arrays[name].shape[0], [0, r * 14, w, 12], (x) => of(x / most)));
+        const most = names.reduce((top, name) => state.arrays[name].values.reduce((a, b) => Math.max(a, b), top), 1e-9), of = shade("paper", "cool", 0, most);
+        names.forEach((name, r) => heat(context, state.arrays[name].values, 1, state.arrays[name].shape[0], [0, r * 14, w, 12], of));
       }} />`}<//></div>`;
 }

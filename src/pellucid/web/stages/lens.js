@@ -12,12 +12,12 @@ export const lens = {
   title: "Logit lens",
   about: "The residual stream after each block, read through the last norm and the output matrix: how the answer takes shape from layer to layer.",
   has: (info) => info.generates,
-  needsModel: true,
+  asks: "/look/lens",
   View,
 };
 
 function View({ look, at, choose }) {
-  const ids = look.ids.slice(0, MOST), state = useAnswer("/look/lens", { model: look.model, prompt: ids, top: 3 });
+  const ids = look.ids.slice(0, MOST), state = useAnswer(look, "/look/lens", { model: look.model, prompt: ids, top: 3 });
   const found = state.value;
   return html`<div>${look.ids.length > MOST && html`<p class="note">The first ${MOST} tokens of ${look.ids.length}.</p>`}
     ${look.edits.length > 0 && html`<p class="note">The lens is of the run without changes.</p>`}

@@ -17,14 +17,14 @@ export const tokens = {
 
 function View({ look }) {
   const [open, setOpen] = useState(0);
-  const state = useAnswer("/look/tokenize", look.text && !look.recorded ? { model: look.model, text: look.text.slice(0, MOST_TEXT) } : null);
+  const state = useAnswer(look, "/look/tokenize", look.text ? { model: look.model, text: look.text.slice(0, MOST_TEXT) } : null);
   const found = state.value, before = found?.pre_tokens ?? [], one = before[Math.min(open, before.length - 1)];
   return html`<div>
     <ol class="pieces" aria-label="tokens of the text that is read">
       <${More} items=${look.pieces} first=${200} name="tokens" render=${(piece, at) => html`
         <li key=${at} class=${at < look.promptLength ? "" : "made"}><span class="piece">${shown(piece)}</span><span class="id">${look.ids[at]}</span></li>`} />
     </ol>
-    ${look.text && !look.recorded && html`<${State} state=${state}>${found && html`
+    ${look.text && html`<${State} state=${state}>${found && html`
       <h4>How each pre-token is merged</h4>
       <p class="note">First the text is split at words and signs, then each part becomes pieces by itself.</p>
       <div class="tokens" role="group" aria-label="pre-tokens"><${More} items=${before} first=${80} name="pre-tokens" render=${(part, at) => html`

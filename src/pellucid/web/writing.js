@@ -1,0 +1,121 @@
+// The text that is written: its prompt, the tree of what was generated, and how each part of it was made.
+
+import { useCallback, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { events, post } from "/web/api.js";
+import { Tree } from "/web/tree.js";
+
+const EMPTY = { prompt: [], pieces: [], tree: new Tree(), leaf: 0, text: "", made: [], finish: null };
+const ALTERNATIVES = 12;
+
+/** The body of a request for tokens. */
+export function asked(model, form, edits, more) {
+  const { temperature, top_k, top_p, seed, max_tokens } = form;
+  return { model, edits, temperature, top_k, top_p, seed, max_tokens, alternatives: ALTERNATIVES, ...more };
+}
+
+/** What the form says that is read: a text, or a message of a chat. */
+export function promptOf(form, info) {
+  return form.chat && info?.chat ? { messages: [{ role: "user", content: form.text }] } : { prompt: form.text };
+}
+
+/**
+ * The text of the page, and what makes it. `onError` gets what went wrong; it returns whether it is the page's matter.
+ *
+ * A part is {from, token, count, form, edits}: after a node of the tree, and with `token` as the first (none: the model's
+ * own), so many tokens came. The same parts give the same text, because the same request gives the same tokens.
+ */
+export function useWriting({ model, info, onError }) {
+  const [run, setRun] = useState(EMPTY), [running, setRunning] = useState(false), [failed, setFailed] = useState(null), stopper = useRef(null);
+  const fail = (error) => error.name !== "AbortError" && !onError(error) && setFailed(error);
+  const stop = useCallback(() => stopper.current?.abort(), []);
+  const clear = useCallback(() => {
+    stop();
+    stopper.current = null;
+    setRunning(false);
+    setRun(EMPTY);
+  }, []);
+
+  /** Do something that ends with the next of its kind. Returns what it returns, or undefined. */
+  const alone = async (work) => {
+    stop();
+    const mine = (stopper.current = new AbortController()), isLast = () => stopper.current === mine;
+    setRunning(true);
+    setFailed(null);
+    let found;
+    try {
+      found = await work(mine.signal, isLast);
+    } catch (error) {
+      if (isLast()) fail(error);
+    }
+    if (isLast()) setRunning(false);
+    return found;
+  };
+
+  /** Ask for one part's tokens after what is there, and add them as they come. Returns the text with them. */
+  const add = async (begin, part, body, signal, isLast) => {
+    const made = { ...part, count: 0 };
+    let state = { ...begin, made: [...begin.made, made] }, planned = 0, ended = false;
+    const draw = () => {
+      planned ||= requestAnimationFrame(() => {
+        planned = 0;
+        if (isLast()) setRun({ ...state });
+      });
+    };
+    try {
+      for await (const event of events("POST", "/look/generate", body, signal)) {
+        if (event.type === "prompt" && !state.prompt.length) state = { ...state, prompt: event.ids, pieces: event.pieces };
+        if (event.type === "token") {
+          made.count++;
+          state = { ...state, leaf: state.tree.add(state.leaf, event).id };
+        }
+        if (event.type === "end") {
+          ended = true;
+          state = { ...state, finish: event.finish_reason };
+        }
+        if (event.type === "error" || event.error) throw new Error(event.error?.message ?? event.message);
+        draw();
+      }
+      if (!ended) throw new Error("The server has ended the answer before its end.");
+    } finally {
+      cancelAnimationFrame(planned);
+      if (isLast()) setRun({ ...state });
+    }
+    return state;
+  };
+
+  const first = (form) => ({ ...EMPTY, tree: new Tree(), text: form.text });
+  const begun = (begin, part) => {
+    if (part.token === null) return [begin, promptOf(part.form, info)];
+    const known = begin.tree.alternative(part.from, part.token);
+    if (!known) throw new Error("The address is of another text than this model makes here: the model is another one.");
+    const leaf = begin.tree.add(part.from, known).id;
+    return [{ ...begin, leaf }, { prompt: [...begin.prompt, ...begin.tree.path(leaf).map((one) => one.token)] }];
+  };
+
+  /** Generate a text, or read a sentence of an encoder. */
+  const write = (form, edits) => alone(async (signal, isLast) => {
+    const begin = first(form);
+    if (info.generates) return add(begin, { from: 0, token: null, form, edits }, asked(model, form, edits, promptOf(form, info)), signal, isLast);
+    const found = await post("/look/trace", { model, prompt: form.text, points: ["embed[tokens=0; dims=0]"] }, signal);
+    return isLast() && setRun({ ...begin, prompt: found.prompt, pieces: found.pieces, made: [{ from: 0, token: null, count: 0, form, edits }] });
+  });
+
+  /** Go on with another token after a node. */
+  const branch = (from, token, form, edits) => alone((signal, isLast) => {
+    const part = { from, token, form, edits }, [begin, prompt] = begun(run, part);
+    return add(begin, part, asked(model, form, edits, prompt), signal, isLast);
+  });
+
+  /** Make parts again, and show the branch that ends at `leaf`. */
+  const again = (parts, leaf) => alone(async (signal, isLast) => {
+    let state = first(parts[0].form);
+    for (const part of parts) {
+      const [begin, prompt] = begun(state, part);
+      state = await add(begin, part, asked(model, { ...part.form, max_tokens: Math.max(part.count, 1) }, part.edits, prompt), signal, isLast);
+    }
+    if (isLast() && state.tree.nodes.has(leaf)) setRun({ ...state, leaf });
+  });
+
+  const follow = (leaf) => setRun({ ...run, leaf: run.tree.end(leaf).id });
+  return { run, running, failed, setFailed, stop, clear, write, branch, again, follow };
+}
