@@ -1,11 +1,12 @@
-"""What the page costs: its first paint, the time to paint a new token, and decode while it is open.
+"""What the page costs: its first paint, the paint of a new token, stages of long texts, and decode while it is open.
 
-    python bench/page.py [--model smollm2] [--tokens 1000]
+    python bench/page.py [--model smollm2] [--tokens 1000] [--long 2000]
 
 Needs what `make test-web` installs. The first paint is the browser's own figure, with the model loaded. A token's paint
 is the time from the frame in which it comes until the page's styles and layout are done, with --tokens tokens on the
-screen. Decode is measured by a client of the server without the page, with the page open, and with its list of requests
-open, in turns.
+screen. For stages of a text of --long tokens it says for how long at most the page does not answer, when the stage is
+opened, and when another token or block is chosen in it. Decode is measured by a client of the server without the page,
+with the page open, and with its list of requests open, in turns.
 """
 
 from __future__ import annotations
@@ -73,6 +74,60 @@ def paints(page: Page, tokens: int) -> list[float]:
     return found
 
 
+BLOCKED = """
+async ([selector, seconds]) => {
+  const wanted = document.querySelector(selector);
+  let longest = 0, last = performance.now();
+  const end = last + 1000 * seconds, channel = new MessageChannel();
+  const over = new Promise((done) => {
+    channel.port1.onmessage = () => {
+      const now = performance.now();
+      longest = Math.max(longest, now - last);
+      last = now;
+      if (now < end) channel.port2.postMessage(0);
+      else done();
+    };
+  });
+  wanted.click();
+  channel.port2.postMessage(0);
+  await over;
+  return longest;
+}
+"""
+LONG = "The old man looked at the sea for a long time and said nothing, because there was nothing to say. "
+CHOICES = {
+    "a token": ".tokens .chunk:nth-child(3) button:nth-child(7)",
+    "a block": "[aria-label='block after']",
+}
+
+
+def blocked(page: Page, tokens: int) -> dict[str, float]:
+    """For how many milliseconds at most the page does not answer, by stage and what is chosen in it."""
+    page.locator("#prompt").fill(LONG * (tokens // 21))
+    page.locator("details").first.evaluate("(one) => { one.open = true; }")
+    page.get_by_label("tokens", exact=True).fill("20")
+    page.locator("form button.main").click()
+    page.locator("form button.main:not([disabled])").wait_for(timeout=300_000)
+    found = {}
+    for stage in (
+        "tokens",
+        "embeddings",
+        "positions",
+        "blocks",
+        "attention",
+        "feedforward",
+        "lens",
+        "sampling",
+    ):
+        body = f"#stage-{stage}"
+        found[f"{stage}, opened"] = page.evaluate(BLOCKED, [f"{body} h3 button", 6])
+        page.locator(body).get_by_text("Reading the values").first.wait_for(state="detached", timeout=120_000)
+        for what, selector in CHOICES.items():
+            if page.locator(f"{body} {selector}").count():
+                found[f"{stage}, {what}"] = page.evaluate(BLOCKED, [f"{body} {selector}", 4])
+    return found
+
+
 def decode(url: str, model: str) -> float:
     body = {
         "model": model,
@@ -90,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tokens", type=int, default=1000)
+    parser.add_argument("--long", type=int, default=2000)
     given = parser.parse_args()
     url, found = server(given.model), dict[str, Any]()
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
@@ -108,6 +164,11 @@ def main() -> None:
         found["paint_median_ms"] = statistics.median(times)
         found["paint_p95_ms"] = times[int(0.95 * (len(times) - 1))]
         page.close()
+        page = opened()
+        first_paint(page, url)
+        for what, milliseconds in blocked(page, given.long).items():
+            found[f"{given.long} tokens, {what}, ms"] = milliseconds
+        page.close()
         rates: dict[str, list[float]] = {"closed": [], "open": [], "list of requests": []}
         for _ in range(TURNS):
             rates["closed"].append(decode(url, given.model))
@@ -122,7 +183,7 @@ def main() -> None:
     for name, values in rates.items():
         found[f"decode, page {name}"] = statistics.median(values)
     for name, value in found.items():
-        print(f"{name:32} {value:,.3f}")
+        print(f"{name:44} {value:,.3f}")
     print(json.dumps(found))
 
 

@@ -53,6 +53,8 @@ def main() -> None:
             page.get_by_label("block", exact=True).select_option("13")
             page.get_by_label("head", exact=True).fill("8")
             page.locator("#stage-attention canvas").first.wait_for()
+            page.locator("#stage-attention .arcs").get_by_role("button", name="·it", exact=True).click()
+            page.mouse.move(0, 0)
             page.wait_for_timeout(1500)
             if width > 800:
                 page.locator(".text .token").nth(1).click()

@@ -20,11 +20,14 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="make test-web inst
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-web installs axe")
 
 from support.browser import ARGUMENTS, CHROMIUM  # noqa: E402
+from support.sampling import Words  # noqa: E402
 from support.served import Served  # noqa: E402
 
 import pellucid  # noqa: E402
+from pellucid.sample.options import Options  # noqa: E402
 from pellucid.serve.guard import AccessRules  # noqa: E402
 from pellucid.testing import random_model  # noqa: E402
+from pellucid.trace import attribute, logit_lens  # noqa: E402
 from pellucid.trace.explanation import explain  # noqa: E402
 
 pytestmark = pytest.mark.model
@@ -176,21 +179,57 @@ def test_the_page_shows_what_python_records(browser: Any, server: PageServer) ->
     visit = Visit(browser, server.url)
     visit.choose("smollm2")
     visit.write("The animal didn't cross the street because it was too tired", tokens=8, temperature=0)
-    visit.open("attention")
-    (asked, answer) = next((key, one) for key, one in visit.answers().items() if "attention.pattern" in key)
-    shown = answer["arrays"]["blocks.0.attention.pattern"]
+    for stage in (
+        "attention",
+        "blocks",
+        "embeddings",
+        "feedforward",
+        "lens",
+        "attribution",
+        "sampling",
+        "beams",
+    ):
+        visit.open(stage)
+    answers = visit.answers()
     visit.close()
+
+    def answer_to(*parts: str) -> Any:
+        return next(one for key, one in answers.items() if all(part in key for part in parts))
+
+    answer = answer_to("attention.pattern")
+    shown = answer["arrays"]["blocks.0.attention.pattern"]
     with pellucid.load("smollm2", threads=2) as llm:
         ids = answer["prompt"]
-        with llm.trace("blocks.0.attention.pattern") as trace:
+        points = ["blocks.0.attention.pattern", "blocks.*.residual", "blocks.*.attention.output", "embed"]
+        points += ["blocks.0.feedforward.hidden", "project.logits"]
+        with llm.trace(*points) as trace:
             llm.generate(ids, max_new_tokens=1, temperature=0)
-        wanted = trace.sequences[0]["blocks.0.attention.pattern"]
+        own = trace.sequences[0]
+        wanted = own["blocks.0.attention.pattern"]
         assert shown["shape"] == list(wanted.shape)
         assert np.array_equal(np.array(shown["values"], np.float32).reshape(wanted.shape), wanted)
+        norms = answer_to("norms", "blocks.*.residual")["arrays"]
+        for name in ("blocks.29.residual", "blocks.7.attention.output"):
+            assert np.allclose(
+                norms[name]["values"], np.linalg.norm(own[name].astype(float), axis=1), rtol=1e-6
+            )
+        strips = answer_to("embed[dims")["arrays"]["embed"]
+        assert np.array_equal(np.float32(strips["values"]).reshape(strips["shape"]), own["embed"][:40, :192])
+        hidden = answer_to("feedforward.hidden")["arrays"]["blocks.0.feedforward.hidden"]
+        assert np.array_equal(np.float32(hidden["values"]), own["blocks.0.feedforward.hidden"][-1])
+        logits = answer_to("project.logits")["arrays"]["project.logits"]
+        assert np.array_equal(np.float32(logits["values"]), own["project.logits"][-1])
+        lens = answer_to("/look/lens")
+        assert lens == json.loads(json.dumps(logit_lens(llm, ids, top=3).as_dict()))
+        attributed = answer_to("/look/attribution")
+        again = attribute(llm, ids[:-1], ids[-1]).as_dict()
+        assert attributed == json.loads(json.dumps(again))
+        found = llm.beam_search(ids[:-8], num_beams=3, max_new_tokens=8)
+        assert answer_to("/look/beams")["texts"][0]["text"] == found.text
         made = llm.generate(
             "The animal didn't cross the street because it was too tired", max_new_tokens=8, temperature=0
         )
-        assert ids[-8:] == made.ids, asked
+        assert ids[-8:] == made.ids
 
 
 def test_branches_and_alternatives(browser: Any, server: PageServer) -> None:
@@ -411,6 +450,37 @@ def test_sliders_move_the_bars(browser: Any, server: PageServer) -> None:
     section.get_by_label("temperature").fill("1")
     section.get_by_label("top-p").fill("1")
     assert "3 of 49,152 tokens can be drawn" in section.inner_text()
+    visit.close()
+
+
+def test_the_sliders_chain_is_the_one_of_python(browser: Any, server: PageServer) -> None:
+    """With logits that stand for no token, and equal ones."""
+    visit, rng, size = Visit(browser, server.url), np.random.default_rng(5), 60
+    for temperature, top_k, top_p in (
+        (0.7, 0, 1.0),
+        (1.3, 9, 0.9),
+        (0.2, 40, 0.5),
+        (1.0, 3, 1.0),
+        (0.0, 40, 0.9),
+    ):
+        logits = rng.normal(0, 3, 64).round(1).astype(np.float32)
+        how = {"temperature": temperature, "topK": top_k, "topP": top_p}
+        code = (
+            "async ([logits, size, how]) => (await import('/web/stages/sampling.js'))"
+            ".chain(Float32Array.from(logits), size, how)"
+        )
+        rows = visit.page.evaluate(code, [logits.tolist(), size, how])
+        options = Options.of(temperature=temperature, top_k=top_k, top_p=top_p, min_p=0, seed=1)
+        draw = options.chain().start(Words(size), []).sample(logits)
+        tokens = [one["token"] for one in rows]
+        assert tokens == np.argsort(-logits[:size], kind="stable").tolist()
+        plain = draw.logits.probabilities()[tokens]
+        assert np.allclose([one["plain"] for one in rows], plain, rtol=1e-5)
+        left = dict(zip(draw.candidates.ids_at().tolist(), draw.candidates.probabilities()))
+        kept = {one["token"]: one["last"] for one in rows if one["last"] > 0}
+        assert kept == {draw.token: 1} if not temperature else kept.keys() == left.keys()
+        if temperature:
+            assert np.allclose([left[token] for token in kept], list(kept.values()), rtol=1e-5)
     visit.close()
 
 

@@ -18,10 +18,11 @@ function remember(key, value, size) {
   }
 }
 
+/** An answer with its arrays as numbers in a row, and the bytes that these take. */
 function decoded(answer) {
-  if (!answer.arrays) return { ...answer, size: 0 };
+  if (!answer.arrays) return [answer, 0];
   const arrays = Object.fromEntries(Object.entries(answer.arrays).map(([name, one]) => [name, array(one)]));
-  return { ...answer, arrays, size: Object.values(arrays).reduce((sum, one) => sum + 4 * one.values.length, 0) };
+  return [{ ...answer, arrays }, Object.values(arrays).reduce((sum, one) => sum + one.values.byteLength, 0)];
 }
 
 /** An answer of the server for a body, or what a recorded run holds of it; the same question is asked once. While it is awaited there is none. */
@@ -33,8 +34,7 @@ export function useAnswer(look, path, body) {
     const stop = new AbortController();
     const timer = setTimeout(() => post(path, body, stop.signal).then(
       (answer) => {
-        const value = decoded(answer);
-        remember(key, value, value.size);
+        remember(key, ...decoded(answer));
         setState({ key });
       },
       (error) => error.name !== "AbortError" && setState({ key, error }),

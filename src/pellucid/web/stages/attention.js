@@ -1,4 +1,4 @@
-// attention: which tokens each head looks at, as a matrix, as arcs over the words, and all heads beside each other.
+// attention: which tokens each head looks at: all heads beside each other, arcs over the words, and a matrix.
 
 import { html, useLayoutEffect, useRef } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { useTrace } from "/web/data.js";
@@ -40,8 +40,14 @@ function View({ look, width, at, choose, edit }) {
       </span>`}
     </div>
     <${State} state=${state}>${all && html`<${Heads} pattern=${all} chosen=${head} onChoose=${(head) => choose({ head })} block=${layer} />`}<//>
-    <${State} state=${isLong ? whole : state}>${matrix && html`<${Matrix} pattern=${matrix} count=${count} pieces=${look.pieces} width=${width} token=${token} onPick=${pick} label=${`block ${layer}, head ${head}`} />`}<//>
-    <${State} state=${isLong ? one : state}>${row && html`<${Looks} row=${row} faint=${matrix && matrix.shape[1] === count && count <= MOST_WORDS ? matrix.values : null} pieces=${look.pieces} token=${token} width=${width} onPick=${pick} />`}<//></div>`;
+    <${State} state=${isLong ? one : state}>${row && html`<${Looks} row=${row} faint=${matrix && matrix.shape[1] === count && count <= MOST_WORDS ? matrix.values : null} pieces=${look.pieces} token=${token} width=${width} onPick=${pick} />`}<//>
+    <${State} state=${isLong ? whole : state}>${matrix && html`<${Matrix} pattern=${matrix} count=${count} pieces=${look.pieces} width=${width} token=${token} onPick=${pick} label=${`block ${layer}, head ${head}`} />`}<//></div>`;
+}
+
+/** Shades of weights: of their roots, because most weights of a long text are small. */
+function shades() {
+  const of = shade("paper", "accent");
+  return (weight) => of(Math.sqrt(weight));
 }
 
 function Heads({ pattern, chosen, onChoose, block }) {
@@ -49,7 +55,7 @@ function Heads({ pattern, chosen, onChoose, block }) {
   return html`<div class="smalls" role="group" aria-label=${`all heads of block ${block}`}>${Array.from({ length: heads }, (_, head) => html`
     <button type="button" key=${head} aria-pressed=${head === chosen} aria-label=${`head ${head}`} onClick=${() => onChoose(head)}>
       <${Picture} width=${SMALL} height=${SMALL} label="" of=${[pattern, head]}
-        paint=${(context, w, h) => heat(context, pattern.row(head), rows, columns, [0, 0, w, h], shade("paper", "accent"))} />
+        paint=${(context, w, h) => heat(context, pattern.row(head), rows, columns, [0, 0, w, h], shades())} />
       <span>${head}</span></button>`)}</div>`;
 }
 
@@ -59,7 +65,7 @@ function Matrix({ pattern, count, pieces, width, token, onPick, label }) {
   const room = Math.min(width - LABEL, MOST_SIDE), named = count <= MOST_LABELS && Math.max(room, 120) / count > 9;
   const left = named ? LABEL : 0, side = Math.max(named ? room : Math.min(width, MOST_SIDE), 120), height = side * (rows > 1 ? 1 : 0.2), cell = height / rows;
   const paint = (context) => {
-    heat(context, values, rows, columns, [left, 0, side, height], shade("paper", "accent"));
+    heat(context, values, rows, columns, [left, 0, side, height], shades());
     context.strokeStyle = colour("warm");
     context.strokeRect(left + 0.5, Math.floor(token / each) * cell + 0.5, side - 1, Math.max(cell, 2) - 1);
     if (!named) return;
