@@ -25,9 +25,10 @@ from pellucid.engine.inputs import Inputs, Message, PromptInput, several
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, Generation, Score
 from pellucid.engine.probe import Watching
-from pellucid.engine.request import Request, RequestGroup, run_together
+from pellucid.engine.request import Request, RequestGroup
 from pellucid.engine.run import Admission
 from pellucid.engine.scoring import score
+from pellucid.engine.text_group import run_together
 from pellucid.errors.messages import shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.sample.beams import BeamOptions

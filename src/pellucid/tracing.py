@@ -13,8 +13,9 @@ from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Generation
 from pellucid.engine.probe import Watching
-from pellucid.engine.request import RequestGroup, run_together
+from pellucid.engine.request import RequestGroup
 from pellucid.engine.run import Admission
+from pellucid.engine.text_group import run_together
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.model.spec import ModelSpec
@@ -73,7 +74,11 @@ class TracingModel:
         return Options.of(**with_recommended(asked, self.recommended))
 
     def _watched_group(
-        self, prompt: PromptInput, options: Options, watching: Watching | None, begun: Sequence[int] = ()
+        self,
+        prompt: PromptInput,
+        options: Options,
+        watching: Watching | None,
+        begun: Sequence[tuple[int, float]] = (),
     ) -> RequestGroup:
         chains = [options.chain()]
         return RequestGroup(self.engine, self.inputs, prompt, options, chains, Admission(), watching, begun)
@@ -194,7 +199,8 @@ class TracingModel:
                 )
             options["max_new_tokens"] = most - len(begun)
         with self.trace(*points, edits=edits, budget=budget) as trace:
-            group = self._watched_group(run.prompt, self._options(options), trace.watching(), begun)
+            before = [(token, 1.0) for token in begun]
+            group = self._watched_group(run.prompt, self._options(options), trace.watching(), before)
             run_together([group])
         made = group.results()[0]
         if options.get("max_new_tokens") is not None:

@@ -4,75 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import ExitStack, aclosing, closing
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
 from pellucid.engine.engine import AHEAD, Engine
 from pellucid.engine.generation import GenerationTask, Prompt
 from pellucid.engine.inputs import Inputs, PromptInput
-from pellucid.engine.output import Generation, Timings, Usage
+from pellucid.engine.output import Generation
 from pellucid.engine.probe import SequenceWatch, Watching
 from pellucid.engine.run import USUAL, Admission, Run
 from pellucid.engine.sequence import TextSequence, TokenOutput
-from pellucid.sample.chain import SEED_BITS, Chain
-from pellucid.sample.logprobs import TokenLogprobs, joined, of_token
+from pellucid.engine.text_group import OutputBuilder, PromptFacts, TextGroup
+from pellucid.sample.chain import Chain
 from pellucid.sample.options import Options
-from pellucid.sample.trace import TokenTrace
-
-
-class OutputBuilder:
-    """Collects the token outputs of one sequence."""
-
-    def __init__(self, chain: Chain, options: Options) -> None:
-        self.chain, self.options = chain, options
-        self.ids: list[int] = []
-        self.times: list[float] = []  # seconds from the start to each token
-        self.texts: list[str] = []
-        self.logprobs: list[TokenLogprobs] = []
-        self.trace: list[TokenTrace] = []
-        self.held: list[str] = []
-        self.pages: list[int] = []
-        self.prompt: Prompt | None = None
-        self.finish_reason: str | None = None
-        self.stop_reason: int | str | None = None
-        self.prefill_seconds = self.first = self.total = self.model = 0.0
-
-    @property
-    def cached(self) -> int:
-        """How many tokens of the prompt came from the prefix cache."""
-        return (self.prompt.cached or 0) if self.prompt else 0
-
-    @property
-    def ended(self) -> bool:
-        """Whether the last output has come."""
-        return self.finish_reason is not None
-
-    def add(self, output: TokenOutput, seconds: float) -> TokenOutput:
-        """Add a token output that came ``seconds`` after the start. The request's own function may make it the last."""
-        until = self.options.until
-        if (
-            until
-            and output.finish_reason != "stop"
-            and until("".join(self.texts) + output.text + output.held)
-        ):
-            output = replace(output, text=output.text + output.held, finish_reason="until", held="")
-        self.total, self.model = seconds, self.model + output.model_seconds
-        if not self.ids:
-            self.first, self.prefill_seconds = seconds, output.model_seconds
-        self.ids.append(output.id)
-        self.times.append(seconds)
-        self.texts.append(output.text)
-        self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
-        options, draw = self.options, output.draw
-        if options.logprobs is not None:
-            of = draw.logits if options.logprobs_of == "logits" else draw.candidates
-            self.logprobs.append(of_token(of, draw.token, options.logprobs, draw.vocabulary))
-        if options.watch:
-            self.trace.append(output.trace)
-            self.held.append(output.held)
-            self.pages.append(output.pages)
-        return output
 
 
 def _collect(
@@ -121,14 +66,14 @@ def _ahead(builders: list[OutputBuilder]) -> int:
     return 1 if builders[0].options.until else AHEAD
 
 
-class RequestGroup:
-    """A prompt that several sequences continue, one for each chain.
+class RequestGroup(TextGroup):
+    """A prompt that several sequences continue, one for each chain, on an engine of this process.
 
     Iterate over (sequence number, token output), or ``start`` it and ``wait``; then read the ``results``. Errors in the
     request are raised by the constructor.
 
-    ``begun`` are tokens of the answer that were made before: it goes on after them with the same random numbers, and
-    the results have what follows.
+    ``begun`` are tokens of the answer that were made before, with the probabilities that the chain had given them: it
+    goes on after them with the same random numbers, and the results have what follows.
     """
 
     def __init__(
@@ -140,7 +85,7 @@ class RequestGroup:
         chains: list[Chain],
         how: Admission = USUAL,
         watching: Watching | None = None,
-        begun: Sequence[int] = (),
+        begun: Sequence[tuple[int, float]] = (),
     ) -> None:
         self.options = options
         ids = inputs.prompt(prompt)  # text → tokenize → ids
@@ -150,11 +95,12 @@ class RequestGroup:
         samplers = [
             chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=size) for chain in chains
         ]
+        made = [token for token, _ in begun]
         if begun:
-            ids = inputs.prompt([*ids, *begun])
+            ids = inputs.prompt([*ids, *made])
             for sampler in samplers:
-                for token in begun:
-                    sampler.accept(token)
+                for token, probability in begun:
+                    sampler.accept(token, probability)
         limit = inputs.answer_limit(ids, options.max_new_tokens)
         if watching is not None and watching.watches_chain:
             options = replace(options, watch=True)
@@ -178,7 +124,14 @@ class RequestGroup:
             ),
             lambda: [
                 TextSequence(
-                    tokenizer, options, sampler, ends, limit, speculates=speculates, draft=draft, begun=begun
+                    tokenizer,
+                    options,
+                    sampler,
+                    ends,
+                    limit,
+                    speculates=speculates,
+                    draft=draft,
+                    begun=[token for token, _ in begun],
                 )
                 for sampler in samplers
             ],
@@ -199,8 +152,22 @@ class RequestGroup:
         """The tokens of the prompt."""
         return self._task.prompt.tokens
 
-    def start(self) -> None:
-        """Start it, unless a function of the user has to be asked: the engine's thread collects the outputs."""
+    @property
+    def facts(self) -> PromptFacts:
+        """What is known of the prompt so far."""
+        prompt = self._task.prompt
+        return PromptFacts(prompt.cached or 0, self._task.queue, prompt.logprobs)
+
+    @property
+    def speculation(self) -> list[tuple[int, int]]:
+        """Of each sequence, how many tokens were proposed, and how many of them were kept."""
+        return self._task.speculation
+
+    def start(self, heard: Callable[[int, TokenOutput], object] | None = None) -> None:
+        """Start it, unless a function of the user has to be asked: the engine's thread collects the outputs.
+
+        ``heard`` is called there with each of them, after it was collected.
+        """
         start, builders = time.perf_counter(), self.builders
         if self.options.until:
             return
@@ -208,6 +175,8 @@ class RequestGroup:
         def collect(found: tuple[int, TokenOutput]) -> None:
             number, output = found
             builders[number].add(output, time.perf_counter() - start)
+            if heard:
+                heard(number, output)
 
         self._begin()
         self._run = self._engine.submit(self._task, self._how, deliver=collect)
@@ -248,38 +217,6 @@ class RequestGroup:
             async for number, output in outputs:
                 if not builders[number].ended:
                     yield number, _added(task, builders, number, output, start)
-
-    def results(self) -> list[Generation]:
-        """The result of each sequence so far; ``finish_reason`` is None for a sequence that has not ended."""
-        prompt = self._task.prompt
-        speculation = self._task.speculation or [(0, 0)] * len(self.builders)
-        return [
-            Generation(
-                text="".join(one.texts),
-                ids=list(one.ids),
-                finish_reason=one.finish_reason,
-                stop_reason=one.stop_reason,
-                usage=Usage(len(prompt.tokens), prompt.cached or 0, len(one.ids), proposed, accepted),
-                timings=Timings(self._task.queue, one.prefill_seconds, one.first, one.total, one.model),
-                seed=None if one.chain.greedy else one.chain.seed & ((1 << SEED_BITS) - 1),
-                chain=one.chain.steps,
-                logprobs=None
-                if self.options.logprobs is None
-                else joined(one.logprobs, self.options.logprobs),
-                prompt_logprobs=prompt.logprobs,
-                trace=one.trace if self.options.watch else None,
-            )
-            for one, (proposed, accepted) in zip(self.builders, speculation)
-        ]
-
-
-def run_together(groups: Sequence[RequestGroup]) -> None:
-    """Run request groups in the same steps, to their ends. An error of one, which is raised, ends the others."""
-    with ExitStack() as stack:
-        for group in groups:
-            stack.enter_context(closing(group)).start()
-        for group in groups:
-            group.wait()
 
 
 class Request:

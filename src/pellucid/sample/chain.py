@@ -28,7 +28,8 @@ class Draw:
 
     ``logits`` are the model's, of which the first ``vocabulary`` belong to tokens. ``candidates`` are what the chain
     left of them, ``place`` is the token's position among these. ``number`` is the random number drawn, None if greedy.
-    ``traces`` are what each step did, None unless ``watch``.
+    ``traces`` are what each step did, None unless ``watch``. ``probability`` is the token's after the chain, where a
+    step goes on from it (else 1).
     """
 
     token: int
@@ -38,6 +39,7 @@ class Draw:
     number: float | None
     vocabulary: int
     traces: tuple[StepTrace, ...] | None = None
+    probability: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,11 @@ class Sampler:
         else:
             number = uniform(self.history.seed, self.history.index)
             place = remaining.draw(number)
-        token = remaining.id_at(place)
-        self.accept(token, remaining if self._observers else None)
-        return Draw(token, first, remaining, place, number, self.vocabulary, traces)
+        token, probability = remaining.id_at(place), 1.0
+        if self._observers:
+            probability = math.exp(remaining.log_probabilities(np.array([place]))[0])
+        self.accept(token, probability)
+        return Draw(token, first, remaining, place, number, self.vocabulary, traces, probability)
 
     def without_padding(self, logits: Candidates) -> Candidates:
         """The part of a model's logits that belongs to tokens.
@@ -140,12 +144,9 @@ class Sampler:
             )
         return remaining
 
-    def accept(self, token: int, remaining: Candidates | None = None) -> None:
-        """Append a token that was drawn from the candidates ``remaining`` (None: its probability counts as 1)."""
+    def accept(self, token: int, probability: float = 1.0) -> None:
+        """Append a token to which the chain had given a ``probability``; steps go on from it."""
         for step in self._observers:
-            probability = 1.0
-            if remaining is not None:
-                probability = math.exp(remaining.log_probabilities(remaining.places(np.array([token])))[0])
             step.accept(token, probability)
         self.history.append(token)
 

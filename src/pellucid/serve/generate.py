@@ -9,7 +9,7 @@ from typing import Any, Protocol, overload
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from pellucid.engine.request import RequestGroup
+from pellucid.engine.text_group import TextGroup
 from pellucid.llm import LLM
 from pellucid.serve.api import ClientCall, Events, StreamForm, answer, event_stream
 from pellucid.serve.live import HEADER, LiveRequest
@@ -19,7 +19,7 @@ class Generating(Protocol):
     """A request that has been read: HTTP and files of requests run it alike."""
 
     @property
-    def groups(self) -> Sequence[RequestGroup]:
+    def groups(self) -> Sequence[TextGroup]:
         """What it asks of the engine."""
         ...
 
@@ -79,7 +79,7 @@ async def generated(
         return await event_stream(call, events(), stream, headers)
 
 
-async def _finished(groups: Sequence[RequestGroup]) -> None:
+async def _finished(groups: Sequence[TextGroup]) -> None:
     """Start all groups and wait for their ends."""
     try:
         for group in groups:

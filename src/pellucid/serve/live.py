@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from pellucid.engine.request import RequestGroup
+from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest, ModelNotFound
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -36,7 +36,7 @@ class LiveRequest:
     route: str
     model: str
     llm: LLM
-    groups: Sequence[RequestGroup]
+    groups: Sequence[TextGroup]
     streams: list[TraceStream] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pellucid.engine.request import RequestGroup
+from pellucid.engine.text_group import TextGroup
 from pellucid.serve.pool import ModelPool
 
 SHORT = (
@@ -110,7 +110,7 @@ class Metrics:
         """A response has begun."""
         self._http.labels(route, str(status)).inc()
 
-    def observe(self, model: str, groups: Sequence[RequestGroup]) -> None:
+    def observe(self, model: str, groups: Sequence[TextGroup]) -> None:
         """Requests of a model have ended, or were given up."""
         for group in groups:
             for number, (made, builder) in enumerate(zip(group.results(), group.builders)):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.engine.request import RequestGroup
 from pellucid.engine.sequence import TokenOutput
+from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.grammars.grammar import KINDS
@@ -145,7 +145,7 @@ class ChatRunRequest:
     run: ChatRun
 
     @property
-    def groups(self) -> list[RequestGroup]:
+    def groups(self) -> list[TextGroup]:
         """The request to the engine, checked."""
         return [self.run.group]
 

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.engine.request import RequestGroup
+from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -32,7 +32,7 @@ MOST_FILES = 256
 class InfillRequest:
     """A gap that is filled."""
 
-    group: RequestGroup
+    group: TextGroup
 
     @classmethod
     def of(cls, body: Body, llm: LLM) -> InfillRequest:
@@ -61,7 +61,7 @@ class InfillRequest:
         return cls(llm.request(ids, **options))
 
     @property
-    def groups(self) -> list[RequestGroup]:
+    def groups(self) -> list[TextGroup]:
         """The request to the engine, checked."""
         return [self.group]
 

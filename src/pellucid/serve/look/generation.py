@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pellucid.engine.output import Generation
-from pellucid.engine.request import RequestGroup
+from pellucid.engine.text_group import TextGroup
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.body import Body
@@ -26,7 +26,7 @@ class LookGeneration:
     """What a body asks for: one text, in events "prompt", "token" and "end"."""
 
     llm: LLM
-    groups: Sequence[RequestGroup]
+    groups: Sequence[TextGroup]
 
     @classmethod
     def of(cls, body: Body, llm: LLM) -> LookGeneration:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.engine.request import RequestGroup
+from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -46,7 +46,7 @@ class TraceReading:
     edits: Sequence[EditOf]
     pool: int | None
     trace: Trace | None
-    groups: Sequence[RequestGroup]
+    groups: Sequence[TextGroup]
 
     @classmethod
     def of(cls, body: Body, llm: LLM) -> TraceReading:

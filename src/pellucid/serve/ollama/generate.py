@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.engine.request import RequestGroup
+from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -22,7 +22,7 @@ from pellucid.tokenize.infill import infill_prompt
 class OllamaGenerate:
     """A prompt that runs: as a message of a user (``run``), or as it is."""
 
-    group: RequestGroup
+    group: TextGroup
     run: ChatRun | None
 
     @classmethod
@@ -54,7 +54,7 @@ class OllamaGenerate:
         return cls(run.group, run)
 
     @property
-    def groups(self) -> list[RequestGroup]:
+    def groups(self) -> list[TextGroup]:
         """The request to the engine, checked."""
         return [self.group]
 

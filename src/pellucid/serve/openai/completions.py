@@ -11,7 +11,7 @@ import numpy as np
 
 from pellucid.engine.inputs import PromptInput, several
 from pellucid.engine.output import Generation
-from pellucid.engine.request import RequestGroup
+from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -35,7 +35,7 @@ class CompletionRequest:
     for no log-probabilities. ``with_usage``: a stream ends with its usage.
     """
 
-    groups: Sequence[RequestGroup]
+    groups: Sequence[TextGroup]
     choices: int
     best_of: int | None
     echo: bool

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.engine.request import RequestGroup
+from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -21,7 +21,7 @@ class EmbeddingRequest:
     texts: list[str]
     base64: bool
     llm: LLM
-    groups: Sequence[RequestGroup] = ()  # no text is made
+    groups: Sequence[TextGroup] = ()  # no text is made
 
     @classmethod
     def of(cls, body: Body, llm: LLM) -> EmbeddingRequest:
