@@ -28,6 +28,7 @@ from pellucid.engine.probe import Watching
 from pellucid.engine.request import Request, RequestGroup
 from pellucid.engine.run import Admission
 from pellucid.engine.scoring import score
+from pellucid.engine.state import EngineState
 from pellucid.engine.text_group import run_together
 from pellucid.errors.messages import shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
@@ -39,7 +40,7 @@ from pellucid.tokenize.chat.conversation import conversation
 from pellucid.trace.edits import EditOf
 from pellucid.tracing import TracingModel
 from pellucid.util.checks import whole
-from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
 MAX_SAMPLES = 256
 
@@ -83,6 +84,31 @@ class LLM(TracingModel):
     def context(self) -> int:
         """The limit on the tokens of prompt and answer together."""
         return self.runner.limits.context
+
+    @property
+    def width(self) -> int:
+        """Columns of the output: V for a language model, D for an encoder."""
+        return self.runner.width
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights, with those of the draft."""
+        return stored_bytes(self.checkpoint) + (self.draft.weight_bytes if self.draft else 0)
+
+    def state(self) -> EngineState:
+        """How its engine is now."""
+        engine, runner = self.engine, self.runner
+        return EngineState(
+            engine.running,
+            engine.waiting,
+            engine.steps,
+            engine.step_seconds,
+            engine.preemptions,
+            runner.cache.pages,
+            engine.pages_in_use,
+            runner.prefix_bytes,
+            runner.threads,
+        )
 
     @overload
     def generate(self, prompt: PromptInput, **options: Any) -> Generation: ...

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.llm import LLM
+from pellucid.model.filled import Model
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.weights import layouts
@@ -25,6 +27,7 @@ from pellucid.runtime.executor import Executor, default_threads
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
 from pellucid.util.checks import whole
+from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources.source import DownloadProgress
 
@@ -107,21 +110,14 @@ def _loaded(
     executor: Executor | None = None,
 ) -> LLM:
     """A model without a draft; ``executor`` is that of another model, whose threads it uses too."""
-    from pellucid.weights.store import resolve
-
     if threads is not None:
         threads = whole("threads", threads, 1, MAX_THREADS)
     activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
-    checkpoint = open_checkpoint(resolve(source, progress=progress, pulls=pulls))
+    opened = open_model(source, context=context, cap_context=cap_context, pulls=pulls, progress=progress)
+    checkpoint, model, tokens = opened.checkpoint, opened.model, opened.inputs.context
     try:
-        model = read_model(checkpoint)
-        tokens = model.spec.context
-        if context is not None:
-            tokens = whole("context", context, 1, MAX_CONTEXT if cap_context else tokens)
-            tokens = min(tokens, model.spec.context)
-        tokenizer, sampling = load_tokenizer(checkpoint), recommended(checkpoint)
         if before is not None:
-            before(Inputs(model.spec, tokenizer, tokens))
+            before(opened.inputs)
         spec = replace(model.spec, context=tokens)  # of which some rotary frequencies depend
         plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
         limits = step_limits(model.spec, tokens)
@@ -129,7 +125,42 @@ def _loaded(
             checkpoint, model, plan, limits, threads or default_threads(), compiling, executor
         )
         checkpoint.check_unchanged()
-        return LLM(checkpoint, runner, tokenizer, sampling)
+        return LLM(checkpoint, runner, opened.inputs.tokenizer, opened.recommended)
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model's file, of which no weights have been read: what requests are checked and written with."""
+
+    checkpoint: Checkpoint
+    model: Model
+    inputs: Inputs
+    recommended: Mapping[str, Any]
+
+
+def open_model(
+    source: str | Path,
+    *,
+    context: int | None = None,
+    cap_context: bool = False,
+    pulls: bool = True,
+    progress: DownloadProgress | None = None,
+) -> OpenModel:
+    """Open a model's file, after downloading it if necessary. Arguments and errors are those of ``load``."""
+    from pellucid.weights.store import resolve
+
+    checkpoint = open_checkpoint(resolve(source, progress=progress, pulls=pulls))
+    try:
+        model = read_model(checkpoint)
+        tokens = model.spec.context
+        if context is not None:
+            tokens = whole("context", context, 1, MAX_CONTEXT if cap_context else tokens)
+            tokens = min(tokens, model.spec.context)
+        inputs = Inputs(model.spec, load_tokenizer(checkpoint), tokens)
+        return OpenModel(checkpoint, model, inputs, recommended(checkpoint))
     except BaseException:
         checkpoint.close()
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -301,6 +301,15 @@ class ModelRunner:
     def prefix_bytes(self) -> int:
         """Bytes of the pages of the prefix cache, whether or not a running sequence uses them too."""
         return self._prefixes.nbytes
+
+    def watch_prefixes(self, listener: Callable[[int, bool], object] | None) -> list[int]:
+        """Have ``listener`` called when a page of the prefix cache comes or goes (``PrefixCache.listener``).
+
+        Returns the names of those that are there. It is called under the lock of the cache, and must be quick.
+        """
+        with self._lock:
+            self._prefixes.listener = listener
+            return self._prefixes.names()
 
     def empty_prefix_cache(self) -> None:
         """Free all pages that no running sequence uses."""

@@ -15,7 +15,7 @@ from pellucid.engine.output import Generation
 from pellucid.engine.probe import SequenceWatch, Watching
 from pellucid.engine.run import USUAL, Admission, Run
 from pellucid.engine.sequence import TextSequence, TokenOutput
-from pellucid.engine.text_group import OutputBuilder, PromptFacts, TextGroup
+from pellucid.engine.text_group import MadeToken, OutputBuilder, PromptFacts, TextGroup
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import Options
 
@@ -163,10 +163,10 @@ class RequestGroup(TextGroup):
         """Of each sequence, how many tokens were proposed, and how many of them were kept."""
         return self._task.speculation
 
-    def start(self, heard: Callable[[int, TokenOutput], object] | None = None) -> None:
+    def start(self, heard: Callable[[int, MadeToken], object] | None = None) -> None:
         """Start it, unless a function of the user has to be asked: the engine's thread collects the outputs.
 
-        ``heard`` is called there with each of them, after it was collected.
+        ``heard`` is called there with the number of each one's sequence, and what was kept of it.
         """
         start, builders = time.perf_counter(), self.builders
         if self.options.until:
@@ -174,9 +174,10 @@ class RequestGroup(TextGroup):
 
         def collect(found: tuple[int, TokenOutput]) -> None:
             number, output = found
-            builders[number].add(output, time.perf_counter() - start)
+            token = MadeToken.of(output, self.options)
+            builders[number].keep(token, time.perf_counter() - start)
             if heard:
-                heard(number, output)
+                heard(number, token)
 
         self._begin()
         self._run = self._engine.submit(self._task, self._how, deliver=collect)

@@ -12,8 +12,10 @@ may.
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import chain, count
 
 from pellucid.kernels.attention.kv_layout import PAGE
@@ -26,6 +28,8 @@ SPARE = 64  # one page in so many is freed beyond those that are needed, so that
 class _Node:
     """``pages`` by attention group, NONE if the page is gone; ``used`` grows with each use.
 
+    ``name`` stands for its tokens and all before them, if it has a whole page.
+
     ``whole`` are the children with a whole page, by their tokens, ``parts`` those with fewer tokens.
     """
 
@@ -34,6 +38,7 @@ class _Node:
     pages: list[int] = field(default_factory=list)
     state: int = NONE
     used: int = 0
+    name: int = 0
     whole: dict[tuple[int, ...], _Node] = field(default_factory=dict)
     parts: list[_Node] = field(default_factory=list)
 
@@ -65,6 +70,8 @@ class PrefixCache:
         self._stuck = 0
         self.nbytes = 0
         """Bytes of its pages, whether or not a running sequence uses them too."""
+        self.listener: Callable[[int, bool], object] | None = None
+        """Is called with the name of a whole page (``page_names``) when it comes, True, and when it goes, False."""
         cache.reclaim = self._reclaim
 
     def find(self, ids: Sequence[int], most: int) -> BlockTable:
@@ -117,7 +124,16 @@ class PrefixCache:
         """Give up all pages."""
         for node in list(self._root.below()):
             self._release(node)
+            self._tell(node, False)
         self._root = _Node()
+
+    def names(self) -> list[int]:
+        """The names of all whole pages."""
+        return [node.name for node in self._root.below() if len(node.tokens) == PAGE]
+
+    def _tell(self, node: _Node, comes: bool) -> None:
+        if self.listener and len(node.tokens) == PAGE:
+            self.listener(node.name, comes)
 
     def _path(self, ids: Sequence[int], most: int) -> list[tuple[_Node, int]]:
         """The nodes of the beginning of ``ids``, each with the number of its tokens that are in it."""
@@ -177,6 +193,8 @@ class PrefixCache:
         child = _Node(part, node, [NONE] * len(self._cache.attention))
         if whole:
             node.whole[part] = child
+            child.name = page_name(node.name, part)
+            self._tell(child, True)
         else:
             node.parts.append(child)
         return child
@@ -255,6 +273,7 @@ class PrefixCache:
 
     def _remove(self, node: _Node) -> None:
         self._release(node)
+        self._tell(node, False)
         assert node.parent
         if len(node.tokens) == PAGE:
             del node.parent.whole[node.tokens]
@@ -270,6 +289,20 @@ class PrefixCache:
         if node.state != NONE:
             self._cache.pools[-1].release(node.state)
             self.nbytes -= self._cache.pools[-1].page_bytes
+
+
+def page_name(before: int, tokens: Sequence[int]) -> int:
+    """The name of a page by its tokens and the name of the page before it (0: there is none): 63 bits, never 0."""
+    digest = blake2b(before.to_bytes(8, "little") + array("q", tokens).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1 or 1
+
+
+def page_names(ids: Sequence[int]) -> Iterator[int]:
+    """The names of the whole pages of a text, in order: equal names mean equal texts up to there."""
+    name = 0
+    for start in range(0, len(ids) // PAGE * PAGE, PAGE):
+        name = page_name(name, ids[start : start + PAGE])
+        yield name
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -25,13 +25,19 @@ GONE = 499  # nobody reads it
 RETRY = {"Retry-After": "1"}
 
 
-def create_app(models: ModelPool, rules: AccessRules) -> Starlette:
-    """The application, for any ASGI server."""
+def create_app(
+    models: ModelPool, rules: AccessRules, begin: Callable[[], Awaitable[object]] | None = None
+) -> Starlette:
+    """The application, for any ASGI server. ``begin`` is awaited before anybody is answered."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
-        yield
-        await models.close()
+        try:
+            if begin:
+                await begin()
+            yield
+        finally:
+            await models.close()
 
     metrics, live = Metrics(models), LiveRequests()
     routes = [

@@ -10,9 +10,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.engine.text_group import TextGroup
-from pellucid.llm import LLM
 from pellucid.serve.api import ClientCall, Events, StreamForm, answer, event_stream
 from pellucid.serve.live import HEADER, LiveRequest
+from pellucid.serve.model import ServedModel
 
 
 class Generating(Protocol):
@@ -38,18 +38,18 @@ class Streaming(Generating, Protocol):
 
 @overload
 async def generated(
-    call: ClientCall, name: str, read: Callable[[LLM], Streaming], stream: StreamForm | None
+    call: ClientCall, name: str, read: Callable[[ServedModel], Streaming], stream: StreamForm | None
 ) -> Response: ...
 
 
 @overload
 async def generated(
-    call: ClientCall, name: str, read: Callable[[LLM], Generating], stream: None
+    call: ClientCall, name: str, read: Callable[[ServedModel], Generating], stream: None
 ) -> Response: ...
 
 
 async def generated(
-    call: ClientCall, name: str, read: Callable[[LLM], Any], stream: StreamForm | None
+    call: ClientCall, name: str, read: Callable[[ServedModel], Any], stream: StreamForm | None
 ) -> Response:
     """Answer what ``read`` makes of a body for the model ``name``, as a ``stream`` or whole (None)."""
     async with AsyncExitStack() as stack:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest, ModelNotFound
 from pellucid.errors.messages import brief
-from pellucid.llm import LLM
+from pellucid.serve.model import ServedModel, in_process
 from pellucid.trace.stream import TraceStream
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class LiveRequest:
     key: str
     route: str
     model: str
-    llm: LLM
+    llm: ServedModel
     groups: Sequence[TextGroup]
     streams: list[TraceStream] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
@@ -51,7 +51,7 @@ class LiveRequest:
             raise InvalidRequest(
                 f"request {brief(self.number)}: somebody watches it already, and one can at a time"
             )
-        streams = [TraceStream(self.llm.points, names, limit, notify) for _ in self.groups]
+        streams = [TraceStream(in_process(self.llm).points, names, limit, notify) for _ in self.groups]
         for group, stream in zip(self.groups, streams):
             group.attach(stream.probes(len(group.builders)))
         self.streams = streams

@@ -182,15 +182,15 @@ class _Engines(Collector):
         for model in self._models.loaded:
             if (llm := self._models.llm(model)) is None:
                 continue
-            engine, cache = llm.engine, llm.runner.cache
+            now = llm.state()
             values = {
-                "vllm:num_requests_running": engine.running,
-                "vllm:num_requests_waiting": engine.waiting,
-                "vllm:kv_cache_usage_perc": engine.pages_in_use / max(cache.pages, 1),
-                "pellucid:prefix_cache_bytes": llm.runner.prefix_bytes,
-                "vllm:num_preemptions": engine.preemptions,
-                "pellucid:steps": engine.steps,
-                "pellucid:step_seconds": engine.step_seconds,
+                "vllm:num_requests_running": now.running,
+                "vllm:num_requests_waiting": now.waiting,
+                "vllm:kv_cache_usage_perc": now.pages_in_use / max(now.pages, 1),
+                "pellucid:prefix_cache_bytes": now.prefix_cache_bytes,
+                "vllm:num_preemptions": now.preemptions,
+                "pellucid:steps": now.steps,
+                "pellucid:step_seconds": now.step_seconds,
             }
             for name, value in values.items():
                 families[name].add_metric([model], value)  # type: ignore[attr-defined]

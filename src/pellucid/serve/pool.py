@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,8 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pellucid.errors import CacheFull, ModelNotFound
 from pellucid.errors.messages import brief
-from pellucid.llm import LLM
-from pellucid.weights.checkpoint import stored_bytes
+from pellucid.serve.model import ServedModel
 
 T = TypeVar("T")
 MOST_WORK = 4  # functions of ``work`` that run at a time
@@ -25,7 +24,7 @@ MOST_WORK = 4  # functions of ``work`` that run at a time
 class Served:
     """A model that is loaded: how many requests use it, and when one did last."""
 
-    llm: LLM
+    llm: ServedModel
     nbytes: int
     users: int = 0
     used: float = field(default_factory=time.monotonic)
@@ -34,10 +33,15 @@ class Served:
 class ModelPool:
     """The models ``names``, of which some are loaded. Their files may take ``limit`` bytes together.
 
-    ``load`` loads a model by its name.
+    ``load`` loads a model by its name, in a thread; what it returns may be awaited in the event loop.
     """
 
-    def __init__(self, names: Sequence[str], load: Callable[[str], LLM], limit: int) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        load: Callable[[str], ServedModel | Awaitable[ServedModel]],
+        limit: int,
+    ) -> None:
         self.names, self._load, self._limit = list(names), load, limit
         self.created = int(time.time())
         self._loaded: dict[str, Served] = {}
@@ -45,16 +49,16 @@ class ModelPool:
         self._limiter: CapacityLimiter | None = None  # which an event loop makes
         self._working = set[asyncio.Future[Any]]()
 
-    def put(self, name: str, llm: LLM) -> None:
+    def put(self, name: str, llm: ServedModel) -> None:
         """Have a model that is loaded already."""
-        self._loaded[name] = Served(llm, _bytes(llm))
+        self._loaded[name] = Served(llm, llm.weight_bytes)
 
     @property
     def loaded(self) -> list[str]:
         """The names of the models in memory."""
         return list(self._loaded)
 
-    def llm(self, name: str) -> LLM | None:
+    def llm(self, name: str) -> ServedModel | None:
         """A model if it is in memory."""
         served = self._loaded.get(name)
         return served.llm if served else None
@@ -66,7 +70,7 @@ class ModelPool:
         return name
 
     @asynccontextmanager
-    async def use(self, name: str) -> AsyncGenerator[LLM, None]:
+    async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
         """A model, which stays loaded meanwhile.
 
         Raises:
@@ -86,7 +90,7 @@ class ModelPool:
             served.users -= 1
             served.used = time.monotonic()
 
-    async def work(self, name: str, function: Callable[[LLM], T]) -> T:
+    async def work(self, name: str, function: Callable[[ServedModel], T]) -> T:
         """What a function makes of a model, in a thread; at most ``MOST_WORK`` of these run at a time.
 
         A thread cannot be ended: if the caller is cancelled, it goes on, counts, and keeps the model in use.
@@ -111,9 +115,13 @@ class ModelPool:
         if not task.cancelled():
             task.exception()  # it is the caller's, who may have gone
 
+    async def _load_here(self, name: str) -> ServedModel:
+        found = await run_in_threadpool(self._load, name)
+        return await found if isinstance(found, Awaitable) else found
+
     async def _opened(self, name: str) -> Served:
-        llm = await run_in_threadpool(self._load, name)
-        size = _bytes(llm)
+        llm = await self._load_here(name)
+        size = llm.weight_bytes
         while self._loaded and size + sum(one.nbytes for one in self._loaded.values()) > self._limit:
             idle = [other for other, one in self._loaded.items() if not one.users]
             if not idle:
@@ -132,8 +140,3 @@ class ModelPool:
             for served in self._loaded.values():
                 await run_in_threadpool(served.llm.close)
             self._loaded.clear()
-
-
-def _bytes(llm: LLM) -> int:
-    """Bytes of a model's weights."""
-    return stored_bytes(llm.checkpoint) + (_bytes(llm.draft) if llm.draft else 0)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import uvicorn
+from starlette.applications import Starlette
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import reason
-from pellucid.llm import LLM
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
+from pellucid.serve.model import ServedModel
 from pellucid.serve.pool import ModelPool
 
 
@@ -32,7 +33,7 @@ class Settings:
 
 def serve(
     names: Sequence[str],
-    load: Callable[[str], LLM],
+    load: Callable[[str], ServedModel],
     limit: int,
     rules: AccessRules,
     settings: Settings,
@@ -44,12 +45,22 @@ def serve(
         InvalidRequest: the address is taken or not of this machine.
         PellucidError: the first model cannot be loaded.
     """
-    listening = _listening(settings)
-    host, port = listening.getsockname()[:2]
+    listening = listen(settings)
     models = ModelPool(names, load, limit)
     if settings.first:
         models.put(names[0], load(names[0]))
-    app = create_app(models, rules)
+    run_app(create_app(models, rules), names, listening, settings, ready)
+
+
+def run_app(
+    app: Starlette,
+    names: Sequence[str],
+    listening: socket.socket,
+    settings: Settings,
+    ready: Callable[[str], object] = lambda url: None,
+) -> None:
+    """Answer those who ask an application at a socket, until SIGTERM or Ctrl-C."""
+    host, port = listening.getsockname()[:2]
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -63,7 +74,8 @@ def serve(
     uvicorn.Server(config).run(sockets=[listening])
 
 
-def _listening(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens. Raises InvalidRequest."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -55,11 +55,28 @@ def command(
             metavar="MODEL",
         ),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Run the models on a cluster of Ray: its address, or auto. Needs pip install 'pellucid[cluster]'.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
+    replicas: Annotated[
+        Any, common.count("How many replicas of each model the cluster runs; --cluster.")
+    ] = None,
+    max_replicas: Annotated[
+        Any, common.count("How many there may be when there is much to do; --cluster.")
+    ] = None,
+    replica_cpus: Annotated[
+        Any, common.count("Cores of each replica; by default all of this machine; --cluster.")
+    ] = None,
 ) -> None:
     """Serve models over HTTP, with the APIs of OpenAI, Anthropic and Ollama.
 
     The first named model is loaded now, others when they are asked for.
     """
+    from pellucid.cli.replicas import Replicas
     from pellucid.serve.run import Settings, serve
     from pellucid.util.checks import real, whole
 
@@ -87,7 +104,19 @@ def command(
 
     names = list(dict.fromkeys(models or all_models(pull)))
     settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
-    serve(names, load, int(limit), rules, settings)
+    asked = Replicas.of(cluster, replicas, max_replicas, replica_cpus)
+    if asked is None:
+        serve(names, load, int(limit), rules, settings)
+        return
+    asked.serve(
+        names,
+        {"context": context, "cap_context": True, "pulls": pull},
+        {"threads": threads, "precise": precise, "kv_cache": kv_cache},
+        draft,
+        waiting,
+        rules,
+        settings,
+    )
 
 
 def usual_memory() -> float:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.llm import LLM
 from pellucid.serve.anthropic.request import conversation_of
 from pellucid.serve.api import ERROR_TYPES
 from pellucid.serve.body import Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest
+from pellucid.serve.model import ServedModel
 
 
 def error_body(status: int, message: str) -> dict[str, Any]:
@@ -27,7 +27,7 @@ class MessageRequest(ChatRunRequest):
     """A conversation that runs."""
 
     @classmethod
-    def of(cls, body: Body, llm: LLM) -> MessageRequest:
+    def of(cls, body: Body, llm: ServedModel) -> MessageRequest:
         """Read a body.
 
         Raises:

@@ -9,7 +9,6 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from pellucid.llm import LLM
 from pellucid.serve.api import NAMED, Api, ClientCall, Route, answer
 from pellucid.serve.body import Body
 from pellucid.serve.generate import generated
@@ -19,6 +18,7 @@ from pellucid.serve.look.models import described
 from pellucid.serve.look.reading import TraceReading, attribution, lens, near, pieces, tokenization
 from pellucid.serve.look.running import profile, state
 from pellucid.serve.look.searching import beams
+from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.schema import (
     COUNT,
@@ -67,7 +67,7 @@ async def _trace(call: ClientCall) -> Response:
     return await generated(call, name, lambda llm: TraceReading.of(fields, llm), None)
 
 
-def _asked(read: Callable[[Body, LLM], dict[str, Any]]) -> Callable[[ClientCall], Any]:
+def _asked(read: Callable[[Body, ServedModel], dict[str, Any]]) -> Callable[[ClientCall], Any]:
     """A route that answers what ``read`` makes of a body, in a thread."""
 
     async def run(call: ClientCall) -> Response:

@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.llm import LLM
 from pellucid.serve.api import LINES, Api, ClientCall, Route, answer
 from pellucid.serve.body import Body
 from pellucid.serve.generate import Streaming, generated
+from pellucid.serve.model import ServedModel
 from pellucid.serve.ollama import models
 from pellucid.serve.ollama.chat import OllamaChat
 from pellucid.serve.ollama.fields import OLLAMA_BODY, error_body, piece
@@ -51,7 +51,7 @@ async def _body(call: ClientCall) -> tuple[Body, str]:
 
 
 def _generates(
-    read: Callable[[Body, LLM], Streaming], field: str
+    read: Callable[[Body, ServedModel], Streaming], field: str
 ) -> Callable[[ClientCall], Awaitable[Response]]:
     """A route that generates; a request without ``field`` only loads the model."""
 
@@ -76,8 +76,8 @@ async def _embed(call: ClientCall) -> Response:
     fields.mapping("options")
     async with call.models.use(name) as llm:
         dimensions = fields.count("dimensions", 1, 1 << 24)
-        if dimensions not in (None, llm.runner.width):
-            raise InvalidRequest(f"dimensions={dimensions}: the model's vectors have {llm.runner.width}")
+        if dimensions not in (None, llm.width):
+            raise InvalidRequest(f"dimensions={dimensions}: the model's vectors have {llm.width}")
         if left := fields.rest():
             raise InvalidRequest(f"unknown field {brief(min(left))}: an embedding has input and truncate")
 
@@ -97,7 +97,11 @@ async def _embeddings(call: ClientCall) -> Response:
     fields, name = await _body(call)
     prompt = fields.text("prompt") or ""
     async with call.models.use(name) as llm:
-        return answer({"embedding": (await run_in_threadpool(llm.embed, [prompt]))[0].tolist()})
+
+        def embedded() -> Any:
+            return llm.embed_tokens(llm.inputs.sentences([prompt]))
+
+        return answer({"embedding": (await run_in_threadpool(embedded))[0].tolist()})
 
 
 async def _show(call: ClientCall) -> Response:

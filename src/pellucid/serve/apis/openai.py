@@ -8,10 +8,10 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from pellucid.llm import LLM
 from pellucid.serve.api import DATA, Api, ClientCall, Route, answer
 from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
 from pellucid.serve.generate import Streaming, generated
+from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.openai.chat import ChatRequest
 from pellucid.serve.openai.completions import CompletionRequest
@@ -79,7 +79,7 @@ EMBEDDING = body(
 )
 
 
-def _generates(read: Callable[[Body, LLM], Streaming]) -> Callable[[ClientCall], Awaitable[Response]]:
+def _generates(read: Callable[[Body, ServedModel], Streaming]) -> Callable[[ClientCall], Awaitable[Response]]:
     async def run(call: ClientCall) -> Response:
         fields = Body(await call.json(), OPENAI_BODY)
         name, streams = fields.model(), fields.flag("stream")

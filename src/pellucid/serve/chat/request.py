@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.engine.sequence import TokenOutput
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.text_group import TextGroup, TokenText
 from pellucid.errors import InvalidRequest
-from pellucid.llm import LLM
 from pellucid.sample.grammars.grammar import KINDS
 from pellucid.serve.body import add_ends
 from pellucid.serve.chat.answer import AnswerParser, ChatAnswer, Part, assembled
@@ -21,6 +19,7 @@ from pellucid.serve.chat.messages import template_messages
 from pellucid.serve.chat.reasoning import ReasoningMarks, is_closed, is_open
 from pellucid.serve.chat.template import ChatStyle, chat_style
 from pellucid.serve.chat.tools import Tool, ToolChoice
+from pellucid.serve.model import ServedModel
 
 SPACE = r"/[ \n]{0,4}/"
 PROMPT_END = 32  # tokens that show whether the prompt has begun the reasoning
@@ -46,7 +45,7 @@ class Conversation:
     goes_on: bool = False
 
 
-def prompt_of(llm: LLM, asked: Conversation) -> list[int]:
+def prompt_of(llm: ServedModel, asked: Conversation) -> list[int]:
     """The tokens of a conversation.
 
     Raises:
@@ -69,7 +68,7 @@ def prompt_of(llm: LLM, asked: Conversation) -> list[int]:
 class ChatRun:
     """A conversation that a model continues ``count`` times. Errors in it are raised by the constructor."""
 
-    def __init__(self, llm: LLM, asked: Conversation) -> None:
+    def __init__(self, llm: ServedModel, asked: Conversation) -> None:
         style, ids = chat_style(llm.tokenizer), prompt_of(llm, asked)
         end = llm.tokenizer.decode(ids[-PROMPT_END:], skip_special=False)
         self._marks = None if asked.goes_on else _marks(style, end)
@@ -80,7 +79,7 @@ class ChatRun:
         self.count, self.tokenizer = asked.count, llm.tokenizer
         self.group = llm.request(ids, asked.count, **self._options(llm, style, asked))
 
-    def _options(self, llm: LLM, style: ChatStyle, asked: Conversation) -> dict[str, Any]:
+    def _options(self, llm: ServedModel, style: ChatStyle, asked: Conversation) -> dict[str, Any]:
         options = dict(asked.options)
         given = [name for name in KINDS if options.get(name) is not None]
         constrained = [
@@ -125,13 +124,13 @@ class ChatRun:
         """How many tokens a text of reasoning has."""
         return len(self.tokenizer.encode(reasoning, add_special=False)) if reasoning else 0
 
-    def stream(self) -> AsyncGenerator[tuple[int, TokenOutput, list[Part]], None]:
+    def stream(self) -> AsyncGenerator[tuple[int, TokenText, list[Part]], None]:
         """Run it: (answer number, token output, the parts that it completes). A full queue is reported by this call."""
         return self._streamed(self.group.stream())
 
     async def _streamed(
-        self, running: AsyncGenerator[tuple[int, TokenOutput], None]
-    ) -> AsyncGenerator[tuple[int, TokenOutput, list[Part]], None]:
+        self, running: AsyncGenerator[tuple[int, TokenText], None]
+    ) -> AsyncGenerator[tuple[int, TokenText, list[Part]], None]:
         parsers = [self.parser() for _ in range(self.count)]
         async with aclosing(running) as outputs:
             async for at, output in outputs:

@@ -13,8 +13,8 @@ from typing import Any
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.llm import LLM
 from pellucid.serve.body import Body, BodyForm, add_ends
+from pellucid.serve.model import ServedModel
 from pellucid.tokenize.infill import infill_prompt
 
 INFILL_BODY = BodyForm(
@@ -35,7 +35,7 @@ class InfillRequest:
     group: TextGroup
 
     @classmethod
-    def of(cls, body: Body, llm: LLM) -> InfillRequest:
+    def of(cls, body: Body, llm: ServedModel) -> InfillRequest:
         """Read a body.
 
         Raises:

@@ -10,8 +10,8 @@ import numpy as np
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.llm import LLM
 from pellucid.serve.body import Body, BodyForm
+from pellucid.serve.model import ServedModel
 
 RERANK_BODY = BodyForm(harmless=frozenset({"return_documents", "return_text", "raw_scores", "truncate"}))
 
@@ -45,7 +45,7 @@ class RankingRequest:
             )
         return cls(query, documents, top)
 
-    def answer(self, llm: LLM, name: str) -> dict[str, Any]:
+    def answer(self, llm: ServedModel, name: str) -> dict[str, Any]:
         """Compute the vectors, and return the body of an answer of the model ``name``: scores are cosines."""
         encoded = llm.inputs.sentences([self.query, *self.documents], truncate=True)
         vectors = llm.embed_tokens(encoded)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.llm import LLM
 from pellucid.serve.body import PLAIN, Body, BodyForm
+from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.fields import OPENAI_BODY
 from pellucid.trace.edits import EditOf, ablate, add, replace, scale
 from pellucid.util.checks import token_id
@@ -28,7 +28,7 @@ KINDS: Mapping[str, Callable[..., EditOf]] = {
 }
 
 
-def prompt_of(body: Body, llm: LLM) -> list[int]:
+def prompt_of(body: Body, llm: ServedModel) -> list[int]:
     """The tokens of the body's ``prompt`` (a text, or ids) or ``messages``.
 
     Raises:
@@ -44,7 +44,7 @@ def prompt_of(body: Body, llm: LLM) -> list[int]:
     return llm.inputs.prompt(prompt if messages is None else messages)
 
 
-def _sentence(prompt: Any, llm: LLM) -> list[int]:
+def _sentence(prompt: Any, llm: ServedModel) -> list[int]:
     """The tokens of a sentence for an encoder."""
     if isinstance(prompt, str):
         return llm.inputs.sentences([prompt])[0]
@@ -53,7 +53,7 @@ def _sentence(prompt: Any, llm: LLM) -> list[int]:
     return [token_id("prompt", token, llm.spec.embedding.vocabulary) for token in prompt]
 
 
-def edits_of(body: Body, llm: LLM) -> list[EditOf]:
+def edits_of(body: Body, llm: ServedModel) -> list[EditOf]:
     """The body's ``edits``: {"edit": "ablate", "point": NAME}, "scale" with ``factor``, "add" or "replace" with values.
 
     Values are numbers, or the base64 form of little-endian float32 with their ``shape``.

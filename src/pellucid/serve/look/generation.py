@@ -11,10 +11,10 @@ import numpy as np
 
 from pellucid.engine.output import Generation
 from pellucid.engine.text_group import TextGroup
-from pellucid.llm import LLM
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.body import Body
 from pellucid.serve.look.fields import edits_of, prompt_of
+from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import usage
 
 USUAL_TOKENS, USUAL_ALTERNATIVES = 64, 8
@@ -25,11 +25,11 @@ MOST_ALTERNATIVES = 40
 class LookGeneration:
     """What a body asks for: one text, in events "prompt", "token" and "end"."""
 
-    llm: LLM
+    llm: ServedModel
     groups: Sequence[TextGroup]
 
     @classmethod
-    def of(cls, body: Body, llm: LLM) -> LookGeneration:
+    def of(cls, body: Body, llm: ServedModel) -> LookGeneration:
         """Read a body.
 
         Raises:

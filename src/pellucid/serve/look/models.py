@@ -9,10 +9,12 @@ from pellucid.model.positions import Rotary
 from pellucid.model.spec import Mixture
 from pellucid.plan.plan import DistanceTable
 from pellucid.sample.step import steps
+from pellucid.serve.model import ServedModel, in_process
 
 
-def described(name: str, llm: LLM) -> dict[str, Any]:
+def described(name: str, model: ServedModel) -> dict[str, Any]:
     """A model's shape, its points, and its chain's steps."""
+    llm = in_process(model)
     spec, points = llm.spec, llm.points
     return {
         "name": name,

@@ -9,11 +9,11 @@ from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.llm import LLM
 from pellucid.serve.body import Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, AssembledCall, ChatAnswer, assembled
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.tools import chosen, tool
+from pellucid.serve.model import ServedModel
 from pellucid.serve.ollama.fields import ended, options_of, piece, shape_of, thinking_of
 from pellucid.tokenize.chat.conversation import conversation
 
@@ -23,7 +23,7 @@ class OllamaChat(ChatRunRequest):
     """A conversation that runs."""
 
     @classmethod
-    def of(cls, body: Body, llm: LLM) -> OllamaChat:
+    def of(cls, body: Body, llm: ServedModel) -> OllamaChat:
         """Read a body.
 
         Raises:

@@ -10,10 +10,10 @@ from typing import Any
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.llm import LLM
 from pellucid.serve.body import Body, add_ends
 from pellucid.serve.chat.answer import ChatAnswer, assembled
 from pellucid.serve.chat.request import ChatRun, Conversation
+from pellucid.serve.model import ServedModel
 from pellucid.serve.ollama.fields import ended, options_of, piece, shape_of, thinking_of
 from pellucid.tokenize.infill import infill_prompt
 
@@ -26,7 +26,7 @@ class OllamaGenerate:
     run: ChatRun | None
 
     @classmethod
-    def of(cls, body: Body, llm: LLM) -> OllamaGenerate:
+    def of(cls, body: Body, llm: ServedModel) -> OllamaGenerate:
         """Read a body.
 
         Raises:

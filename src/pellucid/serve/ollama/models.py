@@ -6,8 +6,8 @@ import hashlib
 from collections import Counter
 from typing import Any
 
-from pellucid.llm import LLM
 from pellucid.serve.chat.template import chat_style
+from pellucid.serve.model import ServedModel
 from pellucid.serve.ollama.fields import stamp
 from pellucid.tokenize.infill import infill_tokens
 from pellucid.weights.checkpoint import parameter_count, stored_bytes
@@ -15,7 +15,7 @@ from pellucid.weights.checkpoint import parameter_count, stored_bytes
 FOREVER = "9999-12-31T00:00:00Z"
 
 
-def listed(name: str, llm: LLM | None) -> dict[str, Any]:
+def listed(name: str, llm: ServedModel | None) -> dict[str, Any]:
     """A model in a list; what is in its file is known once it has been loaded."""
     return {
         "name": name,
@@ -27,12 +27,12 @@ def listed(name: str, llm: LLM | None) -> dict[str, Any]:
     }
 
 
-def running(name: str, llm: LLM) -> dict[str, Any]:
+def running(name: str, llm: ServedModel) -> dict[str, Any]:
     """A model that is loaded."""
     return {**listed(name, llm), "expires_at": FOREVER, "size_vram": 0, "context_length": llm.context}
 
 
-def shown(llm: LLM) -> dict[str, Any]:
+def shown(llm: ServedModel) -> dict[str, Any]:
     """All about a model."""
     return {
         "modelfile": "",
@@ -51,7 +51,7 @@ def shown(llm: LLM) -> dict[str, Any]:
     }
 
 
-def capabilities(llm: LLM) -> list[str]:
+def capabilities(llm: ServedModel) -> list[str]:
     """What a model can do, in Ollama's words."""
     if llm.spec.pooling:
         return ["embedding"]
@@ -61,7 +61,7 @@ def capabilities(llm: LLM) -> list[str]:
     return found + (["insert"] if infill_tokens(llm.tokenizer) else [])
 
 
-def _details(llm: LLM | None) -> dict[str, Any]:
+def _details(llm: ServedModel | None) -> dict[str, Any]:
     if llm is None:
         return {"parent_model": "", "format": "", "family": "", "families": []}
     formats = Counter[str]()

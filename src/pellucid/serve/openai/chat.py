@@ -10,12 +10,12 @@ from typing import Any
 from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.llm import LLM
 from pellucid.sample.logprobs import joined
 from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallArguments, CallStart, ChatAnswer, Part
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.tools import Tool, ToolChoice, tool_of
+from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import REASONS, chat_logprobs, head, usage
 from pellucid.serve.openai.choice import choice_of, shape_of
 from pellucid.serve.openai.fields import stream_usage
@@ -35,7 +35,7 @@ class ChatRequest(ChatRunRequest):
     with_usage: bool
 
     @classmethod
-    def of(cls, body: Body, llm: LLM) -> ChatRequest:
+    def of(cls, body: Body, llm: ServedModel) -> ChatRequest:
         """Read a body.
 
         Raises:

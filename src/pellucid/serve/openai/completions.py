@@ -14,9 +14,9 @@ from pellucid.engine.output import Generation
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.llm import LLM
 from pellucid.sample.logprobs import Logprobs
 from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body, add_ends
+from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import REASONS, added, finite, head, token_text, usage
 from pellucid.serve.openai.fields import stream_usage
 from pellucid.tokenize import Tokenizer
@@ -44,7 +44,7 @@ class CompletionRequest:
     with_usage: bool
 
     @classmethod
-    def of(cls, body: Body, llm: LLM) -> CompletionRequest:
+    def of(cls, body: Body, llm: ServedModel) -> CompletionRequest:
         """Read a body.
 
         Raises:

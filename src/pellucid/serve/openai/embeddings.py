@@ -10,8 +10,8 @@ from typing import Any
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.llm import LLM
 from pellucid.serve.body import Body
+from pellucid.serve.model import ServedModel
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class EmbeddingRequest:
 
     texts: list[str]
     base64: bool
-    llm: LLM
+    llm: ServedModel
     groups: Sequence[TextGroup] = ()  # no text is made
 
     @classmethod
-    def of(cls, body: Body, llm: LLM) -> EmbeddingRequest:
+    def of(cls, body: Body, llm: ServedModel) -> EmbeddingRequest:
         """Read a body.
 
         Raises:
@@ -36,8 +36,8 @@ class EmbeddingRequest:
         form = body.take("encoding_format", "float")
         if form not in ("float", "base64"):
             raise InvalidRequest(f"encoding_format={brief(form)}: must be float or base64")
-        if (width := body.count("dimensions", 1, 1 << 24)) not in (None, llm.runner.width):
-            raise InvalidRequest(f"dimensions={width}: the model's vectors have {llm.runner.width}")
+        if (width := body.count("dimensions", 1, 1 << 24)) not in (None, llm.width):
+            raise InvalidRequest(f"dimensions={width}: the model's vectors have {llm.width}")
         if left := body.rest():
             raise InvalidRequest(
                 f"unknown field {brief(min(left))}: an embedding has input and encoding_format"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.llm import LLM
 from pellucid.serve.body import Body
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest
+from pellucid.serve.model import ServedModel
 from pellucid.serve.responses.events import ItemEvents
 from pellucid.serve.responses.request import SHOWN, conversation_of
 
@@ -23,7 +23,7 @@ class ResponseRequest(ChatRunRequest):
     shown: Mapping[str, Any]
 
     @classmethod
-    def of(cls, body: Body, fields: Mapping[str, Any], llm: LLM) -> ResponseRequest:
+    def of(cls, body: Body, fields: Mapping[str, Any], llm: ServedModel) -> ResponseRequest:
         """Read a body, whose ``fields`` were these.
 
         Raises:

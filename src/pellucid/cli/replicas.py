@@ -1,0 +1,94 @@
+"""Options of commands that run models on a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.util.checks import whole
+
+if TYPE_CHECKING:
+    from pellucid.serve.guard import AccessRules
+    from pellucid.serve.run import Settings
+
+MOST_REPLICAS, MOST_CPUS = 10_000, 1024
+SECRET = "PELLUCID_CLUSTER_SECRET"
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """What was asked of a cluster: its ``address``, from ``least`` to ``most`` replicas of ``cpus`` cores each."""
+
+    address: str
+    least: int
+    most: int
+    cpus: int
+
+    @classmethod
+    def of(
+        cls, address: str | None, least: int | None, most: int | None, cpus: int | None
+    ) -> Replicas | None:
+        """The options, checked; None if no cluster was asked for.
+
+        Raises:
+            InvalidRequest: a number is out of range, or is given without a cluster.
+        """
+        from pellucid.runtime.executor import default_threads
+
+        given = {"--replicas": least, "--max-replicas": most, "--replica-cpus": cpus}
+        if address is None:
+            for name, value in given.items():
+                if value is not None:
+                    raise InvalidRequest(
+                        f"{name} {value} is for a cluster: give --cluster auto, or its address"
+                    )
+            return None
+        least = 1 if least is None else whole("replicas", least, 1, MOST_REPLICAS)
+        most = least if most is None else whole("max_replicas", most, least, MOST_REPLICAS)
+        return cls(
+            address,
+            least,
+            most,
+            default_threads() if cpus is None else whole("replica_cpus", cpus, 1, MOST_CPUS),
+        )
+
+    def serve(
+        self,
+        names: Sequence[str],
+        opening: Mapping[str, Any],
+        load: Mapping[str, Any],
+        draft: str | None,
+        queue: int,
+        rules: AccessRules,
+        settings: Settings,
+    ) -> None:
+        """Serve models on the cluster. ``opening`` are options for model files, ``load`` more options of ``load``.
+
+        Raises:
+            InvalidRequest: what a cluster needs is not installed, or there is no such cluster.
+        """
+        try:
+            from pellucid.cluster.ingress import serve_cluster
+            from pellucid.cluster.secret import ClusterSecret
+            from pellucid.cluster.supervisor import ReplicaSettings
+        except ImportError as missing:
+            raise InvalidRequest(
+                f"a cluster needs what is not installed ({missing.name}): pip install 'pellucid[cluster]'"
+            ) from None
+        text = os.environ.get(SECRET)
+        given = {name: value for name, value in {**opening, **load}.items() if value is not None}
+        models = {
+            name: ReplicaSettings(
+                name,
+                {**given, **({"draft": draft} if draft and not at else {})},
+                self.cpus,
+                self.least,
+                self.most,
+            )
+            for at, name in enumerate(names)
+        }
+        secret = ClusterSecret.drawn() if text is None else ClusterSecret(text)
+        serve_cluster(models, opening, self.address, secret, queue, rules, settings)

@@ -1,0 +1,212 @@
+"""The replicas of a model, as an ingress sees them: what runs where, and where it goes when a replica is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import zmq.asyncio
+
+from pellucid.cluster import routing, wire
+from pellucid.cluster.link import ReplicaLink
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.errors import KernelError, PellucidError, QueueFull
+from pellucid.runtime.prefix_cache import page_names
+
+MOST_LOSSES = 3
+"""How many replicas may be lost under a request before it is given up: it may be what ends them."""
+PATIENCE = 120.0
+"""Seconds that a request waits where no replica is up."""
+
+
+class RemoteTask(ABC):
+    """Something that runs on a replica, and on another one if that is lost. It belongs to the fleet's event loop.
+
+    ``prompt`` is what it begins with, by which a replica is chosen.
+    """
+
+    what: str
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self.prompt = prompt
+        self.losses = 0
+
+    @abstractmethod
+    def body(self) -> dict[str, Any]:
+        """What the replica is asked for: all that is left to do."""
+
+    @abstractmethod
+    def take(self, kind: str, fields: Sequence[Any]) -> bool:
+        """Take a message about it. Returns whether it has ended."""
+
+    @abstractmethod
+    def fail(self, error: PellucidError) -> None:
+        """It has ended with an error."""
+
+
+class Fleet:
+    """The replicas at some addresses. Make it, and use it, in one event loop.
+
+    ``queue`` is how many requests may be there at a time, beyond those that the replicas can run together.
+    """
+
+    def __init__(self, secret: ClusterSecret, queue: int = 1024) -> None:
+        self.loop, self.session = asyncio.get_running_loop(), secrets.token_hex(8)
+        self._secret, self._queue = secret, queue
+        self._context = zmq.asyncio.Context()
+        self._links: dict[str, ReplicaLink] = {}
+        self._running: dict[int, tuple[ReplicaLink, RemoteTask]] = {}
+        self._parts: dict[RemoteTask, int] = {}
+        self._waiting: dict[RemoteTask, asyncio.TimerHandle] = {}
+        self._count = 0
+        self._up = asyncio.Event()
+        self.moved = 0
+        """How many requests have gone from one replica to another."""
+        self.prefix_hits = self.prefix_queries = 0
+        """Pages of prompts that their replica had, of all whole pages of prompts."""
+
+    @property
+    def links(self) -> list[ReplicaLink]:
+        """The connections to all replicas."""
+        return list(self._links.values())
+
+    @property
+    def running(self) -> int:
+        """Requests that are with a replica."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a replica."""
+        return len(self._waiting)
+
+    def add(self, address: str) -> None:
+        """A replica more, or one at another address."""
+        if address not in self._links and not self._context.closed:
+            self._links[address] = ReplicaLink(
+                self._context, self._secret, self.session, address, self._hear, self._changed
+            )
+
+    async def remove(self, address: str) -> None:
+        """A replica less: what runs there goes elsewhere."""
+        if link := self._links.pop(address, None):
+            await link.close()
+            self._lost(link)
+
+    async def ready(self, seconds: float) -> None:
+        """Wait until a replica is up. Raises TimeoutError."""
+        await asyncio.wait_for(self._up.wait(), seconds)
+
+    def submit(self, task: RemoteTask) -> None:
+        """Run a task.
+
+        Raises:
+            QueueFull: too many are here.
+        """
+        slots = sum(link.slots for link in self._links.values() if link.up)
+        if len(self._running) + len(self._waiting) >= slots + self._queue:
+            raise QueueFull(
+                f"{len(self._running) + len(self._waiting):,} requests are here, as many as may: ask again later"
+            )
+        self._send(task)
+
+    def cancel(self, task: RemoteTask) -> None:
+        """End a task, wherever it is."""
+        if timer := self._waiting.pop(task, None):
+            timer.cancel()
+        part = self._parts.get(task)
+        if part is not None:
+            link, _ = self._running[part]
+            link.send("cancel", part)
+            self._end(part)
+
+    def drain(self, address: str) -> None:
+        """Send no new request to a replica."""
+        self._links[address].draining = True
+
+    async def close(self) -> None:
+        """End everything."""
+        for task in [*self._waiting, *self._parts]:
+            self.cancel(task)
+            task.fail(QueueFull("the server ends: ask again later"))
+        await asyncio.gather(*(link.close() for link in self._links.values()))
+        self._links.clear()
+        self._context.destroy(linger=0)
+
+    def _send(self, task: RemoteTask) -> None:
+        """Send a task to the replica that fits best; without one it waits."""
+        links = {link.load: link for link in self._links.values() if link.up and not link.draining}
+        if not links:
+            self._waiting[task] = self.loop.call_later(PATIENCE, self._late, task)
+            return
+        route = routing.choose(task.prompt, list(links))
+        link, names = links[route.replica], list(page_names(task.prompt))
+        self.prefix_hits, self.prefix_queries = (
+            self.prefix_hits + route.pages,
+            self.prefix_queries + len(names),
+        )
+        link.load.expect(names)
+        link.load.running += 1
+        self._count += 1
+        self._running[self._count], self._parts[task] = (link, task), self._count
+        link.send("run", self._count, task.what, task.body())
+
+    def _late(self, task: RemoteTask) -> None:
+        del self._waiting[task]
+        task.fail(QueueFull(f"no replica was up for {PATIENCE:g} s: ask again later"))
+
+    def _hear(self, link: ReplicaLink, message: Sequence[Any]) -> None:
+        """A message about a part. Those of parts that were given up, or are elsewhere by now, are ignored."""
+        kind, part, *fields = message
+        own = self._running.get(part)
+        if own is None or own[0] is not link:
+            return
+        task = own[1]
+        if kind == "moved":  # the replica drains
+            link.draining = True
+            self._again(part)
+        elif kind == "error":
+            self._end(part)
+            task.fail(wire.error_of(fields))
+        elif task.take(kind, fields):
+            self._end(part)
+
+    def _end(self, part: int) -> RemoteTask:
+        link, task = self._running.pop(part)
+        del self._parts[task]
+        link.load.running -= 1
+        return task
+
+    def _again(self, part: int) -> None:
+        """A part goes on elsewhere."""
+        task = self._end(part)
+        self.moved += 1
+        self._send(task)
+
+    def _changed(self, link: ReplicaLink) -> None:
+        if any(one.up for one in self._links.values()):
+            self._up.set()
+        else:
+            self._up.clear()
+        if not link.up:
+            self._lost(link)
+            return
+        waiting, self._waiting = self._waiting, {}
+        for task, timer in waiting.items():
+            timer.cancel()
+            self._send(task)
+
+    def _lost(self, link: ReplicaLink) -> None:
+        """A replica is gone: what ran there goes on elsewhere."""
+        for part, (whose, task) in list(self._running.items()):
+            if whose is not link:
+                continue
+            task.losses += 1
+            if task.losses < MOST_LOSSES:
+                self._again(part)
+            else:
+                self._end(part)
+                task.fail(KernelError(f"{task.losses} replicas were lost under this request: it is given up"))

@@ -1,0 +1,211 @@
+"""Texts that are generated on a replica, and go on where another one is when that is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from pellucid.cluster import wire
+from pellucid.cluster.fleet import Fleet, RemoteTask
+from pellucid.engine.probe import SequenceWatch
+from pellucid.engine.run import Admission
+from pellucid.engine.text_group import MadeToken, OutputBuilder, PromptFacts, TextGroup
+from pellucid.errors import InvalidRequest, PellucidError
+from pellucid.sample.chain import Chain
+from pellucid.sample.options import Options
+
+
+class RemoteGroup(TextGroup):
+    """A prompt that several sequences continue on replicas. ``asked`` are the options as they were given.
+
+    The tokens so far, with what the chain goes on from, are all that a replica needs to go on: the same request makes
+    the same tokens everywhere.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        prompt: list[int],
+        asked: dict[str, Any],
+        options: Options,
+        chains: Sequence[Chain],
+        how: Admission,
+    ) -> None:
+        self.options = options
+        self.builders = [OutputBuilder(chain, options) for chain in chains]
+        self._fleet, self._prompt, self._asked, self._how = fleet, prompt, asked, how
+        self._task = _GenerateTask(self)
+        self._facts = PromptFacts()
+        self._probabilities: list[list[float]] = [[] for _ in chains]
+        self._speculation = [[0, 0] for _ in chains]
+        self._queue: asyncio.Queue[tuple[int, MadeToken] | PellucidError | None] = asyncio.Queue()
+        self._begun = 0.0
+        self._ended = False
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens of the prompt."""
+        return self._prompt
+
+    @property
+    def facts(self) -> PromptFacts:
+        """What is known of the prompt so far."""
+        return self._facts
+
+    @property
+    def speculation(self) -> list[tuple[int, int]]:
+        """Of each sequence, how many tokens were proposed, and how many of them were kept."""
+        return [(proposed, accepted) for proposed, accepted in self._speculation]
+
+    def start(self) -> None:
+        """Start it, in the fleet's event loop."""
+        self._begun = time.perf_counter()
+        self._fleet.submit(self._task)
+
+    def stream(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
+        """Start it, and yield (sequence number, token)."""
+        self.start()
+        return self._streamed()
+
+    async def _streamed(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
+        try:
+            while True:
+                found = await self._queue.get()
+                if isinstance(found, PellucidError):
+                    raise found
+                if found is None:
+                    return
+                yield found
+        finally:
+            self.close()
+
+    async def finished(self) -> None:
+        """Wait until it has ended. Cancelling this ends it."""
+        async for _ in self._streamed():
+            pass
+
+    def wait(self) -> None:
+        """Wait in a thread, which is not the fleet's, until it has ended."""
+        asyncio.run_coroutine_threadsafe(self._whole(), self._fleet.loop).result()
+
+    async def _whole(self) -> None:
+        if not self._begun:
+            self.start()
+        await self.finished()
+
+    def attach(self, probes: Sequence[SequenceWatch]) -> None:
+        """Refused: its values are in another process."""
+        if probes:
+            raise InvalidRequest(
+                "points: the request runs on a replica, whose values cannot be watched from here"
+            )
+
+    def close(self) -> None:
+        """End it."""
+        if not self._ended and self._begun:
+            self._ended = True
+            self._fleet.cancel(self._task)
+
+    def left(self) -> dict[str, Any]:
+        """What a replica is asked for: the sequences that have not ended, each after the tokens that it has."""
+        passed = time.perf_counter() - self._begun
+        asked, deadline = dict(self._asked), self._how.deadline
+        if asked.get("max_time") is not None:
+            asked["max_time"] = max(asked["max_time"] - passed, 1e-3)
+        if any(one.ids for one in self.builders):
+            asked["prompt_logprobs"] = None  # they have come with the first token
+        numbers = [number for number, one in enumerate(self.builders) if not one.ended]
+        return {
+            "prompt": self._prompt,
+            "options": asked,
+            "numbers": numbers,
+            "begun": {
+                number: list(zip(self.builders[number].ids, self._probabilities[number]))
+                for number in numbers
+            },
+            "priority": self._how.priority,
+            "deadline": None if deadline is None else max(deadline - passed, 1e-3),
+        }
+
+    def take(self, kind: str, fields: Sequence[Any]) -> bool:
+        """Take a message of a replica. Returns whether it has ended."""
+        if kind == "token":
+            number, index, *values = fields
+            builder = self.builders[number]
+            if index != len(builder.ids) or builder.ended:
+                raise wire.WireError(f"token {index} of a text that has {len(builder.ids)}")
+            token = wire.token_of(values)
+            builder.keep(token, time.perf_counter() - self._begun)
+            self._probabilities[number].append(token.probability)
+            self._queue.put_nowait((number, token))
+        elif kind == "facts":
+            facts = wire.facts_of(fields)
+            if facts.logprobs is None:
+                facts = PromptFacts(facts.cached, facts.queue, self._facts.logprobs)
+            self._facts = facts
+        elif kind == "end":
+            for number, pair in fields[0].items():
+                self._speculation[number] = [a + b for a, b in zip(self._speculation[number], pair)]
+            self._ended = True
+            self._queue.put_nowait(None)
+            return True
+        return False
+
+    def fail(self, error: PellucidError) -> None:
+        """It has ended with an error."""
+        self._ended = True
+        self._queue.put_nowait(error)
+
+
+class _GenerateTask(RemoteTask):
+    """The texts of a group."""
+
+    what = "generate"
+
+    def __init__(self, group: RemoteGroup) -> None:
+        super().__init__(group.prompt)
+        self._group = group
+
+    def body(self) -> dict[str, Any]:
+        return self._group.left()
+
+    def take(self, kind: str, fields: Sequence[Any]) -> bool:
+        return self._group.take(kind, fields)
+
+    def fail(self, error: PellucidError) -> None:
+        self._group.fail(error)
+
+
+class RemoteCall(RemoteTask):
+    """Something with one result, which is made again elsewhere if its replica is lost: vectors, a beam search."""
+
+    def __init__(self, what: str, prompt: Sequence[int], body: dict[str, Any]) -> None:
+        super().__init__(prompt)
+        self.what, self._body = what, body
+        self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def body(self) -> dict[str, Any]:
+        return self._body
+
+    def take(self, kind: str, fields: Sequence[Any]) -> bool:
+        if kind != "done":
+            return False
+        if not self.result.done():
+            self.result.set_result(fields[0])
+        return True
+
+    def fail(self, error: PellucidError) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)
+
+
+async def called(fleet: Fleet, what: str, prompt: Sequence[int], body: dict[str, Any]) -> Any:
+    """The result of a call. Cancelling this ends it."""
+    call = RemoteCall(what, prompt, body)
+    fleet.submit(call)
+    try:
+        return await call.result
+    finally:
+        fleet.cancel(call)

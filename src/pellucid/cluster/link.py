@@ -1,0 +1,123 @@
+"""A connection from an ingress to one replica: messages there and back, and whether it is alive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from pellucid.cluster import wire
+from pellucid.cluster.replica import DEAD, HEARTBEAT
+from pellucid.cluster.routing import ReplicaLoad
+from pellucid.cluster.secret import ClusterSecret
+
+PINGS = 1.0  # seconds between two signs of life
+AGAIN = 0.5  # seconds until a connection that was lost is tried again
+
+
+class ReplicaLink:
+    """Talks to the replica at an ``address``. ``up`` from its welcome until the connection is lost.
+
+    ``hear`` gets its messages about parts, ``changed`` is called when it is up or lost. It connects again by itself.
+    """
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        secret: ClusterSecret,
+        session: str,
+        address: str,
+        hear: Callable[[ReplicaLink, Sequence[Any]], object],
+        changed: Callable[[ReplicaLink], object],
+    ) -> None:
+        self.address, self.load = address, ReplicaLoad(address)
+        self.up, self.draining = False, False
+        self.slots = 0
+        self.state: dict[str, Any] = {}
+        self._context, self._secret, self._session = context, secret, session
+        self._hear, self._changed = hear, changed
+        self._socket: zmq.asyncio.Socket | None = None
+        self._tasks = [asyncio.ensure_future(self._live())]
+
+    def send(self, *message: Any) -> None:
+        """Send a message; if the replica is gone, nobody hears it."""
+        if self._socket is not None:
+            with suppress(zmq.ZMQError):
+                self._socket.send(wire.pack([message]))
+
+    async def close(self) -> None:
+        """Give the connection up."""
+        for one in self._tasks:
+            one.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _live(self) -> None:
+        """Connect, and connect again after each loss."""
+        while True:
+            try:
+                await self._connected()
+            finally:
+                self._lost()
+            await asyncio.sleep(AGAIN)
+
+    async def _connected(self) -> None:
+        """One connection, until it is lost."""
+        socket = self._socket = self._context.socket(zmq.DEALER)
+        keys, theirs = self._secret.ingress, self._secret.replica
+        socket.curve_secretkey, socket.curve_publickey = keys.secret, keys.public
+        socket.curve_serverkey = theirs.public
+        socket.sndhwm = socket.rcvhwm = 0
+        socket.maxmsgsize, socket.linger = wire.MOST_FRAME, 0
+        socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT, DEAD
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        socket.connect(self.address)
+        self.send("hello", wire.VERSION, self._session)
+        parts = [
+            asyncio.ensure_future(one)
+            for one in (self._receive(socket), monitor.recv_multipart(), self._ping())
+        ]
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
+                one.result()
+        finally:
+            for one in parts:
+                one.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+            self._socket = None
+            socket.disable_monitor()
+            socket.close(linger=0)
+
+    def _lost(self) -> None:
+        if self.up:
+            self.up = False
+            self.load.pages.clear()
+            self.load.sent.clear()
+            self._changed(self)
+
+    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            for message in wire.unpack(await socket.recv()):
+                kind = message[0]
+                if kind == "welcome":
+                    _, self.load.name, self.slots, pages = message
+                    self.load.pages = set(pages)
+                    self.up, self.draining = True, False
+                    self._changed(self)
+                elif kind == "state":
+                    _, self.state, came, went = message
+                    self.load.pages.update(came)
+                    self.load.lost(went)
+                    if self.state["step"]:
+                        self.load.step_seconds = self.state["step"]
+                else:
+                    self._hear(self, message)
+
+    async def _ping(self) -> None:
+        while True:
+            await asyncio.sleep(PINGS)
+            self.send("ping")

@@ -1,0 +1,164 @@
+"""A model on replicas, as the server uses models: its file is here, without weights, and its engine elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.cluster import wire
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.group import RemoteGroup, called
+from pellucid.engine.inputs import Inputs, PromptInput
+from pellucid.engine.output import Beams
+from pellucid.engine.run import Admission
+from pellucid.engine.state import EngineState
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.loading import OpenModel
+from pellucid.model.spec import ModelSpec
+from pellucid.sample.beams import BeamOptions
+from pellucid.sample.options import Options
+from pellucid.sample.recommended import with_recommended
+from pellucid.tokenize import Tokenizer
+from pellucid.util.checks import whole
+from pellucid.weights.checkpoint import Checkpoint
+
+T = TypeVar("T")
+MOST_SEQUENCES = 256
+
+
+class RemoteModel:
+    """A ``serve.model.ServedModel`` whose requests run on the replicas of a fleet.
+
+    Functions that wait are for threads other than the fleet's.
+    """
+
+    def __init__(self, opened: OpenModel, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self._opened = opened
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model's file."""
+        return self._opened.checkpoint
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The architecture."""
+        return self._opened.model.spec
+
+    @property
+    def inputs(self) -> Inputs:
+        """Reads prompts."""
+        return self._opened.inputs
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        return self.inputs.tokenizer
+
+    @property
+    def recommended(self) -> Mapping[str, Any]:
+        """The options that the file recommends."""
+        return self._opened.recommended
+
+    @property
+    def context(self) -> int:
+        """The limit on the tokens of prompt and answer together."""
+        return self.inputs.context
+
+    @property
+    def width(self) -> int:
+        """Columns of the output: V for a language model, D for an encoder."""
+        return self.spec.embedding.vocabulary if self.spec.head else self.spec.embedding.width
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights here: none."""
+        return 0
+
+    def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RemoteGroup:
+        """A request for ``n`` answers, checked but not started. Takes the options of ``LLM.generate``.
+
+        Raises: as ``LLM.request``, and InvalidRequest for options that cannot be sent: functions and edits.
+        """
+        if options.pop("edits", None):
+            raise InvalidRequest(
+                "edits: the model runs on replicas, whose values cannot be changed from here"
+            )
+        how = Admission(**{name: options.pop(name) for name in ("priority", "deadline") if name in options})
+        asked = with_recommended(options, self.recommended)
+        parsed = Options.of(**asked)
+        n = whole("n", n, 1, MOST_SEQUENCES)
+        ids = self.inputs.prompt(prompt)
+        chain = parsed.chain()
+        # What a replica would refuse is refused here, before an answer begins.
+        ends = parsed.ends(self.tokenizer, self.inputs.vocabulary)
+        chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary)
+        sent = {**asked, "seed": chain.seed} if not chain.greedy else asked
+        return RemoteGroup(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), how)
+
+    def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
+        """Find the best whole continuations of a prompt, as ``LLM.beam_search``."""
+        known = BeamOptions.__dataclass_fields__
+        own = {name: options.pop(name) for name in list(options) if name in known}
+        parsed = Options.of(known, **options)
+        BeamOptions(**own)
+        ids, chain = self.inputs.prompt(prompt), parsed.chain()
+        sent = {**options, "seed": chain.seed} if not chain.greedy else options
+        body = {"prompt": ids, "options": _plain({**sent, **own})}
+        return wire.beams_of(self._wait(called(self.fleet, "beams", ids, body)), chain.steps)
+
+    def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]:
+        """The vectors of sentences whose token ids are known, float32 (len(encoded), D)."""
+        body = {"encoded": [list(one) for one in encoded]}
+        return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
+
+    def state(self) -> EngineState:
+        """The sums over all replicas; ``threads`` of the first."""
+        states = [link.state for link in self.fleet.links if link.up and link.state]
+
+        def added(name: str) -> Any:
+            return sum(one[name] for one in states)
+
+        return EngineState(
+            added("running"),
+            added("waiting") + self.fleet.waiting,
+            added("steps"),
+            added("step_seconds"),
+            added("preemptions"),
+            added("pages"),
+            added("pages_in_use"),
+            added("prefix_cache_bytes"),
+            max((one["threads"] for one in states), default=0),
+        )
+
+    def close(self) -> None:
+        """Close the file, and give the replicas up."""
+        self._wait(self.fleet.close())
+        self.checkpoint.close()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.fleet.loop).result()
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as values that can be sent.
+
+    Raises:
+        InvalidRequest: one is a function or another object.
+    """
+    made = {}
+    for name, value in options.items():
+        try:
+            wire.pack([["option", value]])
+        except (TypeError, ValueError, OverflowError):
+            raise InvalidRequest(
+                f"{name}={brief(value)}: cannot be sent to a replica: give plain values"
+            ) from None
+        made[name] = value
+    return made

@@ -1,0 +1,62 @@
+"""Who may talk: a shared secret gives replicas and ingresses their CURVE keys (CurveZMQ, RFC 26 of ZeroMQ)."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import zmq
+from zmq.utils import z85
+
+from pellucid.errors import InvalidRequest
+
+LEAST = 16  # characters of a secret
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A pair of CURVE keys, in Z85."""
+
+    public: bytes
+    secret: bytes
+
+
+@dataclass(frozen=True)
+class ClusterSecret:
+    """A secret that all parts of a cluster have. Whoever does not have it is refused before it is heard.
+
+    Raises:
+        InvalidRequest: it is too short.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if len(self.text) < LEAST:
+            raise InvalidRequest(
+                f"the cluster's secret has {len(self.text)} characters; it needs {LEAST} at least"
+            )
+
+    @classmethod
+    def drawn(cls) -> ClusterSecret:
+        """A new secret."""
+        return cls(secrets.token_urlsafe(32))
+
+    def __repr__(self) -> str:
+        return "ClusterSecret(…)"
+
+    @property
+    def replica(self) -> Keys:
+        """The keys of replicas, which listen."""
+        return self._keys(b"replica")
+
+    @property
+    def ingress(self) -> Keys:
+        """The keys of those who ask them."""
+        return self._keys(b"ingress")
+
+    def _keys(self, who: bytes) -> Keys:
+        raw = blake2b(self.text.encode(), digest_size=32, person=b"pellucid." + who[:7]).digest()
+        secret = z85.encode(raw)
+        return Keys(zmq.curve_public(secret), secret)

@@ -1,0 +1,248 @@
+"""Replicas as actors of Ray: it places them, starts them again when they end, and says where they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.errors import InvalidRequest, PellucidError
+
+NAMESPACE = "pellucid"
+SCALES = 2.0  # seconds between two looks at how many replicas are needed
+BUSY, IDLE = 0.75, 0.25
+"""Requests for each sequence that the replicas can run: above BUSY one more is started, below IDLE one ends."""
+QUIET = 60.0  # seconds that a replica must have been too many
+DRAINS = 30.0  # seconds that requests have to end before they are handed over
+RESTARTS = 1.0  # seconds until a replica that could not be reached is asked again
+
+
+@dataclass(frozen=True)
+class ReplicaSettings:
+    """What a replica runs: a model's ``source``, ``load`` options of ``pellucid.load``, and ``cpus`` of a machine.
+
+    There are ``least`` replicas, up to ``most`` when there is much to do.
+    """
+
+    source: str
+    load: Mapping[str, Any] = field(default_factory=dict)
+    cpus: int = 1
+    least: int = 1
+    most: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise InvalidRequest(
+                f"replicas from {self.least} to {self.most}: there must be one, and no more than at most"
+            )
+
+
+class ReplicaActor:
+    """A replica in a process of Ray. After it was ended it is made again, and loads its model again."""
+
+    def __init__(self, settings: ReplicaSettings, secret: str, name: str) -> None:
+        self._settings, self._secret, self._name = settings, ClusterSecret(secret), name
+        self._serving: asyncio.Task[None] | None = None
+        self._address = ""
+        self._lock = asyncio.Lock()
+
+    async def listen(self) -> str:
+        """Load the model and listen, once. Returns the address."""
+        from pellucid.cluster.replica import Replica
+        from pellucid.loading import load
+
+        async with self._lock:
+            if self._serving is None:
+                given = {"threads": self._settings.cpus, **self._settings.load}
+                llm = await asyncio.to_thread(lambda: load(self._settings.source, **given))
+                self._replica = Replica(llm, self._secret, self._name)
+                here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+                self._address = await self._replica.listen(here)
+                self._serving = asyncio.ensure_future(self._replica.serve())
+        return self._address
+
+    async def served(self) -> None:
+        """Wait until it ends."""
+        assert self._serving is not None
+        await asyncio.shield(self._serving)
+
+    async def facts(self) -> dict[str, Any]:
+        """Where it runs: machine and process."""
+        import os
+        import socket
+
+        return {"machine": socket.gethostname(), "address": self._address, "pid": os.getpid()}
+
+    async def drain(self) -> None:
+        """Hand over what runs, and take nothing more."""
+        self._replica.drain()
+
+
+class Supervisor:
+    """Keeps the replicas of a model running, and tells a fleet where they are. Use it in the fleet's event loop."""
+
+    def __init__(self, fleet: Fleet, settings: ReplicaSettings, secret: ClusterSecret) -> None:
+        self.fleet, self.settings, self._secret = fleet, settings, secret
+        self._kept: dict[str, _Kept] = {}
+        self._count = 0
+        self._quiet = 0.0
+        self._scaling: asyncio.Task[None] | None = None
+        self.failure: PellucidError | None = None
+        """Why no replica can be started."""
+
+    def start(self) -> None:
+        """Start as many replicas as there are at least."""
+        for _ in range(self.settings.least):
+            self._add()
+        if self.settings.most > self.settings.least:
+            self._scaling = asyncio.ensure_future(self._scale())
+
+    async def ready(self) -> None:
+        """Wait until a replica is up. Raises what the first one has failed with."""
+        up = asyncio.ensure_future(self.fleet.ready(math.inf))
+        try:
+            while not up.done():
+                await asyncio.wait([up], timeout=0.2)
+                if self.failure:
+                    raise self.failure
+        finally:
+            up.cancel()
+
+    async def where(self) -> list[dict[str, Any]]:
+        """Where the replicas run that can be asked."""
+        found = []
+        for name, one in list(self._kept.items()):
+            with contextlib.suppress(RayError, asyncio.TimeoutError):
+                found.append({"name": name, **await asyncio.wait_for(_answer(one.actor.facts.remote()), 5)})
+        return found
+
+    async def replace(self) -> None:
+        """Replace all replicas by new ones, one after the other; requests go on elsewhere and lose nothing."""
+        for name in list(self._kept):
+            before = {link.address for link in self.fleet.links if link.up}
+            self._add()
+            while not any(link.up and link.address not in before for link in self.fleet.links):
+                await asyncio.sleep(0.1)
+            await self._remove(name, DRAINS)
+
+    async def close(self) -> None:
+        """End all replicas."""
+        if self._scaling:
+            self._scaling.cancel()
+        await asyncio.gather(*(self._remove(name, 0.0) for name in list(self._kept)))
+
+    def _add(self) -> None:
+        self._count += 1
+        name = f"replica-{self.fleet.session}-{self._count}"
+        actor = (
+            ray.remote(ReplicaActor)
+            .options(
+                name=name,
+                namespace=NAMESPACE,
+                num_cpus=self.settings.cpus,
+                max_restarts=-1,
+                max_task_retries=0,
+                max_concurrency=64,
+                scheduling_strategy="SPREAD",
+            )
+            .remote(self.settings, self._secret.text, name)
+        )
+        self._kept[name] = _Kept(name, actor)
+        self._kept[name].task = asyncio.ensure_future(self._keep(self._kept[name]))
+
+    async def _keep(self, one: _Kept) -> None:
+        """Know where a replica is, also after it was started again."""
+        while True:
+            try:
+                one.address = await _answer(one.actor.listen.remote())
+                self.fleet.add(one.address)
+                facts = await _answer(one.actor.facts.remote())
+                print(f"{one.name} is at {one.address} on {facts['machine']}", file=sys.stderr, flush=True)
+                await _answer(one.actor.served.remote())
+            except RayError as error:
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, PellucidError):  # what a new start would not change
+                    self.failure = cause
+                    print(f"a replica cannot be started: {cause}", file=sys.stderr, flush=True)
+                    return
+            finally:
+                if one.address:
+                    await self.fleet.remove(one.address)
+                    one.address = ""
+            await asyncio.sleep(RESTARTS)
+
+    async def _remove(self, name: str, seconds: float) -> None:
+        """End a replica: at once, or when what runs there has ended; after ``seconds`` it is handed over."""
+        one = self._kept.pop(name)
+        link = next((link for link in self.fleet.links if link.address == one.address), None)
+        if link is not None and seconds:
+            link.draining = True
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(_until(lambda: not link.load.running), seconds)
+        if one.task:
+            one.task.cancel()
+            await asyncio.gather(one.task, return_exceptions=True)
+        with contextlib.suppress(RayError):
+            ray.kill(one.actor)
+
+    async def _scale(self) -> None:
+        """One replica more while there is too much to do, one less after a quiet time."""
+        while True:
+            await asyncio.sleep(SCALES)
+            slots = sum(link.slots for link in self.fleet.links if link.up)
+            busy = (self.fleet.running + self.fleet.waiting) / max(slots, 1)
+            count = len(self._kept)
+            self._quiet = self._quiet + SCALES if busy < IDLE else 0.0
+            if busy > BUSY and count < self.settings.most and all(one.address for one in self._kept.values()):
+                self._add()
+            elif self._quiet >= QUIET and count > self.settings.least:
+                self._quiet = 0.0
+                await self._remove(list(self._kept)[-1], DRAINS)
+
+
+@dataclass(eq=False)
+class _Kept:
+    """A replica that is kept running: where it listens (empty while it starts), and what looks after it."""
+
+    name: str
+    actor: Any
+    address: str = ""
+    task: asyncio.Task[None] | None = None
+
+
+def connect(address: str) -> None:
+    """Join the Ray cluster at an address; "auto" is the one of this machine, or a new one of this machine alone.
+
+    Raises:
+        InvalidRequest: there is no cluster at the address.
+    """
+    options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address == "auto":
+            try:
+                ray.init(address="auto", **options)
+            except ConnectionError:
+                ray.init(include_dashboard=False, **options)
+        else:
+            ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise InvalidRequest(f"cluster={address!r}: no cluster of Ray can be joined there: {first}") from None
+
+
+async def _answer(ref: Any) -> Any:
+    return await ref
+
+
+async def _until(true: Any) -> None:
+    while not true():
+        await asyncio.sleep(0.05)

@@ -1,0 +1,168 @@
+"""Messages between an ingress and replicas: MessagePack, of plain values alone; nothing in them is code.
+
+A frame has a list of messages, each a list that begins with its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, replace
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid import errors
+from pellucid.engine.output import Beams, BeamText, Timings, Usage
+from pellucid.engine.text_group import MadeToken, PromptFacts
+from pellucid.errors import KernelError, PellucidError
+from pellucid.sample.beams import Node
+from pellucid.sample.comparison import StepTrace
+from pellucid.sample.logprobs import Logprobs, TokenLogprobs
+from pellucid.sample.step import SamplerStep
+from pellucid.sample.trace import TokenTrace
+
+VERSION = 1
+"""Of this protocol. An ingress and a replica of different versions do not talk."""
+MOST_FRAME = 64 << 20  # bytes
+
+
+class WireError(PellucidError):
+    """A frame is no frame of this protocol."""
+
+
+def pack(messages: Sequence[Sequence[Any]]) -> bytes:
+    """A frame of messages."""
+    made: bytes = msgpack.packb(messages, use_bin_type=True)
+    return made
+
+
+def unpack(frame: bytes) -> list[list[Any]]:
+    """The messages of a frame. Raises WireError."""
+    try:
+        found = msgpack.unpackb(frame, raw=False, strict_map_key=False)
+    except Exception as error:  # whatever MessagePack says of bytes from elsewhere
+        raise WireError(f"a frame of {len(frame):,} bytes is no MessagePack: {error}") from None
+    if not isinstance(found, list) or not all(
+        isinstance(one, list) and one and isinstance(one[0], str) for one in found
+    ):
+        raise WireError(f"a frame of {len(frame):,} bytes has no messages of this protocol")
+    return found
+
+
+def token_fields(token: MadeToken) -> list[Any]:
+    """A token as plain values."""
+    logprobs, trace = token.logprobs, token.trace
+    return [
+        token.id,
+        token.text,
+        token.model_seconds,
+        token.finish_reason,
+        token.stop_reason,
+        token.held,
+        token.pages,
+        token.probability,
+        None
+        if logprobs is None
+        else [
+            logprobs.id,
+            logprobs.chosen,
+            logprobs.rank,
+            _bytes(logprobs.top_ids, "<i8"),
+            _bytes(logprobs.top, "<f8"),
+        ],
+        None if trace is None else list(astuple(trace)),
+    ]
+
+
+def token_of(fields: Sequence[Any]) -> MadeToken:
+    """The token of plain values."""
+    *plain, logprobs, trace = fields
+    row = None
+    if logprobs is not None:
+        number, chosen, rank, ids, values = logprobs
+        row = TokenLogprobs(number, chosen, rank, np.frombuffer(ids, "<i8"), np.frombuffer(values, "<f8"))
+    made = None
+    if trace is not None:
+        trace[4] = tuple(StepTrace(*step) for step in trace[4])
+        made = TokenTrace(*trace)
+    token = MadeToken(*plain)
+    return token if row is None and made is None else replace(token, logprobs=row, trace=made)
+
+
+def facts_fields(facts: PromptFacts) -> list[Any]:
+    """Facts of a prompt as plain values."""
+    return [
+        facts.cached,
+        facts.queue,
+        None if facts.logprobs is None else [array_fields(one) for one in vars(facts.logprobs).values()],
+    ]
+
+
+def facts_of(fields: Sequence[Any]) -> PromptFacts:
+    """The facts of plain values."""
+    cached, queue, logprobs = fields
+    return PromptFacts(
+        cached, queue, None if logprobs is None else Logprobs(*(array_of(one) for one in logprobs))
+    )
+
+
+def beams_fields(beams: Beams) -> list[Any]:
+    """The result of a beam search as plain values, without its chain."""
+    return [
+        [list(astuple(one)) for one in beams.texts],
+        [list(astuple(one)) for one in beams.tree],
+        list(astuple(beams.usage)),
+        list(astuple(beams.timings)),
+        beams.seed,
+    ]
+
+
+def beams_of(fields: Sequence[Any], chain: Sequence[SamplerStep]) -> Beams:
+    """The result of plain values."""
+    texts, tree, usage, timings, seed = fields
+    return Beams(
+        [BeamText(*one) for one in texts],
+        [Node(*one) for one in tree],
+        Usage(*usage),
+        Timings(*timings),
+        seed,
+        chain,
+    )
+
+
+def array_fields(values: NDArray[Any]) -> list[Any]:
+    """An array: its type, shape and little-endian bytes."""
+    kind = values.dtype.newbyteorder("<")
+    return [kind.str, list(values.shape), _bytes(values, kind)]
+
+
+def array_of(fields: Sequence[Any]) -> NDArray[Any]:
+    """The array of plain values. Raises WireError if its bytes do not fill its shape."""
+    kind, shape, raw = fields
+    try:
+        if np.dtype(kind).hasobject:
+            raise ValueError("objects")
+        return np.frombuffer(raw, kind).reshape(shape)
+    except (ValueError, TypeError) as error:
+        raise WireError(f"an array that is none: {error}") from None
+
+
+def _bytes(values: NDArray[Any], kind: Any) -> bytes:
+    return np.ascontiguousarray(values, kind).tobytes()
+
+
+def error_fields(error: BaseException) -> list[str]:
+    """An error: the name of its class, and its message."""
+    name = type(error).__name__
+    return [name, str(error) if isinstance(error, PellucidError) else f"{name}: {error}"]
+
+
+def error_of(fields: Sequence[str]) -> PellucidError:
+    """The error of a name and a message: of the same class if it is one of ours that takes a message alone."""
+    name, message = fields
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, PellucidError) and kind is not errors.FileFormatError:
+        return kind(message)
+    return KernelError(message)

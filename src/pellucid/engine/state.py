@@ -1,0 +1,23 @@
+"""How an engine is at a moment: what monitoring and a router read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Requests that are ``running`` and ``waiting`` for their first step; ``steps`` so far and their time in seconds;
+    how often a request has lost its pages to another; ``pages`` of the cache, those in use, and bytes of those that the
+    prefix cache has.
+    """
+
+    running: int
+    waiting: int
+    steps: int
+    step_seconds: float
+    preemptions: int
+    pages: int
+    pages_in_use: int
+    prefix_cache_bytes: int
+    threads: int

@@ -1,0 +1,339 @@
+"""Requests outlive the replica that answers them: every bit is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.replicas import SECRET, ReplicaProcess
+
+import pellucid
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.group import RemoteGroup
+from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.errors import InvalidRequest, KernelError, QueueFull
+from pellucid.llm import LLM
+from pellucid.loading import open_model
+from pellucid.testing import random_model
+
+PROMPT = "the cat sat on the mat, and "
+SECONDS = 60
+
+
+class Replicas:
+    """Some replicas of a model, a fleet that knows them, and the model on them."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count = path, count
+        self.processes: dict[str, ReplicaProcess] = {}
+        self.made = 0
+
+    fleet: Fleet
+
+    def add_later(self) -> None:
+        """Start a replica from a thread."""
+        self.made += 1
+        one = ReplicaProcess(self.path, f"replica {self.made}")
+        self.processes[one.address] = one
+        self.fleet.loop.call_soon_threadsafe(self.fleet.add, one.address)
+
+    async def kill(self, task: RemoteGroup | None = None) -> None:
+        """End the replica that runs a request (by default any)."""
+        found = [link for link, own in self.fleet._running.values() if task is None or own is task._task]
+        addresses = [found[0].address] if found else list(self.processes)[:1]
+        for address in addresses:
+            self.processes.pop(address).kill()
+            await self.fleet.remove(address)
+
+    async def up(self, count: int) -> None:
+        while sum(link.up for link in self.fleet.links) < count:
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def replicas(path: Path, count: int = 2) -> AsyncIterator[tuple[Replicas, RemoteModel]]:
+    made = Replicas(path, count)
+    made.fleet = Fleet(ClusterSecret(SECRET))
+    opened = open_model(path)
+    try:
+        await asyncio.gather(*(asyncio.to_thread(made.add_later) for _ in range(count)))
+        await asyncio.wait_for(made.up(count), SECONDS)
+        yield made, RemoteModel(opened, made.fleet)
+    finally:
+        await made.fleet.close()
+        opened.checkpoint.close()
+        said = "".join(one.close() for one in made.processes.values())
+    assert said == ""
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 2 * SECONDS))
+
+
+async def finished(group: RemoteGroup, at: Callable[[int], Coroutine[Any, Any, None] | None]) -> None:
+    """Read a request to its end; after its n-th token ``at(n)`` may do something."""
+    count = 0
+    async for _ in group.stream():
+        count += 1
+        if work := at(count):
+            await work
+
+
+def same(made: Any, wanted: Any) -> None:
+    assert made.ids == wanted.ids
+    assert (made.text, made.finish_reason, made.stop_reason) == (
+        wanted.text,
+        wanted.finish_reason,
+        wanted.stop_reason,
+    )
+    for name in ("logprobs", "prompt_logprobs"):
+        one, other = getattr(made, name), getattr(wanted, name)
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert all(np.array_equal(a, b) for a, b in zip(vars(one).values(), vars(other).values()))
+    assert made.trace == wanted.trace
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {"seed": 5, "temperature": 1.3},
+    "greedy": {"temperature": 0},
+    "logprobs": {"seed": 5, "logprobs": 3, "prompt_logprobs": 2, "watch": True},
+    "history": {"seed": 6, "repetition_penalty": 1.3, "frequency_penalty": 0.4, "dry_multiplier": 0.8},
+    "mirostat": {"seed": 7, "mirostat": 2, "temperature": 1.5},
+    "schema": {
+        "seed": 8,
+        "json_schema": {
+            "type": "object",
+            "required": ["a", "b"],
+            "additionalProperties": False,
+            "properties": {"a": {"type": "array", "items": {"type": "integer"}, "minItems": 12, "maxItems": 20},
+                           "b": {"type": "string", "maxLength": 20}},
+        },
+    },
+    "regex": {"seed": 9, "regex": "(ab|cd){40,50}"},
+    "stop": {"seed": 10, "stop": ["zzzz", "qq"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("after", [0, 1, 17])
+def test_a_request_outlives_its_replica(llama_file: Path, alone: LLM, case: str, after: int) -> None:
+    options = {"max_new_tokens": 60, "ignore_eos": case not in ("schema", "regex"), **CASES[case]}
+    wanted = alone.generate(PROMPT, **options)
+
+    async def work() -> None:
+        async with replicas(llama_file) as (made, model):
+            group = model.request(PROMPT, **options)
+            if not after:
+                asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(made.kill(group)))
+            await finished(group, lambda count: made.kill(group) if count == after else None)
+            assert made.fleet.moved == 1
+            same(group.results()[0], wanted)
+
+    run(work())
+
+
+def test_a_long_prompt_is_read_again(llama_file: Path, alone: LLM) -> None:
+    prompt = PROMPT * 60
+    wanted = alone.generate(prompt, max_new_tokens=10, seed=3)
+
+    async def work() -> None:
+        async with replicas(llama_file) as (made, model):
+            group = model.request(prompt, max_new_tokens=10, seed=3)
+            group.start()
+            await asyncio.sleep(0.004)  # while it is read
+            await made.kill(group)
+            await group.finished()
+            same(group.results()[0], wanted)
+            assert made.fleet.moved == 1
+
+    run(work())
+
+
+def test_speculation_goes_on(llama_file: Path, alone: LLM) -> None:
+    prompt, options = (
+        "abcdefgh" * 40,
+        {"max_new_tokens": 120, "temperature": 0.2, "seed": 4, "ignore_eos": True},
+    )
+    wanted = alone.generate(prompt, **options)
+
+    async def work() -> None:
+        async with replicas(llama_file) as (made, model):
+            group = model.request(prompt, **options)
+            await finished(group, lambda count: made.kill(group) if count == 50 else None)
+            same(group.results()[0], wanted)
+
+    run(work())
+
+
+def test_several_answers_each_go_on_from_where_they_are(llama_file: Path, alone: LLM) -> None:
+    options = {"max_new_tokens": 40, "seed": 11, "stop": ["e"], "logprobs": 1}
+    wanted = alone.samples(PROMPT, 4, **options)
+
+    async def work() -> None:
+        async with replicas(llama_file, 3) as (made, model):
+            group = model.request(PROMPT, 4, **options)
+            await finished(group, lambda count: made.kill(group) if count in (6, 20) else None)
+            for one, other in zip(group.results(), wanted):
+                same(one, other)
+
+    run(work())
+
+
+def test_beams_are_searched_again(llama_file: Path, alone: LLM) -> None:
+    options = {"num_beams": 3, "max_new_tokens": 30}
+    wanted = alone.beam_search(PROMPT, **options)
+
+    async def work() -> None:
+        async with replicas(llama_file) as (made, model):
+            search = asyncio.ensure_future(asyncio.to_thread(lambda: model.beam_search(PROMPT, **options)))
+            while not made.fleet.running:
+                await asyncio.sleep(0.002)
+            await made.kill()
+            found = await search
+            assert made.fleet.moved == 1
+            assert [vars(one) for one in found.texts] == [vars(one) for one in wanted.texts]
+            assert found.tree == wanted.tree
+
+    run(work())
+
+
+def test_sentence_vectors(tmp_path: Path) -> None:
+    path = Path(random_model("bert", tmp_path / "encoder", kind="safetensors"))
+    with pellucid.load(path, threads=2) as llm:
+        wanted = llm.embed(["a sentence", "another one"])
+
+    async def work() -> None:
+        async with replicas(path, 1) as (_, model):
+            ids = model.inputs.sentences(["a sentence", "another one"])
+            found = await asyncio.to_thread(model.embed_tokens, ids)
+            assert np.array_equal(found, wanted)
+
+    run(work())
+
+
+def test_many_requests_while_replicas_end(llama_file: Path, alone: LLM) -> None:
+    """Nothing is lost, nothing comes twice, nothing differs."""
+    rng, count = random.Random(3), 60
+    prompts = [PROMPT * rng.randint(1, 8) + str(number % 7) for number in range(count)]
+    options = [
+        {"max_new_tokens": rng.randint(20, 700), "seed": number, "ignore_eos": True}
+        for number in range(count)
+    ]
+    wanted = [alone.generate(prompt, **one) for prompt, one in zip(prompts, options)]
+
+    async def work() -> None:
+        async with replicas(llama_file) as (made, model):
+            ended = 0
+
+            async def one(number: int) -> None:
+                nonlocal ended
+                await asyncio.sleep(rng.random() * 4)
+                group = model.request(prompts[number], **options[number])
+                heard = [token async for _, token in group.stream()]
+                assert [token.id for token in heard] == wanted[number].ids
+                same(group.results()[0], wanted[number])
+                ended += 1
+
+            async def killer() -> None:
+                while ended < count:
+                    await asyncio.sleep(0.8)
+                    await made.kill()
+                    await asyncio.to_thread(made.add_later)
+                    await made.up(2)
+
+            ending = asyncio.ensure_future(killer())
+            await asyncio.gather(*(one(number) for number in range(count)))
+            await ending
+            assert ended == count
+            assert made.fleet.moved > 0
+
+    run(work())
+
+
+def test_what_runs_is_handed_over(llama_file: Path, alone: LLM) -> None:
+    wanted = alone.generate(PROMPT, max_new_tokens=200, seed=1, ignore_eos=True)
+
+    async def work() -> None:
+        async with replicas(llama_file) as (made, model):
+            group = model.request(PROMPT, max_new_tokens=200, seed=1, ignore_eos=True)
+
+            async def drain() -> None:
+                (link,) = {link for link, _ in made.fleet._running.values()}
+                link.send("drain")
+
+            await finished(group, lambda count: drain() if count == 20 else None)
+            same(group.results()[0], wanted)
+            assert made.fleet.moved == 1
+
+    run(work())
+
+
+def test_a_client_that_goes_costs_nothing(llama_file: Path) -> None:
+    async def work() -> None:
+        async with replicas(llama_file, 1) as (made, model):
+            group = model.request(PROMPT, max_new_tokens=1500, ignore_eos=True)
+            async for _ in group.stream():
+                break
+            group.close()
+            (link,) = made.fleet.links
+            for _ in range(100):
+                if link.state and not link.state["running"] and not link.state["pages_in_use"]:
+                    break
+                await asyncio.sleep(0.05)
+            assert (link.state["running"], link.state["pages_in_use"]) == (0, 0)
+            assert made.fleet.running == 0
+
+    run(work())
+
+
+def test_errors_are_those_of_the_model(llama_file: Path) -> None:
+    async def work() -> None:
+        async with replicas(llama_file, 1) as (made, model):
+            for options, said in (
+                ({"temperature": -1}, "temperature"),
+                ({"no_such": 1}, "no_such"),
+                ({"regex": "("}, "regex"),
+                ({"samplers": [object()]}, "samplers"),
+                ({"edits": [object()]}, "replicas"),
+            ):
+                with pytest.raises(InvalidRequest, match=said):
+                    model.request(PROMPT, **options)
+            made.fleet._queue = -made.fleet.links[0].slots
+            with pytest.raises(QueueFull, match="as many as may"):
+                model.request(PROMPT).start()
+
+    run(work())
+
+
+def test_a_request_that_ends_replicas_is_given_up(llama_file: Path) -> None:
+    async def work() -> None:
+        async with replicas(llama_file, 3) as (made, model):
+            group = model.request(PROMPT, max_new_tokens=1500, ignore_eos=True)
+            with pytest.raises(KernelError, match="3 replicas were lost under this request"):
+                await finished(group, lambda count: made.kill(group) if count in (5, 10, 15) else None)
+
+    run(work())
+
+
+def test_a_request_waits_for_a_replica(llama_file: Path, alone: LLM) -> None:
+    wanted = alone.generate(PROMPT, max_new_tokens=20, seed=2)
+
+    async def work() -> None:
+        async with replicas(llama_file, 1) as (made, model):
+            group = model.request(PROMPT, max_new_tokens=20, seed=2)
+            group.start()
+            await made.kill(group)
+            assert made.fleet.waiting == 1
+            await asyncio.to_thread(made.add_later)
+            await group.finished()
+            same(group.results()[0], wanted)
+
+    run(work())
