@@ -27,7 +27,7 @@ from pellucid.trace.edits import EditOf
 from pellucid.trace.model import token_of
 from pellucid.trace.outputs import all_points
 from pellucid.trace.points import Point
-from pellucid.trace.recorded import RecordedRun, identity, plain_options
+from pellucid.trace.recorded import RecordedRun, identity, parts_of, plain_options, shape_of
 from pellucid.trace.stream import FrameReader, TraceFrame, TraceStream
 from pellucid.trace.trace import BUDGET, Trace
 from pellucid.util.checks import whole
@@ -228,7 +228,8 @@ class TracingModel:
             options=options,
             chain=made.as_dict()["chain"],
             edits=[repr(edit) for edit in trace.edits],
-            first={one.name: one.tokens.start for one in trace.selected if one.tokens.start},
+            shape=shape_of(self.spec, self.plan, self.inputs.vocabulary),
+            parts=parts_of(trace.selected),
             arrays={name: trace.sequences[0][name] for name in trace},
         )
 

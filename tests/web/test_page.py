@@ -375,13 +375,19 @@ def test_a_long_text_is_pooled(browser: Any, server: PageServer) -> None:
     section = visit.open("attention")
     section.get_by_text("looks at", exact=False).first.wait_for(timeout=SECONDS)
     section.locator("ol.near li").first.wait_for(timeout=SECONDS)
-    (pooled,) = (one for key, one in visit.answers().items() if '"pool":168' in key)
-    (exact,) = (one for key, one in visit.answers().items() if "tokens=" in key and "pattern" in key)
-    count = len(pooled["prompt"])
+    (found,) = (one for key, one in visit.answers().items() if '"pool":168' in key)
+    count, arrays = len(found["prompt"]), found["arrays"]
     assert count > 256
-    shape = pooled["arrays"]["blocks.0.attention.pattern"]["shape"]
-    assert shape[1] == shape[2] == -(-count // (-(-count // 168)))
-    assert exact["arrays"]["blocks.0.attention.pattern"]["shape"] == [1, 1, count]
+    assert arrays["heads"]["shape"][1:] == [-(-count // (-(-count // 168)))] * 2
+    assert arrays["rows"]["shape"][::2] == [1, count]
+    asked = len(visit.answers())
+    matrix = section.get_by_role("slider", name="attention pattern")
+    matrix.focus()
+    before = matrix.get_attribute("aria-valuetext")
+    visit.page.keyboard.press("ArrowUp")
+    visit.page.wait_for_timeout(300)
+    assert matrix.get_attribute("aria-valuetext") != before
+    assert len(visit.answers()) == asked, "the rows beside the chosen one have come with it"
     for stage in visit.stages():
         assert visit.open(stage).locator(".error").all_text_contents() == [], stage
     assert visit.said == []

@@ -174,7 +174,7 @@ class RequestGroup(TextGroup):
 
         def collect(found: tuple[int, TokenOutput]) -> None:
             number, output = found
-            token = MadeToken.of(output, self.options)
+            token = MadeToken.of(output, builders[number].options)
             builders[number].keep(token, time.perf_counter() - start)
             if heard:
                 heard(number, token)

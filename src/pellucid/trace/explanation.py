@@ -23,7 +23,7 @@ from pellucid.trace.lenses import attribution
 from pellucid.trace.lenses.attribution import Attribution
 from pellucid.trace.lenses.logit_lens import LogitLens, logit_lens
 from pellucid.trace.model import TracedModel, residual_points
-from pellucid.trace.report import ReportSource, needed, recorded
+from pellucid.trace.report import SHOWN, ReportSource, needed, recorded
 from pellucid.trace.trace import SequenceTrace
 from pellucid.util.checks import whole
 
@@ -119,7 +119,7 @@ class PromptExplanation:
         Raises:
             InvalidRequest: the model was closed.
         """
-        run = recorded(self.source, self.prompt, self.tokenization)
+        run = recorded(self.source, self.prompt)
         return replace(run, notes=[*self.notes, *run.notes]).html()
 
     def _repr_html_(self) -> str:
@@ -157,9 +157,15 @@ def explain(
     names |= dict.fromkeys([*patterns, *_position_points(model)])
     made = dict[str, Any](max_new_tokens=1, watch=True) | options
     shown = needed(model, last)
-    with model.trace(*shown, *(name for name in names if name not in shown)) as trace:
+    known = {name.partition("[")[0] for name in shown}
+    more = [f"{name}[tokens=:{last + SHOWN}]" for name in names if name not in known]
+    with model.trace(*shown, *more) as trace:
         request = model.start(prompt, **made)
         outputs = list(request)
+    if trace.dropped:
+        raise InvalidRequest(
+            f"a prompt of {last + 1:,} tokens with {len(outputs):,} that follow is too long to be explained: shorten it"
+        )
     sequence = trace.sequences[0]
     draw = outputs[0].draw
     lens = logit_lens(model, sequence, top=top, tokens=[draw.token], positions=[last])
@@ -186,8 +192,21 @@ def explain(
         [(one.text, one.trace) for one in outputs],
         answer.text,
         notes,
-        ReportSource(model, sequence, answer, last, [one.layer for one in ranked], found is not None),
+        ReportSource(
+            model,
+            sequence,
+            answer,
+            last,
+            [one.layer for one in ranked],
+            [repr(edit) for edit in options.get("edits", ())],
+            {name: value for name, value in options.items() if _is_plain(value)},
+            found is not None,
+        ),
     )
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _pieces(sequence: SequenceTrace, name: str, count: int) -> list[ExplainedPiece]:

@@ -12,7 +12,7 @@ types and shapes are checked, and it holds no code.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, reason
+from pellucid.model.positions import Rotary
 from pellucid.model.spec import ModelSpec
+from pellucid.plan.plan import DistanceTable, Plan
+from pellucid.trace.selection import Selected
 from pellucid.weights.files import ModelFile
 from pellucid.weights.safetensors import parse_json, read_table
 
@@ -38,10 +41,11 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
 
     ``options`` are those of the request, with the ``seed`` that was drawn; ``chain`` are the steps that had an effect,
     ``edits`` describe what was changed.
-    ``model`` says which model it was; ``first`` is the position of an array's first row, where that is not 0.
-    ``question`` is the prompt as a text, ``answers`` are what the model was asked beside: [path, body, answer] of the
-    server's interface for the page; ``notes`` are for readers. As a mapping it has the recorded arrays by the names of
-    their points: (T, ...), a row for each token that was read, or for those that were selected.
+    ``model`` says which model it was, ``shape`` more of it (``shape_of``). ``parts`` say of arrays that have not all of
+    their point which part it is: the ``first`` token, the ``heads``, the ``dims``. ``question`` is the prompt as text,
+    ``answers`` are what the model was asked beside: [path, body, answer] of the server's interface for the page;
+    ``notes`` are for readers. As a mapping it has the recorded arrays by the names of their points: (T, ...), a row for
+    each token that was read, or for those that were selected.
     """
 
     model: dict[str, Any]
@@ -54,7 +58,8 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     options: dict[str, Any]
     chain: list[dict[str, Any]]
     edits: list[str] = field(default_factory=list)
-    first: dict[str, int] = field(default_factory=dict)
+    shape: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     question: str = ""
     answers: list[list[Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -97,12 +102,14 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
             InvalidRequest: it cannot be written.
         """
         try:
-            Path(path).write_bytes(self.to_bytes())
+            with open(path, "wb") as file:
+                for part in self._bytes():
+                    file.write(part)
         except OSError as error:
             raise InvalidRequest(f"path={str(path)!r}: the run cannot be written: {reason(error)}") from error
 
-    def to_bytes(self) -> bytes:
-        """What a file of the run holds."""
+    def _bytes(self) -> Iterator[bytes]:
+        """What a file of the run holds, in parts."""
         facts = {name: getattr(self, name) for name in (*FACTS, *MORE)}
         metadata = {KEY: json.dumps({"version": VERSION, **facts})}
         header: dict[str, Any] = {"__metadata__": metadata}
@@ -113,16 +120,17 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
             offset = span[1]
         head = json.dumps(header).encode()
         head += b" " * (-len(head) % 8)
-        body = (
-            np.ascontiguousarray(one, one.dtype.newbyteorder("<")).tobytes() for one in self.arrays.values()
-        )
-        return b"".join([len(head).to_bytes(8, "little"), head, *body])
+        yield len(head).to_bytes(8, "little") + head
+        for values in self.arrays.values():
+            yield np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
 
     def html(self) -> str:
         """The page of ``pellucid look`` with this run in it: one HTML file that needs nothing else."""
         from pellucid.web.bundle import page_of_run
 
-        return page_of_run(f"{self.model.get('name')}: {brief(self.text)}", "this report", self.to_bytes())
+        return page_of_run(
+            f"{self.model.get('name')}: {brief(self.text)}", "this report", b"".join(self._bytes())
+        )
 
     @classmethod
     def open(cls, path: str | Path) -> RecordedRun:
@@ -166,7 +174,7 @@ FACTS: Mapping[str, type | tuple[type, ...]] = {
     "edits": list,
 }
 """The names and types of what the document has."""
-MORE: Mapping[str, type] = {"first": dict, "question": str, "answers": list, "notes": list}
+MORE: Mapping[str, type] = {"shape": dict, "parts": dict, "question": str, "answers": list, "notes": list}
 """Those of what it may have."""
 
 
@@ -194,6 +202,36 @@ def _check(path: Path, facts: dict[str, Any]) -> None:
 def identity(spec: ModelSpec) -> dict[str, Any]:
     """What a recorded run says about its model, and what must fit when it is resumed."""
     return {"name": spec.name, "family": spec.family, "vocabulary": spec.embedding.vocabulary}
+
+
+def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
+    """What a page says of a model: how it knows positions ("rotary", "added", "alibi" or "none"), the ``slopes`` of
+    ALiBi of each head, its ``width``, and the number of its ``tokens``, which may be fewer than its logits.
+    """
+    tables = [one for one in plan.tables.values() if isinstance(one, DistanceTable)]
+    position = "alibi" if tables else "none"
+    if spec.position is not None:
+        position = "added"
+    if any(isinstance(one.rotary, Rotary) for one in spec.attentions):
+        position = "rotary"
+    slopes = list(tables[0].slopes) if tables else []
+    return {"position": position, "slopes": slopes, "width": spec.embedding.width, "tokens": tokens}
+
+
+def parts_of(selected: Iterable[Selected]) -> dict[str, dict[str, Any]]:
+    """Which part of their points arrays have, if they have not all of them."""
+    found = {}
+    for one in selected:
+        part: dict[str, Any] = {}
+        if one.tokens.start:
+            part["first"] = one.tokens.start
+        if one.point.heads and len(one.heads) < one.point.view.parts:
+            part["heads"] = list(one.heads)
+        if one.dims is not None:
+            part["dims"] = list(one.dims)
+        if part:
+            found[one.name] = part
+    return found
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.neighbours import around
 from pellucid.trace.model import TracedModel, residual_points
-from pellucid.trace.recorded import RecordedRun, identity
+from pellucid.trace.recorded import RecordedRun, identity, shape_of
 from pellucid.trace.trace import SequenceTrace
 
 MOST_BYTES = 48 << 20  # of arrays
-MOST_ATTRIBUTED, MOST_LIKELY = 8, 20  # tokens that were generated; likeliest tokens after each
+SHOWN, MOST_LIKELY, MOST_TEXT = 16, 20, 4000
+"""Tokens that were generated, of which a report tells; the likeliest after each; characters whose merges it shows."""
 MOST_LENS, TOP, MOST_WORDS, MOST_SEARCHED, NEAR = 160, 3, 24, 8, 10
 """What the page asks for: tokens of the lens, likeliest ones, words of the map, words with neighbours, how many."""
 WHOLE = ("embed", "position")
@@ -34,7 +35,10 @@ ENDS = ("feedforward.hidden", "project.logits")
 
 @dataclass(frozen=True)
 class ReportSource:
-    """What a report is made of: the run that was explained, from token ``last`` on which it made text."""
+    """What a report is made of: the run that was explained, from token ``last`` on which it made text.
+
+    ``edits`` describe what was changed, ``options`` are those that a file can hold.
+    """
 
     model: TracedModel
     sequence: SequenceTrace
@@ -43,6 +47,8 @@ class ReportSource:
     last: int
     layers: Sequence[int]
     """The blocks that count most: their patterns come first."""
+    edits: list[str]
+    options: dict[str, Any]
     attributes: bool
     """Whether the model's residual stream is a sum, which can be attributed."""
 
@@ -54,27 +60,28 @@ def _kind(name: str) -> str:
 
 def needed(model: TracedModel, last: int) -> list[str]:
     """The points that a report of a prompt reads, whose last token is ``last``."""
-    found = list[str]()
+    found, end = list[str](), last + SHOWN
     for name, point in model.points.items():
         kind = _kind(name)
         if kind in ENDS:
-            found.append(f"{name}[tokens={last}:]")
+            found.append(f"{name}[tokens={last}:{end}]")
         elif (
             kind in (*WHOLE, *CHOICE, *LENGTHS)
             or kind.startswith("position.angles")
             or point.kind == "pattern"
         ):
-            found.append(name)
+            found.append(f"{name}[tokens=:{end}]")
     return [*found, "sample.probability"]
 
 
-def recorded(source: ReportSource, question: str, tokenization: dict[str, Any]) -> RecordedRun:
+def recorded(source: ReportSource, question: str) -> RecordedRun:
     """The run with its arrays, as many as a report holds, and the answers to what the page asks of a model.
 
     Raises: as the lenses.
     """
     model, made, sequence = source.model, source.generation, source.sequence
-    ids, read = [*sequence.ids[: source.last + 1], *made.ids], sequence.ids
+    told = made.ids[:SHOWN]
+    ids, read = [*sequence.ids[: source.last + 1], *told], sequence.ids[: source.last + len(told)]
     arrays, left, size = dict[str, NDArray[Any]](), list[str](), 0
     for name, values in _arrays(source):
         if size + values.nbytes > MOST_BYTES:
@@ -83,6 +90,8 @@ def recorded(source: ReportSource, question: str, tokenization: dict[str, Any]) 
         size += values.nbytes
         arrays[name] = values
     notes = list[str]()
+    if len(told) < len(made.ids):
+        notes.append(f"The first {len(told)} of {len(made.ids):,} tokens that were generated.")
     if left:
         more = "" if len(left) == 1 else f" and {len(left) - 1:,} more"
         notes.append(
@@ -92,17 +101,25 @@ def recorded(source: ReportSource, question: str, tokenization: dict[str, Any]) 
     return RecordedRun(
         model=identity(model.spec),
         prompt=ids[: source.last + 1],
-        ids=list(made.ids),
+        ids=list(told),
         pieces=[model.tokenizer.piece(token) for token in ids],
-        text=made.text,
+        text=made.text if told == made.ids else model.tokenizer.decode(told),
         finish_reason=made.finish_reason,
         seed=made.seed,
-        options={},
+        options=source.options,
         chain=made.as_dict()["chain"],
-        first={name: source.last for name in arrays if _kind(name) in ENDS and source.last},
+        edits=source.edits,
+        shape=shape_of(
+            model.spec, model.plan, min(model.spec.embedding.vocabulary, model.tokenizer.vocab_size)
+        ),
+        parts={name: {"first": source.last} for name in arrays if _kind(name) in ENDS and source.last},
         question=question,
         answers=[
-            ["/look/tokenize", {"text": question}, tokenization],
+            [
+                "/look/tokenize",
+                {"text": question[:MOST_TEXT]},
+                model.tokenizer.explain(question[:MOST_TEXT]).as_dict(),
+            ],
             *_lens(source, ids, read),
             *(_attributed(source, ids) if source.attributes else ()),
             *_pieces(source),
@@ -124,9 +141,9 @@ def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
         if kind in (*WHOLE, *CHOICE) or kind.startswith("position.angles"):
             yield name, sequence[name]
         elif kind in LENGTHS or name in residual:
-            rows = sequence[name].astype(np.float64).reshape(len(sequence), -1)
-            yield name, np.linalg.norm(rows, axis=1).astype(np.float32)
-    yield "sample.probability", sequence["sample.probability"]
+            rows = sequence[name].astype(np.float64)
+            yield name, np.linalg.norm(rows.reshape(len(rows), -1), axis=1).astype(np.float32)
+    yield "sample.probability", sequence["sample.probability"][:SHOWN]
     yield from ((name, sequence[name]) for name in ("project.logits",) if name in points)
     for name in sorted(patterns, key=lambda one: one not in blocks):
         yield name, sequence[name]
@@ -134,15 +151,13 @@ def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def _lens(source: ReportSource, ids: list[int], read: list[int]) -> Iterator[list[Any]]:
-    positions = range(min(MOST_LENS, len(read)))
+    positions = range(min(MOST_LENS, len(read)))  # a row for each of them was recorded
     found = logit_lens(source.model, source.sequence, top=TOP, positions=positions)
     yield ["/look/lens", {"prompt": ids[:MOST_LENS], "top": TOP}, found.as_dict()]
 
 
 def _attributed(source: ReportSource, ids: list[int]) -> Iterator[list[Any]]:
-    for position in range(
-        source.last, min(source.last + MOST_ATTRIBUTED, len(source.sequence), len(ids) - 1)
-    ):
+    for position in range(source.last, len(ids) - 1):
         token = ids[position + 1]
         found = attribute(source.model, source.sequence, token, position=position)
         yield ["/look/attribution", {"prompt": ids[: position + 1], "token": token}, found.as_dict()]
@@ -151,7 +166,7 @@ def _attributed(source: ReportSource, ids: list[int]) -> Iterator[list[Any]]:
 def _pieces(source: ReportSource) -> Iterator[list[Any]]:
     """The texts of the likeliest tokens, where tokens were drawn."""
     piece = source.model.tokenizer.piece
-    for row in source.sequence["project.logits"][:MOST_ATTRIBUTED, : source.model.tokenizer.vocab_size]:
+    for row in source.sequence["project.logits"][:, : source.model.tokenizer.vocab_size]:
         ids = np.argsort(-row, kind="stable")[:MOST_LIKELY].tolist()
         yield ["/look/pieces", {"ids": ids}, {"pieces": [piece(token) for token in ids]}]
 

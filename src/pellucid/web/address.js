@@ -1,35 +1,45 @@
 // The page's address: it says what is seen, so that whoever opens it sees the same. Others may have written it.
 
 export const FORM = { text: "The capital of France is", chat: false, max_tokens: 40, temperature: 0.7, top_k: 40, top_p: 0.95, seed: 1 };
+/** The least and the greatest number, and whether it is whole, by the names of fields. */
+export const LIMITS = {
+  max_tokens: [1, 2000, true], temperature: [0, 2, false], top_k: [0, 1000, true], top_p: [0.01, 1, false], seed: [0, 4294967295, true],
+};
 /** The place in the stages, and what is chosen in them; -1 stands for what the text or the form says. */
 export const PLACE = { block: 0, head: 0, token: -1, chosen: -1, near: 0, beams: 3, temperature: -1, top_k: -1, top_p: -1 };
-const MOST_PARTS = 64, MOST_ADDRESS = 30_000; // characters, which browsers and mail programs take
+const MOST = 1e6, PLACES = { block: [0, MOST, true], head: [0, MOST, true], token: [-1, MOST, true], chosen: [-1, MOST, true], near: [0, MOST, true], beams: [1, 8, true], temperature: [-1, 2, false], top_k: [-1, 1000, true], top_p: [-1, 1, false] };
+const MOST_PARTS = 64, MOST_TOKENS = 8000, MOST_ADDRESS = 30_000; // parts; tokens of all; characters, which browsers and mail programs take
 
 /** What an address says: {model, form, stage, at, edits, made, leaf}; nothing if it says nothing that can be read. */
 export function fromAddress(hash) {
+  let said;
   try {
-    const { model, form, stage, at, edits, made, leaf } = JSON.parse(decodeURIComponent(hash.slice(1)));
-    const given = like(form, FORM);
-    return {
-      model: String(model), form: given, stage: String(stage ?? ""), at: like(at, PLACE), edits: plainEdits(edits), leaf: whole(leaf),
-      made: (Array.isArray(made) ? made : []).slice(0, MOST_PARTS).map((one) => ({ from: whole(one?.from), token: one?.token === null ? null : whole(one?.token), count: whole(one?.count), form: like(one?.form, given), edits: plainEdits(one?.edits ?? edits) })),
-    };
+    said = JSON.parse(decodeURIComponent(hash.slice(1)));
   } catch {
     return {};
   }
+  if (typeof said?.model !== "string") return {};
+  const { model, form, stage, at, edits, made, leaf } = said, given = like(form, FORM, LIMITS), parts = [];
+  let tokens = 0;
+  for (const one of (Array.isArray(made) ? made : []).slice(0, MOST_PARTS)) {
+    const part = { from: whole(one?.from), token: one?.token === null ? null : whole(one?.token), count: Math.min(whole(one?.count), LIMITS.max_tokens[1]), form: like(one?.form, given, LIMITS), edits: plainEdits(one?.edits ?? edits) };
+    if ((tokens += part.count) > MOST_TOKENS) break;
+    parts.push(part);
+  }
+  return { model, form: given, stage: String(stage ?? ""), at: like(at, PLACE, PLACES), edits: plainEdits(edits), leaf: whole(leaf), made: parts };
 }
 
-/** The address of a view. Parts of the text that were made with vectors, which are too long for it, are left out, and what follows them. */
+/** The address of a view, and whether it says all of it: vectors are too long for it, and so may the text be. */
 export function toAddress({ model, form, stage, at, edits, made, leaf }) {
   const plain = plainEdits(edits), known = JSON.stringify(plain), end = made.findIndex((one) => one.edits.some((edit) => edit.values !== undefined));
-  const parts = (end < 0 ? made : made.slice(0, end)).slice(0, MOST_PARTS).map((one) => ({
+  const some = (end < 0 ? made : made.slice(0, end)).slice(0, MOST_PARTS), parts = some.map((one) => ({
     from: one.from, token: one.token, count: one.count, ...(JSON.stringify(one.edits) === known ? {} : { edits: one.edits }),
     ...(Object.keys(FORM).some((name) => one.form[name] !== form[name]) ? { form: different(one.form, form) } : {}),
   }));
   const said = { model, form: different(form, FORM), stage, at: different(at, PLACE), edits: plain, made: parts, leaf };
-  let text = `#${encodeURIComponent(JSON.stringify(said))}`;
-  if (text.length > MOST_ADDRESS) text = `#${encodeURIComponent(JSON.stringify({ ...said, form: different({ ...form, text: "" }, FORM), made: [], leaf: 0 }))}`;
-  return text;
+  const text = `#${encodeURIComponent(JSON.stringify(said))}`;
+  if (text.length <= MOST_ADDRESS) return [text, some.length === made.length && plain.length === edits.length];
+  return [`#${encodeURIComponent(JSON.stringify({ ...said, form: different({ ...form, text: "" }, FORM), made: [], leaf: 0 }))}`, false];
 }
 
 function whole(value) {
@@ -40,9 +50,12 @@ function different(values, usual) {
   return Object.fromEntries(Object.entries(values).filter(([name, value]) => value !== usual[name]));
 }
 
-/** Given values of the types that usual ones have; numbers no less than -1. */
-function like(given, usual) {
-  const fits = ([name, value]) => typeof given?.[name] === typeof value && (typeof value !== "number" || (Number.isFinite(given[name]) && given[name] >= -1));
+/** Given values where they are of the types that usual ones have, and within limits. */
+function like(given, usual, limits) {
+  const fits = ([name, value]) => {
+    const own = given?.[name], [low, high, isWhole] = limits[name] ?? [];
+    return typeof own === typeof value && (typeof value !== "number" || (own >= low && own <= high && (!isWhole || Number.isInteger(own))));
+  };
   return { ...usual, ...Object.fromEntries(Object.entries(usual).filter(fits).map(([name]) => [name, given[name]])) };
 }
 

@@ -1,13 +1,21 @@
 // What the page asks of the server, and the arrays that come back.
 
-let key = sessionStorage.getItem("pellucid.key") || "";
+// A page inside of another may have no storage.
+const storage = (() => {
+  try {
+    return sessionStorage;
+  } catch {
+    return { getItem: () => null, setItem() {}, removeItem() {} };
+  }
+})();
+let key = storage.getItem("pellucid.key") || "";
 
 /** The key that requests have; it is kept for this tab alone. */
 export function setKey(value) {
   if (/[^\x20-\x7e]/.test(value)) throw new Error("A key has letters, digits and signs of ASCII alone.");
   key = value;
-  if (value) sessionStorage.setItem("pellucid.key", value);
-  else sessionStorage.removeItem("pellucid.key");
+  if (value) storage.setItem("pellucid.key", value);
+  else storage.removeItem("pellucid.key");
 }
 
 export function hasKey() {

@@ -22,31 +22,31 @@ function useView(said) {
 }
 
 function App({ report }) {
-  const said = useMemo(() => fromAddress(location.hash), []), view = useView(said);
+  const said = useMemo(() => fromAddress(location.hash), []);
   const [recorded, setRecorded] = useState(report), [failed, setFailed] = useState(null);
   const openFile = async (file) => {
     setFailed(null);
     try {
       setRecorded(await openRun(file));
-      view.choose({ chosen: -1 });
     } catch (error) {
       setFailed(error);
     }
   };
   const onFile = { onFile: openFile, fileError: failed };
-  if (recorded) return html`<${Recorded} recorded=${recorded} view=${view} ...${onFile} onClose=${report ? null : () => setRecorded(null)} />`;
-  return html`<${Served} said=${said} view=${view} ...${onFile} />`;
+  // The page of the server stays what it is while a file is open.
+  return html`${recorded && html`<${Guarded} key=${recorded.number} body=${() => html`<${Recorded} recorded=${recorded} ...${onFile} onClose=${report ? null : () => setRecorded(null)} />`} />`}
+    ${!report && html`<${Served} said=${said} isHidden=${!!recorded} ...${onFile} />`}`;
 }
 
 /** A run of a file: what it holds is all there is to see. */
-function Recorded({ recorded, view, onFile, fileError, onClose }) {
-  const { facts, arrays, info, text } = recorded, { stage, setStage, at, choose, main, width } = view;
+function Recorded({ recorded, onFile, fileError, onClose }) {
+  const { facts, arrays, info, text } = recorded, { stage, setStage, at, choose, main, width } = useView({});
   const path = text.tree.path(text.leaf), ids = [...text.prompt, ...path.map((one) => one.token)], pieces = [...text.pieces, ...path.map((one) => one.piece)];
   const last = Math.max(0, ids.length - 2); // the last token was not read
   const look = { model: "", info, ids, pieces, promptLength: text.prompt.length, text: facts.question ?? "", path, edits: [], recorded, names: namesOf(ids, pieces, path) };
   const place = { ...at, token: Math.min(at.token < 0 ? last : at.token, last), block: Math.min(at.block, Math.max(0, info.blocks.length - 1)) };
   const panels = STAGES.filter((one) => one.has(info) && (!one.asks || recorded.answers.has(one.asks)))
-    .map((one) => ({ ...one, body: () => html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${null} open=${setStage} />` }));
+    .map((one) => ({ ...one, body: () => html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${null} open=${opens(setStage)} />` }));
   return html`<${Header} info=${info} file=${recorded.name} onFile=${onFile} onClose=${onClose} />
     <main class="columns"><div class="side"><section class="write" aria-labelledby="replay-title"><h2 id="replay-title">A recorded run</h2>
       <p class="note">${Object.keys(arrays).length.toLocaleString()} arrays of ${facts.model.name}; it has ended: ${facts.finish_reason ?? "not yet"}.${facts.edits.length > 0 && ` Changed: ${facts.edits.join(", ")}`}</p>
@@ -57,9 +57,9 @@ function Recorded({ recorded, view, onFile, fileError, onClose }) {
 }
 
 /** The models of a server. */
-function Served({ said, view, onFile, fileError }) {
+function Served({ said, isHidden, onFile, fileError }) {
   const [models, setModels] = useState(null), [model, setModel] = useState(null), [info, setInfo] = useState(null), [error, setError] = useState(null), [turn, setTurn] = useState(0);
-  const [form, setForm] = useState({ ...FORM, ...said.form }), [edits, setEdits] = useState(said.edits ?? []), { stage, setStage, at, choose, main, width } = view;
+  const [form, setForm] = useState({ ...FORM, ...said.form }), [edits, setEdits] = useState(said.edits ?? []), { stage, setStage, at, choose, main, width } = useView(said);
   // Without a key that counts nothing can be asked: the page asks for one.
   const onError = (one) => one.status === 401 && (setError(one), true);
   const writing = useWriting({ model, info, onError }), { run, running } = writing;
@@ -73,7 +73,10 @@ function Served({ said, view, onFile, fileError }) {
       setModels(found.models);
       setError(null);
       const names = found.models.map((one) => one.name);
-      if (said.model && !names.includes(said.model)) writing.setFailed(new Error(`The server does not have the model of this address, ${said.model}.`));
+      if (said.model && !names.includes(said.model)) {
+        said.made = null;
+        writing.setFailed(new Error(`The server does not have the model of this address, ${said.model}.`));
+      }
       setModel((before) => before ?? (names.includes(said.model) ? said.model : names[0]));
     }, setError);
   }, [turn]);
@@ -89,9 +92,10 @@ function Served({ said, view, onFile, fileError }) {
 
   // What the address says is made again, once.
   useEffect(() => {
-    if (!info || said.model !== model || !said.made?.length || !said.made[0].form.text) return;
+    if (!info || said.model !== model || !said.made) return;
     const { made, leaf } = said;
     said.made = null;
+    if (!made.length || !made[0].form.text) return;
     if (info.generates) writing.again(made, leaf);
     else writing.write(made[0].form, edits);
   }, [info]);
@@ -99,21 +103,29 @@ function Served({ said, view, onFile, fileError }) {
   const address = () => toAddress({ model, form, stage, at, edits, made: run.made, leaf: run.leaf });
   useEffect(() => {
     if (!model || running || said.made?.length) return undefined;
-    const timer = setTimeout(() => history.replaceState(null, "", address()), QUIET);
+    const timer = setTimeout(() => history.replaceState(null, "", address()[0]), QUIET);
     return () => clearTimeout(timer);
   }, [model, form, stage, at, edits, run.made, run.leaf, running]);
 
   const { tree, leaf } = run, path = tree.path(leaf), ids = [...run.prompt, ...path.map((one) => one.token)], pieces = [...run.pieces, ...path.map((one) => one.piece)];
   const text = useWhile(running, useMemo(() => ({ ids, pieces, promptLength: run.prompt.length, text: run.text, path, names: namesOf(ids, pieces, path) }), [run]));
   const edit = info?.generates ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]) : null;
-  const header = (more) => html`<${Header} models=${models} model=${model} onModel=${(name) => { setError(null); setModel(name); }} onFile=${onFile} ...${more} />`;
+  const changeModel = (name) => {
+    said.made = null;
+    setError(null);
+    setEdits([]);
+    setModel(name);
+  };
+  const header = (more) => html`<${Header} models=${models} model=${model} onModel=${changeModel} onFile=${onFile} ...${more} />`;
+  if (isHidden) return null;
   if (error) return html`${header()}<main><p class="error" role="alert">${error.message}</p>
     ${error.status === 401 ? html`<${Key} onKey=${retry} />` : html`<button type="button" onClick=${retry}>Try again</button>`}</main>`;
   if (!info) return html`${header()}<main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
-  const look = { model, info, edits, form, ...text };
+  const look = { model, info, edits: edit ? edits : [], form, ...text };
   const last = Math.max(0, text.ids.length - 1), place = { ...at, token: Math.min(at.token < 0 ? last : at.token, last), block: Math.min(at.block, info.blocks.length - 1) };
   const clicked = (chosen) => choose({ chosen: chosen ?? -1 }), chosen = at.chosen >= 0 && path[at.chosen] ? at.chosen : null;
   const write = () => {
+    said.made = null;
     choose({ chosen: -1 });
     writing.write(form, edits);
   };
@@ -127,7 +139,7 @@ function Served({ said, view, onFile, fileError }) {
   };
   const panels = [
     ...STAGES.filter((one) => one.has(info)).map((one) => ({ ...one, body: () => (text.ids.length
-      ? html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${edit} open=${setStage} />`
+      ? html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${edit} open=${opens(setStage)} />`
       : html`<p class="empty">${info.generates ? "Generate a text" : "Read a sentence"} first.</p>`) })),
     ...(edit ? [{ id: "changes", title: edits.length ? `Changes (${edits.length})` : "Changes", about: "Values that are changed while the model runs. Other requests on the server keep every bit of theirs.",
       body: () => html`<${Changes} edits=${edits} onEdit=${edit} ask=${asked(model, form, edits, promptOf(form, info))} look=${{ ...look, text: form.text }} />` }] : []),
@@ -139,10 +151,20 @@ function Served({ said, view, onFile, fileError }) {
     <main class="columns">
       <div class="side"><${Write} info=${info} form=${form} setForm=${setForm} run=${write} stop=${writing.stop} running=${running} error=${writing.failed ?? fileError}
         promptPieces=${run.pieces} path=${path} chosen=${chosen} onChoose=${clicked} onBranch=${branch} finish=${run.finish} siblings=${(node) => tree.siblings(node)} onFollow=${follow}
-        link=${run.made.length > 0 && (() => `${location.origin}/${address()}`)} />
+        link=${run.made.length > 0 && (() => { const [hash, whole] = address(); return [`${location.origin}/${hash}`, whole]; })} />
         <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${follow} /></div>
       <${Panels} main=${main} info=${info} panels=${panels} stage=${stage} setStage=${setStage} />
     </main>`;
+}
+
+/** A function that opens the first of some stages that is there, and goes to it. */
+function opens(setStage) {
+  return (...ids) => {
+    const id = ids.find((one) => document.getElementById(`stage-${one}`));
+    if (!id) return;
+    setStage(id);
+    requestAnimationFrame(() => document.querySelector(`#stage-${id} h3 button`)?.focus());
+  };
 }
 
 /** The texts of tokens that are known already, by their numbers. */
@@ -160,11 +182,11 @@ function Panels({ main, info, panels, stage, setStage }) {
 /** Draws its children, or says that they cannot be drawn: a file may hold anything. */
 class Guarded extends Component {
   componentDidCatch(error) {
-    this.setState({ error });
+    this.setState({ error, of: this.props.body });
   }
 
-  render({ body }, { error }) {
-    return error ? html`<p class="error" role="alert">This cannot be shown: ${error.message}</p>` : html`<${Body} body=${body} />`;
+  render({ body }, { error, of }) {
+    return error && of === body ? html`<p class="error" role="alert">This cannot be shown: ${error.message}</p>` : html`<${Body} body=${body} />`;
   }
 }
 
@@ -213,7 +235,11 @@ function useWidth() {
 
 // A report is this page with a run in it (trace/report.py).
 const held = document.getElementById("run"), app = document.getElementById("app");
-(held ? readRun(held) : Promise.resolve(null)).then((report) => {
-  render(html`<${App} report=${report} />`, app);
-  document.querySelector("#app > p.empty")?.remove();
-});
+addEventListener("hashchange", () => location.reload()); // another link was opened in this tab
+(held ? readRun(held) : Promise.resolve(null)).then(
+  (report) => {
+    render(html`<${App} report=${report} />`, app);
+    document.querySelector("#app > p.empty")?.remove();
+  },
+  (error) => (app.textContent = `The report cannot be opened: ${error.message}`),
+);

@@ -35,8 +35,8 @@ def web_files() -> dict[str, bytes]:
 def page_of_run(title: str, name: str, run: bytes) -> str:
     """The page with a recorded run, whose file is ``run``: HTML that needs nothing else, and asks nobody.
 
-    The modules are those of the server. Only the page's own scripts may run: the policy names them by their hashes. The
-    run is data, which no browser takes for a script.
+    The modules are those of the server, as ``data:`` addresses, so the policy must let these run; of scripts in the
+    page only its own may, which it names by their hashes. The run is data, which no browser takes for a script.
     """
     own = web_files()
     modules = {

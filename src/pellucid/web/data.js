@@ -51,12 +51,12 @@ export function useAnswer(look, path, body) {
 }
 
 /**
- * Recorded values by their points: `points` as they are, `norms` as the lengths of their rows. Patterns of a server have at
- * most `pool` rows and columns: the maxima of squares of tokens.
+ * Recorded values by their points: `points` as they are, `norms` as the lengths of their rows, `views` of patterns by their
+ * titles ({title, point, head, rows, pool}), which files do not have.
  */
-export function useTrace(look, { points = [], norms = [], pool }) {
-  const body = look.ids.length && !look.recorded && (points.length || norms.length)
-    ? { model: look.model, prompt: look.ids, points, norms, edits: look.edits, max_tokens: 1, ...(pool && { pool }) }
+export function useTrace(look, { points = [], norms = [], views = [] }) {
+  const body = look.ids.length && !look.recorded && (points.length || norms.length || views.length)
+    ? { model: look.model, prompt: look.ids, points, norms, edits: look.edits, max_tokens: 1, ...(views.length && { views }) }
     : null;
   const { value, error, waiting } = useAnswer(look, "/look/trace", body);
   const key = look.recorded && JSON.stringify([points, norms]);

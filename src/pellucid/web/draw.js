@@ -1,7 +1,7 @@
 // Pictures on canvases: sharp on every screen, in the colours of the page, redrawn when either changes.
 
 import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { stepped } from "/web/keys.js";
+import { isBrowsers, stepped } from "/web/keys.js";
 
 /** The value of a colour of style.css. */
 export function colour(name) {
@@ -41,7 +41,7 @@ export function Picture({ width, height, label, paint, at, onPick, slider, of })
     return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
   };
   const onKeyDown = slider && ((event) => {
-    const to = stepped(event.key, slider.value, slider.most);
+    const to = isBrowsers(event) ? null : stepped(event.key, slider.value, slider.most);
     if (to === null) return;
     event.preventDefault();
     slider.onChange(to);

@@ -12,6 +12,11 @@ export function stepped(key, value, most) {
   return by === undefined ? null : Math.max(0, Math.min(most, value + by));
 }
 
+/** Whether a key belongs to the browser: those with others held down do. */
+export function isBrowsers(event) {
+  return event.ctrlKey || event.metaKey || event.altKey;
+}
+
 /**
  * What a row of parts needs to be one stop for the tab key: `at` is the part that it finds, `on` are handlers for the
  * element around the parts, which `selector` finds.
@@ -19,7 +24,7 @@ export function stepped(key, value, most) {
 export function useStop(selector, count) {
   const [at, setAt] = useState(0), parts = (event) => [...event.currentTarget.querySelectorAll(selector)];
   const onKeyDown = (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || !event.target.matches(selector)) return;
+    if (isBrowsers(event) || !event.target.matches(selector)) return;
     const all = parts(event), to = stepped(event.key, all.indexOf(event.target), all.length - 1);
     if (to === null) return;
     event.preventDefault();

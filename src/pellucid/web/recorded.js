@@ -4,7 +4,7 @@ import { shaped } from "/web/api.js";
 import { Tree } from "/web/tree.js";
 
 const KEY = "pellucid.run", VERSION = 1, MOST_HEADER = 100 << 20;
-const MOST_LAYERS = 4096;
+const MOST_LAYERS = 4096, MOST_PARTS = 1 << 20;
 const KINDS = { F32: Float32Array, I32: Int32Array };
 
 /** Read a file. Throws an Error whose message says what is wrong. */
@@ -19,18 +19,20 @@ export async function readRun(element) {
   return read(bytes, element.dataset.name);
 }
 
+let opened = 0;
+
 /** {name, facts, arrays, answers} of a file's bytes, with its text and what the page must know of the model. */
 function read(bytes, name) {
   const arrays = {}, { facts, header, start } = factsOf(bytes, name);
   for (const [point, one] of Object.entries(header)) {
     if (point === "__metadata__") continue;
     const [from, to] = one?.data_offsets ?? [], Kind = KINDS[one?.dtype], count = Array.isArray(one?.shape) ? one.shape.reduce((a, b) => a * b, 1) : -1;
-    if (!Kind || !(from >= 0) || to - from !== 4 * count || start + to > bytes.byteLength) throw new Error(`${name}: the array ${point} is damaged`);
-    arrays[point] = shaped(new Kind(bytes.slice(start + from, start + to)), one.shape);
+    if (!Kind || !one.shape.every((size) => Number.isSafeInteger(size) && size >= 0) || !(from >= 0) || to - from !== 4 * count || start + to > bytes.byteLength) throw new Error(`${name}: the array ${point} is damaged`);
+    arrays[point] = filled(shaped(new Kind(bytes.slice(start + from, start + to)), one.shape), facts.parts?.[point], point, facts.pieces.length);
   }
   const answers = new Map();
   for (const [path, body, value] of facts.answers ?? []) answers.set(path, (answers.get(path) ?? new Map()).set(question(body), value));
-  return { name, facts, arrays, answers, info: infoOf(facts, arrays), text: textOf(facts, arrays) };
+  return { number: ++opened, name, facts, arrays, answers, info: infoOf(facts, arrays), text: textOf(facts, arrays) };
 }
 
 function factsOf(bytes, name) {
@@ -47,7 +49,7 @@ function factsOf(bytes, name) {
   if (facts?.version !== VERSION) throw new Error(`${name} has version ${facts?.version}; this page reads ${VERSION}`);
   const all = (list, fits) => Array.isArray(list) && list.every(fits), isText = (one) => typeof one === "string", isToken = (one) => Number.isSafeInteger(one) && one >= 0;
   const fits = all(facts.prompt, isToken) && all(facts.ids, isToken) && all(facts.pieces, isText) && facts.pieces.length === facts.prompt.length + facts.ids.length
-    && all(facts.edits, isText) && all(facts.notes ?? [], isText) && all(facts.answers ?? [], (one) => Array.isArray(one) && isText(one[0])) && typeof facts.model === "object";
+    && all(facts.edits, isText) && all(facts.notes ?? [], isText) && all(facts.answers ?? [], (one) => Array.isArray(one) && isText(one[0])) && isText(facts.model?.name) && isText(facts.model.family) && isToken(facts.model.vocabulary) && (facts.question === undefined || isText(facts.question)) && Array.isArray(facts.chain ?? []);
   if (!fits) throw new Error(`${name}: what it says of the run is damaged`);
   return { facts, header, start: 8 + size };
 }
@@ -61,7 +63,7 @@ function question(body) {
 /** What a run holds of an answer of the server: {value}, or an error that says that it holds none. */
 export function answerOf(recorded, path, body) {
   const value = recorded.answers.get(path)?.get(question(body));
-  return value === undefined ? { error: new Error("The file does not hold this.") } : { value };
+  return value === undefined || value === null ? { error: new Error("The file does not hold this.") } : { value };
 }
 
 /** The text of a run as the page has texts: its prompt, and its tokens as a tree with one branch. */
@@ -77,37 +79,60 @@ function textOf(facts, arrays) {
 
 /** What the page must know of the model, as far as the file tells. */
 function infoOf(facts, arrays) {
-  const names = Object.keys(arrays), blocks = [];
+  const names = Object.keys(arrays), blocks = [], { shape = {} } = facts, { position, slopes, width, tokens } = shape;
   for (const name of names) {
     const [, layer] = name.match(/^blocks\.(\d+)\./) ?? [];
     if (layer === undefined || layer >= MOST_LAYERS) continue;
     while (blocks.length <= +layer) blocks.push({ heads: 0, mixture: false, recurrent: false });
-    if (name.endsWith(".attention.pattern")) blocks[layer].heads = arrays[name].shape[0];
+    if (isPattern(name)) blocks[layer].heads = arrays[name].shape[0];
     blocks[layer].mixture ||= name.endsWith(".feedforward.router");
     blocks[layer].recurrent ||= name.endsWith(".recurrent.output");
   }
-  const wide = names.find((name) => name === "embed" || name.endsWith(".residual"));
+  const isNumber = (one) => Number.isSafeInteger(one) && one >= 0;
   return {
-    model: facts.model.name, family: facts.model.family, vocabulary: facts.model.vocabulary, width: wide ? arrays[wide].shape.at(-1) : 0,
+    model: facts.model.name, family: facts.model.family, vocabulary: isNumber(tokens) ? tokens : facts.model.vocabulary, width: isNumber(width) ? width : 0,
     generates: true, chat: false, blocks, points: Object.fromEntries(names.map((name) => [name, {}])),
-    position: names.some((name) => name.startsWith("position.angles")) ? "rotary" : names.includes("position") ? "added" : "none",
+    position: ["rotary", "added", "alibi", "none"].includes(position) ? position : "unknown", slopes: Array.isArray(slopes) ? slopes.filter(Number.isFinite) : [],
   };
 }
 
+function isPattern(name) {
+  return name.endsWith(".attention.pattern");
+}
+
+/** An array as if all of its point had been recorded: NaN stands for what was not. */
+function filled(values, part, name, count) {
+  const { first, heads, dims } = part ?? {}, { shape } = values, axis = isPattern(name) ? 1 : 0;
+  const fits = (list, size) => Array.isArray(list) && list.length === size && list.every((one) => Number.isSafeInteger(one) && one >= 0 && one < MOST_PARTS);
+  const places = shape.map((size, i) => {
+    if (i === axis && Number.isSafeInteger(first) && first > 0 && first + size <= count) return Array.from({ length: size }, (_, at) => first + at);
+    if (i === shape.length - 1 && i !== axis && fits(dims, size)) return dims;
+    if (i !== axis && i === (axis ? 0 : shape.length - 2) && fits(heads, size)) return heads;
+    return null;
+  });
+  if (places.every((one) => !one)) return values;
+  const whole = shape.map((size, i) => (places[i] ? Math.max(...places[i], i === axis ? count - 1 : 0) + 1 : size));
+  const made = new Float32Array(whole.reduce((a, b) => a * b, 1)).fill(NaN);
+  values.values.forEach((value, at) => {
+    let left = at, to = 0, size = 1;
+    for (let i = shape.length - 1; i >= 0; i--) {
+      const index = left % shape[i];
+      left = (left - index) / shape[i];
+      to += (places[i] ? places[i][index] : index) * size;
+      size *= whole[i];
+    }
+    made[to] = value;
+  });
+  return shaped(made, whole);
+}
+
 /** The arrays of a file that a selection names: "blocks.*.residual", "embed[dims=0:9; tokens=3]". */
-export function selected({ arrays, facts }, text) {
+export function selected({ arrays }, text) {
   const [, wanted, inside] = text.match(/^([^[]+)(?:\[(.*)\])?$/), pattern = new RegExp(`^${wanted.replace(/\./g, "\\.").replace(/\*/g, "[^.]*")}$`);
   const found = Object.keys(arrays).filter((name) => pattern.test(name));
   if (!found.length) throw new Error(`The file has not recorded ${wanted}.`);
   const parts = Object.fromEntries((inside ?? "").split(";").filter(Boolean).map((one) => one.trim().split("=")));
-  return Object.fromEntries(found.map((name) => [name, part(arrays[name], rowsOf(parts.tokens, arrays[name].shape[0], Number(facts.first?.[name]) || 0, name), range(parts.dims, arrays[name].shape.at(-1)))]));
-}
-
-/** The rows of an array that a range of tokens selects; its first row is that of token `first`. */
-function rowsOf(tokens, rows, first, name) {
-  const [start, stop] = range(tokens, rows + first);
-  if (start < first || start >= Math.max(stop, 1)) throw new Error(`The file has ${name} of tokens ${first} to ${first + rows - 1}: choose one of them.`);
-  return [start - first, stop - first];
+  return Object.fromEntries(found.map((name) => [name, part(arrays[name], range(parts.tokens, arrays[name].shape[0]), range(parts.dims, arrays[name].shape.at(-1)))]));
 }
 
 function range(text, size) {

@@ -1,6 +1,7 @@
 // Write and watch: a prompt, the tokens that come, what else might have come, and branches.
 
 import { Component, html, useMemo, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { LIMITS } from "/web/address.js";
 import { useStop } from "/web/keys.js";
 import { percent, shown } from "/web/text.js";
 
@@ -24,7 +25,7 @@ export function Write({ info, form, setForm, run, stop, running, error, promptPi
         onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && submit(event)}></textarea>
       ${info.generates && html`<details><summary>How the text is made</summary><div class="options">
         ${info.chat && html`<label><input type="checkbox" checked=${form.chat} onChange=${(event) => set({ chat: event.target.checked })} /> as a chat message</label>`}
-        ${[["tokens", "max_tokens", 1, 2000, 1], ["temperature", "temperature", 0, 2, 0.05], ["top-k (0: all)", "top_k", 0, 1000, 1], ["top-p", "top_p", 0.01, 1, 0.01], ["seed", "seed", 0, 4294967295, 1]].map(([label, key, low, high, step]) => html`
+        ${[["tokens", "max_tokens", 1], ["temperature", "temperature", 0.05], ["top-k (0: all)", "top_k", 1], ["top-p", "top_p", 0.01], ["seed", "seed", 1]].map(([label, key, step, [low, high] = LIMITS[key]]) => html`
           <label key=${key}>${label} <input type="number" min=${low} max=${high} step=${step} value=${form[key]} onChange=${(event) => { event.target.value = Math.max(low, Math.min(high, +event.target.value || low)); set({ [key]: +event.target.value }); }} /></label>`)}
       </div></details>`}
       <div class="bar"><button type="submit" class="main" disabled=${running || !form.text}>${info.generates ? "Generate" : "Read"}</button>
@@ -41,7 +42,12 @@ export function Write({ info, form, setForm, run, stop, running, error, promptPi
 /** The address of what is seen, to be sent to others. */
 function CopyLink({ link }) {
   const [said, setSaid] = useState("");
-  const copy = () => navigator.clipboard.writeText(link()).then(() => setSaid("The link is in the clipboard."), () => setSaid("The browser does not let the page copy: copy its address."));
+  const copy = () => {
+    const [text, isWhole] = link(), refused = () => setSaid("The browser does not let the page copy: copy its address.");
+    const copied = () => setSaid(isWhole ? "The link is in the clipboard." : "The link is in the clipboard, without what is too long for an address.");
+    if (navigator.clipboard) navigator.clipboard.writeText(text).then(copied, refused);
+    else refused();
+  };
   return html`<button type="button" class="quiet" onClick=${copy}>copy a link to this view</button><span class="note" role="status">${said}</span>`;
 }
 

@@ -1,6 +1,6 @@
 // The text that is written: its prompt, the tree of what was generated, and how each part of it was made.
 
-import { useCallback, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
+import { useCallback, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { events, post } from "/web/api.js";
 import { Tree } from "/web/tree.js";
 
@@ -28,6 +28,7 @@ export function useWriting({ model, info, onError }) {
   const [run, setRun] = useState(EMPTY), [running, setRunning] = useState(false), [failed, setFailed] = useState(null), stopper = useRef(null);
   const fail = (error) => error.name !== "AbortError" && !onError(error) && setFailed(error);
   const stop = useCallback(() => stopper.current?.abort(), []);
+  useEffect(() => stop, []);
   const clear = useCallback(() => {
     stop();
     stopper.current = null;
@@ -54,7 +55,7 @@ export function useWriting({ model, info, onError }) {
   /** Ask for one part's tokens after what is there, and add them as they come. Returns the text with them. */
   const add = async (begin, part, body, signal, isLast) => {
     const made = { ...part, count: 0 };
-    let state = { ...begin, made: [...begin.made, made] }, planned = 0, ended = false;
+    let state = { ...begin, made: [...begin.made, made], finish: null }, planned = 0, ended = false;
     const draw = () => {
       planned ||= requestAnimationFrame(() => {
         planned = 0;
@@ -111,9 +112,10 @@ export function useWriting({ model, info, onError }) {
     let state = first(parts[0].form);
     for (const part of parts) {
       const [begin, prompt] = begun(state, part);
-      state = await add(begin, part, asked(model, { ...part.form, max_tokens: Math.max(part.count, 1) }, part.edits, prompt), signal, isLast);
+      // A part that was stopped before its first token had none.
+      state = part.count ? await add(begin, part, asked(model, { ...part.form, max_tokens: part.count }, part.edits, prompt), signal, isLast) : { ...begin, made: [...begin.made, part] };
     }
-    if (isLast() && state.tree.nodes.has(leaf)) setRun({ ...state, leaf });
+    if (isLast()) setRun({ ...state, leaf: state.tree.nodes.has(leaf) ? leaf : state.leaf });
   });
 
   const follow = (leaf) => setRun({ ...run, leaf: run.tree.end(leaf).id });

@@ -101,17 +101,29 @@ def test_patterns_of_long_texts_are_pooled(served: Served, llm: LLM) -> None:
     whole = trace.sequences[0][name]
     count = whole.shape[1]
     for pool in (1, 7, count - 1, count, 4096):
-        answer = asked(served, "trace", prompt=text, points=[name], pool=pool, max_tokens=1)
-        side = -(-count // pool)
-        rows = [
-            [
-                whole[:, r : r + side, c : c + side].max((1, 2)) if side > 1 else whole[:, r, c]
-                for c in range(0, count, side)
-            ]
-            for r in range(0, count, side)
+        views = [
+            {"title": "all", "point": name, "pool": pool},
+            {"title": "some", "point": name, "head": 1, "rows": [3, 9], "pool": pool},
         ]
-        assert np.array_equal(numbers(answer["arrays"][name]), np.moveaxis(np.array(rows), 2, 0))
-    assert "pool=0" in refused(served, "trace", prompt=text, points=[name], pool=0)
+        answer = asked(served, "trace", prompt=text, views=views, max_tokens=1)
+        assert set(answer["arrays"]) == {"all", "some"}
+        for title, part in (("all", whole), ("some", whole[1:2, 3:9])):
+            side = -(-max(part.shape[1:]) // pool)
+            rows = [
+                [part[:, r : r + side, c : c + side].max((1, 2)) for c in range(0, count, side)]
+                for r in range(0, part.shape[1], side)
+            ]
+            assert np.array_equal(numbers(answer["arrays"][title]), np.moveaxis(np.array(rows), 2, 0))
+    for view, said in (
+        ({"title": "a", "point": name, "pool": 0}, "pool"),
+        ({"title": "a", "point": name, "head": 99}, "head"),
+        ({"title": "a", "point": name, "rows": [5, 2]}, "rows"),
+        ({"title": "a", "point": name, "rows": "x"}, "rows"),
+        ({"title": "a", "point": "embed"}, "pattern"),
+        ({"point": name}, "title"),
+        ({"title": "a", "point": name, "more": 1}, "more"),
+    ):
+        assert said in refused(served, "trace", prompt=text, views=[view])
 
 
 def test_edits_change_one_request(served: Served, llm: LLM) -> None:

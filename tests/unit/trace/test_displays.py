@@ -117,20 +117,20 @@ def test_the_report_of_a_hostile_prompt_is_the_page_with_a_run(llm: LLM, tmp_pat
 
 def test_a_report_holds_what_the_run_had(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = explain(llm, "to see", max_new_tokens=3, temperature=0)
-    run = recorded(found.source, found.prompt, found.tokenization)
+    run = recorded(found.source, found.prompt)
     last = len(run.prompt) - 1
     with llm.trace("**") as trace:
         llm.generate("to see", max_new_tokens=3, temperature=0)
     whole = trace.sequences[0]
     assert np.array_equal(run["blocks.1.attention.pattern"], whole["blocks.1.attention.pattern"])
     assert np.array_equal(run["project.logits"], whole["project.logits"][last:])
-    assert run.first["project.logits"] == last
+    assert run.parts["project.logits"] == {"first": last}
     lengths = np.linalg.norm(whole["blocks.0.residual"].astype(np.float64), axis=1)
     assert np.allclose(run["blocks.0.residual"], lengths, rtol=1e-6)
     asked = {path for path, _, _ in run.answers}
     assert {"/look/tokenize", "/look/lens", "/look/attribution", "/look/neighbours", "/look/pieces"} <= asked
     monkeypatch.setattr("pellucid.trace.report.MOST_BYTES", 2000)
-    short = recorded(found.source, found.prompt, found.tokenization)
+    short = recorded(found.source, found.prompt)
     assert sum(one.nbytes for one in short.values()) <= 2000
     assert "did not fit" in short.notes[0]
     short.save(tmp_path / "short.run")

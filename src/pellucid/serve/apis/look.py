@@ -101,7 +101,7 @@ LOOK = Api(
                     **READ,
                     "points": NAMES,
                     "norms": NAMES,
-                    "pool": COUNT,
+                    "views": listed(OBJECT),
                 },
             ),
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,11 @@ from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.neighbours import around
 from pellucid.trace.selection import select
 from pellucid.trace.trace import Trace
+from pellucid.util.checks import whole
 
 MOST_POINTS, MOST_ANSWER, MOST_TEXT, MOST_IDS = 64, 64 << 20, 4000, 4096
-RECORDED = 8 * MOST_ANSWER  # bytes that a reading records before norms and pooled patterns are made of them
-MOST_POOLED = 4096  # rows and columns
+RECORDED = 16 * MOST_ANSWER  # bytes that a reading records before norms and views are made of them
+MOST_VIEWS, MOST_POOLED = 16, 4096  # views; rows and columns of one
 MOST_LENS, MOST_SCORES, MOST_ATTRIBUTED = 512, 1 << 26, 2048  # tokens; tokens times the vocabulary; tokens
 MOST_SEARCHED, MOST_WORD = 8, 200  # words whose neighbours are looked for; characters of a word
 MOST_WORDS, MOST_NEIGHBOURS = 32, 50
@@ -37,7 +38,7 @@ MOST_WORDS, MOST_NEIGHBOURS = 32, 50
 class TraceReading:
     """The values of ``points``, and of ``norms`` the lengths of their rows, for a prompt and what follows it.
 
-    A pattern with more than ``pool`` rows or columns is reduced to the maxima of squares of tokens.
+    ``views`` are parts of patterns, which are whole too large to be sent for a long text.
     """
 
     llm: LLM
@@ -45,7 +46,9 @@ class TraceReading:
     wanted: Sequence[str]
     lengths: Set[str]
     edits: Sequence[EditOf]
-    pool: int | None
+    views: Sequence[PatternView]
+    kept: Set[str]
+    """The points whose values are wanted, not only views of them."""
     trace: Trace | None
     groups: Sequence[TextGroup]
 
@@ -59,17 +62,22 @@ class TraceReading:
         llm = in_process(model)
         prompt, edits = prompt_of(body, llm), edits_of(body, llm)
         points, norms = _names(body, "points"), _names(body, "norms")
-        pool = body.count("pool", 1, MOST_POOLED)
+        views = [
+            PatternView.of(f"views[{at}]", dict(one), llm) for at, one in enumerate(body.objects("views"))
+        ]
+        if len(views) > MOST_VIEWS:
+            raise InvalidRequest(f"views has {len(views):,} views; the limit is {MOST_VIEWS}")
         options = body.options({"temperature": 0, "max_new_tokens": 1})
         lengths = {one.name for one in select(llm.points, norms)} - {
             one.name for one in select(llm.points, points)
         }
-        wanted = list(dict.fromkeys([*points, *norms]))
+        wanted = list(dict.fromkeys([*points, *norms, *(view.point for view in views)]))
+        kept = {one.name for one in select(llm.points, [*points, *norms])}
         if not llm.spec.head:
-            return cls(llm, prompt, wanted, lengths, edits, pool, None, [])
+            return cls(llm, prompt, wanted, lengths, edits, views, kept, None, [])
         with llm.trace(*wanted, budget=RECORDED) as trace:
             groups = [llm.request(prompt, edits=edits, **options)]
-        return cls(llm, prompt, wanted, lengths, edits, pool, trace, groups)
+        return cls(llm, prompt, wanted, lengths, edits, views, kept, trace, groups)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The arrays; the sentence of an encoder is read now.
@@ -82,21 +90,15 @@ class TraceReading:
             with llm.trace(*self.wanted, budget=RECORDED) as trace:
                 llm.embed_tokens([self.prompt], list(self.edits))
         made = self.groups[0].results()[0] if self.groups else None
-        ids, (sequence,) = made.ids if made else [], trace.sequences
+        ids = made.ids if made else []
         arrays, size = dict[str, Any](), 0
-        for point in trace:
-            values = sequence[point]
-            if point in self.lengths:
-                flat = values.reshape(len(values), -1).astype(np.float64)
-                values = np.sqrt((flat * flat).sum(-1)).astype(np.float32)
-            elif self.pool is not None and llm.points[point].kind == "pattern":
-                values = pooled(values, self.pool)
+        for title, values in self._arrays(trace):
             size += values.nbytes
             if size > MOST_ANSWER:
                 raise InvalidRequest(
-                    f"points={brief(point)}: the answer is larger than {MOST_ANSWER >> 20} MiB: name fewer points"
+                    f"points={brief(title)}: the answer is larger than {MOST_ANSWER >> 20} MiB: name fewer points"
                 )
-            arrays[point] = array_body(values)
+            arrays[title] = array_body(values)
         return {
             "model": name,
             "prompt": self.prompt,
@@ -106,6 +108,65 @@ class TraceReading:
             "dropped": trace.dropped,
             "arrays": arrays,
         }
+
+    def _arrays(self, trace: Trace) -> Iterator[tuple[str, NDArray[Any]]]:
+        """The arrays of an answer, by their titles."""
+        (sequence,) = trace.sequences
+        for point in trace:
+            if point not in self.kept:
+                continue
+            values = sequence[point]
+            if point in self.lengths:
+                flat = values.reshape(len(values), -1).astype(np.float64)
+                values = np.sqrt((flat * flat).sum(-1)).astype(np.float32)
+            yield point, values
+        for view in self.views:
+            yield view.title, view.seen(sequence[view.point])
+
+
+@dataclass(frozen=True)
+class PatternView:
+    """A part of a pattern under a ``title``: some ``heads`` and ``rows``, with at most ``pool`` rows and columns."""
+
+    title: str
+    point: str
+    heads: slice
+    rows: slice
+    pool: int
+
+    @classmethod
+    def of(cls, name: str, given: dict[str, Any], llm: LLM) -> PatternView:
+        """A view as a body describes it: {"title", "point"}, and "head", "rows" [first, end], "pool" if wanted.
+
+        Raises:
+            InvalidRequest: a field is wrong.
+        """
+        title, point = given.pop("title", None), given.pop("point", None)
+        if not isinstance(title, str) or point not in llm.points or llm.points[point].kind != "pattern":
+            raise InvalidRequest(
+                f"{name}: has a title, and a pattern as its point, such as blocks.0.attention.pattern"
+            )
+        head, rows, pool = given.pop("head", None), given.pop("rows", None), given.pop("pool", MOST_POOLED)
+        heads = slice(None)
+        if head is not None:
+            at = whole(f"{name}.head", head, 0, llm.points[point].view.parts - 1)
+            heads = slice(at, at + 1)
+        first, end = (
+            (0, llm.context)
+            if rows is None
+            else rows
+            if isinstance(rows, list) and len(rows) == 2
+            else (-1, -1)
+        )
+        if given:
+            raise InvalidRequest(f"{name} has {brief(min(given))}, which a view does not take")
+        first = whole(f"{name}.rows", first, 0, llm.context)
+        end = whole(f"{name}.rows", end, first, llm.context)
+        return cls(title, point, heads, slice(first, end), whole(f"{name}.pool", pool, 1, MOST_POOLED))
+
+    def seen(self, patterns: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The view of patterns (H, T, S)."""
+        return pooled(patterns[self.heads, self.rows], self.pool)
 
 
 def pooled(patterns: NDArray[np.float32], most: int) -> NDArray[np.float32]:

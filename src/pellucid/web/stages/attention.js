@@ -7,7 +7,7 @@ import { Choose, ChooseBlock, State, Tokens, nearest } from "/web/show.js";
 import { percent, shown } from "/web/text.js";
 
 const SMALL = 84, LABEL = 74, MOST_LABELS = 60, MOST_SIDE = 560;
-const LONG = 256; // tokens from which on whole patterns are too large to be sent
+const LONG = 256, ROWS = 64; // tokens from which on whole patterns are too large to be sent; rows that come together
 const MOST_WORDS = 160, WORDS_AFTER = 20, MOST_ARCS = 64, LEAST = 0.01, MOST_FAINT = 300, LEAST_FAINT = 0.25, MOST_LISTED = 8;
 
 export const attention = {
@@ -23,12 +23,11 @@ function View({ look, width, at, choose, edit }) {
   const layer = nearest(layers, at.block);
   const heads = look.info.blocks[layer].heads, head = Math.min(at.head, heads - 1), name = `blocks.${layer}.attention.pattern`;
   const isLong = !look.recorded && look.ids.length > LONG;
-  const state = useTrace(look, { points: [name], ...(isLong && { pool: 2 * SMALL }) }), all = state.arrays?.[name];
-  const whole = useTrace(look, { points: isLong ? [`${name}[heads=${head}]`] : [], pool: MOST_SIDE });
-  const one = useTrace(look, { points: isLong ? [`${name}[heads=${head}; tokens=${at.token}]`] : [] });
-  const count = look.recorded && all ? all.shape[1] : look.ids.length, token = Math.min(at.token, count - 1);
-  const matrix = isLong ? whole.arrays?.[name] : all && { ...all, shape: [1, ...all.shape.slice(1)], values: all.row(head) };
-  const row = isLong ? one.arrays?.[name]?.values : matrix?.values.subarray(token * count, (token + 1) * count);
+  const count = look.ids.length, from = Math.floor(Math.min(at.token, Math.max(count - 1, 0)) / ROWS) * ROWS;
+  // One reading answers all of it; the rows around the chosen token come with it, so that the arrow keys ask for nothing.
+  const views = [{ title: "heads", point: name, pool: 2 * SMALL }, { title: "head", point: name, head, pool: MOST_SIDE }, { title: "rows", point: name, head, rows: [from, Math.min(from + ROWS, count)] }];
+  const state = useTrace(look, isLong ? { views } : { points: [name] }), { arrays } = state, pattern = arrays?.[name];
+  const found = isLong ? arrays && longViews(arrays, at.token, from, count) : pattern && wholeViews(pattern, head, at.token);
   const changed = look.edits.find((one) => one.point === `blocks.${layer}.attention.heads[heads=${head}]`);
   const change = (made) => edit(`blocks.${layer}.attention.heads[heads=${head}]`, made), pick = (token) => choose({ token });
   return html`<div><div class="bar">
@@ -39,9 +38,22 @@ function View({ look, width, at, choose, edit }) {
         <button type="button" aria-pressed=${changed?.edit === "scale"} onClick=${() => change(changed?.edit === "scale" ? null : { edit: "scale", factor: 3 })}>times 3</button>
       </span>`}
     </div>
-    <${State} state=${state}>${all && html`<${Heads} pattern=${all} chosen=${head} onChoose=${(head) => choose({ head })} block=${layer} />`}<//>
-    <${State} state=${isLong ? one : state}>${row && html`<${Looks} row=${row} faint=${matrix && matrix.shape[1] === count && count <= MOST_WORDS ? matrix.values : null} pieces=${look.pieces} token=${token} width=${width} onPick=${pick} />`}<//>
-    <${State} state=${isLong ? whole : state}>${matrix && html`<${Matrix} pattern=${matrix} count=${count} pieces=${look.pieces} width=${width} token=${token} onPick=${pick} label=${`block ${layer}, head ${head}`} />`}<//></div>`;
+    <${State} state=${state}>${found && html`
+      <${Heads} pattern=${found.heads} chosen=${head} onChoose=${(head) => choose({ head })} block=${layer} />
+      <${Looks} row=${found.row} faint=${found.count <= MOST_WORDS ? found.matrix.values : null} pieces=${look.pieces} token=${found.token} width=${width} onPick=${pick} />
+      <${Matrix} pattern=${found.matrix} count=${found.count} pieces=${look.pieces} width=${width} token=${found.token} onPick=${pick} label=${`block ${layer}, head ${head}`} />`}<//></div>`;
+}
+
+/** What is shown of a pattern (H, T, T): all heads, one as a matrix, and the row of a token. */
+function wholeViews(pattern, head, wanted) {
+  const [, count, columns] = pattern.shape, token = Math.min(wanted, count - 1), values = pattern.row(head);
+  return { heads: pattern, matrix: { shape: [1, count, columns], values }, row: values.subarray(token * columns, (token + 1) * columns), count, token };
+}
+
+/** The same of views that the server has made; the first of its rows is that of token `from`. */
+function longViews({ heads, head, rows }, wanted, from, count) {
+  const token = Math.min(wanted, count - 1);
+  return { heads, matrix: head, row: rows.row(0, token - from), count, token };
 }
 
 /** Shades of weights: of their roots, because most weights of a long text are small. */

@@ -26,7 +26,7 @@ function View({ look, width, at, choose, open }) {
   return html`<div>${look.edits.length > 0 && html`<p class="note">This is of the run without changes.</p>`}
     <${Tokens} pieces=${look.pieces.slice(1)} first=${1} chosen=${t + 1} onChoose=${(token) => choose({ token: token - 1 })} label="token whose score is explained" />
     <${State} state=${state}>${found && html`<div><p role="status">The logit of <span class="piece">${shown(found.token)}</span> is ${number(found.logit)}.</p>
-      <${Parts} all=${found.contributions} onOpen=${(one) => { choose({ block: one.layer, ...(one.head !== null && { head: one.head }) }); open(one.kind === "head" ? "attention" : "feedforward"); }} />
+      <${Parts} all=${found.contributions} onOpen=${(one) => { choose({ block: one.layer, ...(one.head !== null && { head: one.head }) }); open(...(one.kind === "head" ? ["attention"] : ["feedforward", "experts"])); }} />
       <h4>Layer by layer</h4><${Layers} all=${found.contributions} width=${width} /></div>`}<//></div>`;
 }
 

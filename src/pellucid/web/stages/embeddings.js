@@ -24,7 +24,7 @@ function View({ look, width, at: place, choose }) {
   const near = useAnswer(look, "/look/neighbours", look.pieces[at] ? { model: look.model, words: [look.pieces[at]], n: 10 } : null);
   const map = useAnswer(look, "/look/neighbours", words.length > 1 ? { model: look.model, words, n: 0 } : null);
   return html`<div><${State} state=${state}>${state.arrays && html`<${Strips} values=${state.arrays.embed} pieces=${look.pieces} width=${width} />`}<//>
-    ${(!look.recorded || near.value) && html`<div><h4>The nearest tokens, by the cosine of the vectors</h4>
+    ${(!look.recorded || look.recorded.answers.has("/look/neighbours")) && html`<div><h4>The nearest tokens, by the cosine of the vectors</h4>
     <${Tokens} pieces=${look.pieces.slice(0, MOST_ROWS)} chosen=${at} onChoose=${(near) => choose({ near })} label="token whose neighbours are shown" />
     <${State} state=${near}>${near.value && html`<ul class="near">${Object.values(near.value.neighbours)[0].map((one) => html`
       <li key=${one.token}><span class="piece">${shown(one.piece)}</span> <span class="num">${one.cosine.toFixed(3)}</span></li>`)}</ul>`}<//></div>`}

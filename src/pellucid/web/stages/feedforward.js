@@ -26,8 +26,8 @@ function View({ look, width, at, choose, edit }) {
 }
 
 function Neurons({ values, width, layer, look, edit }) {
-  const order = Array.from(values.keys()).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, MOST);
-  const sorted = Float32Array.from(values).sort(), most = Math.max(Math.abs(sorted[0]), Math.abs(sorted.at(-1)), 1e-9);
+  const order = Array.from(values.keys()).filter((neuron) => Number.isFinite(values[neuron])).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, MOST);
+  const sorted = values.filter(Number.isFinite).sort(), most = Math.max(Math.abs(sorted[0]), Math.abs(sorted.at(-1)), 1e-9);
   const paint = (context, w, h) => {
     context.fillStyle = colour("accent");
     for (let x = 0; x < w; x++) {

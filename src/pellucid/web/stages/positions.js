@@ -10,6 +10,7 @@ const SAYS = {
   rotary: "Pairs of components of queries and keys are rotated by an angle that grows with the position; fast pairs first. What counts in a score is the difference of two positions.",
   added: "A vector for each position is added to the embedding.",
   alibi: "Scores fall with the distance between two tokens (ALiBi), in each head at another rate: heads with a steep line see what is near, the others see far.",
+  unknown: "The file does not tell how the model knows positions.",
   none: "There is no position: the order of the tokens is in the causal mask, or in recurrent states.",
 };
 const NAMES = ["accent", "warm", "minus", "cool", "soft", "ink", "faint"], PAIRS = [0, 1, 2, 4, 8, 16, 32];

@@ -34,13 +34,17 @@ export function chain(logits, vocabulary, { temperature, topK, topP }) {
   return order.map((token, i) => ({ token, logit: logits[token], plain: plain[i], warm: warm[i], last: i < kept ? warm[i] / left : 0 }));
 }
 
+function plain(value) {
+  return Number.isFinite(value) ? value : undefined;
+}
+
 function softmax(scores) {
   const raised = scores.map(Math.exp), sum = raised.reduce((a, b) => a + b, 0);
   return raised.map((one) => one / sum);
 }
 
 function View({ look, at, choose }) {
-  const given = (name, usual) => (at[name] >= 0 ? at[name] : look.form?.[name] ?? usual), { names } = look;
+  const given = (name, usual) => (at[name] >= 0 ? at[name] : look.form?.[name] ?? plain(look.recorded?.facts.options?.[name]) ?? usual), { names } = look, chainOf = look.recorded?.facts.chain;
   const temperature = given("temperature", 0.8), topK = given("top_k", 40), topP = given("top_p", 0.95);
   const name = "project.logits", state = useTrace(look, { points: [`${name}[tokens=${at.token}]`] });
   const logits = state.arrays?.[name]?.values;
@@ -49,6 +53,7 @@ function View({ look, at, choose }) {
   const nameOf = (token, i) => names[token] ?? named.value?.pieces[i];
   const kept = rows.filter((one) => one.last > 0).length;
   return html`<div><p class="note">Logits after one token. The sliders change only what is shown here; penalties and other steps of the chain are left out.</p>
+    ${chainOf?.length > 0 && html`<p class="note">The chain of this run: ${chainOf.map((step) => `${step.name} (${Object.entries(step).filter(([key]) => key !== "name").map(([key, value]) => `${key} ${value}`).join(", ")})`).join(" → ")}</p>`}
     <${Tokens} pieces=${look.pieces} chosen=${at.token} onChoose=${(token) => choose({ token })} label="token whose next token is drawn" />
     <div class="sliders">
       <${Slider} label="temperature" value=${temperature} low=${0} high=${2} step=${0.05} onChange=${(temperature) => choose({ temperature })} shown=${temperature.toFixed(2)} />
