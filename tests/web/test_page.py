@@ -556,6 +556,9 @@ def test_a_recorded_run_opens_without_a_model(browser: Any, server: PageServer, 
         run = llm.record("The capital of France is", *points, max_new_tokens=5, temperature=0)
     run.save(tmp_path / "paris.run")
     visit = Visit(browser, server.url)
+    visit.choose("mixture")
+    visit.write("a text that stays", tokens=4)
+    before = visit.page.locator(".text").first.inner_text()
     visit.page.locator("input[type=file]").set_input_files(tmp_path / "paris.run")
     visit.page.get_by_role("heading", name="A recorded run").wait_for()
     assert "".join(run.pieces) in visit.page.locator(".text").first.inner_text().replace("⏎", "")
@@ -574,6 +577,58 @@ def test_a_recorded_run_opens_without_a_model(browser: Any, server: PageServer, 
     visit.page.get_by_text("no recorded run").wait_for()
     visit.page.get_by_role("button", name="close the file").click()
     visit.page.locator("textarea").wait_for(timeout=SECONDS)
+    assert visit.page.locator(".text").first.inner_text() == before
+    assert visit.page.locator("header select").input_value() == "mixture"
+    assert visit.said == []
+    visit.close()
+
+
+def test_a_run_of_parts_is_shown_as_these_parts(browser: Any, server: PageServer, tmp_path: Path) -> None:
+    points = (
+        "embed[tokens=2:]",
+        "blocks.*.residual[tokens=2:]",
+        "blocks.0.attention.pattern[heads=1,3; tokens=2:]",
+    )
+    with pellucid.load("smollm2", threads=2) as llm:
+        run = llm.record("The capital of France is", *points, max_new_tokens=3, temperature=0)
+    run.save(tmp_path / "parts.run")
+    visit = Visit(browser, server.url)
+    visit.page.locator("input[type=file]").set_input_files(tmp_path / "parts.run")
+    visit.page.get_by_role("heading", name="A recorded run").wait_for()
+    for stage in ("embeddings", "positions", "blocks", "attention"):
+        assert visit.open(stage).locator(".error").all_text_contents() == [], stage
+    section = visit.open("attention")
+    section.get_by_label("head", exact=True).fill("3")
+    section.locator(".arcs .token").nth(5).click()
+    best = section.locator("ol.near li").first.inner_text().split()
+    row = run["blocks.0.attention.pattern"][1, 3]
+    assert int(best[0]) == int(row.argmax())
+    assert abs(float(best[2]) - 100 * float(row.max())) < 0.06
+    assert visit.said == []
+    visit.close()
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        {"head": 0.5},
+        {"head": -1},
+        {"near": 0.5},
+        {"token": 0.5},
+        {"beams": 2.5},
+        {"block": 1e300},
+        {"top_k": -3},
+        7,
+    ],
+)
+def test_a_place_that_is_none_is_the_usual_one(browser: Any, server: PageServer, at: Any) -> None:
+    made = [{"from": 0, "token": None, "count": 3}]
+    stage = "beams" if isinstance(at, dict) and "beams" in at else "attention"
+    address = {"model": "mixture", "form": {"text": "some words"}, "stage": stage, "at": at, "made": made}
+    visit = Visit(browser, f"{server.url}/#{quote(json.dumps(address))}")
+    section = visit.page.locator(f"#stage-{stage}")
+    section.locator("ol li").first.wait_for(timeout=SECONDS)
+    assert visit.page.locator(".error").count() == 0
     assert visit.said == []
     visit.close()
 

@@ -26,8 +26,8 @@ export const positions = {
 
 function View({ look, width }) {
   const { info } = look, angles = Object.keys(info.points).find((one) => one.startsWith("position.angles"));
-  const wanted = info.position === "rotary" ? [angles] : info.position === "added" ? ["embed", "position"] : [];
-  const state = useTrace(look, { points: wanted.filter(Boolean) });
+  const needed = { rotary: [angles], added: ["embed", "position"] }[info.position] ?? [], wanted = needed.every((one) => one in info.points) ? needed : [];
+  const state = useTrace(look, { points: wanted });
   return html`<div><p class="note">${SAYS[info.position]}</p>
     ${wanted.length > 0 && html`<${State} state=${state}>
       ${state.arrays && info.position === "rotary" && html`<${Angles} of=${state.arrays[angles]} width=${width} />`}
