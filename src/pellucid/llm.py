@@ -110,6 +110,9 @@ class LLM(TracingModel):
             runner.threads,
         )
 
+    def replica_states(self) -> None:
+        """How its replicas are: it has none, it runs here."""
+
     @overload
     def generate(self, prompt: PromptInput, **options: Any) -> Generation: ...
 

@@ -12,7 +12,6 @@ from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.model import RemoteModel
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.supervisor import ReplicaSettings, Supervisor, connect
-from pellucid.errors import PellucidError
 from pellucid.loading import OpenModel, open_model
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
@@ -71,7 +70,7 @@ def serve_cluster(
             raise
         return model
 
-    pool, failed = ModelPool(names, load, UNLIMITED), list[PellucidError]()
+    pool = ModelPool(names, load, UNLIMITED)
     replacing = set[asyncio.Task[None]]()
 
     async def replace(names: Sequence[str]) -> None:
@@ -88,17 +87,7 @@ def serve_cluster(
     async def begin() -> None:
         with suppress(NotImplementedError, AttributeError, RuntimeError):  # not on every system or thread
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked_to_replace)
-        try:
-            async with pool.use(names[0]):
-                pass
-        except PellucidError as error:
-            failed.append(error)
-            raise SystemExit(2) from None
+        async with pool.use(names[0]):
+            pass
 
-    try:
-        run_app(create_app(pool, rules, begin), names, listening, settings)
-    except SystemExit:
-        if not failed:
-            raise
-    if failed:
-        raise failed[0]
+    run_app(create_app(pool, rules), names, listening, settings, begin=begin)

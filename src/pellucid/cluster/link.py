@@ -14,6 +14,7 @@ from pellucid.cluster import wire
 from pellucid.cluster.replica import DEAD, HEARTBEAT
 from pellucid.cluster.routing import ReplicaLoad
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.engine.state import EngineState
 
 PINGS = 1.0  # seconds between two signs of life
 AGAIN = 0.5  # seconds until a connection that was lost is tried again
@@ -37,7 +38,7 @@ class ReplicaLink:
         self.address, self.load = address, ReplicaLoad(address)
         self.up, self.draining = False, False
         self.slots = 0
-        self.state: dict[str, Any] = {}
+        self.state: EngineState | None = None
         self._context, self._secret, self._session = context, secret, session
         self._hear, self._changed = hear, changed
         self._socket: zmq.asyncio.Socket | None = None
@@ -109,11 +110,11 @@ class ReplicaLink:
                     self.up, self.draining = True, False
                     self._changed(self)
                 elif kind == "state":
-                    _, self.state, came, went = message
+                    _, facts, step_seconds, came, went = message
+                    self.state = EngineState(**facts)
                     self.load.pages.update(came)
                     self.load.lost(went)
-                    if self.state["step"]:
-                        self.load.step_seconds = self.state["step"]
+                    self.load.step_seconds = step_seconds or self.load.step_seconds
                 else:
                     self._hear(self, message)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from pellucid.cluster.group import RemoteGroup, called
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Beams
 from pellucid.engine.run import Admission
-from pellucid.engine.state import EngineState
+from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.loading import OpenModel
@@ -29,6 +30,7 @@ from pellucid.weights.checkpoint import Checkpoint
 
 T = TypeVar("T")
 MOST_SEQUENCES = 256
+NAMES = [one.name for one in fields(EngineState)]
 
 
 class RemoteModel:
@@ -119,22 +121,21 @@ class RemoteModel:
         return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
 
     def state(self) -> EngineState:
-        """The sums over all replicas; ``threads`` of the first."""
+        """The sums over all replicas; the most threads that one has."""
         states = [link.state for link in self.fleet.links if link.up and link.state]
+        sums = {name: sum(getattr(one, name) for one in states) for name in NAMES}
+        sums["waiting"] += self.fleet.waiting
+        sums["threads"] = max((one.threads for one in states), default=0)
+        return EngineState(**sums)
 
-        def added(name: str) -> Any:
-            return sum(one[name] for one in states)
-
-        return EngineState(
-            added("running"),
-            added("waiting") + self.fleet.waiting,
-            added("steps"),
-            added("step_seconds"),
-            added("preemptions"),
-            added("pages"),
-            added("pages_in_use"),
-            added("prefix_cache_bytes"),
-            max((one["threads"] for one in states), default=0),
+    def replica_states(self) -> ReplicaStates:
+        """How each replica is."""
+        fleet = self.fleet
+        return ReplicaStates(
+            {link.load.name: link.state if link.up else None for link in fleet.links},
+            fleet.moved,
+            fleet.prefix_hits,
+            fleet.prefix_queries,
         )
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -280,18 +281,7 @@ class Replica:
             steps, seconds = now[0] - before[0], now[1] - before[1]
             before = now
             final = dict(changes)
-            facts = {
-                "running": engine.running,
-                "waiting": engine.waiting,
-                "steps": now[0],
-                "step_seconds": now[1],
-                "step": seconds / steps if steps else 0.0,
-                "pages": self.llm.runner.cache.pages,
-                "pages_in_use": engine.pages_in_use,
-                "prefix_cache_bytes": self.llm.runner.prefix_bytes,
-                "preemptions": engine.preemptions,
-                "threads": self.llm.runner.threads,
-            }
+            facts = asdict(self.llm.state())
             came = [name for name, comes in final.items() if comes]
             went = [name for name, comes in final.items() if not comes]
             late = time.monotonic() - FORGETS
@@ -299,7 +289,7 @@ class Replica:
                 if heard < late:
                     self._forget(sender)
                 else:
-                    self._send(sender, ["state", facts, came, went])
+                    self._send(sender, ["state", facts, seconds / steps if steps else 0.0, came, went])
 
 
 class _OnlyIngress:

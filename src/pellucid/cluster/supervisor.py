@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ BUSY, IDLE = 0.75, 0.25
 """Requests for each sequence that the replicas can run: above BUSY one more is started, below IDLE one ends."""
 QUIET = 60.0  # seconds that a replica must have been too many
 DRAINS = 30.0  # seconds that requests have to end before they are handed over
+REACHES = 5.0  # seconds to reach a cluster's address
+TURN = 0.05  # seconds between two looks at what is waited for
 RESTARTS = 1.0  # seconds until a replica that could not be reached is asked again
 
 
@@ -77,9 +81,6 @@ class ReplicaActor:
 
     async def facts(self) -> dict[str, Any]:
         """Where it runs: machine and process."""
-        import os
-        import socket
-
         return {"machine": socket.gethostname(), "address": self._address, "pid": os.getpid()}
 
     async def drain(self) -> None:
@@ -126,13 +127,21 @@ class Supervisor:
         return found
 
     async def replace(self) -> None:
-        """Replace all replicas by new ones, one after the other; requests go on elsewhere and lose nothing."""
+        """Replace all replicas by new ones, one after the other; requests go on elsewhere and lose nothing.
+
+        The new one comes first if a machine has room for it.
+        """
         for name in list(self._kept):
             before = {link.address for link in self.fleet.links if link.up}
+            free = ray.available_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+            has_room = free >= self.settings.cpus
+            if not has_room:
+                await self._remove(name, DRAINS)
             self._add()
-            while not any(link.up and link.address not in before for link in self.fleet.links):
-                await asyncio.sleep(0.1)
-            await self._remove(name, DRAINS)
+            while not any(one.up and one.address not in before for one in self.fleet.links):
+                await asyncio.sleep(TURN)
+            if has_room:
+                await self._remove(name, DRAINS)
 
     async def close(self) -> None:
         """End all replicas."""
@@ -166,13 +175,13 @@ class Supervisor:
                 one.address = await _answer(one.actor.listen.remote())
                 self.fleet.add(one.address)
                 facts = await _answer(one.actor.facts.remote())
-                print(f"{one.name} is at {one.address} on {facts['machine']}", file=sys.stderr, flush=True)
+                where = f"{one.address} on {facts['machine']}, process {facts['pid']}"
+                print(f"{one.name} is at {where}", file=sys.stderr, flush=True)
                 await _answer(one.actor.served.remote())
             except RayError as error:
                 cause = getattr(error, "cause", None)
                 if isinstance(cause, PellucidError):  # what a new start would not change
                     self.failure = cause
-                    print(f"a replica cannot be started: {cause}", file=sys.stderr, flush=True)
                     return
             finally:
                 if one.address:
@@ -186,8 +195,9 @@ class Supervisor:
         link = next((link for link in self.fleet.links if link.address == one.address), None)
         if link is not None and seconds:
             link.draining = True
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(_until(lambda: not link.load.running), seconds)
+            end = asyncio.get_running_loop().time() + seconds
+            while link.load.running and asyncio.get_running_loop().time() < end:
+                await asyncio.sleep(TURN)
         if one.task:
             one.task.cancel()
             await asyncio.gather(one.task, return_exceptions=True)
@@ -233,16 +243,13 @@ def connect(address: str) -> None:
             except ConnectionError:
                 ray.init(include_dashboard=False, **options)
         else:
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), REACHES).close()  # Ray itself tries for a minute
             ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise InvalidRequest(f"cluster={address!r}: no cluster of Ray can be joined there: {first}") from None
 
 
 async def _answer(ref: Any) -> Any:
     return await ref
-
-
-async def _until(true: Any) -> None:
-    while not true():
-        await asyncio.sleep(0.05)

@@ -21,3 +21,15 @@ class EngineState:
     pages_in_use: int
     prefix_cache_bytes: int
     threads: int
+
+
+@dataclass(frozen=True)
+class ReplicaStates:
+    """How the replicas of a model are, by name (None: it is not up), how many requests have gone from one to another,
+    and of the pages of prompts how many the chosen replica had.
+    """
+
+    replicas: dict[str, EngineState | None]
+    moved: int
+    prefix_hits: int
+    prefix_queries: int

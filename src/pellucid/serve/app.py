@@ -25,19 +25,13 @@ GONE = 499  # nobody reads it
 RETRY = {"Retry-After": "1"}
 
 
-def create_app(
-    models: ModelPool, rules: AccessRules, begin: Callable[[], Awaitable[object]] | None = None
-) -> Starlette:
-    """The application, for any ASGI server. ``begin`` is awaited before anybody is answered."""
+def create_app(models: ModelPool, rules: AccessRules) -> Starlette:
+    """The application, for any ASGI server."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
-        try:
-            if begin:
-                await begin()
-            yield
-        finally:
-            await models.close()
+        yield
+        await models.close()
 
     metrics, live = Metrics(models), LiveRequests()
     routes = [

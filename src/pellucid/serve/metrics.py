@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pellucid.engine.state import ReplicaStates
 from pellucid.engine.text_group import TextGroup
 from pellucid.serve.pool import ModelPool
 
@@ -194,4 +195,34 @@ class _Engines(Collector):
             }
             for name, value in values.items():
                 families[name].add_metric([model], value)  # type: ignore[attr-defined]
+            if (states := llm.replica_states()) is not None:
+                yield from _replicas(model, states)
         yield from families.values()
+
+
+def _replicas(model: str, states: ReplicaStates) -> Iterator[Metric]:
+    """How the replicas of a model are, one by one."""
+    labels = ["model_name", "replica"]
+    up = GaugeMetricFamily("pellucid:replica_up", "1 if the replica can be asked.", labels=labels)
+    gauges = {
+        name: GaugeMetricFamily(f"pellucid:replica_{name}", text, labels=labels)
+        for name, text in (
+            ("running", "Requests that run on the replica."),
+            ("waiting", "Requests that wait for their first step on the replica."),
+            ("pages_in_use", "Pages of the replica's cache that are in use."),
+        )
+    }
+    for name, state in states.replicas.items():
+        up.add_metric([model, name], state is not None)
+        for what, family in gauges.items():
+            if state is not None:
+                family.add_metric([model, name], getattr(state, what))
+    yield from (up, *gauges.values())
+    for name, text, value in (
+        ("pellucid:requests_moved", "Requests that have gone from one replica to another.", states.moved),
+        ("pellucid:routed_pages", "Whole pages of prompts that were routed.", states.prefix_queries),
+        ("pellucid:routed_pages_known", "Those of them that the chosen replica had.", states.prefix_hits),
+    ):
+        counter = CounterMetricFamily(name, text, labels=labels[:1])
+        counter.add_metric([model], value)
+        yield counter

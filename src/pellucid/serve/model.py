@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Beams
-from pellucid.engine.state import EngineState
+from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
@@ -42,6 +42,7 @@ class ServedModel(Protocol):
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams: ...
     def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]: ...
     def state(self) -> EngineState: ...
+    def replica_states(self) -> ReplicaStates | None: ...
     def close(self) -> None: ...
 
 

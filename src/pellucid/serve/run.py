@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -58,8 +58,12 @@ def run_app(
     listening: socket.socket,
     settings: Settings,
     ready: Callable[[str], object] = lambda url: None,
+    begin: Callable[[], Awaitable[object]] | None = None,
 ) -> None:
-    """Answer those who ask an application at a socket, until SIGTERM or Ctrl-C."""
+    """Answer those who ask an application at a socket, until SIGTERM or Ctrl-C.
+
+    ``begin`` is awaited first, in the event loop; what it raises is raised here.
+    """
     host, port = listening.getsockname()[:2]
     config = uvicorn.Config(
         app,
@@ -71,7 +75,20 @@ def run_app(
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"serving {', '.join(names)} at {url}", file=sys.stderr, flush=True)
     ready(url)  # it listens already: who asks now waits for the loop
-    uvicorn.Server(config).run(sockets=[listening])
+    _Server(config, begin).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """A server that begins with something else."""
+
+    def __init__(self, config: uvicorn.Config, begin: Callable[[], Awaitable[object]] | None) -> None:
+        super().__init__(config)
+        self._begin = begin
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._begin:
+            await self._begin()
+        await super().serve(sockets)
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -285,10 +285,11 @@ def test_a_client_that_goes_costs_nothing(llama_file: Path) -> None:
             group.close()
             (link,) = made.fleet.links
             for _ in range(100):
-                if link.state and not link.state["running"] and not link.state["pages_in_use"]:
+                if link.state and not link.state.running and not link.state.pages_in_use:
                     break
                 await asyncio.sleep(0.05)
-            assert (link.state["running"], link.state["pages_in_use"]) == (0, 0)
+            assert link.state is not None
+            assert (link.state.running, link.state.pages_in_use) == (0, 0)
             assert made.fleet.running == 0
 
     run(work())

@@ -1,0 +1,248 @@
+"""The whole way on Ray: several nodes, a server in front, real clients, and machines that end."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+ray = pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
+
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from pellucid.llm import LLM  # noqa: E402
+
+pytestmark = pytest.mark.slow
+PROMPT, SECONDS = "the cat sat on the mat, and ", 90
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
+class ClusterServer:
+    """`pellucid serve` over replicas; what it says is read as it comes."""
+
+    def __init__(self, model: Path, address: str, *more: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.url, self.said = f"http://127.0.0.1:{port}", list[str]()
+        command = [
+            sys.executable,
+            "-m",
+            "pellucid",
+            "serve",
+            str(model),
+            "--port",
+            str(port),
+            "--cluster",
+            address,
+        ]
+        self.process = subprocess.Popen(
+            [*command, "--replica-cpus", "1", *more], stderr=subprocess.PIPE, text=True
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.client = openai.OpenAI(base_url=self.url + "/v1", api_key="none", timeout=SECONDS, max_retries=0)
+        self.model = str(model)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line)
+
+    def pids(self) -> list[int]:
+        """The processes of its replicas, those that were started last."""
+        found = [re.match(r"(replica-\S+) is at .*process (\d+)", line) for line in self.said]
+        return list({one[1]: int(one[2]) for one in found if one}.values())
+
+    def up(self) -> int:
+        text = httpx.get(self.url + "/metrics", timeout=SECONDS).text
+        return sum(
+            line.endswith(" 1.0") for line in text.splitlines() if line.startswith("pellucid:replica_up")
+        )
+
+    def wait(self, count: int) -> None:
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            assert self.process.poll() is None, "".join(self.said)
+            try:
+                if self.up() >= count:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.1)
+        raise TimeoutError("".join(self.said))
+
+    def kill(self) -> int:
+        """End one of the replicas that run, without a word. Returns its process."""
+        alive = [pid for pid in self.pids() if _runs(pid)]
+        pid = random.choice(alive)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        self.client.close()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def server(nodes: Cluster, llama_file: Path) -> Iterator[ClusterServer]:
+    made = ClusterServer(llama_file, nodes.address, "--replicas", "2")
+    try:
+        made.wait(2)
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_stream_outlives_the_machine_that_makes_it(server: ClusterServer, alone: LLM) -> None:
+    wanted = alone.generate(
+        PROMPT, max_new_tokens=900, seed=4, ignore_eos=True, temperature=1.0, top_p=1.0, top_k=0, min_p=0
+    )
+    text, killed = "", False
+    stream = server.client.completions.create(
+        model=server.model,
+        prompt=PROMPT,
+        max_tokens=900,
+        seed=4,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    for event in stream:
+        text += event.choices[0].text
+        if len(text) > 40 and not killed:
+            for pid in server.pids():  # whichever it is
+                if _runs(pid):
+                    os.kill(pid, signal.SIGKILL)
+                    break
+            killed = True
+    assert killed
+    assert text == wanted.text
+    server.wait(2)  # Ray has started another
+
+
+def test_a_schema_holds_across_machines(server: ClusterServer, alone: LLM) -> None:
+    schema = {
+        "type": "object", "required": ["a"], "additionalProperties": False,
+        "properties": {"a": {"type": "array", "items": {"type": "integer"}, "minItems": 60, "maxItems": 60}},
+    }  # fmt: skip
+    wanted = alone.generate(
+        PROMPT, json_schema=schema, seed=5, max_new_tokens=1500, top_p=1.0, temperature=1.0, top_k=0, min_p=0
+    )
+    timer = threading.Timer(0.15, server.kill)
+    timer.start()
+    made = server.client.completions.create(
+        model=server.model, prompt=PROMPT, max_tokens=1500, seed=5, extra_body={"json_schema": schema}
+    )
+    timer.join()
+    assert made.choices[0].text == wanted.text
+    assert len(json.loads(made.choices[0].text)["a"]) == 60
+    server.wait(2)
+
+
+def test_clients_lose_nothing_while_machines_end(server: ClusterServer, alone: LLM) -> None:
+    """Streams and whole answers, with a replica that ends every few seconds."""
+    rng, count = random.Random(7), 40
+    bodies = [
+        {"prompt": PROMPT * rng.randint(1, 6) + str(n % 5), "max_tokens": rng.randint(50, 900), "seed": n}
+        for n in range(count)
+    ]
+    plain: dict[str, Any] = {"ignore_eos": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0}
+    wanted = [
+        alone.generate(b["prompt"], max_new_tokens=b["max_tokens"], seed=b["seed"], **plain).text
+        for b in bodies
+    ]
+    found: list[str | None] = [None] * count
+    ended = threading.Event()
+
+    def killer() -> None:
+        while not ended.wait(2.0):
+            if server.up() == 2:
+                server.kill()
+
+    def ask(number: int) -> None:
+        time.sleep(rng.random() * 8)
+        body = dict(model=server.model, extra_body={"ignore_eos": True}, **bodies[number])
+        if number % 2:
+            parts = server.client.completions.create(stream=True, **body)
+            found[number] = "".join(part.choices[0].text for part in parts)
+        else:
+            found[number] = server.client.completions.create(**body).choices[0].text
+
+    asking = [threading.Thread(target=ask, args=(number,)) for number in range(count)]
+    ending = threading.Thread(target=killer)
+    for one in (*asking, ending):
+        one.start()
+    for one in asking:
+        one.join()
+    ended.set()
+    ending.join()
+    assert found == wanted
+    server.wait(2)
+
+
+def test_replicas_are_replaced_while_they_are_asked(server: ClusterServer, alone: LLM) -> None:
+    if not hasattr(signal, "SIGHUP"):
+        pytest.skip("no SIGHUP")
+    wanted = alone.generate(
+        PROMPT, max_new_tokens=30, seed=1, ignore_eos=True, temperature=1.0, top_p=1.0, top_k=0, min_p=0
+    )
+    before = set(server.pids())
+    server.process.send_signal(signal.SIGHUP)
+    end = time.monotonic() + SECONDS
+    while any(_runs(pid) for pid in before):
+        assert time.monotonic() < end
+        made = server.client.completions.create(
+            model=server.model, prompt=PROMPT, max_tokens=30, seed=1, extra_body={"ignore_eos": True}
+        )
+        assert made.choices[0].text == wanted.text
+    server.wait(2)
+    assert not before & set(server.pids()[-2:])
+
+
+def test_what_cannot_be_served(nodes: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "no.gguf").write_bytes(b"no model")
+
+    def said(*more: str) -> str:
+        command = [sys.executable, "-m", "pellucid", "serve", str(tmp_path / "no.gguf"), "--port", "0", *more]
+        made = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        assert made.returncode == 2, made
+        assert "Traceback" not in made.stderr
+        return made.stderr
+
+    assert "no.gguf" in said("--cluster", nodes.address)
+    assert "no cluster of Ray" in said("--cluster", "127.0.0.1:1")
+    assert "--replicas 2 is for a cluster" in said("--replicas", "2")
+    assert "replicas=0" in said("--cluster", nodes.address, "--replicas", "0")
