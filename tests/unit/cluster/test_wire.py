@@ -1,0 +1,171 @@
+"""What goes over the wire, and who is refused: wrong secrets, other protocols, frames that are too large."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+import zmq.asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+from support.replicas import SECRET, ReplicaProcess
+
+from pellucid import errors
+from pellucid.cluster import wire
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.engine.text_group import MadeToken, PromptFacts
+from pellucid.errors import InvalidRequest, PellucidError
+from pellucid.llm import LLM
+from pellucid.sample.logprobs import TokenLogprobs
+
+
+def test_tokens_stay_what_they_are(alone: LLM) -> None:
+    made: list[MadeToken] = []
+    group = alone.request(
+        "the cat", max_new_tokens=5, seed=1, logprobs=3, watch=True, prompt_logprobs=2, top_k=9
+    )
+    group.start(lambda _, token: made.append(token))
+    group.wait()
+    for token in made:
+        (message,) = wire.unpack(wire.pack([["token", *wire.token_fields(token)]]))
+        back = wire.token_of(message[1:])
+        plain = [name for name in vars(token) if name != "logprobs"]
+        assert [getattr(back, name) for name in plain] == [getattr(token, name) for name in plain]
+        assert isinstance(back.logprobs, TokenLogprobs)
+        for name, value in vars(token.logprobs).items():
+            assert np.array_equal(getattr(back.logprobs, name), value)
+    (message,) = wire.unpack(wire.pack([["facts", *wire.facts_fields(group.facts)]]))
+    facts = wire.facts_of(message[1:])
+    assert (facts.cached, facts.queue) == (group.facts.cached, group.facts.queue)
+    assert facts.logprobs is not None
+    for name, value in vars(group.facts.logprobs).items():
+        assert np.array_equal(getattr(facts.logprobs, name), value)
+    assert wire.facts_of(wire.facts_fields(PromptFacts(3, 0.5))) == PromptFacts(3, 0.5)
+
+
+def test_beams_stay_what_they_are(alone: LLM) -> None:
+    found = alone.beam_search("the cat", num_beams=3, max_new_tokens=6)
+    (message,) = wire.unpack(wire.pack([["done", wire.beams_fields(found)]]))
+    assert wire.beams_of(message[1], found.chain).as_dict() == found.as_dict()
+
+
+@given(st.binary(max_size=200))
+def test_bytes_from_elsewhere_are_messages_or_refused(frame: bytes) -> None:
+    try:
+        found = wire.unpack(frame)
+    except wire.WireError:
+        return
+    assert all(isinstance(one[0], str) for one in found)
+
+
+def test_arrays_that_are_none_are_refused() -> None:
+    for fields in (
+        ["<f4", [3], b"1234"],
+        ["O", [1], b"12345678"],
+        ["x", [1], b""],
+        ["<f4", [-1, -1], b""],
+        [1, 2, 3],
+    ):
+        with pytest.raises(wire.WireError):
+            wire.array_of(fields)
+
+
+def test_errors_keep_their_class() -> None:
+    for name, kind in vars(errors).items():
+        if not (isinstance(kind, type) and issubclass(kind, PellucidError)) or name == "FileFormatError":
+            continue
+        back = wire.error_of(wire.error_fields(kind("what is wrong")))
+        assert (type(back), str(back)) == (kind, "what is wrong")
+    assert type(wire.error_of(["os.system", "rm"])) is errors.KernelError
+    assert "ZeroDivisionError" in str(wire.error_of(wire.error_fields(ZeroDivisionError("x"))))
+
+
+def test_a_secret_is_long_and_never_printed() -> None:
+    with pytest.raises(InvalidRequest, match="5 characters"):
+        ClusterSecret("short")
+    one, other = ClusterSecret(SECRET), ClusterSecret(SECRET + "!")
+    assert SECRET not in repr(one)
+    assert one.replica != other.replica
+    assert one.replica.secret != one.ingress.secret
+    assert ClusterSecret(SECRET).replica == one.replica
+    assert ClusterSecret.drawn().text != ClusterSecret.drawn().text
+
+
+def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:
+    """Each is refused with one line, and the replica goes on."""
+
+    async def asked(secret: str, seconds: float) -> bool:
+        fleet = Fleet(ClusterSecret(secret))
+        fleet.add(replica.address)
+        try:
+            await fleet.ready(seconds)
+            return True
+        except (asyncio.TimeoutError, TimeoutError):
+            return False
+        finally:
+            await fleet.close()
+
+    def plain(kind: int, **options: Any) -> None:
+        """A socket of ZeroMQ without keys."""
+        context = zmq.Context()
+        one = context.socket(kind)
+        one.linger = 0
+        one.connect(replica.address)
+        one.send(wire.pack([["hello", wire.VERSION, "x"]]))
+        time.sleep(0.3)
+        context.destroy(linger=0)
+
+    def foreign(text: bytes) -> None:
+        host, _, port = replica.address.removeprefix("tcp://").rpartition(":")
+        with socket.create_connection((host, int(port)), 5) as one:
+            one.sendall(text)
+            time.sleep(0.3)
+
+    def signed(*frames: bytes) -> None:
+        """Whoever has the secret and sends what is no message."""
+        context = zmq.Context()
+        one = context.socket(zmq.DEALER)
+        one.linger = 1000
+        keys, theirs = ClusterSecret(SECRET).ingress, ClusterSecret(SECRET).replica
+        one.curve_secretkey, one.curve_publickey, one.curve_serverkey = (
+            keys.secret,
+            keys.public,
+            theirs.public,
+        )
+        one.connect(replica.address)
+        for frame in frames:
+            one.send(frame)
+        time.sleep(0.5)
+        context.destroy(linger=1000)
+
+    with ReplicaProcess(llama_file, "one") as replica:
+        assert not asyncio.run(asked("another secret of somebody", 1.0))
+        plain(zmq.DEALER)
+        foreign(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        foreign(b"\xff" * 4000)
+        bad = [
+            b"no MessagePack \xc1",
+            msgpack.packb({"a": 1}),
+            msgpack.packb([["hello", 99, "s"]]),
+            msgpack.packb([["run", 1, "eval", {}]]),
+            msgpack.packb([["run", 2, "__class__", {}]]),
+            msgpack.packb([["nothing"]]),
+            msgpack.packb([["run", "x"]]),
+        ]
+        signed(*bad)
+        signed(b"0" * (wire.MOST_FRAME + 1))
+        assert asyncio.run(asked(SECRET, 10.0)), "the replica goes on"
+        said = replica.close().splitlines()
+    refused = [line for line in said if "a connection was refused" in line]
+    assert 1 <= len(refused) <= 40, said  # ZeroMQ tries again by itself
+    assert sum("a message was refused" in line for line in said) == len(bad)
+    assert all(len(line) < 400 for line in said)
+    assert not any("Traceback" in line for line in said)
