@@ -1,0 +1,271 @@
+"""What a cluster costs and brings.
+
+    python bench/cluster.py ingress [--streams 64] [--seconds 10]
+    python bench/cluster.py prefix [--sessions 50] [--replicas 4]
+
+``ingress`` measures one server process in front of engines that compute nothing: how many tokens a second it passes on
+to clients in streams, as fast as it can, and how much later than it was sent a token comes to a client when each stream
+has 20 tokens a second. ``prefix`` compares routing by prefixes with random routing, for sessions whose conversations
+grow, in simulated time: hit rate, and time to the first token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import random
+import statistics
+import time
+from collections import OrderedDict
+from typing import Any, ClassVar
+
+import uvicorn
+
+import pellucid.cluster.model
+from pellucid.cluster import wire
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.group import RemoteGroup
+from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.routing import ReplicaLoad, choose
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.engine.text_group import MadeToken
+from pellucid.loading import open_model
+from pellucid.runtime.prefix_cache import page_names
+from pellucid.serve.app import create_app
+from pellucid.serve.guard import AccessRules
+from pellucid.serve.pool import ModelPool
+
+SECRET = ClusterSecret("a secret of this measurement")
+MODEL, USUAL_RATE = "smollm2", 20.0
+
+
+def fake_replica(rate: float, address: Any) -> None:
+    """A replica without a model: requests get tokens at a rate (0: at once), whose text is the time they were sent."""
+
+    async def main() -> None:
+        import zmq
+        import zmq.asyncio
+        import zmq.auth
+        from zmq.auth.asyncio import AsyncioAuthenticator
+
+        context = zmq.asyncio.Context()
+        auth = AsyncioAuthenticator(context)
+        auth.start()
+        auth.configure_curve(domain="*", location=zmq.auth.CURVE_ALLOW_ANY)
+        one = context.socket(zmq.ROUTER)
+        keys = SECRET.replica
+        one.curve_server, one.curve_secretkey, one.curve_publickey = True, keys.secret, keys.public
+        one.sndhwm = 0
+        address.put(f"tcp://127.0.0.1:{one.bind_to_random_port('tcp://127.0.0.1')}")
+        running: dict[tuple[bytes, int], int] = {}
+
+        async def make() -> None:
+            """All running requests have a token in each step, as in an engine."""
+            while True:
+                await asyncio.sleep(1 / rate if rate else 0.002)
+                by: dict[bytes, list[list[Any]]] = {}
+                for (sender, part), at in list(running.items()):
+                    token = MadeToken(1, f"{time.perf_counter_ns()} ", 0.0)
+                    by.setdefault(sender, []).append(["token", part, 0, at, *wire.token_fields(token)])
+                    running[sender, part] = at + 1
+                for sender, messages in by.items():
+                    one.send_multipart([sender, wire.pack(messages)])
+
+        task = asyncio.ensure_future(make())
+        while not task.done():
+            sender, frame = await one.recv_multipart()
+            for kind, *fields in wire.unpack(frame):
+                if kind == "hello":
+                    one.send_multipart([sender, wire.pack([["welcome", "fake", 4096, []]])])
+                elif kind == "run":
+                    running[sender, fields[0]] = 0
+                elif kind == "cancel":
+                    running.pop((sender, fields[0]), None)
+
+    asyncio.run(main())
+
+
+class LocalGroup(RemoteGroup):
+    """The same tokens, made in the server's own process: what a server costs without a cluster."""
+
+    running: ClassVar[set[LocalGroup]] = set()
+
+    def start(self) -> None:
+        self.running.add(self)
+
+    def close(self) -> None:
+        self.running.discard(self)
+
+    @classmethod
+    async def make(cls, rate: float) -> None:
+        while True:
+            await asyncio.sleep(1 / rate)
+            for one in cls.running:
+                token = MadeToken(1, f"{time.perf_counter_ns()} ", 0.0)
+                one.builders[0].keep(token, 0.0)
+                one._queue.put_nowait((0, token))
+
+
+def ingress(addresses: list[str], rate: float, port: Any) -> None:
+    """The server in front; without addresses it makes the tokens itself."""
+    import socket
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    opened = open_model(MODEL)
+
+    async def started(name: str) -> Any:
+        fleet = Fleet(SECRET)
+        if not addresses:
+            pellucid.cluster.model.RemoteGroup = LocalGroup  # type: ignore[attr-defined]
+            tasks.append(asyncio.ensure_future(LocalGroup.make(rate)))
+            return RemoteModel(opened, fleet)
+        for address in addresses:
+            fleet.add(address)
+        await fleet.ready(30)
+        return RemoteModel(opened, fleet)
+
+    tasks = list[asyncio.Future[None]]()
+    models = ModelPool([MODEL], lambda name: started(name), 1 << 62)
+    config = uvicorn.Config(create_app(models, AccessRules()), log_level="warning")
+    port.put(listening.getsockname()[1])
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+async def read(port: int, late: list[float], counted: list[int], end: float) -> None:
+    """One client: reads a stream, and notes how old each token is."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = json.dumps(
+        {"model": MODEL, "prompt": "x", "max_tokens": 100_000, "stream": True, "ignore_eos": True}
+    )
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    writer.write((head + body).encode())
+    while time.perf_counter() < end:
+        line = await reader.readline()
+        if not line.startswith(b"data: {"):
+            continue
+        now = time.perf_counter_ns()
+        at = line.find(b'"text": "') + 9
+        late.append((now - int(line[at : line.find(b" ", at)])) / 1e6)
+        counted[0] += 1
+    writer.close()
+
+
+def measured(rate: float, streams: int, seconds: float, count: int = 2) -> tuple[float, float, float]:
+    """Tokens a second, and the median and the 95th percentile of milliseconds from a token's sending to its coming."""
+    context = multiprocessing.get_context("spawn")
+    queue: Any = context.Queue()
+    replicas = [context.Process(target=fake_replica, args=(rate, queue), daemon=True) for _ in range(count)]
+    for one in replicas:
+        one.start()
+    addresses = [queue.get() for _ in replicas]
+    server = context.Process(target=ingress, args=(addresses, rate, queue), daemon=True)
+    server.start()
+    port, late, counted = queue.get(), list[float](), [0]
+
+    async def clients() -> float:
+        end = time.perf_counter() + seconds + 3
+        reading = [asyncio.ensure_future(read(port, late, counted, end)) for _ in range(streams)]
+        await asyncio.sleep(3)  # until all run
+        late.clear()
+        before, start = counted[0], time.perf_counter()
+        await asyncio.sleep(seconds - 0.5)
+        found = (counted[0] - before) / (time.perf_counter() - start)
+        late[:] = list(late)
+        for one in reading:
+            one.cancel()
+        return found
+
+    rate_found = asyncio.run(clients())
+    for one in (server, *replicas):
+        one.kill()
+    ordered = sorted(late)
+    return rate_found, statistics.median(ordered), ordered[int(0.95 * len(ordered))]
+
+
+def measure_ingress(streams: int, seconds: float) -> None:
+    most, *_ = measured(0.0, streams, seconds)
+    print(f"{most:,.0f} tokens/s through one process, {streams} streams as fast as they go")
+    for some in (1, 16, streams):
+        found = {count: measured(USUAL_RATE, some, seconds, count)[1:] for count in (0, 2)}
+        (plain, _), (median, high) = found[0], found[2]
+        print(
+            f"{some} streams of {USUAL_RATE:g} tokens/s: {median:.2f} ms median, {high:.2f} ms p95 from an engine to a "
+            f"client; {plain:.2f} ms in a server's own process: {median - plain:.2f} ms more"
+        )
+
+
+class SimulatedReplica:
+    """A replica in simulated time: it reads prompts one after the other, and keeps pages, the latest of them."""
+
+    def __init__(self, name: str, pages: int, page_seconds: float) -> None:
+        self.load, self.free_at = ReplicaLoad(name), 0.0
+        self._kept, self._most, self._page_seconds = OrderedDict[int, None](), pages, page_seconds
+
+    def read(self, ids: list[int], now: float) -> tuple[float, int]:
+        """When the first token of a prompt comes, and how many of its pages were there."""
+        names = list(page_names(ids))
+        known = next((n for n, name in enumerate(names) if name not in self._kept), len(names))
+        self.free_at = max(self.free_at, now) + self._page_seconds * (len(names) - known + 1)
+        for name in names:
+            self._kept[name] = None
+            self._kept.move_to_end(name)
+        lost = []
+        while len(self._kept) > self._most:
+            lost.append(self._kept.popitem(last=False)[0])
+        self.load.pages.update(names)
+        self.load.lost(lost)
+        return self.free_at, known
+
+
+def measure_prefix(sessions: int, replicas: int, turns: int = 8, page_seconds: float = 0.03) -> None:
+    """Sessions of ``turns`` turns, of 150 to 500 tokens each, after one of five system prompts of 400 tokens."""
+    for title, by_prefix in (("by prefix", True), ("at random", False)):
+        rng = random.Random(1)
+        systems = [[rng.randrange(49_000) for _ in range(400)] for _ in range(5)]
+        texts = [list(rng.choice(systems)) for _ in range(sessions)]
+        many = [SimulatedReplica(f"replica {n}", 1500, page_seconds) for n in range(replicas)]
+        events = sorted(
+            (rng.random() * 60 + turn * 60, session) for session in range(sessions) for turn in range(turns)
+        )
+        hits = pages = 0
+        first, ends = list[float](), list[tuple[float, SimulatedReplica]]()
+        for now, session in events:
+            texts[session] += [rng.randrange(49_000) for _ in range(rng.randint(150, 500))]
+            for end, one in [ended for ended in ends if ended[0] <= now]:
+                one.load.running -= 1
+                ends.remove((end, one))
+            loads = {one.load: one for one in many}
+            chosen = loads[choose(texts[session], list(loads)).replica] if by_prefix else rng.choice(many)
+            chosen.load.running += 1
+            came, known = chosen.read(texts[session], now)
+            ends.append((came + 2.0, chosen))
+            hits, pages = hits + known, pages + len(texts[session]) // 64
+            first.append(came - now)
+        first.sort()
+        print(
+            f"{title}: {100 * hits / pages:.0f} % of the pages of prompts were there; time to the first token "
+            f"{statistics.median(first):.2f} s median, {first[int(0.95 * len(first))]:.2f} s p95"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("what", choices=("ingress", "prefix"))
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--sessions", type=int, default=50)
+    parser.add_argument("--replicas", type=int, default=4)
+    given = parser.parse_args()
+    if given.what == "ingress":
+        measure_ingress(given.streams, given.seconds)
+    else:
+        measure_prefix(given.sessions, given.replicas)
+
+
+if __name__ == "__main__":
+    main()
