@@ -33,6 +33,9 @@ class RemoteTask(ABC):
     def __init__(self, prompt: Sequence[int]) -> None:
         self.prompt = prompt
         self.losses = 0
+        self.name, self.joins = "", False
+        """By what name replicas know it, and whether one may have it already."""
+        self.elsewhere: list[ReplicaLink] = []
 
     @abstractmethod
     def body(self) -> dict[str, Any]:
@@ -83,11 +86,11 @@ class Fleet:
         """Requests that wait for a replica."""
         return len(self._waiting)
 
-    def add(self, address: str) -> None:
-        """A replica more, or one at another address."""
+    def add(self, address: str, secret: ClusterSecret | None = None) -> None:
+        """A replica more, or one at another address; it may have a secret of its own."""
         if address not in self._links and not self._context.closed:
             self._links[address] = ReplicaLink(
-                self._context, self._secret, self.session, address, self._hear, self._changed
+                self._context, secret or self._secret, self.session, address, self._hear, self._changed
             )
 
     async def remove(self, address: str) -> None:
@@ -111,7 +114,23 @@ class Fleet:
             raise QueueFull(
                 f"{len(self._running) + len(self._waiting):,} requests are here, as many as may: ask again later"
             )
-        self._send(task)
+        links = [link for link in self._links.values() if link.up]
+        if task.joins and links:
+            self._join(task, links)
+        else:
+            self._send(task)
+
+    def _join(self, task: RemoteTask, links: list[ReplicaLink]) -> None:
+        """Ask a replica, and then the others, whether it has a task already; if none has, it is sent to one."""
+        link = links.pop()
+        task.elsewhere = links
+        self._put(task, link)
+        link.send("join", self._count, task.name)
+
+    def _put(self, task: RemoteTask, link: ReplicaLink) -> None:
+        self._count += 1
+        link.load.running += 1
+        self._running[self._count], self._parts[task] = (link, task), self._count
 
     def cancel(self, task: RemoteTask) -> None:
         """End a task, wherever it is."""
@@ -149,10 +168,8 @@ class Fleet:
             self.prefix_queries + len(names),
         )
         link.load.expect(names)
-        link.load.running += 1
-        self._count += 1
-        self._running[self._count], self._parts[task] = (link, task), self._count
-        link.send("run", self._count, task.what, task.body())
+        self._put(task, link)
+        link.send("run", self._count, task.what, task.name, task.body())
 
     def _late(self, task: RemoteTask) -> None:
         del self._waiting[task]
@@ -165,7 +182,14 @@ class Fleet:
         if own is None or own[0] is not link:
             return
         task = own[1]
-        if kind == "moved":  # the replica drains
+        if kind == "unknown":  # it does not have what was asked for by name
+            self._end(part)
+            links = [one for one in task.elsewhere if one.up]
+            if links:
+                self._join(task, links)
+            else:
+                self._send(task)
+        elif kind == "moved":  # the replica drains
             link.draining = True
             self._again(part)
         elif kind == "error":

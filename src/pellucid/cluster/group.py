@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from hashlib import blake2b
 from typing import Any
 
 from pellucid.cluster import wire
@@ -14,7 +16,7 @@ from pellucid.engine.run import Admission
 from pellucid.engine.text_group import MadeToken, OutputBuilder, PromptFacts, TextGroup
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.sample.chain import Chain
-from pellucid.sample.options import Options
+from pellucid.sample.options import SEEDS, Options
 
 
 class RemoteGroup(TextGroup):
@@ -23,6 +25,8 @@ class RemoteGroup(TextGroup):
     The tokens so far, with what the chain goes on from, are all that a replica needs to go on: the same request makes
     the same tokens everywhere.
     """
+
+    resumable = True
 
     def __init__(
         self,
@@ -58,6 +62,16 @@ class RemoteGroup(TextGroup):
     def speculation(self) -> list[tuple[int, int]]:
         """Of each sequence, how many tokens were proposed, and how many of them were kept."""
         return [(proposed, accepted) for proposed, accepted in self._speculation]
+
+    def named(self, name: str, joins: bool) -> None:
+        """Give it a name; if it ``joins``, what a replica has made under this name comes first."""
+        self._task.name, self._task.joins = name, joins
+        if self.options.seed is None and not self.builders[0].chain.greedy:
+            seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") % SEEDS
+            self._asked["seed"] = seed
+            chains = replace(self.builders[0].chain, seed=seed).with_seeds(len(self.builders))
+            for builder, chain in zip(self.builders, chains):
+                builder.chain = chain
 
     def start(self) -> None:
         """Start it, in the fleet's event loop."""

@@ -7,9 +7,10 @@ import secrets
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,11 +28,30 @@ from pellucid.llm import LLM
 from pellucid.sample.options import Options
 
 TELLS = 0.1  # seconds between two reports of what it has and does
-FORGETS = 60.0  # seconds after which what nobody asks about any more is ended
+FORGETS = (
+    60.0  # seconds after which what nobody asks about any more is ended, and what has ended is forgotten
+)
+MOST_KNOWN = 512  # parts that are known by name
 HEARTBEAT, DEAD = 1000, 3000  # milliseconds
 DOMAIN = b"pellucid"
 RUNS = ("generate", "embed", "beams")
 """What an ingress may ask for."""
+
+
+@dataclass(eq=False)
+class _Part:
+    """What an ingress asked for: whom it is sent to, what was sent, by what ``name`` another may ask for it."""
+
+    sender: bytes
+    number: int
+    name: str
+    messages: list[list[Any]] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
+    ended: float | None = None
+
+    def cancel(self) -> None:
+        if self.task:
+            self.task.cancel()
 
 
 class Replica:
@@ -39,13 +59,16 @@ class Replica:
 
     def __init__(self, llm: LLM, secret: ClusterSecret, name: str) -> None:
         self.llm, self.secret, self.name = llm, secret, name
-        self._running: dict[tuple[bytes, int], asyncio.Task[None]] = {}
+        self._parts: dict[tuple[bytes, int], _Part] = {}
+        self._known: OrderedDict[str, _Part] = OrderedDict()
         self._outbox: list[tuple[bytes, list[Any]]] = []
         self._outbox_lock = threading.Lock()
         self._pages: list[tuple[int, bool]] = []
         self._heard: dict[bytes, float] = {}
         self._sessions: dict[bytes, str] = {}
         self._closing = asyncio.Event()
+        self.last_heard = time.monotonic()
+        """When an ingress has last been heard."""
         self._drains = False
 
     async def listen(self, host: str = "127.0.0.1", port: int = 0) -> str:
@@ -81,9 +104,12 @@ class Replica:
             for one in done:
                 one.result()
         finally:
-            for one in (closing, *tasks, *self._running.values()):
+            for one in (closing, *tasks):
                 one.cancel()
-            await asyncio.gather(closing, *tasks, *self._running.values(), return_exceptions=True)
+            for part in self._parts.values():
+                part.cancel()
+            running = [one.task for one in self._parts.values() if one.task]
+            await asyncio.gather(closing, *tasks, *running, return_exceptions=True)
             self.llm.runner.watch_prefixes(None)
             self._socket.disable_monitor()
             self._auth.stop()
@@ -96,7 +122,7 @@ class Replica:
     def drain(self) -> None:
         """Take no new requests, and hand over those that run: ingresses send them elsewhere."""
         self._drains = True
-        for one in list(self._running.values()):
+        for one in list(self._parts.values()):
             one.cancel()
 
     async def _receive(self) -> None:
@@ -124,7 +150,7 @@ class Replica:
 
     def _act(self, sender: bytes, message: Sequence[Any]) -> None:
         kind, *fields = message
-        self._heard[sender] = time.monotonic()
+        self._heard[sender] = self.last_heard = time.monotonic()
         if kind == "hello":
             version, session = fields
             if version != wire.VERSION:
@@ -140,45 +166,87 @@ class Replica:
         elif kind == "drain":
             self.drain()
         elif kind == "cancel":
-            if task := self._running.get((sender, fields[0])):
-                task.cancel()
+            if part := self._parts.get((sender, fields[0])):
+                part.cancel()
+                self._known.pop(part.name, None)
         elif kind == "run":
-            part, what, body = fields
-            key = sender, int(part)
-            if key in self._running:
-                raise wire.WireError(f"part {part} runs already")
+            number, what, name, body = fields
+            if (sender, int(number)) in self._parts:
+                raise wire.WireError(f"part {number} runs already")
             run = getattr(self, f"_run_{what}", None) if what in RUNS else None
-            if run is None or not isinstance(body, dict):
+            if run is None or not isinstance(body, dict) or not isinstance(name, str):
                 raise wire.WireError(f"it asks for {what!r}")
-            task = self._running[key] = asyncio.ensure_future(self._guarded(key, run(key, body)))
-            task.add_done_callback(lambda _: self._running.pop(key, None))
+            made = _Part(sender, int(number), name)
+            self._remember(made)
+            made.task = asyncio.ensure_future(self._guarded(made, run(made, body)))
+        elif kind == "join":
+            number, name = fields
+            self._join(sender, int(number), name)
         else:
             raise wire.WireError(f"a message of kind {kind!r}")
 
-    async def _guarded(self, key: tuple[bytes, int], work: Any) -> None:
-        """Run one part; its end is told whatever it is."""
-        sender, part = key
-        if self._drains:
-            work.close()
-            self._send(sender, ["moved", part])
+    def _remember(self, part: _Part) -> None:
+        """A part begins: it is known by its number, and by its name for some time."""
+        self._parts[part.sender, part.number] = part
+        if part.name:
+            self._known[part.name] = part
+        while len(self._known) > MOST_KNOWN:
+            self._known.popitem(last=False)
+
+    def _join(self, sender: bytes, number: int, name: str) -> None:
+        """Another ingress, or the same after it was started again, asks for a part by its name: it gets all of it."""
+        part = self._known.get(name)
+        if part is None:
+            self._send(sender, ["unknown", number])
             return
+        with self._outbox_lock:  # what is made meanwhile comes after it
+            self._parts.pop((part.sender, part.number), None)
+            part.sender, part.number = sender, number
+            if part.ended is None:
+                self._parts[sender, number] = part
+            self._outbox += [(sender, [kind, number, *fields]) for kind, _, *fields in part.messages]
+        self._wake()
+
+    async def _guarded(self, part: _Part, work: Any) -> None:
+        """Run one part; its end is told whatever it is."""
         try:
+            if self._drains:
+                work.close()
+                self._tell(part, "moved")
+                return
             await work
         except asyncio.CancelledError:
+            self._known.pop(part.name, None)
             if self._drains:
-                self._send(sender, ["moved", part])
+                self._tell(part, "moved")
             raise
         except BaseException as error:
             if not isinstance(error, PellucidError):
-                _log(f"replica {self.name}: part {part}: {type(error).__name__}: {error}")
-            self._send(sender, ["error", part, *wire.error_fields(error)])
+                _log(f"replica {self.name}: part {part.number}: {type(error).__name__}: {error}")
+            self._tell(part, "error", *wire.error_fields(error))
+        finally:
+            part.ended = time.monotonic()
+            self._parts.pop((part.sender, part.number), None)
 
-    async def _run_generate(self, key: tuple[bytes, int], body: Mapping[str, Any]) -> None:
+    def _tell(self, part: _Part, kind: str, *fields: Any) -> None:
+        """Send a message about a part, from any thread, and keep it for those who may ask for it by name."""
+        with self._outbox_lock:
+            message = [kind, part.number, *fields]
+            if part.name:
+                part.messages.append(message)
+            self._outbox.append((part.sender, message))
+            first = len(self._outbox) == 1
+        if first:
+            self._wake()
+
+    async def _run_generate(self, part: _Part, body: Mapping[str, Any]) -> None:
         """Texts after a prompt: of the chains ``numbers``, each after the tokens that it has ``begun``."""
         groups = await asyncio.to_thread(self._groups, body)
+        if any(begun for _, begun, _ in groups):  # who asks by name would not get the tokens before
+            self._known.pop(part.name, None)
         try:
             for numbers, begun, group in groups:
-                group.start(partial(self._made, key, numbers, begun, group))
+                group.start(partial(self._made, part, numbers, begun, group))
             for _, _, group in groups:
                 await group.finished()
         finally:
@@ -189,7 +257,7 @@ class Replica:
             for numbers, _, group in groups
             for number, pair in zip(numbers, group.speculation)
         }
-        self._send(key[0], ["end", key[1], counts])
+        self._tell(part, "end", counts)
 
     def _groups(self, body: Mapping[str, Any]) -> list[tuple[list[int], int, RequestGroup]]:
         """The requests of a body: one for all chains that begin, one for each that goes on."""
@@ -218,7 +286,7 @@ class Replica:
 
     def _made(
         self,
-        key: tuple[bytes, int],
+        part: _Part,
         numbers: Sequence[int],
         begun: int,
         group: RequestGroup,
@@ -226,19 +294,18 @@ class Replica:
         token: MadeToken,
     ) -> None:
         """A token was made: called in the engine's thread."""
-        sender, part = key
         index = begun + len(group.builders[at].ids) - 1
         if index == begun and at == 0:
-            self._send(sender, ["facts", part, *wire.facts_fields(group.facts)])
-        self._send(sender, ["token", part, numbers[at], index, *wire.token_fields(token)])
+            self._tell(part, "facts", *wire.facts_fields(group.facts))
+        self._tell(part, "token", numbers[at], index, *wire.token_fields(token))
 
-    async def _run_embed(self, key: tuple[bytes, int], body: Mapping[str, Any]) -> None:
+    async def _run_embed(self, part: _Part, body: Mapping[str, Any]) -> None:
         vectors = await asyncio.to_thread(self.llm.embed_tokens, body["encoded"])
-        self._send(key[0], ["done", key[1], wire.array_fields(vectors)])
+        self._tell(part, "done", wire.array_fields(vectors))
 
-    async def _run_beams(self, key: tuple[bytes, int], body: Mapping[str, Any]) -> None:
+    async def _run_beams(self, part: _Part, body: Mapping[str, Any]) -> None:
         found = await asyncio.to_thread(partial(self.llm.beam_search, body["prompt"], **body["options"]))
-        self._send(key[0], ["done", key[1], wire.beams_fields(found)])
+        self._tell(part, "done", wire.beams_fields(found))
 
     def _send(self, to: bytes, message: list[Any]) -> None:
         """Send a message with those of the same step, from any thread."""
@@ -246,8 +313,11 @@ class Replica:
             self._outbox.append((to, message))
             first = len(self._outbox) == 1
         if first:
-            with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._flush)
+            self._wake()
+
+    def _wake(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._flush)
 
     def _flush(self) -> None:
         with self._outbox_lock:
@@ -263,9 +333,9 @@ class Replica:
         """End what an ingress has asked for."""
         self._heard.pop(sender, None)
         self._sessions.pop(sender, None)
-        for (whose, _), task in list(self._running.items()):
+        for (whose, _), part in list(self._parts.items()):
             if whose == sender:
-                task.cancel()
+                part.cancel()
 
     def _page(self, name: int, comes: bool) -> None:
         self._pages.append((name, comes))
@@ -285,6 +355,10 @@ class Replica:
             came = [name for name, comes in final.items() if comes]
             went = [name for name, comes in final.items() if not comes]
             late = time.monotonic() - FORGETS
+            for known in [
+                one for one, part in self._known.items() if part.ended is not None and part.ended < late
+            ]:
+                del self._known[known]
             for sender, heard in list(self._heard.items()):
                 if heard < late:
                     self._forget(sender)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import math
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.replica import Replica
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import InvalidRequest, PellucidError
 
@@ -25,6 +29,8 @@ BUSY, IDLE = 0.75, 0.25
 """Requests for each sequence that the replicas can run: above BUSY one more is started, below IDLE one ends."""
 QUIET = 60.0  # seconds that a replica must have been too many
 DRAINS = 30.0  # seconds that requests have to end before they are handed over
+MOST_FAILURES = 5  # times that a replica cannot be started before another takes its place
+ORPHANED = 600.0  # seconds after which a replica ends that no ingress asks any more
 REACHES = 5.0  # seconds to reach a cluster's address
 TURN = 0.05  # seconds between two looks at what is waited for
 RESTARTS = 1.0  # seconds until a replica that could not be reached is asked again
@@ -51,41 +57,44 @@ class ReplicaSettings:
 
 
 class ReplicaActor:
-    """A replica in a process of Ray. After it was ended it is made again, and loads its model again."""
+    """A replica in a process of Ray. After it was ended it is made again, and loads its model again.
+
+    It outlives the ingress that has made it, which may be started again; without any it ends after some time.
+    """
 
     def __init__(self, settings: ReplicaSettings, secret: str, name: str) -> None:
         self._settings, self._secret, self._name = settings, ClusterSecret(secret), name
+        self._replica: Replica | None = None
         self._serving: asyncio.Task[None] | None = None
         self._address = ""
         self._lock = asyncio.Lock()
 
-    async def listen(self) -> str:
-        """Load the model and listen, once. Returns the address."""
-        from pellucid.cluster.replica import Replica
+    async def listen(self) -> tuple[str, str, str]:
+        """Load the model and listen, once. Returns the address, the secret, and where it runs."""
         from pellucid.loading import load
 
         async with self._lock:
-            if self._serving is None:
+            if self._replica is None:
                 given = {"threads": self._settings.cpus, **self._settings.load}
                 llm = await asyncio.to_thread(lambda: load(self._settings.source, **given))
                 self._replica = Replica(llm, self._secret, self._name)
                 here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
                 self._address = await self._replica.listen(here)
-                self._serving = asyncio.ensure_future(self._replica.serve())
-        return self._address
+                self._serving = asyncio.ensure_future(self._serve(self._replica))
+        return self._address, self._secret.text, f"{socket.gethostname()}, process {os.getpid()}"
+
+    async def _serve(self, replica: Replica) -> None:
+        serving = asyncio.ensure_future(replica.serve())
+        while not serving.done() and time.monotonic() - replica.last_heard < ORPHANED:
+            await asyncio.wait([serving], timeout=ORPHANED / 10)
+        replica.close()
+        await serving
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
     async def served(self) -> None:
         """Wait until it ends."""
         assert self._serving is not None
         await asyncio.shield(self._serving)
-
-    async def facts(self) -> dict[str, Any]:
-        """Where it runs: machine and process."""
-        return {"machine": socket.gethostname(), "address": self._address, "pid": os.getpid()}
-
-    async def drain(self) -> None:
-        """Hand over what runs, and take nothing more."""
-        self._replica.drain()
 
 
 class Supervisor:
@@ -94,15 +103,21 @@ class Supervisor:
     def __init__(self, fleet: Fleet, settings: ReplicaSettings, secret: ClusterSecret) -> None:
         self.fleet, self.settings, self._secret = fleet, settings, secret
         self._kept: dict[str, _Kept] = {}
-        self._count = 0
+        # An ingress that is started again finds the replicas that it had.
+        self._prefix = f"replica-{hashlib.blake2b(repr(settings).encode(), digest_size=6).hexdigest()}-"
+        self._names = set[str]()
+        """All that there have been: a name is free again only some time after its actor has ended."""
         self._quiet = 0.0
         self._scaling: asyncio.Task[None] | None = None
         self.failure: PellucidError | None = None
         """Why no replica can be started."""
 
     def start(self) -> None:
-        """Start as many replicas as there are at least."""
-        for _ in range(self.settings.least):
+        """Start as many replicas as there are at least; those of an ingress that has ended are found again."""
+        known = [one for one in ray.util.list_named_actors() if one.startswith(self._prefix)]
+        for name in sorted(known)[: self.settings.most]:
+            self._add(name)
+        for _ in range(self.settings.least - len(self._kept)):
             self._add()
         if self.settings.most > self.settings.least:
             self._scaling = asyncio.ensure_future(self._scale())
@@ -117,14 +132,6 @@ class Supervisor:
                     raise self.failure
         finally:
             up.cancel()
-
-    async def where(self) -> list[dict[str, Any]]:
-        """Where the replicas run that can be asked."""
-        found = []
-        for name, one in list(self._kept.items()):
-            with contextlib.suppress(RayError, asyncio.TimeoutError):
-                found.append({"name": name, **await asyncio.wait_for(_answer(one.actor.facts.remote()), 5)})
-        return found
 
     async def replace(self) -> None:
         """Replace all replicas by new ones, one after the other; requests go on elsewhere and lose nothing.
@@ -149,14 +156,18 @@ class Supervisor:
             self._scaling.cancel()
         await asyncio.gather(*(self._remove(name, 0.0) for name in list(self._kept)))
 
-    def _add(self) -> None:
-        self._count += 1
-        name = f"replica-{self.fleet.session}-{self._count}"
+    def _add(self, name: str | None = None) -> None:
+        """One replica more: a new one, or the one of a name."""
+        if name is None:
+            name = next(one for n in count(1) if (one := f"{self._prefix}{n}") not in self._names)
+        self._names.add(name)
         actor = (
             ray.remote(ReplicaActor)
             .options(
                 name=name,
                 namespace=NAMESPACE,
+                get_if_exists=True,
+                lifetime="detached",
                 num_cpus=self.settings.cpus,
                 max_restarts=-1,
                 max_task_retries=0,
@@ -170,18 +181,23 @@ class Supervisor:
 
     async def _keep(self, one: _Kept) -> None:
         """Know where a replica is, also after it was started again."""
+        failures = 0
         while True:
             try:
-                one.address = await _answer(one.actor.listen.remote())
-                self.fleet.add(one.address)
-                facts = await _answer(one.actor.facts.remote())
-                where = f"{one.address} on {facts['machine']}, process {facts['pid']}"
-                print(f"{one.name} is at {where}", file=sys.stderr, flush=True)
+                one.address, secret, where = await _answer(one.actor.listen.remote())
+                self.fleet.add(one.address, ClusterSecret(secret))
+                print(f"{one.name} is at {one.address} on {where}", file=sys.stderr, flush=True)
                 await _answer(one.actor.served.remote())
+                failures = 0
             except RayError as error:
+                failures += 1
                 cause = getattr(error, "cause", None)
                 if isinstance(cause, PellucidError):  # what a new start would not change
                     self.failure = cause
+                    return
+                if failures >= MOST_FAILURES and one.name in self._kept:  # Ray does not start it again
+                    del self._kept[one.name]
+                    self._add()
                     return
             finally:
                 if one.address:
@@ -210,11 +226,11 @@ class Supervisor:
             await asyncio.sleep(SCALES)
             slots = sum(link.slots for link in self.fleet.links if link.up)
             busy = (self.fleet.running + self.fleet.waiting) / max(slots, 1)
-            count = len(self._kept)
+            now = len(self._kept)
             self._quiet = self._quiet + SCALES if busy < IDLE else 0.0
-            if busy > BUSY and count < self.settings.most and all(one.address for one in self._kept.values()):
+            if busy > BUSY and now < self.settings.most and all(one.address for one in self._kept.values()):
                 self._add()
-            elif self._quiet >= QUIET and count > self.settings.least:
+            elif self._quiet >= QUIET and now > self.settings.least:
                 self._quiet = 0.0
                 await self._remove(list(self._kept)[-1], DRAINS)
 

@@ -149,6 +149,15 @@ class TextGroup(ABC):
     options: Options
     builders: list[OutputBuilder]
 
+    resumable = False
+    """Whether another server can take it over: ``named`` says by what name."""
+
+    def named(self, name: str, joins: bool) -> None:  # noqa: B027 - most have no use for a name
+        """Give it a name, by which it is known wherever it runs. If it ``joins``, it may run already.
+
+        What was not asked to be drawn with a seed is drawn with one that the name makes.
+        """
+
     @property
     @abstractmethod
     def prompt(self) -> list[int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -25,7 +26,7 @@ from pellucid.errors import (
     TemplateError,
 )
 from pellucid.errors.messages import reason
-from pellucid.serve.live import LiveRequests, Viewer, number_of
+from pellucid.serve.live import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.schema import Schema
@@ -118,9 +119,15 @@ class ClientCall:
     live: LiveRequests
     viewer: Viewer
     number: str = ""
+    events: int = 0
+    """How many events of a stream the client has had before it lost its connection (``Last-Event-ID``)."""
+    digest: str = ""
+    """Of its key, its number, its path and its body: nobody else's request has it."""
 
     def __post_init__(self) -> None:
         self.number = number_of(self.request)
+        if found := EVENT.fullmatch(self.request.headers.get("last-event-id", "")):
+            self.number, self.events = found[1], int(found[2])
 
     async def json(self) -> Any:
         """The body.
@@ -134,8 +141,11 @@ class ClientCall:
             if size > MOST_BODY:
                 raise InvalidRequest(f"the body is longer than {MOST_BODY >> 20} MiB: send less")
             parts.append(part)
+        body = b"".join(parts)
+        whole = (self.viewer.key.encode(), self.number.encode(), self.request.url.path.encode(), body)
+        self.digest = hashlib.blake2b(b"\0".join(whole), digest_size=16).hexdigest()
         try:
-            return json.loads(b"".join(parts), parse_constant=_no_constant)
+            return json.loads(body, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"the body is no JSON: {reason(error)}") from error
 
@@ -184,6 +194,9 @@ def array_body(values: NDArray[Any]) -> dict[str, Any]:
     }
 
 
+SSE = "text/event-stream"
+
+
 @dataclass(frozen=True)
 class StreamForm:
     """How events are written: each by ``encode``, and ``end`` after the last."""
@@ -202,12 +215,24 @@ def _named(event: Mapping[str, Any]) -> bytes:
     return f"event: {event['type']}\n".encode() + _data(event)
 
 
-DATA = StreamForm("text/event-stream", _data, b"data: [DONE]\n\n")
+DATA = StreamForm(SSE, _data, b"data: [DONE]\n\n")
 """Server-sent events as in OpenAI's older APIs."""
-NAMED = StreamForm("text/event-stream", _named)
+NAMED = StreamForm(SSE, _named)
 """Server-sent events that have their ``type`` as a name."""
 LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encode() + b"\n")
 """A line of JSON for each event."""
+
+
+def numbered(form: StreamForm, call: ClientCall) -> StreamForm:
+    """Server-sent events with ids, by which a client that has lost its connection gets the rest."""
+    count = call.events
+
+    def encode(event: dict[str, Any]) -> bytes:
+        nonlocal count
+        count += 1
+        return f"id: {call.number}:{count}\n".encode() + form.encode(event)
+
+    return replace(form, encode=encode)
 
 
 async def event_stream(

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.engine.text_group import TextGroup
-from pellucid.serve.api import ClientCall, Events, StreamForm, answer, event_stream
+from pellucid.serve.api import SSE, ClientCall, Events, StreamForm, answer, event_stream, numbered
 from pellucid.serve.live import HEADER, LiveRequest
 from pellucid.serve.model import ServedModel
 
@@ -55,6 +55,8 @@ async def generated(
     async with AsyncExitStack() as stack:
         llm = await stack.enter_async_context(call.models.use(name))
         asked = await run_in_threadpool(read, llm)
+        for at, group in enumerate(asked.groups):
+            group.named(f"{call.digest}:{at}", call.events > 0)
         route = call.request.url.path
         live = LiveRequest(call.number, call.viewer.key, route, name, llm, asked.groups)
         stack.enter_context(call.live.running(live))
@@ -67,12 +69,20 @@ async def generated(
                 call.metrics.observe(name, asked.groups)
             return answer(await run_in_threadpool(asked.answer, name, call.number), headers=headers)
         kept = stack.pop_all()
+        if stream.media_type == SSE and all(group.resumable for group in asked.groups):
+            stream = numbered(stream, call)
+        else:
+            call.events = 0
 
         async def events() -> AsyncGenerator[dict[str, Any], None]:
             async with kept:
+                left = call.events
                 try:
                     async for event in asked.stream(name, call.number):
-                        yield event
+                        if left > 0:  # the client has it
+                            left -= 1
+                        else:
+                            yield event
                 finally:
                     call.metrics.observe(name, asked.groups)
 

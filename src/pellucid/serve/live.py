@@ -22,6 +22,8 @@ from pellucid.trace.stream import TraceStream
 T = TypeVar("T")
 HEADER = "X-Request-Id"
 NUMBER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+EVENT = re.compile(rf"({NUMBER.pattern}):(\d{{1,9}})")
+"""The id of an event: the number of a request, and the event's own."""
 
 
 @dataclass(eq=False)

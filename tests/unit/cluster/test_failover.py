@@ -338,3 +338,63 @@ def test_a_request_waits_for_a_replica(llama_file: Path, alone: LLM) -> None:
             same(group.results()[0], wanted)
 
     run(work())
+
+
+@pytest.mark.parametrize("had", [0, 25])
+def test_an_ingress_that_is_started_again_gets_what_runs(llama_file: Path, alone: LLM, had: int) -> None:
+    wanted = alone.generate(PROMPT, max_new_tokens=600, seed=1, ignore_eos=True, logprobs=2)
+    options = {"max_new_tokens": 600, "seed": 1, "ignore_eos": True, "logprobs": 2}
+
+    async def work() -> None:
+        async with replicas(llama_file) as (made, model):
+            first = model.request(PROMPT, **options)
+            first.named("the name of a request", False)
+            stream = first.stream()
+            for _ in range(had):
+                await anext(stream)
+            if not had:
+                await asyncio.sleep(0.01)
+            for link in made.fleet.links:
+                link.up = False  # the ingress is gone without a word, and does nothing more
+            made.fleet._context.destroy(linger=0)
+            again = Fleet(ClusterSecret(SECRET))
+            for address in made.processes:
+                again.add(address)
+            try:
+                await again.ready(SECONDS)
+                while sum(link.up for link in again.links) < 2:
+                    await asyncio.sleep(0.01)
+                group = RemoteModel(model._opened, again).request(PROMPT, **options)
+                group.named("the name of a request", True)
+                await finished(group, lambda count: None)
+                same(group.results()[0], wanted)
+                await asyncio.sleep(0.3)
+                steps = sum(link.state.steps for link in again.links if link.state)
+                assert steps < 800, "it was not made twice"
+                other = RemoteModel(model._opened, again).request(PROMPT, **options)
+                other.named("a name that nobody knows", True)
+                await finished(other, lambda count: None)
+                same(other.results()[0], wanted)
+            finally:
+                await again.close()
+
+    run(work())
+
+
+def test_a_name_makes_the_seed(llama_file: Path) -> None:
+    async def work() -> None:
+        async with replicas(llama_file, 1) as (_, model):
+            made = []
+            for name in ("a", "a", "b"):
+                group = model.request(PROMPT, max_new_tokens=20, temperature=1.5, min_p=0)
+                group.named(name, False)
+                await finished(group, lambda count: None)
+                made.append(group.results()[0])
+            assert made[0].ids == made[1].ids != made[2].ids
+            assert made[0].seed == made[1].seed != made[2].seed
+            greedy = model.request(PROMPT, max_new_tokens=5, temperature=0)
+            greedy.named("a", False)
+            await finished(greedy, lambda count: None)
+            assert greedy.results()[0].seed is None
+
+    run(work())

@@ -213,6 +213,55 @@ def test_clients_lose_nothing_while_machines_end(server: ClusterServer, alone: L
     server.wait(2)
 
 
+def test_a_server_that_is_started_again_gives_the_rest(
+    nodes: Cluster, server: ClusterServer, alone: LLM
+) -> None:
+    """A client that has lost its connection asks again with the id of the last event that it has had."""
+    wanted = alone.generate(
+        PROMPT, max_new_tokens=1500, seed=9, ignore_eos=True, temperature=1.0, top_p=1.0, top_k=0, min_p=0
+    )
+    body = {
+        "model": server.model,
+        "prompt": PROMPT,
+        "max_tokens": 1500,
+        "seed": 9,
+        "stream": True,
+        "ignore_eos": True,
+    }
+    text, last = "", ""
+
+    def read(url: str, headers: dict[str, str], most: int) -> None:
+        nonlocal text, last
+        with httpx.stream(
+            "POST", url + "/v1/completions", json=body, headers=headers, timeout=SECONDS
+        ) as answer:
+            assert answer.status_code == 200
+            for line in answer.iter_lines():
+                if line.startswith("id: "):
+                    last = line[4:]
+                elif line.startswith("data: {"):
+                    text += json.loads(line[6:])["choices"][0]["text"]
+                if len(text) > most:
+                    return
+
+    read(server.url, {}, 60)
+    assert 0 < len(text) < len(wanted.text)
+    other = ClusterServer(Path(server.model), nodes.address, "--replicas", "2")
+    try:
+        other.wait(2)
+        assert set(other.pids()) == set(server.pids()[-2:]), "it finds the replicas that run"
+        read(other.url, {"Last-Event-ID": last}, 1 << 30)
+        assert text == wanted.text
+        whole = httpx.post(
+            other.url + "/v1/completions", json={**body, "stream": False}, timeout=SECONDS
+        ).json()
+        assert whole["choices"][0]["text"] == wanted.text
+    finally:
+        os.kill(other.process.pid, signal.SIGKILL)  # its replicas are those of the other server
+        other.close()
+    server.wait(2)
+
+
 def test_replicas_are_replaced_while_they_are_asked(server: ClusterServer, alone: LLM) -> None:
     if not hasattr(signal, "SIGHUP"):
         pytest.skip("no SIGHUP")
