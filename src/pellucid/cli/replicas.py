@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from pellucid.cli import common
 from pellucid.errors import InvalidRequest
 from pellucid.util.checks import whole
 
@@ -14,6 +17,18 @@ if TYPE_CHECKING:
     from pellucid.serve.guard import AccessRules
     from pellucid.serve.run import Settings
 
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        help="Run the models on a cluster of Ray: its address, or auto. Needs pip install 'pellucid[cluster]'.",
+        metavar="ADDRESS",
+    ),
+]
+ReplicaCount = Annotated[Any, common.count("How many replicas of each model there are; with --cluster.")]
+MaxReplicas = Annotated[Any, common.count("How many there may be while there is much to do; with --cluster.")]
+ReplicaCpus = Annotated[
+    Any, common.count("Cores of each replica, by default all of this machine; with --cluster.")
+]
 MOST_REPLICAS, MOST_CPUS = 10_000, 1024
 SECRET = "PELLUCID_CLUSTER_SECRET"
 

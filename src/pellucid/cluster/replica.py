@@ -39,7 +39,7 @@ RUNS = ("generate", "embed", "beams")
 
 
 @dataclass(eq=False)
-class _Part:
+class _AskedPart:
     """What an ingress asked for: whom it is sent to, what was sent, by what ``name`` another may ask for it."""
 
     sender: bytes
@@ -59,8 +59,8 @@ class Replica:
 
     def __init__(self, llm: LLM, secret: ClusterSecret, name: str) -> None:
         self.llm, self.secret, self.name = llm, secret, name
-        self._parts: dict[tuple[bytes, int], _Part] = {}
-        self._known: OrderedDict[str, _Part] = OrderedDict()
+        self._parts: dict[tuple[bytes, int], _AskedPart] = {}
+        self._known: OrderedDict[str, _AskedPart] = OrderedDict()
         self._outbox: list[tuple[bytes, list[Any]]] = []
         self._outbox_lock = threading.Lock()
         self._pages: list[tuple[int, bool]] = []
@@ -176,7 +176,7 @@ class Replica:
             run = getattr(self, f"_run_{what}", None) if what in RUNS else None
             if run is None or not isinstance(body, dict) or not isinstance(name, str):
                 raise wire.WireError(f"it asks for {what!r}")
-            made = _Part(sender, int(number), name)
+            made = _AskedPart(sender, int(number), name)
             self._remember(made)
             made.task = asyncio.ensure_future(self._guarded(made, run(made, body)))
         elif kind == "join":
@@ -185,7 +185,7 @@ class Replica:
         else:
             raise wire.WireError(f"a message of kind {kind!r}")
 
-    def _remember(self, part: _Part) -> None:
+    def _remember(self, part: _AskedPart) -> None:
         """A part begins: it is known by its number, and by its name for some time."""
         self._parts[part.sender, part.number] = part
         if part.name:
@@ -207,7 +207,7 @@ class Replica:
             self._outbox += [(sender, [kind, number, *fields]) for kind, _, *fields in part.messages]
         self._wake()
 
-    async def _guarded(self, part: _Part, work: Any) -> None:
+    async def _guarded(self, part: _AskedPart, work: Any) -> None:
         """Run one part; its end is told whatever it is."""
         try:
             if self._drains:
@@ -228,7 +228,7 @@ class Replica:
             part.ended = time.monotonic()
             self._parts.pop((part.sender, part.number), None)
 
-    def _tell(self, part: _Part, kind: str, *fields: Any) -> None:
+    def _tell(self, part: _AskedPart, kind: str, *fields: Any) -> None:
         """Send a message about a part, from any thread, and keep it for those who may ask for it by name."""
         with self._outbox_lock:
             message = [kind, part.number, *fields]
@@ -239,7 +239,7 @@ class Replica:
         if first:
             self._wake()
 
-    async def _run_generate(self, part: _Part, body: Mapping[str, Any]) -> None:
+    async def _run_generate(self, part: _AskedPart, body: Mapping[str, Any]) -> None:
         """Texts after a prompt: of the chains ``numbers``, each after the tokens that it has ``begun``."""
         groups = await asyncio.to_thread(self._groups, body)
         if any(begun for _, begun, _ in groups):  # who asks by name would not get the tokens before
@@ -286,7 +286,7 @@ class Replica:
 
     def _made(
         self,
-        part: _Part,
+        part: _AskedPart,
         numbers: Sequence[int],
         begun: int,
         group: RequestGroup,
@@ -299,11 +299,11 @@ class Replica:
             self._tell(part, "facts", *wire.facts_fields(group.facts))
         self._tell(part, "token", numbers[at], index, *wire.token_fields(token))
 
-    async def _run_embed(self, part: _Part, body: Mapping[str, Any]) -> None:
+    async def _run_embed(self, part: _AskedPart, body: Mapping[str, Any]) -> None:
         vectors = await asyncio.to_thread(self.llm.embed_tokens, body["encoded"])
         self._tell(part, "done", wire.array_fields(vectors))
 
-    async def _run_beams(self, part: _Part, body: Mapping[str, Any]) -> None:
+    async def _run_beams(self, part: _AskedPart, body: Mapping[str, Any]) -> None:
         found = await asyncio.to_thread(partial(self.llm.beam_search, body["prompt"], **body["options"]))
         self._tell(part, "done", wire.beams_fields(found))
 

@@ -61,14 +61,14 @@ class ReplicaLoad:
 
 
 @dataclass(frozen=True)
-class Route:
+class ChosenReplica:
     """Where a request goes, and how many of its first pages are there."""
 
     replica: ReplicaLoad
     pages: int
 
 
-def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = SPARE) -> Route:
+def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = SPARE) -> ChosenReplica:
     """The replica for a prompt, of those that can take one; there must be one at least."""
     names = list(page_names(ids))
     ranked = sorted(replicas, key=lambda one: (-one.has(names), _distance(names, ids, one)))
@@ -76,9 +76,9 @@ def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = S
     total = sum(one.running for one in replicas) + 1
     for one in ranked:
         if one.running + 1 <= math.ceil((1 + spare) * total * shares[one]):
-            return Route(one, one.has(names))
+            return ChosenReplica(one, one.has(names))
     least = min(ranked, key=lambda one: one.running / shares[one])
-    return Route(least, least.has(names))
+    return ChosenReplica(least, least.has(names))
 
 
 def _distance(names: Sequence[int], ids: Sequence[int], replica: ReplicaLoad) -> bytes:

@@ -8,6 +8,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.replicas import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas
 
 if TYPE_CHECKING:
     from pellucid.serve.guard import AccessRules
@@ -19,6 +20,14 @@ Texts: TypeAlias = list[str] | None
 def _repeated(help: str, more: str = "") -> Any:
     """An option that may be given several times."""
     return typer.Option(help=f"{help}; may be repeated. {more}".strip(), show_default=False)
+
+
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help="A smaller model that proposes tokens for the first one; texts stay the same.", metavar="MODEL"
+    ),
+]
 
 
 def command(
@@ -48,35 +57,16 @@ def command(
     threads: common.Threads = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
-    draft: Annotated[
-        str | None,
-        typer.Option(
-            help="A smaller model that proposes tokens for the first one; texts stay the same.",
-            metavar="MODEL",
-        ),
-    ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            help="Run the models on a cluster of Ray: its address, or auto. Needs pip install 'pellucid[cluster]'.",
-            metavar="ADDRESS",
-        ),
-    ] = None,
-    replicas: Annotated[
-        Any, common.count("How many replicas of each model the cluster runs; --cluster.")
-    ] = None,
-    max_replicas: Annotated[
-        Any, common.count("How many there may be when there is much to do; --cluster.")
-    ] = None,
-    replica_cpus: Annotated[
-        Any, common.count("Cores of each replica; by default all of this machine; --cluster.")
-    ] = None,
+    draft: Draft = None,
+    cluster: Cluster = None,
+    replicas: ReplicaCount = None,
+    max_replicas: MaxReplicas = None,
+    replica_cpus: ReplicaCpus = None,
 ) -> None:
     """Serve models over HTTP, with the APIs of OpenAI, Anthropic and Ollama.
 
     The first named model is loaded now, others when they are asked for.
     """
-    from pellucid.cli.replicas import Replicas
     from pellucid.serve.run import Settings, serve
     from pellucid.util.checks import real, whole
 
