@@ -49,6 +49,7 @@ def load(
     progress: DownloadProgress | None = None,
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
+    make: Callable[..., ModelRunner] = ModelRunner,
 ) -> LLM:
     """Load a model, after downloading it if necessary, and make it ready to run.
 
@@ -73,6 +74,7 @@ def load(
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once for a machine.
         before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. It may raise an
             error, to refuse a prompt early; ``load`` then raises that error.
+        make: makes the model's runner, with the arguments of ``ModelRunner``: a part of it may run elsewhere.
 
     Raises:
         ModelNotFound: no model has that name.
@@ -84,7 +86,17 @@ def load(
         KernelError: a kernel did not compile.
     """
     made = _loaded(
-        source, context, threads, precise, kv_cache, cap_context, pulls, progress, compiling, before=before
+        source,
+        context,
+        threads,
+        precise,
+        kv_cache,
+        cap_context,
+        pulls,
+        progress,
+        compiling,
+        before=before,
+        make=make,
     )
     if draft is None:
         return made
@@ -108,8 +120,12 @@ def _loaded(
     *,
     before: Callable[[Inputs], object] | None,
     executor: Executor | None = None,
+    make: Callable[..., ModelRunner] = ModelRunner,
 ) -> LLM:
-    """A model without a draft; ``executor`` is that of another model, whose threads it uses too."""
+    """A model without a draft; ``executor`` is that of another model, whose threads it uses too.
+
+    ``make`` makes its runner.
+    """
     if threads is not None:
         threads = whole("threads", threads, 1, MAX_THREADS)
     activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
@@ -121,9 +137,7 @@ def _loaded(
         spec = replace(model.spec, context=tokens)  # of which some rotary frequencies depend
         plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
         limits = step_limits(model.spec, tokens)
-        runner = ModelRunner(
-            checkpoint, model, plan, limits, threads or default_threads(), compiling, executor
-        )
+        runner = make(checkpoint, model, plan, limits, threads or default_threads(), compiling, executor)
         checkpoint.check_unchanged()
         return LLM(checkpoint, runner, opened.inputs.tokenizer, opened.recommended)
     except BaseException:

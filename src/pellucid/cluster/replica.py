@@ -77,7 +77,7 @@ class Replica:
         self._context = zmq.asyncio.Context()
         self._auth = AsyncioAuthenticator(self._context)
         self._auth.start()
-        self._auth.configure_curve_callback(DOMAIN.decode(), _OnlyIngress(self.secret.ingress.public))
+        self._auth.configure_curve_callback(DOMAIN.decode(), OnlyIngress(self.secret.ingress.public))
         socket = self._socket = self._context.socket(zmq.ROUTER)
         keys = self.secret.replica
         socket.curve_server, socket.curve_secretkey, socket.curve_publickey = True, keys.secret, keys.public
@@ -366,7 +366,7 @@ class Replica:
                     self._send(sender, ["state", facts, seconds / steps if steps else 0.0, came, went])
 
 
-class _OnlyIngress:
+class OnlyIngress:
     """Lets in whoever has the ingress's key."""
 
     def __init__(self, public: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.filled import Model
 from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
 from pellucid.plan.plan import At, Plan, RowKind
+from pellucid.plan.stages import Border, Stage
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits
 from pellucid.runtime.cache import BlockTable, KVCache, page_counts
@@ -39,7 +40,8 @@ SMALL = 4  # up to so many tokens, a step takes longer to read the weights than 
 class ModelRunner:
     """Runs the steps of a model. ``forward`` may be called from any thread; steps run one after the other.
 
-    ``executor`` is that of another model, whose threads this one uses too.
+    ``executor`` is that of another model, whose threads this one uses too. With a ``stage`` it runs that part of the
+    plan alone: ``forward_stage``.
 
     Raises:
         KernelError: a kernel did not compile.
@@ -55,8 +57,10 @@ class ModelRunner:
         threads: int,
         progress: CompileProgress | None = None,
         executor: Executor | None = None,
+        stage: Stage | None = None,
     ) -> None:
-        self.spec, self.plan, self.limits = model.spec, plan, limits
+        plan = stage.plan if stage else plan
+        self.spec, self.plan, self.limits, self.stage = model.spec, plan, limits, stage
         pages = -(-limits.context // PAGE)
         counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
         self.cache = KVCache(plan.layers, counts)
@@ -120,26 +124,60 @@ class ModelRunner:
                 tokens, or the model is closed.
             CacheFull: no pages are left.
         """
+        return self._run(chunks, [])
+
+    def forward_stage(
+        self, chunks: Sequence[Chunk], received: Sequence[NDArray[np.float32]]
+    ) -> list[NDArray[np.float32]]:
+        """Run one step of a stage: ``received`` are the rows (T, width) of what it receives, in order.
+
+        Returns those of what it sends; of the last stage, the wanted rows as ``forward`` does.
+
+        Raises: as ``forward``.
+        """
+        stage, rows = self.stage, self._run(chunks, received)
+        if stage is None or not stage.sends:
+            return [rows]
+        tokens = sum(len(chunk.tokens) for chunk in chunks)
+        return [self._rows(border, tokens).copy() for border in stage.sends]
+
+    def _rows(self, border: Border, count: int) -> NDArray[np.float32]:
+        """The first rows of a buffer as they lie at a border."""
+        flat = self._arrays.by_name[border.name].reshape(-1)
+        return flat[: count * border.width].reshape(count, border.width)
+
+    def _run(self, chunks: Sequence[Chunk], received: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
         self._check(chunks)
         with self._lock:
             self._refuse_if_closed()
             self.drain()
-            self._allocate(chunks)
-            tokens, outputs = self._step.fill(chunks)
-            rows = outputs if self.spec.head else len(chunks)
-            watched = self._watched.of(chunks) if any(chunk.probe for chunk in chunks) else None
-            bound = watched.bound if watched else self._base
-            out = self._fresh_output(bound, rows)
-            for chunk in chunks:
-                self.cache.begin(chunk.table)
-            run = partial(self.executor.run, step=self._step.record, small=tokens <= SMALL)
-            if watched:
-                watched.run(chunks, run, self._arrays.by_name, self.cache)
-            else:
-                run(bound.program)
-            for chunk in chunks:
-                self.cache.advance(chunk.table, len(chunk.tokens))
-            return out[:rows, : self.width]
+            return self._run_alone(chunks, received)
+
+    def _run_alone(
+        self, chunks: Sequence[Chunk], received: Iterable[NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """Run one step. The caller holds the lock, and has checked the chunks."""
+        self._allocate(chunks)
+        tokens, outputs = self._step.fill(chunks)
+        if self.stage:
+            for border, values in zip(self.stage.receives, received, strict=True):
+                # In a step with one row each thread may read its own copy of that row.
+                copies = self.threads if tokens == 1 else tokens
+                self._rows(border, copies)[:] = values
+        rows = outputs if self.spec.head else len(chunks)
+        watched = self._watched.of(chunks) if any(chunk.probe for chunk in chunks) else None
+        bound = watched.bound if watched else self._base
+        out = self._fresh_output(bound, rows)
+        for chunk in chunks:
+            self.cache.begin(chunk.table)
+        run = partial(self.executor.run, step=self._step.record, small=tokens <= SMALL)
+        if watched:
+            watched.run(chunks, run, self._arrays.by_name, self.cache)
+        else:
+            run(bound.program)
+        for chunk in chunks:
+            self.cache.advance(chunk.table, len(chunk.tokens))
+        return out[:rows, : self.width]
 
     def forward_all(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
         """Run any number of chunks in as many steps as needed. Returns the rows of each chunk.
@@ -182,6 +220,8 @@ class ModelRunner:
 
     def _fresh_output(self, bound: BoundProgram, rows: int) -> NDArray[np.float32]:
         """A new array that the step writes to, so that the caller can keep it without a copy."""
+        if not self.plan.output:  # a stage before the last one
+            return np.empty((max(rows, 1), 0), np.float32)
         width = self.plan.buffers[self.plan.output].width
         out = self._arrays.by_name[self.plan.output] = np.empty((max(rows, 1), width), np.float32)
         for record, word in bound.outputs:
@@ -296,6 +336,23 @@ class ModelRunner:
         with self._lock:
             self.drain()
             self._prefixes.insert(table, tokens, grows=True)
+
+    @property
+    def prefixes(self) -> PrefixCache:
+        """The prefix cache; whoever uses it sees to it that no step runs."""
+        return self._prefixes
+
+    @property
+    def prefix_limit(self) -> int:
+        """Bytes that the prefix cache may take."""
+        return self._prefixes.limit
+
+    def begin_again(self, limit: int) -> None:
+        """Begin with an empty prefix cache, which may take ``limit`` bytes. No sequence has pages."""
+        with self._lock:
+            self.drain()
+            self._prefixes.clear()
+            self._prefixes = PrefixCache(self.cache, limit)
 
     @property
     def prefix_bytes(self) -> int:

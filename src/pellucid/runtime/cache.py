@@ -67,6 +67,8 @@ class BlockTable:
     state: int = NONE
     next_state: int = NONE
     snapshots: list[Snapshot] = field(default_factory=list)
+    number: int = 0
+    """By which other stages of the model know it (``cluster/stages.py``); 0: they do not."""
 
 
 class KVCache:

@@ -65,7 +65,7 @@ class PrefixCache:
     """
 
     def __init__(self, cache: KVCache, limit: int) -> None:
-        self._cache, self._limit = cache, limit
+        self._cache, self.limit = cache, limit
         self._root, self._clock = _Node(), count(1)
         self._stuck = 0
         self.nbytes = 0
@@ -115,10 +115,10 @@ class PrefixCache:
                 self._fill(path[index], index, snapshot.windows)
             self._give_state(path[last - 1], snapshot.state)
         self._touch(node)
-        if self.nbytes > max(self._limit, self._stuck):
-            self._remove_leaves(lambda: self.nbytes <= self._limit - self._limit // SPARE)
+        if self.nbytes > max(self.limit, self._stuck):
+            self._remove_leaves(lambda: self.nbytes <= self.limit - self.limit // SPARE)
             # If running texts hold what is left, it is not looked for again at once.
-            self._stuck = self.nbytes + self._limit // SPARE if self.nbytes > self._limit else 0
+            self._stuck = self.nbytes + self.limit // SPARE if self.nbytes > self.limit else 0
 
     def clear(self) -> None:
         """Give up all pages."""

@@ -1,0 +1,143 @@
+"""Cuts a plan between blocks into stages, which run one after the other on several machines.
+
+What a stage must be given is found in the plan itself: the buffers that it reads before it writes them. Operations that
+read no buffer and come before the blocks, such as the angles of positions, are made in every stage that reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from pellucid.errors import InvalidRequest
+from pellucid.plan.passes import optimize
+from pellucid.plan.plan import Operation, Plan
+
+CACHE = "cache."
+
+
+@dataclass(frozen=True)
+class Border:
+    """A buffer whose rows, one for each token, go from a stage to the next: its ``name`` and its ``width`` there."""
+
+    name: str
+    width: int
+
+
+@dataclass(frozen=True, repr=False)
+class Stage:
+    """A part of a plan: its ``blocks``, and what comes from the stage before and goes to the next."""
+
+    plan: Plan
+    blocks: range
+    receives: tuple[Border, ...]
+    sends: tuple[Border, ...]
+
+    def __repr__(self) -> str:
+        names = ", ".join(one.name for one in self.receives)
+        return f"Stage(blocks {self.blocks.start} to {self.blocks.stop - 1}, receives {names or 'tokens'})"
+
+
+def cut(plan: Plan, count: int) -> list[Stage]:
+    """``count`` stages of a plan, about equal in the bytes of their weights.
+
+    Raises:
+        InvalidRequest: the plan has fewer places where it can be cut.
+    """
+    source = plan.source or plan
+    starts = _starts(source.operations)
+    places = [block for block in range(1, len(starts)) if _can_be_cut(source.operations, starts[block])]
+    if count < 1 or count > len(places) + 1:
+        raise InvalidRequest(
+            f"stages={count}: the model's {len(starts)} blocks can be cut into 1 to {len(places) + 1} stages"
+        )
+    chosen = _balanced(source.operations, starts, places, count)
+    blocks = [0, *chosen, len(starts)]
+    ends = [0, *(starts[block] for block in chosen), len(source.operations)]
+    parts = [list(source.operations[a:b]) for a, b in pairwise(ends)]
+    for number, part in enumerate(parts[1:], 1):
+        before = [op for one in parts[:number] for op in one]
+        needed = {name for name, _ in _needed(before, part)}
+        again = _made_again(before)
+        parts[number] = [op for name, op in again.items() if name in needed] + part
+    stages = []
+    for number, part in enumerate(parts):
+        later = [op for one in parts[number + 1 :] for op in one]
+        before = [op for one in parts[:number] for op in one]
+        # What a later stage reads passes through all stages between.
+        receives = _borders(before, [*part, *later]) if number else ()
+        sends = _borders([*before, *part], later) if later else ()
+        made = optimize(replace(source, operations=tuple(part), output=source.output if not later else ""))
+        stages.append(Stage(made, range(blocks[number], blocks[number + 1]), receives, sends))
+    return stages
+
+
+def _block(op: Operation) -> int | None:
+    kind, _, rest = op.stage.partition(".")
+    return int(rest.partition(".")[0]) if kind == "blocks" else None
+
+
+def _starts(operations: Sequence[Operation]) -> list[int]:
+    """The first operation of each block."""
+    found: dict[int, int] = {}
+    for index, op in enumerate(operations):
+        if (block := _block(op)) is not None:
+            found.setdefault(block, index)
+    return [found[block] for block in sorted(found)]
+
+
+def _can_be_cut(operations: Sequence[Operation], at: int) -> bool:
+    """Whether nothing behind a place reads what a layer before it keeps in the cache."""
+    written = {name for op in operations[:at] for name in op.writes if name.startswith(CACHE)}
+    return not any(written & {*op.reads, *op.writes} for op in operations[at:])
+
+
+def _made_again(operations: Sequence[Operation]) -> dict[str, Operation]:
+    """The buffers that hold what an operation has made of nothing, each with that operation."""
+    last = {name: op for op in operations for name in op.writes}
+    return {name: op for name, op in last.items() if not op.reads and _block(op) is None}
+
+
+def _needed(before: Sequence[Operation], after: Sequence[Operation]) -> list[tuple[str, int]]:
+    """The buffers that ``after`` reads as ``before`` has left them, with their widths there."""
+    widths: dict[str, int] = {}
+    for op in before:
+        for name, view in zip(op.writes, op.views):
+            if view is not None:
+                widths[name] = view.width
+    written, found = set[str](), dict[str, int]()
+    for op in after:
+        for name in op.reads:
+            if name in widths and name not in written:
+                found[name] = widths[name]
+        written.update(op.writes)
+    return list(found.items())
+
+
+def _borders(before: Sequence[Operation], after: Sequence[Operation]) -> tuple[Border, ...]:
+    again = _made_again(before)
+    return tuple(Border(name, width) for name, width in _needed(before, after) if name not in again)
+
+
+def _balanced(
+    operations: Sequence[Operation], starts: Sequence[int], places: Sequence[int], count: int
+) -> list[int]:
+    """The blocks before which a plan is cut, so that the largest stage has as few bytes of weights as possible."""
+    ends = [*starts[1:], len(operations)]
+    sizes = [sum(op.weight_bytes for op in operations[a:b]) for a, b in zip(starts, ends)]
+    sums = [0]
+    for size in sizes:
+        sums.append(sums[-1] + size)
+    best: dict[int, tuple[int, list[int]]] = {place: (sums[place], []) for place in [*places, len(sizes)]}
+    for _ in range(count - 1):
+        best = {
+            end: min(
+                (max(largest, sums[end] - sums[place]), [*chosen, place])
+                for place, (largest, chosen) in best.items()
+                if place < end
+            )
+            for end in best
+            if any(place < end for place in best)
+        }
+    return best[len(sizes)][1]

@@ -1,0 +1,182 @@
+"""A model over several stages makes the bits that it makes alone, whatever its layers keep; also after one was lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.replicas import SECRET
+
+import pellucid
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.stages import StagedRunner, StageLost, StageServer, stage_of
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.errors import InvalidRequest
+from pellucid.llm import LLM
+from pellucid.testing import random_model
+
+FAMILIES = {"llama": 3, "qwen3next": 3, "gemma3": 2, "gemma4": 2, "granitemoehybrid": 3, "deepseek2": 2}
+"""Full attention, recurrent layers, windows, embeddings for each layer, state spaces, latent attention."""
+PROMPT = "the cat sat on the mat, and "
+
+
+def stage_runner(number: int, count: int) -> Callable[..., ModelRunner]:
+    """Makes the runner of a stage."""
+
+    def make(checkpoint: Any, model: Any, plan: Any, *more: Any) -> ModelRunner:
+        return ModelRunner(checkpoint, model, plan, *more, stage_of(plan, number, count))
+
+    return make
+
+
+@contextmanager
+def staged(path: Path, count: int, threads: int = 1) -> Iterator[LLM]:
+    """A model over stages, those before the last in threads of their own."""
+    secret = ClusterSecret(SECRET)
+    before = [pellucid.load(path, threads=1 + n % 2, make=stage_runner(n, count)) for n in range(count - 1)]
+    servers = [StageServer(llm.runner, secret) for llm in before]
+    serving = [threading.Thread(target=one.serve) for one in servers]
+    for thread in serving:
+        thread.start()
+    addresses = [(one.address, one.vectors_address) for one in servers]
+    try:
+        with pellucid.load(
+            path, threads=threads, make=partial(StagedRunner, stages=addresses, secret=secret)
+        ) as llm:
+            yield llm
+    finally:
+        for server in servers:
+            server.close()
+        for thread in serving:
+            thread.join()
+        for one in before:
+            one.close()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    path = tmp_path_factory.mktemp("stages") / f"{request.param}.gguf"
+    random_model(request.param, path, context=512, **({"layers": 5} if request.param == "llama" else {}))
+    return path, FAMILIES[request.param]
+
+
+def test_bits_are_those_of_one_machine(model: tuple[Path, int]) -> None:
+    path, count = model
+    asked: list[tuple[str, dict[str, Any]]] = [
+        (PROMPT, {"max_new_tokens": 20, "seed": 1, "logprobs": 3}),
+        (PROMPT * 8, {"max_new_tokens": 10, "temperature": 0, "prompt_logprobs": 1}),
+        (PROMPT * 8 + "more", {"max_new_tokens": 30, "seed": 2, "regex": "(ab|cd){9,12}"}),
+        (PROMPT * 4, {"max_new_tokens": 40, "temperature": 0.1, "seed": 3}),
+    ]
+    with pellucid.load(path, threads=2) as whole, staged(path, count) as llm:
+        for prompt, options in asked:
+            one, other = llm.generate(prompt, **options), whole.generate(prompt, **options)
+            assert one.ids == other.ids
+            for name in ("logprobs", "prompt_logprobs"):
+                a, b = getattr(one, name), getattr(other, name)
+                assert (a is None) == (b is None)
+                assert a is None or all(
+                    np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values())
+                )
+        together = [prompt for prompt, _ in asked]
+        one_by_one = [whole.generate(prompt, max_new_tokens=25, seed=5).ids for prompt in together]
+        assert [made.ids for made in llm.generate(together, max_new_tokens=25, seed=5)] == one_by_one
+        samples = [made.ids for made in llm.samples(PROMPT, 3, max_new_tokens=12, seed=6)]
+        assert samples == [made.ids for made in whole.samples(PROMPT, 3, max_new_tokens=12, seed=6)]
+        beams = llm.beam_search(PROMPT, num_beams=3, max_new_tokens=10)
+        assert beams.tree == whole.beam_search(PROMPT, num_beams=3, max_new_tokens=10).tree
+        found = llm.generate(
+            PROMPT * 8, max_new_tokens=5, temperature=0
+        )  # its beginning is in the prefix cache
+        assert found.usage.cached_tokens > 0 or llm.runner.has_states
+        assert found.ids == whole.generate(PROMPT * 8, max_new_tokens=5, temperature=0).ids
+        assert llm.score(PROMPT * 3).total == whole.score(PROMPT * 3).total
+
+
+def test_pages_run_out_alike(tmp_path: Path) -> None:
+    """Many texts in a small cache: sequences lose their pages and are read again, in every stage the same."""
+    path = tmp_path / "llama.gguf"
+    random_model("llama", path, context=256)
+    prompts = [f"{number} {PROMPT}" * 4 for number in range(12)]
+    with pellucid.load(path, threads=2, context=256) as whole, staged(path, 2) as llm:
+        wanted = [
+            whole.generate(prompt, max_new_tokens=60, seed=1, ignore_eos=True).ids for prompt in prompts
+        ]
+        for _ in range(2):
+            made = llm.generate(prompts, max_new_tokens=60, seed=1, ignore_eos=True)
+            assert [one.ids for one in made] == wanted
+
+
+STAGE = """
+import sys
+import pellucid
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.stages import StageServer, stage_of
+from pellucid.engine.model_runner import ModelRunner
+path, secret = sys.argv[1:]
+make = lambda c, m, plan, *more: ModelRunner(c, m, plan, *more, stage_of(plan, 0, 2))
+llm = pellucid.load(path, threads=1, make=make)
+server = StageServer(llm.runner, ClusterSecret(secret))
+print(server.address, server.vectors_address, flush=True)
+server.serve()
+"""
+
+
+def stage_process(path: Path) -> tuple[subprocess.Popen[str], tuple[str, str]]:
+    made = subprocess.Popen(
+        [sys.executable, "-c", STAGE, str(path), SECRET], stdout=subprocess.PIPE, text=True
+    )
+    assert made.stdout is not None
+    command, vectors = made.stdout.readline().split()
+    return made, (command, vectors)
+
+
+def test_a_stage_that_ends_is_replaced(llama_file: Path, alone: LLM) -> None:
+    wanted = alone.generate(PROMPT, max_new_tokens=300, seed=1, ignore_eos=True)
+    process, address = stage_process(llama_file)
+    make = partial(StagedRunner, stages=[address], secret=ClusterSecret(SECRET))
+    with pellucid.load(llama_file, threads=1, make=make) as llm:
+        assert isinstance(llm.runner, StagedRunner)
+        ids: list[int] = []
+
+        def read() -> None:
+            for output in llm.start(PROMPT, max_new_tokens=300, seed=1, ignore_eos=True):
+                ids.append(output.id)
+                if len(ids) == 40:
+                    process.kill()
+                    process.communicate()
+
+        with pytest.raises(StageLost):
+            read()
+        assert ids == wanted.ids[: len(ids)]
+        with pytest.raises(StageLost):
+            llm.generate(PROMPT, max_new_tokens=3)
+        with pytest.raises(StageLost, match="does not answer"):
+            llm.runner.begin_all([address], seconds=0.5)
+        process, address = stage_process(llama_file)
+        llm.runner.begin_all([address])
+        try:
+            assert llm.generate(PROMPT, max_new_tokens=300, seed=1, ignore_eos=True).ids == wanted.ids
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def test_what_cannot_be_cut(llama_file: Path, alone: LLM) -> None:
+    for number, count, said in ((0, 3, "1 to 2 stages"), (2, 2, "there are 2"), (0, 0, "there are 0")):
+        with pytest.raises(InvalidRequest, match=said):
+            stage_of(alone.plan, number, count)
+    with (
+        staged(llama_file, 2) as llm,
+        llm.trace("blocks.*.residual"),
+        pytest.raises(InvalidRequest, match="watched"),
+    ):
+        llm.generate(PROMPT, max_new_tokens=2)
