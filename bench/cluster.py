@@ -2,11 +2,14 @@
 
     python bench/cluster.py ingress [--streams 64] [--seconds 10]
     python bench/cluster.py prefix [--sessions 50] [--replicas 4]
+    python bench/cluster.py stages [--stages 2]
 
 ``ingress`` measures one server process in front of engines that compute nothing: how many tokens a second it passes on
 to clients in streams, as fast as it can, and how much later than it was sent a token comes to a client when each stream
 has 20 tokens a second. ``prefix`` compares routing by prefixes with random routing, for sessions whose conversations
-grow, in simulated time: hit rate, and time to the first token.
+grow, in simulated time: hit rate, and time to the first token. ``stages`` measures what a border between two stages
+on one machine adds to the step of a token, each stage in a process with one thread, in turns with a process that has
+all of the model and one thread: of a model so small that little else takes time, and of SmolLM2.
 """
 
 from __future__ import annotations
@@ -19,10 +22,14 @@ import random
 import statistics
 import time
 from collections import OrderedDict
+from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, ClassVar
 
 import uvicorn
 
+import pellucid
 import pellucid.cluster.model
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
@@ -30,12 +37,19 @@ from pellucid.cluster.group import RemoteGroup
 from pellucid.cluster.model import RemoteModel
 from pellucid.cluster.routing import ReplicaLoad, choose
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.staged_runner import StagedRunner
+from pellucid.cluster.stages import StageServer, stage_of
+from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.text_group import MadeToken
+from pellucid.llm import LLM
 from pellucid.loading import open_model
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.prefix_cache import page_names
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
+from pellucid.testing import random_model
 
 SECRET = ClusterSecret("a secret of this measurement")
 MODEL, USUAL_RATE = "smollm2", 20.0
@@ -253,16 +267,67 @@ def measure_prefix(sessions: int, replicas: int, turns: int = 8, page_seconds: f
         )
 
 
+def serve_stage(path: str, number: int, count: int, address: Any) -> None:
+    """A stage before the last one."""
+
+    def make(checkpoint: Any, model: Any, plan: Any, *more: Any) -> ModelRunner:
+        limits, threads, progress, executor = more
+        stage = stage_of(plan, number, count)
+        return ModelRunner(checkpoint, model, plan, limits, threads, progress, executor, stage)
+
+    server = StageServer(pellucid.load(path, threads=1, make=make).runner, SECRET)
+    address.put((number, (server.address, server.vectors_address)))
+    server.serve()
+
+
+def step_seconds(llm: LLM, ids: list[int]) -> float:
+    """The median time of a step of one token."""
+    table, times = BlockTable(), []
+    llm.runner.forward([Chunk(table, ids)])
+    for _ in range(150):
+        start = time.perf_counter()
+        llm.runner.forward([Chunk(table, [5])])
+        times.append(time.perf_counter() - start)
+    llm.runner.release(table)
+    return statistics.median(times)
+
+
+def measure_stages(count: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    small = str(Path(mkdtemp()) / "small.gguf")
+    random_model("llama", small, layers=count, context=1024)
+    for path in (small, MODEL):
+        queue: Any = context.Queue()
+        given = [(path, n, count, queue) for n in range(count - 1)]
+        many = [context.Process(target=serve_stage, args=one, daemon=True) for one in given]
+        for one in many:
+            one.start()
+        addresses = [address for _, address in sorted(queue.get() for _ in many)]
+        make = partial(StagedRunner, stages=addresses, secret=SECRET)
+        with pellucid.load(path, threads=1) as whole, pellucid.load(path, threads=1, make=make) as llm:
+            pairs = [(step_seconds(whole, [5] * 16), step_seconds(llm, [5] * 16)) for _ in range(9)]
+        for one in many:
+            one.kill()
+        alone, staged = (1e6 * statistics.median(times) for times in zip(*pairs))
+        more = 1e6 * statistics.median(b - a for a, b in pairs) / (count - 1)
+        print(
+            f"{Path(path).name}: a step takes {alone:,.0f} µs, in {count} stages {staged:,.0f}: {more:.0f} µs a border"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=("ingress", "prefix"))
+    parser.add_argument("what", choices=("ingress", "prefix", "stages"))
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--sessions", type=int, default=50)
     parser.add_argument("--replicas", type=int, default=4)
+    parser.add_argument("--stages", type=int, default=2)
     given = parser.parse_args()
     if given.what == "ingress":
         measure_ingress(given.streams, given.seconds)
+    elif given.what == "stages":
+        measure_stages(given.stages)
     else:
         measure_prefix(given.sessions, given.replicas)
 

@@ -29,22 +29,28 @@ MaxReplicas = Annotated[Any, common.count("How many there may be while there is 
 ReplicaCpus = Annotated[
     Any, common.count("Cores of each replica, by default all of this machine; with --cluster.")
 ]
-MOST_REPLICAS, MOST_CPUS = 10_000, 1024
+StageCount = Annotated[
+    Any, common.count("Over how many machines each replica's blocks are divided; with --cluster.")
+]
+MOST_REPLICAS, MOST_CPUS, MOST_STAGES = 10_000, 1024, 1000
 SECRET = "PELLUCID_CLUSTER_SECRET"
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """What was asked of a cluster: its ``address``, from ``least`` to ``most`` replicas of ``cpus`` cores each."""
+    """What was asked of a cluster: its ``address``, from ``least`` to ``most`` replicas of ``stages`` machines each, of
+    which each has ``cpus`` cores.
+    """
 
     address: str
     least: int
     most: int
     cpus: int
+    stages: int
 
     @classmethod
     def of(
-        cls, address: str | None, least: int | None, most: int | None, cpus: int | None
+        cls, address: str | None, least: int | None, most: int | None, cpus: int | None, stages: int | None
     ) -> Replicas | None:
         """The options, checked; None if no cluster was asked for.
 
@@ -53,7 +59,7 @@ class Replicas:
         """
         from pellucid.runtime.executor import default_threads
 
-        given = {"--replicas": least, "--max-replicas": most, "--replica-cpus": cpus}
+        given = {"--replicas": least, "--max-replicas": most, "--replica-cpus": cpus, "--stages": stages}
         if address is None:
             for name, value in given.items():
                 if value is not None:
@@ -68,6 +74,7 @@ class Replicas:
             least,
             most,
             default_threads() if cpus is None else whole("replica_cpus", cpus, 1, MOST_CPUS),
+            1 if stages is None else whole("stages", stages, 1, MOST_STAGES),
         )
 
     def serve(
@@ -86,13 +93,15 @@ class Replicas:
             InvalidRequest: what a cluster needs is not installed, or there is no such cluster.
         """
         try:
+            from pellucid.cluster.actors import ReplicaSettings
             from pellucid.cluster.ingress import serve_cluster
             from pellucid.cluster.secret import ClusterSecret
-            from pellucid.cluster.supervisor import ReplicaSettings
         except ImportError as missing:
             raise InvalidRequest(
                 f"a cluster needs what is not installed ({missing.name}): pip install 'pellucid[cluster]'"
             ) from None
+        if draft and self.stages > 1:
+            raise InvalidRequest("a draft model and stages do not go together: leave out --draft or --stages")
         text = os.environ.get(SECRET)
         given = {name: value for name, value in {**opening, **load}.items() if value is not None}
         models = {
@@ -102,6 +111,7 @@ class Replicas:
                 self.cpus,
                 self.least,
                 self.most,
+                self.stages,
             )
             for at, name in enumerate(names)
         }

@@ -8,11 +8,15 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from pellucid import pipeline
+from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.model import RemoteModel
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.supervisor import ReplicaSettings, Supervisor, connect
+from pellucid.cluster.supervisor import Supervisor, connect
 from pellucid.loading import OpenModel, open_model
+from pellucid.plan.stages import cut
+from pellucid.plan.weights import layouts
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
@@ -56,7 +60,11 @@ def serve_cluster(
     connect(address)
 
     def load(name: str) -> Coroutine[Any, Any, SupervisedModel]:
-        return started(open_model(models[name].source, **opening), name)
+        opened = open_model(models[name].source, **opening)
+        if models[name].stages > 1:
+            plan = pipeline.build_plan(opened.model.spec, layouts(opened.checkpoint, opened.model))
+            cut(plan, models[name].stages)
+        return started(opened, name)
 
     async def started(opened: OpenModel, name: str) -> SupervisedModel:
         supervisor = Supervisor(Fleet(secret, queue), models[name], secret)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,13 +18,11 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from pellucid.cluster import wire
-from pellucid.cluster.secret import ClusterSecret
-from pellucid.engine.request import RequestGroup
-from pellucid.engine.run import Admission
-from pellucid.engine.text_group import MadeToken
+from pellucid.cluster.lost import StageLost
+from pellucid.cluster.secret import ClusterSecret, OnlyIngress
+from pellucid.cluster.work import WORKS
 from pellucid.errors import PellucidError
 from pellucid.llm import LLM
-from pellucid.sample.options import Options
 
 TELLS = 0.1  # seconds between two reports of what it has and does
 FORGETS = (
@@ -34,8 +31,6 @@ FORGETS = (
 MOST_KNOWN = 512  # parts that are known by name
 HEARTBEAT, DEAD = 1000, 3000  # milliseconds
 DOMAIN = b"pellucid"
-RUNS = ("generate", "embed", "beams")
-"""What an ingress may ask for."""
 
 
 @dataclass(eq=False)
@@ -48,6 +43,8 @@ class _AskedPart:
     messages: list[list[Any]] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
     ended: float | None = None
+    whole: bool = True
+    """Whether the messages are all that there have been of it, on any replica."""
 
     def cancel(self) -> None:
         if self.task:
@@ -57,8 +54,15 @@ class _AskedPart:
 class Replica:
     """Runs requests of ingresses on a model. Use it in one event loop: ``listen``, then ``serve`` until ``close``."""
 
-    def __init__(self, llm: LLM, secret: ClusterSecret, name: str) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        secret: ClusterSecret,
+        name: str,
+        lost: Callable[[Replica], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
         self.llm, self.secret, self.name = llm, secret, name
+        self._lost, self._recovering = lost, False
         self._parts: dict[tuple[bytes, int], _AskedPart] = {}
         self._known: OrderedDict[str, _AskedPart] = OrderedDict()
         self._outbox: list[tuple[bytes, list[Any]]] = []
@@ -125,6 +129,21 @@ class Replica:
         for one in list(self._parts.values()):
             one.cancel()
 
+    def pause(self) -> None:
+        """As ``drain``, until ``resume``."""
+        self.drain()
+
+    def resume(self) -> None:
+        """Take requests again."""
+        self._drains = False
+        for sender in self._sessions:
+            self._welcome(sender)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something runs still."""
+        return bool(self._parts) or self.llm.engine.running > 0
+
     async def _receive(self) -> None:
         while True:
             sender, *frames = await self._socket.recv_multipart()
@@ -159,8 +178,8 @@ class Replica:
             for other in [one for one, whose in self._sessions.items() if whose == session and one != sender]:
                 self._forget(other)
             self._sessions[sender] = session
-            pages = self.llm.runner.watch_prefixes(self._page)
-            self._send(sender, ["welcome", self.name, self.llm.runner.limits.sequences, pages])
+            if not self._drains:
+                self._welcome(sender)
         elif kind == "ping":
             return
         elif kind == "drain":
@@ -173,17 +192,36 @@ class Replica:
             number, what, name, body = fields
             if (sender, int(number)) in self._parts:
                 raise wire.WireError(f"part {number} runs already")
-            run = getattr(self, f"_run_{what}", None) if what in RUNS else None
+            run = WORKS.get(what) if isinstance(what, str) else None
             if run is None or not isinstance(body, dict) or not isinstance(name, str):
                 raise wire.WireError(f"it asks for {what!r}")
             made = _AskedPart(sender, int(number), name)
             self._remember(made)
-            made.task = asyncio.ensure_future(self._guarded(made, run(made, body)))
+            told = partial(self._tell, made)
+            made.task = asyncio.ensure_future(self._guarded(made, run(self.llm, body, told)))
         elif kind == "join":
             number, name = fields
             self._join(sender, int(number), name)
         else:
             raise wire.WireError(f"a message of kind {kind!r}")
+
+    def _welcome(self, sender: bytes) -> None:
+        """An ingress may send requests."""
+        pages = self.llm.runner.watch_prefixes(self._page)
+        self._send(sender, ["welcome", self.name, self.llm.runner.limits.sequences, pages])
+
+    def _stage_lost(self) -> None:
+        """What runs cannot go on here, for now."""
+        if self._lost is not None and not self._recovering:
+            self._recovering = True
+            self._drains = True
+            task = asyncio.ensure_future(self._lost(self))
+            task.add_done_callback(self._recovered)
+
+    def _recovered(self, task: asyncio.Future[None]) -> None:
+        self._recovering = False
+        if not task.cancelled() and (error := task.exception()):
+            _log(f"replica {self.name}: {type(error).__name__}: {error}")
 
     def _remember(self, part: _AskedPart) -> None:
         """A part begins: it is known by its number, and by its name for some time."""
@@ -196,7 +234,7 @@ class Replica:
     def _join(self, sender: bytes, number: int, name: str) -> None:
         """Another ingress, or the same after it was started again, asks for a part by its name: it gets all of it."""
         part = self._known.get(name)
-        if part is None:
+        if part is None or not part.whole:
             self._send(sender, ["unknown", number])
             return
         with self._outbox_lock:  # what is made meanwhile comes after it
@@ -220,6 +258,10 @@ class Replica:
             if self._drains:
                 self._tell(part, "moved")
             raise
+        except StageLost:
+            self._known.pop(part.name, None)
+            self._stage_lost()
+            self._tell(part, "moved")
         except BaseException as error:
             if not isinstance(error, PellucidError):
                 _log(f"replica {self.name}: part {part.number}: {type(error).__name__}: {error}")
@@ -232,80 +274,14 @@ class Replica:
         """Send a message about a part, from any thread, and keep it for those who may ask for it by name."""
         with self._outbox_lock:
             message = [kind, part.number, *fields]
+            if kind == "token" and fields[1] > len(part.messages):  # it goes on from tokens that are not here
+                part.whole = False
             if part.name:
                 part.messages.append(message)
             self._outbox.append((part.sender, message))
             first = len(self._outbox) == 1
         if first:
             self._wake()
-
-    async def _run_generate(self, part: _AskedPart, body: Mapping[str, Any]) -> None:
-        """Texts after a prompt: of the chains ``numbers``, each after the tokens that it has ``begun``."""
-        groups = await asyncio.to_thread(self._groups, body)
-        if any(begun for _, begun, _ in groups):  # who asks by name would not get the tokens before
-            self._known.pop(part.name, None)
-        try:
-            for numbers, begun, group in groups:
-                group.start(partial(self._made, part, numbers, begun, group))
-            for _, _, group in groups:
-                await group.finished()
-        finally:
-            for _, _, group in groups:
-                group.close()
-        counts = {
-            number: list(pair)
-            for numbers, _, group in groups
-            for number, pair in zip(numbers, group.speculation)
-        }
-        self._tell(part, "end", counts)
-
-    def _groups(self, body: Mapping[str, Any]) -> list[tuple[list[int], int, RequestGroup]]:
-        """The requests of a body: one for all chains that begin, one for each that goes on."""
-        llm, begun = self.llm, {int(number): pairs for number, pairs in body["begun"].items()}
-        options = Options.of(**body["options"])
-        numbers = [int(one) for one in body["numbers"]]
-        chains = dict(zip(numbers, _chains(options, numbers)))
-        how = Admission(body["priority"], body["deadline"])
-        found = list[tuple[list[int], int, RequestGroup]]()
-        fresh = [number for number in numbers if not begun.get(number)]
-        if fresh:
-            own = [chains[number] for number in fresh]
-            found.append((fresh, 0, RequestGroup(llm.engine, llm.inputs, body["prompt"], options, own, how)))
-        for number in numbers:
-            if pairs := begun.get(number):
-                given = dict(body["options"])
-                if given.get("max_new_tokens") is not None:
-                    given["max_new_tokens"] -= len(pairs)
-                left = Options.of(**given)
-                before = [(int(token), float(p)) for token, p in pairs]
-                group = RequestGroup(
-                    llm.engine, llm.inputs, body["prompt"], left, [chains[number]], how, begun=before
-                )
-                found.append(([number], len(pairs), group))
-        return found
-
-    def _made(
-        self,
-        part: _AskedPart,
-        numbers: Sequence[int],
-        begun: int,
-        group: RequestGroup,
-        at: int,
-        token: MadeToken,
-    ) -> None:
-        """A token was made: called in the engine's thread."""
-        index = begun + len(group.builders[at].ids) - 1
-        if index == begun and at == 0:
-            self._tell(part, "facts", *wire.facts_fields(group.facts))
-        self._tell(part, "token", numbers[at], index, *wire.token_fields(token))
-
-    async def _run_embed(self, part: _AskedPart, body: Mapping[str, Any]) -> None:
-        vectors = await asyncio.to_thread(self.llm.embed_tokens, body["encoded"])
-        self._tell(part, "done", wire.array_fields(vectors))
-
-    async def _run_beams(self, part: _AskedPart, body: Mapping[str, Any]) -> None:
-        found = await asyncio.to_thread(partial(self.llm.beam_search, body["prompt"], **body["options"]))
-        self._tell(part, "done", wire.beams_fields(found))
 
     def _send(self, to: bytes, message: list[Any]) -> None:
         """Send a message with those of the same step, from any thread."""
@@ -364,21 +340,6 @@ class Replica:
                     self._forget(sender)
                 else:
                     self._send(sender, ["state", facts, seconds / steps if steps else 0.0, came, went])
-
-
-class OnlyIngress:
-    """Lets in whoever has the ingress's key."""
-
-    def __init__(self, public: bytes) -> None:
-        self._public = public
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        return secrets.compare_digest(key, self._public)
-
-
-def _chains(options: Options, numbers: Sequence[int]) -> list[Any]:
-    chains = options.chain().with_seeds(max(numbers, default=0) + 1)
-    return [chains[number] for number in numbers]
 
 
 def _log(line: str) -> None:

@@ -6,20 +6,17 @@ import asyncio
 import contextlib
 import hashlib
 import math
-import os
 import socket
 import sys
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.replica import Replica
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import InvalidRequest, PellucidError
 
@@ -30,71 +27,9 @@ BUSY, IDLE = 0.75, 0.25
 QUIET = 60.0  # seconds that a replica must have been too many
 DRAINS = 30.0  # seconds that requests have to end before they are handed over
 MOST_FAILURES = 5  # times that a replica cannot be started before another takes its place
-ORPHANED = 600.0  # seconds after which a replica ends that no ingress asks any more
 REACHES = 5.0  # seconds to reach a cluster's address
 TURN = 0.05  # seconds between two looks at what is waited for
 RESTARTS = 1.0  # seconds until a replica that could not be reached is asked again
-
-
-@dataclass(frozen=True)
-class ReplicaSettings:
-    """What a replica runs: a model's ``source``, ``load`` options of ``pellucid.load``, and ``cpus`` of a machine.
-
-    There are ``least`` replicas, up to ``most`` when there is much to do.
-    """
-
-    source: str
-    load: Mapping[str, Any] = field(default_factory=dict)
-    cpus: int = 1
-    least: int = 1
-    most: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.most:
-            raise InvalidRequest(
-                f"replicas from {self.least} to {self.most}: there must be one, and no more than at most"
-            )
-
-
-class ReplicaActor:
-    """A replica in a process of Ray. After it was ended it is made again, and loads its model again.
-
-    It outlives the ingress that has made it, which may be started again; without any it ends after some time.
-    """
-
-    def __init__(self, settings: ReplicaSettings, secret: str, name: str) -> None:
-        self._settings, self._secret, self._name = settings, ClusterSecret(secret), name
-        self._replica: Replica | None = None
-        self._serving: asyncio.Task[None] | None = None
-        self._address = ""
-        self._lock = asyncio.Lock()
-
-    async def listen(self) -> tuple[str, str, str]:
-        """Load the model and listen, once. Returns the address, the secret, and where it runs."""
-        from pellucid.loading import load
-
-        async with self._lock:
-            if self._replica is None:
-                given = {"threads": self._settings.cpus, **self._settings.load}
-                llm = await asyncio.to_thread(lambda: load(self._settings.source, **given))
-                self._replica = Replica(llm, self._secret, self._name)
-                here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-                self._address = await self._replica.listen(here)
-                self._serving = asyncio.ensure_future(self._serve(self._replica))
-        return self._address, self._secret.text, f"{socket.gethostname()}, process {os.getpid()}"
-
-    async def _serve(self, replica: Replica) -> None:
-        serving = asyncio.ensure_future(replica.serve())
-        while not serving.done() and time.monotonic() - replica.last_heard < ORPHANED:
-            await asyncio.wait([serving], timeout=ORPHANED / 10)
-        replica.close()
-        await serving
-        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
-
-    async def served(self) -> None:
-        """Wait until it ends."""
-        assert self._serving is not None
-        await asyncio.shield(self._serving)
 
 
 class Supervisor:
@@ -141,7 +76,7 @@ class Supervisor:
         for name in list(self._kept):
             before = {link.address for link in self.fleet.links if link.up}
             free = ray.available_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
-            has_room = free >= self.settings.cpus
+            has_room = free >= self.settings.cpus * self.settings.stages
             if not has_room:
                 await self._remove(name, DRAINS)
             self._add()

@@ -23,7 +23,7 @@ from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
 from pellucid.plan.plan import At, Plan, RowKind
 from pellucid.plan.stages import Border, Stage
 from pellucid.plan.weights import load_weights
-from pellucid.runtime.batch import Chunk, StepArrays, StepLimits
+from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, steps_of
 from pellucid.runtime.cache import BlockTable, KVCache, page_counts
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.runtime.executor import Executor, Program, usable_cores
@@ -185,14 +185,7 @@ class ModelRunner:
         Raises: as ``forward``; a chunk must fit into a step.
         """
         found: list[NDArray[np.float32]] = []
-        while len(found) < len(chunks):
-            part: list[Chunk] = []
-            tokens = outputs = 0
-            for chunk in chunks[len(found) : len(found) + self.limits.sequences]:
-                tokens, outputs = tokens + len(chunk.tokens), outputs + chunk.outputs
-                if part and (tokens > self.limits.tokens or outputs > self.limits.outputs):
-                    break
-                part.append(chunk)
+        for part in steps_of(chunks, self.limits):
             rows = self.forward(part)
             if len(part) == 1:
                 found.append(rows)
@@ -341,11 +334,6 @@ class ModelRunner:
     def prefixes(self) -> PrefixCache:
         """The prefix cache; whoever uses it sees to it that no step runs."""
         return self._prefixes
-
-    @property
-    def prefix_limit(self) -> int:
-        """Bytes that the prefix cache may take."""
-        return self._prefixes.limit
 
     def begin_again(self, limit: int) -> None:
         """Begin with an empty prefix cache, which may take ``limit`` bytes. No sequence has pages."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -108,6 +108,21 @@ class StepLimits:
     tokens: int = 256
     outputs: int = 64
     sequences: int = 64
+
+
+def steps_of(chunks: Sequence[Chunk], limits: StepLimits) -> Iterator[list[Chunk]]:
+    """Chunks in as many steps as they need, in order; each must fit into a step."""
+    first = 0
+    while first < len(chunks):
+        part: list[Chunk] = []
+        tokens = outputs = 0
+        for chunk in chunks[first : first + limits.sequences]:
+            tokens, outputs = tokens + len(chunk.tokens), outputs + chunk.outputs
+            if part and (tokens > limits.tokens or outputs > limits.outputs):
+                break
+            part.append(chunk)
+        yield part
+        first += len(part)
 
 
 class StepArrays:

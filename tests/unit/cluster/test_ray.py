@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 ray = pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 
 from ray.cluster_utils import Cluster  # noqa: E402
+from support.ray_server import SECONDS, ClusterServer, runs  # noqa: E402
 
 from pellucid.llm import LLM  # noqa: E402
 
 pytestmark = pytest.mark.slow
-PROMPT, SECONDS = "the cat sat on the mat, and ", 90
+PROMPT = "the cat sat on the mat, and "
 
 
 @pytest.fixture(scope="module")
@@ -37,84 +35,6 @@ def nodes() -> Iterator[Cluster]:
         made.add_node(num_cpus=1)
     yield made
     made.shutdown()
-
-
-class ClusterServer:
-    """`pellucid serve` over replicas; what it says is read as it comes."""
-
-    def __init__(self, model: Path, address: str, *more: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.url, self.said = f"http://127.0.0.1:{port}", list[str]()
-        command = [
-            sys.executable,
-            "-m",
-            "pellucid",
-            "serve",
-            str(model),
-            "--port",
-            str(port),
-            "--cluster",
-            address,
-        ]
-        self.process = subprocess.Popen(
-            [*command, "--replica-cpus", "1", *more], stderr=subprocess.PIPE, text=True
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        self.client = openai.OpenAI(base_url=self.url + "/v1", api_key="none", timeout=SECONDS, max_retries=0)
-        self.model = str(model)
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said.append(line)
-
-    def pids(self) -> list[int]:
-        """The processes of its replicas, those that were started last."""
-        found = [re.match(r"(replica-\S+) is at .*process (\d+)", line) for line in self.said]
-        return list({one[1]: int(one[2]) for one in found if one}.values())
-
-    def up(self) -> int:
-        text = httpx.get(self.url + "/metrics", timeout=SECONDS).text
-        return sum(
-            line.endswith(" 1.0") for line in text.splitlines() if line.startswith("pellucid:replica_up")
-        )
-
-    def wait(self, count: int) -> None:
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
-            assert self.process.poll() is None, "".join(self.said)
-            try:
-                if self.up() >= count:
-                    return
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.1)
-        raise TimeoutError("".join(self.said))
-
-    def kill(self) -> int:
-        """End one of the replicas that run, without a word. Returns its process."""
-        alive = [pid for pid in self.pids() if _runs(pid)]
-        pid = random.choice(alive)
-        os.kill(pid, signal.SIGKILL)
-        return pid
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(30)
-        self._reader.join()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        self.client.close()
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +64,7 @@ def test_a_stream_outlives_the_machine_that_makes_it(server: ClusterServer, alon
         text += event.choices[0].text
         if len(text) > 40 and not killed:
             for pid in server.pids():  # whichever it is
-                if _runs(pid):
+                if runs(pid):
                     os.kill(pid, signal.SIGKILL)
                     break
             killed = True
@@ -271,7 +191,7 @@ def test_replicas_are_replaced_while_they_are_asked(server: ClusterServer, alone
     before = set(server.pids())
     server.process.send_signal(signal.SIGHUP)
     end = time.monotonic() + SECONDS
-    while any(_runs(pid) for pid in before):
+    while any(runs(pid) for pid in before):
         assert time.monotonic() < end
         made = server.client.completions.create(
             model=server.model, prompt=PROMPT, max_tokens=30, seed=1, extra_body={"ignore_eos": True}

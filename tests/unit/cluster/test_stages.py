@@ -16,8 +16,10 @@ import pytest
 from support.replicas import SECRET
 
 import pellucid
+from pellucid.cluster.lost import StageLost
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.stages import StagedRunner, StageLost, StageServer, stage_of
+from pellucid.cluster.staged_runner import StagedRunner
+from pellucid.cluster.stages import StageServer, stage_of
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM

@@ -8,7 +8,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.replicas import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas
+from pellucid.cli.replicas import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
 
 if TYPE_CHECKING:
     from pellucid.serve.guard import AccessRules
@@ -62,6 +62,7 @@ def command(
     replicas: ReplicaCount = None,
     max_replicas: MaxReplicas = None,
     replica_cpus: ReplicaCpus = None,
+    stages: StageCount = None,
 ) -> None:
     """Serve models over HTTP, with the APIs of OpenAI, Anthropic and Ollama.
 
@@ -94,7 +95,7 @@ def command(
 
     names = list(dict.fromkeys(models or all_models(pull)))
     settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
-    asked = Replicas.of(cluster, replicas, max_replicas, replica_cpus)
+    asked = Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages)
     if asked is None:
         serve(names, load, int(limit), rules, settings)
         return

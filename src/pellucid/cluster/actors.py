@@ -1,0 +1,173 @@
+"""What runs in Ray's processes: a replica, and the stages before its last one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from pellucid.cluster.lost import StageLost
+from pellucid.cluster.replica import Replica
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.staged_runner import StagedRunner
+from pellucid.cluster.stages import StageServer, stage_of
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.errors import InvalidRequest
+
+ORPHANED = 600.0  # seconds after which a replica ends that no ingress asks any more
+AGAIN = 1.0  # seconds until stages are looked for again
+
+
+@dataclass(frozen=True)
+class ReplicaSettings:
+    """What a replica runs: a model's ``source``, ``load`` options of ``pellucid.load``, and ``cpus`` of a machine.
+
+    There are ``least`` replicas, up to ``most`` when there is much to do. Each has ``stages``, which run a part of the
+    model's blocks on ``cpus`` each.
+    """
+
+    source: str
+    load: Mapping[str, Any] = field(default_factory=dict)
+    cpus: int = 1
+    least: int = 1
+    most: int = 1
+    stages: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise InvalidRequest(
+                f"replicas from {self.least} to {self.most}: there must be one, and no more than at most"
+            )
+
+
+class StageActor:
+    """A stage before the last one in a process of Ray, which starts it again when it ends."""
+
+    def __init__(self, settings: ReplicaSettings, secret: str, number: int) -> None:
+        self._settings, self._secret, self._number = settings, ClusterSecret(secret), number
+        self._server: StageServer | None = None
+        self._lock = asyncio.Lock()
+
+    async def listen(self) -> tuple[str, str]:
+        """Load the stage and listen, once. Returns the addresses for commands and for vectors."""
+        async with self._lock:
+            if self._server is None:
+                self._server = await asyncio.to_thread(self._loaded)
+                self._serving = asyncio.ensure_future(asyncio.to_thread(self._server.serve))
+        return self._server.address, self._server.vectors_address
+
+    def _loaded(self) -> StageServer:
+        from pellucid.loading import load
+
+        def make(checkpoint: Any, model: Any, plan: Any, *more: Any) -> ModelRunner:
+            stage = stage_of(plan, self._number, self._settings.stages)
+            limits, threads, progress, executor = more
+            return ModelRunner(checkpoint, model, plan, limits, threads, progress, executor, stage)
+
+        llm = load(self._settings.source, **_options(self._settings), make=make)
+        return StageServer(llm.runner, self._secret, _here())
+
+
+class ReplicaActor:
+    """A replica in a process of Ray. After it was ended it is made again, and loads its model again.
+
+    It outlives the ingress that has made it, which may be started again; without any it ends after some time.
+    """
+
+    def __init__(self, settings: ReplicaSettings, secret: str, name: str) -> None:
+        self._settings, self._secret, self._name = settings, ClusterSecret(secret), name
+        self._replica: Replica | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._address = ""
+        self._lock = asyncio.Lock()
+        self._stages: list[Any] = []
+
+    def _started(self) -> list[Any]:
+        """The stages before this one; they end with it."""
+        settings, secret = self._settings, self._secret.text
+        make = ray.remote(StageActor).options(
+            num_cpus=settings.cpus, max_restarts=-1, max_concurrency=8, scheduling_strategy="SPREAD"
+        )
+        return [make.remote(settings, secret, number) for number in range(settings.stages - 1)]
+
+    async def _addresses(self) -> Sequence[tuple[str, str]]:
+        found: Sequence[tuple[str, str]] = await asyncio.gather(
+            *(_answer(one.listen.remote()) for one in self._stages)
+        )
+        return found
+
+    async def _lost(self, replica: Replica) -> None:
+        """A stage is gone: what runs goes on elsewhere, or here when all stages are there again."""
+        runner = replica.llm.runner
+        assert isinstance(runner, StagedRunner)
+        replica.pause()
+        print(
+            f"{self._name}: a stage is gone; what ran is read again when it is back",
+            file=sys.stderr,
+            flush=True,
+        )
+        while True:
+            await asyncio.sleep(AGAIN)
+            if replica.busy:
+                continue
+            try:
+                addresses = await self._addresses()
+                await asyncio.to_thread(runner.begin_all, addresses)
+                break
+            except (RayError, StageLost):
+                continue
+        replica.resume()
+
+    async def listen(self) -> tuple[str, str, str]:
+        """Load the model and listen, once. Returns the address, the secret, and where it runs."""
+        from pellucid.loading import load
+
+        async with self._lock:
+            if self._replica is None:
+                make: Any = ModelRunner
+                if self._settings.stages > 1:
+                    self._stages = self._stages or self._started()
+                    addresses = await self._addresses()
+                    make = partial(StagedRunner, stages=addresses, secret=self._secret, host=_here())
+                given = {**_options(self._settings), "make": make}
+                llm = await asyncio.to_thread(lambda: load(self._settings.source, **given))
+                self._replica = Replica(llm, self._secret, self._name, self._lost)
+                self._address = await self._replica.listen(_here())
+                self._serving = asyncio.ensure_future(self._serve(self._replica))
+        return self._address, self._secret.text, f"{socket.gethostname()}, process {os.getpid()}"
+
+    async def _serve(self, replica: Replica) -> None:
+        serving = asyncio.ensure_future(replica.serve())
+        while not serving.done() and time.monotonic() - replica.last_heard < ORPHANED:
+            await asyncio.wait([serving], timeout=ORPHANED / 10)
+        replica.close()
+        await serving
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
+
+    async def served(self) -> None:
+        """Wait until it ends."""
+        assert self._serving is not None
+        await asyncio.shield(self._serving)
+
+
+def _options(settings: ReplicaSettings) -> dict[str, Any]:
+    """The options of ``load``."""
+    return {"threads": settings.cpus, **settings.load}
+
+
+def _here() -> str:
+    """The address of this machine in the cluster."""
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+async def _answer(ref: Any) -> Any:
+    return await ref

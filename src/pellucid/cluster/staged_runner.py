@@ -1,0 +1,284 @@
+"""The last stage of a model over several machines, which leads those before it (``cluster/stages.py``).
+
+Long steps are cut into parts, so that a stage works on one while the next works on the one before.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from pellucid.cluster import wire
+from pellucid.cluster.lost import StageLost
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.stages import PATIENCE, as_rows, authenticator, await_vectors, keyed_socket, stage_of
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.errors import InvalidRequest
+from pellucid.plan.plan import Plan
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import BlockTable, KVCache
+from pellucid.runtime.prefix_cache import PrefixCache
+
+PART = 128  # tokens of a part of a long step
+BACKLOG = 512  # calls of the cache that are sent at the latest
+
+
+class _Told:
+    """A cache whose calls are told to the other stages, in their order."""
+
+    def __init__(self, cache: KVCache, runner: StagedRunner) -> None:
+        self._cache, self._runner = cache, runner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def allocate(self, table: BlockTable, tokens: int, *, in_place: bool = True) -> None:
+        self._runner.tell("allocate", self._runner.number_of(table), tokens)
+        self._cache.allocate(table, tokens, in_place=in_place)
+
+    def truncate(self, table: BlockTable, length: int) -> int:
+        if not table.number:  # the others have never heard of it
+            return self._cache.truncate(table, length)
+        self._runner.tell("truncate", table.number, length)
+        left = self._cache.truncate(table, length)
+        if not left:
+            table.number = 0
+        return left
+
+    def fork(self, table: BlockTable) -> BlockTable:
+        number, made = self._runner.number_of(table), self._cache.fork(table)
+        self._runner.tell("fork", number, self._runner.number_of(made))
+        return made
+
+
+class _ToldPrefixes:
+    """A prefix cache whose calls are told to the other stages."""
+
+    def __init__(self, prefixes: PrefixCache, runner: StagedRunner) -> None:
+        self._prefixes, self._runner = prefixes, runner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._prefixes, name)
+
+    @property
+    def listener(self) -> Any:
+        return self._prefixes.listener
+
+    @listener.setter
+    def listener(self, listener: Any) -> None:
+        self._prefixes.listener = listener
+
+    def find(self, ids: Sequence[int], most: int) -> BlockTable:
+        made = self._prefixes.find(ids, most)
+        self._runner.tell("find", self._runner.number_of(made), list(ids), most)
+        return made
+
+    def insert(self, table: BlockTable, tokens: Sequence[int], *, grows: bool = False) -> None:
+        self._runner.tell("insert", self._runner.number_of(table), list(tokens), grows)
+        self._prefixes.insert(table, tokens, grows=grows)
+
+    def clear(self) -> None:
+        self._runner.tell("clear")
+        self._prefixes.clear()
+
+
+class StagedRunner(ModelRunner):
+    """The last stage, which leads those before it at ``stages``: (address for commands, address for vectors) of each.
+
+    Use it in place of a `ModelRunner`; after a `StageLost`, ``begin_all`` begins again with empty caches.
+
+    Raises:
+        StageLost: a stage does not answer.
+        InvalidRequest: the plan cannot be cut so often.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Any,
+        model: Any,
+        plan: Plan,
+        *more: Any,
+        stages: Sequence[tuple[str, str]],
+        secret: ClusterSecret,
+        host: str = "127.0.0.1",
+    ) -> None:
+        count = len(stages) + 1
+        limits, threads, progress, executor = more
+        super().__init__(
+            checkpoint, model, plan, limits, threads, progress, executor, stage_of(plan, count - 1, count)
+        )
+        self._log: list[list[Any]] = []
+        self._telling = True
+        self._tables = self._steps = self._session = 0
+        self._secret = secret
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._auth = authenticator(self._context, secret)
+        self._vectors = keyed_socket(self._context, zmq.PULL, secret, listens=True)
+        self._vectors_address = f"tcp://{host}:{self._vectors.bind_to_random_port(f'tcp://{host}')}"
+        self._commands: list[Any] = []
+        self._monitors: list[Any] = []
+        self.stages = list(stages)
+        self.lost = False
+        self._own_cache = self.cache
+        self.cache = _Told(self.cache, self)  # type: ignore[assignment]
+        self.begin_all(self.stages)
+
+    def begin_all(self, stages: Sequence[tuple[str, str]], seconds: float = PATIENCE) -> None:
+        """Begin with stages at these addresses, and with empty caches. No sequence may have pages.
+
+        Raises:
+            StageLost: one does not answer.
+        """
+        with self._lock:
+            self._telling = False
+            self.drain()
+            self._prefixes.clear()
+            listener, limit = self._prefixes.listener, self._prefixes.limit
+            self._prefixes = _ToldPrefixes(PrefixCache(self._own_cache, limit), self)  # type: ignore[assignment]
+            self._prefixes.listener = listener
+            for one in (*self._commands, *self._monitors):
+                one.close(linger=0)
+            self._commands, self._monitors, self._log = [], [], []
+            self.stages, self._session = list(stages), time.monotonic_ns()
+            following = [*(vectors for _, vectors in stages[1:]), self._vectors_address]
+            for (address, _), after in zip(stages, following):
+                socket = keyed_socket(self._context, zmq.DEALER, self._secret, listens=False)
+                self._monitors.append(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED))
+                socket.connect(address)
+                socket.send(wire.pack([["hello", wire.VERSION, self._session, limit, after]]))
+                self._commands.append(socket)
+            end = time.monotonic() + seconds
+            for socket, (address, _) in zip(self._commands, stages):
+                while True:
+                    if not socket.poll(max(0, int(1000 * (end - time.monotonic())))):
+                        self.lost = True
+                        raise StageLost(f"the stage at {address} does not answer")
+                    if ["ready", self._session] in wire.unpack(socket.recv()):
+                        break
+            self._telling, self.lost = True, False
+
+    def number_of(self, table: BlockTable) -> int:
+        """The number by which the others know a block table."""
+        if not table.number:
+            self._tables += 1
+            table.number = self._tables
+        return table.number
+
+    def tell(self, *call: Any) -> None:
+        """A call of the cache, for the others."""
+        if not self._telling:
+            return
+        self._log.append(list(call))
+        if len(self._log) >= BACKLOG:
+            self._send([])
+
+    def _send(self, messages: Sequence[Sequence[Any]]) -> None:
+        frame = wire.pack([*self._log, *messages])
+        self._log = []
+        for socket in self._commands:
+            socket.send(frame)
+
+    def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Run one step, in parts if it is long. As `ModelRunner.forward`.
+
+        Raises:
+            StageLost: a stage is gone.
+        """
+        self._check(chunks)
+        if any(chunk.probe for chunk in chunks):
+            raise InvalidRequest(
+                "the model runs on several machines, whose values cannot be watched from here"
+            )
+        with self._lock:
+            self._refuse_if_closed()
+            if self.lost:
+                raise StageLost("a stage of the model is gone: ask again later")
+            self.drain()
+            self._allocate(chunks)  # all pages, before anything is sent
+            parts, steps = _parts(chunks), []
+            for part in parts:
+                self._steps += 1
+                steps.append(self._steps)
+                told = [[self.number_of(one.table), list(one.tokens), one.outputs] for one in part]
+                self._send([["step", self._steps, told]])
+            self._telling = False
+            try:
+                made = [self._run_alone(part, self._incoming(step, part)) for part, step in zip(parts, steps)]
+            finally:
+                self._telling = True
+        if len(made) == 1:
+            return made[0]
+        return _joined(chunks, parts, made)
+
+    def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
+        """Refused: most of the operations are elsewhere."""
+        raise InvalidRequest("the model runs on several machines: measure it on one")
+
+    def _incoming(self, step: int, chunks: Sequence[Chunk]) -> Iterator[NDArray[np.float32]]:
+        """The vectors of a step, when the stage before has made them."""
+        assert self.stage is not None
+        try:
+            found = await_vectors(self._vectors, self._session, step, PATIENCE, self._is_lost)
+        except StageLost:
+            self.lost = True
+            raise
+        rows = sum(len(chunk.tokens) for chunk in chunks)
+        yield from as_rows(found, rows, [border.width for border in self.stage.receives])
+
+    def _is_lost(self) -> bool:
+        """Whether a stage is gone or has failed."""
+        for socket, monitor in zip(self._commands, self._monitors):
+            if monitor.poll(0):
+                return True
+            if socket.poll(0):
+                for message in wire.unpack(socket.recv()):
+                    if message[0] == "failed":
+                        print(f"a stage has failed: {message[1:]}", file=sys.stderr, flush=True)
+                        return True
+        return False
+
+    def close(self) -> None:
+        """Stop the threads and the connections. The stages before go on, and wait for another lead."""
+        super().close()
+        for one in (*self._commands, *self._monitors):
+            one.close(linger=0)
+        if not self._context.closed:
+            self._auth.stop()
+            self._context.destroy(linger=0)
+
+
+def _parts(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """The parts of a step of at most ``PART`` tokens each, in order, with the rows that are wanted of their tokens."""
+    parts: list[list[Chunk]] = [[]]
+    room = PART
+    for chunk in chunks:
+        first, size = 0, len(chunk.tokens)
+        while first < size:
+            if not room:
+                parts.append([])
+                room = PART
+            last = min(first + room, size)
+            wanted = max(0, last - max(first, size - chunk.outputs))
+            parts[-1].append(Chunk(chunk.table, chunk.tokens[first:last], wanted))
+            room -= last - first
+            first = last
+    return parts
+
+
+def _joined(
+    chunks: Sequence[Chunk], parts: Sequence[Sequence[Chunk]], made: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """The rows of a step, of those of its parts: in the order of the chunks."""
+    by: dict[int, list[NDArray[np.float32]]] = {id(chunk.table): [] for chunk in chunks}
+    for part, rows in zip(parts, made):
+        at = 0
+        for chunk in part:
+            by[id(chunk.table)].append(rows[at : at + chunk.outputs])
+            at += chunk.outputs
+    return np.concatenate([row for chunk in chunks for row in by[id(chunk.table)]])

@@ -1,0 +1,97 @@
+"""`pellucid serve` over replicas on a Ray cluster, in a process that tests can end."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import openai
+
+SECONDS = 90
+
+
+class ClusterServer:
+    """`pellucid serve` over replicas; what it says is read as it comes."""
+
+    def __init__(self, model: Path, address: str, *more: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.url, self.said = f"http://127.0.0.1:{port}", list[str]()
+        command = [
+            sys.executable,
+            "-m",
+            "pellucid",
+            "serve",
+            str(model),
+            "--port",
+            str(port),
+            "--cluster",
+            address,
+        ]
+        self.process = subprocess.Popen(
+            [*command, "--replica-cpus", "1", *more], stderr=subprocess.PIPE, text=True
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.client = openai.OpenAI(base_url=self.url + "/v1", api_key="none", timeout=SECONDS, max_retries=0)
+        self.model = str(model)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line)
+
+    def pids(self) -> list[int]:
+        """The processes of its replicas, those that were started last."""
+        found = [re.match(r"(replica-\S+) is at .*process (\d+)", line) for line in self.said]
+        return list({one[1]: int(one[2]) for one in found if one}.values())
+
+    def up(self) -> int:
+        text = httpx.get(self.url + "/metrics", timeout=SECONDS).text
+        return sum(
+            line.endswith(" 1.0") for line in text.splitlines() if line.startswith("pellucid:replica_up")
+        )
+
+    def wait(self, count: int) -> None:
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            assert self.process.poll() is None, "".join(self.said)
+            try:
+                if self.up() >= count:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.1)
+        raise TimeoutError("".join(self.said))
+
+    def kill(self) -> int:
+        """End one of the replicas that run, without a word. Returns its process."""
+        alive = [pid for pid in self.pids() if runs(pid)]
+        pid = random.choice(alive)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        self.client.close()
+
+
+def runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,90 @@
+"""A replica whose blocks are divided over nodes of Ray; stages that end are started again, and read all again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ray = pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
+
+from ray.cluster_utils import Cluster  # noqa: E402
+from support.ray_server import SECONDS, ClusterServer  # noqa: E402
+
+from pellucid.llm import LLM  # noqa: E402
+
+pytestmark = pytest.mark.slow
+PROMPT = "the cat sat on the mat, and "
+PLAIN: dict[str, Any] = {"ignore_eos": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0}
+
+
+@pytest.fixture(scope="module")
+def server(llama_file: Path) -> Iterator[ClusterServer]:
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1)
+    made = ClusterServer(llama_file, nodes.address, "--stages", "2")
+    try:
+        made.wait(1)
+        yield made
+    finally:
+        made.close()
+        nodes.shutdown()
+
+
+def stage_processes() -> list[int]:
+    """The processes of stages, by the name that Ray gives them."""
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "ray::StageActor" in line]
+
+
+def test_texts_are_those_of_one_machine(server: ClusterServer, alone: LLM) -> None:
+    for seed in range(3):
+        wanted = alone.generate(PROMPT * (1 + 9 * seed), max_new_tokens=100, seed=seed, **PLAIN)
+        made = server.client.completions.create(
+            model=server.model, prompt=PROMPT * (1 + 9 * seed), max_tokens=100, seed=seed,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        assert made.choices[0].text == wanted.text
+
+
+@pytest.mark.parametrize("which", ["a stage", "the last stage"])
+def test_a_stream_outlives_a_stage(server: ClusterServer, alone: LLM, which: str) -> None:
+    wanted = alone.generate(PROMPT, max_new_tokens=1200, seed=4, **PLAIN)
+    text, killed = "", False
+    stream = server.client.completions.create(
+        model=server.model,
+        prompt=PROMPT,
+        max_tokens=1200,
+        seed=4,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    for event in stream:
+        text += event.choices[0].text
+        if len(text) > 40 and not killed:
+            (pid,) = stage_processes() if which == "a stage" else server.pids()[-1:]
+            os.kill(pid, signal.SIGKILL)
+            killed = True
+    assert killed
+    assert text == wanted.text
+    server.wait(1)
+
+
+def test_what_cannot_be_divided(server: ClusterServer, llama_file: Path) -> None:
+    command = [sys.executable, "-m", "pellucid", "serve", str(llama_file), "--port", "0"]
+    for more, said in (
+        (["--cluster", "auto", "--stages", "9"], "1 to 2 stages"),
+        (["--stages", "2"], "--stages 2 is for a cluster"),
+        (["--cluster", "auto", "--stages", "2", "--draft", str(llama_file)], "--draft"),
+    ):
+        made = subprocess.run([*command, *more], capture_output=True, text=True, timeout=SECONDS)
+        assert made.returncode == 2, made
+        assert said in made.stderr
+        assert "Traceback" not in made.stderr
